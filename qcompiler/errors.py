@@ -1,0 +1,20 @@
+"""What went wrong, where, and what to do -> one exception the command line prints without a traceback."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """A mistake of the user's or of the input, never a bug of ours.
+
+    `what` says what is wrong, `where` names the file, node or flag, `hint` says what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\nhint: {self.hint}" if self.hint else text

@@ -1,0 +1,224 @@
+"""Nodes that point at their inputs -> an immutable graph.
+
+A node never changes: a rewrite makes new nodes, and nodes that nobody points at are simply gone. Operator names with a
+capital letter are ONNX operators at their newest semantics; names in lower case are the compiler's own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from types import MappingProxyType
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import Error
+
+Dim = int | str
+Array = NDArray[np.generic]
+Attr = int | float | str | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
+
+_NARROW = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in (
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "int4",
+        "uint4",
+    )
+}
+
+
+def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
+    """"bfloat16" -> the numpy dtype that holds it."""
+    return _NARROW[dtype] if dtype in _NARROW else np.dtype(object if dtype == "string" else dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A tensor's dtype ("float32", "uint8", ...) and shape; a dimension not yet known is a symbol's name."""
+
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def static(self) -> bool:
+        return all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape as numbers; an unpinned symbol is an error that names it."""
+        for d in self.shape:
+            if isinstance(d, str):
+                raise Error(f"dimension {d!r} is not known", hint="pin it with --input-shape")
+        return tuple(int(d) for d in self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.dims)
+
+    @property
+    def bytes(self) -> int:
+        return self.size * numpy_dtype(self.dtype).itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One operator applied to its inputs (None where an optional input is absent); compared by identity.
+
+    `types` has one entry an output. A node of several outputs is read through `item` nodes.
+    """
+
+    op: str
+    inputs: tuple[Node | None, ...]
+    attrs: Mapping[str, Attr]
+    types: tuple[Type, ...]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attrs", MappingProxyType(dict(self.attrs)))
+
+    @property
+    def type(self) -> Type:
+        if len(self.types) != 1:
+            raise ValueError(f"{self.op} {self.name!r} has {len(self.types)} outputs")
+        return self.types[0]
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> str:
+        return self.type.dtype
+
+    @property
+    def array(self) -> Array:
+        """The value of a constant."""
+        value = self.attrs["value"]
+        assert isinstance(value, np.ndarray), f"{self.op} {self.name!r} is not a constant"
+        return value
+
+    @property
+    def is_constant(self) -> bool:
+        return self.op == "constant"
+
+    @property
+    def operands(self) -> tuple[Node, ...]:
+        """The inputs that are present."""
+        return tuple(i for i in self.inputs if i is not None)
+
+    def ints(self, key: str) -> tuple[int, ...]:
+        value = self.attrs[key]
+        assert isinstance(value, tuple), f"{self.op} {self.name!r}: {key} is not a list"
+        return tuple(int(v) for v in value)
+
+    def int(self, key: str) -> int:
+        value = self.attrs[key]
+        assert isinstance(value, (int, float)), f"{self.op} {self.name!r}: {key} is not a number"
+        return int(value)
+
+    def float(self, key: str) -> float:
+        value = self.attrs[key]
+        assert isinstance(value, (int, float)), f"{self.op} {self.name!r}: {key} is not a number"
+        return float(value)
+
+    def str(self, key: str) -> str:
+        value = self.attrs[key]
+        assert isinstance(value, str), f"{self.op} {self.name!r}: {key} is not a string"
+        return value
+
+    def with_inputs(self, inputs: Iterable[Node | None]) -> Node:
+        """The same node on other inputs; itself when they are the same ones."""
+        new = tuple(inputs)
+        same = all(a is b for a, b in zip(new, self.inputs, strict=True))
+        return self if same else replace(self, inputs=new)
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.name!r} {' '.join(map(str, self.types))}>"
+
+
+def constant(array: Array | float | int, name: str = "") -> Node:
+    """numpy array -> constant node (the array is made read-only)."""
+    value = np.asarray(array)
+    value.setflags(write=False)
+    return Node("constant", (), {"value": value}, (Type(value.dtype.name, value.shape),), name)
+
+
+def placeholder(name: str, type: Type) -> Node:
+    """A graph input."""
+    return Node("input", (), {}, (type,), name)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Inputs and outputs, in the model's order; everything between is what the outputs reach."""
+
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    output_names: tuple[str, ...]
+    name: str = "main"
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Facts for the artifact's manifest (producer, opset, how it was quantized)."""
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that is an input or that the outputs reach, each after its inputs."""
+        return tuple(walk((*self.inputs, *self.outputs)))
+
+    @cached_property
+    def readers(self) -> Counter[Node]:
+        """How many times each node is read, being a graph output included."""
+        count: Counter[Node] = Counter(self.outputs)
+        for node in self.nodes:
+            count.update(node.operands)
+        return count
+
+    def with_outputs(self, outputs: Iterable[Node]) -> Graph:
+        """The same graph with other outputs; itself when they are the same ones."""
+        new = tuple(outputs)
+        return self if all(a is b for a, b in zip(new, self.outputs, strict=True)) else replace(self, outputs=new)
+
+    def note(self, **notes: str) -> Graph:
+        return replace(self, notes={**self.notes, **notes})
+
+
+def walk(roots: Iterable[Node]) -> Iterator[Node]:
+    """Nodes -> they and all they reach, inputs first; no recursion, so depth is no limit."""
+    seen: set[Node] = set()
+    stack = [(root, False) for root in reversed(tuple(roots))]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((i, False) for i in reversed(node.operands) if i not in seen)
+
+
+def substitute(graph: Graph, change: Callable[[Node], Node]) -> Graph:
+    """Graph -> graph in which every node, its inputs already changed, is what `change` makes of it."""
+    new: dict[Node, Node] = {}
+    for node in graph.nodes:
+        moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
+        new[node] = change(moved)
+    inputs = tuple(new[i] for i in graph.inputs)
+    changed = graph.with_outputs(new[o] for o in graph.outputs)
+    return changed if all(a is b for a, b in zip(inputs, graph.inputs, strict=True)) else replace(changed, inputs=inputs)

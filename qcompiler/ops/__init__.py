@@ -1,0 +1,38 @@
+"""What every operator means. One file a family; importing this package registers them all."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from qcompiler.ops.registry import (
+    OPERATORS,
+    Operator,
+    broadcast,
+    elementwise,
+    infer,
+    make,
+    operator,
+    required,
+    typed,
+)
+
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
+
+from qcompiler.ops.evaluate import evaluate, known_value, meaning  # noqa: E402  (needs the registry filled)
+
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "broadcast",
+    "elementwise",
+    "evaluate",
+    "infer",
+    "known_value",
+    "make",
+    "meaning",
+    "operator",
+    "required",
+    "typed",
+]

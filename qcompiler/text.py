@@ -1,0 +1,277 @@
+"""Graph -> text, and text -> the same graph.
+
+    graph "net" (%x: float32[1,8]) {
+      %w: float32[8,4] = constant #w
+      %0: float32[1,4] = MatMul(%x, %w) "layer/matmul"
+      %y: float32[1,4] = Relu(%0)
+      return y=%y
+    }
+
+Constants of at most 16 elements are written out; larger ones stand as `#name`, and `write` hands their arrays over beside
+the text. An absent optional input is `_`. A type left out is inferred, where the reader is given a way to infer.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Attr, Dim, Graph, Node, Type, constant, numpy_dtype, placeholder
+
+Infer = Callable[[str, Sequence[Node | None], Mapping[str, Attr]], tuple[Type, ...]]
+INLINE_ELEMENTS = 16
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<value>%[\w./-]+)|(?P<ref>#[\w./-]+)|(?P<string>\"(?:[^\"\\]|\\.)*\")"
+    r"|(?P<number>-?(?:inf|nan|\d+\.?\d*(?:[eE][+-]?\d+)?)(?![\w.]))|(?P<word>[A-Za-z_]\w*)|(?P<mark>[(){}\[\]=:,]))"
+)
+
+
+def write(graph: Graph) -> tuple[str, dict[str, Array]]:
+    """Graph -> (text, arrays of the constants that the text names but does not show)."""
+    names = _value_names(graph)
+    arrays: dict[str, Array] = {}
+    inputs = ", ".join(f"%{names[i]}: {i.type}" for i in graph.inputs)
+    lines = [f"graph {_quote(graph.name)} ({inputs}) {{"]
+    for node in graph.nodes:
+        if node.op == "input":
+            continue
+        name = names[node]
+        types = ", ".join(map(str, node.types))
+        types = types if len(node.types) == 1 else f"({types})"
+        suffix = f" {_quote(node.name)}" if node.name and node.name != name else ""
+        if node.is_constant:
+            body = f"constant {_array(node.array, name, arrays)}"
+        else:
+            operands = ", ".join("_" if i is None else f"%{names[i]}" for i in node.inputs)
+            attrs = ", ".join(
+                f"{k}={_attr(v, f'{name}.{k}', arrays)}" for k, v in sorted(node.attrs.items())
+            )
+            body = f"{node.op}({operands})" + (f" {{{attrs}}}" if attrs else "")
+        lines.append(f"  %{name}: {types} = {body}{suffix}")
+    outputs = ", ".join(
+        f"{_quote(n)}=%{names[o]}" for n, o in zip(graph.output_names, graph.outputs, strict=True)
+    )
+    return "\n".join([*lines, f"  return {outputs}", "}", ""]), arrays
+
+
+def read(
+    text: str,
+    arrays: Mapping[str, Array] | Callable[[str, Type], Array] | None = None,
+    infer: Infer | None = None,
+) -> Graph:
+    """Text -> graph. `arrays` gives the value of every `#name`; `infer` the types that the text leaves out."""
+    return _Reader(text, arrays or {}, infer).graph()
+
+
+def _value_names(graph: Graph) -> dict[Node, str]:
+    names: dict[Node, str] = {}
+    taken: set[str] = set()
+    count = 0
+    for node in graph.nodes:
+        name = re.sub(r"[^\w./-]", "_", node.name)
+        if not name or name in taken or name.isdigit():
+            while str(count) in taken:
+                count += 1
+            name, count = str(count), count + 1
+        taken.add(name)
+        names[node] = name
+    return names
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _number(value: object) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, bytes | str):
+        return _quote(value if isinstance(value, str) else value.decode())
+    text = str(value)  # numpy prints the shortest text that reads back as the same number
+    return text if re.search(r"[.en]", text) else f"{text}.0"
+
+
+def _array(array: Array, name: str, arrays: dict[str, Array]) -> str:
+    if array.size > INLINE_ELEMENTS:
+        arrays[name] = array
+        return f"#{name}"
+    return f"[{', '.join(_number(v) for v in array.ravel())}]"
+
+
+def _attr(value: Attr, name: str, arrays: dict[str, Array]) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{Type(value.dtype.name, value.shape)} {_array(value, name, arrays)}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_number(v) for v in value)}]"
+    return "none" if value is None else _number(value)
+
+
+class _Reader:
+    """One pass over the tokens; every error says the line."""
+
+    def __init__(
+        self,
+        text: str,
+        arrays: Mapping[str, Array] | Callable[[str, Type], Array],
+        infer: Infer | None,
+    ) -> None:
+        self.text = re.sub(r"(?m)^\s*//.*$", "", text)
+        self.arrays = arrays
+        self.infer = infer
+        self.values: dict[str, Node] = {}
+        self.at = 0
+        self.kind, self.token = "", ""
+        self.step()
+
+    def step(self) -> str:
+        """Return the token under the cursor and move on."""
+        taken = self.token
+        match = _TOKEN.match(self.text, self.at)
+        if match is None or match.lastgroup is None:
+            if self.text[self.at :].strip():
+                raise self.error("unreadable text")
+            self.kind, self.token = "end", ""
+            return taken
+        self.kind, self.token, self.at = match.lastgroup, match.group(match.lastgroup), match.end()
+        return taken
+
+    def error(self, what: str) -> Error:
+        line = self.text.count("\n", 0, self.at) + 1
+        return Error(f"{what} near {self.token!r}", where=f"graph text, line {line}")
+
+    def expect(self, *tokens: str) -> None:
+        for token in tokens:
+            if self.token != token:
+                raise self.error(f"expected {token!r}")
+            self.step()
+
+    def accept(self, token: str) -> bool:
+        if self.token == token and self.kind != "string":
+            self.step()
+            return True
+        return False
+
+    def listed(self, close: str) -> Iterator[None]:
+        """Yield before every comma-separated item up to `close`, and step over it."""
+        while not self.accept(close):
+            yield
+            if self.token != close:
+                self.expect(",")
+
+    def string(self) -> str:
+        if self.kind != "string":
+            raise self.error("expected a quoted string")
+        return str(ast.literal_eval(self.step()))
+
+    def value_name(self) -> str:
+        if self.kind != "value":
+            raise self.error("expected a %value")
+        return self.step()[1:]
+
+    def value(self) -> Node:
+        name = self.value_name()
+        if name not in self.values:
+            raise self.error(f"%{name} is read before it is made")
+        return self.values[name]
+
+    def type(self) -> Type:
+        dtype = self.step()
+        self.expect("[")
+        shape: list[Dim] = []
+        for _ in self.listed("]"):
+            shape.append(int(self.step()) if self.kind == "number" else self.step())
+        return Type(dtype, tuple(shape))
+
+    def types(self) -> tuple[Type, ...]:
+        if self.accept("("):
+            return tuple(self.type() for _ in self.listed(")"))
+        return (self.type(),)
+
+    def scalar(self) -> int | float | str:
+        if self.kind == "string":
+            return self.string()
+        token = self.step()
+        if token in ("true", "false"):
+            return token == "true"
+        return float(token) if re.search(r"[.enf]", token) else int(token)
+
+    def array(self, type: Type) -> Array:
+        if self.kind == "ref":
+            name = self.step()[1:]
+            if callable(self.arrays):
+                return self.arrays(name, type)
+            if name not in self.arrays:
+                raise self.error(f"no array is given for #{name}")
+            return self.arrays[name]
+        self.expect("[")
+        values = [self.scalar() for _ in self.listed("]")]
+        return np.array(values, dtype=numpy_dtype(type.dtype)).reshape(type.dims)
+
+    def attr(self) -> Attr:
+        if self.accept("["):
+            values = [self.scalar() for _ in self.listed("]")]
+            return tuple(values)  # type: ignore[return-value]
+        if self.accept("none"):
+            return None
+        if self.kind == "word" and self.token not in ("true", "false", "inf", "nan"):
+            return self.array(self.type())
+        return self.scalar()
+
+    def graph(self) -> Graph:
+        self.expect("graph")
+        name = self.string() if self.kind == "string" else "main"
+        self.expect("(")
+        inputs = []
+        for _ in self.listed(")"):
+            value = self.value_name()
+            self.expect(":")
+            inputs.append(placeholder(value, self.type()))
+            self.values[value] = inputs[-1]
+        self.expect("{")
+        while not self.accept("return"):
+            self.statement()
+        names, outputs = [], []
+        for _ in self.listed("}"):
+            names.append(self.string() if self.kind == "string" else self.step())
+            self.expect("=")
+            outputs.append(self.value())
+        return Graph(tuple(inputs), tuple(outputs), tuple(names), name)
+
+    def statement(self) -> None:
+        value = self.value_name()
+        types = self.types() if self.accept(":") else None
+        self.expect("=")
+        op = self.step()
+        if op == "constant":
+            if types is None:
+                raise self.error("a constant needs its type")
+            array = self.array(types[0])
+            node = constant(array)
+            name = self.string() if self.kind == "string" else self._spelled(value)
+            self.values[value] = Node("constant", (), node.attrs, types, name)
+            return
+        self.expect("(")
+        inputs = [None if self.accept("_") else self.value() for _ in self.listed(")")]
+        attrs: dict[str, Attr] = {}
+        if self.accept("{"):
+            for _ in self.listed("}"):
+                key = self.step()
+                self.expect("=")
+                attrs[key] = self.attr()
+        if types is None:
+            if self.infer is None:
+                raise self.error(f"%{value} has no type")
+            types = self.infer(op, inputs, attrs)
+        name = self.string() if self.kind == "string" else self._spelled(value)
+        self.values[value] = Node(op, tuple(inputs), attrs, types, name)
+
+    @staticmethod
+    def _spelled(value: str) -> str:
+        return "" if value.isdigit() else value
