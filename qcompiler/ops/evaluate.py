@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Graph, Node, walk
+from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops.registry import OPERATORS
 
 KNOWN_BYTES = 1 << 16
@@ -66,32 +66,40 @@ def evaluate(
 
 def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | None:
     """The value of a node that depends on constants and shapes only, if it and all it needs are small; else None."""
-    if node is None:
+    cone = [] if node is None else _cone(node, limit_bytes)
+    if node is None or cone is None:
         return None
-    values: dict[Node, tuple[Array, ...] | None] = {}
-    for n in walk([node]):
-        values[n] = _known(n, values, limit_bytes)
-    found = values[node]
-    return None if found is None else found[0]
+    values: dict[Node, tuple[Array, ...]] = {}
+    for n in cone:
+        if n.is_constant:
+            values[n] = (n.array,)
+        elif n.op == "Shape":  # needs its input's type only
+            values[n] = meaning(n, (np.broadcast_to(np.False_, n.operands[0].type.dims),))
+        elif n.op == "item":
+            values[n] = (values[n.operands[0]][n.int("index")],)
+        else:
+            values[n] = meaning(n, tuple(None if i is None else values[i][0] for i in n.inputs))
+    return values[node][0]
 
 
-def _known(
-    node: Node, values: Mapping[Node, tuple[Array, ...] | None], limit_bytes: int
-) -> tuple[Array, ...] | None:
-    if node.op == "input" or not all(t.static and t.bytes <= limit_bytes for t in node.types):
-        return None
-    if node.is_constant:
-        return (node.array,)
-    if node.op == "Shape":  # the one operator that needs its input's type only
-        source = node.operands[0].type
-        return meaning(node, (np.empty(source.dims, np.bool_),)) if source.static else None
-    arrays: list[Array | None] = []
-    for i in node.inputs:
-        found = None if i is None else values[i]
-        if i is not None and found is None:
-            return None
-        arrays.append(None if found is None else found[0])
-    if node.op == "item":
-        source_values = values[node.operands[0]]
-        return None if source_values is None else (source_values[node.int("index")],)
-    return meaning(node, tuple(arrays))
+def _cone(root: Node, limit_bytes: int) -> list[Node] | None:
+    """All that a value needs, inputs first; None as soon as something in it is large or not known."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            small = all(t.static and t.bytes <= limit_bytes for t in node.types)
+            if node.op == "input" or not small:
+                return None
+            stack.append((node, True))
+            if node.op == "Shape":
+                if not node.operands[0].type.static:
+                    return None
+            else:
+                stack.extend((i, False) for i in reversed(node.operands))
+    return order

@@ -1,0 +1,59 @@
+"""This machine -> its instruction-set feature bits and caches, as the kernel reports them (never the CPU's name)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+_ARCH_REQ_XCOMP_PERM = 0x1023  # linux/arch/x86/include/uapi/asm/prctl.h
+_XFEATURE_XTILEDATA = 18
+_SYS_ARCH_PRCTL = 158  # x86-64 system call number
+
+
+@cache
+def features() -> frozenset[str]:
+    """Feature names as /proc/cpuinfo spells them ("avx2", "avx512_vnni", "amx_int8", "asimddp"); empty when unknown.
+
+    AMX is listed only if the kernel also lets this process use the tile registers.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    found = set(match.group(1).split()) if match else set()
+    if "amx_tile" in found and not request_tiles():
+        found -= {f for f in found if f.startswith("amx_")}
+    return frozenset(found)
+
+
+def request_tiles() -> bool:
+    """Ask Linux for the AMX tile registers, once a process and before their first use; True when granted."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    return int(libc.syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)) == 0
+
+
+def cores() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def cache_bytes(level: int) -> int:
+    """Bytes of the first core's data cache of a level (1, 2, 3); 0 when unknown."""
+    root = Path("/sys/devices/system/cpu/cpu0/cache")
+    for index in sorted(root.glob("index*")) if root.exists() else ():
+        try:
+            kind = (index / "type").read_text().strip()
+            if kind != "Instruction" and int((index / "level").read_text()) == level:
+                size = (index / "size").read_text().strip()
+                return int(size.rstrip("KM")) * (1 << 20 if size.endswith("M") else 1 << 10)
+        except (OSError, ValueError):
+            continue
+    return 0

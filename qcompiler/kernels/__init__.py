@@ -1,0 +1,1 @@
+"""Kernels: TIR written by generators that take (region, device, knobs)."""

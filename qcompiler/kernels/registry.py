@@ -1,0 +1,107 @@
+"""An operator's name -> the generators that can make code for it, best first.
+
+    @kernel("conv", rows=(4, 6, 8), columns=(1, 2, 3))        # keyword tuples: what the tuner may try
+    def direct(region: Region, device: Device, *, rows: int = 0, columns: int = 0) -> Kernel | Skip: ...
+
+0 or an absent knob means "choose by the cost model". Generators are tried in the order of `rank` (highest first); the
+first that does not `Skip` wins, the generic ones (rank 0) always answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qcompiler.ir import Array, Node
+from qcompiler.isa import Device
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a rule or a generator does not apply here; `--explain` prints it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """What one kernel computes: `root` (None when all nodes are elementwise), with elementwise nodes before and after it.
+
+    `nodes` are in order, each after what it reads; `inputs` are the values read from outside (constants included), in
+    the order of the kernel's pointers; `output` is the one node read from outside.
+    """
+
+    root: Node | None
+    nodes: tuple[Node, ...]
+    inputs: tuple[Node, ...]
+    output: Node
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A generated kernel.
+
+    `func` is a TIR PrimFunc; its parameters are raw pointers: one for each of the region's inputs (in order), the output,
+    then, if `scratch_bytes` > 0, a 64-byte aligned scratch area of that many bytes in all (the kernel divides it among
+    its tasks). It returns int32 0. `pack` maps the position of a constant input to the function that lays its array out
+    as this kernel reads it, once, at compile time. `tasks` is how many threads it can use (1: no parallel launch).
+    """
+
+    name: str
+    func: Any
+    pack: Mapping[int, Callable[[Array], Array]] = field(default_factory=dict)
+    scratch_bytes: int = 0
+    tasks: int = 1
+    macs: int = 0
+    in_place: tuple[int, ...] = ()
+    """Inputs whose memory the output may take over (each element is read before its own is written)."""
+
+
+Generate = Callable[..., Kernel | Skip]
+
+
+@dataclass(frozen=True)
+class Generator:
+    name: str
+    op: str
+    generate: Generate
+    rank: int
+    knobs: Mapping[str, tuple[int, ...]]
+
+
+GENERATORS: dict[str, list[Generator]] = {}
+
+
+def kernel(*ops: str, rank: int = 1, isa: str = "", **knobs: tuple[int, ...]) -> Callable[[Generate], Generate]:
+    """Register a generator for regions whose root is one of `ops` ("elementwise" for regions without a root).
+
+    `isa` restricts it to instruction sets that are or extend the named one.
+    """
+
+    def register(generate: Generate) -> Generate:
+        def guarded(region: Region, device: Device, **values: int) -> Kernel | Skip:
+            if isa and isa not in device.isa.lineage:
+                return Skip(f"not {isa}")
+            return generate(region, device, **values)
+
+        for op in ops:
+            entry = Generator(generate.__name__, op, guarded, rank, knobs)
+            GENERATORS.setdefault(op, []).append(entry)
+            GENERATORS[op].sort(key=lambda g: -g.rank)
+        return generate
+
+    return register
+
+
+def choose(region: Region, device: Device) -> tuple[Kernel, list[tuple[str, str]]]:
+    """Region -> the first kernel that answers, and why each one before it did not: [(generator, reason)]."""
+    op = region.root.op if region.root else "elementwise"
+    skipped: list[tuple[str, str]] = []
+    for generator in GENERATORS.get(op, []):
+        made = generator.generate(region, device)
+        if isinstance(made, Kernel):
+            return made, skipped
+        skipped.append((generator.name, made.reason))
+    reasons = "; ".join(f"{n}: {r}" for n, r in skipped) or "no generator is registered"
+    raise NotImplementedError(f"no kernel for {op} {region.output.type}: {reasons}")
