@@ -1,0 +1,1 @@
+"""A model -> how fast each engine runs it, all measured side by side in one run."""
