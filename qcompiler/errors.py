@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class Error(Exception):
     """A mistake of the user's or of the input, never a bug of ours.
@@ -18,3 +20,10 @@ class Error(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\nhint: {self.hint}" if self.hint else text
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a rule or a kernel generator does not apply here; `--explain` prints it."""
+
+    reason: str

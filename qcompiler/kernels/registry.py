@@ -13,15 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Why a rule or a generator does not apply here; `--explain` prints it."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
