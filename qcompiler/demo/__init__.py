@@ -1,7 +1,8 @@
-"""Nothing -> a small trained network, its calibration images and its labelled test images, to try things on.
+"""Nothing -> a small trained network, its calibration images and its labelled test images.
 
-`MODEL` is an ONNX file: a convolutional network for scikit-learn's 8x8 handwritten digits, trained by train.py.
-`DATA` is an `.npz` file: `calibration` float32 [256,1,8,8], `test_images` float32 [500,1,8,8], `test_labels` int64 [500].
+`MODEL` is an ONNX file: a convolutional network for scikit-learn's 8x8 handwritten digits, made by
+train.py; `image` float32 [N,1,8,8] in 0..1 -> `scores` float32 [N,10]. `DATA` is an `.npz` file:
+`calibration` [256,1,8,8] (training images), `test_images` [500,1,8,8], `test_labels` int64 [500].
 """
 
 from __future__ import annotations
