@@ -38,7 +38,7 @@ _NARROW = {
 
 
 def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
-    """"bfloat16" -> the numpy dtype that holds it."""
+    """ "bfloat16" -> the numpy dtype that holds it."""
     return _NARROW[dtype] if dtype in _NARROW else np.dtype(object if dtype == "string" else dtype)
 
 
@@ -193,7 +193,11 @@ class Graph:
     def with_outputs(self, outputs: Iterable[Node]) -> Graph:
         """The same graph with other outputs; itself when they are the same ones."""
         new = tuple(outputs)
-        return self if all(a is b for a, b in zip(new, self.outputs, strict=True)) else replace(self, outputs=new)
+        return (
+            self
+            if all(a is b for a, b in zip(new, self.outputs, strict=True))
+            else replace(self, outputs=new)
+        )
 
     def note(self, **notes: str) -> Graph:
         return replace(self, notes={**self.notes, **notes})
@@ -221,4 +225,8 @@ def substitute(graph: Graph, change: Callable[[Node], Node]) -> Graph:
         new[node] = change(moved)
     inputs = tuple(new[i] for i in graph.inputs)
     changed = graph.with_outputs(new[o] for o in graph.outputs)
-    return changed if all(a is b for a, b in zip(inputs, graph.inputs, strict=True)) else replace(changed, inputs=inputs)
+    return (
+        changed
+        if all(a is b for a, b in zip(inputs, graph.inputs, strict=True))
+        else replace(changed, inputs=inputs)
+    )

@@ -180,7 +180,9 @@ class _Sweep:
                         self.explain(r.name, node, made.reason)
                 elif made is not None and made is not node:
                     _check(r, node, made)
-                    return made if made.name or made.op == "input" else replace(made, name=node.name)
+                    return (
+                        made if made.name or made.op == "input" else replace(made, name=node.name)
+                    )
         return node
 
     def private(self, matched: Sequence[tuple[Pattern, Node]]) -> bool:
@@ -235,7 +237,9 @@ def _match_all(patterns: Sequence[Pattern], nodes: Sequence[Node | None]) -> Ite
 def _check(r: Rule, root: Node, made: Node) -> None:
     """A replacement has the root's type; anything else is a bug of the rule."""
     fits = len(root.types) == len(made.types) and all(
-        a.dtype == b.dtype and a.rank == b.rank and (a.shape == b.shape or not (a.static and b.static))
+        a.dtype == b.dtype
+        and a.rank == b.rank
+        and (a.shape == b.shape or not (a.static and b.static))
         for a, b in zip(root.types, made.types, strict=True)
     )
     if not fits:

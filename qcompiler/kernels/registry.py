@@ -67,7 +67,9 @@ class Generator:
 GENERATORS: dict[str, list[Generator]] = {}
 
 
-def kernel(*ops: str, rank: int = 1, isa: str = "", **knobs: tuple[int, ...]) -> Callable[[Generate], Generate]:
+def kernel(
+    *ops: str, rank: int = 1, isa: str = "", **knobs: tuple[int, ...]
+) -> Callable[[Generate], Generate]:
     """Register a generator for regions whose root is one of `ops` ("elementwise" for regions without a root).
 
     `isa` restricts it to instruction sets that are or extend the named one.
@@ -88,8 +90,8 @@ def kernel(*ops: str, rank: int = 1, isa: str = "", **knobs: tuple[int, ...]) ->
     return register
 
 
-def choose(region: Region, device: Device) -> tuple[Kernel, list[tuple[str, str]]]:
-    """Region -> the first kernel that answers, and why each one before it did not: [(generator, reason)]."""
+def choose(region: Region, device: Device) -> tuple[Kernel | Skip, list[tuple[str, str]]]:
+    """Region -> the first kernel that answers (or Skip), and why each one before it did not: [(generator, reason)]."""
     op = region.root.op if region.root else "elementwise"
     skipped: list[tuple[str, str]] = []
     for generator in GENERATORS.get(op, []):
@@ -98,4 +100,4 @@ def choose(region: Region, device: Device) -> tuple[Kernel, list[tuple[str, str]
             return made, skipped
         skipped.append((generator.name, made.reason))
     reasons = "; ".join(f"{n}: {r}" for n, r in skipped) or "no generator is registered"
-    raise NotImplementedError(f"no kernel for {op} {region.output.type}: {reasons}")
+    return Skip(f"no kernel for {op} -> {region.output.type} ({reasons})"), skipped

@@ -1,0 +1,306 @@
+"""Graph and device -> plan: the printable list of steps, with kernels, byte offsets and threads all decided.
+
+Nothing is left to decide at run time: every value lives at a fixed offset of one workspace (lifetimes overlap nowhere), of
+one block of weights, or in the caller's own input and output arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Attr, Graph, Node, Type
+from qcompiler.isa import Device
+from qcompiler.kernels.registry import Kernel, Region, choose
+from qcompiler.regions import base, regions, split, with_copies
+
+log = logging.getLogger(__name__)
+
+ALIGN = 64
+GUARD = 64
+"""Kernels may read this far past the end of a constant or a workspace buffer."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where bytes are: space "input" or "output" (index = which), "weights" or "workspace" (offset in bytes)."""
+
+    space: str
+    offset: int
+    bytes: int
+    type: Type | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.space}[{self.offset}]"
+            if self.space in ("input", "output")
+            else f"{self.space}+{self.offset}"
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: what it computes, where it reads and writes, and its scratch memory."""
+
+    name: str
+    region: Region
+    kernel: Kernel
+    operands: tuple[Place, ...]
+    output: Place
+    scratch: Place | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in the order they run, and the memory they run in."""
+
+    graph: Graph
+    device: Device
+    steps: tuple[Step, ...]
+    weights: Array
+    workspace_bytes: int
+    skips: tuple[tuple[str, str, str], ...] = ()
+    """(step, generator, why it was not used), for --explain."""
+
+    def __str__(self) -> str:
+        rows = [("step", "kernel", "threads", "reads", "writes", "scratch", "type")]
+        for s in self.steps:
+            reads = " ".join(map(str, s.operands))
+            scratch = f"{s.scratch}:{s.scratch.bytes}" if s.scratch else "-"
+            rows.append(
+                (
+                    s.name,
+                    s.kernel.name,
+                    str(s.kernel.tasks),
+                    reads,
+                    str(s.output),
+                    scratch,
+                    str(s.region.output.type),
+                )
+            )
+        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]) - 1)]
+        lines = [
+            "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[-1]]) for r in rows
+        ]
+        head = (
+            f"plan {self.graph.name!r} for {self.device.isa.name}, {self.device.threads} threads: {len(self.steps)} steps, "
+            f"{len({s.kernel.name for s in self.steps})} kernels, weights {self.weights.nbytes} bytes, "
+            f"workspace {self.workspace_bytes} bytes"
+        )
+        return "\n".join([head, *lines])
+
+
+def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan:
+    """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of every step."""
+    graph = with_copies(graph)
+    chosen = _Chooser(device)
+    made: list[tuple[Region, Kernel]] = []
+    todo = regions(graph)
+    for i, region in enumerate(todo):
+        if progress is not None:
+            progress(i, len(todo), region.output.name)
+        made.extend(chosen.kernels(region))
+    weights = _Weights()
+    memory = _Memory(graph, [r for r, _ in made])
+    steps = [_step(i, region, kernel, weights, memory) for i, (region, kernel) in enumerate(made)]
+    placed = memory.placed()
+    final = tuple(
+        Step(
+            s.name,
+            s.region,
+            s.kernel,
+            tuple(placed.get(o, o) for o in s.operands),
+            placed.get(s.output, s.output),
+            None if s.scratch is None else placed[s.scratch],
+        )
+        for s in steps
+    )
+    return Plan(graph, device, final, weights.blob(), memory.bytes, tuple(chosen.skips))
+
+
+def _step(index: int, region: Region, kernel: Kernel, weights: _Weights, memory: _Memory) -> Step:
+    operands = []
+    for i, node in enumerate(region.inputs):
+        source = base(node)
+        if source.is_constant:
+            operands.append(weights.place(source, node, kernel, i))
+        else:
+            operands.append(memory.read(source, index))
+    heirs = [base(region.inputs[i]) for i in kernel.in_place]
+    output = memory.write(region.output, index, heirs)
+    scratch = memory.scratch(kernel.scratch_bytes, index) if kernel.scratch_bytes else None
+    return Step(_name(region), region, kernel, tuple(operands), output, scratch)
+
+
+def _name(region: Region) -> str:
+    """The anchor's name (the model's own node name); without an anchor the last named node's."""
+    if region.root is not None and region.root.name:
+        return region.root.name
+    return next((n.name for n in reversed(region.nodes) if n.name), region.output.op)
+
+
+class _Chooser:
+    """Regions -> kernels; equal problems share one."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.known: dict[str, Kernel | None] = {}
+        self.names: dict[str, int] = {}
+        self.skips: list[tuple[str, str, str]] = []
+
+    def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
+        """One kernel for the region, or, where no generator can make it whole, kernels for its parts."""
+        key = signature(region)
+        if key not in self.known:
+            self.known[key] = self.generate(region)
+        kernel = self.known[key]
+        if kernel is not None:
+            return [(region, kernel)]
+        return [found for part in split(region) for found in self.kernels(part)]
+
+    def generate(self, region: Region) -> Kernel | None:
+        found, skips = choose(region, self.device)
+        self.skips.extend((_name(region), generator, reason) for generator, reason in skips)
+        if isinstance(found, Skip):
+            if not split(region):
+                raise NotImplementedError(f"{_name(region)}: {found.reason}")
+            return None
+        count = self.names.get(found.name, 0)
+        self.names[found.name] = count + 1
+        return replace(found, name=f"{found.name}_{count}") if count else found
+
+
+def signature(region: Region) -> str:
+    """Region -> text that is equal for regions one kernel can serve: all but names and the constants' values."""
+    index = {n: f"%{i}" for i, n in enumerate((*region.inputs, *region.nodes))}
+    parts = [f"{'const' if base(n).is_constant else 'value'} {n.type}" for n in region.inputs]
+    for n in region.nodes:
+        attrs = ",".join(f"{k}={_attr_text(v)}" for k, v in sorted(n.attrs.items()))
+        reads = ",".join("_" if i is None else index[i] for i in n.inputs)
+        parts.append(
+            f"{'!' if n is region.root else ''}{n.op}({reads}){{{attrs}}}{','.join(map(str, n.types))}"
+        )
+    return ";".join(parts)
+
+
+def _attr_text(value: Attr) -> str:
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    return repr(value)
+
+
+class _Weights:
+    """Constants -> one block of bytes, each packed as its kernel reads it, equal ones once."""
+
+    def __init__(self) -> None:
+        self.arrays: list[Array] = []
+        self.offset = 0
+        self.known: dict[tuple[str, bytes], Place] = {}
+
+    def place(self, source: Node, node: Node, kernel: Kernel, position: int) -> Place:
+        array = source.array.reshape(node.type.dims)
+        pack = kernel.pack.get(position)
+        packed = np.ascontiguousarray(pack(array) if pack else array)
+        raw = packed.reshape(-1).view(np.uint8)
+        key = (packed.dtype.name, hashlib.sha256(raw.tobytes()).digest())
+        if key not in self.known:
+            self.known[key] = Place("weights", self.offset, raw.size)
+            self.arrays.append(raw)
+            self.offset += _aligned(raw.size + GUARD)
+        return self.known[key]
+
+    def blob(self) -> Array:
+        blob = np.zeros(self.offset, np.uint8)
+        for place, raw in zip(self.known.values(), self.arrays, strict=True):
+            blob[place.offset : place.offset + raw.size] = raw
+        return blob
+
+
+@dataclass(eq=False)
+class _Buffer:
+    """Bytes needed from step `first` to step `last`."""
+
+    bytes: int
+    first: int
+    last: int
+    offset: int = -1
+    place: Place = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = Place("workspace", -1 - id(self), self.bytes)
+
+
+class _Memory:
+    """Lifetimes -> offsets in one workspace: largest first, each at the lowest offset free during its life."""
+
+    def __init__(self, graph: Graph, order: Sequence[Region]) -> None:
+        self.inputs = {
+            n: Place("input", i, n.type.bytes, n.type) for i, n in enumerate(graph.inputs)
+        }
+        self.outputs = {
+            base(n): Place("output", i, n.type.bytes, n.type) for i, n in enumerate(graph.outputs)
+        }
+        self.last: dict[Node, int] = {}
+        for i, region in enumerate(order):
+            self.last.update((base(n), i) for n in region.inputs)
+        self.buffers: dict[Node, _Buffer] = {}
+        self.scratches: list[_Buffer] = []
+        self.bytes = 0
+
+    def read(self, source: Node, index: int) -> Place:
+        known = self.inputs.get(source) or self.outputs.get(source)
+        return known or self.buffers[source].place
+
+    def write(self, node: Node, index: int, heirs: Iterable[Node]) -> Place:
+        """A place for a new value, which takes over an operand's that dies here where the kernel allows it."""
+        if node in self.outputs:
+            return self.outputs[node]
+        last = self.last.get(node, index)
+        for heir in heirs:
+            old = self.buffers.get(heir)
+            if (
+                old is not None
+                and self.last[heir] == index == old.last
+                and old.bytes == node.type.bytes
+            ):
+                old.last = last
+                self.buffers[node] = old
+                return old.place
+        self.buffers[node] = _Buffer(node.type.bytes, index, last)
+        return self.buffers[node].place
+
+    def scratch(self, size: int, index: int) -> Place:
+        self.scratches.append(_Buffer(size, index, index))
+        return self.scratches[-1].place
+
+    def placed(self) -> dict[Place, Place]:
+        """Decide all offsets -> {the stand-in handed out before: the final place}."""
+        todo = sorted(
+            {*self.buffers.values(), *self.scratches}, key=lambda b: (-b.bytes, b.first, b.last)
+        )
+        done: list[_Buffer] = []
+        for buffer in todo:
+            lives = sorted(
+                (b for b in done if b.first <= buffer.last and buffer.first <= b.last),
+                key=lambda b: b.offset,
+            )
+            offset = 0
+            for other in lives:
+                if offset + _aligned(buffer.bytes + GUARD) <= other.offset:
+                    break
+                offset = max(offset, other.offset + _aligned(other.bytes + GUARD))
+            buffer.offset = offset
+            self.bytes = max(self.bytes, offset + _aligned(buffer.bytes + GUARD))
+            done.append(buffer)
+        return {b.place: Place("workspace", b.offset, b.bytes) for b in todo}
+
+
+def _aligned(size: int) -> int:
+    return (size + ALIGN - 1) // ALIGN * ALIGN

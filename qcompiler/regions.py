@@ -1,0 +1,198 @@
+"""Graph -> regions: which nodes are computed together by one kernel, in an order that runs.
+
+An elementwise node joins the kernel of the value it reads when nobody else reads that value; so bias, activation, residual
+add and quantization melt into the convolution before them. What only renames memory (Reshape and its kin) is no region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+
+from qcompiler.ir import Graph, Node, constant
+from qcompiler.kernels.registry import Region
+from qcompiler.ops import OPERATORS, make
+
+VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+"""Operators that keep every byte where it is."""
+
+NO_PROLOGUE = frozenset({"conv", "matmul", "Attention"})
+"""Anchors that read their operands many times: elementwise work before them would be repeated."""
+
+MAX_INPUTS = 24
+
+
+def is_view(node: Node) -> bool:
+    return node.op in VIEWS
+
+
+def is_elementwise(node: Node) -> bool:
+    return OPERATORS[node.op].formula is not None
+
+
+def base(node: Node) -> Node:
+    """A view, or views of views -> the node whose memory they show."""
+    while is_view(node):
+        node = node.operands[0]
+    return node
+
+
+@dataclass(eq=False)
+class _Group:
+    """A region while it grows."""
+
+    output: Node
+    root: Node | None = None
+    nodes: list[Node] = field(default_factory=list)
+
+
+def regions(graph: Graph) -> list[Region]:
+    """A graph of static types -> its regions, each after those it reads."""
+    groups: dict[Node, _Group] = {}  # by output
+    for node in graph.nodes:
+        if node.op in ("input", "constant") or is_view(node) or len(node.types) > 1:
+            continue
+        if is_elementwise(node):
+            group = _join(node, groups, graph)
+        else:
+            group = _anchor(node, groups, graph)
+        groups[node] = group
+    return _ordered([_region(g) for g in groups.values()])
+
+
+def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
+    """An elementwise node becomes the new output of the groups that only it reads, merged into one."""
+    open_ = [
+        g
+        for i in dict.fromkeys(node.operands)
+        if (g := groups.get(i)) and _only_reader(i, node, graph)
+    ]
+    open_ = [g for g in open_ if g.output.type.shape == node.type.shape]
+    anchored = [g for g in open_ if g.root is not None]
+    joined = anchored[-1:] + [g for g in open_ if g.root is None]
+    nodes = [n for g in joined for n in g.nodes]
+    if not joined or len(_outside(nodes)) + len(node.operands) > MAX_INPUTS:
+        return _Group(node, None, [node])
+    for g in joined:
+        del groups[g.output]
+    return _Group(node, joined[0].root, [*_in_order(nodes), node])
+
+
+def _anchor(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
+    """An anchor starts a group, and takes in the elementwise group that makes its first operand."""
+    source = node.operands[0] if node.operands else None
+    before = groups.get(source) if source is not None and node.op not in NO_PROLOGUE else None
+    if (
+        source is None
+        or before is None
+        or before.root is not None
+        or not _only_reader(source, node, graph)
+    ):
+        return _Group(node, node, [node])
+    del groups[source]
+    return _Group(node, node, [*before.nodes, node])
+
+
+def _only_reader(source: Node, reader: Node, graph: Graph) -> bool:
+    return graph.readers[source] == sum(i is source for i in reader.operands)
+
+
+def _in_order(nodes: Iterable[Node]) -> list[Node]:
+    """Nodes of several groups -> one list, each after what it reads."""
+    todo = set(nodes)
+    order: list[Node] = []
+    stack = [(n, False) for n in reversed(list(todo))]
+    done: set[Node] = set()
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif node in todo and node not in done:
+            done.add(node)
+            stack.append((node, True))
+            stack.extend((i, False) for i in node.operands)
+    return order
+
+
+def _outside(nodes: Iterable[Node]) -> list[Node]:
+    """What nodes read from outside themselves, each once, in order of reading."""
+    inside = set(nodes)
+    return list(dict.fromkeys(i for n in nodes for i in n.operands if i not in inside))
+
+
+def _region(group: _Group) -> Region:
+    nodes = tuple(group.nodes)
+    return Region(group.root, nodes, tuple(_outside(nodes)), group.output)
+
+
+def split(region: Region) -> list[Region]:
+    """A region no kernel can make -> its anchor alone, with the elementwise nodes before and after it on their own."""
+    if region.root is None or len(region.nodes) == 1:
+        return []
+    reached = _reached(region.root, region.nodes)
+    before = tuple(n for n in region.nodes if n in reached and n is not region.root)
+    after = [n for n in region.nodes if n not in reached]
+    parts = []
+    if before:
+        parts.append(Region(None, before, tuple(_outside(before)), before[-1]))
+    parts.append(Region(region.root, (region.root,), tuple(_outside((region.root,))), region.root))
+    if after:
+        parts.append(Region(None, tuple(after), tuple(_outside(after)), region.output))
+    return parts
+
+
+def _reached(root: Node, nodes: Iterable[Node]) -> set[Node]:
+    """The nodes of a region that its anchor depends on, and the anchor."""
+    inside = set(nodes)
+    found: set[Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in inside and node not in found:
+            found.add(node)
+            stack.extend(node.operands)
+    return found
+
+
+def _ordered(found: list[Region]) -> list[Region]:
+    """Regions, each after those it reads; otherwise in the model's own order."""
+    makers = {r.output: r for r in found}
+    order = {r: i for i, r in enumerate(found)}
+    links: nx.DiGraph[Region] = nx.DiGraph()
+    links.add_nodes_from(found)
+    for region in found:
+        links.add_edges_from((makers[b], region) for i in region.inputs if (b := base(i)) in makers)
+    return list(nx.lexicographical_topological_sort(links, key=order.__getitem__))
+
+
+def with_copies(graph: Graph) -> Graph:
+    """Graph -> a graph whose every output is made by a region of its own, by copies where it was an input, a constant, a
+    view shared with another output, or the same value twice."""
+    taken: set[Node] = set()
+    outputs = []
+    for output in graph.outputs:
+        source = base(output)
+        if source.op in ("input", "constant") or source in taken:
+            perm = tuple(range(output.type.rank))
+            output = (
+                make("Transpose", output, perm=perm, name=output.name)
+                if perm
+                else _scalar_copy(output)
+            )
+            source = output
+        taken.add(source)
+        outputs.append(output)
+    return graph.with_outputs(outputs)
+
+
+def _scalar_copy(node: Node) -> Node:
+    rows = make("Reshape", node, constant_shape((1,)))
+    return make("Reshape", make("Transpose", rows, perm=(0,)), constant_shape(()))
+
+
+def constant_shape(shape: tuple[int, ...]) -> Node:
+    """A shape, as the constant that Reshape reads."""
+    return constant(np.array(shape, np.int64))
