@@ -1,0 +1,47 @@
+"""Object file -> shared library, by whichever linker the machine has."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from qcompiler.errors import Error
+
+_ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
+
+
+def link(code: Path, triple: str) -> bytes:
+    """Object file -> the bytes of a shared library; libc and libm symbols are left to the process that loads it."""
+    library = code.with_suffix(".so")
+    command = [*linker(triple), "-shared", "-o", str(library), str(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Error(f"the linker failed: {done.stderr.strip()[:500]}", where=" ".join(command))
+    return library.read_bytes()
+
+
+def linker(triple: str) -> list[str]:
+    """The command that links for an architecture: LLVM's or GNU's linker, a C compiler, or the ziglang package's lld."""
+    machine = triple.split("-")[0]
+    emulation = ["-m", _ELF[machine]] if machine in _ELF else []
+    for name in ("ld.lld", f"{machine}-linux-gnu-ld", "ld"):
+        if shutil.which(name) and (name != "ld" or _native(machine)):
+            return [name, *emulation]
+    for name in (f"{machine}-linux-gnu-gcc", *(("cc", "gcc", "clang") if _native(machine) else ())):
+        if shutil.which(name):
+            return [name, "-nostdlib"]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation]
+    raise Error(
+        f"no linker for {machine} was found",
+        hint="install one: Debian/Ubuntu `apt install binutils` (or `lld`), anywhere `pip install ziglang`",
+    )
+
+
+def _native(machine: str) -> bool:
+    import platform
+
+    return platform.machine() == machine
