@@ -1,0 +1,395 @@
+"""Python calls -> the TIR function of one kernel, statement by statement, and its machine code.
+
+    b = Builder("axpy")
+    x, y = b.pointer("x", "float32"), b.pointer("y", "float32")
+    with b.parallel(2) as task, b.serial(32) as i:
+        at = b.let((task * 32 + i) * 16)
+        y.store(at, y.load(at, 16) + x.load(at, 16) * 3.0)
+    func = b.function()
+
+Nodes are built straight over `tvm.tirx`, so a Python loop around these calls unrolls. A value is a
+plain TIR expression with a dtype and lanes; TIR writes an expression out wherever it stands, so
+`let` names what is used more than once. bfloat16 is carried as its uint16 bits and bool as uint8:
+TVM's own legalisation of both is never met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.ir import PointerType, PrimType, Var
+
+from qcompiler.ir import numpy_dtype
+from qcompiler.isa import Isa
+
+Value = Any
+"""A TIR expression: a scalar or a vector ("float32x16"). Python numbers mix in."""
+
+_UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
+_STORED = {"bfloat16": "uint16", "bool": "uint8"}
+_BACKEND = "default"
+
+
+def stored(dtype: str) -> str:
+    """A tensor's dtype -> the dtype its elements have inside kernels ("bfloat16" -> "uint16")."""
+    if dtype.startswith("float8"):
+        return "uint8"
+    return _STORED.get(dtype, dtype)
+
+
+def dtype_of(value: Value) -> str:
+    """Element dtype of a value ("float32" of a float32x16)."""
+    return str(value.ty.dtype).split("x")[0]
+
+
+def lanes_of(value: Value) -> int:
+    """Elements of a value; 1 for a scalar."""
+    return int(value.ty.dtype.lanes)
+
+
+def with_lanes(dtype: str, lanes: int) -> str:
+    """("float32", 16) -> "float32x16"."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def bits(dtype: str) -> int:
+    """Bits of one element."""
+    return numpy_dtype(dtype).itemsize * 8
+
+
+def const(value: float, dtype: str = "int32", lanes: int = 1) -> Value:
+    """A number as a scalar, or in every lane of a vector."""
+    return broadcast(tirx.const(value, dtype), lanes)
+
+
+def broadcast(value: Value, lanes: int) -> Value:
+    """A scalar in every lane; a vector of that many lanes as it is."""
+    have = lanes_of(value)
+    assert have in (1, lanes), f"{have} lanes cannot become {lanes}"
+    return value if have == lanes else tirx.Broadcast(value, lanes)
+
+
+def ramp(start: Value, lanes: int, step: int = 1) -> Value:
+    """start, start + step, ... in the lanes of a vector; the scalar itself for one lane."""
+    start = tirx.const(start, "int32") if isinstance(start, int) else start
+    return start if lanes == 1 else tirx.Ramp(start, step, lanes)
+
+
+def cast(value: Value, dtype: str) -> Value:
+    """Convert every element as C does."""
+    if dtype_of(value) == dtype:
+        return value
+    return tirx.Cast(with_lanes(dtype, lanes_of(value)), value)
+
+
+def reinterpret(value: Value, dtype: str) -> Value:
+    """The same bits as elements of another dtype; the lanes follow from the size."""
+    if dtype_of(value) == dtype:
+        return value
+    lanes = lanes_of(value) * bits(dtype_of(value)) // bits(dtype)
+    return tirx.op.reinterpret(with_lanes(dtype, lanes), value)
+
+
+def shuffle(value: Value, indices: Sequence[int]) -> Value:
+    """Chosen lanes of a vector, as a vector (a scalar for one index)."""
+    return shuffle2([value], indices)
+
+
+def shuffle2(values: Sequence[Value], indices: Sequence[int]) -> Value:
+    """Chosen lanes of several equally long vectors laid end to end."""
+    return tirx.Shuffle(list(values), [tirx.const(i, "int32") for i in indices])
+
+
+def concat(values: Sequence[Value]) -> Value:
+    """Vectors of the same length, laid end to end; a power of two of them."""
+    values = list(values)
+    while len(values) > 1:
+        lanes = lanes_of(values[0])
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [shuffle2(pair, range(2 * lanes)) for pair in pairs]
+    return values[0]
+
+
+def llvm(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
+    """A pure LLVM intrinsic by name: llvm("float32", 16, "llvm.fma", a, b, c)."""
+    return tirx.op.call_llvm_pure_intrin(with_lanes(dtype, lanes), name, *operands)
+
+
+def fma(a: Value, b: Value, c: Value) -> Value:
+    """a * b + c in one rounding."""
+    return llvm(dtype_of(c), lanes_of(c), "llvm.fma", a, b, c)
+
+
+def wrapping(op: str, a: Value, b: Value) -> Value:
+    """Integer "+", "-", "*" modulo 2**bits; TVM's own operators leave signed overflow undefined."""
+    dtype = dtype_of(a)
+    x, y = (reinterpret(v, "u" + dtype.removeprefix("u")) for v in (a, b))
+    return reinterpret({"+": x + y, "-": x - y, "*": x * y}[op], dtype)
+
+
+def first_lanes(lanes: int, count: Value) -> Value:
+    """A mask: true in the first `count` of `lanes` lanes."""
+    count = tirx.const(count, "int32") if isinstance(count, int) else count
+    return ramp(0, lanes) < broadcast(count, lanes)
+
+
+class Pointer:
+    """Memory seen as elements of `dtype`; offsets count elements from where it points.
+
+    Loads and stores of vectors need no alignment but the elements' own. A `view` with larger
+    elements reads and writes the same memory through the smaller ones, so any byte address does and
+    nothing is ever reordered by type.
+    """
+
+    def __init__(self, builder: Builder, buffer: Value, dtype: str, offset: Value = 0) -> None:
+        self._builder = builder
+        self.buffer = buffer
+        self.dtype = dtype
+        self.offset = offset
+        self._scale = bits(dtype) // bits(str(buffer.dtype))  # memory elements for one of ours
+
+    def __add__(self, offset: Value) -> Pointer:
+        return Pointer(self._builder, self.buffer, self.dtype, self.offset + offset * self._scale)
+
+    def view(self, dtype: str) -> Pointer:
+        """The same address, seen as elements of another dtype no smaller than the memory's."""
+        dtype = stored(dtype)
+        assert bits(dtype) >= bits(str(self.buffer.dtype)), f"no {dtype} inside {self.buffer}"
+        return Pointer(self._builder, self.buffer, dtype, self.offset)
+
+    def _index(self, offset: Value) -> Value:
+        index = self.offset + offset * self._scale
+        return tirx.const(index, "int32") if isinstance(index, int) else index
+
+    def load(self, offset: Value = 0, lanes: int = 1, dtype: str = "") -> Value:
+        """`lanes` elements from an offset on; `dtype` reinterprets their bits (lanes follow)."""
+        index = ramp(self._index(offset), lanes * self._scale)
+        return reinterpret(tirx.BufferLoad(self.buffer, [index]), dtype or self.dtype)
+
+    def load_first(self, count: Value, offset: Value = 0, lanes: int = 1) -> Value:
+        """The first `count` of `lanes` elements; the memory of the others is not touched."""
+        if isinstance(count, int) and count == lanes:
+            return self.load(offset, lanes)
+        if lanes == 1:  # count is 0 or 1, and a scalar has no mask
+            raise ValueError("one lane is loaded whole or not at all")
+        total = lanes * self._scale
+        loaded = tirx.op.masked_load(
+            with_lanes(str(self.buffer.dtype), total),
+            self.buffer,
+            ramp(self._index(offset), total),
+            first_lanes(total, count * self._scale),
+        )
+        return reinterpret(loaded, self.dtype)
+
+    def gather(self, offsets: Value) -> Value:
+        """The elements at a vector of offsets."""
+        assert self._scale == 1, "a view with larger elements cannot gather"
+        start = broadcast(self._index(0), lanes_of(offsets))
+        return tirx.BufferLoad(self.buffer, [offsets + start])
+
+    def store(self, offset: Value, value: Value) -> None:
+        """Write a scalar or a vector of this pointer's dtype (or of as many bits)."""
+        raw = reinterpret(value, str(self.buffer.dtype))
+        index = ramp(self._index(offset), lanes_of(raw))
+        self._builder.emit(tirx.BufferStore(self.buffer, raw, [index]))
+
+    def store_first(self, count: Value, offset: Value, value: Value) -> None:
+        """Write the first `count` lanes only."""
+        if isinstance(count, int) and count == lanes_of(value):
+            self.store(offset, value)
+            return
+        raw = reinterpret(value, str(self.buffer.dtype))
+        scale = lanes_of(raw) // lanes_of(value)
+        index = ramp(self._index(offset), lanes_of(raw))
+        mask = first_lanes(lanes_of(raw), count * scale)
+        self._builder.emit(tirx.op.masked_store(self.buffer, raw, index, mask))
+
+    def address(self, offset: Value = 0) -> Value:
+        """The address of an element, for intrinsics that take one."""
+        return tirx.op.address_of(tirx.BufferLoad(self.buffer, [self._index(offset)]))
+
+    def prefetch(self, offset: Value = 0, *, level: int = 1, write: bool = False) -> None:
+        """Ask for the cache line of an element: into L1 (level 1), L2 (2) or L3 (3)."""
+        operands = [tirx.const(v, "int32") for v in (int(write), 4 - level, 1)]
+        call = tirx.op.call_llvm_intrin("void", "llvm.prefetch", self.address(offset), *operands)
+        self._builder.emit(call)
+
+
+class Registers:
+    """Vectors that LLVM keeps in registers: read and written by constant index only."""
+
+    def __init__(self, builder: Builder, dtype: str, lanes: int, count: int, name: str) -> None:
+        self._builder = builder
+        self.dtype, self.lanes, self.count = dtype, lanes, count
+        self._buffers = [
+            tirx.decl_buffer((lanes,), dtype, f"{name}{i}", scope="local", layout=None)
+            for i in range(count)
+        ]
+        for buffer in self._buffers:  # on the stack, whence LLVM's mem2reg takes them
+            keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+            builder.emit(tirx.AllocBuffer(buffer, annotations=keep))
+
+    def __getitem__(self, index: int) -> Value:
+        return tirx.BufferLoad(self._buffers[index], [ramp(0, self.lanes)])
+
+    def __setitem__(self, index: int, value: Value) -> None:
+        store = tirx.BufferStore(self._buffers[index], value, [ramp(0, self.lanes)])
+        self._builder.emit(store)
+
+    def fill(self, value: float) -> None:
+        """Set every lane of all of them to a number."""
+        for i in range(self.count):
+            self[i] = const(value, self.dtype, self.lanes)
+
+
+class Builder:
+    """Collects the statements of one kernel; `function` makes the PrimFunc.
+
+    Parameters are raw pointers in the order of the `pointer` calls. The function returns int32 0.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._params: list[Value] = []
+        self._views: list[Value] = []
+        self._blocks: list[list[Value]] = [[]]
+        self._names: dict[str, int] = {}
+
+    def emit(self, statement: Value) -> None:
+        """Append a statement, or an expression evaluated for its effect."""
+        if not isinstance(statement, tirx.Stmt):
+            statement = tirx.Evaluate(statement)
+        self._blocks[-1].append(statement)
+
+    def pointer(self, name: str, dtype: str) -> Pointer:
+        """The next parameter: a raw pointer to elements of a tensor dtype."""
+        kept = stored(dtype)
+        param = Var(name, PointerType(PrimType(kept)))
+        buffer = tirx.decl_buffer((_UNBOUNDED,), kept, f"{name}_memory", layout=None)
+        self._params.append(param)
+        self._views.append(tirx.DeclBuffer(buffer, data=param))
+        return Pointer(self, buffer, kept)
+
+    def let(self, value: Value, name: str = "v") -> Value:
+        """Name a value: computed once, here."""
+        if isinstance(value, (int, float, Var)):
+            return value
+        var = Var(self._fresh(name), value.ty)
+        self.emit(tirx.Bind(var, value))
+        return var
+
+    def registers(self, dtype: str, lanes: int, count: int, name: str = "r") -> Registers:
+        """`count` vectors to read and write by constant index, kept in registers."""
+        return Registers(self, dtype, lanes, count, self._fresh(name))
+
+    @contextmanager
+    def serial(self, extent: Value, name: str = "i", start: Value = 0) -> Iterator[Value]:
+        """A loop over start, start + 1, ... (extent of them); a single turn is no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield tirx.const(start, "int32") if isinstance(start, int) else start
+            return
+        with self._loop(extent, name, start, tirx.stmt.ForKind.SERIAL) as i:
+            yield i
+
+    @contextmanager
+    def parallel(self, tasks: int, name: str = "task") -> Iterator[Value]:
+        """A loop whose turns run on the threads of the pool; one task is no launch."""
+        if tasks == 1:
+            yield tirx.const(0, "int32")
+            return
+        with self._loop(tasks, name, 0, tirx.stmt.ForKind.PARALLEL) as i:
+            yield i
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """The statements inside run only if the condition holds."""
+        with self._block() as body:
+            yield
+        self.emit(tirx.IfThenElse(condition, _sequence(body), None))
+
+    @contextmanager
+    def otherwise(self) -> Iterator[None]:
+        """Right after `when`: the statements inside run if its condition does not hold."""
+        branch = self._blocks[-1].pop()
+        with self._block() as body:
+            yield
+        self.emit(tirx.IfThenElse(branch.condition, branch.then_case, _sequence(body)))
+
+    @contextmanager
+    def _loop(self, extent: Value, name: str, start: Value, kind: Value) -> Iterator[Value]:
+        var = Var(self._fresh(name), "int32")
+        with self._block() as body:
+            yield var
+        self.emit(tirx.For(var, start, extent, kind, _sequence(body)))
+
+    @contextmanager
+    def _block(self) -> Iterator[list[Value]]:
+        self._blocks.append([])
+        yield self._blocks[-1]
+        self._blocks.pop()
+
+    def _fresh(self, name: str) -> str:
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return f"{name}_{count}"
+
+    def function(self) -> Value:
+        """Everything emitted -> a private PrimFunc, callable from others of its module."""
+        assert len(self._blocks) == 1, "a loop is still open"
+        body = _sequence([*self._views, *self._blocks[0]])
+        for key, value in (("device_type", 1), ("device_id", 0)):  # stack allocations ask for them
+            body = tirx.AttrStmt(_BACKEND, key, tirx.IntImm("int32", value), body)
+        zero = tirx.stmt.Return(tirx.IntImm("int32", 0))
+        func = tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))
+        return func.with_attr("tirx.noalias", True)
+
+
+def _sequence(statements: list[Value]) -> Value:
+    if not statements:
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+
+def target(isa: Isa) -> Any:
+    """An instruction set -> TVM's target.
+
+    Words of `isa.llvm` with a sign are features, the last one without is LLVM's name of a CPU.
+    """
+    cpus = [word for word in isa.llvm if word[0] not in "+-"]
+    features = [word for word in isa.llvm if word[0] in "+-"]
+    spec = {"kind": "llvm", "mtriple": isa.triple, "opt-level": 3}
+    if cpus:
+        spec["mcpu"] = cpus[-1]
+    if features:
+        spec["mattr"] = features
+    return tvm.target.Target(spec)
+
+
+def build(module: Any, isa: Isa) -> Any:
+    """IRModule of functions made here (and a main that calls them) -> module of machine code.
+
+    Only the passes such functions need: the default pipeline takes longer and may undo their shape.
+    """
+    t = target(isa)
+    x = tirx.transform
+    passes = [
+        x.BindTarget(t.with_host(t)),
+        x.FlattenBuffer(),
+        x.StmtSimplify(),
+        x.VerifyMemory(),
+        x.AnnotateEntryFunc(),
+        x.SplitHostDevice(),
+        x.MakePackedAPI(),
+        x.LowerTVMBuiltin(),
+        x.LowerIntrin(),
+    ]
+    lowered = tvm.ir.transform.Sequential(passes)(module)
+    return tvm.get_global_func("target.build.llvm")(lowered, t)
+
+
+def compile_functions(functions: Sequence[tuple[str, Any]], isa: Isa) -> Any:
+    """[(name, PrimFunc)] -> module; module[name] takes its pointers as ctypes.c_void_p."""
+    return build(tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions}), isa)
