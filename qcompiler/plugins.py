@@ -11,6 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 from qcompiler.errors import Error
+from qcompiler.isa import ISAS, Device, host, on_host
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @cache
@@ -34,3 +40,68 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def device(target: str, threads: int = 0) -> Device:
+    """A target's name -> the device code is made for.
+
+    "host" (this machine); an instruction set's name (this machine held to it); a device's name (a TOML file of
+    targets/devices); or the path of a user's own .toml device or .py instruction set.
+    """
+    load_all()
+    if target == "host":
+        return host(threads)
+    if target.endswith(".py"):
+        before = set(ISAS)
+        load_file(Path(target))
+        new = [i for name, i in ISAS.items() if name not in before]
+        if not new:
+            raise Error("it registers no instruction set", where=target)
+        return on_host(new[-1], threads)
+    if target.endswith(".toml"):
+        return _read_device(Path(target), threads)
+    if target in ISAS:
+        return on_host(ISAS[target], threads)
+    files = devices()
+    if target in files:
+        return _read_device(files[target], threads)
+    known = ", ".join(["host", *ISAS, *files])
+    raise Error(f"unknown target {target!r}", hint=f"one of {known}, or a .toml or .py file")
+
+
+def devices() -> dict[str, Path]:
+    """Device name -> its TOML file, for every device that is installed."""
+    folder = importlib.import_module("qcompiler.targets.devices")
+    return {p.stem: p for root in folder.__path__ for p in sorted(Path(root).glob("*.toml"))}
+
+
+_DEVICE_FIELDS = {"isa": str, "threads": int, "l1_bytes": int, "l2_bytes": int, "l3_bytes": int}
+
+
+def _read_device(path: Path, threads: int) -> Device:
+    """A TOML file of facts -> device."""
+    try:
+        facts = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise Error(f"cannot read the device: {e}", where=str(path)) from e
+    facts = {k: v for k, v in facts.items() if k not in ("description", "source")}
+    for key, kind in _DEVICE_FIELDS.items():
+        if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool):
+            raise Error(f"{key} is missing or not {kind.__name__}", where=str(path))
+    unknown = sorted(set(facts) - set(_DEVICE_FIELDS))
+    if unknown:
+        raise Error(f"unknown fact {unknown[0]!r}", where=str(path))
+    if facts["isa"] not in ISAS:
+        raise Error(
+            f"unknown instruction set {facts['isa']!r}",
+            where=str(path),
+            hint=f"one of {', '.join(ISAS)}",
+        )
+    return Device(
+        name=path.stem,
+        isa=ISAS[facts["isa"]],
+        threads=threads or facts["threads"],
+        l1_bytes=facts["l1_bytes"],
+        l2_bytes=facts["l2_bytes"],
+        l3_bytes=facts["l3_bytes"],
+    )

@@ -1,0 +1,152 @@
+"""Command-line words -> options, with the flag names people know from tvmc, trtexec, benchmark_app and polygraphy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qcompiler import __version__
+from qcompiler.errors import Error
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; each command's `action` names the function in commands.py that does it."""
+    top = argparse.ArgumentParser(
+        prog="qcompiler",
+        description="Turn an ONNX model into a small native artifact that runs it fast, at the same accuracy.",
+    )
+    top.add_argument("--version", action="version", version=f"qcompiler {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the answer as JSON")
+    common.add_argument(
+        "--log-level", default="warning", choices=("debug", "info", "warning", "error")
+    )
+    common.add_argument("--no-progress", action="store_true", help="draw no progress bars")
+
+    made = commands.add_parser("compile", parents=[common], help="ONNX model -> artifact")
+    made.add_argument("model", type=Path, help="an .onnx file")
+    made.add_argument("-o", "--output", type=Path, help="artifact to write (default: MODEL.qc)")
+    _compile_flags(made)
+    made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
+
+    run = commands.add_parser("run", parents=[common], help="run an artifact once")
+    run.add_argument("artifact", type=Path)
+    _input_flags(run)
+    run.add_argument("--outputs", type=Path, help=".npz file to write the outputs to")
+    run.add_argument("--print-time", action="store_true")
+    run.add_argument("--threads", type=_count, default=0)
+
+    bench = commands.add_parser("bench", parents=[common], help="time an artifact")
+    bench.add_argument("artifact", type=Path)
+    _input_flags(bench)
+    bench.add_argument("--iterations", type=_count, default=0, help="timed runs (default: by time)")
+    bench.add_argument("--duration", type=float, default=2.0, help="seconds to time for")
+    bench.add_argument("--warmup", type=_count, default=5, help="runs before the timed ones")
+    bench.add_argument("--threads", type=_count, default=0)
+    bench.add_argument("--percentile", default="50,90,99", help="comma-separated")
+    bench.add_argument("--per-step", action="store_true", help="time every step alone")
+
+    inspect = commands.add_parser(
+        "inspect", parents=[common], help="show what a model or an artifact is"
+    )
+    inspect.add_argument("model", type=Path, help="an .onnx file or an artifact")
+    inspect.add_argument(
+        "--plan", action="store_true", help="print the plan: steps, offsets, threads"
+    )
+    inspect.add_argument("--text", action="store_true", help="print the graph's text")
+    _compile_flags(inspect)
+
+    compare = commands.add_parser(
+        "compare", parents=[common], help="an artifact against onnxruntime on the same inputs"
+    )
+    compare.add_argument("artifact", type=Path)
+    compare.add_argument("model", type=Path, help="the .onnx file to compare with")
+    _input_flags(compare)
+    compare.add_argument("--samples", type=_count, default=8, help="how many samples to compare")
+    compare.add_argument("--atol", type=float, help="fail when an error is larger")
+    compare.add_argument("--rtol", type=float, help="fail when error / output range is larger")
+    compare.add_argument("--cosine", type=float, help="fail when a cosine similarity is smaller")
+    compare.add_argument(
+        "--top1", type=float, help="fail when the top-1 agreement is smaller (0..1)"
+    )
+
+    targets = commands.add_parser("targets", parents=[common], help="list instruction sets")
+    targets.add_argument("--target", action="append", default=[], help="also load this file")
+
+    demo = commands.add_parser("demo", parents=[common], help="compile and check the model inside")
+    demo.add_argument("-o", "--output", type=Path, default=Path("qcompiler-demo"), help="folder")
+    demo.add_argument("--target", default="host")
+    return top
+
+
+def _compile_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", default="host", help="an instruction set, a .py file, or host")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
+    parser.add_argument(
+        "--calibration",
+        "--calibration-data-path",
+        help="data for int8: an .npz or .npy file, a folder, or the word synthetic",
+    )
+    parser.add_argument("--calibration-method", default="minmax")
+    parser.add_argument("--calibration-samples", type=_count, default=300)
+    parser.add_argument(
+        "--input-shape", "--input-shapes", action="append", default=[], metavar="NAME=1x3x224x224"
+    )
+    parser.add_argument("--threads", type=_count, default=0, help="default: all cores")
+    parser.add_argument("--pass", action="append", default=[], dest="passes", metavar="NAME{a=b}")
+    parser.add_argument("--disabled-pass", action="append", default=[], metavar="NAME")
+    parser.add_argument(
+        "--exclude", "--nodes-to-exclude", action="append", default=[], help="keep these in float"
+    )
+    parser.add_argument("--explain", action="store_true", help="print every Skip and its reason")
+    parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
+
+
+def _input_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--inputs", type=Path, help=".npz or .npy file, or a folder")
+    parser.add_argument(
+        "--fill-mode",
+        default="random",
+        choices=("random", "ones", "zeros"),
+        help="without --inputs",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def input_shapes(words: list[str]) -> dict[str, tuple[int, ...]]:
+    """["x=1x3x224x224"] -> {"x": (1, 3, 224, 224)}; also accepts commas and brackets."""
+    shapes = {}
+    for word in words:
+        name, equals, dims = word.rpartition("=")
+        try:
+            plain = dims.strip("[]").replace(",", "x")
+            shape = tuple(int(d) for d in plain.split("x") if d)
+        except ValueError:
+            shape = (-1,)
+        if not equals or not name or any(d < 0 for d in shape):
+            raise Error(
+                f"{word!r} is not NAME=1x3x224x224", where="--input-shape", hint="x=1x3x224x224"
+            )
+        shapes[name] = shape
+    return shapes
+
+
+def percentiles(text: str) -> tuple[float, ...]:
+    """ "50,99" -> (50.0, 99.0)."""
+    try:
+        values = tuple(float(p) for p in text.split(","))
+    except ValueError:
+        values = (-1.0,)
+    if not all(0 <= v <= 100 for v in values):
+        raise Error(f"{text!r} is not a list of percentiles", where="--percentile", hint="50,90,99")
+    return values

@@ -1,0 +1,84 @@
+"""Facts -> what a person (tables, progress bars) or a program (--json) reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
+
+_BAR = 24
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows -> columns under their heads; numbers to the right."""
+    cells = [[*map(str, head)], *([str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    number = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
+    lines = []
+    for row in cells:
+        columns = zip(row, widths, number, strict=True)
+        lines.append("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "").replace("-", "").replace("%", "").replace(",", "").isdigit()
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """{"size": "12 kB"} -> aligned lines."""
+    width = max(map(len, pairs), default=0)
+    return "\n".join(f"{k.ljust(width)}  {v}" for k, v in pairs.items())
+
+
+def size(count: int) -> str:
+    """Bytes -> "1.2 MB" (powers of ten)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds -> "1.234 ms"."""
+    return f"{seconds * 1e3:.3f} ms"
+
+
+def say(text: str) -> None:
+    """Print an answer."""
+    sys.stdout.write(text + "\n")
+
+
+def say_json(value: object) -> None:
+    """Print an answer for programs."""
+    say(json.dumps(value, indent=2))
+
+
+class ProgressBar:
+    """`bar(what, done, all, item)` -> one line on a terminal's stderr, redrawn; silent elsewhere."""
+
+    def __init__(self, stream: TextIO = sys.stderr, enabled: bool = True) -> None:
+        self.stream = stream
+        self.enabled = enabled and stream.isatty()
+        self.drawn = False
+
+    def __call__(self, what: str, done: int, count: int, item: str) -> None:
+        """Draw."""
+        if not self.enabled:
+            return
+        filled = _BAR * done // max(count, 1)
+        bar = "#" * filled + "." * (_BAR - filled)
+        total = f"{done}/{count}" if count else str(done)
+        self.stream.write(f"\r\x1b[K{what:<18} [{bar}] {total} {item[:40]}")
+        self.stream.flush()
+        self.drawn = True
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self.drawn:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+            self.drawn = False
