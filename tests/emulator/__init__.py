@@ -1,0 +1,78 @@
+"""AMX or AVX-VNNI machine code on a CPU that lacks it -> the same results, slowly.
+
+`load()` compiles emulator.c with gcc and installs its SIGILL handler in this process; from then on
+every thread may run AMX (tile, int8, bf16), AVX-VNNI and AVX-VNNI-INT8 instructions. A CPU that has
+them never raises the signal, so the same tests run at full speed there.
+
+The emulator changes what the CPU does, not what it says: CPUID, /proc/cpuinfo and arch_prctl still
+deny AMX. A test hands the features that it wants to the compiler and the runtime itself. A child
+process must call `load()` again after exec.
+"""
+
+import ctypes
+import functools
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).with_name("emulator.c")
+FLAGS = ("-O2", "-ffp-contract=off", "-shared", "-fPIC")
+
+# Linux, asm/prctl.h and asm/fpu/types.h: a process asks for 8 KiB of tile data before it uses them.
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
+class Unavailable(RuntimeError):
+    """Why there is no emulator here: the text for `pytest.skip`."""
+
+
+def compile_library(source: Path, *flags: str) -> ctypes.CDLL:
+    """C source -> the loaded shared library. Nothing stays on disk."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise Unavailable("no gcc to compile the emulator")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / f"{source.stem}.so"
+        subprocess.run([compiler, *FLAGS, *flags, str(source), "-o", str(output)], check=True)
+        return ctypes.CDLL(str(output))
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """-> emulator.c, loaded but not installed; Linux is asked for AMX. Raises `Unavailable`."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        raise Unavailable(
+            f"the emulator is for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
+        )
+    compiled = compile_library(SOURCE)
+    compiled.emulator_count.restype = ctypes.c_ulong
+    # An AMX machine grants it, and the signal never comes; any other refuses it, and it comes.
+    ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    return compiled
+
+
+def load() -> None:
+    """This process -> this process with the handler installed; again when something replaced it.
+
+    Raises `Unavailable` without gcc or off Linux on x86-64.
+    """
+    if library().emulator_install() != 0:
+        raise Unavailable("sigaction refused the SIGILL handler")
+
+
+def load_or_skip() -> None:
+    """`load()`, or the running test is skipped with the reason."""
+    try:
+        load()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def count() -> int:
+    """-> how many instructions this process emulated so far: 0 on a CPU that has them all."""
+    return int(library().emulator_count())
