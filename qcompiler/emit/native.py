@@ -17,7 +17,7 @@ import tvm
 from tvm import tirx
 
 from qcompiler.emit.link import link
-from qcompiler.isa import Isa
+from qcompiler.kernels.tir import build
 from qcompiler.plan import Place, Plan, Step
 
 log = logging.getLogger(__name__)
@@ -27,24 +27,11 @@ ENTRY = "main"
 
 def emit(plan: Plan) -> bytes:
     """Plan -> the bytes of a shared library that exports `main`."""
-    executable = tvm.compile(module(plan), target=target(plan.device.isa))
+    machine_code = build(module(plan), plan.device.isa)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         code = Path(folder) / "code.o"
-        executable.mod.write_to_file(str(code))
+        machine_code.write_to_file(str(code))
         return link(code, plan.device.isa.triple)
-
-
-def target(isa: Isa) -> tvm.target.Target:
-    """Instruction set -> the target LLVM is given: an architecture level and features, never a CPU's name."""
-    mcpu = [f.removeprefix("mcpu=") for f in isa.llvm if f.startswith("mcpu=")]
-    config: dict[str, object] = {
-        "kind": "llvm",
-        "mtriple": isa.triple,
-        "mattr": [f for f in isa.llvm if not f.startswith("mcpu=")],
-    }
-    if mcpu:
-        config["mcpu"] = mcpu[-1]
-    return tvm.target.Target(config)
 
 
 def module(plan: Plan) -> tvm.IRModule:

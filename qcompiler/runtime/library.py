@@ -12,8 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from qcompiler import cpu
 from qcompiler.errors import Error
+
+Tensor = Any
+"""A tvm_ffi.Tensor; the package is imported only when a model is loaded."""
 
 _configured = threading.local()
 
@@ -49,6 +54,13 @@ def load_code(code: bytes, entry: str) -> tuple[Any, Callable[..., Any]]:
         path.write_bytes(code)
         module = tvm_ffi.load_module(str(path))
     return module, getattr(module, entry)
+
+
+def tensor(array: NDArray[Any]) -> Tensor:
+    """An array, as the entry function takes it without converting it at every call."""
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(array)
 
 
 def use_threads(count: int) -> None:

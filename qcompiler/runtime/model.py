@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from qcompiler import cpu
 from qcompiler.artifact import ALIGN, Artifact, Bytes, Manifest, Value, open_artifact
 from qcompiler.errors import Error
-from qcompiler.runtime.library import load_code, use_threads
+from qcompiler.runtime.library import Tensor, load_code, tensor, use_threads
 
 Array = NDArray[Any]
 _GUARD_BYTES = 64
@@ -49,8 +50,11 @@ class Model:
                 hint="compile it here (--target host) or for an older instruction set (see `qcompiler targets`)",
             )
         self._module, self._entry = load_code(artifact.code, "main")
-        self._weights = _aligned(artifact.weights) if artifact.weights.size else aligned_empty(1)
-        self._workspaces: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
+        self._weights = tensor(
+            _aligned(artifact.weights) if artifact.weights.size else aligned_empty(1)
+        )
+        self._workspaces: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        self._made = [(_dtype(v.dtype), v.shape, prod(v.shape)) for v in self.manifest.outputs]
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -65,7 +69,9 @@ class Model:
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in order -> the output, or a tuple of them."""
         if len(arrays) != len(self.inputs):
-            raise Error(f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}")
+            raise Error(
+                f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
+            )
         results = self._call([_checked(v, a) for v, a in zip(self.inputs, arrays, strict=True)])
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -80,7 +86,7 @@ class Model:
         Every round runs all steps in order, so each finds its input where the one before left it.
         """
         arrays = self._named(inputs)
-        outputs = [_output(v) for v in self.outputs]
+        outputs = [_output(*made) for made in self._made]
         workspace = self._workspace()
         count = len(self.manifest.steps)
         times = np.zeros((repeat, count))
@@ -97,12 +103,14 @@ class Model:
         unknown = sorted(set(inputs) - {v.name for v in self.inputs})
         missing = [v.name for v in self.inputs if v.name not in inputs]
         if unknown or missing:
-            what = f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
+            what = (
+                f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
+            )
             raise Error(what, hint=f"the model's inputs are {_listing(self.inputs)}")
         return [_checked(v, inputs[v.name]) for v in self.inputs]
 
     def _call(self, arrays: Sequence[Array]) -> list[Array]:
-        outputs = [_output(v) for v in self.outputs]
+        outputs = [_output(*made) for made in self._made]
         workspace = self._workspace()
         use_threads(self.threads)
         try:
@@ -112,17 +120,22 @@ class Model:
         return outputs
 
     def _invoke(
-        self, arrays: Sequence[Array], outputs: Sequence[Array], workspace: Bytes, first: int, last: int
+        self,
+        arrays: Sequence[Array],
+        outputs: Sequence[Array],
+        workspace: Tensor,
+        first: int,
+        last: int,
     ) -> None:
         flat = [_flat(a) for a in (*arrays, *outputs)]
         self._entry(*flat, self._weights, workspace, first, last)
 
-    def _workspace(self) -> Bytes:
+    def _workspace(self) -> Tensor:
         """A workspace nobody else uses now; a thread more makes one more."""
         try:
             return self._workspaces.get_nowait()
         except queue.Empty:
-            return aligned_empty(max(self.manifest.workspace_bytes, 1))
+            return tensor(aligned_empty(max(self.manifest.workspace_bytes, 1)))
 
 
 def aligned_empty(size: int) -> Bytes:
@@ -132,10 +145,8 @@ def aligned_empty(size: int) -> Bytes:
     return raw[start : start + size]
 
 
-def _output(value: Value) -> Array:
-    dtype = _dtype(value.dtype)
-    size = int(np.prod(value.shape, dtype=np.int64)) * dtype.itemsize
-    return aligned_empty(size).view(dtype).reshape(value.shape)
+def _output(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> Array:
+    return aligned_empty(size * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -1,0 +1,405 @@
+"""One function a command: arguments -> exit code."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler.artifact import Artifact, Value, open_artifact
+from qcompiler.cli import show
+from qcompiler.cli.arguments import input_shapes, percentiles
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Graph, Node, numpy_dtype
+
+if TYPE_CHECKING:
+    from qcompiler.driver import Options, Watch
+    from qcompiler.runtime import Model
+
+
+def compile(a: Namespace) -> int:
+    """ONNX model -> artifact."""
+    from qcompiler import driver
+
+    bar = show.ProgressBar(enabled=not a.no_progress)
+    watch, skips = _watch(a, bar)
+    start = time.perf_counter()
+    plan = driver.make_plan(a.model, _options(a), watch)
+    output = a.output or a.model.with_suffix(".qc")
+    if a.dry_run:
+        bar.close()
+        _say_skips(skips)
+        show.say(str(plan))
+        return 0
+    artifact = driver.build(plan, watch)
+    artifact.save(output)
+    seconds = time.perf_counter() - start
+    bar.close()
+    _say_skips(skips)
+    answer = {
+        "artifact": str(output),
+        "precision": a.precision,
+        "target": artifact.manifest.isa,
+        "threads": artifact.manifest.threads,
+        "steps": len(artifact.manifest.steps),
+        "bytes": output.stat().st_size,
+        "weights_bytes": artifact.weights.nbytes,
+        "workspace_bytes": artifact.manifest.workspace_bytes,
+        "compile_seconds": round(seconds, 3),
+    }
+    if a.json:
+        show.say_json(answer)
+    else:
+        show.say(
+            f"{a.model} -> {output}: {a.precision} for {answer['target']}, {answer['steps']} steps, "
+            f"{show.size(output.stat().st_size)}, compiled in {seconds:.1f} s"
+        )
+    return 0
+
+
+def run(a: Namespace) -> int:
+    """Artifact and inputs -> outputs."""
+    model = _load(a)
+    inputs = next(iter(_inputs(a, model)))
+    start = time.perf_counter()
+    outputs = model.run(inputs)
+    seconds = time.perf_counter() - start
+    if a.outputs:
+        _save_npz(a.outputs, outputs)
+    answer = {n: _summary(v) for n, v in outputs.items()}
+    if a.json:
+        show.say_json({"outputs": answer, "seconds": seconds, "file": str(a.outputs or "")})
+        return 0
+    rows = [(n, *s.values()) for n, s in answer.items()]
+    show.say(show.table(("output", "dtype", "shape", "min", "mean", "max", "top"), rows))
+    if a.print_time:
+        show.say(f"ran in {show.milliseconds(seconds)}")
+    return 0
+
+
+def bench(a: Namespace) -> int:
+    """Artifact -> its latency, and with --per-step every step's."""
+    wanted = percentiles(a.percentile)
+    start = time.perf_counter()
+    model = _load(a)
+    loaded = time.perf_counter() - start
+    inputs = next(iter(_inputs(a, model)))
+    start = time.perf_counter()
+    model.run(inputs)
+    first = time.perf_counter() - start
+    for _ in range(a.warmup):
+        model.run(inputs)
+    times: list[float] = []
+    end = time.perf_counter() + a.duration
+    while len(times) < a.iterations if a.iterations else time.perf_counter() < end or not times:
+        start = time.perf_counter()
+        model.run(inputs)
+        times.append(time.perf_counter() - start)
+    macs = sum(s.macs for s in model.manifest.steps)
+    median = float(np.median(times))
+    answer: dict[str, object] = {
+        "runs": len(times),
+        "threads": model.threads,
+        "load_ms": loaded * 1e3,
+        "first_run_ms": first * 1e3,
+        "mean_ms": float(np.mean(times)) * 1e3,
+        **{f"p{p:g}_ms": float(np.percentile(times, p)) * 1e3 for p in wanted},
+        "gops": 2 * macs / median / 1e9,
+    }
+    steps = _step_rows(model, inputs) if a.per_step else []
+    if a.json:
+        names = ("name", "kernel", "threads", "ms", "percent", "gops")
+        rows = [dict(zip(names, r, strict=True)) for r in steps]
+        show.say_json({**answer, **({"steps": rows} if rows else {})})
+        return 0
+    shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in answer.items()}
+    show.say(show.facts(shown))
+    if steps:
+        cells = [(n, k, t, f"{ms:.4f}", f"{p:.1f}", f"{g:.1f}") for n, k, t, ms, p, g in steps]
+        show.say("\n" + show.table(("step", "kernel", "threads", "ms", "%", "GOP/s"), cells))
+    return 0
+
+
+def _step_rows(
+    model: Model, inputs: Mapping[str, Array]
+) -> list[tuple[str, str, int, float, float, float]]:
+    seconds = model.profile(inputs)
+    whole = sum(seconds)
+    return [
+        (s.name, s.kernel, s.tasks, t * 1e3, 100 * t / whole, 2 * s.macs / t / 1e9)
+        for s, t in zip(model.manifest.steps, seconds, strict=True)
+    ]
+
+
+def inspect(a: Namespace) -> int:
+    """Model or artifact -> what it is."""
+    if _is_artifact(a.model):
+        return _inspect_artifact(a, open_artifact(a.model))
+    from qcompiler import driver
+    from qcompiler.onnx_reader import read
+    from qcompiler.text import write
+
+    bar = show.ProgressBar(enabled=not a.no_progress)
+    watch, skips = _watch(a, bar)
+    if a.plan:
+        plan = driver.make_plan(a.model, _options(a), watch)
+        bar.close()
+        _say_skips(skips)
+        show.say(str(plan))
+        return 0
+    graph = read(a.model, input_shapes(a.input_shape))
+    if a.text:
+        show.say(write(graph)[0])
+        return 0
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op not in ("input", "constant", "item"):
+            counts[node.op] = counts.get(node.op, 0) + 1
+    weights = sum(n.type.bytes for n in graph.nodes if n.is_constant)
+    inputs = [f"{n.name}: {n.type}" for n in graph.inputs]
+    outputs = [f"{n}: {o.type}" for n, o in zip(graph.output_names, graph.outputs, strict=True)]
+    if a.json:
+        answer = {"name": graph.name, "inputs": inputs, "outputs": outputs, "operators": counts}
+        show.say_json({**answer, "weights_bytes": weights, "notes": dict(graph.notes)})
+        return 0
+    head = {
+        "model": graph.name,
+        "inputs": "; ".join(inputs),
+        "outputs": "; ".join(outputs),
+        "weights": show.size(weights),
+        **graph.notes,
+    }
+    show.say(show.facts(head))
+    rows = sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+    show.say("\n" + show.table(("operator", "nodes"), rows))
+    return 0
+
+
+def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
+    manifest = artifact.manifest
+    if a.json:
+        show.say_json(asdict(manifest))
+        return 0
+    head = {
+        "artifact": manifest.name,
+        "inputs": "; ".join(map(str, manifest.inputs)),
+        "outputs": "; ".join(map(str, manifest.outputs)),
+        "target": f"{manifest.isa} ({manifest.triple}), {manifest.threads} threads",
+        "needs": " ".join(manifest.cpu_flags),
+        "code": show.size(len(artifact.code)),
+        "weights": show.size(artifact.weights.nbytes),
+        "workspace": show.size(manifest.workspace_bytes),
+        **manifest.producer,
+        **manifest.notes,
+    }
+    show.say(show.facts(head))
+    if a.plan:
+        rows = [(s.name, s.kernel, s.tasks, s.macs, s.bytes) for s in manifest.steps]
+        show.say("\n" + show.table(("step", "kernel", "threads", "MACs", "bytes"), rows))
+    return 0
+
+
+def compare(a: Namespace) -> int:
+    """Artifact and ONNX model on the same inputs -> errors and latencies; 1 when beyond a limit."""
+    from qcompiler.compare import against_onnxruntime, beyond
+
+    model = _load(a)
+    samples = list(_inputs(a, model, a.samples))
+    report = against_onnxruntime(model, a.model, samples)
+    failures = beyond(report, atol=a.atol, rtol=a.rtol, cosine=a.cosine, top1=a.top1)
+    if a.json:
+        show.say_json({**asdict(report), "failures": failures})
+    else:
+        head = ("output", "max error", "mean error", "/ range", "cosine", "top-1")
+        rows = [
+            (
+                o.name,
+                f"{o.max_error:.3g}",
+                f"{o.mean_error:.3g}",
+                f"{o.relative_error:.3g}",
+                f"{o.cosine:.6f}",
+                "-" if o.top1 is None else f"{100 * o.top1:.1f}%",
+            )
+            for o in report.outputs
+        ]
+        show.say(show.table(head, rows))
+        show.say(
+            f"{len(samples)} samples; this artifact {show.milliseconds(report.seconds)}, "
+            f"onnxruntime {show.milliseconds(report.peer_seconds)} "
+            f"({report.peer_seconds / report.seconds:.2f}x)"
+        )
+        for failure in failures:
+            show.say(f"beyond the limit: {failure}")
+    return 1 if failures else 0
+
+
+def targets(a: Namespace) -> int:
+    """Instruction sets and devices, and which of them this machine can run."""
+    from qcompiler import cpu, isa, plugins
+
+    plugins.load_all()
+    for path in a.target:
+        plugins.device(path)
+    have = cpu.features()
+    host = isa.host().isa.name if any(i.cpu_flags <= have for i in isa.ISAS.values()) else ""
+    rows = []
+    for i in isa.ISAS.values():
+        missing = sorted(i.cpu_flags - have)
+        here = "host" if i.name == host else "yes" if not missing else f"no ({' '.join(missing)})"
+        products = " ".join("x".join(k[:2]) for k in i.mac)
+        rows.append((i.name, here, i.triple, i.vector_bytes, i.registers, products))
+    devices = [(n, plugins.device(n).isa.name) for n in plugins.devices()]
+    if a.json:
+        names = ("name", "here", "triple", "vector_bytes", "registers", "products")
+        show.say_json(
+            {
+                "instruction_sets": [dict(zip(names, r, strict=True)) for r in rows],
+                "devices": [{"name": n, "isa": i} for n, i in devices],
+            }
+        )
+        return 0
+    head = ("instruction set", "this machine", "triple", "vector bytes", "registers", "products")
+    show.say(show.table(head, rows))
+    if devices:
+        show.say("\n" + show.table(("device", "instruction set"), devices))
+    return 0
+
+
+def demo(a: Namespace) -> int:
+    """The model inside the package, from ONNX to a checked and timed int8 artifact."""
+    from qcompiler.demo.main import demo as run_demo
+
+    bar = show.ProgressBar(enabled=not a.no_progress)
+    report = run_demo(a.output, target=a.target, progress=bar)
+    bar.close()
+    if a.json:
+        show.say_json(report.facts)
+    else:
+        show.say(report.text)
+    return 0
+
+
+def _options(a: Namespace) -> Options:
+    from qcompiler.driver import Options
+
+    return Options(
+        target=a.target,
+        precision=a.precision,
+        calibration=a.calibration,
+        calibration_method=a.calibration_method,
+        calibration_samples=a.calibration_samples,
+        input_shapes=input_shapes(a.input_shape),
+        threads=a.threads,
+        passes=tuple(a.passes),
+        disabled_passes=tuple(a.disabled_pass),
+        exclude=tuple(a.exclude),
+    )
+
+
+def _watch(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
+    """What the flags ask to be told, and the list that --explain fills."""
+    from qcompiler.driver import Watch
+
+    skips: list[tuple[str, str, str]] = []
+
+    def explain(rule: str, node: Node, reason: str) -> None:
+        skips.append((rule, node.name or node.op, reason))
+
+    count = 0
+
+    def dump(stage: str, graph: Graph) -> None:
+        nonlocal count
+        _dump(a.dump, f"{count}_{stage}", graph)
+        count += 1
+
+    return Watch(bar, explain if a.explain else None, dump if a.dump else None), skips
+
+
+def _dump(folder: Path, name: str, graph: Graph) -> None:
+    from qcompiler.text import write
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text, arrays = write(graph)
+        (folder / f"{name}.txt").write_text(text)
+        plain = {k: v for k, v in arrays.items() if v.dtype.kind in "biuf"}
+        _save_npz(folder / f"{name}.npz", plain)
+    except OSError as e:
+        raise Error(f"cannot write: {e.strerror}", where=str(folder)) from e
+
+
+def _say_skips(skips: list[tuple[str, str, str]]) -> None:
+    if skips:
+        rows = list(dict.fromkeys(skips))
+        show.say(show.table(("rule or kernel", "node", "not used because"), rows) + "\n")
+
+
+def _load(a: Namespace) -> Model:
+    from qcompiler.runtime import load
+
+    return load(a.artifact, threads=a.threads if "threads" in a else 0)
+
+
+def _inputs(a: Namespace, model: Model, count: int = 1) -> list[dict[str, Array]]:
+    """The samples a command is given, or `count` made-up ones."""
+    if a.inputs:
+        from itertools import islice
+
+        from qcompiler.samples import samples
+
+        types = {v.name: (v.dtype, v.shape) for v in model.inputs}
+        found = list(islice(samples(str(a.inputs), types), count))
+        if not found:
+            raise Error("no samples", where=str(a.inputs))
+        return found
+    rng = np.random.default_rng(a.seed)
+    return [{v.name: _fill(v, a.fill_mode, rng) for v in model.inputs} for _ in range(count)]
+
+
+def _fill(value: Value, mode: str, rng: np.random.Generator) -> Array:
+    dtype = numpy_dtype(value.dtype)
+    if mode != "random":
+        return np.full(value.shape, 1 if mode == "ones" else 0, dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 100 if dtype.itemsize > 1 else 2, value.shape).astype(dtype)
+    return rng.random(value.shape).astype(dtype)
+
+
+def _is_artifact(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as e:
+        raise Error(f"cannot read: {e.strerror}", where=str(path)) from e
+
+
+def _summary(array: Array) -> dict[str, object]:
+    if not array.size:
+        stats = dict.fromkeys(("min", "mean", "max", "top"), "-")
+        return {"dtype": array.dtype.name, "shape": list(array.shape), **stats}
+    wide = array.astype(np.float64)
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "min": f"{wide.min():.5g}",
+        "mean": f"{wide.mean():.5g}",
+        "max": f"{wide.max():.5g}",
+        "top": int(wide.reshape(-1).argmax()),
+    }
+
+
+def _save_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write beside, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise Error(f"cannot write: {e.strerror}", where=str(path)) from e
