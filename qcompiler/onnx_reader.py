@@ -1,0 +1,462 @@
+"""ONNX file -> graph in ONNX's newest vocabulary. No policy: nothing is optimized or chosen here.
+
+A file is hostile until shown otherwise. Whatever is wrong with it is one `Error`; all that we do
+not support is told at once. Nothing of it reaches onnx's native checker or shape inference, and no
+memory is taken that the file does not fill.
+
+Constant conditions (`If`) and functions are inlined; inputs with an initializer are constants; what
+no output needs is not looked at. Differences between opsets live in `onnx_opsets`, ONNX's schemas
+in `onnx_schema`, inputs in `onnx_inputs`, tensors in `onnx_tensors`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from qcompiler.errors import Error
+from qcompiler.ir import Graph, Node, constant, placeholder
+from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
+from qcompiler.onnx_opsets import Call, Result, adapted, newest
+from qcompiler.onnx_schema import (
+    NEWEST,
+    OLDEST,
+    bound,
+    check_inputs,
+    checked_attributes,
+    constant_of,
+    known_attributes,
+    schema,
+)
+from qcompiler.onnx_tensors import ExternalData, Unsupported, checked_shape, decode
+from qcompiler.ops import OPERATORS, known_value, make
+
+log = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = (1 << 31) - 1
+MAX_NODES = 1_000_000
+MAX_DEPTH = 64
+LISTED = 20
+"""How many unsupported operators, and how many nodes of each, an Error lists."""
+
+_MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+"""What Python and numpy raise where a type rule meets numbers that make no sense."""
+
+
+def read(
+    model: str | Path | ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Graph:
+    """ONNX file or ModelProto -> graph.
+
+    `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
+    in one input is pinned wherever it stands. Errors: all that is wrong or not supported.
+    """
+    try:
+        proto, folder = (model, None) if isinstance(model, ModelProto) else _load(Path(model))
+        return _Reader(proto, ExternalData(folder)).graph(input_shapes or {})
+    except UnicodeDecodeError as e:
+        raise Error("a name in the model is not text (UTF-8)", hint="the file is damaged") from e
+
+
+def _load(path: Path) -> tuple[ModelProto, Path]:
+    where = str(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise Error("a folder, not an ONNX file", where=where)
+        if not stat.S_ISREG(status.st_mode):
+            raise Error("not a file", where=where)
+        if status.st_size > MAX_FILE_BYTES:
+            raise Error(
+                f"{status.st_size} bytes are more than the 2 GB of a protobuf file",
+                where=where,
+                hint="save the model with external data",
+            )
+        data = path.read_bytes()
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise Error(f"cannot be read ({getattr(e, 'strerror', None) or e})", where=where) from e
+    if not data:
+        raise Error("the file is empty", where=where)
+    try:
+        model = ModelProto.FromString(data)
+    except DecodeError as e:
+        raise Error("not an ONNX model, or a damaged one", where=where) from e
+    return model, path.parent
+
+
+@dataclass
+class _Missing:
+    """Stands for a value that could not be made; `why` is empty where that has been reported."""
+
+    why: str = ""
+
+
+Value = Node | _Missing | None
+"""None: an optional input of a function that the caller left out."""
+
+
+@dataclass
+class _Scope:
+    """The names of a graph, branch or function body. A branch sees those around it too."""
+
+    opsets: Mapping[str, int]
+    values: dict[str, Value] = field(default_factory=dict)
+    initializers: Mapping[str, TensorProto] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeProto] | None = None
+    outer: _Scope | None = None
+    prefix: str = ""
+    depth: int = 0
+
+
+class _Reader:
+    """One model on its way to a graph."""
+
+    def __init__(self, model: ModelProto, external: ExternalData) -> None:
+        if not model.HasField("graph") or not model.graph.output:
+            raise Error("not an ONNX model: it has no graph with outputs")
+        self.model = model
+        self.external = external
+        self.opsets = _opsets(model.opset_import)
+        self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.functions}
+        self.unsupported: dict[tuple[str, str], list[str]] = {}
+        self.names: set[str] = set()
+        self.count = 0
+
+    def graph(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+        """The model's graph, or an Error that lists all that is not supported."""
+        proto = self.model.graph
+        scope = _Scope(self.opsets, initializers=_initializers(proto))
+        inputs = [
+            placeholder(name, type)
+            for name, type in input_types(proto, scope.initializers, input_shapes).items()
+        ]
+        scope.values.update({i.name: i for i in inputs})
+        names = tuple(checked_name(o.name, "output") for o in proto.output)
+        if len(set(names)) != len(names):
+            raise Error(f"two outputs have the name {first_double(names)!r}")
+        outputs = self.body(proto.node, names, scope, "the graph's output")
+        self.raise_unsupported()
+        nodes = tuple(o for o in outputs if isinstance(o, Node))
+        notes = {
+            "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
+            "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
+        }
+        return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
+
+    def body(
+        self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: _Scope, where: str
+    ) -> list[Value]:
+        """Nodes in any order -> the values of `outputs`, whatever these do not need left alone."""
+        if scope.depth > MAX_DEPTH:
+            raise Error(f"functions or branches nest deeper than {MAX_DEPTH}", where=where)
+        for proto in _needed(tuple(nodes), outputs, scope):
+            self.count += 1
+            if self.count > MAX_NODES:
+                raise Error(f"more than {MAX_NODES} nodes")
+            self.convert(proto, scope)
+        return [self.value(o, scope, where) for o in outputs]
+
+    def value(self, name: str, scope: _Scope, where: str) -> Value:
+        """What a name stands for; weights are decoded when they are first read."""
+        around: _Scope | None = scope
+        while around is not None:
+            if name in around.values:
+                value = around.values[name]
+                if isinstance(value, _Missing) and value.why:
+                    self.report(value.why, "", where)
+                    value.why = ""
+                return value
+            if name in around.initializers:
+                around.values[name] = self.weight(name, around.initializers[name])
+                return around.values[name]
+            around = around.outer
+        raise Error(f"{name!r} is read, but nothing makes it", where=where)
+
+    def weight(self, name: str, tensor: TensorProto) -> Value:
+        """An initializer -> a constant."""
+        try:
+            return constant(decode(tensor, self.external, f"initializer {name!r}"), name)
+        except Unsupported as e:
+            self.report(e.what, "", e.where)
+            return _Missing()
+
+    def convert(self, proto: NodeProto, scope: _Scope) -> None:
+        """One node of the file -> its outputs, under their names in the scope."""
+        first = next((o for o in proto.output if o), "")
+        name = self.unique(scope.prefix + (proto.name or f"{proto.op_type}_{first}"))
+        where = f"{name} ({proto.op_type})"
+        try:
+            inputs = [self.value(i, scope, where) if i else None for i in proto.input]
+            present = [i for i in inputs if not isinstance(i, _Missing)]
+            if len(present) == len(inputs):
+                self.bind(proto, name, self.apply(proto, present, name, scope), scope)
+                return
+            self.check_known(proto, scope, where)
+        except Unsupported as e:
+            domain = _domain(proto.domain)
+            self.report(f"{proto.op_type} ({domain or 'ai.onnx'}): {e.what}", e.hint, name)
+        for output in proto.output:
+            scope.values[output] = _Missing()
+
+    def bind(
+        self, proto: NodeProto, name: str, result: Node | Sequence[Value], scope: _Scope
+    ) -> None:
+        """Give the outputs of a node their names."""
+        values: Sequence[Value]
+        if isinstance(result, Node) and len(result.types) > 1:
+            values = [
+                Node("item", (result,), {"index": i}, (type,), self.unique(proto.output[i]))
+                for i, type in enumerate(result.types[: len(proto.output)])
+            ]
+        else:
+            values = [result] if isinstance(result, Node) else result
+        for i, output in enumerate(proto.output):
+            absent = _Missing(f"output {i} of {name} ({proto.op_type}) is not supported")
+            scope.values[output] = values[i] if i < len(values) else absent
+
+    def apply(
+        self, proto: NodeProto, inputs: list[Node | None], name: str, scope: _Scope
+    ) -> Node | Sequence[Value]:
+        """An operator on its inputs -> a node, or the values of its outputs."""
+        where = f"{name} ({proto.op_type})"
+        domain = _domain(proto.domain)
+        function = self.functions.get((domain, proto.op_type, proto.overload))
+        attributes = [
+            a for a in (bound(p, scope.attributes, where) for p in proto.attribute) if a is not None
+        ]
+        if function is not None:
+            return self.call_function(function, inputs, attributes, name, scope)
+        self.check_known(proto, scope, where)
+        spec = schema(proto.op_type, scope.opsets[domain])
+        if spec is None:
+            raise Unsupported(f"not in opset {scope.opsets[domain]}", where=where)
+        attrs = checked_attributes(spec, attributes, self.external, where)
+        check_inputs(spec, inputs, where)
+        if proto.op_type == "Constant":
+            return constant_of(attrs, proto.output[0] if proto.output else name, where)
+        if proto.op_type == "If":
+            return self.branch(attributes, inputs, name, scope)
+        call = Call(proto.op_type, tuple(inputs), attrs, len(proto.output), name)
+        with _Malformed(where):
+            return self.finish(newest(call, scope.opsets[domain]))
+
+    def finish(self, result: Result) -> Node | Sequence[Node]:
+        """A call at the newest opset -> a typed node."""
+        if not isinstance(result, Call):
+            return result
+        where = f"{result.name} ({result.op})"
+        inputs = list(result.inputs)
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        node = make(
+            result.op, *inputs, name=result.name, **known_attributes(result.op, result.attrs, where)
+        )
+        for type in node.types:
+            checked_shape((d for d in type.shape if isinstance(d, int)), where)
+        return node
+
+    def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
+        """Unsupported where we have no meaning for an operator."""
+        domain = _domain(proto.domain)
+        if (domain, proto.op_type, proto.overload) in self.functions:
+            return
+        if domain not in scope.opsets:
+            raise Error(
+                f"the model does not import the domain {domain or 'ai.onnx'!r}", where=where
+            )
+        inlined = proto.op_type in ("Constant", "If")
+        if domain or not (inlined or proto.op_type in OPERATORS or adapted(proto.op_type)):
+            raise Unsupported("unknown operator", where=where)
+
+    def branch(
+        self,
+        attributes: Sequence[AttributeProto],
+        inputs: Sequence[Node | None],
+        name: str,
+        scope: _Scope,
+    ) -> Sequence[Value]:
+        """An If whose condition is a constant -> the outputs of the branch it takes."""
+        condition = known_value(inputs[0])
+        if condition is None or condition.size != 1:
+            raise Unsupported("its condition is not a constant", where=f"{name} (If)")
+        taken = "then_branch" if condition.any() else "else_branch"
+        graph = next(a.g for a in attributes if a.name == taken)
+        if graph.input:
+            raise Error("a branch cannot have inputs", where=f"{name} (If)")
+        inner = _Scope(
+            scope.opsets,
+            initializers=_initializers(graph),
+            attributes=scope.attributes,
+            outer=scope,
+            prefix=f"{name}/",
+            depth=scope.depth + 1,
+        )
+        return self.body(graph.node, [o.name for o in graph.output], inner, f"{name} (If)")
+
+    def call_function(
+        self,
+        function: FunctionProto,
+        inputs: Sequence[Node | None],
+        attributes: Sequence[AttributeProto],
+        name: str,
+        scope: _Scope,
+    ) -> Sequence[Value]:
+        """A function of the model on inputs -> the values that its body gives."""
+        where = f"{name} ({function.name})"
+        if len(inputs) > len(function.input):
+            raise Error(f"{len(inputs)} inputs where {len(function.input)} are taken", where=where)
+        given = {a.name: a for a in function.attribute_proto} | {a.name: a for a in attributes}
+        absent = (None,) * (len(function.input) - len(inputs))
+        inner = _Scope(
+            _opsets(function.opset_import) if function.opset_import else self.opsets,
+            values=dict(zip(function.input, (*inputs, *absent), strict=True)),
+            attributes=given,
+            prefix=f"{name}/",
+            depth=scope.depth + 1,
+        )
+        return self.body(function.node, function.output, inner, where)
+
+    def unique(self, name: str) -> str:
+        """A node's name, made of printable characters, and one that no other node has."""
+        if len(name) > MAX_NAME:
+            raise Error(f"a name of {len(name)} characters", where=name[:60])
+        plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", name)
+        unique, count = plain, 1
+        while unique in self.names:
+            count += 1
+            unique = f"{plain}_{count}"
+        self.names.add(unique)
+        return unique
+
+    def report(self, what: str, hint: str, name: str) -> None:
+        """Remember what is not supported, and where it stands."""
+        self.unsupported.setdefault((what, hint), []).append(name)
+
+    def raise_unsupported(self) -> None:
+        """One Error for all that was reported."""
+        if not self.unsupported:
+            return
+        lines = [f"{what}; in {_listed(names)}" for (what, _), names in self.unsupported.items()]
+        if len(lines) > LISTED:
+            lines[LISTED:] = [f"and {len(lines) - LISTED} more"]
+        hints = [hint for _, hint in self.unsupported if hint]
+        raise Error(
+            "the model has what is not supported:\n" + "\n".join(f"  {line}" for line in lines),
+            hint=hints[0] if hints else "",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+class _Malformed:
+    """Turns what a type rule raises over senseless numbers into an Error that names the node."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _MALFORMED):
+            log.debug("a type rule failed", exc_info=error)
+            raise Error(
+                f"its inputs and attributes do not fit ({error or type(error).__name__})",
+                where=self.where,
+            ) from error
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    opsets = {_domain(i.domain): i.version for i in imports}
+    if not opsets:
+        raise Error("not an ONNX model: it names no opset")
+    version = opsets.get("", NEWEST)
+    if version < OLDEST:
+        raise Error(
+            f"opset {version} is older than {OLDEST}",
+            hint="convert it: onnx.version_converter.convert_version(model, 13)",
+        )
+    if version > NEWEST:
+        raise Error(
+            f"opset {version} is newer than {NEWEST}", hint=f"re-export with opset {NEWEST}"
+        )
+    return opsets
+
+
+def _initializers(proto: GraphProto) -> dict[str, TensorProto]:
+    if proto.sparse_initializer:
+        name = proto.sparse_initializer[0].values.name
+        raise Error(
+            f"the sparse initializer {name!r} is not supported", hint="store it as a dense tensor"
+        )
+    found = {t.name: t for t in proto.initializer}
+    if len(found) != len(proto.initializer):
+        raise Error(
+            f"two initializers have the name {first_double([t.name for t in proto.initializer])!r}"
+        )
+    return found
+
+
+def _needed(
+    nodes: Sequence[NodeProto], outputs: Sequence[str], scope: _Scope
+) -> Iterator[NodeProto]:
+    """Nodes in any order -> those that the outputs need, each after what it reads."""
+    maker: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for output in node.output:
+            if output and (
+                output in maker or output in scope.values or output in scope.initializers
+            ):
+                raise Error(
+                    f"{output!r} is made twice", where=f"{node.name or output} ({node.op_type})"
+                )
+            if output:
+                maker[output] = index
+    opened: set[int] = set()
+    done: set[int] = set()
+    stack = [(maker[o], False) for o in reversed(outputs) if o in maker]
+    while stack:
+        index, ready = stack.pop()
+        if ready:
+            done.add(index)
+            yield nodes[index]
+        elif index in done:
+            continue
+        elif index in opened:
+            node = nodes[index]
+            raise Error("a cycle: it needs its own output", where=f"{node.name} ({node.op_type})")
+        else:
+            opened.add(index)
+            stack.append((index, True))
+            sources = (maker[i] for i in _reads(nodes[index]) if i in maker)
+            stack.extend((i, False) for i in sources if i not in done)
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """The names that a node needs: its inputs, and what its branches read from around them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+            made = {o for inner in graph.node for o in inner.output} | {
+                t.name for t in graph.initializer
+            }
+            inside = [
+                *(i for inner in graph.node for i in _reads(inner)),
+                *(o.name for o in graph.output),
+            ]
+            yield from (i for i in inside if i not in made)

@@ -1,0 +1,258 @@
+"""TensorProto <-> numpy array. Sizes, offsets and paths of a file are checked before they are used.
+
+External data must lie in the model's own folder (links may not lead out of it) and is mapped into
+memory, not copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qcompiler.errors import Error
+from qcompiler.ir import Array, numpy_dtype
+
+MAX_RANK = 32
+MAX_ELEMENTS = 1 << 40
+
+DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT16: "uint16",
+    onnx.TensorProto.INT16: "int16",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.BOOL: "bool",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.DOUBLE: "float64",
+    onnx.TensorProto.UINT32: "uint32",
+    onnx.TensorProto.UINT64: "uint64",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.FLOAT8E4M3FN: "float8_e4m3fn",
+    onnx.TensorProto.FLOAT8E4M3FNUZ: "float8_e4m3fnuz",
+    onnx.TensorProto.FLOAT8E5M2: "float8_e5m2",
+    onnx.TensorProto.FLOAT8E5M2FNUZ: "float8_e5m2fnuz",
+    onnx.TensorProto.UINT4: "uint4",
+    onnx.TensorProto.INT4: "int4",
+}
+CODES = {name: code for code, name in DTYPES.items()}
+"""dtype -> number in ONNX's TensorProto.DataType."""
+
+_TYPED_FIELD = {
+    "float32": "float_data",
+    "float64": "double_data",
+    "int64": "int64_data",
+    "uint64": "uint64_data",
+    "uint32": "uint64_data",
+}
+_DATA_FIELDS = (
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+)
+_PACKED = ("int4", "uint4")
+
+
+class Unsupported(Error):
+    """What a valid model may hold and we do not; the reader collects these and tells all in one."""
+
+
+def dtype_name(code: int, where: str) -> str:
+    """Number of ONNX's TensorProto.DataType -> "float32"; one that we do not have is an Error."""
+    if code not in DTYPES:
+        known = onnx.TensorProto.DataType.values()
+        spelled = onnx.TensorProto.DataType.Name(code) if code in known else f"number {code}"
+        raise Unsupported(f"tensors of type {spelled} are not supported", where=where)
+    return DTYPES[code]
+
+
+def checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:
+    """Dimensions from a file -> the same; negative ones, or beyond the limits, are an Error."""
+    shape = tuple(int(d) for d in dims)
+    if any(d < 0 for d in shape):
+        raise Error(f"negative dimension in {list(shape)}", where=where)
+    if len(shape) > MAX_RANK:
+        raise Error(f"{len(shape)} dimensions are more than {MAX_RANK}", where=where)
+    if prod(max(d, 1) for d in shape) > MAX_ELEMENTS:
+        raise Error(f"a tensor of shape {list(shape)} is too large", where=where)
+    return shape
+
+
+class ExternalData:
+    """A model's folder -> the bytes of the files beside the model, each file mapped once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.files: dict[str, NDArray[np.uint8]] = {}
+
+    def bytes(self, tensor: onnx.TensorProto, size: int, where: str) -> NDArray[np.uint8]:
+        """The `size` bytes that a tensor stored outside the model names, as an array of uint8."""
+        entries = _entries(tensor, where)
+        location = entries.get("location", "")
+        file = self._file(location, where)
+        offset = _natural(entries.get("offset", "0"), "offset", where)
+        length = _natural(entries.get("length", str(size)), "length", where)
+        if length != size:
+            raise Error(
+                f"external data of {length} bytes where the shape needs {size}", where=where
+            )
+        if offset + length > file.size:
+            raise Error(
+                f"bytes {offset}..{offset + length} lie outside {location!r} of {file.size}",
+                where=where,
+                hint="the data file is truncated or belongs to another model",
+            )
+        return file[offset : offset + length]
+
+    def _file(self, location: str, where: str) -> NDArray[np.uint8]:
+        if location not in self.files:
+            if self.folder is None:
+                raise Error("external data needs a model that was read from a file", where=where)
+            self.files[location] = _map_contained(self.folder, location, where)
+        return self.files[location]
+
+
+def _entries(tensor: onnx.TensorProto, where: str) -> dict[str, str]:
+    entries: dict[str, str] = {}
+    for entry in tensor.external_data:
+        if entry.key in entries:
+            raise Error(f"external data names {entry.key!r} twice", where=where)
+        entries[entry.key] = entry.value
+    return entries
+
+
+def _natural(text: str, what: str, where: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19):
+        raise Error(f"external data has a bad {what} {text[:40]!r}", where=where)
+    return int(text)
+
+
+def _map_contained(folder: Path, location: str, where: str) -> NDArray[np.uint8]:
+    """Folder and a file's name in it -> the file's bytes; one that leads outside is an Error."""
+
+    def refuse(why: str) -> Error:
+        return Error(
+            f"external data in {location[:200]!r} {why}",
+            where=where,
+            hint="put the data file itself, not a link, into the model's folder",
+        )
+
+    posix, windows = PurePosixPath(location), PureWindowsPath(location)
+    if not location or "\0" in location or posix.is_absolute() or windows.drive or windows.root:
+        raise refuse("is not a relative path")
+    if ".." in windows.parts:  # parts are split at both kinds of slash
+        raise refuse("leaves the model's folder")
+    root = os.path.realpath(folder)
+    real = os.path.realpath(os.path.join(root, location))
+    if os.path.commonpath([root, real]) != root:
+        raise refuse("is a link out of the model's folder")
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(real, flags)
+    except OSError as e:
+        raise refuse(f"cannot be opened ({e.strerror})") from e
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise refuse("is not a file")
+        if status.st_nlink > 1:  # CVE-2026-34446: a second name may be that of a file outside
+            raise refuse("is a hard link")
+        if status.st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
+    finally:
+        os.close(descriptor)
+
+
+def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Array:
+    """TensorProto -> read-only array. Never makes more elements than the file has data for."""
+    if tensor.data_type == onnx.TensorProto.STRING:
+        raise Unsupported("string tensors are not supported", where=where)
+    dtype = dtype_name(tensor.data_type, where)
+    shape = checked_shape(tensor.dims, where)
+    if tensor.HasField("segment"):
+        raise Unsupported("tensors in segments are not supported", where=where)
+    count = prod(shape)
+    stored = (count + 1) // 2 if dtype in _PACKED else count * numpy_dtype(dtype).itemsize
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        array = _from_bytes(external.bytes(tensor, stored, where), dtype, count)
+    elif tensor.HasField("raw_data"):
+        raw = np.frombuffer(tensor.raw_data, np.uint8)
+        if raw.size != stored:
+            raise Error(
+                f"{raw.size} bytes of data where {dtype}{list(shape)} needs {stored}", where=where
+            )
+        array = _from_bytes(raw, dtype, count)
+    else:
+        array = _from_fields(tensor, dtype, count, where)
+    array = array.reshape(shape)
+    array.setflags(write=False)
+    return array
+
+
+def _from_bytes(raw: NDArray[np.uint8], dtype: str, count: int) -> Array:
+    if dtype in _PACKED:
+        return _unpack(raw, dtype, count)
+    if dtype == "bool":
+        return np.not_equal(raw, 0)
+    array: Array = raw.view(numpy_dtype(dtype))
+    return array if array.flags.aligned else array.copy()
+
+
+def _unpack(raw: NDArray[np.uint8], dtype: str, count: int) -> Array:
+    """Bytes of two 4-bit numbers each, the low half first -> one number an element."""
+    halves = np.stack([raw & 15, raw >> 4], axis=-1).ravel()[:count].astype(np.int8)
+    if dtype == "int4":
+        halves = (halves ^ 8) - 8
+    return halves.astype(numpy_dtype(dtype))
+
+
+def _from_fields(tensor: onnx.TensorProto, dtype: str, count: int, where: str) -> Array:
+    field = _TYPED_FIELD.get(dtype, "int32_data")
+    wrong = [f for f in _DATA_FIELDS if f != field and len(getattr(tensor, f))]
+    if wrong:
+        raise Error(f"{dtype} data stands in {wrong[0]}", where=where)
+    values: Sequence[int | float] = getattr(tensor, field)
+    needed = (count + 1) // 2 if dtype in _PACKED else count
+    if len(values) != needed:
+        raise Error(f"{len(values)} values of data where {needed} are needed", where=where)
+    if field != "int32_data":
+        return np.array(values, numpy_dtype(dtype) if dtype != "uint32" else np.uint64).astype(
+            numpy_dtype(dtype), copy=False
+        )
+    bits = np.array(values, np.int32)
+    if dtype in _PACKED:
+        return _unpack(bits.astype(np.uint8), dtype, count)
+    if dtype == "bool":
+        return np.not_equal(bits, 0)
+    if numpy_dtype(dtype).kind in "iu":
+        return bits.astype(numpy_dtype(dtype))
+    width = numpy_dtype(dtype).itemsize  # float16 and narrower: the number is the bit pattern
+    return bits.astype(f"uint{8 * width}").view(numpy_dtype(dtype))
+
+
+def encode(array: Array, name: str = "") -> onnx.TensorProto:
+    """Array -> TensorProto with raw data."""
+    dtype = array.dtype.name
+    if dtype not in CODES:
+        raise Error(f"ONNX has no tensors of {dtype}", where=name)
+    tensor = onnx.TensorProto(name=name, data_type=CODES[dtype], dims=array.shape)
+    if dtype in _PACKED:
+        halves = array.ravel().astype(np.int8).view(np.uint8) & 15
+        halves = np.append(halves, np.zeros(halves.size % 2, np.uint8))
+        tensor.raw_data = (halves[::2] | halves[1::2] << 4).astype(np.uint8).tobytes()
+    else:
+        tensor.raw_data = np.ascontiguousarray(array).tobytes()
+    return tensor
