@@ -1,8 +1,9 @@
-"""Graph and input arrays -> output arrays, by the numpy meaning of every operator: the oracle of all tests."""
+"""Graph and input arrays -> output arrays, by every operator's numpy meaning: the oracle of tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,13 +15,35 @@ KNOWN_BYTES = 1 << 16
 """Type rules look at values (the shape a Reshape is given) no larger than this."""
 
 
+_OF_TYPE = ("Shape", "Size")
+"""Operators that look at their input's type only."""
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Stands for an array of which nobody reads more than the shape."""
+
+    shape: tuple[int, ...]
+
+
 def meaning(node: Node, arrays: tuple[Array | None, ...]) -> tuple[Array, ...]:
-    """One node on arrays -> its outputs, checked against the node's types."""
+    """One node on arrays -> its outputs, checked against the node's types.
+
+    Values that make no sense (an index that does not exist, a shape that does not fit) are an
+    Error.
+    """
+    where = f"{node.name or 'node'} ({node.op})"
     entry = OPERATORS.get(node.op)
     if entry is None:
-        raise Error(f"unknown operator {node.op}", where=node.name)
-    result = entry.meaning(node, *arrays)
-    outputs = result if isinstance(result, tuple) else (result,)
+        raise Error("unknown operator", where=where)
+    try:
+        with np.errstate(all="ignore"):
+            result = entry.meaning(node, *arrays)
+    except Error as e:
+        raise Error(e.what, where=e.where or where, hint=e.hint) from e
+    except (ArithmeticError, IndexError, MemoryError, ValueError) as e:
+        raise Error(f"has no value for these inputs ({e})", where=where) from e
+    outputs = tuple(map(np.asarray, result if isinstance(result, tuple) else (result,)))
     for output, type in zip(outputs, node.types, strict=True):
         matches = len(output.shape) == type.rank and all(
             isinstance(d, str) or d == n for d, n in zip(type.shape, output.shape, strict=True)
@@ -37,8 +60,8 @@ def evaluate(
 ) -> dict[str, Array]:
     """Run a graph in numpy: {input name: array} -> {output name: array}.
 
-    `observe` is called with every single-output node and its value; values are dropped after their last reader, so
-    memory stays near the largest set of live activations.
+    `observe` is called with every single-output node and its value; values are dropped after their
+    last reader, so memory stays near the largest set of live activations.
     """
     values: dict[Node, tuple[Array, ...]] = {}
     left = dict(graph.readers)
@@ -50,8 +73,7 @@ def evaluate(
         elif node.is_constant:
             values[node] = (node.array,)
         elif node.op == "item":
-            source = node.operands[0]
-            values[node] = (values[source][node.int("index")],)
+            values[node] = meaning(node, values[node.operands[0]])
         else:
             arrays = tuple(None if i is None else values[i][0] for i in node.inputs)
             values[node] = meaning(node, arrays)
@@ -65,7 +87,7 @@ def evaluate(
 
 
 def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | None:
-    """The value of a node that depends on constants and shapes only, if it and all it needs are small; else None."""
+    """A value that needs constants and shapes only, if all of it is small; else None."""
     cone = [] if node is None else _cone(node, limit_bytes)
     if node is None or cone is None:
         return None
@@ -73,17 +95,17 @@ def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | No
     for n in cone:
         if n.is_constant:
             values[n] = (n.array,)
-        elif n.op == "Shape":  # needs its input's type only
-            values[n] = meaning(n, (np.broadcast_to(np.False_, n.operands[0].type.dims),))
+        elif n.op in _OF_TYPE:
+            values[n] = meaning(n, (_Unread(n.operands[0].type.dims),))  # type: ignore[arg-type]
         elif n.op == "item":
-            values[n] = (values[n.operands[0]][n.int("index")],)
+            values[n] = meaning(n, values[n.operands[0]])
         else:
             values[n] = meaning(n, tuple(None if i is None else values[i][0] for i in n.inputs))
     return values[node][0]
 
 
 def _cone(root: Node, limit_bytes: int) -> list[Node] | None:
-    """All that a value needs, inputs first; None as soon as something in it is large or not known."""
+    """All that a value needs, inputs first; None if any of it is large or not known."""
     order: list[Node] = []
     seen: set[Node] = set()
     stack = [(root, False)]
@@ -97,7 +119,7 @@ def _cone(root: Node, limit_bytes: int) -> list[Node] | None:
             if node.op == "input" or not small:
                 return None
             stack.append((node, True))
-            if node.op == "Shape":
+            if node.op in _OF_TYPE:
                 if not node.operands[0].type.static:
                     return None
             else:

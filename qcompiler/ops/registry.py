@@ -1,4 +1,4 @@
-"""An operator's name -> what it means: its type rule, its numpy meaning, and (elementwise ones) its formula.
+"""An operator's name -> what it means: type rule, numpy meaning, and (elementwise ones) formula.
 
 The families in this folder register themselves here. An operator is defined once:
 
@@ -7,9 +7,14 @@ The families in this folder register themselves here. An operator is defined onc
     @typed(transpose)
     def _(node: Node) -> Type: ...                        # the type rule; node.types is still empty
 
-    @elementwise("HardSwish")                             # read by numpy, by TIR kernels and by table builders
+    @elementwise("HardSwish")                             # read by numpy, kernels, table builders
     def hard_swish(m: Math, x: V) -> V:
         return x * m.clip(x / 6 + 0.5, 0, 1)
+
+The arrays of a meaning's signature are the operator's inputs; those with a default may be absent.
+Attributes are ONNX's, with ONNX's defaults, but that dtypes are named ("float32"), and that
+operators with optional outputs have one attribute more, `outputs`: how many of them the node gives
+(1, unless it says so).
 """
 
 from __future__ import annotations
@@ -17,6 +22,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from math import inf, prod
 from typing import Any
 
 from qcompiler.errors import Error
@@ -27,7 +35,12 @@ TypeRule = Callable[[Node], Type | tuple[Type, ...]]
 Meaning = Callable[..., Array | tuple[Array, ...]]
 Formula = Callable[..., Any]
 
+MAX_RANK = 32
+MAX_ELEMENTS = 1 << 48
+"""Nothing is larger than these; a model that says otherwise is broken or hostile."""
+
 _REQUIRED = object()
+_symbols = count()
 
 
 @dataclass
@@ -39,6 +52,14 @@ class Operator:
     defaults: Mapping[str, object]
     type_rule: TypeRule | None = None
     formula: Formula | None = None
+
+    @cached_property
+    def arity(self) -> tuple[int, float]:
+        """How many inputs must be there, and how many can be."""
+        parameters = list(inspect.signature(self.formula or self.meaning).parameters.values())[1:]
+        inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        return sum(p.default is p.empty for p in inputs), inf if variadic else len(inputs)
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -71,10 +92,14 @@ def typed(*meanings: Meaning) -> Callable[[TypeRule], TypeRule]:
     return register
 
 
-def elementwise(name: str, *, dtype: str | None = None, types: TypeRule | None = None) -> Callable[[Formula], Formula]:
-    """Register a formula `f(m, *values, **attributes)`; keyword defaults are the attributes' defaults.
+def elementwise(
+    name: str, *, dtype: str | None = None, types: TypeRule | None = None
+) -> Callable[[Formula], Formula]:
+    """Register a formula `f(m, *values, *, attribute=default)`.
 
-    The output's shape is the inputs' broadcast shape; its dtype is `dtype`, else the first input's.
+    The inputs have one dtype, and so has the output unless `dtype` says another; its shape is the
+    inputs' broadcast shape. Values of less than 32 float bits are computed in float32 and rounded
+    once, at the end; those of 4 bits in 8.
     """
 
     def register(formula: Formula) -> Formula:
@@ -86,10 +111,13 @@ def elementwise(name: str, *, dtype: str | None = None, types: TypeRule | None =
 
         def meaning(node: Node, *arrays: Array | None) -> Array:
             attrs = {k: node.attrs[k] for k in defaults}
-            result: Array = NUMPY.finish(formula(NUMPY, *arrays, **attrs), node.type)
-            return result
+            values = (None if a is None else NUMPY.widen(a) for a in arrays)
+            return NUMPY.finish(formula(NUMPY, *values, **attrs), node.dtype)
 
         def rule(node: Node) -> Type:
+            dtypes = {i.dtype for i in node.operands}
+            if len(dtypes) > 1:
+                raise Error(f"inputs of {' and '.join(sorted(dtypes))} do not go together")
             shape = broadcast(*(i.type.shape for i in node.operands))
             return Type(dtype or node.operands[0].dtype, shape)
 
@@ -105,8 +133,10 @@ def _add(entry: Operator) -> None:
     OPERATORS[entry.name] = entry
 
 
-def infer(op: str, inputs: Sequence[Node | None], attrs: Mapping[str, Attr], name: str = "") -> tuple[Type, ...]:
-    """Operator, inputs and attributes -> the types of its outputs; a clear error where they do not fit."""
+def infer(
+    op: str, inputs: Sequence[Node | None], attrs: Mapping[str, Attr], name: str = ""
+) -> tuple[Type, ...]:
+    """Operator, inputs, attributes -> the types of its outputs; an Error where they do not fit."""
     return make(op, *inputs, name=name, **attrs).types
 
 
@@ -115,27 +145,70 @@ def make(op: str, *inputs: Node | None, name: str = "", **attrs: Any) -> Node:
     entry = OPERATORS.get(op)
     if entry is None or entry.type_rule is None:
         raise Error(f"unknown operator {op}", where=name)
-    full = {**entry.defaults, **attrs}
-    missing = [k for k, v in full.items() if v is _REQUIRED]
-    if missing:
-        raise Error(f"attribute {missing[0]!r} is missing", where=f"{name or 'node'} ({op})")
-    untyped = Node(op, inputs, full, (), name)  # type: ignore[arg-type]
     try:
-        types = entry.type_rule(untyped)
+        _check_inputs(entry, inputs)
+        untyped = Node(op, inputs, _complete(entry, attrs), (), name)
+        made = entry.type_rule(untyped)
+        types = made if isinstance(made, tuple) else (made,)
+        for type in types:
+            _check_size(type)
     except Error as e:
         raise Error(e.what, where=e.where or f"{name or 'node'} ({op})", hint=e.hint) from e
-    return Node(op, inputs, untyped.attrs, types if isinstance(types, tuple) else (types,), name)
+    return Node(op, inputs, untyped.attrs, types, name)
+
+
+def _check_inputs(entry: Operator, inputs: Sequence[Node | None]) -> None:
+    needed, possible = entry.arity
+    if len(inputs) > possible:
+        raise Error(f"{len(inputs)} inputs where {possible} are possible")
+    for index in range(needed):
+        if index >= len(inputs) or inputs[index] is None:
+            raise Error(f"input {index} is missing")
+
+
+def _complete(entry: Operator, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
+    for key in attrs:
+        if key not in entry.defaults:
+            raise Error(f"unknown attribute {key!r}")
+    full: dict[str, Any] = {**entry.defaults, **attrs}
+    for key, value in full.items():
+        if value is _REQUIRED:
+            raise Error(f"attribute {key!r} is missing")
+    return full
+
+
+def _check_size(type: Type) -> None:
+    numbers = [d for d in type.shape if isinstance(d, int)]
+    if min(numbers, default=0) < 0:
+        raise Error(f"the output {type} has a negative dimension")
+    if type.rank > MAX_RANK or prod(numbers) > MAX_ELEMENTS:
+        raise Error(f"an output of rank {type.rank} and {prod(numbers)} elements is too large")
+
+
+def optional(node: Node, index: int) -> Node | None:
+    """An input of a node, None where it is absent or not even listed."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def fresh() -> str:
+    """A symbol for a dimension that only running the model tells; never the same twice."""
+    return f"?{next(_symbols)}"
 
 
 def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Shapes -> the shape numpy's broadcasting gives them; a symbol stands against 1 and against itself."""
+    """Shapes -> the shape that numpy's broadcasting gives them.
+
+    A symbol stands against 1, itself and any number. Of two symbols that differ one may turn out to
+    be 1: the outcome is a symbol of its own.
+    """
     result: list[Dim] = []
     for axis in range(-max(map(len, shapes), default=0), 0):
-        dims = {s[axis] for s in shapes if len(s) >= -axis} - {1}
-        numbers = {d for d in dims if isinstance(d, int)}
-        if len(numbers) > 1 or (not numbers and len(dims) > 1):
+        dims = list(dict.fromkeys(s[axis] for s in shapes if len(s) >= -axis))
+        wide = [d for d in dims if d != 1]
+        numbers = [d for d in wide if isinstance(d, int)]
+        if len(numbers) > 1:
             raise Error(f"shapes {' and '.join(_shape(s) for s in shapes)} do not broadcast")
-        result.append(next(iter(numbers or dims), 1))
+        result.append((numbers or wide or [1])[0] if numbers or len(wide) < 2 else fresh())
     return tuple(result)
 
 
