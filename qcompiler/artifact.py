@@ -1,8 +1,9 @@
 """manifest, machine code, weights <-> one file on disk (`model.qc`).
 
-A zip of stored members, each at a multiple of 64 bytes so that weights can be mapped into memory as they are:
-`manifest.json` (format version, inputs and outputs, required CPU features, SHA-256 of the other members, how it was made),
-`code.so`, `weights.bin`. Nothing in it is pickled. Opening it checks the format, every hash and that nothing else is inside.
+A zip of stored members, each at a multiple of 64 bytes so that weights can be mapped into memory as
+they are: `manifest.json` (format version, inputs and outputs, required CPU features, SHA-256 of the
+other members, how it was made), `code.so`, `weights.bin`. Nothing in it is pickled. Opening it
+checks the format, every hash and that nothing else is inside.
 """
 
 from __future__ import annotations
@@ -91,9 +92,11 @@ class Artifact:
         return len(self.code) + self.weights.nbytes
 
     def save(self, path: str | Path) -> Path:
-        """Write the artifact: to a temporary file beside it, then renamed, so that no half file is ever seen."""
+        """Write the artifact: to a temporary file beside it, then renamed, so that no half file is
+        ever seen.
+        """
         path = Path(path)
-        members = {CODE: memoryview(self.code), WEIGHTS: memoryview(self.weights).cast("B")}
+        members = {CODE: memoryview(self.code), WEIGHTS: memoryview(self.weights.tobytes())}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
         manifest = json.dumps({**asdict(self.manifest), "members": hashes}, indent=1).encode()
         try:
@@ -116,7 +119,8 @@ class Artifact:
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """Path -> artifact, its weights mapped from the file; every check done before anything is used."""
+    """Path -> artifact, its weights mapped from the file; every check done before anything is used.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -137,7 +141,9 @@ def _read(file: BinaryIO, where: str) -> Artifact:
         entries = archive.infolist()
         if sorted(e.filename for e in entries) != sorted((MANIFEST, CODE, WEIGHTS)):
             raise ValueError("its members are not those of an artifact")
-        if any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries):
+        if any(
+            e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries
+        ):
             raise ValueError("a member is compressed")
         if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
             raise ValueError("the manifest is too large")
@@ -151,7 +157,7 @@ def _read(file: BinaryIO, where: str) -> Artifact:
         part = view[offsets[name] : offsets[name] + sizes[name]]
         if part.size != sizes[name] or offsets[name] % ALIGN:
             raise ValueError(f"{name} is out of place")
-        if hashlib.sha256(part).hexdigest() != manifest.members[name]:
+        if hashlib.sha256(memoryview(part)).hexdigest()  # type: ignore[arg-type] != manifest.members[name]:
             raise Error(
                 f"{name} is not what was compiled: its SHA-256 differs from the manifest's",
                 where=where,
@@ -232,7 +238,9 @@ def _write_zip(file: BinaryIO, members: Mapping[str, memoryview]) -> None:
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start: after its local header, whose extra field has a length of its own."""
+    """Where a member's bytes start: after its local header, whose extra field has a length of its
+    own.
+    """
     file.seek(entry.header_offset)
     header = file.read(30)
     name, extra = struct.unpack("<HH", header[26:30])

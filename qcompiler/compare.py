@@ -1,4 +1,6 @@
-"""Two sets of outputs, or an artifact and onnxruntime on the same inputs -> how far apart they are, and both latencies."""
+"""Two sets of outputs, or an artifact and onnxruntime on the same inputs -> how far apart they are,
+and both latencies.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ _MIN_RUNS = 5
 class OutputError:
     """How far one output is from the reference's, over all samples.
 
-    `relative_error` is the largest error over the reference's range (max - min); `top1` the share of rows (all axes but
-    the last) whose largest element is the same one, None for outputs of fewer than 2 columns.
+    `relative_error` is the largest error over the reference's range (max - min); `top1` the share
+    of rows (all axes but the last) whose largest element is the same one, None for outputs of fewer
+    than 2 columns.
     """
 
     name: str
@@ -69,7 +72,7 @@ def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> Outp
 def against_onnxruntime(
     model: Model, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
 ) -> Report:
-    """Artifact, the ONNX file it came from, inputs -> report. Both get the same number of threads."""
+    """Artifact, its ONNX file, inputs -> report; both get the same number of threads."""
     try:
         import onnxruntime
     except ImportError as e:
@@ -88,14 +91,17 @@ def against_onnxruntime(
     names = [o.name for o in session.get_outputs()]
     if names != [v.name for v in model.outputs]:
         raise Error(
-            f"its outputs are {', '.join(names)}", where=str(onnx_file), hint="is it the same model?"
+            f"its outputs are {', '.join(names)}",
+            where=str(onnx_file),
+            hint="is it the same model?",
         )
     ours = [model.run(s) for s in samples]
     theirs = [dict(zip(names, session.run(None, dict(s)), strict=True)) for s in samples]
     for name in names:
         if ours[0][name].shape != theirs[0][name].shape:
             raise Error(
-                f"shapes {ours[0][name].shape} and {theirs[0][name].shape}", where=f"output {name!r}"
+                f"shapes {ours[0][name].shape} and {theirs[0][name].shape}",
+                where=f"output {name!r}",
             )
     found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
     first = dict(samples[0])

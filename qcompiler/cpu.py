@@ -1,4 +1,6 @@
-"""This machine -> its instruction-set feature bits and caches, as the kernel reports them (never the CPU's name)."""
+"""This machine -> its instruction-set feature bits and caches, as the kernel reports them (never
+the CPU's name).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _SYS_ARCH_PRCTL = 158  # x86-64 system call number
 
 @cache
 def features() -> frozenset[str]:
-    """Feature names as /proc/cpuinfo spells them ("avx2", "avx512_vnni", "amx_int8", "asimddp"); empty when unknown.
+    """Feature names as /proc/cpuinfo spells them ("avx2", "avx512_vnni", "amx_int8", "asimddp");
+    empty when unknown.
 
     AMX is listed only if the kernel also lets this process use the tile registers.
     """
@@ -32,7 +35,9 @@ def features() -> frozenset[str]:
 
 
 def request_tiles() -> bool:
-    """Ask Linux for the AMX tile registers, once a process and before their first use; True when granted."""
+    """Ask Linux for the AMX tile registers, once a process and before their first use; True when
+    granted.
+    """
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,6 @@
-"""What went wrong, where, and what to do -> one exception the command line prints without a traceback."""
+"""What went wrong, where, and what to do -> one exception the command line prints without a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from dataclasses import dataclass
 class Error(Exception):
     """A mistake of the user's or of the input, never a bug of ours.
 
-    `what` says what is wrong, `where` names the file, node or flag, `hint` says what to do about it.
+    `what` says what is wrong, `where` names the file, node or flag, `hint` says what to do about
+    it.
     """
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:

@@ -1,10 +1,13 @@
 """Nodes that point at their inputs -> an immutable graph.
 
-A node never changes: a rewrite makes new nodes, and nodes that nobody points at are simply gone. Operator names with a
-capital letter are ONNX operators at their newest semantics; names in lower case are the compiler's own.
+A node never changes: a rewrite makes new nodes, and nodes that nobody points at are simply gone.
+Operator names with a capital letter are ONNX operators at their newest semantics; names in lower
+case are the compiler's own.
 """
 
 from __future__ import annotations
+
+import builtins
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,17 +47,21 @@ def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A tensor's dtype ("float32", "uint8", ...) and shape; a dimension not yet known is a symbol's name."""
+    """A tensor's dtype ("float32", "uint8", ...) and shape; a dimension not yet known is a symbol's
+    name.
+    """
 
     dtype: str
     shape: tuple[Dim, ...]
 
     @property
     def rank(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
     @property
     def static(self) -> bool:
+        """Is every dimension a number?"""
         return all(isinstance(d, int) for d in self.shape)
 
     @property
@@ -72,6 +79,7 @@ class Type:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all elements, packed."""
         return self.size * numpy_dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
@@ -80,7 +88,8 @@ class Type:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One operator applied to its inputs (None where an optional input is absent); compared by identity.
+    """One operator applied to its inputs (None where an optional input is absent); compared by
+    identity.
 
     `types` has one entry an output. A node of several outputs is read through `item` nodes.
     """
@@ -96,16 +105,19 @@ class Node:
 
     @property
     def type(self) -> Type:
+        """The type of a single-output node."""
         if len(self.types) != 1:
             raise ValueError(f"{self.op} {self.name!r} has {len(self.types)} outputs")
         return self.types[0]
 
     @property
     def shape(self) -> tuple[Dim, ...]:
+        """The single output's shape."""
         return self.type.shape
 
     @property
     def dtype(self) -> str:
+        """The single output's dtype."""
         return self.type.dtype
 
     @property
@@ -117,6 +129,7 @@ class Node:
 
     @property
     def is_constant(self) -> bool:
+        """Is it a constant?"""
         return self.op == "constant"
 
     @property
@@ -125,21 +138,25 @@ class Node:
         return tuple(i for i in self.inputs if i is not None)
 
     def ints(self, key: str) -> tuple[int, ...]:
+        """An attribute that is a list of integers."""
         value = self.attrs[key]
         assert isinstance(value, tuple), f"{self.op} {self.name!r}: {key} is not a list"
         return tuple(int(v) for v in value)
 
     def int(self, key: str) -> int:
+        """An attribute that is an integer."""
         value = self.attrs[key]
         assert isinstance(value, (int, float)), f"{self.op} {self.name!r}: {key} is not a number"
         return int(value)
 
     def float(self, key: str) -> float:
+        """An attribute that is a number."""
         value = self.attrs[key]
         assert isinstance(value, (int, float)), f"{self.op} {self.name!r}: {key} is not a number"
         return float(value)
 
     def str(self, key: str) -> str:
+        """An attribute that is a string."""
         value = self.attrs[key]
         assert isinstance(value, str), f"{self.op} {self.name!r}: {key} is not a string"
         return value
@@ -150,7 +167,7 @@ class Node:
         same = all(a is b for a, b in zip(new, self.inputs, strict=True))
         return self if same else replace(self, inputs=new)
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> builtins.str:
         return f"<{self.op} {self.name!r} {' '.join(map(str, self.types))}>"
 
 
@@ -200,6 +217,7 @@ class Graph:
         )
 
     def note(self, **notes: str) -> Graph:
+        """The same graph with facts added for the manifest."""
         return replace(self, notes={**self.notes, **notes})
 
 

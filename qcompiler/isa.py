@@ -1,7 +1,8 @@
-"""What hardware is, as plain values: instruction sets with their multiply-accumulate tiles, and devices.
+"""What hardware is, as plain values: instruction sets with their multiply-accumulate tiles, and
+devices.
 
-Nothing here or elsewhere in qcompiler/ names an instruction set: the files under targets/ make these values, and kernels
-ask them ("how many lanes?", "is there a u8 x i8 product?").
+Nothing here or elsewhere in qcompiler/ names an instruction set: the files under targets/ make
+these values, and kernels ask them ("how many lanes?", "is there a u8 x i8 product?").
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from qcompiler import cpu
 from qcompiler.errors import Error
 
 MacKey = tuple[str, str, str]
-"""(left dtype, right dtype, sum dtype): ("u8", "i8", "i32"), ("bf16", "bf16", "f32"), ("f32", "f32", "f32")."""
+"""(left dtype, right dtype, sum dtype): ("u8", "i8", "i32"), ("bf16", "bf16", "f32"), ("f32",
+"f32", "f32").
+"""
 
 
 @dataclass(frozen=True)
 class Mac:
-    """A multiply-accumulate instruction (or a short sequence): sums[rows, lanes] += left[rows, k] * right[k, lanes].
+    """A multiply-accumulate instruction (or a short sequence): sums[rows, lanes] += left[rows, k] *
+    right[k, lanes].
 
-    rows == 1: a vector instruction. `emit(sums, left, right)` takes and returns TIR vector expressions: `lanes` sums,
-    the left operand's k values broadcast to every lane, and lanes x k right values (k innermost).
-    rows > 1: a tile instruction on numbered tile registers. `emit(sum_tile, left_tile, right_tile)` gives a statement.
-    `exact` is False when the instruction can saturate on the way (then right values must stay within 7 bits).
+    rows == 1: a vector instruction. `emit(sums, left, right)` takes and returns TIR vector
+    expressions: `lanes` sums, the left operand's k values broadcast to every lane, and lanes x k
+    right values (k innermost). rows > 1: a tile instruction on numbered tile registers.
+    `emit(sum_tile, left_tile, right_tile)` gives a statement. `exact` is False when the instruction
+    can saturate on the way (then right values must stay within 7 bits).
     """
 
     lanes: int
@@ -37,10 +42,12 @@ class Mac:
 
 @dataclass(frozen=True)
 class Isa:
-    """An instruction set: what LLVM is told, what the CPU must report, and its registers and products.
+    """An instruction set: what LLVM is told, what the CPU must report, and its registers and
+    products.
 
-    `intrinsics` maps the name of a vector operation that kernels may ask for ("round_to_int", "saturating_pack", "table")
-    to the function that emits it; kernels have a plain way for those an instruction set lacks.
+    `intrinsics` maps the name of a vector operation that kernels may ask for ("round_to_int",
+    "saturating_pack", "table") to the function that emits it; kernels have a plain way for those an
+    instruction set lacks.
     """
 
     name: str
@@ -108,11 +115,12 @@ class Device:
     l3_bytes: int = 8 << 20
 
     def with_threads(self, threads: int) -> Device:
+        """The same device, for another number of threads."""
         return replace(self, threads=threads)
 
 
 def host(threads: int = 0) -> Device:
-    """This machine: the richest registered instruction set whose every feature bit the CPU reports."""
+    """This machine, with the richest instruction set whose every feature the CPU reports."""
     have = cpu.features()
     fitting = [i for i in ISAS.values() if i.cpu_flags <= have and i.cpu_flags]
     if not fitting:

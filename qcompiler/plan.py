@@ -1,7 +1,9 @@
-"""Graph and device -> plan: the printable list of steps, with kernels, byte offsets and threads all decided.
+"""Graph and device -> plan: the printable list of steps, with kernels, byte offsets and threads all
+decided.
 
-Nothing is left to decide at run time: every value lives at a fixed offset of one workspace (lifetimes overlap nowhere), of
-one block of weights, or in the caller's own input and output arrays.
+Nothing is left to decide at run time: every value lives at a fixed offset of one workspace
+(lifetimes overlap nowhere), of one block of weights, or in the caller's own input and output
+arrays.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where bytes are: space "input" or "output" (index = which), "weights" or "workspace" (offset in bytes)."""
+    """Where bytes are: space "input" or "output" (index = which), "weights" or "workspace" (offset
+    in bytes).
+    """
 
     space: str
     offset: int
@@ -90,15 +94,17 @@ class Plan:
             "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[-1]]) for r in rows
         ]
         head = (
-            f"plan {self.graph.name!r} for {self.device.isa.name}, {self.device.threads} threads: {len(self.steps)} steps, "
-            f"{len({s.kernel.name for s in self.steps})} kernels, weights {self.weights.nbytes} bytes, "
-            f"workspace {self.workspace_bytes} bytes"
+            f"plan {self.graph.name!r} for {self.device.isa.name}, {self.device.threads} threads: "
+            f"{len(self.steps)} steps, {len({s.kernel.name for s in self.steps})} kernels, "
+            f"weights {self.weights.nbytes} bytes, workspace {self.workspace_bytes} bytes"
         )
         return "\n".join([head, *lines])
 
 
 def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan:
-    """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of every step."""
+    """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of
+    every step.
+    """
     graph = with_copies(graph)
     chosen = _Chooser(device)
     made: list[tuple[Region, Kernel]] = []
@@ -156,7 +162,9 @@ class _Chooser:
         self.skips: list[tuple[str, str, str]] = []
 
     def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
-        """One kernel for the region, or, where no generator can make it whole, kernels for its parts."""
+        """One kernel for the region, or, where no generator can make it whole, kernels for its
+        parts.
+        """
         key = signature(region)
         if key not in self.known:
             self.known[key] = self.generate(region)
@@ -178,15 +186,16 @@ class _Chooser:
 
 
 def signature(region: Region) -> str:
-    """Region -> text that is equal for regions one kernel can serve: all but names and the constants' values."""
+    """Region -> text that is equal for regions one kernel can serve: all but names and the
+    constants' values.
+    """
     index = {n: f"%{i}" for i, n in enumerate((*region.inputs, *region.nodes))}
     parts = [f"{'const' if base(n).is_constant else 'value'} {n.type}" for n in region.inputs]
     for n in region.nodes:
         attrs = ",".join(f"{k}={_attr_text(v)}" for k, v in sorted(n.attrs.items()))
         reads = ",".join("_" if i is None else index[i] for i in n.inputs)
-        parts.append(
-            f"{'!' if n is region.root else ''}{n.op}({reads}){{{attrs}}}{','.join(map(str, n.types))}"
-        )
+        mark = "!" if n is region.root else ""
+        parts.append(f"{mark}{n.op}({reads}){{{attrs}}}{','.join(map(str, n.types))}")
     return ";".join(parts)
 
 
@@ -238,7 +247,9 @@ class _Buffer:
 
 
 class _Memory:
-    """Lifetimes -> offsets in one workspace: largest first, each at the lowest offset free during its life."""
+    """Lifetimes -> offsets in one workspace: largest first, each at the lowest offset free during
+    its life.
+    """
 
     def __init__(self, graph: Graph, order: Sequence[Region]) -> None:
         self.inputs = {
@@ -259,7 +270,9 @@ class _Memory:
         return known or self.buffers[source].place
 
     def write(self, node: Node, index: int, heirs: Iterable[Node]) -> Place:
-        """A place for a new value, which takes over an operand's that dies here where the kernel allows it."""
+        """A place for a new value, which takes over an operand's that dies here where the kernel
+        allows it.
+        """
         if node in self.outputs:
             return self.outputs[node]
         last = self.last.get(node, index)

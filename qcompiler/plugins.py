@@ -1,4 +1,6 @@
-"""The one module that knows passes/ and targets/ exist: imports every file there by name, each registers itself."""
+"""The one module that knows passes/ and targets/ exist: imports every file there by name, each
+registers itself.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def load_all() -> None:
 
 
 def load_file(path: Path) -> ModuleType:
-    """A user's own pass or instruction set (`--pass ./mine.py`, `--target ./mine.py`) -> the module, registered."""
+    """A user's own pass or instruction set (`--pass ./mine.py`, `--target ./mine.py`) -> the
+    module, registered.
+    """
     if not path.is_file():
         raise Error("no such file", where=str(path))
     name = f"qcompiler_user_{path.stem}"
@@ -45,8 +49,8 @@ def load_file(path: Path) -> ModuleType:
 def device(target: str, threads: int = 0) -> Device:
     """A target's name -> the device code is made for.
 
-    "host" (this machine); an instruction set's name (this machine held to it); a device's name (a TOML file of
-    targets/devices); or the path of a user's own .toml device or .py instruction set.
+    "host" (this machine); an instruction set's name (this machine held to it); a device's name (a
+    TOML file of targets/devices); or the path of a user's own .toml device or .py instruction set.
     """
     load_all()
     if target == "host":

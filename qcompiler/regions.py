@@ -1,7 +1,8 @@
 """Graph -> regions: which nodes are computed together by one kernel, in an order that runs.
 
-An elementwise node joins the kernel of the value it reads when nobody else reads that value; so bias, activation, residual
-add and quantization melt into the convolution before them. What only renames memory (Reshape and its kin) is no region.
+An elementwise node joins the kernel of the value it reads when nobody else reads that value; so
+bias, activation, residual add and quantization melt into the convolution before them. What only
+renames memory (Reshape and its kin) is no region.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ MAX_INPUTS = 24
 
 
 def is_view(node: Node) -> bool:
+    """Does it only rename memory?"""
     return node.op in VIEWS
 
 
 def is_elementwise(node: Node) -> bool:
+    """Has it a formula?"""
     return OPERATORS[node.op].formula is not None
 
 
@@ -64,7 +67,7 @@ def regions(graph: Graph) -> list[Region]:
 
 
 def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
-    """An elementwise node becomes the new output of the groups that only it reads, merged into one."""
+    """An elementwise node ends the groups that only it reads, merged into one."""
     open_ = [
         g
         for i in dict.fromkeys(node.operands)
@@ -129,7 +132,9 @@ def _region(group: _Group) -> Region:
 
 
 def split(region: Region) -> list[Region]:
-    """A region no kernel can make -> its anchor alone, with the elementwise nodes before and after it on their own."""
+    """A region no kernel can make -> its anchor alone, with the elementwise nodes before and after
+    it on their own.
+    """
     if region.root is None or len(region.nodes) == 1:
         return []
     reached = _reached(region.root, region.nodes)
@@ -169,8 +174,8 @@ def _ordered(found: list[Region]) -> list[Region]:
 
 
 def with_copies(graph: Graph) -> Graph:
-    """Graph -> a graph whose every output is made by a region of its own, by copies where it was an input, a constant, a
-    view shared with another output, or the same value twice."""
+    """Graph -> a graph whose every output is made by a region of its own, by copies where it was an
+    input, a constant, a view shared with another output, or the same value twice."""
     taken: set[Node] = set()
     outputs = []
     for output in graph.outputs:

@@ -5,19 +5,22 @@ A rule is a pattern and a function that makes the replacement:
     @rule(op("BatchNormalization", op("Conv", ANY, CONST, OPTIONAL), CONST, CONST, CONST, CONST))
     def fold_batch_norm(batch_norm: Node, conv: Node) -> Node | Skip | None: ...
 
-The function gets the nodes its `op(...)` patterns matched, in the order they are written. It returns the node that takes
-the root's place, `Skip(reason)` where the rule was meant for this but cannot (shown by --explain), or None where the
-pattern fits by accident. Matched nodes below the root must not be read from outside the match (checked here, once), unless
-their pattern says `shared=True`.
+The function gets the nodes its `op(...)` patterns matched, in the order they are written. It
+returns the node that takes the root's place, `Skip(reason)` where the rule was meant for this but
+cannot (shown by --explain), or None where the pattern fits by accident. Matched nodes below the
+root must not be read from outside the match (checked here, once), unless their pattern says
+`shared=True`.
 
-A pass that is more than a rule is a frozen dataclass, `graph -> graph`, whose fields are its options:
+A pass that is more than a rule is a frozen dataclass, `graph -> graph`, whose fields are its
+options:
 
     @graph_pass
     class FoldConstants:
         max_bytes: int = 64 << 20
         def __call__(self, graph: Graph) -> Graph: ...
 
-Its name in the registry is the snake case of the class name; the first word of a rule's or pass's name is its stage.
+Its name in the registry is the snake case of the class name; the first word of a rule's or pass's
+name is its stage.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ _MAX_SWEEPS = 200
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a node must look like: one of `ops` on inputs that fit, a constant, anything, or nothing at all."""
+    """What a node must look like: one of `ops` on inputs that fit, a constant, anything, or nothing
+    at all.
+    """
 
     kind: str
     ops: frozenset[str] = frozenset()
@@ -72,7 +77,8 @@ OPTIONAL = Pattern("optional")
 
 
 def op(names: str, *inputs: Pattern, commutes: bool = False, shared: bool = False) -> Pattern:
-    """A node of one of the operators "A|B"; without `inputs` whatever it reads, else just these (absent ones OPTIONAL).
+    """A node of one of the operators "A|B"; without `inputs` whatever it reads, else just these
+    (absent ones OPTIONAL).
 
     `commutes` also tries the first two inputs the other way round.
     """
@@ -92,13 +98,15 @@ class Rule:
     doc: str
 
     def __call__(self, graph: Graph) -> Graph:
+        """Apply this rule alone, to a fixed point."""
         return rewrite(graph, [self])
 
 
 class Pass(Protocol):
     """A frozen dataclass whose fields are options."""
 
-    def __call__(self, graph: Graph) -> Graph: ...
+    def __call__(self, graph: Graph) -> Graph:
+        """Return an equal graph, the same one (`is`) when nothing changed."""
 
 
 PASSES: dict[str, Rule | type[Pass]] = {}
@@ -119,7 +127,7 @@ def rule(pattern: Pattern) -> Callable[[Build], Rule]:
 
 def graph_pass(cls: P) -> P:
     """Make a class a frozen dataclass and register it under the snake case of its name."""
-    made: P = dataclass(frozen=True)(cls)
+    made = dataclass(frozen=True)(cls)
     _register(re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(), made)
     return made
 
@@ -202,7 +210,7 @@ Match = tuple[tuple[Pattern, Node], ...]
 
 
 def _match(pattern: Pattern, node: Node | None) -> Iterator[Match]:
-    """Every way a pattern fits a node, as the (pattern, node) pairs in the order they are written."""
+    """Every way a pattern fits a node, as (pattern, node) pairs in the order written."""
     if node is None:
         if pattern.kind == "optional":
             yield ()

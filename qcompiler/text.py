@@ -7,8 +7,9 @@
       return y=%y
     }
 
-Constants of at most 16 elements are written out; larger ones stand as `#name`, and `write` hands their arrays over beside
-the text. An absent optional input is `_`. A type left out is inferred, where the reader is given a way to infer.
+Constants of at most 16 elements are written out; larger ones stand as `#name`, and `write` hands
+their arrays over beside the text. An absent optional input is `_`. A type left out is inferred,
+where the reader is given a way to infer.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def read(
     arrays: Mapping[str, Array] | Callable[[str, Type], Array] | None = None,
     infer: Infer | None = None,
 ) -> Graph:
-    """Text -> graph. `arrays` gives the value of every `#name`; `infer` the types that the text leaves out."""
+    """Text -> graph. `arrays` gives the value of every `#name`; `infer` the types that the text
+    leaves out.
+    """
     return _Reader(text, arrays or {}, infer).graph()
 
 

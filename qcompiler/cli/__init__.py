@@ -1,6 +1,7 @@
 """The command line: `qcompiler compile | run | bench | inspect | compare | targets | demo`.
 
-Exit codes: 0 done; 1 a clear error or a comparison beyond its limits; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 a clear error or a comparison beyond its limits; 2 wrong usage; 130
+interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Command-line words -> options, with the flag names people know from tvmc, trtexec, benchmark_app and polygraphy."""
+"""Command-line words -> options, with the flag names people know from tvmc, trtexec, benchmark_app
+and polygraphy.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; each command's `action` names the function in commands.py that does it."""
+    """The whole command line; each command's `action` names the function in commands.py that does
+    it.
+    """
     top = argparse.ArgumentParser(
         prog="qcompiler",
-        description="Turn an ONNX model into a small native artifact that runs it fast, at the same accuracy.",
+        description="Turn an ONNX model into a small native artifact that runs it fast.",
     )
     top.add_argument("--version", action="version", version=f"qcompiler {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

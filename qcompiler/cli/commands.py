@@ -56,8 +56,9 @@ def compile(a: Namespace) -> int:
         show.say_json(answer)
     else:
         show.say(
-            f"{a.model} -> {output}: {a.precision} for {answer['target']}, {answer['steps']} steps, "
-            f"{show.size(output.stat().st_size)}, compiled in {seconds:.1f} s"
+            f"{a.model} -> {output}: {a.precision} for {answer['target']}, "
+            f"{answer['steps']} steps, {show.size(output.stat().st_size)}, "
+            f"compiled in {seconds:.1f} s"
         )
     return 0
 

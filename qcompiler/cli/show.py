@@ -58,7 +58,7 @@ def say_json(value: object) -> None:
 
 
 class ProgressBar:
-    """`bar(what, done, all, item)` -> one line on a terminal's stderr, redrawn; silent elsewhere."""
+    """`bar(what, done, all, item)` -> one redrawn line on a terminal's stderr; else silent."""
 
     def __init__(self, stream: TextIO = sys.stderr, enabled: bool = True) -> None:
         self.stream = stream

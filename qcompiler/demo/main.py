@@ -1,4 +1,6 @@
-"""The network inside this package -> float32 and int8 artifacts, checked on labelled digits and timed; a report on disk."""
+"""The network inside this package -> float32 and int8 artifacts, checked on labelled digits and
+timed; a report on disk.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def demo(
     target: str = "host",
     progress: Callable[[str, int, int, str], None] | None = None,
 ) -> DemoReport:
-    """Compile the embedded network in float32 and in int8 into `folder`, and compare them on its test digits."""
+    """Compile the embedded network in float32 and in int8 into `folder`, and compare them on its
+    test digits.
+    """
     from qcompiler.driver import Options, Watch, compile
 
     here = resources.files("qcompiler.demo")
@@ -41,7 +45,10 @@ def demo(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise Error(f"cannot make the folder: {e.strerror}", where=str(folder)) from e
-    with resources.as_file(here / "digits.onnx") as onnx_file, resources.as_file(here / "digits.npz") as data:
+    with (
+        resources.as_file(here / "digits.onnx") as onnx_file,
+        resources.as_file(here / "digits.npz") as data,
+    ):
         with np.load(data, allow_pickle=False) as digits:
             images, labels = digits["test_images"], digits["test_labels"]
             calibration = digits["calibration"]
@@ -57,14 +64,22 @@ def demo(
             artifact = compile(onnx_file, options, Watch(progress=progress))
             seconds = time.perf_counter() - start
             path = artifact.save(folder / f"digits-{precision}.qc")
-            rows[precision] = {"artifact": str(path), "bytes": path.stat().st_size, "compile_seconds": seconds}
+            rows[precision] = {
+                "artifact": str(path),
+                "bytes": path.stat().st_size,
+                "compile_seconds": seconds,
+            }
     models = {p: load(str(r["artifact"])) for p, r in rows.items()}
     latencies = _latencies(models, images[:1])
     for precision, row in rows.items():
         row["accuracy"] = _accuracy(models[precision], images, labels)
         row["latency_us"] = latencies[precision] * 1e6
     manifest = models["int8"].manifest
-    facts: dict[str, object] = {"isa": manifest.isa, "threads": manifest.threads, "test_images": len(images)}
+    facts: dict[str, object] = {
+        "isa": manifest.isa,
+        "threads": manifest.threads,
+        "test_images": len(images),
+    }
     facts.update(rows)
     report = folder / "report.json"
     report.write_text(json.dumps(facts, indent=2))
@@ -95,8 +110,9 @@ def _latencies(models: dict[str, Model], image: Array) -> dict[str, float]:
 
 def _text(facts: dict[str, object], rows: dict[str, dict[str, object]], report: Path) -> str:
     lines = [
-        "A convolutional network for 8x8 digits, read from ONNX, fused, quantized with its calibration images,",
-        f"compiled for {facts['isa']}, saved, loaded, and checked on {facts['test_images']} test images:",
+        "A convolutional network for 8x8 digits, read from ONNX, fused, quantized with its",
+        f"calibration images, compiled for {facts['isa']}, saved, loaded, and checked on",
+        f"{facts['test_images']} test images:",
         "",
         f"{'':10}{'accuracy':>10}{'file':>12}{'latency':>12}{'compiled in':>14}",
     ]

@@ -14,7 +14,9 @@ _ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 
 def link(code: Path, triple: str) -> bytes:
-    """Object file -> the bytes of a shared library; libc and libm symbols are left to the process that loads it."""
+    """Object file -> the bytes of a shared library; libc and libm symbols are left to the process
+    that loads it.
+    """
     library = code.with_suffix(".so")
     command = [*linker(triple), "-shared", "-o", str(library), str(code)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -24,7 +26,9 @@ def link(code: Path, triple: str) -> bytes:
 
 
 def linker(triple: str) -> list[str]:
-    """The command that links for an architecture: LLVM's or GNU's linker, a C compiler, or the ziglang package's lld."""
+    """The command that links for an architecture: LLVM's or GNU's linker, a C compiler, or the
+    ziglang package's lld.
+    """
     machine = triple.split("-")[0]
     emulation = ["-m", _ELF[machine]] if machine in _ELF else []
     for name in ("ld.lld", f"{machine}-linux-gnu-ld", "ld"):
@@ -37,7 +41,7 @@ def linker(triple: str) -> list[str]:
         return [sys.executable, "-m", "ziglang", "ld.lld", *emulation]
     raise Error(
         f"no linker for {machine} was found",
-        hint="install one: Debian/Ubuntu `apt install binutils` (or `lld`), anywhere `pip install ziglang`",
+        hint="`apt install binutils` on Debian and Ubuntu, or anywhere `pip install ziglang`",
     )
 
 

@@ -2,9 +2,10 @@
 
     main(inputs..., outputs..., weights, workspace, first, last)
 
-calls the plan's kernels in order with raw pointers, steps `first` up to `last` (all of them in one run; one alone when a
-step is timed). It allocates nothing and keeps nothing, so it may run in several threads, each with its own workspace. All
-arrays are passed as flat uint8 arrays, 64-byte aligned.
+calls the plan's kernels in order with raw pointers, steps `first` up to `last` (all of them in one
+run; one alone when a step is timed). It allocates nothing and keeps nothing, so it may run in
+several threads, each with its own workspace. All arrays are passed as flat uint8 arrays, 64-byte
+aligned.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """An operator's name -> the generators that can make code for it, best first.
 
-    @kernel("conv", rows=(4, 6, 8), columns=(1, 2, 3))        # keyword tuples: what the tuner may try
-    def direct(region: Region, device: Device, *, rows: int = 0, columns: int = 0) -> Kernel | Skip: ...
+    @kernel("conv", rows=(4, 6, 8), columns=(1, 2, 3))   # what the tuner may try
+    def direct(region: Region, device: Device, *, rows: int = 0, columns: int = 0) -> Kernel | Skip
 
-0 or an absent knob means "choose by the cost model". Generators are tried in the order of `rank` (highest first); the
-first that does not `Skip` wins, the generic ones (rank 0) always answer.
+0 or an absent knob means "choose by the cost model". Generators are tried in the order of `rank`
+(highest first); the first that does not `Skip` wins, the generic ones (rank 0) always answer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from qcompiler.isa import Device
 
 @dataclass(frozen=True)
 class Region:
-    """What one kernel computes: `root` (None when all nodes are elementwise), with elementwise nodes before and after it.
+    """What one kernel computes: `root` (None when all nodes are elementwise), with elementwise
+    nodes before and after it.
 
-    `nodes` are in order, each after what it reads; `inputs` are the values read from outside (constants included), in
-    the order of the kernel's pointers; `output` is the one node read from outside.
+    `nodes` are in order, each after what it reads; `inputs` are the values read from outside
+    (constants included), in the order of the kernel's pointers; `output` is the one node read from
+    outside.
     """
 
     root: Node | None
@@ -36,10 +38,11 @@ class Region:
 class Kernel:
     """A generated kernel.
 
-    `func` is a TIR PrimFunc; its parameters are raw pointers: one for each of the region's inputs (in order), the output,
-    then, if `scratch_bytes` > 0, a 64-byte aligned scratch area of that many bytes in all (the kernel divides it among
-    its tasks). It returns int32 0. `pack` maps the position of a constant input to the function that lays its array out
-    as this kernel reads it, once, at compile time. `tasks` is how many threads it can use (1: no parallel launch).
+    `func` is a TIR PrimFunc; its parameters are raw pointers: one for each of the region's inputs
+    (in order), the output, then, if `scratch_bytes` > 0, a 64-byte aligned scratch area of that
+    many bytes in all (the kernel divides it among its tasks). It returns int32 0. `pack` maps the
+    position of a constant input to the function that lays its array out as this kernel reads it,
+    once, at compile time. `tasks` is how many threads it can use (1: no parallel launch).
     """
 
     name: str
@@ -49,7 +52,9 @@ class Kernel:
     tasks: int = 1
     macs: int = 0
     in_place: tuple[int, ...] = ()
-    """Inputs whose memory the output may take over (each element is read before its own is written)."""
+    """Inputs whose memory the output may take over (each element is read before its own is
+    written).
+    """
 
 
 Generate = Callable[..., Kernel | Skip]
@@ -57,6 +62,8 @@ Generate = Callable[..., Kernel | Skip]
 
 @dataclass(frozen=True)
 class Generator:
+    """A registered generator and the knobs it may be tuned by."""
+
     name: str
     op: str
     generate: Generate
@@ -70,7 +77,8 @@ GENERATORS: dict[str, list[Generator]] = {}
 def kernel(
     *ops: str, rank: int = 1, isa: str = "", **knobs: tuple[int, ...]
 ) -> Callable[[Generate], Generate]:
-    """Register a generator for regions whose root is one of `ops` ("elementwise" for regions without a root).
+    """Register a generator for regions whose root is one of `ops` ("elementwise" for regions
+    without a root).
 
     `isa` restricts it to instruction sets that are or extend the named one.
     """
@@ -91,7 +99,9 @@ def kernel(
 
 
 def choose(region: Region, device: Device) -> tuple[Kernel | Skip, list[tuple[str, str]]]:
-    """Region -> the first kernel that answers (or Skip), and why each one before it did not: [(generator, reason)]."""
+    """Region -> the first kernel that answers (or Skip), and why each one before it did not:
+    [(generator, reason)].
+    """
     op = region.root.op if region.root else "elementwise"
     skipped: list[tuple[str, str]] = []
     for generator in GENERATORS.get(op, []):

@@ -27,8 +27,8 @@ _configured = threading.local()
 def start() -> None:
     """Load TVM's runtime, once a process.
 
-    Its thread pool reads the environment when it is first used: by default it takes half the cores and pins the caller
-    to one, so both are set here unless the user has set them.
+    Its thread pool reads the environment when it is first used: by default it takes half the cores
+    and pins the caller to one, so both are set here unless the user has set them.
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(cpu.cores()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
@@ -64,7 +64,9 @@ def tensor(array: NDArray[Any]) -> Tensor:
 
 
 def use_threads(count: int) -> None:
-    """Let kernels called from this Python thread use `count` threads (every calling thread has a pool of its own)."""
+    """Let kernels called from this Python thread use `count` threads (every calling thread has a
+    pool of its own).
+    """
     if getattr(_configured, "count", 0) == count:
         return
     import tvm_ffi

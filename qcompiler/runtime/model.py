@@ -24,18 +24,20 @@ _GUARD_BYTES = 64
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
     """Path or artifact -> a model ready to run.
 
-    `threads`: how many each call may use (0: as compiled). Raises Error when the file is not whole, was changed, or needs
-    CPU features that this machine lacks.
+    `threads`: how many each call may use (0: as compiled). Raises Error when the file is not whole,
+    was changed, or needs CPU features that this machine lacks.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     return Model(opened, threads=threads)
 
 
 class Model:
-    """A compiled model. `model(x)` or `model.run({"name": array})`; safe to call from several threads at once.
+    """A compiled model. `model(x)` or `model.run({"name": array})`; safe to call from several
+    threads at once.
 
-    Arrays must have exactly the dtype and shape of the model's inputs. A C-contiguous array (or DLPack tensor) whose data is
-    64-byte aligned is used where it lies; any other is copied first. Every call returns new arrays.
+    Arrays must have exactly the dtype and shape of the model's inputs. A C-contiguous array (or
+    DLPack tensor) whose data is 64-byte aligned is used where it lies; any other is copied first.
+    Every call returns new arrays.
     """
 
     def __init__(self, artifact: Artifact, *, threads: int = 0) -> None:
@@ -46,8 +48,9 @@ class Model:
         missing = sorted(set(self.manifest.cpu_flags) - cpu.features())
         if missing:
             raise Error(
-                f"this CPU lacks {', '.join(missing)}, which {self.manifest.name!r} was compiled for",
-                hint="compile it here (--target host) or for an older instruction set (see `qcompiler targets`)",
+                f"this CPU lacks {', '.join(missing)}, which the artifact needs",
+                where=self.manifest.name,
+                hint="compile it here, or for an older instruction set: `qcompiler targets`",
             )
         self._module, self._entry = load_code(artifact.code, "main")
         self._weights = tensor(
@@ -81,7 +84,8 @@ class Model:
         return dict(zip((v.name for v in self.outputs), self._call(arrays), strict=True))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
-        """{input name: array} -> median seconds of every step (`model.manifest.steps` names them), each timed alone.
+        """{input name: array} -> median seconds of every step (`model.manifest.steps` names them),
+        each timed alone.
 
         Every round runs all steps in order, so each finds its input where the one before left it.
         """
@@ -139,7 +143,9 @@ class Model:
 
 
 def aligned_empty(size: int) -> Bytes:
-    """Uninitialised bytes whose address is a multiple of 64, with room to read a vector past the end."""
+    """Uninitialised bytes whose address is a multiple of 64, with room to read a vector past the
+    end.
+    """
     raw = np.empty(size + ALIGN + _GUARD_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGN
     return raw[start : start + size]
@@ -155,11 +161,14 @@ def _dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
 
 
 def _checked(value: Value, given: Any) -> Array:
-    """An input as given -> an aligned contiguous array of the right dtype and shape, or a clear error."""
+    """An input as given -> an aligned contiguous array of the right dtype and shape, or a clear
+    error.
+    """
     array = given
     if not isinstance(array, np.ndarray):
         array = np.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
