@@ -157,7 +157,7 @@ def _read(file: BinaryIO, where: str) -> Artifact:
         part = view[offsets[name] : offsets[name] + sizes[name]]
         if part.size != sizes[name] or offsets[name] % ALIGN:
             raise ValueError(f"{name} is out of place")
-        if hashlib.sha256(memoryview(part)).hexdigest()  # type: ignore[arg-type] != manifest.members[name]:
+        if hashlib.sha256(part.data).hexdigest() != manifest.members[name]:
             raise Error(
                 f"{name} is not what was compiled: its SHA-256 differs from the manifest's",
                 where=where,

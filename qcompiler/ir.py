@@ -8,7 +8,6 @@ case are the compiler's own.
 from __future__ import annotations
 
 import builtins
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -236,7 +235,7 @@ def walk(roots: Iterable[Node]) -> Iterator[Node]:
 
 
 def substitute(graph: Graph, change: Callable[[Node], Node]) -> Graph:
-    """Graph -> graph in which every node, its inputs already changed, is what `change` makes of it."""
+    """Graph -> the graph of what `change` makes of each node, its inputs already changed."""
     new: dict[Node, Node] = {}
     for node in graph.nodes:
         moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
