@@ -28,7 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Graph, Node
@@ -127,7 +127,7 @@ def rule(pattern: Pattern) -> Callable[[Build], Rule]:
 
 def graph_pass(cls: P) -> P:
     """Make a class a frozen dataclass and register it under the snake case of its name."""
-    made = dataclass(frozen=True)(cls)
+    made = cast(P, dataclass(frozen=True)(cls))
     _register(re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower(), made)
     return made
 
