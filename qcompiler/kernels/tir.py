@@ -119,6 +119,11 @@ def llvm(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
     return tirx.op.call_llvm_pure_intrin(with_lanes(dtype, lanes), name, *operands)
 
 
+def extern(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
+    """A pure function of the instruction set's own LLVM text (its intrinsic "llvm_ir")."""
+    return tirx.op.call_pure_extern(with_lanes(dtype, lanes), name, *operands)
+
+
 def fma(a: Value, b: Value, c: Value) -> Value:
     """a * b + c in one rounding."""
     return llvm(dtype_of(c), lanes_of(c), "llvm.fma", a, b, c)
@@ -375,6 +380,8 @@ def build(module: Any, isa: Isa) -> Any:
     """
     t = target(isa)
     x = tirx.transform
+    if "llvm_ir" in isa.intrinsics:
+        module = _with_llvm(module, isa.intrinsics["llvm_ir"]())
     passes = [
         x.BindTarget(t.with_host(t)),
         x.FlattenBuffer(),
@@ -388,6 +395,13 @@ def build(module: Any, isa: Isa) -> Any:
     ]
     lowered = tvm.ir.transform.Sequential(passes)(module)
     return tvm.get_global_func("target.build.llvm")(lowered, t)
+
+
+def _with_llvm(module: Any, text: str) -> Any:
+    """The module with functions in LLVM's text form beside its own; unused ones vanish."""
+    variable, first = next(iter(module.functions.items()))
+    body = tirx.AttrStmt(_BACKEND, "pragma_import_llvm", tvm.ir.StringImm(text), first.body)
+    return tvm.IRModule({**dict(module.functions.items()), variable: first.with_body(body)})
 
 
 def compile_functions(functions: Sequence[tuple[str, Any]], isa: Isa) -> Any:

@@ -1,0 +1,73 @@
+"""AMX (Sapphire Rapids and later): eight tile registers of 16 rows by 64 bytes, int8 and bfloat16.
+
+Linux gives a process the tile registers only when asked (arch_prctl); `cpu.features` asks.
+"""
+
+from collections.abc import Callable
+
+from qcompiler.targets.x86_avx512bf16 import AVX512BF16
+from tvm import tirx
+
+from qcompiler.isa import Mac, isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.tir import Value
+
+
+def _tile(name: str, *operands: Value) -> Value:
+    return tirx.op.call_llvm_intrin("void", f"llvm.x86.{name}", *operands)
+
+
+def _number(tile: int) -> Value:
+    return tir.const(tile, "int8")
+
+
+def _product(name: str) -> Callable[[int, int, int], Value]:
+    def emit(sums: int, left: int, right: int) -> Value:
+        return _tile(name, _number(sums), _number(left), _number(right))
+
+    return emit
+
+
+def ldtilecfg(address: Value) -> Value:
+    """Set the shapes of all tiles from 64 bytes of memory."""
+    return _tile("ldtilecfg", address)
+
+
+def tilerelease() -> Value:
+    """Forget the shapes: the registers cost nothing at the next context switch."""
+    return _tile("tilerelease")
+
+
+def tilezero(tile: int) -> Value:
+    """Clear a tile."""
+    return _tile("tilezero", _number(tile))
+
+
+def tileloadd(tile: int, address: Value, stride: Value) -> Value:
+    """Load a tile's rows, `stride` bytes apart."""
+    return _tile("tileloadd64", _number(tile), address, tirx.Cast("int64", stride))
+
+
+def tilestored(tile: int, address: Value, stride: Value) -> Value:
+    """Store a tile's rows, `stride` bytes apart."""
+    return _tile("tilestored64", _number(tile), address, tirx.Cast("int64", stride))
+
+
+AMX = isa(
+    "x86_amx",
+    extends=AVX512BF16,
+    llvm="+amx-tile +amx-int8 +amx-bf16",
+    cpu_flags="amx_tile amx_int8 amx_bf16",
+    mac={
+        ("u8", "i8", "i32"): Mac(rows=16, lanes=16, k=64, emit=_product("tdpbusd"), tiles=8),
+        ("i8", "i8", "i32"): Mac(rows=16, lanes=16, k=64, emit=_product("tdpbssd"), tiles=8),
+        ("bf16", "bf16", "f32"): Mac(rows=16, lanes=16, k=32, emit=_product("tdpbf16ps"), tiles=8),
+    },
+    intrinsics={
+        "tile_configure": ldtilecfg,
+        "tile_release": tilerelease,
+        "tile_zero": tilezero,
+        "tile_load": tileloadd,
+        "tile_store": tilestored,
+    },
+)

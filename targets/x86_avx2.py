@@ -1,0 +1,59 @@
+"""AVX2 with FMA (Haswell, Zen and later): sixteen 32-byte registers, exact int8 only through int16.
+
+There is a product of uint8 and int8, vpmaddubsw, but it saturates: 255 * 127 + 255 * 127 does not
+fit int16. Widened to int16, vpmaddwd is exact.
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2.
+"""
+
+from qcompiler.isa import Mac, isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.tir import Value, llvm
+
+
+def vfmaddps(sums: Value, left: Value, right: Value) -> Value:
+    """float32: left * right + sums in one rounding."""
+    return tir.fma(left, right, sums)
+
+
+def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
+    """int16 pairs: their products, added in int32, never overflow but for 4 * 2**30."""
+    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
+    return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", a, b))
+
+
+def vpmaddubsw(sums: Value, left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
+    pairs = llvm("int16", 16, "llvm.x86.avx2.pmadd.ub.sw", a, b)
+    ones = tir.const(1, "int16", 16)
+    return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", pairs, ones))
+
+
+def vcvtps2dq(x: Value) -> Value:
+    """float32 -> int32, halves to even; out of range and NaN give -2**31."""
+    return llvm("int32", 8, "llvm.x86.avx.cvt.ps2dq.256", x)
+
+
+def saturating_pack(x: Value, dtype: str) -> Value:
+    """8 int32 -> 8 uint8 or int8, clipped."""
+    low, high = (tir.shuffle(x, range(i, i + 4)) for i in (0, 4))
+    words = llvm("int16", 8, "llvm.x86.sse2.packssdw.128", low, high)
+    to_bytes = {"uint8": "llvm.x86.sse2.packuswb.128", "int8": "llvm.x86.sse2.packsswb.128"}
+    packed = llvm("int8", 16, to_bytes[dtype], words, words)
+    return tir.reinterpret(tir.shuffle(packed, range(8)), dtype)
+
+
+AVX2 = isa(
+    "x86_avx2",
+    triple="x86_64-unknown-linux-gnu",
+    llvm="x86-64-v3",
+    cpu_flags="avx2 fma f16c bmi1 bmi2 abm movbe",
+    registers=16,
+    vector_bytes=32,
+    mac={
+        ("f32", "f32", "f32"): Mac(lanes=8, k=1, emit=vfmaddps),
+        ("i16", "i16", "i32"): Mac(lanes=8, k=2, emit=vpmaddwd),
+        ("u8", "i8", "i32"): Mac(lanes=8, k=4, emit=vpmaddubsw, exact=False),
+    },
+    intrinsics={"round_to_int": vcvtps2dq, "saturating_pack": saturating_pack},
+)

@@ -1,0 +1,56 @@
+"""AVX-512 F, BW, CD, DQ and VL (Skylake-X and later): thirty-two 64-byte registers."""
+
+from qcompiler.targets.x86_avx2 import AVX2, vfmaddps
+
+from qcompiler.isa import Mac, isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.tir import Value, llvm
+
+_EVERY_LANE = tir.const(-1, "int16")
+_CURRENT_ROUNDING = tir.const(4, "int32")
+
+
+def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
+    """int16 pairs: their products, added in int32."""
+    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
+    return tir.wrapping("+", sums, llvm("int32", 16, "llvm.x86.avx512.pmaddw.d.512", a, b))
+
+
+def vpmaddubsw(sums: Value, left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
+    pairs = llvm("int16", 32, "llvm.x86.avx512.pmaddubs.w.512", a, b)
+    return vpmaddwd(sums, pairs, tir.const(1, "int16", 32))
+
+
+def vcvtps2dq(x: Value) -> Value:
+    """float32 -> int32, halves to even; out of range and NaN give -2**31."""
+    zero = tir.const(0, "int32", 16)
+    name = "llvm.x86.avx512.mask.cvtps2dq.512"
+    return llvm("int32", 16, name, x, zero, _EVERY_LANE, _CURRENT_ROUNDING)
+
+
+def saturating_pack(x: Value, dtype: str) -> Value:
+    """16 int32 -> 16 uint8 or int8, clipped."""
+    zero = tir.const(0, "int8", 16)
+    if dtype == "int8":
+        return llvm("int8", 16, "llvm.x86.avx512.mask.pmovs.db.512", x, zero, _EVERY_LANE)
+    positive = llvm("int32", 16, "llvm.smax", x, tir.const(0, "int32", 16))
+    packed = llvm("int8", 16, "llvm.x86.avx512.mask.pmovus.db.512", positive, zero, _EVERY_LANE)
+    return tir.reinterpret(packed, "uint8")
+
+
+AVX512 = isa(
+    "x86_avx512",
+    extends=AVX2,
+    llvm="x86-64-v4",
+    cpu_flags="avx512f avx512bw avx512cd avx512dq avx512vl",
+    registers=32,
+    vector_bytes=64,
+    mac={
+        ("f32", "f32", "f32"): Mac(lanes=16, k=1, emit=vfmaddps),
+        ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpmaddwd),
+        ("u8", "i8", "i32"): Mac(lanes=16, k=4, emit=vpmaddubsw, exact=False),
+    },
+    intrinsics={"round_to_int": vcvtps2dq, "saturating_pack": saturating_pack},
+)
