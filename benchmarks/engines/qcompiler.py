@@ -1,0 +1,43 @@
+"""qcompiler, through the public functions that its users call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.engines import Build, Job, Run, Settings, engine
+from benchmarks.subjects import Array, Feed
+
+
+def load(artifact: Path, settings: Settings) -> Run:
+    """An artifact -> a model."""
+    import qcompiler
+
+    model = qcompiler.load(artifact, threads=settings.threads)
+
+    def run(feed: Feed) -> dict[str, Array]:
+        return model.run(feed)
+
+    return run
+
+
+def compiled(precision: str) -> Build:
+    """-> a `build` that compiles to a precision."""
+
+    def build(job: Job) -> Path:
+        import qcompiler
+
+        made = job.folder / "model.qc"
+        qcompiler.compile(
+            job.subject.model,
+            target=job.settings.target,
+            precision=precision,
+            calibration=job.subject.samples() if precision == "int8" else None,
+            input_shapes=job.subject.shapes(),
+        ).save(made)
+        return made
+
+    return build
+
+
+for _precision in ("float32", "bfloat16", "int8", "int8-dynamic"):
+    engine("qcompiler", _precision, load=load)(compiled(_precision))
