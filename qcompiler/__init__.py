@@ -1,5 +1,80 @@
-"""An ONNX model -> a small native artifact that runs it fast, at the same accuracy."""
+"""An ONNX model -> a small native artifact that runs it fast, at the same accuracy.
+
+    artifact = qcompiler.compile("model.onnx", precision="int8", calibration="samples.npz")
+    artifact.save("model.qc")
+    model = qcompiler.load("model.qc")
+    y = model(x)
+
+`load` and all it needs import the runtime half of TVM only; the compiler is imported by `compile`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompiler.artifact import Artifact
+from qcompiler.errors import Error
+
+if TYPE_CHECKING:
+    import onnx
+
+    from qcompiler.runtime import Model
+
 __version__ = "0.1.0"
+__all__ = ["Artifact", "Error", "compile", "load"]
+
+
+def compile(
+    model: str | Path | onnx.ModelProto,
+    *,
+    target: str = "host",
+    precision: str = "float32",
+    calibration: object = None,
+    calibration_method: str = "minmax",
+    calibration_samples: int = 300,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int = 0,
+    passes: Sequence[str] = (),
+    disabled_passes: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> Artifact:
+    """ONNX file or model -> artifact, for one target and fixed input shapes.
+
+    target: "host", an instruction set (`qcompiler targets`), a device, or a .toml or .py file.
+    precision: "float32", "bfloat16", "float16", "int8" (static; needs `calibration`) or
+        "int8-dynamic" (matrix products only; needs none).
+    calibration: an .npz or .npy file, a folder, an iterable of {input name: array}, an onnxruntime
+        CalibrationDataReader, or "synthetic" (random data, for speed trials; the artifact says so).
+    input_shapes: {input name: shape}, for inputs whose shape the model leaves open.
+    threads: how many the artifact may use (0: all of the machine's cores).
+    passes, disabled_passes: as the flags --pass and --disabled-pass.
+    exclude: nodes kept in float: names, regular expressions, or operator types.
+    progress: called with (what, done, all, item) during long work.
+
+    Raises Error for whatever is wrong with the model, the data or the options.
+    """
+    from qcompiler import driver
+
+    options = driver.Options(
+        target=target,
+        precision=precision,
+        calibration=calibration,
+        calibration_method=calibration_method,
+        calibration_samples=calibration_samples,
+        input_shapes=dict(input_shapes or {}),
+        threads=threads,
+        passes=passes,
+        disabled_passes=disabled_passes,
+        exclude=exclude,
+    )
+    return driver.compile(model, options, driver.Watch(progress=progress))
+
+
+def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
+    """Path or artifact -> a model ready to run; `threads` as compiled unless given."""
+    from qcompiler.runtime import load as load_model
+
+    return load_model(artifact, threads=threads)

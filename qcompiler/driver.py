@@ -1,0 +1,226 @@
+"""ONNX model and options -> artifact: read, passes by stage, plan, emit. One page, top to bottom.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompiler import __version__, isa, plugins
+from qcompiler.artifact import Artifact, Manifest, StepFact, Value
+from qcompiler.calibrate import Observe, Statistics, calibrate, value_names
+from qcompiler.emit.native import emit
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Graph
+from qcompiler.onnx_reader import read
+from qcompiler.plan import Plan, Step, plan
+from qcompiler.rewrite import STAGES, Explain
+from qcompiler.runtime import load
+from qcompiler.samples import samples
+from qcompiler.stages import Choice, choose, run_stage
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
+Progress = Callable[[str, int, int, str], None]
+"""Told how far long work is: (what, done, all, the item at hand)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile. Every field is a keyword of `qcompiler.compile` and a flag of the command
+    line.
+    """
+
+    target: str = "host"
+    precision: str = "float32"
+    calibration: object = None
+    """Data for static int8: a path (.npz, .npy, a folder), an iterable of {name: array}, an
+    onnxruntime CalibrationDataReader, or the word "synthetic"."""
+    calibration_method: str = "minmax"
+    calibration_samples: int = 300
+    """At most this many samples are used."""
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    threads: int = 0
+    passes: Sequence[str] = ()
+    """Passes to add or to give options: "quantize_static{percentile=99.99}", or the path of a
+    Python file of passes.
+    """
+    disabled_passes: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    """Nodes kept in float: names, regular expressions, or operator types."""
+
+
+@dataclass
+class Watch:
+    """What the caller wants to be told while compiling."""
+
+    progress: Progress | None = None
+    explain: Explain | None = None
+    stage: Callable[[str, Graph], None] | None = None
+    """Called with the graph after each stage (--dump)."""
+
+
+def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
+    """ONNX file or model -> artifact for one device. Raises Error on whatever is wrong with the
+    model or the options.
+    """
+    return build(make_plan(model, options, watch), watch)
+
+
+def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
+    """ONNX file or model -> the plan that would be emitted."""
+    device = plugins.device(options.target, options.threads)
+    graph = prepare(model, options, device, watch)
+    return plan(graph, device, _on(watch, "choosing kernels"))
+
+
+def prepare(
+    model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
+) -> Graph:
+    """ONNX file or model -> the graph that the plan is made from: all stages run."""
+    if options.precision not in PRECISIONS:
+        raise Error(
+            f"unknown precision {options.precision!r}",
+            hint=f"choose one of {', '.join(PRECISIONS)}",
+        )
+    choice = choose(options.passes, options.disabled_passes)
+    graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
+    demand_static(graph)
+    _seen(watch, "read", graph)
+    for stage in STAGES:
+        asked = choice
+        if stage == "quantize":
+            asked = quantization(graph, choice, options, device, watch)
+        graph = run_stage(graph, stage, watch.explain, asked, device)
+        _seen(watch, stage, graph)
+    return graph
+
+
+def quantization(
+    graph: Graph, choice: Choice, options: Options, device: isa.Device, watch: Watch
+) -> Choice:
+    """The passes asked for -> the same and those that the precision stands for, with statistics."""
+    extra: dict[str, Mapping[str, object]] = {}
+    if options.precision == "int8":
+        statistics = calibrated(graph, options, device, watch)
+        extra["quantize_static"] = {"statistics": statistics, "exclude": tuple(options.exclude)}
+    elif options.precision == "int8-dynamic":
+        extra["quantize_dynamic"] = {"exclude": tuple(options.exclude)}
+    elif options.precision in ("bfloat16", "float16"):
+        extra["quantize_half"] = {"dtype": options.precision, "exclude": tuple(options.exclude)}
+    merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
+    return Choice({**choice.options, **merged}, choice.disabled)
+
+
+def calibrated(graph: Graph, options: Options, device: isa.Device, watch: Watch) -> Statistics:
+    """Graph after the fuse stage, calibration data -> statistics of its activations.
+
+    The samples run through a compiled float artifact of this same graph that also returns every
+    activation, on this machine whatever the target; memory holds one sample's activations.
+    """
+    if options.calibration is None:
+        raise Error(
+            "int8 needs calibration data",
+            hint="--calibration data.npz (a few dozen typical inputs), or --precision int8-dynamic, "
+            "which needs none; --calibration synthetic to try the speed only",
+        )
+    wanted = {n.name: (n.dtype, n.shape) for n in graph.inputs}
+    data = samples(options.calibration, wanted, options.calibration_samples)
+    run = observing(graph, watch)
+    count = data.count or options.calibration_samples
+    tell = watch.progress
+    statistics = calibrate(
+        graph,
+        data,
+        method=options.calibration_method,
+        run=run,
+        progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
+    )
+    return replace(statistics, synthetic=data.synthetic)
+
+
+def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:
+    """Graph -> a function that runs one sample on this machine and reports every activation."""
+    names = value_names(graph)
+    seen = [n for n in names if n.op != "input" and n.dtype.startswith("float")]
+    tapped = replace(graph, outputs=tuple(seen), output_names=tuple(names[n] for n in seen))
+    here = plugins.device("host")
+    lowered = run_stage(tapped, "layout", None, Choice(), here)
+    model = load(build(plan(lowered, here, _on(watch, "calibration model")), watch))
+
+    def run(sample: Mapping[str, Array], observe: Observe) -> None:
+        for node in graph.inputs:
+            if node.dtype.startswith("float"):
+                observe(names[node], sample[node.name])
+        for name, array in model.run(sample).items():
+            observe(name, array)
+
+    return run
+
+
+def build(made: Plan, watch: Watch) -> Artifact:
+    """Plan -> artifact: machine code, weights, and a manifest that says how it was made."""
+    if watch.progress is not None:
+        watch.progress("machine code", 0, 1, made.device.isa.name)
+    code = emit(made)
+    graph, device = made.graph, made.device
+    steps = tuple(
+        StepFact(s.name, s.kernel.name, s.kernel.tasks, s.kernel.macs, step_bytes(s))
+        for s in made.steps
+    )
+    manifest = Manifest(
+        name=graph.name,
+        inputs=tuple(Value(n.name, n.dtype, n.type.dims) for n in graph.inputs),
+        outputs=tuple(
+            Value(name, n.dtype, n.type.dims)
+            for name, n in zip(graph.output_names, graph.outputs, strict=True)
+        ),
+        isa=device.isa.name,
+        triple=device.isa.triple,
+        cpu_flags=tuple(sorted(device.isa.cpu_flags)),
+        threads=device.threads,
+        workspace_bytes=made.workspace_bytes,
+        steps=steps,
+        producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
+        notes=dict(graph.notes),
+    )
+    return Artifact(manifest, code, made.weights)
+
+
+def step_bytes(step: Step) -> int:
+    """Bytes a step reads and writes, each operand once."""
+    return sum(p.bytes for p in (*step.operands, step.output))
+
+
+def demand_static(graph: Graph) -> None:
+    """Refuse symbolic dimensions, naming the inputs to pin."""
+    open_ = [n for n in graph.inputs if not n.type.static]
+    if open_:
+        flags = " ".join(
+            f"--input-shape {n.name}={'x'.join(str(d) for d in n.shape)}" for n in open_
+        )
+        symbols = sorted({str(d) for n in open_ for d in n.shape if isinstance(d, str)})
+        raise Error(
+            f"the size of {', '.join(symbols)} is open",
+            where=", ".join(f"input {n.name}: {n.type}" for n in open_),
+            hint=f"give numbers for the names in {flags}",
+        )
+
+
+def _seen(watch: Watch, stage: str, graph: Graph) -> None:
+    log.info("after %s: %d nodes", stage, len(graph.nodes))
+    if watch.stage is not None:
+        watch.stage(stage, graph)
+
+
+def _on(watch: Watch, what: str) -> Callable[[int, int, str], None] | None:
+    tell = watch.progress
+    return None if tell is None else lambda done, count, item: tell(what, done, count, item)
