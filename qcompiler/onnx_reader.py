@@ -36,7 +36,7 @@ from qcompiler.onnx_schema import (
     known_attributes,
     schema,
 )
-from qcompiler.onnx_tensors import ExternalData, Unsupported, checked_shape, decode
+from qcompiler.onnx_tensors import ExternalData, Unsupported, decode
 from qcompiler.ops import OPERATORS, known_value, make
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class _Reader:
         try:
             inputs = [self.value(i, scope, where) if i else None for i in proto.input]
             present = [i for i in inputs if not isinstance(i, _Missing)]
-            if len(present) == len(inputs):
+            if len(present) == len(inputs):  # else what it needs was reported, and it is skipped
                 self.bind(proto, name, self.apply(proto, present, name, scope), scope)
                 return
             self.check_known(proto, scope, where)
@@ -256,12 +256,8 @@ class _Reader:
         inputs = list(result.inputs)
         while inputs and inputs[-1] is None:
             inputs.pop()
-        node = make(
-            result.op, *inputs, name=result.name, **known_attributes(result.op, result.attrs, where)
-        )
-        for type in node.types:
-            checked_shape((d for d in type.shape if isinstance(d, int)), where)
-        return node
+        attrs = known_attributes(result.op, result.attrs, where)
+        return make(result.op, *inputs, name=result.name, **attrs)
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Unsupported where we have no meaning for an operator."""

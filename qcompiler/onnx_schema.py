@@ -85,7 +85,10 @@ def schema(op: str, opset: int) -> Schema | None:
     )
     nothing = ExternalData(None)
     return Schema(
-        {k: int(a.type.value) for k, a in found.attributes.items()},
+        {
+            k: int(a.type.value)  # type: ignore[attr-defined]
+            for k, a in found.attributes.items()
+        },
         frozenset(k for k, a in found.attributes.items() if a.required),
         {
             k: value_of(a.default_value, nothing, op)
