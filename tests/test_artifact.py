@@ -1,0 +1,198 @@
+"""One file on disk: whole, unchanged and for this CPU, or one clear error."""
+
+import random
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler import Artifact, Error, cpu, load, plugins
+from qcompiler.artifact import Manifest, StepFact, Value, open_artifact
+from qcompiler.emit.native import emit
+from qcompiler.ir import Graph, Type, placeholder
+from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.tir import Builder
+from qcompiler.plan import Place, Plan, Step
+
+SHAPE = (4, 16)
+
+
+def doubling(tasks: int) -> Kernel:
+    """A kernel that doubles 64 floats."""
+    b = Builder("double")
+    x, y = b.pointer("x", "float32"), b.pointer("y", "float32")
+    with b.parallel(tasks) as task, b.serial(64 // tasks) as i:
+        at = task * (64 // tasks) + i
+        y.store(at, x.load(at) * 2.0)
+    return Kernel("double", b.function(), tasks=tasks)
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    """Two steps, input -> workspace -> output: four times the input."""
+    device = plugins.device("host", threads=2)
+    x = placeholder("x", Type("float32", SHAPE))
+    region, kernel = Region(None, (), (x,), x), doubling(2)
+    ends = (Place("input", 0, 256), Place("workspace", 64, 256), Place("output", 0, 256))
+    steps = tuple(
+        Step(name, region, kernel, (ends[i],), ends[i + 1], None) for i, name in enumerate("ab")
+    )
+    plan = Plan(Graph((x,), (x,), ("y",)), device, steps, np.zeros(128, np.uint8), 512)
+    manifest = Manifest(
+        name="quadruple",
+        inputs=(Value("x", "float32", SHAPE),),
+        outputs=(Value("y", "float32", SHAPE),),
+        isa=device.isa.name,
+        triple=device.isa.triple,
+        cpu_flags=tuple(sorted(device.isa.cpu_flags)),
+        threads=2,
+        workspace_bytes=512,
+        steps=(StepFact("a", "double", 2), StepFact("b", "double", 2)),
+        producer={"qcompiler": "test"},
+    )
+    return Artifact(manifest, emit(plan), plan.weights)
+
+
+@pytest.fixture
+def saved(artifact: Artifact, tmp_path: Path) -> Path:
+    return artifact.save(tmp_path / "model.qc")
+
+
+X = np.arange(64, dtype=np.float32).reshape(SHAPE)
+
+
+def test_what_is_saved_loads_and_runs(saved: Path) -> None:
+    model = load(saved)
+    assert np.array_equal(model(X), 4 * X)
+    assert np.array_equal(model.run({"x": X})["y"], 4 * X)
+    assert len(model.profile({"x": X}, repeat=3)) == 2
+
+
+def test_members_are_aligned_so_that_weights_can_be_mapped(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive, saved.open("rb") as file:
+        for entry in archive.infolist():
+            file.seek(entry.header_offset + 26)
+            lengths = np.frombuffer(file.read(4), "<u2")
+            assert (entry.header_offset + 30 + int(lengths.sum())) % 64 == 0
+
+
+def test_equal_artifacts_are_equal_files(artifact: Artifact, tmp_path: Path) -> None:
+    first, second = (artifact.save(tmp_path / n).read_bytes() for n in ("a.qc", "b.qc"))
+    assert first == second
+
+
+def test_an_unaligned_or_read_only_input_is_copied(saved: Path) -> None:
+    model = load(saved)
+    raw = np.empty(X.nbytes + 64, np.uint8)
+    for shift in (0, 1, 4, 16, 63):
+        x = raw[shift : shift + X.nbytes].view(np.float32).reshape(SHAPE)
+        x[...] = X
+        assert np.array_equal(model(x), 4 * X)
+    frozen = X.copy()
+    frozen.setflags(write=False)
+    assert np.array_equal(model(frozen), 4 * X)
+    assert np.array_equal(model(np.asfortranarray(X)), 4 * X)
+
+
+def test_every_call_returns_arrays_of_its_own(saved: Path) -> None:
+    model = load(saved)
+    first = model(X)
+    second = model(X + 1)
+    assert np.array_equal(first, 4 * X)
+    assert np.array_equal(second, 4 * (X + 1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"x": X.astype(np.float64)}, "float64 given, float32 wanted"),
+        ({"x": X[:3]}, "shape [3, 16] given, [4, 16] wanted"),
+        ({"x": X, "z": X}, "unknown input 'z'"),
+        ({}, "input 'x' is missing"),
+    ],
+)
+def test_wrong_inputs_are_one_clear_error(saved: Path, inputs: dict, words: str) -> None:
+    with pytest.raises(Error) as caught:
+        load(saved).run(inputs)
+    assert words in str(caught.value)
+    assert "hint:" in str(caught.value)
+
+
+def test_several_threads_may_run_one_model(saved: Path) -> None:
+    model = load(saved)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        x = np.random.default_rng(seed).random(SHAPE, np.float32)
+        wrong.extend(i for i in range(200) if not np.array_equal(model(x), 4 * x))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+def test_a_truncated_file_is_refused(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    for length in (0, 1, 30, 200, len(whole) // 2, len(whole) - 1):
+        part = tmp_path / "part.qc"
+        part.write_bytes(whole[:length])
+        with pytest.raises(Error, match="not a whole qcompiler artifact"):
+            load(part)
+
+
+def test_flipped_bits_are_refused_or_harmless(saved: Path, tmp_path: Path) -> None:
+    whole, rng = saved.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path = tmp_path / "changed.qc"
+        path.write_bytes(changed)
+        try:
+            opened = open_artifact(path)
+        except Error:
+            refused += 1
+        else:  # a flip in the padding between members
+            assert opened.manifest == open_artifact(saved).manifest
+    assert refused > 150
+
+
+def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
+    tampered = tmp_path / "tampered.qc"
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(tampered, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry, data[:-1] + b"x" if entry.filename == "code.so" else data)
+    with pytest.raises(Error, match=r"code\.so is not what was compiled"):
+        load(tampered)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.qc", "w") as archive:
+        archive.writestr("../evil", "x")
+    (tmp_path / "text.qc").write_text("hello")
+    for name in ("other.qc", "text.qc", "absent.qc", "."):
+        with pytest.raises(Error):
+            load(tmp_path / name)
+
+
+def test_a_cpu_without_the_features_is_told_which(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"sse2"}))
+    with pytest.raises(Error, match=r"this CPU lacks .*avx2"):
+        load(saved)
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(Error, match="cannot write"):
+        artifact.save(tmp_path / "absent" / "model.qc")
+    (tmp_path / "model.qc").mkdir()
+    with pytest.raises(Error, match="cannot write"):
+        artifact.save(tmp_path / "model.qc")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.qc"]
