@@ -1,4 +1,4 @@
-"""Graph and input arrays -> output arrays, by every operator's numpy meaning: the oracle of tests."""
+"""Graph and input arrays -> output arrays, by numpy meanings: the oracle of all tests."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ class NumpyMath:
         return np.asarray(x).astype(numpy_dtype(dtype))
 
     def saturate(self, x: V, dtype: str) -> V:
-        info = ml_dtypes.iinfo(numpy_dtype(dtype))
+        info = ml_dtypes.iinfo(numpy_dtype(dtype))  # type: ignore[no-untyped-call]
         wide = np.asarray(x, np.float64 if np.asarray(x).dtype.kind == "f" else np.int64)
         return np.minimum(np.fmax(wide, int(info.min)), int(info.max)).astype(numpy_dtype(dtype))
 

@@ -27,6 +27,8 @@ from itertools import count
 from math import inf, prod
 from typing import Any
 
+from numpy.typing import NDArray
+
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Attr, Dim, Node, Type
 from qcompiler.ops.math import NUMPY
@@ -34,6 +36,9 @@ from qcompiler.ops.math import NUMPY
 TypeRule = Callable[[Node], Type | tuple[Type, ...]]
 Meaning = Callable[..., Array | tuple[Array, ...]]
 Formula = Callable[..., Any]
+
+Numbers = NDArray[Any]
+"""An array to compute with."""
 
 MAX_RANK = 32
 MAX_ELEMENTS = 1 << 48

@@ -1,6 +1,6 @@
-"""What a graph is made of besides arithmetic: constants, and the outputs of a node that has several.
+"""What a graph is made of besides arithmetic: constants, and one output of a node that has several.
 
-Graph inputs (`input`) are no operator: they have a type of their own and a value only where a graph is run.
+Graph inputs (`input`) are no operator: they have a value only where a graph is run.
 """
 
 from __future__ import annotations

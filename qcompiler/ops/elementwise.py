@@ -1,0 +1,442 @@
+"""Values -> values, one by one: arithmetic, comparisons, logic, activations, casts.
+
+Each is one formula, read by numpy, by the kernels and by the builders of look-up tables.
+"""
+
+from __future__ import annotations
+
+from math import inf, pi, sqrt
+
+import ml_dtypes
+
+from qcompiler.errors import Error
+from qcompiler.ir import Node, Type, numpy_dtype
+from qcompiler.ops.math import Math, V
+from qcompiler.ops.registry import broadcast, elementwise
+
+# Arithmetic.
+
+
+@elementwise("Add")
+def add(m: Math, a: V, b: V) -> V:
+    return a + b
+
+
+@elementwise("Sub")
+def sub(m: Math, a: V, b: V) -> V:
+    return a - b
+
+
+@elementwise("Mul")
+def mul(m: Math, a: V, b: V) -> V:
+    return a * b
+
+
+@elementwise("Div")
+def div(m: Math, a: V, b: V) -> V:
+    return m.divide(a, b)
+
+
+@elementwise("Mod")
+def mod(m: Math, a: V, b: V, *, fmod: int = 0) -> V:
+    return m.fmod(a, b) if fmod else m.remainder(a, b)
+
+
+def _as_first(node: Node) -> Type:
+    """Other inputs may have other dtypes."""
+    return Type(node.operands[0].dtype, broadcast(*(i.shape for i in node.operands)))
+
+
+@elementwise("Pow", types=_as_first)
+def pow_(m: Math, x: V, y: V) -> V:
+    return m.pow(x, y)
+
+
+@elementwise("Sum")
+def sum_(m: Math, first: V, *rest: V) -> V:
+    for x in rest:
+        first = first + x
+    return first
+
+
+@elementwise("Mean")
+def mean(m: Math, first: V, *rest: V) -> V:
+    return sum_(m, first, *rest) / (1 + len(rest))
+
+
+@elementwise("Max")
+def max_(m: Math, first: V, *rest: V) -> V:
+    for x in rest:
+        first = m.max(first, x)
+    return first
+
+
+@elementwise("Min")
+def min_(m: Math, first: V, *rest: V) -> V:
+    for x in rest:
+        first = m.min(first, x)
+    return first
+
+
+@elementwise("Neg")
+def neg(m: Math, x: V) -> V:
+    return -x
+
+
+@elementwise("Abs")
+def abs_(m: Math, x: V) -> V:
+    return m.abs(x)
+
+
+@elementwise("Sign")
+def sign(m: Math, x: V) -> V:
+    return m.cast(x > 0, "int8") - m.cast(x < 0, "int8")
+
+
+@elementwise("Reciprocal")
+def reciprocal(m: Math, x: V) -> V:
+    return 1 / x
+
+
+@elementwise("Floor")
+def floor(m: Math, x: V) -> V:
+    return m.floor(x)
+
+
+@elementwise("Ceil")
+def ceil(m: Math, x: V) -> V:
+    return m.ceil(x)
+
+
+@elementwise("Round")
+def round_(m: Math, x: V) -> V:
+    return m.round(x)
+
+
+@elementwise("Sqrt")
+def sqrt_(m: Math, x: V) -> V:
+    return m.sqrt(x)
+
+
+@elementwise("Exp")
+def exp(m: Math, x: V) -> V:
+    return m.exp(x)
+
+
+@elementwise("Log")
+def log(m: Math, x: V) -> V:
+    return m.log(x)
+
+
+@elementwise("Erf")
+def erf(m: Math, x: V) -> V:
+    return m.erf(x)
+
+
+@elementwise("Sin")
+def sin(m: Math, x: V) -> V:
+    return m.sin(x)
+
+
+@elementwise("Cos")
+def cos(m: Math, x: V) -> V:
+    return m.cos(x)
+
+
+@elementwise("Tan")
+def tan(m: Math, x: V) -> V:
+    return m.libm("tan", x)
+
+
+@elementwise("Asin")
+def asin(m: Math, x: V) -> V:
+    return m.libm("asin", x)
+
+
+@elementwise("Acos")
+def acos(m: Math, x: V) -> V:
+    return m.libm("acos", x)
+
+
+@elementwise("Atan")
+def atan(m: Math, x: V) -> V:
+    return m.libm("atan", x)
+
+
+@elementwise("Sinh")
+def sinh(m: Math, x: V) -> V:
+    return m.libm("sinh", x)
+
+
+@elementwise("Cosh")
+def cosh(m: Math, x: V) -> V:
+    return m.libm("cosh", x)
+
+
+@elementwise("Asinh")
+def asinh(m: Math, x: V) -> V:
+    return m.libm("asinh", x)
+
+
+@elementwise("Acosh")
+def acosh(m: Math, x: V) -> V:
+    return m.libm("acosh", x)
+
+
+@elementwise("Atanh")
+def atanh(m: Math, x: V) -> V:
+    return m.libm("atanh", x)
+
+
+# Comparisons and logic.
+
+
+@elementwise("Equal", dtype="bool")
+def equal(m: Math, a: V, b: V) -> V:
+    return a == b
+
+
+@elementwise("Less", dtype="bool")
+def less(m: Math, a: V, b: V) -> V:
+    return a < b
+
+
+@elementwise("LessOrEqual", dtype="bool")
+def less_or_equal(m: Math, a: V, b: V) -> V:
+    return a <= b
+
+
+@elementwise("Greater", dtype="bool")
+def greater(m: Math, a: V, b: V) -> V:
+    return a > b
+
+
+@elementwise("GreaterOrEqual", dtype="bool")
+def greater_or_equal(m: Math, a: V, b: V) -> V:
+    return a >= b
+
+
+@elementwise("IsNaN", dtype="bool")
+def is_nan(m: Math, x: V) -> V:
+    return m.is_nan(x)
+
+
+@elementwise("IsInf", dtype="bool")
+def is_inf(m: Math, x: V, *, detect_negative: int = 1, detect_positive: int = 1) -> V:
+    positive, negative = x == inf, x == -inf
+    if detect_positive and detect_negative:
+        return positive | negative
+    if detect_positive:
+        return positive
+    return negative if detect_negative else positive & negative
+
+
+def _integers(node: Node) -> Type:
+    """Inputs of one integer dtype."""
+    dtypes = {i.dtype for i in node.operands}
+    if len(dtypes) > 1 or "int" not in node.operands[0].dtype:
+        raise Error(f"inputs of {' and '.join(sorted(dtypes))} where one integer type is needed")
+    return _as_first(node)
+
+
+def _booleans(node: Node) -> Type:
+    if any(i.dtype != "bool" for i in node.operands):
+        raise Error(f"input of {node.operands[0].dtype} where bool is needed")
+    return _as_first(node)
+
+
+@elementwise("And", types=_booleans)
+def and_(m: Math, a: V, b: V) -> V:
+    return a & b
+
+
+@elementwise("Or", types=_booleans)
+def or_(m: Math, a: V, b: V) -> V:
+    return a | b
+
+
+@elementwise("Xor", types=_booleans)
+def xor(m: Math, a: V, b: V) -> V:
+    return a ^ b
+
+
+@elementwise("Not", types=_booleans)
+def not_(m: Math, x: V) -> V:
+    return m.logical_not(x)
+
+
+@elementwise("BitwiseAnd", types=_integers)
+def bitwise_and(m: Math, a: V, b: V) -> V:
+    return a & b
+
+
+@elementwise("BitwiseOr", types=_integers)
+def bitwise_or(m: Math, a: V, b: V) -> V:
+    return a | b
+
+
+@elementwise("BitwiseXor", types=_integers)
+def bitwise_xor(m: Math, a: V, b: V) -> V:
+    return a ^ b
+
+
+@elementwise("BitwiseNot", types=_integers)
+def bitwise_not(m: Math, x: V) -> V:
+    return ~x
+
+
+@elementwise("BitShift", types=_integers)
+def bit_shift(m: Math, x: V, y: V, *, direction: str) -> V:
+    return x << y if direction == "LEFT" else x >> y
+
+
+def _choice(node: Node) -> Type:
+    condition, a, b = node.operands
+    if condition.dtype != "bool" or a.dtype != b.dtype:
+        raise Error(f"bool and two of one type are needed, not {condition.type} {a.type} {b.type}")
+    return Type(a.dtype, broadcast(condition.shape, a.shape, b.shape))
+
+
+@elementwise("Where", types=_choice)
+def where(m: Math, condition: V, a: V, b: V) -> V:
+    return m.where(condition, a, b)
+
+
+# Casts.
+
+_FLOAT8 = {
+    d: float(ml_dtypes.finfo(numpy_dtype(d)).max)  # type: ignore[no-untyped-call]
+    for d in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+}
+"""Their largest numbers."""
+
+
+def _cast_type(node: Node) -> Type:
+    try:
+        dtype = numpy_dtype(node.str("to"))
+    except TypeError as e:
+        raise Error(f"there is no type {node.attrs['to']!r}") from e
+    if "string" in (node.str("to"), node.operands[0].dtype) or dtype.kind in "cOSU":
+        raise Error(f"a cast from {node.operands[0].dtype} to {node.attrs['to']} is not supported")
+    return Type(node.str("to"), node.operands[0].shape)
+
+
+@elementwise("Cast", types=_cast_type)
+def cast(m: Math, x: V, *, to: str, saturate: int = 1, round_mode: str = "up") -> V:
+    """As C does; to float8 what is too large becomes the largest number, if `saturate`.
+
+    `round_mode` is for types that have only powers of two.
+    """
+    if saturate and to in _FLOAT8:
+        x = m.clip(m.cast(x, "float32"), -_FLOAT8[to], _FLOAT8[to])
+    return m.cast(x, to)
+
+
+# Activations.
+
+
+@elementwise("Relu")
+def relu(m: Math, x: V) -> V:
+    return m.max(x, 0)
+
+
+@elementwise("LeakyRelu")
+def leaky_relu(m: Math, x: V, *, alpha: float = 0.01) -> V:
+    return m.where(x < 0, x * alpha, x)
+
+
+def _slope_fits(node: Node) -> Type:
+    """The slope broadcasts to x, and x not to the slope."""
+    x, slope = node.operands
+    if broadcast(x.shape, slope.shape) != x.shape:
+        raise Error(f"slope {slope.type} does not broadcast to {x.type}")
+    return x.type
+
+
+@elementwise("PRelu", types=_slope_fits)
+def p_relu(m: Math, x: V, slope: V) -> V:
+    return m.where(x < 0, x * slope, x)
+
+
+@elementwise("ThresholdedRelu")
+def thresholded_relu(m: Math, x: V, *, alpha: float = 1.0) -> V:
+    return m.where(x > alpha, x, 0)
+
+
+@elementwise("Clip")
+def clip(m: Math, x: V, low: V = None, high: V = None) -> V:
+    x = x if low is None else m.max(x, low)
+    return x if high is None else m.min(x, high)
+
+
+@elementwise("Shrink")
+def shrink(m: Math, x: V, *, bias: float = 0.0, lambd: float = 0.5) -> V:
+    return m.where(x < -lambd, x + bias, m.where(x > lambd, x - bias, 0))
+
+
+@elementwise("Elu")
+def elu(m: Math, x: V, *, alpha: float = 1.0) -> V:
+    return m.where(x < 0, (m.exp(m.min(x, 0)) - 1) * alpha, x)
+
+
+@elementwise("Selu")
+def selu(m: Math, x: V, *, alpha: float = 1.67326319, gamma: float = 1.05070102) -> V:
+    return m.where(x > 0, x * gamma, (m.exp(m.min(x, 0)) - 1) * (alpha * gamma))
+
+
+@elementwise("Celu")
+def celu(m: Math, x: V, *, alpha: float = 1.0) -> V:
+    return m.max(x, 0) + m.min((m.exp(m.min(x, 0) / alpha) - 1) * alpha, 0)
+
+
+@elementwise("Sigmoid")
+def sigmoid(m: Math, x: V) -> V:
+    return 1 / (m.exp(-x) + 1)
+
+
+@elementwise("HardSigmoid")
+def hard_sigmoid(m: Math, x: V, *, alpha: float = 0.2, beta: float = 0.5) -> V:
+    return m.clip(x * alpha + beta, 0, 1)
+
+
+@elementwise("HardSwish")
+def hard_swish(m: Math, x: V) -> V:
+    return x * m.clip(x / 6 + 0.5, 0, 1)
+
+
+@elementwise("Swish")
+def swish(m: Math, x: V, *, alpha: float = 1.0) -> V:
+    return x * sigmoid(m, x if alpha == 1 else x * alpha)
+
+
+@elementwise("SwiGLU")
+def swiglu(m: Math, a: V, b: V, *, alpha: float = 1.0) -> V:
+    return swish(m, a, alpha=alpha) * b
+
+
+@elementwise("Tanh")
+def tanh(m: Math, x: V) -> V:
+    return m.tanh(x)
+
+
+@elementwise("Softplus")
+def softplus(m: Math, x: V) -> V:
+    """log(1 + exp(x)), which would overflow as it stands."""
+    return m.max(x, 0) + m.log(m.exp(-m.abs(x)) + 1)
+
+
+@elementwise("Softsign")
+def softsign(m: Math, x: V) -> V:
+    return x / (m.abs(x) + 1)
+
+
+@elementwise("Mish")
+def mish(m: Math, x: V) -> V:
+    return x * m.tanh(softplus(m, x))
+
+
+@elementwise("Gelu")
+def gelu(m: Math, x: V, *, approximate: str = "none") -> V:
+    if approximate == "tanh":
+        return x * 0.5 * (m.tanh((x + x * x * x * 0.044715) * sqrt(2 / pi)) + 1)
+    return x * 0.5 * (m.erf(x * sqrt(0.5)) + 1)
