@@ -13,16 +13,17 @@ FLOORS = [
     {"cpu"},
     {"ir", "isa", "artifact"},
     {"text", "ops"},
-    {"rewrite", "onnx_reader", "onnx_writer", "calibrate", "samples"},
-    {"kernels", "stages"},
+    {"rewrite", "matching", "onnx_reader", "onnx_writer", "calibrate", "samples"},
+    {"kernels"},
     {"regions", "plan"},
     {"tune", "plugins", "emit", "runtime"},
+    {"stages"},
     {"driver", "compare"},
     {"demo"},
     {"cli"},
 ]
 ABOVE_NOTHING = {"runtime": {"artifact", "errors", "cpu"}}
-PASSES_MAY = {"ir", "ops", "rewrite", "calibrate", "errors", "isa", "text"}
+PASSES_MAY = {"ir", "ops", "rewrite", "matching", "calibrate", "errors", "isa", "text"}
 TARGETS_MAY = {"isa", "kernels", "errors"}
 COMPILER = {"kernels", "emit", "tune"}
 
