@@ -1,0 +1,433 @@
+"""A formula of ops/ on TIR vectors -> branch-free vector code.
+
+`TirMath` is the arithmetic of ops/math.py over `Vec`, a TIR expression of some lanes (one lane: a
+scalar). Every result is bound to a variable of the function being built, so a value that is used
+twice is computed once; conditions alone are not (TVM binds no vectors of booleans).
+
++ - * / sqrt, comparisons, rounding and casts are exact; for the rest see polynomials.py. TVM lets
+LLVM contract a product and a sum into one rounding, so every product that a formula makes is
+fenced: `llvm.arithmetic.fence` costs no instruction. float64 transcendentals go through the C
+library, a lane at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.isa import Isa
+from qcompiler.kernels import polynomials, tir
+from qcompiler.kernels.tir import Builder, Value
+from qcompiler.kernels.vec import Vec
+
+_NARROW = ("float16", "bfloat16")
+
+
+class TirMath:
+    """`Math` over `Vec`; statements go to `builder`, `isa` knows the machine's own instructions."""
+
+    def __init__(self, builder: Builder, isa: Isa) -> None:
+        self.builder, self.isa = builder, isa
+
+    # -- making values
+
+    def vec(self, expr: Value, dtype: str = "") -> Vec:
+        """An expression -> a value computed here, once; `dtype` where the bits do not tell it."""
+        dtype = dtype or tir.dtype_of(expr)
+        bound = expr if dtype == "bool" else self.builder.let(expr)
+        return Vec(self, bound, dtype, tir.lanes_of(expr))
+
+    def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
+        """A number in every lane."""
+        if dtype in _NARROW:
+            return self.cast(self.splat(value, "float32", lanes), dtype)
+        kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
+        return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
+
+    def like(self, value: Any, other: Vec) -> Vec:
+        """A number -> a vector like `other`; a Vec stays."""
+        if isinstance(value, Vec):
+            return value
+        number = value.item() if isinstance(value, np.generic | np.ndarray) else value
+        return self.splat(number, other.dtype, other.lanes)
+
+    def widen(self, x: Vec, lanes: int) -> Vec:
+        """One lane -> the same value in every lane."""
+        return Vec(self, tir.broadcast(x.expr, lanes), x.dtype, lanes, x.value)
+
+    def bits(self, x: Vec, dtype: str) -> Vec:
+        """The same bits as another dtype of the same width."""
+        return self.vec(tir.reinterpret(x.expr, tir.stored(dtype)), dtype)
+
+    def llvm(self, name: str, *operands: Vec) -> Vec:
+        """An LLVM intrinsic of vectors of one type that gives a vector of that type."""
+        x = operands[0]
+        return self.vec(tir.llvm(x.dtype, x.lanes, name, *(o.expr for o in operands)), x.dtype)
+
+    def join(self, a: Any, b: Any) -> tuple[Vec, Vec]:
+        """Two operands -> both of the same dtype and lanes."""
+        a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
+        if a.dtype != b.dtype:
+            raise TypeError(f"{a.dtype} against {b.dtype}: the formula has to cast one of them")
+        lanes = max(a.lanes, b.lanes)
+        return self.widen(a, lanes), self.widen(b, lanes)
+
+    def _wide(self, f: Callable[..., Vec], *operands: Vec) -> Vec:
+        """A 16-bit float's arithmetic: in float32, rounded back."""
+        dtype = operands[0].dtype
+        return self.cast(f(*(self.cast(x, "float32") for x in operands)), dtype)
+
+    # -- arithmetic
+
+    def binary(self, sign: str, a: Any, b: Any) -> Vec:
+        """a + b, a - b or a * b, rounded once; integers wrap around; of booleans or, xor, and."""
+        a, b = self.join(a, b)
+        if a.dtype in _NARROW:
+            return self._wide(lambda x, y: self.binary(sign, x, y), a, b)
+        if a.dtype == "bool":
+            return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
+        if not a.is_float:
+            return self._wrapping(sign, a, b)
+        made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
+        if sign == "*":
+            made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
+        return self.vec(made)
+
+    def _wrapping(self, sign: str, a: Vec, b: Vec) -> Vec:
+        """Done in the dtype of the other signedness.
+
+        TVM tells LLVM that neither kind overflows; what LLVM concludes from that about one kind
+        it can hardly use about the other.
+        """
+        other = a.dtype.removeprefix("u") if a.dtype.startswith("u") else f"u{a.dtype}"
+        x, y = (tir.reinterpret(v.expr, other) for v in (a, b))
+        made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](x, y)
+        return self.vec(tir.reinterpret(made, a.dtype))
+
+    def fma(self, a: Vec, b: Any, c: Any) -> Vec:
+        """a * b + c in one rounding: never for a formula's own signs."""
+        a, b = self.join(a, b)
+        a, c = self.join(a, c)
+        return self.llvm("llvm.fma", a, self.widen(b, a.lanes), c)
+
+    def divide(self, a: Any, b: Any) -> Vec:
+        """Floats: one rounding. Integers: towards zero."""
+        a, b = self.join(a, b)
+        if not a.is_float:
+            return self.trunc_div(a, b)
+        if a.dtype in _NARROW:
+            return self._wide(self.divide, a, b)
+        return self.vec(tirx.Div(a.expr, b.expr))
+
+    def trunc_div(self, a: Any, b: Any) -> Vec:
+        """Integer division towards zero; by zero it gives zero, and nothing traps."""
+        a, b = self.join(a, b)
+        if a.is_float:
+            return self.trunc(self.divide(a, b))
+        size = tir.bits(a.dtype)
+        none = b == 0
+        one = self.like(1, b)
+        if size == 64:
+            # A lane at a time; x / -1, which may trap, is 0 - x.
+            minus = (b == -1) if a.is_signed else none
+            quotient = self.vec(tirx.Div(a.expr, self.where(none | minus, one, b).expr))
+            quotient = self.where(minus, self.negative(a), quotient) if a.is_signed else quotient
+        else:
+            # The float quotient, cut off, is right: a true quotient that is not whole is 1/b or
+            # more away from the next whole number, far more than its rounding error.
+            wide = "float64" if size == 32 else "float32"
+            ratio = self.cast(a, wide) / self.cast(self.where(none, one, b), wide)
+            quotient = self.cast(self.cast(ratio, "int64" if size == 32 else "int32"), a.dtype)
+        return self.where(none, 0, quotient)
+
+    def floor_div(self, a: Any, b: Any) -> Vec:
+        """Towards minus infinity."""
+        a, b = self.join(a, b)
+        if a.is_float:
+            return self.floor(a / b)
+        quotient = self.trunc_div(a, b)
+        rest = a - quotient * b
+        return self.where(self._opposite(rest, b), quotient - 1, quotient)
+
+    def remainder(self, a: Any, b: Any) -> Vec:
+        """With the sign of the divisor, as Python's %."""
+        rest = self.fmod(a, b)
+        rest, b = self.join(rest, b)
+        return self.where(self._opposite(rest, b), rest + b, rest)
+
+    def _opposite(self, rest: Vec, b: Vec) -> Vec:
+        """Where a remainder is not zero and has not the divisor's sign."""
+        return (rest != 0) & ((rest < 0) ^ (b < 0)) & (b != 0)
+
+    def fmod(self, a: Any, b: Any) -> Vec:
+        """With the sign of the dividend, as C's; for floats exact while |a / b| < 2^52."""
+        a, b = self.join(a, b)
+        if not a.is_float:
+            return self.binary("-", a, self.trunc_div(a, b) * b)
+        if a.dtype != "float64":
+            return self.cast(self.fmod(self.cast(a, "float64"), self.cast(b, "float64")), a.dtype)
+        x, y = self.abs(a), self.abs(b)
+        rest = self.fma(-self.floor(x / y), y, x)
+        rest = self.where(rest < 0, rest + y, rest)  # rounding took the quotient one too far
+        rest = self.where((y == inf) & (x < inf), x, rest)
+        return self.llvm("llvm.copysign", rest, a)
+
+    def negative(self, x: Vec) -> Vec:
+        """The sign turned, of zeros and NaN too."""
+        if x.value is not None:
+            return self.splat(-x.value, x.dtype, x.lanes)
+        if not x.is_float:
+            return self.like(0, x) - x
+        size = tir.bits(x.dtype)
+        mask = self.splat(-(1 << (size - 1)), f"int{size}", x.lanes)
+        return self.bits(self.bits(x, mask.dtype) ^ mask, x.dtype)
+
+    def bitwise(self, name: str, a: Any, b: Any) -> Vec:
+        """And, or, xor; of booleans too."""
+        a, b = self.join(a, b)
+        if a.dtype == "bool" and name == "xor":
+            return self.bitwise("or", a & self.logical_not(b), self.logical_not(a) & b)
+        if a.dtype == "bool":
+            return self.vec({"and": tirx.And, "or": tirx.Or}[name](a.expr, b.expr), "bool")
+        emit = getattr(tirx, f"bitwise_{name}")
+        return self.vec(emit(a.expr, b.expr))
+
+    def bitwise_not(self, x: Vec) -> Vec:
+        """Every bit turned."""
+        return self.logical_not(x) if x.dtype == "bool" else self.vec(tirx.bitwise_not(x.expr))
+
+    def shift_left(self, x: Vec, count: Any) -> Vec:
+        """Zeros move in; a count of the width or more gives zero."""
+        return self._shift(tirx.shift_left, x, count)
+
+    def shift_right(self, x: Vec, count: Any) -> Vec:
+        """Zeros move in, or copies of a sign."""
+        return self._shift(tirx.shift_right, x, count)
+
+    def _shift(self, emit: Callable[..., Value], x: Vec, count: Any) -> Vec:
+        x, count = self.join(x, count)
+        size = tir.bits(x.dtype)
+        if count.value is not None and count.value < size:
+            return self.vec(emit(x.expr, count.expr))
+        if x.is_signed:
+            return self.vec(emit(x.expr, self.clip(count, 0, size - 1).expr))
+        return self.where(count < size, self.vec(emit(x.expr, (count & (size - 1)).expr)), 0)
+
+    # -- comparing and choosing
+
+    def compare(self, node: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        """A condition; of NaN always false."""
+        a, b = self.join(a, b)
+        if a.dtype == "bool":
+            a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
+        elif a.dtype in _NARROW:
+            a, b = self.cast(a, "float32"), self.cast(b, "float32")
+        return self.vec(node(a.expr, b.expr), "bool")
+
+    def logical_not(self, x: Vec) -> Vec:
+        """A condition turned."""
+        return self.vec(tirx.Not(x.expr), "bool")
+
+    def where(self, condition: Vec, a: Any, b: Any) -> Vec:
+        """`a` where the condition holds, else `b`; both are computed."""
+        a, b = self.join(a, b)
+        lanes = max(condition.lanes, a.lanes)
+        if condition.dtype != "bool":
+            condition = condition != 0
+        condition, a, b = (self.widen(x, lanes) for x in (condition, a, b))
+        if a.dtype == "bool":
+            return self.bitwise("or", condition & a, self.logical_not(condition) & b)
+        return self.vec(tirx.Select(condition.expr, a.expr, b.expr), a.dtype)
+
+    def max(self, a: Any, b: Any) -> Vec:
+        """One instruction. A NaN in `b` or beside a constant comes through, else it may not."""
+        return self._extreme(tirx.GT, a, b)
+
+    def min(self, a: Any, b: Any) -> Vec:
+        """One instruction; NaN as `max`."""
+        return self._extreme(tirx.LT, a, b)
+
+    def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        a, b = self.join(a, b)
+        if a.dtype in _NARROW:
+            return self._wide(lambda x, y: self._extreme(better, x, y), a, b)
+        if b.value is not None:
+            a, b = b, a
+        return self.where(self.vec(better(a.expr, b.expr), "bool"), a, b)
+
+    def clip(self, x: Vec, low: Any, high: Any) -> Vec:
+        """min(max(x, low), high)."""
+        return self.min(self.max(x, low), high)
+
+    def is_nan(self, x: Vec) -> Vec:
+        """A condition: x is not a number."""
+        if not x.is_float:
+            return self.like(0, x) != 0
+        size = tir.bits(x.dtype)
+        bits = self.bits(x, f"int{size}") & ((1 << (size - 1)) - 1)
+        infinity = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+        return bits > infinity.get(x.dtype, 0x7FF0000000000000)
+
+    # -- rounding
+
+    def abs(self, x: Vec) -> Vec:
+        """Absolute value."""
+        if x.dtype in _NARROW:
+            return self._wide(self.abs, x)
+        if x.is_float:
+            return self.llvm("llvm.fabs", x)
+        return self.where(x < 0, -x, x) if x.is_signed else x
+
+    def sign(self, x: Vec) -> Vec:
+        """-1, 0 or 1; NaN stays."""
+        if not x.is_signed:
+            return self.where(x > 0, self.like(1, x), 0)
+        one = self.where(x > 0, self.like(1, x), self.where(x < 0, self.like(-1, x), x))
+        return one if x.is_float else self.where(x == 0, 0, one)
+
+    def floor(self, x: Vec) -> Vec:
+        """To the next integer below; the dtype stays."""
+        return self._unary("llvm.floor", x)
+
+    def ceil(self, x: Vec) -> Vec:
+        """To the next integer above; the dtype stays."""
+        return self._unary("llvm.ceil", x)
+
+    def trunc(self, x: Vec) -> Vec:
+        """Towards zero; the dtype stays."""
+        return self._unary("llvm.trunc", x)
+
+    def round(self, x: Vec) -> Vec:
+        """To the nearest integer, halves to even; the dtype stays."""
+        return self._unary("llvm.nearbyint", x)
+
+    def sqrt(self, x: Vec) -> Vec:
+        """Square root."""
+        return self._unary("llvm.sqrt", x)
+
+    def _unary(self, name: str, x: Vec) -> Vec:
+        if not x.is_float:
+            return x
+        if x.dtype in _NARROW:
+            return self._wide(lambda v: self.llvm(name, v), x)
+        return self.llvm(name, x)
+
+    # -- functions
+
+    def exp(self, x: Vec) -> Vec:
+        """e^x."""
+        return self._function(polynomials.exp, tirx.exp, x)
+
+    def log(self, x: Vec) -> Vec:
+        """Natural logarithm."""
+        return self._function(polynomials.log, tirx.log, x)
+
+    def tanh(self, x: Vec) -> Vec:
+        """Hyperbolic tangent."""
+        return self._function(polynomials.tanh, tirx.tanh, x)
+
+    def erf(self, x: Vec) -> Vec:
+        """Error function."""
+        return self._function(polynomials.erf, _c_library("erf"), x)
+
+    def sin(self, x: Vec) -> Vec:
+        """Sine of radians."""
+        return self._function(polynomials.sin, tirx.sin, x)
+
+    def cos(self, x: Vec) -> Vec:
+        """Cosine of radians."""
+        return self._function(polynomials.cos, tirx.cos, x)
+
+    def pow(self, x: Any, y: Any) -> Vec:
+        """x^y; of integers by way of float64."""
+        if isinstance(x, Vec) and not isinstance(y, Vec):
+            y = self.like(y, x)
+        if not x.is_float:
+            wide = self.pow(self.cast(x, "float64"), self.cast(y, "float64"))
+            return self.cast(self.round(wide), x.dtype)
+        if y.dtype != x.dtype:
+            y = self.cast(y, x.dtype)
+        x, y = self.join(x, y)
+        return self._function(polynomials.pow, tirx.pow, x, y)
+
+    def _function(
+        self, short: Callable[..., Vec], library: Callable[..., Value], *operands: Vec
+    ) -> Vec:
+        dtype = operands[0].dtype
+        if dtype in _NARROW:
+            return self._wide(lambda *x: short(self, *x), *operands)
+        if dtype == "float64":
+            return self.vec(library(*(x.expr for x in operands)))
+        return short(self, *operands)
+
+    # -- converting
+
+    def cast(self, x: Vec, dtype: str) -> Vec:
+        """As C converts; from floats towards zero, out of range by way of int32 or int64."""
+        if dtype == x.dtype:
+            return x
+        if x.value is not None and dtype not in (*_NARROW, "bool") and np.isfinite(x.value):
+            return self.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
+        if dtype == "bool":
+            return x != 0
+        if x.dtype == "bool":
+            if dtype in _NARROW:
+                return self.cast(self.cast(x, "float32"), dtype)
+            return self.where(x, self.splat(1, dtype, x.lanes), self.splat(0, dtype, x.lanes))
+        if x.dtype in _NARROW and dtype != "float32":
+            return self.cast(self.cast(x, "float32"), dtype)
+        if dtype in _NARROW and x.dtype != "float32":
+            return self.cast(self.cast(x, "float32"), dtype)
+        if x.dtype == "bfloat16":
+            wide = self.vec(tir.cast(x.expr, "int32")) << 16
+            return self.bits(wide, "float32")
+        if dtype == "bfloat16":
+            return self._to_bfloat16(x)
+        if x.is_float and dtype in ("int8", "uint8", "int16", "uint16"):
+            return self.cast(self.cast(x, "int32"), dtype)
+        if x.is_float and dtype == "uint32":
+            return self.cast(self.cast(x, "int64"), dtype)
+        return self.vec(tir.cast(x.expr, dtype))
+
+    def _to_bfloat16(self, x: Vec) -> Vec:
+        """The upper half, rounded to nearest even; a NaN stays one."""
+        raw = self.bits(x, "int32")
+        even = (raw >> 16) & 1
+        rounded = self.where(self.is_nan(x), raw | 0x400000, raw + (even + 0x7FFF))
+        upper = self.bits(rounded, "uint32") >> 16
+        return self.vec(tir.cast(upper.expr, "uint16"), "bfloat16")
+
+    def saturate(self, x: Vec, dtype: str) -> Vec:
+        """Clip to an integer dtype's range, then cast."""
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if x.dtype in _NARROW:
+            x = self.cast(x, "float32")
+        if not x.is_float:
+            own = np.iinfo(x.dtype)
+            x = self.max(x, low) if low > own.min else x
+            return self.cast(self.min(x, high) if high < own.max else x, dtype)
+        kind = np.dtype(x.dtype).type
+        top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
+        return self.cast(self.clip(x, low, top), dtype)
+
+
+def _c_library(name: str) -> Callable[..., Value]:
+    """A function of libm, called a lane at a time."""
+
+    def call(x: Value) -> Value:
+        lanes = tir.lanes_of(x)
+        each = [
+            tirx.call_pure_extern("float64", name, x if lanes == 1 else tir.shuffle(x, [i]))
+            for i in range(lanes)
+        ]
+        return (
+            each[0]
+            if lanes == 1
+            else tirx.Shuffle(each, [tirx.const(i, "int32") for i in range(lanes)])
+        )
+
+    return call
