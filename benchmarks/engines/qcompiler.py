@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.engines import Build, Job, Run, Settings, engine
-from benchmarks.subjects import Array, Feed
 
 
 def load(artifact: Path, settings: Settings) -> Run:
@@ -14,10 +13,7 @@ def load(artifact: Path, settings: Settings) -> Run:
 
     model = qcompiler.load(artifact, threads=settings.threads)
 
-    def run(feed: Feed) -> dict[str, Array]:
-        return model.run(feed)
-
-    return run
+    return model.run
 
 
 def compiled(precision: str) -> Build:
@@ -33,6 +29,7 @@ def compiled(precision: str) -> Build:
             precision=precision,
             calibration=job.subject.samples() if precision == "int8" else None,
             input_shapes=job.subject.shapes(),
+            threads=job.settings.threads,
         ).save(made)
         return made
 
