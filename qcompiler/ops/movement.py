@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Node, Type
+from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.registry import Numbers, broadcast, fresh, operator, optional, required, typed
 from qcompiler.ops.shapes import (
     agree,
@@ -50,21 +52,12 @@ def _(node: Node) -> Type:
 
 @typed(dropout)
 def _(node: Node) -> tuple[Type, ...]:
-    training = known_ints_of_flag(optional(node, 2))
-    if training is not False:
+    training = optional(node, 2)
+    value = known_value(training)
+    if training is not None and (value is None or value.any()):
         raise Error("dropout in training mode", hint="export the model for inference")
     x = node.operands[0].type
     return (x, Type("bool", x.shape))[: node.int("outputs")]
-
-
-def known_ints_of_flag(node: Node | None) -> bool | None:
-    """A boolean input -> its value, False where it is absent, None where it is not known."""
-    if node is None:
-        return False
-    from qcompiler.ops.evaluate import known_value
-
-    value = known_value(node)
-    return None if value is None else bool(value.any())
 
 
 @operator("Shape", start=0, end=None)
@@ -101,13 +94,10 @@ def reshaped(shape: Sequence[Dim], target: Sequence[int], allowzero: bool) -> tu
             dims.append(shape[i])
         else:
             dims.append(d)
-    known = [d for d in dims if d != -1]
-    rest = [d for d in shape if isinstance(d, str)]
-    for d in known:
-        if isinstance(d, str):
-            rest.remove(d)
+    copied = [d for d in dims if isinstance(d, str)]
+    rest = list((Counter(d for d in shape if isinstance(d, str)) - Counter(copied)).elements())
     have = prod(d for d in shape if isinstance(d, int))
-    want = prod(d for d in known if isinstance(d, int))
+    want = prod(d for d in dims if isinstance(d, int) and d != -1)
     if -1 in target:
         at = target.index(-1)
         if rest:
