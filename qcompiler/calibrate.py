@@ -1,0 +1,378 @@
+"""A graph and samples -> statistics of its float values, in memory that does not grow with the
+samples.
+
+Every value keeps its extremes and, for the methods that look at the whole distribution, one
+histogram of fixed size whose range doubles (neighbouring bins merge, exactly) when a larger value
+comes. `Statistics.range` turns that into the range to quantize, by the method asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler import text
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Graph, Node
+from qcompiler.ops import evaluate
+
+Observe = Callable[[str, Array], None]
+"""Told a value's name (of `value_names`) and what it was for one sample."""
+Run = Callable[[Mapping[str, Array], Observe], None]
+"""Runs one sample {input name: array} and tells `observe` of every value it has."""
+
+METHODS = ("minmax", "average", "percentile", "mse", "entropy")
+BINS = 2048  # as onnxruntime's percentile calibrator; a power of two, so that bins merge in pairs
+_CHUNK = 1 << 18  # elements put into a histogram at once: bounds the scratch memory
+_FORMAT = 1
+
+
+def value_names(graph: Graph) -> dict[Node, str]:
+    """Every single-output node that is no constant -> a name that is its own, and the same for
+    every run over this graph.
+
+    The node's name where that is unique; else the name, or the operator, with a number.
+    """
+    names: dict[Node, str] = {}
+    taken: set[str] = set()
+    for node in graph.nodes:
+        if node.is_constant or len(node.types) != 1:
+            continue
+        stem = node.name or node.op
+        name, count = stem, 1
+        while name in taken or (not node.name and count == 1):
+            name, count = f"{stem}#{count}", count + 1
+        taken.add(name)
+        names[node] = name
+    return names
+
+
+def fingerprint(graph: Graph) -> str:
+    """A graph -> the SHA-256 of its text and of its constants: statistics of another graph are
+    refused by it.
+    """
+    body, arrays = text.write(graph)
+    digest = hashlib.sha256(body.encode())
+    for name in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class Histogram:
+    """How many elements fell into each of BINS equal bins over [-edge, edge]."""
+
+    edge: float = 0.0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, values: Array) -> None:
+        """Count finite floats; the range doubles until they fit."""
+        flat = values.reshape(-1)
+        self._reach(float(np.abs(flat).max()))
+        for start in range(0, flat.size, _CHUNK):
+            chunk = flat[start : start + _CHUNK].astype(np.float64)
+            place = chunk * (BINS / 2 / self.edge) + BINS / 2 if self.edge else chunk + BINS / 2
+            index = np.minimum(place.astype(np.int64), BINS - 1)
+            self.counts += np.bincount(index, minlength=BINS)
+
+    def _reach(self, largest: float) -> None:
+        if not self.edge:
+            self.edge = largest
+        while largest > self.edge:
+            merged = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.pad(merged, BINS // 4)
+            self.edge *= 2
+
+    @property
+    def centers(self) -> NDArray[np.float64]:
+        """The middle of each bin."""
+        return np.linspace(-self.edge, self.edge, 2 * BINS + 1)[1::2]
+
+    def quantiles(self, tail: float) -> tuple[float, float]:
+        """The values that leave a fraction `tail` of the elements below, and as many above."""
+        share = np.cumsum(self.counts) / max(1, self.counts.sum())
+        width = 2 * self.edge / BINS
+        low = int(np.searchsorted(share, tail, side="right"))
+        high = int(np.searchsorted(share, 1 - tail, side="left"))
+        return low * width - self.edge, (min(high, BINS - 1) + 1) * width - self.edge
+
+
+@dataclass
+class Summary:
+    """What was seen of one value over all samples; infinities are counted, not stored."""
+
+    samples: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    sum_low: float = 0.0
+    sum_high: float = 0.0
+    infinite: int = 0
+    histogram: Histogram | None = None
+
+    def add(self, values: Array) -> None:
+        """Take in one sample's."""
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
+            finite = np.isfinite(values)
+            self.infinite += int(values.size - finite.sum())
+            values = values[finite]
+            if not values.size:
+                return
+            low, high = float(values.min()), float(values.max())
+        self.low = min(self.low, low) if self.samples else low
+        self.high = max(self.high, high) if self.samples else high
+        self.samples += 1
+        self.sum_low += low
+        self.sum_high += high
+        if self.histogram is not None:
+            self.histogram.add(values)
+
+
+@dataclass
+class Statistics:
+    """Value name -> its summary, for one graph. `method` is what `range` uses; `percentile` belongs
+    to "percentile".
+    """
+
+    graph: str = ""
+    method: str = "minmax"
+    percentile: float = 99.99
+    values: dict[str, Summary] = field(default_factory=dict)
+    synthetic: bool = False
+    """The samples were made up, by explicit wish: whoever writes the artifact says so."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise Error(
+                f"unknown calibration method {self.method!r}", hint=f"one of {', '.join(METHODS)}"
+            )
+        if not 50 < self.percentile <= 100:
+            raise Error(f"percentile {self.percentile} is not in (50, 100]")
+
+    def observe(self, name: str, array: Array) -> None:
+        """Take in what a value was for one sample. NaN is refused by the value's name."""
+        if array.dtype.kind != "f" or not array.size:
+            return
+        if np.isnan(array.min()):
+            raise Error("not a number (NaN) during calibration", where=name, hint=_HINT)
+        if name not in self.values:
+            histogram = Histogram() if self.method not in ("minmax", "average") else None
+            self.values[name] = Summary(histogram=histogram)
+        self.values[name].add(array)
+
+    def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
+        """A value's name -> the range (low, high) to spread `levels` steps over; None for a value
+        that was never seen.
+        """
+        seen = self.values.get(name)
+        if seen is None or not seen.samples:
+            return None
+        if seen.infinite:
+            raise Error("infinite during calibration", where=name, hint=_HINT)
+        if self.method == "average":
+            return seen.sum_low / seen.samples, seen.sum_high / seen.samples
+        if seen.histogram is None or not seen.histogram.edge:
+            return seen.low, seen.high
+        if self.method == "percentile":
+            low, high = seen.histogram.quantiles((100 - self.percentile) / 200)
+        else:
+            error = _squared_error if self.method == "mse" else _divergence
+            low, high = _best_range(seen, error, levels)
+        return max(low, seen.low), min(high, seen.high)
+
+    def write(self, path: Path) -> None:
+        """Keep as JSON."""
+        values = {name: _summary_to_json(s) for name, s in self.values.items()}
+        whole = {
+            "format": _FORMAT,
+            "graph": self.graph,
+            "method": self.method,
+            "percentile": self.percentile,
+            "synthetic": self.synthetic,
+            "values": values,
+        }
+        path.write_text(json.dumps(whole))
+
+    @staticmethod
+    def read(path: Path) -> Statistics:
+        """JSON that `write` made -> the statistics. Raises Error on anything else."""
+        try:
+            whole = json.loads(path.read_text())
+            if whole["format"] != _FORMAT:
+                raise ValueError(f"format {whole['format']}, not {_FORMAT}")
+            values = {str(k): _summary_from_json(v) for k, v in whole["values"].items()}
+            return Statistics(
+                graph=str(whole["graph"]),
+                method=str(whole["method"]),
+                percentile=float(whole["percentile"]),
+                values=values,
+                synthetic=bool(whole["synthetic"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise Error(f"not a calibration cache: {e}", where=str(path)) from e
+
+
+_HINT = "look at the calibration data, or keep the node in float with --exclude"
+
+
+def calibrate(
+    graph: Graph,
+    samples: Iterable[Mapping[str, Array]],
+    *,
+    method: str = "minmax",
+    percentile: float = 99.99,
+    run: Run | None = None,
+    progress: Callable[[int], None] | None = None,
+    resume: Statistics | None = None,
+) -> Statistics:
+    """Run samples {input name: array} through a graph -> statistics of every float value in it.
+
+    `run` stands in for the numpy meaning: a compiled float model that hands its activations to
+    `observe` under the names of `value_names(graph)`. `progress` is told how many samples are done.
+    `resume` goes on from earlier statistics of the same graph. Memory: one sample's live
+    activations, and a histogram a value.
+    """
+    mark = fingerprint(graph)
+    if resume is not None and resume.graph != mark:
+        raise Error("these statistics are of another graph", hint="calibrate anew")
+    statistics = resume or Statistics(mark, method, percentile)
+    execute = run or _numpy_run(graph)
+    done = 0
+    for done, sample in enumerate(samples, 1):
+        _check_sample(graph, sample, done)
+        execute(sample, statistics.observe)
+        if progress is not None:
+            progress(done)
+    if not done and resume is None:
+        raise Error(
+            "no calibration samples", hint="give --calibration data, or --precision int8-dynamic"
+        )
+    return statistics
+
+
+def _numpy_run(graph: Graph) -> Run:
+    names = value_names(graph)
+
+    def run(sample: Mapping[str, Array], observe: Observe) -> None:
+        def told(node: Node, array: Array) -> None:
+            if node in names:
+                observe(names[node], array)
+
+        evaluate(graph, sample, told)
+
+    return run
+
+
+def _check_sample(graph: Graph, sample: Mapping[str, Array], number: int) -> None:
+    """Every input is there and finite, or an Error that names it."""
+    where = f"calibration sample {number}"
+    for node in graph.inputs:
+        if node.name not in sample:
+            raise Error(f"input {node.name!r} is missing", where=where)
+        array = np.asarray(sample[node.name])
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Error(f"input {node.name!r} holds NaN or infinity", where=where)
+
+
+# ------------------------------------------------------------------------------------------ ranges
+# from a histogram
+
+_Loss = Callable[[NDArray[np.float64], NDArray[np.float64], float, float, int], float]
+
+
+def _best_range(seen: Summary, loss: _Loss, levels: int) -> tuple[float, float]:
+    """Shrink the extremes, both by the same factor, to where a loss is least.
+
+    One factor for both ends keeps one-sided ranges (after Relu) one-sided and the search
+    one-dimensional.
+    """
+    assert seen.histogram is not None
+    used = np.flatnonzero(seen.histogram.counts)
+    counts = seen.histogram.counts[used[0] : used[-1] + 1].astype(np.float64)
+    centers = seen.histogram.centers[used[0] : used[-1] + 1]
+    ranges = [(seen.low * f, seen.high * f) for f in np.linspace(1.0, 0.05, 96)]
+    return min(ranges, key=lambda r: loss(counts, centers, min(r[0], 0.0), max(r[1], 0.0), levels))
+
+
+def _squared_error(
+    counts: NDArray[np.float64], centers: NDArray[np.float64], low: float, high: float, levels: int
+) -> float:
+    """The expected squared error of rounding to `levels` steps over [low, high]."""
+    step = (high - low) / (levels - 1)
+    outside = (centers - np.clip(centers, low, high)) ** 2
+    # The bins are too coarse to round one by one: within a step the spread is uniform, and zero
+    # rounds to itself.
+    rounding = np.minimum(step * step / 12, centers**2)
+    return float(np.dot(counts, np.where(outside > 0, outside, rounding)))
+
+
+def _divergence(
+    counts: NDArray[np.float64], centers: NDArray[np.float64], low: float, high: float, levels: int
+) -> float:
+    """Kullback-Leibler divergence of a distribution from its quantized self (Migacz, GTC 2017)."""
+    kept = (centers >= low) & (centers <= high)
+    if not kept.any() or counts[kept].sum() == 0:
+        return np.inf
+    p = counts[kept].copy()
+    p[0] += counts[centers < low].sum()
+    p[-1] += counts[centers > high].sum()
+    group = ((centers[kept] - low) * (levels / max(high - low, 1e-300))).astype(np.int64)
+    group = np.minimum(group, levels - 1)
+    used = counts[kept] > 0
+    total = np.bincount(group, counts[kept], levels)
+    filled = np.bincount(group, used, levels)
+    q = np.where(used, total[group] / np.maximum(filled[group], 1), 0)
+    p, q = p / p.sum(), q / max(q.sum(), 1e-300)
+    both = p > 0
+    return float(np.sum(p[both] * np.log(p[both] / np.maximum(q[both], 1e-12))))
+
+
+# ------------------------------------------------------------------------------------------ JSON
+
+Json = dict[str, object]
+
+
+def _summary_to_json(summary: Summary) -> Json:
+    made: Json = {
+        key: getattr(summary, key)
+        for key in ("samples", "low", "high", "sum_low", "sum_high", "infinite")
+    }
+    if summary.histogram is not None:
+        used = np.flatnonzero(summary.histogram.counts)
+        first, last = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
+        made["edge"] = summary.histogram.edge
+        made["first_bin"] = first
+        made["counts"] = summary.histogram.counts[first:last].tolist()
+    return made
+
+
+def _summary_from_json(given: Mapping[str, object]) -> Summary:
+    def number(key: str) -> float:
+        value = given[key]
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"{key} is not a number")
+        return float(value)
+
+    histogram = None
+    if "edge" in given:
+        counts = np.asarray(given["counts"], np.int64).reshape(-1)
+        first = int(number("first_bin"))
+        if first < 0 or first + counts.size > BINS or (counts < 0).any():
+            raise ValueError("bins out of range")
+        histogram = Histogram(number("edge"))
+        histogram.counts[first : first + counts.size] = counts
+    return Summary(
+        samples=int(number("samples")),
+        low=number("low"),
+        high=number("high"),
+        sum_low=number("sum_low"),
+        sum_high=number("sum_high"),
+        infinite=int(number("infinite")),
+        histogram=histogram,
+    )
