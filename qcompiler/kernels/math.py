@@ -13,6 +13,7 @@ library, a lane at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -21,10 +22,18 @@ from tvm import tirx
 
 from qcompiler.isa import Isa
 from qcompiler.kernels import polynomials, tir
-from qcompiler.kernels.tir import Builder, Value
+from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
 _NARROW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Table:
+    """An operand that is indexed, not read in step with the others."""
+
+    pointer: Pointer
+    dtype: str
 
 
 class TirMath:
@@ -326,6 +335,16 @@ class TirMath:
         """Natural logarithm."""
         return self._function(polynomials.log, tirx.log, x)
 
+    def libm(self, name: str, x: Vec) -> Vec:
+        """C's function of this name, in float64."""
+        return self.cast(self.vec(_c_library(name)(self.cast(x, "float64").expr)), x.dtype)
+
+    def lookup(self, table: Table, index: Vec) -> Vec:
+        """table[index]."""
+        at = self.cast(index, "int32").expr
+        raw = table.pointer.load(at) if index.lanes == 1 else table.pointer.gather(at)
+        return self.vec(raw, table.dtype)
+
     def tanh(self, x: Vec) -> Vec:
         """Hyperbolic tangent."""
         return self._function(polynomials.tanh, tirx.tanh, x)
@@ -343,16 +362,33 @@ class TirMath:
         return self._function(polynomials.cos, tirx.cos, x)
 
     def pow(self, x: Any, y: Any) -> Vec:
-        """x^y; of integers by way of float64."""
-        if isinstance(x, Vec) and not isinstance(y, Vec):
-            y = self.like(y, x)
+        """x^y in x's dtype; of integers exact modulo 2^bits, a negative power as 1 / x^-y."""
+        x, y = (self.like(x, y), y) if isinstance(y, Vec) else (x, self.like(y, x))
+        if not x.is_float and not y.is_float:
+            return self._integer_pow(x, y)
         if not x.is_float:
             wide = self.pow(self.cast(x, "float64"), self.cast(y, "float64"))
-            return self.cast(self.round(wide), x.dtype)
-        if y.dtype != x.dtype:
-            y = self.cast(y, x.dtype)
-        x, y = self.join(x, y)
+            return self.cast(wide, x.dtype)
+        x, y = self.join(x, self.cast(y, x.dtype))
         return self._function(polynomials.pow, tirx.pow, x, y)
+
+    def _integer_pow(self, x: Vec, y: Vec) -> Vec:
+        """Squares, as many as the exponent has bits."""
+        negative = y < 0
+        if y.value is not None and 0 <= y.value < 8:
+            power = self.like(1, x)
+            for _ in range(int(y.value)):
+                power = power * x
+            return power
+        left = self.where(negative, 0, y)
+        power, square = self.widen(self.like(1, x), max(x.lanes, y.lanes)), x
+        for _ in range(tir.bits(y.dtype) - y.is_signed):
+            power = self.where((left & 1) != 0, power * square, power)
+            left, square = left >> 1, square * square
+        if not y.is_signed:
+            return power
+        odd = (y & 1) != 0
+        return self.where(negative, self.trunc_div(1, self.where(odd, x, x * x)), power)
 
     def _function(
         self, short: Callable[..., Vec], library: Callable[..., Value], *operands: Vec
@@ -402,7 +438,7 @@ class TirMath:
         return self.vec(tir.cast(upper.expr, "uint16"), "bfloat16")
 
     def saturate(self, x: Vec, dtype: str) -> Vec:
-        """Clip to an integer dtype's range, then cast."""
+        """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         if x.dtype in _NARROW:
             x = self.cast(x, "float32")
@@ -412,7 +448,8 @@ class TirMath:
             return self.cast(self.min(x, high) if high < own.max else x, dtype)
         kind = np.dtype(x.dtype).type
         top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
-        return self.cast(self.clip(x, low, top), dtype)
+        least = self.where(x > low, x, low)  # NaN is not above
+        return self.cast(self.min(least, top), dtype)
 
 
 def _c_library(name: str) -> Callable[..., Value]:

@@ -1,0 +1,190 @@
+"""A region's elementwise nodes -> vector code for their value at any position of the output.
+
+    f = Fused(m, nodes, output, pointers, given=(root,))   # before any loop: loads what is scalar
+    row = f.row(i)                                         # once a row: where it is in each operand
+    value = f.at(row, n, lanes, count, {root: sums})       # row i, columns n, n + 1, ... (count)
+
+The output is seen as rows of its last dimension. An operand may be a scalar, of the last dimension
+only, of the full shape, or any other that numpy would broadcast: dimensions that all operands share
+alike are merged, each that remains costs a division and a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from qcompiler.ir import Node, numpy_dtype
+from qcompiler.kernels.loops import indices
+from qcompiler.kernels.math import Table, TirMath
+from qcompiler.kernels.tir import Pointer, Value
+from qcompiler.kernels.vec import Vec
+from qcompiler.ops import OPERATORS
+
+DTYPES = frozenset(
+    ["bool", "float16", "bfloat16", "float32", "float64"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
+"""What kernels can hold in vectors."""
+
+_NARROW = ("float16", "bfloat16")
+_TABLES = {"lookup": (1,)}
+"""Operators that index an operand instead of reading it in step: which operands."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a row begins in each operand, and the operands that are one value all along it."""
+
+    offsets: Mapping[Node, Value] = field(default_factory=dict)
+    values: Mapping[Node, Vec] = field(default_factory=dict)
+
+
+class Fused:
+    """Nodes that are computed together, at a position of the output's shape."""
+
+    def __init__(
+        self,
+        m: TirMath,
+        nodes: Sequence[Node],
+        output: Node,
+        pointers: Mapping[Node, Pointer],
+        *,
+        given: Sequence[Node] = (),
+        whole: bool = False,
+    ) -> None:
+        """`given` are values that the kernel itself makes and hands to `at`. `whole` merges the
+        last dimension with others where it can, for kernels that want long rows.
+        """
+        self.m, self.nodes, self.output = m, tuple(nodes), output
+        self._pointers = pointers
+        outside = [i for n in nodes for i in n.operands] if nodes else [output]
+        read = [i for i in dict.fromkeys(outside) if i not in (*nodes, *given)]
+        tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
+        self.operands = tuple(i for i in read if i not in tables)
+        shapes = {n: n.type.dims for n in self.operands}
+        self.dims, self._strides = merged(output.type.dims, shapes, keep_last=not whole)
+        self._constants: dict[Node, Vec | Table] = {n: Table(pointers[n], n.dtype) for n in tables}
+        for n in self.operands:
+            if not any(self._strides[n]):
+                self._constants[n] = self._load(n, 0, 1, 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output."""
+        return prod(self.dims[:-1])
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return self.dims[-1]
+
+    def lanes(self) -> int:
+        """Lanes of vectors that hold the widest of the nodes' and operands' dtypes."""
+        sizes = [numpy_dtype(n.dtype).itemsize for n in (*self.nodes, *self.operands)]
+        if any(n.dtype in _NARROW for n in (*self.nodes, *self.operands)):
+            sizes.append(4)
+        return self.m.isa.lanes(max(sizes, default=4))
+
+    def row(self, index: Value) -> Row:
+        """A row's number -> the row; loads what does not change along it."""
+        strides = {n: self._strides[n] for n in self.operands if n not in self._constants}
+        place = indices(self.m.builder, index, self.dims[:-1])
+        offsets: dict[Node, Value] = {}
+        values: dict[Node, Vec] = {}
+        for n, steps in strides.items():
+            offset = sum((i * s for i, s in zip(place, steps, strict=False) if s), start=0)
+            offset = self.m.builder.let(offset)
+            if steps[-1]:
+                offsets[n] = offset
+            else:
+                values[n] = self._load(n, offset, 1, 1)
+        return Row(offsets, values)
+
+    def at(
+        self,
+        row: Row,
+        column: Value,
+        lanes: int,
+        count: Value | None = None,
+        given: Mapping[Node, Vec] | None = None,
+    ) -> Vec:
+        """The output's `lanes` values from a column on; memory beyond the first `count` of them is
+        not touched. Of the output's dtype.
+        """
+        known: dict[Node, Vec | Table] = {**self._constants, **row.values, **(given or {})}
+        for n, offset in row.offsets.items():
+            known[n] = self._load(n, offset + column, lanes, lanes if count is None else count)
+        for node in self.nodes:
+            known[node] = self._apply(node, known)
+        value = known[self.output]
+        assert isinstance(value, Vec)
+        return self.m.widen(value, lanes)
+
+    def _apply(self, node: Node, known: Mapping[Node, Vec | Table]) -> Vec:
+        """One node's formula, in float32 for the narrow floats."""
+        operands = [None if i is None else self._wide(known[i]) for i in node.inputs]
+        entry = OPERATORS[node.op]
+        assert entry.formula is not None, f"{node.op} is not elementwise"
+        attrs = {k: node.attrs[k] for k in entry.defaults}
+        value = entry.formula(self.m, *operands, **attrs)
+        assert isinstance(value, Vec), f"{node.op} gave {value!r}"
+        return self.m.cast(value, node.dtype)
+
+    def _wide(self, value: Vec | Table) -> Vec | Table:
+        if isinstance(value, Vec) and value.dtype in _NARROW:
+            return self.m.cast(value, "float32")
+        return value
+
+    def _load(self, node: Node, offset: Value, lanes: int, count: Value) -> Vec:
+        return load(self.m, self._pointers[node], node.dtype, offset, lanes, count)
+
+
+def load(m: TirMath, pointer: Pointer, dtype: str, offset: Value, lanes: int, count: Value) -> Vec:
+    """Memory -> a value; only the first `count` lanes are read."""
+    raw = m.vec(pointer.load_first(count, offset, lanes))
+    if dtype == "bool":
+        return raw != 0
+    return Vec(m, raw.expr, dtype, lanes)
+
+
+def store(m: TirMath, pointer: Pointer, offset: Value, value: Vec, count: Value) -> None:
+    """A value -> memory; only the first `count` lanes are written."""
+    value = m.cast(value, "uint8") if value.dtype == "bool" else value
+    pointer.store_first(count, offset, value.expr)
+
+
+def merged(
+    shape: Sequence[int], operands: Mapping[Node, Sequence[int]], *, keep_last: bool
+) -> tuple[tuple[int, ...], dict[Node, tuple[int, ...]]]:
+    """An output's shape and its operands' -> as few dimensions as describe them all, and each
+    operand's step along each (0: broadcast). At least one dimension; the last stays the last.
+    """
+    rank = max(len(shape), 1)
+    full = (1,) * (rank - len(shape)) + tuple(shape)
+    steps = {n: _steps(dims, full) for n, dims in operands.items()}
+    kept: list[int] = []  # the last of the dimensions merged into each
+    sizes: list[int] = []
+    for axis, size in enumerate(full):
+        last = axis == rank - 1
+        if size == 1 and not (last and (keep_last or not sizes)):
+            continue
+        if sizes and not (last and keep_last) and _alike(steps, kept[-1], axis, size):
+            sizes[-1] *= size
+            kept[-1] = axis
+        else:
+            sizes.append(size)
+            kept.append(axis)
+    return tuple(sizes), {n: tuple(s[a] for a in kept) for n, s in steps.items()}
+
+
+def _steps(dims: Sequence[int], full: Sequence[int]) -> list[int]:
+    """A contiguous array's step along each dimension of the shape it broadcasts to."""
+    padded = (1,) * (len(full) - len(dims)) + tuple(dims)
+    return [0 if d == 1 else prod(padded[i + 1 :]) for i, d in enumerate(padded)]
+
+
+def _alike(steps: Mapping[Node, Sequence[int]], outer: int, inner: int, size: int) -> bool:
+    """Do all operands step through two neighbouring dimensions as if they were one?"""
+    return all(s[outer] == s[inner] * size for s in steps.values())

@@ -1,0 +1,58 @@
+"""Sizes -> the loops every kernel is made of: vectors along a row, rows among threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tvm import tirx
+
+from qcompiler.isa import Device
+from qcompiler.kernels import tir
+from qcompiler.kernels.tir import Builder, Value
+
+LAUNCH_NS = 20_000
+"""Work below so many nanoseconds of one core is not worth waking the other threads for."""
+
+BYTES_PER_NS = 12.0
+"""What one core moves through its second-level cache, both directions together."""
+
+
+def tasks(device: Device, nanoseconds: float, parts: int) -> int:
+    """An estimate of one core's time, and into how many parts the work falls -> threads to use."""
+    return 1 if nanoseconds < LAUNCH_NS else max(1, min(device.threads, parts))
+
+
+def sweep(
+    b: Builder, length: int, lanes: int, body: Callable[[Value, int], None], *, start: Value = 0
+) -> None:
+    """Call body(offset, how many lanes count) for every vector of a row: a loop of full ones, then
+    the rest. Offsets begin at `start`."""
+    full = length // lanes
+    if full:
+        with b.serial(full, "v") as i:
+            body(b.let(i * lanes + start), lanes)
+    if length % lanes:
+        body(b.let(start + full * lanes), length % lanes)
+
+
+@contextmanager
+def share(b: Builder, count: int, total: int) -> Iterator[tuple[Value, Value]]:
+    """Split `total` turns among `count` tasks -> (first turn, number of turns) of this task."""
+    with b.parallel(count) as task:
+        if count == 1:
+            yield tir.const(0), tir.const(total)
+            return
+        each, more = divmod(total, count)
+        first = b.let(task * each + tirx.Min(task, tir.const(more)), "first")
+        turns = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
+        yield first, turns
+
+
+def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:
+    """A flat index -> one index a dimension."""
+    found = []
+    for size in reversed(dims[1:]):
+        found.append(b.let(tirx.floormod(flat, size)))
+        flat = b.let(tirx.floordiv(flat, size))
+    return [flat, *reversed(found)] if dims else []

@@ -1,0 +1,143 @@
+"""A graph of one region, and arrays -> what its kernel makes of them, with nothing to touch around
+them.
+
+Every array ends right where a page begins that may not be touched, and starts wherever that takes
+it, so that a kernel that reads or writes one element too many ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from qcompiler import cpu, plugins
+from qcompiler.ir import Array, Graph, Node, numpy_dtype
+from qcompiler.isa import ISAS, Device, Isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.registry import Kernel, Region, choose
+from qcompiler.ops import evaluate
+
+_PAGE = mmap.PAGESIZE
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def isas() -> tuple[Isa, ...]:
+    """The instruction sets that this CPU can run."""
+    plugins.load_all()
+    have = cpu.features()
+    return tuple(i for i in ISAS.values() if i.cpu_flags and i.cpu_flags <= have)
+
+
+@cache
+def vector_isas() -> tuple[Isa, ...]:
+    """One of them for each width of vectors: for kernels that use no products."""
+    first: dict[int, Isa] = {}
+    for isa in isas():
+        first.setdefault(isa.vector_bytes, isa)
+    return tuple(first.values())
+
+
+def device(isa: Isa, threads: int = 1) -> Device:
+    return Device("test", isa, threads)
+
+
+class Fenced:
+    """Memory that ends where a page begins that may not be touched."""
+
+    def __init__(self, size: int) -> None:
+        whole = -(-max(size, 1) // _PAGE) * _PAGE
+        self.memory = mmap.mmap(-1, whole + _PAGE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        if _LIBC.mprotect(ctypes.c_void_p(start + whole), _PAGE, 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+        self.address = start + whole - size
+        self.size = size
+        self.bytes = np.frombuffer(self.memory, np.uint8, size, whole - size)
+
+
+def region_of(graph: Graph, root: Node | None) -> Region:
+    """All of a graph's nodes as one region."""
+    nodes = tuple(n for n in graph.nodes if n.op not in ("input", "constant"))
+    inside = set(nodes)
+    inputs = dict.fromkeys(i for n in nodes for i in n.operands if i not in inside)
+    return Region(root, nodes, tuple(inputs), graph.outputs[0])
+
+
+def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) -> Array:
+    """A kernel on arrays, in fenced memory."""
+    module = tir.compile_functions([(kernel.name, kernel.func)], isa)
+    fenced = []
+    for i, node in enumerate(region.inputs):
+        array = np.ascontiguousarray(values[node])
+        if i in kernel.pack:
+            array = np.ascontiguousarray(kernel.pack[i](array))
+        memory = Fenced(array.nbytes + (64 if node.is_constant else 0))
+        memory.bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
+        fenced.append(memory)
+    type = region.output.type
+    out = Fenced(type.bytes)
+    out.bytes[:] = 0xA5
+    fenced.append(out)
+    if kernel.scratch_bytes:
+        fenced.append(Fenced(-(-kernel.scratch_bytes // 64) * 64))
+    module[kernel.name](*(ctypes.c_void_p(m.address) for m in fenced))
+    return out.bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
+
+
+def expected(graph: Graph, values: Mapping[Node, Array]) -> Array:
+    """What numpy makes of the same arrays."""
+    with np.errstate(all="ignore"):
+        return evaluate(graph, {n.name: values[n] for n in graph.inputs})[graph.output_names[0]]
+
+
+def check(
+    output: Node,
+    root: Node | None,
+    arrays: Sequence[Array],
+    inputs: Sequence[Node],
+    isa: Isa,
+    *,
+    threads: int = 1,
+    ulp: float = 0,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+    want: Array | None = None,
+) -> Kernel:
+    """Compile the region that ends in `output`, run it, and compare: exactly, unless told how."""
+    graph = Graph(tuple(inputs), (output,), ("y",))
+    region = region_of(graph, root)
+    kernel, skips = choose(region, device(isa, threads))
+    assert isinstance(kernel, Kernel), f"{kernel} {skips}"
+    values = dict(zip(inputs, arrays, strict=True))
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    got = run(kernel, region, isa, values)
+    want = expected(graph, values) if want is None else want
+    compare(got, want, ulp=ulp, rtol=rtol, atol=atol)
+    return kernel
+
+
+def compare(
+    got: Array, want: Array, *, ulp: float = 0, rtol: float = 0.0, atol: float = 0.0
+) -> None:
+    """Same bits (but any NaN is a NaN), or within so many units in the last place, or close."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    if want.dtype.kind in "biu":
+        assert np.array_equal(got, want)
+        return
+    g, w = got.astype(np.float64), want.astype(np.float64)
+    same = (g == w) | (np.isnan(g) & np.isnan(w))
+    with np.errstate(all="ignore"):
+        bound = atol + rtol * np.abs(w)
+        if ulp:
+            bound = np.maximum(bound, ulp * np.spacing(np.abs(want)).astype(np.float64))
+        far = ~same & ~(np.abs(g - w) <= bound)
+    assert not far.any(), (
+        f"{far.sum()} of {far.size} differ, first at {np.argwhere(far)[0].tolist()}: "
+        f"{got[far][0]!r} where {want[far][0]!r} is right"
+    )
