@@ -1,0 +1,80 @@
+"""Constants that meet in sums and products become one; a difference from a constant is a sum.
+
+x - c           ->  x + (-c)
+x / 2^k         ->  x * 2^-k                 exact: a power of two
+(x + c) + d     ->  x + (c + d)
+(x * c) * d     ->  x * (c * d)
+x + -y          ->  x - y                    x - -y  ->  x + y
+Sum(x, y)       ->  x + y
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.ir import Node
+from qcompiler.matching import FLOATS, const
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, CONST, Skip, op, rule
+
+
+@rule(op("Sub", ANY, CONST))
+def fold_difference(sub: Node) -> Node | None:
+    """x - c -> x + (-c)."""
+    x, c = sub.operands
+    return make("Add", x, const(-c.array, like=c)) if c.dtype in FLOATS else None
+
+
+@rule(op("Div", ANY, CONST))
+def fold_exact_division(div: Node) -> Node | None:
+    """x / 2^k -> x * 2^-k."""
+    x, c = div.operands
+    if c.dtype not in FLOATS:
+        return None
+    values = c.array.astype(np.float64)
+    mantissa, exponent = np.frexp(values)
+    exact = np.all((np.abs(mantissa) == 0.5) & (np.abs(exponent) < 14))
+    return make("Mul", x, const(1 / values, like=c)) if exact and values.size else None
+
+
+@rule(op("Add", op("Add", ANY, CONST, commutes=True), CONST, commutes=True))
+def fold_sum_of_constants(outer: Node, inner: Node) -> Node | Skip:
+    """(x + c) + d -> x + (c + d)."""
+    return _together(outer, inner)
+
+
+@rule(op("Mul", op("Mul", ANY, CONST, commutes=True), CONST, commutes=True))
+def fold_product_of_constants(outer: Node, inner: Node) -> Node | Skip:
+    """(x * c) * d -> x * (c * d)."""
+    return _together(outer, inner)
+
+
+def _together(outer: Node, inner: Node) -> Node | Skip:
+    d = next(i for i in outer.operands if i is not inner)
+    x, c = inner.operands if inner.operands[1].is_constant else inner.operands[::-1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        both = c.array + d.array if outer.op == "Add" else c.array * d.array
+    if both.size > max(c.array.size, d.array.size, 1):
+        return Skip("the two constants broadcast to a larger one")
+    if c.dtype in FLOATS and not np.all(np.isfinite(both.astype(np.float64))):
+        return Skip("the two constants overflow")
+    return make(outer.op, x, const(both, like=c))
+
+
+@rule(op("Add", ANY, op("Neg", ANY), commutes=True))
+def fold_sum_with_negated(add: Node, neg: Node) -> Node:
+    """x + -y -> x - y."""
+    x = next((i for i in add.operands if i is not neg), neg)
+    return make("Sub", x, neg.operands[0])
+
+
+@rule(op("Sub", ANY, op("Neg", ANY)))
+def fold_difference_from_negated(sub: Node, neg: Node) -> Node:
+    """x - -y -> x + y."""
+    return make("Add", sub.operands[0], neg.operands[0])
+
+
+@rule(op("Sum", ANY, ANY))
+def fold_sum_of_two(total: Node) -> Node:
+    """Sum(x, y) -> x + y."""
+    return make("Add", *total.operands)

@@ -1,0 +1,118 @@
+"""Bounds that meet become one pair of bounds.
+
+Min(Max(x, a), b), Max(Min(x, b), a)   ->  Clip(x, a, b)          a, b: numbers, a <= b
+Clip(Clip(x, a, b), c, d)              ->  Clip(x, max(a, c), min(b, d))
+Clip(x, 0, none)                       ->  Relu(x)
+Clip(x), Relu(x)                       ->  x, where x is already within the bounds
+"""
+
+from __future__ import annotations
+
+import math
+
+from qcompiler.ir import Node
+from qcompiler.matching import FLOATS, const, input_at, number
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+
+RANGES = {
+    "Sigmoid": (0.0, 1.0),
+    "HardSigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Erf": (-1.0, 1.0),
+    "Relu": (0.0, math.inf),
+    "Abs": (0.0, math.inf),
+    "Sqrt": (0.0, math.inf),
+    "Exp": (0.0, math.inf),
+}
+"""Operators that give nothing outside a range."""
+
+FLOAT32_MAX = 3.4e38
+BOUNDED = "Clip|Relu|Sigmoid|HardSigmoid|Softmax|Tanh|Erf|Abs|Sqrt|Exp"
+
+
+@rule(op("Min|Max", op("Min|Max", ANY, CONST, commutes=True), CONST, commutes=True))
+def fold_min_of_max(outer: Node, inner: Node) -> Node | Skip | None:
+    """Min(Max(x, a), b), Max(Min(x, b), a) -> Clip(x, a, b)."""
+    if outer.op == inner.op:
+        return None
+    x = next(i for i in inner.operands if not i.is_constant)
+    a, b = (number(next(i for i in n.operands if i.is_constant)) for n in (inner, outer))
+    if a is None or b is None or x.type != outer.type:
+        return Skip("a bound is not one number")
+    low, high = (a, b) if inner.op == "Max" else (b, a)
+    if low > high:
+        return Skip("the bounds cross")
+    return make("Clip", x, const(low, like=x), const(high, like=x))
+
+
+@rule(op("Clip|Relu|Max|Min", op(BOUNDED, shared=True), OPTIONAL, OPTIONAL))
+def fold_bounds(outer: Node, inner: Node) -> Node | Skip | None:
+    """Clip(Clip(x, a, b), c, d) -> Clip(x, max(a, c), min(b, d)); nothing where it cuts nothing off."""
+    if outer.op in ("Max", "Min") and len(outer.inputs) != 2:
+        return None
+    limits, known = _bounds(outer), _bounds(inner)
+    if limits is None or known is None or inner.type != outer.type:
+        return Skip("a bound is not one number")
+    if limits[0] <= known[0] and known[1] <= limits[1]:
+        return inner
+    if inner.op not in ("Clip", "Relu"):
+        return None
+    low = max(limits[0], known[0])
+    high = min(limits[1], max(known[1], limits[0]))
+    if low > high:
+        return Skip("the bounds cross")
+    x = inner.operands[0]
+    return make("Clip", x, _bound(low, x), _bound(high, x))
+
+
+@rule(op("Clip", ANY, OPTIONAL, OPTIONAL))
+def fold_clip_at_zero(clip: Node) -> Node | None:
+    """Clip(x, 0, none) -> Relu(x); Clip(x, none, none) -> x."""
+    x, bounds = clip.operands[0], _bounds(clip)
+    if bounds is None or clip.dtype not in FLOATS:
+        return None
+    if bounds == (-math.inf, math.inf):
+        return x
+    return make("Relu", x) if bounds == (0, math.inf) else None
+
+
+@rule(op("Max", ANY, CONST, commutes=True))
+def fold_max_with_zero(maximum: Node) -> Node | None:
+    """Max(x, 0) -> Relu(x)."""
+    x, c = maximum.operands if maximum.operands[1].is_constant else maximum.operands[::-1]
+    if (
+        number(c) != 0
+        or x.type != maximum.type
+        or x.dtype not in FLOATS
+        or len(maximum.inputs) != 2
+    ):
+        return None
+    return make("Relu", x)
+
+
+def _bounds(node: Node) -> tuple[float, float] | None:
+    """The range a node's values lie in; None where a bound is not one constant number."""
+    if node.op in RANGES:
+        return RANGES[node.op]
+    if node.op == "Clip":
+        low, high = input_at(node, 1), input_at(node, 2)
+    else:
+        bound = next((i for i in node.operands if i.is_constant), None)
+        if bound is None:
+            return None
+        low, high = (bound, None) if node.op == "Max" else (None, bound)
+    values = [number(b) for b in (low, high) if b is not None]
+    if None in values:
+        return None
+    lowest, highest = number(low), number(high)
+    limits = (
+        -math.inf if lowest is None or lowest <= -FLOAT32_MAX else lowest,
+        math.inf if highest is None or highest >= FLOAT32_MAX else highest,
+    )
+    return limits
+
+
+def _bound(value: float, like: Node) -> Node | None:
+    return None if math.isinf(value) else const(value, like=like)

@@ -1,0 +1,96 @@
+"""Compute once, here, what depends on constants and shapes only.
+
+op(constant, ...)  ->  constant          Shape(x)  ->  constant, where x's shape is known
+
+A result may be no larger than `max_bytes`, no more than `growth` times what it is made of unless it is small, and all
+results together no more than `total_bytes`: a hostile Expand, Tile, Range or ConstantOfShape stays as it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.ir import Array, Graph, Node, constant, substitute
+from qcompiler.ops import meaning
+from qcompiler.rewrite import Explain, graph_pass
+
+SMALL_BYTES = 1 << 20
+
+KEPT = frozenset(
+    {
+        "DequantizeLinear",  # the weights of a quantized model
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+    }
+)
+
+
+@graph_pass
+class FoldConstants:
+    """op(constant, ...) -> constant, within a budget of bytes."""
+
+    max_bytes: int = 256 << 20
+    total_bytes: int = 1 << 30
+    growth: float = 8.0
+    explain: Explain | None = None
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Inputs first, so a whole chain of constants is gone in one walk."""
+        return substitute(graph, _Folding(self).change)
+
+
+class _Folding:
+    """One walk: the bytes made so far, and the outputs of nodes that have several."""
+
+    def __init__(self, options: FoldConstants) -> None:
+        self.options = options
+        self.made_bytes = 0
+        self.outputs: dict[Node, tuple[Array, ...] | None] = {}
+
+    def change(self, node: Node) -> Node:
+        if node.op == "item":
+            outputs = self.evaluated(node.operands[0])
+            return node if outputs is None else _constant(outputs[node.int("index")], node)
+        if len(node.types) > 1 or node.op in ("input", "constant"):
+            return node
+        outputs = self.evaluated(node)
+        return node if outputs is None else _constant(outputs[0], node)
+
+    def evaluated(self, node: Node) -> tuple[Array, ...] | None:
+        """The outputs of a node that only constants decide; None for others and those past the budget."""
+        if node.op in ("Shape", "Size"):
+            source = node.operands[0].type
+            return (
+                meaning(node, (np.broadcast_to(np.False_, source.dims),)) if source.static else None
+            )
+        if node.op in KEPT or not all(i.is_constant for i in node.operands) or not node.operands:
+            return None
+        if node not in self.outputs:
+            self.outputs[node] = self.within_budget(node)
+        return self.outputs[node]
+
+    def within_budget(self, node: Node) -> tuple[Array, ...] | None:
+        read = sum(i.type.bytes for i in node.operands)
+        if all(t.static for t in node.types):
+            size = sum(t.bytes for t in node.types)
+        else:  # as many as there are nonzeros, say: no more than it reads, an index for each axis
+            size = read * 8 * 8
+        if size > SMALL_BYTES and size > self.options.growth * read:
+            return self.skip(node, f"{size} bytes out of {read}")
+        if size > self.options.max_bytes or size + self.made_bytes > self.options.total_bytes:
+            return self.skip(node, f"{size} bytes are more than the budget of constants")
+        self.made_bytes += size
+        return meaning(node, tuple(None if i is None else i.array for i in node.inputs))
+
+    def skip(self, node: Node, reason: str) -> None:
+        if self.options.explain is not None:
+            self.options.explain("fold_constants", node, reason)
+
+
+def _constant(array: Array, node: Node) -> Node:
+    """A result as a constant of the node's name, holding no memory but its own."""
+    return constant(np.array(array, order="C"), node.name)

@@ -1,0 +1,142 @@
+"""Put a factor for each channel into the weights before it or after it.
+
+Conv(x, w, b) * s              ->  Conv(x, w * s, b * s)               s: a number, or one for each output channel
+MatMul(x, w) * s               ->  MatMul(x, w * s)
+(MatMul(x, w) + b) * s         ->  MatMul(x, w * s) + b * s
+Conv(x * s, w, b)              ->  Conv(x, w * s, b)                   s: a number, or one for each input channel
+MatMul(x * s, w)               ->  MatMul(x, s * w)
+
+Likewise for ConvTranspose, and for a division by s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.ir import Array, Node
+from qcompiler.matching import FLOATS, const, input_at, per_channel, rebuilt
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+
+CONV = op("Conv|ConvTranspose", ANY, CONST, OPTIONAL)
+
+
+@rule(op("Mul", CONV, CONST, commutes=True))
+def fold_scale_into_conv(mul: Node, conv: Node) -> Node | Skip:
+    """Conv(x, w, b) * s -> Conv(x, w * s, b * s)."""
+    return _scaled_conv(mul, conv)
+
+
+@rule(op("Div", CONV, CONST))
+def fold_divisor_into_conv(div: Node, conv: Node) -> Node | Skip:
+    """Conv(x, w, b) / s -> Conv(x, w / s, b / s)."""
+    return _scaled_conv(div, conv)
+
+
+def _scaled_conv(root: Node, conv: Node) -> Node | Skip:
+    x, w, b = conv.inputs[0], conv.operands[1], input_at(conv, 2)
+    scale = _scale(root, conv, conv.type.rank, 1)
+    if isinstance(scale, Skip):
+        return scale
+    if b is not None and not b.is_constant:
+        return Skip("the bias is not constant")
+    weights = w.array.astype(np.float64) * _output_factors(conv, w.array, scale)
+    bias = None if b is None else const(b.array.astype(np.float64) * scale, like=b)
+    return rebuilt(conv, (x, const(weights, like=w), bias))
+
+
+def _output_factors(conv: Node, w: Array, scale: Array) -> Array:
+    """[C] or [1] factors of the output channels -> an array that broadcasts against the weights."""
+    ones = (1,) * (w.ndim - 2)
+    if scale.size == 1 or conv.op == "Conv":
+        return scale.reshape(-1, 1, *ones)
+    # ConvTranspose keeps [input channel, output channel within the group]
+    group = conv.int("group")
+    return np.repeat(scale.reshape(group, -1), w.shape[0] // group, axis=0).reshape(
+        *w.shape[:2], *ones
+    )
+
+
+@rule(op("Mul", op("MatMul", ANY, CONST), CONST, commutes=True))
+def fold_scale_into_matmul(mul: Node, matmul: Node) -> Node | Skip:
+    """MatMul(x, w) * s -> MatMul(x, w * s)."""
+    return _scaled_matmul(mul, matmul)
+
+
+@rule(op("Div", op("MatMul", ANY, CONST), CONST))
+def fold_divisor_into_matmul(div: Node, matmul: Node) -> Node | Skip:
+    """MatMul(x, w) / s -> MatMul(x, w / s)."""
+    return _scaled_matmul(div, matmul)
+
+
+def _scaled_matmul(root: Node, matmul: Node) -> Node | Skip:
+    x, w = matmul.operands
+    scale = _scale(root, matmul, matmul.type.rank, -1)
+    if isinstance(scale, Skip):
+        return scale
+    if w.type.rank < 2:
+        return Skip("the weights are a vector")
+    return rebuilt(matmul, (x, const(w.array.astype(np.float64) * scale, like=w)))
+
+
+@rule(op("Mul", op("Add", op("MatMul", ANY, CONST), CONST, commutes=True), CONST, commutes=True))
+def fold_scale_past_bias(mul: Node, add: Node, matmul: Node) -> Node | Skip:
+    """(MatMul(x, w) + b) * s -> MatMul(x, w) * s + b * s."""
+    scale = _scale(mul, add, matmul.type.rank, -1)
+    if isinstance(scale, Skip):
+        return scale
+    bias = next(i for i in add.operands if i is not matmul)
+    factor = next(i for i in mul.operands if i is not add)
+    if matmul.type != add.type:
+        return Skip("the sum is larger than the product")
+    scaled = make("Mul", matmul, factor)
+    return make("Add", scaled, const(bias.array * factor.array, like=bias), name=add.name)
+
+
+def _scale(root: Node, made: Node, rank: int, axis: int) -> Array | Skip:
+    """What the root multiplies by, as [C] or [1] in float64."""
+    factor = next(i for i in root.operands if i is not made)
+    if root.dtype not in FLOATS:
+        return Skip("integers wrap around")
+    flat = per_channel(factor.array.astype(np.float64), rank, axis)
+    if flat is None or root.type != made.type:
+        return Skip("the factor is not one for each channel")
+    if root.op == "Div":
+        if np.any(flat == 0):
+            return Skip("a divisor is zero")
+        return np.asarray(1 / flat)
+    return flat
+
+
+@rule(op("Conv", op("Mul", ANY, CONST, commutes=True), CONST, OPTIONAL))
+def fold_input_scale_into_conv(conv: Node, mul: Node) -> Node | Skip:
+    """Conv(x * s, w, b) -> Conv(x, w * s, b)."""
+    x, factor = mul.operands if mul.operands[1].is_constant else mul.operands[::-1]
+    if x.type != mul.type or mul.dtype not in FLOATS:
+        return Skip("the product is larger than what it multiplies")
+    scale = per_channel(factor.array.astype(np.float64), x.type.rank, 1)
+    if scale is None:
+        return Skip("the factor is not one for each channel")
+    w = conv.operands[1]
+    inputs = w.array.shape[1]
+    if scale.size > 1:  # [group, output channel within it, input channel within it]
+        groups = np.repeat(scale.reshape(-1, inputs), w.array.shape[0] // conv.int("group"), axis=0)
+        scale = groups.reshape(w.array.shape[0], inputs)
+    else:
+        scale = scale.reshape(1, 1)
+    spatial = (1,) * (w.array.ndim - 2)
+    weights = w.array.astype(np.float64) * scale.reshape(*scale.shape, *spatial)
+    return rebuilt(conv, (x, const(weights, like=w), input_at(conv, 2)))
+
+
+@rule(op("MatMul", op("Mul", ANY, CONST, commutes=True), CONST))
+def fold_input_scale_into_matmul(matmul: Node, mul: Node) -> Node | Skip:
+    """MatMul(x * s, w) -> MatMul(x, s * w)."""
+    x, factor = mul.operands if mul.operands[1].is_constant else mul.operands[::-1]
+    if x.type != mul.type or mul.dtype not in FLOATS:
+        return Skip("the product is larger than what it multiplies")
+    scale = per_channel(factor.array.astype(np.float64), x.type.rank, -1)
+    w = matmul.operands[1]
+    if scale is None or w.type.rank < 2:
+        return Skip("the factor is not one for each channel")
+    return rebuilt(matmul, (x, const(w.array.astype(np.float64) * scale.reshape(-1, 1), like=w)))

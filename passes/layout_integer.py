@@ -1,0 +1,130 @@
+"""Integer products are exact whatever their zero points are: corrections are sums, mostly of constants.
+
+ConvInteger(x, w, a, b)    ->  Transpose(conv(Transpose(x), w') - a * sum(w'))          padding reads as a
+MatMulInteger(x, w, a, b)  ->  matmul(x, w') - a * (sums of w's columns) - b * (sums of x's rows) + K * a * b
+
+a and b are the zero points: sum((x - a) * (w - b)) = sum(x * w) - a * sum(w) - b * sum(x) + K * a * b, in int32 arithmetic
+that wraps around. The right side becomes int8: where w - b is an int8 number that is it, and b is gone; else 128 is taken
+from a uint8 w and from b.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from qcompiler.passes.layout_conv import channels_last, pairs
+from qcompiler.passes.layout_matmul import matrix
+
+from qcompiler.ir import Node
+from qcompiler.layouts import to_first
+from qcompiler.matching import const, input_at, int64s, reshape, transpose
+from qcompiler.ops import make
+from qcompiler.ops.window import Window
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+
+
+@rule(op("MatMulInteger", ANY, ANY, OPTIONAL, OPTIONAL))
+def layout_mat_mul_integer(node: Node) -> Node | Skip:
+    """MatMulInteger(x, w, a, b) -> matmul(x, w') and its corrections."""
+    if not all(i.type.static for i in node.operands):
+        return Skip("a shape is not known")
+    x = matrix(node.operands[0], row=True)
+    w, zero_w = signed(node.operands[1], wide(input_at(node, 3)))
+    w = matrix(w, row=False)
+    zero_x = wide(input_at(node, 2))
+    made = make("matmul", x, w, name=node.name)
+    if zero_x is not None:
+        if zero_x.type.size > 1:  # one for each row
+            zero_x = reshape(zero_x, (*zero_x.type.dims, 1)) if zero_x.type.rank == 1 else zero_x
+        columns = total(w, (-2,), keepdims=w.type.rank > 2)
+        made = make("Sub", made, make("Mul", columns, zero_x))
+    if zero_w is not None:
+        rows = total(x, (-1,), keepdims=True)
+        made = make("Sub", made, make("Mul", rows, zero_w))
+        if zero_x is not None:
+            both = make("Mul", zero_x, zero_w)
+            made = make("Add", made, make("Mul", both, const(np.int32(x.type.dims[-1]))))
+    return reshape(made, node.type.dims)
+
+
+@rule(op("ConvInteger", ANY, CONST, OPTIONAL, OPTIONAL))
+def layout_conv_integer(node: Node) -> Node | Skip:
+    """ConvInteger(x, w, a, b) -> Transpose(conv(Transpose(x), w') and its corrections)."""
+    x, rank = node.operands[0], node.type.rank
+    w, zero_w = signed(node.operands[1], wide(input_at(node, 3)), first=True)
+    zero_x = wide(input_at(node, 2))
+    if not node.type.static or not w.is_constant:
+        return Skip("a shape or the weights are not known")
+    if zero_x is not None and zero_x.type.size > 1:
+        return Skip("a zero point for each channel of the input")
+    known = zero_x is None or zero_x.is_constant
+    pad_value = int(zero_x.array.reshape(())) if zero_x is not None and known else 0
+    if pad_value and not _fits(pad_value, x.dtype):
+        return Skip(f"the zero point {pad_value} is no {x.dtype} number")
+    made = channels_last(node, x, w, pad_value)
+    if zero_x is not None:
+        made = make("Sub", made, make("Mul", _seen_weights(node, w, known), zero_x))
+    if zero_w is not None:
+        if not known:
+            return Skip("both zero points decide what padding adds")
+        ones = const(np.ones(w.type.dims, np.int8))
+        inputs = const(np.int32(w.array[0].size))
+        made = make("Sub", made, make("Mul", channels_last(node, x, ones, pad_value), zero_w))
+        if zero_x is not None:
+            made = make("Add", made, make("Mul", make("Mul", zero_x, zero_w), inputs))
+    return transpose(made, to_first(rank))
+
+
+def _seen_weights(node: Node, w: Node, known: bool) -> Node:
+    """The sum of the weights that lie on the input: [O]; where padding counts nothing, for each output."""
+    x = node.operands[0]
+    window = Window.of(node, x.shape[2:], w.shape[2:])
+    if known or not any(map(any, pairs(window))):
+        return const(
+            w.array.astype(np.int32).sum(axis=tuple(range(1, w.type.rank)), dtype=np.int32)
+        )
+    ones = const(np.ones((1, *x.type.dims[1:]), np.uint8))
+    return channels_last(node, ones, w)
+
+
+def signed(w: Node, zero: Node | None, *, first: bool = False) -> tuple[Node, Node | None]:
+    """A right side and its int32 zero point -> an int8 one, and what is left of the zero point.
+
+    Several zero points belong to the last axis of w, or to the `first`.
+    """
+    if w.is_constant and (zero is None or zero.is_constant):
+        amount = np.zeros((), np.int32) if zero is None else zero.array
+        if first and amount.size > 1:
+            amount = amount.reshape(-1, *[1] * (w.type.rank - 1))
+        shifted = w.array.astype(np.int32) - amount
+        if shifted.min(initial=0) >= -128 and shifted.max(initial=0) <= 127:
+            return const(shifted.astype(np.int8)), None
+    if w.dtype == "int8":
+        return w, zero
+    lower = const(np.int32(-128))
+    moved = lower if zero is None else make("Add", zero, lower)
+    if w.is_constant:
+        return const((w.array.astype(np.int32) - 128).astype(np.int8)), moved
+    return make("as_signed", w), moved
+
+
+def wide(zero: Node | None) -> Node | None:
+    """A zero point as int32; None where it is absent or nothing but zeros."""
+    if zero is None or (zero.is_constant and not zero.array.any()):
+        return None
+    if zero.is_constant:
+        array = zero.array.astype(np.int32)
+        return const(array.reshape(()) if array.size == 1 else array)
+    zero = make("Cast", zero, to="int32")
+    return reshape(zero, ()) if zero.type.size == 1 else zero
+
+
+def total(x: Node, axes: tuple[int, ...], *, keepdims: bool) -> Node:
+    """The int32 sum of bytes over some axes."""
+    axes = tuple(a % x.type.rank for a in axes)
+    if x.is_constant:
+        return const(x.array.sum(axis=axes, dtype=np.int32, keepdims=keepdims))
+    return make("ReduceSum", make("Cast", x, to="int32"), int64s(axes), keepdims=int(keepdims))
+
+
+def _fits(value: int, dtype: str) -> bool:
+    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max

@@ -1,0 +1,67 @@
+"""Pools work on channels last; a pool of everything is a reduction.
+
+MaxPool(x), AveragePool(x)     ->  Transpose(max_pool(Transpose(x)))
+GlobalAveragePool(x)           ->  ReduceMean(x, spatial axes)
+GlobalMaxPool(x)               ->  ReduceMax(x, spatial axes)
+"""
+
+from __future__ import annotations
+
+from qcompiler.ir import Node
+from qcompiler.layouts import to_first, to_last
+from qcompiler.matching import int64s, reshape, transpose
+from qcompiler.ops import make
+from qcompiler.ops.window import Window
+from qcompiler.rewrite import ANY, Skip, op, rule
+
+NAMES = {"MaxPool": "max_pool", "AveragePool": "average_pool"}
+GLOBAL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
+
+
+@rule(op("MaxPool|AveragePool", ANY))
+def layout_pool(pool: Node) -> Node | Skip:
+    """MaxPool(x), AveragePool(x) -> Transpose(max_pool(Transpose(x)))."""
+    x = pool.operands[0]
+    if len(pool.types) > 1:
+        return Skip("the indices of the largest values are wanted")
+    if not x.type.static or not pool.type.static:
+        return Skip(f"the shape {x.type} is not known")
+    window = Window.of(pool, x.shape[2:])
+    counted = pool.op == "AveragePool" and pool.int("count_include_pad")
+    pads = _whole(window, x.type.dims[2:], pool.type.dims[2:])
+    if counted and pads != [p for p in window.pads if p is not None]:
+        return Skip("ceil_mode adds padding that is not counted")
+    rank = x.type.rank
+    numbers = [window.kernel, window.strides, window.dilations, *zip(*pads, strict=True)]
+    x = transpose(x, to_last(rank))
+    if rank == 3:
+        x = reshape(x, (x.type.dims[0], 1, *x.type.dims[1:]))
+        numbers = [(n, *v) for n, v in zip((1, 1, 1, 0, 0), numbers, strict=True)]
+    kernel, strides, dilations, begins, ends = numbers
+    attrs = {"kernel_shape": kernel, "strides": strides, "dilations": dilations}
+    if pool.op == "AveragePool":
+        attrs["count_include_pad"] = pool.int("count_include_pad")
+    made = make(NAMES[pool.op], x, name=pool.name, pads=(*begins, *ends), **attrs)
+    if rank == 3:
+        made = reshape(made, (made.shape[0], *made.shape[2:]))
+    return transpose(made, to_first(rank))
+
+
+def _whole(
+    window: Window, sizes: tuple[int, ...], counts: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """The padding with which just as many windows fit, rounding down, as ceil_mode found."""
+    pads = []
+    for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        given = window.pads[i]
+        assert given is not None
+        end = (count - 1) * window.strides[i] + window.reach[i] - size - given[0]
+        pads.append((given[0], max(given[1], end)))
+    return pads
+
+
+@rule(op("GlobalAveragePool|GlobalMaxPool", ANY))
+def layout_global_pool(pool: Node) -> Node:
+    """GlobalAveragePool(x) -> ReduceMean(x, spatial axes)."""
+    x = pool.operands[0]
+    return make(GLOBAL[pool.op], x, int64s(range(2, x.type.rank)), keepdims=1)

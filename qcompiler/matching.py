@@ -1,0 +1,111 @@
+"""Nodes -> what rules ask of them: constant numbers, per-channel vectors, axes, and the same node made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from qcompiler.ir import Array, Attr, Node, constant
+from qcompiler.ops import known_value, make
+
+FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
+
+
+def number(node: Node | None) -> float | None:
+    """A constant of one element -> its value; None for anything else."""
+    if node is None or not node.is_constant or node.array.size != 1 or node.dtype == "string":
+        return None
+    return float(node.array.reshape(()))
+
+
+def ints(node: Node | None) -> tuple[int, ...] | None:
+    """A constant (or a small computed) list of integers -> its values; None for anything else."""
+    array = known_value(node)
+    if array is None or array.dtype.kind not in "iub":
+        return None
+    return tuple(int(v) for v in np.atleast_1d(array).ravel())
+
+
+def near(value: float | None, wanted: float) -> bool:
+    """Is a constant this number, as exporters round it (float16 tables included)?"""
+    return value is not None and abs(value - wanted) <= 1e-3 * abs(wanted)
+
+
+def per_channel(array: Array, rank: int, axis: int) -> Array | None:
+    """An operand that broadcasts along `axis` of a rank-dimensional tensor only -> [C] or [1]; else None."""
+    if array.ndim > rank:
+        return None
+    shape = (1,) * (rank - array.ndim) + array.shape
+    flat = shape[axis] == prod(shape)
+    return array.reshape(-1) if flat else None
+
+
+def channel_shape(rank: int, axis: int) -> tuple[int, ...]:
+    """The shape that makes [C] broadcast along `axis` of a rank-dimensional tensor: (-1, 1, 1)."""
+    return (-1, *[1] * (rank - 1 - axis))
+
+
+def const(array: Array | float, dtype: str = "", like: Node | None = None) -> Node:
+    """An array as a constant, in a given dtype or in another node's."""
+    wanted = dtype or (like.dtype if like is not None else "")
+    return constant(np.asarray(array).astype(wanted) if wanted else array)
+
+
+def int64s(values: Iterable[int]) -> Node:
+    """Integers -> the constant list that shapes, axes, pads and perms come as."""
+    return constant(np.array(list(values), np.int64))
+
+
+def reshape(x: Node, shape: Sequence[int], name: str = "") -> Node:
+    """x seen in another shape; x itself where it has that shape."""
+    if x.shape == tuple(shape):
+        return x
+    return make("Reshape", x, int64s(shape), name=name)
+
+
+def transpose(x: Node, perm: Sequence[int], name: str = "") -> Node:
+    """x with axes in another order; x itself where the order stays, an array where x is constant."""
+    if tuple(perm) == tuple(range(len(perm))):
+        return x
+    if x.is_constant:
+        return constant(np.ascontiguousarray(x.array.transpose(perm)), x.name)
+    return make("Transpose", x, perm=tuple(perm), name=name)
+
+
+def perm_of(node: Node) -> tuple[int, ...]:
+    """A Transpose's order of axes; left out it is the reverse."""
+    perm = node.attrs.get("perm")
+    return tuple(range(node.operands[0].type.rank))[::-1] if perm is None else node.ints("perm")
+
+
+def inverse(perm: Sequence[int]) -> tuple[int, ...]:
+    """The order of axes that undoes another."""
+    return tuple(sorted(range(len(perm)), key=lambda axis: perm[axis]))
+
+
+def rebuilt(node: Node, inputs: Iterable[Node | None] | None = None, **attrs: Any) -> Node:
+    """The same operator and name on other inputs or with other attributes; its type is found anew."""
+    all_attrs: Mapping[str, Attr] = {**node.attrs, **attrs}
+    return make(
+        node.op, *(node.inputs if inputs is None else tuple(inputs)), name=node.name, **all_attrs
+    )
+
+
+def input_at(node: Node, index: int) -> Node | None:
+    """The input at a place; None where it is absent or left out at the end."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def axes_of(node: Node, axes: Node | None, rank: int) -> tuple[int, ...] | None:
+    """Axes given as an input -> sorted and counted from the front; all when absent; None when not constant."""
+    if axes is None:
+        return () if node.attrs.get("noop_with_empty_axes") else tuple(range(rank))
+    values = ints(axes)
+    if values is None:
+        return None
+    if not values and not node.attrs.get("noop_with_empty_axes"):
+        return tuple(range(rank))
+    return tuple(sorted(a % rank for a in values))

@@ -1,0 +1,171 @@
+"""Graph and a stage's name -> the graph after that stage's passes, run until none of them changes anything.
+
+A pass is named by its options as `name{field=value, other="text"}`; the types come from the fields of its dataclass. Two
+fields are filled by whoever calls: `device` (what the code is made for) and `explain` (who is told of every Skip).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+
+from qcompiler.errors import Error
+from qcompiler.ir import Graph, Node
+from qcompiler.isa import Device
+from qcompiler.plugins import load_all
+from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
+
+ALONG = {"fuse": ("fold",), "layout": ("fold",)}
+"""Stages whose rules keep running in a later one: what it makes is folded at once."""
+
+_MAX_ROUNDS = 50
+_FILLED = ("device", "explain")
+_SPEC = re.compile(r"\s*(?P<name>[a-z]\w*)\s*(?:\{(?P<fields>.*)\})?\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which passes run: those asked for by name (with their options), and those that must not."""
+
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    disabled: frozenset[str] = frozenset()
+
+    def wants(self, name: str) -> bool:
+        """A pass runs unless it is disabled; one of `default = False` only when asked for."""
+        usual = getattr(PASSES[name], "default", True)
+        return name not in self.disabled and (usual or name in self.options)
+
+
+def choose(specs: Sequence[str] = (), disabled: Sequence[str] = ()) -> Choice:
+    """["quantize_static{percentile=99.99}"], names to leave out -> the checked choice."""
+    load_all()
+    options = dict(parse(s) for s in specs)
+    for name in disabled:
+        _known(name)
+    return Choice(options, frozenset(disabled))
+
+
+def run_stage(
+    graph: Graph,
+    stage: str,
+    explain: Explain | None = None,
+    options: Choice | None = None,
+    device: Device | None = None,
+) -> Graph:
+    """Run a stage's rules to a fixed point, then its graph passes, until neither changes the graph."""
+    load_all()
+    choice = options or Choice()
+    told = _once(explain)
+    stages = (stage, *ALONG.get(stage, ()))
+    names = [n for n in sorted(PASSES) if stage_of(n) in stages and choice.wants(n)]
+    rules = [p for n in names if isinstance(p := PASSES[n], Rule)]
+    passes = [
+        build(n, choice.options.get(n, {}), device, told) for n in names if n not in _names(rules)
+    ]
+    for _ in range(_MAX_ROUNDS):
+        before = graph
+        graph = rewrite(graph, rules, told)
+        for made in passes:
+            graph = made(graph)
+        if graph is before:
+            return graph
+    raise RuntimeError(f"the passes of stage {stage} do not settle")
+
+
+def build(
+    name: str,
+    options: Mapping[str, object] | None = None,
+    device: Device | None = None,
+    explain: Explain | None = None,
+) -> Pass:
+    """A pass's name and options -> the pass, with `device` and `explain` filled in."""
+    made: Any = _known(name)
+    if isinstance(made, Rule):
+        return made
+    filled = {"device": device, "explain": explain}
+    given = {k: v for k, v in filled.items() if k in {f.name for f in fields(made)}}
+    result: Pass = made(**{**given, **(options or {})})
+    return result
+
+
+def parse(spec: str) -> tuple[str, dict[str, object]]:
+    """ "name{field=value,...}" -> (name, options of the types that the pass's fields have)."""
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise Error(
+            f"cannot read {spec!r}", where="--pass", hint='write name{field=value,other="text"}'
+        )
+    name, body = match["name"], match["fields"]
+    made = _known(name)
+    types = {} if isinstance(made, Rule) else get_type_hints(made)
+    known = [k for k in types if k not in _FILLED and k != "default"]
+    options: dict[str, object] = {}
+    for part in _split(body or ""):
+        key, equals, text = (p.strip() for p in part.partition("="))
+        if not equals or key not in known:
+            raise Error(
+                f"{name} has no option {key!r}",
+                where="--pass",
+                hint=f"its options are {', '.join(known) or 'none'}",
+            )
+        options[key] = _value(text, types[key], f"{name}{{{key}}}")
+    return name, options
+
+
+def _split(body: str) -> list[str]:
+    """ "a=1, b=[2,3]" -> ["a=1", "b=[2,3]"]: commas inside brackets or quotes do not count."""
+    parts = re.findall(r"(?:\[[^\]]*\]|\([^)]*\)|\"[^\"]*\"|'[^']*'|[^,])+", body)
+    return [p for p in parts if p.strip()]
+
+
+def _value(text: str, wanted: object, where: str) -> object:
+    """An option's text -> a value of its field's type."""
+    if wanted is bool and text in ("true", "false", "True", "False", "0", "1"):
+        return text in ("true", "True", "1")
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if wanted is str:
+        return value if isinstance(value, str) else text
+    if wanted is float and isinstance(value, int):
+        return float(value)
+    origin = getattr(wanted, "__origin__", None)
+    if origin is tuple or wanted is tuple:
+        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if isinstance(wanted, type) and not isinstance(value, wanted):
+        raise Error(f"{text!r} is not of type {wanted.__name__}", where=where)
+    return value
+
+
+def _known(name: str) -> Rule | type[Pass]:
+    load_all()
+    if name not in PASSES:
+        raise Error(
+            f"unknown pass {name!r}",
+            where="--pass",
+            hint=f"the passes are {', '.join(sorted(PASSES))}",
+        )
+    return PASSES[name]
+
+
+def _names(rules: Sequence[Rule]) -> set[str]:
+    return {r.name for r in rules}
+
+
+def _once(explain: Explain | None) -> Explain | None:
+    """Sweeps come by the same node often; its Skip is told once."""
+    if explain is None:
+        return None
+    told: set[tuple[str, str, str]] = set()
+
+    def tell(name: str, node: Node, reason: str) -> None:
+        key = (name, node.name, reason)
+        if key not in told:
+            told.add(key)
+            explain(name, node, reason)
+
+    return tell
