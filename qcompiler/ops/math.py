@@ -72,7 +72,7 @@ class Math(Protocol):
         """Clip to the integer dtype's range, then cast; NaN becomes the lowest value."""
 
     def lookup(self, table: V, index: V) -> V:
-        """table[index]; the index is an unsigned integer and inside the table."""
+        """table[index], a table of 256 entries; an int8 index counts from -128."""
 
 
 class NumpyMath:
@@ -161,7 +161,7 @@ class NumpyMath:
         return np.minimum(np.fmax(wide, int(info.min)), int(info.max)).astype(numpy_dtype(dtype))
 
     def lookup(self, table: V, index: V) -> V:
-        return table[index]
+        return table[index.astype(np.int64) + (128 if index.dtype == np.int8 else 0)]
 
     def widen(self, x: Array) -> Array:
         """The array in a dtype that numpy computes in."""

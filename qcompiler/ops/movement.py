@@ -249,10 +249,8 @@ def _(node: Node) -> Type:
     for x in node.operands:
         if x.type.rank != first.rank or x.dtype != first.dtype:
             raise Error(f"cannot join {first} and {x.type}")
-        dims = [
-            unite(a, b) if i != axis else a
-            for i, (a, b) in enumerate(zip(dims, x.shape, strict=True))
-        ]
+        others = [*x.shape[:axis], dims[axis], *x.shape[axis + 1 :]]
+        dims = [unite(a, b) for a, b in zip(dims, others, strict=True)]
         along.append(x.shape[axis])
     wide = [d for d in along if d != 0]
     numbers = [d for d in wide if isinstance(d, int)]
@@ -286,9 +284,7 @@ def _(node: Node) -> tuple[Type, ...]:
     known = known_ints(sizes)
     lengths: tuple[Dim, ...]
     if known is not None:
-        if min(known, default=-1) < 0 or (
-            isinstance(x.shape[axis], int) and sum(known) != x.shape[axis]
-        ):
+        if min(known, default=-1) < 0 or not agree(sum(known), x.shape[axis]):
             raise Error(f"pieces of {list(known)} do not make up {x.shape[axis]}")
         lengths = known
     else:
@@ -320,16 +316,14 @@ def slice_(
 
 
 def _slice_of(start: int, end: int, step: int, size: int) -> slice:
-    """ONNX's slice of `size` values -> Python's. Backwards, an end before the first means "to the first"."""
+    """ONNX's slice of `size` values -> Python's, whose ends count from the end when negative."""
     if step == 0:
         raise Error("a slice of step 0")
-    start = start + size if start < 0 else start
+    start = max(start + size if start < 0 else start, 0)
     end = end + size if end < 0 else end
     if step > 0:
-        return slice(max(start, 0), max(end, 0), step)
-    return (
-        slice(min(start, size - 1), end if end >= 0 else None, step) if start >= 0 else slice(0, 0)
-    )
+        return slice(start, max(end, 0), step)
+    return slice(min(start, max(size - 1, 0)), end if end >= 0 else None, step)
 
 
 @typed(slice_)

@@ -1,0 +1,79 @@
+"""Values made from a shape, a range, a size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Dim, Node, Type, numpy_dtype
+from qcompiler.ops.evaluate import known_value
+from qcompiler.ops.movement import ints
+from qcompiler.ops.registry import Numbers, fresh, operator, typed
+from qcompiler.ops.shapes import count_of, known_ints
+
+
+@operator("ConstantOfShape", value=None)
+def constant_of_shape(node: Node, dims: Numbers) -> Numbers:
+    value = node.attrs["value"]
+    fill = np.zeros((), np.float32) if value is None else np.asarray(value).reshape(())
+    return np.full(ints(dims), fill, fill.dtype)
+
+
+@typed(constant_of_shape)
+def _(node: Node) -> Type:
+    value = node.attrs["value"]
+    if value is not None and (not isinstance(value, np.ndarray) or value.size != 1):
+        raise Error("the value is not one number")
+    dtype = "float32" if value is None else np.asarray(value).dtype.name
+    return Type(dtype, _dims_of(node.operands[0]))
+
+
+def _dims_of(node: Node) -> tuple[Dim, ...]:
+    """The shape that a tensor tells, with new symbols where it is not known."""
+    known = known_ints(node)
+    return tuple(fresh() for _ in range(count_of(node))) if known is None else known
+
+
+@operator("Range", stash_type="float32")
+def range_(node: Node, start: Numbers, limit: Numbers, delta: Numbers) -> Numbers:
+    count = _steps(start, limit, delta)
+    wide = start.dtype if start.dtype.kind in "iu" or start.dtype.itemsize >= 4 else np.float32
+    steps = np.arange(count).astype(wide) * delta.reshape(()).astype(wide)
+    return np.asarray(start.reshape(()).astype(wide) + steps).astype(start.dtype)
+
+
+def _steps(start: Numbers, limit: Numbers, delta: Numbers) -> int:
+    """max(ceil((limit - start) / delta), 0)."""
+    if not start.size == limit.size == delta.size == 1:
+        raise Error("start, limit and delta are not one number each")
+    first, last, by = (v.ravel()[0] for v in (start, limit, delta))
+    if not by or not np.isfinite([float(v) for v in (first, last, by)]).all():
+        raise Error(f"no range from {first} to {last} by {by}")
+    if start.dtype.kind in "iu":
+        return max(-((int(first) - int(last)) // int(by)), 0)
+    return max(int(np.ceil((float(last) - float(first)) / float(by))), 0)
+
+
+@typed(range_)
+def _(node: Node) -> Type:
+    if len({i.dtype for i in node.operands}) > 1:
+        raise Error("start, limit and delta are of different types")
+    known = [known_value(i) for i in node.operands]
+    start, limit, delta = known
+    if start is None or limit is None or delta is None:
+        return Type(node.operands[0].dtype, (fresh(),))
+    return Type(node.operands[0].dtype, (_steps(start, limit, delta),))
+
+
+@operator("EyeLike", dtype=None, k=0)
+def eye_like(node: Node, x: Numbers) -> Numbers:
+    shift = max(-x.shape[0], min(node.int("k"), x.shape[1]))
+    return np.eye(x.shape[0], x.shape[1], shift).astype(numpy_dtype(node.dtype))
+
+
+@typed(eye_like)
+def _(node: Node) -> Type:
+    x = node.operands[0].type
+    if x.rank != 2:
+        raise Error(f"{x} is not a matrix")
+    return Type(str(node.attrs["dtype"] or x.dtype), x.shape)
