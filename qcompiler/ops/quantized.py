@@ -20,7 +20,7 @@ from qcompiler.ops.contraction import (
 from qcompiler.ops.elementwise import cast
 from qcompiler.ops.math import NUMPY, Math, V
 from qcompiler.ops.registry import Numbers, broadcast, elementwise, operator, optional, typed
-from qcompiler.ops.shapes import agree, axis_of
+from qcompiler.ops.shapes import agree, axis_of, need_shape
 
 _BYTES = ("uint8", "int8")
 _BLOCKS = {"axis": 1, "block_size": 0, "output_dtype": None}
