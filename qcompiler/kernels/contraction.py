@@ -1,0 +1,442 @@
+"""conv and matmul regions -> TIR: tiles of sums in registers, elementwise nodes on their way out.
+
+for each task (a share of the output rows, of the columns, or of both)
+  for each image and block of output rows
+    copy the block's left operand if it must be padded or converted
+    for each group and panel of the right operand        (the panel stays near the core)
+      for each tile of the block
+        sums = left rows * panel, in registers            (microkernel.py)
+        store(epilogue(sums))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Node
+from qcompiler.isa import Device
+from qcompiler.kernels import tir
+from qcompiler.kernels.contraction_blocking import Tiling, Units, choose, fits, needs_copy
+from qcompiler.kernels.contraction_operands import (
+    Panels,
+    Product,
+    Run,
+    pack,
+    panel_bytes,
+    product_of,
+)
+from qcompiler.kernels.contraction_patch import Patch, RightPacker
+from qcompiler.kernels.contraction_problem import Problem, problem_of
+from qcompiler.kernels.epilogue import Fused, store
+from qcompiler.kernels.loops import indices
+from qcompiler.kernels.math import TirMath
+from qcompiler.kernels.microkernel import Left, Right, sums
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tir import Builder, Pointer, Value
+from qcompiler.kernels.vec import Vec
+
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+_ALIGN = 64
+
+
+@kernel("conv", "matmul", rows=(4, 6, 8, 12, 14, 28), vectors=(1, 2, 3, 4))
+def tiled(
+    region: Region, device: Device, *, rows: int = 0, vectors: int = 0, tasks: int = 0
+) -> Kernel | Skip:
+    """Sums in registers, `rows` pixels by `vectors` vectors of columns."""
+    root = region.root
+    assert root is not None
+    left, right = (i.dtype for i in root.operands)
+    product = product_of(device.isa, left, right, root.dtype)
+    if product is None:
+        return Skip(f"no product of {left} and {right}")
+    problem = problem_of(root, product.mac.lanes)
+    if isinstance(problem, Skip):
+        return problem
+    if 0 in (problem.macs, *root.type.dims):
+        return Skip("nothing to multiply")
+    if rows and vectors and not fits(rows, vectors, device.isa.registers):
+        return Skip(f"{rows} x {vectors} sums do not fit the registers")
+    tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
+    return _Contraction(region, device, problem, product, tiling).kernel()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a task is: image and group, and the block's rows, from `row` up to `end`."""
+
+    image: Value
+    group: Value
+    row: Value
+    left: Value
+    """Offset of output row `row`'s left operand."""
+
+
+class _Contraction:
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
+    ) -> None:
+        self.region, self.device = region, device
+        self.problem, self.product, self.tiling = problem, product, tiling
+        self.panels = Panels.of(problem.width, product.mac.lanes, tiling.vectors)
+        self.units = Units.of(problem, tiling.rows)
+        self.unit_count = self.units.count(problem)
+        self.blocks = -(-self.unit_count // tiling.block)
+        self.copied = needs_copy(problem, product)
+        self.constant = _is_constant(problem.right)
+        self.packs = not self.constant and not self._reads_right_in_place()
+        self.patch_bytes = self._patch_bytes() if self.copied else 0
+        self.matrix_bytes = self._matrix_bytes()
+        packed = _aligned(self.matrix_bytes * problem.groups) if self.packs else 0
+        self.task_bytes = _aligned(self.patch_bytes) + packed
+        frame = problem.frame
+        self.line = frame.padded_line
+        self.row = frame.step * self.line
+        self.taps = tuple((n, lines * self.line + e) for n, lines, e in problem.taps)
+        self.b = Builder(self._name())
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        b, region = self.b, self.region
+        self.pointers = {
+            n: b.pointer(f"in{i}", self._stored(n)) for i, n in enumerate(region.inputs)
+        }
+        self.out = b.pointer("out", region.output.dtype)
+        scratch_bytes = self.task_bytes * self.tiling.tasks + (_ALIGN if self.task_bytes else 0)
+        self.scratch = b.pointer("scratch", "uint8") if scratch_bytes else None
+        with b.parallel(self.tiling.tasks) as task:
+            self._task(task)
+        right = region.inputs.index(self.problem.right)
+        return Kernel(
+            name=self.b.name,
+            func=b.function(),
+            pack={right: self._pack} if self.constant else {},
+            scratch_bytes=scratch_bytes,
+            tasks=self.tiling.tasks,
+            macs=self.problem.macs,
+            in_place=self._in_place(),
+        )
+
+    # -- sizes and names
+
+    def _name(self) -> str:
+        p, root = self.problem, self.region.root
+        assert root is not None
+        kernel = "x".join(map(str, root.operands[1].type.dims[:-2])) if root.op == "conv" else ""
+        after = [n.op.lower() for n in self.region.nodes if n is not root]
+        tile = f"{self.tiling.rows}x{self.tiling.vectors * self.product.mac.lanes}"
+        pixels = p.images * p.rows * p.columns
+        shape = f"{pixels}x{p.width * p.groups}x{p.depth * p.tap_count}"
+        return "_".join([f"{root.op}{kernel}", self.product.name, shape, tile, *after[:4]])
+
+    def _stored(self, node: Node) -> str:
+        return "uint8" if node is self.problem.right and self.constant else node.dtype
+
+    def _reads_right_in_place(self) -> bool:
+        p = self.problem
+        same = tir.stored(p.right.dtype) == self.product.right
+        return self.product.mac.k == 1 and same and p.root.op == "matmul" and not _transposed(p)
+
+    def _matrix_bytes(self) -> int:
+        """Bytes of one packed right matrix."""
+        p, panels = self.problem, self.panels
+        sizes = ((panels.count, panels.vectors), (panels.rest, panels.vectors - 1))
+        return sum(n * panel_bytes(self.product, p.tap_count, p.depth, v) for n, v in sizes if n)
+
+    def _patch_bytes(self) -> int:
+        frame, size = self.problem.frame, self.units.cut.size
+        rows = self.tiling.block * size if self.units.whole else self.tiling.block
+        lines = (min(rows, self.problem.rows) - 1) * frame.step + frame.reach
+        return lines * frame.padded_line * tir.bits(self.product.left) // 8 + _ALIGN
+
+    def _pack(self, array: Array) -> Array:
+        return pack(self.problem.matrices(array), self.product, self.panels)
+
+    def _in_place(self) -> tuple[int, ...]:
+        """Epilogue operands whose every element is read just before the output's is written."""
+        out = self.region.output.type
+        root = self.problem.root
+        return tuple(
+            i
+            for i, n in enumerate(self.region.inputs)
+            if n not in root.operands and n.type.shape == out.shape and n.type.bytes == out.bytes
+        )
+
+    # -- loops
+
+    def _task(self, task: Value) -> None:
+        b, t = self.b, self.tiling
+        if self.scratch is not None:
+            self.scratch = self.scratch + b.let(task * self.task_bytes, "mine")
+        nodes = [n for n in self.region.nodes if n is not self.problem.root]
+        self.fused = Fused(
+            TirMath(b, self.device.isa),
+            nodes,
+            self.region.output,
+            self.pointers,
+            given=(self.problem.root,),
+        )
+        row_task, column_task = task // t.column_tasks, task % t.column_tasks
+        groups = self.problem.groups
+        shared = groups if groups > 1 else self.panels.panels
+        first, last = _share(b, shared, column_task, t.column_tasks)
+        self.my_groups = (first, last) if groups > 1 else (0, 1)
+        self.my_panels = (0, self.panels.panels) if groups > 1 else (first, last)
+        self.patch = self._begin_patch() if self.copied else None
+        blocks = self.problem.images * self.blocks
+        begin, end = _share(b, blocks, row_task, t.row_tasks)
+        with b.serial(end - begin, "block", begin) as block:
+            self._block(b.let(block // self.blocks, "image"), b.let(block % self.blocks, "part"))
+
+    def _begin_patch(self) -> Patch:
+        assert self.scratch is not None
+        source = self.pointers[self.problem.left]
+        patch = Patch(
+            self.b,
+            self.device.isa,
+            self.problem.frame,
+            self.product,
+            self.problem.left.dtype,
+            source,
+            self.scratch.view(self.product.left),
+        )
+        patch.fill_sides(self.patch_bytes)
+        return patch
+
+    def _block(self, image: Value, part: Value) -> None:
+        """The output rows of one block, against every panel."""
+        b, p = self.b, self.problem
+        first = b.let(part * self.tiling.block, "first")
+        if self.blocks * self.tiling.block == self.unit_count:
+            last = first + self.tiling.block
+        else:
+            last = b.let(tirx.Min(first + self.tiling.block, tir.const(self.unit_count)), "last")
+        row = b.let(self._row_of(first), "row")
+        end = b.let(self._row_of(last), "end")
+        start = b.let(_offset(b, image, p.left_images.dims, p.left_images.strides), "start")
+        if self.patch is not None:
+            self.patch.copy(start, row, end)
+            pointer, origin = self.patch.target, tir.const(0)
+        else:
+            pointer, origin = self.pointers[p.left], b.let(start + row * self.row, "origin")
+        matrix = self._right_matrix(image)
+        groups = self.my_groups
+        with b.serial(groups[1] - groups[0], "group", groups[0]) as group:
+            for run in self.panels.runs():
+                with _segment(b, self.my_panels, run.first, run.count, "panel") as panel:
+                    here = b.let(panel - run.first, "nth") if run.first else panel
+                    right, column = self._right(matrix, group, run, here)
+                    self._tiles(
+                        pointer, origin, image, group, (first, last), row, right, column, run
+                    )
+
+    def _row_of(self, unit: Value) -> Value:
+        """The first output row of a unit (of an image)."""
+        cut = self.units.cut
+        if not self.units.whole:
+            return unit
+        if not cut.rest:
+            return unit * cut.size
+        return unit * cut.size - tirx.Max(unit - cut.count, tir.const(0))
+
+    def _tiles(
+        self,
+        pointer: Pointer,
+        origin: Value,
+        image: Value,
+        group: Value,
+        span: tuple[Value, Value],
+        row: Value,
+        right: Right,
+        column: Value,
+        run: Run,
+    ) -> None:
+        """All tiles of a block against one panel."""
+        b, p = self.b, self.problem
+        origin = b.let(origin + group * p.group, "origin")
+
+        def tile(y: Value, x: Value, pixels: list[tuple[int, int]]) -> None:
+            offsets = tuple(dy * self.row + dx * p.column for dy, dx in pixels)
+            left = Left(pointer, offsets, self.taps, p.depth, guarded=self._guarded())
+            base = b.let(origin + (y - row) * self.row + x * p.column, "base")
+            registers = sums(b, self.product, left, base, right)
+            index = b.let((image * p.rows + y) * p.columns + x, "pixel")
+            places = [index + (dy * p.columns + dx) for dy, dx in pixels]
+            self._finish(registers, places, column, run)
+
+        if self.units.whole:
+            for first, count, size, start in self.units.cut.runs():
+                with _segment(b, span, first, count, "tile") as t:
+                    y = b.let((t - first) * size + start, "y")
+                    tile(y, 0, [(dy, dx) for dy in range(size) for dx in range(p.columns)])
+            return
+        with b.serial(span[1] - span[0], "y", span[0]) as y:
+            for _, count, size, start in self.units.cut.runs():
+                with b.serial(count, "x") as t:
+                    x = b.let(t * size + start, "x")
+                    tile(y, x, [(0, dx) for dx in range(size)])
+
+    def _guarded(self) -> bool:
+        """May elements behind a left row be read? Floats could be NaN, which 0 does not end."""
+        return self.patch is not None and self.product.sums == "int32"
+
+    # -- the right operand
+
+    def _right_matrix(self, image: Value) -> Value:
+        """Where the image's right matrices begin; packs them first where that must be done now."""
+        b, p = self.b, self.problem
+        if self.packs:
+            self._pack_right(_offset(b, image, p.right_images.dims, p.right_images.strides))
+            return tir.const(0)
+        size = 1
+        if self.constant:
+            size = self.matrix_bytes * p.groups
+            strides = [s * size // (p.depth * p.width) for s in p.right_images.strides]
+        else:
+            strides = list(p.right_images.strides)
+        return b.let(_offset(b, image, p.right_images.dims, tuple(strides)), "matrix")
+
+    def _pack_right(self, start: Value) -> None:
+        assert self.scratch is not None
+        p = self.problem
+        packer = RightPacker(
+            self.b,
+            self.product,
+            p,
+            self.pointers[p.right],
+            self.scratch + _aligned(self.patch_bytes),
+            _transposed(p),
+        )
+        for run in self.panels.runs():
+            with _segment(self.b, self.my_panels, run.first, run.count, "panel") as panel:
+                nth = panel - run.first
+                packer.panel(
+                    self.b.let(start), self._panel_at(run, nth), self._column_of(run, nth), run
+                )
+
+    def _panel_at(self, run: Run, nth: Value) -> Value:
+        """Byte offset of the nth panel of a run in its matrix."""
+        p, product = self.problem, self.product
+        before = run.column // product.mac.lanes  # vectors
+        whole = panel_bytes(product, p.tap_count, p.depth, 1)
+        return before * whole + nth * (run.vectors * whole)
+
+    def _column_of(self, run: Run, nth: Value) -> Value:
+        return run.column + nth * (run.vectors * self.product.mac.lanes)
+
+    def _right(self, matrix: Value, group: Value, run: Run, nth: Value) -> tuple[Right, Value]:
+        """A panel, and the output's column it begins at."""
+        b, p, product = self.b, self.problem, self.product
+        column = b.let(self._column_of(run, nth) + group * p.width, "column")
+        if not self.constant and not self.packs:
+            return self._right_in_place(matrix, run, column), column
+        memory = self.pointers[p.right]
+        if self.packs:
+            assert self.scratch is not None
+            memory = self.scratch + _aligned(self.patch_bytes)
+        size, lanes = product.vector_bytes, product.mac.lanes
+        at = b.let(matrix + group * self.matrix_bytes + self._panel_at(run, nth), "at")
+        head = run.vectors * lanes * 4 if product.flipped else 0
+
+        def load(step: Value, v: int) -> Value:
+            return memory.load(
+                at + step * (run.vectors * size) + (head + v * size), size, product.right
+            )
+
+        def correction(v: int) -> Value:
+            return memory.load(at + v * lanes * 4, lanes * 4, "int32")
+
+        return Right(run.vectors, load, correction if product.flipped else None), column
+
+    def _right_in_place(self, matrix: Value, run: Run, column: Value) -> Right:
+        """Rows of the right matrix, read as they are."""
+        memory, width, lanes = (
+            self.pointers[self.problem.right],
+            self.problem.width,
+            self.product.mac.lanes,
+        )
+        start = self.b.let(matrix + column, "at")
+
+        def load(step: Value, v: int) -> Value:
+            count = run.tail if v == run.vectors - 1 else lanes
+            return memory.load_first(count, start + step * width + v * lanes, lanes)
+
+        return Right(run.vectors, load)
+
+    # -- the way out
+
+    def _finish(
+        self, registers: tir.Registers, pixels: list[Value], column: Value, run: Run
+    ) -> None:
+        """Apply the elementwise nodes to a tile's sums and store it."""
+        b, fused, lanes = self.b, self.fused, self.product.mac.lanes
+        root = self.problem.root
+        columns = root.type.dims[-1]
+        for r, pixel in enumerate(pixels):
+            index = b.let(pixel, "pixel")
+            row = fused.row(index)
+            for v in range(run.vectors):
+                count = run.tail if v == run.vectors - 1 else lanes
+                value = Vec(fused.m, registers[r * run.vectors + v], root.dtype, lanes)
+                at = b.let(column + v * lanes, "n")
+                result = fused.at(row, at, lanes, count, {root: value})
+                store(fused.m, self.out, index * columns + at, result, count)
+
+
+def _is_constant(node: Node) -> bool:
+    while node.op in _VIEWS:
+        node = node.operands[0]
+    return node.is_constant
+
+
+def _transposed(problem: Problem) -> bool:
+    return problem.root.op == "matmul" and bool(problem.root.int("transpose_b"))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+def _share(b: Builder, total: int, task: Value, tasks: int) -> tuple[Value, Value]:
+    """The part of `total` turns that is a task's: (first, behind the last)."""
+    if tasks == 1:
+        return 0, total
+    if total % tasks == 0:
+        first = b.let(task * (total // tasks), "begin")
+        return first, first + total // tasks
+    return b.let(task * total // tasks, "begin"), b.let((task + 1) * total // tasks, "end")
+
+
+@contextmanager
+def _segment(
+    b: Builder, span: tuple[Value, Value], first: int, count: int, name: str
+) -> Iterator[Value]:
+    """A loop over those of `count` turns from `first` on that lie in a span."""
+    low, high = span
+    if isinstance(low, int) and isinstance(high, int):
+        low, high = max(low, first), min(high, first + count)
+    else:
+        low = b.let(tirx.Max(low, tir.const(first)), "low")
+        high = b.let(tirx.Min(high, tir.const(first + count)), "high")
+    with b.serial(high - low, name, low) as i:
+        yield i
+
+
+def _offset(b: Builder, flat: Value, dims: tuple[int, ...], strides: tuple[int, ...]) -> Value:
+    """A flat index over dims -> the offset that strides give it."""
+    moving = [(d, s) for d, s in zip(dims, strides, strict=True)]
+    if not any(s for _, s in moving):
+        return tir.const(0)
+    if len(moving) == 1:
+        return flat * moving[0][1]
+    total: Value = tir.const(0)
+    for index, (_, stride) in zip(indices(b, flat, dims), moving, strict=True):
+        total = total + index * stride
+    return total

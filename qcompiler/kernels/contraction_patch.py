@@ -1,0 +1,166 @@
+"""Operands that cannot be read as they lie -> copies in a task's own scratch memory.
+
+The left operand's lines are copied with their padding filled in, in the dtype that the product
+takes; a right operand that is no constant is packed into panels as weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import tirx
+
+from qcompiler.isa import Isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.contraction_operands import Product, Run
+from qcompiler.kernels.contraction_problem import Frame, Problem
+from qcompiler.kernels.tir import Builder, Pointer, Value
+
+
+class Patch:
+    """The lines that a block of output rows sees, padded and converted, in `target`."""
+
+    def __init__(
+        self,
+        b: Builder,
+        isa: Isa,
+        frame: Frame,
+        product: Product,
+        dtype: str,
+        source: Pointer,
+        target: Pointer,
+    ) -> None:
+        self.b, self.frame, self.product = b, frame, product
+        self.dtype, self.source, self.target = dtype, source, target
+        widest = max(tir.bits(product.left), tir.bits(tir.stored(dtype))) // 8
+        self.lanes = isa.lanes(widest)
+
+    def fill_sides(self, size: int) -> None:
+        """Write the padding left and right of every line, once: copies leave it alone."""
+        frame = self.frame
+        lines = size * 8 // tir.bits(self.product.left) // frame.padded_line
+        if not frame.left and not frame.right:
+            return
+        with self.b.serial(lines, "line") as i:
+            self._fill(i * frame.padded_line, frame.left)
+            self._fill(i * frame.padded_line + (frame.left + frame.line), frame.right)
+
+    def copy(self, image: Value, row: Value, end: Value) -> None:
+        """The lines that output rows from `row` up to `end` see."""
+        b, frame = self.b, self.frame
+        first = b.let(row * frame.step - frame.top, "first")
+        count = b.let((end - row - 1) * frame.step + frame.reach, "lines")
+        with b.serial(count, "line") as i:
+            target = b.let(i * frame.padded_line + frame.left, "target")
+            line = b.let(first + i, "line")
+            if not frame.top and not frame.bottom:
+                self._copy_line(b.let(image + line * frame.line, "source"), target)
+                return
+            with b.when(tirx.And(line >= 0, line < frame.height)):
+                self._copy_line(b.let(image + line * frame.line, "source"), target)
+            with b.otherwise():
+                self._fill(target, frame.line)
+
+    def _copy_line(self, source: Value, target: Value) -> None:
+        def move(at: Value, lanes: int) -> None:
+            value = self.source.load(source + at, lanes)
+            self.target.store(target + at, self.product.convert_left(value, self.dtype))
+
+        self._along(self.frame.line, move)
+
+    def _fill(self, target: Value, count: int) -> None:
+        value = self.product.pad_value(self.frame.value)
+
+        def move(at: Value, lanes: int) -> None:
+            self.target.store(target + at, tir.const(value, self.product.left, lanes))
+
+        self._along(count, move)
+
+    def _along(self, count: int, move: Callable[[Value, int], None]) -> None:
+        """Vectors over `count` elements; the last one overlaps the one before it."""
+        lanes = self.lanes
+        while lanes > count:
+            lanes //= 2
+        if not count:
+            return
+        with self.b.serial(count // lanes, "v") as v:
+            move(v * lanes, lanes)
+        if count % lanes:
+            move(tir.const(count - lanes), lanes)
+
+
+class RightPacker:
+    """Packs panels of one right matrix, rows of `width` (or, transposed, of `depth`) elements."""
+
+    def __init__(
+        self,
+        b: Builder,
+        product: Product,
+        problem: Problem,
+        source: Pointer,
+        target: Pointer,
+        transposed: bool,
+    ) -> None:
+        self.b, self.product, self.problem = b, product, problem
+        self.source, self.target, self.transposed = source, target, transposed
+
+    def panel(self, start: Value, at: Value, column: Value, run: Run) -> None:
+        """The panel of a run at byte `at` of the target, from the matrix at `start`."""
+        b, mac = self.b, self.product.mac
+        at, column = b.let(at, "at"), b.let(column, "column")
+        steps = self.product.steps(self.problem.depth)
+        whole = self.problem.depth // mac.k
+        head = run.vectors * mac.lanes * 4 if self.product.flipped else 0
+        totals = b.registers("int32", mac.lanes, run.vectors, "total") if head else None
+        if totals:
+            totals.fill(0)
+
+        def step(k: Value, count: int) -> None:
+            for v in range(run.vectors):
+                lanes = run.tail if v == run.vectors - 1 else mac.lanes
+                value = b.let(self._vector(start, k, count, column + v * mac.lanes, lanes), "right")
+                size = self.product.vector_bytes
+                self.target.store(at + k * (run.vectors * size) + (head + v * size), value)
+                if totals:
+                    ones = tir.const(1, self.product.left, mac.lanes * mac.k)
+                    totals[v] = mac.emit(totals[v], ones, value)
+
+        with b.serial(whole, "k") as k:
+            step(k, mac.k)
+        if whole < steps:
+            step(tir.const(whole), self.problem.depth - whole * mac.k)
+        if totals:
+            for v in range(run.vectors):
+                correction = tir.wrapping("*", totals[v], tir.const(-128, "int32", mac.lanes))
+                self.target.store(at + v * mac.lanes * 4, correction)
+
+    def _vector(self, start: Value, step: Value, count: int, column: Value, lanes: int) -> Value:
+        """One multiply-accumulate's vector: `count` of its k elements, `lanes` of its lanes."""
+        mac, p = self.product.mac, self.problem
+        k, convert, dtype = mac.k, self.product.convert_right, p.right.dtype
+        first = step * k
+        if self.transposed:
+            rows = [
+                self._neighbours(start + (column + min(i, lanes - 1)) * p.depth + first, count)
+                for i in range(mac.lanes)
+            ]
+            return convert(tir.concat(rows), dtype)
+        rows = [
+            self.source.load_first(lanes, start + (first + i) * p.width + column, mac.lanes)
+            for i in range(count)
+        ]
+        rows += [tir.const(0, self.source.dtype, mac.lanes)] * (k - count)
+        if k > 1:
+            order = [i * mac.lanes + lane for lane in range(mac.lanes) for i in range(k)]
+            rows = [tir.shuffle2(rows, order)]
+        return convert(rows[0], dtype)
+
+    def _neighbours(self, at: Value, count: int) -> Value:
+        """`count` neighbouring elements and zeros, k in all, as a vector."""
+        k = self.product.mac.k
+        if count == k:
+            return self.source.load(at, k)
+        zero = tir.const(0, self.source.dtype)
+        return tir.shuffle2(
+            [self.source.load(at + i) if i < count else zero for i in range(k)], range(k)
+        )
