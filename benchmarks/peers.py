@@ -31,7 +31,7 @@ import onnx
 from benchmarks.engines import ENGINES, Engine, Settings
 from benchmarks.networks import NETWORKS
 from benchmarks.report import Machine, Row, markdown, to_json
-from benchmarks.subjects import Subject, prepare
+from benchmarks.subjects import Array, Subject, prepare
 from benchmarks.worker import Task
 
 Answer: TypeAlias = dict[str, object]
@@ -208,7 +208,7 @@ def _compare_outputs(subject: Subject, rows: Iterable[Row]) -> None:
             row.cosine = min(_cosine(wanted[name], got[name]) for name in wanted)
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+def _cosine(a: Array, b: Array) -> float:
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     return (
         float((a.ravel() * b.ravel()).sum()) / lengths if lengths else float(np.array_equal(a, b))
