@@ -1,4 +1,4 @@
-"""The graph inputs of a file, and the shapes a user asks for -> names and types."""
+"""A file's graph inputs, and the shapes a user asks for -> names and types."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,12 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+# Importing them registers their adapters.
+from qcompiler import onnx_contrib, onnx_opsets, onnx_windows  # noqa: F401
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant, placeholder
+from qcompiler.onnx_call import Call, adapted, finish, newest
 from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
-from qcompiler.onnx_opsets import Call, Result, adapted, newest
 from qcompiler.onnx_schema import (
     NEWEST,
     OLDEST,
@@ -33,8 +35,19 @@ from qcompiler.onnx_schema import (
     check_inputs,
     checked_attributes,
     constant_of,
-    known_attributes,
+    function_body,
     schema,
+    value_of,
+)
+from qcompiler.onnx_structure import (
+    MAX_DEPTH,
+    MAX_NODES,
+    FunctionKey,
+    check_text,
+    domain_of,
+    expanded_size,
+    needed,
+    reads,
 )
 from qcompiler.onnx_tensors import ExternalData, Unsupported, decode
 from qcompiler.ops import OPERATORS, known_value, make
@@ -42,8 +55,6 @@ from qcompiler.ops import OPERATORS, known_value, make
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = (1 << 31) - 1
-MAX_NODES = 1_000_000
-MAX_DEPTH = 64
 LISTED = 20
 """How many unsupported operators, and how many nodes of each, an Error lists."""
 
@@ -59,11 +70,9 @@ def read(
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
     in one input is pinned wherever it stands. Errors: all that is wrong or not supported.
     """
-    try:
-        proto, folder = (model, None) if isinstance(model, ModelProto) else _load(Path(model))
-        return _Reader(proto, ExternalData(folder)).graph(input_shapes or {})
-    except UnicodeDecodeError as e:
-        raise Error("a name in the model is not text (UTF-8)", hint="the file is damaged") from e
+    proto, folder = (model, None) if isinstance(model, ModelProto) else _load(Path(model))
+    check_text(proto)
+    return _Reader(proto, ExternalData(folder)).graph(input_shapes or {})
 
 
 def _load(path: Path) -> tuple[ModelProto, Path]:
@@ -112,6 +121,8 @@ class _Scope:
     initializers: Mapping[str, TensorProto] = field(default_factory=dict)
     attributes: Mapping[str, AttributeProto] | None = None
     outer: _Scope | None = None
+    read: Collection[str] = ()
+    """The names that something in it reads."""
     prefix: str = ""
     depth: int = 0
 
@@ -125,7 +136,8 @@ class _Reader:
         self.model = model
         self.external = external
         self.opsets = _opsets(model.opset_import)
-        self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.functions}
+        self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
+        self.sizes: dict[FunctionKey, int] = {}
         self.unsupported: dict[tuple[str, str], list[str]] = {}
         self.names: set[str] = set()
         self.count = 0
@@ -157,7 +169,9 @@ class _Reader:
         """Nodes in any order -> the values of `outputs`, whatever these do not need left alone."""
         if scope.depth > MAX_DEPTH:
             raise Error(f"functions or branches nest deeper than {MAX_DEPTH}", where=where)
-        for proto in _needed(tuple(nodes), outputs, scope):
+        order = list(needed(tuple(nodes), outputs, {*scope.values, *scope.initializers}))
+        scope.read = {*outputs, *(i for node in order for i in reads(node))}
+        for proto in order:
             self.count += 1
             if self.count > MAX_NODES:
                 raise Error(f"more than {MAX_NODES} nodes")
@@ -201,7 +215,7 @@ class _Reader:
                 return
             self.check_known(proto, scope, where)
         except Unsupported as e:
-            domain = _domain(proto.domain)
+            domain = domain_of(proto.domain)
             self.report(f"{proto.op_type} ({domain or 'ai.onnx'}): {e.what}", e.hint, name)
         for output in proto.output:
             scope.values[output] = _Missing()
@@ -213,28 +227,36 @@ class _Reader:
         values: Sequence[Value]
         if isinstance(result, Node) and len(result.types) > 1:
             values = [
-                Node("item", (result,), {"index": i}, (type,), self.unique(proto.output[i]))
-                for i, type in enumerate(result.types[: len(proto.output)])
+                make("item", result, index=i, name=self.unique(output or f"{name}.{i}"))
+                for i, output in enumerate(proto.output[: len(result.types)])
             ]
         else:
             values = [result] if isinstance(result, Node) else result
         for i, output in enumerate(proto.output):
-            absent = _Missing(f"output {i} of {name} ({proto.op_type}) is not supported")
-            scope.values[output] = values[i] if i < len(values) else absent
+            value = values[i] if i < len(values) else None
+            absent = _Missing(f"output {i} of {proto.op_type} is not supported")
+            scope.values[output] = absent if value is None else value
 
     def apply(
         self, proto: NodeProto, inputs: list[Node | None], name: str, scope: _Scope
     ) -> Node | Sequence[Value]:
         """An operator on its inputs -> a node, or the values of its outputs."""
         where = f"{name} ({proto.op_type})"
-        domain = _domain(proto.domain)
-        function = self.functions.get((domain, proto.op_type, proto.overload))
+        domain = domain_of(proto.domain)
+        key = (domain, proto.op_type, proto.overload)
+        function = self.functions.get(key)
         attributes = [
             a for a in (bound(p, scope.attributes, where) for p in proto.attribute) if a is not None
         ]
         if function is not None:
+            expanded_size(key, self.functions, self.sizes)
             return self.call_function(function, inputs, attributes, name, scope)
         self.check_known(proto, scope, where)
+        if onnx_contrib.known(domain, proto.op_type, scope.opsets):
+            given = {a.name: value_of(a, self.external, where) for a in attributes}
+            call = Call(proto.op_type, tuple(inputs), given, len(proto.output), 0, name)
+            with _Malformed(where):
+                return onnx_contrib.translate(call)
         spec = schema(proto.op_type, scope.opsets[domain])
         if spec is None:
             raise Unsupported(f"not in opset {scope.opsets[domain]}", where=where)
@@ -244,32 +266,28 @@ class _Reader:
             return constant_of(attrs, proto.output[0] if proto.output else name, where)
         if proto.op_type == "If":
             return self.branch(attributes, inputs, name, scope)
-        call = Call(proto.op_type, tuple(inputs), attrs, len(proto.output), name)
+        body = function_body(proto.op_type, scope.opsets[domain])
+        if body is not None and not (proto.op_type in OPERATORS or adapted(proto.op_type)):
+            return self.call_function(body, inputs, attributes, name, scope)
+        read = max((i for i, o in enumerate(proto.output, 1) if o in scope.read), default=0)
+        call = Call(proto.op_type, tuple(inputs), attrs, len(proto.output), read, name)
         with _Malformed(where):
-            return self.finish(newest(call, scope.opsets[domain]))
-
-    def finish(self, result: Result) -> Node | Sequence[Node]:
-        """A call at the newest opset -> a typed node."""
-        if not isinstance(result, Call):
-            return result
-        where = f"{result.name} ({result.op})"
-        inputs = list(result.inputs)
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        attrs = known_attributes(result.op, result.attrs, where)
-        return make(result.op, *inputs, name=result.name, **attrs)
+            return finish(newest(call, scope.opsets[domain]))
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Unsupported where we have no meaning for an operator."""
-        domain = _domain(proto.domain)
+        domain = domain_of(proto.domain)
         if (domain, proto.op_type, proto.overload) in self.functions:
             return
         if domain not in scope.opsets:
             raise Error(
                 f"the model does not import the domain {domain or 'ai.onnx'!r}", where=where
             )
-        inlined = proto.op_type in ("Constant", "If")
-        if domain or not (inlined or proto.op_type in OPERATORS or adapted(proto.op_type)):
+        op, opset = proto.op_type, scope.opsets[domain]
+        known = op in OPERATORS or adapted(op) or op in ("Constant", "If")
+        if onnx_contrib.known(domain, op, scope.opsets):
+            return
+        if domain or not (known or function_body(op, opset) is not None):
             raise Unsupported("unknown operator", where=where)
 
     def branch(
@@ -373,12 +391,8 @@ class _Malformed:
             ) from error
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
 def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    opsets = {_domain(i.domain): i.version for i in imports}
+    opsets = {domain_of(i.domain): i.version for i in imports}
     if not opsets:
         raise Error("not an ONNX model: it names no opset")
     version = opsets.get("", NEWEST)
@@ -406,53 +420,3 @@ def _initializers(proto: GraphProto) -> dict[str, TensorProto]:
             f"two initializers have the name {first_double([t.name for t in proto.initializer])!r}"
         )
     return found
-
-
-def _needed(
-    nodes: Sequence[NodeProto], outputs: Sequence[str], scope: _Scope
-) -> Iterator[NodeProto]:
-    """Nodes in any order -> those that the outputs need, each after what it reads."""
-    maker: dict[str, int] = {}
-    for index, node in enumerate(nodes):
-        for output in node.output:
-            if output and (
-                output in maker or output in scope.values or output in scope.initializers
-            ):
-                raise Error(
-                    f"{output!r} is made twice", where=f"{node.name or output} ({node.op_type})"
-                )
-            if output:
-                maker[output] = index
-    opened: set[int] = set()
-    done: set[int] = set()
-    stack = [(maker[o], False) for o in reversed(outputs) if o in maker]
-    while stack:
-        index, ready = stack.pop()
-        if ready:
-            done.add(index)
-            yield nodes[index]
-        elif index in done:
-            continue
-        elif index in opened:
-            node = nodes[index]
-            raise Error("a cycle: it needs its own output", where=f"{node.name} ({node.op_type})")
-        else:
-            opened.add(index)
-            stack.append((index, True))
-            sources = (maker[i] for i in _reads(nodes[index]) if i in maker)
-            stack.extend((i, False) for i in sources if i not in done)
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """The names that a node needs: its inputs, and what its branches read from around them."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
-            made = {o for inner in graph.node for o in inner.output} | {
-                t.name for t in graph.initializer
-            }
-            inside = [
-                *(i for inner in graph.node for i in _reads(inner)),
-                *(o.name for o in graph.output),
-            ]
-            yield from (i for i in inside if i not in made)

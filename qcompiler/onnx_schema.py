@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 import onnx
-from onnx import AttributeProto
+from onnx import AttributeProto, FunctionProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Node, constant
@@ -220,3 +220,19 @@ def bound(
     bound.CopyFrom(attributes[proto.ref_attr_name])
     bound.name = proto.name
     return bound
+
+
+@cache
+def function_body(op: str, opset: int) -> FunctionProto | None:
+    """An operator that ONNX defines by others -> its definition, complete with the defaults."""
+    try:
+        found = onnx.defs.get_schema(op, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+    if not found.has_function:  # type: ignore[attr-defined]
+        return None
+    body = FunctionProto()
+    body.CopyFrom(found.function_body)
+    defaults = (a.default_value for a in found.attributes.values() if a.default_value.name)
+    body.attribute_proto.extend(defaults)
+    return body

@@ -1,0 +1,155 @@
+"""How the nodes of a file hang together: names, order, branches, and how large functions become."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+
+from qcompiler.errors import Error
+
+MAX_NODES = 1_000_000
+MAX_DEPTH = 64
+
+FunctionKey = tuple[str, str, str]
+"""A function's domain, name and overload."""
+
+
+def domain_of(domain: str) -> str:
+    """The two spellings of ONNX's own domain -> the empty one."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def check_text(model: ModelProto) -> None:
+    """An Error where a name is not text: protobuf then gives bytes for it."""
+    for text in _texts(model):
+        if not isinstance(text, str):
+            raise Error("a name in the model is not text (UTF-8)", hint="the file is damaged")
+
+
+def _texts(model: ModelProto) -> Iterator[object]:
+    yield from (model.producer_name, model.producer_version)
+    yield from (i.domain for i in model.opset_import)
+    yield from _graph_texts(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, function.overload)
+        yield from (*function.input, *function.output, *function.attribute)
+        yield from (a.name for a in function.attribute_proto)
+        yield from (i.domain for i in function.opset_import)
+        yield from _node_texts(function.node)
+
+
+def _graph_texts(graph: GraphProto) -> Iterator[object]:
+    yield graph.name
+    for info in graph.input:
+        yield info.name
+        yield from (d.dim_param for d in info.type.tensor_type.shape.dim)
+    yield from (o.name for o in graph.output)
+    for tensor in graph.initializer:
+        yield from (tensor.name, *(e.key for e in tensor.external_data))
+        yield from (e.value for e in tensor.external_data)
+    yield from _node_texts(graph.node)
+
+
+def _node_texts(nodes: Iterable[NodeProto]) -> Iterator[object]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name)
+            if attribute.type == AttributeProto.TENSOR:
+                yield from (e.key for e in attribute.t.external_data)
+                yield from (e.value for e in attribute.t.external_data)
+        for graph in branches(node):
+            yield from _graph_texts(graph)
+
+
+def needed(
+    nodes: Sequence[NodeProto], outputs: Sequence[str], taken: Collection[str]
+) -> Iterator[NodeProto]:
+    """Nodes in any order -> those that the outputs need, each after what it reads."""
+    maker: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for output in node.output:
+            if output and (output in maker or output in taken):
+                raise Error(
+                    f"{output!r} is made twice", where=f"{node.name or output} ({node.op_type})"
+                )
+            if output:
+                maker[output] = index
+    opened: set[int] = set()
+    done: set[int] = set()
+    stack = [(maker[o], False) for o in reversed(outputs) if o in maker]
+    while stack:
+        index, ready = stack.pop()
+        if ready:
+            done.add(index)
+            yield nodes[index]
+        elif index in done:
+            continue
+        elif index in opened:
+            node = nodes[index]
+            raise Error(
+                "a cycle: it needs its own output",
+                where=f"{node.name or node.output[0]} ({node.op_type})",
+            )
+        else:
+            opened.add(index)
+            stack.append((index, True))
+            sources = (maker[i] for i in reads(nodes[index]) if i in maker)
+            stack.extend((i, False) for i in sources if i not in done)
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes and those of their branches."""
+    for node in nodes:
+        yield node
+        for graph in branches(node):
+            yield from all_nodes(graph.node)
+
+
+def branches(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs among a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """The names that a node needs: its inputs, and what its branches read from around them."""
+    yield from node.input
+    for graph in branches(node):
+        made = {o for inner in graph.node for o in inner.output}
+        made.update(t.name for t in graph.initializer)
+        inside = [i for inner in graph.node for i in reads(inner)]
+        inside.extend(o.name for o in graph.output)
+        yield from (i for i in inside if i not in made)
+
+
+def expanded_size(
+    key: FunctionKey,
+    functions: Mapping[FunctionKey, FunctionProto],
+    sizes: dict[FunctionKey, int],
+    depth: int = 0,
+) -> int:
+    """A function -> how many nodes a call of it becomes; an Error where that is too many.
+
+    `sizes` keeps what is known; -1 stands for a function that is being looked at.
+    """
+    size = sizes.get(key, 0)
+    if size > 0:
+        return size
+    if size < 0:
+        raise Error("a function that calls itself", where=key[1])
+    if depth > MAX_DEPTH:
+        raise Error(f"functions call each other deeper than {MAX_DEPTH}", where=key[1])
+    sizes[key] = -1
+    size = 1
+    for node in all_nodes(functions[key].node):
+        inner = (domain_of(node.domain), node.op_type, node.overload)
+        size += expanded_size(inner, functions, sizes, depth + 1) if inner in functions else 1
+    if size > MAX_NODES:
+        raise Error(f"calls become more than {MAX_NODES} nodes", where=key[1])
+    sizes[key] = size
+    return size

@@ -1,0 +1,20 @@
+"""What several test files share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def material() -> Path:
+    """Real models with labelled data; they are not part of the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "material"
+    if not folder.is_dir():
+        pytest.skip("the folder of real models is not here")
+    return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite tests/golden/ with what is found"
+    )
