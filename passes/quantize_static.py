@@ -19,13 +19,6 @@ from typing import ClassVar
 
 import numpy as np
 from networkx.utils import UnionFind
-from qcompiler.passes.quantize_scales import (
-    Scale,
-    activation_scale,
-    room_for_bias,
-    round_to,
-    weight_scales,
-)
 
 from qcompiler.calibrate import Statistics, fingerprint, value_names
 from qcompiler.errors import Error
@@ -33,6 +26,13 @@ from qcompiler.ir import Array, Graph, Node, constant
 from qcompiler.isa import Device
 from qcompiler.ops import OPERATORS, make
 from qcompiler.rewrite import Explain, graph_pass
+from qcompiler.scales import (
+    Scale,
+    activation_scale,
+    room_for_bias,
+    round_to,
+    weight_scales,
+)
 
 WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 """Products, and the axis of their weights that runs over output channels."""

@@ -13,7 +13,16 @@ FLOORS = [
     {"cpu"},
     {"ir", "isa", "artifact"},
     {"text", "ops"},
-    {"rewrite", "matching", "layouts", "onnx_reader", "onnx_writer", "calibrate", "samples"},
+    {
+        "rewrite",
+        "matching",
+        "layouts",
+        "scales",
+        "onnx_reader",
+        "onnx_writer",
+        "calibrate",
+        "samples",
+    },
     {"kernels"},
     {"regions", "plan"},
     {"tune", "plugins", "emit", "runtime"},
@@ -23,7 +32,18 @@ FLOORS = [
     {"cli"},
 ]
 ABOVE_NOTHING = {"runtime": {"artifact", "errors", "cpu"}}
-PASSES_MAY = {"ir", "ops", "rewrite", "matching", "layouts", "calibrate", "errors", "isa", "text"}
+PASSES_MAY = {
+    "ir",
+    "ops",
+    "rewrite",
+    "matching",
+    "layouts",
+    "scales",
+    "calibrate",
+    "errors",
+    "isa",
+    "text",
+}
 TARGETS_MAY = {"isa", "kernels", "errors"}
 COMPILER = {"kernels", "emit", "tune"}
 

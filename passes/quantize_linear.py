@@ -1,0 +1,67 @@
+"""ONNX's quantization -> the compiler's own, which multiplies where ONNX divides.
+
+QuantizeLinear(x, s, z)    ->  quantize(x, 1 / s, z)       at most one step apart, on ties
+DequantizeLinear(x, s, z)  ->  dequantize(x, s, z)
+
+Scales and zero points along an axis become constants that broadcast: [C,1,1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.ir import Node, constant
+from qcompiler.matching import input_at
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+from qcompiler.scales import BYTES, Numbers, along, numbers
+
+
+@rule(op("QuantizeLinear", ANY, CONST, OPTIONAL))
+def quantize_linear(node: Node) -> Node | Skip:
+    """QuantizeLinear(x, s, z) -> quantize(x, 1 / s, z)."""
+    found = _scale_and_zero(node, node.operands[0].type.rank)
+    if isinstance(found, Skip):
+        return found
+    scale, zero = found
+    if node.dtype not in BYTES or node.operands[0].dtype != "float32":
+        return Skip(f"{node.operands[0].dtype} to {node.dtype}")
+    if zero.size > 1 and np.all(zero == zero.flat[0]):
+        zero = zero.reshape(-1)[0]
+    if zero.size > 1:
+        return Skip("a zero point for each channel")
+    factor = np.asarray(np.float32(1) / scale)
+    if not np.isfinite(factor).all():
+        return Skip("a scale is too small")
+    return make(
+        "quantize", node.operands[0], constant(factor), constant(zero.reshape(())), dtype=node.dtype
+    )
+
+
+@rule(op("DequantizeLinear", ANY, CONST, OPTIONAL))
+def quantize_dequantize_linear(node: Node) -> Node | Skip:
+    """DequantizeLinear(x, s, z) -> dequantize(x, s, z)."""
+    found = _scale_and_zero(node, node.operands[0].type.rank)
+    if isinstance(found, Skip):
+        return found
+    scale, zero = found
+    if node.dtype != "float32" or node.operands[0].dtype not in (*BYTES, "int32"):
+        return Skip(f"{node.operands[0].dtype} to {node.dtype}")
+    return make("dequantize", node.operands[0], constant(scale), constant(zero))
+
+
+def _scale_and_zero(node: Node, rank: int) -> tuple[Numbers, Numbers] | Skip:
+    """A constant scale (float32) and zero point (int32), in shapes that broadcast with x."""
+    scale, zero = node.operands[1], input_at(node, 2)
+    if zero is not None and not zero.is_constant:
+        return Skip("the zero point is not constant")
+    if node.attrs.get("block_size"):
+        return Skip("a scale for each block")
+    if scale.dtype != "float32" or not np.all(numbers(scale) > 0):
+        return Skip("the scale is not a positive float32")
+    axis = node.int("axis") if scale.array.size > 1 else None
+    integers = np.zeros((), np.int32) if zero is None else zero.array.astype(np.int32)
+    if integers.size > 1 and not integers.any():
+        integers = np.zeros((), np.int32)
+    zeros = along(integers, rank, axis if integers.size > 1 else None)
+    return along(scale.array, rank, axis), zeros

@@ -1,0 +1,183 @@
+"""Ranges and weights -> scales, zero points and integers; dequantize nodes -> the bytes they read.
+
+What the quantize passes share.
+
+real = (integer - zero) * scale. Zero is always one of the integers, so padding and Relu stay exact.
+Scales are float32 and so far from its limits that products and quotients of two of them are normal
+numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Node, constant
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
+
+SMALLEST, LARGEST = 2.0**-40, 2.0**40
+"""Scales stay inside: the product of two, times the inverse of a third, is within float32."""
+
+BIAS_LIMIT = 2.0**30
+"""An int32 bias may take half of the sum's range."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the numbers of one tensor map to integers of `dtype`."""
+
+    dtype: str
+    scale: float
+    zero: int
+
+
+def activation_scale(low: float, high: float, dtype: str, symmetric: bool = False) -> Scale | None:
+    """A range -> how to quantize it; None for one too large to be worth 256 steps (a mask's -3e38).
+
+    `symmetric` puts zero at 0 of a signed dtype, which leaves out -128 as weights do.
+    """
+    info = np.iinfo(dtype)
+    low, high = min(low, 0.0), max(high, 0.0)
+    if max(-low, high) > 255 * LARGEST:
+        return None
+    if symmetric:
+        scale = max(-low, high) / info.max
+        return Scale(dtype, _float32(scale), 0)
+    scale = _float32((high - low) / (info.max - info.min))
+    zero = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
+    return Scale(dtype, scale, zero)
+
+
+def _float32(scale: float) -> float:
+    """A range of nothing (all zeros were seen) still has a scale: 1, as good as any."""
+    return float(np.float32(max(scale, SMALLEST))) if scale else 1.0
+
+
+def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np.float32]:
+    """Weights -> the scale of each slice along `axis`, [C]; of all, [1], where that is None.
+
+    It maps a slice's largest to 2^(bits-1) - 1. Infinite and not-a-number weights are an Error.
+    """
+    if not np.isfinite(weights).all():
+        raise Error("a weight is infinite or not a number")
+    rows = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0)
+    flat = np.abs(rows.reshape(rows.shape[0], -1).astype(np.float64))
+    largest = flat.max(axis=1, initial=0)
+    scales = np.where(largest == 0, 1.0, largest / (2 ** (bits - 1) - 1))
+    return np.clip(scales, SMALLEST, LARGEST).astype(np.float32)
+
+
+def room_for_bias(
+    scales: NDArray[np.float32], bias: Array, input_scale: float
+) -> NDArray[np.float32]:
+    """Weight scales -> the same, raised where an int32 bias in their steps would overflow.
+
+    That happens to channels whose weights have died and whose bias has not: their weights then
+    round to less, or to zero. A step is (input scale x weight scale).
+    """
+    least = np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LIMIT)
+    return np.maximum(scales, least.astype(np.float32))
+
+
+def along(values: Array, rank: int, axis: int | None) -> Array:
+    """[C] -> what broadcasts along `axis` of `rank` dimensions, [C,1,1]; [] for None."""
+    if axis is None:
+        return values.reshape(())
+    return values.reshape(-1, *[1] * (rank - 1 - axis % rank))
+
+
+def round_to(values: Array, scale: Array, dtype: str, bits: int = 8) -> Array:
+    """Real numbers -> integers around 0, within +-(2^(bits-1) - 1); ties to even, as in ONNX."""
+    limit = 2 ** (bits - 1) - 1
+    steps = np.rint(values.astype(np.float64) / scale.astype(np.float64))
+    return np.clip(steps, -limit, limit).astype(dtype)
+
+
+def bias_steps(bias: Array, step: Array) -> NDArray[np.int32] | None:
+    """A float bias in steps of (input scale x weight scale) -> int32; None where it overflows."""
+    steps = np.rint(bias.astype(np.float64) / step.astype(np.float64))
+    if not np.isfinite(steps).all() or np.abs(steps).max(initial=0) > BIAS_LIMIT + 1:
+        return None
+    return steps.astype(np.int32)
+
+
+# Nodes.
+
+BYTES = ("uint8", "int8")
+DATA: Pattern = op("dequantize", ANY, CONST, CONST, shared=True)
+WEIGHTS: Pattern = op("dequantize", CONST, CONST, CONST, shared=True)
+
+
+Numbers = NDArray[Any]
+
+
+def numbers(constant: Node) -> Numbers:
+    """A constant's value, to calculate with."""
+    return constant.array
+
+
+def scalar(constant: Node) -> Any:
+    """The value of a constant of one element; None of a larger one."""
+    return constant.array.reshape(())[()] if constant.array.size == 1 else None
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """(node - zero) * scale, with one zero point; the scale broadcasts with the node."""
+
+    node: Node
+    scale: Numbers
+    zero: int = 0
+
+    @property
+    def zero_point(self) -> Node | None:
+        """The zero point as ONNX's integer products take it: absent where it is 0."""
+        return constant(np.array(self.zero, self.node.dtype)) if self.zero else None
+
+
+def activation(dequantize: Node) -> Bytes | Skip:
+    """dequantize(x, s, z) of bytes, with one scale and one zero point."""
+    x, scale, zero = dequantize.operands
+    if x.dtype not in BYTES:
+        return Skip(f"{x.dtype} is no byte")
+    if scale.array.size != 1 or zero.array.size != 1:
+        return Skip("an activation has more than one scale")
+    return Bytes(x, scale.array.astype(np.float64).reshape(()), int(zero.array.reshape(())))
+
+
+def weights(dequantize: Node) -> Bytes | Skip:
+    """dequantize(constant bytes) -> int8 with zero points of 0, where they fit."""
+    w, scale, zero = dequantize.operands
+    if w.dtype not in BYTES:
+        return Skip(f"weights of {w.dtype}")
+    shifted = w.array.astype(np.int32) - numbers(zero)
+    if shifted.size and (shifted.min() < -128 or shifted.max() > 127):
+        return Skip("the weights less their zero point are no int8")
+    same = w.dtype == "int8" and not zero.array.any()
+    node = w if same else constant(shifted.astype(np.int8), w.name)
+    return Bytes(node, scale.array.astype(np.float64))
+
+
+def real(node: Node) -> Numbers | None:
+    """A constant, or a dequantized one, as real numbers; None for anything else."""
+    if node.is_constant:
+        return node.array.astype(np.float64)
+    if node.op == "dequantize" and all(i.is_constant for i in node.operands):
+        x, scale, zero = (numbers(i) for i in node.operands)
+        product: Numbers = (x.astype(np.float64) - zero) * scale.astype(np.float64)
+        return product
+    return None
+
+
+def rescaled(sums: Node, step: Numbers, name: str) -> Node | Skip:
+    """int32 sums -> Mul(Cast(sums), step), unless the step is no normal float32."""
+    tiny = float(np.finfo(np.float32).tiny)
+    if not np.all((step >= tiny) & (step < 1 / tiny)):
+        return Skip("the product of the scales leaves float32")
+    factor = constant(step.astype(np.float32))
+    return make("Mul", make("Cast", sums, to="float32"), factor, name=name)
