@@ -1,0 +1,166 @@
+"""Recognize attention as PyTorch and transformers export it.
+
+MatMul(Softmax(MatMul(q * c, Transpose(k)) * d + mask), v)  ->  Attention(q, k, v, mask, scale=c * d)
+
+c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or after it. The mask is added,
+or chosen by Where(keep, scores, lowest). q[B,H,S,D], k[B,H,T,D] and v[B,H,T,E] keep their places; products of three
+dimensions get a fourth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.ir import Node
+from qcompiler.matching import (
+    FLOATS,
+    const,
+    number,
+    perm_of,
+    reshape,
+    transpose,
+)
+from qcompiler.ops import OPERATORS, make
+from qcompiler.rewrite import ANY, Skip, op, rule
+
+LOWEST = -1e8
+"""Scores that a mask lowers by this much are lost in rounding, so adding it equals choosing it."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """q k' * scale + mask."""
+
+    q: Node
+    k: Node
+    scale: float
+    mask: Node | None
+
+
+@rule(op("MatMul", op("Softmax"), ANY))
+def fuse_attention(product: Node, softmax: Node) -> Node | Skip | None:
+    """MatMul(Softmax(scores), v) -> Attention(q, k, v, mask)."""
+    return _fused(product, softmax)
+
+
+@rule(op("MatMul", op("Where", op("IsNaN"), ANY, op("Softmax")), ANY))
+def fuse_attention_without_nan(
+    product: Node, where: Node, is_nan: Node, softmax: Node
+) -> Node | Skip | None:
+    """MatMul(Where(IsNaN(p), 0, p), v), p = Softmax(scores) -> Attention(q, k, v, mask)."""
+    if is_nan.operands[0] is not softmax or number(where.operands[1]) != 0:
+        return None
+    parsed = _scores(softmax.operands[0])
+    mask = parsed.mask if isinstance(parsed, Scores) else None
+    if mask is not None and not (mask.is_constant and np.isfinite(mask.array).all()):
+        return Skip("the mask may hide everything from a row")
+    return _fused(product, softmax)
+
+
+def _fused(product: Node, softmax: Node) -> Node | Skip | None:
+    v, scores_of = product.operands[1], softmax.operands[0]
+    rank = product.type.rank
+    if softmax.int("axis") not in (-1, rank - 1) or product.dtype not in FLOATS:
+        return None
+    if "Attention" not in OPERATORS:
+        return None
+    scores = _scores(scores_of)
+    if scores is None or isinstance(scores, Skip):
+        return scores
+    q, k, mask = scores.q, scores.k, scores.mask
+    if rank not in (3, 4) or any(n.type.rank != rank or not n.type.static for n in (q, k, v)):
+        return Skip(f"products of {rank} dimensions of unlike or unknown shapes")
+    if not q.shape[: rank - 2] == k.shape[: rank - 2] == v.shape[: rank - 2]:
+        return Skip("q, k and v are broadcast against each other")
+    if mask is not None and mask.type.rank > rank:
+        return Skip(f"a mask of {mask.type.rank} dimensions")
+    if rank == 3:
+        q, k, v = (reshape(n, (n.type.dims[0], 1, *n.type.dims[1:])) for n in (q, k, v))
+        mask = mask and _with_heads(mask)
+    inputs = (q, k, v) if mask is None else (q, k, v, mask)
+    return reshape(make("Attention", *inputs, scale=scores.scale), product.type.dims)
+
+
+def _with_heads(mask: Node) -> Node:
+    """A mask against [B,S,T] -> against [B,1,S,T]."""
+    if mask.type.rank < 3:
+        return mask
+    return reshape(mask, (mask.type.dims[0], 1, *mask.type.dims[1:]))
+
+
+def _scores(node: Node) -> Scores | Skip | None:
+    """What the softmax reads -> q, k, scale and mask."""
+    scale, node = _unscaled(node)
+    mask = None
+    if node.op == "Add":
+        product = next((i for i in node.operands if _unscaled(i)[1].op == "MatMul"), None)
+        if product is None:
+            return None
+        mask = next(i for i in node.operands if i is not product)
+        inner, node = _unscaled(product)
+    elif node.op == "Where":
+        chosen = _chosen(node)
+        if chosen is None or isinstance(chosen, Skip):
+            return chosen
+        mask, product = chosen
+        inner, node = _unscaled(product)
+    else:
+        inner = 1.0
+    if node.op != "MatMul":
+        return None
+    if mask is not None:
+        if scale != 1:
+            return Skip("the mask is scaled with the scores")
+        if mask.dtype != node.dtype:
+            return Skip(f"a mask of {mask.dtype}")
+        if not mask.type.static or mask.type.rank > node.type.rank:
+            return Skip(f"a mask {mask.type}")
+    left, right = node.operands
+    q_scale, q = _unscaled(left)
+    k_scale, k = _unscaled_transpose(right)
+    return Scores(q, k, scale * inner * q_scale * k_scale, mask)
+
+
+def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
+    """Where(keep, scores, lowest) or Where(hide, lowest, scores) -> (mask to add, scores)."""
+    condition, a, b = where.operands
+    if not condition.type.static:
+        return None
+    for scores, other, kept in ((a, b, True), (b, a, False)):
+        if _unscaled(scores)[1].op != "MatMul":
+            continue
+        lowest = number(other)
+        if lowest is None or lowest > LOWEST:
+            return Skip("what hidden scores become is no very low number")
+        pair = (const(0.0, like=where), const(lowest, like=where))
+        return make("Where", condition, *(pair if kept else pair[::-1])), scores
+    return None
+
+
+def _unscaled(node: Node) -> tuple[float, Node]:
+    """x * c, x / c, over and over -> (the product of the numbers, x)."""
+    scale = 1.0
+    while node.op in ("Mul", "Div"):
+        a, b = node.operands
+        factor, other = number(b), number(a)
+        if factor is not None and node.type == a.type and factor != 0:
+            scale, node = (scale * factor if node.op == "Mul" else scale / factor), a
+        elif node.op == "Mul" and other is not None and node.type == b.type:
+            scale, node = scale * other, b
+        else:
+            break
+    return scale, node
+
+
+def _unscaled_transpose(node: Node) -> tuple[float, Node]:
+    """A right side k' (its last two axes swapped, perhaps scaled) -> (scale, k)."""
+    scale, node = _unscaled(node)
+    rank = node.type.rank
+    swap = (*range(rank - 2), rank - 1, rank - 2)
+    if node.op != "Transpose":
+        return scale, transpose(node, swap)
+    inner, source = _unscaled(node.operands[0])
+    perm = perm_of(node)
+    return scale * inner, transpose(source, tuple(perm[a] for a in swap), node.name)
