@@ -203,8 +203,8 @@ def _compare_outputs(subject: Subject, rows: Iterable[Row]) -> None:
                 }
     wanted = outputs.get(REFERENCE)
     for row in rows:
-        if wanted and row.engine in outputs:
-            got = outputs[row.engine]
+        got = outputs.get(row.engine)
+        if wanted and got and wanted.keys() <= got.keys():
             row.cosine = min(_cosine(wanted[name], got[name]) for name in wanted)
 
 

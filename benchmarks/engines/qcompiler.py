@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.engines import Build, Job, Run, Settings, engine
+from benchmarks.engines import Build, Job, Run, Settings, Unavailable, engine
 
 
 def load(artifact: Path, settings: Settings) -> Run:
@@ -22,6 +22,8 @@ def compiled(precision: str) -> Build:
     def build(job: Job) -> Path:
         import qcompiler
 
+        if precision == "int8-dynamic" and not job.subject.is_transformer():
+            raise Unavailable("dynamic int8 is for transformers")
         made = job.folder / "model.qc"
         qcompiler.compile(
             job.subject.model,
