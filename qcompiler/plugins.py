@@ -1,5 +1,5 @@
-"""The one module that knows passes/ and targets/ exist: imports every file there by name, each
-registers itself.
+"""The one module that knows passes/ and targets/ exist: imports every file there, and every kernel
+generator, by name; each registers itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ else:
 
 @cache
 def load_all() -> None:
-    """Import every pass and every instruction set that is installed; once a process."""
-    for package in ("qcompiler.passes", "qcompiler.targets"):
+    """Import every pass, instruction set and kernel generator; once a process."""
+    for package in ("qcompiler.passes", "qcompiler.targets", "qcompiler.kernels"):
         folder = importlib.import_module(package)
         for module in sorted(m.name for m in pkgutil.iter_modules(folder.__path__)):
             importlib.import_module(f"{package}.{module}")

@@ -1,0 +1,1 @@
+"""depthwise: being written by the lead (not the kernels colleague)."""
