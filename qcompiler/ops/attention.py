@@ -1,0 +1,230 @@
+"""Queries, keys and values -> what each query attends to; and the rotation that tells positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import sqrt
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.contraction import multiply, sums_of
+from qcompiler.ops.normalization import softmax_of
+from qcompiler.ops.registry import Numbers, broadcast, fresh, operator, optional, typed
+from qcompiler.ops.shapes import agree, total, unite
+
+
+@operator(
+    "Attention",
+    is_causal=0,
+    kv_num_heads=None,
+    left_window_size=-1,
+    q_num_heads=None,
+    qk_matmul_output_mode=0,
+    right_window_size=-1,
+    scale=None,
+    softcap=0.0,
+    softmax_precision=None,
+    outputs=1,
+)
+def attention(
+    node: Node,
+    q: Numbers,
+    k: Numbers,
+    v: Numbers,
+    mask: Numbers | None = None,
+    past_key: Numbers | None = None,
+    past_value: Numbers | None = None,
+    lengths: Numbers | None = None,
+) -> Numbers | tuple[Numbers, ...]:
+    """softmax(q k' * scale + mask) v, a head each; fewer heads of k and v serve several of q."""
+    q4 = _heads(q, _count(node, "q_num_heads"))
+    k4, v4 = (_heads(i, _count(node, "kv_num_heads")) for i in (k, v))
+    present_key = k4 if past_key is None else np.concatenate((past_key, k4), 2)
+    present_value = v4 if past_value is None else np.concatenate((past_value, v4), 2)
+    allowed = _allowed(node, q4, present_key, past_key, lengths)
+    bias = _bias(mask, allowed, sums_of(q.dtype.name))
+    seen, scores = _scores(node, q4, present_key, bias)
+    weights = np.where(np.isneginf(bias.max(-1, keepdims=True)), 0, softmax_of(scores, -1))
+    y = multiply(weights.astype(q.dtype), _each_query_head(present_value, q4))
+    y = y.astype(q.dtype)
+    if q.ndim == 3:
+        y = np.moveaxis(y, 1, 2).reshape(*q.shape[:2], -1)
+    seen = weights if node.int("qk_matmul_output_mode") == 3 else seen
+    outputs = (y, present_key, present_value, seen.astype(q.dtype))
+    return outputs[: node.int("outputs")] if node.int("outputs") > 1 else y
+
+
+def _count(node: Node, key: str) -> int:
+    return 0 if node.attrs[key] is None else node.int(key)
+
+
+def _heads(x: Numbers, count: int) -> Numbers:
+    """[batch, sequence, heads * size] -> [batch, heads, sequence, size]."""
+    return x if x.ndim == 4 else np.moveaxis(x.reshape(*x.shape[:2], count, -1), 1, 2)
+
+
+def _each_query_head(x: Numbers, q: Numbers) -> Numbers:
+    """Every head of k or v as often as heads of q share it."""
+    return np.repeat(x, q.shape[1] // max(x.shape[1], 1), 1)
+
+
+def _allowed(
+    node: Node, q: Numbers, k: Numbers, past: Numbers | None, lengths: Numbers | None
+) -> Numbers:
+    """Which keys a query may see, by position: [1 or batch, 1, queries, keys]."""
+    queries, keys = q.shape[2], k.shape[2]
+    first = np.full((1, 1, 1, 1), 0 if past is None else past.shape[2])
+    allowed: Numbers = np.ones((1, 1, queries, keys), np.bool_)
+    places = np.arange(keys)
+    if lengths is not None:
+        valid = lengths.reshape(-1, 1, 1, 1)
+        allowed = allowed & (places < valid)
+        first = valid - queries
+    distance = places - (first + np.arange(queries).reshape(-1, 1))
+    left, right = node.int("left_window_size"), node.int("right_window_size")
+    if node.int("is_causal"):
+        allowed = allowed & (distance <= 0)
+    if left >= 0:
+        allowed = allowed & (distance >= -left)
+    if right >= 0:
+        allowed = allowed & (distance <= right)
+    return allowed
+
+
+def _bias(mask: Numbers | None, allowed: Numbers, dtype: str) -> Numbers:
+    """What is added to the scores: the mask, and -inf where a key must not be seen."""
+    bias: Numbers = np.where(allowed, 0, -np.inf).astype(dtype)
+    if mask is None:
+        return bias
+    if mask.dtype == np.bool_:
+        mask = np.where(mask, 0, -np.inf)
+    missing = [(0, 0)] * (mask.ndim - 1) + [(0, allowed.shape[-1] - mask.shape[-1])]
+    given: Numbers = np.pad(mask.astype(dtype), missing, constant_values=-np.inf)
+    return bias + given
+
+
+def _scores(node: Node, q: Numbers, k: Numbers, bias: Numbers) -> tuple[Numbers, Numbers]:
+    """-> the scores in the state that the fourth output asks for, and those for the softmax."""
+    given = node.attrs["scale"]
+    scale = 1 / sqrt(q.shape[-1]) if given is None else node.float("scale")
+    keys = np.swapaxes(_each_query_head(k, q), -1, -2)
+    scores = multiply(q, keys)
+    scores = scores * scores.dtype.type(scale)
+    cap = node.float("softcap")
+    capped = scores if cap <= 0 else np.tanh(scores / cap) * cap
+    biased = capped + bias
+    seen = {0: scores, 1: capped, 2: biased}.get(node.int("qk_matmul_output_mode"), biased)
+    return np.broadcast_to(seen, biased.shape), biased
+
+
+@typed(attention)
+def _(node: Node) -> tuple[Type, ...]:
+    q, k, v = (_head_dims(node, i) for i in range(3))
+    if k[1] != v[1] or not (agree(q[0], k[0]) and agree(k[0], v[0]) and agree(k[2], v[2])):
+        raise Error(f"queries {q}, keys {k} and values {v} do not fit together")
+    if not agree(q[3], k[3]) or (isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]):
+        raise Error(f"queries {q} and keys {k} do not fit together")
+    past_key, past_value, lengths = (optional(node, i) for i in (4, 5, 6))
+    if (past_key is None) != (past_value is None) or (past_key and lengths):
+        raise Error("past keys and values come together, and without lengths")
+    keys = k[2] if past_key is None else _joined(past_key, k)
+    if past_value is not None:
+        _joined(past_value, v)
+    _check_mask(optional(node, 3), (q[0], q[1], q[2], keys), node.operands[0].dtype)
+    dtype = node.operands[0].dtype
+    together = node.operands[0].type.rank == 3
+    y = (q[0], q[2], total((q[1], v[3]))) if together else (*q[:3], v[3])
+    shapes = (y, (*k[:2], keys, k[3]), (*v[:2], keys, v[3]), (*q[:3], keys))
+    return tuple(Type(dtype, shape) for shape in shapes[: node.int("outputs")])
+
+
+def _head_dims(node: Node, index: int) -> tuple[Dim, ...]:
+    """The dimensions [batch, heads, sequence, size] of q, k or v."""
+    x, first = node.operands[index].type, node.operands[0].type
+    if x.rank != first.rank or x.dtype != first.dtype or "float" not in x.dtype:
+        raise Error(f"{x} does not go with {first}")
+    if x.rank == 4:
+        return x.shape
+    count = _count(node, "kv_num_heads" if index else "q_num_heads")
+    if x.rank != 3 or count < 1 or (isinstance(x.shape[2], int) and x.shape[2] % count):
+        raise Error(f"{x} is not {count} heads")
+    size = x.shape[2] // count if isinstance(x.shape[2], int) else fresh()
+    return (x.shape[0], count, x.shape[1], size)
+
+
+def _joined(past: Node, new: tuple[Dim, ...]) -> Dim:
+    """How long a cache and what joins it are together."""
+    old = past.shape
+    if len(old) != 4 or not all(agree(old[i], new[i]) for i in (0, 1, 3)):
+        raise Error(f"the past {past.type} does not fit {list(new)}")
+    a, b = old[2], new[2]
+    return a + b if isinstance(a, int) and isinstance(b, int) else b if a == 0 else fresh()
+
+
+def _check_mask(mask: Node | None, scores: tuple[Dim, ...], dtype: str) -> None:
+    if mask is None:
+        return
+    have, want = mask.shape[-1] if mask.shape else 1, scores[-1]
+    short = isinstance(have, int) and isinstance(want, int) and have < want
+    shape = (*mask.shape[:-1], want) if short else mask.shape
+    if mask.dtype not in ("bool", dtype) or len(broadcast(scores, shape)) > 4:
+        raise Error(f"the mask {mask.type} does not fit scores {list(scores)}")
+    if any(not agree(a, b) for a, b in zip(broadcast(scores, shape), scores, strict=True)):
+        raise Error(f"the mask {mask.type} does not fit scores {list(scores)}")
+
+
+_ROTARY: Mapping[str, object] = {"interleaved": 0, "num_heads": None, "rotary_embedding_dim": 0}
+
+
+@operator("RotaryEmbedding", **_ROTARY)
+def rotary_embedding(
+    node: Node, x: Numbers, cos: Numbers, sin: Numbers, positions: Numbers | None = None
+) -> Numbers:
+    """Pairs of values turned by an angle that tells the position."""
+    rows = _heads(x, _count(node, "num_heads"))
+    turned = node.int("rotary_embedding_dim") or rows.shape[-1]
+    half = turned // 2
+    cosine, sine = (c if positions is None else c[positions] for c in (cos, sin))
+    cosine, sine = (c[:, None].astype(sums_of(x.dtype.name)) for c in (cosine, sine))
+    if node.int("interleaved"):
+        places = (slice(0, turned, 2), slice(1, turned, 2))
+    else:
+        places = (slice(0, half), slice(half, turned))
+    a, b = (rows[..., p].astype(cosine.dtype) for p in places)
+    made = rows.copy()
+    made[..., places[0]] = (cosine * a - sine * b).astype(x.dtype)
+    made[..., places[1]] = (sine * a + cosine * b).astype(x.dtype)
+    return made if x.ndim == 4 else np.moveaxis(made, 1, 2).reshape(x.shape)
+
+
+@typed(rotary_embedding)
+def _(node: Node) -> Type:
+    x, cos, sin = (i.type for i in node.operands[:3])
+    count = _count(node, "num_heads")
+    if x.rank not in (3, 4) or (x.rank == 3 and count < 1):
+        raise Error(f"{x} with {count} heads")
+    batch, sequence = x.shape[0], x.shape[-2]
+    size = x.shape[-1]
+    if x.rank == 3 and isinstance(size, int):
+        if size % count:
+            raise Error(f"{x} is not {count} heads")
+        size = size // count
+    part = node.int("rotary_embedding_dim") or size
+    if isinstance(part, int) and (part % 2 or part < 0 or (isinstance(size, int) and part > size)):
+        raise Error(f"{part} of {size} values cannot be turned in pairs")
+    half = part // 2 if isinstance(part, int) else fresh()
+    positions = optional(node, 3)
+    if positions is not None and len(unite_all(positions.shape, (batch, sequence))) != 2:
+        raise Error(f"positions {positions.type} do not fit {x}")
+    wanted = (batch, sequence, half) if positions is None else (fresh(), half)
+    for table in (cos, sin):
+        if table.dtype != x.dtype or len(unite_all(table.shape, wanted)) != len(wanted):
+            raise Error(f"{table} does not fit {x}")
+    return x
+
+
+def unite_all(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """Two shapes that are the same -> what is known of them; () where the ranks differ."""
+    return tuple(map(unite, a, b)) if len(a) == len(b) else ()

@@ -1,0 +1,208 @@
+"""Tensors joined, split, cut and padded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.movement import ints
+from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
+from qcompiler.ops.shapes import agree, axes_of, axis_of, count_of, known_ints, unite
+
+
+@operator("Concat", axis=required())
+def concat(node: Node, first: Numbers, *rest: Numbers) -> Numbers:
+    return np.concatenate((first, *rest), node.int("axis"))
+
+
+@typed(concat)
+def _(node: Node) -> Type:
+    first = node.operands[0].type
+    axis = axis_of(node.int("axis"), first.rank)
+    dims, along = list(first.shape), []
+    for x in node.operands:
+        if x.type.rank != first.rank or x.dtype != first.dtype:
+            raise Error(f"cannot join {first} and {x.type}")
+        others = [*x.shape[:axis], dims[axis], *x.shape[axis + 1 :]]
+        dims = [unite(a, b) for a, b in zip(dims, others, strict=True)]
+        along.append(x.shape[axis])
+    wide = [d for d in along if d != 0]
+    numbers = [d for d in wide if isinstance(d, int)]
+    if len(numbers) == len(wide):
+        dims[axis] = sum(numbers)
+    else:
+        dims[axis] = wide[0] if len(wide) == 1 else fresh()
+    return Type(first.dtype, tuple(dims))
+
+
+@operator("Split", axis=0, num_outputs=None)
+def split(node: Node, x: Numbers, sizes: Numbers | None = None) -> tuple[Numbers, ...]:
+    axis = axis_of(node.int("axis"), x.ndim)
+    lengths = ints(sizes) if sizes is not None else _even(node, x.shape[axis])
+    if sum(lengths) != x.shape[axis]:
+        raise Error(f"pieces of {list(lengths)} do not make up {x.shape[axis]}")
+    return tuple(np.split(x, np.cumsum(lengths)[:-1], axis))
+
+
+def _even(node: Node, size: int) -> tuple[int, ...]:
+    """Pieces of the same size, the last one smaller where it does not go up."""
+    count = node.int("num_outputs")
+    each = -(-size // count)
+    return (*[each] * (count - 1), size - each * (count - 1))
+
+
+@typed(split)
+def _(node: Node) -> tuple[Type, ...]:
+    x, sizes = node.operands[0].type, optional(node, 1)
+    axis = axis_of(node.int("axis"), x.rank)
+    known = known_ints(sizes)
+    lengths: tuple[Dim, ...]
+    if known is not None:
+        if min(known, default=-1) < 0 or not agree(sum(known), x.shape[axis]):
+            raise Error(f"pieces of {list(known)} do not make up {x.shape[axis]}")
+        lengths = known
+    else:
+        given = node.attrs["num_outputs"]
+        count = node.int("num_outputs") if given is not None or sizes is None else count_of(sizes)
+        whole = x.shape[axis]
+        if not 1 <= count <= 1 << 16:
+            raise Error(f"a split into {count} pieces")
+        even = sizes is None and isinstance(whole, int)
+        lengths = _even(node, int(whole)) if even else tuple(fresh() for _ in range(count))
+    return tuple(Type(x.dtype, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in lengths)
+
+
+@operator("Slice")
+def slice_(
+    node: Node,
+    x: Numbers,
+    starts: Numbers,
+    ends: Numbers,
+    axes: Numbers | None = None,
+    steps: Numbers | None = None,
+) -> Numbers:
+    cut = [slice(None)] * x.ndim
+    over = range(starts.size) if axes is None else axes_of(ints(axes), x.ndim)
+    by = [1] * starts.size if steps is None else ints(steps)
+    for axis, start, end, step in zip(over, ints(starts), ints(ends), by, strict=True):
+        cut[axis] = _slice_of(start, end, step, x.shape[axis])
+    return x[tuple(cut)]
+
+
+def _slice_of(start: int, end: int, step: int, size: int) -> slice:
+    """ONNX's slice of `size` values -> Python's, whose ends count from the end when negative."""
+    if step == 0:
+        raise Error("a slice of step 0")
+    start = max(start + size if start < 0 else start, 0)
+    end = end + size if end < 0 else end
+    if step > 0:
+        return slice(start, max(end, 0), step)
+    return slice(min(start, max(size - 1, 0)), end if end >= 0 else None, step)
+
+
+@typed(slice_)
+def _(node: Node) -> Type:
+    x = node.operands[0].type
+    starts, ends = known_ints(node.operands[1]), known_ints(node.operands[2])
+    axes, steps = optional(node, 3), optional(node, 4)
+    if axes is not None:
+        known_axes = known_ints(axes)
+        if known_axes is None:
+            return Type(x.dtype, tuple(fresh() for _ in x.shape))
+        over = axes_of(known_axes, x.rank)
+    else:
+        over = axes_of(range(count_of(node.operands[1])), x.rank)
+    by = (1,) * len(over) if steps is None else known_ints(steps)
+    dims = list(x.shape)
+    if starts is None or ends is None or by is None:
+        for axis in over:
+            dims[axis] = fresh()
+        return Type(x.dtype, tuple(dims))
+    if not len(starts) == len(ends) == len(by) == len(over):
+        raise Error("starts, ends, axes and steps are not equally many")
+    for axis, start, end, step in zip(over, starts, ends, by, strict=True):
+        size = dims[axis]
+        if isinstance(size, int):
+            dims[axis] = len(range(*_slice_of(start, end, step, size).indices(size)))
+        elif not (start == 0 and step == 1 and end >= np.iinfo(np.int32).max):
+            dims[axis] = fresh()
+    return Type(x.dtype, tuple(dims))
+
+
+_PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+
+
+@operator("Pad", mode="constant")
+def pad(
+    node: Node,
+    x: Numbers,
+    pads: Numbers,
+    value: Numbers | None = None,
+    axes: Numbers | None = None,
+) -> Numbers:
+    over = range(x.ndim) if axes is None else axes_of(ints(axes), x.ndim)
+    begins, ends = np.split(pads.ravel(), 2)
+    widths, cut = [(0, 0)] * x.ndim, [slice(None)] * x.ndim
+    for axis, begin, end in zip(over, ints(begins), ints(ends), strict=True):
+        cut[axis] = slice(max(-begin, 0), x.shape[axis] - max(-end, 0))
+        widths[axis] = (max(begin, 0), max(end, 0))
+    kept = x[tuple(cut)]
+    if node.str("mode") == "constant":
+        fill = 0 if value is None else value.ravel()[0]
+        return np.pad(kept, widths, constant_values=fill)
+    return np.pad(kept, widths, mode=_PAD_MODES[node.str("mode")])  # type: ignore[call-overload,no-any-return]
+
+
+@typed(pad)
+def _(node: Node) -> Type:
+    x, pads = node.operands[0].type, known_ints(node.operands[1])
+    if node.str("mode") not in _PAD_MODES:
+        raise Error(f"unknown mode {node.str('mode')!r}")
+    axes = optional(node, 3)
+    over = tuple(range(x.rank)) if axes is None else known_ints(axes)
+    if pads is None or over is None:
+        return Type(x.dtype, tuple(fresh() for _ in x.shape))
+    over = axes_of(over, x.rank)
+    if len(pads) != 2 * len(over):
+        raise Error(f"pads {list(pads)} are not two for each of {len(over)} axes")
+    dims = list(x.shape)
+    for i, axis in enumerate(over):
+        begin, end, size = pads[i], pads[i + len(over)], dims[axis]
+        if isinstance(size, int):
+            left = size + min(begin, 0) + min(end, 0)
+            if left < 0 or (left == 0 and max(begin, end) > 0 and node.str("mode") != "constant"):
+                raise Error(f"pads {begin} and {end} leave nothing of {size} values")
+            dims[axis] = size + begin + end
+        elif begin or end:
+            dims[axis] = fresh()
+    return Type(x.dtype, tuple(dims))
+
+
+@operator("CenterCropPad", axes=None)
+def center_crop_pad(node: Node, x: Numbers, target: Numbers) -> Numbers:
+    over = _axes_attribute(node, x.ndim)
+    cut, widths = [slice(None)] * x.ndim, [(0, 0)] * x.ndim
+    for axis, wanted in zip(over, ints(target), strict=True):
+        size = x.shape[axis]
+        if wanted < size:
+            cut[axis] = slice((size - wanted) // 2, (size - wanted) // 2 + wanted)
+        else:
+            widths[axis] = ((wanted - size) // 2, wanted - size - (wanted - size) // 2)
+    return np.pad(x[tuple(cut)], widths)
+
+
+def _axes_attribute(node: Node, rank: int) -> tuple[int, ...]:
+    return axes_of(node.ints("axes") if node.attrs["axes"] is not None else range(rank), rank)
+
+
+@typed(center_crop_pad)
+def _(node: Node) -> Type:
+    x, known = node.operands[0].type, known_ints(node.operands[1])
+    over = _axes_attribute(node, x.rank)
+    if known is not None and len(known) != len(over):
+        raise Error(f"shape {list(known)} is not one number for each of {len(over)} axes")
+    dims = list(x.shape)
+    for i, axis in enumerate(over):
+        dims[axis] = fresh() if known is None else known[i]
+    return Type(x.dtype, tuple(dims))

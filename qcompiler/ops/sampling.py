@@ -1,0 +1,358 @@
+"""Values read between the places where they stand: Resize, GridSample, RoiAlign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import ceil, floor
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.evaluate import known_value
+from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
+from qcompiler.ops.shapes import axes_of, known_ints, need_rank
+
+_COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_crop_and_resize",
+)
+_POLICIES = ("stretch", "not_larger", "not_smaller")
+_NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
+@operator(
+    "Resize",
+    antialias=0,
+    axes=None,
+    coordinate_transformation_mode="half_pixel",
+    cubic_coeff_a=-0.75,
+    exclude_outside=0,
+    extrapolation_value=0.0,
+    keep_aspect_ratio_policy="stretch",
+    mode="nearest",
+    nearest_mode="round_prefer_floor",
+)
+def resize(
+    node: Node,
+    x: Numbers,
+    roi: Numbers | None = None,
+    scales: Numbers | None = None,
+    sizes: Numbers | None = None,
+) -> Numbers:
+    """One dimension after the other; every output is a weighted sum of the inputs around it."""
+    axes = _resized_axes(node, x.ndim)
+    counts, factors = _resized(node, [x.shape[a] for a in axes], scales, sizes)
+    made = x if node.str("mode") == "nearest" else x.astype(np.result_type(_wide(x), np.float32))
+    outside = np.zeros((), np.bool_)
+    for i, axis in enumerate(axes):
+        if (counts[i], factors[i]) == (x.shape[axis], 1) and roi is None:
+            continue
+        part = (0.0, 1.0)
+        if roi is not None:
+            start = axis if roi.size == 2 * x.ndim else i
+            part = (float(roi[start]), float(roi[start + roi.size // 2]))
+        at = _coordinates(node, counts[i], x.shape[axis], factors[i], part)
+        made = _resampled(node, made, axis, at, factors[i])
+        if node.str("coordinate_transformation_mode") == "tf_crop_and_resize":
+            missed = (at < 0) | (at > x.shape[axis] - 1)
+            outside = outside | missed.reshape(-1, *[1] * (x.ndim - axis - 1))
+    if outside.any():
+        made = np.where(outside, np.float32(node.float("extrapolation_value")), made)
+    if x.dtype.kind in "iu":
+        made = np.clip(made, np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+    return made.astype(x.dtype)
+
+
+def _wide(x: Numbers) -> str:
+    return sums_of(x.dtype.name)
+
+
+def _resized_axes(node: Node, rank: int) -> tuple[int, ...]:
+    return axes_of(node.ints("axes") if node.attrs["axes"] is not None else range(rank), rank)
+
+
+def _resized(
+    node: Node, before: Sequence[int], scales: Numbers | None, sizes: Numbers | None
+) -> tuple[list[int], list[float]]:
+    """How many outputs along each axis, and the scale that the coordinates go by."""
+    given = scales if scales is not None and scales.size else sizes
+    if given is None or given.size != len(before):
+        raise Error(f"{len(before)} scales or sizes are needed")
+    if given is scales:
+        factors = [np.float32(s) for s in given.ravel()]
+        if not np.isfinite(factors).all() or min(factors, default=1) <= 0:
+            raise Error(f"scales {given.ravel().tolist()}")
+        counts = [floor(float(np.float32(n) * s)) for n, s in zip(before, factors, strict=True)]
+        return counts, [float(s) for s in factors]
+    wanted = [int(n) for n in given.ravel()]
+    if min(wanted, default=1) < 0 or min(before, default=1) < 1:
+        raise Error(f"sizes {list(before)} to {wanted}")
+    ratios = [n / m for n, m in zip(wanted, before, strict=True)]
+    if node.str("keep_aspect_ratio_policy") == "stretch":
+        return wanted, ratios
+    ratio = (min if node.str("keep_aspect_ratio_policy") == "not_larger" else max)(ratios)
+    return [floor(ratio * m + 0.5) for m in before], [ratio] * len(wanted)
+
+
+def _coordinates(
+    node: Node, count: int, size: int, scale: float, part: tuple[float, float]
+) -> Numbers:
+    """Where in the input each output stands."""
+    mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.float64)
+    length = scale * size
+    if mode == "align_corners":
+        return y * 0 if length == 1 else y * (size - 1) / (length - 1)
+    if mode == "asymmetric":
+        return y / scale
+    if mode == "tf_crop_and_resize":
+        start, end = part[0] * (size - 1), part[1] * (size - 1)
+        if length == 1:
+            return y * 0 + (start + end) / 2
+        return start + y * (end - start) / (length - 1)
+    if mode == "pytorch_half_pixel" and length == 1:
+        return y * 0 - 0.5
+    shift = size / 2 * (1 - count / length) if mode == "half_pixel_symmetric" else 0
+    return shift + (y + 0.5) / scale - 0.5
+
+
+def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> Numbers:
+    """x at these coordinates along an axis; beyond its ends its outermost values go on."""
+    size = x.shape[axis]
+    if node.str("mode") == "nearest":
+        return np.take(x, np.clip(_nearest(node, at), 0, size - 1), axis)
+    cubic = node.str("mode") == "cubic"
+    narrow = min(scale, 1.0) if node.int("antialias") else 1.0
+    taps = 2 * ceil((2 if cubic else 1) / narrow)
+    places = np.floor(at).astype(np.int64)[:, None] + np.arange(1 - taps // 2, 1 + taps // 2)
+    distance = np.abs(places - at[:, None]) * narrow
+    weights = np.maximum(1 - distance, 0)
+    if cubic:
+        weights = _cubic(distance, node.float("cubic_coeff_a"))
+    if node.int("exclude_outside"):
+        weights = np.where((places >= 0) & (places < size), weights, 0)
+    weights = weights / weights.sum(1, keepdims=True)
+    made = np.zeros((*x.shape[:axis], len(at), *x.shape[axis + 1 :]), x.dtype)
+    column = (-1, *[1] * (x.ndim - axis - 1))
+    for tap in range(taps):
+        values = np.take(x, np.clip(places[:, tap], 0, size - 1), axis)
+        made += values * weights[:, tap].astype(x.dtype).reshape(column)
+    return made
+
+
+def _nearest(node: Node, at: Numbers) -> Numbers:
+    mode = node.str("nearest_mode")
+    if mode == "round_prefer_floor":
+        whole = np.ceil(at - 0.5)
+    elif mode == "round_prefer_ceil":
+        whole = np.floor(at + 0.5)
+    else:
+        whole = np.floor(at) if mode == "floor" else np.ceil(at)
+    return whole.astype(np.int64)
+
+
+def _cubic(distance: Numbers, a: float) -> Numbers:
+    """The cubic convolution kernel (R. Keys, 1981)."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
+@typed(resize)
+def _(node: Node) -> Type:
+    x = node.operands[0].type
+    for key, known in (
+        ("mode", ("nearest", "linear", "cubic")),
+        ("nearest_mode", _NEAREST),
+        ("coordinate_transformation_mode", _COORDINATES),
+        ("keep_aspect_ratio_policy", _POLICIES),
+    ):
+        if node.str(key) not in known:
+            raise Error(f"unknown {key} {node.str(key)!r}")
+    axes = _resized_axes(node, x.rank)
+    roi, scales, sizes = (optional(node, i) for i in (1, 2, 3))
+    if scales is not None and scales.shape == (0,):
+        scales = None
+    crops = node.str("coordinate_transformation_mode") == "tf_crop_and_resize"
+    if crops and (roi is None or roi.shape not in ((2 * len(axes),), (2 * x.rank,))):
+        raise Error("the region to crop is not given for each axis")
+    dims = list(x.shape)
+    values = known_value(scales if scales is not None else sizes)
+    before = [x.shape[a] for a in axes]
+    numbers = [d for d in before if isinstance(d, int)]
+    if values is None or len(numbers) < len(before):
+        counts: Sequence[Dim] = [fresh() for _ in axes]
+    elif scales is not None:
+        counts, _ = _resized(node, numbers, values, None)
+    else:
+        counts, _ = _resized(node, numbers, None, values)
+    for axis, count in zip(axes, counts, strict=True):
+        if x.shape[axis] == 0 and count != 0:
+            raise Error(f"nothing to resize in {x}")
+        dims[axis] = count
+    return Type(x.dtype, tuple(dims))
+
+
+@operator("GridSample", align_corners=0, mode="linear", padding_mode="zeros")
+def grid_sample(node: Node, x: Numbers, grid: Numbers) -> Numbers:
+    """x[N,C,*S] at the places grid[N,*S',len(S)] tells, from -1 to 1, the last dimension first."""
+    dtype = sums_of(x.dtype.name)
+    at = [
+        _denormalized(node, grid[..., -1 - i].astype(dtype), size)
+        for i, size in enumerate(x.shape[2:])
+    ]
+    if node.str("mode") != "cubic":
+        at = [_bounded(node, a, size) for a, size in zip(at, x.shape[2:], strict=True)]
+    taps = [_taps(node, a) for a in at]
+    batch = np.arange(len(x)).reshape(-1, *[1] * (grid.ndim - 2))
+    made: Numbers = np.zeros((*grid.shape[:-1], x.shape[1]), dtype)
+    for chosen in product(*taps):
+        weight: Numbers = np.ones(grid.shape[:-1], dtype)
+        index = []
+        for (place, w), size in zip(chosen, x.shape[2:], strict=True):
+            place = _bounded(node, place, size)
+            inside = (place >= 0) & (place <= size - 1)
+            weight = weight * np.where(inside, w, 0)
+            index.append(np.where(inside, place, 0).astype(np.int64))
+        values = np.moveaxis(x, 1, -1)[(batch, *index)]
+        made += values * weight[..., None]
+    return np.moveaxis(made, -1, 1).astype(x.dtype)
+
+
+def _denormalized(node: Node, at: Numbers, size: int) -> Numbers:
+    """-1 .. 1 -> the outermost values' middles (align_corners) or outer edges."""
+    if node.int("align_corners"):
+        return (at + 1) / 2 * (size - 1)
+    return ((at + 1) * size - 1) / 2
+
+
+def _bounded(node: Node, at: Numbers, size: int) -> Numbers:
+    """Coordinates outside the input -> where the padding mode reads instead; zeros: as they are."""
+    at = np.where(np.isfinite(at), at, -1e6 if node.str("padding_mode") == "zeros" else 0)
+    if node.str("padding_mode") == "zeros":
+        return np.clip(at, -1e6, 1e9)
+    if node.str("padding_mode") == "reflection":
+        low, high = (0.0, size - 1.0) if node.int("align_corners") else (-0.5, size - 0.5)
+        span = high - low
+        if span <= 0:
+            return at * 0
+        folded = np.mod(at - low, 2 * span)
+        at = low + np.minimum(folded, 2 * span - folded)
+    return np.clip(at, 0, size - 1)
+
+
+def _taps(node: Node, at: Numbers) -> list[tuple[Numbers, Numbers]]:
+    """Coordinates -> the places to read and their weights."""
+    mode = node.str("mode")
+    if mode == "nearest":
+        return [(np.rint(at), np.ones_like(at))]
+    base = np.floor(at)
+    offsets = (0, 1) if mode == "linear" else (-1, 0, 1, 2)
+    made = []
+    for offset in offsets:
+        distance = np.abs(base + offset - at)
+        weight = 1 - distance if mode == "linear" else _cubic(distance, -0.75)
+        made.append((base + offset, weight.astype(at.dtype)))
+    return made
+
+
+@typed(grid_sample)
+def _(node: Node) -> Type:
+    x, grid = need_rank(node.operands[0], 3, "input"), node.operands[1].type
+    if grid.rank != x.rank or grid.shape[-1] != x.rank - 2 or x.rank > 5:
+        raise Error(f"grid {grid} does not fit {x}")
+    if node.str("mode") not in ("linear", "nearest", "cubic"):
+        raise Error(f"unknown mode {node.str('mode')!r}")
+    if node.str("padding_mode") not in ("zeros", "border", "reflection"):
+        raise Error(f"unknown padding_mode {node.str('padding_mode')!r}")
+    if any(d == 0 for d in x.shape[2:]):
+        raise Error(f"nothing to sample in {x}")
+    return Type(x.dtype, (*x.shape[:2], *grid.shape[1:-1]))
+
+
+@operator("AffineGrid", align_corners=0)
+def affine_grid(node: Node, theta: Numbers, size: Numbers) -> Numbers:
+    """theta[N,d,d+1] -> the grid that GridSample reads for an affine map of an image of `size`."""
+    counts = [int(n) for n in size[2:]]
+    inner = 0 if node.int("align_corners") else 1
+    steps = [(2 * np.arange(n) + inner) / max(n - 1 + inner, 1) - 1 for n in counts]
+    places = np.stack([*np.meshgrid(*steps, indexing="ij")[::-1], np.ones(counts)], -1)
+    flat = places.reshape(-1, len(counts) + 1) @ np.swapaxes(theta.astype(np.float64), 1, 2)
+    return flat.reshape(len(theta), *counts, len(counts)).astype(theta.dtype)
+
+
+@typed(affine_grid)
+def _(node: Node) -> Type:
+    theta, size = node.operands
+    rank = theta.shape[1] if theta.type.rank == 3 else 0
+    if rank not in (2, 3) or theta.shape[2] != rank + 1 or size.shape != (rank + 2,):
+        raise Error(f"theta {theta.type} does not fit the size {size.type}")
+    known = known_ints(size)
+    counts: Sequence[Dim] = [fresh() for _ in range(rank)] if known is None else known[2:]
+    return Type(theta.dtype, (theta.shape[0], *counts, rank))
+
+
+@operator(
+    "RoiAlign",
+    coordinate_transformation_mode="half_pixel",
+    mode="avg",
+    output_height=1,
+    output_width=1,
+    sampling_ratio=0,
+    spatial_scale=1.0,
+)
+def roi_align(node: Node, x: Numbers, rois: Numbers, batch: Numbers) -> Numbers:
+    """Each region of an image in a grid of output_height by output_width bins."""
+    counts = (node.int("output_height"), node.int("output_width"))
+    made = np.zeros((len(rois), x.shape[1], *counts), x.dtype)
+    half = node.str("coordinate_transformation_mode") == "half_pixel"
+    for i, roi in enumerate(rois.astype(np.float64) * node.float("spatial_scale")):
+        weights = []
+        for axis in (0, 1):
+            start, end = roi[1 - axis] - half / 2, roi[3 - axis] - half / 2
+            length = end - start if half else max(end - start, 1.0)
+            each = node.int("sampling_ratio") or max(ceil(length / counts[axis]), 1)
+            steps = (np.arange(counts[axis] * each) + 0.5) / each
+            weights.append((start + steps * length / counts[axis], each))
+        made[i] = _roi_bins(node, x[int(batch[i])], weights, counts)
+    return made
+
+
+def _roi_bins(
+    node: Node, image: Numbers, at: list[tuple[Numbers, int]], counts: tuple[int, int]
+) -> Numbers:
+    """image[C,H,W] sampled at the rows and columns `at`, (coordinates, how many a bin)."""
+    corners = []
+    for (places, _), size in zip(at, image.shape[1:], strict=True):
+        inside = (places >= -1) & (places <= size)
+        bounded = np.clip(places, 0, size - 1)
+        low = np.floor(bounded).astype(np.int64)
+        share = bounded - low
+        high = np.minimum(low + 1, size - 1)
+        corners.append(((low, (1 - share) * inside), (high, share * inside)))
+    parts = [image[:, r][:, :, c] * (wr[:, None] * wc) for (r, wr), (c, wc) in product(*corners)]
+    average = node.str("mode") == "avg"
+    values = sum(parts) if average else np.maximum.reduce(parts)
+    bins = np.asarray(values).reshape(-1, counts[0], at[0][1], counts[1], at[1][1])
+    return np.asarray(bins.mean((2, 4)) if average else bins.max((2, 4)))
+
+
+@typed(roi_align)
+def _(node: Node) -> Type:
+    x, rois, batch = (i.type for i in node.operands)
+    if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 4 or batch.shape != rois.shape[:1]:
+        raise Error(f"regions {rois} of images {batch} do not fit {x}")
+    if node.str("mode") not in ("avg", "max") or node.int("sampling_ratio") < 0:
+        raise Error(f"unknown mode {node.str('mode')!r} or sampling ratio")
+    if node.str("coordinate_transformation_mode") not in ("half_pixel", "output_half_pixel"):
+        raise Error("unknown coordinate_transformation_mode")
+    counts = (node.int("output_height"), node.int("output_width"))
+    if min(counts) < 1 or any(d == 0 for d in x.shape[2:]):
+        raise Error(f"{counts} bins of {x}")
+    return Type(x.dtype, (rois.shape[0], x.shape[1], *counts))
