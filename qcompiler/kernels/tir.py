@@ -21,7 +21,7 @@ from typing import Any
 
 import tvm
 from tvm import tirx
-from tvm.ir import PointerType, PrimType, Var
+from tvm.ir import PointerType, PrimType, TensorLoad, Var
 
 from qcompiler.ir import numpy_dtype
 from qcompiler.isa import Isa
@@ -32,6 +32,7 @@ Value = Any
 _UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
 _STORED = {"bfloat16": "uint16", "bool": "uint8"}
 _BACKEND = "default"
+_WRAPPING = {"+": "add", "-": "sub", "*": "mul"}
 
 
 def stored(dtype: str) -> str:
@@ -130,10 +131,34 @@ def fma(a: Value, b: Value, c: Value) -> Value:
 
 
 def wrapping(op: str, a: Value, b: Value) -> Value:
-    """Integer "+", "-", "*" modulo 2**bits; TVM's own operators leave signed overflow undefined."""
-    dtype = dtype_of(a)
-    x, y = (reinterpret(v, "u" + dtype.removeprefix("u")) for v in (a, b))
-    return reinterpret({"+": x + y, "-": x - y, "*": x * y}[op], dtype)
+    """Integer "+", "-", "*" modulo 2**bits.
+
+    TVM tells LLVM that neither its signed nor its unsigned 32- and 64-bit sums overflow, and LLVM
+    believes it (0 - x is folded to 0 for an unsigned x); so these are LLVM's own instructions.
+    """
+    dtype, lanes = dtype_of(a), lanes_of(a)
+    if bits(dtype) < 32:
+        return {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[op](a, b)
+    return extern(dtype, lanes, _wrapping_name(op, bits(dtype), lanes), a, b)
+
+
+def _wrapping_name(op: str, size: int, lanes: int) -> str:
+    return f"wrapping_{_WRAPPING[op]}_i{size}x{lanes}"
+
+
+def _wrapping_ir() -> str:
+    """LLVM functions behind `wrapping`."""
+    text = []
+    for op, word in _WRAPPING.items():
+        for size in (32, 64):
+            for lanes in (1, 2, 4, 8, 16, 32, 64):
+                kind = f"<{lanes} x i{size}>" if lanes > 1 else f"i{size}"
+                name = _wrapping_name(op, size, lanes)
+                text.append(
+                    f"define internal {kind} @{name}({kind} %a, {kind} %b) alwaysinline {{\n"
+                    f"  %r = {word} {kind} %a, %b\n  ret {kind} %r\n}}\n"
+                )
+    return "".join(text)
 
 
 def first_lanes(lanes: int, count: Value) -> Value:
@@ -263,6 +288,7 @@ class Builder:
         self._views: list[Value] = []
         self._blocks: list[list[Value]] = [[]]
         self._names: dict[str, int] = {}
+        self._lets: set[str] = set()
 
     def emit(self, statement: Value) -> None:
         """Append a statement, or an expression evaluated for its effect."""
@@ -280,12 +306,22 @@ class Builder:
         return Pointer(self, buffer, kept)
 
     def let(self, value: Value, name: str = "v") -> Value:
-        """Name a value: computed once, here."""
-        if isinstance(value, (int, float, Var)):
+        """Name a value: computed once, here.
+
+        Only integers that may be indices are bound to TIR variables: its passes reason about every
+        one, which takes most of the compile time when vectors are among them.
+        """
+        if isinstance(value, (int, float, Var)) or _is_load_of(value, self._lets):
             return value
-        var = Var(self._fresh(name), value.ty)
-        self.emit(tirx.Bind(var, value))
-        return var
+        name = self._fresh(name)
+        if not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value):
+            var = Var(name, value.ty)
+            self.emit(tirx.Bind(var, value))
+            return var
+        self._lets.add(f"{name}_0")
+        held = Registers(self, dtype_of(value), lanes_of(value), 1, f"{name}_")
+        held[0] = value
+        return held[0]
 
     def registers(self, dtype: str, lanes: int, count: int, name: str = "r") -> Registers:
         """`count` vectors to read and write by constant index, kept in registers."""
@@ -352,6 +388,14 @@ class Builder:
         return func.with_attr("tirx.noalias", True)
 
 
+def _is_index(value: Value) -> bool:
+    return lanes_of(value) == 1 and dtype_of(value).startswith("int")
+
+
+def _is_load_of(value: Value, names: set[str]) -> bool:
+    return isinstance(value, TensorLoad) and value.source.name in names
+
+
 def _sequence(statements: list[Value]) -> Value:
     if not statements:
         return tirx.Evaluate(tirx.IntImm("int32", 0))
@@ -380,8 +424,8 @@ def build(module: Any, isa: Isa) -> Any:
     """
     t = target(isa)
     x = tirx.transform
-    if "llvm_ir" in isa.intrinsics:
-        module = _with_llvm(module, isa.intrinsics["llvm_ir"]())
+    own = isa.intrinsics["llvm_ir"]() if "llvm_ir" in isa.intrinsics else ""
+    module = _with_llvm(module, _wrapping_ir() + own)
     passes = [
         x.BindTarget(t.with_host(t)),
         x.FlattenBuffer(),
