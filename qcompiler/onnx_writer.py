@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
@@ -146,7 +147,12 @@ class _Writer:
         return unique
 
     def add(
-        self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attrs: Attr
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        name: str,
+        attrs: Mapping[str, Attr] = MappingProxyType({}),
     ) -> None:
         """Append one ONNX node."""
         spec = schema(op, OPSET)
@@ -170,7 +176,7 @@ class _Writer:
             own(self, node)
             return
         inputs = ["" if i is None else self.names[i] for i in node.inputs]
-        self.add(node.op, inputs, self.outputs(node), node.name, **node.attrs)
+        self.add(node.op, inputs, self.outputs(node), node.name, node.attrs)
 
     def outputs(self, node: Node) -> list[str]:
         """The names of a node's outputs; one that nobody reads has none where ONNX allows that."""
@@ -214,7 +220,7 @@ def _dequantize(writer: _Writer, node: Node) -> None:
     elif points.any():
         raise Error("ONNX cannot dequantize int32 with a zero point", where=node.name)
     axis = max(x.type.rank - 1, 0)
-    writer.add("DequantizeLinear", inputs, [writer.names[node]], node.name, axis=axis)
+    writer.add("DequantizeLinear", inputs, [writer.names[node]], node.name, {"axis": axis})
 
 
 def _zero(zero: Node, dtype: str, node: Node) -> Array:
@@ -241,7 +247,7 @@ def _info(name: str, type: Type) -> ValueInfoProto:
 def _attributes(spec: Schema, attrs: Mapping[str, Attr], where: str) -> Iterator[AttributeProto]:
     """Our attributes -> ONNX's, of the types that its schema wants; None ones are left out."""
     for key, value in sorted(attrs.items()):
-        if value is None:
+        if value is None or key == "outputs":  # how many it makes: ONNX counts the names
             continue
         kind = spec.attributes.get(key)
         if kind is None:

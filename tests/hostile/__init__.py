@@ -1,6 +1,6 @@
 """Models made to hurt: each generator writes one into a folder -> the path to read.
 
-`REFUSED` must give an Error, `BOMBS` an Error or a graph, in either case at once and in little memory.
+`REFUSED` must give an Error; `BOMBS` an Error or a graph, either way at once and in little memory.
 """
 
 from __future__ import annotations
