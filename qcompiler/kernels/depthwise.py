@@ -1,1 +1,558 @@
-"""depthwise: being written by the lead (not the kernels colleague)."""
+"""conv regions of one filter a channel -> TIR: vectors of channels, tiles of output columns.
+
+for each task (a share of the output rows)
+  for each block of channels                     (one vector load wide)
+    for each tile of columns in the row
+      for each input column that the tile sees   (each is read once)
+        sums[column] += input column * weights   for every output column and tap that it meets
+      store(epilogue(sums))
+
+Floats multiply one kernel row at a time. Integers take four kernel rows at once: the bytes of four
+input rows are interleaved, so that each lane of a four-way byte product holds one channel's column,
+and that work is shared by all output columns that see it. Columns outside the image are known when
+the code is made; output rows whose window leaves the image at the top or the bottom read a padded
+copy of their few input rows instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Array
+from qcompiler.isa import Device
+from qcompiler.kernels import tir
+from qcompiler.kernels.contraction_operands import Product, product_of
+from qcompiler.kernels.draft import Draft, refuse
+from qcompiler.kernels.epilogue import load
+from qcompiler.kernels.loops import sweep, tasks
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tir import Pointer, Registers, Value
+from qcompiler.kernels.vec import Vec
+from qcompiler.ops.window import Window
+
+_ALIGN = 64
+_NS_EACH_VECTOR_TAP = 0.6
+"""One core's time for one tap of a vector of sums, its share of loads and interleaving included."""
+
+
+@kernel("conv", rank=3, columns=(2, 3, 4, 6, 8))
+def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | Skip:
+    """One input channel a group and one filter for it; any window, stride and padding."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    x, w = root.operands
+    channels = x.type.dims[-1]
+    if root.int("group") != channels or channels == 1 or root.type.dims[-1] != channels:
+        return Skip("not one filter a channel")
+    if x.type.rank not in (3, 4):
+        return Skip(f"{x.type.rank - 2} spatial dimensions")
+    if 0 in root.type.dims:
+        return Skip("nothing to compute")
+    integer = root.dtype == "int32"
+    product = product_of(device.isa, x.dtype, w.dtype, root.dtype) if integer else None
+    if integer and product is None:
+        return Skip(f"no product of {x.dtype} and {w.dtype}")
+    return _Depthwise(region, device, Shape.of(region), product, columns).kernel()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a two-dimensional window over an image; one line for one-dimensional ones."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    rows: int
+    columns: int
+    window: Window
+    top: int
+    left: int
+
+    @staticmethod
+    def of(region: Region) -> Shape:
+        """A region's convolution -> its sizes."""
+        root = region.root
+        assert root is not None
+        x, w = root.operands
+        images, *sizes, channels = x.type.dims
+        window = Window.of(root, sizes, w.type.dims[:-2])
+        outputs = list(root.type.dims[1:-1])
+        if len(sizes) == 1:
+            sizes, outputs = [1, *sizes], [1, *outputs]
+            window = Window(
+                (1, *window.kernel),
+                (1, *window.strides),
+                (1, *window.dilations),
+                ((0, 0), *window.pads),
+            )
+        (top, _), (left, _) = ((p or (0, 0)) for p in window.pads)
+        return Shape(images, *sizes, channels, *outputs, window, top, left)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns that a window spans."""
+        return self.window.reach[0], self.window.reach[1]
+
+    @property
+    def padded_rows(self) -> bool:
+        """Does any window leave the image at the top or the bottom?"""
+        last = (self.rows - 1) * self.window.strides[0] - self.top + self.reach[0]
+        return self.top > 0 or last > self.height
+
+    def inside(self) -> tuple[int, int]:
+        """The output columns [first, behind the last) whose windows stay in the image's width."""
+        stride, reach = self.window.strides[1], self.reach[1]
+        first = -(-self.left // stride)
+        behind = (self.width - reach + self.left) // stride + 1
+        return min(first, self.columns), max(min(behind, self.columns), 0)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What a tile reads: where column 0 of the tile is, and which of its columns are in memory."""
+
+    pointer: Pointer
+    base: Value
+    lines: tuple[Value, ...]
+    """Offset of each kernel row from `base`."""
+    step: int
+    """Elements from one input column to the next."""
+    known: Callable[[int], bool]
+    """Is the tile's nth input column in memory? Otherwise it is padding."""
+
+
+class _Depthwise:
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, shape: Shape, product: Product | None, columns: int
+    ) -> None:
+        self.d = Draft(_kind(shape, region), region, device)
+        self.b, self.isa, self.s, self.product = self.d.b, device.isa, shape, product
+        root = self.d.root
+        self.x, self.w = root.operands
+        self.lanes = device.isa.lanes(4)
+        self.block = device.isa.vector_bytes if product else self.lanes
+        self.parts = min(self.block, -(-shape.channels // self.lanes) * self.lanes) // self.lanes
+        many = device.isa.registers // 2
+        self.tile = columns or max(2, min(8, many // self.parts))
+        self.groups = -(-shape.window.kernel[0] // 4) if product else 0
+        self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
+        ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self._taps
+        ns /= 4 if product else 1
+        self.tasks = tasks(device, ns, shape.images * shape.rows)
+        itemsize = tir.bits(self.x.dtype) // 8
+        self.padded_width = (shape.columns - 1) * shape.window.strides[1] + shape.reach[1]
+        self.padded_width = max(self.padded_width, shape.left + shape.width)
+        line = self.padded_width * shape.channels * itemsize
+        self.line_bytes = -(-line // _ALIGN) * _ALIGN
+        self.copy_bytes = self.line_bytes * shape.window.kernel[0] + _ALIGN
+
+    @property
+    def _taps(self) -> int:
+        return self.s.window.kernel[0] * self.s.window.kernel[1]
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        s, d = self.s, self.d
+        scratch_bytes = self.copy_bytes * self.tasks if s.padded_rows else 0
+        scratch = d.scratch() if scratch_bytes else None
+        with self.b.parallel(self.tasks) as task:
+            self._rows(task, scratch)
+        right = d.region.inputs.index(self.w)
+        out = d.region.output.type
+        in_place = tuple(
+            i
+            for i, n in enumerate(d.region.inputs)
+            if n not in (self.x, self.w) and n.type.shape == out.shape and n.type.bytes == out.bytes
+        )
+        return d.kernel(
+            tasks=self.tasks,
+            scratch_bytes=scratch_bytes,
+            pack={right: self._pack_bytes if self.product else self._pack_floats},
+            in_place=in_place,
+            macs=d.root.type.size * self._taps,
+        )
+
+    # -- weights, as they are read
+
+    def _blocks(self) -> int:
+        return -(-self.s.channels // self.block)
+
+    def _pack_floats(self, w: Array) -> Array:
+        """w[*kernel, 1, channels] -> float32 [block][tap][lanes]."""
+        taps = w.reshape(self._taps, self.s.channels).astype(np.float32)
+        wide = np.pad(taps, ((0, 0), (0, self._blocks() * self.block - self.s.channels)))
+        return wide.reshape(self._taps, self._blocks(), self.block).transpose(1, 0, 2)
+
+    def _pack_bytes(self, w: Array) -> Array:
+        """w[*kernel, 1, channels] -> bytes [block][sums' start, int32][rows of 4][column][part].
+
+        One part is a multiply-accumulate's right operand (two of them, for pairs of int16).
+        """
+        assert self.product is not None
+        height, width = self.s.window.kernel
+        wide = np.zeros((self.groups * 4, width, self._blocks() * self.block), np.int8)
+        wide[:height, :, : self.s.channels] = w.reshape(height, width, self.s.channels)
+        start = -128 * wide.astype(np.int32).sum((0, 1)) if self.product.flipped else 0 * wide[0, 0]
+        starts = start.astype(np.int32).reshape(self._blocks(), -1).view(np.uint8)
+        fours = wide.reshape(self.groups, 4, width, self._blocks(), self.block)
+        fours = fours.transpose(3, 0, 2, 4, 1)  # [block][group][column][channel][4 rows]
+        if self.product.mac.k == 2:  # even rows, then odd rows, a part at a time
+            pairs = fours.astype(np.int16).reshape(*fours.shape[:3], -1, self.lanes, 2, 2)
+            fours = np.moveaxis(pairs, -1, -3)
+        flat = np.ascontiguousarray(fours).reshape(self._blocks(), -1).view(np.uint8)
+        return np.concatenate([starts, flat], axis=1)
+
+    @property
+    def _part_bytes(self) -> int:
+        return self.lanes * 4 * (2 if self.product and self.product.mac.k == 2 else 1)
+
+    @property
+    def _block_bytes(self) -> int:
+        return self.block * 4 + self.groups * self.s.window.kernel[1] * self._all_parts
+
+    @property
+    def _all_parts(self) -> int:
+        return self._part_bytes * (self.block // self.lanes)
+
+    # -- loops
+
+    def _rows(self, task: Value, scratch: Pointer | None) -> None:
+        """One task's output rows."""
+        s, b = self.s, self.b
+        if scratch is not None:
+            copy = scratch + b.let(task * self.copy_bytes, "mine")
+        self.fused = self.d.after  # loads its scalars here, once
+        total = s.images * s.rows
+        begin = b.let(task * total // self.tasks, "begin")
+        end = b.let((task + 1) * total // self.tasks, "end")
+        with b.serial(end - begin, "row", begin) as row:
+            y = b.let(row % s.rows if s.images > 1 else row, "y")
+            image = b.let(row // s.rows, "image") if s.images > 1 else tir.const(0)
+            first = b.let(y * s.window.strides[0] - s.top, "first")
+            if scratch is None:
+                self._row_in_image(row, image, first)
+                return
+            last = first + (s.reach[0] - 1)
+            inside = tirx.all(first >= 0, last < s.height)
+            with b.when(inside):
+                self._row_in_image(row, image, first)
+            with b.otherwise():
+                self._copy(copy, image, first)
+                self._row_in_copy(row, copy)
+
+    def _row_in_image(self, row: Value, image: Value, first: Value) -> None:
+        """An output row whose window stays in the image's height."""
+        s, b = self.s, self.b
+        line = s.width * s.channels
+        start = b.let((image * s.height + first) * line, "start")
+        lines = tuple(
+            tir.const(i * s.window.dilations[0] * line) for i in range(s.window.kernel[0])
+        )
+        pointer = self.d.pointers[self.x]
+        low, high = s.inside()
+
+        def block(channel: Value, count: int, weights: Value) -> None:
+            def tile(x: Value, size: int, left: int | None) -> None:
+                """`left`: the first input column, where it is known now."""
+                column = x * s.window.strides[1] - s.left
+                base = b.let(start + column * s.channels + channel, "base")
+                known = (lambda j: True) if left is None else (lambda j: 0 <= left + j < s.width)
+                self._tile(
+                    _Columns(pointer, base, lines, s.channels, known),
+                    row,
+                    x,
+                    size,
+                    channel,
+                    count,
+                    weights,
+                )
+
+            self._tiles(tile, low, high)
+
+        self._each_block(block)
+
+    def _tiles(self, tile: Callable[[Value, int, int | None], None], low: int, high: int) -> None:
+        """Tiles over a row: those at the edges one by one, the ones between in a loop."""
+        s, at = self.s, 0
+        stride = s.window.strides[1]
+        while at < min(low, s.columns):
+            size = min(self.tile, s.columns - at)
+            tile(tir.const(at), size, at * stride - s.left)
+            at += size
+        middle = max((high - at) // self.tile, 0)
+        if middle:
+            with self.b.serial(middle, "x") as i:
+                tile(self.b.let(i * self.tile + at, "column"), self.tile, None)
+            at += middle * self.tile
+        while at < s.columns:
+            size = min(self.tile, s.columns - at)
+            tile(tir.const(at), size, at * stride - s.left)
+            at += size
+
+    def _row_in_copy(self, row: Value, copy: Pointer) -> None:
+        """An output row from a padded copy of its input rows."""
+        s, b = self.s, self.b
+        itemsize = tir.bits(self.x.dtype) // 8
+        line = self.line_bytes // itemsize
+        lines = tuple(tir.const(i * line) for i in range(s.window.kernel[0]))
+        pointer = copy.view(self.x.dtype)
+
+        def block(channel: Value, count: int, weights: Value) -> None:
+            def tile(x: Value, size: int) -> None:
+                base = b.let(x * (s.window.strides[1] * s.channels) + channel, "base")
+                columns = _Columns(pointer, base, lines, s.channels, lambda j: True)
+                self._tile(columns, row, x, size, channel, count, weights)
+
+            whole, rest = divmod(s.columns, self.tile)
+            if whole:
+                with b.serial(whole, "x") as i:
+                    tile(b.let(i * self.tile, "column"), self.tile)
+            if rest:
+                tile(tir.const(whole * self.tile), rest)
+
+        self._each_block(block)
+
+    def _each_block(self, body: Callable[[Value, int, Value], None]) -> None:
+        """body(first channel, channels that count, offset of the weights) for every block."""
+        whole, rest = divmod(self.s.channels, self.block)
+        size = self._block_bytes if self.product else self._taps * self.block
+        if whole:
+            with self.b.serial(whole, "block") as i:
+                body(self.b.let(i * self.block, "c"), self.block, self.b.let(i * size, "w"))
+        if rest:
+            body(tir.const(whole * self.block), rest, tir.const(whole * size))
+
+    def _copy(self, copy: Pointer, image: Value, first: Value) -> None:
+        """The input rows of one output row, with padding all around -> scratch."""
+        s, b = self.s, self.b
+        itemsize = tir.bits(self.x.dtype) // 8
+        source = self.d.pointers[self.x]
+        target = copy.view(self.x.dtype)
+        dtype = target.dtype
+        pad = tir.const(self.d.root.int("pad_value"), dtype)
+        width = self.isa.vector_bytes // itemsize
+        before, line = s.left * s.channels, s.width * s.channels
+        after = (self.padded_width - s.left - s.width) * s.channels
+
+        def fill(start: Value, length: int) -> None:
+            def put(at: Value, count: int) -> None:
+                target.store_first(count, start + at, tir.broadcast(pad, width))
+
+            sweep(b, length, width, put)
+
+        with b.serial(s.window.kernel[0], "k") as k:
+            y = b.let(first + k * s.window.dilations[0], "line")
+            to = b.let(k * (self.line_bytes // itemsize), "to")
+            with b.when(tirx.all(y >= 0, y < s.height)):
+                start = b.let((image * s.height + y) * line, "from")
+                fill(to, before)
+
+                def move(at: Value, count: int) -> None:
+                    got = source.load_first(count, start + at, width)
+                    target.store_first(count, to + before + at, got)
+
+                sweep(b, line, width, move)
+                fill(to + (before + line), after)
+            with b.otherwise():
+                fill(to, self.padded_width * s.channels)
+
+    # -- a tile
+
+    def _tile(
+        self,
+        columns: _Columns,
+        row: Value,
+        x: Value,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
+    ) -> None:
+        """`size` output columns of one block of channels, of which `count` are there."""
+        parts = -(-count // self.lanes)
+        sums = self.b.registers(self.d.root.dtype, self.lanes, size * parts, "sums")
+        if self.product is None:
+            self._float_sums(sums, columns, size, count, weights)
+        else:
+            self._integer_sums(sums, columns, size, count, weights)
+        for t in range(size):
+            pixel = self.b.let(row * self.s.columns + (x + t), "pixel")
+            place = self.fused.row(pixel)
+            for p in range(parts):
+                value = Vec(self.d.m, sums[t * parts + p], self.d.root.dtype, self.lanes)
+                at = self.b.let(channel + p * self.lanes, "n")
+                there = min(self.lanes, count - p * self.lanes)
+                self.d.put(self.fused, place, pixel * self.s.channels + at, at, there, value)
+
+    def _meets(self, j: int, size: int) -> list[tuple[int, int]]:
+        """The (output column, kernel column) pairs of a tile that see its nth input column."""
+        stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
+        taps = range(self.s.window.kernel[1])
+        return [(t, k) for k in taps for t in range(size) if t * stride + k * dilation == j]
+
+    def _reach(self, size: int) -> int:
+        return (size - 1) * self.s.window.strides[1] + self.s.reach[1]
+
+    def _float_sums(
+        self, sums: Registers, columns: _Columns, size: int, count: int, weights: Value
+    ) -> None:
+        sums.fill(0.0)
+        height, width = self.s.window.kernel
+        for i in range(height):
+            for j in range(self._reach(size)):
+                meets = self._meets(j, size)
+                if not meets or not columns.known(j):
+                    continue  # nobody sees it, or it is zero
+                at = columns.base + columns.lines[i] + j * columns.step
+                x = load(self.d.m, columns.pointer, self.x.dtype, at, self.lanes, count)
+                value = self.b.let(self.d.m.cast(x, "float32").expr, "x")
+                for t, k in meets:
+                    w = self.weights_float(weights, i * width + k)
+                    sums[t] = tir.fma(value, w, sums[t])
+
+    def weights_float(self, start: Value, tap: int) -> Value:
+        """One tap's weights of a block."""
+        return self.d.pointers[self.w].view("float32").load(start + tap * self.block, self.lanes)
+
+    def _integer_sums(
+        self, sums: Registers, columns: _Columns, size: int, count: int, weights: Value
+    ) -> None:
+        product = self.product
+        assert product is not None
+        parts = -(-count // self.lanes)
+        for t in range(size):
+            for p in range(parts):
+                start = self.weights.load(weights + p * self.lanes * 4, self.lanes * 4)
+                zero = tir.const(0, "int32", self.lanes)
+                sums[t * parts + p] = tir.reinterpret(start, "int32") if product.flipped else zero
+        head = self.block * 4
+        for g in range(self.groups):
+            for j in range(self._reach(size)):
+                meets = self._meets(j, size)
+                if not meets:
+                    continue
+                fours = self._interleaved(columns, g, j, count)[:parts]
+                for p, four in enumerate(fours):
+                    lefts = [self.b.let(v, "left") for v in self._operands(four)]
+                    for t, k in meets:
+                        at = head + (g * self.s.window.kernel[1] + k) * self._all_parts
+                        at += p * self._part_bytes
+                        total = sums[t * parts + p]
+                        for i, left in enumerate(lefts):
+                            right = self.weights.load(
+                                weights + (at + i * self.lanes * 4), self.lanes * 4
+                            )
+                            total = product.mac.emit(total, left, right)
+                        sums[t * parts + p] = total
+
+    def _operands(self, four: Value) -> list[Value]:
+        """Four bytes a lane -> what the product multiplies: the bytes, or two pairs of int16."""
+        product = self.product
+        assert product is not None
+        if product.mac.k == 4:
+            return [four]
+        kind = "int16" if self.x.dtype == "int8" else "uint16"
+        both = tir.reinterpret(four, kind)
+        eight = tir.const(8, kind, tir.lanes_of(both))
+        odd = tirx.op.shift_right(both, eight)
+        even = tirx.op.shift_right(tirx.op.shift_left(both, eight), eight)
+        return [tir.reinterpret(v, "int16") for v in (even, odd)]
+
+    def _interleaved(self, columns: _Columns, group: int, j: int, count: int) -> list[Value]:
+        """Four kernel rows of an input column -> one vector for every `lanes` channels, in order,
+        each lane the four bytes of one channel.
+        """
+        height = self.s.window.kernel[0]
+        rows = [self._bytes(columns, group * 4 + i, j, count, height) for i in range(4)]
+        return interleave(self.b, rows)
+
+    def _bytes(self, columns: _Columns, i: int, j: int, count: int, height: int) -> Value | None:
+        """A block of channels of one kernel row and input column; None for rows behind the last."""
+        if i >= height:
+            return None
+        product = self.product
+        assert product is not None
+        width = self.block
+        if not columns.known(j):
+            raw = tir.const(self.d.root.int("pad_value"), self.x.dtype, width)
+        else:
+            at = self.b.let(columns.base + columns.lines[i] + j * columns.step, "at")
+            raw = _load_bytes(columns.pointer, at, count, width)
+        if product.flipped:
+            raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
+        return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")
+
+
+def interleave(b: tir.Builder, rows: Sequence[Value | None]) -> list[Value]:
+    """Four vectors of bytes -> four vectors whose 32-bit lanes hold a byte of each, in order.
+
+    The unpack instructions work within 128 bits; putting the right 32-bit pieces there first makes
+    the results come out in order. Absent rows are zero.
+    """
+    given = [r for r in rows if r is not None]
+    width = tir.lanes_of(given[0])
+    blocks = width // 16
+    order = [blocks * j + i for i in range(blocks) for j in range(4)]
+
+    def placed(row: Value | None) -> Value:
+        if row is None:
+            return tir.const(0, "uint8", width)
+        if blocks == 1:
+            return row
+        pieces = tir.shuffle(tir.reinterpret(row, "int32"), order)
+        return b.let(tir.reinterpret(pieces, "uint8"), "pieces")
+
+    first, second, third, fourth = (placed(r) for r in rows)
+    pairs = [_unpack(b, first, second, h) for h in (0, 1)]
+    others = [_unpack(b, third, fourth, h) for h in (0, 1)]
+    found = []
+    for one, other in zip(pairs, others, strict=True):
+        words = [tir.reinterpret(v, "uint16") for v in (one, other)]
+        found += [tir.reinterpret(_unpack(b, *words, h), "uint8") for h in (0, 1)]
+    return found
+
+
+def _unpack(b: tir.Builder, one: Value, other: Value, half: int) -> Value:
+    """punpckl or punpckh: elements of two vectors in turns, the lower or upper half of every 128
+    bits."""
+    total = tir.lanes_of(one)
+    piece = 128 // tir.bits(tir.dtype_of(one))
+    indices = []
+    for start in range(0, total, piece):
+        for i in range(piece // 2):
+            at = start + half * (piece // 2) + i
+            indices += [at, total + at]
+    return b.let(tir.shuffle2([one, other], indices), "unpacked")
+
+
+def _load_bytes(pointer: Pointer, offset: Value, count: int, width: int) -> Value:
+    """The first `count` of `width` bytes, the others 0; in halves, as few masks as can be."""
+    if count <= 0:
+        return tir.const(0, pointer.dtype, width)
+    if count >= width:
+        return pointer.load(offset, width)
+    if width <= 16:
+        return pointer.load_first(count, offset, width)
+    half = width // 2
+    low = _load_bytes(pointer, offset, min(count, half), half)
+    high = _load_bytes(pointer, offset + half, count - half, half)
+    return tir.concat([low, high])
+
+
+def _kind(shape: Shape, region: Region) -> str:
+    root = region.root
+    assert root is not None
+    x, w = (i.dtype.replace("uint", "u").replace("int", "i") for i in root.operands)
+    height, width = shape.window.kernel
+    size = f"{shape.rows}x{shape.columns}x{shape.channels}s{shape.window.strides[1]}"
+    return f"depthwise{height}x{width}_{x.replace('float', 'f')}{w.replace('float', 'f')}_{size}"
