@@ -15,20 +15,23 @@ where the reader is given a way to infer.
 from __future__ import annotations
 
 import ast
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Attr, Dim, Graph, Node, Type, constant, numpy_dtype, placeholder
 
-Infer = Callable[[str, Sequence[Node | None], Mapping[str, Attr]], tuple[Type, ...]]
+Make = Callable[..., Node]
+"""(operator, *inputs, name=, **attributes) -> a typed node, its attributes complete: `ops.make`."""
+
 INLINE_ELEMENTS = 16
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<value>%[\w./-]+)|(?P<ref>#[\w./-]+)|(?P<string>\"(?:[^\"\\]|\\.)*\")"
-    r"|(?P<number>-?(?:inf|nan|\d+\.?\d*(?:[eE][+-]?\d+)?)(?![\w.]))|(?P<word>[A-Za-z_]\w*)|(?P<mark>[(){}\[\]=:,]))"
+    r"|(?P<number>-?(?:inf|nan|\d+\.?\d*(?:[eE][+-]?\d+)?)(?![\w.]))|(?P<word>[A-Za-z_?]\w*)|(?P<mark>[(){}\[\]=:,]))"
 )
 
 
@@ -36,7 +39,7 @@ def write(graph: Graph) -> tuple[str, dict[str, Array]]:
     """Graph -> (text, arrays of the constants that the text names but does not show)."""
     names = _value_names(graph)
     arrays: dict[str, Array] = {}
-    inputs = ", ".join(f"%{names[i]}: {i.type}" for i in graph.inputs)
+    inputs = ", ".join(f"%{names[i]}: {i.type}{_suffix(i, names[i])}" for i in graph.inputs)
     lines = [f"graph {_quote(graph.name)} ({inputs}) {{"]
     for node in graph.nodes:
         if node.op == "input":
@@ -44,7 +47,6 @@ def write(graph: Graph) -> tuple[str, dict[str, Array]]:
         name = names[node]
         types = ", ".join(map(str, node.types))
         types = types if len(node.types) == 1 else f"({types})"
-        suffix = f" {_quote(node.name)}" if node.name and node.name != name else ""
         if node.is_constant:
             body = f"constant {_array(node.array, name, arrays)}"
         else:
@@ -53,7 +55,7 @@ def write(graph: Graph) -> tuple[str, dict[str, Array]]:
                 f"{k}={_attr(v, f'{name}.{k}', arrays)}" for k, v in sorted(node.attrs.items())
             )
             body = f"{node.op}({operands})" + (f" {{{attrs}}}" if attrs else "")
-        lines.append(f"  %{name}: {types} = {body}{suffix}")
+        lines.append(f"  %{name}: {types} = {body}{_suffix(node, name)}")
     outputs = ", ".join(
         f"{_quote(n)}=%{names[o]}" for n, o in zip(graph.output_names, graph.outputs, strict=True)
     )
@@ -63,12 +65,13 @@ def write(graph: Graph) -> tuple[str, dict[str, Array]]:
 def read(
     text: str,
     arrays: Mapping[str, Array] | Callable[[str, Type], Array] | None = None,
-    infer: Infer | None = None,
+    make: Make | None = None,
 ) -> Graph:
-    """Text -> graph. `arrays` gives the value of every `#name`; `infer` the types that the text
-    leaves out.
+    """Text -> graph. `arrays` gives the value of every `#name`.
+
+    `make` makes the nodes whose type the text leaves out; they may leave out attributes too.
     """
-    return _Reader(text, arrays or {}, infer).graph()
+    return _Reader(text, arrays or {}, make).graph()
 
 
 def _value_names(graph: Graph) -> dict[Node, str]:
@@ -86,8 +89,13 @@ def _value_names(graph: Graph) -> dict[Node, str]:
     return names
 
 
+def _suffix(node: Node, name: str) -> str:
+    """The node's own name, where the value's name does not tell it."""
+    return f" {_quote(node.name)}" if node.name and (node.name != name or name.isdigit()) else ""
+
+
 def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _number(value: object) -> str:
@@ -123,11 +131,11 @@ class _Reader:
         self,
         text: str,
         arrays: Mapping[str, Array] | Callable[[str, Type], Array],
-        infer: Infer | None,
+        make: Make | None,
     ) -> None:
         self.text = re.sub(r"(?m)^\s*//.*$", "", text)
         self.arrays = arrays
-        self.infer = infer
+        self.make = make
         self.values: dict[str, Node] = {}
         self.at = 0
         self.kind, self.token = "", ""
@@ -185,6 +193,10 @@ class _Reader:
         return self.values[name]
 
     def type(self) -> Type:
+        try:
+            numpy_dtype(self.token)
+        except TypeError as e:
+            raise self.error("expected a type") from e
         dtype = self.step()
         self.expect("[")
         shape: list[Dim] = []
@@ -200,9 +212,11 @@ class _Reader:
     def scalar(self) -> int | float | str:
         if self.kind == "string":
             return self.string()
+        if self.token in ("true", "false"):
+            return self.step() == "true"
+        if self.kind != "number":
+            raise self.error("expected a number or a string")
         token = self.step()
-        if token in ("true", "false"):
-            return token == "true"
         return float(token) if re.search(r"[.enf]", token) else int(token)
 
     def array(self, type: Type) -> Array:
@@ -215,6 +229,8 @@ class _Reader:
             return self.arrays[name]
         self.expect("[")
         values = [self.scalar() for _ in self.listed("]")]
+        if len(values) != type.size:
+            raise self.error(f"{len(values)} values for {type}")
         return np.array(values, dtype=numpy_dtype(type.dtype)).reshape(type.dims)
 
     def attr(self) -> Attr:
@@ -235,7 +251,8 @@ class _Reader:
         for _ in self.listed(")"):
             value = self.value_name()
             self.expect(":")
-            inputs.append(placeholder(value, self.type()))
+            type = self.type()
+            inputs.append(placeholder(self.string() if self.kind == "string" else value, type))
             self.values[value] = inputs[-1]
         self.expect("{")
         while not self.accept("return"):
@@ -268,12 +285,13 @@ class _Reader:
                 key = self.step()
                 self.expect("=")
                 attrs[key] = self.attr()
-        if types is None:
-            if self.infer is None:
-                raise self.error(f"%{value} has no type")
-            types = self.infer(op, inputs, attrs)
         name = self.string() if self.kind == "string" else self._spelled(value)
-        self.values[value] = Node(op, tuple(inputs), attrs, types, name)
+        if types is not None:
+            self.values[value] = Node(op, tuple(inputs), attrs, types, name)
+        elif self.make is not None:
+            self.values[value] = self.make(op, *inputs, name=name, **attrs)
+        else:
+            raise self.error(f"%{value} has no type")
 
     @staticmethod
     def _spelled(value: str) -> str:

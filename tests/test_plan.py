@@ -9,7 +9,7 @@ import pytest
 from qcompiler import text
 from qcompiler.driver import Options, Watch, make_plan
 from qcompiler.ir import Graph
-from qcompiler.ops import infer
+from qcompiler.ops import make
 from qcompiler.plan import Plan, Step
 from qcompiler.regions import regions, with_copies
 
@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def graph(body: str) -> Graph:
-    return text.read(body, lambda _, t: np.ones(t.dims, t.dtype), infer)
+    return text.read(body, lambda _, t: np.ones(t.dims, t.dtype), make)
 
 
 def shapes_of(body: str) -> list[str]:

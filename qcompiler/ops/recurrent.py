@@ -1,7 +1,7 @@
 """Layers that read a sequence step by step: RNN, GRU, LSTM.
 
-x[T,batch,input], w[D,gates*H,input], r[D,gates*H,H] -> every hidden state [T,D,batch,H], and the last
-states [D,batch,H]; layout=1 puts the batch first. D is 2 where both directions are read.
+x[T,batch,input], w[D,gates*H,input], r[D,gates*H,H] -> every hidden state [T,D,batch,H], and the
+last states [D,batch,H]; layout=1 puts the batch first. D is 2 where both directions are read.
 """
 
 from __future__ import annotations

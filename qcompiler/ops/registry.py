@@ -138,13 +138,6 @@ def _add(entry: Operator) -> None:
     OPERATORS[entry.name] = entry
 
 
-def infer(
-    op: str, inputs: Sequence[Node | None], attrs: Mapping[str, Attr], name: str = ""
-) -> tuple[Type, ...]:
-    """Operator, inputs, attributes -> the types of its outputs; an Error where they do not fit."""
-    return make(op, *inputs, name=name, **attrs).types
-
-
 def make(op: str, *inputs: Node | None, name: str = "", **attrs: Any) -> Node:
     """Operator, inputs and attributes -> a typed node; attributes left out take their defaults."""
     entry = OPERATORS.get(op)
