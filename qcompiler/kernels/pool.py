@@ -1,0 +1,1 @@
+"""pool: being written by the lead (not the kernels colleague)."""

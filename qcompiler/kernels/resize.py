@@ -1,0 +1,1 @@
+"""resize: being written by the lead (not the kernels colleague)."""
