@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from qcompiler.ir import Attr, Node
 from qcompiler.onnx_call import Call, Result, finish, newest
 from qcompiler.onnx_schema import NEWEST, schema
@@ -30,7 +32,10 @@ _WINDOW: dict[str, Attr] = {
 
 def _contrib(name: str, **defaults: Attr) -> Callable[[Translation], Translation]:
     def register(translation: Translation) -> Translation:
-        _TRANSLATIONS[name] = (translation, defaults)
+        exact = {
+            k: float(np.float32(v)) if isinstance(v, float) else v for k, v in defaults.items()
+        }
+        _TRANSLATIONS[name] = (translation, exact)
         return translation
 
     return register

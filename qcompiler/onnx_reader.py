@@ -4,7 +4,7 @@ A file is hostile until shown otherwise. Whatever is wrong with it is one `Error
 not support is told at once. Nothing of it reaches onnx's native checker or shape inference, and no
 memory is taken that the file does not fill.
 
-Constant conditions (`If`) and functions are inlined; inputs with an initializer are constants; what
+Functions and constant conditions (`If`) are inlined; inputs with an initializer are constants; what
 no output needs is not looked at. Differences between opsets live in `onnx_opsets`, ONNX's schemas
 in `onnx_schema`, inputs in `onnx_inputs`, tensors in `onnx_tensors`.
 """
@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -257,22 +258,35 @@ class _Reader:
             call = Call(proto.op_type, tuple(inputs), given, len(proto.output), 0, name)
             with _Malformed(where):
                 return onnx_contrib.translate(call)
-        spec = schema(proto.op_type, scope.opsets[domain])
+        return self.operator(proto, inputs, attributes, name, scope)
+
+    def operator(
+        self,
+        proto: NodeProto,
+        inputs: Sequence[Node | None],
+        attributes: Sequence[AttributeProto],
+        name: str,
+        scope: _Scope,
+    ) -> Node | Sequence[Value]:
+        """An operator of ONNX's own on its inputs -> a node, or the values of its outputs."""
+        where = f"{name} ({proto.op_type})"
+        opset = scope.opsets[""]
+        spec = schema(proto.op_type, opset)
         if spec is None:
-            raise Unsupported(f"not in opset {scope.opsets[domain]}", where=where)
+            raise Unsupported(f"not in opset {opset}", where=where)
         attrs = checked_attributes(spec, attributes, self.external, where)
         check_inputs(spec, inputs, where)
         if proto.op_type == "Constant":
             return constant_of(attrs, proto.output[0] if proto.output else name, where)
         if proto.op_type == "If":
-            return self.branch(attributes, inputs, name, scope)
-        body = function_body(proto.op_type, scope.opsets[domain])
+            return self.choice(attributes, inputs, name, scope)
+        body = function_body(proto.op_type, opset)
         if body is not None and not (proto.op_type in OPERATORS or adapted(proto.op_type)):
             return self.call_function(body, inputs, attributes, name, scope)
         read = max((i for i, o in enumerate(proto.output, 1) if o in scope.read), default=0)
         call = Call(proto.op_type, tuple(inputs), attrs, len(proto.output), read, name)
         with _Malformed(where):
-            return finish(newest(call, scope.opsets[domain]))
+            return finish(newest(call, opset))
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Unsupported where we have no meaning for an operator."""
@@ -290,21 +304,50 @@ class _Reader:
         if domain or not (known or function_body(op, opset) is not None):
             raise Unsupported("unknown operator", where=where)
 
-    def branch(
+    def choice(
         self,
         attributes: Sequence[AttributeProto],
         inputs: Sequence[Node | None],
         name: str,
         scope: _Scope,
     ) -> Sequence[Value]:
-        """An If whose condition is a constant -> the outputs of the branch it takes."""
-        condition = known_value(inputs[0])
-        if condition is None or condition.size != 1:
-            raise Unsupported("its condition is not a constant", where=f"{name} (If)")
-        taken = "then_branch" if condition.any() else "else_branch"
-        graph = next(a.g for a in attributes if a.name == taken)
+        """An If -> the outputs of the branch that a constant condition takes.
+
+        Where only the run tells, both are computed (they have no effects) and one result is picked.
+        """
+        where = f"{name} (If)"
+        graphs = {a.name: a.g for a in attributes}
+        condition = inputs[0]
+        assert condition is not None
+        known = known_value(condition)
+        if known is not None:
+            taken = "then_branch" if known.any() else "else_branch"
+            return self.branch(graphs[taken], name, scope)
+        sides = [
+            self.branch(graphs[key], f"{name}/{key}", scope)
+            for key in ("then_branch", "else_branch")
+        ]
+        if len(sides[0]) != len(sides[1]):
+            raise Error("its branches have unlike numbers of outputs", where=where)
+        no_dims = constant(np.zeros(0, np.int64), f"{name}.no_dims")
+        scalar = make("Reshape", condition, no_dims, name=f"{name}.condition")
+        picked: list[Value] = []
+        for index, (yes, no) in enumerate(zip(*sides, strict=True)):
+            if not isinstance(yes, Node) or not isinstance(no, Node):
+                picked.append(_Missing())
+            elif yes.type != no.type:
+                types = f"{yes.type} and {no.type}"
+                raise Unsupported(
+                    f"a condition known at run time only, between {types}", where=where
+                )
+            else:
+                picked.append(make("Where", scalar, yes, no, name=f"{name}.{index}"))
+        return picked
+
+    def branch(self, graph: GraphProto, name: str, scope: _Scope) -> Sequence[Value]:
+        """The outputs of one branch."""
         if graph.input:
-            raise Error("a branch cannot have inputs", where=f"{name} (If)")
+            raise Error("a branch cannot have inputs", where=name)
         inner = _Scope(
             scope.opsets,
             initializers=_initializers(graph),
@@ -313,7 +356,7 @@ class _Reader:
             prefix=f"{name}/",
             depth=scope.depth + 1,
         )
-        return self.body(graph.node, [o.name for o in graph.output], inner, f"{name} (If)")
+        return self.body(graph.node, [o.name for o in graph.output], inner, name)
 
     def call_function(
         self,

@@ -158,8 +158,10 @@ def check_inputs(spec: Schema, inputs: Sequence[Node | None], where: str) -> Non
     """An Error where the schema does not take so many inputs, or not of these dtypes."""
     count = len(inputs)
     if not spec.min_inputs <= count <= spec.max_inputs:
-        at_most = "" if spec.max_inputs > 1 << 20 else f" to {spec.max_inputs}"
-        raise Error(f"{count} inputs where {spec.min_inputs}{at_most} are needed", where=where)
+        endless = spec.max_inputs > 1 << 20
+        most = " or more" if endless else f" to {spec.max_inputs}"
+        needed = f"{spec.min_inputs}{most if spec.max_inputs > spec.min_inputs else ''}"
+        raise Error(f"{count} inputs where {needed} are needed", where=where)
     bound: dict[str, str] = {}
     for index, node in enumerate(inputs):
         formal = spec.inputs[min(index, len(spec.inputs) - 1)]

@@ -19,6 +19,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array, Attr, Graph, Node, Type, numpy_dtype
 from qcompiler.onnx_schema import DTYPE_ATTRIBUTES, Schema, schema
 from qcompiler.onnx_tensors import CODES, encode
+from qcompiler.ops import OPERATORS
 
 OPSET = 26
 IR_VERSION = 13
@@ -95,6 +96,7 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.taken = {i.name for i in graph.inputs} | set(graph.output_names)
+        self.called: set[str] = set()
         self.names: dict[Node, str] = {}
         self.items: dict[Node, dict[int, str]] = {}
         self.nodes: list[NodeProto] = []
@@ -139,12 +141,7 @@ class _Writer:
 
     def unique(self, name: str) -> str:
         """A value's name that no other has."""
-        unique, count = name, 1
-        while unique in self.taken:
-            count += 1
-            unique = f"{name}_{count}"
-        self.taken.add(unique)
-        return unique
+        return _unique(name, self.taken)
 
     def add(
         self,
@@ -159,8 +156,11 @@ class _Writer:
         if spec is None:
             hint = "write the graph before the layout stage"
             raise Error(f"ONNX has no operator {op}", where=name, hint=hint if op.islower() else "")
-        node = NodeProto(op_type=op, name=name, input=inputs, output=outputs)
-        node.attribute.extend(_attributes(spec, attrs, f"{name} ({op})"))
+        called = (
+            _unique(name, self.called) if name else ""
+        )  # onnxruntime refuses two nodes of one name
+        node = NodeProto(op_type=op, name=called, input=inputs, output=outputs)
+        node.attribute.extend(_attributes(op, spec, attrs, f"{name} ({op})"))
         self.nodes.append(node)
 
     def weight(self, what: str, array: Array) -> str:
@@ -238,18 +238,37 @@ _OWN: Mapping[str, Callable[[_Writer, Node], None]] = {
 }
 
 
+def _unique(name: str, taken: set[str]) -> str:
+    """A name, or the name with a number, that is not taken yet; it then is."""
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f"{name}_{count}"
+    taken.add(unique)
+    return unique
+
+
 def _info(name: str, type: Type) -> ValueInfoProto:
     if type.dtype not in CODES:
         raise Error(f"ONNX has no tensors of {type.dtype}", where=name)
     return helper.make_tensor_value_info(name, CODES[type.dtype], list(type.shape))
 
 
-def _attributes(spec: Schema, attrs: Mapping[str, Attr], where: str) -> Iterator[AttributeProto]:
-    """Our attributes -> ONNX's, of the types that its schema wants; None ones are left out."""
+def _attributes(
+    op: str, spec: Schema, attrs: Mapping[str, Attr], where: str
+) -> Iterator[AttributeProto]:
+    """Our attributes -> ONNX's, of the types that its schema wants.
+
+    None is left out, and so are defaults: onnxruntime does not know the newest attributes.
+    """
     for key, value in sorted(attrs.items()):
         if value is None or key == "outputs":  # how many it makes: ONNX counts the names
             continue
+        if not isinstance(value, np.ndarray) and value == spec.defaults.get(key):
+            continue
         kind = spec.attributes.get(key)
+        if kind is None and value == OPERATORS[op].defaults.get(key):
+            continue  # newer than the opset
         if kind is None:
             raise Error(f"ONNX has no attribute {key!r}", where=where)
         if key in DTYPE_ATTRIBUTES and isinstance(value, str):
