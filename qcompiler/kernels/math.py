@@ -100,22 +100,11 @@ class TirMath:
         if a.dtype == "bool":
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
-            return self._wrapping(sign, a, b)
+            return self.vec(tir.wrapping(sign, a.expr, b.expr))
         made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
             made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
         return self.vec(made)
-
-    def _wrapping(self, sign: str, a: Vec, b: Vec) -> Vec:
-        """Done in the dtype of the other signedness.
-
-        TVM tells LLVM that neither kind overflows; what LLVM concludes from that about one kind
-        it can hardly use about the other.
-        """
-        other = a.dtype.removeprefix("u") if a.dtype.startswith("u") else f"u{a.dtype}"
-        x, y = (tir.reinterpret(v.expr, other) for v in (a, b))
-        made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](x, y)
-        return self.vec(tir.reinterpret(made, a.dtype))
 
     def fma(self, a: Vec, b: Any, c: Any) -> Vec:
         """a * b + c in one rounding: never for a formula's own signs."""
@@ -137,21 +126,24 @@ class TirMath:
         a, b = self.join(a, b)
         if a.is_float:
             return self.trunc(self.divide(a, b))
-        size = tir.bits(a.dtype)
-        none = b == 0
-        one = self.like(1, b)
-        if size == 64:
-            # A lane at a time; x / -1, which may trap, is 0 - x.
-            minus = (b == -1) if a.is_signed else none
-            quotient = self.vec(tirx.Div(a.expr, self.where(none | minus, one, b).expr))
-            quotient = self.where(minus, self.negative(a), quotient) if a.is_signed else quotient
-        else:
-            # The float quotient, cut off, is right: a true quotient that is not whole is 1/b or
-            # more away from the next whole number, far more than its rounding error.
-            wide = "float64" if size == 32 else "float32"
-            ratio = self.cast(a, wide) / self.cast(self.where(none, one, b), wide)
-            quotient = self.cast(self.cast(ratio, "int64" if size == 32 else "int32"), a.dtype)
-        return self.where(none, 0, quotient)
+        if tir.bits(a.dtype) == 64:
+            return self.where(b == 0, 0, self._divide_long(a, b))
+        # The float quotient, cut off, is right: a true quotient that is not whole is 1/b or more
+        # away from the next whole number, far more than its rounding error.
+        long = tir.bits(a.dtype) == 32
+        wide, whole = ("float64", "int64") if long else ("float32", "int32")
+        ratio = self.cast(a, wide) / self.cast(self.where(b == 0, 1, b), wide)
+        return self.where(b == 0, 0, self.cast(self.cast(ratio, whole), a.dtype))
+
+    def _divide_long(self, a: Vec, b: Vec) -> Vec:
+        """64 bits, a lane at a time, of absolute values: neither zero nor -1 may trap. The divisor
+        1 instead of 0 is a maximum, because LLVM (22) drops a choice that is made again later.
+        """
+        sign = (a ^ b) >> 63 if a.is_signed else None
+        x, y = (self.bits(self.abs(v), "uint64") for v in (a, b))
+        y = self.llvm("llvm.umax", y, self.like(1, y))
+        quotient = self.bits(self.vec(tirx.Div(x.expr, y.expr)), a.dtype)
+        return quotient if sign is None else (quotient ^ sign) - sign
 
     def floor_div(self, a: Any, b: Any) -> Vec:
         """Towards minus infinity."""
@@ -176,7 +168,7 @@ class TirMath:
         """With the sign of the dividend, as C's; for floats exact while |a / b| < 2^52."""
         a, b = self.join(a, b)
         if not a.is_float:
-            return self.binary("-", a, self.trunc_div(a, b) * b)
+            return self.where(b == 0, 0, a - self.trunc_div(a, b) * b)
         if a.dtype != "float64":
             return self.cast(self.fmod(self.cast(a, "float64"), self.cast(b, "float64")), a.dtype)
         x, y = self.abs(a), self.abs(b)
@@ -253,19 +245,30 @@ class TirMath:
         return self.vec(tirx.Select(condition.expr, a.expr, b.expr), a.dtype)
 
     def max(self, a: Any, b: Any) -> Vec:
-        """One instruction. A NaN in `b` or beside a constant comes through, else it may not."""
+        """NaN beside anything is NaN; one instruction beside a scalar, whose NaN does not count."""
         return self._extreme(tirx.GT, a, b)
 
     def min(self, a: Any, b: Any) -> Vec:
-        """One instruction; NaN as `max`."""
+        """NaN as `max`."""
         return self._extreme(tirx.LT, a, b)
 
+    def larger(self, a: Any, b: Any) -> Vec:
+        """`max` in one instruction: a NaN in `b` comes through, one in `a` does not."""
+        return self._choose(tirx.GT, a, b)
+
     def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
+        if b.value is not None or b.lanes < a.lanes:
+            a, b = b, a
+        chosen = self._choose(better, a, b)
+        if not a.is_float or a.value is not None or a.lanes < b.lanes:
+            return chosen
+        return self.where(self.is_nan(a), a, chosen)
+
+    def _choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
         a, b = self.join(a, b)
         if a.dtype in _NARROW:
-            return self._wide(lambda x, y: self._extreme(better, x, y), a, b)
-        if b.value is not None:
-            a, b = b, a
+            return self._wide(lambda x, y: self._choose(better, x, y), a, b)
         return self.where(self.vec(better(a.expr, b.expr), "bool"), a, b)
 
     def clip(self, x: Vec, low: Any, high: Any) -> Vec:
