@@ -315,7 +315,8 @@ def _(node: Node) -> Type:
 
 
 @operator("Einsum", equation=required())
-def einsum(node: Node, *xs: Numbers) -> Numbers:
+def einsum(node: Node, first: Numbers, *rest: Numbers) -> Numbers:
+    xs = (first, *rest)
     wide = [x.astype(_SUMS.get(x.dtype.name, x.dtype)) for x in xs]
     sums = np.einsum(_compact(node), *wide, optimize=len(xs) > 1)
     return np.asarray(sums).astype(xs[0].dtype)

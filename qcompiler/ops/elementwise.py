@@ -11,8 +11,8 @@ import ml_dtypes
 
 from qcompiler.errors import Error
 from qcompiler.ir import Node, Type, numpy_dtype
-from qcompiler.ops.math import Math, V
-from qcompiler.ops.registry import broadcast, elementwise
+from qcompiler.ops.math import NUMPY, Math, V
+from qcompiler.ops.registry import Numbers, broadcast, elementwise, operator, typed
 
 # Arithmetic.
 
@@ -312,13 +312,14 @@ _FLOAT8 = {
 
 
 def _cast_type(node: Node) -> Type:
+    x, to = node.operands[0].type, node.str("to")
     try:
-        dtype = numpy_dtype(node.str("to"))
-    except TypeError as e:
-        raise Error(f"there is no type {node.attrs['to']!r}") from e
-    if "string" in (node.str("to"), node.operands[0].dtype) or dtype.kind in "cOSU":
-        raise Error(f"a cast from {node.operands[0].dtype} to {node.attrs['to']} is not supported")
-    return Type(node.str("to"), node.operands[0].shape)
+        known = numpy_dtype(to).kind not in "cOSU"
+    except TypeError:
+        known = False
+    if not known or x.dtype == "string":
+        raise Error(f"a cast from {x.dtype} to {to} is not supported")
+    return Type(to, x.shape)
 
 
 @elementwise("Cast", types=_cast_type)
@@ -330,6 +331,20 @@ def cast(m: Math, x: V, *, to: str, saturate: int = 1, round_mode: str = "up") -
     if saturate and to in _FLOAT8:
         x = m.clip(m.cast(x, "float32"), -_FLOAT8[to], _FLOAT8[to])
     return m.cast(x, to)
+
+
+@operator("CastLike", saturate=1, round_mode="up")
+def cast_like(node: Node, x: Numbers, like: Numbers) -> Numbers:
+    values = cast(NUMPY, NUMPY.widen(x), to=node.dtype, saturate=node.int("saturate"))
+    return NUMPY.finish(values, node.dtype)
+
+
+@typed(cast_like)
+def _(node: Node) -> Type:
+    x, like = node.operands
+    if "string" in (x.dtype, like.dtype):
+        raise Error(f"a cast from {x.dtype} to {like.dtype} is not supported")
+    return Type(like.dtype, x.shape)
 
 
 # Activations.

@@ -152,6 +152,8 @@ def squeeze(node: Node, x: Numbers, axes: Numbers | None = None) -> Numbers:
 def _(node: Node) -> Type:
     x, axes = node.operands[0].type, optional(node, 1)
     if axes is None:
+        if not x.static:
+            raise Error(f"which dimensions of {x} are 1 is not known", hint="name the axes")
         return Type(x.dtype, tuple(d for d in x.shape if d != 1))
     known = known_ints(axes)
     if known is None:
