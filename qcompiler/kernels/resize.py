@@ -1,1 +1,206 @@
-"""resize: being written by the lead (not the kernels colleague)."""
+"""Resize regions -> TIR: every output pixel is a weighted sum of a few input pixels, all known now.
+
+Which inputs an output sees along an axis, and with what weights, is asked of the operator's numpy
+meaning: it is applied to the columns of a unit matrix, one resized axis after the other. The answer
+(offsets and weights, a few for every output index) takes the place of the constant that held the
+scales or sizes. So every mode and coordinate transformation of ONNX is served alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Node, constant
+from qcompiler.isa import Device
+from qcompiler.kernels import tir
+from qcompiler.kernels.draft import Draft, refuse
+from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tir import Value
+from qcompiler.kernels.vec import Vec
+from qcompiler.ops import make, meaning
+from qcompiler.ops.evaluate import known_value
+
+_MOST_TAPS = 64
+"""Input pixels for one output pixel, over all axes, that are worth unrolling."""
+
+
+@kernel("Resize")
+def resize(region: Region, device: Device) -> Kernel | Skip:
+    """Any mode; the last axis stays as it is (with channels last it always does)."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    given = [i for i in root.inputs[1:] if i is not None and i.type.size]
+    if len(given) != 1 or (len(root.inputs) > 1 and root.inputs[1] in given):
+        return Skip("a region of interest")
+    if known_value(given[0]) is None:
+        return Skip("scales that are not known")
+    if root.str("keep_aspect_ratio_policy") != "stretch":
+        return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
+    if 0 in root.type.dims:
+        return Skip("nothing to resize")
+    axes = [a for a, (i, o) in enumerate(_sizes(root)) if i != o]
+    if root.type.rank - 1 in axes:
+        return Skip("the last axis is resized")
+    taps = [axis_taps(root, given[0], a) for a in axes]
+    if np.prod([t.count for t in taps]) > _MOST_TAPS:
+        return Skip(f"more than {_MOST_TAPS} inputs for one output")
+    return _Resize(region, device, given[0], axes, taps).kernel()
+
+
+def _sizes(root: Node) -> list[tuple[int, int]]:
+    """(input, output) size of every axis."""
+    return list(zip(root.operands[0].type.dims, root.type.dims, strict=True))
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Along one axis: the input index and the weight of each of `count` taps of every output."""
+
+    index: NDArray[np.int32]
+    weight: NDArray[np.float32]
+
+    @property
+    def count(self) -> int:
+        """Taps of one output."""
+        return self.index.shape[1]
+
+
+def axis_taps(root: Node, given: Node, axis: int) -> Taps:
+    """A Resize, its scales or sizes, an axis -> what each output index along it is made of."""
+    size, count = _sizes(root)[axis]
+    attrs = {k: v for k, v in root.attrs.items() if k != "axes"}
+    listed = root.attrs["axes"]
+    place = axis if listed is None else [a % root.type.rank for a in root.ints("axes")].index(axis)
+    values = known_value(given)
+    assert values is not None
+    fixed = np.ones(2, values.dtype) if values.dtype.kind == "f" else np.full(2, size, values.dtype)
+    fixed[0] = values.reshape(-1)[place]
+    scales = given in root.inputs[2:3]
+    chosen = (None, constant(fixed)) if scales else (None, None, constant(fixed))
+    unit = constant(np.eye(size, dtype=np.float32))
+    alone = make("Resize", unit, *chosen, **attrs)
+    arrays = tuple(None if i is None else i.array for i in alone.inputs)
+    matrix = np.asarray(meaning(alone, arrays)[0], np.float32)
+    most = int((matrix != 0).sum(axis=1).max(initial=1))
+    index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
+    weight = np.take_along_axis(matrix, index, axis=1)
+    assert matrix.shape == (count, size)
+    return Taps(index, weight)
+
+
+class _Resize:
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, given: Node, axes: list[int], taps: list[Taps]
+    ) -> None:
+        root = region.root
+        assert root is not None
+        self.root, self.given, self.axes, self.taps = root, given, axes, taps
+        shape = "x".join(map(str, root.type.dims))
+        self.d = Draft(f"resize_{root.str('mode')}_{shape}", region, device)
+        self.b, self.m = self.d.b, self.d.m
+        self.copies = root.str("mode") == "nearest"
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        d, b, dims = self.d, self.b, self.root.type.dims
+        rows = int(np.prod(dims[:-1]))
+        pixels = int(np.prod([t.count for t in self.taps]))
+        moved = self.root.type.bytes * (1 + pixels)
+        count = tasks(d.device, moved / BYTES_PER_NS, rows)
+        with share(b, count, rows) as (first, turns):
+            self.before, self.after = d.before, d.after
+            self.lanes = min(self.before.lanes(), self.after.lanes())
+            if not self.copies:
+                self.lanes = min(self.lanes, d.isa.lanes(4))
+            with b.serial(turns, "row", first) as row:
+                self._row(row)
+        at = d.region.inputs.index(self.given)
+        return d.kernel(tasks=count, pack={at: self._table})
+
+    def _table(self, _: Array) -> Array:
+        """For every axis: indices, then weights, as 32-bit words in elements of `given`."""
+        parts = [p for t in self.taps for p in (t.index, t.weight.view(np.int32))]
+        words = np.concatenate([p.reshape(-1) for p in parts] or [np.zeros(1, np.int32)])
+        return words.astype(np.int64) if self.given.dtype == "int64" else words
+
+    def _word(self, at: Value) -> Value:
+        """One word of the table."""
+        pointer = self.d.pointers[self.given]
+        if self.given.dtype == "int64":
+            return tir.cast(pointer.load(at), "int32")
+        return pointer.view("int32").load(at)
+
+    def _row(self, row: Value) -> None:
+        """One output pixel: all of its last axis."""
+        b, dims = self.b, self.root.type.dims
+        place = indices(b, row, dims[:-1])
+        found = self._sources(place)
+        after = self.after.row(row)
+        sources = [(self.before.row(source), weight) for source, weight in found]
+
+        def body(column: Value, count: int) -> None:
+            total: Vec | None = None
+            for source, weight in sources:
+                value = self.before.at(source, column, self.lanes, count)
+                if weight is not None:
+                    wide = self.m.cast(value, "float32")
+                    value = wide * self.m.vec(tir.broadcast(weight, self.lanes))
+                total = value if total is None else total + value
+            assert total is not None
+            if not self.copies:
+                total = (
+                    self.m.saturate(total, self.root.dtype) if "int" in self.root.dtype else total
+                )
+            value = self.m.cast(total, self.root.dtype)
+            self.d.put(self.after, after, row * dims[-1] + column, column, count, value)
+
+        sweep(b, dims[-1], self.lanes, body)
+
+    def _sources(self, place: list[Value]) -> list[tuple[Value, Value | None]]:
+        """An output pixel -> (input pixel, weight) of every tap; no weight where it is 1."""
+        b = self.b
+        options: list[list[tuple[Value, Value | None]]] = []
+        start = 0
+        at = {a: i for i, a in enumerate(self.axes)}
+        for axis, index in enumerate(place):
+            if axis not in at:
+                options.append([(index, None)])
+                continue
+            taps = self.taps[at[axis]]
+            weights = start + taps.index.size
+            steps = [b.let(index * taps.count + t, "tap") for t in range(taps.count)]
+            options.append(
+                [
+                    (
+                        b.let(self._word(s + start), "source"),
+                        None
+                        if self.copies
+                        else tir.reinterpret(self._word(s + weights), "float32"),
+                    )
+                    for s in steps
+                ]
+            )
+            start = weights + taps.weight.size
+        sizes = self.root.operands[0].type.dims
+        found = []
+        for chosen in product(*options):
+            flat: Value = tir.const(0)
+            weight: Value | None = None
+            for (index, part), size in zip(chosen, sizes, strict=False):
+                flat = flat * size + index
+                if part is not None:
+                    weight = part if weight is None else weight * part
+            found.append(
+                (b.let(flat, "pixel"), None if weight is None else b.let(weight, "weight"))
+            )
+        return found

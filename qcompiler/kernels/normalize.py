@@ -1,0 +1,1 @@
+"""normalize: being written by the lead (not the kernels colleague)."""

@@ -1,0 +1,1 @@
+"""reduce: being written by the lead (not the kernels colleague)."""
