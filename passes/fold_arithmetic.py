@@ -13,8 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.ir import Node
-from qcompiler.matching import FLOATS, const
+from qcompiler.matching import FLOATS, const, exact
 from qcompiler.ops import make
+from qcompiler.ops.registry import Numbers
 from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 
 
@@ -22,7 +23,7 @@ from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 def fold_difference(sub: Node) -> Node | None:
     """x - c -> x + (-c)."""
     x, c = sub.operands
-    return make("Add", x, const(-c.array, like=c)) if c.dtype in FLOATS else None
+    return make("Add", x, const(-exact(c), like=c)) if c.dtype in FLOATS else None
 
 
 @rule(op("Div", ANY, CONST))
@@ -31,10 +32,10 @@ def fold_exact_division(div: Node) -> Node | None:
     x, c = div.operands
     if c.dtype not in FLOATS:
         return None
-    values = c.array.astype(np.float64)
+    values = exact(c)
     mantissa, exponent = np.frexp(values)
-    exact = np.all((np.abs(mantissa) == 0.5) & (np.abs(exponent) < 14))
-    return make("Mul", x, const(1 / values, like=c)) if exact and values.size else None
+    powers = np.all((np.abs(mantissa) == 0.5) & (np.abs(exponent) < 14))
+    return make("Mul", x, const(1 / values, like=c)) if powers and values.size else None
 
 
 @rule(op("Add", op("Add", ANY, CONST, commutes=True), CONST, commutes=True))
@@ -52,8 +53,10 @@ def fold_product_of_constants(outer: Node, inner: Node) -> Node | Skip:
 def _together(outer: Node, inner: Node) -> Node | Skip:
     d = next(i for i in outer.operands if i is not inner)
     x, c = inner.operands if inner.operands[1].is_constant else inner.operands[::-1]
+    left: Numbers = c.array
+    right: Numbers = d.array
     with np.errstate(over="ignore", invalid="ignore"):
-        both = c.array + d.array if outer.op == "Add" else c.array * d.array
+        both = left + right if outer.op == "Add" else left * right
     if both.size > max(c.array.size, d.array.size, 1):
         return Skip("the two constants broadcast to a larger one")
     if c.dtype in FLOATS and not np.all(np.isfinite(both.astype(np.float64))):

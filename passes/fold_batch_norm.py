@@ -2,8 +2,9 @@
 
 BatchNormalization(x, gamma, beta, mean, var)  ->  x * s + (beta - mean * s)
 
-where s = gamma / sqrt(var + epsilon), one number for each channel (axis 1). `fold_scale` and `fold_bias` then fold the
-product and the sum into a convolution or matrix product that x comes from.
+where s = gamma / sqrt(var + epsilon), one number for each channel (axis 1). `fold_scale` and
+`fold_bias` then fold the product and the sum into a convolution or matrix product that x comes
+from.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 def fold_batch_norm(batch_norm: Node) -> Node | Skip:
     """One product and one sum for each element, of numbers made here."""
     x, *parameters = batch_norm.operands
-    if batch_norm.attrs.get("training_mode") or len(batch_norm.types) > 1:
-        return Skip("it is set to train")
     gamma, beta, mean, var = (p.array.astype(np.float64) for p in parameters)
     if np.any(var + batch_norm.float("epsilon") <= 0):
         return Skip("the variance is negative")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.ir import Node
-from qcompiler.matching import const, input_at, per_channel, rebuilt
+from qcompiler.matching import const, exact, input_at, per_channel, rebuilt
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
 
@@ -17,11 +17,11 @@ def fold_bias(add: Node, conv: Node) -> Node | Skip:
     """Conv(x, w, b) + c -> Conv(x, w, b + c)."""
     c = next(i for i in add.operands if i is not conv)
     b = input_at(conv, 2)
-    flat = per_channel(c.array.astype(np.float64), conv.type.rank, 1)
+    flat = per_channel(exact(c), conv.type.rank, 1)
     if flat is None or add.type != conv.type or not isinstance(conv.shape[1], int):
         return Skip("what is added is not one number for each channel")
     if b is not None and not b.is_constant:
         return Skip("the bias is not constant")
-    bias = flat + (0 if b is None else b.array.astype(np.float64))
+    bias = flat + (0 if b is None else exact(b))
     bias = np.broadcast_to(bias, (conv.shape[1],))
     return rebuilt(conv, (*conv.operands[:2], const(bias, like=conv)))

@@ -49,7 +49,7 @@ def fold_min_of_max(outer: Node, inner: Node) -> Node | Skip | None:
 
 @rule(op("Clip|Relu|Max|Min", op(BOUNDED, shared=True), OPTIONAL, OPTIONAL))
 def fold_bounds(outer: Node, inner: Node) -> Node | Skip | None:
-    """Clip(Clip(x, a, b), c, d) -> Clip(x, max(a, c), min(b, d)); nothing where it cuts nothing off."""
+    """Clip(Clip(x, a, b), c, d) -> Clip(x, max(a, c), min(b, d)), or less."""
     if outer.op in ("Max", "Min") and len(outer.inputs) != 2:
         return None
     limits, known = _bounds(outer), _bounds(inner)
@@ -107,11 +107,10 @@ def _bounds(node: Node) -> tuple[float, float] | None:
     if None in values:
         return None
     lowest, highest = number(low), number(high)
-    limits = (
+    return (
         -math.inf if lowest is None or lowest <= -FLOAT32_MAX else lowest,
         math.inf if highest is None or highest >= FLOAT32_MAX else highest,
     )
-    return limits
 
 
 def _bound(value: float, like: Node) -> Node | None:

@@ -2,8 +2,10 @@
 
 op(constant, ...)  ->  constant          Shape(x)  ->  constant, where x's shape is known
 
-A result may be no larger than `max_bytes`, no more than `growth` times what it is made of unless it is small, and all
-results together no more than `total_bytes`: a hostile Expand, Tile, Range or ConstantOfShape stays as it is.
+A hostile Expand, Tile, Range or ConstantOfShape cannot fill memory: a result has at most
+`max_bytes`, those that are more than `growth` times what they are made of have at most
+`grown_bytes` together, and all of them have at most `total_bytes` beyond four times what the model
+holds.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ import numpy as np
 from qcompiler.ir import Array, Graph, Node, constant, substitute
 from qcompiler.ops import meaning
 from qcompiler.rewrite import Explain, graph_pass
-
-SMALL_BYTES = 1 << 20
 
 KEPT = frozenset(
     {
@@ -33,22 +33,25 @@ KEPT = frozenset(
 class FoldConstants:
     """op(constant, ...) -> constant, within a budget of bytes."""
 
-    max_bytes: int = 256 << 20
+    max_bytes: int = 512 << 20
+    grown_bytes: int = 768 << 20
     total_bytes: int = 1 << 30
     growth: float = 8.0
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
         """Inputs first, so a whole chain of constants is gone in one walk."""
-        return substitute(graph, _Folding(self).change)
+        held = sum(n.type.bytes for n in graph.nodes if n.is_constant)
+        return substitute(graph, _Folding(self, self.total_bytes + 4 * held).change)
 
 
 class _Folding:
     """One walk: the bytes made so far, and the outputs of nodes that have several."""
 
-    def __init__(self, options: FoldConstants) -> None:
+    def __init__(self, options: FoldConstants, budget_bytes: int) -> None:
         self.options = options
-        self.made_bytes = 0
+        self.budget_bytes = budget_bytes
+        self.grown_bytes = options.grown_bytes
         self.outputs: dict[Node, tuple[Array, ...] | None] = {}
 
     def change(self, node: Node) -> Node:
@@ -61,7 +64,7 @@ class _Folding:
         return node if outputs is None else _constant(outputs[0], node)
 
     def evaluated(self, node: Node) -> tuple[Array, ...] | None:
-        """The outputs of a node that only constants decide; None for others and those past the budget."""
+        """The outputs of a node that only constants decide, if the budget allows."""
         if node.op in ("Shape", "Size"):
             source = node.operands[0].type
             return (
@@ -79,11 +82,12 @@ class _Folding:
             size = sum(t.bytes for t in node.types)
         else:  # as many as there are nonzeros, say: no more than it reads, an index for each axis
             size = read * 8 * 8
-        if size > SMALL_BYTES and size > self.options.growth * read:
-            return self.skip(node, f"{size} bytes out of {read}")
-        if size > self.options.max_bytes or size + self.made_bytes > self.options.total_bytes:
-            return self.skip(node, f"{size} bytes are more than the budget of constants")
-        self.made_bytes += size
+        grown = size if size > self.options.growth * read else 0
+        if size > min(self.options.max_bytes, self.budget_bytes) or grown > self.grown_bytes:
+            self.skip(node, f"{size} bytes out of {read} are more than the budget of constants")
+            return None
+        self.budget_bytes -= size
+        self.grown_bytes -= grown
         return meaning(node, tuple(None if i is None else i.array for i in node.inputs))
 
     def skip(self, node: Node, reason: str) -> None:

@@ -8,7 +8,7 @@ A transposed constant is transposed here; alpha and beta go into constants, or s
 from __future__ import annotations
 
 from qcompiler.ir import Node
-from qcompiler.matching import const, input_at, transpose
+from qcompiler.matching import const, exact, input_at, transpose
 from qcompiler.ops import make
 from qcompiler.rewrite import op, rule
 
@@ -34,5 +34,5 @@ def _scaled(x: Node, factor: float) -> Node:
     if factor == 1:
         return x
     if x.is_constant:
-        return const(x.array * factor, like=x)
+        return const(exact(x) * factor, like=x)
     return make("Mul", x, const(factor, like=x))

@@ -1,7 +1,8 @@
 """Drop what changes nothing.
 
-Identity(x), Dropout(x), Cast(x) to its own dtype, Transpose(x) in order, Reshape(x) to its own shape  ->  x
-Slice(x) of everything, Pad(x) by nothing, Expand(x), Tile(x), Resize(x) to its own size, Concat(x)  ->  x
+Identity(x), Dropout(x), Cast(x) to its own dtype, Transpose(x) in order  ->  x
+Reshape(x), Expand(x), Tile(x), Resize(x) to its own shape                ->  x
+Slice(x) of everything, Pad(x) by nothing, Concat(x)                      ->  x
 x + 0, x - 0, x * 1, x / 1, x ** 1  ->  x
 """
 
@@ -25,26 +26,15 @@ def fold_identity(identity: Node) -> Node:
 
 
 @rule(op("item", op("Dropout", shared=True)))
-def fold_dropout(item: Node, dropout: Node) -> Node | Skip | None:
+def fold_dropout(item: Node, dropout: Node) -> Node | None:
     """Dropout(x) -> x: nothing is dropped after training."""
-    if item.int("index") != 0:
-        return None
-    if _trains(dropout):
-        return Skip("it is set to drop in inference too")
-    return dropout.operands[0]
+    return dropout.operands[0] if item.int("index") == 0 else None
 
 
-@rule(op("Dropout", ANY, OPTIONAL, OPTIONAL))
-def fold_dropout_alone(dropout: Node) -> Node | Skip | None:
+@rule(op("Dropout"))
+def fold_dropout_alone(dropout: Node) -> Node | None:
     """Dropout(x) whose mask nobody reads -> x."""
-    if len(dropout.types) > 1:
-        return None
-    return Skip("it is set to drop in inference too") if _trains(dropout) else dropout.operands[0]
-
-
-def _trains(dropout: Node) -> bool:
-    mode = input_at(dropout, 2)
-    return mode is not None and not (mode.is_constant and not mode.array.any())
+    return dropout.operands[0] if len(dropout.types) == 1 else None
 
 
 @rule(op(SAME_WHEN_SAME_SHAPE))
@@ -96,10 +86,11 @@ def fold_resize_to_same(resize: Node) -> Node | Skip | None:
 @rule(op("MaxPool|AveragePool|max_pool|average_pool", ANY))
 def fold_pool_of_one(pool: Node) -> Node | None:
     """MaxPool(x), AveragePool(x) with windows of one element, each once -> x."""
-    ones = all(v == 1 for k in ("kernel_shape", "strides") for v in pool.ints(k))
-    return (
-        pool.operands[0] if ones and len(pool.types) == 1 and not any(pool.ints("pads")) else None
-    )
+    lists = [pool.attrs[k] for k in ("kernel_shape", "strides", "pads")]
+    ones, strides, pads = (v if isinstance(v, tuple) else () for v in lists)
+    if set(ones) != {1} or set(strides) - {1} or any(pads) or len(pool.types) > 1:
+        return None
+    return pool.operands[0]
 
 
 @rule(op(REDUCTIONS, ANY, OPTIONAL))

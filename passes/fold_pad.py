@@ -33,7 +33,7 @@ def fold_pad_into_max_pool(pool: Node, pad: Node) -> Node | Skip:
 @rule(op("AveragePool", op("Pad")))
 def fold_pad_into_average_pool(pool: Node, pad: Node) -> Node | Skip:
     """AveragePool(Pad(x, p, 0)) -> AveragePool(x, pads=p), counting the padding."""
-    if any(pool.ints("pads")) and not pool.int("count_include_pad"):
+    if any(own_pads(pool)) and not pool.int("count_include_pad"):
         return Skip("the pool leaves its own padding out of the average")
     padded = _padded(pool, pad, (0,))
     return padded if isinstance(padded, Skip) else rebuilt(padded, count_include_pad=1)
@@ -59,8 +59,13 @@ def _padded(node: Node, pad: Node, wanted: tuple[float | None, ...]) -> Node | S
         "ceil_mode"
     ):
         return Skip("the reader's own padding depends on its input's size")
-    pads = tuple(a + b for a, b in zip(node.ints("pads"), (*begins[2:], *ends[2:]), strict=True))
+    pads = tuple(a + b for a, b in zip(own_pads(node), (*begins[2:], *ends[2:]), strict=True))
     return rebuilt(node, (x, *node.inputs[1:]), pads=pads)
+
+
+def own_pads(node: Node) -> tuple[int, ...]:
+    """A convolution's or pool's pads; left out they are zeros."""
+    return node.ints("pads") if node.attrs["pads"] else (0,) * (2 * (node.operands[0].type.rank - 2))
 
 
 def _value(pad: Node) -> float | None:

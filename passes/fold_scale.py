@@ -1,9 +1,9 @@
 """Put a factor for each channel into the weights before it or after it.
 
-Conv(x, w, b) * s              ->  Conv(x, w * s, b * s)               s: a number, or one for each output channel
+Conv(x, w, b) * s              ->  Conv(x, w * s, b * s)       s: one number, or [O]
 MatMul(x, w) * s               ->  MatMul(x, w * s)
 (MatMul(x, w) + b) * s         ->  MatMul(x, w * s) + b * s
-Conv(x * s, w, b)              ->  Conv(x, w * s, b)                   s: a number, or one for each input channel
+Conv(x * s, w, b)              ->  Conv(x, w * s, b)           s: one number, or [C]
 MatMul(x * s, w)               ->  MatMul(x, s * w)
 
 Likewise for ConvTranspose, and for a division by s.
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.ir import Array, Node
-from qcompiler.matching import FLOATS, const, input_at, per_channel, rebuilt
+from qcompiler.ir import Node
+from qcompiler.matching import FLOATS, const, exact, input_at, per_channel, rebuilt
 from qcompiler.ops import make
+from qcompiler.ops.registry import Numbers
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
 CONV = op("Conv|ConvTranspose", ANY, CONST, OPTIONAL)
@@ -40,12 +41,12 @@ def _scaled_conv(root: Node, conv: Node) -> Node | Skip:
         return scale
     if b is not None and not b.is_constant:
         return Skip("the bias is not constant")
-    weights = w.array.astype(np.float64) * _output_factors(conv, w.array, scale)
-    bias = None if b is None else const(b.array.astype(np.float64) * scale, like=b)
+    weights = exact(w) * _output_factors(conv, exact(w), scale)
+    bias = None if b is None else const(exact(b) * scale, like=b)
     return rebuilt(conv, (x, const(weights, like=w), bias))
 
 
-def _output_factors(conv: Node, w: Array, scale: Array) -> Array:
+def _output_factors(conv: Node, w: Numbers, scale: Numbers) -> Numbers:
     """[C] or [1] factors of the output channels -> an array that broadcasts against the weights."""
     ones = (1,) * (w.ndim - 2)
     if scale.size == 1 or conv.op == "Conv":
@@ -76,7 +77,7 @@ def _scaled_matmul(root: Node, matmul: Node) -> Node | Skip:
         return scale
     if w.type.rank < 2:
         return Skip("the weights are a vector")
-    return rebuilt(matmul, (x, const(w.array.astype(np.float64) * scale, like=w)))
+    return rebuilt(matmul, (x, const(exact(w) * scale, like=w)))
 
 
 @rule(op("Mul", op("Add", op("MatMul", ANY, CONST), CONST, commutes=True), CONST, commutes=True))
@@ -90,15 +91,15 @@ def fold_scale_past_bias(mul: Node, add: Node, matmul: Node) -> Node | Skip:
     if matmul.type != add.type:
         return Skip("the sum is larger than the product")
     scaled = make("Mul", matmul, factor)
-    return make("Add", scaled, const(bias.array * factor.array, like=bias), name=add.name)
+    return make("Add", scaled, const(exact(bias) * exact(factor), like=bias), name=add.name)
 
 
-def _scale(root: Node, made: Node, rank: int, axis: int) -> Array | Skip:
+def _scale(root: Node, made: Node, rank: int, axis: int) -> Numbers | Skip:
     """What the root multiplies by, as [C] or [1] in float64."""
     factor = next(i for i in root.operands if i is not made)
     if root.dtype not in FLOATS:
         return Skip("integers wrap around")
-    flat = per_channel(factor.array.astype(np.float64), rank, axis)
+    flat = per_channel(exact(factor), rank, axis)
     if flat is None or root.type != made.type:
         return Skip("the factor is not one for each channel")
     if root.op == "Div":
@@ -114,7 +115,7 @@ def fold_input_scale_into_conv(conv: Node, mul: Node) -> Node | Skip:
     x, factor = mul.operands if mul.operands[1].is_constant else mul.operands[::-1]
     if x.type != mul.type or mul.dtype not in FLOATS:
         return Skip("the product is larger than what it multiplies")
-    scale = per_channel(factor.array.astype(np.float64), x.type.rank, 1)
+    scale = per_channel(exact(factor), x.type.rank, 1)
     if scale is None:
         return Skip("the factor is not one for each channel")
     w = conv.operands[1]
@@ -125,7 +126,7 @@ def fold_input_scale_into_conv(conv: Node, mul: Node) -> Node | Skip:
     else:
         scale = scale.reshape(1, 1)
     spatial = (1,) * (w.array.ndim - 2)
-    weights = w.array.astype(np.float64) * scale.reshape(*scale.shape, *spatial)
+    weights = exact(w) * scale.reshape(*scale.shape, *spatial)
     return rebuilt(conv, (x, const(weights, like=w), input_at(conv, 2)))
 
 
@@ -135,8 +136,8 @@ def fold_input_scale_into_matmul(matmul: Node, mul: Node) -> Node | Skip:
     x, factor = mul.operands if mul.operands[1].is_constant else mul.operands[::-1]
     if x.type != mul.type or mul.dtype not in FLOATS:
         return Skip("the product is larger than what it multiplies")
-    scale = per_channel(factor.array.astype(np.float64), x.type.rank, -1)
+    scale = per_channel(exact(factor), x.type.rank, -1)
     w = matmul.operands[1]
     if scale is None or w.type.rank < 2:
         return Skip("the factor is not one for each channel")
-    return rebuilt(matmul, (x, const(w.array.astype(np.float64) * scale.reshape(-1, 1), like=w)))
+    return rebuilt(matmul, (x, const(exact(w) * scale.reshape(-1, 1), like=w)))

@@ -6,8 +6,10 @@ x * Sigmoid(x)                                                ->  Swish(x)
 x * Clip(x + 3, 0, 6) / 6,  x * HardSigmoid(x)                ->  HardSwish(x)
 x * Tanh(Softplus(x)),  Max(x, 0.1 * x),  Log(1 + Exp(x))     ->  Mish, LeakyRelu, Softplus
 
-A tree of elementwise operators on one value x and on numbers is a function of one variable. It is evaluated at some
-points; the known function that has the same values there takes its place.
+A tree of elementwise operators on one value x and on numbers is a function of one variable. It is
+evaluated at some points; the known function that has the same values there takes its place. One
+that is a multiple of a known function (its 0.5 has gone into the weights of the next product, say)
+becomes that multiple.
 """
 
 from __future__ import annotations
@@ -20,13 +22,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.ir import Attr, Graph, Node
-from qcompiler.matching import FLOATS
+from qcompiler.matching import FLOATS, const
 from qcompiler.ops import OPERATORS, make
 from qcompiler.ops.math import NUMPY
 from qcompiler.rewrite import graph_pass
 
 Values = NDArray[np.float64]
-Guess = tuple[str, dict[str, Attr]]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """factor * name(x)."""
+
+    name: str
+    attrs: dict[str, Attr]
+    factor: float = 1.0
+
+    def of(self, x: Node, name: str) -> Node:
+        """The node that computes it."""
+        made = make(self.name, x, name=name, **self.attrs)
+        return made if self.factor == 1 else make("Mul", made, const(self.factor, like=x))
+
+    def values(self) -> Values:
+        """Its values at the points."""
+        with np.errstate(all="ignore"):
+            return evaluated(self.name, [POINTS], self.attrs).astype(np.float64) * self.factor
+
 
 MAX_NODES = 14
 """Mish of plain exponentials takes ten."""
@@ -37,12 +58,25 @@ TOLERANCE = 1e-4
 POINTS = np.array(
     [0.0, 1.0, -1.0, 0.25, -30.0, 30.0, *np.linspace(-9.7, 9.7, 41), -100.0, 100.0, 1e3, -1e3]
 )
-ZERO, ONE, MINUS_ONE, QUARTER, LOW = range(5)
+ZERO, ONE, MINUS_ONE, QUARTER, LOW, HIGH = range(6)
 """Where the points stand that parameters are read off."""
 
-CURVED = frozenset(
-    "Erf Tanh Sigmoid HardSigmoid Exp Log Softplus Max Min Clip Relu LeakyRelu Where Abs".split()
-)
+CURVED = {
+    "Abs",
+    "Clip",
+    "Erf",
+    "Exp",
+    "HardSigmoid",
+    "LeakyRelu",
+    "Log",
+    "Max",
+    "Min",
+    "Relu",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+    "Where",
+}
 """Without one of these a function is no activation."""
 
 
@@ -65,8 +99,8 @@ def _replaced(graph: Graph, found: dict[Node, tuple[Node, Guess]]) -> Graph:
     new: dict[Node, Node] = {}
     for node in graph.nodes:
         if node in found:
-            source, (name, attrs) = found[node]
-            new[node] = make(name, new[source], name=node.name, **attrs)
+            source, guess = found[node]
+            new[node] = guess.of(new[source], node.name)
         else:
             new[node] = node.with_inputs(None if i is None else new[i] for i in node.inputs)
     return graph.with_outputs(new[o] for o in graph.outputs)
@@ -119,8 +153,8 @@ def _largest(root: Node, index: dict[Node, int], graph: Graph) -> tuple[Node, Gu
 def _trees(root: Node, index: dict[Node, int], graph: Graph) -> Iterator[Tree]:
     """Every tree of at least two nodes under a root, from the smallest.
 
-    Of the nodes not yet taken in, the last in the graph's order is next: when it is the only one, all
-    that was taken in reads nothing but it.
+    Of the nodes not yet taken in, the last in the graph's order is next: when it is the only
+    one, all that was taken in reads nothing but it.
     """
     inside = [root]
     reads: dict[Node, int] = {}
@@ -155,38 +189,45 @@ def _is_part(node: Node) -> bool:
 def recognized(values: Values) -> Guess | None:
     """Values at the points -> the known function that has them."""
     finite = np.isfinite(values)
-    if finite.sum() < len(POINTS) - 6 or not finite[: LOW + 1].all():
+    if finite.sum() < len(POINTS) - 6 or not finite[: HIGH + 1].all():
         return None
     best, least = None, TOLERANCE
-    for name, attrs in guesses(values):
-        with np.errstate(all="ignore"):
-            known = evaluated(name, [POINTS], attrs).astype(np.float64)
-        error = np.abs(known - values)[finite] / np.maximum(1, np.abs(values[finite]))
+    for guess in guesses(values):
+        error = np.abs(guess.values() - values)[finite] / np.maximum(1, np.abs(values[finite]))
         if error.max() < least:
-            best, least = (name, attrs), error.max()
+            best, least = guess, error.max()
     return best
 
 
 def guesses(values: Values) -> Iterator[Guess]:
     """The functions that values could belong to, with parameters read off them."""
-    zero, one = float(values[ZERO]), float(values[ONE])
-    minus_one, low = float(values[MINUS_ONE]), float(values[LOW])
+    zero = float(values[ZERO])
     if abs(zero) < TOLERANCE:
-        for name in ("Relu", "HardSwish", "Mish", "Tanh", "Softsign"):
-            yield name, {}
-        yield "Gelu", {"approximate": "none"}
-        yield "Gelu", {"approximate": "tanh"}
-        if 0 < one < 1:
-            yield "Swish", {"alpha": _rounded(np.log(one / (1 - one)))}
-        if 0 < -minus_one < 1:
-            yield "LeakyRelu", {"alpha": _rounded(-minus_one)}
-        if low < 0:
-            yield "Elu", {"alpha": _rounded(-low)}
+        yield Guess("Tanh", {})
+        yield Guess("Softsign", {})
+        factor = _rounded(float(values[HIGH]) / POINTS[HIGH])
+        if 0.1 < factor < 10:
+            yield from _ramps(values / factor, 1.0 if abs(factor - 1) < TOLERANCE else factor)
     elif 0 < zero < 1:
-        yield "Sigmoid", {}
-        yield "Softplus", {}
+        yield Guess("Sigmoid", {})
+        yield Guess("Softplus", {})
         slope = (float(values[QUARTER]) - zero) * 4
-        yield "HardSigmoid", {"alpha": _rounded(slope), "beta": _rounded(zero)}
+        yield Guess("HardSigmoid", {"alpha": _rounded(slope), "beta": _rounded(zero)})
+
+
+def _ramps(values: Values, factor: float) -> Iterator[Guess]:
+    """Functions that are 0 at 0 and x for large x."""
+    for name in ("Relu", "HardSwish", "Mish"):
+        yield Guess(name, {}, factor)
+    yield Guess("Gelu", {"approximate": "none"}, factor)
+    yield Guess("Gelu", {"approximate": "tanh"}, factor)
+    one, minus_one, low = (float(values[i]) for i in (ONE, MINUS_ONE, LOW))
+    if 0 < one < 1:
+        yield Guess("Swish", {"alpha": _rounded(np.log(one / (1 - one)))}, factor)
+    if 0 < -minus_one < 1:
+        yield Guess("LeakyRelu", {"alpha": _rounded(-minus_one)}, factor)
+    if low < 0:
+        yield Guess("Elu", {"alpha": _rounded(-low)}, factor)
 
 
 def _rounded(parameter: float) -> float:

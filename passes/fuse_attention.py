@@ -1,10 +1,10 @@
 """Recognize attention as PyTorch and transformers export it.
 
-MatMul(Softmax(MatMul(q * c, Transpose(k)) * d + mask), v)  ->  Attention(q, k, v, mask, scale=c * d)
+MatMul(Softmax(MatMul(q * c, Transpose(k)) * d + mask), v)  ->  Attention(q, k, v, mask, c * d)
 
-c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or after it. The mask is added,
-or chosen by Where(keep, scores, lowest). q[B,H,S,D], k[B,H,T,D] and v[B,H,T,E] keep their places; products of three
-dimensions get a fourth.
+c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or
+after it. The mask is added, or chosen by Where(keep, scores, lowest). q[B,H,S,D], k[B,H,T,D] and
+v[B,H,T,E] keep their places; products of three dimensions get a fourth.
 """
 
 from __future__ import annotations

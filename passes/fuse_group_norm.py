@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.ir import Node
-from qcompiler.matching import const, per_channel
+from qcompiler.matching import const, exact, per_channel
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 
@@ -35,13 +35,27 @@ def fuse_group_norm(outer: Node, norm: Node, inner: Node) -> Node | Skip | None:
     )
 
 
-@rule(op("Mul", op("GroupNormalization|InstanceNormalization", ANY, CONST, CONST), CONST, commutes=True))
+@rule(
+    op(
+        "Mul",
+        op("GroupNormalization|InstanceNormalization", ANY, CONST, CONST),
+        CONST,
+        commutes=True,
+    )
+)
 def fuse_group_norm_scale(mul: Node, norm: Node) -> Node | Skip:
     """GroupNormalization(x, s, b) * c -> GroupNormalization(x, s * c, b * c)."""
     return _affine(mul, norm)
 
 
-@rule(op("Add", op("GroupNormalization|InstanceNormalization", ANY, CONST, CONST), CONST, commutes=True))
+@rule(
+    op(
+        "Add",
+        op("GroupNormalization|InstanceNormalization", ANY, CONST, CONST),
+        CONST,
+        commutes=True,
+    )
+)
 def fuse_group_norm_bias(add: Node, norm: Node) -> Node | Skip:
     """GroupNormalization(x, s, b) + c -> GroupNormalization(x, s, b + c)."""
     return _affine(add, norm)
@@ -49,10 +63,10 @@ def fuse_group_norm_bias(add: Node, norm: Node) -> Node | Skip:
 
 def _affine(root: Node, norm: Node) -> Node | Skip:
     c = next(i for i in root.operands if i is not norm)
-    flat = per_channel(c.array.astype(np.float64), norm.type.rank, 1)
+    flat = per_channel(exact(c), norm.type.rank, 1)
     if flat is None or root.type != norm.type:
         return Skip("the constant is not one for each channel")
     x, scale, bias = norm.operands
-    s, b = scale.array.astype(np.float64), bias.array.astype(np.float64)
+    s, b = exact(scale), exact(bias)
     s, b = (s * flat, b * flat) if root.op == "Mul" else (s, b + flat)
     return make(norm.op, x, const(s, like=scale), const(b, like=bias), name=norm.name, **norm.attrs)

@@ -5,8 +5,9 @@ x / sqrt(mean(x * x) + epsilon)                   ->  RMSNormalization(x)
 LayerNormalization(x, s, b) * c                   ->  LayerNormalization(x, s * c, b * c)
 LayerNormalization(x, s, b) + c                   ->  LayerNormalization(x, s, b + c)
 
-The means are over the last axes; over other ones, x is turned so that they are the last. The quotient may be a division,
-or a product with Reciprocal(Sqrt), 1 / Sqrt, or Pow(-0.5); the square a Pow or a product.
+The means are over the last axes; over other ones, x is turned so that they are the last. The
+quotient may be a division, or a product with Reciprocal(Sqrt), 1 / Sqrt, or Pow(-0.5); the square a
+Pow or a product.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qcompiler.matching import (
     FLOATS,
     axes_of,
     const,
+    exact,
     input_at,
     inverse,
     number,
@@ -27,6 +29,7 @@ from qcompiler.matching import (
     transpose,
 )
 from qcompiler.ops import make
+from qcompiler.ops.registry import Numbers
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
 NORMS = {"LayerNormalization", "RMSNormalization"}
@@ -58,9 +61,7 @@ def _normalized(name: str, x: Node, axes: tuple[int, ...], epsilon: float) -> No
     turned = transpose(x, perm)
     first = rank - len(axes)
     ones = const(np.ones(turned.type.dims[first:]), like=x)
-    return transpose(
-        make(name, turned, ones, axis=first - rank, epsilon=epsilon), inverse(perm)
-    )
+    return transpose(make(name, turned, ones, axis=first - rank, epsilon=epsilon), inverse(perm))
 
 
 def _quotients(root: Node) -> Iterator[tuple[Node, Node]]:
@@ -123,7 +124,9 @@ def _centred(node: Node, axes: tuple[int, ...]) -> Node | None:
     return x if same and axes_of(mean, input_at(mean, 1), x.type.rank) == axes else None
 
 
-@rule(op("Mul", op("LayerNormalization|RMSNormalization", ANY, CONST, OPTIONAL), CONST, commutes=True))
+@rule(
+    op("Mul", op("LayerNormalization|RMSNormalization", ANY, CONST, OPTIONAL), CONST, commutes=True)
+)
 def fuse_norm_scale(mul: Node, norm: Node) -> Node | Skip:
     """LayerNormalization(x, s, b) * c -> LayerNormalization(x, s * c, b * c)."""
     c = _whole(next(i for i in mul.operands if i is not norm), norm)
@@ -133,9 +136,9 @@ def fuse_norm_scale(mul: Node, norm: Node) -> Node | Skip:
     if bias is not None and not bias.is_constant:
         return Skip("the bias is not constant")
     x, scale = norm.operands[:2]
-    made = [x, const(scale.array.astype(np.float64) * c, like=scale)]
+    made = [x, const(exact(scale) * c, like=scale)]
     if bias is not None:
-        made.append(const(bias.array.astype(np.float64) * c, like=bias))
+        made.append(const(exact(bias) * c, like=bias))
     return rebuilt(norm, made)
 
 
@@ -148,14 +151,14 @@ def fuse_norm_bias(add: Node, norm: Node) -> Node | Skip:
         return Skip("the constant is not one for each normalized element")
     if bias is not None and not bias.is_constant:
         return Skip("the bias is not constant")
-    whole = c if bias is None else bias.array.astype(np.float64) + c
+    whole = c if bias is None else exact(bias) + c
     return rebuilt(norm, (*norm.operands[:2], const(whole, like=norm)))
 
 
-def _whole(factor: Node, norm: Node) -> np.ndarray | None:
+def _whole(factor: Node, norm: Node) -> Numbers | None:
     """A constant that broadcasts over the normalized axes only -> of their shape; else None."""
     shape = norm.type.dims[norm.int("axis") % norm.type.rank :]
-    array = factor.array.astype(np.float64)
+    array = exact(factor)
     while array.ndim > len(shape) and array.shape[0] == 1:
         array = array[0]
     if array.ndim > len(shape):

@@ -1,6 +1,8 @@
 """Recognize a softmax that was exported in parts.
 
-Exp(x - ReduceMax(x)) / ReduceSum(Exp(..))  ->  Softmax(x)      along one axis; also without the maximum
+Exp(x - ReduceMax(x)) / ReduceSum(Exp(..))  ->  Softmax(x)
+
+Along one axis; also without the maximum.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Conv(x, w, b)  ->  Transpose(conv(Transpose(x), w') + b)      x[N,C,*S], w[O,C/g,*K] -> w'[*K,C/g,O]
 
-One spatial dimension becomes two, of which the first has length 1. `layout_transposes` then lets the Transposes of
-neighbours meet and cancel.
+One spatial dimension becomes two, of which the first has length 1. `layout_transposes` then lets
+the Transposes of neighbours meet and cancel.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""A transposed convolution is a convolution that makes all outputs between two inputs at once, as channels.
+"""A transposed convolution is a convolution that makes all outputs between two inputs at once, as
+channels.
 
 ConvTranspose(x, w, b)  ->  Transpose(shuffle(conv(Transpose(x), w')) + b)
 
-With stride s, output o = s * j + r (0 <= r < s) is a plain convolution around input j, with the kernel's entries
-k = r + pad (mod s). The s (in two dimensions s * s) convolutions are one with s times the output channels; `shuffle` is
-a Reshape, a Transpose and a Reshape that put the outputs between each other. Entries that a convolution lacks are zero.
+With stride s, output o = s * j + r (0 <= r < s) is a plain convolution around input j, with the
+kernel's entries k = r + pad (mod s). The s (in two dimensions s * s) convolutions are one with s
+times the output channels; `shuffle` is a Reshape, a Transpose and a Reshape that put the outputs
+between each other. Entries that a convolution lacks are zero.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ def layout_conv_transpose(node: Node) -> Node | Skip:
 
 
 def interleaved(w: Array, group: int, axes: list[Axis], window: Window, begins: list[int]) -> Array:
-    """w[C, O/g, *K] -> [*taps, C/g, g * strides * O/g], ordered (group, position between inputs, channel)."""
+    """w[C, O/g, *K] -> [*taps, C/g, g * strides * O/g]: group, place between inputs, channel."""
     each = w.shape[0] // group
     taps = [a.taps for a in axes]
     strides = [a.stride for a in axes]
@@ -104,7 +106,7 @@ def interleaved(w: Array, group: int, axes: list[Axis], window: Window, begins: 
 
 
 def _conv(node: Node, x: Node, weights: Array, group: int, axes: list[Axis]) -> Node:
-    """The convolution that makes all outputs between two inputs as channels; one axis becomes two."""
+    """The convolution that makes all outputs between two inputs; one axis becomes two."""
     befores, afters = [a.before for a in axes], [a.after for a in axes]
     if len(axes) == 1:
         x = reshape(x, (x.type.dims[0], 1, *x.type.dims[1:]))

@@ -1,8 +1,8 @@
 """Operators that are made of others, said so that they work in any order of axes.
 
-InstanceNormalization(x, s, b)  ->  (x - mean) / sqrt(variance + epsilon) * s + b        over the spatial axes
+InstanceNormalization(x, s, b)  ->  (x - mean) / sqrt(variance + epsilon) * s + b
 GroupNormalization(x, s, b)     ->  the same over the channels of a group too
-LRN(x)                          ->  x * (conv(x * x) * alpha / size + bias) ** -beta     a 1x1 convolution sums neighbours
+LRN(x)                          ->  x * (conv(x * x) * alpha / size + bias) ** -beta
 DepthToSpace(x)                 ->  Reshape, Transpose, Reshape
 SpaceToDepth(x)                 ->  Reshape, Transpose, Reshape
 """

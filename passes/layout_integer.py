@@ -1,11 +1,12 @@
-"""Integer products are exact whatever their zero points are: corrections are sums, mostly of constants.
+"""Integer products are exact whatever their zero points are: corrections are sums, mostly of
+constants.
 
-ConvInteger(x, w, a, b)    ->  Transpose(conv(Transpose(x), w') - a * sum(w'))          padding reads as a
-MatMulInteger(x, w, a, b)  ->  matmul(x, w') - a * (sums of w's columns) - b * (sums of x's rows) + K * a * b
+ConvInteger(x, w, a, b)    ->  Transpose(conv(Transpose(x), w') - a * sum(w'))
+MatMulInteger(x, w, a, b)  ->  matmul(x, w') - a * columns(w') - b * rows(x) + K * a * b
 
-a and b are the zero points: sum((x - a) * (w - b)) = sum(x * w) - a * sum(w) - b * sum(x) + K * a * b, in int32 arithmetic
-that wraps around. The right side becomes int8: where w - b is an int8 number that is it, and b is gone; else 128 is taken
-from a uint8 w and from b.
+a and b are the zero points: sum((x - a) * (w - b)) = sum(x * w) - a * sum(w) - b * sum(x) + K * a *
+b, in int32 arithmetic that wraps around. The right side becomes int8: where w - b is an int8 number
+that is it, and b is gone; else 128 is taken from a uint8 w and from b.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qcompiler.ir import Node
 from qcompiler.layouts import to_first
 from qcompiler.matching import const, input_at, int64s, reshape, transpose
 from qcompiler.ops import make
+from qcompiler.ops.registry import Numbers
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
@@ -42,7 +44,7 @@ def layout_mat_mul_integer(node: Node) -> Node | Skip:
         made = make("Sub", made, make("Mul", rows, zero_w))
         if zero_x is not None:
             both = make("Mul", zero_x, zero_w)
-            made = make("Add", made, make("Mul", both, const(np.int32(x.type.dims[-1]))))
+            made = make("Add", made, make("Mul", both, const(x.type.dims[-1], "int32")))
     return reshape(made, node.type.dims)
 
 
@@ -67,7 +69,7 @@ def layout_conv_integer(node: Node) -> Node | Skip:
         if not known:
             return Skip("both zero points decide what padding adds")
         ones = const(np.ones(w.type.dims, np.int8))
-        inputs = const(np.int32(w.array[0].size))
+        inputs = const(w.type.size // w.type.dims[0], "int32")
         made = make("Sub", made, make("Mul", channels_last(node, x, ones, pad_value), zero_w))
         if zero_x is not None:
             made = make("Add", made, make("Mul", make("Mul", zero_x, zero_w), inputs))
@@ -75,12 +77,12 @@ def layout_conv_integer(node: Node) -> Node | Skip:
 
 
 def _seen_weights(node: Node, w: Node, known: bool) -> Node:
-    """The sum of the weights that lie on the input: [O]; where padding counts nothing, for each output."""
+    """The sum of the weights that lie on the input: [O], or for each output where ends differ."""
     x = node.operands[0]
     window = Window.of(node, x.shape[2:], w.shape[2:])
     if known or not any(map(any, pairs(window))):
         return const(
-            w.array.astype(np.int32).sum(axis=tuple(range(1, w.type.rank)), dtype=np.int32)
+            np.sum(w.array.astype(np.int32), axis=tuple(range(1, w.type.rank)), dtype=np.int32)
         )
     ones = const(np.ones((1, *x.type.dims[1:]), np.uint8))
     return channels_last(node, ones, w)
@@ -92,15 +94,15 @@ def signed(w: Node, zero: Node | None, *, first: bool = False) -> tuple[Node, No
     Several zero points belong to the last axis of w, or to the `first`.
     """
     if w.is_constant and (zero is None or zero.is_constant):
-        amount = np.zeros((), np.int32) if zero is None else zero.array
+        amount: Numbers = np.zeros((), np.int32) if zero is None else zero.array
         if first and amount.size > 1:
             amount = amount.reshape(-1, *[1] * (w.type.rank - 1))
-        shifted = w.array.astype(np.int32) - amount
+        shifted = w.array.astype(np.int32) - amount.astype(np.int32)
         if shifted.min(initial=0) >= -128 and shifted.max(initial=0) <= 127:
             return const(shifted.astype(np.int8)), None
     if w.dtype == "int8":
         return w, zero
-    lower = const(np.int32(-128))
+    lower = const(-128, "int32")
     moved = lower if zero is None else make("Add", zero, lower)
     if w.is_constant:
         return const((w.array.astype(np.int32) - 128).astype(np.int8)), moved
@@ -122,7 +124,7 @@ def total(x: Node, axes: tuple[int, ...], *, keepdims: bool) -> Node:
     """The int32 sum of bytes over some axes."""
     axes = tuple(a % x.type.rank for a in axes)
     if x.is_constant:
-        return const(x.array.sum(axis=axes, dtype=np.int32, keepdims=keepdims))
+        return const(np.sum(x.array.astype(np.int32), axes, np.int32, keepdims=keepdims))
     return make("ReduceSum", make("Cast", x, to="int32"), int64s(axes), keepdims=int(keepdims))
 
 

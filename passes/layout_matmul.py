@@ -1,20 +1,19 @@
 """Matrix products have at least two axes each, and read a transposed right side as it lies.
 
-MatMul(a, b)                          ->  matmul(a, b)           vectors become matrices of one row or column
-matmul(a, Transpose(b))               ->  matmul(a, b, transpose_b)      last two axes swapped
-matmul(Reshape(Transpose(x)), w)      ->  matmul(Reshape(x), w')   the rows of the constant w reordered instead
+MatMul(a, b)                          ->  matmul(a, b)               at least two axes
+matmul(a, Transpose(b))               ->  matmul(a, b, transpose_b)
+matmul(Reshape(Transpose(x)), w)      ->  matmul(Reshape(x), w')     its rows reordered
 """
 
 from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-
 from qcompiler.ir import Node
 from qcompiler.layouts import Perm
 from qcompiler.matching import const, inverse, perm_of, rebuilt, reshape, transpose
 from qcompiler.ops import make
+from qcompiler.ops.registry import Numbers
 from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 
 PRODUCTS = ("float32", "float16", "bfloat16")
@@ -57,7 +56,7 @@ def layout_transposed_right_side(matmul: Node, turned: Node) -> Node | None:
 
 @rule(op("matmul", op("Reshape", op("Transpose", ANY), ANY), CONST))
 def layout_flattened(matmul: Node, flat: Node, turned: Node) -> Node | Skip | None:
-    """matmul(Reshape(Transpose(x)), w) -> matmul(Reshape(x), w'), where whole examples are flattened."""
+    """matmul(Reshape(Transpose(x)), w) -> matmul(Reshape(x), w'), where whole examples are flat."""
     x, w = turned.operands[0], matmul.operands[1]
     perm = perm_of(turned)
     kept = _kept(perm, turned.type.dims, flat.type.dims)
@@ -70,7 +69,7 @@ def layout_flattened(matmul: Node, flat: Node, turned: Node) -> Node | Skip | No
 
 
 def _kept(perm: Perm, dims: tuple[int, ...], flat: tuple[int, ...]) -> int | None:
-    """How many leading axes stay where they are, when the Reshape merges just the others; else None."""
+    """How many leading axes stay in place, when the Reshape merges just the others."""
     for kept in range(len(perm)):
         whole = prod(dims[kept:]) == flat[-1] and perm[:kept] == tuple(range(kept))
         if whole and kept < len(perm) - 1:
@@ -78,7 +77,7 @@ def _kept(perm: Perm, dims: tuple[int, ...], flat: tuple[int, ...]) -> int | Non
     return None
 
 
-def reordered_rows(w: np.ndarray, dims: tuple[int, ...], perm: Perm) -> np.ndarray:  # type: ignore[type-arg]
-    """w[prod(dims), N], a row for each element of a Transpose's output -> a row for each of its input."""
+def reordered_rows(w: Numbers, dims: tuple[int, ...], perm: Perm) -> Numbers:
+    """w[prod(dims), N], rows in the order of a Transpose's output -> of its input."""
     cube = w.reshape(*dims, w.shape[1])
     return cube.transpose(*inverse(perm), len(dims)).reshape(w.shape)

@@ -7,7 +7,7 @@ GlobalMaxPool(x)               ->  ReduceMax(x, spatial axes)
 
 from __future__ import annotations
 
-from qcompiler.ir import Node
+from qcompiler.ir import Attr, Node
 from qcompiler.layouts import to_first, to_last
 from qcompiler.matching import int64s, reshape, transpose
 from qcompiler.ops import make
@@ -37,11 +37,11 @@ def layout_pool(pool: Node) -> Node | Skip:
     if rank == 3:
         x = reshape(x, (x.type.dims[0], 1, *x.type.dims[1:]))
         numbers = [(n, *v) for n, v in zip((1, 1, 1, 0, 0), numbers, strict=True)]
-    kernel, strides, dilations, begins, ends = numbers
-    attrs = {"kernel_shape": kernel, "strides": strides, "dilations": dilations}
+    kernel, strides, dilations, begin, end = numbers
+    attrs: dict[str, Attr] = {"kernel_shape": kernel, "strides": strides, "dilations": dilations}
     if pool.op == "AveragePool":
         attrs["count_include_pad"] = pool.int("count_include_pad")
-    made = make(NAMES[pool.op], x, name=pool.name, pads=(*begins, *ends), **attrs)
+    made = make(NAMES[pool.op], x, name=pool.name, pads=(*begin, *end), **attrs)
     if rank == 3:
         made = reshape(made, (made.shape[0], *made.shape[2:]))
     return transpose(made, to_first(rank))

@@ -43,7 +43,7 @@ def layout_dequantize(node: Node) -> Node | Skip:
 
 
 def _parts(node: Node) -> tuple[Node, Node, Node] | Skip:
-    """The value, its float32 scale and its int32 zero point, both broadcasting along the node's axis."""
+    """The value, its float32 scale and its int32 zero point, broadcasting along the node's axis."""
     x, scale = node.operands[:2]
     if node.attrs.get("block_size"):
         return Skip("a scale for each block")

@@ -2,8 +2,9 @@
 
 y = dequantize(x); f(y), g(y)  ->  f(dequantize(x)), g(dequantize(x))
 
-So the bytes are what lies in memory, and the widening melts into f and g. Likewise for a change of sign and a Cast.
-Products (conv, matmul, Attention) read their operands many times and take nothing in: these share one.
+So the bytes are what lies in memory, and the widening melts into f and g. Likewise for a change of
+sign and a Cast. Products (conv, matmul, Attention) read their operands many times and take nothing
+in: these share one.
 """
 
 from __future__ import annotations

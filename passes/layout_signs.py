@@ -1,10 +1,11 @@
 """Bytes of the sign that the device multiplies.
 
-conv(x, w)                    ->  conv(as_unsigned(x), w) - 128 * sum(w)        x int8, where there are u8 x i8 products only
-conv(x, w)                    ->  conv(as_signed(x), w) + 128 * sum(w)          x uint8, where there are i8 x i8 products only
+conv(x, w)                    ->  conv(as_unsigned(x), w) - 128 * sum(w)        x int8
+conv(x, w)                    ->  conv(as_signed(x), w) + 128 * sum(w)          x uint8
 as_unsigned(quantize(x, z))   ->  quantize(x, z + 128)                          and back
 as_unsigned(as_signed(x))     ->  x
 
+The first where the device has u8 x i8 products only, the second where it has i8 x i8 ones only.
 Likewise for matmul. Exact: int32 sums wrap around, and padding reads as the moved zero point.
 """
 
@@ -37,6 +38,7 @@ class LayoutSigns:
         return substitute(graph, self.change)
 
     def change(self, node: Node) -> Node:
+        """One integer product of the wrong sign -> one of the right sign, corrected."""
         if node.op not in ("conv", "matmul") or node.dtype != "int32" or self.device is None:
             return node
         x, w = node.operands
@@ -51,6 +53,7 @@ class LayoutSigns:
         return make("Add", made, _correction(node, w, shift))
 
     def skip(self, node: Node, reason: str) -> Node:
+        """The node as it is, and why."""
         if self.explain is not None:
             self.explain("layout_signs", node, reason)
         return node
@@ -71,15 +74,19 @@ def _correction(node: Node, w: Node, shift: int) -> Node:
     kept = [d for a, d in enumerate(w.type.dims) if a not in axes]
     sums = make("ReduceSum", make("Cast", w, to="int32"), int64s(axes), keepdims=0)
     row = make("Reshape", sums, int64s((*kept[:-1], 1, kept[-1])))
-    return make("Mul", row, const(np.int32(-shift)))
+    return make("Mul", row, const(-shift, "int32"))
 
 
 @rule(op("as_unsigned|as_signed", op("quantize")))
 def layout_quantize_to_other_sign(turned: Node, quantize: Node) -> Node:
     """as_unsigned(quantize(x, m, z)) -> quantize(x, m, z + 128)."""
     x, multiplier, zero = quantize.operands
-    moved = const(np.int32(SHIFT[quantize.dtype]))
-    zero = const(zero.array + moved.array) if zero.is_constant else make("Add", zero, moved)
+    moved = const(SHIFT[quantize.dtype], "int32")
+    zero = (
+        const(zero.array.astype(np.int32) + SHIFT[quantize.dtype])
+        if zero.is_constant
+        else make("Add", zero, moved)
+    )
     return rebuilt(quantize, (x, multiplier, zero), dtype=turned.dtype)
 
 

@@ -1,10 +1,12 @@
-"""Let Transposes run through the graph until they meet and cancel; what cannot be cancelled is made once.
+"""Let Transposes run through the graph until they meet and cancel; what cannot be cancelled is made
+once.
 
 f(Transpose(x))                       ->  Transpose(f'(x))       f' is f with its axes renamed
-g(Transpose(x), Transpose(y))         ->  Transpose(g(x, y))     the order that moves the fewest bytes wins
+g(Transpose(x), Transpose(y))         ->  Transpose(g(x, y))     the order that moves least
 Transpose(x) that moves no element    ->  Reshape(x)
 
-How each operator works on reordered axes is said below (`through`); elementwise ones need no saying.
+How each operator works on reordered axes is said below (`through`); elementwise ones need no
+saying.
 """
 
 from __future__ import annotations
@@ -47,7 +49,24 @@ def _others(inputs: Inputs) -> list[Node | None]:
     return [None if i is None else i.node for i in inputs[1:]]
 
 
-@through("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "Split")
+@through("Split")
+def _split(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
+    """Split(Transpose(x), axis) -> Transpose(Split(x, perm[axis])), unless pieces lie in a row."""
+    x = _first(inputs)
+    if x is None or _leads(x, node.int("axis")):
+        return None
+    return _along_axis(node, inputs, sinking)
+
+
+def _leads(x: Seen, axis: int) -> bool:
+    """Is an axis the first (longer than 1) of the value, but not of the memory behind it?"""
+    axis %= len(x.perm)
+    dims = x.node.type.dims
+    before = [p for p in x.perm[:axis] if dims[p] > 1]
+    return not before and any(dims[p] > 1 for p in range(x.perm[axis]))
+
+
+@through("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
 def _along_axis(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     """f(Transpose(x), axis) -> Transpose(f(x, perm[axis]))."""
     x = _first(inputs)
@@ -81,7 +100,7 @@ def _concat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     "ReduceLogSumExp",
 )
 def _reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Reduce(Transpose(x), axes) -> Transpose(Reduce(x, perm[axes])), without the axes that are gone."""
+    """Reduce(Transpose(x), axes) -> Transpose(Reduce(x, perm[axes])) of what axes are left."""
     x = _first(inputs)
     axes = None if x is None else axes_of(node, input_at(node, 1), len(x.perm))
     if x is None or axes is None:
@@ -93,7 +112,7 @@ def _reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("ArgMax", "ArgMin")
 def _arg_reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """ArgMax(Transpose(x), axis) -> Transpose(ArgMax(x, perm[axis])), without the axis that is gone."""
+    """ArgMax(Transpose(x), axis) -> Transpose(ArgMax(x, perm[axis])) of what axes are left."""
     x = _first(inputs)
     if x is None:
         return None
@@ -115,6 +134,8 @@ def _gather(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     if x is None or indices is None or indices.node.type.rank > 1:
         return None
     axis = node.int("axis") % len(x.perm)
+    if _leads(x, axis):
+        return None
     made = rebuilt(node, (x.node, indices.node), axis=x.perm[axis])
     return seen_as(made, x.perm if indices.node.type.rank else without(x.perm, (axis,)))
 
@@ -163,7 +184,7 @@ def _resize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("Tile", "Expand")
 def _repeat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Tile(Transpose(x), counts), Expand(Transpose(x), shape) -> Transpose(Tile(x, reordered counts))."""
+    """Tile(Transpose(x), counts), Expand(...) -> Transpose(Tile(x, reordered counts))."""
     x = _first(inputs)
     if x is None or node.type.rank != len(x.perm):
         return None
@@ -184,7 +205,7 @@ def _reordered(numbers: Node | None, perm: Perm) -> Node | None:
 
 @through("QuantizeLinear", "DequantizeLinear")
 def _quantize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """QuantizeLinear(Transpose(x), scale, axis) -> Transpose(QuantizeLinear(x, scale, perm[axis]))."""
+    """QuantizeLinear(Transpose(x), axis) -> Transpose(QuantizeLinear(x, perm[axis]))."""
     x, scale = _first(inputs), inputs[1]
     if x is None or scale is None or scale.node.type.rank > 1 or node.attrs.get("block_size"):
         return None
@@ -202,7 +223,7 @@ def _dynamic_quantize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | No
 
 @through("LayerNormalization", "RMSNormalization")
 def _normalize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """LayerNormalization(Transpose(x)) -> Transpose(LayerNormalization(x)) where the last axes stay."""
+    """LayerNormalization(Transpose(x)) -> Transpose(...(x)) where the last axes stay."""
     x = _first(inputs)
     if x is None or len(node.types) > 1:
         return None
@@ -242,7 +263,7 @@ def _reshape(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 
 def merged(shape: list[int], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]] | None:
-    """Two shapes of the same size -> the smallest groups of axes (longer than 1) that become each other."""
+    """Two shapes of a size -> the smallest groups of axes (longer than 1) that merge or split."""
     ins = [a for a, d in enumerate(shape) if d != 1]
     outs = [a for a, d in enumerate(target) if d != 1]
     groups: list[tuple[list[int], list[int]]] = []

@@ -33,9 +33,11 @@ class Seen:
 
     @property
     def turned(self) -> bool:
+        """Does it differ from its node?"""
         return bool(self.perm)
 
     def order(self, rank: int) -> Perm:
+        """Where each axis of the value is among the node's."""
         return self.perm or tuple(range(rank))
 
 
@@ -64,12 +66,14 @@ class Sinking:
         self.made: dict[tuple[Node, Perm], Node] = {}
 
     def run(self, graph: Graph) -> Graph:
+        """Graph -> the same one with its Transposes moved; itself when none did."""
         seen: dict[Node, Seen] = {}
         for node in graph.nodes:
             seen[node] = self.visit(node, [None if i is None else seen[i] for i in node.inputs])
         return graph.with_outputs(self.plain(seen[o]) for o in graph.outputs)
 
     def visit(self, node: Node, inputs: list[Seen | None]) -> Seen:
+        """One node on what its inputs are seen as."""
         if node.op == "Transpose":
             return self.transposed(node, inputs[0])
         if any(i is not None and i.turned for i in inputs):
@@ -80,6 +84,7 @@ class Sinking:
         return Seen(node.with_inputs(None if i is None else self.plain(i) for i in inputs))
 
     def transposed(self, node: Node, source: Seen | None) -> Seen:
+        """A Transpose of the graph: nothing is made, only seen."""
         assert source is not None
         perm = perm_of(node)
         both = tuple(source.order(len(perm))[a] for a in perm)
@@ -120,7 +125,7 @@ def free(node: Node, perm: Perm) -> bool:
 
 
 def elementwise(node: Node, inputs: list[Seen | None], sinking: Sinking) -> Seen | None:
-    """f(Transpose(x), y) -> Transpose(f(x, y')): operands of fewer axes have theirs turned with the rest."""
+    """f(Transpose(x), y) -> Transpose(f(x, y')): operands of fewer axes turn with the rest."""
     rank = node.type.rank
     layout = common_layout([i for i in inputs if i is not None], rank)
     if layout == tuple(range(rank)):
@@ -151,7 +156,7 @@ def _moved_bytes(value: Seen, layout: Perm) -> int:
 
 
 def operand(value: Seen, layout: Perm, sinking: Sinking) -> Node:
-    """An operand as it must stand beside values laid out so; missing axes count as 1, as in broadcasting."""
+    """An operand as it must stand beside values laid out so; missing axes count as 1."""
     rank = len(layout)
     missing = rank - value.node.type.rank
     if missing == 0 and not value.node.is_constant:
@@ -180,6 +185,7 @@ def to_last(rank: int) -> Perm:
 
 
 def seen_as(node: Node, perm: Perm) -> Seen:
+    """Transpose(node, perm), which may be no Transpose at all."""
     return Seen(node, () if perm == tuple(range(len(perm))) else perm)
 
 
@@ -191,7 +197,7 @@ def _static(node: Node) -> bool:
 
 @through("item")
 def _item(node: Node, inputs: list[Seen | None], sinking: Sinking) -> Seen | None:
-    """Every output of a reordered node is reordered; those of another rank are not laid out at all."""
+    """Every output of a reordered node is reordered, except those of another rank."""
     source = inputs[0]
     assert source is not None
     made = make("item", source.node, name=node.name, index=node.int("index"))

@@ -1,4 +1,4 @@
-"""Nodes -> what rules ask of them: constant numbers, per-channel vectors, axes, and the same node made anew."""
+"""Nodes -> what rules ask of them: constant numbers, per-channel vectors, axes, a node anew."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from qcompiler.ir import Array, Attr, Node, constant
+from qcompiler.ir import Attr, Dim, Node, constant, numpy_dtype
 from qcompiler.ops import known_value, make
+from qcompiler.ops.registry import Numbers
 
 FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
 
@@ -34,8 +36,13 @@ def near(value: float | None, wanted: float) -> bool:
     return value is not None and abs(value - wanted) <= 1e-3 * abs(wanted)
 
 
-def per_channel(array: Array, rank: int, axis: int) -> Array | None:
-    """An operand that broadcasts along `axis` of a rank-dimensional tensor only -> [C] or [1]; else None."""
+def exact(node: Node) -> Numbers:
+    """A constant's numbers in float64, to compute new ones from."""
+    return node.array.astype(np.float64)
+
+
+def per_channel(array: Numbers, rank: int, axis: int) -> Numbers | None:
+    """An operand that broadcasts along one axis of a tensor only -> [C] or [1]; else None."""
     if array.ndim > rank:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape
@@ -48,10 +55,11 @@ def channel_shape(rank: int, axis: int) -> tuple[int, ...]:
     return (-1, *[1] * (rank - 1 - axis))
 
 
-def const(array: Array | float, dtype: str = "", like: Node | None = None) -> Node:
+def const(array: ArrayLike, dtype: str = "", like: Node | None = None) -> Node:
     """An array as a constant, in a given dtype or in another node's."""
     wanted = dtype or (like.dtype if like is not None else "")
-    return constant(np.asarray(array).astype(wanted) if wanted else array)
+    made = np.asarray(array)
+    return constant(made.astype(numpy_dtype(wanted)) if wanted else made)
 
 
 def int64s(values: Iterable[int]) -> Node:
@@ -59,15 +67,15 @@ def int64s(values: Iterable[int]) -> Node:
     return constant(np.array(list(values), np.int64))
 
 
-def reshape(x: Node, shape: Sequence[int], name: str = "") -> Node:
+def reshape(x: Node, shape: Sequence[Dim], name: str = "") -> Node:
     """x seen in another shape; x itself where it has that shape."""
     if x.shape == tuple(shape):
         return x
-    return make("Reshape", x, int64s(shape), name=name)
+    return make("Reshape", x, int64s(int(d) for d in shape), name=name)
 
 
 def transpose(x: Node, perm: Sequence[int], name: str = "") -> Node:
-    """x with axes in another order; x itself where the order stays, an array where x is constant."""
+    """x with axes in another order; x itself where the order stays; a constant moved here."""
     if tuple(perm) == tuple(range(len(perm))):
         return x
     if x.is_constant:
@@ -87,11 +95,12 @@ def inverse(perm: Sequence[int]) -> tuple[int, ...]:
 
 
 def rebuilt(node: Node, inputs: Iterable[Node | None] | None = None, **attrs: Any) -> Node:
-    """The same operator and name on other inputs or with other attributes; its type is found anew."""
+    """The same operator and name on other inputs or attributes; its type is found anew."""
+    given = list(node.inputs if inputs is None else inputs)
+    while given and given[-1] is None:
+        given.pop()
     all_attrs: Mapping[str, Attr] = {**node.attrs, **attrs}
-    return make(
-        node.op, *(node.inputs if inputs is None else tuple(inputs)), name=node.name, **all_attrs
-    )
+    return make(node.op, *given, name=node.name, **all_attrs)
 
 
 def input_at(node: Node, index: int) -> Node | None:
@@ -100,7 +109,7 @@ def input_at(node: Node, index: int) -> Node | None:
 
 
 def axes_of(node: Node, axes: Node | None, rank: int) -> tuple[int, ...] | None:
-    """Axes given as an input -> sorted and counted from the front; all when absent; None when not constant."""
+    """Axes given as an input -> sorted, counted from the front; None when not constant."""
     if axes is None:
         return () if node.attrs.get("noop_with_empty_axes") else tuple(range(rank))
     values = ints(axes)

@@ -1,7 +1,8 @@
-"""Graph and a stage's name -> the graph after that stage's passes, run until none of them changes anything.
+"""Graph and a stage's name -> the graph after that stage's passes, until none changes anything.
 
-A pass is named by its options as `name{field=value, other="text"}`; the types come from the fields of its dataclass. Two
-fields are filled by whoever calls: `device` (what the code is made for) and `explain` (who is told of every Skip).
+A pass is named by its options as `name{field=value, other="text"}`; the types come from the fields
+of its dataclass. Two fields are filled by whoever calls: `device` (what the code is made for) and
+`explain` (who is told of every Skip).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def run_stage(
     options: Choice | None = None,
     device: Device | None = None,
 ) -> Graph:
-    """Run a stage's rules to a fixed point, then its graph passes, until neither changes the graph."""
+    """Run a stage's rules to a fixed point, then its graph passes, until nothing changes."""
     load_all()
     choice = options or Choice()
     told = _once(explain)
