@@ -11,7 +11,7 @@ alike are merged, each that remains costs a division and a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -31,6 +31,9 @@ DTYPES = frozenset(
 _NARROW = ("float16", "bfloat16")
 _TABLES = {"lookup": (1,)}
 """Operators that index an operand instead of reading it in step: which operands."""
+
+_SHORTER: Mapping[str, Callable[..., Vec]] = {"quantize": TirMath.quantize}
+"""Formulas of which the same can be had for less."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,9 @@ class Fused:
         """One node's formula, in float32 for the narrow floats."""
         operands = [None if i is None else self._wide(known[i]) for i in node.inputs]
         entry = OPERATORS[node.op]
-        assert entry.formula is not None, f"{node.op} is not elementwise"
-        attrs = {k: node.attrs[k] for k in entry.defaults}
-        value = entry.formula(self.m, *operands, **attrs)
+        formula = _SHORTER.get(node.op, entry.formula)
+        assert formula is not None, f"{node.op} is not elementwise"
+        value = formula(self.m, *operands, **{k: node.attrs[k] for k in entry.defaults})
         assert isinstance(value, Vec), f"{node.op} gave {value!r}"
         return self.m.cast(value, node.dtype)
 

@@ -343,8 +343,8 @@ class TirMath:
         return self.cast(self.vec(_c_library(name)(self.cast(x, "float64").expr)), x.dtype)
 
     def lookup(self, table: Table, index: Vec) -> Vec:
-        """table[index]."""
-        at = self.cast(index, "int32").expr
+        """table[index], a table of 256 entries; an int8 index counts from -128."""
+        at = (self.cast(index, "int32") + (128 if index.dtype == "int8" else 0)).expr
         raw = table.pointer.load(at) if index.lanes == 1 else table.pointer.gather(at)
         return self.vec(raw, table.dtype)
 
@@ -452,7 +452,26 @@ class TirMath:
         kind = np.dtype(x.dtype).type
         top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
         least = self.where(x > low, x, low)  # NaN is not above
-        return self.cast(self.min(least, top), dtype)
+        whole = self.cast(self.min(least, top), dtype)
+        return whole if int(top) == high else self.where(x > top, high, whole)
+
+    def quantize(self, x: Vec, multiplier: Vec, zero: Vec, *, dtype: str) -> Vec:
+        """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
+        rounded, to whole numbers, it needs no rounded sum in float32.
+        """
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        shift = self.cast(zero, "float32")
+        if high >= 1 << 22:  # the limits minus a zero point are no float32
+            return self.saturate(self.round(x * multiplier) + shift, dtype)
+        scaled, least, most = x * multiplier, low - shift, high - shift
+        lanes = scaled.lanes
+        scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
+        scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))
+        if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():
+            whole = self.vec(self.isa.intrinsics["round_to_int"](scaled.expr))
+        else:
+            whole = self.cast(self.round(scaled), "int32")
+        return self.cast(whole + zero, dtype)
 
 
 def _c_library(name: str) -> Callable[..., Value]:
