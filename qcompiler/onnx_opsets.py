@@ -45,6 +45,42 @@ def _pad(call: Call) -> Call:
     return call.but(inputs=(call.need(0), pads, value), drop=("pads", "value"))
 
 
+@until(7, "Add", "And", "Div", "Equal", "Gemm", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor")
+def _broadcast(call: Call) -> Call:
+    """Old: an attribute allows to broadcast the last input, and says from which axis on."""
+    x, inputs = call.need(0), list(call.inputs)
+    last = call.need(len(inputs) - 1)
+    allowed, axis = call.number("broadcast"), call.get("axis")
+    if not allowed and call.op != "Gemm" and last.shape != x.shape:
+        raise call.error(f"{x.type} and {last.type} need broadcast=1")
+    if allowed and isinstance(axis, int) and call.op != "Gemm":
+        begin = axis_of(call, axis, x.type.rank)
+        behind = x.type.rank - begin - last.type.rank
+        if behind < 0:
+            raise call.error(f"{last.type} does not fit {x.type} from axis {axis} on")
+        if behind:
+            axes = call.constant("axes", range(last.type.rank, last.type.rank + behind))
+            inputs[-1] = call.node("broadcast", "Unsqueeze", last, axes)
+    return call.but(inputs=inputs, drop=("broadcast", "axis"))
+
+
+@until(7, "PRelu")
+def _slope_of_channels(call: Call) -> Call:
+    """Old: a slope of one dimension is one number a channel."""
+    x, slope = call.need(0), call.need(1)
+    if slope.type.rank != 1 or x.type.rank < 3:
+        return call
+    axes = call.constant("axes", range(1, x.type.rank - 1))
+    return call.but(inputs=(x, call.node("slope", "Unsqueeze", slope, axes)))
+
+
+@until(7, "BatchNormalization", "Dropout")
+def _test_mode(call: Call) -> Call:
+    if not call.get("is_test"):
+        raise call.unsupported("training mode (is_test=0)", "export the model for inference")
+    return call.but(drop=("is_test",))
+
+
 @until(10, "TopK")
 def _top_k(call: Call) -> Call:
     return call.but(inputs=(call.need(0), call.constant("k", [call.number("k")])), drop=("k",))

@@ -32,8 +32,8 @@ _SPELLED = {
 """dtype -> how schemas write it."""
 NEWEST = 28
 """The newest opset whose changes were read; none since 26, our vocabulary, changed a meaning."""
-OLDEST = 7
-"""Before it operators broadcast by attribute."""
+OLDEST = 6
+"""Before it attributes, not types, said what a node may overwrite, and shapes were attributes."""
 
 DTYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "stash_type", "to")
 _KINDS = dict(AttributeProto.AttributeType.items())

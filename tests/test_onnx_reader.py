@@ -29,6 +29,7 @@ from qcompiler.ir import Graph, numpy_dtype
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_tensors import CODES, ExternalData, decode, encode
 from qcompiler.ops import evaluate
+from qcompiler.samples import samples
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
 SPINE = {
@@ -87,6 +88,26 @@ def test_real_models_of_many_kinds_are_read(name: str, material: Path) -> None:
     graph = read(material / name, OTHERS[name])
     assert all(n.type.static for n in graph.nodes if len(n.types) == 1)
     against_onnxruntime(material / name, graph, 1e-3)  # YOLOX's boxes are exponentials
+
+
+def converted_models() -> list[Path]:
+    """Models that PyTorch exported long ago (opset 6), with inputs and outputs, in onnx itself."""
+    data = Path(onnx.__file__).parent / "backend/test/data"
+    kinds = ("pytorch-converted", "pytorch-operator")
+    return sorted(p.parent for kind in kinds for p in (data / kind).glob("*/model.onnx"))
+
+
+@pytest.mark.parametrize("folder", converted_models(), ids=lambda p: p.name)
+def test_what_pytorch_exported_long_ago_is_read(folder: Path) -> None:
+    graph = read(folder / "model.onnx")
+    wanted = {n.name: (n.dtype, n.shape) for n in graph.inputs}
+    for folder_of_set in folder.glob("test_data_set_*"):
+        inputs = next(iter(samples(folder_of_set, wanted))) if wanted else {}
+        found = evaluate(graph, inputs)
+        for i, name in enumerate(graph.output_names):
+            proto = TensorProto.FromString((folder_of_set / f"output_{i}.pb").read_bytes())
+            want = decode(proto, ExternalData(None), name)
+            np.testing.assert_allclose(found[name], want, rtol=1e-3, atol=1e-5)
 
 
 # Names and shapes.
