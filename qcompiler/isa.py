@@ -29,7 +29,8 @@ class Mac:
     expressions: `lanes` sums, the left operand's k values broadcast to every lane, and lanes x k
     right values (k innermost). rows > 1: a tile instruction on numbered tile registers.
     `emit(sum_tile, left_tile, right_tile)` gives a statement. `exact` is False when the instruction
-    can saturate on the way (then right values must stay within 7 bits).
+    can saturate on the way (then right values must stay within 7 bits). `temporaries` are vector
+    registers that the sequence needs besides its operands'.
     """
 
     lanes: int
@@ -38,6 +39,7 @@ class Mac:
     rows: int = 1
     tiles: int = 0
     exact: bool = True
+    temporaries: int = 0
 
 
 @dataclass(frozen=True)

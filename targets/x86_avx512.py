@@ -49,8 +49,8 @@ AVX512 = isa(
     vector_bytes=64,
     mac={
         ("f32", "f32", "f32"): Mac(lanes=16, k=1, emit=vfmaddps),
-        ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpmaddwd),
-        ("u8", "i8", "i32"): Mac(lanes=16, k=4, emit=vpmaddubsw, exact=False),
+        ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpmaddwd, temporaries=1),
+        ("u8", "i8", "i32"): Mac(16, k=4, emit=vpmaddubsw, exact=False, temporaries=2),
     },
     intrinsics={"round_to_int": vcvtps2dq, "saturating_pack": saturating_pack},
 )

@@ -32,6 +32,7 @@ from qcompiler.kernels.contraction_operands import (
 )
 from qcompiler.kernels.contraction_patch import Patch, RightPacker
 from qcompiler.kernels.contraction_problem import Problem, problem_of
+from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
@@ -51,6 +52,8 @@ def tiled(
     """Sums in registers, `rows` pixels by `vectors` vectors of columns."""
     root = region.root
     assert root is not None
+    if reason := refuse(region):
+        return reason
     left, right = (i.dtype for i in root.operands)
     product = product_of(device.isa, left, right, root.dtype)
     if product is None:
@@ -60,7 +63,7 @@ def tiled(
         return problem
     if 0 in (problem.macs, *root.type.dims):
         return Skip("nothing to multiply")
-    if rows and vectors and not fits(rows, vectors, device.isa.registers):
+    if rows and vectors and not fits(product, rows, vectors, device.isa.registers):
         return Skip(f"{rows} x {vectors} sums do not fit the registers")
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     return _Contraction(region, device, problem, product, tiling).kernel()
@@ -114,9 +117,12 @@ class _Contraction:
         with b.parallel(self.tiling.tasks) as task:
             self._task(task)
         right = region.inputs.index(self.problem.right)
+        func = b.function()
+        if self._in_place():
+            func = func.with_attr("tirx.noalias", False)
         return Kernel(
-            name=self.b.name,
-            func=b.function(),
+            name=b.name,
+            func=func,
             pack={right: self._pack} if self.constant else {},
             scratch_bytes=scratch_bytes,
             tasks=self.tiling.tasks,

@@ -1,26 +1,32 @@
 """Problem, product and device -> tile, block and task sizes, by a model of instructions and caches.
 
 A tile of sums stays in registers; a block of output rows keeps its left operand in the second-level
-cache while panel after panel of the right operand passes by.
+cache while panel after panel of the right operand passes by. The numbers are those of a wide x86
+core; only the order of the candidates matters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Panels, Product, panel_bytes
 from qcompiler.kernels.contraction_problem import Problem
 
-LATENCY = 4  # cycles until a sum can be added to again
+LATENCY = 4.0  # cycles until a sum can be added to again
+MACS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 2.0
 ISSUE_PER_CYCLE = 5.0
-FINISH_CYCLES = 4.0  # convert, scale, clip and store one vector of sums
-CYCLES_PER_NS = 3.0
+FINISH_CYCLES = 5.0  # convert, scale, clip and store one vector of sums
+TILE_CYCLES = 20.0  # begin a tile
+TAP_CYCLES = 10.0  # begin a tap
 BYTES_PER_CYCLE = (64.0, 24.0, 8.0, 4.0)  # from the first, second and third cache, and memory
+COPY_BYTES_PER_CYCLE = 16.0
 WORTH_A_LAUNCH = 60_000.0  # cycles, about 20 us
+SET_BYTES = 4096  # rows this far apart fall into the same set of a first-level cache
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,9 @@ class Units:
         return self.cut.pieces if self.whole else problem.rows
 
 
-def fits(rows: int, vectors: int, registers: int) -> bool:
+def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
     """Do the sums, the right operand's vectors and one left value fit the registers?"""
-    return rows * vectors + vectors + 1 <= registers
+    return rows * vectors + vectors + 1 + product.mac.temporaries <= registers
 
 
 def choose(
@@ -104,87 +110,97 @@ def choose(
     vectors: int = 0,
     tasks: int = 0,
 ) -> Tiling:
-    """The cheapest tiling by the model; given knobs are kept."""
-    return min(
-        candidates(problem, product, device, rows=rows, vectors=vectors, tasks=tasks),
-        key=lambda t: cycles(problem, product, device, t),
-    )
+    """The cheapest tiling by the model; given knobs are kept, tasks as far as there is work."""
+    for count in range(tasks or _threads(problem, product, device), 0, -1):
+        found = candidates(problem, product, device, rows=rows, vectors=vectors, tasks=count)
+        best = min(found, key=lambda t: cycles(problem, product, device, t), default=None)
+        if best is not None:
+            return best
+    raise ValueError(f"{rows} x {vectors} sums do not fit")
 
 
 def candidates(
-    problem: Problem,
-    product: Product,
-    device: Device,
-    *,
-    rows: int = 0,
-    vectors: int = 0,
-    tasks: int = 0,
+    problem: Problem, product: Product, device: Device, *, rows: int, vectors: int, tasks: int
 ) -> Iterator[Tiling]:
-    """Every tiling worth pricing."""
+    """Every tiling worth pricing; 0 rows or vectors: any."""
     registers, lanes = device.isa.registers, product.mac.lanes
-    widest = -(-problem.width // lanes)
-    pixels = problem.rows * problem.columns
-    for v in [vectors] if vectors else range(1, min(widest, registers // 2 - 1) + 1):
-        if v != Panels.of(problem.width, lanes, v).vectors and not vectors:
+    free = registers - 1 - product.mac.temporaries
+    widest = min(-(-problem.width // lanes), free // 2)
+    for v in [vectors] if vectors else range(1, widest + 1):
+        panels = Panels.of(problem.width, lanes, v)
+        if v != panels.vectors and not vectors:
             continue  # the same panels as with fewer
-        most = min(max(1, (registers - 1 - v) // v), pixels)
+        most = min(max(1, (free - v) // v), problem.rows * problem.columns)
         for r in [rows] if rows else _heights(problem, most):
-            for split in _tasks(problem, product, device, v, tasks):
-                yield from _blocks(problem, product, device, r, v, *split)
+            for along, across in _dealt(problem, panels.panels, tasks):
+                yield from _blocks(problem, r, v, along, across)
 
 
 def _heights(problem: Problem, most: int) -> list[int]:
-    """Tile heights to try: the largest, and those that divide the output rows well."""
-    found = {most, max(1, most - 1), max(1, most * 3 // 4)}
+    """Tile heights to try: the largest, some smaller ones, and what divides the output evenly."""
+    found = {most, max(1, most - 1), max(1, most * 3 // 4), max(1, most // 2)}
+    whole = max(1, most // problem.columns)
     if most >= problem.columns:
-        found.add(most // problem.columns * problem.columns)
-        found.add(Cut.of(problem.rows, max(1, most // problem.columns)).size * problem.columns)
-    else:
-        found.add(Cut.of(problem.columns, most).size)
+        found.add(Cut.of(problem.rows, whole).size * problem.columns)
+    found.add(Cut.of(problem.columns, most).size)
     return sorted(found)
 
 
-def _tasks(
-    problem: Problem, product: Product, device: Device, vectors: int, tasks: int
-) -> Iterator[tuple[int, int]]:
-    """How tasks may be dealt to rows and columns."""
-    threads = tasks or device.threads
+def _threads(problem: Problem, product: Product, device: Device) -> int:
+    """One where the work is too little to wake others for."""
     work = problem.macs / (product.mac.lanes * product.mac.k)
-    if not tasks and work < WORTH_A_LAUNCH and _moved(problem, product) < WORTH_A_LAUNCH:
-        threads = 1
-    panels = Panels.of(problem.width, product.mac.lanes, vectors).panels
+    return 1 if max(work, _read_once(problem, product)) < WORTH_A_LAUNCH else device.threads
+
+
+def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int]]:
+    """How tasks may be dealt to rows and columns."""
     columns = problem.groups if problem.groups > 1 else panels
-    for across in range(1, threads + 1):
-        if threads % across == 0 and across <= columns:
-            yield threads // across, across
+    for across in range(1, tasks + 1):
+        if tasks % across == 0 and across <= columns:
+            yield tasks // across, across
 
 
-def _moved(problem: Problem, product: Product) -> float:
-    """Cycles to read the right operand from memory once."""
+def _read_once(problem: Problem, product: Product) -> float:
+    """Cycles to read the right operand from memory."""
     size = problem.groups * problem.tap_count * problem.depth * problem.width
     images = problem.images if any(problem.right_images.strides) else 1
     return images * size * tir.bits(product.right) / 8 / BYTES_PER_CYCLE[3]
 
 
-def _blocks(
-    problem: Problem,
-    product: Product,
-    device: Device,
-    rows: int,
-    vectors: int,
-    along: int,
-    across: int,
-) -> Iterator[Tiling]:
+def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) -> Iterator[Tiling]:
+    """Block sizes to try: a task's whole share, and halves of it."""
     units = Units.of(problem, rows).count(problem)
-    share = -(-units * problem.images // along)
     if along > problem.images * units:
         return
-    largest = min(units, share)
-    for parts in (1, 2, 4, 8, 16, 32):
-        block = -(-largest // parts)
+    block = min(units, -(-units * problem.images // along))
+    for _ in range(6):
         yield Tiling(rows, vectors, block, along, across)
         if block == 1:
             return
+        block = -(-block // 2)
+
+
+def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -> float:
+    """What the slowest task takes."""
+    panels = Panels.of(problem.width, product.mac.lanes, tiling.vectors)
+    units = Units.of(problem, tiling.rows)
+    blocks = -(-units.count(problem) // tiling.block)
+    my_blocks = -(-problem.images * blocks // tiling.row_tasks)
+    share = -(-max(problem.groups, panels.panels) // tiling.column_tasks)
+    groups, count = (share, panels.panels) if problem.groups > 1 else (1, share)
+    left = left_bytes(problem, product, tiling)
+    packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
+    again = _level(device, packed * count * groups + left) if my_blocks > 1 else 3
+    block = 0.0
+    for vectors, number in ((panels.vectors, panels.count), (panels.vectors - 1, panels.rest)):
+        if number:
+            panel = _panel_cycles(problem, product, device, tiling, vectors, left)
+            fetch = packed / BYTES_PER_CYCLE[again]
+            block += number / panels.panels * _overlapped(panel, fetch)
+    block *= count * groups
+    if needs_copy(problem, product):
+        block += left / COPY_BYTES_PER_CYCLE
+    return block * my_blocks
 
 
 def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
@@ -196,42 +212,54 @@ def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
     return lines * frame.padded_line * tir.bits(product.left) // 8
 
 
-def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -> float:
-    """What the slowest task takes."""
-    panels = Panels.of(problem.width, product.mac.lanes, tiling.vectors)
+def _panel_cycles(
+    problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int, left: int
+) -> float:
+    """All tiles of a block against one panel that is in the second cache by now."""
     units = Units.of(problem, tiling.rows)
-    count = units.count(problem)
-    blocks = -(-count // tiling.block)
-    my_blocks = -(-problem.images * blocks // tiling.row_tasks)
-    if problem.groups > 1:
-        my_groups, my_panels = -(-problem.groups // tiling.column_tasks), panels.panels
-    else:
-        my_groups, my_panels = 1, -(-panels.panels // tiling.column_tasks)
-    packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
-    block_left = left_bytes(problem, product, tiling)
-    tile_rows = units.cut.size * (problem.columns if units.whole else 1)
-    tile_left = tile_rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
-    right = packed * my_panels * my_groups
-    tile = _tile_cycles(problem, product, tile_rows, panels.vectors)
-    near = packed + tile_left <= device.l1_bytes * 3 // 4
-    tile += _surplus(packed, 0 if near else _level(device, packed + block_left), tile)
-    tile += _surplus(tile_left, _level(device, tile_left + packed), tile)
-    tiles = tiling.block * (1 if units.whole else units.cut.pieces)
-    panel = tiles * tile
-    home = 3 if my_blocks == 1 else _level(device, right + block_left)
-    panel = max(panel, packed / BYTES_PER_CYCLE[home])
-    copied = block_left / 32 if needs_copy(problem, product) else 0.0
-    block = panel * my_panels * my_groups + copied
-    last = problem.images * blocks / tiling.row_tasks  # uneven shares show in my_blocks
-    return block * max(my_blocks, last)
+    total = 0.0
+    packed = panel_bytes(product, problem.tap_count, problem.depth, vectors)
+    for _, count, size, _ in units.cut.runs():
+        rows = size * problem.columns if units.whole else size
+        arithmetic = _tile_cycles(problem, product, device, rows, vectors)
+        reads = rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
+        level = 0 if packed + reads <= device.l1_bytes * 3 // 4 else 1
+        if level and packed + left > device.l2_bytes * 3 // 4:
+            level = 2
+        fetch = packed / BYTES_PER_CYCLE[level] + reads / BYTES_PER_CYCLE[1] / 2
+        total += count * _overlapped(arithmetic, fetch)
+    if units.whole:
+        return total * tiling.block / units.cut.pieces
+    return total * tiling.block
 
 
-def _tile_cycles(problem: Problem, product: Product, rows: int, vectors: int) -> float:
+def _tile_cycles(
+    problem: Problem, product: Product, device: Device, rows: int, vectors: int
+) -> float:
+    """One tile whose operands are near."""
     macs, loads = rows * vectors, rows + vectors
-    step = max(macs / 2, loads / LOADS_PER_CYCLE, (macs + loads + 3) / ISSUE_PER_CYCLE)
-    step = max(step, LATENCY)
+    issued = macs * (1 + product.mac.temporaries) + loads + 3
+    step = max(macs / MACS_PER_CYCLE, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE, LATENCY)
+    step = max(step, _conflicts(problem, product, device, rows))
     steps = problem.tap_count * product.steps(problem.depth)
-    return steps * step + macs * FINISH_CYCLES + 20 + 10 * problem.tap_count
+    return steps * step + macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
+
+
+def _conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:
+    """Cycles a step when rows of the tile push one another out of the first cache."""
+    apart = problem.column * tir.bits(product.left) // 8
+    if problem.columns == 1:
+        apart = problem.frame.step * problem.frame.padded_line * tir.bits(product.left) // 8
+    sets = SET_BYTES // gcd(apart, SET_BYTES)
+    ways = device.l1_bytes // SET_BYTES
+    if -(-rows // sets) <= ways - 2 or rows <= sets:
+        return 0.0
+    return rows * 64 / BYTES_PER_CYCLE[1]
+
+
+def _overlapped(arithmetic: float, fetch: float) -> float:
+    """Two things that go on at the same time, not quite perfectly."""
+    return max(arithmetic, fetch) + 0.1 * min(arithmetic, fetch)
 
 
 def _level(device: Device, size: int) -> int:
@@ -240,11 +268,6 @@ def _level(device: Device, size: int) -> int:
         if size <= capacity * 3 // 4:
             return level
     return 3
-
-
-def _surplus(size: int, level: int, hidden: float) -> float:
-    """Cycles to fetch bytes beyond those that run beside the arithmetic."""
-    return max(0.0, size / BYTES_PER_CYCLE[level] - hidden * 0.7)
 
 
 def needs_copy(problem: Problem, product: Product) -> bool:
