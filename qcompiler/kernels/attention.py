@@ -27,7 +27,7 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Product, product_of
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import load
-from qcompiler.kernels.loops import tasks
+from qcompiler.kernels.loops import across, tasks
 from qcompiler.kernels.microkernel import Left, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Builder, Registers, Value
@@ -396,16 +396,3 @@ def transposed(b: Builder, rows: Sequence[Value]) -> list[Value]:
             rows[i + distance] = b.let(tir.shuffle2(pair, high), "t")
         distance *= 2
     return rows
-
-
-def across(b: Builder, value: Value, join: object) -> Value:
-    """All lanes of a vector -> one number, halves joined with halves."""
-    assert callable(join)
-    lanes = tir.lanes_of(value)
-    value = b.let(value, "whole")
-    while lanes > 1:
-        lanes //= 2
-        low = tir.shuffle(value, range(lanes))
-        high = tir.shuffle(value, range(lanes, 2 * lanes))
-        value = b.let(join(low, high), "half")
-    return value

@@ -56,3 +56,29 @@ def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:
         found.append(b.let(tirx.floormod(flat, size)))
         flat = b.let(tirx.floordiv(flat, size))
     return [flat, *reversed(found)] if dims else []
+
+
+def slots(
+    b: Builder, length: int, lanes: int, count: int, body: Callable[[Value, int, int], None]
+) -> None:
+    """`sweep` for sums: body(offset, how many lanes count, slot) with neighbours in other slots."""
+    group = lanes * count
+    whole = length // group
+    if whole:
+        with b.serial(whole, "v") as i:
+            for slot in range(count):
+                body(b.let(i * group + slot * lanes), lanes, slot)
+    for slot, at in enumerate(range(whole * group, length, lanes)):
+        body(tir.const(at), min(lanes, length - at), slot % count)
+
+
+def across(b: Builder, value: Value, join: Callable[[Value, Value], Value]) -> Value:
+    """All lanes of a vector -> one number, halves joined with halves."""
+    lanes = tir.lanes_of(value)
+    value = b.let(value, "whole")
+    while lanes > 1:
+        lanes //= 2
+        low = tir.shuffle(value, range(lanes))
+        high = tir.shuffle(value, range(lanes, 2 * lanes))
+        value = b.let(join(low, high), "half")
+    return value
