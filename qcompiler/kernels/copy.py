@@ -1,0 +1,1 @@
+"""copy: being written by the kernels colleague (copies, gathers, scatters, the fallback)."""

@@ -1,0 +1,1 @@
+"""generic: being written by the kernels colleague (copies, gathers, scatters, the fallback)."""

@@ -1,0 +1,1 @@
+"""indexing: being written by the kernels colleague (copies, gathers, scatters, the fallback)."""
