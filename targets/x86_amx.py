@@ -3,7 +3,7 @@
 Linux gives a process the tile registers only when asked (arch_prctl); `cpu.features` asks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from qcompiler.targets.x86_avx512bf16 import AVX512BF16
 from tvm import tirx
@@ -26,6 +26,16 @@ def _product(name: str) -> Callable[[int, int, int], Value]:
         return _tile(name, _number(sums), _number(left), _number(right))
 
     return emit
+
+
+def tile_shapes(shapes: Mapping[int, tuple[int, int]]) -> bytes:
+    """{tile: (rows, bytes of a row)} -> the 64 bytes that ldtilecfg reads: palette 1."""
+    config = bytearray(64)
+    config[0] = 1
+    for tile, (rows, row_bytes) in shapes.items():
+        config[16 + 2 * tile] = row_bytes
+        config[48 + tile] = rows
+    return bytes(config)
 
 
 def ldtilecfg(address: Value) -> Value:
@@ -64,6 +74,7 @@ AMX = isa(
         ("bf16", "bf16", "f32"): Mac(rows=16, lanes=16, k=32, emit=_product("tdpbf16ps"), tiles=8),
     },
     intrinsics={
+        "tile_shapes": tile_shapes,
         "tile_configure": ldtilecfg,
         "tile_release": tilerelease,
         "tile_zero": tilezero,

@@ -1,4 +1,371 @@
-"""conv or matmul on an instruction set with tile registers -> a TIR kernel and its cost.
+"""conv or matmul on an instruction set with tile registers -> a TIR kernel.
 
 Owns every contraction whose `Mac` has rows > 1; the vector generators own rows == 1.
+
+for each task (a share of the parts, of the panels, or of both)
+  set the tiles' shapes
+  for each part (some output lines of an image)
+    copy the left operand's rows if they do not lie in even steps   (tiles_layout.py, tiles_left.py)
+    for each panel of the right operand and block of rows
+      sums = block * panel, in tiles                                (tiles_block.py)
+        and between its steps: store(epilogue(the block before))
+
+The epilogue of a block runs on the vector unit while the tile unit multiplies the next one.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Node
+from qcompiler.isa import Device
+from qcompiler.kernels import tir
+from qcompiler.kernels.contraction_problem import Batch
+from qcompiler.kernels.epilogue import Fused, store
+from qcompiler.kernels.loops import indices
+from qcompiler.kernels.math import TirMath
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tiles_block import CONFIG_BYTES, SUMS_BYTES, Blocks, Products
+from qcompiler.kernels.tiles_left import Left, left_scratch
+from qcompiler.kernels.tiles_model import Choice, choose, vector_cycles
+from qcompiler.kernels.tiles_problem import key_of, problem_of, tile_mac
+from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
+from qcompiler.kernels.tir import Builder, Value
+from qcompiler.kernels.vec import Vec
+
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+_FEW_BLOCKS = 16
+"""With more blocks than this a panel's next one is fetched in no time."""
+
+
+@kernel("conv", "matmul", rank=2, parts=(1, 2, 4, 8, 16), column_tasks=(1, 2))
+def tiles(
+    region: Region, device: Device, *, parts: int = 0, column_tasks: int = 0
+) -> Kernel | Skip:
+    """Sums in tile registers, 32 rows by 32 columns."""
+    root = region.root
+    assert root is not None
+    mac = tile_mac(device.isa, root)
+    if mac is None:
+        return Skip(f"no tile product of {' and '.join(i.dtype for i in root.operands)}")
+    problem = problem_of(root, mac)
+    if isinstance(problem, Skip):
+        return problem
+    if problem.groups > 1 and problem.channels == 1:
+        return Skip("one channel a group")
+    nodes, constant = len(region.nodes) - 1, _is_constant(problem.right)
+    choice, cost = choose(problem, device, nodes, constant, parts=parts, column_tasks=column_tasks)
+    vectors = vector_cycles(problem, device, nodes)
+    if vectors < cost.total and not parts and not column_tasks:
+        return Skip(f"vectors take {vectors:.0f} cycles, tiles {cost.total:.0f}")
+    return _Tiles(region, device, choice, constant).kernel()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Output lines that a task works on: from line `start` of an image, rows from `fresh` on are
+    not done yet; its first output pixel, and byte offset of its right matrices.
+    """
+
+    start: Value
+    fresh: Value
+    pixel: Value
+    matrix: Value
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block of rows by a panel: its first row, the first that is not done yet, and column."""
+
+    group: Value
+    block: Value
+    row: Value
+    fresh: Value
+    column: Value
+    right: Value
+
+
+class _Tiles:
+    """One kernel while it is emitted."""
+
+    def __init__(self, region: Region, device: Device, choice: Choice, constant: bool) -> None:
+        self.region, self.device, self.choice, self.constant = region, device, choice, constant
+        self.layout = choice.layout
+        self.problem = p = choice.layout.problem
+        self.panels = Panels.of(self.layout)
+        self.blocks = Blocks.of(self.layout.rows(choice.lines), p.mac.rows)
+        self.heights = self.blocks.heights(p.mac.rows)
+        self.left_at = CONFIG_BYTES + SUMS_BYTES
+        self.right_at = self.left_at + left_scratch(self.layout, choice.lines)
+        packed = 0 if constant else p.groups * self.panels.matrix_bytes
+        self.task_bytes = self.right_at + packed
+        self.b = Builder(self._name())
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        b, region, p = self.b, self.region, self.problem
+        packed = {p.right} if self.constant else set()
+        self.pointers = {
+            n: b.pointer(f"in{i}", "uint8" if n in packed else n.dtype)
+            for i, n in enumerate(region.inputs)
+        }
+        self.out = b.pointer("out", region.output.dtype)
+        scratch = b.pointer("scratch", "uint8")
+        with b.parallel(self.choice.tasks) as task:
+            self.scratch = scratch + b.let(task * self.task_bytes, "mine")
+            self._task(task)
+        right = region.inputs.index(p.right)
+        return Kernel(
+            name=b.name,
+            func=b.function(),
+            pack={right: self._pack} if self.constant else {},
+            scratch_bytes=self.task_bytes * self.choice.tasks,
+            tasks=self.choice.tasks,
+            macs=p.macs,
+            in_place=self._in_place(),
+        )
+
+    def _name(self) -> str:
+        p = self.problem
+        kernel = "x".join(map(str, p.kernel)) if p.root.op == "conv" else ""
+        left, right, _ = key_of(p.root) or ("", "", "")
+        shape = f"{p.images * p.lines * p.columns}x{p.width * p.groups}x{p.depth}"
+        after = [n.op.lower() for n in self.region.nodes if n is not p.root][:4]
+        return "_".join([f"{p.root.op}{kernel}", left + right, shape, "tiles", *after])
+
+    def _pack(self, array: Array) -> Array:
+        return pack(self.panels, self.problem.matrices(array))
+
+    def _in_place(self) -> tuple[int, ...]:
+        """Epilogue operands whose every element is read just before the output's is written."""
+        out, operands = self.region.output.type, self.problem.root.operands
+        return tuple(
+            i
+            for i, n in enumerate(self.region.inputs)
+            if n not in operands and n.type.shape == out.shape and n.type.bytes == out.bytes
+        )
+
+    # -- loops
+
+    def _task(self, task: Value) -> None:
+        b, p, choice = self.b, self.problem, self.choice
+        nodes = [n for n in self.region.nodes if n is not p.root]
+        self.fused = Fused(
+            TirMath(b, self.device.isa),
+            nodes,
+            self.region.output,
+            self.pointers,
+            given=(p.root,),
+        )
+        self.products = Products(b, self.device.isa, self.layout, self.panels, self.heights)
+        self.sums = self.scratch + CONFIG_BYTES
+        self.left = Left(
+            b,
+            self.device,
+            self.layout,
+            choice.lines,
+            self.pointers[p.left],
+            self.scratch + self.left_at,
+        )
+        self.right = self.pointers[p.right] if self.constant else self.scratch + self.right_at
+        self.products.configure(self.scratch)
+        self.left.begin()
+        row_task, column_task = task // choice.column_tasks, task % choice.column_tasks
+        first, end = _share(b, p.images * choice.parts, row_task, choice.row_tasks)
+        shares = [
+            (tiles, per_group, *_share(b, p.groups * per_group, column_task, choice.column_tasks))
+            for tiles, per_group in ((PANEL_TILES, self.panels.wide), (1, self.panels.narrow))
+            if per_group
+        ]
+        with b.serial(end - first, "unit", first) as unit:
+            part = self._part(unit, first, shares)
+            for tiles, per_group, begin, stop in shares:
+                self._pipeline(part, tiles, per_group, begin, stop)
+        self.products.release()
+
+    def _part(
+        self, unit: Value, first: Value, shares: list[tuple[int, int, Value, Value]]
+    ) -> _Part:
+        """A unit of a task's rows -> the part; its operands are copied where that is needed."""
+        b, p, choice = self.b, self.problem, self.choice
+        image, part = _split(b, unit, choice.parts)
+        start, fresh = part * choice.lines, tir.const(0)
+        if p.lines % choice.lines:  # the last part begins where it ends with the image
+            start = b.let(tirx.Min(part * choice.lines, tir.const(p.lines - choice.lines)), "start")
+            fresh = b.let((part * choice.lines - start) * self.layout.pitch, "fresh")
+        start = b.let(start, "start")
+        left = _offset(b, image, p.left_images)
+        self.left.prepare(left, start)
+        matrix = self._matrix(image, unit, first, part, shares)
+        pixel = b.let((image * p.lines + start) * p.columns, "pixel")
+        return _Part(start, fresh, pixel, matrix)
+
+    def _matrix(
+        self,
+        image: Value,
+        unit: Value,
+        first: Value,
+        part: Value,
+        shares: list[tuple[int, int, Value, Value]],
+    ) -> Value:
+        """Byte offset of an image's packed right matrices; packs this task's panels if need be."""
+        b, p = self.b, self.problem
+        source = _offset(b, image, p.right_images)
+        if self.constant:
+            return b.let(source // (p.channels * p.width) * self.panels.matrix_bytes, "matrix")
+        packer = RightPacker(b, self.panels, self.pointers[p.right], self.right)
+        again = tirx.Or(tirx.EQ(part, 0), tirx.EQ(unit, first)) if self.choice.parts > 1 else None
+        with b.when(again) if again is not None else nullcontext():
+            for tiles, _, begin, stop in shares:
+                with b.serial(stop - begin, "panel", begin) as panel:
+                    at = panel if tiles == PANEL_TILES else tir.const(self.panels.wide)
+                    packer.panel(source, at, tiles)
+        return tir.const(0)
+
+    def _pipeline(self, part: _Part, tiles: int, per_group: int, begin: Value, stop: Value) -> None:
+        """All blocks of the panels from `begin` to `stop`, each finished within the next one."""
+        b, count = self.b, self.blocks.count
+        total = (stop - begin) * count
+        if isinstance(total, int):
+            some: AbstractContextManager[None] = nullcontext()
+            if not total:
+                return
+        else:
+            total = b.let(total, "total")
+            some = b.when(total > 0)
+
+        def at(turn: Value) -> _Block:
+            panel, block = _split(b, turn, count)
+            return self._block(part, tiles, per_group, b.let(panel + begin, "panel"), block)
+
+        with some:
+            self._multiply(at(tir.const(0)), tiles, lambda step: None)
+            if not isinstance(total, int) or total > 1:
+                with b.serial(total - 1, "turn", 1) as turn:
+                    before = at(turn - 1)
+                    self._multiply(at(turn), tiles, self._finishing(part, before, tiles))
+            last = at(b.let(total - 1, "last"))
+            with b.serial(self.blocks.size, "row") as row:
+                self._finish(part, last, row, tiles)
+
+    def _block(self, part: _Part, tiles: int, per_group: int, panel: Value, block: Value) -> _Block:
+        """The nth panel of those with so many tiles, and a block of the part's rows."""
+        b, p = self.b, self.problem
+        group, nth = _split(b, panel, per_group)
+        if tiles < PANEL_TILES:  # behind the wide ones
+            nth = tir.const(self.panels.wide)
+        rows, size = self.blocks.rows, self.blocks.size
+        row = fresh = b.let(block * size, "row")
+        if rows % size:
+            row = b.let(tirx.Min(row, tir.const(rows - size)), "row")
+        if p.lines % self.choice.lines:
+            fresh = b.let(tirx.Max(fresh, part.fresh), "fresh")
+        column = b.let(group * p.width + nth * (PANEL_TILES * p.mac.lanes), "column")
+        strip = PANEL_TILES * self.panels.strip_bytes
+        right = part.matrix + group * self.panels.matrix_bytes + nth * strip
+        return _Block(group, block, row, fresh, column, b.let(right, "right"))
+
+    def _multiply(self, block: _Block, tiles: int, between: Callable[[Value], None]) -> None:
+        """Sum a block into the scratch for sums; `between` after every step."""
+        fetch: Callable[[Value], None] | None = None
+        if self.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
+            fetch = self.products.prefetch(self.right, block.right, block.block, self.blocks.count)
+
+        def after(step: Value) -> None:
+            if fetch:
+                fetch(step)
+            between(step)
+
+        rows = self.left.rows(block.group, block.row)
+        self.products.multiply(self.left, rows, self.right, block.right, tiles, after)
+        self.products.store(self.sums, tiles)
+
+    # -- the way out
+
+    def _finishing(self, part: _Part, block: _Block, tiles: int) -> Callable[[Value], None]:
+        """The rows of a finished block, shared out among the steps of the next."""
+        b, size, steps = self.b, self.blocks.size, self.layout.steps
+        each = -(-size // steps)
+
+        def some(step: Value) -> None:
+            needed = b.when(step * each < size) if steps * each > size else nullcontext()
+            with needed, b.serial(each, "j") as j:
+                row = b.let(step * each + j, "row")
+                with b.when(row < size) if size % each else nullcontext():
+                    self._finish(part, block, row, tiles)
+
+        return some
+
+    def _finish(self, part: _Part, block: _Block, row: Value, tiles: int) -> None:
+        """A row of sums -> through the elementwise nodes -> the output, if it is a pixel of it."""
+        b, p, layout = self.b, self.problem, self.layout
+        index = b.let(block.row + row, "index")
+        conditions = []
+        if self.blocks.rows % self.blocks.size or p.lines % self.choice.lines:
+            conditions.append(index >= block.fresh)
+        pixel = part.pixel + index
+        if layout.pitch != p.columns:
+            x = b.let(tirx.floormod(index, layout.pitch), "x")
+            pixel = part.pixel + tirx.floordiv(index, layout.pitch) * p.columns + x
+            conditions.append(x < p.columns)
+        with b.when(_all(conditions)) if conditions else nullcontext():
+            self._finish_pixel(b.let(pixel, "pixel"), block, row, tiles)
+
+    def _finish_pixel(self, pixel: Value, block: _Block, row: Value, tiles: int) -> None:
+        b, p, fused, lanes = self.b, self.problem, self.fused, self.problem.mac.lanes
+        where = fused.row(pixel)
+        sums = self.sums.view(p.root.dtype)
+        end = (block.group + 1) * p.width
+        for tile in range(tiles):
+            raw = b.let(sums.load((row * tiles + tile) * lanes, lanes), "sums")
+            column = b.let(block.column + tile * lanes, "column")
+            count = lanes if p.width % lanes == 0 else tirx.Min(end - column, tir.const(lanes))
+            given: dict[Node, Vec] = {p.root: Vec(fused.m, raw, p.root.dtype, lanes)}
+            value = fused.at(where, column, lanes, count, given)
+            store(fused.m, self.out, pixel * (p.width * p.groups) + column, value, count)
+
+
+def _is_constant(node: Node) -> bool:
+    while node.op in _VIEWS:
+        node = node.operands[0]
+    return node.is_constant
+
+
+def _all(conditions: list[Value]) -> Value:
+    first, *rest = conditions
+    for c in rest:
+        first = tirx.And(first, c)
+    return first
+
+
+def _split(b: Builder, index: Value, size: int) -> tuple[Value, Value]:
+    """A flat index -> (which of the larger parts, which of the `size` within it)."""
+    if size == 1:
+        return index, tir.const(0)
+    return b.let(index // size, "outer"), b.let(index % size, "inner")
+
+
+def _share(b: Builder, total: int, task: Value, tasks: int) -> tuple[Value, Value]:
+    """The part of `total` turns that is a task's: (first, behind the last)."""
+    if tasks == 1:
+        return 0, total
+    if total % tasks == 0:
+        first = b.let(task * (total // tasks), "begin")
+        return first, b.let(first + total // tasks, "end")
+    return b.let(task * total // tasks, "begin"), b.let((task + 1) * total // tasks, "end")
+
+
+def _offset(b: Builder, image: Value, batch: Batch) -> Value:
+    """An image -> the offset of an operand's."""
+    if not any(batch.strides):
+        return tir.const(0)
+    if len(batch.dims) == 1:
+        return b.let(image * batch.strides[0], "offset")
+    places = indices(b, image, batch.dims)
+    total = sum((i * s for i, s in zip(places, batch.strides, strict=True) if s), tir.const(0))
+    return b.let(total, "offset")

@@ -1,0 +1,164 @@
+"""A block of rows by a panel of columns -> the statements that sum it in tiles.
+
+At most two tiles of rows by two of columns: four tiles of sums, two of the left operand, two of the
+right. A step of k is four loads and four products; the loads stand as late as they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qcompiler.isa import Isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.tiles_layout import LINE, WORD, Layout
+from qcompiler.kernels.tiles_left import Left
+from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
+from qcompiler.kernels.tir import Builder, Pointer, Value
+
+ROW_TILES = 2
+TILES = ROW_TILES * PANEL_TILES + ROW_TILES + PANEL_TILES
+"""Tile registers in use."""
+CONFIG_BYTES = 64
+SUMS_BYTES = 32 * 32 * WORD
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`count` blocks of `size` rows cover `rows` rows; the last one overlaps the one before it."""
+
+    rows: int
+    size: int
+    count: int
+
+    @staticmethod
+    def of(rows: int, tile_rows: int) -> Blocks:
+        """As few blocks as there can be, as small as that allows."""
+        count = -(-rows // (ROW_TILES * tile_rows))
+        return Blocks(rows, -(-rows // count), count)
+
+    def heights(self, tile_rows: int) -> tuple[int, ...]:
+        """Rows of each of a block's tiles."""
+        if self.size <= tile_rows:
+            return (self.size,)
+        return (-(-self.size // 2), self.size // 2)
+
+
+class Products:
+    """What is the same for all blocks of a kernel; `multiply` emits one."""
+
+    def __init__(
+        self, b: Builder, isa: Isa, layout: Layout, panels: Panels, heights: tuple[int, ...]
+    ) -> None:
+        self.b, self.isa, self.layout, self.panels, self.heights = b, isa, layout, panels, heights
+        self.mac = layout.problem.mac
+        self.left_tiles = [ROW_TILES * PANEL_TILES + r for r in range(ROW_TILES)]
+        self.right_tiles = [ROW_TILES * PANEL_TILES + ROW_TILES + c for c in range(PANEL_TILES)]
+
+    def _sum(self, row: int, column: int) -> int:
+        return row * PANEL_TILES + column
+
+    def _do(self, name: str, *operands: Value) -> None:
+        self.b.emit(self.isa.intrinsics[name](*operands))
+
+    def configure(self, scratch: Pointer) -> None:
+        """Set the tiles' shapes, by way of 64 bytes of scratch memory."""
+        p, row_bytes = self.layout.problem, self.panels.row_bytes
+        shapes: dict[int, tuple[int, int]] = {}
+        for r, height in enumerate(self.heights):
+            shapes[self.left_tiles[r]] = (height, self.layout.step_bytes)
+            shapes.update({self._sum(r, c): (height, row_bytes) for c in range(PANEL_TILES)})
+        for tile in self.right_tiles:
+            shapes[tile] = (self.layout.step // p.quad, row_bytes)
+        config = self.isa.intrinsics["tile_shapes"](shapes)
+        scratch.store(0, tir.const(0, "uint8", CONFIG_BYTES))
+        for i in range(0, CONFIG_BYTES, 4):
+            word = int.from_bytes(config[i : i + 4], "little", signed=True)
+            if word:
+                scratch.store(i, tir.const(word))
+        self._do("tile_configure", scratch.address())
+
+    def release(self) -> None:
+        """Give the tiles back."""
+        self._do("tile_release")
+
+    def multiply(
+        self,
+        left: Left,
+        rows: tuple[Pointer, Value, Value],
+        right: Pointer,
+        at: Value,
+        tiles: int,
+        between: Callable[[Value], None],
+    ) -> None:
+        """Sum all steps of a block: left rows (as of `Left.rows`) by the panel of `tiles` tiles
+        that begins `at` a byte offset. `between` is emitted after the products of every step.
+        """
+        b, layout = self.b, self.layout
+        for r in range(len(self.heights)):
+            for c in range(tiles):
+                self._do("tile_zero", self._sum(r, c))
+        memory, first, first_tail = rows
+        size = tiles * self.panels.tile_bytes
+
+        def step(source: Pointer, offset: Value, stride: int, number: Value) -> None:
+            self._step(
+                source, b.let(offset, "left"), stride, right, b.let(at + number * size), tiles
+            )
+            between(number)
+
+        with b.serial(layout.taps[0], "ky") as ky, b.serial(layout.taps[1], "kx") as kx:
+            further, further_tail = left.tap(ky, kx)
+            tap = (ky * layout.taps[1] + kx) * layout.tap_steps
+            here = b.let(first + further, "tap")
+            if layout.full:
+                with b.serial(layout.full, "k") as k:
+                    number = b.let(tap + k, "step")
+                    step(memory, here + k * layout.step, layout.stride, number)
+            if layout.tail:
+                number = b.let(tap + layout.full, "step")
+                stride = layout.step * layout.problem.groups * layout.walk
+                step(left.tails, first_tail + further_tail, stride, number)
+
+    def _step(
+        self, memory: Pointer, at: Value, stride: int, right: Pointer, tile: Value, tiles: int
+    ) -> None:
+        """One step of k: right 0, left 0, product, right 1, product, left 1, two products."""
+        step = tir.const(stride * self.layout.problem.itemsize)
+        above = 0
+        for r, height in enumerate(self.heights):
+            for c in range(tiles):
+                if r == 0:
+                    offset = tile + c * self.panels.tile_bytes
+                    row_bytes = tir.const(self.panels.row_bytes)
+                    self._do("tile_load", self.right_tiles[c], right.address(offset), row_bytes)
+                if c == 0:
+                    address = memory.address(at + above * stride)
+                    self._do("tile_load", self.left_tiles[r], address, step)
+                product = (self._sum(r, c), self.left_tiles[r], self.right_tiles[c])
+                self.b.emit(self.mac.emit(*product))
+            above += height
+
+    def store(self, sums: Pointer, tiles: int) -> None:
+        """The block's sums -> memory, row by row, `tiles` tiles wide."""
+        row_bytes = tiles * self.panels.row_bytes
+        above = 0
+        for r, height in enumerate(self.heights):
+            for c in range(tiles):
+                offset = above * row_bytes + c * self.panels.row_bytes
+                address = sums.address(offset)
+                self._do("tile_store", self._sum(r, c), address, tir.const(row_bytes))
+            above += height
+
+    def prefetch(self, right: Pointer, at: Value, block: Value, blocks: int) -> Callable[..., None]:
+        """A part of the panel after the one `at`, for every step of one of `blocks` blocks."""
+        size = PANEL_TILES * self.panels.strip_bytes
+        lines = -(-size // (LINE * blocks * self.layout.steps))
+
+        def fetch(number: Value) -> None:
+            place = block * self.layout.steps + number
+            start = self.b.let(at + size + place * (lines * LINE), "next")
+            for i in range(lines):
+                right.prefetch(start + i * LINE, level=2)
+
+        return fetch

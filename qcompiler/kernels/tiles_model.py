@@ -1,0 +1,206 @@
+"""Problem and device -> layout, blocks and tasks, by a model of cycles.
+
+A tile product takes a cycle for each row of its left tile; everything else is compared with that:
+rows through the load ports, bytes from the caches, sums on their way out, copies. Bandwidths are
+those that a core of the tile machines we know sustains: Intel 64 and IA-32 Architectures
+Optimization Reference Manual, chapters on Golden Cove and on AMX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qcompiler.isa import Device, Isa, Mac
+from qcompiler.kernels.tiles_block import Blocks
+from qcompiler.kernels.tiles_layout import LINE, Layout, layouts
+from qcompiler.kernels.tiles_problem import Problem, key_of
+from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
+
+ROWS_LOADED = 2.0  # tile rows a cycle, from the first-level cache
+ROW_STORED = 1.0  # cycles
+L2_BYTES = 48.0  # a cycle
+L3_BYTES = 10.0  # a cycle and core
+COPY_BYTES = 24.0  # a cycle: a load and a store of a line, shuffled little
+RUN_CYCLES = 4.0  # of a copy, however short
+FINISH_CYCLES = 2.5  # load, pack and store a vector of sums
+NODE_CYCLES = 1.1  # an elementwise node of the epilogue, a vector
+BLOCK_CYCLES = 30.0  # loops, addresses and what of the products' latency shows
+PACKED_BYTES = 20.0  # a cycle, of a right operand packed on the way
+VECTOR_PRODUCTS = 2.0  # a cycle, of the vector unit
+VECTOR_SHARE = 0.85  # of that, reached by vector kernels
+LAUNCH = 6_000.0  # cycles of waking the other threads
+WORTH_A_LAUNCH = 60_000.0  # cycles, about 20 us
+CACHE_SHARE = 0.75  # of a cache that one thing may count on
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a kernel is built: a task has some parts (`lines` output lines of an image) and panels."""
+
+    layout: Layout
+    lines: int
+    row_tasks: int
+    column_tasks: int
+
+    @property
+    def parts(self) -> int:
+        """Parts of an image."""
+        return -(-self.layout.problem.lines // self.lines)
+
+    @property
+    def tasks(self) -> int:
+        """Tasks in all."""
+        return self.row_tasks * self.column_tasks
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cycles of the slowest task, and what they go to."""
+
+    products: float
+    loads: float
+    finish: float
+    right: float
+    copies: float
+    total: float
+
+
+def choose(
+    p: Problem, device: Device, nodes: int, constant: bool, *, parts: int = 0, column_tasks: int = 0
+) -> tuple[Choice, Cost]:
+    """The cheapest choice by the model; knobs that are not 0 are kept."""
+    best: tuple[Choice, Cost] | None = None
+    for choice in candidates(p, device.threads, parts, column_tasks):
+        found = cost(choice, device, nodes, constant)
+        if choice.tasks == 1 and found.total < WORTH_A_LAUNCH and not column_tasks > 1:
+            found = Cost(*(0.0,) * 5, total=found.total - WORTH_A_LAUNCH)
+        if best is None or found.total < best[1].total:
+            best = choice, found
+    assert best is not None
+    return best[0], cost(best[0], device, nodes, constant)
+
+
+def candidates(p: Problem, threads: int, parts: int, column_tasks: int) -> Iterator[Choice]:
+    """Every choice worth pricing."""
+    splits = {(1, 1)} | {(threads // c, c) for c in range(1, threads + 1) if threads % c == 0}
+    for layout in layouts(p):
+        panels = Panels.of(layout)
+        columns = p.groups * (panels.wide + panels.narrow)
+        for row_tasks, across in sorted(splits):
+            if across > columns or (column_tasks and across != min(column_tasks, columns)):
+                continue
+            seen = set()
+            for pieces in [parts] if parts else (1, 2, 4, 8, 16, 32, 64):
+                share = row_tasks * pieces if p.images == 1 else pieces
+                lines = -(-p.lines // min(share, p.lines))
+                choice = Choice(layout, lines, row_tasks, across)
+                if lines not in seen and p.images * choice.parts >= row_tasks:
+                    seen.add(lines)
+                    yield choice
+
+
+def cost(choice: Choice, device: Device, nodes: int, constant: bool) -> Cost:
+    """What a choice takes."""
+    layout, p = choice.layout, choice.layout.problem
+    panels, mac = Panels.of(layout), p.mac
+    blocks = Blocks.of(layout.rows(choice.lines), mac.rows)
+    heights = blocks.heights(mac.rows)
+    units = -(-p.images * choice.parts // choice.row_tasks)
+    wide = -(-p.groups * panels.wide // choice.column_tasks)
+    narrow = -(-p.groups * panels.narrow // choice.column_tasks)
+    left = layout.left_bytes(choice.lines)
+    right = p.groups * panels.matrix_bytes / choice.column_tasks
+
+    products = loads = finish = total = 0.0
+    for tiles, count in ((PANEL_TILES, wide), (1, narrow)):
+        panel = tiles * panels.strip_bytes
+        multiply = layout.steps * len(heights) * tiles * mac.rows
+        rows = blocks.size + tiles * (layout.step // p.quad)
+        load = max(
+            layout.steps * rows / ROWS_LOADED, _beyond_l1(device, choice, blocks, left, panel)
+        )
+        out = blocks.size * tiles * (FINISH_CYCLES + NODE_CYCLES * nodes)
+        store = blocks.size * tiles * ROW_STORED
+        block = max(multiply, load, out) + store + BLOCK_CYCLES
+        products += units * count * blocks.count * multiply
+        loads += units * count * blocks.count * load
+        finish += units * count * blocks.count * (out + store)
+        total += (
+            units
+            * count
+            * max(blocks.count * block, _first_read(device, left, right, panel, units))
+        )
+    copies = units * _copies(choice)
+    if not constant:
+        copies += p.images * right / PACKED_BYTES / max(1, min(choice.row_tasks, p.images))
+    launch = LAUNCH if choice.tasks > 1 else 0.0
+    return Cost(products, loads, finish, right / L3_BYTES, copies, total + copies + launch)
+
+
+def _beyond_l1(device: Device, choice: Choice, blocks: Blocks, left: float, panel: float) -> float:
+    """Cycles that the second-level cache (or the third) takes to feed one block."""
+    block_left = left / blocks.count
+    near = device.l1_bytes * CACHE_SHARE
+    from_left = 0.0 if left + panel <= near else block_left
+    from_right = 0.0 if panel + block_left <= near else panel
+    rate = L2_BYTES if left + panel <= device.l2_bytes * CACHE_SHARE else L3_BYTES
+    return from_left / rate + from_right / L2_BYTES
+
+
+def _first_read(device: Device, left: float, right: float, panel: float, units: int) -> float:
+    """Cycles to fetch a panel; it comes from afar unless all of them stay from part to part."""
+    stays = right + left <= device.l2_bytes * CACHE_SHARE
+    return panel / L3_BYTES * (1 / units if stays else 1.0)
+
+
+def _copies(choice: Choice) -> float:
+    """Cycles to copy a part's left operand."""
+    layout, lines = choice.layout, choice.lines
+    p = layout.problem
+    y, x = layout.axes
+    total = 0.0
+    if size := layout.plane_bytes(lines):
+        runs = y.cells(lines) * y.planes * x.planes * (1 if x.stride == 1 else p.columns)
+        total += size / COPY_BYTES + runs * RUN_CYCLES
+    if layout.form == "gathered":
+        pieces = y.taps * (1 if x.dilation == 1 else x.taps)
+        each = -(-layout.depth // pieces * p.itemsize // LINE)
+        total += lines * p.columns * (pieces * each * 1.5 + RUN_CYCLES)
+    if layout.tail:
+        total += layout.needed_cells(lines) * p.groups * RUN_CYCLES
+    return total
+
+
+def vector_cycles(p: Problem, device: Device, nodes: int) -> float:
+    """What the best vector product of the same instruction set would take, about."""
+    mac = _vector_mac(device.isa, p)
+    if mac is None:
+        return float("inf")
+    groups = p.groups
+    while p.width * (p.groups // groups) < mac.lanes and groups % 2 == 0:
+        groups //= 2  # as many groups as fill a vector are multiplied as one
+    merged = p.groups // groups
+    lanes = -(-p.width * merged // mac.lanes) * mac.lanes
+    depth = -(-p.channels * merged * p.kernel[0] * p.kernel[1] // mac.k)
+    vectors = p.images * p.lines * p.columns * groups * lanes / mac.lanes
+    multiply = vectors * depth / (VECTOR_PRODUCTS * VECTOR_SHARE)
+    finish = vectors * (FINISH_CYCLES + NODE_CYCLES * nodes)
+    read = p.groups * p.channels * p.kernel[0] * p.kernel[1] * p.width * p.itemsize / L3_BYTES
+    single = multiply + finish
+    tasks = 1 if single < WORTH_A_LAUNCH else device.threads
+    return max(single / tasks, read / tasks) + (LAUNCH if tasks > 1 else 0.0)
+
+
+def _vector_mac(isa: Isa | None, p: Problem) -> Mac | None:
+    """The vector product of the nearest instruction set below that has one for such operands."""
+    key = key_of(p.root)
+    assert key is not None
+    keys = [key, ("u8", "i8", "i32")] if p.root.dtype == "int32" else [key]
+    while isa is not None:
+        for k in keys:
+            mac = isa.mac.get(k)
+            if mac is not None and mac.rows == 1 and mac.exact:
+                return mac
+        isa = isa.extends
+    return None
