@@ -55,6 +55,13 @@ class Call:
             raise self.error(f"attribute {key!r} is missing")
         return value
 
+    def real(self, key: str) -> float:
+        """An attribute that must be a number."""
+        value = self.get(key)
+        if not isinstance(value, (int, float)):
+            raise self.error(f"attribute {key!r} is missing")
+        return float(value)
+
     def numbers(self, key: str) -> tuple[int, ...] | None:
         """A list of whole numbers, or None where it is absent or empty."""
         value = self.get(key)

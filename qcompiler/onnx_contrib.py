@@ -1,7 +1,7 @@
 """Operators of onnxruntime's own domain, com.microsoft -> ONNX's, where the translation is plain.
 
 onnxruntime's optimizer and quantizer put them into the models they save. What has no short
-translation (attention with caches, packed 4-bit weights) is reported as not supported.
+translation (attention with caches, mixtures of experts) is reported as not supported.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qcompiler.ir import Attr, Node
+from qcompiler.ir import Array, Attr, Node, constant, numpy_dtype
 from qcompiler.onnx_call import Call, Result, finish, newest
 from qcompiler.onnx_schema import NEWEST, schema
 
@@ -140,20 +140,94 @@ def _fused_conv(call: Call) -> Result:
     """Conv, then the sum with a fourth input if there is one, then the activation."""
     attrs = {k: call.attrs[k] for k in ("group", *_WINDOW)}
     x = _onnx(call, "conv", "Conv", call.need(0), call.need(1), call.input(2), **attrs)
-    x = _plus(call, "sum", x, call.input(3))
-    activation, given = call.attrs["activation"], call.attrs["activation_params"]
+    given = call.attrs["activation_params"]
     params = [float(v) for v in given] if isinstance(given, tuple) else []
-    if activation in ("Relu", "Sigmoid", "Tanh") and not params:
-        return _onnx(call, "", str(activation), x)
-    if activation == "LeakyRelu" and len(params) == 1:
-        return _onnx(call, "", "LeakyRelu", x, alpha=params[0])
-    if activation == "HardSigmoid" and len(params) == 2:
-        return _onnx(call, "", "HardSigmoid", x, alpha=params[0], beta=params[1])
-    if activation == "Clip" and len(params) == 2:
-        low = call.constant("low", params[0], x.dtype)
-        high = call.constant("high", params[1], x.dtype)
-        return _onnx(call, "", "Clip", x, low, high)
-    raise call.unsupported(f"activation {activation!r} of {len(params)} numbers")
+    return _activated(call, _plus(call, "sum", x, call.input(3)), params)
+
+
+@_contrib(
+    "FusedGemm",
+    activation="",
+    activation_alpha=0.0,
+    activation_beta=0.0,
+    alpha=1.0,
+    beta=1.0,
+    transA=0,
+    transB=0,
+)
+def _fused_gemm(call: Call) -> Result:
+    attrs = {k: call.attrs[k] for k in ("alpha", "beta", "transA", "transB")}
+    x = _onnx(call, "gemm", "Gemm", call.need(0), call.need(1), call.input(2), **attrs)
+    counts = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}
+    keys = counts.get(str(call.attrs["activation"]), ())
+    return _activated(call, x, [call.real(f"activation_{key}") for key in keys])
+
+
+def _activated(call: Call, x: Node, params: list[float]) -> Node:
+    """The activation that a fused operator ends in."""
+    op = str(call.attrs["activation"])
+    if op in ("Relu", "Sigmoid", "Tanh") and not params:
+        return _onnx(call, "", op, x)
+    if op == "LeakyRelu" and len(params) == 1:
+        return _onnx(call, "", op, x, alpha=params[0])
+    if op == "HardSigmoid" and len(params) == 2:
+        return _onnx(call, "", op, x, alpha=params[0], beta=params[1])
+    if op == "Clip" and len(params) == 2:
+        limits = (call.constant(f"limit{i}", v, x.dtype) for i, v in enumerate(params))
+        return _onnx(call, "", op, x, *limits)
+    raise call.unsupported(f"activation {op!r} of {len(params)} numbers")
+
+
+@_contrib("MatMulNBits", K=0, N=0, accuracy_level=0, bits=4, block_size=0)
+def _matmul_of_few_bits(call: Call) -> Result:
+    """Weights packed [N, blocks, bytes], a scale for each block of each column; zero in the middle.
+
+    They become a DequantizeLinear in blocks, as ONNX writes it.
+    """
+    bits, block = call.number("bits"), call.number("block_size")
+    columns, depth = call.number("N"), call.number("K")
+    packed, points = call.need(1), call.input(3)
+    if bits not in (4, 8) or call.input(4) is not None:
+        raise call.unsupported(f"weights of {bits} bits, or in an order of their own")
+    if not packed.is_constant or (points is not None and not points.is_constant):
+        raise call.unsupported("weights that are no constants")
+    if packed.dtype != "uint8" or min(block, columns, depth) < 1:
+        raise call.error(f"weights {packed.type} in blocks of {block} for {depth}x{columns}")
+    blocks = -(-depth // block)
+    dtype = f"uint{bits}"
+    weights = _unpacked(call, packed.array, (columns, blocks * block), dtype)[:, :depth]
+    if points is None:
+        zeros = np.full((columns, blocks), 1 << (bits - 1)).astype(numpy_dtype(dtype))
+    elif points.dtype == "uint8":
+        row = -(-blocks * bits // 8) * 8 // bits  # each column's points fill whole bytes
+        zeros = _unpacked(call, points.array, (columns, row), dtype)[:, :blocks]
+    else:
+        raise call.unsupported(f"zero points of {points.dtype}")
+    scales = _onnx(call, "scales", "Reshape", call.need(2), call.constant("s", [columns, blocks]))
+    exact = _onnx(
+        call,
+        "exact",
+        "DequantizeLinear",
+        constant(weights, f"{call.name}.weights"),
+        scales,
+        constant(zeros, f"{call.name}.zeros"),
+        axis=1,
+        block_size=block,
+    )
+    turned = _onnx(call, "turned", "Transpose", exact, perm=(1, 0))
+    bias = call.input(5)
+    if bias is None:
+        return _onnx(call, "", "MatMul", call.need(0), turned)
+    return _onnx(call, "", "Add", _onnx(call, "product", "MatMul", call.need(0), turned), bias)
+
+
+def _unpacked(call: Call, packed: Array, shape: tuple[int, int], dtype: str) -> Array:
+    """Bytes -> numbers of 8 bits, or of 4, the low half first."""
+    raw = packed.reshape(-1).view(np.uint8)
+    values = raw if dtype == "uint8" else np.stack([raw & 15, raw >> 4], -1).reshape(-1)
+    if values.size != shape[0] * shape[1]:
+        raise call.error(f"{values.size} packed numbers where {shape[0] * shape[1]} are needed")
+    return values.astype(numpy_dtype(dtype)).reshape(shape)
 
 
 # Quantized: dequantize, compute, quantize. The quantize and layout stages make integers of it.
@@ -245,13 +319,13 @@ def _real_columns(call: Call) -> Node:
     return _onnx(call, "b", "DequantizeLinear", *inputs, axis=columns)
 
 
-@_contrib("QuantizeLinear", axis=1)
+@_contrib("QuantizeLinear", axis=1, block_size=0)
 def _quantize_linear(call: Call) -> Result:
     inputs = (call.need(0), call.need(1), call.input(2))
-    return _onnx(call, "", "QuantizeLinear", *inputs, axis=call.attrs["axis"])
+    return _onnx(call, "", "QuantizeLinear", *inputs, **call.attrs)
 
 
-@_contrib("DequantizeLinear", axis=1)
+@_contrib("DequantizeLinear", axis=1, block_size=0)
 def _dequantize_linear(call: Call) -> Result:
     inputs = (call.need(0), call.need(1), call.input(2))
-    return _onnx(call, "", "DequantizeLinear", *inputs, axis=call.attrs["axis"])
+    return _onnx(call, "", "DequantizeLinear", *inputs, **call.attrs)

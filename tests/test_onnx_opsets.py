@@ -354,6 +354,27 @@ def contributed() -> Iterator[Case]:
     yield case("FusedConv", one("FusedConv", "x", "w", activation="Relu", **conv), [w])
     leaky = {"activation": "LeakyRelu", "activation_params": [0.2]}
     yield case("FusedConv leaky", one("FusedConv", "x", "w", **leaky, **conv), [w])
+    clipped = {"activation": "Clip", "activation_params": [-0.5, 0.5]}
+    yield case("FusedConv clipped", one("FusedConv", "x", "w", **clipped, **conv), [w])
+    gemm = one("FusedGemm", "x", "v", activation="Relu", transB=1, alpha=0.5, **more)
+    weights = floats("v", RNG.standard_normal((4, 6)))
+    yield case("FusedGemm", gemm, [weights], {"x": MATRIX})
+    for bits, columns, depth, block in ((4, 5, 40, 16), (4, 3, 64, 32), (8, 5, 32, 16)):
+        blocks = -(-depth // block)
+        packed = RNG.integers(0, 256, (columns, blocks, block * bits // 8))
+        points = RNG.integers(0, 256, (columns, -(-blocks * bits // 8)))
+        inside = [
+            tensor("w", packed, np.uint8),
+            floats("s", RNG.random((columns, blocks))),
+            tensor("z", points, np.uint8),
+            floats("c", RNG.random(columns)),
+        ]
+        attrs = {"bits": bits, "N": columns, "K": depth, "block_size": block, **more}
+        x = {"x": RNG.standard_normal((2, 3, depth)).astype(np.float32)}
+        name = f"MatMulNBits {bits} {depth} {block}"
+        yield case(name, one("MatMulNBits", "x", "w", "s", **attrs), inside[:2], x)
+        full = one("MatMulNBits", "x", "w", "s", "z", "", "c", **attrs)
+        yield case(f"{name} with zeros", full, inside, x, tolerance=1e-4)
     both = {"x": MATRIX, "z": MATRIX}
     node = one("FusedMatMul", "x", "z", transA=1, alpha=0.3, **more)
     yield case("FusedMatMul", node, inputs=both)

@@ -109,7 +109,18 @@ def _pipe(folder: Path) -> Path:
     return folder / "pipe.onnx"
 
 
-REFUSED |= {"file: folder": _folder, "file: absent": _absent, "file: pipe": _pipe}
+def _three_gigabytes(folder: Path) -> Path:
+    path = _file(folder, small_model())
+    os.truncate(path, 3 << 30)  # a hole, not stored
+    return path
+
+
+REFUSED |= {
+    "file: folder": _folder,
+    "file: absent": _absent,
+    "file: pipe": _pipe,
+    "file: 3 GB": _three_gigabytes,
+}
 
 
 # External data.
