@@ -65,7 +65,9 @@ def _padded(node: Node, pad: Node, wanted: tuple[float | None, ...]) -> Node | S
 
 def own_pads(node: Node) -> tuple[int, ...]:
     """A convolution's or pool's pads; left out they are zeros."""
-    return node.ints("pads") if node.attrs["pads"] else (0,) * (2 * (node.operands[0].type.rank - 2))
+    return (
+        node.ints("pads") if node.attrs["pads"] else (0,) * (2 * (node.operands[0].type.rank - 2))
+    )
 
 
 def _value(pad: Node) -> float | None:

@@ -56,8 +56,6 @@ def layout_conv_integer(node: Node) -> Node | Skip:
     zero_x = wide(input_at(node, 2))
     if not node.type.static or not w.is_constant:
         return Skip("a shape or the weights are not known")
-    if zero_x is not None and zero_x.type.size > 1:
-        return Skip("a zero point for each channel of the input")
     known = zero_x is None or zero_x.is_constant
     pad_value = int(zero_x.array.reshape(())) if zero_x is not None and known else 0
     if pad_value and not _fits(pad_value, x.dtype):

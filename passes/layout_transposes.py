@@ -22,6 +22,7 @@ from qcompiler.layouts import (
     operand,
     seen_as,
     through,
+    to_first,
 )
 from qcompiler.matching import axes_of, const, input_at, int64s, ints, rebuilt, reshape
 from qcompiler.rewrite import graph_pass
@@ -59,8 +60,13 @@ def _split(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 
 def _leads(x: Seen, axis: int) -> bool:
-    """Is an axis the first (longer than 1) of the value, but not of the memory behind it?"""
+    """Is an axis the first (longer than 1) of the value, but not of the memory behind it?
+
+    Channels are never cut out of channels-first memory: convolutions want them last.
+    """
     axis %= len(x.perm)
+    if x.perm == to_first(len(x.perm)):
+        return False
     dims = x.node.type.dims
     before = [p for p in x.perm[:axis] if dims[p] > 1]
     return not before and any(dims[p] > 1 for p in range(x.perm[axis]))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from qcompiler import ops, stages, text
-from qcompiler.ir import Array, Graph, Type, numpy_dtype
+from qcompiler.ir import Array, Attr, Graph, Type, numpy_dtype
 from qcompiler.isa import Device, Isa, Mac
 from qcompiler.rewrite import PASSES, Rule, rewrite
 
@@ -147,9 +147,8 @@ def anonymous(graph: Graph) -> list[str]:
     lines = []
     for node in graph.nodes:
         inputs = ", ".join("_" if i is None else f"%{numbers[i]}" for i in node.inputs)
-        attrs = dict(node.attrs)
-        if node.is_constant:
-            attrs = {"value": node.array.tolist()} if node.array.size <= 16 else {}
+        small = not node.is_constant or node.array.size <= text.INLINE_ELEMENTS
+        attrs = {k: short(v) for k, v in sorted(node.attrs.items()) if small}
         types = ", ".join(map(str, node.types))
         lines.append(f"%{numbers[node]}: {types} = {node.op}({inputs}) {attrs}")
     return [
@@ -159,6 +158,15 @@ def anonymous(graph: Graph) -> list[str]:
             for n, o in zip(graph.output_names, graph.outputs, strict=True)
         ),
     ]
+
+
+def short(value: Attr) -> str:
+    """An attribute or a constant's elements, floats to six digits."""
+    if isinstance(value, np.ndarray):
+        return short(tuple(value.ravel().tolist()))
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def same_meaning(before: Graph, after: Graph, tolerance: float = 1e-5) -> None:
