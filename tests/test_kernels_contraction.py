@@ -74,8 +74,11 @@ def conv(x: tuple[int, ...], w: tuple[int, ...], left: str, right: str, **attrs:
     return make("conv", placeholder("x", Type(left, x)), weights, **attrs)
 
 
-@pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.mark.parametrize(
+    ("isa", "pair"),
+    [(i, p) for p in PAIRS for i in (isas() if p in PAIRS[:3] else EXTREMES)],
+    ids=lambda v: "-".join(v) if isinstance(v, tuple) else v.name,
+)
 def test_products_of_awkward_shapes_equal_numpy(isa: Isa, pair: tuple[str, str]) -> None:
     lanes = isa.lanes(4)
     for m, n, k in [
@@ -152,7 +155,7 @@ def test_every_tiling_of_a_problem_gives_the_same_sums(monkeypatch: pytest.Monke
         check(root, root, isa)
 
 
-@pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)
+@pytest.mark.parametrize("isa", EXTREMES, ids=lambda i: i.name)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}-{p[1]}")
 def test_both_operands_may_be_activations(isa: Isa, pair: tuple[str, str]) -> None:
     for a, b, transposed in [
@@ -163,7 +166,6 @@ def test_both_operands_may_be_activations(isa: Isa, pair: tuple[str, str]) -> No
     ]:
         x, y = placeholder("x", Type(pair[0], a)), placeholder("y", Type(pair[1], b))
         root = make("matmul", x, y, transpose_b=transposed)
-        check(root, root, isa)
         check(root, root, isa, threads=2, tasks=2)
 
 

@@ -11,7 +11,7 @@ for each task (a share of the output rows, of the columns, or of both)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -103,6 +103,7 @@ class _Contraction:
         self.line = frame.padded_line
         self.row = frame.step * self.line
         self.taps = tuple((n, lines * self.line + e) for n, lines, e in problem.taps)
+        self.summed, self.bias = _bias(region)
         self.b = Builder(self._name())
 
     def kernel(self) -> Kernel:
@@ -181,14 +182,10 @@ class _Contraction:
         b, t = self.b, self.tiling
         if self.scratch is not None:
             self.scratch = self.scratch + b.let(task * self.task_bytes, "mine")
-        nodes = [n for n in self.region.nodes if n is not self.problem.root]
-        self.fused = Fused(
-            TirMath(b, self.device.isa),
-            nodes,
-            self.region.output,
-            self.pointers,
-            given=(self.problem.root,),
-        )
+        done = (self.problem.root, self.summed)
+        nodes = [n for n in self.region.nodes if n not in done]
+        m = TirMath(b, self.device.isa)
+        self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
         groups = self.problem.groups
         shared = groups if groups > 1 else self.panels.panels
@@ -359,7 +356,23 @@ class _Contraction:
         def correction(v: int) -> Value:
             return memory.load(at + v * lanes * 4, lanes * 4, "int32")
 
-        return Right(run.vectors, load, correction if product.flipped else None), column
+        start = self._start(column, run, correction if product.flipped else None)
+        return Right(run.vectors, load, start), column
+
+    def _start(
+        self, column: Value, run: Run, correction: Callable[[int], Value] | None
+    ) -> Callable[[int], Value] | None:
+        """What sums begin with: the bias, if one is added first of all, and the correction."""
+        if self.bias is None:
+            return correction
+        pointer, lanes = self.pointers[self.bias], self.product.mac.lanes
+
+        def start(v: int) -> Value:
+            count = run.tail if v == run.vectors - 1 else lanes
+            bias = pointer.load_first(count, column + v * lanes, lanes)
+            return tir.wrapping("+", bias, correction(v)) if correction else bias
+
+        return start
 
     def _right_in_place(self, matrix: Value, run: Run, column: Value) -> Right:
         """Rows of the right matrix, read as they are."""
@@ -374,7 +387,7 @@ class _Contraction:
             count = run.tail if v == run.vectors - 1 else lanes
             return memory.load_first(count, start + step * width + v * lanes, lanes)
 
-        return Right(run.vectors, load)
+        return Right(run.vectors, load, self._start(column, run, None))
 
     # -- the way out
 
@@ -392,8 +405,25 @@ class _Contraction:
                 count = run.tail if v == run.vectors - 1 else lanes
                 value = Vec(fused.m, registers[r * run.vectors + v], root.dtype, lanes)
                 at = b.let(column + v * lanes, "n")
-                result = fused.at(row, at, lanes, count, {root: value})
+                result = fused.at(row, at, lanes, count, {self.summed: value})
                 store(fused.m, self.out, index * columns + at, result, count)
+
+
+def _bias(region: Region) -> tuple[Node, Node | None]:
+    """The root and None; or, if all that follows reads the root plus a row of columns, that sum and
+    the row: sums may as well begin with it.
+    """
+    root = region.root
+    assert root is not None
+    readers = [n for n in region.nodes if root in n.operands]
+    if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
+        return root, None
+    others = [i for i in readers[0].operands if i is not root]
+    if len(others) != 1 or others[0] not in region.inputs or others[0].dtype != root.dtype:
+        return root, None
+    dims, width = others[0].type.dims, root.type.dims[-1]
+    row = dims[-1:] == (width,) and others[0].type.size == width
+    return (readers[0], others[0]) if row and len(dims) <= root.type.rank else (root, None)
 
 
 def _is_constant(node: Node) -> bool:

@@ -35,12 +35,12 @@ class Left:
 class Right:
     """The right operand of a tile: `load(step, vector)` gives one multiply-accumulate's vector.
 
-    `step` counts through all taps. `correction`, if any, gives what a vector of sums starts at.
+    `step` counts through all taps. `start`, if any, gives what a vector of sums begins with.
     """
 
     vectors: int
     load: Callable[[Value, int], Value]
-    correction: Callable[[int], Value] | None = None
+    start: Callable[[int], Value] | None = None
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -48,9 +48,8 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     mac = product.mac
     registers = b.registers(product.sums, mac.lanes, len(left.offsets) * right.vectors, "sum")
     for v in range(right.vectors):
-        start = tir.const(0, product.sums, mac.lanes)
-        if right.correction:
-            start = b.let(right.correction(v), "start")
+        zero = tir.const(0, product.sums, mac.lanes)
+        start = b.let(right.start(v), "start") if right.start else zero
         for r in range(len(left.offsets)):
             registers[r * right.vectors + v] = start
     steps = product.steps(left.depth)
