@@ -1,7 +1,6 @@
 """numpy meanings against ONNX's node test cases, defaults against its schemas, our own exactly."""
 
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -11,43 +10,22 @@ import onnx
 import pytest
 from onnx import helper
 from onnx.backend.test.case.test_case import TestCase
-from onnx.backend.test.loader import load_model_tests
+from onnx_cases import DTYPE_ATTRIBUTES, as_array, attributes, foreign, node_cases
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.onnx_reader import read
-from qcompiler.onnx_tensors import DTYPES, ExternalData, decode
+from qcompiler.onnx_tensors import DTYPES
 from qcompiler.ops import OPERATORS, evaluate, make
 from qcompiler.ops.registry import required
 
 ONNX_OPERATORS = sorted(op for op in OPERATORS if op[0].isupper())
-DTYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "precision", "stash_type", "softmax_precision"}
 
 BEYOND_US = re.compile(
     "string|sequence_type|optional_type|training mode|a condition known|is older than"
     "|output 1 of Dropout|FLOAT4E2M1|FLOAT8E8M0|INT2 are|UINT2 are|which dimensions of .* are 1"
 )
 """What of ONNX we leave out: text, lists, training, branches on data, the narrowest dtypes."""
-
-
-@pytest.fixture(scope="module")
-def cases() -> dict[str, list[TestCase]]:
-    """ONNX's node test cases by operator; those that ONNX expands into several nodes under ""."""
-    found: dict[str, list[TestCase]] = defaultdict(list)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        loaded = load_model_tests(kind="node")
-    for case in loaded:
-        nodes = case.model.graph.node
-        found[nodes[0].op_type if len(nodes) == 1 else ""].append(case)
-    return found
-
-
-def as_array(value: Any) -> Array:
-    """numpy cannot hold every dtype: some values come as TensorProto."""
-    if isinstance(value, onnx.TensorProto):
-        return decode(value, ExternalData(None), "test data")
-    return np.asarray(value)
 
 
 def assert_close(got: Array, want: Array, rtol: float, atol: float) -> None:
@@ -86,20 +64,20 @@ def failure(case: TestCase) -> str:
 
 
 @pytest.mark.parametrize("op", ONNX_OPERATORS)
-def test_onnx_says_the_same(op: str, cases: dict[str, list[TestCase]]) -> None:
-    assert not list(filter(None, map(failure, cases.get(op, []))))
+def test_onnx_says_the_same(op: str) -> None:
+    assert not list(filter(None, map(failure, node_cases().get(op, []))))
 
 
-def test_onnx_says_the_same_of_functions(cases: dict[str, list[TestCase]]) -> None:
+def test_onnx_says_the_same_of_functions() -> None:
     """The same again where ONNX writes an operator as a graph of simpler ones."""
-    assert not list(filter(None, map(failure, cases[""])))
+    assert not list(filter(None, map(failure, node_cases()[""])))
 
 
-def test_most_of_onnx_is_supported(cases: dict[str, list[TestCase]]) -> None:
+def test_most_of_onnx_is_supported() -> None:
     """The share of node cases that read; the rest are named by the reader."""
     refused: dict[str, int] = defaultdict(int)
     total = 0
-    for op, of_op in cases.items():
+    for op, of_op in node_cases().items():
         for case in of_op:
             total += 1
             try:
@@ -127,18 +105,14 @@ IMPLICIT = [
 
 
 @pytest.mark.parametrize("op", IMPLICIT)
-def test_attributes_that_onnx_leaves_implicit(op: str, cases: dict[str, list[TestCase]]) -> None:
+def test_attributes_that_onnx_leaves_implicit(op: str) -> None:
     """The node as the file has it, without the reader's adapters: auto_pad, ceil_mode, no pads."""
     newest = onnx.defs.get_schema(op).since_version
-    for case in cases.get(op, []):
+    for case in node_cases().get(op, []):
         (proto,) = case.model.graph.node
         if case.model.opset_import[0].version < newest or case.name.startswith("test_training"):
             continue
-        attrs = {a.name: native(helper.get_attribute_value(a)) for a in proto.attribute}
-        for key in DTYPE_ATTRIBUTES & attrs.keys():
-            attrs[key] = DTYPES.get(attrs[key], "string")
-        if "outputs" in OPERATORS[op].defaults:
-            attrs["outputs"] = len(proto.output)
+        attrs = attributes(proto)
         for inputs, outputs in case.data_sets:
             if "string" in attrs.values() or any(map(foreign, inputs)):
                 continue
@@ -146,20 +120,6 @@ def test_attributes_that_onnx_leaves_implicit(op: str, cases: dict[str, list[Tes
             node = make(op, *(next(given) if i else None for i in proto.input), **attrs)
             for value, want in zip(values(node), map(as_array, outputs), strict=True):
                 assert_close(value, want, case.rtol, case.atol)
-
-
-def foreign(value: Any) -> bool:
-    """Whether an input of a case is of a dtype that we do not have."""
-    if isinstance(value, onnx.TensorProto):
-        return value.data_type not in DTYPES
-    return np.asarray(value).dtype.kind in "OSU"
-
-
-def native(value: Any) -> Any:
-    """An attribute as protobuf gives it -> as our nodes have it."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return tuple(map(native, value)) if isinstance(value, list) else value
 
 
 def values(node: Node) -> list[Array]:

@@ -14,8 +14,17 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
-from qcompiler.ops.registry import Numbers, broadcast, fresh, operator, optional, required, typed
-from qcompiler.ops.shapes import agree, need_rank, need_shape, unite
+from qcompiler.ops.registry import (
+    Numbers,
+    broadcast,
+    fresh,
+    one_dtype,
+    operator,
+    optional,
+    required,
+    typed,
+)
+from qcompiler.ops.shapes import agree, need_floats, need_rank, need_shape, unite
 from qcompiler.ops.window import Ints, Window
 
 _WINDOW = {
@@ -145,15 +154,8 @@ def conv(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None) -> Number
 @typed(conv)
 def _(node: Node) -> Type:
     x, w = node.operands[:2]
-    return Type(_one_float(node), conv_shape(node, x.type, w.type, optional(node, 2)))
-
-
-def _one_float(node: Node) -> str:
-    """The one dtype of all inputs."""
-    dtypes = sorted({i.dtype for i in node.operands})
-    if len(dtypes) > 1:
-        raise Error(f"inputs of {' and '.join(dtypes)} do not go together")
-    return dtypes[0]
+    need_floats(node)
+    return Type(one_dtype(node), conv_shape(node, x.type, w.type, optional(node, 2)))
 
 
 @operator("ConvTranspose", **_WINDOW, output_padding=None, output_shape=None)
@@ -209,6 +211,7 @@ def _transposed(
 @typed(conv_transpose)
 def _(node: Node) -> Type:
     x, w = node.operands[:2]
+    need_floats(node)
     group = node.int("group")
     if x.type.rank < 3 or w.type.rank != x.type.rank:
         raise Error(f"weights {w.type} do not fit the input {x.type}")
@@ -219,7 +222,7 @@ def _(node: Node) -> Type:
     channels = w.shape[1] * group if isinstance(w.shape[1], int) else fresh()
     need_shape(optional(node, 2), (channels,), "bias")
     _, outputs = _transposed(node, x.shape[2:], w.shape[2:])
-    return Type(_one_float(node), (x.shape[0], channels, *outputs))
+    return Type(one_dtype(node), (x.shape[0], channels, *outputs))
 
 
 @operator("conv", strides=None, pads=None, dilations=None, group=1, pad_value=0)
@@ -269,7 +272,7 @@ def mat_mul(node: Node, a: Numbers, b: Numbers) -> Numbers:
 @typed(mat_mul)
 def _(node: Node) -> Type:
     a, b = node.operands
-    return Type(_one_float(node), product_shape(a.type, b.type))
+    return Type(one_dtype(node), product_shape(a.type, b.type))
 
 
 @operator("matmul", transpose_b=0)
@@ -311,7 +314,7 @@ def _(node: Node) -> Type:
         wide = broadcast((a[0], b[1]), c.shape)
         if len(wide) > 2 or not all(map(agree, wide, (a[0], b[1]))):
             raise Error(f"{c.type} does not broadcast to the product")
-    return Type(_one_float(node), (a[0], b[1]))
+    return Type(one_dtype(node), (a[0], b[1]))
 
 
 @operator("Einsum", equation=required())
@@ -351,4 +354,4 @@ def _(node: Node) -> Type:
     if not set(before + after) <= set(sizes):
         raise Error(f"{right!r} has labels that no input has")
     made = (*(sizes[c] for c in before), *(stacked if dots else ()), *(sizes[c] for c in after))
-    return Type(_one_float(node), made)
+    return Type(one_dtype(node), made)

@@ -17,27 +17,27 @@ from qcompiler.ops.registry import Numbers, broadcast, elementwise, operator, ty
 # Arithmetic.
 
 
-@elementwise("Add")
+@elementwise("Add", of="numbers")
 def add(m: Math, a: V, b: V) -> V:
     return a + b
 
 
-@elementwise("Sub")
+@elementwise("Sub", of="numbers")
 def sub(m: Math, a: V, b: V) -> V:
     return a - b
 
 
-@elementwise("Mul")
+@elementwise("Mul", of="numbers")
 def mul(m: Math, a: V, b: V) -> V:
     return a * b
 
 
-@elementwise("Div")
+@elementwise("Div", of="numbers")
 def div(m: Math, a: V, b: V) -> V:
     return m.divide(a, b)
 
 
-@elementwise("Mod")
+@elementwise("Mod", of="numbers")
 def mod(m: Math, a: V, b: V, *, fmod: int = 0) -> V:
     return m.fmod(a, b) if fmod else m.remainder(a, b)
 
@@ -52,138 +52,138 @@ def pow_(m: Math, x: V, y: V) -> V:
     return m.pow(x, y)
 
 
-@elementwise("Sum")
+@elementwise("Sum", of="numbers")
 def sum_(m: Math, first: V, *rest: V) -> V:
     for x in rest:
         first = first + x
     return first
 
 
-@elementwise("Mean")
+@elementwise("Mean", of="floats")
 def mean(m: Math, first: V, *rest: V) -> V:
     return sum_(m, first, *rest) / (1 + len(rest))
 
 
-@elementwise("Max")
+@elementwise("Max", of="numbers")
 def max_(m: Math, first: V, *rest: V) -> V:
     for x in rest:
         first = m.max(first, x)
     return first
 
 
-@elementwise("Min")
+@elementwise("Min", of="numbers")
 def min_(m: Math, first: V, *rest: V) -> V:
     for x in rest:
         first = m.min(first, x)
     return first
 
 
-@elementwise("Neg")
+@elementwise("Neg", of="numbers")
 def neg(m: Math, x: V) -> V:
     return -x
 
 
-@elementwise("Abs")
+@elementwise("Abs", of="numbers")
 def abs_(m: Math, x: V) -> V:
     return m.abs(x)
 
 
-@elementwise("Sign")
+@elementwise("Sign", of="numbers")
 def sign(m: Math, x: V) -> V:
     return m.cast(x > 0, "int8") - m.cast(x < 0, "int8")
 
 
-@elementwise("Reciprocal")
+@elementwise("Reciprocal", of="floats")
 def reciprocal(m: Math, x: V) -> V:
     return 1 / x
 
 
-@elementwise("Floor")
+@elementwise("Floor", of="floats")
 def floor(m: Math, x: V) -> V:
     return m.floor(x)
 
 
-@elementwise("Ceil")
+@elementwise("Ceil", of="floats")
 def ceil(m: Math, x: V) -> V:
     return m.ceil(x)
 
 
-@elementwise("Round")
+@elementwise("Round", of="floats")
 def round_(m: Math, x: V) -> V:
     return m.round(x)
 
 
-@elementwise("Sqrt")
+@elementwise("Sqrt", of="floats")
 def sqrt_(m: Math, x: V) -> V:
     return m.sqrt(x)
 
 
-@elementwise("Exp")
+@elementwise("Exp", of="floats")
 def exp(m: Math, x: V) -> V:
     return m.exp(x)
 
 
-@elementwise("Log")
+@elementwise("Log", of="floats")
 def log(m: Math, x: V) -> V:
     return m.log(x)
 
 
-@elementwise("Erf")
+@elementwise("Erf", of="floats")
 def erf(m: Math, x: V) -> V:
     return m.erf(x)
 
 
-@elementwise("Sin")
+@elementwise("Sin", of="floats")
 def sin(m: Math, x: V) -> V:
     return m.sin(x)
 
 
-@elementwise("Cos")
+@elementwise("Cos", of="floats")
 def cos(m: Math, x: V) -> V:
     return m.cos(x)
 
 
-@elementwise("Tan")
+@elementwise("Tan", of="floats")
 def tan(m: Math, x: V) -> V:
     return m.libm("tan", x)
 
 
-@elementwise("Asin")
+@elementwise("Asin", of="floats")
 def asin(m: Math, x: V) -> V:
     return m.libm("asin", x)
 
 
-@elementwise("Acos")
+@elementwise("Acos", of="floats")
 def acos(m: Math, x: V) -> V:
     return m.libm("acos", x)
 
 
-@elementwise("Atan")
+@elementwise("Atan", of="floats")
 def atan(m: Math, x: V) -> V:
     return m.libm("atan", x)
 
 
-@elementwise("Sinh")
+@elementwise("Sinh", of="floats")
 def sinh(m: Math, x: V) -> V:
     return m.libm("sinh", x)
 
 
-@elementwise("Cosh")
+@elementwise("Cosh", of="floats")
 def cosh(m: Math, x: V) -> V:
     return m.libm("cosh", x)
 
 
-@elementwise("Asinh")
+@elementwise("Asinh", of="floats")
 def asinh(m: Math, x: V) -> V:
     return m.libm("asinh", x)
 
 
-@elementwise("Acosh")
+@elementwise("Acosh", of="floats")
 def acosh(m: Math, x: V) -> V:
     return m.libm("acosh", x)
 
 
-@elementwise("Atanh")
+@elementwise("Atanh", of="floats")
 def atanh(m: Math, x: V) -> V:
     return m.libm("atanh", x)
 
@@ -196,32 +196,32 @@ def equal(m: Math, a: V, b: V) -> V:
     return a == b
 
 
-@elementwise("Less", dtype="bool")
+@elementwise("Less", of="numbers", dtype="bool")
 def less(m: Math, a: V, b: V) -> V:
     return a < b
 
 
-@elementwise("LessOrEqual", dtype="bool")
+@elementwise("LessOrEqual", of="numbers", dtype="bool")
 def less_or_equal(m: Math, a: V, b: V) -> V:
     return a <= b
 
 
-@elementwise("Greater", dtype="bool")
+@elementwise("Greater", of="numbers", dtype="bool")
 def greater(m: Math, a: V, b: V) -> V:
     return a > b
 
 
-@elementwise("GreaterOrEqual", dtype="bool")
+@elementwise("GreaterOrEqual", of="numbers", dtype="bool")
 def greater_or_equal(m: Math, a: V, b: V) -> V:
     return a >= b
 
 
-@elementwise("IsNaN", dtype="bool")
+@elementwise("IsNaN", of="floats", dtype="bool")
 def is_nan(m: Math, x: V) -> V:
     return m.is_nan(x)
 
 
-@elementwise("IsInf", dtype="bool")
+@elementwise("IsInf", of="floats", dtype="bool")
 def is_inf(m: Math, x: V, *, detect_negative: int = 1, detect_positive: int = 1) -> V:
     positive, negative = x == inf, x == -inf
     if detect_positive and detect_negative:
@@ -350,12 +350,12 @@ def _(node: Node) -> Type:
 # Activations.
 
 
-@elementwise("Relu")
+@elementwise("Relu", of="numbers")
 def relu(m: Math, x: V) -> V:
     return m.max(x, 0)
 
 
-@elementwise("LeakyRelu")
+@elementwise("LeakyRelu", of="floats")
 def leaky_relu(m: Math, x: V, *, alpha: float = 0.01) -> V:
     return m.where(x < 0, x * alpha, x)
 
@@ -373,84 +373,84 @@ def p_relu(m: Math, x: V, slope: V) -> V:
     return m.where(x < 0, x * slope, x)
 
 
-@elementwise("ThresholdedRelu")
+@elementwise("ThresholdedRelu", of="floats")
 def thresholded_relu(m: Math, x: V, *, alpha: float = 1.0) -> V:
     return m.where(x > alpha, x, 0)
 
 
-@elementwise("Clip")
+@elementwise("Clip", of="numbers")
 def clip(m: Math, x: V, low: V = None, high: V = None) -> V:
     x = x if low is None else m.max(x, low)
     return x if high is None else m.min(x, high)
 
 
-@elementwise("Shrink")
+@elementwise("Shrink", of="floats")
 def shrink(m: Math, x: V, *, bias: float = 0.0, lambd: float = 0.5) -> V:
     return m.where(x < -lambd, x + bias, m.where(x > lambd, x - bias, 0))
 
 
-@elementwise("Elu")
+@elementwise("Elu", of="floats")
 def elu(m: Math, x: V, *, alpha: float = 1.0) -> V:
     return m.where(x < 0, (m.exp(m.min(x, 0)) - 1) * alpha, x)
 
 
-@elementwise("Selu")
+@elementwise("Selu", of="floats")
 def selu(m: Math, x: V, *, alpha: float = 1.67326319, gamma: float = 1.05070102) -> V:
     return m.where(x > 0, x * gamma, (m.exp(m.min(x, 0)) - 1) * (alpha * gamma))
 
 
-@elementwise("Celu")
+@elementwise("Celu", of="floats")
 def celu(m: Math, x: V, *, alpha: float = 1.0) -> V:
     return m.max(x, 0) + m.min((m.exp(m.min(x, 0) / alpha) - 1) * alpha, 0)
 
 
-@elementwise("Sigmoid")
+@elementwise("Sigmoid", of="floats")
 def sigmoid(m: Math, x: V) -> V:
     return 1 / (m.exp(-x) + 1)
 
 
-@elementwise("HardSigmoid")
+@elementwise("HardSigmoid", of="floats")
 def hard_sigmoid(m: Math, x: V, *, alpha: float = 0.2, beta: float = 0.5) -> V:
     return m.clip(x * alpha + beta, 0, 1)
 
 
-@elementwise("HardSwish")
+@elementwise("HardSwish", of="floats")
 def hard_swish(m: Math, x: V) -> V:
     return x * m.clip(x / 6 + 0.5, 0, 1)
 
 
-@elementwise("Swish")
+@elementwise("Swish", of="floats")
 def swish(m: Math, x: V, *, alpha: float = 1.0) -> V:
     return x * sigmoid(m, x if alpha == 1 else x * alpha)
 
 
-@elementwise("SwiGLU")
+@elementwise("SwiGLU", of="floats")
 def swiglu(m: Math, a: V, b: V, *, alpha: float = 1.0) -> V:
     return swish(m, a, alpha=alpha) * b
 
 
-@elementwise("Tanh")
+@elementwise("Tanh", of="floats")
 def tanh(m: Math, x: V) -> V:
     return m.tanh(x)
 
 
-@elementwise("Softplus")
+@elementwise("Softplus", of="floats")
 def softplus(m: Math, x: V) -> V:
     """log(1 + exp(x)), which would overflow as it stands."""
     return m.max(x, 0) + m.log(m.exp(-m.abs(x)) + 1)
 
 
-@elementwise("Softsign")
+@elementwise("Softsign", of="floats")
 def softsign(m: Math, x: V) -> V:
     return x / (m.abs(x) + 1)
 
 
-@elementwise("Mish")
+@elementwise("Mish", of="floats")
 def mish(m: Math, x: V) -> V:
     return x * m.tanh(softplus(m, x))
 
 
-@elementwise("Gelu")
+@elementwise("Gelu", of="floats")
 def gelu(m: Math, x: V, *, approximate: str = "none") -> V:
     if approximate == "tanh":
         return x * 0.5 * (m.tanh((x + x * x * x * 0.044715) * sqrt(2 / pi)) + 1)

@@ -11,8 +11,8 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.movement import ints
-from qcompiler.ops.registry import Numbers, fresh, operator, typed
-from qcompiler.ops.shapes import agree, axis_of, total
+from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
+from qcompiler.ops.shapes import agree, axis_of, need_shape, total
 
 _REDUCTIONS: dict[str, Callable[..., None]] = {
     "add": np.add.at,
@@ -168,6 +168,7 @@ def _(node: Node) -> Type:
     dims = zip(cache.shape, update.shape, strict=False)
     if not fits or not all(i == axis or agree(a, b) for i, (a, b) in enumerate(dims)):
         raise Error(f"update {update} does not fit the cache {cache}")
+    need_shape(optional(node, 2), cache.shape[:1], "write indices")
     return cache
 
 

@@ -10,7 +10,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.registry import Numbers, broadcast, operator, optional, required, typed
-from qcompiler.ops.shapes import axes_of, axis_of, need_rank, need_shape
+from qcompiler.ops.shapes import axes_of, axis_of, need_floats, need_rank, need_shape
 
 
 def _wide(x: Numbers) -> Numbers:
@@ -42,6 +42,7 @@ def batch_normalization(
 
 @typed(batch_normalization)
 def _(node: Node) -> Type:
+    need_floats(node)
     if node.int("training_mode"):
         raise Error("batch normalization in training mode", hint="export the model for inference")
     x = node.operands[0].type
@@ -69,6 +70,7 @@ def _from(node: Node, rank: int) -> tuple[int, ...]:
 
 @typed(layer_normalization)
 def _(node: Node) -> tuple[Type, ...]:
+    need_floats(node)
     x = node.operands[0].type
     axes = _from(node, x.rank)
     _scales_fit(node, x.shape)
@@ -94,6 +96,7 @@ def rms_normalization(node: Node, x: Numbers, scale: Numbers) -> Numbers:
 
 @typed(rms_normalization)
 def _(node: Node) -> Type:
+    need_floats(node)
     x = node.operands[0].type
     _from(node, x.rank)
     _scales_fit(node, x.shape)
@@ -116,6 +119,7 @@ def group_normalization(node: Node, x: Numbers, scale: Numbers, bias: Numbers) -
 
 @typed(instance_normalization, group_normalization)
 def _(node: Node) -> Type:
+    need_floats(node)
     x = need_rank(node.operands[0], 2, "input")
     for i, what in ((1, "scale"), (2, "bias")):
         need_shape(node.operands[i], (x.shape[1],), what)
@@ -140,6 +144,7 @@ def lrn(node: Node, x: Numbers) -> Numbers:
 
 @typed(lrn)
 def _(node: Node) -> Type:
+    need_floats(node)
     x = need_rank(node.operands[0], 2, "input")
     if not 1 <= node.int("size") <= 1 << 16:
         raise Error(f"a window of {node.int('size')} channels")
@@ -158,6 +163,7 @@ def lp_normalization(node: Node, x: Numbers) -> Numbers:
 
 @typed(lp_normalization)
 def _(node: Node) -> Type:
+    need_floats(node)
     axis_of(node.int("axis"), node.operands[0].type.rank)
     if node.int("p") not in (1, 2):
         raise Error(f"a norm of order {node.attrs['p']}")
@@ -175,6 +181,7 @@ def mean_variance_normalization(node: Node, x: Numbers) -> Numbers:
 
 @typed(mean_variance_normalization)
 def _(node: Node) -> Type:
+    need_floats(node)
     axes_of(node.ints("axes"), node.operands[0].type.rank)
     return node.operands[0].type
 
@@ -213,5 +220,6 @@ def hardmax(node: Node, x: Numbers) -> Numbers:
 
 @typed(softmax, log_softmax, hardmax)
 def _(node: Node) -> Type:
+    need_floats(node)
     axis_of(node.int("axis"), node.operands[0].type.rank)
     return node.operands[0].type

@@ -63,8 +63,12 @@ def _(node: Node) -> tuple[Type, ...]:
             raise Error(f"pieces of {list(known)} do not make up {x.shape[axis]}")
         lengths = known
     else:
-        given = node.attrs["num_outputs"]
-        count = node.int("num_outputs") if given is not None or sizes is None else count_of(sizes)
+        if node.attrs["num_outputs"] is not None:
+            count = node.int("num_outputs")
+        elif sizes is not None:
+            count = count_of(sizes)
+        else:
+            raise Error("neither sizes nor a number of pieces are given")
         whole = x.shape[axis]
         if not 1 <= count <= 1 << 16:
             raise Error(f"a split into {count} pieces")
@@ -141,6 +145,8 @@ def pad(
     value: Numbers | None = None,
     axes: Numbers | None = None,
 ) -> Numbers:
+    if not pads.size:
+        return x
     over = range(x.ndim) if axes is None else axes_of(ints(axes), x.ndim)
     begins, ends = np.split(pads.ravel(), 2)
     widths, cut = [(0, 0)] * x.ndim, [slice(None)] * x.ndim
@@ -189,7 +195,7 @@ def center_crop_pad(node: Node, x: Numbers, target: Numbers) -> Numbers:
             cut[axis] = slice((size - wanted) // 2, (size - wanted) // 2 + wanted)
         else:
             widths[axis] = ((wanted - size) // 2, wanted - size - (wanted - size) // 2)
-    return np.pad(x[tuple(cut)], widths)
+    return np.pad(x[tuple(cut)], widths) if widths else x
 
 
 def _axes_attribute(node: Node, rank: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from qcompiler.ir import Node, Type, numpy_dtype
 from qcompiler.ops.contraction import numbers, sums_of
 from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, operator, required, typed
-from qcompiler.ops.shapes import need_rank
+from qcompiler.ops.shapes import need_floats, need_rank
 from qcompiler.ops.window import Ints, Window
 
 _WINDOW = {"kernel_shape": required(), "strides": None, "pads": None, "dilations": None}
@@ -97,19 +97,15 @@ def lp_pool(node: Node, x: Numbers) -> Numbers:
 
 @typed(average_pool)
 def _(node: Node) -> Type:
-    return _floats(_pooled(node))
+    need_floats(node)
+    return _pooled(node)
 
 
 @typed(lp_pool)
 def _(node: Node) -> Type:
+    need_floats(node)
     _positive(node)
-    return _floats(_pooled(node))
-
-
-def _floats(type: Type) -> Type:
-    if "float" not in type.dtype:
-        raise Error(f"a pool of {type.dtype}")
-    return type
+    return _pooled(node)
 
 
 def _positive(node: Node) -> None:
@@ -142,6 +138,7 @@ def global_lp_pool(node: Node, x: Numbers) -> Numbers:
 @typed(global_average_pool, global_max_pool, global_lp_pool)
 def _(node: Node) -> Type:
     x = need_rank(node.operands[0], 3, "input")
+    need_floats(node)
     if node.op == "GlobalLpPool":
         _positive(node)
     return Type(x.dtype, (*x.shape[:2], *[1] * (x.rank - 2)))

@@ -98,13 +98,13 @@ def typed(*meanings: Meaning) -> Callable[[TypeRule], TypeRule]:
 
 
 def elementwise(
-    name: str, *, dtype: str | None = None, types: TypeRule | None = None
+    name: str, *, of: str = "", dtype: str | None = None, types: TypeRule | None = None
 ) -> Callable[[Formula], Formula]:
     """Register a formula `f(m, *values, *, attribute=default)`.
 
-    The inputs have one dtype, and so has the output unless `dtype` says another; its shape is the
-    inputs' broadcast shape. Values of less than 32 float bits are computed in float32 and rounded
-    once, at the end; those of 4 bits in 8.
+    The inputs have one dtype (`of` "floats" or "numbers", which bool is not), and so has the output
+    unless `dtype` says another; its shape is the inputs' broadcast shape. Values of less than 32
+    float bits are computed in float32 and rounded once, at the end; those of 4 bits in 8.
     """
 
     def register(formula: Formula) -> Formula:
@@ -120,11 +120,10 @@ def elementwise(
             return NUMPY.finish(formula(NUMPY, *values, **attrs), node.dtype)
 
         def rule(node: Node) -> Type:
-            dtypes = {i.dtype for i in node.operands}
-            if len(dtypes) > 1:
-                raise Error(f"inputs of {' and '.join(sorted(dtypes))} do not go together")
-            shape = broadcast(*(i.type.shape for i in node.operands))
-            return Type(dtype or node.operands[0].dtype, shape)
+            own = one_dtype(node)
+            if (of == "floats" and "float" not in own) or (of == "numbers" and own == "bool"):
+                raise Error(f"inputs of {own} where {of} are needed")
+            return Type(dtype or own, broadcast(*(i.type.shape for i in node.operands)))
 
         _add(Operator(name, meaning, defaults, types or rule, formula))
         return formula
@@ -148,6 +147,8 @@ def make(op: str, *inputs: Node | None, name: str = "", **attrs: Any) -> Node:
         untyped = Node(op, inputs, _complete(entry, attrs), (), name)
         made = entry.type_rule(untyped)
         types = made if isinstance(made, tuple) else (made,)
+        if untyped.attrs.get("outputs", len(types)) != len(types) or not types:
+            raise Error(f"there are no {untyped.attrs['outputs']} outputs")
         for type in types:
             _check_size(type)
     except Error as e:
@@ -159,7 +160,7 @@ def _check_inputs(entry: Operator, inputs: Sequence[Node | None]) -> None:
     needed, possible = entry.arity
     if len(inputs) > possible:
         raise Error(f"{len(inputs)} inputs where {possible} are possible")
-    for index in range(needed):
+    for index in range(max(needed, len(inputs)) if possible == inf else needed):
         if index >= len(inputs) or inputs[index] is None:
             raise Error(f"input {index} is missing")
 
@@ -181,6 +182,14 @@ def _check_size(type: Type) -> None:
         raise Error(f"the output {type} has a negative dimension")
     if type.rank > MAX_RANK or prod(numbers) > MAX_ELEMENTS:
         raise Error(f"an output of rank {type.rank} and {prod(numbers)} elements is too large")
+
+
+def one_dtype(node: Node) -> str:
+    """The dtype that all inputs of a node have."""
+    dtypes = sorted({i.dtype for i in node.operands})
+    if len(dtypes) > 1:
+        raise Error(f"inputs of {' and '.join(dtypes)} do not go together")
+    return dtypes[0]
 
 
 def optional(node: Node, index: int) -> Node | None:

@@ -69,6 +69,13 @@ def need_rank(node: Node, least: int, what: str) -> Type:
     return node.type
 
 
+def need_floats(node: Node) -> None:
+    """An Error where an input is not of floats."""
+    for i in node.operands:
+        if "float" not in i.dtype:
+            raise Error(f"{i.type} where floats are needed")
+
+
 def need_shape(node: Node | None, shape: Sequence[Dim], what: str) -> None:
     """An Error unless an input (where it is there) has this shape."""
     if node is None:
