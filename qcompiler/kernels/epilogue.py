@@ -38,10 +38,24 @@ _SHORTER: Mapping[str, Callable[..., Vec]] = {"quantize": TirMath.quantize}
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row begins in each operand, and the operands that are one value all along it."""
+    """Where a row begins in each operand, and the operands that are one value all along it.
+
+    `steps` has the operands that are not contiguous along the row: how far apart their elements
+    are.
+    """
 
     offsets: Mapping[Node, Value] = field(default_factory=dict)
     values: Mapping[Node, Vec] = field(default_factory=dict)
+    steps: Mapping[Node, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Nested loops, and what a turn of each moves in every operand; where they begin: `bases`."""
+
+    dims: tuple[int, ...]
+    steps: Mapping[Node, tuple[int, ...]]
+    bases: Mapping[Node, int] = field(default_factory=dict)
 
 
 class Fused:
@@ -56,9 +70,11 @@ class Fused:
         *,
         given: Sequence[Node] = (),
         whole: bool = False,
+        walk: Walk | None = None,
     ) -> None:
         """`given` are values that the kernel itself makes and hands to `at`. `whole` merges the
-        last dimension with others where it can, for kernels that want long rows.
+        last dimension with others where it can, for kernels that want long rows; `walk` is for
+        kernels that do not go through the output in its own order.
         """
         self.m, self.nodes, self.output = m, tuple(nodes), output
         self._pointers = pointers
@@ -66,12 +82,14 @@ class Fused:
         read = [i for i in dict.fromkeys(outside) if i not in (*nodes, *given)]
         tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
         self.operands = tuple(i for i in read if i not in tables)
-        shapes = {n: n.type.dims for n in self.operands}
-        self.dims, self._strides = merged(output.type.dims, shapes, keep_last=not whole)
+        if walk is None:
+            shapes = {n: n.type.dims for n in self.operands}
+            walk = Walk(*merged(output.type.dims, shapes, keep_last=not whole))
+        self.dims, self._strides, self._bases = walk.dims, walk.steps, walk.bases
         self._constants: dict[Node, Vec | Table] = {n: Table(pointers[n], n.dtype) for n in tables}
         for n in self.operands:
             if not any(self._strides[n]):
-                self._constants[n] = self._load(n, 0, 1, 1)
+                self._constants[n] = self._load(n, self._bases.get(n, 0), 1, 1)
 
     @property
     def rows(self) -> int:
@@ -92,18 +110,26 @@ class Fused:
 
     def row(self, index: Value) -> Row:
         """A row's number -> the row; loads what does not change along it."""
-        strides = {n: self._strides[n] for n in self.operands if n not in self._constants}
-        place = indices(self.m.builder, index, self.dims[:-1])
+        return self.place([*indices(self.m.builder, index, self.dims[:-1]), 0], -1)
+
+    def place(self, place: Sequence[Value], axis: int) -> Row:
+        """An index in each dimension -> the row that goes along dimension `axis` from there."""
         offsets: dict[Node, Value] = {}
         values: dict[Node, Vec] = {}
-        for n, steps in strides.items():
-            offset = sum((i * s for i, s in zip(place, steps, strict=False) if s), start=0)
-            offset = self.m.builder.let(offset)
-            if steps[-1]:
-                offsets[n] = offset
-            else:
+        steps: dict[Node, int] = {}
+        for n in self.operands:
+            if n in self._constants:
+                continue
+            moves = [i * s for i, s in zip(place, self._strides[n], strict=True) if s]
+            offset = self.m.builder.let(sum(moves, start=self._bases.get(n, 0)))
+            step = self._strides[n][axis]
+            if step == 0:
                 values[n] = self._load(n, offset, 1, 1)
-        return Row(offsets, values)
+                continue
+            offsets[n] = offset
+            if step != 1:
+                steps[n] = step
+        return Row(offsets, values, steps)
 
     def at(
         self,
@@ -117,8 +143,10 @@ class Fused:
         not touched. Of the output's dtype.
         """
         known: dict[Node, Vec | Table] = {**self._constants, **row.values, **(given or {})}
+        count = lanes if count is None else count
         for n, offset in row.offsets.items():
-            known[n] = self._load(n, offset + column, lanes, lanes if count is None else count)
+            step = row.steps.get(n, 1)
+            known[n] = self._load(n, offset + column * step, lanes, count, step)
         for node in self.nodes:
             known[node] = self._apply(node, known)
         value = known[self.output]
@@ -140,13 +168,28 @@ class Fused:
             return self.m.cast(value, "float32")
         return value
 
-    def _load(self, node: Node, offset: Value, lanes: int, count: Value) -> Vec:
-        return load(self.m, self._pointers[node], node.dtype, offset, lanes, count)
+    def _load(self, node: Node, offset: Value, lanes: int, count: Value, step: int = 1) -> Vec:
+        return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
 
 
-def load(m: TirMath, pointer: Pointer, dtype: str, offset: Value, lanes: int, count: Value) -> Vec:
-    """Memory -> a value; only the first `count` lanes are read."""
-    raw = m.vec(pointer.load_first(count, offset, lanes))
+def load(
+    m: TirMath,
+    pointer: Pointer,
+    dtype: str,
+    offset: Value,
+    lanes: int,
+    count: Value,
+    step: int = 1,
+) -> Vec:
+    """Memory -> a value; only the first `count` lanes are read, `step` elements apart."""
+    if step == 1 or lanes == 1:
+        raw = m.vec(pointer.load_first(count, offset, lanes))
+    else:
+        lane = tir.ramp(0, lanes)
+        if count is not lanes:
+            lane = tirx.Min(lane, tir.broadcast(count - 1 + tir.const(0), lanes))
+        apart = lane * tir.const(step, "int32", lanes)
+        raw = m.vec(pointer.gather(apart + tir.broadcast(offset + tir.const(0), lanes)))
     if dtype == "bool":
         return raw != 0
     return Vec(m, raw.expr, dtype, lanes)
