@@ -1,6 +1,6 @@
 """Constants that meet in sums and products become one; a difference from a constant is a sum.
 
-x - c           ->  x + (-c)
+x - c           ->  x + (-c)                 integers wrap around
 x / 2^k         ->  x * 2^-k                 exact: a power of two
 (x + c) + d     ->  x + (c + d)
 (x * c) * d     ->  x * (c * d)
@@ -23,7 +23,8 @@ from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 def fold_difference(sub: Node) -> Node | None:
     """x - c -> x + (-c)."""
     x, c = sub.operands
-    return make("Add", x, const(-exact(c), like=c)) if c.dtype in FLOATS else None
+    numbers: Numbers = c.array
+    return make("Add", x, const(np.negative(numbers))) if c.dtype != "bool" else None
 
 
 @rule(op("Div", ANY, CONST))
