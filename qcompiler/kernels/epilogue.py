@@ -15,7 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from tvm import tirx
+
 from qcompiler.ir import Node, numpy_dtype
+from qcompiler.kernels import tir
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import Table, TirMath
 from qcompiler.kernels.tir import Pointer, Value
