@@ -27,10 +27,10 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Product, product_of
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import load
-from qcompiler.kernels.loops import across, tasks
+from qcompiler.kernels.loops import across, tasks, transposed
 from qcompiler.kernels.microkernel import Left, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
-from qcompiler.kernels.tir import Builder, Registers, Value
+from qcompiler.kernels.tir import Registers, Value
 from qcompiler.kernels.vec import Vec
 
 _FLOPS_PER_NS = 40.0
@@ -379,20 +379,3 @@ class _Attention:
             expr = registers[index + v] * tir.broadcast(scale, lanes)
             value = Vec(self.m, b.let(expr, "out"), "float32", lanes)
             self.d.put(self.after, place, row * width + column, column, there, value)
-
-
-def transposed(b: Builder, rows: Sequence[Value]) -> list[Value]:
-    """n vectors of n lanes -> their transpose, by log2(n) rounds of two-vector shuffles."""
-    rows, n = list(rows), len(rows)
-    distance = 1
-    while distance < n:
-        low = [j if not j & distance else n + j - distance for j in range(n)]
-        high = [j + distance if not j & distance else n + j for j in range(n)]
-        for i in range(n):
-            if i & distance:
-                continue
-            pair = (rows[i], rows[i + distance])
-            rows[i] = b.let(tir.shuffle2(pair, low), "t")
-            rows[i + distance] = b.let(tir.shuffle2(pair, high), "t")
-        distance *= 2
-    return rows

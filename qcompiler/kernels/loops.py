@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
@@ -82,3 +82,20 @@ def across(b: Builder, value: Value, join: Callable[[Value, Value], Value]) -> V
         high = tir.shuffle(value, range(lanes, 2 * lanes))
         value = b.let(join(low, high), "half")
     return value
+
+
+def transposed(b: Builder, rows: Sequence[Value]) -> list[Value]:
+    """n vectors of n lanes -> their transpose, by log2(n) rounds of two-vector shuffles."""
+    rows, n = list(rows), len(rows)
+    distance = 1
+    while distance < n:
+        low = [j if not j & distance else n + j - distance for j in range(n)]
+        high = [j + distance if not j & distance else n + j for j in range(n)]
+        for i in range(n):
+            if i & distance:
+                continue
+            pair = (rows[i], rows[i + distance])
+            rows[i] = b.let(tir.shuffle2(pair, low), "t")
+            rows[i + distance] = b.let(tir.shuffle2(pair, high), "t")
+        distance *= 2
+    return rows
