@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 from networkx.utils import UnionFind
+from numpy.typing import NDArray
 
 from qcompiler.calibrate import Statistics, fingerprint, value_names
 from qcompiler.errors import Error
@@ -29,6 +30,7 @@ from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.scales import (
     Scale,
     activation_scale,
+    along,
     room_for_bias,
     round_to,
     weight_scales,
@@ -75,6 +77,7 @@ class QuantizeStatic:
     exclude: tuple[str, ...] = ()
     through: tuple[str, ...] = ()
     products: bool = False
+    correct_bias: bool = True
     device: Device | None = None
     explain: Explain | None = None
     default: ClassVar[bool] = False
@@ -142,6 +145,7 @@ class _Places:
     scales: dict[Node, Scale] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.names = value_names(self.graph)
         self.ranges = self._ranges()
         self.compute = {n: read for n in self.graph.nodes if (read := self._operands(n))}
         self._demand()
@@ -155,11 +159,19 @@ class _Places:
             return self.compute[node]
         return self._carried(node) if node in self.demanded else ()
 
+    def mean(self, node: Node) -> NDArray[np.float64] | None:
+        """The mean of each channel that a product reads, where biases are to be corrected."""
+        statistics = self.options.statistics
+        assert statistics is not None
+        if not self.options.correct_bias:
+            return None
+        return statistics.mean(self.names[node.operands[0]])
+
     def _ranges(self) -> dict[Node, tuple[float, float]]:
         statistics = self.options.statistics
         assert statistics is not None
         found = {}
-        for node, name in value_names(self.graph).items():
+        for node, name in self.names.items():
             seen = statistics.range(name) if node.dtype == "float32" else None
             if seen is not None:
                 found[node] = seen
@@ -291,7 +303,8 @@ def _insert(graph: Graph, places: _Places, bits: int) -> Graph:
         ]
         made = node.with_inputs(inputs)
         if node in places.compute:
-            made = _with_integer_weights(made, [places.scales[i].scale for i in reads], bits)
+            scales = [places.scales[i].scale for i in reads]
+            made = _with_integer_weights(made, scales, bits, places.mean(node))
         new[node] = made
         if node in places.scales:
             dequantized[node] = _pair(made, places.scales[node])
@@ -306,7 +319,9 @@ def _pair(value: Node, scale: Scale) -> Node:
     return make("DequantizeLinear", quantized, step, zero, name=f"{value.name}/dequantize")
 
 
-def _with_integer_weights(node: Node, input_scales: list[float], bits: int) -> Node:
+def _with_integer_weights(
+    node: Node, input_scales: list[float], bits: int, mean: NDArray[np.float64] | None
+) -> Node:
     """A product on float constants -> on dequantized int8 weights and int32 bias."""
     weights = node.operands[1]
     if not weights.is_constant:
@@ -314,20 +329,32 @@ def _with_integer_weights(node: Node, input_scales: list[float], bits: int) -> N
     axis = WEIGHT_AXIS[node.op] % weights.type.rank
     scales = weight_scales(weights.array, axis, bits)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    groups = 1
+    groups = node.int("group") if node.op == "ConvTranspose" else 1
     if bias is not None:
-        groups = bias.array.size // scales.size  # those of a ConvTranspose share the scales
-        for part in bias.array.reshape(groups, -1):
+        for part in bias.array.reshape(groups, -1):  # the groups share the scales
             scales = room_for_bias(scales, part, input_scales[0])
-    shape = [1] * weights.type.rank
-    shape[axis] = -1
-    whole = round_to(weights.array, scales.reshape(shape), "int8", bits)
+    whole = round_to(weights.array, along(scales, weights.type.rank, axis), "int8", bits)
     inputs = [node.inputs[0], _dequantized(whole, scales, axis, weights.name)]
+    if node.op == "Conv" and mean is not None:
+        error = whole * along(scales, weights.type.rank, axis).astype(np.float64) - weights.array
+        shift = mean_response(error, mean, node.int("group"))
+        bias = constant((bias.array if bias is not None else 0) - shift)
     if bias is not None:
         step = np.tile(scales.astype(np.float64) * input_scales[0], groups).astype(np.float32)
         steps = np.rint(bias.array.astype(np.float64) / step).astype(np.int32)
         inputs.append(_dequantized(steps, step, 0, bias.name))
     return node.with_inputs([*inputs, *node.inputs[len(inputs) :]])
+
+
+def mean_response(weights: Array, mean: NDArray[np.float64], group: int) -> NDArray[np.float64]:
+    """What a convolution by w[O,C/g,*K] gives on average, [O], for inputs of means [C].
+
+    Finkelstein et al., "Fighting Quantization Bias With Bias", 2019: with the rounding errors of
+    the weights it is the bias they cause. Padding is not accounted for.
+    """
+    taps = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
+    grouped = taps.reshape(group, -1, taps.shape[1])
+    return np.einsum("goc,gc->go", grouped, mean.reshape(group, -1)).reshape(-1)
 
 
 def _dequantized(whole: Array, scales: Array, axis: int, name: str) -> Node:

@@ -104,6 +104,28 @@ class Histogram:
 
 
 @dataclass
+class Means:
+    """The mean of each channel of a value: `axis` runs over channels, all else is averaged."""
+
+    axis: int
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    count: int = 0
+
+    def add(self, values: Array) -> None:
+        """Take in one sample's."""
+        axis = self.axis % values.ndim
+        others = tuple(a for a in range(values.ndim) if a != axis)
+        sums = values.sum(axis=others, dtype=np.float64)
+        self.sums = sums if not self.count else self.sums + sums
+        self.count += values.size // values.shape[axis]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """[C]."""
+        return self.sums / max(self.count, 1)
+
+
+@dataclass
 class Summary:
     """What was seen of one value over all samples; infinities are counted, not stored."""
 
@@ -114,6 +136,7 @@ class Summary:
     sum_high: float = 0.0
     infinite: int = 0
     histogram: Histogram | None = None
+    means: Means | None = None
 
     def add(self, values: Array) -> None:
         """Take in one sample's."""
@@ -132,6 +155,8 @@ class Summary:
         self.sum_high += high
         if self.histogram is not None:
             self.histogram.add(values)
+        if self.means is not None and not self.infinite:
+            self.means.add(values)
 
 
 @dataclass
@@ -144,6 +169,8 @@ class Statistics:
     method: str = "minmax"
     percentile: float = 99.99
     values: dict[str, Summary] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
+    """Values that products read -> the axis of their channels, whose means are kept."""
     synthetic: bool = False
     """The samples were made up, by explicit wish: whoever writes the artifact says so."""
 
@@ -163,7 +190,8 @@ class Statistics:
             raise Error("not a number (NaN) during calibration", where=name, hint=_HINT)
         if name not in self.values:
             histogram = Histogram() if self.method not in ("minmax", "average") else None
-            self.values[name] = Summary(histogram=histogram)
+            means = Means(self.axes[name]) if name in self.axes else None
+            self.values[name] = Summary(histogram=histogram, means=means)
         self.values[name].add(array)
 
     def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
@@ -186,6 +214,11 @@ class Statistics:
             low, high = _best_range(seen, error, levels)
         return max(low, seen.low), min(high, seen.high)
 
+    def mean(self, name: str) -> NDArray[np.float64] | None:
+        """A value's name -> the mean of each of its channels; None if it was not kept."""
+        seen = self.values.get(name)
+        return seen.means.mean if seen and seen.means and seen.means.count else None
+
     def write(self, path: Path) -> None:
         """Keep as JSON."""
         values = {name: _summary_to_json(s) for name, s in self.values.items()}
@@ -207,11 +240,13 @@ class Statistics:
             if whole["format"] != _FORMAT:
                 raise ValueError(f"format {whole['format']}, not {_FORMAT}")
             values = {str(k): _summary_from_json(v) for k, v in whole["values"].items()}
+            axes = {name: s.means.axis for name, s in values.items() if s.means}
             return Statistics(
                 graph=str(whole["graph"]),
                 method=str(whole["method"]),
                 percentile=float(whole["percentile"]),
                 values=values,
+                axes=axes,
                 synthetic=bool(whole["synthetic"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -241,7 +276,7 @@ def calibrate(
     mark = fingerprint(graph)
     if resume is not None and resume.graph != mark:
         raise Error("these statistics are of another graph", hint="calibrate anew")
-    statistics = resume or Statistics(mark, method, percentile)
+    statistics = resume or Statistics(mark, method, percentile, axes=_channel_axes(graph))
     execute = run or _numpy_run(graph)
     done = 0
     for done, sample in enumerate(samples, 1):
@@ -254,6 +289,14 @@ def calibrate(
             "no calibration samples", hint="give --calibration data, or --precision int8-dynamic"
         )
     return statistics
+
+
+def _channel_axes(graph: Graph) -> dict[str, int]:
+    """What products read -> the axis they sum over."""
+    names = value_names(graph)
+    reads = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}
+    products = (n for n in graph.nodes if n.op in reads)
+    return {names[d]: reads[n.op] for n in products if (d := n.operands[0]) in names and d.shape}
 
 
 def _numpy_run(graph: Graph) -> Run:
@@ -315,7 +358,12 @@ def _squared_error(
 def _divergence(
     counts: NDArray[np.float64], centers: NDArray[np.float64], low: float, high: float, levels: int
 ) -> float:
-    """Kullback-Leibler divergence of a distribution from its quantized self (Migacz, GTC 2017)."""
+    """Kullback-Leibler divergence of a distribution from its quantized self (Migacz, GTC 2017).
+
+    Zeros are left out: they are quantized exactly, and after Relu there are so many that they would
+    drown the rest.
+    """
+    counts = np.where(np.abs(centers) < centers[1] - centers[0], 0, counts)
     kept = (centers >= low) & (centers <= high)
     if not kept.any() or counts[kept].sum() == 0:
         return np.inf
@@ -349,6 +397,10 @@ def _summary_to_json(summary: Summary) -> Json:
         made["edge"] = summary.histogram.edge
         made["first_bin"] = first
         made["counts"] = summary.histogram.counts[first:last].tolist()
+    if summary.means is not None:
+        made["axis"] = summary.means.axis
+        made["channel_sums"] = summary.means.sums.tolist()
+        made["channel_count"] = summary.means.count
     return made
 
 
@@ -367,6 +419,10 @@ def _summary_from_json(given: Mapping[str, object]) -> Summary:
             raise ValueError("bins out of range")
         histogram = Histogram(number("edge"))
         histogram.counts[first : first + counts.size] = counts
+    means = None
+    if "axis" in given:
+        sums = np.asarray(given["channel_sums"], np.float64).reshape(-1)
+        means = Means(int(number("axis")), sums, int(number("channel_count")))
     return Summary(
         samples=int(number("samples")),
         low=number("low"),
@@ -375,4 +431,5 @@ def _summary_from_json(given: Mapping[str, object]) -> Summary:
         sum_high=number("sum_high"),
         infinite=int(number("infinite")),
         histogram=histogram,
+        means=means,
     )

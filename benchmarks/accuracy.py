@@ -1,0 +1,267 @@
+"""Trained models and labelled data -> how many points int8 costs, beside onnxruntime's static int8.
+
+    python -m benchmarks.accuracy FOLDER
+    python -m benchmarks.accuracy FOLDER --models resnet8_cifar10 --samples 500 --execute numpy
+    python -m benchmarks.accuracy FOLDER --method percentile --pass 'quantize_static{weight_bits=7}'
+
+FOLDER is described in labelled.py. `--execute` says what runs our graphs: `onnxruntime` runs the
+QDQ form (quick), `numpy` the exact meaning of the integer operators (slow), `compiled` the
+artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.labelled import TASKS, Task, tasks
+from benchmarks.subjects import Array, Feed
+from qcompiler import ops
+from qcompiler.calibrate import METHODS, Observe, Run, calibrate, value_names
+from qcompiler.ir import Graph
+from qcompiler.onnx_reader import read
+from qcompiler.onnx_writer import write
+from qcompiler.stages import Choice, build, choose, run_stage
+
+RunBatch = Callable[[Feed], Array]
+"""One batch -> the first output."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table. Scores are per cent, of `samples`; NaN: not measured.
+
+    `decibels`: how much stronger the float outputs are than int8's error (SQNR).
+    """
+
+    model: str
+    samples: int
+    float32: float
+    int8: float
+    onnxruntime_int8: float
+    decibels: float
+    limit: float
+    seconds: float
+
+    @property
+    def drop(self) -> float:
+        """Points that int8 costs."""
+        return self.float32 - self.int8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantize, what runs it, how much data. Zero samples: all there are."""
+
+    method: str = "minmax"
+    percentile: float = 99.99
+    passes: tuple[str, ...] = ()
+    execute: str = "onnxruntime"
+    samples: int = 0
+    peer: bool = True
+
+
+def measure(task: Task, settings: Settings) -> Result:
+    """Read, fuse, calibrate, quantize and score one model."""
+    started = time.perf_counter()
+    model = task.model()
+    graph = prepared(model, task)
+    samples = task.batches(task.calibration)
+    run = observing(graph)
+    statistics = calibrate(
+        graph, samples, method=settings.method, percentile=settings.percentile, run=run
+    )
+    options = {
+        "statistics": statistics,
+        **choose(settings.passes).options.get("quantize_static", {}),
+    }
+    if settings.execute == "onnxruntime":
+        quantized = build("quantize_static", options)(graph)
+    else:
+        quantized = run_stage(graph, "quantize", None, Choice({"quantize_static": options}))
+    exact = outputs_of(task, settings, in_onnxruntime(write(graph)))
+    lossy = outputs_of(task, settings, EXECUTE[settings.execute](quantized))
+    peer = float("nan")
+    if settings.peer:
+        theirs = outputs_of(task, settings, in_onnxruntime(static_int8(model, task)))
+        peer = task.score(theirs)
+    return Result(
+        task.name,
+        len(exact),
+        task.score(exact),
+        task.score(lossy),
+        peer,
+        float(10 * np.log10(np.square(exact).sum() / np.square(exact - lossy).sum())),
+        task.limit,
+        time.perf_counter() - started,
+    )
+
+
+def prepared(model: onnx.ModelProto, task: Task) -> Graph:
+    """ONNX -> graph after folding and fusing, for the task's batch."""
+    feed = next(task.batches(task.calibration))
+    graph = read(model, {name: array.shape for name, array in feed.items()})
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    return graph
+
+
+def outputs_of(task: Task, settings: Settings, run: RunBatch) -> Array:
+    """Run all batches -> the first output of every sample."""
+    return np.concatenate([run(feed) for feed in task.batches(task.inputs, settings.samples)])
+
+
+# What runs a graph.
+
+
+def session(model: onnx.ModelProto, *, optimize: bool = True) -> object:
+    """A model in onnxruntime; every core, no spinning."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimize:
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = level
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, ["CPUExecutionProvider"]
+    )
+
+
+def in_onnxruntime(model: onnx.ModelProto, *, optimize: bool = True) -> RunBatch:
+    """The first output of an ONNX model."""
+    made = session(model, optimize=optimize)
+
+    def run(feed: Feed) -> Array:
+        result: Array = made.run(None, feed)[0]  # type: ignore[attr-defined]
+        return result
+
+    return run
+
+
+def as_written(graph: Graph) -> RunBatch:
+    """QuantizeLinear and DequantizeLinear just as they stand: no fusion of onnxruntime's own."""
+    return in_onnxruntime(write(graph), optimize=False)
+
+
+def in_numpy(graph: Graph) -> RunBatch:
+    """The meaning of every operator."""
+
+    def run(feed: Feed) -> Array:
+        return ops.evaluate(graph, feed)[graph.output_names[0]]
+
+    return run
+
+
+EXECUTE: dict[str, Callable[[Graph], RunBatch]] = {"onnxruntime": as_written, "numpy": in_numpy}
+
+
+def observing(graph: Graph) -> Run:
+    """A float graph in onnxruntime that reports every activation."""
+    names = {n: name for n, name in value_names(graph).items() if n.dtype == "float32"}
+    inner = {n: name for n, name in names.items() if n.op != "input"}
+    tapped = replace(
+        graph, outputs=tuple(inner), output_names=tuple(f"v{i}" for i in range(len(inner)))
+    )
+    made = session(write(tapped))
+
+    def run(feed: Feed, observe: Observe) -> None:
+        for node in graph.inputs:
+            if node in names:
+                observe(names[node], feed[node.name])
+        for name, array in zip(inner.values(), made.run(None, feed), strict=True):  # type: ignore[attr-defined]
+            observe(name, array)
+
+    return run
+
+
+def static_int8(model: onnx.ModelProto, task: Task) -> onnx.ModelProto:
+    """onnxruntime's own static quantization with the same calibration data."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    feeds = task.batches(task.calibration)
+
+    class Reader:
+        """What onnxruntime calls a CalibrationDataReader."""
+
+        def get_next(self) -> Feed | None:
+            """The next batch, None after the last."""
+            return next(feeds, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, ready, made = (Path(folder) / f"{n}.onnx" for n in ("source", "ready", "made"))
+        onnx.save(model, source)
+        quant_pre_process(source, ready, skip_symbolic_shape=True)
+        quantize_static(
+            ready,
+            made,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(made)
+
+
+# The command.
+
+
+def table(results: Sequence[Result]) -> str:
+    """Results -> Markdown."""
+    lines = [
+        "| model | samples | float32 | int8 | drop | limit | SQNR dB | onnxruntime int8 | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        drop = f"{r.drop:.2f}" if r.drop <= r.limit else f"**{r.drop:.2f}**"
+        lines.append(
+            f"| {r.model} | {r.samples} | {r.float32:.2f} | {r.int8:.2f} | {drop} | {r.limit} "
+            f"| {r.decibels:.1f} | {r.onnxruntime_int8:.2f} | {r.seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """1 if any model loses more than its limit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", default="", help=", ".join(TASKS))
+    parser.add_argument("--method", choices=METHODS, default=Settings.method)
+    parser.add_argument("--percentile", type=float, default=Settings.percentile)
+    parser.add_argument("--pass", dest="passes", action="append", default=[])
+    parser.add_argument("--execute", choices=EXECUTE, default=Settings.execute)
+    parser.add_argument("--samples", type=int, default=0, help="score at most this many")
+    parser.add_argument("--no-peer", action="store_true", help="leave onnxruntime's int8 out")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    given = parser.parse_args(argv)
+    settings = Settings(
+        method=given.method,
+        percentile=given.percentile,
+        passes=tuple(given.passes),
+        execute=given.execute,
+        samples=given.samples,
+        peer=not given.no_peer,
+    )
+    names = [n for n in given.models.split(",") if n]
+    results = [measure(task, settings) for task in tasks(given.folder, names)]
+    print(table(results))
+    if given.json:
+        given.json.write_text(json.dumps([asdict(r) for r in results], indent=2))
+    return int(any(r.drop > r.limit for r in results))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
