@@ -1,6 +1,7 @@
 """Recognize attention as PyTorch and transformers export it.
 
 MatMul(Softmax(MatMul(q * c, Transpose(k)) * d + mask), v)  ->  Attention(q, k, v, mask, c * d)
+Attention(q, repeat(k), repeat(v))                          ->  Attention(q, k, v)
 
 c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or
 after it. The mask is added, or chosen by Where(keep, scores, lowest). q[B,H,S,D], k[B,H,T,D] and
@@ -19,11 +20,12 @@ from qcompiler.matching import (
     const,
     number,
     perm_of,
+    rebuilt,
     reshape,
     transpose,
 )
-from qcompiler.ops import OPERATORS, make
-from qcompiler.rewrite import ANY, Skip, op, rule
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
 
 LOWEST = -1e8
 """Scores that a mask lowers by this much are lost in rounding, so adding it equals choosing it."""
@@ -63,8 +65,6 @@ def _fused(product: Node, softmax: Node) -> Node | Skip | None:
     v, scores_of = product.operands[1], softmax.operands[0]
     rank = product.type.rank
     if softmax.int("axis") not in (-1, rank - 1) or product.dtype not in FLOATS:
-        return None
-    if "Attention" not in OPERATORS:
         return None
     scores = _scores(scores_of)
     if scores is None or isinstance(scores, Skip):
@@ -164,3 +164,28 @@ def _unscaled_transpose(node: Node) -> tuple[float, Node]:
     inner, source = _unscaled(node.operands[0])
     perm = perm_of(node)
     return scale * inner, transpose(source, tuple(perm[a] for a in swap), node.name)
+
+
+EXPANDED = op("Expand", op("Reshape", shared=True), ANY, shared=True)
+REPEATED = op("Reshape", EXPANDED, ANY, shared=True)
+
+
+@rule(op("Attention", ANY, REPEATED, REPEATED, OPTIONAL))
+def fuse_grouped_heads(attention: Node, *repeated: Node) -> Node | Skip | None:
+    """Attention(q, repeat(k), repeat(v)) -> Attention(q, k, v): several heads of q share one of k."""
+    k, v = _grouped(*repeated[:3]), _grouped(*repeated[3:])
+    if k is None or v is None or k.shape[1] != v.shape[1]:
+        return Skip("the heads of k and v are not repeated in a row")
+    return rebuilt(attention, (attention.operands[0], k, v, *attention.inputs[3:]))
+
+
+def _grouped(whole: Node, expand: Node, split: Node) -> Node | None:
+    """[B,H,S,D] seen as [B,H,1,S,D], repeated n times, seen as [B,H*n,S,D] -> [B,H,S,D]."""
+    if not (whole.type.static and split.type.static) or split.type.rank != 5:
+        return None
+    batch, heads, one, length, size = split.type.dims
+    times = expand.type.dims[2]
+    fits = one == 1 and expand.shape == (batch, heads, times, length, size)
+    if not fits or whole.shape != (batch, heads * times, length, size):
+        return None
+    return reshape(split.operands[0], (batch, heads, length, size))

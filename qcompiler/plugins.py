@@ -21,13 +21,23 @@ else:
     import tomli as tomllib
 
 
-@cache
 def load_all() -> None:
     """Import every pass, instruction set and kernel generator; once a process."""
-    for package in ("qcompiler.passes", "qcompiler.targets", "qcompiler.kernels"):
-        folder = importlib.import_module(package)
-        for module in sorted(m.name for m in pkgutil.iter_modules(folder.__path__)):
-            importlib.import_module(f"{package}.{module}")
+    load_passes()
+    _load("qcompiler.targets")
+    _load("qcompiler.kernels")
+
+
+def load_passes() -> None:
+    """Import every pass, once a process; no compiler of machine code is needed for them."""
+    _load("qcompiler.passes")
+
+
+@cache
+def _load(package: str) -> None:
+    folder = importlib.import_module(package)
+    for module in sorted(m.name for m in pkgutil.iter_modules(folder.__path__)):
+        importlib.import_module(f"{package}.{module}")
 
 
 def load_file(path: Path) -> ModuleType:

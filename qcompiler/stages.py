@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
-from qcompiler.plugins import load_all
+from qcompiler.plugins import load_passes
 from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
 
 ALONG = {"fuse": ("fold",), "layout": ("fold",)}
@@ -42,7 +42,7 @@ class Choice:
 
 def choose(specs: Sequence[str] = (), disabled: Sequence[str] = ()) -> Choice:
     """["quantize_static{percentile=99.99}"], names to leave out -> the checked choice."""
-    load_all()
+    load_passes()
     options = dict(parse(s) for s in specs)
     for name in disabled:
         _known(name)
@@ -57,7 +57,7 @@ def run_stage(
     device: Device | None = None,
 ) -> Graph:
     """Run a stage's rules to a fixed point, then its graph passes, until nothing changes."""
-    load_all()
+    load_passes()
     choice = options or Choice()
     told = _once(explain)
     stages = (stage, *ALONG.get(stage, ()))
@@ -143,7 +143,7 @@ def _value(text: str, wanted: object, where: str) -> object:
 
 
 def _known(name: str) -> Rule | type[Pass]:
-    load_all()
+    load_passes()
     if name not in PASSES:
         raise Error(
             f"unknown pass {name!r}",

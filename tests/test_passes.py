@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompiler import ops, stages, text
+from qcompiler import ops, plugins, stages, text
 from qcompiler.ir import Array, Attr, Graph, Type, numpy_dtype
 from qcompiler.isa import Device, Isa, Mac
 from qcompiler.rewrite import PASSES, Rule, rewrite
@@ -102,7 +102,7 @@ DEVICES = {
 
 def run(case: Case, graph: Graph, explain: list[str] | None = None) -> Graph:
     """The case's passes, until nothing changes."""
-    stages.load_all()
+    plugins.load_passes()
 
     def told(name: str, node: object, reason: str) -> None:
         if explain is not None:
@@ -190,7 +190,7 @@ def same_meaning(before: Graph, after: Graph, tolerance: float = 1e-5) -> None:
 
 
 def test_every_pass_has_a_golden_case() -> None:
-    stages.load_all()
+    plugins.load_passes()
     ours = {n for n in PASSES if stages.stage_of(n) in ("fold", "fuse", "layout")}
     tested = {n for path in FOLDER.glob("*.txt") for n in _names(path.stem)}
     assert ours <= tested, f"no case for {sorted(ours - tested)}"
