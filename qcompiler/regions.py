@@ -85,7 +85,12 @@ def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
 
 
 def _anchor(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
-    """An anchor starts a group, and takes in the elementwise group that makes its first operand."""
+    """An anchor starts a group, and takes in the elementwise group that makes its first operand.
+
+    A node of several outputs is computed with each `item` that reads it.
+    """
+    if node.op == "item":
+        return _Group(node, node, [node.operands[0], node])
     source = node.operands[0] if node.operands else None
     before = groups.get(source) if source is not None and node.op not in NO_PROLOGUE else None
     if (
