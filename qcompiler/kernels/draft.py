@@ -9,7 +9,7 @@ from functools import cached_property
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
-from qcompiler.kernels.epilogue import DTYPES, Fused, Row, load, store
+from qcompiler.kernels.epilogue import DTYPES, Fused, Row, Walk, load, store
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region
 from qcompiler.kernels.tir import Builder, Pointer, Value
@@ -56,8 +56,8 @@ class Draft:
         """The root's first operand, with the elementwise nodes that make it."""
         return self.reading(self.root.operands[0])
 
-    def reading(self, node: Node, *, whole: bool = False) -> Fused:
-        """A value that the root reads, with the elementwise nodes that make it."""
+    def nodes_before(self, node: Node) -> list[Node]:
+        """The elementwise nodes that make a value that the root reads."""
         inside = set(self.region.nodes)
         needed: set[Node] = set()
         stack = [node]
@@ -66,24 +66,33 @@ class Draft:
             if n in inside and n not in needed:
                 needed.add(n)
                 stack.extend(n.operands)
-        nodes = [n for n in self.region.nodes if n in needed]
-        return Fused(self.m, nodes, node, self.pointers, whole=whole)
+        return [n for n in self.region.nodes if n in needed]
 
-    @cached_property
-    def after(self) -> Fused:
-        """The region's output, with the elementwise nodes that follow the root."""
-        return self.writing()
-
-    def writing(self, *, whole: bool = False) -> Fused:
-        """The region's output from the root's; `whole` as of `Fused`."""
+    def nodes_after(self) -> list[Node]:
+        """The elementwise nodes that make the output from the root."""
         nodes: list[Node] = []
         needed = {self.region.output}
         for n in reversed(self.region.nodes):
             if n in needed and n is not self.region.root:
                 nodes.insert(0, n)
                 needed.update(n.operands)
+        return nodes
+
+    def reading(self, node: Node, *, whole: bool = False, walk: Walk | None = None) -> Fused:
+        """A value that the root reads, with the nodes that make it; the rest as of `Fused`."""
+        nodes = self.nodes_before(node)
+        return Fused(self.m, nodes, node, self.pointers, whole=whole, walk=walk)
+
+    @cached_property
+    def after(self) -> Fused:
+        """The region's output, with the elementwise nodes that follow the root."""
+        return self.writing()
+
+    def writing(self, *, whole: bool = False, walk: Walk | None = None) -> Fused:
+        """The region's output from the root's; the rest as of `Fused`."""
         given = () if self.region.root is None else (self.root,)
-        return Fused(self.m, nodes, self.region.output, self.pointers, given=given, whole=whole)
+        nodes, output = self.nodes_after(), self.region.output
+        return Fused(self.m, nodes, output, self.pointers, given=given, whole=whole, walk=walk)
 
     def put(
         self, f: Fused, row: Row, offset: Value, column: Value, count: Value, value: Vec

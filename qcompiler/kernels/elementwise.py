@@ -24,7 +24,7 @@ def nanoseconds(region: Region) -> float:
     computed = sum(
         n.type.size * (_SLOW_NS if n.op in _SLOW else _NODE_NS)
         for n in region.nodes
-        if n is not region.root
+        if n is not region.root and len(n.types) == 1
     )
     return moved / BYTES_PER_NS + computed
 

@@ -81,10 +81,8 @@ class Fused:
         """
         self.m, self.nodes, self.output = m, tuple(nodes), output
         self._pointers = pointers
-        outside = [i for n in nodes for i in n.operands] if nodes else [output]
-        read = [i for i in dict.fromkeys(outside) if i not in (*nodes, *given)]
+        self.operands = read_by(nodes, output, given)
         tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
-        self.operands = tuple(i for i in read if i not in tables)
         if walk is None:
             shapes = {n: n.type.dims for n in self.operands}
             walk = Walk(*merged(output.type.dims, shapes, keep_last=not whole))
@@ -175,6 +173,13 @@ class Fused:
         return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
 
 
+def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:
+    """What a computation of `output` by these nodes reads in step with it, each once."""
+    outside = [i for n in nodes for i in n.operands] if nodes else [output]
+    tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
+    return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
+
+
 def load(
     m: TirMath,
     pointer: Pointer,
@@ -212,7 +217,7 @@ def merged(
     """
     rank = max(len(shape), 1)
     full = (1,) * (rank - len(shape)) + tuple(shape)
-    steps = {n: _steps(dims, full) for n, dims in operands.items()}
+    steps = {n: steps_of(dims, full) for n, dims in operands.items()}
     kept: list[int] = []  # the last of the dimensions merged into each
     sizes: list[int] = []
     for axis, size in enumerate(full):
@@ -228,7 +233,7 @@ def merged(
     return tuple(sizes), {n: tuple(s[a] for a in kept) for n, s in steps.items()}
 
 
-def _steps(dims: Sequence[int], full: Sequence[int]) -> list[int]:
+def steps_of(dims: Sequence[int], full: Sequence[int]) -> list[int]:
     """A contiguous array's step along each dimension of the shape it broadcasts to."""
     padded = (1,) * (len(full) - len(dims)) + tuple(dims)
     return [0 if d == 1 else prod(padded[i + 1 :]) for i, d in enumerate(padded)]

@@ -40,13 +40,17 @@ def sweep(
 def share(b: Builder, count: int, total: int) -> Iterator[tuple[Value, Value]]:
     """Split `total` turns among `count` tasks -> (first turn, number of turns) of this task."""
     with b.parallel(count) as task:
-        if count == 1:
-            yield tir.const(0), tir.const(total)
-            return
-        each, more = divmod(total, count)
-        first = b.let(task * each + tirx.Min(task, tir.const(more)), "first")
-        turns = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
-        yield first, turns
+        yield part(b, task, count, total)
+
+
+def part(b: Builder, task: Value, count: int, total: int) -> tuple[Value, Value]:
+    """A task's share of `total` turns: (first turn, number of turns)."""
+    if count == 1:
+        return tir.const(0), tir.const(total)
+    each, more = divmod(total, count)
+    first = b.let(task * each + tirx.Min(task, tir.const(more)), "first")
+    turns = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
+    return first, turns
 
 
 def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:

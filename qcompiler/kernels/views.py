@@ -208,8 +208,8 @@ def _pieces(size: int, before: int, after: int, mode: str) -> list[_Piece]:
         outside = [_Piece(0, first, 0, 0, True), _Piece(last, output - last, 0, 0, True)]
         inside = [_Piece(first, last - first, first - before, 1)]
         return [p for p in (*inside, *outside) if p.size > 0]
-    index = np.pad(np.arange(size), (max(before, 0), max(after, 0)), mode=mode)  # type: ignore[call-overload]
-    index = index[max(-before, 0) : len(index) - max(-after, 0)]
+    kept = np.arange(size)[max(-before, 0) : size - max(-after, 0)]
+    index = np.pad(kept, (max(before, 0), max(after, 0)), mode=mode)  # type: ignore[call-overload]
     return list(_runs(index))
 
 
