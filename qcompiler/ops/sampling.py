@@ -106,19 +106,18 @@ def _coordinates(
 ) -> Numbers:
     """Where in the input each output stands."""
     mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.float64)
-    length = scale * size
     if mode == "align_corners":
-        return y * 0 if length == 1 else y * (size - 1) / (length - 1)
+        return y * (size - 1) / max(count - 1, 1)
     if mode == "asymmetric":
         return y / scale
     if mode == "tf_crop_and_resize":
         start, end = part[0] * (size - 1), part[1] * (size - 1)
-        if length == 1:
+        if count == 1:
             return y * 0 + (start + end) / 2
-        return start + y * (end - start) / (length - 1)
-    if mode == "pytorch_half_pixel" and length == 1:
-        return y * 0 - 0.5
-    shift = size / 2 * (1 - count / length) if mode == "half_pixel_symmetric" else 0
+        return start + y * (end - start) / (count - 1)
+    if mode == "pytorch_half_pixel" and count == 1:
+        return y * 0
+    shift = size / 2 * (1 - count / (scale * size)) if mode == "half_pixel_symmetric" else 0
     return shift + (y + 0.5) / scale - 0.5
 
 
