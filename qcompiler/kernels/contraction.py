@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 
@@ -21,7 +21,7 @@ from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
-from qcompiler.kernels.contraction_blocking import Tiling, Units, choose, fits, needs_copy
+from qcompiler.kernels.contraction_blocking import Tiling, Units, choose, needs_copy
 from qcompiler.kernels.contraction_operands import (
     Panels,
     Product,
@@ -43,6 +43,7 @@ from qcompiler.kernels.vec import Vec
 
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _ALIGN = 64
+_OFFSETS = 1 << 31
 
 
 @kernel("conv", "matmul", rows=(4, 6, 8, 12, 14, 28), vectors=(1, 2, 3, 4))
@@ -63,9 +64,12 @@ def tiled(
         return problem
     if 0 in (problem.macs, *root.type.dims):
         return Skip("nothing to multiply")
-    if rows and vectors and not fits(product, rows, vectors, device.isa.registers):
-        return Skip(f"{rows} x {vectors} sums do not fit the registers")
+    if problem.right.type.size * tir.bits(product.right) // 8 >= _OFFSETS:
+        return Skip("the right operand is too large for 32-bit offsets")
+    problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
+    if tiling is None:
+        return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
     return _Contraction(region, device, problem, product, tiling).kernel()
 
 

@@ -21,10 +21,12 @@ MACS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 2.0
 ISSUE_PER_CYCLE = 5.0
 FINISH_CYCLES = 5.0  # convert, scale, clip and store one vector of sums
+FINISH_INSTRUCTIONS = 9.0
 TILE_CYCLES = 20.0  # begin a tile
 TAP_CYCLES = 10.0  # begin a tap
-BYTES_PER_CYCLE = (64.0, 24.0, 8.0, 4.0)  # from the first, second and third cache, and memory
-COPY_BYTES_PER_CYCLE = 16.0
+WINDOW = 250.0  # instructions in flight: the end of a tile runs beside the next one's beginning
+LINE = 64
+BYTES_PER_CYCLE = (1e9, 24.0, 8.0, 4.0)  # from the first (loads count), second, third cache, memory
 WORTH_A_LAUNCH = 60_000.0  # cycles, about 20 us
 SET_BYTES = 4096  # rows this far apart fall into the same set of a first-level cache
 
@@ -109,14 +111,17 @@ def choose(
     rows: int = 0,
     vectors: int = 0,
     tasks: int = 0,
-) -> Tiling:
-    """The cheapest tiling by the model; given knobs are kept, tasks as far as there is work."""
+) -> Tiling | None:
+    """The cheapest tiling by the model; given knobs are kept, tasks as far as there is work.
+
+    None if the given ones do not fit the registers.
+    """
     for count in range(tasks or _threads(problem, product, device), 0, -1):
         found = candidates(problem, product, device, rows=rows, vectors=vectors, tasks=count)
         best = min(found, key=lambda t: cycles(problem, product, device, t), default=None)
         if best is not None:
             return best
-    raise ValueError(f"{rows} x {vectors} sums do not fit")
+    return None
 
 
 def candidates(
@@ -132,6 +137,8 @@ def candidates(
             continue  # the same panels as with fewer
         most = min(max(1, (free - v) // v), problem.rows * problem.columns)
         for r in [rows] if rows else _heights(problem, most):
+            if not fits(product, r, v, registers):
+                continue
             for along, across in _dealt(problem, panels.panels, tasks):
                 yield from _blocks(problem, r, v, along, across)
 
@@ -199,7 +206,7 @@ def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -
             block += number / panels.panels * _overlapped(panel, fetch)
     block *= count * groups
     if needs_copy(problem, product):
-        block += left / COPY_BYTES_PER_CYCLE
+        block += 2 * left / BYTES_PER_CYCLE[max(1, _level(device, left))]
     return block * my_blocks
 
 
@@ -219,14 +226,17 @@ def _panel_cycles(
     units = Units.of(problem, tiling.rows)
     total = 0.0
     packed = panel_bytes(product, problem.tap_count, problem.depth, vectors)
+    pixels = tiling.block * problem.columns * (units.cut.size if units.whole else 1)
+    written = pixels * problem.width * problem.result_bytes
     for _, count, size, _ in units.cut.runs():
         rows = size * problem.columns if units.whole else size
         arithmetic = _tile_cycles(problem, product, device, rows, vectors)
         reads = rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
-        level = 0 if packed + reads <= device.l1_bytes * 3 // 4 else 1
-        if level and packed + left > device.l2_bytes * 3 // 4:
-            level = 2
-        fetch = packed / BYTES_PER_CYCLE[level] + reads / BYTES_PER_CYCLE[1] / 2
+        far = max(1, _level(device, packed + left))
+        near = 0 if packed + reads <= device.l1_bytes * 3 // 4 else far
+        fetch = packed / BYTES_PER_CYCLE[near] + reads / BYTES_PER_CYCLE[far] / 2
+        lines = rows * -(-vectors * product.mac.lanes * problem.result_bytes // LINE)
+        fetch += lines * 2 * LINE / BYTES_PER_CYCLE[_level(device, left + written)]
         total += count * _overlapped(arithmetic, fetch)
     if units.whole:
         return total * tiling.block / units.cut.pieces
@@ -238,11 +248,16 @@ def _tile_cycles(
 ) -> float:
     """One tile whose operands are near."""
     macs, loads = rows * vectors, rows + vectors
-    issued = macs * (1 + product.mac.temporaries) + loads + 3
-    step = max(macs / MACS_PER_CYCLE, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE, LATENCY)
-    step = max(step, _conflicts(problem, product, device, rows))
     steps = problem.tap_count * product.steps(problem.depth)
-    return steps * step + macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
+    issued = macs * (1 + product.mac.temporaries) + loads + 3
+    step = max(macs / MACS_PER_CYCLE, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE)
+    step = max(step, _conflicts(problem, product, device, rows))
+    after = macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
+    alone = steps * max(step, LATENCY) + after
+    instructions = steps * issued + macs * FINISH_INSTRUCTIONS + TILE_CYCLES
+    beside = max(steps * step, instructions / ISSUE_PER_CYCLE)
+    share = min(1.0, WINDOW / instructions) ** 2
+    return share * beside + (1 - share) * alone
 
 
 def _conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:

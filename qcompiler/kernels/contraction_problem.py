@@ -87,6 +87,8 @@ class Problem:
     taps: tuple[tuple[int, int, int], ...]
     left_images: Batch
     right_images: Batch
+    result_bytes: int = 4
+    """Of one element that is stored in the end."""
 
     @property
     def left(self) -> Node:
