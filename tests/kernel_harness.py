@@ -85,6 +85,7 @@ def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) 
     fenced.append(out)
     if kernel.scratch_bytes:
         fenced.append(Fenced(-(-kernel.scratch_bytes // 64) * 64))
+        fenced[-1].bytes[:] = 0xFF  # NaN, or -1
     module[kernel.name](*(ctypes.c_void_p(m.address) for m in fenced))
     return out.bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Array, Node
+from qcompiler.ir import Array
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_problem import Batch
@@ -30,15 +30,14 @@ from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
-from qcompiler.kernels.tiles_block import CONFIG_BYTES, SUMS_BYTES, Blocks, Products
+from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
 from qcompiler.kernels.tiles_model import Choice, choose, vector_cycles
-from qcompiler.kernels.tiles_problem import key_of, problem_of, tile_mac
+from qcompiler.kernels.tiles_problem import bias_of, is_constant, key_of, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
 from qcompiler.kernels.tir import Builder, Value
 from qcompiler.kernels.vec import Vec
 
-_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _FEW_BLOCKS = 16
 """With more blocks than this a panel's next one is fetched in no time."""
 
@@ -58,12 +57,12 @@ def tiles(
         return problem
     if problem.groups > 1 and problem.channels == 1:
         return Skip("one channel a group")
-    nodes, constant = len(region.nodes) - 1, _is_constant(problem.right)
+    nodes, constant = len(region.nodes) - 1, is_constant(problem.right)
     choice, cost = choose(problem, device, nodes, constant, parts=parts, column_tasks=column_tasks)
     vectors = vector_cycles(problem, device, nodes)
     if vectors < cost.total and not parts and not column_tasks:
         return Skip(f"vectors take {vectors:.0f} cycles, tiles {cost.total:.0f}")
-    return _Tiles(region, device, choice, constant).kernel()
+    return Tiles(region, device, choice).kernel()
 
 
 @dataclass(frozen=True)
@@ -90,19 +89,20 @@ class _Block:
     right: Value
 
 
-class _Tiles:
+class Tiles:
     """One kernel while it is emitted."""
 
-    def __init__(self, region: Region, device: Device, choice: Choice, constant: bool) -> None:
-        self.region, self.device, self.choice, self.constant = region, device, choice, constant
+    def __init__(self, region: Region, device: Device, choice: Choice) -> None:
+        self.region, self.device, self.choice = region, device, choice
         self.layout = choice.layout
         self.problem = p = choice.layout.problem
+        self.constant = is_constant(p.right)
         self.panels = Panels.of(self.layout)
         self.blocks = Blocks.of(self.layout.rows(choice.lines), p.mac.rows)
         self.heights = self.blocks.heights(p.mac.rows)
-        self.left_at = CONFIG_BYTES + SUMS_BYTES
+        self.left_at = HEAD_BYTES + SUMS_BYTES
         self.right_at = self.left_at + left_scratch(self.layout, choice.lines)
-        packed = 0 if constant else p.groups * self.panels.matrix_bytes
+        packed = 0 if self.constant else p.groups * self.panels.matrix_bytes
         self.task_bytes = self.right_at + packed
         self.b = Builder(self._name())
 
@@ -154,16 +154,12 @@ class _Tiles:
 
     def _task(self, task: Value) -> None:
         b, p, choice = self.b, self.problem, self.choice
-        nodes = [n for n in self.region.nodes if n is not p.root]
-        self.fused = Fused(
-            TirMath(b, self.device.isa),
-            nodes,
-            self.region.output,
-            self.pointers,
-            given=(p.root,),
-        )
+        self.summed, self.bias = bias_of(self.region)
+        nodes = [n for n in self.region.nodes if n not in (p.root, self.summed)]
+        m = TirMath(b, self.device.isa)
+        self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
         self.products = Products(b, self.device.isa, self.layout, self.panels, self.heights)
-        self.sums = self.scratch + CONFIG_BYTES
+        self.sums = self.scratch + HEAD_BYTES
         self.left = Left(
             b,
             self.device,
@@ -250,7 +246,7 @@ class _Tiles:
                     before = at(turn - 1)
                     self._multiply(at(turn), tiles, self._finishing(part, before, tiles))
             last = at(b.let(total - 1, "last"))
-            with b.serial(self.blocks.size, "row") as row:
+            with b.serial(self.products.turns(self.blocks.size), "row") as row:
                 self._finish(part, last, row, tiles)
 
     def _block(self, part: _Part, tiles: int, per_group: int, panel: Value, block: Value) -> _Block:
@@ -282,7 +278,8 @@ class _Tiles:
             between(step)
 
         rows = self.left.rows(block.group, block.row)
-        self.products.multiply(self.left, rows, self.right, block.right, tiles, after)
+        bias = self.pointers[self.bias] + block.column if self.bias is not None else None
+        self.products.multiply(self.left, rows, self.right, block.right, tiles, bias, after)
         self.products.store(self.sums, tiles)
 
     # -- the way out
@@ -294,7 +291,7 @@ class _Tiles:
 
         def some(step: Value) -> None:
             needed = b.when(step * each < size) if steps * each > size else nullcontext()
-            with needed, b.serial(each, "j") as j:
+            with needed, b.serial(each if each <= 2 else self.products.turns(each), "j") as j:
                 row = b.let(step * each + j, "row")
                 with b.when(row < size) if size % each else nullcontext():
                     self._finish(part, block, row, tiles)
@@ -325,15 +322,9 @@ class _Tiles:
             raw = b.let(sums.load((row * tiles + tile) * lanes, lanes), "sums")
             column = b.let(block.column + tile * lanes, "column")
             count = lanes if p.width % lanes == 0 else tirx.Min(end - column, tir.const(lanes))
-            given: dict[Node, Vec] = {p.root: Vec(fused.m, raw, p.root.dtype, lanes)}
+            given = {self.summed: Vec(fused.m, raw, p.root.dtype, lanes)}
             value = fused.at(where, column, lanes, count, given)
             store(fused.m, self.out, pixel * (p.width * p.groups) + column, value, count)
-
-
-def _is_constant(node: Node) -> bool:
-    while node.op in _VIEWS:
-        node = node.operands[0]
-    return node.is_constant
 
 
 def _all(conditions: list[Value]) -> Value:

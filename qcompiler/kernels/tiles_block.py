@@ -20,6 +20,8 @@ ROW_TILES = 2
 TILES = ROW_TILES * PANEL_TILES + ROW_TILES + PANEL_TILES
 """Tile registers in use."""
 CONFIG_BYTES = 64
+HEAD_BYTES = 2 * CONFIG_BYTES
+"""Of a task's scratch memory: the tiles' shapes, and a one."""
 SUMS_BYTES = 32 * 32 * WORD
 
 
@@ -62,7 +64,7 @@ class Products:
         self.b.emit(self.isa.intrinsics[name](*operands))
 
     def configure(self, scratch: Pointer) -> None:
-        """Set the tiles' shapes, by way of 64 bytes of scratch memory."""
+        """Set the tiles' shapes, by way of the head of the scratch memory."""
         p, row_bytes = self.layout.problem, self.panels.row_bytes
         shapes: dict[int, tuple[int, int]] = {}
         for r, height in enumerate(self.heights):
@@ -76,7 +78,14 @@ class Products:
             word = int.from_bytes(config[i : i + 4], "little", signed=True)
             if word:
                 scratch.store(i, tir.const(word))
+        word = (scratch + CONFIG_BYTES).view("int32")
+        word.store(0, tir.const(1))
         self._do("tile_configure", scratch.address())
+        self._one = self.b.let(word.load(), "one")  # for all that LLVM knows it may have changed
+
+    def turns(self, count: int) -> Value:
+        """A loop's extent that LLVM does not see through, lest it unrolls what must stay short."""
+        return count if count == 1 else self._one * count
 
     def release(self) -> None:
         """Give the tiles back."""
@@ -89,15 +98,15 @@ class Products:
         right: Pointer,
         at: Value,
         tiles: int,
+        bias: Pointer | None,
         between: Callable[[Value], None],
     ) -> None:
         """Sum all steps of a block: left rows (as of `Left.rows`) by the panel of `tiles` tiles
-        that begins `at` a byte offset. `between` is emitted after the products of every step.
+        that begins `at` a byte offset; sums begin with a row of `bias`, if there is one. `between`
+        is emitted after the products of every step.
         """
         b, layout = self.b, self.layout
-        for r in range(len(self.heights)):
-            for c in range(tiles):
-                self._do("tile_zero", self._sum(r, c))
+        self._begin(tiles, bias)
         memory, first, first_tail = rows
         size = tiles * self.panels.tile_bytes
 
@@ -107,18 +116,29 @@ class Products:
             )
             between(number)
 
-        with b.serial(layout.taps[0], "ky") as ky, b.serial(layout.taps[1], "kx") as kx:
+        lines, columns = map(self.turns, layout.taps)
+        with b.serial(lines, "ky") as ky, b.serial(columns, "kx") as kx:
             further, further_tail = left.tap(ky, kx)
             tap = (ky * layout.taps[1] + kx) * layout.tap_steps
             here = b.let(first + further, "tap")
             if layout.full:
-                with b.serial(layout.full, "k") as k:
+                with b.serial(self.turns(layout.full), "k") as k:
                     number = b.let(tap + k, "step")
                     step(memory, here + k * layout.step, layout.stride, number)
             if layout.tail:
                 number = b.let(tap + layout.full, "step")
                 stride = layout.step * layout.problem.groups * layout.walk
                 step(left.tails, first_tail + further_tail, stride, number)
+
+    def _begin(self, tiles: int, bias: Pointer | None) -> None:
+        """Zeros, or the bias in every row: a row that is loaded again and again."""
+        for r in range(len(self.heights)):
+            for c in range(tiles):
+                if bias is None:
+                    self._do("tile_zero", self._sum(r, c))
+                else:
+                    address = bias.address(c * self.mac.lanes)
+                    self._do("tile_load", self._sum(r, c), address, tir.const(0))
 
     def _step(
         self, memory: Pointer, at: Value, stride: int, right: Pointer, tile: Value, tiles: int

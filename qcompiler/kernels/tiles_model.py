@@ -36,7 +36,7 @@ CACHE_SHARE = 0.75  # of a cache that one thing may count on
 
 @dataclass(frozen=True)
 class Choice:
-    """How a kernel is built: a task has some parts (`lines` output lines of an image) and panels."""
+    """How a kernel is built; a task has some parts (`lines` output lines of an image), panels."""
 
     layout: Layout
     lines: int

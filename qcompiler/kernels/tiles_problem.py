@@ -19,8 +19,10 @@ from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.isa import Isa, Mac, MacKey
 from qcompiler.kernels.contraction_problem import Batch
+from qcompiler.kernels.registry import Region
 from qcompiler.ops.window import Window
 
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _SHORT = {"uint8": "u8", "int8": "i8", "bfloat16": "bf16", "int32": "i32", "float32": "f32"}
 
 Pair = tuple[int, int]
@@ -124,6 +126,30 @@ class Problem:
             return right.reshape(-1, *right.shape[-2:])
         split = right.reshape(prod(self.kernel), self.channels, self.groups, self.width)
         return split.transpose(2, 0, 1, 3).reshape(self.groups, -1, self.width)
+
+
+def is_constant(node: Node) -> bool:
+    """Does it show the memory of a constant?"""
+    while node.op in _VIEWS:
+        node = node.operands[0]
+    return node.is_constant
+
+
+def bias_of(region: Region) -> tuple[Node, Node | None]:
+    """The root and None; or, if all that follows reads the root plus a constant row of columns,
+    that sum and the row: sums may as well begin with it.
+    """
+    root = region.root
+    assert root is not None
+    readers = [n for n in region.nodes if root in n.operands]
+    if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
+        return root, None
+    others = [i for i in readers[0].operands if i is not root]
+    if len(others) != 1 or others[0].dtype != root.dtype or not is_constant(others[0]):
+        return root, None
+    width = root.type.dims[-1]
+    row = others[0].type.size == width and others[0].type.dims[-1:] == (width,)
+    return (readers[0], others[0]) if row else (root, None)
 
 
 def key_of(root: Node) -> MacKey | None:

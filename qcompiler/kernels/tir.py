@@ -229,9 +229,19 @@ class Pointer:
 
     def store_first(self, count: Value, offset: Value, value: Value) -> None:
         """Write the first `count` lanes only."""
-        if isinstance(count, int) and count == lanes_of(value):
-            self.store(offset, value)
-            return
+        if isinstance(count, int) and count in (1, lanes_of(value)):
+            self.store(offset, shuffle(value, range(count)) if lanes_of(value) > 1 else value)
+        elif isinstance(count, int) or bits(self.dtype) >= 32:
+            self._store_masked(count, offset, value)
+        else:
+            # LLVM 22 writes 4 bytes where it finds that one lane of a truncated vector remains.
+            value = self._builder.let(value)
+            with self._builder.when(tirx.EQ(count, 1)):
+                self.store(offset, shuffle(value, [0]))
+            with self._builder.otherwise():
+                self._store_masked(count, offset, value)
+
+    def _store_masked(self, count: Value, offset: Value, value: Value) -> None:
         raw = reinterpret(value, str(self.buffer.dtype))
         scale = lanes_of(raw) // lanes_of(value)
         index = ramp(self._index(offset), lanes_of(raw))

@@ -1,0 +1,475 @@
+"""Contractions in tile registers, run by real machine code: on the CPU, or on the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+import tvm
+from emulator import load_or_skip
+from kernel_harness import Fenced, compare, expected, region_of, run
+from tvm import tirx
+
+from qcompiler import plugins
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.isa import ISAS, Device, Isa
+from qcompiler.kernels import tir
+from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.tiles import Tiles, tiles
+from qcompiler.kernels.tiles_block import Blocks
+from qcompiler.kernels.tiles_layout import layouts
+from qcompiler.kernels.tiles_model import Choice, candidates
+from qcompiler.kernels.tiles_problem import Problem, problem_of, tile_mac
+from qcompiler.kernels.tiles_right import Panels, pack
+from qcompiler.ops import make
+
+plugins.load_all()
+
+TILED = [i for i in ISAS.values() if any(m.rows > 1 for m in i.mac.values())]
+PAIRS = [("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16")]
+
+
+@pytest.fixture(autouse=True)
+def _emulator() -> None:
+    load_or_skip()
+
+
+@pytest.fixture(params=TILED, ids=lambda i: i.name)
+def isa(request: pytest.FixtureRequest) -> Isa:
+    found: Isa = request.param
+    return found
+
+
+def device(isa: Isa, threads: int = 1) -> Device:
+    return Device("test", isa, threads, l1_bytes=48 << 10, l2_bytes=2 << 20)
+
+
+def random(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
+    """Integers over their whole range, its ends often; floats around zero."""
+    rng = np.random.default_rng((seed, *shape))
+    if numpy_dtype(dtype).kind in "iu":
+        info = np.iinfo(dtype)
+        values = rng.integers(info.min, info.max + 1, shape)
+        ends = rng.choice([info.min, info.max], shape)
+        return np.where(rng.random(shape) < 0.3, ends, values).astype(dtype)
+    return rng.standard_normal(shape).astype(numpy_dtype(dtype))
+
+
+def region_around(root: Node, output: Node) -> tuple[Graph, Region]:
+    graph = Graph((), (output,), ("y",))
+    graph = Graph(tuple(n for n in graph.nodes if n.op == "input"), (output,), ("y",))
+    return graph, region_of(graph, root)
+
+
+def values_of(graph: Graph, region: Region) -> dict[Node, Array]:
+    values = {n: random(n.dtype, n.type.dims, i) for i, n in enumerate(graph.inputs)}
+    return values | {n: n.array for n in region.inputs if n.is_constant}
+
+
+def check(
+    root: Node,
+    isa: Isa,
+    output: Node | None = None,
+    *,
+    threads: int = 1,
+    choice: Choice | None = None,
+    values: Mapping[Node, Array] | None = None,
+) -> Kernel:
+    """The kernel of a region around `root`, on random inputs, against numpy."""
+    graph, region = region_around(root, output or root)
+    kernel: Kernel | Skip
+    if choice:
+        kernel = Tiles(region, device(isa, threads), choice).kernel()
+    else:
+        kernel = tiles(region, device(isa, threads), parts=1)
+    assert isinstance(kernel, Kernel), kernel
+    values = values or values_of(graph, region)
+    got, want = run(kernel, region, isa, values), expected(graph, values)
+    depth = kernel.macs / root.type.size
+    compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth)
+    return kernel
+
+
+def matmul(
+    a: tuple[int, ...],
+    b: tuple[int, ...],
+    left: str,
+    right: str,
+    *,
+    constant_b: bool = True,
+    **k: int,
+) -> Node:
+    y = constant(random(right, b, 7), "b") if constant_b else placeholder("b", Type(right, b))
+    return make("matmul", placeholder("a", Type(left, a)), y, **k)
+
+
+def conv(x: tuple[int, ...], w: tuple[int, ...], left: str, right: str, **attrs: object) -> Node:
+    return make("conv", placeholder("x", Type(left, x)), constant(random(right, w, 7)), **attrs)
+
+
+def problem(root: Node, isa: Isa) -> Problem:
+    mac = tile_mac(isa, root)
+    assert mac is not None
+    found = problem_of(root, mac)
+    assert isinstance(found, Problem)
+    return found
+
+
+# -- products
+
+
+ROWS = (1, 7, 15, 16, 17, 31, 32, 33, 67, 131)
+COLUMNS = (1, 15, 16, 17, 31, 32, 33, 49)
+DEPTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 191, 192)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_products_of_awkward_shapes_equal_numpy(isa: Isa, pair: tuple[str, str]) -> None:
+    for i, k in enumerate(DEPTHS):
+        m, n = ROWS[i % len(ROWS)], COLUMNS[(3 * i) % len(COLUMNS)]
+        check(matmul((m, k), (k, n), *pair), isa)
+    for i, m in enumerate(ROWS):
+        check(matmul((m, 64), (64, COLUMNS[i % len(COLUMNS)]), *pair), isa)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_right_operands_made_at_run_time_are_packed(
+    isa: Isa, pair: tuple[str, str], transposed: int
+) -> None:
+    shapes = [
+        ((40, 64), (64, 48)),
+        ((17, 35), (35, 33)),
+        ((3, 1), (1, 1)),
+        ((2, 33, 70), (2, 70, 17)),
+        ((2, 1, 16, 33), (1, 3, 33, 20)),
+        ((3, 20, 67), (67, 31)),
+    ]
+    for a, b in shapes:
+        b = (*b[:-2], b[-1], b[-2]) if transposed else b
+        check(matmul(a, b, *pair, constant_b=False, transpose_b=transposed), isa)
+
+
+def test_weights_may_differ_from_image_to_image(isa: Isa) -> None:
+    check(matmul((2, 3, 18, 24), (3, 24, 20), "uint8", "int8"), isa)
+    check(matmul((2, 3, 18, 24), (2, 1, 20, 24), "int8", "int8", transpose_b=1), isa)
+
+
+WINDOWS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]] = [
+    ((1, 14, 14, 32), (3, 3, 32, 48), {"pads": (1, 1, 1, 1)}),
+    ((1, 14, 15, 32), (3, 3, 32, 48), {"pads": (1, 1, 1, 1), "strides": (2, 2)}),
+    (
+        (2, 9, 11, 20),
+        (3, 3, 20, 17),
+        {"pads": (2, 1, 0, 3), "strides": (2, 1), "dilations": (1, 2)},
+    ),
+    ((1, 13, 17, 3), (7, 7, 3, 33), {"pads": (3, 3, 3, 3), "strides": (2, 2)}),
+    ((1, 12, 12, 64), (3, 3, 32, 36), {"group": 2, "pads": (1, 1, 1, 1)}),
+    ((1, 9, 9, 34), (1, 1, 17, 34), {"group": 2}),
+    ((2, 9, 10, 32), (1, 1, 32, 34), {"strides": (2, 3)}),
+    ((1, 12, 12, 16), (3, 3, 16, 34), {}),
+    ((1, 12, 12, 19), (3, 2, 19, 16), {"dilations": (2, 3)}),
+    ((1, 16, 16, 3), (4, 4, 3, 40), {"strides": (4, 4)}),
+    ((1, 5, 5, 8), (5, 5, 8, 16), {"pads": (4, 4, 4, 4), "strides": (3, 3), "dilations": (2, 1)}),
+    ((2, 40, 24), (3, 24, 24), {"pads": (1, 1)}),
+    ((1, 41, 23), (5, 23, 20), {"strides": (3,)}),
+    ((1, 30, 17), (3, 17, 18), {"dilations": (4,), "pads": (3, 4), "strides": (2,)}),
+    ((3, 4, 1, 20), (1, 1, 20, 16), {"pads": (0, 1, 0, 1)}),
+    ((3, 7, 7, 64), (1, 1, 64, 64), {}),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda w: "x".join(map(str, w[0] + w[1])))
+def test_windows_equal_numpy_however_their_rows_lie(
+    isa: Isa,
+    window: tuple[tuple[int, ...], tuple[int, ...], dict[str, object]],
+    pair: tuple[str, str],
+) -> None:
+    x, w, attrs = window
+    pad_value = 7 if pair[0] == "uint8" else 0
+    root = conv(x, w, *pair, **attrs, pad_value=pad_value)
+    p = problem(root, isa)
+    for layout in layouts(p):
+        check(root, isa, choice=Choice(layout, p.lines, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("root", "splits"),
+    [
+        (
+            conv((1, 11, 7, 32), (3, 3, 32, 49), "uint8", "int8", pads=(1, 1, 1, 1)),
+            [(2, 1), (1, 2), (2, 2)],
+        ),
+        (
+            conv((3, 8, 7, 32), (3, 3, 16, 40), "int8", "int8", group=2, strides=(2, 2)),
+            [(2, 1), (1, 2)],
+        ),
+        (
+            matmul((2, 50, 40), (2, 40, 70), "int8", "int8", constant_b=False),
+            [(2, 1), (1, 2), (2, 3)],
+        ),
+        (matmul((131, 65), (65, 70), "bfloat16", "bfloat16"), [(3, 1), (1, 3)]),
+    ],
+    ids=lambda v: v.op if isinstance(v, Node) else "",
+)
+def test_parts_and_tasks_that_do_not_divide_the_work(
+    isa: Isa, root: Node, splits: list[tuple[int, int]]
+) -> None:
+    p = problem(root, isa)
+    layout = next(iter(layouts(p)))
+    for row_tasks, column_tasks in splits:
+        for lines in {p.lines, -(-p.lines // 2), 3}:
+            if p.images * -(-p.lines // lines) >= row_tasks:
+                check(root, isa, choice=Choice(layout, lines, row_tasks, column_tasks))
+
+
+# -- the epilogue
+
+
+def requantized(
+    root: Node, channels: int, dtype: str = "uint8", residual: Node | None = None
+) -> Node:
+    """bias, scale, residual, ReLU, quantize: the tail of a quantized convolution."""
+    bias = constant(random("int8", (channels,), 3).astype(np.int32) * 50)
+    scale = constant(np.abs(random("float32", (channels,), 4)) * np.float32(1e-3))
+    y = make("dequantize", make("Add", root, bias), scale, constant(np.int32(0)))
+    if residual is not None:
+        r = make("dequantize", residual, constant(np.float32(0.7)), constant(np.int32(3)))
+        y = make("Add", y, r)
+    y = make("Relu", y)
+    return make("quantize", y, constant(np.float32(0.3)), constant(np.int32(5)), dtype=dtype)
+
+
+@pytest.mark.parametrize("channels", [16, 32, 40, 67])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_sums_leave_requantized(isa: Isa, channels: int, dtype: str) -> None:
+    root = conv((1, 9, 9, 20), (3, 3, 20, channels), "uint8", "int8", pads=(1, 1, 1, 1))
+    check(root, isa, requantized(root, channels, dtype))
+    root = matmul((70, 50), (50, channels), "int8", "int8")
+    check(root, isa, requantized(root, channels, dtype))
+
+
+def test_grouped_sums_take_their_own_columns_of_the_operands(isa: Isa) -> None:
+    root = conv((1, 6, 6, 40), (1, 1, 20, 42), "uint8", "int8", group=2)
+    check(root, isa, requantized(root, 42))
+
+
+def test_operands_of_the_epilogue_broadcast(isa: Isa) -> None:
+    root = matmul((2, 3, 20, 24), (24, 33), "bfloat16", "bfloat16")
+    for shape in ((2, 1, 20, 1), (33,), (3, 1, 1), (2, 3, 20, 33), (1, 1, 20, 33)):
+        other = placeholder("other", Type("float32", shape))
+        check(root, isa, make("Mul", make("Add", root, other), other))
+
+
+def test_a_bias_that_is_no_constant_is_not_read_too_far(isa: Isa) -> None:
+    root = matmul((20, 24), (24, 33), "uint8", "int8")
+    check(root, isa, make("Add", root, placeholder("bias", Type("int32", (33,)))))
+
+
+def test_a_product_that_is_read_twice(isa: Isa) -> None:
+    root = matmul((33, 24), (24, 40), "uint8", "int8")
+    check(root, isa, make("Add", make("Add", root, constant(random("int32", (40,)))), root))
+
+
+@pytest.mark.parametrize("lines", [11, 5])
+def test_the_output_may_take_the_place_of_the_residual(isa: Isa, lines: int) -> None:
+    """Blocks and parts overlap, yet no output is written twice: it would read itself."""
+    channels = 33
+    root = conv((1, 11, 7, 16), (3, 3, 16, channels), "uint8", "int8", pads=(1, 1, 1, 1))
+    residual = placeholder("residual", Type("uint8", root.type.dims))
+    graph, region = region_around(root, requantized(root, channels, residual=residual))
+    p = problem(root, isa)
+    layout = next(iter(layouts(p)))
+    kernel = Tiles(
+        region, device(isa, 2), Choice(layout, lines, 2 if lines < 11 else 1, 1)
+    ).kernel()
+    place = region.inputs.index(residual)
+    assert kernel.in_place == (place,)
+    values = values_of(graph, region)
+    memory = [
+        in_memory(kernel.pack[i](a) if i in kernel.pack else a)
+        for i, a in enumerate(values[n] for n in region.inputs)
+    ]
+    call(kernel, isa, [*memory, memory[place]])
+    got = memory[place].bytes.reshape(root.type.dims)
+    np.testing.assert_array_equal(got, expected(graph, values))
+
+
+def in_memory(array: Array) -> Fenced:
+    memory = Fenced(array.nbytes + 64)
+    memory.bytes[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    memory.bytes = memory.bytes[: array.nbytes]
+    return memory
+
+
+def call(kernel: Kernel, isa: Isa, memory: list[Fenced]) -> None:
+    """A kernel on memory as it is, with scratch memory full of NaN."""
+    scratch = Fenced(kernel.scratch_bytes)
+    scratch.bytes[:] = 0xFF
+    module = tir.compile_functions([("kernel", kernel.func)], isa)
+    module["kernel"](*(ctypes.c_void_p(m.address) for m in (*memory, scratch)))
+
+
+def test_nan_and_infinity_stay_with_the_windows_that_see_them(isa: Isa) -> None:
+    """Neither a neighbour's elements nor what the scratch memory held may meet a zero weight."""
+    for x, w, attrs in (
+        ((1, 9, 9, 20), (3, 3, 20, 16), {"pads": (1, 1, 1, 1)}),
+        ((1, 9, 9, 3), (3, 3, 3, 16), {"pads": (1, 1, 1, 1), "strides": (2, 2)}),
+        ((1, 9, 9, 35), (1, 1, 35, 17), {}),
+    ):
+        root = conv(x, w, "bfloat16", "bfloat16", **attrs)
+        graph, region = region_around(root, root)
+        values = values_of(graph, region)
+        image = values[graph.inputs[0]].copy()
+        image[0, 4, 4, :] = np.inf
+        image[0, 8, 8, 0] = np.nan
+        values[graph.inputs[0]] = image
+        want = expected(graph, values)
+        assert 0 < np.isnan(want).sum() < want.size
+        p = problem(root, isa)
+        for layout in layouts(p):
+            kernel = Tiles(region, device(isa), Choice(layout, p.lines, 1, 1)).kernel()
+            memory = [
+                in_memory(kernel.pack[i](values[n]) if i in kernel.pack else values[n])
+                for i, n in enumerate(region.inputs)
+            ]
+            out = in_memory(np.zeros(want.shape, np.float32))
+            call(kernel, isa, [*memory, out])
+            got = out.bytes.view(np.float32).reshape(want.shape)
+            np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+            compare(got, want, rtol=1e-5, atol=1e-3)
+
+
+# -- threads, choices, packing
+
+
+def test_two_threads_work_in_scratch_memory_of_their_own(
+    isa: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVM_NUM_THREADS", "2")
+    monkeypatch.setenv("TVM_BIND_THREADS", "0")
+    root = conv((1, 16, 16, 64), (3, 3, 64, 64), "uint8", "int8", pads=(1, 1, 1, 1))
+    p = problem(root, isa)
+    failures: list[BaseException | int] = []
+
+    def work() -> None:
+        """A thread that has not used TVM's pool gets one of the size that is set now."""
+        try:
+            for layout in layouts(p):
+                check(root, isa, choice=Choice(layout, 4, 2, 1), threads=2)
+                check(root, isa, choice=Choice(layout, 16, 1, 2), threads=2)
+            failures.append(int(tvm.get_global_func("runtime.NumThreads")()))
+        except BaseException as e:
+            failures.append(e)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert failures == [2]
+
+
+def test_what_vectors_do_better_is_left_to_them(isa: Isa) -> None:
+    def made(root: Node) -> Kernel | Skip:
+        return tiles(region_around(root, root)[1], device(isa, 2))
+
+    assert isinstance(made(conv((1, 28, 28, 64), (3, 3, 1, 64), "uint8", "int8", group=64)), Skip)
+    assert isinstance(made(conv((1, 28, 28, 64), (3, 3, 4, 64), "uint8", "int8", group=16)), Skip)
+    assert isinstance(made(matmul((1, 16), (16, 16), "uint8", "int8")), Skip)
+    assert isinstance(made(matmul((64, 64), (64, 64), "float32", "float32")), Skip)
+    assert isinstance(made(matmul((64, 64), (64, 64), "uint8", "int8")), Kernel)
+    below = isa.extends
+    assert below is not None
+    root = matmul((64, 64), (64, 64), "uint8", "int8")
+    assert isinstance(tiles(region_around(root, root)[1], device(below)), Skip)
+
+
+def test_small_work_stays_on_one_thread_and_large_work_is_shared(isa: Isa) -> None:
+    for m, tasks in ((64, 1), (4096, 4)):
+        root = matmul((m, 256), (256, 256), "uint8", "int8")
+        kernel = tiles(region_around(root, root)[1], device(isa, 4))
+        assert isinstance(kernel, Kernel)
+        assert kernel.tasks == tasks
+
+
+def test_every_candidate_covers_every_line(isa: Isa) -> None:
+    root = conv((2, 30, 30, 16), (3, 3, 16, 40), "uint8", "int8", pads=(1, 1, 1, 1))
+    p = problem(root, isa)
+    found = list(candidates(p, 4, 0, 0))
+    assert len({c.layout.form for c in found}) == 2
+    for choice in found:
+        assert choice.parts * choice.lines >= p.lines > (choice.parts - 1) * choice.lines
+        assert choice.tasks in (1, 4)
+
+
+@pytest.mark.parametrize("rows", range(1, 100))
+def test_blocks_cover_all_rows_in_as_few_as_can_be(rows: int) -> None:
+    blocks = Blocks.of(rows, 16)
+    assert blocks.count == -(-rows // 32)
+    assert blocks.count * blocks.size >= rows > (blocks.count - 1) * blocks.size
+    assert sum(blocks.heights(16)) == blocks.size <= min(rows, 32)
+
+
+def test_packed_weights_stand_in_the_order_tiles_are_loaded(isa: Isa) -> None:
+    root = matmul((32, 130), (130, 50), "uint8", "int8")
+    p = problem(root, isa)
+    layout = next(iter(layouts(p)))
+    panels = Panels.of(layout)
+    weights = root.operands[1].array
+    tiles_of = pack(panels, p.matrices(weights)).reshape(-1)
+    assert tiles_of.nbytes == panels.matrix_bytes == 4 * 3 * 1024
+    wide = tiles_of[: 2 * 3 * 2048].reshape(
+        2, 3, 2, 16, 16, 4
+    )  # panel, step, tile, row, lane, quad
+    padded = np.zeros((192, 64), np.int8)
+    padded[:130, :50] = weights
+    for panel, step, tile, row, lane, quad in np.ndindex(wide.shape):
+        k, n = step * 64 + row * 4 + quad, panel * 32 + tile * 16 + lane
+        assert wide[panel, step, tile, row, lane, quad] == padded[k, n]
+
+
+def loops(text: str) -> Iterator[list[str]]:
+    """Assembly text -> its innermost loops: from a label to the jump back to it."""
+    lines = [line.strip() for line in text.splitlines()]
+    labels = {
+        line[:-1]: i for i, line in enumerate(lines) if line.startswith(".L") and line.endswith(":")
+    }
+    for end, line in enumerate(lines):
+        target = line.split()[-1] if line.startswith("j") else ""
+        if target in labels and labels[target] < end:
+            body = lines[labels[target] + 1 : end]
+            if not any(b.startswith("j") and labels.get(b.split()[-1], end) < end for b in body):
+                yield body
+
+
+def test_the_loop_over_k_is_tiles_and_addresses(isa: Isa) -> None:
+    """Four loads and four products a step, and nothing that reads or writes a vector."""
+    root = matmul((32, 4096), (4096, 32), "uint8", "int8")
+    kernel = tiles(region_around(root, root)[1], device(isa), parts=1)
+    assert isinstance(kernel, Kernel)
+    text = tir.compile_functions([("k", kernel.func)], isa).inspect_source("asm")
+    (body,) = (x for x in loops(text) if any(i.startswith("tdp") for i in x))
+    steps = sum(i.startswith("tdp") for i in body) // 4
+    assert sum(i.startswith("tileload") for i in body) == 4 * steps
+    assert not any("mm" in i and not i.startswith(("tileload", "tdp")) for i in body)
+    others = [i for i in body if not i.startswith(("tile", "tdp", "prefetch", "."))]
+    assert len(others) <= 8 * steps
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("known", [True, False])
+def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, known: bool) -> None:
+    b = tir.Builder("narrow")
+    source, out = b.pointer("source", "int32"), b.pointer("out", dtype)
+    value = b.let(tir.cast(b.let(source.load(0, 16)) + 1, dtype))
+    with b.serial(2) as i:  # unrolled, the second turn's count is one
+        out.store_first(1 if known else tirx.Min(17 - i * 16, tir.const(16)), i * 16, value)
+    memory, written = np.arange(16, dtype=np.int32), np.full(32, 9, dtype)
+    module = tir.compile_functions([("narrow", b.function())], isa.extends or isa)
+    module["narrow"](*(ctypes.c_void_p(a.ctypes.data) for a in (memory, written)))
+    assert written[0] == written[16] == 1
+    assert np.all(written[17:] == 9)
