@@ -19,6 +19,7 @@ from qcompiler.errors import Skip
 from qcompiler.ir import Array, Attr, Graph, Node, Type
 from qcompiler.isa import Device
 from qcompiler.kernels.registry import Kernel, Region, choose
+from qcompiler.ops import OPERATORS
 from qcompiler.regions import base, regions, split, with_copies
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 ALIGN = 64
 GUARD = 64
 """Kernels may read this far past the end of a constant or a workspace buffer."""
+
+FEW_NUMBERS = 64
+"""Constants of so few numbers may decide how a kernel is made."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -187,16 +191,27 @@ class _Chooser:
 
 def signature(region: Region) -> str:
     """Region -> text that is equal for regions one kernel can serve: all but names and the
-    constants' values.
+    constants' values, except those of a few numbers that an anchor may be shaped by (the starts of
+    a Slice, the axes of a reduction).
     """
     index = {n: f"%{i}" for i, n in enumerate((*region.inputs, *region.nodes))}
-    parts = [f"{'const' if base(n).is_constant else 'value'} {n.type}" for n in region.inputs]
+    anchors = [n for n in region.nodes if OPERATORS[n.op].formula is None]
+    shaping = {i for n in anchors for i in n.operands[1:]}
+    parts = [_input_text(n, n in shaping) for n in region.inputs]
     for n in region.nodes:
         attrs = ",".join(f"{k}={_attr_text(v)}" for k, v in sorted(n.attrs.items()))
         reads = ",".join("_" if i is None else index[i] for i in n.inputs)
         mark = "!" if n is region.root else ""
         parts.append(f"{mark}{n.op}({reads}){{{attrs}}}{','.join(map(str, n.types))}")
     return ";".join(parts)
+
+
+def _input_text(node: Node, shaping: bool) -> str:
+    source = base(node)
+    if not source.is_constant:
+        return f"value {node.type}"
+    few = shaping and source.array.size <= FEW_NUMBERS
+    return f"const {node.type}" + (f" {_attr_text(source.array)}" if few else "")
 
 
 def _attr_text(value: Attr) -> str:
