@@ -15,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -174,7 +174,7 @@ def observing(graph: Graph) -> Run:
     )
     made = session(write(tapped))
 
-    def run(feed: Feed, observe: Observe) -> None:
+    def run(feed: Mapping[str, Array], observe: Observe) -> None:
         for node in graph.inputs:
             if node in names:
                 observe(names[node], feed[node.name])

@@ -15,7 +15,7 @@ import numpy as np
 from qcompiler.ir import Node, constant
 from qcompiler.matching import input_at, perm_of, rebuilt, transpose
 from qcompiler.ops import known_value, make
-from qcompiler.rewrite import OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import CONST, OPTIONAL, Skip, op, rule
 from qcompiler.scales import scalar
 
 ACTIVATIONS = "Clip|Elu|Gelu|HardSigmoid|HardSwish|LeakyRelu|Mish|Relu|Sigmoid|Swish|Tanh"
@@ -118,9 +118,10 @@ def _item_down(item: Node) -> Node | None:
     return make("dequantize", rebuilt(item, (pieces,)), scale, zero)
 
 
-@rule(op("quantize", UP, op("constant"), op("constant")))
-def quantize_fuse_up(quantize: Node, move: Node, factor: Node, zero: Node) -> Node | Skip | None:
+@rule(op("quantize", UP, CONST, CONST))
+def quantize_fuse_up(quantize: Node, move: Node) -> Node | Skip | None:
     """quantize(move(x), k, z) -> move(quantize(x, k, z))."""
+    _, factor, zero = quantize.operands
     if move.dtype != "float32" or len(move.types) > 1:
         return None
     if factor.array.size > 1:

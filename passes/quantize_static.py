@@ -19,7 +19,6 @@ from typing import ClassVar
 
 import numpy as np
 from networkx.utils import UnionFind
-from numpy.typing import NDArray
 
 from qcompiler.calibrate import Statistics, fingerprint, value_names
 from qcompiler.errors import Error
@@ -28,9 +27,11 @@ from qcompiler.isa import Device
 from qcompiler.ops import OPERATORS, make
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.scales import (
+    Numbers,
     Scale,
     activation_scale,
     along,
+    numbers,
     room_for_bias,
     round_to,
     weight_scales,
@@ -159,7 +160,7 @@ class _Places:
             return self.compute[node]
         return self._carried(node) if node in self.demanded else ()
 
-    def mean(self, node: Node) -> NDArray[np.float64] | None:
+    def mean(self, node: Node) -> Numbers | None:
         """The mean of each channel that a product reads, where biases are to be corrected."""
         statistics = self.options.statistics
         assert statistics is not None
@@ -320,41 +321,44 @@ def _pair(value: Node, scale: Scale) -> Node:
 
 
 def _with_integer_weights(
-    node: Node, input_scales: list[float], bits: int, mean: NDArray[np.float64] | None
+    node: Node, input_scales: list[float], bits: int, mean: Numbers | None
 ) -> Node:
     """A product on float constants -> on dequantized int8 weights and int32 bias."""
     weights = node.operands[1]
     if not weights.is_constant:
         return node
-    axis = WEIGHT_AXIS[node.op] % weights.type.rank
+    axis, rank = WEIGHT_AXIS[node.op] % weights.type.rank, weights.type.rank
     scales = weight_scales(weights.array, axis, bits)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = None if given is None else numbers(given).astype(np.float64)
     groups = node.int("group") if node.op == "ConvTranspose" else 1
     if bias is not None:
-        for part in bias.array.reshape(groups, -1):  # the groups share the scales
+        for part in bias.reshape(groups, -1):  # the groups share the scales
             scales = room_for_bias(scales, part, input_scales[0])
-    whole = round_to(weights.array, along(scales, weights.type.rank, axis), "int8", bits)
-    inputs = [node.inputs[0], _dequantized(whole, scales, axis, weights.name)]
+    whole = round_to(weights.array, along(scales, rank, axis), "int8", bits)
     if node.op == "Conv" and mean is not None:
-        error = whole * along(scales, weights.type.rank, axis).astype(np.float64) - weights.array
-        shift = mean_response(error, mean, node.int("group"))
-        bias = constant((bias.array if bias is not None else 0) - shift)
+        rounded = whole * along(scales, rank, axis).astype(np.float64)
+        shift = mean_response(rounded - numbers(weights), mean, node.int("group"))
+        bias = (0 if bias is None else bias) - shift
+    inputs = [node.inputs[0], _dequantized(whole, scales, axis, weights.name)]
     if bias is not None:
         step = np.tile(scales.astype(np.float64) * input_scales[0], groups).astype(np.float32)
-        steps = np.rint(bias.array.astype(np.float64) / step).astype(np.int32)
-        inputs.append(_dequantized(steps, step, 0, bias.name))
-    return node.with_inputs([*inputs, *node.inputs[len(inputs) :]])
+        steps = np.rint(bias / step).astype(np.int32)
+        inputs.append(_dequantized(steps, step, 0, "" if given is None else given.name))
+    return node.with_inputs(inputs)
 
 
-def mean_response(weights: Array, mean: NDArray[np.float64], group: int) -> NDArray[np.float64]:
+def mean_response(weights: Numbers, mean: Numbers, group: int) -> Numbers:
     """What a convolution by w[O,C/g,*K] gives on average, [O], for inputs of means [C].
 
-    Finkelstein et al., "Fighting Quantization Bias With Bias", 2019: with the rounding errors of
-    the weights it is the bias they cause. Padding is not accounted for.
+    With the rounding errors of the weights it is the bias that they cause (Nagel et al.,
+    "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2).
+    Padding is not accounted for.
     """
     taps = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
     grouped = taps.reshape(group, -1, taps.shape[1])
-    return np.einsum("goc,gc->go", grouped, mean.reshape(group, -1)).reshape(-1)
+    response: Numbers = np.einsum("goc,gc->go", grouped, mean.reshape(group, -1)).reshape(-1)
+    return response
 
 
 def _dequantized(whole: Array, scales: Array, axis: int, name: str) -> Node:

@@ -20,6 +20,8 @@ from qcompiler.ir import Array, Node, constant
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
 
+Numbers = NDArray[Any]
+
 SMALLEST, LARGEST = 2.0**-40, 2.0**40
 """Scales stay inside: the product of two, times the inverse of a third, is within float32."""
 
@@ -84,14 +86,14 @@ def room_for_bias(
     return np.maximum(scales, least.astype(np.float32))
 
 
-def along(values: Array, rank: int, axis: int | None) -> Array:
+def along(values: Array, rank: int, axis: int | None) -> Numbers:
     """[C] -> what broadcasts along `axis` of `rank` dimensions, [C,1,1]; [] for None."""
     if axis is None:
         return values.reshape(())
     return values.reshape(-1, *[1] * (rank - 1 - axis % rank))
 
 
-def round_to(values: Array, scale: Array, dtype: str, bits: int = 8) -> Array:
+def round_to(values: Array, scale: Array, dtype: str, bits: int = 8) -> Numbers:
     """Real numbers -> integers around 0, within +-(2^(bits-1) - 1); ties to even, as in ONNX."""
     limit = 2 ** (bits - 1) - 1
     steps = np.rint(values.astype(np.float64) / scale.astype(np.float64))
@@ -111,9 +113,6 @@ def bias_steps(bias: Array, step: Array) -> NDArray[np.int32] | None:
 BYTES = ("uint8", "int8")
 DATA: Pattern = op("dequantize", ANY, CONST, CONST, shared=True)
 WEIGHTS: Pattern = op("dequantize", CONST, CONST, CONST, shared=True)
-
-
-Numbers = NDArray[Any]
 
 
 def numbers(constant: Node) -> Numbers:
