@@ -5,7 +5,6 @@ f(Expand(x), y)  ->  f(x, y)     where f broadcasts x just as Expand did
 
 from __future__ import annotations
 
-from qcompiler.errors import Error
 from qcompiler.ir import Node
 from qcompiler.matching import rebuilt
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
@@ -42,8 +41,5 @@ def fold_expand_condition(where: Node, expand: Node) -> Node | Skip:
 
 def _without(node: Node, expand: Node) -> Node | Skip:
     inputs = [expand.operands[0] if i is expand else i for i in node.inputs]
-    try:
-        made = rebuilt(node, inputs)
-    except Error:
-        return Skip("what is left does not broadcast")
+    made = rebuilt(node, inputs)
     return made if made.type == node.type else Skip("the Expand makes the result larger")

@@ -74,8 +74,6 @@ def _fused(product: Node, softmax: Node) -> Node | Skip | None:
         return Skip(f"products of {rank} dimensions of unlike or unknown shapes")
     if not q.shape[: rank - 2] == k.shape[: rank - 2] == v.shape[: rank - 2]:
         return Skip("q, k and v are broadcast against each other")
-    if mask is not None and mask.type.rank > rank:
-        return Skip(f"a mask of {mask.type.rank} dimensions")
     if rank == 3:
         q, k, v = (reshape(n, (n.type.dims[0], 1, *n.type.dims[1:])) for n in (q, k, v))
         mask = mask and _with_heads(mask)
@@ -113,10 +111,8 @@ def _scores(node: Node) -> Scores | Skip | None:
     if mask is not None:
         if scale != 1:
             return Skip("the mask is scaled with the scores")
-        if mask.dtype != node.dtype:
-            return Skip(f"a mask of {mask.dtype}")
         if not mask.type.static or mask.type.rank > node.type.rank:
-            return Skip(f"a mask {mask.type}")
+            return Skip(f"the mask is {mask.type}")
     left, right = node.operands
     q_scale, q = _unscaled(left)
     k_scale, k = _unscaled_transpose(right)
@@ -172,7 +168,7 @@ REPEATED = op("Reshape", EXPANDED, ANY, shared=True)
 
 @rule(op("Attention", ANY, REPEATED, REPEATED, OPTIONAL))
 def fuse_grouped_heads(attention: Node, *repeated: Node) -> Node | Skip | None:
-    """Attention(q, repeat(k), repeat(v)) -> Attention(q, k, v): several heads of q share one of k."""
+    """Attention(q, repeat(k), repeat(v)) -> Attention(q, k, v): heads of q share one of k."""
     k, v = _grouped(*repeated[:3]), _grouped(*repeated[3:])
     if k is None or v is None or k.shape[1] != v.shape[1]:
         return Skip("the heads of k and v are not repeated in a row")

@@ -58,8 +58,6 @@ def layout_conv_integer(node: Node) -> Node | Skip:
         return Skip("a shape or the weights are not known")
     known = zero_x is None or zero_x.is_constant
     pad_value = int(zero_x.array.reshape(())) if zero_x is not None and known else 0
-    if pad_value and not _fits(pad_value, x.dtype):
-        return Skip(f"the zero point {pad_value} is no {x.dtype} number")
     made = channels_last(node, x, w, pad_value)
     if zero_x is not None:
         made = make("Sub", made, make("Mul", _seen_weights(node, w, known), zero_x))
@@ -124,7 +122,3 @@ def total(x: Node, axes: tuple[int, ...], *, keepdims: bool) -> Node:
     if x.is_constant:
         return const(np.sum(x.array.astype(np.int32), axes, np.int32, keepdims=keepdims))
     return make("ReduceSum", make("Cast", x, to="int32"), int64s(axes), keepdims=int(keepdims))
-
-
-def _fits(value: int, dtype: str) -> bool:
-    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max

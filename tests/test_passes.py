@@ -1,14 +1,15 @@
 """Every rule and pass by golden cases: tests/passes/<file of the pass>.txt.
 
-A file names the passes that run, then holds cases after lines of `===`: a title, `before`, a graph's
-text, `->`, what it becomes; or `left alone: why`, the reason that --explain gives. Options of the
-pass may follow the title: `with max_bytes=16`. Types and attributes may be left out; a constant `#name`
-is filled with seeded random numbers. Each case checks the text, that the meaning stays on random
-inputs, and that twice is once.
+A file names the passes that run, then holds cases after lines of `===`: a title, `before`, a
+graph's text, `->`, what it becomes; or `left alone: why`, the reason that --explain gives. Options
+of the pass may follow the title: `with max_bytes=16`. Types and attributes may be left out; a
+constant `#name` is filled with seeded random numbers. Each case checks the text, that the meaning
+stays on random inputs, and that twice is once.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import qcompiler.passes
 
 from qcompiler import ops, plugins, stages, text
 from qcompiler.ir import Array, Attr, Graph, Type, numpy_dtype
@@ -23,6 +25,7 @@ from qcompiler.isa import Device, Isa, Mac
 from qcompiler.rewrite import PASSES, Rule, rewrite
 
 FOLDER = Path(__file__).parent / "passes"
+OURS = ("fold", "fuse", "layout")
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def short(value: Attr) -> str:
 
 
 def same_meaning(before: Graph, after: Graph, tolerance: float = 1e-5) -> None:
-    """Both graphs compute the same of random inputs: integers exactly, floats within a tolerance."""
+    """Both graphs compute the same of random inputs: integers exactly, floats nearly."""
     random = np.random.default_rng(1)
     inputs = {i.name: sample(random, i.type) for i in before.inputs}
     wanted, made = ops.evaluate(before, inputs), ops.evaluate(after, inputs)
@@ -191,6 +194,29 @@ def same_meaning(before: Graph, after: Graph, tolerance: float = 1e-5) -> None:
 
 def test_every_pass_has_a_golden_case() -> None:
     plugins.load_passes()
-    ours = {n for n in PASSES if stages.stage_of(n) in ("fold", "fuse", "layout")}
+    ours = {n for n in PASSES if stages.stage_of(n) in OURS}
     tested = {n for path in FOLDER.glob("*.txt") for n in _names(path.stem)}
     assert ours <= tested, f"no case for {sorted(ours - tested)}"
+
+
+def reasons() -> list[tuple[str, str]]:
+    """Every (file, reason) that a pass of ours gives for leaving something alone, {...} as .*."""
+    found = []
+    folder = Path(qcompiler.passes.__path__[0])
+    for path in sorted(folder.glob("*.py")):
+        if stages.stage_of(path.stem) not in OURS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Skip":
+                given = node.args[0]
+                parts = given.values if isinstance(given, ast.JoinedStr) else [given]
+                constants = (p.value if isinstance(p, ast.Constant) else None for p in parts)
+                pattern = "".join(".*" if c is None else re.escape(str(c)) for c in constants)
+                found.append((path.stem, pattern))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("file", "reason"), reasons())
+def test_every_reason_to_leave_something_alone_has_a_case(file: str, reason: str) -> None:
+    given = [c.reason for c in CASES if c.file == file and c.after is None]
+    assert any(re.fullmatch(reason, g) for g in given)
