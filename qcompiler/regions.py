@@ -110,9 +110,9 @@ def _only_reader(source: Node, reader: Node, graph: Graph) -> bool:
 
 def _in_order(nodes: Iterable[Node]) -> list[Node]:
     """Nodes of several groups -> one list, each after what it reads."""
-    todo = set(nodes)
+    todo = dict.fromkeys(nodes)  # keeps an order, so that equal graphs give equal kernels
     order: list[Node] = []
-    stack = [(n, False) for n in reversed(list(todo))]
+    stack = [(n, False) for n in reversed(todo)]
     done: set[Node] = set()
     while stack:
         node, ready = stack.pop()
@@ -121,7 +121,7 @@ def _in_order(nodes: Iterable[Node]) -> list[Node]:
         elif node in todo and node not in done:
             done.add(node)
             stack.append((node, True))
-            stack.extend((i, False) for i in node.operands)
+            stack.extend((i, False) for i in reversed(node.operands))
     return order
 
 
