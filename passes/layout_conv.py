@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from qcompiler.ir import Node
 from qcompiler.layouts import to_first, to_last
-from qcompiler.matching import const, input_at, reshape, transpose
+from qcompiler.matching import const, input_at, reshape, to_dtype, transpose
 from qcompiler.ops import make
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
@@ -64,13 +64,6 @@ def pairs(window: Window) -> list[tuple[int, int]]:
 def channels_first(made: Node, rank: int) -> Node:
     """A channels-last result as the ONNX operator gives it."""
     return transpose(made, to_first(rank))
-
-
-def to_dtype(x: Node, dtype: str) -> Node:
-    """x in another dtype; x itself where it has that dtype."""
-    if x.dtype == dtype:
-        return x
-    return const(x.array, dtype) if x.is_constant else make("Cast", x, to=dtype)
 
 
 def _raised(x: Node, at: int) -> Node:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from qcompiler.passes.layout_conv import PRODUCTS, pairs, to_dtype
+from qcompiler.passes.layout_conv import PRODUCTS, pairs
 
 from qcompiler.ir import Array, Node
 from qcompiler.layouts import to_first, to_last
-from qcompiler.matching import const, input_at, int64s, reshape, transpose
+from qcompiler.matching import const, input_at, int64s, reshape, to_dtype, transpose
 from qcompiler.ops import make
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule

@@ -81,7 +81,8 @@ def _seen_weights(node: Node, w: Node, known: bool) -> Node:
             np.sum(w.array.astype(np.int32), axis=tuple(range(1, w.type.rank)), dtype=np.int32)
         )
     ones = const(np.ones((1, *x.type.dims[1:]), np.uint8))
-    return channels_last(node, ones, w)
+    seen: Node = channels_last(node, ones, w)
+    return seen
 
 
 def signed(w: Node, zero: Node | None, *, first: bool = False) -> tuple[Node, Node | None]:

@@ -9,10 +9,9 @@ A scale for each index along an axis is shaped so that it broadcasts along that 
 from __future__ import annotations
 
 import numpy as np
-from qcompiler.passes.layout_conv import to_dtype
 
 from qcompiler.ir import Node
-from qcompiler.matching import channel_shape, const, input_at, reshape
+from qcompiler.matching import channel_shape, const, input_at, reshape, to_dtype
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
 

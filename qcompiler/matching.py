@@ -62,6 +62,13 @@ def const(array: ArrayLike, dtype: str = "", like: Node | None = None) -> Node:
     return constant(made.astype(numpy_dtype(wanted)) if wanted else made)
 
 
+def to_dtype(x: Node, dtype: str) -> Node:
+    """x in another dtype; x itself where it has that dtype."""
+    if x.dtype == dtype:
+        return x
+    return const(x.array, dtype) if x.is_constant else make("Cast", x, to=dtype)
+
+
 def int64s(values: Iterable[int]) -> Node:
     """Integers -> the constant list that shapes, axes, pads and perms come as."""
     return constant(np.array(list(values), np.int64))
