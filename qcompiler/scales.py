@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Node, constant
+from qcompiler.isa import Device
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
 
@@ -72,6 +73,16 @@ def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np
     largest = flat.max(axis=1, initial=0)
     scales = np.where(largest == 0, 1.0, largest / (2 ** (bits - 1) - 1))
     return np.clip(scales, SMALLEST, LARGEST).astype(np.float32)
+
+
+def weight_bits(asked: int, device: Device | None) -> int:
+    """Bits of weights: as asked, else (0) 8, or 7 where the device's product of bytes saturates."""
+    if asked:
+        if not 2 <= asked <= 8:
+            raise Error(f"weights of {asked} bits", hint="2 to 8")
+        return asked
+    mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
+    return 8 if mac is None or mac.exact else 7
 
 
 def room_for_bias(
