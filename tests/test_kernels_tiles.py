@@ -122,9 +122,9 @@ def problem(root: Node, isa: Isa) -> Problem:
 # -- products
 
 
-ROWS = (1, 7, 15, 16, 17, 31, 32, 33, 67, 131)
+ROWS = (1, 15, 16, 17, 31, 32, 33, 67)
 COLUMNS = (1, 15, 16, 17, 31, 32, 33, 49)
-DEPTHS = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 191, 192)
+DEPTHS = (1, 2, 3, 16, 17, 31, 33, 63, 64, 65, 100, 191)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -183,7 +183,7 @@ WINDOWS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, object]]] = [
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("pair", PAIRS[::2], ids="-".join)
 @pytest.mark.parametrize("window", WINDOWS, ids=lambda w: "x".join(map(str, w[0] + w[1])))
 def test_windows_equal_numpy_however_their_rows_lie(
     isa: Isa,

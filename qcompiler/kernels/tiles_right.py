@@ -151,32 +151,41 @@ class RightPacker:
     def _transpose(self, matrix: Value, column: Value, target: Value, tiles: int) -> None:
         """From right[n, k]: quads are whole; squares of 16 by 16 of them are transposed."""
         b, p, layout = self.b, self.problem, self.layout
-        lanes = p.mac.lanes
-        for tile in range(tiles):
+        lanes, size = p.mac.lanes, self.panels.tile_bytes
+        with b.serial(tiles, "tile") as tile:
             columns = [column + (tile * lanes + n) for n in range(lanes)]
             if p.width % lanes:  # those beyond the last are computed and dropped
                 columns = [tirx.Min(c, tir.const(p.width - 1)) for c in columns]
             rows = [b.let(matrix + c * p.channels, "row") for c in columns]
+            at = target + tile * size
             with b.serial(layout.full, "step") as step:
-                at = step * (tiles * self.panels.tile_bytes) + tile * self.panels.tile_bytes
-                self._square(rows, step * layout.step, layout.step, b.let(target + at, "at"))
+                self._square(rows, step * layout.step, layout.step, at + step * (tiles * size))
             if layout.tail:
-                at = (layout.full * tiles + tile) * self.panels.tile_bytes
                 first = tir.const(layout.full * layout.step)
-                self._square(rows, first, layout.tail, b.let(target + at, "at"))
+                self._square(rows, first, layout.tail, at + layout.full * tiles * size)
 
     def _square(self, rows: Sequence[Value], first: Value, depth: int, at: Value) -> None:
-        """`depth` elements of 16 rows -> the rows of a tile."""
-        b, p = self.b, self.problem
-        each = _PIECE // p.itemsize
-        for start in range(0, self.layout.step, each):
-            valid = min(each, depth - start)
-            chunks = [self._chunk(b.let(row + first + start, "k"), valid, each) for row in rows]
-            fours = [b.let(tir.concat(chunks[j::4]), "four") for j in range(4)]
-            for i, vector in enumerate(self._zip_four(fours)):
-                row = start // p.quad + i
-                if row * p.quad < self.layout.step:
-                    self.target.store(at + row * self.panels.row_bytes, vector)
+        """`depth` elements of 16 rows -> the rows of a tile, 16 bytes of each at a time."""
+        b, step = self.b, self.layout.step
+        each = _PIECE // self.problem.itemsize
+        whole = min(depth, step) // each
+        with b.serial(whole, "piece") as piece:
+            place = at + piece * (4 * self.panels.row_bytes)
+            self._piece(rows, b.let(first + piece * each), each, b.let(place, "at"), 4)
+        for start in range(whole * each, step, each):
+            place = at + start // self.problem.quad * self.panels.row_bytes
+            count = min(4, (step - start) // self.problem.quad)
+            self._piece(rows, first + start, depth - start, b.let(place, "at"), count)
+
+    def _piece(
+        self, rows: Sequence[Value], first: Value, valid: int, at: Value, count: int
+    ) -> None:
+        """Four quads of 16 rows -> `count` rows of a tile; elements from `valid` on are zeros."""
+        each = _PIECE // self.problem.itemsize
+        chunks = [self._chunk(self.b.let(row + first, "k"), min(valid, each), each) for row in rows]
+        fours = [self.b.let(tir.concat(chunks[j::4]), "four") for j in range(4)]
+        for i, vector in enumerate(self._zip_four(fours)[:count]):
+            self.target.store(at + i * self.panels.row_bytes, vector)
 
     def _chunk(self, at: Value, valid: int, each: int) -> Value:
         """Elements from an offset on as 32-bit words, zeros from `valid` on."""

@@ -92,6 +92,8 @@ def reinterpret(value: Value, dtype: str) -> Value:
     if dtype_of(value) == dtype:
         return value
     lanes = lanes_of(value) * bits(dtype_of(value)) // bits(dtype)
+    if isinstance(value, tirx.IntImm) and value.value == 0:
+        return const(0, dtype, lanes)  # TVM takes a zero for a null pointer
     return tirx.op.reinterpret(with_lanes(dtype, lanes), value)
 
 
