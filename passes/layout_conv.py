@@ -51,7 +51,7 @@ def channels_last(node: Node, x: Node, w: Node, pad_value: int = 0) -> Node:
         dilations=dilations,
         pads=(*begins, *ends),
         group=node.int("group"),
-        pad_value=pad_value,
+        pad_value=pad_value if any((*begins, *ends)) else 0,
     )
     return reshape(made, (made.shape[0], *made.shape[2:])) if rank == 3 else made
 

@@ -48,7 +48,8 @@ class LayoutSigns:
         if node.op == "conv" and not w.is_constant:
             return self.skip(node, "the weights are not constant")
         shift = SHIFT[x.dtype]
-        attrs = {"pad_value": node.int("pad_value") + shift} if node.op == "conv" else {}
+        padded = node.op == "conv" and any(node.ints("pads"))
+        attrs = {"pad_value": node.int("pad_value") + shift} if padded else {}
         made = rebuilt(node, (make(TURN[x.dtype], x), w), **attrs)
         return make("Add", made, _correction(node, w, shift))
 
