@@ -119,7 +119,7 @@ EVERY = pytest.mark.parametrize("op", sorted(OPERATORS.keys() - {"item", "consta
 def test_any_node_is_typed_or_refused(op: str) -> None:
     """And where it is typed, its value is of that type, or there is none for these numbers."""
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(operands(op), any_attributes(op), st.integers(0, 99))
     def check(inputs: list[Node | None], attrs: dict[str, Any], seed: int) -> None:
         try:

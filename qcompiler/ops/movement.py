@@ -19,6 +19,7 @@ from qcompiler.ops.shapes import (
     count_of,
     known_ints,
     need_rank,
+    need_shape,
     total,
 )
 
@@ -226,10 +227,11 @@ def tile(node: Node, x: Numbers, repeats: Numbers) -> Numbers:
 def _(node: Node) -> Type:
     x, repeats = node.operands
     known = known_ints(repeats)
+    need_shape(repeats, (x.type.rank,), "repeats")
     if known is None:
         return Type(x.dtype, tuple(fresh() for _ in x.shape))
-    if len(known) != x.type.rank or min(known, default=0) < 0:
-        raise Error(f"repeats {list(known)} do not fit {x.type}")
+    if min(known, default=0) < 0:
+        raise Error(f"negative repeats {list(known)}")
     dims = (total((d, r)) for d, r in zip(x.shape, known, strict=True))
     return Type(x.dtype, tuple(dims))
 

@@ -18,6 +18,11 @@ def _wide(x: Numbers) -> Numbers:
     return x.astype(sums_of(x.dtype.name), copy=False)
 
 
+def mean_over(x: Numbers, axes: tuple[int, ...]) -> Numbers:
+    """The mean of each row, the axes kept as 1; that of nothing is NaN."""
+    return np.asarray(x.sum(axes, keepdims=True) / prod(x.shape[a] for a in axes))
+
+
 def _each_channel(values: Numbers, x: Numbers) -> Numbers:
     """One number a channel -> to stand against x[N,C,...]."""
     return _wide(values).reshape(-1, *[1] * (x.ndim - 2))
@@ -25,9 +30,9 @@ def _each_channel(values: Numbers, x: Numbers) -> Numbers:
 
 def _normalized(x: Numbers, axes: tuple[int, ...], epsilon: float) -> tuple[Numbers, ...]:
     """-> (x - mean) / sqrt(variance + epsilon), mean, and 1 over that root."""
-    mean = x.mean(axes, keepdims=True)
+    mean = mean_over(x, axes)
     centred = x - mean
-    inverse = 1 / np.sqrt((centred * centred).mean(axes, keepdims=True) + np.float32(epsilon))
+    inverse = 1 / np.sqrt(mean_over(centred * centred, axes) + np.float32(epsilon))
     return centred * inverse.astype(x.dtype), mean, inverse.astype(x.dtype)
 
 
@@ -89,7 +94,7 @@ def _scales_fit(node: Node, shape: tuple[Dim, ...]) -> None:
 @operator("RMSNormalization", axis=-1, epsilon=1e-5, stash_type="float32")
 def rms_normalization(node: Node, x: Numbers, scale: Numbers) -> Numbers:
     wide = _wide(x)
-    square = (wide * wide).mean(_from(node, x.ndim), keepdims=True)
+    square = mean_over(wide * wide, _from(node, x.ndim))
     inverse = 1 / np.sqrt(square + np.float32(node.float("epsilon")))
     return np.asarray(wide * inverse * _wide(scale)).astype(x.dtype)
 
@@ -174,8 +179,8 @@ def _(node: Node) -> Type:
 def mean_variance_normalization(node: Node, x: Numbers) -> Numbers:
     wide = _wide(x)
     axes = axes_of(node.ints("axes"), x.ndim)
-    centred = wide - wide.mean(axes, keepdims=True)
-    deviation = np.sqrt((centred * centred).mean(axes, keepdims=True))
+    centred = wide - mean_over(wide, axes)
+    deviation = np.sqrt(mean_over(centred * centred, axes))
     return np.asarray(centred / (deviation + np.float32(1e-9))).astype(x.dtype)
 
 

@@ -13,6 +13,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Node, Type, numpy_dtype
 from qcompiler.ops.contraction import numbers, sums_of
 from qcompiler.ops.math import NUMPY
+from qcompiler.ops.normalization import mean_over
 from qcompiler.ops.registry import Numbers, operator, required, typed
 from qcompiler.ops.shapes import need_floats, need_rank
 from qcompiler.ops.window import Ints, Window
@@ -119,8 +120,7 @@ def _spatial(x: Numbers) -> Ints:
 
 @operator("GlobalAveragePool")
 def global_average_pool(node: Node, x: Numbers) -> Numbers:
-    mean = x.mean(_spatial(x), sums_of(x.dtype.name), keepdims=True)
-    return np.asarray(mean).astype(x.dtype)
+    return mean_over(x.astype(sums_of(x.dtype.name)), _spatial(x)).astype(x.dtype)
 
 
 @operator("GlobalMaxPool")

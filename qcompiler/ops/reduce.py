@@ -10,21 +10,18 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.normalization import mean_over
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
 from qcompiler.ops.shapes import axes_of, axis_of, known_ints
 
-Axes = tuple[int, ...] | None
+Axes = tuple[int, ...]
 Reduce = Callable[[Any, Axes], Any]
 """(values, axes) -> one value a row, the axes kept as 1."""
 
 
 def _sum(x: Numbers, axes: Axes) -> Numbers:
     return np.asarray(x.sum(axes, x.dtype, keepdims=True))
-
-
-def _mean(x: Numbers, axes: Axes) -> Numbers:
-    return np.asarray(x.mean(axes, keepdims=True))
 
 
 def _max(x: Numbers, axes: Axes) -> Numbers:
@@ -45,7 +42,7 @@ def _log_sum_exp(x: Numbers, axes: Axes) -> Numbers:
 
 REDUCTIONS: dict[str, Reduce] = {
     "ReduceSum": _sum,
-    "ReduceMean": _mean,
+    "ReduceMean": mean_over,
     "ReduceMax": _max,
     "ReduceMin": _min,
     "ReduceProd": lambda x, axes: x.prod(axes, x.dtype, keepdims=True),
