@@ -28,7 +28,7 @@ from qcompiler.kernels.loops import indices, part, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.kernels.views import Box, boxes
+from qcompiler.kernels.views import Box, boxes, merge, moved_by
 
 _FEW = 4
 """A loop of at most so many turns is interleaved in registers."""
@@ -79,15 +79,15 @@ def _joined(d: Draft, box: Box) -> _Joined:
         nodes = d.nodes_before(box.operand)
         for n in read_by(nodes, box.operand):
             axes = steps_of(n.type.dims, box.operand.type.dims)
-            moves["before", n] = [_dot(s.source, axes) for s in box.loops]
+            moves["before", n] = [moved_by(s.source, axes) for s in box.loops]
             bases["before", n] = sum(i * s for i, s in zip(box.source, axes, strict=True))
     for n in read_by(d.nodes_after(), d.region.output, (root,)):
         axes = steps_of(n.type.dims, output)
-        moves["after", n] = [_dot(s.output, axes) for s in box.loops]
+        moves["after", n] = [moved_by(s.output, axes) for s in box.loops]
         bases["after", n] = sum(i * s for i, s in zip(box.output, axes, strict=True))
     axes = steps_of(output, output)
-    moves["out", root] = [_dot(s.output, axes) for s in box.loops]
-    kept = _merge([s.size for s in box.loops], list(moves.values()))
+    moves["out", root] = [moved_by(s.output, axes) for s in box.loops]
+    kept = merge([s.size for s in box.loops], list(moves.values()))
     dims = tuple(size for _, size in kept) or (1,)
 
     def walk(side: str) -> Walk:
@@ -98,23 +98,6 @@ def _joined(d: Draft, box: Box) -> _Joined:
     out = tuple(moves["out", root][i] for i, _ in kept) or (1,)
     base = sum(i * s for i, s in zip(box.output, axes, strict=True))
     return _Joined(dims, walk("before"), walk("after"), out, base)
-
-
-def _dot(moved: Mapping[int, int], steps: Sequence[int]) -> int:
-    return sum(distance * steps[axis] for axis, distance in moved.items())
-
-
-def _merge(sizes: Sequence[int], moves: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """-> [(the innermost of the loops merged into one, its size)], outermost first."""
-    kept: list[tuple[int, int]] = []
-    for i, size in enumerate(sizes):
-        if size == 1:
-            continue
-        if kept and all(m[kept[-1][0]] == m[i] * size for m in moves):
-            kept[-1] = (i, kept[-1][1] * size)
-        else:
-            kept.append((i, size))
-    return kept
 
 
 class _Move:

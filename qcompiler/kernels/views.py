@@ -11,7 +11,7 @@ made; where they are known at run time only, there is no box.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -59,6 +59,25 @@ def boxes(node: Node) -> tuple[Box, ...] | Skip:
         return Skip(f"{node.op} does not step evenly")
     found = find(node)
     return found if isinstance(found, Skip) else tuple(b for b in found if b.size)
+
+
+def moved_by(moved: Mapping[int, int], steps: Sequence[int]) -> int:
+    """How far a turn moves along each axis, and each axis' step -> how far it moves in memory."""
+    return sum(distance * steps[axis] for axis, distance in moved.items())
+
+
+def merge(sizes: Sequence[int], moves: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Loops' sizes and what each moves in every operand -> as few loops as do the same: [(the
+    innermost of those merged, size)], outermost first."""
+    kept: list[tuple[int, int]] = []
+    for i, size in enumerate(sizes):
+        if size == 1:
+            continue
+        if kept and all(m[kept[-1][0]] == m[i] * size for m in moves):
+            kept[-1] = (i, kept[-1][1] * size)
+        else:
+            kept.append((i, size))
+    return kept
 
 
 def _simple(
