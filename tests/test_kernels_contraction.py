@@ -219,9 +219,10 @@ def test_instruction_sets_that_this_cpu_lacks_run_emulated(isa: Isa) -> None:
     ("name", "pair", "instruction"),
     [
         ("x86_avx2", ("float32", "float32"), "vfmadd231ps"),
-        ("x86_avx2", ("uint8", "int8"), "vpmaddwd"),
+        ("x86_avx2", ("uint8", "int8"), "vpmaddubsw"),
+        ("x86_avx2", ("uint8", "uint8"), "vpmaddwd"),
         ("x86_avxvnni", ("uint8", "int8"), "vpdpbusd"),
-        ("x86_avx512", ("int8", "int8"), "vpmaddwd"),
+        ("x86_avx512", ("int8", "int8"), "vpmaddubsw"),
         ("x86_avx512vnni", ("uint8", "int8"), "vpdpbusd"),
         ("x86_avx512vnni", ("uint8", "uint8"), "vpdpwssd"),
         ("x86_avx512bf16", ("bfloat16", "bfloat16"), "vdpbf16ps"),
@@ -230,7 +231,7 @@ def test_instruction_sets_that_this_cpu_lacks_run_emulated(isa: Isa) -> None:
 def test_the_product_becomes_its_instruction(
     name: str, pair: tuple[str, str], instruction: str
 ) -> None:
-    root = matmul(64, 64, 64, *pair)
+    root = matmul(64, 64, 512, *pair)
     region = region_of(Graph((), (root,), ("y",)), root)
     isa = ISAS[name]
     kernel = tiled(region, device(isa))
@@ -299,13 +300,26 @@ def test_packing_fills_up_with_zeros_and_keeps_every_weight() -> None:
     assert packed.view(np.int8).astype(int).sum() == weights.astype(int).sum()
 
 
-def test_saturating_products_are_never_used() -> None:
+def test_products_that_saturate_are_made_exact() -> None:
     """uint8 by int8 through 16 bits would clip 255 * 127 * 2."""
     for isa in isas():
-        x = placeholder("x", Type("uint8", (2, 4)))
-        root = make("matmul", x, constant(np.full((4, 3), 127, np.int8)))
-        region = region_of(Graph((x,), (root,), ("y",)), root)
-        kernel = tiled(region, device(isa))
-        assert isinstance(kernel, Kernel)
-        values = {x: np.full((2, 4), 255, np.uint8), root.operands[1]: root.operands[1].array}
-        assert (run(kernel, region, isa, values) == 4 * 255 * 127).all()
+        for low, high in ((127, 127), (-128, -128), (-128, 127), (100, 29), (64, 64)):
+            weights = np.tile(np.array([[low], [high]], np.int8), (3, 5))
+            x = placeholder("x", Type("uint8", (2, 6)))
+            root = make("matmul", x, constant(weights))
+            region = region_of(Graph((x,), (root,), ("y",)), root)
+            kernel = tiled(region, device(isa))
+            assert isinstance(kernel, Kernel)
+            values = {x: np.full((2, 6), 255, np.uint8), root.operands[1]: weights}
+            assert (run(kernel, region, isa, values) == 3 * 255 * (low + high)).all()
+
+
+def test_only_what_would_saturate_is_left_over() -> None:
+    product = product_of(ISAS["x86_avx2"], "uint8", "int8", "int32", packed=True)
+    assert product is not None
+    assert product.leftovers
+    tame = np.full((1, 1, 1, 32, 8), 64, np.int8)
+    size = pack(tame, product, Panels.of(8, 8, 1)).size
+    wild = tame.copy()
+    wild[..., 9, 3] = 65
+    assert pack(wild, product, Panels.of(8, 8, 1)).size == size + 32 + 4

@@ -26,6 +26,7 @@ from qcompiler.kernels.contraction_operands import (
     Panels,
     Product,
     Run,
+    leftover_bytes,
     pack,
     panel_bytes,
     product_of,
@@ -36,7 +37,7 @@ from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
-from qcompiler.kernels.microkernel import Left, Right, sums
+from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
@@ -56,7 +57,8 @@ def tiled(
     if reason := refuse(region):
         return reason
     left, right = (i.dtype for i in root.operands)
-    product = product_of(device.isa, left, right, root.dtype)
+    constant = _is_constant(root.operands[1])
+    product = product_of(device.isa, left, right, root.dtype, packed=constant)
     if product is None:
         return Skip(f"no product of {left} and {right}")
     problem = problem_of(root, product.mac.lanes)
@@ -168,7 +170,10 @@ class _Contraction:
         return lines * frame.padded_line * tir.bits(self.product.left) // 8 + _ALIGN
 
     def _pack(self, array: Array) -> Array:
-        return pack(self.problem.matrices(array), self.product, self.panels)
+        offsets = [0]
+        for count, elements in self.taps:
+            offsets = [o + i * elements for o in offsets for i in range(count)]
+        return pack(self.problem.matrices(array), self.product, self.panels, offsets)
 
     def _in_place(self) -> tuple[int, ...]:
         """Epilogue operands whose every element is read just before the output's is written."""
@@ -350,7 +355,7 @@ class _Contraction:
             memory = self.scratch + _aligned(self.patch_bytes)
         size, lanes = product.vector_bytes, product.mac.lanes
         at = b.let(matrix + group * self.matrix_bytes + self._panel_at(run, nth), "at")
-        head = run.vectors * lanes * 4 if product.flipped else 0
+        head = run.vectors * product.head_bytes
 
         def load(step: Value, v: int) -> Value:
             return memory.load(
@@ -361,7 +366,25 @@ class _Contraction:
             return memory.load(at + v * lanes * 4, lanes * 4, "int32")
 
         start = self._start(column, run, correction if product.flipped else None)
-        return Right(run.vectors, load, start), column
+        leftovers = self._leftovers(memory, at, run) if product.leftovers else None
+        return Right(run.vectors, load, start, leftovers), column
+
+    def _leftovers(self, memory: Pointer, at: Value, run: Run) -> Leftovers:
+        """The list that a panel's head points to."""
+        product = self.product
+        here = at + run.vectors * product.correction_bytes
+        entry = leftover_bytes(product, run.vectors)
+        count = self.b.let(memory.load(here, 4, "int32"), "leftovers")
+        first = self.b.let(memory.load(here + 4, 4, "int32"), "list")
+
+        def offset(i: Value) -> Value:
+            return memory.load(first + i * entry + run.vectors * product.vector_bytes, 4, "int32")
+
+        def load(i: Value, v: int) -> Value:
+            start = first + i * entry + v * product.vector_bytes
+            return memory.load(start, product.vector_bytes, product.right)
+
+        return Leftovers(count, offset, load)
 
     def _start(
         self, column: Value, run: Run, correction: Callable[[int], Value] | None

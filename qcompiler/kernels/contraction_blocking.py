@@ -286,5 +286,6 @@ def _level(device: Device, size: int) -> int:
 
 
 def needs_copy(problem: Problem, product: Product) -> bool:
-    """Is the left operand copied, to be padded or converted?"""
-    return problem.frame.padded or tir.stored(problem.left.dtype) != product.left
+    """Is the left operand copied: padded, converted, or so that more than its end may be read?"""
+    ragged = product.leftovers and problem.depth % product.mac.k != 0
+    return problem.frame.padded or tir.stored(problem.left.dtype) != product.left or ragged

@@ -1,12 +1,16 @@
 """Dtypes and an instruction set -> which product is used, and how operands are laid out for it.
 
 The right operand is packed into panels of some vectors' width, each laid out in the order it is
-read: [panel][correction?][tap][k / step][vector][lane][step], depth and width filled up with zeros.
+read: [panel][head][tap][k / step][vector][lane][step], depth and width filled up with zeros.
+
+A product that adds pairs in 16 bits and saturates there is made exact: weights are clipped so that
+no pair can, and the little that was cut off is multiplied on its own afterwards, from a list of
+leftovers that every panel's head points to: [vector][lane][step], then where in the left operand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +46,21 @@ class Product:
     right: str
     sums: str
     flipped: bool = False
+
+    @property
+    def leftovers(self) -> bool:
+        """Is the right operand clipped, with lists of what was cut off?"""
+        return not self.mac.exact
+
+    @property
+    def correction_bytes(self) -> int:
+        """Bytes of a panel's head for one vector's correction."""
+        return self.mac.lanes * 4 if self.flipped else 0
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of a panel's head a vector: corrections, then where the leftovers are."""
+        return self.correction_bytes + (self.vector_bytes if self.leftovers else 0)
 
     @property
     def name(self) -> str:
@@ -83,17 +102,23 @@ def _widen(value: Value, dtype: str, wanted: str) -> Value:
     return tir.cast(value, wanted)
 
 
-def product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
-    """The fastest exact vector product for operands of these dtypes, if there is one."""
+def product_of(
+    isa: Isa, left: str, right: str, sums: str, *, packed: bool = False
+) -> Product | None:
+    """The fastest exact vector product for operands of these dtypes, if there is one.
 
-    def mac(a: str, b: str) -> Mac | None:
-        return _vector_mac(isa, (_SHORT[a], _SHORT[b], _SHORT[sums]))
+    With `packed`, the right operand goes through `pack`, which makes products exact that are not.
+    """
+
+    def mac(a: str, b: str, *, exact: bool = True) -> Mac | None:
+        return _vector_mac(isa, (_SHORT[a], _SHORT[b], _SHORT[sums]), exact)
 
     if sums == "int32":
         if found := mac(left, right):
             return Product(found, left, right, sums)
-        if (left, right) == ("int8", "int8") and (found := mac("uint8", "int8")):
-            return Product(found, "uint8", "int8", sums, flipped=True)
+        for exact in (True, False) if packed else (True,):
+            if right == "int8" and (found := mac("uint8", "int8", exact=exact)):
+                return Product(found, "uint8", "int8", sums, flipped=left == "int8")
         wide = mac("int16", "int16")
         return Product(wide, "int16", "int16", sums) if wide else None
     if left == "bfloat16" and (found := mac(left, right)):
@@ -102,11 +127,11 @@ def product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
     return Product(single, "float32", "float32", sums) if single else None
 
 
-def _vector_mac(isa: Isa | None, key: tuple[str, str, str]) -> Mac | None:
+def _vector_mac(isa: Isa | None, key: tuple[str, str, str], exact: bool) -> Mac | None:
     """The nearest one in the lineage whose left operand is one row."""
     while isa is not None:
         mac = isa.mac.get(key)
-        if mac is not None and mac.rows == 1 and mac.exact:
+        if mac is not None and mac.rows == 1 and mac.exact == exact:
             return mac
         isa = isa.extends
     return None
@@ -167,32 +192,104 @@ class Run:
 
 
 def panel_bytes(product: Product, taps: int, depth: int, vectors: int) -> int:
-    """Bytes of one packed panel."""
-    correction = vectors * product.mac.lanes * 4 if product.flipped else 0
-    return correction + taps * product.steps(depth) * vectors * product.vector_bytes
+    """Bytes of one packed panel; proportional to its vectors."""
+    return vectors * (product.head_bytes + taps * product.steps(depth) * product.vector_bytes)
 
 
-def pack(matrices: Array, product: Product, panels: Panels) -> Array:
-    """[images, groups, taps, depth, width] -> the panels of all of them, one after another."""
-    images, groups, taps, depth, width = matrices.shape
+def leftover_bytes(product: Product, vectors: int) -> int:
+    """Bytes of one entry in a panel's list of leftovers."""
+    return vectors * product.vector_bytes + 4
+
+
+def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] = (0,)) -> Array:
+    """[images, groups, taps, depth, width] -> the panels of all of them, then their leftovers.
+
+    `taps` are the taps' offsets in the left operand, in elements.
+    """
+    images, groups, count, depth, width = matrices.shape
     k, lanes = product.mac.k, product.mac.lanes
-    steps = product.steps(depth)
-    total = panels.count * panels.vectors + panels.rest * (panels.vectors - 1)
     same = tir.stored(matrices.dtype.name) == product.right
     values = matrices.view(product.right) if same else matrices.astype(product.right)
-    full = np.zeros((images * groups, taps, steps * k, total * lanes), product.right)
-    full[:, :, :depth, :width] = values.reshape(images * groups, taps, depth, width)
-    split = full.reshape(-1, taps, steps, k, total, lanes).transpose(0, 4, 1, 2, 5, 3)
-    sums = -_FLIP * full.astype(np.int64).sum((1, 2)) if product.flipped else None
+    total = panels.count * panels.vectors + panels.rest * (panels.vectors - 1)
+    shape = (images * groups, count, product.steps(depth) * k, total * lanes)
+    full = np.zeros(shape, product.right)
+    full[:, :, :depth, :width] = values.reshape(images * groups, count, depth, width)
+    kept = _without_saturation(full) if product.leftovers else full
+    writer = _Panels(product, taps)
     sizes = [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest
-    parts = []
     for matrix in range(images * groups):
         first = 0
         for vectors in sizes:
-            if sums is not None:
-                part = sums[matrix, first * lanes : (first + vectors) * lanes]
-                parts.append(part.astype(np.int32).view(np.uint8))
-            panel = split[matrix, first : first + vectors].transpose(1, 2, 0, 3, 4)
-            parts.append(np.ascontiguousarray(panel).reshape(-1).view(np.uint8))
+            columns = slice(first * lanes, (first + vectors) * lanes)
+            writer.panel(full[matrix, :, :, columns], kept[matrix, :, :, columns])
             first += vectors
-    return np.concatenate(parts)
+    return writer.packed()
+
+
+def _without_saturation(weights: Array) -> Array:
+    """int8 weights [matrix, tap, depth, width] -> the same, but neighbours along depth add up to no
+    more than 128 and no less than -128: 255 times that fits into 16 bits.
+    """
+    pairs = weights.reshape(*weights.shape[:2], -1, 2, weights.shape[-1]).astype(np.int16)
+    sums = pairs.sum(-2)
+    excess = sums - np.clip(sums, -_FLIP, _FLIP)
+    pairs[..., 0, :] -= excess // 2
+    pairs[..., 1, :] -= excess - excess // 2
+    return pairs.astype(np.int8).reshape(weights.shape)
+
+
+class _Panels:
+    """Packed panels of matrices while they are written."""
+
+    def __init__(self, product: Product, taps: Sequence[int]) -> None:
+        self.product, self.taps = product, taps
+        self.panels: list[Array] = []
+        self.lists: list[Array] = []
+        self.heads: list[Array] = []
+        self.size = 0
+        self.list_size = 0
+
+    def panel(self, full: Array, kept: Array) -> None:
+        """[taps, depth, columns] of weights, and those that the product multiplies."""
+        product, parts = self.product, []
+        if product.flipped:
+            sums = -_FLIP * full.astype(np.int64).sum((0, 1))
+            parts.append(sums.astype(np.int32).view(np.uint8))
+        if product.leftovers:
+            entries = self._entries(full.astype(np.int16) - kept.astype(np.int16))
+            head = np.zeros(full.shape[-1] // product.mac.lanes * product.vector_bytes, np.uint8)
+            head[:8] = np.array([len(entries), self.list_size], np.int32).view(np.uint8)
+            self.heads.append(head)
+            self.lists.extend(entries)
+            self.list_size += sum(e.size for e in entries)
+            parts.append(head)
+        parts.append(self._steps(kept).reshape(-1).view(np.uint8))
+        self.panels.extend(parts)
+        self.size += sum(p.size for p in parts)
+
+    def _steps(self, weights: Array) -> Array:
+        """[taps, depth, columns] -> [tap, step, vector, lane, k]."""
+        mac = self.product.mac
+        taps, depth, columns = weights.shape
+        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.lanes, mac.lanes)
+        return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2))
+
+    def _entries(self, rest: Array) -> list[Array]:
+        """What was cut off, a step at a time where there is anything."""
+        steps = self._steps(rest.astype(np.int8))
+        found = np.argwhere(steps.any((2, 3, 4)))
+        return [
+            np.concatenate(
+                [
+                    steps[tap, step].reshape(-1).view(np.uint8),
+                    np.array([self.taps[tap] + step * self.product.mac.k], np.int32).view(np.uint8),
+                ]
+            )
+            for tap, step in found
+        ]
+
+    def packed(self) -> Array:
+        """All panels, then all leftovers; heads now say where in the whole theirs begin."""
+        for head in self.heads:
+            head[4:8].view(np.int32)[0] += self.size
+        return np.concatenate([*self.panels, *self.lists])

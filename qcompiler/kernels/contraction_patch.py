@@ -110,7 +110,7 @@ class RightPacker:
         at, column = b.let(at, "at"), b.let(column, "column")
         steps = self.product.steps(self.problem.depth)
         whole = self.problem.depth // mac.k
-        head = run.vectors * mac.lanes * 4 if self.product.flipped else 0
+        head = run.vectors * self.product.head_bytes
         totals = b.registers("int32", mac.lanes, run.vectors, "total") if head else None
         if totals:
             totals.fill(0)

@@ -32,6 +32,15 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Leftovers:
+    """More to multiply: `count` times, `load(i, vector)` by the left operand at `offset(i)`."""
+
+    count: Value
+    offset: Callable[[Value], Value]
+    load: Callable[[Value, int], Value]
+
+
+@dataclass(frozen=True)
 class Right:
     """The right operand of a tile: `load(step, vector)` gives one multiply-accumulate's vector.
 
@@ -41,6 +50,7 @@ class Right:
     vectors: int
     load: Callable[[Value, int], Value]
     start: Callable[[int], Value] | None = None
+    leftovers: Leftovers | None = None
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -57,15 +67,24 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
 
     def over_k(at: Value, first: Value) -> None:
         with b.serial(whole, "k") as k:
-            where = b.let(at + k * mac.k, "at")
-            _step(b, product, registers, left, where, mac.k, right, b.let(first + k, "step"))
+            where, step = b.let(at + k * mac.k, "at"), b.let(first + k, "step")
+            _step(b, product, registers, left, where, mac.k, _loads(right, step))
         if whole < steps:
             rest = left.depth - whole * mac.k
-            where = b.let(at + whole * mac.k, "at")
-            _step(b, product, registers, left, where, rest, right, b.let(first + whole, "step"))
+            where, step = b.let(at + whole * mac.k, "at"), b.let(first + whole, "step")
+            _step(b, product, registers, left, where, rest, _loads(right, step))
 
     _over_taps(b, left.taps, steps, base, 0, over_k)
+    if right.leftovers:
+        with b.serial(right.leftovers.count, "leftover") as i:
+            where = b.let(base + right.leftovers.offset(i), "at")
+            loads = [right.leftovers.load(i, v) for v in range(right.vectors)]
+            _step(b, product, registers, left, where, mac.k, loads)
     return registers
+
+
+def _loads(right: Right, step: Value) -> list[Value]:
+    return [right.load(step, v) for v in range(right.vectors)]
 
 
 def _over_taps(
@@ -92,18 +111,17 @@ def _step(
     left: Left,
     at: Value,
     elements: int,
-    right: Right,
-    step: Value,
+    right: Sequence[Value],
 ) -> None:
     """One multiply-accumulate for every sum of the tile."""
     mac = product.mac
-    vectors = [b.let(right.load(step, v), "right") for v in range(right.vectors)]
+    vectors = [b.let(load, "right") for load in right]
     for r, offset in enumerate(left.offsets):
         value = left_value(left.pointer, at + offset, elements, mac.k)
         value = b.let(tir.broadcast(value, mac.lanes), "left")
-        for v in range(right.vectors):
-            index = r * right.vectors + v
-            registers[index] = mac.emit(registers[index], value, vectors[v])
+        for v, vector in enumerate(vectors):
+            index = r * len(vectors) + v
+            registers[index] = mac.emit(registers[index], value, vector)
 
 
 def left_value(pointer: Pointer, at: Value, elements: int, k: int) -> Value:
