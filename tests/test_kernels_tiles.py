@@ -13,7 +13,8 @@ from emulator import load_or_skip
 from kernel_harness import Fenced, compare, expected, region_of, run
 from tvm import tirx
 
-from qcompiler import plugins
+from qcompiler import cpu, load, plugins
+from qcompiler.driver import Watch, build
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import ISAS, Device, Isa
@@ -25,7 +26,8 @@ from qcompiler.kernels.tiles_layout import layouts
 from qcompiler.kernels.tiles_model import Choice, candidates
 from qcompiler.kernels.tiles_problem import Problem, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import Panels, pack
-from qcompiler.ops import make
+from qcompiler.ops import evaluate, make
+from qcompiler.plan import plan
 
 plugins.load_all()
 
@@ -473,3 +475,34 @@ def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, kno
     module["narrow"](*(ctypes.c_void_p(a.ctypes.data) for a in (memory, written)))
     assert written[0] == written[16] == 1
     assert np.all(written[17:] == 9)
+
+
+def small_network() -> Graph:
+    """An image -> a stem, a residual block and a classifier, all of them quantized."""
+    x = placeholder("x", Type("uint8", (2, 12, 12, 3)))
+
+    def layer(
+        y: Node, kernel: int, channels: int, residual: Node | None = None, **k: object
+    ) -> Node:
+        w = constant(random("int8", (kernel, kernel, int(y.shape[-1]), channels), channels) // 8)
+        pads = (kernel // 2,) * 4
+        return requantized(make("conv", y, w, pads=pads, **k), channels, residual=residual)
+
+    stem = layer(x, 3, 40, strides=(2, 2), pad_value=5)
+    inner = layer(layer(stem, 1, 32), 3, 32, pad_value=5)
+    block = layer(inner, 1, 40, residual=stem)
+    rows = make("Reshape", block, constant(np.array([2, 36 * 40])))
+    weights = constant(random("int8", (36 * 40, 10), 1) // 16)
+    return Graph((x,), (requantized(make("matmul", rows, weights), 10),), ("y",))
+
+
+def test_a_network_is_planned_emitted_and_run(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+    have = cpu.features() | isa.cpu_flags  # what the CPU lacks the emulator does
+    monkeypatch.setattr(cpu, "features", lambda: have)
+    graph = small_network()
+    made = plan(graph, device(isa, 2))
+    assert sum("_tiles_" in s.kernel.name for s in made.steps) >= 3
+    assert any(s.output in s.operands for s in made.steps), "the residual's place is taken over"
+    model = load(build(made, Watch()))
+    image = random("uint8", (2, 12, 12, 3))
+    np.testing.assert_array_equal(model(image), evaluate(graph, {"x": image})["y"])

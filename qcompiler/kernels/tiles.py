@@ -32,8 +32,8 @@ from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
-from qcompiler.kernels.tiles_model import Choice, choose, vector_cycles
-from qcompiler.kernels.tiles_problem import bias_of, is_constant, key_of, problem_of, tile_mac
+from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, vector_cycles
+from qcompiler.kernels.tiles_problem import bias_of, key_of, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
 from qcompiler.kernels.tir import Builder, Value
 from qcompiler.kernels.vec import Vec
@@ -57,9 +57,10 @@ def tiles(
         return problem
     if problem.groups > 1 and problem.channels == 1:
         return Skip("one channel a group")
-    nodes, constant = len(region.nodes) - 1, is_constant(problem.right)
-    choice, cost = choose(problem, device, nodes, constant, parts=parts, column_tasks=column_tasks)
-    vectors = vector_cycles(problem, device, nodes)
+    summed = (root, bias_of(region)[0])
+    finish = finish_cycles(n for n in region.nodes if n not in summed)
+    choice, cost = choose(problem, device, finish, parts=parts, column_tasks=column_tasks)
+    vectors = vector_cycles(problem, device, finish)
     if vectors < cost.total and not parts and not column_tasks:
         return Skip(f"vectors take {vectors:.0f} cycles, tiles {cost.total:.0f}")
     return Tiles(region, device, choice).kernel()
@@ -96,20 +97,19 @@ class Tiles:
         self.region, self.device, self.choice = region, device, choice
         self.layout = choice.layout
         self.problem = p = choice.layout.problem
-        self.constant = is_constant(p.right)
         self.panels = Panels.of(self.layout)
         self.blocks = Blocks.of(self.layout.rows(choice.lines), p.mac.rows)
         self.heights = self.blocks.heights(p.mac.rows)
         self.left_at = HEAD_BYTES + SUMS_BYTES
         self.right_at = self.left_at + left_scratch(self.layout, choice.lines)
-        packed = 0 if self.constant else p.groups * self.panels.matrix_bytes
+        packed = 0 if p.constant else p.groups * self.panels.matrix_bytes
         self.task_bytes = self.right_at + packed
         self.b = Builder(self._name())
 
     def kernel(self) -> Kernel:
         """Emit all of it."""
         b, region, p = self.b, self.region, self.problem
-        packed = {p.right} if self.constant else set()
+        packed = {p.right} if self.problem.constant else set()
         self.pointers = {
             n: b.pointer(f"in{i}", "uint8" if n in packed else n.dtype)
             for i, n in enumerate(region.inputs)
@@ -123,7 +123,7 @@ class Tiles:
         return Kernel(
             name=b.name,
             func=b.function(),
-            pack={right: self._pack} if self.constant else {},
+            pack={right: self._pack} if self.problem.constant else {},
             scratch_bytes=self.task_bytes * self.choice.tasks,
             tasks=self.choice.tasks,
             macs=p.macs,
@@ -168,7 +168,9 @@ class Tiles:
             self.pointers[p.left],
             self.scratch + self.left_at,
         )
-        self.right = self.pointers[p.right] if self.constant else self.scratch + self.right_at
+        self.right = (
+            self.pointers[p.right] if self.problem.constant else self.scratch + self.right_at
+        )
         self.products.configure(self.scratch)
         self.left.begin()
         row_task, column_task = task // choice.column_tasks, task % choice.column_tasks
@@ -212,7 +214,7 @@ class Tiles:
         """Byte offset of an image's packed right matrices; packs this task's panels if need be."""
         b, p = self.b, self.problem
         source = _offset(b, image, p.right_images)
-        if self.constant:
+        if self.problem.constant:
             return b.let(source // (p.channels * p.width) * self.panels.matrix_bytes, "matrix")
         packer = RightPacker(b, self.panels, self.pointers[p.right], self.right)
         again = tirx.Or(tirx.EQ(part, 0), tirx.EQ(unit, first)) if self.choice.parts > 1 else None
@@ -269,7 +271,7 @@ class Tiles:
     def _multiply(self, block: _Block, tiles: int, between: Callable[[Value], None]) -> None:
         """Sum a block into the scratch for sums; `between` after every step."""
         fetch: Callable[[Value], None] | None = None
-        if self.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
+        if self.problem.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
             fetch = self.products.prefetch(self.right, block.right, block.block, self.blocks.count)
 
         def after(step: Value) -> None:

@@ -78,10 +78,10 @@ class Products:
             word = int.from_bytes(config[i : i + 4], "little", signed=True)
             if word:
                 scratch.store(i, tir.const(word))
-        word = (scratch + CONFIG_BYTES).view("int32")
-        word.store(0, tir.const(1))
+        one = (scratch + CONFIG_BYTES).view("int32")
+        one.store(0, tir.const(1))
         self._do("tile_configure", scratch.address())
-        self._one = self.b.let(word.load(), "one")  # for all that LLVM knows it may have changed
+        self._one = self.b.let(one.load(), "one")  # for all that LLVM knows it may have changed
 
     def turns(self, count: int) -> Value:
         """A loop's extent that LLVM does not see through, lest it unrolls what must stay short."""

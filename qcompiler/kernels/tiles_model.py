@@ -8,9 +8,10 @@ Optimization Reference Manual, chapters on Golden Cove and on AMX.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from qcompiler.ir import Node
 from qcompiler.isa import Device, Isa, Mac
 from qcompiler.kernels.tiles_block import Blocks
 from qcompiler.kernels.tiles_layout import LINE, Layout, layouts
@@ -23,8 +24,13 @@ L2_BYTES = 48.0  # a cycle
 L3_BYTES = 10.0  # a cycle and core
 COPY_BYTES = 24.0  # a cycle: a load and a store of a line, shuffled little
 RUN_CYCLES = 4.0  # of a copy, however short
-FINISH_CYCLES = 2.5  # load, pack and store a vector of sums
-NODE_CYCLES = 1.1  # an elementwise node of the epilogue, a vector
+FINISH_CYCLES = 2.0  # load and store a vector of sums, and a row's share of addresses
+NODE_CYCLES = 0.6  # an elementwise node of the epilogue, a vector; these take longer:
+LONG_NODES = {
+    **dict.fromkeys(("quantize", "lookup", "QuantizeLinear", "HardSwish"), 3.6),
+    **dict.fromkeys(("dequantize", "LeakyRelu", "Clip", "Div"), 1.5),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Swish", "Gelu", "Erf", "Exp", "Log", "Softplus"), 12.0),
+}
 BLOCK_CYCLES = 30.0  # loops, addresses and what of the products' latency shows
 PACKED_BYTES = 20.0  # a cycle, of a right operand packed on the way
 VECTOR_PRODUCTS = 2.0  # a cycle, of the vector unit
@@ -66,19 +72,29 @@ class Cost:
     total: float
 
 
+def finish_cycles(nodes: Iterable[Node]) -> float:
+    """The elementwise nodes after a product -> cycles from a vector of sums to one of outputs."""
+    return FINISH_CYCLES + sum(LONG_NODES.get(n.op, NODE_CYCLES) for n in nodes)
+
+
 def choose(
-    p: Problem, device: Device, nodes: int, constant: bool, *, parts: int = 0, column_tasks: int = 0
+    p: Problem,
+    device: Device,
+    finish: float,
+    *,
+    parts: int = 0,
+    column_tasks: int = 0,
 ) -> tuple[Choice, Cost]:
     """The cheapest choice by the model; knobs that are not 0 are kept."""
     best: tuple[Choice, Cost] | None = None
     for choice in candidates(p, device.threads, parts, column_tasks):
-        found = cost(choice, device, nodes, constant)
+        found = cost(choice, device, finish)
         if choice.tasks == 1 and found.total < WORTH_A_LAUNCH and not column_tasks > 1:
             found = Cost(*(0.0,) * 5, total=found.total - WORTH_A_LAUNCH)
         if best is None or found.total < best[1].total:
             best = choice, found
     assert best is not None
-    return best[0], cost(best[0], device, nodes, constant)
+    return best[0], cost(best[0], device, finish)
 
 
 def candidates(p: Problem, threads: int, parts: int, column_tasks: int) -> Iterator[Choice]:
@@ -100,8 +116,8 @@ def candidates(p: Problem, threads: int, parts: int, column_tasks: int) -> Itera
                     yield choice
 
 
-def cost(choice: Choice, device: Device, nodes: int, constant: bool) -> Cost:
-    """What a choice takes."""
+def cost(choice: Choice, device: Device, finish: float) -> Cost:
+    """What a choice takes; `finish` cycles a vector of sums."""
     layout, p = choice.layout, choice.layout.problem
     panels, mac = Panels.of(layout), p.mac
     blocks = Blocks.of(layout.rows(choice.lines), mac.rows)
@@ -112,7 +128,7 @@ def cost(choice: Choice, device: Device, nodes: int, constant: bool) -> Cost:
     left = layout.left_bytes(choice.lines)
     right = p.groups * panels.matrix_bytes / choice.column_tasks
 
-    products = loads = finish = total = 0.0
+    products = loads = finishes = total = 0.0
     for tiles, count in ((PANEL_TILES, wide), (1, narrow)):
         panel = tiles * panels.strip_bytes
         multiply = layout.steps * len(heights) * tiles * mac.rows
@@ -120,22 +136,22 @@ def cost(choice: Choice, device: Device, nodes: int, constant: bool) -> Cost:
         load = max(
             layout.steps * rows / ROWS_LOADED, _beyond_l1(device, choice, blocks, left, panel)
         )
-        out = blocks.size * tiles * (FINISH_CYCLES + NODE_CYCLES * nodes)
+        out = blocks.size * tiles * finish
         store = blocks.size * tiles * ROW_STORED
         block = max(multiply, load, out) + store + BLOCK_CYCLES
         products += units * count * blocks.count * multiply
         loads += units * count * blocks.count * load
-        finish += units * count * blocks.count * (out + store)
+        finishes += units * count * blocks.count * (out + store)
         total += (
             units
             * count
             * max(blocks.count * block, _first_read(device, left, right, panel, units))
         )
     copies = units * _copies(choice)
-    if not constant:
+    if not p.constant:
         copies += p.images * right / PACKED_BYTES / max(1, min(choice.row_tasks, p.images))
     launch = LAUNCH if choice.tasks > 1 else 0.0
-    return Cost(products, loads, finish, right / L3_BYTES, copies, total + copies + launch)
+    return Cost(products, loads, finishes, right / L3_BYTES, copies, total + copies + launch)
 
 
 def _beyond_l1(device: Device, choice: Choice, blocks: Blocks, left: float, panel: float) -> float:
@@ -172,7 +188,7 @@ def _copies(choice: Choice) -> float:
     return total
 
 
-def vector_cycles(p: Problem, device: Device, nodes: int) -> float:
+def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     """What the best vector product of the same instruction set would take, about."""
     mac = _vector_mac(device.isa, p)
     if mac is None:
@@ -185,9 +201,8 @@ def vector_cycles(p: Problem, device: Device, nodes: int) -> float:
     depth = -(-p.channels * merged * p.kernel[0] * p.kernel[1] // mac.k)
     vectors = p.images * p.lines * p.columns * groups * lanes / mac.lanes
     multiply = vectors * depth / (VECTOR_PRODUCTS * VECTOR_SHARE)
-    finish = vectors * (FINISH_CYCLES + NODE_CYCLES * nodes)
     read = p.groups * p.channels * p.kernel[0] * p.kernel[1] * p.width * p.itemsize / L3_BYTES
-    single = multiply + finish
+    single = multiply + vectors * finish
     tasks = 1 if single < WORTH_A_LAUNCH else device.threads
     return max(single / tasks, read / tasks) + (LAUNCH if tasks > 1 else 0.0)
 

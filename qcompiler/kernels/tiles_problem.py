@@ -65,6 +65,11 @@ class Problem:
         return self.root.operands[1]
 
     @property
+    def constant(self) -> bool:
+        """Is the right operand packed once and for all?"""
+        return _is_constant(self.right)
+
+    @property
     def itemsize(self) -> int:
         """Bytes of an operand's element."""
         return numpy_dtype(self.left.dtype).itemsize
@@ -128,7 +133,7 @@ class Problem:
         return split.transpose(2, 0, 1, 3).reshape(self.groups, -1, self.width)
 
 
-def is_constant(node: Node) -> bool:
+def _is_constant(node: Node) -> bool:
     """Does it show the memory of a constant?"""
     while node.op in _VIEWS:
         node = node.operands[0]
@@ -145,7 +150,7 @@ def bias_of(region: Region) -> tuple[Node, Node | None]:
     if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
         return root, None
     others = [i for i in readers[0].operands if i is not root]
-    if len(others) != 1 or others[0].dtype != root.dtype or not is_constant(others[0]):
+    if len(others) != 1 or others[0].dtype != root.dtype or not _is_constant(others[0]):
         return root, None
     width = root.type.dims[-1]
     row = others[0].type.size == width and others[0].type.dims[-1:] == (width,)
