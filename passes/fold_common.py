@@ -13,13 +13,11 @@ from collections.abc import Hashable
 import numpy as np
 
 from qcompiler.ir import Array, Attr, Graph, Node, substitute
+from qcompiler.matching import melts
 from qcompiler.rewrite import graph_pass
 
 HASHED_BYTES = 1 << 20
 """Constants up to this size are compared by value, larger ones by being the same array."""
-
-REPEATED = frozenset({"DequantizeLinear", "dequantize", "as_unsigned", "as_signed", "Cast"})
-"""Melted into the kernel of each reader; see layout_repeat.py."""
 
 RANDOM = frozenset(
     {
@@ -42,7 +40,7 @@ class FoldCommon:
         seen: dict[Hashable, Node] = {}
 
         def change(node: Node) -> Node:
-            if node.op == "input" or node.op in REPEATED or node.op in RANDOM:
+            if node.op == "input" or node.op in RANDOM or melts(node):
                 return node
             return seen.setdefault(_key(node), node)
 

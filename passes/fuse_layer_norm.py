@@ -4,6 +4,7 @@ d / sqrt(mean(d * d) + epsilon), d = x - mean(x)  ->  LayerNormalization(x)
 x / sqrt(mean(x * x) + epsilon)                   ->  RMSNormalization(x)
 LayerNormalization(x, s, b) * c                   ->  LayerNormalization(x, s * c, b * c)
 LayerNormalization(x, s, b) + c                   ->  LayerNormalization(x, s, b + c)
+Transpose(LayerNormalization(x)) * c              ->  Transpose(LayerNormalization(x) * c')
 
 The means are over the last axes; over other ones, x is turned so that they are the last. The
 quotient may be a division, or a product with Reciprocal(Sqrt), 1 / Sqrt, or Pow(-0.5); the square a
@@ -25,6 +26,8 @@ from qcompiler.matching import (
     input_at,
     inverse,
     number,
+    per_channel,
+    perm_of,
     rebuilt,
     transpose,
 )
@@ -140,6 +143,19 @@ def fuse_norm_scale(mul: Node, norm: Node) -> Node | Skip:
     if bias is not None:
         made.append(const(exact(bias) * c, like=bias))
     return rebuilt(norm, made)
+
+
+@rule(
+    op("Mul|Add", op("Transpose", op("LayerNormalization|RMSNormalization")), CONST, commutes=True)
+)
+def fuse_norm_turned(root: Node, turned: Node, norm: Node) -> Node | Skip:
+    """Transpose(LayerNormalization(x)) * c -> Transpose(LayerNormalization(x) * c')."""
+    c = next(i for i in root.operands if i is not turned)
+    axis = perm_of(turned).index(norm.type.rank - 1)
+    flat = per_channel(c.array, root.type.rank, axis)
+    if flat is None or root.type != turned.type:
+        return Skip("the constant is not one for each channel")
+    return rebuilt(turned, (make(root.op, norm, const(flat), name=root.name),))
 
 
 @rule(op("Add", op("LayerNormalization", ANY, CONST, OPTIONAL), CONST, commutes=True))

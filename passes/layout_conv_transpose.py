@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 from qcompiler.passes.layout_conv import PRODUCTS, pairs
@@ -23,6 +24,9 @@ from qcompiler.matching import const, input_at, int64s, reshape, to_dtype, trans
 from qcompiler.ops import make
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+
+MAX_GROWTH, MAX_WEIGHTS = 64, 1 << 24
+"""How many more weights, mostly zeros, there may be."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def layout_conv_transpose(node: Node) -> Node | Skip:
         )
     ]
     group, rank = node.int("group"), x.type.rank
+    if prod(a.taps * a.stride for a in axes) * w.type.size > MAX_GROWTH * w.type.size + MAX_WEIGHTS:
+        return Skip("strides so large that the weights would be mostly zeros")
     weights = interleaved(w.array, group, axes, window, begins)
     made = _conv(node, transpose(x, to_last(rank)), weights, group, axes)
     made = shuffled(made, group, axes)

@@ -16,6 +16,9 @@ from qcompiler.matching import channel_shape, const, int64s, reshape, transpose
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, Skip, op, rule
 
+MAX_CHANNELS = 4096
+"""A response norm's matrix of neighbours is this by this."""
+
 
 @rule(op("InstanceNormalization", ANY, ANY, ANY))
 def layout_instance_norm(node: Node) -> Node | Skip:
@@ -70,6 +73,8 @@ def layout_lrn(node: Node) -> Node | Skip:
     if not x.type.static or x.type.rank < 3:
         return Skip(f"the shape {x.type} is not known")
     channels, size = x.type.dims[1], node.int("size")
+    if channels > MAX_CHANNELS:
+        return Skip(f"{channels} channels would make too large a matrix")
     to = np.arange(channels)[
         :, None
     ]  # output channel; it sums from to - (size-1)//2 up to to + size//2

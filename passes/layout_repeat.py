@@ -9,10 +9,10 @@ in: these share one.
 
 from __future__ import annotations
 
-from qcompiler.ir import Graph, Node, numpy_dtype
+from qcompiler.ir import Graph, Node
+from qcompiler.matching import melts
 from qcompiler.rewrite import graph_pass
 
-WIDENING = frozenset({"dequantize", "DequantizeLinear", "as_unsigned", "as_signed", "Cast"})
 SHARING = frozenset({"conv", "matmul", "Attention", "Reshape", "Transpose"})
 
 
@@ -34,9 +34,9 @@ class LayoutRepeat:
 
 def _own(old: Node, new: Node, taken: set[Node]) -> Node:
     """The input for one more reader: as it is for the first, a copy for another."""
-    if new.op not in WIDENING or numpy_dtype(new.operands[0].dtype).itemsize > 1:
+    if new.is_constant or not melts(new):
         return new
-    if new.is_constant or old not in taken:
+    if old not in taken:
         taken.add(old)
         return new
     return Node(new.op, new.inputs, new.attrs, new.types, new.name)

@@ -69,6 +69,14 @@ def to_dtype(x: Node, dtype: str) -> Node:
     return const(x.array, dtype) if x.is_constant else make("Cast", x, to=dtype)
 
 
+WIDENING = frozenset({"dequantize", "DequantizeLinear", "as_unsigned", "as_signed", "Cast"})
+
+
+def melts(node: Node) -> bool:
+    """Is it cheaper to widen bytes again in each reader's kernel than to keep them widened?"""
+    return node.op in WIDENING and numpy_dtype(node.operands[0].dtype).itemsize == 1
+
+
 def int64s(values: Iterable[int]) -> Node:
     """Integers -> the constant list that shapes, axes, pads and perms come as."""
     return constant(np.array(list(values), np.int64))
