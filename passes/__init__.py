@@ -1,1 +1,1 @@
-"""The policy on graphs: one file a pass; the first word of its name is its stage (fold_ fuse_ quantize_ prune_ layout_)."""
+"""The policy on graphs: one file a pass; the first word of its name is its stage."""

@@ -129,8 +129,8 @@ def calibrated(graph: Graph, options: Options, device: isa.Device, watch: Watch)
     if options.calibration is None:
         raise Error(
             "int8 needs calibration data",
-            hint="--calibration data.npz (a few dozen typical inputs), or --precision int8-dynamic, "
-            "which needs none; --calibration synthetic to try the speed only",
+            hint="--calibration data.npz (a few dozen typical inputs); or --precision int8-dynamic,"
+            " which needs none; or, to try the speed only, --calibration synthetic",
         )
     wanted = {n.name: (n.dtype, n.shape) for n in graph.inputs}
     data = samples(options.calibration, wanted, options.calibration_samples)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from qcompiler.artifact import Bytes
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Attr, Graph, Node, Type
 from qcompiler.isa import Device
@@ -72,7 +73,7 @@ class Plan:
     graph: Graph
     device: Device
     steps: tuple[Step, ...]
-    weights: Array
+    weights: Bytes
     workspace_bytes: int
     skips: tuple[tuple[str, str, str], ...] = ()
     """(step, generator, why it was not used), for --explain."""
@@ -240,7 +241,7 @@ class _Weights:
             self.offset += _aligned(raw.size + GUARD)
         return self.known[key]
 
-    def blob(self) -> Array:
+    def blob(self) -> Bytes:
         blob = np.zeros(self.offset, np.uint8)
         for place, raw in zip(self.known.values(), self.arrays, strict=True):
             blob[place.offset : place.offset + raw.size] = raw

@@ -1,6 +1,7 @@
 """Regions melt what can melt; the plan's bytes never overlap while both are needed."""
 
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_scratch_and_operands_and_output_of_a_step_are_apart(plan: Plan) -> None
     for step in plan.steps:
         places = [p for p in (*step.operands, step.output, step.scratch) if p is not None]
         spans = sorted(span(step, p) for p in {*places} if p.space == "workspace")
-        for (_, stop), (start, _) in zip(spans, spans[1:], strict=False):
+        for (_, stop), (start, _) in pairwise(spans):
             assert stop <= start, f"{step.name}: overlapping memory"
 
 

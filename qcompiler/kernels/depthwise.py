@@ -94,7 +94,8 @@ class Shape:
                 ((0, 0), *window.pads),
             )
         (top, _), (left, _) = ((p or (0, 0)) for p in window.pads)
-        return Shape(images, *sizes, channels, *outputs, window, top, left)
+        (height, width), (rows, columns) = sizes, outputs
+        return Shape(images, height, width, channels, rows, columns, window, top, left)
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -208,8 +209,10 @@ class _Depthwise:
         fours = fours.transpose(3, 0, 2, 4, 1)  # [block][group][column][channel][4 rows]
         if self.product.mac.k == 2:  # even rows, then odd rows, a part at a time
             pairs = fours.astype(np.int16).reshape(*fours.shape[:3], -1, self.lanes, 2, 2)
-            fours = np.moveaxis(pairs, -1, -3)
-        flat = np.ascontiguousarray(fours).reshape(self._blocks(), -1).view(np.uint8)
+            parts: Array = np.moveaxis(pairs, -1, -3)
+        else:
+            parts = fours
+        flat = np.ascontiguousarray(parts).reshape(self._blocks(), -1).view(np.uint8)
         return np.concatenate([starts, flat], axis=1)
 
     @property
@@ -517,8 +520,8 @@ def interleave(b: tir.Builder, rows: Sequence[Value | None]) -> list[Value]:
     others = [_unpack(b, third, fourth, h) for h in (0, 1)]
     found = []
     for one, other in zip(pairs, others, strict=True):
-        words = [tir.reinterpret(v, "uint16") for v in (one, other)]
-        found += [tir.reinterpret(_unpack(b, *words, h), "uint8") for h in (0, 1)]
+        low, high = (tir.reinterpret(v, "uint16") for v in (one, other))
+        found += [tir.reinterpret(_unpack(b, low, high, h), "uint8") for h in (0, 1)]
     return found
 
 

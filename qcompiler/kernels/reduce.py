@@ -14,7 +14,6 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.ir import numpy_dtype
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
@@ -63,7 +62,7 @@ def start_of(way: Way, dtype: str) -> float:
     if way.first == "lowest":
         return lowest(dtype)
     if way.first == "highest":
-        return inf if "float" in dtype else int(np.iinfo(numpy_dtype(dtype)).max)
+        return inf if "float" in dtype else int(np.iinfo(dtype).max)
     return 1 if way.first == "one" else 0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Array, Node, constant
+from qcompiler.ir import Array, Node, Type, constant
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
@@ -23,7 +23,7 @@ from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops import make, meaning
+from qcompiler.ops import meaning
 from qcompiler.ops.evaluate import known_value
 
 _MOST_TAPS = 64
@@ -70,13 +70,12 @@ class Taps:
     @property
     def count(self) -> int:
         """Taps of one output."""
-        return self.index.shape[1]
+        return int(self.index.shape[1])
 
 
 def axis_taps(root: Node, given: Node, axis: int) -> Taps:
     """A Resize, its scales or sizes, an axis -> what each output index along it is made of."""
     size, count = _sizes(root)[axis]
-    attrs = {k: v for k, v in root.attrs.items() if k != "axes"}
     listed = root.attrs["axes"]
     place = axis if listed is None else [a % root.type.rank for a in root.ints("axes")].index(axis)
     values = known_value(given)
@@ -86,7 +85,8 @@ def axis_taps(root: Node, given: Node, axis: int) -> Taps:
     scales = given in root.inputs[2:3]
     chosen = (None, constant(fixed)) if scales else (None, None, constant(fixed))
     unit = constant(np.eye(size, dtype=np.float32))
-    alone = make("Resize", unit, *chosen, **attrs)
+    attrs = {**root.attrs, "axes": None}
+    alone = Node("Resize", (unit, *chosen), attrs, (Type("float32", (count, size)),))
     arrays = tuple(None if i is None else i.array for i in alone.inputs)
     matrix = np.asarray(meaning(alone, arrays)[0], np.float32)
     most = int((matrix != 0).sum(axis=1).max(initial=1))
