@@ -119,8 +119,7 @@ class Artifact:
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """Path -> artifact, its weights mapped from the file; every check done before anything is used.
-    """
+    """Path -> artifact, its weights mapped from the file; checked before anything is used."""
     path = Path(path)
     try:
         with path.open("rb") as file:

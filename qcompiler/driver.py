@@ -1,5 +1,4 @@
-"""ONNX model and options -> artifact: read, passes by stage, plan, emit. One page, top to bottom.
-"""
+"""ONNX model and options -> artifact: read, passes by stage, plan, emit; top to bottom."""
 
 from __future__ import annotations
 
