@@ -344,9 +344,11 @@ def _(node: Node) -> Type:
             raise Error(f"{term!r} does not fit {x.type}")
         stacked = broadcast(stacked, x.shape[len(before) : len(before) + spare])
         dims = (*x.shape[: len(before)], *x.shape[len(before) + spare :])
+        own: dict[str, Dim] = {}
         for label, dim in zip(labels, dims, strict=True):
-            known = sizes.setdefault(label, dim)
-            sizes[label] = dim if known == 1 else known if dim == 1 else unite(known, dim)
+            own[label] = unite(own.get(label, dim), dim)
+        for label, dim in own.items():
+            (sizes[label],) = broadcast((sizes.get(label, dim),), (dim,))
     if not arrow:
         once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
         right = "..." * ("..." in left) + "".join(once)

@@ -134,7 +134,8 @@ def _(node: Node) -> Type:
     return Type(x.dtype, tuple(dims))
 
 
-_PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+_PAD_MODES = ("constant", "reflect", "edge", "wrap")
+"""numpy has the same names for them."""
 
 
 @operator("Pad", mode="constant")
@@ -157,7 +158,7 @@ def pad(
     if node.str("mode") == "constant":
         fill = 0 if value is None else value.ravel()[0]
         return np.pad(kept, widths, constant_values=fill)
-    return np.pad(kept, widths, mode=_PAD_MODES[node.str("mode")])  # type: ignore[call-overload,no-any-return]
+    return np.pad(kept, widths, mode=node.str("mode"))  # type: ignore[call-overload,no-any-return]
 
 
 @typed(pad)
