@@ -115,6 +115,12 @@ CONVOLUTIONS = {
     "narrow groups": ((1, 6, 7, 24), (3, 3, 4, 12), {"group": 6}),
     "depthwise": ((1, 6, 7, 24), (3, 3, 1, 24), {"group": 24, "pads": (1,) * 4}),
     "one axis": ((2, 19, 8), (5, 8, 24), {"pads": (2, 2)}),
+    "three dimensions": (
+        (2, 5, 7, 6, 8),
+        (3, 3, 3, 8, 24),
+        {"pads": (2, 2, 1, 1, 0, 1), "strides": (1, 2, 1), "dilations": (2, 1, 1)},
+    ),
+    "three dimensions, not padded": ((2, 5, 4, 6, 8), (2, 3, 3, 8, 24), {"strides": (2, 1, 1)}),
     "wide rows": ((1, 2, 70, 4), (1, 3, 4, 17), {"pads": (0, 1, 0, 1)}),
     "patches": ((1, 16, 16, 3), (8, 8, 3, 20), {"strides": (8, 8)}),
 }

@@ -11,8 +11,7 @@ for each task (a share of the output rows, of the columns, or of both)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -22,6 +21,7 @@ from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_blocking import Tiling, Units, choose, needs_copy
+from qcompiler.kernels.contraction_loops import offset_of, segment, share_of
 from qcompiler.kernels.contraction_operands import (
     Panels,
     Product,
@@ -35,7 +35,6 @@ from qcompiler.kernels.contraction_patch import Patch, RightPacker
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.epilogue import Fused, store
-from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
@@ -101,14 +100,19 @@ class _Contraction:
         self.copied = needs_copy(problem, product)
         self.constant = _is_constant(problem.right)
         self.packs = not self.constant and not self._reads_right_in_place()
-        self.patch_bytes = self._patch_bytes() if self.copied else 0
+        frame, planes = problem.frame, problem.planes
+        self.patch_lines = self._patch_lines()
+        self.line = frame.padded_line
+        lines = planes.count * self.patch_lines * self.line
+        bytes_ = lines * tir.bits(product.left) // 8 + _ALIGN
+        self.patch_bytes = bytes_ if self.copied else 0
         self.matrix_bytes = self._matrix_bytes()
         packed = _aligned(self.matrix_bytes * problem.groups) if self.packs else 0
         self.task_bytes = _aligned(self.patch_bytes) + packed
-        frame = problem.frame
-        self.line = frame.padded_line
         self.row = frame.step * self.line
-        self.taps = tuple((n, lines * self.line + e) for n, lines, e in problem.taps)
+        plane = (self.patch_lines if self.copied else planes.apart * frame.height) * self.line
+        taps = ((planes.count, plane),) if planes.count > 1 else ()
+        self.taps = (*taps, *((n, lines * self.line + e) for n, lines, e in problem.taps))
         self.summed, self.bias = _bias(region)
         self.b = Builder(self._name())
 
@@ -163,11 +167,11 @@ class _Contraction:
         sizes = ((panels.count, panels.vectors), (panels.rest, panels.vectors - 1))
         return sum(n * panel_bytes(self.product, p.tap_count, p.depth, v) for n, v in sizes if n)
 
-    def _patch_bytes(self) -> int:
+    def _patch_lines(self) -> int:
+        """Lines of one plane that a block sees."""
         frame, size = self.problem.frame, self.units.cut.size
         rows = self.tiling.block * size if self.units.whole else self.tiling.block
-        lines = (min(rows, self.problem.rows) - 1) * frame.step + frame.reach
-        return lines * frame.padded_line * tir.bits(self.product.left) // 8 + _ALIGN
+        return (min(rows, self.problem.rows) - 1) * frame.step + frame.reach
 
     def _pack(self, array: Array) -> Array:
         offsets = [0]
@@ -198,28 +202,21 @@ class _Contraction:
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
         groups = self.problem.groups
         shared = groups if groups > 1 else self.panels.panels
-        first, last = _share(b, shared, column_task, t.column_tasks)
+        first, last = share_of(b, shared, column_task, t.column_tasks)
         self.my_groups = (first, last) if groups > 1 else (0, 1)
         self.my_panels = (0, self.panels.panels) if groups > 1 else (first, last)
         self.patch = self._begin_patch() if self.copied else None
         blocks = self.problem.images * self.blocks
-        begin, end = _share(b, blocks, row_task, t.row_tasks)
+        begin, end = share_of(b, blocks, row_task, t.row_tasks)
         with b.serial(end - begin, "block", begin) as block:
             self._block(b.let(block // self.blocks, "image"), b.let(block % self.blocks, "part"))
 
     def _begin_patch(self) -> Patch:
         assert self.scratch is not None
-        source = self.pointers[self.problem.left]
-        patch = Patch(
-            self.b,
-            self.device.isa,
-            self.problem.frame,
-            self.product,
-            self.problem.left.dtype,
-            source,
-            self.scratch.view(self.product.left),
-        )
-        patch.fill_sides(self.patch_bytes)
+        source, target = self.pointers[self.problem.left], self.scratch.view(self.product.left)
+        isa, lines = self.device.isa, self.patch_lines
+        patch = Patch(self.b, isa, self.problem, self.product, source, target, lines)
+        patch.fill_sides()
         return patch
 
     def _block(self, image: Value, part: Value) -> None:
@@ -232,22 +229,32 @@ class _Contraction:
             last = b.let(tirx.Min(first + self.tiling.block, tir.const(self.unit_count)), "last")
         row = b.let(self._row_of(first), "row")
         end = b.let(self._row_of(last), "end")
-        start = b.let(_offset(b, image, p.left_images.dims, p.left_images.strides), "start")
         if self.patch is not None:
-            self.patch.copy(start, row, end)
+            self._copy_patch(image, row, end)
             pointer, origin = self.patch.target, tir.const(0)
         else:
+            start = offset_of(b, image, p.left_images.dims, p.left_images.strides)
             pointer, origin = self.pointers[p.left], b.let(start + row * self.row, "origin")
         matrix = self._right_matrix(image)
         groups = self.my_groups
         with b.serial(groups[1] - groups[0], "group", groups[0]) as group:
             for run in self.panels.runs():
-                with _segment(b, self.my_panels, run.first, run.count, "panel") as panel:
+                with segment(b, self.my_panels, run.first, run.count, "panel") as panel:
                     here = b.let(panel - run.first, "nth") if run.first else panel
                     right, column = self._right(matrix, group, run, here)
                     self._tiles(
                         pointer, origin, image, group, (first, last), row, right, column, run
                     )
+
+    def _copy_patch(self, image: Value, row: Value, end: Value) -> None:
+        p, planes = self.problem, self.problem.planes
+        assert self.patch is not None
+        if planes.outputs == 1:
+            start, plane = offset_of(self.b, image, p.left_images.dims, p.left_images.strides), 0
+        else:
+            start = image // planes.outputs * p.left_images.strides[0]
+            plane = image % planes.outputs * planes.step
+        self.patch.copy(self.b.let(start), self.b.let(plane - planes.front), row, end)
 
     def _row_of(self, unit: Value) -> Value:
         """The first output row of a unit (of an image)."""
@@ -285,7 +292,7 @@ class _Contraction:
 
         if self.units.whole:
             for first, count, size, start in self.units.cut.runs():
-                with _segment(b, span, first, count, "tile") as t:
+                with segment(b, span, first, count, "tile") as t:
                     y = b.let((t - first) * size + start, "y")
                     tile(y, 0, [(dy, dx) for dy in range(size) for dx in range(p.columns)])
             return
@@ -305,7 +312,7 @@ class _Contraction:
         """Where the image's right matrices begin; packs them first where that must be done now."""
         b, p = self.b, self.problem
         if self.packs:
-            self._pack_right(_offset(b, image, p.right_images.dims, p.right_images.strides))
+            self._pack_right(offset_of(b, image, p.right_images.dims, p.right_images.strides))
             return tir.const(0)
         size = 1
         if self.constant:
@@ -313,7 +320,7 @@ class _Contraction:
             strides = [s * size // (p.depth * p.width) for s in p.right_images.strides]
         else:
             strides = list(p.right_images.strides)
-        return b.let(_offset(b, image, p.right_images.dims, tuple(strides)), "matrix")
+        return b.let(offset_of(b, image, p.right_images.dims, tuple(strides)), "matrix")
 
     def _pack_right(self, start: Value) -> None:
         assert self.scratch is not None
@@ -327,7 +334,7 @@ class _Contraction:
             _transposed(p),
         )
         for run in self.panels.runs():
-            with _segment(self.b, self.my_panels, run.first, run.count, "panel") as panel:
+            with segment(self.b, self.my_panels, run.first, run.count, "panel") as panel:
                 nth = panel - run.first
                 packer.panel(
                     self.b.let(start), self._panel_at(run, nth), self._column_of(run, nth), run
@@ -465,41 +472,3 @@ def _transposed(problem: Problem) -> bool:
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
-
-
-def _share(b: Builder, total: int, task: Value, tasks: int) -> tuple[Value, Value]:
-    """The part of `total` turns that is a task's: (first, behind the last)."""
-    if tasks == 1:
-        return 0, total
-    if total % tasks == 0:
-        first = b.let(task * (total // tasks), "begin")
-        return first, first + total // tasks
-    return b.let(task * total // tasks, "begin"), b.let((task + 1) * total // tasks, "end")
-
-
-@contextmanager
-def _segment(
-    b: Builder, span: tuple[Value, Value], first: int, count: int, name: str
-) -> Iterator[Value]:
-    """A loop over those of `count` turns from `first` on that lie in a span."""
-    low, high = span
-    if isinstance(low, int) and isinstance(high, int):
-        low, high = max(low, first), min(high, first + count)
-    else:
-        low = b.let(tirx.Max(low, tir.const(first)), "low")
-        high = b.let(tirx.Min(high, tir.const(first + count)), "high")
-    with b.serial(high - low, name, low) as i:
-        yield i
-
-
-def _offset(b: Builder, flat: Value, dims: tuple[int, ...], strides: tuple[int, ...]) -> Value:
-    """A flat index over dims -> the offset that strides give it."""
-    moving = [(d, s) for d, s in zip(dims, strides, strict=True)]
-    if not any(s for _, s in moving):
-        return tir.const(0)
-    if len(moving) == 1:
-        return flat * moving[0][1]
-    total: Value = tir.const(0)
-    for index, (_, stride) in zip(indices(b, flat, dims), moving, strict=True):
-        total = total + index * stride
-    return total

@@ -215,7 +215,7 @@ def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
     units = Units.of(problem, tiling.rows)
     rows = tiling.block * units.cut.size if units.whole else tiling.block
     frame = problem.frame
-    lines = (rows - 1) * frame.step + frame.reach
+    lines = problem.planes.count * ((rows - 1) * frame.step + frame.reach)
     return lines * frame.padded_line * tir.bits(product.left) // 8
 
 
@@ -288,4 +288,5 @@ def _level(device: Device, size: int) -> int:
 def needs_copy(problem: Problem, product: Product) -> bool:
     """Is the left operand copied: padded, converted, or so that more than its end may be read?"""
     ragged = product.leftovers and problem.depth % product.mac.k != 0
-    return problem.frame.padded or tir.stored(problem.left.dtype) != product.left or ragged
+    padded = problem.frame.padded or problem.planes.padded
+    return padded or tir.stored(problem.left.dtype) != product.left or ragged

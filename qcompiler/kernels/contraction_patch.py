@@ -13,51 +13,62 @@ from tvm import tirx
 from qcompiler.isa import Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Product, Run
-from qcompiler.kernels.contraction_problem import Frame, Problem
+from qcompiler.kernels.contraction_problem import Problem
 from qcompiler.kernels.tir import Builder, Pointer, Value
 
 
 class Patch:
-    """The lines that a block of output rows sees, padded and converted, in `target`."""
+    """The lines that a block of output rows sees, padded and converted, in `target`: `lines` for
+    each plane.
+    """
 
     def __init__(
         self,
         b: Builder,
         isa: Isa,
-        frame: Frame,
+        problem: Problem,
         product: Product,
-        dtype: str,
         source: Pointer,
         target: Pointer,
+        lines: int,
     ) -> None:
-        self.b, self.frame, self.product = b, frame, product
-        self.dtype, self.source, self.target = dtype, source, target
-        widest = max(tir.bits(product.left), tir.bits(tir.stored(dtype))) // 8
+        self.b, self.product, self.lines = b, product, lines
+        self.frame, self.planes = problem.frame, problem.planes
+        self.dtype, self.source, self.target = problem.left.dtype, source, target
+        widest = max(tir.bits(product.left), tir.bits(tir.stored(self.dtype))) // 8
         self.lanes = isa.lanes(widest)
 
-    def fill_sides(self, size: int) -> None:
+    def fill_sides(self) -> None:
         """Write the padding left and right of every line, once: copies leave it alone."""
         frame = self.frame
-        lines = size * 8 // tir.bits(self.product.left) // frame.padded_line
         if not frame.left and not frame.right:
             return
-        with self.b.serial(lines, "line") as i:
+        with self.b.serial(self.planes.count * self.lines, "line") as i:
             self._fill(i * frame.padded_line, frame.left)
             self._fill(i * frame.padded_line + (frame.left + frame.line), frame.right)
 
-    def copy(self, image: Value, row: Value, end: Value) -> None:
-        """The lines that output rows from `row` up to `end` see."""
-        b, frame = self.b, self.frame
+    def copy(self, image: Value, plane: Value, row: Value, end: Value) -> None:
+        """The lines that output rows from `row` up to `end` see, in planes from one on (which may
+        lie before the image's first). `image` is where the image begins.
+        """
+        b, frame, planes = self.b, self.frame, self.planes
         first = b.let(row * frame.step - frame.top, "first")
         count = b.let((end - row - 1) * frame.step + frame.reach, "lines")
-        with b.serial(count, "line") as i:
-            target = b.let(i * frame.padded_line + frame.left, "target")
-            line = b.let(first + i, "line")
-            if not frame.top and not frame.bottom:
-                self._copy_line(b.let(image + line * frame.line, "source"), target)
+        with b.serial(planes.count, "plane") as p, b.serial(count, "line") as i:
+            at = (p * self.lines + i) * frame.padded_line + frame.left
+            target = b.let(at, "target")
+            z, y = b.let(plane + p * planes.apart, "z"), b.let(first + i, "y")
+            source = b.let(image + (z * frame.height + y) * frame.line, "source")
+            inside = []
+            if planes.padded:
+                inside += [z >= 0, z < planes.size]
+            if frame.top or frame.bottom:
+                inside += [y >= 0, y < frame.height]
+            if not inside:
+                self._copy_line(source, target)
                 return
-            with b.when(tirx.And(line >= 0, line < frame.height)):
-                self._copy_line(b.let(image + line * frame.line, "source"), target)
+            with b.when(tirx.all(*inside)):
+                self._copy_line(source, target)
             with b.otherwise():
                 self._fill(target, frame.line)
 

@@ -50,6 +50,28 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Planes:
+    """A third dimension, around lines: `size` planes of them in an image, `outputs` in the output.
+
+    An output plane sees `count` planes, `apart` from one to the next, and the next output plane
+    those from `step` further on; `front` and `back` planes of padding surround them.
+    """
+
+    size: int = 1
+    outputs: int = 1
+    count: int = 1
+    apart: int = 1
+    step: int = 1
+    front: int = 0
+    back: int = 0
+
+    @property
+    def padded(self) -> bool:
+        """Is there padding?"""
+        return bool(self.front or self.back)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Images -> where an operand has theirs: the output's batch dimensions, its strides there."""
 
@@ -66,10 +88,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is summed. `columns` output pixels make a row, `rows` rows an image.
+    """What is summed. `columns` output pixels make a row, `rows` rows an image (in three
+    dimensions: an output plane).
 
-    `taps` are (count, lines, elements): how often, and how far apart in lines and elements of the
-    left operand; K = `depth` neighbouring elements at every tap; N = `width` results a group.
+    `taps` of a plane are (count, lines, elements): how often, and how far apart in lines and
+    elements of the left operand; K = `depth` neighbouring elements at every tap; N = `width`
+    results a group.
     """
 
     root: Node
@@ -87,6 +111,7 @@ class Problem:
     taps: tuple[tuple[int, int, int], ...]
     left_images: Batch
     right_images: Batch
+    planes: Planes = Planes()
     result_bytes: int = 4
     """Of one element that is stored in the end."""
 
@@ -103,7 +128,7 @@ class Problem:
     @property
     def tap_count(self) -> int:
         """Taps in all."""
-        return prod(count for count, _, _ in self.taps)
+        return self.planes.count * prod(count for count, _, _ in self.taps)
 
     @property
     def macs(self) -> int:
@@ -128,39 +153,35 @@ def problem_of(root: Node, lanes: int) -> Problem | Skip:
 def _conv(root: Node, lanes: int) -> Problem | Skip:
     x, w = root.operands
     images, *sizes, channels = x.type.dims
-    if len(sizes) > 2:
+    if len(sizes) > 3:
         return Skip(f"{len(sizes)} spatial dimensions")
-    window = Window.of(root, sizes, w.type.dims[:-2])
-    if len(sizes) == 1:  # one line
-        sizes = [1, *sizes]
-        window = Window(
-            (1, *window.kernel),
-            (1, *window.strides),
-            (1, *window.dilations),
-            ((0, 0), *window.pads),
-        )
-    outputs = (1, *root.type.dims[1:-1])[-2:]
+    window = _in_space(Window.of(root, sizes, w.type.dims[:-2]))
+    deep, *sizes = [1] * (3 - len(sizes)) + sizes
+    outputs = (1, 1, *root.type.dims[1:-1])[-3:]
     merged = _merged_groups(root.int("group"), root.type.dims[-1], lanes)
     groups = root.int("group") // merged
     width = root.type.dims[-1] // groups
-    if window.kernel == (1, 1) and window.strides == (1, 1) and window.pads == ((0, 0), (0, 0)):
-        pixels = images * prod(sizes)
+    if window.reach == window.strides == (1, 1, 1) and not any(map(any, _pads(window))):
+        pixels = images * deep * prod(sizes)
         frame, taps = Frame(pixels, channels), ()
-        images, outputs, depth, column = 1, (pixels, 1), channels // groups, channels
+        images, outputs, depth, column = 1, (1, pixels, 1), channels // groups, channels
+        planes = Planes()
     else:
-        frame = _frame(root, window, sizes, channels, outputs)
-        along = (window.kernel[0], window.dilations[0], 0)
-        whole = root.int("group") == 1 and window.dilations[1] == 1
-        across = () if whole else ((window.kernel[1], 0, window.dilations[1] * channels),)
+        frame = _frame(root, window, sizes, channels, outputs[1:])
+        planes = _planes(window, deep, outputs[0])
+        along = (window.kernel[1], window.dilations[1], 0)
+        whole = root.int("group") == 1 and window.dilations[2] == 1
+        across = () if whole else ((window.kernel[2], 0, window.dilations[2] * channels),)
         taps = tuple(t for t in (along, *across) if t[0] > 1)
-        depth = channels * window.kernel[1] if whole else channels // groups
-        column = window.strides[1] * channels
-    dims = (images,)
+        depth = channels * window.kernel[2] if whole else channels // groups
+        column = window.strides[2] * channels
+    plane = frame.height * frame.line
+    dims = (images, planes.outputs) if planes.outputs > 1 else (images,)
     return Problem(
         root=root,
-        images=images,
-        rows=outputs[0],
-        columns=outputs[1],
+        images=images * planes.outputs,
+        rows=outputs[1],
+        columns=outputs[2],
         groups=groups,
         depth=depth,
         width=width,
@@ -168,8 +189,43 @@ def _conv(root: Node, lanes: int) -> Problem | Skip:
         column=column,
         group=channels // groups,
         taps=taps,
-        left_images=Batch(dims, (frame.height * frame.line,)),
-        right_images=Batch(dims, (0,)),
+        left_images=Batch(dims, (planes.size * plane, planes.step * plane)[: len(dims)]),
+        right_images=Batch(dims, (0,) * len(dims)),
+        planes=planes,
+    )
+
+
+def _in_space(window: Window) -> Window:
+    """A window of one or two dimensions -> one of three."""
+    new = 3 - len(window.kernel)
+    ones, zeros = (1,) * new, ((0, 0),) * new
+    return Window(
+        ones + window.kernel,
+        ones + window.strides,
+        ones + window.dilations,
+        zeros + window.pads,
+    )
+
+
+def _pads(window: Window) -> list[tuple[int, int]]:
+    return [p or (0, 0) for p in window.pads]
+
+
+def _after(window: Window, axis: int, size: int, count: int) -> int:
+    """The padding that the last window needs, which may be less than the node's."""
+    last = (count - 1) * window.strides[axis] + window.reach[axis]
+    return max(last - _pads(window)[axis][0] - size, 0)
+
+
+def _planes(window: Window, size: int, outputs: int) -> Planes:
+    return Planes(
+        size=size,
+        outputs=outputs,
+        count=window.kernel[0],
+        apart=window.dilations[0],
+        step=window.strides[0],
+        front=_pads(window)[0][0],
+        back=_after(window, 0, size, outputs),
     )
 
 
@@ -182,21 +238,16 @@ def _merged_groups(groups: int, outputs: int, lanes: int) -> int:
 def _frame(
     root: Node, window: Window, sizes: list[int], channels: int, outputs: tuple[int, ...]
 ) -> Frame:
-    """The padding that the last window needs, which may be less than the node's."""
-    pads = [p or (0, 0) for p in window.pads]
-    after = []
-    for i, count in enumerate(outputs):
-        last = (count - 1) * window.strides[i] + window.reach[i]
-        after.append(max(last - pads[i][0] - sizes[i], 0))
+    pads = _pads(window)
     return Frame(
         height=sizes[0],
         line=sizes[1] * channels,
-        step=window.strides[0],
-        reach=window.reach[0],
-        top=pads[0][0],
-        left=pads[1][0] * channels,
-        right=after[1] * channels,
-        bottom=after[0],
+        step=window.strides[1],
+        reach=window.reach[1],
+        top=pads[1][0],
+        left=pads[2][0] * channels,
+        right=_after(window, 2, sizes[1], outputs[1]) * channels,
+        bottom=_after(window, 1, sizes[0], outputs[0]),
         value=root.int("pad_value"),
     )
 
