@@ -14,7 +14,7 @@ from qcompiler.kernels.tir import Value
 _SLOW = frozenset(
     ["Exp", "Log", "Erf", "Tanh", "Gelu", "Sigmoid", "Swish", "Mish", "Softplus", "Pow", "Sin"]
 )
-_NODE_NS, _SLOW_NS = 0.05, 0.4
+_NODE_NS, _SLOW_NS = 0.02, 0.3
 """One core's time for one element: of a formula of a few instructions, and of a polynomial."""
 
 

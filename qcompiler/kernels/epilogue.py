@@ -18,7 +18,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.ir import Node, numpy_dtype
-from qcompiler.kernels import tir
+from qcompiler.kernels import polynomials, tir
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import Table, TirMath
 from qcompiler.kernels.tir import Pointer, Value
@@ -35,8 +35,13 @@ _NARROW = ("float16", "bfloat16")
 _TABLES = {"lookup": (1,)}
 """Operators that index an operand instead of reading it in step: which operands."""
 
-_SHORTER: Mapping[str, Callable[..., Vec]] = {"quantize": TirMath.quantize}
-"""Formulas of which the same can be had for less."""
+_SHORTER: Mapping[str, Callable[..., Vec]] = {
+    "quantize": TirMath.quantize,
+    "Gelu": polynomials.gelu,
+    "Sigmoid": polynomials.sigmoid,
+    "Swish": polynomials.swish,
+}
+"""Formulas of which the same can be had for less, in float32."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ class Fused:
         """One node's formula, in float32 for the narrow floats."""
         operands = [None if i is None else self._wide(known[i]) for i in node.inputs]
         entry = OPERATORS[node.op]
-        formula = _SHORTER.get(node.op, entry.formula)
+        short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
+        formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
         assert formula is not None, f"{node.op} is not elementwise"
         value = formula(self.m, *operands, **{k: node.attrs[k] for k in entry.defaults})
         assert isinstance(value, Vec), f"{node.op} gave {value!r}"

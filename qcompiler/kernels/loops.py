@@ -14,8 +14,8 @@ from qcompiler.kernels.tir import Builder, Value
 LAUNCH_NS = 20_000
 """Work below so many nanoseconds of one core is not worth waking the other threads for."""
 
-BYTES_PER_NS = 12.0
-"""What one core moves through its second-level cache, both directions together."""
+BYTES_PER_NS = 30.0
+"""What one core moves between its vectors and its second- and third-level caches."""
 
 
 def tasks(device: Device, nanoseconds: float, parts: int) -> int:

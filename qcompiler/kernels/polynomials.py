@@ -14,7 +14,7 @@ the Cephes library; for erf, the exponential form that N. Juffa has described.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, nan, pi
+from math import inf, nan, pi, sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ _ERF_LARGE = (
 # sin(r) = r + r^3 p(r^2) and cos(r) = 1 - r^2/2 + r^4 p(r^2), |r| <= pi/4: 2^-32.5, 2^-33
 _SIN = ("-0x1.555556p-3", "0x1.111174p-7", "-0x1.a05956p-13", "0x1.7c2d9cp-19")
 _COS = ("0x1.55554ap-5", "-0x1.6c0c28p-10", "0x1.99e80cp-16")
+
+# (1 - erf(x / sqrt(2))) = 2^(x p(x)), 0 <= x <= 5.75: error below 2^-24 of its square root
+_GELU = (
+    *("-0x1.26aef0p+0", "-0x1.d636a0p-2", "-0x1.ae6aaep-5", "0x1.d25fea0p-8", "-0x1.4d0a7ep-13"),
+    *("-0x1.91c1eap-13", "0x1.89400ap-15", "-0x1.54dddcp-18", "0x1.db4aa2p-23"),
+)
+# 2^f / 2 = 1/2 + f p(f), |f| <= 1/2: 2^-23.4
+_HALF_EXP2 = ("0x1.62e42ap-2", "0x1.ebf9c2p-4", "0x1.c6b6dcp-6", "0x1.3ce8c0p-8", "0x1.5bd898p-11")
 
 _LOG2_E = float.fromhex("0x1.715476p+0")
 _LN2_HIGH = float.fromhex("0x1.62e430p-1")
@@ -85,6 +93,34 @@ def exp_normal(m: TirMath, x: Vec) -> Vec:
     """e^x for x <= 88; zero instead of denormals. What softmax needs."""
     fraction, n = _exp_parts(m, m.max(x, -87.0))
     return m.where(x < -87.0, 0.0, fraction * _power_of_two(m, n))
+
+
+def sigmoid(m: TirMath, x: Vec) -> Vec:
+    """1 / (1 + e^-x)."""
+    fraction, n = _exp_parts(m, m.clip(-x, -87.0, 88.0))
+    return 1.0 / (fraction * _power_of_two(m, n) + 1.0)
+
+
+def swish(m: TirMath, x: Vec, *, alpha: float) -> Vec:
+    """x sigmoid(alpha x)."""
+    return x * sigmoid(m, x if alpha == 1 else x * alpha)
+
+
+def gelu(m: TirMath, x: Vec, *, approximate: str) -> Vec:
+    """x times the normal distribution's share below it; error 2e-7 of x, 0 where that rounds to 0.
+
+    One exponential, where the formula by erf takes a polynomial near zero besides.
+    """
+    if approximate == "tanh":
+        return x * sigmoid(m, (x + x * x * x * 0.044715) * (2 * sqrt(2 / pi)))
+    size = m.min(m.abs(x), 5.75)
+    power = polynomial(m, size, _GELU) * size
+    shifted = power + _ROUND
+    f = power - (shifted - _ROUND)
+    half = m.fma(polynomial(m, f, _HALF_EXP2), f, 0.5)
+    beyond = m.bits(m.bits(half, "int32") + (m.bits(shifted, "int32") << 23), "float32")
+    share = m.where(x < 0.0, beyond, 1.0 - beyond)
+    return x * m.where(x > -5.75, share, 0.0)
 
 
 def log(m: TirMath, x: Vec) -> Vec:
