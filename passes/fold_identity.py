@@ -63,10 +63,16 @@ def fold_one_operand(node: Node) -> Node:
     return node.operands[0]
 
 
-@rule(op("item", op("Split", shared=True)))
-def fold_split_in_one(item: Node, split: Node) -> Node | None:
+@rule(op("Split"))
+def fold_split_in_one(split: Node) -> Node | None:
     """Split(x) into one piece -> x."""
     return split.operands[0] if len(split.types) == 1 else None
+
+
+@rule(op("item"))
+def fold_item_of_one(item: Node) -> Node | None:
+    """The only output of a node -> the node."""
+    return item.operands[0] if len(item.operands[0].types) == 1 else None
 
 
 @rule(op("Resize"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qcompiler.artifact import Bytes
-from qcompiler.errors import Skip
+from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array, Attr, Graph, Node, Type
 from qcompiler.isa import Device
 from qcompiler.kernels.registry import Kernel, Region, choose
@@ -118,6 +118,7 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
         if progress is not None:
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
+    chosen.demand_all()
     weights = _Weights()
     memory = _Memory(graph, [r for r, _ in made])
     steps = [_step(i, region, kernel, weights, memory) for i, (region, kernel) in enumerate(made)]
@@ -165,6 +166,7 @@ class _Chooser:
         self.known: dict[str, Kernel | None] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
+        self.missing: dict[str, list[str]] = {}  # operator -> its nodes that no generator can make
 
     def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
         """One kernel for the region, or, where no generator can make it whole, kernels for its
@@ -176,18 +178,36 @@ class _Chooser:
         kernel = self.known[key]
         if kernel is not None:
             return [(region, kernel)]
-        return [found for part in split(region) for found in self.kernels(part)]
+        parts = split(region)
+        if not parts:
+            maker = _maker(region)
+            self.missing.setdefault(maker.op, []).append(maker.name or "unnamed")
+        return [found for part in parts for found in self.kernels(part)]
 
     def generate(self, region: Region) -> Kernel | None:
         found, skips = choose(region, self.device)
         self.skips.extend((_name(region), generator, reason) for generator, reason in skips)
         if isinstance(found, Skip):
-            if not split(region):
-                raise NotImplementedError(f"{_name(region)}: {found.reason}")
+            log.info("%s: %s", _name(region), found.reason)
             return None
         count = self.names.get(found.name, 0)
         self.names[found.name] = count + 1
         return replace(found, name=f"{found.name}_{count}") if count else found
+
+    def demand_all(self) -> None:
+        """Refuse a graph with nodes that have a meaning but no kernel, naming every one."""
+        if self.missing:
+            listed = (f"{op}: {', '.join(dict.fromkeys(n))}" for op, n in self.missing.items())
+            raise Error(
+                f"no kernel yet for {'; '.join(listed)}",
+                hint="--log-level info says why each generator refused",
+            )
+
+
+def _maker(region: Region) -> Node:
+    """The node of the model that a region is mostly about; for an `item` the one it is of."""
+    root = region.root or region.output
+    return root.operands[0] if root.op == "item" else root
 
 
 def signature(region: Region) -> str:

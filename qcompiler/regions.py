@@ -140,15 +140,18 @@ def split(region: Region) -> list[Region]:
     """A region no kernel can make -> its anchor alone, with the elementwise nodes before and after
     it on their own.
     """
-    if region.root is None or len(region.nodes) == 1:
+    if region.root is None:
+        return []
+    anchor = (*(i for i in region.root.operands if len(i.types) > 1), region.root)
+    if len(anchor) == len(region.nodes):
         return []
     reached = _reached(region.root, region.nodes)
-    before = tuple(n for n in region.nodes if n in reached and n is not region.root)
+    before = tuple(n for n in region.nodes if n in reached and n not in anchor)
     after = [n for n in region.nodes if n not in reached]
     parts = []
     if before:
         parts.append(Region(None, before, tuple(_outside(before)), before[-1]))
-    parts.append(Region(region.root, (region.root,), tuple(_outside((region.root,))), region.root))
+    parts.append(Region(region.root, anchor, tuple(_outside(anchor)), region.root))
     if after:
         parts.append(Region(None, tuple(after), tuple(_outside(after)), region.output))
     return parts
