@@ -4,7 +4,7 @@ Tile loads want rows in even steps, so a block of output lines is laid end to en
 output pixel (f // pitch, f % pitch); those of `columns` and more are computed and dropped.
 
 "direct"    in the operand itself: matrix products, convolutions without padding and strides
-"planes"    copied with their padding; pixels that a stride parts stand in planes of their own
+"planes"    copied with their padding; lines that a stride parts stand in planes of their own
 "gathered"  copied once for every window that sees them, a window a row
 """
 
@@ -32,7 +32,7 @@ class Axis:
 
     taps: int
     stride: int
-    """Input pixels from one output's window to the next one's, in a plane of their own."""
+    """Pixels of input from a cell to the next one, those between are in other planes."""
     dilation: int
     walk: int = 1
     """Cells from one output's window to the next one's."""
@@ -81,7 +81,7 @@ class Layout:
     @property
     def walk(self) -> int:
         """Cells from row to row."""
-        return self.axes[0].walk if self.problem.narrow else 1
+        return self.axes[0 if self.problem.narrow else 1].walk
 
     @property
     def steps(self) -> int:
@@ -104,7 +104,14 @@ class Layout:
         p = self.problem
         if self.form == "gathered" or p.narrow:
             return p.columns
-        return p.breadth if self.form == "direct" else self.axes[1].cells(p.columns)
+        return p.breadth if self.form == "direct" else self.across // self.walk
+
+    @cached_property
+    def across(self) -> int:
+        """Cells of a copied line; in planes a whole number of steps from row to row."""
+        x = self.axes[1]
+        cells = x.cells(self.problem.columns)
+        return cells if self.form == "gathered" else -(-cells // x.walk) * x.walk
 
     def rows(self, lines: int) -> int:
         """Rows of so many output lines laid end to end."""
@@ -112,16 +119,14 @@ class Layout:
 
     def cells(self, lines: int) -> int:
         """Cells of a plane for so many output lines."""
-        y, x = self.axes
-        return y.cells(lines) * x.cells(self.problem.columns)
+        return self.axes[0].cells(lines) * self.across
 
     def plane_bytes(self, lines: int) -> int:
         """Bytes of all planes that are copied for so many output lines."""
         p = self.problem
         if self.form == "direct" or (self.form == "gathered" and not p.padded):
             return 0
-        y, x = self.axes
-        return self.cells(lines) * y.planes * x.planes * p.pixel * p.itemsize
+        return self.cells(lines) * self.axes[0].planes * p.pixel * p.itemsize
 
     def gathered_bytes(self, lines: int) -> int:
         """Bytes of the gathered rows of so many output lines."""
@@ -154,7 +159,7 @@ def layouts(p: Problem) -> Iterator[Layout]:
         if p.kernel == (1, 1):
             return
     planes = _layout("planes", p)
-    if planes.axes[0].planes * planes.axes[1].planes <= _MOST_PLANES:
+    if planes.axes[0].planes <= _MOST_PLANES:
         yield planes
     if p.groups == 1:
         yield _gathered(p)
@@ -163,15 +168,15 @@ def layouts(p: Problem) -> Iterator[Layout]:
 def _layout(form: str, p: Problem) -> Layout:
     """Rows that are read tap by tap."""
     (sy, sx), (dy, dx) = p.strides, p.dilations
-    axes = (Axis(p.kernel[0], sy, dy), Axis(p.kernel[1], sx, dx))
-    if p.narrow or form == "direct":
-        axes = (Axis(p.kernel[0], 1, dy, walk=sy), Axis(p.kernel[1], 1, dx, walk=sx))
+    down = Axis(p.kernel[0], 1, dy, walk=sy) if p.narrow else Axis(p.kernel[0], sy, dy)
+    axes = (down, Axis(p.kernel[1], 1, dx, walk=sx))
     taps, depth = p.kernel, p.channels
     if p.groups == 1 and p.narrow and axes[0].stride == dy == 1:
         taps, depth = (1, 1), depth * p.kernel[0]
-    elif p.groups == 1 and axes[1].stride == dx == 1 and not p.narrow:
+    elif p.groups == 1 and dx == 1 and not p.narrow:
         taps, depth = (p.kernel[0], 1), depth * p.kernel[1]
-    layout = Layout(form, p, axes, taps, depth, 0, 0, 0, p.pixel * axes[0].walk)
+    layout = Layout(form, p, axes, taps, depth, 0, 0, 0, 0)
+    layout = replace(layout, stride=p.pixel * layout.walk)
     return _stepped(layout, overread=form == "planes" and p.exact)
 
 
@@ -208,6 +213,5 @@ def tap_cell(layout: Layout, lines: int, ky: Value, kx: Value) -> Value:
     y, x = layout.axes
     if layout.form == "direct":
         return ky * y.dilation * layout.problem.breadth + kx * x.dilation
-    plane = y.phase(ky) * x.planes + x.phase(kx)
-    across = x.cells(layout.problem.columns)
-    return plane * layout.cells(lines) + y.shift(ky) * across + x.shift(kx)
+    down = y.phase(ky) * layout.cells(lines) + y.shift(ky) * layout.across
+    return down + kx * x.dilation

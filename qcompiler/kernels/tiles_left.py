@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from tvm import tirx
 
+from qcompiler.ir import numpy_dtype
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
-from qcompiler.kernels.tiles_layout import LINE, Axis, Layout, tap_cell
+from qcompiler.kernels.tiles_layout import LINE, Layout, tap_cell
 from qcompiler.kernels.tir import Builder, Pointer, Value
 
 
@@ -47,6 +49,8 @@ class Left:
         self.planes = scratch.view(dtype)
         self.gathered = self.planes + aligned(planes) // size
         self.tails = self.gathered + aligned(gathered) // size
+        pad = np.asarray(self.problem.pad_value).astype(numpy_dtype(self.problem.left.dtype))
+        self.pad = int(pad.view(dtype))
         self.copied = layout.form != "direct"
         self._origin: Value = 0
 
@@ -93,50 +97,41 @@ class Left:
     # -- copies
 
     def _copy_planes(self, image: Value, start: Value) -> None:
-        """The lines that the block sees, padded, each pixel in the plane of its phase."""
-        b, p = self.b, self.problem
-        y, x = self.layout.axes
-        across = x.cells(p.columns) * p.pixel
+        """The lines that the block sees, padded, each in the plane of its phase."""
+        b, p, y = self.b, self.problem, self.layout.axes[0]
+        across = self.layout.across * p.pixel
         furthest = ((p.lines - 1) * y.walk + y.shift(y.taps - 1)) * y.stride
         for py in y.phases:
             inside = py >= p.begins[0] and furthest + py - p.begins[0] < p.height
             with b.serial(y.cells(self.lines), "line") as i:
                 line = b.let((start * y.walk + i) * y.stride + (py - p.begins[0]), "from")
                 source = image + line * (p.breadth * p.pixel)
-                for px in x.phases:
-                    plane = (py * x.planes + px) * self.layout.cells(self.lines) * p.pixel
-                    target = b.let(plane + i * across, "target")
-                    if inside:
-                        self._copy_line(b.let(source, "source"), target, x, px)
-                        continue
-                    with b.when(tirx.And(line >= 0, line < p.height)):
-                        self._copy_line(b.let(source, "source"), target, x, px)
-                    with b.otherwise():
-                        self._fill(self.planes, target, across, p.pad_value)
+                plane = py * self.layout.cells(self.lines) * p.pixel
+                target = b.let(plane + i * across, "target")
+                if inside:
+                    self._copy_line(b.let(source, "source"), target)
+                    continue
+                with b.when(tirx.And(line >= 0, line < p.height)):
+                    self._copy_line(b.let(source, "source"), target)
+                with b.otherwise():
+                    self._fill(self.planes, target, across, self.pad)
 
-    def _copy_line(self, source: Value, target: Value, x: Axis, phase: int) -> None:
-        """The pixels of one phase, with padding before and after them."""
-        p, all_cells = self.problem, x.cells(self.problem.columns)
-        lead = p.begins[1]
-        first = min(max(-((phase - lead) // x.stride), 0), all_cells)
-        last = min(max(-((phase - lead - p.breadth) // x.stride), first), all_cells)
-        self._fill(self.planes, target, first * p.pixel, p.pad_value)
-        source = source + (first * x.stride + phase - lead) * p.pixel
-        target = target + first * p.pixel
-        if x.stride == 1:
-            self._copy(self.source, source, self.planes, target, (last - first) * p.pixel)
-        else:
-            with self.b.serial(last - first, "x") as i:
-                at, to = source + i * (x.stride * p.pixel), target + i * p.pixel
-                self._copy(self.source, self.b.let(at), self.planes, self.b.let(to), p.pixel)
-        rest = (all_cells - last) * p.pixel
-        self._fill(self.planes, target + (last - first) * p.pixel, rest, p.pad_value)
+    def _copy_line(self, source: Value, target: Value) -> None:
+        """A line, with padding before and after it."""
+        p, cells = self.problem, self.layout.across
+        first = min(p.begins[1], cells)
+        last = min(p.begins[1] + p.breadth, cells)
+        self._fill(self.planes, target, first * p.pixel, self.pad)
+        middle, rest = target + first * p.pixel, target + last * p.pixel
+        source = source + (first - p.begins[1]) * p.pixel
+        self._copy(self.source, source, self.planes, middle, (last - first) * p.pixel)
+        self._fill(self.planes, rest, (cells - last) * p.pixel, self.pad)
 
     def _gather(self, image: Value, start: Value) -> None:
         """What each window sees, a row a window, from the padded lines or from the operand."""
         b, p, (y, x) = self.b, self.problem, self.layout.axes
         padded = self.layout.plane_bytes(self.lines) > 0
-        across = x.cells(p.columns) if padded else p.breadth
+        across = self.layout.across if padded else p.breadth
         memory = self.planes if padded else self.source
         origin = 0 if padded else image + start * (y.walk * across * p.pixel)
         pieces, width = x.taps, p.channels

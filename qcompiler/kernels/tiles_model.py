@@ -177,8 +177,7 @@ def _copies(choice: Choice) -> float:
     y, x = layout.axes
     total = 0.0
     if size := layout.plane_bytes(lines):
-        runs = y.cells(lines) * y.planes * x.planes * (1 if x.stride == 1 else p.columns)
-        total += size / COPY_BYTES + runs * RUN_CYCLES
+        total += size / COPY_BYTES + y.cells(lines) * y.planes * RUN_CYCLES
     if layout.form == "gathered":
         pieces = y.taps * (1 if x.dilation == 1 else x.taps)
         each = -(-layout.depth // pieces * p.itemsize // LINE)
