@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.ir import Node
+from qcompiler.ir import Node, constant
 from qcompiler.matching import input_at
 from qcompiler.ops import known_value, make
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
@@ -33,7 +33,11 @@ def quantize_fuse_clip(quantize: Node, clip: Node) -> Node | Skip:
         bound = input_at(clip, index)
         if bound is None:
             continue
-        made = make("quantize", bound, *quantize.operands[1:], dtype=quantize.dtype)
+        if not bound.is_constant:
+            return Skip("a bound is not constant")
+        factor = quantize.operands[1]
+        spread = constant(np.broadcast_to(bound.array, factor.type.dims))
+        made = make("quantize", spread, *quantize.operands[1:], dtype=quantize.dtype)
         value = known_value(made)
         if value is None or np.any(value != limit):
             return Skip("a bound lies inside the range of the integers")

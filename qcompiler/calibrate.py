@@ -195,9 +195,7 @@ class Statistics:
         self.values[name].add(array)
 
     def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
-        """A value's name -> the range (low, high) to spread `levels` steps over; None for a value
-        that was never seen.
-        """
+        """A value's name -> (low, high) to spread `levels` steps over; None if it was never seen."""
         seen = self.values.get(name)
         if seen is None or not seen.samples:
             return None
@@ -329,18 +327,19 @@ def _check_sample(graph: Graph, sample: Mapping[str, Array], number: int) -> Non
 _Loss = Callable[[NDArray[np.float64], NDArray[np.float64], float, float, int], float]
 
 
-def _best_range(seen: Summary, loss: _Loss, levels: int) -> tuple[float, float]:
-    """Shrink the extremes, both by the same factor, to where a loss is least.
+_FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.1, 61))
 
-    One factor for both ends keeps one-sided ranges (after Relu) one-sided and the search
-    one-dimensional.
-    """
+
+def _best_range(seen: Summary, loss: _Loss, levels: int) -> tuple[float, float]:
+    """Shrink the extremes to where a loss is least: one end, then the other, twice."""
     assert seen.histogram is not None
-    used = np.flatnonzero(seen.histogram.counts)
-    counts = seen.histogram.counts[used[0] : used[-1] + 1].astype(np.float64)
-    centers = seen.histogram.centers[used[0] : used[-1] + 1]
-    ranges = [(seen.low * f, seen.high * f) for f in np.linspace(1.0, 0.05, 96)]
-    return min(ranges, key=lambda r: loss(counts, centers, min(r[0], 0.0), max(r[1], 0.0), levels))
+    counts, centers = seen.histogram.counts.astype(np.float64), seen.histogram.centers
+    ends = [min(seen.low, 0.0), max(seen.high, 0.0)]
+    for end in (1, 0, 1, 0):
+        tried = [[e * f if i == end else e for i, e in enumerate(ends)] for f in _FACTORS]
+        if ends[end]:
+            ends = min(tried, key=lambda r: loss(counts, centers, r[0], r[1], levels))
+    return ends[0], ends[1]
 
 
 def _squared_error(

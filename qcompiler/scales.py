@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Node, constant
 from qcompiler.isa import Device
+from qcompiler.matching import per_channel
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
 
@@ -25,6 +26,9 @@ Numbers = NDArray[Any]
 
 SMALLEST, LARGEST = 2.0**-40, 2.0**40
 """Scales stay inside: the product of two, times the inverse of a third, is within float32."""
+
+NOTHING = 2.0**-10
+"""What stands for the range of values that were all zero; a coarse one would coarsen the bias."""
 
 BIAS_LIMIT = 2.0**30
 """An int32 bias may take half of the sum's range."""
@@ -57,22 +61,26 @@ def activation_scale(low: float, high: float, dtype: str, symmetric: bool = Fals
 
 
 def _float32(scale: float) -> float:
-    """A range of nothing (all zeros were seen) still has a scale: 1, as good as any."""
-    return float(np.float32(max(scale, SMALLEST))) if scale else 1.0
+    """A range of nothing (all zeros were seen) still has a scale."""
+    return float(np.float32(max(scale or NOTHING, SMALLEST)))
 
 
 def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np.float32]:
     """Weights -> the scale of each slice along `axis`, [C]; of all, [1], where that is None.
 
-    It maps a slice's largest to 2^(bits-1) - 1. Infinite and not-a-number weights are an Error.
+    It maps a slice's largest to 2^(bits-1) - 1; slices of zeros take the finest scale there is, for
+    the sake of the bias in its steps. Infinite and not-a-number weights are an Error.
     """
     if not np.isfinite(weights).all():
         raise Error("a weight is infinite or not a number")
     rows = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0)
     flat = np.abs(rows.reshape(rows.shape[0], -1).astype(np.float64))
     largest = flat.max(axis=1, initial=0)
-    scales = np.where(largest == 0, 1.0, largest / (2 ** (bits - 1) - 1))
-    return np.clip(scales, SMALLEST, LARGEST).astype(np.float32)
+    used = largest[largest > 0]
+    largest = np.where(largest > 0, largest, used.min(initial=NOTHING))
+    scales = largest / (2 ** (bits - 1) - 1)
+    clipped: NDArray[np.float32] = np.clip(scales, SMALLEST, LARGEST).astype(np.float32)
+    return clipped
 
 
 def weight_bits(asked: int, device: Device | None) -> int:
@@ -150,14 +158,24 @@ class Bytes:
         return constant(np.array(self.zero, self.node.dtype)) if self.zero else None
 
 
-def activation(dequantize: Node) -> Bytes | Skip:
-    """dequantize(x, s, z) of bytes, with one scale and one zero point."""
+def activation(dequantize: Node, axis: int | None = None) -> Bytes | Skip:
+    """dequantize(x, s, z) of bytes, with one zero point and one scale, [].
+
+    With an `axis` the scale may also be one for each index along it, [C].
+    """
     x, scale, zero = dequantize.operands
     if x.dtype not in BYTES:
         return Skip(f"{x.dtype} is no byte")
-    if scale.array.size != 1 or zero.array.size != 1:
+    zeros = np.unique(zero.array)
+    if zeros.size != 1:
+        return Skip("an activation has more than one zero point")
+    steps = scale.array.astype(np.float64)
+    if steps.size == 1:
+        return Bytes(x, steps.reshape(()), int(zeros[0]))
+    each = None if axis is None else per_channel(steps, x.type.rank, axis)
+    if each is None:
         return Skip("an activation has more than one scale")
-    return Bytes(x, scale.array.astype(np.float64).reshape(()), int(zero.array.reshape(())))
+    return Bytes(x, each.astype(np.float64), int(zeros[0]))
 
 
 def weights(dequantize: Node) -> Bytes | Skip:

@@ -1,0 +1,544 @@
+"""Quantization end to end: other tools' models, what must not collapse, and the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+from qcompiler import ops
+from qcompiler.calibrate import calibrate
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
+from qcompiler.isa import Device, Isa, Mac
+from qcompiler.onnx_reader import read
+from qcompiler.onnx_writer import write
+from qcompiler.ops import make
+from qcompiler.stages import Choice, build, run_stage
+
+Feed = dict[str, Array]
+FLOAT_PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+
+
+class Net:
+    """A small network with random weights, written operator by operator."""
+
+    def __init__(self, *shape: int, seed: int = 0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.x = placeholder("x", Type("float32", shape))
+
+    def weights(self, *shape: int, spread: float = 1.0) -> Node:
+        fan = int(np.prod(shape[1:])) or 1
+        return constant(
+            (self.random.standard_normal(shape) * spread / np.sqrt(fan)).astype(np.float32)
+        )
+
+    def conv(self, x: Node, outputs: int, size: int = 3, group: int = 1, **attrs: object) -> Node:
+        inputs = x.type.dims[1]
+        w = self.weights(outputs, inputs // group, *[size] * (x.type.rank - 2))
+        pads = (size // 2,) * (2 * (x.type.rank - 2))
+        b = self.weights(outputs)
+        return make("Conv", x, w, b, pads=pads, group=group, name=self.name("conv"), **attrs)
+
+    def name(self, word: str) -> str:
+        self.count = getattr(self, "count", 0) + 1
+        return f"{word}{self.count}"
+
+    def graph(self, *outputs: Node) -> Graph:
+        names = tuple(f"y{i}" for i in range(len(outputs)))
+        return Graph((self.x,), outputs, names)
+
+    def samples(self, count: int = 8) -> list[Feed]:
+        random = np.random.default_rng(1)
+        dims = self.x.type.dims
+        return [{"x": random.standard_normal(dims).astype(np.float32)} for _ in range(count)]
+
+
+def plain(net: Net) -> Graph:
+    a = make("Relu", net.conv(net.x, 8))
+    return net.graph(make("Relu", net.conv(a, 6, size=1)))
+
+
+def residual(net: Net) -> Graph:
+    a = make("Relu", net.conv(net.x, 8))
+    b = net.conv(make("Relu", net.conv(a, 8)), 8)
+    c = make("Relu", make("Add", b, a))
+    pool = make("MaxPool", c, kernel_shape=(2, 2), strides=(2, 2))
+    return net.graph(net.conv(pool, 4))
+
+
+def depthwise(net: Net) -> Graph:
+    six = [constant(np.array(v, np.float32)) for v in (0, 6)]
+    a = make("Clip", net.conv(net.x, 8), *six)
+    b = make("Clip", net.conv(a, 8, group=8, strides=(2, 2)), *six)
+    mean = make("GlobalAveragePool", net.conv(b, 16, size=1))
+    flat = make("Reshape", mean, constant(np.array([2, 16], np.int64)))
+    w = net.weights(10, 16)
+    return net.graph(make("Gemm", flat, w, net.weights(10), transB=1))
+
+
+def branches(net: Net) -> Graph:
+    a = make("Relu", net.conv(net.x, 4))
+    left, right = make("Relu", net.conv(a, 6, size=1)), make("Relu", net.conv(a, 6))
+    joined = make("Concat", left, right, axis=1)
+    return net.graph(make("Sigmoid", net.conv(joined, 5)))
+
+
+def swish(net: Net) -> Graph:
+    a = net.conv(net.x, 8)
+    b = make("Mul", a, make("Sigmoid", a))
+    return net.graph(net.conv(b, 4))
+
+
+def enlarged(net: Net) -> Graph:
+    a = make("Relu", net.conv(net.x, 6))
+    w = net.weights(6, 4, 2, 2)
+    b = make("ConvTranspose", a, w, net.weights(4), strides=(2, 2), name="up")
+    return net.graph(net.conv(make("Relu", b), 3))
+
+
+NETS = [plain, residual, depthwise, branches, swish, enlarged]
+MakeNet = Callable[[Net], Graph]
+
+
+def integer(graph: Graph) -> Graph:
+    """The stages before and through quantization."""
+    for stage in ("fold", "fuse", "quantize"):
+        graph = run_stage(graph, stage)
+    return graph
+
+
+def statically(graph: Graph, samples: list[Feed], **options: object) -> Graph:
+    """Folded, fused, calibrated, with q/dq pairs; none of them made integer yet."""
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    return build("quantize_static", {"statistics": calibrate(graph, samples), **options})(graph)
+
+
+def float_products(graph: Graph) -> set[str]:
+    return {n.op for n in graph.nodes} & FLOAT_PRODUCTS
+
+
+class Reader:
+    """An onnxruntime CalibrationDataReader."""
+
+    def __init__(self, samples: list[Feed]) -> None:
+        self.samples: Iterator[Feed] = iter(samples)
+
+    def get_next(self) -> Feed | None:
+        return next(self.samples, None)
+
+
+def by_onnxruntime(graph: Graph, samples: list[Feed], folder: Path, **options: object) -> Path:
+    """onnxruntime's static quantization of a graph."""
+    source, made = folder / "source.onnx", folder / "made.onnx"
+    onnx.save(write(graph), source)
+    quantize_static(source, made, Reader(samples), **options)
+    return made
+
+
+def run_plainly(model: Path | bytes, feed: Feed) -> list[Array]:
+    """onnxruntime without fusions of its own: ONNX's meaning, operator by operator."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+    return [np.asarray(o) for o in session.run(None, feed)]
+
+
+def step_of(graph: Graph) -> float:
+    """The largest step of the last bytes before an output."""
+    scales = [n.operands[1].array.max() for n in graph.nodes if n.op == "dequantize"]
+    return float(scales[-1])
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
+@pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
+def test_a_qdq_model_of_onnxruntime_becomes_integer_and_stays_within_a_step(
+    net: MakeNet, activation: QuantType, per_channel: bool, tmp_path: Path
+) -> None:
+    made = Net(2, 3, 8, 8)
+    graph, samples = net(made), made.samples()
+    path = by_onnxruntime(
+        graph,
+        samples,
+        tmp_path,
+        quant_format=QuantFormat.QDQ,
+        activation_type=activation,
+        weight_type=QuantType.QInt8,
+        per_channel=per_channel,
+    )
+    ours = integer(read(path, {}))
+    assert not float_products(ours)
+    for feed in samples[:3]:
+        wanted = run_plainly(path.read_bytes(), feed)[0]
+        got = ops.evaluate(ours, feed)["y0"]
+        assert np.abs(got - wanted).max() <= 1.01 * step_of(ours)
+
+
+@pytest.mark.parametrize("net", [plain, residual, depthwise], ids=lambda n: n.__name__)
+def test_a_model_of_quantized_operators_becomes_integer_too(net: MakeNet, tmp_path: Path) -> None:
+    made = Net(2, 3, 8, 8)
+    graph, samples = net(made), made.samples()
+    path = by_onnxruntime(
+        graph,
+        samples,
+        tmp_path,
+        quant_format=QuantFormat.QOperator,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    ours = integer(read(path, {}))
+    assert not float_products(ours)
+    assert not any(n.op.startswith("QLinear") for n in ours.nodes)
+    for feed in samples[:3]:
+        wanted = run_plainly(path.read_bytes(), feed)[0]
+        got = ops.evaluate(ours, feed)["y0"]
+        assert np.abs(got - wanted).max() <= 1.01 * step_of(ours)
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
+def test_a_model_of_nncf_becomes_integer_too(net: MakeNet) -> None:
+    nncf = pytest.importorskip("nncf")
+    made = Net(2, 3, 8, 8)
+    graph, samples = net(made), made.samples()
+    model = nncf.quantize(write(graph), nncf.Dataset(samples), subset_size=len(samples))
+    ours = integer(read(model, {}))
+    assert not float_products(ours)
+    for feed in samples[:3]:
+        wanted = run_plainly(model.SerializeToString(), feed)[0]
+        # Their outputs are floats: an intermediate byte that is one step off shows in them.
+        assert np.abs(ops.evaluate(ours, feed)["y0"] - wanted).max() <= np.abs(wanted).max() / 100
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+def test_our_own_pairs_become_integer_and_mean_the_same(net: MakeNet, activation: str) -> None:
+    made = Net(2, 3, 8, 8)
+    graph, samples = net(made), made.samples()
+    pairs = statically(graph, samples, activation=activation)
+    ours = run_stage(pairs, "quantize")
+    laid_out = run_stage(ours, "layout")
+    assert not float_products(ours)
+    for feed in samples[:3]:
+        exact = ops.evaluate(graph, feed)["y0"]
+        plain_pairs = ops.evaluate(pairs, feed)["y0"]
+        got = ops.evaluate(ours, feed)["y0"]
+        assert np.abs(got - plain_pairs).max() <= np.abs(exact).max() / 100
+        assert similarity(exact, got) > 0.999
+        np.testing.assert_allclose(ops.evaluate(laid_out, feed)["y0"], got, rtol=1e-5, atol=1e-6)
+
+
+def test_our_pairs_run_in_onnxruntime_as_here() -> None:
+    made = Net(2, 3, 8, 8)
+    graph, samples = residual(made), made.samples()
+    pairs = statically(graph, samples)
+    theirs = run_plainly(write(pairs).SerializeToString(), samples[0])[0]
+    np.testing.assert_allclose(ops.evaluate(pairs, samples[0])["y0"], theirs, rtol=1e-5, atol=1e-5)
+
+
+def similarity(a: Array, b: Array) -> float:
+    """Cosine."""
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+# What collapses elsewhere (onnxruntime issues 5644, 9599, 11286, 19850 and their kin).
+
+
+def quantized_similarity(graph: Graph, samples: list[Feed], **options: object) -> float:
+    """Cosine of the integer graph's outputs with the float graph's, over samples not calibrated."""
+    pairs = statically(graph, samples[:-2], **options)
+    ours = run_stage(pairs, "quantize")
+    assert any(n.dtype == "int32" for n in ours.nodes if len(n.types) == 1)
+    found = [
+        similarity(ops.evaluate(graph, f)["y0"], ops.evaluate(ours, f)["y0"]) for f in samples[-2:]
+    ]
+    return min(found)
+
+
+def test_weights_of_very_different_channels_keep_theirs() -> None:
+    net = Net(2, 8, 8, 8)
+    w = net.weights(8, 1, 3, 3).array * np.logspace(-4, 2, 8).reshape(8, 1, 1, 1)
+    a = make("Conv", net.x, constant(w.astype(np.float32)), group=8, pads=(1, 1, 1, 1))
+    mean = make("ReduceMean", a, constant(np.array([2, 3], np.int64)), keepdims=1)
+    size = make("ReduceMean", make("Abs", a), constant(np.array([2, 3], np.int64)), keepdims=1)
+    graph = net.graph(make("Div", make("Sub", a, mean), size))
+    assert quantized_similarity(graph, net.samples()) > 0.999
+
+
+def test_channels_that_died_do_not_overflow_their_bias() -> None:
+    net = Net(1, 3, 6, 6)
+    w = net.weights(4, 3, 3, 3).array.copy()
+    w[1] = 0
+    w[2] = 1e-30
+    bias = constant(np.array([0.1, 5.0, -3.0, 0.0], np.float32))
+    a = make("Relu", make("Conv", net.x, constant(w), bias, pads=(1, 1, 1, 1)))
+    graph = net.graph(net.conv(a, 4), a)
+    assert quantized_similarity(graph, net.samples()) > 0.999
+    ours = run_stage(statically(graph, net.samples()), "quantize")
+    dead = ops.evaluate(ours, net.samples()[0])["y1"][:, 1]
+    np.testing.assert_allclose(dead, 5, atol=0.03)
+
+
+def test_an_activation_that_never_changes_does_not_coarsen_the_bias() -> None:
+    net = Net(1, 3, 4, 4)
+    low, high = (constant(np.array(v, np.float32)) for v in (-1e-6, 0))
+    a = make("Clip", make("Abs", net.x), low, high)  # always 0
+    b = make("Add", make("MatMul", a, net.weights(4, 4)), constant(np.ones(4, np.float32)))
+    graph = net.graph(b)
+    pairs = statically(graph, net.samples())
+    got = ops.evaluate(run_stage(pairs, "quantize"), net.samples()[0])["y0"]
+    np.testing.assert_allclose(got, 1, rtol=1e-4)
+
+
+def transformer(net: Net, mask: float) -> Graph:
+    """One layer as exporters write it: a mask of huge numbers, outliers in a few channels."""
+    width, heads = net.x.type.dims[-1], 2
+    gain = np.ones(width, np.float32)
+    gain[:2] = 40  # outlier channels, as trained transformers have them
+    scale, shift = constant(gain), constant(np.zeros(width, np.float32))
+    x = make("LayerNormalization", net.x, scale, shift, axis=-1)
+    split = constant(np.array([*net.x.type.dims[:2], heads, width // heads], np.int64))
+    q, k, v = (
+        make(
+            "Transpose",
+            make("Reshape", make("MatMul", x, net.weights(width, width)), split),
+            perm=p,
+        )
+        for p in ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3))
+    )
+    root = constant(np.array(np.sqrt(width // heads) * 40, np.float32))
+    scores = make("Div", make("MatMul", q, k), root)
+    hidden = np.zeros((1, 1, 1, net.x.type.dims[1]), np.float32)
+    hidden[..., -2:] = mask
+    weights = make("Softmax", make("Add", scores, constant(hidden)), axis=-1)
+    back = make("Transpose", make("MatMul", weights, v), perm=(0, 2, 1, 3))
+    flat = make("Reshape", back, constant(np.array(net.x.type.dims, np.int64)))
+    attended = make("Add", x, make("MatMul", flat, net.weights(width, width)))
+    y = make("LayerNormalization", attended, scale, shift, axis=-1)
+    up = make("Gelu", make("MatMul", y, net.weights(width, 4 * width)))
+    down = make("MatMul", up, net.weights(4 * width, width))
+    return net.graph(make("LayerNormalization", make("Add", y, down), scale, shift, axis=-1))
+
+
+@pytest.mark.parametrize("mask", [-1e4, -3.4028235e38, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"activation": "int8"}, {"weight_bits": 7}], ids=str)
+def test_a_transformer_with_a_mask_and_outliers_does_not_collapse(
+    mask: float, options: dict[str, object]
+) -> None:
+    net = Net(2, 6, 32)
+    assert quantized_similarity(transformer(net, mask), net.samples(), **options) > 0.99
+
+
+@pytest.mark.parametrize("method", ["average", "percentile", "mse", "entropy"])
+def test_every_calibration_method_keeps_a_residual_network(method: str) -> None:
+    net = Net(2, 3, 8, 8)
+    graph = residual(net)
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    statistics = calibrate(graph, net.samples(), method=method)
+    pairs = build("quantize_static", {"statistics": statistics})(graph)
+    feed = net.samples(9)[-1]
+    wanted = ops.evaluate(graph, feed)["y0"]
+    assert similarity(wanted, ops.evaluate(pairs, feed)["y0"]) > 0.99
+
+
+# Options.
+
+
+def saturating(exact: bool) -> Device:
+    mac = Mac(16, 4, lambda *a: a, exact=exact)
+    return Device("d", Isa("d", "", (), frozenset(), 16, 32, {("u8", "i8", "i32"): mac}), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 127),
+        ({"weight_bits": 7}, 63),
+        ({"device": saturating(exact=True)}, 127),
+        ({"device": saturating(exact=False)}, 63),
+        ({"device": saturating(exact=False), "weight_bits": 8}, 127),
+    ],
+    ids=["usual", "asked", "exact", "saturating", "insisted"],
+)
+def test_weights_use_the_bits_that_the_device_multiplies_exactly(
+    options: dict[str, object], most: int
+) -> None:
+    net = Net(2, 3, 8, 8)
+    pairs = statically(plain(net), net.samples(), **options)
+    largest = [
+        np.abs(n.operands[0].array.astype(int)).max()
+        for n in pairs.nodes
+        if n.op == "DequantizeLinear"
+        and n.operands[0].is_constant
+        and n.operands[0].dtype == "int8"
+    ]
+    assert largest == [most, most]
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"exclude": ("conv1",)}, {"conv1"}),
+        ({"exclude": (r"conv\d",)}, {"conv1", "conv2"}),
+        ({"exclude": ("Conv",)}, {"conv1", "conv2"}),
+        ({"include": ("conv2",)}, {"conv1"}),
+        ({"include": ("Conv",), "exclude": ("conv2",)}, {"conv2"}),
+    ],
+    ids=str,
+)
+def test_named_nodes_stay_float(options: dict[str, object], kept: set[str]) -> None:
+    net = Net(2, 3, 8, 8)
+    ours = run_stage(statically(plain(net), net.samples(), **options), "quantize")
+    assert {n.name for n in ours.nodes if n.op == "Conv"} == kept
+
+
+def test_a_bad_regular_expression_is_named() -> None:
+    net = Net(2, 3, 8, 8)
+    with pytest.raises(Error, match=r"'conv\('"):
+        statically(plain(net), net.samples(), exclude=("conv(",))
+
+
+def test_static_int8_without_data_or_with_that_of_another_graph_is_refused() -> None:
+    net, other = Net(2, 3, 8, 8), Net(2, 3, 8, 8, seed=5)
+    with pytest.raises(Error, match="needs calibration data"):
+        build("quantize_static")(plain(net))
+    statistics = calibrate(plain(other), other.samples())
+    with pytest.raises(Error, match="another graph"):
+        build("quantize_static", {"statistics": statistics})(plain(net))
+
+
+def test_synthetic_calibration_is_told_in_the_notes() -> None:
+    net = Net(2, 3, 8, 8)
+    graph = plain(net)
+    statistics = calibrate(graph, net.samples())
+    quantized = build("quantize_static", {"statistics": statistics})(graph)
+    assert "SYNTHETIC" not in quantized.notes["quantization"]
+    statistics.synthetic = True
+    quantized = build("quantize_static", {"statistics": statistics})(graph)
+    assert "SYNTHETIC" in quantized.notes["quantization"]
+
+
+def test_what_is_quantized_is_not_quantized_again() -> None:
+    net = Net(2, 3, 8, 8)
+    graph = plain(net)
+    choice = Choice({"quantize_static": {"statistics": calibrate(graph, net.samples())}})
+    once = run_stage(graph, "quantize", None, choice)
+    assert run_stage(once, "quantize", None, choice) is once
+
+
+def test_bias_correction_takes_the_mean_error_of_rounding_away() -> None:
+    net = Net(4, 8, 12, 12)
+    graph = net.graph(net.conv(make("Abs", net.x), 6, size=1))
+    wanted = np.concatenate([ops.evaluate(graph, f)["y0"] for f in net.samples()])
+
+    def bias(correct: bool) -> float:
+        pairs = statically(graph, net.samples(), correct_bias=correct, weight_bits=3)
+        got = np.concatenate([ops.evaluate(pairs, f)["y0"] for f in net.samples()])
+        return float(np.abs((got - wanted).mean(axis=(0, 2, 3))).max())
+
+    assert bias(correct=True) < 0.05 * bias(correct=False)
+
+
+# Dynamic and half precision.
+
+
+def test_dynamic_int8_serves_rows_of_any_size() -> None:
+    net = Net(2, 6, 32)
+    graph = transformer(net, -1e4)
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    ours = run_stage(graph, "quantize", None, Choice({"quantize_dynamic": {}}))
+    assert not any(n.op == "MatMul" and n.operands[1].is_constant for n in ours.nodes)
+    shared = [n for n in ours.nodes if n.op == "quantize"]
+    assert len(shared) == 4, "q, k and v read the same bytes"
+    for scale in (1e-6, 1, 1e6):
+        feed = {"x": net.samples()[0]["x"] * np.float32(scale)}
+        wanted = ops.evaluate(graph, feed)["y0"]
+        assert similarity(wanted, ops.evaluate(ours, feed)["y0"]) > 0.999
+
+
+def test_dynamic_int8_of_zeros_is_zero() -> None:
+    net = Net(3, 8)
+    graph = net.graph(make("MatMul", net.x, net.weights(8, 4)))
+    ours = build("quantize_dynamic")(graph)
+    zeros = {"x": np.zeros((3, 8), np.float32)}
+    np.testing.assert_array_equal(ops.evaluate(ours, zeros)["y0"], np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
+@pytest.mark.parametrize(("dtype", "loss"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+def test_half_precision_costs_its_own_rounding_only(net: MakeNet, dtype: str, loss: float) -> None:
+    made = Net(2, 3, 8, 8)
+    graph, feed = net(made), made.samples()[0]
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {"dtype": dtype}}))
+    laid_out = run_stage(ours, "layout")
+    assert not any(n.op in ("Conv", "MatMul") for n in ours.nodes)
+    wanted = ops.evaluate(graph, feed)["y0"]
+    got = ops.evaluate(laid_out, feed)["y0"]
+    assert np.abs(got - wanted).max() <= loss * np.abs(wanted).max()
+    products = [n for n in laid_out.nodes if n.op in ("conv", "matmul")]
+    half = [n for n in products if all(i.dtype == dtype for i in n.operands)]
+    assert len(half) >= len(products) - (net is enlarged), "a transposed convolution stays float32"
+
+
+def test_half_precision_stores_what_a_transformer_carries_in_16_bits() -> None:
+    net = Net(2, 6, 32)
+    graph = transformer(net, -1e4)
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {}}))
+    norms = [n for n in ours.nodes if n.op == "LayerNormalization"]
+    assert all(n.dtype == "float32" for n in norms), "it calculates in float32"
+    feed = net.samples()[0]
+    wanted = ops.evaluate(graph, feed)["y0"]
+    assert similarity(wanted, ops.evaluate(ours, feed)["y0"]) > 0.999
+
+
+# Transposed convolutions.
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_transposed_convolution_is_the_convolution_of_its_phases(data: st.DataObject) -> None:
+    draw = data.draw
+    rank, group = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    kernel = tuple(draw(st.integers(1, 4)) for _ in range(rank))
+    sizes = tuple(draw(st.integers(1, 4)) for _ in range(rank))
+    pads = [draw(st.integers(0, (k - 1) // 2)) for k in (*kernel, *kernel)]
+    more = tuple(draw(st.integers(0, s - 1)) for s in strides)
+    random = np.random.default_rng(0)
+    x = placeholder("x", Type("uint8", (2, 2 * group, *sizes)))
+    w = constant(random.integers(-127, 128, (2 * group, 3, *kernel)).astype(np.int8))
+    one, zero = constant(np.array(0.5, np.float32)), constant(np.array(7, np.int32))
+    scales = constant((2.0 ** random.integers(-3, 3, (3, *[1] * rank))).astype(np.float32))
+    y = make(
+        "ConvTranspose",
+        make("dequantize", x, one, zero),
+        make("dequantize", w, scales, constant(np.zeros((), np.int32))),
+        constant(4 * random.integers(-9, 9, 3 * group).astype(np.float32)),  # whole steps
+        group=group,
+        strides=strides,
+        pads=tuple(pads),
+        output_padding=more,
+    )
+    graph = Graph((x,), (y,), ("y0",))
+    ours = run_stage(graph, "quantize")
+    assert not float_products(ours)
+    feed = {"x": random.integers(0, 256, x.type.dims).astype(np.uint8)}
+    np.testing.assert_allclose(
+        ops.evaluate(ours, feed)["y0"], ops.evaluate(graph, feed)["y0"], rtol=1e-6
+    )
