@@ -1,6 +1,7 @@
 """AVX-512 F, BW, CD, DQ and VL (Skylake-X and later): thirty-two 64-byte registers."""
 
 from qcompiler.targets.x86_avx2 import AVX2, vfmaddps
+from tvm import tirx
 
 from qcompiler.isa import Mac, isa
 from qcompiler.kernels import tir
@@ -40,6 +41,24 @@ def saturating_pack(x: Value, dtype: str) -> Value:
     return tir.reinterpret(packed, "uint8")
 
 
+def quantize_pair(low: Value, high: Value, zero: Value, dtype: str) -> Value:
+    """Two float32 vectors, an int32 zero point of at most 15 bits -> 32 uint8 or int8: rounded to
+    nearest even, the zero point added, clipped. NaN gives the least.
+    """
+    most = tir.const(1e9, "float32", 16)  # what vcvtps2dq cannot hold saturates all the same
+
+    def whole(x: Value) -> Value:
+        return vcvtps2dq(tirx.Select(most < x, most, x))
+
+    words = llvm("int16", 32, "llvm.x86.avx512.packssdw.512", whole(low), whole(high))
+    shift = tir.broadcast(tir.cast(zero, "int16"), 32)
+    words = llvm("int16", 32, "llvm.sadd.sat", words, shift)
+    name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
+    packed = llvm("int8", 64, f"llvm.x86.avx512.{name}.512", words, words)
+    fours = tir.shuffle(tir.reinterpret(packed, "int32"), [0, 4, 8, 12, 1, 5, 9, 13])
+    return tir.reinterpret(fours, dtype)
+
+
 AVX512 = isa(
     "x86_avx512",
     extends=AVX2,
@@ -52,5 +71,9 @@ AVX512 = isa(
         ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpmaddwd, temporaries=1),
         ("u8", "i8", "i32"): Mac(16, k=4, emit=vpmaddubsw, exact=False, temporaries=2),
     },
-    intrinsics={"round_to_int": vcvtps2dq, "saturating_pack": saturating_pack},
+    intrinsics={
+        "round_to_int": vcvtps2dq,
+        "saturating_pack": saturating_pack,
+        "quantize_pair": quantize_pair,
+    },
 )

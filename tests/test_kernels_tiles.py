@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Iterator, Mapping
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tvm
@@ -254,6 +255,30 @@ def test_sums_leave_requantized(isa: Isa, channels: int, dtype: str) -> None:
     check(root, isa, requantized(root, channels, dtype))
     root = matmul((70, 50), (50, channels), "int8", "int8")
     check(root, isa, requantized(root, channels, dtype))
+
+
+@pytest.mark.parametrize("channels", [32, 50])
+@pytest.mark.parametrize(
+    ("dtype", "zero"), [("uint8", 3), ("uint8", 255), ("int8", -128), ("int8", 9)]
+)
+def test_quantized_sums_round_and_saturate_as_numpy(
+    isa: Isa, channels: int, dtype: str, zero: int
+) -> None:
+    """Halves to even, beyond every limit, infinite and NaN."""
+    a = placeholder("a", Type("bfloat16", (40, 8)))
+    b = constant(
+        np.random.default_rng(0).integers(-9, 10, (8, channels)).astype(ml_dtypes.bfloat16)
+    )
+    multiplier = np.resize(
+        np.array([0.5, 0.25, 1, 3, 1e3, 1e8, 1e9, 1e30, -1e30, np.inf, np.nan, -0.5], np.float32),
+        channels,
+    )
+    root = make("matmul", a, b)
+    zero_point = constant(np.int32(zero))
+    output = make("quantize", root, constant(multiplier), zero_point, dtype=dtype)
+    values = {a: np.random.default_rng(1).integers(-3, 4, (40, 8)).astype(ml_dtypes.bfloat16)}
+    graph, region = region_around(root, output)
+    check(root, isa, output, values={**values_of(graph, region), **values})
 
 
 def test_grouped_sums_take_their_own_columns_of_the_operands(isa: Isa) -> None:

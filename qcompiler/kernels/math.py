@@ -230,8 +230,10 @@ class TirMath:
         return self.vec(node(a.expr, b.expr), "bool")
 
     def logical_not(self, x: Vec) -> Vec:
-        """A condition turned."""
-        return self.vec(tirx.Not(x.expr), "bool")
+        """A condition turned. As a comparison of bytes: TVM takes `not (a < b)` for `a >= b`, which
+        is not so of NaN.
+        """
+        return self.vec(tirx.EQ(tir.cast(x.expr, "uint8"), tir.const(0, "uint8", x.lanes)), "bool")
 
     def where(self, condition: Vec, a: Any, b: Any) -> Vec:
         """`a` where the condition holds, else `b`; both are computed."""
@@ -465,6 +467,11 @@ class TirMath:
             return self.saturate(self.round(x * multiplier) + shift, dtype)
         scaled, least, most = x * multiplier, low - shift, high - shift
         lanes = scaled.lanes
+        pair = self.isa.intrinsics.get("quantize_pair")
+        if pair and lanes == 2 * self.isa.lanes() and high < 256:
+            halves = (range(lanes // 2), range(lanes // 2, lanes))
+            low_half, high_half = (self.vec(tir.shuffle(scaled.expr, h)).expr for h in halves)
+            return self.vec(pair(low_half, high_half, zero.expr, dtype), dtype)
         scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
         scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))
         if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():

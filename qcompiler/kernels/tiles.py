@@ -158,6 +158,8 @@ class Tiles:
         nodes = [n for n in self.region.nodes if n not in (p.root, self.summed)]
         m = TirMath(b, self.device.isa)
         self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
+        last = self.region.output
+        self.paired = last.op == "quantize" and "quantize_pair" in self.device.isa.intrinsics
         self.products = Products(b, self.device.isa, self.layout, self.panels, self.heights)
         self.sums = self.scratch + HEAD_BYTES
         self.left = Left(
@@ -320,12 +322,13 @@ class Tiles:
         where = fused.row(pixel)
         sums = self.sums.view(p.root.dtype)
         end = (block.group + 1) * p.width
-        for tile in range(tiles):
-            raw = b.let(sums.load((row * tiles + tile) * lanes, lanes), "sums")
-            column = b.let(block.column + tile * lanes, "column")
-            count = lanes if p.width % lanes == 0 else tirx.Min(end - column, tir.const(lanes))
-            given = {self.summed: Vec(fused.m, raw, p.root.dtype, lanes)}
-            value = fused.at(where, column, lanes, count, given)
+        each = tiles * lanes if self.paired else lanes
+        for first in range(0, tiles * lanes, each):
+            raw = b.let(sums.load(row * (tiles * lanes) + first, each), "sums")
+            column = b.let(block.column + first, "column")
+            count = each if p.width % each == 0 else tirx.Min(end - column, tir.const(each))
+            given = {self.summed: Vec(fused.m, raw, p.root.dtype, each)}
+            value = fused.at(where, column, each, count, given)
             store(fused.m, self.out, pixel * (p.width * p.groups) + column, value, count)
 
 

@@ -24,10 +24,10 @@ L2_BYTES = 48.0  # a cycle
 L3_BYTES = 10.0  # a cycle and core
 COPY_BYTES = 24.0  # a cycle: a load and a store of a line, shuffled little
 RUN_CYCLES = 4.0  # of a copy, however short
-FINISH_CYCLES = 2.0  # load and store a vector of sums, and a row's share of addresses
+FINISH_CYCLES = 1.5  # load and store a vector of sums, and a row's share of addresses
 NODE_CYCLES = 0.6  # an elementwise node of the epilogue, a vector; these take longer:
 LONG_NODES = {
-    **dict.fromkeys(("quantize", "lookup", "QuantizeLinear", "HardSwish"), 3.6),
+    **dict.fromkeys(("quantize", "lookup", "QuantizeLinear", "HardSwish"), 2.5),
     **dict.fromkeys(("dequantize", "LeakyRelu", "Clip", "Div"), 1.5),
     **dict.fromkeys(("Sigmoid", "Tanh", "Swish", "Gelu", "Erf", "Exp", "Log", "Softplus"), 12.0),
 }
