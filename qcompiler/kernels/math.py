@@ -467,11 +467,10 @@ class TirMath:
             return self.saturate(self.round(x * multiplier) + shift, dtype)
         scaled, least, most = x * multiplier, low - shift, high - shift
         lanes = scaled.lanes
-        pair = self.isa.intrinsics.get("quantize_pair")
-        if pair and lanes == 2 * self.isa.lanes() and high < 256:
-            halves = (range(lanes // 2), range(lanes // 2, lanes))
-            low_half, high_half = (self.vec(tir.shuffle(scaled.expr, h)).expr for h in halves)
-            return self.vec(pair(low_half, high_half, zero.expr, dtype), dtype)
+        several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
+        if several and lanes in (2 * own, 4 * own) and high < 256:
+            parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
+            return self.vec(several([self.vec(p).expr for p in parts], zero.expr, dtype), dtype)
         scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
         scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))
         if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():
