@@ -3,6 +3,7 @@
 Min(Max(x, a), b), Max(Min(x, b), a)   ->  Clip(x, a, b)          a, b: numbers, a <= b
 Clip(Clip(x, a, b), c, d)              ->  Clip(x, max(a, c), min(b, d))
 Clip(x, 0, none)                       ->  Relu(x)
+Clip(x, [a], [b])                      ->  Clip(x, a, b)
 Clip(x), Relu(x)                       ->  x, where x is already within the bounds
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 
 from qcompiler.ir import Node
-from qcompiler.matching import FLOATS, const, input_at, number
+from qcompiler.matching import FLOATS, const, input_at, number, rebuilt
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
@@ -76,6 +77,19 @@ def fold_clip_at_zero(clip: Node) -> Node | None:
     if bounds == (-math.inf, math.inf):
         return x
     return make("Relu", x) if bounds == (0, math.inf) else None
+
+
+@rule(op("Clip", ANY, OPTIONAL, OPTIONAL))
+def fold_clip_bounds(clip: Node) -> Node | None:
+    """Clip(x, [a], [b]) -> Clip(x, a, b): bounds are plain numbers."""
+    bounds = [input_at(clip, i) for i in (1, 2)]
+    plain = [
+        const(b.array.reshape(())) if b and b.is_constant and b.type.size == 1 and b.shape else b
+        for b in bounds
+    ]
+    same = all(a is b for a, b in zip(plain, bounds, strict=True))
+    made = None if same else rebuilt(clip, (clip.operands[0], *plain))
+    return made if made and made.type == clip.type else None
 
 
 @rule(op("Max", ANY, CONST, commutes=True))

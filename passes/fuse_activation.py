@@ -38,6 +38,11 @@ class Guess:
     attrs: dict[str, Attr]
     factor: float = 1.0
 
+    @property
+    def nodes(self) -> int:
+        """How many nodes it takes."""
+        return 1 if self.factor == 1 else 2
+
     def of(self, x: Node, name: str) -> Node:
         """The node that computes it."""
         made = make(self.name, x, name=name, **self.attrs)
@@ -146,7 +151,8 @@ def _largest(root: Node, index: dict[Node, int], graph: Graph) -> tuple[Node, Gu
     for tree in _trees(root, index, graph):
         if tree.source.type == root.type and any(n.op in CURVED for n in tree.nodes):
             guess = recognized(tree.values())
-            found = found if guess is None else (tree.source, guess)
+            if guess is not None and len(tree.nodes) > guess.nodes:
+                found = tree.source, guess
     return found
 
 
