@@ -48,7 +48,7 @@ class Isa:
     products.
 
     `intrinsics` maps the name of a vector operation that kernels may ask for ("round_to_int",
-    "saturating_pack", "table") to the function that emits it; kernels have a plain way for those an
+    "quantize", "tile_load") to the function that emits it; kernels have a plain way for those an
     instruction set lacks.
     """
 

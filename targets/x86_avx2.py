@@ -5,6 +5,10 @@ fit int16. Widened to int16, vpmaddwd is exact.
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2.
 """
 
+from collections.abc import Sequence
+
+from tvm import tirx
+
 from qcompiler.isa import Mac, isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value, llvm
@@ -34,13 +38,20 @@ def vcvtps2dq(x: Value) -> Value:
     return llvm("int32", 8, "llvm.x86.avx.cvt.ps2dq.256", x)
 
 
-def saturating_pack(x: Value, dtype: str) -> Value:
-    """8 int32 -> 8 uint8 or int8, clipped."""
-    low, high = (tir.shuffle(x, range(i, i + 4)) for i in (0, 4))
-    words = llvm("int16", 8, "llvm.x86.sse2.packssdw.128", low, high)
-    to_bytes = {"uint8": "llvm.x86.sse2.packuswb.128", "int8": "llvm.x86.sse2.packsswb.128"}
-    packed = llvm("int8", 16, to_bytes[dtype], words, words)
-    return tir.reinterpret(tir.shuffle(packed, range(8)), dtype)
+def quantize(vectors: Sequence[Value], zero: Value, dtype: str) -> Value:
+    """Two or four float32 vectors, an int32 zero point of at most 15 bits -> as many uint8 or int8:
+    rounded to nearest even, the zero point added, clipped. NaN gives the least.
+    """
+    most = tir.const(1e9, "float32", 8)  # what vcvtps2dq cannot hold saturates all the same
+    whole = [vcvtps2dq(tirx.Select(most < x, most, x)) for x in vectors]
+    shift = tir.broadcast(tir.cast(zero, "int16"), 16)
+    pairs = zip(whole[::2], whole[1::2], strict=True)
+    words = [llvm("int16", 16, "llvm.x86.avx2.packssdw", a, b) for a, b in pairs]
+    words = [llvm("int16", 16, "llvm.sadd.sat", w, shift) for w in words]
+    name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
+    packed = llvm("int8", 32, f"llvm.x86.avx2.{name}", words[0], words[-1])
+    order = [half * 4 + v for v in range(len(vectors)) for half in range(2)]
+    return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
 
 
 AVX2 = isa(
@@ -55,5 +66,5 @@ AVX2 = isa(
         ("i16", "i16", "i32"): Mac(lanes=8, k=2, emit=vpmaddwd, temporaries=1),
         ("u8", "i8", "i32"): Mac(8, k=4, emit=vpmaddubsw, exact=False, temporaries=2),
     },
-    intrinsics={"round_to_int": vcvtps2dq, "saturating_pack": saturating_pack},
+    intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize},
 )

@@ -1,5 +1,7 @@
 """AVX-512 F, BW, CD, DQ and VL (Skylake-X and later): thirty-two 64-byte registers."""
 
+from collections.abc import Sequence
+
 from qcompiler.targets.x86_avx2 import AVX2, vfmaddps
 from tvm import tirx
 
@@ -31,32 +33,20 @@ def vcvtps2dq(x: Value) -> Value:
     return llvm("int32", 16, name, x, zero, _EVERY_LANE, _CURRENT_ROUNDING)
 
 
-def saturating_pack(x: Value, dtype: str) -> Value:
-    """16 int32 -> 16 uint8 or int8, clipped."""
-    zero = tir.const(0, "int8", 16)
-    if dtype == "int8":
-        return llvm("int8", 16, "llvm.x86.avx512.mask.pmovs.db.512", x, zero, _EVERY_LANE)
-    positive = llvm("int32", 16, "llvm.smax", x, tir.const(0, "int32", 16))
-    packed = llvm("int8", 16, "llvm.x86.avx512.mask.pmovus.db.512", positive, zero, _EVERY_LANE)
-    return tir.reinterpret(packed, "uint8")
-
-
-def quantize_pair(low: Value, high: Value, zero: Value, dtype: str) -> Value:
-    """Two float32 vectors, an int32 zero point of at most 15 bits -> 32 uint8 or int8: rounded to
-    nearest even, the zero point added, clipped. NaN gives the least.
+def quantize(vectors: Sequence[Value], zero: Value, dtype: str) -> Value:
+    """Two or four float32 vectors, an int32 zero point of at most 15 bits -> as many uint8 or int8:
+    rounded to nearest even, the zero point added, clipped. NaN gives the least.
     """
     most = tir.const(1e9, "float32", 16)  # what vcvtps2dq cannot hold saturates all the same
-
-    def whole(x: Value) -> Value:
-        return vcvtps2dq(tirx.Select(most < x, most, x))
-
-    words = llvm("int16", 32, "llvm.x86.avx512.packssdw.512", whole(low), whole(high))
+    whole = [vcvtps2dq(tirx.Select(most < x, most, x)) for x in vectors]
     shift = tir.broadcast(tir.cast(zero, "int16"), 32)
-    words = llvm("int16", 32, "llvm.sadd.sat", words, shift)
+    pairs = zip(whole[::2], whole[1::2], strict=True)
+    words = [llvm("int16", 32, "llvm.x86.avx512.packssdw.512", a, b) for a, b in pairs]
+    words = [llvm("int16", 32, "llvm.sadd.sat", w, shift) for w in words]
     name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
-    packed = llvm("int8", 64, f"llvm.x86.avx512.{name}.512", words, words)
-    fours = tir.shuffle(tir.reinterpret(packed, "int32"), [0, 4, 8, 12, 1, 5, 9, 13])
-    return tir.reinterpret(fours, dtype)
+    packed = llvm("int8", 64, f"llvm.x86.avx512.{name}.512", words[0], words[-1])
+    order = [quarter * 4 + v for v in range(len(vectors)) for quarter in range(4)]
+    return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
 
 
 AVX512 = isa(
@@ -73,7 +63,6 @@ AVX512 = isa(
     },
     intrinsics={
         "round_to_int": vcvtps2dq,
-        "saturating_pack": saturating_pack,
-        "quantize_pair": quantize_pair,
+        "quantize": quantize,
     },
 )

@@ -43,6 +43,7 @@ from qcompiler.kernels.vec import Vec
 
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _ALIGN = 64
+_TOGETHER = 4
 _OFFSETS = 1 << 31
 
 
@@ -435,12 +436,22 @@ class _Contraction:
         for r, pixel in enumerate(pixels):
             index = b.let(pixel, "pixel")
             row = fused.row(index)
-            for v in range(run.vectors):
-                count = run.tail if v == run.vectors - 1 else lanes
-                value = Vec(fused.m, registers[r * run.vectors + v], root.dtype, lanes)
-                at = b.let(column + v * lanes, "n")
-                result = fused.at(row, at, lanes, count, {self.summed: value})
+            first = 0
+            for width in _powers_of_two(run.vectors):
+                last = first + width == run.vectors
+                count = (width - 1) * lanes + (run.tail if last else lanes)
+                held = [registers[r * run.vectors + first + v] for v in range(width)]
+                value = Vec(fused.m, b.let(tir.concat(held), "sums"), root.dtype, width * lanes)
+                at = b.let(column + first * lanes, "n")
+                result = fused.at(row, at, width * lanes, count, {self.summed: value})
                 store(fused.m, self.out, index * columns + at, result, count)
+                first += width
+
+
+def _powers_of_two(vectors: int) -> list[int]:
+    """7 -> [4, 2, 1]: vectors that are finished together and stored at once."""
+    rest = vectors % _TOGETHER
+    return [_TOGETHER] * (vectors // _TOGETHER) + [w for w in (2, 1) if rest & w]
 
 
 def _bias(region: Region) -> tuple[Node, Node | None]:

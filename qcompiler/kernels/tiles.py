@@ -159,7 +159,7 @@ class Tiles:
         m = TirMath(b, self.device.isa)
         self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
         last = self.region.output
-        self.paired = last.op == "quantize" and "quantize_pair" in self.device.isa.intrinsics
+        self.paired = last.op == "quantize" and "quantize" in self.device.isa.intrinsics
         self.products = Products(b, self.device.isa, self.layout, self.panels, self.heights)
         self.sums = self.scratch + HEAD_BYTES
         self.left = Left(
