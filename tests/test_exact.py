@@ -3,8 +3,6 @@
 Those that this CPU lacks run through the emulator of tests/emulator.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from emulator import load_or_skip
@@ -21,7 +19,7 @@ IMAGES = 5
 
 
 @pytest.fixture(params=SETS)
-def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """An instruction set that code can be run for here: the CPU's own, or emulated."""
     missing = ISAS[request.param].cpu_flags - cpu.features()
     emulated = {f for f in missing if f.startswith("amx_") or f == "avx_vnni"}
@@ -31,7 +29,7 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         load_or_skip()
         have = cpu.features() | missing
         monkeypatch.setattr(cpu, "features", lambda: have)
-    yield request.param
+    return str(request.param)
 
 
 def test_an_int8_network_is_exact(target: str) -> None:
