@@ -19,6 +19,7 @@ from qcompiler.ir import Array, Graph, Node, numpy_dtype
 
 if TYPE_CHECKING:
     from qcompiler.driver import Options, Watch
+    from qcompiler.plan import Plan
     from qcompiler.runtime import Model
 
 
@@ -33,14 +34,14 @@ def compile(a: Namespace) -> int:
     output = a.output or a.model.with_suffix(".qc")
     if a.dry_run:
         bar.close()
-        _say_skips(skips)
+        _say_skips(a, skips, plan)
         show.say(str(plan))
         return 0
     artifact = driver.build(plan, watch)
     artifact.save(output)
     seconds = time.perf_counter() - start
     bar.close()
-    _say_skips(skips)
+    _say_skips(a, skips, plan)
     answer = {
         "artifact": str(output),
         "precision": a.precision,
@@ -53,7 +54,8 @@ def compile(a: Namespace) -> int:
         "compile_seconds": round(seconds, 3),
     }
     if a.json:
-        show.say_json(answer)
+        said = {"skips": _skips(skips, plan)} if a.explain else {}
+        show.say_json({**answer, **said})
     else:
         show.say(
             f"{a.model} -> {output}: {a.precision} for {answer['target']}, "
@@ -150,7 +152,7 @@ def inspect(a: Namespace) -> int:
     if a.plan:
         plan = driver.make_plan(a.model, _options(a), watch)
         bar.close()
-        _say_skips(skips)
+        _say_skips(a, skips, plan)
         show.say(str(plan))
         return 0
     graph = read(a.model, input_shapes(a.input_shape))
@@ -334,9 +336,16 @@ def _dump(folder: Path, name: str, graph: Graph) -> None:
         raise Error(f"cannot write: {e.strerror}", where=str(folder)) from e
 
 
-def _say_skips(skips: list[tuple[str, str, str]]) -> None:
-    if skips:
-        rows = list(dict.fromkeys(skips))
+def _skips(skips: list[tuple[str, str, str]], plan: Plan) -> list[tuple[str, str, str]]:
+    """(rule or kernel, node, reason): what rules said, and generators while kernels were chosen."""
+    kernels = [(generator, step, reason) for step, generator, reason in plan.skips]
+    return list(dict.fromkeys([*skips, *kernels]))
+
+
+def _say_skips(a: Namespace, skips: list[tuple[str, str, str]], plan: Plan) -> None:
+    """Print them, where --explain asks for it and the answer is no JSON (which holds them)."""
+    rows = _skips(skips, plan) if a.explain and not a.json else []
+    if rows:
         show.say(show.table(("rule or kernel", "node", "not used because"), rows) + "\n")
 
 
