@@ -36,7 +36,7 @@ PACKED_BYTES = 20.0  # a cycle, of a right operand packed on the way
 VECTOR_PRODUCTS = 2.0  # a cycle, of the vector unit
 VECTOR_SHARE = 0.85  # of that, reached by vector kernels
 LAUNCH = 6_000.0  # cycles of waking the other threads
-WORTH_A_LAUNCH = 60_000.0  # cycles, about 20 us
+WORTH_A_LAUNCH = 30_000.0  # cycles, about 10 us
 CACHE_SHARE = 0.75  # of a cache that one thing may count on
 
 
@@ -133,12 +133,11 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
         panel = tiles * panels.strip_bytes
         multiply = layout.steps * len(heights) * tiles * mac.rows
         rows = blocks.size + tiles * (layout.step // p.quad)
-        load = max(
-            layout.steps * rows / ROWS_LOADED, _beyond_l1(device, choice, blocks, left, panel)
-        )
+        beyond = _beyond_l1(device, blocks.count, max(count, 1), left, panel)
+        load = max(layout.steps * rows / ROWS_LOADED, beyond)
         out = blocks.size * tiles * finish
         store = blocks.size * tiles * ROW_STORED
-        block = max(multiply, load, out) + store + BLOCK_CYCLES
+        block = max(multiply, load, out) + store / 2 + BLOCK_CYCLES
         products += units * count * blocks.count * multiply
         loads += units * count * blocks.count * load
         finishes += units * count * blocks.count * (out + store)
@@ -154,12 +153,14 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
     return Cost(products, loads, finishes, right / L3_BYTES, copies, total + copies + launch)
 
 
-def _beyond_l1(device: Device, choice: Choice, blocks: Blocks, left: float, panel: float) -> float:
-    """Cycles that the second-level cache (or the third) takes to feed one block."""
-    block_left = left / blocks.count
+def _beyond_l1(device: Device, blocks: int, panels: int, left: float, panel: float) -> float:
+    """Cycles that the second-level cache (or the third) takes to feed one block: what stays near
+    is read once by all blocks of a panel, by all panels of a part.
+    """
+    block_left = left / blocks
     near = device.l1_bytes * CACHE_SHARE
-    from_left = 0.0 if left + panel <= near else block_left
-    from_right = 0.0 if panel + block_left <= near else panel
+    from_left = block_left / (panels if left + panel <= near else 1)
+    from_right = panel / (blocks if panel + block_left <= near else 1)
     rate = L2_BYTES if left + panel <= device.l2_bytes * CACHE_SHARE else L3_BYTES
     return from_left / rate + from_right / L2_BYTES
 
