@@ -31,11 +31,6 @@ def ints(node: Node | None) -> tuple[int, ...] | None:
     return tuple(int(v) for v in np.atleast_1d(array).ravel())
 
 
-def near(value: float | None, wanted: float) -> bool:
-    """Is a constant this number, as exporters round it (float16 tables included)?"""
-    return value is not None and abs(value - wanted) <= 1e-3 * abs(wanted)
-
-
 def exact(node: Node) -> Numbers:
     """A constant's numbers in float64, to compute new ones from."""
     return node.array.astype(np.float64)
