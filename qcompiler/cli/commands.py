@@ -35,7 +35,7 @@ def compile(a: Namespace) -> int:
     if a.dry_run:
         bar.close()
         _say_skips(a, skips, plan)
-        show.say(str(plan))
+        show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
         return 0
     artifact = driver.build(plan, watch)
     artifact.save(output)
@@ -153,7 +153,7 @@ def inspect(a: Namespace) -> int:
         plan = driver.make_plan(a.model, _options(a), watch)
         bar.close()
         _say_skips(a, skips, plan)
-        show.say(str(plan))
+        show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
         return 0
     graph = read(a.model, input_shapes(a.input_shape))
     if a.text:
@@ -334,6 +334,31 @@ def _dump(folder: Path, name: str, graph: Graph) -> None:
         _save_npz(folder / f"{name}.npz", plain)
     except OSError as e:
         raise Error(f"cannot write: {e.strerror}", where=str(folder)) from e
+
+
+def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, object]:
+    """A plan as `inspect --plan --json` prints it."""
+    steps = [
+        {
+            "name": s.name,
+            "kernel": s.kernel.name,
+            "threads": s.kernel.tasks,
+            "reads": [str(p) for p in s.operands],
+            "writes": str(s.output),
+            "scratch_bytes": s.scratch.bytes if s.scratch else 0,
+            "macs": s.kernel.macs,
+            "type": str(s.region.output.type),
+        }
+        for s in plan.steps
+    ]
+    return {
+        "target": plan.device.isa.name,
+        "threads": plan.device.threads,
+        "weights_bytes": plan.weights.nbytes,
+        "workspace_bytes": plan.workspace_bytes,
+        "steps": steps,
+        "skips": _skips(skips, plan),
+    }
 
 
 def _skips(skips: list[tuple[str, str, str]], plan: Plan) -> list[tuple[str, str, str]]:
