@@ -58,6 +58,11 @@ def tileloadd(tile: int, address: Value, stride: Value) -> Value:
     return _tile("tileloadd64", _number(tile), address, tirx.Cast("int64", stride))
 
 
+def tileloaddt1(tile: int, address: Value, stride: Value) -> Value:
+    """tileloadd of what is not read again soon: the first-level cache keeps what it has."""
+    return _tile("tileloaddt164", _number(tile), address, tirx.Cast("int64", stride))
+
+
 def tilestored(tile: int, address: Value, stride: Value) -> Value:
     """Store a tile's rows, `stride` bytes apart."""
     return _tile("tilestored64", _number(tile), address, tirx.Cast("int64", stride))
@@ -79,6 +84,7 @@ AMX = isa(
         "tile_release": tilerelease,
         "tile_zero": tilezero,
         "tile_load": tileloadd,
+        "tile_load_once": tileloaddt1,
         "tile_store": tilestored,
     },
 )

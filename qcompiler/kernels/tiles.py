@@ -32,7 +32,7 @@ from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
-from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, vector_cycles
+from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, reads_once, vector_cycles
 from qcompiler.kernels.tiles_problem import bias_of, key_of, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
 from qcompiler.kernels.tir import Builder, Value
@@ -42,11 +42,20 @@ _FEW_BLOCKS = 16
 """With more blocks than this a panel's next one is fetched in no time."""
 
 
-@kernel("conv", "matmul", rank=2, parts=(1, 2, 4, 8, 16), column_tasks=(1, 2))
+@kernel(
+    "conv", "matmul", rank=2, parts=(1, 2, 4, 8, 16), column_tasks=(1, 2), prefetch=(1, 4, 8, 32)
+)
 def tiles(
-    region: Region, device: Device, *, parts: int = 0, column_tasks: int = 0
+    region: Region,
+    device: Device,
+    *,
+    parts: int = 0,
+    column_tasks: int = 0,
+    prefetch: int = 0,
 ) -> Kernel | Skip:
-    """Sums in tile registers, 32 rows by 32 columns."""
+    """Sums in tile registers, 32 rows by 32 columns. Knobs: parts of an image for each task, tasks
+    that share the columns, cache lines of the next panel that a step asks for at most.
+    """
     root = region.root
     assert root is not None
     mac = tile_mac(device.isa, root)
@@ -59,9 +68,11 @@ def tiles(
         return Skip("one channel a group")
     summed = (root, bias_of(region)[0])
     finish = finish_cycles(n for n in region.nodes if n not in summed)
-    choice, cost = choose(problem, device, finish, parts=parts, column_tasks=column_tasks)
+    choice, cost = choose(
+        problem, device, finish, parts=parts, column_tasks=column_tasks, prefetch=prefetch
+    )
     vectors = vector_cycles(problem, device, finish)
-    if vectors < cost.total and not parts and not column_tasks:
+    if vectors < cost.total and not (parts or column_tasks or prefetch):
         return Skip(f"vectors take {vectors:.0f} cycles, tiles {cost.total:.0f}")
     return Tiles(region, device, choice).kernel()
 
@@ -130,6 +141,11 @@ class Tiles:
             in_place=self._in_place(),
         )
 
+    def _once(self) -> bool:
+        left = self.layout.left_bytes(self.choice.lines)
+        panel = PANEL_TILES * self.panels.strip_bytes
+        return reads_once(self.device, self.layout, left, panel)
+
     def _name(self) -> str:
         p = self.problem
         kernel = "x".join(map(str, p.kernel)) if p.root.op == "conv" else ""
@@ -160,7 +176,9 @@ class Tiles:
         self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
         last = self.region.output
         self.paired = last.op == "quantize" and "quantize" in self.device.isa.intrinsics
-        self.products = Products(b, self.device.isa, self.layout, self.panels, self.heights)
+        self.products = Products(
+            b, self.device.isa, self.layout, self.panels, self.heights, once=self._once()
+        )
         self.sums = self.scratch + HEAD_BYTES
         self.left = Left(
             b,
@@ -274,7 +292,9 @@ class Tiles:
         """Sum a block into the scratch for sums; `between` after every step."""
         fetch: Callable[[Value], None] | None = None
         if self.problem.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
-            fetch = self.products.prefetch(self.right, block.right, block.block, self.blocks.count)
+            fetch = self.products.prefetch(
+                self.right, block.right, block.block, self.blocks.count, self.choice.prefetch
+            )
 
         def after(step: Value) -> None:
             if fetch:

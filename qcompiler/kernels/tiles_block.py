@@ -50,10 +50,19 @@ class Products:
     """What is the same for all blocks of a kernel; `multiply` emits one."""
 
     def __init__(
-        self, b: Builder, isa: Isa, layout: Layout, panels: Panels, heights: tuple[int, ...]
+        self,
+        b: Builder,
+        isa: Isa,
+        layout: Layout,
+        panels: Panels,
+        heights: tuple[int, ...],
+        *,
+        once: bool,
     ) -> None:
+        """`once`: left rows pass by, and are not to displace the panel in the nearest cache."""
         self.b, self.isa, self.layout, self.panels, self.heights = b, isa, layout, panels, heights
         self.mac = layout.problem.mac
+        self._load_left = "tile_load_once" if once else "tile_load"
         self.left_tiles = [ROW_TILES * PANEL_TILES + r for r in range(ROW_TILES)]
         self.right_tiles = [ROW_TILES * PANEL_TILES + ROW_TILES + c for c in range(PANEL_TILES)]
 
@@ -154,7 +163,7 @@ class Products:
                     self._do("tile_load", self.right_tiles[c], right.address(offset), row_bytes)
                 if c == 0:
                     address = memory.address(at + above * stride)
-                    self._do("tile_load", self.left_tiles[r], address, step)
+                    self._do(self._load_left, self.left_tiles[r], address, step)
                 product = (self._sum(r, c), self.left_tiles[r], self.right_tiles[c])
                 self.b.emit(self.mac.emit(*product))
             above += height
@@ -170,10 +179,14 @@ class Products:
                 self._do("tile_store", self._sum(r, c), address, tir.const(row_bytes))
             above += height
 
-    def prefetch(self, right: Pointer, at: Value, block: Value, blocks: int) -> Callable[..., None]:
-        """A part of the panel after the one `at`, for every step of one of `blocks` blocks."""
+    def prefetch(
+        self, right: Pointer, at: Value, block: Value, blocks: int, most: int
+    ) -> Callable[[Value], None]:
+        """A part of the panel after the one `at`, for every step of one of `blocks` blocks: as
+        much as it takes, but at most so many cache lines.
+        """
         size = PANEL_TILES * self.panels.strip_bytes
-        lines = -(-size // (LINE * blocks * self.layout.steps))
+        lines = min(most, -(-size // (LINE * blocks * self.layout.steps)))
 
         def fetch(number: Value) -> None:
             place = block * self.layout.steps + number

@@ -9,7 +9,7 @@ Optimization Reference Manual, chapters on Golden Cove and on AMX.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qcompiler.ir import Node
 from qcompiler.isa import Device, Isa, Mac
@@ -48,6 +48,8 @@ class Choice:
     lines: int
     row_tasks: int
     column_tasks: int
+    prefetch: int = 8
+    """Cache lines of the next panel to ask for in a step of k, at most."""
 
     @property
     def parts(self) -> int:
@@ -74,7 +76,13 @@ class Cost:
 
 def finish_cycles(nodes: Iterable[Node]) -> float:
     """The elementwise nodes after a product -> cycles from a vector of sums to one of outputs."""
-    return FINISH_CYCLES + sum(LONG_NODES.get(n.op, NODE_CYCLES) for n in nodes)
+    return FINISH_CYCLES + sum(map(_node_cycles, nodes))
+
+
+def _node_cycles(node: Node) -> float:
+    if node.op == "Cast" and node.dtype == "bfloat16":
+        return 5.0
+    return LONG_NODES.get(node.op, NODE_CYCLES)
 
 
 def choose(
@@ -84,6 +92,7 @@ def choose(
     *,
     parts: int = 0,
     column_tasks: int = 0,
+    prefetch: int = 0,
 ) -> tuple[Choice, Cost]:
     """The cheapest choice by the model; knobs that are not 0 are kept."""
     best: tuple[Choice, Cost] | None = None
@@ -94,7 +103,8 @@ def choose(
         if best is None or found.total < best[1].total:
             best = choice, found
     assert best is not None
-    return best[0], cost(best[0], device, finish)
+    choice = replace(best[0], prefetch=prefetch) if prefetch else best[0]
+    return choice, cost(choice, device, finish)
 
 
 def candidates(p: Problem, threads: int, parts: int, column_tasks: int) -> Iterator[Choice]:
@@ -133,7 +143,7 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
         panel = tiles * panels.strip_bytes
         multiply = layout.steps * len(heights) * tiles * mac.rows
         rows = blocks.size + tiles * (layout.step // p.quad)
-        beyond = _beyond_l1(device, blocks.count, max(count, 1), left, panel)
+        beyond = _beyond_l1(device, layout, blocks.count, max(count, 1), left, panel)
         load = max(layout.steps * rows / ROWS_LOADED, beyond)
         out = blocks.size * tiles * finish
         store = blocks.size * tiles * ROW_STORED
@@ -153,14 +163,24 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
     return Cost(products, loads, finishes, right / L3_BYTES, copies, total + copies + launch)
 
 
-def _beyond_l1(device: Device, blocks: int, panels: int, left: float, panel: float) -> float:
+def reads_once(device: Device, layout: Layout, left: float, panel: float) -> bool:
+    """Do the rows of the left operand pass by while a panel stays in the first-level cache?"""
+    near = device.l1_bytes * CACHE_SHARE
+    hint = "tile_load_once" in device.isa.intrinsics
+    return hint and layout.taps == (1, 1) and panel <= near < left + panel
+
+
+def _beyond_l1(
+    device: Device, layout: Layout, blocks: int, panels: int, left: float, panel: float
+) -> float:
     """Cycles that the second-level cache (or the third) takes to feed one block: what stays near
     is read once by all blocks of a panel, by all panels of a part.
     """
     block_left = left / blocks
     near = device.l1_bytes * CACHE_SHARE
+    beside = 0 if reads_once(device, layout, left, panel) else block_left
     from_left = block_left / (panels if left + panel <= near else 1)
-    from_right = panel / (blocks if panel + block_left <= near else 1)
+    from_right = panel / (blocks if panel + beside <= near else 1)
     rate = L2_BYTES if left + panel <= device.l2_bytes * CACHE_SHARE else L3_BYTES
     return from_left / rate + from_right / L2_BYTES
 
