@@ -1,0 +1,322 @@
+"""Operators along an axis without a kernel of their own -> TIR, a row after the other.
+
+CumSum, CumProd, TopK, Hardmax, LpNormalization, MeanVarianceNormalization, ReduceLogSumExp: each
+row is gone through in order, rows are shared among threads. DynamicQuantizeLinear is one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf, prod
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Node
+from qcompiler.isa import Device
+from qcompiler.kernels import tir
+from qcompiler.kernels.draft import Draft, refuse
+from qcompiler.kernels.epilogue import steps_of
+from qcompiler.kernels.generic import Elements
+from qcompiler.kernels.loops import BYTES_PER_NS, across, indices, share, sweep, tasks
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tir import Value
+from qcompiler.kernels.vec import Vec
+from qcompiler.ops import known_value
+
+_NS = 3.0
+"""One core's time for one element of a row, gone through once."""
+
+_WIDE = {"float16": "float32", "bfloat16": "float32"}
+
+
+class Rows(Elements):
+    """A kernel while it is written: rows along some axes of the first operand."""
+
+    def __init__(self, d: Draft, axes: Sequence[int]) -> None:
+        super().__init__(d, _first(d.root))
+        dims = self.operand.type.dims
+        steps = steps_of(dims, dims)
+        along = [a % len(dims) for a in axes]
+        kept = [a for a in range(len(dims)) if a not in along]
+        self.along = tuple(dims[a] for a in sorted(along))
+        self.kept = tuple(dims[a] for a in kept)
+        self._along_steps = [steps[a] for a in sorted(along)]
+        self._kept_steps = [steps[a] for a in kept]
+        self.count = prod(self.along)
+        self.dtype = _WIDE.get(self.operand.dtype, self.operand.dtype)
+
+    def each(self, body: Callable[[Value, Value], None], passes: int = 1) -> Kernel:
+        """body(number of the row, where it begins) for all rows."""
+        rows = prod(self.kept)
+        count = tasks(self.d.device, rows * self.count * _NS * passes, rows)
+        with (
+            share(self.b, count, rows) as (first, turns),
+            self.b.serial(turns, "row", first) as i,
+        ):
+            place = indices(self.b, i, self.kept)
+            pairs = zip(place, self._kept_steps, strict=True)
+            body(i, self.b.let(sum((p * s for p, s in pairs), start=tir.const(0))))
+        return self.d.kernel(tasks=count)
+
+    def at(self, start: Value, number: Value) -> Value:
+        """The offset of a row's element."""
+        place = indices(self.b, number, self.along)
+        pairs = zip(place, self._along_steps, strict=True)
+        return self.b.let(sum((p * s for p, s in pairs), start=start))
+
+    def value(self, start: Value, number: Value) -> Vec:
+        """A row's element, in the dtype it is computed in."""
+        return self.m.cast(self.x_flat(self.at(start, number)), self.dtype)
+
+    def folded(self, start: Value, first: float, join: Callable[[Vec, Vec], Vec]) -> Vec:
+        """All values of a row joined, one after the other."""
+        total = self.b.registers(tir.stored(self.dtype), 1, 1)
+        total[0] = self.m.splat(first, self.dtype).expr
+        with self.b.serial(self.count, "n") as n:
+            total[0] = join(self.m.vec(total[0]), self.value(start, n)).expr
+        return self.m.vec(total[0])
+
+
+def _first(root: Node) -> Node:
+    """The operand that has rows; an `item` shows an output of the node it reads."""
+    source = root.operands[0]
+    return source.operands[0] if root.op == "item" else source
+
+
+def _axis(node: Node) -> list[int]:
+    return [node.int("axis")]
+
+
+def _given(region: Region, *, only: str = "") -> Skip | None:
+    root = region.root
+    assert root is not None
+    if reason := refuse(region):
+        return reason
+    if any(0 in t.dims for n in (_first(root), root) for t in n.types):
+        return Skip("no elements")
+    if only and only not in root.operands[0].dtype:
+        return Skip(f"{root.op} of {root.operands[0].dtype}")
+    return None
+
+
+@kernel("CumSum", "CumProd", rank=0)
+def cumulate(region: Region, device: Device) -> Kernel | Skip:
+    """Sums (products) of all values up to each one."""
+    if reason := _given(region):
+        return reason
+    d = Draft("cumulate", region, device)
+    root = d.root
+    axis = known_value(root.operands[1])
+    if axis is None or root.dtype == "bool":
+        return Skip("an axis known at run time only")
+    rows = Rows(d, [int(axis.reshape(-1)[0])])
+    exclusive, sign = root.int("exclusive"), "+" if root.op == "CumSum" else "*"
+
+    def row(_: Value, start: Value) -> None:
+        total = d.b.registers(rows.dtype, 1, 1)
+        total[0] = d.m.splat(0 if sign == "+" else 1, rows.dtype).expr
+        with d.b.serial(rows.count, "n") as n:
+            number = rows.count - 1 - n if root.int("reverse") else n
+            at = rows.at(start, d.b.let(number))
+            before = d.m.vec(total[0])
+            after = d.m.binary(sign, before, d.m.cast(rows.x_flat(at), rows.dtype))
+            total[0] = after.expr
+            rows.put(at, d.m.cast(before if exclusive else after, root.dtype))
+
+    return rows.each(row)
+
+
+@kernel("Hardmax", rank=0)
+def hardmax(region: Region, device: Device) -> Kernel | Skip:
+    """1 at the first largest value."""
+    if reason := _given(region):
+        return reason
+    d = Draft("hardmax", region, device)
+    rows = Rows(d, _axis(d.root))
+
+    def row(_: Value, start: Value) -> None:
+        best = d.b.registers(rows.dtype, 1, 1)
+        where = d.b.registers("int32", 1, 1)
+        best[0] = rows.value(start, tir.const(0)).expr
+        where[0] = tir.const(0)
+        with d.b.serial(rows.count, "n") as n:
+            value = rows.value(start, n)
+            with d.b.when((value > d.m.vec(best[0])).expr):
+                best[0] = value.expr
+                where[0] = n
+        with d.b.serial(rows.count, "n") as n:
+            one, zero = (d.m.splat(v, d.root.dtype) for v in (1, 0))
+            rows.put(rows.at(start, n), rows.choose(tirx.EQ(n, where[0]), one, zero))
+
+    return rows.each(row, 2)
+
+
+@kernel("LpNormalization", rank=0)
+def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
+    """Values over their norm; zeros stay zeros."""
+    if reason := _given(region, only="float"):
+        return reason
+    d = Draft("lpnormalization", region, device)
+    rows, m = Rows(d, _axis(d.root)), d.m
+    absolute = d.root.int("p") == 1
+
+    def row(_: Value, start: Value) -> None:
+        total = rows.folded(start, 0, lambda t, x: t + (m.abs(x) if absolute else x * x))
+        norm = total if absolute else m.sqrt(total)
+        with d.b.serial(rows.count, "n") as n:
+            value = rows.value(start, n) / m.where(norm == 0.0, 1.0, norm)
+            value = m.where(norm == 0.0, 0.0, value)
+            rows.put(rows.at(start, n), m.cast(value, d.root.dtype))
+
+    return rows.each(row, 2)
+
+
+@kernel("MeanVarianceNormalization", rank=0)
+def mean_variance(region: Region, device: Device) -> Kernel | Skip:
+    """(x - mean) / (deviation + 1e-9)."""
+    if reason := _given(region, only="float"):
+        return reason
+    d = Draft("meanvariance", region, device)
+    rows, m = Rows(d, d.root.ints("axes")), d.m
+
+    def row(_: Value, start: Value) -> None:
+        mean = rows.folded(start, 0, lambda t, x: t + x) / float(rows.count)
+        squares = rows.folded(start, 0, lambda t, x: t + (x - mean) * (x - mean))
+        deviation = m.sqrt(squares / float(rows.count)) + 1e-9
+        with d.b.serial(rows.count, "n") as n:
+            value = (rows.value(start, n) - mean) / deviation
+            rows.put(rows.at(start, n), m.cast(value, d.root.dtype))
+
+    return rows.each(row, 3)
+
+
+@kernel("ReduceLogSumExp", rank=0)
+def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
+    """max + log(sum(exp(x - max)))."""
+    if reason := _given(region, only="float"):
+        return reason
+    d = Draft("reducelogsumexp", region, device)
+    root, m = d.root, d.m
+    axes = known_value(root.operands[1]) if len(root.operands) > 1 else np.zeros(0, np.int64)
+    if axes is None:
+        return Skip("axes known at run time only")
+    if not axes.size and root.int("noop_with_empty_axes"):
+        return Skip("no axes to reduce")
+    rank = root.operands[0].type.rank
+    rows = Rows(d, [int(a) for a in axes.reshape(-1)] or range(rank))
+
+    def row(number: Value, start: Value) -> None:
+        top = rows.folded(start, -inf, lambda t, x: m.max(t, x))
+        top = m.where(m.abs(top) < inf, top, 0.0)
+        total = rows.folded(start, 0, lambda t, x: t + m.exp(x - top))
+        rows.put(number, m.cast(m.log(total) + top, root.dtype))
+
+    return rows.each(row, 8)
+
+
+@kernel("item", rank=0)
+def top_k(region: Region, device: Device) -> Kernel | Skip:
+    """Output 0 (values) or 1 (indices) of TopK: the next best is looked for k times."""
+    root = region.root
+    assert root is not None
+    source = root.operands[0]
+    if source.op != "TopK":
+        return Skip(f"not TopK but {source.op}")
+    if (reason := _given(region)) or source.operands[0].dtype == "bool":
+        return reason or Skip("TopK of bool")
+    if any(n.op != "item" and n is not source and n not in _after(region) for n in region.nodes):
+        return Skip("elementwise work before it")
+    d = Draft("topk", region, device)
+    rows, m, b = Rows(d, _axis(source)), d.m, d.b
+    axis = source.int("axis") % source.operands[0].type.rank
+    count = root.type.dims[axis]
+    inner = prod(root.type.dims[axis + 1 :])
+    largest = bool(source.int("largest"))
+
+    def better(a: Vec, c: Vec) -> Vec:
+        return a > c if largest else a < c
+
+    def row(number: Value, start: Value) -> None:
+        last, best = (b.registers(rows.dtype, 1, 1) for _ in range(2))
+        at, where = (b.registers("int32", 1, 1) for _ in range(2))
+        at[0] = tir.const(-1)
+        last[0] = m.splat(0, rows.dtype).expr
+        out = (number - number % inner) * count + number % inner if inner > 1 else number * count
+        out = b.let(out)
+        with b.serial(count, "k") as k:
+            where[0] = tir.const(-1)
+            best[0] = m.splat(0, rows.dtype).expr
+            with b.serial(rows.count, "n") as n:
+                value, before = rows.value(start, n), m.vec(last[0])
+                left = better(before, value) | ((value == before) & m.vec(n > at[0], "bool"))
+                left = left | m.vec(at[0] < 0, "bool")
+                first = m.vec(where[0] < 0, "bool")
+                with b.when((left & (first | better(value, m.vec(best[0])))).expr):
+                    best[0] = value.expr
+                    where[0] = n
+            last[0], at[0] = best[0], where[0]
+            found = m.vec(best[0]) if root.int("index") == 0 else m.vec(where[0])
+            rows.put(b.let(out + k * inner), m.cast(found, root.dtype))
+
+    return rows.each(row, count)
+
+
+def _after(region: Region) -> set[Node]:
+    """The region's nodes that depend on its root."""
+    found = {n for n in (region.root,) if n is not None}
+    for n in region.nodes:
+        if any(i in found for i in n.operands):
+            found.add(n)
+    return found
+
+
+@kernel("item", rank=0)
+def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
+    """An output of DynamicQuantizeLinear. Every task looks for the extremes of all values."""
+    root = region.root
+    assert root is not None
+    source = root.operands[0]
+    if source.op != "DynamicQuantizeLinear":
+        return Skip(f"not DynamicQuantizeLinear but {source.op}")
+    if (reason := _given(region)) or set(region.nodes) != {root, source}:
+        return reason or Skip("elementwise work around it")
+    d = Draft("dynamicquantize", region, device)
+    m, b, x = d.m, d.b, source.operands[0]
+    size, lanes, part = x.type.size, device.isa.lanes(), root.int("index")
+    vectors = -(-size // lanes)
+    count = tasks(device, x.type.bytes / BYTES_PER_NS * 2, vectors) if part == 0 else 1
+    with share(b, count, vectors) as (first, turns):
+        scale, zero = _range(d, x, lanes)
+        if part:
+            made = scale if part == 1 else m.cast(zero, "uint8")
+            d.out.store(0, made.expr)
+        else:
+            with b.serial(turns, "v", first) as v:
+                at = b.let(v * lanes)
+                left = lanes if size % lanes == 0 else tirx.Min(size - at, tir.const(lanes))
+                left = b.let(left)
+                ratio = m.round(d.read(x, at, lanes, left) / scale) + zero
+                d.out.store_first(left, at, m.saturate(ratio, "uint8").expr)
+    return d.kernel(tasks=count)
+
+
+def _range(d: Draft, x: Node, lanes: int) -> tuple[Vec, Vec]:
+    """All values -> the scale and the zero point (as float32) that hold them and zero."""
+    m, b = d.m, d.b
+    low, high = (b.registers("float32", lanes, 1) for _ in range(2))
+    low.fill(0)
+    high.fill(0)
+
+    def look(at: Value, count: int) -> None:
+        value = d.read(x, at, lanes, count)
+        high[0] = m.larger(value, m.vec(high[0])).expr
+        low[0] = m.negative(m.larger(m.negative(value), m.negative(m.vec(low[0])))).expr
+
+    sweep(b, x.type.size, lanes, look)
+    top = m.vec(across(b, high[0], lambda a, c: tirx.Max(a, c)))
+    least = m.vec(across(b, low[0], lambda a, c: tirx.Min(a, c)))
+    scale = m.where(top > least, (top - least) / 255.0, 1.0)
+    zero = m.cast(m.saturate(m.round(m.negative(least) / scale), "uint8"), "float32")
+    return scale, zero
