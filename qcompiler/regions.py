@@ -55,15 +55,31 @@ class _Group:
 def regions(graph: Graph) -> list[Region]:
     """A graph of static types -> its regions, each after those it reads."""
     groups: dict[Node, _Group] = {}  # by output
+    widened = _widened_by_readers(graph)
     for node in graph.nodes:
         if node.op in ("input", "constant") or is_view(node) or len(node.types) > 1:
             continue
-        if is_elementwise(node):
+        if node in widened:
+            group = _Group(node, None, [node])
+        elif is_elementwise(node):
             group = _join(node, groups, graph)
         else:
             group = _anchor(node, groups, graph)
         groups[node] = group
     return _ordered([_region(g) for g in groups.values()])
+
+
+def _widened_by_readers(graph: Graph) -> set[Node]:
+    """Bytes are what lies in memory: a dequantize joins its reader's kernel, not its operand's."""
+    found = set()
+    for node in graph.nodes:
+        for i in node.operands:
+            if i.op == "dequantize" and i.operands[0].type.bytes < i.type.bytes:
+                melts = i.shape == node.shape and is_elementwise(node)
+                leads = i is node.operands[0] and node.op not in NO_PROLOGUE | VIEWS
+                if (melts or leads) and _only_reader(i, node, graph):
+                    found.add(i)
+    return found
 
 
 def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
