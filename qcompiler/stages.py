@@ -11,12 +11,14 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
-from qcompiler.plugins import load_passes
+from qcompiler.plugins import load_file, load_passes
 from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
 
 ALONG = {"fuse": ("fold",), "layout": ("fold",)}
@@ -43,10 +45,16 @@ class Choice:
 def choose(specs: Sequence[str] = (), disabled: Sequence[str] = ()) -> Choice:
     """["quantize_static{percentile=99.99}"], names to leave out -> the checked choice."""
     load_passes()
-    options = dict(parse(s) for s in specs)
+    for file in (s for s in specs if s.endswith(".py")):
+        _load_user(Path(file))
+    options = dict(parse(s) for s in specs if not s.endswith(".py"))
     for name in disabled:
         _known(name)
     return Choice(options, frozenset(disabled))
+
+
+_load_user = cache(load_file)
+"""A user's file of passes, once a process."""
 
 
 def run_stage(
