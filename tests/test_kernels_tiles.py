@@ -135,6 +135,7 @@ def test_products_of_awkward_shapes_equal_numpy(isa: Isa, pair: tuple[str, str])
     for i, k in enumerate(DEPTHS):
         m, n = ROWS[i % len(ROWS)], COLUMNS[(3 * i) % len(COLUMNS)]
         check(matmul((m, k), (k, n), *pair), isa)
+    check(matmul((100, 520), (520, 33), *pair), isa)  # left rows pass by the nearest cache
     for i, m in enumerate(ROWS):
         check(matmul((m, 64), (64, COLUMNS[i % len(COLUMNS)]), *pair), isa)
 
@@ -409,6 +410,8 @@ def test_what_vectors_do_better_is_left_to_them(isa: Isa) -> None:
     assert isinstance(made(matmul((1, 16), (16, 16), "uint8", "int8")), Skip)
     assert isinstance(made(matmul((64, 64), (64, 64), "float32", "float32")), Skip)
     assert isinstance(made(matmul((64, 64), (64, 64), "uint8", "int8")), Kernel)
+    twice = constant(random("int8", (64, 64)))
+    assert isinstance(made(make("matmul", twice, twice)), Skip)
     below = isa.extends
     assert below is not None
     root = matmul((64, 64), (64, 64), "uint8", "int8")

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Array
+from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_problem import Batch
+from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
@@ -33,7 +34,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
 from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, reads_once, vector_cycles
-from qcompiler.kernels.tiles_problem import bias_of, key_of, problem_of, tile_mac
+from qcompiler.kernels.tiles_problem import Problem, bias_of, key_of, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
 from qcompiler.kernels.tir import Builder, Value
 from qcompiler.kernels.vec import Vec
@@ -58,14 +59,9 @@ def tiles(
     """
     root = region.root
     assert root is not None
-    mac = tile_mac(device.isa, root)
-    if mac is None:
-        return Skip(f"no tile product of {' and '.join(i.dtype for i in root.operands)}")
-    problem = problem_of(root, mac)
+    problem = refuse(region) or _problem(region, root, device)
     if isinstance(problem, Skip):
         return problem
-    if problem.groups > 1 and problem.channels == 1:
-        return Skip("one channel a group")
     summed = (root, bias_of(region)[0])
     finish = finish_cycles(n for n in region.nodes if n not in summed)
     choice, cost = choose(
@@ -75,6 +71,34 @@ def tiles(
     if vectors < cost.total and not (parts or column_tasks or prefetch):
         return Skip(f"vectors take {vectors:.0f} cycles, tiles {cost.total:.0f}")
     return Tiles(region, device, choice).kernel()
+
+
+def _problem(region: Region, root: Node, device: Device) -> Problem | Skip:
+    """A region -> its root's problem, or why tiles are no use for it."""
+    mac = tile_mac(device.isa, root)
+    if mac is None:
+        return Skip(f"no tile product of {' and '.join(i.dtype for i in root.operands)}")
+    if any(i in region.nodes for i in root.operands):
+        return Skip("elementwise nodes before the product")
+    problem = problem_of(root, mac)
+    if isinstance(problem, Skip):
+        return problem
+    if problem.groups > 1 and problem.channels == 1:
+        return Skip("one channel a group")
+    readers = [i for n in region.nodes for i in n.operands if i is problem.right]
+    if problem.constant and len(readers) > 1:
+        return Skip("the weights are read as they are, too")
+    return problem
+
+
+@dataclass(frozen=True)
+class _Panels:
+    """A task's panels of so many `tiles`: from `begin` up to `stop`, `each` in a group."""
+
+    tiles: int
+    each: int
+    begin: Value
+    stop: Value
 
 
 @dataclass(frozen=True)
@@ -120,7 +144,7 @@ class Tiles:
     def kernel(self) -> Kernel:
         """Emit all of it."""
         b, region, p = self.b, self.region, self.problem
-        packed = {p.right} if self.problem.constant else set()
+        packed = {p.right} if p.constant else set()
         self.pointers = {
             n: b.pointer(f"in{i}", "uint8" if n in packed else n.dtype)
             for i, n in enumerate(region.inputs)
@@ -134,7 +158,7 @@ class Tiles:
         return Kernel(
             name=b.name,
             func=b.function(),
-            pack={right: self._pack} if self.problem.constant else {},
+            pack={right: self._pack} if p.constant else {},
             scratch_bytes=self.task_bytes * self.choice.tasks,
             tasks=self.choice.tasks,
             macs=p.macs,
@@ -188,27 +212,23 @@ class Tiles:
             self.pointers[p.left],
             self.scratch + self.left_at,
         )
-        self.right = (
-            self.pointers[p.right] if self.problem.constant else self.scratch + self.right_at
-        )
+        self.right = self.pointers[p.right] if p.constant else self.scratch + self.right_at
         self.products.configure(self.scratch)
         self.left.begin()
         row_task, column_task = task // choice.column_tasks, task % choice.column_tasks
         first, end = _share(b, p.images * choice.parts, row_task, choice.row_tasks)
-        shares = [
-            (tiles, per_group, *_share(b, p.groups * per_group, column_task, choice.column_tasks))
-            for tiles, per_group in ((PANEL_TILES, self.panels.wide), (1, self.panels.narrow))
-            if per_group
+        self.mine = [
+            _Panels(tiles, each, *_share(b, p.groups * each, column_task, choice.column_tasks))
+            for tiles, each in ((PANEL_TILES, self.panels.wide), (1, self.panels.narrow))
+            if each
         ]
         with b.serial(end - first, "unit", first) as unit:
-            part = self._part(unit, first, shares)
-            for tiles, per_group, begin, stop in shares:
-                self._pipeline(part, tiles, per_group, begin, stop)
+            part = self._part(unit, first)
+            for panels in self.mine:
+                self._pipeline(part, panels)
         self.products.release()
 
-    def _part(
-        self, unit: Value, first: Value, shares: list[tuple[int, int, Value, Value]]
-    ) -> _Part:
+    def _part(self, unit: Value, first: Value) -> _Part:
         """A unit of a task's rows -> the part; its operands are copied where that is needed."""
         b, p, choice = self.b, self.problem, self.choice
         image, part = _split(b, unit, choice.parts)
@@ -219,36 +239,30 @@ class Tiles:
         start = b.let(start, "start")
         left = _offset(b, image, p.left_images)
         self.left.prepare(left, start)
-        matrix = self._matrix(image, unit, first, part, shares)
+        matrix = self._matrix(image, tirx.Or(tirx.EQ(part, 0), tirx.EQ(unit, first)))
         pixel = b.let((image * p.lines + start) * p.columns, "pixel")
         return _Part(start, fresh, pixel, matrix)
 
-    def _matrix(
-        self,
-        image: Value,
-        unit: Value,
-        first: Value,
-        part: Value,
-        shares: list[tuple[int, int, Value, Value]],
-    ) -> Value:
-        """Byte offset of an image's packed right matrices; packs this task's panels if need be."""
+    def _matrix(self, image: Value, changed: Value) -> Value:
+        """Byte offset of an image's packed right matrices; of one that is no constant this task's
+        panels are packed, if the image has changed.
+        """
         b, p = self.b, self.problem
         source = _offset(b, image, p.right_images)
-        if self.problem.constant:
+        if p.constant:
             return b.let(source // (p.channels * p.width) * self.panels.matrix_bytes, "matrix")
         packer = RightPacker(b, self.panels, self.pointers[p.right], self.right)
-        again = tirx.Or(tirx.EQ(part, 0), tirx.EQ(unit, first)) if self.choice.parts > 1 else None
-        with b.when(again) if again is not None else nullcontext():
-            for tiles, _, begin, stop in shares:
-                with b.serial(stop - begin, "panel", begin) as panel:
-                    at = panel if tiles == PANEL_TILES else tir.const(self.panels.wide)
-                    packer.panel(source, at, tiles)
+        with b.when(changed) if self.choice.parts > 1 else nullcontext():
+            for mine in self.mine:
+                with b.serial(mine.stop - mine.begin, "panel", mine.begin) as panel:
+                    at = panel if mine.tiles == PANEL_TILES else tir.const(self.panels.wide)
+                    packer.panel(source, at, mine.tiles)
         return tir.const(0)
 
-    def _pipeline(self, part: _Part, tiles: int, per_group: int, begin: Value, stop: Value) -> None:
-        """All blocks of the panels from `begin` to `stop`, each finished within the next one."""
-        b, count = self.b, self.blocks.count
-        total = (stop - begin) * count
+    def _pipeline(self, part: _Part, panels: _Panels) -> None:
+        """All blocks of a task's panels, each finished within the next one."""
+        b, count, tiles = self.b, self.blocks.count, panels.tiles
+        total = (panels.stop - panels.begin) * count
         if isinstance(total, int):
             some: AbstractContextManager[None] = nullcontext()
             if not total:
@@ -259,7 +273,7 @@ class Tiles:
 
         def at(turn: Value) -> _Block:
             panel, block = _split(b, turn, count)
-            return self._block(part, tiles, per_group, b.let(panel + begin, "panel"), block)
+            return self._block(part, panels, b.let(panel + panels.begin, "panel"), block)
 
         with some:
             self._multiply(at(tir.const(0)), tiles, lambda step: None)
@@ -271,11 +285,11 @@ class Tiles:
             with b.serial(self.products.turns(self.blocks.size), "row") as row:
                 self._finish(part, last, row, tiles)
 
-    def _block(self, part: _Part, tiles: int, per_group: int, panel: Value, block: Value) -> _Block:
+    def _block(self, part: _Part, panels: _Panels, panel: Value, block: Value) -> _Block:
         """The nth panel of those with so many tiles, and a block of the part's rows."""
         b, p = self.b, self.problem
-        group, nth = _split(b, panel, per_group)
-        if tiles < PANEL_TILES:  # behind the wide ones
+        group, nth = _split(b, panel, panels.each)
+        if panels.tiles < PANEL_TILES:  # behind the wide ones
             nth = tir.const(self.panels.wide)
         rows, size = self.blocks.rows, self.blocks.size
         row = fresh = b.let(block * size, "row")
