@@ -31,6 +31,14 @@ from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.stages import Choice, build, choose, run_stage
 
+PASS_OF = {
+    "int8": "quantize_static",
+    "int8-dynamic": "quantize_dynamic",
+    "bfloat16": "quantize_half",
+    "float16": "quantize_half",
+}
+"""Precision -> the pass that makes it."""
+
 RunBatch = Callable[[Feed], Array]
 """One batch -> the first output."""
 
@@ -61,6 +69,7 @@ class Result:
 class Settings:
     """How to quantize, what runs it, how much data. Zero samples: all there are."""
 
+    precision: str = "int8"
     method: str = "minmax"
     percentile: float = 99.99
     passes: tuple[str, ...] = ()
@@ -74,21 +83,8 @@ def measure(task: Task, settings: Settings) -> Result:
     started = time.perf_counter()
     model = task.model()
     graph = prepared(model, task)
-    samples = task.batches(task.calibration)
-    run = observing(graph)
-    statistics = calibrate(
-        graph, samples, method=settings.method, percentile=settings.percentile, run=run
-    )
-    options = {
-        "statistics": statistics,
-        **choose(settings.passes).options.get("quantize_static", {}),
-    }
-    if settings.execute == "onnxruntime":
-        quantized = build("quantize_static", options)(graph)
-    else:
-        quantized = run_stage(graph, "quantize", None, Choice({"quantize_static": options}))
     exact = outputs_of(task, settings, in_onnxruntime(write(graph)))
-    lossy = outputs_of(task, settings, EXECUTE[settings.execute](quantized))
+    lossy = outputs_of(task, settings, EXECUTE[settings.execute](quantized(graph, task, settings)))
     peer = float("nan")
     if settings.peer:
         theirs = outputs_of(task, settings, in_onnxruntime(static_int8(model, task)))
@@ -103,6 +99,25 @@ def measure(task: Task, settings: Settings) -> Result:
         task.limit,
         time.perf_counter() - started,
     )
+
+
+def quantized(graph: Graph, task: Task, settings: Settings) -> Graph:
+    """A fused graph -> in the precision asked for; as QDQ where onnxruntime is to run it."""
+    name = PASS_OF[settings.precision]
+    options = dict(choose(settings.passes).options.get(name, {}))
+    if settings.precision == "int8":
+        options["statistics"] = calibrate(
+            graph,
+            task.batches(task.calibration),
+            method=settings.method,
+            percentile=settings.percentile,
+            run=observing(graph),
+        )
+    elif name == "quantize_half":
+        options["dtype"] = settings.precision
+    if settings.execute == "onnxruntime":
+        return build(name, options)(graph)
+    return run_stage(graph, "quantize", None, Choice({name: options}))
 
 
 def prepared(model: onnx.ModelProto, task: Task) -> Graph:
@@ -162,7 +177,28 @@ def in_numpy(graph: Graph) -> RunBatch:
     return run
 
 
-EXECUTE: dict[str, Callable[[Graph], RunBatch]] = {"onnxruntime": as_written, "numpy": in_numpy}
+def compiled(graph: Graph) -> RunBatch:
+    """The artifact for this machine."""
+    from qcompiler import driver, plugins
+    from qcompiler.plan import plan
+    from qcompiler.runtime import load
+
+    here = plugins.device("host")
+    lowered = run_stage(graph, "layout", None, Choice(), here)
+    model = load(driver.build(plan(lowered, here), driver.Watch()))
+
+    def run(feed: Feed) -> Array:
+        result: Array = model.run(feed)[graph.output_names[0]]
+        return result
+
+    return run
+
+
+EXECUTE: dict[str, Callable[[Graph], RunBatch]] = {
+    "onnxruntime": as_written,
+    "numpy": in_numpy,
+    "compiled": compiled,
+}
 
 
 def observing(graph: Graph) -> Run:
@@ -239,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", default="", help=", ".join(TASKS))
+    parser.add_argument("--precision", choices=PASS_OF, default=Settings.precision)
     parser.add_argument("--method", choices=METHODS, default=Settings.method)
     parser.add_argument("--percentile", type=float, default=Settings.percentile)
     parser.add_argument("--pass", dest="passes", action="append", default=[])
@@ -248,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the results here")
     given = parser.parse_args(argv)
     settings = Settings(
+        precision=given.precision,
         method=given.method,
         percentile=given.percentile,
         passes=tuple(given.passes),
