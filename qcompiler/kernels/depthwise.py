@@ -16,7 +16,7 @@ copy of their few input rows instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Product, product_of
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import load
+from qcompiler.kernels.interleave import interleave, load_bytes
 from qcompiler.kernels.loops import sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Pointer, Registers, Value
@@ -490,66 +491,10 @@ class _Depthwise:
             raw = tir.const(self.d.root.int("pad_value"), self.x.dtype, width)
         else:
             at = self.b.let(columns.base + columns.lines[i] + j * columns.step, "at")
-            raw = _load_bytes(columns.pointer, at, count, width)
+            raw = load_bytes(columns.pointer, at, count, width)
         if product.flipped:
             raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
         return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")
-
-
-def interleave(b: tir.Builder, rows: Sequence[Value | None]) -> list[Value]:
-    """Four vectors of bytes -> four vectors whose 32-bit lanes hold a byte of each, in order.
-
-    The unpack instructions work within 128 bits; putting the right 32-bit pieces there first makes
-    the results come out in order. Absent rows are zero.
-    """
-    given = [r for r in rows if r is not None]
-    width = tir.lanes_of(given[0])
-    blocks = width // 16
-    order = [blocks * j + i for i in range(blocks) for j in range(4)]
-
-    def placed(row: Value | None) -> Value:
-        if row is None:
-            return tir.const(0, "uint8", width)
-        if blocks == 1:
-            return row
-        pieces = tir.shuffle(tir.reinterpret(row, "int32"), order)
-        return b.let(tir.reinterpret(pieces, "uint8"), "pieces")
-
-    first, second, third, fourth = (placed(r) for r in rows)
-    pairs = [_unpack(b, first, second, h) for h in (0, 1)]
-    others = [_unpack(b, third, fourth, h) for h in (0, 1)]
-    found = []
-    for one, other in zip(pairs, others, strict=True):
-        low, high = (tir.reinterpret(v, "uint16") for v in (one, other))
-        found += [tir.reinterpret(_unpack(b, low, high, h), "uint8") for h in (0, 1)]
-    return found
-
-
-def _unpack(b: tir.Builder, one: Value, other: Value, half: int) -> Value:
-    """punpckl or punpckh: elements of two vectors in turns, the lower or upper half of every 128
-    bits."""
-    total = tir.lanes_of(one)
-    piece = 128 // tir.bits(tir.dtype_of(one))
-    indices = []
-    for start in range(0, total, piece):
-        for i in range(piece // 2):
-            at = start + half * (piece // 2) + i
-            indices += [at, total + at]
-    return b.let(tir.shuffle2([one, other], indices), "unpacked")
-
-
-def _load_bytes(pointer: Pointer, offset: Value, count: int, width: int) -> Value:
-    """The first `count` of `width` bytes, the others 0; in halves, as few masks as can be."""
-    if count <= 0:
-        return tir.const(0, pointer.dtype, width)
-    if count >= width:
-        return pointer.load(offset, width)
-    if width <= 16:
-        return pointer.load_first(count, offset, width)
-    half = width // 2
-    low = _load_bytes(pointer, offset, min(count, half), half)
-    high = _load_bytes(pointer, offset + half, count - half, half)
-    return tir.concat([low, high])
 
 
 def _kind(shape: Shape, region: Region) -> str:
