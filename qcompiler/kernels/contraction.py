@@ -66,8 +66,10 @@ def tiled(
         return problem
     if 0 in (problem.macs, *root.type.dims):
         return Skip("nothing to multiply")
-    if problem.right.type.size * tir.bits(product.right) // 8 >= _OFFSETS:
-        return Skip("the right operand is too large for 32-bit offsets")
+    if any(root.operands[1] in n.operands for n in region.nodes if n is not root):
+        return Skip("the right operand is read again, as it is")
+    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
+        return Skip("an operand is too large for 32-bit offsets")
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if tiling is None:
@@ -76,14 +78,17 @@ def tiled(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a task is: image and group, and the block's rows, from `row` up to `end`."""
+class _Block:
+    """Output rows of an image from `row` on: units `first` up to `last`, whose left operand begins
+    at `origin`.
+    """
 
     image: Value
-    group: Value
+    first: Value
+    last: Value
     row: Value
-    left: Value
-    """Offset of output row `row`'s left operand."""
+    left: Pointer
+    origin: Value
 
 
 class _Contraction:
@@ -236,16 +241,16 @@ class _Contraction:
         else:
             start = offset_of(b, image, p.left_images.dims, p.left_images.strides)
             pointer, origin = self.pointers[p.left], b.let(start + row * self.row, "origin")
+        block = _Block(image, first, last, row, pointer, origin)
         matrix = self._right_matrix(image)
         groups = self.my_groups
         with b.serial(groups[1] - groups[0], "group", groups[0]) as group:
             for run in self.panels.runs():
                 with segment(b, self.my_panels, run.first, run.count, "panel") as panel:
-                    here = b.let(panel - run.first, "nth") if run.first else panel
-                    right, column = self._right(matrix, group, run, here)
-                    self._tiles(
-                        pointer, origin, image, group, (first, last), row, right, column, run
-                    )
+                    nth = b.let(panel - run.first, "nth") if run.first else panel
+                    column = b.let(self._column_of(run, nth) + group * p.width, "column")
+                    right = self._right(matrix, group, run, nth, column)
+                    self._tiles(block, group, right, column, run)
 
     def _copy_patch(self, image: Value, row: Value, end: Value) -> None:
         p, planes = self.problem, self.problem.planes
@@ -266,38 +271,27 @@ class _Contraction:
             return unit * cut.size
         return unit * cut.size - tirx.Max(unit - cut.count, tir.const(0))
 
-    def _tiles(
-        self,
-        pointer: Pointer,
-        origin: Value,
-        image: Value,
-        group: Value,
-        span: tuple[Value, Value],
-        row: Value,
-        right: Right,
-        column: Value,
-        run: Run,
-    ) -> None:
+    def _tiles(self, block: _Block, group: Value, right: Right, column: Value, run: Run) -> None:
         """All tiles of a block against one panel."""
         b, p = self.b, self.problem
-        origin = b.let(origin + group * p.group, "origin")
+        origin = b.let(block.origin + group * p.group, "origin")
 
         def tile(y: Value, x: Value, pixels: list[tuple[int, int]]) -> None:
             offsets = tuple(dy * self.row + dx * p.column for dy, dx in pixels)
-            left = Left(pointer, offsets, self.taps, p.depth, guarded=self._guarded())
-            base = b.let(origin + (y - row) * self.row + x * p.column, "base")
+            left = Left(block.left, offsets, self.taps, p.depth, guarded=self._guarded())
+            base = b.let(origin + (y - block.row) * self.row + x * p.column, "base")
             registers = sums(b, self.product, left, base, right)
-            index = b.let((image * p.rows + y) * p.columns + x, "pixel")
+            index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
             places = [index + (dy * p.columns + dx) for dy, dx in pixels]
             self._finish(registers, places, column, run)
 
         if self.units.whole:
             for first, count, size, start in self.units.cut.runs():
-                with segment(b, span, first, count, "tile") as t:
+                with segment(b, (block.first, block.last), first, count, "tile") as t:
                     y = b.let((t - first) * size + start, "y")
                     tile(y, 0, [(dy, dx) for dy in range(size) for dx in range(p.columns)])
             return
-        with b.serial(span[1] - span[0], "y", span[0]) as y:
+        with b.serial(block.last - block.first, "y", block.first) as y:
             for _, count, size, start in self.units.cut.runs():
                 with b.serial(count, "x") as t:
                     x = b.let(t * size + start, "x")
@@ -351,12 +345,11 @@ class _Contraction:
     def _column_of(self, run: Run, nth: Value) -> Value:
         return run.column + nth * (run.vectors * self.product.mac.lanes)
 
-    def _right(self, matrix: Value, group: Value, run: Run, nth: Value) -> tuple[Right, Value]:
-        """A panel, and the output's column it begins at."""
+    def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
+        """The nth panel of a run, whose first result is the output's `column`."""
         b, p, product = self.b, self.problem, self.product
-        column = b.let(self._column_of(run, nth) + group * p.width, "column")
         if not self.constant and not self.packs:
-            return self._right_in_place(matrix, run, column), column
+            return self._right_in_place(matrix, run, column)
         memory = self.pointers[p.right]
         if self.packs:
             assert self.scratch is not None
@@ -375,7 +368,7 @@ class _Contraction:
 
         start = self._start(column, run, correction if product.flipped else None)
         leftovers = self._leftovers(memory, at, run) if product.leftovers else None
-        return Right(run.vectors, load, start, leftovers), column
+        return Right(run.vectors, load, start, leftovers)
 
     def _leftovers(self, memory: Pointer, at: Value, run: Run) -> Leftovers:
         """The list that a panel's head points to."""
