@@ -195,7 +195,7 @@ class Statistics:
         self.values[name].add(array)
 
     def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
-        """A value's name -> (low, high) to spread `levels` steps over; None if it was never seen."""
+        """A value's name -> (low, high) to spread `levels` steps over; None if never seen."""
         seen = self.values.get(name)
         if seen is None or not seen.samples:
             return None
