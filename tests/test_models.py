@@ -208,7 +208,25 @@ def real_feed(name: str, path: Path, material: Path) -> Feed:
     feed = random_feed(path, REAL[name])
     if name.startswith("llama260k"):
         feed["ids"] = np.load(material / "llama260k" / "sampled_ids.npy")[:1, :19].astype(np.int64)
+    if name.startswith("ppocr"):
+        feed["x"] = page()
     return feed
+
+
+def page() -> Array:
+    """Two lines of letters, as PP-OCR wants images.
+
+    Where there is nothing to find all outputs are below 1e-6, too small for onnxruntime's Sigmoid.
+    """
+    rng = np.random.default_rng(0)
+    ink = np.zeros((96, 160), np.float32)
+    for row in (20, 60):
+        for column in range(12, 148, 9):
+            letter = rng.random((5, 3)) < 0.6
+            ink[row : row + 15, column : column + 6] = np.kron(letter, np.ones((3, 2)))
+    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
+    spread = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
+    return np.asarray((1 - ink - mean) / spread)
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
