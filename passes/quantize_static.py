@@ -23,13 +23,14 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.isa import Device
 from qcompiler.matching import input_at
-from qcompiler.ops import make
+from qcompiler.ops import OPERATORS, make
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.scales import (
     Numbers,
     Scale,
     activation_scale,
     along,
+    channel_scale,
     numbers,
     room_for_bias,
     round_to,
@@ -46,7 +47,8 @@ WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 class QuantizeStatic:
     """Conv, ConvTranspose and MatMul on int8, by calibrated ranges.
 
-    activation: "uint8" (asymmetric) or "int8" activations, one scale a tensor; weights are int8,
+    activation: "uint8" (asymmetric) or "int8" activations, one scale a tensor (a channel where only
+    depthwise convolutions read it); weights are int8,
     symmetric, one scale an output channel, of `weight_bits` (0: 8, or 7 where the device's product
     of bytes saturates at 8). include, exclude: operator types, node names, or regular expressions
     of whole node names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that
@@ -159,27 +161,53 @@ class _Places:
                 and self.seen(node)
             ):
                 groups.setdefault(heads[node], []).append(node)
-        both = {i for read in wanted.products.values() if len(read) == 2 for i in read}
+        asked = askers(graph, wanted)
         scales: dict[Node, Scale] = {}
         for group in groups.values():
-            ranges = [self.statistics.range(self.names[n]) or (0.0, 0.0) for n in group]
-            low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-            scale = self.scale(low, high, symmetric=not both.isdisjoint(group))
+            scale = self.scale(group, [r for n in group for r in asked[n]])
             if scale is not None:
                 scales.update(dict.fromkeys(group, scale))
         return scales
 
-    def scale(self, low: float, high: float, *, symmetric: bool) -> Scale | None:
-        """Operands of a product of two activations have zero at 0: no sums at run time."""
-        if symmetric:
+    def scale(self, group: list[Node], readers: list[Node]) -> Scale | None:
+        """One scale for a group of values that these nodes read as int8."""
+        ranges = [self.statistics.range(self.names[n]) or (0.0, 0.0) for n in group]
+        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+        # Products of two activations: a zero point at 0 spares sums at run time.
+        if any(r.op == "MatMul" and not r.operands[1].is_constant for r in readers):
             return activation_scale(low, high, "int8", symmetric=True)
+        seen = self.statistics.channels(self.names[group[0]])
+        if len(group) == 1 and seen is not None and by_channel(readers):
+            lows, highs = np.maximum(seen.lows, low), np.minimum(seen.highs, high)
+            return channel_scale(lows, highs, self.options.activation)
         return activation_scale(low, high, self.options.activation)
 
     def mean(self, product: Node) -> Numbers | None:
         """The mean of each channel that a product reads, where biases are to be corrected."""
         if not self.options.correct_bias:
             return None
-        return self.statistics.mean(self.names[product.operands[0]])
+        seen = self.statistics.channels(self.names[product.operands[0]])
+        return None if seen is None else seen.mean
+
+
+def askers(graph: Graph, wanted: Wishes) -> dict[Node, list[Node]]:
+    """Each wanted value -> the nodes that want it in few bits."""
+    found: dict[Node, list[Node]] = {n: [] for n in wanted.values}
+    for node in graph.nodes:
+        for i in wanted.of(node):
+            found[i].append(node)
+    return found
+
+
+def by_channel(readers: list[Node]) -> bool:
+    """Whether readers work channel by channel, so that each may have a step of its own.
+
+    Depthwise convolutions do, and need it: channels of very different ranges do not mix in them,
+    and with one step for all the small ones drown. Elementwise operators take part.
+    """
+    depthwise = [r for r in readers if r.op == "Conv" and r.int("group") == r.operands[0].shape[1]]
+    others = [r for r in readers if r not in depthwise]
+    return bool(depthwise) and all(OPERATORS[r.op].formula is not None for r in others)
 
 
 # How.
@@ -197,8 +225,8 @@ def _insert(graph: Graph, places: _Places, bits: int) -> Graph:
         ]
         made = node.with_inputs(inputs)
         if node in places.wishes.products:
-            scales = [places.scales[i].scale for i in reads]
-            made = _with_integer_weights(made, scales, bits, places.mean(node))
+            step = places.scales[reads[0]].step
+            made = _with_integer_weights(made, step, bits, places.mean(node))
         new[node] = made
         if node in places.scales:
             dequantized[node] = _pair(made, places.scales[node])
@@ -206,28 +234,30 @@ def _insert(graph: Graph, places: _Places, bits: int) -> Graph:
 
 
 def _pair(value: Node, scale: Scale) -> Node:
-    """dq(q(value))."""
-    step = constant(np.array(scale.scale, np.float32))
-    zero = constant(np.array(scale.zero, scale.dtype))
+    """dq(q(value)); channels are axis 1."""
+    step = constant(scale.step)
+    zero = constant(np.full(scale.step.shape, scale.zero, scale.dtype))
     quantized = make("QuantizeLinear", value, step, zero, name=f"{value.name}/quantize")
     return make("DequantizeLinear", quantized, step, zero, name=f"{value.name}/dequantize")
 
 
-def _with_integer_weights(
-    node: Node, input_scales: list[float], bits: int, mean: Numbers | None
-) -> Node:
-    """A product on float constants -> on dequantized int8 weights and int32 bias."""
+def _with_integer_weights(node: Node, step: Numbers, bits: int, mean: Numbers | None) -> Node:
+    """A product on float constants -> on dequantized int8 weights and int32 bias.
+
+    `step` is the input's: [], or [C] where each of its channels is a group.
+    """
     weights = node.operands[1]
     if not weights.is_constant:
         return node
     axis, rank = WEIGHT_AXIS[node.op] % weights.type.rank, weights.type.rank
     scales = weight_scales(weights.array, axis, bits)
+    step = np.repeat(step, len(scales) // step.size) if step.size > 1 else step
     given = input_at(node, 2)
     bias = None if given is None else numbers(given).astype(np.float64)
     groups = node.int("group") if node.op == "ConvTranspose" else 1
     if bias is not None:
         for part in bias.reshape(groups, -1):  # the groups share the scales
-            scales = room_for_bias(scales, part, input_scales[0])
+            scales = room_for_bias(scales, part, step)
     whole = round_to(weights.array, along(scales, rank, axis), "int8", bits)
     if node.op == "Conv" and mean is not None:
         rounded = whole * along(scales, rank, axis).astype(np.float64)
@@ -235,9 +265,9 @@ def _with_integer_weights(
         bias = (0 if bias is None else bias) - shift
     inputs = [node.inputs[0], _dequantized(whole, scales, axis, weights.name)]
     if bias is not None:
-        step = np.tile(scales.astype(np.float64) * input_scales[0], groups).astype(np.float32)
-        steps = np.rint(bias / step).astype(np.int32)
-        inputs.append(_dequantized(steps, step, 0, "" if given is None else given.name))
+        steps = np.tile(scales.astype(np.float64) * step, groups).astype(np.float32)
+        rounded = np.rint(bias / steps).astype(np.int32)
+        inputs.append(_dequantized(rounded, steps, 0, "" if given is None else given.name))
     return node.with_inputs(inputs)
 
 

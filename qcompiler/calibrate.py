@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ Observe = Callable[[str, Array], None]
 Run = Callable[[Mapping[str, Array], Observe], None]
 """Runs one sample {input name: array} and tells `observe` of every value it has."""
 
+Floats = NDArray[np.float64]
 METHODS = ("minmax", "average", "percentile", "mse", "entropy")
 BINS = 2048  # as onnxruntime's percentile calibrator; a power of two, so that bins merge in pairs
 _CHUNK = 1 << 18  # elements put into a histogram at once: bounds the scratch memory
@@ -90,7 +91,7 @@ class Histogram:
             self.edge *= 2
 
     @property
-    def centers(self) -> NDArray[np.float64]:
+    def centers(self) -> Floats:
         """The middle of each bin."""
         return np.linspace(-self.edge, self.edge, 2 * BINS + 1)[1::2]
 
@@ -104,24 +105,31 @@ class Histogram:
 
 
 @dataclass
-class Means:
-    """The mean of each channel of a value: `axis` runs over channels, all else is averaged."""
+class Channels:
+    """What was seen of each channel of a value: `axis` runs over channels. All arrays are [C]."""
 
     axis: int
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    sums: Floats = field(default_factory=lambda: np.zeros(0))
+    lows: Floats = field(default_factory=lambda: np.zeros(0))
+    highs: Floats = field(default_factory=lambda: np.zeros(0))
     count: int = 0
 
     def add(self, values: Array) -> None:
         """Take in one sample's."""
         axis = self.axis % values.ndim
-        others = tuple(a for a in range(values.ndim) if a != axis)
-        sums = values.sum(axis=others, dtype=np.float64)
-        self.sums = sums if not self.count else self.sums + sums
-        self.count += values.size // values.shape[axis]
+        rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        lows, highs = (f(axis=1).astype(np.float64) for f in (rows.min, rows.max))
+        if self.count:
+            lows, highs = np.minimum(lows, self.lows), np.maximum(highs, self.highs)
+        else:
+            self.sums = np.zeros(len(rows))
+        self.sums = self.sums + rows.sum(axis=1, dtype=np.float64)
+        self.lows, self.highs = lows, highs
+        self.count += rows.shape[1]
 
     @property
-    def mean(self) -> NDArray[np.float64]:
-        """[C]."""
+    def mean(self) -> Floats:
+        """The mean of each channel."""
         return self.sums / max(self.count, 1)
 
 
@@ -136,7 +144,7 @@ class Summary:
     sum_high: float = 0.0
     infinite: int = 0
     histogram: Histogram | None = None
-    means: Means | None = None
+    channels: Channels | None = None
 
     def add(self, values: Array) -> None:
         """Take in one sample's."""
@@ -155,8 +163,8 @@ class Summary:
         self.sum_high += high
         if self.histogram is not None:
             self.histogram.add(values)
-        if self.means is not None and not self.infinite:
-            self.means.add(values)
+        if self.channels is not None and not self.infinite:
+            self.channels.add(values)
 
 
 @dataclass
@@ -170,7 +178,7 @@ class Statistics:
     percentile: float = 99.99
     values: dict[str, Summary] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
-    """Values that products read -> the axis of their channels, whose means are kept."""
+    """Values that products read -> the axis of their channels, which are looked at one by one."""
     synthetic: bool = False
     """The samples were made up, by explicit wish: whoever writes the artifact says so."""
 
@@ -190,8 +198,8 @@ class Statistics:
             raise Error("not a number (NaN) during calibration", where=name, hint=_HINT)
         if name not in self.values:
             histogram = Histogram() if self.method not in ("minmax", "average") else None
-            means = Means(self.axes[name]) if name in self.axes else None
-            self.values[name] = Summary(histogram=histogram, means=means)
+            channels = Channels(self.axes[name]) if name in self.axes else None
+            self.values[name] = Summary(histogram=histogram, channels=channels)
         self.values[name].add(array)
 
     def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
@@ -212,10 +220,10 @@ class Statistics:
             low, high = _best_range(seen, error, levels)
         return max(low, seen.low), min(high, seen.high)
 
-    def mean(self, name: str) -> NDArray[np.float64] | None:
-        """A value's name -> the mean of each of its channels; None if it was not kept."""
+    def channels(self, name: str) -> Channels | None:
+        """A value's name -> what was seen of each channel; None if that was not looked at."""
         seen = self.values.get(name)
-        return seen.means.mean if seen and seen.means and seen.means.count else None
+        return seen.channels if seen and seen.channels and seen.channels.count else None
 
     def write(self, path: Path) -> None:
         """Keep as JSON."""
@@ -238,7 +246,7 @@ class Statistics:
             if whole["format"] != _FORMAT:
                 raise ValueError(f"format {whole['format']}, not {_FORMAT}")
             values = {str(k): _summary_from_json(v) for k, v in whole["values"].items()}
-            axes = {name: s.means.axis for name, s in values.items() if s.means}
+            axes = {name: s.channels.axis for name, s in values.items() if s.channels}
             return Statistics(
                 graph=str(whole["graph"]),
                 method=str(whole["method"]),
@@ -324,7 +332,7 @@ def _check_sample(graph: Graph, sample: Mapping[str, Array], number: int) -> Non
 # ------------------------------------------------------------------------------------------ ranges
 # from a histogram
 
-_Loss = Callable[[NDArray[np.float64], NDArray[np.float64], float, float, int], float]
+_Loss = Callable[[Floats, Floats, float, float, int], float]
 
 
 _FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.1, 61))
@@ -342,9 +350,7 @@ def _best_range(seen: Summary, loss: _Loss, levels: int) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def _squared_error(
-    counts: NDArray[np.float64], centers: NDArray[np.float64], low: float, high: float, levels: int
-) -> float:
+def _squared_error(counts: Floats, centers: Floats, low: float, high: float, levels: int) -> float:
     """The expected squared error of rounding to `levels` steps over [low, high]."""
     step = (high - low) / (levels - 1)
     outside = (centers - np.clip(centers, low, high)) ** 2
@@ -354,9 +360,7 @@ def _squared_error(
     return float(np.dot(counts, np.where(outside > 0, outside, rounding)))
 
 
-def _divergence(
-    counts: NDArray[np.float64], centers: NDArray[np.float64], low: float, high: float, levels: int
-) -> float:
+def _divergence(counts: Floats, centers: Floats, low: float, high: float, levels: int) -> float:
     """Kullback-Leibler divergence of a distribution from its quantized self (Migacz, GTC 2017).
 
     Zeros are left out: they are quantized exactly, and after Relu there are so many that they would
@@ -383,6 +387,7 @@ def _divergence(
 # ------------------------------------------------------------------------------------------ JSON
 
 Json = dict[str, object]
+_BY_CHANNEL = ("sums", "lows", "highs")
 
 
 def _summary_to_json(summary: Summary) -> Json:
@@ -396,10 +401,9 @@ def _summary_to_json(summary: Summary) -> Json:
         made["edge"] = summary.histogram.edge
         made["first_bin"] = first
         made["counts"] = summary.histogram.counts[first:last].tolist()
-    if summary.means is not None:
-        made["axis"] = summary.means.axis
-        made["channel_sums"] = summary.means.sums.tolist()
-        made["channel_count"] = summary.means.count
+    if summary.channels is not None:
+        kept = asdict(summary.channels)
+        made["channels"] = {k: v.tolist() if k in _BY_CHANNEL else v for k, v in kept.items()}
     return made
 
 
@@ -418,10 +422,6 @@ def _summary_from_json(given: Mapping[str, object]) -> Summary:
             raise ValueError("bins out of range")
         histogram = Histogram(number("edge"))
         histogram.counts[first : first + counts.size] = counts
-    means = None
-    if "axis" in given:
-        sums = np.asarray(given["channel_sums"], np.float64).reshape(-1)
-        means = Means(int(number("axis")), sums, int(number("channel_count")))
     return Summary(
         samples=int(number("samples")),
         low=number("low"),
@@ -430,5 +430,14 @@ def _summary_from_json(given: Mapping[str, object]) -> Summary:
         sum_high=number("sum_high"),
         infinite=int(number("infinite")),
         histogram=histogram,
-        means=means,
+        channels=_channels_from_json(given.get("channels")),
     )
+
+
+def _channels_from_json(given: object) -> Channels | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise ValueError("channels are not an object")
+    arrays = {k: np.asarray(given[k], np.float64).reshape(-1) for k in _BY_CHANNEL}
+    return Channels(axis=int(given["axis"]), count=int(given["count"]), **arrays)

@@ -36,10 +36,12 @@ BIAS_LIMIT = 2.0**30
 
 @dataclass(frozen=True)
 class Scale:
-    """How the numbers of one tensor map to integers of `dtype`."""
+    """How the numbers of one tensor map to integers of `dtype`: one step, [], or one a channel,
+    [C].
+    """
 
     dtype: str
-    scale: float
+    step: NDArray[np.float32]
     zero: int
 
 
@@ -53,16 +55,35 @@ def activation_scale(low: float, high: float, dtype: str, symmetric: bool = Fals
     if max(-low, high) > 255 * LARGEST:
         return None
     if symmetric:
-        scale = max(-low, high) / info.max
-        return Scale(dtype, _float32(scale), 0)
-    scale = _float32((high - low) / (info.max - info.min))
-    zero = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
-    return Scale(dtype, scale, zero)
+        return Scale(dtype, _float32(max(-low, high) / info.max), 0)
+    step = _float32((high - low) / (info.max - info.min))
+    zero = int(np.clip(np.rint(info.min - low / step), info.min, info.max))
+    return Scale(dtype, step, zero)
 
 
-def _float32(scale: float) -> float:
-    """A range of nothing (all zeros were seen) still has a scale."""
-    return float(np.float32(max(scale or NOTHING, SMALLEST)))
+def channel_scale(lows: Numbers, highs: Numbers, dtype: str) -> Scale | None:
+    """The range of each channel, [C] and [C] -> a step for each, around one zero point for all.
+
+    The zero point is the one that makes the steps least, in the geometric mean. A channel takes at
+    least 1/64 of the largest step: what calibration hardly saw of it is not clipped to nothing.
+    """
+    whole = activation_scale(float(lows.min()), float(highs.max()), dtype)
+    if whole is None:
+        return None
+    info = np.iinfo(dtype)
+    zeros = np.arange(info.min, info.max + 1)[:, None].astype(np.float64)
+    below, above = np.maximum(-lows, 0), np.maximum(highs, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        down = np.where(below > 0, below / (zeros - info.min), 0)
+        up = np.where(above > 0, above / (info.max - zeros), 0)
+    steps = np.maximum(np.maximum(down, up), whole.step / 64)
+    best = int(np.argmin(np.log(steps).mean(axis=1)))
+    return Scale(dtype, np.maximum(steps[best], SMALLEST).astype(np.float32), int(zeros[best, 0]))
+
+
+def _float32(step: float) -> NDArray[np.float32]:
+    """A range of nothing (all zeros were seen) still has a step."""
+    return np.array(max(step or NOTHING, SMALLEST), np.float32)
 
 
 def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np.float32]:
@@ -94,14 +115,14 @@ def weight_bits(asked: int, device: Device | None) -> int:
 
 
 def room_for_bias(
-    scales: NDArray[np.float32], bias: Array, input_scale: float
+    scales: NDArray[np.float32], bias: Array, input_step: Numbers
 ) -> NDArray[np.float32]:
     """Weight scales -> the same, raised where an int32 bias in their steps would overflow.
 
     That happens to channels whose weights have died and whose bias has not: their weights then
-    round to less, or to zero. A step is (input scale x weight scale).
+    round to less, or to zero. A step is (input step x weight scale).
     """
-    least = np.abs(bias.astype(np.float64)) / (input_scale * BIAS_LIMIT)
+    least = np.abs(bias.astype(np.float64)) / (input_step * BIAS_LIMIT)
     return np.maximum(scales, least.astype(np.float32))
 
 

@@ -267,8 +267,8 @@ def test_products_keep_the_means_of_their_channels(tmp_path: Path) -> None:
     given = samples()
     statistics = calibrate(graph, given)
     wanted = np.concatenate([s["x"] for s in given]).mean(axis=0, dtype=np.float64)
-    np.testing.assert_allclose(statistics.mean("x"), wanted, rtol=1e-6)
+    np.testing.assert_allclose(statistics.channels("x").mean, wanted, rtol=1e-6)
     statistics.write(tmp_path / "cache.json")
     back = Statistics.read(tmp_path / "cache.json")
-    np.testing.assert_allclose(back.mean("x"), wanted, rtol=1e-6)
+    np.testing.assert_allclose(back.channels("x").mean, wanted, rtol=1e-6)
     assert back.axes == {"x": -1}
