@@ -1,10 +1,14 @@
-"""AVX512-BF16 (Cooper Lake, Sapphire Rapids, Zen 4 and later): bfloat16 products, float32 sums.
+"""AVX512-BF16 with AVX512-VBMI (Sapphire Rapids, Zen 4 and later): bfloat16 products with float32
+sums, and look-ups of bytes. Cooper Lake has no VBMI and counts as AVX512-VNNI.
 
 TVM's code generator knows no bfloat16 vectors, so these instructions come in as LLVM functions over
 integers of the same bits, which are inlined.
 """
 
+from collections.abc import Sequence
+
 from qcompiler.targets.x86_avx512vnni import AVX512VNNI
+from tvm import tirx
 
 from qcompiler.isa import Mac, isa
 from qcompiler.kernels import tir
@@ -38,11 +42,23 @@ def vcvtneps2bf16(x: Value) -> Value:
     return tir.extern("uint16", 16, "x86_vcvtneps2bf16", x)
 
 
+def vpermi2b(index: Value, table: Sequence[Value]) -> Value:
+    """64 indices into 256 bytes, given as four vectors: each instruction looks through two."""
+    index, *parts = (tir.reinterpret(v, "int8") for v in (index, *table))
+
+    def half(low: Value, high: Value) -> Value:
+        return tir.llvm("int8", 64, "llvm.x86.avx512.vpermi2var.qi.512", low, index, high)
+
+    upper = index < tir.const(0, "int8", 64)
+    found = tirx.Select(upper, half(parts[2], parts[3]), half(parts[0], parts[1]))
+    return tir.reinterpret(found, "uint8")
+
+
 AVX512BF16 = isa(
     "x86_avx512bf16",
     extends=AVX512VNNI,
-    llvm="+avx512bf16",
-    cpu_flags="avx512_bf16",
+    llvm="+avx512bf16 +avx512vbmi",
+    cpu_flags="avx512_bf16 avx512vbmi",
     mac={("bf16", "bf16", "f32"): Mac(lanes=16, k=2, emit=vdpbf16ps)},
-    intrinsics={"to_bfloat16": vcvtneps2bf16, "llvm_ir": lambda: _IR},
+    intrinsics={"to_bfloat16": vcvtneps2bf16, "table": vpermi2b, "llvm_ir": lambda: _IR},
 )

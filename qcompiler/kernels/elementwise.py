@@ -36,34 +36,54 @@ def elementwise(region: Region, device: Device) -> Kernel | Skip:
         return reason
     d = Draft("elementwise", region, device)
     f = d.writing(whole=True)
-    vectors = f.columns // f.lanes()
-    if f.rows >= 4 * device.threads or vectors < f.rows:
+    if f.rows >= 4 * device.threads or f.columns // f.lanes() < f.rows:
         count = tasks(device, nanoseconds(region), f.rows)
         with share(d.b, count, f.rows) as (first, turns), d.b.serial(turns, "row", first) as i:
-            row = f.row(i)
-            sweep(d.b, f.columns, f.lanes(), lambda n, c: _put(d, f, i, row, n, c))
+            _row(d, f, i, f.row(i), 0, f.columns)
     else:
-        count = tasks(device, nanoseconds(region), vectors)
-        _by_columns(d, f, vectors, count)
+        count = _by_columns(d, f)
     size = region.output.type.size
     own = [i for i, n in enumerate(region.inputs) if n.type.bytes == region.output.type.bytes]
     in_place = tuple(i for i in own if region.inputs[i].type.size == size > 1)
     return d.kernel(tasks=count, in_place=in_place)
 
 
-def _by_columns(d: Draft, f: Fused, vectors: int, count: int) -> None:
-    """Few long rows: each task takes its part of all of them; what no vector fills comes last."""
-    lanes, rest = f.lanes(), f.columns % f.lanes()
+def _by_columns(d: Draft, f: Fused) -> int:
+    """Few long rows: each task takes its part of all of them, the rest comes last -> the tasks."""
+    width = _several(f)
+    vectors = f.columns // width
+    count = tasks(d.device, nanoseconds(d.region), vectors)
     if vectors:
         with share(d.b, count, vectors) as (first, turns), d.b.serial(f.rows, "row") as i:
             row = f.row(i)
             with d.b.serial(turns, "v", first) as v:
-                _put(d, f, i, row, d.b.let(v * lanes), lanes)
-    if rest:
+                _put(d, f, i, row, d.b.let(v * width), width, width)
+    if f.columns % width:
         with d.b.serial(f.rows, "row") as i:
-            _put(d, f, i, f.row(i), tir.const(vectors * lanes), rest)
+            _row(d, f, i, f.row(i), vectors * width, f.columns % width)
+    return count
 
 
-def _put(d: Draft, f: Fused, index: Value, row: Row, column: Value, count: int) -> None:
-    value = f.at(row, column, f.lanes(), count)
+def _row(d: Draft, f: Fused, index: Value, row: Row, start: int, length: int) -> None:
+    """Part of a row: several vectors at once, single ones, and what fills none."""
+    for width in dict.fromkeys((_several(f), f.lanes())):
+        whole = length // width * width
+
+        def vector(column: Value, count: int, width: int = width) -> None:
+            _put(d, f, index, row, column, width, count)
+
+        sweep(d.b, whole, width, vector, start=start)
+        start, length = start + whole, length - whole
+    if length:
+        _put(d, f, index, row, tir.const(start), f.lanes(), length)
+
+
+def _several(f: Fused) -> int:
+    """Lanes computed at once: where wider values become bytes, as many as fill a vector of them."""
+    lanes, full = f.lanes(), f.m.isa.lanes(1)
+    return full if tir.bits(f.output.dtype) == 8 and f.columns >= full else lanes
+
+
+def _put(d: Draft, f: Fused, index: Value, row: Row, column: Value, lanes: int, count: int) -> None:
+    value = f.at(row, column, lanes, count)
     store(d.m, d.out, index * f.columns + column, value, count)

@@ -346,9 +346,23 @@ class TirMath:
 
     def lookup(self, table: Table, index: Vec) -> Vec:
         """table[index], a table of 256 entries; an int8 index counts from -128."""
+        if tir.bits(table.dtype) == 8 and index.lanes > 1 and "table" in self.isa.intrinsics:
+            return self._lookup_bytes(table, index)
         at = (self.cast(index, "int32") + (128 if index.dtype == "int8" else 0)).expr
         raw = table.pointer.load(at) if index.lanes == 1 else table.pointer.gather(at)
         return self.vec(raw, table.dtype)
+
+    def _lookup_bytes(self, table: Table, index: Vec) -> Vec:
+        """By the instruction set's own look-up, which takes whole vectors of bytes."""
+        full, lanes = self.isa.lanes(1), index.lanes
+        index = index ^ -128 if index.dtype == "int8" else index
+        raw = tir.reinterpret(index.expr, "uint8")
+        if lanes < full:
+            raw = tir.shuffle2([self.builder.let(raw)] * (full // lanes), range(full))
+        parts = [tir.reinterpret(table.pointer.load(i, full), "uint8") for i in range(0, 256, full)]
+        found = self.isa.intrinsics["table"](self.builder.let(raw), parts)
+        found = tir.shuffle(self.builder.let(found), range(lanes)) if lanes < full else found
+        return self.vec(tir.reinterpret(found, tir.stored(table.dtype)), table.dtype)
 
     def tanh(self, x: Vec) -> Vec:
         """Hyperbolic tangent."""
