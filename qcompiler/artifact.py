@@ -96,6 +96,8 @@ class Artifact:
         ever seen.
         """
         path = Path(path)
+        if path.exists() and not path.is_file():  # renaming over /dev/null would take it away
+            raise Error("this is not a file that can be replaced", where=str(path))
         members = {CODE: memoryview(self.code), WEIGHTS: memoryview(self.weights.tobytes())}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
         manifest = json.dumps({**asdict(self.manifest), "members": hashes}, indent=1).encode()

@@ -52,8 +52,10 @@ def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> Outp
     """One output's arrays over the samples, ours and the reference's -> the error between them."""
     a = np.stack([np.asarray(x, np.float64) for x in ours])
     b = np.stack([np.asarray(x, np.float64) for x in reference])
-    difference = np.abs(a - b)
-    spread = float(b.max() - b.min()) if b.size else 0.0
+    with np.errstate(invalid="ignore"):  # infinity - infinity, where both have it
+        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    finite = b[np.isfinite(b)]
+    spread = float(np.ptp(finite)) if finite.size else 0.0
     norm = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     top1 = None
     if b.ndim > 1 and b.shape[-1] > 1:
@@ -73,22 +75,8 @@ def against_onnxruntime(
     model: Model, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
 ) -> Report:
     """Artifact, its ONNX file, inputs -> report; both get the same number of threads."""
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise Error("onnxruntime is not installed", hint="pip install onnxruntime") from e
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = model.threads
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(onnx_file), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as e:  # onnxruntime raises bare exceptions of its own many types
-        raise Error(
-            f"onnxruntime cannot load it: {str(e).splitlines()[0]}", where=str(onnx_file)
-        ) from e
-    names = [o.name for o in session.get_outputs()]
+    peer = _Peer(onnx_file, model.threads)
+    names = peer.names
     if names != [v.name for v in model.outputs]:
         raise Error(
             f"its outputs are {', '.join(names)}",
@@ -96,7 +84,7 @@ def against_onnxruntime(
             hint="is it the same model?",
         )
     ours = [model.run(s) for s in samples]
-    theirs = [dict(zip(names, session.run(None, dict(s)), strict=True)) for s in samples]
+    theirs = [dict(zip(names, peer.run(s), strict=True)) for s in samples]
     for name in names:
         if ours[0][name].shape != theirs[0][name].shape:
             raise Error(
@@ -105,8 +93,41 @@ def against_onnxruntime(
             )
     found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
     first = dict(samples[0])
-    seconds, peer = _medians(lambda: model.run(first), lambda: session.run(None, first))
-    return Report(tuple(found), seconds, peer)
+    seconds, peer_seconds = _medians(lambda: model.run(first), lambda: peer.run(first))
+    return Report(tuple(found), seconds, peer_seconds)
+
+
+class _Peer:
+    """onnxruntime with an ONNX file; its exceptions, of many types, become Errors."""
+
+    def __init__(self, onnx_file: Path, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise Error("onnxruntime is not installed", hint="pip install onnxruntime") from e
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong is raised as well
+        self.where = str(onnx_file)
+        try:
+            self.session = onnxruntime.InferenceSession(
+                self.where, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:
+            raise Error(f"onnxruntime cannot load it: {_first(e)}", where=self.where) from e
+        self.names = [o.name for o in self.session.get_outputs()]
+
+    def run(self, sample: Mapping[str, Array]) -> list[Array]:
+        """One sample -> the outputs, in order."""
+        try:
+            outputs: list[Array] = self.session.run(None, dict(sample))
+        except Exception as e:
+            raise Error(f"onnxruntime cannot run it: {_first(e)}", where=self.where) from e
+        return outputs
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _medians(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:

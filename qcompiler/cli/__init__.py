@@ -6,6 +6,7 @@ interrupted.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -24,23 +25,31 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     from qcompiler.cli import commands
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters still gets words
+        sys.stdout.reconfigure(errors="backslashreplace")
     action = getattr(commands, arguments.command)
     try:
         return int(action(arguments))
     except Error as e:
-        sys.stderr.write(f"error: {e}\n")
-        return 1
+        return _say_error(str(e))
     except MemoryError:
-        sys.stderr.write(
-            "error: out of memory\nhint: fewer calibration samples, or a smaller batch\n"
-        )
-        return 1
+        return _say_error("out of memory\nhint: fewer calibration samples, or a smaller batch")
     except BrokenPipeError:  # the reader of our output has left; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as e:  # a full disk, a file that vanished
+        where = f"{e.filename}: " if e.filename else ""
+        return _say_error(f"{where}{e.strerror or e}")
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was written\n")
+        sys.stderr.write("interrupted\n")
         return 130
+
+
+def _say_error(text: str) -> int:
+    from qcompiler.cli.show import plain
+
+    sys.stderr.write(f"error: {plain(text)}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("artifact", type=Path)
     compare.add_argument("model", type=Path, help="the .onnx file to compare with")
     _input_flags(compare)
-    compare.add_argument("--samples", type=_count, default=8, help="how many samples to compare")
+    compare.add_argument("--samples", type=_some, default=8, help="how many samples to compare")
     compare.add_argument("--atol", type=float, help="fail when an error is larger")
     compare.add_argument("--rtol", type=float, help="fail when error / output range is larger")
     compare.add_argument("--cosine", type=float, help="fail when a cosine similarity is smaller")
@@ -95,7 +95,7 @@ def _compile_flags(parser: argparse.ArgumentParser) -> None:
         help="data for int8: an .npz or .npy file, a folder, or the word synthetic",
     )
     parser.add_argument("--calibration-method", default="minmax")
-    parser.add_argument("--calibration-samples", type=_count, default=300)
+    parser.add_argument("--calibration-samples", type=_some, default=300)
     parser.add_argument(
         "--input-shape", "--input-shapes", action="append", default=[], metavar="NAME=1x3x224x224"
     )
@@ -121,9 +121,15 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count")
+    return int(text)
+
+
+def _some(text: str) -> int:
+    value = _count(text)
+    if not value:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -27,20 +28,17 @@ def compile(a: Namespace) -> int:
     """ONNX model -> artifact."""
     from qcompiler import driver
 
-    bar = show.ProgressBar(enabled=not a.no_progress)
-    watch, skips = _watch(a, bar)
-    start = time.perf_counter()
-    plan = driver.make_plan(a.model, _options(a), watch)
-    output = a.output or a.model.with_suffix(".qc")
     if a.dry_run:
-        bar.close()
-        _say_skips(a, skips, plan)
-        show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
-        return 0
-    artifact = driver.build(plan, watch)
+        return _say_plan(a)
+    output = a.output or a.model.parent / f"{a.model.stem}.qc"
+    _demand_writable(output, a.model)
+    start = time.perf_counter()
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, skips = _watch(a, bar)
+        plan = driver.make_plan(a.model, _options(a), watch)
+        artifact = driver.build(plan, watch)
     artifact.save(output)
     seconds = time.perf_counter() - start
-    bar.close()
     _say_skips(a, skips, plan)
     answer = {
         "artifact": str(output),
@@ -67,6 +65,8 @@ def compile(a: Namespace) -> int:
 
 def run(a: Namespace) -> int:
     """Artifact and inputs -> outputs."""
+    if a.outputs:
+        _demand_writable(a.outputs, a.artifact)
     model = _load(a)
     inputs = next(iter(_inputs(a, model)))
     start = time.perf_counter()
@@ -143,18 +143,11 @@ def inspect(a: Namespace) -> int:
     """Model or artifact -> what it is."""
     if _is_artifact(a.model):
         return _inspect_artifact(a, open_artifact(a.model))
-    from qcompiler import driver
+    if a.plan:
+        return _say_plan(a)
     from qcompiler.onnx_reader import read
     from qcompiler.text import write
 
-    bar = show.ProgressBar(enabled=not a.no_progress)
-    watch, skips = _watch(a, bar)
-    if a.plan:
-        plan = driver.make_plan(a.model, _options(a), watch)
-        bar.close()
-        _say_skips(a, skips, plan)
-        show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
-        return 0
     graph = read(a.model, input_shapes(a.input_shape))
     if a.text:
         show.say(write(graph)[0])
@@ -180,6 +173,17 @@ def inspect(a: Namespace) -> int:
     show.say(show.facts(head))
     rows = sorted(counts.items(), key=lambda c: (-c[1], c[0]))
     show.say("\n" + show.table(("operator", "nodes"), rows))
+    return 0
+
+
+def _say_plan(a: Namespace) -> int:
+    from qcompiler import driver
+
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, skips = _watch(a, bar)
+        plan = driver.make_plan(a.model, _options(a), watch)
+    _say_skips(a, skips, plan)
+    show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
     return 0
 
 
@@ -277,9 +281,8 @@ def demo(a: Namespace) -> int:
     """The model inside the package, from ONNX to a checked and timed int8 artifact."""
     from qcompiler.demo.main import demo as run_demo
 
-    bar = show.ProgressBar(enabled=not a.no_progress)
-    report = run_demo(a.output, target=a.target, progress=bar)
-    bar.close()
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        report = run_demo(a.output, target=a.target, progress=bar)
     if a.json:
         show.say_json(report.facts)
     else:
@@ -372,6 +375,21 @@ def _say_skips(a: Namespace, skips: list[tuple[str, str, str]], plan: Plan) -> N
     rows = _skips(skips, plan) if a.explain and not a.json else []
     if rows:
         show.say(show.table(("rule or kernel", "node", "not used because"), rows) + "\n")
+
+
+def _demand_writable(output: Path, source: Path) -> None:
+    """Refuse a place that cannot be written, or that holds the input, before any long work."""
+    folder = output.parent
+    if not folder.is_dir():
+        raise Error(f"there is no folder {str(folder)!r}", where=str(output))
+    if output.is_dir():
+        raise Error("this is a folder", where=str(output), hint="name a file in it")
+    if output.exists() and not output.is_file():
+        raise Error("this is not a file that can be replaced", where=str(output))
+    if not os.access(folder, os.W_OK):
+        raise Error(f"the folder {str(folder)!r} cannot be written to", where=str(output))
+    if output.exists() and source.exists() and output.samefile(source):
+        raise Error("this would overwrite what is read", where=str(output))
 
 
 def _load(a: Namespace) -> Model:

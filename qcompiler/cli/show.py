@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
@@ -47,23 +48,45 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
+def plain(text: str) -> str:
+    """Text with a model's own names in it -> the same, without what could command a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def say(text: str) -> None:
     """Print an answer."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(plain(text) + "\n")
 
 
 def say_json(value: object) -> None:
-    """Print an answer for programs."""
-    say(json.dumps(value, indent=2))
+    """Print an answer for programs; JSON has no NaN or infinity, which become null."""
+    say(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 class ProgressBar:
-    """`bar(what, done, all, item)` -> one redrawn line on a terminal's stderr; else silent."""
+    """`bar(what, done, all, item)` -> one redrawn line on a terminal's stderr; else silent.
 
-    def __init__(self, stream: TextIO = sys.stderr, enabled: bool = True) -> None:
-        self.stream = stream
-        self.enabled = enabled and stream.isatty()
+    A context: the line is wiped at its end, also by an error.
+    """
+
+    def __init__(self, stream: TextIO | None = None, enabled: bool = True) -> None:
+        self.stream = stream or sys.stderr
+        self.enabled = enabled and self.stream.isatty()
         self.drawn = False
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __call__(self, what: str, done: int, count: int, item: str) -> None:
         """Draw."""
@@ -72,7 +95,7 @@ class ProgressBar:
         filled = _BAR * done // max(count, 1)
         bar = "#" * filled + "." * (_BAR - filled)
         total = f"{done}/{count}" if count else str(done)
-        self.stream.write(f"\r\x1b[K{what:<18} [{bar}] {total} {item[:40]}")
+        self.stream.write(f"\r\x1b[K{what:<18} [{bar}] {total} {plain(item)[:40]}")
         self.stream.flush()
         self.drawn = True
 
