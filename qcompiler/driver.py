@@ -19,7 +19,7 @@ from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.rewrite import STAGES, Explain
 from qcompiler.runtime import load
-from qcompiler.samples import samples
+from qcompiler.samples import Samples, samples
 from qcompiler.stages import Choice, choose, run_stage
 
 if TYPE_CHECKING:
@@ -97,30 +97,33 @@ def prepare(
     for stage in STAGES:
         asked = choice
         if stage == "quantize":
-            asked = quantization(graph, choice, options, device, watch)
+            graph, asked = quantization(graph, choice, options, watch)
         graph = run_stage(graph, stage, watch.explain, asked, device)
         _seen(watch, stage, graph)
     return graph
 
 
 def quantization(
-    graph: Graph, choice: Choice, options: Options, device: isa.Device, watch: Watch
-) -> Choice:
-    """The passes asked for -> the same and those that the precision stands for, with statistics."""
+    graph: Graph, choice: Choice, options: Options, watch: Watch
+) -> tuple[Graph, Choice]:
+    """The passes asked for -> the same and those that the precision stands for, with statistics;
+    the graph, with a note of what it was calibrated on.
+    """
     extra: dict[str, Mapping[str, object]] = {}
     if options.precision == "int8":
-        statistics = calibrated(graph, options, device, watch)
+        statistics, data = calibrated(graph, options, watch)
+        graph = graph.note(**data.describe())
         extra["quantize_static"] = {"statistics": statistics, "exclude": tuple(options.exclude)}
     elif options.precision == "int8-dynamic":
         extra["quantize_dynamic"] = {"exclude": tuple(options.exclude)}
     elif options.precision in ("bfloat16", "float16"):
         extra["quantize_half"] = {"dtype": options.precision, "exclude": tuple(options.exclude)}
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
-    return Choice({**choice.options, **merged}, choice.disabled)
+    return graph, Choice({**choice.options, **merged}, choice.disabled)
 
 
-def calibrated(graph: Graph, options: Options, device: isa.Device, watch: Watch) -> Statistics:
-    """Graph after the fuse stage, calibration data -> statistics of its activations.
+def calibrated(graph: Graph, options: Options, watch: Watch) -> tuple[Statistics, Samples]:
+    """Graph after the fuse stage, calibration data -> statistics of its activations, and the data.
 
     The samples run through a compiled float artifact of this same graph that also returns every
     activation, on this machine whatever the target; memory holds one sample's activations.
@@ -143,7 +146,7 @@ def calibrated(graph: Graph, options: Options, device: isa.Device, watch: Watch)
         run=run,
         progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
     )
-    return replace(statistics, synthetic=data.synthetic)
+    return replace(statistics, synthetic=data.synthetic), data
 
 
 def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:
