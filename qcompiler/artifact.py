@@ -56,6 +56,8 @@ class StepFact:
     tasks: int
     macs: int = 0
     bytes: int = 0
+    operands: str = ""
+    """The dtype that it multiplies."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Artifact:
         """
         path = Path(path)
         if path.exists() and not path.is_file():  # renaming over /dev/null would take it away
-            raise Error("this is not a file that can be replaced", where=str(path))
+            raise Error("cannot write: this is no file that can be replaced", where=str(path))
         members = {CODE: memoryview(self.code), WEIGHTS: memoryview(self.weights.tobytes())}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
         manifest = json.dumps({**asdict(self.manifest), "members": hashes}, indent=1).encode()
@@ -202,7 +204,12 @@ def _value(raw: Json) -> Value:
 def _step(raw: Json) -> StepFact:
     s = _object(raw)
     return StepFact(
-        str(s["name"]), str(s["kernel"]), _int(s["tasks"]), _int(s["macs"]), _int(s["bytes"])
+        name=str(s["name"]),
+        kernel=str(s["kernel"]),
+        tasks=_int(s["tasks"]),
+        macs=_int(s["macs"]),
+        bytes=_int(s["bytes"]),
+        operands=str(s["operands"]),
     )
 
 

@@ -175,7 +175,7 @@ def build(made: Plan, watch: Watch) -> Artifact:
     code = emit(made)
     graph, device = made.graph, made.device
     steps = tuple(
-        StepFact(s.name, s.kernel.name, s.kernel.tasks, s.kernel.macs, step_bytes(s))
+        StepFact(s.name, s.kernel.name, s.kernel.tasks, s.kernel.macs, step_bytes(s), multiplied(s))
         for s in made.steps
     )
     manifest = Manifest(
@@ -200,6 +200,12 @@ def build(made: Plan, watch: Watch) -> Artifact:
 def step_bytes(step: Step) -> int:
     """Bytes a step reads and writes, each operand once."""
     return sum(p.bytes for p in (*step.operands, step.output))
+
+
+def multiplied(step: Step) -> str:
+    """The dtype a step multiplies: its anchor's first operand's."""
+    root = step.region.root
+    return root.operands[0].dtype if step.kernel.macs and root is not None else ""
 
 
 def demand_static(graph: Graph) -> None:

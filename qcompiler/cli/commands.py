@@ -116,27 +116,46 @@ def bench(a: Namespace) -> int:
     }
     steps = _step_rows(model, inputs) if a.per_step else []
     if a.json:
-        names = ("name", "kernel", "threads", "ms", "percent", "gops")
-        rows = [dict(zip(names, r, strict=True)) for r in steps]
-        show.say_json({**answer, **({"steps": rows} if rows else {})})
+        show.say_json({**answer, **({"steps": steps} if steps else {})})
         return 0
     shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in answer.items()}
     show.say(show.facts(shown))
     if steps:
-        cells = [(n, k, t, f"{ms:.4f}", f"{p:.1f}", f"{g:.1f}") for n, k, t, ms, p, g in steps]
-        show.say("\n" + show.table(("step", "kernel", "threads", "ms", "%", "GOP/s"), cells))
+        head = ("step", "kernel", "threads", "ms", "% of run", "GOP/s", "bound", "% of limit")
+        rows = [[_cell(v) for v in s.values()] for s in steps]
+        show.say("\n" + show.table(head, rows))
     return 0
 
 
-def _step_rows(
-    model: Model, inputs: Mapping[str, Array]
-) -> list[tuple[str, str, int, float, float, float]]:
+def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, object]]:
+    """Every step: its time, and how near it comes to what this machine can do."""
+    from qcompiler import limits, plugins
+
+    device = plugins.device(model.manifest.isa, model.threads)
+    most = limits.measure(device)
     seconds = model.profile(inputs)
+    most |= limits.measure(device)
     whole = sum(seconds)
-    return [
-        (s.name, s.kernel, s.tasks, t * 1e3, 100 * t / whole, 2 * s.macs / t / 1e9)
-        for s, t in zip(model.manifest.steps, seconds, strict=True)
-    ]
+    rows = []
+    for step, taken in zip(model.manifest.steps, seconds, strict=True):
+        arithmetic, traffic = most.arithmetic(step), most.traffic(step)
+        rows.append(
+            {
+                "name": step.name,
+                "kernel": step.kernel,
+                "threads": step.tasks,
+                "ms": taken * 1e3,
+                "percent": 100 * taken / whole,
+                "gops": 2 * step.macs / taken / 1e9,
+                "bound": "arithmetic" if arithmetic > traffic else "memory",
+                "percent_of_limit": 100 * max(arithmetic, traffic) / taken,
+            }
+        )
+    return rows
+
+
+def _cell(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def inspect(a: Namespace) -> int:
