@@ -54,7 +54,7 @@ def runs_as(op: str) -> str:
     if op in GENERATORS:
         return ", ".join(f"`{g.name}`" for g in GENERATORS[op])
     if op in _BY_ITEM:
-        return ", ".join(f"`{n}`" for n in _BY_ITEM[op])
+        return _BY_ITEM[op]
     rules = [n for n, p in PASSES.items() if isinstance(p, Rule) and op in p.pattern.ops]
     lowering = [n for n in rules if stage_of(n) == "layout"] or [
         n for n in rules if stage_of(n) in ("fold", "quantize") and n not in _DROPS
@@ -64,8 +64,13 @@ def runs_as(op: str) -> str:
     return "folded only"
 
 
-_BY_ITEM = {"Split": ("copy",), "TopK": ("top_k",), "DynamicQuantizeLinear": ("dynamic_quantize",)}
-"""Operators of several outputs: the kernel belongs to `item`, which picks one."""
+_BY_ITEM = {
+    "Split": "`copy`",
+    "TopK": "`top_k`",
+    "DynamicQuantizeLinear": "`dynamic_quantize`",
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), "rewritten: `fold_recurrent`"),
+}
+"""Operators of several outputs: the kernel or the rule belongs to `item`, which picks one."""
 _DROPS = frozenset({"fold_no_change", "fold_one_operand", "fold_split_in_one", "fold_neutral"})
 """Rules that only remove an operator where it does nothing."""
 

@@ -48,8 +48,7 @@ REAL: dict[str, Shapes] = {
 }
 """Model -> the shapes of its open inputs."""
 
-QUICK = ("dscnn_kws", "resnet8_cifar10", "dtln_2", "silero_vad_op18_ifless")
-UNSUPPORTED = {"speech_enhance/dtln_1": "no kernel for LSTM"}
+QUICK = ("dscnn_kws", "resnet8_cifar10", "dtln_1", "dtln_2", "silero_vad_op18_ifless")
 
 
 def onnxruntime_outputs(model: onnx.ModelProto | Path, feed: Feed) -> dict[str, Array]:
@@ -230,8 +229,6 @@ def page() -> Array:
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
-    if name in UNSUPPORTED:
-        return [pytest.mark.xfail(raises=Error, reason=UNSUPPORTED[name])]
     return [] if name.split("/")[1] in QUICK else [pytest.mark.slow]
 
 
