@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
+_QUANTIZE = STAGES.index("quantize")
 Progress = Callable[[str, int, int, str], None]
 """Told how far long work is: (what, done, all, the item at hand)."""
 
@@ -85,20 +86,41 @@ def prepare(
     model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
 ) -> Graph:
     """ONNX file or model -> the graph that the plan is made from: all stages run."""
+    choice = choose(options.passes, options.disabled_passes)
+    graph = fused(model, options, choice, device, watch)
+    graph, choice = quantization(graph, choice, options, watch)
+    return lowered(graph, choice, device, watch)
+
+
+def fused(
+    model: str | Path | onnx.ModelProto,
+    options: Options,
+    choice: Choice,
+    device: isa.Device,
+    watch: Watch,
+) -> Graph:
+    """ONNX file or model -> the float graph that calibration sees: read, folded and fused."""
     if options.precision not in PRECISIONS:
         raise Error(
             f"unknown precision {options.precision!r}",
             hint=f"choose one of {', '.join(PRECISIONS)}",
         )
-    choice = choose(options.passes, options.disabled_passes)
     graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
     demand_static(graph)
     _seen(watch, "read", graph)
-    for stage in STAGES:
-        asked = choice
-        if stage == "quantize":
-            graph, asked = quantization(graph, choice, options, watch)
-        graph = run_stage(graph, stage, watch.explain, asked, device)
+    return _through(graph, STAGES[:_QUANTIZE], choice, device, watch)
+
+
+def lowered(graph: Graph, choice: Choice, device: isa.Device, watch: Watch) -> Graph:
+    """A fused graph -> the one that the plan is made from."""
+    return _through(graph, STAGES[_QUANTIZE:], choice, device, watch)
+
+
+def _through(
+    graph: Graph, stages: Sequence[str], choice: Choice, device: isa.Device, watch: Watch
+) -> Graph:
+    for stage in stages:
+        graph = run_stage(graph, stage, watch.explain, choice, device)
         _seen(watch, stage, graph)
     return graph
 

@@ -28,7 +28,8 @@ FLOORS = [
     {"regions", "plan"},
     {"tune", "plugins", "emit", "runtime"},
     {"stages"},
-    {"driver", "compare"},
+    {"driver", "compare", "limits", "metrics"},
+    {"search"},
     {"demo"},
     {"cli"},
 ]

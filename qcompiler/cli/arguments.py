@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from qcompiler import __version__
+from qcompiler.cli import quality
 from qcompiler.errors import Error
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("model", type=Path, help="an .onnx file")
     made.add_argument("-o", "--output", type=Path, help="artifact to write (default: MODEL.qc)")
     _compile_flags(made)
+    quality.flags(made)
     made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")

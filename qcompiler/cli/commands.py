@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.artifact import Artifact, Value, open_artifact
-from qcompiler.cli import show
+from qcompiler.cli import quality, show
 from qcompiler.cli.arguments import input_shapes, percentiles
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
@@ -35,8 +35,12 @@ def compile(a: Namespace) -> int:
     start = time.perf_counter()
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
-        plan = driver.make_plan(a.model, _options(a), watch)
-        artifact = driver.build(plan, watch)
+        if a.max_drop is None:
+            plan = driver.make_plan(a.model, _options(a), watch)
+            artifact, found = driver.build(plan, watch), None
+        else:
+            found = quality.search(a, _options(a), output, watch)
+            artifact, plan = found.artifact, found.plan
     artifact.save(output)
     seconds = time.perf_counter() - start
     _say_skips(a, skips, plan)
@@ -53,8 +57,11 @@ def compile(a: Namespace) -> int:
     }
     if a.json:
         said = {"skips": _skips(skips, plan)} if a.explain else {}
-        show.say_json({**answer, **said})
+        searched = {} if found is None else {"search": quality.told(found)}
+        show.say_json({**answer, **said, **searched})
     else:
+        if found is not None:
+            quality.say(found)
         show.say(
             f"{a.model} -> {output}: {a.precision} for {answer['target']}, "
             f"{answer['steps']} steps, {show.size(output.stat().st_size)}, "

@@ -1,0 +1,106 @@
+"""What may be lost, as people write it -> the search for the fastest artifact that keeps to it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompiler.cli import show
+from qcompiler.errors import Error
+
+if TYPE_CHECKING:
+    from qcompiler.driver import Options, Watch
+    from qcompiler.search import Found, Trial
+
+SHOWN_LAYERS = 12
+
+
+def flags(parser: ArgumentParser) -> None:
+    """The flags of a search."""
+    group = parser.add_argument_group(
+        "accuracy", "find the fastest int8 artifact that loses no more than this"
+    )
+    group.add_argument(
+        "--max-drop", metavar="POINTS", help="0.5 (points of the metric) or 1%% (of its value)"
+    )
+    group.add_argument("--evaluation", metavar="DATA", help="samples, as for --calibration")
+    group.add_argument("--labels", metavar="FILE", help=".npy or .npz: the samples' classes")
+    group.add_argument(
+        "--metric", default="", help="top1, top5, agreement, cosine, or FILE.py:function"
+    )
+    group.add_argument("--evaluation-samples", type=int, default=1000, metavar="N")
+
+
+def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
+    """Flags -> what was found. An interrupted search goes on when it is started again."""
+    from qcompiler import search
+
+    if a.evaluation is None:
+        hint = "--evaluation data.npz (a few hundred samples), with --labels labels.npy if you can"
+        raise Error("--max-drop needs data to measure on", hint=hint)
+    drop, relative = allowed(a.max_drop)
+    state = output.with_name(f"{output.name}.search.json")
+    demand = search.Demand(
+        drop=drop,
+        data=a.evaluation,
+        relative=relative,
+        labels=a.labels,
+        metric=a.metric,
+        count=a.evaluation_samples,
+        state=state,
+    )
+    return search.compile(a.model, options, demand, watch)
+
+
+def allowed(text: str) -> tuple[float, bool]:
+    """ "0.5" -> (0.5, points), "1%" -> (1.0, per cent of the float score)."""
+    try:
+        return float(text.rstrip("%")), text.endswith("%")
+    except ValueError:
+        raise Error(f"{text!r} is no loss", where="--max-drop", hint="0.5, or 1%") from None
+
+
+def told(found: Found) -> dict[str, object]:
+    """What was found, for programs."""
+    return {
+        "metric": found.metric,
+        "float": dict(found.exact),
+        "floor": found.floor,
+        "chosen": asdict(found.chosen),
+        "layers": [asdict(x) for x in found.layers],
+        "trials": [asdict(t) for t in found.trials],
+    }
+
+
+def say(found: Found) -> None:
+    """The same, for people."""
+    rows = [
+        (t.on, t.method, len(t.floats), f"{t.score:.2f}", f"{t.loss:.2e}", _time(t))
+        for t in found.trials
+    ]
+    head = ("half", "calibration", "in float", found.metric, "squared error", "ms")
+    show.say(show.table(head, rows) + "\n")
+    if found.layers:
+        worst = [
+            (x.name, x.op, f"{x.sensitivity:.2e}", f"{x.saved * 1e6:.1f}", _kept(x.name, found))
+            for x in found.layers[:SHOWN_LAYERS]
+        ]
+        columns = ("product", "operator", "error alone", "us saved", "runs in")
+        more = len(found.layers) - SHOWN_LAYERS
+        show.say(show.table(columns, worst) + (f"\n(and {more} more)" if more > 0 else "") + "\n")
+    exact = found.exact["held-out"]
+    show.say(
+        f"{found.metric} on held-out data: {found.chosen.score:.2f} of float's {exact:.2f}, "
+        f"at least {found.floor:.2f} was asked for"
+    )
+
+
+def _time(trial: Trial) -> str:
+    return f"{trial.seconds * 1e3:.3f}" if trial.measured else "-"
+
+
+def _kept(name: str, found: Found) -> str:
+    float_ = found.chosen.method == "float32" or name in found.chosen.floats
+    return "float32" if float_ else "int8"

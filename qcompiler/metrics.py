@@ -1,0 +1,115 @@
+"""Outputs over evaluation data -> one score in points, 100 at best.
+
+With labels a score says how right a model is; without, how much it agrees with the float model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Array
+from qcompiler.plugins import load_file
+
+Outputs = Mapping[str, Array]
+"""{output name: [samples, ...]}, the outputs of all samples end to end."""
+Score = Callable[[Outputs, Outputs, "Array | None"], float]
+"""(outputs, the float model's outputs, labels) -> points."""
+
+
+def top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+    """Per cent of rows of the first output whose largest class is the label's.
+
+    Classes are the last axis of [N, C], axis 1 of [N, C, ...].
+    """
+    return 100 * float(np.mean(classes(outputs) == _labels(labels, outputs)))
+
+
+def top5(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+    """Per cent of rows of the first output, [N, C], with the label among the five largest."""
+    first = next(iter(outputs.values()))
+    wanted = _labels(labels, outputs)
+    best = np.argsort(first.reshape(len(first), -1), axis=1)[:, -5:]
+    return 100 * float(np.mean((best == wanted.reshape(-1, 1)).any(axis=1)))
+
+
+def agreement(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+    """Per cent of rows of the first output whose largest class is the float model's."""
+    return 100 * float(np.mean(classes(outputs) == classes(reference)))
+
+
+def cosine(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+    """100 x the mean cosine similarity of a sample's output and the float model's: the worst
+    output's.
+    """
+    return min(_cosine(outputs[name], reference[name]) for name in reference)
+
+
+METRICS: dict[str, Score] = {f.__name__: f for f in (top1, top5, agreement, cosine)}
+
+
+def metric(name: str, labelled: bool, reference: Outputs) -> tuple[str, Score]:
+    """A metric's name, or "FILE.py:function", or nothing -> (its name, the function).
+
+    By default: top1 where there are labels; without, agreement where the first output is [N, C]
+    with at least three classes, else cosine.
+    """
+    if ":" in name:
+        return name, _of_file(name)
+    if not name:
+        first = next(iter(reference.values()))
+        scores = first.ndim == 2 and first.shape[1] >= 3
+        name = "top1" if labelled else "agreement" if scores else "cosine"
+    if name not in METRICS:
+        known = ", ".join(METRICS)
+        raise Error(f"unknown metric {name!r}", hint=f"{known}, or FILE.py:function")
+    if name in ("top1", "top5") and not labelled:
+        raise Error(f"{name} needs labels", hint="--labels labels.npy, or --metric agreement")
+    return name, METRICS[name]
+
+
+def classes(outputs: Outputs) -> Array:
+    """The largest class of every row of the first output."""
+    first = next(iter(outputs.values()))
+    found: Array = first.argmax(axis=-1 if first.ndim <= 2 else 1)
+    return found
+
+
+def loss(outputs: Outputs, reference: Outputs) -> float:
+    """The squared error over the reference's power, summed over outputs: smoother than a score."""
+    total = 0.0
+    for name, exact in reference.items():
+        a, b = (x.astype(np.float64) for x in (outputs[name], exact))
+        total += float(np.square(a - b).sum()) / (float(np.square(b).sum()) or 1.0)
+    return total
+
+
+def _labels(labels: Array | None, outputs: Outputs) -> Array:
+    assert labels is not None  # `metric` has refused
+    wanted = classes(outputs).shape
+    if labels.size != np.prod(wanted):
+        raise Error(f"labels of shape {list(labels.shape)} for outputs of {list(wanted)} classes")
+    return labels.reshape(wanted)
+
+
+def _cosine(a: Array, b: Array) -> float:
+    x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    dots = (x * y).sum(axis=1)
+    same = (x == y).all(axis=1).astype(np.float64)  # two vectors of zeros have no angle
+    return 100 * float(np.mean(np.divide(dots, lengths, out=same, where=lengths > 0)))
+
+
+def _of_file(word: str) -> Score:
+    path, _, name = word.rpartition(":")
+    found = getattr(load_file(Path(path)), name, None)
+    if not callable(found):
+        raise Error(f"no function {name!r}", where=path)
+
+    def score(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
+        return float(found(outputs, reference, labels))
+
+    return score

@@ -1,0 +1,480 @@
+"""Model, data and how much may be lost -> the fastest artifact that keeps to it, and every trial.
+
+Every product (convolution, matrix product) may be int8 or float. One artifact, the trial model,
+holds both of every product and a switch that says whose result goes on: thousands of choices are
+tried without compiling again. First all products are int8; when that loses too much, each is tried
+alone (its sensitivity), and those that cost most accuracy for the least time go back to float until
+the loss is within the limit. The samples that decide this are never those that judge it: what is
+found is compiled, and checked on the other half of the data.
+
+Layer-wise sensitivity as in Dong et al., "HAWQ" (ICCV 2019), here measured, not estimated from
+Hessians; ranked by loss over time saved, as the greedy solution of a knapsack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from qcompiler import driver, plugins
+from qcompiler.artifact import Artifact
+from qcompiler.calibrate import Statistics, fingerprint
+from qcompiler.driver import Options, Watch
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Graph, Node, Type, numpy_dtype, placeholder
+from qcompiler.metrics import Outputs, loss, metric
+from qcompiler.ops import make
+from qcompiler.plan import Plan, plan
+from qcompiler.runtime import Model, load
+from qcompiler.samples import Sample, samples
+from qcompiler.stages import build, choose
+
+log = logging.getLogger(__name__)
+
+HEADROOM = 0.8
+"""Of the allowed loss, so much may be used up while tuning: other data will differ a little."""
+SENSITIVITY_SAMPLES = 32
+TIMED_RUNS = 15
+HALVES = ("tuning", "held-out")
+_LEAST_SECONDS = 1e-9
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
+_MOST_BYTES = 4 << 30
+_FLOAT = "/float"
+_SWITCH = "switch/"
+
+
+@dataclass(frozen=True)
+class Demand:
+    """How much may be lost, and on what that is measured.
+
+    drop: points of the metric; relative: per cent of the float model's score. data: labelled
+    or unlabelled samples, of any kind that calibration takes. labels: [samples, ...], a .npy file,
+    or None. metric: see `metrics.metric`. state: a file that keeps what was measured, so that an
+    interrupted search goes on where it stopped; it is removed at the end.
+    """
+
+    drop: float
+    data: object
+    relative: bool = False
+    labels: object = None
+    metric: str = ""
+    count: int = 1000
+    state: Path | None = None
+
+    def floor(self, exact: float) -> float:
+        """The least score that is good enough."""
+        return exact * (1 - self.drop / 100) if self.relative else exact - self.drop
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice that was tried: which products stayed float, what it scored and took.
+
+    `on` says on which half of the data ("tuning" or "held-out"), `score` in points; `seconds` is
+    measured where the choice was compiled, else predicted from the products' own times.
+    """
+
+    method: str
+    floats: tuple[str, ...]
+    on: str
+    score: float
+    loss: float
+    seconds: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One product: its seconds in float and in int8, and the loss when it alone is int8."""
+
+    name: str
+    op: str
+    float_seconds: float
+    int8_seconds: float
+    sensitivity: float = math.nan
+
+    @property
+    def saved(self) -> float:
+        """Seconds that int8 saves."""
+        return self.float_seconds - self.int8_seconds
+
+
+@dataclass(frozen=True)
+class Found:
+    """The artifact that was chosen, and the way to it."""
+
+    artifact: Artifact
+    plan: Plan
+    metric: str
+    exact: Mapping[str, float]
+    """The float model's score on each half."""
+    floor: float
+    layers: tuple[Layer, ...]
+    trials: tuple[Trial, ...]
+    chosen: Trial
+
+
+def compile(
+    model: str | Path | onnx.ModelProto, options: Options, demand: Demand, watch: Watch
+) -> Found:
+    """ONNX file or model -> the fastest artifact whose score on held-out data is at most `drop`
+    below the float model's; the float model itself where nothing else is.
+    """
+    if options.precision != "int8":
+        raise Error(f"--max-drop with {options.precision}", hint="it looks for int8 artifacts")
+    if not demand.drop >= 0:
+        raise Error(f"a loss of {demand.drop} points", where="--max-drop", hint="at least 0")
+    return _Search(model, options, demand, watch).run()
+
+
+class _Search:
+    """One search, from reading the model to the artifact."""
+
+    def __init__(
+        self, model: str | Path | onnx.ModelProto, options: Options, demand: Demand, watch: Watch
+    ) -> None:
+        self.options, self.demand, self.watch = options, demand, watch
+        self.device = plugins.device(options.target, options.threads)
+        self.here = plugins.device("host")
+        self.choice = choose(options.passes, options.disabled_passes)
+        self.graph = driver.fused(model, options, self.choice, self.device, watch)
+        wanted = {n.name: (n.dtype, n.shape) for n in self.graph.inputs}
+        self.data = list(_counted(samples(demand.data, wanted, demand.count)))
+        if len(self.data) < 2:
+            raise Error("one sample cannot both tune and judge", hint="give more data")
+        self.labels = _labels(demand.labels, len(self.data))
+        calibration = replace(options, calibration_method="mse")  # its histograms serve all methods
+        self.statistics, self.calibrated_on = driver.calibrated(self.graph, calibration, watch)
+        self.floating = self.artifact("float32", "", ())
+        self.references = {on: _outputs(load(self.floating[1]), self.half(on)) for on in HALVES}
+        given = self.labels is not None
+        self.metric, self.score = metric(demand.metric, given, self.references["tuning"])
+        self.exact = {on: self.scored(self.references[on], on) for on in HALVES}
+        self.trials: list[Trial] = []
+        self.known = _State(demand.state, self.mark())
+
+    def mark(self) -> str:
+        """What measurements depend on besides the choice itself."""
+        d, o = self.demand, self.options
+        parts = [fingerprint(self.graph), d.metric, len(self.data), o.passes, o.disabled_passes]
+        parts += [o.exclude, self.statistics.graph, self.device.isa.name, o.calibration_samples]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def run(self) -> Found:
+        """Everything, in order."""
+        best = self.best_method()
+        layers = self.layers(best)
+        order = [x.name for x in layers]
+        count = self.fewest(best, order)
+        while (found := self.judged(best.method, layers, order[:count])) is None:
+            count = min(count + max(1, len(order) // 16), len(order))
+        self.known.forget()
+        return found
+
+    def best_method(self) -> _Trier:
+        """The trial model of the first calibration method that loses little enough with all
+        products in int8; of the one that loses least, where none does.
+        """
+        triers = []
+        for method in dict.fromkeys((self.options.calibration_method, "minmax", "mse")):
+            triers.append(self.trier(method))
+            if self.tried(triers[-1], (), "tuning").score >= self.aim:
+                return triers[-1]
+        return min(triers, key=lambda t: self.tried(t, (), "tuning").loss)
+
+    # What one choice costs.
+
+    def trier(self, method: str) -> _Trier:
+        """The trial model of a calibration method."""
+        self.say("trial model", 0, 1, method)
+        statistics = replace(self.statistics, method=method)
+        return _Trier(self, method, *switched(self.graph, statistics, self.quantized))
+
+    def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
+        """A graph -> the same in int8, in the open."""
+        given = {"exclude": tuple(self.options.exclude)}
+        asked = self.choice.options.get("quantize_static", {})
+        options = {**given, **asked, "statistics": statistics, **more}
+        return build("quantize_static", options, self.device)(graph)
+
+    def tried(self, trier: _Trier, floats: Sequence[str], on: str, few: int = 0) -> Trial:
+        """A choice -> what it scores on one half, measured once."""
+
+        def measure() -> tuple[float, float]:
+            outputs = trier.outputs(floats, self.half(on, few))
+            if few:
+                return math.nan, loss(outputs, {n: v[: len(outputs[n])] for n, v in exact.items()})
+            return self.scored(outputs, on), loss(outputs, exact)
+
+        exact = self.references[on]
+        method = trier.method
+        key = json.dumps([method, sorted(floats), on, few])
+        score, lost = self.known.get(key, measure)
+        trial = Trial(method, tuple(floats), on, score, lost, math.nan, False)
+        if not few and trial.floats not in {t.floats for t in self.trials if t.method == method}:
+            self.trials.append(trial)
+        return trial
+
+    def half(self, on: str, few: int = 0) -> list[Sample]:
+        """Every other sample."""
+        found = self.data[on == "held-out" :: 2]
+        return found[:few] if few else found
+
+    def labels_of(self, on: str) -> Array | None:
+        """The labels of a half's rows, in order."""
+        if self.labels is None:
+            return None
+        found: Array = np.concatenate(list(self.labels[on == "held-out" :: 2]))
+        return found
+
+    def scored(self, outputs: Outputs, on: str) -> float:
+        """Outputs of a half -> points."""
+        return self.score(outputs, self.references[on], self.labels_of(on))
+
+    @property
+    def aim(self) -> float:
+        """The score to reach while tuning."""
+        exact = self.exact["tuning"]
+        return exact - HEADROOM * (exact - self.demand.floor(exact))
+
+    # Which products go back to float.
+
+    def layers(self, trier: _Trier) -> tuple[Layer, ...]:
+        """Every product, those that lose most for the least time first."""
+        slow = _seconds_of_steps(self.floating[1])
+        fast = _seconds_of_steps(self.artifact("int8", trier.method, ())[1])
+        made = []
+        everything = frozenset(trier.units)
+        for i, (name, op) in enumerate(trier.units.items()):
+            self.say("sensitivity", i, len(trier.units), name)
+            others = sorted(everything - {name})
+            alone = self.tried(trier, others, "tuning", SENSITIVITY_SAMPLES)
+            made.append(Layer(name, op, slow.get(name, 0.0), fast.get(name, 0.0), alone.loss))
+        return tuple(sorted(made, key=lambda x: -x.sensitivity / max(x.saved, _LEAST_SECONDS)))
+
+    def fewest(self, trier: _Trier, order: Sequence[str]) -> int:
+        """How many of them must be float for the tuning half, by bisection."""
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            self.say("search", len(self.trials), 0, f"{middle} of {len(order)} products in float")
+            if self.tried(trier, order[:middle], "tuning").score >= self.aim:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def judged(self, method: str, layers: tuple[Layer, ...], floats: Sequence[str]) -> Found | None:
+        """A choice, compiled -> what was found, if held-out data agree; all float always does."""
+        floor = self.demand.floor(self.exact["held-out"])
+        made = self.artifact("int8", method, floats)
+        data = self.half("held-out")
+        seconds, plain = _side_by_side(made[1], self.floating[1], data[0])
+        outputs = _outputs(load(made[1]), data)
+        score, lost = self.scored(outputs, "held-out"), loss(outputs, self.references["held-out"])
+        chosen = Trial(method, tuple(floats), "held-out", score, lost, seconds, True)
+        self.trials.append(chosen)
+        if seconds > plain or (score < floor and len(floats) == len(layers)):
+            made, exact = self.floating, self.exact["held-out"]
+            chosen = Trial("float32", (), "held-out", exact, 0.0, plain, True)
+            self.trials.append(chosen)
+        elif score < floor:
+            return None
+        return Found(
+            made[1], made[0], self.metric, self.exact, floor, layers, tuple(self.trials), chosen
+        )
+
+    def artifact(self, precision: str, method: str, floats: Sequence[str]) -> tuple[Plan, Artifact]:
+        """A choice, compiled for the device."""
+        graph = self.graph
+        if precision == "int8":
+            statistics = replace(self.statistics, method=method)
+            keep = (*self.options.exclude, *map(re.escape, floats))
+            graph = self.quantized(graph, statistics, exclude=keep)
+            graph = graph.note(**self.calibrated_on.describe(), kept_in_float=str(len(floats)))
+        lowered = driver.lowered(graph, self.choice, self.device, self.watch)
+        made = plan(lowered, self.device)
+        return made, driver.build(made, self.watch)
+
+    def say(self, what: str, done: int, count: int, item: str) -> None:
+        """Tell whoever waits."""
+        if self.watch.progress is not None:
+            self.watch.progress(what, done, count, item)
+
+
+class _Trier:
+    """The trial model: every product twice, and switches."""
+
+    def __init__(
+        self, search: _Search, method: str, graph: Graph, units: Mapping[str, str]
+    ) -> None:
+        self.method, self.units = method, units
+        lowered = driver.lowered(graph, search.choice, search.here, Watch())
+        self.model = load(driver.build(plan(lowered, search.here), Watch()))
+
+    def outputs(self, floats: Sequence[str], data: Sequence[Sample]) -> Outputs:
+        """Samples -> outputs, with these products in float."""
+        kept = frozenset(floats)
+        switches = {_SWITCH + u: np.array(u not in kept) for u in self.units}
+        return _outputs(self.model, [{**sample, **switches} for sample in data])
+
+
+def switched(
+    graph: Graph, statistics: Statistics, quantize: Callable[..., Graph]
+) -> tuple[Graph, dict[str, str]]:
+    """A float graph -> one with every product that int8 is possible for twice, in int8 and float,
+    the boolean inputs `switch/NAME` choosing; and {product: its operator}.
+    """
+    units = _units(graph, quantize(graph, statistics))
+    new: dict[Node, Node] = {}
+    switches: list[Node] = []
+    integer: list[str] = []
+    for node in graph.nodes:
+        moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
+        if node.name in units and node.op == units[node.name]:
+            switch = placeholder(_SWITCH + node.name, Type("bool", ()))
+            switches.append(switch)
+            integer.append(f"{node.name}/int8")
+            int8, exact = (replace(moved, name=f"{node.name}{x}") for x in ("/int8", _FLOAT))
+            moved = make("Where", switch, int8, exact, name=node.name)
+        new[node] = moved
+    inputs = (*(new[i] for i in graph.inputs), *switches)
+    doubled = replace(graph, inputs=inputs, outputs=tuple(new[o] for o in graph.outputs))
+    known = replace(statistics, graph=fingerprint(doubled))
+    chosen = "|".join(map(re.escape, integer)) or "(?!)"
+    return quantize(doubled, known, include=(f"(?:{chosen})",), exclude=()), units
+
+
+def _units(graph: Graph, quantized: Graph) -> dict[str, str]:
+    """The products that quantization made integer, by name: no other product may have it."""
+    count = Counter(n.name for n in graph.nodes if n.op in _PRODUCTS)
+    return {
+        n.name: n.op
+        for n in quantized.nodes
+        if n.op in _PRODUCTS
+        and n.name
+        and count[n.name] == 1
+        and n.operands[0].op == "DequantizeLinear"
+    }
+
+
+class _State:
+    """Measurements, kept in a file after each, so that none is made twice."""
+
+    def __init__(self, path: Path | None, mark: str) -> None:
+        self.path, self.mark = path, mark
+        self.values: dict[str, tuple[float, float]] = {}
+        if path is not None and path.exists():
+            self.values = self.read(path)
+            log.info("%s: goes on after %d measurements", path, len(self.values))
+
+    def read(self, path: Path) -> dict[str, tuple[float, float]]:
+        """A file's measurements; none if they are of another model, data or options."""
+        try:
+            whole = json.loads(path.read_text())
+            if whole["mark"] != self.mark:
+                return {}
+            return {str(k): (float(a), float(b)) for k, (a, b) in whole["values"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            hint = "remove it to search anew"
+            raise Error(f"not the state of a search ({e})", where=str(path), hint=hint) from e
+
+    def get(self, key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+        """What is known under a key, else measured now."""
+        if key not in self.values:
+            self.values[key] = measure()
+            if self.path is not None:
+                temporary = self.path.with_name(f".{self.path.name}.tmp")
+                temporary.write_text(json.dumps({"mark": self.mark, "values": self.values}))
+                temporary.replace(self.path)
+        return self.values[key]
+
+    def forget(self) -> None:
+        """The search is over."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _outputs(model: Model, data: Iterable[Sample]) -> Outputs:
+    """Every sample's outputs, end to end; a scalar counts as one row."""
+    made: dict[str, list[Array]] = {v.name: [] for v in model.outputs}
+    for sample in data:
+        for name, array in model.run(sample).items():
+            made[name].append(np.atleast_1d(array))
+    return {name: np.concatenate(arrays) for name, arrays in made.items()}
+
+
+def _counted(data: Iterable[Sample]) -> Iterable[Sample]:
+    """Samples, refused when they would not fit into memory."""
+    total = 0
+    for sample in data:
+        total += sum(a.nbytes for a in sample.values())
+        if total > _MOST_BYTES:
+            hint = "--evaluation-samples"
+            raise Error(f"more than {_MOST_BYTES >> 30} GB of evaluation data", hint=hint)
+        yield sample
+
+
+def _labels(given: object, count: int) -> Array | None:
+    """Labels as given -> [samples, rows of a sample, ...]."""
+    if given is None:
+        return None
+    where = "labels"
+    if isinstance(given, (str, Path)):
+        where = str(given)
+        try:
+            loaded = np.load(given, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                with loaded:
+                    key = "labels" if "labels" in loaded.files else loaded.files[0]
+                    given = loaded[key]
+            else:
+                given = loaded
+        except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as e:
+            raise Error(f"no labels: {e}", where=where) from e
+    labels = np.asarray(given)
+    rows = len(labels) // count if labels.ndim else 0
+    if not rows:
+        raise Error(f"labels of shape {list(labels.shape)} for {count} samples", where=where)
+    return labels[: rows * count].reshape(count, rows, *labels.shape[1:])
+
+
+def _seconds_of_steps(artifact: Artifact) -> dict[str, float]:
+    """{step: median seconds} on made-up inputs."""
+    model = load(artifact)
+    rng = np.random.default_rng(0)
+    inputs = {
+        v.name: rng.random(v.shape).astype(numpy_dtype(v.dtype))
+        if v.dtype.startswith(("float", "bfloat"))
+        else np.zeros(v.shape, numpy_dtype(v.dtype))
+        for v in model.inputs
+    }
+    found: dict[str, float] = {}
+    for step, taken in zip(model.manifest.steps, model.profile(inputs, repeat=9), strict=True):
+        found[step.name] = found.get(step.name, 0.0) + taken
+    return found
+
+
+def _side_by_side(a: Artifact, b: Artifact, sample: Sample) -> tuple[float, float]:
+    """Median seconds of both, run in turns."""
+    models = (load(a), load(b))
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(TIMED_RUNS + 2):
+        for model, times in zip(models, taken, strict=True):
+            start = time.perf_counter()
+            model.run(sample)
+            if turn >= 2:
+                times.append(time.perf_counter() - start)
+    return float(np.median(taken[0])), float(np.median(taken[1]))

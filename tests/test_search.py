@@ -1,0 +1,207 @@
+"""A limit on what may be lost -> an artifact that keeps to it; no trial is made twice."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from qcompiler import Error, load, search
+from qcompiler.cli.quality import allowed
+from qcompiler.driver import Options, Watch
+from qcompiler.metrics import METRICS, agreement, cosine, loss, top1, top5
+from qcompiler.search import Demand
+
+WIDTH = 32
+
+
+def network() -> onnx.ModelProto:
+    """Three layers; one input channel of the second is a thousand times larger than the others, so
+    that int8 ruins it.
+    """
+    rng = np.random.default_rng(0)
+    first, second, third = (rng.standard_normal((WIDTH, WIDTH)).astype("f") for _ in range(3))
+    first[:, 0] *= 1000
+    second[0] /= 1000
+    names = ("first", "second", "third")
+    nodes = [
+        helper.make_node("MatMul", [x, f"w{i}"], [y], names[i])
+        for i, (x, y) in enumerate((("x", "a"), ("a", "b"), ("b", "y")))
+    ]
+    weights = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate((first, second, third))]
+    shape = ["N", WIDTH]
+    graph = helper.make_graph(
+        nodes,
+        "three layers",
+        [helper.make_tensor_value_info("x", 1, shape)],
+        [helper.make_tensor_value_info("y", 1, shape)],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def data(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((4, WIDTH)).astype("f")} for _ in range(count)]
+
+
+OPTIONS = Options(precision="int8", calibration=data(20), input_shapes={"x": (4, WIDTH)})
+
+
+@pytest.fixture(autouse=True)
+def int8_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_seconds_of_steps", lambda artifact: {})
+    monkeypatch.setattr(search, "_side_by_side", lambda a, b, sample: (1.0, 2.0))
+
+
+def found(drop: float, **more: object) -> search.Found:
+    demand = Demand(drop, data(60, 1), **more)  # type: ignore[arg-type]
+    return search.compile(network(), OPTIONS, demand, Watch())
+
+
+def test_what_loses_too_much_goes_back_to_float() -> None:
+    kept = found(2.0)
+    assert "second" in kept.chosen.floats
+    assert len(kept.chosen.floats) < 3
+    assert kept.chosen.score >= 98.0 == kept.floor
+    worst = max(kept.layers, key=lambda x: x.sensitivity)
+    assert worst.name == "second"
+    x = data(1, 2)[0]["x"]
+    exact = ReferenceEvaluator(network()).run(None, {"x": x})[0]
+    assert cosine({"y": load(kept.artifact)(x)}, {"y": exact}, None) > 99.0
+
+
+def test_a_wide_limit_keeps_everything_in_int8() -> None:
+    kept = found(200.0)
+    assert kept.chosen.floats == ()
+    assert kept.chosen.method == "minmax"
+
+
+def test_no_loss_at_all_is_float() -> None:
+    kept = found(0.0, metric="cosine")
+    assert kept.chosen.score >= kept.floor == pytest.approx(100.0)
+    assert kept.chosen.method == "float32" or len(kept.chosen.floats) == 3
+
+
+def test_what_is_slower_than_float_is_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_side_by_side", lambda a, b, sample: (2.0, 1.0))
+    kept = found(200.0)
+    assert kept.chosen.method == "float32"
+    assert kept.chosen.seconds == 1.0
+
+
+def test_labels_and_a_relative_limit() -> None:
+    exact = ReferenceEvaluator(network())
+    labels = np.concatenate([exact.run(None, s)[0].argmax(-1) for s in data(60, 1)])
+    labels[::4] = 0  # the float model is right in about three of four
+    kept = found(4.0, relative=True, labels=labels)
+    assert kept.metric == "top1"
+    assert kept.exact["held-out"] < 90
+    assert kept.floor == pytest.approx(kept.exact["held-out"] * 0.96)
+    assert kept.chosen.score >= kept.floor
+
+
+def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "state.json"
+    whole = search._Trier.outputs
+    measured: list[object] = []
+
+    def until(count: int) -> None:
+        def outputs(self: search._Trier, floats: object, samples: object) -> object:
+            if len(measured) == count:
+                raise KeyboardInterrupt
+            measured.append(floats)
+            return whole(self, floats, samples)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(search._Trier, "outputs", outputs)
+
+    until(4)
+    with pytest.raises(KeyboardInterrupt):
+        found(2.0, state=state)
+    assert state.exists()
+    until(-1)
+    resumed = found(2.0, state=state)
+    total = len(measured)
+    assert not state.exists()
+    measured.clear()
+    fresh = found(2.0)
+    assert total == len(measured)  # nothing was measured twice
+    assert resumed.chosen.floats == fresh.chosen.floats
+
+
+def test_a_state_of_something_else_is_not_used(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    state.write_text('{"mark": "another model", "values": {"x": [1, 2]}}')
+    assert found(200.0, state=state).chosen.floats == ()
+    state.write_text("half a fi")
+    with pytest.raises(Error, match="not the state of a search"):
+        found(200.0, state=state)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metric": "top1"}, "needs labels"),
+        ({"metric": "best"}, "unknown metric"),
+        ({"labels": np.zeros(7)}, "labels of shape"),
+        ({"data": data(1)}, "one sample"),
+        ({"drop": -1.0}, "a loss of -1"),
+        ({"drop": math.nan}, "a loss of nan"),
+    ],
+)
+def test_demands_that_cannot_be_met(change: dict[str, object], told: str) -> None:
+    demand = Demand(**{"drop": 1.0, "data": data(8), **change})  # type: ignore[arg-type]
+    with pytest.raises(Error, match=told):
+        search.compile(network(), OPTIONS, demand, Watch())
+
+
+def test_int8_is_what_is_searched_for() -> None:
+    with pytest.raises(Error, match="float32"):
+        search.compile(network(), Options(), Demand(1.0, data(8)), Watch())
+
+
+def test_limits_as_people_write_them() -> None:
+    assert allowed("0.5") == (0.5, False)
+    assert allowed("1%") == (1.0, True)
+    with pytest.raises(Error, match="max-drop"):
+        allowed("little")
+
+
+# Metrics, against what their names mean.
+
+
+def test_metrics() -> None:
+    scores = np.array([[0.1, 0.9, 0.0], [0.5, 0.2, 0.3], [0.0, 0.1, 0.9], [0.6, 0.3, 0.1]])
+    exact = {"y": np.roll(scores, 2, axis=0)}
+    labels = np.array([1, 0, 0, 0])
+    assert top1({"y": scores}, exact, labels) == 75.0
+    assert agreement({"y": scores}, {"y": scores}, None) == 100.0
+    assert agreement({"y": scores}, exact, None) == 50.0
+    assert cosine({"y": 2 * scores}, {"y": scores}, None) == pytest.approx(100.0)
+    assert cosine({"y": np.zeros((2, 3))}, {"y": np.zeros((2, 3))}, None) == 100.0
+    assert loss({"y": scores * 1.1}, {"y": scores}) == pytest.approx(0.01)
+    wide = np.tile(np.arange(9.0), (2, 1))
+    assert top5({"y": wide}, {}, np.array([4, 3])) == 50.0
+    assert set(METRICS) == {"top1", "top5", "agreement", "cosine"}
+
+
+def test_classes_of_maps_are_axis_one() -> None:
+    maps = np.zeros((1, 2, 2, 2))
+    maps[0, 1, 0] = 1
+    assert top1({"y": maps}, {}, np.array([[[1, 1], [0, 1]]])) == 75.0
+
+
+def test_a_metric_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def score(outputs, reference, labels):\n    return 42.0 + len(labels)\n")
+    kept = found(1.0, metric=f"{file}:score", labels=np.zeros(240))
+    assert kept.chosen.score == 42.0 + 120
+    missing = SimpleNamespace(metric=f"{file}:absent")
+    with pytest.raises(Error, match="no function 'absent'"):
+        found(1.0, metric=missing.metric)
