@@ -1,141 +1,162 @@
 """Attention regions -> TIR: a head at a time, its scores never further away than the first cache.
 
 for each task (a share of the heads, or of a head's query blocks where heads are few)
-  copy the head's keys, transposed, into panels of vectors     (once for all its queries)
+  pack the head's keys and values into panels of vectors       (once for all its queries)
   for each block of queries                                    (as many as registers hold sums for)
-    scores = queries * keys, in registers, then in scratch
-    weights = exp(scores * scale + mask - largest), and their sum
-    output = weights * values / sum                            (values are read where they lie)
+    scores = queries * keys, scaled and masked, in registers; then in scratch, with their largest
+    weights = 2^(scores - largest), and their sum              (scores are scaled by log2 e, too)
+    output = weights * values / sum
 
-The softmax divides at the end, once an output instead of once a weight. Heads may be a dimension
-of their own ([batch, heads, sequence, size]) or lie side by side ([batch, sequence, heads * size]);
-both are read in place. See Vaswani et al., "Attention Is All You Need", section 3.2.
+float32, bfloat16 and int8 go the same way, each by its own product: weights are of the dtype that
+it multiplies. Values that it multiplies one row at a time are read where they lie. Heads may be a
+dimension of their own ([batch, heads, sequence, size]) or lie side by side ([batch, sequence,
+heads * size]), queries, keys and values, too; all are read in place. See Vaswani et al., "Attention
+Is All You Need", section 3.2; that the softmax divides at the end, once an output, is section 3.1
+of Dao et al., "FlashAttention", 2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
+from functools import partial
+from math import log2, sqrt
 
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Node
 from qcompiler.isa import Device
-from qcompiler.kernels import tir
-from qcompiler.kernels.contraction_operands import Product, product_of
+from qcompiler.kernels import polynomials, tir
+from qcompiler.kernels.attention_operands import Heads, Keys, Values, products_of
+from qcompiler.kernels.contraction_operands import Panels, Product, Run
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import load
-from qcompiler.kernels.loops import across, tasks, transposed
+from qcompiler.kernels.loops import across, slots, sweep, tasks
 from qcompiler.kernels.microkernel import Left, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
-from qcompiler.kernels.tir import Registers, Value
+from qcompiler.kernels.tir import Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
+from qcompiler.ops.attention import LEAST
 
 _FLOPS_PER_NS = 40.0
 _ALIGN = 64
-_LEAST = -3.0e38
-"""Stands for minus infinity among scores: an empty row then has weights, not NaN."""
+_LOG2_E = 1.4426950408889634
+_SLOTS = 2
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
 
 
-@kernel("Attention")
+@kernel("Attention", "attention")
 def attention(region: Region, device: Device) -> Kernel | Skip:
-    """float32 queries, keys and values; any heads, an added or boolean mask, causal or not."""
+    """Any heads, an added or boolean mask, causal or not."""
     if reason := refuse(region):
         return reason
     root = region.root
     assert root is not None
-    if len(root.operands) > 4 or any(root.inputs[4:]):
+    if any(root.inputs[4:]):
         return Skip("past keys and values")
-    if {i.dtype for i in root.operands[:3]} != {"float32"}:
-        return Skip("queries, keys and values that are not float32")
+    dtypes = {i.dtype for i in root.inputs[:3] if i is not None}
     for name, usual in _UNSUPPORTED.items():
         if root.attrs[name] != usual:
             return Skip(f"{name} {root.attrs[name]}")
-    if 0 in root.type.dims:
+    if 0 in root.type.dims or 0 in root.operands[0].type.dims:
         return Skip("nothing to compute")
-    product = product_of(device.isa, "float32", "float32", "float32")
-    if product is None:
-        return Skip("no product of float32")
-    return _Attention(region, device, product).kernel()
+    q, k, v = Heads.all(root)
+    products = products_of(device.isa, dtypes.pop(), q.size)
+    if dtypes or products is None:
+        return Skip("no product of queries, keys and values of these dtypes")
+    return _Attention(region, device, (q, k, v), *products).kernel()
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Where a [batch, heads, sequence, size] tensor's elements are; its last step is 1."""
+class _Scratch:
+    """Bytes of a task's scratch, handed out piece by piece."""
 
-    batch: int
-    heads: int
-    length: int
-    size: int
-    steps: tuple[int, int, int]
-    """Elements from one batch, head and position to the next."""
+    def __init__(self) -> None:
+        self.bytes = 0
 
-    @staticmethod
-    def of(node: Node, heads: int | None) -> Heads:
-        """A 4-D tensor, or a 3-D one of so many heads."""
-        dims = node.type.dims
-        if len(dims) == 4:
-            b, h, s, d = dims
-            return Heads(b, h, s, d, (h * s * d, s * d, d))
-        b, s, width = dims
-        assert heads, "a 3-D tensor does not say how many heads it has"
-        return Heads(b, heads, s, width // heads, (s * width, width // heads, width))
-
-    def at(self, batch: Value, head: Value, position: Value) -> Value:
-        """Offset of a row."""
-        return batch * self.steps[0] + head * self.steps[1] + position * self.steps[2]
+    def take(self, size: int) -> int:
+        """So many bytes -> where they begin."""
+        at = self.bytes
+        self.bytes += -(-size // _ALIGN) * _ALIGN
+        return at
 
 
 class _Attention:
     """One kernel while it is emitted."""
 
-    def __init__(self, region: Region, device: Device, product: Product) -> None:
-        root = region.root
-        assert root is not None
-        self.q, self.k, self.v = (
-            Heads.of(root.operands[i], None if root.attrs[key] is None else root.int(key))
-            for i, key in enumerate(("q_num_heads", "kv_num_heads", "kv_num_heads"))
-        )
+    def __init__(
+        self,
+        region: Region,
+        device: Device,
+        heads: tuple[Heads, Heads, Heads],
+        for_scores: Product,
+        for_values: Product,
+    ) -> None:
+        self.q, self.k, self.v = heads
         kind = f"attention{self.q.heads}x{self.q.length}x{self.k.length}x{self.q.size}"
-        self.d = Draft(kind, region, device)
-        self.b, self.m, self.product = self.d.b, self.d.m, product
-        self.mask = root.inputs[3] if len(root.inputs) > 3 else None
-        self.lanes = product.mac.lanes
+        short = "" if self.q.node.dtype == "float32" else f"_{for_scores.name}"
+        self.d = Draft(kind + short, region, device)
+        self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
+        self.for_scores, self.for_values = for_scores, for_values
+        self.mask = self.root.inputs[3] if len(self.root.inputs) > 3 else None
+        self.lanes = for_scores.mac.lanes
         self.keys = -(-self.k.length // self.lanes) * self.lanes
         free = device.isa.registers - 2
         self.vectors = min(-(-self.v.size // self.lanes), 4 if free > 20 else 2)
         self.block = min(self.q.length, max(1, min(12, (free - self.vectors) // self.vectors)))
-        heads = self.q.batch * self.q.heads
+        count = self.q.batch * self.q.heads
         blocks = -(-self.q.length // self.block)
-        work = 2 * heads * self.q.length * self.k.length * (self.q.size + self.v.size)
-        self.work = work // 2
-        self.parts = 1 if heads >= device.threads else min(device.threads, blocks)
-        self.tasks = tasks(device, work / _FLOPS_PER_NS, heads * self.parts)
-        keys_bytes = self.keys * self.q.size * 4
-        scores_bytes = self.block * self.keys * 4
-        self.scores_at = -(-keys_bytes // _ALIGN) * _ALIGN
-        self.task_bytes = self.scores_at + -(-scores_bytes // _ALIGN) * _ALIGN + _ALIGN
+        self.macs = count * self.q.length * self.k.length * (self.q.size + self.v.size)
+        self.parts = 1 if count >= device.threads else min(device.threads, blocks)
+        per_ns = _FLOPS_PER_NS * for_scores.mac.k
+        self.tasks = tasks(device, 2 * self.macs / per_ns, count * self.parts)
+        self._divide()
+
+    def _divide(self) -> None:
+        """Decide where in a task's scratch what lies."""
+        scores, values, area = self.for_scores, self.for_values, _Scratch()
+        self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
+        self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
+        chunk = self.lanes * scores.mac.k
+        self.query_row = -(-self.q.size // chunk) * chunk if self.copies else self.q.steps[2]
+        weight = tir.bits(values.left) // 8
+        self.keys_at = area.take(self.packed_keys.bytes)
+        self.values_at = area.take(self.packed_values.bytes)
+        copied = self.block * self.query_row * tir.bits(scores.left) // 8
+        self.queries_at = area.take(copied if self.copies else 0)
+        self.scores_at = area.take(self.block * self.keys * 4)
+        self.weights_at = self.scores_at
+        if weight < 4:
+            self.weights_at = area.take(self.block * self.keys * weight)
+        self.tops_at = area.take(self.block * self.lanes * 4)
+        self.inverse_at = area.take(self.block * 4)
+        self.task_bytes = area.bytes + _ALIGN
 
     def kernel(self) -> Kernel:
         """Emit all of it."""
         b, d = self.b, self.d
-        scratch = d.scratch("float32")
+        scratch = d.scratch("uint8")
         total = self.q.batch * self.q.heads * self.parts
         with b.parallel(self.tasks) as task:
-            mine = b.let(task * (self.task_bytes // 4), "mine")
-            self.panels = scratch + mine
-            self.scores = scratch + b.let(mine + self.scores_at // 4, "scores")
+            mine = b.let(task * self.task_bytes, "mine")
+
+            def area(at: int, dtype: str) -> Pointer:
+                begin: Pointer = scratch + b.let(mine + at, "area")
+                return begin.view(dtype)
+
+            self.key_panels = area(self.keys_at, "int32")
+            self.value_panels = area(self.values_at, "int32")
+            self.queries = area(self.queries_at, self.for_scores.left)
+            self.scores = area(self.scores_at, "float32")
+            self.weights = area(self.weights_at, self.for_values.left)
+            self.tops = area(self.tops_at, "float32")
+            self.inverses = area(self.inverse_at, "float32")
             self.after = d.after
             begin = b.let(task * total // self.tasks, "begin")
             end = b.let((task + 1) * total // self.tasks, "end")
             with b.serial(end - begin, "head", begin) as turn:
                 self._head(turn)
         return d.kernel(
-            tasks=self.tasks, scratch_bytes=self.task_bytes * self.tasks, macs=self.work
+            tasks=self.tasks, scratch_bytes=self.task_bytes * self.tasks, macs=self.macs
         )
 
     # -- loops
@@ -148,234 +169,243 @@ class _Attention:
         head = b.let(head % self.q.heads, "head")
         shared = self.q.heads // self.k.heads
         group = b.let(head // shared, "group") if shared > 1 else head
-        self._transpose_keys(b.let(self.k.at(image, group, 0), "keys"))
+        pointers = self.d.pointers
+        keys = b.let(self.k.at(image, group, 0), "keys")
+        self.packed_keys.pack(b, pointers[self.k.node], keys, self.key_panels)
+        self.values = b.let(self.v.at(image, group, 0), "values")
+        if self.packed_values.packed:
+            self.packed_values.pack(b, pointers[self.v.node], self.values, self.value_panels)
         whole, rest = divmod(self.q.length, self.block)
         part = turn % self.parts
         first = b.let(part * whole // self.parts, "first")
         behind = b.let((part + 1) * whole // self.parts, "behind")
         with b.serial(behind - first, "block", first) as i:
-            self._queries(image, head, group, b.let(i * self.block, "query"), self.block)
+            self._queries(image, head, b.let(i * self.block, "query"), self.block)
         if not rest:
             return
         last = tir.const(whole * self.block)
         if self.parts == 1:
-            self._queries(image, head, group, last, rest)
+            self._queries(image, head, last, rest)
             return
         with b.when(tirx.EQ(part, tir.const(self.parts - 1))):
-            self._queries(image, head, group, last, rest)
+            self._queries(image, head, last, rest)
 
-    def _transpose_keys(self, start: Value) -> None:
-        """keys[key, d] -> panels[key / lanes][d][lanes], zeros behind the last key."""
-        b, lanes, size = self.b, self.lanes, self.q.size
-        source = self.d.pointers[self.d.root.operands[1]]
-        step = self.k.steps[2]
-
-        def panel(index: Value, count: int) -> None:
-            to = b.let(index * (size * lanes), "to")
-            at = b.let(start + index * (lanes * step), "at")
-
-            def square(first: Value, width: int) -> None:
-                zero = tir.const(0.0, "float32", lanes)
-                rows = [
-                    b.let(source.load_first(width, at + (i * step + first), lanes), "row")
-                    if i < count
-                    else zero
-                    for i in range(lanes)
-                ]
-                for i, column in enumerate(transposed(b, rows)[:width]):
-                    self.panels.store(to + (first + i) * lanes, column)
-
-            with b.serial(size // lanes, "d") as d:
-                square(b.let(d * lanes, "d"), lanes)
-            if size % lanes:
-                square(tir.const(size // lanes * lanes), size % lanes)
-
-        whole, rest = divmod(self.k.length, lanes)
-        if whole:
-            with b.serial(whole, "panel") as i:
-                panel(i, lanes)
-        if rest:
-            panel(tir.const(whole), rest)
-
-    def _queries(self, image: Value, head: Value, group: Value, query: Value, count: int) -> None:
+    def _queries(self, image: Value, head: Value, query: Value, count: int) -> None:
         """The output rows of a block of queries."""
         b = self.b
         start = b.let(self.q.at(image, head, query), "q")
-        self._all_scores(start, count)
-        totals = [self._weights(image, head, query, r) for r in range(count)]
-        self._outputs(image, head, group, query, totals)
+        pointer = self.d.pointers[self.q.node]
+        if self.copies:
+            self._copy_queries(start, count)
+            pointer, start = self.queries, tir.const(0)
+        offsets = tuple(r * self.query_row for r in range(count))
+        left = Left(pointer, offsets, (), self.q.size, guarded=self.copies)
+        tops = b.registers("float32", self.lanes, count, "top")
+        tops.fill(LEAST)
+        mask = self._mask_offset(image, head, query)
+        for run in Panels.of(self.k.length, self.lanes, self.vectors).runs():
+            with b.serial(run.count, "panel") as i:
+                first = b.let(run.column // self.lanes + i * run.vectors, "first")
+                self._scores(left, start, first, run, tops, mask, query)
+        for r in range(count):
+            self.tops.store(r * self.lanes, tops[r])
+        with b.serial(count, "row") as r:
+            self._weights(r)
+        self._outputs(image, head, query, count)
+
+    def _copy_queries(self, start: Value, count: int) -> None:
+        """A block of queries, as the product takes them."""
+        b, product = self.b, self.for_scores
+        pointer, dtype = self.d.pointers[self.q.node], self.q.node.dtype
+        width = self.lanes * product.mac.k
+        with b.serial(count, "row") as r:
+            at = b.let(start + r * self.q.steps[2], "at")
+            to = b.let(r * self.query_row, "to")
+
+            def some(column: Value, there: int) -> None:
+                value = b.let(pointer.load_first(there, at + column, width), "q")
+                self.queries.store(to + column, product.convert_left(value, dtype))
+
+            sweep(b, self.q.size, width, some)
 
     # -- scores
 
-    def _all_scores(self, start: Value, count: int) -> None:
-        """queries * keys -> scores[query, key]."""
-        b, lanes, size = self.b, self.lanes, self.q.size
-        offsets = tuple(r * self.q.steps[2] for r in range(count))
-        left = Left(self.d.pointers[self.d.root.operands[0]], offsets, (), size, guarded=False)
-
-        def columns(panel: Value, vectors: int) -> None:
-            base = b.let(panel * (size * lanes), "panel")
-
-            def right(step: Value, v: int) -> Value:
-                return self.panels.load(base + (step + v * size) * lanes, lanes)
-
-            registers = sums(b, self.product, left, start, Right(vectors, right))
-            for r in range(count):
-                for v in range(vectors):
-                    at = r * self.keys + (panel + v) * lanes
-                    self.scores.store(at, registers[r * vectors + v])
-
-        wide = self.vectors
-        whole, rest = divmod(self.keys // lanes, wide)
-        if whole:
-            with b.serial(whole, "panel") as i:
-                columns(b.let(i * wide, "first"), wide)
-        if rest:
-            columns(tir.const(whole * wide), rest)
-
-    def _weights(self, image: Value, head: Value, query: Value, r: int) -> Value:
-        """A row of scores -> weights in their place (not yet divided), and their sum."""
-        b, m, lanes = self.b, self.m, self.lanes
-        largest = b.registers("float32", lanes, 1, "largest")
-        total = b.registers("float32", lanes, 1, "total")
-        largest.fill(_LEAST)
-        total.fill(0.0)
-        row = r * self.keys
-        mask = self._mask_row(image, head, query, r)
-
-        def look(at: Value, count: int) -> None:
-            value = m.vec(b.let(self.scores.load(row + at, lanes), "score"))
-            value = self._biased(value, mask, at, count, query, r)
-            self.scores.store(row + at, b.let(value.expr, "biased"))
-            largest[0] = m.max(m.vec(largest[0]), m.vec(self.scores.load(row + at, lanes))).expr
-
-        def weigh(at: Value, count: int) -> None:
-            value = m.exp(m.vec(self.scores.load(row + at, lanes)) - top)
-            if count < lanes:
-                value = m.where(m.vec(tir.first_lanes(lanes, count)), value, 0.0)
-            weight = b.let(value.expr, "weight")
-            self.scores.store(row + at, weight)
-            total[0] = total[0] + weight
-
-        self._over_keys(look)
-        best = across(b, largest[0], tirx.Max)
-        top = m.vec(tir.broadcast(best, lanes))
-        self._over_keys(weigh)
-        return across(b, total[0], tirx.Add)
-
-    def _over_keys(self, body: object) -> None:
-        whole, rest = divmod(self.k.length, self.lanes)
-        assert callable(body)
-        if whole:
-            with self.b.serial(whole, "v") as i:
-                body(self.b.let(i * self.lanes, "at"), self.lanes)
-        if rest:
-            body(tir.const(whole * self.lanes), rest)
-
-    def _biased(
+    def _scores(
         self,
-        value: Vec,
-        mask: tuple[Value, int] | None,
-        at: Value,
-        count: int,
+        left: Left,
+        start: Value,
+        first: Value,
+        run: Run,
+        tops: Registers,
+        mask: tuple[Value, int, int] | None,
         query: Value,
-        r: int,
-    ) -> Vec:
-        """scale, cap, mask; what must not be seen gets the least score."""
-        m, lanes, root = self.m, self.lanes, self.d.root
+    ) -> None:
+        """A block of queries * a panel of keys -> scores[query, key], and the largest so far."""
+        b, m, lanes = self.b, self.m, self.lanes
+        keys, panels = self.packed_keys, self.key_panels
+
+        def right(step: Value, v: int) -> Value:
+            return keys.load(panels, first + v, step)
+
+        def correction(v: int) -> Value:
+            return keys.correction(panels, first + v)
+
+        begin = correction if self.for_scores.flipped else None
+        made = sums(b, self.for_scores, left, start, Right(run.vectors, right, begin))
+        for v in range(run.vectors):
+            at = b.let((first + v) * lanes, "at")
+            there = run.tail if v == run.vectors - 1 else lanes
+            alike = mask is None or mask[2] == 0
+            bias = self._bias(mask, at, there, 0) if alike else None
+            for r in range(len(left.offsets)):
+                bias = bias if alike else self._bias(mask, at, there, r)
+                value = Vec(m, made[r * run.vectors + v], self.for_scores.sums, lanes)
+                value = self._biased(m.cast(value, "float32"), bias, at, there, query + r)
+                self.scores.store(r * self.keys + at, value.expr)
+                tops[r] = m.larger(m.vec(tops[r]), value).expr
+
+    def _biased(self, value: Vec, bias: Vec | None, at: Value, there: int, query: Value) -> Vec:
+        """scale, cap, mask; in units of log 2. What must not be seen gets the least score."""
+        m, lanes, root = self.m, self.lanes, self.root
         given = root.attrs["scale"]
         scale = 1 / sqrt(self.q.size) if given is None else root.float("scale")
-        value = value * scale
         cap = root.float("softcap")
         if cap > 0:
-            value = m.tanh(value / cap) * cap
-        if mask is not None and self.mask is not None:
-            start, step = mask
-            width = lanes if step else 1
-            there = min(count, width)
-            pointer = self.d.pointers[self.mask]
-            bias = load(m, pointer, self.mask.dtype, start + at * step, width, there)
-            if self.mask.dtype == "bool":
-                value = m.where(bias, value, _LEAST)
-            else:
-                value = m.max(value + m.cast(bias, "float32"), _LEAST)
+            value, scale = m.tanh(value * (scale / cap)), cap
+        scale *= _LOG2_E
+        if bias is None:
+            value = value * scale
+        elif bias.dtype == "bool":
+            value = m.where(bias, value * scale, LEAST)
+        else:
+            value = m.larger(m.like(LEAST, value), m.fma(value, scale, bias))
         if root.int("is_causal"):
-            places = tir.ramp(at, lanes)
-            seen = places <= tir.broadcast(query + r, lanes)
-            value = m.where(m.vec(seen), value, _LEAST)
-        if count < lanes:
-            value = m.where(m.vec(tir.first_lanes(lanes, count)), value, _LEAST)
+            seen = tir.ramp(at, lanes) <= tir.broadcast(query, lanes)
+            value = m.where(m.vec(seen), value, LEAST)
+        if there < lanes:
+            value = m.where(m.vec(tir.first_lanes(lanes, there)), value, LEAST)
         return value
 
-    def _mask_row(
-        self, image: Value, head: Value, query: Value, r: int
-    ) -> tuple[Value, int] | None:
-        """Where a query's mask begins, and its step along the keys (0: one value for all)."""
+    def _bias(
+        self, mask: tuple[Value, int, int] | None, at: Value, there: int, r: int
+    ) -> Vec | None:
+        """A vector of the mask for the rth query of a block, in units of log 2; or of booleans."""
+        if mask is None or self.mask is None:
+            return None
+        start, step, row = mask
+        width = self.lanes if step else 1
+        pointer, dtype = self.d.pointers[self.mask], self.mask.dtype
+        value = load(self.m, pointer, dtype, start + r * row + at * step, width, min(there, width))
+        value = self.m.widen(value, self.lanes)
+        return value if dtype == "bool" else self.m.cast(value, "float32") * _LOG2_E
+
+    def _mask_offset(
+        self, image: Value, head: Value, query: Value
+    ) -> tuple[Value, int, int] | None:
+        """Where a query's mask begins, its step along the keys (0: one value for all), and to the
+        next query."""
         if self.mask is None:
             return None
         dims = (1,) * (4 - self.mask.type.rank) + self.mask.type.dims
         offset: Value = tir.const(0)
         step = 1
-        for size, index in zip(dims[::-1], (None, query + r, head, image), strict=True):
+        for size, index in zip(dims[::-1], (None, query, head, image), strict=True):
             if index is not None and size > 1:
                 offset = offset + index * step
             step *= size
-        return self.b.let(offset, "mask"), int(dims[-1] > 1)
+        row = dims[-1] if dims[-2] > 1 else 0
+        return self.b.let(offset, "mask"), int(dims[-1] > 1), row
+
+    # -- weights
+
+    def _weights(self, row: Value) -> None:
+        """A row of scores -> weights (not yet divided), and the inverse of their sum."""
+        b, m, lanes = self.b, self.m, self.lanes
+        whole_numbers = self.for_values.sums == "int32"
+        best = across(b, b.let(self.tops.load(row * lanes, lanes), "tops"), tirx.Max)
+        highest = 255.0 if whole_numbers else 1.0
+        top = m.vec(tir.broadcast(b.let(best - tir.const(log2(highest), "float32")), lanes))
+        kind = "int32" if whole_numbers else "float32"
+        totals = b.registers(kind, lanes, _SLOTS, "total")
+        totals.fill(0)
+        start = b.let(row * self.keys, "start")
+        coarse = self.for_values.left != "float32"
+
+        def weigh(at: Value, _: int, slot: int) -> None:
+            score = m.vec(self.scores.load(start + at, lanes))
+            weight = polynomials.exp2_least(m, score - top, coarse=coarse)
+            if whole_numbers:
+                weight = self._whole(weight)
+            total = m.vec(totals[slot])
+            totals[slot] = (total + weight).expr
+            self.weights.store(start + at, self._narrow(weight))
+
+        slots(b, self.keys, lanes, _SLOTS, weigh)
+        total = m.vec(totals[0])
+        for slot in range(1, _SLOTS):
+            total = total + m.vec(totals[slot])
+        whole = tir.cast(across(b, total.expr, tirx.Add), "float32")
+        self.inverses.store(row, b.let(tir.const(1.0, "float32") / whole, "inverse"))
+
+    def _narrow(self, weight: Vec) -> Value:
+        """A weight -> as the product takes it."""
+        kind = self.for_values.left
+        if kind != "uint16":
+            return tir.cast(weight.expr, kind)
+        half = self.d.isa.intrinsics.get("to_bfloat16")
+        return half(weight.expr) if half else self.m.cast(weight, "bfloat16").expr
+
+    def _whole(self, value: Vec) -> Vec:
+        """float32 -> int32, halves to even."""
+        near = self.d.isa.intrinsics.get("round_to_int")
+        if near is None:
+            return self.m.cast(self.m.round(value), "int32")
+        return self.m.vec(near(value.expr))
 
     # -- output
 
-    def _outputs(
-        self, image: Value, head: Value, group: Value, query: Value, totals: Sequence[Value]
-    ) -> None:
-        """weights * values / totals -> through the epilogue -> the output."""
+    def _outputs(self, image: Value, head: Value, query: Value, count: int) -> None:
+        """weights * values / their sum -> through the epilogue -> the output."""
         b, lanes, size = self.b, self.lanes, self.v.size
-        start = b.let(self.v.at(image, group, 0), "v")
-        values = self.d.pointers[self.d.root.operands[2]]
-        offsets = tuple(r * self.keys for r in range(len(totals)))
-        left = Left(self.scores, offsets, (), self.k.length, guarded=False)
-        inverse = [b.let(tir.const(1.0, "float32") / t, "inverse") for t in totals]
+        offsets = tuple(r * self.keys for r in range(count))
+        left = Left(self.weights, offsets, (), self.k.length, guarded=True)
+        for run in Panels.of(size, lanes, self.vectors).runs():
+            for panel in range(run.count):
+                column = run.column + panel * run.vectors * lanes
+                right = Right(run.vectors, partial(self._value, column))
+                made = sums(b, self.for_values, left, tir.const(0), right)
+                for r in range(count):
+                    registers = [made[r * run.vectors + v] for v in range(run.vectors)]
+                    self._put(image, head, query + r, column, registers, self.inverses.load(r))
 
-        def columns(first: int, vectors: int) -> None:
-            def right(step: Value, v: int) -> Value:
-                column = first + v * lanes
-                there = min(lanes, size - column)
-                at = start + step * self.v.steps[2] + column
-                return values.load_first(there, at, lanes)
-
-            registers = sums(b, self.product, left, tir.const(0), Right(vectors, right))
-            for r, scale in enumerate(inverse):
-                self._put(image, head, query + r, first, registers, r * vectors, vectors, scale)
-
-        at = 0
-        while at < size:
-            vectors = min(self.vectors, -(-(size - at) // lanes))
-            columns(at, vectors)
-            at += vectors * lanes
+    def _value(self, column: int, step: Value, v: int) -> Value:
+        """The right operand of a multiply-accumulate, vector v from a column on."""
+        source, at = self.d.pointers[self.v.node], column + v * self.lanes
+        return self.packed_values.load(source, self.values, self.value_panels, at, step)
 
     def _put(
         self,
         image: Value,
         head: Value,
         position: Value,
-        first: int,
-        registers: Registers,
-        index: int,
-        vectors: int,
-        scale: Value,
+        column: int,
+        sums: Sequence[Value],
+        inverse: Value,
     ) -> None:
-        b, lanes = self.b, self.lanes
-        together = self.d.root.type.rank == 3
-        if together:  # heads side by side in one row
+        """A row's sums from a column of its head on."""
+        b, m, lanes = self.b, self.m, self.lanes
+        if self.root.type.rank == 3:  # heads side by side in one row
             row = b.let(image * self.q.length + position, "row")
             shift = head * self.v.size
         else:
             row = b.let((image * self.q.heads + head) * self.q.length + position, "row")
             shift = tir.const(0)
-        width = self.d.root.type.dims[-1]
+        width = self.root.type.dims[-1]
         place = self.after.row(row)
-        for v in range(vectors):
-            there = min(lanes, self.v.size - first - v * lanes)
-            column = b.let(shift + (first + v * lanes), "column")
-            expr = registers[index + v] * tir.broadcast(scale, lanes)
-            value = Vec(self.m, b.let(expr, "out"), "float32", lanes)
-            self.d.put(self.after, place, row * width + column, column, there, value)
+        factor = m.vec(tir.broadcast(b.let(inverse, "inverse"), lanes))
+        for v, value in enumerate(sums):
+            there = min(lanes, self.v.size - column - v * lanes)
+            at = b.let(shift + (column + v * lanes), "column")
+            wide = m.cast(m.vec(value), "float32") * factor
+            made = m.cast(wide, self.root.dtype)
+            self.d.put(self.after, place, row * width + at, at, there, made)

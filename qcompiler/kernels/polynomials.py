@@ -52,6 +52,11 @@ _GELU = (
 # 2^f / 2 = 1/2 + f p(f), |f| <= 1/2: 2^-23.4
 _HALF_EXP2 = ("0x1.62e42ap-2", "0x1.ebf9c2p-4", "0x1.c6b6dcp-6", "0x1.3ce8c0p-8", "0x1.5bd898p-11")
 
+# 2^f = 1 + f p(f), |f| <= 1/2: 2^-23.4
+_EXP2 = ("0x1.62e42ap-1", "0x1.ebf9c2p-3", "0x1.c6b6dcp-5", "0x1.3ce8c0p-7", "0x1.5bd898p-10")
+# 2^f, |f| <= 1/2: 2^-13.7
+_EXP2_COARSE = ("0x1.fff692p-1", "0x1.62f31ap-1", "0x1.f0de1cp-3", "0x1.c3f762p-5")
+
 _LOG2_E = float.fromhex("0x1.715476p+0")
 _LN2_HIGH = float.fromhex("0x1.62e430p-1")
 _LN2_LOW = float.fromhex("-0x1.05c610p-29")
@@ -93,6 +98,20 @@ def exp_normal(m: TirMath, x: Vec) -> Vec:
     """e^x for x <= 88; zero instead of denormals. What softmax needs."""
     fraction, n = _exp_parts(m, m.max(x, -87.0))
     return m.where(x < -87.0, 0.0, fraction * _power_of_two(m, n))
+
+
+def exp2_least(m: TirMath, x: Vec, *, coarse: bool) -> Vec:
+    """2^x for x <= 126, what is less than 2^-126 becomes that. What a softmax is made of, whose
+    weights are rounded anyway: coarse ones (error 2^-13.7) to 8 bits or bfloat16.
+    """
+    x = m.larger(m.like(-126.0, x), x)
+    shifted = x + _ROUND
+    f = x - (shifted - _ROUND)
+    if coarse:
+        power = polynomial(m, f, _EXP2_COARSE)
+    else:
+        power = m.fma(polynomial(m, f, _EXP2), f, 1.0)
+    return m.bits(m.bits(power, "int32") + (m.bits(shifted, "int32") << 23), "float32")
 
 
 def sigmoid(m: TirMath, x: Vec) -> Vec:

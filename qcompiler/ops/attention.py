@@ -14,20 +14,25 @@ from qcompiler.ops.normalization import softmax_of
 from qcompiler.ops.registry import Numbers, broadcast, fresh, operator, optional, typed
 from qcompiler.ops.shapes import agree, total, unite
 
+_ATTENTION: Mapping[str, object] = {
+    "is_causal": 0,
+    "kv_num_heads": None,
+    "left_window_size": -1,
+    "q_num_heads": None,
+    "qk_matmul_output_mode": 0,
+    "right_window_size": -1,
+    "scale": None,
+    "softcap": 0.0,
+    "softmax_precision": None,
+    "outputs": 1,
+}
 
-@operator(
-    "Attention",
-    is_causal=0,
-    kv_num_heads=None,
-    left_window_size=-1,
-    q_num_heads=None,
-    qk_matmul_output_mode=0,
-    right_window_size=-1,
-    scale=None,
-    softcap=0.0,
-    softmax_precision=None,
-    outputs=1,
-)
+LEAST = -3.0e38
+"""The compiler's own attention takes smaller scores, of keys that must not be seen, for this: a
+query that sees nothing attends to all alike, and nothing is NaN."""
+
+
+@operator("Attention", **_ATTENTION)
 def attention(
     node: Node,
     q: Numbers,
@@ -119,13 +124,72 @@ def _scores(node: Node, q: Numbers, k: Numbers, bias: Numbers) -> tuple[Numbers,
     return np.broadcast_to(seen, biased.shape), biased
 
 
+@operator("attention", **_ATTENTION)
+def own_attention(
+    node: Node,
+    q: Numbers,
+    k: Numbers | None = None,
+    v: Numbers | None = None,
+    mask: Numbers | None = None,
+) -> Numbers:
+    """Attention, in few bits: of floats as ONNX says; without k and v all three lie in q's rows,
+    side by side, [B, S, (q_num_heads + 2 * kv_num_heads) * size].
+
+    int8 (zero points are 0) gives float32, in steps of v. Scores are exact sums times a float32
+    scale; weights are round(255 * exp(score - the row's largest)), from 0 to 255; the output is the
+    exact sum of weights times v, over the sum of the weights.
+    """
+    if k is None or v is None:
+        size = q.shape[-1] // _all_heads(node)
+        ends = np.cumsum([_count(node, key) * size for key in ("q_num_heads", "kv_num_heads")])
+        q, k, v = np.split(q, ends, -1)
+    if q.dtype != np.int8:
+        made = attention(node, q, k, v, mask)
+        assert not isinstance(made, tuple)
+        return made
+    q4 = _heads(q, _count(node, "q_num_heads"))
+    k4, v4 = (_heads(i, _count(node, "kv_num_heads")) for i in (k, v))
+    bias = _bias(mask, _allowed(node, q4, k4, None, None), "float32")
+    scores = np.maximum(_scores(node, q4, k4, bias)[1], LEAST).astype(np.float32)
+    weights = np.rint(255 * np.exp(scores - scores.max(-1, keepdims=True)))
+    y = multiply(weights, _each_query_head(v4, q4)) / weights.sum(-1, keepdims=True)
+    y = np.asarray(y, np.float32)
+    return y if q.ndim == 4 else np.moveaxis(y, 1, 2).reshape(*q.shape[:2], -1)
+
+
+def _all_heads(node: Node) -> int:
+    return _count(node, "q_num_heads") + 2 * _count(node, "kv_num_heads")
+
+
+@typed(own_attention)
+def _(node: Node) -> Type:
+    if node.int("outputs") != 1 or (optional(node, 1) is None) != (optional(node, 2) is None):
+        raise Error("one output, and k and v together or neither")
+    q, mask = node.operands[0], optional(node, 3)
+    if optional(node, 1) is not None:
+        dims = [_head_dims(node, i, "int8") for i in range(3)]
+    else:
+        heads = _all_heads(node)
+        if q.type.rank != 3 or heads < 3 or not q.type.static or q.type.dims[2] % heads:
+            raise Error(f"{q.type} is not {heads} heads")
+        images, positions, width = q.type.dims
+        dims = [(images, _count(node, key), positions, width // heads) for key in _SIDES]
+    _check_fit(*dims)
+    dtype = "float32" if q.dtype == "int8" else q.dtype
+    _check_mask(mask, (*dims[0][:3], dims[1][2]), dtype)
+    batch, count, length, size = dims[0][0], dims[0][1], dims[0][2], dims[2][3]
+    if q.type.rank == 3:
+        return Type(dtype, (batch, length, total((count, size))))
+    return Type(dtype, (batch, count, length, size))
+
+
+_SIDES = ("q_num_heads", "kv_num_heads", "kv_num_heads")
+
+
 @typed(attention)
 def _(node: Node) -> tuple[Type, ...]:
     q, k, v = (_head_dims(node, i) for i in range(3))
-    if k[1] != v[1] or not (agree(q[0], k[0]) and agree(k[0], v[0]) and agree(k[2], v[2])):
-        raise Error(f"queries {q}, keys {k} and values {v} do not fit together")
-    if not agree(q[3], k[3]) or (isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]):
-        raise Error(f"queries {q} and keys {k} do not fit together")
+    _check_fit(q, k, v)
     past_key, past_value, lengths = (optional(node, i) for i in (4, 5, 6))
     if (past_key is None) != (past_value is None) or (past_key and lengths):
         raise Error("past keys and values come together, and without lengths")
@@ -140,10 +204,18 @@ def _(node: Node) -> tuple[Type, ...]:
     return tuple(Type(dtype, shape) for shape in shapes[: node.int("outputs")])
 
 
-def _head_dims(node: Node, index: int) -> tuple[Dim, ...]:
-    """The dimensions [batch, heads, sequence, size] of q, k or v."""
+def _check_fit(q: tuple[Dim, ...], k: tuple[Dim, ...], v: tuple[Dim, ...]) -> None:
+    if k[1] != v[1] or not (agree(q[0], k[0]) and agree(k[0], v[0]) and agree(k[2], v[2])):
+        raise Error(f"queries {q}, keys {k} and values {v} do not fit together")
+    if not agree(q[3], k[3]) or (isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]):
+        raise Error(f"queries {q} and keys {k} do not fit together")
+
+
+def _head_dims(node: Node, index: int, besides: str = "") -> tuple[Dim, ...]:
+    """The dimensions [batch, heads, sequence, size] of q, k or v, of floats (or `besides`)."""
     x, first = node.operands[index].type, node.operands[0].type
-    if x.rank != first.rank or x.dtype != first.dtype or "float" not in x.dtype:
+    number = "float" in x.dtype or x.dtype == besides
+    if x.rank != first.rank or x.dtype != first.dtype or not number:
         raise Error(f"{x} does not go with {first}")
     if x.rank == 4:
         return x.shape
