@@ -66,6 +66,13 @@ class Isa:
         """Elements of this many bytes in one vector register."""
         return self.vector_bytes // itemsize
 
+    def vector_mac(self, key: MacKey) -> Mac | None:
+        """The nearest product in the lineage whose left operand is one row."""
+        mac = self.mac.get(key)
+        if mac is not None and mac.rows == 1:
+            return mac
+        return self.extends.vector_mac(key) if self.extends else None
+
     @property
     def lineage(self) -> tuple[str, ...]:
         """Its own name, then the names of all it extends."""

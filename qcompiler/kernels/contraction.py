@@ -38,7 +38,7 @@ from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
-from qcompiler.kernels.tir import Builder, Pointer, Value
+from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
@@ -57,7 +57,7 @@ def tiled(
     if reason := refuse(region):
         return reason
     left, right = (i.dtype for i in root.operands)
-    constant = _is_constant(root.operands[1])
+    constant = is_constant(root.operands[1])
     product = product_of(device.isa, left, right, root.dtype, packed=constant)
     if product is None:
         return Skip(f"no product of {left} and {right}")
@@ -74,7 +74,7 @@ def tiled(
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if tiling is None:
         return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
-    return _Contraction(region, device, problem, product, tiling).kernel()
+    return Contraction(region, device, problem, product, tiling).kernel()
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class _Block:
     origin: Value
 
 
-class _Contraction:
-    """One kernel while it is emitted."""
+class Contraction:
+    """One kernel while it is emitted; sparse.py multiplies a part of the weights only."""
 
     def __init__(
         self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
@@ -103,8 +103,8 @@ class _Contraction:
         self.units = Units.of(problem, tiling.rows)
         self.unit_count = self.units.count(problem)
         self.blocks = -(-self.unit_count // tiling.block)
-        self.copied = needs_copy(problem, product)
-        self.constant = _is_constant(problem.right)
+        self.copied = self._needs_copy()
+        self.constant = is_constant(problem.right)
         self.packs = not self.constant and not self._reads_right_in_place()
         frame, planes = problem.frame, problem.planes
         self.patch_lines = self._patch_lines()
@@ -146,6 +146,13 @@ class _Contraction:
             macs=self.problem.macs,
             in_place=self._in_place(),
         )
+
+    def _needs_copy(self) -> bool:
+        return needs_copy(self.problem, self.product)
+
+    def _sums(self, left: Left, base: Value, right: Right) -> Registers:
+        """The sums of one tile."""
+        return sums(self.b, self.product, left, base, right)
 
     # -- sizes and names
 
@@ -280,7 +287,7 @@ class _Contraction:
             offsets = tuple(dy * self.row + dx * p.column for dy, dx in pixels)
             left = Left(block.left, offsets, self.taps, p.depth, guarded=self._guarded())
             base = b.let(origin + (y - block.row) * self.row + x * p.column, "base")
-            registers = sums(b, self.product, left, base, right)
+            registers = self._sums(left, base, right)
             index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
             places = [index + (dy * p.columns + dx) for dy, dx in pixels]
             self._finish(registers, places, column, run)
@@ -419,9 +426,7 @@ class _Contraction:
 
     # -- the way out
 
-    def _finish(
-        self, registers: tir.Registers, pixels: list[Value], column: Value, run: Run
-    ) -> None:
+    def _finish(self, registers: Registers, pixels: list[Value], column: Value, run: Run) -> None:
         """Apply the elementwise nodes to a tile's sums and store it."""
         b, fused, lanes = self.b, self.fused, self.product.mac.lanes
         root = self.problem.root
@@ -464,7 +469,8 @@ def _bias(region: Region) -> tuple[Node, Node | None]:
     return (readers[0], others[0]) if row and len(dims) <= root.type.rank else (root, None)
 
 
-def _is_constant(node: Node) -> bool:
+def is_constant(node: Node) -> bool:
+    """Is it a constant, or a view of one?"""
     while node.op in _VIEWS:
         node = node.operands[0]
     return node.is_constant

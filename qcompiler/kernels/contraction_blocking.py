@@ -251,7 +251,7 @@ def _tile_cycles(
     steps = problem.tap_count * product.steps(problem.depth)
     issued = macs * (1 + product.mac.temporaries) + loads + 3
     step = max(macs / MACS_PER_CYCLE, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE)
-    step = max(step, _conflicts(problem, product, device, rows))
+    step = max(step, conflicts(problem, product, device, rows))
     after = macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
     alone = steps * max(step, LATENCY) + after
     instructions = steps * issued + macs * FINISH_INSTRUCTIONS + TILE_CYCLES
@@ -260,7 +260,7 @@ def _tile_cycles(
     return share * beside + (1 - share) * alone
 
 
-def _conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:
+def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:
     """Cycles a step when rows of the tile push one another out of the first cache."""
     apart = problem.column * tir.bits(product.left) // 8
     if problem.columns == 1:

@@ -214,7 +214,7 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     shape = (images * groups, count, product.steps(depth) * k, total * lanes)
     full = np.zeros(shape, product.right)
     full[:, :, :depth, :width] = values.reshape(images * groups, count, depth, width)
-    kept = _without_saturation(full) if product.leftovers else full
+    kept = without_saturation(full) if product.leftovers else full
     writer = _Panels(product, taps)
     sizes = [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest
     for matrix in range(images * groups):
@@ -226,7 +226,7 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     return writer.packed()
 
 
-def _without_saturation(weights: Array) -> Array:
+def without_saturation(weights: Array) -> Array:
     """int8 weights [matrix, tap, depth, width] -> the same, but neighbours along depth add up to no
     more than 128 and no less than -128: 255 times that fits into 16 bits.
     """

@@ -225,9 +225,12 @@ def _(node: Node) -> Type:
     return Type(one_dtype(node), (x.shape[0], channels, *outputs))
 
 
-@operator("conv", strides=None, pads=None, dilations=None, group=1, pad_value=0)
+@operator("conv", strides=None, pads=None, dilations=None, group=1, pad_value=0, density=1.0)
 def conv_channels_last(node: Node, x: Numbers, w: Numbers) -> Numbers:
-    """x[N,*S,C], w[*K,C/group,O] -> [N,*S',O]; padding reads as `pad_value`."""
+    """x[N,*S,C], w[*K,C/group,O] -> [N,*S',O]; padding reads as `pad_value`.
+
+    `density` changes nothing: it tells kernels what part of the weights' blocks is not all zeros.
+    """
     window = Window.of(node, x.shape[1:-1], w.shape[:-2])
     sums = convolve(x, w, window, node.int("group"), node.int("pad_value"))
     return wrapped(sums, node.dtype)
@@ -275,9 +278,9 @@ def _(node: Node) -> Type:
     return Type(one_dtype(node), product_shape(a.type, b.type))
 
 
-@operator("matmul", transpose_b=0)
+@operator("matmul", transpose_b=0, density=1.0)
 def matmul(node: Node, a: Numbers, b: Numbers) -> Numbers:
-    """a[...,M,K] times b[...,K,N] (transpose_b: b[...,N,K])."""
+    """a[...,M,K] times b[...,K,N] (transpose_b: b[...,N,K]); `density` as of conv."""
     return wrapped(
         multiply(a, np.swapaxes(b, -1, -2) if node.int("transpose_b") else b), node.dtype
     )
