@@ -13,18 +13,22 @@ operators of it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from qcompiler.calibrate import Statistics, fingerprint, value_names
+from qcompiler.calibrate import Calibration, Statistics, fingerprint, value_names
+from qcompiler.correction import corrections
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.isa import Device
-from qcompiler.matching import input_at
+from qcompiler.matching import input_at, rebuilt
 from qcompiler.ops import OPERATORS, make
+from qcompiler.reconstruct import Grid, Moments, by_rows, rows, unrows
 from qcompiler.rewrite import Explain, graph_pass
+from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
 from qcompiler.scales import (
     Numbers,
     Scale,
@@ -42,29 +46,39 @@ from qcompiler.storage import MOVES, SMOOTH, Wishes, linked, melting, named, wis
 WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 """Products, and the axis of their weights that runs over output channels."""
 
+CORRECTIONS = ("none", "fast", "full")
+
 
 @graph_pass
 class QuantizeStatic:
     """Conv, ConvTranspose and MatMul on int8, by calibrated ranges.
 
     activation: "uint8" (asymmetric) or "int8" activations, one scale a tensor (a channel where only
-    depthwise convolutions read it); weights are int8,
-    symmetric, one scale an output channel, of `weight_bits` (0: 8, or 7 where the device's product
-    of bytes saturates at 8). include, exclude: operator types, node names, or regular expressions
-    of whole node names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that
-    may read and write int8 ("LayerNormalization"). products: also quantize products of two
-    activations (in attention that is not fused). correct_bias: take from a convolution's bias what
-    rounding its weights adds on average.
+    depthwise convolutions read it); weights are int8, symmetric, one scale an output channel, of
+    `weight_bits` (0: 8, or 7 where the device's product of bytes saturates at 8; 2 to 8). layers:
+    other bits for some products, "PATTERN=BITS". rounding: "nearest", "gptq" or "adaround" (see
+    rounding.py). include, exclude: operator types, node names, or regular expressions of whole node
+    names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that may read and
+    write int8 ("LayerNormalization"). products: also quantize products of two activations (in
+    attention that is not fused). correct_bias: "fast" takes from a product's bias what rounding its
+    weights adds on average, "full" measures it, all other quantization included (see
+    correction.py), "none" leaves it. method, percentile: of calibration; left out, as the data
+    says.
     """
 
     statistics: Statistics | None = None
+    data: Calibration | None = None
+    method: str = ""
+    percentile: float = 0.0
     activation: str = "uint8"
     weight_bits: int = 0
+    layers: tuple[str, ...] = ()
+    rounding: str = "nearest"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     through: tuple[str, ...] = ()
     products: bool = False
-    correct_bias: bool = True
+    correct_bias: str = "fast"
     device: Device | None = None
     explain: Explain | None = None
     default: ClassVar[bool] = False
@@ -73,19 +87,46 @@ class QuantizeStatic:
         """The graph with q/dq pairs; itself if it has been quantized before."""
         if "quantization" in graph.notes or any(n.op == "dequantize" for n in graph.nodes):
             return graph
-        if self.statistics is None:
-            hint = "give --calibration, or use int8-dynamic"
-            raise Error("static int8 needs calibration data", hint=hint)
+        self.check()
+        statistics = self.calibrated(graph)
+        places = _Places(graph, self, statistics)
+        whole = _integer_weights(graph, places)
+        made, products = _insert(graph, places, whole)
+        if self.correct_bias == "full" and self.data is not None:
+            whole = _corrected(graph, made, whole, products, self.data)
+            made, _ = _insert(graph, places, whole)
+        bits = "/".join(str(b) for b in sorted({self.bits(n) for n in products}, reverse=True))
+        told = f"static {self.activation} x int{bits or 8}, {statistics.method}"
+        if self.rounding != "nearest":
+            told += f", {self.rounding}"
+        if statistics.synthetic:
+            told += ", SYNTHETIC calibration data: accuracy means nothing"
+        return made.note(quantization=told)
+
+    def check(self) -> None:
+        """Options that mean nothing are an Error."""
         if self.activation not in ("uint8", "int8"):
             raise Error(f"activation dtype {self.activation!r}", hint="uint8 or int8")
-        if self.statistics.graph != fingerprint(graph):
-            raise Error("the calibration is of another graph", hint="calibrate anew")
-        bits = weight_bits(self.weight_bits, self.device)
-        quantized = _insert(graph, _Places(graph, self, self.statistics), bits)
-        told = f"static {self.activation} x int{bits}, {self.statistics.method}"
-        if self.statistics.synthetic:
-            told += ", SYNTHETIC calibration data: accuracy means nothing"
-        return quantized.note(quantization=told)
+        if self.correct_bias not in CORRECTIONS:
+            hint = f"one of {', '.join(CORRECTIONS)}"
+            raise Error(f"correct_bias {self.correct_bias!r}", hint=hint)
+        if self.correct_bias == "full" and self.data is None:
+            raise Error("correct_bias 'full' needs calibration data", hint="give --calibration")
+
+    def calibrated(self, graph: Graph) -> Statistics:
+        """The statistics given, or those of the data given."""
+        if self.statistics is not None:
+            if self.statistics.graph != fingerprint(graph):
+                raise Error("the calibration is of another graph", hint="calibrate anew")
+            return self.statistics
+        if self.data is None:
+            hint = "give --calibration, or use int8-dynamic"
+            raise Error("static int8 needs calibration data", hint=hint)
+        return self.data.statistics(graph, self.method, self.percentile)
+
+    def bits(self, node: Node) -> int:
+        """Bits of a product's weights."""
+        return bits_of(node, self.layers) or weight_bits(self.weight_bits, self.device)
 
     def wants(self, node: Node) -> bool:
         """Whether include and exclude let a product be quantized."""
@@ -183,9 +224,7 @@ class _Places:
         return activation_scale(low, high, self.options.activation)
 
     def mean(self, product: Node) -> Numbers | None:
-        """The mean of each channel that a product reads, where biases are to be corrected."""
-        if not self.options.correct_bias:
-            return None
+        """The mean of each channel that a product reads, where calibration looked at it."""
         seen = self.statistics.channels(self.names[product.operands[0]])
         return None if seen is None else seen.mean
 
@@ -213,8 +252,99 @@ def by_channel(readers: list[Node]) -> bool:
 # How.
 
 
-def _insert(graph: Graph, places: _Places, bits: int) -> Graph:
-    """The graph again, with readers of int8 reading the dequantized value."""
+@dataclass(frozen=True)
+class _Whole:
+    """A product's weights as integers, their scales [C] along `axis`, and the bias, [O], that goes
+    with them; None where there is none.
+    """
+
+    integers: Numbers
+    scales: Numbers
+    axis: int
+    bias: Numbers | None
+
+
+def _integer_weights(graph: Graph, places: _Places) -> dict[Node, _Whole]:
+    """Every product on constant weights -> these as integers."""
+    options = places.options
+    todo = [n for n in places.wishes.products if n.operands[1].is_constant]
+    made: dict[Node, _Whole] = {}
+    for node, found in seen(graph, todo, options.data, options.rounding):
+        made[node] = _whole(node, places, found)
+    for node in todo:
+        if node not in made:
+            made[node] = _whole(node, places, None)
+    return made
+
+
+def _whole(node: Node, places: _Places, found: Moments | None) -> _Whole:
+    weights, options = node.operands[1], places.options
+    axis, rank = WEIGHT_AXIS[node.op] % weights.type.rank, weights.type.rank
+    scheme = Scheme(bits=options.bits(node), rounding=options.rounding)
+    given = input_at(node, 2)
+    bias = None if given is None else numbers(given).astype(np.float64)
+    groups = node.int("group") if node.op == "ConvTranspose" else 1
+    if scheme.bits >= 7 or not by_rows(node):
+        scales = weight_scales(weights.array, axis, scheme.bits)
+    else:
+        w = rows(node, weights.array)
+        squares = None if found is None else importance(found, w.shape[1])
+        grid = grid_of(w.reshape(-1, w.shape[2]), scheme, squares)
+        scales = grid.scale[:, 0].astype(np.float32)
+    step = places.scales[node.operands[0]].step
+    step = np.repeat(step, len(scales) // step.size) if step.size > 1 else step
+    if bias is not None:
+        for part in bias.reshape(groups, -1):  # the groups share the scales
+            scales = room_for_bias(scales, part, step)
+    if found is None:
+        whole = round_to(weights.array, along(scales, rank, axis), "int8", scheme.bits)
+    else:
+        corrects = options.correct_bias != "none" and node.op == "Conv"
+        whole = rounded(node, scales, scheme, found.covariance if corrects else found.second)
+    shift = _shift(node, whole * along(scales, rank, axis).astype(np.float64), places, found)
+    if shift is not None:
+        bias = (0 if bias is None else bias) - shift
+    return _Whole(whole, scales, axis, bias)
+
+
+def rounded(node: Node, scales: Numbers, scheme: Scheme, h: Numbers) -> Numbers:
+    """A product's weights, their scales [O] and moments -> int8 weights."""
+    w = rows(node, node.operands[1].array)
+    flat = w.reshape(-1, w.shape[2])
+    grid = Grid(scales.astype(np.float64)[:, None], np.zeros((len(flat), 1)), *scheme.limits)
+    q = round_rows(flat, grid, scheme.rounding, h)
+    return unrows(node, q.reshape(w.shape)).astype(np.int8)
+
+
+def _shift(node: Node, real: Numbers, places: _Places, found: Moments | None) -> Numbers | None:
+    """What a convolution's outputs gain on average by weights `real` in place of its own."""
+    mean = places.mean(node)
+    if node.op != "Conv" or places.options.correct_bias == "none" or mean is None:
+        return None
+    error = real - numbers(node.operands[1])
+    if found is None:
+        return mean_response(error, mean, node.int("group"))
+    response: Numbers = np.einsum("gok,gk->go", rows(node, error), found.first).reshape(-1)
+    return response
+
+
+def _corrected(
+    graph: Graph,
+    quantized: Graph,
+    whole: Mapping[Node, _Whole],
+    products: Mapping[Node, Node],
+    data: Calibration,
+) -> dict[Node, _Whole]:
+    """The same weights with biases that were measured."""
+    told = {n: products[n] for n in whole if n.op == "Conv"}
+    biases = corrections(graph, quantized, told, data)
+    return {n: replace(w, bias=biases.get(n, w.bias)) for n, w in whole.items()}
+
+
+def _insert(
+    graph: Graph, places: _Places, whole: Mapping[Node, _Whole]
+) -> tuple[Graph, dict[Node, Node]]:
+    """The graph again, with readers of int8 reading the dequantized value; and its products."""
     new: dict[Node, Node] = {}
     dequantized: dict[Node, Node] = {}
     for node in graph.nodes:
@@ -224,13 +354,13 @@ def _insert(graph: Graph, places: _Places, bits: int) -> Graph:
             for i in node.inputs
         ]
         made = node.with_inputs(inputs)
-        if node in places.wishes.products:
-            step = places.scales[reads[0]].step
-            made = _with_integer_weights(made, step, bits, places.mean(node))
+        if node in whole:
+            made = _with_integers(made, places.scales[reads[0]].step, whole[node])
         new[node] = made
         if node in places.scales:
             dequantized[node] = _pair(made, places.scales[node])
-    return graph.with_outputs(new[o] for o in graph.outputs)
+    products = {n: new[n] for n in places.wishes.products}
+    return graph.with_outputs(new[o] for o in graph.outputs), products
 
 
 def _pair(value: Node, scale: Scale) -> Node:
@@ -241,34 +371,23 @@ def _pair(value: Node, scale: Scale) -> Node:
     return make("DequantizeLinear", quantized, step, zero, name=f"{value.name}/dequantize")
 
 
-def _with_integer_weights(node: Node, step: Numbers, bits: int, mean: Numbers | None) -> Node:
+def _with_integers(node: Node, step: Numbers, whole: _Whole) -> Node:
     """A product on float constants -> on dequantized int8 weights and int32 bias.
 
     `step` is the input's: [], or [C] where each of its channels is a group.
     """
-    weights = node.operands[1]
-    if not weights.is_constant:
-        return node
-    axis, rank = WEIGHT_AXIS[node.op] % weights.type.rank, weights.type.rank
-    scales = weight_scales(weights.array, axis, bits)
-    step = np.repeat(step, len(scales) // step.size) if step.size > 1 else step
-    given = input_at(node, 2)
-    bias = None if given is None else numbers(given).astype(np.float64)
-    groups = node.int("group") if node.op == "ConvTranspose" else 1
-    if bias is not None:
-        for part in bias.reshape(groups, -1):  # the groups share the scales
-            scales = room_for_bias(scales, part, step)
-    whole = round_to(weights.array, along(scales, rank, axis), "int8", bits)
-    if node.op == "Conv" and mean is not None:
-        rounded = whole * along(scales, rank, axis).astype(np.float64)
-        shift = mean_response(rounded - numbers(weights), mean, node.int("group"))
-        bias = (0 if bias is None else bias) - shift
-    inputs = [node.inputs[0], _dequantized(whole, scales, axis, weights.name)]
-    if bias is not None:
-        steps = np.tile(scales.astype(np.float64) * step, groups).astype(np.float32)
-        rounded = np.rint(bias / steps).astype(np.int32)
+    weights, given = node.operands[1], input_at(node, 2)
+    inputs = [
+        node.inputs[0],
+        _dequantized(whole.integers, whole.scales, whole.axis, weights.name),
+    ]
+    if whole.bias is not None:
+        step = np.repeat(step, len(whole.scales) // step.size) if step.size > 1 else step
+        steps = (whole.scales.astype(np.float64) * step).astype(np.float32)
+        steps = np.tile(steps, len(whole.bias) // len(steps))
+        rounded = np.rint(whole.bias / steps).astype(np.int32)
         inputs.append(_dequantized(rounded, steps, 0, "" if given is None else given.name))
-    return node.with_inputs(inputs)
+    return node.with_inputs(inputs) if len(inputs) == len(node.inputs) else rebuilt(node, inputs)
 
 
 def mean_response(weights: Numbers, mean: Numbers, group: int) -> Numbers:

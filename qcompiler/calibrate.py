@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +257,38 @@ class Statistics:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise Error(f"not a calibration cache: {e}", where=str(path)) from e
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What passes calibrate with: samples, and what runs a graph on them.
+
+    `samples` can be read again and again, one in memory at a time. `runner` makes, for a float
+    graph, a function that runs one sample and reports every value (left out: the numpy meaning).
+    """
+
+    samples: Iterable[Mapping[str, Array]]
+    run_by: Callable[[Graph], Run] | None = None
+    method: str = "minmax"
+    percentile: float = 99.99
+    synthetic: bool = False
+    progress: Callable[[int], None] | None = None
+
+    def runner(self, graph: Graph) -> Run:
+        """Float graph -> what runs one sample through it."""
+        return _numpy_run(graph) if self.run_by is None else self.run_by(graph)
+
+    def statistics(self, graph: Graph, method: str = "", percentile: float = 0.0) -> Statistics:
+        """Float graph -> the statistics of its values; `method` and `percentile` overrule."""
+        found = calibrate(
+            graph,
+            self.samples,
+            method=method or self.method,
+            percentile=percentile or self.percentile,
+            run=self.runner(graph),
+            progress=self.progress,
+        )
+        return replace(found, synthetic=self.synthetic)
 
 
 _HINT = "look at the calibration data, or keep the node in float with --exclude"

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from qcompiler import __version__, isa, plugins
 from qcompiler.artifact import Artifact, Manifest, StepFact, Value
-from qcompiler.calibrate import Observe, Statistics, calibrate, value_names
+from qcompiler.calibrate import Calibration, Observe, Statistics, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Graph
+from qcompiler.ir import Array, Dim, Graph
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.rewrite import STAGES, Explain
@@ -88,8 +88,8 @@ def prepare(
     """ONNX file or model -> the graph that the plan is made from: all stages run."""
     choice = choose(options.passes, options.disabled_passes)
     graph = fused(model, options, choice, device, watch)
-    graph, choice = quantization(graph, choice, options, watch)
-    return lowered(graph, choice, device, watch)
+    graph, data = calibration(graph, options, watch)
+    return lowered(graph, quantization(choice, options), device, watch, data)
 
 
 def fused(
@@ -111,64 +111,80 @@ def fused(
     return _through(graph, STAGES[:_QUANTIZE], choice, device, watch)
 
 
-def lowered(graph: Graph, choice: Choice, device: isa.Device, watch: Watch) -> Graph:
-    """A fused graph -> the one that the plan is made from."""
-    return _through(graph, STAGES[_QUANTIZE:], choice, device, watch)
+def lowered(
+    graph: Graph,
+    choice: Choice,
+    device: isa.Device,
+    watch: Watch,
+    data: Calibration | None = None,
+) -> Graph:
+    """A fused graph, and what its passes calibrate with -> the graph that the plan is made from."""
+    return _through(graph, STAGES[_QUANTIZE:], choice, device, watch, data)
 
 
 def _through(
-    graph: Graph, stages: Sequence[str], choice: Choice, device: isa.Device, watch: Watch
+    graph: Graph,
+    stages: Sequence[str],
+    choice: Choice,
+    device: isa.Device,
+    watch: Watch,
+    data: Calibration | None = None,
 ) -> Graph:
     for stage in stages:
-        graph = run_stage(graph, stage, watch.explain, choice, device)
+        graph = run_stage(graph, stage, watch.explain, choice, device, data)
         _seen(watch, stage, graph)
     return graph
 
 
-def quantization(
-    graph: Graph, choice: Choice, options: Options, watch: Watch
-) -> tuple[Graph, Choice]:
-    """The passes asked for -> the same and those that the precision stands for, with statistics;
-    the graph, with a note of what it was calibrated on.
-    """
+def quantization(choice: Choice, options: Options) -> Choice:
+    """The passes asked for -> the same and those that the precision stands for."""
     extra: dict[str, Mapping[str, object]] = {}
+    exclude = tuple(options.exclude)
     if options.precision == "int8":
-        statistics, data = calibrated(graph, options, watch)
-        graph = graph.note(**data.describe())
-        extra["quantize_static"] = {"statistics": statistics, "exclude": tuple(options.exclude)}
+        extra["quantize_static"] = {"exclude": exclude}
     elif options.precision == "int8-dynamic":
-        extra["quantize_dynamic"] = {"exclude": tuple(options.exclude)}
+        extra["quantize_dynamic"] = {"exclude": exclude}
     elif options.precision in ("bfloat16", "float16"):
-        extra["quantize_half"] = {"dtype": options.precision, "exclude": tuple(options.exclude)}
+        extra["quantize_half"] = {"dtype": options.precision, "exclude": exclude}
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
-    return graph, Choice({**choice.options, **merged}, choice.disabled)
+    return Choice({**choice.options, **merged}, choice.disabled)
 
 
-def calibrated(graph: Graph, options: Options, watch: Watch) -> tuple[Statistics, Samples]:
-    """Graph after the fuse stage, calibration data -> statistics of its activations, and the data.
+def calibration(graph: Graph, options: Options, watch: Watch) -> tuple[Graph, Calibration | None]:
+    """Graph after the fuse stage, the data asked for -> a graph with a note of what it was
+    calibrated on, and what passes calibrate with; None where no data was given.
 
-    The samples run through a compiled float artifact of this same graph that also returns every
+    The samples run through a compiled float artifact of the graph at hand that also returns every
     activation, on this machine whatever the target; memory holds one sample's activations.
     """
     if options.calibration is None:
+        if options.precision != "int8":
+            return graph, None
         raise Error(
             "int8 needs calibration data",
             hint="--calibration data.npz (a few dozen typical inputs); or --precision int8-dynamic,"
             " which needs none; or, to try the speed only, --calibration synthetic",
         )
     wanted = {n.name: (n.dtype, n.shape) for n in graph.inputs}
-    data = samples(options.calibration, wanted, options.calibration_samples)
-    run = observing(graph, watch)
-    count = data.count or options.calibration_samples
+    found = samples(options.calibration, wanted, options.calibration_samples)
+    count = found.count or options.calibration_samples
     tell = watch.progress
-    statistics = calibrate(
-        graph,
-        data,
-        method=options.calibration_method,
-        run=run,
+    made = Calibration(
+        found,
+        lambda g: observing(g, watch),
+        options.calibration_method,
+        synthetic=found.synthetic,
         progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
     )
-    return replace(statistics, synthetic=data.synthetic), data
+    return graph.note(**found.describe()), made
+
+
+def calibrated(graph: Graph, options: Options, watch: Watch) -> tuple[Statistics, Samples]:
+    """Graph after the fuse stage, calibration data -> statistics of its values, and the data."""
+    _, data = calibration(graph, options, watch)
+    assert data is not None, "int8 was asked for"
+    assert isinstance(data.samples, Samples)
+    return data.statistics(graph), data.samples
 
 
 def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:
@@ -234,15 +250,18 @@ def demand_static(graph: Graph) -> None:
     """Refuse symbolic dimensions, naming the inputs to pin."""
     open_ = [n for n in graph.inputs if not n.type.static]
     if open_:
-        flags = " ".join(
-            f"--input-shape {n.name}={'x'.join(str(d) for d in n.shape)}" for n in open_
-        )
+        flags = " ".join(f"--input-shape {n.name}={_asked(n.shape)}" for n in open_)
         symbols = sorted({str(d) for n in open_ for d in n.shape if isinstance(d, str)})
         raise Error(
             f"the size of {', '.join(symbols)} is open",
             where=", ".join(f"input {n.name}: {n.type}" for n in open_),
-            hint=f"give numbers for the names in {flags}",
+            hint=f"{flags}, with a number for each <name>",
         )
+
+
+def _asked(shape: Sequence[Dim]) -> str:
+    """A shape as a flag spells it, with <names> where numbers are to be given."""
+    return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
 
 
 def _seen(watch: Watch, stage: str, graph: Graph) -> None:

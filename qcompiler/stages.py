@@ -1,8 +1,9 @@
 """Graph and a stage's name -> the graph after that stage's passes, until none changes anything.
 
 A pass is named by its options as `name{field=value, other="text"}`; the types come from the fields
-of its dataclass. Two fields are filled by whoever calls: `device` (what the code is made for) and
-`explain` (who is told of every Skip).
+of its dataclass. Three fields are filled by whoever calls: `device` (what the code is made for),
+`explain` (who is told of every Skip) and `data` (what to calibrate with). `statistics` is for
+callers from Python.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from qcompiler.calibrate import Calibration
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
@@ -25,7 +27,7 @@ ALONG = {"fuse": ("fold",), "layout": ("fold",)}
 """Stages whose rules keep running in a later one: what it makes is folded at once."""
 
 _MAX_ROUNDS = 50
-_FILLED = ("device", "explain")
+_FILLED = ("device", "explain", "data", "statistics")
 _SPEC = re.compile(r"\s*(?P<name>[a-z]\w*)\s*(?:\{(?P<fields>.*)\})?\s*", re.DOTALL)
 
 
@@ -63,6 +65,7 @@ def run_stage(
     explain: Explain | None = None,
     options: Choice | None = None,
     device: Device | None = None,
+    data: Calibration | None = None,
 ) -> Graph:
     """Run a stage's rules to a fixed point, then its graph passes, until nothing changes."""
     load_passes()
@@ -72,7 +75,9 @@ def run_stage(
     names = [n for n in sorted(PASSES) if stage_of(n) in stages and choice.wants(n)]
     rules = [p for n in names if isinstance(p := PASSES[n], Rule)]
     passes = [
-        build(n, choice.options.get(n, {}), device, told) for n in names if n not in _names(rules)
+        build(n, choice.options.get(n, {}), device, told, data)
+        for n in names
+        if n not in _names(rules)
     ]
     for _ in range(_MAX_ROUNDS):
         before = graph
@@ -89,12 +94,13 @@ def build(
     options: Mapping[str, object] | None = None,
     device: Device | None = None,
     explain: Explain | None = None,
+    data: Calibration | None = None,
 ) -> Pass:
-    """A pass's name and options -> the pass, with `device` and `explain` filled in."""
+    """A pass's name and options -> the pass, with `device`, `explain` and `data` filled in."""
     made: Any = _known(name)
     if isinstance(made, Rule):
         return made
-    filled = {"device": device, "explain": explain}
+    filled = {"device": device, "explain": explain, "data": data}
     given = {k: v for k, v in filled.items() if k in {f.name for f in fields(made)}}
     result: Pass = made(**{**given, **(options or {})})
     return result
