@@ -25,7 +25,7 @@ import onnx
 from benchmarks.labelled import TASKS, Task, tasks
 from benchmarks.subjects import Array, Feed
 from qcompiler import ops
-from qcompiler.calibrate import METHODS, Observe, Run, calibrate, value_names
+from qcompiler.calibrate import METHODS, Calibration, Observe, Run, value_names
 from qcompiler.ir import Graph
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
@@ -105,19 +105,17 @@ def quantized(graph: Graph, task: Task, settings: Settings) -> Graph:
     """A fused graph -> in the precision asked for; as QDQ where onnxruntime is to run it."""
     name = PASS_OF[settings.precision]
     options = dict(choose(settings.passes).options.get(name, {}))
-    if settings.precision == "int8":
-        options["statistics"] = calibrate(
-            graph,
-            task.batches(task.calibration),
-            method=settings.method,
-            percentile=settings.percentile,
-            run=observing(graph),
-        )
-    elif name == "quantize_half":
+    if name == "quantize_half":
         options["dtype"] = settings.precision
-    if settings.execute == "onnxruntime":
-        return build(name, options)(graph)
-    return run_stage(graph, "quantize", None, Choice({name: options}))
+    batches = list(task.batches(task.calibration))
+    data = Calibration(batches, observing, settings.method, settings.percentile)
+    if settings.execute != "onnxruntime":
+        asked = {**choose(settings.passes).options, name: options}
+        return run_stage(graph, "quantize", None, Choice(asked), None, data)
+    for before in ("quantize_equalize", "quantize_smooth"):
+        if before in choose(settings.passes).options:
+            graph = build(before, choose(settings.passes).options[before], data=data)(graph)
+    return build(name, options, data=data)(graph)
 
 
 def prepared(model: onnx.ModelProto, task: Task) -> Graph:
