@@ -54,6 +54,11 @@ def quantize(vectors: Sequence[Value], zero: Value, dtype: str) -> Value:
     return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
 
 
+def pause() -> str:
+    """LLVM text: this thread waits for another's store."""
+    return "call void @llvm.x86.sse2.pause()"
+
+
 AVX2 = isa(
     "x86_avx2",
     triple="x86_64-unknown-linux-gnu",
@@ -66,5 +71,5 @@ AVX2 = isa(
         ("i16", "i16", "i32"): Mac(lanes=8, k=2, emit=vpmaddwd, temporaries=1),
         ("u8", "i8", "i32"): Mac(8, k=4, emit=vpmaddubsw, exact=False, temporaries=2),
     },
-    intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize},
+    intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize, "pause": pause},
 )

@@ -27,7 +27,7 @@ FLOORS = [
     {"reconstruct"},
     {"rounding", "correction"},
     {"kernels"},
-    {"regions", "plan"},
+    {"phases", "regions", "plan"},
     {"tune", "plugins", "emit", "runtime"},
     {"stages"},
     {"driver", "compare", "limits", "metrics"},

@@ -1,4 +1,4 @@
-"""Object file -> shared library, by whichever linker the machine has."""
+"""Object files -> shared library, by whichever linker the machine has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from qcompiler.errors import Error
@@ -13,12 +14,12 @@ from qcompiler.errors import Error
 _ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 
-def link(code: Path, triple: str) -> bytes:
-    """Object file -> the bytes of a shared library; libc and libm symbols are left to the process
+def link(codes: Sequence[Path], triple: str) -> bytes:
+    """Object files -> the bytes of a shared library; libc and libm symbols are left to the process
     that loads it.
     """
-    library = code.with_suffix(".so")
-    command = [*linker(triple), "-shared", "-o", str(library), str(code)]
+    library = codes[0].with_suffix(".so")
+    command = [*linker(triple), "-shared", "-s", "-o", str(library), *map(str, codes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Error(f"the linker failed: {done.stderr.strip()[:500]}", where=" ".join(command))

@@ -1,83 +1,159 @@
-"""Plan -> one TIR module with one entry -> one shared library.
+"""Plan -> modules of TIR -> one shared library, of plain C functions that need libc only:
 
-    main(inputs..., outputs..., weights, workspace, first, last)
+    int qcompiler_run(table, task, count)                     one task's share in all steps
+    int qcompiler_launch(crew, function, table, count)        all shares, by a crew's workers
+    int qcompiler_work(crew, task)                            a worker: waits for launches
 
-calls the plan's kernels in order with raw pointers, steps `first` up to `last` (all of them in one
-run; one alone when a step is timed). It allocates nothing and keeps nothing, so it may run in
-several threads, each with its own workspace. All arrays are passed as flat uint8 arrays, 64-byte
-aligned.
+`table` is an array of 8-byte words: the addresses of the inputs, the outputs, the weights, the
+workspace and the crew, then the first step to run and the one after the last (all of them in one
+run; one alone when a step is timed). A run allocates nothing and keeps nothing, so there may be
+several at once, each with a workspace and a crew of its own. All arrays are 64-byte aligned.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import tvm
 from tvm import tirx
 
+from qcompiler.emit import crew as crew_text
 from qcompiler.emit.link import link
-from qcompiler.kernels.tir import build
+from qcompiler.emit.tasks import Crew, Statement, task_function
+from qcompiler.kernels.tir import Value, build_objects
+from qcompiler.phases import SHARED, Turn, Work, turns
 from qcompiler.plan import Place, Plan, Step
 
 log = logging.getLogger(__name__)
 
-ENTRY = "main"
+STEPS_A_PART = 200
+"""`run` calls parts of so many steps, so that no function grows with the model."""
+
+_BYTES = tvm.ir.PointerType(tvm.ir.PrimType("uint8"))
+_INT = tvm.ir.PrimType("int32")
 
 
 def emit(plan: Plan) -> bytes:
-    """Plan -> the bytes of a shared library that exports `main`."""
-    machine_code = build(module(plan), plan.device.isa)
+    """Plan -> the bytes of a shared library."""
+    isa = plan.device.isa
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        code = Path(folder) / "code.o"
-        machine_code.write_to_file(str(code))
-        return link(code, plan.device.isa.triple)
+        text = crew_text.text(isa)
+        codes = build_objects(functions(plan), isa, text, Path(folder))
+        return link(codes, isa.triple)
 
 
-def module(plan: Plan) -> tvm.IRModule:
-    """Plan -> IRModule: every kernel once, as a private function, and `main`."""
-    functions: dict[tvm.ir.GlobalVar, tirx.PrimFunc] = {}
-    names: dict[str, tvm.ir.GlobalVar] = {}
+def functions(plan: Plan) -> dict[str, tirx.PrimFunc]:
+    """Plan -> the functions by name: every kernel once, the parts of the run, and the entries."""
+    found: dict[str, tirx.PrimFunc] = {}
     for step in plan.steps:
-        if step.kernel.name not in names:
-            names[step.kernel.name] = tvm.ir.GlobalVar(step.kernel.name)
-            functions[names[step.kernel.name]] = step.kernel.func
-    functions[tvm.ir.GlobalVar(ENTRY)] = _main(plan, names)
-    return tvm.IRModule(functions)
+        kernel = step.kernel
+        if kernel.name not in found:
+            shared = kernel.tasks > 1
+            found[kernel.name] = task_function(kernel.name, kernel.func) if shared else kernel.func
+    order = turns([_work(s) for s in plan.steps], plan.device.threads)
+    starts = range(0, len(plan.steps), STEPS_A_PART)
+    for start in starts:
+        found[f"qcompiler_part{start}"] = _part(plan, order, start)
+    found["qcompiler_run"] = _run([f"qcompiler_part{start}" for start in starts], plan)
+    found["qcompiler_launch"] = _shell("crew_launch", [_BYTES, _BYTES, _BYTES, _INT])
+    found["qcompiler_work"] = _shell("crew_work", [_BYTES, _INT])
+    return found
 
 
-def _main(plan: Plan, names: dict[str, tvm.ir.GlobalVar]) -> tirx.PrimFunc:
-    """The entry: a guarded call a step."""
-    inputs = [_bytes(f"input{i}", n.type.bytes) for i, n in enumerate(plan.graph.inputs)]
-    outputs = [_bytes(f"output{i}", n.type.bytes) for i, n in enumerate(plan.graph.outputs)]
-    weights = _bytes("weights", plan.weights.nbytes)
-    workspace = _bytes("workspace", plan.workspace_bytes)
-    first, last = (tvm.ir.Var(n, tvm.ir.PrimType("int32")) for n in ("first", "last"))
+def _work(step: Step) -> Work:
+    writes = (step.output, *([step.scratch] if step.scratch else []))
+    cost = 1000 + step.kernel.macs + sum(p.bytes for p in (*step.operands, step.output))
+    return Work(step.operands, writes, step.kernel.tasks > 1, cost)
 
-    def address(place: Place) -> tvm.ir.Expr:
+
+class _Table:
+    """The parameters of a part, read from the table."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.table = tvm.ir.Var("table", _BYTES)
+        self.crew = Crew()
+        self.inputs, self.outputs = len(plan.graph.inputs), len(plan.graph.outputs)
+        self.statements: list[Statement] = []
+        self.buffers: dict[int, Value] = {}
+        shared = self.inputs + self.outputs
+        self.weights, self.workspace, self.crew_at, self.first_at, self.last_at = range(
+            shared, shared + 5
+        )
+        self.statements.append(tirx.Bind(self.crew.memory, self._pointer(self.crew_at)))
+
+    def params(self) -> list[Value]:
+        return [self.table, self.crew.task, self.crew.count]
+
+    def _pointer(self, index: int) -> Value:
+        at = tirx.IntImm("int32", index)
+        return tirx.call_pure_extern(_BYTES, "crew_pointer", self.table, at)
+
+    def number(self, index: int, name: str) -> Value:
+        at = tirx.IntImm("int32", index)
+        var = tvm.ir.Var(name, _INT)
+        value = tirx.call_pure_extern("int32", "crew_number", self.table, at)
+        self.statements.append(tirx.Bind(var, value))
+        return var
+
+    def address(self, place: Place) -> Value:
+        """Where a place lies in this run."""
         if place.space in ("input", "output"):
-            buffer = (inputs if place.space == "input" else outputs)[place.offset]
-            return _address(buffer, 0)
-        return _address(weights if place.space == "weights" else workspace, place.offset)
+            index = place.offset + (self.inputs if place.space == "output" else 0)
+            offset = 0
+        else:
+            index = self.weights if place.space == "weights" else self.workspace
+            offset = place.offset
+        if index not in self.buffers:
+            pointer = tvm.ir.Var(f"memory{index}", _BYTES)
+            self.statements.append(tirx.Bind(pointer, self._pointer(index)))
+            buffer = tirx.decl_buffer((1 << 40,), "uint8", f"bytes{index}", layout=None)
+            self.statements.append(tirx.DeclBuffer(buffer, data=pointer))
+            self.buffers[index] = buffer
+        at = tirx.IntImm("int64", offset)
+        return tirx.address_of(tirx.BufferLoad(self.buffers[index], [at]))
 
-    def call(index: int, step: Step) -> tirx.Stmt:
-        places = [*step.operands, step.output, *([step.scratch] if step.scratch else [])]
-        result = tvm.ir.PrimType("int32")
-        made = tvm.ir.Call(names[step.kernel.name], [address(p) for p in places], ret_ty=result)
+
+def _part(plan: Plan, order: Sequence[Turn], start: int) -> tirx.PrimFunc:
+    """A guarded call a step, for the steps from one on."""
+    table = _Table(plan)
+    first, last = table.number(table.first_at, "first"), table.number(table.last_at, "last")
+    calls = []
+    for index in range(start, min(start + STEPS_A_PART, len(plan.steps))):
         here = tirx.IntImm("int32", index)
         wanted = tirx.And(tirx.LE(first, here), tirx.LT(here, last))
-        return tirx.IfThenElse(wanted, tirx.Evaluate(made), None)
-
-    calls = [call(i, s) for i, s in enumerate(plan.steps)] or [tirx.Evaluate(0)]
-    params = [*inputs, *outputs, weights, workspace, first, last]
-    function = tirx.PrimFunc(params, tirx.SeqStmt(calls) if len(calls) > 1 else calls[0])
-    return function.with_attr("global_symbol", ENTRY).with_attr("s_tir", True)
+        made = _call(plan.steps[index], order[index], table)
+        calls.append(tirx.IfThenElse(wanted, made, None))
+    return _function(table.params(), [*table.statements, *calls])
 
 
-def _bytes(name: str, size: int) -> tvm.ir.Var:
-    return tirx.decl_buffer((max(size, 1),), "uint8", name)
+def _call(step: Step, turn: Turn, table: _Table) -> Statement:
+    """One step, as all tasks run it."""
+    crew = table.crew
+    places = [*step.operands, step.output, *([step.scratch] if step.scratch else [])]
+    pointers = [table.address(p) for p in places]
+    extra = crew.params if step.kernel.tasks > 1 else []
+    made = tirx.Evaluate(tirx.call_extern("int32", step.kernel.name, *pointers, *extra))
+    if turn.owner != SHARED:
+        made = crew.only(turn.owner, made)
+    return tirx.SeqStmt([crew.barrier(), made]) if turn.waits else made
 
 
-def _address(buffer: tvm.ir.Var, offset: int) -> tvm.ir.Expr:
-    return tirx.address_of(tirx.BufferLoad(buffer, [tirx.IntImm("int64", offset)]))
+def _run(parts: Sequence[str], plan: Plan) -> tirx.PrimFunc:
+    """All parts, then a last barrier: when it opens, everything is written."""
+    table = _Table(plan)
+    calls = [tirx.Evaluate(tirx.call_extern("int32", p, *table.params())) for p in parts]
+    return _function(table.params(), [*table.statements, *calls, table.crew.barrier()])
+
+
+def _shell(name: str, types: Sequence[Value]) -> tirx.PrimFunc:
+    """A function of the crew's text, as one that can be called from outside."""
+    params = [tvm.ir.Var(f"p{i}", t) for i, t in enumerate(types)]
+    return _function(params, [tirx.Evaluate(tirx.call_extern("void", name, *params))])
+
+
+def _function(params: Sequence[Value], statements: Sequence[Statement]) -> tirx.PrimFunc:
+    zero = tirx.Return(tirx.IntImm("int32", 0))
+    return tirx.PrimFunc(list(params), tirx.SeqStmt([*statements, zero]), _INT)

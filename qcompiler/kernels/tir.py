@@ -15,8 +15,9 @@ TVM's own legalisation of both is never met.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -451,6 +452,22 @@ def build(module: Any, isa: Isa) -> Any:
     ]
     lowered = tvm.ir.transform.Sequential(passes)(module)
     return tvm.get_global_func("target.build.llvm")(lowered, t)
+
+
+def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Path) -> list[Path]:
+    """{name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call besides each
+    other -> object files of C functions of these names.
+    """
+    t = target(isa)
+    x = tirx.transform
+    own = isa.intrinsics["llvm_ir"]() if "llvm_ir" in isa.intrinsics else ""
+    passes = [x.BindTarget(t), x.FlattenBuffer(), x.StmtSimplify(), x.LowerTVMBuiltin()]
+    module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
+    module = _with_llvm(module, _wrapping_ir() + own + text)
+    lowered = tvm.ir.transform.Sequential([*passes, x.LowerIntrin()])(module)
+    path = folder / "code.o"
+    tvm.get_global_func("target.build.llvm")(lowered, t).write_to_file(str(path))
+    return [path]
 
 
 def _with_llvm(module: Any, text: str) -> Any:

@@ -1,76 +1,157 @@
-"""Machine code -> a callable, through the runtime half of TVM only (tvm_ffi and libtvm_runtime)."""
+"""Machine code -> callables, and the threads that run it. Needs nothing but the C library."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import tempfile
 import threading
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler import cpu
+from qcompiler.artifact import ALIGN
 from qcompiler.errors import Error
 
-Tensor = Any
-"""A tvm_ffi.Tensor; the package is imported only when a model is loaded."""
-
-_configured = threading.local()
+_CREW_BYTES, _WORKER_BYTES = 128, 64  # as in emit/crew.py
+_GUARD_BYTES = 64
 
 
-@cache
-def start() -> None:
-    """Load TVM's runtime, once a process.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """An array, and where its first element lies (asking numpy for that takes a microsecond)."""
 
-    Its thread pool reads the environment when it is first used: by default it takes half the cores
-    and pins the caller to one, so both are set here unless the user has set them.
+    array: NDArray[Any]
+    address: int
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])  # half the time of array.ctypes.data
+
+
+def aligned(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Memory:
+    """An uninitialised array whose address is a multiple of 64, with room to read a vector past the
+    end.
     """
-    os.environ.setdefault("TVM_NUM_THREADS", str(cpu.cores()))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    import tvm_ffi  # noqa: F401  (its library must be in the process before TVM's)
-
-    spec = importlib.util.find_spec("tvm")
-    folders = [Path(p) / "lib" for p in (spec.submodule_search_locations or [])] if spec else []
-    for folder in folders:
-        for name in ("libtvm_runtime.so", "libtvm_runtime.dylib"):
-            if (folder / name).exists():
-                ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
-                return
-    raise Error("TVM's runtime library is not installed", hint="pip install apache-tvm")
+    raw = np.empty(prod(shape) * dtype.itemsize + ALIGN + _GUARD_BYTES, np.uint8)
+    at = address(raw)
+    skip = -at % ALIGN
+    return Memory(np.ndarray(shape, dtype, raw, skip), at + skip)
 
 
-def load_code(code: bytes, entry: str) -> tuple[Any, Callable[..., Any]]:
-    """A shared library's bytes -> (the module, which must outlive it, and its entry function)."""
-    start()
-    import tvm_ffi
-
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        path = Path(folder) / "code.so"
-        path.write_bytes(code)
-        module = tvm_ffi.load_module(str(path))
-    return module, getattr(module, entry)
+def aligned_copy(array: NDArray[Any]) -> Memory:
+    """An array -> itself if it is contiguous and its address is a multiple of 64, else a copy."""
+    at = address(array)
+    if at % ALIGN == 0 and array.flags.c_contiguous:
+        return Memory(array, at)
+    copy = aligned(array.dtype, array.shape)
+    copy.array[...] = array
+    return copy
 
 
-def tensor(array: NDArray[Any]) -> Tensor:
-    """An array, as the entry function takes it without converting it at every call."""
-    import tvm_ffi
+class Code:
+    """A shared library's bytes -> its functions; they stay in the process until it ends."""
 
-    return tvm_ffi.from_dlpack(array)
+    def __init__(self, code: bytes) -> None:
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            path = Path(folder) / "code.so"
+            path.write_bytes(code)
+            try:
+                library = ctypes.CDLL(str(path))
+            except OSError as e:
+                raise Error(f"the machine code cannot be loaded: {e}") from e
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self.run = library.qcompiler_run
+        self.run.argtypes = (pointer, number, number)
+        self.launch = library.qcompiler_launch
+        self.launch.argtypes = (pointer, pointer, pointer, number)
+        self.work = library.qcompiler_work
+        self.work.argtypes = (pointer, number)
+        self.run_address = ctypes.cast(self.run, pointer)
 
 
-def use_threads(count: int) -> None:
-    """Let kernels called from this Python thread use `count` threads (every calling thread has a
-    pool of its own).
+class Frame:
+    """What one run needs: a workspace, and the table that machine code reads (emit/native.py):
+    addresses of inputs, outputs, weights, workspace and crew, then the first and the last step.
     """
-    if getattr(_configured, "count", 0) == count:
-        return
-    import tvm_ffi
 
-    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
-    configure(1, count)
-    _configured.count = count
+    def __init__(self, arrays: int, weights: Memory, workspace_bytes: int) -> None:
+        self.workspace = aligned(np.dtype(np.uint8), (workspace_bytes,))
+        self.table = (ctypes.c_int64 * (arrays + 5))()
+        self.table[arrays : arrays + 2] = [weights.address, self.workspace.address]
+        self.crew_at = arrays + 2
+        self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
+
+    def run(self, code: Code, threads: int, first: int, last: int) -> None:
+        """Run steps with as many threads as are wanted and can be had."""
+        table, at = self.table, self.crew_at
+        table[at + 1], table[at + 2] = first, last
+        if threads == 1:
+            code.run(self._pointer, 0, 1)
+            return
+        crew = _free_crew(threads, code)
+        try:
+            table[at] = crew.memory.address
+            code.launch(table[at], code.run_address, self._pointer, crew.tasks)
+        finally:
+            crew.free()
+
+
+class Crew:
+    """The calling thread and tasks - 1 workers, that run one function together (emit/crew.py).
+
+    Workers wait in machine code, without Python's lock: spinning for about a millisecond, then
+    asleep. A crew serves one run at a time and any artifact; it lives as long as the process.
+    """
+
+    def __init__(self, tasks: int, code: Code) -> None:
+        self.wanted = tasks
+        self.memory = aligned(np.dtype(np.uint8), (_CREW_BYTES + tasks * _WORKER_BYTES,))
+        self.memory.array[:] = 0
+        self.tasks = 1
+        for task in range(1, tasks):
+            worker = threading.Thread(
+                target=self._work, args=(code, task), name=f"qcompiler-{task}", daemon=True
+            )
+            try:
+                worker.start()
+            except RuntimeError:  # no thread to be had: fewer do all the work
+                break
+            self.tasks += 1
+
+    def _work(self, code: Code, task: int) -> None:
+        code.work(self.memory.address, task)
+
+    def free(self) -> None:
+        """Let others use it."""
+        with _lock:
+            _crews.setdefault(self.wanted, []).append(self)
+
+
+_lock = threading.Lock()
+_crews: dict[int, list[Crew]] = {}
+"""Those that nobody uses, by the tasks they were wanted for; the warmest last."""
+
+
+def _free_crew(tasks: int, code: Code) -> Crew:
+    with _lock:
+        free = _crews.get(tasks)
+        if free:
+            return free.pop()
+    return Crew(tasks, code)
+
+
+def _forget_crews() -> None:
+    """In the child of a fork: its parent's workers are not there."""
+    global _lock
+    _lock = threading.Lock()
+    _crews.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_crews)

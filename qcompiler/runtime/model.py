@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler import cpu
-from qcompiler.artifact import ALIGN, Artifact, Bytes, Manifest, Value, open_artifact
+from qcompiler.artifact import Artifact, Manifest, Value, open_artifact
 from qcompiler.errors import Error
-from qcompiler.runtime.library import Tensor, load_code, tensor, use_threads
+from qcompiler.runtime.library import Code, Frame, Memory, aligned, aligned_copy
 
 Array = NDArray[Any]
-_GUARD_BYTES = 64
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
@@ -42,9 +40,10 @@ class Model:
 
     def __init__(self, artifact: Artifact, *, threads: int = 0) -> None:
         self.manifest: Manifest = artifact.manifest
-        self.threads = threads or artifact.manifest.threads
-        if self.threads < 1:
+        if threads < 0:
             raise Error(f"{threads} threads", hint="use at least 1")
+        useful = max((s.tasks for s in self.manifest.steps), default=1)
+        self.threads = min(threads or self.manifest.threads, useful)
         missing = sorted(set(self.manifest.cpu_flags) - cpu.features())
         if missing:
             raise Error(
@@ -52,12 +51,11 @@ class Model:
                 where=self.manifest.name,
                 hint="compile it here, or for an older instruction set: `qcompiler targets`",
             )
-        self._module, self._entry = load_code(artifact.code, "main")
-        self._weights = tensor(
-            _aligned(artifact.weights) if artifact.weights.size else aligned_empty(1)
-        )
-        self._workspaces: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
-        self._made = [(_dtype(v.dtype), v.shape, prod(v.shape)) for v in self.manifest.outputs]
+        self._code = Code(artifact.code)
+        self._weights = aligned_copy(artifact.weights)
+        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._taken = [(v, _dtype(v.dtype)) for v in self.manifest.inputs]
+        self._made = [(_dtype(v.dtype), v.shape) for v in self.manifest.outputs]
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -75,7 +73,7 @@ class Model:
             raise Error(
                 f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
             )
-        results = self._call([_checked(v, a) for v, a in zip(self.inputs, arrays, strict=True)])
+        results = self._call([_checked(*v, a) for v, a in zip(self._taken, arrays, strict=True)])
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -90,69 +88,47 @@ class Model:
         Every round runs all steps in order, so each finds its input where the one before left it.
         """
         arrays = self._named(inputs)
-        outputs = [_output(*made) for made in self._made]
-        workspace = self._workspace()
+        outputs = [aligned(*made) for made in self._made]
+        frame = self._frame(arrays, outputs)
         count = len(self.manifest.steps)
         times = np.zeros((repeat, count))
-        use_threads(self.threads)
         for round_ in range(repeat):
             for step in range(count):
                 start = time.perf_counter()
-                self._invoke(arrays, outputs, workspace, step, step + 1)
+                frame.run(self._code, self.threads, step, step + 1)
                 times[round_, step] = time.perf_counter() - start
-        self._workspaces.put(workspace)
+        self._frames.put(frame)
         return [float(t) for t in np.median(times, axis=0)]
 
-    def _named(self, inputs: Mapping[str, Any]) -> list[Array]:
-        unknown = sorted(set(inputs) - {v.name for v in self.inputs})
+    def _named(self, inputs: Mapping[str, Any]) -> list[Memory]:
         missing = [v.name for v in self.inputs if v.name not in inputs]
-        if unknown or missing:
+        if missing or len(inputs) != len(self.inputs):
+            unknown = sorted(set(inputs) - {v.name for v in self.inputs})
             what = (
                 f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
             )
             raise Error(what, hint=f"the model's inputs are {_listing(self.inputs)}")
-        return [_checked(v, inputs[v.name]) for v in self.inputs]
+        return [_checked(v, dtype, inputs[v.name]) for v, dtype in self._taken]
 
-    def _call(self, arrays: Sequence[Array]) -> list[Array]:
-        outputs = [_output(*made) for made in self._made]
-        workspace = self._workspace()
-        use_threads(self.threads)
+    def _call(self, arrays: Sequence[Memory]) -> list[Array]:
+        outputs = [aligned(*made) for made in self._made]
+        frame = self._frame(arrays, outputs)
         try:
-            self._invoke(arrays, outputs, workspace, 0, len(self.manifest.steps))
+            frame.run(self._code, self.threads, 0, len(self.manifest.steps))
         finally:
-            self._workspaces.put(workspace)
-        return outputs
+            self._frames.put(frame)
+        return [o.array for o in outputs]
 
-    def _invoke(
-        self,
-        arrays: Sequence[Array],
-        outputs: Sequence[Array],
-        workspace: Tensor,
-        first: int,
-        last: int,
-    ) -> None:
-        flat = [_flat(a) for a in (*arrays, *outputs)]
-        self._entry(*flat, self._weights, workspace, first, last)
-
-    def _workspace(self) -> Tensor:
-        """A workspace nobody else uses now; a thread more makes one more."""
+    def _frame(self, arrays: Sequence[Memory], outputs: Sequence[Memory]) -> Frame:
+        """A frame nobody else uses now, for these arrays; a thread more makes one more."""
         try:
-            return self._workspaces.get_nowait()
+            frame = self._frames.get_nowait()
         except queue.Empty:
-            return tensor(aligned_empty(max(self.manifest.workspace_bytes, 1)))
-
-
-def aligned_empty(size: int) -> Bytes:
-    """Uninitialised bytes whose address is a multiple of 64, with room to read a vector past the
-    end.
-    """
-    raw = np.empty(size + ALIGN + _GUARD_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGN
-    return raw[start : start + size]
-
-
-def _output(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> Array:
-    return aligned_empty(size * dtype.itemsize).view(dtype).reshape(shape)
+            count = len(arrays) + len(outputs)
+            frame = Frame(count, self._weights, self.manifest.workspace_bytes)
+        for i, memory in enumerate((*arrays, *outputs)):
+            frame.table[i] = memory.address
+        return frame
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -165,14 +141,14 @@ def _dtype(name: str) -> np.dtype[Any]:
         return found
 
 
-def _checked(value: Value, given: Any) -> Array:
+def _checked(value: Value, dtype: np.dtype[Any], given: Any) -> Memory:
     """An input as given -> an aligned contiguous array of the right dtype and shape, or a clear
     error.
     """
     array = given
     if not isinstance(array, np.ndarray):
         array = np.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
-    if array.dtype != _dtype(value.dtype):
+    if array.dtype != dtype:
         raise Error(
             f"{array.dtype} given, {value.dtype} wanted",
             where=f"input {value.name!r}",
@@ -184,19 +160,7 @@ def _checked(value: Value, given: Any) -> Array:
             where=f"input {value.name!r}",
             hint="compile for another shape with --input-shape",
         )
-    return _aligned(array)
-
-
-def _aligned(array: Array) -> Array:
-    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGN == 0:
-        return array
-    copy = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def _flat(array: Array) -> Bytes:
-    return array.reshape(-1).view(np.uint8) if array.size else np.empty(1, np.uint8)
+    return aligned_copy(array)
 
 
 def _listing(values: Sequence[Value]) -> str:
