@@ -5,7 +5,7 @@
     model = qcompiler.load("model.qc")
     y = model(x)
 
-`load` and all it needs import the runtime half of TVM only; the compiler is imported by `compile`.
+`load` and all it needs import numpy only; the compiler is imported by `compile`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import Error
 
-FORMAT = 1
+FORMAT = 2
 ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment

@@ -8,18 +8,20 @@ Patterson, "Roofline", CACM 2009): no step is faster than the slower of the two.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from qcompiler.artifact import StepFact
+from qcompiler.emit.native import emit_kernel
 from qcompiler.isa import Device, Isa, Mac, MacKey
 from qcompiler.kernels import tir
+from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Builder, Pointer
-from qcompiler.runtime.library import start, use_threads
-from qcompiler.runtime.model import aligned_empty
+from qcompiler.runtime.library import Code, Frame, aligned
 
 _ROUNDS = 50
 _TURNS = 5_000
@@ -155,17 +157,16 @@ def _bandwidth(device: Device, size: int) -> float:
 
 def _fastest(b: Builder, device: Device, source: int, out: int) -> float:
     """A kernel of two pointers, and the bytes behind each -> its least time in seconds."""
-    start()
-    module = tir.compile_functions([(b.name, b.function())], device.isa)
-    use_threads(device.threads)
-    arrays = [aligned_empty(size) for size in (source, out)]
-    pointers = []
-    for array in arrays:
-        array.fill(1)
-        pointers.append(ctypes.c_void_p(array.ctypes.data))
+    kernel = Kernel(b.name, b.function(), tasks=device.threads)
+    code = Code(emit_kernel(kernel, device.isa))
+    memory = [aligned(np.dtype(np.uint8), (size,)) for size in (source, out)]
+    for each in memory:
+        each.array.fill(1)
+    frame = Frame(len(memory), memory[0], 0)
+    frame.fill(memory)
     best = math.inf
     for _ in range(_ROUNDS):
         begin = time.perf_counter()
-        module[b.name](*pointers)
+        frame.run(code, device.threads, 0, 1)
         best = min(best, time.perf_counter() - begin)
     return best

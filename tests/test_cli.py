@@ -543,7 +543,7 @@ def test_a_tampered_artifact(member: str, refused: Refused, artifact: Path, tmp_
         for entry in old.infolist():
             data = old.read(entry)
             if entry.filename == member:
-                data = data.replace(b'"format": 1', b'"format": 9') if "json" in member else b"x"
+                data = data.replace(b'"format": 2', b'"format": 9') if "json" in member else b"x"
             new.writestr(entry.filename, data)
     for command in ("run", "bench", "inspect"):
         assert str(changed) in refused(command, changed)

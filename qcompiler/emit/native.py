@@ -23,6 +23,8 @@ from tvm import tirx
 from qcompiler.emit import crew as crew_text
 from qcompiler.emit.link import link
 from qcompiler.emit.tasks import Crew, Statement, task_function
+from qcompiler.isa import Isa
+from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Value, build_objects
 from qcompiler.phases import SHARED, Turn, Work, turns
 from qcompiler.plan import Place, Plan, Step
@@ -38,29 +40,50 @@ _INT = tvm.ir.PrimType("int32")
 
 def emit(plan: Plan) -> bytes:
     """Plan -> the bytes of a shared library."""
-    isa = plan.device.isa
+    return _library(functions(plan), plan.device.isa)
+
+
+def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
+    """A kernel -> a shared library that runs it on the first arrays of the table, for timing."""
+    pointers = len(kernel.func.params)
+    table = _Table(pointers, 0)
+    places = [Place("input", i, 0) for i in range(pointers)]
+    calls = _call(kernel, places, table)
+    body = [*table.statements, calls, table.crew.barrier()]
+    found = {kernel.name: _shared(kernel), **_entries(_function(table.params(), body))}
+    return _library(found, isa)
+
+
+def _library(found: dict[str, tirx.PrimFunc], isa: Isa) -> bytes:
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        text = crew_text.text(isa)
-        codes = build_objects(functions(plan), isa, text, Path(folder))
+        codes = build_objects(found, isa, crew_text.text(isa), Path(folder))
         return link(codes, isa.triple)
+
+
+def _shared(kernel: Kernel) -> tirx.PrimFunc:
+    """A kernel, as the tasks of a crew call it."""
+    return task_function(kernel.name, kernel.func) if kernel.tasks > 1 else kernel.func
+
+
+def _entries(run: tirx.PrimFunc) -> dict[str, tirx.PrimFunc]:
+    """What the runtime calls."""
+    return {
+        "qcompiler_run": run,
+        "qcompiler_launch": _shell("crew_launch", [_BYTES, _BYTES, _BYTES, _INT]),
+        "qcompiler_work": _shell("crew_work", [_BYTES, _INT]),
+    }
 
 
 def functions(plan: Plan) -> dict[str, tirx.PrimFunc]:
     """Plan -> the functions by name: every kernel once, the parts of the run, and the entries."""
     found: dict[str, tirx.PrimFunc] = {}
     for step in plan.steps:
-        kernel = step.kernel
-        if kernel.name not in found:
-            shared = kernel.tasks > 1
-            found[kernel.name] = task_function(kernel.name, kernel.func) if shared else kernel.func
+        if step.kernel.name not in found:
+            found[step.kernel.name] = _shared(step.kernel)
     order = turns([_work(s) for s in plan.steps], plan.device.threads)
     starts = range(0, len(plan.steps), STEPS_A_PART)
-    for start in starts:
-        found[f"qcompiler_part{start}"] = _part(plan, order, start)
-    found["qcompiler_run"] = _run([f"qcompiler_part{start}" for start in starts], plan)
-    found["qcompiler_launch"] = _shell("crew_launch", [_BYTES, _BYTES, _BYTES, _INT])
-    found["qcompiler_work"] = _shell("crew_work", [_BYTES, _INT])
-    return found
+    parts = {f"qcompiler_part{start}": _part(plan, order, start) for start in starts}
+    return {**found, **parts, **_entries(_run(list(parts), plan))}
 
 
 def _work(step: Step) -> Work:
@@ -72,17 +95,15 @@ def _work(step: Step) -> Work:
 class _Table:
     """The parameters of a part, read from the table."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         self.table = tvm.ir.Var("table", _BYTES)
         self.crew = Crew()
-        self.inputs, self.outputs = len(plan.graph.inputs), len(plan.graph.outputs)
+        self.inputs = inputs
         self.statements: list[Statement] = []
         self.buffers: dict[int, Value] = {}
-        shared = self.inputs + self.outputs
-        self.weights, self.workspace, self.crew_at, self.first_at, self.last_at = range(
-            shared, shared + 5
-        )
-        self.statements.append(tirx.Bind(self.crew.memory, self._pointer(self.crew_at)))
+        shared = inputs + outputs
+        self.weights, self.workspace, crew, self.first_at, self.last_at = range(shared, shared + 5)
+        self.statements.append(tirx.Bind(self.crew.memory, self._pointer(crew)))
 
     def params(self) -> list[Value]:
         return [self.table, self.crew.task, self.crew.count]
@@ -118,32 +139,35 @@ class _Table:
 
 def _part(plan: Plan, order: Sequence[Turn], start: int) -> tirx.PrimFunc:
     """A guarded call a step, for the steps from one on."""
-    table = _Table(plan)
+    table = _Table(len(plan.graph.inputs), len(plan.graph.outputs))
     first, last = table.number(table.first_at, "first"), table.number(table.last_at, "last")
     calls = []
     for index in range(start, min(start + STEPS_A_PART, len(plan.steps))):
         here = tirx.IntImm("int32", index)
         wanted = tirx.And(tirx.LE(first, here), tirx.LT(here, last))
-        made = _call(plan.steps[index], order[index], table)
+        made = _turn(plan.steps[index], order[index], table)
         calls.append(tirx.IfThenElse(wanted, made, None))
     return _function(table.params(), [*table.statements, *calls])
 
 
-def _call(step: Step, turn: Turn, table: _Table) -> Statement:
+def _turn(step: Step, turn: Turn, table: _Table) -> Statement:
     """One step, as all tasks run it."""
-    crew = table.crew
     places = [*step.operands, step.output, *([step.scratch] if step.scratch else [])]
-    pointers = [table.address(p) for p in places]
-    extra = crew.params if step.kernel.tasks > 1 else []
-    made = tirx.Evaluate(tirx.call_extern("int32", step.kernel.name, *pointers, *extra))
+    made = _call(step.kernel, places, table)
     if turn.owner != SHARED:
-        made = crew.only(turn.owner, made)
-    return tirx.SeqStmt([crew.barrier(), made]) if turn.waits else made
+        made = table.crew.only(turn.owner, made)
+    return tirx.SeqStmt([table.crew.barrier(), made]) if turn.waits else made
+
+
+def _call(kernel: Kernel, places: Sequence[Place], table: _Table) -> Statement:
+    pointers = [table.address(p) for p in places]
+    share = table.crew.params if kernel.tasks > 1 else []
+    return tirx.Evaluate(tirx.call_extern("int32", kernel.name, *pointers, *share))
 
 
 def _run(parts: Sequence[str], plan: Plan) -> tirx.PrimFunc:
     """All parts, then a last barrier: when it opens, everything is written."""
-    table = _Table(plan)
+    table = _Table(len(plan.graph.inputs), len(plan.graph.outputs))
     calls = [tirx.Evaluate(tirx.call_extern("int32", p, *table.params())) for p in parts]
     return _function(table.params(), [*table.statements, *calls, table.crew.barrier()])
 

@@ -1,4 +1,4 @@
-"""Artifact -> a model that runs. Needs numpy and the runtime half of TVM, never the compiler."""
+"""Artifact -> a model that runs. Needs numpy and the C library, never the compiler."""
 
 from qcompiler.runtime.model import Model, load
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -86,6 +87,11 @@ class Frame:
         self.table[arrays : arrays + 2] = [weights.address, self.workspace.address]
         self.crew_at = arrays + 2
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
+
+    def fill(self, arrays: Iterable[Memory]) -> None:
+        """Run on these: all inputs, then all outputs."""
+        for i, memory in enumerate(arrays):
+            self.table[i] = memory.address
 
     def run(self, code: Code, threads: int, first: int, last: int) -> None:
         """Run steps with as many threads as are wanted and can be had."""

@@ -126,8 +126,7 @@ class Model:
         except queue.Empty:
             count = len(arrays) + len(outputs)
             frame = Frame(count, self._weights, self.manifest.workspace_bytes)
-        for i, memory in enumerate((*arrays, *outputs)):
-            frame.table[i] = memory.address
+        frame.fill((*arrays, *outputs))
         return frame
 
 
