@@ -17,7 +17,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Graph
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
-from qcompiler.rewrite import STAGES, Explain
+from qcompiler.rewrite import PASSES, STAGES, Explain
 from qcompiler.runtime import load
 from qcompiler.samples import Samples, samples
 from qcompiler.stages import Choice, choose, run_stage
@@ -109,6 +109,21 @@ def fused(
     demand_static(graph)
     _seen(watch, "read", graph)
     return _through(graph, STAGES[:_QUANTIZE], choice, device, watch)
+
+
+def quantized(
+    model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
+) -> Graph:
+    """ONNX file or model -> the graph in few bits as ONNX has it (QuantizeLinear and
+    DequantizeLinear around float operators), before the compiler's own operators are made of it.
+    """
+    choice = choose(options.passes, options.disabled_passes)
+    graph = fused(model, options, choice, device, watch)
+    graph, data = calibration(graph, options, watch)
+    asked = quantization(choice, options)
+    usual = {n for n, p in PASSES.items() if getattr(p, "default", True)}
+    open_ = Choice(asked.options, asked.disabled | usual)
+    return _through(graph, ("quantize",), open_, device, watch, data)
 
 
 def lowered(

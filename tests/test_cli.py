@@ -253,6 +253,33 @@ def test_the_version(say: Say) -> None:
     assert say("--version").out.startswith("qcompiler ")
 
 
+# quantize
+
+
+def test_quantize_writes_what_onnxruntime_and_compile_read_alike(
+    say: Say, folder: Path, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    made = tmp_path / "net.qdq.onnx"
+    words = ("--calibration", folder / "data.npz", "--input-shape", "x=2x8")
+    said = say("quantize", folder / "model.onnx", *words, "-o", made, "--json").json
+    assert said["quantized_values"] == 2
+    onnx.checker.check_model(onnx.load(made), full_check=True)
+    say("compile", made, "-o", tmp_path / "again.qc")
+    say("compile", folder / "model.onnx", "--precision", "int8", *words, "-o", tmp_path / "a.qc")
+    x = np.load(folder / "data.npz")["x"][:2]
+    direct = load(tmp_path / "a.qc")(x)
+    np.testing.assert_array_equal(load(tmp_path / "again.qc")(x), direct)
+    theirs = onnxruntime.InferenceSession(made.read_bytes()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(theirs, direct, atol=1e-5)
+
+
+def test_quantize_refuses_to_overwrite_its_model(refused: Refused, model: Path) -> None:
+    words = ("quantize", model, "--calibration", "synthetic", "--input-shape", "x=1x8")
+    assert "overwrite" in refused(*words, "-o", model)
+
+
 # calibration data that is no good
 
 

@@ -38,6 +38,16 @@ def parser() -> argparse.ArgumentParser:
     quality.flags(made)
     made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
 
+    quantize = commands.add_parser(
+        "quantize", parents=[common], help="ONNX model -> ONNX model in few bits (QDQ)"
+    )
+    quantize.add_argument("model", type=Path, help="an .onnx file")
+    quantize.add_argument(
+        "-o", "--output", type=Path, help="model to write (default: MODEL.qdq.onnx)"
+    )
+    _compile_flags(quantize)
+    quantize.set_defaults(precision="int8")
+
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
     _input_flags(run)

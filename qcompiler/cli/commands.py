@@ -70,6 +70,35 @@ def compile(a: Namespace) -> int:
     return 0
 
 
+def quantize(a: Namespace) -> int:
+    """ONNX model -> the same in few bits, as ONNX: what other engines run too."""
+    from qcompiler import driver, plugins
+    from qcompiler.onnx_writer import save
+
+    output = a.output or a.model.parent / f"{a.model.stem}.qdq.onnx"
+    _demand_writable(output, a.model)
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, skips = _watch(a, bar)
+        device = plugins.device(a.target, a.threads)
+        graph = driver.quantized(a.model, _options(a), device, watch)
+        save(graph, output)
+    answer = {
+        "model": str(output),
+        "precision": a.precision,
+        "bytes": output.stat().st_size,
+        "quantized_values": sum(n.op == "QuantizeLinear" for n in graph.nodes),
+        "notes": dict(graph.notes),
+    }
+    if a.json:
+        show.say_json({**answer, **({"skips": skips} if a.explain else {})})
+        return 0
+    if a.explain and skips:
+        show.say(show.table(("rule", "node", "not used because"), skips) + "\n")
+    size = show.size(output.stat().st_size)
+    show.say(f"{a.model} -> {output}: {graph.notes.get('quantization', a.precision)}, {size}")
+    return 0
+
+
 def run(a: Namespace) -> int:
     """Artifact and inputs -> outputs."""
     if a.outputs:
