@@ -57,12 +57,13 @@ class QuantizeStatic:
     depthwise convolutions read it); weights are int8, symmetric, one scale an output channel, of
     `weight_bits` (0: 8, or 7 where the device's product of bytes saturates at 8; 2 to 8). layers:
     other bits for some products, "PATTERN=BITS". rounding: "nearest", "gptq" or "adaround" (see
-    rounding.py). include, exclude: operator types, node names, or regular expressions of whole node
-    names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that may read and
-    write int8 ("LayerNormalization"). products: also quantize products of two activations (in
-    attention that is not fused). correct_bias: "fast" takes from a product's bias what rounding its
-    weights adds on average, "full" measures it, all other quantization included (see
-    correction.py), "none" leaves it. method, percentile: of calibration; left out, as the data
+    rounding.py). per_channel: false gives all weights of a product one scale, for devices that have
+    no scale a channel. include, exclude: operator types, node names, or regular expressions of
+    whole node names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that
+    may read and write int8 ("LayerNormalization"). products: also quantize products of two
+    activations (in attention that is not fused). correct_bias: "fast" takes from a product's bias
+    what rounding its weights adds on average, "full" measures it, all other quantization included
+    (see correction.py), "none" leaves it. method, percentile: of calibration; left out, as the data
     says.
     """
 
@@ -74,6 +75,7 @@ class QuantizeStatic:
     weight_bits: int = 0
     layers: tuple[str, ...] = ()
     rounding: str = "nearest"
+    per_channel: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     through: tuple[str, ...] = ()
@@ -291,6 +293,8 @@ def _whole(node: Node, places: _Places, found: Moments | None) -> _Whole:
         squares = None if found is None else importance(found, w.shape[1])
         grid = grid_of(w.reshape(-1, w.shape[2]), scheme, squares)
         scales = grid.scale[:, 0].astype(np.float32)
+    if not options.per_channel:
+        scales = np.full_like(scales, scales.max())
     step = places.scales[node.operands[0]].step
     step = np.repeat(step, len(scales) // step.size) if step.size > 1 else step
     if bias is not None:

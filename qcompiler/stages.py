@@ -72,7 +72,7 @@ def run_stage(
     choice = options or Choice()
     told = _once(explain)
     stages = (stage, *ALONG.get(stage, ()))
-    names = [n for n in sorted(PASSES) if stage_of(n) in stages and choice.wants(n)]
+    names = [n for n in sorted(PASSES, key=_order) if stage_of(n) in stages and choice.wants(n)]
     rules = [p for n in names if isinstance(p := PASSES[n], Rule)]
     passes = [
         build(n, choice.options.get(n, {}), device, told, data)
@@ -87,6 +87,11 @@ def run_stage(
         if graph is before:
             return graph
     raise RuntimeError(f"the passes of stage {stage} do not settle")
+
+
+def _order(name: str) -> tuple[int, str]:
+    """By name; a pass's own `order` comes first."""
+    return getattr(PASSES[name], "order", 0), name
 
 
 def build(
@@ -116,7 +121,7 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
     name, body = match["name"], match["fields"]
     made = _known(name)
     types = {} if isinstance(made, Rule) else get_type_hints(made)
-    known = [k for k in types if k not in _FILLED and k != "default"]
+    known = [k for k in types if k not in _FILLED and k not in ("default", "order")]
     options: dict[str, object] = {}
     for part in _split(body or ""):
         key, equals, text = (p.strip() for p in part.partition("="))
