@@ -167,7 +167,7 @@ def _minilm(folder: Path) -> Task:
 
     return Task(
         "minilm",
-        lambda: _expanded(folder),
+        lambda: expanded(folder),
         limit=1.0,
         batch=20,
         calibration={k: v[:200] for k, v in columns.items()},
@@ -186,7 +186,7 @@ def _spearman(a: Array, b: Array) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def _expanded(folder: Path) -> onnx.ModelProto:
+def expanded(folder: Path) -> onnx.ModelProto:
     """The folder's own script writes the model from its half-precision weights."""
     with tempfile.TemporaryDirectory() as made:
         path = str(Path(made) / "model.onnx")

@@ -1,7 +1,8 @@
 """Models -> every engine's speed, memory and size, side by side on this machine in one run.
 
     python -m benchmarks.peers --networks resnet50 bert_base --out results
-    python -m benchmarks.peers --networks --models-dir ~/models --engines onnxruntime openvino
+    python -m benchmarks.peers --models-dir ~/models --engines onnxruntime openvino
+    python -m benchmarks.peers --trained ~/material --only dtln yolox
 
 Each engine lives in a process of its own. One round times all of them, one after the other, in an
 order that turns by one from round to round; a process that waits is stopped by a signal, so that
@@ -21,13 +22,14 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnx
 
+from benchmarks import trained
 from benchmarks.engines import ENGINES, Engine, Settings
 from benchmarks.networks import NETWORKS
 from benchmarks.report import Machine, Row, markdown, to_json
@@ -116,6 +118,7 @@ class Bench:
     rounds: int
     round_seconds: float
     patience: float
+    reuse: bool = False
 
     def measure(self, subject: Subject, engines: Sequence[Engine]) -> list[Row]:
         """Prepare, start cold, then time in turns -> one row for each engine."""
@@ -137,6 +140,9 @@ class Bench:
         """Build ahead of time and run once from cold, each in a fresh process."""
         say(f"{subject.name}: {engine.name}")
         row = Row(subject.name, engine.maker, engine.precision, slow=engine.slow)
+        known = _folder(subject, row) / "built.json"
+        if self.reuse and known.exists():
+            return Row(**json.loads(known.read_text()))
         try:
             with self.worker("build", subject, row) as worker:
                 built = worker.answer()
@@ -150,6 +156,7 @@ class Bench:
         except Failed as e:
             row.reason = str(e)
             say(f"  left out: {e}")
+        known.write_text(json.dumps(asdict(row)))
         return row
 
     def start(
@@ -228,9 +235,12 @@ def say(text: str) -> None:
 def subjects(arguments: argparse.Namespace, work: Path) -> Iterable[Subject]:
     """What the command line names -> prepared subjects, each when it is its turn."""
     sizes = {name: int(number) for name, _, number in (s.partition("=") for s in arguments.size)}
-    for name in arguments.networks:
+    others = arguments.trained or arguments.models_dir
+    for name in arguments.networks or ([] if others else NETWORKS):
         model = NETWORKS[name]()
         yield prepare(model, work / name, batch=arguments.batch, sizes=sizes, given={})
+    if arguments.trained:
+        yield from trained.subjects(arguments.trained, arguments.only, work, arguments.batch)
     for folder in arguments.models_dir:
         for path in sorted(folder.rglob("*.onnx")):
             beside, given = path.with_suffix(".npz"), {}
@@ -268,7 +278,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = p.add_argument
-    add("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="random weights")
+    add("--networks", nargs="*", choices=NETWORKS, default=[], help="random weights (all of them)")
+    add("--trained", type=Path, metavar="FOLDER", help="the trained models of benchmarks/trained")
+    add("--only", nargs="*", default=[], metavar="PART", help="those whose name holds one of these")
     add("--models-dir", nargs="*", type=Path, default=[], help="folders of trained ONNX files")
     add("--size", nargs="*", default=[], metavar="SYMBOL=N", help="other symbolic dimensions")
     add("--engines", nargs="*", metavar="PART", help="only those whose name holds one of these")
@@ -282,6 +294,7 @@ def parser() -> argparse.ArgumentParser:
     add("--openvino-isa", metavar="ISA", help="hold OpenVINO to it, as AVX512_CORE_VNNI or AVX2")
     add("--no-spin", action="store_true", help="onnxruntime's threads must not spin (they do)")
     add("--work", type=Path, help="keep models and artifacts here (else a temporary folder)")
+    add("--reuse", action="store_true", help="take what an earlier run has built in --work")
     add("--out", type=Path, help="write NAME.md and NAME.json too", metavar="NAME")
     return p
 
@@ -296,6 +309,7 @@ def main() -> None:
         rounds=arguments.rounds,
         round_seconds=arguments.round_seconds,
         patience=arguments.patience,
+        reuse=arguments.reuse,
     )
     rows: list[Row] = []
     machine = Machine.this(settings, arguments.batch, arguments.openvino_isa or "")

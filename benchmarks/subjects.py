@@ -42,7 +42,7 @@ class Subject:
         with np.load(self.folder / "samples.npz", allow_pickle=False) as stored:
             columns = {name: stored[name] for name in stored.files}
         count = len(next(iter(columns.values())))
-        return [{k: np.ascontiguousarray(v[i]) for k, v in columns.items()} for i in range(count)]
+        return [{k: np.asarray(v[i], order="C") for k, v in columns.items()} for i in range(count)]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every input."""
@@ -70,8 +70,10 @@ def prepare(
     columns = {}
     for value in model.graph.input:
         if value.name in given:
-            rows = given[value.name][:SAMPLES, None]
-            columns[value.name] = np.repeat(rows, batch, axis=1)
+            rows = given[value.name][:SAMPLES]
+            if value.type.tensor_type.shape.dim:  # a single number has no batch
+                rows = np.repeat(rows[:, None], batch, axis=1)
+            columns[value.name] = rows
         elif value.name not in weights:
             columns[value.name] = draw(model, value, random)
     onnx.save(model, folder / "model.onnx")

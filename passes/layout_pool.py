@@ -27,11 +27,14 @@ def layout_pool(pool: Node) -> Node | Skip:
     if not x.type.static or not pool.type.static:
         return Skip(f"the shape {x.type} is not known")
     window = Window.of(pool, x.shape[2:])
-    counted = pool.op == "AveragePool" and pool.int("count_include_pad")
+    counted = pool.int("count_include_pad") if pool.op == "AveragePool" else 0
     pads = _whole(window, x.type.dims[2:], pool.type.dims[2:])
-    if counted and pads != [p for p in window.pads if p is not None]:
-        return Skip("ceil_mode adds padding that is not counted")
-    rank = x.type.rank
+    rank, given = x.type.rank, [p for p in window.pads if p is not None]
+    if counted and pads != given:
+        # What ceil_mode adds is not counted: the rest becomes part of the input.
+        ends = [(0, end - more) for (_, end), (_, more) in zip(pads, given, strict=True)]
+        widths = [0, 0, *(b for b, _ in given), 0, 0, *(e for _, e in given)]
+        x, pads, counted = make("Pad", x, int64s(widths)), ends, 0
     numbers = [window.kernel, window.strides, window.dilations, *zip(*pads, strict=True)]
     x = transpose(x, to_last(rank))
     if rank == 3:
@@ -40,7 +43,7 @@ def layout_pool(pool: Node) -> Node | Skip:
     kernel, strides, dilations, begin, end = numbers
     attrs: dict[str, Attr] = {"kernel_shape": kernel, "strides": strides, "dilations": dilations}
     if pool.op == "AveragePool":
-        attrs["count_include_pad"] = pool.int("count_include_pad")
+        attrs["count_include_pad"] = counted
     made = make(NAMES[pool.op], x, name=pool.name, pads=(*begin, *end), **attrs)
     if rank == 3:
         made = reshape(made, (made.shape[0], *made.shape[2:]))

@@ -133,6 +133,20 @@ def test_images_are_sampled_on_a_grid(mode: str, padding: str) -> None:
         agrees(make("GridSample", x[0], grid[0], **how), x, grid, close=2e-5)
 
 
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("how", ["half_pixel", "output_half_pixel"])
+def test_regions_are_sampled(mode: str, ratio: int, how: str) -> None:
+    x = given("float32", (2, 3, 9, 11))
+    corners = np.random.default_rng(0).uniform(-3, 14, (5, 2, 2)).astype(np.float32)
+    regions = value(np.sort(corners, 1).reshape(5, 4), 1)
+    images = value(np.array([0, 1, 1, 0, 1]), 2)
+    attrs = {"output_height": 2, "output_width": 3, "spatial_scale": 0.7, "mode": mode}
+    attrs |= {"sampling_ratio": ratio, "coordinate_transformation_mode": how}
+    made = make("RoiAlign", x[0], regions[0], images[0], **attrs)
+    agrees(made, x, regions, images, close=2e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (4, 33), (100, 1000)])
 def test_values_are_quantized_over_their_own_range(shape: tuple[int, ...]) -> None:
     x = given("float32", shape)

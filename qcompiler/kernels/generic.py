@@ -280,3 +280,70 @@ def _cubic(far: Vec) -> Vec:
     near = ((a + 2) * far - (a + 3)) * far * far + 1.0
     beyond = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
     return far.m.where(far <= 1.0, near, far.m.where(far < 2.0, beyond, 0.0))
+
+
+# RoiAlign.
+
+
+@_means("RoiAlign")
+def _roi_align(e: Elements, place: Place) -> Vec:
+    """The average (or largest) of a grid of samples of a bin, each between four pixels."""
+    b, m, root = e.b, e.m, e.root
+    x, rois, batch = root.operands
+    images, _, *sizes = x.type.dims
+    image = b.let(tirx.Max(tirx.Min(e.index(batch, place[0]), tir.const(images - 1)), tir.const(0)))
+    average, half = root.str("mode") == "avg", _half_pixel(root)
+    counts = (root.int("output_height"), root.int("output_width"))
+    bins = [_bin(e, rois, place, axis, counts[axis], half) for axis in (0, 1)]
+    total = b.registers("float64", 1, 1, "total")
+    total.fill(0 if average else -np.inf)
+    with b.serial(bins[0][2], "y") as i, b.serial(bins[1][2], "x") as j:
+        sides = [
+            _neighbours(e, start + step * (m.cast(e.number(n), "float64") + 0.5), size)
+            for (start, step, _), n, size in zip(bins, (i, j), sizes, strict=True)
+        ]
+        parts = []
+        for (row, below), (column, beside) in product(*sides):
+            value = m.cast(e.x([image, place[1], row, column]), "float64")
+            parts.append(value * (below * beside))
+        seen = reduce(lambda a, c: a + c if average else m.max(a, c), parts)
+        before = m.vec(total[0])
+        total[0] = (before + seen if average else m.max(before, seen)).expr
+    found = m.vec(total[0])
+    if average:
+        found = found / m.cast(e.number(bins[0][2] * bins[1][2]), "float64")
+    return m.cast(found, root.dtype)
+
+
+def _half_pixel(root: Node) -> bool:
+    return root.str("coordinate_transformation_mode") == "half_pixel"
+
+
+def _bin(
+    e: Elements, rois: Node, place: Place, axis: int, count: int, half: bool
+) -> tuple[Vec, Vec, Value]:
+    """Along an axis: where the bin of a place begins, how far samples are apart, and how many."""
+    m, given = e.m, e.root.int("sampling_ratio")
+    scale = e.root.float("spatial_scale")
+    ends = [
+        m.cast(e.read(rois, [place[0], tir.const(k - axis)]), "float64") * scale - half / 2
+        for k in (1, 3)
+    ]
+    length = ends[1] - ends[0] if half else m.max(ends[1] - ends[0], 1.0)
+    each = length / float(count)
+    many = tir.const(given) if given else m.cast(m.max(m.ceil(each), 1.0), "int32").expr
+    many = e.b.let(many, "samples")
+    start = ends[0] + each * m.cast(e.number(place[2 + axis]), "float64")
+    return start, each / m.cast(e.number(many), "float64"), many
+
+
+def _neighbours(e: Elements, at: Vec, size: int) -> list[tuple[Value, Vec]]:
+    """A coordinate -> the pixels on both sides of it and their weights; far outside none."""
+    m = e.m
+    inside = (at >= -1.0) & (at <= float(size))
+    bounded = m.clip(at, 0.0, size - 1.0)
+    low = m.floor(bounded)
+    share = bounded - low
+    high = m.min(low + 1.0, size - 1.0)
+    weights = [m.where(inside, w, 0.0) for w in (1.0 - share, share)]
+    return [(m.cast(p, "int32").expr, w) for p, w in zip((low, high), weights, strict=True)]

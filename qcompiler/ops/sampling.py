@@ -279,11 +279,18 @@ def _(node: Node) -> Type:
 def affine_grid(node: Node, theta: Numbers, size: Numbers) -> Numbers:
     """theta[N,d,d+1] -> the grid that GridSample reads for an affine map of an image of `size`."""
     counts = [int(n) for n in size[2:]]
-    inner = 0 if node.int("align_corners") else 1
-    steps = [(2 * np.arange(n) + inner) / max(n - 1 + inner, 1) - 1 for n in counts]
-    places = np.stack([*np.meshgrid(*steps, indexing="ij")[::-1], np.ones(counts)], -1)
-    flat = places.reshape(-1, len(counts) + 1) @ np.swapaxes(theta.astype(np.float64), 1, 2)
+    grid = places(counts, corners=bool(node.int("align_corners")))
+    flat = grid.reshape(-1, len(counts) + 1) @ np.swapaxes(theta.astype(np.float64), 1, 2)
     return flat.reshape(len(theta), *counts, len(counts)).astype(theta.dtype)
+
+
+def places(counts: Sequence[int], *, corners: bool) -> Numbers:
+    """An image's size -> where every pixel is, from -1 to 1, the last dimension first, and 1:
+    [*counts, rank + 1]. `corners`: the outermost pixels' middles are at -1 and 1.
+    """
+    inner = 0 if corners else 1
+    steps = [(2 * np.arange(n) + inner) / max(n - 1 + inner, 1) - 1 for n in counts]
+    return np.stack([*np.meshgrid(*steps, indexing="ij")[::-1], np.ones(counts)], -1)
 
 
 @typed(affine_grid)
