@@ -41,6 +41,8 @@ def fold_dft(node: Node) -> Node | Skip:
     """DFT(x, n, axis) -> MatMul(x', cosines and sines)."""
     x, given, axis = node.operands[0], input_at(node, 1), known_value(input_at(node, 2))
     length = known_value(given)
+    if input_at(node, 2) is not None and axis is None:
+        return Skip("an axis that is not known")
     along = -2 % x.type.rank if axis is None else int(axis.reshape(())) % x.type.rank
     if not x.type.static or (given is not None and length is None):
         return Skip("a length that is not known")

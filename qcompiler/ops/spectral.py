@@ -16,7 +16,7 @@ from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
 
 def _complex(x: Numbers) -> Numbers:
     """Pairs (or single numbers) in the last dimension -> complex numbers."""
-    wide = x.astype(np.float64)
+    wide = x.astype(sums_of(x.dtype.name))
     return wide[..., 0] if x.shape[-1] == 1 else wide[..., 0] + 1j * wide[..., 1]
 
 
@@ -56,8 +56,8 @@ def _(node: Node) -> Type:
         raise Error(f"{x} has no last dimension of real and imaginary parts")
     given = optional(node, 2)
     axis = np.array(-2) if given is None else known_value(given)
-    if axis is None:
-        raise Error("an axis that only running the model tells")
+    if axis is None:  # a dimension that changes may be any
+        return Type(x.dtype, (*[fresh() for _ in x.shape[:-1]], fresh()))
     along = int(axis.reshape(()))
     if not -x.rank <= along <= x.rank - 2 or along == -1:
         raise Error(f"axis {along} of {x}")
@@ -90,9 +90,9 @@ def stft(
     """x[batch,T,1 or 2] -> [batch,frames,frequencies,2]."""
     size = frame_length(x.shape[1], window, length)
     hop, dtype = int(step.reshape(())), sums_of(x.dtype.name)
-    shape: Numbers = np.ones(size) if window is None else window.astype(np.float64)
+    shape: Numbers = np.ones(size, dtype) if window is None else window.astype(dtype)
     count = (x.shape[1] - size) // hop + 1
-    signal = _complex(x.astype(dtype) if x.ndim == 3 else x[..., None].astype(dtype))
+    signal = _complex(x if x.ndim == 3 else x[..., None])
     frames = np.stack([signal[:, i * hop : i * hop + size] * shape for i in range(count)], 1)
     made = np.fft.fft(frames, size, 2)
     return _pairs(made[:, :, : size // 2 + 1] if node.int("onesided") else made, x.dtype)
