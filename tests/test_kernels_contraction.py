@@ -16,7 +16,7 @@ from qcompiler.kernels.contraction import tiled
 from qcompiler.kernels.contraction_operands import Panels, pack, product_of
 from qcompiler.kernels.contraction_plain import plain
 from qcompiler.kernels.contraction_problem import problem_of
-from qcompiler.kernels.registry import Kernel
+from qcompiler.kernels.registry import Kernel, choose
 from qcompiler.ops import make
 
 plugins.load_all()
@@ -124,6 +124,20 @@ CONVOLUTIONS = {
     "wide rows": ((1, 2, 70, 4), (1, 3, 4, 17), {"pads": (0, 1, 0, 1)}),
     "patches": ((1, 16, 16, 3), (8, 8, 3, 20), {"strides": (8, 8)}),
 }
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_weights_may_be_told_by_running_the_model(name: str) -> None:
+    x, w, attrs = CONVOLUTIONS[name]
+    left, right = placeholder("x", Type("float32", x)), placeholder("w", Type("float32", w))
+    root = make("conv", left, right, **attrs)
+    graph = Graph((left, right), (root,), ("y",))
+    region, isa = region_of(graph, root), EXTREMES[-1]
+    kernel, _ = choose(region, device(isa))
+    assert isinstance(kernel, Kernel)
+    values = {left: random("float32", x), right: random("float32", w, 1)}
+    got = run(kernel, region, isa, values)
+    compare(got, expected(graph, values), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", EXTREMES, ids=lambda i: i.name)

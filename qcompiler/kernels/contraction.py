@@ -70,6 +70,8 @@ def tiled(
         return Skip("the right operand is read again, as it is")
     if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
         return Skip("an operand is too large for 32-bit offsets")
+    if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
+        return Skip("a window's weights that only running the model tells")
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if tiling is None:
