@@ -27,7 +27,7 @@ TAP_CYCLES = 10.0  # begin a tap
 WINDOW = 250.0  # instructions in flight: the end of a tile runs beside the next one's beginning
 LINE = 64
 BYTES_PER_CYCLE = (1e9, 24.0, 8.0, 4.0)  # from the first (loads count), second, third cache, memory
-WORTH_A_LAUNCH = 60_000.0  # cycles, about 20 us
+WORTH_SHARING = 6_000.0  # cycles, about 2 us
 SET_BYTES = 4096  # rows this far apart fall into the same set of a first-level cache
 
 
@@ -154,9 +154,9 @@ def _heights(problem: Problem, most: int) -> list[int]:
 
 
 def _threads(problem: Problem, product: Product, device: Device) -> int:
-    """One where the work is too little to wake others for."""
+    """One where the work is too little to share."""
     work = problem.macs / (product.mac.lanes * product.mac.k)
-    return 1 if max(work, _read_once(problem, product)) < WORTH_A_LAUNCH else device.threads
+    return 1 if max(work, _read_once(problem, product)) < WORTH_SHARING else device.threads
 
 
 def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int]]:

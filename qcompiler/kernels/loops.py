@@ -11,8 +11,10 @@ from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Builder, Value
 
-LAUNCH_NS = 20_000
-"""Work below so many nanoseconds of one core is not worth waking the other threads for."""
+LAUNCH_NS = 4_000
+"""Work below so many nanoseconds of one core is not worth sharing: a barrier takes about 100, and
+what another core wrote comes from its cache.
+"""
 
 BYTES_PER_NS = 30.0
 """What one core moves between its vectors and its second- and third-level caches."""

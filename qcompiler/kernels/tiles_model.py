@@ -35,8 +35,8 @@ BLOCK_CYCLES = 30.0  # loops, addresses and what of the products' latency shows
 PACKED_BYTES = 20.0  # a cycle, of a right operand packed on the way
 VECTOR_PRODUCTS = 2.0  # a cycle, of the vector unit
 VECTOR_SHARE = 0.85  # of that, reached by vector kernels
-LAUNCH = 6_000.0  # cycles of waking the other threads
-WORTH_A_LAUNCH = 30_000.0  # cycles, about 10 us
+BARRIER = 500.0  # cycles of a barrier, and of what comes from another core's cache
+WORTH_SHARING = 6_000.0  # cycles, about 2 us
 CACHE_SHARE = 0.75  # of a cache that one thing may count on
 
 
@@ -98,8 +98,8 @@ def choose(
     best: tuple[Choice, Cost] | None = None
     for choice in candidates(p, device.threads, parts, column_tasks):
         found = cost(choice, device, finish)
-        if choice.tasks == 1 and found.total < WORTH_A_LAUNCH and not column_tasks > 1:
-            found = Cost(*(0.0,) * 5, total=found.total - WORTH_A_LAUNCH)
+        if choice.tasks == 1 and found.total < WORTH_SHARING and not column_tasks > 1:
+            found = Cost(*(0.0,) * 5, total=found.total - WORTH_SHARING)
         if best is None or found.total < best[1].total:
             best = choice, found
     assert best is not None
@@ -159,7 +159,7 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
     copies = units * _copies(choice)
     if not p.constant:
         copies += p.images * right / PACKED_BYTES / max(1, min(choice.row_tasks, p.images))
-    launch = LAUNCH if choice.tasks > 1 else 0.0
+    launch = BARRIER if choice.tasks > 1 else 0.0
     return Cost(products, loads, finishes, right / L3_BYTES, copies, total + copies + launch)
 
 
@@ -223,8 +223,8 @@ def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     multiply = vectors * depth / (VECTOR_PRODUCTS * VECTOR_SHARE)
     read = p.groups * p.channels * p.kernel[0] * p.kernel[1] * p.width * p.itemsize / L3_BYTES
     single = multiply + vectors * finish
-    tasks = 1 if single < WORTH_A_LAUNCH else device.threads
-    return max(single / tasks, read / tasks) + (LAUNCH if tasks > 1 else 0.0)
+    tasks = 1 if single < WORTH_SHARING else device.threads
+    return max(single / tasks, read / tasks) + (BARRIER if tasks > 1 else 0.0)
 
 
 def _vector_mac(isa: Isa | None, p: Problem) -> Mac | None:
