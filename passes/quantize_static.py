@@ -95,7 +95,7 @@ class QuantizeStatic:
         whole = _integer_weights(graph, places)
         made, products = _insert(graph, places, whole)
         if self.correct_bias == "full" and self.data is not None:
-            whole = _corrected(graph, made, whole, products, self.data)
+            whole = _corrected(graph, whole, products, self.data)
             made, _ = _insert(graph, places, whole)
         bits = "/".join(str(b) for b in sorted({self.bits(n) for n in products}, reverse=True))
         told = f"static {self.activation} x int{bits or 8}, {statistics.method}"
@@ -334,14 +334,13 @@ def _shift(node: Node, real: Numbers, places: _Places, found: Moments | None) ->
 
 def _corrected(
     graph: Graph,
-    quantized: Graph,
     whole: Mapping[Node, _Whole],
     products: Mapping[Node, Node],
     data: Calibration,
 ) -> dict[Node, _Whole]:
     """The same weights with biases that were measured."""
     told = {n: products[n] for n in whole if n.op == "Conv"}
-    biases = corrections(graph, quantized, told, data)
+    biases = corrections(graph, told, data)
     return {n: replace(w, bias=biases.get(n, w.bias)) for n, w in whole.items()}
 
 

@@ -1,57 +1,131 @@
 """A float graph, and the same one quantized -> biases with which every channel keeps its mean.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
-appendix D: what quantization moves the mean of a channel by is taken from its bias, layer by layer.
-Here all layers are measured in one sweep over the samples and corrected together, and then again:
-a layer that took on too much, because the layers before it were moved as well, gives it back in the
-next sweep. That settles after at most as many sweeps as there are layers in a row, mostly after
-three or four.
+appendix D: layer by layer, what quantization moves the mean of a channel by is taken from its bias,
+and the layers after it see the corrected value. Both graphs are walked once, side by side, all of
+some samples at each node; how many follows from a budget of memory. Few are enough: both graphs see
+the same samples, so the differences of their means vary far less than the means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 
-from qcompiler.calibrate import Calibration, Run, value_names
-from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
-from qcompiler.matching import input_at, rebuilt
+from qcompiler.calibrate import Calibration
+from qcompiler.ir import Array, Graph, Node, walk
+from qcompiler.matching import input_at
 from qcompiler.ops import meaning
 from qcompiler.reconstruct import Floats
 
-SWEEPS = 6
-ENOUGH = 0.01
-"""Means that move by less than this share of their channels' spread are left alone."""
+BUDGET_BYTES = 160 << 20
+MOST_SAMPLES = 64
 
-Samples = Iterable[Mapping[str, Array]]
-Means = dict[Node, tuple[Floats, Floats]]
-"""A product -> the mean and the standard deviation of each of its channels."""
+Values = tuple[Array, ...]
 
 
 def corrections(
-    graph: Graph, quantized: Graph, products: Mapping[Node, Node], data: Calibration
+    graph: Graph,
+    products: Mapping[Node, Node],
+    data: Calibration,
+    *,
+    budget_bytes: int = BUDGET_BYTES,
 ) -> dict[Node, Floats]:
-    """Convolutions of a float graph -> what they are in the quantized one, samples -> the bias that
+    """Convolutions of a float graph -> what they are in the quantized one; samples -> the bias that
     each should have, [O].
+
+    Uses as many of the samples as keep live values within the budget, one at least.
     """
-    wanted = means(graph, list(products), data.runner(graph), data.samples)
-    floats, inside, slots = with_open_biases(quantized, products)
-    biases = {n: bias_of(products[n]) for n in products}
-    run = data.runner(floats)
-    for _ in range(SWEEPS):
-        given = {slots[n].name: b.astype(np.float32) for n, b in biases.items()}
-        got = means(floats, list(inside.values()), run, _With(data.samples, given))
-        largest = 0.0
-        for node, inner in inside.items():
-            shift = got[inner][0] - wanted[node][0]
-            spread = wanted[node][1] + 1e-12
-            largest = max(largest, float(np.abs(shift / spread).max(initial=0)))
-            biases[node] = biases[node] - shift
-        if largest < ENOUGH:
-            break
+    order = list(walk([*graph.inputs, *_paired(graph, products)]))
+    least = _live_bytes(order)
+    count = max(1, min(MOST_SAMPLES, budget_bytes // max(least, 1)))
+    samples = list(islice(data.samples, count))
+    wanted: dict[Node, Floats] = {}
+    biases: dict[Node, Floats] = {}
+    exact = set(products)
+    twins = {twin: node for node, twin in products.items()}
+    for node, values in _walked(order, samples):
+        if node in exact:
+            wanted[node] = _means(values)
+        if node in twins:
+            shift = _means(values) - wanted[twins[node]]
+            biases[twins[node]] = bias_of(node) - shift
+            spread = shift.astype(np.float32).reshape(-1, *[1] * (node.type.rank - 2))
+            values[:] = [(np.asarray(v[0] - spread),) for v in values]  # type: ignore[operator]
     return biases
+
+
+def _paired(graph: Graph, products: Mapping[Node, Node]) -> Iterator[Node]:
+    """Every product, float and quantized next to each other, in the order they are computed."""
+    for node in graph.nodes:
+        if node in products:
+            yield node
+            yield products[node]
+
+
+def _walked(
+    order: list[Node], samples: list[Mapping[str, Array]]
+) -> Iterator[tuple[Node, list[Values]]]:
+    """Nodes, inputs first, each with its values for all samples, which may be changed on the way.
+
+    Values are dropped after their last reader.
+    """
+    left = _readers(order)
+    held: dict[Node, list[Values]] = {}
+    for node in order:
+        if node.op == "input":
+            held[node] = [(np.asarray(s[node.name]),) for s in samples]
+        elif node.is_constant:
+            held[node] = [(node.array,)] * len(samples)
+        else:
+            held[node] = [meaning(node, _read(node, held, index)) for index in range(len(samples))]
+        yield node, held[node]
+        for i in node.operands:
+            left[i] -= 1
+            if not left[i]:
+                del held[i]
+        if not left[node]:
+            del held[node]
+
+
+def _readers(order: list[Node]) -> Counter[Node]:
+    return Counter(i for node in order for i in node.operands)
+
+
+def _read(node: Node, held: Mapping[Node, list[Values]], index: int) -> tuple[Array | None, ...]:
+    if node.op == "item":
+        return held[node.operands[0]][index]
+    return tuple(None if i is None else held[i][index][0] for i in node.inputs)
+
+
+def _live_bytes(order: list[Node]) -> int:
+    """The most that one sample's values take at once, constants aside."""
+    left, now, most = _readers(order), 0, 0
+    for node in order:
+        now += _bytes(node)
+        most = max(most, now)
+        for i in node.operands:
+            left[i] -= 1
+            if not left[i]:
+                now -= _bytes(i)
+        if not left[node]:
+            now -= _bytes(node)
+    return most
+
+
+def _bytes(node: Node) -> int:
+    return 0 if node.is_constant else sum(t.bytes for t in node.types if t.static)
+
+
+def _means(values: list[Values]) -> Floats:
+    """Values [N,C,*S] of all samples -> the mean of each channel."""
+    found: Floats = np.mean(
+        [v[0].mean(axis=(0, *range(2, v[0].ndim)), dtype=np.float64) for v in values], axis=0
+    )
+    return found
 
 
 def bias_of(product: Node) -> Floats:
@@ -59,65 +133,7 @@ def bias_of(product: Node) -> Floats:
     bias = input_at(product, 2)
     if bias is None:
         return np.zeros(int(product.type.dims[1]))
-    return real_constant(bias).array.astype(np.float64)
-
-
-def real_constant(node: Node) -> Node:
-    """DequantizeLinear of constants -> the constant it makes; anything else as it is."""
-    if node.op != "DequantizeLinear" or not all(i.is_constant for i in node.operands):
-        return node
-    arrays = tuple(None if i is None else i.array for i in node.inputs)
-    return constant(meaning(node, arrays)[0], node.name)
-
-
-def with_open_biases(
-    quantized: Graph, products: Mapping[Node, Node]
-) -> tuple[Graph, dict[Node, Node], dict[Node, Node]]:
-    """A graph in q/dq pairs -> one that runs in float, whose convolutions take their biases as
-    inputs; each product there, and its input.
-    """
-    asked = {inner: node for node, inner in products.items()}
-    inside: dict[Node, Node] = {}
-    slots: dict[Node, Node] = {}
-    new: dict[Node, Node] = {}
-    for node in quantized.nodes:
-        inputs = [None if i is None else new[i] for i in node.inputs]
-        if node in asked:
-            slot = placeholder(f"bias {len(slots)}", Type("float32", (node.type.dims[1],)))
-            slots[asked[node]] = slot
-            new[node] = inside[asked[node]] = rebuilt(node, [*inputs[:2], slot])
-        else:
-            new[node] = real_constant(node.with_inputs(inputs))
-    made = quantized.with_outputs(new[o] for o in quantized.outputs)
-    return replace(made, inputs=(*quantized.inputs, *slots.values())), inside, slots
-
-
-def means(graph: Graph, products: Iterable[Node], run: Run, samples: Samples) -> Means:
-    """Graph, products in it, what runs it, samples -> mean and spread of each of their channels."""
-    names = value_names(graph)
-    wanted = {names[n]: n for n in products}
-    sums: dict[Node, Floats] = {}
-
-    def observe(name: str, array: Array) -> None:
-        if name in wanted:
-            rows = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1).astype(np.float64)
-            seen = np.stack([np.full(len(rows), rows.shape[1]), rows.sum(1), (rows**2).sum(1)])
-            sums[wanted[name]] = sums.get(wanted[name], 0) + seen
-
-    for sample in samples:
-        run(sample, observe)
-    found: Means = {}
-    for node, (count, total, squares) in sums.items():
-        mean = total / count
-        found[node] = mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return found
-
-
-class _With:
-    """Samples, each with the same arrays added."""
-
-    def __init__(self, samples: Samples, more: Mapping[str, Array]) -> None:
-        self.samples, self.more = samples, more
-
-    def __iter__(self) -> Iterator[Mapping[str, Array]]:
-        return ({**sample, **self.more} for sample in self.samples)
+    if bias.is_constant:
+        return bias.array.astype(np.float64)
+    arrays = tuple(None if i is None else i.array for i in bias.inputs)
+    return meaning(bias, arrays)[0].astype(np.float64)

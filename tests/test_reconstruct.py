@@ -257,7 +257,7 @@ def test_a_measured_correction_gives_every_channel_its_mean_back() -> None:
         return graph.with_outputs(new[o] for o in graph.outputs), {n: new[n] for n in convs}
 
     quantized, inner = rounded(graph)
-    biases = corrections(graph, quantized, inner, data)
+    biases = corrections(graph, inner, data)
 
     def channel_means(graph: Graph, named: list[Node]) -> list[Array]:
         seen: dict[Node, list[Array]] = {n: [] for n in named}
