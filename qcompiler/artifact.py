@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,12 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
+from qcompiler.shrink import LEAST_BYTES, Piece, expand, shrink
 
 FORMAT = 2
 ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
 _MAX_MANIFEST_BYTES = 64 << 20
+MOST_GROWTH = 64
+"""Weights expand to at most so many times what the file keeps: a palette of 1 bit makes 32."""
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Bytes = NDArray[np.uint8]
@@ -77,6 +80,11 @@ class Manifest:
     notes: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of every other member."""
+    weights_bytes: int = 0
+    """Of all weights, as kernels read them."""
+    pieces: tuple[Piece, ...] = ()
+    """How `weights.bin` keeps them in fewer bytes (see shrink.py); none: it holds them as they are.
+    """
     format: int = FORMAT
 
 
@@ -87,6 +95,8 @@ class Artifact:
     manifest: Manifest
     code: bytes
     weights: Bytes
+    blocks: tuple[tuple[int, int], ...] = ()
+    """(Offset, size) of every constant in the weights, for `save` to find small forms of."""
 
     @property
     def bytes(self) -> int:
@@ -100,9 +110,12 @@ class Artifact:
         path = Path(path)
         if path.exists() and not path.is_file():  # renaming over /dev/null would take it away
             raise Error("cannot write: this is no file that can be replaced", where=str(path))
-        members = {CODE: memoryview(self.code), WEIGHTS: memoryview(self.weights.tobytes())}
+        pieces, kept = shrink(self.weights, self.blocks)
+        members = {CODE: memoryview(self.code), WEIGHTS: memoryview(kept.tobytes())}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
-        manifest = json.dumps({**asdict(self.manifest), "members": hashes}, indent=1).encode()
+        size = self.weights.nbytes
+        facts = replace(self.manifest, members=hashes, weights_bytes=size, pieces=pieces)
+        manifest = json.dumps(asdict(facts), indent=1).encode()
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         except OSError as e:
@@ -167,7 +180,13 @@ def _read(file: BinaryIO, where: str) -> Artifact:
                 hint="the file was changed or damaged; compile the model again",
             )
         found[name] = part
-    return Artifact(manifest, found[CODE].tobytes(), found[WEIGHTS])
+    weights = found[WEIGHTS]
+    if manifest.pieces:
+        if manifest.weights_bytes > MOST_GROWTH * weights.size + LEAST_BYTES:
+            raise ValueError("the weights would grow beyond all measure")
+        weights = expand(manifest.pieces, weights, manifest.weights_bytes)
+    blocks = tuple((p.offset, p.bytes) for p in manifest.pieces)
+    return Artifact(manifest, found[CODE].tobytes(), weights, blocks)
 
 
 def _manifest(raw: Json, where: str) -> Manifest:
@@ -193,12 +212,20 @@ def _manifest(raw: Json, where: str) -> Manifest:
         producer=_strings(fields["producer"]),
         notes=_strings(fields["notes"]),
         members=_strings(fields["members"]),
+        weights_bytes=_int(fields["weights_bytes"]),
+        pieces=tuple(_piece(p) for p in _list(fields["pieces"])),
     )
 
 
 def _value(raw: Json) -> Value:
     v = _object(raw)
     return Value(str(v["name"]), str(v["dtype"]), tuple(_int(d) for d in _list(v["shape"])))
+
+
+def _piece(raw: Json) -> Piece:
+    p = _object(raw)
+    keys = ("offset", "bytes", "stored", "word", "bits", "odd")
+    return Piece(kind=str(p["kind"]), **{k: _int(p[k]) for k in keys})
 
 
 def _step(raw: Json) -> StepFact:

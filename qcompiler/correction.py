@@ -22,7 +22,7 @@ from qcompiler.ops import meaning
 from qcompiler.reconstruct import Floats
 
 BUDGET_BYTES = 160 << 20
-MOST_SAMPLES = 64
+MOST_SAMPLES = 32
 
 Values = tuple[Array, ...]
 

@@ -247,7 +247,7 @@ def build(made: Plan, watch: Watch) -> Artifact:
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes=dict(graph.notes),
     )
-    return Artifact(manifest, code, made.weights)
+    return Artifact(manifest, code, made.weights, made.blocks)
 
 
 def step_bytes(step: Step) -> int:

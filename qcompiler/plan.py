@@ -75,6 +75,8 @@ class Plan:
     steps: tuple[Step, ...]
     weights: Bytes
     workspace_bytes: int
+    blocks: tuple[tuple[int, int], ...] = ()
+    """(Offset, bytes) of every constant among the weights."""
     skips: tuple[tuple[str, str, str], ...] = ()
     """(step, generator, why it was not used), for --explain."""
 
@@ -134,7 +136,8 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
         )
         for s in steps
     )
-    return Plan(graph, device, final, weights.blob(), memory.bytes, tuple(chosen.skips))
+    blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
+    return Plan(graph, device, final, weights.blob(), memory.bytes, blocks, tuple(chosen.skips))
 
 
 def _step(index: int, region: Region, kernel: Kernel, weights: _Weights, memory: _Memory) -> Step:

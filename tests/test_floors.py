@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"cpu"},
+    {"shrink"},
     {"ir", "isa", "artifact"},
     {"text", "ops"},
     {
