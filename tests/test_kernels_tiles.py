@@ -419,8 +419,8 @@ def test_what_vectors_do_better_is_left_to_them(isa: Isa) -> None:
 
 
 def test_small_work_stays_on_one_thread_and_large_work_is_shared(isa: Isa) -> None:
-    for m, tasks in ((16, 1), (4096, 4)):
-        root = matmul((m, 256), (256, 256), "uint8", "int8")
+    for m, n, tasks in ((64, 64, 1), (4096, 256, 4)):
+        root = matmul((m, n), (n, n), "uint8", "int8")
         kernel = tiles(region_around(root, root)[1], device(isa, 4))
         assert isinstance(kernel, Kernel)
         assert kernel.tasks == tasks
