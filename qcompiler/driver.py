@@ -17,7 +17,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Graph
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
-from qcompiler.rewrite import PASSES, STAGES, Explain
+from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import Samples, samples
 from qcompiler.stages import Choice, choose, run_stage
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
 _QUANTIZE = STAGES.index("quantize")
+_QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "dequantize"})
 Progress = Callable[[str, int, int, str], None]
 """Told how far long work is: (what, done, all, the item at hand)."""
 
@@ -66,6 +67,31 @@ class Watch:
     explain: Explain | None = None
     stage: Callable[[str, Graph], None] | None = None
     """Called with the graph after each stage (--dump)."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compiled model: its float graph, the same in few bits as ONNX has it (the float graph
+    itself where nothing was asked for), the plan made of that, and the artifact.
+    """
+
+    exact: Graph
+    coarse: Graph
+    plan: Plan
+    artifact: Artifact
+
+
+def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Made:
+    """`compile`, and what is between."""
+    device = plugins.device(options.target, options.threads)
+    choice = choose(options.passes, options.disabled_passes)
+    exact = fused(model, options, choice, device, watch)
+    exact, data = calibration(exact, options, watch)
+    coarse = in_the_open(exact, quantization(choice, options), device, watch, data)
+    later = {n: v for n, v in choice.options.items() if stage_of(n) != "quantize"}
+    lower = lowered(coarse, Choice(later, choice.disabled), device, watch, data)
+    planned = plan(lower, device, _on(watch, "choosing kernels"))
+    return Made(exact, coarse, planned, build(planned, watch))
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
@@ -120,10 +146,24 @@ def quantized(
     choice = choose(options.passes, options.disabled_passes)
     graph = fused(model, options, choice, device, watch)
     graph, data = calibration(graph, options, watch)
-    asked = quantization(choice, options)
+    return in_the_open(graph, quantization(choice, options), device, watch, data)
+
+
+def in_the_open(
+    graph: Graph,
+    choice: Choice,
+    device: isa.Device,
+    watch: Watch,
+    data: Calibration | None = None,
+) -> Graph:
+    """A fused graph -> the same after the passes of the quantize stage that were asked for, before
+    those that always run; what others have quantized stays as it is.
+    """
+    if any(n.op in _QUANTIZED for n in graph.nodes):
+        return graph
     usual = {n for n, p in PASSES.items() if getattr(p, "default", True)}
-    open_ = Choice(asked.options, asked.disabled | usual)
-    return _through(graph, ("quantize",), open_, device, watch, data)
+    asked = Choice(choice.options, choice.disabled | usual)
+    return _through(graph, ("quantize",), asked, device, watch, data)
 
 
 def lowered(

@@ -31,15 +31,16 @@ import onnx
 from qcompiler import driver, plugins
 from qcompiler.artifact import Artifact
 from qcompiler.calibrate import Statistics, fingerprint
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, numpy_dtype, placeholder
 from qcompiler.metrics import Outputs, loss, metric
 from qcompiler.ops import make
-from qcompiler.plan import Plan, plan
+from qcompiler.plan import plan
+from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.runtime import Model, load
 from qcompiler.samples import Sample, samples
-from qcompiler.stages import build, choose
+from qcompiler.stages import Choice, build, choose, run_stage
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,7 @@ class Layer:
 class Found:
     """The artifact that was chosen, and the way to it."""
 
-    artifact: Artifact
-    plan: Plan
+    made: Made
     metric: str
     exact: Mapping[str, float]
     """The float model's score on each half."""
@@ -149,16 +149,24 @@ class _Search:
         self.device = plugins.device(options.target, options.threads)
         self.here = plugins.device("host")
         self.choice = choose(options.passes, options.disabled_passes)
+        later = {n: v for n, v in self.choice.options.items() if stage_of(n) != "quantize"}
+        self.after = Choice(later, self.choice.disabled)
         self.graph = driver.fused(model, options, self.choice, self.device, watch)
         wanted = {n.name: (n.dtype, n.shape) for n in self.graph.inputs}
         self.data = list(_counted(samples(demand.data, wanted, demand.count)))
         if len(self.data) < 2:
             raise Error("one sample cannot both tune and judge", hint="give more data")
-        self.labels = _labels(demand.labels, len(self.data))
-        calibration = replace(options, calibration_method="mse")  # its histograms serve all methods
-        self.statistics, self.calibrated_on = driver.calibrated(self.graph, calibration, watch)
-        self.floating = self.artifact("float32", "", ())
-        self.references = {on: _outputs(load(self.floating[1]), self.half(on)) for on in HALVES}
+        histograms = replace(options, calibration_method="mse")  # they serve all methods
+        self.graph, self.calibration = driver.calibration(self.graph, histograms, watch)
+        assert self.calibration is not None, "int8 was asked for"
+        self.graph = self.transformed(self.graph)
+        self.statistics = self.calibration.statistics(self.graph)
+        self.floating = self.made("float32", "", ())
+        self.references = {
+            on: _outputs(load(self.floating.artifact), self.half(on)) for on in HALVES
+        }
+        rows = len(next(iter(self.references["tuning"].values()))) // len(self.half("tuning"))
+        self.labels = _labels(demand.labels, len(self.data), rows)
         given = self.labels is not None
         self.metric, self.score = metric(demand.metric, given, self.references["tuning"])
         self.exact = {on: self.scored(self.references[on], on) for on in HALVES}
@@ -194,6 +202,13 @@ class _Search:
                 return triers[-1]
         return min(triers, key=lambda t: self.tried(t, (), "tuning").loss)
 
+    def transformed(self, graph: Graph) -> Graph:
+        """The graph after the passes that were asked for to make it easier to quantize."""
+        asked = {n: v for n, v in self.choice.options.items() if stage_of(n) == "quantize"}
+        usual = {n for n, p in PASSES.items() if getattr(p, "default", True)}
+        only = Choice(asked, self.choice.disabled | usual | {"quantize_static"})
+        return run_stage(graph, "quantize", None, only, self.device, self.calibration)
+
     # What one choice costs.
 
     def trier(self, method: str) -> _Trier:
@@ -207,7 +222,7 @@ class _Search:
         given = {"exclude": tuple(self.options.exclude)}
         asked = self.choice.options.get("quantize_static", {})
         options = {**given, **asked, "statistics": statistics, **more}
-        return build("quantize_static", options, self.device)(graph)
+        return build("quantize_static", options, self.device, None, self.calibration)(graph)
 
     def tried(self, trier: _Trier, floats: Sequence[str], on: str, few: int = 0) -> Trial:
         """A choice -> what it scores on one half, measured once."""
@@ -253,8 +268,8 @@ class _Search:
 
     def layers(self, trier: _Trier) -> tuple[Layer, ...]:
         """Every product, those that lose most for the least time first."""
-        slow = _seconds_of_steps(self.floating[1])
-        fast = _seconds_of_steps(self.artifact("int8", trier.method, ())[1])
+        slow = _seconds_of_steps(self.floating.artifact)
+        fast = _seconds_of_steps(self.made("int8", trier.method, ()).artifact)
         made = []
         everything = frozenset(trier.units)
         for i, (name, op) in enumerate(trier.units.items()):
@@ -279,12 +294,12 @@ class _Search:
     def judged(self, method: str, layers: tuple[Layer, ...], floats: Sequence[str]) -> Found | None:
         """A choice, compiled -> what was found, if held-out data agree; all float always does."""
         floor = self.demand.floor(self.exact["held-out"])
-        made = self.artifact("int8", method, floats)
+        made = self.made("int8", method, floats)
         data = self.half("held-out")
-        seconds, plain = _side_by_side(made[1], self.floating[1], data[0])
-        outputs = _outputs(load(made[1]), data)
+        seconds, plain = _side_by_side(made.artifact, self.floating.artifact, data[0])
+        outputs = _outputs(load(made.artifact), data)
         score, lost = self.scored(outputs, "held-out"), loss(outputs, self.references["held-out"])
-        chosen = Trial(method, tuple(floats), "held-out", score, lost, seconds, True)
+        chosen = measured = Trial(method, tuple(floats), "held-out", score, lost, seconds, True)
         self.trials.append(chosen)
         if seconds > plain or (score < floor and len(floats) == len(layers)):
             made, exact = self.floating, self.exact["held-out"]
@@ -293,25 +308,40 @@ class _Search:
         elif score < floor:
             return None
         return Found(
-            made[1], made[0], self.metric, self.exact, floor, layers, tuple(self.trials), chosen
+            made=made,
+            metric=self.metric,
+            exact=self.exact,
+            floor=floor,
+            layers=layers,
+            trials=tuple(_predicted(t, measured, layers) for t in self.trials),
+            chosen=chosen,
         )
 
-    def artifact(self, precision: str, method: str, floats: Sequence[str]) -> tuple[Plan, Artifact]:
+    def made(self, precision: str, method: str, floats: Sequence[str]) -> Made:
         """A choice, compiled for the device."""
         graph = self.graph
         if precision == "int8":
             statistics = replace(self.statistics, method=method)
             keep = (*self.options.exclude, *map(re.escape, floats))
             graph = self.quantized(graph, statistics, exclude=keep)
-            graph = graph.note(**self.calibrated_on.describe(), kept_in_float=str(len(floats)))
-        lowered = driver.lowered(graph, self.choice, self.device, self.watch)
+            graph = graph.note(kept_in_float=str(len(floats)))
+        lowered = driver.lowered(graph, self.after, self.device, self.watch)
         made = plan(lowered, self.device)
-        return made, driver.build(made, self.watch)
+        return Made(self.graph, graph, made, driver.build(made, self.watch))
 
     def say(self, what: str, done: int, count: int, item: str) -> None:
         """Tell whoever waits."""
         if self.watch.progress is not None:
             self.watch.progress(what, done, count, item)
+
+
+def _predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
+    """A trial that was not timed, with the time that its layers' own times make likely."""
+    if trial.measured:
+        return trial
+    saved = {x.name: x.saved for x in layers}
+    more = sum(saved[n] for n in trial.floats) - sum(saved[n] for n in measured.floats)
+    return replace(trial, seconds=measured.seconds + more)
 
 
 class _Trier:
@@ -321,7 +351,7 @@ class _Trier:
         self, search: _Search, method: str, graph: Graph, units: Mapping[str, str]
     ) -> None:
         self.method, self.units = method, units
-        lowered = driver.lowered(graph, search.choice, search.here, Watch())
+        lowered = driver.lowered(graph, search.after, search.here, Watch())
         self.model = load(driver.build(plan(lowered, search.here), Watch()))
 
     def outputs(self, floats: Sequence[str], data: Sequence[Sample]) -> Outputs:
@@ -427,8 +457,8 @@ def _counted(data: Iterable[Sample]) -> Iterable[Sample]:
         yield sample
 
 
-def _labels(given: object, count: int) -> Array | None:
-    """Labels as given -> [samples, rows of a sample, ...]."""
+def _labels(given: object, count: int, rows: int) -> Array | None:
+    """Labels as given, at least those of all samples -> [samples, rows of a sample, ...]."""
     if given is None:
         return None
     where = "labels"
@@ -445,9 +475,10 @@ def _labels(given: object, count: int) -> Array | None:
         except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as e:
             raise Error(f"no labels: {e}", where=where) from e
     labels = np.asarray(given)
-    rows = len(labels) // count if labels.ndim else 0
-    if not rows:
-        raise Error(f"labels of shape {list(labels.shape)} for {count} samples", where=where)
+    if not labels.ndim or len(labels) < rows * count:
+        raise Error(
+            f"labels of shape {list(labels.shape)} for {count} samples of {rows}", where=where
+        )
     return labels[: rows * count].reshape(count, rows, *labels.shape[1:])
 
 

@@ -33,6 +33,8 @@ FLOORS = [
     {"stages"},
     {"driver", "compare", "limits", "metrics"},
     {"search"},
+    {"report"},
+    {"report_html"},
     {"demo"},
     {"cli"},
 ]

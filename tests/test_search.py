@@ -74,7 +74,7 @@ def test_what_loses_too_much_goes_back_to_float() -> None:
     assert worst.name == "second"
     x = data(1, 2)[0]["x"]
     exact = ReferenceEvaluator(network()).run(None, {"x": x})[0]
-    assert cosine({"y": load(kept.artifact)(x)}, {"y": exact}, None) > 99.0
+    assert cosine({"y": load(kept.made.artifact)(x)}, {"y": exact}, None) > 99.0
 
 
 def test_a_wide_limit_keeps_everything_in_int8() -> None:

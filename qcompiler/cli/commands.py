@@ -32,15 +32,19 @@ def compile(a: Namespace) -> int:
         return _say_plan(a)
     output = a.output or a.model.parent / f"{a.model.stem}.qc"
     _demand_writable(output, a.model)
+    if a.report is not None:
+        _demand_writable(a.report, a.model)
     start = time.perf_counter()
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
         if a.max_drop is None:
-            plan = driver.make_plan(a.model, _options(a), watch)
-            artifact, found = driver.build(plan, watch), None
+            made, found = driver.made(a.model, _options(a), watch), None
         else:
             found = quality.search(a, _options(a), output, watch)
-            artifact, plan = found.artifact, found.plan
+            made = found.made
+        artifact, plan = made.artifact, made.plan
+        if a.report is not None:
+            quality.report(a, made, _skips(skips, plan), found)
     artifact.save(output)
     seconds = time.perf_counter() - start
     _say_skips(a, skips, plan)

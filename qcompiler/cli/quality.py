@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from qcompiler.cli import show
 from qcompiler.errors import Error
 
 if TYPE_CHECKING:
-    from qcompiler.driver import Options, Watch
+    from qcompiler.driver import Made, Options, Watch
     from qcompiler.search import Found, Trial
 
 SHOWN_LAYERS = 12
@@ -31,6 +31,9 @@ def flags(parser: ArgumentParser) -> None:
         "--metric", default="", help="top1, top5, agreement, cosine, or FILE.py:function"
     )
     group.add_argument("--evaluation-samples", type=int, default=1000, metavar="N")
+    group.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
+    )
 
 
 def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
@@ -52,6 +55,36 @@ def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
         state=state,
     )
     return search.compile(a.model, options, demand, watch)
+
+
+def report(
+    a: Namespace,
+    made: Made,
+    skips: list[tuple[str, str, str]],
+    found: Found | None,
+) -> None:
+    """What was compiled, and the way to it -> two files."""
+    from qcompiler.report import SAMPLES, examine
+    from qcompiler.report_html import html
+    from qcompiler.samples import samples
+
+    wanted = {n.name: (n.dtype, n.shape) for n in made.exact.inputs}
+    data = list(samples(a.evaluation or a.calibration or "synthetic", wanted, SAMPLES))
+    facts = examine(
+        a.model.name,
+        made.exact,
+        made.coarse,
+        made.artifact,
+        data,
+        model_bytes=a.model.stat().st_size,
+        skips=skips,
+        found=found,
+    )
+    plain = {f.name: getattr(facts, f.name) for f in fields(facts) if f.name != "found"}
+    plain["layers"] = [asdict(x) for x in facts.layers]
+    plain["search"] = None if found is None else told(found)
+    show.save_text(a.report, html(facts))
+    show.save_text(a.report.with_suffix(".json"), show.json_text(plain))
 
 
 def allowed(text: str) -> tuple[float, bool]:

@@ -6,7 +6,10 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
+
+from qcompiler.errors import Error
 
 _BAR = 24
 
@@ -60,7 +63,23 @@ def say(text: str) -> None:
 
 def say_json(value: object) -> None:
     """Print an answer for programs; JSON has no NaN or infinity, which become null."""
-    say(json.dumps(_finite(value), indent=2))
+    say(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """A value -> JSON, numbers that it has no words for as null."""
+    return json.dumps(_finite(value), indent=2)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise Error(f"cannot write: {e.strerror}", where=str(path)) from e
 
 
 def _finite(value: object) -> object:
