@@ -101,7 +101,11 @@ def page() -> str:
         "`If` is read too: a constant condition takes its branch, any other computes both",
         "",
     ]
-    lines[-2] += " and picks. `Constant` becomes a constant. `Loop`, `Scan` and sequences are not."
+    lines[-2] += (
+        " and picks. `Constant` becomes a constant. `Loop` and `Scan` are unrolled where constants"
+    )
+    lines[-1] = "and shapes tell how often they turn. Sequences are not read."
+    lines.append("")
     lines += ["## The compiler's own operators", ""]
     lines += ["Lower-case, channels last; the quantize and layout stages make them.", ""]
     lines += ["| operator | runs as |", "|---|---|"]

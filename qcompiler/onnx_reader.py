@@ -26,9 +26,10 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 # Importing them registers their adapters.
 from qcompiler import onnx_contrib, onnx_opsets, onnx_windows  # noqa: F401
 from qcompiler.errors import Error
-from qcompiler.ir import Graph, Node, constant, placeholder
+from qcompiler.ir import Attr, Graph, Node, constant, placeholder
 from qcompiler.onnx_call import Call, adapted, finish, newest
 from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
+from qcompiler.onnx_loops import loop, scan
 from qcompiler.onnx_schema import (
     NEWEST,
     OLDEST,
@@ -280,6 +281,8 @@ class _Reader:
             return constant_of(attrs, proto.output[0] if proto.output else name, where)
         if proto.op_type == "If":
             return self.choice(attributes, inputs, name, scope)
+        if proto.op_type in ("Loop", "Scan"):
+            return self.turns(proto, attributes, attrs, inputs, name, scope)
         body = function_body(proto.op_type, opset)
         if body is not None and not (proto.op_type in OPERATORS or adapted(proto.op_type)):
             return self.call_function(body, inputs, attributes, name, scope)
@@ -298,7 +301,7 @@ class _Reader:
                 f"the model does not import the domain {domain or 'ai.onnx'!r}", where=where
             )
         op, opset = proto.op_type, scope.opsets[domain]
-        known = op in OPERATORS or adapted(op) or op in ("Constant", "If")
+        known = op in OPERATORS or adapted(op) or op in ("Constant", "If", "Loop", "Scan")
         if onnx_contrib.known(domain, op, scope.opsets):
             return
         if domain or not (known or function_body(op, opset) is not None):
@@ -344,12 +347,42 @@ class _Reader:
                 picked.append(make("Where", scalar, yes, no, name=f"{name}.{index}"))
         return picked
 
-    def branch(self, graph: GraphProto, name: str, scope: _Scope) -> Sequence[Value]:
-        """The outputs of one branch."""
-        if graph.input:
-            raise Error("a branch cannot have inputs", where=name)
+    def turns(
+        self,
+        proto: NodeProto,
+        attributes: Sequence[AttributeProto],
+        attrs: Mapping[str, Attr],
+        inputs: Sequence[Node | None],
+        name: str,
+        scope: _Scope,
+    ) -> Sequence[Value]:
+        """A Loop or Scan -> its outputs, after all its turns."""
+        where = f"{name} ({proto.op_type})"
+        (graph,) = (a.g for a in attributes if a.name == "body")
+
+        def body(turn: int, given: Sequence[Node]) -> Sequence[Node]:
+            made = self.branch(graph, f"{name}/{turn}", scope, given)
+            nodes = [v for v in made if isinstance(v, Node)]
+            if len(nodes) < len(made):
+                raise Unsupported("a body with what is not supported", where=where)
+            return nodes
+
+        with _Malformed(where):
+            if proto.op_type == "Loop":
+                return loop(inputs, body, where)
+            if scope.opsets[""] < 9:
+                raise Unsupported("a scan of batches (opset 8)", where=where)
+            return scan(attrs, inputs, body, where)
+
+    def branch(
+        self, graph: GraphProto, name: str, scope: _Scope, given: Sequence[Node] = ()
+    ) -> Sequence[Value]:
+        """The outputs of one branch, or of a body that reads what is given."""
+        if len(graph.input) != len(given):
+            raise Error(f"{len(graph.input)} inputs where {len(given)} are given", where=name)
         inner = _Scope(
             scope.opsets,
+            values={i.name: node for i, node in zip(graph.input, given, strict=True)},
             initializers=_initializers(graph),
             attributes=scope.attributes,
             outer=scope,

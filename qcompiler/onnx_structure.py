@@ -121,7 +121,7 @@ def reads(node: NodeProto) -> Iterator[str]:
     yield from node.input
     for graph in branches(node):
         made = {o for inner in graph.node for o in inner.output}
-        made.update(t.name for t in graph.initializer)
+        made.update(t.name for t in (*graph.initializer, *graph.input))
         inside = [i for inner in graph.node for i in reads(inner)]
         inside.extend(o.name for o in graph.output)
         yield from (i for i in inside if i not in made)
