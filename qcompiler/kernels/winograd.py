@@ -2,8 +2,8 @@
 
 for each task (a share of the tiles of m x m outputs, of the output channels, or of both)
   for each block of tiles
-    left[product, tile, channel] = spread(inputs)             (36 products for 4 x 4 outputs of 3 x 3)
-    for each panel of the weights                             (transformed when compiling)
+    left[product, tile, channel] = spread(inputs)          (36 products for 4 x 4 outputs of 3 x 3)
+    for each panel of the weights                          (transformed when compiling)
       for each product
         sums[tile, product] = left[product] * weights[product]   (microkernel.py)
       for each tile
@@ -16,7 +16,7 @@ the way. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Netwo
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -60,7 +60,9 @@ def winograd(
     vectors: int = 0,
     tasks: int = 0,
 ) -> Kernel | Skip:
-    """Tiles of `outputs` outputs along each axis; `rows` tiles by `vectors` vectors in registers."""
+    """Tiles of at most `outputs` outputs along an axis; `rows` tiles by `vectors` vectors in
+    registers.
+    """
     root = region.root
     assert root is not None
     if reason := refuse(region):
@@ -80,13 +82,16 @@ def winograd(
     found = problems(root)
     if isinstance(found, Skip):
         return found
-    wanted = (p for p in found if not outputs or p.columns.filter.outputs in (1, outputs))
+    wanted = (p for p in found if outputs in (0, p.outputs))
     best = choose(wanted, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if best is None:
         return Skip("no tile fits the registers")
     cycles, problem, tiling = best
-    if not (outputs or rows or vectors) and cycles > _direct(region, product, device):
-        return Skip("the direct convolution is cheaper")
+    if not (outputs or rows or vectors):
+        if problem.depth < product.mac.lanes // 2:
+            return Skip("channels that fill less than half a vector")
+        if cycles > _direct(region, product, device):
+            return Skip("the direct convolution is cheaper")
     return _Winograd(region, device, product, problem, tiling).kernel()
 
 
@@ -124,9 +129,7 @@ class _Winograd:
 
     def _name(self, region: Region) -> str:
         p = self.problem
-        filters = "x".join(
-            f"{a.filter.outputs}f{a.filter.taps}" for a in (p.rows, p.columns)
-        )
+        filters = "x".join(f"{a.filter.outputs}f{a.filter.taps}" for a in (p.rows, p.columns))
         tile = f"{self.tiling.rows}x{self.tiling.vectors * self.lanes}"
         return f"winograd{filters}_{p.tiles}x{p.width}x{p.depth}_{tile}"
 
@@ -189,7 +192,7 @@ class _Winograd:
                 with segment(b, self.mine, run.first, run.count, "panel") as panel:
                     nth = b.let(panel - run.first, "nth") if run.first else panel
                     self._multiply(first, last, run, nth)
-                    self._tiles(first, last, lambda *place: self._gather(run, nth, *place))
+                    self._tiles(first, last, partial(self._gather, run, nth))
 
     def _tiles(self, first: Value, last: Value, body: Callable[..., None]) -> None:
         """body(slot, image, row, column) for every tile of the units from `first` to `last`."""
@@ -199,7 +202,8 @@ class _Winograd:
             if self.cut.rest:
                 begin = begin - tirx.Max(unit - self.cut.count, tir.const(0))
                 count = b.let(
-                    tirx.Select(unit < self.cut.count, tir.const(size), tir.const(size - 1)), "tiles"
+                    tirx.Select(unit < self.cut.count, tir.const(size), tir.const(size - 1)),
+                    "tiles",
                 )
             begin = b.let(begin, "begin")
             with b.serial(count, "tile") as i:
@@ -225,7 +229,9 @@ class _Winograd:
             self._spread_channels(target, load)
 
         def guarded() -> None:
-            rows = [b.let(_within(y + i, p.rows.size), "row") for i in range(p.rows.filter.products)]
+            rows = [
+                b.let(_within(y + i, p.rows.size), "row") for i in range(p.rows.filter.products)
+            ]
             columns = [
                 b.let(_within(x + j, p.columns.size), "column")
                 for j in range(p.columns.filter.products)
@@ -261,9 +267,7 @@ class _Winograd:
 
         def vector(c: Value, count: int) -> None:
             columns = [
-                down.spread(
-                    b, [b.let(load(i, j, c, count), "input") for i in range(down.products)]
-                )
+                down.spread(b, [b.let(load(i, j, c, count), "input") for i in range(down.products)])
                 for j in range(across.products)
             ]
             for i in range(down.products):
@@ -350,9 +354,7 @@ class _Winograd:
                 with b.when(tirx.And(y + i < p.rows.outputs, x + j < p.columns.outputs)):
                     put(i, j)
 
-        full = [
-            i < a.whole for i, a in ((row, p.rows), (column, p.columns)) if a.whole < a.tiles
-        ]
+        full = [i < a.whole for i, a in ((row, p.rows), (column, p.columns)) if a.whole < a.tiles]
         self._either(full, all_, some)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product as combinations
-from math import prod
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Node
@@ -19,8 +18,10 @@ from qcompiler.kernels.winograd_filter import PAIRS, Filter
 from qcompiler.ops.window import Window
 
 SPREAD_CYCLES = 2.5  # a vector of one product's left operand: load, transform, store
-GATHER_CYCLES = 2.5  # a vector of one product's sums: load, transform, finish
-TILE_CYCLES = 40.0  # begin a tile of pixels
+GATHER_CYCLES = 2.0  # a vector of one product's sums: load, transform, finish
+FAR = 1.3  # how much longer all takes when the second cache holds no block
+TILE_CYCLES = 20.0  # begin a tile of pixels
+MEMORY_BYTES = 5.0  # a cycle, of weights that are read once and in order
 LINE = 16  # float32 in a cache line
 
 
@@ -66,6 +67,11 @@ class Problem:
         return self.images * self.rows.tiles * self.columns.tiles
 
     @property
+    def outputs(self) -> int:
+        """Outputs of a tile along its longer side."""
+        return max(self.rows.filter.outputs, self.columns.filter.outputs)
+
+    @property
     def products(self) -> int:
         """Matrix products: one for each pair of points."""
         return self.rows.filter.products * self.columns.filter.products
@@ -100,13 +106,13 @@ def problems(root: Node) -> Iterator[Problem] | Skip:
         return Skip("groups")
     if max(*window.strides, *window.dilations) > 1:
         return Skip("strides or dilations")
-    taps = ((1,) + window.kernel)[-2:]
+    taps = (1, *window.kernel)[-2:]
     choices = [_filters(r) for r in taps]
     if taps == (1, 1) or not all(choices):
         return Skip(f"no filters of {taps[0]} x {taps[1]} taps")
-    inputs = ([1, *sizes])[-2:]
-    outputs = ([1, *root.type.dims[1:-1]])[-2:]
-    before = ([0] + [p[0] if p else 0 for p in window.pads])[-2:]
+    inputs = [1, *sizes][-2:]
+    outputs = [1, *root.type.dims[1:-1]][-2:]
+    before = [0, *(p[0] if p else 0 for p in window.pads)][-2:]
     return (
         Problem(
             images,
@@ -127,7 +133,13 @@ def _filters(taps: int) -> list[Filter]:
 
 
 def choose(
-    found: Iterator[Problem], product: Product, device: Device, *, rows: int, vectors: int, tasks: int
+    found: Iterator[Problem],
+    product: Product,
+    device: Device,
+    *,
+    rows: int,
+    vectors: int,
+    tasks: int,
 ) -> tuple[float, Problem, Tiling] | None:
     """The cheapest problem and tiling, with its cycles; given knobs are kept."""
     priced = (
@@ -149,12 +161,16 @@ def candidates(
         if panels.vectors != v and not vectors:
             continue
         most = min((free - v) // v, problem.tiles)
-        for r in {rows} if rows else {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}:
+        for r in (
+            {rows} if rows else {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}
+        ):
             if direct.fits(product, r, v, device.isa.registers):
                 yield from _dealt(problem, panels, r, v, tasks or device.threads)
 
 
-def _dealt(problem: Problem, panels: Panels, rows: int, vectors: int, tasks: int) -> Iterator[Tiling]:
+def _dealt(
+    problem: Problem, panels: Panels, rows: int, vectors: int, tasks: int
+) -> Iterator[Tiling]:
     """How tasks and blocks may be cut."""
     units = Cut.of(problem.tiles, rows).pieces
     for across in range(1, tasks + 1):
@@ -169,26 +185,24 @@ def _dealt(problem: Problem, panels: Panels, rows: int, vectors: int, tasks: int
 def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
     """What the slowest task takes."""
     panels = Panels.of(problem.width, lanes, tiling.vectors)
-    cut = Cut.of(problem.tiles, tiling.rows)
-    share = -(-cut.pieces // tiling.row_tasks)
+    size = Cut.of(problem.tiles, tiling.rows).size
+    share = -(-Cut.of(problem.tiles, tiling.rows).pieces // tiling.row_tasks)
     blocks = -(-share // tiling.block)
     mine = -(-panels.panels // tiling.column_tasks)
-    spread, sums = scratch(problem, tiling, lanes)
+    near = sum(scratch(problem, tiling, lanes))
+    far = FAR if _level(device, near) > 1 else 1.0
     weights = mine * problem.products * problem.depth * panels.vectors * lanes * 4
-    level = level_of(device, weights + spread + sums) if blocks > 1 else 3
-    tiles = tiling.block * cut.size
-    vectors = -(-problem.depth // lanes)
-    before = tiles * vectors * problem.products * SPREAD_CYCLES
-    before *= max(1, level_of(device, spread + sums))
+    inputs = -(-problem.depth // lanes) * problem.products * SPREAD_CYCLES
+    outputs = mine * panels.vectors * (problem.products * GATHER_CYCLES + TILE_CYCLES)
     multiply = tiling.block * mine * problem.products * _unit_cycles(problem, device, tiling, lanes)
-    fetch = weights / direct.BYTES_PER_CYCLE[level]
-    after = tiles * mine * panels.vectors * (problem.products * GATHER_CYCLES + TILE_CYCLES)
-    after *= max(1, level_of(device, spread + sums))
-    return blocks * (before + max(multiply, fetch) + 0.1 * min(multiply, fetch) + after)
+    again = _level(device, weights + near) if blocks > 1 else 3
+    fetch = weights / (MEMORY_BYTES if again == 3 else direct.BYTES_PER_CYCLE[again])
+    transforms = tiling.block * size * (inputs + outputs) * far
+    return blocks * (transforms + _overlapped(multiply * far, fetch))
 
 
 def _unit_cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
-    """One tile of sums for one product."""
+    """One tile of sums for one product, its operands in the second cache."""
     rows, vectors = tiling.rows, tiling.vectors
     macs, loads = rows * vectors, rows + vectors
     step = max(
@@ -197,9 +211,23 @@ def _unit_cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -
         (macs + loads + 3) / direct.ISSUE_PER_CYCLE,
         direct.LATENCY,
     )
-    panel = problem.depth * vectors * lanes * 4
-    fetch = panel / direct.BYTES_PER_CYCLE[max(1, level_of(device, panel * 2))] / tiling.block
-    return max(problem.depth * step, fetch) + macs + TILE_CYCLES
+    left, right = (problem.depth * n * 4 for n in (rows, vectors * lanes))
+    fetch = left / 2 if left + right <= device.l1_bytes * 3 // 4 else left / 2 + right
+    arithmetic = problem.depth * step + macs + TILE_CYCLES
+    return _overlapped(arithmetic, fetch / direct.BYTES_PER_CYCLE[1])
+
+
+def _level(device: Device, size: int) -> int:
+    """Which cache holds so many bytes while others pass through it."""
+    for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
+        if size <= capacity // 2:
+            return level
+    return 3
+
+
+def _overlapped(arithmetic: float, fetch: float) -> float:
+    """Two things that go on at the same time, not quite perfectly."""
+    return max(arithmetic, fetch) + 0.1 * min(arithmetic, fetch)
 
 
 def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
@@ -227,8 +255,3 @@ def product_step(problem: Problem, slots: int) -> int:
 def slot_step(problem: Problem, vectors: int, lanes: int) -> int:
     """Elements from one tile's sums to the next one's."""
     return (-(-vectors * problem.products * lanes // LINE) | 1) * LINE
-
-
-def level_of(device: Device, size: int) -> int:
-    """Which cache holds so many bytes that are read again and again."""
-    return direct._level(device, size)

@@ -1,4 +1,4 @@
-"""F(m, r): m neighbouring outputs of a filter with r taps, from m + r - 1 products instead of m * r.
+"""F(m, r): m neighbouring outputs of a filter with r taps, from m + r - 1 products, not m * r.
 
     outputs = gather(weights(taps) * spread(inputs))        (products element by element)
 
