@@ -165,7 +165,14 @@ def candidates(
             {rows} if rows else {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}
         ):
             if direct.fits(product, r, v, device.isa.registers):
-                yield from _dealt(problem, panels, r, v, tasks or device.threads)
+                shares = tasks or _threads(problem, product, device)
+                yield from _dealt(problem, panels, r, v, shares)
+
+
+def _threads(problem: Problem, product: Product, device: Device) -> int:
+    """One where the work is too little to wake others for."""
+    work = problem.tiles * problem.products * problem.depth * problem.width / product.mac.lanes
+    return 1 if work < direct.WORTH_A_LAUNCH else device.threads
 
 
 def _dealt(
