@@ -104,6 +104,17 @@ def test_every_call_returns_arrays_of_its_own(saved: Path) -> None:
     assert np.array_equal(second, 4 * (X + 1))
 
 
+def test_outputs_stay_when_many_more_are_made(saved: Path) -> None:
+    """Small outputs of several runs share a block of memory, but no element of it."""
+    model = load(saved)
+    (value,) = model.inputs
+    rng = np.random.default_rng(0)
+    feeds = [rng.standard_normal(value.shape).astype(value.dtype) for _ in range(400)]
+    made = [model(x) for x in feeds]
+    again = [model(x).copy() for x in feeds]
+    assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True))
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qcompiler import cpu
 from qcompiler.artifact import Artifact, Manifest, Value, open_artifact
 from qcompiler.errors import Error
-from qcompiler.runtime.library import Code, Frame, Memory, aligned, aligned_copy
-
-Array = NDArray[Any]
+from qcompiler.runtime.arrays import Array, Seat
+from qcompiler.runtime.library import Code, aligned_copy
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
@@ -34,8 +32,8 @@ class Model:
     threads at once.
 
     Arrays must have exactly the dtype and shape of the model's inputs. A C-contiguous array (or
-    DLPack tensor) whose data is 64-byte aligned is used where it lies; any other is copied first.
-    Every call returns new arrays.
+    DLPack tensor) whose data is 64-byte aligned is used where it lies; any other, and a small one,
+    is copied first. Every call returns new arrays.
     """
 
     def __init__(self, artifact: Artifact, *, threads: int = 0) -> None:
@@ -53,9 +51,11 @@ class Model:
             )
         self._code = Code(artifact.code)
         self._weights = aligned_copy(artifact.weights)
-        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._taken = [(v, _dtype(v.dtype)) for v in self.manifest.inputs]
+        self._seats: queue.SimpleQueue[Seat] = queue.SimpleQueue()
+        self._taken = [(v, v.name, _dtype(v.dtype), v.shape) for v in self.manifest.inputs]
         self._made = [(_dtype(v.dtype), v.shape) for v in self.manifest.outputs]
+        self._names = [v.name for v in self.manifest.outputs]
+        self._steps = len(self.manifest.steps)
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -73,13 +73,13 @@ class Model:
             raise Error(
                 f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
             )
-        results = self._call([_checked(*v, a) for v, a in zip(self._taken, arrays, strict=True)])
+        pairs = zip(self._taken, arrays, strict=True)
+        results = self._call([_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in pairs])
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        arrays = self._named(inputs)
-        return dict(zip((v.name for v in self.outputs), self._call(arrays), strict=True))
+        return dict(zip(self._names, self._call(self._named(inputs)), strict=True))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.manifest.steps` names them),
@@ -88,46 +88,48 @@ class Model:
         Every round runs all steps in order, so each finds its input where the one before left it.
         """
         arrays = self._named(inputs)
-        outputs = [aligned(*made) for made in self._made]
-        frame = self._frame(arrays, outputs)
-        count = len(self.manifest.steps)
+        seat, count = self._seat(), self._steps
+        kept = (seat.take(arrays), seat.make())
         times = np.zeros((repeat, count))
         for round_ in range(repeat):
             for step in range(count):
                 start = time.perf_counter()
-                frame.run(self._code, self.threads, step, step + 1)
+                seat.frame.run(self._code, self.threads, step, step + 1)
                 times[round_, step] = time.perf_counter() - start
-        self._frames.put(frame)
+        del kept
+        self._seats.put(seat)
         return [float(t) for t in np.median(times, axis=0)]
 
-    def _named(self, inputs: Mapping[str, Any]) -> list[Memory]:
-        missing = [v.name for v in self.inputs if v.name not in inputs]
-        if missing or len(inputs) != len(self.inputs):
+    def _named(self, inputs: Mapping[str, Any]) -> list[Array]:
+        if len(inputs) != len(self._taken) or any(v[1] not in inputs for v in self._taken):
+            missing = [v.name for v in self.inputs if v.name not in inputs]
             unknown = sorted(set(inputs) - {v.name for v in self.inputs})
             what = (
                 f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
             )
             raise Error(what, hint=f"the model's inputs are {_listing(self.inputs)}")
-        return [_checked(v, dtype, inputs[v.name]) for v, dtype in self._taken]
+        return [
+            _checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in self._taken
+        ]
 
-    def _call(self, arrays: Sequence[Memory]) -> list[Array]:
-        outputs = [aligned(*made) for made in self._made]
-        frame = self._frame(arrays, outputs)
+    def _call(self, arrays: Sequence[Array]) -> list[Array]:
+        seat = self._seat()
         try:
-            frame.run(self._code, self.threads, 0, len(self.manifest.steps))
+            kept = seat.take(arrays)
+            outputs = seat.make()
+            seat.frame.run(self._code, self.threads, 0, self._steps)
+            del kept
         finally:
-            self._frames.put(frame)
-        return [o.array for o in outputs]
+            self._seats.put(seat)
+        return outputs
 
-    def _frame(self, arrays: Sequence[Memory], outputs: Sequence[Memory]) -> Frame:
-        """A frame nobody else uses now, for these arrays; a thread more makes one more."""
+    def _seat(self) -> Seat:
+        """A seat nobody else uses now; a thread more makes one more."""
         try:
-            frame = self._frames.get_nowait()
+            return self._seats.get_nowait()
         except queue.Empty:
-            count = len(arrays) + len(outputs)
-            frame = Frame(count, self._weights, self.manifest.workspace_bytes)
-        frame.fill((*arrays, *outputs))
-        return frame
+            taken = [v[2:] for v in self._taken]
+            return Seat(taken, self._made, self._weights, self.manifest.workspace_bytes)
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -140,12 +142,11 @@ def _dtype(name: str) -> np.dtype[Any]:
         return found
 
 
-def _checked(value: Value, dtype: np.dtype[Any], given: Any) -> Memory:
-    """An input as given -> an aligned contiguous array of the right dtype and shape, or a clear
-    error.
-    """
-    array = given
-    if not isinstance(array, np.ndarray):
+def _checked(value: Value, dtype: np.dtype[Any], shape: tuple[int, ...], given: Any) -> Array:
+    """An input as given -> an array of the right dtype and shape, or a clear error."""
+    if isinstance(given, np.ndarray):
+        array: Array = given
+    else:
         array = np.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
     if array.dtype != dtype:
         raise Error(
@@ -153,13 +154,13 @@ def _checked(value: Value, dtype: np.dtype[Any], given: Any) -> Memory:
             where=f"input {value.name!r}",
             hint=f"array.astype({value.dtype!r})",
         )
-    if array.shape != value.shape:
+    if array.shape != shape:
         raise Error(
             f"shape {list(array.shape)} given, {list(value.shape)} wanted",
             where=f"input {value.name!r}",
             hint="compile for another shape with --input-shape",
         )
-    return aligned_copy(array)
+    return array
 
 
 def _listing(values: Sequence[Value]) -> str:

@@ -1,0 +1,80 @@
+"""The arrays of a run -> addresses in its table, without asking numpy where small ones lie.
+
+Asking takes a microsecond, as long as a small network's layer. So a small input is copied to a
+place that is known, and a small output is cut from a block whose address is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.artifact import ALIGN
+from qcompiler.runtime.library import Frame, Memory, aligned, aligned_copy
+
+Array = NDArray[Any]
+Kind = tuple[np.dtype[Any], tuple[int, ...]]
+"""dtype and shape."""
+
+STAGED_BYTES = 32 << 10
+"""Inputs up to this size are copied: that takes no longer than to ask for their address."""
+CUT_BYTES, BLOCK_BYTES = 2 << 10, 32 << 10
+"""Outputs up to this size are cut from blocks of that size, which live as long as one of them."""
+
+
+class Seat:
+    """A frame, and the arrays it reads and writes; one run uses it at a time."""
+
+    def __init__(
+        self, inputs: Sequence[Kind], outputs: Sequence[Kind], weights: Memory, workspace: int
+    ) -> None:
+        self.frame = Frame(len(inputs) + len(outputs), weights, workspace)
+        self._staged = [_staged(dtype, shape) for dtype, shape in inputs]
+        for i, memory in enumerate(self._staged):
+            if memory is not None:
+                self.frame.table[i] = memory.address
+        sizes = [prod(shape) * dtype.itemsize for dtype, shape in outputs]
+        self._made = [
+            (*kind, size, -(-size // ALIGN) * ALIGN)
+            for kind, size in zip(outputs, sizes, strict=True)
+        ]
+        self._block, self._at = aligned(np.dtype(np.uint8), (0,)), 0
+
+    def take(self, arrays: Sequence[Array]) -> list[Memory]:
+        """Read these inputs -> copies and arrays that must live until the run has ended."""
+        kept = []
+        for i, array in enumerate(arrays):
+            staged = self._staged[i]
+            if staged is not None:
+                np.copyto(staged.array, array)
+                continue
+            memory = aligned_copy(array)
+            self.frame.table[i] = memory.address
+            kept.append(memory)
+        return kept
+
+    def make(self) -> list[Array]:
+        """New arrays for the outputs."""
+        made: list[Array] = []
+        place, table = len(self._staged), self.frame.table
+        for dtype, shape, size, room in self._made:
+            if size > CUT_BYTES:
+                memory = aligned(dtype, shape)
+                made.append(memory.array)
+                table[place] = memory.address
+            else:
+                if self._at + room > self._block.array.size:
+                    self._block, self._at = aligned(np.dtype(np.uint8), (BLOCK_BYTES,)), 0
+                made.append(np.ndarray(shape, dtype, self._block.array, self._at))
+                table[place] = self._block.address + self._at
+                self._at += room
+            place += 1
+        return made
+
+
+def _staged(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Memory | None:
+    return aligned(dtype, shape) if prod(shape) * dtype.itemsize <= STAGED_BYTES else None
