@@ -52,7 +52,7 @@ class Limits:
 
         A product that the instruction set lacks is computed in float32.
         """
-        kind = _KINDS.get(step.operands, "f32")
+        kind = kind_of(step.operands)
         return 2 * step.macs / self.ops.get(kind, self.ops["f32"])
 
     def traffic(self, step: StepFact) -> float:
@@ -69,6 +69,11 @@ class Limits:
             {kind: max(rate, other.ops[kind]) for kind, rate in self.ops.items()},
             tuple((holds, max(rate, again)) for (holds, rate), (_, again) in levels),
         )
+
+
+def kind_of(dtype: str) -> str:
+    """The dtype that a step multiplies -> the kind of its operations."""
+    return _KINDS.get(dtype, "f32")
 
 
 def measure(device: Device) -> Limits:
