@@ -122,6 +122,11 @@ CONVOLUTIONS = {
     ),
     "three dimensions, not padded": ((2, 5, 4, 6, 8), (2, 3, 3, 8, 24), {"strides": (2, 1, 1)}),
     "wide rows": ((1, 2, 70, 4), (1, 3, 4, 17), {"pads": (0, 1, 0, 1)}),
+    "pixels a page apart": (
+        (1, 7, 9, 1024),
+        (2, 3, 1024, 20),
+        {"strides": (4, 4), "pads": (1, 1, 0, 1)},
+    ),
     "patches": ((1, 16, 16, 3), (8, 8, 3, 20), {"strides": (8, 8)}),
 }
 

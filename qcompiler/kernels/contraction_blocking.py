@@ -14,7 +14,7 @@ from math import gcd
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Panels, Product, panel_bytes
-from qcompiler.kernels.contraction_problem import Problem
+from qcompiler.kernels.contraction_problem import LINE_BYTES, SET_BYTES, Problem
 
 LATENCY = 4.0  # cycles until a sum can be added to again
 MACS_PER_CYCLE = 2.0
@@ -25,10 +25,8 @@ FINISH_INSTRUCTIONS = 9.0
 TILE_CYCLES = 20.0  # begin a tile
 TAP_CYCLES = 10.0  # begin a tap
 WINDOW = 250.0  # instructions in flight: the end of a tile runs beside the next one's beginning
-LINE = 64
 BYTES_PER_CYCLE = (1e9, 24.0, 8.0, 4.0)  # from the first (loads count), second, third cache, memory
 WORTH_SHARING = 6_000.0  # cycles, about 2 us
-SET_BYTES = 4096  # rows this far apart fall into the same set of a first-level cache
 
 
 @dataclass(frozen=True)
@@ -235,8 +233,8 @@ def _panel_cycles(
         far = max(1, _level(device, packed + left))
         near = 0 if packed + reads <= device.l1_bytes * 3 // 4 else far
         fetch = packed / BYTES_PER_CYCLE[near] + reads / BYTES_PER_CYCLE[far] / 2
-        lines = rows * -(-vectors * product.mac.lanes * problem.result_bytes // LINE)
-        fetch += lines * 2 * LINE / BYTES_PER_CYCLE[_level(device, left + written)]
+        lines = rows * -(-vectors * product.mac.lanes * problem.result_bytes // LINE_BYTES)
+        fetch += lines * 2 * LINE_BYTES / BYTES_PER_CYCLE[_level(device, left + written)]
         total += count * _overlapped(arithmetic, fetch)
     if units.whole:
         return total * tiling.block / units.cut.pieces

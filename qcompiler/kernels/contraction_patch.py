@@ -58,7 +58,7 @@ class Patch:
             at = (p * self.lines + i) * frame.padded_line + frame.left
             target = b.let(at, "target")
             z, y = b.let(plane + p * planes.apart, "z"), b.let(first + i, "y")
-            source = b.let(image + (z * frame.height + y) * frame.line, "source")
+            source = b.let(image + (z * frame.height + y) * frame.source_line, "source")
             inside = []
             if planes.padded:
                 inside += [z >= 0, z < planes.size]
@@ -73,11 +73,19 @@ class Patch:
                 self._fill(target, frame.line)
 
     def _copy_line(self, source: Value, target: Value) -> None:
+        frame = self.frame
+        if not frame.apart:
+            self._copy(source, target, frame.line)
+            return
+        with self.b.serial(frame.line // frame.apart, "pixel") as i:
+            self._copy(source + i * frame.pixel, target + i * frame.apart, frame.pixel)
+
+    def _copy(self, source: Value, target: Value, count: int) -> None:
         def move(at: Value, lanes: int) -> None:
             value = self.source.load(source + at, lanes)
             self.target.store(target + at, self.product.convert_left(value, self.dtype))
 
-        self._along(self.frame.line, move)
+        self._along(count, move)
 
     def _fill(self, target: Value, count: int) -> None:
         value = self.product.pad_value(self.frame.value)

@@ -16,8 +16,12 @@ from math import prod
 import numpy as np
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Array, Node
+from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.ops.window import Window
+
+LINE_BYTES = 64
+SET_BYTES = 4096
+"""Addresses this far apart fall into the same set of a first-level cache."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class Frame:
     """How the left operand's lines lie in an image, and the padding around them.
 
     Lengths along a line are elements (pixels times channels). An output row sees `reach` lines, and
-    the next output row the lines from `step` further on.
+    the next output row the lines from `step` further on. Where the lines are copied, pixels of
+    `pixel` elements may lie further apart than they did: `apart` elements, 0 if not. Lengths are
+    those of the copy.
     """
 
     height: int
@@ -37,6 +43,13 @@ class Frame:
     right: int = 0
     bottom: int = 0
     value: int = 0
+    pixel: int = 0
+    apart: int = 0
+
+    @property
+    def source_line(self) -> int:
+        """Elements of a line that is copied."""
+        return self.line // self.apart * self.pixel if self.apart else self.line
 
     @property
     def padded(self) -> bool:
@@ -168,14 +181,15 @@ def _conv(root: Node, lanes: int) -> Problem | Skip:
         planes = Planes()
     else:
         frame = _frame(root, window, sizes, channels, outputs[1:])
+        apart = frame.apart or channels
         planes = _planes(window, deep, outputs[0])
         along = (window.kernel[1], window.dilations[1], 0)
-        whole = root.int("group") == 1 and window.dilations[2] == 1
-        across = () if whole else ((window.kernel[2], 0, window.dilations[2] * channels),)
+        whole = root.int("group") == 1 and window.dilations[2] == 1 and not frame.apart
+        across = () if whole else ((window.kernel[2], 0, window.dilations[2] * apart),)
         taps = tuple(t for t in (along, *across) if t[0] > 1)
         depth = channels * window.kernel[2] if whole else channels // groups
-        column = window.strides[2] * channels
-    plane = frame.height * frame.line
+        column = window.strides[2] * apart
+    plane = frame.height * frame.source_line
     dims = (images, planes.outputs) if planes.outputs > 1 else (images,)
     return Problem(
         root=root,
@@ -238,18 +252,31 @@ def _merged_groups(groups: int, outputs: int, lanes: int) -> int:
 def _frame(
     root: Node, window: Window, sizes: list[int], channels: int, outputs: tuple[int, ...]
 ) -> Frame:
-    pads = _pads(window)
+    pads, right = _pads(window), _after(window, 2, sizes[1], outputs[1])
+    padded = any(map(any, pads[1:])) or right
+    apart = _apart(window.strides[2], channels, root.operands[0].dtype) if padded else 0
+    pixel = apart or channels
     return Frame(
         height=sizes[0],
-        line=sizes[1] * channels,
+        line=sizes[1] * pixel,
         step=window.strides[1],
         reach=window.reach[1],
         top=pads[1][0],
-        left=pads[2][0] * channels,
-        right=_after(window, 2, sizes[1], outputs[1]) * channels,
+        left=pads[2][0] * pixel,
+        right=right * pixel,
         bottom=_after(window, 1, sizes[0], outputs[0]),
         value=root.int("pad_value"),
+        pixel=channels,
+        apart=apart,
     )
+
+
+def _apart(stride: int, channels: int, dtype: str) -> int:
+    """Elements from one pixel to the next in a copy, where those that neighbouring outputs see
+    would push one another out of the first-level cache; else 0.
+    """
+    size = numpy_dtype(dtype).itemsize
+    return 0 if stride * channels * size % SET_BYTES else channels + LINE_BYTES // size
 
 
 def _conv_matrices(w: Array, p: Problem) -> Array:

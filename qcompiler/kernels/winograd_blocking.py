@@ -170,9 +170,9 @@ def candidates(
 
 
 def _threads(problem: Problem, product: Product, device: Device) -> int:
-    """One where the work is too little to wake others for."""
+    """One where the work is too little to share."""
     work = problem.tiles * problem.products * problem.depth * problem.width / product.mac.lanes
-    return 1 if work < direct.WORTH_A_LAUNCH else device.threads
+    return 1 if work < direct.WORTH_SHARING else device.threads
 
 
 def _dealt(
