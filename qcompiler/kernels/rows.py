@@ -19,7 +19,7 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import steps_of
 from qcompiler.kernels.generic import Elements
-from qcompiler.kernels.loops import BYTES_PER_NS, across, indices, share, sweep, tasks
+from qcompiler.kernels.loops import BYTES_PER_NS, across, indices, part, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
@@ -218,7 +218,9 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
 
 @kernel("item", rank=0)
 def top_k(region: Region, device: Device) -> Kernel | Skip:
-    """Output 0 (values) or 1 (indices) of TopK: the next best is looked for k times."""
+    """Output 0 (values) or 1 (indices) of TopK: the best so far are held in order, and a better one
+    than the last of them is put among them. Few are, once the first have been seen.
+    """
     root = region.root
     assert root is not None
     source = root.operands[0]
@@ -229,38 +231,82 @@ def top_k(region: Region, device: Device) -> Kernel | Skip:
     if any(n.op != "item" and n is not source and n not in _after(region) for n in region.nodes):
         return Skip("elementwise work before it")
     d = Draft("topk", region, device)
-    rows, m, b = Rows(d, _axis(source)), d.m, d.b
-    axis = source.int("axis") % source.operands[0].type.rank
-    count = root.type.dims[axis]
-    inner = prod(root.type.dims[axis + 1 :])
-    largest = bool(source.int("largest"))
+    d.scratch()
+    return _Best(d).all_rows()
 
-    def better(a: Vec, c: Vec) -> Vec:
-        return a > c if largest else a < c
 
-    def row(number: Value, start: Value) -> None:
-        last, best = (b.registers(rows.dtype, 1, 1) for _ in range(2))
-        at, where = (b.registers("int32", 1, 1) for _ in range(2))
-        at[0] = tir.const(-1)
-        last[0] = m.splat(0, rows.dtype).expr
-        out = (number - number % inner) * count + number % inner if inner > 1 else number * count
-        out = b.let(out)
-        with b.serial(count, "k") as k:
-            where[0] = tir.const(-1)
-            best[0] = m.splat(0, rows.dtype).expr
-            with b.serial(rows.count, "n") as n:
-                value, before = rows.value(start, n), m.vec(last[0])
-                left = better(before, value) | ((value == before) & m.vec(n > at[0], "bool"))
-                left = left | m.vec(at[0] < 0, "bool")
-                first = m.vec(where[0] < 0, "bool")
-                with b.when((left & (first | better(value, m.vec(best[0])))).expr):
-                    best[0] = value.expr
-                    where[0] = n
-            last[0], at[0] = best[0], where[0]
-            found = m.vec(best[0]) if root.int("index") == 0 else m.vec(where[0])
-            rows.put(b.let(out + k * inner), m.cast(found, root.dtype))
+class _Best(Rows):
+    """A TopK while it is written."""
 
-    return rows.each(row, count)
+    def __init__(self, d: Draft) -> None:
+        source = d.root.operands[0]
+        super().__init__(d, _axis(source))
+        axis = source.int("axis") % source.operands[0].type.rank
+        self.wanted = d.root.type.dims[axis]
+        self.inner = prod(d.root.type.dims[axis + 1 :])
+        self.largest = bool(source.int("largest"))
+        size = tir.bits(self.dtype) // 8
+        self.places_at, each = (-(-self.wanted * n // 64) * 64 for n in (size, 4))
+        self.task_bytes = self.places_at + each
+
+    def all_rows(self) -> Kernel:
+        """All rows, shared among tasks; each holds the best of one."""
+        b, rows = self.b, prod(self.kept)
+        count = tasks(self.d.device, rows * self.count * _NS * 2, rows)
+        with b.parallel(count) as task:
+            mine = self.d.scratch() + b.let(task * self.task_bytes, "mine")
+            self.values = mine.view(self.dtype)
+            self.places = (mine + self.places_at).view("int32")
+            first, turns = part(b, task, count, rows)
+            with b.serial(turns, "row", first) as i:
+                place = indices(b, i, self.kept)
+                pairs = zip(place, self._kept_steps, strict=True)
+                self._row(i, b.let(sum((p * s for p, s in pairs), start=tir.const(0))))
+        return self.d.kernel(tasks=count, scratch_bytes=count * self.task_bytes)
+
+    def _row(self, number: Value, start: Value) -> None:
+        b, wanted = self.b, self.wanted
+        with b.serial(self.count, "n") as n:
+            value, last = self.value(start, n), self._held(tir.const(wanted - 1))
+            enters = self.m.vec(n < wanted, "bool") | self._better(value, last)
+            with b.when(enters.expr):
+                self._enter(value, n)
+        if self.inner > 1:
+            number = (number - number % self.inner) * wanted + number % self.inner
+        else:
+            number = number * wanted
+        out = b.let(number)
+        with b.serial(wanted, "k") as k:
+            found = self._held(k) if self.d.root.int("index") == 0 else self.places.load(k)
+            found = found if isinstance(found, Vec) else self.m.vec(found)
+            self.put(b.let(out + k * self.inner), self.m.cast(found, self.d.root.dtype))
+
+    def _enter(self, value: Vec, n: Value) -> None:
+        """A value behind those that are no worse; the last one leaves if there are enough."""
+        b, many = self.b, self.b.let(tirx.Min(n, tir.const(self.wanted)), "many")
+        low, high = (b.registers("int32", 1, 1) for _ in range(2))
+        low[0], high[0] = tir.const(0), many
+        with b.serial(self.wanted.bit_length(), "halving"):
+            middle = b.let(tirx.floordiv(low[0] + high[0], 2), "middle")
+            with b.when(low[0] < high[0]):
+                bounded = b.let(tirx.Min(middle, tir.const(self.wanted - 1)))
+                with b.when(self._better(value, self._held(bounded)).expr):
+                    high[0] = middle
+                with b.otherwise():
+                    low[0] = middle + 1
+        at = b.let(low[0], "at")
+        end = b.let(tirx.Min(many, tir.const(self.wanted - 1)), "end")
+        with b.serial(end - at, "move") as i:
+            self.values.store(end - i, self.values.load(end - i - 1))
+            self.places.store(end - i, self.places.load(end - i - 1))
+        self.values.store(at, value.expr)
+        self.places.store(at, n)
+
+    def _held(self, at: Value) -> Vec:
+        return self.m.vec(self.values.load(at), self.dtype)
+
+    def _better(self, a: Vec, c: Vec) -> Vec:
+        return a > c if self.largest else a < c
 
 
 def _after(region: Region) -> set[Node]:
