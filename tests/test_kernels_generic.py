@@ -76,7 +76,7 @@ def test_the_first_of_equals_comes_first_among_the_top(dtype: str) -> None:
     x[1][0, 0, :4] = x[1][0, 0, 0]
     for axis in (0, 1, 2):
         for largest in (0, 1):
-            for k in (1, 2, 7):
+            for k in (1, 2):
                 best = make("TopK", x[0], constant(np.array([k])), axis=axis, largest=largest)
                 for index in (0, 1):
                     agrees(make("item", best, index=index), x)
