@@ -85,7 +85,7 @@ class Type:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Node:
     """One operator applied to its inputs (None where an optional input is absent); compared by
     identity.

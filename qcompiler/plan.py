@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -337,20 +338,21 @@ class _Memory:
         todo = sorted(
             {*self.buffers.values(), *self.scratches}, key=lambda b: (-b.bytes, b.first, b.last)
         )
-        done: list[_Buffer] = []
+        alive: dict[int, list[_Buffer]] = defaultdict(list)  # by step
+        starting: dict[int, list[_Buffer]] = defaultdict(list)
         for buffer in todo:
-            lives = sorted(
-                (b for b in done if b.first <= buffer.last and buffer.first <= b.last),
-                key=lambda b: b.offset,
-            )
+            later = range(buffer.first + 1, buffer.last + 1)
+            others = [*alive[buffer.first], *(b for step in later for b in starting[step])]
             offset = 0
-            for other in lives:
+            for other in sorted(others, key=lambda b: b.offset):
                 if offset + _aligned(buffer.bytes + GUARD) <= other.offset:
                     break
                 offset = max(offset, other.offset + _aligned(other.bytes + GUARD))
             buffer.offset = offset
             self.bytes = max(self.bytes, offset + _aligned(buffer.bytes + GUARD))
-            done.append(buffer)
+            starting[buffer.first].append(buffer)
+            for step in range(buffer.first, buffer.last + 1):
+                alive[step].append(buffer)
         return {b.place: Place("workspace", b.offset, b.bytes) for b in todo}
 
 

@@ -25,6 +25,9 @@ NO_PROLOGUE = frozenset({"conv", "matmul", "Attention"})
 
 MAX_INPUTS = 24
 
+MAX_NODES = 64
+"""A longer chain is several kernels: machine code for one grows faster than its nodes."""
+
 
 def is_view(node: Node) -> bool:
     """Does it only rename memory?"""
@@ -93,7 +96,8 @@ def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
     anchored = [g for g in open_ if g.root is not None]
     joined = anchored[-1:] + [g for g in open_ if g.root is None]
     nodes = [n for g in joined for n in g.nodes]
-    if not joined or len(_outside(nodes)) + len(node.operands) > MAX_INPUTS:
+    wide = len(_outside(nodes)) + len(node.operands) > MAX_INPUTS
+    if not joined or wide or len(nodes) >= MAX_NODES:
         return _Group(node, None, [node])
     for g in joined:
         del groups[g.output]

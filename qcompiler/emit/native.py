@@ -22,7 +22,7 @@ from tvm import tirx
 
 from qcompiler.emit import crew as crew_text
 from qcompiler.emit.link import link
-from qcompiler.emit.tasks import Crew, Statement, task_function
+from qcompiler.emit.tasks import WAIT, Crew, Statement, task_function
 from qcompiler.isa import Isa
 from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Value, build_objects
@@ -31,7 +31,7 @@ from qcompiler.plan import Place, Plan, Step
 
 log = logging.getLogger(__name__)
 
-STEPS_A_PART = 200
+STEPS_A_PART = 50
 """`run` calls parts of so many steps, so that no function grows with the model."""
 
 _BYTES = tvm.ir.PointerType(tvm.ir.PrimType("uint8"))
@@ -71,6 +71,7 @@ def _entries(run: tirx.PrimFunc) -> dict[str, tirx.PrimFunc]:
         "qcompiler_run": run,
         "qcompiler_launch": _shell("crew_launch", [_BYTES, _BYTES, _BYTES, _INT]),
         "qcompiler_work": _shell("crew_work", [_BYTES, _INT]),
+        WAIT: _shell("crew_barrier", [_BYTES, _INT]),
     }
 
 
@@ -156,7 +157,7 @@ def _turn(step: Step, turn: Turn, table: _Table) -> Statement:
     made = _call(step.kernel, places, table)
     if turn.owner != SHARED:
         made = table.crew.only(turn.owner, made)
-    return tirx.SeqStmt([table.crew.barrier(), made]) if turn.waits else made
+    return tirx.SeqStmt([table.crew.wait(), made]) if turn.waits else made
 
 
 def _call(kernel: Kernel, places: Sequence[Place], table: _Table) -> Statement:

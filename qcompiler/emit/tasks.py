@@ -19,6 +19,7 @@ from qcompiler.errors import Error
 from qcompiler.kernels.tir import Value
 
 Statement = Any
+WAIT = "qcompiler_wait"
 _PARALLEL = tirx.ForKind.PARALLEL
 
 
@@ -36,8 +37,12 @@ class Crew:
         return [self.task, self.count, self.memory]
 
     def barrier(self) -> Statement:
-        """All tasks wait for each other."""
+        """All tasks wait for each other; inlined, so that no access of memory moves across."""
         return tirx.Evaluate(tirx.call_extern("void", "crew_barrier", self.memory, self.count))
+
+    def wait(self) -> Statement:
+        """The same by a call: between kernels, where a thousand copies would take LLVM seconds."""
+        return tirx.Evaluate(tirx.call_extern("int32", WAIT, self.memory, self.count))
 
     def only(self, owner: int, statement: Statement) -> Statement:
         """A statement for one task."""

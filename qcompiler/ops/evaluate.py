@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -86,26 +87,35 @@ def evaluate(
     return {n: values[o][0] for n, o in zip(graph.output_names, graph.outputs, strict=True)}
 
 
+_KNOWN: WeakKeyDictionary[Node, tuple[Array, ...] | None] = WeakKeyDictionary()
+"""What `known_value` found out of each node before: a chain of shapes is walked once, not once for
+every Reshape that reads it."""
+
+
 def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | None:
     """A value that needs constants and shapes only, if all of it is small; else None."""
-    cone = [] if node is None else _cone(node, limit_bytes)
-    if node is None or cone is None:
+    if node is None:
         return None
-    values: dict[Node, tuple[Array, ...]] = {}
-    for n in cone:
+    known = _KNOWN if limit_bytes == KNOWN_BYTES else WeakKeyDictionary()
+    for n in _cone(node, limit_bytes, known):
         if n.is_constant:
-            values[n] = (n.array,)
+            known[n] = (n.array,)
         elif n.op in _OF_TYPE:
-            values[n] = meaning(n, (_Unread(n.operands[0].type.dims),))  # type: ignore[arg-type]
-        elif n.op == "item":
-            values[n] = meaning(n, values[n.operands[0]])
+            known[n] = meaning(n, (_Unread(n.operands[0].type.dims),))  # type: ignore[arg-type]
         else:
-            values[n] = meaning(n, tuple(None if i is None else values[i][0] for i in n.inputs))
-    return values[node][0]
+            read = [None if i is None else known[i] for i in n.inputs]
+            arrays = read[0] if n.op == "item" else tuple(None if r is None else r[0] for r in read)
+            known[n] = meaning(n, arrays or ())
+    found = known[node]
+    return None if found is None else found[0]
 
 
-def _cone(root: Node, limit_bytes: int) -> list[Node] | None:
-    """All that a value needs, inputs first; None if any of it is large or not known."""
+def _cone(
+    root: Node, limit_bytes: int, known: MutableMapping[Node, tuple[Array, ...] | None]
+) -> list[Node]:
+    """What a value needs and is not known yet, inputs first; nothing, and the value and all on the
+    way to it known as None, if any of it is large or open.
+    """
     order: list[Node] = []
     seen: set[Node] = set()
     stack = [(root, False)]
@@ -113,15 +123,21 @@ def _cone(root: Node, limit_bytes: int) -> list[Node] | None:
         node, ready = stack.pop()
         if ready:
             order.append(node)
-        elif node not in seen:
+        elif node not in seen and known.get(node, ()) == ():
             seen.add(node)
-            small = all(t.static and t.bytes <= limit_bytes for t in node.types)
-            if node.op == "input" or not small:
-                return None
             stack.append((node, True))
-            if node.op in _OF_TYPE:
-                if not node.operands[0].type.static:
-                    return None
-            else:
+            if not _may_be_known(node, limit_bytes):
+                known.update((n, None) for n, inside in stack if inside)
+                return []
+            if node.op not in _OF_TYPE:
                 stack.extend((i, False) for i in reversed(node.operands))
+        elif known.get(node, ()) is None:
+            known.update((n, None) for n, inside in stack if inside)
+            return []
     return order
+
+
+def _may_be_known(node: Node, limit_bytes: int) -> bool:
+    read = node.operands if node.op in _OF_TYPE else ()
+    small = all(t.static and t.bytes <= limit_bytes for t in node.types)
+    return node.op != "input" and small and all(i.type.static for i in read)
