@@ -16,6 +16,7 @@ TVM's own legalisation of both is never met.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType, TensorLoad, Var
 
+from qcompiler import cpu
 from qcompiler.ir import numpy_dtype
 from qcompiler.isa import Isa
 
@@ -33,6 +35,7 @@ Value = Any
 _UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
 _STORED = {"bfloat16": "uint16", "bool": "uint8"}
 _BACKEND = "default"
+_FUNCTIONS_A_MODULE = 8
 _WRAPPING = {"+": "add", "-": "sub", "*": "mul"}
 
 
@@ -457,7 +460,22 @@ def build(module: Any, isa: Isa) -> Any:
 def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Path) -> list[Path]:
     """{name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call besides each
     other -> object files of C functions of these names.
+
+    A few functions are a module, and modules are compiled side by side: LLVM needs no lock of
+    Python. How they are dealt does not depend on the machine, so neither does the code.
     """
+    names = list(functions)
+    modules = [
+        {n: functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}
+        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
+    ]
+    paths = [folder / f"code{i}.o" for i in range(len(modules))]
+    with ThreadPoolExecutor(cpu.cores()) as pool:
+        list(pool.map(lambda made, path: _object(made, isa, text, path), modules, paths))
+    return paths
+
+
+def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> None:
     t = target(isa)
     x = tirx.transform
     own = isa.intrinsics["llvm_ir"]() if "llvm_ir" in isa.intrinsics else ""
@@ -465,9 +483,7 @@ def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Pat
     module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
     module = _with_llvm(module, _wrapping_ir() + own + text)
     lowered = tvm.ir.transform.Sequential([*passes, x.LowerIntrin()])(module)
-    path = folder / "code.o"
     tvm.get_global_func("target.build.llvm")(lowered, t).write_to_file(str(path))
-    return [path]
 
 
 def _with_llvm(module: Any, text: str) -> Any:
