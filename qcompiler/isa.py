@@ -29,8 +29,9 @@ class Mac:
     expressions: `lanes` sums, the left operand's k values broadcast to every lane, and lanes x k
     right values (k innermost). rows > 1: a tile instruction on numbered tile registers.
     `emit(sum_tile, left_tile, right_tile)` gives a statement. `exact` is False when the instruction
-    can saturate on the way (then right values must stay within 7 bits). `temporaries` are vector
-    registers that the sequence needs besides its operands'.
+    can saturate on the way (then right values must stay within 7 bits); its two halves are then
+    `pairs(left, right)`, the sums of two products in 16 bits, and `join(sums, pairs)`, which adds
+    them in 32. `temporaries` are vector registers that the sequence needs besides its operands'.
     """
 
     lanes: int
@@ -40,6 +41,8 @@ class Mac:
     tiles: int = 0
     exact: bool = True
     temporaries: int = 0
+    pairs: Callable[..., Any] | None = None
+    join: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,20 @@ def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
     return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", a, b))
 
 
-def vpmaddubsw(sums: Value, left: Value, right: Value) -> Value:
-    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+def vpmaddubsw(left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two products, which saturate to int16."""
     a, b = (tir.reinterpret(v, "int8") for v in (left, right))
-    pairs = llvm("int16", 16, "llvm.x86.avx2.pmadd.ub.sw", a, b)
-    ones = tir.const(1, "int16", 16)
-    return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", pairs, ones))
+    return llvm("int16", 16, "llvm.x86.avx2.pmadd.ub.sw", a, b)
+
+
+def add_pairs(sums: Value, words: Value) -> Value:
+    """int16: sums of two neighbours are added to int32."""
+    return vpmaddwd(sums, words, tir.const(1, "int16", 16))
+
+
+def through_words(sums: Value, left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+    return add_pairs(sums, vpmaddubsw(left, right))
 
 
 def vcvtps2dq(x: Value) -> Value:
@@ -38,16 +46,23 @@ def vcvtps2dq(x: Value) -> Value:
     return llvm("int32", 8, "llvm.x86.avx.cvt.ps2dq.256", x)
 
 
-def quantize(vectors: Sequence[Value], zero: Value, dtype: str) -> Value:
-    """Two or four float32 vectors, an int32 zero point of at most 15 bits -> as many uint8 or int8:
-    rounded to nearest even, the zero point added, clipped. NaN gives the least.
+def quantize(
+    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+) -> Value:
+    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
+    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
+
+    `bounded`: all are within 1e9.
     """
-    most = tir.const(1e9, "float32", 8)  # what vcvtps2dq cannot hold saturates all the same
-    whole = [vcvtps2dq(tirx.Select(most < x, most, x)) for x in vectors]
-    shift = tir.broadcast(tir.cast(zero, "int16"), 16)
+    if not bounded:
+        most = tir.const(1e9, "float32", 8)  # what vcvtps2dq cannot hold saturates all the same
+        vectors = [tirx.Select(most < x, most, x) for x in vectors]
+    whole = [vcvtps2dq(x) for x in vectors]
     pairs = zip(whole[::2], whole[1::2], strict=True)
     words = [llvm("int16", 16, "llvm.x86.avx2.packssdw", a, b) for a, b in pairs]
-    words = [llvm("int16", 16, "llvm.sadd.sat", w, shift) for w in words]
+    if zero is not None:
+        shift = tir.broadcast(tir.cast(zero, "int16"), 16)
+        words = [llvm("int16", 16, "llvm.sadd.sat", w, shift) for w in words]
     name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
     packed = llvm("int8", 32, f"llvm.x86.avx2.{name}", words[0], words[-1])
     order = [half * 4 + v for v in range(len(vectors)) for half in range(2)]
@@ -69,7 +84,15 @@ AVX2 = isa(
     mac={
         ("f32", "f32", "f32"): Mac(lanes=8, k=1, emit=vfmaddps),
         ("i16", "i16", "i32"): Mac(lanes=8, k=2, emit=vpmaddwd, temporaries=1),
-        ("u8", "i8", "i32"): Mac(8, k=4, emit=vpmaddubsw, exact=False, temporaries=2),
+        ("u8", "i8", "i32"): Mac(
+            lanes=8,
+            k=4,
+            emit=through_words,
+            exact=False,
+            temporaries=2,
+            pairs=vpmaddubsw,
+            join=add_pairs,
+        ),
     },
     intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize, "pause": pause},
 )

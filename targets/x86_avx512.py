@@ -19,11 +19,20 @@ def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
     return tir.wrapping("+", sums, llvm("int32", 16, "llvm.x86.avx512.pmaddw.d.512", a, b))
 
 
-def vpmaddubsw(sums: Value, left: Value, right: Value) -> Value:
-    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+def vpmaddubsw(left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two products, which saturate to int16."""
     a, b = (tir.reinterpret(v, "int8") for v in (left, right))
-    pairs = llvm("int16", 32, "llvm.x86.avx512.pmaddubs.w.512", a, b)
-    return vpmaddwd(sums, pairs, tir.const(1, "int16", 32))
+    return llvm("int16", 32, "llvm.x86.avx512.pmaddubs.w.512", a, b)
+
+
+def add_pairs(sums: Value, words: Value) -> Value:
+    """int16: sums of two neighbours are added to int32."""
+    return vpmaddwd(sums, words, tir.const(1, "int16", 32))
+
+
+def through_words(sums: Value, left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+    return add_pairs(sums, vpmaddubsw(left, right))
 
 
 def vcvtps2dq(x: Value) -> Value:
@@ -33,16 +42,23 @@ def vcvtps2dq(x: Value) -> Value:
     return llvm("int32", 16, name, x, zero, _EVERY_LANE, _CURRENT_ROUNDING)
 
 
-def quantize(vectors: Sequence[Value], zero: Value, dtype: str) -> Value:
-    """Two or four float32 vectors, an int32 zero point of at most 15 bits -> as many uint8 or int8:
-    rounded to nearest even, the zero point added, clipped. NaN gives the least.
+def quantize(
+    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+) -> Value:
+    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
+    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
+
+    `bounded`: all are within 1e9.
     """
-    most = tir.const(1e9, "float32", 16)  # what vcvtps2dq cannot hold saturates all the same
-    whole = [vcvtps2dq(tirx.Select(most < x, most, x)) for x in vectors]
-    shift = tir.broadcast(tir.cast(zero, "int16"), 32)
+    if not bounded:
+        most = tir.const(1e9, "float32", 16)  # what vcvtps2dq cannot hold saturates all the same
+        vectors = [tirx.Select(most < x, most, x) for x in vectors]
+    whole = [vcvtps2dq(x) for x in vectors]
     pairs = zip(whole[::2], whole[1::2], strict=True)
     words = [llvm("int16", 32, "llvm.x86.avx512.packssdw.512", a, b) for a, b in pairs]
-    words = [llvm("int16", 32, "llvm.sadd.sat", w, shift) for w in words]
+    if zero is not None:
+        shift = tir.broadcast(tir.cast(zero, "int16"), 32)
+        words = [llvm("int16", 32, "llvm.sadd.sat", w, shift) for w in words]
     name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
     packed = llvm("int8", 64, f"llvm.x86.avx512.{name}.512", words[0], words[-1])
     order = [quarter * 4 + v for v in range(len(vectors)) for quarter in range(4)]
@@ -59,7 +75,15 @@ AVX512 = isa(
     mac={
         ("f32", "f32", "f32"): Mac(lanes=16, k=1, emit=vfmaddps),
         ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpmaddwd, temporaries=1),
-        ("u8", "i8", "i32"): Mac(16, k=4, emit=vpmaddubsw, exact=False, temporaries=2),
+        ("u8", "i8", "i32"): Mac(
+            lanes=16,
+            k=4,
+            emit=through_words,
+            exact=False,
+            temporaries=2,
+            pairs=vpmaddubsw,
+            join=add_pairs,
+        ),
     },
     intrinsics={
         "round_to_int": vcvtps2dq,

@@ -27,6 +27,7 @@ from qcompiler.kernels.contraction_operands import (
     Product,
     Run,
     leftover_bytes,
+    longest_run,
     pack,
     panel_bytes,
     product_of,
@@ -72,8 +73,13 @@ def tiled(
         return Skip("an operand is too large for 32-bit offsets")
     if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
         return Skip("a window's weights that only running the model tells")
+    if product.leftovers:
+        product = replace(product, run=longest_run(problem.matrices(_array_of(root.operands[1]))))
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
+    if tiling is None and product.run > 1:
+        product = replace(product, run=1)
+        tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if tiling is None:
         return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
     return Contraction(region, device, problem, product, tiling).kernel()
@@ -472,10 +478,19 @@ def _bias(region: Region) -> tuple[Node, Node | None]:
 
 
 def is_constant(node: Node) -> bool:
-    """Is it a constant, or a view of one?"""
+    """Known when the code is made, maybe seen through a view?"""
+    return _viewed(node).is_constant
+
+
+def _array_of(node: Node) -> Array:
+    """A constant, seen through views."""
+    return _viewed(node).array.reshape(node.type.dims)
+
+
+def _viewed(node: Node) -> Node:
     while node.op in _VIEWS:
         node = node.operands[0]
-    return node.is_constant
+    return node
 
 
 def _transposed(problem: Problem) -> bool:

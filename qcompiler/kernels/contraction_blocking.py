@@ -98,7 +98,8 @@ class Units:
 
 def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
     """Do the sums, the right operand's vectors and one left value fit the registers?"""
-    return rows * vectors + vectors + 1 + product.mac.temporaries <= registers
+    needed = rows * vectors + product.run * (vectors + 1)
+    return needed + product.mac.temporaries <= registers
 
 
 def choose(
@@ -127,13 +128,14 @@ def candidates(
 ) -> Iterator[Tiling]:
     """Every tiling worth pricing; 0 rows or vectors: any."""
     registers, lanes = device.isa.registers, product.mac.lanes
-    free = registers - 1 - product.mac.temporaries
-    widest = min(-(-problem.width // lanes), free // 2)
+    run = product.run
+    free = registers - run - product.mac.temporaries
+    widest = min(-(-problem.width // lanes), free // (1 + run))
     for v in [vectors] if vectors else range(1, widest + 1):
         panels = Panels.of(problem.width, lanes, v)
         if v != panels.vectors and not vectors:
             continue  # the same panels as with fewer
-        most = min(max(1, (free - v) // v), problem.rows * problem.columns)
+        most = min(max(1, free // v - run), problem.rows * problem.columns)
         for r in [rows] if rows else _heights(problem, most):
             if not fits(product, r, v, registers):
                 continue
@@ -247,8 +249,9 @@ def _tile_cycles(
     """One tile whose operands are near."""
     macs, loads = rows * vectors, rows + vectors
     steps = problem.tap_count * product.steps(problem.depth)
-    issued = macs * (1 + product.mac.temporaries) + loads + 3
-    step = max(macs / MACS_PER_CYCLE, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE)
+    issued = macs * product.instructions + loads + 3
+    multiplied = macs * product.multiplications / MACS_PER_CYCLE
+    step = max(multiplied, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE)
     step = max(step, conflicts(problem, product, device, rows))
     after = macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
     alone = steps * max(step, LATENCY) + after

@@ -6,6 +6,8 @@ read: [panel][head][tap][k / step][vector][lane][step], depth and width filled u
 A product that adds pairs in 16 bits and saturates there is made exact: weights are clipped so that
 no pair can, and the little that was cut off is multiplied on its own afterwards, from a list of
 leftovers that every panel's head points to: [vector][lane][step], then where in the left operand.
+Where weights are small enough that little is cut off even so, several pairs are added in 16 bits
+before they go on to 32.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ _SHORT = {
     "int32": "i32",
 }
 _FLIP = 128
+_SAMPLE = 256  # columns that tell about all
+_BESIDE = 16  # columns of a usual panel
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Product:
     right: str
     sums: str
     flipped: bool = False
+    run: int = 1
+    """Steps whose pairs are added in 16 bits; more than one for products that saturate only."""
 
     @property
     def leftovers(self) -> bool:
@@ -71,6 +77,16 @@ class Product:
     def vector_bytes(self) -> int:
         """Bytes of the right operand that one multiply-accumulate takes."""
         return self.mac.lanes * self.mac.k * tir.bits(self.right) // 8
+
+    @property
+    def multiplications(self) -> float:
+        """Instructions of the multiplier for one multiply-accumulate."""
+        return 1 if self.mac.exact else 1 + 1 / self.run
+
+    @property
+    def instructions(self) -> float:
+        """All instructions of one multiply-accumulate but its loads."""
+        return 1 + self.mac.temporaries if self.mac.exact else 2 + 1 / self.run
 
     def steps(self, depth: int) -> int:
         """Multiply-accumulates for one sum over so many elements."""
@@ -214,7 +230,7 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     shape = (images * groups, count, product.steps(depth) * k, total * lanes)
     full = np.zeros(shape, product.right)
     full[:, :, :depth, :width] = values.reshape(images * groups, count, depth, width)
-    kept = without_saturation(full) if product.leftovers else full
+    kept = without_saturation(full, product.run) if product.leftovers else full
     writer = _Panels(product, taps)
     sizes = [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest
     for matrix in range(images * groups):
@@ -226,16 +242,48 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     return writer.packed()
 
 
-def without_saturation(weights: Array) -> Array:
-    """int8 weights [matrix, tap, depth, width] -> the same, but neighbours along depth add up to no
-    more than 128 and no less than -128: 255 times that fits into 16 bits.
+def without_saturation(weights: Array, run: int = 1) -> Array:
+    """int8 weights [matrix, tap, depth, width] -> the same, but the positive of those whose
+    products are added in one 16-bit lane sum up to no more than 128, the negative to no less than
+    -128: 255 times that fits. Those are neighbours along depth, in `run` neighbouring steps of 4.
     """
-    pairs = weights.reshape(*weights.shape[:2], -1, 2, weights.shape[-1]).astype(np.int16)
-    sums = pairs.sum(-2)
-    excess = sums - np.clip(sums, -_FLIP, _FLIP)
-    pairs[..., 0, :] -= excess // 2
-    pairs[..., 1, :] -= excess - excess // 2
-    return pairs.astype(np.int8).reshape(weights.shape)
+    lanes = _lanes_of_words(weights, run)
+    for sign in (1, -1):
+        parts = np.maximum(lanes * sign, 0)
+        excess = np.maximum(parts.sum(-2) - _FLIP, 0)
+        for i in range(2 * run):
+            cut = np.minimum(parts[..., i, :], excess)
+            lanes[..., i, :] -= sign * cut
+            excess -= cut
+    *outer, depth, width = weights.shape
+    steps = np.moveaxis(lanes.reshape(*lanes.shape[:-2], run, 2, width), -4, -3)
+    return steps.reshape(*outer, -1, width)[..., :depth, :].astype(np.int8)
+
+
+def _lanes_of_words(weights: Array, run: int) -> Array:
+    """[..., depth, width] -> int16 [..., run of steps, 16-bit lane, weights that meet in it, width],
+    filled up with zeros; a step is 4 along depth, two lanes.
+    """
+    *outer, depth, width = weights.shape
+    more = [(0, 0)] * len(outer) + [(0, -depth % (4 * run)), (0, 0)]
+    steps = np.pad(weights, more).astype(np.int16).reshape(*outer, -1, run, 2, 2, width)
+    return np.moveaxis(steps, -3, -4).reshape(*outer, -1, 2, 2 * run, width)
+
+
+def longest_run(weights: Array) -> int:
+    """int8 weights [..., depth, width] -> how many steps are best added in 16 bits: each costs a
+    multiplication, each run another one, and each run that would saturate all of its steps again.
+    """
+    costs = {}
+    sample = weights[..., :_SAMPLE]
+    sample = sample[..., : max(sample.shape[-1] // _BESIDE, 1) * _BESIDE]
+    for run in (1, 2, 4):
+        lanes = _lanes_of_words(sample, run)
+        over = [np.maximum(sign * lanes, 0).sum(-2) > _FLIP for sign in (1, -1)]
+        wild = (over[0] | over[1]).any(-2)  # [..., run, width]
+        beside = wild.reshape(-1, min(_BESIDE, wild.shape[-1])).any(-1)
+        costs[run] = 1 / run + 2 * float(beside.mean())
+    return min(costs, key=costs.__getitem__)
 
 
 class _Panels:
@@ -256,7 +304,7 @@ class _Panels:
             sums = -_FLIP * full.astype(np.int64).sum((0, 1))
             parts.append(sums.astype(np.int32).view(np.uint8))
         if product.leftovers:
-            entries = self._entries(full.astype(np.int16) - kept.astype(np.int16))
+            entries = self._entries(full.astype(np.int16) - kept)
             head = np.zeros(full.shape[-1] // product.mac.lanes * product.vector_bytes, np.uint8)
             head[:8] = np.array([len(entries), self.list_size], np.int32).view(np.uint8)
             self.heads.append(head)
@@ -275,8 +323,16 @@ class _Panels:
         return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2))
 
     def _entries(self, rest: Array) -> list[Array]:
-        """What was cut off, a step at a time where there is anything."""
-        steps = self._steps(rest.astype(np.int8))
+        """What was cut off, a step at a time where there is anything; it must not saturate."""
+        entries: list[Array] = []
+        while rest.any():
+            part = without_saturation(rest.astype(np.int8))
+            entries += self._steps_of(part)
+            rest = rest - part
+        return entries
+
+    def _steps_of(self, weights: Array) -> list[Array]:
+        steps = self._steps(weights)
         found = np.argwhere(steps.any((2, 3, 4)))
         return [
             np.concatenate(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
 from tvm import tirx
 
 from qcompiler.ir import Node, numpy_dtype
@@ -176,7 +177,14 @@ class Fused:
         return value
 
     def _load(self, node: Node, offset: Value, lanes: int, count: Value, step: int = 1) -> Vec:
-        return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
+        if not node.is_constant or not (node.type.size and node.dtype in ("float32", "int32")):
+            return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
+        most = float(np.abs(node.array.astype(np.float64)).max())
+        if most == 0:  # zero points are, mostly; other numbers would make a kernel for each layer
+            return self.m.splat(0, node.dtype, lanes)
+        value = load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
+        value.bound = most if np.isfinite(most) else None
+        return value
 
 
 def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:

@@ -26,6 +26,8 @@ from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
 _NARROW = ("float16", "bfloat16")
+_WHOLE = 1e9
+"""Numbers up to here are sure to fit int32 when they are rounded."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class TirMath:
         if dtype in _NARROW:
             return self.cast(self.splat(value, "float32", lanes), dtype)
         kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
-        return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
+        bound = abs(float(kind)) if np.isfinite(value) else None
+        return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind, bound)
 
     def like(self, value: Any, other: Vec) -> Vec:
         """A number -> a vector like `other`; a Vec stays."""
@@ -66,7 +69,7 @@ class TirMath:
 
     def widen(self, x: Vec, lanes: int) -> Vec:
         """One lane -> the same value in every lane."""
-        return Vec(self, tir.broadcast(x.expr, lanes), x.dtype, lanes, x.value)
+        return Vec(self, tir.broadcast(x.expr, lanes), x.dtype, lanes, x.value, x.bound)
 
     def bits(self, x: Vec, dtype: str) -> Vec:
         """The same bits as another dtype of the same width."""
@@ -100,11 +103,19 @@ class TirMath:
         if a.dtype == "bool":
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
-            return self.vec(tir.wrapping(sign, a.expr, b.expr))
+            return self._bounded(sign, self.vec(tir.wrapping(sign, a.expr, b.expr)), a, b)
         made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
             made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
-        return self.vec(made)
+        return self._bounded(sign, self.vec(made), a, b)
+
+    def _bounded(self, sign: str, value: Vec, a: Vec, b: Vec) -> Vec:
+        """A result with the bound that its operands' tell, unless an integer may wrap around."""
+        if a.bound is not None and b.bound is not None:
+            bound = a.bound * b.bound if sign == "*" else a.bound + b.bound
+            if value.is_float or bound <= np.iinfo(value.dtype).max:
+                value.bound = bound
+        return value
 
     def fma(self, a: Vec, b: Any, c: Any) -> Vec:
         """a * b + c in one rounding: never for a formula's own signs."""
@@ -446,7 +457,11 @@ class TirMath:
             return self.cast(self.cast(x, "int32"), dtype)
         if x.is_float and dtype == "uint32":
             return self.cast(self.cast(x, "int64"), dtype)
-        return self.vec(tir.cast(x.expr, dtype))
+        value = self.vec(tir.cast(x.expr, dtype))
+        bound = x.bound if x.is_float or x.bound is not None else 2.0 ** tir.bits(x.dtype)
+        if bound is not None and (value.is_float or bound <= np.iinfo(dtype).max):
+            value.bound = bound
+        return value
 
     def _to_bfloat16(self, x: Vec) -> Vec:
         """The upper half, rounded to nearest even; a NaN stays one."""
@@ -484,7 +499,10 @@ class TirMath:
         several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
         if several and lanes in (2 * own, 4 * own) and high < 256:
             parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
-            return self.vec(several([self.vec(p).expr for p in parts], zero.expr, dtype), dtype)
+            shift = None if zero.value == 0 else zero.expr
+            bounded = scaled.bound is not None and scaled.bound <= _WHOLE
+            made = several([self.vec(p).expr for p in parts], shift, dtype, bounded=bounded)
+            return self.vec(made, dtype)
         scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
         scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))
         if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():

@@ -62,24 +62,28 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
         start = b.let(right.start(v), "start") if right.start else zero
         for r in range(len(left.offsets)):
             registers[r * right.vectors + v] = start
-    steps = product.steps(left.depth)
+    steps, run = product.steps(left.depth), product.run
     whole = steps if left.guarded else left.depth // mac.k
 
+    def some(at: Value, step: Value, elements: Sequence[int]) -> None:
+        loads = [_loads(right, step + i) for i in range(len(elements))]
+        _steps(b, product, registers, left, at, elements, loads)
+
     def over_k(at: Value, first: Value) -> None:
-        with b.serial(whole, "k") as k:
-            where, step = b.let(at + k * mac.k, "at"), b.let(first + k, "step")
-            _step(b, product, registers, left, where, mac.k, _loads(right, step))
-        if whole < steps:
-            rest = left.depth - whole * mac.k
-            where, step = b.let(at + whole * mac.k, "at"), b.let(first + whole, "step")
-            _step(b, product, registers, left, where, rest, _loads(right, step))
+        with b.serial(whole // run, "k") as k:
+            where, step = b.let(at + k * (run * mac.k), "at"), b.let(first + k * run, "step")
+            some(where, step, [mac.k] * run)
+        rest = left.depth - whole * mac.k
+        more = [mac.k] * (whole % run) + [rest] * (whole < steps)
+        for i, elements in enumerate(more, whole - whole % run):
+            some(b.let(at + i * mac.k, "at"), b.let(first + i, "step"), [elements])
 
     _over_taps(b, left.taps, steps, base, 0, over_k)
     if right.leftovers:
         with b.serial(right.leftovers.count, "leftover") as i:
             where = b.let(base + right.leftovers.offset(i), "at")
             loads = [right.leftovers.load(i, v) for v in range(right.vectors)]
-            _step(b, product, registers, left, where, mac.k, loads)
+            _steps(b, product, registers, left, where, [mac.k], [loads])
     return registers
 
 
@@ -104,24 +108,33 @@ def _over_taps(
         _over_taps(b, taps[1:], steps, at + i * elements, tap * count + i, body)
 
 
-def _step(
+def _steps(
     b: Builder,
     product: Product,
     registers: Registers,
     left: Left,
     at: Value,
-    elements: int,
-    right: Sequence[Value],
+    elements: Sequence[int],
+    right: Sequence[Sequence[Value]],
 ) -> None:
-    """One multiply-accumulate for every sum of the tile."""
+    """One multiply-accumulate for every sum of the tile; or several, added in 16 bits first."""
     mac = product.mac
-    vectors = [b.let(load, "right") for load in right]
+    vectors = [[b.let(load, "right") for load in loads] for loads in right]
     for r, offset in enumerate(left.offsets):
-        value = left_value(left.pointer, at + offset, elements, mac.k)
-        value = b.let(tir.broadcast(value, mac.lanes), "left")
-        for v, vector in enumerate(vectors):
-            index = r * len(vectors) + v
-            registers[index] = mac.emit(registers[index], value, vector)
+        values = []
+        for i, count in enumerate(elements):
+            value = left_value(left.pointer, at + (offset + i * mac.k), count, mac.k)
+            values.append(b.let(tir.broadcast(value, mac.lanes), "left"))
+        for v in range(len(right[0])):
+            index = r * len(right[0]) + v
+            if len(elements) == 1:
+                registers[index] = mac.emit(registers[index], values[0], vectors[0][v])
+                continue
+            assert mac.pairs is not None and mac.join is not None
+            words = mac.pairs(values[0], vectors[0][v])
+            for value, others in zip(values[1:], vectors[1:], strict=True):
+                words = words + mac.pairs(value, others[v])
+            registers[index] = mac.join(registers[index], words)
 
 
 def left_value(pointer: Pointer, at: Value, elements: int, k: int) -> Value:
