@@ -13,7 +13,13 @@ from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeh
 from qcompiler.isa import ISAS, Isa
 from qcompiler.kernels import contraction_blocking, tir
 from qcompiler.kernels.contraction import tiled
-from qcompiler.kernels.contraction_operands import Panels, pack, product_of
+from qcompiler.kernels.contraction_operands import (
+    Panels,
+    longest_run,
+    pack,
+    product_of,
+    without_saturation,
+)
 from qcompiler.kernels.contraction_plain import plain
 from qcompiler.kernels.contraction_problem import problem_of
 from qcompiler.kernels.registry import Kernel, choose
@@ -337,6 +343,29 @@ def test_products_that_saturate_are_made_exact() -> None:
             assert isinstance(kernel, Kernel)
             values = {x: np.full((2, 6), 255, np.uint8), root.operands[1]: weights}
             assert (run(kernel, region, isa, values) == 3 * 255 * (low + high)).all()
+
+
+def test_several_steps_are_added_in_16_bits_where_weights_are_small() -> None:
+    """Of a few large ones the rest is left over; what is added never exceeds 16 bits."""
+    rng = np.random.default_rng(3)
+    for most, longest in ((16, 4), (40, 2)):
+        small = rng.integers(-most, most + 1, (3, 67, 40)).astype(np.int8)
+        small[1, ::31, 5] = 127
+        small[2, 8:24, 7] = -128
+        assert longest_run(small) == longest
+        for steps in (1, 2, 4):
+            kept = without_saturation(small, steps)
+            ends = np.pad(kept, ((0, 0), (0, -67 % (4 * steps)), (0, 0))).astype(int)
+            lanes = ends.reshape(3, -1, steps, 2, 2, 40)  # [tap][run][step][lane][neighbour]
+            for sign in (1, -1):
+                assert np.maximum(sign * lanes, 0).sum((2, 4)).max() <= 128
+        for isa in isas():
+            for left in ("uint8", "int8"):
+                x = placeholder("x", Type(left, (2, 5, 6, 67)))
+                root = make("conv", x, constant(small[None]), pads=(0, 1, 0, 1), pad_value=9)
+                check(root, root, isa)
+                flat = make("matmul", placeholder("x", Type(left, (5, 67))), constant(small[0]))
+                check(flat, flat, isa)
 
 
 def test_only_what_would_saturate_is_left_over() -> None:

@@ -94,6 +94,25 @@ def test_the_extreme_bytes_of_a_depthwise_convolution_do_not_saturate(isa: Isa) 
     check(root, root, [x], [node], isa)
 
 
+@pytest.mark.parametrize("isa", ALL)
+@pytest.mark.parametrize(("dtype", "kernel"), [("uint8", 3), ("int8", 3), ("uint8", 5)])
+def test_depthwise_weights_that_never_saturate(dtype: str, kernel: int, isa: Isa) -> None:
+    """Two kernel rows of them fit 16 bits: the product of bytes serves where it saturates, too."""
+    x = array_of(dtype, 1, 6, 7, 112)
+    node = given("x", x)
+    w = RNG.integers(-64, 65, (kernel, kernel, 1, 112)).astype(np.int8)
+    root = make(
+        "conv", node, constant(w), pads=(kernel // 2,) * 4, strides=(1, 1), group=112, pad_value=5
+    )
+    check(root, root, [x], [node], isa)
+    sums = make("Add", root, constant(array_of("int32", 112)))
+    floats = make("Cast", sums, to="float32")
+    multiplier = (RNG.random(112) * 0.01).astype(np.float32)
+    for zero in (0, 128):
+        out = make("quantize", floats, constant(multiplier), constant(np.int32(zero)))
+        check(out, root, [x], [node], isa)
+
+
 # ---------------------------------------------------------------------------------------- pools
 
 

@@ -127,7 +127,7 @@ class Contraction:
         plane = (self.patch_lines if self.copied else planes.apart * frame.height) * self.line
         taps = ((planes.count, plane),) if planes.count > 1 else ()
         self.taps = (*taps, *((n, lines * self.line + e) for n, lines, e in problem.taps))
-        self.summed, self.bias = _bias(region)
+        self.summed, self.bias = bias_of(region)
         self.b = Builder(self._name())
 
     def kernel(self) -> Kernel:
@@ -460,7 +460,7 @@ def _powers_of_two(vectors: int) -> list[int]:
     return [_TOGETHER] * (vectors // _TOGETHER) + [w for w in (2, 1) if rest & w]
 
 
-def _bias(region: Region) -> tuple[Node, Node | None]:
+def bias_of(region: Region) -> tuple[Node, Node | None]:
     """The root and None; or, if all that follows reads the root plus a row of columns, that sum and
     the row: sums may as well begin with it.
     """

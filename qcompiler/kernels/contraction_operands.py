@@ -253,15 +253,15 @@ def without_saturation(weights: Array, run: int = 1) -> Array:
         excess = np.maximum(parts.sum(-2) - _FLIP, 0)
         for i in range(2 * run):
             cut = np.minimum(parts[..., i, :], excess)
-            lanes[..., i, :] -= sign * cut
-            excess -= cut
+            lanes[..., i, :] = lanes[..., i, :] - sign * cut
+            excess = excess - cut
     *outer, depth, width = weights.shape
     steps = np.moveaxis(lanes.reshape(*lanes.shape[:-2], run, 2, width), -4, -3)
     return steps.reshape(*outer, -1, width)[..., :depth, :].astype(np.int8)
 
 
 def _lanes_of_words(weights: Array, run: int) -> Array:
-    """[..., depth, width] -> int16 [..., run of steps, 16-bit lane, weights that meet in it, width],
+    """[..., depth, width] -> int16 [..., run of steps, 16-bit lane, weights that meet, width],
     filled up with zeros; a step is 4 along depth, two lanes.
     """
     *outer, depth, width = weights.shape
@@ -304,7 +304,7 @@ class _Panels:
             sums = -_FLIP * full.astype(np.int64).sum((0, 1))
             parts.append(sums.astype(np.int32).view(np.uint8))
         if product.leftovers:
-            entries = self._entries(full.astype(np.int16) - kept)
+            entries = self._entries(np.subtract(full, kept, dtype=np.int16))
             head = np.zeros(full.shape[-1] // product.mac.lanes * product.vector_bytes, np.uint8)
             head[:8] = np.array([len(entries), self.list_size], np.int32).view(np.uint8)
             self.heads.append(head)
@@ -328,7 +328,7 @@ class _Panels:
         while rest.any():
             part = without_saturation(rest.astype(np.int8))
             entries += self._steps_of(part)
-            rest = rest - part
+            rest = np.subtract(rest, part, dtype=np.int16)
         return entries
 
     def _steps_of(self, weights: Array) -> list[Array]:

@@ -19,22 +19,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Array
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
+from qcompiler.kernels.contraction import bias_of
 from qcompiler.kernels.contraction_operands import Product, product_of
+from qcompiler.kernels.depthwise_filters import Filters, Shape, tame
 from qcompiler.kernels.draft import Draft, refuse
-from qcompiler.kernels.epilogue import load
-from qcompiler.kernels.interleave import interleave, load_bytes
+from qcompiler.kernels.epilogue import Fused, load, store
+from qcompiler.kernels.interleave import interleave, load_bytes, rearranged, repacked
 from qcompiler.kernels.loops import sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops.window import Window
 
 _ALIGN = 64
 _NS_EACH_VECTOR_TAP = 0.6
@@ -57,64 +57,13 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
     if 0 in root.type.dims:
         return Skip("nothing to compute")
     integer = root.dtype == "int32"
-    product = product_of(device.isa, x.dtype, w.dtype, root.dtype) if integer else None
+    product = None
+    if integer:
+        small = w.is_constant and w.dtype == "int8" and tame(w.array, Shape.of(region))
+        product = product_of(device.isa, x.dtype, w.dtype, root.dtype, packed=small)
     if integer and product is None:
         return Skip(f"no product of {x.dtype} and {w.dtype}")
     return _Depthwise(region, device, Shape.of(region), product, columns).kernel()
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a two-dimensional window over an image; one line for one-dimensional ones."""
-
-    images: int
-    height: int
-    width: int
-    channels: int
-    rows: int
-    columns: int
-    window: Window
-    top: int
-    left: int
-
-    @staticmethod
-    def of(region: Region) -> Shape:
-        """A region's convolution -> its sizes."""
-        root = region.root
-        assert root is not None
-        x, w = root.operands
-        images, *sizes, channels = x.type.dims
-        window = Window.of(root, sizes, w.type.dims[:-2])
-        outputs = list(root.type.dims[1:-1])
-        if len(sizes) == 1:
-            sizes, outputs = [1, *sizes], [1, *outputs]
-            window = Window(
-                (1, *window.kernel),
-                (1, *window.strides),
-                (1, *window.dilations),
-                ((0, 0), *window.pads),
-            )
-        (top, _), (left, _) = ((p or (0, 0)) for p in window.pads)
-        (height, width), (rows, columns) = sizes, outputs
-        return Shape(images, height, width, channels, rows, columns, window, top, left)
-
-    @property
-    def reach(self) -> tuple[int, int]:
-        """Rows and columns that a window spans."""
-        return self.window.reach[0], self.window.reach[1]
-
-    @property
-    def padded_rows(self) -> bool:
-        """Does any window leave the image at the top or the bottom?"""
-        last = (self.rows - 1) * self.window.strides[0] - self.top + self.reach[0]
-        return self.top > 0 or last > self.height
-
-    def inside(self) -> tuple[int, int]:
-        """The output columns [first, behind the last) whose windows stay in the image's width."""
-        stride, reach = self.window.strides[1], self.reach[1]
-        first = -(-self.left // stride)
-        behind = (self.width - reach + self.left) // stride + 1
-        return min(first, self.columns), max(min(behind, self.columns), 0)
 
 
 @dataclass(frozen=True)
@@ -141,14 +90,16 @@ class _Depthwise:
         self.b, self.isa, self.s, self.product = self.d.b, device.isa, shape, product
         root = self.d.root
         self.x, self.w = root.operands
+        self.summed, self.bias = bias_of(region)
         self.lanes = device.isa.lanes(4)
         self.block = device.isa.vector_bytes if product else self.lanes
         self.parts = min(self.block, -(-shape.channels // self.lanes) * self.lanes) // self.lanes
         many = device.isa.registers // 2
         self.tile = columns or max(2, min(8, many // self.parts))
-        self.groups = -(-shape.window.kernel[0] // 4) if product else 0
+        self.turned = self._may_turn()
+        self.filters = Filters(shape, product, self.lanes, self.block, self.turned)
         self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
-        ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self._taps
+        ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
         ns /= 4 if product else 1
         self.tasks = tasks(device, ns, shape.images * shape.rows)
         itemsize = tir.bits(self.x.dtype) // 8
@@ -179,54 +130,38 @@ class _Depthwise:
         return d.kernel(
             tasks=self.tasks,
             scratch_bytes=scratch_bytes,
-            pack={right: self._pack_bytes if self.product else self._pack_floats},
+            pack={**self._turned_rows(), right: self.filters.pack},
             in_place=in_place,
-            macs=d.root.type.size * self._taps,
+            macs=d.root.type.size * self.filters.taps,
         )
 
-    # -- weights, as they are read
+    # -- operands of one number a channel
 
-    def _blocks(self) -> int:
-        return -(-self.s.channels // self.block)
-
-    def _pack_floats(self, w: Array) -> Array:
-        """w[*kernel, 1, channels] -> float32 [block][tap][lanes]."""
-        taps = w.reshape(self._taps, self.s.channels).astype(np.float32)
-        wide = np.pad(taps, ((0, 0), (0, self._blocks() * self.block - self.s.channels)))
-        return wide.reshape(self._taps, self._blocks(), self.block).transpose(1, 0, 2)
-
-    def _pack_bytes(self, w: Array) -> Array:
-        """w[*kernel, 1, channels] -> bytes [block][sums' start, int32][rows of 4][column][part].
-
-        One part is a multiply-accumulate's right operand (two of them, for pairs of int16).
+    def _may_turn(self) -> bool:
+        """May channels be in `unpacked` order until they are bytes again? All that meets the sums
+        is then known by now, and the result is bytes.
         """
-        assert self.product is not None
-        height, width = self.s.window.kernel
-        wide = np.zeros((self.groups * 4, width, self._blocks() * self.block), np.int8)
-        wide[:height, :, : self.s.channels] = w.reshape(height, width, self.s.channels)
-        start = -128 * wide.astype(np.int32).sum((0, 1)) if self.product.flipped else 0 * wide[0, 0]
-        starts = start.astype(np.int32).reshape(self._blocks(), -1).view(np.uint8)
-        fours = wide.reshape(self.groups, 4, width, self._blocks(), self.block)
-        fours = fours.transpose(3, 0, 2, 4, 1)  # [block][group][column][channel][4 rows]
-        if self.product.mac.k == 2:  # even rows, then odd rows, a part at a time
-            pairs = fours.astype(np.int16).reshape(*fours.shape[:3], -1, self.lanes, 2, 2)
-            parts: Array = np.moveaxis(pairs, -1, -3)
-        else:
-            parts = fours
-        flat = np.ascontiguousarray(parts).reshape(self._blocks(), -1).view(np.uint8)
-        return np.concatenate([starts, flat], axis=1)
+        if self.product is None or self.product.mac.k != 4 or self.s.channels < self.block:
+            return False
+        rows = [n for n in self.d.region.inputs if n not in (self.x, self.w) and n.type.size > 1]
+        known = all(n.is_constant and n.type.size in (256, self.s.channels) for n in rows)
+        last = self.d.region.output
+        return known and last.dtype in ("uint8", "int8") and self.lanes * 4 == self.block
 
-    @property
-    def _part_bytes(self) -> int:
-        return self.lanes * 4 * (2 if self.product and self.product.mac.k == 2 else 1)
+    def _turned_rows(self) -> dict[int, Callable[[Array], Array]]:
+        """How constants of one number a channel are stored."""
+        if not self.turned:
+            return {}
+        inputs, channels = self.d.region.inputs, self.s.channels
+        tables = {n.operands[1] for n in self.d.region.nodes if n.op == "lookup"}
+        rows = [
+            n for n in inputs if n.type.size == channels and n not in tables and n is not self.w
+        ]
 
-    @property
-    def _block_bytes(self) -> int:
-        return self.block * 4 + self.groups * self.s.window.kernel[1] * self._all_parts
+        def turn(array: Array) -> Array:
+            return rearranged(array.reshape(-1), self.block)
 
-    @property
-    def _all_parts(self) -> int:
-        return self._part_bytes * (self.block // self.lanes)
+        return {inputs.index(n): turn for n in rows}
 
     # -- loops
 
@@ -235,7 +170,9 @@ class _Depthwise:
         s, b = self.s, self.b
         if scratch is not None:
             copy = scratch + b.let(task * self.copy_bytes, "mine")
-        self.fused = self.d.after  # loads its scalars here, once
+        nodes = [n for n in self.d.region.nodes if n not in (self.d.root, self.summed)]
+        given = (self.summed,)  # scalars are loaded here, once
+        self.fused = Fused(self.d.m, nodes, self.d.region.output, self.d.pointers, given=given)
         total = s.images * s.rows
         begin = b.let(task * total // self.tasks, "begin")
         end = b.let((task + 1) * total // self.tasks, "end")
@@ -329,7 +266,7 @@ class _Depthwise:
     def _each_block(self, body: Callable[[Value, int, Value], None]) -> None:
         """body(first channel, channels that count, offset of the weights) for every block."""
         whole, rest = divmod(self.s.channels, self.block)
-        size = self._block_bytes if self.product else self._taps * self.block
+        size = self.filters.block_size
         if whole:
             with self.b.serial(whole, "block") as i:
                 body(self.b.let(i * self.block, "c"), self.block, self.b.let(i * size, "w"))
@@ -386,17 +323,39 @@ class _Depthwise:
         parts = -(-count // self.lanes)
         sums = self.b.registers(self.d.root.dtype, self.lanes, size * parts, "sums")
         if self.product is None:
-            self._float_sums(sums, columns, size, count, weights)
+            self._float_sums(sums, columns, size, channel, count, weights)
         else:
-            self._integer_sums(sums, columns, size, count, weights)
+            self._integer_sums(sums, columns, size, channel, count, weights)
         for t in range(size):
             pixel = self.b.let(row * self.s.columns + (x + t), "pixel")
             place = self.fused.row(pixel)
-            for p in range(parts):
-                value = Vec(self.d.m, sums[t * parts + p], self.d.root.dtype, self.lanes)
-                at = self.b.let(channel + p * self.lanes, "n")
-                there = min(self.lanes, count - p * self.lanes)
-                self.d.put(self.fused, place, pixel * self.s.channels + at, at, there, value)
+            for first, several in _together(parts if self.product else 1):
+                lanes = several * self.lanes
+                held = tir.concat([sums[t * parts + first + p] for p in range(several)])
+                value = Vec(self.d.m, self.b.let(held, "held"), self.d.root.dtype, lanes)
+                at = self.b.let(channel + first * self.lanes, "n")
+                there = min(lanes, count - first * self.lanes)
+                made = self.fused.at(place, at, lanes, there, {self.summed: value})
+                if self.turned and count == self.block:
+                    made = Vec(self.d.m, repacked(made.expr), made.dtype, lanes)
+                store(self.d.m, self.d.out, pixel * self.s.channels + at, made, there)
+
+    def _bias(self, channel: Value, count: int) -> list[Value]:
+        """What each vector of sums begins with."""
+        lanes, dtype = self.lanes, self.d.root.dtype
+        if self.bias is None:
+            return [tir.const(0, dtype, lanes)] * -(-count // lanes)
+        pointer = self.d.pointers[self.bias]
+        return [
+            pointer.load_first(min(lanes, count - first), channel + first, lanes)
+            for first in range(0, count, lanes)
+        ]
+
+    def _begin(self, sums: Registers, size: int, starts: list[Value]) -> None:
+        for p, start in enumerate(starts):
+            value = self.b.let(start, "start")
+            for t in range(size):
+                sums[t * len(starts) + p] = value
 
     def _meets(self, j: int, size: int) -> list[tuple[int, int]]:
         """The (output column, kernel column) pairs of a tile that see its nth input column."""
@@ -408,9 +367,15 @@ class _Depthwise:
         return (size - 1) * self.s.window.strides[1] + self.s.reach[1]
 
     def _float_sums(
-        self, sums: Registers, columns: _Columns, size: int, count: int, weights: Value
+        self,
+        sums: Registers,
+        columns: _Columns,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
     ) -> None:
-        sums.fill(0.0)
+        self._begin(sums, size, self._bias(channel, count))
         height, width = self.s.window.kernel
         for i in range(height):
             for j in range(self._reach(size)):
@@ -429,18 +394,26 @@ class _Depthwise:
         return self.d.pointers[self.w].view("float32").load(start + tap * self.block, self.lanes)
 
     def _integer_sums(
-        self, sums: Registers, columns: _Columns, size: int, count: int, weights: Value
+        self,
+        sums: Registers,
+        columns: _Columns,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
     ) -> None:
         product = self.product
         assert product is not None
         parts = -(-count // self.lanes)
-        for t in range(size):
-            for p in range(parts):
-                start = self.weights.load(weights + p * self.lanes * 4, self.lanes * 4)
-                zero = tir.const(0, "int32", self.lanes)
-                sums[t * parts + p] = tir.reinterpret(start, "int32") if product.flipped else zero
+        starts = self._bias(channel, count)
+        if product.flipped:
+            for p, start in enumerate(starts):
+                at = weights + p * self.lanes * 4
+                correction = self.weights.load(at, self.lanes * 4, "int32")
+                starts[p] = tir.wrapping("+", start, correction)
+        self._begin(sums, size, starts)
         head = self.block * 4
-        for g in range(self.groups):
+        for g in range(self.filters.groups):
             for j in range(self._reach(size)):
                 meets = self._meets(j, size)
                 if not meets:
@@ -449,8 +422,8 @@ class _Depthwise:
                 for p, four in enumerate(fours):
                     lefts = [self.b.let(v, "left") for v in self._operands(four)]
                     for t, k in meets:
-                        at = head + (g * self.s.window.kernel[1] + k) * self._all_parts
-                        at += p * self._part_bytes
+                        at = head + (g * self.s.window.kernel[1] + k) * self.filters.step_bytes
+                        at += p * self.filters.part_bytes
                         total = sums[t * parts + p]
                         for i, left in enumerate(lefts):
                             right = self.weights.load(
@@ -478,7 +451,7 @@ class _Depthwise:
         """
         height = self.s.window.kernel[0]
         rows = [self._bytes(columns, group * 4 + i, j, count, height) for i in range(4)]
-        return interleave(self.b, rows)
+        return interleave(self.b, rows, ordered=not self.turned or count < self.block)
 
     def _bytes(self, columns: _Columns, i: int, j: int, count: int, height: int) -> Value | None:
         """A block of channels of one kernel row and input column; None for rows behind the last."""
@@ -495,6 +468,16 @@ class _Depthwise:
         if product.flipped:
             raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
         return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")
+
+
+def _together(parts: int) -> list[tuple[int, int]]:
+    """7 -> [(0, 4), (4, 2), (6, 1)]: vectors that are finished and stored at once."""
+    found, first = [], 0
+    while first < parts:
+        size = 1 << min(2, (parts - first).bit_length() - 1)
+        found.append((first, size))
+        first += size
+    return found
 
 
 def _kind(shape: Shape, region: Region) -> str:

@@ -458,7 +458,9 @@ class TirMath:
         if x.is_float and dtype == "uint32":
             return self.cast(self.cast(x, "int64"), dtype)
         value = self.vec(tir.cast(x.expr, dtype))
-        bound = x.bound if x.is_float or x.bound is not None else 2.0 ** tir.bits(x.dtype)
+        bound = x.bound
+        if bound is None and not x.is_float:
+            bound = 2.0 ** (tir.bits(x.dtype) - x.is_signed)
         if bound is not None and (value.is_float or bound <= np.iinfo(dtype).max):
             value.bound = bound
         return value
@@ -499,9 +501,10 @@ class TirMath:
         several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
         if several and lanes in (2 * own, 4 * own) and high < 256:
             parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
-            shift = None if zero.value == 0 else zero.expr
+            nothing = zero.value == 0
             bounded = scaled.bound is not None and scaled.bound <= _WHOLE
-            made = several([self.vec(p).expr for p in parts], shift, dtype, bounded=bounded)
+            held, add = [self.vec(p).expr for p in parts], None if nothing else zero.expr
+            made = several(held, add, dtype, bounded=bounded)
             return self.vec(made, dtype)
         scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
         scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))

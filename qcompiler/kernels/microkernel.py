@@ -130,7 +130,8 @@ def _steps(
             if len(elements) == 1:
                 registers[index] = mac.emit(registers[index], values[0], vectors[0][v])
                 continue
-            assert mac.pairs is not None and mac.join is not None
+            assert mac.pairs is not None
+            assert mac.join is not None
             words = mac.pairs(values[0], vectors[0][v])
             for value, others in zip(values[1:], vectors[1:], strict=True):
                 words = words + mac.pairs(value, others[v])
