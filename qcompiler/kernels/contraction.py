@@ -20,7 +20,13 @@ from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
-from qcompiler.kernels.contraction_blocking import Tiling, Units, choose, needs_copy
+from qcompiler.kernels.contraction_blocking import (
+    Tiling,
+    Units,
+    choose,
+    needs_copy,
+    powers_of_two,
+)
 from qcompiler.kernels.contraction_loops import offset_of, segment, share_of
 from qcompiler.kernels.contraction_operands import (
     Panels,
@@ -44,7 +50,6 @@ from qcompiler.kernels.vec import Vec
 
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _ALIGN = 64
-_TOGETHER = 4
 _OFFSETS = 1 << 31
 
 
@@ -443,7 +448,7 @@ class Contraction:
             index = b.let(pixel, "pixel")
             row = fused.row(index)
             first = 0
-            for width in _powers_of_two(run.vectors):
+            for width in powers_of_two(run.vectors):
                 last = first + width == run.vectors
                 count = (width - 1) * lanes + (run.tail if last else lanes)
                 held = [registers[r * run.vectors + first + v] for v in range(width)]
@@ -452,12 +457,6 @@ class Contraction:
                 result = fused.at(row, at, width * lanes, count, {self.summed: value})
                 store(fused.m, self.out, index * columns + at, result, count)
                 first += width
-
-
-def _powers_of_two(vectors: int) -> list[int]:
-    """7 -> [4, 2, 1]: vectors that are finished together and stored at once."""
-    rest = vectors % _TOGETHER
-    return [_TOGETHER] * (vectors // _TOGETHER) + [w for w in (2, 1) if rest & w]
 
 
 def bias_of(region: Region) -> tuple[Node, Node | None]:

@@ -16,12 +16,14 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Panels, Product, panel_bytes
 from qcompiler.kernels.contraction_problem import LINE_BYTES, SET_BYTES, Problem
 
-LATENCY = 4.0  # cycles until a sum can be added to again
+LATENCY = 4.0  # cycles until a sum can be multiplied on to again
 MACS_PER_CYCLE = 2.0
 LOADS_PER_CYCLE = 2.0
 ISSUE_PER_CYCLE = 5.0
+TOGETHER = 4  # vectors of sums that are finished and stored at once
 FINISH_CYCLES = 5.0  # convert, scale, clip and store one vector of sums
 FINISH_INSTRUCTIONS = 9.0
+TO_BYTES = {1: 12.0, 2: 9.0, 4: 7.5}  # instructions for one of so many vectors that become bytes
 TILE_CYCLES = 20.0  # begin a tile
 TAP_CYCLES = 10.0  # begin a tap
 WINDOW = 250.0  # instructions in flight: the end of a tile runs beside the next one's beginning
@@ -145,7 +147,7 @@ def candidates(
 
 def _heights(problem: Problem, most: int) -> list[int]:
     """Tile heights to try: the largest, some smaller ones, and what divides the output evenly."""
-    found = {most, max(1, most - 1), max(1, most * 3 // 4), max(1, most // 2)}
+    found = {most, max(1, most - 1), max(1, most * 3 // 4), max(1, most // 2), min(most, 2)}
     whole = max(1, most // problem.columns)
     if most >= problem.columns:
         found.add(Cut.of(problem.rows, whole).size * problem.columns)
@@ -253,12 +255,30 @@ def _tile_cycles(
     multiplied = macs * product.multiplications / MACS_PER_CYCLE
     step = max(multiplied, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE)
     step = max(step, conflicts(problem, product, device, rows))
+    latency = 1.0 if product.mac.temporaries else LATENCY  # a sum apart from the products
     after = macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
-    alone = steps * max(step, LATENCY) + after
+    if problem.result_bytes == 1:
+        return _to_bytes(product, rows, vectors, steps * max(step, latency), after)
+    alone = steps * max(step, latency) + after
     instructions = steps * issued + macs * FINISH_INSTRUCTIONS + TILE_CYCLES
     beside = max(steps * step, instructions / ISSUE_PER_CYCLE)
     share = min(1.0, WINDOW / instructions) ** 2
     return share * beside + (1 - share) * alone
+
+
+def _to_bytes(product: Product, rows: int, vectors: int, multiplying: float, after: float) -> float:
+    """A tile whose sums become bytes, which takes so many instructions that few sums at a time are
+    best: while they are finished, the next tile's are begun.
+    """
+    finish = rows * sum(n * TO_BYTES[n] for n in powers_of_two(vectors))
+    hidden = min(1.0, WINDOW / (2 * finish))
+    return multiplying + finish / ISSUE_PER_CYCLE / 2 + (1 - hidden) * after
+
+
+def powers_of_two(vectors: int) -> list[int]:
+    """7 -> [4, 2, 1]: vectors that are finished together and stored at once."""
+    rest = vectors % TOGETHER
+    return [TOGETHER] * (vectors // TOGETHER) + [w for w in (2, 1) if rest & w]
 
 
 def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:

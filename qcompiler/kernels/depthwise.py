@@ -26,6 +26,7 @@ from qcompiler.ir import Array
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction import bias_of
+from qcompiler.kernels.contraction_blocking import powers_of_two
 from qcompiler.kernels.contraction_operands import Product, product_of
 from qcompiler.kernels.depthwise_filters import Filters, Shape, tame
 from qcompiler.kernels.draft import Draft, refuse
@@ -329,7 +330,8 @@ class _Depthwise:
         for t in range(size):
             pixel = self.b.let(row * self.s.columns + (x + t), "pixel")
             place = self.fused.row(pixel)
-            for first, several in _together(parts if self.product else 1):
+            first = 0
+            for several in powers_of_two(parts):
                 lanes = several * self.lanes
                 held = tir.concat([sums[t * parts + first + p] for p in range(several)])
                 value = Vec(self.d.m, self.b.let(held, "held"), self.d.root.dtype, lanes)
@@ -339,6 +341,7 @@ class _Depthwise:
                 if self.turned and count == self.block:
                     made = Vec(self.d.m, repacked(made.expr), made.dtype, lanes)
                 store(self.d.m, self.d.out, pixel * self.s.channels + at, made, there)
+                first += several
 
     def _bias(self, channel: Value, count: int) -> list[Value]:
         """What each vector of sums begins with."""
@@ -468,16 +471,6 @@ class _Depthwise:
         if product.flipped:
             raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
         return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")
-
-
-def _together(parts: int) -> list[tuple[int, int]]:
-    """7 -> [(0, 4), (4, 2), (6, 1)]: vectors that are finished and stored at once."""
-    found, first = [], 0
-    while first < parts:
-        size = 1 << min(2, (parts - first).bit_length() - 1)
-        found.append((first, size))
-        first += size
-    return found
 
 
 def _kind(shape: Shape, region: Region) -> str:
