@@ -3,6 +3,7 @@
 QuantizeLinear(x, scale, zero)    ->  quantize(x, float32(1 / scale), int32(zero))
 DequantizeLinear(x, scale, zero)  ->  dequantize(x, scale, int32(zero))
 
+DequantizeLinear of constants that are no bytes, or have a scale a block, becomes a constant.
 A scale for each index along an axis is shaped so that it broadcasts along that axis.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from qcompiler.ir import Node
 from qcompiler.matching import channel_shape, const, input_at, reshape, to_dtype
-from qcompiler.ops import make
+from qcompiler.ops import make, meaning
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
 
 
@@ -39,6 +40,17 @@ def layout_dequantize(node: Node) -> Node | Skip:
         return Skip(f"there is no kernel for {node.operands[0].dtype}")
     parts = _parts(node)
     return parts if isinstance(parts, Skip) else to_dtype(make("dequantize", *parts), node.dtype)
+
+
+@rule(op("DequantizeLinear"))
+def layout_dequantize_blocks(node: Node) -> Node | None:
+    """DequantizeLinear(q, s, z) of constants in blocks, or of less than bytes -> a constant."""
+    if not all(i.is_constant for i in node.operands):
+        return None
+    if not node.attrs.get("block_size") and node.operands[0].dtype in ("int8", "uint8", "int32"):
+        return None
+    arrays = tuple(None if i is None else i.array for i in node.inputs)
+    return const(meaning(node, arrays)[0])
 
 
 def _parts(node: Node) -> tuple[Node, Node, Node] | Skip:

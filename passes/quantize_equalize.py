@@ -6,7 +6,8 @@ for one s a channel between them and f with f(s * x) = s * f(x): Relu, LeakyRelu
 bounds are divided by s as well, exactly. With r the largest weight that makes a channel, and t the
 largest that reads it, s = sqrt(r / t) makes both sqrt(r * t) (Nagel et al., "Data-Free Quantization
 Through Weight Equalization and Bias Correction", 2019, section 4.1). Chains of convolutions are
-gone over until nothing moves. The graph's meaning stays.
+gone over until nothing moves. The graph's meaning stays. A bias counts as a weight of an input that
+is always 1: channels whose weights have died, but not their bias, would grow beyond all measure.
 
 Bias absorption (section 4.1.3): what a channel behind a Relu never falls below, in calibration,
 goes into the next convolution's bias, which leaves a smaller range to quantize. Only where the next
@@ -127,7 +128,8 @@ class _Layers:
 
     def step(self, pair: _Pair) -> Numbers:
         """The scales that make both sides of a pair equal, [C]; 1 where a side is all zeros."""
-        makes = np.abs(self.weights[pair.first]).reshape(len(self.scales[pair]), -1).max(1)
+        weights, bias = self.weights[pair.first], self.biases[pair.first]
+        makes = np.maximum(np.abs(weights).reshape(len(bias), -1).max(1), np.abs(bias))
         reads = np.abs(self.by_input(pair.second)).max((1, 2))
         alive = (makes > 0) & (reads > 0)
         ratio = np.where(alive, makes, 1) / np.where(alive, reads, 1)

@@ -31,7 +31,7 @@ Begin = Callable[[int, Floats, Floats], Change]
 
 BUDGET_BYTES = 128 << 20
 COLUMNS = 256
-"""So many columns of one sample are looked at, at most: a picture's pixels are much alike."""
+"""So many columns of one picture (or sequence) count, at most: its pixels are much alike."""
 DAMPING = 0.01
 """Of the mean of h's diagonal, added to it: GPTQ's value."""
 BLOCK = 128
@@ -89,7 +89,7 @@ def moments(
     """Float graph, products in it (Conv, MatMul with constant weights), samples -> their moments.
 
     All that is held at once fits `budget_bytes`, or is one product's: the samples are run as many
-    times as that takes. Of every sample at most `columns` columns of each product count.
+    times as that takes. Of every image in a sample at most `columns` columns of a product count.
     """
     todo = [n for n in products if takes(n)]
     run = data.runner(graph) if todo else None
@@ -153,15 +153,19 @@ def _size(node: Node) -> tuple[int, int]:
 
 
 def columns_of(node: Node, x: Array, most: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """A product's first operand -> at most `most` of the columns that it multiplies, [G,K,P]."""
+    """A product's first operand -> the columns that it multiplies, [G,K,P]; at most `most` of each
+    image of a batch.
+    """
     if node.op == "MatMul":
         flat = x.reshape(-1, x.shape[-1])
-        return flat[_some(len(flat), most, random)].astype(np.float32).T[None]
+        few = most * (x.shape[0] if x.ndim > 2 else 1)
+        return flat[_some(len(flat), few, random)].astype(np.float32).T[None]
     w = node.operands[1].type.dims
     window = Window.of(node, x.shape[2:], w[2:])
     counts = tuple(int(c) for c in window.outputs(x.shape[2:]))
     padded = window.pad(np.moveaxis(x, 1, -1), counts, 0)
-    at = np.unravel_index(_some(x.shape[0] * prod(counts), most, random), (x.shape[0], *counts))
+    places = _some(x.shape[0] * prod(counts), most * x.shape[0], random)
+    at = np.unravel_index(places, (x.shape[0], *counts))
     taps = np.stack([tap[at] for tap in window.taps(padded, counts)], -1)  # [P,C,taps]
     group = node.int("group")
     made = taps.astype(np.float32).reshape(len(taps), group, -1)
@@ -192,9 +196,10 @@ def unrows(node: Node, made: Numbers) -> Numbers:
 
 
 def damped(h: Floats, damping: float = DAMPING) -> Floats:
-    """h that can be inverted: a share of its mean curvature added to its diagonal."""
-    mean = float(np.diag(h).mean()) if h.size else 0.0
-    made: Floats = h + np.eye(len(h)) * (damping * mean if mean > 0 else 1.0)
+    """h, [...,K,K], that can be inverted: a share of its mean curvature added to its diagonal."""
+    mean = np.einsum("...kk->...k", h).mean(-1)
+    more = np.where(mean > 0, damping * mean, 1.0)
+    made: Floats = h + np.eye(h.shape[-1]) * more[..., None, None]
     return made
 
 
@@ -286,6 +291,14 @@ class Grid:
         )
         return Grid(scale, zero, self.low, self.high)
 
+    def split(self, groups: int, shape: tuple[int, ...]) -> Grid:
+        """The grid of weights of a shape, [O,K], as [groups,O/groups,K]."""
+        scale, zero = (
+            np.broadcast_to(a, (shape[0], a.shape[1])).reshape(groups, -1, a.shape[1])
+            for a in (self.scale, self.zero)
+        )
+        return Grid(scale, zero, self.low, self.high)
+
     def at(self, columns: slice | NDArray[np.int64], shape: tuple[int, ...]) -> Grid:
         """The grid of some columns of weights of a shape."""
         scale, zero = (np.broadcast_to(a, shape)[:, columns] for a in (self.scale, self.zero))
@@ -316,40 +329,37 @@ def gptq(w: Floats, h: Floats, grid: Grid, *, damping: float = DAMPING) -> Float
 def descend(
     w: Floats, h: Floats, grid: Grid, start: Floats, *, sweeps: int = 6, reach: int = 1
 ) -> Floats:
-    """Integers that stand for weights -> better ones, at most `reach` from where w itself lies.
+    """Integers that stand for weights [...,O,K] -> better ones, at most `reach` from where w lies.
 
     AdaRound's objective, (w' - w) h (w' - w)T over roundings up or down, by coordinate descent: a
     column at a time takes the integer that is best while all others stay, until none moves. Never
-    worse than `start`.
+    worse than `start`. h is [...,K,K]; what comes before are groups, each by itself.
     """
-    low = np.maximum(np.floor(grid.steps(w)) - (reach - 1), grid.low)
-    high = np.minimum(np.ceil(grid.steps(w)) + (reach - 1), grid.high)
-    low, high = np.minimum(low, grid.high), np.maximum(high, grid.low)
+    low = np.clip(np.floor(grid.steps(w)) - (reach - 1), grid.low, grid.high)
+    high = np.clip(np.ceil(grid.steps(w)) + (reach - 1), grid.low, grid.high)
+    low, high = np.minimum(low, start), np.maximum(high, start)
     scale = np.broadcast_to(grid.scale, w.shape)
     q = start.copy()
     gradient = (grid.values(q) - w) @ h
-    diagonal = np.diag(h)
+    curved = np.einsum("...kk->...k", h)[..., None, :]
+    curved = np.where(curved > 0, curved, np.inf)
     for _ in range(sweeps):
-        moved = 0
-        for first in range(0, w.shape[1], BLOCK):
-            last = min(first + BLOCK, w.shape[1])
-            part, here = gradient[:, first:last].copy(), h[first:last, first:last]
+        moved = False
+        for first in range(0, w.shape[-1], BLOCK):
+            last = min(first + BLOCK, w.shape[-1])
+            part, here = gradient[..., first:last].copy(), h[..., first:last, first:last]
             changes = np.zeros_like(part)
             for j in range(last - first):
                 k = first + j
-                if diagonal[k] <= 0:
-                    continue
-                best = np.rint(q[:, k] - part[:, j] / (diagonal[k] * scale[:, k]))
-                best = np.clip(
-                    best, np.minimum(low[:, k], q[:, k]), np.maximum(high[:, k], q[:, k])
-                )
-                e = (best - q[:, k]) * scale[:, k]
+                best = np.rint(q[..., k] - part[..., j] / (curved[..., k] * scale[..., k]))
+                best = np.clip(best, low[..., k], high[..., k])
+                e = (best - q[..., k]) * scale[..., k]
                 if e.any():
-                    moved += int(np.count_nonzero(e))
-                    q[:, k] = best
-                    changes[:, j] = e
-                    part += e[:, None] * here[j]
-            gradient += changes @ h[first:last]
+                    moved = True
+                    q[..., k] = best
+                    changes[..., j] = e
+                    part += e[..., None] * here[..., None, j, :]
+            gradient += changes @ h[..., first:last, :]
         if not moved:
             break
     return q

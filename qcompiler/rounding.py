@@ -141,12 +141,12 @@ def round_rows(w: Floats, grid: Grid, rounding: str, h: Floats | None) -> Floats
     start = grid.nearest(w)
     if rounding == "nearest" or h is None:
         return start
+    if rounding == "adaround":
+        whole = grid.split(len(h), w.shape)
+        split = w.reshape(len(h), -1, w.shape[1])
+        return descend(split, damped(h), whole, start.reshape(split.shape)).reshape(w.shape)
     each = len(w) // len(h)
     for group, curvature in enumerate(h):
         here = slice(group * each, (group + 1) * each)
-        part = grid.part(here, w.shape)
-        if rounding == "gptq":
-            start[here] = gptq(w[here], curvature, part)
-        else:
-            start[here] = descend(w[here], damped(curvature), part, start[here])
+        start[here] = gptq(w[here], curvature, grid.part(here, w.shape))
     return start

@@ -153,7 +153,7 @@ class Problem:
         """The right operand's array -> [images or 1, groups, taps, depth, width]."""
         if self.root.op == "conv":
             return _conv_matrices(right, self)
-        if self.root.int("transpose_b"):
+        if self.root.op == "matmul" and self.root.int("transpose_b"):
             right = np.swapaxes(right, -1, -2)
         return right.reshape(-1, 1, 1, *right.shape[-2:])
 
@@ -296,7 +296,7 @@ def _conv_matrices(w: Array, p: Problem) -> Array:
 
 
 def _matmul(root: Node) -> Problem:
-    a, b = root.operands
+    a, b = root.operands[:2]
     *a_batch, rows, depth = a.type.dims
     b_batch = b.type.dims[:-2]
     dims = root.type.dims[:-2]
