@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
+PRECISIONS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "float32": ("", {}),
+    "bfloat16": ("quantize_half", {"dtype": "bfloat16"}),
+    "float16": ("quantize_half", {"dtype": "float16"}),
+    "int8": ("quantize_static", {}),
+    "int8-dynamic": ("quantize_dynamic", {}),
+    "int8-weights": ("quantize_weights", {"bits": 8, "group": 0}),
+    "int4": ("quantize_static", {"weight_bits": 4, "rounding": "gptq", "correct_bias": "full"}),
+    "int4-weights": ("quantize_weights", {"bits": 4, "group": 64}),
+}
+"""Precision -> the pass that makes it, and its options."""
 _QUANTIZE = STAGES.index("quantize")
 _QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "dequantize"})
 Progress = Callable[[str, int, int, str], None]
@@ -193,14 +203,8 @@ def _through(
 
 def quantization(choice: Choice, options: Options) -> Choice:
     """The passes asked for -> the same and those that the precision stands for."""
-    extra: dict[str, Mapping[str, object]] = {}
-    exclude = tuple(options.exclude)
-    if options.precision == "int8":
-        extra["quantize_static"] = {"exclude": exclude}
-    elif options.precision == "int8-dynamic":
-        extra["quantize_dynamic"] = {"exclude": exclude}
-    elif options.precision in ("bfloat16", "float16"):
-        extra["quantize_half"] = {"dtype": options.precision, "exclude": exclude}
+    name, given = PRECISIONS[options.precision]
+    extra = {name: {**given, "exclude": tuple(options.exclude)}} if name else {}
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
     return Choice({**choice.options, **merged}, choice.disabled)
 
@@ -213,10 +217,10 @@ def calibration(graph: Graph, options: Options, watch: Watch) -> tuple[Graph, Ca
     activation, on this machine whatever the target; memory holds one sample's activations.
     """
     if options.calibration is None:
-        if options.precision != "int8":
+        if PRECISIONS[options.precision][0] != "quantize_static":
             return graph, None
         raise Error(
-            "int8 needs calibration data",
+            f"{options.precision} needs calibration data",
             hint="--calibration data.npz (a few dozen typical inputs); or --precision int8-dynamic,"
             " which needs none; or, to try the speed only, --calibration synthetic",
         )

@@ -284,12 +284,16 @@ class Grid:
         made: Floats = (q - self.zero) * self.scale
         return made
 
+    def with_scales(self, scale: Floats, zero: Floats) -> Grid:
+        """The same numbers with other scales."""
+        return Grid(scale, zero, self.low, self.high)
+
     def part(self, rows: slice, shape: tuple[int, ...]) -> Grid:
         """The grid of some rows of weights of a shape."""
         scale, zero = (
             np.broadcast_to(a, (shape[0], a.shape[1]))[rows] for a in (self.scale, self.zero)
         )
-        return Grid(scale, zero, self.low, self.high)
+        return self.with_scales(scale, zero)
 
     def split(self, groups: int, shape: tuple[int, ...]) -> Grid:
         """The grid of weights of a shape, [O,K], as [groups,O/groups,K]."""
@@ -297,12 +301,12 @@ class Grid:
             np.broadcast_to(a, (shape[0], a.shape[1])).reshape(groups, -1, a.shape[1])
             for a in (self.scale, self.zero)
         )
-        return Grid(scale, zero, self.low, self.high)
+        return self.with_scales(scale, zero)
 
     def at(self, columns: slice | NDArray[np.int64], shape: tuple[int, ...]) -> Grid:
         """The grid of some columns of weights of a shape."""
         scale, zero = (np.broadcast_to(a, shape)[:, columns] for a in (self.scale, self.zero))
-        return Grid(scale, zero, self.low, self.high)
+        return self.with_scales(scale, zero)
 
 
 def gptq(w: Floats, h: Floats, grid: Grid, *, damping: float = DAMPING) -> Floats:

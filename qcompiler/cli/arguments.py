@@ -11,7 +11,16 @@ from qcompiler import __version__
 from qcompiler.cli import quality
 from qcompiler.errors import Error
 
-PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int8-dynamic")
+PRECISIONS = (
+    "float32",
+    "bfloat16",
+    "float16",
+    "int8",
+    "int8-dynamic",
+    "int8-weights",
+    "int4",
+    "int4-weights",
+)
 
 
 def parser() -> argparse.ArgumentParser:
