@@ -76,3 +76,10 @@ def load_or_skip() -> None:
 def count() -> int:
     """-> how many instructions this process emulated so far: 0 on a CPU that has them all."""
     return int(library().emulator_count())
+
+
+def observe(told: ctypes.c_void_p | None) -> None:
+    """The address of a C function (`observer` in emulator.c), told of every tile load, store and
+    product from now on; None: nobody is.
+    """
+    library().emulator_observe(told or ctypes.c_void_p())

@@ -54,6 +54,13 @@ static struct sigaction previous;
 static unsigned zmm_high_offset;
 static unsigned long emulated;
 
+/* Told of tile loads, stores and products as they are performed: the opcode (0x4B: load or store),
+ * the rows and bytes a row of the tile that is read or written (of a product: the sums), and the
+ * place in memory (of a product: NULL). */
+typedef void observer(unsigned opcode, bool store, unsigned rows, unsigned row_bytes,
+                      const uint8_t *base, uint64_t stride);
+static observer *observed;
+
 /* ---- Decoding -------------------------------------------------------------------------------- */
 
 static uint64_t general_register(const ucontext_t *context, unsigned number) {
@@ -146,9 +153,15 @@ static bool load_config(const uint8_t *memory) {
     return true;
 }
 
+static void observe(const struct instruction *in, bool store, unsigned t) {
+    if (observed)
+        observed(in->opcode, store, config.rows[t], config.row_bytes[t], in->base, in->index);
+}
+
 /* SDM 2, TILELOADD: rows before start_row are kept, all others are replaced. */
 static bool tile_load(const struct instruction *in) {
     if (!in->sib || !valid(in->reg) || config.start_row >= config.rows[in->reg]) return false;
+    observe(in, false, in->reg);
     for (unsigned row = config.start_row; row < config.rows[in->reg]; row++)
         memcpy(tiles[in->reg].bytes[row], in->base + row * in->index, config.row_bytes[in->reg]);
     config.start_row = 0;
@@ -158,6 +171,7 @@ static bool tile_load(const struct instruction *in) {
 /* SDM 2, TILESTORED. */
 static bool tile_store(const struct instruction *in) {
     if (!in->sib || !valid(in->reg) || config.start_row >= config.rows[in->reg]) return false;
+    observe(in, true, in->reg);
     for (unsigned row = config.start_row; row < config.rows[in->reg]; row++)
         memcpy(in->base + row * in->index, tiles[in->reg].bytes[row], config.row_bytes[in->reg]);
     config.start_row = 0;
@@ -227,6 +241,7 @@ static bool tile_product(const struct instruction *in) {
     unsigned c = in->reg, a = in->rm, b = in->vvvv;
     if (in->memory || !fitting(c, a, b)) return false;
     unsigned rows = config.rows[c], depth = config.rows[b];
+    observe(in, false, c);
     if (in->opcode == 0x5C) tile_bf16_product(&tiles[c], &tiles[a], &tiles[b], rows, depth);
     else tile_integer_product(&tiles[c], &tiles[a], &tiles[b], rows, depth, in->pp);
     config.start_row = 0;
@@ -355,6 +370,9 @@ int emulator_install(void) {
 
 /* Puts the previous handler back, if ours is there. -> 0, or -1 with errno. */
 int emulator_remove(void) { return installed() ? sigaction(SIGILL, &previous, NULL) : 0; }
+
+/* NULL: nobody is told any more. */
+void emulator_observe(observer *told) { observed = told; }
 
 /* How many instructions were emulated so far, in all threads. */
 unsigned long emulator_count(void) { return __atomic_load_n(&emulated, __ATOMIC_RELAXED); }

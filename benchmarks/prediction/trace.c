@@ -1,0 +1,144 @@
+/* A kernel's run -> for each of its tasks: how often every block ran, and what its tiles did.
+ *
+ * `trace_launch` stands in for the thread pool: tasks run one after the other in the calling
+ * thread, each on a core of its own: two caches that tile rows go through, least recently used line
+ * first out. Other loads and stores are not seen by them.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CORES = 64, LINE = 64, WAYS = 16, MOST_ASKED = 1 << 22 };
+
+struct cache {
+    unsigned sets, ways;
+    uint64_t *lines, clock; /* [sets][WAYS]: line number + 1, and when it was used */
+    uint64_t *used;
+};
+
+/* In this order trace.py reads them. */
+struct tiles {
+    uint64_t products, product_rows, loads, load_lines, beyond_l1, beyond_l2, asked_far, stores, store_rows;
+};
+
+static struct cache caches[CORES][2];
+static struct tiles tiles[CORES];
+static uint64_t *counts, *before, *found;
+static size_t blocks;
+static unsigned core;
+static int threads; /* of the pool that we stand in for */
+
+static bool hit(struct cache *c, uint64_t line) {
+    uint64_t *set = c->lines + line % c->sets * WAYS, *used = c->used + line % c->sets * WAYS;
+    unsigned oldest = 0;
+    for (unsigned w = 0; w < c->ways; w++) {
+        if (set[w] == line + 1) {
+            used[w] = ++c->clock;
+            return true;
+        }
+        if (used[w] < used[oldest]) oldest = w;
+    }
+    set[oldest] = line + 1;
+    used[oldest] = ++c->clock;
+    return false;
+}
+
+/* Prefetches since the last tile instruction; a zero behind one: into the second level only. */
+static uint64_t **next_asked, asked[MOST_ASKED];
+
+static void prefetched(void) {
+    **next_asked = 1;
+    for (uint64_t *a = asked; a < *next_asked; a++) {
+        bool far = a[1] == 0 && a + 1 < *next_asked;
+        if (!far && hit(&caches[core][0], *a / LINE)) continue;
+        if (!hit(&caches[core][1], *a / LINE)) tiles[core].asked_far++;
+        a += far;
+    }
+    *next_asked = asked;
+}
+
+static void touch(const uint8_t *first, unsigned bytes) {
+    uint64_t line = (uint64_t)(uintptr_t)first / LINE, last = ((uint64_t)(uintptr_t)first + bytes - 1) / LINE;
+    for (; line <= last; line++) {
+        tiles[core].load_lines++;
+        if (hit(&caches[core][0], line)) continue;
+        tiles[core].beyond_l1++;
+        if (!hit(&caches[core][1], line)) tiles[core].beyond_l2++;
+    }
+}
+
+void trace_tile(unsigned opcode, bool store, unsigned rows, unsigned row_bytes, const uint8_t *base,
+                uint64_t stride) {
+    struct tiles *t = &tiles[core];
+    prefetched();
+    if (opcode != 0x4B) {
+        t->products++;
+        t->product_rows += rows;
+    } else if (store) {
+        t->stores++;
+        t->store_rows += rows;
+        for (unsigned r = 0; r < rows; r++) hit(&caches[core][0], (uint64_t)(uintptr_t)(base + r * stride) / LINE);
+    } else {
+        t->loads++;
+        for (unsigned r = 0; r < (stride ? rows : 1); r++) touch(base + r * stride, row_bytes);
+        if (!stride) t->load_lines += rows - 1;
+    }
+}
+
+static void prepare(struct cache *c, unsigned bytes, unsigned ways) {
+    c->ways = ways;
+    c->sets = bytes / LINE / ways;
+    c->lines = calloc((size_t)c->sets * WAYS, 8);
+    c->used = calloc((size_t)c->sets * WAYS, 8);
+}
+
+/* `counters`: of so many blocks, in the traced code; `result`: [CORES][blocks]. */
+void trace_begin(uint64_t *counters, uint64_t **note, size_t count, uint64_t *result, int pool, unsigned l1_bytes,
+                 unsigned l2_bytes) {
+    threads = pool;
+    counts = counters;
+    next_asked = note;
+    *note = asked;
+    blocks = count;
+    found = result;
+    before = calloc(blocks, 8);
+    for (unsigned i = 0; i < CORES; i++) {
+        prepare(&caches[i][0], l1_bytes, 12);
+        prepare(&caches[i][1], l2_bytes, 16);
+    }
+}
+
+/* What ran since the last call was the present core's. */
+static void collect(void) {
+    prefetched();
+    for (size_t i = 0; i < blocks; i++) {
+        found[core * blocks + i] += counts[i] - before[i];
+        before[i] = counts[i];
+    }
+}
+
+struct group {
+    void *barrier;
+    int32_t tasks;
+};
+
+int trace_launch(int (*run)(int, struct group *, void *), void *data, int tasks) {
+    struct group group = {NULL, tasks ? tasks : threads};
+    int failed = 0;
+    collect();
+    for (int i = 0; i < group.tasks && i < CORES; i++) {
+        core = (unsigned)i;
+        failed |= run(i, &group, data);
+        collect();
+    }
+    core = 0;
+    return failed;
+}
+
+/* End of a step -> its tiles' doings, [CORES]; `result` has its blocks' counts. */
+void trace_step(struct tiles *of) {
+    collect();
+    memcpy(of, tiles, sizeof tiles);
+    memset(tiles, 0, sizeof tiles);
+}
