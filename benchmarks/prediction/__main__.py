@@ -20,21 +20,27 @@ from qcompiler.plan import Plan, Step
 
 HERTZ = 3.03e9
 _UNITS = ("products", "loads", "stores", "vectors", "instructions", "L2", "memory")
-LAUNCH = 2.0
-"""Microseconds to wake the other threads and wait for them."""
+BARRIER = 0.3
+"""Microseconds until all tasks have met."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """A step and its slowest task."""
+    """A step: what each task takes, and the barriers before and in it."""
 
     step: Step
-    cost: Cost
+    tasks: tuple[Cost, ...]
+    barriers: int
+
+    @property
+    def cost(self) -> Cost:
+        """The slowest task's."""
+        return max(self.tasks, key=lambda c: c.total)
 
     @property
     def microseconds(self) -> float:
-        """With the launch, if there is one."""
-        return self.cost.total / HERTZ * 1e6 + (LAUNCH if self.step.kernel.tasks > 1 else 0.0)
+        """With its barriers."""
+        return self.cost.total / HERTZ * 1e6 + BARRIER * self.barriers
 
 
 def predict(plan: Plan, feed: dict[str, NDArray[np.generic]]) -> list[Predicted]:
@@ -42,11 +48,23 @@ def predict(plan: Plan, feed: dict[str, NDArray[np.generic]]) -> list[Predicted]
     code = trace(plan, feed)
     functions = [loops(f) for f in code.functions]
     table = uses({i for f in code.functions for b in f for i in b.instructions})
-    made = []
-    for step, tasks in zip(plan.steps, code.steps, strict=True):
-        costs = [cost(functions, task, table) for task in tasks]
-        made.append(Predicted(step, max(costs, key=lambda c: c.total)))
-    return made
+    return [
+        Predicted(step, tuple(cost(functions, t, table) for t in tasks), barriers)
+        for step, (tasks, barriers) in zip(plan.steps, code.steps, strict=True)
+    ]
+
+
+def whole(steps: Sequence[Predicted]) -> float:
+    """Microseconds of all steps: between barriers each task goes its own way."""
+    total, phase = 0.0, [0.0] * len(steps[0].tasks)
+    for p in steps:
+        if p.barriers:
+            total, phase = (
+                total + max(phase) + p.barriers * BARRIER * 1e-6 * HERTZ,
+                [0.0] * len(phase),
+            )
+        phase = [a + c.total for a, c in zip(phase, p.tasks, strict=True)]
+    return (total + max(phase)) / HERTZ * 1e6
 
 
 def report(steps: Sequence[Predicted], *, peak: float) -> str:
@@ -61,23 +79,22 @@ def report(steps: Sequence[Predicted], *, peak: float) -> str:
     groups: dict[str, list[Predicted]] = {}
     for p in steps:
         groups.setdefault(re.sub(r"_\d+$", "", p.step.kernel.name), []).append(p)
-    whole = {name: sum(p.microseconds for p in group) for name, group in groups.items()}
-    for name in sorted(groups, key=lambda n: -whole[n]):
+    summed = {name: sum(p.microseconds for p in group) for name, group in groups.items()}
+    for name in sorted(groups, key=lambda n: -summed[n]):
         group = groups[name]
-        each = whole[name] / len(group)
+        each = summed[name] / len(group)
         kernel, c = group[0].step.kernel, group[0].cost
         rate = 2 * kernel.macs / each * 1e6
         units = "".join(f"{c.times[unit] / 1e3:9.1f}" for unit in _UNITS)
         lines.append(
-            f"{whole[name]:9.1f} {len(group):5} {each:7.1f} {rate / 1e12:6.2f}"
+            f"{summed[name]:9.1f} {len(group):5} {each:7.1f} {rate / 1e12:6.2f}"
             f" {rate / (peak * max(kernel.tasks, 1)):5.0%} |{units} |{c.total / 1e3:9.1f} | {c.bound:12}"
             f" {name} ({kernel.tasks} tasks)"
         )
-    total = sum(whole.values())
-    launches = sum(LAUNCH for p in steps if p.step.kernel.tasks > 1)
+    total, barriers = whole(steps), sum(p.barriers for p in steps)
     macs = sum(p.step.kernel.macs for p in steps)
     lines.append(
-        f"{total:9.1f} us PREDICTED, not measured; {launches:.0f} of them launches;"
+        f"{total:9.1f} us PREDICTED, not measured; {barriers} barriers;"
         f" {2 * macs / total / 1e6:.2f} TOP/s; between the bars: thousands of cycles of the slowest"
         " task, by what is busy"
     )

@@ -1,8 +1,8 @@
-/* A kernel's run -> for each of its tasks: how often every block ran, and what its tiles did.
+/* A task's share of a step -> how often every block ran, and what its tiles did.
  *
- * `trace_launch` stands in for the thread pool: tasks run one after the other in the calling
- * thread, each on a core of its own: two caches that tile rows go through, least recently used line
- * first out. Other loads and stores are not seen by them.
+ * Tasks run one after the other in the calling thread, each on a core of its own: two caches that
+ * tile rows go through, least recently used line first out. Other loads and stores are not seen by
+ * them.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,11 +23,10 @@ struct tiles {
 };
 
 static struct cache caches[CORES][2];
-static struct tiles tiles[CORES];
-static uint64_t *counts, *before, *found;
+static struct tiles tiles;
+static uint64_t *counts;
 static size_t blocks;
 static unsigned core;
-static int threads; /* of the pool that we stand in for */
 
 static bool hit(struct cache *c, uint64_t line) {
     uint64_t *set = c->lines + line % c->sets * WAYS, *used = c->used + line % c->sets * WAYS;
@@ -52,7 +51,7 @@ static void prefetched(void) {
     for (uint64_t *a = asked; a < *next_asked; a++) {
         bool far = a[1] == 0 && a + 1 < *next_asked;
         if (!far && hit(&caches[core][0], *a / LINE)) continue;
-        if (!hit(&caches[core][1], *a / LINE)) tiles[core].asked_far++;
+        if (!hit(&caches[core][1], *a / LINE)) tiles.asked_far++;
         a += far;
     }
     *next_asked = asked;
@@ -61,16 +60,16 @@ static void prefetched(void) {
 static void touch(const uint8_t *first, unsigned bytes) {
     uint64_t line = (uint64_t)(uintptr_t)first / LINE, last = ((uint64_t)(uintptr_t)first + bytes - 1) / LINE;
     for (; line <= last; line++) {
-        tiles[core].load_lines++;
+        tiles.load_lines++;
         if (hit(&caches[core][0], line)) continue;
-        tiles[core].beyond_l1++;
-        if (!hit(&caches[core][1], line)) tiles[core].beyond_l2++;
+        tiles.beyond_l1++;
+        if (!hit(&caches[core][1], line)) tiles.beyond_l2++;
     }
 }
 
 void trace_tile(unsigned opcode, bool store, unsigned rows, unsigned row_bytes, const uint8_t *base,
                 uint64_t stride) {
-    struct tiles *t = &tiles[core];
+    struct tiles *t = &tiles;
     prefetched();
     if (opcode != 0x4B) {
         t->products++;
@@ -93,52 +92,28 @@ static void prepare(struct cache *c, unsigned bytes, unsigned ways) {
     c->used = calloc((size_t)c->sets * WAYS, 8);
 }
 
-/* `counters`: of so many blocks, in the traced code; `result`: [CORES][blocks]. */
-void trace_begin(uint64_t *counters, uint64_t **note, size_t count, uint64_t *result, int pool, unsigned l1_bytes,
+/* `counters` and `note`: of so many blocks, and where prefetches are noted, in the traced code. */
+void trace_begin(uint64_t *counters, uint64_t **note, size_t count, unsigned l1_bytes,
                  unsigned l2_bytes) {
-    threads = pool;
     counts = counters;
     next_asked = note;
     *note = asked;
     blocks = count;
-    found = result;
-    before = calloc(blocks, 8);
     for (unsigned i = 0; i < CORES; i++) {
         prepare(&caches[i][0], l1_bytes, 12);
         prepare(&caches[i][1], l2_bytes, 16);
     }
 }
 
-/* What ran since the last call was the present core's. */
-static void collect(void) {
+/* What runs from now on is this core's. */
+void trace_core(unsigned number) {
+    core = number;
+    memset(counts, 0, blocks * sizeof *counts);
+    memset(&tiles, 0, sizeof tiles);
+}
+
+void trace_end(uint64_t *of_blocks, struct tiles *of_tiles) {
     prefetched();
-    for (size_t i = 0; i < blocks; i++) {
-        found[core * blocks + i] += counts[i] - before[i];
-        before[i] = counts[i];
-    }
-}
-
-struct group {
-    void *barrier;
-    int32_t tasks;
-};
-
-int trace_launch(int (*run)(int, struct group *, void *), void *data, int tasks) {
-    struct group group = {NULL, tasks ? tasks : threads};
-    int failed = 0;
-    collect();
-    for (int i = 0; i < group.tasks && i < CORES; i++) {
-        core = (unsigned)i;
-        failed |= run(i, &group, data);
-        collect();
-    }
-    core = 0;
-    return failed;
-}
-
-/* End of a step -> its tiles' doings, [CORES]; `result` has its blocks' counts. */
-void trace_step(struct tiles *of) {
-    collect();
-    memcpy(of, tiles, sizeof tiles);
-    memset(tiles, 0, sizeof tiles);
+    memcpy(of_blocks, counts, blocks * sizeof *counts);
+    *of_tiles = tiles;
 }

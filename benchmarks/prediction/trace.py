@@ -14,16 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
-from qcompiler.emit.native import ENTRY, module
-from qcompiler.ir import numpy_dtype
-from qcompiler.kernels.tir import build
+from qcompiler.emit.native import functions
+from qcompiler.kernels.tir import machine_code
 from qcompiler.plan import Plan
-from qcompiler.runtime.library import start, tensor
-from qcompiler.runtime.model import aligned_empty
+from qcompiler.runtime.library import Frame, Memory, aligned
 
 _CORES = 64
-_SLOT = "__TVMBackendParallelLaunch"
-"""The pointer in the code through which it launches its tasks."""
+_CREW = """
+define internal ptr @crew_pointer(ptr %table, i32 %i) alwaysinline {
+  %at = getelementptr i64, ptr %table, i32 %i
+  %value = load ptr, ptr %at, align 8
+  ret ptr %value
+}
+define internal i32 @crew_number(ptr %table, i32 %i) alwaysinline {
+  %at = getelementptr i64, ptr %table, i32 %i
+  %value = load i32, ptr %at, align 8
+  ret i32 %value
+}
+define internal void @crew_barrier(ptr %crew, i32 %count) alwaysinline {
+  %before = atomicrmw add ptr %crew, i32 1 monotonic
+  ret void
+}
+define internal void @crew_launch(ptr %crew, ptr %f, ptr %table, i32 %count) alwaysinline {
+  ret void
+}
+define internal void @crew_work(ptr %crew, i32 %task) alwaysinline {
+  ret void
+}
+"""
+"""In place of qcompiler/emit/crew.py: tasks run one after the other, barriers are only counted."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +71,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Code:
-    """A plan's functions in assembly, and one run of each of its steps, a task at a time."""
+    """A plan's functions in assembly, and one run of each of its steps: its tasks, and how many
+    barriers every task met.
+    """
 
     functions: list[list[Block]]
-    steps: list[list[Task]]
+    steps: list[tuple[list[Task], int]]
 
 
 def trace(plan: Plan, feed: dict[str, NDArray[np.generic]]) -> Code:
     """Plan, inputs by name -> what ran."""
     with tempfile.TemporaryDirectory(prefix="prediction-") as folder:
-        text = build(module(plan), plan.device.isa).inspect_source("asm")
-        counted, functions = instrument(text)
+        text = machine_code(functions(plan), plan.device.isa, _CREW).inspect_source("asm")
+        counted, found = instrument(text)
         library = Path(folder) / "code.so"
         (Path(folder) / "code.s").write_text(counted)
-        command = ["gcc", "-shared", "-o", str(library), str(Path(folder) / "code.s")]
+        command = ["gcc", "-shared", "-o", str(library), str(Path(folder) / "code.s"), "-lm"]
         subprocess.run(command, check=True)
-        number = sum(map(len, functions))
-        return Code(functions, list(_steps(plan, library, number, feed)))
+        return Code(found, list(_steps(plan, library, sum(map(len, found)), feed)))
 
 
 def _emulator() -> ModuleType:
@@ -78,7 +98,8 @@ def _emulator() -> ModuleType:
 
     path = Path(__file__).parents[2] / "tests" / "emulator" / "__init__.py"
     spec = importlib.util.spec_from_file_location("emulator", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     sys.modules["emulator"] = loaded
     spec.loader.exec_module(loaded)
@@ -87,50 +108,53 @@ def _emulator() -> ModuleType:
 
 def _steps(
     plan: Plan, library: Path, blocks: int, feed: dict[str, NDArray[np.generic]]
-) -> Iterator[list[Task]]:
-    start()
-    import tvm_ffi
-
+) -> Iterator[tuple[list[Task], int]]:
     emulator = _emulator()
     emulator.load()
     tracer = emulator.compile_library(Path(__file__).with_name("trace.c"))
-    loaded = tvm_ffi.load_module(str(library))
-    raw = ctypes.CDLL(str(library))
-    launch = ctypes.cast(tracer.trace_launch, ctypes.c_void_p)
-    ctypes.c_void_p.in_dll(raw, _SLOT).value = launch.value
-    counters, asked = (ctypes.addressof(ctypes.c_uint64.in_dll(raw, n)) for n in (COUNTS, ASKED))
-    found = np.zeros((_CORES, blocks), np.uint64)
+    code = ctypes.CDLL(str(library))
+    counters, asked = (ctypes.addressof(ctypes.c_uint64.in_dll(code, n)) for n in (COUNTS, ASKED))
     tracer.trace_begin(
         ctypes.c_void_p(counters),
         ctypes.c_void_p(asked),
         ctypes.c_size_t(blocks),
-        ctypes.c_void_p(found.ctypes.data),
-        plan.device.threads,
         plan.device.l1_bytes,
         plan.device.l2_bytes,
     )
     emulator.observe(ctypes.cast(tracer.trace_tile, ctypes.c_void_p))
-    arrays = [_flat(np.ascontiguousarray(feed[n.name])) for n in plan.graph.inputs]
-    arrays += [_flat(np.zeros(n.type.dims, numpy_dtype(n.dtype))) for n in plan.graph.outputs]
-    places = [tensor(a) for a in (*arrays, _flat(plan.weights), _empty(plan.workspace_bytes))]
-    entry = getattr(loaded, ENTRY)
-    tiles = np.zeros((_CORES, len(fields(Tiles))), np.uint64)
-    for i in range(len(plan.steps)):
-        entry(*places, i, i + 1)
-        tracer.trace_step(ctypes.c_void_p(tiles.ctypes.data))
-        count = max(1, plan.steps[i].kernel.tasks)
-        yield [Task(found[t].copy(), Tiles(*map(int, tiles[t]))) for t in range(count)]
-        found[:] = 0
+    arrays = [_copied(np.ascontiguousarray(feed[n.name])) for n in plan.graph.inputs]
+    arrays += [_zeros(n.type.bytes) for n in plan.graph.outputs]
+    frame = Frame(len(arrays), _copied(plan.weights), max(plan.workspace_bytes, 1))
+    frame.workspace.array[:] = 0
+    frame.fill(arrays)
+    crew = _zeros(64)
+    frame.table[frame.crew_at] = crew.address
+    table = ctypes.c_void_p(ctypes.addressof(frame.table))
+    tasks = plan.device.threads
+    for step in range(len(plan.steps)):
+        frame.table[frame.crew_at + 1], frame.table[frame.crew_at + 2] = step, step + 1
+        ran = []
+        for task in range(tasks):
+            crew.array[:] = 0
+            tracer.trace_core(task)
+            code.qcompiler_run(table, task, tasks)
+            counts = np.zeros(blocks, np.uint64)
+            doings = np.zeros(len(fields(Tiles)), np.uint64)
+            tracer.trace_end(
+                ctypes.c_void_p(counts.ctypes.data), ctypes.c_void_p(doings.ctypes.data)
+            )
+            ran.append(Task(counts, Tiles(*map(int, doings))))
+        yield ran, int(crew.array[:4].view(np.int32)[0]) - 1  # the last one is the run's
     emulator.observe(None)
 
 
-def _empty(size: int) -> NDArray[np.uint8]:
-    memory: NDArray[np.uint8] = aligned_empty(max(size, 1))
-    memory[:] = 0
+def _zeros(size: int) -> Memory:
+    memory = aligned(np.dtype(np.uint8), (max(size, 1),))
+    memory.array[:] = 0
     return memory
 
 
-def _flat(array: NDArray[np.generic]) -> NDArray[np.uint8]:
-    memory = _empty(array.nbytes)
-    memory[: array.nbytes] = array.reshape(-1).view(np.uint8)
+def _copied(array: NDArray[np.generic]) -> Memory:
+    memory = _zeros(array.nbytes)
+    memory.array[: array.nbytes] = array.reshape(-1).view(np.uint8)
     return memory

@@ -476,6 +476,13 @@ def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Pat
 
 
 def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> None:
+    machine_code(functions, isa, text).write_to_file(str(path))
+
+
+def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:
+    """Functions as of `build_objects`, in one of LLVM's modules: `inspect_source("asm")` is its
+    assembly text.
+    """
     t = target(isa)
     x = tirx.transform
     own = isa.intrinsics["llvm_ir"]() if "llvm_ir" in isa.intrinsics else ""
@@ -483,7 +490,7 @@ def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> No
     module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
     module = _with_llvm(module, _wrapping_ir() + own + text)
     lowered = tvm.ir.transform.Sequential([*passes, x.LowerIntrin()])(module)
-    tvm.get_global_func("target.build.llvm")(lowered, t).write_to_file(str(path))
+    return tvm.get_global_func("target.build.llvm")(lowered, t)
 
 
 def _with_llvm(module: Any, text: str) -> Any:
