@@ -124,7 +124,8 @@ def _steps(
     emulator.observe(ctypes.cast(tracer.trace_tile, ctypes.c_void_p))
     arrays = [_copied(np.ascontiguousarray(feed[n.name])) for n in plan.graph.inputs]
     arrays += [_zeros(n.type.bytes) for n in plan.graph.outputs]
-    frame = Frame(len(arrays), _copied(plan.weights), max(plan.workspace_bytes, 1))
+    weights = _copied(plan.weights)
+    frame = Frame(len(arrays), weights, max(plan.workspace_bytes, 1))
     frame.workspace.array[:] = 0
     frame.fill(arrays)
     crew = _zeros(64)
@@ -135,6 +136,7 @@ def _steps(
         frame.table[frame.crew_at + 1], frame.table[frame.crew_at + 2] = step, step + 1
         ran = []
         for task in range(tasks):
+            crew.array[:] = 0
             crew.array[:] = 0
             tracer.trace_core(task)
             code.qcompiler_run(table, task, tasks)

@@ -33,10 +33,10 @@ from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
-from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, reads_once, vector_cycles
+from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, near, vector_cycles
 from qcompiler.kernels.tiles_problem import Problem, bias_of, key_of, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
-from qcompiler.kernels.tir import Builder, Value
+from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
 _FEW_BLOCKS = 16
@@ -135,7 +135,8 @@ class Tiles:
         self.panels = Panels.of(self.layout)
         self.blocks = Blocks.of(self.layout.rows(choice.lines), p.mac.rows)
         self.heights = self.blocks.heights(p.mac.rows)
-        self.left_at = HEAD_BYTES + SUMS_BYTES
+        buffers = 2 if self.layout.steps == 1 else 1
+        self.left_at = HEAD_BYTES + buffers * SUMS_BYTES
         self.right_at = self.left_at + left_scratch(self.layout, choice.lines)
         packed = 0 if p.constant else p.groups * self.panels.matrix_bytes
         self.task_bytes = self.right_at + packed
@@ -164,11 +165,6 @@ class Tiles:
             macs=p.macs,
             in_place=self._in_place(),
         )
-
-    def _once(self) -> bool:
-        left = self.layout.left_bytes(self.choice.lines)
-        panel = PANEL_TILES * self.panels.strip_bytes
-        return reads_once(self.device, self.layout, left, panel)
 
     def _name(self) -> str:
         p = self.problem
@@ -201,7 +197,7 @@ class Tiles:
         last = self.region.output
         self.paired = last.op == "quantize" and "quantize" in self.device.isa.intrinsics
         self.products = Products(
-            b, self.device.isa, self.layout, self.panels, self.heights, once=self._once()
+            b, self.device.isa, self.layout, self.panels, self.heights, near(choice, self.device)
         )
         self.sums = self.scratch + HEAD_BYTES
         self.left = Left(
@@ -275,15 +271,22 @@ class Tiles:
             panel, block = _split(b, turn, count)
             return self._block(part, panels, b.let(panel + panels.begin, "panel"), block)
 
+        def sums(turn: Value) -> Pointer:
+            if self.products.buffers == 1:
+                return self.sums
+            return self.sums + b.let(turn % self.products.buffers * SUMS_BYTES, "buffer")
+
         with some:
-            self._multiply(at(tir.const(0)), tiles, lambda step: None)
+            self._multiply(at(tir.const(0)), tiles, sums(tir.const(0)), lambda slot: None)
             if not isinstance(total, int) or total > 1:
                 with b.serial(total - 1, "turn", 1) as turn:
                     before = at(turn - 1)
-                    self._multiply(at(turn), tiles, self._finishing(part, before, tiles))
+                    between = self._finishing(part, before, sums(turn - 1), tiles)
+                    self._multiply(at(turn), tiles, sums(turn), between)
             last = at(b.let(total - 1, "last"))
+            made = sums(total - 1)
             with b.serial(self.products.turns(self.blocks.size), "row") as row:
-                self._finish(part, last, row, tiles)
+                self._finish(part, last, made, row, tiles)
 
     def _block(self, part: _Part, panels: _Panels, panel: Value, block: Value) -> _Block:
         """The nth panel of those with so many tiles, and a block of the part's rows."""
@@ -302,41 +305,45 @@ class Tiles:
         right = part.matrix + group * self.panels.matrix_bytes + nth * strip
         return _Block(group, block, row, fresh, column, b.let(right, "right"))
 
-    def _multiply(self, block: _Block, tiles: int, between: Callable[[Value], None]) -> None:
-        """Sum a block into the scratch for sums; `between` after every step."""
+    def _multiply(
+        self, block: _Block, tiles: int, sums: Pointer, between: Callable[[Value], None]
+    ) -> None:
+        """Sum a block into memory; `between` in every slot."""
         fetch: Callable[[Value], None] | None = None
         if self.problem.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
             fetch = self.products.prefetch(
-                self.right, block.right, block.block, self.blocks.count, self.choice.prefetch
+                self.right, block.right, block.block, self.blocks.count, tiles, self.choice.prefetch
             )
 
-        def after(step: Value) -> None:
+        def beside(slot: Value) -> None:
             if fetch:
-                fetch(step)
-            between(step)
+                fetch(slot)
+            between(slot)
 
         rows = self.left.rows(block.group, block.row)
         bias = self.pointers[self.bias] + block.column if self.bias is not None else None
-        self.products.multiply(self.left, rows, self.right, block.right, tiles, bias, after)
-        self.products.store(self.sums, tiles)
+        right = (self.right, block.right)
+        self.products.multiply(self.left, rows, right, sums, tiles, bias, beside)
 
     # -- the way out
 
-    def _finishing(self, part: _Part, block: _Block, tiles: int) -> Callable[[Value], None]:
-        """The rows of a finished block, shared out among the steps of the next."""
-        b, size, steps = self.b, self.blocks.size, self.layout.steps
-        each = -(-size // steps)
+    def _finishing(
+        self, part: _Part, block: _Block, sums: Pointer, tiles: int
+    ) -> Callable[[Value], None]:
+        """The rows of a finished block, shared out among the slots of the next."""
+        b, size, slots = self.b, self.blocks.size, self.products.slots(tiles)
+        each = -(-size // slots)
 
-        def some(step: Value) -> None:
-            needed = b.when(step * each < size) if steps * each > size else nullcontext()
+        def some(slot: Value) -> None:
+            needed = b.when(slot * each < size) if slots * each > size else nullcontext()
             with needed, b.serial(each if each <= 2 else self.products.turns(each), "j") as j:
-                row = b.let(step * each + j, "row")
+                row = b.let(slot * each + j, "row")
                 with b.when(row < size) if size % each else nullcontext():
-                    self._finish(part, block, row, tiles)
+                    self._finish(part, block, sums, row, tiles)
 
         return some
 
-    def _finish(self, part: _Part, block: _Block, row: Value, tiles: int) -> None:
+    def _finish(self, part: _Part, block: _Block, sums: Pointer, row: Value, tiles: int) -> None:
         """A row of sums -> through the elementwise nodes -> the output, if it is a pixel of it."""
         b, p, layout = self.b, self.problem, self.layout
         index = b.let(block.row + row, "index")
@@ -349,12 +356,14 @@ class Tiles:
             pixel = part.pixel + tirx.floordiv(index, layout.pitch) * p.columns + x
             conditions.append(x < p.columns)
         with b.when(_all(conditions)) if conditions else nullcontext():
-            self._finish_pixel(b.let(pixel, "pixel"), block, row, tiles)
+            self._finish_pixel(b.let(pixel, "pixel"), block, sums, row, tiles)
 
-    def _finish_pixel(self, pixel: Value, block: _Block, row: Value, tiles: int) -> None:
+    def _finish_pixel(
+        self, pixel: Value, block: _Block, sums: Pointer, row: Value, tiles: int
+    ) -> None:
         b, p, fused, lanes = self.b, self.problem, self.fused, self.problem.mac.lanes
         where = fused.row(pixel)
-        sums = self.sums.view(p.root.dtype)
+        sums = sums.view(p.root.dtype)
         end = (block.group + 1) * p.width
         each = tiles * lanes if self.paired else lanes
         for first in range(0, tiles * lanes, each):

@@ -2,12 +2,18 @@
 
 At most two tiles of rows by two of columns: four tiles of sums, two of the left operand, two of the
 right. A step of k is four loads and four products; the loads stand as late as they can.
+
+Rows that a tile load does not find in the nearest cache hold up the products, so what comes from
+further away is asked for some steps before. What is done beside the products (`between`) is shared
+out among the steps or, where they are few, among the products, and sums of a single step leave one
+by one as they are ready.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 from qcompiler.isa import Isa
 from qcompiler.kernels import tir
@@ -23,6 +29,10 @@ CONFIG_BYTES = 64
 HEAD_BYTES = 2 * CONFIG_BYTES
 """Of a task's scratch memory: the tiles' shapes, and a one."""
 SUMS_BYTES = 32 * 32 * WORD
+_FEW_STEPS = 4
+_AHEAD = 2
+"""Steps from asking for rows to loading them: a step takes longer than the way from the second
+cache, but for the last few of a row."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,29 @@ class Blocks:
         return (-(-self.size // 2), self.size // 2)
 
 
+@dataclass(frozen=True)
+class Near:
+    """How rows come to the nearest cache: left ones or right ones on request, else when they are
+    loaded; `once`: left rows pass by, and are not to displace the panel there.
+    """
+
+    left: bool
+    right: bool
+    once: bool
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of k: where its rows are, left ones `stride` elements apart, and its number."""
+
+    left: Pointer
+    left_at: Value
+    stride: int
+    right: Pointer
+    right_at: Value
+    number: Value
+
+
 class Products:
     """What is the same for all blocks of a kernel; `multiply` emits one."""
 
@@ -56,13 +89,12 @@ class Products:
         layout: Layout,
         panels: Panels,
         heights: tuple[int, ...],
-        *,
-        once: bool,
+        near: Near,
     ) -> None:
-        """`once`: left rows pass by, and are not to displace the panel in the nearest cache."""
         self.b, self.isa, self.layout, self.panels, self.heights = b, isa, layout, panels, heights
         self.mac = layout.problem.mac
-        self._load_left = "tile_load_once" if once else "tile_load"
+        self.near = near
+        self._load_left = "tile_load_once" if near.once else "tile_load"
         self.left_tiles = [ROW_TILES * PANEL_TILES + r for r in range(ROW_TILES)]
         self.right_tiles = [ROW_TILES * PANEL_TILES + ROW_TILES + c for c in range(PANEL_TILES)]
 
@@ -96,6 +128,16 @@ class Products:
         """A loop's extent that LLVM does not see through, lest it unrolls what must stay short."""
         return count if count == 1 else self._one * count
 
+    @property
+    def buffers(self) -> int:
+        """Areas for sums: of a single step they leave while those before are still read."""
+        return 2 if self.layout.steps == 1 else 1
+
+    def slots(self, tiles: int) -> int:
+        """Places in a block where something is done beside the products."""
+        each = len(self.heights) * tiles if self.layout.steps <= _FEW_STEPS else 1
+        return self.layout.steps * each
+
     def release(self) -> None:
         """Give the tiles back."""
         self._do("tile_release")
@@ -104,26 +146,26 @@ class Products:
         self,
         left: Left,
         rows: tuple[Pointer, Value, Value],
-        right: Pointer,
-        at: Value,
+        right: tuple[Pointer, Value],
+        sums: Pointer,
         tiles: int,
         bias: Pointer | None,
         between: Callable[[Value], None],
     ) -> None:
-        """Sum all steps of a block: left rows (as of `Left.rows`) by the panel of `tiles` tiles
-        that begins `at` a byte offset; sums begin with a row of `bias`, if there is one. `between`
-        is emitted after the products of every step.
+        """Sum all steps of a block into memory: left rows (as of `Left.rows`) by the panel of
+        `tiles` tiles that begins at a byte offset of `right`; sums begin with a row of `bias`, if
+        there is one. `between` is emitted in every slot.
         """
         b, layout = self.b, self.layout
         self._begin(tiles, bias)
         memory, first, first_tail = rows
+        panel, at = right
         size = tiles * self.panels.tile_bytes
 
         def step(source: Pointer, offset: Value, stride: int, number: Value) -> None:
-            self._step(
-                source, b.let(offset, "left"), stride, right, b.let(at + number * size), tiles
-            )
-            between(number)
+            right_at = b.let(at + number * size)
+            step = _Step(source, b.let(offset, "left"), stride, panel, right_at, number)
+            self._step(step, tiles, sums, between)
 
         lines, columns = map(self.turns, layout.taps)
         with b.serial(lines, "ky") as ky, b.serial(columns, "kx") as kx:
@@ -138,6 +180,9 @@ class Products:
                 number = b.let(tap + layout.full, "step")
                 stride = layout.step * layout.problem.groups * layout.walk
                 step(left.tails, first_tail + further_tail, stride, number)
+        if layout.steps > 1:
+            for r, c in product(range(len(self.heights)), range(tiles)):
+                self._store(r, c, sums, tiles)
 
     def _begin(self, tiles: int, bias: Pointer | None) -> None:
         """Zeros, or the bias in every row: a row that is loaded again and again."""
@@ -150,46 +195,66 @@ class Products:
                     self._do("tile_load", self._sum(r, c), address, tir.const(0))
 
     def _step(
-        self, memory: Pointer, at: Value, stride: int, right: Pointer, tile: Value, tiles: int
+        self, step: _Step, tiles: int, sums: Pointer, between: Callable[[Value], None]
     ) -> None:
         """One step of k: right 0, left 0, product, right 1, product, left 1, two products."""
-        step = tir.const(stride * self.layout.problem.itemsize)
-        above = 0
+        apart = tir.const(step.stride * self.layout.problem.itemsize)
+        few = self.layout.steps <= _FEW_STEPS
+        above = slot = 0
         for r, height in enumerate(self.heights):
             for c in range(tiles):
                 if r == 0:
-                    offset = tile + c * self.panels.tile_bytes
+                    address = step.right.address(step.right_at + c * self.panels.tile_bytes)
                     row_bytes = tir.const(self.panels.row_bytes)
-                    self._do("tile_load", self.right_tiles[c], right.address(offset), row_bytes)
+                    self._do("tile_load", self.right_tiles[c], address, row_bytes)
                 if c == 0:
-                    address = memory.address(at + above * stride)
-                    self._do(self._load_left, self.left_tiles[r], address, step)
-                product = (self._sum(r, c), self.left_tiles[r], self.right_tiles[c])
-                self.b.emit(self.mac.emit(*product))
+                    address = step.left.address(step.left_at + above * step.stride)
+                    self._do(self._load_left, self.left_tiles[r], address, apart)
+                tile = (self._sum(r, c), self.left_tiles[r], self.right_tiles[c])
+                self.b.emit(self.mac.emit(*tile))
+                if few:
+                    between(step.number * (len(self.heights) * tiles) + slot)
+                    slot += 1
+                if self.layout.steps == 1:
+                    self._store(r, c, sums, tiles)
             above += height
+        self._ask(step, tiles)
+        if not few:
+            between(step.number)
 
-    def store(self, sums: Pointer, tiles: int) -> None:
-        """The block's sums -> memory, row by row, `tiles` tiles wide."""
+    def _ask(self, step: _Step, tiles: int) -> None:
+        """Prefetch into the nearest cache what a later step loads: of this block, or where its
+        steps are few the same one of the next block.
+        """
+        layout = self.layout
+        if self.near.left:
+            ahead = _AHEAD * layout.step
+            if layout.steps <= _FEW_STEPS:
+                ahead = sum(self.heights) * step.stride
+            for row in range(sum(self.heights)):
+                step.left.prefetch(step.left_at + (ahead + row * step.stride))
+        if self.near.right:
+            size = tiles * self.panels.tile_bytes
+            for line in range(0, size, LINE):
+                step.right.prefetch(step.right_at + (_AHEAD * size + line))
+
+    def _store(self, row: int, column: int, sums: Pointer, tiles: int) -> None:
+        """A tile of sums -> memory, where rows are `tiles` tiles wide."""
         row_bytes = tiles * self.panels.row_bytes
-        above = 0
-        for r, height in enumerate(self.heights):
-            for c in range(tiles):
-                offset = above * row_bytes + c * self.panels.row_bytes
-                address = sums.address(offset)
-                self._do("tile_store", self._sum(r, c), address, tir.const(row_bytes))
-            above += height
+        at = sum(self.heights[:row]) * row_bytes + column * self.panels.row_bytes
+        self._do("tile_store", self._sum(row, column), sums.address(at), tir.const(row_bytes))
 
     def prefetch(
-        self, right: Pointer, at: Value, block: Value, blocks: int, most: int
+        self, right: Pointer, at: Value, block: Value, blocks: int, tiles: int, most: int
     ) -> Callable[[Value], None]:
-        """A part of the panel after the one `at`, for every step of one of `blocks` blocks: as
+        """A part of the panel after the one `at`, for every slot of one of `blocks` blocks: as
         much as it takes, but at most so many cache lines.
         """
-        size = PANEL_TILES * self.panels.strip_bytes
-        lines = min(most, -(-size // (LINE * blocks * self.layout.steps)))
+        size, slots = PANEL_TILES * self.panels.strip_bytes, self.slots(tiles)
+        lines = min(most, -(-size // (LINE * blocks * slots)))
 
         def fetch(number: Value) -> None:
-            place = block * self.layout.steps + number
+            place = block * slots + number
             start = self.b.let(at + size + place * (lines * LINE), "next")
             for i in range(lines):
                 right.prefetch(start + i * LINE, level=2)

@@ -3,7 +3,9 @@
 A tile product takes a cycle for each row of its left tile; everything else is compared with that:
 rows through the load ports, bytes from the caches, sums on their way out, copies. Bandwidths are
 those that a core of the tile machines we know sustains: Intel 64 and IA-32 Architectures
-Optimization Reference Manual, chapters on Golden Cove and on AMX.
+Optimization Reference Manual, chapters on Golden Cove and on AMX. That rows from the second-level
+cache hold up the products unless they were asked for before is what times of plain kernels on such
+a machine say (benchmarks/prediction, which this model is held against).
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from dataclasses import dataclass, replace
 
 from qcompiler.ir import Node
 from qcompiler.isa import Device, Isa, Mac
-from qcompiler.kernels.tiles_block import Blocks
+from qcompiler.kernels.tiles_block import Blocks, Near
 from qcompiler.kernels.tiles_layout import LINE, Layout, layouts
 from qcompiler.kernels.tiles_problem import Problem, key_of
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
 
 ROWS_LOADED = 2.0  # tile rows a cycle, from the first-level cache
 ROW_STORED = 1.0  # cycles
-L2_BYTES = 48.0  # a cycle
+L2_BYTES = 60.0  # a cycle
 L3_BYTES = 10.0  # a cycle and core
 COPY_BYTES = 24.0  # a cycle: a load and a store of a line, shuffled little
 RUN_CYCLES = 4.0  # of a copy, however short
@@ -31,7 +33,8 @@ LONG_NODES = {
     **dict.fromkeys(("dequantize", "LeakyRelu", "Clip", "Div"), 1.5),
     **dict.fromkeys(("Sigmoid", "Tanh", "Swish", "Gelu", "Erf", "Exp", "Log", "Softplus"), 12.0),
 }
-BLOCK_CYCLES = 30.0  # loops, addresses and what of the products' latency shows
+BLOCK_CYCLES = 60.0  # loops, addresses and what of the products' latency shows
+FEW_BLOCKS = 4  # of a panel: its first way to the nearest cache counts
 PACKED_BYTES = 20.0  # a cycle, of a right operand packed on the way
 VECTOR_PRODUCTS = 2.0  # a cycle, of the vector unit
 VECTOR_SHARE = 0.85  # of that, reached by vector kernels
@@ -143,13 +146,13 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
         panel = tiles * panels.strip_bytes
         multiply = layout.steps * len(heights) * tiles * mac.rows
         rows = blocks.size + tiles * (layout.step // p.quad)
-        beyond = _beyond_l1(device, layout, blocks.count, max(count, 1), left, panel)
-        load = max(layout.steps * rows / ROWS_LOADED, beyond)
+        held, asked = _beyond_l1(choice, device, blocks.count, max(count, 1), left, panel)
+        load = layout.steps * rows / ROWS_LOADED
         out = blocks.size * tiles * finish
-        store = blocks.size * tiles * ROW_STORED
-        block = max(multiply, load, out) + store / 2 + BLOCK_CYCLES
+        store = blocks.size * tiles * ROW_STORED * (0.25 if layout.steps == 1 else 1.0)
+        block = max(multiply, load, out, asked) + held + store + BLOCK_CYCLES
         products += units * count * blocks.count * multiply
-        loads += units * count * blocks.count * load
+        loads += units * count * blocks.count * (load + held)
         finishes += units * count * blocks.count * (out + store)
         total += (
             units
@@ -163,26 +166,53 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
     return Cost(products, loads, finishes, right / L3_BYTES, copies, total + copies + launch)
 
 
-def reads_once(device: Device, layout: Layout, left: float, panel: float) -> bool:
+def near(choice: Choice, device: Device) -> Near:
+    """What is asked for before it is loaded: left rows that come by once for each panel (those of
+    wider windows meet again in the next tap), panels that do not stay or are not read often.
+    """
+    layout = choice.layout
+    blocks = Blocks.of(layout.rows(choice.lines), layout.problem.mac.rows).count
+    left = layout.left_bytes(choice.lines)
+    panel = PANEL_TILES * Panels.of(layout).strip_bytes
+    once = _reads_once(device, layout, left, panel)
+    stays = _panel_stays(device, layout, blocks, left, panel)
+    passes = left + panel > device.l1_bytes * CACHE_SHARE
+    return Near(
+        left=passes and layout.taps == (1, 1),
+        right=not stays or blocks <= FEW_BLOCKS,
+        once=once,
+    )
+
+
+def _reads_once(device: Device, layout: Layout, left: float, panel: float) -> bool:
     """Do the rows of the left operand pass by while a panel stays in the first-level cache?"""
-    near = device.l1_bytes * CACHE_SHARE
+    size = device.l1_bytes * CACHE_SHARE
     hint = "tile_load_once" in device.isa.intrinsics
-    return hint and layout.taps == (1, 1) and panel <= near < left + panel
+    return hint and layout.taps == (1, 1) and panel <= size < left + panel
+
+
+def _panel_stays(device: Device, layout: Layout, blocks: int, left: float, panel: float) -> bool:
+    """Is a panel in the first-level cache from block to block?"""
+    beside = 0 if _reads_once(device, layout, left, panel) else left / blocks
+    return panel + beside <= device.l1_bytes * CACHE_SHARE
 
 
 def _beyond_l1(
-    device: Device, layout: Layout, blocks: int, panels: int, left: float, panel: float
-) -> float:
-    """Cycles that the second-level cache (or the third) takes to feed one block: what stays near
-    is read once by all blocks of a panel, by all panels of a part.
+    choice: Choice, device: Device, blocks: int, panels: int, left: float, panel: float
+) -> tuple[float, float]:
+    """Cycles that the second-level cache (or the third) takes to feed one block, of what is loaded
+    from there and of what was asked for: what stays near is read once by all blocks of a panel, by
+    all panels of a part.
     """
-    block_left = left / blocks
-    near = device.l1_bytes * CACHE_SHARE
-    beside = 0 if reads_once(device, layout, left, panel) else block_left
-    from_left = block_left / (panels if left + panel <= near else 1)
-    from_right = panel / (blocks if panel + beside <= near else 1)
+    layout = choice.layout
+    size = device.l1_bytes * CACHE_SHARE
+    stays = _panel_stays(device, layout, blocks, left, panel)
     rate = L2_BYTES if left + panel <= device.l2_bytes * CACHE_SHARE else L3_BYTES
-    return from_left / rate + from_right / L2_BYTES
+    from_left = left / blocks / (panels if left + panel <= size else 1) / rate
+    from_right = panel / (blocks if stays else 1) / L2_BYTES
+    asks = near(choice, device)
+    asked = from_left * asks.left + from_right * asks.right
+    return from_left + from_right - asked, asked
 
 
 def _first_read(device: Device, left: float, right: float, panel: float, units: int) -> float:
