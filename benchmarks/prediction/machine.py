@@ -3,7 +3,7 @@
 llvm-mca knows no tile instructions; those are costed in overlap.py from what the emulator saw. Two
 things are put right. Its Golden Cove has one port for 512-bit floating-point and dot products, the
 servers have two (Intel 64 and IA-32 Architectures Optimization Reference Manual, Golden Cove). And
-512-bit loads use two of the three load ports.
+512-bit loads use two of the three load ports; others, and prefetches, all three.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def _tables(instructions: list[str]) -> list[Use]:
 def _use(instruction: str, uops: float, ports: dict[str, float]) -> Use:
     p0, p1, p5 = (ports.get(p, 0.0) for p in ("00", "01", "05"))
     loads = sum(ports.get(p, 0.0) for p in ("02", "03", "11"))
+    if "%zmm" not in instruction:
+        loads *= 2 / 3
     stores = sum(ports.get(p, 0.0) for p in ("04", "09"))
     if not instruction.startswith(("v", "k")):
         scalar = p0 + p1 + p5 + sum(ports.get(p, 0.0) for p in ("06", "10"))

@@ -1,8 +1,9 @@
 """A task's block counts and tile doings -> cycles, and what they go to.
 
 A core looks some five hundred micro-operations ahead: what stands within that distance goes on at
-the same time, on whichever unit it needs, so the busiest unit sets the pace of a short loop. Loops
-that are longer take turns with what stands around them.
+the same time, on whichever unit it needs, so the busiest unit sets the pace of a short loop, and of
+one whose inner loops are so short that their neighbours are within sight, too. Longer loops take
+turns with what stands around them.
 
 Cycles of tile instructions, Golden Cove: a product takes one for each row of its sums, and 52 until
 they are there; a load half of one for each cache line; a store one for each row (Intel 64 and IA-32
@@ -118,7 +119,8 @@ class _Coster:
             self.loop(i) for i in loop.inner if any(self.counts[b.number] for b in everything(i))
         ]
         busy = sum((b for _, b in inner), own)
-        if busy.use.uops <= WINDOW * turns:
+        longest = max((b.use.uops for _, b in inner), default=0.0)
+        if busy.use.uops <= WINDOW * turns or (inner and longest <= WINDOW / 2 * turns):
             return max(busy.cycles, self._chain(loop, turns)), busy
         way_out = own.stored + (LATENCY * turns if own.stored else 0.0)
         return sum(t for t, _ in inner) + replace(own, stored=0.0).cycles + way_out, busy
