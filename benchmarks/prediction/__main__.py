@@ -88,8 +88,8 @@ def report(steps: Sequence[Predicted], *, peak: float) -> str:
         units = "".join(f"{c.times[unit] / 1e3:9.1f}" for unit in _UNITS)
         lines.append(
             f"{summed[name]:9.1f} {len(group):5} {each:7.1f} {rate / 1e12:6.2f}"
-            f" {rate / (peak * max(kernel.tasks, 1)):5.0%} |{units} |{c.total / 1e3:9.1f} | {c.bound:12}"
-            f" {name} ({kernel.tasks} tasks)"
+            f" {rate / (peak * max(kernel.tasks, 1)):5.0%} |{units} |{c.total / 1e3:9.1f} |"
+            f" {c.bound:12} {name} ({kernel.tasks} tasks)"
         )
     total, barriers = whole(steps), sum(p.barriers for p in steps)
     macs = sum(p.step.kernel.macs for p in steps)

@@ -55,6 +55,9 @@ class Use:
         return max(alu, self.uops / DISPATCH)
 
 
+NOTHING = Use()
+
+
 def is_tile(instruction: str) -> bool:
     """Is it one of the tile instructions?"""
     return instruction.startswith(_TILE)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.prediction.assembly import Block, Loop, everything
-from benchmarks.prediction.machine import Use, is_tile
+from benchmarks.prediction.machine import NOTHING, Use, is_tile
 from benchmarks.prediction.trace import Task
 
 WINDOW = 512.0
@@ -43,7 +43,7 @@ class Busy:
     loaded: float = 0.0
     """Cycles of the load ports with tile rows."""
     stored: float = 0.0
-    use: Use = Use()
+    use: Use = NOTHING
 
     def __add__(self, other: Busy) -> Busy:
         return Busy(
@@ -148,7 +148,7 @@ class _Coster:
         return self._known[block] * float(self.counts[block.number])
 
     def _once(self, block: Block) -> Busy:
-        use, products, loaded, stored, uops = Use(), 0.0, 0.0, 0.0, 0.0
+        use, products, loaded, stored, uops = NOTHING, 0.0, 0.0, 0.0, 0.0
         for i in block.instructions:
             if not is_tile(i):
                 use = use + self.uses[i]

@@ -272,9 +272,10 @@ class Tiles:
             return self._block(part, panels, b.let(panel + panels.begin, "panel"), block)
 
         def sums(turn: Value) -> Pointer:
-            if self.products.buffers == 1:
-                return self.sums
-            return self.sums + b.let(turn % self.products.buffers * SUMS_BYTES, "buffer")
+            buffer: Pointer = self.sums
+            if self.products.buffers > 1:
+                buffer = buffer + b.let(turn % self.products.buffers * SUMS_BYTES, "buffer")
+            return buffer
 
         with some:
             self._multiply(at(tir.const(0)), tiles, sums(tir.const(0)), lambda slot: None)
@@ -323,7 +324,7 @@ class Tiles:
         rows = self.left.rows(block.group, block.row)
         bias = self.pointers[self.bias] + block.column if self.bias is not None else None
         right = (self.right, block.right)
-        self.products.multiply(self.left, rows, right, sums, tiles, bias, beside)
+        self.products.multiply(self.left, rows, right, block.block, sums, tiles, bias, beside)
 
     # -- the way out
 

@@ -12,8 +12,11 @@ by one as they are ready.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
+
+from tvm import tirx
 
 from qcompiler.isa import Isa
 from qcompiler.kernels import tir
@@ -59,17 +62,19 @@ class Blocks:
 @dataclass(frozen=True)
 class Near:
     """How rows come to the nearest cache: left ones or right ones on request, else when they are
-    loaded; `once`: left rows pass by, and are not to displace the panel there.
+    loaded. `first`: right ones in a panel's first block only. `once`: left rows pass by, and are
+    not to displace the panel there.
     """
 
     left: bool
     right: bool
+    first: bool
     once: bool
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A step of k: where its rows are, left ones `stride` elements apart, and its number."""
+    """A step of k: its rows, left ones `stride` elements apart; its number and its block's."""
 
     left: Pointer
     left_at: Value
@@ -77,6 +82,7 @@ class _Step:
     right: Pointer
     right_at: Value
     number: Value
+    block: Value
 
 
 class Products:
@@ -147,14 +153,15 @@ class Products:
         left: Left,
         rows: tuple[Pointer, Value, Value],
         right: tuple[Pointer, Value],
+        block: Value,
         sums: Pointer,
         tiles: int,
         bias: Pointer | None,
         between: Callable[[Value], None],
     ) -> None:
-        """Sum all steps of a block into memory: left rows (as of `Left.rows`) by the panel of
-        `tiles` tiles that begins at a byte offset of `right`; sums begin with a row of `bias`, if
-        there is one. `between` is emitted in every slot.
+        """Sum all steps of a panel's nth block into memory: left rows (as of `Left.rows`) by the
+        panel of `tiles` tiles that begins at a byte offset of `right`; sums begin with a row of
+        `bias`, if there is one. `between` is emitted in every slot.
         """
         b, layout = self.b, self.layout
         self._begin(tiles, bias)
@@ -164,7 +171,7 @@ class Products:
 
         def step(source: Pointer, offset: Value, stride: int, number: Value) -> None:
             right_at = b.let(at + number * size)
-            step = _Step(source, b.let(offset, "left"), stride, panel, right_at, number)
+            step = _Step(source, b.let(offset, "left"), stride, panel, right_at, number, block)
             self._step(step, tiles, sums, between)
 
         lines, columns = map(self.turns, layout.taps)
@@ -235,8 +242,10 @@ class Products:
                 step.left.prefetch(step.left_at + (ahead + row * step.stride))
         if self.near.right:
             size = tiles * self.panels.tile_bytes
-            for line in range(0, size, LINE):
-                step.right.prefetch(step.right_at + (_AHEAD * size + line))
+            needed = self.b.when(tirx.EQ(step.block, 0)) if self.near.first else nullcontext()
+            with needed:
+                for line in range(0, size, LINE):
+                    step.right.prefetch(step.right_at + (_AHEAD * size + line))
 
     def _store(self, row: int, column: int, sums: Pointer, tiles: int) -> None:
         """A tile of sums -> memory, where rows are `tiles` tiles wide."""

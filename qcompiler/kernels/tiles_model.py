@@ -180,6 +180,7 @@ def near(choice: Choice, device: Device) -> Near:
     return Near(
         left=passes and layout.taps == (1, 1),
         right=not stays or blocks <= FEW_BLOCKS,
+        first=not passes,
         once=once,
     )
 
