@@ -35,6 +35,7 @@ from qcompiler.scales import (
     activation_scale,
     along,
     channel_scale,
+    has_exact_product,
     numbers,
     room_for_bias,
     round_to,
@@ -61,7 +62,8 @@ class QuantizeStatic:
     no scale a channel. include, exclude: operator types, node names, or regular expressions of
     whole node names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that
     may read and write int8 ("LayerNormalization"). products: also quantize products of two
-    activations (in attention that is not fused). correct_bias: "fast" takes from a product's bias
+    activations (in attention that is not fused). attention: fused attention multiplies int8, too,
+    where the device has an exact product of bytes. correct_bias: "fast" takes from a product's bias
     what rounding its weights adds on average, "full" measures it, all other quantization included
     (see correction.py), "none" leaves it. method, percentile: of calibration; left out, as the data
     says.
@@ -80,6 +82,7 @@ class QuantizeStatic:
     exclude: tuple[str, ...] = ()
     through: tuple[str, ...] = ()
     products: bool = False
+    attention: bool = True
     correct_bias: str = "fast"
     device: Device | None = None
     explain: Explain | None = None
@@ -165,6 +168,8 @@ class _Places:
 
     def operands(self, node: Node) -> tuple[Node, ...]:
         """The activations of a product that can be made integer; () for everything else."""
+        if node.op == "Attention":
+            return self.attended(node)
         if node.op not in WEIGHT_AXIS or node.dtype != "float32" or not self.options.wants(node):
             return ()
         data, weights = node.operands[:2]
@@ -184,6 +189,18 @@ class _Places:
         else:
             return read
         self.options.skip(node, reason)
+        return ()
+
+    def attended(self, node: Node) -> tuple[Node, ...]:
+        """The queries, keys and values of attention that can be made integer."""
+        if node.dtype != "float32" or not (self.options.attention and self.options.wants(node)):
+            return ()
+        read = node.operands[:3]
+        product = has_exact_product(self.options.device)
+        if product and all(i in self.names and self.seen(i) for i in read):
+            return read
+        reason = "queries, keys or values were not seen in calibration"
+        self.options.skip(node, reason if product else "the device's product of bytes saturates")
         return ()
 
     def seen(self, node: Node) -> bool:
@@ -217,7 +234,7 @@ class _Places:
         ranges = [self.statistics.range(self.names[n]) or (0.0, 0.0) for n in group]
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         # Products of two activations: a zero point at 0 spares sums at run time.
-        if any(r.op == "MatMul" and not r.operands[1].is_constant for r in readers):
+        if any(r.op in ("Attention", "MatMul") and not r.operands[1].is_constant for r in readers):
             return activation_scale(low, high, "int8", symmetric=True)
         seen = self.statistics.channels(self.names[group[0]])
         if len(group) == 1 and seen is not None and by_channel(readers):

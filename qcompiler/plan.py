@@ -33,6 +33,9 @@ GUARD = 64
 FEW_NUMBERS = 64
 """Constants of so few numbers may decide how a kernel is made."""
 
+READ = frozenset({"attention"})
+"""Anchors that read such constants when they run, like any other value."""
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -220,7 +223,7 @@ def signature(region: Region) -> str:
     a Slice, the axes of a reduction).
     """
     index = {n: f"%{i}" for i, n in enumerate((*region.inputs, *region.nodes))}
-    anchors = [n for n in region.nodes if OPERATORS[n.op].formula is None]
+    anchors = [n for n in region.nodes if OPERATORS[n.op].formula is None and n.op not in READ]
     shaping = {i for n in anchors for i in n.operands[1:]}
     parts = [_input_text(n, n in shaping) for n in region.inputs]
     for n in region.nodes:

@@ -20,7 +20,7 @@ from qcompiler.ops import OPERATORS, make
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that keep every byte where it is."""
 
-NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention"})
+NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention", "attention"})
 """Anchors that read their operands many times: elementwise work before them would be repeated."""
 
 MAX_INPUTS = 24

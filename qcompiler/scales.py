@@ -114,6 +114,12 @@ def weight_bits(asked: int, device: Device | None) -> int:
     return 8 if mac is None or mac.exact else 7
 
 
+def has_exact_product(device: Device | None) -> bool:
+    """Whether bytes are multiplied as they are, and no sum of products saturates."""
+    mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
+    return device is None or (mac is not None and mac.exact)
+
+
 def room_for_bias(
     scales: NDArray[np.float32], bias: Array, input_step: Numbers
 ) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_harness import check, isas
 
-from qcompiler.ir import Array, Graph, Node, Type, numpy_dtype, placeholder
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
 from qcompiler.kernels.contraction_operands import product_of
 from qcompiler.ops import evaluate, make
@@ -52,9 +52,15 @@ def attend(case: Case, dtype: str, isa: Isa, *, boolean: bool = False, **bounds:
         arrays.append(~hidden if boolean else low)
     inputs = [given(n, a) for n, a in zip("qkvm", arrays, strict=False)]
     counts = {"q_num_heads": heads, "kv_num_heads": shared} if flat else {}
-    scale = {"scale": 1e-4 / size**0.5} if dtype == "int8" else {}
-    root = make("attention", *inputs, is_causal=int(causal), **counts, **scale)
+    scale = steps(dtype, 1e-4 / size**0.5)
+    operands = (*inputs, *[None] * (4 - len(inputs)), scale)
+    root = make("attention", *operands, is_causal=int(causal), **counts)
     check(root, root, arrays, inputs, isa, threads=2, **bounds)
+
+
+def steps(dtype: str, scale: float) -> Node | None:
+    """The operand that only bytes need."""
+    return constant(np.float32(scale)) if dtype == "int8" else None
 
 
 def numbers(dtype: str, shape: tuple[int, ...]) -> Array:
@@ -87,7 +93,7 @@ def test_attention_of_equal_keys_is_the_exact_mean(isa: Isa) -> None:
     q, v = numbers("int8", (1, 2, 5, 32)), numbers("int8", (1, 2, 50, 32))
     k = np.broadcast_to(numbers("int8", (1, 2, 1, 32)), v.shape).copy()
     inputs = [given(n, a) for n, a in zip("qkv", (q, k, v), strict=True)]
-    root = make("attention", *inputs, scale=0.01)
+    root = make("attention", *inputs, None, steps("int8", 0.01))
     mean = np.broadcast_to(v.mean(2, keepdims=True), q.shape).astype(np.float32)
     check(root, root, [q, k, v], inputs, isa, rtol=1e-6, atol=1e-6, want=mean)
 
@@ -97,14 +103,14 @@ def test_attention_of_equal_keys_is_the_exact_mean(isa: Isa) -> None:
 def test_attention_side_by_side(dtype: str, isa: Isa) -> None:
     """4 heads of queries, 2 of keys, 2 of values, of 24 each, in one row."""
     x = numbers(dtype, (2, 21, 8 * 24))
-    source = given("x", x)
-    root = make("attention", source, q_num_heads=4, kv_num_heads=2, scale=2e-5)
+    source, scale = given("x", x), steps(dtype, 2e-5)
+    root = make("attention", source, None, None, None, scale, q_num_heads=4, kv_num_heads=2)
     assert root.type.dims == (2, 21, 4 * 24)
     bounds = {"int8": (1e-5, 0.3), "bfloat16": (2e-2, 1e-2), "float32": (1e-4, 1e-5)}
     rtol, atol = bounds[dtype]
     arrays = dict(zip("qkv", np.split(x, [96, 144], -1), strict=True))
     parts = [given(n, a) for n, a in arrays.items()]
-    apart = make("attention", *parts, q_num_heads=4, kv_num_heads=2, scale=2e-5)
+    apart = make("attention", *parts, None, scale, q_num_heads=4, kv_num_heads=2)
     graph = Graph(tuple(parts), (apart,), ("y",))
     want = evaluate(graph, arrays)["y"]
     check(root, root, [x], [source], isa, threads=2, rtol=rtol, atol=atol, want=want)

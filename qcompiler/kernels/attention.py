@@ -52,7 +52,7 @@ def attention(region: Region, device: Device) -> Kernel | Skip:
         return reason
     root = region.root
     assert root is not None
-    if any(root.inputs[4:]):
+    if root.op == "Attention" and any(root.inputs[4:]):
         return Skip("past keys and values")
     dtypes = {i.dtype for i in root.inputs[:3] if i is not None}
     for name, usual in _UNSUPPORTED.items():
@@ -97,7 +97,8 @@ class _Attention:
         self.d = Draft(kind + short, region, device)
         self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
         self.for_scores, self.for_values = for_scores, for_values
-        self.mask = self.root.inputs[3] if len(self.root.inputs) > 3 else None
+        operands = (*self.root.inputs, None, None)
+        self.mask, self.scale = operands[3:5]
         self.lanes = for_scores.mac.lanes
         self.keys = -(-self.k.length // self.lanes) * self.lanes
         free = device.isa.registers - 2
@@ -151,6 +152,7 @@ class _Attention:
             self.tops = area(self.tops_at, "float32")
             self.inverses = area(self.inverse_at, "float32")
             self.after = d.after
+            self.factor = self._factor()
             begin = b.let(task * total // self.tasks, "begin")
             end = b.let((task + 1) * total // self.tasks, "end")
             with b.serial(end - begin, "head", begin) as turn:
@@ -264,15 +266,21 @@ class _Attention:
                 self.scores.store(r * self.keys + at, value.expr)
                 tops[r] = m.larger(m.vec(tops[r]), value).expr
 
+    def _factor(self) -> Vec:
+        """What products are multiplied by: the scale in units of log 2, or of the cap."""
+        given, cap = self.root.attrs["scale"], self.root.float("softcap")
+        unit = _LOG2_E if cap <= 0 else 1 / cap
+        if self.scale is not None:
+            return self.d.read(self.scale, tir.const(0)) * unit
+        scale = 1 / sqrt(self.q.size) if given is None else self.root.float("scale")
+        return self.m.splat(scale * unit, "float32")
+
     def _biased(self, value: Vec, bias: Vec | None, at: Value, there: int, query: Value) -> Vec:
         """scale, cap, mask; in units of log 2. What must not be seen gets the least score."""
-        m, lanes, root = self.m, self.lanes, self.root
-        given = root.attrs["scale"]
-        scale = 1 / sqrt(self.q.size) if given is None else root.float("scale")
+        m, lanes, root, scale = self.m, self.lanes, self.root, self.factor
         cap = root.float("softcap")
         if cap > 0:
-            value, scale = m.tanh(value * (scale / cap)), cap
-        scale *= _LOG2_E
+            value, scale = m.tanh(value * scale), m.splat(cap * _LOG2_E, "float32")
         if bias is None:
             value = value * scale
         elif bias.dtype == "bool":

@@ -131,13 +131,15 @@ def own_attention(
     k: Numbers | None = None,
     v: Numbers | None = None,
     mask: Numbers | None = None,
+    scale: Numbers | None = None,
 ) -> Numbers:
     """Attention, in few bits: of floats as ONNX says; without k and v all three lie in q's rows,
     side by side, [B, S, (q_num_heads + 2 * kv_num_heads) * size].
 
-    int8 (zero points are 0) gives float32, in steps of v. Scores are exact sums times a float32
-    scale; weights are round(255 * exp(score - the row's largest)), from 0 to 255; the output is the
-    exact sum of weights times v, over the sum of the weights.
+    int8 (zero points are 0) gives float32, in steps of v. Scores are exact sums times `scale`, a
+    float32 number (an operand, so that one kernel serves layers of any steps); weights are
+    round(255 * exp(score - the row's largest)), from 0 to 255; the output is the exact sum of
+    weights times v, over the sum of the weights.
     """
     if k is None or v is None:
         size = q.shape[-1] // _all_heads(node)
@@ -149,8 +151,10 @@ def own_attention(
         return made
     q4 = _heads(q, _count(node, "q_num_heads"))
     k4, v4 = (_heads(i, _count(node, "kv_num_heads")) for i in (k, v))
+    assert scale is not None
     bias = _bias(mask, _allowed(node, q4, k4, None, None), "float32")
-    scores = np.maximum(_scores(node, q4, k4, bias)[1], LEAST).astype(np.float32)
+    steps = Node(node.op, node.inputs, {**node.attrs, "scale": float(scale)}, node.types)
+    scores = np.maximum(_scores(steps, q4, k4, bias)[1], LEAST).astype(np.float32)
     weights = np.rint(255 * np.exp(scores - scores.max(-1, keepdims=True)))
     y = multiply(weights, _each_query_head(v4, q4)) / weights.sum(-1, keepdims=True)
     y = np.asarray(y, np.float32)
@@ -176,6 +180,10 @@ def _(node: Node) -> Type:
         dims = [(images, _count(node, key), positions, width // heads) for key in _SIDES]
     _check_fit(*dims)
     dtype = "float32" if q.dtype == "int8" else q.dtype
+    scale = optional(node, 4)
+    given = None if scale is None else scale.type
+    if given != (Type("float32", ()) if q.dtype == "int8" else None):
+        raise Error(f"{q.dtype} with a scale of {given}")
     _check_mask(mask, (*dims[0][:3], dims[1][2]), dtype)
     batch, count, length, size = dims[0][0], dims[0][1], dims[0][2], dims[2][3]
     if q.type.rank == 3:
