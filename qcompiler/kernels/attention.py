@@ -97,7 +97,7 @@ class _Attention:
         self.d = Draft(kind + short, region, device)
         self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
         self.for_scores, self.for_values = for_scores, for_values
-        operands = (*self.root.inputs, None, None)
+        operands = (*self.root.inputs, *[None] * 4)
         self.mask, self.scale = operands[3:5]
         self.lanes = for_scores.mac.lanes
         self.keys = -(-self.k.length // self.lanes) * self.lanes
