@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulator import load_or_skip
+from onnx import TensorProto, helper, numpy_helper
 
-from qcompiler import Artifact, Error, load, plugins
+from qcompiler import Artifact, Error, compile, cpu, load, plugins
 from qcompiler.artifact import Manifest, StepFact, Value
 from qcompiler.emit.native import emit
 from qcompiler.emit.tasks import task_function
@@ -216,3 +218,27 @@ def test_what_cannot_be_shared_is_refused() -> None:
         write(b)
         with pytest.raises(Error, match="odd"):
             task_function("odd", b.function())
+
+
+@pytest.mark.parametrize("target", ["x86_amx", "x86_avxvnni"])
+def test_instructions_that_this_cpu_may_lack_run_in_all_threads(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_or_skip()
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 256, (2048, 64)).astype(np.uint8)
+    right = rng.integers(-128, 128, (64, 64)).astype(np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, left.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, left.shape)],
+        [numpy_helper.from_array(right, "b")],
+    )
+    made = compile(helper.make_model(graph), target=target, threads=2)
+    assert [s.tasks for s in made.manifest.steps] == [2]
+    have = cpu.features() | set(made.manifest.cpu_flags)
+    monkeypatch.setattr(cpu, "features", lambda: have)
+    for threads in (1, 2):
+        found = load(made, threads=threads)(left)
+        assert np.array_equal(found, left.astype(np.int32) @ right.astype(np.int32))
