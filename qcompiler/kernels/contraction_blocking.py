@@ -18,7 +18,7 @@ from qcompiler.kernels.contraction_problem import LINE_BYTES, SET_BYTES, Problem
 
 LATENCY = 4.0  # cycles until a sum can be multiplied on to again
 MACS_PER_CYCLE = 2.0
-LOADS_PER_CYCLE = 2.0
+LOADS_PER_CYCLE = 1.5  # of the two there can be: some miss the first cache
 ISSUE_PER_CYCLE = 5.0
 TOGETHER = 4  # vectors of sums that are finished and stored at once
 FINISH_CYCLES = 5.0  # convert, scale, clip and store one vector of sums
