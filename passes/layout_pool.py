@@ -3,6 +3,7 @@
 MaxPool(x), AveragePool(x)     ->  Transpose(max_pool(Transpose(x)))
 GlobalAveragePool(x)           ->  ReduceMean(x, spatial axes)
 GlobalMaxPool(x)               ->  ReduceMax(x, spatial axes)
+max_pool(x) of a large window  ->  max_pool(max_pool(x) of its columns) of its rows
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, Skip, op, rule
 
 NAMES = {"MaxPool": "max_pool", "AveragePool": "average_pool"}
+LARGE = 20
+"""Values of a window from which on two passes, of its columns and of its rows, read less."""
 GLOBAL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 
@@ -68,3 +71,26 @@ def layout_global_pool(pool: Node) -> Node:
     """GlobalAveragePool(x) -> ReduceMean(x, spatial axes)."""
     x = pool.operands[0]
     return make(GLOBAL[pool.op], x, int64s(range(2, x.type.rank)), keepdims=1)
+
+
+@rule(op("max_pool", ANY))
+def layout_large_window(pool: Node) -> Node | None:
+    """max_pool(x) of a large window -> max_pool(max_pool(x) of its columns) of its rows."""
+    size, rank = pool.ints("kernel_shape"), pool.type.rank - 2
+    if rank != 2 or min(size) == 1 or size[0] * size[1] < LARGE:
+        return None
+    window = Window.of(pool, pool.operands[0].shape[1:-1])
+    made = pool.operands[0]
+    for axis in (0, 1):
+        pads = [p if a == axis else (0, 0) for a, p in enumerate(window.pads) if p is not None]
+        begin, end = zip(*pads, strict=True)
+        numbers = {
+            key: tuple(n if a == axis else 1 for a, n in enumerate(values))
+            for key, values in (
+                ("kernel_shape", window.kernel),
+                ("strides", window.strides),
+                ("dilations", window.dilations),
+            )
+        }
+        made = make("max_pool", made, name=pool.name, pads=(*begin, *end), **numbers)
+    return made
