@@ -62,6 +62,9 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
         start = b.let(right.start(v), "start") if right.start else zero
         for r in range(len(left.offsets)):
             registers[r * right.vectors + v] = start
+    # 64 bits: of a sum of 32 LLVM cannot always prove that it does not overflow, and then gives
+    # every row an address of its own, loads all of them first, and spills the sums.
+    base = b.let(tir.cast(base, "int64"), "base")
     steps, run = product.steps(left.depth), product.run
     whole = steps if left.guarded else left.depth // mac.k
 

@@ -81,7 +81,7 @@ def broadcast(value: Value, lanes: int) -> Value:
 def ramp(start: Value, lanes: int, step: int = 1) -> Value:
     """start, start + step, ... in the lanes of a vector; the scalar itself for one lane."""
     start = tirx.const(start, "int32") if isinstance(start, int) else start
-    return start if lanes == 1 else tirx.Ramp(start, step, lanes)
+    return start if lanes == 1 else tirx.Ramp(start, tirx.const(step, dtype_of(start)), lanes)
 
 
 def cast(value: Value, dtype: str) -> Value:
