@@ -57,6 +57,21 @@ def parser() -> argparse.ArgumentParser:
     _compile_flags(quantize)
     quantize.set_defaults(precision="int8")
 
+    retrain = commands.add_parser(
+        "retrain", parents=[common], help="tune weights to quantization or pruning (needs torch)"
+    )
+    retrain.add_argument("model", type=Path, help="an .onnx file")
+    retrain.add_argument("--data", type=Path, required=True, help="samples, as for --calibration")
+    retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
+    retrain.add_argument("--epochs", type=_some, default=5)
+    retrain.add_argument("--rate", type=float, default=2e-5, help="Adam's learning rate")
+    retrain.add_argument("--batches", type=_some, default=2000, help="at most so many")
+    retrain.add_argument(
+        "--teacher", type=Path, help="the .onnx file to learn from (default: MODEL in float)"
+    )
+    _compile_flags(retrain)
+    retrain.set_defaults(precision="int8")
+
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
     _input_flags(run)

@@ -103,6 +103,29 @@ def quantize(a: Namespace) -> int:
     return 0
 
 
+def retrain(a: Namespace) -> int:
+    """ONNX model -> the same with weights tuned to quantization or pruning."""
+    from qcompiler.onnx_writer import save
+    from qcompiler.retrain import Training, retrain
+
+    output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
+    _demand_writable(output, a.model)
+    training = Training(
+        data=str(a.data), epochs=a.epochs, rate=a.rate, count=a.batches, teacher=a.teacher
+    )
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, _ = _watch(a, bar)
+        tuned = retrain(a.model, _options(a), training, watch)
+    save(tuned.graph, output)
+    best = int(np.argmin(tuned.losses))
+    if a.json:
+        show.say_json({"model": str(output), "losses": tuned.losses, "best_epoch": best})
+    else:
+        first, last = tuned.losses[0], tuned.losses[best]
+        show.say(f"{a.model} -> {output}: loss {first:.4g} -> {last:.4g} in epoch {best}")
+    return 0
+
+
 def run(a: Namespace) -> int:
     """Artifact and inputs -> outputs."""
     if a.outputs:
