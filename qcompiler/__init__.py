@@ -39,6 +39,10 @@ def compile(
     passes: Sequence[str] = (),
     disabled_passes: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    prune: Sequence[str] = (),
+    prune_include: Sequence[str] = (),
+    prune_exclude: Sequence[str] = (),
+    compress: bool = False,
     progress: Callable[[str, int, int, str], None] | None = None,
 ) -> Artifact:
     """ONNX file or model -> artifact, for one target and fixed input shapes.
@@ -52,6 +56,10 @@ def compile(
     threads: how many the artifact may use (0: all of the machine's cores).
     passes, disabled_passes: as the flags --pass and --disabled-pass.
     exclude: nodes kept in float: names, regular expressions, or operator types.
+    prune: what to take away before quantizing: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5";
+        with `calibration` the weights that stay make up for the others.
+    prune_include, prune_exclude: the only nodes that may be pruned, those that may not.
+    compress: keep weights in forms that take few bytes; with `Artifact.save(compress=True)`.
     progress: called with (what, done, all, item) during long work.
 
     Raises Error for whatever is wrong with the model, the data or the options.
@@ -69,6 +77,10 @@ def compile(
         passes=passes,
         disabled_passes=disabled_passes,
         exclude=exclude,
+        prune=prune,
+        prune_include=prune_include,
+        prune_exclude=prune_exclude,
+        compress=compress,
     )
     return driver.compile(model, options, driver.Watch(progress=progress))
 

@@ -23,16 +23,15 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.entropy import decode, encode
 from qcompiler.errors import Error
-from qcompiler.shrink import LEAST_BYTES, Piece, expand, shrink
+from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
 FORMAT = 2
 ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
 _MAX_MANIFEST_BYTES = 64 << 20
-MOST_GROWTH = 64
-"""Weights expand to at most so many times what the file keeps: a palette of 1 bit makes 32."""
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Bytes = NDArray[np.uint8]
@@ -82,6 +81,8 @@ class Manifest:
     """SHA-256 of every other member."""
     weights_bytes: int = 0
     """Of all weights, as kernels read them."""
+    code_bytes: int = 0
+    """Of the machine code, where `code.so` holds it entropy-coded; else 0."""
     pieces: tuple[Piece, ...] = ()
     """How `weights.bin` keeps them in fewer bytes (see shrink.py); none: it holds them as they are.
     """
@@ -103,18 +104,25 @@ class Artifact:
         """Size of machine code and weights."""
         return len(self.code) + self.weights.nbytes
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, compress: bool = False) -> Path:
         """Write the artifact: to a temporary file beside it, then renamed, so that no half file is
-        ever seen.
+        ever seen. `compress`: weights and code entropy-coded, to be decoded when it is opened.
         """
         path = Path(path)
         if path.exists() and not path.is_file():  # renaming over /dev/null would take it away
             raise Error("cannot write: this is no file that can be replaced", where=str(path))
-        pieces, kept = shrink(self.weights, self.blocks)
-        members = {CODE: memoryview(self.code), WEIGHTS: memoryview(kept.tobytes())}
+        pieces, kept = shrink(self.weights, self.blocks, code=compress)
+        code = encode(np.frombuffer(self.code, np.uint8)) if compress else self.code
+        members = {CODE: memoryview(code), WEIGHTS: memoryview(kept.tobytes())}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
         size = self.weights.nbytes
-        facts = replace(self.manifest, members=hashes, weights_bytes=size, pieces=pieces)
+        facts = replace(
+            self.manifest,
+            members=hashes,
+            weights_bytes=size,
+            pieces=pieces,
+            code_bytes=len(self.code) if compress else 0,
+        )
         manifest = json.dumps(asdict(facts), indent=1).encode()
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -186,7 +194,12 @@ def _read(file: BinaryIO, where: str) -> Artifact:
             raise ValueError("the weights would grow beyond all measure")
         weights = expand(manifest.pieces, weights, manifest.weights_bytes)
     blocks = tuple((p.offset, p.bytes) for p in manifest.pieces)
-    return Artifact(manifest, found[CODE].tobytes(), weights, blocks)
+    code = found[CODE]
+    if manifest.code_bytes:
+        if manifest.code_bytes > MOST_GROWTH * code.size:
+            raise ValueError("the code would grow beyond all measure")
+        code = decode(code, manifest.code_bytes)
+    return Artifact(manifest, code.tobytes(), weights, blocks)
 
 
 def _manifest(raw: Json, where: str) -> Manifest:
@@ -213,6 +226,7 @@ def _manifest(raw: Json, where: str) -> Manifest:
         notes=_strings(fields["notes"]),
         members=_strings(fields["members"]),
         weights_bytes=_int(fields["weights_bytes"]),
+        code_bytes=_int(fields["code_bytes"]),
         pieces=tuple(_piece(p) for p in _list(fields["pieces"])),
     )
 

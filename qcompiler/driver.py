@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Graph
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
+from qcompiler.pruning import pruning
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import Samples, samples
@@ -38,7 +39,7 @@ PRECISIONS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "int4-weights": ("quantize_weights", {"bits": 4, "group": 64}),
 }
 """Precision -> the pass that makes it, and its options."""
-_QUANTIZE = STAGES.index("quantize")
+_PRUNE, _QUANTIZE = STAGES.index("prune"), STAGES.index("quantize")
 _QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "dequantize"})
 Progress = Callable[[str, int, int, str], None]
 """Told how far long work is: (what, done, all, the item at hand)."""
@@ -67,6 +68,13 @@ class Options:
     disabled_passes: Sequence[str] = ()
     exclude: Sequence[str] = ()
     """Nodes kept in float: names, regular expressions, or operator types."""
+    prune: Sequence[str] = ()
+    """What to take away: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5" (see pruning.py)."""
+    compress: bool = False
+    """Weights stay in forms that take few bytes; `Artifact.save(compress=True)` then codes them."""
+    prune_include: Sequence[str] = ()
+    prune_exclude: Sequence[str] = ()
+    """The only nodes that may be pruned, those that may not; as `exclude`."""
 
 
 @dataclass
@@ -93,12 +101,14 @@ class Made:
 
 def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Made:
     """`compile`, and what is between."""
+    options = _read_twice(options)
     device = plugins.device(options.target, options.threads)
     choice = choose(options.passes, options.disabled_passes)
     exact = fused(model, options, choice, device, watch)
     exact, data = calibration(exact, options, watch)
-    coarse = in_the_open(exact, quantization(choice, options), device, watch, data)
-    later = {n: v for n, v in choice.options.items() if stage_of(n) != "quantize"}
+    wanted = quantization(choice, options)
+    coarse = in_the_open(exact, wanted, device, watch, data)
+    later = {n: v for n, v in wanted.options.items() if stage_of(n) != "quantize"}
     lower = lowered(coarse, Choice(later, choice.disabled), device, watch, data)
     planned = plan(lower, device, _on(watch, "choosing kernels"))
     return Made(exact, coarse, planned, build(planned, watch))
@@ -122,6 +132,7 @@ def prepare(
     model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
 ) -> Graph:
     """ONNX file or model -> the graph that the plan is made from: all stages run."""
+    options = _read_twice(options)
     choice = choose(options.passes, options.disabled_passes)
     graph = fused(model, options, choice, device, watch)
     graph, data = calibration(graph, options, watch)
@@ -135,7 +146,9 @@ def fused(
     device: isa.Device,
     watch: Watch,
 ) -> Graph:
-    """ONNX file or model -> the float graph that calibration sees: read, folded and fused."""
+    """ONNX file or model -> the float graph that quantizing begins with: read, folded, fused and
+    pruned.
+    """
     if options.precision not in PRECISIONS:
         raise Error(
             f"unknown precision {options.precision!r}",
@@ -144,7 +157,20 @@ def fused(
     graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
     demand_static(graph)
     _seen(watch, "read", graph)
-    return _through(graph, STAGES[:_QUANTIZE], choice, device, watch)
+    graph = _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    asked = pruning(options.prune, options.prune_include, options.prune_exclude)
+    merged = {k: {**v, **choice.options.get(k, {})} for k, v in asked.items()}
+    choice = Choice({**choice.options, **merged}, choice.disabled)
+    if not any(stage_of(name) == "prune" for name in choice.options):
+        return graph
+    graph, data = calibration(graph, options, watch)
+    return _through(graph, STAGES[_PRUNE:_QUANTIZE], choice, device, watch, data)
+
+
+def _read_twice(options: Options) -> Options:
+    """Data that can be read once only is kept where pruning reads it before quantizing does."""
+    once = options.prune and isinstance(options.calibration, Iterator)
+    return replace(options, calibration=list(options.calibration)) if once else options  # type: ignore[call-overload]
 
 
 def quantized(
@@ -153,6 +179,7 @@ def quantized(
     """ONNX file or model -> the graph in few bits as ONNX has it (QuantizeLinear and
     DequantizeLinear around float operators), before the compiler's own operators are made of it.
     """
+    options = _read_twice(options)
     choice = choose(options.passes, options.disabled_passes)
     graph = fused(model, options, choice, device, watch)
     graph, data = calibration(graph, options, watch)
@@ -202,9 +229,13 @@ def _through(
 
 
 def quantization(choice: Choice, options: Options) -> Choice:
-    """The passes asked for -> the same and those that the precision stands for."""
+    """The passes asked for -> the same and those that precision and compression stand for."""
     name, given = PRECISIONS[options.precision]
-    extra = {name: {**given, "exclude": tuple(options.exclude)}} if name else {}
+    extra: dict[str, Mapping[str, object]] = (
+        {name: {**given, "exclude": tuple(options.exclude)}} if name else {}
+    )
+    if options.compress:
+        extra["layout_compact"] = {}
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
     return Choice({**choice.options, **merged}, choice.disabled)
 

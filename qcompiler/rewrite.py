@@ -51,7 +51,7 @@ __all__ = [
     "stage_of",
 ]
 
-STAGES = ("fold", "fuse", "quantize", "prune", "layout")
+STAGES = ("fold", "fuse", "prune", "quantize", "layout")
 Explain = Callable[[str, Node, str], None]
 """Told of every Skip: (rule's name, root node, reason)."""
 

@@ -9,6 +9,7 @@ looked at by itself and kept in the smallest of these forms:
               zero padding in between) apart, each with its place
     bfloat16  the upper halves of float32 words whose lower halves are 0
     float16   float32 words that float16 holds as well
+    coded     entropy-coded (entropy.py), where that is asked for
 
 Nothing is lost, whatever the bytes are; so it is no concern of the compiler's what they mean.
 """
@@ -21,12 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.entropy import decode, encode
+
 Bytes = NDArray[np.uint8]
 
-KINDS = ("raw", "palette", "bfloat16", "float16")
+KINDS = ("raw", "palette", "bfloat16", "float16", "coded")
 WORDS = {1: np.uint8, 4: np.uint32}
 LEAST_BYTES = 256
 """Smaller blocks stay as they are."""
+MOST_GROWTH = 64
+"""No block becomes so many times larger when a file is opened; a palette of 1 bit makes 32."""
 LEAST_GAIN = 0.9
 """A form is used if it takes no more than this share of the bytes."""
 _SAMPLE = 4096
@@ -49,14 +54,18 @@ class Piece:
     odd: int = 0
 
 
-def shrink(whole: Bytes, blocks: Sequence[tuple[int, int]]) -> tuple[tuple[Piece, ...], Bytes]:
+def shrink(
+    whole: Bytes, blocks: Sequence[tuple[int, int]], *, code: bool = False
+) -> tuple[tuple[Piece, ...], Bytes]:
     """Bytes, and the (offset, size) of the blocks in them -> how each is kept, and all kept bytes.
+
+    `code`: also entropy-coded, which takes longer to make and to open.
 
     What lies between blocks is zeros, and is not kept. No pieces: shrinking is not worth it.
     """
     pieces, kept = [], []
     for offset, size in blocks:
-        piece, data = _smallest(whole[offset : offset + size], offset)
+        piece, data = _smallest(whole[offset : offset + size], offset, code)
         pieces.append(piece)
         kept.append(data)
     total = sum(p.stored for p in pieces)
@@ -82,6 +91,8 @@ def expand(pieces: Iterable[Piece], kept: Bytes, size: int) -> Bytes:
             into[:] = data
         elif piece.kind == "palette":
             _from_palette(piece, data, into)
+        elif piece.kind == "coded":
+            into[:] = decode(data, into.size)
         elif piece.kind in KINDS:
             _from_halves(piece.kind, data, into)
         else:
@@ -91,7 +102,7 @@ def expand(pieces: Iterable[Piece], kept: Bytes, size: int) -> Bytes:
     return whole
 
 
-def _smallest(block: Bytes, offset: int) -> tuple[Piece, Bytes]:
+def _smallest(block: Bytes, offset: int, code: bool) -> tuple[Piece, Bytes]:
     raw = Piece(offset, block.size, block.size, "raw")
     best = (raw, block)
     if block.size < LEAST_BYTES:
@@ -99,6 +110,10 @@ def _smallest(block: Bytes, offset: int) -> tuple[Piece, Bytes]:
     for found in _forms(block, offset):
         if found[0].stored < min(best[0].stored, LEAST_GAIN * block.size):
             best = found
+    if code:
+        data = np.frombuffer(encode(block), np.uint8)
+        if block.size <= MOST_GROWTH * data.size and data.size < best[0].stored:
+            return Piece(offset, block.size, data.size, "coded"), data
     return best
 
 

@@ -141,6 +141,23 @@ def _compile_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", "--nodes-to-exclude", action="append", default=[], help="keep these in float"
     )
+    parser.add_argument(
+        "--compress",
+        action="store_true",
+        help="a small file: entropy-coded, slower to open; float convolutions may be slower",
+    )
+    pruned = parser.add_argument_group(
+        "pruning", "take weights away; --calibration repairs the rest"
+    )
+    pruned.add_argument(
+        "--prune",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="channels:0.5, magnitude:0.7, second_order:0.7, 2:4, block:0.5, 16x4:0.5",
+    )
+    pruned.add_argument("--prune-include", action="append", default=[], metavar="NODES")
+    pruned.add_argument("--prune-exclude", action="append", default=[], metavar="NODES")
     parser.add_argument("--explain", action="store_true", help="print every Skip and its reason")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
 

@@ -45,7 +45,7 @@ def compile(a: Namespace) -> int:
         artifact, plan = made.artifact, made.plan
         if a.report is not None:
             quality.report(a, made, _skips(skips, plan), found)
-    artifact.save(output)
+    artifact.save(output, compress=a.compress)
     seconds = time.perf_counter() - start
     _say_skips(a, skips, plan)
     answer = {
@@ -386,6 +386,10 @@ def _options(a: Namespace) -> Options:
         passes=tuple(a.passes),
         disabled_passes=tuple(a.disabled_pass),
         exclude=tuple(a.exclude),
+        prune=tuple(a.prune),
+        compress=a.compress,
+        prune_include=tuple(a.prune_include),
+        prune_exclude=tuple(a.prune_exclude),
     )
 
 

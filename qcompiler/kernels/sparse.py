@@ -17,7 +17,7 @@ that of Elsen et al., "Fast Sparse ConvNets" (CVPR 2020), where blocks are 16 x 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
+from math import ceil, inf
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import contraction_blocking as blocking
 from qcompiler.kernels import tir
+from qcompiler.kernels import winograd_blocking as winograd
 from qcompiler.kernels.contraction import Contraction, is_constant
 from qcompiler.kernels.contraction_blocking import Tiling, needs_copy
 from qcompiler.kernels.contraction_operands import Product, Run, product_of, without_saturation
@@ -108,16 +109,30 @@ def _slower(
 ) -> Skip | None:
     """Why dense code is better, if the model of cycles says so."""
     dense = blocking.choose(problem, product, device)
+    other = _transformed(problem.root, product, device)
     if dense is None:
         return None
     pixels = thin.images * thin.rows * thin.columns / tiling.rows / tiling.row_tasks
     vectors = -(-thin.width // product.mac.lanes) * thin.groups / tiling.column_tasks
     blocks = pixels * vectors * thin.tap_count * product.steps(thin.depth)
     mine = blocking.cycles(thin, product, device, tiling) + blocks * _LIST_CYCLES
-    theirs = blocking.cycles(problem, product, device, dense)
+    theirs = min(blocking.cycles(problem, product, device, dense), other)
     if mine < theirs:
         return None
     return Skip(f"zero blocks skipped take {mine:.0f} cycles, all multiplied {theirs:.0f}")
+
+
+def _transformed(root: Node, product: Product, device: Device) -> float:
+    """What convolving transformed tiles takes, where that can be done."""
+    if root.op != "conv" or root.dtype != "float32" or root.int("compact"):
+        return inf
+    found = winograd.problems(root)
+    best = (
+        None
+        if isinstance(found, Skip)
+        else winograd.choose(found, product, device, rows=0, vectors=0, tasks=0)
+    )
+    return inf if best is None else best[0]
 
 
 class _Sparse(Contraction):

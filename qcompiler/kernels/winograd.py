@@ -70,6 +70,8 @@ def winograd(
     x, w = root.operands
     if {x.dtype, w.dtype, root.dtype} != {"float32"}:
         return Skip("not float32")
+    if root.int("compact"):
+        return Skip("transformed weights take more bytes")
     product = product_of(device.isa, x.dtype, w.dtype, root.dtype)
     if product is None or product.mac.k != 1:
         return Skip("no product of float32")

@@ -225,11 +225,21 @@ def _(node: Node) -> Type:
     return Type(one_dtype(node), (x.shape[0], channels, *outputs))
 
 
-@operator("conv", strides=None, pads=None, dilations=None, group=1, pad_value=0, density=1.0)
+@operator(
+    "conv",
+    strides=None,
+    pads=None,
+    dilations=None,
+    group=1,
+    pad_value=0,
+    density=1.0,
+    compact=0,
+)
 def conv_channels_last(node: Node, x: Numbers, w: Numbers) -> Numbers:
     """x[N,*S,C], w[*K,C/group,O] -> [N,*S',O]; padding reads as `pad_value`.
 
-    `density` changes nothing: it tells kernels what part of the weights' blocks is not all zeros.
+    `density` and `compact` change nothing: they tell kernels what part of the weights' blocks is
+    not all zeros, and (1) to keep the weights in no larger form than they have.
     """
     window = Window.of(node, x.shape[1:-1], w.shape[:-2])
     sums = convolve(x, w, window, node.int("group"), node.int("pad_value"))

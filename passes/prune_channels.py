@@ -1,0 +1,214 @@
+"""Take whole channels (filters, neurons, attention heads) away: the graph becomes smaller.
+
+Conv(Relu(Conv(x, w1[O,C,..])), w2[P,O,..])  ->  Conv(Relu(Conv(x, w1'[O',C,..])), w2'[P,O',..])
+
+Channels that residual sums, concats, groups, depthwise convolutions or reshapes tie together go
+together (channels.py, after Fang et al., "DepGraph", CVPR 2023). What a channel is worth, as a part
+of what its layers are worth in all:
+
+    magnitude     squares of the weights that make and read it (Li et al., "Pruning Filters for
+                  Efficient ConvNets", 2017, over the whole group as DepGraph does)
+    activation    what it adds to its readers' outputs: E[x^2] times squares of the weights that
+                  read it (in place of Taylor's gradients, which are not to be had here)
+    second_order  what its readers' outputs lose when the channels that stay make up for it: the
+                  Optimal Brain Surgeon's price for a whole block of weights (Hassibi & Stork 1993;
+                  Kurtic et al., "ZipLM", 2023)
+
+Then every layer is fitted again to what the dense network gave (recover.py).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from qcompiler.passes.prune_common import asked, told
+
+from qcompiler.calibrate import Calibration
+from qcompiler.channels import FIXED, Ids, Labels, label
+from qcompiler.errors import Error
+from qcompiler.ir import Graph, Node
+from qcompiler.isa import Device
+from qcompiler.narrow import Mask, without
+from qcompiler.reconstruct import Floats, damped, moments, rows, takes
+from qcompiler.recover import Seen, Twin, copied, nearest, recover
+from qcompiler.rewrite import Explain, graph_pass
+from qcompiler.sparsity import IMPORTANCES
+
+SCOPES = ("layer", "global")
+_STEP = 4
+
+
+@graph_pass
+class PruneChannels:
+    """Fewer channels.
+
+    sparsity: the share of channels to take. scope: of each group of channels that share, or all
+    that are worth less than one threshold ("global"). importance: as above; "" is second_order
+    where there is data, else magnitude. recovery: "least_squares", "none"; "" is the first where
+    there is data. most: no group loses more than this share. multiple: how many channels stay is a
+    multiple of this (0: of what suits the device, in groups large enough). include, exclude: the
+    products whose outputs may lose channels.
+    """
+
+    sparsity: float = 0.5
+    scope: str = "layer"
+    importance: str = ""
+    recovery: str = ""
+    most: float = 0.875
+    multiple: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    data: Calibration | None = None
+    device: Device | None = None
+    explain: Explain | None = None
+    default: ClassVar[bool] = False
+
+    def __call__(self, graph: Graph) -> Graph:
+        """The smaller graph; itself if this has been done before."""
+        if "pruned_channels" in graph.notes:
+            return graph
+        self.check()
+        labels = label(graph)
+        allowed = set(asked(graph, self.include, self.exclude))
+        for node, ids in labels.makes.items():
+            if node not in allowed:
+                labels.fix([ids])
+        groups = labels.groups()
+        scores = self.scores(graph, labels)
+        kept = np.ones(len(labels.parents), bool)
+        for group, count in zip(groups, self.counts(groups, scores), strict=True):
+            order = group[np.argsort(-scores[group], kind="stable")]
+            kept[order[count:]] = False
+        made, new = without(graph, labels, kept)
+        if made is graph:
+            return graph
+        if self.recovery != "none" and self.data is not None:
+            made = self.recovered(graph, made, labels, kept, new)
+        noted: Graph = told(made, "pruned_channels", labels.makes, f"{self.sparsity} {self.scope}")
+        return noted
+
+    def check(self) -> None:
+        """Refuse options that there are not, and wishes for data that was not given."""
+        if not 0 <= self.sparsity < 1:
+            raise Error(f"sparsity {self.sparsity} is not in [0, 1)", where="prune_channels")
+        for value, known in (
+            (self.importance or "magnitude", IMPORTANCES),
+            (self.recovery or "none", ("none", "least_squares")),
+            (self.scope, SCOPES),
+        ):
+            if value not in known:
+                raise Error(f"unknown choice {value!r}", hint=f"one of {', '.join(known)}")
+        if self.data is None and (
+            self.importance in IMPORTANCES[1:] or self.recovery == "least_squares"
+        ):
+            raise Error("pruning by what layers see needs calibration data", hint="--calibration")
+
+    def counts(self, groups: list[Ids], scores: Floats) -> list[int]:
+        """How many channels of each group stay."""
+        shares = [1 - self.sparsity] * len(groups)
+        if self.scope == "global" and groups:
+            every = np.sort(np.concatenate([scores[g] for g in groups]))
+            limit = every[min(round(self.sparsity * len(every)), len(every) - 1)]
+            shares = [float(np.mean(scores[g] >= limit)) for g in groups]
+        made = []
+        for group, share in zip(groups, shares, strict=True):
+            size = len(group)
+            step = self.step(size)
+            wanted = max(share, 1 - self.most) * size
+            made.append(min(size, max(step, round(wanted / step) * step)))
+        return made
+
+    def step(self, size: int) -> int:
+        """What the number of channels that stay is a multiple of."""
+        if self.multiple:
+            return min(self.multiple, size)
+        lanes = self.device.isa.lanes(4) if self.device else _STEP
+        return next((s for s in (lanes, _STEP) if size >= 4 * s), 1)
+
+    def scores(self, graph: Graph, labels: Labels) -> Floats:
+        """What each channel is worth, [channels]; the mean over the products it is part of."""
+        kind = self.importance or ("second_order" if self.data else "magnitude")
+        total = np.zeros(len(labels.parents))
+        times = np.zeros(len(labels.parents))
+
+        def add(ids: Ids, worth: Floats) -> None:
+            roots = labels.roots(ids)
+            share = worth / max(float(worth.sum()), 1e-300)
+            np.add.at(total, roots, share)
+            times[np.unique(roots)] += 1
+
+        if kind == "magnitude":
+            for node, ids in labels.makes.items():
+                add(ids, _squares(node, makes=True))
+            for node, ids in labels.reads.items():
+                add(ids, _squares(node, makes=False))
+        else:
+            assert self.data is not None
+            readers = [n for n, ids in labels.reads.items() if np.any(labels.roots(ids) != FIXED)]
+            price = _lost if kind == "second_order" else _added
+            for node, seen in moments(graph, readers, self.data):
+                add(labels.reads[node], price(node, seen.second))
+        return total / np.maximum(times, 1)
+
+    def recovered(
+        self, graph: Graph, made: Graph, labels: Labels, kept: Mask, new: dict[Node, Node]
+    ) -> Graph:
+        """Every product fitted to the dense network's outputs that are still there."""
+        assert self.data is not None
+        pruned, copies = copied(made)
+        twins = {}
+        for node in graph.nodes:
+            now = copies.get(new[node])
+            if now is None or not takes(node) or not takes(now):
+                continue
+            ids = labels.makes.get(node)
+            outputs = node.type.dims[1 if node.op == "Conv" else -1]
+            stays = np.ones(outputs, bool) if ids is None else kept[labels.roots(ids)]
+            twins[now] = Twin(node, np.flatnonzero(stays))
+        return recover(graph, pruned, twins, self.data.samples, _fit)
+
+
+def _fit(node: Node, seen: Seen, w: Floats) -> Floats:
+    return nearest(w, seen)
+
+
+def _inputs_first(node: Node) -> Floats:
+    """A product's weights -> [inputs of a group, all else]."""
+    w = node.operands[1].array.astype(np.float64)
+    if node.op == "Conv":
+        w = np.moveaxis(w, 1, 0)
+    return w.reshape(len(w), -1)
+
+
+def _squares(node: Node, *, makes: bool) -> Floats:
+    """Sums of squares of the weights of each output, or of each input."""
+    w = node.operands[1].array.astype(np.float64)
+    outputs = 0 if node.op == "Conv" else 1
+    axis = outputs if makes else 1 - outputs
+    made: Floats = np.square(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).sum(1)
+    return made
+
+
+def _added(node: Node, second: Floats) -> Floats:
+    """Of each input of a group: E[x^2] times the squares of its weights, over all groups."""
+    taps = second.shape[1] // len(_inputs_first(node))
+    power = np.einsum("gkk->gk", second)
+    w = rows(node, node.operands[1].array)
+    worth = (np.square(w).sum(1) * power).reshape(len(second), -1, taps)
+    made: Floats = worth.sum((0, 2))
+    return made
+
+
+def _lost(node: Node, second: Floats) -> Floats:
+    """Of each input of a group: what is lost without it, at best: w_s inv(inv(h)_ss) w_sT."""
+    inputs = len(_inputs_first(node))
+    taps = second.shape[1] // inputs
+    w = rows(node, node.operands[1].array)
+    made = np.zeros(inputs)
+    for part, h in zip(w, second, strict=True):
+        inverse = np.linalg.inv(damped(h)).reshape(inputs, taps, inputs, taps)
+        blocks = inverse[np.arange(inputs), :, np.arange(inputs), :]
+        each = part.reshape(len(part), inputs, taps).transpose(1, 2, 0)
+        made += np.einsum("cto,cto->c", each, np.linalg.solve(blocks, each))
+    return made
