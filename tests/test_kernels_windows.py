@@ -202,6 +202,10 @@ def test_the_place_of_the_best(op: str, isa: Isa) -> None:
     for axis in (0, 1, 2):
         for last in (0, 1):
             one(op, x, isa, axis=axis, select_last_index=last, keepdims=last)
+    one(op, np.round(array_of("float32", 37, 71) * 3), isa, axis=1)
+    one(op, array_of("float32", 1, 5, 37), isa, axis=1)
+    one(op, array_of("uint8", 2, 5, 70), isa, axis=1)
+    one(op, array_of("int32", 70, 16), isa, axis=1)
 
 
 # ---------------------------------------------------------------------------------------- norms

@@ -1,4 +1,4 @@
-"""Reduce*, ArgMax and ArgMin regions -> TIR.
+"""Reduce* regions -> TIR.
 
 Where the last axis stays, vectors of its columns are reduced side by side. Where it goes, vectors
 run along it and their lanes are joined at the end. Sums of floats are in float32.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import inf, prod
 
 import numpy as np
-from tvm import tirx
 
 from qcompiler.errors import Skip
 from qcompiler.isa import Device
@@ -212,41 +211,3 @@ class _Reduction:
         row = self.after.row(self.b.let(index // columns, "row"))
         column = self.b.let(index % columns, "n")
         self.d.put(self.after, row, index, column, count, value)
-
-
-@kernel("ArgMax", "ArgMin")
-def best_index(region: Region, device: Device) -> Kernel | Skip:
-    """The first (or last) place of the largest (or smallest) value along one axis."""
-    if reason := refuse(region):
-        return reason
-    root = region.root
-    assert root is not None
-    x = root.operands[0]
-    dims, axis = x.type.dims, root.int("axis") % max(x.type.rank, 1)
-    if 0 in dims or not dims or len(region.nodes) > 1:
-        return Skip("nothing to search, or elementwise work around it")
-    d = Draft(f"{root.op.lower()}_{'x'.join(map(str, dims))}a{axis}", region, device)
-    b, m = d.b, d.m
-    inner, size = prod(dims[axis + 1 :]), dims[axis]
-    total = prod(dims) // size
-    count = tasks(device, x.type.size * 1.0, total)
-    larger = root.op == "ArgMax"
-    with share(b, count, total) as (first, turns), b.serial(turns, "each", first) as each:
-        start = b.let((each // inner) * (size * inner) + each % inner, "start")
-        best = b.registers(tir.stored(x.dtype), 1, 1, "best")
-        place = b.registers("int32", 1, 1, "place")
-        best[0] = d.read(x, start).expr
-        place[0] = tir.const(0)
-        with b.serial(size - 1, "i", 1) as i:
-            value = d.read(x, b.let(start + i * inner, "at"))
-            old = Vec(m, best[0], x.dtype, 1)
-            wide, known = (m.cast(v, "float32") if x.dtype in NARROW else v for v in (value, old))
-            if root.int("select_last_index"):
-                better = wide >= known if larger else wide <= known
-            else:
-                better = wide > known if larger else wide < known
-            with b.when(tirx.NE(tir.cast(better.expr, "int32"), tir.const(0))):
-                best[0] = value.expr
-                place[0] = i
-        d.out.store(each, tir.cast(place[0], "int64"))
-    return d.kernel(tasks=count)
