@@ -4,8 +4,7 @@ and both latencies.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +13,10 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
+from qcompiler.timing import medians
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
-
-_MIN_SECONDS = 0.5
-_MIN_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def against_onnxruntime(
             )
     found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
     first = dict(samples[0])
-    seconds, peer_seconds = _medians(lambda: model.run(first), lambda: peer.run(first))
+    seconds, peer_seconds = medians(lambda: model.run(first), lambda: peer.run(first))
     return Report(tuple(found), seconds, peer_seconds)
 
 
@@ -128,19 +125,6 @@ class _Peer:
 
 def _first(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _medians(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of two functions, timed in turn so that a drifting machine is fair to both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + 2 * _MIN_SECONDS
-    while time.perf_counter() < end or len(times[0]) < _MIN_RUNS:
-        for function, kept in zip((a, b), times, strict=True):
-            function()  # brings its own code and data back into the caches
-            start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
-    return float(np.median(times[0])), float(np.median(times[1]))
 
 
 def beyond(

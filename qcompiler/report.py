@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from qcompiler import driver, plugins
+from qcompiler import driver, plugins, timing
 from qcompiler.artifact import Artifact
 from qcompiler.driver import Watch
 from qcompiler.ir import Array, Graph, Node
@@ -110,7 +111,7 @@ def examine(
     device = plugins.device(artifact.manifest.isa, artifact.manifest.threads)
     floating = _artifact(exact, device.isa.name, artifact.manifest.threads)
     models = (load(floating), load(artifact))
-    float_ms, int8_ms = _timed(models, data[0])
+    seconds = timing.medians(*(partial(m.run, data[0]) for m in models))
     return Report(
         model=name,
         target=artifact.manifest.isa,
@@ -120,8 +121,8 @@ def examine(
         bytes_model=model_bytes,
         bytes_float=floating.bytes,
         bytes_int8=artifact.bytes,
-        float_ms=float_ms,
-        int8_ms=int8_ms,
+        float_ms=seconds[0] * 1e3,
+        int8_ms=seconds[1] * 1e3,
         layers=_layers(exact, coarse, models, data[:SAMPLES]),
         skips=tuple(dict.fromkeys(skips)),
         energy=_energy(models, data[0]),
@@ -142,7 +143,7 @@ def _layers(
             x, y = (v.astype(np.float64).ravel() for v in (a, b))
             sums[n] += (x @ x, y @ y, x @ y, np.square(x - y).sum())
             first.setdefault(n, (a, b))
-    times = [_seconds_of_steps(m, data[0]) for m in models]
+    times = [timing.of_steps(m, data[0]) for m in models]
     return tuple(
         LayerReport(
             name=n,
@@ -234,25 +235,6 @@ def _weights(before: Node, after: Node) -> Spread | None:
     if zero is not None and zero.is_constant:
         whole = whole - zero.array.astype(np.float64).reshape(shape)
     return Spread.of(weights.array, whole * scale.array.astype(np.float64).reshape(shape))
-
-
-def _seconds_of_steps(model: Model, sample: Sample) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for step, taken in zip(model.manifest.steps, model.profile(sample, repeat=9), strict=True):
-        found[step.name] = found.get(step.name, 0.0) + taken
-    return found
-
-
-def _timed(models: Sequence[Model], sample: Sample, turns: int = 25) -> list[float]:
-    """Median milliseconds of each, run in turns."""
-    taken: list[list[float]] = [[] for _ in models]
-    for turn in range(turns):
-        for model, times in zip(models, taken, strict=True):
-            start = time.perf_counter()
-            model.run(sample)
-            if turn >= 3:
-                times.append((time.perf_counter() - start) * 1e3)
-    return [float(np.median(t)) for t in taken]
 
 
 def _energy(models: Sequence[Model], sample: Sample) -> dict[str, float | str]:

@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import re
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,12 +27,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from qcompiler import driver, plugins
-from qcompiler.artifact import Artifact
+from qcompiler import driver, plugins, timing
 from qcompiler.calibrate import Statistics, fingerprint
 from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Graph, Node, Type, numpy_dtype, placeholder
+from qcompiler.ir import Array, Graph, Node, Type, placeholder
 from qcompiler.metrics import Outputs, loss, metric
 from qcompiler.ops import make
 from qcompiler.plan import plan
@@ -47,7 +45,6 @@ log = logging.getLogger(__name__)
 HEADROOM = 0.8
 """Of the allowed loss, so much may be used up while tuning: other data will differ a little."""
 SENSITIVITY_SAMPLES = 32
-TIMED_RUNS = 15
 HALVES = ("tuning", "held-out")
 _LEAST_SECONDS = 1e-9
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
@@ -268,8 +265,10 @@ class _Search:
 
     def layers(self, trier: _Trier) -> tuple[Layer, ...]:
         """Every product, those that lose most for the least time first."""
-        slow = _seconds_of_steps(self.floating.artifact)
-        fast = _seconds_of_steps(self.made("int8", trier.method, ()).artifact)
+        quantized = self.made("int8", trier.method, ())
+        slow, fast = (
+            timing.of_steps(load(m.artifact), self.data[0]) for m in (self.floating, quantized)
+        )
         made = []
         everything = frozenset(trier.units)
         for i, (name, op) in enumerate(trier.units.items()):
@@ -296,14 +295,15 @@ class _Search:
         floor = self.demand.floor(self.exact["held-out"])
         made = self.made("int8", method, floats)
         data = self.half("held-out")
-        seconds, plain = _side_by_side(made.artifact, self.floating.artifact, data[0])
-        outputs = _outputs(load(made.artifact), data)
+        model, exact = load(made.artifact), load(self.floating.artifact)
+        seconds, plain = timing.medians(lambda: model.run(data[0]), lambda: exact.run(data[0]))
+        outputs = _outputs(model, data)
         score, lost = self.scored(outputs, "held-out"), loss(outputs, self.references["held-out"])
         chosen = measured = Trial(method, tuple(floats), "held-out", score, lost, seconds, True)
         self.trials.append(chosen)
         if seconds > plain or (score < floor and len(floats) == len(layers)):
-            made, exact = self.floating, self.exact["held-out"]
-            chosen = Trial("float32", (), "held-out", exact, 0.0, plain, True)
+            made, best = self.floating, self.exact["held-out"]
+            chosen = Trial("float32", (), "held-out", best, 0.0, plain, True)
             self.trials.append(chosen)
         elif score < floor:
             return None
@@ -480,32 +480,3 @@ def _labels(given: object, count: int, rows: int) -> Array | None:
             f"labels of shape {list(labels.shape)} for {count} samples of {rows}", where=where
         )
     return labels[: rows * count].reshape(count, rows, *labels.shape[1:])
-
-
-def _seconds_of_steps(artifact: Artifact) -> dict[str, float]:
-    """{step: median seconds} on made-up inputs."""
-    model = load(artifact)
-    rng = np.random.default_rng(0)
-    inputs = {
-        v.name: rng.random(v.shape).astype(numpy_dtype(v.dtype))
-        if v.dtype.startswith(("float", "bfloat"))
-        else np.zeros(v.shape, numpy_dtype(v.dtype))
-        for v in model.inputs
-    }
-    found: dict[str, float] = {}
-    for step, taken in zip(model.manifest.steps, model.profile(inputs, repeat=9), strict=True):
-        found[step.name] = found.get(step.name, 0.0) + taken
-    return found
-
-
-def _side_by_side(a: Artifact, b: Artifact, sample: Sample) -> tuple[float, float]:
-    """Median seconds of both, run in turns."""
-    models = (load(a), load(b))
-    taken: tuple[list[float], list[float]] = ([], [])
-    for turn in range(TIMED_RUNS + 2):
-        for model, times in zip(models, taken, strict=True):
-            start = time.perf_counter()
-            model.run(sample)
-            if turn >= 2:
-                times.append(time.perf_counter() - start)
-    return float(np.median(taken[0])), float(np.median(taken[1]))

@@ -32,7 +32,7 @@ FLOORS = [
     {"kernels"},
     {"phases", "regions", "plan"},
     {"tune", "plugins", "emit", "runtime"},
-    {"stages"},
+    {"stages", "timing"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"search", "retrain"},
     {"report"},

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qcompiler import Error, load, search
+from qcompiler import Error, load, search, timing
 from qcompiler.cli.quality import allowed
 from qcompiler.driver import Options, Watch
 from qcompiler.metrics import METRICS, agreement, cosine, loss, top1, top5
@@ -56,8 +56,8 @@ OPTIONS = Options(precision="int8", calibration=data(20), input_shapes={"x": (4,
 
 @pytest.fixture(autouse=True)
 def int8_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_seconds_of_steps", lambda artifact: {})
-    monkeypatch.setattr(search, "_side_by_side", lambda a, b, sample: (1.0, 2.0))
+    monkeypatch.setattr(timing, "of_steps", lambda model, inputs: {})
+    monkeypatch.setattr(timing, "medians", lambda a, b: (1.0, 2.0))
 
 
 def found(drop: float, **more: object) -> search.Found:
@@ -90,7 +90,7 @@ def test_no_loss_at_all_is_float() -> None:
 
 
 def test_what_is_slower_than_float_is_float(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_side_by_side", lambda a, b, sample: (2.0, 1.0))
+    monkeypatch.setattr(timing, "medians", lambda a, b: (2.0, 1.0))
     kept = found(200.0)
     assert kept.chosen.method == "float32"
     assert kept.chosen.seconds == 1.0

@@ -1,0 +1,35 @@
+"""Things that run -> how long they take, side by side or step by step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from qcompiler.ir import Array
+from qcompiler.runtime import Model
+
+_MIN_SECONDS = 0.5
+_MIN_RUNS = 5
+
+
+def medians(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
+    """Median seconds of two functions, timed in turn so that a drifting machine is fair to both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + 2 * _MIN_SECONDS
+    while time.perf_counter() < end or len(times[0]) < _MIN_RUNS:
+        for function, kept in zip((a, b), times, strict=True):
+            function()  # brings its own code and data back into the caches
+            start = time.perf_counter()
+            function()
+            kept.append(time.perf_counter() - start)
+    return float(np.median(times[0])), float(np.median(times[1]))
+
+
+def of_steps(model: Model, inputs: Mapping[str, Array]) -> dict[str, float]:
+    """{step: median seconds}; steps of one name, parts of one product, together."""
+    found: dict[str, float] = {}
+    for step, taken in zip(model.manifest.steps, model.profile(inputs, repeat=9), strict=True):
+        found[step.name] = found.get(step.name, 0.0) + taken
+    return found
