@@ -48,26 +48,35 @@ _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
 @kernel("Attention", "attention")
 def attention(region: Region, device: Device) -> Kernel | Skip:
     """Any heads, an added or boolean mask, causal or not."""
+    if reason := refuse_attention(region):
+        return reason
+    root = region.root
+    assert root is not None
+    dtypes = {i.dtype for i in root.inputs[:3] if i is not None}
+    q, k, v = Heads.all(root)
+    products = products_of(device.isa, dtypes.pop(), q.size)
+    if dtypes or products is None:
+        return Skip("no product of queries, keys and values of these dtypes")
+    return AttentionKernel(region, device, (q, k, v), *products).kernel()
+
+
+def refuse_attention(region: Region) -> Skip | None:
+    """Why no kernel can compute an attention region; None if there is no reason."""
     if reason := refuse(region):
         return reason
     root = region.root
     assert root is not None
     if root.op == "Attention" and any(root.inputs[4:]):
         return Skip("past keys and values")
-    dtypes = {i.dtype for i in root.inputs[:3] if i is not None}
     for name, usual in _UNSUPPORTED.items():
         if root.attrs[name] != usual:
             return Skip(f"{name} {root.attrs[name]}")
     if 0 in root.type.dims or 0 in root.operands[0].type.dims:
         return Skip("nothing to compute")
-    q, k, v = Heads.all(root)
-    products = products_of(device.isa, dtypes.pop(), q.size)
-    if dtypes or products is None:
-        return Skip("no product of queries, keys and values of these dtypes")
-    return _Attention(region, device, (q, k, v), *products).kernel()
+    return None
 
 
-class _Scratch:
+class Scratch:
     """Bytes of a task's scratch, handed out piece by piece."""
 
     def __init__(self) -> None:
@@ -80,8 +89,11 @@ class _Scratch:
         return at
 
 
-class _Attention:
+class AttentionKernel:
     """One kernel while it is emitted."""
+
+    suffix = ""
+    """Of its name."""
 
     def __init__(
         self,
@@ -93,14 +105,14 @@ class _Attention:
     ) -> None:
         self.q, self.k, self.v = heads
         kind = f"attention{self.q.heads}x{self.q.length}x{self.k.length}x{self.q.size}"
-        short = "" if self.q.node.dtype == "float32" else f"_{for_scores.name}"
+        short = "" if self.q.node.dtype == "float32" else f"_{for_scores.name}{self.suffix}"
         self.d = Draft(kind + short, region, device)
         self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
         self.for_scores, self.for_values = for_scores, for_values
         operands = (*self.root.inputs, *[None] * 4)
         self.mask, self.scale = operands[3:5]
         self.lanes = for_scores.mac.lanes
-        self.keys = -(-self.k.length // self.lanes) * self.lanes
+        self.keys = self.row = -(-self.k.length // self.lanes) * self.lanes
         free = device.isa.registers - 2
         self.vectors = min(-(-self.v.size // self.lanes), 4 if free > 20 else 2)
         self.block = min(self.q.length, max(1, min(12, (free - self.vectors) // self.vectors)))
@@ -114,7 +126,7 @@ class _Attention:
 
     def _divide(self) -> None:
         """Decide where in a task's scratch what lies."""
-        scores, values, area = self.for_scores, self.for_values, _Scratch()
+        scores, values, area = self.for_scores, self.for_values, Scratch()
         self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
         self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
         chunk = self.lanes * scores.mac.k
@@ -139,6 +151,7 @@ class _Attention:
         total = self.q.batch * self.q.heads * self.parts
         with b.parallel(self.tasks) as task:
             mine = b.let(task * self.task_bytes, "mine")
+            self.scratch = scratch + mine
 
             def area(at: int, dtype: str) -> Pointer:
                 begin: Pointer = scratch + b.let(mine + at, "area")
@@ -263,7 +276,7 @@ class _Attention:
                 bias = bias if alike else self._bias(mask, at, there, r)
                 value = Vec(m, made[r * run.vectors + v], self.for_scores.sums, lanes)
                 value = self._biased(m.cast(value, "float32"), bias, at, there, query + r)
-                self.scores.store(r * self.keys + at, value.expr)
+                self.scores.store(r * self.row + at, value.expr)
                 tops[r] = m.larger(m.vec(tops[r]), value).expr
 
     def _factor(self) -> Vec:
@@ -295,7 +308,7 @@ class _Attention:
         return value
 
     def _bias(
-        self, mask: tuple[Value, int, int] | None, at: Value, there: int, r: int
+        self, mask: tuple[Value, int, int] | None, at: Value, there: int, r: Value
     ) -> Vec | None:
         """A vector of the mask for the rth query of a block, in units of log 2; or of booleans."""
         if mask is None or self.mask is None:
@@ -336,7 +349,7 @@ class _Attention:
         kind = "int32" if whole_numbers else "float32"
         totals = b.registers(kind, lanes, _SLOTS, "total")
         totals.fill(0)
-        start = b.let(row * self.keys, "start")
+        start = b.let(row * self.row, "start")
         coarse = self.for_values.left != "float32"
 
         def weigh(at: Value, _: int, slot: int) -> None:
@@ -375,7 +388,7 @@ class _Attention:
     def _outputs(self, image: Value, head: Value, query: Value, count: int) -> None:
         """weights * values / their sum -> through the epilogue -> the output."""
         b, lanes, size = self.b, self.lanes, self.v.size
-        offsets = tuple(r * self.keys for r in range(count))
+        offsets = tuple(r * self.row for r in range(count))
         left = Left(self.weights, offsets, (), self.k.length, guarded=True)
         for run in Panels.of(size, lanes, self.vectors).runs():
             for panel in range(run.count):
