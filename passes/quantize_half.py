@@ -2,6 +2,7 @@
 
 Conv(x, w, b)  ->  conv(Cast(x), Cast(w)) + b      Casts to 16 bits, products and sums in float32
 MatMul(a, b)   ->  matmul(Cast(a), Cast(b))
+Attention(...) ->  attention(Cast(q), Cast(k), Cast(v), mask)           bfloat16 only
 
 What products read is stored in 16 bits once, by whoever makes it; moves of data work on the 16
 bits, all other readers widen. Softmax, normalisations and reductions calculate in float32.
@@ -18,7 +19,7 @@ from qcompiler.passes.layout_matmul import matrix
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.matching import channel_shape, input_at, rebuilt, reshape, to_dtype
-from qcompiler.ops import make
+from qcompiler.ops import OPERATORS, make
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.storage import MOVES, SMOOTH, Wishes, melting, named, wishes
 
@@ -59,6 +60,8 @@ class QuantizeHalf:
 
     def operands(self, node: Node) -> tuple[Node, ...]:
         """The activations of a product that can be made in 16 bits; () for everything else."""
+        if node.op == "Attention":
+            return node.operands[:3] if self.attends(node) else ()
         if node.op not in ("Conv", "MatMul") or node.dtype != "float32" or self.leaves(node):
             return ()
         read = node.operands[:2]
@@ -72,6 +75,13 @@ class QuantizeHalf:
         if self.explain is not None:
             self.explain("quantize_half", node, reason)
         return ()
+
+    def attends(self, node: Node) -> bool:
+        """Whether attention is made in 16 bits."""
+        plain = len(node.types) == 1 and not any(node.inputs[4:])
+        windows = max(node.int("left_window_size"), node.int("right_window_size"))
+        fits = plain and windows < 0 and node.dtype == "float32" and self.dtype == "bfloat16"
+        return fits and all(i.type.static for i in node.operands) and not self.leaves(node)
 
     def leaves(self, node: Node) -> bool:
         """Whether include and exclude leave a product in float32."""
@@ -124,6 +134,10 @@ class _Halves:
 
     def made(self, node: Node) -> None:
         """Any other node, from float32 values or, if it is a product, from 16-bit ones."""
+        if node.op == "Attention" and node in self.wanted.products:
+            self.half[node] = self.attention(node)
+            self.full[node] = make("Cast", self.half[node], to="float32")
+            return
         if node in self.wanted.products:
             made = self.product(node)
         else:
@@ -132,6 +146,13 @@ class _Halves:
             self.half[node] = make("Cast", made, to=self.dtype, name=made.name)
             made = make("Cast", self.half[node], to="float32")
         self.full[node] = made
+
+    def attention(self, node: Node) -> Node:
+        """Attention of 16-bit queries, keys and values; what is added to the scores stays float."""
+        few = [self.half.get(i) or to_dtype(self.full[i], self.dtype) for i in node.operands[:3]]
+        mask = [None if i is None else self.full[i] for i in node.inputs[3:4]]
+        attrs = {k: v for k, v in node.attrs.items() if k in OPERATORS["attention"].defaults}
+        return make("attention", *few, *mask, name=node.name, **attrs)
 
     def product(self, node: Node) -> Node:
         """Conv or MatMul -> conv and its bias, or matmul."""

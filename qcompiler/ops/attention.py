@@ -184,7 +184,7 @@ def _(node: Node) -> Type:
     given = None if scale is None else scale.type
     if given != (Type("float32", ()) if q.dtype == "int8" else None):
         raise Error(f"{q.dtype} with a scale of {given}")
-    _check_mask(mask, (*dims[0][:3], dims[1][2]), dtype)
+    _check_mask(mask, (*dims[0][:3], dims[1][2]), dtype, "float32")
     batch, count, length, size = dims[0][0], dims[0][1], dims[0][2], dims[2][3]
     if q.type.rank == 3:
         return Type(dtype, (batch, length, total((count, size))))
@@ -243,13 +243,13 @@ def _joined(past: Node, new: tuple[Dim, ...]) -> Dim:
     return a + b if isinstance(a, int) and isinstance(b, int) else b if a == 0 else fresh()
 
 
-def _check_mask(mask: Node | None, scores: tuple[Dim, ...], dtype: str) -> None:
+def _check_mask(mask: Node | None, scores: tuple[Dim, ...], *dtypes: str) -> None:
     if mask is None:
         return
     have, want = mask.shape[-1] if mask.shape else 1, scores[-1]
     short = isinstance(have, int) and isinstance(want, int) and have < want
     shape = (*mask.shape[:-1], want) if short else mask.shape
-    if mask.dtype not in ("bool", dtype) or len(broadcast(scores, shape)) > 4:
+    if mask.dtype not in ("bool", *dtypes) or len(broadcast(scores, shape)) > 4:
         raise Error(f"the mask {mask.type} does not fit scores {list(scores)}")
     if any(not agree(a, b) for a, b in zip(broadcast(scores, shape), scores, strict=True)):
         raise Error(f"the mask {mask.type} does not fit scores {list(scores)}")
