@@ -218,8 +218,8 @@ class _Sums:
         """Take in one sample's."""
         first, second = self.random
         given, y = values[self.node.operands[0]][0], values[self.twin.dense][0]
-        most = self.columns * len(given)
-        x: Numbers = columns_of(self.node, given, most, first)
+        x: Numbers = columns_of(self.node, given, self.columns, first)
+        most = self.columns * (len(given) if given.ndim > 2 else 1)
         flat = np.moveaxis(y, 1, -1) if self.node.op == "Conv" else y
         flat = flat.reshape(-1, flat.shape[-1])
         flat = flat[_some(len(flat), most, second)][:, self.twin.outputs]

@@ -18,7 +18,7 @@ from qcompiler.narrow import without
 from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate, make
 from qcompiler.pruning import pruning
-from qcompiler.recover import solve
+from qcompiler.recover import Twin, copied, nearest, recover, solve
 from qcompiler.sparsity import (
     Pattern,
     curve,
@@ -283,6 +283,19 @@ def test_what_stays_is_the_least_squares_solution(rows: int) -> None:
     for r in range(rows):
         best = np.linalg.lstsq(x[:, kept[r]], y[:, r], rcond=None)[0]
         np.testing.assert_allclose(made[r, kept[r]], best, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [residual, joint_heads])
+def test_of_the_whole_network_repair_leaves_every_weight(network: Callable[[], Graph]) -> None:
+    """Of every sample some columns only: inputs and wanted outputs must be of the same places."""
+    whole = named(network())
+    other, new = copied(whole)
+    products = [n for n in whole.nodes if n.op in ("Conv", "MatMul") and n.operands[1].is_constant]
+    twins = {new[n]: Twin(n, np.arange(n.type.dims[1 if n.op == "Conv" else -1])) for n in products}
+    made = recover(
+        whole, other, twins, data(whole, 40).samples, lambda n, s, w: nearest(0.5 * w, s), columns=3
+    )
+    assert error(whole, made) < 1e-3
 
 
 # The passes.
