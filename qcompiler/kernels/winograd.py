@@ -37,6 +37,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.kernels.winograd_blocking import (
+    LINE,
     Problem,
     Tiling,
     choose,
@@ -48,6 +49,8 @@ from qcompiler.kernels.winograd_blocking import (
 )
 
 _OFFSETS = 1 << 31
+_AHEAD = 4096
+"""Weights are asked for so many elements before their turn: hardware stops at ends of pages."""
 
 
 @kernel("conv", rank=2, outputs=(2, 3, 4), rows=(4, 6, 8, 12, 14), vectors=(1, 2, 3, 4))
@@ -294,9 +297,14 @@ class _Winograd:
                     slot = b.let((unit - first) * size, "slot")
                     offsets = tuple(r * self.row_step for r in range(rows))
                     left = Left(self.left, offsets, (), p.depth, guarded=False)
-                    right = Right(
-                        run.vectors, lambda k, v: self.w.load(weights + k * wide + v * lanes, lanes)
-                    )
+
+                    def load(k: Value, v: int) -> Value:
+                        at = weights + k * wide + v * lanes
+                        if v * lanes % LINE == 0:
+                            self.w.prefetch(at + _AHEAD, level=2)
+                        return self.w.load(at, lanes)
+
+                    right = Right(run.vectors, load)
                     base = b.let(here + slot * self.row_step, "base")
                     registers = sums(b, self.product, left, base, right)
                     target = b.let(slot * self.slot_step + n * lanes, "target")

@@ -19,9 +19,9 @@ from qcompiler.ops.window import Window
 
 SPREAD_CYCLES = 2.5  # a vector of one product's left operand: load, transform, store
 GATHER_CYCLES = 2.0  # a vector of one product's sums: load, transform, finish
-FAR = 1.3  # how much longer all takes when the second cache holds no block
+FAR = (1.0, 1.0, 1.3, 2.0)  # how much longer all takes where a block is in that cache, or in memory
 TILE_CYCLES = 20.0  # begin a tile of pixels
-MEMORY_BYTES = 5.0  # a cycle, of weights that are read once and in order
+STREAM_BYTES = (1e9, 24.0, 12.0, 5.0)  # a cycle, of weights in order, from caches and memory
 LINE = 16  # float32 in a cache line
 
 
@@ -185,8 +185,9 @@ def _dealt(
         if tasks % across or across > panels.panels or along > units:
             continue
         share = -(-units // along)
-        for blocks in {min(n, share) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)}:
-            yield Tiling(rows, vectors, -(-share // blocks), along, across)
+        sizes = {min(n, share) for n in range(1, 9)} | {-(-share // n) for n in range(1, 5)}
+        for block in sorted(sizes):
+            yield Tiling(rows, vectors, block, along, across)
 
 
 def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
@@ -197,13 +198,13 @@ def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> floa
     blocks = -(-share // tiling.block)
     mine = -(-panels.panels // tiling.column_tasks)
     near = sum(scratch(problem, tiling, lanes))
-    far = FAR if _level(device, near) > 1 else 1.0
+    far = FAR[_level(device, near)]
     weights = mine * problem.products * problem.depth * panels.vectors * lanes * 4
     inputs = -(-problem.depth // lanes) * problem.products * SPREAD_CYCLES
     outputs = mine * panels.vectors * (problem.products * GATHER_CYCLES + TILE_CYCLES)
     multiply = tiling.block * mine * problem.products * _unit_cycles(problem, device, tiling, lanes)
     again = _level(device, weights + near) if blocks > 1 else 3
-    fetch = weights / (MEMORY_BYTES if again == 3 else direct.BYTES_PER_CYCLE[again])
+    fetch = weights / STREAM_BYTES[again]
     transforms = tiling.block * size * (inputs + outputs) * far
     return blocks * (transforms + _overlapped(multiply * far, fetch))
 
@@ -216,7 +217,7 @@ def _unit_cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -
         macs / direct.MACS_PER_CYCLE,
         loads / direct.LOADS_PER_CYCLE,
         (macs + loads + 3) / direct.ISSUE_PER_CYCLE,
-        direct.LATENCY,
+        direct.LATENCY + 1,
     )
     left, right = (problem.depth * n * 4 for n in (rows, vectors * lanes))
     fetch = left / 2 if left + right <= device.l1_bytes * 3 // 4 else left / 2 + right
@@ -227,7 +228,7 @@ def _unit_cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -
 def _level(device: Device, size: int) -> int:
     """Which cache holds so many bytes while others pass through it."""
     for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
-        if size <= capacity // 2:
+        if size <= capacity * 5 // 8:
             return level
     return 3
 
