@@ -237,6 +237,9 @@ class Pointer:
         """Write the first `count` lanes only."""
         if isinstance(count, int) and count in (1, lanes_of(value)):
             self.store(offset, shuffle(value, range(count)) if lanes_of(value) > 1 else value)
+        elif isinstance(count, int) and bits(self.dtype) == 8 and count.bit_count() <= 3:
+            # A masked store keeps whoever reads its masked bytes next waiting until it is done.
+            self._store_pieces(count, offset, self._builder.let(value))
         elif isinstance(count, int) or bits(self.dtype) >= 32:
             self._store_masked(count, offset, value)
         else:
@@ -246,6 +249,13 @@ class Pointer:
                 self.store(offset, shuffle(value, [0]))
             with self._builder.otherwise():
                 self._store_masked(count, offset, value)
+
+    def _store_pieces(self, count: int, offset: Value, value: Value) -> None:
+        at = 0
+        while at < count:
+            piece = 1 << ((count - at).bit_length() - 1)
+            self.store(offset + at, shuffle(value, range(at, at + piece)))
+            at += piece
 
     def _store_masked(self, count: Value, offset: Value, value: Value) -> None:
         raw = reinterpret(value, str(self.buffer.dtype))
