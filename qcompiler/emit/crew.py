@@ -23,8 +23,8 @@ from qcompiler.isa import Isa
 CREW_BYTES, WORKER_BYTES = 128, 64
 """A crew of n tasks takes CREW_BYTES + n * WORKER_BYTES (there is a place for task 0, unused)."""
 
-_BARRIER_SPINS = 4_000
-"""So often a task looks at the barrier before it offers its core to others."""
+_BARRIER_SPINS = 1_000
+"""So often a task looks at the barrier before it offers its core to others, at every look then."""
 
 _IDLE_SPINS = 30_000
 """So often a worker looks for a job (about a millisecond) before it falls asleep."""
@@ -75,7 +75,7 @@ open:
   store atomic i32 %next, ptr %gate release, align 4
   br label %done
 look:
-  %looks = phi i32 [ 0, %arrive ], [ %more, %wait ], [ 0, %tired ]
+  %looks = phi i32 [ 0, %arrive ], [ %more, %wait ], [ @BARRIER_SPINS, %tired ]
   %now = load atomic i32, ptr %gate acquire, align 4
   %passed = icmp ne i32 %now, %generation
   br i1 %passed, label %done, label %wait
