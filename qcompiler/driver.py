@@ -234,6 +234,8 @@ def quantization(choice: Choice, options: Options) -> Choice:
     extra: dict[str, Mapping[str, object]] = (
         {name: {**given, "exclude": tuple(options.exclude)}} if name else {}
     )
+    if name in ("quantize_static", "quantize_dynamic"):
+        extra["quantize_tables"] = {"exclude": tuple(options.exclude)}
     if options.compress:
         extra["layout_compact"] = {}
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
