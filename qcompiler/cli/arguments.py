@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument(
         "--teacher", type=Path, help="the .onnx file to learn from (default: MODEL in float)"
     )
-    _compile_flags(retrain)
+    _compile_flags(retrain)  # --calibration: by default --data
     retrain.set_defaults(precision="int8")
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")

@@ -110,6 +110,7 @@ def retrain(a: Namespace) -> int:
 
     output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
     _demand_writable(output, a.model)
+    a.calibration = a.calibration or str(a.data)
     training = Training(
         data=str(a.data), epochs=a.epochs, rate=a.rate, count=a.batches, teacher=a.teacher
     )
