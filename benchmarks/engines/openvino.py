@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def loader(precision: str | None) -> Any:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if precision is not None:
-            options["INFERENCE_PRECISION_HINT"] = precision
+        hint = precision or ("f32" if held_below_bfloat16() else None)
+        if hint is not None:
+            options["INFERENCE_PRECISION_HINT"] = hint
         compiled = core.compile_model(core.read_model(artifact), "CPU", options)
         request = compiled.create_infer_request()
         names = [output.any_name for output in compiled.outputs]
@@ -41,6 +43,14 @@ def loader(precision: str | None) -> Any:
         return run
 
     return load
+
+
+def held_below_bfloat16() -> bool:
+    """Whether ONEDNN_MAX_CPU_ISA holds it to instructions without bfloat16. It would then still
+    choose bfloat16 where the CPU has it, and emulate it, four times slower than float32.
+    """
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    return bool(held) and not any(word in held for word in ("BF16", "AMX", "AVX10", "DEFAULT"))
 
 
 @engine("openvino", "bfloat16", load=loader("bf16"))
