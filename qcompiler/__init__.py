@@ -59,7 +59,7 @@ def compile(
     prune: what to take away before quantizing: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5";
         with `calibration` the weights that stay make up for the others.
     prune_include, prune_exclude: the only nodes that may be pruned, those that may not.
-    compress: keep weights in forms that take few bytes; with `Artifact.save(compress=True)`.
+    compress: a small file, slower to open; float convolutions may run slower.
     progress: called with (what, done, all, item) during long work.
 
     Raises Error for whatever is wrong with the model, the data or the options.

@@ -98,16 +98,20 @@ class Artifact:
     weights: Bytes
     blocks: tuple[tuple[int, int], ...] = ()
     """(Offset, size) of every constant in the weights, for `save` to find small forms of."""
+    compress: bool = False
+    """Was a small file asked for?"""
 
     @property
     def bytes(self) -> int:
         """Size of machine code and weights."""
         return len(self.code) + self.weights.nbytes
 
-    def save(self, path: str | Path, *, compress: bool = False) -> Path:
+    def save(self, path: str | Path, *, compress: bool | None = None) -> Path:
         """Write the artifact: to a temporary file beside it, then renamed, so that no half file is
-        ever seen. `compress`: weights and code entropy-coded, to be decoded when it is opened.
+        ever seen. `compress`: weights and code entropy-coded, to be decoded when it is opened (left
+        out: as asked for when it was compiled).
         """
+        compress = self.compress if compress is None else compress
         path = Path(path)
         if path.exists() and not path.is_file():  # renaming over /dev/null would take it away
             raise Error("cannot write: this is no file that can be replaced", where=str(path))

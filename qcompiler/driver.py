@@ -71,7 +71,7 @@ class Options:
     prune: Sequence[str] = ()
     """What to take away: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5" (see pruning.py)."""
     compress: bool = False
-    """Weights stay in forms that take few bytes; `Artifact.save(compress=True)` then codes them."""
+    """A small file: weights stay in forms that take few bytes, and are entropy-coded."""
     prune_include: Sequence[str] = ()
     prune_exclude: Sequence[str] = ()
     """The only nodes that may be pruned, those that may not; as `exclude`."""
@@ -118,7 +118,7 @@ def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch)
     """ONNX file or model -> artifact for one device. Raises Error on whatever is wrong with the
     model or the options.
     """
-    return build(make_plan(model, options, watch), watch)
+    return replace(build(make_plan(model, options, watch), watch), compress=options.compress)
 
 
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
