@@ -196,6 +196,20 @@ def test_reductions_of_integers(isa: Isa) -> None:
 
 
 @pytest.mark.parametrize("isa", WIDTHS)
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "bfloat16"])
+def test_the_last_axis_may_be_resized(mode: str, dtype: str, isa: Isa) -> None:
+    if dtype == "uint8" and mode != "nearest":
+        mode = "nearest"  # what others cut off may be one more or less
+    for shape, sizes in (((2, 3, 5, 7), (2, 3, 8, 33)), ((1, 3, 20), (1, 5, 9)), ((3,), (70,))):
+        x = array_of(dtype, *shape)
+        node, to = given("x", x), constant(np.array(sizes, np.int64))
+        made = make("Resize", node, None, None, to, mode=mode)
+        close = {"float32": 2e-6, "uint8": 0, "bfloat16": 0.05}[dtype]
+        check(made, made, [x], [node], isa, threads=2, atol=close * 3, rtol=close)
+
+
+@pytest.mark.parametrize("isa", WIDTHS)
 @pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
 def test_the_place_of_the_best(op: str, isa: Isa) -> None:
     x = RNG.integers(0, 4, (3, 21, 5)).astype(np.float32)  # with ties

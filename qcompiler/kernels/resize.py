@@ -8,6 +8,7 @@ scales or sizes. So every mode and coordinate transformation of ONNX is served a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -32,7 +33,9 @@ _MOST_TAPS = 64
 
 @kernel("Resize")
 def resize(region: Region, device: Device) -> Kernel | Skip:
-    """Any mode; the last axis stays as it is (with channels last it always does)."""
+    """Any mode. Vectors along the last axis: neighbours where it stays as it is (with channels last
+    it always does), else gathered.
+    """
     if reason := refuse(region):
         return reason
     root = region.root
@@ -47,8 +50,8 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
     if 0 in root.type.dims:
         return Skip("nothing to resize")
     axes = [a for a, (i, o) in enumerate(_sizes(root)) if i != o]
-    if root.type.rank - 1 in axes:
-        return Skip("the last axis is resized")
+    if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
+        return Skip("elementwise work before the last axis is resized")
     taps = [axis_taps(root, given[0], a) for a in axes]
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
@@ -96,6 +99,12 @@ def axis_taps(root: Node, given: Node, axis: int) -> Taps:
     return Taps(index, weight)
 
 
+Tap = tuple[Value, Value | None]
+"""A row of the last axis, and its weight where that is not 1."""
+Seen = tuple[Vec, Value | None]
+"""A vector of such a row, and the row's weight."""
+
+
 class _Resize:
     """One kernel while it is emitted."""
 
@@ -109,6 +118,7 @@ class _Resize:
         self.d = Draft(f"resize_{root.str('mode')}_{shape}", region, device)
         self.b, self.m = self.d.b, self.d.m
         self.copies = root.str("mode") == "nearest"
+        self.gathered = taps[-1] if root.type.rank - 1 in axes else None
 
     def kernel(self) -> Kernel:
         """Emit all of it."""
@@ -120,7 +130,7 @@ class _Resize:
         with share(b, count, rows) as (first, turns):
             self.before, self.after = d.before, d.after
             self.lanes = min(self.before.lanes(), self.after.lanes())
-            if not self.copies:
+            if not self.copies or self.gathered:
                 self.lanes = min(self.lanes, d.isa.lanes(4))
             with b.serial(turns, "row", first) as row:
                 self._row(row)
@@ -129,16 +139,19 @@ class _Resize:
 
     def _table(self, _: Array) -> Array:
         """For every axis: indices, then weights, as 32-bit words in elements of `given`."""
-        parts = [p for t in self.taps for p in (t.index, t.weight.view(np.int32))]
+        pairs = [(t.index, t.weight.view(np.int32)) for t in self.taps]
+        if self.gathered:  # vectors of one tap after the other
+            pairs[-1] = (pairs[-1][0].T, pairs[-1][1].T)
+        parts = [p for pair in pairs for p in pair]
         words = np.concatenate([p.reshape(-1) for p in parts] or [np.zeros(1, np.int32)])
         return words.astype(np.int64) if self.given.dtype == "int64" else words
 
-    def _word(self, at: Value) -> Value:
-        """One word of the table."""
+    def _word(self, at: Value, lanes: int = 1, count: int = 1) -> Value:
+        """A word of the table, or a vector of which `count` are there."""
         pointer = self.d.pointers[self.given]
         if self.given.dtype == "int64":
-            return tir.cast(pointer.load(at), "int32")
-        return pointer.view("int32").load(at)
+            return tir.cast(pointer.load_first(count, at, lanes), "int32")
+        return pointer.view("int32").load_first(count, at, lanes)
 
     def _row(self, row: Value) -> None:
         """One output pixel: all of its last axis."""
@@ -146,15 +159,15 @@ class _Resize:
         place = indices(b, row, dims[:-1])
         found = self._sources(place)
         after = self.after.row(row)
-        sources = [(self.before.row(source), weight) for source, weight in found]
+        read = self._gathered(found) if self.gathered else self._neighbours(found)
 
         def body(column: Value, count: int) -> None:
             total: Vec | None = None
-            for source, weight in sources:
-                value = self.before.at(source, column, self.lanes, count)
+            for value, weight in read(column, count):
                 if weight is not None:
-                    wide = self.m.cast(value, "float32")
-                    value = wide * self.m.vec(tir.broadcast(weight, self.lanes))
+                    value = self.m.cast(value, "float32") * self.m.vec(
+                        tir.broadcast(weight, self.lanes)
+                    )
                 total = value if total is None else total + value
             assert total is not None
             if not self.copies:
@@ -166,7 +179,41 @@ class _Resize:
 
         sweep(b, dims[-1], self.lanes, body)
 
-    def _sources(self, place: list[Value]) -> list[tuple[Value, Value | None]]:
+    def _neighbours(self, found: Sequence[Tap]) -> Callable[[Value, int], Iterator[Seen]]:
+        """Rows and their weights -> what reads vectors of all of them from a column on."""
+        rows = [(self.before.row(source), weight) for source, weight in found]
+
+        def read(column: Value, count: int) -> Iterator[Seen]:
+            for row, weight in rows:
+                yield self.before.at(row, column, self.lanes, count), weight
+
+        return read
+
+    def _gathered(self, found: Sequence[Tap]) -> Callable[[Value, int], Iterator[Seen]]:
+        """The same where every column has an index and a weight of its own."""
+        taps, x = self.gathered, self.root.operands[0]
+        assert taps is not None
+        start = sum(2 * t.index.size for t in self.taps[:-1])
+        length, width = x.type.dims[-1], len(taps.index)
+        rows = [(self.b.let(source * length), weight) for source, weight in found]
+
+        def read(column: Value, count: int) -> Iterator[Seen]:
+            for tap in range(taps.count):
+                at = self.b.let(column + (start + tap * width))
+                index = self.b.let(self._word(at, self.lanes, count), "index")
+                own = self.b.let(self._word(at + taps.index.size, self.lanes, count), "own")
+                for row, weight in rows:
+                    raw = self.d.pointers[x].gather(index + tir.broadcast(row, self.lanes))
+                    value = Vec(self.m, self.b.let(raw), x.dtype, self.lanes)
+                    if self.copies:
+                        yield value, None
+                        continue
+                    wide = self.m.cast(value, "float32")
+                    yield wide * self.m.vec(tir.reinterpret(own, "float32")), weight
+
+        return read
+
+    def _sources(self, place: list[Value]) -> list[Tap]:
         """An output pixel -> (input pixel, weight) of every tap; no weight where it is 1."""
         b = self.b
         options: list[list[tuple[Value, Value | None]]] = []
