@@ -8,6 +8,7 @@ from kernel_harness import Graph, check, device, region_of, vector_isas
 
 import qcompiler.kernels.elementwise
 import qcompiler.kernels.indexing  # noqa: F401  (registers its generators)
+from qcompiler.emit.tasks import task_function
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
@@ -85,6 +86,15 @@ def test_threads_share_rows_and_long_rows(isa: Isa) -> None:
         x, y = given("float32", left), given("float32", right, 1)
         kernel = agrees(make("Mul", make("Add", x[0], y[0]), y[0]), None, [x, y], isa, 2)
         assert kernel.tasks in (1, 2)
+
+
+def test_what_fills_no_vector_belongs_to_a_task() -> None:
+    """A few long rows in bytes: nothing that fills registers may stand beside the tasks."""
+    for shape in ((1, 90_001), (2, 45_007)):
+        x = given("float32", shape)
+        made = make("quantize", x[0], scalar(20), constant(np.int32(3)), dtype="uint8")
+        kernel = agrees(made, None, [x], vector_isas()[-1], 2)
+        task_function("shared", kernel.func)
 
 
 def test_a_tiny_region_starts_no_threads() -> None:

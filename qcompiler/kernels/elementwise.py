@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from qcompiler.errors import Skip
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import Fused, Row, store
-from qcompiler.kernels.loops import BYTES_PER_NS, share, sweep, tasks
+from qcompiler.kernels.loops import BYTES_PER_NS, part, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 
@@ -49,18 +51,22 @@ def elementwise(region: Region, device: Device) -> Kernel | Skip:
 
 
 def _by_columns(d: Draft, f: Fused) -> int:
-    """Few long rows: each task takes its part of all of them, the rest comes last -> the tasks."""
+    """Few long rows: each task takes its part of all of them, the last one the rest too -> the
+    tasks."""
     width = _several(f)
-    vectors = f.columns // width
+    vectors, rest = divmod(f.columns, width)
     count = tasks(d.device, nanoseconds(d.region), vectors)
-    if vectors:
-        with share(d.b, count, vectors) as (first, turns), d.b.serial(f.rows, "row") as i:
-            row = f.row(i)
-            with d.b.serial(turns, "v", first) as v:
-                _put(d, f, i, row, d.b.let(v * width), width, width)
-    if f.columns % width:
-        with d.b.serial(f.rows, "row") as i:
-            _row(d, f, i, f.row(i), vectors * width, f.columns % width)
+    with d.b.parallel(count) as task:
+        first, turns = part(d.b, task, count, vectors)
+        if vectors:
+            with d.b.serial(f.rows, "row") as i:
+                row = f.row(i)
+                with d.b.serial(turns, "v", first) as v:
+                    _put(d, f, i, row, d.b.let(v * width), width, width)
+        if rest:
+            last = d.b.when(task == count - 1) if count > 1 else nullcontext()
+            with last, d.b.serial(f.rows, "row") as i:
+                _row(d, f, i, f.row(i), vectors * width, rest)
     return count
 
 
