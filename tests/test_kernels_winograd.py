@@ -10,7 +10,7 @@ from kernel_harness import compare, device, expected, isas, region_of, run, vect
 
 from qcompiler import plugins
 from qcompiler.errors import Skip
-from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
 from qcompiler.kernels import tir, winograd_blocking
 from qcompiler.kernels.contraction_operands import product_of
@@ -104,6 +104,23 @@ def test_what_follows_is_computed_on_the_outputs(isa: Isa, outputs: int) -> None
     root = conv((1, 7, 9, 8), (3, 3, 8, isa.lanes() + 5), **SAME)
     kernel = check(root, finished(root), isa, outputs=outputs)
     assert kernel.in_place == (3,)  # the residual's memory
+
+
+@pytest.mark.parametrize("isa", isas()[-1:], ids=lambda i: i.name)
+def test_bfloat16_is_widened_on_the_way(isa: Isa) -> None:
+    if ("bf16", "bf16", "f32") not in isa.mac:
+        pytest.skip("no product of bfloat16 to be faster than")
+    x = placeholder("x", Type("bfloat16", (1, 9, 7, 24)))
+    w = constant(random((3, 3, 24, 21)).astype(numpy_dtype("bfloat16")), "w")
+    root = make("conv", x, w, **SAME)
+    y = make("Cast", make("Add", root, constant(random((21,), 3))), to="bfloat16")
+    region = region_of(Graph((x,), (y,), ("y",)), root)
+    kernel = winograd(region, device(isa), outputs=4)
+    assert isinstance(kernel, Kernel)
+    values = {x: random(x.type.dims).astype(numpy_dtype("bfloat16"))}
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    want = expected(Graph((x,), (y,), ("y",)), values)
+    compare(run(kernel, region, isa, values), want, rtol=2.0**-7, atol=1e-4)
 
 
 def test_every_cut_of_a_problem_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch) -> None:

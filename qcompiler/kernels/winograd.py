@@ -71,13 +71,16 @@ def winograd(
     if reason := refuse(region):
         return reason
     x, w = root.operands
-    if {x.dtype, w.dtype, root.dtype} != {"float32"}:
-        return Skip("not float32")
+    if x.dtype not in ("float32", "bfloat16") or (w.dtype, root.dtype) != (x.dtype, "float32"):
+        return Skip("neither float32 nor bfloat16")
     if root.int("compact"):
         return Skip("transformed weights take more bytes")
-    product = product_of(device.isa, x.dtype, w.dtype, root.dtype)
-    if product is None or product.mac.k != 1:
+    product = product_of(device.isa, "float32", "float32", "float32")
+    usual = product_of(device.isa, x.dtype, w.dtype, root.dtype)
+    if product is None or product.mac.k != 1 or usual is None:
         return Skip("no product of float32")
+    if tir.stored(x.dtype) != usual.left:
+        return Skip(f"no product of {x.dtype} to be faster than")
     if not w.is_constant or any(w in n.operands for n in region.nodes if n is not root):
         return Skip("the weights are not constant, or read again as they are")
     if 0 in root.type.dims or root.int("pad_value"):
@@ -95,7 +98,7 @@ def winograd(
     if not (outputs or rows or vectors):
         if problem.depth < product.mac.lanes // 2:
             return Skip("channels that fill less than half a vector")
-        if cycles > _direct(region, product, device):
+        if cycles > _direct(region, usual, device):
             return Skip("the direct convolution is cheaper")
     return _Winograd(region, device, product, problem, tiling).kernel()
 
@@ -130,7 +133,7 @@ class _Winograd:
         self.task_bytes = self.left_bytes + sums_bytes
         self.root = self.d.root
         self.x = self.d.pointers[self.root.operands[0]]
-        self.w = self.d.pointers[self.root.operands[1]]
+        self.w = self.d.pointers[self.root.operands[1]].view("float32")
 
     def _name(self, region: Region) -> str:
         p = self.problem
@@ -229,7 +232,7 @@ class _Winograd:
 
         def plain() -> None:
             def load(i: int, j: int, c: Value, count: int) -> Value:
-                return self.x.load_first(count, place(i, j) + c, self.lanes)
+                return self._input(place(i, j) + c, count)
 
             self._spread_channels(target, load)
 
@@ -245,7 +248,7 @@ class _Winograd:
             def load(i: int, j: int, c: Value, count: int) -> Value:
                 inside = tirx.And(rows[i], columns[j])
                 there = b.let(tirx.Select(inside, tir.const(count), tir.const(0)), "there")
-                value = b.let(self.x.load_first(there, place(i, j) + c, self.lanes), "input")
+                value = self._input(place(i, j) + c, there)
                 zero = tir.const(0.0, "float32", self.lanes)
                 return tirx.Select(tir.first_lanes(self.lanes, there), value, zero)
 
@@ -253,6 +256,11 @@ class _Winograd:
 
         inner = [c for i, a in axes for c in _between(i, a.inner, a.tiles)]
         self._either(inner, plain, guarded)
+
+    def _input(self, at: Value, count: Value) -> Value:
+        """A vector of channels, the first `count` of them, in float32."""
+        raw = self.b.let(self.x.load_first(count, at, self.lanes), "input")
+        return self.product.convert_left(raw, self.root.operands[0].dtype)
 
     def _either(
         self, conditions: list[Value] | None, usual: Callable[[], None], other: Callable[[], None]
