@@ -1,4 +1,4 @@
-"""Convolutions with stride 1 by fewer products, in float32: F(m, r) along both axes (winograd_filter.py).
+"""Convolutions with stride 1 by fewer products: F(m, r) along both axes (winograd_filter.py).
 
 for each task (a share of the tiles of m x m outputs, of the output channels, or of both)
   for each block of tiles
