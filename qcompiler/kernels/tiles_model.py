@@ -26,12 +26,12 @@ L2_BYTES = 60.0  # a cycle
 L3_BYTES = 10.0  # a cycle and core
 COPY_BYTES = 24.0  # a cycle: a load and a store of a line, shuffled little
 RUN_CYCLES = 4.0  # of a copy, however short
-FINISH_CYCLES = 1.5  # load and store a vector of sums, and a row's share of addresses
-NODE_CYCLES = 0.6  # an elementwise node of the epilogue, a vector; these take longer:
+FINISH_CYCLES = 0.5  # a vector's share of addresses and loops
+NODE_CYCLES = 0.5  # an elementwise node of the epilogue, a vector; these take longer:
 LONG_NODES = {
-    **dict.fromkeys(("quantize", "lookup", "QuantizeLinear", "HardSwish"), 2.5),
-    **dict.fromkeys(("dequantize", "LeakyRelu", "Clip", "Div"), 1.5),
-    **dict.fromkeys(("Sigmoid", "Tanh", "Swish", "Gelu", "Erf", "Exp", "Log", "Softplus"), 12.0),
+    **dict.fromkeys(("quantize", "dequantize", "lookup", "QuantizeLinear", "HardSwish"), 2.0),
+    **dict.fromkeys(("LeakyRelu", "Clip", "Div"), 1.5),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Swish", "Gelu", "Erf", "Exp", "Log", "Softplus"), 13.0),
 }
 BLOCK_CYCLES = 60.0  # loops, addresses and what of the products' latency shows
 FEW_BLOCKS = 4  # of a panel: its first way to the nearest cache counts
@@ -233,7 +233,7 @@ def _copies(choice: Choice) -> float:
     if layout.form == "gathered":
         pieces = y.taps * (1 if x.dilation == 1 else x.taps)
         each = -(-layout.depth // pieces * p.itemsize // LINE)
-        total += lines * p.columns * (pieces * each * 1.5 + RUN_CYCLES)
+        total += lines * p.columns * (pieces * each + RUN_CYCLES)
     if layout.tail:
         total += layout.needed_cells(lines) * p.groups * RUN_CYCLES
     return total
