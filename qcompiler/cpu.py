@@ -23,15 +23,27 @@ def features() -> frozenset[str]:
 
     AMX is listed only if the kernel also lets this process use the tile registers.
     """
+    return reported() - withheld()
+
+
+@cache
+def reported() -> frozenset[str]:
+    """Feature names of the CPU, whether this process may use them or not."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    found = set(match.group(1).split()) if match else set()
-    if "amx_tile" in found and not request_tiles():
-        found -= {f for f in found if f.startswith("amx_")}
-    return frozenset(found)
+    return frozenset(match.group(1).split() if match else ())
+
+
+@cache
+def withheld() -> frozenset[str]:
+    """Features of the CPU that the kernel does not let this process use: AMX, if it refuses the
+    tile registers.
+    """
+    tiles = frozenset(f for f in reported() if f.startswith("amx_"))
+    return tiles if tiles and not request_tiles() else frozenset()
 
 
 def request_tiles() -> bool:

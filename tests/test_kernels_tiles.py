@@ -16,9 +16,9 @@ from tvm import tirx
 
 from qcompiler import cpu, load, plugins
 from qcompiler.driver import Watch, build
-from qcompiler.errors import Skip
+from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
-from qcompiler.isa import ISAS, Device, Isa
+from qcompiler.isa import ISAS, Device, Isa, host
 from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Kernel, Region
 from qcompiler.kernels.tiles import Tiles, tiles
@@ -503,6 +503,35 @@ def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, kno
     module["narrow"](*(ctypes.c_void_p(a.ctypes.data) for a in (memory, written)))
     assert written[0] == written[16] == 1
     assert np.all(written[17:] == 9)
+
+
+def test_a_machine_with_tiles_is_taken_for_one(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "features", lambda: isa.cpu_flags | {"avx_vnni", "avx512_fp16"})
+    assert host(2).isa is isa
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_tiles_are_asked_for_and_a_refusal_is_told(
+    isa: Isa, monkeypatch: pytest.MonkeyPatch, granted: bool
+) -> None:
+    root = matmul((4, 8), (8, 8), "uint8", "int8")
+    graph = Graph((root.operands[0],), (root,), ("y",))
+    artifact = build(plan(graph, device(isa)), Watch())
+    asked: list[bool] = []
+    monkeypatch.setattr(cpu, "reported", lambda: isa.cpu_flags)
+    monkeypatch.setattr(cpu, "request_tiles", lambda: asked.append(granted) or granted)
+    for cached in (cpu.features, cpu.withheld):
+        cached.cache_clear()
+    try:
+        if granted:
+            load(artifact)
+        else:
+            with pytest.raises(Error, match="the kernel refuses this process amx_"):
+                load(artifact)
+        assert asked == [granted]
+    finally:
+        for cached in (cpu.features, cpu.withheld):
+            cached.cache_clear()
 
 
 def small_network() -> Graph:

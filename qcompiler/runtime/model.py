@@ -43,6 +43,12 @@ class Model:
         useful = max((s.tasks for s in self.manifest.steps), default=1)
         self.threads = min(threads or self.manifest.threads, useful)
         missing = sorted(set(self.manifest.cpu_flags) - cpu.features())
+        if missing and cpu.withheld().issuperset(missing):
+            raise Error(
+                f"the kernel refuses this process {', '.join(missing)}, which the artifact needs",
+                where=self.manifest.name,
+                hint="tile registers need Linux 5.16 or newer, and a sandbox that lets arch_prctl pass",
+            )
         if missing:
             raise Error(
                 f"this CPU lacks {', '.join(missing)}, which the artifact needs",
