@@ -47,7 +47,7 @@ class Model:
             raise Error(
                 f"the kernel refuses this process {', '.join(missing)}, which the artifact needs",
                 where=self.manifest.name,
-                hint="tile registers need Linux 5.16 or newer, and a sandbox that lets arch_prctl pass",
+                hint="they need Linux 5.16 or newer, and a sandbox that lets arch_prctl pass",
             )
         if missing:
             raise Error(
