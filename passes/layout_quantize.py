@@ -20,7 +20,7 @@ from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
 @rule(op("QuantizeLinear", ANY, ANY, OPTIONAL))
 def layout_quantize(node: Node) -> Node | Skip:
     """QuantizeLinear(x, scale, zero) -> quantize(x, 1 / scale, zero)."""
-    if node.dtype not in ("uint8", "int8"):
+    if node.dtype not in ("uint8", "int8", "uint16", "int16"):
         return Skip(f"there is no kernel for {node.dtype}")
     parts = _parts(node)
     if isinstance(parts, Skip):

@@ -47,6 +47,7 @@ from qcompiler.storage import MOVES, SMOOTH, Wishes, linked, melting, named, wis
 WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
 """Products, and the axis of their weights that runs over output channels."""
 
+ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
 
 
@@ -55,7 +56,8 @@ class QuantizeStatic:
     """Conv, ConvTranspose and MatMul on int8, by calibrated ranges.
 
     activation: "uint8" (asymmetric) or "int8" activations, one scale a tensor (a channel where only
-    depthwise convolutions read it); weights are int8, symmetric, one scale an output channel, of
+    depthwise convolutions read it); "uint16" or "int16" ones are stored so, and multiplied by the
+    int8 weights as floats. Weights are int8, symmetric, one scale an output channel, of
     `weight_bits` (0: 8, or 7 where the device's product of bytes saturates at 8; 2 to 8). layers:
     other bits for some products, "PATTERN=BITS". rounding: "nearest", "gptq" or "adaround" (see
     rounding.py). per_channel: false gives all weights of a product one scale, for devices that have
@@ -110,13 +112,19 @@ class QuantizeStatic:
 
     def check(self) -> None:
         """Options that mean nothing are an Error."""
-        if self.activation not in ("uint8", "int8"):
-            raise Error(f"activation dtype {self.activation!r}", hint="uint8 or int8")
+        if self.activation not in ACTIVATIONS:
+            hint = f"one of {', '.join(ACTIVATIONS)}"
+            raise Error(f"activation dtype {self.activation!r}", hint=hint)
         if self.correct_bias not in CORRECTIONS:
             hint = f"one of {', '.join(CORRECTIONS)}"
             raise Error(f"correct_bias {self.correct_bias!r}", hint=hint)
         if self.correct_bias == "full" and self.data is None:
             raise Error("correct_bias 'full' needs calibration data", hint="give --calibration")
+
+    @property
+    def wide(self) -> bool:
+        """Whether activations have 16 bits: stored so, and multiplied as floats."""
+        return self.activation in ACTIVATIONS[2:]
 
     def calibrated(self, graph: Graph) -> Statistics:
         """The statistics given, or those of the data given."""
@@ -178,7 +186,9 @@ class _Places:
         unseen = [i for i in read if i not in self.names or not self.seen(i)]
         if data.is_constant:
             reason = "its first operand is constant"
-        elif not weights.is_constant and (node.op != "MatMul" or not self.options.products):
+        elif not weights.is_constant and (
+            node.op != "MatMul" or not self.options.products or self.options.wide
+        ):
             reason = "its weights are not constant"
         elif bias is not None and not bias.is_constant:
             reason = "its bias is not constant"
@@ -193,7 +203,8 @@ class _Places:
 
     def attended(self, node: Node) -> tuple[Node, ...]:
         """The queries, keys and values of attention that can be made integer."""
-        if node.dtype != "float32" or not (self.options.attention and self.options.wants(node)):
+        asked = self.options.attention and not self.options.wide
+        if node.dtype != "float32" or not (asked and self.options.wants(node)):
             return ()
         read = node.operands[:3]
         product = has_exact_product(self.options.device)
@@ -237,7 +248,7 @@ class _Places:
         if any(r.op in ("Attention", "MatMul") and not r.operands[1].is_constant for r in readers):
             return activation_scale(low, high, "int8", symmetric=True)
         seen = self.statistics.channels(self.names[group[0]])
-        if len(group) == 1 and seen is not None and by_channel(readers):
+        if len(group) == 1 and seen and by_channel(readers) and not self.options.wide:
             lows, highs = np.maximum(seen.lows, low), np.minimum(seen.highs, high)
             return channel_scale(lows, highs, self.options.activation)
         return activation_scale(low, high, self.options.activation)
@@ -314,7 +325,7 @@ def _whole(node: Node, places: _Places, found: Moments | None) -> _Whole:
         scales = np.full_like(scales, scales.max())
     step = places.scales[node.operands[0]].step
     step = np.repeat(step, len(scales) // step.size) if step.size > 1 else step
-    if bias is not None:
+    if bias is not None and not options.wide:
         for part in bias.reshape(groups, -1):  # the groups share the scales
             scales = room_for_bias(scales, part, step)
     if found is None:
@@ -375,7 +386,8 @@ def _insert(
         ]
         made = node.with_inputs(inputs)
         if node in whole:
-            made = _with_integers(made, places.scales[reads[0]].step, whole[node])
+            step = None if places.options.wide else places.scales[reads[0]].step
+            made = _with_integers(made, step, whole[node])
         new[node] = made
         if node in places.scales:
             dequantized[node] = _pair(made, places.scales[node])
@@ -391,22 +403,26 @@ def _pair(value: Node, scale: Scale) -> Node:
     return make("DequantizeLinear", quantized, step, zero, name=f"{value.name}/dequantize")
 
 
-def _with_integers(node: Node, step: Numbers, whole: _Whole) -> Node:
+def _with_integers(node: Node, step: Numbers | None, whole: _Whole) -> Node:
     """A product on float constants -> on dequantized int8 weights and int32 bias.
 
-    `step` is the input's: [], or [C] where each of its channels is a group.
+    `step` is the input's: [], or [C] where each of its channels is a group; None leaves the bias
+    in float32.
     """
     weights, given = node.operands[1], input_at(node, 2)
     inputs = [
         node.inputs[0],
         _dequantized(whole.integers, whole.scales, whole.axis, weights.name),
     ]
-    if whole.bias is not None:
+    name = "" if given is None else given.name
+    if whole.bias is not None and step is None:
+        inputs.append(constant(whole.bias.astype(np.float32), name))
+    elif whole.bias is not None and step is not None:
         step = np.repeat(step, len(whole.scales) // step.size) if step.size > 1 else step
         steps = (whole.scales.astype(np.float64) * step).astype(np.float32)
         steps = np.tile(steps, len(whole.bias) // len(steps))
         rounded = np.rint(whole.bias / steps).astype(np.int32)
-        inputs.append(_dequantized(rounded, steps, 0, "" if given is None else given.name))
+        inputs.append(_dequantized(rounded, steps, 0, name))
     return node.with_inputs(inputs) if len(inputs) == len(node.inputs) else rebuilt(node, inputs)
 
 

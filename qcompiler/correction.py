@@ -22,7 +22,7 @@ from qcompiler.ops import meaning
 from qcompiler.reconstruct import Floats
 
 BUDGET_BYTES = 160 << 20
-MOST_SAMPLES = 32
+MOST_IMAGES = 16
 
 Values = tuple[Array, ...]
 
@@ -37,11 +37,15 @@ def corrections(
     """Convolutions of a float graph -> what they are in the quantized one; samples -> the bias that
     each should have, [O].
 
-    Uses as many of the samples as keep live values within the budget, one at least.
+    Uses the first samples, up to `MOST_IMAGES` or what keeps live values within the budget, one at
+    least.
     """
+    if not products:
+        return {}
     order = list(walk([*graph.inputs, *_paired(graph, products)]))
     least = _live_bytes(order)
-    count = max(1, min(MOST_SAMPLES, budget_bytes // max(least, 1)))
+    batch = max(int(n.type.dims[0]) for n in products)
+    count = max(1, min(MOST_IMAGES // max(batch, 1), budget_bytes // max(least, 1)))
     samples = list(islice(data.samples, count))
     wanted: dict[Node, Floats] = {}
     biases: dict[Node, Floats] = {}

@@ -8,12 +8,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import driver, ops, plugins
+from qcompiler.calibrate import Calibration
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.onnx_reader import read
 from qcompiler.ops import make
 from qcompiler.plan import plan
 from qcompiler.runtime import load
-from qcompiler.stages import run_stage
+from qcompiler.stages import Choice, build, run_stage
 
 RANDOM = np.random.default_rng(0)
 
@@ -121,3 +122,27 @@ def test_stored_numbers_that_no_product_reads_become_a_constant() -> None:
     x = placeholder("x", Type("float32", (80, 20)))
     w = stored("int4", (80, 20), (3, 20), axis=0, block_size=32)
     check(Graph((x,), (make("Add", x, w),), ("y",)), narrow=False)
+
+
+@pytest.mark.parametrize("activation", ["uint16", "int16"])
+def test_activations_of_16_bits_lie_in_memory_so_and_cost_next_to_nothing(activation: str) -> None:
+    x = placeholder("x", Type("float32", (2, 6, 8, 8)))
+    a = make("Relu", make("Conv", x, constant(floats(8, 6, 3, 3)), constant(100 * floats(8))))
+    b = make("Conv", a, constant(floats(8, 1, 3, 3)), group=8)
+    flat = make("Reshape", b, constant(np.array([2, 128], np.int64)))
+    graph = Graph((x,), (make("MatMul", flat, constant(floats(128, 10))),), ("y",))
+    feeds = [{"x": floats(2, 6, 8, 8)} for _ in range(4)]
+    options = {"activation": activation}
+    choice = Choice({"quantize_static": options})
+    pairs = build("quantize_static", options, data=Calibration(feeds))(graph)
+    made = run_stage(graph, "quantize", None, choice, None, Calibration(feeds))
+    made = run_stage(made, "layout")
+    stored = [n for n in made.nodes if n.op == "quantize"]
+    assert [n.dtype for n in stored] == [activation] * 3
+    assert not any(n.op == "DequantizeLinear" for n in made.nodes)
+    artifact = driver.build(plan(made, plugins.device("host", 1)), driver.Watch())
+    feed = feeds[0]
+    wanted = ops.evaluate(pairs, feed)["y"]
+    bound = {"rtol": 1e-3, "atol": 1e-4 * np.abs(wanted).max()}
+    np.testing.assert_allclose(ops.evaluate(made, feed)["y"], wanted, **bound)
+    np.testing.assert_allclose(load(artifact).run(feed)["y"], wanted, **bound)
