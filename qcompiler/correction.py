@@ -22,7 +22,7 @@ from qcompiler.ops import meaning
 from qcompiler.reconstruct import Floats
 
 BUDGET_BYTES = 160 << 20
-MOST_IMAGES = 16
+MOST_IMAGES = 64
 
 Values = tuple[Array, ...]
 

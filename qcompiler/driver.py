@@ -32,7 +32,7 @@ PRECISIONS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "float32": ("", {}),
     "bfloat16": ("quantize_half", {"dtype": "bfloat16"}),
     "float16": ("quantize_half", {"dtype": "float16"}),
-    "int8": ("quantize_static", {"correct_bias": "full"}),
+    "int8": ("quantize_static", {}),
     "int8-dynamic": ("quantize_dynamic", {}),
     "int8-weights": ("quantize_weights", {"bits": 8, "group": 0}),
     "int4": ("quantize_static", {"weight_bits": 4, "rounding": "gptq", "correct_bias": "full"}),

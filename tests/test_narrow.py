@@ -137,8 +137,9 @@ def test_activations_of_16_bits_lie_in_memory_so_and_cost_next_to_nothing(activa
     pairs = build("quantize_static", options, data=Calibration(feeds))(graph)
     made = run_stage(graph, "quantize", None, choice, None, Calibration(feeds))
     made = run_stage(made, "layout")
-    stored = [n for n in made.nodes if n.op == "quantize"]
-    assert [n.dtype for n in stored] == [activation] * 3
+    stored = [n.dtype for n in made.nodes if n.op == "quantize"]
+    assert len(stored) >= 3
+    assert set(stored) == {activation}
     assert not any(n.op == "DequantizeLinear" for n in made.nodes)
     artifact = driver.build(plan(made, plugins.device("host", 1)), driver.Watch())
     feed = feeds[0]
