@@ -110,4 +110,5 @@ def layout_space_to_depth(node: Node) -> Node | Skip:
         return Skip(f"the shape {x.type} is not known")
     n, c, h, w = x.type.dims
     split = (n, c, h // block, block, w // block, block)
-    return reshape(transpose(reshape(x, split), (0, 3, 5, 1, 2, 4)), node.type.dims)
+    order = (0, 1, 3, 5, 2, 4) if node.str("mode") == "CRD" else (0, 3, 5, 1, 2, 4)
+    return reshape(transpose(reshape(x, split), order), node.type.dims)
