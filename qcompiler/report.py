@@ -28,7 +28,7 @@ from qcompiler.stages import Choice
 SAMPLES = 16
 """So many samples are looked at for errors and distributions."""
 BINS = 48
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
+_PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "MatMul"})
 _ENERGY = Path("/sys/class/powercap")
 
 
