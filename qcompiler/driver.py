@@ -89,8 +89,9 @@ class Watch:
 
 @dataclass(frozen=True)
 class Made:
-    """A compiled model: its float graph, the same in few bits as ONNX has it (the float graph
-    itself where nothing was asked for), the plan made of that, and the artifact.
+    """A compiled model: its float graph (pruned, where that was asked for), the same in few bits as
+    ONNX has it (the float graph itself where nothing was asked for), the plan made of that, and the
+    artifact.
     """
 
     exact: Graph
