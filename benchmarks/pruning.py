@@ -26,6 +26,7 @@ import onnx
 from benchmarks.accuracy import Settings, in_onnxruntime, outputs_of, prepared
 from benchmarks.labelled import TASKS, Task, tasks
 from qcompiler import driver, plugins
+from qcompiler.artifact import Artifact
 from qcompiler.calibrate import Calibration
 from qcompiler.ir import Graph
 from qcompiler.onnx_reader import read
@@ -110,7 +111,7 @@ def _constant(node: object) -> bool:
     return bool(node.operands[1].is_constant)  # type: ignore[attr-defined]
 
 
-def compiled(graph: Graph, *, compress: bool = False) -> driver.Artifact:
+def compiled(graph: Graph, *, compress: bool = False) -> Artifact:
     """A fused graph -> the artifact for this machine, one thread."""
     here = plugins.device("host", 1)
     asked = Choice({"layout_compact": {}} if compress else {})
