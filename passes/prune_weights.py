@@ -159,9 +159,15 @@ class PruneWeights:
     def without(self, graph: Graph, levels: dict[Node, float], pattern: Pattern) -> Graph:
         """Zeros, and nothing else changed."""
         made: dict[int, Node] = {}
+        scores: dict[Node, Floats] = {}
+        if self.importance != "magnitude":
+            assert self.data is not None
+            for node, seen in moments(graph, list(levels), self.data):
+                scores[node] = self.scores(node, rows(node, node.operands[1].array), seen.second)
         for node, level in levels.items():
             w = rows(node, node.operands[1].array)
-            kept = mask(self.scores(node, w, None), pattern, level).reshape(w.shape)
+            worth = scores[node] if node in scores else self.scores(node, w, None)
+            kept = mask(worth, pattern, level).reshape(w.shape)
             array = unrows(node, np.where(kept, w, 0)).astype(node.operands[1].array.dtype)
             made[id(node)] = constant(array, node.operands[1].name)
         by_weights = {id(n.operands[1]): made[id(n)] for n in levels}

@@ -94,8 +94,9 @@ def importance(w: Floats, second: Floats | None, kind: str) -> Floats:
     if kind not in IMPORTANCES:
         raise Error(f"unknown importance {kind!r}", hint=f"one of {', '.join(IMPORTANCES)}")
     squares: Floats = w * w
-    if kind == "magnitude" or second is None:
+    if kind == "magnitude":
         return squares
+    assert second is not None, "what layers see was not measured"
     if kind == "activation":
         squares *= np.einsum("gkk->gk", second)[:, None]
         return squares

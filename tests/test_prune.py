@@ -333,9 +333,14 @@ def test_repaired_is_nearer_to_the_whole_than_merely_cut(
     assert size(made) == size(cut)
 
 
-@pytest.mark.parametrize("kind", ["activation", "second_order"])
+@pytest.mark.parametrize(
+    ("kind", "recovery"),
+    [("activation", "least_squares"), ("second_order", "least_squares"), ("activation", "none")],
+)
 @pytest.mark.parametrize("name", ["prune_channels", "prune_weights"])
-def test_channels_and_weights_that_are_never_fed_go_first(name: str, kind: str) -> None:
+def test_channels_and_weights_that_are_never_fed_go_first(
+    name: str, kind: str, recovery: str
+) -> None:
     """Large weights that read nothing but zeros are worth nothing."""
     silent = np.arange(16) % 2 == 0
     first = conv(IMAGE, 16)
@@ -345,7 +350,7 @@ def test_channels_and_weights_that_are_never_fed_go_first(name: str, kind: str) 
     wide = weights(24, 16, 3, 3).array * np.where(silent, 3, 1)[None, :, None, None]
     second = make("Conv", x, constant(wide.astype(np.float32)), pads=(1,) * 4, name="second")
     whole = graph(head(make("Relu", second)))
-    options = {"sparsity": 0.5, "importance": kind, "include": ("Conv",)}
+    options = {"sparsity": 0.5, "importance": kind, "recovery": recovery, "include": ("Conv",)}
     if name == "prune_channels":
         options["exclude"] = ("second",)
     else:
