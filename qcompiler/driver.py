@@ -109,8 +109,11 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     exact, data = calibration(exact, options, watch)
     wanted = quantization(choice, options)
     coarse = in_the_open(exact, wanted, device, watch, data)
-    later = {n: v for n, v in wanted.options.items() if stage_of(n) != "quantize"}
-    lower = lowered(coarse, Choice(later, choice.disabled), device, watch, data)
+    later = wanted
+    if coarse is not exact:  # else nothing was done yet: others had quantized the model
+        left = {n: v for n, v in wanted.options.items() if stage_of(n) != "quantize"}
+        later = Choice(left, choice.disabled)
+    lower = lowered(coarse, later, device, watch, data)
     planned = plan(lower, device, _on(watch, "choosing kernels"))
     return Made(exact, coarse, planned, build(planned, watch))
 

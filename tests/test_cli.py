@@ -637,3 +637,24 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         ["bash", "-c", f"{words} | true"], capture_output=True, text=True, timeout=300, check=False
     )
     assert shell.stderr == ""
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8-dynamic"])
+def test_the_rest_of_a_quantized_model_takes_the_precision_asked_for(precision: str) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        net (float[8, 16] x) => (float[8, 16] y)
+        <float scale = {0.02}, uint8 zero = {128}> {
+            bytes = QuantizeLinear(x, scale, zero)
+            floats = DequantizeLinear(bytes, scale, zero)
+            hidden = MatMul(floats, w)
+            bent = Tanh(hidden)
+            y = MatMul(bent, w)
+        }
+    """)
+    w = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(w, "w"))
+    options, watch = driver.Options(precision=precision), driver.Watch()
+    steps = driver.made(model, options, watch).artifact.manifest.steps
+    assert steps == driver.compile(model, options, watch).manifest.steps
+    assert steps[-1].operands != "float32"
