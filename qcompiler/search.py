@@ -175,7 +175,12 @@ class _Search:
         d, o = self.demand, self.options
         parts = [fingerprint(self.graph), d.metric, len(self.data), o.passes, o.disabled_passes]
         parts += [o.exclude, self.statistics.graph, self.device.isa.name, o.calibration_samples]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        digest = hashlib.sha256(repr(parts).encode())
+        for sample in self.data:
+            for name in sorted(sample):
+                digest.update(np.ascontiguousarray(sample[name]).tobytes())
+        digest.update(b"" if self.labels is None else repr(self.labels.tolist()).encode())
+        return digest.hexdigest()
 
     def run(self) -> Found:
         """Everything, in order."""
