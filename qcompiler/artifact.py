@@ -32,6 +32,17 @@ ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
 _MAX_MANIFEST_BYTES = 64 << 20
+_DAMAGED = (
+    zipfile.BadZipFile,
+    RuntimeError,  # zipfile: an encrypted member, one of a later version; json: nested too deeply
+    EOFError,
+    OverflowError,
+    ValueError,
+    KeyError,
+    TypeError,
+    struct.error,
+)
+"""What reading a file that is no whole artifact may raise."""
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Bytes = NDArray[np.uint8]
@@ -155,7 +166,7 @@ def open_artifact(path: str | Path) -> Artifact:
             return _read(file, str(path))
     except OSError as e:
         raise Error(f"cannot read: {e.strerror or e}", where=str(path)) from e
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, struct.error, RecursionError) as e:
+    except _DAMAGED as e:
         detail = f"{e}".strip("'")
         raise Error(
             f"not a whole qcompiler artifact ({detail})",
@@ -203,7 +214,7 @@ def _read(file: BinaryIO, where: str) -> Artifact:
         if manifest.code_bytes > MOST_GROWTH * code.size:
             raise ValueError("the code would grow beyond all measure")
         code = decode(code, manifest.code_bytes)
-    return Artifact(manifest, code.tobytes(), weights, blocks)
+    return Artifact(manifest, code.tobytes(), weights, blocks, manifest.code_bytes > 0)
 
 
 def _manifest(raw: Json, where: str) -> Manifest:

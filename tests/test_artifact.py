@@ -182,6 +182,19 @@ def test_flipped_bits_are_refused_or_harmless(saved: Path, tmp_path: Path) -> No
     assert refused > 150
 
 
+def test_a_damaged_directory_is_refused(saved: Path, tmp_path: Path) -> None:
+    whole = saved.read_bytes()
+    path = tmp_path / "changed.qc"
+    for at in range(whole.find(b"PK\x01\x02"), len(whole)):
+        for value in (0, 0xFF, whole[at] ^ 1):  # encrypted, of a later version, elsewhere, ...
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            try:
+                opened = open_artifact(path)
+            except Error:
+                continue
+            assert opened.manifest.members
+
+
 def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
     tampered = tmp_path / "tampered.qc"
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(tampered, "w") as new:
