@@ -8,7 +8,7 @@ these values, and kernels ask them ("how many lanes?", "is there a u8 x i8 produ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from qcompiler import cpu
@@ -125,10 +125,6 @@ class Device:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
     l3_bytes: int = 8 << 20
-
-    def with_threads(self, threads: int) -> Device:
-        """The same device, for another number of threads."""
-        return replace(self, threads=threads)
 
 
 def host(threads: int = 0) -> Device:

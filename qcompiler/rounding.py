@@ -23,7 +23,6 @@ from qcompiler.scales import LARGEST, SMALLEST
 from qcompiler.storage import named
 
 ROUNDINGS = ("nearest", "gptq", "adaround")
-GROUPS = (32, 64, 128)
 _SHRINK = np.linspace(1.0, 0.4, 31)
 """How far the range of few-bit weights may be cut for the sake of those inside."""
 

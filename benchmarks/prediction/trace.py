@@ -19,7 +19,6 @@ from qcompiler.kernels.tir import machine_code
 from qcompiler.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
 
-_CORES = 64
 _CREW = """
 define internal ptr @crew_pointer(ptr %table, i32 %i) alwaysinline {
   %at = getelementptr i64, ptr %table, i32 %i

@@ -94,12 +94,6 @@ def exp(m: TirMath, x: Vec) -> Vec:
     return fraction * _power_of_two(m, half) * _power_of_two(m, n - half)
 
 
-def exp_normal(m: TirMath, x: Vec) -> Vec:
-    """e^x for x <= 88; zero instead of denormals. What softmax needs."""
-    fraction, n = _exp_parts(m, m.max(x, -87.0))
-    return m.where(x < -87.0, 0.0, fraction * _power_of_two(m, n))
-
-
 def exp2_least(m: TirMath, x: Vec, *, coarse: bool) -> Vec:
     """2^x for x <= 126, what is less than 2^-126 becomes that. What a softmax is made of, whose
     weights are rounded anyway: coarse ones (error 2^-13.7) to 8 bits or bfloat16.
