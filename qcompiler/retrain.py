@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,8 +100,10 @@ class _Retraining:
         asked = driver.quantization(choice, options)
         self.student = driver.in_the_open(exact, asked, device, watch, data)
         self.teacher = exact
-        if training.teacher is not None:
-            self.teacher = driver.fused(training.teacher, options, choice, device, watch)
+        whole = replace(options, prune=())  # who teaches has all weights
+        given = model if training.teacher is None and options.prune else training.teacher
+        if given is not None:
+            self.teacher = driver.fused(given, whole, choice, device, watch)
         wanted = {n.name: (n.dtype, n.shape) for n in exact.inputs}
         self.batches = list(samples(training.data, wanted, training.count))
         if len(self.batches) < 2:
@@ -172,6 +174,9 @@ class _Retraining:
             products = {n.name: n for n in graph.nodes if n.op in _PRODUCTS}
             if all(_fits(products.get(name), *arrays) for name, arrays in found.items()):
                 break
+        else:
+            hint = "fewer channels (--prune channels) need a model that was written without them"
+            raise Error("the tuned weights do not fit the model as it was read", hint=hint)
         changed = {products[name]: arrays for name, arrays in found.items()}
         by_name = {n.name: changed[n] for n in changed}
 
