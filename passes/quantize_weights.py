@@ -98,6 +98,8 @@ class QuantizeWeights:
         reason = ""
         if not node.operands[1].is_constant or node.operands[0].is_constant:
             reason = "not an activation times constant weights"
+        elif not node.operands[1].type.bytes:
+            reason = "no weights at all"
         elif not by_rows(node):
             reason = "weights of another form than [O,C,*K] or [K,N]"
         elif self.rounding != "nearest" and not takes(node):

@@ -282,7 +282,7 @@ def _list(raw: Json) -> list[Json]:
 
 
 def _int(raw: Json) -> int:
-    if not isinstance(raw, int) or raw < 0:
+    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 0:
         raise TypeError("the manifest is malformed")
     return raw
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
-from qcompiler.plugins import load_file
+from qcompiler.plugins import broken, load_file
 
 Outputs = Mapping[str, Array]
 """{output name: [samples, ...]}, the outputs of all samples end to end."""
@@ -92,6 +92,8 @@ def _labels(labels: Array | None, outputs: Outputs) -> Array:
     wanted = classes(outputs).shape
     if labels.size != np.prod(wanted):
         raise Error(f"labels of shape {list(labels.shape)} for outputs of {list(wanted)} classes")
+    if labels.dtype.kind not in "biuf" or not np.array_equal(labels, np.trunc(labels)):
+        raise Error(f"labels of {labels.dtype} are no classes", hint="whole numbers from 0 are")
     return labels.reshape(wanted)
 
 
@@ -110,6 +112,11 @@ def _of_file(word: str) -> Score:
         raise Error(f"no function {name!r}", where=path)
 
     def score(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
-        return float(found(outputs, reference, labels))
+        try:
+            return float(found(outputs, reference, labels))
+        except Error:
+            raise
+        except (Exception, SystemExit) as e:
+            raise broken(e, word) from e
 
     return score

@@ -41,8 +41,8 @@ def _load(package: str) -> None:
 
 
 def load_file(path: Path) -> ModuleType:
-    """A user's own pass or instruction set (`--pass ./mine.py`, `--target ./mine.py`) -> the
-    module, registered.
+    """A user's own pass, instruction set or metric (`--pass ./mine.py`, `--target ./mine.py`) ->
+    the module, registered; whatever goes wrong in it is an Error.
     """
     if not path.is_file():
         raise Error("no such file", where=str(path))
@@ -52,8 +52,20 @@ def load_file(path: Path) -> ModuleType:
         raise Error("not a Python file", where=str(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Error:
+        raise
+    except (Exception, SystemExit) as e:
+        del sys.modules[name]
+        raise broken(e, path) from e
     return module
+
+
+def broken(error: BaseException, path: Path | str) -> Error:
+    """What a user's own code raised -> an Error of one line."""
+    told = " ".join(str(error).split())
+    return Error(f"it raised {type(error).__name__}{told and f': {told}'}", where=str(path))
 
 
 def device(target: str, threads: int = 0) -> Device:

@@ -11,6 +11,7 @@ torch (`pip install 'qcompiler[retrain]'`).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,8 @@ def retrain(
 
     Raises Error where torch is not installed, or no gradient passes an operator.
     """
+    if not 0 < training.rate < math.inf:
+        raise Error(f"a learning rate of {training.rate}", hint="a small number above 0: 2e-5")
     try:
         import torch  # noqa: F401
     except ImportError:

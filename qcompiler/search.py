@@ -175,6 +175,8 @@ class _Search:
         d, o = self.demand, self.options
         parts = [fingerprint(self.graph), d.metric, len(self.data), o.passes, o.disabled_passes]
         parts += [o.exclude, self.statistics.graph, self.device.isa.name, o.calibration_samples]
+        parts += [(n, s.low, s.high, s.samples) for n, s in self.statistics.values.items()]
+        parts += list(self.exact.values())  # what the metric says, if it is a file
         digest = hashlib.sha256(repr(parts).encode())
         for sample in self.data:
             for name in sorted(sample):
@@ -257,8 +259,12 @@ class _Search:
         return found
 
     def scored(self, outputs: Outputs, on: str) -> float:
-        """Outputs of a half -> points."""
-        return self.score(outputs, self.references[on], self.labels_of(on))
+        """Outputs of a half -> points, a finite number."""
+        with np.errstate(all="ignore"):
+            points = self.score(outputs, self.references[on], self.labels_of(on))
+        if not math.isfinite(points):
+            raise Error(f"the score of the {on} samples is {points}", where=self.metric)
+        return points
 
     @property
     def aim(self) -> float:
@@ -448,7 +454,10 @@ def _outputs(model: Model, data: Iterable[Sample]) -> Outputs:
     for sample in data:
         for name, array in model.run(sample).items():
             made[name].append(np.atleast_1d(array))
-    return {name: np.concatenate(arrays) for name, arrays in made.items()}
+    whole = {name: np.concatenate(arrays) for name, arrays in made.items()}
+    for array in whole.values():
+        array.flags.writeable = False  # a user's metric may read it, no more
+    return whole
 
 
 def _counted(data: Iterable[Sample]) -> Iterable[Sample]:

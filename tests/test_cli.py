@@ -410,6 +410,37 @@ def test_a_model_is_not_overwritten(refused: Refused, model: Path, tmp_path: Pat
     assert copy.read_bytes() == model.read_bytes()
 
 
+def test_data_is_not_overwritten(refused: Refused, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "data.npz"
+    copy.write_bytes((folder / "data.npz").read_bytes())
+    words = ("compile", folder / "model.onnx", "--precision", "int8", "--calibration", copy)
+    assert "overwrite" in refused(*words, "-o", copy)
+    assert "overwrite" in refused(*words, "-o", tmp_path / "a.qc", "--report", copy)
+    for name in ("a.qc", "report.json"):
+        told = refused(*words, "-o", tmp_path / "a.qc", "--report", tmp_path / name)
+        assert "two files of one name" in told
+    assert copy.read_bytes() == (folder / "data.npz").read_bytes()
+
+
+@pytest.mark.parametrize("rate", ["nan", "0", "inf"])
+def test_a_learning_rate_that_means_nothing(refused: Refused, folder: Path, rate: str) -> None:
+    words = ("retrain", folder / "model.onnx", "--data", folder / "data.npz", "--rate", rate)
+    assert "learning rate" in refused(*words)
+
+
+def test_a_value_beyond_memory_is_refused(refused: Refused, tmp_path: Path) -> None:
+    size = 1 << 20
+    graph = helper.make_graph(
+        [helper.make_node("Expand", ["x", "s"], ["y"])],
+        "large",
+        [helper.make_tensor_value_info("x", 1, [1])],
+        [helper.make_tensor_value_info("y", 1, [size, size])],
+        [numpy_helper.from_array(np.array([size, size]), "s")],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "large.onnx")
+    assert "turns is too long" in refused("compile", tmp_path / "large.onnx")
+
+
 def test_a_full_disk_leaves_no_file(
     refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

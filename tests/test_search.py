@@ -135,6 +135,21 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert resumed.chosen.floats == fresh.chosen.floats
 
 
+def test_a_state_of_other_data_or_labels_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.json"
+    monkeypatch.setattr(search._State, "forget", lambda self: None)
+    marks = []
+    for seed, label in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        labels = np.full(60, label)
+        demand = Demand(200.0, data(15, seed), labels=labels, state=state)
+        search.compile(network(), OPTIONS, demand, Watch())
+        marks.append(search.json.loads(state.read_text())["mark"])
+    assert marks[0] == marks[1]
+    assert len(set(marks)) == 3
+
+
 def test_a_state_of_something_else_is_not_used(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     state.write_text('{"mark": "another model", "values": {"x": [1, 2]}}')
@@ -205,3 +220,29 @@ def test_a_metric_of_ones_own(tmp_path: Path) -> None:
     missing = SimpleNamespace(metric=f"{file}:absent")
     with pytest.raises(Error, match="no function 'absent'"):
         found(1.0, metric=missing.metric)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("def score(o, r, l): return 1 / 0", "raised ZeroDivisionError: division by zero"),
+        ("def score(o): return 1.0", "raised TypeError"),
+        ("def score(o, r, l): return None", "raised TypeError"),
+        ("def score(o, r, l): return float('nan')", "the score of the tuning samples is nan"),
+        ("def score(o, r, l): r['y'][...] = 0", "raised ValueError"),
+        ("def score(", "raised SyntaxError"),
+        ("import sys; sys.exit(0)", "raised SystemExit"),
+    ],
+)
+def test_a_metric_that_fails_says_so(tmp_path: Path, code: str, told: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    with pytest.raises(Error, match=told) as raised:
+        found(1.0, metric=f"{file}:score")
+    assert "mine.py" in str(raised.value)
+
+
+@pytest.mark.parametrize("labels", [np.full(240, "a"), np.full(240, np.nan), np.full(240, 0.5)])
+def test_labels_that_are_no_classes(labels: np.ndarray) -> None:
+    with pytest.raises(Error, match="are no classes"):
+        found(1.0, labels=labels)

@@ -253,6 +253,13 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, object], what:
         build("quantize_weights", options)(network())
 
 
+def test_no_weights_at_all_stay_as_they_are() -> None:
+    x = placeholder("x", Type("float32", (4, 0)))
+    y = make("MatMul", x, constant(np.zeros((0, 8), np.float32)))
+    graph = Graph((x,), (y,), ("y",))
+    assert [n.op for n in build("quantize_weights", {})(graph).nodes] == [n.op for n in graph.nodes]
+
+
 def test_every_precision_names_a_pass_and_its_options() -> None:
     for name, options in PRECISIONS.values():
         if name:

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("model", type=Path, help="an .onnx file")
     made.add_argument("-o", "--output", type=Path, help="artifact to write (default: MODEL.qc)")
     _compile_flags(made)
-    quality.flags(made)
+    quality.flags(made, _some)
     made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
 
     quantize = commands.add_parser(

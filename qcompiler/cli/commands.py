@@ -31,9 +31,13 @@ def compile(a: Namespace) -> int:
     if a.dry_run:
         return _say_plan(a)
     output = a.output or a.model.parent / f"{a.model.stem}.qc"
-    _demand_writable(output, a.model)
+    data = (a.model, a.calibration, a.evaluation, a.labels)
+    _demand_writable(output, *data)
     if a.report is not None:
-        _demand_writable(a.report, a.model)
+        _demand_writable(a.report, *data)
+        _demand_writable(a.report.with_suffix(".json"), *data)
+        if a.report in (output, a.report.with_suffix(".json")):
+            raise Error("two files of one name", where=str(a.report), hint="--report FILE.html")
     start = time.perf_counter()
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
@@ -80,7 +84,7 @@ def quantize(a: Namespace) -> int:
     from qcompiler.onnx_writer import save
 
     output = a.output or a.model.parent / f"{a.model.stem}.qdq.onnx"
-    _demand_writable(output, a.model)
+    _demand_writable(output, a.model, a.calibration)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
         device = plugins.device(a.target, a.threads)
@@ -109,7 +113,7 @@ def retrain(a: Namespace) -> int:
     from qcompiler.retrain import Training, retrain
 
     output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
-    _demand_writable(output, a.model)
+    _demand_writable(output, a.model, a.calibration, a.data, a.teacher)
     a.calibration = a.calibration or str(a.data)
     training = Training(
         data=str(a.data), epochs=a.epochs, rate=a.rate, count=a.batches, teacher=a.teacher
@@ -130,7 +134,7 @@ def retrain(a: Namespace) -> int:
 def run(a: Namespace) -> int:
     """Artifact and inputs -> outputs."""
     if a.outputs:
-        _demand_writable(a.outputs, a.artifact)
+        _demand_writable(a.outputs, a.artifact, a.inputs)
     model = _load(a)
     inputs = next(iter(_inputs(a, model)))
     start = time.perf_counter()
@@ -464,8 +468,8 @@ def _say_skips(a: Namespace, skips: list[tuple[str, str, str]], plan: Plan) -> N
         show.say(show.table(("rule or kernel", "node", "not used because"), rows) + "\n")
 
 
-def _demand_writable(output: Path, source: Path) -> None:
-    """Refuse a place that cannot be written, or that holds the input, before any long work."""
+def _demand_writable(output: Path, *sources: Path | str | None) -> None:
+    """Refuse a place that cannot be written, or that holds an input, before any long work."""
     folder = output.parent
     if not folder.is_dir():
         raise Error(f"there is no folder {str(folder)!r}", where=str(output))
@@ -475,7 +479,8 @@ def _demand_writable(output: Path, source: Path) -> None:
         raise Error("this is not a file that can be replaced", where=str(output))
     if not os.access(folder, os.W_OK):
         raise Error(f"the folder {str(folder)!r} cannot be written to", where=str(output))
-    if output.exists() and source.exists() and output.samefile(source):
+    read = [Path(s) for s in sources if s]
+    if output.exists() and any(s.exists() and output.samefile(s) for s in read):
         raise Error("this would overwrite what is read", where=str(output))
 
 

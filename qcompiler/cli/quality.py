@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 SHOWN_LAYERS = 12
 
 
-def flags(parser: ArgumentParser) -> None:
-    """The flags of a search."""
+def flags(parser: ArgumentParser, some: Callable[[str], int]) -> None:
+    """The flags of a search; `some` reads a count of at least one."""
     group = parser.add_argument_group(
         "accuracy", "find the fastest int8 artifact that loses no more than this"
     )
@@ -30,7 +31,7 @@ def flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--metric", default="", help="top1, top5, agreement, cosine, or FILE.py:function"
     )
-    group.add_argument("--evaluation-samples", type=int, default=1000, metavar="N")
+    group.add_argument("--evaluation-samples", type=some, default=1000, metavar="N")
     group.add_argument(
         "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
     )

@@ -26,6 +26,7 @@ from tvm import tirx
 from tvm.ir import PointerType, PrimType, TensorLoad, Var
 
 from qcompiler import cpu
+from qcompiler.errors import Error
 from qcompiler.ir import numpy_dtype
 from qcompiler.isa import Isa
 
@@ -33,6 +34,7 @@ Value = Any
 """A TIR expression: a scalar or a vector ("float32x16"). Python numbers mix in."""
 
 _UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
+_MOST_TURNS = (1 << 31) - 1
 _STORED = {"bfloat16": "uint16", "bool": "uint8"}
 _BACKEND = "default"
 _FUNCTIONS_A_MODULE = 8
@@ -388,6 +390,9 @@ class Builder:
 
     @contextmanager
     def _loop(self, extent: Value, name: str, start: Value, kind: Value) -> Iterator[Value]:
+        turns = getattr(extent, "value", extent)
+        if isinstance(turns, int) and turns > _MOST_TURNS:
+            raise Error(f"a loop of {turns} turns is too long", where=self.name)
         var = Var(self._fresh(name), "int32")
         with self._block() as body:
             yield var
