@@ -240,6 +240,8 @@ def test_words_that_do_not_fit_the_model(
         ["compile", "a.onnx", "--calibration-samples", "0"],
         ["run"],
         ["run", "a.qc", "--fill-mode", "sevens"],
+        ["run", "a.qc", "--seed", "-1"],
+        ["compile", "a.onnx", "--evaluation-samples", "-3"],
         ["bench", "a.qc", "--iterations", "1e3"],
         ["compare", "a.qc"],
         ["compare", "a.qc", "a.onnx", "--samples", "0"],
@@ -420,6 +422,11 @@ def test_data_is_not_overwritten(refused: Refused, folder: Path, tmp_path: Path)
         told = refused(*words, "-o", tmp_path / "a.qc", "--report", tmp_path / name)
         assert "two files of one name" in told
     assert copy.read_bytes() == (folder / "data.npz").read_bytes()
+
+
+def test_labels_without_a_limit_are_refused(refused: Refused, folder: Path) -> None:
+    words = ("compile", folder / "model.onnx", "--labels", folder / "data.npz")
+    assert "add --max-drop" in refused(*words)
 
 
 @pytest.mark.parametrize("rate", ["nan", "0", "inf"])

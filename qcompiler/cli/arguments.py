@@ -170,7 +170,7 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
         choices=("random", "ones", "zeros"),
         help="without --inputs",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_count, default=0)
 
 
 def _count(text: str) -> int:

@@ -31,6 +31,8 @@ def compile(a: Namespace) -> int:
     if a.dry_run:
         return _say_plan(a)
     output = a.output or a.model.parent / f"{a.model.stem}.qc"
+    if a.max_drop is None and (a.labels or a.metric):
+        raise Error("--labels and --metric say how a loss is measured", hint="add --max-drop")
     data = (a.model, a.calibration, a.evaluation, a.labels)
     _demand_writable(output, *data)
     if a.report is not None:
