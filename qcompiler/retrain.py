@@ -137,7 +137,7 @@ class _Retraining:
                     weight.keep_zeros()
             losses.append(self.judged(judge, known))
             log.info("epoch %d: loss %.6g", epoch + 1, losses[-1])
-            if losses[-1] <= min(losses):
+            if losses[-1] < min(losses[:-1]):
                 best = self.snapshot()
         return Retrained(self.with_weights(best), tuple(losses))
 

@@ -124,7 +124,7 @@ def retrain(a: Namespace) -> int:
         watch, _ = _watch(a, bar)
         tuned = retrain(a.model, _options(a), training, watch)
     save(tuned.graph, output)
-    best = int(np.argmin(tuned.losses))
+    best = int(np.argmin(np.nan_to_num(tuned.losses, nan=np.inf)))
     if a.json:
         show.say_json({"model": str(output), "losses": tuned.losses, "best_epoch": best})
     else:
