@@ -62,7 +62,12 @@ def attention(
 
 
 def _count(node: Node, key: str) -> int:
-    return 0 if node.attrs[key] is None else node.int(key)
+    value = node.attrs[key]
+    if value is None:
+        return 0
+    if not isinstance(value, int):
+        raise Error(f"{key} is {value!r}, no count")
+    return value
 
 
 def _heads(x: Numbers, count: int) -> Numbers:

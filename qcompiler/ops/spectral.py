@@ -30,11 +30,11 @@ def dft(
     node: Node, x: Numbers, length: Numbers | None = None, axis: Numbers | None = None
 ) -> Numbers:
     """onesided: only frequencies up to the half, as a real signal's others mirror them."""
-    along = (-2 if axis is None else int(axis.reshape(()))) % x.ndim
+    along = (-2 if axis is None else _whole(axis)) % x.ndim
     one, back = bool(node.int("onesided")), bool(node.int("inverse"))
     count = dft_length(x.shape[along], one and back)
     if length is not None:
-        count = int(length.reshape(()))
+        count = _whole(length)
     signal = _complex(x)
     if one and back:
         return np.fft.irfft(signal, count, along)[..., None].astype(x.dtype)
@@ -42,6 +42,12 @@ def dft(
     if one:
         made = np.take(made, np.arange(count // 2 + 1), along)
     return _pairs(made, x.dtype)
+
+
+def _whole(value: Numbers) -> int:
+    if value.size != 1:
+        raise Error(f"{value.size} numbers where one is needed")
+    return int(value.reshape(()))
 
 
 def dft_length(size: int, halved: bool) -> int:
@@ -58,7 +64,7 @@ def _(node: Node) -> Type:
     axis = np.array(-2) if given is None else known_value(given)
     if axis is None:  # a dimension that changes may be any
         return Type(x.dtype, (*[fresh() for _ in x.shape[:-1]], fresh()))
-    along = int(axis.reshape(()))
+    along = _whole(axis)
     if not -x.rank <= along <= x.rank - 2 or along == -1:
         raise Error(f"axis {along} of {x}")
     one, back = bool(node.int("onesided")), bool(node.int("inverse"))
@@ -66,7 +72,7 @@ def _(node: Node) -> Type:
     known = None if length is None else known_value(length)
     count: Dim = dft_length(size, one and back) if isinstance(size, int) else fresh()
     if length is not None:
-        count = fresh() if known is None else int(known.reshape(()))
+        count = fresh() if known is None else _whole(known)
     if isinstance(count, int) and count < 1:
         raise Error(f"a transform of {count} values")
     dims = list(x.shape)
@@ -89,7 +95,7 @@ def stft(
 ) -> Numbers:
     """x[batch,T,1 or 2] -> [batch,frames,frequencies,2]."""
     size = frame_length(x.shape[1], window, length)
-    hop, dtype = int(step.reshape(())), sums_of(x.dtype.name)
+    hop, dtype = _whole(step), sums_of(x.dtype.name)
     shape: Numbers = np.ones(size, dtype) if window is None else window.astype(dtype)
     count = (x.shape[1] - size) // hop + 1
     signal = _complex(x if x.ndim == 3 else x[..., None])
@@ -101,7 +107,7 @@ def stft(
 def frame_length(size: int, window: Numbers | None, length: Numbers | None) -> int:
     """How many values a frame has."""
     if length is not None:
-        return int(length.reshape(()))
+        return _whole(length)
     return size if window is None else window.size
 
 
@@ -115,10 +121,10 @@ def _(node: Node) -> Type:
     size: Dim = x.shape[1] if window is None else window.shape[0]
     if length is not None:
         known = known_value(length)
-        size = fresh() if known is None else int(known.reshape(()))
+        size = fresh() if known is None else _whole(known)
     frames: Dim = fresh()
     if step is not None and isinstance(size, int) and isinstance(x.shape[1], int):
-        hop = int(step.reshape(()))
+        hop = _whole(step)
         if hop < 1 or not 1 <= size <= x.shape[1]:
             raise Error(f"frames of {size}, {hop} apart, of {x}")
         frames = (x.shape[1] - size) // hop + 1
