@@ -240,8 +240,8 @@ def quantization(choice: Choice, options: Options) -> Choice:
     )
     if name in ("quantize_static", "quantize_dynamic"):
         extra["quantize_tables"] = {"exclude": tuple(options.exclude)}
-    if options.compress:
-        extra["layout_compact"] = {}
+    if options.compress or "quantize_weights" in (name, *choice.options):
+        extra["layout_compact"] = {}  # transformed weights would not be few numbers any more
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in extra.items()}
     return Choice({**choice.options, **merged}, choice.disabled)
 
