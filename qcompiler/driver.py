@@ -102,17 +102,13 @@ class Made:
 
 def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Made:
     """`compile`, and what is between."""
-    options = _read_twice(options)
     device = plugins.device(options.target, options.threads)
-    choice = choose(options.passes, options.disabled_passes)
-    exact = fused(model, options, choice, device, watch)
-    exact, data = calibration(exact, options, watch)
-    wanted = quantization(choice, options)
+    exact, wanted, data = _begun(model, options, device, watch)
     coarse = in_the_open(exact, wanted, device, watch, data)
     later = wanted
     if coarse is not exact:  # else nothing was done yet: others had quantized the model
         left = {n: v for n, v in wanted.options.items() if stage_of(n) != "quantize"}
-        later = Choice(left, choice.disabled)
+        later = Choice(left, wanted.disabled)
     lower = lowered(coarse, later, device, watch, data)
     planned = plan(lower, device, _on(watch, "choosing kernels"))
     return Made(exact, coarse, planned, build(planned, watch))
@@ -136,11 +132,21 @@ def prepare(
     model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
 ) -> Graph:
     """ONNX file or model -> the graph that the plan is made from: all stages run."""
+    graph, wanted, data = _begun(model, options, device, watch)
+    return lowered(graph, wanted, device, watch, data)
+
+
+def _begun(
+    model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
+) -> tuple[Graph, Choice, Calibration | None]:
+    """ONNX file or model -> the float graph that quantizing begins with, the passes that are wanted
+    from there on, and what they calibrate with.
+    """
     options = _read_twice(options)
     choice = choose(options.passes, options.disabled_passes)
     graph = fused(model, options, choice, device, watch)
     graph, data = calibration(graph, options, watch)
-    return lowered(graph, quantization(choice, options), device, watch, data)
+    return graph, quantization(choice, options), data
 
 
 def fused(
@@ -183,11 +189,8 @@ def quantized(
     """ONNX file or model -> the graph in few bits as ONNX has it (QuantizeLinear and
     DequantizeLinear around float operators), before the compiler's own operators are made of it.
     """
-    options = _read_twice(options)
-    choice = choose(options.passes, options.disabled_passes)
-    graph = fused(model, options, choice, device, watch)
-    graph, data = calibration(graph, options, watch)
-    return in_the_open(graph, quantization(choice, options), device, watch, data)
+    graph, wanted, data = _begun(model, options, device, watch)
+    return in_the_open(graph, wanted, device, watch, data)
 
 
 def in_the_open(
