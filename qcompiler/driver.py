@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler import __version__, isa, plugins
 from qcompiler.artifact import Artifact, Manifest, StepFact, Value
-from qcompiler.calibrate import Calibration, Observe, Statistics, value_names
+from qcompiler.calibrate import Calibration, Observe, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Graph
@@ -20,7 +20,7 @@ from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
-from qcompiler.samples import Samples, samples
+from qcompiler.samples import samples
 from qcompiler.stages import Choice, choose, run_stage
 
 if TYPE_CHECKING:
@@ -276,14 +276,6 @@ def calibration(graph: Graph, options: Options, watch: Watch) -> tuple[Graph, Ca
         progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
     )
     return graph.note(**found.describe()), made
-
-
-def calibrated(graph: Graph, options: Options, watch: Watch) -> tuple[Statistics, Samples]:
-    """Graph after the fuse stage, calibration data -> statistics of its values, and the data."""
-    _, data = calibration(graph, options, watch)
-    assert data is not None, "int8 was asked for"
-    assert isinstance(data.samples, Samples)
-    return data.statistics(graph), data.samples
 
 
 def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:
