@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +23,7 @@ from numpy.typing import NDArray
 
 from qcompiler.entropy import decode, encode
 from qcompiler.errors import Error
+from qcompiler.files import replacing
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
 FORMAT = 2
@@ -124,8 +123,6 @@ class Artifact:
         """
         compress = self.compress if compress is None else compress
         path = Path(path)
-        if path.exists() and not path.is_file():  # renaming over /dev/null would take it away
-            raise Error("cannot write: this is no file that can be replaced", where=str(path))
         pieces, kept = shrink(self.weights, self.blocks, code=compress)
         code = encode(np.frombuffer(self.code, np.uint8)) if compress else self.code
         members = {CODE: memoryview(code), WEIGHTS: memoryview(kept.tobytes())}
@@ -139,22 +136,8 @@ class Artifact:
             code_bytes=len(self.code) if compress else 0,
         )
         manifest = json.dumps(asdict(facts), indent=1).encode()
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        except OSError as e:
-            raise Error(f"cannot write: {e.strerror}", where=str(path)) from e
-        try:
-            with os.fdopen(handle, "wb") as file:
-                _write_zip(file, {MANIFEST: memoryview(manifest), **members})
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException as e:
-            Path(temporary).unlink(missing_ok=True)
-            if isinstance(e, OSError):
-                raise Error(f"cannot write: {e.strerror}", where=str(path)) from e
-            raise
+        with replacing(path) as file:
+            _write_zip(file, {MANIFEST: memoryview(manifest), **members})
         return path
 
 
@@ -309,9 +292,3 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     header = file.read(30)
     name, extra = struct.unpack("<HH", header[26:30])
     return int(entry.header_offset) + 30 + int(name) + int(extra)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

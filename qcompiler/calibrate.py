@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qcompiler import text
 from qcompiler.errors import Error
+from qcompiler.files import write_text
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops import evaluate
 
@@ -236,7 +237,7 @@ class Statistics:
             "synthetic": self.synthetic,
             "values": values,
         }
-        path.write_text(json.dumps(whole))
+        write_text(path, json.dumps(whole))
 
     @staticmethod
     def read(path: Path) -> Statistics:

@@ -100,40 +100,61 @@ class Made:
     artifact: Artifact
 
 
-def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Made:
-    """`compile`, and what is between."""
-    device = plugins.device(options.target, options.threads)
-    exact, wanted, data = _begun(model, options, device, watch)
-    coarse = in_the_open(exact, wanted, device, watch, data)
-    later = wanted
-    if coarse is not exact:  # else nothing was done yet: others had quantized the model
-        left = {n: v for n, v in wanted.options.items() if stage_of(n) != "quantize"}
-        later = Choice(left, wanted.disabled)
-    lower = lowered(coarse, later, device, watch, data)
-    planned = plan(lower, device, _on(watch, "choosing kernels"))
-    return Made(exact, coarse, planned, build(planned, watch))
+@dataclass(frozen=True)
+class Prepared:
+    """A model on its way to a plan: its float graph (pruned, where that was asked for), the same in
+    few bits as ONNX has it (the float graph itself where nothing was asked for), and what the plan
+    is made from.
+    """
+
+    exact: Graph
+    coarse: Graph
+    lower: Graph
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
     """ONNX file or model -> artifact for one device. Raises Error on whatever is wrong with the
     model or the options.
     """
-    return replace(build(make_plan(model, options, watch), watch), compress=options.compress)
+    return replace(made(model, options, watch).artifact, compress=options.compress)
+
+
+def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Made:
+    """`compile`, and what is between."""
+    device = plugins.device(options.target, options.threads)
+    graphs = prepare(model, options, device, watch)
+    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"))
+    return Made(graphs.exact, graphs.coarse, planned, build(planned, watch))
 
 
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
     """ONNX file or model -> the plan that would be emitted."""
     device = plugins.device(options.target, options.threads)
-    graph = prepare(model, options, device, watch)
+    graph = prepare(model, options, device, watch).lower
     return plan(graph, device, _on(watch, "choosing kernels"))
 
 
 def prepare(
     model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
+) -> Prepared:
+    """ONNX file or model -> its graphs on the way to a plan: all stages run."""
+    exact, choice, data = _begun(model, options, device, watch)
+    coarse = in_the_open(exact, choice, device, watch, data)
+    rest = choice
+    if coarse is not exact:  # else nothing was done yet: others had quantized the model
+        left = {n: v for n, v in choice.options.items() if stage_of(n) != "quantize"}
+        rest = Choice(left, choice.disabled)
+    return Prepared(exact, coarse, lowered(coarse, rest, device, watch, data))
+
+
+def quantized(
+    model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
 ) -> Graph:
-    """ONNX file or model -> the graph that the plan is made from: all stages run."""
-    graph, wanted, data = _begun(model, options, device, watch)
-    return lowered(graph, wanted, device, watch, data)
+    """ONNX file or model -> the graph in few bits as ONNX has it (QuantizeLinear and
+    DequantizeLinear around float operators), before the compiler's own operators are made of it.
+    """
+    exact, choice, data = _begun(model, options, device, watch)
+    return in_the_open(exact, choice, device, watch, data)
 
 
 def _begun(
@@ -181,16 +202,6 @@ def _read_twice(options: Options) -> Options:
     """Data that can be read once only is kept where pruning reads it before quantizing does."""
     once = options.prune and isinstance(options.calibration, Iterator)
     return replace(options, calibration=list(options.calibration)) if once else options  # type: ignore[call-overload]
-
-
-def quantized(
-    model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
-) -> Graph:
-    """ONNX file or model -> the graph in few bits as ONNX has it (QuantizeLinear and
-    DequantizeLinear around float operators), before the compiler's own operators are made of it.
-    """
-    graph, wanted, data = _begun(model, options, device, watch)
-    return in_the_open(graph, wanted, device, watch, data)
 
 
 def in_the_open(

@@ -6,9 +6,7 @@ its other operators have no spelling there, so a graph is written before the lay
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,6 +14,7 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from qcompiler.errors import Error
+from qcompiler.files import replacing
 from qcompiler.ir import Array, Attr, Graph, Node, Type, numpy_dtype
 from qcompiler.onnx_schema import DTYPE_ATTRIBUTES, Schema, schema
 from qcompiler.onnx_tensors import CODES, encode
@@ -49,27 +48,13 @@ def save(graph: Graph, path: str | Path) -> None:
     weights = sum(len(t.raw_data) for t in model.graph.initializer)
     if weights > MAX_INLINE_BYTES:
         data = path.with_name(path.name + ".data")
-        _replace(data, _moved_out(model, data.name))
-    _replace(path, iter([model.SerializeToString()]))
+        _write(data, _moved_out(model, data.name))
+    _write(path, [model.SerializeToString()])
 
 
-def _replace(path: Path, chunks: Iterator[bytes]) -> None:
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-    except OSError as e:
-        raise Error(f"cannot be written ({e.strerror})", where=str(path)) from e
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as e:
-        raise Error(f"cannot be written ({e.strerror})", where=str(path)) from e
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
+    with replacing(path) as file:
+        file.writelines(chunks)
 
 
 def _moved_out(model: ModelProto, location: str) -> Iterator[bytes]:

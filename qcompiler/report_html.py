@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from qcompiler.files import size
 from qcompiler.report import LayerReport, Report, Spread
 from qcompiler.search import Found
 
@@ -56,8 +57,8 @@ def _facts(r: Report) -> str:
     gain = r.float_ms / r.int8_ms if r.int8_ms else math.nan
     facts = [
         (f"{r.int8_ms:.3f} ms", f"a run; float32 {r.float_ms:.3f} ms, {gain:.2f}x"),
-        (_size(r.bytes_int8), f"artifact; float32 {_size(r.bytes_float)}"),
-        (_size(r.bytes_model) if r.bytes_model else "-", "the ONNX file"),
+        (size(r.bytes_int8), f"artifact; float32 {size(r.bytes_float)}"),
+        (size(r.bytes_model) if r.bytes_model else "-", "the ONNX file"),
         (_energy(r.energy["int8"]), f"energy a run; float32 {_energy(r.energy['float32'])}"),
         (r.target, f"target, {r.threads} threads"),
     ]
@@ -134,8 +135,8 @@ def _layers(layers: Sequence[LayerReport]) -> str:
             ("", f"{x.cosine:.5f}"),
             ("", f"{x.float_us:.1f}"),
             ("", f"{x.int8_us:.1f}"),
-            ("", _size(x.bytes_before)),
-            ("", _size(x.bytes_after)),
+            ("", size(x.bytes_before)),
+            ("", size(x.bytes_after)),
             ("svg", _spark(x.weights)),
             ("svg", _spark(x.values)),
         ]
@@ -254,15 +255,6 @@ def _svg(width: float, height: float, drawn: Sequence[str]) -> str:
         + "".join(drawn)
         + "</svg>"
     )
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
 
 
 def _energy(value: float | str) -> str:

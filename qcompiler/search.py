@@ -31,6 +31,7 @@ from qcompiler import driver, plugins, timing
 from qcompiler.calibrate import Statistics, fingerprint
 from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
+from qcompiler.files import write_text
 from qcompiler.ir import Array, Graph, Node, Type, placeholder
 from qcompiler.metrics import Outputs, loss, metric
 from qcompiler.ops import make
@@ -437,9 +438,7 @@ class _State:
         if key not in self.values:
             self.values[key] = measure()
             if self.path is not None:
-                temporary = self.path.with_name(f".{self.path.name}.tmp")
-                temporary.write_text(json.dumps({"mark": self.mark, "values": self.values}))
-                temporary.replace(self.path)
+                write_text(self.path, json.dumps({"mark": self.mark, "values": self.values}))
         return self.values[key]
 
     def forget(self) -> None:

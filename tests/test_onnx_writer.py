@@ -146,7 +146,7 @@ def test_saving_replaces_the_file_whole_and_leaves_nothing_else(tmp_path: Path) 
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-    with pytest.raises(Error, match="cannot be written"):
+    with pytest.raises(Error, match="cannot write"):
         save(graph_of(QDQ), tmp_path / "nowhere" / "m.onnx")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `qcompiler compile | run | bench | inspect | compare | targets | demo`.
+"""The command line: `qcompiler COMMAND`, one of commands.py.
 
 Exit codes: 0 done; 1 a clear error or a comparison beyond its limits; 2 wrong usage; 130
 interrupted.
@@ -23,13 +23,12 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
     )
-    from qcompiler.cli import commands
+    from qcompiler.cli.commands import COMMANDS
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters still gets words
         sys.stdout.reconfigure(errors="backslashreplace")
-    action = getattr(commands, arguments.command)
     try:
-        return int(action(arguments))
+        return COMMANDS[arguments.command](arguments)
     except Error as e:
         return _say_error(str(e))
     except MemoryError:

@@ -24,9 +24,7 @@ PRECISIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; each command's `action` names the function in commands.py that does
-    it.
-    """
+    """The whole command line; commands.py says what does each command."""
     top = argparse.ArgumentParser(
         prog="qcompiler",
         description="Turn an ONNX model into a small native artifact that runs it fast.",

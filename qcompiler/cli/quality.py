@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler.cli import show
 from qcompiler.errors import Error
+from qcompiler.files import write_text
 
 if TYPE_CHECKING:
     from qcompiler.driver import Made, Options, Watch
@@ -84,8 +85,8 @@ def report(
     plain = {f.name: getattr(facts, f.name) for f in fields(facts) if f.name != "found"}
     plain["layers"] = [asdict(x) for x in facts.layers]
     plain["search"] = None if found is None else told(found)
-    show.save_text(a.report, html(facts))
-    show.save_text(a.report.with_suffix(".json"), show.json_text(plain))
+    write_text(a.report, html(facts))
+    write_text(a.report.with_suffix(".json"), show.json_text(plain))
 
 
 def allowed(text: str) -> tuple[float, bool]:

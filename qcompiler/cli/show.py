@@ -6,10 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TextIO
-
-from qcompiler.errors import Error
 
 _BAR = 24
 
@@ -36,16 +33,6 @@ def facts(pairs: Mapping[str, object]) -> str:
     return "\n".join(f"{k.ljust(width)}  {v}" for k, v in pairs.items())
 
 
-def size(count: int) -> str:
-    """Bytes -> "1.2 MB" (powers of ten)."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
-
-
 def milliseconds(seconds: float) -> str:
     """Seconds -> "1.234 ms"."""
     return f"{seconds * 1e3:.3f} ms"
@@ -69,17 +56,6 @@ def say_json(value: object) -> None:
 def json_text(value: object) -> str:
     """A value -> JSON, numbers that it has no words for as null."""
     return json.dumps(_finite(value), indent=2)
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise Error(f"cannot write: {e.strerror}", where=str(path)) from e
 
 
 def _finite(value: object) -> object:

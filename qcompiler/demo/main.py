@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompiler.errors import Error
+from qcompiler.files import write_text
 from qcompiler.ir import Array
 from qcompiler.runtime import Model, load
 
@@ -82,7 +83,7 @@ def demo(
     }
     facts.update(rows)
     report = folder / "report.json"
-    report.write_text(json.dumps(facts, indent=2))
+    write_text(report, json.dumps(facts, indent=2))
     return DemoReport(_text(facts, rows, report), {**facts, "report": str(report)})
 
 

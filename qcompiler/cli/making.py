@@ -1,0 +1,246 @@
+"""Commands that make something of an ONNX model: arguments -> exit code."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler.cli import quality, show
+from qcompiler.cli.arguments import input_shapes
+from qcompiler.cli.places import demand_writable, save_npz
+from qcompiler.errors import Error
+from qcompiler.files import size, write_text
+from qcompiler.ir import Graph, Node
+
+if TYPE_CHECKING:
+    from qcompiler.driver import Options, Watch
+    from qcompiler.plan import Plan
+
+
+def compile(a: Namespace) -> int:
+    """ONNX model -> artifact."""
+    from qcompiler import driver
+
+    if a.dry_run:
+        return say_plan(a)
+    output = a.output or a.model.parent / f"{a.model.stem}.qc"
+    if a.max_drop is None and (a.labels or a.metric):
+        raise Error("--labels and --metric say how a loss is measured", hint="add --max-drop")
+    data = (a.model, a.calibration, a.evaluation, a.labels)
+    demand_writable(output, *data)
+    if a.report is not None:
+        demand_writable(a.report, *data)
+        demand_writable(a.report.with_suffix(".json"), *data)
+        if a.report in (output, a.report.with_suffix(".json")):
+            raise Error("two files of one name", where=str(a.report), hint="--report FILE.html")
+    start = time.perf_counter()
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, skips = _watch(a, bar)
+        if a.max_drop is None:
+            made, found = driver.made(a.model, _options(a), watch), None
+        else:
+            found = quality.search(a, _options(a), output, watch)
+            made = found.made
+        artifact, plan = made.artifact, made.plan
+        if a.report is not None:
+            quality.report(a, made, _skips(skips, plan), found)
+    artifact.save(output, compress=a.compress)
+    seconds = time.perf_counter() - start
+    _say_skips(a, skips, plan)
+    answer = {
+        "artifact": str(output),
+        "precision": a.precision,
+        "target": artifact.manifest.isa,
+        "threads": artifact.manifest.threads,
+        "steps": len(artifact.manifest.steps),
+        "bytes": output.stat().st_size,
+        "weights_bytes": artifact.weights.nbytes,
+        "workspace_bytes": artifact.manifest.workspace_bytes,
+        "compile_seconds": round(seconds, 3),
+    }
+    if a.json:
+        said = {"skips": _skips(skips, plan)} if a.explain else {}
+        searched = {} if found is None else {"search": quality.told(found)}
+        show.say_json({**answer, **said, **searched})
+    else:
+        if found is not None:
+            quality.say(found)
+        show.say(
+            f"{a.model} -> {output}: {a.precision} for {answer['target']}, "
+            f"{answer['steps']} steps, {size(output.stat().st_size)}, "
+            f"compiled in {seconds:.1f} s"
+        )
+    return 0
+
+
+def quantize(a: Namespace) -> int:
+    """ONNX model -> the same in few bits, as ONNX: what other engines run too."""
+    from qcompiler import driver, plugins
+    from qcompiler.onnx_writer import save
+
+    output = a.output or a.model.parent / f"{a.model.stem}.qdq.onnx"
+    demand_writable(output, a.model, a.calibration)
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, skips = _watch(a, bar)
+        device = plugins.device(a.target, a.threads)
+        graph = driver.quantized(a.model, _options(a), device, watch)
+        save(graph, output)
+    answer = {
+        "model": str(output),
+        "precision": a.precision,
+        "bytes": output.stat().st_size,
+        "quantized_values": sum(n.op == "QuantizeLinear" for n in graph.nodes),
+        "notes": dict(graph.notes),
+    }
+    if a.json:
+        show.say_json({**answer, **({"skips": skips} if a.explain else {})})
+        return 0
+    if a.explain and skips:
+        show.say(show.table(("rule", "node", "not used because"), skips) + "\n")
+    small = size(output.stat().st_size)
+    show.say(f"{a.model} -> {output}: {graph.notes.get('quantization', a.precision)}, {small}")
+    return 0
+
+
+def retrain(a: Namespace) -> int:
+    """ONNX model -> the same with weights tuned to quantization or pruning."""
+    from qcompiler.onnx_writer import save
+    from qcompiler.retrain import Training, retrain
+
+    output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
+    demand_writable(output, a.model, a.calibration, a.data, a.teacher)
+    a.calibration = a.calibration or str(a.data)
+    training = Training(
+        data=str(a.data), epochs=a.epochs, rate=a.rate, count=a.batches, teacher=a.teacher
+    )
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, _ = _watch(a, bar)
+        tuned = retrain(a.model, _options(a), training, watch)
+    save(tuned.graph, output)
+    best = int(np.argmin(np.nan_to_num(tuned.losses, nan=np.inf)))
+    if a.json:
+        show.say_json({"model": str(output), "losses": tuned.losses, "best_epoch": best})
+    else:
+        first, last = tuned.losses[0], tuned.losses[best]
+        show.say(f"{a.model} -> {output}: loss {first:.4g} -> {last:.4g} in epoch {best}")
+    return 0
+
+
+def demo(a: Namespace) -> int:
+    """The model inside the package, from ONNX to a checked and timed int8 artifact."""
+    from qcompiler.demo.main import demo as run_demo
+
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        report = run_demo(a.output, target=a.target, progress=bar)
+    if a.json:
+        show.say_json(report.facts)
+    else:
+        show.say(report.text)
+    return 0
+
+
+def say_plan(a: Namespace) -> int:
+    """ONNX model -> the plan that would be emitted."""
+    from qcompiler import driver
+
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, skips = _watch(a, bar)
+        plan = driver.make_plan(a.model, _options(a), watch)
+    _say_skips(a, skips, plan)
+    show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
+    return 0
+
+
+def _options(a: Namespace) -> Options:
+    from qcompiler.driver import Options
+
+    return Options(
+        target=a.target,
+        precision=a.precision,
+        calibration=a.calibration,
+        calibration_method=a.calibration_method,
+        calibration_samples=a.calibration_samples,
+        input_shapes=input_shapes(a.input_shape),
+        threads=a.threads,
+        passes=tuple(a.passes),
+        disabled_passes=tuple(a.disabled_pass),
+        exclude=tuple(a.exclude),
+        prune=tuple(a.prune),
+        compress=a.compress,
+        prune_include=tuple(a.prune_include),
+        prune_exclude=tuple(a.prune_exclude),
+    )
+
+
+def _watch(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
+    """What the flags ask to be told, and the list that --explain fills."""
+    from qcompiler.driver import Watch
+
+    skips: list[tuple[str, str, str]] = []
+
+    def explain(rule: str, node: Node, reason: str) -> None:
+        skips.append((rule, node.name or node.op, reason))
+
+    count = 0
+
+    def dump(stage: str, graph: Graph) -> None:
+        nonlocal count
+        _dump(a.dump, f"{count}_{stage}", graph)
+        count += 1
+
+    return Watch(bar, explain if a.explain else None, dump if a.dump else None), skips
+
+
+def _dump(folder: Path, name: str, graph: Graph) -> None:
+    from qcompiler.text import write
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text, arrays = write(graph)
+        write_text(folder / f"{name}.txt", text)
+        plain = {k: v for k, v in arrays.items() if v.dtype.kind in "biuf"}
+        save_npz(folder / f"{name}.npz", plain)
+    except OSError as e:
+        raise Error(f"cannot write: {e.strerror}", where=str(folder)) from e
+
+
+def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, object]:
+    """A plan as `inspect --plan --json` prints it."""
+    steps = [
+        {
+            "name": s.name,
+            "kernel": s.kernel.name,
+            "threads": s.kernel.tasks,
+            "reads": [str(p) for p in s.operands],
+            "writes": str(s.output),
+            "scratch_bytes": s.scratch.bytes if s.scratch else 0,
+            "macs": s.kernel.macs,
+            "type": str(s.region.output.type),
+        }
+        for s in plan.steps
+    ]
+    return {
+        "target": plan.device.isa.name,
+        "threads": plan.device.threads,
+        "weights_bytes": plan.weights.nbytes,
+        "workspace_bytes": plan.workspace_bytes,
+        "steps": steps,
+        "skips": _skips(skips, plan),
+    }
+
+
+def _skips(skips: list[tuple[str, str, str]], plan: Plan) -> list[tuple[str, str, str]]:
+    """(rule or kernel, node, reason): what rules said, and generators while kernels were chosen."""
+    kernels = [(generator, step, reason) for step, generator, reason in plan.skips]
+    return list(dict.fromkeys([*skips, *kernels]))
+
+
+def _say_skips(a: Namespace, skips: list[tuple[str, str, str]], plan: Plan) -> None:
+    """Print them, where --explain asks for it and the answer is no JSON (which holds them)."""
+    rows = _skips(skips, plan) if a.explain and not a.json else []
+    if rows:
+        show.say(show.table(("rule or kernel", "node", "not used because"), rows) + "\n")

@@ -1,0 +1,300 @@
+"""Commands that use what was made, or tell what it is: arguments -> exit code."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler.artifact import Artifact, Value, open_artifact
+from qcompiler.cli import show
+from qcompiler.cli.arguments import input_shapes, percentiles
+from qcompiler.cli.making import say_plan
+from qcompiler.cli.places import demand_writable, save_npz
+from qcompiler.errors import Error
+from qcompiler.files import size
+from qcompiler.ir import Array, numpy_dtype
+
+if TYPE_CHECKING:
+    from qcompiler.runtime import Model
+
+
+def run(a: Namespace) -> int:
+    """Artifact and inputs -> outputs."""
+    if a.outputs:
+        demand_writable(a.outputs, a.artifact, a.inputs)
+    model = _load(a)
+    inputs = next(iter(_inputs(a, model)))
+    start = time.perf_counter()
+    outputs = model.run(inputs)
+    seconds = time.perf_counter() - start
+    if a.outputs:
+        save_npz(a.outputs, outputs)
+    answer = {n: _summary(v) for n, v in outputs.items()}
+    if a.json:
+        show.say_json({"outputs": answer, "seconds": seconds, "file": str(a.outputs or "")})
+        return 0
+    rows = [(n, *s.values()) for n, s in answer.items()]
+    show.say(show.table(("output", "dtype", "shape", "min", "mean", "max", "top"), rows))
+    if a.print_time:
+        show.say(f"ran in {show.milliseconds(seconds)}")
+    return 0
+
+
+def bench(a: Namespace) -> int:
+    """Artifact -> its latency, and with --per-step every step's."""
+    wanted = percentiles(a.percentile)
+    start = time.perf_counter()
+    model = _load(a)
+    loaded = time.perf_counter() - start
+    inputs = next(iter(_inputs(a, model)))
+    start = time.perf_counter()
+    model.run(inputs)
+    first = time.perf_counter() - start
+    for _ in range(a.warmup):
+        model.run(inputs)
+    times: list[float] = []
+    end = time.perf_counter() + a.duration
+    while len(times) < a.iterations if a.iterations else time.perf_counter() < end or not times:
+        start = time.perf_counter()
+        model.run(inputs)
+        times.append(time.perf_counter() - start)
+    macs = sum(s.macs for s in model.manifest.steps)
+    median = float(np.median(times))
+    answer: dict[str, object] = {
+        "runs": len(times),
+        "threads": model.threads,
+        "load_ms": loaded * 1e3,
+        "first_run_ms": first * 1e3,
+        "mean_ms": float(np.mean(times)) * 1e3,
+        **{f"p{p:g}_ms": float(np.percentile(times, p)) * 1e3 for p in wanted},
+        "gops": 2 * macs / median / 1e9,
+    }
+    steps = _step_rows(model, inputs) if a.per_step else []
+    if a.json:
+        show.say_json({**answer, **({"steps": steps} if steps else {})})
+        return 0
+    shown = {k: f"{v:.3f}" if isinstance(v, float) else v for k, v in answer.items()}
+    show.say(show.facts(shown))
+    if steps:
+        head = ("step", "kernel", "threads", "ms", "% of run", "GOP/s", "bound", "% of limit")
+        rows = [[_cell(v) for v in s.values()] for s in steps]
+        show.say("\n" + show.table(head, rows))
+    return 0
+
+
+def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, object]]:
+    """Every step: its time, and how near it comes to what this machine can do."""
+    from qcompiler import limits, plugins
+
+    device = plugins.device(model.manifest.isa, model.threads)
+    most = limits.measure(device)
+    seconds = model.profile(inputs)
+    most |= limits.measure(device)
+    whole = sum(seconds)
+    rows = []
+    for step, taken in zip(model.manifest.steps, seconds, strict=True):
+        arithmetic, traffic = most.arithmetic(step), most.traffic(step)
+        rows.append(
+            {
+                "name": step.name,
+                "kernel": step.kernel,
+                "threads": step.tasks,
+                "ms": taken * 1e3,
+                "percent": 100 * taken / whole,
+                "gops": 2 * step.macs / taken / 1e9,
+                "bound": "arithmetic" if arithmetic > traffic else "memory",
+                "percent_of_limit": 100 * max(arithmetic, traffic) / taken,
+            }
+        )
+    return rows
+
+
+def _cell(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def inspect(a: Namespace) -> int:
+    """Model or artifact -> what it is."""
+    if _is_artifact(a.model):
+        return _inspect_artifact(a, open_artifact(a.model))
+    if a.plan:
+        return say_plan(a)
+    from qcompiler.onnx_reader import read
+    from qcompiler.text import write
+
+    graph = read(a.model, input_shapes(a.input_shape))
+    if a.text:
+        show.say(write(graph)[0])
+        return 0
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op not in ("input", "constant", "item"):
+            counts[node.op] = counts.get(node.op, 0) + 1
+    weights = sum(n.type.bytes for n in graph.nodes if n.is_constant)
+    inputs = [f"{n.name}: {n.type}" for n in graph.inputs]
+    outputs = [f"{n}: {o.type}" for n, o in zip(graph.output_names, graph.outputs, strict=True)]
+    if a.json:
+        answer = {"name": graph.name, "inputs": inputs, "outputs": outputs, "operators": counts}
+        show.say_json({**answer, "weights_bytes": weights, "notes": dict(graph.notes)})
+        return 0
+    head = {
+        "model": graph.name,
+        "inputs": "; ".join(inputs),
+        "outputs": "; ".join(outputs),
+        "weights": size(weights),
+        **graph.notes,
+    }
+    show.say(show.facts(head))
+    rows = sorted(counts.items(), key=lambda c: (-c[1], c[0]))
+    show.say("\n" + show.table(("operator", "nodes"), rows))
+    return 0
+
+
+def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
+    manifest = artifact.manifest
+    if a.json:
+        show.say_json(asdict(manifest))
+        return 0
+    head = {
+        "artifact": manifest.name,
+        "inputs": "; ".join(map(str, manifest.inputs)),
+        "outputs": "; ".join(map(str, manifest.outputs)),
+        "target": f"{manifest.isa} ({manifest.triple}), {manifest.threads} threads",
+        "needs": " ".join(manifest.cpu_flags),
+        "code": size(len(artifact.code)),
+        "weights": size(artifact.weights.nbytes),
+        "workspace": size(manifest.workspace_bytes),
+        **manifest.producer,
+        **manifest.notes,
+    }
+    show.say(show.facts(head))
+    if a.plan:
+        rows = [(s.name, s.kernel, s.tasks, s.macs, s.bytes) for s in manifest.steps]
+        show.say("\n" + show.table(("step", "kernel", "threads", "MACs", "bytes"), rows))
+    return 0
+
+
+def compare(a: Namespace) -> int:
+    """Artifact and ONNX model on the same inputs -> errors and latencies; 1 when beyond a limit."""
+    from qcompiler.compare import against_onnxruntime, beyond
+
+    model = _load(a)
+    samples = list(_inputs(a, model, a.samples))
+    report = against_onnxruntime(model, a.model, samples)
+    failures = beyond(report, atol=a.atol, rtol=a.rtol, cosine=a.cosine, top1=a.top1)
+    if a.json:
+        show.say_json({**asdict(report), "failures": failures})
+    else:
+        head = ("output", "max error", "mean error", "/ range", "cosine", "top-1")
+        rows = [
+            (
+                o.name,
+                f"{o.max_error:.3g}",
+                f"{o.mean_error:.3g}",
+                f"{o.relative_error:.3g}",
+                f"{o.cosine:.6f}",
+                "-" if o.top1 is None else f"{100 * o.top1:.1f}%",
+            )
+            for o in report.outputs
+        ]
+        show.say(show.table(head, rows))
+        show.say(
+            f"{len(samples)} samples; this artifact {show.milliseconds(report.seconds)}, "
+            f"onnxruntime {show.milliseconds(report.peer_seconds)} "
+            f"({report.peer_seconds / report.seconds:.2f}x)"
+        )
+        for failure in failures:
+            show.say(f"beyond the limit: {failure}")
+    return 1 if failures else 0
+
+
+def targets(a: Namespace) -> int:
+    """Instruction sets and devices, and which of them this machine can run."""
+    from qcompiler import cpu, isa, plugins
+
+    plugins.load_all()
+    for path in a.target:
+        plugins.device(path)
+    have = cpu.features()
+    host = isa.host().isa.name if any(i.cpu_flags <= have for i in isa.ISAS.values()) else ""
+    rows = []
+    for i in isa.ISAS.values():
+        missing = sorted(i.cpu_flags - have)
+        here = "host" if i.name == host else "yes" if not missing else f"no ({' '.join(missing)})"
+        products = " ".join("x".join(k[:2]) for k in i.mac)
+        rows.append((i.name, here, i.triple, i.vector_bytes, i.registers, products))
+    devices = [(n, plugins.device(n).isa.name) for n in plugins.devices()]
+    if a.json:
+        names = ("name", "here", "triple", "vector_bytes", "registers", "products")
+        show.say_json(
+            {
+                "instruction_sets": [dict(zip(names, r, strict=True)) for r in rows],
+                "devices": [{"name": n, "isa": i} for n, i in devices],
+            }
+        )
+        return 0
+    head = ("instruction set", "this machine", "triple", "vector bytes", "registers", "products")
+    show.say(show.table(head, rows))
+    if devices:
+        show.say("\n" + show.table(("device", "instruction set"), devices))
+    return 0
+
+
+def _load(a: Namespace) -> Model:
+    from qcompiler.runtime import load
+
+    return load(a.artifact, threads=a.threads if "threads" in a else 0)
+
+
+def _inputs(a: Namespace, model: Model, count: int = 1) -> list[dict[str, Array]]:
+    """The samples a command is given, or `count` made-up ones."""
+    if a.inputs:
+        from itertools import islice
+
+        from qcompiler.samples import samples
+
+        types = {v.name: (v.dtype, v.shape) for v in model.inputs}
+        found = list(islice(samples(str(a.inputs), types), count))
+        if not found:
+            raise Error("no samples", where=str(a.inputs))
+        return found
+    rng = np.random.default_rng(a.seed)
+    return [{v.name: _fill(v, a.fill_mode, rng) for v in model.inputs} for _ in range(count)]
+
+
+def _fill(value: Value, mode: str, rng: np.random.Generator) -> Array:
+    dtype = numpy_dtype(value.dtype)
+    if mode != "random":
+        return np.full(value.shape, 1 if mode == "ones" else 0, dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 100 if dtype.itemsize > 1 else 2, value.shape).astype(dtype)
+    return rng.random(value.shape).astype(dtype)
+
+
+def _is_artifact(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as e:
+        raise Error(f"cannot read: {e.strerror}", where=str(path)) from e
+
+
+def _summary(array: Array) -> dict[str, object]:
+    if not array.size:
+        stats = dict.fromkeys(("min", "mean", "max", "top"), "-")
+        return {"dtype": array.dtype.name, "shape": list(array.shape), **stats}
+    wide = array.astype(np.float64)
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "min": f"{wide.min():.5g}",
+        "mean": f"{wide.mean():.5g}",
+        "max": f"{wide.max():.5g}",
+        "top": int(wide.reshape(-1).argmax()),
+    }

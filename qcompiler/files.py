@@ -1,0 +1,62 @@
+"""What is written -> a file that appears whole or not at all; and its size in words."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from qcompiler.errors import Error
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A path -> a file to write beside it, which takes its place once it is whole and on the disk.
+
+    Whatever goes wrong before, or a signal, leaves the path as it was. Raises Error with the
+    system's reason where it cannot be written, or is no file (a folder, /dev/null).
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise Error("cannot write: this is no file that can be replaced", where=str(path))
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as e:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            raise Error(f"cannot write: {e.strerror or e}", where=str(path)) from e
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Text -> a UTF-8 file; see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def size(count: int) -> str:
+    """Bytes -> "1.2 MB" (powers of ten)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _umask() -> int:
+    """The rights that new files do not get; the system tells it only when it is set."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
