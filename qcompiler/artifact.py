@@ -13,7 +13,8 @@ import json
 import mmap
 import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +27,7 @@ from qcompiler.errors import Error
 from qcompiler.files import replacing
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
-FORMAT = 2
+FORMAT = 3
 ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
@@ -112,6 +113,14 @@ class Artifact:
     """Was a small file asked for?"""
 
     @property
+    def signature(self) -> int:
+        """What its machine code must say that it was made for."""
+        m = self.manifest
+        inputs, outputs = ([(v.dtype, v.shape) for v in side] for side in (m.inputs, m.outputs))
+        sizes = (self.weights.nbytes, m.workspace_bytes, len(m.steps), m.threads)
+        return signature(inputs, outputs, sizes)
+
+    @property
     def bytes(self) -> int:
         """Size of machine code and weights."""
         return len(self.code) + self.weights.nbytes
@@ -139,6 +148,18 @@ class Artifact:
         with replacing(path) as file:
             _write_zip(file, {MANIFEST: memoryview(manifest), **members})
         return path
+
+
+def signature(
+    inputs: Sequence[tuple[str, Sequence[int]]],
+    outputs: Sequence[tuple[str, Sequence[int]]],
+    sizes: Sequence[int],
+) -> int:
+    """What machine code takes for granted -> 32 bits, which it repeats: (dtype, shape) of the
+    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads.
+    """
+    shapes = [[[dtype, *shape] for dtype, shape in values] for values in (inputs, outputs)]
+    return zlib.crc32(json.dumps([*shapes, list(sizes)]).encode()) & 0x7FFFFFFF
 
 
 def open_artifact(path: str | Path) -> Artifact:

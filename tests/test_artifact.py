@@ -4,7 +4,9 @@ import mmap
 import random
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,6 +205,27 @@ def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
             new.writestr(entry, data[:-1] + b"x" if entry.filename == "code.so" else data)
     with pytest.raises(Error, match=r"code\.so is not what was compiled"):
         load(tampered)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": ()},
+        {"inputs": (Value("x", "object", SHAPE),)},
+        {"outputs": (Value("y", "float32", (1, 1)),)},
+        {"workspace_bytes": 0},
+        {"threads": 1 << 20},
+        {"steps": ()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_manifest_that_is_not_the_codes_is_refused(
+    artifact: Artifact, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    edited = replace(artifact, manifest=replace(artifact.manifest, **change))
+    path = edited.save(tmp_path / "edited.qc")  # its hashes are right
+    with pytest.raises(Error, match="the manifest is not the one of this machine code"):
+        load(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     int qcompiler_run(table, task, count)                     one task's share in all steps
     int qcompiler_launch(crew, function, table, count)        all shares, by a crew's workers
     int qcompiler_work(crew, task)                            a worker: waits for launches
+    int qcompiler_signature(int32 *found)                     what the code takes for granted
 
 `table` is an array of 8-byte words: the addresses of the inputs, the outputs, the weights, the
 workspace and the crew, then the first step to run and the one after the last (all of them in one
@@ -20,12 +21,13 @@ from pathlib import Path
 import tvm
 from tvm import tirx
 
+from qcompiler.artifact import signature
 from qcompiler.emit import crew as crew_text
 from qcompiler.emit.link import link
 from qcompiler.emit.tasks import WAIT, Crew, Statement, task_function
 from qcompiler.isa import Isa
 from qcompiler.kernels.registry import Kernel
-from qcompiler.kernels.tir import Value, build_objects
+from qcompiler.kernels.tir import Builder, Value, build_objects, const
 from qcompiler.phases import SHARED, Turn, Work, turns
 from qcompiler.plan import Place, Plan, Step
 
@@ -84,7 +86,18 @@ def functions(plan: Plan) -> dict[str, tirx.PrimFunc]:
     order = turns([_work(s) for s in plan.steps], plan.device.threads)
     starts = range(0, len(plan.steps), STEPS_A_PART)
     parts = {f"qcompiler_part{start}": _part(plan, order, start) for start in starts}
-    return {**found, **parts, **_entries(_run(list(parts), plan))}
+    signed = {"qcompiler_signature": _signature(plan)}
+    return {**found, **parts, **_entries(_run(list(parts), plan)), **signed}
+
+
+def _signature(plan: Plan) -> tirx.PrimFunc:
+    """What the manifest has to agree with (artifact.signature)."""
+    sides = (plan.graph.inputs, plan.graph.outputs)
+    inputs, outputs = ([(n.dtype, n.type.dims) for n in side] for side in sides)
+    sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.device.threads)
+    b = Builder("qcompiler_signature")
+    b.pointer("found", "int32").store(0, const(signature(inputs, outputs, sizes)))
+    return b.function()
 
 
 def _work(step: Step) -> Work:

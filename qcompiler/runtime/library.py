@@ -74,6 +74,14 @@ class Code:
         self.work = library.qcompiler_work
         self.work.argtypes = (pointer, number)
         self.run_address = ctypes.cast(self.run, pointer)
+        self._library = library
+
+    @property
+    def signature(self) -> int:
+        """What a whole model's code says that it takes for granted (see artifact.signature)."""
+        found = ctypes.c_int32()
+        self._library.qcompiler_signature(ctypes.byref(found))
+        return found.value
 
 
 class Frame:

@@ -56,6 +56,12 @@ class Model:
                 hint="compile it here, or for an older instruction set: `qcompiler targets`",
             )
         self._code = Code(artifact.code)
+        if self._code.signature != artifact.signature:
+            raise Error(
+                "the manifest is not the one of this machine code",
+                where=self.manifest.name,
+                hint="the file was changed; compile the model again",
+            )
         self._weights = aligned_copy(artifact.weights)
         self._seats: queue.SimpleQueue[Seat] = queue.SimpleQueue()
         self._taken = [(v, v.name, _dtype(v.dtype), v.shape) for v in self.manifest.inputs]
