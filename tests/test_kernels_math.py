@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from kernel_harness import check, compare, vector_isas
+from kernel_harness import check, compare, device, expected, region_of, vector_isas
+from kernel_harness import run as fenced_run
 
 import qcompiler.kernels.elementwise  # noqa: F401  (registers the generator)
-from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
+from qcompiler.kernels.registry import Kernel, choose
 from qcompiler.ops import OPERATORS, make
 
 ISAS = pytest.mark.parametrize("isa", vector_isas(), ids=lambda i: i.name)
@@ -135,6 +137,33 @@ def test_gelu_sigmoid_and_swish_are_close_to_the_formulas(isa: Isa) -> None:
         ("Swish", {}),
     ):
         run(isa, op, x, atol=wide, **attrs)
+
+
+@ISAS
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("multiplier", [40, 1 << 10, 1 << 14])
+def test_a_gelu_rounded_to_bytes_is_as_accurate_as_promised(
+    isa: Isa, approximate: str, multiplier: int
+) -> None:
+    x = np.concatenate([np.linspace(-9, 9, 20011), np.linspace(-0.05, 0.05, 5000)])
+    x = np.concatenate([x, [np.inf, -np.inf]]).astype(np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    gelu = make("Gelu", node, approximate=approximate)
+    scale, zero = constant(np.float32(multiplier)), constant(np.int32(100))
+    region = region_of(
+        Graph((node,), (make("quantize", gelu, scale, zero, dtype="uint8"),), ("y",)), None
+    )
+    kernel, _ = choose(region, device(isa))
+    assert isinstance(kernel, Kernel)
+    values = {node: x} | {n: n.array for n in region.inputs if n.is_constant}
+    got = fenced_run(kernel, region, isa, values)
+    exact = expected(Graph((node,), (gelu,), ("y",)), {node: x})
+    exact = np.nan_to_num(exact, posinf=1e9, neginf=0)
+    error = np.minimum(np.abs(x) * 2.0**-15.5, 7e-5)
+    least, most = (
+        np.clip(np.rint((exact + e) * multiplier) + 100, 0, 255) for e in (-error, error)
+    )
+    assert ((least <= got) & (got <= most)).all()
 
 
 FORMULAS = [name for name, op in OPERATORS.items() if op.formula is not None]

@@ -44,6 +44,9 @@ _SHORTER: Mapping[str, Callable[..., Vec]] = {
 }
 """Formulas of which the same can be had for less, in float32."""
 
+_COARSE: Mapping[str, Callable[..., Vec]] = {"Gelu": polynomials.gelu_coarse}
+"""Formulas for results that nothing but a rounding to 8 bits reads."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -88,6 +91,7 @@ class Fused:
         self.m, self.nodes, self.output = m, tuple(nodes), output
         self._pointers = pointers
         self.operands = read_by(nodes, output, given)
+        self._rounded = _rounded(nodes)
         tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
         if walk is None:
             shapes = {n: n.type.dims for n in self.operands}
@@ -166,6 +170,8 @@ class Fused:
         entry = OPERATORS[node.op]
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
         formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
+        if short and node in self._rounded:
+            formula = _COARSE[node.op]
         assert formula is not None, f"{node.op} is not elementwise"
         value = formula(self.m, *operands, **{k: node.attrs[k] for k in entry.defaults})
         assert isinstance(value, Vec), f"{node.op} gave {value!r}"
@@ -192,6 +198,19 @@ def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> 
     outside = [i for n in nodes for i in n.operands] if nodes else [output]
     tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
     return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
+
+
+def _rounded(nodes: Sequence[Node]) -> frozenset[Node]:
+    """Those with a coarse formula that nothing reads but what rounds them to 8 bits."""
+    readers: dict[Node, list[Node]] = {n: [] for n in nodes if n.op in _COARSE}
+    for reader in nodes:
+        for n in readers.keys() & set(reader.operands):
+            readers[n].append(reader)
+    return frozenset(
+        n
+        for n, found in readers.items()
+        if [r.op for r in found] == ["quantize"] and numpy_dtype(found[0].dtype).itemsize == 1
+    )
 
 
 def load(
