@@ -5,7 +5,7 @@ fit int16. Widened to int16, vpmaddwd is exact.
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
@@ -46,27 +46,40 @@ def vcvtps2dq(x: Value) -> Value:
     return llvm("int32", 8, "llvm.x86.avx.cvt.ps2dq.256", x)
 
 
-def quantize(
-    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
-) -> Value:
-    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
-    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
-
-    `bounded`: all are within 1e9.
+def quantizer(
+    lanes: int, rounded: Callable[[Value], Value], name: Callable[[str], str]
+) -> Callable[..., Value]:
+    """The intrinsic "quantize" of vectors of `lanes` floats: `rounded` makes int32 of one, `name`
+    spells a saturating pack of this width. Packs keep to quarters of 16 bytes; a shuffle puts them
+    in order.
     """
-    if not bounded:
-        most = tir.const(1e9, "float32", 8)  # what vcvtps2dq cannot hold saturates all the same
-        vectors = [tirx.Select(most < x, most, x) for x in vectors]
-    whole = [vcvtps2dq(x) for x in vectors]
-    pairs = zip(whole[::2], whole[1::2], strict=True)
-    words = [llvm("int16", 16, "llvm.x86.avx2.packssdw", a, b) for a, b in pairs]
-    if zero is not None:
-        shift = tir.broadcast(tir.cast(zero, "int16"), 16)
-        words = [llvm("int16", 16, "llvm.sadd.sat", w, shift) for w in words]
-    name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
-    packed = llvm("int8", 32, f"llvm.x86.avx2.{name}", words[0], words[-1])
-    order = [half * 4 + v for v in range(len(vectors)) for half in range(2)]
-    return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
+
+    def quantize(
+        vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+    ) -> Value:
+        """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
+        uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
+
+        `bounded`: all are within 1e9.
+        """
+        if not bounded:
+            most = tir.const(1e9, "float32", lanes)  # what int32 cannot hold saturates all the same
+            vectors = [tirx.Select(most < x, most, x) for x in vectors]
+        whole = [rounded(x) for x in vectors]
+        pairs = zip(whole[::2], whole[1::2], strict=True)
+        words = [llvm("int16", 2 * lanes, name("packssdw"), a, b) for a, b in pairs]
+        if zero is not None:
+            shift = tir.broadcast(tir.cast(zero, "int16"), 2 * lanes)
+            words = [llvm("int16", 2 * lanes, "llvm.sadd.sat", w, shift) for w in words]
+        pack = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
+        packed = llvm("int8", 4 * lanes, name(pack), words[0], words[-1])
+        order = [quarter * 4 + v for v in range(len(vectors)) for quarter in range(lanes // 4)]
+        return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
+
+    return quantize
+
+
+quantize = quantizer(8, vcvtps2dq, "llvm.x86.avx2.{}".format)
 
 
 def pause() -> str:

@@ -1,9 +1,6 @@
 """AVX-512 F, BW, CD, DQ and VL (Skylake-X and later): thirty-two 64-byte registers."""
 
-from collections.abc import Sequence
-
-from qcompiler.targets.x86_avx2 import AVX2, vfmaddps
-from tvm import tirx
+from qcompiler.targets.x86_avx2 import AVX2, quantizer, vfmaddps
 
 from qcompiler.isa import Mac, isa
 from qcompiler.kernels import tir
@@ -42,27 +39,7 @@ def vcvtps2dq(x: Value) -> Value:
     return llvm("int32", 16, name, x, zero, _EVERY_LANE, _CURRENT_ROUNDING)
 
 
-def quantize(
-    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
-) -> Value:
-    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
-    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
-
-    `bounded`: all are within 1e9.
-    """
-    if not bounded:
-        most = tir.const(1e9, "float32", 16)  # what vcvtps2dq cannot hold saturates all the same
-        vectors = [tirx.Select(most < x, most, x) for x in vectors]
-    whole = [vcvtps2dq(x) for x in vectors]
-    pairs = zip(whole[::2], whole[1::2], strict=True)
-    words = [llvm("int16", 32, "llvm.x86.avx512.packssdw.512", a, b) for a, b in pairs]
-    if zero is not None:
-        shift = tir.broadcast(tir.cast(zero, "int16"), 32)
-        words = [llvm("int16", 32, "llvm.sadd.sat", w, shift) for w in words]
-    name = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
-    packed = llvm("int8", 64, f"llvm.x86.avx512.{name}.512", words[0], words[-1])
-    order = [quarter * 4 + v for v in range(len(vectors)) for quarter in range(4)]
-    return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
+quantize = quantizer(16, vcvtps2dq, "llvm.x86.avx512.{}.512".format)
 
 
 AVX512 = isa(

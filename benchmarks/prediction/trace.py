@@ -14,22 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
+from qcompiler.emit.crew import TABLE
 from qcompiler.emit.native import functions
 from qcompiler.kernels.tir import machine_code
 from qcompiler.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
 
-_CREW = """
-define internal ptr @crew_pointer(ptr %table, i32 %i) alwaysinline {
-  %at = getelementptr i64, ptr %table, i32 %i
-  %value = load ptr, ptr %at, align 8
-  ret ptr %value
-}
-define internal i32 @crew_number(ptr %table, i32 %i) alwaysinline {
-  %at = getelementptr i64, ptr %table, i32 %i
-  %value = load i32, ptr %at, align 8
-  ret i32 %value
-}
+_CREW = (
+    TABLE
+    + """
 define internal void @crew_barrier(ptr %crew, i32 %count) alwaysinline {
   %before = atomicrmw add ptr %crew, i32 1 monotonic
   ret void
@@ -41,6 +34,7 @@ define internal void @crew_work(ptr %crew, i32 %task) alwaysinline {
   ret void
 }
 """
+)
 """In place of qcompiler/emit/crew.py: tasks run one after the other, barriers are only counted."""
 
 

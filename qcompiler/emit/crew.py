@@ -6,9 +6,11 @@ A crew is 64-byte aligned memory, zeros at first, that one run uses at a time:
     0   i32 arrived       4  i32 generation                      the barrier
     64  i32 epoch         8 bytes on: ptr function, ptr table, i32 count      the job
     128 + 64 * task:      i32 asleep       16 bytes on: a POSIX semaphore     one for each worker
+                                           (there is a place for task 0, unused)
 
 `launch` counts the epoch up; workers wait for that, spinning for a while and then asleep, call
-function(table, task, count) and wait again. A job without a function ends them. The barrier is the
+function(table, task, count) and wait again. A job without a function ends them (the runtime
+never sends one: its crews live as long as the process). The barrier is the
 central one with a generation for a sense (Mellor-Crummey and Scott, "Algorithms for Scalable
 Synchronization on Shared-Memory Multiprocessors", 1991): whoever arrives last opens it.
 
@@ -19,9 +21,6 @@ LLVM moves no access of the caller's memory across them.
 from __future__ import annotations
 
 from qcompiler.isa import Isa
-
-CREW_BYTES, WORKER_BYTES = 128, 64
-"""A crew of n tasks takes CREW_BYTES + n * WORKER_BYTES (there is a place for task 0, unused)."""
 
 _BARRIER_SPINS = 1_000
 """So often a task looks at the barrier before it offers its core to others, at every look then."""
@@ -34,18 +33,14 @@ def text(isa: Isa) -> str:
     """An instruction set -> the functions, for `pragma_import_llvm`."""
     pause = isa.intrinsics["pause"]() if "pause" in isa.intrinsics else ""
     return (
-        _TEXT.replace("@PAUSE", pause)
+        (TABLE + _TEXT)
+        .replace("@PAUSE", pause)
         .replace("@BARRIER_SPINS", str(_BARRIER_SPINS))
         .replace("@IDLE_SPINS", str(_IDLE_SPINS))
     )
 
 
-_TEXT = """
-declare i32 @sched_yield()
-declare i32 @sem_init(ptr, i32, i32)
-declare i32 @sem_wait(ptr)
-declare i32 @sem_post(ptr)
-
+TABLE = """
 define internal ptr @crew_pointer(ptr %table, i32 %i) alwaysinline {
   %at = getelementptr i64, ptr %table, i32 %i
   %value = load ptr, ptr %at, align 8
@@ -57,6 +52,14 @@ define internal i32 @crew_number(ptr %table, i32 %i) alwaysinline {
   %value = load i32, ptr %at, align 8
   ret i32 %value
 }
+"""
+"""How steps read the words of a run's table."""
+
+_TEXT = """
+declare i32 @sched_yield()
+declare i32 @sem_init(ptr, i32, i32)
+declare i32 @sem_wait(ptr)
+declare i32 @sem_post(ptr)
 
 define internal void @crew_barrier(ptr %crew, i32 %count) alwaysinline {
 entry:
