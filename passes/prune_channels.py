@@ -19,10 +19,11 @@ Then every layer is fitted again to what the dense network gave (recover.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.prune_common import asked, told
+from qcompiler.passes.prune_common import PRODUCTS, asked, shares, told
 
 from qcompiler.calibrate import Calibration
 from qcompiler.channels import FIXED, Ids, Labels, label
@@ -47,7 +48,8 @@ class PruneChannels:
     that are worth less than one threshold ("global"). importance: as above; "" is second_order
     where there is data, else magnitude. recovery: "least_squares", "none"; "" is the first where
     there is data. most: no group loses more than this share. multiple: how many channels stay is a
-    multiple of this (0: of what suits the device, in groups large enough). include, exclude: the
+    multiple of this (0: of what suits the device, in groups large enough). steps: so often some are
+    taken and the rest repaired, fewer each time. include, exclude: the
     products whose outputs may lose channels.
     """
 
@@ -57,6 +59,7 @@ class PruneChannels:
     recovery: str = ""
     most: float = 0.875
     multiple: int = 0
+    steps: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     data: Calibration | None = None
@@ -69,29 +72,58 @@ class PruneChannels:
         if "pruned_channels" in graph.notes:
             return graph
         self.check()
+        made, outputs, left = graph, _all_outputs(graph), 1.0
+        for share in shares(self.steps):
+            now = 1 - self.sparsity * share
+            made, outputs = self.narrowed(graph, made, outputs, 1 - now / left)
+            left = now
+        how = f"{self.sparsity} {self.scope}"
+        return made if made is graph else told(made, "pruned_channels", outputs, how)
+
+    def narrowed(
+        self, dense: Graph, graph: Graph, outputs: list[Ids], sparsity: float
+    ) -> tuple[Graph, list[Ids]]:
+        """`graph`, which is `dense` as pruned so far, and which of the dense products' outputs it
+        still has -> both with that share of the channels less.
+        """
         labels = label(graph)
-        allowed = set(asked(graph, self.include, self.exclude))
+        allowed = dict.fromkeys(asked(graph, self.include, self.exclude))
         for node, ids in labels.makes.items():
             if node not in allowed:
                 labels.fix([ids])
+        self.explained(allowed, labels)
         groups = labels.groups()
         scores = self.scores(graph, labels)
         kept = np.ones(len(labels.parents), bool)
-        for group, count in zip(groups, self.counts(groups, scores), strict=True):
+        for group, count in zip(groups, self.counts(groups, scores, sparsity), strict=True):
             order = group[np.argsort(-scores[group], kind="stable")]
             kept[order[count:]] = False
         made, new = without(graph, labels, kept)
         if made is graph:
-            return graph
+            return graph, outputs
+        pairs = zip(outputs, _products(graph), strict=True)
+        outputs = [o[_kept(n, labels, kept)] for o, n in pairs]
         if self.recovery != "none" and self.data is not None:
-            made = self.recovered(graph, made, labels, kept, new)
-        noted: Graph = told(made, "pruned_channels", labels.makes, f"{self.sparsity} {self.scope}")
-        return noted
+            found = [new[n] for n in _products(graph)]
+            made = self.recovered(dense, made, found, outputs)
+        return made, outputs
+
+    def explained(self, allowed: Iterable[Node], labels: Labels) -> None:
+        """Say which products keep all their channels."""
+        for node in allowed if self.explain is not None else ():
+            reason = "no product of an activation and constant weights"
+            if node in labels.makes:
+                if np.any(labels.roots(labels.makes[node]) != FIXED):
+                    continue
+                reason = "what reads it, or lies beside it in a sum, needs all of its channels"
+            self.explain("prune_channels", node, reason)
 
     def check(self) -> None:
         """Refuse options that there are not, and wishes for data that was not given."""
         if not 0 <= self.sparsity < 1:
             raise Error(f"sparsity {self.sparsity} is not in [0, 1)", where="prune_channels")
+        if self.steps < 1:
+            raise Error(f"{self.steps} steps", where="prune_channels", hint="1 or more")
         for value, known in (
             (self.importance or "magnitude", IMPORTANCES),
             (self.recovery or "none", ("none", "least_squares")),
@@ -104,15 +136,15 @@ class PruneChannels:
         ):
             raise Error("pruning by what layers see needs calibration data", hint="--calibration")
 
-    def counts(self, groups: list[Ids], scores: Floats) -> list[int]:
+    def counts(self, groups: list[Ids], scores: Floats, sparsity: float) -> list[int]:
         """How many channels of each group stay."""
-        shares = [1 - self.sparsity] * len(groups)
+        parts = [1 - sparsity] * len(groups)
         if self.scope == "global" and groups:
             every = np.sort(np.concatenate([scores[g] for g in groups]))
-            limit = every[min(round(self.sparsity * len(every)), len(every) - 1)]
-            shares = [float(np.mean(scores[g] >= limit)) for g in groups]
+            limit = every[min(round(sparsity * len(every)), len(every) - 1)]
+            parts = [float(np.mean(scores[g] >= limit)) for g in groups]
         made = []
-        for group, share in zip(groups, shares, strict=True):
+        for group, share in zip(groups, parts, strict=True):
             size = len(group)
             step = self.step(size)
             wanted = max(share, 1 - self.most) * size
@@ -152,21 +184,37 @@ class PruneChannels:
         return total / np.maximum(times, 1)
 
     def recovered(
-        self, graph: Graph, made: Graph, labels: Labels, kept: Mask, new: dict[Node, Node]
+        self, dense: Graph, made: Graph, products: list[Node], outputs: list[Ids]
     ) -> Graph:
         """Every product fitted to the dense network's outputs that are still there."""
         assert self.data is not None
         pruned, copies = copied(made)
         twins = {}
-        for node in graph.nodes:
-            now = copies.get(new[node])
-            if now is None or not takes(node) or not takes(now):
-                continue
-            ids = labels.makes.get(node)
-            outputs = node.type.dims[1 if node.op == "Conv" else -1]
-            stays = np.ones(outputs, bool) if ids is None else kept[labels.roots(ids)]
-            twins[now] = Twin(node, np.flatnonzero(stays))
-        return recover(graph, pruned, twins, self.data.samples, _fit)
+        for old, new, kept in zip(_products(dense), products, outputs, strict=True):
+            now = copies.get(new)
+            if now is not None and takes(old) and takes(now):
+                twins[now] = Twin(old, kept)
+        return recover(dense, pruned, twins, self.data.samples, _fit)
+
+
+def _products(graph: Graph) -> list[Node]:
+    """All products, in an order that pruning and repair leave as it is."""
+    return [n for n in graph.nodes if n.op in PRODUCTS]
+
+
+def _all_outputs(graph: Graph) -> list[Ids]:
+    """The places of each product's outputs; none of those that are not fitted."""
+    widths = (n.type.dims[1 if n.op == "Conv" else -1] if takes(n) else 0 for n in _products(graph))
+    return [np.arange(w) for w in widths]
+
+
+def _kept(node: Node, labels: Labels, kept: Mask) -> Ids:
+    """The outputs of a product that stay."""
+    if not takes(node):
+        return np.arange(0)
+    ids = labels.makes.get(node)
+    outputs = node.type.dims[1 if node.op == "Conv" else -1]
+    return np.arange(outputs) if ids is None else np.flatnonzero(kept[labels.roots(ids)])
 
 
 def _fit(node: Node, seen: Seen, w: Floats) -> Floats:

@@ -21,3 +21,11 @@ def asked(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> Itera
 def told(graph: Graph, key: str, products: Iterable[Node], how: str) -> Graph:
     """The graph, with a note of what was done."""
     return graph.note(**{key: f"{how}: {len(list(products))} products"})
+
+
+def shares(steps: int) -> list[float]:
+    """So many steps -> the part of the final sparsity after each: much at first, when there is much
+    to spare, and little at the end (the cubic schedule of Zhu & Gupta, "To prune, or not to prune:
+    exploring the efficacy of pruning for model compression", 2017).
+    """
+    return [1 - (1 - i / steps) ** 3 for i in range(1, steps + 1)]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.prune_common import asked, told
+from qcompiler.passes.prune_common import PRODUCTS, asked, shares, told
 
 from qcompiler.calibrate import Calibration
 from qcompiler.errors import Error
@@ -59,8 +59,9 @@ class PruneWeights:
     once). sparsity: the share of weights to take (n:m has its own). scope, importance, recovery: as
     above; recovery "" is least_squares where there is data, else none. most: no layer loses more
     than this share. include, exclude: operator types, node names, or regular expressions of them.
-    elements: layers of fewer weights stay. Depthwise convolutions stay: they have few weights, and
-    feel every one.
+    elements: layers of fewer weights stay. steps: so often more is taken and the rest repaired,
+    each time less (Zhu & Gupta, "To prune, or not to prune", 2017). Depthwise convolutions stay:
+    they have few weights, and feel every one.
     """
 
     pattern: str = "element"
@@ -72,6 +73,7 @@ class PruneWeights:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     elements: int = 256
+    steps: int = 1
     data: Calibration | None = None
     device: Device | None = None
     explain: Explain | None = None
@@ -89,11 +91,10 @@ class PruneWeights:
         if recovery == "none":
             made = self.without(graph, levels, pattern)
         else:
-            assert self.data is not None
-            pruned, new = copied(graph)
-            twins = {new[n]: Twin(n, np.arange(_outputs(n))) for n in products}
-            fit = _Fit(self, pattern, {new[n]: s for n, s in levels.items()}, recovery)
-            made = recover(graph, pruned, twins, self.data.samples, fit)
+            made = graph
+            for share in shares(self.steps):
+                now = {n: s * share for n, s in levels.items()}
+                made = self.repaired(graph, made, now, pattern, recovery)
         how = f"{pattern} {self.sparsity} {self.scope} {self.importance} {recovery}"
         noted: Graph = told(made, "pruned_weights", products, how)
         return noted
@@ -105,6 +106,8 @@ class PruneWeights:
         for value, known in ((recovery, RECOVERIES), (self.scope, SCOPES)):
             if value not in known:
                 raise Error(f"unknown choice {value!r}", hint=f"one of {', '.join(known)}")
+        if self.steps < 1:
+            raise Error(f"{self.steps} steps", where="prune_weights", hint="1 or more")
         needs = recovery != "none" or self.importance != "magnitude" or self.scope == "sensitivity"
         if needs and self.data is None:
             hint = "give --calibration; magnitude without recovery needs none"
@@ -151,6 +154,24 @@ class PruneWeights:
             for n in products
         }
         return global_levels(scores_of, pattern, self.sparsity, self.most)
+
+    def repaired(
+        self,
+        graph: Graph,
+        before: Graph,
+        levels: dict[Node, float],
+        pattern: Pattern,
+        recovery: str,
+    ) -> Graph:
+        """`before`, which is `graph` as pruned and repaired so far, with more weights taken away
+        and the others fitted to `graph` once more.
+        """
+        assert self.data is not None
+        pruned, new = copied(before)
+        now = dict(zip(_places(graph), (new[n] for n in _places(before)), strict=True))
+        twins = {now[n]: Twin(n, np.arange(_outputs(n))) for n in levels}
+        fit = _Fit(self, pattern, {now[n]: s for n, s in levels.items()}, recovery)
+        return recover(graph, pruned, twins, self.data.samples, fit)
 
     def scores(self, node: Node, w: Floats, second: Floats | None) -> Floats:
         """What each weight is worth, [O, C, T]."""
@@ -237,6 +258,11 @@ def _curves(node: Node, second: Floats, scores: Floats, pattern: Pattern) -> Flo
     ]
     made: Floats = np.mean(parts, axis=0)
     return made
+
+
+def _places(graph: Graph) -> list[Node]:
+    """All products, in an order that repair leaves as it is."""
+    return [n for n in graph.nodes if n.op in PRODUCTS]
 
 
 def _outputs(node: Node) -> int:

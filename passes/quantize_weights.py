@@ -19,13 +19,13 @@ import numpy as np
 from qcompiler.passes.quantize_narrow import scaled
 
 from qcompiler.calibrate import Calibration
-from qcompiler.codebooks import FLOATS, TABLES, as_float, table_of
+from qcompiler.codebooks import FLOATS, TABLES, Table, as_float, table_of
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant, numpy_dtype
 from qcompiler.matching import input_at, rebuilt
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
-from qcompiler.reconstruct import Floats, Moments, by_rows, rows, takes, unrows
+from qcompiler.reconstruct import Floats, Grid, Moments, by_rows, rows, takes, unrows
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
 from qcompiler.storage import named
@@ -111,23 +111,35 @@ class QuantizeWeights:
     def small(self, node: Node, found: Moments | None) -> _Small:
         """One product's weights -> these in few bits."""
         w = rows(node, node.operands[1].array)
-        each, flat = w.shape[1], w.reshape(-1, w.shape[2])
-        squares = np.ones_like(flat) if found is None else importance(found, each)
-        h = None if found is None else found.second
-        bits = bits_of(node, self.layers) or self.bits
+        flat = w.reshape(-1, w.shape[2])
         if self.scheme in FLOATS:
             real, scale = as_float(flat, self.scheme)
             return _Small(real.reshape(w.shape), scale)
-        if self.scheme != "integer":
-            table = table_of(flat, self.scheme, bits, squares)
-            q = round_rows(flat, table, self.rounding, h)
-            return _Small(table.table[q.astype(int)].reshape(w.shape), table.scale[:, 0])
-        blocks = self.group if node.op == "MatMul" and self.group < flat.shape[1] else 0
+        grid = self.grid(node, found)
+        q = round_rows(flat, grid, self.rounding, None if found is None else found.second)
+        if isinstance(grid, Table):
+            return _Small(grid.table[q.astype(int)].reshape(w.shape), grid.scale[:, 0])
+        scheme = self.of_integers(node)
+        numbers = q.reshape(w.shape)
+        return _Small(numbers, grid.scale, grid.zero, scheme.bits, scheme.group, scheme.symmetric)
+
+    def grid(self, node: Node, found: Moments | None = None) -> Grid:
+        """The numbers that a product's rows [O,K] are rounded to."""
+        w = rows(node, node.operands[1].array)
+        flat = w.reshape(-1, w.shape[2])
+        squares = np.ones_like(flat) if found is None else importance(found, w.shape[1])
+        if self.scheme in FLOATS:
+            raise Error(f"{self.scheme} weights have no steps to train for")
+        if self.scheme == "integer":
+            return grid_of(flat, self.of_integers(node), squares)
+        return table_of(flat, self.scheme, bits_of(node, self.layers) or self.bits, squares)
+
+    def of_integers(self, node: Node) -> Scheme:
+        """How a product's weights become integers."""
+        inputs = node.operands[1].type.dims[0]
+        group = self.group if node.op == "MatMul" and self.group < inputs else 0
         symmetric = self.symmetric or node.op == "Conv"
-        scheme = Scheme(bits, blocks, symmetric, self.rounding)
-        grid = grid_of(flat, scheme, squares)
-        q = round_rows(flat, grid, self.rounding, h)
-        return _Small(q.reshape(w.shape), grid.scale, grid.zero, bits, blocks, symmetric)
+        return Scheme(bits_of(node, self.layers) or self.bits, group, symmetric, self.rounding)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def fused(
 
 def _read_twice(options: Options) -> Options:
     """Data that can be read once only is kept where pruning reads it before quantizing does."""
-    once = options.prune and isinstance(options.calibration, Iterator)
+    once = isinstance(options.calibration, Iterator)
     return replace(options, calibration=list(options.calibration)) if once else options  # type: ignore[call-overload]
 
 

@@ -1,68 +1,90 @@
 """A model and samples without labels -> the same model with weights tuned to what quantization or
 pruning does to it.
 
-The float model is the teacher, the model in few bits the student: it runs with rounded weights and
-values, and gradients pass through rounding as if it were not there (quantization-aware training,
-Jacob et al. 2018; distillation, Hinton et al. 2015, Mishra and Marr 2018). Weights that are zero
-in a pruned model stay zero. What comes back is a float model: compile it as the one before. Needs
-torch (`pip install 'qcompiler[retrain]'`).
+The float model is the teacher, the model in few bits or with few weights the student, which sees
+the same pictures as its teacher, turned and shifted as those are (Beyer et al., "Knowledge
+distillation: A good teacher is patient and consistent", 2022; Hinton et al., "Distilling the
+Knowledge in a Neural Network", 2015; Mishra & Marr, "Apprentice", 2018). It runs with rounded
+weights and values, and gradients pass through rounding as if it were not there
+(quantization-aware training, Jacob et al., "Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference", 2018). What comes back is a float model: compile it
+as the one before. Needs torch (`pip install 'qcompiler[retrain]'`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompiler import driver, plugins
+from qcompiler.calibrate import Calibration
 from qcompiler.driver import Options, Watch
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, constant, substitute
+from qcompiler.isa import Device
 from qcompiler.matching import input_at
 from qcompiler.onnx_reader import read
+from qcompiler.pruning import pruning
+from qcompiler.reopen import reopened
 from qcompiler.samples import Sample, samples
-from qcompiler.stages import choose, run_stage
+from qcompiler.sparsity import Pattern
+from qcompiler.stages import Choice, build, choose, run_stage
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
+    from qcompiler.retrain_weights import Weight
+
 log = logging.getLogger(__name__)
 
-PRUNED = 0.1
-"""Weights of which a larger share is zero were pruned; those zeros stay."""
 HELD_OUT = 8
 """Every so manieth batch judges and does not teach."""
+AUGMENTATIONS = ("flip", "shift", "mix")
+_WARM = 0.05
+"""Of all steps: so long the learning rate rises; then it falls along a cosine (Loshchilov & Hutter,
+"SGDR", 2017).
+"""
+_PRUNING = 0.6
+"""Of all steps: by then a gradual schedule has taken everything."""
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
 
 
 @dataclass(frozen=True)
 class Training:
     """How to train. data: samples, of any kind that calibration takes. teacher: another float model
-    with the same inputs and outputs (a pruned model's original); by default the model itself.
+    with the same inputs and outputs; by default the model itself. rate: the largest step of Adam's.
+    augment: what is done to pictures [N,C,H,W] before teacher and student see them: "flip" left to
+    right, "shift" by up to an eighth, "mix" two of a batch. gradual: weights that `prune` asks to
+    take go little by little while training, not all before.
     """
 
     data: object
     epochs: int = 5
-    rate: float = 2e-5
+    rate: float = 1e-4
     count: int = 2000
     teacher: str | Path | onnx.ModelProto | None = None
     seed: int = 0
+    augment: Sequence[str] = ()
+    gradual: bool = False
 
 
 @dataclass(frozen=True)
 class Retrained:
     """The model with tuned weights, and the loss on held-out batches: at first, then of every
-    epoch. The best epoch's weights are kept, which may be those from the start.
+    epoch. The best epoch's weights are kept, which may be those from the start; with a gradual
+    schedule the best of the epochs when it is over.
     """
 
     graph: Graph
     losses: tuple[float, ...]
+    best: int
 
 
 def retrain(
@@ -73,7 +95,10 @@ def retrain(
     Raises Error where torch is not installed, or no gradient passes an operator.
     """
     if not 0 < training.rate < math.inf:
-        raise Error(f"a learning rate of {training.rate}", hint="a small number above 0: 2e-5")
+        raise Error(f"a learning rate of {training.rate}", hint="a small number above 0: 1e-4")
+    for kind in training.augment:
+        if kind not in AUGMENTATIONS:
+            raise Error(f"augmentation {kind!r}", hint=f"one of {', '.join(AUGMENTATIONS)}")
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -98,12 +123,17 @@ class _Retraining:
         self.model, self.options, self.training, self.watch = model, options, training, watch
         device = plugins.device(options.target, options.threads)
         choice = choose(options.passes, options.disabled_passes)
+        whole = replace(options, prune=())  # who teaches has all weights
         exact = driver.fused(model, options, choice, device, watch)
+        levels: dict[str, float] = {}
+        self.pattern = Pattern()
+        if training.gradual:
+            self.pattern, kept = _gradual(options, device)
+            levels = _zeros(exact)
+            exact = driver.fused(model, replace(options, prune=kept), choice, device, watch)
         exact, data = driver.calibration(exact, options, watch)
         asked = driver.quantization(choice, options)
-        self.student = driver.in_the_open(exact, asked, device, watch, data)
-        self.teacher = exact
-        whole = replace(options, prune=())  # who teaches has all weights
+        self.teacher = self.exact = exact
         given = model if training.teacher is None and options.prune else training.teacher
         if given is not None:
             self.teacher = driver.fused(given, whole, choice, device, watch)
@@ -111,7 +141,9 @@ class _Retraining:
         self.batches = list(samples(training.data, wanted, training.count))
         if len(self.batches) < 2:
             raise Error("one batch cannot both teach and judge", hint="give more data")
-        self.weights = _trained(exact, self.student)
+        self.student, self.weights = _students(exact, asked, device, watch, data)
+        self.levels = {n: s for n, s in levels.items() if n in self.weights and s > 0}
+        self.random = np.random.default_rng(training.seed)
 
     def run(self) -> Retrained:
         """Train; keep the best."""
@@ -123,23 +155,51 @@ class _Retraining:
         teach = [b for i, b in enumerate(self.batches) if i % HELD_OUT]
         judge = self.batches[::HELD_OUT]
         known = [self.taught(b) for b in judge]
+        steps, done = self.training.epochs * len(teach), 0
         losses = [self.judged(judge, known)]
-        best = self.snapshot()
-        order = np.random.default_rng(self.training.seed)
-        for epoch in range(self.training.epochs):
-            for done, i in enumerate(order.permutation(len(teach))):
-                self.say(done + epoch * len(teach), self.training.epochs * len(teach), losses[-1])
-                optimizer.zero_grad()
-                loss = self.loss(teach[i], self.taught(teach[i]))
-                loss.backward()
-                optimizer.step()
-                for weight in self.weights.values():
-                    weight.keep_zeros()
+        best, kept = 0, self.snapshot()
+        for epoch in range(1, self.training.epochs + 1):
+            settled = not self.levels or done >= _PRUNING * steps
+            for i in self.random.permutation(len(teach)):
+                self.say(done, steps, losses[-1])
+                self.prune(done, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = self.training.rate * _pace(done / steps)
+                self.step(optimizer, teach[i])
+                done += 1
             losses.append(self.judged(judge, known))
-            log.info("epoch %d: loss %.6g", epoch + 1, losses[-1])
-            if losses[-1] < min(losses[:-1]):
-                best = self.snapshot()
-        return Retrained(self.with_weights(best), tuple(losses))
+            log.info("epoch %d: loss %.6g", epoch, losses[-1])
+            over = not self.levels or done >= _PRUNING * steps
+            if over and (not settled or losses[-1] < losses[best]):
+                best, kept = epoch, self.snapshot()
+        return Retrained(self.with_weights(kept), tuple(losses), best)
+
+    def step(self, optimizer: torch.optim.Optimizer, batch: Sample) -> None:
+        """Learn from one batch."""
+        seen = self.augmented(batch)
+        optimizer.zero_grad()
+        self.loss(seen, self.taught(seen)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        for weight in self.weights.values():
+            weight.keep_zeros()
+
+    def prune(self, done: int, steps: int) -> None:
+        """Take as much as the schedule says by now."""
+        from qcompiler.retrain_weights import REFRESH, cubic
+
+        if done % REFRESH == 0 or done == int(_PRUNING * steps) + 1:
+            share = cubic(done / (_PRUNING * steps))
+            for name, level in self.levels.items():
+                self.weights[name].prune(self.pattern, level * share)
+
+    def augmented(self, batch: Sample) -> Sample:
+        """Pictures turned, shifted and mixed; anything else as it is."""
+        made = dict(batch)
+        for name, array in batch.items():
+            if array.ndim == 4 and array.dtype.kind == "f":
+                for kind in self.training.augment:
+                    made[name] = _AUGMENT[kind](made[name], self.random)
+        return made
 
     def taught(self, batch: Sample) -> list[torch.Tensor]:
         """What the teacher makes of a batch."""
@@ -170,23 +230,17 @@ class _Retraining:
 
     def with_weights(self, found: Mapping[str, tuple[Array, Array | None]]) -> Graph:
         """The model, its shapes as open as they were where that can be, with tuned weights."""
-        for shapes in ({}, dict(self.options.input_shapes)):
-            graph = read(self.model, {k: tuple(v) for k, v in shapes.items()})
-            for stage in ("fold", "fuse"):
-                graph = run_stage(graph, stage)
-            products = {n.name: n for n in graph.nodes if n.op in _PRODUCTS}
-            if all(_fits(products.get(name), *arrays) for name, arrays in found.items()):
-                break
-        else:
-            hint = "fewer channels (--prune channels) need a model that was written without them"
-            raise Error("the tuned weights do not fit the model as it was read", hint=hint)
-        changed = {products[name]: arrays for name, arrays in found.items()}
-        by_name = {n.name: changed[n] for n in changed}
+        graph = read(self.model, {})
+        for stage in ("fold", "fuse"):
+            graph = run_stage(graph, stage)
+        products = {n.name: n for n in graph.nodes if n.op in _PRODUCTS}
+        if not all(_fits(products.get(name), *arrays) for name, arrays in found.items()):
+            graph = reopened(self.exact, graph) or self.exact  # fewer channels than were read
 
         def change(node: Node) -> Node:
-            if node.op not in _PRODUCTS or node.name not in by_name:
+            if node.op not in _PRODUCTS or node.name not in found:
                 return node
-            weights, bias = by_name[node.name]
+            weights, bias = found[node.name]
             inputs = [node.inputs[0], constant(weights, node.operands[1].name)]
             if bias is not None:
                 inputs.append(constant(bias, node.operands[2].name))
@@ -200,79 +254,89 @@ class _Retraining:
             self.watch.progress("retraining", done, count, f"loss {loss:.4g}")
 
 
-class _Weight:
-    """One product's weights and bias: float ones to train, rounded ones for the student."""
-
-    def __init__(self, exact: Node, student: Node) -> None:
-        import torch
-
-        from qcompiler.torch_graph import tensor_of
-
-        self.student = student
-        self.float_ = tensor_of(exact.operands[1].array).requires_grad_()
-        bias = input_at(exact, 2)
-        self.bias = None if bias is None else tensor_of(bias.array).requires_grad_()
-        zeros = self.float_.detach() == 0
-        self.zeros = zeros if float(zeros.float().mean()) > PRUNED else None
-        coarse = student.operands[1]
-        self.most = 0
-        self.axes: tuple[int, ...] = ()
-        if coarse.op == "DequantizeLinear":
-            self.most = int(np.abs(coarse.operands[0].array.astype(np.int64)).max())
-            axis = coarse.int("axis") % coarse.type.rank
-            one = coarse.operands[1].array.size == 1
-            axes = range(coarse.type.rank)
-            self.axes = tuple(axes) if one else tuple(a for a in axes if a != axis)
-        self.torch = torch
-
-    @property
-    def parameters(self) -> list[torch.Tensor]:
-        """What is trained."""
-        return [p for p in (self.float_, self.bias) if p is not None]
-
-    def stand_ins(self) -> dict[Node, torch.Tensor]:
-        """The student's nodes of weights and bias -> their values."""
-        made = self.float_
-        if self.most:
-            step = made.detach().abs().amax(self.axes, keepdim=True) / self.most
-            step = self.torch.clamp(step, min=1e-12)
-            rounded = self.torch.round(made / step) * step
-            made = made + (rounded - made).detach()
-        found = {self.student.operands[1]: made}
-        if self.bias is not None:
-            found[self.student.operands[2]] = self.bias
-        return found
-
-    def keep_zeros(self) -> None:
-        """What was pruned stays so."""
-        if self.zeros is not None:
-            with self.torch.no_grad():
-                self.float_[self.zeros] = 0
-
-    def arrays(self) -> tuple[Array, Array | None]:
-        """Copies."""
-        bias = None if self.bias is None else self.bias.detach().numpy().copy()
-        return self.float_.detach().numpy().copy(), bias
+def _gradual(options: Options, device: Device) -> tuple[Pattern, tuple[str, ...]]:
+    """What is asked to be pruned -> the pattern in which weights go, and all else that goes."""
+    kept = tuple(w for w in options.prune if "prune_weights" not in pruning([w], (), ()))
+    asked = pruning(options.prune, (), ()).get("prune_weights")
+    if asked is None:
+        raise Error("nothing is to be pruned little by little", hint="--prune magnitude:0.8")
+    return Pattern.read(str(asked.get("pattern", "element")), device), kept
 
 
-def _trained(exact: Graph, student: Graph) -> dict[str, _Weight]:
-    """The products that both graphs have under one name, with float weights of their own."""
+def _zeros(graph: Graph) -> dict[str, float]:
+    """The share of zeros in the weights of each product, by name."""
+    products = [n for n in graph.nodes if n.op in _PRODUCTS and n.operands[1].is_constant]
+    return {n.name: float(np.mean(n.operands[1].array == 0)) for n in products}
+
+
+def _students(
+    exact: Graph, asked: Choice, device: Device, watch: Watch, data: Calibration | None
+) -> tuple[Graph, dict[str, Weight]]:
+    """The graph that is trained, and its products with float weights of their own, by name.
+
+    Where weights alone are small that is the float graph itself, on rounded weights.
+    """
+    from qcompiler.retrain_weights import Rounder, Weight, of_grid, of_integers
+
+    alone: Any = None
+    if "quantize_weights" in asked.options:
+        alone = build("quantize_weights", asked.options["quantize_weights"], device)
+    student = exact if alone else driver.in_the_open(exact, asked, device, watch, data)
     after = {n.name: n for n in student.nodes if n.op in _PRODUCTS}
-    read_by: dict[Node, int] = {}
-    for n in exact.nodes:
-        for i in n.operands:
-            read_by[i] = read_by.get(i, 0) + 1
-    found = {}
+    found: dict[str, Weight] = {}
     for n in exact.nodes:
         if n.op not in _PRODUCTS or n.name not in after or not n.operands[1].is_constant:
             continue
         bias = input_at(n, 2)
-        own = all(read_by[i] == 1 for i in n.operands[1:])
-        if n.operands[1].dtype == "float32" and own and (bias is None or bias.is_constant):
-            found[n.name] = _Weight(n, after[n.name])
+        own = all(exact.readers[i] == 1 for i in n.operands[1:])
+        if n.operands[1].dtype != "float32" or not own or not (bias is None or bias.is_constant):
+            continue
+        rounder: Rounder | None = of_integers(after[n.name].operands[1])
+        if alone is not None and alone.wants(n):
+            rounder = of_grid(alone.grid)
+        found[n.name] = Weight(n, after[n.name], rounder)
     if not found:
         raise Error("no product has float weights to train")
-    return found
+    return student, found
+
+
+def _pace(done: float) -> float:
+    """How much of the training is over, 0 to 1 -> the share of the learning rate."""
+    if done < _WARM:
+        return (done + 1e-3) / _WARM
+    return 0.5 + 0.5 * math.cos(math.pi * (done - _WARM) / (1 - _WARM))
+
+
+def _flipped(x: Array, random: np.random.Generator) -> Array:
+    turned = random.random(len(x)) < 0.5
+    return np.where(turned[:, None, None, None], x[..., ::-1], x)
+
+
+def _shifted(x: Array, random: np.random.Generator) -> Array:
+    """Each picture by itself; what comes in is what stood at the edge."""
+    made = np.empty_like(x)
+    height, width = x.shape[2:]
+    far = max(height // 8, 1), max(width // 8, 1)
+    rows, columns = np.arange(height), np.arange(width)
+    for i, picture in enumerate(x):
+        down, right = (int(random.integers(-n, n + 1)) for n in far)
+        ys, xs = np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
+        made[i] = picture[:, ys][:, :, xs]
+    return made
+
+
+def _mixed(x: Array, random: np.random.Generator) -> Array:
+    """Zhang et al., "mixup" (2018); the teacher sees the same mixture."""
+    share = random.beta(1.0, 1.0, (len(x), 1, 1, 1)).astype(x.dtype)
+    made: Array = share * x + (1 - share) * x[random.permutation(len(x))]
+    return made
+
+
+_AUGMENT: Mapping[str, Callable[[Array, np.random.Generator], Array]] = {
+    "flip": _flipped,
+    "shift": _shifted,
+    "mix": _mixed,
+}
 
 
 def _fits(product: Node | None, weights: Array, bias: Array | None) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,10 @@ def expand(pieces: Iterable[Piece], kept: Bytes, size: int) -> Bytes:
 
     Raises ValueError where the pieces do not fit the bytes.
     """
+    pieces = tuple(pieces)
+    by_place = sorted((p.offset, p.offset + p.bytes) for p in pieces)
+    if any(end > begin for (_, end), (begin, _) in pairwise(by_place)):
+        raise ValueError("blocks of weights overlap")
     whole = np.zeros(size, np.uint8)
     at = 0
     for piece in pieces:

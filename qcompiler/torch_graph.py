@@ -91,8 +91,14 @@ def _means(*names: str) -> Callable[[Meaning], Meaning]:
 def run(graph: Graph, inputs: Mapping[str, Tensor], given: Mapping[Node, Tensor]) -> list[Tensor]:
     """Inputs by name -> the outputs, in order; `given` stands in for nodes (trained weights)."""
     values: dict[Node, Any] = {}
+    rounded = _rounded(graph)
+    skipped = set(rounded.values())
     for node in graph.nodes:
-        if node in given:
+        if node in skipped:
+            continue
+        if node in rounded:
+            values[node] = _fake_quantized(rounded[node], values[rounded[node].operands[0]])
+        elif node in given:
             values[node] = given[node]
         elif node.op == "input":
             values[node] = inputs[node.name]
@@ -323,6 +329,30 @@ def _(node: Node, x: Tensor, pads: Tensor, value: Tensor | None = None, *_: Tens
 
 
 # Quantization, as straight-through estimators: rounding has gradient one, clipping none.
+
+
+def _rounded(graph: Graph) -> dict[Node, Node]:
+    """DequantizeLinear of a QuantizeLinear that nothing else reads, one scale for all -> that one;
+    together they are one operator of torch's.
+    """
+    found = {}
+    for node in graph.nodes:
+        q = node.operands[0] if node.op == "DequantizeLinear" else None
+        if q is None or q.op != "QuantizeLinear" or graph.readers[q] != 1:
+            continue
+        whole = q.dtype in ("int8", "uint8") and len(q.operands) == 3 == len(node.operands)
+        numbers = node.operands[1:]
+        same = all(a is b for a, b in zip(q.operands[1:], numbers, strict=True)) if whole else False
+        if same and all(i.is_constant and i.array.size == 1 for i in numbers):
+            found[node] = q
+    return found
+
+
+def _fake_quantized(node: Node, x: Tensor) -> Tensor:
+    """A QuantizeLinear and what undoes it."""
+    info = np.iinfo(node.dtype)
+    scale, zero = (i.array.reshape(()).item() for i in node.operands[1:])
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, int(info.min), int(info.max))
 
 
 @_means("QuantizeLinear")

@@ -114,6 +114,15 @@ def test_pieces_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
         expand((wrong,), kept, block.size)
 
 
+def test_pieces_that_overlap_are_refused() -> None:
+    block = np.concatenate([few_words(4000, 16, 4), few_words(4000, 16, 4)])
+    half = block.size // 2
+    (first, second), kept = shrink(block, [(0, half), (half, half)])
+    np.testing.assert_array_equal(expand((first, second), kept, block.size), block)
+    with pytest.raises(ValueError, match="blocks of weights overlap"):
+        expand((first, replace(second, offset=half - 4)), kept, block.size)
+
+
 def test_an_artifact_of_few_values_is_a_small_file_that_means_the_same(tmp_path: Path) -> None:
     x = placeholder("x", Type("float32", (4, 64)))
     w = (RANDOM.integers(-7, 8, (64, 64)) / np.float32(16)).astype(np.float32)

@@ -62,13 +62,22 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--data", type=Path, required=True, help="samples, as for --calibration")
     retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
     retrain.add_argument("--epochs", type=_some, default=5)
-    retrain.add_argument("--rate", type=float, default=2e-5, help="Adam's learning rate")
+    retrain.add_argument("--rate", type=float, default=1e-4, help="Adam's largest learning rate")
     retrain.add_argument("--batches", type=_some, default=2000, help="at most so many")
     retrain.add_argument(
         "--teacher", type=Path, help="the .onnx file to learn from (default: MODEL in float)"
     )
+    retrain.add_argument(
+        "--augment",
+        default="",
+        metavar="KINDS",
+        help="of pictures: flip (left to right), shift, mix; flip,shift",
+    )
+    retrain.add_argument(
+        "--gradual", action="store_true", help="take the weights of --prune little by little"
+    )
     _compile_flags(retrain)  # --calibration: by default --data
-    retrain.set_defaults(precision="int8")
+    retrain.set_defaults(precision="")  # int8, where neither --prune nor --pass says what for
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)

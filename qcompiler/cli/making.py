@@ -7,8 +7,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from qcompiler.cli import quality, show
 from qcompiler.cli.arguments import input_shapes
 from qcompiler.cli.places import demand_writable, save_npz
@@ -114,20 +112,30 @@ def retrain(a: Namespace) -> int:
     output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
     demand_writable(output, a.model, a.calibration, a.data, a.teacher)
     a.calibration = a.calibration or str(a.data)
+    a.precision = a.precision or ("float32" if a.prune or _small_weights(a) else "int8")
     training = Training(
-        data=str(a.data), epochs=a.epochs, rate=a.rate, count=a.batches, teacher=a.teacher
+        data=str(a.data),
+        epochs=a.epochs,
+        rate=a.rate,
+        count=a.batches,
+        teacher=a.teacher,
+        augment=tuple(k for k in a.augment.split(",") if k),
+        gradual=a.gradual,
     )
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, _ = _watch(a, bar)
         tuned = retrain(a.model, _options(a), training, watch)
     save(tuned.graph, output)
-    best = int(np.argmin(np.nan_to_num(tuned.losses, nan=np.inf)))
     if a.json:
-        show.say_json({"model": str(output), "losses": tuned.losses, "best_epoch": best})
+        show.say_json({"model": str(output), "losses": tuned.losses, "best_epoch": tuned.best})
     else:
-        first, last = tuned.losses[0], tuned.losses[best]
-        show.say(f"{a.model} -> {output}: loss {first:.4g} -> {last:.4g} in epoch {best}")
+        first, last = tuned.losses[0], tuned.losses[tuned.best]
+        show.say(f"{a.model} -> {output}: loss {first:.4g} -> {last:.4g} in epoch {tuned.best}")
     return 0
+
+
+def _small_weights(a: Namespace) -> bool:
+    return any(p.partition("{")[0].strip() == "quantize_weights" for p in a.passes)
 
 
 def demo(a: Namespace) -> int:
