@@ -110,7 +110,9 @@ class PruneChannels:
 
     def explained(self, allowed: Iterable[Node], labels: Labels) -> None:
         """Say which products keep all their channels."""
-        for node in allowed if self.explain is not None else ():
+        if self.explain is None:
+            return
+        for node in allowed:
             reason = "no product of an activation and constant weights"
             if node in labels.makes:
                 if np.any(labels.roots(labels.makes[node]) != FIXED):

@@ -30,6 +30,7 @@ from qcompiler.ir import Array, Graph, Node, constant, substitute
 from qcompiler.isa import Device
 from qcompiler.matching import input_at
 from qcompiler.onnx_reader import read
+from qcompiler.ops.registry import Numbers
 from qcompiler.pruning import pruning
 from qcompiler.reopen import reopened
 from qcompiler.samples import Sample, samples
@@ -178,7 +179,7 @@ class _Retraining:
         """Learn from one batch."""
         seen = self.augmented(batch)
         optimizer.zero_grad()
-        self.loss(seen, self.taught(seen)).backward()  # type: ignore[no-untyped-call]
+        self.loss(seen, self.taught(seen)).backward()
         optimizer.step()
         for weight in self.weights.values():
             weight.keep_zeros()
@@ -325,10 +326,10 @@ def _shifted(x: Array, random: np.random.Generator) -> Array:
     return made
 
 
-def _mixed(x: Array, random: np.random.Generator) -> Array:
+def _mixed(x: Numbers, random: np.random.Generator) -> Array:
     """Zhang et al., "mixup" (2018); the teacher sees the same mixture."""
-    share = random.beta(1.0, 1.0, (len(x), 1, 1, 1)).astype(x.dtype)
-    made: Array = share * x + (1 - share) * x[random.permutation(len(x))]
+    share: Numbers = random.beta(1.0, 1.0, (len(x), 1, 1, 1)).astype(x.dtype)
+    made: Numbers = share * x + (1 - share) * x[random.permutation(len(x))]
     return made
 
 

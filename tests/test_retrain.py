@@ -14,6 +14,8 @@ from onnx import helper, numpy_helper
 from qcompiler import Error, cli, driver
 from qcompiler.demo import DATA, MODEL
 from qcompiler.driver import Options, Watch
+from qcompiler.ir import Graph
+from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate
 from qcompiler.stages import Choice
 
@@ -126,6 +128,82 @@ def test_pruned_weights_stay_zero_and_learn_from_the_original() -> None:
     weights = [n.array for n in tuned.graph.nodes if n.is_constant and n.type.rank > 1]
     assert weights
     assert all(np.mean(w == 0) > 0.65 for w in weights if w.size > 100)
+
+
+def test_ternary_weights_learn_and_are_found_again() -> None:
+    """What was trained is what the same flags compile: the tuned weights are ternary already."""
+    flags = Options(input_shapes=SHAPES, passes=("quantize_weights{scheme=ternary}",))
+    tuned = retrain.retrain(digits(), flags, retrain.Training(batches(20), 4, 2e-3), Watch())
+    assert min(tuned.losses) < 0.5 * tuned.losses[0]
+    for node in tuned.graph.nodes:
+        if node.op == "Conv":
+            rows = np.abs(node.operands[1].array).reshape(node.operands[1].type.dims[0], -1)
+            for row in rows:
+                assert len(np.unique(row[row > 0])) <= 1
+    written = write(tuned.graph)
+    made = driver.made(written, flags, Watch())
+    batch = batches(1)[0]
+    wanted, found = (evaluate(g, batch) for g in (made.exact, made.coarse))
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-4 * np.abs(array).max())
+
+
+def test_fewer_channels_are_written_with_an_open_batch() -> None:
+    flags = Options(calibration=batches(4), input_shapes=SHAPES, prune=("channels:0.5",))
+    training = retrain.Training(batches(20), 3, 1e-3)
+    tuned = retrain.retrain(digits(), flags, training, Watch())
+    assert min(tuned.losses) < tuned.losses[0]
+    assert tuned.losses[tuned.best] == min(tuned.losses)
+    assert tuned.graph.inputs[0].shape == driver.read(digits()).inputs[0].shape
+    sizes = [sum(n.type.size for n in g.nodes if n.is_constant) for g in (tuned.graph, read_())]
+    assert sizes[0] < 0.5 * sizes[1]
+    again = driver.made(write(tuned.graph), Options(input_shapes={"image": (3, 1, 8, 8)}), Watch())
+    assert again.exact.outputs[0].type.dims[0] == 3
+
+
+def read_() -> Graph:
+    return driver.fused(
+        digits(),
+        Options(input_shapes=SHAPES),
+        Choice(),
+        driver.plugins.device("host"),
+        Watch(),
+    )
+
+
+def test_weights_go_little_by_little() -> None:
+    flags = Options(calibration=batches(4), input_shapes=SHAPES, prune=("magnitude:0.8",))
+    training = retrain.Training(batches(20), 4, 1e-3, gradual=True)
+    tuned = retrain.retrain(digits(), flags, training, Watch())
+    assert tuned.best >= 3, "before that the schedule is not over"
+    weights = [n.operands[1].array for n in tuned.graph.nodes if n.op in ("Conv", "MatMul")]
+    large = [np.mean(w == 0) for w in weights if w.size >= 256 and w.shape[1] > 1]
+    assert large
+    assert all(share == pytest.approx(0.8, abs=0.01) for share in large)
+    with pytest.raises(Error, match="little by little"):
+        retrain.retrain(digits(), options(), training, Watch())
+
+
+def test_pictures_turn_shift_and_mix_for_both() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((40, 2, 8, 8)).astype("f")
+    flipped = retrain._flipped(x, rng)
+    turned = np.array([np.array_equal(a, b[..., ::-1]) for a, b in zip(flipped, x, strict=True)])
+    assert 5 < turned.sum() < 35
+    np.testing.assert_array_equal(flipped[~turned], x[~turned])
+    shifted = retrain._shifted(x, rng)
+    assert shifted.shape == x.shape
+    assert {len(np.intersect1d(a, b)) > 64 for a, b in zip(shifted, x, strict=True)} == {True}
+    assert retrain._mixed(x, rng).max() <= x.max()
+    training = retrain.Training(batches(2), augment=("turn",))
+    with pytest.raises(Error, match="augmentation"):
+        retrain.retrain(digits(), options(), training, Watch())
+
+
+def test_the_schedule_is_cubic() -> None:
+    from qcompiler.retrain_weights import cubic
+
+    assert [cubic(t) for t in (-1, 0, 0.5, 1, 2)] == [0, 0, 0.875, 1, 1]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
