@@ -73,11 +73,14 @@ def regions(graph: Graph) -> list[Region]:
 
 
 def _widened_by_readers(graph: Graph) -> set[Node]:
-    """Bytes are what lies in memory: a dequantize joins its reader's kernel, not its operand's."""
+    """Few bytes are what lies in memory: a dequantize, or a cast from a narrow float, joins its
+    reader's kernel, not its operand's.
+    """
     found = set()
     for node in graph.nodes:
         for i in node.operands:
-            if i.op == "dequantize" and i.operands[0].type.bytes < i.type.bytes:
+            narrow = i.op == "Cast" and i.operands[0].dtype in ("bfloat16", "float16")
+            if (narrow or i.op == "dequantize") and i.operands[0].type.bytes < i.type.bytes:
                 melts = i.shape == node.shape and is_elementwise(node)
                 leads = i is node.operands[0] and node.op not in NO_PROLOGUE | VIEWS
                 if (melts or leads) and _only_reader(i, node, graph):

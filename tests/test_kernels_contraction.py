@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from emulator import load_or_skip
@@ -234,6 +236,45 @@ def test_a_float_epilogue(isa: Isa) -> None:
     root = matmul(9, 35, 20, "float32", "float32")
     y = make("Add", root, constant(random("float32", (35,))))
     check(root, make("Relu", y), isa)
+
+
+def test_sums_become_bfloat16_as_a_cast_makes_them() -> None:
+    """Halves to even, infinities and NaN; denormals may become zero."""
+    isa, edges = isas()[-1], [0x3F80, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F, 0x0080, 0x8000]
+    x = placeholder("x", Type("bfloat16", (40, 3)))
+    w = constant(random("bfloat16", (3, 37), 7), "w")
+    root = make("matmul", x, w)
+    cast = make("Cast", root, to="bfloat16")
+    values = {x: random("bfloat16", (40, 3)), w: w.array}
+    values[x].view(np.uint16)[:7] = np.array(edges, np.uint16)[:, None]
+    made = []
+    for output in (root, cast):
+        region = region_of(Graph((x,), (output,), ("y",)), root)
+        kernel = tiled(region, device(isa))
+        assert isinstance(kernel, Kernel)
+        made.append(run(kernel, region, isa, values))
+    with np.errstate(all="ignore"):
+        want = made[0].astype(numpy_dtype("bfloat16"))
+    nan = np.isnan(want.astype(np.float32))
+    assert np.array_equal(nan, np.isnan(made[1].astype(np.float32)))
+    tame = nan | (np.abs(made[0]) < np.finfo(np.float32).tiny)
+    assert nan.any()
+    assert np.array_equal(made[1].view(np.uint16)[~tame], want.view(np.uint16)[~tame])
+    assert np.all(made[1][tame & ~nan].astype(np.float32) == 0)
+
+
+def test_what_is_asked_for_ahead_changes_no_value() -> None:
+    isa = isas()[-1]
+    root = matmul(29, 3 * isa.lanes(4) + 5, 33, "float32", "float32")
+    other = placeholder("r", root.type)
+    graph = Graph((root.operands[0], other), (make("Add", root, other),), ("y",))
+    region = region_of(graph, root)
+    kernel = tiled(region, replace(device(isa), l2_bytes=0))
+    assert isinstance(kernel, Kernel)
+    assert "prefetch" in kernel.func.script()
+    values = {n: random("float32", n.type.dims, i) for i, n in enumerate(graph.inputs)}
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    compare(run(kernel, region, isa, values), expected(graph, values), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("isa", EMULATED, ids=lambda i: i.name)

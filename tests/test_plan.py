@@ -75,6 +75,20 @@ def test_two_products_that_are_added_are_not_one_kernel() -> None:
     assert sorted(found) == ["[matmul]", "[matmul] Add"]
 
 
+def test_what_is_rounded_to_16_bits_lies_in_memory_so() -> None:
+    found = shapes_of("""graph "g" (%x: float32[4,8]) {
+      %v: float32[8,8] = constant #v
+      %w: float32[8,8] = constant #w
+      %0 = matmul(%x, %v)
+      %1 = Cast(%0) {to="bfloat16"}
+      %2 = Cast(%1) {to="float32"}
+      %3 = matmul(%x, %w)
+      %4 = Add(%2, %3)
+      return "y"=%4
+    }""")
+    assert sorted(found) == ["[matmul] Cast", "[matmul] Cast Add"]
+
+
 def test_elementwise_work_before_a_reduction_melts_into_it_but_not_before_a_product() -> None:
     found = shapes_of("""graph "g" (%x: float32[4,8]) {
       %w: float32[8,8] = constant #w

@@ -39,10 +39,9 @@ from qcompiler.kernels.contraction_operands import (
     product_of,
 )
 from qcompiler.kernels.contraction_patch import Patch, RightPacker
-from qcompiler.kernels.contraction_problem import Problem, problem_of
-from qcompiler.kernels.draft import refuse
+from qcompiler.kernels.contraction_problem import LINE_BYTES, Problem, problem_of
+from qcompiler.kernels.draft import math_of, refuse
 from qcompiler.kernels.epilogue import Fused, store
-from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
@@ -144,6 +143,7 @@ class Contraction:
         self.out = b.pointer("out", region.output.dtype)
         scratch_bytes = self.task_bytes * self.tiling.tasks + (_ALIGN if self.task_bytes else 0)
         self.scratch = b.pointer("scratch", "uint8") if scratch_bytes else None
+        self.far = self._far()
         with b.parallel(self.tiling.tasks) as task:
             self._task(task)
         right = region.inputs.index(self.problem.right)
@@ -223,7 +223,7 @@ class Contraction:
             self.scratch = self.scratch + b.let(task * self.task_bytes, "mine")
         done = (self.problem.root, self.summed)
         nodes = [n for n in self.region.nodes if n not in done]
-        m = TirMath(b, self.device.isa)
+        m = math_of(b, self.region, self.device)
         self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
         groups = self.problem.groups
@@ -300,9 +300,10 @@ class Contraction:
             offsets = tuple(dy * self.row + dx * p.column for dy, dx in pixels)
             left = Left(block.left, offsets, self.taps, p.depth, guarded=self._guarded())
             base = b.let(origin + (y - block.row) * self.row + x * p.column, "base")
-            registers = self._sums(left, base, right)
             index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
             places = [index + (dy * p.columns + dx) for dy, dx in pixels]
+            self._ask(places, column, run)
+            registers = self._sums(left, base, right)
             self._finish(registers, places, column, run)
 
         if self.units.whole:
@@ -438,6 +439,25 @@ class Contraction:
         return Right(run.vectors, load, self._start(column, run, None))
 
     # -- the way out
+
+    def _ask(self, pixels: list[Value], column: Value, run: Run) -> None:
+        """Ask for what a tile will read at its end while it is multiplied."""
+        lanes = run.vectors * self.product.mac.lanes
+        for node in self.far:
+            line = LINE_BYTES * 8 // tir.bits(tir.stored(node.dtype))
+            for pixel in pixels:
+                start = pixel * node.type.dims[-1] + column
+                for at in range(0, lanes, line):
+                    self.pointers[node].prefetch(start + at)
+
+    def _far(self) -> list[Node]:
+        """What is read in step with the output, if a task's second-level cache does not hold both:
+        it comes too late if it is asked for when it is needed.
+        """
+        out, root = self.region.output, self.problem.root
+        read = [n for n in self.region.inputs if n not in root.operands and n.shape == out.shape]
+        size = sum(n.type.bytes for n in (*read, out)) // self.tiling.tasks
+        return read if size > self.device.l2_bytes else []
 
     def _finish(self, registers: Registers, pixels: list[Value], column: Value, run: Run) -> None:
         """Apply the elementwise nodes to a tile's sums and store it."""

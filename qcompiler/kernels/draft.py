@@ -15,6 +15,8 @@ from qcompiler.kernels.registry import Kernel, Region
 from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
+_PRODUCTS = ("conv", "matmul", "attention")
+
 
 def refuse(region: Region) -> Skip | None:
     """Why no kernel here can compute a region, whatever its root; None if there is no reason."""
@@ -25,6 +27,13 @@ def refuse(region: Region) -> Skip | None:
     return Skip(f"no vectors of {odd[0]}") if odd else None
 
 
+def math_of(b: Builder, region: Region, device: Device) -> TirMath:
+    """The arithmetic of a region's elementwise nodes."""
+    root = region.root
+    flush = root is not None and root.op in _PRODUCTS and root.operands[0].dtype == "bfloat16"
+    return TirMath(b, device.isa, flush=flush)
+
+
 class Draft:
     """One kernel: `b` collects its statements, `m` its arithmetic, `pointers` are its inputs."""
 
@@ -32,7 +41,7 @@ class Draft:
         self.region, self.device, self.isa = region, device, device.isa
         self.name = _name(kind, region)
         self.b = Builder(self.name)
-        self.m = TirMath(self.b, device.isa)
+        self.m = math_of(self.b, region, device)
         self.pointers: Mapping[Node, Pointer] = {
             n: self.b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)
         }

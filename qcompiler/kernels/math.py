@@ -39,10 +39,14 @@ class Table:
 
 
 class TirMath:
-    """`Math` over `Vec`; statements go to `builder`, `isa` knows the machine's own instructions."""
+    """`Math` over `Vec`; statements go to `builder`, `isa` knows the machine's own instructions.
 
-    def __init__(self, builder: Builder, isa: Isa) -> None:
-        self.builder, self.isa = builder, isa
+    `flush`: float32 denormals may become zero where they are cast to bfloat16 (whose products take
+    denormals for zero themselves).
+    """
+
+    def __init__(self, builder: Builder, isa: Isa, *, flush: bool = False) -> None:
+        self.builder, self.isa, self.flush = builder, isa, flush
 
     # -- making values
 
@@ -467,6 +471,11 @@ class TirMath:
 
     def _to_bfloat16(self, x: Vec) -> Vec:
         """The upper half, rounded to nearest even; a NaN stays one."""
+        own = self.isa.lanes(4)
+        if self.flush and "to_bfloat16" in self.isa.intrinsics and x.lanes % own == 0:
+            half = self.isa.intrinsics["to_bfloat16"]
+            parts = [tir.shuffle(x.expr, range(i, i + own)) for i in range(0, x.lanes, own)]
+            return self.vec(tir.concat([half(p) for p in parts]), "bfloat16")
         raw = self.bits(x, "int32")
         even = (raw >> 16) & 1
         rounded = self.where(self.is_nan(x), raw | 0x400000, raw + (even + 0x7FFF))
