@@ -315,7 +315,14 @@ def build(made: Plan, watch: Watch) -> Artifact:
     code = emit(made)
     graph, device = made.graph, made.device
     steps = tuple(
-        StepFact(s.name, s.kernel.name, s.kernel.tasks, s.kernel.macs, step_bytes(s), multiplied(s))
+        StepFact(
+            s.name,
+            s.kernel.name,
+            s.kernel.tasks,
+            s.kernel.macs * made.parts,
+            step_bytes(s) * made.parts,
+            multiplied(s),
+        )
         for s in made.steps
     )
     manifest = Manifest(

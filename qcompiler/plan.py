@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qcompiler.artifact import Bytes
+from qcompiler.batches import in_parts
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array, Attr, Graph, Node, Type
 from qcompiler.isa import Device
@@ -83,6 +84,10 @@ class Plan:
     """(Offset, bytes) of every constant among the weights."""
     skips: tuple[tuple[str, str, str], ...] = ()
     """(step, generator, why it was not used), for --explain."""
+    parts: int = 1
+    """How often all steps run, each time on the next part of the inputs and outputs (batches.py);
+    the steps' sizes are those of one part.
+    """
 
     def __str__(self) -> str:
         rows = [("step", "kernel", "threads", "reads", "writes", "scratch", "type")]
@@ -108,6 +113,7 @@ class Plan:
             f"plan {self.graph.name!r} for {self.device.isa.name}, {self.device.threads} threads: "
             f"{len(self.steps)} steps, {len({s.kernel.name for s in self.steps})} kernels, "
             f"weights {self.weights.nbytes} bytes, workspace {self.workspace_bytes} bytes"
+            + (f", for each of {self.parts} parts of the batch" if self.parts > 1 else "")
         )
         return "\n".join([head, *lines])
 
@@ -117,6 +123,7 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
     every step.
     """
     graph = with_copies(graph)
+    whole, (graph, parts) = graph, in_parts(graph, device)
     chosen = _Chooser(device)
     made: list[tuple[Region, Kernel]] = []
     todo = regions(graph)
@@ -141,7 +148,8 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
         for s in steps
     )
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
-    return Plan(graph, device, final, weights.blob(), memory.bytes, blocks, tuple(chosen.skips))
+    skips = tuple(chosen.skips)
+    return Plan(whole, device, final, weights.blob(), memory.bytes, blocks, skips, parts)
 
 
 def _step(index: int, region: Region, kernel: Kernel, weights: _Weights, memory: _Memory) -> Step:

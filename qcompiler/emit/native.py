@@ -51,7 +51,8 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
     table = _Table(pointers, 0)
     places = [Place("input", i, 0) for i in range(pointers)]
     calls = _call(kernel, places, table)
-    body = [*table.statements, calls, table.crew.barrier()]
+    only = tirx.Bind(table.part, tirx.IntImm("int32", 0))
+    body = [*table.statements, only, calls, table.crew.barrier()]
     found = {kernel.name: _shared(kernel), **_entries(_function(table.params(), body))}
     return _library(found, isa)
 
@@ -111,6 +112,7 @@ class _Table:
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self.table = tvm.ir.Var("table", _BYTES)
+        self.part = tvm.ir.Var("part", _INT)
         self.crew = Crew()
         self.inputs = inputs
         self.statements: list[Statement] = []
@@ -120,6 +122,7 @@ class _Table:
         self.statements.append(tirx.Bind(self.crew.memory, self._pointer(crew)))
 
     def params(self) -> list[Value]:
+        """Of an entry."""
         return [self.table, self.crew.task, self.crew.count]
 
     def _pointer(self, index: int) -> Value:
@@ -137,18 +140,17 @@ class _Table:
         """Where a place lies in this run."""
         if place.space in ("input", "output"):
             index = place.offset + (self.inputs if place.space == "output" else 0)
-            offset = 0
+            offset = tirx.Cast("int64", self.part) * tirx.IntImm("int64", place.bytes)
         else:
             index = self.weights if place.space == "weights" else self.workspace
-            offset = place.offset
+            offset = tirx.IntImm("int64", place.offset)
         if index not in self.buffers:
             pointer = tvm.ir.Var(f"memory{index}", _BYTES)
             self.statements.append(tirx.Bind(pointer, self._pointer(index)))
             buffer = tirx.decl_buffer((1 << 40,), "uint8", f"bytes{index}", layout=None)
             self.statements.append(tirx.DeclBuffer(buffer, data=pointer))
             self.buffers[index] = buffer
-        at = tirx.IntImm("int64", offset)
-        return tirx.address_of(tirx.BufferLoad(self.buffers[index], [at]))
+        return tirx.address_of(tirx.BufferLoad(self.buffers[index], [offset]))
 
 
 def _part(plan: Plan, order: Sequence[Turn], start: int) -> tirx.PrimFunc:
@@ -161,7 +163,7 @@ def _part(plan: Plan, order: Sequence[Turn], start: int) -> tirx.PrimFunc:
         wanted = tirx.And(tirx.LE(first, here), tirx.LT(here, last))
         made = _turn(plan.steps[index], order[index], table)
         calls.append(tirx.IfThenElse(wanted, made, None))
-    return _function(table.params(), [*table.statements, *calls])
+    return _function([*table.params(), table.part], [*table.statements, *calls])
 
 
 def _turn(step: Step, turn: Turn, table: _Table) -> Statement:
@@ -180,10 +182,16 @@ def _call(kernel: Kernel, places: Sequence[Place], table: _Table) -> Statement:
 
 
 def _run(parts: Sequence[str], plan: Plan) -> tirx.PrimFunc:
-    """All parts, then a last barrier: when it opens, everything is written."""
+    """All steps for one part of the batch after the other; when a last barrier opens, everything of
+    a part is written, and the workspace is free for the next.
+    """
     table = _Table(len(plan.graph.inputs), len(plan.graph.outputs))
-    calls = [tirx.Evaluate(tirx.call_extern("int32", p, *table.params())) for p in parts]
-    return _function(table.params(), [*table.statements, *calls, table.crew.barrier()])
+    params = [*table.params(), table.part]
+    calls = [tirx.Evaluate(tirx.call_extern("int32", p, *params)) for p in parts]
+    turn = tirx.SeqStmt([*calls, table.crew.barrier()])
+    none, all_ = (tirx.IntImm("int32", n) for n in (0, plan.parts))
+    loop = tirx.For(table.part, none, all_, tirx.ForKind.SERIAL, turn)
+    return _function(table.params(), [*table.statements, loop])
 
 
 def _shell(name: str, types: Sequence[Value]) -> tirx.PrimFunc:
