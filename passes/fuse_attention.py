@@ -1,6 +1,8 @@
 """Recognize attention as PyTorch and transformers export it.
 
 MatMul(Softmax(MatMul(q * c, Transpose(k)) * d + mask), v)  ->  Attention(q, k, v, mask, c * d)
+MatMul(Where(IsNaN(p), 0, p), v), p = Softmax(... + Where(keep, 0, -inf))
+                                                            ->  Attention(q, k, v, keep)
 Attention(q, repeat(k), repeat(v))                          ->  Attention(q, k, v)
 
 c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or
@@ -11,6 +13,7 @@ v[B,H,T,E] keep their places; products of three dimensions get a fourth.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 
@@ -54,14 +57,10 @@ def fuse_attention_without_nan(
     """MatMul(Where(IsNaN(p), 0, p), v), p = Softmax(scores) -> Attention(q, k, v, mask)."""
     if is_nan.operands[0] is not softmax or number(where.operands[1]) != 0:
         return None
-    parsed = _scores(softmax.operands[0])
-    mask = parsed.mask if isinstance(parsed, Scores) else None
-    if mask is not None and not (mask.is_constant and np.isfinite(mask.array).all()):
-        return Skip("the mask may hide everything from a row")
-    return _fused(product, softmax)
+    return _fused(product, softmax, hidden_are_zero=True)
 
 
-def _fused(product: Node, softmax: Node) -> Node | Skip | None:
+def _fused(product: Node, softmax: Node, hidden_are_zero: bool = False) -> Node | Skip | None:
     v, scores_of = product.operands[1], softmax.operands[0]
     rank = product.type.rank
     if softmax.int("axis") not in (-1, rank - 1) or product.dtype not in FLOATS:
@@ -70,6 +69,11 @@ def _fused(product: Node, softmax: Node) -> Node | Skip | None:
     if scores is None or isinstance(scores, Skip):
         return scores
     q, k, mask = scores.q, scores.k, scores.mask
+    if hidden_are_zero and mask is not None:
+        telling = _telling_hidden(mask)
+        if isinstance(telling, Skip):
+            return telling
+        mask = telling
     if rank not in (3, 4) or any(n.type.rank != rank or not n.type.static for n in (q, k, v)):
         return Skip(f"products of {rank} dimensions of unlike or unknown shapes")
     if not q.shape[: rank - 2] == k.shape[: rank - 2] == v.shape[: rank - 2]:
@@ -79,6 +83,23 @@ def _fused(product: Node, softmax: Node) -> Node | Skip | None:
         mask = mask and _with_heads(mask)
     inputs = (q, k, v) if mask is None else (q, k, v, mask)
     return reshape(make("Attention", *inputs, scale=scores.scale), product.type.dims)
+
+
+def _telling_hidden(mask: Node) -> Node | Skip:
+    """A mask to add -> one that makes attention 0 where it hides everything from a row: booleans
+    do, if what hides is -inf. Where all is finite, nothing has to be 0.
+    """
+    if mask.is_constant and np.isfinite(mask.array).any(-1).all():
+        return mask
+    if mask.op == "Where":
+        keep, (kept, hidden) = mask.operands[0], map(number, mask.operands[1:])
+        if kept is not None and hidden is not None and isfinite(kept) and isfinite(hidden):
+            return mask
+        if (kept, hidden) == (0, -inf):
+            return keep
+        if (kept, hidden) == (-inf, 0):
+            return make("Not", keep)
+    return Skip("the mask may hide everything from a row")
 
 
 def _with_heads(mask: Node) -> Node:
@@ -155,11 +176,22 @@ def _unscaled_transpose(node: Node) -> tuple[float, Node]:
     scale, node = _unscaled(node)
     rank = node.type.rank
     swap = (*range(rank - 2), rank - 1, rank - 2)
+    if node.op == "Reshape" and _swaps_matrices(node.operands[0], node.type.dims):
+        dims = node.type.dims
+        return scale, reshape(node.operands[0].operands[0], tuple(dims[a] for a in swap), node.name)
     if node.op != "Transpose":
         return scale, transpose(node, swap)
     inner, source = _unscaled(node.operands[0])
     perm = perm_of(node)
     return scale * inner, transpose(source, tuple(perm[a] for a in swap), node.name)
+
+
+def _swaps_matrices(node: Node, dims: tuple[int, ...]) -> bool:
+    """Is it a Transpose of the last two axes, which `dims` leave as they are?"""
+    if node.op != "Transpose" or len(dims) < 2 or node.type.dims[-2:] != dims[-2:]:
+        return False
+    rank = node.type.rank
+    return perm_of(node) == (*range(rank - 2), rank - 1, rank - 2)
 
 
 EXPANDED = op("Expand", op("Reshape", shared=True), ANY, shared=True)

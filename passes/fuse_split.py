@@ -3,6 +3,8 @@
 Split(MatMul(x, w) + b, axis)                        ->  MatMul(x, w1) + b1, MatMul(x, w2) + b2, ...
 Split(Transpose(Reshape(MatMul(x, w) + b)), axis)    ->  the same, each reshaped and transposed
 Gather(Transpose(Reshape(MatMul(x, w) + b)), index)  ->  one of them
+Slice(Transpose(Reshape(MatMul(x, w) + b)), ...)     ->  one of them, if Slices that do not overlap
+                                                         are all that reads it
 
 So queries, keys and values that come out of one product lie where they are read,
 and no copy cuts them apart. The axis must be, or be the front part of, the columns of w.
@@ -10,13 +12,15 @@ and no copy cuts them apart. The axis must be, or be the front part of, the colu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
-from qcompiler.ir import Node
+from qcompiler.ir import Graph, Node
 from qcompiler.matching import const, ints, number, perm_of, reshape, transpose
 from qcompiler.ops import make
-from qcompiler.rewrite import ANY, CONST, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Explain, Skip, graph_pass, op, rule
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,10 @@ class Source:
     perm: tuple[int, ...]
     name: str
 
-    @property
-    def columns_at(self) -> int | None:
-        """The first axis of the Reshape that is made of columns; None where rows mix with them."""
-        rows = self.x.type.dims[:-1]
-        return len(rows) if self.shape[: len(rows)] == rows else None
-
     def piece(self, axis: int, begin: int, size: int) -> Node | Skip:
         """Entries begin ... begin + size of an axis of the whole."""
-        cut, first = self.perm[axis], self.columns_at
-        if first is None or cut != first:
+        cut = self.perm[axis]
+        if prod(self.shape[:cut]) != prod(self.x.type.dims[:-1]):
             return Skip("what is cut is not the front part of the columns")
         inner = prod(self.shape[cut + 1 :])
         columns = slice(begin * inner, (begin + size) * inner)
@@ -80,14 +78,14 @@ def source(node: Node) -> Source | None:
     return Source(x, weights, bias, shape, perm, node.name)
 
 
-@rule(op("item", op("Split", ANY, CONST, shared=True)))
+@rule(op("item", op("Split", ANY, OPTIONAL, shared=True)))
 def fuse_split(item: Node, split: Node) -> Node | Skip | None:
     """Split(Transpose(Reshape(MatMul(x, w) + b))) -> a product for each piece."""
-    found, sizes = source(split.operands[0]), ints(split.operands[1])
-    if found is None or sizes is None:
+    found = source(split.operands[0])
+    if found is None:
         return None
-    index = item.int("index")
     axis = split.int("axis") % split.operands[0].type.rank
+    sizes, index = [t.dims[axis] for t in split.types], item.int("index")
     return found.piece(axis, sum(sizes[:index]), sizes[index])
 
 
@@ -101,3 +99,57 @@ def fuse_gathered(gather: Node) -> Node | Skip | None:
     length = gather.operands[0].type.dims[axis]
     piece = found.piece(axis, int(index) % length, 1)
     return piece if isinstance(piece, Skip) else reshape(piece, gather.type.dims)
+
+
+@graph_pass
+class FuseSlices:
+    """Slice(Transpose(Reshape(MatMul(x, w) + b))) -> the product for that part."""
+
+    explain: Explain | None = None
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Every product that only Slices read, none of them overlapping another."""
+        cuts = {node: cut for node in graph.nodes if (cut := _cut(node)) is not None}
+        read: dict[Node, list[Node]] = {}
+        for node in cuts:
+            read.setdefault(node.operands[0], []).append(node)
+        alone = {n for n, slices in read.items() if graph.readers[n] == len(slices)}
+        apart = {n for n in alone if _apart([cuts[i] for i in read[n]])}
+        new: dict[Node, Node] = {}
+        for node in graph.nodes:
+            moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
+            new[node] = moved
+            if node in cuts and node.operands[0] in apart:
+                new[node] = self._made(moved, *cuts[node])
+        return graph.with_outputs(new[o] for o in graph.outputs)
+
+    def _made(self, node: Node, axis: int, begin: int, size: int) -> Node:
+        found = source(node.operands[0])
+        if found is None:
+            return node
+        piece = found.piece(axis, begin, size)
+        if not isinstance(piece, Skip):
+            return piece
+        if self.explain is not None:
+            self.explain("fuse_slices", node, piece.reason)
+        return node
+
+
+def _cut(node: Node) -> tuple[int, int, int] | None:
+    """A Slice of neighbours along one axis -> (axis, first, how many)."""
+    if node.op != "Slice" or not (node.type.static and node.operands[0].type.static):
+        return None
+    starts, _, axes, steps = (ints(i) for i in (*node.inputs[1:], None, None)[:4])
+    if starts is None or axes is None or len(starts) != 1 or steps not in (None, (1,)):
+        return None
+    axis = axes[0] % node.type.rank
+    length, size = node.operands[0].type.dims[axis], node.type.dims[axis]
+    begin = starts[0] + length if starts[0] < 0 else starts[0]
+    return axis, min(max(begin, 0), length - size), size
+
+
+def _apart(cuts: Sequence[tuple[int, int, int]]) -> bool:
+    """Are there several, along one axis, none overlapping another?"""
+    ordered = sorted(cuts, key=lambda c: c[1])
+    pairs = pairwise(ordered)
+    return len(cuts) > 1 and all(a[0] == b[0] and a[1] + a[2] <= b[1] for a, b in pairs)

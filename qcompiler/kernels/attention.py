@@ -366,7 +366,11 @@ class AttentionKernel:
         for slot in range(1, _SLOTS):
             total = total + m.vec(totals[slot])
         whole = tir.cast(across(b, total.expr, tirx.Add), "float32")
-        self.inverses.store(row, b.let(tir.const(1.0, "float32") / whole, "inverse"))
+        inverse = tir.const(1.0, "float32") / whole
+        if self.mask is not None and self.mask.dtype == "bool":  # it may hide all: 0
+            seen = best > tir.const(LEAST, "float32")
+            inverse = tirx.Select(seen, inverse, tir.const(0.0, "float32"))
+        self.inverses.store(row, b.let(inverse, "inverse"))
 
     def _narrow(self, weight: Vec) -> Value:
         """A weight -> as the product takes it."""

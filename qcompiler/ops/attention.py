@@ -29,7 +29,7 @@ _ATTENTION: Mapping[str, object] = {
 
 LEAST = -3.0e38
 """The compiler's own attention takes smaller scores, of keys that must not be seen, for this: a
-query that sees nothing attends to all alike, and nothing is NaN."""
+query that sees nothing attends to all alike if the mask is added, to none (0) if it is boolean."""
 
 
 @operator("Attention", **_ATTENTION)
@@ -162,6 +162,8 @@ def own_attention(
     scores = np.maximum(_scores(steps, q4, k4, bias)[1], LEAST).astype(np.float32)
     weights = np.rint(255 * np.exp(scores - scores.max(-1, keepdims=True)))
     y = multiply(weights, _each_query_head(v4, q4)) / weights.sum(-1, keepdims=True)
+    if mask is not None and mask.dtype == np.bool_:
+        y = np.where(np.isneginf(bias.max(-1, keepdims=True)), 0, y)
     y = np.asarray(y, np.float32)
     return y if q.ndim == 4 else np.moveaxis(y, 1, 2).reshape(*q.shape[:2], -1)
 
