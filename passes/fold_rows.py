@@ -10,7 +10,7 @@ what they know as matrices only: Gemm, TensorFlow's dense layers, GPT-2's Conv1D
 from __future__ import annotations
 
 from qcompiler.ir import Node
-from qcompiler.matching import rebuilt, reshape
+from qcompiler.matching import const, rebuilt, reshape
 from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 
 PRODUCT = op("MatMul", op("Reshape", shared=True), CONST)
@@ -31,7 +31,7 @@ def fold_rows_biased(view: Node, add: Node, product: Node, inner: Node) -> Node 
     made = _parted(view, product, inner)
     if not isinstance(made, Node):
         return made
-    return rebuilt(add, (made, reshape(bias, (bias.type.size,))))
+    return rebuilt(add, (made, const(bias.array.reshape(-1))))
 
 
 def _parted(view: Node, product: Node, inner: Node) -> Node | Skip | None:
