@@ -1,6 +1,6 @@
 """Operators that are made of others, said so that they work in any order of axes.
 
-InstanceNormalization(x, s, b)  ->  (x - mean) / sqrt(variance + epsilon) * s + b
+InstanceNormalization(x, s, b)  ->  x * a + (b - mean * a)     a = s / sqrt(variance + epsilon)
 GroupNormalization(x, s, b)     ->  the same over the channels of a group too
 LRN(x)                          ->  x * (conv(x * x) * alpha / size + bias) ** -beta
 DepthToSpace(x)                 ->  Reshape, Transpose, Reshape
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.ir import Node
-from qcompiler.matching import channel_shape, const, int64s, reshape, transpose
+from qcompiler.ir import Dim, Node
+from qcompiler.matching import const, int64s, reshape, transpose
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, Skip, op, rule
 
@@ -22,48 +22,50 @@ MAX_CHANNELS = 4096
 
 @rule(op("InstanceNormalization", ANY, ANY, ANY))
 def layout_instance_norm(node: Node) -> Node | Skip:
-    """InstanceNormalization(x, s, b) -> (x - mean) / sqrt(variance + epsilon) * s + b."""
-    x, scale, bias = node.operands
-    if not x.type.static:
-        return Skip(f"the shape {x.type} is not known")
-    rank = x.type.rank
-    normal = _normalized(x, tuple(range(2, rank)), node.float("epsilon"))
-    return _affine(normal, _per_channel(scale, rank), _per_channel(bias, rank))
+    """InstanceNormalization(x, s, b) -> x * a + (b - mean * a)."""
+    return _normalized(node, node.operands[0].shape[1])
 
 
 @rule(op("GroupNormalization", ANY, ANY, ANY))
 def layout_group_norm(node: Node) -> Node | Skip:
     """GroupNormalization(x, s, b) -> the same over the channels of a group too."""
+    return _normalized(node, node.int("num_groups"))
+
+
+def _normalized(node: Node, groups: Dim) -> Node | Skip:
+    """x * a + (b - mean * a): one pass for the means, one for the variances, one for the result.
+
+    A group's mean is that of its channels' means, so no pass has to look at groups.
+    """
     x, scale, bias = node.operands
-    if not x.type.static:
+    if not x.type.static or not isinstance(groups, int):
         return Skip(f"the shape {x.type} is not known")
-    groups = node.int("num_groups")
-    batch, channels, *spatial = x.type.dims
-    split = reshape(x, (batch, groups, channels // groups, *spatial))
-    axes = tuple(range(2, split.type.rank))
-    normal = reshape(_normalized(split, axes, node.float("epsilon")), x.type.dims)
-    rank = x.type.rank
-    return _affine(normal, _per_channel(scale, rank), _per_channel(bias, rank))
+    batch, channels = x.type.dims[:2]
+    spatial = (1,) * (x.type.rank - 2)
+    split, whole = (batch, groups, channels // groups, *spatial), (batch, channels, *spatial)
+
+    def mean(value: Node) -> Node:
+        """The mean of each group, [N, G, 1, ...]."""
+        single = make("ReduceMean", value, int64s(range(2, x.type.rank)))
+        if groups == channels:
+            return reshape(single, split)
+        return make("ReduceMean", reshape(single, split), int64s((2,)))
+
+    middle = mean(x)
+    spread = middle if groups == channels else make("Expand", middle, int64s(split))
+    spread = reshape(spread, whole)
+    centred = make("Sub", x, spread)
+    variance = mean(make("Mul", centred, centred))
+    deviation = make("Sqrt", make("Add", variance, const(node.float("epsilon"), like=x)))
+    scaled = make("Mul", make("Reciprocal", deviation), _shaped(scale, split[1:]))
+    factor = reshape(scaled, whole)
+    rest = make("Sub", _shaped(bias, whole[1:]), make("Mul", spread, factor))
+    return make("Add", make("Mul", x, factor), rest)
 
 
-def _normalized(x: Node, axes: tuple[int, ...], epsilon: float) -> Node:
-    """(x - mean) / sqrt(mean of squares + epsilon)."""
-    centred = make("Sub", x, make("ReduceMean", x, int64s(axes)))
-    variance = make("ReduceMean", make("Mul", centred, centred), int64s(axes))
-    deviation = make("Sqrt", make("Add", variance, const(epsilon, like=x)))
-    return make("Mul", centred, make("Reciprocal", deviation))
-
-
-def _affine(x: Node, scale: Node, bias: Node) -> Node:
-    return make("Add", make("Mul", x, scale), bias)
-
-
-def _per_channel(numbers: Node, rank: int) -> Node:
-    """[C] -> broadcasting along axis 1."""
-    shape = channel_shape(rank, 1)
-    if numbers.is_constant:
-        return const(numbers.array.reshape(shape))
-    return reshape(numbers, (numbers.type.size, *shape[1:]))
+def _shaped(numbers: Node, shape: tuple[int, ...]) -> Node:
+    """A constant reshaped here, anything else by a Reshape."""
+    return const(numbers.array.reshape(shape)) if numbers.is_constant else reshape(numbers, shape)
 
 
 @rule(op("LRN", ANY))

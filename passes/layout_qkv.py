@@ -16,10 +16,8 @@ import numpy as np
 from qcompiler.ir import Graph, Node
 from qcompiler.matching import const, per_channel, rebuilt, reshape
 from qcompiler.ops import OPERATORS, make
+from qcompiler.ops.quantized import TABLES
 from qcompiler.rewrite import Explain, Skip, graph_pass
-
-TABLES = frozenset({"lookup"})
-"""Operators with a constant that stands for no column."""
 
 
 @graph_pass

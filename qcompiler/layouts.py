@@ -20,6 +20,7 @@ from math import prod
 from qcompiler.ir import Graph, Node
 from qcompiler.matching import const, inverse, perm_of, rebuilt, reshape, transpose
 from qcompiler.ops import OPERATORS, make
+from qcompiler.ops.quantized import TABLES
 
 Perm = tuple[int, ...]
 
@@ -130,9 +131,16 @@ def elementwise(node: Node, inputs: list[Seen | None], sinking: Sinking) -> Seen
     layout = common_layout([i for i in inputs if i is not None], rank)
     if layout == tuple(range(rank)):
         return None
-    operands = [None if i is None else operand(i, layout, sinking) for i in inputs]
-    made = rebuilt(node, operands)
-    return seen_as(made, layout)
+    tables = TABLES.get(node.op, ())
+    operands: list[Node | None] = []
+    for place, i in enumerate(inputs):
+        if i is None:
+            operands.append(None)
+        elif place in tables:
+            operands.append(sinking.plain(i))
+        else:
+            operands.append(operand(i, layout, sinking))
+    return seen_as(rebuilt(node, operands), layout)
 
 
 def common_layout(inputs: Sequence[Seen], rank: int) -> Perm:

@@ -25,6 +25,7 @@ from qcompiler.kernels.math import Table, TirMath
 from qcompiler.kernels.tir import Pointer, Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops import OPERATORS
+from qcompiler.ops.quantized import TABLES
 
 DTYPES = frozenset(
     ["bool", "float16", "bfloat16", "float32", "float64"]
@@ -33,9 +34,6 @@ DTYPES = frozenset(
 """What kernels can hold in vectors."""
 
 _NARROW = ("float16", "bfloat16")
-_TABLES = {"lookup": (1,)}
-"""Operators that index an operand instead of reading it in step: which operands."""
-
 _SHORTER: Mapping[str, Callable[..., Vec]] = {
     "quantize": TirMath.quantize,
     "Gelu": polynomials.gelu,
@@ -92,7 +90,7 @@ class Fused:
         self._pointers = pointers
         self.operands = read_by(nodes, output, given)
         self._rounded = _rounded(nodes)
-        tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
+        tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
         if walk is None:
             shapes = {n: n.type.dims for n in self.operands}
             walk = Walk(*merged(output.type.dims, shapes, keep_last=not whole))
@@ -196,7 +194,7 @@ class Fused:
 def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:
     """What a computation of `output` by these nodes reads in step with it, each once."""
     outside = [i for n in nodes for i in n.operands] if nodes else [output]
-    tables = {n.operands[i] for n in nodes for i in _TABLES.get(n.op, ())}
+    tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
     return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
 
 

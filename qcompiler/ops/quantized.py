@@ -5,6 +5,8 @@ ONNX's operators, and the compiler's own (lower case), whose meaning kernels equ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from qcompiler.errors import Error
@@ -326,6 +328,10 @@ def _dequantize_type(node: Node) -> Type:
 @elementwise("dequantize", types=_dequantize_type)
 def dequantize(m: Math, x: V, scale: V, zero: V) -> V:
     return m.cast(m.cast(x, "int32") - zero, "float32") * scale
+
+
+TABLES: Mapping[str, tuple[int, ...]] = {"lookup": (1,)}
+"""Elementwise operators that index an operand instead of reading it in step: which operands."""
 
 
 def _lookup_type(node: Node) -> Type:
