@@ -208,6 +208,18 @@ def _dequantize(writer: _Writer, node: Node) -> None:
     writer.add("DequantizeLinear", inputs, [writer.names[node]], node.name, {"axis": axis})
 
 
+def _swish(writer: _Writer, node: Node) -> None:
+    """x * Sigmoid(alpha * x): onnxruntime 1.31 has no kernel for ONNX's Swish."""
+    x, name, alpha = writer.names[node.operands[0]], writer.names[node], node.attrs["alpha"]
+    scaled, gate = x, writer.unique(f"{name}.gate")
+    if alpha != 1:
+        scaled = writer.unique(f"{name}.scaled")
+        factor = writer.weight(f"{name}.alpha", np.array(alpha, numpy_dtype(node.dtype)))
+        writer.add("Mul", [x, factor], [scaled], f"{node.name}.alpha")
+    writer.add("Sigmoid", [scaled], [gate], f"{node.name}.gate")
+    writer.add("Mul", [x, gate], [name], node.name)
+
+
 def _zero(zero: Node, dtype: str, node: Node) -> Array:
     if not zero.is_constant:
         raise Error("ONNX needs a constant zero point", where=node.name)
@@ -220,6 +232,7 @@ _OWN: Mapping[str, Callable[[_Writer, Node], None]] = {
     "constant": _constant,
     "quantize": _quantize,
     "dequantize": _dequantize,
+    "Swish": _swish,
 }
 
 
