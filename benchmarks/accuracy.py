@@ -74,7 +74,7 @@ class Settings:
     """How to quantize, what runs it, how much data. Zero samples: all there are."""
 
     precision: str = "int8"
-    method: str = "minmax"
+    method: str = "mse"
     percentile: float = 99.99
     passes: tuple[str, ...] = ()
     execute: str = "onnxruntime"

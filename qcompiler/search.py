@@ -201,7 +201,7 @@ class _Search:
         products in int8; of the one that loses least, where none does.
         """
         triers = []
-        for method in dict.fromkeys((self.options.calibration_method, "minmax", "mse")):
+        for method in dict.fromkeys((self.options.calibration_method, "mse", "minmax")):
             triers.append(self.trier(method))
             if self.tried(triers[-1], (), "tuning").score >= self.aim:
                 return triers[-1]
@@ -351,9 +351,13 @@ def _predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
     """A trial that was not timed, with the time that its layers' own times make likely."""
     if trial.measured:
         return trial
-    saved = {x.name: x.saved for x in layers}
-    more = sum(saved[n] for n in trial.floats) - sum(saved[n] for n in measured.floats)
-    return replace(trial, seconds=measured.seconds + more)
+
+    def products(floats: Sequence[str]) -> float:
+        return sum(x.float_seconds if x.name in floats else x.int8_seconds for x in layers)
+
+    own = products(trial.floats)
+    likely = measured.seconds + own - products(measured.floats)
+    return replace(trial, seconds=max(likely, own))
 
 
 class _Trier:

@@ -20,6 +20,7 @@ from qcompiler.calibrate import (
     METHODS,
     Histogram,
     Statistics,
+    Summary,
     calibrate,
     fingerprint,
     value_names,
@@ -108,9 +109,9 @@ def test_percentiles_are_numpys_to_a_bin(percentile: float) -> None:
 def test_mse_clips_a_far_outlier_and_leaves_a_uniform_spread() -> None:
     random = np.random.default_rng(0)
     normal = random.standard_normal(200_000)
-    normal[0] = 10  # clipped to h it costs (10 - h)^2, all others 0.256 (h + 4)^2: h is 7.1
+    normal[0] = 10  # clipped to h it costs 3 (10 - h)^2, all others 0.256 (h + 4)^2: h is 8.9
     _, high = observed([np.clip(normal, -4, 10)], "mse").range("v") or (0, 0)
-    assert 6 < high < 8
+    assert 8.5 < high < 9.3
     uniform = random.uniform(-1, 1, 100_000)
     low, high = observed([uniform], "mse").range("v") or (0, 0)
     assert low < -0.97
@@ -124,11 +125,27 @@ def test_mse_is_near_the_best_of_all_clipping_points() -> None:
 
     def error(high: float) -> float:
         step = high / 255
-        return float(np.mean((np.clip(np.rint(values / step), 0, 255) * step - values) ** 2))
+        wrong = (np.clip(np.rint(values / step), 0, 255) * step - values) ** 2
+        return float(np.mean(np.where(values > high, 3 * wrong, wrong)))
 
     _, high = observed([values], "mse").range("v") or (0, 0)
     best = min(error(float(values.max()) * f) for f in np.linspace(0.05, 1, 200))
     assert error(high) < 1.05 * best
+
+
+def test_of_large_values_a_part_is_counted_another_one_each_time() -> None:
+    random = np.random.default_rng(0)
+    values = random.standard_normal((5, 1 << 18)).astype(np.float32)
+    summary = Summary(histogram=Histogram())
+    for _ in range(5):
+        summary.add(values)
+    assert summary.histogram is not None
+    assert summary.histogram.counts.sum() == values.size  # a fifth, five times
+    whole = Histogram()
+    whole.reach(float(np.abs(values).max()))
+    whole.add(values)
+    np.testing.assert_array_equal(summary.histogram.counts, whole.counts)
+    assert (summary.low, summary.high) == (values.min(), values.max())
 
 
 @pytest.mark.parametrize("method", METHODS)
