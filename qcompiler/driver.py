@@ -214,11 +214,16 @@ def in_the_open(
     """A fused graph -> the same after the passes of the quantize stage that were asked for, before
     those that always run; what others have quantized stays as it is.
     """
-    if any(n.op in _QUANTIZED for n in graph.nodes):
+    if is_quantized(graph):
         return graph
     usual = {n for n, p in PASSES.items() if getattr(p, "default", True)}
     asked = Choice(choice.options, choice.disabled | usual)
     return _through(graph, ("quantize",), asked, device, watch, data)
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether others have quantized a graph, or some of it."""
+    return any(n.op in _QUANTIZED for n in graph.nodes)
 
 
 def lowered(

@@ -150,6 +150,9 @@ class _Search:
         later = {n: v for n, v in self.choice.options.items() if stage_of(n) != "quantize"}
         self.after = Choice(later, self.choice.disabled)
         self.graph = driver.fused(model, options, self.choice, self.device, watch)
+        if driver.is_quantized(self.graph):
+            hint = "give the float model it was made of, or compile this one as it is"
+            raise Error("the model is quantized already", where="--max-drop", hint=hint)
         wanted = {n.name: (n.dtype, n.shape) for n in self.graph.inputs}
         self.data = list(_counted(samples(demand.data, wanted, demand.count)))
         if len(self.data) < 2:

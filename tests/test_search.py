@@ -12,10 +12,11 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from qcompiler import Error, load, search, timing
+from qcompiler import Error, driver, load, plugins, search, timing
 from qcompiler.cli.quality import allowed
 from qcompiler.driver import Options, Watch
 from qcompiler.metrics import METRICS, agreement, cosine, loss, top1, top5
+from qcompiler.onnx_writer import write
 from qcompiler.search import Demand
 
 WIDTH = 32
@@ -93,6 +94,13 @@ def test_what_is_slower_than_float_is_float(monkeypatch: pytest.MonkeyPatch) -> 
     kept = found(200.0)
     assert kept.chosen.method == "float32"
     assert kept.chosen.seconds == 1.0
+
+
+def test_a_quantized_model_is_no_float_model() -> None:
+    here = plugins.device("host")
+    coarse = write(driver.quantized(network(), OPTIONS, here, Watch()))
+    with pytest.raises(Error, match="the model is quantized already"):
+        search.compile(coarse, OPTIONS, Demand(1.0, data(4)), Watch())
 
 
 def test_labels_and_a_relative_limit() -> None:
