@@ -128,7 +128,7 @@ class _Part:
             return False
         first, others = node.operands[0], node.operands[1:]
         alone = first in self.batched and not self.batched.intersection(others)
-        rank, attrs = first.type.rank if first.types else 0, node.attrs
+        rank, attrs = first.types[0].rank, node.attrs
         if is_elementwise(node) or node.op in ("attention", "Attention"):
             return all(self._in_step(i, node) for i in node.operands)
         if node.op in _FIRST or node.op == "item":

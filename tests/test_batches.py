@@ -58,6 +58,14 @@ APART = {
         CONV + "%5 = ReduceMean(%4, %axes) {keepdims=0}\n %6 = matmul(%5, %v)",
         "6",
     ),
+    "pieces of channels": (
+        """%1 = Split(%x) {axis=3, num_outputs=2}
+      %2 = item(%1) {index=0}
+      %3 = item(%1) {index=1}
+      %4 = Mul(%2, %3)
+      %5 = Concat(%4, %x) {axis=-1}""",
+        "5",
+    ),
     "a reshape to the batch": (CONV + "%5 = Reshape(%4, %rows)\n %6 = matmul(%5, %v)", "6"),
     "a reshape of what is left": (CONV + "%5 = Reshape(%4, %free)", "5"),
     "products of images": (

@@ -236,6 +236,7 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
         "threads": plan.device.threads,
         "weights_bytes": plan.weights.nbytes,
         "workspace_bytes": plan.workspace_bytes,
+        "parts": plan.parts,
         "steps": steps,
         "skips": _skips(skips, plan),
     }
