@@ -149,6 +149,8 @@ TRANSPOSES = [
     ((64, 64), (1, 0)),
     ((9, 67, 2), (0, 2, 1)),
     ((9, 4, 67), (0, 2, 1)),
+    ((2, 37, 3, 3), (0, 2, 1, 3)),
+    ((3, 16, 2, 7), (0, 2, 1, 3)),
 ]
 
 
@@ -179,6 +181,9 @@ def test_work_before_and_after_a_transpose(isa: Isa) -> None:
     scaled = make("Mul", x[0], constant(random("float32", (40, 1, 1), 2)))
     turned = make("Transpose", scaled, perm=(0, 2, 3, 1))
     agrees(make("Relu", make("Add", turned, y[0])), turned, [x, y], isa)
+    short = given("float32", (4, 21, 3, 3), 5)
+    turned = make("Transpose", short[0], perm=(0, 2, 1, 3))
+    agrees(make("Mul", make("Relu", turned), scalar(1.7)), turned, [short], isa, 2)
     for channels in (40, 3):
         q = given("uint8", (2, 9, 11, channels), 3)
         scales = constant(random("float32", (channels,), 4))

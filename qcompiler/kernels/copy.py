@@ -4,6 +4,7 @@ rows         the operand is contiguous along the last loop: vectors
 tiles        it is along another loop: square tiles, transposed in registers
 interleaved  tiles of a last loop of 2 to 4 turns, such as colours: neighbours are stored together
 separated    tiles of the reverse: a few neighbours are loaded together
+short        rows of less than a vector, side by side in the output: several are stored together
 otherwise    rows, gathered an element at a time
 
 Elementwise nodes before the root are computed where its operand is loaded; those after it there as
@@ -32,6 +33,9 @@ from qcompiler.kernels.views import Box, boxes, merge, moved_by
 
 _FEW = 4
 """A loop of at most so many turns is interleaved in registers."""
+
+_FAR = 4
+"""Short rows are stored together where a vector of them comes from at most so many, or one more."""
 
 _ROWS_A_TASK = 4
 
@@ -131,6 +135,8 @@ class _Move:
 
     def _kind(self) -> str:
         last = len(self.dims) - 1
+        if self._short():
+            return "short"
         if self.along in (-1, last) or self.joined.out[-1] != 1:
             return "rows"
         few, size = self.dims[-1], self.dims[self.along]
@@ -141,6 +147,21 @@ class _Move:
         if size <= _FEW and plain and own[0][-1] == size:
             return "separated"
         return "tiles"
+
+    def _short(self) -> bool:
+        """Are the rows shorter than a vector, near each other in one operand, and neighbours in the
+        output? What follows must be the same for all of them.
+        """
+        few = self.dims[-1]
+        if self.along != len(self.dims) - 1 or self.joined.out[-2:] != (few, 1):
+            return False
+        if self.before is None or self.before.nodes or 2 * few > self.lanes:
+            return False
+        if _bytes(self.d.root.dtype) < 4:  # not every machine shuffles bytes so far
+            return False
+        steps = next(iter(self.joined.before.steps.values()))[-2:]
+        alike = not any(any(s) for s in self.joined.after.steps.values())
+        return alike and steps[1] == 1 and few < steps[0] <= _FAR * few
 
     @property
     def slowness(self) -> float:
@@ -231,10 +252,16 @@ class _Move:
     # -- tiles
 
     def _tiles(self, task: Value, count: int) -> None:
-        axis = len(self.dims) - 1 if self.kind == "separated" else self.along
-        emit = {"tiles": self._square, "interleaved": self._few_last, "separated": self._few_first}
-        lanes = self.d.isa.lanes(_bytes(self.d.root.dtype))
-        skipped = {axis, self.along, len(self.dims) - 1}
+        last = len(self.dims) - 1
+        axis = {"separated": last, "short": last - 1}.get(self.kind, self.along)
+        emit = {
+            "tiles": self._square,
+            "interleaved": self._few_last,
+            "separated": self._few_first,
+            "short": self._short_rows,
+        }
+        lanes = self.lanes if self.kind == "short" else self.d.isa.lanes(_bytes(self.d.root.dtype))
+        skipped = {axis, self.along, last}
         outer = [a for a in range(len(self.dims)) if a not in skipped]
         sizes = [self.dims[a] for a in outer]
         blocks, rest = divmod(self.dims[axis], lanes)
@@ -349,6 +376,31 @@ class _Move:
             value = self.m.vec(tir.shuffle2([c.expr for c in chunks], order), chunks[0].dtype)
             there = {**where, self.along: r}
             self._stored(there, self._offset(self._at(there)) + start, start, value, width)
+
+    def _short_rows(self, where: dict[int, Value], start: Value, width: int, lanes: int) -> None:
+        """Vectors of the output, each shuffled from those that its rows lie in."""
+        assert self.before is not None
+        few, axis = self.dims[-1], len(self.dims) - 2
+        (operand,) = self.before.operands
+        apart = self.joined.before.steps[operand][axis]
+        place = self._at({**where, axis: start})
+        source = self.b.let(self.before.place(place, -1).offsets[operand], "source")
+        target = self.b.let(self._offset(place), "target")
+        row = self.after.place(place, -1)
+        for first in range(0, width * few, lanes):
+            flat = range(first, min(first + lanes, width * few))
+            places = [i // few * apart + i % few for i in flat]
+            begin, length = places[0], places[-1] - places[0] + 1
+            loaded = []
+            for at in range(0, length, lanes):
+                count, pointer = min(lanes, length - at), self.d.pointers[operand]
+                part_ = load(
+                    self.m, pointer, _plain(operand.dtype), source + (begin + at), lanes, count
+                )
+                loaded.append(part_)
+            order = [p - begin for p in places] + [0] * (lanes - len(flat))
+            value = self.m.vec(tir.shuffle2([x.expr for x in loaded], order), loaded[0].dtype)
+            self._write(row, target + first, tir.const(0), value, len(flat))
 
 
 def _bytes(dtype: str) -> int:
