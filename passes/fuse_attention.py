@@ -3,6 +3,8 @@
 MatMul(Softmax(MatMul(q * c, Transpose(k)) * d + mask), v)  ->  Attention(q, k, v, mask, c * d)
 MatMul(Where(IsNaN(p), 0, p), v), p = Softmax(... + Where(keep, 0, -inf))
                                                             ->  Attention(q, k, v, keep)
+MatMul(Softmax(tanh(MatMul(q, Transpose(k)) / c) * c), v)   ->  Attention(q, k, v){softcap=c}
+(MatMul(q, k) * c + mask) + other                           ->  MatMul(q, k) * c + (mask + other)
 Attention(q, repeat(k), repeat(v))                          ->  Attention(q, k, v)
 
 c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or
@@ -36,11 +38,12 @@ LOWEST = -1e8
 
 @dataclass(frozen=True)
 class Scores:
-    """q k' * scale + mask."""
+    """q k' * scale + mask; where there is a cap, cap * tanh(q k' * scale / cap) + mask."""
 
     q: Node
     k: Node
     scale: float
+    cap: float
     mask: Node | None
 
 
@@ -82,7 +85,8 @@ def _fused(product: Node, softmax: Node, hidden_are_zero: bool = False) -> Node 
         q, k, v = (reshape(n, (n.type.dims[0], 1, *n.type.dims[1:])) for n in (q, k, v))
         mask = mask and _with_heads(mask)
     inputs = (q, k, v) if mask is None else (q, k, v, mask)
-    return reshape(make("Attention", *inputs, scale=scores.scale), product.type.dims)
+    made = make("Attention", *inputs, scale=scores.scale, softcap=scores.cap)
+    return reshape(made, product.type.dims)
 
 
 def _telling_hidden(mask: Node) -> Node | Skip:
@@ -110,11 +114,11 @@ def _with_heads(mask: Node) -> Node:
 
 
 def _scores(node: Node) -> Scores | Skip | None:
-    """What the softmax reads -> q, k, scale and mask."""
-    scale, node = _unscaled(node)
+    """What the softmax reads -> q, k, scale, cap and mask."""
+    outer, node = _unscaled(node)
     mask = None
     if node.op == "Add":
-        product = next((i for i in node.operands if _unscaled(i)[1].op == "MatMul"), None)
+        product = next((i for i in node.operands if _product(i)), None)
         if product is None:
             return None
         mask = next(i for i in node.operands if i is not product)
@@ -127,17 +131,18 @@ def _scores(node: Node) -> Scores | Skip | None:
         inner, node = _unscaled(product)
     else:
         inner = 1.0
+    scale, cap, node = _uncapped(outer * inner, node)
     if node.op != "MatMul":
         return None
     if mask is not None:
-        if scale != 1:
+        if outer != 1:
             return Skip("the mask is scaled with the scores")
         if not mask.type.static or mask.type.rank > node.type.rank:
             return Skip(f"the mask is {mask.type}")
     left, right = node.operands
     q_scale, q = _unscaled(left)
     k_scale, k = _unscaled_transpose(right)
-    return Scores(q, k, scale * inner * q_scale * k_scale, mask)
+    return Scores(q, k, scale * q_scale * k_scale, cap, mask)
 
 
 def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
@@ -146,7 +151,7 @@ def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
     if not condition.type.static:
         return None
     for scores, other, kept in ((a, b, True), (b, a, False)):
-        if _unscaled(scores)[1].op != "MatMul":
+        if not _product(scores):
             continue
         lowest = number(other)
         if lowest is None or lowest > LOWEST:
@@ -154,6 +159,33 @@ def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
         pair = (const(0.0, like=where), const(lowest, like=where))
         return make("Where", condition, *(pair if kept else pair[::-1])), scores
     return None
+
+
+def _product(node: Node) -> bool:
+    """Is it a product, perhaps scaled and capped?"""
+    return _uncapped(*_unscaled(node))[2].op == "MatMul"
+
+
+def _uncapped(scale: float, node: Node) -> tuple[float, float, Node]:
+    """tanh(x * c) * scale -> (c * scale, scale, x); anything else -> (scale, 0, itself)."""
+    if node.op != "Tanh" or scale <= 0:
+        return scale, 0.0, node
+    inner, x = _unscaled(node.operands[0])
+    return inner * scale, scale, x
+
+
+@rule(op("Add", op("Add", ANY, ANY), ANY, commutes=True))
+def fuse_masks(add: Node, inner: Node) -> Node | None:
+    """(MatMul(q, k) * c + mask) + other -> MatMul(q, k) * c + (mask + other)."""
+    product = next((i for i in inner.operands if _product(i)), None)
+    if product is None or not add.type.static or product.type != add.type:
+        return None
+    scores = _uncapped(*_unscaled(product))[2]
+    if any(i.is_constant for i in scores.operands):
+        return None  # not scores: a layer, its bias, and a residual
+    mask = next(i for i in inner.operands if i is not product)
+    other = next(i for i in add.operands if i is not inner)
+    return make("Add", product, make("Add", mask, other), name=add.name)
 
 
 def _unscaled(node: Node) -> tuple[float, Node]:

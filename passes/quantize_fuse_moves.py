@@ -37,6 +37,8 @@ def quantize_fuse_down(move: Node) -> Node | Skip | None:
     x, scale, zero = first.operands
     if x.dtype not in ("uint8", "int8"):
         return None
+    if not (scale.is_constant and zero.is_constant):
+        return Skip("the scale is computed")
     if move.op == "Transpose":
         return _transpose_down(move, first)
     if scale.array.size > 1 or zero.array.size > 1:
@@ -70,7 +72,7 @@ def _same(a: Node, b: Node) -> bool:
         b.op == "dequantize"
         and a.operands[0].dtype == b.operands[0].dtype
         and all(
-            scalar(p) is not None and scalar(p) == scalar(q)
+            p.is_constant and q.is_constant and p.type.size == 1 and scalar(p) == scalar(q)
             for p, q in zip(a.operands[1:], b.operands[1:], strict=True)
         )
     )
@@ -112,7 +114,7 @@ def _item_down(item: Node) -> Node | None:
     if split.op != "Split" or first is None or first.op != "dequantize":
         return None
     x, scale, zero = first.operands
-    if scale.array.size > 1 or zero.array.size > 1:
+    if any(not p.is_constant or p.type.size > 1 for p in (scale, zero)):
         return None
     pieces = rebuilt(split, (x, *split.inputs[1:]))
     return make("dequantize", rebuilt(item, (pieces,)), scale, zero)
