@@ -166,6 +166,23 @@ def test_a_gelu_rounded_to_bytes_is_as_accurate_as_promised(
     assert ((least <= got) & (got <= most)).all()
 
 
+@ISAS
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_a_gelu_rounded_to_bfloat16_is_as_accurate_as_promised(isa: Isa, approximate: str) -> None:
+    x = np.append(np.linspace(-9, 9, 20011), [1e9, -1e9]).astype(np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    gelu = make("Gelu", node, approximate=approximate)
+    exact = expected(Graph((node,), (gelu,), ("y",)), {node: x})
+    rounding = np.abs(exact) * 2.0**-8
+    bound = rounding + np.minimum(np.abs(x) * 2.0**-17, 3e-5)
+    rounded = make("Cast", gelu, to="bfloat16")
+    region = region_of(Graph((node,), (rounded,), ("y",)), None)
+    kernel, _ = choose(region, device(isa))
+    assert isinstance(kernel, Kernel)
+    got = fenced_run(kernel, region, isa, {node: x}).astype(np.float32)
+    assert (np.abs(got - exact) <= bound).all()
+
+
 FORMULAS = [name for name, op in OPERATORS.items() if op.formula is not None]
 EXACT = {
     *("Add", "Sub", "Mul", "Div", "Max", "Min", "Neg", "Abs", "Sign", "Reciprocal", "Mod", "Sum"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -42,8 +43,8 @@ _SHORTER: Mapping[str, Callable[..., Vec]] = {
 }
 """Formulas of which the same can be had for less, in float32."""
 
-_COARSE: Mapping[str, Callable[..., Vec]] = {"Gelu": polynomials.gelu_coarse}
-"""Formulas for results that nothing but a rounding to 8 bits reads."""
+_ROUNDED: Mapping[str, Callable[..., Vec]] = {"Gelu": polynomials.gelu_rounded}
+"""Formulas for results that nothing but a rounding `to` "byte" or "bfloat16" reads."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Fused:
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
         formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
         if short and node in self._rounded:
-            formula = _COARSE[node.op]
+            formula = partial(_ROUNDED[node.op], to=self._rounded[node])
         assert formula is not None, f"{node.op} is not elementwise"
         value = formula(self.m, *operands, **{k: node.attrs[k] for k in entry.defaults})
         assert isinstance(value, Vec), f"{node.op} gave {value!r}"
@@ -198,17 +199,21 @@ def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> 
     return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
 
 
-def _rounded(nodes: Sequence[Node]) -> frozenset[Node]:
-    """Those with a coarse formula that nothing reads but what rounds them to 8 bits."""
-    readers: dict[Node, list[Node]] = {n: [] for n in nodes if n.op in _COARSE}
+def _rounded(nodes: Sequence[Node]) -> dict[Node, str]:
+    """Those with a formula for results that nothing but a rounding reads -> what they become."""
+    readers: dict[Node, list[Node]] = {n: [] for n in nodes if n.op in _ROUNDED}
     for reader in nodes:
         for n in readers.keys() & set(reader.operands):
             readers[n].append(reader)
-    return frozenset(
-        n
-        for n, found in readers.items()
-        if [r.op for r in found] == ["quantize"] and numpy_dtype(found[0].dtype).itemsize == 1
-    )
+    found: dict[Node, str] = {}
+    for n, (reader, *others) in ((n, r) for n, r in readers.items() if r):
+        if others:
+            continue
+        if reader.op == "quantize" and numpy_dtype(reader.dtype).itemsize == 1:
+            found[n] = "byte"
+        elif reader.op == "Cast" and reader.dtype == "bfloat16":
+            found[n] = "bfloat16"
+    return found
 
 
 def load(

@@ -13,7 +13,7 @@ the Cephes library; for erf, the exponential form that N. Juffa has described.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, nan, pi, sqrt
 from typing import TYPE_CHECKING
 
@@ -49,15 +49,42 @@ _GELU = (
     *("-0x1.26aef0p+0", "-0x1.d636a0p-2", "-0x1.ae6aaep-5", "0x1.d25fea0p-8", "-0x1.4d0a7ep-13"),
     *("-0x1.91c1eap-13", "0x1.89400ap-15", "-0x1.54dddcp-18", "0x1.db4aa2p-23"),
 )
-# gelu(x) = max(x, 0) - t p(t)^4, t = min(|x|, 4.4): error 2^-15.8 of x; by tanh, 4.1: 2^-15.5
-_GELU_COARSE = (
-    *("0x1.ae8908p-1", "-0x1.571c5ap-3", "-0x1.a1a122p-5"),
-    *("0x1.656ae2p-8", "0x1.01a434p-8", "-0x1.49dd46p-11"),
-)
-_GELU_TANH_COARSE = (
-    *("0x1.ae88dcp-1", "-0x1.56f9a4p-3", "-0x1.a525c2p-5"),
-    *("0x1.a6a4ecp-8", "0x1.bdbeccp-9", "-0x1.2a97f0p-11"),
-)
+# gelu(x) = max(x, 0) - t p(t)^n, t = min(|x|, most): (most, n, p) by the formula that is meant and
+# what the result is rounded to; errors 2^-15.8, 2^-18.8, 2^-15.5 and 2^-17 of x
+_GELU_ROUNDED: Mapping[tuple[str, str], tuple[float, int, tuple[str, ...]]] = {
+    ("none", "byte"): (
+        4.4,
+        4,
+        (
+            *("0x1.ae8908p-1", "-0x1.571c5ap-3", "-0x1.a1a122p-5"),
+            *("0x1.656ae2p-8", "0x1.01a434p-8", "-0x1.49dd46p-11"),
+        ),
+    ),
+    ("none", "bfloat16"): (
+        5.2,
+        8,
+        (
+            *("0x1.d5819cp-1", "-0x1.76b156p-4", "-0x1.0466dcp-5"),
+            *("-0x1.0b33dcp-10", "0x1.f09428p-10", "-0x1.80505ap-13"),
+        ),
+    ),
+    ("tanh", "byte"): (
+        4.1,
+        4,
+        (
+            *("0x1.ae88dcp-1", "-0x1.56f9a4p-3", "-0x1.a525c2p-5"),
+            *("0x1.a6a4ecp-8", "0x1.bdbeccp-9", "-0x1.2a97f0p-11"),
+        ),
+    ),
+    ("tanh", "bfloat16"): (
+        4.6,
+        8,
+        (
+            *("0x1.d58158p-1", "-0x1.766ad2p-4", "-0x1.0721b2p-5"),
+            *("-0x1.b16adap-12", "0x1.b29cdap-10", "-0x1.83131ep-13"),
+        ),
+    ),
+}
 # 2^f / 2 = 1/2 + f p(f), |f| <= 1/2: 2^-23.4
 _HALF_EXP2 = ("0x1.62e42ap-2", "0x1.ebf9c2p-4", "0x1.c6b6dcp-6", "0x1.3ce8c0p-8", "0x1.5bd898p-11")
 
@@ -145,17 +172,19 @@ def gelu(m: TirMath, x: Vec, *, approximate: str) -> Vec:
     return x * m.where(x > -5.75, share, 0.0)
 
 
-def gelu_coarse(m: TirMath, x: Vec, *, approximate: str) -> Vec:
-    """Gelu for a result that is rounded to 8 bits: error 2^-15.5 of x, and below 7e-5 anywhere.
+def gelu_rounded(m: TirMath, x: Vec, *, approximate: str, to: str) -> Vec:
+    """Gelu for a result that is rounded `to` a "byte" (error 2^-15.5 of x, and below 7e-5 anywhere)
+    or "bfloat16" (2^-17 of x, below 3e-5).
 
-    What it differs by from max(x, 0) is x times the fourth power of a polynomial, whose tail falls
-    off as the normal distribution's does.
+    What it differs by from max(x, 0) is x times a power of a polynomial, whose tail falls off as
+    the normal distribution's does.
     """
-    by_tanh = approximate == "tanh"
-    size = m.min(m.abs(x), 4.1 if by_tanh else 4.4)
-    root = polynomial(m, size, _GELU_TANH_COARSE if by_tanh else _GELU_COARSE)
-    square = root * root
-    return m.fma(-size, square * square, m.max(x, 0.0))
+    most, times, coefficients = _GELU_ROUNDED[approximate, to]
+    size = m.min(m.abs(x), most)
+    power = polynomial(m, size, coefficients)
+    while times > 1:
+        power, times = power * power, times // 2
+    return m.fma(-size, power, m.max(x, 0.0))
 
 
 def log(m: TirMath, x: Vec) -> Vec:
