@@ -40,7 +40,7 @@ from qcompiler.sparsity import (
     Mask,
     Pattern,
     as_taps,
-    curve,
+    curves,
     global_levels,
     importance,
     mask,
@@ -137,17 +137,17 @@ class PruneWeights:
         if self.scope == "layer" or pattern.of or not products:
             return dict.fromkeys(products, min(self.sparsity, self.most))
         seen: dict[Node, Floats] = {}
-        curves: dict[Node, Floats] = {}
+        losses: dict[Node, Floats] = {}
         if self.scope == "sensitivity" or self.importance != "magnitude":
             assert self.data is not None
             for node, found in moments(graph, products, self.data):
                 scores = self.scores(node, rows(node, node.operands[1].array), found.second)
                 seen[node] = scores
                 if self.scope == "sensitivity":
-                    curves[node] = _curves(node, found.second, scores, pattern)
+                    losses[node] = curves(node, found.second, scores, pattern)
         if self.scope == "sensitivity":
             sizes = {n: n.operands[1].type.size for n in products}
-            found_levels = sensitive_levels(curves, sizes, self.sparsity)
+            found_levels = sensitive_levels(losses, sizes, self.sparsity)
             return {n: min(s, self.most) for n, s in found_levels.items()}
         scores_of = {
             n: seen[n] if n in seen else self.scores(n, rows(n, n.operands[1].array), None)
@@ -246,18 +246,6 @@ def _swept(w: Floats, h: Floats, c: Floats, pattern: Pattern, level: float, node
     kept = np.empty(w.shape, bool)
     kept[:, order] = ~zeros
     return kept
-
-
-def _curves(node: Node, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
-    """The mean of the groups' curves."""
-    w = as_taps(node, rows(node, node.operands[1].array))
-    each = len(w) // len(second)
-    parts = [
-        curve(w[g * each : (g + 1) * each], h, scores[g * each : (g + 1) * each], pattern)
-        for g, h in enumerate(second)
-    ]
-    made: Floats = np.mean(parts, axis=0)
-    return made
 
 
 def _places(graph: Graph) -> list[Node]:

@@ -89,24 +89,31 @@ class Watch:
 
 @dataclass(frozen=True)
 class Made:
-    """A compiled model: its float graph (pruned, where that was asked for), the same in few bits as
-    ONNX has it (the float graph itself where nothing was asked for), the plan made of that, and the
-    artifact.
+    """A compiled model: its float graph, the same pruned (itself where that was not asked for), the
+    same in few bits as ONNX has it (again itself where nothing was asked for), the plan made of
+    that, and the artifact.
     """
 
+    original: Graph
     exact: Graph
     coarse: Graph
     plan: Plan
     artifact: Artifact
 
+    @property
+    def pruned(self) -> bool:
+        """Whether anything was taken away."""
+        return any(note.startswith("pruned") for note in self.exact.notes)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model on its way to a plan: its float graph (pruned, where that was asked for), the same in
-    few bits as ONNX has it (the float graph itself where nothing was asked for), and what the plan
-    is made from.
+    """A model on its way to a plan: its float graph, the same pruned (itself where that was not
+    asked for), the same in few bits as ONNX has it (again itself where nothing was asked for), and
+    what the plan is made from.
     """
 
+    original: Graph
     exact: Graph
     coarse: Graph
     lower: Graph
@@ -124,7 +131,8 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     device = plugins.device(options.target, options.threads)
     graphs = prepare(model, options, device, watch)
     planned = plan(graphs.lower, device, _on(watch, "choosing kernels"))
-    return Made(graphs.exact, graphs.coarse, planned, build(planned, watch))
+    artifact = build(planned, watch)
+    return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact)
 
 
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
@@ -138,13 +146,13 @@ def prepare(
     model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
 ) -> Prepared:
     """ONNX file or model -> its graphs on the way to a plan: all stages run."""
-    exact, choice, data = _begun(model, options, device, watch)
+    original, exact, choice, data = _begun(model, options, device, watch)
     coarse = in_the_open(exact, choice, device, watch, data)
     rest = choice
     if coarse is not exact:  # else nothing was done yet: others had quantized the model
         left = {n: v for n, v in choice.options.items() if stage_of(n) != "quantize"}
         rest = Choice(left, choice.disabled)
-    return Prepared(exact, coarse, lowered(coarse, rest, device, watch, data))
+    return Prepared(original, exact, coarse, lowered(coarse, rest, device, watch, data))
 
 
 def quantized(
@@ -153,21 +161,22 @@ def quantized(
     """ONNX file or model -> the graph in few bits as ONNX has it (QuantizeLinear and
     DequantizeLinear around float operators), before the compiler's own operators are made of it.
     """
-    exact, choice, data = _begun(model, options, device, watch)
+    _, exact, choice, data = _begun(model, options, device, watch)
     return in_the_open(exact, choice, device, watch, data)
 
 
 def _begun(
     model: str | Path | onnx.ModelProto, options: Options, device: isa.Device, watch: Watch
-) -> tuple[Graph, Choice, Calibration | None]:
-    """ONNX file or model -> the float graph that quantizing begins with, the passes that are wanted
-    from there on, and what they calibrate with.
+) -> tuple[Graph, Graph, Choice, Calibration | None]:
+    """ONNX file or model -> its float graph, the same pruned, which quantizing begins with, the
+    passes that are wanted from there on, and what they calibrate with.
     """
     options = _read_twice(options)
     choice = choose(options.passes, options.disabled_passes)
-    graph = fused(model, options, choice, device, watch)
+    original = fused(model, options, choice, device, watch)
+    graph = pruned(original, options, choice, device, watch)
     graph, data = calibration(graph, options, watch)
-    return graph, quantization(choice, options), data
+    return original, graph, quantization(choice, options), data
 
 
 def fused(
@@ -177,9 +186,7 @@ def fused(
     device: isa.Device,
     watch: Watch,
 ) -> Graph:
-    """ONNX file or model -> the float graph that quantizing begins with: read, folded, fused and
-    pruned.
-    """
+    """ONNX file or model -> its float graph: read, folded and fused."""
     if options.precision not in PRECISIONS:
         raise Error(
             f"unknown precision {options.precision!r}",
@@ -188,7 +195,13 @@ def fused(
     graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
     demand_static(graph)
     _seen(watch, "read", graph)
-    graph = _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    return _through(graph, STAGES[:_PRUNE], choice, device, watch)
+
+
+def pruned(
+    graph: Graph, options: Options, choice: Choice, device: isa.Device, watch: Watch
+) -> Graph:
+    """A float graph -> what is left of it after pruning; itself where that was not asked for."""
     asked = pruning(options.prune, options.prune_include, options.prune_exclude)
     merged = {k: {**v, **choice.options.get(k, {})} for k, v in asked.items()}
     choice = Choice({**choice.options, **merged}, choice.disabled)

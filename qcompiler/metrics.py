@@ -5,7 +5,8 @@ With labels a score says how right a model is; without, how much it agrees with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Array
 from qcompiler.plugins import broken, load_file
+from qcompiler.runtime import Model
+from qcompiler.samples import Sample
 
 Outputs = Mapping[str, Array]
 """{output name: [samples, ...]}, the outputs of all samples end to end."""
@@ -69,6 +72,43 @@ def metric(name: str, labelled: bool, reference: Outputs) -> tuple[str, Score]:
     if name in ("top1", "top5") and not labelled:
         raise Error(f"{name} needs labels", hint="--labels labels.npy, or --metric agreement")
     return name, METRICS[name]
+
+
+def outputs_of(model: Model, data: Iterable[Sample]) -> Outputs:
+    """Every sample's outputs, end to end; a scalar counts as one row."""
+    made: dict[str, list[Array]] = {v.name: [] for v in model.outputs}
+    for sample in data:
+        for name, array in model.run(sample).items():
+            made[name].append(np.atleast_1d(array))
+    whole = {name: np.concatenate(arrays) for name, arrays in made.items()}
+    for array in whole.values():
+        array.flags.writeable = False  # a user's metric may read it, no more
+    return whole
+
+
+def labels_of(given: object, count: int, rows: int) -> Array | None:
+    """Labels as given, at least those of all samples -> [samples, rows of a sample, ...]."""
+    if given is None:
+        return None
+    where = "labels"
+    if isinstance(given, (str, Path)):
+        where = str(given)
+        try:
+            loaded = np.load(given, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                with loaded:
+                    key = "labels" if "labels" in loaded.files else loaded.files[0]
+                    given = loaded[key]
+            else:
+                given = loaded
+        except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as e:
+            raise Error(f"no labels: {e}", where=where) from e
+    labels = np.asarray(given)
+    if not labels.ndim or len(labels) < rows * count:
+        raise Error(
+            f"labels of shape {list(labels.shape)} for {count} samples of {rows}", where=where
+        )
+    return labels[: rows * count].reshape(count, rows, *labels.shape[1:])
 
 
 def classes(outputs: Outputs) -> Array:

@@ -1,7 +1,9 @@
-"""A float graph, the same in few bits, their artifacts and data -> what quantization did to it.
+"""A float graph, the same pruned, the same in few bits, and data -> what was done to it.
 
-Per layer: what it multiplies, how its error grew (both graphs are run with every product's value
-as an output), how its weights and values are spread before and after, what it takes and saves.
+In all: each of these three as an artifact: what it scores, how near its outputs are to the float
+network's, what it takes. Per layer: what it multiplies, how its error grew (the graphs are run with
+every product's value as an output), how its weights and values are spread before and after, what it
+takes and saves, how much of it could be pruned.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ import numpy as np
 
 from qcompiler import driver, plugins, timing
 from qcompiler.artifact import Artifact
-from qcompiler.driver import Watch
+from qcompiler.calibrate import Calibration
+from qcompiler.driver import Made, Watch
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.matching import input_at
+from qcompiler.metrics import labels_of, metric, outputs_of
+from qcompiler.ops.registry import Numbers
 from qcompiler.plan import plan
+from qcompiler.reconstruct import moments, rows, takes
 from qcompiler.runtime import Model, load
 from qcompiler.samples import Sample
 from qcompiler.search import Found
+from qcompiler.sparsity import Pattern, as_taps, curves
 from qcompiler.stages import Choice
 
 SAMPLES = 16
@@ -30,6 +37,18 @@ SAMPLES = 16
 BINS = 48
 _PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "MatMul"})
 _ENERGY = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How outputs are scored: labels of the samples (as `--labels` takes them) and a metric's name;
+    without, by agreement with the float network. held_out: only by the half of the data that a
+    search did not choose by.
+    """
+
+    labels: object = None
+    metric: str = ""
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,9 +72,36 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The network after a step of its compilation, as an artifact: its score in points (NaN: no
+    metric), the SQNR in decibels and the cosine similarity of its first output against the float
+    network's, its bytes, the milliseconds of a run on this machine.
+    """
+
+    name: str
+    score: float
+    sqnr: float
+    cosine: float
+    bytes: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much of the energy of a product's output is lost when it alone loses so many of its
+    weights (sparsity.LEVELS), the smallest first, and the others stay what they are.
+    """
+
+    name: str
+    lost: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class LayerReport:
-    """One product. Errors are of its value in the quantized network, all errors before included:
-    SQNR in decibels, cosine similarity in 0..1. Bytes are those of its weights.
+    """One product. Errors are of its value in the final network, all errors before included: SQNR
+    in decibels, cosine similarity in 0..1 against the float network after pruning, `sqnr_original`
+    against the one before (None: where it has fewer channels than that). Bytes are those of its
+    weights.
     """
 
     name: str
@@ -63,6 +109,7 @@ class LayerReport:
     dtype: str
     sqnr: float
     cosine: float
+    sqnr_original: float | None
     float_us: float
     int8_us: float
     bytes_before: int
@@ -73,7 +120,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a quantized model. Times are medians in milliseconds on this machine."""
+    """All that is known of a compiled model. Times are medians in milliseconds on this machine."""
 
     model: str
     target: str
@@ -81,84 +128,140 @@ class Report:
     quantization: str
     notes: Mapping[str, str]
     bytes_model: int
-    bytes_float: int
-    bytes_int8: int
-    float_ms: float
-    int8_ms: float
+    stages: tuple[Stage, ...]
+    """The float network, the same pruned where it was, and what was compiled."""
+    metric: str
     layers: tuple[LayerReport, ...]
+    sensitivity: tuple[Sensitivity, ...]
     skips: tuple[tuple[str, str, str], ...]
     energy: Mapping[str, float | str]
-    """Millijoules a run of both, or why there is no number."""
+    """Millijoules a run of the first and the last stage, or why there is no number."""
     found: Found | None = field(default=None)
 
 
 def examine(
     name: str,
-    exact: Graph,
-    coarse: Graph,
-    artifact: Artifact,
+    made: Made,
     data: Sequence[Sample],
     *,
+    judge: Judge | None = None,
+    calibration: Calibration | None = None,
     model_bytes: int = 0,
     skips: Sequence[tuple[str, str, str]] = (),
     found: Found | None = None,
 ) -> Report:
     """Everything that can be measured here.
 
-    exact, coarse: the fused float graph, and its quantized form in the open (`driver.quantized`).
-    artifact: what was compiled of `coarse`. data: samples; the first SAMPLES of them are used.
+    made: what was compiled, and the graphs on the way. data: samples; the first SAMPLES of them are
+    used for layers, all are scored by `judge` (by default, by agreement with the float network).
+    calibration: what curves of sensitivity are measured on, if they are wanted.
     """
-    device = plugins.device(artifact.manifest.isa, artifact.manifest.threads)
-    floating = _artifact(exact, device.isa.name, artifact.manifest.threads)
-    models = (load(floating), load(artifact))
-    seconds = timing.medians(*(partial(m.run, data[0]) for m in models))
+    manifest = made.artifact.manifest
+    device = plugins.device(manifest.isa, manifest.threads)
+    label = made.coarse.notes.get("quantization", made.coarse.notes.get("weights", "none"))
+    artifacts = {"float32": _artifact(made.original, device.isa.name, manifest.threads)}
+    if made.pruned and made.coarse is not made.exact:
+        artifacts["pruned"] = _artifact(made.exact, device.isa.name, manifest.threads)
+    last = label if label != "none" else "pruned" if made.pruned else "compiled"
+    artifacts[last] = made.artifact
+    models = [load(a) for a in artifacts.values()]
+    stages, metric = _stages(artifacts, models, data, judge)
+    ends = (models[0], models[-1])
     return Report(
         model=name,
-        target=artifact.manifest.isa,
-        threads=artifact.manifest.threads,
-        quantization=coarse.notes.get("quantization", "none"),
-        notes=dict(artifact.manifest.notes),
+        target=manifest.isa,
+        threads=manifest.threads,
+        quantization=label,
+        notes=dict(manifest.notes),
         bytes_model=model_bytes,
-        bytes_float=floating.bytes,
-        bytes_int8=artifact.bytes,
-        float_ms=seconds[0] * 1e3,
-        int8_ms=seconds[1] * 1e3,
-        layers=_layers(exact, coarse, models, data[:SAMPLES]),
+        stages=stages,
+        metric=metric,
+        layers=_layers(made, ends, data[:SAMPLES]),
+        sensitivity=() if calibration is None else _sensitivity(made.original, calibration),
         skips=tuple(dict.fromkeys(skips)),
-        energy=_energy(models, data[0]),
+        energy=_energy(ends, data[0]),
         found=found,
     )
 
 
+def _stages(
+    artifacts: Mapping[str, Artifact],
+    models: Sequence[Model],
+    data: Sequence[Sample],
+    judge: Judge | None,
+) -> tuple[tuple[Stage, ...], str]:
+    seconds = timing.medians(*(partial(m.run, data[0]) for m in models))
+    judge = judge or Judge()
+    half = slice(1, None, 2) if judge.held_out and len(data) > 1 else slice(None)
+    outputs = [outputs_of(m, data[half]) for m in models]
+    rows = len(next(iter(outputs[0].values()))) // len(data[half])
+    labels = labels_of(judge.labels, len(data), rows)
+    flat = None if labels is None else np.concatenate(list(labels[half]))
+    name, score = metric(judge.metric, labels is not None, outputs[0])
+    made = []
+    for (stage, artifact), found, taken in zip(artifacts.items(), outputs, seconds, strict=True):
+        first, last = (next(iter(o.values())).astype(np.float64) for o in (outputs[0], found))
+        errors = _errors(_sums(first, last))
+        points = score(found, outputs[0], flat)
+        made.append(Stage(stage, points, **errors, bytes=artifact.bytes, ms=taken * 1e3))
+    return tuple(made), name
+
+
 def _layers(
-    exact: Graph, coarse: Graph, models: tuple[Model, Model], data: Sequence[Sample]
+    made: Made, models: tuple[Model, Model], data: Sequence[Sample]
 ) -> tuple[LayerReport, ...]:
-    before, after = _products(exact), _products(coarse)
-    names = [n for n in before if n in after]
-    runs = [_tapped(g, [p[n] for n in names]) for g, p in ((exact, before), (coarse, after))]
-    sums = {n: np.zeros(4) for n in names}
+    graphs = [_products(g) for g in (made.original, made.exact, made.coarse)]
+    original, before, after = graphs
+    names = [n for n in original if n in before and n in after]
+    pairs = list(zip((made.original, made.exact, made.coarse), graphs, strict=True))
+    if not made.pruned:
+        del pairs[0]
+    runs = [_tapped(g, [p[n] for n in names]) for g, p in pairs]
+    sums: dict[str, Numbers] = {n: np.zeros(4) for n in names}
+    wide: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     first: dict[str, tuple[Array, Array]] = {}
     for sample in data:
-        for n, a, b in zip(names, runs[0](sample), runs[1](sample), strict=True):
-            x, y = (v.astype(np.float64).ravel() for v in (a, b))
-            sums[n] += (x @ x, y @ y, x @ y, np.square(x - y).sum())
-            first.setdefault(n, (a, b))
+        found = [run(sample) for run in runs]
+        for n, a, b, c in zip(names, found[0], found[-2], found[-1], strict=True):
+            sums[n] = sums[n] + _sums(b, c)
+            if a.shape == c.shape:
+                wide[n] = wide[n] + _sums(a, c)
+            first.setdefault(n, (a, c))
     times = [timing.of_steps(m, data[0]) for m in models]
     return tuple(
         LayerReport(
             name=n,
-            op=before[n].op,
+            op=original[n].op,
             dtype=_dtype(after[n]),
             **_errors(sums[n]),
+            sqnr_original=_errors(wide[n])["sqnr"] if wide[n].any() else None,
             float_us=times[0].get(n, 0.0) * 1e6,
             int8_us=times[1].get(n, 0.0) * 1e6,
-            bytes_before=_weight_bytes(before[n]),
+            bytes_before=_weight_bytes(original[n]),
             bytes_after=_weight_bytes(after[n]),
-            weights=_weights(before[n], after[n]),
+            weights=_weights(original[n], after[n]),
             values=Spread.of(*first[n]) if n in first else None,
         )
         for n in names
     )
+
+
+def _sensitivity(graph: Graph, data: Calibration) -> tuple[Sensitivity, ...]:
+    """Curves of the products that weights can be taken from, one by one."""
+    made = []
+    products = [n for n in _products(graph).values() if takes(n)]
+    for node, seen in moments(graph, products, data):
+        w = rows(node, node.operands[1].array)
+        lost = curves(node, seen.second, as_taps(node, w * w), Pattern())
+        made.append(Sensitivity(node.name, tuple(float(v) for v in lost)))
+    places = {n.name: i for i, n in enumerate(products)}
+    return tuple(sorted(made, key=lambda s: places[s.name]))
+
+
+def _sums(a: Array, b: Array) -> Numbers:
+    """Two values -> the sums that SQNR and cosine are made of."""
+    x, y = (v.astype(np.float64).ravel() for v in (a, b))
+    return np.array([x @ x, y @ y, x @ y, np.square(x - y).sum()])
 
 
 def _products(graph: Graph) -> dict[str, Node]:
@@ -237,7 +340,7 @@ def _weights(before: Node, after: Node) -> Spread | None:
     return Spread.of(weights.array, whole * scale.array.astype(np.float64).reshape(shape))
 
 
-def _energy(models: Sequence[Model], sample: Sample) -> dict[str, float | str]:
+def _energy(models: tuple[Model, Model], sample: Sample) -> dict[str, float | str]:
     """Millijoules of a run by the counters of the processor's package (Intel's RAPL, which AMD's
     Linux driver serves too), where Linux shows them.
     """

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from qcompiler.files import size
-from qcompiler.report import LayerReport, Report, Spread
+from qcompiler.report import LayerReport, Report, Sensitivity, Spread
 from qcompiler.search import Found
+from qcompiler.sparsity import LEVELS
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --faint: #8883; --a: #8a8f98;
@@ -26,9 +27,13 @@ th:first-child, td:first-child, td.t { text-align: left; }
 .facts b { display: block; font-size: 1.35rem; } small { color: var(--a); }
 svg text { fill: var(--ink); font: 11px system-ui, sans-serif; } svg { display: block; }
 .before { fill: var(--a); } .after { fill: var(--b); } .line { stroke: var(--faint); }
+.frame { fill: none; stroke: var(--faint); } .curve { fill: none; stroke: var(--b); }
+.curves { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; width: 130px; }
+figcaption { font-size: 11px; overflow-wrap: anywhere; }
 .mark { fill: var(--c); } details { margin: 1rem 0; } summary { cursor: pointer; }
 """
 _SPARK = (120, 28)
+_CURVE = (130, 60)
 _PLOT = (640, 300)
 _MARGIN = (56, 16, 24, 40)  # left, right, top, bottom
 
@@ -39,8 +44,10 @@ def html(report: Report) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         _facts(report),
+        _stages(report),
         _accuracy(report.found),
         _layers(report.layers),
+        _sensitivity(report.sensitivity),
         _skips(report.skips),
         _notes(report),
     ]
@@ -54,10 +61,15 @@ def html(report: Report) -> str:
 
 
 def _facts(r: Report) -> str:
-    gain = r.float_ms / r.int8_ms if r.int8_ms else math.nan
-    facts = [
-        (f"{r.int8_ms:.3f} ms", f"a run; float32 {r.float_ms:.3f} ms, {gain:.2f}x"),
-        (size(r.bytes_int8), f"artifact; float32 {size(r.bytes_float)}"),
+    facts = []
+    if r.stages:
+        whole, last = r.stages[0], r.stages[-1]
+        gain = whole.ms / last.ms if last.ms else math.nan
+        facts = [
+            (f"{last.ms:.3f} ms", f"a run; float32 {whole.ms:.3f} ms, {gain:.2f}x"),
+            (size(last.bytes), f"artifact; float32 {size(whole.bytes)}"),
+        ]
+    facts += [
         (size(r.bytes_model) if r.bytes_model else "-", "the ONNX file"),
         (_energy(r.energy["int8"]), f"energy a run; float32 {_energy(r.energy['float32'])}"),
         (r.target, f"target, {r.threads} threads"),
@@ -67,6 +79,28 @@ def _facts(r: Report) -> str:
         facts.insert(0, (f"{r.found.chosen.score:.2f}", f"{r.found.metric}; float32 {exact:.2f}"))
     cells = "".join(f"<div><b>{escape(a)}</b><small>{escape(b)}</small></div>" for a, b in facts)
     return f'<div class="facts">{cells}</div>'
+
+
+def _stages(r: Report) -> str:
+    """What each step costs and saves."""
+    rows = [
+        [
+            ("t", s.name),
+            ("", "-" if math.isnan(s.score) else f"{s.score:.2f}"),
+            ("", "-" if math.isinf(s.sqnr) else f"{s.sqnr:.1f}"),
+            ("", f"{s.cosine:.5f}"),
+            ("", size(s.bytes)),
+            ("", f"{s.ms:.3f}"),
+        ]
+        for s in r.stages
+    ]
+    if not rows:
+        return ""
+    head = ("network", r.metric, "SQNR dB", "cosine", "artifact", "ms")
+    return (
+        "<h2>Step by step</h2><p>Scores, SQNR and cosine of the outputs against the float network"
+        " before anything was done to it.</p>" + _table(head, rows)
+    )
 
 
 def _accuracy(found: Found | None) -> str:
@@ -126,12 +160,14 @@ def _pareto(found: Found) -> str:
 def _layers(layers: Sequence[LayerReport]) -> str:
     if not layers:
         return ""
+    pruned = any(x.sqnr_original is not None for x in layers)
     rows = [
         [
             ("t", x.name),
             ("t", x.op),
             ("t", x.dtype),
             ("", f"{x.sqnr:.1f}"),
+            *([("", _decibels(x.sqnr_original))] if pruned else []),
             ("", f"{x.cosine:.5f}"),
             ("", f"{x.float_us:.1f}"),
             ("", f"{x.int8_us:.1f}"),
@@ -142,16 +178,53 @@ def _layers(layers: Sequence[LayerReport]) -> str:
         ]
         for x in layers
     ]
-    head = ("layer", "", "multiplies", "SQNR dB", "cosine", "float us", "us")
+    head = ("layer", "", "multiplies", "SQNR dB", *(["to the original"] if pruned else []))
+    times = ("cosine", "float us", "us")
     sizes = ("weights", "now", "weights", "values")
+    against = "the pruned float one's" if pruned else "the float one's"
     return (
-        "<h2>Layers</h2><p>SQNR and cosine compare a layer's value in the quantized network with"
-        " the float one's, all errors before it included. Histograms:"
+        "<h2>Layers</h2><p>SQNR and cosine compare a layer's value in the final network with"
+        f" {against}, all errors before it included; the other columns with the float network"
+        " before anything was done to it. Histograms:"
         ' <b style="color:var(--a)">before</b>, <b style="color:var(--b)">after</b>,'
         " counts on a logarithmic scale.</p>"
         + _bars([(x.name, x.sqnr) for x in layers])
-        + _table((*head, *sizes), rows)
+        + _table((*head, *times, *sizes), rows)
     )
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _sensitivity(curves: Sequence[Sensitivity]) -> str:
+    """A small plot a layer: energy lost over the share of its weights taken."""
+    if not curves:
+        return ""
+    plots = "".join(
+        f"<figure>{_curve(c)}<figcaption>{escape(c.name)}</figcaption></figure>" for c in curves
+    )
+    return (
+        "<h2>Sensitivity to pruning</h2><p>Of each layer alone, without repair: the share of its"
+        " output's energy (up, 0 to 100 %) that is lost with a share of its weights (across, 0 to"
+        f" {100 * LEVELS[-1]:.0f} %), the smallest first. The number: what half of them cost.</p>"
+        f'<div class="curves">{plots}</div>'
+    )
+
+
+def _curve(curve: Sensitivity) -> str:
+    width, height = _CURVE
+    points = [
+        f"{width * level / LEVELS[-1]:.1f},{height - 1 - (height - 2) * min(lost, 1.0):.1f}"
+        for level, lost in zip(LEVELS, curve.lost, strict=True)
+    ]
+    half = curve.lost[LEVELS.index(0.5)]
+    drawn = [
+        f'<rect class="frame" x="0" y="0" width="{width}" height="{height}"/>',
+        f'<polyline class="curve" points="{" ".join(points)}"/>',
+        f'<text x="4" y="12">{100 * half:.1f} %</text>',
+    ]
+    return _svg(width, height, drawn)
 
 
 def _bars(values: Sequence[tuple[str, float]]) -> str:

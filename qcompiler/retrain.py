@@ -52,6 +52,8 @@ _WARM = 0.05
 """Of all steps: so long the learning rate rises; then it falls along a cosine (Loshchilov & Hutter,
 "SGDR", 2017).
 """
+_LEAST_SIZE = 1e-3
+"""Tensors of zeros, which biases may be, change as if they were so large."""
 _PRUNING = 0.6
 """Of all steps: by then a gradual schedule has taken everything."""
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
@@ -60,15 +62,17 @@ _PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
 @dataclass(frozen=True)
 class Training:
     """How to train. data: samples, of any kind that calibration takes. teacher: another float model
-    with the same inputs and outputs; by default the model itself. rate: the largest step of Adam's.
-    augment: what is done to pictures [N,C,H,W] before teacher and student see them: "flip" left to
+    with the same inputs and outputs; by default the model itself. rate: the largest step of Adam's,
+    as a part of a tensor's root mean square (as Shazeer & Stern, "Adafactor", 2018: networks whose
+    inputs are bytes have weights a hundred times smaller than others). augment: what is done to
+    pictures [N,C,H,W] before teacher and student see them: "flip" left to
     right, "shift" by up to an eighth, "mix" two of a batch. gradual: weights that `prune` asks to
     take go little by little while training, not all before.
     """
 
     data: object
     epochs: int = 5
-    rate: float = 1e-4
+    rate: float = 1e-3
     count: int = 2000
     teacher: str | Path | onnx.ModelProto | None = None
     seed: int = 0
@@ -96,7 +100,7 @@ def retrain(
     Raises Error where torch is not installed, or no gradient passes an operator.
     """
     if not 0 < training.rate < math.inf:
-        raise Error(f"a learning rate of {training.rate}", hint="a small number above 0: 1e-4")
+        raise Error(f"a learning rate of {training.rate}", hint="a small number above 0: 1e-3")
     for kind in training.augment:
         if kind not in AUGMENTATIONS:
             raise Error(f"augmentation {kind!r}", hint=f"one of {', '.join(AUGMENTATIONS)}")
@@ -124,25 +128,27 @@ class _Retraining:
         self.model, self.options, self.training, self.watch = model, options, training, watch
         device = plugins.device(options.target, options.threads)
         choice = choose(options.passes, options.disabled_passes)
-        whole = replace(options, prune=())  # who teaches has all weights
-        exact = driver.fused(model, options, choice, device, watch)
+        original = driver.fused(model, options, choice, device, watch)
+        exact = driver.pruned(original, options, choice, device, watch)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
         if training.gradual:
             self.pattern, kept = _gradual(options, device)
             levels = _zeros(exact)
-            exact = driver.fused(model, replace(options, prune=kept), choice, device, watch)
+            left = replace(options, prune=kept)
+            exact = driver.pruned(original, left, choice, device, watch)
         exact, data = driver.calibration(exact, options, watch)
         asked = driver.quantization(choice, options)
-        self.teacher = self.exact = exact
-        given = model if training.teacher is None and options.prune else training.teacher
-        if given is not None:
-            self.teacher = driver.fused(given, whole, choice, device, watch)
+        self.teacher, self.exact = original, exact
+        if training.teacher is not None:
+            self.teacher = driver.fused(training.teacher, options, choice, device, watch)
         wanted = {n.name: (n.dtype, n.shape) for n in exact.inputs}
+        self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))
         if len(self.batches) < 2:
             raise Error("one batch cannot both teach and judge", hint="give more data")
-        self.student, self.weights = _students(exact, asked, device, watch, data)
+        student, self.weights = _students(exact, asked, device, watch, data)
+        self.student = _before_softmax(student)
         self.levels = {n: s for n, s in levels.items() if n in self.weights and s > 0}
         self.random = np.random.default_rng(training.seed)
 
@@ -152,12 +158,15 @@ class _Retraining:
 
         torch.manual_seed(self.training.seed)
         parameters = [p for w in self.weights.values() for p in w.parameters]
-        optimizer = torch.optim.Adam(parameters, lr=self.training.rate)
+        sizes = [max(float(p.detach().square().mean().sqrt()), _LEAST_SIZE) for p in parameters]
+        each = zip(parameters, sizes, strict=True)
+        optimizer = torch.optim.Adam([{"params": [p], "size": size} for p, size in each])
         teach = [b for i, b in enumerate(self.batches) if i % HELD_OUT]
         judge = self.batches[::HELD_OUT]
         known = [self.taught(b) for b in judge]
         steps, done = self.training.epochs * len(teach), 0
         losses = [self.judged(judge, known)]
+        log.info("at first: loss %.6g", losses[0])
         best, kept = 0, self.snapshot()
         for epoch in range(1, self.training.epochs + 1):
             settled = not self.levels or done >= _PRUNING * steps
@@ -165,7 +174,7 @@ class _Retraining:
                 self.say(done, steps, losses[-1])
                 self.prune(done, steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = self.training.rate * _pace(done / steps)
+                    group["lr"] = group["size"] * self.training.rate * _pace(done / steps)
                 self.step(optimizer, teach[i])
                 done += 1
             losses.append(self.judged(judge, known))
@@ -213,8 +222,7 @@ class _Retraining:
         """How far the student is from the teacher."""
         given = {n: t for w in self.weights.values() for n, t in w.stand_ins().items()}
         made = self.torch_graph.run(self.student, _tensors(batch), given)
-        pairs = zip(made, wanted, self.student.outputs, strict=True)
-        losses = [_distance(a, b, o) for a, b, o in pairs]
+        losses = [_distance(a, b) for a, b in zip(made, wanted, strict=True)]
         return sum(losses[1:], losses[0])
 
     def judged(self, batches: Sequence[Sample], known: Sequence[list[torch.Tensor]]) -> float:
@@ -348,15 +356,23 @@ def _fits(product: Node | None, weights: Array, bias: Array | None) -> bool:
     return have == (weights.shape, bias is None)
 
 
-def _distance(made: torch.Tensor, wanted: torch.Tensor, output: Node) -> torch.Tensor:
-    """Between distributions over classes the Kullback-Leibler divergence; else the squared error
-    over the teacher's power.
+def _before_softmax(graph: Graph) -> Graph:
+    """Outputs that are distributions -> what these are made of: the logarithm of a probability near
+    0 has no gradient to speak of.
+    """
+    turned = {"Softmax", "LogSoftmax"}
+    return graph.with_outputs(
+        o.operands[0] if o.op in turned and o.type.rank == 2 else o for o in graph.outputs
+    )
+
+
+def _distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Between scores of classes the Kullback-Leibler divergence of their distributions; else the
+    squared error over the teacher's power.
     """
     import torch
 
     if wanted.ndim == 2 and wanted.shape[1] >= 3:
-        if output.op == "Softmax":
-            return torch.sum(wanted * torch.log((wanted + 1e-9) / (made + 1e-9))) / len(wanted)
         target = torch.log_softmax(wanted, 1)
         found = torch.log_softmax(made, 1)
         return torch.sum(target.exp() * (target - found)) / len(wanted)

@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +27,17 @@ import numpy as np
 import onnx
 
 from qcompiler import driver, plugins, timing
+from qcompiler.artifact import Artifact
 from qcompiler.calibrate import Statistics, fingerprint
 from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
 from qcompiler.files import write_text
 from qcompiler.ir import Array, Graph, Node, Type, placeholder
-from qcompiler.metrics import Outputs, loss, metric
+from qcompiler.metrics import Outputs, labels_of, loss, metric, outputs_of
 from qcompiler.ops import make
 from qcompiler.plan import plan
 from qcompiler.rewrite import PASSES, stage_of
-from qcompiler.runtime import Model, load
+from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
 from qcompiler.stages import Choice, build, choose, run_stage
 
@@ -117,7 +117,7 @@ class Found:
     made: Made
     metric: str
     exact: Mapping[str, float]
-    """The float model's score on each half."""
+    """The float model's score on each half, before anything was pruned."""
     floor: float
     layers: tuple[Layer, ...]
     trials: tuple[Trial, ...]
@@ -128,7 +128,8 @@ def compile(
     model: str | Path | onnx.ModelProto, options: Options, demand: Demand, watch: Watch
 ) -> Found:
     """ONNX file or model -> the fastest artifact whose score on held-out data is at most `drop`
-    below the float model's; the float model itself where nothing else is.
+    below the float model's (as it was before pruning); the float model itself where nothing else
+    is. Raises Error where pruning alone loses more.
     """
     if options.precision != "int8":
         raise Error(f"--max-drop with {options.precision}", hint="it looks for int8 artifacts")
@@ -149,10 +150,12 @@ class _Search:
         self.choice = choose(options.passes, options.disabled_passes)
         later = {n: v for n, v in self.choice.options.items() if stage_of(n) != "quantize"}
         self.after = Choice(later, self.choice.disabled)
-        self.graph = driver.fused(model, options, self.choice, self.device, watch)
-        if driver.is_quantized(self.graph):
+        self.original = driver.fused(model, options, self.choice, self.device, watch)
+        if driver.is_quantized(self.original):
             hint = "give the float model it was made of, or compile this one as it is"
             raise Error("the model is quantized already", where="--max-drop", hint=hint)
+        self.graph = driver.pruned(self.original, options, self.choice, self.device, watch)
+        self.pruned = self.graph is not self.original
         wanted = {n.name: (n.dtype, n.shape) for n in self.graph.inputs}
         self.data = list(_counted(samples(demand.data, wanted, demand.count)))
         if len(self.data) < 2:
@@ -163,16 +166,37 @@ class _Search:
         self.graph = self.transformed(self.graph)
         self.statistics = self.calibration.statistics(self.graph)
         self.floating = self.made("float32", "", ())
-        self.references = {
-            on: _outputs(load(self.floating.artifact), self.half(on)) for on in HALVES
-        }
+        whole = load(self.compiled(self.original) if self.pruned else self.floating.artifact)
+        self.references = {on: outputs_of(whole, self.half(on)) for on in HALVES}
         rows = len(next(iter(self.references["tuning"].values()))) // len(self.half("tuning"))
-        self.labels = _labels(demand.labels, len(self.data), rows)
+        self.labels = labels_of(demand.labels, len(self.data), rows)
         given = self.labels is not None
         self.metric, self.score = metric(demand.metric, given, self.references["tuning"])
         self.exact = {on: self.scored(self.references[on], on) for on in HALVES}
+        self.floats = dict(self.exact)
+        if self.pruned:
+            self.floats = self.left()
         self.trials: list[Trial] = []
         self.known = _State(demand.state, self.mark())
+
+    def compiled(self, graph: Graph) -> Artifact:
+        """A float graph -> its artifact."""
+        lowered = driver.lowered(graph, self.after, self.device, self.watch)
+        return driver.build(plan(lowered, self.device), self.watch)
+
+    def left(self) -> dict[str, float]:
+        """What the pruned network scores in float; an Error if that is less than may be lost."""
+        model = load(self.floating.artifact)
+        scores = {on: self.scored(outputs_of(model, self.half(on)), on) for on in HALVES}
+        floor = self.demand.floor(self.exact["held-out"])
+        if scores["held-out"] < floor:
+            raise Error(
+                f"pruning alone leaves {scores['held-out']:.2f} of {self.exact['held-out']:.2f}, "
+                f"at least {floor:.2f} was asked for",
+                where="--max-drop",
+                hint="prune less, give more calibration data, or `qcompiler retrain` first",
+            )
+        return scores
 
     def mark(self) -> str:
         """What measurements depend on besides the choice itself."""
@@ -255,7 +279,7 @@ class _Search:
         found = self.data[on == "held-out" :: 2]
         return found[:few] if few else found
 
-    def labels_of(self, on: str) -> Array | None:
+    def labels_on(self, on: str) -> Array | None:
         """The labels of a half's rows, in order."""
         if self.labels is None:
             return None
@@ -265,7 +289,7 @@ class _Search:
     def scored(self, outputs: Outputs, on: str) -> float:
         """Outputs of a half -> points, a finite number."""
         with np.errstate(all="ignore"):
-            points = self.score(outputs, self.references[on], self.labels_of(on))
+            points = self.score(outputs, self.references[on], self.labels_on(on))
         if not math.isfinite(points):
             raise Error(f"the score of the {on} samples is {points}", where=self.metric)
         return points
@@ -312,12 +336,12 @@ class _Search:
         data = self.half("held-out")
         model, exact = load(made.artifact), load(self.floating.artifact)
         seconds, plain = timing.medians(lambda: model.run(data[0]), lambda: exact.run(data[0]))
-        outputs = _outputs(model, data)
+        outputs = outputs_of(model, data)
         score, lost = self.scored(outputs, "held-out"), loss(outputs, self.references["held-out"])
         chosen = measured = Trial(method, tuple(floats), "held-out", score, lost, seconds, True)
         self.trials.append(chosen)
         if seconds > plain or (score < floor and len(floats) == len(layers)):
-            made, best = self.floating, self.exact["held-out"]
+            made, best = self.floating, self.floats["held-out"]
             chosen = Trial("float32", (), "held-out", best, 0.0, plain, True)
             self.trials.append(chosen)
         elif score < floor:
@@ -342,7 +366,8 @@ class _Search:
             graph = graph.note(kept_in_float=str(len(floats)))
         lowered = driver.lowered(graph, self.after, self.device, self.watch)
         made = plan(lowered, self.device)
-        return Made(self.graph, graph, made, driver.build(made, self.watch))
+        artifact = driver.build(made, self.watch)
+        return Made(self.original, self.graph, graph, made, artifact)
 
     def say(self, what: str, done: int, count: int, item: str) -> None:
         """Tell whoever waits."""
@@ -377,7 +402,7 @@ class _Trier:
         """Samples -> outputs, with these products in float."""
         kept = frozenset(floats)
         switches = {_SWITCH + u: np.array(u not in kept) for u in self.units}
-        return _outputs(self.model, [{**sample, **switches} for sample in data])
+        return outputs_of(self.model, [{**sample, **switches} for sample in data])
 
 
 def switched(
@@ -454,18 +479,6 @@ class _State:
             self.path.unlink(missing_ok=True)
 
 
-def _outputs(model: Model, data: Iterable[Sample]) -> Outputs:
-    """Every sample's outputs, end to end; a scalar counts as one row."""
-    made: dict[str, list[Array]] = {v.name: [] for v in model.outputs}
-    for sample in data:
-        for name, array in model.run(sample).items():
-            made[name].append(np.atleast_1d(array))
-    whole = {name: np.concatenate(arrays) for name, arrays in made.items()}
-    for array in whole.values():
-        array.flags.writeable = False  # a user's metric may read it, no more
-    return whole
-
-
 def _counted(data: Iterable[Sample]) -> Iterable[Sample]:
     """Samples, refused when they would not fit into memory."""
     total = 0
@@ -475,28 +488,3 @@ def _counted(data: Iterable[Sample]) -> Iterable[Sample]:
             hint = "--evaluation-samples"
             raise Error(f"more than {_MOST_BYTES >> 30} GB of evaluation data", hint=hint)
         yield sample
-
-
-def _labels(given: object, count: int, rows: int) -> Array | None:
-    """Labels as given, at least those of all samples -> [samples, rows of a sample, ...]."""
-    if given is None:
-        return None
-    where = "labels"
-    if isinstance(given, (str, Path)):
-        where = str(given)
-        try:
-            loaded = np.load(given, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                with loaded:
-                    key = "labels" if "labels" in loaded.files else loaded.files[0]
-                    given = loaded[key]
-            else:
-                given = loaded
-        except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as e:
-            raise Error(f"no labels: {e}", where=where) from e
-    labels = np.asarray(given)
-    if not labels.ndim or len(labels) < rows * count:
-        raise Error(
-            f"labels of shape {list(labels.shape)} for {count} samples of {rows}", where=where
-        )
-    return labels[: rows * count].reshape(count, rows, *labels.shape[1:])

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Node
 from qcompiler.isa import Device
-from qcompiler.reconstruct import Floats, damped
+from qcompiler.reconstruct import Floats, damped, rows
 
 Mask = NDArray[np.bool_]
 IMPORTANCES = ("magnitude", "activation", "second_order")
@@ -168,18 +168,32 @@ def global_levels(
     return {n: counts[i] / b.size for i, (n, b) in enumerate(blocks.items())}
 
 
-def curve(rows: Floats, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
+def curve(w: Floats, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
     """A layer's sensitivity: the share of its output's energy that is lost at each of LEVELS.
 
-    rows and scores [O, C, T] of one group, second = E[x xT]. Nothing makes up for the loss yet.
+    w and scores [O, C, T] of one group, second = E[x xT]. Nothing makes up for the loss yet.
     """
-    flat = rows.reshape(len(rows), -1)
+    flat = w.reshape(len(w), -1)
     whole = max(float(np.einsum("ok,ok->", flat @ second, flat)), 1e-300)
     lost = []
     for level in LEVELS:
-        gone = np.where(mask(scores, pattern, level), 0.0, rows).reshape(len(rows), -1)
+        gone = np.where(mask(scores, pattern, level), 0.0, w).reshape(len(w), -1)
         lost.append(float(np.einsum("ok,ok->", gone @ second, gone)) / whole)
     return np.maximum.accumulate(np.array(lost))
+
+
+def curves(node: Node, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
+    """A product, E[x xT] [G, K, K] of what it multiplies, what its weights are worth, [O, C, T] ->
+    the mean of its groups' curves.
+    """
+    w = as_taps(node, rows(node, node.operands[1].array))
+    each = len(w) // len(second)
+    parts = [
+        curve(w[g * each : (g + 1) * each], h, scores[g * each : (g + 1) * each], pattern)
+        for g, h in enumerate(second)
+    ]
+    made: Floats = np.mean(parts, axis=0)
+    return made
 
 
 def sensitive_levels(
@@ -204,9 +218,9 @@ def _price(losses: Floats, level: int, size: int) -> float:
     return float(losses[level + 1] - losses[level]) / size
 
 
-def as_taps(node: Node, rows: Floats) -> Floats:
+def as_taps(node: Node, w: Floats) -> Floats:
     """Rows [G, O/G, K] of a product -> [O, C, T]."""
     dims = node.operands[1].type.dims
-    outputs = rows.shape[0] * rows.shape[1]
-    inputs = dims[1] if node.op == "Conv" else rows.shape[2]
-    return rows.reshape(outputs, inputs, -1)
+    outputs = w.shape[0] * w.shape[1]
+    inputs = dims[1] if node.op == "Conv" else w.shape[2]
+    return w.reshape(outputs, inputs, -1)

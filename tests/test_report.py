@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -59,9 +60,7 @@ def report() -> Report:
     )
     layers = (Layer("first", "Conv", 2e-6, 1e-6, 0.5),)
     found = Found(made, "top1", {"held-out": 99.5}, 98.5, layers, trials, trials[1])
-    return examine(
-        "small.onnx", made.exact, made.coarse, made.artifact, data(), skips=skips, found=found
-    )
+    return examine("small.onnx", made, data(), skips=skips, found=found)
 
 
 def test_layers_are_measured(report: Report) -> None:
@@ -76,7 +75,12 @@ def test_layers_are_measured(report: Report) -> None:
     weights = first.weights
     assert weights is not None
     assert sum(weights.before) == sum(weights.after) == 8 * 27
-    assert report.bytes_int8 < report.bytes_float
+    whole, small = report.stages
+    assert (whole.name, small.name) == ("float32", "static uint8 x int8, minmax")
+    assert small.bytes < whole.bytes
+    assert whole.ms > 0 < small.ms
+    assert (whole.sqnr, whole.score) == (math.inf, 100.0)
+    assert 25 < small.sqnr < 70
     assert report.skips == (("rule", EVIL, "because"),)
 
 
@@ -130,10 +134,10 @@ def test_the_page_is_whole_and_of_itself(report: Report) -> None:
 
 def test_a_page_of_nothing() -> None:
     energy = {"float32": "no", "int8": "no"}
-    empty = Report("m", "t", 1, "none", {}, 0, 0, 0, 0.0, 0.0, (), (), energy)
+    empty = Report("m", "t", 1, "none", {}, 0, (), "", (), (), (), energy)
     Page(html(empty))
-    flat = LayerReport("a", "Conv", "float32", float("inf"), 1.0, 0.0, 0.0, 0, 0, None, None)
-    Page(html(Report("m", "t", 1, "none", {}, 0, 0, 0, 0.0, 0.0, (flat,), (), energy)))
+    flat = LayerReport("a", "Conv", "float32", math.inf, 1.0, None, 0.0, 0.0, 0, 0, None, None)
+    Page(html(Report("m", "t", 1, "none", {}, 0, (), "", (flat,), (), (), energy)))
 
 
 def test_a_browser_shows_it(report: Report, tmp_path: Path) -> None:

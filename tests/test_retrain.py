@@ -108,7 +108,7 @@ def test_every_operator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_learn_what_three_bits_cost() -> None:
-    training = retrain.Training(batches(20), epochs=6, rate=1e-3)
+    training = retrain.Training(batches(20), epochs=6, rate=1e-2)
     tuned = retrain.retrain(digits(), options("quantize_static{weight_bits=3}"), training, Watch())
     assert min(tuned.losses) < 0.7 * tuned.losses[0]
     assert tuned.graph.inputs[0].shape[0] != BATCH  # as open as it was
@@ -122,7 +122,7 @@ def test_pruned_weights_stay_zero_and_learn_from_the_original() -> None:
             array[np.abs(array) < np.quantile(np.abs(array), 0.7)] = 0
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     plain = Options(input_shapes=SHAPES)
-    training = retrain.Training(batches(10), epochs=1, rate=2e-3, teacher=digits())
+    training = retrain.Training(batches(10), epochs=1, rate=2e-2, teacher=digits())
     tuned = retrain.retrain(pruned, plain, training, Watch())
     assert min(tuned.losses) < tuned.losses[0]
     weights = [n.array for n in tuned.graph.nodes if n.is_constant and n.type.rank > 1]
@@ -133,7 +133,7 @@ def test_pruned_weights_stay_zero_and_learn_from_the_original() -> None:
 def test_ternary_weights_learn_and_are_found_again() -> None:
     """What was trained is what the same flags compile: the tuned weights are ternary already."""
     flags = Options(input_shapes=SHAPES, passes=("quantize_weights{scheme=ternary}",))
-    tuned = retrain.retrain(digits(), flags, retrain.Training(batches(20), 4, 2e-3), Watch())
+    tuned = retrain.retrain(digits(), flags, retrain.Training(batches(20), 4, 2e-2), Watch())
     assert min(tuned.losses) < 0.5 * tuned.losses[0]
     for node in tuned.graph.nodes:
         if node.op == "Conv":
@@ -150,7 +150,7 @@ def test_ternary_weights_learn_and_are_found_again() -> None:
 
 def test_fewer_channels_are_written_with_an_open_batch() -> None:
     flags = Options(calibration=batches(4), input_shapes=SHAPES, prune=("channels:0.5",))
-    training = retrain.Training(batches(20), 3, 1e-3)
+    training = retrain.Training(batches(20), 3, 1e-2)
     tuned = retrain.retrain(digits(), flags, training, Watch())
     assert min(tuned.losses) < tuned.losses[0]
     assert tuned.losses[tuned.best] == min(tuned.losses)
@@ -173,7 +173,7 @@ def read_() -> Graph:
 
 def test_weights_go_little_by_little() -> None:
     flags = Options(calibration=batches(4), input_shapes=SHAPES, prune=("magnitude:0.8",))
-    training = retrain.Training(batches(20), 4, 1e-3, gradual=True)
+    training = retrain.Training(batches(20), 4, 1e-2, gradual=True)
     tuned = retrain.retrain(digits(), flags, training, Watch())
     assert tuned.best >= 3, "before that the schedule is not over"
     weights = [n.operands[1].array for n in tuned.graph.nodes if n.op in ("Conv", "MatMul")]

@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("--data", type=Path, required=True, help="samples, as for --calibration")
     retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
     retrain.add_argument("--epochs", type=_some, default=5)
-    retrain.add_argument("--rate", type=float, default=1e-4, help="Adam's largest learning rate")
+    retrain.add_argument(
+        "--rate", type=float, default=1e-3, help="Adam's steps, as parts of weights"
+    )
     retrain.add_argument("--batches", type=_some, default=2000, help="at most so many")
     retrain.add_argument(
         "--teacher", type=Path, help="the .onnx file to learn from (default: MODEL in float)"

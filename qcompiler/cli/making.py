@@ -26,8 +26,9 @@ def compile(a: Namespace) -> int:
     if a.dry_run:
         return say_plan(a)
     output = a.output or a.model.parent / f"{a.model.stem}.qc"
-    if a.max_drop is None and (a.labels or a.metric):
-        raise Error("--labels and --metric say how a loss is measured", hint="add --max-drop")
+    if a.max_drop is None and a.report is None and (a.labels or a.metric):
+        hint = "add --max-drop, or --report"
+        raise Error("--labels and --metric say how a loss is measured", hint=hint)
     data = (a.model, a.calibration, a.evaluation, a.labels)
     demand_writable(output, *data)
     if a.report is not None:
@@ -45,7 +46,7 @@ def compile(a: Namespace) -> int:
             made = found.made
         artifact, plan = made.artifact, made.plan
         if a.report is not None:
-            quality.report(a, made, _skips(skips, plan), found)
+            quality.report(a, _options(a), made, _skips(skips, plan), found)
     artifact.save(output, compress=a.compress)
     seconds = time.perf_counter() - start
     _say_skips(a, skips, plan)

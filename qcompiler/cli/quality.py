@@ -61,29 +61,37 @@ def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
 
 def report(
     a: Namespace,
+    options: Options,
     made: Made,
     skips: list[tuple[str, str, str]],
     found: Found | None,
 ) -> None:
     """What was compiled, and the way to it -> two files."""
-    from qcompiler.report import SAMPLES, examine
+    from qcompiler import driver
+    from qcompiler.driver import Watch
+    from qcompiler.report import SAMPLES, Judge, examine
     from qcompiler.report_html import html
     from qcompiler.samples import samples
 
-    wanted = {n.name: (n.dtype, n.shape) for n in made.exact.inputs}
-    data = list(samples(a.evaluation or a.calibration or "synthetic", wanted, SAMPLES))
+    wanted = {n.name: (n.dtype, n.shape) for n in made.original.inputs}
+    given = a.evaluation or a.calibration or "synthetic"
+    data = list(samples(given, wanted, a.evaluation_samples if a.evaluation else SAMPLES))
+    curves = None
+    if made.pruned and a.calibration:
+        _, curves = driver.calibration(made.original, options, Watch())
     facts = examine(
         a.model.name,
-        made.exact,
-        made.coarse,
-        made.artifact,
+        made,
         data,
+        judge=Judge(a.labels, a.metric, found is not None),
+        calibration=curves,
         model_bytes=a.model.stat().st_size,
         skips=skips,
         found=found,
     )
     plain = {f.name: getattr(facts, f.name) for f in fields(facts) if f.name != "found"}
-    plain["layers"] = [asdict(x) for x in facts.layers]
+    for name in ("stages", "layers", "sensitivity"):
+        plain[name] = [asdict(x) for x in getattr(facts, name)]
     plain["search"] = None if found is None else told(found)
     write_text(a.report, html(facts))
     write_text(a.report.with_suffix(".json"), show.json_text(plain))
