@@ -1,6 +1,6 @@
 """Weights that a model stores in few bits stay so: kernels decode them, or what follows scales.
 
-MatMul(x, DequantizeLinear(q, s, z))  ->  matmul_narrow(x, q - least, s, (least - z) * s)
+MatMul(x, DequantizeLinear(q, s, z))  ->  matmul_narrow(x, q - least, s, z - least)
 Conv(x, DequantizeLinear(q, s), b)    ->  Conv(x, float(q)) * s + b        one s a channel
 
 q: constants of 2 to 8 bits; s, z: one a block of a column, one a column, or one. `least` is the
@@ -27,13 +27,13 @@ _TURNED = op("Transpose", _STORED, shared=True)
 
 @rule(op("MatMul", ANY, _STORED))
 def quantize_narrow_matmul(matmul: Node, stored: Node) -> Node | Skip:
-    """MatMul(x, DequantizeLinear(q, s, z)) -> matmul_narrow(x, q', s', o)."""
+    """MatMul(x, DequantizeLinear(q, s, z)) -> matmul_narrow(x, q', s', z')."""
     return _narrowed(matmul, stored, turned=False)
 
 
 @rule(op("MatMul", ANY, _TURNED))
 def quantize_narrow_turned_matmul(matmul: Node, turn: Node, stored: Node) -> Node | Skip | None:
-    """MatMul(x, Transpose(DequantizeLinear(q, s, z))) -> matmul_narrow(x, q', s', o)."""
+    """MatMul(x, Transpose(DequantizeLinear(q, s, z))) -> matmul_narrow(x, q', s', z')."""
     return _narrowed(matmul, stored, turned=True) if perm_of(turn) == (1, 0) else None
 
 
@@ -55,13 +55,12 @@ def _narrowed(matmul: Node, stored: Node, *, turned: bool) -> Node | Skip:
     least = int(codes.min(initial=0))
     span = int(codes.max(initial=0)) - least
     bits = next(b for b in (2, 4, 8) if span < 1 << b)
-    offset = ((least - zero) * scale.astype(np.float64)).astype(np.float32)
     return make(
         "matmul_narrow",
         x,
         constant((codes - least).astype(np.uint8), stored.operands[0].name),
         constant(scale),
-        constant(offset),
+        constant((zero - least).astype(np.float32)),
         bits=bits,
         group=group,
         name=matmul.name,

@@ -14,17 +14,17 @@ _MIN_SECONDS = 0.5
 _MIN_RUNS = 5
 
 
-def medians(a: Callable[[], object], b: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of two functions, timed in turn so that a drifting machine is fair to both."""
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + 2 * _MIN_SECONDS
+def medians(*functions: Callable[[], object]) -> tuple[float, ...]:
+    """Median seconds of functions, timed in turn so that a drifting machine is fair to all."""
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + len(functions) * _MIN_SECONDS
     while time.perf_counter() < end or len(times[0]) < _MIN_RUNS:
-        for function, kept in zip((a, b), times, strict=True):
+        for function, kept in zip(functions, times, strict=True):
             function()  # brings its own code and data back into the caches
             start = time.perf_counter()
             function()
             kept.append(time.perf_counter() - start)
-    return float(np.median(times[0])), float(np.median(times[1]))
+    return tuple(float(np.median(t)) for t in times)
 
 
 def of_steps(model: Model, inputs: Mapping[str, Array]) -> dict[str, float]:

@@ -23,8 +23,8 @@ def product(m: int, n: int, k: int, bits: int, group: int, batch: tuple[int, ...
     codes = constant(rng.integers(0, 1 << bits, (k, n)).astype(np.uint8))
     shape = (-(-k // group), n)
     scale = constant(random("float32", shape, 1) / np.float32(1 << bits))
-    offset = constant(random("float32", shape, 2))
-    return make("matmul_narrow", x, codes, scale, offset, bits=bits, group=group)
+    zero = constant(rng.integers(0, 1 << bits, shape).astype(np.float32) - np.float32(0.5))
+    return make("matmul_narrow", x, codes, scale, zero, bits=bits, group=group)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -52,10 +52,10 @@ def test_every_tile(rows: int, vectors: int) -> None:
 def test_the_meaning_is_that_of_the_weights_written_out() -> None:
     root = product(4, 6, 10, 4, 4)
     x = random("float32", (4, 10))
-    codes, scale, offset = (i.array for i in root.operands[1:])
+    codes, scale, zero = (i.array for i in root.operands[1:])
     weights = np.array(
         [
-            [float(codes[k, n]) * scale[k // 4, n] + offset[k // 4, n] for n in range(6)]
+            [(float(codes[k, n]) - zero[k // 4, n]) * scale[k // 4, n] for n in range(6)]
             for k in range(10)
         ]
     )

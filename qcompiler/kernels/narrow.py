@@ -1,40 +1,51 @@
 """matmul_narrow -> TIR that reads weights of 2, 4 or 8 bits and makes floats of them in registers.
 
-A panel holds, for each group of k, vectors of bytes; a byte has the codes of 8 / bits neighbours
-along k in one column, the first in its lowest bits:
+A panel holds, for each group of k, vectors of 32-bit words; a word has the codes of 32 / bits
+neighbours along k in one column, the first in its lowest bits. A code becomes the upper bits of the
+mantissa of a float between 1 and 2, which takes a shift and a logic operation and no conversion:
 
-    for each group, for each step of 8 / bits k's
-      bytes = one vector                         (a quarter of float32's traffic, or less)
-      for each k of the step: right = float(bits of bytes) * scale + offset
-        sums[row] += left[row, k] * right
+    for each group
+      for each step of 32 / bits k's
+        words = one vector                       (a quarter of float32's traffic, or less)
+        for each k of the step: right = float(1 + code / 2^bits) - (1 + zero / 2^bits)
+          part[row] += left[row, k] * right
+      sums[row] += part[row] * scale * 2^bits
 
-All else, from the loops over tiles to what follows the sums, is contraction.py's. How fast few rows
-are multiplied is decided by memory, so they gain most; many rows pay a few instructions a vector.
+Where many tiles of rows meet a panel, it is decoded into scratch first and multiplied as floats
+are: the multiply-adds hide little else, so it should be done once. All else, from the loops over
+tiles to what follows the sums, is contraction.py's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Array
+from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import contraction_blocking as blocking
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction import Contraction, is_constant
-from qcompiler.kernels.contraction_blocking import Tiling
+from qcompiler.kernels.contraction_blocking import Tiling, Units
 from qcompiler.kernels.contraction_operands import Product, Run, product_of
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.microkernel import Left, Right
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Registers, Value
+from qcompiler.ops.registry import Numbers
 
+Pairs = Sequence[tuple[Value, Value]]
 _OFFSETS = 1 << 31
-_SPARE = 3  # registers for a vector's scale and offset, and its codes
+_ALIGN = 64
+_ONE = 0x3F800000  # float32's 1
+_MANTISSA = 23
+_VECTORS = (1, 2, 3, 4, 6)
+_AHEAD = 3  # tiles of rows that make it worth decoding a panel before
 
 
 @kernel("matmul_narrow", rows=(1, 2, 4, 6, 8, 12), vectors=(1, 2, 3, 4))
@@ -61,13 +72,33 @@ def narrow(
     if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
         return Skip("an operand is too large for 32-bit offsets")
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
-    isa = replace(device.isa, registers=device.isa.registers - _SPARE)
-    tiling = blocking.choose(
-        problem, product, replace(device, isa=isa), rows=rows, vectors=vectors, tasks=tasks
-    )
+    tiling = _tiling(problem, product, device, rows, vectors, tasks)
     if tiling is None:
         return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
     return _Narrow(region, device, problem, product, tiling).kernel()
+
+
+def _tiling(
+    problem: Problem, product: Product, device: Device, rows: int, vectors: int, tasks: int
+) -> Tiling | None:
+    """The one that floats have, where panels are decoded ahead; else the cheapest that leaves
+    registers for each vector's words and zero points.
+    """
+    best = blocking.choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
+    if best is not None and _ahead(problem, best):
+        return best
+    found = []
+    for v in [vectors] if vectors else _VECTORS:
+        isa = replace(device.isa, registers=device.isa.registers - v - 1)
+        thin = replace(device, isa=isa)
+        if tiling := blocking.choose(problem, product, thin, rows=rows, vectors=v, tasks=tasks):
+            found.append(tiling)
+    return min(found, key=lambda t: blocking.cycles(problem, product, device, t), default=None)
+
+
+def _ahead(problem: Problem, tiling: Tiling) -> bool:
+    units = Units.of(problem, tiling.rows).count(problem)
+    return min(tiling.block, units) >= _AHEAD
 
 
 class _Narrow(Contraction):
@@ -76,19 +107,29 @@ class _Narrow(Contraction):
     def __init__(
         self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
     ) -> None:
-        self.scale, self.offset = problem.root.operands[2:]
+        self.scale, self.zero = problem.root.operands[2:]
         self.bits = problem.root.int("bits")
         self.size = min(problem.root.int("group"), problem.depth)
-        self.count = 8 // self.bits  # codes in a byte
-        self.steps = -(-self.size // self.count)  # bytes for one column of a group
+        self.count = 32 // self.bits  # codes in a word
+        self.steps = -(-self.size // self.count)  # words for one column of a group
         self.groups = -(-problem.depth // self.size)
         super().__init__(region, device, problem, product, tiling)
+        self.ahead = _ahead(problem, tiling)
+        self.panel_at = -(-self.patch_bytes // _ALIGN) * _ALIGN
+        if self.ahead:
+            floats = problem.depth * self.panels.vectors * product.mac.lanes
+            self.task_bytes = -(-(self.panel_at + 4 * floats) // _ALIGN) * _ALIGN
 
     def kernel(self) -> Kernel:
-        """Scales and offsets are packed as the codes are: filled up to whole vectors."""
+        """Scales and zero points are packed as the codes are: filled up to whole vectors, and in
+        units of a mantissa.
+        """
         made = super().kernel()
-        inputs = self.region.inputs
-        packs = {inputs.index(n): self._pack_row for n in (self.scale, self.offset)}
+        unit = np.float32(1 << self.bits)
+        packs = {
+            self.region.inputs.index(self.scale): lambda a: self._filled(a * unit),
+            self.region.inputs.index(self.zero): lambda a: self._filled(1 + a / unit),
+        }
         return replace(made, pack={**made.pack, **packs})
 
     def _name(self) -> str:
@@ -101,12 +142,12 @@ class _Narrow(Contraction):
         return -(-self.problem.width // lanes) * lanes
 
     def _matrix_bytes(self) -> int:
-        return self.groups * self.steps * self._lanes
+        return self.groups * self.steps * self._lanes * 4
 
     # -- the right operand
 
-    def _pack_row(self, array: Array) -> Array:
-        return np.pad(array, ((0, 0), (0, self._lanes - array.shape[1])))
+    def _filled(self, array: Numbers) -> Array:
+        return np.pad(array.astype(np.float32), ((0, 0), (0, self._lanes - array.shape[1])))
 
     def _pack(self, array: Array) -> Array:
         """Codes [K,N] -> [panel][group][step][vector][lane]."""
@@ -114,33 +155,81 @@ class _Narrow(Contraction):
         padded = (self.groups * self.size - depth, self._lanes - width)
         whole = np.pad(array, [(0, p) for p in padded]).reshape(self.groups, self.size, -1)
         more = self.steps * self.count - self.size
-        split = np.pad(whole, ((0, 0), (0, more), (0, 0))).astype(np.uint8)
+        split = np.pad(whole, ((0, 0), (0, more), (0, 0))).astype(np.uint32)
         split = split.reshape(self.groups, self.steps, self.count, self._lanes)
-        shifts = np.arange(self.count, dtype=np.uint8) * np.uint8(self.bits)
+        shifts = np.arange(self.count, dtype=np.uint32) * np.uint32(self.bits)
         merged = np.bitwise_or.reduce(split << shifts[:, None], axis=2)  # [group, step, column]
         parts, first, lanes = [], 0, self.product.mac.lanes
         panels = self.panels
         for vectors in [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest:
             parts.append(merged[:, :, first : first + vectors * lanes].reshape(-1))
             first += vectors * lanes
-        return np.concatenate(parts)
+        return np.concatenate(parts).view(np.uint8)
 
     def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
-        """One panel; `load(step, v)` gives bytes of codes."""
+        """One panel; `load(step, v)` gives words of codes."""
         lanes = self.product.mac.lanes
         memory = self.pointers[self.problem.right]
         vector = self.groups * self.steps * lanes
         at = run.column // lanes * vector + nth * (run.vectors * vector)
-        at = self.b.let(matrix + at, "at")
+        at = self.b.let(matrix + at * 4, "at")
         self.column = column
 
         def load(step: Value, v: int) -> Value:
-            return memory.load(at + step * (run.vectors * lanes) + v * lanes, lanes)
+            words = step * (run.vectors * lanes) + v * lanes
+            return memory.load(at + words * 4, lanes * 4, "int32")
 
-        return Right(run.vectors, load, self._start(column, run, None))
+        right = Right(run.vectors, load, self._start(column, run, None))
+        return self._floats(right) if self.ahead else right
+
+    def _floats(self, right: Right) -> Right:
+        """A panel of codes -> the same as floats, in scratch."""
+        assert self.scratch is not None
+        b, lanes = self.b, self.product.mac.lanes
+        panel = (self.scratch + self.panel_at).view("float32")
+
+        def decode(at: Value, step: Value, scales: Pairs, count: int) -> None:
+            words = [b.let(right.load(step, v), "words") for v in range(right.vectors)]
+            for i in range(count):
+                for v, (word, (scale, zero)) in enumerate(zip(words, scales, strict=True)):
+                    value = (self._decoded(word, i) - zero) * scale
+                    panel.store((at + i) * (right.vectors * lanes) + v * lanes, value)
+
+        for g, size in self._groups():
+            where = b.let(g * self._lanes + self.column, "scales")
+            pairs = [
+                (self._at(self.scale, where, v), self._at(self.zero, where, v))
+                for v in range(right.vectors)
+            ]
+            first = b.let(g * self.steps, "first")
+            begin = b.let(g * self.size, "begin")
+            with b.serial(size // self.count, "step") as step:
+                decode(b.let(begin + step * self.count), b.let(first + step), pairs, self.count)
+            if rest := size % self.count:
+                step = b.let(first + size // self.count)
+                decode(b.let(begin + (size - rest)), step, pairs, rest)
+
+        def load(step: Value, v: int) -> Value:
+            return panel.load(step * (right.vectors * lanes) + v * lanes, lanes)
+
+        return Right(right.vectors, load, right.start)
+
+    def _groups(self) -> Iterator[tuple[Value, int]]:
+        """The whole groups, within a loop over them, and what is left: (which, its size)."""
+        whole = self.problem.depth // self.size
+        with self.b.serial(whole, "k_group") as g:
+            yield g, self.size
+        if rest := self.problem.depth - whole * self.size:
+            yield tir.const(whole), rest
+
+    def _at(self, node: Node, where: Value, v: int) -> Value:
+        lanes = self.product.mac.lanes
+        return self.b.let(self.pointers[node].load(where + v * lanes, lanes), "of_group")
 
     def _sums(self, left: Left, base: Value, right: Right) -> Registers:
-        """Groups one after the other, each with its scales and offsets in registers."""
+        """Groups one after the other, each with its zero points in registers."""
+        if self.ahead:
+            return super()._sums(left, base, right)
         b, product = self.b, self.product
         lanes, rows = product.mac.lanes, len(left.offsets)
         registers = b.registers(product.sums, lanes, rows * right.vectors, "sum")
@@ -149,63 +238,67 @@ class _Narrow(Contraction):
             start = b.let(right.start(v), "start") if right.start else zero
             for r in range(rows):
                 registers[r * right.vectors + v] = start
-        depth = self.problem.depth
-        whole = depth // self.size
-        with b.serial(whole, "k_group") as g:
-            self._group(registers, left, b.let(base + g * self.size, "at"), right, g, self.size)
-        if rest := depth - whole * self.size:
-            at = b.let(base + whole * self.size, "at")
-            self._group(registers, left, at, right, tir.const(whole), rest)
+        for g, size in self._groups():
+            self._group(registers, left, b.let(base + g * self.size, "at"), right, g, size)
         return registers
 
     def _group(
         self, registers: Registers, left: Left, at: Value, right: Right, g: Value, size: int
     ) -> None:
-        b, lanes = self.b, self.product.mac.lanes
+        """A group's products, in steps of its scales, then times these."""
+        b, lanes, rows = self.b, self.product.mac.lanes, len(left.offsets)
         where = b.let(g * self._lanes + self.column, "scales")
-        pair = [
-            [
-                b.let(self.pointers[n].load(where + v * lanes, lanes), "scale")
-                for v in range(right.vectors)
-            ]
-            for n in (self.scale, self.offset)
-        ]
+        zeros = [self._at(self.zero, where, v) for v in range(right.vectors)]
+        part = b.registers(self.product.sums, lanes, rows * right.vectors, "part")
+        part.fill(0)
         first = b.let(g * self.steps, "first")
         with b.serial(size // self.count, "step") as step:
             k = b.let(at + step * self.count, "k")
-            self._step(registers, left, k, right, b.let(first + step), pair, self.count)
+            self._step(part, left, k, right, b.let(first + step), zeros, self.count)
         if rest := size % self.count:
             k = b.let(at + (size - rest), "k")
             step = b.let(first + size // self.count)
-            self._step(registers, left, k, right, step, pair, rest)
+            self._step(part, left, k, right, step, zeros, rest)
+        for v in range(right.vectors):
+            scale = self._at(self.scale, where, v)
+            for r in range(rows):
+                i = r * right.vectors + v
+                registers[i] = tir.fma(part[i], scale, registers[i])
 
     def _step(
         self,
-        registers: Registers,
+        part: Registers,
         left: Left,
         at: Value,
         right: Right,
         step: Value,
-        pair: list[list[Value]],
+        zeros: list[Value],
         count: int,
     ) -> None:
-        """The codes of one vector of bytes for each vector of columns."""
+        """The codes of one vector of words for each vector of columns."""
         b, mac = self.b, self.product.mac
-        lanes = mac.lanes
-        codes = [
-            b.let(tir.cast(right.load(step, v), "int32"), "codes") for v in range(right.vectors)
-        ]
+        words = [b.let(right.load(step, v), "words") for v in range(right.vectors)]
         for i in range(count):
-            weights = []
-            for v, value in enumerate(codes):
-                if i:
-                    value = tirx.op.shift_right(value, tir.const(i * self.bits, "int32", lanes))
-                if i < self.count - 1:
-                    value = value & tir.const((1 << self.bits) - 1, "int32", lanes)
-                real = tir.fma(tir.cast(value, "float32"), pair[0][v], pair[1][v])
-                weights.append(b.let(real, "right"))
+            weights = [
+                b.let(self._decoded(word, i) - zero, "right")
+                for word, zero in zip(words, zeros, strict=True)
+            ]
             for r, offset in enumerate(left.offsets):
-                x = b.let(tir.broadcast(left.pointer.load(at + offset + i), lanes), "left")
+                x = b.let(tir.broadcast(left.pointer.load(at + offset + i), mac.lanes), "left")
                 for v, weight in enumerate(weights):
                     index = r * right.vectors + v
-                    registers[index] = mac.emit(registers[index], x, weight)
+                    part[index] = mac.emit(part[index], x, weight)
+
+    def _decoded(self, words: Value, i: int) -> Value:
+        """The i-th code of each word -> 1 + code / 2^bits."""
+        lanes, up = self.product.mac.lanes, _MANTISSA - self.bits - i * self.bits
+
+        def number(value: int) -> Value:
+            return tir.const(value, "int32", lanes)
+
+        if up > 0:
+            words = tirx.op.shift_left(words, number(up))
+        elif up < 0:
+            words = tirx.op.shift_right(words, number(-up))
+        mask = ((1 << self.bits) - 1) << (_MANTISSA - self.bits)
+        return tir.reinterpret((words & number(mask)) | number(_ONE), "float32")

@@ -370,32 +370,30 @@ def as_signed(m: Math, x: V) -> V:
 
 
 @operator("matmul_narrow", bits=4, group=32)
-def matmul_narrow(
-    node: Node, x: Numbers, codes: Numbers, scale: Numbers, offset: Numbers
-) -> Numbers:
-    """x[...,M,K] times (codes[K,N] * scale + offset), in float32.
+def matmul_narrow(node: Node, x: Numbers, codes: Numbers, scale: Numbers, zero: Numbers) -> Numbers:
+    """x[...,M,K] times (codes[K,N] - zero) * scale, in float32.
 
-    codes: uint8 below 2^bits; scale and offset, [K / group, N], hold for `group` rows of codes.
+    codes: uint8 below 2^bits; scale and zero, [K / group, N], hold for `group` rows of codes.
     """
     spread = np.repeat(np.arange(len(scale)), node.int("group"))[: len(codes)]
-    weights = codes.astype(np.float32) * scale[spread] + offset[spread]
+    weights = (codes.astype(np.float32) - zero[spread]) * scale[spread]
     return multiply(x, weights)
 
 
 @typed(matmul_narrow)
 def _(node: Node) -> Type:
-    x, codes, scale, offset = (i.type for i in node.operands)
+    x, codes, scale, zero = (i.type for i in node.operands)
     bits, group = node.int("bits"), node.int("group")
-    if (x.dtype, codes.dtype, scale.dtype, offset.dtype) != (
+    if (x.dtype, codes.dtype, scale.dtype, zero.dtype) != (
         "float32",
         "uint8",
         "float32",
         "float32",
     ):
-        raise Error(f"matmul_narrow of {x}, {codes}, {scale}, {offset}")
+        raise Error(f"matmul_narrow of {x}, {codes}, {scale}, {zero}")
     if bits not in (2, 4, 8) or group < 1 or codes.rank != 2 or x.rank < 2:
         raise Error(f"matmul_narrow of {x} by {codes}: {bits} bits in groups of {group}")
     depth, width = codes.dims
-    if {scale.shape, offset.shape} != {(-(-depth // group), width)}:
-        raise Error(f"{scale} and {offset} are not one for each {group} rows of {codes}")
+    if {scale.shape, zero.shape} != {(-(-depth // group), width)}:
+        raise Error(f"{scale} and {zero} are not one for each {group} rows of {codes}")
     return Type("float32", product_shape(x, codes))
