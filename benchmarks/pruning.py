@@ -6,8 +6,11 @@
 
 FOLDER is described in labelled.py. A row is a model and what was asked for, as `--prune` takes it;
 `none` is the model as it is. Scores are per cent, of networks that onnxruntime runs as they were
-written out. Files are artifacts for this machine, float32, batch 1: as they are, and with
-`--compress`. `--speed` times them, one thread, next to the whole network in the same process.
+written out: merely cut, repaired, and repaired and in int8 (calibrated after that). Files are
+artifacts for this machine, batch 1, against the whole network's in float32: as they are, with
+`--compress`, and in int8 with `--compress`; `zip` is the plain artifact deflated by Python's
+zipfile, for comparison. `opened` is the time to open the compressed one. `--speed` times float32
+artifacts, one thread, next to the whole network in the same process.
 `--network` times a model of random weights: for speed only, nothing is repaired.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +27,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from benchmarks.accuracy import Settings, in_onnxruntime, outputs_of, prepared
+from benchmarks.accuracy import (
+    Settings,
+    as_written,
+    in_onnxruntime,
+    outputs_of,
+    prepared,
+    quantized,
+)
 from benchmarks.labelled import TASKS, Task, tasks
 from qcompiler import driver, plugins
-from qcompiler.artifact import Artifact
+from qcompiler.artifact import Artifact, open_artifact
 from qcompiler.calibrate import Calibration
 from qcompiler.ir import Graph
 from qcompiler.onnx_reader import read
@@ -43,16 +54,22 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Row:
-    """One model, pruned one way. `ms` is [this, the whole network]; NaN: not measured."""
+    """One model, pruned one way. `ms` is [this, the whole network], `opened` milliseconds; NaN: not
+    measured.
+    """
 
     model: str
     wish: str
     cut: float
     repaired: float
+    int8: float
     weights: int
     zeros: float
     bytes: int
+    zipped: int
     compressed: int
+    compressed_int8: int
+    opened: float
     ms: tuple[float, float] = (NAN, NAN)
 
 
@@ -86,25 +103,44 @@ def row(task: Task, wish: str, samples: int, calibration: int, speed: Model | No
 
     repaired = pruned(graph, wish, data)
     cut = score(pruned(graph, wish, None))
-    return _with_files(task.name, wish, repaired, cut, score(repaired), speed)
+    small = quantized(repaired, task, settings)
+    int8 = task.score(outputs_of(task, settings, as_written(small)))
+    return _with_files(task.name, wish, repaired, small, (cut, score(repaired), int8), speed)
 
 
 def _with_files(
-    name: str, wish: str, graph: Graph, cut: float, repaired: float, dense: Model | None
+    name: str,
+    wish: str,
+    graph: Graph,
+    coarse: Graph | None,
+    scores: tuple[float, float, float],
+    dense: Model | None,
 ) -> Row:
     arrays = [n.operands[1].array for n in graph.nodes if n.op in PRODUCTS if _constant(n)]
     weights = sum(a.size for a in arrays)
     zeros = sum(int((a == 0).sum()) for a in arrays) / weights
     artifact = compiled(graph)
     with tempfile.TemporaryDirectory() as folder:
-        plain = artifact.save(Path(folder) / "plain.qc").stat().st_size
-        tight = compiled(graph, compress=True)
-        small = tight.save(Path(folder) / "small.qc", compress=True).stat().st_size
+        saved = artifact.save(Path(folder) / "plain.qc")
+        plain = saved.stat().st_size
+        with zipfile.ZipFile(Path(folder) / "z.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.write(saved, "plain.qc")
+        deflated = (Path(folder) / "z.zip").stat().st_size
+        tight = compiled(graph, compress=True).save(Path(folder) / "small.qc", compress=True)
+        small = tight.stat().st_size
+        start = time.perf_counter()
+        open_artifact(tight)
+        opened = 1e3 * (time.perf_counter() - start)
+        tiny = 0
+        if coarse is not None:
+            made = compiled(coarse, compress=True)
+            tiny = made.save(Path(folder) / "tiny.qc", compress=True).stat().st_size
     ms = (NAN, NAN)
     if dense is not None:
         both = milliseconds(load(artifact, threads=1), dense)
         ms = (both[0], both[1])
-    return Row(name, wish, cut, repaired, weights, zeros, plain, small, ms)
+    sizes = (plain, deflated, small, tiny)
+    return Row(name, wish, *scores, weights, zeros, *sizes, opened, ms)
 
 
 def _constant(node: object) -> bool:
@@ -115,7 +151,7 @@ def compiled(graph: Graph, *, compress: bool = False) -> Artifact:
     """A fused graph -> the artifact for this machine, one thread."""
     here = plugins.device("host", 1)
     asked = Choice({"layout_compact": {}} if compress else {})
-    lowered = run_stage(graph, "layout", None, asked, here)
+    lowered = driver.lowered(graph, asked, here, driver.Watch())
     return driver.build(plan(lowered, here), driver.Watch())
 
 
@@ -135,20 +171,27 @@ def milliseconds(*models: Model, seconds: float = 0.5) -> list[float]:
 def table(rows: Sequence[Row]) -> str:
     """Rows -> Markdown; ratios are against the row `none` of the same model."""
     lines = [
-        "| model | pruned | cut | repaired | weights left | file | --compress | faster |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | pruned | cut | repaired | + int8 | weights left | file | zip | --compress |"
+        " opened | int8, --compress | faster |",
+        "|---" * 12 + "|",
     ]
     whole = {r.model: r for r in rows if r.wish == "none"}
     for r in rows:
         dense = whole.get(r.model, r)
+        files = (r.bytes, r.zipped, r.compressed, r.compressed_int8)
+        plain, zipped, tight, int8 = (_ratio(dense.bytes, n) for n in files)
         left = r.weights * (1 - r.zeros) / (dense.weights * (1 - dense.zeros))
         faster = "" if np.isnan(r.ms[0]) else f"{r.ms[1] / r.ms[0]:.2f}x ({r.ms[0]:.2f} ms)"
         lines.append(
-            f"| {r.model} | {r.wish} | {r.cut:.2f} | {r.repaired:.2f} | {100 * left:.0f}% "
-            f"| {r.bytes / 1e3:.0f} kB, {dense.bytes / r.bytes:.2f}x "
-            f"| {r.compressed / 1e3:.0f} kB, {dense.bytes / r.compressed:.2f}x | {faster} |"
+            f"| {r.model} | {r.wish} | {r.cut:.2f} | {r.repaired:.2f} | {r.int8:.2f} "
+            f"| {100 * left:.0f}% | {plain} | {zipped} | {tight} | {r.opened:.0f} ms | {int8} "
+            f"| {faster} |"
         )
     return "\n".join(lines)
+
+
+def _ratio(whole: int, size: int) -> str:
+    return f"{size / 1e3:.0f} kB, {whole / size:.2f}x" if size else ""
 
 
 def _of_network(path: Path, wishes: Sequence[str]) -> list[Row]:
@@ -164,7 +207,7 @@ def _of_network(path: Path, wishes: Sequence[str]) -> list[Row]:
     found = []
     for wish in wishes:
         made = pruned(graph, wish, None)
-        found.append(_with_files(path.stem, wish, made, NAN, NAN, dense))
+        found.append(_with_files(path.stem, wish, made, None, (NAN, NAN, NAN), dense))
     return found
 
 
@@ -192,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dense = load(compiled(prepared(task.model(), task)), threads=1) if given.speed else None
         for wish in wishes:
             rows.append(row(task, wish, given.samples, given.calibration, dense))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+            print(table(rows).splitlines()[-1], flush=True)
     print(table(rows))
     return 0
 

@@ -72,19 +72,19 @@ class PruneChannels:
         if "pruned_channels" in graph.notes:
             return graph
         self.check()
-        made, outputs, left = graph, _all_outputs(graph), 1.0
+        made, outputs = graph, _all_outputs(graph)
+        sizes: list[int] = []
         for share in shares(self.steps):
-            now = 1 - self.sparsity * share
-            made, outputs = self.narrowed(graph, made, outputs, 1 - now / left)
-            left = now
+            made, outputs = self.narrowed(graph, made, outputs, sizes, self.sparsity * share)
         how = f"{self.sparsity} {self.scope}"
         return made if made is graph else told(made, "pruned_channels", outputs, how)
 
     def narrowed(
-        self, dense: Graph, graph: Graph, outputs: list[Ids], sparsity: float
+        self, dense: Graph, graph: Graph, outputs: list[Ids], sizes: list[int], sparsity: float
     ) -> tuple[Graph, list[Ids]]:
         """`graph`, which is `dense` as pruned so far, and which of the dense products' outputs it
-        still has -> both with that share of the channels less.
+        still has -> both with that share of the dense network's channels gone. `sizes`: how many
+        its groups had; found the first time.
         """
         labels = label(graph)
         allowed = dict.fromkeys(asked(graph, self.include, self.exclude))
@@ -93,9 +93,11 @@ class PruneChannels:
                 labels.fix([ids])
         self.explained(allowed, labels)
         groups = labels.groups()
+        sizes[:] = sizes or [len(g) for g in groups]
         scores = self.scores(graph, labels)
+        counts = self.counts(groups, scores, sizes, sparsity)
         kept = np.ones(len(labels.parents), bool)
-        for group, count in zip(groups, self.counts(groups, scores, sparsity), strict=True):
+        for group, count in zip(groups, counts, strict=True):
             order = group[np.argsort(-scores[group], kind="stable")]
             kept[order[count:]] = False
         made, new = without(graph, labels, kept)
@@ -138,19 +140,21 @@ class PruneChannels:
         ):
             raise Error("pruning by what layers see needs calibration data", hint="--calibration")
 
-    def counts(self, groups: list[Ids], scores: Floats, sparsity: float) -> list[int]:
-        """How many channels of each group stay."""
-        parts = [1 - sparsity] * len(groups)
+    def counts(
+        self, groups: list[Ids], scores: Floats, sizes: list[int], sparsity: float
+    ) -> list[int]:
+        """How many channels of each group stay, of so many that there were at first."""
+        wanted = [(1 - sparsity) * size for size in sizes]
         if self.scope == "global" and groups:
             every = np.sort(np.concatenate([scores[g] for g in groups]))
-            limit = every[min(round(sparsity * len(every)), len(every) - 1)]
-            parts = [float(np.mean(scores[g] >= limit)) for g in groups]
+            left = len(every) - round((1 - sparsity) * sum(sizes))
+            limit = every[min(max(left, 0), len(every) - 1)]
+            wanted = [float(np.sum(scores[g] >= limit)) for g in groups]
         made = []
-        for group, share in zip(groups, parts, strict=True):
-            size = len(group)
+        for group, size, count in zip(groups, sizes, wanted, strict=True):
             step = self.step(size)
-            wanted = max(share, 1 - self.most) * size
-            made.append(min(size, max(step, round(wanted / step) * step)))
+            stay = max(count, (1 - self.most) * size)
+            made.append(min(len(group), max(step, round(stay / step) * step)))
         return made
 
     def step(self, size: int) -> int:

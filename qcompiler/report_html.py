@@ -17,7 +17,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181d; --a: #9aa0aa;
   --b: #58a6ff; --c: #ff8b5e; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--faint);
@@ -40,7 +40,8 @@ _MARGIN = (56, 16, 24, 40)  # left, right, top, bottom
 
 def html(report: Report) -> str:
     """The page."""
-    title = f"{report.model}: {report.quantization}"
+    pruned = [f"pruned {v}" for k, v in sorted(report.notes.items()) if k.startswith("pruned")]
+    title = f"{report.model}: {', '.join([*pruned, report.quantization])}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         _facts(report),

@@ -333,6 +333,39 @@ def test_repaired_is_nearer_to_the_whole_than_merely_cut(
     assert size(made) == size(cut)
 
 
+@pytest.mark.parametrize("network", [residual, attention_heads])
+@pytest.mark.parametrize("name", ["prune_channels", "prune_weights"])
+def test_several_steps_take_as_much_and_stay_fitted(
+    network: Callable[[], Graph], name: str
+) -> None:
+    whole = named(network())
+    given = {"sparsity": 0.5, "importance": "magnitude"}
+    if name == "prune_weights":
+        given["elements"] = 1
+    cut = stages.build(name, {**given, "recovery": "none"}, data=data(whole))(whole)
+    once = stages.build(name, given, data=data(whole))(whole)
+    made = stages.build(name, {**given, "steps": 3}, data=data(whole))(whole)
+    assert size(made) == size(once) == size(cut)
+    zeros = [
+        sum(int((n.array == 0).sum()) for n in g.nodes if n.is_constant and n.type.rank > 1)
+        for g in (once, made)
+    ]
+    assert zeros[0] == zeros[1]
+    assert error(whole, made) < error(whole, cut)
+    with pytest.raises(Error, match="0 steps"):
+        stages.build(name, {"steps": 0}, data=data(whole))(whole)
+
+
+def test_products_that_keep_all_channels_say_why() -> None:
+    told: dict[str, str] = {}
+    whole = named(residual())
+    explain = lambda rule, node, reason: told.setdefault(node.name, reason)  # noqa: E731
+    stages.build("prune_channels", {}, explain=explain)(whole)
+    last = [n.name for n in whole.nodes if n.op == "MatMul"]
+    assert list(told) == last, "its outputs are the model's"
+    assert "needs all of its channels" in told[last[0]]
+
+
 @pytest.mark.parametrize(
     ("kind", "recovery"),
     [("activation", "least_squares"), ("second_order", "least_squares"), ("activation", "none")],

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,37 @@ def test_a_histogram_holds_every_number() -> None:
     assert sum(spread.before) == sum(spread.after) == 1000
     assert spread.low == min(before.min(), np.rint(before).min())
     assert sum(Spread.of(np.zeros(7), np.zeros(7)).before) == 7
+
+
+def test_what_was_pruned_is_compared_with_the_original() -> None:
+    options = Options(
+        precision="int8",
+        calibration=data(),
+        prune=("channels:0.5",),
+        passes=("prune_channels{exclude=[]}", "prune_weights{sparsity=0.5,elements=1}"),
+    )
+    made = driver.made(network(), options, Watch())
+    _, calibration = driver.calibration(made.original, options, Watch())
+    found = examine("small.onnx", made, data(), calibration=calibration)
+    assert [s.name for s in found.stages] == [
+        "float32",
+        "pruned",
+        "static uint8 x int8, minmax",
+    ]
+    assert found.stages[0].sqnr > found.stages[1].sqnr
+    assert made.original.nodes != made.exact.nodes
+    first, second = found.layers
+    assert first.sqnr_original is None, "it has fewer channels"
+    assert second.sqnr_original is not None
+    assert second.sqnr_original < second.sqnr
+    assert first.bytes_before == 4 * 8 * 27
+    curves = {s.name: s.lost for s in found.sensitivity}
+    assert list(curves) == ["first", EVIL]
+    for lost in curves.values():
+        assert lost[0] == 0
+        assert all(a <= b for a, b in pairwise(lost))
+    page = Page(html(found))
+    assert page.tags.count("polyline") == 2
 
 
 class Page(HTMLParser):
