@@ -14,7 +14,7 @@ samples where that fits the budget; where not, the way from the last such place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,9 +27,13 @@ from qcompiler.reconstruct import Floats, _some, columns_of, rows, unrows
 
 BUDGET_BYTES = 256 << 20
 COLUMNS = 64
-"""So many columns of one picture (or sentence) are looked at, at most."""
+"""So many columns of one picture (or sentence) are looked at, where that is enough."""
+ENOUGH = 16
+"""Columns for each weight of a row that there should be, of all pictures."""
 RIDGE = 1e-3
 """Of the mean curvature: how much weights want to stay what they are."""
+FEW = 0.1
+"""With more weights in a row than this share of the columns, weights want it more."""
 _MOST_SPREAD = 8.0
 DIRECT = 32
 """With more different sets of kept weights than this all rows are solved together, by steps."""
@@ -56,6 +60,13 @@ class Seen:
     inputs: Floats
     wanted: Floats
     spread: Floats
+    columns: int
+
+    @property
+    def ridge(self) -> float:
+        """How much weights want to stay: the more, the fewer columns there are to fit on."""
+        share = float(self.second.shape[1]) / max(self.columns, 1)
+        return RIDGE + FEW * max(share - FEW, 0.0)
 
 
 Fit = Callable[[Node, Seen, Floats], Floats]
@@ -76,11 +87,13 @@ def recover(
     """Change the weights of `twins`, products of the pruned graph, one after the other."""
     order = _side_by_side(dense, pruned, twins)
     walk = _Walk(order, samples, budget_bytes)
+    count = getattr(samples, "count", None)
+    pictures = len(samples) if isinstance(samples, Sequence) else count or 0
     changed: dict[Node, Node] = {}
     for place, node in enumerate(order):
         if node not in twins:
             continue
-        seen = _Sums(node, twins[node], columns)
+        seen = _Sums(node, twins[node], _wanted(node, pictures, columns))
         walk.to(place, seen.add, changed)
         found = seen.seen()
         centred = node.op == "Conv"
@@ -94,6 +107,13 @@ def recover(
             bias = found.wanted - np.einsum("gok,gk->go", made, found.inputs).reshape(-1)
         changed[node] = _changed(node, made, bias)
     return _rebuilt(pruned, changed)
+
+
+def _wanted(node: Node, samples: int, columns: int) -> int:
+    """How many columns of each picture to look at."""
+    pictures = samples * node.type.dims[0]
+    depth = node.operands[1].type.size // node.operands[1].type.dims[0 if node.op == "Conv" else 1]
+    return max(columns, -(-ENOUGH * depth // pictures)) if pictures else columns
 
 
 def _changed(node: Node, made: Floats, bias: Floats | None) -> Node:
@@ -236,7 +256,8 @@ class _Sums:
         n = max(self.count, 1)
         wanted = self.wanted / n
         spread = np.sqrt(np.maximum(self.squares / n - wanted**2, 0))
-        return Seen(self.second / n, self.cross / n, self.inputs / n, wanted, spread)
+        means = (self.second / n, self.cross / n, self.inputs / n)
+        return Seen(*means, wanted, spread, self.count)
 
 
 def with_spread(w: Floats, seen: Seen) -> Floats:
@@ -253,7 +274,7 @@ def nearest(w: Floats, seen: Seen, kept: Array | None = None) -> Floats:
     made = np.empty_like(w)
     for g in range(len(w)):
         mask = np.ones(w[g].shape, bool) if kept is None else kept[g]
-        made[g] = solve(w[g], seen.second[g], seen.cross[g], mask)
+        made[g] = solve(w[g], seen.second[g], seen.cross[g], mask, ridge=seen.ridge)
     return made
 
 
