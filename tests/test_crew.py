@@ -210,7 +210,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
 
     def inside(b: Builder) -> None:
         y = b.pointer("y", "float32")
-        with b.serial(4), b.parallel(2) as task:
+        with b.when(y.load(0) > const(0.0, "float32")), b.parallel(2) as task:
             y.store(task, const(1.0, "float32"))
 
     for write in (both, inside):

@@ -114,6 +114,15 @@ def test_a_long_loop_is_shared_among_threads() -> None:
     loop("LSTM", 20, 8, 64, vector_isas()[-1], threads=2, direction="bidirectional")
 
 
+@KINDS
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_units_of_one_long_sequence_are_shared_among_threads(kind: str, steps: int) -> None:
+    """More units than fill the blocks, so the last task has some of its own."""
+    bias = kind == "GRU"
+    loop(kind, steps, 1, 231, vector_isas()[-1], threads=3, bias=bias, linear_before_reset=bias)
+    loop(kind, steps, 2, 200, vector_isas()[-1], threads=4, direction="bidirectional")
+
+
 ACTIVATIONS = ["Relu", "Tanh", "Sigmoid", "HardSigmoid", "Affine", "Elu", "ScaledTanh", "Softsign"]
 
 

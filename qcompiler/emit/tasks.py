@@ -5,11 +5,13 @@
 Of `count` tasks, this one runs turns task, task + count, ... of every parallel loop, so any number
 of tasks, one too, does all the work. What stands beside the loops runs in every task when it only
 names things or fills registers, in task 0 when it writes memory. After every part that writes
-memory, but the last, all tasks wait for each other.
+memory, but the last, all tasks wait for each other. A serial loop of such parts is run by all
+tasks, which wait after every part of every turn.
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import tvm
@@ -65,7 +67,7 @@ class _Parts:
     def __init__(self, name: str, crew: Crew) -> None:
         self.name = name
         self.crew = crew
-        self.left = 0  # parts that write memory and are still to come
+        self.left = 0.0  # parts that write memory and are still to come
 
     def rewritten(self, body: Statement) -> Statement:
         self.left = sum(not _is_private(s, self.name) for s in _flat(body))
@@ -78,9 +80,18 @@ class _Parts:
             return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, self.visit(stmt.body))
         if _is_private(stmt, self.name):
             return stmt
+        if _has_rounds(stmt):
+            self.left -= 1
+            return self.rounds(stmt)
         made = self.share(stmt) if _is_parallel(stmt) else self.crew.only(0, stmt)
         self.left -= 1
         return tirx.SeqStmt([made, self.crew.barrier()]) if self.left else made
+
+    def rounds(self, loop: Statement) -> Statement:
+        """A serial loop of parts: the last of a turn, too, is waited for, by the next turn's."""
+        inner = _Parts(self.name, self.crew)
+        inner.left = inf
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, inner.visit(loop.body))
 
     def share(self, loop: Statement) -> Statement:
         """This task's turns of a parallel loop."""
@@ -103,9 +114,16 @@ def _is_parallel(stmt: Statement) -> bool:
     return isinstance(stmt, tirx.For) and stmt.kind == _PARALLEL
 
 
+def _has_rounds(stmt: Statement) -> bool:
+    """Is it a serial loop around parallel ones?"""
+    if not isinstance(stmt, tirx.For) or _is_parallel(stmt):
+        return False
+    return any(_is_parallel(s) or _has_rounds(s) for s in _flat(stmt.body))
+
+
 def _is_private(stmt: Statement, name: str) -> bool:
     """Does a statement beside the loops touch nothing but what is the task's own?"""
-    if _is_parallel(stmt):
+    if _is_parallel(stmt) or _has_rounds(stmt):
         return False
     found = {_writes_memory(s, name) for s in _stores(stmt, name)}
     if len(found) > 1:

@@ -8,6 +8,9 @@ for each task (a share of the directions and of groups of sequences)
       the states after the step = activations of the sums and of what the input gives the gates
     copy the hidden state to where the last one will be     (the next step reads it there)
 
+Where there are fewer sequences than threads, the blocks of a step are shared instead, and all
+threads wait for each other after each step and each copy.
+
 Weights are packed once: for a vector of units, row by row of the state, the vectors of all gates
 side by side, so that they stream through the caches. The sequences of a group share every vector
 that is loaded. A GRU that resets the state before its product goes through the blocks twice.
@@ -16,6 +19,7 @@ that is loaded. A GRU that resets the state before its product goes through the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +32,7 @@ from qcompiler.isa import Device
 from qcompiler.kernels import polynomials, tir
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import load, store
-from qcompiler.kernels.loops import part, sweep, tasks
+from qcompiler.kernels.loops import part, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
@@ -41,6 +45,12 @@ _SUMS = 8
 """Vectors of sums that hide the time one product takes."""
 _UNROLLED = 4
 """Values of the state in one turn of the innermost loop."""
+_STEP_NS = 6_000
+"""A step of less work is not worth the two waits and the state that another core wrote."""
+
+Share = tuple[Value, int]
+"""(this task, of how many)."""
+ALL: Share = (tir.const(0), 1)
 
 
 @kernel("recurrent")
@@ -103,6 +113,10 @@ class _Layer:
         groups = self.batch // self.group
         macs = self.steps * self.batch * self.directions * self.gates * self.size**2
         count = tasks(d.device, macs / _MACS_PER_NS, groups * self.directions)
+        shared = self._sharers(groups * self.directions)
+        if shared > count:
+            self._together(shared, groups)
+            return self._made(shared, 0, macs)
         kept = 2 * self.group * self.blocks * self.lanes if self.twice else 0
         scratch = d.scratch(self.dtype) if kept else d.out
         with b.parallel(count) as task:
@@ -114,10 +128,21 @@ class _Layer:
                     self.direction, self.functions = direction, functions
                     with b.when(tirx.EQ(tirx.floordiv(i, groups), direction)):
                         self._sequences()
+        return self._made(count, count * kept * tir.bits(self.dtype) // 8, macs)
+
+    def _made(self, count: int, scratch_bytes: int, macs: int) -> Kernel:
+        d = self.d
         at = d.region.inputs.index(self.weights)
         pack = {at: self._pack} if self.weights.is_constant else {}
-        scratch_bytes = count * kept * tir.bits(self.dtype) // 8
         return d.kernel(tasks=count, scratch_bytes=scratch_bytes, pack=pack, macs=macs)
+
+    def _sharers(self, sequences: int) -> int:
+        """How many tasks each step of so many (groups of) sequences is worth."""
+        if self.twice or self.lengths is not None:
+            return 1  # more waits in a step; sequences that end apart
+        step = sequences * self.group * self.gates * self.size**2 / _MACS_PER_NS
+        count = self.d.device.threads if step > _STEP_NS else 1
+        return min(count, self.size // self.lanes // self._several(self.gates))
 
     def _pack(self, r: Array) -> Array:
         """[D, H, gates * H] -> [D, blocks, H, gates, lanes]."""
@@ -129,6 +154,36 @@ class _Layer:
 
     # -- loops
 
+    def _together(self, count: int, groups: int) -> None:
+        """All sequences step by step, the units of each step shared among tasks."""
+        b = self.b
+        starts = [(i, s) for i, s in enumerate(self.initial[: states_of(self.root)])]
+        with b.parallel(count) as task:
+            for i, state in starts:
+                body = partial(self._begin, state, tir.const(self.steps + i))
+                self._each(groups, partial(self._rows, body, of=(task, count)))
+        with b.serial(self.steps, "step") as t:
+            with b.parallel(count) as task:
+                self._each(groups, lambda: self._step(self._time(t, self.steps), (task, count)))
+            with b.parallel(count) as task:
+                self._each(groups, lambda: self._copied(t, (task, count)))
+
+    def _copied(self, t: Value, of: Share) -> None:
+        self._rows(partial(self._copy, self._time(t, self.steps)), of=of)
+
+    def _each(self, groups: int, body: Callable[[], None]) -> None:
+        """body() for every group of sequences and direction."""
+        with self.b.serial(groups, "group") as i:
+            self.row = self.b.let(i * self.group, "row")
+            for direction, functions in enumerate(activations(self.root)):
+                self.direction, self.functions = direction, functions
+                body()
+
+    def _time(self, t: Value, end: Value) -> Value:
+        """The time of a step: the last comes first in one that goes back."""
+        back = self.direction == 1 or self.root.str("direction") == "reverse"
+        return self.b.let(end - 1 - t, "time") if back else t
+
     def _sequences(self) -> None:
         """A group from its first step to its last."""
         b, steps = self.b, self.steps
@@ -139,23 +194,34 @@ class _Layer:
             length = tir.cast(self.d.pointers[self.lengths].load(self.row), "int32")
             bounded = tirx.Max(tirx.Min(length, tir.const(steps)), tir.const(0))
             end = b.let(bounded, "end")
-        back = self.direction == 1 or self.root.str("direction") == "reverse"
         with b.serial(end, "step") as t:
-            time = b.let(end - 1 - t, "time") if back else t
+            time = self._time(t, end)
             self._step(time)
             self._rows(partial(self._copy, time))
         if self.lengths is not None:
             with b.serial(steps - end, "beyond", end) as time:
                 self._rows(partial(self._begin, None, time))
 
-    def _rows(self, body: Callable[[_Units], None]) -> None:
+    def _rows(self, body: Callable[[_Units], None], of: Share = ALL) -> None:
         """body(units) along the rows of the group."""
+        full, rest = divmod(self.size, self.lanes)
+        first, turns = part(self.b, *of, full)
         for member in range(self.group):
+            if full:
+                with self.b.serial(turns, "v", first) as i:
+                    body(_Units(member, self.b.let(i * self.lanes), self.lanes))
+            if rest:
+                with self._last(of):
+                    body(_Units(member, tir.const(full * self.lanes), rest))
 
-            def units(first: Value, count: int, member: int = member) -> None:
-                body(_Units(member, first, count))
+    def _last(self, of: Share) -> AbstractContextManager[None]:
+        """What only the last of the tasks does."""
+        task, count = of
+        return self.b.when(tirx.EQ(task, count - 1)) if count > 1 else nullcontext()
 
-            sweep(self.b, self.size, self.lanes, units)
+    def _several(self, gates: int) -> int:
+        """Vectors of units whose sums are made at once."""
+        return max(1, _SUMS // (gates * self.group))
 
     def _begin(self, state: Node | None, time: Value, units: _Units) -> None:
         """An initial state, or zeros -> the output's row."""
@@ -168,21 +234,23 @@ class _Layer:
         """The hidden state that was made -> where the next step reads it."""
         self._put(tir.const(self.steps), units, self._get(time, units))
 
-    def _step(self, time: Value) -> None:
-        """All units of the group, a few vectors at once."""
+    def _step(self, time: Value, of: Share = ALL) -> None:
+        """All units of the group (a task's share of them), a few vectors at once."""
         full, rest = divmod(self.size, self.lanes)
         for gates, finish in self._phases():
-            several = max(1, _SUMS // (len(gates) * self.group))
+            several = self._several(len(gates))
             whole = full // several
             if whole:
-                with self.b.serial(whole, "block") as i:
+                first, turns = part(self.b, *of, whole)
+                with self.b.serial(turns, "block", first) as i:
                     at = self.b.let(i * (several * self.lanes), "unit")
                     block = [(at + n * self.lanes, self.lanes) for n in range(several)]
                     self._block(time, gates, finish, block)
             left = [(tir.const(n * self.lanes), self.lanes) for n in range(whole * several, full)]
             left += [(tir.const(full * self.lanes), rest)] * (rest > 0)
             if left:
-                self._block(time, gates, finish, left)
+                with self._last(of):
+                    self._block(time, gates, finish, left)
 
     def _block(
         self, time: Value, gates: range, finish: Finish, vectors: Sequence[tuple[Value, int]]
