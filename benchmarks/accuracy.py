@@ -4,10 +4,12 @@ static int8 with the same calibration data.
     python -m benchmarks.accuracy FOLDER
     python -m benchmarks.accuracy FOLDER --models resnet8_cifar10 --samples 500 --execute numpy
     python -m benchmarks.accuracy FOLDER --method percentile --pass 'quantize_static{weight_bits=7}'
+    python -m benchmarks.accuracy FOLDER --calibrate 50,100,300 --seeds 3
 
 FOLDER is described in labelled.py. `--execute` says what runs our graphs: `onnxruntime` runs the
 QDQ form (quick), `numpy` the exact meaning of the integer operators (slow), `compiled` the
-artifact.
+artifact. `--calibrate` takes so many samples by chance instead of all, `--seeds` times, for us and
+for the others alike: a score on a few hundred samples scatters more than these methods differ.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import version_converter
 
 from benchmarks.labelled import TASKS, Task, tasks
 from benchmarks.subjects import Array, Feed
@@ -45,7 +48,7 @@ class Result:
     """One row of the table. Scores are per cent, of `samples`; NaN: not measured.
 
     `peers`: others' int8. `decibels`: how much stronger the float outputs are than int8's error
-    (SQNR).
+    (SQNR). `agrees`: per cent of samples (rows of [N, C] outputs) with float32's largest class.
     """
 
     model: str
@@ -54,6 +57,7 @@ class Result:
     int8: float
     peers: dict[str, float]
     decibels: float
+    agrees: float
     limit: float
     seconds: float
 
@@ -80,6 +84,19 @@ class Settings:
     execute: str = "onnxruntime"
     samples: int = 0
     peers: tuple[str, ...] = ("onnxruntime", "nncf")
+    calibrate: tuple[int, ...] = ()
+    seeds: int = 1
+
+
+def drawn(task: Task, settings: Settings) -> Iterator[Task]:
+    """The task with as many calibration samples as asked for, each draw by its name."""
+    if not settings.calibrate:
+        yield task
+    for count in settings.calibrate:
+        for seed in range(settings.seeds):
+            name = f"{task.name}, {count} samples, draw {seed + 1}"
+            batch = min(task.batch, count)
+            yield replace(task.calibrated_with(count, seed), name=name, batch=batch)
 
 
 def measure(task: Task, settings: Settings) -> Result:
@@ -100,6 +117,7 @@ def measure(task: Task, settings: Settings) -> Result:
         task.score(lossy),
         peers,
         float(10 * np.log10(np.square(exact).sum() / np.square(exact - lossy).sum())),
+        float(100 * np.mean(exact.argmax(-1) == lossy.argmax(-1))) if exact.ndim == 2 else np.nan,
         task.limit,
         time.perf_counter() - started,
     )
@@ -237,7 +255,7 @@ def static_int8(model: onnx.ModelProto, task: Task) -> onnx.ModelProto:
 
     with tempfile.TemporaryDirectory() as folder:
         source, ready, made = (Path(folder) / f"{n}.onnx" for n in ("source", "ready", "made"))
-        onnx.save(model, source)
+        onnx.save(recent(model), source)
         quant_pre_process(source, ready, skip_symbolic_shape=True)
         quantize_static(
             ready,
@@ -249,6 +267,12 @@ def static_int8(model: onnx.ModelProto, task: Task) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
         )
         return onnx.load(made)
+
+
+def recent(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in at least opset 13, the first with a scale for each channel."""
+    version = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return version_converter.convert_version(model, 13) if version < 13 else model
 
 
 def nncf_int8(model: onnx.ModelProto, task: Task) -> onnx.ModelProto:
@@ -269,12 +293,25 @@ PEERS = {"onnxruntime": static_int8, "nncf": nncf_int8}
 def table(results: Sequence[Result]) -> str:
     """Results -> Markdown."""
     peers = list(dict.fromkeys(p for r in results for p in r.peers))
-    heads = ["model", "samples", "float32", "int8", "drop", "limit", "SQNR dB", *peers, "good", "s"]
+    heads = [
+        "model",
+        "samples",
+        "float32",
+        "int8",
+        "drop",
+        "limit",
+        "SQNR dB",
+        "agrees",
+        *peers,
+        "good",
+        "s",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for r in results:
         drop = f"{r.drop:.2f}" if r.drop <= r.limit else f"**{r.drop:.2f}**"
         theirs = [f"{r.peers[p]:.2f}" if p in r.peers else "" for p in peers]
         scores = [f"{r.float32:.2f}", f"{r.int8:.2f}", drop, f"{r.limit}", f"{r.decibels:.1f}"]
+        scores.append("" if np.isnan(r.agrees) else f"{r.agrees:.1f}")
         end = ["yes" if r.good else "**no**", f"{r.seconds:.0f}"]
         lines.append(f"| {' | '.join([r.model, str(r.samples), *scores, *theirs, *end])} |")
     return "\n".join(lines)
@@ -296,6 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--execute", choices=EXECUTE, default=Settings.execute)
     parser.add_argument("--samples", type=int, default=0, help="score at most this many")
     parser.add_argument("--peers", default=",".join(PEERS), help="whose int8 to measure as well")
+    parser.add_argument("--calibrate", default="", help="with so many samples: 50,100,300")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of calibration samples")
     parser.add_argument("--json", type=Path, help="also write the results here")
     given = parser.parse_args(argv)
     settings = Settings(
@@ -306,9 +345,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         execute=given.execute,
         samples=given.samples,
         peers=tuple(p for p in given.peers.split(",") if p),
+        calibrate=tuple(int(n) for n in given.calibrate.split(",") if n),
+        seeds=given.seeds,
     )
     names = [n for n in given.models.split(",") if n]
-    results = [measure(task, settings) for task in tasks(given.folder, names)]
+    wanted = (t for task in tasks(given.folder, names) for t in drawn(task, settings))
+    results = [measure(task, settings) for task in wanted]
     print(table(results))
     if given.json:
         given.json.write_text(json.dumps([asdict(r) for r in results], indent=2))
