@@ -17,7 +17,12 @@ from qcompiler.matching import melts
 from qcompiler.rewrite import graph_pass
 
 HASHED_BYTES = 1 << 20
-"""Constants up to this size are compared by value, larger ones by being the same array."""
+"""Constants up to this size are found by all their bytes, larger ones by a few of their numbers,
+and then compared.
+"""
+
+_LOOKED_AT = 512
+"""Numbers of a large constant by which its equals are found."""
 
 RANDOM = frozenset(
     {
@@ -38,13 +43,40 @@ class FoldCommon:
     def __call__(self, graph: Graph) -> Graph:
         """Equal operator, attributes, types and inputs: the first such node serves all."""
         seen: dict[Hashable, Node] = {}
+        large: dict[Hashable, list[Node]] = {}
 
         def change(node: Node) -> Node:
             if node.op == "input" or node.op in RANDOM or melts(node):
                 return node
+            if node.is_constant and _is_large(node.array):
+                return _first_equal(node, large.setdefault(_look(node.array), []))
             return seen.setdefault(_key(node), node)
 
         return substitute(graph, change)
+
+
+def _is_large(array: Array) -> bool:
+    return array.nbytes > HASHED_BYTES and array.dtype != object
+
+
+def _look(array: Array) -> Hashable:
+    """A part of a large array that its equals have in common."""
+    some = np.asarray(array.flat[:: array.size // _LOOKED_AT])
+    return array.dtype.name, array.shape, some.tobytes()
+
+
+def _first_equal(node: Node, others: list[Node]) -> Node:
+    """The first constant of the same bytes; the node itself, from now on, where there is none."""
+    for other in others:
+        same = node.array is other.array
+        if same or np.array_equal(_bytes(node.array), _bytes(other.array)):
+            return other
+    others.append(node)
+    return node
+
+
+def _bytes(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(np.uint8)
 
 
 def _key(node: Node) -> Hashable:

@@ -150,3 +150,21 @@ def test_minilm_is_attention_between_products(material: Path, tmp_path: Path) ->
     ops = counted(made)
     assert (ops["Transpose"], ops["attention"], ops["Gelu"]) == (0, 6, 6)
     same_as_onnxruntime(file.read_bytes(), made, inputs_of(made))
+
+
+def test_a_layer_of_large_weights_whose_states_go_out_is_computed_once() -> None:
+    """Each output makes the loop anew; that they are one shows only when weights are compared."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 17]>
+        stateful (float[1,1,8] x, float[1,1,320] h, float[1,1,320] c)
+            => (float[1,1,1,320] y, float[1,1,320] ho, float[1,1,320] co) {
+            y, ho, co = LSTM <hidden_size = 320> (x, w, r, , , h, c)
+        }
+    """)
+    random = np.random.default_rng(0)
+    for name, size in (("w", 8), ("r", 320)):
+        array = random.standard_normal((1, 4 * 320, size)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    graph = run_stage(read(model), "fold")
+    counts = Counter(n.op for n in graph.nodes)
+    assert counts["recurrent"] == counts["MatMul"] == 1
