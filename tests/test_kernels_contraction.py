@@ -15,10 +15,12 @@ from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeh
 from qcompiler.isa import ISAS, Isa
 from qcompiler.kernels import contraction_blocking, tir
 from qcompiler.kernels.contraction import tiled
+from qcompiler.kernels.contraction_blocking import Tiling, ahead
 from qcompiler.kernels.contraction_operands import (
     Panels,
     longest_run,
     pack,
+    panel_bytes,
     product_of,
     without_saturation,
 )
@@ -418,3 +420,24 @@ def test_only_what_would_saturate_is_left_over() -> None:
     wild = tame.copy()
     wild[..., 9, 3] = 65
     assert pack(wild, product, Panels.of(8, 8, 1)).size == size + 32 + 4
+
+
+def test_the_next_panel_is_asked_for_where_weights_come_from_afar() -> None:
+    """A share with every step of every tile: all of it by the end of the block."""
+    isa = isas()[-1]
+    product = product_of(isa, "uint8", "int8", "int32", packed=True)
+    assert product is not None
+
+    def pace(rows: int, depth: int, width: int, block: int) -> int:
+        x = placeholder("x", Type("uint8", (rows, depth)))
+        root = make("matmul", x, constant(np.zeros((depth, width), np.int8)))
+        problem = problem_of(root, product.mac.lanes)
+        assert not isinstance(problem, Skip)
+        return ahead(problem, product, device(isa), Tiling(8, 2, block), 2)
+
+    found, steps = pace(128, 768, 3072, 16), product.steps(768)
+    panel = panel_bytes(product, 1, 768, 2)
+    assert panel <= found * steps * 16 < panel + steps * 16
+    assert pace(128, 768, 32, 16) == 0  # all of the weights stay near
+    assert pace(8, 768, 3072, 1) == 0  # nothing to do meanwhile
+    assert pace(128, 1 << 15, 3072, 16) == 0  # a panel alone is too large

@@ -23,6 +23,7 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_blocking import (
     Tiling,
     Units,
+    ahead,
     choose,
     needs_copy,
     powers_of_two,
@@ -132,6 +133,7 @@ class Contraction:
         taps = ((planes.count, plane),) if planes.count > 1 else ()
         self.taps = (*taps, *((n, lines * self.line + e) for n, lines, e in problem.taps))
         self.summed, self.bias = bias_of(region)
+        self.panel: Pointer | None = None  # the one that tiles read, where the next one follows it
         self.b = Builder(self._name())
 
     def kernel(self) -> Kernel:
@@ -296,21 +298,26 @@ class Contraction:
         b, p = self.b, self.problem
         origin = b.let(block.origin + group * p.group, "origin")
 
-        def tile(y: Value, x: Value, pixels: list[tuple[int, int]]) -> None:
+        pace = ahead(self.problem, self.product, self.device, self.tiling, run.vectors)
+        pace = pace if self.panel is not None and self.units.whole else 0
+
+        def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value = 0) -> None:
             offsets = tuple(dy * self.row + dx * p.column for dy, dx in pixels)
             left = Left(block.left, offsets, self.taps, p.depth, guarded=self._guarded())
             base = b.let(origin + (y - block.row) * self.row + x * p.column, "base")
             index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
             places = [index + (dy * p.columns + dx) for dy, dx in pixels]
             self._ask(places, column, run)
-            registers = self._sums(left, base, right)
+            asks = self._asks(nth, run, pace) if pace else None
+            registers = self._sums(left, base, replace(right, beside=asks))
             self._finish(registers, places, column, run)
 
         if self.units.whole:
             for first, count, size, start in self.units.cut.runs():
                 with segment(b, (block.first, block.last), first, count, "tile") as t:
                     y = b.let((t - first) * size + start, "y")
-                    tile(y, 0, [(dy, dx) for dy in range(size) for dx in range(p.columns)])
+                    pixels = [(dy, dx) for dy in range(size) for dx in range(p.columns)]
+                    tile(y, 0, pixels, t - block.first)
             return
         with b.serial(block.last - block.first, "y", block.first) as y:
             for _, count, size, start in self.units.cut.runs():
@@ -378,6 +385,7 @@ class Contraction:
         size, lanes = product.vector_bytes, product.mac.lanes
         at = b.let(matrix + group * self.matrix_bytes + self._panel_at(run, nth), "at")
         head = run.vectors * product.head_bytes
+        self.panel = memory + at if self.constant else None
 
         def load(step: Value, v: int) -> Value:
             return memory.load(
@@ -437,6 +445,15 @@ class Contraction:
             return memory.load_first(count, start + step * width + v * lanes, lanes)
 
         return Right(run.vectors, load, self._start(column, run, None))
+
+    def _asks(self, nth: Value, run: Run, pace: int) -> Callable[[Value], None]:
+        """What asks for the next panel beside the steps of a block's nth tile."""
+        p, product = self.problem, self.product
+        size = panel_bytes(product, p.tap_count, p.depth, run.vectors)
+        share = p.tap_count * product.steps(p.depth) * pace
+        first, panel = self.b.let(nth * share + size, "ahead"), self.panel
+        assert panel is not None
+        return lambda step: panel.prefetch(first + step * pace, level=2)
 
     # -- the way out
 

@@ -28,6 +28,7 @@ TILE_CYCLES = 20.0  # begin a tile
 TAP_CYCLES = 10.0  # begin a tap
 WINDOW = 250.0  # instructions in flight: the end of a tile runs beside the next one's beginning
 BYTES_PER_CYCLE = (1e9, 24.0, 8.0, 4.0)  # from the first (loads count), second, third cache, memory
+BUSY = 12  # products a step beside which one more instruction or two do not count
 WORTH_SHARING = 6_000.0  # cycles, about 2 us
 
 
@@ -219,6 +220,25 @@ def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
     frame = problem.frame
     lines = problem.planes.count * ((rows - 1) * frame.step + frame.reach)
     return lines * frame.padded_line * tir.bits(product.left) // 8
+
+
+def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int) -> int:
+    """Bytes of the next panel to ask for with every step of every tile; 0: do not ask.
+
+    A panel is read from afar by a block's first tile only, in a small part of the time there is:
+    faster than memory gives. It is asked for all the while, where the second cache has room.
+    """
+    units = Units.of(problem, tiling.rows)
+    steps = problem.tap_count * product.steps(problem.depth)
+    panel = panel_bytes(product, problem.tap_count, problem.depth, vectors)
+    width = -(-problem.width // (vectors * product.mac.lanes))
+    pace = -(-panel // (steps * min(tiling.block, units.count(problem))))
+    rows = tiling.rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
+    near = panel + rows <= device.l2_bytes * 3 // 4  # what is asked for may go on to the third
+    far = panel * width > device.l2_bytes // 2
+    alone = product.leftovers or problem.groups > 1
+    busy = tiling.rows * vectors >= BUSY
+    return pace if pace <= LINE_BYTES and near and far and busy and not alone else 0
 
 
 def _panel_cycles(

@@ -45,12 +45,14 @@ class Right:
     """The right operand of a tile: `load(step, vector)` gives one multiply-accumulate's vector.
 
     `step` counts through all taps. `start`, if any, gives what a vector of sums begins with.
+    `beside(step)`, if any, is emitted with every step: to ask for what comes later.
     """
 
     vectors: int
     load: Callable[[Value, int], Value]
     start: Callable[[int], Value] | None = None
     leftovers: Leftovers | None = None
+    beside: Callable[[Value], None] | None = None
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -75,6 +77,8 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     def over_k(at: Value, first: Value) -> None:
         with b.serial(whole // run, "k") as k:
             where, step = b.let(at + k * (run * mac.k), "at"), b.let(first + k * run, "step")
+            if right.beside:
+                right.beside(step)
             some(where, step, [mac.k] * run)
         rest = left.depth - whole * mac.k
         more = [mac.k] * (whole % run) + [rest] * (whole < steps)
