@@ -76,8 +76,10 @@ class PruneChannels:
         sizes: list[int] = []
         for share in shares(self.steps):
             made, outputs = self.narrowed(graph, made, outputs, sizes, self.sparsity * share)
+        pairs = zip(_all_outputs(graph), outputs, strict=True)
+        fewer = [n for n, (a, b) in zip(_products(graph), pairs, strict=True) if len(b) < len(a)]
         how = f"{self.sparsity} {self.scope}"
-        return made if made is graph else told(made, "pruned_channels", outputs, how)
+        return made if made is graph else told(made, "pruned_channels", fewer, how)
 
     def narrowed(
         self, dense: Graph, graph: Graph, outputs: list[Ids], sizes: list[int], sparsity: float

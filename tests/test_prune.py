@@ -18,7 +18,7 @@ from qcompiler.narrow import without
 from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate, make
 from qcompiler.pruning import pruning
-from qcompiler.recover import Twin, copied, nearest, recover, solve
+from qcompiler.recover import RIDGE, Seen, Twin, copied, nearest, recover, solve
 from qcompiler.sparsity import (
     Pattern,
     curve,
@@ -296,6 +296,18 @@ def test_of_the_whole_network_repair_leaves_every_weight(network: Callable[[], G
         whole, other, twins, data(whole, 40).samples, lambda n, s, w: nearest(0.5 * w, s), columns=3
     )
     assert error(whole, made) < 1e-3
+
+
+def test_few_columns_are_trusted_less() -> None:
+    rng = np.random.default_rng(2)
+    w, x = rng.standard_normal((1, 3, 12)), rng.standard_normal((1, 16, 12))
+    y = rng.standard_normal((1, 16, 3))
+    second = np.einsum("gnk,gnl->gkl", x, x) / 16
+    cross = np.einsum("gno,gnk->gok", y, x) / 16
+    nothing = np.zeros((1, 12)), np.zeros(3), np.ones(3)
+    few, many = (nearest(w, Seen(second, cross, *nothing, n)) for n in (16, 16_000))
+    assert np.square(few - w).sum() < np.square(many - w).sum()
+    assert Seen(second, cross, *nothing, 16_000).ridge == RIDGE
 
 
 # The passes.
