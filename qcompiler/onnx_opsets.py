@@ -163,6 +163,29 @@ def _batch_norm_training(call: Call) -> Call:
     return call
 
 
+@always("BatchNormalization")
+def _batch_norm_by_batch(call: Call) -> Result:
+    """In training mode mean and variance are the batch's: so are weights standardized."""
+    if not call.get("training_mode"):
+        return call
+    x = call.need(0)
+    if call.read > 1 or x.type.rank < 2:
+        raise call.unsupported(
+            "batch normalization in training mode", "export the model for inference"
+        )
+    axes = call.constant("axes", [a for a in range(x.type.rank) if a != 1])
+    shape = call.constant("shape", (-1, *[1] * (x.type.rank - 2)))
+    scale, bias = (call.node(f"row{i}", "Reshape", call.need(i), shape) for i in (1, 2))
+    centred = call.node("centred", "Sub", x, call.node("mean", "ReduceMean", x, axes))
+    square = call.node("square", "Mul", centred, centred)
+    epsilon = call.constant("epsilon", call.real("epsilon"), x.dtype)
+    variance = call.node("variance", "ReduceMean", square, axes)
+    deviation = call.node("deviation", "Sqrt", call.node("sum", "Add", variance, epsilon))
+    normal = call.node("normal", "Div", centred, deviation)
+    scaled = call.node("scaled", "Mul", normal, scale)
+    return make("Add", scaled, bias, name=call.name)
+
+
 @until(9, "Upsample")
 def _upsample_scales(call: Call) -> Call:
     scales = call.constant("scales", call.attrs["scales"], "float32")

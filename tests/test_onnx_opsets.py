@@ -440,3 +440,24 @@ def test_every_opset_means_what_onnxruntime_computes(case: Case, opset: int) -> 
             rtol=0,
             atol=one_step or case.tolerance * scale,
         )
+
+
+def test_batch_normalization_in_training_mode_takes_the_mean_and_variance_of_the_batch() -> None:
+    weights = [tensor(n, np.array(v, np.float32)) for n, v in _TRAINED.items()]
+    node = make_node("BatchNormalization", ["x", *_TRAINED], ["y", "m2", "v2"], training_mode=1)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, IMAGE.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, IMAGE.shape)],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    got = evaluate(read(model), {"x": IMAGE})["y"]
+    mean, variance = (f(IMAGE, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.var))
+    scale, bias = (np.float32(_TRAINED[n])[:, None, None] for n in "sb")
+    wanted = (IMAGE - mean) / np.sqrt(variance + 1e-5) * scale + bias
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+_TRAINED = {"s": [1, 2, 3, 4], "b": [4, 3, 2, 1], "m": [9, 9, 9, 9], "v": [5, 5, 5, 5]}
