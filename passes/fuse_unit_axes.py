@@ -4,7 +4,7 @@ Reshape(Add(Reshape(x), m))           ->  Add(x, Reshape(m))            likewise
 Reshape(Softmax(Add(Reshape(x), m)))  ->  Softmax(Add(x, Reshape(m)))
 
 where the outer view is x's own shape. So masks of attention (a window's, a batch's) are added where
-the scores are.
+the scores are. It fuses, and does not fold: the layout stage moves such views the other way.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ ADDED = op("Add|Mul", op("Reshape", ANY, ANY), ANY, commutes=True)
 
 
 @rule(op("Reshape", ADDED, ANY))
-def fold_unit_axes(view: Node, add: Node, inner: Node) -> Node | Skip | None:
+def fuse_unit_axes(view: Node, add: Node, inner: Node) -> Node | Skip | None:
     """Reshape(Add(Reshape(x), m)) -> Add(x, Reshape(m))."""
     return _without(view, add, inner)
 
 
 @rule(op("Reshape", op("Softmax", ADDED), ANY))
-def fold_unit_axes_softmax(view: Node, softmax: Node, add: Node, inner: Node) -> Node | Skip | None:
+def fuse_unit_axes_softmax(view: Node, softmax: Node, add: Node, inner: Node) -> Node | Skip | None:
     """Reshape(Softmax(Add(Reshape(x), m))) -> Softmax(Add(x, Reshape(m)))."""
     if softmax.int("axis") not in (-1, softmax.type.rank - 1):
         return None
