@@ -15,9 +15,9 @@ from functools import cache
 import numpy as np
 
 from qcompiler import cpu, plugins
+from qcompiler.emit.machine import compile_functions
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
 from qcompiler.isa import ISAS, Device, Isa
-from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Kernel, Region, choose
 from qcompiler.ops import evaluate
 
@@ -70,7 +70,7 @@ def region_of(graph: Graph, root: Node | None) -> Region:
 
 def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) -> Array:
     """A kernel on arrays, in fenced memory."""
-    module = tir.compile_functions([(kernel.name, kernel.func)], isa)
+    module = compile_functions([(kernel.name, kernel.func)], isa)
     fenced = []
     for i, node in enumerate(region.inputs):
         array = np.ascontiguousarray(values[node])

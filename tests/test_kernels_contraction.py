@@ -10,10 +10,11 @@ from emulator import load_or_skip
 from kernel_harness import compare, device, expected, isas, region_of, run
 
 from qcompiler import plugins
+from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import ISAS, Isa
-from qcompiler.kernels import contraction_blocking, tir
+from qcompiler.kernels import contraction_blocking
 from qcompiler.kernels.contraction import tiled
 from qcompiler.kernels.contraction_blocking import Tiling, ahead
 from qcompiler.kernels.contraction_operands import (
@@ -310,7 +311,7 @@ def test_the_product_becomes_its_instruction(
     isa = ISAS[name]
     kernel = tiled(region, device(isa))
     assert isinstance(kernel, Kernel)
-    text = tir.compile_functions([("kernel", kernel.func)], isa).inspect_source("asm")
+    text = compile_functions([("kernel", kernel.func)], isa).inspect_source("asm")
     assert instruction in text
     loop = innermost_loop(text, instruction)
     assert loop.count(instruction) >= 8

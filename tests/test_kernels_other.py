@@ -8,11 +8,11 @@ from kernel_harness import Graph, check, device, region_of, vector_isas
 
 import qcompiler.kernels.elementwise
 import qcompiler.kernels.indexing  # noqa: F401  (registers its generators)
+from qcompiler.emit.machine import compile_functions
 from qcompiler.emit.tasks import task_function
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
-from qcompiler.kernels import tir
 from qcompiler.kernels.copy import copy
 from qcompiler.kernels.epilogue import merged
 from qcompiler.kernels.registry import Kernel
@@ -378,5 +378,5 @@ def test_kernels_ask_for_the_vectors_of_their_instruction_set() -> None:
         x = placeholder("x", Type("float32", (64, 64)))
         made = make("Relu", x)
         kernel = agrees(made, None, [(x, random("float32", (64, 64)))], isa)
-        text = tir.compile_functions([(kernel.name, kernel.func)], isa).inspect_source("asm")
+        text = compile_functions([(kernel.name, kernel.func)], isa).inspect_source("asm")
         assert registers[isa.vector_bytes] in text

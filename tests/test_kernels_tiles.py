@@ -16,6 +16,7 @@ from tvm import tirx
 
 from qcompiler import cpu, load, plugins
 from qcompiler.driver import Watch, build
+from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import ISAS, Device, Isa, host
@@ -339,7 +340,7 @@ def call(kernel: Kernel, isa: Isa, memory: list[Fenced]) -> None:
     """A kernel on memory as it is, with scratch memory full of NaN."""
     scratch = Fenced(kernel.scratch_bytes)
     scratch.bytes[:] = 0xFF
-    module = tir.compile_functions([("kernel", kernel.func)], isa)
+    module = compile_functions([("kernel", kernel.func)], isa)
     module["kernel"](*(ctypes.c_void_p(m.address) for m in (*memory, scratch)))
 
 
@@ -481,7 +482,7 @@ def test_the_loop_over_k_is_tiles_and_addresses(isa: Isa) -> None:
     root = matmul((32, 4096), (4096, 32), "uint8", "int8")
     kernel = tiles(region_around(root, root)[1], device(isa), parts=1)
     assert isinstance(kernel, Kernel)
-    text = tir.compile_functions([("k", kernel.func)], isa).inspect_source("asm")
+    text = compile_functions([("k", kernel.func)], isa).inspect_source("asm")
     (body,) = (x for x in loops(text) if any(i.startswith("tdp") for i in x))
     steps = sum(i.startswith("tdp") for i in body) // 4
     assert sum(i.startswith("tileload") for i in body) == 4 * steps
@@ -499,7 +500,7 @@ def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, kno
     with b.serial(2) as i:  # unrolled, the second turn's count is one
         out.store_first(1 if known else tirx.Min(17 - i * 16, tir.const(16)), i * 16, value)
     memory, written = np.arange(16, dtype=np.int32), np.full(32, 9, dtype)
-    module = tir.compile_functions([("narrow", b.function())], isa.extends or isa)
+    module = compile_functions([("narrow", b.function())], isa.extends or isa)
     module["narrow"](*(ctypes.c_void_p(a.ctypes.data) for a in (memory, written)))
     assert written[0] == written[16] == 1
     assert np.all(written[17:] == 9)

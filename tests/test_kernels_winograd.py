@@ -9,6 +9,7 @@ import pytest
 from kernel_harness import compare, device, expected, isas, region_of, run, vector_isas
 
 from qcompiler import plugins
+from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
@@ -74,7 +75,7 @@ def test_a_filter_is_the_convolution_it_stands_for(filter: Filter) -> None:
     products = [b.let(s * tir.broadcast(w.load(i), lanes)) for i, s in enumerate(spread)]
     for i, value in enumerate(filter.gather(b, products)):
         y.store(i * lanes, value)
-    module = tir.compile_functions([("filter", b.function())], isa)
+    module = compile_functions([("filter", b.function())], isa)
     weights = filter.weights(taps).astype(np.float32)
     found = np.zeros((filter.outputs, lanes), np.float32)
     module["filter"](*(ctypes.c_void_p(a.ctypes.data) for a in (inputs, weights, found)))

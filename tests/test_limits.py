@@ -9,8 +9,8 @@ from kernel_harness import isas
 
 from qcompiler import limits, plugins
 from qcompiler.artifact import StepFact
+from qcompiler.emit.machine import compile_functions
 from qcompiler.isa import ISAS, Device, Isa
-from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Builder
 
 PRODUCTS = {
@@ -39,7 +39,7 @@ def test_the_products_stand_in_the_loop(name: str, monkeypatch: pytest.MonkeyPat
 
     def keep(b: Builder, device: Device, source: int, out: int) -> float:
         nonlocal text
-        text += tir.compile_functions([(b.name, b.function())], device.isa).inspect_source("asm")
+        text += compile_functions([(b.name, b.function())], device.isa).inspect_source("asm")
         return 1.0
 
     monkeypatch.setattr(limits, "_fastest", keep)

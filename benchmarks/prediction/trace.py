@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
 from qcompiler.emit.crew import TABLE
+from qcompiler.emit.machine import machine_code
 from qcompiler.emit.native import functions
-from qcompiler.kernels.tir import machine_code
 from qcompiler.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
 

@@ -24,10 +24,11 @@ from tvm import tirx
 from qcompiler.artifact import signature
 from qcompiler.emit import crew as crew_text
 from qcompiler.emit.link import link
+from qcompiler.emit.machine import build_objects
 from qcompiler.emit.tasks import WAIT, Crew, Statement, task_function
 from qcompiler.isa import Isa
 from qcompiler.kernels.registry import Kernel
-from qcompiler.kernels.tir import Builder, Value, build_objects, const
+from qcompiler.kernels.tir import Builder, Value, const
 from qcompiler.phases import SHARED, Turn, Work, turns
 from qcompiler.plan import Place, Plan, Step
 

@@ -33,6 +33,9 @@ from qcompiler.kernels.contraction_operands import (
     Panels,
     Product,
     Run,
+    array_of,
+    bias_of,
+    is_constant,
     leftover_bytes,
     longest_run,
     pack,
@@ -48,7 +51,6 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
-_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _ALIGN = 64
 _OFFSETS = 1 << 31
 
@@ -79,7 +81,7 @@ def tiled(
     if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
         return Skip("a window's weights that only running the model tells")
     if product.leftovers:
-        product = replace(product, run=longest_run(problem.matrices(_array_of(root.operands[1]))))
+        product = replace(product, run=longest_run(problem.matrices(array_of(root.operands[1]))))
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if tiling is None and product.run > 1:
@@ -494,39 +496,6 @@ class Contraction:
                 result = fused.at(row, at, width * lanes, count, {self.summed: value})
                 store(fused.m, self.out, index * columns + at, result, count)
                 first += width
-
-
-def bias_of(region: Region) -> tuple[Node, Node | None]:
-    """The root and None; or, if all that follows reads the root plus a row of columns, that sum and
-    the row: sums may as well begin with it.
-    """
-    root = region.root
-    assert root is not None
-    readers = [n for n in region.nodes if root in n.operands]
-    if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
-        return root, None
-    others = [i for i in readers[0].operands if i is not root]
-    if len(others) != 1 or others[0] not in region.inputs or others[0].dtype != root.dtype:
-        return root, None
-    dims, width = others[0].type.dims, root.type.dims[-1]
-    row = dims[-1:] == (width,) and others[0].type.size == width
-    return (readers[0], others[0]) if row and len(dims) <= root.type.rank else (root, None)
-
-
-def is_constant(node: Node) -> bool:
-    """Known when the code is made, maybe seen through a view?"""
-    return _viewed(node).is_constant
-
-
-def _array_of(node: Node) -> Array:
-    """A constant, seen through views."""
-    return _viewed(node).array.reshape(node.type.dims)
-
-
-def _viewed(node: Node) -> Node:
-    while node.op in _VIEWS:
-        node = node.operands[0]
-    return node
 
 
 def _transposed(problem: Problem) -> bool:

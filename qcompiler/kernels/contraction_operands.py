@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from qcompiler.ir import Array
+from qcompiler.ir import Array, Node
 from qcompiler.isa import Isa, Mac
 from qcompiler.kernels import tir
+from qcompiler.kernels.registry import Region
 from qcompiler.kernels.tir import Value
 
 _SHORT = {
@@ -35,6 +36,7 @@ _SHORT = {
 _FLIP = 128
 _SAMPLE = 256  # columns that tell about all
 _BESIDE = 16  # columns of a usual panel
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
 @dataclass(frozen=True)
@@ -349,3 +351,36 @@ class _Panels:
         for head in self.heads:
             head[4:8].view(np.int32)[0] += self.size
         return np.concatenate([*self.panels, *self.lists])
+
+
+def bias_of(region: Region) -> tuple[Node, Node | None]:
+    """The root and None; or, if all that follows reads the root plus a row of columns, that sum and
+    the row: sums may as well begin with it.
+    """
+    root = region.root
+    assert root is not None
+    readers = [n for n in region.nodes if root in n.operands]
+    if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
+        return root, None
+    others = [i for i in readers[0].operands if i is not root]
+    if len(others) != 1 or others[0] not in region.inputs or others[0].dtype != root.dtype:
+        return root, None
+    dims, width = others[0].type.dims, root.type.dims[-1]
+    row = dims[-1:] == (width,) and others[0].type.size == width
+    return (readers[0], others[0]) if row and len(dims) <= root.type.rank else (root, None)
+
+
+def is_constant(node: Node) -> bool:
+    """Known when the code is made, maybe seen through a view?"""
+    return _viewed(node).is_constant
+
+
+def array_of(node: Node) -> Array:
+    """A constant, seen through views."""
+    return _viewed(node).array.reshape(node.type.dims)
+
+
+def _viewed(node: Node) -> Node:
+    while node.op in _VIEWS:
+        node = node.operands[0]
+    return node

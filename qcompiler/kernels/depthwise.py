@@ -25,9 +25,8 @@ from qcompiler.errors import Skip
 from qcompiler.ir import Array
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
-from qcompiler.kernels.contraction import bias_of
 from qcompiler.kernels.contraction_blocking import powers_of_two
-from qcompiler.kernels.contraction_operands import Product, product_of
+from qcompiler.kernels.contraction_operands import Product, bias_of, product_of
 from qcompiler.kernels.depthwise_filters import Filters, Shape, tame
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import Fused, load, store

@@ -29,9 +29,9 @@ from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import contraction_blocking as blocking
 from qcompiler.kernels import tir
-from qcompiler.kernels.contraction import Contraction, is_constant
+from qcompiler.kernels.contraction import Contraction
 from qcompiler.kernels.contraction_blocking import Tiling, Units
-from qcompiler.kernels.contraction_operands import Product, Run, product_of
+from qcompiler.kernels.contraction_operands import Product, Run, is_constant, product_of
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.microkernel import Left, Right

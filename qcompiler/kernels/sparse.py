@@ -27,9 +27,15 @@ from qcompiler.isa import Device
 from qcompiler.kernels import contraction_blocking as blocking
 from qcompiler.kernels import tir
 from qcompiler.kernels import winograd_blocking as winograd
-from qcompiler.kernels.contraction import Contraction, is_constant
+from qcompiler.kernels.contraction import Contraction
 from qcompiler.kernels.contraction_blocking import Tiling, needs_copy
-from qcompiler.kernels.contraction_operands import Product, Run, product_of, without_saturation
+from qcompiler.kernels.contraction_operands import (
+    Product,
+    Run,
+    is_constant,
+    product_of,
+    without_saturation,
+)
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import refuse
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, left_value

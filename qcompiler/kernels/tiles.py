@@ -34,7 +34,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
 from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, near, vector_cycles
-from qcompiler.kernels.tiles_problem import Problem, bias_of, key_of, problem_of, tile_mac
+from qcompiler.kernels.tiles_problem import Problem, constant_bias_of, key_of, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels, RightPacker, pack
 from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
@@ -62,7 +62,7 @@ def tiles(
     problem = refuse(region) or _problem(region, root, device)
     if isinstance(problem, Skip):
         return problem
-    summed = (root, bias_of(region)[0])
+    summed = (root, constant_bias_of(region)[0])
     finish = finish_cycles(n for n in region.nodes if n not in summed)
     choice, cost = choose(
         problem, device, finish, parts=parts, column_tasks=column_tasks, prefetch=prefetch
@@ -190,7 +190,7 @@ class Tiles:
 
     def _task(self, task: Value) -> None:
         b, p, choice = self.b, self.problem, self.choice
-        self.summed, self.bias = bias_of(self.region)
+        self.summed, self.bias = constant_bias_of(self.region)
         nodes = [n for n in self.region.nodes if n not in (p.root, self.summed)]
         m = TirMath(b, self.device.isa)
         self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))

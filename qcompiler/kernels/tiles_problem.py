@@ -18,6 +18,7 @@ import numpy as np
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.isa import Isa, Mac, MacKey
+from qcompiler.kernels.contraction_operands import bias_of, is_constant
 from qcompiler.kernels.contraction_problem import Batch
 from qcompiler.kernels.registry import Region
 from qcompiler.ops.window import Window
@@ -67,7 +68,7 @@ class Problem:
     @property
     def constant(self) -> bool:
         """Is the right operand packed once and for all?"""
-        return _is_constant(self.right)
+        return is_constant(self.right)
 
     @property
     def itemsize(self) -> int:
@@ -133,28 +134,11 @@ class Problem:
         return split.transpose(2, 0, 1, 3).reshape(self.groups, -1, self.width)
 
 
-def _is_constant(node: Node) -> bool:
-    """Does it show the memory of a constant?"""
-    while node.op in _VIEWS:
-        node = node.operands[0]
-    return node.is_constant
-
-
-def bias_of(region: Region) -> tuple[Node, Node | None]:
-    """The root and None; or, if all that follows reads the root plus a constant row of columns,
-    that sum and the row: sums may as well begin with it.
-    """
-    root = region.root
-    assert root is not None
-    readers = [n for n in region.nodes if root in n.operands]
-    if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
-        return root, None
-    others = [i for i in readers[0].operands if i is not root]
-    if len(others) != 1 or others[0].dtype != root.dtype or not _is_constant(others[0]):
-        return root, None
-    width = root.type.dims[-1]
-    row = others[0].type.size == width and others[0].type.dims[-1:] == (width,)
-    return (readers[0], others[0]) if row else (root, None)
+def constant_bias_of(region: Region) -> tuple[Node, Node | None]:
+    """As `bias_of`, of constant rows only."""
+    assert region.root is not None
+    summed, row = bias_of(region)
+    return (summed, row) if row is None or is_constant(row) else (region.root, None)
 
 
 def key_of(root: Node) -> MacKey | None:

@@ -1,4 +1,4 @@
-"""Python calls -> the TIR function of one kernel, statement by statement, and its machine code.
+"""Python calls -> the TIR function of one kernel, statement by statement.
 
     b = Builder("axpy")
     x, y = b.pointer("x", "float32"), b.pointer("y", "float32")
@@ -15,20 +15,15 @@ TVM's own legalisation of both is never met.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType, TensorLoad, Var
 
-from qcompiler import cpu
 from qcompiler.errors import Error
 from qcompiler.ir import numpy_dtype
-from qcompiler.isa import Isa
 
 Value = Any
 """A TIR expression: a scalar or a vector ("float32x16"). Python numbers mix in."""
@@ -37,7 +32,6 @@ _UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
 _MOST_TURNS = (1 << 31) - 1
 _STORED = {"bfloat16": "uint16", "bool": "uint8"}
 _BACKEND = "default"
-_FUNCTIONS_A_MODULE = 8
 _WRAPPING = {"+": "add", "-": "sub", "*": "mul"}
 
 
@@ -154,7 +148,7 @@ def _wrapping_name(op: str, size: int, lanes: int) -> str:
     return f"wrapping_{_WRAPPING[op]}_i{size}x{lanes}"
 
 
-def _wrapping_ir() -> str:
+def wrapping_ir() -> str:
     """LLVM functions behind `wrapping`."""
     text = []
     for op, word in _WRAPPING.items():
@@ -431,90 +425,3 @@ def _sequence(statements: list[Value]) -> Value:
     if not statements:
         return tirx.Evaluate(tirx.IntImm("int32", 0))
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
-
-
-def target(isa: Isa) -> Any:
-    """An instruction set -> TVM's target.
-
-    Words of `isa.llvm` with a sign are features, the last one without is LLVM's name of a CPU.
-    """
-    cpus = [word for word in isa.llvm if word[0] not in "+-"]
-    features = [word for word in isa.llvm if word[0] in "+-"]
-    spec = {"kind": "llvm", "mtriple": isa.triple, "opt-level": 3}
-    if cpus:
-        spec["mcpu"] = cpus[-1]
-    if features:
-        spec["mattr"] = features
-    return tvm.target.Target(spec)
-
-
-def build(module: Any, isa: Isa) -> Any:
-    """IRModule of functions made here (and a main that calls them) -> module of machine code.
-
-    Only the passes such functions need: the default pipeline takes longer and may undo their shape.
-    """
-    t = target(isa)
-    x = tirx.transform
-    own = isa.intrinsics["llvm_ir"]() if "llvm_ir" in isa.intrinsics else ""
-    module = _with_llvm(module, _wrapping_ir() + own)
-    passes = [
-        x.BindTarget(t.with_host(t)),
-        x.FlattenBuffer(),
-        x.StmtSimplify(),
-        x.VerifyMemory(),
-        x.AnnotateEntryFunc(),
-        x.SplitHostDevice(),
-        x.MakePackedAPI(),
-        x.LowerTVMBuiltin(),
-        x.LowerIntrin(),
-    ]
-    lowered = tvm.ir.transform.Sequential(passes)(module)
-    return tvm.get_global_func("target.build.llvm")(lowered, t)
-
-
-def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Path) -> list[Path]:
-    """{name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call besides each
-    other -> object files of C functions of these names.
-
-    A few functions are a module, and modules are compiled side by side: LLVM needs no lock of
-    Python. How they are dealt does not depend on the machine, so neither does the code.
-    """
-    names = list(functions)
-    modules = [
-        {n: functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}
-        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
-    ]
-    paths = [folder / f"code{i}.o" for i in range(len(modules))]
-    with ThreadPoolExecutor(cpu.cores()) as pool:
-        list(pool.map(lambda made, path: _object(made, isa, text, path), modules, paths))
-    return paths
-
-
-def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> None:
-    machine_code(functions, isa, text).write_to_file(str(path))
-
-
-def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:
-    """Functions as of `build_objects`, in one of LLVM's modules: `inspect_source("asm")` is its
-    assembly text.
-    """
-    t = target(isa)
-    x = tirx.transform
-    own = isa.intrinsics["llvm_ir"]() if "llvm_ir" in isa.intrinsics else ""
-    passes = [x.BindTarget(t), x.FlattenBuffer(), x.StmtSimplify(), x.LowerTVMBuiltin()]
-    module = tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions.items()})
-    module = _with_llvm(module, _wrapping_ir() + own + text)
-    lowered = tvm.ir.transform.Sequential([*passes, x.LowerIntrin()])(module)
-    return tvm.get_global_func("target.build.llvm")(lowered, t)
-
-
-def _with_llvm(module: Any, text: str) -> Any:
-    """The module with functions in LLVM's text form beside its own; unused ones vanish."""
-    variable, first = next(iter(module.functions.items()))
-    body = tirx.AttrStmt(_BACKEND, "pragma_import_llvm", tvm.ir.StringImm(text), first.body)
-    return tvm.IRModule({**dict(module.functions.items()), variable: first.with_body(body)})
-
-
-def compile_functions(functions: Sequence[tuple[str, Any]], isa: Isa) -> Any:
-    """[(name, PrimFunc)] -> module; module[name] takes its pointers as ctypes.c_void_p."""
-    return build(tvm.IRModule({n: f.with_attr("global_symbol", n) for n, f in functions}), isa)
