@@ -54,8 +54,10 @@ def in_parts(graph: Graph, device: Device) -> tuple[Graph, int]:
 
 def _batch(graph: Graph) -> int:
     """The images of every input and output; 0 if they do not agree."""
-    sides = [n.type.dims for n in (*graph.inputs, *graph.outputs)]
-    found = {dims[0] if dims else 0 for dims in sides}
+    sides = [n.type for n in (*graph.inputs, *graph.outputs)]
+    if not all(t.static for t in sides):
+        return 0
+    found = {t.dims[0] if t.rank else 0 for t in sides}
     return found.pop() if len(found) == 1 else 0
 
 

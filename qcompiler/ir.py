@@ -139,26 +139,33 @@ class Node:
     def ints(self, key: str) -> tuple[int, ...]:
         """An attribute that is a list of integers."""
         value = self.attrs[key]
-        assert isinstance(value, tuple), f"{self.op} {self.name!r}: {key} is not a list"
+        if not isinstance(value, tuple):
+            raise self._wrong(key, "a list")
         return tuple(int(v) for v in value)
 
     def int(self, key: str) -> int:
         """An attribute that is an integer."""
         value = self.attrs[key]
-        assert isinstance(value, (int, float)), f"{self.op} {self.name!r}: {key} is not a number"
+        if not isinstance(value, (int, float)):
+            raise self._wrong(key, "a number")
         return int(value)
 
     def float(self, key: str) -> float:
         """An attribute that is a number."""
         value = self.attrs[key]
-        assert isinstance(value, (int, float)), f"{self.op} {self.name!r}: {key} is not a number"
+        if not isinstance(value, (int, float)):
+            raise self._wrong(key, "a number")
         return float(value)
 
     def str(self, key: str) -> str:
         """An attribute that is a string."""
         value = self.attrs[key]
-        assert isinstance(value, str), f"{self.op} {self.name!r}: {key} is not a string"
+        if not isinstance(value, str):
+            raise self._wrong(key, "a string")
         return value
+
+    def _wrong(self, key: builtins.str, kind: builtins.str) -> Error:
+        return Error(f"the attribute {key} is not {kind}", where=f"{self.op} {self.name!r}")
 
     def with_inputs(self, inputs: Iterable[Node | None]) -> Node:
         """The same node on other inputs; itself when they are the same ones."""

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")  # `--hypothesis-profile=default` looks at other cases every time
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,8 @@ def _(node: Node) -> Type:
         raise Error(f"{x} is not a batch of signals")
     step, window = known_value(node.operands[1]), optional(node, 2)
     length = optional(node, 3)
+    if window is not None and window.type.rank != 1:
+        raise Error(f"{window.type} is not a window")
     size: Dim = x.shape[1] if window is None else window.shape[0]
     if length is not None:
         known = known_value(length)
