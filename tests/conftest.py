@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# The same cases every time; `--hypothesis-profile=default` looks at others.
 settings.register_profile("repeatable", derandomize=True)
-settings.load_profile("repeatable")  # `--hypothesis-profile=default` looks at other cases every time
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
