@@ -212,7 +212,7 @@ def pruned(
 
 
 def _read_twice(options: Options) -> Options:
-    """Data that can be read once only is kept where pruning reads it before quantizing does."""
+    """Data that can be read once only is kept: pruning, quantizing and reports all read it."""
     once = isinstance(options.calibration, Iterator)
     return replace(options, calibration=list(options.calibration)) if once else options  # type: ignore[call-overload]
 

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
 
-from qcompiler.errors import Skip
+from qcompiler.errors import Error, Skip
 from qcompiler.ir import Graph, Node
 
 __all__ = [
@@ -152,11 +152,20 @@ def rewrite(graph: Graph, rules: Iterable[Rule], explain: Explain | None = None)
         for name in sorted(r.pattern.ops):
             by_op.setdefault(name, []).append(r)
     for _ in range(_MAX_SWEEPS):
-        swept = _Sweep(graph, by_op, explain).run()
+        sweep = _Sweep(graph, by_op, explain)
+        swept = sweep.run()
         if swept is graph:
             return graph
         graph = swept
-    raise RuntimeError(f"rules {sorted(r.name for rs in by_op.values() for r in rs)} do not settle")
+    raise unsettled(sweep.used)
+
+
+def unsettled(names: Iterable[str]) -> Error:
+    """What to say of passes that undo each other's work for ever."""
+    return Error(
+        f"passes never settle: {', '.join(sorted(names))}",
+        hint="leave one out with --disable-pass; if all of them came with qcompiler, report it",
+    )
 
 
 class _Sweep:
@@ -167,6 +176,8 @@ class _Sweep:
         self.by_op = by_op
         self.explain = explain
         self.reads: dict[Node, int] = {}
+        self.used: set[str] = set()
+        """Names of the rules that changed something."""
 
     def run(self) -> Graph:
         new: dict[Node, Node] = {}
@@ -188,6 +199,7 @@ class _Sweep:
                         self.explain(r.name, node, made.reason)
                 elif made is not None and made is not node:
                     _check(r, node, made)
+                    self.used.add(r.name)
                     return (
                         made if made.name or made.op == "input" else replace(made, name=node.name)
                     )

@@ -21,7 +21,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
 from qcompiler.plugins import load_file, load_passes
-from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
+from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of, unsettled
 
 ALONG = {"fuse": ("fold",), "layout": ("fold",)}
 """Stages whose rules keep running in a later one: what it makes is folded at once."""
@@ -74,19 +74,22 @@ def run_stage(
     stages = (stage, *ALONG.get(stage, ()))
     names = [n for n in sorted(PASSES, key=_order) if stage_of(n) in stages and choice.wants(n)]
     rules = [p for n in names if isinstance(p := PASSES[n], Rule)]
-    passes = [
-        build(n, choice.options.get(n, {}), device, told, data)
+    passes = {
+        n: build(n, choice.options.get(n, {}), device, told, data)
         for n in names
         if n not in _names(rules)
-    ]
+    }
     for _ in range(_MAX_ROUNDS):
         before = graph
         graph = rewrite(graph, rules, told)
-        for made in passes:
-            graph = made(graph)
+        changed = [] if graph is before else ["its rules"]
+        for name, made in passes.items():
+            after = made(graph)
+            changed += [] if after is graph else [name]
+            graph = after
         if graph is before:
             return graph
-    raise RuntimeError(f"the passes of stage {stage} do not settle")
+    raise unsettled(changed)
 
 
 def _order(name: str) -> tuple[int, str]:
