@@ -44,7 +44,7 @@ from qcompiler.kernels.contraction_operands import (
 )
 from qcompiler.kernels.contraction_patch import Patch, RightPacker
 from qcompiler.kernels.contraction_problem import LINE_BYTES, Problem, problem_of
-from qcompiler.kernels.draft import math_of, refuse
+from qcompiler.kernels.draft import heirs, math_of, refuse, too_large
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
@@ -52,7 +52,6 @@ from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
 _ALIGN = 64
-_OFFSETS = 1 << 31
 
 
 @kernel("conv", "matmul", rows=(4, 6, 8, 12, 14, 28), vectors=(1, 2, 3, 4))
@@ -76,8 +75,8 @@ def tiled(
         return Skip("nothing to multiply")
     if any(root.operands[1] in n.operands for n in region.nodes if n is not root):
         return Skip("the right operand is read again, as it is")
-    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
-        return Skip("an operand is too large for 32-bit offsets")
+    if reason := too_large(region):
+        return reason
     if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
         return Skip("a window's weights that only running the model tells")
     if product.leftovers:
@@ -152,7 +151,8 @@ class Contraction:
             self._task(task)
         right = region.inputs.index(self.problem.right)
         func = b.function()
-        if self._in_place():
+        in_place = heirs(region)
+        if in_place:
             func = func.with_attr("tirx.noalias", False)
         return Kernel(
             name=b.name,
@@ -161,7 +161,7 @@ class Contraction:
             scratch_bytes=scratch_bytes,
             tasks=self.tiling.tasks,
             macs=self.problem.macs,
-            in_place=self._in_place(),
+            in_place=in_place,
         )
 
     def _needs_copy(self) -> bool:
@@ -208,16 +208,6 @@ class Contraction:
         for count, elements in self.taps:
             offsets = [o + i * elements for o in offsets for i in range(count)]
         return pack(self.problem.matrices(array), self.product, self.panels, offsets)
-
-    def _in_place(self) -> tuple[int, ...]:
-        """Epilogue operands whose every element is read just before the output's is written."""
-        out = self.region.output.type
-        root = self.problem.root
-        return tuple(
-            i
-            for i, n in enumerate(self.region.inputs)
-            if n not in root.operands and n.type.shape == out.shape and n.type.bytes == out.bytes
-        )
 
     # -- loops
 

@@ -28,7 +28,7 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_blocking import powers_of_two
 from qcompiler.kernels.contraction_operands import Product, bias_of, product_of
 from qcompiler.kernels.depthwise_filters import Filters, Shape, tame
-from qcompiler.kernels.draft import Draft, refuse
+from qcompiler.kernels.draft import Draft, heirs, refuse
 from qcompiler.kernels.epilogue import Fused, load, store
 from qcompiler.kernels.interleave import interleave, load_bytes, rearranged, repacked
 from qcompiler.kernels.loops import sweep, tasks
@@ -121,17 +121,11 @@ class _Depthwise:
         with self.b.parallel(self.tasks) as task:
             self._rows(task, scratch)
         right = d.region.inputs.index(self.w)
-        out = d.region.output.type
-        in_place = tuple(
-            i
-            for i, n in enumerate(d.region.inputs)
-            if n not in (self.x, self.w) and n.type.shape == out.shape and n.type.bytes == out.bytes
-        )
         return d.kernel(
             tasks=self.tasks,
             scratch_bytes=scratch_bytes,
             pack={**self._turned_rows(), right: self.filters.pack},
-            in_place=in_place,
+            in_place=heirs(d.region),
             macs=d.root.type.size * self.filters.taps,
         )
 

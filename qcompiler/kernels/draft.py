@@ -16,6 +16,7 @@ from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
 _PRODUCTS = ("conv", "matmul", "attention")
+_OFFSETS = 1 << 31
 
 
 def refuse(region: Region) -> Skip | None:
@@ -25,6 +26,26 @@ def refuse(region: Region) -> Skip | None:
         return Skip("a dimension is not known")
     odd = sorted({t.dtype for t in types} - DTYPES)
     return Skip(f"no vectors of {odd[0]}") if odd else None
+
+
+def too_large(region: Region) -> Skip | None:
+    """Why offsets of 32 bits do not reach all elements; None if they do."""
+    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
+        return Skip("an operand is too large for 32-bit offsets")
+    return None
+
+
+def heirs(region: Region) -> tuple[int, ...]:
+    """Epilogue operands whose every element is read just before the output's is written: the output
+    may take over their memory.
+    """
+    assert region.root is not None
+    out, operands = region.output.type, region.root.operands
+    return tuple(
+        i
+        for i, n in enumerate(region.inputs)
+        if n not in operands and n.type.shape == out.shape and n.type.bytes == out.bytes
+    )
 
 
 def math_of(b: Builder, region: Region, device: Device) -> TirMath:

@@ -33,14 +33,13 @@ from qcompiler.kernels.contraction import Contraction
 from qcompiler.kernels.contraction_blocking import Tiling, Units
 from qcompiler.kernels.contraction_operands import Product, Run, is_constant, product_of
 from qcompiler.kernels.contraction_problem import Problem, problem_of
-from qcompiler.kernels.draft import refuse
+from qcompiler.kernels.draft import refuse, too_large
 from qcompiler.kernels.microkernel import Left, Right
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Registers, Value
 from qcompiler.ops.registry import Numbers
 
 Pairs = Sequence[tuple[Value, Value]]
-_OFFSETS = 1 << 31
 _ALIGN = 64
 _ONE = 0x3F800000  # float32's 1
 _MANTISSA = 23
@@ -69,8 +68,8 @@ def narrow(
         return problem
     if 0 in (problem.macs, *root.type.dims):
         return Skip("nothing to multiply")
-    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
-        return Skip("an operand is too large for 32-bit offsets")
+    if reason := too_large(region):
+        return reason
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = _tiling(problem, product, device, rows, vectors, tasks)
     if tiling is None:

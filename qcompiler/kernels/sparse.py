@@ -37,13 +37,12 @@ from qcompiler.kernels.contraction_operands import (
     without_saturation,
 )
 from qcompiler.kernels.contraction_problem import Problem, problem_of
-from qcompiler.kernels.draft import refuse
+from qcompiler.kernels.draft import refuse, too_large
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, left_value
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tiles_problem import tile_mac
 from qcompiler.kernels.tir import Registers, Value
 
-_OFFSETS = 1 << 31
 _HEAD = 64  # bytes before a panel's corrections: how many turns, where offsets and blocks begin
 _CHAINS = 8  # sums that must be under way at a time to hide the latency of a multiply-add
 _LIST_CYCLES = 0.5
@@ -92,8 +91,8 @@ def _product(region: Region, root: Node, device: Device) -> Product | Skip:
         return Skip("tiles multiply all blocks faster than vectors some")
     if any(root.operands[1] in n.operands for n in region.nodes if n is not root):
         return Skip("the right operand is read again, as it is")
-    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
-        return Skip("an operand is too large for 32-bit offsets")
+    if reason := too_large(region):
+        return reason
     product = product_of(device.isa, left, right, root.dtype, packed=True)
     return product or Skip(f"no product of {left} and {right}")
 

@@ -36,15 +36,13 @@ from qcompiler.kernels.contraction_blocking import Cut
 from qcompiler.kernels.contraction_loops import segment, share_of
 from qcompiler.kernels.contraction_operands import Product, product_of
 from qcompiler.kernels.contraction_problem import Problem, problem_of
-from qcompiler.kernels.draft import Draft, refuse
+from qcompiler.kernels.draft import Draft, heirs, refuse, too_large
 from qcompiler.kernels.loops import sweep
 from qcompiler.kernels.microkernel import Left, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.strassen_blocking import LINE, PRODUCTS, Tiling, choose, row_step, slot_step
 from qcompiler.kernels.tir import Registers, Value
 from qcompiler.kernels.vec import Vec
-
-_OFFSETS = 1 << 31
 
 Terms = tuple[tuple[int, int], ...]
 """(quarter, sign): quarters are 11, 12, 21 and 22, counted from 0."""
@@ -99,8 +97,8 @@ def strassen(
         return Skip("no product of float32")
     if 0 in root.type.dims or 0 in x.type.dims:
         return Skip("nothing to multiply")
-    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
-        return Skip("an operand is too large for 32-bit offsets")
+    if reason := too_large(region):
+        return reason
     problem = problem_of(root, product.mac.lanes)
     if isinstance(problem, Skip):
         return problem
@@ -159,18 +157,11 @@ class _Strassen:
             self.sums = memory + b.let(mine + (self.left_size + self.right_size), "sums")
             self.after = d.after
             self._task(task // t.column_tasks, task % t.column_tasks)
-        region, root = d.region, self.root
-        out = region.output.type
-        heirs = [
-            i
-            for i, n in enumerate(region.inputs)
-            if n not in root.operands and n.type.shape == out.shape and n.type.bytes == out.bytes
-        ]
         return d.kernel(
             tasks=t.tasks,
             scratch_bytes=self.task_size * 4 * t.tasks,
-            pack={region.inputs.index(self.problem.right): self._pack},
-            in_place=tuple(heirs),
+            pack={d.region.inputs.index(self.problem.right): self._pack},
+            in_place=heirs(d.region),
             macs=self.problem.macs,
         )
 

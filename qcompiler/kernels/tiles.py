@@ -26,7 +26,7 @@ from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_problem import Batch
-from qcompiler.kernels.draft import refuse
+from qcompiler.kernels.draft import heirs, refuse
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
@@ -163,7 +163,7 @@ class Tiles:
             scratch_bytes=self.task_bytes * self.choice.tasks,
             tasks=self.choice.tasks,
             macs=p.macs,
-            in_place=self._in_place(),
+            in_place=heirs(self.region),
         )
 
     def _name(self) -> str:
@@ -176,15 +176,6 @@ class Tiles:
 
     def _pack(self, array: Array) -> Array:
         return pack(self.panels, self.problem.matrices(array))
-
-    def _in_place(self) -> tuple[int, ...]:
-        """Epilogue operands whose every element is read just before the output's is written."""
-        out, operands = self.region.output.type, self.problem.root.operands
-        return tuple(
-            i
-            for i, n in enumerate(self.region.inputs)
-            if n not in operands and n.type.shape == out.shape and n.type.bytes == out.bytes
-        )
 
     # -- loops
 

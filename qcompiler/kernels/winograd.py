@@ -30,7 +30,7 @@ from qcompiler.kernels.contraction_blocking import Cut
 from qcompiler.kernels.contraction_loops import segment, share_of
 from qcompiler.kernels.contraction_operands import Panels, Product, Run, product_of
 from qcompiler.kernels.contraction_problem import problem_of
-from qcompiler.kernels.draft import Draft, refuse
+from qcompiler.kernels.draft import Draft, heirs, refuse, too_large
 from qcompiler.kernels.loops import indices, sweep
 from qcompiler.kernels.microkernel import Left, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
@@ -48,7 +48,6 @@ from qcompiler.kernels.winograd_blocking import (
     slot_step,
 )
 
-_OFFSETS = 1 << 31
 _AHEAD = 4096
 """Weights are asked for so many elements before their turn: hardware stops at ends of pages."""
 
@@ -85,8 +84,8 @@ def winograd(
         return Skip("the weights are not constant, or read again as they are")
     if 0 in root.type.dims or root.int("pad_value"):
         return Skip("nothing to compute, or padding that is not zero")
-    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
-        return Skip("an operand is too large for 32-bit offsets")
+    if reason := too_large(region):
+        return reason
     found = problems(root)
     if isinstance(found, Skip):
         return found
@@ -151,18 +150,12 @@ class _Winograd:
             self.sums = memory + b.let(mine + self.left_bytes // 4, "sums")
             self.after = d.after
             self._task(task // t.column_tasks, task % t.column_tasks)
-        region, root = d.region, self.root
-        out = region.output.type
-        heirs = [
-            i
-            for i, n in enumerate(region.inputs)
-            if n not in root.operands and n.type.shape == out.shape and n.type.bytes == out.bytes
-        ]
+        root = self.root
         return d.kernel(
             tasks=t.tasks,
             scratch_bytes=self.task_bytes * t.tasks,
-            pack={region.inputs.index(root.operands[1]): self._pack},
-            in_place=tuple(heirs),
+            pack={d.region.inputs.index(root.operands[1]): self._pack},
+            in_place=heirs(d.region),
             macs=root.type.size * p.depth * p.rows.filter.taps * p.columns.filter.taps,
         )
 
