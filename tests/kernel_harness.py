@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
 from qcompiler import cpu, plugins
 from qcompiler.emit.machine import compile_functions
+from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
 from qcompiler.isa import ISAS, Device, Isa
 from qcompiler.kernels.registry import Kernel, Region, choose
@@ -119,6 +120,37 @@ def check(
     got = run(kernel, region, isa, values)
     want = expected(graph, values) if want is None else want
     compare(got, want, ulp=ulp, rtol=rtol, atol=atol)
+    return kernel
+
+
+def normal(shape: tuple[int, ...], seed: int = 0) -> Array:
+    """float32, the same for the same shape and seed."""
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def check_fewer(
+    generator: Callable[..., Kernel | Skip],
+    root: Node,
+    output: Node,
+    isa: Isa,
+    *,
+    threads: int = 1,
+    **knobs: int,
+) -> Kernel:
+    """A kernel of fewer float32 products around `root`, on random inputs, against numpy; the bound
+    grows with how many products a sum has.
+    """
+    graph = Graph((), (output,), ("y",))
+    inputs = tuple(n for n in graph.nodes if n.op == "input")
+    graph = Graph(inputs, (output,), ("y",))
+    region = region_of(graph, root)
+    kernel = generator(region, device(isa, threads), **knobs)
+    assert isinstance(kernel, Kernel), kernel
+    values = {n: normal(n.type.dims, i) for i, n in enumerate(inputs)}
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    depth = kernel.macs / root.type.size
+    got, want = run(kernel, region, isa, values), expected(graph, values)
+    compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth)
     return kernel
 
 

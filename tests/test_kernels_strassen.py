@@ -4,9 +4,19 @@ error.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
-from kernel_harness import compare, device, expected, isas, region_of, run, vector_isas
+from kernel_harness import (
+    check_fewer,
+    device,
+    isas,
+    normal,
+    region_of,
+    run,
+    vector_isas,
+)
 
 from qcompiler import plugins
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
@@ -22,35 +32,18 @@ from qcompiler.ops import make
 plugins.load_all()
 
 
-def random(shape: tuple[int, ...], seed: int = 0) -> Array:
-    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
-
-
 def matmul(rows: int, depth: int, width: int) -> Node:
     x = placeholder("x", Type("float32", (rows, depth)))
-    return make("matmul", x, constant(random((depth, width), 7), "w"))
+    return make("matmul", x, constant(normal((depth, width), 7), "w"))
 
 
 def finished(root: Node) -> Node:
     """Bias, activation and residual."""
-    y = make("Add", root, constant(random(root.type.dims[-1:], 3)))
+    y = make("Add", root, constant(normal(root.type.dims[-1:], 3)))
     return make("Add", make("Gelu", y), placeholder("r", Type("float32", root.type.dims)))
 
 
-def check(root: Node, output: Node, isa: Isa, *, threads: int = 1, **knobs: int) -> Kernel:
-    """The kernel of a region around `root`, run on random inputs against numpy."""
-    graph = Graph((), (output,), ("y",))
-    inputs = tuple(n for n in graph.nodes if n.op == "input")
-    graph = Graph(inputs, (output,), ("y",))
-    region = region_of(graph, root)
-    kernel = strassen(region, device(isa, threads), **knobs)
-    assert isinstance(kernel, Kernel), kernel
-    values = {n: random(n.type.dims, i) for i, n in enumerate(inputs)}
-    values |= {n: n.array for n in region.inputs if n.is_constant}
-    depth = root.operands[0].type.dims[-1]
-    got, want = run(kernel, region, isa, values), expected(graph, values)
-    compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth)
-    return kernel
+check = partial(check_fewer, strassen)
 
 
 def test_the_seven_products_are_the_product() -> None:
@@ -77,7 +70,7 @@ def test_products_equal_numpy(isa: Isa, rows: int) -> None:
 def test_pixels_are_rows() -> None:
     isa = isas()[-1]
     x = placeholder("x", Type("float32", (2, 3, 5, 24)))
-    root = make("conv", x, constant(random((1, 1, 24, 2 * isa.lanes()), 7), "w"))
+    root = make("conv", x, constant(normal((1, 1, 24, 2 * isa.lanes()), 7), "w"))
     check(root, finished(root), isa, rows=4, vectors=1)
 
 
@@ -113,7 +106,7 @@ def test_its_error_stays_near_that_of_plain_sums() -> None:
     """Against float64, as a multiple of what float32 sums in a row make of the same numbers."""
     isa = isas()[-1]
     root = matmul(64, 256, 4 * isa.lanes())
-    x, w = np.abs(random((64, 256))), root.operands[1].array
+    x, w = np.abs(normal((64, 256))), root.operands[1].array
     region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
     kernel = strassen(region, device(isa), rows=4, vectors=2)
     assert isinstance(kernel, Kernel)

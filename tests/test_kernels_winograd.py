@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 
 import numpy as np
 import pytest
-from kernel_harness import compare, device, expected, isas, region_of, run, vector_isas
+from kernel_harness import (
+    check_fewer,
+    compare,
+    device,
+    expected,
+    isas,
+    normal,
+    region_of,
+    run,
+    vector_isas,
+)
 
 from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
-from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
 from qcompiler.kernels import tir, winograd_blocking
 from qcompiler.kernels.contraction_operands import product_of
@@ -38,29 +49,12 @@ SHAPES = {
 }
 
 
-def random(shape: tuple[int, ...], seed: int = 0) -> Array:
-    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
-
-
 def conv(x: tuple[int, ...], w: tuple[int, ...], **attrs: object) -> Node:
-    weights = constant(random(w, 7), "w")
+    weights = constant(normal(w, 7), "w")
     return make("conv", placeholder("x", Type("float32", x)), weights, **attrs)
 
 
-def check(root: Node, output: Node, isa: Isa, *, threads: int = 1, **knobs: int) -> Kernel:
-    """The kernel of a region around `root`, run on random inputs against numpy."""
-    graph = Graph((), (output,), ("y",))
-    inputs = tuple(n for n in graph.nodes if n.op == "input")
-    graph = Graph(inputs, (output,), ("y",))
-    region = region_of(graph, root)
-    kernel = winograd(region, device(isa, threads), **knobs)
-    assert isinstance(kernel, Kernel), kernel
-    values = {n: random(n.type.dims, i) for i, n in enumerate(inputs)}
-    values |= {n: n.array for n in region.inputs if n.is_constant}
-    got, want = run(kernel, region, isa, values), expected(graph, values)
-    depth = kernel.macs / root.type.size
-    compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth)
-    return kernel
+check = partial(check_fewer, winograd)
 
 
 @pytest.mark.parametrize("filter", FILTERS, ids=lambda f: f"F({f.outputs},{f.taps})")
@@ -68,7 +62,7 @@ def test_a_filter_is_the_convolution_it_stands_for(filter: Filter) -> None:
     """In float32, one lane of every vector a signal of its own."""
     isa = isas()[0]
     lanes = isa.lanes()
-    inputs, taps = random((filter.products, lanes)), random((filter.taps,), 1)
+    inputs, taps = normal((filter.products, lanes)), normal((filter.taps,), 1)
     b = Builder("filter")
     x, w, y = (b.pointer(name, "float32") for name in "xwy")
     spread = filter.spread(b, [b.let(x.load(i * lanes, lanes)) for i in range(filter.products)])
@@ -94,7 +88,7 @@ def test_convolutions_equal_numpy(isa: Isa, name: str) -> None:
 
 def finished(root: Node) -> Node:
     """Bias, residual and rectifier."""
-    y = make("Add", root, constant(random(root.type.dims[-1:], 3)))
+    y = make("Add", root, constant(normal(root.type.dims[-1:], 3)))
     y = make("Add", y, placeholder("r", Type("float32", root.type.dims)))
     return make("Relu", y)
 
@@ -112,13 +106,13 @@ def test_bfloat16_is_widened_on_the_way(isa: Isa) -> None:
     if ("bf16", "bf16", "f32") not in isa.mac:
         pytest.skip("no product of bfloat16 to be faster than")
     x = placeholder("x", Type("bfloat16", (1, 9, 7, 24)))
-    w = constant(random((3, 3, 24, 21)).astype(numpy_dtype("bfloat16")), "w")
+    w = constant(normal((3, 3, 24, 21)).astype(numpy_dtype("bfloat16")), "w")
     root = make("conv", x, w, **SAME)
-    y = make("Cast", make("Add", root, constant(random((21,), 3))), to="bfloat16")
+    y = make("Cast", make("Add", root, constant(normal((21,), 3))), to="bfloat16")
     region = region_of(Graph((x,), (y,), ("y",)), root)
     kernel = winograd(region, device(isa), outputs=4)
     assert isinstance(kernel, Kernel)
-    values = {x: random(x.type.dims).astype(numpy_dtype("bfloat16"))}
+    values = {x: normal(x.type.dims).astype(numpy_dtype("bfloat16"))}
     values |= {n: n.array for n in region.inputs if n.is_constant}
     want = expected(Graph((x,), (y,), ("y",)), values)
     compare(run(kernel, region, isa, values), want, rtol=2.0**-7, atol=1e-4)
@@ -154,7 +148,7 @@ def test_its_error_stays_near_that_of_plain_sums(outputs: int, most: float) -> N
     isa = isas()[-1]
     root = conv((1, 24, 24, 96), (3, 3, 96, 16), **SAME)
     region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
-    x, w = np.abs(random(root.operands[0].type.dims)), root.operands[1].array
+    x, w = np.abs(normal(root.operands[0].type.dims)), root.operands[1].array
     kernel = winograd(region, device(isa), outputs=outputs)
     assert isinstance(kernel, Kernel)
     made = run(kernel, region, isa, {root.operands[0]: x, root.operands[1]: w})
