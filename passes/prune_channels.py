@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.prune_common import PRODUCTS, asked, shares, told
+from qcompiler.passes.prune_common import asked, shares, told
 
 from qcompiler.calibrate import Calibration
 from qcompiler.channels import FIXED, Ids, Labels, label
@@ -35,6 +35,7 @@ from qcompiler.reconstruct import Floats, damped, moments, rows, takes
 from qcompiler.recover import Seen, Twin, copied, nearest, recover
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.sparsity import IMPORTANCES
+from qcompiler.storage import PRODUCTS
 
 SCOPES = ("layer", "global")
 _STEP = 4

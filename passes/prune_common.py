@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from qcompiler.ir import Graph, Node
-from qcompiler.storage import named
-
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul")
+from qcompiler.storage import PRODUCTS, named
 
 
 def asked(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Node]:

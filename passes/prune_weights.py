@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.prune_common import PRODUCTS, asked, shares, told
+from qcompiler.passes.prune_common import asked, shares, told
 
 from qcompiler.calibrate import Calibration
 from qcompiler.errors import Error
@@ -46,6 +46,7 @@ from qcompiler.sparsity import (
     mask,
     sensitive_levels,
 )
+from qcompiler.storage import PRODUCTS
 
 RECOVERIES = ("none", "statistics", "least_squares", "compensate")
 SCOPES = ("layer", "global", "sensitivity")

@@ -28,7 +28,7 @@ from qcompiler.ops.registry import Numbers
 from qcompiler.reconstruct import Floats, Grid, Moments, by_rows, rows, takes, unrows
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
-from qcompiler.storage import named
+from qcompiler.storage import PRODUCTS, named
 
 SCHEMES = ("integer", *TABLES, *FLOATS)
 
@@ -91,7 +91,7 @@ class QuantizeWeights:
 
     def wants(self, node: Node) -> bool:
         """Whether a product's weights are to be small; --explain is told why not."""
-        if node.op not in ("Conv", "MatMul", "ConvTranspose") or node.dtype != "float32":
+        if node.op not in PRODUCTS or node.dtype != "float32":
             return False
         if named(node, self.exclude) or (self.include and not named(node, self.include)):
             return False

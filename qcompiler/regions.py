@@ -16,9 +16,7 @@ import numpy as np
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.kernels.registry import Region
 from qcompiler.ops import OPERATORS, make
-
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-"""Operators that keep every byte where it is."""
+from qcompiler.storage import VIEWS
 
 NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention", "attention"})
 """Anchors that read their operands many times: elementwise work before them would be repeated."""

@@ -31,11 +31,11 @@ from qcompiler.samples import Sample
 from qcompiler.search import Found
 from qcompiler.sparsity import Pattern, as_taps, curves
 from qcompiler.stages import Choice
+from qcompiler.storage import MEASURED
 
 SAMPLES = 16
 """So many samples are looked at for errors and distributions."""
 BINS = 48
-_PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "MatMul"})
 _ENERGY = Path("/sys/class/powercap")
 
 
@@ -269,7 +269,7 @@ def _products(graph: Graph) -> dict[str, Node]:
     found: dict[str, Node] = {}
     twice: set[str] = set()
     for node in graph.nodes:
-        if node.op in _PRODUCTS and node.name:
+        if node.op in MEASURED and node.name:
             twice |= {node.name} & found.keys()
             found[node.name] = node
     return {n: node for n, node in found.items() if n not in twice}

@@ -36,6 +36,7 @@ from qcompiler.reopen import reopened
 from qcompiler.samples import Sample, samples
 from qcompiler.sparsity import Pattern
 from qcompiler.stages import Choice, build, choose, run_stage
+from qcompiler.storage import PRODUCTS
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +57,6 @@ _LEAST_SIZE = 1e-3
 """Tensors of zeros, which biases may be, change as if they were so large."""
 _PRUNING = 0.6
 """Of all steps: by then a gradual schedule has taken everything."""
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -242,12 +242,12 @@ class _Retraining:
         graph = read(self.model, {})
         for stage in ("fold", "fuse"):
             graph = run_stage(graph, stage)
-        products = {n.name: n for n in graph.nodes if n.op in _PRODUCTS}
+        products = {n.name: n for n in graph.nodes if n.op in PRODUCTS}
         if not all(_fits(products.get(name), *arrays) for name, arrays in found.items()):
             graph = reopened(self.exact, graph) or self.exact  # fewer channels than were read
 
         def change(node: Node) -> Node:
-            if node.op not in _PRODUCTS or node.name not in found:
+            if node.op not in PRODUCTS or node.name not in found:
                 return node
             weights, bias = found[node.name]
             inputs = [node.inputs[0], constant(weights, node.operands[1].name)]
@@ -274,7 +274,7 @@ def _gradual(options: Options, device: Device) -> tuple[Pattern, tuple[str, ...]
 
 def _zeros(graph: Graph) -> dict[str, float]:
     """The share of zeros in the weights of each product, by name."""
-    products = [n for n in graph.nodes if n.op in _PRODUCTS and n.operands[1].is_constant]
+    products = [n for n in graph.nodes if n.op in PRODUCTS and n.operands[1].is_constant]
     return {n.name: float(np.mean(n.operands[1].array == 0)) for n in products}
 
 
@@ -291,10 +291,10 @@ def _students(
     if "quantize_weights" in asked.options:
         alone = build("quantize_weights", asked.options["quantize_weights"], device)
     student = exact if alone else driver.in_the_open(exact, asked, device, watch, data)
-    after = {n.name: n for n in student.nodes if n.op in _PRODUCTS}
+    after = {n.name: n for n in student.nodes if n.op in PRODUCTS}
     found: dict[str, Weight] = {}
     for n in exact.nodes:
-        if n.op not in _PRODUCTS or n.name not in after or not n.operands[1].is_constant:
+        if n.op not in PRODUCTS or n.name not in after or not n.operands[1].is_constant:
             continue
         bias = input_at(n, 2)
         own = all(exact.readers[i] == 1 for i in n.operands[1:])

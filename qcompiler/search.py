@@ -40,6 +40,7 @@ from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
 from qcompiler.stages import Choice, build, choose, run_stage
+from qcompiler.storage import MEASURED
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ HEADROOM = 0.8
 SENSITIVITY_SAMPLES = 32
 HALVES = ("tuning", "held-out")
 _LEAST_SECONDS = 1e-9
-_PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "MatMul"})
 _MOST_BYTES = 4 << 30
 _FLOAT = "/float"
 _SWITCH = "switch/"
@@ -433,11 +433,11 @@ def switched(
 
 def _units(graph: Graph, quantized: Graph) -> dict[str, str]:
     """The products that quantization made integer, by name: no other product may have it."""
-    count = Counter(n.name for n in graph.nodes if n.op in _PRODUCTS)
+    count = Counter(n.name for n in graph.nodes if n.op in MEASURED)
     return {
         n.name: n.op
         for n in quantized.nodes
-        if n.op in _PRODUCTS
+        if n.op in MEASURED
         and n.name
         and count[n.name] == 1
         and n.operands[0].op == "DequantizeLinear"

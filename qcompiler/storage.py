@@ -35,6 +35,12 @@ SMOOTH = frozenset({
 """Few bits may come in and go out; in between is float32 in registers, or a table."""
 # fmt: on
 
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
+"""They multiply an activation, by weights that may take few bits or be pruned."""
+
+MEASURED = PRODUCTS | {"Attention"}
+"""What is timed and judged by itself: where a network's time goes, and its error comes from."""
+
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """They keep every byte where it is."""
 

@@ -23,6 +23,7 @@ from qcompiler.isa import Isa, Mac
 from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Region
 from qcompiler.kernels.tir import Value
+from qcompiler.storage import VIEWS
 
 _SHORT = {
     "uint8": "u8",
@@ -36,7 +37,6 @@ _SHORT = {
 _FLIP = 128
 _SAMPLE = 256  # columns that tell about all
 _BESIDE = 16  # columns of a usual panel
-_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
 @dataclass(frozen=True)
@@ -381,6 +381,6 @@ def array_of(node: Node) -> Array:
 
 
 def _viewed(node: Node) -> Node:
-    while node.op in _VIEWS:
+    while node.op in VIEWS:
         node = node.operands[0]
     return node

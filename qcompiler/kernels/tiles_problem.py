@@ -23,7 +23,6 @@ from qcompiler.kernels.contraction_problem import Batch
 from qcompiler.kernels.registry import Region
 from qcompiler.ops.window import Window
 
-_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 _SHORT = {"uint8": "u8", "int8": "i8", "bfloat16": "bf16", "int32": "i32", "float32": "f32"}
 
 Pair = tuple[int, int]
