@@ -25,7 +25,6 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops import meaning
-from qcompiler.ops.evaluate import known_value
 
 _MOST_TAPS = 64
 """Input pixels for one output pixel, over all axes, that are worth unrolling."""
@@ -43,7 +42,8 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
     given = [i for i in root.inputs[1:] if i is not None and i.type.size]
     if len(given) != 1 or (len(root.inputs) > 1 and root.inputs[1] in given):
         return Skip("a region of interest")
-    if known_value(given[0]) is None:
+    numbers = region.known(given[0]).numbers
+    if numbers is None:
         return Skip("scales that are not known")
     if root.str("keep_aspect_ratio_policy") != "stretch":
         return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
@@ -52,7 +52,7 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
     axes = [a for a, (i, o) in enumerate(_sizes(root)) if i != o]
     if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
         return Skip("elementwise work before the last axis is resized")
-    taps = [axis_taps(root, given[0], a) for a in axes]
+    taps = [_axis_taps(root, given[0], numbers, a) for a in axes]
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
     return _Resize(region, device, given[0], axes, taps).kernel()
@@ -76,21 +76,20 @@ class Taps:
         return int(self.index.shape[1])
 
 
-def axis_taps(root: Node, given: Node, axis: int) -> Taps:
-    """A Resize, its scales or sizes, an axis -> what each output index along it is made of."""
+def _axis_taps(root: Node, given: Node, numbers: Sequence[float], axis: int) -> Taps:
+    """A Resize, the operand of scales or sizes and its numbers, an axis -> what each output index
+    along it is made of.
+    """
     size, count = _sizes(root)[axis]
     listed = root.attrs["axes"]
     place = axis if listed is None else [a % root.type.rank for a in root.ints("axes")].index(axis)
-    values = known_value(given)
-    assert values is not None
-    fixed = np.ones(2, values.dtype) if values.dtype.kind == "f" else np.full(2, size, values.dtype)
-    fixed[0] = values.reshape(-1)[place]
     scales = given in root.inputs[2:3]
-    chosen = (None, constant(fixed)) if scales else (None, None, constant(fixed))
-    unit = constant(np.eye(size, dtype=np.float32))
+    fixed = np.array([numbers[place], 1 if scales else size], given.dtype)
+    chosen = (None, fixed) if scales else (None, None, fixed)
+    arrays = (np.eye(size, dtype=np.float32), *chosen)
+    inputs = tuple(None if a is None else constant(a) for a in arrays)
     attrs = {**root.attrs, "axes": None}
-    alone = Node("Resize", (unit, *chosen), attrs, (Type("float32", (count, size)),))
-    arrays = tuple(None if i is None else i.array for i in alone.inputs)
+    alone = Node("Resize", inputs, attrs, (Type("float32", (count, size)),))
     matrix = np.asarray(meaning(alone, arrays)[0], np.float32)
     most = int((matrix != 0).sum(axis=1).max(initial=1))
     index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
