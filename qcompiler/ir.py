@@ -85,8 +85,14 @@ class Type:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
-class Node:
+class _Watched:
+    """A slot for weak references; dataclasses make one themselves only from Python 3.11 on."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node(_Watched):
     """One operator applied to its inputs (None where an optional input is absent); compared by
     identity.
 
