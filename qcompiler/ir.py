@@ -15,10 +15,10 @@ from functools import cached_property
 from math import prod
 from types import MappingProxyType
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.dtypes import numpy_dtype as numpy_dtype
 from qcompiler.errors import Error
 
 Dim = int | str
@@ -28,24 +28,6 @@ Attr = int | float | str | None | tuple[int, ...] | tuple[float, ...] | tuple[st
 MAX_RANK = 32
 MAX_ELEMENTS = (1 << 31) - 1
 """No tensor has more dimensions or elements: kernels count elements in 32 bits."""
-
-_NARROW = {
-    name: np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "int4",
-        "uint4",
-    )
-}
-
-
-def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
-    """ "bfloat16" -> the numpy dtype that holds it."""
-    return _NARROW[dtype] if dtype in _NARROW else np.dtype(object if dtype == "string" else dtype)
 
 
 @dataclass(frozen=True, slots=True)
