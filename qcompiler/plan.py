@@ -19,10 +19,10 @@ import numpy as np
 from qcompiler.artifact import Bytes
 from qcompiler.batches import in_parts
 from qcompiler.errors import Error, Skip
-from qcompiler.ir import Array, Attr, Graph, Node, Type
+from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.isa import Device
+from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region, choose
-from qcompiler.ops import OPERATORS
 from qcompiler.regions import base, regions, split, with_copies
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,6 @@ log = logging.getLogger(__name__)
 ALIGN = 64
 GUARD = 64
 """Kernels may read this far past the end of a constant or a workspace buffer."""
-
-FEW_NUMBERS = 64
-"""Constants of so few numbers may decide how a kernel is made."""
-
-READ = frozenset({"attention"})
-"""Anchors that read such constants when they run, like any other value."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -160,7 +154,8 @@ def _step(index: int, region: Region, kernel: Kernel, weights: _Weights, memory:
             operands.append(weights.place(source, node, kernel, i))
         else:
             operands.append(memory.read(source, index))
-    heirs = [base(region.inputs[i]) for i in kernel.in_place]
+    sources = [base(n) for n in region.inputs]
+    heirs = [sources[i] for i in kernel.in_place if sources.count(sources[i]) == 1]
     output = memory.write(region.output, index, heirs)
     scratch = memory.scratch(kernel.scratch_bytes, index) if kernel.scratch_bytes else None
     return Step(_name(region), region, kernel, tuple(operands), output, scratch)
@@ -174,7 +169,7 @@ def _name(region: Region) -> str:
 
 
 class _Chooser:
-    """Regions -> kernels; equal problems share one."""
+    """Regions -> kernels; those of equal keys share one."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -187,10 +182,10 @@ class _Chooser:
         """One kernel for the region, or, where no generator can make it whole, kernels for its
         parts.
         """
-        key = signature(region)
-        if key not in self.known:
-            self.known[key] = self.generate(region)
-        kernel = self.known[key]
+        handed = sealed(region, self.device)
+        if handed.key not in self.known:
+            self.known[handed.key] = self.generate(handed, _name(region))
+        kernel = self.known[handed.key]
         if kernel is not None:
             return [(region, kernel)]
         parts = split(region)
@@ -199,11 +194,12 @@ class _Chooser:
             self.missing.setdefault(maker.op, []).append(maker.name or "unnamed")
         return [found for part in parts for found in self.kernels(part)]
 
-    def generate(self, region: Region) -> Kernel | None:
+    def generate(self, region: Region, name: str) -> Kernel | None:
+        """A sealed region, and what to call it when telling why not -> its kernel."""
         found, skips = choose(region, self.device)
-        self.skips.extend((_name(region), generator, reason) for generator, reason in skips)
+        self.skips.extend((name, generator, reason) for generator, reason in skips)
         if isinstance(found, Skip):
-            log.info("%s: %s", _name(region), found.reason)
+            log.info("%s: %s", name, found.reason)
             return None
         count = self.names.get(found.name, 0)
         self.names[found.name] = count + 1
@@ -223,37 +219,6 @@ def _maker(region: Region) -> Node:
     """The node of the model that a region is mostly about; for an `item` the one it is of."""
     root = region.root or region.output
     return root.operands[0] if root.op == "item" else root
-
-
-def signature(region: Region) -> str:
-    """Region -> text that is equal for regions one kernel can serve: all but names and the
-    constants' values, except those of a few numbers that an anchor may be shaped by (the starts of
-    a Slice, the axes of a reduction).
-    """
-    index = {n: f"%{i}" for i, n in enumerate((*region.inputs, *region.nodes))}
-    anchors = [n for n in region.nodes if OPERATORS[n.op].formula is None and n.op not in READ]
-    shaping = {i for n in anchors for i in n.operands[1:]}
-    parts = [_input_text(n, n in shaping) for n in region.inputs]
-    for n in region.nodes:
-        attrs = ",".join(f"{k}={_attr_text(v)}" for k, v in sorted(n.attrs.items()))
-        reads = ",".join("_" if i is None else index[i] for i in n.inputs)
-        mark = "!" if n is region.root else ""
-        parts.append(f"{mark}{n.op}({reads}){{{attrs}}}{','.join(map(str, n.types))}")
-    return ";".join(parts)
-
-
-def _input_text(node: Node, shaping: bool) -> str:
-    source = base(node)
-    if not source.is_constant:
-        return f"value {node.type}"
-    few = shaping and source.array.size <= FEW_NUMBERS
-    return f"const {node.type}" + (f" {_attr_text(source.array)}" if few else "")
-
-
-def _attr_text(value: Attr) -> str:
-    if isinstance(value, np.ndarray):
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    return repr(value)
 
 
 class _Weights:

@@ -66,7 +66,7 @@ def _fused(b: Builder, device: Device, region: Region, pointers: Mapping[Node, P
     assert region.root is not None
     nodes = [n for n in region.nodes if n is not region.root]
     m = TirMath(b, device.isa)
-    return Fused(m, nodes, region.output, pointers, given=(region.root,))
+    return Fused(m, region, nodes, region.output, pointers, given=(region.root,))
 
 
 class _Sums:

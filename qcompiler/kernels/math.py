@@ -26,8 +26,6 @@ from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
 _NARROW = ("float16", "bfloat16")
-_WHOLE = 1e9
-"""Numbers up to here are sure to fit int32 when they are rounded."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ class TirMath:
         if dtype in _NARROW:
             return self.cast(self.splat(value, "float32", lanes), dtype)
         kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
-        bound = abs(float(kind)) if np.isfinite(value) else None
-        return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind, bound)
+        return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
 
     def like(self, value: Any, other: Vec) -> Vec:
         """A number -> a vector like `other`; a Vec stays."""
@@ -73,7 +70,7 @@ class TirMath:
 
     def widen(self, x: Vec, lanes: int) -> Vec:
         """One lane -> the same value in every lane."""
-        return Vec(self, tir.broadcast(x.expr, lanes), x.dtype, lanes, x.value, x.bound)
+        return Vec(self, tir.broadcast(x.expr, lanes), x.dtype, lanes, x.value)
 
     def bits(self, x: Vec, dtype: str) -> Vec:
         """The same bits as another dtype of the same width."""
@@ -107,19 +104,11 @@ class TirMath:
         if a.dtype == "bool":
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
-            return self._bounded(sign, self.vec(tir.wrapping(sign, a.expr, b.expr)), a, b)
+            return self.vec(tir.wrapping(sign, a.expr, b.expr))
         made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
             made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
-        return self._bounded(sign, self.vec(made), a, b)
-
-    def _bounded(self, sign: str, value: Vec, a: Vec, b: Vec) -> Vec:
-        """A result with the bound that its operands' tell, unless an integer may wrap around."""
-        if a.bound is not None and b.bound is not None:
-            bound = a.bound * b.bound if sign == "*" else a.bound + b.bound
-            if value.is_float or bound <= np.iinfo(value.dtype).max:
-                value.bound = bound
-        return value
+        return self.vec(made)
 
     def fma(self, a: Vec, b: Any, c: Any) -> Vec:
         """a * b + c in one rounding: never for a formula's own signs."""
@@ -461,13 +450,7 @@ class TirMath:
             return self.cast(self.cast(x, "int32"), dtype)
         if x.is_float and dtype == "uint32":
             return self.cast(self.cast(x, "int64"), dtype)
-        value = self.vec(tir.cast(x.expr, dtype))
-        bound = x.bound
-        if bound is None and not x.is_float:
-            bound = 2.0 ** (tir.bits(x.dtype) - x.is_signed)
-        if bound is not None and (value.is_float or bound <= np.iinfo(dtype).max):
-            value.bound = bound
-        return value
+        return self.vec(tir.cast(x.expr, dtype))
 
     def _to_bfloat16(self, x: Vec) -> Vec:
         """The upper half, rounded to nearest even; a NaN stays one."""
@@ -497,9 +480,12 @@ class TirMath:
         whole = self.cast(self.min(least, top), dtype)
         return whole if int(top) == high else self.where(x > top, high, whole)
 
-    def quantize(self, x: Vec, multiplier: Vec, zero: Vec, *, dtype: str) -> Vec:
+    def quantize(
+        self, x: Vec, multiplier: Vec, zero: Vec, *, dtype: str, fits: bool = False
+    ) -> Vec:
         """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
-        rounded, to whole numbers, it needs no rounded sum in float32.
+        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: the product is known
+        to round to a number that int32 holds.
         """
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         shift = self.cast(zero, "float32")
@@ -511,9 +497,8 @@ class TirMath:
         if several and lanes in (2 * own, 4 * own) and high < 256:
             parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
             nothing = zero.value == 0
-            bounded = scaled.bound is not None and scaled.bound <= _WHOLE
             held, add = [self.vec(p).expr for p in parts], None if nothing else zero.expr
-            made = several(held, add, dtype, bounded=bounded)
+            made = several(held, add, dtype, bounded=fits)
             return self.vec(made, dtype)
         scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
         scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))

@@ -21,7 +21,6 @@ from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.pooling import lowest
 
 NARROW = ("float16", "bfloat16")
@@ -74,10 +73,10 @@ def reduce(region: Region, device: Device) -> Kernel | Skip:
     assert root is not None
     x = root.operands[0]
     given = root.operands[1] if len(root.operands) > 1 else None
-    listed = known_value(given) if given is not None else None
+    listed = region.known(given).numbers if given is not None else None
     if given is not None and listed is None:
         return Skip("axes that are not known")
-    axes = [] if listed is None else [int(a) % x.type.rank for a in listed.reshape(-1)]
+    axes = [] if listed is None else [int(a) % x.type.rank for a in listed]
     if not axes and not root.int("noop_with_empty_axes"):
         axes = list(range(x.type.rank))
     if not axes or 0 in x.type.dims or x.dtype == "bool":

@@ -24,7 +24,6 @@ from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.sampling import MAX_TAPS, resize_taps
 
 _MOST_TAPS = 64
@@ -43,7 +42,8 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
     given = [i for i in root.inputs[1:] if i is not None and i.type.size]
     if len(given) != 1 or (len(root.inputs) > 1 and root.inputs[1] in given):
         return Skip("a region of interest")
-    if known_value(given[0]) is None:
+    numbers = region.known(given[0]).numbers
+    if numbers is None:
         return Skip("scales that are not known")
     if root.str("keep_aspect_ratio_policy") != "stretch":
         return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
@@ -54,7 +54,7 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
         return Skip("elementwise work before the last axis is resized")
     taps = []
     for axis in axes:
-        if isinstance(found := axis_taps(root, given[0], axis), Skip):
+        if isinstance(found := axis_taps(root, given[0], numbers, axis), Skip):
             return found
         taps.append(found)
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
@@ -80,9 +80,11 @@ class Taps:
         return int(self.index.shape[1])
 
 
-def axis_taps(root: Node, given: Node, axis: int) -> Taps | Skip:
-    """A Resize, its scales or sizes, an axis -> what each output index along it is made of."""
-    values = known_value(given)
+def axis_taps(root: Node, given: Node, numbers: Sequence[float], axis: int) -> Taps | Skip:
+    """A Resize, the operand of scales or sizes and its numbers, an axis -> what each output index
+    along it is made of.
+    """
+    values = np.array(numbers, given.dtype)
     if root.type.dims[axis] > MAX_TAPS:
         return Skip(f"{root.type.dims[axis]} outputs along an axis")
     scales, sizes = (values, None) if given in root.inputs[2:3] else (None, values)
