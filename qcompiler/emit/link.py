@@ -16,7 +16,7 @@ _ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 def link(codes: Sequence[Path], triple: str) -> bytes:
     """Object files -> the bytes of a shared library; libc and libm symbols are left to the process
-    that loads it.
+    that loads it, those of its own are its own, whatever that process has by their names.
     """
     library = codes[0].with_suffix(".so")
     command = [*linker(triple), "-shared", "-s", "-o", str(library), *map(str, codes)]
@@ -34,12 +34,12 @@ def linker(triple: str) -> list[str]:
     emulation = ["-m", _ELF[machine]] if machine in _ELF else []
     for name in ("ld.lld", f"{machine}-linux-gnu-ld", "ld"):
         if shutil.which(name) and (name != "ld" or _native(machine)):
-            return [name, *emulation]
+            return [name, *emulation, "-Bsymbolic"]
     for name in (f"{machine}-linux-gnu-gcc", *(("cc", "gcc", "clang") if _native(machine) else ())):
         if shutil.which(name):
-            return [name, "-nostdlib"]
+            return [name, "-nostdlib", "-Wl,-Bsymbolic"]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation]
+        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation, "-Bsymbolic"]
     raise Error(
         f"no linker for {machine} was found",
         hint="`apt install binutils` on Debian and Ubuntu, or anywhere `pip install ziglang`",

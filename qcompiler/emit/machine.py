@@ -57,21 +57,32 @@ def build(module: Any, isa: Isa) -> Any:
     return tvm.get_global_func("target.build.llvm")(lowered, t)
 
 
-def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Path) -> list[Path]:
-    """{name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call besides each
-    other -> object files of C functions of these names.
+def modules(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Layers of functions by name, each of which calls the ones before it -> modules of a few.
 
-    A few functions are a module, and modules are compiled side by side: LLVM needs no lock of
-    Python. How they are dealt does not depend on the machine, so neither does the code.
+    No module has functions of two layers, so none is inlined into its callers. What a kernel is
+    told of its pointers (`Kernel`) would be taken for granted there too: that what one kernel
+    writes is not what the next one reads. How they are dealt does not depend on the machine, so
+    neither does the code.
     """
-    names = list(functions)
-    modules = [
-        {n: functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}
-        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
+    return [
+        {n: layer[n] for n in list(layer)[i : i + _FUNCTIONS_A_MODULE]}
+        for layer in layers
+        for i in range(0, len(layer), _FUNCTIONS_A_MODULE)
     ]
-    paths = [folder / f"code{i}.o" for i in range(len(modules))]
+
+
+def build_objects(
+    dealt: Sequence[Mapping[str, Any]], isa: Isa, text: str, folder: Path
+) -> list[Path]:
+    """Modules, each {name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call
+    besides each other -> object files of C functions of these names.
+
+    They are compiled side by side: LLVM needs no lock of Python.
+    """
+    paths = [folder / f"code{i}.o" for i in range(len(dealt))]
     with ThreadPoolExecutor(cpu.cores()) as pool:
-        list(pool.map(lambda made, path: _object(made, isa, text, path), modules, paths))
+        list(pool.map(lambda made, path: _object(made, isa, text, path), dealt, paths))
     return paths
 
 

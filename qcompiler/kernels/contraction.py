@@ -147,18 +147,14 @@ class Contraction:
         with b.parallel(self.tiling.tasks) as task:
             self._task(task)
         right = region.inputs.index(self.problem.right)
-        func = b.function()
-        in_place = heirs(region)
-        if in_place:
-            func = func.with_attr("tirx.noalias", False)
         return Kernel(
             name=b.name,
-            func=func,
+            func=b.function(),
             pack={right: self._pack} if self.constant else {},
             scratch_bytes=scratch_bytes,
             tasks=self.tiling.tasks,
             macs=self.problem.macs,
-            in_place=in_place,
+            in_place=heirs(region),
         )
 
     def _needs_copy(self) -> bool:

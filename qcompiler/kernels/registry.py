@@ -46,6 +46,15 @@ class Kernel:
     written).
     """
 
+    def __post_init__(self) -> None:
+        """Pointers are told to be of different memories, except where the output may take one over.
+
+        TVM gives every pointer of such a function a type of memory of its own, so LLVM believes it
+        of whatever it inlines the function into as well: callers stand in other modules
+        (emit/machine.py).
+        """
+        object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
+
 
 _BEYOND = "Literal value"
 """Part of what TVM says of a number that its 32-bit type does not hold."""
