@@ -15,6 +15,7 @@ from qcompiler.calibrate import Calibration, Observe, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Graph
+from qcompiler.mentions import demand_nodes, mentions
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
@@ -195,7 +196,14 @@ def fused(
     graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
     demand_static(graph)
     _seen(watch, "read", graph)
-    return _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    made = _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    flags = {
+        "--exclude": options.exclude,
+        "--prune-include": options.prune_include,
+        "--prune-exclude": options.prune_exclude,
+    }
+    demand_nodes(list(mentions(flags, choice.options)), graph, made)
+    return made
 
 
 def pruned(

@@ -29,7 +29,7 @@ FLOORS = [
     },
     {"reconstruct"},
     {"rounding", "correction", "codebooks", "channels", "narrow", "recover", "sparsity"},
-    {"pruning", "reopen"},
+    {"pruning", "reopen", "mentions"},
     {"kernels"},
     {"phases", "regions", "batches", "plan"},
     {"tune", "plugins", "emit", "runtime"},
