@@ -15,7 +15,7 @@ FLOORS = [
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},
-    {"text", "ops"},
+    {"text", "ops", "refusals"},
     {
         "rewrite",
         "matching",
