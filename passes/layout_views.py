@@ -15,7 +15,7 @@ from qcompiler.passes.layout_transposes import merged
 
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.matching import const, melts, rebuilt, reshape
-from qcompiler.ops import OPERATORS
+from qcompiler.ops import is_elementwise
 from qcompiler.ops.quantized import TABLES
 from qcompiler.rewrite import graph_pass
 
@@ -38,7 +38,7 @@ class LayoutViews:
 
 def _before(node: Node, was: Node, graph: Graph) -> Node | None:
     """A node on Reshapes -> a Reshape of the node; None where there is nothing to gain."""
-    if not _elementwise(node) or not node.type.static or node.type.size == 1:
+    if not is_elementwise(node) or not node.type.static or node.type.size == 1:
         return None
     whole = [i for i in zip(node.operands, was.operands, strict=True) if i[0].shape == node.shape]
     ends = [i for i, old in whole if _alone(old, graph)]
@@ -53,10 +53,6 @@ def _before(node: Node, was: Node, graph: Graph) -> Node | None:
     return None
 
 
-def _elementwise(node: Node) -> bool:
-    return node.op in OPERATORS and OPERATORS[node.op].formula is not None
-
-
 def _alone(node: Node, graph: Graph) -> bool:
     """Do a value, and what it is a view of, have one reader?"""
     below = node.operands[0] if node.op == "Reshape" else node
@@ -65,7 +61,7 @@ def _alone(node: Node, graph: Graph) -> bool:
 
 def _computed(node: Node) -> bool:
     """Does a kernel make this value, through elementwise nodes, that could go on?"""
-    while _elementwise(node):
+    while is_elementwise(node):
         wide = [i for i in node.operands if i.shape == node.shape and not i.is_constant]
         if not wide:
             return False

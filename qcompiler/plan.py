@@ -13,16 +13,18 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
 from qcompiler.artifact import Bytes
 from qcompiler.batches import in_parts
-from qcompiler.errors import Error, Skip
+from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.isa import Device
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region, choose
+from qcompiler.refusals import Reasons, missing
 from qcompiler.regions import base, regions, split, with_copies
 
 log = logging.getLogger(__name__)
@@ -112,9 +114,14 @@ class Plan:
         return "\n".join([head, *lines])
 
 
-def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan:
+def plan(
+    graph: Graph,
+    device: Device,
+    progress: Progress | None = None,
+    reasons: Reasons = MappingProxyType({}),
+) -> Plan:
     """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of
-    every step.
+    every step; `reasons` says of nodes by name why the layout stage left them alone.
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device)
@@ -125,7 +132,7 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
         if progress is not None:
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
-    chosen.demand_all()
+    chosen.demand_all(reasons)
     weights = _Weights()
     memory = _Memory(graph, [r for r, _ in made])
     steps = [_step(i, region, kernel, weights, memory) for i, (region, kernel) in enumerate(made)]
@@ -176,7 +183,7 @@ class _Chooser:
         self.known: dict[str, Kernel | None] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
-        self.missing: dict[str, list[str]] = {}  # operator -> its nodes that no generator can make
+        self.missing: list[Node] = []  # what no generator can make
 
     def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
         """One kernel for the region, or, where no generator can make it whole, kernels for its
@@ -190,8 +197,7 @@ class _Chooser:
             return [(region, kernel)]
         parts = split(region)
         if not parts:
-            maker = _maker(region)
-            self.missing.setdefault(maker.op, []).append(maker.name or "unnamed")
+            self.missing.append(_maker(region))
         return [found for part in parts for found in self.kernels(part)]
 
     def generate(self, region: Region, name: str) -> Kernel | None:
@@ -205,14 +211,11 @@ class _Chooser:
         self.names[found.name] = count + 1
         return replace(found, name=f"{found.name}_{count}") if count else found
 
-    def demand_all(self) -> None:
+    def demand_all(self, reasons: Reasons) -> None:
         """Refuse a graph with nodes that have a meaning but no kernel, naming every one."""
         if self.missing:
-            listed = (f"{op}: {', '.join(dict.fromkeys(n))}" for op, n in self.missing.items())
-            raise Error(
-                f"no kernel yet for {'; '.join(listed)}",
-                hint="--log-level info says why each generator refused",
-            )
+            last = {step: reason for step, _, reason in self.skips}  # of the most general generator
+            raise missing(self.missing, {**last, **reasons})
 
 
 def _maker(region: Region) -> Node:
