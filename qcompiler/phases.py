@@ -146,7 +146,7 @@ def _with(found: Sequence[Stretch], first: int, end: int, owner: int) -> Iterato
 
 
 def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
-    """Stretches in order, some of them empty -> the others, neighbours of the same owners in one."""
+    """Stretches in order, some empty -> the others, neighbours of the same owners in one."""
     made: list[Stretch] = []
     for start, end, owners in stretches:
         if start >= end:
