@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,22 +74,29 @@ def modules(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def build_objects(
-    dealt: Sequence[Mapping[str, Any]], isa: Isa, text: str, folder: Path
-) -> list[Path]:
+def build_objects(dealt: Sequence[Mapping[str, Any]], isa: Isa, text: str) -> list[bytes]:
     """Modules, each {name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call
     besides each other -> object files of C functions of these names.
 
     They are compiled side by side: LLVM needs no lock of Python.
     """
-    paths = [folder / f"code{i}.o" for i in range(len(dealt))]
     with ThreadPoolExecutor(cpu.cores()) as pool:
-        list(pool.map(lambda made, path: _object(made, isa, text, path), dealt, paths))
-    return paths
+        return list(pool.map(lambda made: _object(made, isa, text), dealt))
 
 
-def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> None:
-    machine_code(functions, isa, text).write_to_file(str(path))
+def _object(functions: Mapping[str, Any], isa: Isa, text: str) -> bytes:
+    """Functions -> the bytes of an object file, written to memory: LLVM ends the process where a
+    disk is full.
+    """
+    made = machine_code(functions, isa, text)
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            path = Path(folder) / "code.o"
+            made.write_to_file(str(path), "o")
+            return path.read_bytes()
+    with os.fdopen(os.memfd_create("code.o"), "rb") as file:
+        made.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        return file.read()
 
 
 def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:

@@ -14,9 +14,7 @@ several at once, each with a workspace and a crew of its own. All arrays are 64-
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import tvm
 from tvm import tirx
@@ -63,9 +61,7 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
 
 
 def _library(found: Layers, isa: Isa) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        codes = build_objects(modules(*found), isa, crew_text.text(isa), Path(folder))
-        return link(codes, isa.triple)
+    return link(build_objects(modules(*found), isa, crew_text.text(isa)), isa.triple)
 
 
 def _shared(kernel: Kernel) -> tirx.PrimFunc:

@@ -99,15 +99,16 @@ def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
     can be said with.
     """
     order = np.argsort(places, axis=1, kind="stable")
-    places, weights = (np.take_along_axis(a, order, 1) for a in (places, weights))
+    places = np.take_along_axis(places, order, 1)
     new = np.diff(places, axis=1, prepend=-1) != 0
-    weights = np.add.reduceat(weights.reshape(-1), np.flatnonzero(new))
-    rows, places = np.nonzero(new)[0][weights != 0], places[new][weights != 0]
+    sums = np.take_along_axis(weights, order, 1).reshape(-1)
+    sums = np.add.reduceat(sums, np.flatnonzero(new))
+    rows = np.nonzero(new)[0][sums != 0]
     counts = np.bincount(rows, minlength=len(new))
     at = (rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts))
     index = np.zeros((len(new), max(counts.max(initial=0), 1)), np.int32)
     kept = np.zeros(index.shape, np.float32)
-    index[at], kept[at] = places, weights[weights != 0]
+    index[at], kept[at] = places[new][sums != 0], sums[sums != 0]
     return Taps(index, kept)
 
 
