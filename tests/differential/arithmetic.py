@@ -24,6 +24,8 @@ def activation(b: Builder, x: Value, kinds: tuple[str, ...] = ()) -> Value:
     op = b.choose(kinds or (*SMOOTH, *BENT, *BENT, *EDGED, *CURVES, *NARROW))
     if op == "Clip":
         return clipped(b, x)
+    if op == "Swish" and b.opset < 24:
+        return b.add("Mul", x, b.add("Sigmoid", x))
     if op in ("LeakyRelu", "Elu", "Celu", "ThresholdedRelu", "Swish"):
         return b.add(op, x, alpha=float(b.choose((0.01, 0.1, 0.25, 0.5, 1.0, 1.702))))
     if op == "Gelu":

@@ -101,7 +101,7 @@ def generate(seed: int, kind: str = "") -> Case:
     _, precision, steps = KINDS[kind]
     while True:
         builder = Builder(rng, FEEDS, odd=kind == "odd")
-        builder.opset = builder.choose((19, 21, 21, 22, 23))
+        builder.opset = builder.choose((20, 21, 21, 22, 23, 24))
         _inputs(builder)
         _grow(builder, _chosen(builder, steps))
         outputs = builder.outputs()

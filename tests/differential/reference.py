@@ -54,6 +54,8 @@ SUMS = PRODUCTS | frozenset({
     "ReduceSum", "ReduceSumSquare", "Resize", "Softmax", "Sum", "average_pool",
 })
 """Errors are small against the terms, not against what they sum to."""
+PLACED = frozenset({"GridSample", "Resize"})
+"""They read between elements, at places that are rounded too; other operands say where."""
 # fmt: on
 
 
@@ -85,7 +87,11 @@ def references(
 
 
 def _spread(value: Array, runs: list[Array]) -> Array:
-    """How far the runs lie from the value, with slack; infinite where they differ in kind."""
+    """How far the runs lie from the value, with slack; infinite where they differ in kind.
+
+    Errors of one element may happen to cancel in all runs, but not those of half a tensor: where
+    floats moved, each element is given at least what moved the middle one.
+    """
     wide = value.astype(np.float64)
     bound = np.zeros(wide.shape)
     with np.errstate(all="ignore"):
@@ -94,6 +100,12 @@ def _spread(value: Array, runs: list[Array]) -> Array:
             same = (other == wide) | (np.isnan(other) & np.isnan(wide))
             far = np.where(same, 0.0, np.abs(other - wide))
             bound = np.maximum(bound, np.where(np.isnan(far), np.inf, far))
+        moved = bound > 0
+        if value.dtype == np.float32 and moved.any():
+            size = np.where(np.isfinite(wide), np.abs(wide), 0.0)
+            middle = float(np.median(bound[moved]))
+            share = float(np.median(bound[moved] / np.maximum(size[moved], 1e-30)))
+            bound = np.maximum(bound, np.maximum(middle, min(share, UNITS * 2.0**-23) * size))
     return SLACK * bound
 
 
@@ -105,11 +117,12 @@ class _Noise:
     sign: float
 
     def signs(self, shape: tuple[int, ...]) -> Array:
-        return self.sign * (2.0 * self.rng.integers(0, 2, shape) - 1)
+        return self.sign * (2.0 * self.rng.integers(0, 2, shape) - 1) * self.rng.uniform(0.5, 1, shape)
 
-    def moved(self, x: Array, dtype: str, by: Array | float = 0.0) -> Array:
+    def moved(self, x: Array, by: Array | float = 0.0) -> Array:
         """Each element moved by a few units of its last place, and by something more."""
-        if "float" not in x.dtype.name or x.size == 0:
+        dtype = x.dtype.name
+        if "float" not in dtype or x.size == 0:
             return x
         unit = UNITS * 2.0**-24 if dtype in ("float32", "float64") else _step(dtype)
         wide = x.astype(np.float64)
@@ -145,11 +158,12 @@ def _run(
 def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -> tuple[Array, ...]:
     if noise is None:
         return meaning(node, arrays)
-    dtype = node.types[0].dtype
     if node.op in SUMS or node.op in ("QuantizeLinear", "DynamicQuantizeLinear", "quantize", "Pow"):
-        arrays = tuple(None if a is None else _terms(node, a, noise) for a in arrays)
+        count = 1 if node.op in PLACED else len(arrays)
+        moved = tuple(None if a is None else _terms(node, a, noise) for a in arrays[:count])
+        arrays = (*moved, *arrays[count:])
     outputs = meaning(node, arrays)
-    return tuple(noise.moved(o, dtype, _against(node, arrays, o)) for o in outputs)
+    return tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
 
 
 def _terms(node: Node, array: Array, noise: _Noise) -> Array:
@@ -159,8 +173,8 @@ def _terms(node: Node, array: Array, noise: _Noise) -> Array:
     if array.dtype != np.float32:
         return array
     finite = np.abs(array[np.isfinite(array)])
-    largest = float(finite.max(initial=0)) if node.op in PRODUCTS else 0.0
-    return noise.moved(array, array.dtype.name, largest)
+    largest = float(finite.max(initial=0)) if node.op in PRODUCTS or node.op in PLACED else 0.0
+    return noise.moved(array, largest * (8 if node.op in PLACED else 1))
 
 
 def _against(node: Node, arrays: tuple[Array | None, ...], output: Array) -> Array | float:
