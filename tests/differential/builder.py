@@ -137,7 +137,9 @@ class Builder:
         if dtype == "bool":
             return self.rng.random(shape) < 0.5
         if "int" in dtype:
-            low, high = (0, 255) if dtype == "uint8" else (-128, 127) if dtype == "int8" else (-9, 9)
+            low, high = (
+                (0, 255) if dtype == "uint8" else (-128, 127) if dtype == "int8" else (-9, 9)
+            )
             return self.rng.integers(low, high, shape, endpoint=True).astype(dtype)
         x = self.normal(*shape, scale=scale)
         if self.odd:

@@ -108,9 +108,7 @@ def differs(got: Array, want: Reference) -> str:
     )
 
 
-def _compare(
-    where: str, got: Mapping[str, Array], wanted: References, outcome: Outcome
-) -> bool:
+def _compare(where: str, got: Mapping[str, Array], wanted: References, outcome: Outcome) -> bool:
     for name, reference in wanted.items():
         text = differs(np.asarray(got[name]), reference) if name in got else "is missing"
         if text:
@@ -133,7 +131,7 @@ def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
 
 
 def session(case: Case) -> Callable[[Mapping[str, Array]], dict[str, Array]] | None:
-    """A function that runs the model in onnxruntime, its optimizations off; None where it cannot."""
+    """A function that runs the model in onnxruntime as it stands; None where it cannot."""
     import onnxruntime
 
     made = onnxruntime.SessionOptions()

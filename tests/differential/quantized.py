@@ -84,9 +84,7 @@ def bias(b: Builder, x: Value, count: int, scales: Array) -> tuple[Value, ...]:
     both = (scales * np.float32(step[1])).astype(np.float32)
     more = {"axis": 0} if both.ndim else {}
     q = b.constant(b.rng.integers(-3000, 3000, count).astype(np.int32))
-    return tuple(
-        b.add_all("DequantizeLinear", q, b.constant(both), outputs=1, keep=False, **more)
-    )
+    return tuple(b.add_all("DequantizeLinear", q, b.constant(both), outputs=1, keep=False, **more))
 
 
 def stepped(b: Builder, x: Value, dtype: str = "") -> Value:

@@ -68,9 +68,7 @@ class Reference:
     """float64; infinite where not even the sign of an infinity is certain."""
 
 
-def references(
-    graph: Graph, feed: Mapping[str, Array], *, kernels: bool
-) -> dict[str, Reference]:
+def references(graph: Graph, feed: Mapping[str, Array], *, kernels: bool) -> dict[str, Reference]:
     """Every output of a graph. `kernels`: for a kernel made of this very graph, which equals some
     operators bit for bit; else for another graph of the same meaning.
     """
@@ -117,7 +115,9 @@ class _Noise:
     sign: float
 
     def signs(self, shape: tuple[int, ...]) -> Array:
-        return self.sign * (2.0 * self.rng.integers(0, 2, shape) - 1) * self.rng.uniform(0.5, 1, shape)
+        return (
+            self.sign * (2.0 * self.rng.integers(0, 2, shape) - 1) * self.rng.uniform(0.5, 1, shape)
+        )
 
     def moved(self, x: Array, by: Array | float = 0.0) -> Array:
         """Each element moved by a few units of its last place, and by something more."""
@@ -163,7 +163,21 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
         moved = tuple(None if a is None else _terms(node, a, noise) for a in arrays[:count])
         arrays = (*moved, *arrays[count:])
     outputs = meaning(node, arrays)
-    return tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
+    moved = tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
+    biased = node.operands[:2] if node.op == "Add" else (node,) * (len(node.operands) > 2)
+    grain = max((_grain(n) for n in biased), default=0)
+    return tuple((o + noise.signs(o.shape) * grain).astype(o.dtype) if grain else o for o in moved)
+
+
+def _grain(node: Node) -> float:
+    """What a bias is rounded to when a product of bytes becomes one of integers; else 0."""
+    if node.op not in PRODUCTS or len(node.operands) < 2:
+        return 0.0
+    read = node.operands[:2]
+    if any(n.op != "DequantizeLinear" or not n.operands[1].is_constant for n in read):
+        return 0.0
+    x, w = (float(np.abs(n.operands[1].array.astype(np.float64)).max(initial=0)) for n in read)
+    return x * w
 
 
 def _terms(node: Node, array: Array, noise: _Noise) -> Array:
