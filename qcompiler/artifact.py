@@ -1,23 +1,26 @@
 """manifest, machine code, weights <-> one file on disk (`model.qc`).
 
-A zip of stored members, each at a multiple of 64 bytes so that weights can be mapped into memory as
-they are: `manifest.json` (format version, inputs and outputs, required CPU features, SHA-256 of the
-other members, how it was made), `code.so`, `weights.bin`. Nothing in it is pickled. Opening it
-checks the format, every hash and that nothing else is inside.
+A zip of stored members, each at a multiple of 64 bytes: `manifest.json` (format version, inputs and
+outputs, required CPU features, SHA-256 of the other members, how it was made), `code.so`,
+`weights.bin`. Nothing in it is pickled. Opening it checks the format, every hash and that nothing
+else is inside. All of it is read into memory and hashed on the way, so what is used is what was
+checked, and nobody who writes to the file afterwards changes a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
+import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +30,13 @@ from qcompiler.errors import Error
 from qcompiler.files import replacing
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
-FORMAT = 3
+FORMAT = 4
 ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
 _MAX_MANIFEST_BYTES = 64 << 20
+_LARGE_MEMBER_BYTES = 1 << 30  # zip has two forms of header; zipfile takes the small one to 2 GiB
+_CHUNK = 1 << 20  # read and hashed at once: stays in a core's cache between the two
 _DAMAGED = (
     zipfile.BadZipFile,
     RuntimeError,  # zipfile: an encrypted member, one of a later version; json: nested too deeply
@@ -101,6 +106,26 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file an artifact was read from, as it was then."""
+
+    path: str
+    """Absolute."""
+    digest: str
+    """SHA-256 of its manifest, which holds those of its other members."""
+    stamp: tuple[int, ...]
+    """Of the file's inode: changes when the file is written or replaced."""
+
+    @property
+    def unchanged(self) -> bool:
+        """Is that file still there?"""
+        try:
+            return _stamp(os.stat(self.path)) == self.stamp
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True, eq=False)
 class Artifact:
     """A compiled model: save it, or hand it to `qcompiler.load`."""
 
@@ -111,14 +136,16 @@ class Artifact:
     """(Offset, size) of every constant in the weights, for `save` to find small forms of."""
     compress: bool = False
     """Was a small file asked for?"""
+    origin: Origin | None = None
 
     @property
     def signature(self) -> int:
         """What its machine code must say that it was made for."""
         m = self.manifest
-        inputs, outputs = ([(v.dtype, v.shape) for v in side] for side in (m.inputs, m.outputs))
+        sides = (m.inputs, m.outputs)
+        inputs, outputs = ([(v.name, v.dtype, v.shape) for v in side] for side in sides)
         sizes = (self.weights.nbytes, m.workspace_bytes, len(m.steps), m.threads)
-        return signature(inputs, outputs, sizes)
+        return signature(inputs, outputs, sizes, m.cpu_flags)
 
     @property
     def bytes(self) -> int:
@@ -134,7 +161,7 @@ class Artifact:
         path = Path(path)
         pieces, kept = shrink(self.weights, self.blocks, code=compress)
         code = encode(np.frombuffer(self.code, np.uint8)) if compress else self.code
-        members = {CODE: memoryview(code), WEIGHTS: memoryview(kept.tobytes())}
+        members = {CODE: memoryview(code), WEIGHTS: np.ascontiguousarray(kept).data}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
         size = self.weights.nbytes
         facts = replace(
@@ -147,29 +174,36 @@ class Artifact:
         manifest = json.dumps(asdict(facts), indent=1).encode()
         with replacing(path) as file:
             _write_zip(file, {MANIFEST: memoryview(manifest), **members})
+            _check_written(file, str(path), hashes)
         return path
 
 
 def signature(
-    inputs: Sequence[tuple[str, Sequence[int]]],
-    outputs: Sequence[tuple[str, Sequence[int]]],
+    inputs: Sequence[tuple[str, str, Sequence[int]]],
+    outputs: Sequence[tuple[str, str, Sequence[int]]],
     sizes: Sequence[int],
+    cpu_flags: Iterable[str],
 ) -> int:
-    """What machine code takes for granted -> 32 bits, which it repeats: (dtype, shape) of the
-    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads.
+    """What machine code takes for granted -> 32 bits, which it repeats: (name, dtype, shape) of the
+    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, and
+    what the CPU must have.
     """
-    shapes = [[[dtype, *shape] for dtype, shape in values] for values in (inputs, outputs)]
-    return zlib.crc32(json.dumps([*shapes, list(sizes)]).encode()) & 0x7FFFFFFF
+    sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
+    return zlib.crc32(json.dumps([*sides, list(sizes), sorted(cpu_flags)]).encode()) & 0x7FFFFFFF
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """Path -> artifact, its weights mapped from the file; checked before anything is used."""
+    """Path -> artifact, all of it in memory; checked before anything is used."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            return _read(file, str(path))
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Error("cannot read: not a file", where=str(path))
+            return _read(file, path)
     except OSError as e:
         raise Error(f"cannot read: {e.strerror or e}", where=str(path)) from e
+    except MemoryError as e:
+        raise Error("it does not fit into the memory that is free", where=str(path)) from e
     except _DAMAGED as e:
         detail = f"{e}".strip("'")
         raise Error(
@@ -179,46 +213,152 @@ def open_artifact(path: str | Path) -> Artifact:
         ) from e
 
 
-def _read(file: BinaryIO, where: str) -> Artifact:
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read(file: BinaryIO, path: Path) -> Artifact:
+    where, status = str(path), os.fstat(file.fileno())
+    text, places = _layout(file)
+    manifest = _manifest(json.loads(text), where)
+    code, weights = (
+        _Member(file, places[name], where, manifest.members[name]) for name in (CODE, WEIGHTS)
+    )
+    return Artifact(
+        manifest,
+        _code(code, manifest),
+        _weights(weights, manifest),
+        blocks=tuple((p.offset, p.bytes) for p in manifest.pieces),
+        compress=manifest.code_bytes > 0,
+        origin=Origin(str(path.absolute()), hashlib.sha256(text).hexdigest(), _stamp(status)),
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a member's data lies in the file."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def _layout(file: BinaryIO) -> tuple[bytes, dict[str, _Place]]:
+    """An artifact's file -> its manifest, and where its members lie; raises one of `_DAMAGED` where
+    they do not lie as they should.
+    """
+    end = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if sorted(e.filename for e in entries) != sorted((MANIFEST, CODE, WEIGHTS)):
             raise ValueError("its members are not those of an artifact")
-        if any(
-            e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries
-        ):
+        stored = (e.compress_type == zipfile.ZIP_STORED for e in entries)
+        if not all(stored) or any(e.file_size != e.compress_size for e in entries):
             raise ValueError("a member is compressed")
         if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
             raise ValueError("the manifest is too large")
-        manifest = _manifest(json.loads(archive.read(MANIFEST)), where)
-        offsets = {e.filename: _data_offset(file, e) for e in entries}
-        sizes = {e.filename: e.file_size for e in entries}
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    view = np.frombuffer(whole, np.uint8)
-    found = {}
-    for name in (CODE, WEIGHTS):
-        part = view[offsets[name] : offsets[name] + sizes[name]]
-        if part.size != sizes[name] or offsets[name] % ALIGN:
-            raise ValueError(f"{name} is out of place")
-        if hashlib.sha256(part.data).hexdigest() != manifest.members[name]:
+        text = archive.read(MANIFEST)
+        places = [_Place(e.filename, _data_offset(file, e), e.file_size) for e in entries]
+    for place in places:
+        if place.offset % ALIGN or place.offset + place.size > end:
+            raise ValueError(f"{place.name} is out of place")
+    return text, {place.name: place for place in places}
+
+
+class _Member:
+    """A member's bytes, read in order and hashed as they come; `digest` is what their SHA-256 has
+    to be.
+    """
+
+    def __init__(self, file: BinaryIO, place: _Place, where: str, digest: str) -> None:
+        self._file, self._where, self._digest = file, where, digest
+        self._hash = hashlib.sha256()
+        self._at = place.offset
+        self.name, self.size = place.name, place.size
+
+    def fill(self, into: Bytes) -> None:
+        """The next bytes, as many as there is room for."""
+        view = into.data
+        self._file.seek(self._at)
+        self._at += len(view)
+        for at in range(0, len(view), _CHUNK):
+            part = view[at : at + _CHUNK]
+            done = 0
+            while done < len(part):
+                count = self._file.readinto(part[done:])  # type: ignore[attr-defined]
+                if not count:
+                    raise ValueError(f"{self.name} ends early")
+                done += count
+            self._hash.update(part)
+
+    def pass_over(self) -> None:
+        """All bytes are hashed, and none kept."""
+        scratch = np.empty(min(_CHUNK, self.size), np.uint8)
+        for at in range(0, self.size, _CHUNK):
+            self.fill(scratch[: self.size - at])
+
+    def bytes(self) -> bytes:
+        """All of them."""
+        data = np.empty(self.size, np.uint8)
+        self.fill(data)
+        return data.tobytes()
+
+    def check(self) -> None:
+        """Raise Error unless what was read is what was compiled."""
+        if self._hash.hexdigest() != self._digest:
             raise Error(
-                f"{name} is not what was compiled: its SHA-256 differs from the manifest's",
-                where=where,
+                f"{self.name} is not what was compiled: its SHA-256 differs from the manifest's",
+                where=self._where,
                 hint="the file was changed or damaged; compile the model again",
             )
-        found[name] = part
-    weights = found[WEIGHTS]
-    if manifest.pieces:
-        if manifest.weights_bytes > MOST_GROWTH * weights.size + LEAST_BYTES:
-            raise ValueError("the weights would grow beyond all measure")
-        weights = expand(manifest.pieces, weights, manifest.weights_bytes)
-    blocks = tuple((p.offset, p.bytes) for p in manifest.pieces)
-    code = found[CODE]
-    if manifest.code_bytes:
-        if manifest.code_bytes > MOST_GROWTH * code.size:
-            raise ValueError("the code would grow beyond all measure")
-        code = decode(code, manifest.code_bytes)
-    return Artifact(manifest, code.tobytes(), weights, blocks, manifest.code_bytes > 0)
+
+
+def _code(member: _Member, manifest: Manifest) -> bytes:
+    """The machine code, as it runs."""
+    data = member.bytes()
+    member.check()
+    if not manifest.code_bytes:
+        return data
+    if manifest.code_bytes > MOST_GROWTH * len(data):
+        raise ValueError("the code would grow beyond all measure")
+    return decode(np.frombuffer(data, np.uint8), manifest.code_bytes).tobytes()
+
+
+_held: WeakValueDictionary[tuple[str, int, tuple[Piece, ...]], Bytes] = WeakValueDictionary()
+"""Weights in use, by what they were made from: equal ones are in memory once."""
+
+
+def _weights(member: _Member, manifest: Manifest) -> Bytes:
+    """The weights, as kernels read them: 64-byte aligned, and not to be written."""
+    size, pieces = manifest.weights_bytes, manifest.pieces
+    key = (manifest.members[WEIGHTS], size, pieces)
+    if (same := _held.get(key)) is not None:
+        member.pass_over()
+        member.check()
+        return same
+    if pieces and size > MOST_GROWTH * member.size + LEAST_BYTES:
+        raise ValueError("the weights would grow beyond all measure")
+    if not pieces and size != member.size:
+        raise ValueError("the weights have another size")
+    made = _aligned(size)
+    if pieces:
+        expand(pieces, member.fill, member.size, made)
+    else:
+        member.fill(made)
+    member.check()
+    made.flags.writeable = False
+    return _held.setdefault(key, made)
+
+
+def _aligned(size: int) -> Bytes:
+    """Zeros at a multiple of 64 bytes; numpy asks for huge pages where they are many."""
+    raw = np.zeros(size + ALIGN, np.uint8)
+    skip = -int(raw.__array_interface__["data"][0]) % ALIGN
+    return raw[skip : skip + size]
 
 
 def _manifest(raw: Json, where: str) -> Manifest:
@@ -286,7 +426,7 @@ def _list(raw: Json) -> list[Json]:
 
 
 def _int(raw: Json) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 0:
+    if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw < 1 << 63:
         raise TypeError("the manifest is malformed")
     return raw
 
@@ -299,10 +439,23 @@ def _write_zip(file: BinaryIO, members: Mapping[str, memoryview]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             info = zipfile.ZipInfo(name)  # its default date, 1980: equal inputs give equal files
-            header = file.tell() + 30 + len(name) + 4
+            large = len(data) >= _LARGE_MEMBER_BYTES
+            header = file.tell() + 30 + len(name) + (20 if large else 0) + 4
             padding = -header % ALIGN
             info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
-            archive.writestr(info, data)
+            info.file_size = len(data)
+            with archive.open(info, "w", force_zip64=large) as member:
+                member.write(data)
+
+
+def _check_written(file: BinaryIO, where: str, hashes: Mapping[str, str]) -> None:
+    """Raise one of `_DAMAGED`, or Error, unless what was written can be read again."""
+    file.flush()
+    _, places = _layout(file)
+    for name, digest in hashes.items():
+        member = _Member(file, places[name], where, digest)
+        member.pass_over()
+        member.check()
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:

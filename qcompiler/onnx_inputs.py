@@ -10,7 +10,7 @@ from onnx import GraphProto, TensorProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Type
-from qcompiler.onnx_tensors import checked_shape, dtype_name
+from qcompiler.onnx_tensors import checked_type, dtype_name
 
 MAX_NAME = 4096
 
@@ -49,9 +49,15 @@ def input_types(
     for name, shape in input_shapes.items():
         _pin(name, declared[name].shape, shape, pinned)
     return {
-        name: Type(t.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in t.shape))
-        for name, t in declared.items()
+        name: checked_type(_pinned(t, pinned), f"input {name!r}") for name, t in declared.items()
     }
+
+
+def _pinned(type: Type, pinned: Mapping[str, int]) -> Type:
+    """A type with the symbols that are pinned as numbers."""
+    return Type(
+        type.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in type.shape)
+    )
 
 
 def _input_type(
@@ -77,8 +83,7 @@ def _input_type(
             shape.append(dim.dim_value)
         else:
             shape.append(_symbol(dim.dim_param or f"{info.name}_{axis}", symbols))
-    checked_shape((d for d in shape if isinstance(d, int)), where)
-    return Type(dtype, tuple(shape))
+    return checked_type(Type(dtype, tuple(shape)), where)
 
 
 def _symbol(spelled: str, symbols: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"files"},
-    {"cpu"},
+    {"cpu", "dtypes", "feeds"},
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},
@@ -42,7 +42,7 @@ FLOORS = [
     {"demo"},
     {"cli"},
 ]
-ABOVE_NOTHING = {"runtime": {"artifact", "errors", "cpu"}}
+ABOVE_NOTHING = {"runtime": {"artifact", "errors", "cpu", "dtypes", "feeds"}}
 PASSES_MAY = {
     "ir",
     "ops",

@@ -4,12 +4,14 @@ keeps them in step.
 A crew is 64-byte aligned memory, zeros at first, that one run uses at a time:
 
     0   i32 arrived       4  i32 generation                      the barrier
+    32  i32 left                                                 workers that are done with the job
     64  i32 epoch         8 bytes on: ptr function, ptr table, i32 count      the job
     128 + 64 * task:      i32 asleep       16 bytes on: a POSIX semaphore     one for each worker
                                            (there is a place for task 0, unused)
 
 `launch` counts the epoch up; workers wait for that, spinning for a while and then asleep, call
-function(table, task, count) and wait again. A job without a function ends them (the runtime
+function(table, task, count), say that they have left it, and wait again. `launch` returns when all
+have, so that the function may be unloaded. A job without a function ends them (the runtime
 never sends one: its crews live as long as the process). The barrier is the
 central one with a generation for a sense (Mellor-Crummey and Scott, "Algorithms for Scalable
 Synchronization on Shared-Memory Multiprocessors", 1991): whoever arrives last opens it.
@@ -103,6 +105,8 @@ entry:
   store ptr %function, ptr %function_at, align 8
   store ptr %table, ptr %table_at, align 8
   store i32 %count, ptr %count_at, align 8
+  %left_at = getelementptr i8, ptr %crew, i64 32
+  store atomic i32 0, ptr %left_at monotonic, align 4
   %epoch = atomicrmw add ptr %epoch_at, i32 1 seq_cst
   br label %each
 each:
@@ -126,7 +130,21 @@ run:
   br i1 %ends, label %done, label %call
 call:
   %result = call i32 %function(ptr %table, i32 0, i32 %count)
-  br label %done
+  %workers = sub i32 %count, 1
+  br label %look
+look:
+  %looks = phi i32 [ 0, %call ], [ %more_looks, %wait ], [ @BARRIER_SPINS, %tired ]
+  %left = load atomic i32, ptr %left_at acquire, align 4
+  %all = icmp sge i32 %left, %workers
+  br i1 %all, label %done, label %wait
+wait:
+  @PAUSE
+  %more_looks = add i32 %looks, 1
+  %long = icmp ugt i32 %more_looks, @BARRIER_SPINS
+  br i1 %long, label %tired, label %look
+tired:
+  %yielded = call i32 @sched_yield()
+  br label %look
 done:
   ret void
 }
@@ -186,6 +204,8 @@ call:
   %table = load ptr, ptr %table_at, align 8
   %count = load i32, ptr %count_at, align 8
   %result = call i32 %function(ptr %table, i32 %task, i32 %count)
+  %left_at = getelementptr i8, ptr %crew, i64 32
+  %left = atomicrmw add ptr %left_at, i32 1 release
   br label %look
 done:
   ret void

@@ -94,11 +94,14 @@ def functions(plan: Plan) -> dict[str, tirx.PrimFunc]:
 
 def _signature(plan: Plan) -> tirx.PrimFunc:
     """What the manifest has to agree with (artifact.signature)."""
-    sides = (plan.graph.inputs, plan.graph.outputs)
-    inputs, outputs = ([(n.dtype, n.type.dims) for n in side] for side in sides)
+    graph = plan.graph
+    inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
+    named = zip(graph.output_names, graph.outputs, strict=True)
+    outputs = [(name, n.dtype, n.type.dims) for name, n in named]
     sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.device.threads)
+    signed = signature(inputs, outputs, sizes, plan.device.isa.cpu_flags)
     b = Builder("qcompiler_signature")
-    b.pointer("found", "int32").store(0, const(signature(inputs, outputs, sizes)))
+    b.pointer("found", "int32").store(0, const(signed))
     return b.function()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qcompiler.errors import Skip
+from qcompiler.errors import Skip, Unfit
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 
@@ -57,6 +57,9 @@ class Kernel:
     """
 
 
+_BEYOND = "Literal value"
+"""Part of what TVM says of a number that its 32-bit type does not hold."""
+
 Generate = Callable[..., Kernel | Skip]
 
 
@@ -87,7 +90,14 @@ def kernel(
         def guarded(region: Region, device: Device, **values: int) -> Kernel | Skip:
             if isa and isa not in device.isa.lineage:
                 return Skip(f"not {isa}")
-            return generate(region, device, **values)
+            try:
+                return generate(region, device, **values)
+            except Unfit as e:
+                return Skip(str(e))
+            except ValueError as e:
+                if _BEYOND not in str(e):
+                    raise
+                return Skip("a size or an offset is beyond 32 bits")
 
         for op in ops:
             entry = Generator(generate.__name__, op, guarded, rank, knobs)

@@ -24,6 +24,8 @@ _COORDINATES = (
     "tf_crop_and_resize",
 )
 _POLICIES = ("stretch", "not_larger", "not_smaller")
+MAX_TAPS = 1 << 23
+"""Places and weights along one axis of a Resize, for all of its outputs."""
 _NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -123,12 +125,28 @@ def _coordinates(
 
 def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> Numbers:
     """x at these coordinates along an axis; beyond its ends its outermost values go on."""
-    size = x.shape[axis]
+    places, weights = _sampled(node, x.shape[axis], at, scale)
+    if weights is None:
+        return np.take(x, places[:, 0], axis)
+    made = np.zeros((*x.shape[:axis], len(at), *x.shape[axis + 1 :]), x.dtype)
+    column = (-1, *[1] * (x.ndim - axis - 1))
+    for tap in range(places.shape[1]):
+        values = np.take(x, places[:, tap], axis)
+        made += values * weights[:, tap].astype(x.dtype).reshape(column)
+    return made
+
+
+def _sampled(node: Node, size: int, at: Numbers, scale: float) -> tuple[Numbers, Numbers | None]:
+    """Coordinates along an axis of a size -> the places that each sees [outputs, taps], within the
+    axis, and their weights; None where each sees one.
+    """
     if node.str("mode") == "nearest":
-        return np.take(x, np.clip(_nearest(node, at), 0, size - 1), axis)
+        return np.clip(_nearest(node, at), 0, size - 1)[:, None], None
+    taps = taps_of(node, scale)
+    if taps * len(at) > MAX_TAPS:
+        raise Error(f"{len(at)} outputs along an axis, of {taps} inputs each, are too many")
     cubic = node.str("mode") == "cubic"
     narrow = min(scale, 1.0) if node.int("antialias") else 1.0
-    taps = 2 * ceil((2 if cubic else 1) / narrow)
     places = np.floor(at).astype(np.int64)[:, None] + np.arange(1 - taps // 2, 1 + taps // 2)
     distance = np.abs(places - at[:, None]) * narrow
     weights = np.maximum(1 - distance, 0)
@@ -136,13 +154,29 @@ def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> 
         weights = _cubic(distance, node.float("cubic_coeff_a"))
     if node.int("exclude_outside"):
         weights = np.where((places >= 0) & (places < size), weights, 0)
-    weights = weights / weights.sum(1, keepdims=True)
-    made = np.zeros((*x.shape[:axis], len(at), *x.shape[axis + 1 :]), x.dtype)
-    column = (-1, *[1] * (x.ndim - axis - 1))
-    for tap in range(taps):
-        values = np.take(x, np.clip(places[:, tap], 0, size - 1), axis)
-        made += values * weights[:, tap].astype(x.dtype).reshape(column)
-    return made
+    return np.clip(places, 0, size - 1), weights / weights.sum(1, keepdims=True)
+
+
+def taps_of(node: Node, scale: float) -> int:
+    """How many inputs along an axis an output of a Resize by this scale sees."""
+    if node.str("mode") == "nearest":
+        return 1
+    narrow = min(scale, 1.0) if node.int("antialias") else 1.0
+    return 2 * ceil((2 if node.str("mode") == "cubic" else 1) / narrow)
+
+
+def resize_taps(
+    node: Node, axis: int, scales: Numbers | None, sizes: Numbers | None
+) -> tuple[Numbers, Numbers | None]:
+    """A Resize without a region, one of its axes, its scales or sizes -> the places that every
+    output along the axis sees [outputs, taps], and their weights; None where each sees one.
+    """
+    dims = node.operands[0].type.dims
+    axes = _resized_axes(node, len(dims))
+    counts, factors = _resized(node, [dims[a] for a in axes], scales, sizes)
+    i = axes.index(axis)
+    at = _coordinates(node, counts[i], dims[axis], factors[i], (0.0, 1.0))
+    return _sampled(node, dims[axis], at, factors[i])
 
 
 def _nearest(node: Node, at: Numbers) -> Numbers:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
-import tempfile
 import threading
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qcompiler.artifact import ALIGN
 from qcompiler.errors import Error
+from qcompiler.runtime.mapping import mapped, unmapped
 
 _CREW_BYTES, _WORKER_BYTES = 128, 64  # as in emit/crew.py
 _GUARD_BYTES = 64
@@ -56,32 +57,51 @@ def aligned_copy(array: NDArray[Any]) -> Memory:
 
 
 class Code:
-    """A shared library's bytes -> its functions; they stay in the process until it ends."""
+    """A shared library's bytes -> its functions.
+
+    It is unloaded when nobody holds it any more. Models hold it, every call that runs does, and the
+    workers that wait in it; so it is never unloaded under a thread that executes it.
+    """
 
     def __init__(self, code: bytes) -> None:
-        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-            path = Path(folder) / "code.so"
-            path.write_bytes(code)
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError as e:
-                raise Error(f"the machine code cannot be loaded: {e}") from e
+        self._library = mapped(code)
+        weakref.finalize(self, unmapped, self._library).atexit = False  # workers may still be in it
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        self.run = library.qcompiler_run
+        try:
+            self.run = self._library.qcompiler_run
+            self.launch = self._library.qcompiler_launch
+            self.work = self._library.qcompiler_work
+        except AttributeError as e:
+            raise Error(f"the machine code lacks what is called in it ({e})") from e
         self.run.argtypes = (pointer, number, number)
-        self.launch = library.qcompiler_launch
         self.launch.argtypes = (pointer, pointer, pointer, number)
-        self.work = library.qcompiler_work
         self.work.argtypes = (pointer, number)
         self.run_address = ctypes.cast(self.run, pointer)
-        self._library = library
 
     @property
     def signature(self) -> int:
         """What a whole model's code says that it takes for granted (see artifact.signature)."""
         found = ctypes.c_int32()
-        self._library.qcompiler_signature(ctypes.byref(found))
+        try:
+            self._library.qcompiler_signature(ctypes.byref(found))
+        except AttributeError as e:
+            raise Error(f"the machine code lacks what is called in it ({e})") from e
         return found.value
+
+
+_loading = threading.Lock()
+_loaded: weakref.WeakValueDictionary[bytes, Code] = weakref.WeakValueDictionary()
+"""Code in use, by its SHA-256."""
+
+
+def shared_code(code: bytes) -> Code:
+    """A shared library's bytes -> its functions; equal bytes are mapped once."""
+    digest = hashlib.sha256(code).digest()
+    with _loading:
+        found = _loaded.get(digest)
+        if found is None:
+            found = _loaded[digest] = Code(code)
+        return found
 
 
 class Frame:
@@ -120,7 +140,8 @@ class Crew:
     """The calling thread and tasks - 1 workers, that run one function together (emit/crew.py).
 
     Workers wait in machine code, without Python's lock: spinning for about a millisecond, then
-    asleep. A crew serves one run at a time and any artifact; it lives as long as the process.
+    asleep. A crew serves one run at a time and any artifact; it lives as long as the process, and
+    so does the code that its workers wait in. When a launch returns, they have left what it ran.
     """
 
     def __init__(self, tasks: int, code: Code) -> None:
@@ -162,8 +183,8 @@ def _free_crew(tasks: int, code: Code) -> Crew:
 
 def _forget_crews() -> None:
     """In the child of a fork: its parent's workers are not there."""
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _loading
+    _lock, _loading = threading.Lock(), threading.Lock()
     _crews.clear()
 
 
