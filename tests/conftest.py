@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden/ with what is found"
     )
+    parser.addoption(
+        "--cases", type=int, default=0, help="so many random models of each kind (differential)"
+    )
+    parser.addoption(
+        "--seed", type=int, default=0, help="other random models than the usual ones (differential)"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
