@@ -32,7 +32,7 @@ from qcompiler.kernels.draft import Draft, heirs, refuse
 from qcompiler.kernels.epilogue import Fused, load, store
 from qcompiler.kernels.interleave import interleave, load_bytes, rearranged, repacked
 from qcompiler.kernels.loops import sweep, tasks
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Kernel, Region, is_constant, kernel
 from qcompiler.kernels.tir import Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
@@ -50,6 +50,8 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
     assert root is not None
     x, w = root.operands
     channels = x.type.dims[-1]
+    if not is_constant(w):
+        return Skip("the filters are not constant, and they are read packed")
     if root.int("group") != channels or channels == 1 or root.type.dims[-1] != channels:
         return Skip("not one filter a channel")
     if x.type.rank not in (3, 4):

@@ -23,6 +23,7 @@ from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.pooling import lowest
+from qcompiler.ops.reduce import REAL
 
 NARROW = ("float16", "bfloat16")
 _SLOTS = 4
@@ -97,6 +98,8 @@ class _Reduction:
         self.kept = [a for a in range(len(self.dims)) if a not in axes]
         self.way = WAYS[root.op]
         self.dtype = "float32" if root.dtype in NARROW else root.dtype
+        if root.op in REAL and "int" in root.dtype:
+            self.dtype = "float64"
         shape = "x".join(f"{d}{'*' * (a in axes)}" for a, d in enumerate(self.dims))
         self.d = Draft(f"{root.op.lower()}_{shape}".replace("*", "r"), region, device)
         self.b, self.m = self.d.b, self.d.m

@@ -16,6 +16,7 @@ from typing import Any
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
+from qcompiler.storage import VIEWS
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def kernel(
         def guarded(region: Region, device: Device, **values: int) -> Kernel | Skip:
             if isa and isa not in device.isa.lineage:
                 return Skip(f"not {isa}")
-            return generate(region, device, **values)
+            made = generate(region, device, **values)
+            return made if isinstance(made, Skip) else mispacked(made, region) or made
 
         for op in ops:
             entry = Generator(generate.__name__, op, guarded, rank, knobs)
@@ -96,6 +98,31 @@ def kernel(
         return generate
 
     return register
+
+
+def mispacked(made: Kernel, region: Region) -> Skip | None:
+    """Why a kernel would not find its operands laid out as it packs them; None if it will.
+
+    Only constants are packed, and what the anchor wants packed nobody else in the region reads.
+    """
+    root = region.root
+    for i in made.pack:
+        node = region.inputs[i]
+        if not is_constant(node):
+            return Skip(f"{node.type} is no constant, and it is read packed")
+        if root is None or node not in root.operands:
+            continue
+        readers = [n for n in region.nodes for o in n.operands if o is node]
+        if len(readers) > 1:
+            return Skip(f"{node.type} is read packed, and as it is")
+    return None
+
+
+def is_constant(node: Node) -> bool:
+    """Is it a constant, or one seen in another shape?"""
+    while node.op in VIEWS:
+        node = node.operands[0]
+    return node.is_constant
 
 
 def choose(region: Region, device: Device) -> tuple[Kernel | Skip, list[tuple[str, str]]]:
