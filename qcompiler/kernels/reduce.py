@@ -81,8 +81,10 @@ def reduce(region: Region, device: Device) -> Kernel | Skip:
     axes = [] if listed is None else [int(a) % x.type.rank for a in listed.reshape(-1)]
     if not axes and not root.int("noop_with_empty_axes"):
         axes = list(range(x.type.rank))
-    if not axes or 0 in x.type.dims or x.dtype == "bool":
+    if not axes or 0 in x.type.dims:
         return Skip("nothing to reduce")
+    if x.dtype == "bool" and root.op not in ("ReduceMax", "ReduceMin"):
+        return Skip(f"{root.op} of bool")
     return _Reduction(region, device, sorted(set(axes))).kernel()
 
 
@@ -100,6 +102,8 @@ class _Reduction:
         self.dtype = "float32" if root.dtype in NARROW else root.dtype
         if root.op in REAL and "int" in root.dtype:
             self.dtype = "float64"
+        if root.dtype == "bool":
+            self.dtype = "uint8"
         shape = "x".join(f"{d}{'*' * (a in axes)}" for a, d in enumerate(self.dims))
         self.d = Draft(f"{root.op.lower()}_{shape}".replace("*", "r"), region, device)
         self.b, self.m = self.d.b, self.d.m

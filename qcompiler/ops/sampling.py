@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from math import ceil, floor
 
@@ -12,6 +14,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.evaluate import known_value
+from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
 from qcompiler.ops.shapes import axes_of, known_ints, need_rank
 
@@ -25,6 +28,9 @@ _COORDINATES = (
 )
 _POLICIES = ("stretch", "not_larger", "not_smaller")
 _NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+Scale = Fraction | np.float32
+"""Outputs for each input along an axis: a ratio of sizes, or a number of the model's own."""
 
 
 @operator(
@@ -59,14 +65,14 @@ def resize(
             start = axis if roi.size == 2 * x.ndim else i
             part = (float(roi[start]), float(roi[start + roi.size // 2]))
         at = _coordinates(node, counts[i], x.shape[axis], factors[i], part)
-        made = _resampled(node, made, axis, at, factors[i])
+        made = _resampled(node, made, axis, at, float(factors[i]))
         if node.str("coordinate_transformation_mode") == "tf_crop_and_resize":
-            missed = (at < 0) | (at > x.shape[axis] - 1)
+            missed = at.outside(x.shape[axis])
             outside = outside | missed.reshape(-1, *[1] * (x.ndim - axis - 1))
     if outside.any():
         made = np.where(outside, np.float32(node.float("extrapolation_value")), made)
     if x.dtype.kind in "iu":
-        made = np.clip(made, np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+        return NUMPY.saturate(np.trunc(made), x.dtype.name)
     return made.astype(x.dtype)
 
 
@@ -80,7 +86,7 @@ def _resized_axes(node: Node, rank: int) -> tuple[int, ...]:
 
 def _resized(
     node: Node, before: Sequence[int], scales: Numbers | None, sizes: Numbers | None
-) -> tuple[list[int], list[float]]:
+) -> tuple[list[int], list[Scale]]:
     """How many outputs along each axis, and the scale that the coordinates go by."""
     given = scales if scales is not None and scales.size else sizes
     if given is None or given.size != len(before):
@@ -90,38 +96,90 @@ def _resized(
         if not np.isfinite(factors).all() or min(factors, default=1) <= 0:
             raise Error(f"scales {given.ravel().tolist()}")
         counts = [floor(float(np.float32(n) * s)) for n, s in zip(before, factors, strict=True)]
-        return counts, [float(s) for s in factors]
+        return counts, [_ratio(c, n, s) for c, n, s in zip(counts, before, factors, strict=True)]
     wanted = [int(n) for n in given.ravel()]
     if min(wanted, default=1) < 0 or min(before, default=1) < 1:
         raise Error(f"sizes {list(before)} to {wanted}")
-    ratios = [n / m for n, m in zip(wanted, before, strict=True)]
+    ratios = [Fraction(n, m) for n, m in zip(wanted, before, strict=True)]
     if node.str("keep_aspect_ratio_policy") == "stretch":
         return wanted, ratios
     ratio = (min if node.str("keep_aspect_ratio_policy") == "not_larger" else max)(ratios)
-    return [floor(ratio * m + 0.5) for m in before], [ratio] * len(wanted)
+    return [floor(ratio * m + Fraction(1, 2)) for m in before], [ratio] * len(wanted)
+
+
+def _ratio(count: int, size: int, scale: np.float32) -> Scale:
+    """A scale that is the rounded ratio of the sizes stands for that ratio."""
+    exact = Fraction(count, size) if size else Fraction(1)
+    return exact if np.float32(float(exact)) == scale and count else scale
+
+
+@dataclass(frozen=True)
+class _At:
+    """Coordinates: whole parts (int64), rounded down, and the rest, in [0, 1), float64. A rest of
+    0 or a half is exact where the coordinates are ratios of integers.
+    """
+
+    whole: Numbers
+    rest: Numbers
+
+    @staticmethod
+    def of(at: Numbers) -> _At:
+        """Coordinates as numbers."""
+        whole = np.floor(at)
+        return _At(whole.astype(np.int64), (at - whole).astype(np.float64))
+
+    @staticmethod
+    def ratio(over: Numbers, under: int) -> _At:
+        """Integers over an integer."""
+        return _At(over // under, (over % under) / under)
+
+    def outside(self, size: int) -> Numbers:
+        """Which of them are no place of an axis."""
+        beyond = (self.whole > size - 1) | ((self.whole == size - 1) & (self.rest > 0))
+        return np.asarray((self.whole < 0) | beyond)
 
 
 def _coordinates(
-    node: Node, count: int, size: int, scale: float, part: tuple[float, float]
-) -> Numbers:
-    """Where in the input each output stands."""
-    mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.float64)
+    node: Node, count: int, size: int, scale: Scale, part: tuple[float, float]
+) -> _At:
+    """Where in the input each output stands; of a scale that is a ratio exactly.
+
+    Other scales are taken in float32, as ONNX's reference and onnxruntime do.
+    """
+    mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.int64)
     if mode == "align_corners":
-        return y * (size - 1) / max(count - 1, 1)
-    if mode == "asymmetric":
-        return y / scale
+        return _At.ratio(y * (size - 1), max(count - 1, 1))
     if mode == "tf_crop_and_resize":
         start, end = part[0] * (size - 1), part[1] * (size - 1)
         if count == 1:
-            return y * 0 + (start + end) / 2
-        return start + y * (end - start) / (count - 1)
+            return _At.of(y * 0.0 + (start + end) / 2)
+        return _At.of(start + y * (end - start) / (count - 1))
     if mode == "pytorch_half_pixel" and count == 1:
-        return y * 0
-    shift = size / 2 * (1 - count / (scale * size)) if mode == "half_pixel_symmetric" else 0
-    return shift + (y + 0.5) / scale - 0.5
+        return _At.of(y * 0.0)
+    if not isinstance(scale, Fraction):
+        return _rounded(mode, y, count, size, scale)
+    over, under = scale.numerator, scale.denominator
+    if mode == "asymmetric":
+        return _At.ratio(y * under, over)
+    at = (2 * y + 1) * under - over  # (y + 1/2) / scale - 1/2, in halves of `over`
+    if mode == "half_pixel_symmetric":
+        at = at + size * over - count * under
+    return _At.ratio(at, 2 * over)
 
 
-def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> Numbers:
+def _rounded(mode: str, y: Numbers, count: int, size: int, scale: np.float32) -> _At:
+    """Coordinates by a scale of its own, in float32."""
+    at = y.astype(np.float32)
+    if mode == "asymmetric":
+        return _At.of(at / scale)
+    half = np.float32(0.5)
+    at = (at + half) / scale - half
+    if mode == "half_pixel_symmetric":
+        at = at + np.float32(size / 2 * (1 - count / (float(scale) * size)))
+    return _At.of(at)
+
+
+def _resampled(node: Node, x: Numbers, axis: int, at: _At, scale: float) -> Numbers:
     """x at these coordinates along an axis; beyond its ends its outermost values go on."""
     size = x.shape[axis]
     if node.str("mode") == "nearest":
@@ -129,15 +187,16 @@ def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> 
     cubic = node.str("mode") == "cubic"
     narrow = min(scale, 1.0) if node.int("antialias") else 1.0
     taps = 2 * ceil((2 if cubic else 1) / narrow)
-    places = np.floor(at).astype(np.int64)[:, None] + np.arange(1 - taps // 2, 1 + taps // 2)
-    distance = np.abs(places - at[:, None]) * narrow
+    steps = np.arange(1 - taps // 2, 1 + taps // 2)
+    places = at.whole[:, None] + steps
+    distance = np.abs(steps - at.rest[:, None]) * narrow
     weights = np.maximum(1 - distance, 0)
     if cubic:
         weights = _cubic(distance, node.float("cubic_coeff_a"))
     if node.int("exclude_outside"):
         weights = np.where((places >= 0) & (places < size), weights, 0)
     weights = weights / weights.sum(1, keepdims=True)
-    made = np.zeros((*x.shape[:axis], len(at), *x.shape[axis + 1 :]), x.dtype)
+    made = np.zeros((*x.shape[:axis], len(places), *x.shape[axis + 1 :]), x.dtype)
     column = (-1, *[1] * (x.ndim - axis - 1))
     for tap in range(taps):
         values = np.take(x, np.clip(places[:, tap], 0, size - 1), axis)
@@ -145,15 +204,15 @@ def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> 
     return made
 
 
-def _nearest(node: Node, at: Numbers) -> Numbers:
-    mode = node.str("nearest_mode")
-    if mode == "round_prefer_floor":
-        whole = np.ceil(at - 0.5)
-    elif mode == "round_prefer_ceil":
-        whole = np.floor(at + 0.5)
-    else:
-        whole = np.floor(at) if mode == "floor" else np.ceil(at)
-    return whole.astype(np.int64)
+def _nearest(node: Node, at: _At) -> Numbers:
+    """The place that each coordinate is rounded to."""
+    up = {
+        "floor": False,
+        "ceil": at.rest > 0,
+        "round_prefer_floor": at.rest > 0.5,
+        "round_prefer_ceil": at.rest >= 0.5,
+    }
+    return np.asarray(at.whole + up[node.str("nearest_mode")])
 
 
 def _cubic(distance: Numbers, a: float) -> Numbers:
