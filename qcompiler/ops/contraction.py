@@ -312,9 +312,10 @@ def _(node: Node) -> Type:
 def gemm(node: Node, a: Numbers, b: Numbers, c: Numbers | None = None) -> Numbers:
     """alpha * A' B' + beta * C."""
     product = multiply(a.T if node.int("transA") else a, b.T if node.int("transB") else b)
-    total = product if node.float("alpha") == 1 else product * node.float("alpha")
+    number = product.dtype.type
+    total = product if node.float("alpha") == 1 else product * number(node.float("alpha"))
     if c is not None:
-        total = total + c.astype(product.dtype) * node.float("beta")
+        total = total + c.astype(product.dtype) * number(node.float("beta"))
     return total.astype(a.dtype)
 
 

@@ -53,19 +53,10 @@ def resize(
     sizes: Numbers | None = None,
 ) -> Numbers:
     """One dimension after the other; every output is a weighted sum of the inputs around it."""
-    axes = _resized_axes(node, x.ndim)
-    counts, factors = _resized(node, [x.shape[a] for a in axes], scales, sizes)
     made = x if node.str("mode") == "nearest" else x.astype(np.result_type(_wide(x), np.float32))
     outside = np.zeros((), np.bool_)
-    for i, axis in enumerate(axes):
-        if (counts[i], factors[i]) == (x.shape[axis], 1) and roi is None:
-            continue
-        part = (0.0, 1.0)
-        if roi is not None:
-            start = axis if roi.size == 2 * x.ndim else i
-            part = (float(roi[start]), float(roi[start + roi.size // 2]))
-        at = _coordinates(node, counts[i], x.shape[axis], factors[i], part)
-        made = _resampled(node, made, axis, at, float(factors[i]))
+    for axis, (at, factor) in _places(node, x.shape, (roi, scales, sizes)).items():
+        made = _resampled(node, made, axis, at, float(factor))
         if node.str("coordinate_transformation_mode") == "tf_crop_and_resize":
             missed = at.outside(x.shape[axis])
             outside = outside | missed.reshape(-1, *[1] * (x.ndim - axis - 1))
@@ -74,6 +65,42 @@ def resize(
     if x.dtype.kind in "iu":
         return NUMPY.saturate(np.trunc(made), x.dtype.name)
     return made.astype(x.dtype)
+
+
+def _places(
+    node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
+) -> dict[int, tuple[_At, Scale]]:
+    """Axes that change -> where their outputs stand, and the scale; `given`: region, scales and
+    sizes.
+    """
+    roi, scales, sizes = given
+    axes = _resized_axes(node, len(shape))
+    counts, factors = _resized(node, [shape[a] for a in axes], scales, sizes)
+    found = {}
+    for i, axis in enumerate(axes):
+        if (counts[i], factors[i]) == (shape[axis], 1) and roi is None:
+            continue
+        part = (0.0, 1.0)
+        if roi is not None and roi.size:
+            start = axis if roi.size == 2 * len(shape) else i
+            part = (float(roi[start]), float(roi[start + roi.size // 2]))
+        at = _coordinates(node, counts[i], shape[axis], factors[i], part)
+        found[axis] = (at, factors[i])
+    return found
+
+
+def axis_weights(
+    node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
+) -> dict[int, tuple[Numbers, Numbers]]:
+    """A Resize of an input of this shape, its region, scales and sizes -> for every axis that
+    changes the weights [outputs, inputs], float32, and which outputs lie outside.
+    """
+    found = {}
+    for axis, (at, factor) in _places(node, shape, given).items():
+        unit = np.eye(shape[axis], dtype=np.float32)
+        weights = _resampled(node, unit, 0, at, float(factor))
+        found[axis] = (weights, at.outside(shape[axis]))
+    return found
 
 
 def _wide(x: Numbers) -> str:
