@@ -24,7 +24,7 @@ from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops.sampling import MAX_TAPS, resize_taps
+from qcompiler.ops.sampling import MAX_TAPS, sampled
 
 _MOST_TAPS = 64
 """Input pixels for one output pixel, over all axes, that are worth unrolling."""
@@ -49,22 +49,15 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
         return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
     if 0 in root.type.dims:
         return Skip("nothing to resize")
-    axes = [a for a, (i, o) in enumerate(_sizes(root)) if i != o]
+    found = resized(root, given[0], numbers)
+    if isinstance(found, Skip):
+        return found
+    axes, taps = list(found), list(found.values())
     if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
         return Skip("elementwise work before the last axis is resized")
-    taps = []
-    for axis in axes:
-        if isinstance(found := axis_taps(root, given[0], numbers, axis), Skip):
-            return found
-        taps.append(found)
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
     return _Resize(region, device, given[0], axes, taps).kernel()
-
-
-def _sizes(root: Node) -> list[tuple[int, int]]:
-    """(input, output) size of every axis."""
-    return list(zip(root.operands[0].type.dims, root.type.dims, strict=True))
 
 
 @dataclass(frozen=True)
@@ -80,18 +73,22 @@ class Taps:
         return int(self.index.shape[1])
 
 
-def axis_taps(root: Node, given: Node, numbers: Sequence[float], axis: int) -> Taps | Skip:
-    """A Resize, the operand of scales or sizes and its numbers, an axis -> what each output index
-    along it is made of.
+def resized(root: Node, given: Node, numbers: Sequence[float]) -> dict[int, Taps] | Skip:
+    """A Resize, the operand of scales or sizes and its numbers -> what each output index along
+    every axis that changes is made of.
     """
+    if max(root.type.dims) > MAX_TAPS:
+        return Skip("too many outputs along an axis")
     values = np.array(numbers, given.dtype)
-    if root.type.dims[axis] > MAX_TAPS:
-        return Skip(f"{root.type.dims[axis]} outputs along an axis")
     scales, sizes = (values, None) if given in root.inputs[2:3] else (None, values)
-    places, weights = resize_taps(root, axis, scales, sizes)
+    found = sampled(root, root.operands[0].type.dims, (None, scales, sizes))
+    return {axis: _taps(s.places, s.weights) for axis, s in found.items()}
+
+
+def _taps(places: Array, weights: Array | None) -> Taps:
     if weights is None:
         return Taps(places.astype(np.int32), np.ones(places.shape, np.float32))
-    return _merged(places, weights.astype(np.float32))
+    return _merged(places.astype(np.int64), weights.astype(np.float32))
 
 
 def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
