@@ -44,8 +44,11 @@ from qcompiler.onnx_schema import (
 )
 from qcompiler.onnx_structure import (
     MAX_DEPTH,
+    MAX_GROWTH,
+    MAX_MADE,
     MAX_NODES,
     FunctionKey,
+    all_nodes,
     check_text,
     domain_of,
     expanded_size,
@@ -95,7 +98,7 @@ def _load(path: Path) -> ModelProto:
     if not data:
         raise Error("the file is empty", where=where)
     try:
-        model = ModelProto.FromString(data)
+        model: ModelProto = ModelProto.FromString(data)
     except DecodeError as e:
         raise Error("not an ONNX model, or a damaged one", where=where) from e
     return model
@@ -141,6 +144,8 @@ class _Reader:
         self.unsupported: dict[tuple[str, str], list[str]] = {}
         self.names: dict[str, int] = {}  # how far copies of each are numbered
         self.count = 0
+        listed = sum(1 for _ in all_nodes(model.graph.node))
+        self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
     def graph(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Graph:
         """The model's graph, or an Error that lists all that is not supported."""
@@ -173,8 +178,11 @@ class _Reader:
         scope.read = {*outputs, *(i for node in order for i in reads(node))}
         for proto in order:
             self.count += 1
-            if self.count > MAX_NODES:
-                raise Error(f"more than {MAX_NODES} nodes")
+            if self.count > self.most:
+                raise Error(
+                    f"loops and functions make more than {self.most} nodes",
+                    where=scope.prefix or where,
+                )
             self.convert(proto, scope)
         return [self.value(o, scope, where) for o in outputs]
 
