@@ -25,6 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from qcompiler.errors import Error
+from qcompiler.files import contents
 from qcompiler.ir import Array, Dim, numpy_dtype
 
 Wanted = Mapping[str, tuple[str, Sequence[Dim]]]
@@ -322,6 +323,8 @@ def _of_path(path: Path, wanted: Wanted) -> Samples:
 
 def _tables_of_file(path: Path) -> dict[str, _Table]:
     where = path.name
+    if not path.is_file():
+        raise Error("not a file", where=where)  # a pipe could be waited for without end
     if path.suffix == ".npy":
         return {path.stem: _npy_table(lambda: path.open("rb"), path.stat().st_size, where)}
     if path.suffix != ".npz":
@@ -446,8 +449,8 @@ def _of_pb(path: Path) -> Array:
 
     where = f"{path.parent.name}/{path.name}"
     try:
-        tensor = TensorProto.FromString(path.read_bytes())
-    except (OSError, DecodeError) as e:
+        tensor = TensorProto.FromString(contents(path))
+    except DecodeError as e:
         raise Error(f"not an ONNX tensor ({e})", where=where) from e
     return decode(tensor, ExternalData(None), where)
 

@@ -17,7 +17,7 @@ from qcompiler.cli.arguments import input_shapes, percentiles
 from qcompiler.cli.making import say_plan
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error
-from qcompiler.files import size
+from qcompiler.files import opened, size
 from qcompiler.ir import Array, numpy_dtype
 
 if TYPE_CHECKING:
@@ -278,11 +278,8 @@ def _fill(value: Value, mode: str, rng: np.random.Generator) -> Array:
 
 
 def _is_artifact(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError as e:
-        raise Error(f"cannot read: {e.strerror}", where=str(path)) from e
+    with opened(path) as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _summary(array: Array) -> dict[str, object]:
