@@ -14,7 +14,8 @@ from qcompiler.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.calibrate import Calibration, Observe, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Dim, Graph
+from qcompiler.ir import Array, Graph, Type
+from qcompiler.onnx_inputs import batch_of_one, demand_static
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
@@ -60,6 +61,7 @@ class Options:
     calibration_samples: int = 300
     """At most this many samples are used."""
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of inputs whose shape the model leaves open; an open batch alone is taken as 1."""
     threads: int = 0
     passes: Sequence[str] = ()
     """Passes to add or to give options: "quantize_static{percentile=99.99}", or the path of a
@@ -185,17 +187,41 @@ def fused(
     choice: Choice,
     device: isa.Device,
     watch: Watch,
+    *,
+    one_batch: bool = True,
 ) -> Graph:
-    """ONNX file or model -> its float graph: read, folded and fused."""
+    """ONNX file or model -> its float graph: read, folded and fused. `one_batch`: where no shape is
+    given, a batch that is open is taken as 1, and a note says so.
+    """
     if options.precision not in PRECISIONS:
         raise Error(
             f"unknown precision {options.precision!r}",
             hint=f"choose one of {', '.join(PRECISIONS)}",
         )
-    graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
-    demand_static(graph)
+    graph = _read(model, options, one_batch)
     _seen(watch, "read", graph)
     return _through(graph, STAGES[:_PRUNE], choice, device, watch)
+
+
+def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
+    """ONNX file or model -> its graph, every size a number."""
+    shapes = {k: tuple(v) for k, v in options.input_shapes.items()}
+    batch = ""
+
+    def settle(types: dict[str, Type]) -> dict[str, Type]:
+        nonlocal batch
+        if one_batch and not shapes:
+            types, batch = batch_of_one(types)
+        demand_static(types)
+        return types
+
+    try:
+        graph = read(model, shapes, settle)
+    except Error as e:
+        if not batch or e.hint:
+            raise
+        raise Error(e.what, where=e.where, hint=f"the batch is {batch}") from e
+    return graph.note(batch=batch) if batch else graph
 
 
 def pruned(
@@ -371,24 +397,6 @@ def multiplied(step: Step) -> str:
     """The dtype a step multiplies: its anchor's first operand's."""
     root = step.region.root
     return root.operands[0].dtype if step.kernel.macs and root is not None else ""
-
-
-def demand_static(graph: Graph) -> None:
-    """Refuse symbolic dimensions, naming the inputs to pin."""
-    open_ = [n for n in graph.inputs if not n.type.static]
-    if open_:
-        flags = " ".join(f"--input-shape {n.name}={_asked(n.shape)}" for n in open_)
-        symbols = sorted({str(d) for n in open_ for d in n.shape if isinstance(d, str)})
-        raise Error(
-            f"the size of {', '.join(symbols)} is open",
-            where=", ".join(f"input {n.name}: {n.type}" for n in open_),
-            hint=f"{flags}, with a number for each <name>",
-        )
-
-
-def _asked(shape: Sequence[Dim]) -> str:
-    """A shape as a flag spells it, with <names> where numbers are to be given."""
-    return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
 
 
 def _seen(watch: Watch, stage: str, graph: Graph) -> None:

@@ -13,6 +13,8 @@ from qcompiler.ir import Dim, Type
 from qcompiler.onnx_tensors import checked_shape, dtype_name
 
 MAX_NAME = 4096
+_COUNTS = ("seq", "len", "time", "frame", "step", "token", "word", "point", "sample", "num", "row")
+"""Parts of symbols' names that say that something is counted which is no batch."""
 
 
 def checked_name(name: str, what: str) -> str:
@@ -52,6 +54,46 @@ def input_types(
         name: Type(t.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in t.shape))
         for name, t in declared.items()
     }
+
+
+def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
+    """Types of the inputs -> the same with an open batch taken as 1, and words that say so; as they
+    are, and no words, where there is none.
+
+    A batch is the only size that is open, stands first wherever it stands, somewhere before other
+    dimensions, and does not call itself a length or a number of something.
+    """
+    found = {d for t in types.values() for d in t.shape if isinstance(d, str)}
+    symbol = next(iter(found), "")
+    first = all(symbol not in t.shape[1:] for t in types.values())
+    before = any(t.rank > 1 and t.shape[0] == symbol for t in types.values())
+    counts = any(word in symbol.lower() for word in _COUNTS)
+    if len(found) != 1 or not first or not before or counts:
+        return dict(types), ""
+    flags = [f"--input-shape {n}={_asked(t.shape)}" for n, t in types.items() if not t.static]
+    pinned = {
+        name: Type(t.dtype, tuple(1 if d == symbol else d for d in t.shape))
+        for name, t in types.items()
+    }
+    return pinned, f"1, since the model leaves {symbol} open; another: {' '.join(flags)}"
+
+
+def demand_static(types: Mapping[str, Type]) -> None:
+    """Refuse sizes that are open, naming the inputs to pin."""
+    open_ = {name: t for name, t in types.items() if not t.static}
+    if open_:
+        flags = " ".join(f"--input-shape {n}={_asked(t.shape)}" for n, t in open_.items())
+        symbols = sorted({str(d) for t in open_.values() for d in t.shape if isinstance(d, str)})
+        raise Error(
+            f"the size of {', '.join(symbols)} is open",
+            where=", ".join(f"input {n}: {t}" for n, t in open_.items()),
+            hint=f"{flags}, with a number for each <name>",
+        )
+
+
+def _asked(shape: Sequence[Dim]) -> str:
+    """A shape as a flag spells it, with <names> where numbers are to be given."""
+    return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
 
 
 def _input_type(

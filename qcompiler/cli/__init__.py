@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from qcompiler.errors import Error
+from qcompiler.errors import Error, compiler_missing
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -31,6 +31,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return COMMANDS[arguments.command](arguments)
     except Error as e:
         return _say_error(str(e))
+    except ImportError as e:
+        missing = compiler_missing(e)
+        if missing is None:
+            raise
+        return _say_error(str(missing))
     except MemoryError:
         return _say_error("out of memory\nhint: fewer calibration samples, or a smaller batch")
     except BrokenPipeError:  # the reader of our output has left; nothing more can be said to it
