@@ -48,8 +48,9 @@ def compile(
     """ONNX file or model -> artifact, for one target and fixed input shapes.
 
     target: "host", an instruction set (`qcompiler targets`), a device, or a .toml or .py file.
-    precision: "float32", "bfloat16", "float16", "int8" (static; needs `calibration`) or
-        "int8-dynamic" (matrix products only; needs none).
+    precision: "float32", "bfloat16", "float16"; "int8" (static), "int4" (the same with weights of
+        4 bits), which need `calibration`; "int8-dynamic" (matrix products only), or
+        "int8-weights", "int4-weights" (activations stay float32), which need none.
     calibration: an .npz or .npy file, a folder, an iterable of {input name: array}, an onnxruntime
         CalibrationDataReader, or "synthetic" (random data, for speed trials; the artifact says so).
     input_shapes: {input name: shape}, for inputs whose shape the model leaves open; where that is

@@ -14,11 +14,13 @@ from qcompiler.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.calibrate import Calibration, Observe, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Graph, Type
-from qcompiler.onnx_inputs import batch_of_one, demand_static
+from qcompiler.ir import Array, Graph, Node, Type
+from qcompiler.mentions import demand_nodes, mentions
+from qcompiler.onnx_inputs import batch_of_one
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
+from qcompiler.refusals import demand_known, demand_static
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import samples
@@ -87,6 +89,14 @@ class Watch:
     explain: Explain | None = None
     stage: Callable[[str, Graph], None] | None = None
     """Called with the graph after each stage (--dump)."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """A node's name -> why a rule left it alone last, for whoever has to refuse it."""
+
+    def skipped(self, rule: str, node: Node, reason: str) -> None:
+        """Take in a Skip."""
+        self.reasons[node.name] = reason
+        if self.explain is not None:
+            self.explain(rule, node, reason)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     """`compile`, and what is between."""
     device = plugins.device(options.target, options.threads)
     graphs = prepare(model, options, device, watch)
-    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"))
+    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"), watch.reasons)
     artifact = build(planned, watch)
     return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact)
 
@@ -141,7 +151,7 @@ def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watc
     """ONNX file or model -> the plan that would be emitted."""
     device = plugins.device(options.target, options.threads)
     graph = prepare(model, options, device, watch).lower
-    return plan(graph, device, _on(watch, "choosing kernels"))
+    return plan(graph, device, _on(watch, "choosing kernels"), watch.reasons)
 
 
 def prepare(
@@ -200,7 +210,16 @@ def fused(
         )
     graph = _read(model, options, one_batch)
     _seen(watch, "read", graph)
-    return _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    folded = _through(graph, STAGES[:1], choice, device, watch)
+    demand_known(folded)
+    made = _through(folded, STAGES[1:_PRUNE], choice, device, watch)
+    flags = {
+        "--exclude": options.exclude,
+        "--prune-include": options.prune_include,
+        "--prune-exclude": options.prune_exclude,
+    }
+    demand_nodes(list(mentions(flags, choice.options)), graph, made)
+    return made
 
 
 def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
@@ -285,7 +304,7 @@ def _through(
     data: Calibration | None = None,
 ) -> Graph:
     for stage in stages:
-        graph = run_stage(graph, stage, watch.explain, choice, device, data)
+        graph = run_stage(graph, stage, watch.skipped, choice, device, data)
         _seen(watch, stage, graph)
     return graph
 

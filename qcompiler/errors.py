@@ -45,3 +45,9 @@ class Skip:
     """Why a rule or a kernel generator does not apply here; `--explain` prints it."""
 
     reason: str
+
+
+class Unfit(Exception):
+    """Raised deep inside a kernel's generator that turns out not to serve this problem: whoever
+    asked the generator takes it for a Skip of this reason.
+    """

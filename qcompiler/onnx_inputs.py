@@ -10,7 +10,8 @@ from onnx import GraphProto, TensorProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Type
-from qcompiler.onnx_tensors import checked_shape, dtype_name
+from qcompiler.onnx_tensors import checked_type, dtype_name
+from qcompiler.refusals import pins
 
 MAX_NAME = 4096
 _COUNTS = ("seq", "len", "time", "frame", "step", "token", "word", "point", "sample", "num", "row")
@@ -51,9 +52,15 @@ def input_types(
     for name, shape in input_shapes.items():
         _pin(name, declared[name].shape, shape, pinned)
     return {
-        name: Type(t.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in t.shape))
-        for name, t in declared.items()
+        name: checked_type(_pinned(t, pinned), f"input {name!r}") for name, t in declared.items()
     }
+
+
+def _pinned(type: Type, pinned: Mapping[str, int]) -> Type:
+    """A type with the symbols that are pinned as numbers."""
+    return Type(
+        type.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in type.shape)
+    )
 
 
 def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
@@ -70,30 +77,11 @@ def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
     counts = any(word in symbol.lower() for word in _COUNTS)
     if len(found) != 1 or not first or not before or counts:
         return dict(types), ""
-    flags = [f"--input-shape {n}={_asked(t.shape)}" for n, t in types.items() if not t.static]
     pinned = {
         name: Type(t.dtype, tuple(1 if d == symbol else d for d in t.shape))
         for name, t in types.items()
     }
-    return pinned, f"1, since the model leaves {symbol} open; another: {' '.join(flags)}"
-
-
-def demand_static(types: Mapping[str, Type]) -> None:
-    """Refuse sizes that are open, naming the inputs to pin."""
-    open_ = {name: t for name, t in types.items() if not t.static}
-    if open_:
-        flags = " ".join(f"--input-shape {n}={_asked(t.shape)}" for n, t in open_.items())
-        symbols = sorted({str(d) for t in open_.values() for d in t.shape if isinstance(d, str)})
-        raise Error(
-            f"the size of {', '.join(symbols)} is open",
-            where=", ".join(f"input {n}: {t}" for n, t in open_.items()),
-            hint=f"{flags}, with a number for each <name>",
-        )
-
-
-def _asked(shape: Sequence[Dim]) -> str:
-    """A shape as a flag spells it, with <names> where numbers are to be given."""
-    return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
+    return pinned, f"1, since the model leaves {symbol} open; another: {pins(types)}"
 
 
 def _input_type(
@@ -119,8 +107,7 @@ def _input_type(
             shape.append(dim.dim_value)
         else:
             shape.append(_symbol(dim.dim_param or f"{info.name}_{axis}", symbols))
-    checked_shape((d for d in shape if isinstance(d, int)), where)
-    return Type(dtype, tuple(shape))
+    return checked_type(Type(dtype, tuple(shape)), where)
 
 
 def _symbol(spelled: str, symbols: dict[str, str]) -> str:

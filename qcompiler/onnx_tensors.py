@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -18,10 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
-from qcompiler.ir import Array, numpy_dtype
-
-MAX_RANK = 32
-MAX_ELEMENTS = 1 << 40
+from qcompiler.ir import Array, Type, numpy_dtype
 
 DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
@@ -78,16 +75,11 @@ def dtype_name(code: int, where: str) -> str:
     return DTYPES[code]
 
 
-def checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:
-    """Dimensions from a file -> the same; negative ones, or beyond the limits, are an Error."""
-    shape = tuple(int(d) for d in dims)
-    if any(d < 0 for d in shape):
-        raise Error(f"negative dimension in {list(shape)}", where=where)
-    if len(shape) > MAX_RANK:
-        raise Error(f"{len(shape)} dimensions are more than {MAX_RANK}", where=where)
-    if prod(max(d, 1) for d in shape) > MAX_ELEMENTS:
-        raise Error(f"a tensor of shape {list(shape)} is too large", where=where)
-    return shape
+def checked_type(type: Type, where: str) -> Type:
+    """A type from a file, or from the user -> the same; sizes that cannot be are an Error."""
+    if type.fault:
+        raise Error(type.fault, where=where)
+    return type
 
 
 class ExternalData:
@@ -181,7 +173,7 @@ def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Arra
     if tensor.data_type == onnx.TensorProto.STRING:
         raise Unsupported("string tensors are not supported", where=where)
     dtype = dtype_name(tensor.data_type, where)
-    shape = checked_shape(tensor.dims, where)
+    shape = checked_type(Type(dtype, tuple(map(int, tensor.dims))), where).dims
     if tensor.HasField("segment"):
         raise Unsupported("tensors in segments are not supported", where=where)
     count = prod(shape)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from oracles import onnxruntime_outputs, session
 
 from qcompiler import cli, cpu, driver, isa, load, plugins
 from qcompiler.demo import main as demo_main
@@ -219,6 +220,11 @@ def test_an_artifact_says_that_its_calibration_was_made_up(
         (["--input-shape", "x=1x8", "--pass", "quantize_static{bits=8"], "cannot read"),
         (["--input-shape", "x=1x8", "--disabled-pass", "nothing"], "nothing"),
         (["--input-shape", "x=1x8", "--pass", "./absent.py"], "absent.py"),
+        (["--input-shape", "x=1x8", "--exclude", "haed"], "haed"),
+        (["--input-shape", "x=1x8", "--prune", "2:4", "--prune-include", "haed"], "haed"),
+        (["--input-shape", "x=1x8", "--prune", "2:4", "--prune-exclude", "haed"], "haed"),
+        (["--input-shape", "x=1x8", "--pass", 'quantize_dynamic{exclude=["haed"]}'], "haed"),
+        (["--input-shape", "x=1x8", "--pass", 'quantize_weights{layers=["haed=8"]}'], "haed"),
     ],
 )
 def test_words_that_do_not_fit_the_model(
@@ -299,8 +305,6 @@ def test_the_version(say: Say) -> None:
 def test_quantize_writes_what_onnxruntime_and_compile_read_alike(
     say: Say, folder: Path, tmp_path: Path
 ) -> None:
-    import onnxruntime
-
     made = tmp_path / "net.qdq.onnx"
     words = ("--calibration", folder / "data.npz", "--input-shape", "x=2x8")
     said = say("quantize", folder / "model.onnx", *words, "-o", made, "--json").json
@@ -311,7 +315,7 @@ def test_quantize_writes_what_onnxruntime_and_compile_read_alike(
     x = np.load(folder / "data.npz")["x"][:2]
     direct = load(tmp_path / "a.qc")(x)
     np.testing.assert_array_equal(load(tmp_path / "again.qc")(x), direct)
-    theirs = onnxruntime.InferenceSession(made.read_bytes()).run(None, {"x": x})[0]
+    (theirs,) = onnxruntime_outputs(made, {"x": x}, ours=True).values()
     np.testing.assert_allclose(theirs, direct, atol=1e-5)
 
 
@@ -557,7 +561,7 @@ def test_percentiles_that_are_none(refused: Refused, artifact: Path) -> None:
 
 
 def test_compare_with_onnxruntime(say: Say, model: Path, artifact: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    session(model)  # or a skip
     said = say("compare", artifact, model, "--rtol", "1e-5", "--top1", "1")
     assert "cosine" in said.out
     answer = say("compare", artifact, model, "--json").json
@@ -566,13 +570,15 @@ def test_compare_with_onnxruntime(say: Say, model: Path, artifact: Path) -> None
 
 
 def test_compare_ends_with_1_beyond_a_limit(say: Say, model: Path, artifact: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    session(model)  # or a skip
     said = say("compare", artifact, model, "--cosine", "1.1", code=1)
     assert "beyond the limit: y: cosine" in said.out
 
 
-def test_compare_with_another_model(refused: Refused, artifact: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+def test_compare_with_another_model(
+    refused: Refused, model: Path, artifact: Path, tmp_path: Path
+) -> None:
+    session(model)  # or a skip
     other = network()
     other.graph.node[-1].output[0] = other.graph.output[0].name = "probabilities"
     onnx.save(other, tmp_path / "other.onnx")

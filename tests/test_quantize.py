@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from oracles import nncf_quantized, onnxruntime_outputs, onnxruntime_quantized
 
 from qcompiler import ops
 from qcompiler.calibrate import calibrate
@@ -126,33 +124,6 @@ def float_products(graph: Graph) -> set[str]:
     return {n.op for n in graph.nodes} & FLOAT_PRODUCTS
 
 
-class Reader:
-    """An onnxruntime CalibrationDataReader."""
-
-    def __init__(self, samples: list[Feed]) -> None:
-        self.samples: Iterator[Feed] = iter(samples)
-
-    def get_next(self) -> Feed | None:
-        return next(self.samples, None)
-
-
-def by_onnxruntime(graph: Graph, samples: list[Feed], folder: Path, **options: object) -> Path:
-    """onnxruntime's static quantization of a graph."""
-    source, made = folder / "source.onnx", folder / "made.onnx"
-    onnx.save(write(graph), source)
-    quantize_static(source, made, Reader(samples), **options)
-    return made
-
-
-def run_plainly(model: Path | bytes, feed: Feed) -> list[Array]:
-    """onnxruntime without fusions of its own: ONNX's meaning, operator by operator."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
-    return [np.asarray(o) for o in session.run(None, feed)]
-
-
 def step_of(graph: Graph) -> float:
     """The largest step of the last bytes before an output."""
     scales = [n.operands[1].array.max() for n in graph.nodes if n.op == "dequantize"]
@@ -160,26 +131,26 @@ def step_of(graph: Graph) -> float:
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
-@pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8], ids=str)
+@pytest.mark.parametrize("activation", ["QUInt8", "QInt8"])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
 def test_a_qdq_model_of_onnxruntime_becomes_integer_and_stays_within_a_step(
-    net: MakeNet, activation: QuantType, per_channel: bool, tmp_path: Path
+    net: MakeNet, activation: str, per_channel: bool, tmp_path: Path
 ) -> None:
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
-    path = by_onnxruntime(
-        graph,
+    path = onnxruntime_quantized(
+        write(graph),
         samples,
         tmp_path,
-        quant_format=QuantFormat.QDQ,
+        quant_format="QDQ",
         activation_type=activation,
-        weight_type=QuantType.QInt8,
+        weight_type="QInt8",
         per_channel=per_channel,
     )
     ours = integer(read(path, {}))
     assert not float_products(ours)
     for feed in samples[:3]:
-        wanted = run_plainly(path.read_bytes(), feed)[0]
+        wanted = onnxruntime_outputs(path, feed, ["y0"], plain=True)["y0"]
         got = ops.evaluate(ours, feed)["y0"]
         assert np.abs(got - wanted).max() <= 1.01 * step_of(ours)
 
@@ -188,33 +159,32 @@ def test_a_qdq_model_of_onnxruntime_becomes_integer_and_stays_within_a_step(
 def test_a_model_of_quantized_operators_becomes_integer_too(net: MakeNet, tmp_path: Path) -> None:
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
-    path = by_onnxruntime(
-        graph,
+    path = onnxruntime_quantized(
+        write(graph),
         samples,
         tmp_path,
-        quant_format=QuantFormat.QOperator,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        quant_format="QOperator",
+        activation_type="QUInt8",
+        weight_type="QInt8",
     )
     ours = integer(read(path, {}))
     assert not float_products(ours)
     assert not any(n.op.startswith("QLinear") for n in ours.nodes)
     for feed in samples[:3]:
-        wanted = run_plainly(path.read_bytes(), feed)[0]
+        wanted = onnxruntime_outputs(path, feed, ["y0"], plain=True)["y0"]
         got = ops.evaluate(ours, feed)["y0"]
         assert np.abs(got - wanted).max() <= 1.01 * step_of(ours)
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
 def test_a_model_of_nncf_becomes_integer_too(net: MakeNet) -> None:
-    nncf = pytest.importorskip("nncf")
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
-    model = nncf.quantize(write(graph), nncf.Dataset(samples), subset_size=len(samples))
+    model = nncf_quantized(write(graph), samples)
     ours = integer(read(model, {}))
     assert not float_products(ours)
     for feed in samples[:3]:
-        wanted = run_plainly(model.SerializeToString(), feed)[0]
+        wanted = onnxruntime_outputs(model, feed, ["y0"], plain=True)["y0"]
         # Their outputs are floats: an intermediate byte that is one step off shows in them.
         assert np.abs(ops.evaluate(ours, feed)["y0"] - wanted).max() <= np.abs(wanted).max() / 100
 
@@ -241,7 +211,7 @@ def test_our_pairs_run_in_onnxruntime_as_here() -> None:
     made = Net(2, 3, 8, 8)
     graph, samples = residual(made), made.samples()
     pairs = statically(graph, samples)
-    theirs = run_plainly(write(pairs).SerializeToString(), samples[0])[0]
+    theirs = onnxruntime_outputs(write(pairs), samples[0], plain=True, ours=True)["y0"]
     np.testing.assert_allclose(ops.evaluate(pairs, samples[0])["y0"], theirs, rtol=1e-5, atol=1e-5)
 
 
