@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from qcompiler import onnx_contrib, onnx_opsets, onnx_windows  # noqa: F401
 from qcompiler.errors import Error
 from qcompiler.files import contents, opened
-from qcompiler.ir import Attr, Graph, Node, constant, placeholder
+from qcompiler.ir import Attr, Graph, Node, Type, constant, placeholder
 from qcompiler.onnx_call import Call, adapted, finish, newest
 from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_loops import loop, scan
@@ -70,17 +70,20 @@ _MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticErro
 
 
 def read(
-    model: str | Path | ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: str | Path | ModelProto,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    settle: Callable[[dict[str, Type]], dict[str, Type]] = dict,
 ) -> Graph:
     """ONNX file or ModelProto -> graph.
 
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
-    in one input is pinned wherever it stands. Errors: all that is wrong or not supported.
+    in one input is pinned wherever it stands. `settle` may change the types of the inputs before
+    anything is made of them. Errors: all that is wrong or not supported.
     """
     path = None if isinstance(model, ModelProto) else Path(model)
     proto = model if isinstance(model, ModelProto) else _load(Path(model))
     check_text(proto)
-    return _Reader(proto, ExternalData(path)).graph(input_shapes or {})
+    return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle)
 
 
 def _load(path: Path) -> ModelProto:
@@ -148,14 +151,16 @@ class _Reader:
         listed = sum(1 for _ in all_nodes(model.graph.node))
         self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
-    def graph(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    def graph(
+        self,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        settle: Callable[[dict[str, Type]], dict[str, Type]],
+    ) -> Graph:
         """The model's graph, or an Error that lists all that is not supported."""
         proto = self.model.graph
         scope = _Scope(self.opsets, initializers=_initializers(proto))
-        inputs = [
-            placeholder(name, type)
-            for name, type in input_types(proto, scope.initializers, input_shapes).items()
-        ]
+        types = settle(input_types(proto, scope.initializers, input_shapes))
+        inputs = [placeholder(name, type) for name, type in types.items()]
         scope.values.update({i.name: i for i in inputs})
         names = tuple(checked_name(o.name, "output") for o in proto.output)
         if len(set(names)) != len(names):
