@@ -20,6 +20,9 @@ from qcompiler.rewrite import ANY, CONST, Skip, op, rule, taken
 
 X, C = taken(ANY), taken(CONST)
 
+WHOLE = {"float64": 2.0**52, "float32": 2.0**23, "float16": 2.0**10, "bfloat16": 2.0**7}
+"""From here on all numbers of a dtype are whole."""
+
 
 @rule(op("Sub", ANY, CONST))
 def fold_difference(sub: Node) -> Node | None:
@@ -62,7 +65,15 @@ def _together(outer: Node, x: Node, c: Node, d: Node) -> Node | Skip:
         return Skip("the two constants broadcast to a larger one")
     if c.dtype in FLOATS and not np.all(np.isfinite(both.astype(np.float64))):
         return Skip("the two constants overflow")
+    if outer.op == "Add" and c.dtype in FLOATS and _rounds(exact(c), exact(d), c.dtype):
+        return Skip("the first sum rounds, and the second takes back what it added")
     return make(outer.op, x, const(both, like=c))
+
+
+def _rounds(c: Numbers, d: Numbers, dtype: str) -> bool:
+    """Is c so large that x + c loses its fraction, and does d cancel it? So 1.5 * 2^23 rounds."""
+    large = np.maximum(np.abs(c), np.abs(d)) >= WHOLE[dtype] / 8
+    return bool(np.any(large & (np.sign(c) * np.sign(d) < 0)))
 
 
 @rule(op("Add", X, op("Neg", ANY), commutes=True))

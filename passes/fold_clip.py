@@ -31,7 +31,6 @@ RANGES = {
 }
 """Operators that give nothing outside a range."""
 
-FLOAT32_MAX = 3.4e38
 BOUNDED = "Clip|Relu|Sigmoid|HardSigmoid|Softmax|Tanh|Erf|Abs|Sqrt|Exp"
 
 
@@ -122,10 +121,7 @@ def _bounds(node: Node) -> tuple[float, float] | None:
     if None in values:
         return None
     lowest, highest = number(low), number(high)
-    return (
-        -math.inf if lowest is None or lowest <= -FLOAT32_MAX else lowest,
-        math.inf if highest is None or highest >= FLOAT32_MAX else highest,
-    )
+    return -math.inf if lowest is None else lowest, math.inf if highest is None else highest
 
 
 def _bound(value: float, like: Node) -> Node | None:

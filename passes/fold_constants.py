@@ -1,6 +1,7 @@
 """Compute once, here, what depends on constants and shapes only.
 
 op(constant, ...)  ->  constant          Shape(x)  ->  constant, where x's shape is known
+op(nothing, ...)   ->  constant          op(x)     ->  nothing, where it has no elements
 
 A hostile Expand, Tile, Range or ConstantOfShape cannot fill memory: a result has at most
 `max_bytes`, those that are more than `growth` times what they are made of have at most
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.ir import Array, Graph, Node, constant, substitute
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, substitute
 from qcompiler.ops import meaning
 from qcompiler.rewrite import Explain, graph_pass
 
@@ -70,7 +71,10 @@ class _Folding:
             return (
                 meaning(node, (np.broadcast_to(np.False_, source.dims),)) if source.static else None
             )
-        if node.op in KEPT or not all(i.is_constant for i in node.operands) or not node.operands:
+        if all(map(_nothing, node.types)):
+            return tuple(np.zeros(t.dims, numpy_dtype(t.dtype)) for t in node.types)
+        known = all(i.is_constant or all(map(_nothing, i.types)) for i in node.operands)
+        if node.op in KEPT or not known or not node.operands:
             return None
         if node not in self.outputs:
             self.outputs[node] = self.within_budget(node)
@@ -88,11 +92,22 @@ class _Folding:
             return None
         self.budget_bytes -= size
         self.grown_bytes -= grown
-        return meaning(node, tuple(None if i is None else i.array for i in node.inputs))
+        return meaning(node, tuple(None if i is None else _array(i) for i in node.inputs))
 
     def skip(self, node: Node, reason: str) -> None:
         if self.options.explain is not None:
             self.options.explain("fold_constants", node, reason)
+
+
+def _nothing(type: Type) -> bool:
+    """Is it known to have no elements? Then all is known of it."""
+    return type.static and type.size == 0
+
+
+def _array(node: Node) -> Array:
+    if node.is_constant:
+        return node.array
+    return np.zeros(node.type.dims, numpy_dtype(node.dtype))
 
 
 def _constant(array: Array, node: Node) -> Node:

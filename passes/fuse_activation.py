@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from qcompiler.ir import Attr, Graph, Node
 from qcompiler.matching import FLOATS, const
-from qcompiler.ops import OPERATORS, make
+from qcompiler.ops import OPERATORS, is_elementwise, make
 from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Formula
 from qcompiler.ops.symbolic import SYMBOLS, VARIABLE, Stretches, Unknown, lifted, same
@@ -242,7 +242,7 @@ def _trees(root: Node, index: dict[Node, int], graph: Graph) -> Iterator[Tree]:
 
 def _is_part(node: Node) -> bool:
     """An elementwise operator on floats and one-element constants."""
-    if node.op == "Cast" or node.op not in OPERATORS or OPERATORS[node.op].formula is None:
+    if node.op == "Cast" or not is_elementwise(node):
         return False
     floats = node.dtype in FLOATS or node.dtype == "bool"
     return floats and all(not i.is_constant or i.type.size == 1 for i in node.operands)

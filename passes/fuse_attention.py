@@ -33,8 +33,10 @@ from qcompiler.matching import (
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule, taken
 
-LOWEST = -1e8
-"""Scores that a mask lowers by this much are lost in rounding, so adding it equals choosing it."""
+LOWEST, NO_WEIGHT = -1e30, -1e8
+"""Scores that a mask lowers by the first are lost in rounding, so adding it equals choosing it,
+even in a row where all is hidden. By the second they weigh nothing beside one that is kept.
+"""
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,16 @@ def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
         if not _product(scores):
             continue
         lowest = number(other)
-        if lowest is None or lowest > LOWEST:
+        if lowest is None or lowest > (NO_WEIGHT if _keeps_some(condition, kept) else LOWEST):
             return Skip("what hidden scores become is no very low number")
         pair = (const(0.0, like=where), const(lowest, like=where))
         return make("Where", condition, *(pair if kept else pair[::-1])), scores
     return None
+
+
+def _keeps_some(condition: Node, kept: bool) -> bool:
+    """Is it known that every row has a score that is not hidden?"""
+    return condition.is_constant and bool(np.any(condition.array == kept, axis=-1).all())
 
 
 def _product(node: Node) -> bool:

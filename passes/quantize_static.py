@@ -25,7 +25,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.isa import Device
 from qcompiler.matching import input_at, rebuilt
-from qcompiler.ops import OPERATORS, make
+from qcompiler.ops import is_elementwise, make
 from qcompiler.reconstruct import Grid, Moments, by_rows, rows, unrows
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
@@ -276,7 +276,7 @@ def by_channel(readers: list[Node]) -> bool:
     """
     depthwise = [r for r in readers if r.op == "Conv" and r.int("group") == r.operands[0].shape[1]]
     others = [r for r in readers if r not in depthwise]
-    return bool(depthwise) and all(OPERATORS[r.op].formula is not None for r in others)
+    return bool(depthwise) and all(map(is_elementwise, others))
 
 
 # How.

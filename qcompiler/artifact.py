@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import struct
 import zipfile
 import zlib
@@ -28,15 +27,12 @@ from numpy.typing import NDArray
 from qcompiler.entropy import decode, encode
 from qcompiler.errors import Error
 from qcompiler.files import replacing
+from qcompiler.members import ALIGN as ALIGN
+from qcompiler.members import Member, aligned, layout, opened, write
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
 FORMAT = 4
-ALIGN = 64
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
-_PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
-_MAX_MANIFEST_BYTES = 64 << 20
-_LARGE_MEMBER_BYTES = 1 << 30  # zip has two forms of header; zipfile takes the small one to 2 GiB
-_CHUNK = 1 << 20  # read and hashed at once: stays in a core's cache between the two
 _DAMAGED = (
     zipfile.BadZipFile,
     RuntimeError,  # zipfile: an encrypted member, one of a later version; json: nested too deeply
@@ -173,8 +169,12 @@ class Artifact:
         )
         manifest = json.dumps(asdict(facts), indent=1).encode()
         with replacing(path) as file:
-            _write_zip(file, {MANIFEST: memoryview(manifest), **members})
-            _check_written(file, str(path), hashes)
+            write(file, {MANIFEST: memoryview(manifest), **members})
+            _, places = layout(file, MANIFEST, (CODE, WEIGHTS))
+            for name, digest in hashes.items():
+                member = Member(file, places[name], str(path), digest)
+                member.pass_over()
+                member.check()
         return path
 
 
@@ -196,9 +196,7 @@ def open_artifact(path: str | Path) -> Artifact:
     """Path -> artifact, all of it in memory; checked before anything is used."""
     path = Path(path)
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Error("cannot read: not a file", where=str(path))
+        with opened(path) as file:
             return _read(file, path)
     except OSError as e:
         raise Error(f"cannot read: {e.strerror or e}", where=str(path)) from e
@@ -213,20 +211,16 @@ def open_artifact(path: str | Path) -> Artifact:
         ) from e
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer
-
-
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _read(file: BinaryIO, path: Path) -> Artifact:
     where, status = str(path), os.fstat(file.fileno())
-    text, places = _layout(file)
+    text, places = layout(file, MANIFEST, (CODE, WEIGHTS))
     manifest = _manifest(json.loads(text), where)
     code, weights = (
-        _Member(file, places[name], where, manifest.members[name]) for name in (CODE, WEIGHTS)
+        Member(file, places[name], where, manifest.members[name]) for name in (CODE, WEIGHTS)
     )
     return Artifact(
         manifest,
@@ -238,86 +232,7 @@ def _read(file: BinaryIO, path: Path) -> Artifact:
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a member's data lies in the file."""
-
-    name: str
-    offset: int
-    size: int
-
-
-def _layout(file: BinaryIO) -> tuple[bytes, dict[str, _Place]]:
-    """An artifact's file -> its manifest, and where its members lie; raises one of `_DAMAGED` where
-    they do not lie as they should.
-    """
-    end = file.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if sorted(e.filename for e in entries) != sorted((MANIFEST, CODE, WEIGHTS)):
-            raise ValueError("its members are not those of an artifact")
-        stored = (e.compress_type == zipfile.ZIP_STORED for e in entries)
-        if not all(stored) or any(e.file_size != e.compress_size for e in entries):
-            raise ValueError("a member is compressed")
-        if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
-            raise ValueError("the manifest is too large")
-        text = archive.read(MANIFEST)
-        places = [_Place(e.filename, _data_offset(file, e), e.file_size) for e in entries]
-    for place in places:
-        if place.offset % ALIGN or place.offset + place.size > end:
-            raise ValueError(f"{place.name} is out of place")
-    return text, {place.name: place for place in places}
-
-
-class _Member:
-    """A member's bytes, read in order and hashed as they come; `digest` is what their SHA-256 has
-    to be.
-    """
-
-    def __init__(self, file: BinaryIO, place: _Place, where: str, digest: str) -> None:
-        self._file, self._where, self._digest = file, where, digest
-        self._hash = hashlib.sha256()
-        self._at = place.offset
-        self.name, self.size = place.name, place.size
-
-    def fill(self, into: Bytes) -> None:
-        """The next bytes, as many as there is room for."""
-        view = into.data
-        self._file.seek(self._at)
-        self._at += len(view)
-        for at in range(0, len(view), _CHUNK):
-            part = view[at : at + _CHUNK]
-            done = 0
-            while done < len(part):
-                count = self._file.readinto(part[done:])  # type: ignore[attr-defined]
-                if not count:
-                    raise ValueError(f"{self.name} ends early")
-                done += count
-            self._hash.update(part)
-
-    def pass_over(self) -> None:
-        """All bytes are hashed, and none kept."""
-        scratch = np.empty(min(_CHUNK, self.size), np.uint8)
-        for at in range(0, self.size, _CHUNK):
-            self.fill(scratch[: self.size - at])
-
-    def bytes(self) -> bytes:
-        """All of them."""
-        data = np.empty(self.size, np.uint8)
-        self.fill(data)
-        return data.tobytes()
-
-    def check(self) -> None:
-        """Raise Error unless what was read is what was compiled."""
-        if self._hash.hexdigest() != self._digest:
-            raise Error(
-                f"{self.name} is not what was compiled: its SHA-256 differs from the manifest's",
-                where=self._where,
-                hint="the file was changed or damaged; compile the model again",
-            )
-
-
-def _code(member: _Member, manifest: Manifest) -> bytes:
+def _code(member: Member, manifest: Manifest) -> bytes:
     """The machine code, as it runs."""
     data = member.bytes()
     member.check()
@@ -332,7 +247,7 @@ _held: WeakValueDictionary[tuple[str, int, tuple[Piece, ...]], Bytes] = WeakValu
 """Weights in use, by what they were made from: equal ones are in memory once."""
 
 
-def _weights(member: _Member, manifest: Manifest) -> Bytes:
+def _weights(member: Member, manifest: Manifest) -> Bytes:
     """The weights, as kernels read them: 64-byte aligned, and not to be written."""
     size, pieces = manifest.weights_bytes, manifest.pieces
     key = (manifest.members[WEIGHTS], size, pieces)
@@ -344,7 +259,7 @@ def _weights(member: _Member, manifest: Manifest) -> Bytes:
         raise ValueError("the weights would grow beyond all measure")
     if not pieces and size != member.size:
         raise ValueError("the weights have another size")
-    made = _aligned(size)
+    made = aligned(size)
     if pieces:
         expand(pieces, member.fill, member.size, made)
     else:
@@ -352,13 +267,6 @@ def _weights(member: _Member, manifest: Manifest) -> Bytes:
     member.check()
     made.flags.writeable = False
     return _held.setdefault(key, made)
-
-
-def _aligned(size: int) -> Bytes:
-    """Zeros at a multiple of 64 bytes; numpy asks for huge pages where they are many."""
-    raw = np.zeros(size + ALIGN, np.uint8)
-    skip = -int(raw.__array_interface__["data"][0]) % ALIGN
-    return raw[skip : skip + size]
 
 
 def _manifest(raw: Json, where: str) -> Manifest:
@@ -433,36 +341,3 @@ def _int(raw: Json) -> int:
 
 def _strings(raw: Json) -> dict[str, str]:
     return {str(k): str(v) for k, v in _object(raw).items()}
-
-
-def _write_zip(file: BinaryIO, members: Mapping[str, memoryview]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name)  # its default date, 1980: equal inputs give equal files
-            large = len(data) >= _LARGE_MEMBER_BYTES
-            header = file.tell() + 30 + len(name) + (20 if large else 0) + 4
-            padding = -header % ALIGN
-            info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
-            info.file_size = len(data)
-            with archive.open(info, "w", force_zip64=large) as member:
-                member.write(data)
-
-
-def _check_written(file: BinaryIO, where: str, hashes: Mapping[str, str]) -> None:
-    """Raise one of `_DAMAGED`, or Error, unless what was written can be read again."""
-    file.flush()
-    _, places = _layout(file)
-    for name, digest in hashes.items():
-        member = _Member(file, places[name], where, digest)
-        member.pass_over()
-        member.check()
-
-
-def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start: after its local header, whose extra field has a length of its
-    own.
-    """
-    file.seek(entry.header_offset)
-    header = file.read(30)
-    name, extra = struct.unpack("<HH", header[26:30])
-    return int(entry.header_offset) + 30 + int(name) + int(extra)

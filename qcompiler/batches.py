@@ -75,8 +75,8 @@ def _size(graph: Graph, batch: int, device: Device) -> int:
     fitting = CACHED * device.l3_bytes
     if largest <= fitting:
         return batch
-    parts = (d for d in _divisors(batch) if d < batch)
-    size = max(d for d in parts if d == 1 or largest * d <= fitting * batch)
+    smaller = (d for d in _divisors(batch) if d < batch)
+    size = max(d for d in smaller if d == 1 or largest * d <= fitting * batch)
     weights = sum(n.type.bytes for n in graph.nodes if n.is_constant)
     return size if WORTH * weights * (batch // size) <= moved else batch
 

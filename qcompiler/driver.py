@@ -14,10 +14,12 @@ from qcompiler.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.calibrate import Calibration, Observe, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Dim, Graph
+from qcompiler.ir import Array, Graph, Node
+from qcompiler.mentions import demand_nodes, mentions
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
+from qcompiler.refusals import demand_known, demand_static
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import samples
@@ -85,6 +87,14 @@ class Watch:
     explain: Explain | None = None
     stage: Callable[[str, Graph], None] | None = None
     """Called with the graph after each stage (--dump)."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """A node's name -> why a rule left it alone last, for whoever has to refuse it."""
+
+    def skipped(self, rule: str, node: Node, reason: str) -> None:
+        """Take in a Skip."""
+        self.reasons[node.name] = reason
+        if self.explain is not None:
+            self.explain(rule, node, reason)
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     """`compile`, and what is between."""
     device = plugins.device(options.target, options.threads)
     graphs = prepare(model, options, device, watch)
-    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"))
+    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"), watch.reasons)
     artifact = build(planned, watch)
     return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact)
 
@@ -139,7 +149,7 @@ def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watc
     """ONNX file or model -> the plan that would be emitted."""
     device = plugins.device(options.target, options.threads)
     graph = prepare(model, options, device, watch).lower
-    return plan(graph, device, _on(watch, "choosing kernels"))
+    return plan(graph, device, _on(watch, "choosing kernels"), watch.reasons)
 
 
 def prepare(
@@ -195,7 +205,16 @@ def fused(
     graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
     demand_static(graph)
     _seen(watch, "read", graph)
-    return _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    folded = _through(graph, STAGES[:1], choice, device, watch)
+    demand_known(folded)
+    made = _through(folded, STAGES[1:_PRUNE], choice, device, watch)
+    flags = {
+        "--exclude": options.exclude,
+        "--prune-include": options.prune_include,
+        "--prune-exclude": options.prune_exclude,
+    }
+    demand_nodes(list(mentions(flags, choice.options)), graph, made)
+    return made
 
 
 def pruned(
@@ -259,7 +278,7 @@ def _through(
     data: Calibration | None = None,
 ) -> Graph:
     for stage in stages:
-        graph = run_stage(graph, stage, watch.explain, choice, device, data)
+        graph = run_stage(graph, stage, watch.skipped, choice, device, data)
         _seen(watch, stage, graph)
     return graph
 
@@ -371,24 +390,6 @@ def multiplied(step: Step) -> str:
     """The dtype a step multiplies: its anchor's first operand's."""
     root = step.region.root
     return root.operands[0].dtype if step.kernel.macs and root is not None else ""
-
-
-def demand_static(graph: Graph) -> None:
-    """Refuse symbolic dimensions, naming the inputs to pin."""
-    open_ = [n for n in graph.inputs if not n.type.static]
-    if open_:
-        flags = " ".join(f"--input-shape {n.name}={_asked(n.shape)}" for n in open_)
-        symbols = sorted({str(d) for n in open_ for d in n.shape if isinstance(d, str)})
-        raise Error(
-            f"the size of {', '.join(symbols)} is open",
-            where=", ".join(f"input {n.name}: {n.type}" for n in open_),
-            hint=f"{flags}, with a number for each <name>",
-        )
-
-
-def _asked(shape: Sequence[Dim]) -> str:
-    """A shape as a flag spells it, with <names> where numbers are to be given."""
-    return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
 
 
 def _seen(watch: Watch, stage: str, graph: Graph) -> None:

@@ -53,6 +53,7 @@ from qcompiler.onnx_structure import (
 )
 from qcompiler.onnx_tensors import ExternalData, Unsupported, decode
 from qcompiler.ops import OPERATORS, known_value, make
+from qcompiler.refusals import with_open_sizes
 
 log = logging.getLogger(__name__)
 
@@ -156,8 +157,11 @@ class _Reader:
         names = tuple(checked_name(o.name, "output") for o in proto.output)
         if len(set(names)) != len(names):
             raise Error(f"two outputs have the name {first_double(names)!r}")
-        outputs = self.body(proto.node, names, scope, "the graph's output")
-        self.raise_unsupported()
+        try:
+            outputs = self.body(proto.node, names, scope, "the graph's output")
+            self.raise_unsupported()
+        except Error as e:
+            raise with_open_sizes(e, inputs) from e
         nodes = tuple(o for o in outputs if isinstance(o, Node))
         notes = {
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),

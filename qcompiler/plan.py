@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from types import MappingProxyType
 
 import numpy as np
 
 from qcompiler.artifact import Bytes
 from qcompiler.batches import in_parts
-from qcompiler.errors import Error, Skip
-from qcompiler.ir import Array, Attr, Graph, Node, Type
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.isa import Device
+from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region, choose
-from qcompiler.ops import OPERATORS
+from qcompiler.refusals import Reasons, missing
 from qcompiler.regions import base, regions, split, with_copies
 
 log = logging.getLogger(__name__)
@@ -31,11 +34,8 @@ ALIGN = 64
 GUARD = 64
 """Kernels may read this far past the end of a constant or a workspace buffer."""
 
-FEW_NUMBERS = 64
-"""Constants of so few numbers may decide how a kernel is made."""
-
-READ = frozenset({"attention"})
-"""Anchors that read such constants when they run, like any other value."""
+FITTED = 2000
+"""So many buffers, the largest, are placed by looking at every pair."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -118,9 +118,14 @@ class Plan:
         return "\n".join([head, *lines])
 
 
-def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan:
+def plan(
+    graph: Graph,
+    device: Device,
+    progress: Progress | None = None,
+    reasons: Reasons = MappingProxyType({}),
+) -> Plan:
     """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of
-    every step.
+    every step; `reasons` says of nodes by name why the layout stage left them alone.
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device)
@@ -131,7 +136,7 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
         if progress is not None:
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
-    chosen.demand_all()
+    chosen.demand_all(reasons)
     weights = _Weights()
     memory = _Memory(graph, [r for r, _ in made])
     steps = [_step(i, region, kernel, weights, memory) for i, (region, kernel) in enumerate(made)]
@@ -160,7 +165,8 @@ def _step(index: int, region: Region, kernel: Kernel, weights: _Weights, memory:
             operands.append(weights.place(source, node, kernel, i))
         else:
             operands.append(memory.read(source, index))
-    heirs = [base(region.inputs[i]) for i in kernel.in_place]
+    sources = [base(n) for n in region.inputs]
+    heirs = [sources[i] for i in kernel.in_place if sources.count(sources[i]) == 1]
     output = memory.write(region.output, index, heirs)
     scratch = memory.scratch(kernel.scratch_bytes, index) if kernel.scratch_bytes else None
     return Step(_name(region), region, kernel, tuple(operands), output, scratch)
@@ -174,86 +180,52 @@ def _name(region: Region) -> str:
 
 
 class _Chooser:
-    """Regions -> kernels; equal problems share one."""
+    """Regions -> kernels; those of equal keys share one."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.known: dict[str, Kernel | None] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
-        self.missing: dict[str, list[str]] = {}  # operator -> its nodes that no generator can make
+        self.missing: list[Node] = []  # what no generator can make
 
     def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
         """One kernel for the region, or, where no generator can make it whole, kernels for its
         parts.
         """
-        key = signature(region)
-        if key not in self.known:
-            self.known[key] = self.generate(region)
-        kernel = self.known[key]
+        handed = sealed(region, self.device)
+        if handed.key not in self.known:
+            self.known[handed.key] = self.generate(handed, _name(region))
+        kernel = self.known[handed.key]
         if kernel is not None:
             return [(region, kernel)]
         parts = split(region)
         if not parts:
-            maker = _maker(region)
-            self.missing.setdefault(maker.op, []).append(maker.name or "unnamed")
+            self.missing.append(_maker(region))
         return [found for part in parts for found in self.kernels(part)]
 
-    def generate(self, region: Region) -> Kernel | None:
+    def generate(self, region: Region, name: str) -> Kernel | None:
+        """A sealed region, and what to call it when telling why not -> its kernel."""
         found, skips = choose(region, self.device)
-        self.skips.extend((_name(region), generator, reason) for generator, reason in skips)
+        self.skips.extend((name, generator, reason) for generator, reason in skips)
         if isinstance(found, Skip):
-            log.info("%s: %s", _name(region), found.reason)
+            log.info("%s: %s", name, found.reason)
             return None
         count = self.names.get(found.name, 0)
         self.names[found.name] = count + 1
         return replace(found, name=f"{found.name}_{count}") if count else found
 
-    def demand_all(self) -> None:
+    def demand_all(self, reasons: Reasons) -> None:
         """Refuse a graph with nodes that have a meaning but no kernel, naming every one."""
         if self.missing:
-            listed = (f"{op}: {', '.join(dict.fromkeys(n))}" for op, n in self.missing.items())
-            raise Error(
-                f"no kernel yet for {'; '.join(listed)}",
-                hint="--log-level info says why each generator refused",
-            )
+            last = {step: reason for step, _, reason in self.skips}  # of the most general generator
+            raise missing(self.missing, {**last, **reasons})
 
 
 def _maker(region: Region) -> Node:
     """The node of the model that a region is mostly about; for an `item` the one it is of."""
     root = region.root or region.output
     return root.operands[0] if root.op == "item" else root
-
-
-def signature(region: Region) -> str:
-    """Region -> text that is equal for regions one kernel can serve: all but names and the
-    constants' values, except those of a few numbers that an anchor may be shaped by (the starts of
-    a Slice, the axes of a reduction).
-    """
-    index = {n: f"%{i}" for i, n in enumerate((*region.inputs, *region.nodes))}
-    anchors = [n for n in region.nodes if OPERATORS[n.op].formula is None and n.op not in READ]
-    shaping = {i for n in anchors for i in n.operands[1:]}
-    parts = [_input_text(n, n in shaping) for n in region.inputs]
-    for n in region.nodes:
-        attrs = ",".join(f"{k}={_attr_text(v)}" for k, v in sorted(n.attrs.items()))
-        reads = ",".join("_" if i is None else index[i] for i in n.inputs)
-        mark = "!" if n is region.root else ""
-        parts.append(f"{mark}{n.op}({reads}){{{attrs}}}{','.join(map(str, n.types))}")
-    return ";".join(parts)
-
-
-def _input_text(node: Node, shaping: bool) -> str:
-    source = base(node)
-    if not source.is_constant:
-        return f"value {node.type}"
-    few = shaping and source.array.size <= FEW_NUMBERS
-    return f"const {node.type}" + (f" {_attr_text(source.array)}" if few else "")
-
-
-def _attr_text(value: Attr) -> str:
-    if isinstance(value, np.ndarray):
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    return repr(value)
 
 
 class _Weights:
@@ -296,10 +268,20 @@ class _Buffer:
     def __post_init__(self) -> None:
         self.place = Place("workspace", -1 - id(self), self.bytes)
 
+    @property
+    def room(self) -> int:
+        """Bytes it takes up."""
+        return _aligned(self.bytes + GUARD)
+
+    @property
+    def end(self) -> int:
+        """The first offset after it."""
+        return self.offset + self.room
+
 
 class _Memory:
-    """Lifetimes -> offsets in one workspace: largest first, each at the lowest offset free during
-    its life.
+    """Lifetimes -> offsets in one workspace: the largest first, each at the lowest offset free
+    during its life; what is left of very many beside them, in the order of their lives.
     """
 
     def __init__(self, graph: Graph, order: Sequence[Region]) -> None:
@@ -349,22 +331,56 @@ class _Memory:
         todo = sorted(
             {*self.buffers.values(), *self.scratches}, key=lambda b: (-b.bytes, b.first, b.last)
         )
-        alive: dict[int, list[_Buffer]] = defaultdict(list)  # by step
-        starting: dict[int, list[_Buffer]] = defaultdict(list)
-        for buffer in todo:
-            later = range(buffer.first + 1, buffer.last + 1)
-            others = [*alive[buffer.first], *(b for step in later for b in starting[step])]
-            offset = 0
-            for other in sorted(others, key=lambda b: b.offset):
-                if offset + _aligned(buffer.bytes + GUARD) <= other.offset:
-                    break
-                offset = max(offset, other.offset + _aligned(other.bytes + GUARD))
-            buffer.offset = offset
-            self.bytes = max(self.bytes, offset + _aligned(buffer.bytes + GUARD))
-            starting[buffer.first].append(buffer)
-            for step in range(buffer.first, buffer.last + 1):
-                alive[step].append(buffer)
+        _fit(todo[:FITTED])
+        _queue(todo[FITTED:], max((b.end for b in todo[:FITTED]), default=0))
+        self.bytes = max((b.end for b in todo), default=0)
         return {b.place: Place("workspace", b.offset, b.bytes) for b in todo}
+
+
+def _fit(buffers: Sequence[_Buffer]) -> None:
+    """One after the other at the lowest offset free during its life."""
+    placed: list[_Buffer] = []  # by offset
+    for buffer in buffers:
+        offset = 0
+        for other in placed:
+            if other.first <= buffer.last and buffer.first <= other.last:
+                if offset + buffer.room <= other.offset:
+                    break
+                offset = max(offset, other.end)
+        buffer.offset = offset
+        insort(placed, buffer, key=lambda b: b.offset)
+
+
+def _queue(buffers: Sequence[_Buffer], start: int) -> None:
+    """In the order of their lives, each in the lowest gap that those before have left, beyond
+    `start`: nearly as tight for many buffers of few sizes, and without a look at every pair.
+    """
+    gaps: list[tuple[int, int]] = []  # (offset, bytes), by offset
+    end = start
+    dying: list[tuple[int, int, int]] = []  # (last step, offset, bytes), the first to die on top
+    for buffer in sorted(buffers, key=lambda b: b.first):
+        while dying and dying[0][0] < buffer.first:
+            _, offset, size = heappop(dying)
+            _give_back(gaps, offset, size)
+        at = next((i for i, (_, size) in enumerate(gaps) if size >= buffer.room), None)
+        if at is None:
+            buffer.offset, end = end, end + buffer.room
+        else:
+            buffer.offset, size = gaps.pop(at)
+            if size > buffer.room:
+                gaps.insert(at, (buffer.offset + buffer.room, size - buffer.room))
+        heappush(dying, (buffer.last, buffer.offset, buffer.room))
+
+
+def _give_back(gaps: list[tuple[int, int]], offset: int, size: int) -> None:
+    """One gap more, in one with its neighbours."""
+    at = bisect_left(gaps, (offset, size))
+    if at < len(gaps) and gaps[at][0] == offset + size:
+        size += gaps.pop(at)[1]
+    if at and sum(gaps[at - 1]) == offset:
+        offset, before = gaps.pop(at - 1)
+        at, size = at - 1, size + before
+    gaps.insert(at, (offset, size))
 
 
 def _aligned(size: int) -> int:

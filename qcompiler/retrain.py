@@ -141,7 +141,8 @@ class _Retraining:
         asked = driver.quantization(choice, options)
         self.teacher, self.exact = original, exact
         if training.teacher is not None:
-            self.teacher = driver.fused(training.teacher, options, choice, device, watch)
+            plain = replace(options, exclude=(), prune=(), prune_include=(), prune_exclude=())
+            self.teacher = driver.fused(training.teacher, plain, Choice(), device, watch)
         wanted = {n.name: (n.dtype, n.shape) for n in exact.inputs}
         self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))

@@ -1,7 +1,9 @@
 """What several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import poison
 import pytest
 from hypothesis import settings
 
@@ -29,3 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed", type=int, default=0, help="other random models than the usual ones (differential)"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _poisoned() -> Iterator[None]:
+    """Every model that a test loads is called as poison.py says."""
+    with pytest.MonkeyPatch.context() as patch:
+        poison.install(patch)
+        yield

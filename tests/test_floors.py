@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"files"},
-    {"cpu", "dtypes", "feeds"},
+    {"cpu", "dtypes", "feeds", "members"},
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},
-    {"text", "ops"},
+    {"text", "ops", "refusals"},
     {
         "rewrite",
         "matching",
@@ -29,7 +29,7 @@ FLOORS = [
     },
     {"reconstruct"},
     {"rounding", "correction", "codebooks", "channels", "narrow", "recover", "sparsity"},
-    {"pruning", "reopen"},
+    {"pruning", "reopen", "mentions"},
     {"kernels"},
     {"phases", "regions", "batches", "plan"},
     {"tune", "plugins", "emit", "runtime"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
 from qcompiler.emit.crew import TABLE
-from qcompiler.emit.machine import machine_code
-from qcompiler.emit.native import functions
+from qcompiler.emit.machine import machine_code, modules
+from qcompiler.emit.native import layers
 from qcompiler.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
 
@@ -75,13 +76,24 @@ class Code:
 def trace(plan: Plan, feed: dict[str, NDArray[np.generic]]) -> Code:
     """Plan, inputs by name -> what ran."""
     with tempfile.TemporaryDirectory(prefix="prediction-") as folder:
-        text = machine_code(functions(plan), plan.device.isa, _CREW).inspect_source("asm")
-        counted, found = instrument(text)
+        counted, found = instrument(_assembly(plan))
         library = Path(folder) / "code.so"
         (Path(folder) / "code.s").write_text(counted)
         command = ["gcc", "-shared", "-o", str(library), str(Path(folder) / "code.s"), "-lm"]
         subprocess.run(command, check=True)
         return Code(found, list(_steps(plan, library, sum(map(len, found)), feed)))
+
+
+def _assembly(plan: Plan) -> str:
+    """All modules of a plan as one text; each has labels, and TVM's conversions, of its own."""
+    texts = (
+        machine_code(made, plan.device.isa, _CREW).inspect_source("asm")
+        for made in modules(*layers(plan))
+    )
+    return "\n".join(
+        re.sub(r"(\.L[\w$]+|\b__(?:trunc|extend)\w+f2\b)", rf"\1_m{i}", text)
+        for i, text in enumerate(texts)
+    )
 
 
 def _emulator() -> ModuleType:

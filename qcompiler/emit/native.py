@@ -14,9 +14,7 @@ several at once, each with a workspace and a crew of its own. All arrays are 64-
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import tvm
 from tvm import tirx
@@ -24,7 +22,7 @@ from tvm import tirx
 from qcompiler.artifact import signature
 from qcompiler.emit import crew as crew_text
 from qcompiler.emit.link import link
-from qcompiler.emit.machine import build_objects
+from qcompiler.emit.machine import build_objects, modules
 from qcompiler.emit.tasks import WAIT, Crew, Statement, task_function
 from qcompiler.isa import Isa
 from qcompiler.kernels.registry import Kernel
@@ -37,13 +35,16 @@ log = logging.getLogger(__name__)
 STEPS_A_PART = 50
 """`run` calls parts of so many steps, so that no function grows with the model."""
 
+Layers = tuple[dict[str, tirx.PrimFunc], dict[str, tirx.PrimFunc]]
+"""Kernels, and the functions that call them, by name."""
+
 _BYTES = tvm.ir.PointerType(tvm.ir.PrimType("uint8"))
 _INT = tvm.ir.PrimType("int32")
 
 
 def emit(plan: Plan) -> bytes:
     """Plan -> the bytes of a shared library."""
-    return _library(functions(plan), plan.device.isa)
+    return _library(layers(plan), plan.device.isa)
 
 
 def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
@@ -54,14 +55,13 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
     calls = _call(kernel, places, table)
     only = tirx.Bind(table.part, tirx.IntImm("int32", 0))
     body = [*table.statements, only, calls, table.crew.barrier()]
-    found = {kernel.name: _shared(kernel), **_entries(_function(table.params(), body))}
-    return _library(found, isa)
+    return _library(
+        ({kernel.name: _shared(kernel)}, _entries(_function(table.params(), body))), isa
+    )
 
 
-def _library(found: dict[str, tirx.PrimFunc], isa: Isa) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-        codes = build_objects(found, isa, crew_text.text(isa), Path(folder))
-        return link(codes, isa.triple)
+def _library(found: Layers, isa: Isa) -> bytes:
+    return link(build_objects(modules(*found), isa, crew_text.text(isa)), isa.triple)
 
 
 def _shared(kernel: Kernel) -> tirx.PrimFunc:
@@ -79,17 +79,17 @@ def _entries(run: tirx.PrimFunc) -> dict[str, tirx.PrimFunc]:
     }
 
 
-def functions(plan: Plan) -> dict[str, tirx.PrimFunc]:
-    """Plan -> the functions by name: every kernel once, the parts of the run, and the entries."""
-    found: dict[str, tirx.PrimFunc] = {}
+def layers(plan: Plan) -> Layers:
+    """Plan -> the functions by name: every kernel once; the parts of the run and the entries."""
+    kernels: dict[str, tirx.PrimFunc] = {}
     for step in plan.steps:
-        if step.kernel.name not in found:
-            found[step.kernel.name] = _shared(step.kernel)
+        if step.kernel.name not in kernels:
+            kernels[step.kernel.name] = _shared(step.kernel)
     order = turns([_work(s) for s in plan.steps], plan.device.threads)
     starts = range(0, len(plan.steps), STEPS_A_PART)
     parts = {f"qcompiler_part{start}": _part(plan, order, start) for start in starts}
     signed = {"qcompiler_signature": _signature(plan)}
-    return {**found, **parts, **_entries(_run(list(parts), plan)), **signed}
+    return kernels, {**parts, **_entries(_run(list(parts), plan)), **signed}
 
 
 def _signature(plan: Plan) -> tirx.PrimFunc:

@@ -33,11 +33,8 @@ from qcompiler.kernels.contraction_operands import (
     Panels,
     Product,
     Run,
-    array_of,
     bias_of,
-    is_constant,
     leftover_bytes,
-    longest_run,
     pack,
     panel_bytes,
     product_of,
@@ -64,7 +61,7 @@ def tiled(
     if reason := refuse(region):
         return reason
     left, right = (i.dtype for i in root.operands)
-    constant = is_constant(root.operands[1])
+    constant = root.operands[1].is_constant
     product = product_of(device.isa, left, right, root.dtype, packed=constant)
     if product is None:
         return Skip(f"no product of {left} and {right}")
@@ -80,7 +77,7 @@ def tiled(
     if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
         return Skip("a window's weights that only running the model tells")
     if product.leftovers:
-        product = replace(product, run=longest_run(problem.matrices(array_of(root.operands[1]))))
+        product = replace(product, run=region.known(root.operands[1]).run)
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
     if tiling is None and product.run > 1:
@@ -118,7 +115,7 @@ class Contraction:
         self.unit_count = self.units.count(problem)
         self.blocks = -(-self.unit_count // tiling.block)
         self.copied = self._needs_copy()
-        self.constant = is_constant(problem.right)
+        self.constant = problem.right.is_constant
         self.packs = not self.constant and not self._reads_right_in_place()
         frame, planes = problem.frame, problem.planes
         self.patch_lines = self._patch_lines()
@@ -150,18 +147,14 @@ class Contraction:
         with b.parallel(self.tiling.tasks) as task:
             self._task(task)
         right = region.inputs.index(self.problem.right)
-        func = b.function()
-        in_place = heirs(region)
-        if in_place:
-            func = func.with_attr("tirx.noalias", False)
         return Kernel(
             name=b.name,
-            func=func,
+            func=b.function(),
             pack={right: self._pack} if self.constant else {},
             scratch_bytes=scratch_bytes,
             tasks=self.tiling.tasks,
             macs=self.problem.macs,
-            in_place=in_place,
+            in_place=heirs(region),
         )
 
     def _needs_copy(self) -> bool:
@@ -218,7 +211,9 @@ class Contraction:
         done = (self.problem.root, self.summed)
         nodes = [n for n in self.region.nodes if n not in done]
         m = math_of(b, self.region, self.device)
-        self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
+        self.fused = Fused(
+            m, self.region, nodes, self.region.output, self.pointers, given=(self.summed,)
+        )
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
         groups = self.problem.groups
         shared = groups if groups > 1 else self.panels.panels

@@ -21,9 +21,8 @@ from tvm import tirx
 from qcompiler.ir import Array, Node
 from qcompiler.isa import Isa, Mac
 from qcompiler.kernels import tir
-from qcompiler.kernels.registry import Region
+from qcompiler.kernels.region import Region
 from qcompiler.kernels.tir import Value
-from qcompiler.storage import VIEWS
 
 _SHORT = {
     "uint8": "u8",
@@ -131,6 +130,10 @@ def product_of(
     def mac(a: str, b: str, *, exact: bool = True) -> Mac | None:
         return _vector_mac(isa, (_SHORT[a], _SHORT[b], _SHORT[sums]), exact)
 
+    if sums not in ("int32", "float32") or (
+        sums == "int32" and not {left, right} <= {"uint8", "int8"}
+    ):
+        return None
     if sums == "int32":
         if found := mac(left, right):
             return Product(found, left, right, sums)
@@ -368,19 +371,3 @@ def bias_of(region: Region) -> tuple[Node, Node | None]:
     dims, width = others[0].type.dims, root.type.dims[-1]
     row = dims[-1:] == (width,) and others[0].type.size == width
     return (readers[0], others[0]) if row and len(dims) <= root.type.rank else (root, None)
-
-
-def is_constant(node: Node) -> bool:
-    """Known when the code is made, maybe seen through a view?"""
-    return _viewed(node).is_constant
-
-
-def array_of(node: Node) -> Array:
-    """A constant, seen through views."""
-    return _viewed(node).array.reshape(node.type.dims)
-
-
-def _viewed(node: Node) -> Node:
-    while node.op in VIEWS:
-        node = node.operands[0]
-    return node

@@ -50,7 +50,7 @@ def copy(region: Region, device: Device) -> Kernel | Skip:
     assert root is not None
     if reason := refuse(region):
         return reason
-    found = boxes(root)
+    found = boxes(region)
     if isinstance(found, Skip):
         return found
     d = Draft(root.op.lower(), region, device)

@@ -27,7 +27,7 @@ from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_blocking import powers_of_two
 from qcompiler.kernels.contraction_operands import Product, bias_of, product_of
-from qcompiler.kernels.depthwise_filters import Filters, Shape, tame
+from qcompiler.kernels.depthwise_filters import Filters, Shape
 from qcompiler.kernels.draft import Draft, heirs, refuse
 from qcompiler.kernels.epilogue import Fused, load, store
 from qcompiler.kernels.interleave import interleave, load_bytes, rearranged, repacked
@@ -50,8 +50,12 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
     assert root is not None
     x, w = root.operands
     channels = x.type.dims[-1]
+    if not w.is_constant:
+        return Skip("the filters are not constant, and they are read packed")
     if root.int("group") != channels or channels == 1 or root.type.dims[-1] != channels:
         return Skip("not one filter a channel")
+    if root.dtype not in ("float32", "int32"):
+        return Skip(f"sums of {root.dtype}")
     if x.type.rank not in (3, 4):
         return Skip(f"{x.type.rank - 2} spatial dimensions")
     if 0 in root.type.dims:
@@ -59,8 +63,8 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
     integer = root.dtype == "int32"
     product = None
     if integer:
-        small = w.is_constant and w.dtype == "int8" and tame(w.array, Shape.of(region))
-        product = product_of(device.isa, x.dtype, w.dtype, root.dtype, packed=small)
+        fit = region.known(w).pairs_fit
+        product = product_of(device.isa, x.dtype, w.dtype, root.dtype, packed=fit)
     if integer and product is None:
         return Skip(f"no product of {x.dtype} and {w.dtype}")
     return _Depthwise(region, device, Shape.of(region), product, columns).kernel()
@@ -166,7 +170,8 @@ class _Depthwise:
             copy = scratch + b.let(task * self.copy_bytes, "mine")
         nodes = [n for n in self.d.region.nodes if n not in (self.d.root, self.summed)]
         given = (self.summed,)  # scalars are loaded here, once
-        self.fused = Fused(self.d.m, nodes, self.d.region.output, self.d.pointers, given=given)
+        region, pointers = self.d.region, self.d.pointers
+        self.fused = Fused(self.d.m, region, nodes, region.output, pointers, given=given)
         total = s.images * s.rows
         begin = b.let(task * total // self.tasks, "begin")
         end = b.let((task + 1) * total // self.tasks, "end")

@@ -9,7 +9,7 @@ import numpy as np
 from qcompiler.ir import Array
 from qcompiler.kernels.contraction_operands import Product
 from qcompiler.kernels.interleave import rearranged
-from qcompiler.kernels.registry import Region
+from qcompiler.kernels.region import Region
 from qcompiler.ops.window import Window
 
 

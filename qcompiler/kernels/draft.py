@@ -111,7 +111,7 @@ class Draft:
     def reading(self, node: Node, *, whole: bool = False, walk: Walk | None = None) -> Fused:
         """A value that the root reads, with the nodes that make it; the rest as of `Fused`."""
         nodes = self.nodes_before(node)
-        return Fused(self.m, nodes, node, self.pointers, whole=whole, walk=walk)
+        return Fused(self.m, self.region, nodes, node, self.pointers, whole=whole, walk=walk)
 
     @cached_property
     def after(self) -> Fused:
@@ -122,7 +122,8 @@ class Draft:
         """The region's output from the root's; the rest as of `Fused`."""
         given = () if self.region.root is None else (self.root,)
         nodes, output = self.nodes_after(), self.region.output
-        return Fused(self.m, nodes, output, self.pointers, given=given, whole=whole, walk=walk)
+        pointers, region = self.pointers, self.region
+        return Fused(self.m, region, nodes, output, pointers, given=given, whole=whole, walk=walk)
 
     def put(
         self, f: Fused, row: Row, offset: Value, column: Value, count: Value, value: Vec
@@ -147,8 +148,6 @@ class Draft:
     ) -> Kernel:
         """Everything written -> the kernel."""
         func = self.b.function()
-        if in_place:
-            func = func.with_attr("tirx.noalias", False)
         return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place)
 
 

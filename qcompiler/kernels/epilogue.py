@@ -1,8 +1,8 @@
 """A region's elementwise nodes -> vector code for their value at any position of the output.
 
-    f = Fused(m, nodes, output, pointers, given=(root,))   # before any loop: loads what is scalar
-    row = f.row(i)                                         # once a row: where it is in each operand
-    value = f.at(row, n, lanes, count, {root: sums})       # row i, columns n, n + 1, ... (count)
+    f = Fused(m, region, nodes, output, pointers, given=(root,))  # before any loop: loads scalars
+    row = f.row(i)                                    # once a row: where it is in each operand
+    value = f.at(row, n, lanes, count, {root: sums})  # row i, columns n, n + 1, ... (count)
 
 The output is seen as rows of its last dimension. An operand may be a scalar, of the last dimension
 only, of the full shape, or any other that numpy would broadcast: dimensions that all operands share
@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 
-import numpy as np
 from tvm import tirx
 
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels import polynomials, tir
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import Table, TirMath
+from qcompiler.kernels.region import Region
 from qcompiler.kernels.tir import Pointer, Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops import OPERATORS
@@ -36,7 +36,6 @@ DTYPES = frozenset(
 
 _NARROW = ("float16", "bfloat16")
 _SHORTER: Mapping[str, Callable[..., Vec]] = {
-    "quantize": TirMath.quantize,
     "Gelu": polynomials.gelu,
     "Sigmoid": polynomials.sigmoid,
     "Swish": polynomials.swish,
@@ -75,6 +74,7 @@ class Fused:
     def __init__(
         self,
         m: TirMath,
+        region: Region,
         nodes: Sequence[Node],
         output: Node,
         pointers: Mapping[Node, Pointer],
@@ -83,11 +83,12 @@ class Fused:
         whole: bool = False,
         walk: Walk | None = None,
     ) -> None:
-        """`given` are values that the kernel itself makes and hands to `at`. `whole` merges the
-        last dimension with others where it can, for kernels that want long rows; `walk` is for
-        kernels that do not go through the output in its own order.
+        """`nodes` are some of the region's. `given` are values that the kernel itself makes and
+        hands to `at`. `whole` merges the last dimension with others where it can, for kernels that
+        want long rows; `walk` is for kernels that do not go through the output in its own order.
         """
         self.m, self.nodes, self.output = m, tuple(nodes), output
+        self._region = region
         self._pointers = pointers
         self.operands = read_by(nodes, output, given)
         self._rounded = _rounded(nodes)
@@ -169,6 +170,8 @@ class Fused:
         entry = OPERATORS[node.op]
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
         formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
+        if short and node.op == "quantize":
+            formula = partial(TirMath.quantize, fits=self._region.known(node).fits)
         if short and node in self._rounded:
             formula = partial(_ROUNDED[node.op], to=self._rounded[node])
         assert formula is not None, f"{node.op} is not elementwise"
@@ -182,14 +185,9 @@ class Fused:
         return value
 
     def _load(self, node: Node, offset: Value, lanes: int, count: Value, step: int = 1) -> Vec:
-        if not node.is_constant or not (node.type.size and node.dtype in ("float32", "int32")):
-            return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
-        most = float(np.abs(node.array.astype(np.float64)).max())
-        if most == 0:  # zero points are, mostly; other numbers would make a kernel for each layer
+        if self._region.known(node).zero:
             return self.m.splat(0, node.dtype, lanes)
-        value = load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
-        value.bound = most if np.isfinite(most) else None
-        return value
+        return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
 
 
 def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:

@@ -31,7 +31,7 @@ from qcompiler.kernels import contraction_blocking as blocking
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction import Contraction
 from qcompiler.kernels.contraction_blocking import Tiling, Units
-from qcompiler.kernels.contraction_operands import Product, Run, is_constant, product_of
+from qcompiler.kernels.contraction_operands import Product, Run, product_of
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import refuse, too_large
 from qcompiler.kernels.microkernel import Left, Right
@@ -56,7 +56,7 @@ def narrow(
     assert root is not None
     if reason := refuse(region):
         return reason
-    if not all(is_constant(i) for i in root.operands[1:]):
+    if not all(i.is_constant for i in root.operands[1:]):
         return Skip("its weights are not constant")
     if any(i in n.operands for n in region.nodes if n is not root for i in root.operands[1:]):
         return Skip("its weights are read again")

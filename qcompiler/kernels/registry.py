@@ -4,34 +4,24 @@
     def direct(region: Region, device: Device, *, rows: int = 0, columns: int = 0) -> Kernel | Skip
 
 0 or an absent knob means "choose by the cost model". Generators are tried in the order of `rank`
-(highest first); the first that does not `Skip` wins, the generic ones (rank 0) always answer.
+(highest first); the first that does not `Skip` wins, the generic ones (rank 0) always answer. What
+they are handed is sealed (facts.py): nothing that is not in the region's key is within reach.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from qcompiler.errors import Skip, Unfit
-from qcompiler.ir import Array, Node
+from qcompiler.ir import Array
 from qcompiler.isa import Device
+from qcompiler.kernels.facts import sealed
+from qcompiler.kernels.region import Region
 
-
-@dataclass(frozen=True)
-class Region:
-    """What one kernel computes: `root` (None when all nodes are elementwise), with elementwise
-    nodes before and after it.
-
-    `nodes` are in order, each after what it reads; `inputs` are the values read from outside
-    (constants included), in the order of the kernel's pointers; `output` is the one node read from
-    outside.
-    """
-
-    root: Node | None
-    nodes: tuple[Node, ...]
-    inputs: tuple[Node, ...]
-    output: Node
+__all__ = ["GENERATORS", "Generator", "Kernel", "Region", "choose", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,15 @@ class Kernel:
     """Inputs whose memory the output may take over (each element is read before its own is
     written).
     """
+
+    def __post_init__(self) -> None:
+        """Pointers are told to be of different memories, except where the output may take one over.
+
+        TVM gives every pointer of such a function a type of memory of its own, so LLVM believes it
+        of whatever it inlines the function into as well: callers stand in other modules
+        (emit/machine.py).
+        """
+        object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
 
 
 _BEYOND = "Literal value"
@@ -83,35 +82,58 @@ def kernel(
     """Register a generator for regions whose root is one of `ops` ("elementwise" for regions
     without a root).
 
-    `isa` restricts it to instruction sets that are or extend the named one.
+    `isa` restricts it to instruction sets that are or extend the named one. What is returned seals
+    the region that it is given, so there is no other way to the generator.
     """
 
     def register(generate: Generate) -> Generate:
+        @wraps(generate)
         def guarded(region: Region, device: Device, **values: int) -> Kernel | Skip:
             if isa and isa not in device.isa.lineage:
                 return Skip(f"not {isa}")
+            region = sealed(region, device)
             try:
-                return generate(region, device, **values)
+                made = generate(region, device, **values)
             except Unfit as e:
                 return Skip(str(e))
             except ValueError as e:
                 if _BEYOND not in str(e):
                     raise
                 return Skip("a size or an offset is beyond 32 bits")
+            return made if isinstance(made, Skip) else mispacked(made, region) or made
 
         for op in ops:
             entry = Generator(generate.__name__, op, guarded, rank, knobs)
             GENERATORS.setdefault(op, []).append(entry)
             GENERATORS[op].sort(key=lambda g: -g.rank)
-        return generate
+        return guarded
 
     return register
+
+
+def mispacked(made: Kernel, region: Region) -> Skip | None:
+    """Why a kernel would not find its operands laid out as it packs them; None if it will.
+
+    Only constants are packed, and what the anchor wants packed nobody else in the region reads.
+    """
+    root = region.root
+    for i in made.pack:
+        node = region.inputs[i]
+        if not node.is_constant:
+            return Skip(f"{node.type} is no constant, and it is read packed")
+        if root is None or node not in root.operands:
+            continue
+        readers = [n for n in region.nodes for o in n.operands if o is node]
+        if len(readers) > 1:
+            return Skip(f"{node.type} is read packed, and as it is")
+    return None
 
 
 def choose(region: Region, device: Device) -> tuple[Kernel | Skip, list[tuple[str, str]]]:
     """Region -> the first kernel that answers (or Skip), and why each one before it did not:
     [(generator, reason)].
     """
+    region = sealed(region, device)
     op = region.root.op if region.root else "elementwise"
     skipped: list[tuple[str, str]] = []
     for generator in GENERATORS.get(op, []):

@@ -24,8 +24,7 @@ from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops.evaluate import known_value
-from qcompiler.ops.sampling import MAX_TAPS, resize_taps
+from qcompiler.ops.sampling import MAX_TAPS, sampled
 
 _MOST_TAPS = 64
 """Input pixels for one output pixel, over all axes, that are worth unrolling."""
@@ -43,28 +42,22 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
     given = [i for i in root.inputs[1:] if i is not None and i.type.size]
     if len(given) != 1 or (len(root.inputs) > 1 and root.inputs[1] in given):
         return Skip("a region of interest")
-    if known_value(given[0]) is None:
+    numbers = region.known(given[0]).numbers
+    if numbers is None:
         return Skip("scales that are not known")
     if root.str("keep_aspect_ratio_policy") != "stretch":
         return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
     if 0 in root.type.dims:
         return Skip("nothing to resize")
-    axes = [a for a, (i, o) in enumerate(_sizes(root)) if i != o]
+    found = resized(root, given[0], numbers)
+    if isinstance(found, Skip):
+        return found
+    axes, taps = list(found), list(found.values())
     if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
         return Skip("elementwise work before the last axis is resized")
-    taps = []
-    for axis in axes:
-        if isinstance(found := axis_taps(root, given[0], axis), Skip):
-            return found
-        taps.append(found)
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
     return _Resize(region, device, given[0], axes, taps).kernel()
-
-
-def _sizes(root: Node) -> list[tuple[int, int]]:
-    """(input, output) size of every axis."""
-    return list(zip(root.operands[0].type.dims, root.type.dims, strict=True))
 
 
 @dataclass(frozen=True)
@@ -80,16 +73,22 @@ class Taps:
         return int(self.index.shape[1])
 
 
-def axis_taps(root: Node, given: Node, axis: int) -> Taps | Skip:
-    """A Resize, its scales or sizes, an axis -> what each output index along it is made of."""
-    values = known_value(given)
-    if root.type.dims[axis] > MAX_TAPS:
-        return Skip(f"{root.type.dims[axis]} outputs along an axis")
+def resized(root: Node, given: Node, numbers: Sequence[float]) -> dict[int, Taps] | Skip:
+    """A Resize, the operand of scales or sizes and its numbers -> what each output index along
+    every axis that changes is made of.
+    """
+    if max(root.type.dims) > MAX_TAPS:
+        return Skip("too many outputs along an axis")
+    values = np.array(numbers, given.dtype)
     scales, sizes = (values, None) if given in root.inputs[2:3] else (None, values)
-    places, weights = resize_taps(root, axis, scales, sizes)
+    found = sampled(root, root.operands[0].type.dims, (None, scales, sizes))
+    return {axis: _taps(s.places, s.weights) for axis, s in found.items()}
+
+
+def _taps(places: Array, weights: Array | None) -> Taps:
     if weights is None:
         return Taps(places.astype(np.int32), np.ones(places.shape, np.float32))
-    return _merged(places, weights.astype(np.float32))
+    return _merged(places.astype(np.int64), weights.astype(np.float32))
 
 
 def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
@@ -97,15 +96,16 @@ def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
     can be said with.
     """
     order = np.argsort(places, axis=1, kind="stable")
-    places, weights = (np.take_along_axis(a, order, 1) for a in (places, weights))
+    places = np.take_along_axis(places, order, 1)
     new = np.diff(places, axis=1, prepend=-1) != 0
-    weights = np.add.reduceat(weights.reshape(-1), np.flatnonzero(new))
-    rows, places = np.nonzero(new)[0][weights != 0], places[new][weights != 0]
+    sums = np.take_along_axis(weights, order, 1).reshape(-1)
+    sums = np.add.reduceat(sums, np.flatnonzero(new))
+    rows = np.nonzero(new)[0][sums != 0]
     counts = np.bincount(rows, minlength=len(new))
     at = (rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts))
     index = np.zeros((len(new), max(counts.max(initial=0), 1)), np.int32)
     kept = np.zeros(index.shape, np.float32)
-    index[at], kept[at] = places, weights[weights != 0]
+    index[at], kept[at] = places[new][sums != 0], sums[sums != 0]
     return Taps(index, kept)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf, prod
 
-import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
@@ -23,7 +22,6 @@ from qcompiler.kernels.loops import BYTES_PER_NS, across, indices, part, share, 
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops import known_value
 
 _NS = 3.0
 """One core's time for one element of a row, gone through once."""
@@ -108,10 +106,10 @@ def cumulate(region: Region, device: Device) -> Kernel | Skip:
         return reason
     d = Draft("cumulate", region, device)
     root = d.root
-    axis = known_value(root.operands[1])
+    axis = region.known(root.operands[1]).numbers
     if axis is None or root.dtype == "bool":
         return Skip("an axis known at run time only")
-    rows = Rows(d, [int(axis.reshape(-1)[0])])
+    rows = Rows(d, [int(axis[0])])
     exclusive, sign = root.int("exclusive"), "+" if root.op == "CumSum" else "*"
 
     def row(_: Value, start: Value) -> None:
@@ -143,7 +141,7 @@ def hardmax(region: Region, device: Device) -> Kernel | Skip:
         where[0] = tir.const(0)
         with d.b.serial(rows.count, "n") as n:
             value = rows.value(start, n)
-            with d.b.when((value > d.m.vec(best[0])).expr):
+            with d.b.when(value.ahead_of(d.m.vec(best[0]), largest=True).expr):
                 best[0] = value.expr
                 where[0] = n
         with d.b.serial(rows.count, "n") as n:
@@ -194,18 +192,20 @@ def mean_variance(region: Region, device: Device) -> Kernel | Skip:
 
 @kernel("ReduceLogSumExp", rank=0)
 def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
-    """max + log(sum(exp(x - max)))."""
-    if reason := _given(region, only="float"):
+    """max + log(sum(exp(x - max))); of integers in float64."""
+    if reason := _given(region):
         return reason
     d = Draft("reducelogsumexp", region, device)
     root, m = d.root, d.m
-    axes = known_value(root.operands[1]) if len(root.operands) > 1 else np.zeros(0, np.int64)
+    axes = region.known(root.operands[1]).numbers if len(root.operands) > 1 else ()
     if axes is None:
         return Skip("axes known at run time only")
-    if not axes.size and root.int("noop_with_empty_axes"):
+    if not axes and root.int("noop_with_empty_axes"):
         return Skip("no axes to reduce")
     rank = root.operands[0].type.rank
-    rows = Rows(d, [int(a) for a in axes.reshape(-1)] or range(rank))
+    rows = Rows(d, [int(a) for a in axes] or range(rank))
+    if "int" in rows.dtype:
+        rows.dtype = "float64"
 
     def row(number: Value, start: Value) -> None:
         top = rows.folded(start, -inf, lambda t, x: m.max(t, x))
@@ -306,7 +306,7 @@ class _Best(Rows):
         return self.m.vec(self.values.load(at), self.dtype)
 
     def _better(self, a: Vec, c: Vec) -> Vec:
-        return a > c if self.largest else a < c
+        return a.ahead_of(c, largest=self.largest)
 
 
 def _after(region: Region) -> set[Node]:

@@ -32,7 +32,6 @@ from qcompiler.kernels.contraction_blocking import Tiling, needs_copy
 from qcompiler.kernels.contraction_operands import (
     Product,
     Run,
-    is_constant,
     product_of,
     without_saturation,
 )
@@ -85,7 +84,7 @@ def sparse(
 def _product(region: Region, root: Node, device: Device) -> Product | Skip:
     """The product of the operands' dtypes, where lists of blocks may stand for the right one."""
     left, right = (i.dtype for i in root.operands)
-    if not is_constant(root.operands[1]):
+    if not root.operands[1].is_constant:
         return Skip("its weights are not constant")
     if tile_mac(device.isa, root) is not None:
         return Skip("tiles multiply all blocks faster than vectors some")

@@ -184,7 +184,9 @@ class Tiles:
         self.summed, self.bias = constant_bias_of(self.region)
         nodes = [n for n in self.region.nodes if n not in (p.root, self.summed)]
         m = TirMath(b, self.device.isa)
-        self.fused = Fused(m, nodes, self.region.output, self.pointers, given=(self.summed,))
+        self.fused = Fused(
+            m, self.region, nodes, self.region.output, self.pointers, given=(self.summed,)
+        )
         last = self.region.output
         self.paired = last.op == "quantize" and "quantize" in self.device.isa.intrinsics
         self.products = Products(

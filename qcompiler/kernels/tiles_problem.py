@@ -18,9 +18,9 @@ import numpy as np
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.isa import Isa, Mac, MacKey
-from qcompiler.kernels.contraction_operands import bias_of, is_constant
+from qcompiler.kernels.contraction_operands import bias_of
 from qcompiler.kernels.contraction_problem import Batch
-from qcompiler.kernels.registry import Region
+from qcompiler.kernels.region import Region
 from qcompiler.ops.window import Window
 
 _SHORT = {"uint8": "u8", "int8": "i8", "bfloat16": "bf16", "int32": "i32", "float32": "f32"}
@@ -67,7 +67,7 @@ class Problem:
     @property
     def constant(self) -> bool:
         """Is the right operand packed once and for all?"""
-        return is_constant(self.right)
+        return self.right.is_constant
 
     @property
     def itemsize(self) -> int:
@@ -137,7 +137,7 @@ def constant_bias_of(region: Region) -> tuple[Node, Node | None]:
     """As `bias_of`, of constant rows only."""
     assert region.root is not None
     summed, row = bias_of(region)
-    return (summed, row) if row is None or is_constant(row) else (region.root, None)
+    return (summed, row) if row is None or row.is_constant else (region.root, None)
 
 
 def key_of(root: Node) -> MacKey | None:

@@ -417,8 +417,7 @@ class Builder:
         for key, value in (("device_type", 1), ("device_id", 0)):  # stack allocations ask for them
             body = tirx.AttrStmt(_BACKEND, key, tirx.IntImm("int32", value), body)
         zero = tirx.stmt.Return(tirx.IntImm("int32", 0))
-        func = tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))
-        return func.with_attr("tirx.noalias", True)
+        return tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))
 
 
 def _is_index(value: Value) -> bool:

@@ -15,24 +15,16 @@ if TYPE_CHECKING:
 class Vec:
     """`lanes` values of one dtype: a TIR expression with the signs a formula uses.
 
-    bfloat16 is held as its uint16 bits. `value` is the number when all lanes are one constant;
-    `bound`, where it is known, is what no lane's absolute value exceeds (none is a NaN then).
+    bfloat16 is held as its uint16 bits. `value` is the number when all lanes are one constant.
     Python numbers take the dtype of the value beside them; one lane stands against many.
     """
 
-    __slots__ = ("bound", "dtype", "expr", "lanes", "m", "value")
+    __slots__ = ("dtype", "expr", "lanes", "m", "value")
 
     def __init__(
-        self,
-        m: TirMath,
-        expr: Value,
-        dtype: str,
-        lanes: int,
-        value: float | None = None,
-        bound: float | None = None,
+        self, m: TirMath, expr: Value, dtype: str, lanes: int, value: float | None = None
     ) -> None:
         self.m, self.expr, self.dtype, self.lanes, self.value = m, expr, dtype, lanes, value
-        self.bound = bound
 
     def __add__(self, other: Any) -> Vec:
         return self.m.binary("+", self, other)
@@ -69,6 +61,18 @@ class Vec:
 
     def __rpow__(self, other: Any) -> Vec:
         return self.m.pow(self.m.like(other, self), self)
+
+    def ahead_of(self, other: Vec, *, largest: bool, last: bool = False) -> Vec:
+        """Where this comes before another in order, the largest first or the smallest; `last`: or
+        beside it. NaN is larger than any number, and beside any other NaN.
+        """
+        if last:
+            return self.m.logical_not(other.ahead_of(self, largest=largest))
+        before = self > other if largest else self < other
+        if not self.is_float:
+            return before
+        high, low = (self, other) if largest else (other, self)
+        return before | (self.m.is_nan(high) & self.m.logical_not(self.m.is_nan(low)))
 
     def __neg__(self) -> Vec:
         return self.m.negative(self)

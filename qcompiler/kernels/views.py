@@ -20,7 +20,7 @@ import numpy as np
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
-from qcompiler.ops import known_value
+from qcompiler.kernels.region import Region
 
 Ints = tuple[int, ...]
 
@@ -52,12 +52,14 @@ class Box:
         return prod(step.size for step in self.loops)
 
 
-def boxes(node: Node) -> tuple[Box, ...] | Skip:
-    """A node -> the boxes that make up its output, or why it has none."""
-    find = _KINDS.get(node.operands[0].op if node.op == "item" else node.op)
-    if find is None:
+def boxes(region: Region) -> tuple[Box, ...] | Skip:
+    """A region -> the boxes that make up its root's output, or why it has none."""
+    node = region.root
+    assert node is not None
+    op = node.operands[0].op if node.op == "item" else node.op
+    if op not in _KINDS and op not in _BY_NUMBERS:
         return Skip(f"{node.op} does not step evenly")
-    found = find(node)
+    found = _KINDS[op](node) if op in _KINDS else _BY_NUMBERS[op](node, region)
     return found if isinstance(found, Skip) else tuple(b for b in found if b.size)
 
 
@@ -117,9 +119,9 @@ def _tile(node: Node) -> tuple[Box, ...]:
     return (Box(x, tuple(loops), (0,) * len(dims), (0,) * len(dims)),)
 
 
-def _slice(node: Node) -> tuple[Box, ...] | Skip:
+def _slice(node: Node, region: Region) -> tuple[Box, ...] | Skip:
     x = node.operands[0]
-    found = [_numbers(i) for i in (*node.inputs[1:], None, None)[:4]]
+    found = [_numbers(i, region) for i in (*node.inputs[1:], None, None)[:4]]
     starts, ends, axes, steps = found
     if starts is None or ends is None or (node.inputs[3:] and node.inputs[3] and axes is None):
         return Skip("starts or ends are known at run time only")
@@ -203,11 +205,11 @@ class _Piece:
     fill: bool = False
 
 
-def _pad(node: Node) -> tuple[Box, ...] | Skip:
+def _pad(node: Node, region: Region) -> tuple[Box, ...] | Skip:
     x = node.operands[0]
     rank, dims = x.type.rank, x.type.dims
-    pads = _numbers(node.inputs[1])
-    axes = _numbers(node.inputs[3]) if len(node.inputs) > 3 else None
+    pads = _numbers(node.inputs[1], region)
+    axes = _numbers(node.inputs[3], region) if len(node.inputs) > 3 else None
     if pads is None or (len(node.inputs) > 3 and node.inputs[3] is not None and axes is None):
         return Skip("pads are known at run time only")
     over = [a % rank for a in axes] if axes is not None else list(range(rank))
@@ -275,20 +277,23 @@ def _padded(x: Node, chosen: tuple[_Piece, ...]) -> Box:
     return Box(None if fill else x, loops, start, tuple(p.output for p in chosen))
 
 
-def _numbers(node: Node | None) -> Ints | None:
-    """The integers in a small constant; None for an absent input or an unknown value."""
-    value = known_value(node)
-    return None if value is None else tuple(int(v) for v in value.ravel())
+def _numbers(node: Node | None, region: Region) -> Ints | None:
+    """The integers of an operand; None for an absent input or an unknown value."""
+    numbers = None if node is None else region.known(node).numbers
+    return None if numbers is None else tuple(int(v) for v in numbers)
 
 
-_KINDS: dict[str, Callable[[Node], tuple[Box, ...] | Skip]] = {
+_KINDS: dict[str, Callable[[Node], tuple[Box, ...]]] = {
     "Transpose": _transpose,
     "Expand": _expand,
     "Tile": _tile,
-    "Slice": _slice,
     "Split": _split,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Concat": _concat,
+}
+_BY_NUMBERS: dict[str, Callable[[Node, Region], tuple[Box, ...] | Skip]] = {
+    "Slice": _slice,
     "Pad": _pad,
 }
+"""Those whose boxes follow the numbers of some operands."""

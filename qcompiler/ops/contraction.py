@@ -258,11 +258,15 @@ def _(node: Node) -> Type:
 
 
 def _sum_dtype(a: str, b: str) -> str:
-    """The dtype of the compiler's own products: exact int32 of bytes, float32 of floats."""
+    """The dtype of the compiler's own products: exact int32 of bytes, float32 of floats, else that
+    of both operands (sums of integers wrap around).
+    """
     if a in _BYTES and b in _BYTES:
         return "int32"
     if a == b and a in ("float32", "bfloat16", "float16"):
         return "float32"
+    if a == b and a in ("float64", "int32", "int64", "uint32", "uint64"):
+        return a
     raise Error(f"no product of {a} and {b}")
 
 
@@ -308,9 +312,10 @@ def _(node: Node) -> Type:
 def gemm(node: Node, a: Numbers, b: Numbers, c: Numbers | None = None) -> Numbers:
     """alpha * A' B' + beta * C."""
     product = multiply(a.T if node.int("transA") else a, b.T if node.int("transB") else b)
-    total = product if node.float("alpha") == 1 else product * node.float("alpha")
+    number = product.dtype.type
+    total = product if node.float("alpha") == 1 else product * number(node.float("alpha"))
     if c is not None:
-        total = total + c.astype(product.dtype) * node.float("beta")
+        total = total + c.astype(product.dtype) * number(node.float("beta"))
     return total.astype(a.dtype)
 
 

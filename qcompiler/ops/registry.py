@@ -66,6 +66,12 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
+def is_elementwise(node: Node) -> bool:
+    """Has the operator a formula? Inputs and constants are no operators."""
+    entry = OPERATORS.get(node.op)
+    return entry is not None and entry.formula is not None
+
+
 def required() -> object:
     """The default of an attribute that must be given."""
     return _REQUIRED

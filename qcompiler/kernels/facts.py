@@ -1,0 +1,206 @@
+"""A region of a graph -> the same sealed: what generators are handed, with all they may know.
+
+This is the one place in kernels/ that reads constants while code is made; packing, which happens
+once the code is there, is handed arrays. What is told about an operand follows from its role:
+
+what says how to compute (starts, axes, sizes)   every number                            `numbers`
+what an elementwise node reads in step           whether all is zero, as zero points are `zero`
+multipliers of a `quantize`, scales, addends     whether what it rounds fits int32       `fits`
+weights of products that saturate at 16 bits     how many may be added there             `run`
+... of one filter a channel                      whether two rows' always fit            `pairs_fit`
+
+Coarse on purpose: each fact that two layers do not share is one more kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, isfinite, prod
+
+import numpy as np
+
+from qcompiler.errors import Skip
+from qcompiler.ir import Array, Node, numpy_dtype
+from qcompiler.isa import Device
+from qcompiler.kernels.contraction_operands import longest_run, product_of
+from qcompiler.kernels.contraction_problem import problem_of
+from qcompiler.kernels.depthwise_filters import Shape, tame
+from qcompiler.kernels.region import NOTHING, Facts, Region
+from qcompiler.ops import OPERATORS, known_value
+from qcompiler.ops.quantized import TABLES
+from qcompiler.storage import VIEWS
+
+Bound = float | None
+"""What no absolute value exceeds, and none is a NaN; None: not known."""
+
+_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
+
+NUMBERS: Mapping[str, tuple[int, ...]] = {
+    "Slice": (1, 2, 3, 4),
+    "Pad": (1, 3),
+    "Resize": (2, 3),
+    "CumSum": (1,),
+    "CumProd": (1,),
+    **{f"Reduce{kind}": (1,) for kind in _REDUCTIONS},
+}
+"""Operators whose code follows the numbers of some of their inputs: which."""
+
+_DTYPES = ("float32", "int32")
+"""Of the constants that elementwise nodes read, these are looked at."""
+
+_WHOLE = 1e9
+"""Numbers up to here are sure to fit int32 when they are rounded."""
+
+
+def sealed(region: Region, device: Device) -> Region:
+    """A region of a graph -> what generators for a device are handed of it; a sealed one stays."""
+    if region.facts is not None:
+        return region
+    new: dict[Node, Node] = {n: _stand_in(n) for n in region.inputs}
+    for n in region.nodes:
+        reads = tuple(None if i is None else new[i] for i in n.inputs)
+        new[n] = Node(n.op, reads, n.attrs, n.types)
+    facts = {new[n]: told for n, told in _told(region, device).items() if told != NOTHING}
+    root = None if region.root is None else new[region.root]
+    nodes, inputs = (tuple(new[n] for n in old) for old in (region.nodes, region.inputs))
+    return Region(root, nodes, inputs, new[region.output], facts)
+
+
+def _stand_in(node: Node) -> Node:
+    """A value from outside -> its type, and whether it is a constant."""
+    return Node("constant" if _base(node).is_constant else "input", (), {}, node.types)
+
+
+def _told(region: Region, device: Device) -> dict[Node, Facts]:
+    """Everything that is known of the region's inputs and nodes."""
+    numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region)
+    run, pairs_fit = _weights(region, device)
+    right = region.root.operands[1] if region.root and len(region.root.operands) > 1 else None
+    return {
+        n: Facts(
+            numbers=numbers.get(n),
+            zero=n in zeros,
+            fits=n in fitting,
+            run=run if n is right else 1,
+            pairs_fit=pairs_fit and n is right,
+        )
+        for n in (*region.inputs, *region.nodes)
+    }
+
+
+def _base(node: Node) -> Node:
+    while node.op in VIEWS:
+        node = node.operands[0]
+    return node
+
+
+def _array(node: Node) -> Array | None:
+    """A constant, seen through views; None for other values."""
+    source = _base(node)
+    return source.array.reshape(node.type.dims) if source.is_constant else None
+
+
+def _numbers(region: Region) -> dict[Node, tuple[int | float, ...]]:
+    """Operands that say how to compute -> their elements, where running the model is not needed to
+    tell.
+    """
+    root = region.root
+    asked = () if root is None else NUMBERS.get(root.op, ())
+    given = [i for at in asked for i in root.inputs[at : at + 1] if i in region.inputs]  # type: ignore[union-attr]
+    values = {i: known_value(i) for i in given}
+    return {i: tuple(v.reshape(-1).tolist()) for i, v in values.items() if v is not None}
+
+
+def _looked_at(region: Region) -> dict[Node, Array]:
+    """The constants that elementwise nodes read in step."""
+    found: dict[Node, Array] = {}
+    for node in region.nodes:
+        tables = TABLES.get(node.op, ())
+        read = [i for at, i in enumerate(node.operands) if at not in tables]
+        for i in read if OPERATORS[node.op].formula is not None else ():
+            array = _array(i) if i.dtype in _DTYPES and i in region.inputs else None
+            if array is not None and array.size:
+                found[i] = array
+    return found
+
+
+def _zeros(region: Region) -> set[Node]:
+    """Those of them that are all zero; a negative zero is another number."""
+    return {n for n, a in _looked_at(region).items() if not a.reshape(-1).view(np.int32).any()}
+
+
+def _fitting(region: Region) -> set[Node]:
+    """The `quantize` nodes whose scaled values int32 holds in any case."""
+    if not any(n.op == "quantize" for n in region.nodes):
+        return set()
+    constants = _looked_at(region)
+    bounds: dict[Node, Bound] = {}
+    for i in region.inputs:
+        most = float(np.abs(constants[i].astype(np.float64)).max()) if i in constants else inf
+        bounds[i] = most if isfinite(most) else _largest(i)
+    fitting = set()
+    for node in region.nodes:
+        if node.op == "quantize":
+            scaled = _product(*(bounds[i] for i in node.operands[:2]))
+            if scaled is not None and scaled <= _WHOLE:
+                fitting.add(node)
+        bounds[node] = _bound(node, [bounds[i] for i in node.operands])
+    return fitting
+
+
+def _bound(node: Node, operands: Sequence[Bound]) -> Bound:
+    """Of a node's elements; integers that may wrap around can be anything their dtype holds."""
+    limit = _largest(node)
+    rule = _BOUNDS.get(node.op)
+    narrow = len(node.types) > 1 or node.dtype not in _DTYPES
+    made = None if rule is None or narrow else rule(*operands)
+    if limit is None:
+        return made if made is not None and made <= np.finfo(np.float32).max else None
+    return limit if made is None else min(made, limit)
+
+
+def _product(*bounds: Bound) -> Bound:
+    known = [b for b in bounds if b is not None]
+    return prod(known) if len(known) == len(bounds) else None
+
+
+def _sum(*bounds: Bound) -> Bound:
+    known = [b for b in bounds if b is not None]
+    return sum(known) if len(known) == len(bounds) else None
+
+
+_BOUNDS: Mapping[str, Callable[..., Bound]] = {
+    **dict.fromkeys(("Cast", "Relu", "Neg", "Abs"), lambda x: x),
+    **dict.fromkeys(("Add", "Sub"), _sum),
+    "Mul": _product,
+    "dequantize": lambda x, scale, zero: _product(_sum(x, zero), scale),
+}
+"""The largest absolute value of a result, from those of the operands."""
+
+
+def _largest(node: Node) -> Bound:
+    """The largest absolute value that an integer dtype holds."""
+    dtype = node.dtype if len(node.types) == 1 else "several"
+    if "int" not in dtype:
+        return 1.0 if dtype == "bool" else None
+    return 2.0 ** (8 * numpy_dtype(dtype).itemsize - (not dtype.startswith("u")))
+
+
+def _weights(region: Region, device: Device) -> tuple[int, bool]:
+    """`run` and `pairs_fit` of a product's weights, where the device's product of bytes saturates:
+    elsewhere they would part layers that can share a kernel.
+    """
+    root = region.root
+    if root is None or root.op not in ("conv", "matmul") or root.dtype != "int32":
+        return 1, False
+    x, w = root.operands
+    weights = _array(w) if w.dtype == "int8" and x.dtype in ("int8", "uint8") else None
+    product = product_of(device.isa, "uint8", "int8", "int32", packed=True)
+    if weights is None or product is None or not product.leftovers:
+        return 1, False
+    if not root.type.static or not x.type.static or 0 in (*x.type.dims, *weights.shape):
+        return 1, False
+    if root.op == "conv" and root.int("group") == w.type.dims[-1] > 1 == w.type.dims[-2]:
+        return 1, x.type.rank in (3, 4) and tame(weights, Shape.of(region))
+    problem = problem_of(root, product.mac.lanes)
+    return (1 if isinstance(problem, Skip) else longest_run(problem.matrices(weights))), False

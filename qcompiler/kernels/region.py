@@ -1,0 +1,90 @@
+"""What one kernel computes, and all that its code may depend on.
+
+A generator never sees a graph. What it is handed (`facts.sealed`) has stand-ins for inputs: a type,
+and whether it is a constant; no array, no name, nothing that made it. What a kernel may know of a
+constant's numbers all the same is said in `Facts`, before any generator runs. So everything within
+a generator's reach is in `Region.key`, and regions of equal keys have the same code on a device:
+they share it, and what was measured of one is true of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+import numpy as np
+
+from qcompiler.ir import Attr, Node
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a kernel may know of a value besides its type; by default nothing."""
+
+    numbers: tuple[int | float, ...] | None = None
+    """All of its elements, in order: operands that say what is computed (starts, axes, sizes)."""
+    zero: bool = False
+    """Every element is zero (not a negative one): it need not be loaded."""
+    fits: bool = False
+    """Of a `quantize`: what it rounds is a number that int32 holds, whatever the inputs are."""
+    run: int = 1
+    """Of weights: steps whose products are best added in 16 bits (contraction_operands.py)."""
+    pairs_fit: bool = False
+    """Of weights: two products of neighbouring kernel rows always fit 16 bits together."""
+
+    def __str__(self) -> str:
+        told = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return " ".join(f"{name}={value!r}" for name, value, usual in told if value != usual)
+
+
+NOTHING = Facts()
+
+
+@dataclass(frozen=True)
+class Region:
+    """What one kernel computes: `root` (None when all nodes are elementwise), with elementwise
+    nodes before and after it.
+
+    `nodes` are in order, each after what it reads; `inputs` are the values read from outside
+    (constants included), in the order of the kernel's pointers; `output` is the one node read from
+    outside. `facts` is None while these are nodes of a graph; with it the region is sealed, and
+    only a sealed one has a key and tells what is known.
+    """
+
+    root: Node | None
+    nodes: tuple[Node, ...]
+    inputs: tuple[Node, ...]
+    output: Node
+    facts: Mapping[Node, Facts] | None = field(default=None, compare=False)
+
+    def known(self, node: Node) -> Facts:
+        """What a kernel may know of an input or a node."""
+        assert self.facts is not None, "a region's facts are told to generators only"
+        return self.facts.get(node, NOTHING)
+
+    @cached_property
+    def key(self) -> str:
+        """Text that is equal for regions of the same code: operators, attributes, types, what reads
+        what, and facts.
+        """
+        index = {n: f"%{i}" for i, n in enumerate((*self.inputs, *self.nodes))}
+        parts = [self._text("constant" if n.is_constant else "value", n) for n in self.inputs]
+        for n in self.nodes:
+            attrs = ",".join(f"{k}={_attr_text(v)}" for k, v in sorted(n.attrs.items()))
+            reads = ",".join("_" if i is None else index[i] for i in n.inputs)
+            mark = "!" if n is self.root else ""
+            parts.append(self._text(f"{mark}{n.op}({reads}){{{attrs}}}", n))
+        return ";".join([*parts, index[self.output]])
+
+    def _text(self, what: str, node: Node) -> str:
+        types = ",".join(map(str, node.types))
+        return " ".join(filter(None, (what, types, str(self.known(node)))))
+
+
+def _attr_text(value: Attr) -> str:
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
+        return f"{value.dtype.name}{list(value.shape)}:{digest}"
+    return repr(value)
