@@ -345,11 +345,15 @@ def calibrate(
 
 
 def _channel_axes(graph: Graph) -> dict[str, int]:
-    """What products read -> the axis they sum over."""
+    """What products read -> the axis they sum over; not where two products sum over two axes."""
     names = value_names(graph)
     reads = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}
-    products = (n for n in graph.nodes if n.op in reads)
-    return {names[d]: reads[n.op] for n in products if (d := n.operands[0]) in names and d.shape}
+    axes: dict[Node, set[int]] = {}
+    for product in (n for n in graph.nodes if n.op in reads):
+        read = product.operands[0]
+        if read in names and read.shape:
+            axes.setdefault(read, set()).add(reads[product.op] % read.type.rank)
+    return {names[n]: found.pop() for n, found in axes.items() if len(found) == 1}
 
 
 def _numpy_run(graph: Graph) -> Run:

@@ -138,11 +138,11 @@ def _eye_like(e: Elements, place: Place) -> Vec:
 
 @means("OneHot")
 def _one_hot(e: Elements, place: Place) -> Vec:
-    indices_, _, values = e.root.operands
+    values = e.root.operands[2]
     axis = e.root.int("axis") % len(place)
     count = e.root.type.dims[axis]
     where = [p for i, p in enumerate(place) if i != axis]
-    index = e.m.cast(e.read(indices_, where), "int64")
+    index = e.m.cast(e.x(where), "int64")
     index = e.m.where(index < 0, index + count, index)
     hit = index == e.m.cast(e.number(place[axis]), "int64")
     return e.m.where(hit, e.d.read(values, 1), e.d.read(values, 0))

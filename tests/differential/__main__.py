@@ -8,6 +8,7 @@ artifacts. Exit status 1 if anything was wrong.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,8 @@ def main() -> int:
     if given.only is not None:
         return one(given.only)
     given.out.mkdir(parents=True, exist_ok=True)
+    check(generate(0), passes_only=True)  # loads everything once, before there are processes
+    gc.freeze()
     return many(given)
 
 

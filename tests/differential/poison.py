@@ -47,14 +47,13 @@ def poisoned(byte: int) -> Iterator[None]:
 
 def stir(model: Model, byte: int) -> None:
     """What the last run left in a model's workspaces is gone."""
-    seats = []
+    waiting, seats = model._open().seats, []
     try:
         while True:
-            seats.append(model._seats.get_nowait())
+            seats.append(waiting.get_nowait())
     except queue.Empty:
         pass
     for seat in seats:
         seat.frame.workspace.array[:] = byte
-        if seat._block is not None:
-            seat._block.array[seat._at :] = byte
-        model._seats.put(seat)
+        seat._block.array[seat._at :] = byte
+        waiting.put(seat)

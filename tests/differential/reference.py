@@ -181,10 +181,15 @@ def _grain(node: Node) -> float:
 
 
 def _terms(node: Node, array: Array, noise: _Noise) -> Array:
-    """An operand whose elements are the terms of sums."""
-    if "float" not in array.dtype.name or array.size == 0:
-        return array
-    if array.dtype != np.float32:
+    """An operand whose elements are the terms of sums.
+
+    Attention in 16 bits may round the weights, which are not its operands, before or after they are
+    divided by their sum: as if the values it sums were not the same.
+    """
+    narrow = array.dtype.name in ("bfloat16", "float16")
+    if narrow and node.op in ("Attention", "attention"):
+        return noise.moved(array)
+    if array.dtype != np.float32 or array.size == 0:
         return array
     finite = np.abs(array[np.isfinite(array)])
     largest = float(finite.max(initial=0)) if node.op in PRODUCTS or node.op in PLACED else 0.0
