@@ -74,7 +74,7 @@ def tiled(
         return Skip("the right operand is read again, as it is")
     if reason := too_large(region):
         return reason
-    if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
+    if root.op == "conv" and not constant and (problem.tap_count > 1 or root.int("group") > 1):
         return Skip("a window's weights that only running the model tells")
     if product.leftovers:
         product = replace(product, run=region.known(root.operands[1]).run)
