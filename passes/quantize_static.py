@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from qcompiler.passes.quantize_common import Twins, weights_right
 
 from qcompiler.calibrate import Calibration, Statistics, fingerprint, value_names
 from qcompiler.correction import corrections
@@ -96,6 +97,7 @@ class QuantizeStatic:
             return graph
         self.check()
         statistics = self.calibrated(graph)
+        graph, statistics = _with_twins(graph, statistics, *weights_right(graph, self.wants))
         places = _Places(graph, self, statistics)
         whole = _integer_weights(graph, places)
         made, products = _insert(graph, places, whole)
@@ -154,6 +156,20 @@ class QuantizeStatic:
         """Tell --explain why a node stays float."""
         if self.explain is not None:
             self.explain("quantize_static", node, reason)
+
+
+def _with_twins(
+    graph: Graph, statistics: Statistics, turned: Graph, twins: Twins
+) -> tuple[Graph, Statistics]:
+    """What was seen of a graph -> the turned graph, and the same of its values; channels lie along
+    other axes there.
+    """
+    before, after = value_names(graph), value_names(turned)
+    seen = dict(statistics.values)
+    for new, old in twins.items():
+        if old in before and (found := statistics.values.get(before[old])) is not None:
+            seen[after[new]] = replace(found, channels=None)
+    return turned, replace(statistics, values=seen)
 
 
 # Where.

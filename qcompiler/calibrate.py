@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qcompiler import text
 from qcompiler.errors import Error
-from qcompiler.files import write_text
+from qcompiler.files import contents, write_text
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops import evaluate
 
@@ -257,7 +257,7 @@ class Statistics:
     def read(path: Path) -> Statistics:
         """JSON that `write` made -> the statistics. Raises Error on anything else."""
         try:
-            whole = json.loads(path.read_text())
+            whole = json.loads(contents(path))
             if whole["format"] != _FORMAT:
                 raise ValueError(f"format {whole['format']}, not {_FORMAT}")
             values = {str(k): _summary_from_json(v) for k, v in whole["values"].items()}

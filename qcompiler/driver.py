@@ -14,8 +14,9 @@ from qcompiler.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.calibrate import Calibration, Observe, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Graph, Node
+from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.mentions import demand_nodes, mentions
+from qcompiler.onnx_inputs import batch_of_one
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
@@ -62,6 +63,7 @@ class Options:
     calibration_samples: int = 300
     """At most this many samples are used."""
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of inputs whose shape the model leaves open; an open batch alone is taken as 1."""
     threads: int = 0
     passes: Sequence[str] = ()
     """Passes to add or to give options: "quantize_static{percentile=99.99}", or the path of a
@@ -195,15 +197,18 @@ def fused(
     choice: Choice,
     device: isa.Device,
     watch: Watch,
+    *,
+    one_batch: bool = True,
 ) -> Graph:
-    """ONNX file or model -> its float graph: read, folded and fused."""
+    """ONNX file or model -> its float graph: read, folded and fused. `one_batch`: where no shape is
+    given, a batch that is open is taken as 1, and a note says so.
+    """
     if options.precision not in PRECISIONS:
         raise Error(
             f"unknown precision {options.precision!r}",
             hint=f"choose one of {', '.join(PRECISIONS)}",
         )
-    graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
-    demand_static(graph)
+    graph = _read(model, options, one_batch)
     _seen(watch, "read", graph)
     folded = _through(graph, STAGES[:1], choice, device, watch)
     demand_known(folded)
@@ -215,6 +220,27 @@ def fused(
     }
     demand_nodes(list(mentions(flags, choice.options)), graph, made)
     return made
+
+
+def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
+    """ONNX file or model -> its graph, every size a number."""
+    shapes = {k: tuple(v) for k, v in options.input_shapes.items()}
+    batch = ""
+
+    def settle(types: dict[str, Type]) -> dict[str, Type]:
+        nonlocal batch
+        if one_batch and not shapes:
+            types, batch = batch_of_one(types)
+        demand_static(types)
+        return types
+
+    try:
+        graph = read(model, shapes, settle)
+    except Error as e:
+        if not batch or e.hint:
+            raise
+        raise Error(e.what, where=e.where, hint=f"the batch is {batch}") from e
+    return graph.note(batch=batch) if batch else graph
 
 
 def pruned(

@@ -37,15 +37,11 @@ def array_of(given: object, where: str) -> Array:
     return array
 
 
-def named_arrays(given: object, where: str) -> Mapping[str, object]:
+def named_arrays(given: object, where: str, hint: str = "") -> Mapping[str, object]:
     """What should be {name: array} -> the same; anything else is an Error that says so."""
     if isinstance(given, Mapping):
         return given
-    raise Error(
-        f"{_kind(given)} given, {{input name: array}} wanted",
-        where=where,
-        hint="arrays in the order of the inputs, without names, are given as model(x, y)",
-    )
+    raise Error(f"{_kind(given)} given, {{input name: array}} wanted", where=where, hint=hint)
 
 
 def _unreadable(given: object, error: Exception, where: str) -> Error:

@@ -83,10 +83,14 @@ def checked_type(type: Type, where: str) -> Type:
 
 
 class ExternalData:
-    """A model's folder -> the bytes of the files beside the model, each file mapped once."""
+    """A model's path -> the bytes of the files beside the model, each file mapped once.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    "Beside" is the folder that the path names, or that in which the model really lies: a download
+    cache keeps all files of a model in one folder, and names them by links from another.
+    """
+
+    def __init__(self, model: Path | None) -> None:
+        self.model = model
         self.files: dict[str, NDArray[np.uint8]] = {}
 
     def bytes(self, tensor: onnx.TensorProto, size: int, where: str) -> NDArray[np.uint8]:
@@ -110,9 +114,9 @@ class ExternalData:
 
     def _file(self, location: str, where: str) -> NDArray[np.uint8]:
         if location not in self.files:
-            if self.folder is None:
+            if self.model is None:
                 raise Error("external data needs a model that was read from a file", where=where)
-            self.files[location] = _map_contained(self.folder, location, where)
+            self.files[location] = _map_contained(self.model, location, where)
         return self.files[location]
 
 
@@ -131,8 +135,10 @@ def _natural(text: str, what: str, where: str) -> int:
     return int(text)
 
 
-def _map_contained(folder: Path, location: str, where: str) -> NDArray[np.uint8]:
-    """Folder and a file's name in it -> the file's bytes; one that leads outside is an Error."""
+def _map_contained(model: Path, location: str, where: str) -> NDArray[np.uint8]:
+    """A model's path, the name of a file beside it -> the file's bytes; one that leads outside is
+    an Error.
+    """
 
     def refuse(why: str) -> Error:
         return Error(
@@ -146,9 +152,10 @@ def _map_contained(folder: Path, location: str, where: str) -> NDArray[np.uint8]
         raise refuse("is not a relative path")
     if ".." in windows.parts:  # parts are split at both kinds of slash
         raise refuse("leaves the model's folder")
-    root = os.path.realpath(folder)
-    real = os.path.realpath(os.path.join(root, location))
-    if os.path.commonpath([root, real]) != root:
+    folder = os.path.realpath(model.parent)
+    real = os.path.realpath(os.path.join(folder, location))
+    roots = (folder, os.path.dirname(os.path.realpath(model)))
+    if not any(os.path.commonpath([root, real]) == root for root in roots):
         raise refuse("is a link out of the model's folder")
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:

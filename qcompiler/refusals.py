@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from qcompiler.errors import Error
-from qcompiler.ir import Dim, Graph, Node, walk
+from qcompiler.ir import Dim, Graph, Node, Type, walk
 
 LISTED = 4
 """How many nodes an Error names."""
@@ -20,15 +20,15 @@ Reasons = Mapping[str, str]
 """A node's name -> why rules or generators left it alone."""
 
 
-def demand_static(graph: Graph) -> None:
-    """Refuse symbolic dimensions, naming the inputs to pin."""
-    open_ = [n for n in graph.inputs if not n.type.static]
+def demand_static(types: Mapping[str, Type]) -> None:
+    """Types of a model's inputs, by name: refuse symbolic dimensions, naming the inputs to pin."""
+    open_ = {name: t for name, t in types.items() if not t.static}
     if open_:
-        symbols = sorted({str(d) for n in open_ for d in n.shape if isinstance(d, str)})
+        symbols = sorted({str(d) for t in open_.values() for d in t.shape if isinstance(d, str)})
         raise Error(
             f"the size of {', '.join(symbols)} is open",
-            where=", ".join(f"input {n.name}: {n.type}" for n in open_),
-            hint=pinned(open_),
+            where=", ".join(f"input {name}: {t}" for name, t in open_.items()),
+            hint=f"{pins(open_)}, with a number for each <name>",
         )
 
 
@@ -36,19 +36,19 @@ def with_open_sizes(error: Error, inputs: Sequence[Node]) -> Error:
     """An Error of reading a model -> the same; where inputs have open sizes, which may be why, its
     hint says how to pin them.
     """
-    open_ = [n for n in inputs if not n.type.static]
-    if not open_:
+    flags = pins({n.name: n.type for n in inputs})
+    if not flags:
         return error
-    hint = f"sizes of inputs are open, which may be why: {pinned(open_)}"
+    hint = f"sizes of inputs are open, which may be why: {flags}, with a number for each <name>"
     return Error(
         error.what, where=error.where, hint=f"{error.hint}; {hint}" if error.hint else hint
     )
 
 
-def pinned(inputs: Sequence[Node]) -> str:
-    """Inputs of open sizes -> the flags that pin them."""
-    flags = " ".join(f"--input-shape {n.name}={_asked(n.shape)}" for n in inputs)
-    return f"{flags}, with a number for each <name>"
+def pins(types: Mapping[str, Type]) -> str:
+    """Types of inputs, by name -> the flags that pin those of open sizes."""
+    open_ = {name: t for name, t in types.items() if not t.static}
+    return " ".join(f"--input-shape {name}={_asked(t.shape)}" for name, t in open_.items())
 
 
 def _asked(shape: Sequence[Dim]) -> str:

@@ -128,7 +128,7 @@ class _Retraining:
         self.model, self.options, self.training, self.watch = model, options, training, watch
         device = plugins.device(options.target, options.threads)
         choice = choose(options.passes, options.disabled_passes)
-        original = driver.fused(model, options, choice, device, watch)
+        original = driver.fused(model, options, choice, device, watch, one_batch=False)
         exact = driver.pruned(original, options, choice, device, watch)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
@@ -142,7 +142,9 @@ class _Retraining:
         self.teacher, self.exact = original, exact
         if training.teacher is not None:
             plain = replace(options, exclude=(), prune=(), prune_include=(), prune_exclude=())
-            self.teacher = driver.fused(training.teacher, plain, Choice(), device, watch)
+            self.teacher = driver.fused(
+                training.teacher, plain, Choice(), device, watch, one_batch=False
+            )
         wanted = {n.name: (n.dtype, n.shape) for n in exact.inputs}
         self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))

@@ -214,7 +214,6 @@ def test_an_artifact_says_that_its_calibration_was_made_up(
         (["--input-shape", "z=1x8"], "z"),
         (["--input-shape", "x=1x9"], "9"),
         (["--input-shape", "x=1x8x1"], "x"),
-        ([], "--input-shape x="),
         (["--input-shape", "x=1x8", "--target", "pentium"], "pentium"),
         (["--input-shape", "x=1x8", "--target", "./absent.toml"], "absent.toml"),
         (["--input-shape", "x=1x8", "--pass", "no_such_pass"], "no_such_pass"),
@@ -232,6 +231,45 @@ def test_words_that_do_not_fit_the_model(
     words: list[str], told: str, refused: Refused, model: Path, tmp_path: Path
 ) -> None:
     assert told in refused("compile", model, *words, "-o", tmp_path / "a.qc")
+
+
+def test_a_batch_that_is_open_is_one_and_the_artifact_says_so(
+    say: Say, model: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "a.qc"
+    told = "batch: 1, since the model leaves N open; another: --input-shape x=<N>x8"
+    assert told in say("compile", model, "-o", made).out
+    assert load(made).inputs[0].shape == (1, 8)
+    assert told.removeprefix("batch: ") in say("inspect", made).out
+    assert "batch" in say("compile", model, "-o", made, "--json").json["notes"]  # type: ignore[operator]
+    assert told in say("inspect", model, "--plan").out
+    assert "batch: " not in say("compile", model, "--input-shape", "x=2x8", "-o", made).out
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"x": [1, "S"]},
+        {"x": ["S", "N", 8]},
+        {"x": ["seq_len", 8]},
+        {"x": ["N"]},
+        {"x": ["N", 8], "z": ["M", 8]},
+        {"x": ["N", 8], "z": [2, "N"]},
+    ],
+    ids=str,
+)
+def test_other_sizes_that_are_open_are_an_error(
+    shapes: dict[str, list[int | str]], refused: Refused, tmp_path: Path
+) -> None:
+    """Also where no operator of the model is known: sizes are looked at first."""
+    inputs = [helper.make_tensor_value_info(n, 1, s) for n, s in shapes.items()]
+    outputs = [helper.make_tensor_value_info("y", 1, None)]
+    graph = helper.make_graph([helper.make_node("Nonsense", ["x"], ["y"])], "g", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(made, tmp_path / "open.onnx")
+    said = refused("compile", tmp_path / "open.onnx", "-o", tmp_path / "a.qc")
+    assert "is open" in said
+    assert "--input-shape x=" in said
 
 
 @pytest.mark.parametrize(
@@ -463,7 +501,7 @@ def test_a_full_disk_leaves_no_file(
     assert "No space left" in said
 
 
-@pytest.mark.parametrize("place", ["qcompiler.driver.build", "qcompiler.artifact._write_zip"])
+@pytest.mark.parametrize("place", ["qcompiler.driver.build", "qcompiler.artifact.write"])
 def test_an_interrupted_compile_leaves_no_file(
     place: str, refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -524,3 +524,31 @@ def test_a_transposed_convolution_is_the_convolution_of_its_phases(data: st.Data
     np.testing.assert_allclose(
         ops.evaluate(ours, feed)["y0"], ops.evaluate(graph, feed)["y0"], rtol=1e-6
     )
+
+
+LEFT = {"MatMul": (96, 64), "MatMul of a batch": (2, 96, 64), "Gemm": (96, 64)}
+
+
+@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("how", ["quantize_static", "quantize_dynamic", "quantize_weights"])
+def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str) -> None:
+    random = np.random.default_rng(2)
+    shape = LEFT[name]
+    x = placeholder("x", Type("float32", shape))
+    w = constant((random.standard_normal((48, 96)) * 0.1).astype(np.float32), "w")
+    if name == "Gemm":
+        bias = constant(random.standard_normal((48, 1)).astype(np.float32))
+        y = make("Gemm", w, x, bias, name="left")
+    else:
+        y = make("MatMul", w, x, name="left")
+    graph = run_stage(Graph((x,), (y,), ("y",)), "fold")
+    samples = [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(8)]
+    asked = {"statistics": calibrate(graph, samples)} if how == "quantize_static" else {}
+    made = build(how, {**asked, **({"bits": 8} if how == "quantize_weights" else {})})(graph)
+    small = run_stage(made, "quantize")
+    integers = {"MatMulInteger", "matmul_narrow"} & {n.op for n in small.nodes}
+    assert integers, "a product of bytes"
+    wanted, got = (evaluate(g, samples[0])["y"] for g in (graph, small))
+    assert np.square(got - wanted).mean() < 1e-3 * np.square(wanted).mean()
+    kept = build(how, {**asked, "exclude": ("left",)})(graph)
+    assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded: as it was"

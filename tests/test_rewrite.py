@@ -175,10 +175,10 @@ def test_a_network_keeps_its_meaning_through_all_stages() -> None:
 
 
 def test_options_are_read_with_the_types_of_the_fields() -> None:
-    name, options = parse("fold_constants{max_bytes=1024, growth=2}")
+    name, options = parse("fold_constants{max_numbers=1024, growth=2}")
     assert name == "fold_constants"
-    assert options == {"max_bytes": 1024, "growth": 2.0}
-    assert build(name, options).max_bytes == 1024  # type: ignore[attr-defined]
+    assert options == {"max_numbers": 1024, "growth": 2.0}
+    assert build(name, options).max_numbers == 1024  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_options_are_read_with_the_types_of_the_fields() -> None:
         ("fold_nothing", "unknown pass"),
         ("fold_constants{bytes=3}", "no option 'bytes'"),
         ("fold_constants{device=3}", "no option 'device'"),
-        ("fold_constants{max_bytes=much}", "is not of type int"),
+        ("fold_constants{max_numbers=much}", "is not of type int"),
         ("fold_bias{max=3}", "no option 'max'"),
         ("{}", "cannot read"),
     ],

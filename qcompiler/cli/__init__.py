@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from qcompiler.errors import Error
+from qcompiler.errors import Error, compiler_missing
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -25,6 +25,11 @@ def main(words: Sequence[str] | None = None) -> int:
             return _run(words)
     except Error as e:
         return _say_error(str(e))
+    except ImportError as e:
+        missing = compiler_missing(e)
+        if missing is None:
+            raise
+        return _say_error(str(missing))
     except MemoryError:
         return _say_error("out of memory\nhint: fewer calibration samples, or a smaller batch")
     except BrokenPipeError:  # the reader of our output has left; nothing more can be said to it

@@ -48,6 +48,7 @@ NUMBERS: Mapping[str, tuple[int, ...]] = {
 _DTYPES = ("float32", "int32")
 """Of the constants that elementwise nodes read, these are looked at."""
 
+_FLOAT32 = float(np.finfo(np.float32).max)
 _WHOLE = 1e9
 """Numbers up to here are sure to fit int32 when they are rounded."""
 
@@ -155,7 +156,7 @@ def _bound(node: Node, operands: Sequence[Bound]) -> Bound:
     narrow = len(node.types) > 1 or node.dtype not in _DTYPES
     made = None if rule is None or narrow else rule(*operands)
     if limit is None:
-        return made if made is not None and made <= np.finfo(np.float32).max else None
+        return made if made is not None and made <= _FLOAT32 else None
     return limit if made is None else min(made, limit)
 
 

@@ -162,7 +162,7 @@ def _(node: Node) -> Type:
 def conv_transpose(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None) -> Numbers:
     """Every input adds a kernel's worth to the outputs around it; the padding is cut off."""
     group = node.int("group")
-    window, outputs = _transposed(node, x.shape[2:], w.shape[2:])
+    window, outputs = transposed(node, x.shape[2:], w.shape[2:])
     counts, sizes = x.shape[2:], numbers(outputs)
     dtype = sums_of(x.dtype.name)
     begins = [p[0] for p in window.pads if p is not None]
@@ -181,7 +181,7 @@ def conv_transpose(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None)
     return np.asarray(total + bias).astype(x.dtype)
 
 
-def _transposed(
+def transposed(
     node: Node, sizes: Sequence[Dim], kernel: Sequence[Dim]
 ) -> tuple[Window, tuple[Dim, ...]]:
     """The window that slides over the output, and the output's sizes."""
@@ -221,7 +221,7 @@ def _(node: Node) -> Type:
         raise Error(f"{group} groups do not divide {w.shape[0]} channels")
     channels = w.shape[1] * group if isinstance(w.shape[1], int) else fresh()
     need_shape(optional(node, 2), (channels,), "bias")
-    _, outputs = _transposed(node, x.shape[2:], w.shape[2:])
+    _, outputs = transposed(node, x.shape[2:], w.shape[2:])
     return Type(one_dtype(node), (x.shape[0], channels, *outputs))
 
 

@@ -229,16 +229,16 @@ def _bound(value: V, nothing: float) -> V:
     return np.where(np.isnan(value), value.dtype.type(nothing), value) if floats else value
 
 
-def _whole(x: Array, kind: np.dtype[Any]) -> Array:
+def _whole(x: V, kind: np.dtype[Any]) -> V:
     """Floats -> integers of 64 bits, of which `kind` keeps the low ones."""
     bits = 32 if kind.itemsize < 4 or kind == np.int32 else 64
     fits = np.abs(x) < 2.0 ** (bits - 1)
-    made: Array = np.where(fits, x, 0).astype(np.int64)
+    made = np.where(fits, x, 0).astype(np.int64)
     made = np.where(fits, made, -(1 << (bits - 1)))
     if kind != np.uint64:
         return made
     upper, beyond = x >= 2.0**63, x >= 2.0**64
-    high: Array = np.where(upper & ~beyond, x, 0).astype(np.uint64)
+    high = np.where(upper & ~beyond, x, 0).astype(np.uint64)
     return np.where(upper, high, made.astype(np.uint64))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
 from qcompiler.ops.shapes import known_ints, need_rank, need_shape
 from qcompiler.ops.window import Window
@@ -28,7 +29,10 @@ def patches(node: Node, sizes: Sequence[int], block: Sequence[int]) -> tuple[Win
 @operator("Col2Im", dilations=None, pads=None, strides=None)
 def col2im(node: Node, x: Numbers, image: Numbers, block: Numbers) -> Numbers:
     """x[N, C * prod(block), patches] added up where the patches lay -> [N, C, *image]."""
-    sizes, blocks = ([int(n) for n in given.ravel()] for given in (image, block))
+    return _added(node, x, *([int(n) for n in given.ravel()] for given in (image, block)))
+
+
+def _added(node: Node, x: Numbers, sizes: Sequence[int], blocks: Sequence[int]) -> Numbers:
     window, counts = patches(node, sizes, blocks)
     channels = x.shape[1] // prod(blocks)
     columns = x.reshape(len(x), channels, prod(blocks), *counts).astype(sums_of(x.dtype.name))
@@ -39,7 +43,8 @@ def col2im(node: Node, x: Numbers, image: Numbers, block: Numbers) -> Numbers:
     for tap, seen in enumerate(bare.taps(total, counts, first=2)):
         seen += columns[:, :, tap]
     cut = (slice(b, b + n) for b, n in zip(begins, sizes, strict=True))
-    return total[(slice(None), slice(None), *cut)].astype(x.dtype)
+    made = NUMPY.cast(total[(slice(None), slice(None), *cut)], x.dtype.name)
+    return NUMPY.finish(made, x.dtype.name)
 
 
 @typed(col2im)
@@ -47,10 +52,16 @@ def _(node: Node) -> Type:
     x = need_rank(node.operands[0], 3, "input")
     sizes, blocks = known_ints(node.operands[1]), known_ints(node.operands[2])
     rank = node.operands[1].shape[0] if node.operands[1].type.rank == 1 else 0
+    if x.dtype == "bool":
+        raise Error(f"sums of {x}")
     if x.rank != 3 or not isinstance(rank, int) or node.operands[2].shape != (rank,):
         raise Error(f"{x} is not a batch of columns for {node.operands[1].type}")
     if sizes is None or blocks is None:
         return Type(x.dtype, (x.shape[0], fresh(), *(fresh() for _ in range(rank))))
+    return _image(node, x, sizes, blocks)
+
+
+def _image(node: Node, x: Type, sizes: Sequence[int], blocks: Sequence[int]) -> Type:
     if min((*sizes, *blocks), default=0) < 1:
         raise Error(f"blocks of {list(blocks)} of an image of {list(sizes)}")
     _, counts = patches(node, sizes, blocks)
@@ -61,6 +72,17 @@ def _(node: Node) -> Type:
         raise Error(f"{columns} columns, where an image of {list(sizes)} has {prod(counts)}")
     channels = rows // prod(blocks) if isinstance(rows, int) else fresh()
     return Type(x.dtype, (x.shape[0], channels, *sizes))
+
+
+@operator("col2im", image=required(), block=required(), dilations=None, pads=None, strides=None)
+def col2im_known(node: Node, x: Numbers) -> Numbers:
+    """Col2Im of an image and blocks that are known."""
+    return _added(node, x, node.ints("image"), node.ints("block"))
+
+
+@typed(col2im_known)
+def _(node: Node) -> Type:
+    return _image(node, node.operands[0].type, node.ints("image"), node.ints("block"))
 
 
 @operator("MaxUnpool", kernel_shape=required(), pads=None, strides=None)

@@ -65,7 +65,7 @@ def resize(
     if outside.any():
         made = np.where(outside, np.float32(node.float("extrapolation_value")), made)
     if x.dtype.kind in "iu":
-        return NUMPY.saturate(np.trunc(made), x.dtype.name)
+        return np.asarray(NUMPY.saturate(np.trunc(made), x.dtype.name))
     return made.astype(x.dtype)
 
 
@@ -80,7 +80,7 @@ def _places(
     counts, factors = _resized(node, [shape[a] for a in axes], scales, sizes)
     found = {}
     for i, axis in enumerate(axes):
-        if (counts[i], factors[i]) == (shape[axis], 1) and roi is None:
+        if counts[i] == shape[axis] and factors[i] == 1 and roi is None:
             continue
         part = (0.0, 1.0)
         if roi is not None and roi.size:
@@ -153,7 +153,7 @@ def _resized(
         raise Error(f"sizes {list(before)} to {wanted}")
     ratios = [Fraction(n, m) for n, m in zip(wanted, before, strict=True)]
     if node.str("keep_aspect_ratio_policy") == "stretch":
-        return wanted, ratios
+        return wanted, [*ratios]
     ratio = (min if node.str("keep_aspect_ratio_policy") == "not_larger" else max)(ratios)
     return [floor(ratio * m + Fraction(1, 2)) for m in before], [ratio] * len(wanted)
 

@@ -153,7 +153,7 @@ class Model:
 
     def _named(self, inputs: Mapping[str, Any]) -> list[Array]:
         if type(inputs) is not dict:
-            named_arrays(inputs, "inputs")
+            named_arrays(inputs, "inputs", "arrays in the inputs' order: model(x, y)")
         if len(inputs) != len(self._taken) or any(v[1] not in inputs for v in self._taken):
             missing = [v.name for v in self.inputs if v.name not in inputs]
             unknown = sorted(map(repr, set(inputs) - {v.name for v in self.inputs}))

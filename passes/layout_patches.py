@@ -1,5 +1,6 @@
-"""What MaxPool found goes back where it was found.
+"""Patches go back to where they came from.
 
+Col2Im(x, image, block)      ->  col2im(x){image, block}     where they are known
 MaxUnpool(x, places)         ->  Reshape(ScatterElements(zeros, places, x))
 MaxUnpool(x, places, shape)  ->  Pad of that
 """
@@ -15,6 +16,16 @@ from qcompiler.matching import const, input_at, int64s, ints, reshape
 from qcompiler.ops import make
 from qcompiler.ops.patches import unpooled
 from qcompiler.rewrite import Skip, op, rule
+
+
+@rule(op("Col2Im"))
+def layout_col2im(node: Node) -> Node | Skip:
+    """Col2Im(x, image, block) -> col2im(x){image, block}."""
+    image, block = ints(node.operands[1]), ints(node.operands[2])
+    if image is None or block is None:
+        return Skip("the sizes of the image or of its blocks are known at run time only")
+    attrs = {**node.attrs, "image": image, "block": block}
+    return make("col2im", node.operands[0], name=node.name, **attrs)
 
 
 @rule(op("MaxUnpool"))
