@@ -59,7 +59,9 @@ def test_triangles_reversals_and_one_hots(dtype: str) -> None:
         made = make("OneHot", where[0], number(5), values[0], axis=axis)
         agrees(made, where, values)
         rest = make("Mod", where[0], number(5))
-        agrees(hot := make("OneHot", rest, number(5), values[0], axis=axis), where, values, root=hot)
+        agrees(
+            hot := make("OneHot", rest, number(5), values[0], axis=axis), where, values, root=hot
+        )
 
 
 @NUMBERS

@@ -548,7 +548,7 @@ def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str)
     small = run_stage(made, "quantize")
     integers = {"MatMulInteger", "matmul_narrow"} & {n.op for n in small.nodes}
     assert integers, "a product of bytes"
-    wanted, got = (evaluate(g, samples[0])["y"] for g in (graph, small))
+    wanted, got = (ops.evaluate(g, samples[0])["y"] for g in (graph, small))
     assert np.square(got - wanted).mean() < 1e-3 * np.square(wanted).mean()
     kept = build(how, {**asked, "exclude": ("left",)})(graph)
     assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded: as it was"
