@@ -65,7 +65,7 @@ def source(node: Node) -> Source | None:
         if found is None or found[1].type != node.type:
             return None
         bias, product = found
-        if bias.type.size != bias.type.dims[-1]:
+        if bias.type.dims[-1:] != (bias.type.size,):  # also where the bias has no dimensions
             return None
         node = product
     if node.op != "MatMul":

@@ -348,12 +348,13 @@ def _channel_axes(graph: Graph) -> dict[str, int]:
     """What products read -> the axis they sum over; not where two products sum over two axes."""
     names = value_names(graph)
     reads = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}
-    axes: dict[Node, set[int]] = {}
+    axes: dict[Node, dict[int, int]] = {}
     for product in (n for n in graph.nodes if n.op in reads):
         read = product.operands[0]
         if read in names and read.shape:
-            axes.setdefault(read, set()).add(reads[product.op] % read.type.rank)
-    return {names[n]: found.pop() for n, found in axes.items() if len(found) == 1}
+            axis = reads[product.op]
+            axes.setdefault(read, {})[axis % read.type.rank] = axis
+    return {names[n]: found.popitem()[1] for n, found in axes.items() if len(found) == 1}
 
 
 def _numpy_run(graph: Graph) -> Run:

@@ -464,6 +464,18 @@ def test_half_precision_costs_its_own_rounding_only(net: MakeNet, dtype: str, lo
     assert len(half) >= len(products) - (net is enlarged), "a transposed convolution stays float32"
 
 
+def test_pieces_of_a_split_in_16_bits_may_stay_in_float32() -> None:
+    net = Net(1, 8, 6, 6)
+    pieces = make("Split", net.x, constant(np.array([5, 3])), axis=1)
+    first, second = (make("item", pieces, index=i) for i in (0, 1))
+    graph = net.graph(make("Conv", first, net.weights(4, 5, 3, 3)), make("ReduceMax", second))
+    for dtype in ("bfloat16", "float16"):
+        ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {"dtype": dtype}}))
+        feed = net.samples()[0]
+        wanted, got = ops.evaluate(graph, feed), ops.evaluate(ours, feed)
+        assert all(np.allclose(got[k], wanted[k], rtol=0.02, atol=0.02) for k in wanted)
+
+
 def test_half_precision_stores_what_a_transformer_carries_in_16_bits() -> None:
     net = Net(2, 6, 32)
     graph = transformer(net, -1e4)
@@ -536,7 +548,7 @@ def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str)
     small = run_stage(made, "quantize")
     integers = {"MatMulInteger", "matmul_narrow"} & {n.op for n in small.nodes}
     assert integers, "a product of bytes"
-    wanted, got = (evaluate(g, samples[0])["y"] for g in (graph, small))
+    wanted, got = (ops.evaluate(g, samples[0])["y"] for g in (graph, small))
     assert np.square(got - wanted).mean() < 1e-3 * np.square(wanted).mean()
     kept = build(how, {**asked, "exclude": ("left",)})(graph)
     assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded: as it was"

@@ -56,6 +56,11 @@ SUMS = PRODUCTS | frozenset({
 """Errors are small against the terms, not against what they sum to."""
 PLACED = frozenset({"GridSample", "Resize"})
 """They read between elements, at places that are rounded too; other operands say where."""
+VANISHING = frozenset({
+    "Celu", "Elu", "Erf", "Exp", "Gelu", "Mish", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish",
+})
+"""Where they give zero, something too small to matter may stand, unless it meets an infinity."""
+LEAST = 2.0**-126
 # fmt: on
 
 
@@ -164,6 +169,10 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
         arrays = (*moved, *arrays[count:])
     outputs = meaning(node, arrays)
     moved = tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
+    if node.op in VANISHING:
+        moved = tuple(
+            np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
+        )
     biased = node.operands[:2] if node.op == "Add" else (node,) * (len(node.operands) > 2)
     grain = max((_grain(n) for n in biased), default=0)
     return tuple((o + noise.signs(o.shape) * grain).astype(o.dtype) if grain else o for o in moved)
