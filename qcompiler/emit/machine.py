@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,18 @@ def build(module: Any, isa: Isa) -> Any:
     return tvm.get_global_func("target.build.llvm")(lowered, t)
 
 
-def modules(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Layers of functions by name, each of which calls the ones before it -> modules of a few.
+@dataclass(frozen=True)
+class Layer:
+    """Functions by name, of plain pointers and numbers, and LLVM text of what they call besides
+    functions of the layers before.
+    """
+
+    functions: Mapping[str, Any]
+    text: str = ""
+
+
+def modules(*layers: Layer) -> list[Layer]:
+    """Layers, each of which calls the ones before it -> modules of a few functions each.
 
     No module has functions of two layers, so none is inlined into its callers. What a kernel is
     told of its pointers (`Kernel`) would be taken for granted there too: that what one kernel
@@ -66,28 +77,26 @@ def modules(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
     neither does the code.
     """
     return [
-        {n: layer[n] for n in list(layer)[i : i + _FUNCTIONS_A_MODULE]}
+        Layer({n: layer.functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}, layer.text)
         for layer in layers
-        for i in range(0, len(layer), _FUNCTIONS_A_MODULE)
+        for names in [list(layer.functions)]
+        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
     ]
 
 
-def build_objects(
-    dealt: Sequence[Mapping[str, Any]], isa: Isa, text: str, folder: Path
-) -> list[Path]:
-    """Modules, each {name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call
-    besides each other -> object files of C functions of these names.
+def build_objects(dealt: Sequence[Layer], isa: Isa, folder: Path) -> list[Path]:
+    """Modules -> object files of C functions of these names.
 
     They are compiled side by side: LLVM needs no lock of Python.
     """
     paths = [folder / f"code{i}.o" for i in range(len(dealt))]
     with ThreadPoolExecutor(cpu.cores()) as pool:
-        list(pool.map(lambda made, path: _object(made, isa, text, path), dealt, paths))
+        list(pool.map(lambda made, path: _object(made, isa, path), dealt, paths))
     return paths
 
 
-def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> None:
-    machine_code(functions, isa, text).write_to_file(str(path))
+def _object(made: Layer, isa: Isa, path: Path) -> None:
+    machine_code(made.functions, isa, made.text).write_to_file(str(path))
 
 
 def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:
