@@ -21,6 +21,7 @@ from qcompiler.pruning import pruning
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import samples
+from qcompiler.sharing import planned
 from qcompiler.stages import Choice, choose, run_stage
 
 if TYPE_CHECKING:
@@ -130,16 +131,20 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     """`compile`, and what is between."""
     device = plugins.device(options.target, options.threads)
     graphs = prepare(model, options, device, watch)
-    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"))
-    artifact = build(planned, watch)
-    return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact)
+    made_plan = _planned(graphs.lower, device, options, watch)
+    artifact = build(made_plan, watch)
+    return Made(graphs.original, graphs.exact, graphs.coarse, made_plan, artifact)
 
 
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
     """ONNX file or model -> the plan that would be emitted."""
     device = plugins.device(options.target, options.threads)
-    graph = prepare(model, options, device, watch).lower
-    return plan(graph, device, _on(watch, "choosing kernels"))
+    return _planned(prepare(model, options, device, watch).lower, device, options, watch)
+
+
+def _planned(graph: Graph, device: isa.Device, options: Options, watch: Watch) -> Plan:
+    asked = options.threads > 0
+    return planned(graph, device, _on(watch, "choosing kernels"), asked=asked)
 
 
 def prepare(
