@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.engines import Settings
 
 FLAGS = ("avx2", "fma", "f16c", "avx_vnni", "avx512", "avx512f", "avx512bw", "avx512vl", "amx")
-LIBRARIES = ("qcompiler", "apache-tvm", "onnxruntime", "openvino", "nncf", "numpy")
+LIBRARIES = ("qcompiler-tvm", "apache-tvm", "onnxruntime", "openvino", "nncf", "numpy")
 
 NOTE = """\
 Milliseconds of one run: the median and the 10th and 90th percentiles over all rounds. *× engine*:

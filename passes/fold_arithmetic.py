@@ -16,7 +16,12 @@ from qcompiler.ir import Node
 from qcompiler.matching import FLOATS, const, exact
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
-from qcompiler.rewrite import ANY, CONST, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, Skip, op, rule, taken
+
+X, C = taken(ANY), taken(CONST)
+
+WHOLE = {"float64": 2.0**52, "float32": 2.0**23, "float16": 2.0**10, "bfloat16": 2.0**7}
+"""From here on all numbers of a dtype are whole."""
 
 
 @rule(op("Sub", ANY, CONST))
@@ -39,21 +44,19 @@ def fold_exact_division(div: Node) -> Node | None:
     return make("Mul", x, const(1 / values, like=c)) if powers and values.size else None
 
 
-@rule(op("Add", op("Add", ANY, CONST, commutes=True), CONST, commutes=True))
-def fold_sum_of_constants(outer: Node, inner: Node) -> Node | Skip:
+@rule(op("Add", op("Add", X, C, commutes=True), C, commutes=True))
+def fold_sum_of_constants(outer: Node, inner: Node, x: Node, c: Node, d: Node) -> Node | Skip:
     """(x + c) + d -> x + (c + d)."""
-    return _together(outer, inner)
+    return _together(outer, x, c, d)
 
 
-@rule(op("Mul", op("Mul", ANY, CONST, commutes=True), CONST, commutes=True))
-def fold_product_of_constants(outer: Node, inner: Node) -> Node | Skip:
+@rule(op("Mul", op("Mul", X, C, commutes=True), C, commutes=True))
+def fold_product_of_constants(outer: Node, inner: Node, x: Node, c: Node, d: Node) -> Node | Skip:
     """(x * c) * d -> x * (c * d)."""
-    return _together(outer, inner)
+    return _together(outer, x, c, d)
 
 
-def _together(outer: Node, inner: Node) -> Node | Skip:
-    d = next(i for i in outer.operands if i is not inner)
-    x, c = inner.operands if inner.operands[1].is_constant else inner.operands[::-1]
+def _together(outer: Node, x: Node, c: Node, d: Node) -> Node | Skip:
     left: Numbers = c.array
     right: Numbers = d.array
     with np.errstate(over="ignore", invalid="ignore"):
@@ -62,13 +65,20 @@ def _together(outer: Node, inner: Node) -> Node | Skip:
         return Skip("the two constants broadcast to a larger one")
     if c.dtype in FLOATS and not np.all(np.isfinite(both.astype(np.float64))):
         return Skip("the two constants overflow")
+    if outer.op == "Add" and c.dtype in FLOATS and _rounds(exact(c), exact(d), c.dtype):
+        return Skip("the first sum rounds, and the second takes back what it added")
     return make(outer.op, x, const(both, like=c))
 
 
-@rule(op("Add", ANY, op("Neg", ANY), commutes=True))
-def fold_sum_with_negated(add: Node, neg: Node) -> Node:
+def _rounds(c: Numbers, d: Numbers, dtype: str) -> bool:
+    """Is c so large that x + c loses its fraction, and does d cancel it? So 1.5 * 2^23 rounds."""
+    large = np.maximum(np.abs(c), np.abs(d)) >= WHOLE[dtype] / 8
+    return bool(np.any(large & (np.sign(c) * np.sign(d) < 0)))
+
+
+@rule(op("Add", X, op("Neg", ANY), commutes=True))
+def fold_sum_with_negated(add: Node, x: Node, neg: Node) -> Node:
     """x + -y -> x - y."""
-    x = next((i for i in add.operands if i is not neg), neg)
     return make("Sub", x, neg.operands[0])
 
 

@@ -9,13 +9,12 @@ import numpy as np
 
 from qcompiler.ir import Node
 from qcompiler.matching import const, exact, input_at, per_channel, rebuilt
-from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule, taken
 
 
-@rule(op("Add", op("Conv|ConvTranspose", ANY, ANY, OPTIONAL), CONST, commutes=True))
-def fold_bias(add: Node, conv: Node) -> Node | Skip:
+@rule(op("Add", op("Conv|ConvTranspose", ANY, ANY, OPTIONAL), taken(CONST), commutes=True))
+def fold_bias(add: Node, conv: Node, c: Node) -> Node | Skip:
     """Conv(x, w, b) + c -> Conv(x, w, b + c)."""
-    c = next(i for i in add.operands if i is not conv)
     b = input_at(conv, 2)
     flat = per_channel(exact(c), conv.type.rank, 1)
     if flat is None or add.type != conv.type or not isinstance(conv.shape[1], int):

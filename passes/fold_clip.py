@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 
 from qcompiler.ir import Node
-from qcompiler.matching import FLOATS, const, input_at, number, rebuilt
+from qcompiler.matching import FLOATS, const, either, input_at, number, rebuilt
 from qcompiler.ops import make
-from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule, taken
+
+X, C = taken(ANY), taken(CONST)
 
 RANGES = {
     "Sigmoid": (0.0, 1.0),
@@ -29,17 +31,15 @@ RANGES = {
 }
 """Operators that give nothing outside a range."""
 
-FLOAT32_MAX = 3.4e38
 BOUNDED = "Clip|Relu|Sigmoid|HardSigmoid|Softmax|Tanh|Erf|Abs|Sqrt|Exp"
 
 
-@rule(op("Min|Max", op("Min|Max", ANY, CONST, commutes=True), CONST, commutes=True))
-def fold_min_of_max(outer: Node, inner: Node) -> Node | Skip | None:
+@rule(op("Min|Max", op("Min|Max", X, C, commutes=True), C, commutes=True))
+def fold_min_of_max(outer: Node, inner: Node, x: Node, c: Node, d: Node) -> Node | Skip | None:
     """Min(Max(x, a), b), Max(Min(x, b), a) -> Clip(x, a, b)."""
     if outer.op == inner.op:
         return None
-    x = next(i for i in inner.operands if not i.is_constant)
-    a, b = (number(next(i for i in n.operands if i.is_constant)) for n in (inner, outer))
+    a, b = number(c), number(d)
     if a is None or b is None or x.type != outer.type:
         return Skip("a bound is not one number")
     low, high = (a, b) if inner.op == "Max" else (b, a)
@@ -92,10 +92,9 @@ def fold_clip_bounds(clip: Node) -> Node | None:
     return made if made and made.type == clip.type else None
 
 
-@rule(op("Max", ANY, CONST, commutes=True))
-def fold_max_with_zero(maximum: Node) -> Node | None:
+@rule(op("Max", X, C, commutes=True))
+def fold_max_with_zero(maximum: Node, x: Node, c: Node) -> Node | None:
     """Max(x, 0) -> Relu(x)."""
-    x, c = maximum.operands if maximum.operands[1].is_constant else maximum.operands[::-1]
     if (
         number(c) != 0
         or x.type != maximum.type
@@ -113,18 +112,16 @@ def _bounds(node: Node) -> tuple[float, float] | None:
     if node.op == "Clip":
         low, high = input_at(node, 1), input_at(node, 2)
     else:
-        bound = next((i for i in node.operands if i.is_constant), None)
-        if bound is None:
+        found = either(node, lambda i: i.is_constant)
+        if found is None:
             return None
+        bound, _ = found
         low, high = (bound, None) if node.op == "Max" else (None, bound)
     values = [number(b) for b in (low, high) if b is not None]
     if None in values:
         return None
     lowest, highest = number(low), number(high)
-    return (
-        -math.inf if lowest is None or lowest <= -FLOAT32_MAX else lowest,
-        math.inf if highest is None or highest >= FLOAT32_MAX else highest,
-    )
+    return -math.inf if lowest is None else lowest, math.inf if highest is None else highest
 
 
 def _bound(value: float, like: Node) -> Node | None:

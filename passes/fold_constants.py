@@ -1,19 +1,23 @@
 """Compute once, here, what depends on constants and shapes only.
 
 op(constant, ...)  ->  constant          Shape(x)  ->  constant, where x's shape is known
+op(nothing, ...)   ->  constant          op(x)     ->  nothing, where it has no elements
 
-A hostile Expand, Tile, Range or ConstantOfShape cannot fill memory: a result has at most
-`max_bytes`, those that are more than `growth` times what they are made of have at most
-`grown_bytes` together, and all of them have at most `total_bytes` beyond four times what the model
-holds.
+A hostile Expand, Tile, Einsum or ConstantOfShape can fill neither memory nor time: a result has at
+most `max_numbers`, all of them have at most `total_bytes` and take at most `total_work`
+(ops/work.py), and each of these is more by what the model itself holds, `growth` times. What is
+left out is computed when the model runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from qcompiler.ir import Array, Graph, Node, constant, substitute
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, substitute
 from qcompiler.ops import meaning
+from qcompiler.ops.work import work
 from qcompiler.rewrite import Explain, graph_pass
 
 KEPT = frozenset(
@@ -33,25 +37,27 @@ KEPT = frozenset(
 class FoldConstants:
     """op(constant, ...) -> constant, within a budget of bytes."""
 
-    max_bytes: int = 512 << 20
-    grown_bytes: int = 768 << 20
+    max_numbers: int = 1 << 25
     total_bytes: int = 1 << 30
-    growth: float = 8.0
+    total_work: int = 1 << 32
+    growth: float = 4.0
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
         """Inputs first, so a whole chain of constants is gone in one walk."""
-        held = sum(n.type.bytes for n in graph.nodes if n.is_constant)
-        return substitute(graph, _Folding(self, self.total_bytes + 4 * held).change)
+        held = [n.type for n in graph.nodes if n.is_constant]
+        return substitute(graph, _Folding(self, held).change)
 
 
 class _Folding:
-    """One walk: the bytes made so far, and the outputs of nodes that have several."""
+    """One walk: what is left of the budget, and the outputs of nodes that have several."""
 
-    def __init__(self, options: FoldConstants, budget_bytes: int) -> None:
+    def __init__(self, options: FoldConstants, held: Sequence[Type]) -> None:
         self.options = options
-        self.budget_bytes = budget_bytes
-        self.grown_bytes = options.grown_bytes
+        numbers = int(options.growth * sum(t.size for t in held))
+        self.numbers = max(options.max_numbers, numbers)
+        self.bytes = options.total_bytes + int(options.growth * sum(t.bytes for t in held))
+        self.work = float(options.total_work + 16 * numbers)
         self.outputs: dict[Node, tuple[Array, ...] | None] = {}
 
     def change(self, node: Node) -> Node:
@@ -70,29 +76,43 @@ class _Folding:
             return (
                 meaning(node, (np.broadcast_to(np.False_, source.dims),)) if source.static else None
             )
-        if node.op in KEPT or not all(i.is_constant for i in node.operands) or not node.operands:
+        if all(map(_nothing, node.types)):
+            return tuple(np.zeros(t.dims, numpy_dtype(t.dtype)) for t in node.types)
+        known = all(i.is_constant or all(map(_nothing, i.types)) for i in node.operands)
+        if node.op in KEPT or not known or not node.operands:
             return None
         if node not in self.outputs:
             self.outputs[node] = self.within_budget(node)
         return self.outputs[node]
 
     def within_budget(self, node: Node) -> tuple[Array, ...] | None:
-        read = sum(i.type.bytes for i in node.operands)
         if all(t.static for t in node.types):
-            size = sum(t.bytes for t in node.types)
+            numbers, size = sum(t.size for t in node.types), sum(t.bytes for t in node.types)
+            needed = work(node)
         else:  # as many as there are nonzeros, say: no more than it reads, an index for each axis
-            size = read * 8 * 8
-        grown = size if size > self.options.growth * read else 0
-        if size > min(self.options.max_bytes, self.budget_bytes) or grown > self.grown_bytes:
-            self.skip(node, f"{size} bytes out of {read} are more than the budget of constants")
+            numbers = needed = sum(i.type.size for i in node.operands) * 8
+            size = numbers * 8
+        if numbers > self.numbers or size > self.bytes or needed > self.work:
+            self.skip(node, f"{size} bytes by {needed:.0f} steps are more than constants may take")
             return None
-        self.budget_bytes -= size
-        self.grown_bytes -= grown
-        return meaning(node, tuple(None if i is None else i.array for i in node.inputs))
+        self.bytes -= size
+        self.work -= needed
+        return meaning(node, tuple(None if i is None else _array(i) for i in node.inputs))
 
     def skip(self, node: Node, reason: str) -> None:
         if self.options.explain is not None:
             self.options.explain("fold_constants", node, reason)
+
+
+def _nothing(type: Type) -> bool:
+    """Is it known to have no elements? Then all is known of it."""
+    return type.static and type.size == 0
+
+
+def _array(node: Node) -> Array:
+    if node.is_constant:
+        return node.array
+    return np.zeros(node.type.dims, numpy_dtype(node.dtype))
 
 
 def _constant(array: Array, node: Node) -> Node:

@@ -27,7 +27,7 @@ def fold_pad_into_max_pool(pool: Node, pad: Node) -> Node | Skip:
     """MaxPool(Pad(x, p, lowest)) -> MaxPool(x, pads=p + q)."""
     if pad.dtype in ("uint8", "int8"):
         return _padded(pool, pad, (np.iinfo(pad.dtype).min,))
-    return _padded(pool, pad, (-np.inf, float(np.finfo(np.float32).min)))
+    return _padded(pool, pad, (-np.inf,))
 
 
 @rule(op("AveragePool", op("Pad")))

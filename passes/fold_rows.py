@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qcompiler.ir import Node
 from qcompiler.matching import const, rebuilt, reshape
-from qcompiler.rewrite import ANY, CONST, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, Skip, op, rule, taken
 
 PRODUCT = op("MatMul", op("Reshape", shared=True), CONST)
 
@@ -22,10 +22,11 @@ def fold_rows(view: Node, product: Node, inner: Node) -> Node | Skip | None:
     return _parted(view, product, inner)
 
 
-@rule(op("Reshape", op("Add", PRODUCT, CONST, commutes=True), ANY))
-def fold_rows_biased(view: Node, add: Node, product: Node, inner: Node) -> Node | Skip | None:
+@rule(op("Reshape", op("Add", PRODUCT, taken(CONST), commutes=True), ANY))
+def fold_rows_biased(
+    view: Node, add: Node, product: Node, inner: Node, bias: Node
+) -> Node | Skip | None:
     """Reshape(MatMul(Reshape(x), w) + b) -> MatMul(Reshape(x), w) + b."""
-    bias = next(i for i in add.operands if i is not product)
     if add.type != product.type or bias.type.size not in (1, bias.type.dims[-1]):
         return Skip("what is added differs from row to row")
     made = _parted(view, product, inner)

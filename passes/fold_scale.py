@@ -17,26 +17,27 @@ from qcompiler.ir import Node
 from qcompiler.matching import FLOATS, const, exact, input_at, per_channel, rebuilt
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
-from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule, taken
 
 CONV = op("Conv|ConvTranspose", ANY, CONST, OPTIONAL)
+X, C = taken(ANY), taken(CONST)
 
 
-@rule(op("Mul", CONV, CONST, commutes=True))
-def fold_scale_into_conv(mul: Node, conv: Node) -> Node | Skip:
+@rule(op("Mul", CONV, C, commutes=True))
+def fold_scale_into_conv(mul: Node, conv: Node, factor: Node) -> Node | Skip:
     """Conv(x, w, b) * s -> Conv(x, w * s, b * s)."""
-    return _scaled_conv(mul, conv)
+    return _scaled_conv(mul, conv, factor)
 
 
-@rule(op("Div", CONV, CONST))
-def fold_divisor_into_conv(div: Node, conv: Node) -> Node | Skip:
+@rule(op("Div", CONV, C))
+def fold_divisor_into_conv(div: Node, conv: Node, divisor: Node) -> Node | Skip:
     """Conv(x, w, b) / s -> Conv(x, w / s, b / s)."""
-    return _scaled_conv(div, conv)
+    return _scaled_conv(div, conv, divisor)
 
 
-def _scaled_conv(root: Node, conv: Node) -> Node | Skip:
+def _scaled_conv(root: Node, conv: Node, factor: Node) -> Node | Skip:
     x, w, b = conv.inputs[0], conv.operands[1], input_at(conv, 2)
-    scale = _scale(root, conv, conv.type.rank, 1)
+    scale = _scale(root, conv, factor, conv.type.rank, 1)
     if isinstance(scale, Skip):
         return scale
     if b is not None and not b.is_constant:
@@ -58,21 +59,21 @@ def _output_factors(conv: Node, w: Numbers, scale: Numbers) -> Numbers:
     )
 
 
-@rule(op("Mul", op("MatMul", ANY, CONST), CONST, commutes=True))
-def fold_scale_into_matmul(mul: Node, matmul: Node) -> Node | Skip:
+@rule(op("Mul", op("MatMul", ANY, CONST), C, commutes=True))
+def fold_scale_into_matmul(mul: Node, matmul: Node, factor: Node) -> Node | Skip:
     """MatMul(x, w) * s -> MatMul(x, w * s)."""
-    return _scaled_matmul(mul, matmul)
+    return _scaled_matmul(mul, matmul, factor)
 
 
-@rule(op("Div", op("MatMul", ANY, CONST), CONST))
-def fold_divisor_into_matmul(div: Node, matmul: Node) -> Node | Skip:
+@rule(op("Div", op("MatMul", ANY, CONST), C))
+def fold_divisor_into_matmul(div: Node, matmul: Node, divisor: Node) -> Node | Skip:
     """MatMul(x, w) / s -> MatMul(x, w / s)."""
-    return _scaled_matmul(div, matmul)
+    return _scaled_matmul(div, matmul, divisor)
 
 
-def _scaled_matmul(root: Node, matmul: Node) -> Node | Skip:
+def _scaled_matmul(root: Node, matmul: Node, factor: Node) -> Node | Skip:
     x, w = matmul.operands
-    scale = _scale(root, matmul, matmul.type.rank, -1)
+    scale = _scale(root, matmul, factor, matmul.type.rank, -1)
     if isinstance(scale, Skip):
         return scale
     if w.type.rank < 2:
@@ -80,23 +81,22 @@ def _scaled_matmul(root: Node, matmul: Node) -> Node | Skip:
     return rebuilt(matmul, (x, const(exact(w) * scale, like=w)))
 
 
-@rule(op("Mul", op("Add", op("MatMul", ANY, CONST), CONST, commutes=True), CONST, commutes=True))
-def fold_scale_past_bias(mul: Node, add: Node, matmul: Node) -> Node | Skip:
+@rule(op("Mul", op("Add", op("MatMul", ANY, CONST), C, commutes=True), C, commutes=True))
+def fold_scale_past_bias(
+    mul: Node, add: Node, matmul: Node, bias: Node, factor: Node
+) -> Node | Skip:
     """(MatMul(x, w) + b) * s -> MatMul(x, w) * s + b * s."""
-    scale = _scale(mul, add, matmul.type.rank, -1)
+    scale = _scale(mul, add, factor, matmul.type.rank, -1)
     if isinstance(scale, Skip):
         return scale
-    bias = next(i for i in add.operands if i is not matmul)
-    factor = next(i for i in mul.operands if i is not add)
     if matmul.type != add.type:
         return Skip("the sum is larger than the product")
     scaled = make("Mul", matmul, factor)
     return make("Add", scaled, const(exact(bias) * exact(factor), like=bias), name=add.name)
 
 
-def _scale(root: Node, made: Node, rank: int, axis: int) -> Numbers | Skip:
+def _scale(root: Node, made: Node, factor: Node, rank: int, axis: int) -> Numbers | Skip:
     """What the root multiplies by, as [C] or [1] in float64."""
-    factor = next(i for i in root.operands if i is not made)
     if root.dtype not in FLOATS:
         return Skip("integers wrap around")
     flat = per_channel(exact(factor), rank, axis)
@@ -109,10 +109,9 @@ def _scale(root: Node, made: Node, rank: int, axis: int) -> Numbers | Skip:
     return flat
 
 
-@rule(op("Conv", op("Mul", ANY, CONST, commutes=True), CONST, OPTIONAL))
-def fold_input_scale_into_conv(conv: Node, mul: Node) -> Node | Skip:
+@rule(op("Conv", op("Mul", X, C, commutes=True), CONST, OPTIONAL))
+def fold_input_scale_into_conv(conv: Node, mul: Node, x: Node, factor: Node) -> Node | Skip:
     """Conv(x * s, w, b) -> Conv(x, w * s, b)."""
-    x, factor = mul.operands if mul.operands[1].is_constant else mul.operands[::-1]
     if x.type != mul.type or mul.dtype not in FLOATS:
         return Skip("the product is larger than what it multiplies")
     scale = per_channel(exact(factor), x.type.rank, 1)
@@ -130,10 +129,9 @@ def fold_input_scale_into_conv(conv: Node, mul: Node) -> Node | Skip:
     return rebuilt(conv, (x, const(weights, like=w), input_at(conv, 2)))
 
 
-@rule(op("MatMul", op("Mul", ANY, CONST, commutes=True), CONST))
-def fold_input_scale_into_matmul(matmul: Node, mul: Node) -> Node | Skip:
+@rule(op("MatMul", op("Mul", X, C, commutes=True), CONST))
+def fold_input_scale_into_matmul(matmul: Node, mul: Node, x: Node, factor: Node) -> Node | Skip:
     """MatMul(x * s, w) -> MatMul(x, s * w)."""
-    x, factor = mul.operands if mul.operands[1].is_constant else mul.operands[::-1]
     if x.type != mul.type or mul.dtype not in FLOATS:
         return Skip("the product is larger than what it multiplies")
     scale = per_channel(exact(factor), x.type.rank, -1)

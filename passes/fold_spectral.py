@@ -19,8 +19,8 @@ from qcompiler.ops.registry import Numbers
 from qcompiler.ops.spectral import dft_length, frame_length
 from qcompiler.rewrite import Skip, op, rule
 
-MOST = 1 << 26
-"""Elements of a matrix; 8,192 real values give as many."""
+MOST = 1 << 25
+"""Elements of a matrix; 4,096 real values give as many."""
 
 
 def turns(size: int, count: int, bins: int, *, back: bool = False) -> Numbers:

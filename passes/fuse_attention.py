@@ -23,6 +23,7 @@ from qcompiler.ir import Node
 from qcompiler.matching import (
     FLOATS,
     const,
+    either,
     number,
     perm_of,
     rebuilt,
@@ -30,10 +31,12 @@ from qcompiler.matching import (
     transpose,
 )
 from qcompiler.ops import make
-from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule, taken
 
-LOWEST = -1e8
-"""Scores that a mask lowers by this much are lost in rounding, so adding it equals choosing it."""
+LOWEST, NO_WEIGHT = -1e30, -1e8
+"""Scores that a mask lowers by the first are lost in rounding, so adding it equals choosing it,
+even in a row where all is hidden. By the second they weigh nothing beside one that is kept.
+"""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,10 @@ def _scores(node: Node) -> Scores | Skip | None:
     outer, node = _unscaled(node)
     mask = None
     if node.op == "Add":
-        product = next((i for i in node.operands if _product(i)), None)
-        if product is None:
+        found = either(node, _product)
+        if found is None:
             return None
-        mask = next(i for i in node.operands if i is not product)
+        product, mask = found
         inner, node = _unscaled(product)
     elif node.op == "Where":
         chosen = _chosen(node)
@@ -154,11 +157,16 @@ def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
         if not _product(scores):
             continue
         lowest = number(other)
-        if lowest is None or lowest > LOWEST:
+        if lowest is None or lowest > (NO_WEIGHT if _keeps_some(condition, kept) else LOWEST):
             return Skip("what hidden scores become is no very low number")
         pair = (const(0.0, like=where), const(lowest, like=where))
         return make("Where", condition, *(pair if kept else pair[::-1])), scores
     return None
+
+
+def _keeps_some(condition: Node, kept: bool) -> bool:
+    """Is it known that every row has a score that is not hidden?"""
+    return condition.is_constant and bool(np.any(condition.array == kept, axis=-1).all())
 
 
 def _product(node: Node) -> bool:
@@ -174,17 +182,18 @@ def _uncapped(scale: float, node: Node) -> tuple[float, float, Node]:
     return inner * scale, scale, x
 
 
-@rule(op("Add", op("Add", ANY, ANY), ANY, commutes=True))
-def fuse_masks(add: Node, inner: Node) -> Node | None:
+@rule(op("Add", op("Add", ANY, ANY), taken(ANY), commutes=True))
+def fuse_masks(add: Node, inner: Node, other: Node) -> Node | None:
     """(MatMul(q, k) * c + mask) + other -> MatMul(q, k) * c + (mask + other)."""
-    product = next((i for i in inner.operands if _product(i)), None)
-    if product is None or not add.type.static or product.type != add.type:
+    found = either(inner, _product)
+    if found is None or not add.type.static or found[0].type != add.type:
         return None
+    product, mask = found
+    if _product(mask) or _product(other):
+        return None  # a sum of products: which of them is the mask?
     scores = _uncapped(*_unscaled(product))[2]
     if any(i.is_constant for i in scores.operands):
         return None  # not scores: a layer, its bias, and a residual
-    mask = next(i for i in inner.operands if i is not product)
-    other = next(i for i in add.operands if i is not inner)
     return make("Add", product, make("Add", mask, other), name=add.name)
 
 

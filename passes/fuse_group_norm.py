@@ -10,7 +10,7 @@ import numpy as np
 from qcompiler.ir import Node
 from qcompiler.matching import const, exact, per_channel
 from qcompiler.ops import make
-from qcompiler.rewrite import ANY, CONST, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, Skip, op, rule, taken
 
 GROUPED = op("Reshape", op("InstanceNormalization", op("Reshape", ANY, ANY), CONST, CONST), ANY)
 
@@ -39,30 +39,29 @@ def fuse_group_norm(outer: Node, norm: Node, inner: Node) -> Node | Skip | None:
     op(
         "Mul",
         op("GroupNormalization|InstanceNormalization", ANY, CONST, CONST),
-        CONST,
+        taken(CONST),
         commutes=True,
     )
 )
-def fuse_group_norm_scale(mul: Node, norm: Node) -> Node | Skip:
+def fuse_group_norm_scale(mul: Node, norm: Node, c: Node) -> Node | Skip:
     """GroupNormalization(x, s, b) * c -> GroupNormalization(x, s * c, b * c)."""
-    return _affine(mul, norm)
+    return _affine(mul, norm, c)
 
 
 @rule(
     op(
         "Add",
         op("GroupNormalization|InstanceNormalization", ANY, CONST, CONST),
-        CONST,
+        taken(CONST),
         commutes=True,
     )
 )
-def fuse_group_norm_bias(add: Node, norm: Node) -> Node | Skip:
+def fuse_group_norm_bias(add: Node, norm: Node, c: Node) -> Node | Skip:
     """GroupNormalization(x, s, b) + c -> GroupNormalization(x, s, b + c)."""
-    return _affine(add, norm)
+    return _affine(add, norm, c)
 
 
-def _affine(root: Node, norm: Node) -> Node | Skip:
-    c = next(i for i in root.operands if i is not norm)
+def _affine(root: Node, norm: Node, c: Node) -> Node | Skip:
     flat = per_channel(exact(c), norm.type.rank, 1)
     if flat is None or root.type != norm.type:
         return Skip("the constant is not one for each channel")

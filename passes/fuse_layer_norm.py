@@ -33,8 +33,9 @@ from qcompiler.matching import (
 )
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
-from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule, taken
 
+C = taken(CONST)
 NORMS = {"LayerNormalization", "RMSNormalization"}
 
 
@@ -127,12 +128,10 @@ def _centred(node: Node, axes: tuple[int, ...]) -> Node | None:
     return x if same and axes_of(mean, input_at(mean, 1), x.type.rank) == axes else None
 
 
-@rule(
-    op("Mul", op("LayerNormalization|RMSNormalization", ANY, CONST, OPTIONAL), CONST, commutes=True)
-)
-def fuse_norm_scale(mul: Node, norm: Node) -> Node | Skip:
+@rule(op("Mul", op("LayerNormalization|RMSNormalization", ANY, CONST, OPTIONAL), C, commutes=True))
+def fuse_norm_scale(mul: Node, norm: Node, factor: Node) -> Node | Skip:
     """LayerNormalization(x, s, b) * c -> LayerNormalization(x, s * c, b * c)."""
-    c = _whole(next(i for i in mul.operands if i is not norm), norm)
+    c = _whole(factor, norm)
     bias = input_at(norm, 2)
     if c is None or mul.type != norm.type or len(norm.types) > 1:
         return Skip("the factor is not one for each normalized element")
@@ -145,12 +144,9 @@ def fuse_norm_scale(mul: Node, norm: Node) -> Node | Skip:
     return rebuilt(norm, made)
 
 
-@rule(
-    op("Mul|Add", op("Transpose", op("LayerNormalization|RMSNormalization")), CONST, commutes=True)
-)
-def fuse_norm_turned(root: Node, turned: Node, norm: Node) -> Node | Skip:
+@rule(op("Mul|Add", op("Transpose", op("LayerNormalization|RMSNormalization")), C, commutes=True))
+def fuse_norm_turned(root: Node, turned: Node, norm: Node, c: Node) -> Node | Skip:
     """Transpose(LayerNormalization(x)) * c -> Transpose(LayerNormalization(x) * c')."""
-    c = next(i for i in root.operands if i is not turned)
     axis = perm_of(turned).index(norm.type.rank - 1)
     flat = per_channel(c.array, root.type.rank, axis)
     if flat is None or root.type != turned.type:
@@ -158,10 +154,10 @@ def fuse_norm_turned(root: Node, turned: Node, norm: Node) -> Node | Skip:
     return rebuilt(turned, (make(root.op, norm, const(flat), name=root.name),))
 
 
-@rule(op("Add", op("LayerNormalization", ANY, CONST, OPTIONAL), CONST, commutes=True))
-def fuse_norm_bias(add: Node, norm: Node) -> Node | Skip:
+@rule(op("Add", op("LayerNormalization", ANY, CONST, OPTIONAL), C, commutes=True))
+def fuse_norm_bias(add: Node, norm: Node, added: Node) -> Node | Skip:
     """LayerNormalization(x, s, b) + c -> LayerNormalization(x, s, b + c)."""
-    c = _whole(next(i for i in add.operands if i is not norm), norm)
+    c = _whole(added, norm)
     bias = input_at(norm, 2)
     if c is None or add.type != norm.type or len(norm.types) > 1:
         return Skip("the constant is not one for each normalized element")

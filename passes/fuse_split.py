@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import prod
 
 from qcompiler.ir import Graph, Node
-from qcompiler.matching import const, ints, number, perm_of, reshape, transpose
+from qcompiler.matching import const, either, ints, number, perm_of, reshape, transpose
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Explain, Skip, graph_pass, op, rule
 
@@ -61,11 +61,11 @@ def source(node: Node) -> Source | None:
         node = node.operands[0]
     bias = None
     if node.op == "Add":
-        product = next((i for i in node.operands if i.op == "MatMul"), None)
-        bias = next((i for i in node.operands if i.is_constant), None)
-        if product is None or bias is None or product.type != node.type:
+        found = either(node, lambda i: i.is_constant)
+        if found is None or found[1].type != node.type:
             return None
-        if bias.type.size != bias.type.dims[-1]:
+        bias, product = found
+        if bias.type.dims[-1:] != (bias.type.size,):  # also where the bias has no dimensions
             return None
         node = product
     if node.op != "MatMul":

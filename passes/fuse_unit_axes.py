@@ -11,28 +11,30 @@ from __future__ import annotations
 
 from qcompiler.ir import Node
 from qcompiler.matching import rebuilt, reshape
-from qcompiler.rewrite import ANY, Skip, op, rule
+from qcompiler.rewrite import ANY, Skip, op, rule, taken
 
-ADDED = op("Add|Mul", op("Reshape", ANY, ANY), ANY, commutes=True)
+ADDED = op("Add|Mul", op("Reshape", ANY, ANY), taken(ANY), commutes=True)
 
 
 @rule(op("Reshape", ADDED, ANY))
-def fuse_unit_axes(view: Node, add: Node, inner: Node) -> Node | Skip | None:
+def fuse_unit_axes(view: Node, add: Node, inner: Node, other: Node) -> Node | Skip | None:
     """Reshape(Add(Reshape(x), m)) -> Add(x, Reshape(m))."""
-    return _without(view, add, inner)
+    return _without(view, add, inner, other)
 
 
 @rule(op("Reshape", op("Softmax", ADDED), ANY))
-def fuse_unit_axes_softmax(view: Node, softmax: Node, add: Node, inner: Node) -> Node | Skip | None:
+def fuse_unit_axes_softmax(
+    view: Node, softmax: Node, add: Node, inner: Node, other: Node
+) -> Node | Skip | None:
     """Reshape(Softmax(Add(Reshape(x), m))) -> Softmax(Add(x, Reshape(m)))."""
     if softmax.int("axis") not in (-1, softmax.type.rank - 1):
         return None
-    made = _without(view, add, inner)
+    made = _without(view, add, inner, other)
     return rebuilt(softmax, (made,), axis=-1) if isinstance(made, Node) else made
 
 
-def _without(view: Node, add: Node, inner: Node) -> Node | Skip | None:
-    x, other = inner.operands[0], next(i for i in add.operands if i is not inner)
+def _without(view: Node, add: Node, inner: Node, other: Node) -> Node | Skip | None:
+    x = inner.operands[0]
     if not (view.type.static and inner.type.static and other.type.static):
         return None
     dims, wide = view.type.dims, add.type.dims

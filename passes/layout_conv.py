@@ -15,7 +15,7 @@ from qcompiler.ops import make
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
 
-PRODUCTS = ("float32", "float16", "bfloat16")
+PRODUCTS = ("float32", "float16", "bfloat16", "float64")
 
 
 @rule(op("Conv", ANY, ANY, OPTIONAL))

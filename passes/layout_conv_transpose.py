@@ -12,7 +12,6 @@ between each other. Entries that a convolution lacks are zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 
 import numpy as np
@@ -42,13 +41,9 @@ class Axis:
 
     @staticmethod
     def of(size: int, outputs: int, kernel: int, stride: int, dilation: int, pad: int) -> Axis:
-        """The inputs that any of the outputs between two inputs needs."""
-        offsets = [
-            (r + pad - k * dilation) // stride
-            for r in range(stride)
-            for k in range(kernel)
-            if (r + pad - k * dilation) % stride == 0
-        ]
+        """The inputs that any of the outputs between two inputs needs; every entry of the kernel is
+        for one of those outputs, and for one input."""
+        offsets = [-((k * dilation - pad) // stride) for k in range(kernel)]
         low, high = min([0, *offsets]), max([0, *offsets])
         count = -(-outputs // stride)
         after = max(count - 1 + high - (size - 1), 0)
@@ -95,19 +90,14 @@ def interleaved(w: Array, group: int, axes: list[Axis], window: Window, begins: 
     strides = [a.stride for a in axes]
     made = np.zeros((*taps, each, group, *strides, w.shape[1]), w.dtype)
     split = w.reshape(group, each, *w.shape[1:])
-    for position in product(*(range(s) for s in strides)):
-        for k in np.ndindex(*window.kernel):
-            spans = [
-                r + begin - i * d
-                for r, begin, i, d in zip(position, begins, k, window.dilations, strict=True)
-            ]
-            if any(span % s for span, s in zip(spans, strides, strict=True)):
-                continue
-            at = tuple(span // a.stride - a.low for span, a in zip(spans, axes, strict=True))
-            # [g, C/g, O/g] -> [C/g, g, O/g]
-            made[(*at, slice(None), slice(None), *position)] = split[
-                (slice(None), slice(None), slice(None), *k)
-            ].swapaxes(0, 1)
+    for k in np.ndindex(*window.kernel):
+        spans = [i * d - begin for i, d, begin in zip(k, window.dilations, begins, strict=True)]
+        position = tuple(span % s for span, s in zip(spans, strides, strict=True))
+        at = tuple(-(span // a.stride) - a.low for span, a in zip(spans, axes, strict=True))
+        # [g, C/g, O/g] -> [C/g, g, O/g]
+        made[(*at, slice(None), slice(None), *position)] = split[
+            (slice(None), slice(None), slice(None), *k)
+        ].swapaxes(0, 1)
     return made.reshape(*taps, each, -1)
 
 

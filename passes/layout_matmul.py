@@ -16,7 +16,7 @@ from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
 from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 
-PRODUCTS = ("float32", "float16", "bfloat16")
+PRODUCTS = ("float32", "float16", "bfloat16", "float64", "int32", "int64", "uint32", "uint64")
 
 
 @rule(op("MatMul", ANY, ANY))

@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompiler.ir import Graph, Node
 from qcompiler.matching import const, per_channel, rebuilt, reshape
-from qcompiler.ops import OPERATORS, make
+from qcompiler.ops import OPERATORS, is_elementwise, make
 from qcompiler.ops.quantized import TABLES
 from qcompiler.rewrite import Explain, Skip, graph_pass
 
@@ -73,8 +73,10 @@ def chain(node: Node) -> list[Node]:
     found = [node]
     while node.op != "matmul":
         data = [i for i in node.operands if not i.is_constant]
+        if len(data) != 1:
+            break
         view = node.op == "Reshape" and node.shape[-1:] == data[0].shape[-1:]
-        if not view and (not _by_columns(node) or len(data) != 1 or data[0].shape != node.shape):
+        if not view and (not _by_columns(node) or data[0].shape != node.shape):
             break
         node = data[0]
         found.append(node)
@@ -83,7 +85,7 @@ def chain(node: Node) -> list[Node]:
 
 def _by_columns(node: Node) -> bool:
     """Elementwise, with constants of one number, or one for each column."""
-    if OPERATORS[node.op].formula is None or node.op in TABLES:
+    if not is_elementwise(node) or node.op in TABLES:
         return False
     rank = node.type.rank
     return all(per_channel(i.array, rank, -1) is not None for i in node.operands if i.is_constant)

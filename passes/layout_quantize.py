@@ -1,6 +1,7 @@
 """What is left of ONNX's quantization becomes the compiler's own: one product, one rounding.
 
-QuantizeLinear(x, scale, zero)    ->  quantize(x, float32(1 / scale), int32(zero))
+QuantizeLinear(x, scale, zero)    ->  quantize(x, float32(1 / scale), int32(zero))    constants
+QuantizeLinear(x, scale, zero)    ->  quantize(x / scale, 1, int32(zero))             otherwise
 DequantizeLinear(x, scale, zero)  ->  dequantize(x, scale, int32(zero))
 
 DequantizeLinear of constants that are no bytes, or have a scale a block, becomes a constant.
@@ -26,11 +27,12 @@ def layout_quantize(node: Node) -> Node | Skip:
     if isinstance(parts, Skip):
         return parts
     x, scale, zero = parts
+    x = to_dtype(x, "float32")
     if scale.is_constant:
         multiplier = const((1 / scale.array.astype(np.float64)).astype(np.float32))
-    else:
-        multiplier = make("Reciprocal", scale)
-    return make("quantize", to_dtype(x, "float32"), multiplier, zero, dtype=node.dtype)
+    else:  # a range that was just measured has its ends on halves: they round as ONNX divides
+        x, multiplier = make("Div", x, scale), const(np.float32(1))
+    return make("quantize", x, multiplier, zero, dtype=node.dtype)
 
 
 @rule(op("DequantizeLinear", ANY, ANY, OPTIONAL))

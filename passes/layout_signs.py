@@ -42,6 +42,8 @@ class LayoutSigns:
         if node.op not in ("conv", "matmul") or node.dtype != "int32" or self.device is None:
             return node
         x, w = node.operands
+        if x.dtype not in KEYS:
+            return node
         products = self.device.isa.mac
         if KEYS[x.dtype] in products or KEYS[OTHER[x.dtype]] not in products or w.dtype != "int8":
             return node

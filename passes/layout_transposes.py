@@ -19,7 +19,6 @@ from qcompiler.layouts import (
     Seen,
     Sinking,
     common_layout,
-    operand,
     seen_as,
     through,
     to_first,
@@ -90,7 +89,8 @@ def _concat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     if layout == tuple(range(len(layout))):
         return None
     axis = layout[node.int("axis") % len(layout)]
-    return Seen(rebuilt(node, [operand(v, layout, sinking) for v in values], axis=axis), layout)
+    joined = [sinking.physical(v, layout) for v in values]  # constants keep all their axes, too
+    return Seen(rebuilt(node, joined, axis=axis), layout)
 
 
 @through(

@@ -15,7 +15,7 @@ from qcompiler.passes.layout_transposes import merged
 
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.matching import const, melts, rebuilt, reshape
-from qcompiler.ops import OPERATORS
+from qcompiler.ops import is_elementwise
 from qcompiler.ops.quantized import TABLES
 from qcompiler.rewrite import graph_pass
 
@@ -30,31 +30,28 @@ class LayoutViews:
     def __call__(self, graph: Graph) -> Graph:
         """One walk, inputs first; a chain of elementwise nodes passes as a whole."""
         new: dict[Node, Node] = {}
+        computed = _Computed()
         for node in graph.nodes:
             moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
-            new[node] = _before(moved, node, graph) or moved
+            new[node] = _before(moved, node, graph, computed) or moved
         return graph.with_outputs(new[o] for o in graph.outputs)
 
 
-def _before(node: Node, was: Node, graph: Graph) -> Node | None:
+def _before(node: Node, was: Node, graph: Graph, computed: _Computed) -> Node | None:
     """A node on Reshapes -> a Reshape of the node; None where there is nothing to gain."""
-    if not _elementwise(node) or not node.type.static or node.type.size == 1:
+    if not is_elementwise(node) or not node.type.static or node.type.size == 1:
         return None
     whole = [i for i in zip(node.operands, was.operands, strict=True) if i[0].shape == node.shape]
     ends = [i for i, old in whole if _alone(old, graph)]
-    if any(i.op != "Reshape" and not melts(i) and _computed(i) for i in ends):
+    if any(i.op != "Reshape" and not melts(i) and computed(i) for i in ends):
         return None  # it ends another kernel as it stands
     for view in ends:
         source = view.operands[0] if view.op == "Reshape" else view
-        if source is view or not source.type.static or not _computed(source):
+        if source is view or not source.type.static or not computed(source):
             continue
         if (operands := _against(node, source.type.dims)) is not None:
             return reshape(rebuilt(node, operands), node.type.dims)
     return None
-
-
-def _elementwise(node: Node) -> bool:
-    return node.op in OPERATORS and OPERATORS[node.op].formula is not None
 
 
 def _alone(node: Node, graph: Graph) -> bool:
@@ -63,14 +60,29 @@ def _alone(node: Node, graph: Graph) -> bool:
     return graph.readers[node] == 1 and graph.readers[below] == 1
 
 
-def _computed(node: Node) -> bool:
-    """Does a kernel make this value, through elementwise nodes, that could go on?"""
-    while _elementwise(node):
-        wide = [i for i in node.operands if i.shape == node.shape and not i.is_constant]
-        if not wide:
-            return False
-        node = wide[0]
-    return node.op not in ("input", "constant", "Reshape")
+class _Computed:
+    """Does a kernel make a value, through elementwise nodes, that could go on? What was found out
+    is kept, so that a chain is walked once and not once for each of its nodes.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Node, bool] = {}
+
+    def __call__(self, node: Node) -> bool:
+        passed: list[Node] = []
+        while node not in self.known:
+            passed.append(node)
+            if not is_elementwise(node):
+                self.known[node] = node.op not in ("input", "constant", "Reshape")
+                break
+            wide = (i for i in node.operands if i.shape == node.shape and not i.is_constant)
+            below = next(wide, None)
+            if below is None:
+                self.known[node] = False
+                break
+            node = below
+        self.known.update((n, self.known[node]) for n in passed)
+        return self.known[node]
 
 
 def _against(node: Node, shape: tuple[int, ...]) -> list[Node | None] | None:

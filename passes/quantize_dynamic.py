@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from qcompiler.passes.quantize_common import weights_right
 
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.isa import Device
@@ -40,6 +41,7 @@ class QuantizeDynamic:
         if "quantization" in graph.notes:
             return graph
         bits = weight_bits(self.weight_bits, self.device)
+        graph, _ = weights_right(graph, self.asks)
         rows: dict[Node, tuple[Node, Node]] = {}
         new: dict[Node, Node] = {}
         for node in graph.nodes:
@@ -53,10 +55,14 @@ class QuantizeDynamic:
         made = graph.with_outputs(new[o] for o in graph.outputs)
         return made.note(quantization=f"dynamic int8 rows x int{bits}")
 
+    def asks(self, node: Node) -> bool:
+        """Whether include and exclude let a product be quantized."""
+        return not named(node, self.exclude) and (not self.include or named(node, self.include))
+
     def fits(self, node: Node) -> bool:
         """Whether a product can be made integer; --explain is told why not."""
         x, w = node.operands
-        if named(node, self.exclude) or (self.include and not named(node, self.include)):
+        if not self.asks(node):
             return False
         reason = ""
         if not w.is_constant or x.is_constant:

@@ -11,15 +11,14 @@ import numpy as np
 
 from qcompiler.ir import Node, constant
 from qcompiler.ops import make
-from qcompiler.rewrite import ANY, CONST, Skip, op, rule
+from qcompiler.rewrite import ANY, CONST, Skip, op, rule, taken
 from qcompiler.scales import bias_steps
 
 
-@rule(op("Add", op("Mul", op("Cast", ANY), CONST), CONST, commutes=True))
-def quantize_fuse_bias(add: Node, mul: Node, cast: Node) -> Node | Skip | None:
+@rule(op("Add", op("Mul", op("Cast", ANY), CONST), taken(CONST), commutes=True))
+def quantize_fuse_bias(add: Node, mul: Node, cast: Node, bias: Node) -> Node | Skip | None:
     """Cast(s) * m + b -> Cast(s + round(b / m)) * m."""
     sums, factor = cast.operands[0], mul.operands[1]
-    bias = next(i for i in add.operands if i is not mul)
     if sums.dtype != "int32" or add.type != mul.type or mul.type.rank == 0:
         return None
     shape = np.broadcast_shapes(bias.array.shape, factor.array.shape)

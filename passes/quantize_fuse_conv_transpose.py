@@ -13,6 +13,7 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
+from qcompiler.passes.layout_conv_transpose import MAX_GROWTH, MAX_WEIGHTS
 
 from qcompiler.ir import Array, Node, constant
 from qcompiler.matching import input_at, int64s, per_channel, reshape, transpose
@@ -43,6 +44,9 @@ def quantize_fuse_conv_transpose(node: Node, data: Node, weight: Node) -> Node |
     if begins is None:
         return Skip("its padding is not given")
     phases = prod(strides)
+    grown = phases * prod(-(-k // s) for k, s in zip(dims[2:], strides, strict=True))
+    if grown * prod(dims[:2]) > MAX_GROWTH * w.node.type.size + MAX_WEIGHTS:
+        return Skip("strides so large that the weights would be mostly zeros")
     kernel = phase_weights(w.node.array, group, strides)
     scales = np.tile(np.broadcast_to(scale, (dims[1],)), group * phases).astype(np.float32)
     spread = constant(scales.reshape(-1, *[1] * (len(dims) - 1)))

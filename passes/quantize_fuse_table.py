@@ -12,7 +12,7 @@ import numpy as np
 
 from qcompiler.ir import Node, constant
 from qcompiler.matching import rebuilt
-from qcompiler.ops import OPERATORS, known_value, make
+from qcompiler.ops import is_elementwise, known_value, make
 from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 
 PLAIN = frozenset({"dequantize", "quantize", "Relu", "Clip"})
@@ -78,7 +78,6 @@ def _function(root: Node) -> tuple[Node, list[Node]] | None:
 
 def _tabulates(node: Node) -> bool:
     """Elementwise, and its constants are the same for every element."""
-    entry = OPERATORS.get(node.op)
-    if entry is None or entry.formula is None:
+    if not is_elementwise(node):
         return False
     return node.op == "lookup" or all(i.array.size == 1 for i in node.operands if i.is_constant)

@@ -140,6 +140,11 @@ class _Halves:
             return
         if node in self.wanted.products:
             made = self.product(node)
+        elif node.op == "item" and node.operands[0] in self.half:
+            piece = rebuilt(
+                node, (self.half[node.operands[0]],)
+            )  # one that nobody wants in 16 bits
+            made = make("Cast", piece, to="float32")
         else:
             made = node.with_inputs(None if i is None else self.full[i] for i in node.inputs)
         if node in self.stored and made.types[0].dtype == "float32" and len(made.types) == 1:

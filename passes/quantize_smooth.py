@@ -60,6 +60,8 @@ class QuantizeSmooth:
         found = self.statistics or (self.data.statistics(graph) if self.data else None)
         assert found is not None
         names = value_names(graph)
+        for n in [n for n in products if by_two_axes(found, names[n])]:
+            del products[n]
         scales = {n: self.scale(found, names[n], read) for n, read in products.items()}
         return _rebuild(graph, products, scales).note(smoothed=f"alpha {self.alpha}")
 
@@ -86,6 +88,11 @@ class QuantizeSmooth:
             1 - self.alpha
         )
         return np.where(alive, np.maximum(s, LEAST), 1.0)
+
+
+def by_two_axes(statistics: Statistics, name: str) -> bool:
+    """Whether a value was seen, but not by channel: products sum over different axes of it."""
+    return name in statistics.values and statistics.channels(name) is None
 
 
 def _rebuild(graph: Graph, products: dict[Node, list[Node]], scales: dict[Node, Numbers]) -> Graph:

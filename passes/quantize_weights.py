@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from qcompiler.passes.quantize_common import weights_right
 from qcompiler.passes.quantize_narrow import scaled
 
 from qcompiler.calibrate import Calibration
@@ -61,6 +62,7 @@ class QuantizeWeights:
         if "quantization" in graph.notes or "weights" in graph.notes:
             return graph
         self.check()
+        graph, _ = weights_right(graph, lambda n: self.asks(n) and n.operands[0].type.rank == 2)
         products = [n for n in graph.nodes if self.wants(n)]
         made: dict[Node, _Small] = {}
         for node, found in seen(graph, products, self.data, self.rounding):
@@ -89,11 +91,15 @@ class QuantizeWeights:
         groups = f", groups of {self.group}" if self.scheme == "integer" and self.group else ""
         return f"{kind}{groups}, {self.rounding}"
 
+    def asks(self, node: Node) -> bool:
+        """Whether include and exclude let a product's weights be small."""
+        return not named(node, self.exclude) and (not self.include or named(node, self.include))
+
     def wants(self, node: Node) -> bool:
         """Whether a product's weights are to be small; --explain is told why not."""
         if node.op not in PRODUCTS or node.dtype != "float32":
             return False
-        if named(node, self.exclude) or (self.include and not named(node, self.include)):
+        if not self.asks(node):
             return False
         reason = ""
         if not node.operands[1].is_constant or node.operands[0].is_constant:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler.artifact import Artifact
-from qcompiler.errors import Error
+from qcompiler.errors import Error, compiler_missing
 
 if TYPE_CHECKING:
     import onnx
@@ -48,12 +48,15 @@ def compile(
     """ONNX file or model -> artifact, for one target and fixed input shapes.
 
     target: "host", an instruction set (`qcompiler targets`), a device, or a .toml or .py file.
-    precision: "float32", "bfloat16", "float16", "int8" (static; needs `calibration`) or
-        "int8-dynamic" (matrix products only; needs none).
+    precision: "float32", "bfloat16", "float16"; "int8" (static), "int4" (the same with weights of
+        4 bits), which need `calibration`; "int8-dynamic" (matrix products only), or
+        "int8-weights", "int4-weights" (activations stay float32), which need none.
     calibration: an .npz or .npy file, a folder, an iterable of {input name: array}, an onnxruntime
         CalibrationDataReader, or "synthetic" (random data, for speed trials; the artifact says so).
-    input_shapes: {input name: shape}, for inputs whose shape the model leaves open.
-    threads: how many the artifact may use (0: all of the machine's cores).
+    input_shapes: {input name: shape}, for inputs whose shape the model leaves open; where that is
+        the batch alone, it is 1 unless given, and the artifact's notes say so.
+    threads: how many the artifact may use (0: all this process may use, or one where more save
+        little).
     passes, disabled_passes: as the flags --pass and --disabled-pass.
     exclude: nodes kept in float: names, regular expressions, or operator types.
     prune: what to take away before quantizing: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5";
@@ -64,7 +67,12 @@ def compile(
 
     Raises Error for whatever is wrong with the model, the data or the options.
     """
-    from qcompiler import driver
+    try:
+        from qcompiler import driver
+    except ImportError as e:
+        if missing := compiler_missing(e):
+            raise missing from e
+        raise
 
     options = driver.Options(
         target=target,
@@ -86,7 +94,9 @@ def compile(
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
-    """Path or artifact -> a model ready to run; `threads` as compiled unless given."""
+    """Path or artifact -> a model ready to run; `threads` as compiled unless given. Its `close()`,
+    or the end of a `with` block, gives its memory back at once.
+    """
     from qcompiler.runtime import load as load_model
 
     return load_model(artifact, threads=threads)

@@ -1,23 +1,25 @@
 """manifest, machine code, weights <-> one file on disk (`model.qc`).
 
-A zip of stored members, each at a multiple of 64 bytes so that weights can be mapped into memory as
-they are: `manifest.json` (format version, inputs and outputs, required CPU features, SHA-256 of the
-other members, how it was made), `code.so`, `weights.bin`. Nothing in it is pickled. Opening it
-checks the format, every hash and that nothing else is inside.
+A zip of stored members, each at a multiple of 64 bytes: `manifest.json` (format version, inputs and
+outputs, required CPU features, SHA-256 of the other members, how it was made), `code.so`,
+`weights.bin`. Nothing in it is pickled. Opening it checks the format, every hash and that nothing
+else is inside. All of it is read into memory and hashed on the way, so what is used is what was
+checked, and nobody who writes to the file afterwards changes a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +27,12 @@ from numpy.typing import NDArray
 from qcompiler.entropy import decode, encode
 from qcompiler.errors import Error
 from qcompiler.files import replacing
+from qcompiler.members import ALIGN as ALIGN
+from qcompiler.members import Member, aligned, layout, opened, write
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
-FORMAT = 3
-ALIGN = 64
+FORMAT = 5
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
-_PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
-_MAX_MANIFEST_BYTES = 64 << 20
 _DAMAGED = (
     zipfile.BadZipFile,
     RuntimeError,  # zipfile: an encrypted member, one of a later version; json: nested too deeply
@@ -101,6 +102,26 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file an artifact was read from, as it was then."""
+
+    path: str
+    """Absolute."""
+    digest: str
+    """SHA-256 of its manifest, which holds those of its other members."""
+    stamp: tuple[int, ...]
+    """Of the file's inode: changes when the file is written or replaced."""
+
+    @property
+    def unchanged(self) -> bool:
+        """Is that file still there?"""
+        try:
+            return _stamp(os.stat(self.path)) == self.stamp
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True, eq=False)
 class Artifact:
     """A compiled model: save it, or hand it to `qcompiler.load`."""
 
@@ -111,14 +132,16 @@ class Artifact:
     """(Offset, size) of every constant in the weights, for `save` to find small forms of."""
     compress: bool = False
     """Was a small file asked for?"""
+    origin: Origin | None = None
 
     @property
     def signature(self) -> int:
         """What its machine code must say that it was made for."""
         m = self.manifest
-        inputs, outputs = ([(v.dtype, v.shape) for v in side] for side in (m.inputs, m.outputs))
+        sides = (m.inputs, m.outputs)
+        inputs, outputs = ([(v.name, v.dtype, v.shape) for v in side] for side in sides)
         sizes = (self.weights.nbytes, m.workspace_bytes, len(m.steps), m.threads)
-        return signature(inputs, outputs, sizes)
+        return signature(inputs, outputs, sizes, m.cpu_flags)
 
     @property
     def bytes(self) -> int:
@@ -134,7 +157,7 @@ class Artifact:
         path = Path(path)
         pieces, kept = shrink(self.weights, self.blocks, code=compress)
         code = encode(np.frombuffer(self.code, np.uint8)) if compress else self.code
-        members = {CODE: memoryview(code), WEIGHTS: memoryview(kept.tobytes())}
+        members = {CODE: memoryview(code), WEIGHTS: np.ascontiguousarray(kept).data}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
         size = self.weights.nbytes
         facts = replace(
@@ -146,30 +169,39 @@ class Artifact:
         )
         manifest = json.dumps(asdict(facts), indent=1).encode()
         with replacing(path) as file:
-            _write_zip(file, {MANIFEST: memoryview(manifest), **members})
+            write(file, {MANIFEST: memoryview(manifest), **members})
+            _, places = layout(file, MANIFEST, (CODE, WEIGHTS))
+            for name, digest in hashes.items():
+                member = Member(file, places[name], str(path), digest)
+                member.pass_over()
+                member.check()
         return path
 
 
 def signature(
-    inputs: Sequence[tuple[str, Sequence[int]]],
-    outputs: Sequence[tuple[str, Sequence[int]]],
+    inputs: Sequence[tuple[str, str, Sequence[int]]],
+    outputs: Sequence[tuple[str, str, Sequence[int]]],
     sizes: Sequence[int],
+    cpu_flags: Iterable[str],
 ) -> int:
-    """What machine code takes for granted -> 32 bits, which it repeats: (dtype, shape) of the
-    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads.
+    """What machine code takes for granted -> 32 bits, which it repeats: (name, dtype, shape) of the
+    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, and
+    what the CPU must have.
     """
-    shapes = [[[dtype, *shape] for dtype, shape in values] for values in (inputs, outputs)]
-    return zlib.crc32(json.dumps([*shapes, list(sizes)]).encode()) & 0x7FFFFFFF
+    sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
+    return zlib.crc32(json.dumps([*sides, list(sizes), sorted(cpu_flags)]).encode()) & 0x7FFFFFFF
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """Path -> artifact, its weights mapped from the file; checked before anything is used."""
+    """Path -> artifact, all of it in memory; checked before anything is used."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            return _read(file, str(path))
+        with opened(path) as file:
+            return _read(file, path)
     except OSError as e:
         raise Error(f"cannot read: {e.strerror or e}", where=str(path)) from e
+    except MemoryError as e:
+        raise Error("it does not fit into the memory that is free", where=str(path)) from e
     except _DAMAGED as e:
         detail = f"{e}".strip("'")
         raise Error(
@@ -179,46 +211,62 @@ def open_artifact(path: str | Path) -> Artifact:
         ) from e
 
 
-def _read(file: BinaryIO, where: str) -> Artifact:
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if sorted(e.filename for e in entries) != sorted((MANIFEST, CODE, WEIGHTS)):
-            raise ValueError("its members are not those of an artifact")
-        if any(
-            e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries
-        ):
-            raise ValueError("a member is compressed")
-        if archive.getinfo(MANIFEST).file_size > _MAX_MANIFEST_BYTES:
-            raise ValueError("the manifest is too large")
-        manifest = _manifest(json.loads(archive.read(MANIFEST)), where)
-        offsets = {e.filename: _data_offset(file, e) for e in entries}
-        sizes = {e.filename: e.file_size for e in entries}
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    view = np.frombuffer(whole, np.uint8)
-    found = {}
-    for name in (CODE, WEIGHTS):
-        part = view[offsets[name] : offsets[name] + sizes[name]]
-        if part.size != sizes[name] or offsets[name] % ALIGN:
-            raise ValueError(f"{name} is out of place")
-        if hashlib.sha256(part.data).hexdigest() != manifest.members[name]:
-            raise Error(
-                f"{name} is not what was compiled: its SHA-256 differs from the manifest's",
-                where=where,
-                hint="the file was changed or damaged; compile the model again",
-            )
-        found[name] = part
-    weights = found[WEIGHTS]
-    if manifest.pieces:
-        if manifest.weights_bytes > MOST_GROWTH * weights.size + LEAST_BYTES:
-            raise ValueError("the weights would grow beyond all measure")
-        weights = expand(manifest.pieces, weights, manifest.weights_bytes)
-    blocks = tuple((p.offset, p.bytes) for p in manifest.pieces)
-    code = found[CODE]
-    if manifest.code_bytes:
-        if manifest.code_bytes > MOST_GROWTH * code.size:
-            raise ValueError("the code would grow beyond all measure")
-        code = decode(code, manifest.code_bytes)
-    return Artifact(manifest, code.tobytes(), weights, blocks, manifest.code_bytes > 0)
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read(file: BinaryIO, path: Path) -> Artifact:
+    where, status = str(path), os.fstat(file.fileno())
+    text, places = layout(file, MANIFEST, (CODE, WEIGHTS))
+    manifest = _manifest(json.loads(text), where)
+    code, weights = (
+        Member(file, places[name], where, manifest.members[name]) for name in (CODE, WEIGHTS)
+    )
+    return Artifact(
+        manifest,
+        _code(code, manifest),
+        _weights(weights, manifest),
+        blocks=tuple((p.offset, p.bytes) for p in manifest.pieces),
+        compress=manifest.code_bytes > 0,
+        origin=Origin(str(path.absolute()), hashlib.sha256(text).hexdigest(), _stamp(status)),
+    )
+
+
+def _code(member: Member, manifest: Manifest) -> bytes:
+    """The machine code, as it runs."""
+    data = member.bytes()
+    member.check()
+    if not manifest.code_bytes:
+        return data
+    if manifest.code_bytes > MOST_GROWTH * len(data):
+        raise ValueError("the code would grow beyond all measure")
+    return decode(np.frombuffer(data, np.uint8), manifest.code_bytes).tobytes()
+
+
+_held: WeakValueDictionary[tuple[str, int, tuple[Piece, ...]], Bytes] = WeakValueDictionary()
+"""Weights in use, by what they were made from: equal ones are in memory once."""
+
+
+def _weights(member: Member, manifest: Manifest) -> Bytes:
+    """The weights, as kernels read them: 64-byte aligned, and not to be written."""
+    size, pieces = manifest.weights_bytes, manifest.pieces
+    key = (manifest.members[WEIGHTS], size, pieces)
+    if (same := _held.get(key)) is not None:
+        member.pass_over()
+        member.check()
+        return same
+    if pieces and size > MOST_GROWTH * member.size + LEAST_BYTES:
+        raise ValueError("the weights would grow beyond all measure")
+    if not pieces and size != member.size:
+        raise ValueError("the weights have another size")
+    made = aligned(size)
+    if pieces:
+        expand(pieces, member.fill, member.size, made)
+    else:
+        member.fill(made)
+    member.check()
+    made.flags.writeable = False
+    return _held.setdefault(key, made)
 
 
 def _manifest(raw: Json, where: str) -> Manifest:
@@ -286,30 +334,10 @@ def _list(raw: Json) -> list[Json]:
 
 
 def _int(raw: Json) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool) or raw < 0:
+    if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw < 1 << 63:
         raise TypeError("the manifest is malformed")
     return raw
 
 
 def _strings(raw: Json) -> dict[str, str]:
     return {str(k): str(v) for k, v in _object(raw).items()}
-
-
-def _write_zip(file: BinaryIO, members: Mapping[str, memoryview]) -> None:
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name)  # its default date, 1980: equal inputs give equal files
-            header = file.tell() + 30 + len(name) + 4
-            padding = -header % ALIGN
-            info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
-            archive.writestr(info, data)
-
-
-def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start: after its local header, whose extra field has a length of its
-    own.
-    """
-    file.seek(entry.header_offset)
-    header = file.read(30)
-    name, extra = struct.unpack("<HH", header[26:30])
-    return int(entry.header_offset) + 30 + int(name) + int(extra)

@@ -9,7 +9,9 @@ first dimension of all inputs and outputs) alike and apart from each other.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from math import isqrt
 
 import numpy as np
 
@@ -73,11 +75,17 @@ def _size(graph: Graph, batch: int, device: Device) -> int:
     fitting = CACHED * device.l3_bytes
     if largest <= fitting:
         return batch
-    size = max(
-        d for d in range(1, batch) if not batch % d and (d == 1 or largest * d <= fitting * batch)
-    )
+    smaller = (d for d in _divisors(batch) if d < batch)
+    size = max(d for d in smaller if d == 1 or largest * d <= fitting * batch)
     weights = sum(n.type.bytes for n in graph.nodes if n.is_constant)
     return size if WORTH * weights * (batch // size) <= moved else batch
+
+
+def _divisors(number: int) -> Iterator[int]:
+    """Whatever divides a number, found in as many turns as its square root."""
+    for low in range(1, isqrt(number) + 1):
+        if number % low == 0:
+            yield from (low, number // low)
 
 
 class _Part:

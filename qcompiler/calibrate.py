@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qcompiler import text
 from qcompiler.errors import Error
-from qcompiler.files import write_text
+from qcompiler.files import contents, write_text
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops import evaluate
 
@@ -257,7 +257,7 @@ class Statistics:
     def read(path: Path) -> Statistics:
         """JSON that `write` made -> the statistics. Raises Error on anything else."""
         try:
-            whole = json.loads(path.read_text())
+            whole = json.loads(contents(path))
             if whole["format"] != _FORMAT:
                 raise ValueError(f"format {whole['format']}, not {_FORMAT}")
             values = {str(k): _summary_from_json(v) for k, v in whole["values"].items()}
@@ -345,11 +345,16 @@ def calibrate(
 
 
 def _channel_axes(graph: Graph) -> dict[str, int]:
-    """What products read -> the axis they sum over."""
+    """What products read -> the axis they sum over; not where two products sum over two axes."""
     names = value_names(graph)
     reads = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}
-    products = (n for n in graph.nodes if n.op in reads)
-    return {names[d]: reads[n.op] for n in products if (d := n.operands[0]) in names and d.shape}
+    axes: dict[Node, dict[int, int]] = {}
+    for product in (n for n in graph.nodes if n.op in reads):
+        read = product.operands[0]
+        if read in names and read.shape:
+            axis = reads[product.op]
+            axes.setdefault(read, {})[axis % read.type.rank] = axis
+    return {names[n]: found.popitem()[1] for n, found in axes.items() if len(found) == 1}
 
 
 def _numpy_run(graph: Graph) -> Run:

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler import __version__, isa, plugins
+from qcompiler.agreement import Agreement, agreement
 from qcompiler.artifact import Artifact, Manifest, StepFact, Value
-from qcompiler.calibrate import Calibration, Observe, value_names
+from qcompiler.calibrate import Calibration, Observe, Run, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Dim, Graph
+from qcompiler.ir import Array, Graph, Node, Type
+from qcompiler.mentions import demand_nodes, mentions
+from qcompiler.onnx_inputs import batch_of_one
 from qcompiler.onnx_reader import read
 from qcompiler.plan import Plan, Step, plan
 from qcompiler.pruning import pruning
+from qcompiler.refusals import demand_known, demand_static
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import samples
+from qcompiler.sharing import planned
 from qcompiler.stages import Choice, choose, run_stage
 
 if TYPE_CHECKING:
@@ -60,6 +65,7 @@ class Options:
     calibration_samples: int = 300
     """At most this many samples are used."""
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Of inputs whose shape the model leaves open; an open batch alone is taken as 1."""
     threads: int = 0
     passes: Sequence[str] = ()
     """Passes to add or to give options: "quantize_static{percentile=99.99}", or the path of a
@@ -85,6 +91,14 @@ class Watch:
     explain: Explain | None = None
     stage: Callable[[str, Graph], None] | None = None
     """Called with the graph after each stage (--dump)."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """A node's name -> why a rule left it alone last, for whoever has to refuse it."""
+
+    def skipped(self, rule: str, node: Node, reason: str) -> None:
+        """Take in a Skip."""
+        self.reasons[node.name] = reason
+        if self.explain is not None:
+            self.explain(rule, node, reason)
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,8 @@ class Made:
     coarse: Graph
     plan: Plan
     artifact: Artifact
+    agreement: Agreement | None = None
+    """How well it agrees with float on its calibration data, where it was calibrated."""
 
     @property
     def pruned(self) -> bool:
@@ -117,6 +133,7 @@ class Prepared:
     exact: Graph
     coarse: Graph
     lower: Graph
+    data: Calibration | None = None
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
@@ -130,16 +147,41 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     """`compile`, and what is between."""
     device = plugins.device(options.target, options.threads)
     graphs = prepare(model, options, device, watch)
-    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"))
-    artifact = build(planned, watch)
-    return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact)
+    made_plan = _planned(graphs.lower, device, options, watch)
+    artifact = build(made_plan, watch)
+    found = _compared(graphs, artifact)
+    if found is not None:
+        notes = {**artifact.manifest.notes, "agreement": str(found)}
+        artifact = replace(artifact, manifest=replace(artifact.manifest, notes=notes))
+    return Made(graphs.original, graphs.exact, graphs.coarse, made_plan, artifact, found)
+
+
+def _compared(graphs: Prepared, artifact: Artifact) -> Agreement | None:
+    """How well static int8 agrees with float, by a few samples of what it was calibrated on."""
+    data = graphs.data
+    runner = None if data is None else data.run_by
+    if data is None or graphs.coarse is graphs.exact or not isinstance(runner, _Runner):
+        return None
+    if runner.last is None:
+        return None
+    found = agreement(*runner.last, graphs.coarse, artifact, data.samples)
+    if found is not None:
+        log.info("%s", found)
+        if found.poor:
+            log.warning("int8 is far from float: %s; %s", found, found.cure)
+    return found
 
 
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
     """ONNX file or model -> the plan that would be emitted."""
     device = plugins.device(options.target, options.threads)
-    graph = prepare(model, options, device, watch).lower
-    return plan(graph, device, _on(watch, "choosing kernels"))
+    return _planned(prepare(model, options, device, watch).lower, device, options, watch)
+
+
+def _planned(graph: Graph, device: isa.Device, options: Options, watch: Watch) -> Plan:
+    asked = options.threads > 0
+    progress = _on(watch, "choosing kernels")
+    return planned(graph, device, progress, watch.reasons, asked=asked)
 
 
 def prepare(
@@ -152,7 +194,7 @@ def prepare(
     if coarse is not exact:  # else nothing was done yet: others had quantized the model
         left = {n: v for n, v in choice.options.items() if stage_of(n) != "quantize"}
         rest = Choice(left, choice.disabled)
-    return Prepared(original, exact, coarse, lowered(coarse, rest, device, watch, data))
+    return Prepared(original, exact, coarse, lowered(coarse, rest, device, watch, data), data)
 
 
 def quantized(
@@ -185,17 +227,50 @@ def fused(
     choice: Choice,
     device: isa.Device,
     watch: Watch,
+    *,
+    one_batch: bool = True,
 ) -> Graph:
-    """ONNX file or model -> its float graph: read, folded and fused."""
+    """ONNX file or model -> its float graph: read, folded and fused. `one_batch`: where no shape is
+    given, a batch that is open is taken as 1, and a note says so.
+    """
     if options.precision not in PRECISIONS:
         raise Error(
             f"unknown precision {options.precision!r}",
             hint=f"choose one of {', '.join(PRECISIONS)}",
         )
-    graph = read(model, {k: tuple(v) for k, v in options.input_shapes.items()})
-    demand_static(graph)
+    graph = _read(model, options, one_batch)
     _seen(watch, "read", graph)
-    return _through(graph, STAGES[:_PRUNE], choice, device, watch)
+    folded = _through(graph, STAGES[:1], choice, device, watch)
+    demand_known(folded)
+    made = _through(folded, STAGES[1:_PRUNE], choice, device, watch)
+    flags = {
+        "--exclude": options.exclude,
+        "--prune-include": options.prune_include,
+        "--prune-exclude": options.prune_exclude,
+    }
+    demand_nodes(list(mentions(flags, choice.options)), graph, made)
+    return made
+
+
+def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
+    """ONNX file or model -> its graph, every size a number."""
+    shapes = {k: tuple(v) for k, v in options.input_shapes.items()}
+    batch = ""
+
+    def settle(types: dict[str, Type]) -> dict[str, Type]:
+        nonlocal batch
+        if one_batch and not shapes:
+            types, batch = batch_of_one(types)
+        demand_static(types)
+        return types
+
+    try:
+        graph = read(model, shapes, settle)
+    except Error as e:
+        if not batch or e.hint:
+            raise
+        raise Error(e.what, where=e.where, hint=f"the batch is {batch}") from e
+    return graph.note(batch=batch) if batch else graph
 
 
 def pruned(
@@ -259,7 +334,7 @@ def _through(
     data: Calibration | None = None,
 ) -> Graph:
     for stage in stages:
-        graph = run_stage(graph, stage, watch.explain, choice, device, data)
+        graph = run_stage(graph, stage, watch.skipped, choice, device, data)
         _seen(watch, stage, graph)
     return graph
 
@@ -299,12 +374,24 @@ def calibration(graph: Graph, options: Options, watch: Watch) -> tuple[Graph, Ca
     tell = watch.progress
     made = Calibration(
         found,
-        lambda g: observing(g, watch),
+        _Runner(watch),
         options.calibration_method,
         synthetic=found.synthetic,
         progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
     )
     return graph.note(**found.describe()), made
+
+
+@dataclass
+class _Runner:
+    """Makes a graph run on this machine; keeps the last one, to compare with."""
+
+    watch: Watch
+    last: tuple[Graph, Run] | None = None
+
+    def __call__(self, graph: Graph) -> Run:
+        self.last = graph, observing(graph, self.watch)
+        return self.last[1]
 
 
 def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:
@@ -371,24 +458,6 @@ def multiplied(step: Step) -> str:
     """The dtype a step multiplies: its anchor's first operand's."""
     root = step.region.root
     return root.operands[0].dtype if step.kernel.macs and root is not None else ""
-
-
-def demand_static(graph: Graph) -> None:
-    """Refuse symbolic dimensions, naming the inputs to pin."""
-    open_ = [n for n in graph.inputs if not n.type.static]
-    if open_:
-        flags = " ".join(f"--input-shape {n.name}={_asked(n.shape)}" for n in open_)
-        symbols = sorted({str(d) for n in open_ for d in n.shape if isinstance(d, str)})
-        raise Error(
-            f"the size of {', '.join(symbols)} is open",
-            where=", ".join(f"input {n.name}: {n.type}" for n in open_),
-            hint=f"{flags}, with a number for each <name>",
-        )
-
-
-def _asked(shape: Sequence[Dim]) -> str:
-    """A shape as a flag spells it, with <names> where numbers are to be given."""
-    return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
 
 
 def _seen(watch: Watch, stage: str, graph: Graph) -> None:

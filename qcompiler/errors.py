@@ -25,8 +25,29 @@ class Error(Exception):
         return f"{text}\nhint: {self.hint}" if self.hint else text
 
 
+_OF_THE_COMPILER = ("tvm", "tvm_ffi", "onnx", "networkx", "ml_dtypes", "google", "tomli")
+"""Packages that running an artifact does without."""
+
+
+def compiler_missing(error: ImportError) -> Error | None:
+    """A failed import -> the Error that tells it, where it is one of the compiler's packages."""
+    package = (error.name or "").split(".")[0]
+    if package not in _OF_THE_COMPILER:
+        return None
+    return Error(
+        f"this needs the compiler, and its package {package} is not installed",
+        hint="install qcompiler with what it depends on; running artifacts needs numpy only",
+    )
+
+
 @dataclass(frozen=True)
 class Skip:
     """Why a rule or a kernel generator does not apply here; `--explain` prints it."""
 
     reason: str
+
+
+class Unfit(Exception):
+    """Raised deep inside a kernel's generator that turns out not to serve this problem: whoever
+    asked the generator takes it for a Skip of this reason.
+    """

@@ -1,8 +1,9 @@
-"""What is written -> a file that appears whole or not at all; and its size in words."""
+"""What is read is a file, what is written appears whole or not at all; and its size in words."""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qcompiler.errors import Error
+
+
+def opened(path: str | Path) -> BinaryIO:
+    """A path -> the file there, open for reading. Raises Error with the system's reason where it
+    cannot be read, or is no file: a pipe or a device could be waited for without end.
+    """
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise Error("not a file", where=str(path))
+        return file
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        reason = getattr(e, "strerror", None) or e
+        raise Error(f"cannot be read ({reason})", where=str(path)) from e
+
+
+def contents(path: str | Path) -> bytes:
+    """The bytes of a file; see `opened`."""
+    with opened(path) as file:
+        try:
+            return file.read()
+        except OSError as e:
+            raise Error(f"cannot be read ({e.strerror or e})", where=str(path)) from e
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
@@ -25,7 +54,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -15,33 +15,19 @@ from functools import cached_property
 from math import prod
 from types import MappingProxyType
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.dtypes import numpy_dtype as numpy_dtype
 from qcompiler.errors import Error
 
 Dim = int | str
 Array = NDArray[np.generic]
 Attr = int | float | str | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
-_NARROW = {
-    name: np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "int4",
-        "uint4",
-    )
-}
-
-
-def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
-    """ "bfloat16" -> the numpy dtype that holds it."""
-    return _NARROW[dtype] if dtype in _NARROW else np.dtype(object if dtype == "string" else dtype)
+MAX_RANK = 32
+MAX_ELEMENTS = (1 << 31) - 1
+"""No tensor has more dimensions or elements: kernels count elements in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +67,32 @@ class Type:
         """Bytes of all elements, packed."""
         return self.size * numpy_dtype(self.dtype).itemsize
 
+    @property
+    def fault(self) -> str:
+        """What is wrong with the sizes; nothing where they can be. An open dimension counts as one
+        element, and so does an empty one: what is beside it may be read from elsewhere.
+        """
+        numbers = [int(d) for d in self.shape if not isinstance(d, str)]
+        if min(numbers, default=0) < 0:
+            return f"{self} has a negative dimension"
+        if self.rank > MAX_RANK:
+            return f"{self.rank} dimensions are more than {MAX_RANK}"
+        if (count := prod(max(n, 1) for n in numbers)) > MAX_ELEMENTS:
+            return f"{self} has {count} elements, more than the {MAX_ELEMENTS} that are supported"
+        return ""
+
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
-class Node:
+class _Watched:
+    """A slot for weak references; dataclasses make one themselves only from Python 3.11 on."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node(_Watched):
     """One operator applied to its inputs (None where an optional input is absent); compared by
     identity.
 

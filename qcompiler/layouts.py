@@ -19,7 +19,7 @@ from math import prod
 
 from qcompiler.ir import Graph, Node
 from qcompiler.matching import const, inverse, perm_of, rebuilt, reshape, transpose
-from qcompiler.ops import OPERATORS, make
+from qcompiler.ops import is_elementwise, make
 from qcompiler.ops.quantized import TABLES
 
 Perm = tuple[int, ...]
@@ -78,7 +78,7 @@ class Sinking:
         if node.op == "Transpose":
             return self.transposed(node, inputs[0])
         if any(i is not None and i.turned for i in inputs):
-            handler = elementwise if OPERATORS[node.op].formula else THROUGH.get(node.op)
+            handler = elementwise if is_elementwise(node) else THROUGH.get(node.op)
             result = handler(node, inputs, self) if handler and _static(node) else None
             if result is not None:
                 return result
@@ -109,7 +109,7 @@ class Sinking:
             return node
         key = (node, perm)
         if key not in self.made:
-            moved = not free(node, perm)
+            moved = node.is_constant or not free(node, perm)
             self.made[key] = (
                 transpose(node, perm) if moved else reshape(node, [node.type.dims[a] for a in perm])
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -116,6 +116,16 @@ def rebuilt(node: Node, inputs: Iterable[Node | None] | None = None, **attrs: An
 def input_at(node: Node, index: int) -> Node | None:
     """The input at a place; None where it is absent or left out at the end."""
     return node.inputs[index] if index < len(node.inputs) else None
+
+
+def either(node: Node, fits: Callable[[Node], bool]) -> tuple[Node, Node] | None:
+    """A node of two operands -> (the first that fits, the other one), which may be one node read
+    twice; None where none fits.
+    """
+    first, second = node.operands
+    if fits(first):
+        return first, second
+    return (second, first) if fits(second) else None
 
 
 def axes_of(node: Node, axes: Node | None, rank: int) -> tuple[int, ...] | None:

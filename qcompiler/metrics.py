@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompiler.errors import Error
+from qcompiler.files import opened
 from qcompiler.ir import Array
 from qcompiler.plugins import broken, load_file
 from qcompiler.runtime import Model
@@ -94,12 +95,10 @@ def labels_of(given: object, count: int, rows: int) -> Array | None:
     if isinstance(given, (str, Path)):
         where = str(given)
         try:
-            loaded = np.load(given, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                with loaded:
-                    key = "labels" if "labels" in loaded.files else loaded.files[0]
-                    given = loaded[key]
-            else:
+            with opened(given) as file:
+                loaded = np.load(file, allow_pickle=False)
+                if isinstance(loaded, np.lib.npyio.NpzFile):
+                    loaded = loaded["labels" if "labels" in loaded.files else loaded.files[0]]
                 given = loaded
         except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as e:
             raise Error(f"no labels: {e}", where=where) from e

@@ -10,9 +10,12 @@ from onnx import GraphProto, TensorProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Type
-from qcompiler.onnx_tensors import checked_shape, dtype_name
+from qcompiler.onnx_tensors import checked_type, dtype_name
+from qcompiler.refusals import pins
 
 MAX_NAME = 4096
+_COUNTS = ("seq", "len", "time", "frame", "step", "token", "word", "point", "sample", "num", "row")
+"""Parts of symbols' names that say that something is counted which is no batch."""
 
 
 def checked_name(name: str, what: str) -> str:
@@ -49,9 +52,36 @@ def input_types(
     for name, shape in input_shapes.items():
         _pin(name, declared[name].shape, shape, pinned)
     return {
-        name: Type(t.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in t.shape))
-        for name, t in declared.items()
+        name: checked_type(_pinned(t, pinned), f"input {name!r}") for name, t in declared.items()
     }
+
+
+def _pinned(type: Type, pinned: Mapping[str, int]) -> Type:
+    """A type with the symbols that are pinned as numbers."""
+    return Type(
+        type.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in type.shape)
+    )
+
+
+def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
+    """Types of the inputs -> the same with an open batch taken as 1, and words that say so; as they
+    are, and no words, where there is none.
+
+    A batch is the only size that is open, stands first wherever it stands, somewhere before other
+    dimensions, and does not call itself a length or a number of something.
+    """
+    found = {d for t in types.values() for d in t.shape if isinstance(d, str)}
+    symbol = next(iter(found), "")
+    first = all(symbol not in t.shape[1:] for t in types.values())
+    before = any(t.rank > 1 and t.shape[0] == symbol for t in types.values())
+    counts = any(word in symbol.lower() for word in _COUNTS)
+    if len(found) != 1 or not first or not before or counts:
+        return dict(types), ""
+    pinned = {
+        name: Type(t.dtype, tuple(1 if d == symbol else d for d in t.shape))
+        for name, t in types.items()
+    }
+    return pinned, f"1, since the model leaves {symbol} open; another: {pins(types)}"
 
 
 def _input_type(
@@ -77,8 +107,7 @@ def _input_type(
             shape.append(dim.dim_value)
         else:
             shape.append(_symbol(dim.dim_param or f"{info.name}_{axis}", symbols))
-    checked_shape((d for d in shape if isinstance(d, int)), where)
-    return Type(dtype, tuple(shape))
+    return checked_type(Type(dtype, tuple(shape)), where)
 
 
 def _symbol(spelled: str, symbols: dict[str, str]) -> str:

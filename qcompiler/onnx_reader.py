@@ -12,9 +12,9 @@ in `onnx_schema`, inputs in `onnx_inputs`, tensors in `onnx_tensors`.
 from __future__ import annotations
 
 import logging
+import os
 import re
-import stat
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 # Importing them registers their adapters.
 from qcompiler import onnx_contrib, onnx_opsets, onnx_windows  # noqa: F401
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Graph, Node, constant, placeholder
+from qcompiler.files import contents, opened
+from qcompiler.ir import Attr, Graph, Node, Type, constant, placeholder
 from qcompiler.onnx_call import Call, adapted, finish, newest
 from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_loops import loop, scan
@@ -43,8 +44,11 @@ from qcompiler.onnx_schema import (
 )
 from qcompiler.onnx_structure import (
     MAX_DEPTH,
+    MAX_GROWTH,
+    MAX_MADE,
     MAX_NODES,
     FunctionKey,
+    all_nodes,
     check_text,
     domain_of,
     expanded_size,
@@ -53,6 +57,7 @@ from qcompiler.onnx_structure import (
 )
 from qcompiler.onnx_tensors import ExternalData, Unsupported, decode
 from qcompiler.ops import OPERATORS, known_value, make
+from qcompiler.refusals import with_open_sizes
 
 log = logging.getLogger(__name__)
 
@@ -65,42 +70,42 @@ _MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticErro
 
 
 def read(
-    model: str | Path | ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: str | Path | ModelProto,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    settle: Callable[[dict[str, Type]], dict[str, Type]] = dict,
 ) -> Graph:
     """ONNX file or ModelProto -> graph.
 
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
-    in one input is pinned wherever it stands. Errors: all that is wrong or not supported.
+    in one input is pinned wherever it stands. `settle` may change the types of the inputs before
+    anything is made of them. Errors: all that is wrong or not supported.
     """
-    proto, folder = (model, None) if isinstance(model, ModelProto) else _load(Path(model))
+    path = None if isinstance(model, ModelProto) else Path(model)
+    proto = model if isinstance(model, ModelProto) else _load(Path(model))
     check_text(proto)
-    return _Reader(proto, ExternalData(folder)).graph(input_shapes or {})
+    return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle)
 
 
-def _load(path: Path) -> tuple[ModelProto, Path]:
+def _load(path: Path) -> ModelProto:
     where = str(path)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise Error("a folder, not an ONNX file", where=where)
-        if not stat.S_ISREG(status.st_mode):
-            raise Error("not a file", where=where)
-        if status.st_size > MAX_FILE_BYTES:
-            raise Error(
-                f"{status.st_size} bytes are more than the 2 GB of a protobuf file",
-                where=where,
-                hint="save the model with external data",
-            )
-        data = path.read_bytes()
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
-        raise Error(f"cannot be read ({getattr(e, 'strerror', None) or e})", where=where) from e
+    if os.path.isdir(path):
+        raise Error("a folder, not an ONNX file", where=where)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size > MAX_FILE_BYTES:
+        raise Error(
+            f"{size} bytes are more than the 2 GB of a protobuf file",
+            where=where,
+            hint="save the model with external data",
+        )
+    data = contents(path)
     if not data:
         raise Error("the file is empty", where=where)
     try:
-        model = ModelProto.FromString(data)
+        model: ModelProto = ModelProto.FromString(data)
     except DecodeError as e:
         raise Error("not an ONNX model, or a damaged one", where=where) from e
-    return model, path.parent
+    return model
 
 
 @dataclass
@@ -141,23 +146,30 @@ class _Reader:
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
         self.unsupported: dict[tuple[str, str], list[str]] = {}
-        self.names: set[str] = set()
+        self.names: dict[str, int] = {}  # how far copies of each are numbered
         self.count = 0
+        listed = sum(1 for _ in all_nodes(model.graph.node))
+        self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
-    def graph(self, input_shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    def graph(
+        self,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        settle: Callable[[dict[str, Type]], dict[str, Type]],
+    ) -> Graph:
         """The model's graph, or an Error that lists all that is not supported."""
         proto = self.model.graph
         scope = _Scope(self.opsets, initializers=_initializers(proto))
-        inputs = [
-            placeholder(name, type)
-            for name, type in input_types(proto, scope.initializers, input_shapes).items()
-        ]
+        types = settle(input_types(proto, scope.initializers, input_shapes))
+        inputs = [placeholder(name, type) for name, type in types.items()]
         scope.values.update({i.name: i for i in inputs})
         names = tuple(checked_name(o.name, "output") for o in proto.output)
         if len(set(names)) != len(names):
             raise Error(f"two outputs have the name {first_double(names)!r}")
-        outputs = self.body(proto.node, names, scope, "the graph's output")
-        self.raise_unsupported()
+        try:
+            outputs = self.body(proto.node, names, scope, "the graph's output")
+            self.raise_unsupported()
+        except Error as e:
+            raise with_open_sizes(e, inputs) from e
         nodes = tuple(o for o in outputs if isinstance(o, Node))
         notes = {
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
@@ -175,8 +187,11 @@ class _Reader:
         scope.read = {*outputs, *(i for node in order for i in reads(node))}
         for proto in order:
             self.count += 1
-            if self.count > MAX_NODES:
-                raise Error(f"more than {MAX_NODES} nodes")
+            if self.count > self.most:
+                raise Error(
+                    f"loops and functions make more than {self.most} nodes",
+                    where=scope.prefix or where,
+                )
             self.convert(proto, scope)
         return [self.value(o, scope, where) for o in outputs]
 
@@ -419,11 +434,12 @@ class _Reader:
         if len(name) > MAX_NAME:
             raise Error(f"a name of {len(name)} characters", where=name[:60])
         plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", name)
-        unique, count = plain, 1
+        unique, count = plain, self.names.get(plain, 0)
         while unique in self.names:
             count += 1
             unique = f"{plain}_{count}"
-        self.names.add(unique)
+        self.names[plain] = max(count, 1)
+        self.names.setdefault(unique, 1)
         return unique
 
     def report(self, what: str, hint: str, name: str) -> None:

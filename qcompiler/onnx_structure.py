@@ -9,6 +9,8 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from qcompiler.errors import Error
 
 MAX_NODES = 1_000_000
+MAX_MADE, MAX_GROWTH = 20_000, 64
+"""A file of n nodes may become 20,000 + 64 n of them by its loops and functions."""
 MAX_DEPTH = 64
 
 FunctionKey = tuple[str, str, str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -18,10 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
-from qcompiler.ir import Array, numpy_dtype
-
-MAX_RANK = 32
-MAX_ELEMENTS = 1 << 40
+from qcompiler.ir import Array, Type, numpy_dtype
 
 DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
@@ -78,23 +75,22 @@ def dtype_name(code: int, where: str) -> str:
     return DTYPES[code]
 
 
-def checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:
-    """Dimensions from a file -> the same; negative ones, or beyond the limits, are an Error."""
-    shape = tuple(int(d) for d in dims)
-    if any(d < 0 for d in shape):
-        raise Error(f"negative dimension in {list(shape)}", where=where)
-    if len(shape) > MAX_RANK:
-        raise Error(f"{len(shape)} dimensions are more than {MAX_RANK}", where=where)
-    if prod(max(d, 1) for d in shape) > MAX_ELEMENTS:
-        raise Error(f"a tensor of shape {list(shape)} is too large", where=where)
-    return shape
+def checked_type(type: Type, where: str) -> Type:
+    """A type from a file, or from the user -> the same; sizes that cannot be are an Error."""
+    if type.fault:
+        raise Error(type.fault, where=where)
+    return type
 
 
 class ExternalData:
-    """A model's folder -> the bytes of the files beside the model, each file mapped once."""
+    """A model's path -> the bytes of the files beside the model, each file mapped once.
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    "Beside" is the folder that the path names, or that in which the model really lies: a download
+    cache keeps all files of a model in one folder, and names them by links from another.
+    """
+
+    def __init__(self, model: Path | None) -> None:
+        self.model = model
         self.files: dict[str, NDArray[np.uint8]] = {}
 
     def bytes(self, tensor: onnx.TensorProto, size: int, where: str) -> NDArray[np.uint8]:
@@ -118,9 +114,9 @@ class ExternalData:
 
     def _file(self, location: str, where: str) -> NDArray[np.uint8]:
         if location not in self.files:
-            if self.folder is None:
+            if self.model is None:
                 raise Error("external data needs a model that was read from a file", where=where)
-            self.files[location] = _map_contained(self.folder, location, where)
+            self.files[location] = _map_contained(self.model, location, where)
         return self.files[location]
 
 
@@ -139,8 +135,10 @@ def _natural(text: str, what: str, where: str) -> int:
     return int(text)
 
 
-def _map_contained(folder: Path, location: str, where: str) -> NDArray[np.uint8]:
-    """Folder and a file's name in it -> the file's bytes; one that leads outside is an Error."""
+def _map_contained(model: Path, location: str, where: str) -> NDArray[np.uint8]:
+    """A model's path, the name of a file beside it -> the file's bytes; one that leads outside is
+    an Error.
+    """
 
     def refuse(why: str) -> Error:
         return Error(
@@ -154,9 +152,10 @@ def _map_contained(folder: Path, location: str, where: str) -> NDArray[np.uint8]
         raise refuse("is not a relative path")
     if ".." in windows.parts:  # parts are split at both kinds of slash
         raise refuse("leaves the model's folder")
-    root = os.path.realpath(folder)
-    real = os.path.realpath(os.path.join(root, location))
-    if os.path.commonpath([root, real]) != root:
+    folder = os.path.realpath(model.parent)
+    real = os.path.realpath(os.path.join(folder, location))
+    roots = (folder, os.path.dirname(os.path.realpath(model)))
+    if not any(os.path.commonpath([root, real]) == root for root in roots):
         raise refuse("is a link out of the model's folder")
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -181,7 +180,7 @@ def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Arra
     if tensor.data_type == onnx.TensorProto.STRING:
         raise Unsupported("string tensors are not supported", where=where)
     dtype = dtype_name(tensor.data_type, where)
-    shape = checked_shape(tensor.dims, where)
+    shape = checked_type(Type(dtype, tuple(map(int, tensor.dims))), where).dims
     if tensor.HasField("segment"):
         raise Unsupported("tensors in segments are not supported", where=where)
     count = prod(shape)

@@ -1,7 +1,8 @@
 """Graph in ONNX's vocabulary -> ONNX model of opset 26, quantization in its QDQ form.
 
-The compiler's own `quantize` and `dequantize` are written as exactly the same arithmetic in ONNX;
-its other operators have no spelling there, so a graph is written before the layout stage.
+The compiler's own `quantize` and `dequantize` are written as exactly the same arithmetic in ONNX,
+and `recurrent` as a layer (onnx_recurrent.py); its other operators have no spelling there, so a
+graph is written before the layout stage.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 from qcompiler.errors import Error
 from qcompiler.files import replacing
 from qcompiler.ir import Array, Attr, Graph, Node, Type, numpy_dtype
+from qcompiler.onnx_recurrent import with_layers
 from qcompiler.onnx_schema import DTYPE_ATTRIBUTES, Schema, schema
 from qcompiler.onnx_tensors import CODES, encode
 from qcompiler.ops import OPERATORS
@@ -35,7 +37,7 @@ def write(graph: Graph) -> ModelProto:
 
     Raises Error for an operator or a dtype that ONNX does not have.
     """
-    return _Writer(graph).model()
+    return _Writer(with_layers(graph)).model()
 
 
 def save(graph: Graph, path: str | Path) -> None:

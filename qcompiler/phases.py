@@ -8,7 +8,8 @@ do with each other go to different tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,16 +69,16 @@ class _Phase:
     """What ran since the last barrier: bytes read and written, with who did; work of each task."""
 
     tasks: int
-    reads: list[tuple[Span, int]] = field(default_factory=list)
-    writes: list[tuple[Span, int]] = field(default_factory=list)
+    reads: _Touched = field(default_factory=lambda: _Touched())
+    writes: _Touched = field(default_factory=lambda: _Touched())
     load: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.load = [0.0] * self.tasks
 
     def turn(self, step: Work) -> Turn:
-        before = _touching(step.reads, self.writes)
-        before |= _touching(step.writes, [*self.reads, *self.writes])
+        before = self.writes.owners(step.reads)
+        before |= self.writes.owners(step.writes) | self.reads.owners(step.writes)
         lightest = min(range(self.tasks), key=lambda t: self.load[t])
         if not before:
             return Turn(False, SHARED if step.shared else lightest)
@@ -86,20 +87,79 @@ class _Phase:
         return Turn(True, SHARED if step.shared else 0)
 
     def add(self, step: Work, owner: int) -> None:
-        self.reads += [(s, owner) for s in step.reads]
-        self.writes += [(s, owner) for s in step.writes]
+        self.reads.add(step.reads, owner)
+        self.writes.add(step.writes, owner)
         for task in range(self.tasks) if owner == SHARED else [owner]:
             self.load[task] += step.cost / (self.tasks if owner == SHARED else 1)
 
 
-def _touching(spans: Iterable[Span], others: list[tuple[Span, int]]) -> set[int]:
-    """The owners of spans that share a byte with one of these."""
-    return {owner for s in spans for other, owner in others if _overlap(s, other)}
+Stretch = tuple[int, int, frozenset[int]]
+"""(First byte, the one after the last, whose they are)."""
 
 
-def _overlap(a: Span, b: Span) -> bool:
-    if a.space != b.space or a.space == "weights":
-        return False
-    if a.space in ("input", "output"):
-        return a.offset == b.offset
-    return a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
+@dataclass
+class _Touched:
+    """Bytes and their owners: for each memory disjoint stretches in order, neighbours of the same
+    owners in one, so that long runs of steps are looked up, not walked through.
+    """
+
+    found: dict[str, list[Stretch]] = field(default_factory=dict)
+
+    def owners(self, spans: Iterable[Span]) -> set[int]:
+        """Of all bytes of these."""
+        owners: set[int] = set()
+        for space, first, end in filter(None, map(_stretch, spans)):
+            found = self.found.get(space, [])
+            for at in range(bisect_right(found, first, key=_end), len(found)):
+                if found[at][0] >= end:
+                    break
+                owners |= found[at][2]
+        return owners
+
+    def add(self, spans: Iterable[Span], owner: int) -> None:
+        """Give the bytes of these one owner more."""
+        for space, first, end in filter(None, map(_stretch, spans)):
+            found = self.found.setdefault(space, [])
+            low = bisect_left(found, first, key=_end)
+            high = bisect_right(found, end, key=_start)
+            found[low:high] = _joined(_with(found[low:high], first, end, owner))
+
+
+def _start(stretch: Stretch) -> int:
+    return stretch[0]
+
+
+def _end(stretch: Stretch) -> int:
+    return stretch[1]
+
+
+def _with(found: Sequence[Stretch], first: int, end: int, owner: int) -> Iterator[Stretch]:
+    """Stretches in order, and one more owner of the bytes from `first` to `end`."""
+    at = first
+    for start, stop, owners in found:
+        yield start, min(stop, first), owners
+        yield at, min(start, end), frozenset((owner,))
+        yield max(start, first), min(stop, end), owners | {owner}
+        yield max(start, end), stop, owners
+        at = max(at, stop)
+    yield at, end, frozenset((owner,))
+
+
+def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """Stretches in order, some empty -> the others, neighbours of the same owners in one."""
+    made: list[Stretch] = []
+    for start, end, owners in stretches:
+        if start >= end:
+            continue
+        if made and made[-1][1] == start and made[-1][2] == owners:
+            start = made.pop()[0]
+        made.append((start, end, owners))
+    return made
+
+
+def _stretch(span: Span) -> tuple[str, int, int] | None:
+    """A span -> its memory, first byte and the one after the last; None if nobody writes there."""
+    if span.space == "weights":
+        return None
+    whole = span.space in ("input", "output")
+    return span.space, span.offset, span.offset + (1 if whole else span.bytes)

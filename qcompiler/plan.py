@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from types import MappingProxyType
 
 import numpy as np
 
 from qcompiler.artifact import Bytes
 from qcompiler.batches import in_parts
-from qcompiler.errors import Error, Skip
+from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.isa import Device
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region, choose
+from qcompiler.refusals import Reasons, missing
 from qcompiler.regions import base, regions, split, with_copies
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ log = logging.getLogger(__name__)
 ALIGN = 64
 GUARD = 64
 """Kernels may read this far past the end of a constant or a workspace buffer."""
+
+FITTED = 2000
+"""So many buffers, the largest, are placed by looking at every pair."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -112,9 +118,14 @@ class Plan:
         return "\n".join([head, *lines])
 
 
-def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan:
+def plan(
+    graph: Graph,
+    device: Device,
+    progress: Progress | None = None,
+    reasons: Reasons = MappingProxyType({}),
+) -> Plan:
     """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of
-    every step.
+    every step; `reasons` says of nodes by name why the layout stage left them alone.
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device)
@@ -125,7 +136,7 @@ def plan(graph: Graph, device: Device, progress: Progress | None = None) -> Plan
         if progress is not None:
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
-    chosen.demand_all()
+    chosen.demand_all(reasons)
     weights = _Weights()
     memory = _Memory(graph, [r for r, _ in made])
     steps = [_step(i, region, kernel, weights, memory) for i, (region, kernel) in enumerate(made)]
@@ -176,7 +187,7 @@ class _Chooser:
         self.known: dict[str, Kernel | None] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
-        self.missing: dict[str, list[str]] = {}  # operator -> its nodes that no generator can make
+        self.missing: list[Node] = []  # what no generator can make
 
     def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
         """One kernel for the region, or, where no generator can make it whole, kernels for its
@@ -190,8 +201,7 @@ class _Chooser:
             return [(region, kernel)]
         parts = split(region)
         if not parts:
-            maker = _maker(region)
-            self.missing.setdefault(maker.op, []).append(maker.name or "unnamed")
+            self.missing.append(_maker(region))
         return [found for part in parts for found in self.kernels(part)]
 
     def generate(self, region: Region, name: str) -> Kernel | None:
@@ -205,14 +215,11 @@ class _Chooser:
         self.names[found.name] = count + 1
         return replace(found, name=f"{found.name}_{count}") if count else found
 
-    def demand_all(self) -> None:
+    def demand_all(self, reasons: Reasons) -> None:
         """Refuse a graph with nodes that have a meaning but no kernel, naming every one."""
         if self.missing:
-            listed = (f"{op}: {', '.join(dict.fromkeys(n))}" for op, n in self.missing.items())
-            raise Error(
-                f"no kernel yet for {'; '.join(listed)}",
-                hint="--log-level info says why each generator refused",
-            )
+            last = {step: reason for step, _, reason in self.skips}  # of the most general generator
+            raise missing(self.missing, {**last, **reasons})
 
 
 def _maker(region: Region) -> Node:
@@ -261,10 +268,20 @@ class _Buffer:
     def __post_init__(self) -> None:
         self.place = Place("workspace", -1 - id(self), self.bytes)
 
+    @property
+    def room(self) -> int:
+        """Bytes it takes up."""
+        return _aligned(self.bytes + GUARD)
+
+    @property
+    def end(self) -> int:
+        """The first offset after it."""
+        return self.offset + self.room
+
 
 class _Memory:
-    """Lifetimes -> offsets in one workspace: largest first, each at the lowest offset free during
-    its life.
+    """Lifetimes -> offsets in one workspace: the largest first, each at the lowest offset free
+    during its life; what is left of very many beside them, in the order of their lives.
     """
 
     def __init__(self, graph: Graph, order: Sequence[Region]) -> None:
@@ -314,22 +331,56 @@ class _Memory:
         todo = sorted(
             {*self.buffers.values(), *self.scratches}, key=lambda b: (-b.bytes, b.first, b.last)
         )
-        alive: dict[int, list[_Buffer]] = defaultdict(list)  # by step
-        starting: dict[int, list[_Buffer]] = defaultdict(list)
-        for buffer in todo:
-            later = range(buffer.first + 1, buffer.last + 1)
-            others = [*alive[buffer.first], *(b for step in later for b in starting[step])]
-            offset = 0
-            for other in sorted(others, key=lambda b: b.offset):
-                if offset + _aligned(buffer.bytes + GUARD) <= other.offset:
-                    break
-                offset = max(offset, other.offset + _aligned(other.bytes + GUARD))
-            buffer.offset = offset
-            self.bytes = max(self.bytes, offset + _aligned(buffer.bytes + GUARD))
-            starting[buffer.first].append(buffer)
-            for step in range(buffer.first, buffer.last + 1):
-                alive[step].append(buffer)
+        _fit(todo[:FITTED])
+        _queue(todo[FITTED:], max((b.end for b in todo[:FITTED]), default=0))
+        self.bytes = max((b.end for b in todo), default=0)
         return {b.place: Place("workspace", b.offset, b.bytes) for b in todo}
+
+
+def _fit(buffers: Sequence[_Buffer]) -> None:
+    """One after the other at the lowest offset free during its life."""
+    placed: list[_Buffer] = []  # by offset
+    for buffer in buffers:
+        offset = 0
+        for other in placed:
+            if other.first <= buffer.last and buffer.first <= other.last:
+                if offset + buffer.room <= other.offset:
+                    break
+                offset = max(offset, other.end)
+        buffer.offset = offset
+        insort(placed, buffer, key=lambda b: b.offset)
+
+
+def _queue(buffers: Sequence[_Buffer], start: int) -> None:
+    """In the order of their lives, each in the lowest gap that those before have left, beyond
+    `start`: nearly as tight for many buffers of few sizes, and without a look at every pair.
+    """
+    gaps: list[tuple[int, int]] = []  # (offset, bytes), by offset
+    end = start
+    dying: list[tuple[int, int, int]] = []  # (last step, offset, bytes), the first to die on top
+    for buffer in sorted(buffers, key=lambda b: b.first):
+        while dying and dying[0][0] < buffer.first:
+            _, offset, size = heappop(dying)
+            _give_back(gaps, offset, size)
+        at = next((i for i, (_, size) in enumerate(gaps) if size >= buffer.room), None)
+        if at is None:
+            buffer.offset, end = end, end + buffer.room
+        else:
+            buffer.offset, size = gaps.pop(at)
+            if size > buffer.room:
+                gaps.insert(at, (buffer.offset + buffer.room, size - buffer.room))
+        heappush(dying, (buffer.last, buffer.offset, buffer.room))
+
+
+def _give_back(gaps: list[tuple[int, int]], offset: int, size: int) -> None:
+    """One gap more, in one with its neighbours."""
+    at = bisect_left(gaps, (offset, size))
+    if at < len(gaps) and gaps[at][0] == offset + size:
+        size += gaps.pop(at)[1]
+    if at and sum(gaps[at - 1]) == offset:
+        offset, before = gaps.pop(at - 1)
+        at, size = at - 1, size + before
+    gaps.insert(at, (offset, size))
 
 
 def _aligned(size: int) -> int:

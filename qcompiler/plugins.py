@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from qcompiler.errors import Error
+from qcompiler.files import contents
 from qcompiler.isa import ISAS, Device, host, on_host
 
 if sys.version_info >= (3, 11):
@@ -107,8 +108,8 @@ _DEVICE_FIELDS = {"isa": str, "threads": int, "l1_bytes": int, "l2_bytes": int, 
 def _read_device(path: Path, threads: int) -> Device:
     """A TOML file of facts -> device."""
     try:
-        facts = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        facts = tomllib.loads(contents(path).decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise Error(f"cannot read the device: {e}", where=str(path)) from e
     facts = {k: v for k, v in facts.items() if k not in ("description", "source")}
     for key, kind in _DEVICE_FIELDS.items():

@@ -8,7 +8,7 @@ Knowledge in a Neural Network", 2015; Mishra & Marr, "Apprentice", 2018). It run
 weights and values, and gradients pass through rounding as if it were not there
 (quantization-aware training, Jacob et al., "Quantization and Training of Neural Networks for
 Efficient Integer-Arithmetic-Only Inference", 2018). What comes back is a float model: compile it
-as the one before. Needs torch (`pip install 'qcompiler[retrain]'`).
+as the one before. Needs torch (`pip install 'qcompiler-tvm[retrain]'`).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def retrain(
     try:
         import torch  # noqa: F401
     except ImportError:
-        hint = "pip install 'qcompiler[retrain]'"
+        hint = "pip install 'qcompiler-tvm[retrain]'"
         raise Error("retraining needs torch, which is not installed", hint=hint) from None
     return _Retraining(model, options, training, watch).run()
 
@@ -128,7 +128,7 @@ class _Retraining:
         self.model, self.options, self.training, self.watch = model, options, training, watch
         device = plugins.device(options.target, options.threads)
         choice = choose(options.passes, options.disabled_passes)
-        original = driver.fused(model, options, choice, device, watch)
+        original = driver.fused(model, options, choice, device, watch, one_batch=False)
         exact = driver.pruned(original, options, choice, device, watch)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
@@ -141,7 +141,10 @@ class _Retraining:
         asked = driver.quantization(choice, options)
         self.teacher, self.exact = original, exact
         if training.teacher is not None:
-            self.teacher = driver.fused(training.teacher, options, choice, device, watch)
+            plain = replace(options, exclude=(), prune=(), prune_include=(), prune_exclude=())
+            self.teacher = driver.fused(
+                training.teacher, plain, Choice(), device, watch, one_batch=False
+            )
         wanted = {n.name: (n.dtype, n.shape) for n in exact.inputs}
         self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))

@@ -5,11 +5,12 @@ A rule is a pattern and a function that makes the replacement:
     @rule(op("BatchNormalization", op("Conv", ANY, CONST, OPTIONAL), CONST, CONST, CONST, CONST))
     def fold_batch_norm(batch_norm: Node, conv: Node) -> Node | Skip | None: ...
 
-The function gets the nodes its `op(...)` patterns matched, in the order they are written. It
-returns the node that takes the root's place, `Skip(reason)` where the rule was meant for this but
-cannot (shown by --explain), or None where the pattern fits by accident. Matched nodes below the
-root must not be read from outside the match (checked here, once), unless their pattern says
-`shared=True`.
+The function gets the nodes its `op(...)` and `taken(...)` patterns matched, in the order they are
+written: `op("Add", op("Conv"), taken(CONST), commutes=True)` hands over the sum, the convolution
+and the constant, whichever way round they stand. It returns the node that takes the root's place,
+`Skip(reason)` where the rule was meant for this but cannot (shown by --explain), or None where the
+pattern fits by accident. Matched nodes below the root must not be read from outside the match
+(checked here, once), unless their pattern says `shared=True`.
 
 A pass that is more than a rule is a frozen dataclass, `graph -> graph`, whose fields are its
 options:
@@ -49,6 +50,7 @@ __all__ = [
     "rewrite",
     "rule",
     "stage_of",
+    "taken",
 ]
 
 STAGES = ("fold", "fuse", "prune", "quantize", "layout")
@@ -69,6 +71,8 @@ class Pattern:
     inputs: tuple[Pattern, ...] | None = None
     commutes: bool = False
     shared: bool = False
+    taken: bool = False
+    """Is the node that matched handed to the rule?"""
 
 
 ANY = Pattern("any")
@@ -82,7 +86,15 @@ def op(names: str, *inputs: Pattern, commutes: bool = False, shared: bool = Fals
 
     `commutes` also tries the first two inputs the other way round.
     """
-    return Pattern("op", frozenset(names.split("|")), inputs or None, commutes, shared)
+    return Pattern("op", frozenset(names.split("|")), inputs or None, commutes, shared, taken=True)
+
+
+def taken(pattern: Pattern) -> Pattern:
+    """ANY or CONST whose node the rule gets too.
+
+    A rule never looks for "the operand that is not this one": x + x has none.
+    """
+    return replace(pattern, taken=True)
 
 
 Build = Callable[..., Node | Skip | None]
@@ -193,7 +205,7 @@ class _Sweep:
             for matched in _match(r.pattern, node):
                 if not self.private(matched):
                     continue
-                made = r.build(*(n for p, n in matched if p.kind == "op"))
+                made = r.build(*(n for p, n in matched if p.taken))
                 if isinstance(made, Skip):
                     if self.explain is not None:
                         self.explain(r.name, node, made.reason)

@@ -25,6 +25,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from qcompiler.errors import Error
+from qcompiler.feeds import array_of, named_arrays
+from qcompiler.files import contents
 from qcompiler.ir import Array, Dim, numpy_dtype
 
 Wanted = Mapping[str, tuple[str, Sequence[Dim]]]
@@ -107,8 +109,10 @@ def _open(source: object, wanted: Wanted) -> Samples:
     if isinstance(source, Reader):
         return _of_reader(source, wanted)
     if isinstance(source, Mapping):
-        tables = {str(k): _table_of(np.asarray(v)) for k, v in source.items()}
+        tables = {str(k): _table_of(array_of(v, f"arrays, array {k!r}")) for k, v in source.items()}
         return _of_tables("arrays", tables, wanted)
+    if hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
+        return _of_tables("array", {"array": _table_of(array_of(source, "array"))}, wanted)
     if isinstance(source, Iterable):
         return _of_iterable(source, wanted)
     raise Error(
@@ -163,7 +167,7 @@ def _checked(where: str, arrays: Mapping[str, object], wanted: Wanted) -> Sample
         here = f"{where}, input {name!r}"
         if name not in arrays:
             raise Error("missing", where=here)
-        array = np.asarray(arrays[name])
+        array = array_of(arrays[name], here)
         if array.dtype != numpy_dtype(dtype):
             raise _wrong_dtype(str(array.dtype), dtype, here)
         fits = array.ndim == len(shape) and all(
@@ -322,6 +326,8 @@ def _of_path(path: Path, wanted: Wanted) -> Samples:
 
 def _tables_of_file(path: Path) -> dict[str, _Table]:
     where = path.name
+    if not path.is_file():
+        raise Error("not a file", where=where)  # a pipe could be waited for without end
     if path.suffix == ".npy":
         return {path.stem: _npy_table(lambda: path.open("rb"), path.stat().st_size, where)}
     if path.suffix != ".npz":
@@ -446,8 +452,8 @@ def _of_pb(path: Path) -> Array:
 
     where = f"{path.parent.name}/{path.name}"
     try:
-        tensor = TensorProto.FromString(path.read_bytes())
-    except (OSError, DecodeError) as e:
+        tensor = TensorProto.FromString(contents(path))
+    except DecodeError as e:
         raise Error(f"not an ONNX tensor ({e})", where=where) from e
     return decode(tensor, ExternalData(None), where)
 
@@ -490,7 +496,8 @@ def _of_reader(reader: Reader, wanted: Wanted) -> Samples:
         started = True
         index = 0
         while (item := reader.get_next()) is not None:
-            yield f"{type(reader).__name__}, sample {index}", item
+            where = f"{type(reader).__name__}, sample {index}"
+            yield where, named_arrays(item, where)
             index += 1
 
     return Samples(type(reader).__name__, None, wanted, read)

@@ -31,7 +31,7 @@ from qcompiler.artifact import Artifact
 from qcompiler.calibrate import Statistics, fingerprint
 from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
-from qcompiler.files import write_text
+from qcompiler.files import contents, write_text
 from qcompiler.ir import Array, Graph, Node, Type, placeholder
 from qcompiler.metrics import Outputs, labels_of, loss, metric, outputs_of
 from qcompiler.ops import make
@@ -457,7 +457,7 @@ class _State:
     def read(self, path: Path) -> dict[str, tuple[float, float]]:
         """A file's measurements; none if they are of another model, data or options."""
         try:
-            whole = json.loads(path.read_text())
+            whole = json.loads(contents(path))
             if whole["mark"] != self.mark:
                 return {}
             return {str(k): (float(a), float(b)) for k, (a, b) in whole["values"].items()}

@@ -16,7 +16,7 @@ Nothing is lost, whatever the bytes are; so it is no concern of the compiler's w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from qcompiler.entropy import decode, encode
 
 Bytes = NDArray[np.uint8]
+Fill = Callable[[Bytes], None]
+"""Fills an array with the next bytes of a source."""
 
 KINDS = ("raw", "palette", "bfloat16", "float16", "coded")
 WORDS = {1: np.uint8, 4: np.uint32}
@@ -75,8 +77,9 @@ def shrink(
     return tuple(pieces), np.concatenate(kept)
 
 
-def expand(pieces: Iterable[Piece], kept: Bytes, size: int) -> Bytes:
-    """How blocks are kept, the kept bytes, how many they stand for -> these.
+def expand(pieces: Iterable[Piece], fill: Fill, stored: int, whole: Bytes) -> None:
+    """How blocks are kept, their kept bytes (`fill` gives the next ones, `stored` in all) -> what
+    they stand for, written into zeros. No more than one block's kept bytes are held at a time.
 
     Raises ValueError where the pieces do not fit the bytes.
     """
@@ -84,17 +87,20 @@ def expand(pieces: Iterable[Piece], kept: Bytes, size: int) -> Bytes:
     by_place = sorted((p.offset, p.offset + p.bytes) for p in pieces)
     if any(end > begin for (_, end), (begin, _) in pairwise(by_place)):
         raise ValueError("blocks of weights overlap")
-    whole = np.zeros(size, np.uint8)
-    at = 0
+    if any(begin < 0 or end > whole.size for begin, end in by_place):
+        raise ValueError("a block of weights lies outside")
+    if sum(p.stored for p in pieces) != stored:
+        raise ValueError("the weights are not as many as their blocks keep")
     for piece in pieces:
-        if piece.offset < 0 or piece.offset + piece.bytes > size or at + piece.stored > kept.size:
-            raise ValueError("a block of weights lies outside")
-        data = kept[at : at + piece.stored]
         into = whole[piece.offset : piece.offset + piece.bytes]
-        at += piece.stored
         if piece.kind == "raw":
-            into[:] = data
-        elif piece.kind == "palette":
+            if piece.stored != piece.bytes:
+                raise ValueError("a block of another size")
+            fill(into)
+            continue
+        data = np.empty(piece.stored, np.uint8)
+        fill(data)
+        if piece.kind == "palette":
             _from_palette(piece, data, into)
         elif piece.kind == "coded":
             into[:] = decode(data, into.size)
@@ -102,9 +108,6 @@ def expand(pieces: Iterable[Piece], kept: Bytes, size: int) -> Bytes:
             _from_halves(piece.kind, data, into)
         else:
             raise ValueError(f"weights kept as {piece.kind!r}")
-    if at != kept.size:
-        raise ValueError("there are more weights than blocks")
-    return whole
 
 
 def _smallest(block: Bytes, offset: int, code: bool) -> tuple[Piece, Bytes]:

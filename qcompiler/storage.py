@@ -17,7 +17,7 @@ from networkx.utils import UnionFind
 
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
-from qcompiler.ops import OPERATORS
+from qcompiler.ops import is_elementwise
 
 # fmt: off
 MOVES = frozenset({
@@ -93,7 +93,7 @@ def carried(node: Node) -> tuple[Node, ...]:
         return tuple(i for i in node.operands if not i.is_constant)
     if node.op == "Pad" and not _pads_with_zero(node):
         return ()
-    if node.op in MOVES or OPERATORS[node.op].formula is None:
+    if node.op in MOVES or not is_elementwise(node):
         return node.operands[:1]
     return tuple(i for i in node.operands if not i.is_constant and i.shape == node.shape)
 
@@ -115,7 +115,7 @@ def melting(graph: Graph) -> set[Node]:
     for node in graph.nodes:
         if node.op in ("input", "constant"):
             continue
-        if OPERATORS[node.op].formula is None:
+        if not is_elementwise(node):
             anchored.add(node)
             continue
         alone = [i for i in dict.fromkeys(node.operands) if _only_for(i, node, graph)]

@@ -1,7 +1,9 @@
 """What several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import poison
 import pytest
 from hypothesis import settings
 
@@ -23,3 +25,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden/ with what is found"
     )
+    parser.addoption(
+        "--cases", type=int, default=0, help="so many random models of each kind (differential)"
+    )
+    parser.addoption(
+        "--seed", type=int, default=0, help="other random models than the usual ones (differential)"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _poisoned() -> Iterator[None]:
+    """Every model that a test loads is called as poison.py says."""
+    with pytest.MonkeyPatch.context() as patch:
+        poison.install(patch)
+        yield

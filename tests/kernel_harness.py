@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
+from poison import twice
 
 from qcompiler import cpu, plugins
 from qcompiler.emit.machine import compile_functions
@@ -60,6 +61,10 @@ class Fenced:
         self.size = size
         self.bytes = np.frombuffer(self.memory, np.uint8, size, whole - size)
 
+    def hold(self, array: Array) -> None:
+        """Copy an array to the begin of the memory."""
+        self.bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
+
 
 def region_of(graph: Graph, root: Node | None) -> Region:
     """All of a graph's nodes as one region."""
@@ -72,23 +77,30 @@ def region_of(graph: Graph, root: Node | None) -> Region:
 def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) -> Array:
     """A kernel on arrays, in fenced memory."""
     module = compile_functions([(kernel.name, kernel.func)], isa)
-    fenced = []
+    operands = []
     for i, node in enumerate(region.inputs):
         array = np.ascontiguousarray(values[node])
         if i in kernel.pack:
             array = np.ascontiguousarray(kernel.pack[i](array))
-        memory = Fenced(array.nbytes + (64 if node.is_constant else 0))
-        memory.bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        fenced.append(memory)
+        operands.append(Fenced(array.nbytes + (64 if node.is_constant else 0)))
+        operands[-1].hold(array)
     type = region.output.type
-    out = Fenced(type.bytes)
-    out.bytes[:] = 0xA5
-    fenced.append(out)
+    made = [Fenced(type.bytes)]
     if kernel.scratch_bytes:
-        fenced.append(Fenced(-(-kernel.scratch_bytes // 64) * 64))
-        fenced[-1].bytes[:] = 0xFF  # NaN, or -1
-    module[kernel.name](*(ctypes.c_void_p(m.address) for m in fenced))
-    return out.bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
+        made.append(Fenced(-(-kernel.scratch_bytes // 64) * 64))
+
+    def call(arrays: Mapping[Node, Array], poison: int) -> Array:
+        for node, memory in zip(region.inputs, operands, strict=True):
+            if node.is_constant:
+                memory.bytes[-64:] = poison  # lanes behind it may be read, and mean nothing
+            else:
+                memory.hold(np.ascontiguousarray(arrays[node]))
+        for memory in made:
+            memory.bytes[:] = poison
+        module[kernel.name](*(ctypes.c_void_p(m.address) for m in (*operands, *made)))
+        return made[0].bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
+
+    return twice(call, values)
 
 
 def expected(graph: Graph, values: Mapping[Node, Array]) -> Array:

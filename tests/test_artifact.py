@@ -1,9 +1,14 @@
 """One file on disk: whole, unchanged and for this CPU, or one clear error."""
 
+import hashlib
+import io
+import json
 import mmap
+import os
 import random
 import threading
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler import Artifact, Error, cpu, load, plugins
+from qcompiler import Artifact, Error, cpu, load, members, plugins
+from qcompiler import artifact as artifact_module
 from qcompiler.artifact import Manifest, StepFact, Value, open_artifact
 from qcompiler.emit.native import emit
 from qcompiler.ir import Graph, Type, placeholder
@@ -81,12 +87,127 @@ def test_members_are_aligned_so_that_weights_can_be_mapped(saved: Path) -> None:
             assert (entry.header_offset + 30 + int(lengths.sum())) % 64 == 0
 
 
-def test_weights_stay_in_the_file(saved: Path) -> None:
-    """Loaded weights are pages of the file: no second copy of them is in memory."""
-    view = load(saved)._weights.array
-    while isinstance(view, np.ndarray):
-        view = view.base
-    assert isinstance(view.obj if isinstance(view, memoryview) else view, mmap.mmap)
+def test_weights_are_aligned_and_not_to_be_written(saved: Path) -> None:
+    """So kernels read them where they were put when they were hashed: there is no second copy."""
+    weights = open_artifact(saved).weights
+    assert weights.ctypes.data % 64 == 0
+    assert not weights.flags.writeable
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["alone", "beside another"])
+def test_a_file_that_is_overwritten_or_cut_changes_no_model(
+    artifact: Artifact, saved: Path, held: bool
+) -> None:
+    other = load(saved) if held else None
+    model = load(saved)
+    with saved.open("r+b") as file:
+        file.write(b"\x3f" * saved.stat().st_size)
+        assert np.array_equal(model(X), 4 * X)
+        file.truncate(1)
+    assert np.array_equal(model(X), 4 * X)
+    with pytest.raises(Error, match="not a whole qcompiler artifact"):
+        load(saved)
+    assert other is None or np.array_equal(other(X), 4 * X)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is hashed is what is used: between the two nothing is read again."""
+    read = members.layout
+
+    def and_change(*args: Any) -> Any:
+        found = read(*args)
+        place = found[1]["weights.bin"]
+        with saved.open("r+b") as file:
+            file.seek(place.offset)
+            file.write(b"\x3f" * place.size)
+        return found
+
+    monkeypatch.setattr(artifact_module, "layout", and_change)
+    with pytest.raises(Error, match=r"weights\.bin is not what was compiled"):
+        load(saved)
+
+
+def test_equal_weights_are_in_memory_once(saved: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.qc"
+    other.write_bytes(saved.read_bytes())
+    first, second = open_artifact(saved), open_artifact(other)
+    assert first.weights is second.weights
+
+
+def test_many_bytes_are_hashed_as_few_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (5 << 20) + 13).astype(np.uint8)
+    path = tmp_path / "file"
+    path.write_bytes(data.tobytes())
+    digest = hashlib.sha256(data).hexdigest()
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for start in (threading.Thread.start, refuse):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with path.open("rb") as file:
+            member = members.Member(file, members.Place("w", 0, data.size), "", digest)
+            into = members.aligned(data.size)
+            member.fill(into)
+            member.check()
+        assert np.array_equal(into, data)
+        assert into.ctypes.data % 64 == 0
+
+
+class Sparse(io.FileIO):
+    """A file that leaves holes where it is given megabytes of zeros."""
+
+    def write(self, data: Any) -> int:
+        if len(data) > 1 << 20:
+            self.seek(len(data), os.SEEK_CUR)
+            return len(data)
+        return super().write(data)
+
+
+@pytest.mark.parametrize("size", [1 << 30, (1 << 31) - 64, 1 << 31, (1 << 32) + 64])
+def test_members_of_gigabytes_lie_where_they_should(tmp_path: Path, size: int) -> None:
+    zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    given = {"manifest.json": b"{}", "code.so": b"code" * 99, "weights.bin": zeros}
+    with Sparse(tmp_path / "large.qc", "w+") as file:
+        members.write(file, {k: memoryview(v) for k, v in given.items()})
+        text, places = members.layout(file, "manifest.json", ("code.so", "weights.bin"))
+        assert text == b"{}"
+        assert {n: p.size for n, p in places.items()} == {n: len(d) for n, d in given.items()}
+        assert all(p.offset % 64 == 0 for p in places.values())
+
+
+def test_what_cannot_be_read_again_is_not_saved(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(file: Any, given: Any) -> None:
+        members.write(file, {**given, "weights.bin": memoryview(bytes(len(given["weights.bin"])))})
+
+    weights = np.ones(128, np.uint8)
+    monkeypatch.setattr(artifact_module, "write", losing)
+    with pytest.raises(Error, match=r"weights\.bin is not what was compiled"):
+        replace(artifact, weights=weights).save(tmp_path / "model.qc")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.qc")
+    with pytest.raises(Error, match="not a file"):
+        load(tmp_path / "pipe.qc")
+
+
+@pytest.mark.parametrize("given", [None, 7, b"model.qc", ["model.qc"], "nul\0.qc", ""])
+def test_what_is_no_path_is_refused(given: Any) -> None:
+    with pytest.raises(Error):
+        load(given)
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5, "2", None, True])
+def test_threads_that_are_no_count_are_refused(saved: Path, threads: Any) -> None:
+    with pytest.raises(Error, match="threads"):
+        load(saved, threads=threads)
 
 
 def test_equal_artifacts_are_equal_files(artifact: Artifact, tmp_path: Path) -> None:
@@ -212,6 +333,9 @@ def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
     [
         {"inputs": ()},
         {"inputs": (Value("x", "object", SHAPE),)},
+        {"inputs": (Value("z", "float32", SHAPE),)},
+        {"outputs": (Value("z", "float32", SHAPE),)},
+        {"cpu_flags": ()},
         {"outputs": (Value("y", "float32", (1, 1)),)},
         {"workspace_bytes": 0},
         {"threads": 1 << 20},
@@ -226,6 +350,37 @@ def test_a_manifest_that_is_not_the_codes_is_refused(
     path = edited.save(tmp_path / "edited.qc")  # its hashes are right
     with pytest.raises(Error, match="the manifest is not the one of this machine code"):
         load(path)
+
+
+NUMBERS = [-1, 1 << 31, 1 << 62, 1 << 63, 1 << 64, 1 << 200, 1.5, None, "x", [], {}, True]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=str)
+def test_a_manifest_of_numbers_that_make_no_sense_is_refused_or_harmless(
+    saved: Path, tmp_path: Path, number: object
+) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        given = {n: archive.read(n) for n in archive.namelist()}
+    facts = json.loads(given["manifest.json"])
+
+    def places(at: Any) -> Iterator[tuple[Any, Any]]:
+        for key in range(len(at)) if isinstance(at, list) else list(at):
+            yield at, key
+            if isinstance(at[key], (list, dict)):
+                yield from places(at[key])
+
+    for holder, key in list(places(facts)):
+        before, holder[key] = holder[key], number
+        with (tmp_path / "lies.qc").open("wb") as file:
+            changed = {**given, "manifest.json": json.dumps(facts).encode()}
+            members.write(file, {n: memoryview(d) for n, d in changed.items()})
+        holder[key] = before
+        try:
+            model = load(tmp_path / "lies.qc")
+        except Error:
+            continue
+        assert np.array_equal(model(X), 4 * X)
+        assert 1 <= model.threads <= 2
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -289,3 +289,13 @@ def test_products_keep_the_means_of_their_channels(tmp_path: Path) -> None:
     back = Statistics.read(tmp_path / "cache.json")
     np.testing.assert_allclose(back.channels("x").mean, wanted, rtol=1e-6)
     assert back.axes == {"x": -1}
+
+
+def test_what_products_sum_over_two_axes_of_has_no_means_of_channels() -> None:
+    x = placeholder("x", Type("float32", (1, 2, 8, 4)))
+    conv = make("Conv", x, constant(np.ones((3, 2, 1, 1), np.float32)))
+    product = make("MatMul", x, constant(np.ones((4, 5), np.float32)))
+    given = [{"x": np.ones((1, 2, 8, 4), np.float32)}]
+    both = calibrate(Graph((x,), (conv, product), ("y", "z")), given)
+    assert both.channels("x") is None
+    assert calibrate(Graph((x,), (conv,), ("y",)), given).channels("x").mean.shape == (2,)

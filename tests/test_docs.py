@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import onnxruntime_runs
 
+import qcompiler
 from qcompiler.cli import main
+from qcompiler.cli.arguments import PRECISIONS, parser
 from qcompiler.demo import DATA, MODEL
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +26,7 @@ ORDER = {"quantization.md": 0}  # it makes the artifact that the other pages ins
 
 
 def test_marked_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
+    theirs = onnxruntime_runs(MODEL)
     shutil.copy(MODEL, tmp_path / "digits.onnx")
     with np.load(DATA) as data:
         np.savez(tmp_path / "images.npz", image=data["calibration"])
@@ -33,6 +37,8 @@ def test_marked_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             if language == "python":
                 _run(["-c", text], tmp_path)
             for line in text.splitlines() if language == "bash" else ():
+                if "compare" in line and not theirs:
+                    continue
                 assert main(shlex.split(line)[1:]) == 0, line
             ran += 1
     assert ran > 3
@@ -60,7 +66,7 @@ def test_a_pass_and_a_device_are_taken_from_the_command_line(tmp_path: Path) -> 
     files = [str(ROOT / "examples" / name) for name in ("custom_pass.py", "custom_device.toml")]
     words = ["model.onnx", "--pass", files[0], "--target", files[1], "--dump", "dump", "--dry-run"]
     shown = _run(["-m", "qcompiler", "compile", *words], tmp_path)
-    assert "x86_avx2, 2 threads" in shown
+    assert "x86_avx2, 1 threads" in shown  # of the two it has: the model is small
     folded = (tmp_path / "dump" / "1_fold.txt").read_text()
     assert "Mul(%x" in folded
     assert "Div(" not in folded
@@ -82,6 +88,28 @@ def test_the_table_of_operators_is_current() -> None:
 def test_relative_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """All flags of a parser and of its commands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(*(flags_of(p) for p in action.choices.values()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_flag_that_a_page_names_exists(page: Path) -> None:
+    scripts = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "docs").glob("*.py")]
+    ours = "".join(p.read_text() for p in scripts)
+    known = flags_of(parser()) | set(re.findall(r'"(--[\w-]+)"', ours)) | {"--no-deps"}  # pip's
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text()))
+    assert named <= known
+
+
+def test_the_docstring_of_compile_names_every_precision() -> None:
+    assert [p for p in PRECISIONS if f'"{p}"' not in str(qcompiler.compile.__doc__)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"files"},
-    {"cpu"},
+    {"cpu", "dtypes", "feeds", "members"},
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},
-    {"text", "ops"},
+    {"text", "ops", "refusals"},
     {
         "rewrite",
         "matching",
@@ -29,11 +29,11 @@ FLOORS = [
     },
     {"reconstruct"},
     {"rounding", "correction", "codebooks", "channels", "narrow", "recover", "sparsity"},
-    {"pruning", "reopen"},
+    {"pruning", "reopen", "mentions"},
     {"kernels"},
-    {"phases", "regions", "batches", "plan"},
+    {"phases", "regions", "batches", "plan", "sharing"},
     {"tune", "plugins", "emit", "runtime"},
-    {"stages", "timing"},
+    {"stages", "timing", "agreement"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"retrain_weights"},
     {"search", "retrain"},
@@ -42,7 +42,7 @@ FLOORS = [
     {"demo"},
     {"cli"},
 ]
-ABOVE_NOTHING = {"runtime": {"artifact", "errors", "cpu"}}
+ABOVE_NOTHING = {"runtime": {"artifact", "errors", "cpu", "dtypes", "feeds"}}
 PASSES_MAY = {
     "ir",
     "ops",

@@ -58,6 +58,10 @@ def test_triangles_reversals_and_one_hots(dtype: str) -> None:
     for axis in (-1, 0, 1):
         made = make("OneHot", where[0], number(5), values[0], axis=axis)
         agrees(made, where, values)
+        rest = make("Mod", where[0], number(5))
+        agrees(
+            hot := make("OneHot", rest, number(5), values[0], axis=axis), where, values, root=hot
+        )
 
 
 @NUMBERS

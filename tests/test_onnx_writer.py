@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from oracles import onnxruntime_outputs, session
 from test_onnx_opsets import CASES, Case
 
 from qcompiler import onnx_writer, text
@@ -23,11 +23,7 @@ RNG = np.random.default_rng(5)
 
 
 def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> dict[str, Array]:
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    return onnxruntime_outputs(model, inputs, ours=True)
 
 
 def graph_of(body: str, **arrays: Array) -> Graph:
@@ -175,4 +171,4 @@ def test_large_weights_are_saved_beside_the_model(
     wanted, originals = text.write(graph)
     assert found == wanted
     assert all(np.array_equal(arrays[k], originals[k]) for k in originals)
-    onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    session(tmp_path / "m.onnx", ours=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from oracles import Model, onnxruntime_outputs
 
 from benchmarks.networks import bert_base, vit_s16
 from qcompiler.ir import Array, Graph, Node
@@ -79,12 +79,10 @@ def inputs_of(graph: Graph) -> dict[str, Array]:
     return made
 
 
-def same_as_onnxruntime(model: bytes, made: Graph, values: dict[str, Array]) -> None:
+def same_as_onnxruntime(model: Model, made: Graph, values: dict[str, Array]) -> None:
     """rtol 1e-3, atol 1e-4 of the output's range."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    wanted = session.run(list(made.output_names), values)
     found = evaluate(made, values)
-    for name, array in zip(made.output_names, wanted, strict=True):
+    for name, array in onnxruntime_outputs(model, values, made.output_names).items():
         size = float(np.abs(array.astype(np.float64)).max(initial=1e-2))
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-4 * size)
 
@@ -111,7 +109,7 @@ def test_a_real_model_keeps_its_meaning_in_channels_last(name: str, material: Pa
     shapes, transposes = REAL[name]
     graph = read(material / name, shapes)
     made = staged(graph)
-    same_as_onnxruntime((material / name).read_bytes(), made, inputs_of(made))
+    same_as_onnxruntime(material / name, made, inputs_of(made))
     assert counted(made)["Transpose"] == transposes
     if "ppocr" not in name:  # its transposed convolutions shuffle what they made
         assert not between_convolutions(made)
@@ -121,9 +119,14 @@ def test_a_real_model_keeps_its_meaning_in_channels_last(name: str, material: Pa
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_model_of_onnx_keeps_its_meaning_in_channels_last(name: str) -> None:
     folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-    file = folder / f"light_{name}.onnx"
-    made = staged(read(file))
-    same_as_onnxruntime(file.read_bytes(), made, inputs_of(made))
+    model = onnx.load(folder / f"light_{name}.onnx")
+    if name == "squeezenet":
+        # Its weights are all alike and make scores of 3e9, of which a single rounding decides the
+        # softmax, in any engine: the scores themselves are compared.
+        scores = model.graph.node.pop().input[0]
+        model.graph.output[0].name = scores
+    made = staged(read(model))
+    same_as_onnxruntime(model, made, inputs_of(made))
     assert counted(made)["Transpose"] == LIGHT[name]
     assert name == "shufflenet" or not between_convolutions(made)
 
@@ -138,7 +141,7 @@ def test_a_transformer_is_attention_between_products_and_nothing_is_moved(name: 
     assert (ops["Transpose"], ops["attention"], ops["Gelu"]) == (transposes, 2, 2)
     assert ops["LayerNormalization"] == 5
     assert not {"Split", "Softmax", "Erf", "ReduceMean", "Slice"} & set(ops)
-    same_as_onnxruntime(model.SerializeToString(), made, inputs_of(made))
+    same_as_onnxruntime(model, made, inputs_of(made))
 
 
 def test_minilm_is_attention_between_products(material: Path, tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_minilm_is_attention_between_products(material: Path, tmp_path: Path) ->
     made = staged(read(file, {n: (1, 32) for n in names}))
     ops = counted(made)
     assert (ops["Transpose"], ops["attention"], ops["Gelu"]) == (0, 6, 6)
-    same_as_onnxruntime(file.read_bytes(), made, inputs_of(made))
+    same_as_onnxruntime(file, made, inputs_of(made))
 
 
 def test_a_layer_of_large_weights_whose_states_go_out_is_computed_once() -> None:

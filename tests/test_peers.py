@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import parser
+from oracles import session
 
 from benchmarks.report import Row, table
 from benchmarks.subjects import SAMPLES, prepare
@@ -75,7 +76,7 @@ def test_a_table_compares_within_a_precision_and_tells_who_is_missing() -> None:
 
 
 def test_engines_are_measured_in_processes_of_their_own(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    session(ROOT / "qcompiler/demo/digits.onnx")  # or a skip
     words = ["--networks", "--models-dir", str(ROOT / "qcompiler" / "demo")]
     words += ["--engines", "onnxruntime", "--rounds", "2", "--round-seconds", "0.01"]
     words += ["--out", str(tmp_path / "result")]

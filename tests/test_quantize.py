@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from oracles import nncf_quantized, onnxruntime_outputs, onnxruntime_quantized
+from qcompiler.passes import quantize_static
 
 from qcompiler import ops
 from qcompiler.calibrate import calibrate
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.isa import Device, Isa, Mac
+from qcompiler.matching import int64s
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.ops import make
@@ -126,33 +126,6 @@ def float_products(graph: Graph) -> set[str]:
     return {n.op for n in graph.nodes} & FLOAT_PRODUCTS
 
 
-class Reader:
-    """An onnxruntime CalibrationDataReader."""
-
-    def __init__(self, samples: list[Feed]) -> None:
-        self.samples: Iterator[Feed] = iter(samples)
-
-    def get_next(self) -> Feed | None:
-        return next(self.samples, None)
-
-
-def by_onnxruntime(graph: Graph, samples: list[Feed], folder: Path, **options: object) -> Path:
-    """onnxruntime's static quantization of a graph."""
-    source, made = folder / "source.onnx", folder / "made.onnx"
-    onnx.save(write(graph), source)
-    quantize_static(source, made, Reader(samples), **options)
-    return made
-
-
-def run_plainly(model: Path | bytes, feed: Feed) -> list[Array]:
-    """onnxruntime without fusions of its own: ONNX's meaning, operator by operator."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
-    return [np.asarray(o) for o in session.run(None, feed)]
-
-
 def step_of(graph: Graph) -> float:
     """The largest step of the last bytes before an output."""
     scales = [n.operands[1].array.max() for n in graph.nodes if n.op == "dequantize"]
@@ -160,26 +133,26 @@ def step_of(graph: Graph) -> float:
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
-@pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8], ids=str)
+@pytest.mark.parametrize("activation", ["QUInt8", "QInt8"])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
 def test_a_qdq_model_of_onnxruntime_becomes_integer_and_stays_within_a_step(
-    net: MakeNet, activation: QuantType, per_channel: bool, tmp_path: Path
+    net: MakeNet, activation: str, per_channel: bool, tmp_path: Path
 ) -> None:
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
-    path = by_onnxruntime(
-        graph,
+    path = onnxruntime_quantized(
+        write(graph),
         samples,
         tmp_path,
-        quant_format=QuantFormat.QDQ,
+        quant_format="QDQ",
         activation_type=activation,
-        weight_type=QuantType.QInt8,
+        weight_type="QInt8",
         per_channel=per_channel,
     )
     ours = integer(read(path, {}))
     assert not float_products(ours)
     for feed in samples[:3]:
-        wanted = run_plainly(path.read_bytes(), feed)[0]
+        wanted = onnxruntime_outputs(path, feed, ["y0"], plain=True)["y0"]
         got = ops.evaluate(ours, feed)["y0"]
         assert np.abs(got - wanted).max() <= 1.01 * step_of(ours)
 
@@ -188,33 +161,32 @@ def test_a_qdq_model_of_onnxruntime_becomes_integer_and_stays_within_a_step(
 def test_a_model_of_quantized_operators_becomes_integer_too(net: MakeNet, tmp_path: Path) -> None:
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
-    path = by_onnxruntime(
-        graph,
+    path = onnxruntime_quantized(
+        write(graph),
         samples,
         tmp_path,
-        quant_format=QuantFormat.QOperator,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        quant_format="QOperator",
+        activation_type="QUInt8",
+        weight_type="QInt8",
     )
     ours = integer(read(path, {}))
     assert not float_products(ours)
     assert not any(n.op.startswith("QLinear") for n in ours.nodes)
     for feed in samples[:3]:
-        wanted = run_plainly(path.read_bytes(), feed)[0]
+        wanted = onnxruntime_outputs(path, feed, ["y0"], plain=True)["y0"]
         got = ops.evaluate(ours, feed)["y0"]
         assert np.abs(got - wanted).max() <= 1.01 * step_of(ours)
 
 
 @pytest.mark.parametrize("net", NETS, ids=lambda n: n.__name__)
 def test_a_model_of_nncf_becomes_integer_too(net: MakeNet) -> None:
-    nncf = pytest.importorskip("nncf")
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
-    model = nncf.quantize(write(graph), nncf.Dataset(samples), subset_size=len(samples))
+    model = nncf_quantized(write(graph), samples)
     ours = integer(read(model, {}))
     assert not float_products(ours)
     for feed in samples[:3]:
-        wanted = run_plainly(model.SerializeToString(), feed)[0]
+        wanted = onnxruntime_outputs(model, feed, ["y0"], plain=True)["y0"]
         # Their outputs are floats: an intermediate byte that is one step off shows in them.
         assert np.abs(ops.evaluate(ours, feed)["y0"] - wanted).max() <= np.abs(wanted).max() / 100
 
@@ -241,7 +213,7 @@ def test_our_pairs_run_in_onnxruntime_as_here() -> None:
     made = Net(2, 3, 8, 8)
     graph, samples = residual(made), made.samples()
     pairs = statically(graph, samples)
-    theirs = run_plainly(write(pairs).SerializeToString(), samples[0])[0]
+    theirs = onnxruntime_outputs(write(pairs), samples[0], plain=True, ours=True)["y0"]
     np.testing.assert_allclose(ops.evaluate(pairs, samples[0])["y0"], theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -494,6 +466,18 @@ def test_half_precision_costs_its_own_rounding_only(net: MakeNet, dtype: str, lo
     assert len(half) >= len(products) - (net is enlarged), "a transposed convolution stays float32"
 
 
+def test_pieces_of_a_split_in_16_bits_may_stay_in_float32() -> None:
+    net = Net(1, 8, 6, 6)
+    pieces = make("Split", net.x, constant(np.array([5, 3])), axis=1)
+    first, second = (make("item", pieces, index=i) for i in (0, 1))
+    graph = net.graph(make("Conv", first, net.weights(4, 5, 3, 3)), make("ReduceMax", second))
+    for dtype in ("bfloat16", "float16"):
+        ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {"dtype": dtype}}))
+        feed = net.samples()[0]
+        wanted, got = ops.evaluate(graph, feed), ops.evaluate(ours, feed)
+        assert all(np.allclose(got[k], wanted[k], rtol=0.02, atol=0.02) for k in wanted)
+
+
 def test_half_precision_stores_what_a_transformer_carries_in_16_bits() -> None:
     net = Net(2, 6, 32)
     graph = transformer(net, -1e4)
@@ -542,3 +526,93 @@ def test_a_transposed_convolution_is_the_convolution_of_its_phases(data: st.Data
     np.testing.assert_allclose(
         ops.evaluate(ours, feed)["y0"], ops.evaluate(graph, feed)["y0"], rtol=1e-6
     )
+
+
+LEFT = {"MatMul": (96, 64), "MatMul of a batch": (2, 96, 64), "Gemm": (96, 64)}
+
+
+@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("how", ["quantize_static", "quantize_dynamic", "quantize_weights"])
+def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str) -> None:
+    random = np.random.default_rng(2)
+    shape = LEFT[name]
+    x = placeholder("x", Type("float32", shape))
+    w = constant((random.standard_normal((48, 96)) * 0.1).astype(np.float32), "w")
+    if name == "Gemm":
+        bias = constant(random.standard_normal((48, 1)).astype(np.float32))
+        y = make("Gemm", w, x, bias, name="left")
+    else:
+        y = make("MatMul", w, x, name="left")
+    graph = run_stage(Graph((x,), (y,), ("y",)), "fold")
+    samples = [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(8)]
+    asked = {"statistics": calibrate(graph, samples)} if how == "quantize_static" else {}
+    made = build(how, {**asked, **({"bits": 8} if how == "quantize_weights" else {})})(graph)
+    small = run_stage(made, "quantize")
+    integers = {"MatMulInteger", "matmul_narrow"} & {n.op for n in small.nodes}
+    assert integers, "a product of bytes"
+    wanted, got = (ops.evaluate(g, samples[0])["y"] for g in (graph, small))
+    assert np.square(got - wanted).mean() < 1e-3 * np.square(wanted).mean()
+    kept = build(how, {**asked, "exclude": ("left",)})(graph)
+    assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded: as it was"
+
+
+def two_ranges(join: str) -> tuple[Graph, list[Feed]]:
+    """Branches of ranges 200 times apart, joined or cut apart, and products that even them out."""
+    random = np.random.default_rng(1)
+
+    def w(*shape: int, scale: float = 1) -> Node:
+        return constant((random.standard_normal(shape) * scale).astype(np.float32))
+
+    x = placeholder("x", Type("float32", (1, 8, 6, 6)))
+    a = make("Relu", make("Conv", x, w(8, 8, 1, 1, scale=0.02), name="small"))
+    b = make("Relu", make("Conv", x, w(8, 8, 1, 1, scale=4), name="large"))
+    up, down = w(8, 8, 1, 1, scale=10), w(8, 8, 1, 1, scale=0.005)
+    both = constant(np.concatenate([up.array, down.array], 1))
+    whole = make("Concat", a, b, axis=1, name="join")
+    if join in ("Slice", "Split"):
+        apart = constant(np.concatenate([w(8, 8, 1, 1, scale=0.02).array, w(8, 8, 1, 1).array * 4]))
+        one = make("Conv", x, apart, name="first")
+        if join == "Split":
+            split = make("Split", one, int64s([8, 8]), axis=1)
+            parts = [make("item", split, index=i) for i in (0, 1)]
+        else:
+            parts = [make("Slice", one, int64s([i]), int64s([i + 8]), int64s([1])) for i in (0, 8)]
+        y = make("Add", *(make("Conv", p, v) for p, v in zip(parts, (up, down), strict=True)))
+    elif join == "spatial":
+        y = make("Conv", make("Concat", a, b, axis=2), up, name="last")
+        y = make("Slice", y, int64s([0]), int64s([6]), int64s([2]))
+    elif join == "MatMul":
+        rows = [make("Transpose", v, perm=(0, 2, 3, 1)) for v in (a, b)]
+        y = make("MatMul", make("Concat", *rows, axis=3), constant(both.array[:, :, 0, 0].T))
+    elif join == "depthwise":
+        y = make("Conv", make("Conv", whole, w(16, 1, 1, 1), group=16, name="each"), both)
+    elif join == "nested":
+        outer = make("Concat", whole, a, axis=1)
+        y = make("Conv", outer, constant(np.concatenate([both.array, up.array], 1)))
+    else:
+        between = make(join, whole, **({"kernel_shape": (2, 2)} if "Pool" in join else {}))
+        y = make("Conv", between, both, pads=(1, 1, 1, 1), name="last")
+    samples = [{"x": random.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(9)]
+    return Graph((x,), (y,), ("y",)), samples
+
+
+JOINS = ("Identity", "Relu", "MaxPool", "AveragePool", "spatial", "MatMul", "depthwise", "nested")
+
+
+@pytest.mark.parametrize("join", [*JOINS, "Slice", "Split"])
+def test_values_of_very_different_ranges_share_no_scale(
+    join: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph, samples = two_ranges(join)
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    statistics = calibrate(graph, samples[:8])
+    quantize_static._warn.cache_clear()
+    made = build("quantize_static", {"statistics": statistics})(graph)
+    small = run_stage(run_stage(made, "quantize"), "layout")
+    wanted, pairs, got = (ops.evaluate(g, samples[8])["y"] for g in (graph, made, small))
+    assert np.square(pairs - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"
+    assert np.square(got - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"
+    assert ("times apart" in caplog.text) == (join not in ("Slice", "Split"))
+    if join in ("Identity", "Relu", "MatMul"):
+        assert not float_products(small), "each part keeps its own step, and nothing stays float"

@@ -1,17 +1,21 @@
 """The rewrite engine: what patterns match, what rules may do, and that large graphs stay fast."""
 
+import ast
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import qcompiler.passes
 
 from qcompiler import plugins
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.ops import evaluate, make
-from qcompiler.rewrite import ANY, CONST, OPTIONAL, PASSES, Rule, Skip, op, rewrite
+from qcompiler.rewrite import ANY, CONST, OPTIONAL, PASSES, Rule, Skip, op, rewrite, taken
 from qcompiler.stages import build, choose, parse, run_stage
 
 X = Type("float32", (4,))
@@ -171,10 +175,10 @@ def test_a_network_keeps_its_meaning_through_all_stages() -> None:
 
 
 def test_options_are_read_with_the_types_of_the_fields() -> None:
-    name, options = parse("fold_constants{max_bytes=1024, growth=2}")
+    name, options = parse("fold_constants{max_numbers=1024, growth=2}")
     assert name == "fold_constants"
-    assert options == {"max_bytes": 1024, "growth": 2.0}
-    assert build(name, options).max_bytes == 1024  # type: ignore[attr-defined]
+    assert options == {"max_numbers": 1024, "growth": 2.0}
+    assert build(name, options).max_numbers == 1024  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_options_are_read_with_the_types_of_the_fields() -> None:
         ("fold_nothing", "unknown pass"),
         ("fold_constants{bytes=3}", "no option 'bytes'"),
         ("fold_constants{device=3}", "no option 'device'"),
-        ("fold_constants{max_bytes=much}", "is not of type int"),
+        ("fold_constants{max_numbers=much}", "is not of type int"),
         ("fold_bias{max=3}", "no option 'max'"),
         ("{}", "cannot read"),
     ],
@@ -201,3 +205,34 @@ def test_passes_run_when_asked_for_and_not_when_disabled() -> None:
     assert choose().wants("fold_identity")
     assert not choose().wants("quantize_static")
     assert choose(["quantize_static"]).wants("quantize_static")
+
+
+def test_a_taken_operand_is_handed_over_also_where_both_are_one_node() -> None:
+    x = placeholder("x", X)
+    neg = make("Neg", x)
+    got: list[tuple[Node, ...]] = []
+
+    def build(add: Node, first: Node, other: Node) -> None:
+        got.append((add, first, other))
+
+    rule = a_rule(op("Add", op("Neg"), taken(ANY), commutes=True), build)
+    add = make("Add", neg, neg)
+    rewrite(graph(add, inputs=(x,)), [rule])
+    assert got[0] == (add, neg, neg)
+
+
+def test_no_pass_searches_operands_for_the_one_that_another_is_not() -> None:
+    """x + x has no operand that is not x: patterns hand over what they matched (`taken`)."""
+    found = []
+    for path in sorted(Path(qcompiler.passes.__path__[0]).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.GeneratorExp | ast.ListComp):
+                continue
+            over = ast.unparse(node.generators[0].iter)
+            tests = [ast.unparse(t) for g in node.generators for t in g.ifs]
+            other = any(re.search(r" is not (?!None)", t) for t in tests)
+            if other and re.search(r"\.(operands|inputs)\b", over):
+                found.append(f"{path.name}: {ast.unparse(node)}")
+        source = path.read_text()
+        found += [f"{path.name}: {m}" for m in re.findall(r"next\(\(?i for i in [^\n]*", source)]
+    assert not found

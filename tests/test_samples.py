@@ -167,11 +167,29 @@ def test_synthetic_samples_are_the_same_every_time_and_of_the_inputs_types() -> 
         ({"y": IMAGES[:1]}, "sample 0: no input 'y'\nhint: the inputs are 'x'"),
         ({}, "sample 0, input 'x': missing"),
         ({"x": [["a"]]}, "sample 0, input 'x': <U1 where float32"),
+        ({"x": None}, "sample 0, input 'x': None given, an array wanted"),
+        ({"x": [[1.0], [1.0, 2.0]]}, "sample 0, input 'x': numpy cannot read this list"),
+        ({"x": np.ma.masked_less(IMAGES[:1], 0)}, "sample 0, input 'x': .* masked"),
     ],
 )
 def test_a_sample_that_does_not_fit_says_where(sample: dict[str, object], what: str) -> None:
     with pytest.raises(Error, match=what):
         list(samples([sample], IMAGE))
+
+
+def test_an_array_alone_is_that_of_the_only_input() -> None:
+    np.testing.assert_array_equal(images_of(samples(IMAGES, IMAGE)), IMAGES)
+    with pytest.raises(Error, match="no array 'ids'"):
+        samples(IMAGES, TOKENS)
+
+
+def test_a_reader_of_anything_but_named_arrays_is_refused() -> None:
+    class Listing(Reading):
+        def get_next(self) -> object:
+            return [IMAGES[:1]]
+
+    with pytest.raises(Error, match=r"list given, \{input name: array\} wanted"):
+        list(samples(Listing(), IMAGE, 2))
 
 
 def test_empty_data_is_an_error(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from qcompiler import Error, driver, load, plugins, search, timing
 from qcompiler.cli.quality import allowed
 from qcompiler.driver import Options, Watch
 from qcompiler.metrics import METRICS, agreement, cosine, loss, top1, top5
+from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
+from qcompiler.ops import evaluate
 from qcompiler.search import Demand
 
 WIDTH = 32
@@ -73,7 +74,7 @@ def test_what_loses_too_much_goes_back_to_float() -> None:
     worst = max(kept.layers, key=lambda x: x.sensitivity)
     assert worst.name == "second"
     x = data(1, 2)[0]["x"]
-    exact = ReferenceEvaluator(network()).run(None, {"x": x})[0]
+    exact = evaluate(read(network()), {"x": x})["y"]
     assert cosine({"y": load(kept.made.artifact)(x)}, {"y": exact}, None) > 99.0
 
 
@@ -104,8 +105,8 @@ def test_a_quantized_model_is_no_float_model() -> None:
 
 
 def test_labels_and_a_relative_limit() -> None:
-    exact = ReferenceEvaluator(network())
-    labels = np.concatenate([exact.run(None, s)[0].argmax(-1) for s in data(60, 1)])
+    exact = read(network())
+    labels = np.concatenate([evaluate(exact, s)["y"].argmax(-1) for s in data(60, 1)])
     labels[::4] = 0  # the float model is right in about three of four
     kept = found(4.0, relative=True, labels=labels)
     assert kept.metric == "top1"

@@ -1,7 +1,7 @@
 """The command line: `qcompiler COMMAND`, one of commands.py.
 
 Exit codes: 0 done; 1 a clear error or a comparison beyond its limits; 2 wrong usage; 130
-interrupted.
+interrupted; 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,39 +9,85 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from qcompiler.errors import Error
+from qcompiler.errors import Error, compiler_missing
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Command-line words -> exit code."""
-    from qcompiler.cli.arguments import parser
-
-    arguments = parser().parse_args(words)
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
-    from qcompiler.cli.commands import COMMANDS
-
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters still gets words
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return COMMANDS[arguments.command](arguments)
+        with _ended_by_sigterm():
+            return _run(words)
     except Error as e:
         return _say_error(str(e))
+    except ImportError as e:
+        missing = compiler_missing(e)
+        if missing is None:
+            raise
+        return _say_error(str(missing))
     except MemoryError:
         return _say_error("out of memory\nhint: fewer calibration samples, or a smaller batch")
     except BrokenPipeError:  # the reader of our output has left; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as e:  # a full disk, a file that vanished
+        _drop_output()
         where = f"{e.filename}: " if e.filename else ""
         return _say_error(f"{where}{e.strerror or e}")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+
+
+def _run(words: Sequence[str] | None) -> int:
+    """Parse and obey; what was said has left our buffers, or an OSError tells why not."""
+    from qcompiler.cli.arguments import parser
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters still gets words
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        arguments = parser().parse_args(words)
+    except SystemExit:  # --help, --version, wrong usage
+        sys.stdout.flush()
+        raise
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    from qcompiler.cli.commands import COMMANDS
+
+    code = COMMANDS[arguments.command](arguments)
+    sys.stdout.flush()
+    return code
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: half-written files are removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _drop_output() -> None:
+    """Words that cannot be written are forgotten, so that Python does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_error(text: str) -> int:

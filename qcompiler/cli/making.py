@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,10 @@ from qcompiler.cli.arguments import input_shapes
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error
 from qcompiler.files import size, write_text
-from qcompiler.ir import Graph, Node
 
 if TYPE_CHECKING:
     from qcompiler.driver import Options, Watch
+    from qcompiler.ir import Graph, Node
     from qcompiler.plan import Plan
 
 
@@ -60,7 +62,11 @@ def compile(a: Namespace) -> int:
         "weights_bytes": artifact.weights.nbytes,
         "workspace_bytes": artifact.manifest.workspace_bytes,
         "compile_seconds": round(seconds, 3),
+        "notes": dict(artifact.manifest.notes),
+        **({} if made.agreement is None else {"agreement": quality.agreed(made.agreement)}),
     }
+    if made.agreement is not None:
+        sys.stderr.write(f"{show.plain(str(made.agreement))}\n")
     if a.json:
         said = {"skips": _skips(skips, plan)} if a.explain else {}
         searched = {} if found is None else {"search": quality.told(found)}
@@ -73,6 +79,7 @@ def compile(a: Namespace) -> int:
             f"{answer['steps']} steps, {size(output.stat().st_size)}, "
             f"compiled in {seconds:.1f} s"
         )
+        _say_batch(artifact.manifest.notes)
     return 0
 
 
@@ -102,6 +109,7 @@ def quantize(a: Namespace) -> int:
         show.say(show.table(("rule", "node", "not used because"), skips) + "\n")
     small = size(output.stat().st_size)
     show.say(f"{a.model} -> {output}: {graph.notes.get('quantization', a.precision)}, {small}")
+    _say_batch(graph.notes)
     return 0
 
 
@@ -160,8 +168,18 @@ def say_plan(a: Namespace) -> int:
         watch, skips = _watch(a, bar)
         plan = driver.make_plan(a.model, _options(a), watch)
     _say_skips(a, skips, plan)
-    show.say_json(_plan_json(plan, skips)) if a.json else show.say(str(plan))
+    if a.json:
+        show.say_json(_plan_json(plan, skips))
+    else:
+        show.say(str(plan))
+        _say_batch(plan.graph.notes)
     return 0
+
+
+def _say_batch(notes: Mapping[str, str]) -> None:
+    """That a batch was chosen which nobody asked for."""
+    if "batch" in notes:
+        show.say(f"batch: {notes['batch']}")
 
 
 def _options(a: Namespace) -> Options:
@@ -235,6 +253,7 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
     return {
         "target": plan.device.isa.name,
         "threads": plan.device.threads,
+        "notes": dict(plan.graph.notes),
         "weights_bytes": plan.weights.nbytes,
         "workspace_bytes": plan.workspace_bytes,
         "parts": plan.parts,

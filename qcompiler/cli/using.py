@@ -16,11 +16,12 @@ from qcompiler.cli import show
 from qcompiler.cli.arguments import input_shapes, percentiles
 from qcompiler.cli.making import say_plan
 from qcompiler.cli.places import demand_writable, save_npz
-from qcompiler.errors import Error
-from qcompiler.files import size
+from qcompiler.errors import Error, compiler_missing
+from qcompiler.files import opened, size
 from qcompiler.ir import Array, numpy_dtype
 
 if TYPE_CHECKING:
+    from qcompiler.limits import Limits
     from qcompiler.runtime import Model
 
 
@@ -89,17 +90,16 @@ def bench(a: Namespace) -> int:
 
 
 def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Every step: its time, and how near it comes to what this machine can do."""
-    from qcompiler import limits, plugins
-
-    device = plugins.device(model.manifest.isa, model.threads)
-    most = limits.measure(device)
+    """Every step: its time, and, where the compiler is installed to measure that, how near it comes
+    to what this machine can do.
+    """
+    before = _limits(model)
     seconds = model.profile(inputs)
-    most |= limits.measure(device)
+    most = before and before | (_limits(model) or before)
     whole = sum(seconds)
-    rows = []
+    rows: list[dict[str, object]] = []
     for step, taken in zip(model.manifest.steps, seconds, strict=True):
-        arithmetic, traffic = most.arithmetic(step), most.traffic(step)
+        arithmetic, traffic = (most.arithmetic(step), most.traffic(step)) if most else (0.0, 0.0)
         rows.append(
             {
                 "name": step.name,
@@ -108,15 +108,27 @@ def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, obje
                 "ms": taken * 1e3,
                 "percent": 100 * taken / whole,
                 "gops": 2 * step.macs / taken / 1e9,
-                "bound": "arithmetic" if arithmetic > traffic else "memory",
-                "percent_of_limit": 100 * max(arithmetic, traffic) / taken,
+                "bound": ("arithmetic" if arithmetic > traffic else "memory") if most else None,
+                "percent_of_limit": 100 * max(arithmetic, traffic) / taken if most else None,
             }
         )
     return rows
 
 
+def _limits(model: Model) -> Limits | None:
+    """What this machine can do at most; None where the compiler's packages are not installed."""
+    try:
+        from qcompiler import limits, plugins
+
+        return limits.measure(plugins.device(model.manifest.isa, model.threads))
+    except ImportError as e:
+        if compiler_missing(e) is None:
+            raise
+        return None
+
+
 def _cell(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
 
 
 def inspect(a: Namespace) -> int:
@@ -215,10 +227,19 @@ def compare(a: Namespace) -> int:
 
 
 def targets(a: Namespace) -> int:
-    """Instruction sets and devices, and which of them this machine can run."""
-    from qcompiler import cpu, isa, plugins
+    """Instruction sets and devices, and which of them this machine can run; without the compiler,
+    which knows them, what this machine has.
+    """
+    from qcompiler import cpu, isa
 
-    plugins.load_all()
+    try:
+        from qcompiler import plugins
+
+        plugins.load_all()
+    except ImportError as e:
+        if compiler_missing(e) is None:
+            raise
+        return _say_this_machine(a)
     for path in a.target:
         plugins.device(path)
     have = cpu.features()
@@ -243,6 +264,19 @@ def targets(a: Namespace) -> int:
     show.say(show.table(head, rows))
     if devices:
         show.say("\n" + show.table(("device", "instruction set"), devices))
+    return 0
+
+
+def _say_this_machine(a: Namespace) -> int:
+    from qcompiler import cpu
+
+    features = sorted(cpu.features())
+    if a.json:
+        machine = {"processors": cpu.cores(), "features": features}
+        show.say_json({"instruction_sets": [], "devices": [], "this_machine": machine})
+        return 0
+    show.say("the compiler is not installed: nothing can be compiled here, only run")
+    show.say(show.facts({"processors": cpu.cores(), "features": " ".join(features)}))
     return 0
 
 
@@ -278,11 +312,8 @@ def _fill(value: Value, mode: str, rng: np.random.Generator) -> Array:
 
 
 def _is_artifact(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError as e:
-        raise Error(f"cannot read: {e.strerror}", where=str(path)) from e
+    with opened(path) as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _summary(array: Array) -> dict[str, object]:

@@ -15,7 +15,6 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import onnx
-import sklearn.datasets
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -134,6 +133,8 @@ def train(net: Network, images: Floats, labels: NDArray[np.int64]) -> None:
 
 def split() -> dict[str, NDArray[np.generic]]:
     """-> images and labels to train and to test with; `calibration` is some of the former."""
+    import sklearn.datasets  # nothing else here needs it
+
     digits = sklearn.datasets.load_digits()
     images = (digits.images[:, None] / 16).astype(np.float32)
     labels = digits.target.astype(np.int64)

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +15,33 @@ from qcompiler.errors import Error
 _ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 
-def link(codes: Sequence[Path], triple: str) -> bytes:
-    """Object files -> the bytes of a shared library; libc and libm symbols are left to the process
-    that loads it.
+def link(codes: Sequence[bytes], triple: str) -> bytes:
+    """Object files' bytes -> those of a shared library; libc and libm symbols are left to the
+    process that loads it, those of its own are its own, whatever that process has by their names.
+    Raises Error where there is no linker, or no room for its files.
     """
-    library = codes[0].with_suffix(".so")
-    command = [*linker(triple), "-shared", "-s", "-o", str(library), *map(str, codes)]
+    command = linker(triple)
+    try:
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            return _linked(codes, command, Path(folder))
+    except OSError as e:
+        raise Error(
+            f"cannot link in the temporary folder: {e.strerror or e}",
+            where=str(e.filename or ""),
+            hint="make room there, or name another folder in the environment variable TMPDIR",
+        ) from e
+
+
+def _linked(codes: Sequence[bytes], command: Sequence[str], folder: Path) -> bytes:
+    paths = [folder / f"code{i}.o" for i in range(len(codes))]
+    for path, code in zip(paths, codes, strict=True):
+        path.write_bytes(code)
+    library = folder / "code.so"
+    command = [*command, "-shared", "-s", "-o", str(library), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Error(f"the linker failed: {done.stderr.strip()[:500]}", where=" ".join(command))
+        reason = " ".join(done.stderr.split())[:500] or f"it ended with {done.returncode}"
+        raise Error(f"the linker failed: {reason}", where=command[0])
     return library.read_bytes()
 
 
@@ -34,12 +53,12 @@ def linker(triple: str) -> list[str]:
     emulation = ["-m", _ELF[machine]] if machine in _ELF else []
     for name in ("ld.lld", f"{machine}-linux-gnu-ld", "ld"):
         if shutil.which(name) and (name != "ld" or _native(machine)):
-            return [name, *emulation]
+            return [name, *emulation, "-Bsymbolic"]
     for name in (f"{machine}-linux-gnu-gcc", *(("cc", "gcc", "clang") if _native(machine) else ())):
         if shutil.which(name):
-            return [name, "-nostdlib"]
+            return [name, "-nostdlib", "-Wl,-Bsymbolic"]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation]
+        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation, "-Bsymbolic"]
     raise Error(
         f"no linker for {machine} was found",
         hint="`apt install binutils` on Debian and Ubuntu, or anywhere `pip install ziglang`",

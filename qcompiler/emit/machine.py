@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +60,54 @@ def build(module: Any, isa: Isa) -> Any:
     return tvm.get_global_func("target.build.llvm")(lowered, t)
 
 
-def build_objects(functions: Mapping[str, Any], isa: Isa, text: str, folder: Path) -> list[Path]:
-    """{name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call besides each
-    other -> object files of C functions of these names.
-
-    A few functions are a module, and modules are compiled side by side: LLVM needs no lock of
-    Python. How they are dealt does not depend on the machine, so neither does the code.
+@dataclass(frozen=True)
+class Layer:
+    """Functions by name, of plain pointers and numbers, and LLVM text of what they call besides
+    functions of the layers before.
     """
-    names = list(functions)
-    modules = [
-        {n: functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}
+
+    functions: Mapping[str, Any]
+    text: str = ""
+
+
+def modules(*layers: Layer) -> list[Layer]:
+    """Layers, each of which calls the ones before it -> modules of a few functions each.
+
+    No module has functions of two layers, so none is inlined into its callers. What a kernel is
+    told of its pointers (`Kernel`) would be taken for granted there too: that what one kernel
+    writes is not what the next one reads. How they are dealt does not depend on the machine, so
+    neither does the code.
+    """
+    return [
+        Layer({n: layer.functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}, layer.text)
+        for layer in layers
+        for names in [list(layer.functions)]
         for i in range(0, len(names), _FUNCTIONS_A_MODULE)
     ]
-    paths = [folder / f"code{i}.o" for i in range(len(modules))]
+
+
+def build_objects(dealt: Sequence[Layer], isa: Isa) -> list[bytes]:
+    """Modules -> object files of C functions of these names.
+
+    They are compiled side by side: LLVM needs no lock of Python.
+    """
     with ThreadPoolExecutor(cpu.cores()) as pool:
-        list(pool.map(lambda made, path: _object(made, isa, text, path), modules, paths))
-    return paths
+        return list(pool.map(lambda made: _object(made, isa), dealt))
 
 
-def _object(functions: Mapping[str, Any], isa: Isa, text: str, path: Path) -> None:
-    machine_code(functions, isa, text).write_to_file(str(path))
+def _object(layer: Layer, isa: Isa) -> bytes:
+    """A module -> the bytes of an object file, written to memory: LLVM ends the process where a
+    disk is full.
+    """
+    made = machine_code(layer.functions, isa, layer.text)
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+            path = Path(folder) / "code.o"
+            made.write_to_file(str(path), "o")
+            return path.read_bytes()
+    with os.fdopen(os.memfd_create("code.o"), "rb") as file:
+        made.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        return file.read()
 
 
 def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:

@@ -384,7 +384,7 @@ class AttentionKernel:
         """float32 -> int32, halves to even."""
         near = self.d.isa.intrinsics.get("round_to_int")
         if near is None:
-            return self.m.cast(self.m.round(value), "int32")
+            return self.m.converted(self.m.round(value), "int32")
         return self.m.vec(near(value.expr))
 
     # -- output

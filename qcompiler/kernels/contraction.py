@@ -74,7 +74,7 @@ def tiled(
         return Skip("the right operand is read again, as it is")
     if reason := too_large(region):
         return reason
-    if root.op == "conv" and not constant and (problem.tap_count > 1 or problem.groups > 1):
+    if root.op == "conv" and not constant and (problem.tap_count > 1 or root.int("group") > 1):
         return Skip("a window's weights that only running the model tells")
     if product.leftovers:
         product = replace(product, run=region.known(root.operands[1]).run)
@@ -147,18 +147,14 @@ class Contraction:
         with b.parallel(self.tiling.tasks) as task:
             self._task(task)
         right = region.inputs.index(self.problem.right)
-        func = b.function()
-        in_place = heirs(region)
-        if in_place:
-            func = func.with_attr("tirx.noalias", False)
         return Kernel(
             name=b.name,
-            func=func,
+            func=b.function(),
             pack={right: self._pack} if self.constant else {},
             scratch_bytes=scratch_bytes,
             tasks=self.tiling.tasks,
             macs=self.problem.macs,
-            in_place=in_place,
+            in_place=heirs(region),
         )
 
     def _needs_copy(self) -> bool:

@@ -130,6 +130,10 @@ def product_of(
     def mac(a: str, b: str, *, exact: bool = True) -> Mac | None:
         return _vector_mac(isa, (_SHORT[a], _SHORT[b], _SHORT[sums]), exact)
 
+    if sums not in ("int32", "float32") or (
+        sums == "int32" and not {left, right} <= {"uint8", "int8"}
+    ):
+        return None
     if sums == "int32":
         if found := mac(left, right):
             return Product(found, left, right, sums)

@@ -58,7 +58,7 @@ def plain(region: Region, device: Device) -> Kernel | Skip:
                 made = fused.at(values, column, lanes, count, given)
                 store(fused.m, target, row * width + column, made, count)
 
-            emit.along(width, device.isa.lanes(4), vector)
+            emit.along(width, device.isa.lanes(tir.bits(root.dtype) // 8), vector)
     return Kernel(b.name, b.function(), tasks=count, macs=macs)
 
 
@@ -107,8 +107,8 @@ class _Sums:
             left = tir.broadcast(self._widen(x, self.left.dtype), lanes)
             row = self.w.load(at) if lanes == 1 else self.w.load_first(count, at, lanes)
             right = self._widen(row, self.right.dtype)
-            if self.root.dtype == "int32":
-                sums[0] = tir.wrapping("+", sums[0], left * right)
+            if "int" in self.root.dtype:
+                sums[0] = tir.wrapping("+", sums[0], tir.wrapping("*", left, right))
             else:
                 sums[0] = sums[0] + left * right
 

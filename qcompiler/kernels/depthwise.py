@@ -50,8 +50,12 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
     assert root is not None
     x, w = root.operands
     channels = x.type.dims[-1]
+    if not w.is_constant:
+        return Skip("the filters are not constant, and they are read packed")
     if root.int("group") != channels or channels == 1 or root.type.dims[-1] != channels:
         return Skip("not one filter a channel")
+    if root.dtype not in ("float32", "int32"):
+        return Skip(f"sums of {root.dtype}")
     if x.type.rank not in (3, 4):
         return Skip(f"{x.type.rank - 2} spatial dimensions")
     if 0 in root.type.dims:

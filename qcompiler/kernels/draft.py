@@ -148,8 +148,6 @@ class Draft:
     ) -> Kernel:
         """Everything written -> the kernel."""
         func = self.b.function()
-        if in_place:
-            func = func.with_attr("tirx.noalias", False)
         return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place)
 
 

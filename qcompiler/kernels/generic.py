@@ -35,7 +35,9 @@ _NS = 4.0
 _MEANINGS: dict[str, Meaning] = {}
 
 
-def _means(*ops: str) -> Callable[[Meaning], Meaning]:
+def means(*ops: str) -> Callable[[Meaning], Meaning]:
+    """Register what an operator's value is at one place of its output."""
+
     def register(meaning: Meaning) -> Meaning:
         _MEANINGS.update({op: meaning for op in ops})
         for op in ops:
@@ -118,7 +120,7 @@ class Elements:
         return self.m.where(self.m.vec(condition, "bool"), a, b)
 
 
-@_means("Trilu")
+@means("Trilu")
 def _trilu(e: Elements, place: Place) -> Vec:
     k = e.root.inputs[1] if len(e.root.inputs) > 1 else None
     shift = tir.const(0) if k is None else e.index(k, tir.const(0))
@@ -128,25 +130,25 @@ def _trilu(e: Elements, place: Place) -> Vec:
     return e.choose(kept, x, e.m.like(0, x))
 
 
-@_means("EyeLike")
+@means("EyeLike")
 def _eye_like(e: Elements, place: Place) -> Vec:
     one, zero = (e.m.splat(v, e.root.dtype) for v in (1, 0))
     return e.choose(tirx.EQ(place[1] - place[0], e.root.int("k")), one, zero)
 
 
-@_means("OneHot")
+@means("OneHot")
 def _one_hot(e: Elements, place: Place) -> Vec:
-    indices_, _, values = e.root.operands
+    values = e.root.operands[2]
     axis = e.root.int("axis") % len(place)
     count = e.root.type.dims[axis]
     where = [p for i, p in enumerate(place) if i != axis]
-    index = e.m.cast(e.read(indices_, where), "int64")
+    index = e.m.cast(e.x(where), "int64")
     index = e.m.where(index < 0, index + count, index)
     hit = index == e.m.cast(e.number(place[axis]), "int64")
     return e.m.where(hit, e.d.read(values, 1), e.d.read(values, 0))
 
 
-@_means("ReverseSequence")
+@means("ReverseSequence")
 def _reverse_sequence(e: Elements, place: Place) -> Vec:
     batch, time = (e.root.int(k) % len(place) for k in ("batch_axis", "time_axis"))
     length = e.index(e.root.operands[1], place[batch])
@@ -156,7 +158,7 @@ def _reverse_sequence(e: Elements, place: Place) -> Vec:
     return e.x(source)
 
 
-@_means("TensorScatter")
+@means("TensorScatter")
 def _tensor_scatter(e: Elements, place: Place) -> Vec:
     update, starts = e.root.operands[1], e.root.operands[2] if len(e.root.operands) > 2 else None
     axis = e.root.int("axis") % len(place)
@@ -172,7 +174,7 @@ def _tensor_scatter(e: Elements, place: Place) -> Vec:
     return e.choose(inside, e.read(update, source), e.x(place))
 
 
-@_means("BatchNormalization")
+@means("BatchNormalization")
 def _batch_normalization(e: Elements, place: Place) -> Vec:
     channel = [place[1] if len(place) > 1 else tir.const(0)]
     wide = [e.m.cast(e.read(n, channel), "float32") for n in e.root.operands[1:]]
@@ -182,7 +184,7 @@ def _batch_normalization(e: Elements, place: Place) -> Vec:
     return e.m.cast(value, e.root.dtype)
 
 
-@_means("RotaryEmbedding")
+@means("RotaryEmbedding")
 def _rotary_embedding(e: Elements, place: Place) -> Vec:
     """Each value turned together with its partner, half the vector (or one place) away."""
     root = e.root
@@ -215,7 +217,7 @@ def _rotary_embedding(e: Elements, place: Place) -> Vec:
 # GridSample.
 
 
-@_means("GridSample")
+@means("GridSample")
 def _grid_sample(e: Elements, place: Place) -> Vec:
     x, grid = e.root.operands
     sizes = x.type.dims[2:]
@@ -285,7 +287,7 @@ def _cubic(far: Vec) -> Vec:
 # RoiAlign.
 
 
-@_means("RoiAlign")
+@means("RoiAlign")
 def _roi_align(e: Elements, place: Place) -> Vec:
     """The average (or largest) of a grid of samples of a bin, each between four pixels."""
     b, m, root = e.b, e.m, e.root

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -169,17 +169,13 @@ class TirMath:
         return (rest != 0) & ((rest < 0) ^ (b < 0)) & (b != 0)
 
     def fmod(self, a: Any, b: Any) -> Vec:
-        """With the sign of the dividend, as C's; for floats exact while |a / b| < 2^52."""
+        """With the sign of the dividend, as C's; of floats C's own, a lane at a time."""
         a, b = self.join(a, b)
         if not a.is_float:
             return self.where(b == 0, 0, a - self.trunc_div(a, b) * b)
         if a.dtype != "float64":
             return self.cast(self.fmod(self.cast(a, "float64"), self.cast(b, "float64")), a.dtype)
-        x, y = self.abs(a), self.abs(b)
-        rest = self.fma(-self.floor(x / y), y, x)
-        rest = self.where(rest < 0, rest + y, rest)  # rounding took the quotient one too far
-        rest = self.where((y == inf) & (x < inf), x, rest)
-        return self.llvm("llvm.copysign", rest, a)
+        return self.vec(_c_library("fmod")(a.expr, b.expr))
 
     def negative(self, x: Vec) -> Vec:
         """The sign turned, of zeros and NaN too."""
@@ -206,21 +202,35 @@ class TirMath:
         return self.logical_not(x) if x.dtype == "bool" else self.vec(tirx.bitwise_not(x.expr))
 
     def shift_left(self, x: Vec, count: Any) -> Vec:
-        """Zeros move in; a count of the width or more gives zero."""
-        return self._shift(tirx.shift_left, x, count)
+        """Zeros move in; a count of the width or more, or a negative one, gives zero."""
+        x, count = self.join(x, count)
+        if self._short(x, count):
+            return self.vec(tirx.shift_left(x.expr, count.expr))
+        moved = tirx.shift_left(x.expr, (count & (tir.bits(x.dtype) - 1)).expr)
+        return self.where(self._fits(x, count), self.vec(moved), 0)
 
     def shift_right(self, x: Vec, count: Any) -> Vec:
-        """Zeros move in, or copies of a sign."""
-        return self._shift(tirx.shift_right, x, count)
-
-    def _shift(self, emit: Callable[..., Value], x: Vec, count: Any) -> Vec:
+        """Zeros move in, or copies of a sign: of these only are left by a count of the width or
+        more, or a negative one.
+        """
         x, count = self.join(x, count)
-        size = tir.bits(x.dtype)
-        if count.value is not None and count.value < size:
-            return self.vec(emit(x.expr, count.expr))
+        if self._short(x, count):
+            return self.vec(tirx.shift_right(x.expr, count.expr))
+        most = tir.bits(x.dtype) - 1
         if x.is_signed:
-            return self.vec(emit(x.expr, self.clip(count, 0, size - 1).expr))
-        return self.where(count < size, self.vec(emit(x.expr, (count & (size - 1)).expr)), 0)
+            bounded = self.where(self._fits(x, count), count, most)
+            return self.vec(tirx.shift_right(x.expr, bounded.expr))
+        moved = tirx.shift_right(x.expr, (count & most).expr)
+        return self.where(self._fits(x, count), self.vec(moved), 0)
+
+    def _short(self, x: Vec, count: Vec) -> bool:
+        """Is the count of a shift known to be less than the width?"""
+        return count.value is not None and 0 <= count.value < tir.bits(x.dtype)
+
+    def _fits(self, x: Vec, count: Vec) -> Vec:
+        """Where the count of a shift is one of the width's; LLVM gives others no meaning."""
+        fits = count < tir.bits(x.dtype)
+        return fits & (count >= 0) if count.is_signed else fits
 
     # -- comparing and choosing
 
@@ -251,7 +261,7 @@ class TirMath:
         return self.vec(tirx.Select(condition.expr, a.expr, b.expr), a.dtype)
 
     def max(self, a: Any, b: Any) -> Vec:
-        """NaN beside anything is NaN; one instruction beside a scalar, whose NaN does not count."""
+        """NaN beside anything is NaN; one instruction beside what is known not to be one."""
         return self._extreme(tirx.GT, a, b)
 
     def min(self, a: Any, b: Any) -> Vec:
@@ -264,10 +274,10 @@ class TirMath:
 
     def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
         a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
-        if b.value is not None or b.lanes < a.lanes:
+        if b.value is not None or (a.value is None and b.lanes < a.lanes):
             a, b = b, a
         chosen = self._choose(better, a, b)
-        if not a.is_float or a.value is not None or a.lanes < b.lanes:
+        if not a.is_float or (a.value is not None and not isnan(a.value)):
             return chosen
         return self.where(self.is_nan(a), a, chosen)
 
@@ -278,8 +288,9 @@ class TirMath:
         return self.where(self.vec(better(a.expr, b.expr), "bool"), a, b)
 
     def clip(self, x: Vec, low: Any, high: Any) -> Vec:
-        """min(max(x, low), high)."""
-        return self.min(self.max(x, low), high)
+        """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
+        x = x if low is None else self._choose(tirx.GT, self.like(low, x), x)
+        return x if high is None else self._choose(tirx.LT, self.like(high, x), x)
 
     def is_nan(self, x: Vec) -> Vec:
         """A condition: x is not a number."""
@@ -305,7 +316,7 @@ class TirMath:
         if not x.is_signed:
             return self.where(x > 0, self.like(1, x), 0)
         one = self.where(x > 0, self.like(1, x), self.where(x < 0, self.like(-1, x), x))
-        return one if x.is_float else self.where(x == 0, 0, one)
+        return self.where(x == 0, 0, one)
 
     def floor(self, x: Vec) -> Vec:
         """To the next integer below; the dtype stays."""
@@ -426,7 +437,9 @@ class TirMath:
     # -- converting
 
     def cast(self, x: Vec, dtype: str) -> Vec:
-        """As C converts; from floats towards zero, out of range by way of int32 or int64."""
+        """As C converts; from floats towards zero, out of range by way of int32 or int64, whose
+        lowest value then stands for it (LLVM's own conversion has no meaning there).
+        """
         if dtype == x.dtype:
             return x
         if x.value is not None and dtype not in (*_NARROW, "bool") and np.isfinite(x.value):
@@ -446,10 +459,26 @@ class TirMath:
             return self.bits(wide, "float32")
         if dtype == "bfloat16":
             return self._to_bfloat16(x)
-        if x.is_float and dtype in ("int8", "uint8", "int16", "uint16"):
-            return self.cast(self.cast(x, "int32"), dtype)
-        if x.is_float and dtype == "uint32":
-            return self.cast(self.cast(x, "int64"), dtype)
+        if x.is_float and "int" in dtype:
+            return self._to_integer(x, dtype)
+        return self.converted(x, dtype)
+
+    def _to_integer(self, x: Vec, dtype: str) -> Vec:
+        """A float's whole part; of NaN and what is out of range the lowest value."""
+        if dtype in ("int8", "uint8", "int16", "uint16"):
+            return self.cast(self._to_integer(x, "int32"), dtype)
+        if dtype == "uint32":
+            return self.cast(self._to_integer(x, "int64"), dtype)
+        if dtype == "uint64":
+            upper, held = x >= 2.0**63, (x >= 2.0**63) & (x < 2.0**64)
+            high = self.converted(self.where(held, x, 0.0), dtype)
+            return self.where(upper, high, self.cast(self._to_integer(x, "int64"), dtype))
+        most = 2.0 ** (tir.bits(dtype) - 1)
+        fits = self.abs(x) < most
+        return self.where(fits, self.converted(x, dtype), -int(most))
+
+    def converted(self, x: Vec, dtype: str) -> Vec:
+        """LLVM's conversion: the value must be in the dtype's range."""
         return self.vec(tir.cast(x.expr, dtype))
 
     def _to_bfloat16(self, x: Vec) -> Vec:
@@ -477,7 +506,7 @@ class TirMath:
         kind = np.dtype(x.dtype).type
         top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
         least = self.where(x > low, x, low)  # NaN is not above
-        whole = self.cast(self.min(least, top), dtype)
+        whole = self._in_range(self.min(least, top), dtype)
         return whole if int(top) == high else self.where(x > top, high, whole)
 
     def quantize(
@@ -505,17 +534,24 @@ class TirMath:
         if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():
             whole = self.vec(self.isa.intrinsics["round_to_int"](scaled.expr))
         else:
-            whole = self.cast(self.round(scaled), "int32")
+            whole = self.converted(self.round(scaled), "int32")
         return self.cast(whole + zero, dtype)
+
+    def _in_range(self, x: Vec, dtype: str) -> Vec:
+        """Floats that are in an integer dtype's range -> the dtype."""
+        kind = {"uint32": "int64"}.get(dtype, "int32" if tir.bits(dtype) < 32 else dtype)
+        return self.cast(self.converted(x, kind), dtype)
 
 
 def _c_library(name: str) -> Callable[..., Value]:
     """A function of libm, called a lane at a time."""
 
-    def call(x: Value) -> Value:
-        lanes = tir.lanes_of(x)
+    def call(*operands: Value) -> Value:
+        lanes = tir.lanes_of(operands[0])
         each = [
-            tirx.call_pure_extern("float64", name, x if lanes == 1 else tir.shuffle(x, [i]))
+            tirx.call_pure_extern(
+                "float64", name, *(x if lanes == 1 else tir.shuffle(x, [i]) for x in operands)
+            )
             for i in range(lanes)
         ]
         return (

@@ -151,8 +151,9 @@ def sigmoid(m: TirMath, x: Vec) -> Vec:
 
 
 def swish(m: TirMath, x: Vec, *, alpha: float) -> Vec:
-    """x sigmoid(alpha x)."""
-    return x * sigmoid(m, x if alpha == 1 else x * alpha)
+    """x sigmoid(alpha x); the sigmoid is 0 where it would be less than the smallest float32."""
+    scaled = x if alpha == 1 else x * alpha
+    return x * m.where(scaled < -88.0, 0.0, sigmoid(m, scaled))
 
 
 def gelu(m: TirMath, x: Vec, *, approximate: str) -> Vec:
@@ -296,6 +297,6 @@ def _pow_positive(m: TirMath, x: Vec, y: Vec) -> Vec:
     taylor = polynomial(
         m, r, [1, 1, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720, 1 / 5040, 1 / 40320, 1 / 362880]
     )
-    exponent = m.cast(m.where(m.is_nan(n), 0.0, n), "int64")
+    exponent = m.converted(m.where(m.is_nan(n), 0.0, n), "int64")
     result = taylor * m.bits((exponent + 1023) << 52, "float64")
     return m.cast(result, "float32")

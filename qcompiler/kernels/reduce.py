@@ -22,6 +22,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops.pooling import lowest
+from qcompiler.ops.reduce import REAL
 
 NARROW = ("float16", "bfloat16")
 _SLOTS = 4
@@ -79,8 +80,10 @@ def reduce(region: Region, device: Device) -> Kernel | Skip:
     axes = [] if listed is None else [int(a) % x.type.rank for a in listed]
     if not axes and not root.int("noop_with_empty_axes"):
         axes = list(range(x.type.rank))
-    if not axes or 0 in x.type.dims or x.dtype == "bool":
+    if not axes or 0 in x.type.dims:
         return Skip("nothing to reduce")
+    if x.dtype == "bool" and root.op not in ("ReduceMax", "ReduceMin"):
+        return Skip(f"{root.op} of bool")
     return _Reduction(region, device, sorted(set(axes))).kernel()
 
 
@@ -96,6 +99,10 @@ class _Reduction:
         self.kept = [a for a in range(len(self.dims)) if a not in axes]
         self.way = WAYS[root.op]
         self.dtype = "float32" if root.dtype in NARROW else root.dtype
+        if root.op in REAL and "int" in root.dtype:
+            self.dtype = "float64"
+        if root.dtype == "bool":
+            self.dtype = "uint8"
         shape = "x".join(f"{d}{'*' * (a in axes)}" for a, d in enumerate(self.dims))
         self.d = Draft(f"{root.op.lower()}_{shape}".replace("*", "r"), region, device)
         self.b, self.m = self.d.b, self.d.m

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from qcompiler.errors import Skip
+from qcompiler.errors import Skip, Unfit
 from qcompiler.ir import Array
 from qcompiler.isa import Device
 from qcompiler.kernels.facts import sealed
@@ -46,6 +46,18 @@ class Kernel:
     written).
     """
 
+    def __post_init__(self) -> None:
+        """Pointers are told to be of different memories, except where the output may take one over.
+
+        TVM gives every pointer of such a function a type of memory of its own, so LLVM believes it
+        of whatever it inlines the function into as well: callers stand in other modules
+        (emit/machine.py).
+        """
+        object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
+
+
+_BEYOND = "Literal value"
+"""Part of what TVM says of a number that its 32-bit type does not hold."""
 
 Generate = Callable[..., Kernel | Skip]
 
@@ -79,7 +91,16 @@ def kernel(
         def guarded(region: Region, device: Device, **values: int) -> Kernel | Skip:
             if isa and isa not in device.isa.lineage:
                 return Skip(f"not {isa}")
-            return generate(sealed(region, device), device, **values)
+            region = sealed(region, device)
+            try:
+                made = generate(region, device, **values)
+            except Unfit as e:
+                return Skip(str(e))
+            except ValueError as e:
+                if _BEYOND not in str(e):
+                    raise
+                return Skip("a size or an offset is beyond 32 bits")
+            return made if isinstance(made, Skip) else mispacked(made, region) or made
 
         for op in ops:
             entry = Generator(generate.__name__, op, guarded, rank, knobs)
@@ -88,6 +109,24 @@ def kernel(
         return guarded
 
     return register
+
+
+def mispacked(made: Kernel, region: Region) -> Skip | None:
+    """Why a kernel would not find its operands laid out as it packs them; None if it will.
+
+    Only constants are packed, and what the anchor wants packed nobody else in the region reads.
+    """
+    root = region.root
+    for i in made.pack:
+        node = region.inputs[i]
+        if not node.is_constant:
+            return Skip(f"{node.type} is no constant, and it is read packed")
+        if root is None or node not in root.operands:
+            continue
+        readers = [n for n in region.nodes for o in n.operands if o is node]
+        if len(readers) > 1:
+            return Skip(f"{node.type} is read packed, and as it is")
+    return None
 
 
 def choose(region: Region, device: Device) -> tuple[Kernel | Skip, list[tuple[str, str]]]:

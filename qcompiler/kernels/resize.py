@@ -1,9 +1,9 @@
 """Resize regions -> TIR: every output pixel is a weighted sum of a few input pixels, all known now.
 
-Which inputs an output sees along an axis, and with what weights, is asked of the operator's numpy
-meaning: it is applied to the columns of a unit matrix, one resized axis after the other. The answer
-(offsets and weights, a few for every output index) takes the place of the constant that held the
-scales or sizes. So every mode and coordinate transformation of ONNX is served alike.
+Which inputs an output sees along an axis, and with what weights, is asked of what the operator's
+numpy meaning asks. The answer (offsets and weights, a few for every output index) takes the place
+of the constant that held the scales or sizes. So every mode and coordinate transformation of ONNX
+is served alike.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Array, Node, Type, constant
+from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
@@ -24,7 +24,7 @@ from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
-from qcompiler.ops import meaning
+from qcompiler.ops.sampling import MAX_TAPS, sampled
 
 _MOST_TAPS = 64
 """Input pixels for one output pixel, over all axes, that are worth unrolling."""
@@ -49,18 +49,15 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
         return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
     if 0 in root.type.dims:
         return Skip("nothing to resize")
-    axes = [a for a, (i, o) in enumerate(_sizes(root)) if i != o]
+    found = resized(root, given[0], numbers)
+    if isinstance(found, Skip):
+        return found
+    axes, taps = list(found), list(found.values())
     if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
         return Skip("elementwise work before the last axis is resized")
-    taps = [_axis_taps(root, given[0], numbers, a) for a in axes]
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
     return _Resize(region, device, given[0], axes, taps).kernel()
-
-
-def _sizes(root: Node) -> list[tuple[int, int]]:
-    """(input, output) size of every axis."""
-    return list(zip(root.operands[0].type.dims, root.type.dims, strict=True))
 
 
 @dataclass(frozen=True)
@@ -76,26 +73,40 @@ class Taps:
         return int(self.index.shape[1])
 
 
-def _axis_taps(root: Node, given: Node, numbers: Sequence[float], axis: int) -> Taps:
-    """A Resize, the operand of scales or sizes and its numbers, an axis -> what each output index
-    along it is made of.
+def resized(root: Node, given: Node, numbers: Sequence[float]) -> dict[int, Taps] | Skip:
+    """A Resize, the operand of scales or sizes and its numbers -> what each output index along
+    every axis that changes is made of.
     """
-    size, count = _sizes(root)[axis]
-    listed = root.attrs["axes"]
-    place = axis if listed is None else [a % root.type.rank for a in root.ints("axes")].index(axis)
-    scales = given in root.inputs[2:3]
-    fixed = np.array([numbers[place], 1 if scales else size], given.dtype)
-    chosen = (None, fixed) if scales else (None, None, fixed)
-    arrays = (np.eye(size, dtype=np.float32), *chosen)
-    inputs = tuple(None if a is None else constant(a) for a in arrays)
-    attrs = {**root.attrs, "axes": None}
-    alone = Node("Resize", inputs, attrs, (Type("float32", (count, size)),))
-    matrix = np.asarray(meaning(alone, arrays)[0], np.float32)
-    most = int((matrix != 0).sum(axis=1).max(initial=1))
-    index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most].astype(np.int32)
-    weight = np.take_along_axis(matrix, index, axis=1)
-    assert matrix.shape == (count, size)
-    return Taps(index, weight)
+    if max(root.type.dims) > MAX_TAPS:
+        return Skip("too many outputs along an axis")
+    values = np.array(numbers, given.dtype)
+    scales, sizes = (values, None) if given in root.inputs[2:3] else (None, values)
+    found = sampled(root, root.operands[0].type.dims, (None, scales, sizes))
+    return {axis: _taps(s.places, s.weights) for axis, s in found.items()}
+
+
+def _taps(places: Array, weights: Array | None) -> Taps:
+    if weights is None:
+        return Taps(places.astype(np.int32), np.ones(places.shape, np.float32))
+    return _merged(places.astype(np.int64), weights.astype(np.float32))
+
+
+def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
+    """[outputs, taps] of places, some twice in a row, and weights, some 0 -> as few taps as that
+    can be said with.
+    """
+    order = np.argsort(places, axis=1, kind="stable")
+    places = np.take_along_axis(places, order, 1)
+    new = np.diff(places, axis=1, prepend=-1) != 0
+    sums = np.take_along_axis(weights, order, 1).reshape(-1)
+    sums = np.add.reduceat(sums, np.flatnonzero(new))
+    rows = np.nonzero(new)[0][sums != 0]
+    counts = np.bincount(rows, minlength=len(new))
+    at = (rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts))
+    index = np.zeros((len(new), max(counts.max(initial=0), 1)), np.int32)
+    kept = np.zeros(index.shape, np.float32)
+    index[at], kept[at] = places[new][sums != 0], sums[sums != 0]
+    return Taps(index, kept)
 
 
 Tap = tuple[Value, Value | None]

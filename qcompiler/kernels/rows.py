@@ -141,7 +141,7 @@ def hardmax(region: Region, device: Device) -> Kernel | Skip:
         where[0] = tir.const(0)
         with d.b.serial(rows.count, "n") as n:
             value = rows.value(start, n)
-            with d.b.when((value > d.m.vec(best[0])).expr):
+            with d.b.when(value.ahead_of(d.m.vec(best[0]), largest=True).expr):
                 best[0] = value.expr
                 where[0] = n
         with d.b.serial(rows.count, "n") as n:
@@ -192,8 +192,8 @@ def mean_variance(region: Region, device: Device) -> Kernel | Skip:
 
 @kernel("ReduceLogSumExp", rank=0)
 def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
-    """max + log(sum(exp(x - max)))."""
-    if reason := _given(region, only="float"):
+    """max + log(sum(exp(x - max))); of integers in float64."""
+    if reason := _given(region):
         return reason
     d = Draft("reducelogsumexp", region, device)
     root, m = d.root, d.m
@@ -204,6 +204,8 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
         return Skip("no axes to reduce")
     rank = root.operands[0].type.rank
     rows = Rows(d, [int(a) for a in axes] or range(rank))
+    if "int" in rows.dtype:
+        rows.dtype = "float64"
 
     def row(number: Value, start: Value) -> None:
         top = rows.folded(start, -inf, lambda t, x: m.max(t, x))
@@ -304,7 +306,7 @@ class _Best(Rows):
         return self.m.vec(self.values.load(at), self.dtype)
 
     def _better(self, a: Vec, c: Vec) -> Vec:
-        return a > c if self.largest else a < c
+        return a.ahead_of(c, largest=self.largest)
 
 
 def _after(region: Region) -> set[Node]:

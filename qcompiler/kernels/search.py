@@ -148,6 +148,14 @@ class _Search:
         old = Vec(self.m, best[0], self.x.dtype, value.lanes)
         if self.x.dtype in _NARROW:
             value, old = self.m.cast(value, "float32"), self.m.cast(old, "float32")
-        if self.root.int("select_last_index"):
-            return value >= old if self.root.op == "ArgMax" else value <= old
-        return value > old if self.root.op == "ArgMax" else value < old
+        largest, last = self.root.op == "ArgMax", bool(self.root.int("select_last_index"))
+        before = (
+            (value >= old if largest else value <= old)
+            if last
+            else (value > old if largest else value < old)
+        )
+        if not value.is_float:
+            return before
+        # The first NaN is the extreme, as numpy has it; of several NaN the last, if that is asked.
+        first = self.m.is_nan(value)
+        return before | (first if last else first & self.m.logical_not(self.m.is_nan(old)))

@@ -22,7 +22,7 @@ from typing import Any
 from tvm import tirx
 from tvm.ir import PointerType, PrimType, TensorLoad, Var
 
-from qcompiler.errors import Error
+from qcompiler.errors import Unfit
 from qcompiler.ir import numpy_dtype
 
 Value = Any
@@ -30,6 +30,10 @@ Value = Any
 
 _UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
 _MOST_TURNS = (1 << 31) - 1
+_MOST_STATEMENTS = 1 << 15
+"""Of one kernel: a generator that unrolls over a number of the model, however large that is, ends
+here. The kernels of real networks have hundreds, the longest 4,000.
+"""
 _STORED = {"bfloat16": "uint16", "bool": "uint8"}
 _BACKEND = "default"
 _WRAPPING = {"+": "add", "-": "sub", "*": "mul"}
@@ -311,9 +315,13 @@ class Builder:
         self._blocks: list[list[Value]] = [[]]
         self._names: dict[str, int] = {}
         self._lets: set[str] = set()
+        self._count = 0
 
     def emit(self, statement: Value) -> None:
         """Append a statement, or an expression evaluated for its effect."""
+        self._count += 1
+        if self._count > _MOST_STATEMENTS:
+            raise Unfit(f"code of more than {_MOST_STATEMENTS} statements")
         if not isinstance(statement, tirx.Stmt):
             statement = tirx.Evaluate(statement)
         self._blocks[-1].append(statement)
@@ -386,7 +394,7 @@ class Builder:
     def _loop(self, extent: Value, name: str, start: Value, kind: Value) -> Iterator[Value]:
         turns = getattr(extent, "value", extent)
         if isinstance(turns, int) and turns > _MOST_TURNS:
-            raise Error(f"a loop of {turns} turns is too long", where=self.name)
+            raise Unfit(f"a loop of {turns} turns is too long")
         var = Var(self._fresh(name), "int32")
         with self._block() as body:
             yield var
@@ -409,8 +417,7 @@ class Builder:
         for key, value in (("device_type", 1), ("device_id", 0)):  # stack allocations ask for them
             body = tirx.AttrStmt(_BACKEND, key, tirx.IntImm("int32", value), body)
         zero = tirx.stmt.Return(tirx.IntImm("int32", 0))
-        func = tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))
-        return func.with_attr("tirx.noalias", True)
+        return tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))
 
 
 def _is_index(value: Value) -> bool:

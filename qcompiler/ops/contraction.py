@@ -162,7 +162,7 @@ def _(node: Node) -> Type:
 def conv_transpose(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None) -> Numbers:
     """Every input adds a kernel's worth to the outputs around it; the padding is cut off."""
     group = node.int("group")
-    window, outputs = _transposed(node, x.shape[2:], w.shape[2:])
+    window, outputs = transposed(node, x.shape[2:], w.shape[2:])
     counts, sizes = x.shape[2:], numbers(outputs)
     dtype = sums_of(x.dtype.name)
     begins = [p[0] for p in window.pads if p is not None]
@@ -181,7 +181,7 @@ def conv_transpose(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None)
     return np.asarray(total + bias).astype(x.dtype)
 
 
-def _transposed(
+def transposed(
     node: Node, sizes: Sequence[Dim], kernel: Sequence[Dim]
 ) -> tuple[Window, tuple[Dim, ...]]:
     """The window that slides over the output, and the output's sizes."""
@@ -221,7 +221,7 @@ def _(node: Node) -> Type:
         raise Error(f"{group} groups do not divide {w.shape[0]} channels")
     channels = w.shape[1] * group if isinstance(w.shape[1], int) else fresh()
     need_shape(optional(node, 2), (channels,), "bias")
-    _, outputs = _transposed(node, x.shape[2:], w.shape[2:])
+    _, outputs = transposed(node, x.shape[2:], w.shape[2:])
     return Type(one_dtype(node), (x.shape[0], channels, *outputs))
 
 
@@ -258,11 +258,15 @@ def _(node: Node) -> Type:
 
 
 def _sum_dtype(a: str, b: str) -> str:
-    """The dtype of the compiler's own products: exact int32 of bytes, float32 of floats."""
+    """The dtype of the compiler's own products: exact int32 of bytes, float32 of floats, else that
+    of both operands (sums of integers wrap around).
+    """
     if a in _BYTES and b in _BYTES:
         return "int32"
     if a == b and a in ("float32", "bfloat16", "float16"):
         return "float32"
+    if a == b and a in ("float64", "int32", "int64", "uint32", "uint64"):
+        return a
     raise Error(f"no product of {a} and {b}")
 
 
@@ -308,9 +312,10 @@ def _(node: Node) -> Type:
 def gemm(node: Node, a: Numbers, b: Numbers, c: Numbers | None = None) -> Numbers:
     """alpha * A' B' + beta * C."""
     product = multiply(a.T if node.int("transA") else a, b.T if node.int("transB") else b)
-    total = product if node.float("alpha") == 1 else product * node.float("alpha")
+    number = product.dtype.type
+    total = product if node.float("alpha") == 1 else product * number(node.float("alpha"))
     if c is not None:
-        total = total + c.astype(product.dtype) * node.float("beta")
+        total = total + c.astype(product.dtype) * number(node.float("beta"))
     return total.astype(a.dtype)
 
 

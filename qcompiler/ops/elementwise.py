@@ -90,7 +90,7 @@ def abs_(m: Math, x: V) -> V:
 
 @elementwise("Sign", of="numbers")
 def sign(m: Math, x: V) -> V:
-    return m.cast(x > 0, "int8") - m.cast(x < 0, "int8")
+    return m.sign(x)
 
 
 @elementwise("Reciprocal", of="floats")
@@ -380,8 +380,7 @@ def thresholded_relu(m: Math, x: V, *, alpha: float = 1.0) -> V:
 
 @elementwise("Clip", of="numbers")
 def clip(m: Math, x: V, low: V = None, high: V = None) -> V:
-    x = x if low is None else m.max(x, low)
-    return x if high is None else m.min(x, high)
+    return m.clip(x, low, high)
 
 
 @elementwise("Shrink", of="floats")

@@ -11,13 +11,18 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops.registry import OPERATORS
+from qcompiler.ops.work import work
 
 KNOWN_BYTES = 1 << 16
 """Type rules look at values (the shape a Reshape is given) no larger than this."""
 
+KNOWN_WORK = 1 << 24
+"""Such a value, and all on the way to it, takes no more numbers each (work.py)."""
+
 
 _OF_TYPE = ("Shape", "Size")
 """Operators that look at their input's type only."""
+_FREE = frozenset({*_OF_TYPE, "constant", "item"})
 
 
 @dataclass(frozen=True)
@@ -140,4 +145,6 @@ def _cone(
 def _may_be_known(node: Node, limit_bytes: int) -> bool:
     read = node.operands if node.op in _OF_TYPE else ()
     small = all(t.static and t.bytes <= limit_bytes for t in node.types)
-    return node.op != "input" and small and all(i.type.static for i in read)
+    if node.op == "input" or not small or not all(i.type.static for i in read):
+        return False
+    return node.op in _FREE or work(node) <= KNOWN_WORK

@@ -28,11 +28,20 @@ V = Any
 class Math(Protocol):
     """What a formula may use."""
 
-    def max(self, a: V, b: V) -> V: ...
-    def min(self, a: V, b: V) -> V: ...
-    def clip(self, x: V, low: V, high: V) -> V: ...
+    def max(self, a: V, b: V) -> V:
+        """The larger one; NaN beside anything is NaN."""
+
+    def min(self, a: V, b: V) -> V:
+        """The smaller one; NaN beside anything is NaN."""
+
+    def clip(self, x: V, low: V, high: V) -> V:
+        """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
+
     def where(self, condition: V, a: V, b: V) -> V: ...
     def abs(self, x: V) -> V: ...
+    def sign(self, x: V) -> V:
+        """-1, 0 or 1; NaN of NaN."""
+
     def floor(self, x: V) -> V: ...
     def ceil(self, x: V) -> V: ...
     def round(self, x: V) -> V:
@@ -66,7 +75,12 @@ class Math(Protocol):
     def logical_not(self, x: V) -> V: ...
     def is_nan(self, x: V) -> V: ...
     def cast(self, x: V, dtype: str) -> V:
-        """C conversion: floats to integers round towards zero, to bool it says "not zero"."""
+        """C conversion: floats to integers round towards zero, to bool it says "not zero".
+
+        What an integer cannot hold is as on x86, everywhere: floats go to 32 bits or less by way of
+        int32 (uint32 and more: int64), whose lowest value stands for NaN and what is out of its
+        range (2^64 and more: 0 in uint64); integers keep their low bits.
+        """
 
     def saturate(self, x: V, dtype: str) -> V:
         """Clip to the integer dtype's range, then cast; NaN becomes the lowest value."""
@@ -85,13 +99,18 @@ class NumpyMath:
         return np.minimum(a, b)
 
     def clip(self, x: V, low: V, high: V) -> V:
-        return np.minimum(np.maximum(x, low), high)
+        if low is not None:
+            x = np.maximum(x, _bound(low, -np.inf))
+        return x if high is None else np.minimum(x, _bound(high, np.inf))
 
     def where(self, condition: V, a: V, b: V) -> V:
         return np.where(condition, a, b)
 
     def abs(self, x: V) -> V:
         return np.abs(x)
+
+    def sign(self, x: V) -> V:
+        return np.sign(x)
 
     def floor(self, x: V) -> V:
         return np.floor(x)
@@ -153,7 +172,9 @@ class NumpyMath:
         return np.isnan(x)
 
     def cast(self, x: V, dtype: str) -> V:
-        return np.asarray(x).astype(numpy_dtype(dtype))
+        x, kind = np.asarray(x), numpy_dtype(dtype)
+        whole = kind.kind in "iu" and x.dtype.kind == "f"
+        return (_whole(x, kind) if whole else x).astype(kind)
 
     def saturate(self, x: V, dtype: str) -> V:
         info = ml_dtypes.iinfo(numpy_dtype(dtype))  # type: ignore[no-untyped-call]
@@ -200,6 +221,25 @@ def _erf(x: V) -> V:
     slope = 2 / math.sqrt(math.pi) * np.exp(-a * a)
     series = 1 + h * (-a + h * ((2 * a * a - 1) / 3 + h * (3 * a - 2 * a**3) / 6))
     return np.copysign(_ERF_TABLE[entry] + slope * h * series, x)
+
+
+def _bound(value: V, nothing: float) -> V:
+    """A bound, or what bounds nothing where it is NaN."""
+    floats = isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f"
+    return np.where(np.isnan(value), value.dtype.type(nothing), value) if floats else value
+
+
+def _whole(x: V, kind: np.dtype[Any]) -> V:
+    """Floats -> integers of 64 bits, of which `kind` keeps the low ones."""
+    bits = 32 if kind.itemsize < 4 or kind == np.int32 else 64
+    fits = np.abs(x) < 2.0 ** (bits - 1)
+    made = np.where(fits, x, 0).astype(np.int64)
+    made = np.where(fits, made, -(1 << (bits - 1)))
+    if kind != np.uint64:
+        return made
+    upper, beyond = x >= 2.0**63, x >= 2.0**64
+    high = np.where(upper & ~beyond, x, 0).astype(np.uint64)
+    return np.where(upper, high, made.astype(np.uint64))
 
 
 NUMPY = NumpyMath()

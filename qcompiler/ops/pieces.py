@@ -8,7 +8,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
-from qcompiler.ops.shapes import agree, axes_of, axis_of, count_of, known_ints, unite
+from qcompiler.ops.shapes import MOST, agree, axes_of, axis_of, count_of, known_ints, unite
 
 
 @operator("Concat", axis=required())
@@ -70,7 +70,7 @@ def _(node: Node) -> tuple[Type, ...]:
         else:
             raise Error("neither sizes nor a number of pieces are given")
         whole = x.shape[axis]
-        if not 1 <= count <= 1 << 16:
+        if not 1 <= count <= MOST:
             raise Error(f"a split into {count} pieces")
         even = sizes is None and isinstance(whole, int)
         lengths = _even(node, int(whole)) if even else tuple(fresh() for _ in range(count))

@@ -10,6 +10,7 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.math import NUMPY
 from qcompiler.ops.normalization import mean_over
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
@@ -54,14 +55,19 @@ REDUCTIONS: dict[str, Reduce] = {
 }
 """Operator -> what it makes of each row."""
 
+REAL = frozenset({"ReduceMean", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"})
+"""Those that take integers as real numbers, in float64, and cut off what they get."""
+
 
 def reduce_(node: Node, x: Numbers, axes: Numbers | None = None) -> Numbers:
     given = () if axes is None else axes_of((int(a) for a in axes.ravel()), x.ndim)
     if not given and node.int("noop_with_empty_axes"):
         return x
     over = given or tuple(range(x.ndim))
-    wide = x if x.dtype.kind in "iub" else x.astype(sums_of(x.dtype.name))
-    result = np.asarray(REDUCTIONS[node.op](wide, over)).astype(x.dtype)
+    whole = x.dtype.kind in "iub" and node.op not in REAL
+    real = "float64" if x.dtype.kind in "iub" else sums_of(x.dtype.name)
+    wide = x if whole else x.astype(real)
+    result = NUMPY.finish(NUMPY.cast(REDUCTIONS[node.op](wide, over), x.dtype.name), x.dtype.name)
     return result if node.int("keepdims") else result.squeeze(over)
 
 

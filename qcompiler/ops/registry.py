@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from math import inf, prod
+from math import inf
 from typing import Any
 
 from numpy.typing import NDArray
@@ -39,10 +39,6 @@ Formula = Callable[..., Any]
 
 Numbers = NDArray[Any]
 """An array to compute with."""
-
-MAX_RANK = 32
-MAX_ELEMENTS = 1 << 48
-"""Nothing is larger than these; a model that says otherwise is broken or hostile."""
 
 _REQUIRED = object()
 _symbols = count()
@@ -68,6 +64,12 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
+
+
+def is_elementwise(node: Node) -> bool:
+    """Has the operator a formula? Inputs and constants are no operators."""
+    entry = OPERATORS.get(node.op)
+    return entry is not None and entry.formula is not None
 
 
 def required() -> object:
@@ -149,8 +151,8 @@ def make(op: str, *inputs: Node | None, name: str = "", **attrs: Any) -> Node:
         types = made if isinstance(made, tuple) else (made,)
         if untyped.attrs.get("outputs", len(types)) != len(types) or not types:
             raise Error(f"there are no {untyped.attrs['outputs']} outputs")
-        for type in types:
-            _check_size(type)
+        for fault in filter(None, (type.fault for type in types)):
+            raise Error(f"the output {fault}")
     except Error as e:
         raise Error(e.what, where=e.where or f"{name or 'node'} ({op})", hint=e.hint) from e
     return Node(op, inputs, untyped.attrs, types, name)
@@ -174,14 +176,6 @@ def _complete(entry: Operator, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
         if value is _REQUIRED:
             raise Error(f"attribute {key!r} is missing")
     return full
-
-
-def _check_size(type: Type) -> None:
-    numbers = [d for d in type.shape if isinstance(d, int)]
-    if min(numbers, default=0) < 0:
-        raise Error(f"the output {type} has a negative dimension")
-    if type.rank > MAX_RANK or prod(numbers) > MAX_ELEMENTS:
-        raise Error(f"an output of rank {type.rank} and {prod(numbers)} elements is too large")
 
 
 def one_dtype(node: Node) -> str:

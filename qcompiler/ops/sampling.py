@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from math import ceil, floor
 
@@ -12,6 +14,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.evaluate import known_value
+from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
 from qcompiler.ops.shapes import axes_of, known_ints, need_rank
 
@@ -24,7 +27,12 @@ _COORDINATES = (
     "tf_crop_and_resize",
 )
 _POLICIES = ("stretch", "not_larger", "not_smaller")
+MAX_TAPS = 1 << 23
+"""Places and weights along one axis of a Resize, for all of its outputs."""
 _NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+Scale = Fraction | np.float32
+"""Outputs for each input along an axis: a ratio of sizes, or a number of the model's own."""
 
 
 @operator(
@@ -47,27 +55,76 @@ def resize(
     sizes: Numbers | None = None,
 ) -> Numbers:
     """One dimension after the other; every output is a weighted sum of the inputs around it."""
-    axes = _resized_axes(node, x.ndim)
-    counts, factors = _resized(node, [x.shape[a] for a in axes], scales, sizes)
     made = x if node.str("mode") == "nearest" else x.astype(np.result_type(_wide(x), np.float32))
     outside = np.zeros((), np.bool_)
-    for i, axis in enumerate(axes):
-        if (counts[i], factors[i]) == (x.shape[axis], 1) and roi is None:
-            continue
-        part = (0.0, 1.0)
-        if roi is not None:
-            start = axis if roi.size == 2 * x.ndim else i
-            part = (float(roi[start]), float(roi[start + roi.size // 2]))
-        at = _coordinates(node, counts[i], x.shape[axis], factors[i], part)
-        made = _resampled(node, made, axis, at, factors[i])
+    for axis, (at, factor) in _places(node, x.shape, (roi, scales, sizes)).items():
+        made = _resampled(node, made, axis, at, float(factor))
         if node.str("coordinate_transformation_mode") == "tf_crop_and_resize":
-            missed = (at < 0) | (at > x.shape[axis] - 1)
+            missed = at.outside(x.shape[axis])
             outside = outside | missed.reshape(-1, *[1] * (x.ndim - axis - 1))
     if outside.any():
         made = np.where(outside, np.float32(node.float("extrapolation_value")), made)
     if x.dtype.kind in "iu":
-        made = np.clip(made, np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+        return np.asarray(NUMPY.saturate(np.trunc(made), x.dtype.name))
     return made.astype(x.dtype)
+
+
+def _places(
+    node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
+) -> dict[int, tuple[_At, Scale]]:
+    """Axes that change -> where their outputs stand, and the scale; `given`: region, scales and
+    sizes.
+    """
+    roi, scales, sizes = given
+    axes = _resized_axes(node, len(shape))
+    counts, factors = _resized(node, [shape[a] for a in axes], scales, sizes)
+    found = {}
+    for i, axis in enumerate(axes):
+        if counts[i] == shape[axis] and factors[i] == 1 and roi is None:
+            continue
+        part = (0.0, 1.0)
+        if roi is not None and roi.size:
+            start = axis if roi.size == 2 * len(shape) else i
+            part = (float(roi[start]), float(roi[start + roi.size // 2]))
+        at = _coordinates(node, counts[i], shape[axis], factors[i], part)
+        found[axis] = (at, factors[i])
+    return found
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Along one axis of a Resize: the places [outputs, taps] (int64, within the axis) that every
+    output sees, their weights (None where each sees one), and which outputs are outside the input.
+    """
+
+    places: Numbers
+    weights: Numbers | None
+    outside: Numbers
+
+    @property
+    def taps(self) -> int:
+        """Inputs that an output sees at most."""
+        return 1 if self.weights is None else int((self.weights != 0).sum(1).max(initial=1))
+
+    def matrix(self, size: int) -> Numbers:
+        """The weights of all `size` inputs: float32 [outputs, size]."""
+        made = np.zeros((len(self.places), size), np.float32)
+        weights = np.float32(1) if self.weights is None else self.weights.astype(np.float32)
+        np.add.at(made, (np.arange(len(made))[:, None], self.places), weights)
+        return made
+
+
+def sampled(
+    node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
+) -> dict[int, Sampled]:
+    """A Resize of an input of this shape, its region, scales and sizes -> what every axis that
+    changes is made of. Raises Error beyond MAX_TAPS.
+    """
+    found = {}
+    for axis, (at, factor) in _places(node, shape, given).items():
+        places, weights = _sampled(node, shape[axis], at, float(factor))
+        found[axis] = Sampled(places, weights, at.outside(shape[axis]))
+    return found
 
 
 def _wide(x: Numbers) -> str:
@@ -80,7 +137,7 @@ def _resized_axes(node: Node, rank: int) -> tuple[int, ...]:
 
 def _resized(
     node: Node, before: Sequence[int], scales: Numbers | None, sizes: Numbers | None
-) -> tuple[list[int], list[float]]:
+) -> tuple[list[int], list[Scale]]:
     """How many outputs along each axis, and the scale that the coordinates go by."""
     given = scales if scales is not None and scales.size else sizes
     if given is None or given.size != len(before):
@@ -90,70 +147,139 @@ def _resized(
         if not np.isfinite(factors).all() or min(factors, default=1) <= 0:
             raise Error(f"scales {given.ravel().tolist()}")
         counts = [floor(float(np.float32(n) * s)) for n, s in zip(before, factors, strict=True)]
-        return counts, [float(s) for s in factors]
+        return counts, [_ratio(c, n, s) for c, n, s in zip(counts, before, factors, strict=True)]
     wanted = [int(n) for n in given.ravel()]
     if min(wanted, default=1) < 0 or min(before, default=1) < 1:
         raise Error(f"sizes {list(before)} to {wanted}")
-    ratios = [n / m for n, m in zip(wanted, before, strict=True)]
+    ratios = [Fraction(n, m) for n, m in zip(wanted, before, strict=True)]
     if node.str("keep_aspect_ratio_policy") == "stretch":
-        return wanted, ratios
+        return wanted, [*ratios]
     ratio = (min if node.str("keep_aspect_ratio_policy") == "not_larger" else max)(ratios)
-    return [floor(ratio * m + 0.5) for m in before], [ratio] * len(wanted)
+    return [floor(ratio * m + Fraction(1, 2)) for m in before], [ratio] * len(wanted)
 
 
-def _coordinates(
-    node: Node, count: int, size: int, scale: float, part: tuple[float, float]
-) -> Numbers:
-    """Where in the input each output stands."""
-    mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.float64)
+def _ratio(count: int, size: int, scale: np.float32) -> Scale:
+    """A scale that is the rounded ratio of the sizes stands for that ratio."""
+    exact = Fraction(count, size) if size else Fraction(1)
+    return exact if np.float32(float(exact)) == scale and count else scale
+
+
+@dataclass(frozen=True)
+class _At:
+    """Coordinates: whole parts (int64), rounded down, and the rest, in [0, 1), float64. A rest of
+    0 or a half is exact where the coordinates are ratios of integers.
+    """
+
+    whole: Numbers
+    rest: Numbers
+
+    @staticmethod
+    def of(at: Numbers) -> _At:
+        """Coordinates as numbers."""
+        whole = np.floor(at)
+        return _At(whole.astype(np.int64), (at - whole).astype(np.float64))
+
+    @staticmethod
+    def ratio(over: Numbers, under: int) -> _At:
+        """Integers over an integer."""
+        return _At(over // under, (over % under) / under)
+
+    def outside(self, size: int) -> Numbers:
+        """Which of them are no place of an axis."""
+        beyond = (self.whole > size - 1) | ((self.whole == size - 1) & (self.rest > 0))
+        return np.asarray((self.whole < 0) | beyond)
+
+
+def _coordinates(node: Node, count: int, size: int, scale: Scale, part: tuple[float, float]) -> _At:
+    """Where in the input each output stands; of a scale that is a ratio exactly.
+
+    Other scales are taken in float32, as ONNX's reference and onnxruntime do.
+    """
+    mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.int64)
     if mode == "align_corners":
-        return y * (size - 1) / max(count - 1, 1)
-    if mode == "asymmetric":
-        return y / scale
+        return _At.ratio(y * (size - 1), max(count - 1, 1))
     if mode == "tf_crop_and_resize":
         start, end = part[0] * (size - 1), part[1] * (size - 1)
         if count == 1:
-            return y * 0 + (start + end) / 2
-        return start + y * (end - start) / (count - 1)
+            return _At.of(y * 0.0 + (start + end) / 2)
+        return _At.of(start + y * (end - start) / (count - 1))
     if mode == "pytorch_half_pixel" and count == 1:
-        return y * 0
-    shift = size / 2 * (1 - count / (scale * size)) if mode == "half_pixel_symmetric" else 0
-    return shift + (y + 0.5) / scale - 0.5
+        return _At.of(y * 0.0)
+    if not isinstance(scale, Fraction):
+        return _rounded(mode, y, count, size, scale)
+    over, under = scale.numerator, scale.denominator
+    if mode == "asymmetric":
+        return _At.ratio(y * under, over)
+    at = (2 * y + 1) * under - over  # (y + 1/2) / scale - 1/2, in halves of `over`
+    if mode == "half_pixel_symmetric":
+        at = at + size * over - count * under
+    return _At.ratio(at, 2 * over)
 
 
-def _resampled(node: Node, x: Numbers, axis: int, at: Numbers, scale: float) -> Numbers:
+def _rounded(mode: str, y: Numbers, count: int, size: int, scale: np.float32) -> _At:
+    """Coordinates by a scale of its own, in float32."""
+    at = y.astype(np.float32)
+    if mode == "asymmetric":
+        return _At.of(at / scale)
+    half = np.float32(0.5)
+    at = (at + half) / scale - half
+    if mode == "half_pixel_symmetric":
+        at = at + np.float32(size / 2 * (1 - count / (float(scale) * size)))
+    return _At.of(at)
+
+
+def _resampled(node: Node, x: Numbers, axis: int, at: _At, scale: float) -> Numbers:
     """x at these coordinates along an axis; beyond its ends its outermost values go on."""
-    size = x.shape[axis]
+    places, weights = _sampled(node, x.shape[axis], at, scale)
+    if weights is None:
+        return np.take(x, places[:, 0], axis)
+    made = np.zeros((*x.shape[:axis], len(places), *x.shape[axis + 1 :]), x.dtype)
+    column = (-1, *[1] * (x.ndim - axis - 1))
+    for tap in range(places.shape[1]):
+        values = np.take(x, places[:, tap], axis)
+        made += values * weights[:, tap].astype(x.dtype).reshape(column)
+    return made
+
+
+def _sampled(node: Node, size: int, at: _At, scale: float) -> tuple[Numbers, Numbers | None]:
+    """Coordinates along an axis of a size -> the places that each sees [outputs, taps], within the
+    axis, and their weights; None where each sees one.
+    """
     if node.str("mode") == "nearest":
-        return np.take(x, np.clip(_nearest(node, at), 0, size - 1), axis)
+        return np.clip(_nearest(node, at), 0, size - 1)[:, None], None
+    taps = taps_of(node, scale)
+    if taps * len(at.whole) > MAX_TAPS:
+        raise Error(f"{len(at.whole)} outputs along an axis, of {taps} inputs each, are too many")
     cubic = node.str("mode") == "cubic"
     narrow = min(scale, 1.0) if node.int("antialias") else 1.0
-    taps = 2 * ceil((2 if cubic else 1) / narrow)
-    places = np.floor(at).astype(np.int64)[:, None] + np.arange(1 - taps // 2, 1 + taps // 2)
-    distance = np.abs(places - at[:, None]) * narrow
+    steps = np.arange(1 - taps // 2, 1 + taps // 2)
+    places = at.whole[:, None] + steps
+    distance = np.abs(steps - at.rest[:, None]) * narrow
     weights = np.maximum(1 - distance, 0)
     if cubic:
         weights = _cubic(distance, node.float("cubic_coeff_a"))
     if node.int("exclude_outside"):
         weights = np.where((places >= 0) & (places < size), weights, 0)
-    weights = weights / weights.sum(1, keepdims=True)
-    made = np.zeros((*x.shape[:axis], len(at), *x.shape[axis + 1 :]), x.dtype)
-    column = (-1, *[1] * (x.ndim - axis - 1))
-    for tap in range(taps):
-        values = np.take(x, np.clip(places[:, tap], 0, size - 1), axis)
-        made += values * weights[:, tap].astype(x.dtype).reshape(column)
-    return made
+    return np.clip(places, 0, size - 1), weights / weights.sum(1, keepdims=True)
 
 
-def _nearest(node: Node, at: Numbers) -> Numbers:
-    mode = node.str("nearest_mode")
-    if mode == "round_prefer_floor":
-        whole = np.ceil(at - 0.5)
-    elif mode == "round_prefer_ceil":
-        whole = np.floor(at + 0.5)
-    else:
-        whole = np.floor(at) if mode == "floor" else np.ceil(at)
-    return whole.astype(np.int64)
+def taps_of(node: Node, scale: float) -> int:
+    """How many inputs along an axis an output of a Resize by this scale sees."""
+    if node.str("mode") == "nearest":
+        return 1
+    narrow = min(scale, 1.0) if node.int("antialias") else 1.0
+    return 2 * ceil((2 if node.str("mode") == "cubic" else 1) / narrow)
+
+
+def _nearest(node: Node, at: _At) -> Numbers:
+    """The place that each coordinate is rounded to."""
+    up = {
+        "floor": False,
+        "ceil": at.rest > 0,
+        "round_prefer_floor": at.rest > 0.5,
+        "round_prefer_ceil": at.rest >= 0.5,
+    }
+    return np.asarray(at.whole + up[node.str("nearest_mode")])
 
 
 def _cubic(distance: Numbers, a: float) -> Numbers:

@@ -10,6 +10,9 @@ from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.registry import fresh
 
+MOST = 1 << 16
+"""Dimensions, or parts of a value, that a vector tells of."""
+
 
 def axis_of(axis: int, rank: int) -> int:
     """An axis that may count from the end -> counted from the start."""
@@ -38,6 +41,8 @@ def count_of(node: Node) -> int:
     """How many numbers a vector holds whose values are not known, but which decide a rank."""
     if node.type.rank != 1 or not isinstance(node.shape[0], int):
         raise Error(f"the rank of the output is not known: {node.type} decides it")
+    if node.shape[0] > MOST:
+        raise Error(f"{node.type} where a few numbers are needed")
     return node.shape[0]
 
 

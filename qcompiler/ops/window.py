@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Dim, Node
+from qcompiler.ir import MAX_ELEMENTS, Attr, Dim, Node
 from qcompiler.ops.registry import fresh
 
 Ints = tuple[int, ...]
@@ -86,6 +86,8 @@ class Window:
         pads, reach, stride = self.pads[axis], self.reach[axis], self.strides[axis]
         if isinstance(size, str) or pads is None:
             return size if stride == 1 and pads is not None and sum(pads) == reach - 1 else fresh()
+        if size + sum(pads) > MAX_ELEMENTS:
+            raise Error(f"{size} padded by {pads} is beyond {MAX_ELEMENTS}")
         room = size + sum(pads) - reach
         if room < 0:
             raise Error(f"a window over {reach} does not fit into {size} padded by {pads}")
@@ -123,6 +125,8 @@ def _numbers(node: Node, key: str, count: int, default: int | None) -> Ints | No
     numbers = node.ints(key)
     if len(numbers) != count:
         raise Error(f"{key} {list(numbers)} should be {count} numbers")
+    if max(map(abs, numbers), default=0) > MAX_ELEMENTS:
+        raise Error(f"{key} {list(numbers)} are beyond {MAX_ELEMENTS}")
     return numbers
 
 

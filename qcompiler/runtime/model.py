@@ -5,26 +5,42 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qcompiler import cpu
-from qcompiler.artifact import Artifact, Manifest, Value, open_artifact
+from qcompiler.artifact import Artifact, Manifest, Origin, Value, open_artifact
+from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
+from qcompiler.feeds import array_of, named_arrays
 from qcompiler.runtime.arrays import Array, Seat
-from qcompiler.runtime.library import Code, aligned_copy
+from qcompiler.runtime.library import Code, Memory, aligned_copy, shared_code
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
     """Path or artifact -> a model ready to run.
 
-    `threads`: how many each call may use (0: as compiled). Raises Error when the file is not whole,
+    `threads`: how many each call may use (0: as compiled, but no more than this process has cores).
+    Raises Error when the file is not whole,
     was changed, or needs CPU features that this machine lacks.
     """
+    if not isinstance(artifact, (str, Path, Artifact)):
+        raise Error(f"{type(artifact).__name__} given, the path of an artifact wanted")
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     return Model(opened, threads=threads)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a model holds until it is closed, and every call until it has ended."""
+
+    artifact: Artifact
+    code: Code
+    weights: Memory
+    seats: queue.SimpleQueue[Seat] = field(default_factory=queue.SimpleQueue)
 
 
 class Model:
@@ -32,42 +48,59 @@ class Model:
     threads at once.
 
     Arrays must have exactly the dtype and shape of the model's inputs. A C-contiguous array (or
-    DLPack tensor) whose data is 64-byte aligned is used where it lies; any other, and a small one,
-    is copied first. Every call returns new arrays.
+    tensor of another library) whose data is 64-byte aligned is used where it lies; any other, and a
+    small one, is copied first. Every call returns new arrays.
+
+    `close()`, the end of a `with` block, or the last reference to it gives back what it holds:
+    calls that are running end as they would have, later ones raise Error. It may be copied, and
+    pickled for other processes: see docs/artifact.md.
     """
 
     def __init__(self, artifact: Artifact, *, threads: int = 0) -> None:
         self.manifest: Manifest = artifact.manifest
-        if threads < 0:
-            raise Error(f"{threads} threads", hint="use at least 1")
-        useful = max((s.tasks for s in self.manifest.steps), default=1)
-        self.threads = min(threads or self.manifest.threads, useful)
-        missing = sorted(set(self.manifest.cpu_flags) - cpu.features())
-        if missing and cpu.withheld().issuperset(missing):
-            raise Error(
-                f"the kernel refuses this process {', '.join(missing)}, which the artifact needs",
-                where=self.manifest.name,
-                hint="they need Linux 5.16 or newer, and a sandbox that lets arch_prctl pass",
-            )
-        if missing:
-            raise Error(
-                f"this CPU lacks {', '.join(missing)}, which the artifact needs",
-                where=self.manifest.name,
-                hint="compile it here, or for an older instruction set: `qcompiler targets`",
-            )
-        self._code = Code(artifact.code)
-        if self._code.signature != artifact.signature:
+        self.threads = _usable_threads(threads, self.manifest)
+        self._asked = threads
+        _demand_features(self.manifest)
+        code = shared_code(artifact.code)
+        if code.signature != artifact.signature:
             raise Error(
                 "the manifest is not the one of this machine code",
                 where=self.manifest.name,
                 hint="the file was changed; compile the model again",
             )
-        self._weights = aligned_copy(artifact.weights)
-        self._seats: queue.SimpleQueue[Seat] = queue.SimpleQueue()
-        self._taken = [(v, v.name, _dtype(v.dtype), v.shape) for v in self.manifest.inputs]
-        self._made = [(_dtype(v.dtype), v.shape) for v in self.manifest.outputs]
+        weights = aligned_copy(artifact.weights)
+        self._taken = [(v, v.name, _dtype(v), v.shape) for v in self.manifest.inputs]
+        self._made = [(_dtype(v), v.shape) for v in self.manifest.outputs]
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.manifest.steps)
+        self._held: _Held | None = _Held(replace(artifact, weights=weights.array), code, weights)
+
+    def close(self) -> None:
+        """Give back weights, workspaces and machine code, at the latest when the calls that are
+        running now have ended; further calls raise Error. Closing twice does nothing.
+        """
+        self._held = None
+
+    def __enter__(self) -> Model:
+        self._open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __copy__(self) -> Model:
+        return Model(self._open().artifact, threads=self._asked)
+
+    def __deepcopy__(self, memo: object) -> Model:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its file, where it came from one that is still there as it was; else by its bytes."""
+        artifact = self._open().artifact
+        origin = artifact.origin
+        if origin is not None and origin.unchanged:
+            return _opened_again, (origin, self._asked)
+        return _made_again, (replace(artifact, origin=None), self._asked)
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -85,13 +118,16 @@ class Model:
             raise Error(
                 f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
             )
+        held = self._open()
         pairs = zip(self._taken, arrays, strict=True)
-        results = self._call([_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in pairs])
+        found = [_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in pairs]
+        results = self._call(held, found)
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        return dict(zip(self._names, self._call(self._named(inputs)), strict=True))
+        results = self._call(self._open(), self._named(inputs))
+        return dict(zip(self._names, results, strict=True))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.manifest.steps` names them),
@@ -99,67 +135,121 @@ class Model:
 
         Every round runs all steps in order, so each finds its input where the one before left it.
         """
-        arrays = self._named(inputs)
-        seat, count = self._seat(), self._steps
-        kept = (seat.take(arrays), seat.make())
-        times = np.zeros((repeat, count))
-        for round_ in range(repeat):
-            for step in range(count):
-                start = time.perf_counter()
-                seat.frame.run(self._code, self.threads, step, step + 1)
-                times[round_, step] = time.perf_counter() - start
-        del kept
-        self._seats.put(seat)
+        if repeat < 1:
+            raise Error(f"{repeat} rounds", hint="use at least 1")
+        held, arrays, count = self._open(), self._named(inputs), self._steps
+        seat = self._seat(held)
+        try:
+            kept = (seat.take(arrays), seat.make())
+            times = np.zeros((repeat, count))
+            for round_ in range(repeat):
+                for step in range(count):
+                    start = time.perf_counter()
+                    seat.frame.run(held.code, self.threads, step, step + 1)
+                    times[round_, step] = time.perf_counter() - start
+            del kept
+        finally:
+            held.seats.put(seat)
         return [float(t) for t in np.median(times, axis=0)]
 
     def _named(self, inputs: Mapping[str, Any]) -> list[Array]:
+        if type(inputs) is not dict:
+            named_arrays(inputs, "inputs", "arrays in the inputs' order: model(x, y)")
         if len(inputs) != len(self._taken) or any(v[1] not in inputs for v in self._taken):
             missing = [v.name for v in self.inputs if v.name not in inputs]
-            unknown = sorted(set(inputs) - {v.name for v in self.inputs})
-            what = (
-                f"unknown input {unknown[0]!r}" if unknown else f"input {missing[0]!r} is missing"
-            )
+            unknown = sorted(map(repr, set(inputs) - {v.name for v in self.inputs}))
+            what = f"unknown input {unknown[0]}" if unknown else f"input {missing[0]!r} is missing"
             raise Error(what, hint=f"the model's inputs are {_listing(self.inputs)}")
         return [
             _checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in self._taken
         ]
 
-    def _call(self, arrays: Sequence[Array]) -> list[Array]:
-        seat = self._seat()
+    def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
+        seat = self._seat(held)
         try:
             kept = seat.take(arrays)
             outputs = seat.make()
-            seat.frame.run(self._code, self.threads, 0, self._steps)
+            seat.frame.run(held.code, self.threads, 0, self._steps)
             del kept
         finally:
-            self._seats.put(seat)
+            held.seats.put(seat)
         return outputs
 
-    def _seat(self) -> Seat:
+    def _open(self) -> _Held:
+        """What a call needs; the call holds it until it ends."""
+        held = self._held
+        if held is None:
+            raise Error("the model is closed", where=self.manifest.name, hint="load it again")
+        return held
+
+    def _seat(self, held: _Held) -> Seat:
         """A seat nobody else uses now; a thread more makes one more."""
         try:
-            return self._seats.get_nowait()
+            return held.seats.get_nowait()
         except queue.Empty:
-            taken = [v[2:] for v in self._taken]
-            return Seat(taken, self._made, self._weights, self.manifest.workspace_bytes)
+            taken, size = [v[2:] for v in self._taken], self.manifest.workspace_bytes
+        try:
+            return Seat(taken, self._made, held.weights, size)
+        except MemoryError as e:
+            what = f"no memory for its workspace of {size} bytes"
+            raise Error(what, where=self.manifest.name) from e
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def _opened_again(origin: Origin, threads: int) -> Model:
+    """A pickled model -> the model, by its file."""
+    artifact = open_artifact(origin.path)
+    if artifact.origin is None or artifact.origin.digest != origin.digest:
+        raise Error(
+            "the file holds another artifact than when the model was pickled", where=origin.path
+        )
+    return Model(artifact, threads=threads)
+
+
+def _made_again(artifact: Artifact, threads: int) -> Model:
+    """A pickled model -> the model, by its bytes."""
+    return Model(artifact, threads=threads)
+
+
+def _usable_threads(asked: int, manifest: Manifest) -> int:
+    """How many threads a call uses."""
+    if not isinstance(asked, (int, np.integer)) or isinstance(asked, bool) or asked < 0:
+        raise Error(
+            f"{asked!r} threads",
+            hint="use at least 1; 0 means as many as compiled for, where this process may use them",
+        )
+    useful = max((s.tasks for s in manifest.steps), default=1)
+    return max(1, min(int(asked) or min(manifest.threads, cpu.cores()), useful))
+
+
+def _demand_features(manifest: Manifest) -> None:
+    """Raise Error unless this process may use all instructions of the code."""
+    missing = sorted(set(manifest.cpu_flags) - cpu.features())
+    if missing and cpu.withheld().issuperset(missing):
+        raise Error(
+            f"the kernel refuses this process {', '.join(missing)}, which the artifact needs",
+            where=manifest.name,
+            hint="they need Linux 5.16 or newer, and a sandbox that lets arch_prctl pass",
+        )
+    if missing:
+        raise Error(
+            f"this CPU lacks {', '.join(missing)}, which the artifact needs",
+            where=manifest.name,
+            hint="compile it here, or for an older instruction set: `qcompiler targets`",
+        )
+
+
+def _dtype(value: Value) -> np.dtype[Any]:
     try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
-        return found
+        return numpy_dtype(value.dtype)
+    except TypeError as e:
+        raise Error("numpy has no such dtype", where=f"{value}") from e
+    except Error as e:
+        raise Error(e.what, where=f"{value}", hint=e.hint) from e
 
 
 def _checked(value: Value, dtype: np.dtype[Any], shape: tuple[int, ...], given: Any) -> Array:
     """An input as given -> an array of the right dtype and shape, or a clear error."""
-    if isinstance(given, np.ndarray):
-        array: Array = given
-    else:
-        array = np.from_dlpack(given) if hasattr(given, "__dlpack__") else np.asarray(given)
+    array = given if type(given) is np.ndarray else array_of(given, f"input {value.name!r}")
     if array.dtype != dtype:
         raise Error(
             f"{array.dtype} given, {value.dtype} wanted",

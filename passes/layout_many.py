@@ -1,0 +1,43 @@
+"""Very many values are joined a few at a time, and cut out of a value one by one.
+
+Concat(x1, ..., x5000)  ->  Concat(Concat(x1, ..., x64), Concat(x65, ..., x128), ...)
+item(Split(x)){index=i}  ->  Slice(x), where the Split has thousands of outputs
+
+One kernel of thousands of operands takes LLVM minutes, and equal groups use the same small one. A
+part of a Split knows all of its parts, so that thousands of them are millions of types to look at.
+"""
+
+from __future__ import annotations
+
+from qcompiler.ir import Node
+from qcompiler.matching import int64s
+from qcompiler.ops import make
+from qcompiler.rewrite import op, rule
+
+MOST = 64
+"""Values that one kernel joins; networks that join what all layers before made have up to 60."""
+
+
+@rule(op("Concat"))
+def layout_many_joined(node: Node) -> Node | None:
+    """Concat(x1, ..., xn) -> Concat of Concats of at most 64."""
+    if len(node.operands) <= MOST:
+        return None
+    axis = node.attrs["axis"]
+    starts = range(0, len(node.operands), MOST)
+    parts = [
+        make("Concat", *node.operands[i : i + MOST], name=f"{node.name}.{i}", axis=axis)
+        for i in starts
+    ]
+    return make("Concat", *parts, name=node.name, axis=axis)
+
+
+@rule(op("item", op("Split", shared=True)))
+def layout_many_parts(item: Node, split: Node) -> Node | None:
+    """item(Split(x)){index=i} -> Slice(x) between where the parts before end and it does."""
+    if len(split.types) <= MOST or not item.type.static:
+        return None
+    axis = split.int("axis") % item.type.rank
+    start = sum(int(t.shape[axis]) for t in split.types[: item.int("index")])
+    bounds = int64s([start]), int64s([start + item.type.dims[axis]]), int64s([axis])
+    return make("Slice", split.operands[0], *bounds, name=item.name)

@@ -1,0 +1,37 @@
+"""A dtype's name, as ONNX and the manifest spell it -> the numpy dtype that holds its values."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from qcompiler.errors import Error
+
+NARROW = (
+    "bfloat16",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "int4",
+    "uint4",
+)
+"""Those that numpy does not know by itself; ml_dtypes, imported when one is met, adds them."""
+
+
+@cache
+def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
+    """ "bfloat16" -> the numpy dtype that holds it. Raises Error where ml_dtypes is needed and is
+    not installed.
+    """
+    if dtype not in NARROW:
+        return np.dtype(object if dtype == "string" else dtype)
+    try:
+        import ml_dtypes
+    except ImportError as e:
+        raise Error(
+            f"numpy has no {dtype} without the package ml_dtypes", hint="pip install ml_dtypes"
+        ) from e
+    found: np.dtype[np.generic] = np.dtype(getattr(ml_dtypes, dtype))
+    return found

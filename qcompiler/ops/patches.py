@@ -1,0 +1,130 @@
+"""Windows -> the picture they were taken from: Col2Im, MaxUnpool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.math import NUMPY
+from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
+from qcompiler.ops.shapes import known_ints, need_rank, need_shape
+from qcompiler.ops.window import Window
+
+
+def patches(node: Node, sizes: Sequence[int], block: Sequence[int]) -> tuple[Window, Sequence[int]]:
+    """The window that cut the patches of a Col2Im out of an image of `sizes`, and how many it cut
+    along each dimension.
+    """
+    window = Window.of(node, tuple(sizes), tuple(block))
+    counts = window.outputs(tuple(sizes))
+    return window, tuple(int(c) for c in counts)
+
+
+@operator("Col2Im", dilations=None, pads=None, strides=None)
+def col2im(node: Node, x: Numbers, image: Numbers, block: Numbers) -> Numbers:
+    """x[N, C * prod(block), patches] added up where the patches lay -> [N, C, *image]."""
+    return _added(node, x, *([int(n) for n in given.ravel()] for given in (image, block)))
+
+
+def _added(node: Node, x: Numbers, sizes: Sequence[int], blocks: Sequence[int]) -> Numbers:
+    window, counts = patches(node, sizes, blocks)
+    channels = x.shape[1] // prod(blocks)
+    columns = x.reshape(len(x), channels, prod(blocks), *counts).astype(sums_of(x.dtype.name))
+    begins = [p[0] for p in window.pads if p is not None]
+    full = [n + sum(p or ()) for n, p in zip(sizes, window.pads, strict=True)]
+    total = np.zeros((len(x), channels, *full), columns.dtype)
+    bare = replace(window, pads=((0, 0),) * len(sizes))
+    for tap, seen in enumerate(bare.taps(total, counts, first=2)):
+        seen += columns[:, :, tap]
+    cut = (slice(b, b + n) for b, n in zip(begins, sizes, strict=True))
+    made = NUMPY.cast(total[(slice(None), slice(None), *cut)], x.dtype.name)
+    return NUMPY.finish(made, x.dtype.name)
+
+
+@typed(col2im)
+def _(node: Node) -> Type:
+    x = need_rank(node.operands[0], 3, "input")
+    sizes, blocks = known_ints(node.operands[1]), known_ints(node.operands[2])
+    rank = node.operands[1].shape[0] if node.operands[1].type.rank == 1 else 0
+    if x.dtype == "bool":
+        raise Error(f"sums of {x}")
+    if x.rank != 3 or not isinstance(rank, int) or node.operands[2].shape != (rank,):
+        raise Error(f"{x} is not a batch of columns for {node.operands[1].type}")
+    if sizes is None or blocks is None:
+        return Type(x.dtype, (x.shape[0], fresh(), *(fresh() for _ in range(rank))))
+    return _image(node, x, sizes, blocks)
+
+
+def _image(node: Node, x: Type, sizes: Sequence[int], blocks: Sequence[int]) -> Type:
+    if min((*sizes, *blocks), default=0) < 1:
+        raise Error(f"blocks of {list(blocks)} of an image of {list(sizes)}")
+    _, counts = patches(node, sizes, blocks)
+    rows, columns = x.shape[1:]
+    if isinstance(rows, int) and rows % prod(blocks):
+        raise Error(f"{rows} rows are no whole blocks of {list(blocks)}")
+    if isinstance(columns, int) and columns != prod(counts):
+        raise Error(f"{columns} columns, where an image of {list(sizes)} has {prod(counts)}")
+    channels = rows // prod(blocks) if isinstance(rows, int) else fresh()
+    return Type(x.dtype, (x.shape[0], channels, *sizes))
+
+
+@operator("col2im", image=required(), block=required(), dilations=None, pads=None, strides=None)
+def col2im_known(node: Node, x: Numbers) -> Numbers:
+    """Col2Im of an image and blocks that are known."""
+    return _added(node, x, node.ints("image"), node.ints("block"))
+
+
+@typed(col2im_known)
+def _(node: Node) -> Type:
+    return _image(node, node.operands[0].type, node.ints("image"), node.ints("block"))
+
+
+@operator("MaxUnpool", kernel_shape=required(), pads=None, strides=None)
+def max_unpool(node: Node, x: Numbers, places: Numbers, shape: Numbers | None = None) -> Numbers:
+    """Values put back where MaxPool found them, zeros elsewhere; `places` count through all of the
+    unpooled tensor. A larger `shape` has zeros behind it.
+    """
+    whole = unpooled(node, x.shape)
+    made = np.zeros(prod(whole), x.dtype)
+    if places.size and not 0 <= places.min() <= places.max() < made.size:
+        raise Error(f"a place outside of {list(whole)}")
+    made[places.ravel()] = x.ravel()
+    made = made.reshape(whole)
+    if shape is None:
+        return made
+    return np.pad(made, [(0, int(n) - m) for n, m in zip(shape.ravel(), whole, strict=True)])
+
+
+def unpooled(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape that MaxPool had before it, as far as its attributes tell."""
+    window = Window.of(node, ["?"] * (len(shape) - 2))
+    steps = zip(shape[2:], window.strides, window.kernel, window.pads, strict=True)
+    return (*shape[:2], *((n - 1) * s + k - sum(p or ()) for n, s, k, p in steps))
+
+
+@typed(max_unpool)
+def _(node: Node) -> Type:
+    x = need_rank(node.operands[0], 3, "input")
+    places, given = node.operands[1], optional(node, 2)
+    need_shape(places, x.shape, "places")
+    if places.dtype != "int64":
+        raise Error(f"places of {places.dtype}")
+    whole: tuple[Dim, ...] = tuple(fresh() for _ in x.shape)
+    if x.static:
+        whole = unpooled(node, x.dims)
+    if given is None:
+        return Type(x.dtype, whole)
+    wanted = known_ints(given)
+    if wanted is None:
+        return Type(x.dtype, tuple(fresh() for _ in x.shape))
+    if len(wanted) != x.rank or any(
+        isinstance(n, int) and m < n for n, m in zip(whole, wanted, strict=True)
+    ):
+        raise Error(f"output_shape {list(wanted)} does not hold {list(whole)}")
+    return Type(x.dtype, wanted)

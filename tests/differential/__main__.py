@@ -1,0 +1,145 @@
+"""Many random cases: `python -m tests.differential --cases 5000 --seed 1`.
+
+Each case runs in a process of its own; results go to a log beside the reproducers, from which the
+same command goes on where it was stopped. `--kind onnx` damages models, `--kind artifact` damages
+artifacts. Exit status 1 if anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from . import damage, mutants
+from .checks import Outcome, check, described
+from .generate import Case, generate
+from .shards import Job, Result, alone, done_before, results
+from .shrink import save, shrink
+
+STRIDE = 1_000_000
+"""Seeds of one `--seed` start at so many times that."""
+
+
+def main() -> int:
+    """The command line."""
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser("python -m tests.differential", description=__doc__)
+    add = parser.add_argument
+    add("--cases", type=int, default=300)
+    add("--seed", type=int, default=0)
+    add("--kind", choices=("graphs", "passes", "onnx", "artifact"), default="graphs")
+    add("--workers", type=int, default=os.cpu_count() or 1)
+    add("--out", type=Path, default=Path("build/differential"))
+    add("--tries", type=int, default=120, help="of making a failing case smaller; 0 for none")
+    add("--only", type=int, help="one seed, as a log or a test names it")
+    given = parser.parse_args()
+    if given.only is not None:
+        return one(given.only)
+    given.out.mkdir(parents=True, exist_ok=True)
+    check(generate(0), passes_only=True)  # loads everything once, before there are processes
+    gc.freeze()
+    return many(given)
+
+
+def one(seed: int) -> int:
+    """A single case, in this process."""
+    case = generate(seed)
+    outcome = check(case)
+    print(case.title, *described(outcome), outcome.refused, sep="\n")
+    return bool(outcome.faults)
+
+
+def many(given: argparse.Namespace) -> int:
+    """All cases of a seed -> exit status."""
+    job = jobs(given)
+    log = given.out / f"{given.kind}-{given.seed}.jsonl"
+    before = done_before(log)
+    first = given.seed * STRIDE
+    todo = [i for i in range(first, first + given.cases) if i not in before]
+    tally = Counter(verdict(r) for i, r in before.items() if i < first + given.cases)
+    start, seconds = time.monotonic(), 0.0
+    with log.open("a") as file:
+        for count, result in enumerate(results(job, todo, workers=given.workers), 1):
+            tally[verdict(result)] += 1
+            seconds += result["seconds"]
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            if verdict(result) == "wrong":
+                print(told(given, job, result), flush=True)
+            if count % 100 == 0 or count == len(todo):
+                spent = time.monotonic() - start
+                print(f"{count} of {len(todo)} in {spent:.0f} s: {dict(tally)}", flush=True)
+    print(f"{given.kind}, seed {given.seed}: {dict(tally)}; {seconds:.0f} CPU seconds; {log}")
+    return bool(tally["wrong"])
+
+
+def jobs(given: argparse.Namespace) -> Job:
+    """What is done with an index."""
+    if given.kind == "onnx":
+        return mutants.job(given.out)
+    if given.kind == "artifact":
+        return damage.job(given.out)
+    only = given.kind == "passes"
+    return lambda seed: checked(generate(seed), passes_only=only)
+
+
+def checked(case: Case, *, passes_only: bool = False) -> Result:
+    """A case -> its result, as a log has it."""
+    outcome: Outcome = check(case, passes_only=passes_only)
+    return {
+        "kind": case.kind,
+        "isa": case.device.isa.name,
+        "faults": [list(f) for f in outcome.faults],
+        "refused": outcome.refused,
+        "elements": outcome.elements,
+        "unknown": outcome.unknown,
+        "decibels": outcome.decibels if outcome.decibels != float("inf") else None,
+    }
+
+
+def verdict(result: Result) -> str:
+    """A result -> "right", "refused" or "wrong"."""
+    if result.get("died") or result.get("faults"):
+        return "wrong"
+    return "refused" if result.get("refused") else "right"
+
+
+def told(given: argparse.Namespace, job: Job, result: Result) -> str:
+    """What was wrong, and the files that show it, made as small as can be."""
+    seed = result["index"]
+    text = result.get("died") or "; ".join(f"{w}: {t}" for w, t in result["faults"][:2])
+    head = f"seed {seed}: {result.get('kind', '')} {result.get('isa', '')}: {text}"
+    if given.kind in ("onnx", "artifact") or not given.tries:
+        return head
+    only = given.kind == "passes"
+    case = generate(seed)
+
+    def fails(smaller: Case) -> bool:
+        again = alone(lambda _: checked(smaller, passes_only=only), seed)
+        return sign(again) == sign(result)
+
+    small = shrink(case, fails, given.tries)
+    path = save(small, given.out / "reproducers", text)
+    operators = " ".join(n.op_type for n in small.model.graph.node)
+    return f"{head}\n    {path}: {operators}"
+
+
+def sign(result: Result) -> str:
+    """What kind of failure it is: a smaller case must fail in the same way."""
+    if result.get("died"):
+        return str(result["died"])
+    if not result.get("faults"):
+        return ""
+    where, what = result["faults"][0]
+    return what.split(":")[0] if where == "exception" else where.split(",")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

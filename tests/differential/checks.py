@@ -1,0 +1,214 @@
+"""Case -> what is wrong with it: every stage, the artifact and onnxruntime against the meaning."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qcompiler import driver
+from qcompiler.driver import Options, Prepared, Watch
+from qcompiler.errors import Error
+from qcompiler.ir import Array, Graph
+from qcompiler.onnx_reader import read
+from qcompiler.plan import plan
+from qcompiler.runtime import load
+
+from .generate import Case
+from .poison import BYTES, poisoned, stir
+from .reference import Reference, references
+
+References = Mapping[str, Reference]
+
+LEAST_DECIBELS = 3.0
+"""Of the quantized model against the float one, where nothing makes it worse than it need be."""
+
+
+@dataclass
+class Outcome:
+    """What came of a case: its faults, each (where, what), and what could not be looked at."""
+
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    refused: str = ""
+    unknown: int = 0
+    """Elements of which nothing could be said, of `elements`."""
+    elements: int = 0
+    decibels: float = float("inf")
+
+    def fault(self, where: str, what: str) -> None:
+        """One more."""
+        self.faults.append((where, what))
+
+
+def check(case: Case, *, passes_only: bool = False) -> Outcome:
+    """Compile a case and compare all that it goes through."""
+    outcome = Outcome()
+    try:
+        _check(case, outcome, passes_only)
+    except Error as e:
+        outcome.refused = str(e)
+    except Exception as e:  # anything else is a fault of its own
+        last = traceback.extract_tb(e.__traceback__)[-1]
+        place = f"{last.filename.rpartition('/')[2]}:{last.name}"
+        outcome.fault("exception", f"{type(e).__name__} in {place}: {str(e)[:200]}")
+    return outcome
+
+
+def _check(case: Case, outcome: Outcome, passes_only: bool) -> None:
+    feeds = case.feeds[:2]
+    original = read(case.model)
+    wanted = [references(original, f, kernels=False) for f in feeds]
+    for references_ in wanted:
+        outcome.elements += sum(r.value.size for r in references_.values())
+        outcome.unknown += sum(int((~_informative(r)).sum()) for r in references_.values())
+    _peer(case, wanted, outcome)
+    stages: list[tuple[str, Graph]] = []
+    watch = Watch(stage=lambda name, graph: stages.append((name, graph)))
+    prepared = driver.prepare(case.model, options(case), case.device, watch)
+    _stages(case, stages, wanted, outcome)
+    if prepared.coarse is not prepared.exact or case.precision == "int8-dynamic":
+        _quantized(case, prepared, outcome)
+    if not passes_only:
+        _artifact(case, prepared.lower, outcome)
+
+
+def options(case: Case) -> Options:
+    """How the case is to be compiled."""
+    calibration = list(case.feeds) if case.precision == "int8" else None
+    return Options(precision=case.precision, calibration=calibration, threads=2)
+
+
+def _informative(r: Reference) -> Array:
+    """Where the bound is small against the output's values."""
+    if r.value.dtype.kind == "b":
+        return r.bound < 1
+    with np.errstate(all="ignore"):
+        wide = np.abs(r.value.astype(np.float64))
+    scale = float(wide[np.isfinite(wide)].max(initial=0)) if wide.size else 0.0
+    return r.bound <= 0.05 * max(scale, 1e-30)
+
+
+def differs(got: Array, want: Reference) -> str:
+    """How an array differs from a reference by more than its bound; nothing where it does not."""
+    if got.dtype != want.value.dtype or got.shape != want.value.shape:
+        return f"{got.dtype}{got.shape} instead of {want.value.dtype}{want.value.shape}"
+    g, w = got.astype(np.float64), want.value.astype(np.float64)
+    with np.errstate(all="ignore"):
+        same = (g == w) | (np.isnan(g) & np.isnan(w)) | np.isinf(want.bound)
+        tiny = 1e-37 if got.dtype.kind not in "biu" else 0.0
+        far = ~same & ~(np.abs(g - w) <= want.bound + tiny)
+    if not far.any():
+        return ""
+    at = tuple(int(i) for i in np.argwhere(far)[0])
+    return (
+        f"{int(far.sum())} of {far.size} wrong; at {at} {got[at]} instead of {want.value[at]}"
+        f" (within {want.bound[at]:.3g})"
+    )
+
+
+def _compare(where: str, got: Mapping[str, Array], wanted: References, outcome: Outcome) -> bool:
+    for name, reference in wanted.items():
+        text = differs(np.asarray(got[name]), reference) if name in got else "is missing"
+        if text:
+            outcome.fault(where, f"{name}: {text}")
+            return False
+    return True
+
+
+def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
+    """onnxruntime, where it takes the model, against our meaning of it."""
+    run = session(case)
+    if run is None or case.kind == "odd":
+        return
+    for feed, references_ in zip(case.feeds, wanted, strict=False):
+        try:
+            got = run(feed)
+        except Exception:  # it has no common class for what it refuses
+            return
+        _compare("meaning against onnxruntime", got, references_, outcome)
+
+
+def session(case: Case) -> Callable[[Mapping[str, Array]], dict[str, Array]] | None:
+    """A function that runs the model in onnxruntime as it stands; None where it cannot."""
+    import onnxruntime
+
+    made = onnxruntime.SessionOptions()
+    made.intra_op_num_threads = made.inter_op_num_threads = 1
+    made.log_severity_level = 4
+    made.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        opened = onnxruntime.InferenceSession(
+            case.model.SerializeToString(), made, providers=["CPUExecutionProvider"]
+        )
+    except Exception:
+        return None
+    names = [o.name for o in opened.get_outputs()]
+    return lambda feed: dict(zip(names, opened.run(None, dict(feed)), strict=True))
+
+
+def _stages(
+    case: Case, stages: list[tuple[str, Graph]], wanted: list[References], outcome: Outcome
+) -> None:
+    """The graph after each stage, against the one that was read, or before it was quantized."""
+    for name, graph in stages:
+        if name == "quantize" and case.precision != "float32":
+            wanted = [references(graph, f, kernels=False) for f in case.feeds[:2]]
+            continue
+        for feed, references_ in zip(case.feeds, wanted, strict=False):
+            if not _compare(f"stage {name}", _plain(graph, feed), references_, outcome):
+                return
+
+
+def _plain(graph: Graph, feed: Mapping[str, Array]) -> dict[str, Array]:
+    from qcompiler.ops import evaluate
+
+    return evaluate(graph, feed)
+
+
+def decibels(want: Array, got: Array) -> float:
+    """Signal to noise; infinite where there is no noise."""
+    w, g = want.astype(np.float64), got.astype(np.float64)
+    noise = float(((w - g) ** 2).sum())
+    return 10 * np.log10(max(float((w**2).sum()), 1e-30) / noise) if noise else float("inf")
+
+
+def _quantized(case: Case, prepared: Prepared, outcome: Outcome) -> None:
+    """The quantized graph against the float one: not exactly, but not another model either."""
+    for feed in case.feeds[:2]:
+        want, got = _plain(prepared.exact, feed), _plain(prepared.lower, feed)
+        for name, array in want.items():
+            if array.dtype.kind in "biu":
+                continue
+            outcome.decibels = min(outcome.decibels, decibels(array, got[name]))
+
+
+def _artifact(case: Case, graph: Graph, outcome: Outcome) -> None:
+    """The artifact, with one thread and two, each run on poisoned memory, the first input again."""
+    with poisoned(BYTES[0]):
+        artifact = driver.build(plan(graph, case.device), Watch())
+        wanted = [references(graph, f, kernels=True) for f in case.feeds[:2]]
+        for threads in (1, 2):
+            model = load(artifact, threads=threads)
+            first: dict[str, Array] = {}
+            for turn, byte in zip((0, 1, 0), BYTES, strict=True):
+                with poisoned(byte):
+                    stir(model, byte)
+                    got = model.run(case.feeds[turn])
+                where = f"artifact, {threads} threads, run {turn}"
+                if not _compare(where, got, wanted[turn], outcome):
+                    return
+                if first and turn == 0 and not _same(first, got):
+                    outcome.fault(where, "the same inputs gave other bits")
+                first = first or got
+
+
+def _same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    return all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def described(outcome: Outcome) -> Iterator[str]:
+    """Its faults, a line each."""
+    for where, what in outcome.faults:
+        yield f"{where}: {what}"

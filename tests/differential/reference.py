@@ -1,0 +1,217 @@
+"""Graph and inputs -> what each output is, and how far rounding may move it.
+
+The graph is evaluated in numpy several times, each time with every rounding error made on purpose:
+what a kernel may calculate otherwise (the order of a sum, a polynomial for a function, a product
+and a sum rounded once) changes by a few units of its last place, up or down at random (Monte Carlo
+arithmetic, D. S. Parker 1997). How far the outputs then lie apart is how far they may be off: the
+bound follows the values and the graph. Where nothing is rounded, as among integers, it is zero.
+Decisions that hang on a rounding error (an index of a maximum, a byte rounded half up) come out
+both ways, so that both are allowed; all others must be met exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.ir import Array, Graph, Node, numpy_dtype
+from qcompiler.ops import meaning
+
+RUNS = 6
+"""Three pairs: what one pushes up, the other pushes down."""
+UNITS = 8.0
+"""Rounding errors are made this many times as large as one half unit in the last place."""
+SLACK = 2.0
+"""So many times the largest difference seen is allowed."""
+
+# fmt: off
+EXACT = frozenset({
+    "Abs", "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
+    "BitwiseXor", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat", "ConstantOfShape",
+    "ConvInteger", "DepthToSpace", "Dropout", "Equal", "Expand", "EyeLike", "Flatten", "Floor",
+    "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Greater", "GreaterOrEqual",
+    "Hardmax", "Identity", "IsInf", "IsNaN", "Less", "LessOrEqual", "MatMulInteger", "Max",
+    "MaxPool", "Min", "Neg", "Not", "OneHot", "Or", "Pad", "Range", "ReduceMax", "ReduceMin",
+    "Relu", "Reshape", "ReverseSequence", "Round", "ScatterND", "Shape", "Sign", "Size", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "ThresholdedRelu", "Tile", "TopK", "Transpose", "Trilu",
+    "Unsqueeze", "Where", "Xor", "as_signed", "as_unsigned", "item", "lookup", "max_pool",
+})
+"""Nothing is rounded, or rounding is all they do."""
+LOWERED = frozenset({"quantize"})
+"""Kernels equal these bit for bit; passes make them of operators that round otherwise."""
+PRODUCTS = frozenset({
+    "Attention", "Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN",
+    "attention", "conv", "matmul", "matmul_narrow", "recurrent", "QLinearConv", "QLinearMatMul",
+})
+"""May be calculated by transforms, whose errors are small against the largest operand."""
+SUMS = PRODUCTS | frozenset({
+    "AveragePool", "BatchNormalization", "CumSum", "GlobalAveragePool", "GridSample",
+    "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax",
+    "LpNormalization", "LpPool", "Mean", "MeanVarianceNormalization", "RMSNormalization",
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Resize", "Softmax", "Sum", "average_pool",
+})
+"""Errors are small against the terms, not against what they sum to."""
+PLACED = frozenset({"GridSample", "Resize"})
+"""They read between elements, at places that are rounded too; other operands say where."""
+VANISHING = frozenset({
+    "Celu", "Elu", "Erf", "Exp", "Gelu", "Mish", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish",
+})
+"""Where they give zero, something too small to matter may stand, unless it meets an infinity."""
+LEAST = 2.0**-126
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An output: its value, and for each element how far from it is right."""
+
+    value: Array
+    bound: Array
+    """float64; infinite where not even the sign of an infinity is certain."""
+
+
+def references(graph: Graph, feed: Mapping[str, Array], *, kernels: bool) -> dict[str, Reference]:
+    """Every output of a graph. `kernels`: for a kernel made of this very graph, which equals some
+    operators bit for bit; else for another graph of the same meaning.
+    """
+    exact = EXACT | LOWERED if kernels else EXACT
+    plain = _run(graph, feed, None, exact)
+    runs = []
+    for k in range(RUNS):
+        noise = _Noise(np.random.default_rng((7, k // 2)), 1.0 if k % 2 else -1.0)
+        runs.append(_run(graph, feed, noise, exact))
+    return {
+        name: Reference(value, _spread(value, [r[name] for r in runs]))
+        for name, value in plain.items()
+    }
+
+
+def _spread(value: Array, runs: list[Array]) -> Array:
+    """How far the runs lie from the value, with slack; infinite where they differ in kind.
+
+    Errors of one element may happen to cancel in all runs, but not those of half a tensor: where
+    floats moved, each element is given at least what moved the middle one.
+    """
+    wide = value.astype(np.float64)
+    bound = np.zeros(wide.shape)
+    with np.errstate(all="ignore"):
+        for run in runs:
+            other = run.astype(np.float64)
+            same = (other == wide) | (np.isnan(other) & np.isnan(wide))
+            far = np.where(same, 0.0, np.abs(other - wide))
+            bound = np.maximum(bound, np.where(np.isnan(far), np.inf, far))
+        moved = bound > 0
+        if value.dtype == np.float32 and moved.any():
+            size = np.where(np.isfinite(wide), np.abs(wide), 0.0)
+            middle = float(np.median(bound[moved]))
+            share = float(np.median(bound[moved] / np.maximum(size[moved], 1e-30)))
+            bound = np.maximum(bound, np.maximum(middle, min(share, UNITS * 2.0**-23) * size))
+    return SLACK * bound
+
+
+@dataclass
+class _Noise:
+    """Rounding errors of one run."""
+
+    rng: np.random.Generator
+    sign: float
+
+    def signs(self, shape: tuple[int, ...]) -> Array:
+        return (
+            self.sign * (2.0 * self.rng.integers(0, 2, shape) - 1) * self.rng.uniform(0.5, 1, shape)
+        )
+
+    def moved(self, x: Array, by: Array | float = 0.0) -> Array:
+        """Each element moved by a few units of its last place, and by something more."""
+        dtype = x.dtype.name
+        if "float" not in dtype or x.size == 0:
+            return x
+        unit = UNITS * 2.0**-24 if dtype in ("float32", "float64") else _step(dtype)
+        wide = x.astype(np.float64)
+        with np.errstate(all="ignore"):
+            moved = wide + self.signs(x.shape) * unit * (np.abs(wide) + by)
+            return np.where(np.isfinite(wide), moved, wide).astype(x.dtype)
+
+
+def _step(dtype: str) -> float:
+    """The relative step between two neighbours of a narrow float."""
+    import ml_dtypes
+
+    return 1.01 * float(ml_dtypes.finfo(numpy_dtype(dtype)).eps)
+
+
+def _run(
+    graph: Graph, feed: Mapping[str, Array], noise: _Noise | None, exact: frozenset[str]
+) -> dict[str, Array]:
+    values: dict[Node, tuple[Array, ...]] = {}
+    for node in graph.nodes:
+        if node.op == "input":
+            values[node] = (np.asarray(feed[node.name]),)
+        elif node.is_constant:
+            values[node] = (node.array,)
+        elif node.op == "item":
+            values[node] = (values[node.operands[0]][node.int("index")],)
+        else:
+            arrays = tuple(None if i is None else values[i][0] for i in node.inputs)
+            values[node] = _noisy(node, arrays, noise if node.op not in exact else None)
+    return {n: values[o][0] for n, o in zip(graph.output_names, graph.outputs, strict=True)}
+
+
+def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -> tuple[Array, ...]:
+    if noise is None:
+        return meaning(node, arrays)
+    if node.op in SUMS or node.op in ("QuantizeLinear", "DynamicQuantizeLinear", "quantize", "Pow"):
+        count = 1 if node.op in PLACED else len(arrays)
+        moved = tuple(None if a is None else _terms(node, a, noise) for a in arrays[:count])
+        arrays = (*moved, *arrays[count:])
+    outputs = meaning(node, arrays)
+    moved = tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
+    if node.op in VANISHING:
+        moved = tuple(
+            np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
+        )
+    biased = node.operands[:2] if node.op == "Add" else (node,) * (len(node.operands) > 2)
+    grain = max((_grain(n) for n in biased), default=0)
+    return tuple((o + noise.signs(o.shape) * grain).astype(o.dtype) if grain else o for o in moved)
+
+
+def _grain(node: Node) -> float:
+    """What a bias is rounded to when a product of bytes becomes one of integers; else 0."""
+    if node.op not in PRODUCTS or len(node.operands) < 2:
+        return 0.0
+    read = node.operands[:2]
+    if any(n.op != "DequantizeLinear" or not n.operands[1].is_constant for n in read):
+        return 0.0
+    x, w = (float(np.abs(n.operands[1].array.astype(np.float64)).max(initial=0)) for n in read)
+    return x * w
+
+
+def _terms(node: Node, array: Array, noise: _Noise) -> Array:
+    """An operand whose elements are the terms of sums.
+
+    Attention in 16 bits may round the weights, which are not its operands, before or after they are
+    divided by their sum: as if the values it sums were not the same.
+    """
+    narrow = array.dtype.name in ("bfloat16", "float16")
+    if narrow and node.op in ("Attention", "attention"):
+        return noise.moved(array)
+    if array.dtype != np.float32 or array.size == 0:
+        return array
+    finite = np.abs(array[np.isfinite(array)])
+    largest = float(finite.max(initial=0)) if node.op in PRODUCTS or node.op in PLACED else 0.0
+    return noise.moved(array, largest * (8 if node.op in PLACED else 1))
+
+
+def _against(node: Node, arrays: tuple[Array | None, ...], output: Array) -> Array | float:
+    """Functions of one value may cancel inside: they are as exact as their operand is large."""
+    first = arrays[0] if arrays else None
+    if node.op in SUMS or first is None or "float" not in first.dtype.name:
+        return 0.0
+    if len([a for a in arrays if a is not None]) > 1 or first.shape != output.shape:
+        return 0.0
+    with np.errstate(all="ignore"):
+        wide = np.abs(first.astype(np.float64))
+    return np.where(np.isfinite(wide), np.minimum(wide, 100.0), 0.0)

@@ -1,0 +1,125 @@
+"""Random models against what they mean; `--cases` and `--seed` try more of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import parser
+
+from qcompiler.onnx_reader import read
+
+from . import damage, mutants
+from .checks import check, described, differs
+from .generate import KINDS, Case, generate
+from .reference import references
+from .shards import alone, results
+from .shrink import save, shrink
+
+CASES, PASSES, MUTANTS, DAMAGED = 260, 400, 60, 60
+"""How many are tried unless `--cases` says otherwise."""
+A_TEST = 10
+"""So many are one test: a test of its own for each would take longer to report than to run."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cases = metafunc.config.getoption("cases")
+    first = metafunc.config.getoption("seed") * 1_000_000
+    counts = {"graphs": cases or CASES, "passes": cases or PASSES}
+    counts |= {"models": cases or MUTANTS, "artifacts": cases or DAMAGED}
+    for name, count in counts.items():
+        if name in metafunc.fixturenames:
+            starts = range(first, first + count, A_TEST)
+            blocks = [range(s, min(s + A_TEST, first + count)) for s in starts]
+            metafunc.parametrize(name, blocks, ids=[str(b.start) for b in blocks])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_artifacts_of_random_models_do_what_the_models_mean(graphs: range) -> None:
+    told = [told_of(generate(seed), passes_only=False) for seed in graphs]
+    assert not any(told), "\n".join(filter(None, told))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_passes_keep_the_meaning_of_random_models(passes: range) -> None:
+    told = [told_of(generate(seed + 500_000), passes_only=True) for seed in passes]
+    assert not any(told), "\n".join(filter(None, told))
+
+
+def told_of(case: Case, *, passes_only: bool) -> str:
+    """What is wrong with a case, and what shows it again."""
+    outcome = check(case, passes_only=passes_only)
+    lines = [*described(outcome)]
+    again = f"python -m tests.differential --only {case.seed}" + " --kind passes" * passes_only
+    return "\n    ".join([case.title, *lines, again]) if lines else ""
+
+
+def test_damaged_models_are_refused_or_right(models: range, tmp_path: Path) -> None:
+    ended = list(results(mutants.job(tmp_path), models))
+    assert not [r for r in ended if r.get("died") or r.get("faults")]
+
+
+def test_damaged_artifacts_are_refused_or_right(artifacts: range, tmp_path: Path) -> None:
+    ended = list(results(damage.job(tmp_path), artifacts))
+    assert not [r for r in ended if r.get("died") or r.get("faults")]
+
+
+def test_a_seed_is_a_case() -> None:
+    one, other = generate(11), generate(11)
+    assert one.model.SerializeToString() == other.model.SerializeToString()
+    assert all(np.array_equal(one.feeds[1][k], other.feeds[1][k]) for k in one.feeds[1])
+
+
+def test_all_kinds_are_made_and_most_is_known_of_them() -> None:
+    elements = unknown = 0
+    for kind in KINDS:
+        outcome = check(generate(5, kind), passes_only=True)
+        elements, unknown = elements + outcome.elements, unknown + outcome.unknown
+    assert elements > 1000
+    assert unknown < 0.1 * elements
+
+
+MODEL = """
+    <ir_version: 8, opset_import: ["": 21]>
+    net (float[4, 64] x) => (float[4, 8] y, int64[4] i) <float[64, 8] w> {
+        z = MatMul(x, w)
+        y = Tanh(z)
+        i = ArgMax <axis = 1, keepdims = 0> (z)
+    }
+"""
+
+
+def small_case() -> Case:
+    rng = np.random.default_rng(0)
+    model = parser.parse_model(MODEL)
+    feeds = [{"x": rng.standard_normal((4, 64)).astype(np.float32)} for _ in range(3)]
+    w = (rng.standard_normal((64, 8)) / 8).astype(np.float32)
+    del model.graph.initializer[:]
+    model.graph.initializer.append(mutants.helper.make_tensor("w", 1, w.shape, w.ravel()))
+    return replace(generate(0, "float32"), model=model, feeds=tuple(feeds))
+
+
+def test_bounds_follow_the_computation() -> None:
+    case = small_case()
+    for feed in case.feeds:
+        y, i = references(read(case.model), feed, kernels=True).values()
+        assert 0 < y.bound.max() < 2e-5, "a sum of 64 products"
+        assert i.bound.max() == 0, "no two are so close that rounding decides"
+        assert differs(y.value, y) == ""
+        assert differs(y.value + np.float32(1e-4), y)
+        assert differs(i.value + 1, i)
+
+
+def test_wrong_answers_and_crashes_are_seen_and_made_small(tmp_path: Path) -> None:
+    case = generate(6, "float32")
+
+    def fails(smaller: Case) -> bool:
+        return any(n.op_type == "ConvTranspose" for n in smaller.model.graph.node)
+
+    small = shrink(case, fails)
+    assert len(small.model.graph.node) == 1
+    assert save(small, tmp_path, "why").exists()
+    assert "died" in alone(lambda _: {"never": [].pop()}, 0)
+    assert alone(lambda i: {"it": i}, 7)["it"] == 7

@@ -1,0 +1,92 @@
+"""Every call of the suite, made to find memory that is read before this call has written it.
+
+A call is made with other inputs first, then twice with its own, each time with all memory that is
+not the inputs' full of another byte: what both make must be the same to the bit. So neither what a
+former call left, nor what lay in the memory, nor what lies behind an array can pass for a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import cycle
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from qcompiler.ir import Array
+from qcompiler.runtime import arrays, library, model
+
+POISONS = (0xFF, 0xAA)
+"""NaN or -1, and numbers that are small in float32 and far off as integers."""
+
+CALLS = 3
+"""So many calls of each model are made several times; long loops of calls stay short."""
+
+Key = TypeVar("Key")
+
+
+def other(array: Array) -> Array:
+    """Another array of the same dtype and shape; integers, which may be indices, keep to the values
+    along their first axis.
+    """
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+        return np.roll(array, 1, axis=0) if array.ndim else array
+    return np.ascontiguousarray(array.reshape(-1)[::-1].reshape(array.shape))
+
+
+def twice(call: Callable[[Mapping[Key, Array], int], Array], values: Mapping[Key, Array]) -> Array:
+    """call(arrays, poison) -> what it makes of these, whatever was there before."""
+    call({k: other(v) for k, v in values.items()}, POISONS[1])
+    first, second = (call(values, poison) for poison in POISONS)
+    same([first], [second])
+    return second
+
+
+def same(first: list[Array], second: list[Array]) -> None:
+    """Two results of equal calls, to the bit, but any NaN is a NaN."""
+    for a, b in zip(first, second, strict=True):
+        differ = a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)
+        if differ.any() and not np.array_equal(a, b, equal_nan=a.dtype.kind not in "biu"):
+            raise AssertionError(f"{differ.sum()} bytes depend on what was in the memory before")
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Every model of the process is called so from now on."""
+    poisons = cycle(POISONS)
+    aligned, make = library.aligned, arrays.Seat.make
+    run, call = library.Frame.run, model.Model._call
+
+    def poisoned_memory(dtype: np.dtype[Any], shape: tuple[int, ...]) -> library.Memory:
+        memory = aligned(dtype, shape)
+        raw = memory.array.base
+        assert isinstance(raw, np.ndarray)
+        raw[:] = next(poisons)
+        return memory
+
+    def poisoned_outputs(seat: arrays.Seat) -> list[Array]:
+        made, poison = make(seat), next(poisons)
+        for array in made:
+            array.reshape(-1).view(np.uint8)[:] = poison
+        return made
+
+    def poisoned_run(frame: library.Frame, code: Any, threads: int, first: int, last: int) -> None:
+        if first == 0:
+            frame.workspace.array[:] = next(poisons)
+        run(frame, code, threads, first, last)
+
+    def several_calls(self: model.Model, held: Any, given: list[Array]) -> list[Array]:
+        calls = self.__dict__.setdefault("_poisoned_calls", [])
+        if len(calls) >= CALLS:
+            return call(self, held, given)
+        calls.append(None)
+        call(self, held, [other(a) for a in given])
+        first, second = call(self, held, given), call(self, held, given)
+        same(first, second)
+        return second
+
+    for place in (library, arrays):
+        patch.setattr(place, "aligned", poisoned_memory)
+    patch.setattr(arrays.Seat, "make", poisoned_outputs)
+    patch.setattr(library.Frame, "run", poisoned_run)
+    patch.setattr(model.Model, "_call", several_calls)

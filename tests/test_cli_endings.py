@@ -1,0 +1,69 @@
+"""How the command line ends when it cannot go on: a clear status, one line, no half file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from qcompiler import cli
+from qcompiler.cli import commands
+from qcompiler.demo import MODEL
+from qcompiler.files import replacing
+
+COMMAND = [sys.executable, "-m", "qcompiler"]
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [
+        (["inspect", "digits.onnx"], ""),
+        (["inspect", "digits.onnx"], "1"),
+        (["inspect", "digits.onnx", "--json"], ""),
+        (["--version"], ""),  # unbuffered, argparse keeps the error to itself
+    ],
+)
+def test_an_answer_that_nobody_could_read_is_no_success(
+    words: list[str], unbuffered: str, tmp_path: Path
+) -> None:
+    shutil.copy(MODEL, tmp_path / "digits.onnx")
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [*COMMAND, *words],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            check=False,
+        )
+    assert (run.returncode, run.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_half_file(
+    sent: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(arguments: object) -> int:
+        with replacing(tmp_path / "out.qc") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), sent)
+            threading.Event().wait(10)  # the signal ends this
+        return 0
+
+    monkeypatch.setitem(commands.COMMANDS, "targets", write)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ended = cli.main(["targets"])
+    except SystemExit as e:
+        ended = int(e.code or 0)
+    assert ended == code
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
