@@ -244,8 +244,8 @@ class _Sums:
         flat = flat.reshape(-1, flat.shape[-1])
         flat = flat[_some(len(flat), most, second)][:, self.twin.outputs]
         wanted = np.ascontiguousarray(flat.T).reshape(len(x), -1, x.shape[2])
-        self.second = self.second + (x @ x.transpose(0, 2, 1)).astype(np.float64)
-        self.cross = self.cross + (wanted @ x.transpose(0, 2, 1)).astype(np.float64)
+        self.second = _added(self.second, x @ x.transpose(0, 2, 1))
+        self.cross = _added(self.cross, wanted @ x.transpose(0, 2, 1))
         self.inputs = self.inputs + x.sum(2, dtype=np.float64)
         self.wanted = self.wanted + flat.sum(0, dtype=np.float64)
         self.squares = self.squares + np.square(flat).sum(0, dtype=np.float64)
@@ -258,6 +258,11 @@ class _Sums:
         spread = np.sqrt(np.maximum(self.squares / n - wanted**2, 0))
         means = (self.second / n, self.cross / n, self.inputs / n)
         return Seen(*means, wanted, spread, self.count)
+
+
+def _added(total: Numbers, more: Numbers) -> Numbers:
+    """A sum in float64 and one array more; the sum is written over, but for a first single 0."""
+    return np.add(total, more, out=total) if total.ndim else more.astype(np.float64)
 
 
 def with_spread(w: Floats, seen: Seen) -> Floats:
