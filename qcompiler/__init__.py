@@ -55,7 +55,8 @@ def compile(
         CalibrationDataReader, or "synthetic" (random data, for speed trials; the artifact says so).
     input_shapes: {input name: shape}, for inputs whose shape the model leaves open; where that is
         the batch alone, it is 1 unless given, and the artifact's notes say so.
-    threads: how many the artifact may use (0: all of the machine's cores).
+    threads: how many the artifact may use (0: all this process may use, or one where more save
+        little).
     passes, disabled_passes: as the flags --pass and --disabled-pass.
     exclude: nodes kept in float: names, regular expressions, or operator types.
     prune: what to take away before quantizing: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5";

@@ -31,7 +31,7 @@ from qcompiler.members import ALIGN as ALIGN
 from qcompiler.members import Member, aligned, layout, opened, write
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _DAMAGED = (
     zipfile.BadZipFile,

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 from functools import cache
+from math import inf
 from pathlib import Path
 
 _ARCH_REQ_XCOMP_PERM = 0x1023  # linux/arch/x86/include/uapi/asm/prctl.h
@@ -57,8 +58,47 @@ def request_tiles() -> bool:
 
 
 def cores() -> int:
-    """Processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may run on, and may use all the time: no more than its control groups
+    give it.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    return max(1, int(min(len(allowed) or os.cpu_count() or 1, quota())))
+
+
+def quota(root: Path = Path("/")) -> float:
+    """Processors' worth of time that control groups (of both versions) give this process; infinite
+    without a limit.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return inf
+    least = inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+            group = root / "sys/fs/cgroup" / mount
+            for part in ("", *path.strip("/").split("/")):
+                group = group / part
+                least = min(least, _group_quota(group))
+    return least
+
+
+def _group_quota(group: Path) -> float:
+    """Processors' worth of time of one control group."""
+    try:
+        if (group / "cpu.max").exists():
+            most, period = (group / "cpu.max").read_text().split()
+        else:
+            most, period = (
+                (group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
+        found = inf if most == "max" else int(most) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return inf
+    return found if found > 0 else inf  # the first version says -1 for no limit
 
 
 @cache

@@ -25,6 +25,7 @@ from qcompiler.refusals import demand_known, demand_static
 from qcompiler.rewrite import PASSES, STAGES, Explain, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import samples
+from qcompiler.sharing import planned
 from qcompiler.stages import Choice, choose, run_stage
 
 if TYPE_CHECKING:
@@ -146,13 +147,13 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     """`compile`, and what is between."""
     device = plugins.device(options.target, options.threads)
     graphs = prepare(model, options, device, watch)
-    planned = plan(graphs.lower, device, _on(watch, "choosing kernels"), watch.reasons)
-    artifact = build(planned, watch)
+    made_plan = _planned(graphs.lower, device, options, watch)
+    artifact = build(made_plan, watch)
     found = _compared(graphs, artifact)
     if found is not None:
         notes = {**artifact.manifest.notes, "agreement": str(found)}
         artifact = replace(artifact, manifest=replace(artifact.manifest, notes=notes))
-    return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact, found)
+    return Made(graphs.original, graphs.exact, graphs.coarse, made_plan, artifact, found)
 
 
 def _compared(graphs: Prepared, artifact: Artifact) -> Agreement | None:
@@ -174,8 +175,13 @@ def _compared(graphs: Prepared, artifact: Artifact) -> Agreement | None:
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
     """ONNX file or model -> the plan that would be emitted."""
     device = plugins.device(options.target, options.threads)
-    graph = prepare(model, options, device, watch).lower
-    return plan(graph, device, _on(watch, "choosing kernels"), watch.reasons)
+    return _planned(prepare(model, options, device, watch).lower, device, options, watch)
+
+
+def _planned(graph: Graph, device: isa.Device, options: Options, watch: Watch) -> Plan:
+    asked = options.threads > 0
+    progress = _on(watch, "choosing kernels")
+    return planned(graph, device, progress, watch.reasons, asked=asked)
 
 
 def prepare(

@@ -80,7 +80,7 @@ def test_a_long_model_has_as_many_kernels_as_a_short_one_and_short_functions() -
     assert len(long.steps) > 8 * len(short.steps)
     assert len({s.kernel.name for s in long.steps}) == len({s.kernel.name for s in short.steps})
     assert long.workspace_bytes == short.workspace_bytes
-    parts = [n for n in native.layers(long)[1] if n.startswith("qcompiler_part")]
+    parts = [n for n in native.layers(long)[1].functions if n.startswith("qcompiler_part")]
     assert len(parts) == -(-len(long.steps) // native.STEPS_A_PART)
 
 

@@ -66,7 +66,7 @@ def test_a_pass_and_a_device_are_taken_from_the_command_line(tmp_path: Path) -> 
     files = [str(ROOT / "examples" / name) for name in ("custom_pass.py", "custom_device.toml")]
     words = ["model.onnx", "--pass", files[0], "--target", files[1], "--dump", "dump", "--dry-run"]
     shown = _run(["-m", "qcompiler", "compile", *words], tmp_path)
-    assert "x86_avx2, 2 threads" in shown
+    assert "x86_avx2, 1 threads" in shown  # of the two it has: the model is small
     folded = (tmp_path / "dump" / "1_fold.txt").read_text()
     assert "Mul(%x" in folded
     assert "Div(" not in folded

@@ -31,7 +31,7 @@ FLOORS = [
     {"rounding", "correction", "codebooks", "channels", "narrow", "recover", "sparsity"},
     {"pruning", "reopen", "mentions"},
     {"kernels"},
-    {"phases", "regions", "batches", "plan"},
+    {"phases", "regions", "batches", "plan", "sharing"},
     {"tune", "plugins", "emit", "runtime"},
     {"stages", "timing", "agreement"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},

@@ -9,7 +9,7 @@ from kernel_harness import Graph, check, device, region_of, vector_isas
 import qcompiler.kernels.elementwise
 import qcompiler.kernels.indexing  # noqa: F401  (registers its generators)
 from qcompiler.emit.machine import compile_functions
-from qcompiler.emit.tasks import task_function
+from qcompiler.emit.tasks import phases
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import Isa
@@ -95,7 +95,7 @@ def test_what_fills_no_vector_belongs_to_a_task() -> None:
         x = given("float32", shape)
         made = make("quantize", x[0], scalar(20), constant(np.int32(3)), dtype="uint8")
         kernel = agrees(made, None, [x], vector_isas()[-1], 2)
-        task_function("shared", kernel.func)
+        assert len(phases(kernel, 2)) == 1
 
 
 def test_a_tiny_region_starts_no_threads() -> None:

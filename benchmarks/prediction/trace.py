@@ -15,28 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
-from qcompiler.emit.crew import TABLE
 from qcompiler.emit.machine import machine_code, modules
-from qcompiler.emit.native import layers
+from qcompiler.emit.native import layers, plan_sections
 from qcompiler.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
-
-_CREW = (
-    TABLE
-    + """
-define internal void @crew_barrier(ptr %crew, i32 %count) alwaysinline {
-  %before = atomicrmw add ptr %crew, i32 1 monotonic
-  ret void
-}
-define internal void @crew_launch(ptr %crew, ptr %f, ptr %table, i32 %count) alwaysinline {
-  ret void
-}
-define internal void @crew_work(ptr %crew, i32 %task) alwaysinline {
-  ret void
-}
-"""
-)
-"""In place of qcompiler/emit/crew.py: tasks run one after the other, barriers are only counted."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +69,8 @@ def trace(plan: Plan, feed: dict[str, NDArray[np.generic]]) -> Code:
 def _assembly(plan: Plan) -> str:
     """All modules of a plan as one text; each has labels, and TVM's conversions, of its own."""
     texts = (
-        machine_code(made, plan.device.isa, _CREW).inspect_source("asm")
-        for made in modules(*layers(plan))
+        machine_code(made.functions, plan.device.isa, made.text).inspect_source("asm")
+        for made in modules(*layers(plan)[:-1])  # tasks run one after the other: no thread team
     )
     return "\n".join(
         re.sub(r"(\.L[\w$]+|\b__(?:trunc|extend)\w+f2\b)", rf"\1_m{i}", text)
@@ -133,26 +115,31 @@ def _steps(
     frame = Frame(len(arrays), weights, max(plan.workspace_bytes, 1))
     frame.workspace.array[:] = 0
     frame.fill(arrays)
-    crew = _zeros(64)
-    frame.table[frame.crew_at] = crew.address
     table = ctypes.c_void_p(ctypes.addressof(frame.table))
-    tasks = plan.device.threads
-    for step in range(len(plan.steps)):
-        frame.table[frame.crew_at + 1], frame.table[frame.crew_at + 2] = step, step + 1
+    met = 1  # sections begun; the first is not waited for
+    for step, (begin, end) in enumerate(_spans(plan)):
+        frame.table[frame.first_at], frame.table[frame.first_at + 1] = step, step + 1
         ran = []
-        for task in range(tasks):
-            crew.array[:] = 0
-            crew.array[:] = 0
+        for task in range(plan.device.threads):
             tracer.trace_core(task)
-            code.qcompiler_run(table, task, tasks)
+            for section in range(begin, end):
+                code.qcompiler_section(table, 0, section, task)
             counts = np.zeros(blocks, np.uint64)
             doings = np.zeros(len(fields(Tiles)), np.uint64)
             tracer.trace_end(
                 ctypes.c_void_p(counts.ctypes.data), ctypes.c_void_p(doings.ctypes.data)
             )
             ran.append(Task(counts, Tiles(*map(int, doings))))
-        yield ran, int(crew.array[:4].view(np.int32)[0]) - 1  # the last one is the run's
+        yield ran, end - met
+        met = end
     emulator.observe(None)
+
+
+def _spans(plan: Plan) -> Iterator[tuple[int, int]]:
+    """Every step's first section, and the one after its last."""
+    for section in plan_sections(plan):
+        for _ in section.calls:
+            yield section.begin, section.begin + section.length
 
 
 def _zeros(size: int) -> Memory:

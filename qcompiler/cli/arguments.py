@@ -144,7 +144,12 @@ def _compile_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-shape", "--input-shapes", action="append", default=[], metavar="NAME=1x3x224x224"
     )
-    parser.add_argument("--threads", type=_count, default=0, help="default: all cores")
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        default=0,
+        help="default: all cores, or one where more save little",
+    )
     parser.add_argument("--pass", action="append", default=[], dest="passes", metavar="NAME{a=b}")
     parser.add_argument("--disabled-pass", action="append", default=[], metavar="NAME")
     parser.add_argument(

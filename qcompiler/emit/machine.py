@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,18 @@ def build(module: Any, isa: Isa) -> Any:
     return tvm.get_global_func("target.build.llvm")(lowered, t)
 
 
-def modules(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Layers of functions by name, each of which calls the ones before it -> modules of a few.
+@dataclass(frozen=True)
+class Layer:
+    """Functions by name, of plain pointers and numbers, and LLVM text of what they call besides
+    functions of the layers before.
+    """
+
+    functions: Mapping[str, Any]
+    text: str = ""
+
+
+def modules(*layers: Layer) -> list[Layer]:
+    """Layers, each of which calls the ones before it -> modules of a few functions each.
 
     No module has functions of two layers, so none is inlined into its callers. What a kernel is
     told of its pointers (`Kernel`) would be taken for granted there too: that what one kernel
@@ -68,27 +79,27 @@ def modules(*layers: Mapping[str, Any]) -> list[dict[str, Any]]:
     neither does the code.
     """
     return [
-        {n: layer[n] for n in list(layer)[i : i + _FUNCTIONS_A_MODULE]}
+        Layer({n: layer.functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}, layer.text)
         for layer in layers
-        for i in range(0, len(layer), _FUNCTIONS_A_MODULE)
+        for names in [list(layer.functions)]
+        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
     ]
 
 
-def build_objects(dealt: Sequence[Mapping[str, Any]], isa: Isa, text: str) -> list[bytes]:
-    """Modules, each {name: PrimFunc} of plain pointers and numbers, and LLVM text of what they call
-    besides each other -> object files of C functions of these names.
+def build_objects(dealt: Sequence[Layer], isa: Isa) -> list[bytes]:
+    """Modules -> object files of C functions of these names.
 
     They are compiled side by side: LLVM needs no lock of Python.
     """
     with ThreadPoolExecutor(cpu.cores()) as pool:
-        return list(pool.map(lambda made: _object(made, isa, text), dealt))
+        return list(pool.map(lambda made: _object(made, isa), dealt))
 
 
-def _object(functions: Mapping[str, Any], isa: Isa, text: str) -> bytes:
-    """Functions -> the bytes of an object file, written to memory: LLVM ends the process where a
+def _object(layer: Layer, isa: Isa) -> bytes:
+    """A module -> the bytes of an object file, written to memory: LLVM ends the process where a
     disk is full.
     """
-    made = machine_code(functions, isa, text)
+    made = machine_code(layer.functions, isa, layer.text)
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             path = Path(folder) / "code.o"

@@ -1,14 +1,15 @@
 """Plan -> modules of TIR -> one shared library, of plain C functions that need libc only:
 
-    int qcompiler_run(table, task, count)                     one task's share in all steps
-    int qcompiler_launch(crew, function, table, count)        all shares, by a crew's workers
-    int qcompiler_work(crew, task)                            a worker: waits for launches
+    int qcompiler_run(table)                                  all of it, by the calling thread
+    int qcompiler_launch(team, table, threads)                the same, by a thread team
+    int qcompiler_work(team, thread)                          a worker of the team: never returns
+    int qcompiler_section(table, part, section, unit)         what threads claim (emit/team.py)
     int qcompiler_signature(int32 *found)                     what the code takes for granted
 
-`table` is an array of 8-byte words: the addresses of the inputs, the outputs, the weights, the
-workspace and the crew, then the first step to run and the one after the last (all of them in one
-run; one alone when a step is timed). A run allocates nothing and keeps nothing, so there may be
-several at once, each with a workspace and a crew of its own. All arrays are 64-byte aligned.
+`table` is an array of 8-byte words: the addresses of the inputs, the outputs, the weights and the
+workspace, then the first step to run and the one after the last (all of them in one run; one alone
+when a step is timed). A run allocates nothing and keeps nothing, so there may be several at once,
+each with a workspace and a team of its own. All arrays are 64-byte aligned.
 """
 
 from __future__ import annotations
@@ -20,23 +21,21 @@ import tvm
 from tvm import tirx
 
 from qcompiler.artifact import signature
-from qcompiler.emit import crew as crew_text
+from qcompiler.emit import team
 from qcompiler.emit.link import link
-from qcompiler.emit.machine import build_objects, modules
-from qcompiler.emit.tasks import WAIT, Crew, Statement, task_function
+from qcompiler.emit.machine import Layer, build_objects, modules
+from qcompiler.emit.sections import Call, Section, sections
+from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
 from qcompiler.isa import Isa
 from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Builder, Value, const
-from qcompiler.phases import SHARED, Turn, Work, turns
+from qcompiler.phases import SHARED, Work, turns
 from qcompiler.plan import Place, Plan, Step
 
 log = logging.getLogger(__name__)
 
 STEPS_A_PART = 50
-"""`run` calls parts of so many steps, so that no function grows with the model."""
-
-Layers = tuple[dict[str, tirx.PrimFunc], dict[str, tirx.PrimFunc]]
-"""Kernels, and the functions that call them, by name."""
+"""Sections are run by functions of so many steps, so that none grows with the model."""
 
 _BYTES = tvm.ir.PointerType(tvm.ir.PrimType("uint8"))
 _INT = tvm.ir.PrimType("int32")
@@ -50,46 +49,81 @@ def emit(plan: Plan) -> bytes:
 def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
     """A kernel -> a shared library that runs it on the first arrays of the table, for timing."""
     pointers = len(kernel.func.params)
-    table = _Table(pointers, 0)
     places = [Place("input", i, 0) for i in range(pointers)]
-    calls = _call(kernel, places, table)
-    only = tirx.Bind(table.part, tirx.IntImm("int32", 0))
-    body = [*table.statements, only, calls, table.crew.barrier()]
-    return _library(
-        ({kernel.name: _shared(kernel)}, _entries(_function(table.params(), body))), isa
-    )
+    made = phases(kernel, min(kernel.tasks, team.MOST_UNITS))
+    owner = SHARED if kernel.tasks > 1 else 0
+    whole = [Section(0, [Call(0, made, owner)])]
+    body = _Body([places], pointers, 0)
+    return _library(_layers(whole, body, made, 1, 1, isa, {}), isa)
 
 
-def _library(found: Layers, isa: Isa) -> bytes:
-    return link(build_objects(modules(*found), isa, crew_text.text(isa)), isa.triple)
+def _library(found: Sequence[Layer], isa: Isa) -> bytes:
+    return link(build_objects(modules(*found), isa), isa.triple)
 
 
-def _shared(kernel: Kernel) -> tirx.PrimFunc:
-    """A kernel, as the tasks of a crew call it."""
-    return task_function(kernel.name, kernel.func) if kernel.tasks > 1 else kernel.func
+def layers(plan: Plan) -> list[Layer]:
+    """Plan -> the functions: every phase of a kernel once, the sections, and the entries."""
+    units = min(plan.device.threads, team.MOST_UNITS)
+    known: dict[str, tuple[Part, ...]] = {}
+    for step in plan.steps:
+        if step.kernel.name not in known:
+            known[step.kernel.name] = phases(step.kernel, units)
+    made = [p for parts in known.values() for p in parts]
+    body = _Body([_places(s) for s in plan.steps], len(plan.graph.inputs), len(plan.graph.outputs))
+    signed = {"qcompiler_signature": _signature(plan)}
+    found = plan_sections(plan, known)
+    isa, steps = plan.device.isa, len(plan.steps)
+    return _layers(found, body, made, steps, plan.parts, isa, signed)
 
 
-def _entries(run: tirx.PrimFunc) -> dict[str, tirx.PrimFunc]:
+def plan_sections(plan: Plan, known: dict[str, tuple[Part, ...]] | None = None) -> list[Section]:
+    """A plan's steps as sections."""
+    units = min(plan.device.threads, team.MOST_UNITS)
+    order = turns([_work(s) for s in plan.steps], units)
+    steps = [
+        known[s.kernel.name] if known is not None else phases(s.kernel, units) for s in plan.steps
+    ]
+    return sections(steps, order)
+
+
+def _layers(
+    found: Sequence[Section],
+    body: _Body,
+    made: Sequence[Part],
+    steps: int,
+    parts: int,
+    isa: Isa,
+    others: dict[str, tirx.PrimFunc],
+) -> list[Layer]:
+    kernels = {p.name: p.func for p in flat(tuple(made))}
+    pieces = list(_pieces(found))
+    runs = {f"qcompiler_part{i}": body.part(piece) for i, piece in enumerate(pieces)}
+    shell = _dispatch(pieces)
+    text = team.text(isa, _facts(found, steps, parts, body.first_at))
+    return [
+        Layer(kernels),
+        Layer(runs, team.TABLE),
+        Layer({"qcompiler_section": shell}),
+        Layer({**_entries(), **others}, text),
+    ]
+
+
+def _facts(found: Sequence[Section], steps: int, parts: int, first_at: int) -> team.Sections:
+    begins, ends = [0] * steps, [0] * steps
+    for section in found:
+        for call in section.calls:
+            begins[call.step] = section.begin
+            ends[call.step] = section.begin + section.length
+    return team.Sections([m for s in found for m in s.masks], begins, ends, parts, first_at)
+
+
+def _entries() -> dict[str, tirx.PrimFunc]:
     """What the runtime calls."""
     return {
-        "qcompiler_run": run,
-        "qcompiler_launch": _shell("crew_launch", [_BYTES, _BYTES, _BYTES, _INT]),
-        "qcompiler_work": _shell("crew_work", [_BYTES, _INT]),
-        WAIT: _shell("crew_barrier", [_BYTES, _INT]),
+        "qcompiler_run": _shell("team_alone", [_BYTES]),
+        "qcompiler_launch": _shell("team_launch", [_BYTES, _BYTES, _INT]),
+        "qcompiler_work": _shell("team_work", [_BYTES, _INT]),
     }
-
-
-def layers(plan: Plan) -> Layers:
-    """Plan -> the functions by name: every kernel once; the parts of the run and the entries."""
-    kernels: dict[str, tirx.PrimFunc] = {}
-    for step in plan.steps:
-        if step.kernel.name not in kernels:
-            kernels[step.kernel.name] = _shared(step.kernel)
-    order = turns([_work(s) for s in plan.steps], plan.device.threads)
-    starts = range(0, len(plan.steps), STEPS_A_PART)
-    parts = {f"qcompiler_part{start}": _part(plan, order, start) for start in starts}
-    signed = {"qcompiler_signature": _signature(plan)}
-    return kernels, {**parts, **_entries(_run(list(parts), plan)), **signed}
 
 
 def _signature(plan: Plan) -> tirx.PrimFunc:
@@ -105,105 +139,173 @@ def _signature(plan: Plan) -> tirx.PrimFunc:
     return b.function()
 
 
+def _places(step: Step) -> list[Place]:
+    return [*step.operands, step.output, *([step.scratch] if step.scratch else [])]
+
+
 def _work(step: Step) -> Work:
     writes = (step.output, *([step.scratch] if step.scratch else []))
     cost = 1000 + step.kernel.macs + sum(p.bytes for p in (*step.operands, step.output))
     return Work(step.operands, writes, step.kernel.tasks > 1, cost)
 
 
-class _Table:
-    """The parameters of a part, read from the table."""
+def _pieces(found: Sequence[Section]) -> list[list[Section]]:
+    """Sections -> lists of them with so many steps each, divided where a list is full."""
+    pieces: list[list[Section]] = []
+    room = 0
+    for section in found:
+        left = section.calls
+        while left:
+            if not room:
+                pieces.append([])
+                room = STEPS_A_PART
+            pieces[-1].append(Section(section.begin, left[:room]))
+            left, room = left[room:], max(0, room - len(left))
+    return pieces
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        self.table = tvm.ir.Var("table", _BYTES)
-        self.part = tvm.ir.Var("part", _INT)
-        self.crew = Crew()
-        self.inputs = inputs
+
+def _dispatch(pieces: Sequence[Sequence[Section]]) -> tirx.PrimFunc:
+    """The parts that a section has steps in, one after the other."""
+    params = _params()
+    calls = []
+    for i, piece in enumerate(pieces):
+        made = tirx.Evaluate(tirx.call_extern("int32", f"qcompiler_part{i}", *params))
+        first, end = piece[0].begin, piece[-1].begin + piece[-1].length
+        inside = tirx.And(tirx.LE(_int(first), params[2]), tirx.LT(params[2], _int(end)))
+        calls.append(tirx.IfThenElse(inside, made, None) if len(pieces) > 1 else made)
+    return _function(params, calls)
+
+
+class _Body:
+    """The calls of kernels, with addresses read from the table: for every step its places; how many
+    inputs and outputs the table begins with.
+    """
+
+    def __init__(self, places: Sequence[Sequence[Place]], inputs: int, outputs: int) -> None:
+        self.places, self.inputs = places, inputs
+        self.weights, self.workspace, self.first_at, self.last_at = range(
+            inputs + outputs, inputs + outputs + 4
+        )
+
+    def part(self, piece: Sequence[Section]) -> tirx.PrimFunc:
+        """(table, part, section, unit) -> what this unit does in this section."""
+        params = _params()
+        found = _Addresses(self, params[0], params[1])
+        first = found.number(self.first_at, "first")
+        last = found.number(self.last_at, "last")
+        cases = [(s.begin, self._section(s, params, found, (first, last))) for s in piece]
+        return _function(params, [*found.statements, _search(params[2], cases)])
+
+    def _section(
+        self, section: Section, params: list[Value], found: _Addresses, ends: tuple[Value, Value]
+    ) -> Statement:
+        made = []
+        for call in section.calls:
+            here = _int(call.step)
+            wanted = tirx.And(tirx.LE(ends[0], here), tirx.LT(here, ends[1]))
+            pointers = [found.address(p) for p in self.places[call.step]]
+            within = params[2] - _int(section.begin)
+            what = _parts(call.parts, pointers, within, params[3], call.owner)
+            made.append(tirx.IfThenElse(wanted, what, None))
+        return _sequence(made)
+
+
+def _parts(
+    parts: Sequence[Part],
+    pointers: Sequence[Value],
+    within: Value,
+    unit: Value,
+    owner: int,
+    rounds: tuple[Value, ...] = (),
+) -> Statement:
+    """The one phase whose turn it is: number `within` of their sections."""
+    cases, begin = [], 0
+    for part in parts:
+        if isinstance(part, Phase):
+            made = _call(part, [*pointers, *rounds], unit, owner)
+        else:
+            inner = part.length // part.turns
+            number = within - _int(begin)
+            turn, rest = tirx.truncdiv(number, inner), tirx.truncmod(number, inner)
+            made = _parts(part.parts, pointers, rest, unit, owner, (*rounds, turn))
+        cases.append((begin, made))
+        begin += part.length
+    return _search(within, cases)
+
+
+def _call(phase: Phase, operands: Sequence[Value], unit: Value, owner: int) -> Statement:
+    """One phase by the units that have a share in it."""
+    mine = [] if phase.whole else [unit]
+    made = tirx.Evaluate(tirx.call_extern("int32", phase.name, *operands, *mine))
+    inside = tirx.LT(unit, _int(phase.units)) if owner == SHARED else tirx.EQ(unit, _int(owner))
+    return tirx.IfThenElse(inside, made, None)
+
+
+def _search(number: Value, cases: Sequence[tuple[int, Statement]]) -> Statement:
+    """The case with the largest begin that is not above a number, found by halves."""
+    if len(cases) == 1:
+        return cases[0][1]
+    middle = len(cases) // 2
+    below = tirx.LT(number, _int(cases[middle][0]))
+    return tirx.IfThenElse(below, _search(number, cases[:middle]), _search(number, cases[middle:]))
+
+
+class _Addresses:
+    """Where places lie in this run, read from its table once a function."""
+
+    def __init__(self, body: _Body, table: Value, part: Value) -> None:
+        self.body, self.table, self.part = body, table, part
         self.statements: list[Statement] = []
         self.buffers: dict[int, Value] = {}
-        shared = inputs + outputs
-        self.weights, self.workspace, crew, self.first_at, self.last_at = range(shared, shared + 5)
-        self.statements.append(tirx.Bind(self.crew.memory, self._pointer(crew)))
-
-    def params(self) -> list[Value]:
-        """Of an entry."""
-        return [self.table, self.crew.task, self.crew.count]
-
-    def _pointer(self, index: int) -> Value:
-        at = tirx.IntImm("int32", index)
-        return tirx.call_pure_extern(_BYTES, "crew_pointer", self.table, at)
 
     def number(self, index: int, name: str) -> Value:
-        at = tirx.IntImm("int32", index)
+        """A number of the table."""
         var = tvm.ir.Var(name, _INT)
-        value = tirx.call_pure_extern("int32", "crew_number", self.table, at)
+        value = tirx.call_pure_extern("int32", "team_number", self.table, _int(index))
         self.statements.append(tirx.Bind(var, value))
         return var
 
     def address(self, place: Place) -> Value:
-        """Where a place lies in this run."""
+        """Where a place lies."""
+        body = self.body
         if place.space in ("input", "output"):
-            index = place.offset + (self.inputs if place.space == "output" else 0)
+            index = place.offset + (body.inputs if place.space == "output" else 0)
             offset = tirx.Cast("int64", self.part) * tirx.IntImm("int64", place.bytes)
         else:
-            index = self.weights if place.space == "weights" else self.workspace
+            index = body.weights if place.space == "weights" else body.workspace
             offset = tirx.IntImm("int64", place.offset)
         if index not in self.buffers:
             pointer = tvm.ir.Var(f"memory{index}", _BYTES)
-            self.statements.append(tirx.Bind(pointer, self._pointer(index)))
+            value = tirx.call_pure_extern(_BYTES, "team_pointer", self.table, _int(index))
+            self.statements.append(tirx.Bind(pointer, value))
             buffer = tirx.decl_buffer((1 << 40,), "uint8", f"bytes{index}", layout=None)
             self.statements.append(tirx.DeclBuffer(buffer, data=pointer))
             self.buffers[index] = buffer
         return tirx.address_of(tirx.BufferLoad(self.buffers[index], [offset]))
 
 
-def _part(plan: Plan, order: Sequence[Turn], start: int) -> tirx.PrimFunc:
-    """A guarded call a step, for the steps from one on."""
-    table = _Table(len(plan.graph.inputs), len(plan.graph.outputs))
-    first, last = table.number(table.first_at, "first"), table.number(table.last_at, "last")
-    calls = []
-    for index in range(start, min(start + STEPS_A_PART, len(plan.steps))):
-        here = tirx.IntImm("int32", index)
-        wanted = tirx.And(tirx.LE(first, here), tirx.LT(here, last))
-        made = _turn(plan.steps[index], order[index], table)
-        calls.append(tirx.IfThenElse(wanted, made, None))
-    return _function([*table.params(), table.part], [*table.statements, *calls])
-
-
-def _turn(step: Step, turn: Turn, table: _Table) -> Statement:
-    """One step, as all tasks run it."""
-    places = [*step.operands, step.output, *([step.scratch] if step.scratch else [])]
-    made = _call(step.kernel, places, table)
-    if turn.owner != SHARED:
-        made = table.crew.only(turn.owner, made)
-    return tirx.SeqStmt([table.crew.wait(), made]) if turn.waits else made
-
-
-def _call(kernel: Kernel, places: Sequence[Place], table: _Table) -> Statement:
-    pointers = [table.address(p) for p in places]
-    share = table.crew.params if kernel.tasks > 1 else []
-    return tirx.Evaluate(tirx.call_extern("int32", kernel.name, *pointers, *share))
-
-
-def _run(parts: Sequence[str], plan: Plan) -> tirx.PrimFunc:
-    """All steps for one part of the batch after the other; when a last barrier opens, everything of
-    a part is written, and the workspace is free for the next.
-    """
-    table = _Table(len(plan.graph.inputs), len(plan.graph.outputs))
-    params = [*table.params(), table.part]
-    calls = [tirx.Evaluate(tirx.call_extern("int32", p, *params)) for p in parts]
-    turn = tirx.SeqStmt([*calls, table.crew.barrier()])
-    none, all_ = (tirx.IntImm("int32", n) for n in (0, plan.parts))
-    loop = tirx.For(table.part, none, all_, tirx.ForKind.SERIAL, turn)
-    return _function(table.params(), [*table.statements, loop])
+def _params() -> list[Value]:
+    """(table, part, section, unit)."""
+    return [
+        tvm.ir.Var("table", _BYTES),
+        *(tvm.ir.Var(n, _INT) for n in ("part", "section", "unit")),
+    ]
 
 
 def _shell(name: str, types: Sequence[Value]) -> tirx.PrimFunc:
-    """A function of the crew's text, as one that can be called from outside."""
+    """A function of the team's text, as one that can be called from outside."""
     params = [tvm.ir.Var(f"p{i}", t) for i, t in enumerate(types)]
     return _function(params, [tirx.Evaluate(tirx.call_extern("void", name, *params))])
 
 
+def _int(value: int) -> Value:
+    return tirx.IntImm("int32", value)
+
+
+def _sequence(statements: Sequence[Statement]) -> Statement:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
 def _function(params: Sequence[Value], statements: Sequence[Statement]) -> tirx.PrimFunc:
-    zero = tirx.Return(tirx.IntImm("int32", 0))
+    zero = tirx.Return(_int(0))
     return tirx.PrimFunc(list(params), tirx.SeqStmt([*statements, zero]), _INT)

@@ -19,7 +19,7 @@ from qcompiler.artifact import ALIGN
 from qcompiler.errors import Error
 from qcompiler.runtime.mapping import mapped, unmapped
 
-_CREW_BYTES, _WORKER_BYTES = 128, 64  # as in emit/crew.py
+_TEAM_BYTES, _THREAD_BYTES, _MOST_THREADS = 256, 64, 32  # as in emit/team.py
 _GUARD_BYTES = 64
 
 
@@ -73,10 +73,9 @@ class Code:
             self.work = self._library.qcompiler_work
         except AttributeError as e:
             raise Error(f"the machine code lacks what is called in it ({e})") from e
-        self.run.argtypes = (pointer, number, number)
-        self.launch.argtypes = (pointer, pointer, pointer, number)
+        self.run.argtypes = (pointer,)
+        self.launch.argtypes = (pointer, pointer, number)
         self.work.argtypes = (pointer, number)
-        self.run_address = ctypes.cast(self.run, pointer)
 
     @property
     def signature(self) -> int:
@@ -106,14 +105,15 @@ def shared_code(code: bytes) -> Code:
 
 class Frame:
     """What one run needs: a workspace, and the table that machine code reads (emit/native.py):
-    addresses of inputs, outputs, weights, workspace and crew, then the first and the last step.
+    addresses of inputs, outputs, weights and workspace, then the first step and the one after the
+    last.
     """
 
     def __init__(self, arrays: int, weights: Memory, workspace_bytes: int) -> None:
         self.workspace = aligned(np.dtype(np.uint8), (workspace_bytes,))
-        self.table = (ctypes.c_int64 * (arrays + 5))()
+        self.table = (ctypes.c_int64 * (arrays + 4))()
         self.table[arrays : arrays + 2] = [weights.address, self.workspace.address]
-        self.crew_at = arrays + 2
+        self.first_at = arrays + 2
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
 
     def fill(self, arrays: Iterable[Memory]) -> None:
@@ -123,70 +123,70 @@ class Frame:
 
     def run(self, code: Code, threads: int, first: int, last: int) -> None:
         """Run steps with as many threads as are wanted and can be had."""
-        table, at = self.table, self.crew_at
-        table[at + 1], table[at + 2] = first, last
-        if threads == 1:
-            code.run(self._pointer, 0, 1)
+        table, at = self.table, self.first_at
+        table[at], table[at + 1] = first, last
+        team = _free_team(min(threads, _MOST_THREADS), code) if threads > 1 else None
+        if team is None:
+            code.run(self._pointer)
             return
-        crew = _free_crew(threads, code)
         try:
-            table[at] = crew.memory.address
-            code.launch(table[at], code.run_address, self._pointer, crew.tasks)
+            code.launch(team.memory.address, self._pointer, team.threads)
         finally:
-            crew.free()
+            team.free()
 
 
-class Crew:
-    """The calling thread and tasks - 1 workers, that run one function together (emit/crew.py).
+class Team:
+    """The calling thread and workers that run sections together (emit/team.py).
 
-    Workers wait in machine code, without Python's lock: spinning for about a millisecond, then
-    asleep. A crew serves one run at a time and any artifact; it lives as long as the process, and
-    so does the code that its workers wait in. When a launch returns, they have left what it ran.
+    Workers wait in machine code, without Python's lock: spinning for a moment, then asleep. A team
+    serves one run at a time and any artifact; it lives as long as the process, and so does the code
+    that its workers wait in. Of what a launch runs they touch nothing unless they have claimed a
+    unit of it, and a launch returns when all of those are finished.
     """
 
-    def __init__(self, tasks: int, code: Code) -> None:
-        self.wanted = tasks
-        self.memory = aligned(np.dtype(np.uint8), (_CREW_BYTES + tasks * _WORKER_BYTES,))
+    def __init__(self, threads: int, code: Code) -> None:
+        self.wanted = threads
+        self.memory = aligned(np.dtype(np.uint8), (_TEAM_BYTES + threads * _THREAD_BYTES,))
         self.memory.array[:] = 0
-        self.tasks = 1
-        for task in range(1, tasks):
+        self.threads = 1
+        for number in range(1, threads):
             worker = threading.Thread(
-                target=self._work, args=(code, task), name=f"qcompiler-{task}", daemon=True
+                target=self._work, args=(code, number), name=f"qcompiler-{number}", daemon=True
             )
             try:
                 worker.start()
             except RuntimeError:  # no thread to be had: fewer do all the work
                 break
-            self.tasks += 1
+            self.threads += 1
 
-    def _work(self, code: Code, task: int) -> None:
-        code.work(self.memory.address, task)
+    def _work(self, code: Code, number: int) -> None:
+        code.work(self.memory.address, number)
 
     def free(self) -> None:
         """Let others use it."""
         with _lock:
-            _crews.setdefault(self.wanted, []).append(self)
+            _teams.setdefault(self.wanted, []).append(self)
 
 
 _lock = threading.Lock()
-_crews: dict[int, list[Crew]] = {}
-"""Those that nobody uses, by the tasks they were wanted for; the warmest last."""
+_teams: dict[int, list[Team]] = {}
+"""Those that nobody uses, by the threads they were wanted for; the warmest last."""
 
 
-def _free_crew(tasks: int, code: Code) -> Crew:
+def _free_team(threads: int, code: Code) -> Team:
     with _lock:
-        free = _crews.get(tasks)
+        free = _teams.get(threads)
         if free:
             return free.pop()
-    return Crew(tasks, code)
+    return Team(threads, code)
 
 
-def _forget_crews() -> None:
+def _forget_teams() -> None:
     """In the child of a fork: its parent's workers are not there."""
     global _lock, _loading
     _lock, _loading = threading.Lock(), threading.Lock()
-    _crews.clear()
+    _teams.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_crews)
+    os.register_at_fork(after_in_child=_forget_teams)

@@ -23,7 +23,8 @@ from qcompiler.runtime.library import Code, Memory, aligned_copy, shared_code
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
     """Path or artifact -> a model ready to run.
 
-    `threads`: how many each call may use (0: as compiled). Raises Error when the file is not whole,
+    `threads`: how many each call may use (0: as compiled, but no more than this process has cores).
+    Raises Error when the file is not whole,
     was changed, or needs CPU features that this machine lacks.
     """
     if not isinstance(artifact, (str, Path, Artifact)):
@@ -212,9 +213,12 @@ def _made_again(artifact: Artifact, threads: int) -> Model:
 def _usable_threads(asked: int, manifest: Manifest) -> int:
     """How many threads a call uses."""
     if not isinstance(asked, (int, np.integer)) or isinstance(asked, bool) or asked < 0:
-        raise Error(f"{asked!r} threads", hint="use at least 1; 0 means as many as compiled for")
+        raise Error(
+            f"{asked!r} threads",
+            hint="use at least 1; 0 means as many as compiled for, where this process may use them",
+        )
     useful = max((s.tasks for s in manifest.steps), default=1)
-    return max(1, min(int(asked) or manifest.threads, useful))
+    return max(1, min(int(asked) or min(manifest.threads, cpu.cores()), useful))
 
 
 def _demand_features(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""A run is one region of several tasks: they wait where they must, and only there."""
+"""Threads claim what no other has begun: all of it is done once, in order, by whoever is there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qcompiler import Artifact, Error, compile, cpu, load, plugins
 from qcompiler.artifact import Manifest, StepFact, Value
 from qcompiler.emit.native import emit
-from qcompiler.emit.tasks import task_function
+from qcompiler.emit.tasks import phases
 from qcompiler.ir import Graph, Type, placeholder
 from qcompiler.kernels.registry import Kernel, Region
 from qcompiler.kernels.tir import Builder, const
@@ -132,7 +132,7 @@ def test_any_number_of_threads_does_all_the_work(artifact: Artifact, threads: in
         assert np.array_equal(model(X + i), X + i + STEPS)
 
 
-def test_many_callers_each_have_a_crew(artifact: Artifact) -> None:
+def test_many_callers_each_have_a_team(artifact: Artifact) -> None:
     model = load(artifact, threads=2)
     wrong = []
 
@@ -169,7 +169,7 @@ def test_without_threads_to_be_had_the_caller_does_all(
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(library, "_crews", {})
+    monkeypatch.setattr(library, "_teams", {})
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert np.array_equal(load(artifact, threads=4)(X), X + STEPS)
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
         b = Builder("odd")
         write(b)
         with pytest.raises(Error, match="odd"):
-            task_function("odd", b.function())
+            phases(Kernel("odd", b.function(), tasks=2), 2)
 
 
 @pytest.mark.parametrize("target", ["x86_amx", "x86_avxvnni"])
@@ -242,3 +242,46 @@ def test_instructions_that_this_cpu_may_lack_run_in_all_threads(
     for threads in (1, 2):
         found = load(made, threads=threads)(left)
         assert np.array_equal(found, left.astype(np.int32) @ right.astype(np.int32))
+
+
+@pytest.mark.parametrize("threads", [2, 4, 32])
+def test_a_team_without_workers_runs_it_all(threads: int) -> None:
+    """The caller waits for nobody who has not begun."""
+    made = artifact_of(threads)
+    code, weights = library.Code(made.code), library.aligned_copy(made.weights)
+    seat = library.Frame(2, weights, made.manifest.workspace_bytes)
+    x, y = library.aligned_copy(X), library.aligned(np.dtype(np.float32), (N,))
+    seat.fill([x, y])
+    memory = library.aligned(np.dtype(np.uint8), (256 + 64 * threads,))
+    memory.array[:] = 0
+    seat.table[seat.first_at], seat.table[seat.first_at + 1] = 0, STEPS
+    for _ in range(3):
+        seat.workspace.array[:] = 0xFF
+        code.launch(memory.address, seat._pointer, threads)
+        assert np.array_equal(y.array, X + STEPS)
+
+
+CROWDED = """
+import os, sys, threading
+import numpy as np
+import qcompiler
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+model = qcompiler.load(sys.argv[1], threads=8)
+x = np.arange(int(sys.argv[2]), dtype=np.float32)
+wrong = []
+def call(seed):
+    for i in range(150):
+        if not np.array_equal(model(x * seed + i), x * seed + i + int(sys.argv[3])):
+            wrong.append(seed)
+callers = [threading.Thread(target=call, args=(seed,)) for seed in range(1, 6)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+sys.exit(len(wrong))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_many_threads_on_one_core_stay_right(tmp_path: Path) -> None:
+    path = artifact_of(8).save(tmp_path / "model.qc")
+    command = [sys.executable, "-c", CROWDED, str(path), str(N), str(STEPS)]
+    subprocess.run(command, check=True, timeout=300)

@@ -1,0 +1,82 @@
+"""Steps with their turns -> the sections of a run: what may run at the same time, a unit a thread.
+
+A section lasts from one wait to the next (phases.py); its units are what each task does meanwhile.
+The phases of a step that has several are a section each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qcompiler.emit.tasks import Part, Phase
+from qcompiler.phases import SHARED, Turn
+
+
+@dataclass(frozen=True)
+class Call:
+    """A step in a section: its number, its phases, and who runs it: a unit, or SHARED."""
+
+    step: int
+    parts: tuple[Part, ...]
+    owner: int
+
+    @property
+    def mask(self) -> int:
+        """The units that have something to do, one bit each; of a step of one phase."""
+        (phase,) = self.parts
+        assert isinstance(phase, Phase)
+        return (1 << phase.units) - 1 if self.owner == SHARED else 1 << self.owner
+
+    @property
+    def length(self) -> int:
+        """How many sections it takes."""
+        return sum(p.length for p in self.parts)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Steps of one phase that need not wait for each other, or one step of several phases, which is
+    `length` sections; the first is number `begin`.
+    """
+
+    begin: int
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """How many numbers it takes."""
+        return max(c.length for c in self.calls)
+
+    @property
+    def masks(self) -> list[int]:
+        """The units of each number."""
+        if self.length == 1:
+            mask = 0
+            for call in self.calls:
+                mask |= call.mask
+            return [mask]
+        (call,) = self.calls
+        return _masks(call.parts)
+
+
+def _masks(parts: Sequence[Part]) -> list[int]:
+    found: list[int] = []
+    for part in parts:
+        if isinstance(part, Phase):
+            found.append((1 << part.units) - 1)
+        else:
+            found += _masks(part.parts) * part.turns
+    return found
+
+
+def sections(steps: Sequence[tuple[Part, ...]], order: Sequence[Turn]) -> list[Section]:
+    """The phases of every step, and their turns -> sections in order."""
+    found: list[Section] = []
+    for number, (parts, turn) in enumerate(zip(steps, order, strict=True)):
+        call = Call(number, parts, turn.owner)
+        last = found[-1] if found else None
+        if last is None or turn.waits or call.length > 1 or last.length > 1:
+            found.append(Section(last.begin + last.length if last else 0))
+        found[-1].calls.append(call)
+    return found

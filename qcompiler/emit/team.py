@@ -1,0 +1,490 @@
+"""Sections of a run -> LLVM text of the thread team: threads that claim the units of one section
+after the other.
+
+A run is a list of sections, a section up to 32 units that have nothing to do with each other. The
+team's memory is 64-byte aligned, zeros at first, and serves one run at a time:
+
+    0    i64 word: section number << 32 | units that nobody has claimed, one bit each
+    64   i32 remaining: units of this section that are not finished
+    128  i32 sleepers
+    192  the job: ptr section function, ptr masks, ptr table, i32 first, i32 length, i32 total,
+         i32 base, i32 threads
+    256 + 64 * thread:   i32 asleep     16 bytes on: a POSIX semaphore
+
+A thread claims a unit by one compare-and-swap of the word, its own (the bit of its number) first,
+for its caches, then what others have not begun. Numbers of sections are never used again, so the
+swap fails for a thread that comes late, with what it read of a job that is over: whoever holds a
+claim, and nobody else, touches the run's memory and code. Who finishes a section's last unit opens
+the next one, takes a unit of it, and runs sections of one unit without telling anybody. So the
+calling thread does all that no worker has begun, and waits only for units that were begun; a wait
+spins, then offers its core to others, then sleeps until a section is opened or the run ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qcompiler.isa import Isa
+
+MOST_UNITS = 32
+"""Units of a section, and threads of a team: bits of half a word."""
+
+_SPINS = 6_000
+"""So often (about 300 microseconds) a thread looks for a unit before it falls asleep."""
+
+_YIELD_MASK = 127
+"""After each so many looks a thread offers its core to others."""
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What the loops of a run are made for: the units of every section, as bits; for every step its
+    first section and the one after its last; how many parts of the batch all of it runs for; where
+    in the table the first step and the one after the last stand.
+    """
+
+    masks: Sequence[int]
+    begins: Sequence[int]
+    ends: Sequence[int]
+    parts: int
+    first_at: int
+
+
+def text(isa: Isa, sections: Sections) -> str:
+    """An instruction set and the sections -> the functions, for `pragma_import_llvm`."""
+    pause = isa.intrinsics["pause"]() if "pause" in isa.intrinsics else ""
+    values = {
+        "PAUSE": pause,
+        "SPINS": str(_SPINS),
+        "YIELD_MASK": str(_YIELD_MASK),
+        "MASKS": _array(sections.masks),
+        "BEGINS": _array(sections.begins),
+        "ENDS": _array(sections.ends),
+        "STEPS": str(max(len(sections.begins), 1)),
+        "PARTS": str(sections.parts),
+        "FIRST_AT": str(sections.first_at),
+    }
+    made = TABLE + _JOB + _ALONE + _LAUNCH + _LOOP + _WAIT
+    for name, value in values.items():
+        made = made.replace("@" + name, value)
+    return made
+
+
+def _array(values: Sequence[int]) -> str:
+    """As LLVM writes it; never empty."""
+    kept = list(values) or [0]
+    return f"[{len(kept)} x i32] [{', '.join(f'i32 {v}' for v in kept)}]"
+
+
+TABLE = """
+define internal ptr @team_pointer(ptr %table, i32 %i) alwaysinline {
+  %at = getelementptr i64, ptr %table, i32 %i
+  %value = load ptr, ptr %at, align 8
+  ret ptr %value
+}
+
+define internal i32 @team_number(ptr %table, i32 %i) alwaysinline {
+  %at = getelementptr i64, ptr %table, i32 %i
+  %value = load i32, ptr %at, align 8
+  ret i32 %value
+}
+"""
+"""How steps read the words of a run's table."""
+
+_JOB = """
+%team_job = type { ptr, ptr, ptr, i32, i32, i32, i32 }
+
+@team_masks = internal constant @MASKS
+@team_begins = internal constant @BEGINS
+@team_ends = internal constant @ENDS
+
+declare i32 @qcompiler_section(ptr, i32, i32, i32)
+declare i32 @sched_yield()
+declare i32 @sem_init(ptr, i32, i32)
+declare i32 @sem_wait(ptr)
+declare i32 @sem_post(ptr)
+declare i32 @llvm.ctlz.i32(i32, i1)
+declare i32 @llvm.cttz.i32(i32, i1)
+declare i32 @llvm.ctpop.i32(i32)
+
+define internal i32 @team_pick(i32 %mask, i32 %thread) alwaysinline {
+  %bit = shl i32 1, %thread
+  %own = and i32 %mask, %bit
+  %mine = icmp ne i32 %own, 0
+  %above = call i32 @llvm.ctlz.i32(i32 %mask, i1 true)
+  %last = sub i32 31, %above
+  %unit = select i1 %mine, i32 %thread, i32 %last
+  ret i32 %unit
+}
+
+define internal i32 @team_first(ptr %table) alwaysinline {
+  %step = call i32 @team_number(ptr %table, i32 @FIRST_AT)
+  %at = getelementptr i32, ptr @team_begins, i32 %step
+  %section = load i32, ptr %at, align 4
+  ret i32 %section
+}
+
+define internal i32 @team_length(ptr %table) alwaysinline {
+entry:
+  %from = call i32 @team_number(ptr %table, i32 @FIRST_AT)
+  %next_at = add i32 @FIRST_AT, 1
+  %to = call i32 @team_number(ptr %table, i32 %next_at)
+  %some = icmp slt i32 %from, %to
+  br i1 %some, label %count, label %none
+count:
+  %last = sub i32 %to, 1
+  %at = getelementptr i32, ptr @team_ends, i32 %last
+  %end = load i32, ptr %at, align 4
+  %first = call i32 @team_first(ptr %table)
+  %length = sub i32 %end, %first
+  ret i32 %length
+none:
+  ret i32 0
+}
+
+define internal i32 @team_mask(ptr %masks, i32 %section) alwaysinline {
+  %at = getelementptr i32, ptr %masks, i32 %section
+  %mask = load i32, ptr %at, align 4
+  ret i32 %mask
+}
+
+define internal ptr @team_place(ptr %team, i32 %thread) alwaysinline {
+  %offset = mul i32 %thread, 64
+  %at = add i32 %offset, 256
+  %place = getelementptr i8, ptr %team, i32 %at
+  ret ptr %place
+}
+"""
+
+_ALONE = """
+define internal void @team_alone(ptr %table) alwaysinline {
+entry:
+  %first = call i32 @team_first(ptr %table)
+  %length = call i32 @team_length(ptr %table)
+  %end = add i32 %first, %length
+  br label %part
+part:
+  %p = phi i32 [ 0, %entry ], [ %next_part, %part_done ]
+  %more_parts = icmp slt i32 %p, @PARTS
+  br i1 %more_parts, label %section, label %done
+section:
+  %s = phi i32 [ %first, %part ], [ %next_section, %section_done ]
+  %more_sections = icmp slt i32 %s, %end
+  br i1 %more_sections, label %begin, label %part_done
+begin:
+  %all = call i32 @team_mask(ptr @team_masks, i32 %s)
+  br label %unit
+unit:
+  %mask = phi i32 [ %all, %begin ], [ %rest, %call ]
+  %some = icmp ne i32 %mask, 0
+  br i1 %some, label %call, label %section_done
+call:
+  %u = call i32 @llvm.cttz.i32(i32 %mask, i1 true)
+  %result = call i32 @qcompiler_section(ptr %table, i32 %p, i32 %s, i32 %u)
+  %less = sub i32 %mask, 1
+  %rest = and i32 %mask, %less
+  br label %unit
+section_done:
+  %next_section = add i32 %s, 1
+  br label %section
+part_done:
+  %next_part = add i32 %p, 1
+  br label %part
+done:
+  ret void
+}
+"""
+"""All sections by one thread, which needs no team."""
+
+_LAUNCH = """
+define internal void @team_launch(ptr %team, ptr %table, i32 %threads) alwaysinline {
+entry:
+  %length = call i32 @team_length(ptr %table)
+  %total = mul i32 %length, @PARTS
+  %some = icmp sgt i32 %total, 0
+  br i1 %some, label %look, label %done
+look:
+  %word = load atomic i64, ptr %team acquire, align 8
+  %fresh = icmp eq i64 %word, 0
+  br i1 %fresh, label %init, label %set
+init:
+  %place = call ptr @team_place(ptr %team, i32 0)
+  %semaphore = getelementptr i8, ptr %place, i64 16
+  %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
+  br label %set
+set:
+  %number = lshr i64 %word, 32
+  %before = trunc i64 %number to i32
+  %base = add i32 %before, 1
+  %first = call i32 @team_first(ptr %table)
+  %job = getelementptr i8, ptr %team, i64 192
+  %f1 = getelementptr %team_job, ptr %job, i32 0, i32 1
+  %f2 = getelementptr %team_job, ptr %job, i32 0, i32 2
+  %f3 = getelementptr %team_job, ptr %job, i32 0, i32 3
+  %f4 = getelementptr %team_job, ptr %job, i32 0, i32 4
+  %f5 = getelementptr %team_job, ptr %job, i32 0, i32 5
+  %f6 = getelementptr %team_job, ptr %job, i32 0, i32 6
+  %f7 = getelementptr i8, ptr %job, i64 40
+  store atomic ptr @qcompiler_section, ptr %job monotonic, align 8
+  store atomic ptr @team_masks, ptr %f1 monotonic, align 8
+  store atomic ptr %table, ptr %f2 monotonic, align 8
+  store atomic i32 %first, ptr %f3 monotonic, align 4
+  store atomic i32 %length, ptr %f4 monotonic, align 4
+  store atomic i32 %total, ptr %f5 monotonic, align 4
+  store atomic i32 %base, ptr %f6 monotonic, align 4
+  store atomic i32 %threads, ptr %f7 monotonic, align 4
+  call void @team_loop(ptr %team, i32 0)
+  br label %done
+done:
+  ret void
+}
+
+define internal void @team_work(ptr %team, i32 %thread) alwaysinline {
+  %place = call ptr @team_place(ptr %team, i32 %thread)
+  %semaphore = getelementptr i8, ptr %place, i64 16
+  %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
+  call void @team_loop(ptr %team, i32 %thread)
+  ret void
+}
+
+define internal void @team_read(ptr %team, ptr %job) alwaysinline {
+  %from = getelementptr i8, ptr %team, i64 192
+  %v0 = load atomic ptr, ptr %from monotonic, align 8
+  store ptr %v0, ptr %job, align 8
+  %a1 = getelementptr %team_job, ptr %from, i32 0, i32 1
+  %v1 = load atomic ptr, ptr %a1 monotonic, align 8
+  %b1 = getelementptr %team_job, ptr %job, i32 0, i32 1
+  store ptr %v1, ptr %b1, align 8
+  %a2 = getelementptr %team_job, ptr %from, i32 0, i32 2
+  %v2 = load atomic ptr, ptr %a2 monotonic, align 8
+  %b2 = getelementptr %team_job, ptr %job, i32 0, i32 2
+  store ptr %v2, ptr %b2, align 8
+  %a3 = getelementptr %team_job, ptr %from, i32 0, i32 3
+  %v3 = load atomic i32, ptr %a3 monotonic, align 4
+  %b3 = getelementptr %team_job, ptr %job, i32 0, i32 3
+  store i32 %v3, ptr %b3, align 4
+  %a4 = getelementptr %team_job, ptr %from, i32 0, i32 4
+  %v4 = load atomic i32, ptr %a4 monotonic, align 4
+  %b4 = getelementptr %team_job, ptr %job, i32 0, i32 4
+  store i32 %v4, ptr %b4, align 4
+  %a5 = getelementptr %team_job, ptr %from, i32 0, i32 5
+  %v5 = load atomic i32, ptr %a5 monotonic, align 4
+  %b5 = getelementptr %team_job, ptr %job, i32 0, i32 5
+  store i32 %v5, ptr %b5, align 4
+  %a6 = getelementptr %team_job, ptr %from, i32 0, i32 6
+  %v6 = load atomic i32, ptr %a6 monotonic, align 4
+  %b6 = getelementptr %team_job, ptr %job, i32 0, i32 6
+  store i32 %v6, ptr %b6, align 4
+  ret void
+}
+"""
+"""A caller's entry, a worker's, and the job as a thread reads it before it claims."""
+
+_LOOP = """
+define internal void @team_loop(ptr %team, i32 %thread) noinline {
+entry:
+  %job = alloca %team_job, align 8
+  %index = alloca i32, align 4
+  %chosen = alloca i32, align 4
+  %untold = alloca i32, align 4
+  %looks = alloca i32, align 4
+  %table_at = getelementptr %team_job, ptr %job, i32 0, i32 2
+  %masks_at = getelementptr %team_job, ptr %job, i32 0, i32 1
+  %first_at = getelementptr %team_job, ptr %job, i32 0, i32 3
+  %length_at = getelementptr %team_job, ptr %job, i32 0, i32 4
+  %total_at = getelementptr %team_job, ptr %job, i32 0, i32 5
+  %base_at = getelementptr %team_job, ptr %job, i32 0, i32 6
+  %remaining_at = getelementptr i8, ptr %team, i64 64
+  %sleepers_at = getelementptr i8, ptr %team, i64 128
+  %threads_at = getelementptr i8, ptr %team, i64 232
+  store i32 0, ptr %looks, align 4
+  store i32 -1, ptr %index, align 4
+  %caller = icmp eq i32 %thread, 0
+  br i1 %caller, label %start, label %look
+start:
+  call void @team_read(ptr %team, ptr %job)
+  br label %advance
+
+look:
+  %word = load atomic i64, ptr %team acquire, align 8
+  %mask = trunc i64 %word to i32
+  %some = icmp ne i32 %mask, 0
+  br i1 %some, label %claim, label %idle
+claim:
+  call void @team_read(ptr %team, ptr %job)
+  %unit = call i32 @team_pick(i32 %mask, i32 %thread)
+  %unit64 = zext i32 %unit to i64
+  %bit64 = shl i64 1, %unit64
+  %left = xor i64 %word, %bit64
+  %pair = cmpxchg ptr %team, i64 %word, i64 %left acq_rel monotonic, align 8
+  %won = extractvalue { i64, i1 } %pair, 1
+  br i1 %won, label %mine, label %look
+mine:
+  %number64 = lshr i64 %word, 32
+  %number = trunc i64 %number64 to i32
+  %base = load i32, ptr %base_at, align 4
+  %here = sub i32 %number, %base
+  store i32 %here, ptr %index, align 4
+  store i32 %unit, ptr %chosen, align 4
+  store i32 0, ptr %untold, align 4
+  store i32 0, ptr %looks, align 4
+  br label %run
+
+run:
+  %i = load i32, ptr %index, align 4
+  %u = load i32, ptr %chosen, align 4
+  %length = load i32, ptr %length_at, align 4
+  %first = load i32, ptr %first_at, align 4
+  %part = udiv i32 %i, %length
+  %within = urem i32 %i, %length
+  %section = add i32 %first, %within
+  %function = load ptr, ptr %job, align 8
+  %table = load ptr, ptr %table_at, align 8
+  %result = call i32 %function(ptr %table, i32 %part, i32 %section, i32 %u)
+  %quiet = load i32, ptr %untold, align 4
+  %single = icmp ne i32 %quiet, 0
+  br i1 %single, label %advance, label %finish
+finish:
+  %before = atomicrmw sub ptr %remaining_at, i32 1 acq_rel
+  %last = icmp eq i32 %before, 1
+  br i1 %last, label %advance, label %look
+
+advance:
+  %old = load i32, ptr %index, align 4
+  %next = add i32 %old, 1
+  store i32 %next, ptr %index, align 4
+  %total = load i32, ptr %total_at, align 4
+  %over = icmp eq i32 %next, %total
+  br i1 %over, label %end, label %open
+open:
+  %olength = load i32, ptr %length_at, align 4
+  %ofirst = load i32, ptr %first_at, align 4
+  %owithin = urem i32 %next, %olength
+  %osection = add i32 %ofirst, %owithin
+  %masks = load ptr, ptr %masks_at, align 8
+  %units = call i32 @team_mask(ptr %masks, i32 %osection)
+  %taken = call i32 @team_pick(i32 %units, i32 %thread)
+  %takenbit = shl i32 1, %taken
+  %others = xor i32 %units, %takenbit
+  store i32 %taken, ptr %chosen, align 4
+  %alone = icmp eq i32 %others, 0
+  %flag = zext i1 %alone to i32
+  store i32 %flag, ptr %untold, align 4
+  br i1 %alone, label %run, label %publish
+publish:
+  %count = call i32 @llvm.ctpop.i32(i32 %units)
+  store atomic i32 %count, ptr %remaining_at monotonic, align 4
+  %obase = load i32, ptr %base_at, align 4
+  %onumber = add i32 %obase, %next
+  %onumber64 = zext i32 %onumber to i64
+  %ohigh = shl i64 %onumber64, 32
+  %olow = zext i32 %others to i64
+  %opened = or i64 %ohigh, %olow
+  %oldword = atomicrmw xchg ptr %team, i64 %opened seq_cst
+  %sleepers = load atomic i32, ptr %sleepers_at seq_cst, align 4
+  %anyone = icmp ne i32 %sleepers, 0
+  br i1 %anyone, label %wake, label %run
+wake:
+  %everybody = load atomic i32, ptr %threads_at monotonic, align 4
+  call void @team_wake(ptr %team, i32 %everybody)
+  br label %run
+end:
+  %ebase = load i32, ptr %base_at, align 4
+  %enumber = add i32 %ebase, %next
+  %enumber64 = zext i32 %enumber to i64
+  %ended = shl i64 %enumber64, 32
+  %eoldword = atomicrmw xchg ptr %team, i64 %ended seq_cst
+  br i1 %caller, label %done, label %tell
+tell:
+  %esleepers = load atomic i32, ptr %sleepers_at seq_cst, align 4
+  %esome = icmp ne i32 %esleepers, 0
+  br i1 %esome, label %wake_caller, label %look
+wake_caller:
+  call void @team_wake(ptr %team, i32 1)
+  br label %look
+
+idle:
+  br i1 %caller, label %is_over, label %wait
+is_over:
+  %ibase = load i32, ptr %base_at, align 4
+  %itotal = load i32, ptr %total_at, align 4
+  %inumber = add i32 %ibase, %itotal
+  %inumber64 = zext i32 %inumber to i64
+  %iend = shl i64 %inumber64, 32
+  %iover = icmp eq i64 %word, %iend
+  br i1 %iover, label %done, label %wait
+wait:
+  %seen = load i32, ptr %looks, align 4
+  %more = call i32 @team_wait(ptr %team, i32 %thread, i64 %word, i32 %seen)
+  store i32 %more, ptr %looks, align 4
+  br label %look
+done:
+  ret void
+}
+"""
+
+_WAIT = """
+define internal void @team_wake(ptr %team, i32 %threads) noinline {
+entry:
+  br label %each
+each:
+  %thread = phi i32 [ 0, %entry ], [ %next, %check ], [ %next, %post ]
+  %more = icmp slt i32 %thread, %threads
+  br i1 %more, label %check, label %done
+check:
+  %next = add i32 %thread, 1
+  %place = call ptr @team_place(ptr %team, i32 %thread)
+  %asleep = atomicrmw xchg ptr %place, i32 0 seq_cst
+  %sleeps = icmp ne i32 %asleep, 0
+  br i1 %sleeps, label %post, label %each
+post:
+  %semaphore = getelementptr i8, ptr %place, i64 16
+  %posted = call i32 @sem_post(ptr %semaphore)
+  br label %each
+done:
+  ret void
+}
+
+define internal i32 @team_wait(ptr %team, i32 %thread, i64 %word, i32 %looks) alwaysinline {
+entry:
+  @PAUSE
+  %more = add i32 %looks, 1
+  %step = and i32 %more, @YIELD_MASK
+  %often = icmp eq i32 %step, 0
+  br i1 %often, label %yield, label %back
+yield:
+  %yielded = call i32 @sched_yield()
+  %long = icmp ugt i32 %more, @SPINS
+  br i1 %long, label %rest, label %back
+rest:
+  call void @team_sleep(ptr %team, i32 %thread, i64 %word)
+  br label %back
+back:
+  %found = phi i32 [ %more, %entry ], [ %more, %yield ], [ 0, %rest ]
+  ret i32 %found
+}
+
+define internal void @team_sleep(ptr %team, i32 %thread, i64 %word) noinline {
+entry:
+  %sleepers_at = getelementptr i8, ptr %team, i64 128
+  %place = call ptr @team_place(ptr %team, i32 %thread)
+  %semaphore = getelementptr i8, ptr %place, i64 16
+  %others = atomicrmw add ptr %sleepers_at, i32 1 seq_cst
+  store atomic i32 1, ptr %place seq_cst, align 4
+  %now = load atomic i64, ptr %team seq_cst, align 8
+  %same = icmp eq i64 %now, %word
+  br i1 %same, label %sleep, label %cancel
+cancel:
+  %mine = atomicrmw xchg ptr %place, i32 0 seq_cst
+  %unposted = icmp ne i32 %mine, 0
+  br i1 %unposted, label %done, label %sleep
+sleep:
+  %woken = call i32 @sem_wait(ptr %semaphore)
+  %failed = icmp ne i32 %woken, 0
+  br i1 %failed, label %sleep, label %done
+done:
+  %left = atomicrmw sub ptr %sleepers_at, i32 1 seq_cst
+  ret void
+}
+"""
