@@ -400,6 +400,14 @@ def test_a_cpu_without_the_features_is_told_which(
         load(saved)
 
 
+def test_a_system_that_does_not_tell_its_features_is_named(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "features", frozenset)
+    with pytest.raises(Error, match="does not say what its CPU has"):
+        load(saved)
+
+
 def test_a_folder_that_cannot_be_written_leaves_nothing(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(Error, match="cannot write"):
         artifact.save(tmp_path / "absent" / "model.qc")
