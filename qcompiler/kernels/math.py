@@ -18,6 +18,7 @@ from math import isnan
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from tvm import tirx
 
 from qcompiler.isa import Isa
@@ -105,6 +106,9 @@ class TirMath:
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
             return self.vec(tir.wrapping(sign, a.expr, b.expr))
+        if sign == "-" and tvm_ffi.structural_equal(a.expr, b.expr):
+            # TVM takes x - x for 0, which it is not where x is infinite or not a number.
+            b = self.vec(tir.llvm(b.dtype, b.lanes, "llvm.arithmetic.fence", b.expr))
         made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
             made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)

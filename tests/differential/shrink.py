@@ -120,6 +120,7 @@ def _cut(case: Case) -> Iterator[Case]:
     except (Error, ValueError, AssertionError, IndexError, KeyError):
         return
     outputs = {o.name for o in case.model.graph.output}
+    outputs |= values[0].keys() - {n for node in case.model.graph.node for n in node.input}
     for node in reversed(case.model.graph.node):
         for name in node.output:
             if name in outputs or name not in values[0]:
