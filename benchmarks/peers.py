@@ -5,9 +5,10 @@
     python -m benchmarks.peers --trained ~/material --only dtln yolox
 
 Each engine lives in a process of its own. One round times all of them, one after the other, in an
-order that turns by one from round to round; a process that waits is stopped by a signal, so that
-its spinning threads cannot take the cores from the one that runs (unless `--unstopped`). Ratios are medians of the ratios
-within a round, so a machine that slows down for a while slows both sides of them.
+order that turns by one from round to round; a process that waits is stopped by a signal (unless
+`--unstopped`), so that its spinning threads cannot take the cores from the one that runs. Ratios
+are medians of the ratios within a round, so a machine that slows down for a while slows both sides
+of them.
 """
 
 from __future__ import annotations
