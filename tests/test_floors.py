@@ -16,6 +16,7 @@ FLOORS = [
     {"shrink"},
     {"ir", "isa", "artifact"},
     {"text", "ops", "refusals"},
+    {"columns"},
     {
         "rewrite",
         "matching",
@@ -53,6 +54,7 @@ PASSES_MAY = {
     "storage",
     "calibrate",
     "reconstruct",
+    "columns",
     "rounding",
     "correction",
     "codebooks",

@@ -77,7 +77,7 @@ def test_layers_are_measured(report: Report) -> None:
     assert weights is not None
     assert sum(weights.before) == sum(weights.after) == 8 * 27
     whole, small = report.stages
-    assert (whole.name, small.name) == ("float32", "static uint8 x int8, mse")
+    assert (whole.name, small.name) == ("float32", "static uint8 x int8, output")
     assert small.bytes < whole.bytes
     assert whole.ms > 0 < small.ms
     assert (whole.sqnr, whole.score) == (math.inf, 100.0)
@@ -108,7 +108,7 @@ def test_what_was_pruned_is_compared_with_the_original() -> None:
     assert [s.name for s in found.stages] == [
         "float32",
         "pruned",
-        "static uint8 x int8, mse",
+        "static uint8 x int8, output",
     ]
     assert found.stages[0].sqnr > found.stages[1].sqnr
     assert made.original.nodes != made.exact.nodes
