@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
+PREFERRED = 0.75
+"""So much of mse's error another range must reach to be taken: a few columns tell no finer."""
 LOST = 0.006
 """So much of a product's output, squared, may be the rounding of what it reads: 22 dB. The worst
 product of trained convolutional networks has 26 to 42 dB, of transformers 24 to 39.
@@ -289,7 +291,7 @@ class Places:
 
     def lost(self, products: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
         """Products whose outputs suffer beyond `LOST` from 8 bits of what they read."""
-        if self.options.wide or self.statistics.synthetic:
+        if self.statistics.method != "output" or self.options.wide or self.statistics.synthetic:
             return set()
         found = set()
         for value, scale in self.scales.items():
@@ -319,7 +321,9 @@ class Places:
             if s.step.sum() >= found[0].step.sum()
             or any(r.beyond(s.rounded, s.step.max()) for r in reads)
         ]
-        return min((found[0], *judged), key=lambda s: sum(r.error(s.rounded) for r in reads))
+        usual = PREFERRED * sum(r.error(found[0].rounded) for r in reads)
+        errors = [(usual, found[0]), *((sum(r.error(s.rounded) for r in reads), s) for s in judged)]
+        return min(errors, key=lambda e: e[0])[1]
 
     def scaled(
         self, group: list[Node], readers: list[Node], statistics: Statistics

@@ -53,8 +53,8 @@ class Scale:
         return np.asarray(self.step.max()) if self.folded else self.step
 
     def rounded(self, columns: Numbers) -> Numbers:
-        """What products multiply, [G,K,P] -> the same after quantizing. [C] steps are of the groups,
-        or of the channels that lie one after the other in K.
+        """What products multiply, [G,K,P] -> the same after quantizing. [C] steps are of the
+        groups, or of the channels that lie one after the other in K.
         """
         groups, depth, _ = columns.shape
         step = self.step

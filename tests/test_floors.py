@@ -37,6 +37,7 @@ FLOORS = [
     {"stages", "timing", "agreement"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"retrain_weights"},
+    {"trial"},
     {"search", "retrain"},
     {"report"},
     {"report_html"},

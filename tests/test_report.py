@@ -56,11 +56,11 @@ def report() -> Report:
     made = driver.made(network(), Options(precision="int8", calibration=data()), Watch())
     skips = [("rule", EVIL, "because"), ("rule", EVIL, "because")]
     trials = (
-        Trial("minmax", (), "tuning", 97.0, 0.1, 0.001, False),
-        Trial("minmax", ("first",), "held-out", 99.0, 0.01, 0.002, True),
+        Trial("minmax", (), 97.0, 0.1, 0.001, False),
+        Trial("minmax", ("first",), 99.0, 0.01, 0.002, True),
     )
     layers = (Layer("first", "Conv", 2e-6, 1e-6, 0.5),)
-    found = Found(made, "top1", {"held-out": 99.5}, 98.5, layers, trials, trials[1])
+    found = Found(made, "top1", 99.5, 98.5, layers, trials, trials[1])
     return examine("small.onnx", made, data(), skips=skips, found=found)
 
 
