@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qcompiler.columns import columns_of, rows, some_of, unrows
 from qcompiler.ir import Array, Graph, Node, constant
 from qcompiler.matching import input_at, rebuilt
 from qcompiler.ops import meaning
 from qcompiler.ops.registry import Numbers
-from qcompiler.reconstruct import Floats, _some, columns_of, rows, unrows
+from qcompiler.reconstruct import Floats
 
 BUDGET_BYTES = 256 << 20
 COLUMNS = 64
@@ -242,7 +243,7 @@ class _Sums:
         most = self.columns * (len(given) if given.ndim > 2 else 1)
         flat = np.moveaxis(y, 1, -1) if self.node.op == "Conv" else y
         flat = flat.reshape(-1, flat.shape[-1])
-        flat = flat[_some(len(flat), most, second)][:, self.twin.outputs]
+        flat = flat[some_of(len(flat), most, second)][:, self.twin.outputs]
         wanted = np.ascontiguousarray(flat.T).reshape(len(x), -1, x.shape[2])
         self.second = _added(self.second, x @ x.transpose(0, 2, 1))
         self.cross = _added(self.cross, wanted @ x.transpose(0, 2, 1))
