@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import onnx
-from qcompiler.passes.quantize_static import WEIGHT_AXIS
+from qcompiler.passes.quantize_integers import WEIGHT_AXIS
 
 from qcompiler import onnx_contrib, plugins
 from qcompiler.kernels.registry import GENERATORS

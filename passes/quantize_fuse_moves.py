@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.ir import Node, constant
-from qcompiler.matching import input_at, perm_of, rebuilt, transpose
+from qcompiler.matching import input_at, per_channel, perm_of, rebuilt, transpose
 from qcompiler.ops import known_value, make
 from qcompiler.rewrite import CONST, OPTIONAL, Skip, op, rule
 from qcompiler.scales import scalar
@@ -126,16 +126,33 @@ def quantize_fuse_up(quantize: Node, move: Node) -> Node | Skip | None:
     _, factor, zero = quantize.operands
     if move.dtype != "float32" or len(move.types) > 1:
         return None
-    if factor.array.size > 1:
-        return Skip("a factor for each channel")
     if move.op == "Slice" and not _keeps_most(move):
         return Skip("most is cut off")
     count = len(move.inputs) if move.op == "Concat" else 1
+    factors = [factor] * count if factor.array.size == 1 else _by_parts(move, factor)
+    if factors is None:
+        return Skip("a factor for each channel")
     inputs = [
-        make("quantize", i, factor, zero, dtype=quantize.dtype, name=_part(quantize.name, k))
-        for k, i in enumerate(move.operands[:count])
+        make("quantize", i, f, zero, dtype=quantize.dtype, name=_part(quantize.name, k))
+        for k, (i, f) in enumerate(zip(move.operands[:count], factors, strict=True))
     ]
     return rebuilt(move, (*inputs, *move.inputs[count:]))
+
+
+def _by_parts(concat: Node, factor: Node) -> list[Node] | None:
+    """The factors of what a Concat joins, where each operand has one for all its channels."""
+    if concat.op != "Concat":
+        return None
+    rank = concat.type.rank
+    axis = concat.int("axis") % rank
+    each = per_channel(factor.array, rank, axis)
+    if each is None or each.size == 1:
+        return None
+    ends = np.cumsum([i.type.dims[axis] for i in concat.operands])
+    parts = np.split(each, ends[:-1])
+    if any(p.size == 0 or np.any(p != p[0]) for p in parts):
+        return None
+    return [constant(p[0]) for p in parts]
 
 
 def _part(name: str, number: int) -> str:

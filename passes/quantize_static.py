@@ -13,40 +13,42 @@ operators of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import replace
+from functools import cache
 from typing import ClassVar
 
 import numpy as np
 from qcompiler.passes.quantize_common import Twins, weights_right
+from qcompiler.passes.quantize_integers import WEIGHT_AXIS, corrected, inserted, integer_weights
+from qcompiler.passes.quantize_ranges import (
+    APART,
+    barriers,
+    by_parts,
+    channel_axis,
+    folds,
+    widths,
+)
 
 from qcompiler.calibrate import Calibration, Statistics, fingerprint, value_names
-from qcompiler.correction import corrections
 from qcompiler.errors import Error
-from qcompiler.ir import Graph, Node, constant
+from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
-from qcompiler.matching import input_at, rebuilt
-from qcompiler.ops import is_elementwise, make
-from qcompiler.reconstruct import Grid, Moments, by_rows, rows, unrows
+from qcompiler.matching import input_at
+from qcompiler.ops import is_elementwise
 from qcompiler.rewrite import Explain, graph_pass
-from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
+from qcompiler.rounding import bits_of
 from qcompiler.scales import (
     Numbers,
     Scale,
     activation_scale,
-    along,
     channel_scale,
     has_exact_product,
-    numbers,
-    room_for_bias,
-    round_to,
     weight_bits,
-    weight_scales,
 )
 from qcompiler.storage import MOVES, SMOOTH, Wishes, linked, melting, named, wishes
 
-WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
-"""Products, and the axis of their weights that runs over output channels."""
+log = logging.getLogger(__name__)
 
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
@@ -98,12 +100,13 @@ class QuantizeStatic:
         self.check()
         statistics = self.calibrated(graph)
         graph, statistics = _with_twins(graph, statistics, *weights_right(graph, self.wants))
-        places = _Places(graph, self, statistics)
-        whole = _integer_weights(graph, places)
-        made, products = _insert(graph, places, whole)
+        places = Places(graph, self, statistics)
+        whole = integer_weights(graph, places)
+        made: Graph
+        made, products = inserted(graph, places, whole)
         if self.correct_bias == "full" and self.data is not None:
-            whole = _corrected(graph, whole, products, self.data)
-            made, _ = _insert(graph, places, whole)
+            whole = corrected(graph, whole, products, self.data)
+            made, _ = inserted(graph, places, whole)
         bits = "/".join(str(b) for b in sorted({self.bits(n) for n in products}, reverse=True))
         told = f"static {self.activation} x int{bits or 8}, {statistics.method}"
         if self.rounding != "nearest":
@@ -172,23 +175,21 @@ def _with_twins(
     return turned, replace(statistics, values=seen)
 
 
-# Where.
-
-
-class _Places:
+class Places:
     """Which products become integer, which values are quantized, and how."""
 
     def __init__(self, graph: Graph, options: QuantizeStatic, statistics: Statistics) -> None:
         self.options = options
         self.statistics = statistics
         self.names = value_names(graph)
+        self.apart = frozenset() if options.wide else barriers(graph, self.size)
         products = {n: read for n in graph.nodes if (read := self.operands(n))}
-        wanted = wishes(graph, products, options.passes)
+        wanted = wishes(graph, products, lambda n: n not in self.apart and options.passes(n))
         self.scales = self.choose(graph, wanted)
         whole = {n: r for n, r in products.items() if all(i in self.scales for i in r)}
         self.wishes = replace(wanted, products=whole)
         for node in products.keys() - whole.keys():
-            options.skip(node, "the range of what it reads is too large")
+            options.skip(node, "the ranges of what it reads are too large, or too far apart")
 
     def operands(self, node: Node) -> tuple[Node, ...]:
         """The activations of a product that can be made integer; () for everything else."""
@@ -235,6 +236,16 @@ class _Places:
         found = self.statistics.values.get(self.names[node])
         return found is not None and found.samples > 0
 
+    def size(self, node: Node) -> float:
+        """The largest magnitude of a value; 0 where that is not known."""
+        if node.is_constant:
+            numbers = node.array if node.dtype == "float32" else np.zeros(0)
+            return float(np.abs(numbers).max(initial=0))
+        found = self.statistics.values.get(self.names.get(node, ""))
+        if found is None or not found.samples or found.infinite:
+            return 0.0
+        return max(-found.low, found.high)
+
     def choose(self, graph: Graph, wanted: Wishes) -> dict[Node, Scale]:
         """Stored values -> scales: one for every set of values that moves of data link."""
         stored = wanted.values - melting(graph)
@@ -267,12 +278,46 @@ class _Places:
         if len(group) == 1 and seen and by_channel(readers) and not self.options.wide:
             lows, highs = np.maximum(seen.lows, low), np.minimum(seen.highs, high)
             return channel_scale(lows, highs, self.options.activation)
+        far = [n for n in group if n in self.apart and n.op == "Concat"]
+        parts = None if self.options.wide else self.parts(group, readers)
+        if far or parts is not None:
+            return self.apart_scale((far or group)[0], parts)
         return activation_scale(low, high, self.options.activation)
+
+    def parts(self, group: list[Node], readers: list[Node]) -> Scale | None:
+        """A step for each part of a value that was joined of very different ones, where all its
+        readers can take the quotients in; None where it was not, or they cannot.
+        """
+        value = group[0]
+        seen = self.statistics.channels(self.names[value])
+        if len(group) > 1 or seen is None or not readers:
+            return None
+        if not all(folds(r, value) for r in readers):
+            return None
+        (axis, *others) = {channel_axis(r) for r in readers}
+        ranges = None if others else by_parts(seen, widths(value, axis))
+        if ranges is None:
+            return None
+        scale = channel_scale(ranges[0], ranges[1], self.options.activation, least=0)
+        return scale and replace(scale, axis=axis, folded=True)
+
+    def apart_scale(self, value: Node, parts: Scale | None) -> Scale | None:
+        """Each part's own, where readers take that; else none: float. Both are told."""
+        name = value.name or value.op
+        kept = "each keeps a scale of its own" if parts else "what reads it stays float"
+        _warn(f"{name} joins values whose ranges are more than {APART:g} times apart: {kept}")
+        return parts
 
     def mean(self, product: Node) -> Numbers | None:
         """The mean of each channel that a product reads, where calibration looked at it."""
         seen = self.statistics.channels(self.names[product.operands[0]])
         return None if seen is None else seen.mean
+
+
+@cache
+def _warn(text: str) -> None:
+    """Say it once, however often a search quantizes."""
+    log.warning(text)
 
 
 def askers(graph: Graph, wanted: Wishes) -> dict[Node, list[Node]]:
@@ -293,168 +338,3 @@ def by_channel(readers: list[Node]) -> bool:
     depthwise = [r for r in readers if r.op == "Conv" and r.int("group") == r.operands[0].shape[1]]
     others = [r for r in readers if r not in depthwise]
     return bool(depthwise) and all(map(is_elementwise, others))
-
-
-# How.
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A product's weights as integers, their scales [C] along `axis`, and the bias, [O], that goes
-    with them; None where there is none.
-    """
-
-    integers: Numbers
-    scales: Numbers
-    axis: int
-    bias: Numbers | None
-
-
-def _integer_weights(graph: Graph, places: _Places) -> dict[Node, _Whole]:
-    """Every product on constant weights -> these as integers."""
-    options = places.options
-    todo = [n for n in places.wishes.products if n.operands[1].is_constant]
-    made: dict[Node, _Whole] = {}
-    for node, found in seen(graph, todo, options.data, options.rounding):
-        made[node] = _whole(node, places, found)
-    for node in todo:
-        if node not in made:
-            made[node] = _whole(node, places, None)
-    return made
-
-
-def _whole(node: Node, places: _Places, found: Moments | None) -> _Whole:
-    weights, options = node.operands[1], places.options
-    axis, rank = WEIGHT_AXIS[node.op] % weights.type.rank, weights.type.rank
-    scheme = Scheme(bits=options.bits(node), rounding=options.rounding)
-    given = input_at(node, 2)
-    bias = None if given is None else numbers(given).astype(np.float64)
-    groups = node.int("group") if node.op == "ConvTranspose" else 1
-    if scheme.bits >= 7 or not by_rows(node):
-        scales = weight_scales(weights.array, axis, scheme.bits)
-    else:
-        w = rows(node, weights.array)
-        squares = None if found is None else importance(found, w.shape[1])
-        grid = grid_of(w.reshape(-1, w.shape[2]), scheme, squares)
-        scales = grid.scale[:, 0].astype(np.float32)
-    if not options.per_channel:
-        scales = np.full_like(scales, scales.max())
-    step = places.scales[node.operands[0]].step
-    step = np.repeat(step, len(scales) // step.size) if step.size > 1 else step
-    if bias is not None and not options.wide:
-        for part in bias.reshape(groups, -1):  # the groups share the scales
-            scales = room_for_bias(scales, part, step)
-    if found is None:
-        whole = round_to(weights.array, along(scales, rank, axis), "int8", scheme.bits)
-    else:
-        corrects = options.correct_bias != "none" and node.op == "Conv"
-        whole = rounded(node, scales, scheme, found.covariance if corrects else found.second)
-    shift = _shift(node, whole * along(scales, rank, axis).astype(np.float64), places, found)
-    if shift is not None:
-        bias = (0 if bias is None else bias) - shift
-    return _Whole(whole, scales, axis, bias)
-
-
-def rounded(node: Node, scales: Numbers, scheme: Scheme, h: Numbers) -> Numbers:
-    """A product's weights, their scales [O] and moments -> int8 weights."""
-    w = rows(node, node.operands[1].array)
-    flat = w.reshape(-1, w.shape[2])
-    grid = Grid(scales.astype(np.float64)[:, None], np.zeros((len(flat), 1)), *scheme.limits)
-    q = round_rows(flat, grid, scheme.rounding, h)
-    return unrows(node, q.reshape(w.shape)).astype(np.int8)
-
-
-def _shift(node: Node, real: Numbers, places: _Places, found: Moments | None) -> Numbers | None:
-    """What a convolution's outputs gain on average by weights `real` in place of its own."""
-    mean = places.mean(node)
-    if node.op != "Conv" or places.options.correct_bias == "none" or mean is None:
-        return None
-    error = real - numbers(node.operands[1])
-    if found is None:
-        return mean_response(error, mean, node.int("group"))
-    response: Numbers = np.einsum("gok,gk->go", rows(node, error), found.first).reshape(-1)
-    return response
-
-
-def _corrected(
-    graph: Graph,
-    whole: Mapping[Node, _Whole],
-    products: Mapping[Node, Node],
-    data: Calibration,
-) -> dict[Node, _Whole]:
-    """The same weights with biases that were measured."""
-    told = {n: products[n] for n in whole if n.op == "Conv"}
-    biases = corrections(graph, told, data)
-    return {n: replace(w, bias=biases.get(n, w.bias)) for n, w in whole.items()}
-
-
-def _insert(
-    graph: Graph, places: _Places, whole: Mapping[Node, _Whole]
-) -> tuple[Graph, dict[Node, Node]]:
-    """The graph again, with readers of int8 reading the dequantized value; and its products."""
-    new: dict[Node, Node] = {}
-    dequantized: dict[Node, Node] = {}
-    for node in graph.nodes:
-        reads = places.wishes.of(node)
-        inputs = [
-            None if i is None else dequantized.get(i, new[i]) if i in reads else new[i]
-            for i in node.inputs
-        ]
-        made = node.with_inputs(inputs)
-        if node in whole:
-            step = None if places.options.wide else places.scales[reads[0]].step
-            made = _with_integers(made, step, whole[node])
-        new[node] = made
-        if node in places.scales:
-            dequantized[node] = _pair(made, places.scales[node])
-    products = {n: new[n] for n in places.wishes.products}
-    return graph.with_outputs(new[o] for o in graph.outputs), products
-
-
-def _pair(value: Node, scale: Scale) -> Node:
-    """dq(q(value)); channels are axis 1."""
-    step = constant(scale.step)
-    zero = constant(np.full(scale.step.shape, scale.zero, scale.dtype))
-    quantized = make("QuantizeLinear", value, step, zero, name=f"{value.name}/quantize")
-    return make("DequantizeLinear", quantized, step, zero, name=f"{value.name}/dequantize")
-
-
-def _with_integers(node: Node, step: Numbers | None, whole: _Whole) -> Node:
-    """A product on float constants -> on dequantized int8 weights and int32 bias.
-
-    `step` is the input's: [], or [C] where each of its channels is a group; None leaves the bias
-    in float32.
-    """
-    weights, given = node.operands[1], input_at(node, 2)
-    inputs = [
-        node.inputs[0],
-        _dequantized(whole.integers, whole.scales, whole.axis, weights.name),
-    ]
-    name = "" if given is None else given.name
-    if whole.bias is not None and step is None:
-        inputs.append(constant(whole.bias.astype(np.float32), name))
-    elif whole.bias is not None and step is not None:
-        step = np.repeat(step, len(whole.scales) // step.size) if step.size > 1 else step
-        steps = (whole.scales.astype(np.float64) * step).astype(np.float32)
-        steps = np.tile(steps, len(whole.bias) // len(steps))
-        rounded = np.rint(whole.bias / steps).astype(np.int32)
-        inputs.append(_dequantized(rounded, steps, 0, name))
-    return node.with_inputs(inputs) if len(inputs) == len(node.inputs) else rebuilt(node, inputs)
-
-
-def mean_response(weights: Numbers, mean: Numbers, group: int) -> Numbers:
-    """What a convolution by w[O,C/g,*K] gives on average, [O], for inputs of means [C].
-
-    With the rounding errors of the weights it is the bias that they cause (Nagel et al.,
-    "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2).
-    Padding is not accounted for.
-    """
-    taps = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
-    grouped = taps.reshape(group, -1, taps.shape[1])
-    response: Numbers = np.einsum("goc,gc->go", grouped, mean.reshape(group, -1)).reshape(-1)
-    return response
-
-
-def _dequantized(whole: Numbers, scales: Numbers, axis: int, name: str) -> Node:
-    zero = constant(np.zeros(scales.shape, whole.dtype))
-    return make("DequantizeLinear", constant(whole, name), constant(scales), zero, axis=axis)

@@ -37,12 +37,20 @@ BIAS_LIMIT = 2.0**30
 @dataclass(frozen=True)
 class Scale:
     """How the numbers of one tensor map to integers of `dtype`: one step, [], or one a channel,
-    [C].
+    [C], along `axis`. `folded`: readers take all integers for steps of the largest, and have the
+    quotients in their weights.
     """
 
     dtype: str
     step: NDArray[np.float32]
     zero: int
+    axis: int = 1
+    folded: bool = False
+
+    @property
+    def worth(self) -> NDArray[np.float32]:
+        """What readers take an integer for."""
+        return np.asarray(self.step.max()) if self.folded else self.step
 
 
 def activation_scale(low: float, high: float, dtype: str, symmetric: bool = False) -> Scale | None:
@@ -61,11 +69,12 @@ def activation_scale(low: float, high: float, dtype: str, symmetric: bool = Fals
     return Scale(dtype, step, zero)
 
 
-def channel_scale(lows: Numbers, highs: Numbers, dtype: str) -> Scale | None:
+def channel_scale(lows: Numbers, highs: Numbers, dtype: str, least: float = 1 / 64) -> Scale | None:
     """The range of each channel, [C] and [C] -> a step for each, around one zero point for all.
 
     The zero point is the one that makes the steps least, in the geometric mean. A channel takes at
-    least 1/64 of the largest step: what calibration hardly saw of it is not clipped to nothing.
+    least this share of the largest step: what calibration hardly saw of it is not clipped to
+    nothing.
     """
     whole = activation_scale(float(lows.min()), float(highs.max()), dtype)
     if whole is None:
@@ -76,7 +85,7 @@ def channel_scale(lows: Numbers, highs: Numbers, dtype: str) -> Scale | None:
     with np.errstate(divide="ignore", invalid="ignore"):
         down = np.where(below > 0, below / (zeros - info.min), 0)
         up = np.where(above > 0, above / (info.max - zeros), 0)
-    steps = np.maximum(np.maximum(down, up), whole.step / 64)
+    steps = np.maximum(np.maximum(down, up), max(float(whole.step) * least, SMALLEST))
     best = int(np.argmin(np.log(steps).mean(axis=1)))
     return Scale(dtype, np.maximum(steps[best], SMALLEST).astype(np.float32), int(zeros[best, 0]))
 

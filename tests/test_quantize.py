@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import nncf_quantized, onnxruntime_outputs, onnxruntime_quantized
+from qcompiler.passes import quantize_static
 
 from qcompiler import ops
 from qcompiler.calibrate import calibrate
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.isa import Device, Isa, Mac
+from qcompiler.matching import int64s
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.ops import make
@@ -552,3 +554,65 @@ def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str)
     assert np.square(got - wanted).mean() < 1e-3 * np.square(wanted).mean()
     kept = build(how, {**asked, "exclude": ("left",)})(graph)
     assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded: as it was"
+
+
+def two_ranges(join: str) -> tuple[Graph, list[Feed]]:
+    """Branches of ranges 200 times apart, joined or cut apart, and products that even them out."""
+    random = np.random.default_rng(1)
+
+    def w(*shape: int, scale: float = 1) -> Node:
+        return constant((random.standard_normal(shape) * scale).astype(np.float32))
+
+    x = placeholder("x", Type("float32", (1, 8, 6, 6)))
+    a = make("Relu", make("Conv", x, w(8, 8, 1, 1, scale=0.02), name="small"))
+    b = make("Relu", make("Conv", x, w(8, 8, 1, 1, scale=4), name="large"))
+    up, down = w(8, 8, 1, 1, scale=10), w(8, 8, 1, 1, scale=0.005)
+    both = constant(np.concatenate([up.array, down.array], 1))
+    whole = make("Concat", a, b, axis=1, name="join")
+    if join in ("Slice", "Split"):
+        apart = constant(np.concatenate([w(8, 8, 1, 1, scale=0.02).array, w(8, 8, 1, 1).array * 4]))
+        one = make("Conv", x, apart, name="first")
+        if join == "Split":
+            split = make("Split", one, int64s([8, 8]), axis=1)
+            parts = [make("item", split, index=i) for i in (0, 1)]
+        else:
+            parts = [make("Slice", one, int64s([i]), int64s([i + 8]), int64s([1])) for i in (0, 8)]
+        y = make("Add", *(make("Conv", p, v) for p, v in zip(parts, (up, down), strict=True)))
+    elif join == "spatial":
+        y = make("Conv", make("Concat", a, b, axis=2), up, name="last")
+        y = make("Slice", y, int64s([0]), int64s([6]), int64s([2]))
+    elif join == "MatMul":
+        rows = [make("Transpose", v, perm=(0, 2, 3, 1)) for v in (a, b)]
+        y = make("MatMul", make("Concat", *rows, axis=3), constant(both.array[:, :, 0, 0].T))
+    elif join == "depthwise":
+        y = make("Conv", make("Conv", whole, w(16, 1, 1, 1), group=16, name="each"), both)
+    elif join == "nested":
+        outer = make("Concat", whole, a, axis=1)
+        y = make("Conv", outer, constant(np.concatenate([both.array, up.array], 1)))
+    else:
+        between = make(join, whole, **({"kernel_shape": (2, 2)} if "Pool" in join else {}))
+        y = make("Conv", between, both, pads=(1, 1, 1, 1), name="last")
+    samples = [{"x": random.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(9)]
+    return Graph((x,), (y,), ("y",)), samples
+
+
+JOINS = ("Identity", "Relu", "MaxPool", "AveragePool", "spatial", "MatMul", "depthwise", "nested")
+
+
+@pytest.mark.parametrize("join", (*JOINS, "Slice", "Split"))
+def test_values_of_very_different_ranges_share_no_scale(
+    join: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph, samples = two_ranges(join)
+    for stage in ("fold", "fuse"):
+        graph = run_stage(graph, stage)
+    statistics = calibrate(graph, samples[:8])
+    quantize_static._warn.cache_clear()
+    made = build("quantize_static", {"statistics": statistics})(graph)
+    small = run_stage(run_stage(made, "quantize"), "layout")
+    wanted, pairs, got = (ops.evaluate(g, samples[8])["y"] for g in (graph, made, small))
+    assert np.square(pairs - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"
+    assert np.square(got - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"
+    assert ("times apart" in caplog.text) == (join not in ("Slice", "Split"))
+    if join in ("Identity", "Relu", "MatMul"):
+        assert not float_products(small), "each part keeps its own step, and nothing stays float"
