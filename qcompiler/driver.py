@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler import __version__, isa, plugins
+from qcompiler.agreement import Agreement, agreement
 from qcompiler.artifact import Artifact, Manifest, StepFact, Value
-from qcompiler.calibrate import Calibration, Observe, value_names
+from qcompiler.calibrate import Calibration, Observe, Run, value_names
 from qcompiler.emit.native import emit
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type
@@ -111,6 +112,8 @@ class Made:
     coarse: Graph
     plan: Plan
     artifact: Artifact
+    agreement: Agreement | None = None
+    """How well it agrees with float on its calibration data, where it was calibrated."""
 
     @property
     def pruned(self) -> bool:
@@ -129,6 +132,7 @@ class Prepared:
     exact: Graph
     coarse: Graph
     lower: Graph
+    data: Calibration | None = None
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
@@ -144,7 +148,27 @@ def made(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) ->
     graphs = prepare(model, options, device, watch)
     planned = plan(graphs.lower, device, _on(watch, "choosing kernels"), watch.reasons)
     artifact = build(planned, watch)
-    return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact)
+    found = _compared(graphs, artifact)
+    if found is not None:
+        notes = {**artifact.manifest.notes, "agreement": str(found)}
+        artifact = replace(artifact, manifest=replace(artifact.manifest, notes=notes))
+    return Made(graphs.original, graphs.exact, graphs.coarse, planned, artifact, found)
+
+
+def _compared(graphs: Prepared, artifact: Artifact) -> Agreement | None:
+    """How well static int8 agrees with float, by a few samples of what it was calibrated on."""
+    data = graphs.data
+    runner = None if data is None else data.run_by
+    if data is None or graphs.coarse is graphs.exact or not isinstance(runner, _Runner):
+        return None
+    if runner.last is None:
+        return None
+    found = agreement(*runner.last, graphs.coarse, artifact, data.samples)
+    if found is not None:
+        log.info("%s", found)
+        if found.poor:
+            log.warning("int8 is far from float: %s; %s", found, found.cure)
+    return found
 
 
 def make_plan(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Plan:
@@ -164,7 +188,7 @@ def prepare(
     if coarse is not exact:  # else nothing was done yet: others had quantized the model
         left = {n: v for n, v in choice.options.items() if stage_of(n) != "quantize"}
         rest = Choice(left, choice.disabled)
-    return Prepared(original, exact, coarse, lowered(coarse, rest, device, watch, data))
+    return Prepared(original, exact, coarse, lowered(coarse, rest, device, watch, data), data)
 
 
 def quantized(
@@ -344,12 +368,24 @@ def calibration(graph: Graph, options: Options, watch: Watch) -> tuple[Graph, Ca
     tell = watch.progress
     made = Calibration(
         found,
-        lambda g: observing(g, watch),
+        _Runner(watch),
         options.calibration_method,
         synthetic=found.synthetic,
         progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
     )
     return graph.note(**found.describe()), made
+
+
+@dataclass
+class _Runner:
+    """Makes a graph run on this machine; keeps the last one, to compare with."""
+
+    watch: Watch
+    last: tuple[Graph, Run] | None = None
+
+    def __call__(self, graph: Graph) -> Run:
+        self.last = graph, observing(graph, self.watch)
+        return self.last[1]
 
 
 def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:

@@ -33,7 +33,7 @@ FLOORS = [
     {"kernels"},
     {"phases", "regions", "batches", "plan"},
     {"tune", "plugins", "emit", "runtime"},
-    {"stages", "timing"},
+    {"stages", "timing", "agreement"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"retrain_weights"},
     {"search", "retrain"},

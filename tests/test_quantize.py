@@ -599,7 +599,7 @@ def two_ranges(join: str) -> tuple[Graph, list[Feed]]:
 JOINS = ("Identity", "Relu", "MaxPool", "AveragePool", "spatial", "MatMul", "depthwise", "nested")
 
 
-@pytest.mark.parametrize("join", (*JOINS, "Slice", "Split"))
+@pytest.mark.parametrize("join", [*JOINS, "Slice", "Split"])
 def test_values_of_very_different_ranges_share_no_scale(
     join: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -62,7 +63,10 @@ def compile(a: Namespace) -> int:
         "workspace_bytes": artifact.manifest.workspace_bytes,
         "compile_seconds": round(seconds, 3),
         "notes": dict(artifact.manifest.notes),
+        **({} if made.agreement is None else {"agreement": quality.agreed(made.agreement)}),
     }
+    if made.agreement is not None:
+        sys.stderr.write(f"{show.plain(str(made.agreement))}\n")
     if a.json:
         said = {"skips": _skips(skips, plan)} if a.explain else {}
         searched = {} if found is None else {"search": quality.told(found)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from qcompiler.errors import Error
 from qcompiler.files import write_text
 
 if TYPE_CHECKING:
+    from qcompiler.agreement import Agreement
     from qcompiler.driver import Made, Options, Watch
     from qcompiler.search import Found, Trial
 
@@ -36,6 +38,18 @@ def flags(parser: ArgumentParser, some: Callable[[str], int]) -> None:
     group.add_argument(
         "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
     )
+
+
+def agreed(found: Agreement) -> dict[str, object]:
+    """How int8 agrees with float, as JSON has it: ratios without any error are null."""
+    return {
+        "samples": found.samples,
+        "sqnr_db": round(found.decibels, 2) if isfinite(found.decibels) else None,
+        "top1": None if found.top1 is None else list(found.top1),
+        "worst_layer": found.layer,
+        "worst_layer_db": round(found.layer_decibels, 2) if found.layer else None,
+        "poor": found.poor,
+    }
 
 
 def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
