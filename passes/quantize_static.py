@@ -13,9 +13,7 @@ operators of it.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +25,7 @@ from qcompiler.passes.quantize_ranges import (
     by_parts,
     channel_axis,
     folds,
+    warn,
     widths,
 )
 
@@ -47,8 +46,6 @@ from qcompiler.scales import (
     weight_bits,
 )
 from qcompiler.storage import MOVES, SMOOTH, Wishes, linked, melting, named, wishes
-
-log = logging.getLogger(__name__)
 
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
@@ -305,19 +302,13 @@ class Places:
         """Each part's own, where readers take that; else none: float. Both are told."""
         name = value.name or value.op
         kept = "each keeps a scale of its own" if parts else "what reads it stays float"
-        _warn(f"{name} joins values whose ranges are more than {APART:g} times apart: {kept}")
+        warn(f"{name} joins values whose ranges are more than {APART:g} times apart: {kept}")
         return parts
 
     def mean(self, product: Node) -> Numbers | None:
         """The mean of each channel that a product reads, where calibration looked at it."""
         seen = self.statistics.channels(self.names[product.operands[0]])
         return None if seen is None else seen.mean
-
-
-@cache
-def _warn(text: str) -> None:
-    """Say it once, however often a search quantizes."""
-    log.warning(text)
 
 
 def askers(graph: Graph, wanted: Wishes) -> dict[Node, list[Node]]:
