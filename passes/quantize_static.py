@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from qcompiler.passes.quantize_ranges import (
     by_parts,
     channel_axis,
     folds,
+    warn,
     widths,
 )
 
@@ -365,19 +365,13 @@ class Places:
         """Each part's own, where readers take that; else none: float. Both are told."""
         name = value.name or value.op
         kept = "each keeps a scale of its own" if parts else "what reads it stays float"
-        _warn(f"{name} joins values whose ranges are more than {APART:g} times apart: {kept}")
+        warn(f"{name} joins values whose ranges are more than {APART:g} times apart: {kept}")
         return parts
 
     def mean(self, product: Node) -> Numbers | None:
         """The mean of each channel that a product reads, where calibration looked at it."""
         seen = self.statistics.channels(self.names[product.operands[0]])
         return None if seen is None else seen.mean
-
-
-@cache
-def _warn(text: str) -> None:
-    """Say it once, however often a search quantizes."""
-    log.warning(text)
 
 
 def askers(graph: Graph, wanted: Wishes) -> dict[Node, list[Node]]:
