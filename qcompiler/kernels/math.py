@@ -539,9 +539,9 @@ class TirMath:
         scaled, least, most = x * multiplier, low - shift, high - shift
         lanes = scaled.lanes
         several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
-        if several and lanes in (2 * own, 4 * own) and high < 256:
+        nothing = zero.value == 0
+        if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
             parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
-            nothing = zero.value == 0
             held, add = [self.vec(p).expr for p in parts], None if nothing else zero.expr
             made = several(held, add, dtype, bounded=fits)
             return self.vec(made, dtype)
