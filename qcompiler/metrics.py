@@ -182,8 +182,8 @@ class Verdict:
 def paired(before: Array, after: Array, drop: float) -> Verdict:
     """Which rows were right, and are now, [rows] each -> is no more than `drop` points lost?
 
-    Yes, if the net loss is within the limit; or if it is beyond by no more than one row, or than
-    the limit itself, and chance explains it: of the rows that changed, those lost are binomial
+    Yes, if the net loss is within the limit; or if it is beyond by no more than one row or a
+    quarter of the limit, and chance explains it: of the rows that changed, those lost are binomial
     (McNemar's exact test, moved to the limit), one-sided at 5 %.
     """
     rows = len(before)
@@ -200,7 +200,7 @@ def paired(before: Array, after: Array, drop: float) -> Verdict:
         return Verdict(True, unsure)
     share = 0.5 + min(allowed / (2 * changed), 0.5)
     chance = sum(_binomial(changed, k, share) for k in range(lost, changed + 1))
-    return Verdict(bool(drop and net - allowed <= max(1.0, allowed) and chance > 0.05), unsure)
+    return Verdict(bool(drop and net - allowed <= max(1.0, allowed / 4) and chance > 0.05), unsure)
 
 
 def _binomial(count: int, k: int, share: float) -> float:
