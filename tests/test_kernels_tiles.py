@@ -21,6 +21,7 @@ from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import ISAS, Device, Isa, host
 from qcompiler.kernels import tir
+from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region
 from qcompiler.kernels.tiles import Tiles, tiles
 from qcompiler.kernels.tiles_block import Blocks
@@ -314,9 +315,8 @@ def test_the_output_may_take_the_place_of_the_residual(isa: Isa, lines: int) -> 
     graph, region = region_around(root, requantized(root, channels, residual=residual))
     p = problem(root, isa)
     layout = next(iter(layouts(p)))
-    kernel = Tiles(
-        region, device(isa, 2), Choice(layout, lines, 2 if lines < 11 else 1, 1)
-    ).kernel()
+    choice, on = Choice(layout, lines, 2 if lines < 11 else 1, 1), device(isa, 2)
+    kernel = Tiles(sealed(region, on), on, choice).kernel()
     place = region.inputs.index(residual)
     assert kernel.in_place == (place,)
     values = values_of(graph, region)

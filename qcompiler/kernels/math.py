@@ -300,10 +300,22 @@ class TirMath:
         """A condition: x is not a number."""
         if not x.is_float:
             return self.like(0, x) != 0
+        size, infinity = self._size_and_infinity(x)
+        return size > infinity
+
+    def is_number(self, x: Vec) -> Vec:
+        """A condition: x is not NaN. Cheaper than to turn `is_nan`."""
+        if not x.is_float:
+            return self.like(0, x) == 0
+        size, infinity = self._size_and_infinity(x)
+        return size <= infinity
+
+    def _size_and_infinity(self, x: Vec) -> tuple[Vec, int]:
+        """A float's bits without its sign, and those of infinity."""
         size = tir.bits(x.dtype)
         bits = self.bits(x, f"int{size}") & ((1 << (size - 1)) - 1)
         infinity = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
-        return bits > infinity.get(x.dtype, 0x7FF0000000000000)
+        return bits, infinity.get(x.dtype, 0x7FF0000000000000)
 
     # -- rounding
 
@@ -527,9 +539,9 @@ class TirMath:
         scaled, least, most = x * multiplier, low - shift, high - shift
         lanes = scaled.lanes
         several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
-        if several and lanes in (2 * own, 4 * own) and high < 256:
+        nothing = zero.value == 0
+        if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
             parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
-            nothing = zero.value == 0
             held, add = [self.vec(p).expr for p in parts], None if nothing else zero.expr
             made = several(held, add, dtype, bounded=fits)
             return self.vec(made, dtype)
