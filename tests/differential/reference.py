@@ -61,6 +61,8 @@ VANISHING = frozenset({
 })
 """Where they give zero, something too small to matter may stand, unless it meets an infinity."""
 LEAST = 2.0**-126
+GATED = frozenset({"Gelu", "Mish", "Swish"})
+"""They multiply their operand by such a zero themselves: an infinity stays, or is lost."""
 # fmt: on
 
 
@@ -173,6 +175,10 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
         moved = tuple(
             np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
         )
+    if node.op in GATED and arrays[0] is not None:
+        lost = np.isinf(arrays[0].astype(np.float64)) & np.isnan(moved[0].astype(np.float64))
+        either = np.where(lost & (noise.signs(lost.shape) > 0), arrays[0], moved[0])
+        moved = (either.astype(moved[0].dtype),)
     biased = node.operands[:2] if node.op == "Add" else (node,) * (len(node.operands) > 2)
     grain = max((_grain(n) for n in biased), default=0)
     return tuple((o + noise.signs(o.shape) * grain).astype(o.dtype) if grain else o for o in moved)

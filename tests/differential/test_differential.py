@@ -18,7 +18,7 @@ from .reference import references
 from .shards import alone, results
 from .shrink import save, shrink
 
-CASES, PASSES, MUTANTS, DAMAGED = 260, 400, 60, 60
+CASES, PASSES, MUTANTS, DAMAGED = 200, 300, 60, 60
 """How many are tried unless `--cases` says otherwise."""
 A_TEST = 10
 """So many are one test: a test of its own for each would take longer to report than to run."""
