@@ -61,8 +61,8 @@ VANISHING = frozenset({
 })
 """Where they give zero, something too small to matter may stand, unless it meets an infinity."""
 LEAST = 2.0**-126
-COARSE = 2.0**-12.7
-"""Twice the relative error of the exponentials that become bytes (`polynomials.exp2_least`)."""
+COARSE = 2.0**-11
+"""Six times the relative error of the exponentials that become bytes (`polynomials.exp2_least`)."""
 GATED = frozenset({"Gelu", "Mish", "Swish"})
 """They multiply their operand by such a zero themselves: an infinity stays, or is lost."""
 # fmt: on
