@@ -78,7 +78,7 @@ class Settings:
     """How to quantize, what runs it, how much data. Zero samples: all there are."""
 
     precision: str = "int8"
-    method: str = "mse"
+    method: str = "output"
     percentile: float = 99.99
     passes: tuple[str, ...] = ()
     execute: str = "onnxruntime"

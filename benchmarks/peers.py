@@ -5,9 +5,10 @@
     python -m benchmarks.peers --trained ~/material --only dtln yolox
 
 Each engine lives in a process of its own. One round times all of them, one after the other, in an
-order that turns by one from round to round; a process that waits is stopped by a signal, so that
-its spinning threads cannot take the cores from the one that runs. Ratios are medians of the ratios
-within a round, so a machine that slows down for a while slows both sides of them.
+order that turns by one from round to round; a process that waits is stopped by a signal (unless
+`--unstopped`), so that its spinning threads cannot take the cores from the one that runs. Ratios
+are medians of the ratios within a round, so a machine that slows down for a while slows both sides
+of them.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class Failed(Exception):
 class Worker:
     """A process that serves one engine: stopped unless it is asked for something."""
 
-    def __init__(self, task: Task, environment: Mapping[str, str], patience: float) -> None:
-        self.patience = patience
+    def __init__(
+        self, task: Task, environment: Mapping[str, str], patience: float, *, stops: bool = True
+    ) -> None:
+        self.patience, self.stops = patience, stops
         folder = Path(task.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{task.verb}.log"
@@ -75,13 +78,13 @@ class Worker:
     def ask(self, seconds: float) -> Answer:
         """Let it run for about so long."""
         assert self.process.stdin is not None
-        self.process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             self.process.stdin.write(f"{seconds}\n")
         except BrokenPipeError:
             raise Failed(self.last_words()) from None
         answer = self.answer()
-        self.process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         return answer
 
     def answer(self) -> Answer:
@@ -100,7 +103,11 @@ class Worker:
 
     def pause(self) -> None:
         """Stop it until it is asked."""
-        self.process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.stops:
+            self.process.send_signal(number)
 
     def last_words(self) -> str:
         """The last line of its log."""
@@ -119,6 +126,8 @@ class Bench:
     round_seconds: float
     patience: float
     reuse: bool = False
+    stops: bool = True
+    """An engine that waits is stopped by a signal."""
 
     def measure(self, subject: Subject, engines: Sequence[Engine]) -> list[Row]:
         """Prepare, start cold, then time in turns -> one row for each engine."""
@@ -192,7 +201,7 @@ class Bench:
             settings=self.settings,
             artifact=row.artifact,
         )
-        return Worker(task, self.environment, self.patience)
+        return Worker(task, self.environment, self.patience, stops=self.stops)
 
 
 def _folder(subject: Subject, row: Row) -> Path:
@@ -292,6 +301,7 @@ def parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=1800, help="seconds until a silent engine is left out")
     add("--target", default="host", help="qcompiler's target")
     add("--openvino-isa", metavar="ISA", help="hold OpenVINO to it, as AVX512_CORE_VNNI or AVX2")
+    add("--unstopped", action="store_true", help="waiting engines go on spinning, if they do")
     add("--no-spin", action="store_true", help="onnxruntime's threads must not spin (they do)")
     add("--work", type=Path, help="keep models and artifacts here (else a temporary folder)")
     add("--reuse", action="store_true", help="take what an earlier run has built in --work")
@@ -310,6 +320,7 @@ def main() -> None:
         round_seconds=arguments.round_seconds,
         patience=arguments.patience,
         reuse=arguments.reuse,
+        stops=not arguments.unstopped,
     )
     rows: list[Row] = []
     machine = Machine.this(settings, arguments.batch, arguments.openvino_isa or "")

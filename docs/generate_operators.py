@@ -50,7 +50,7 @@ def runs_as(op: str) -> str:
         return "view"
     if OPERATORS[op].formula is not None:
         return "elementwise"
-    if op in GENERATORS:
+    if op in GENERATORS and op not in _EITHER:
         return ", ".join(f"`{g.name}`" for g in GENERATORS[op])
     if op in _BY_ITEM:
         return _BY_ITEM[op]
@@ -59,7 +59,8 @@ def runs_as(op: str) -> str:
         n for n in rules if stage_of(n) in ("fold", "quantize") and n not in _DROPS
     ]
     if lowering:
-        return "rewritten: " + ", ".join(f"`{n}`" for n in sorted(lowering))
+        either = [f", or `{g.name}`" for g in GENERATORS.get(op, [])]
+        return "rewritten: " + ", ".join(f"`{n}`" for n in sorted(lowering)) + "".join(either)
     return "folded only"
 
 
@@ -70,6 +71,8 @@ _BY_ITEM = {
     **dict.fromkeys(("RNN", "GRU", "LSTM"), "rewritten: `fold_recurrent`"),
 }
 """Operators of several outputs: the kernel or the rule belongs to `item`, which picks one."""
+_EITHER = frozenset({"ConvTranspose"})
+"""Operators that a kernel computes only where the rule does not apply."""
 _DROPS = frozenset({"fold_no_change", "fold_one_operand", "fold_split_in_one", "fold_neutral"})
 """Rules that only remove an operator where it does nothing."""
 

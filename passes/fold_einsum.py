@@ -42,8 +42,6 @@ def fold_einsum(node: Node) -> Node | Skip:
     for term in terms:
         for label, size in zip(term.labels, term.x.type.dims, strict=True):
             sizes[label] = size if sizes.get(label, 1) == 1 else sizes[label]
-    if len(set(right)) < len(right):
-        return Skip("the result has a label twice")
     left = [_plain(t, sizes) for t in terms]
     made = left.pop(0)
     if not left:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from qcompiler.ir import Node
 from qcompiler.matching import const, int64s, rebuilt, to_dtype
 from qcompiler.ops import make
-from qcompiler.rewrite import Skip, op, rule
+from qcompiler.rewrite import op, rule
 
 
 @rule(op("item", op("MaxPool", shared=True)))
@@ -21,13 +21,11 @@ def layout_largest(item: Node, pool: Node) -> Node | None:
 
 
 @rule(op("item", op("LayerNormalization", shared=True)))
-def layout_statistics(item: Node, norm: Node) -> Node | Skip:
+def layout_statistics(item: Node, norm: Node) -> Node:
     """item(LayerNormalization(x), 1 or 2) -> the mean, or 1 over the deviation."""
     if item.int("index") == 0:
         return rebuilt(norm, outputs=1)
     x = norm.operands[0]
-    if x.type.rank == 0:
-        return Skip("a scalar")
     axes = int64s(range(norm.int("axis") % x.type.rank, x.type.rank))
     wide = to_dtype(x, item.dtype)
     mean = make("ReduceMean", wide, axes)

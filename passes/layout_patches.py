@@ -33,7 +33,7 @@ def layout_unpool(node: Node) -> Node | Skip:
     """MaxUnpool(x, places) -> Reshape(ScatterElements(zeros, places, x))."""
     x, places = node.operands[:2]
     if not x.type.static or not node.type.static:
-        return Skip(f"the shape {node.type} is not known")
+        return Skip("a shape is not known")
     whole = unpooled(node, x.type.dims)
     zeros = const(np.zeros(prod(whole), numpy_dtype(x.dtype)))
     flat = (reshape(i, (x.type.size,)) for i in (places, x))

@@ -36,7 +36,6 @@ def layout_resize(node: Node) -> Node | Skip | None:
         return Skip("the region, scales or sizes are known at run time only")
     if not (x.type.static and node.type.static) or not node.type.size:
         return None
-    crops = node.str("coordinate_transformation_mode") == "tf_crop_and_resize"
     if max(node.type.dims) > MAX_TAPS:
         return Skip("too many outputs along an axis")
     crops = node.str("coordinate_transformation_mode") == "tf_crop_and_resize"

@@ -27,11 +27,12 @@ from qcompiler.passes.prune_common import asked, shares, told
 
 from qcompiler.calibrate import Calibration
 from qcompiler.channels import FIXED, Ids, Labels, label
+from qcompiler.columns import rows, takes
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
 from qcompiler.narrow import Mask, without
-from qcompiler.reconstruct import Floats, damped, moments, rows, takes
+from qcompiler.reconstruct import Floats, damped, moments
 from qcompiler.recover import Seen, Twin, copied, nearest, recover
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.sparsity import IMPORTANCES

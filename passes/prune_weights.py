@@ -21,19 +21,11 @@ import numpy as np
 from qcompiler.passes.prune_common import asked, shares, told
 
 from qcompiler.calibrate import Calibration
+from qcompiler.columns import rows, takes, unrows
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant, substitute
 from qcompiler.isa import Device
-from qcompiler.reconstruct import (
-    BLOCK,
-    Change,
-    Floats,
-    compensate,
-    moments,
-    rows,
-    takes,
-    unrows,
-)
+from qcompiler.reconstruct import BLOCK, Change, Floats, compensate, moments
 from qcompiler.recover import Seen, Twin, copied, nearest, recover, with_spread
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.sparsity import (

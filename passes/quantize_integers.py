@@ -15,11 +15,12 @@ import numpy as np
 from qcompiler.passes.quantize_ranges import folded
 
 from qcompiler.calibrate import Calibration
+from qcompiler.columns import by_rows, rows, unrows
 from qcompiler.correction import corrections
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.matching import input_at, rebuilt
 from qcompiler.ops import make
-from qcompiler.reconstruct import Grid, Moments, by_rows, rows, unrows
+from qcompiler.reconstruct import Grid, Moments
 from qcompiler.rounding import Scheme, grid_of, importance, round_rows, seen
 from qcompiler.scales import (
     Numbers,

@@ -13,7 +13,9 @@ quantized behind that move, at a scale of their own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from qcompiler.ir import Graph, Node
 from qcompiler.ops import is_elementwise
 from qcompiler.ops.registry import Numbers
 from qcompiler.storage import MOVES
+
+log = logging.getLogger(__name__)
 
 APART = 32.0
 """A part whose range is this much smaller has less than 8 of 256 steps, which is 3 bits."""
@@ -34,6 +38,12 @@ ALONG = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool
 
 RangeOf = Callable[[Node], float]
 """A value -> its largest magnitude; 0 for one that is not known."""
+
+
+@cache
+def warn(text: str) -> None:
+    """Say it once, however often a search quantizes."""
+    log.warning(text)
 
 
 def apart(sizes: Iterable[float]) -> bool:

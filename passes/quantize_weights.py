@@ -21,12 +21,13 @@ from qcompiler.passes.quantize_narrow import scaled
 
 from qcompiler.calibrate import Calibration
 from qcompiler.codebooks import FLOATS, TABLES, Table, as_float, table_of
+from qcompiler.columns import by_rows, rows, takes, unrows
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant, numpy_dtype
 from qcompiler.matching import input_at, rebuilt
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
-from qcompiler.reconstruct import Floats, Grid, Moments, by_rows, rows, takes, unrows
+from qcompiler.reconstruct import Floats, Grid, Moments
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
 from qcompiler.storage import PRODUCTS, named

@@ -32,7 +32,7 @@ def compile(
     target: str = "host",
     precision: str = "float32",
     calibration: object = None,
-    calibration_method: str = "mse",
+    calibration_method: str = "output",
     calibration_samples: int = 300,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int = 0,

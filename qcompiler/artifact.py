@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 from weakref import WeakValueDictionary
@@ -141,7 +142,12 @@ class Artifact:
         sides = (m.inputs, m.outputs)
         inputs, outputs = ([(v.name, v.dtype, v.shape) for v in side] for side in sides)
         sizes = (self.weights.nbytes, m.workspace_bytes, len(m.steps), m.threads)
-        return signature(inputs, outputs, sizes, m.cpu_flags)
+        return signature(inputs, outputs, sizes, m.cpu_flags, self.weights_digest)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights, as kernels read them."""
+        return hashlib.sha256(self.weights).hexdigest()
 
     @property
     def bytes(self) -> int:
@@ -183,13 +189,15 @@ def signature(
     outputs: Sequence[tuple[str, str, Sequence[int]]],
     sizes: Sequence[int],
     cpu_flags: Iterable[str],
+    weights_digest: str,
 ) -> int:
     """What machine code takes for granted -> 32 bits, which it repeats: (name, dtype, shape) of the
-    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, and
-    what the CPU must have.
+    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, what
+    the CPU must have, and the SHA-256 of the weights.
     """
     sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
-    return zlib.crc32(json.dumps([*sides, list(sizes), sorted(cpu_flags)]).encode()) & 0x7FFFFFFF
+    told = json.dumps([*sides, list(sizes), sorted(cpu_flags), weights_digest])
+    return zlib.crc32(told.encode()) & 0x7FFFFFFF
 
 
 def open_artifact(path: str | Path) -> Artifact:
@@ -222,7 +230,7 @@ def _read(file: BinaryIO, path: Path) -> Artifact:
     code, weights = (
         Member(file, places[name], where, manifest.members[name]) for name in (CODE, WEIGHTS)
     )
-    return Artifact(
+    made = Artifact(
         manifest,
         _code(code, manifest),
         _weights(weights, manifest),
@@ -230,6 +238,9 @@ def _read(file: BinaryIO, path: Path) -> Artifact:
         compress=manifest.code_bytes > 0,
         origin=Origin(str(path.absolute()), hashlib.sha256(text).hexdigest(), _stamp(status)),
     )
+    if not manifest.pieces:  # they were hashed when they were read
+        made.__dict__["weights_digest"] = manifest.members[WEIGHTS]
+    return made
 
 
 def _code(member: Member, manifest: Manifest) -> bytes:

@@ -3,7 +3,8 @@ samples.
 
 Every value keeps its extremes and, for the methods that look at the whole distribution, one
 histogram of fixed size whose range doubles (neighbouring bins merge, exactly) when a larger value
-comes. `Statistics.range` turns that into the range to quantize, by the method asked for.
+comes. `Statistics.range` turns that into the range to quantize, by the method asked for. For the
+method "output" some of what each product multiplies is kept, too (see columns.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler import text
+from qcompiler.columns import Read, reads
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.ir import Array, Graph, Node
@@ -29,7 +31,9 @@ Run = Callable[[Mapping[str, Array], Observe], None]
 """Runs one sample {input name: array} and tells `observe` of every value it has."""
 
 Floats = NDArray[np.float64]
-METHODS = ("minmax", "average", "percentile", "mse", "entropy")
+METHODS = ("output", "minmax", "average", "percentile", "mse", "entropy")
+CANDIDATES = ("mse", "percentile", "minmax")
+"""What "output" chooses from, tensor by tensor: each is the best of them somewhere."""
 BINS = 2048  # as onnxruntime's percentile calibrator; a power of two, so that bins merge in pairs
 _CHUNK = 1 << 15  # elements put into a histogram at once: bounds the scratch memory
 _MOST = 1 << 18  # elements of one value that a sample's histogram counts, every so many-th
@@ -196,6 +200,9 @@ class Statistics:
     """Values that products read -> the axis of their channels, which are looked at one by one."""
     synthetic: bool = False
     """The samples were made up, by explicit wish: whoever writes the artifact says so."""
+    reads: dict[str, list[Read]] = field(default_factory=dict)
+    """Values -> some of what each product of constant weights multiplies of them (of "output";
+    not written to files)."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -216,9 +223,15 @@ class Statistics:
             channels = Channels(self.axes[name]) if name in self.axes else None
             self.values[name] = Summary(histogram=histogram, channels=channels)
         self.values[name].add(array)
+        if np.isfinite(array).all():
+            for read in self.reads.get(name, ()):
+                read.add(array)
 
     def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
-        """A value's name -> (low, high) to spread `levels` steps over; None if never seen."""
+        """A value's name -> (low, high) to spread `levels` steps over; None if never seen.
+
+        "output" is a choice that only those who know the readers can make: "mse" stands for it.
+        """
         seen = self.values.get(name)
         if seen is None or not seen.samples:
             return None
@@ -231,7 +244,7 @@ class Statistics:
         if self.method == "percentile":
             low, high = seen.histogram.quantiles((100 - self.percentile) / 200)
         else:
-            error = _squared_error if self.method == "mse" else _divergence
+            error = _divergence if self.method == "entropy" else _squared_error
             low, high = _best_range(seen, error, levels)
         return max(low, seen.low), min(high, seen.high)
 
@@ -330,6 +343,9 @@ def calibrate(
     if resume is not None and resume.graph != mark:
         raise Error("these statistics are of another graph", hint="calibrate anew")
     statistics = resume or Statistics(mark, method, percentile, axes=_channel_axes(graph))
+    if statistics.method == "output" and resume is None:
+        names = value_names(graph)
+        statistics.reads = {names[n]: found for n, found in reads(graph).items() if n in names}
     execute = run or _numpy_run(graph)
     done = 0
     for done, sample in enumerate(samples, 1):

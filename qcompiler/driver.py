@@ -61,7 +61,7 @@ class Options:
     calibration: object = None
     """Data for static int8: a path (.npz, .npy, a folder), an iterable of {name: array}, an
     onnxruntime CalibrationDataReader, or the word "synthetic"."""
-    calibration_method: str = "mse"
+    calibration_method: str = "output"
     calibration_samples: int = 300
     """At most this many samples are used."""
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)

@@ -5,11 +5,14 @@ With labels a score says how right a model is; without, how much it agrees with 
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.errors import Error
 from qcompiler.files import opened
@@ -34,10 +37,7 @@ def top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
 
 def top5(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
     """Per cent of rows of the first output, [N, C], with the label among the five largest."""
-    first = next(iter(outputs.values()))
-    wanted = _labels(labels, outputs)
-    best = np.argsort(first.reshape(len(first), -1), axis=1)[:, -5:]
-    return 100 * float(np.mean((best == wanted.reshape(-1, 1)).any(axis=1)))
+    return 100 * float(_in_five(outputs, labels).mean())
 
 
 def agreement(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
@@ -124,6 +124,91 @@ def loss(outputs: Outputs, reference: Outputs) -> float:
         a, b = (x.astype(np.float64) for x in (outputs[name], exact))
         total += float(np.square(a - b).sum()) / (float(np.square(b).sum()) or 1.0)
     return total
+
+
+def divergence(outputs: Outputs, reference: Outputs) -> float:
+    """How far outputs are from the float model's, summed over outputs. It moves with every
+    rounding, where a score waits for a class to change.
+
+    Of scores, [N, C] with three classes or more, the mean Kullback-Leibler divergence of their
+    softmax (of themselves, if they are probabilities); of all else the relative squared error.
+    """
+    total = 0.0
+    for name, exact in reference.items():
+        if exact.ndim == 2 and exact.shape[1] >= 3:
+            p, q = _log_probabilities(exact, exact), _log_probabilities(outputs[name], exact)
+            total += float(np.mean(np.sum(np.exp(p) * (p - q), axis=1)))
+        else:
+            total += loss({name: outputs[name]}, {name: exact})
+    return total
+
+
+def _log_probabilities(scores: Array, exact: Array) -> NDArray[np.float64]:
+    """Scores, or probabilities if the float model gives those, [N, C] -> logarithms of shares."""
+    x = scores.astype(np.float64)
+    if exact.min() >= 0 and np.allclose(exact.sum(axis=1), 1, atol=1e-3):
+        x = np.log(np.maximum(x, 1e-9))
+    x = x - x.max(axis=1, keepdims=True)
+    made: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return made
+
+
+def right(metric: str, outputs: Outputs, reference: Outputs, labels: Array | None) -> Array | None:
+    """Which rows are right, [rows] of bool, for metrics that are the share of those; else None."""
+    if metric == "agreement":
+        return np.asarray(classes(outputs) == classes(reference)).reshape(-1)
+    if metric == "top1":
+        return np.asarray(classes(outputs) == _labels(labels, outputs)).reshape(-1)
+    return _in_five(outputs, labels) if metric == "top5" else None
+
+
+def _in_five(outputs: Outputs, labels: Array | None) -> Array:
+    """Which rows have the label among the five largest."""
+    first = next(iter(outputs.values()))
+    wanted = _labels(labels, outputs)
+    best = np.argsort(first.reshape(len(first), -1), axis=1)[:, -5:]
+    found: Array = (best == wanted.reshape(-1, 1)).any(axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a loss is within its limit, and whether the rows can tell at all."""
+
+    passed: bool
+    unsure: str = ""
+
+
+def paired(before: Array, after: Array, drop: float) -> Verdict:
+    """Which rows were right, and are now, [rows] each -> is no more than `drop` points lost?
+
+    Yes, if the net loss is within the limit; or if it is beyond by no more than one row or a
+    quarter of the limit, and chance explains it: of the rows that changed, those lost are binomial
+    (McNemar's exact test, moved to the limit), one-sided at 5 %.
+    """
+    rows = len(before)
+    lost, won = int(np.greater(before, after).sum()), int(np.greater(after, before).sum())
+    allowed = drop * rows / 100
+    net, changed = lost - won, lost + won
+    interval = 1.645 * math.sqrt(max(changed, 1)) * 100 / rows
+    unsure = ""
+    if interval > drop:
+        needed = math.ceil(changed / rows * (164.5 / drop) ** 2) if drop else 0
+        more = f"; about {max(needed, rows + 1)} would" if needed else ""
+        unsure = f"{rows} rows tell losses apart to {interval:.2g} points{more}"
+    if net <= allowed:
+        return Verdict(True, unsure)
+    share = 0.5 + min(allowed / (2 * changed), 0.5)
+    chance = sum(_binomial(changed, k, share) for k in range(lost, changed + 1))
+    return Verdict(bool(drop and net - allowed <= max(1.0, allowed / 4) and chance > 0.05), unsure)
+
+
+def _binomial(count: int, k: int, share: float) -> float:
+    """The chance of k in `count`, by logarithms, for counts of any size."""
+    if share >= 1:
+        return float(k == count)
+    ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+    return math.exp(ways + k * math.log(share) + (count - k) * math.log1p(-share))
 
 
 def _labels(labels: Array | None, outputs: Outputs) -> Array:

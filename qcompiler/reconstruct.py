@@ -13,15 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.calibrate import Calibration, value_names
+from qcompiler.columns import columns_of, size_of, takes
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops.registry import Numbers
-from qcompiler.ops.window import Window
 
 Floats = NDArray[np.float64]
 Change = Callable[[int, Floats], Floats]
@@ -96,7 +95,7 @@ def moments(
     names = value_names(graph)
     for batch in _batches(todo, budget_bytes):
         held: dict[str, list[tuple[Node, Moments]]] = {}
-        made = {n: Moments(*_size(n)) for n in batch}
+        made = {n: Moments(*size_of(n)) for n in batch}
         for node, found in made.items():
             held.setdefault(names[node.operands[0]], []).append((node, found))
         random = np.random.default_rng(0)
@@ -116,26 +115,11 @@ def moments(
         yield from made.items()
 
 
-def takes(node: Node) -> bool:
-    """Whether a node is a product whose moments can be had: of constant weights [O,C,*] or [K,N],
-    and static shapes.
-    """
-    if not by_rows(node) or node.dtype != "float32":
-        return False
-    x, w = node.operands[:2]
-    return w.is_constant and not x.is_constant and x.type.static and node.type.static
-
-
-def by_rows(node: Node) -> bool:
-    """Whether `rows` can tell a node's weights."""
-    return node.op == "Conv" or (node.op == "MatMul" and node.operands[1].type.rank == 2)
-
-
 def _batches(products: Sequence[Node], budget_bytes: int) -> Iterator[list[Node]]:
     batch: list[Node] = []
     used = 0
     for node in products:
-        groups, depth = _size(node)
+        groups, depth = size_of(node)
         size = 4 * groups * depth * depth
         if batch and used + size > budget_bytes:
             yield batch
@@ -144,52 +128,6 @@ def _batches(products: Sequence[Node], budget_bytes: int) -> Iterator[list[Node]
         used += size
     if batch:
         yield batch
-
-
-def _size(node: Node) -> tuple[int, int]:
-    """How many groups a product has, and how many numbers one of its outputs is a sum over."""
-    dims = node.operands[1].type.dims
-    return (1, dims[0]) if node.op == "MatMul" else (node.int("group"), prod(dims[1:]))
-
-
-def columns_of(node: Node, x: Array, most: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """A product's first operand -> the columns that it multiplies, [G,K,P]; at most `most` of each
-    image of a batch.
-    """
-    if node.op == "MatMul":
-        flat = x.reshape(-1, x.shape[-1])
-        few = most * (x.shape[0] if x.ndim > 2 else 1)
-        return flat[_some(len(flat), few, random)].astype(np.float32).T[None]
-    w = node.operands[1].type.dims
-    window = Window.of(node, x.shape[2:], w[2:])
-    counts = tuple(int(c) for c in window.outputs(x.shape[2:]))
-    padded = window.pad(np.moveaxis(x, 1, -1), counts, 0)
-    places = _some(x.shape[0] * prod(counts), most * x.shape[0], random)
-    at = np.unravel_index(places, (x.shape[0], *counts))
-    taps = np.stack([tap[at] for tap in window.taps(padded, counts)], -1)  # [P,C,taps]
-    group = node.int("group")
-    made = taps.astype(np.float32).reshape(len(taps), group, -1)
-    return np.ascontiguousarray(made.transpose(1, 2, 0))
-
-
-def _some(count: int, most: int, random: np.random.Generator) -> NDArray[np.int64]:
-    if count <= most:
-        return np.arange(count)
-    return np.sort(random.choice(count, most, replace=False))
-
-
-def rows(node: Node, weights: Array) -> Floats:
-    """A product's weights -> a row for each output, [G,O/G,K], in the order of its columns."""
-    if node.op == "MatMul":
-        return weights.T[None].astype(np.float64)
-    group = node.int("group")
-    return weights.reshape(group, weights.shape[0] // group, -1).astype(np.float64)
-
-
-def unrows(node: Node, made: Numbers) -> Numbers:
-    """The reverse of `rows`, in the dtype that the rows have."""
-    dims = node.operands[1].type.dims
-    return np.ascontiguousarray(made[0].T) if node.op == "MatMul" else made.reshape(dims)
 
 
 # Linear algebra on them. Everywhere w is [O,K] and h [K,K].

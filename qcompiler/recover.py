@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qcompiler.columns import columns_of, rows, some_of, unrows
 from qcompiler.ir import Array, Graph, Node, constant
 from qcompiler.matching import input_at, rebuilt
 from qcompiler.ops import meaning
 from qcompiler.ops.registry import Numbers
-from qcompiler.reconstruct import Floats, _some, columns_of, rows, unrows
+from qcompiler.reconstruct import Floats
 
 BUDGET_BYTES = 256 << 20
 COLUMNS = 64
@@ -242,10 +243,10 @@ class _Sums:
         most = self.columns * (len(given) if given.ndim > 2 else 1)
         flat = np.moveaxis(y, 1, -1) if self.node.op == "Conv" else y
         flat = flat.reshape(-1, flat.shape[-1])
-        flat = flat[_some(len(flat), most, second)][:, self.twin.outputs]
+        flat = flat[some_of(len(flat), most, second)][:, self.twin.outputs]
         wanted = np.ascontiguousarray(flat.T).reshape(len(x), -1, x.shape[2])
-        self.second = self.second + (x @ x.transpose(0, 2, 1)).astype(np.float64)
-        self.cross = self.cross + (wanted @ x.transpose(0, 2, 1)).astype(np.float64)
+        self.second = _added(self.second, x @ x.transpose(0, 2, 1))
+        self.cross = _added(self.cross, wanted @ x.transpose(0, 2, 1))
         self.inputs = self.inputs + x.sum(2, dtype=np.float64)
         self.wanted = self.wanted + flat.sum(0, dtype=np.float64)
         self.squares = self.squares + np.square(flat).sum(0, dtype=np.float64)
@@ -258,6 +259,11 @@ class _Sums:
         spread = np.sqrt(np.maximum(self.squares / n - wanted**2, 0))
         means = (self.second / n, self.cross / n, self.inputs / n)
         return Seen(*means, wanted, spread, self.count)
+
+
+def _added(total: Numbers, more: Numbers) -> Numbers:
+    """A sum in float64 and one array more; the sum is written over, but for a first single 0."""
+    return np.add(total, more, out=total) if total.ndim else more.astype(np.float64)
 
 
 def with_spread(w: Floats, seen: Seen) -> Floats:

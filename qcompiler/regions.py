@@ -79,7 +79,7 @@ def _widened_by_readers(graph: Graph) -> set[Node]:
         for i in node.operands:
             narrow = i.op == "Cast" and i.operands[0].dtype in ("bfloat16", "float16")
             if (narrow or i.op == "dequantize") and i.operands[0].type.bytes < i.type.bytes:
-                melts = i.shape == node.shape and is_elementwise(node)
+                melts = is_elementwise(node) and i.shape == node.shape
                 leads = i is node.operands[0] and node.op not in NO_PROLOGUE | VIEWS
                 if (melts or leads) and _only_reader(i, node, graph):
                     found.add(i)

@@ -19,13 +19,14 @@ import numpy as np
 from qcompiler import driver, plugins, timing
 from qcompiler.artifact import Artifact
 from qcompiler.calibrate import Calibration
+from qcompiler.columns import rows, takes
 from qcompiler.driver import Made, Watch
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.matching import input_at
 from qcompiler.metrics import labels_of, metric, outputs_of
 from qcompiler.ops.registry import Numbers
 from qcompiler.plan import plan
-from qcompiler.reconstruct import moments, rows, takes
+from qcompiler.reconstruct import moments
 from qcompiler.runtime import Model, load
 from qcompiler.samples import Sample
 from qcompiler.search import Found

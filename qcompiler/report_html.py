@@ -76,7 +76,7 @@ def _facts(r: Report) -> str:
         (r.target, f"target, {r.threads} threads"),
     ]
     if r.found is not None:
-        exact = r.found.exact["held-out"]
+        exact = r.found.exact
         facts.insert(0, (f"{r.found.chosen.score:.2f}", f"{r.found.metric}; float32 {exact:.2f}"))
     cells = "".join(f"<div><b>{escape(a)}</b><small>{escape(b)}</small></div>" for a, b in facts)
     return f'<div class="facts">{cells}</div>'
@@ -109,7 +109,6 @@ def _accuracy(found: Found | None) -> str:
         return ""
     rows = [
         [
-            ("t", t.on),
             ("t", t.method),
             ("", str(len(t.floats))),
             ("", f"{t.score:.2f}"),
@@ -119,10 +118,10 @@ def _accuracy(found: Found | None) -> str:
         ]
         for t in found.trials
     ]
-    head = ("half", "calibration", "kept in float", found.metric, "squared error", "ms", "time")
+    head = ("calibration", "kept in float", found.metric, "divergence", "ms", "time")
     return (
         "<h2>What was tried</h2>"
-        f"<p>At least {found.floor:.2f} was asked for on held-out data.</p>"
+        f"<p>At least {found.floor:.2f} was asked for. {escape(found.unsure)}</p>"
         + _pareto(found)
         + _table(head, rows)
     )

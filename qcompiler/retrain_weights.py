@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qcompiler.columns import rows, unrows
 from qcompiler.ir import Array, Node, constant
 from qcompiler.matching import input_at
-from qcompiler.reconstruct import Grid, rows, unrows
+from qcompiler.reconstruct import Grid
 from qcompiler.rounding import Scheme, grid_of
 from qcompiler.sparsity import Pattern, as_taps, mask
 from qcompiler.torch_graph import Tensor, tensor_of

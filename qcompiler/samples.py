@@ -326,8 +326,7 @@ def _of_path(path: Path, wanted: Wanted) -> Samples:
 
 def _tables_of_file(path: Path) -> dict[str, _Table]:
     where = path.name
-    if not path.is_file():
-        raise Error("not a file", where=where)  # a pipe could be waited for without end
+    _demand_file(path)
     if path.suffix == ".npy":
         return {path.stem: _npy_table(lambda: path.open("rb"), path.stat().st_size, where)}
     if path.suffix != ".npz":
@@ -347,6 +346,11 @@ def _tables_of_file(path: Path) -> dict[str, _Table]:
         )
         for m in members
     }
+
+
+def _demand_file(path: Path) -> None:
+    if not path.is_file():
+        raise Error("not a file", where=path.name)  # a pipe could be waited for without end
 
 
 def _open_member(path: Path, member: zipfile.ZipInfo) -> IO[bytes]:
@@ -423,6 +427,8 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _of_folder(folder: Path, wanted: Wanted) -> Samples:
     files = sorted((p for p in folder.iterdir() if p.suffix in (".npy", ".npz")), key=_natural)
+    for path in files:
+        _demand_file(path)  # before anything is compiled to run the others
     if files:
 
         def read() -> Labelled:

@@ -52,6 +52,19 @@ class Scale:
         """What readers take an integer for."""
         return np.asarray(self.step.max()) if self.folded else self.step
 
+    def rounded(self, columns: Numbers) -> Numbers:
+        """What products multiply, [G,K,P] -> the same after quantizing. [C] steps are of the
+        groups, or of the channels that lie one after the other in K.
+        """
+        groups, depth, _ = columns.shape
+        step = self.step
+        if step.size > 1:
+            step = np.repeat(step, groups * depth // step.size).reshape(groups, depth, 1)
+        info = np.iinfo(self.dtype)
+        q = np.clip(np.rint(columns / step) + self.zero, info.min, info.max)
+        made: Numbers = (q - self.zero) * step
+        return made
+
 
 def activation_scale(low: float, high: float, dtype: str, symmetric: bool = False) -> Scale | None:
     """A range -> how to quantize it; None for one too large to be worth 256 steps (a mask's -3e38).

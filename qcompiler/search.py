@@ -1,11 +1,15 @@
 """Model, data and how much may be lost -> the fastest artifact that keeps to it, and every trial.
 
-Every product (convolution, matrix product) may be int8 or float. One artifact, the trial model,
-holds both of every product and a switch that says whose result goes on: thousands of choices are
-tried without compiling again. First all products are int8; when that loses too much, each is tried
-alone (its sensitivity), and those that cost most accuracy for the least time go back to float until
-the loss is within the limit. The samples that decide this are never those that judge it: what is
-found is compiled, and checked on the other half of the data.
+Every product (convolution, matrix product) may be int8 or float. First all are int8, compiled as
+they would be without a search, by one calibration method after another: the first that keeps to the
+limit is the answer. When none does, one artifact, the trial model, holds both of every product and
+switches that say whose result goes on: thousands of choices are tried without compiling again. Each
+product is tried alone (its sensitivity), and those that disturb the outputs most for the least time
+go back to float until the loss is within the limit.
+
+What is tuned is smooth, the divergence of outputs from the float model's: a score moves by whole
+samples, and whoever tunes on it follows chance. What judges is the score on all data, by a paired
+test where it is a share of rows; it says when the data is too small for the limit.
 
 Layer-wise sensitivity as in Dong et al., "HAWQ" (ICCV 2019), here measured, not estimated from
 Hessians; ranked by loss over time saved, as the greedy solution of a knapsack.
@@ -18,9 +22,9 @@ import json
 import logging
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,26 +36,21 @@ from qcompiler.calibrate import Statistics, fingerprint
 from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
-from qcompiler.ir import Array, Graph, Node, Type, placeholder
-from qcompiler.metrics import Outputs, labels_of, loss, metric, outputs_of
-from qcompiler.ops import make
+from qcompiler.ir import Graph
+from qcompiler.metrics import Outputs, divergence, labels_of, metric, outputs_of, paired, right
 from qcompiler.plan import plan
 from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
 from qcompiler.stages import Choice, build, choose, run_stage
-from qcompiler.storage import MEASURED
+from qcompiler.trial import Trier
 
 log = logging.getLogger(__name__)
 
-HEADROOM = 0.8
-"""Of the allowed loss, so much may be used up while tuning: other data will differ a little."""
 SENSITIVITY_SAMPLES = 32
-HALVES = ("tuning", "held-out")
+OTHER_METHODS = ("mse", "percentile", "minmax")
 _LEAST_SECONDS = 1e-9
 _MOST_BYTES = 4 << 30
-_FLOAT = "/float"
-_SWITCH = "switch/"
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,12 @@ class Demand:
 class Trial:
     """One choice that was tried: which products stayed float, what it scored and took.
 
-    `on` says on which half of the data ("tuning" or "held-out"), `score` in points; `seconds` is
-    measured where the choice was compiled, else predicted from the products' own times.
+    `score` is in points, `loss` the divergence from the float model's outputs; `seconds` is
+    measured where the choice was compiled and timed, else predicted from the products' own times.
     """
 
     method: str
     floats: tuple[str, ...]
-    on: str
     score: float
     loss: float
     seconds: float
@@ -116,18 +114,20 @@ class Found:
 
     made: Made
     metric: str
-    exact: Mapping[str, float]
-    """The float model's score on each half, before anything was pruned."""
+    exact: float
+    """The float model's score, before anything was pruned."""
     floor: float
     layers: tuple[Layer, ...]
     trials: tuple[Trial, ...]
     chosen: Trial
+    unsure: str = ""
+    """Why the data cannot tell whether the limit is kept, if it cannot."""
 
 
 def compile(
     model: str | Path | onnx.ModelProto, options: Options, demand: Demand, watch: Watch
 ) -> Found:
-    """ONNX file or model -> the fastest artifact whose score on held-out data is at most `drop`
+    """ONNX file or model -> the fastest artifact whose score is at most `drop`
     below the float model's (as it was before pruning); the float model itself where nothing else
     is. Raises Error where pruning alone loses more.
     """
@@ -158,24 +158,26 @@ class _Search:
         self.pruned = self.graph is not self.original
         wanted = {n.name: (n.dtype, n.shape) for n in self.graph.inputs}
         self.data = list(_counted(samples(demand.data, wanted, demand.count)))
-        if len(self.data) < 2:
-            raise Error("one sample cannot both tune and judge", hint="give more data")
-        histograms = replace(options, calibration_method="mse")  # they serve all methods
+        if not self.data:
+            raise Error("no samples to measure a loss on", where="--evaluation")
+        histograms = replace(options, calibration_method="output")  # it serves all methods
         self.graph, self.calibration = driver.calibration(self.graph, histograms, watch)
         assert self.calibration is not None, "int8 was asked for"
         self.graph = self.transformed(self.graph)
         self.statistics = self.calibration.statistics(self.graph)
         self.floating = self.made("float32", "", ())
         whole = load(self.compiled(self.original) if self.pruned else self.floating.artifact)
-        self.references = {on: outputs_of(whole, self.half(on)) for on in HALVES}
-        rows = len(next(iter(self.references["tuning"].values()))) // len(self.half("tuning"))
-        self.labels = labels_of(demand.labels, len(self.data), rows)
-        given = self.labels is not None
-        self.metric, self.score = metric(demand.metric, given, self.references["tuning"])
-        self.exact = {on: self.scored(self.references[on], on) for on in HALVES}
-        self.floats = dict(self.exact)
+        self.reference = outputs_of(whole, self.data)
+        rows = len(next(iter(self.reference.values()))) // len(self.data)
+        labels = labels_of(demand.labels, len(self.data), rows)
+        self.labels = None if labels is None else np.concatenate(list(labels))
+        self.metric, self.score = metric(demand.metric, labels is not None, self.reference)
+        self.exact = self.scored(self.reference)
+        self.floor = demand.floor(self.exact)
+        self.unsure = ""
+        self.left = self.exact
         if self.pruned:
-            self.floats = self.left()
+            self.left = self.after_pruning()
         self.trials: list[Trial] = []
         self.known = _State(demand.state, self.mark())
 
@@ -184,19 +186,17 @@ class _Search:
         lowered = driver.lowered(graph, self.after, self.device, self.watch)
         return driver.build(plan(lowered, self.device), self.watch)
 
-    def left(self) -> dict[str, float]:
+    def after_pruning(self) -> float:
         """What the pruned network scores in float; an Error if that is less than may be lost."""
-        model = load(self.floating.artifact)
-        scores = {on: self.scored(outputs_of(model, self.half(on)), on) for on in HALVES}
-        floor = self.demand.floor(self.exact["held-out"])
-        if scores["held-out"] < floor:
+        score = self.scored(outputs_of(load(self.floating.artifact), self.data))
+        if score < self.floor:
             raise Error(
-                f"pruning alone leaves {scores['held-out']:.2f} of {self.exact['held-out']:.2f}, "
-                f"at least {floor:.2f} was asked for",
+                f"pruning alone leaves {score:.2f} of {self.exact:.2f}, "
+                f"at least {self.floor:.2f} was asked for",
                 where="--max-drop",
                 hint="prune less, give more calibration data, or `qcompiler retrain` first",
             )
-        return scores
+        return score
 
     def mark(self) -> str:
         """What measurements depend on besides the choice itself."""
@@ -204,7 +204,7 @@ class _Search:
         parts = [fingerprint(self.graph), d.metric, len(self.data), o.passes, o.disabled_passes]
         parts += [o.exclude, self.statistics.graph, self.device.isa.name, o.calibration_samples]
         parts += [(n, s.low, s.high, s.samples) for n, s in self.statistics.values.items()]
-        parts += list(self.exact.values())  # what the metric says, if it is a file
+        parts += [self.exact]  # what the metric says, if it is a file
         digest = hashlib.sha256(repr(parts).encode())
         for sample in self.data:
             for name in sorted(sample):
@@ -214,25 +214,46 @@ class _Search:
 
     def run(self) -> Found:
         """Everything, in order."""
-        best = self.best_method()
-        layers = self.layers(best)
+        methods = tuple(dict.fromkeys((self.options.calibration_method, *OTHER_METHODS)))
+        plain: list[tuple[float, str, Made]] = []
+        for i, method in enumerate(methods):
+            self.say("int8", i, len(methods), method)
+            made = self.made("int8", method, ())
+            outputs = outputs_of(load(made.artifact), self.data)
+            self.note(method, (), outputs)
+            if self.passes(outputs):
+                return self.finished(method, made, (), ())
+            plain.append((divergence(outputs, self.reference), method, made))
+        _, method, made = min(plain, key=lambda p: p[0])
+        trier = self.trier(method)
+        layers = self.layers(trier, made)
         order = [x.name for x in layers]
-        count = self.fewest(best, order)
-        while (found := self.judged(best.method, layers, order[:count])) is None:
-            count = min(count + max(1, len(order) // 16), len(order))
-        self.known.forget()
-        return found
+        count = max(1, self.fewest(trier, order)) if order else 0
+        while count < len(order):
+            made = self.made("int8", method, order[:count])
+            outputs = outputs_of(load(made.artifact), self.data)
+            self.note(method, order[:count], outputs)
+            if self.passes(outputs):
+                return self.finished(method, made, layers, order[:count])
+            count += max(1, len(order) // 16)
+        return self.floated(layers)
 
-    def best_method(self) -> _Trier:
-        """The trial model of the first calibration method that loses little enough with all
-        products in int8; of the one that loses least, where none does.
-        """
-        triers = []
-        for method in dict.fromkeys((self.options.calibration_method, "mse", "minmax")):
-            triers.append(self.trier(method))
-            if self.tried(triers[-1], (), "tuning").score >= self.aim:
-                return triers[-1]
-        return min(triers, key=lambda t: self.tried(t, (), "tuning").loss)
+    def note(self, method: str, floats: Sequence[str], outputs: Outputs) -> Trial:
+        """Keep what a choice gave."""
+        lost = divergence(outputs, self.reference)
+        made = Trial(method, tuple(floats), self.scored(outputs), lost, math.nan, False)
+        self.trials.append(made)
+        return made
+
+    def passes(self, outputs: Outputs) -> bool:
+        """Whether the loss of outputs is within the limit."""
+        before = right(self.metric, self.reference, self.reference, self.labels)
+        after = right(self.metric, outputs, self.reference, self.labels)
+        if before is None or after is None:
+            return self.scored(outputs) >= self.floor
+        verdict = paired(before, after, self.exact - self.floor)
+        self.unsure = verdict.unsure
+        return verdict.passed
 
     def transformed(self, graph: Graph) -> Graph:
         """The graph after the passes that were asked for to make it easier to quantize."""
@@ -243,11 +264,11 @@ class _Search:
 
     # What one choice costs.
 
-    def trier(self, method: str) -> _Trier:
+    def trier(self, method: str) -> Trier:
         """The trial model of a calibration method."""
         self.say("trial model", 0, 1, method)
         statistics = replace(self.statistics, method=method)
-        return _Trier(self, method, *switched(self.graph, statistics, self.quantized))
+        return Trier(method, self.graph, statistics, self.quantized, self.after, self.here)
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
         """A graph -> the same in int8, in the open."""
@@ -256,104 +277,103 @@ class _Search:
         options = {**given, **asked, "statistics": statistics, **more}
         return build("quantize_static", options, self.device, None, self.calibration)(graph)
 
-    def tried(self, trier: _Trier, floats: Sequence[str], on: str, few: int = 0) -> Trial:
-        """A choice -> what it scores on one half, measured once."""
+    def tried(self, trier: Trier, floats: Sequence[str]) -> bool:
+        """Whether a choice keeps to the limit on the trial model; measured once."""
 
-        def measure() -> tuple[float, float]:
-            outputs = trier.outputs(floats, self.half(on, few))
-            if few:
-                return math.nan, loss(outputs, {n: v[: len(outputs[n])] for n, v in exact.items()})
-            return self.scored(outputs, on), loss(outputs, exact)
+        def measure() -> tuple[float, ...]:
+            outputs = trier.outputs(floats, self.data)
+            lost = divergence(outputs, self.reference)
+            return self.scored(outputs), lost, float(self.passes(outputs))
 
-        exact = self.references[on]
-        method = trier.method
-        key = json.dumps([method, sorted(floats), on, few])
-        score, lost = self.known.get(key, measure)
-        trial = Trial(method, tuple(floats), on, score, lost, math.nan, False)
-        if not few and trial.floats not in {t.floats for t in self.trials if t.method == method}:
-            self.trials.append(trial)
-        return trial
+        key = json.dumps([trier.method, sorted(floats)])
+        score, lost, passed = self.known.get(key, measure)
+        self.trials.append(Trial(trier.method, tuple(floats), score, lost, math.nan, False))
+        return bool(passed)
 
-    def half(self, on: str, few: int = 0) -> list[Sample]:
-        """Every other sample."""
-        found = self.data[on == "held-out" :: 2]
-        return found[:few] if few else found
+    def sensitivity(self, trier: Trier, name: str) -> float:
+        """The divergence when one product alone is int8, on a few samples; measured once."""
 
-    def labels_on(self, on: str) -> Array | None:
-        """The labels of a half's rows, in order."""
-        if self.labels is None:
-            return None
-        found: Array = np.concatenate(list(self.labels[on == "held-out" :: 2]))
-        return found
+        def measure() -> tuple[float, ...]:
+            outputs = trier.outputs(sorted(trier.units.keys() - {name}), few)
+            return (divergence(outputs, exact),)
 
-    def scored(self, outputs: Outputs, on: str) -> float:
-        """Outputs of a half -> points, a finite number."""
+        few, exact = self.few
+        return self.known.get(json.dumps([trier.method, "alone", name]), measure)[0]
+
+    @cached_property
+    def few(self) -> tuple[list[Sample], Outputs]:
+        """Some samples, and what the float model makes of them."""
+        found = self.data[:: -(-len(self.data) // SENSITIVITY_SAMPLES)]
+        return found, outputs_of(load(self.floating.artifact), found)
+
+    def scored(self, outputs: Outputs) -> float:
+        """Outputs of all data -> points, a finite number."""
         with np.errstate(all="ignore"):
-            points = self.score(outputs, self.references[on], self.labels_on(on))
+            points = self.score(outputs, self.reference, self.labels)
         if not math.isfinite(points):
-            raise Error(f"the score of the {on} samples is {points}", where=self.metric)
+            raise Error(f"the score of the samples is {points}", where=self.metric)
         return points
-
-    @property
-    def aim(self) -> float:
-        """The score to reach while tuning."""
-        exact = self.exact["tuning"]
-        return exact - HEADROOM * (exact - self.demand.floor(exact))
 
     # Which products go back to float.
 
-    def layers(self, trier: _Trier) -> tuple[Layer, ...]:
-        """Every product, those that lose most for the least time first."""
-        quantized = self.made("int8", trier.method, ())
+    def layers(self, trier: Trier, quantized: Made) -> tuple[Layer, ...]:
+        """Every product, those that disturb most for the least time first."""
         slow, fast = (
             timing.of_steps(load(m.artifact), self.data[0]) for m in (self.floating, quantized)
         )
         made = []
-        everything = frozenset(trier.units)
         for i, (name, op) in enumerate(trier.units.items()):
             self.say("sensitivity", i, len(trier.units), name)
-            others = sorted(everything - {name})
-            alone = self.tried(trier, others, "tuning", SENSITIVITY_SAMPLES)
-            made.append(Layer(name, op, slow.get(name, 0.0), fast.get(name, 0.0), alone.loss))
+            alone = self.sensitivity(trier, name)
+            made.append(Layer(name, op, slow.get(name, 0.0), fast.get(name, 0.0), alone))
         return tuple(sorted(made, key=lambda x: -x.sensitivity / max(x.saved, _LEAST_SECONDS)))
 
-    def fewest(self, trier: _Trier, order: Sequence[str]) -> int:
-        """How many of them must be float for the tuning half, by bisection."""
+    def fewest(self, trier: Trier, order: Sequence[str]) -> int:
+        """How many of them must be float, by bisection on the trial model."""
         low, high = 0, len(order)
         while low < high:
             middle = (low + high) // 2
             self.say("search", len(self.trials), 0, f"{middle} of {len(order)} products in float")
-            if self.tried(trier, order[:middle], "tuning").score >= self.aim:
+            if self.tried(trier, order[:middle]):
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    def judged(self, method: str, layers: tuple[Layer, ...], floats: Sequence[str]) -> Found | None:
-        """A choice, compiled -> what was found, if held-out data agree; all float always does."""
-        floor = self.demand.floor(self.exact["held-out"])
-        made = self.made("int8", method, floats)
-        data = self.half("held-out")
+    def finished(
+        self, method: str, made: Made, layers: tuple[Layer, ...], floats: Sequence[str]
+    ) -> Found:
+        """A choice that keeps to the limit -> what was found; float, where that is not slower."""
         model, exact = load(made.artifact), load(self.floating.artifact)
-        seconds, plain = timing.medians(lambda: model.run(data[0]), lambda: exact.run(data[0]))
-        outputs = outputs_of(model, data)
-        score, lost = self.scored(outputs, "held-out"), loss(outputs, self.references["held-out"])
-        chosen = measured = Trial(method, tuple(floats), "held-out", score, lost, seconds, True)
+        first = self.data[0]
+        seconds, plain = timing.medians(lambda: model.run(first), lambda: exact.run(first))
+        if seconds > plain:
+            return self.floated(layers, plain)
+        chosen = replace(self.trials[-1], seconds=seconds, measured=True)
+        return self.found(made, layers, chosen)
+
+    def floated(self, layers: tuple[Layer, ...], seconds: float = math.nan) -> Found:
+        """The float model, whose loss is that of pruning alone."""
+        if math.isnan(seconds):
+            model = load(self.floating.artifact)
+            seconds, _ = timing.medians(lambda: model.run(self.data[0]), lambda: None)
+        self.unsure = ""
+        chosen = Trial("float32", (), self.left, 0.0, seconds, True)
         self.trials.append(chosen)
-        if seconds > plain or (score < floor and len(floats) == len(layers)):
-            made, best = self.floating, self.floats["held-out"]
-            chosen = Trial("float32", (), "held-out", best, 0.0, plain, True)
-            self.trials.append(chosen)
-        elif score < floor:
-            return None
+        return self.found(self.floating, layers, chosen)
+
+    def found(self, made: Made, layers: tuple[Layer, ...], chosen: Trial) -> Found:
+        """The end of the search."""
+        self.known.forget()
         return Found(
             made=made,
             metric=self.metric,
             exact=self.exact,
-            floor=floor,
+            floor=self.floor,
             layers=layers,
-            trials=tuple(_predicted(t, measured, layers) for t in self.trials),
+            trials=tuple(_predicted(t, chosen, layers) for t in (*self.trials[:-1], chosen)),
             chosen=chosen,
+            unsure=self.unsure,
         )
 
     def made(self, precision: str, method: str, floats: Sequence[str]) -> Made:
@@ -377,7 +397,7 @@ class _Search:
 
 def _predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
     """A trial that was not timed, with the time that its layers' own times make likely."""
-    if trial.measured:
+    if trial.measured or not layers:
         return trial
 
     def products(floats: Sequence[str]) -> float:
@@ -388,84 +408,28 @@ def _predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
     return replace(trial, seconds=max(likely, own))
 
 
-class _Trier:
-    """The trial model: every product twice, and switches."""
-
-    def __init__(
-        self, search: _Search, method: str, graph: Graph, units: Mapping[str, str]
-    ) -> None:
-        self.method, self.units = method, units
-        lowered = driver.lowered(graph, search.after, search.here, Watch())
-        self.model = load(driver.build(plan(lowered, search.here), Watch()))
-
-    def outputs(self, floats: Sequence[str], data: Sequence[Sample]) -> Outputs:
-        """Samples -> outputs, with these products in float."""
-        kept = frozenset(floats)
-        switches = {_SWITCH + u: np.array(u not in kept) for u in self.units}
-        return outputs_of(self.model, [{**sample, **switches} for sample in data])
-
-
-def switched(
-    graph: Graph, statistics: Statistics, quantize: Callable[..., Graph]
-) -> tuple[Graph, dict[str, str]]:
-    """A float graph -> one with every product that int8 is possible for twice, in int8 and float,
-    the boolean inputs `switch/NAME` choosing; and {product: its operator}.
-    """
-    units = _units(graph, quantize(graph, statistics))
-    new: dict[Node, Node] = {}
-    switches: list[Node] = []
-    integer: list[str] = []
-    for node in graph.nodes:
-        moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
-        if node.name in units and node.op == units[node.name]:
-            switch = placeholder(_SWITCH + node.name, Type("bool", ()))
-            switches.append(switch)
-            integer.append(f"{node.name}/int8")
-            int8, exact = (replace(moved, name=f"{node.name}{x}") for x in ("/int8", _FLOAT))
-            moved = make("Where", switch, int8, exact, name=node.name)
-        new[node] = moved
-    inputs = (*(new[i] for i in graph.inputs), *switches)
-    doubled = replace(graph, inputs=inputs, outputs=tuple(new[o] for o in graph.outputs))
-    known = replace(statistics, graph=fingerprint(doubled))
-    chosen = "|".join(map(re.escape, integer)) or "(?!)"
-    return quantize(doubled, known, include=(f"(?:{chosen})",), exclude=()), units
-
-
-def _units(graph: Graph, quantized: Graph) -> dict[str, str]:
-    """The products that quantization made integer, by name: no other product may have it."""
-    count = Counter(n.name for n in graph.nodes if n.op in MEASURED)
-    return {
-        n.name: n.op
-        for n in quantized.nodes
-        if n.op in MEASURED
-        and n.name
-        and count[n.name] == 1
-        and n.operands[0].op == "DequantizeLinear"
-    }
-
-
 class _State:
     """Measurements, kept in a file after each, so that none is made twice."""
 
     def __init__(self, path: Path | None, mark: str) -> None:
         self.path, self.mark = path, mark
-        self.values: dict[str, tuple[float, float]] = {}
+        self.values: dict[str, tuple[float, ...]] = {}
         if path is not None and path.exists():
             self.values = self.read(path)
             log.info("%s: goes on after %d measurements", path, len(self.values))
 
-    def read(self, path: Path) -> dict[str, tuple[float, float]]:
+    def read(self, path: Path) -> dict[str, tuple[float, ...]]:
         """A file's measurements; none if they are of another model, data or options."""
         try:
             whole = json.loads(contents(path))
             if whole["mark"] != self.mark:
                 return {}
-            return {str(k): (float(a), float(b)) for k, (a, b) in whole["values"].items()}
+            return {str(k): tuple(map(float, v)) for k, v in whole["values"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             hint = "remove it to search anew"
             raise Error(f"not the state of a search ({e})", where=str(path), hint=hint) from e
 
-    def get(self, key: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    def get(self, key: str, measure: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
         """What is known under a key, else measured now."""
         if key not in self.values:
             self.values[key] = measure()

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.columns import rows
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Node
 from qcompiler.isa import Device
-from qcompiler.reconstruct import Floats, damped, rows
+from qcompiler.reconstruct import Floats, damped
 
 Mask = NDArray[np.bool_]
 IMPORTANCES = ("magnitude", "activation", "second_order")

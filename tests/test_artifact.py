@@ -352,6 +352,15 @@ def test_a_manifest_that_is_not_the_codes_is_refused(
         load(path)
 
 
+def test_weights_of_another_model_are_refused(artifact: Artifact, tmp_path: Path) -> None:
+    """Also where all hashes were made anew."""
+    other = replace(artifact, weights=artifact.weights + 1)
+    with pytest.raises(Error, match="the manifest is not the one of this machine code"):
+        load(other)
+    with pytest.raises(Error, match="the manifest is not the one of this machine code"):
+        load(other.save(tmp_path / "other.qc"))
+
+
 NUMBERS = [-1, 1 << 31, 1 << 62, 1 << 63, 1 << 64, 1 << 200, 1.5, None, "x", [], {}, True]
 
 
@@ -397,6 +406,14 @@ def test_a_cpu_without_the_features_is_told_which(
 ) -> None:
     monkeypatch.setattr(cpu, "features", lambda: frozenset({"sse2"}))
     with pytest.raises(Error, match=r"this CPU lacks .*avx2"):
+        load(saved)
+
+
+def test_a_system_that_does_not_tell_its_features_is_named(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "features", frozenset)
+    with pytest.raises(Error, match="does not say what its CPU has"):
         load(saved)
 
 

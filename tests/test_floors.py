@@ -16,6 +16,7 @@ FLOORS = [
     {"shrink"},
     {"ir", "isa", "artifact"},
     {"text", "ops", "refusals"},
+    {"columns"},
     {
         "rewrite",
         "matching",
@@ -36,6 +37,7 @@ FLOORS = [
     {"stages", "timing", "agreement"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"retrain_weights"},
+    {"trial"},
     {"search", "retrain"},
     {"report"},
     {"report_html"},
@@ -53,6 +55,7 @@ PASSES_MAY = {
     "storage",
     "calibrate",
     "reconstruct",
+    "columns",
     "rounding",
     "correction",
     "codebooks",

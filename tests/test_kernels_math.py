@@ -268,6 +268,14 @@ def test_a_product_and_a_sum_are_rounded_twice(isa: Isa) -> None:
 
 
 @ISAS
+def test_a_value_without_itself_is_0_only_where_it_is_finite(isa: Isa) -> None:
+    array = np.array([1, -0.0, np.inf, -np.inf, np.nan, 3e38] * 3, np.float32)
+    x = placeholder("x", Type("float32", array.shape))
+    check(make("Sub", x, x), None, [array], [x], isa)
+    check(make("Sub", make("Abs", x), make("Abs", x)), None, [array], [x], isa)
+
+
+@ISAS
 @pytest.mark.parametrize("source", [*FLOATS, *INTEGERS, "bool"])
 def test_casts_are_cs(source: str, isa: Isa) -> None:
     x = values(source, (3, 41))

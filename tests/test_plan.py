@@ -42,6 +42,20 @@ def test_bias_activation_and_residual_melt_into_the_matrix_product() -> None:
     assert found == ["[matmul] Add Add Relu"]
 
 
+def test_what_is_dequantized_may_be_split() -> None:
+    found = shapes_of("""graph "g" (%x: uint8[4,8]) {
+      %s: float32[] = constant [0.5]
+      %z: int32[] = constant [3]
+      %n: int64[2] = constant [1, 3]
+      %0 = dequantize(%x, %s, %z)
+      %1 = Split(%0, %n) {axis=0}
+      %2 = item(%1) {index=0}
+      %3 = item(%1) {index=1}
+      return "y"=%2, "z"=%3
+    }""")
+    assert found == ["dequantize", "Split [item]", "Split [item]"]
+
+
 def test_a_value_that_two_read_is_kept() -> None:
     found = shapes_of("""graph "g" (%x: float32[4,8]) {
       %w: float32[8,8] = constant #w

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import nncf_quantized, onnxruntime_outputs, onnxruntime_quantized
-from qcompiler.passes import quantize_static
+from qcompiler.passes import quantize_ranges
 
 from qcompiler import ops
 from qcompiler.calibrate import calibrate
@@ -607,7 +607,7 @@ def test_values_of_very_different_ranges_share_no_scale(
     for stage in ("fold", "fuse"):
         graph = run_stage(graph, stage)
     statistics = calibrate(graph, samples[:8])
-    quantize_static._warn.cache_clear()
+    quantize_ranges.warn.cache_clear()
     made = build("quantize_static", {"statistics": statistics})(graph)
     small = run_stage(run_stage(made, "quantize"), "layout")
     wanted, pairs, got = (ops.evaluate(g, samples[8])["y"] for g in (graph, made, small))

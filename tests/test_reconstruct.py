@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from qcompiler import ops
 from qcompiler.calibrate import Calibration, Observe, Run
+from qcompiler.columns import columns_of, rows, unrows
 from qcompiler.correction import corrections
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.ops import make
 from qcompiler.reconstruct import (
     Grid,
-    columns_of,
     compensate,
     damped,
     descend,
@@ -26,8 +26,6 @@ from qcompiler.reconstruct import (
     least_squares,
     loss,
     moments,
-    rows,
-    unrows,
 )
 from qcompiler.rounding import Scheme, bits_of, grid_of, round_rows
 

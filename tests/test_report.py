@@ -56,11 +56,11 @@ def report() -> Report:
     made = driver.made(network(), Options(precision="int8", calibration=data()), Watch())
     skips = [("rule", EVIL, "because"), ("rule", EVIL, "because")]
     trials = (
-        Trial("minmax", (), "tuning", 97.0, 0.1, 0.001, False),
-        Trial("minmax", ("first",), "held-out", 99.0, 0.01, 0.002, True),
+        Trial("minmax", (), 97.0, 0.1, 0.001, False),
+        Trial("minmax", ("first",), 99.0, 0.01, 0.002, True),
     )
     layers = (Layer("first", "Conv", 2e-6, 1e-6, 0.5),)
-    found = Found(made, "top1", {"held-out": 99.5}, 98.5, layers, trials, trials[1])
+    found = Found(made, "top1", 99.5, 98.5, layers, trials, trials[1])
     return examine("small.onnx", made, data(), skips=skips, found=found)
 
 
@@ -77,7 +77,7 @@ def test_layers_are_measured(report: Report) -> None:
     assert weights is not None
     assert sum(weights.before) == sum(weights.after) == 8 * 27
     whole, small = report.stages
-    assert (whole.name, small.name) == ("float32", "static uint8 x int8, mse")
+    assert (whole.name, small.name) == ("float32", "static uint8 x int8, output")
     assert small.bytes < whole.bytes
     assert whole.ms > 0 < small.ms
     assert (whole.sqnr, whole.score) == (math.inf, 100.0)
@@ -108,7 +108,7 @@ def test_what_was_pruned_is_compared_with_the_original() -> None:
     assert [s.name for s in found.stages] == [
         "float32",
         "pruned",
-        "static uint8 x int8, mse",
+        "static uint8 x int8, output",
     ]
     assert found.stages[0].sqnr > found.stages[1].sqnr
     assert made.original.nodes != made.exact.nodes

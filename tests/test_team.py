@@ -261,6 +261,22 @@ def test_a_team_without_workers_runs_it_all(threads: int) -> None:
         assert np.array_equal(y.array, X + STEPS)
 
 
+def test_calls_beyond_the_cores_run_alone(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_cores", lambda: 4)
+    monkeypatch.setattr(library, "_running", 0)
+    code = library.Code(artifact.code)
+    first, second = library._free_team(3, code), library._free_team(2, code)
+    assert first is not None
+    assert second is None  # five threads on four cores
+    first.free()
+    wide = library._free_team(9, code)
+    assert wide is not None  # asked for, and alone
+    wide.free()
+    assert library._running == 0
+
+
 CROWDED = """
 import os, sys, threading
 import numpy as np

@@ -139,7 +139,7 @@ def _compile_flags(parser: argparse.ArgumentParser) -> None:
         "--calibration-data-path",
         help="data for int8: an .npz or .npy file, a folder, or the word synthetic",
     )
-    parser.add_argument("--calibration-method", default="mse")
+    parser.add_argument("--calibration-method", default="output")
     parser.add_argument("--calibration-samples", type=_some, default=300)
     parser.add_argument(
         "--input-shape", "--input-shapes", action="append", default=[], metavar="NAME=1x3x224x224"

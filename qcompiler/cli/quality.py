@@ -123,8 +123,9 @@ def told(found: Found) -> dict[str, object]:
     """What was found, for programs."""
     return {
         "metric": found.metric,
-        "float": dict(found.exact),
+        "float": found.exact,
         "floor": found.floor,
+        "unsure": found.unsure,
         "chosen": asdict(found.chosen),
         "layers": [asdict(x) for x in found.layers],
         "trials": [asdict(t) for t in found.trials],
@@ -134,24 +135,24 @@ def told(found: Found) -> dict[str, object]:
 def say(found: Found) -> None:
     """The same, for people."""
     rows = [
-        (t.on, t.method, len(t.floats), f"{t.score:.2f}", f"{t.loss:.2e}", _time(t))
-        for t in found.trials
+        (t.method, len(t.floats), f"{t.score:.2f}", f"{t.loss:.2e}", _time(t)) for t in found.trials
     ]
-    head = ("half", "calibration", "in float", found.metric, "squared error", "ms")
+    head = ("calibration", "in float", found.metric, "divergence", "ms")
     show.say(show.table(head, rows) + "\n")
     if found.layers:
         worst = [
             (x.name, x.op, f"{x.sensitivity:.2e}", f"{x.saved * 1e6:.1f}", _kept(x.name, found))
             for x in found.layers[:SHOWN_LAYERS]
         ]
-        columns = ("product", "operator", "error alone", "us saved", "runs in")
+        columns = ("product", "operator", "divergence alone", "us saved", "runs in")
         more = len(found.layers) - SHOWN_LAYERS
         show.say(show.table(columns, worst) + (f"\n(and {more} more)" if more > 0 else "") + "\n")
-    exact = found.exact["held-out"]
     show.say(
-        f"{found.metric} on held-out data: {found.chosen.score:.2f} of float's {exact:.2f}, "
+        f"{found.metric}: {found.chosen.score:.2f} of float's {found.exact:.2f}, "
         f"at least {found.floor:.2f} was asked for"
     )
+    if found.unsure:
+        show.say(f"too little data to be sure: {found.unsure}")
 
 
 def _time(trial: Trial) -> str:

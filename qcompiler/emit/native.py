@@ -14,6 +14,7 @@ each with a workspace and a team of its own. All arrays are 64-byte aligned.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -133,7 +134,8 @@ def _signature(plan: Plan) -> tirx.PrimFunc:
     named = zip(graph.output_names, graph.outputs, strict=True)
     outputs = [(name, n.dtype, n.type.dims) for name, n in named]
     sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.device.threads)
-    signed = signature(inputs, outputs, sizes, plan.device.isa.cpu_flags)
+    digest = hashlib.sha256(plan.weights).hexdigest()
+    signed = signature(inputs, outputs, sizes, plan.device.isa.cpu_flags, digest)
     b = Builder("qcompiler_signature")
     b.pointer("found", "int32").store(0, const(signed))
     return b.function()

@@ -6,7 +6,7 @@ team's memory is 64-byte aligned, zeros at first, and serves one run at a time:
 
     0    i64 word: section number << 32 | units that nobody has claimed, one bit each
     64   i32 remaining: units of this section that are not finished
-    128  i32 sleepers
+    128  i32 sleepers, and whether to wake workers: i32 launches, useless, posted, helped, may
     192  the job: ptr section function, ptr masks, ptr table, i32 first, i32 length, i32 total,
          i32 base, i32 threads
     256 + 64 * thread:   i32 asleep     16 bytes on: a POSIX semaphore
@@ -18,6 +18,8 @@ claim, and nobody else, touches the run's memory and code. Who finishes a sectio
 the next one, takes a unit of it, and runs sections of one unit without telling anybody. So the
 calling thread does all that no worker has begun, and waits only for units that were begun; a wait
 spins, then offers its core to others, then sleeps until a section is opened or the run ends.
+Waking costs the one who opens a section microseconds, so where woken workers come too late to claim
+anything, run after run, only each second, fourth, ... 64th run wakes them.
 """
 
 from __future__ import annotations
@@ -214,6 +216,7 @@ init:
   %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
   br label %set
 set:
+  call void @team_decide(ptr %team)
   %number = lshr i64 %word, 32
   %before = trunc i64 %number to i32
   %base = add i32 %before, 1
@@ -237,6 +240,38 @@ set:
   call void @team_loop(ptr %team, i32 0)
   br label %done
 done:
+  ret void
+}
+
+define internal void @team_decide(ptr %team) alwaysinline {
+  %launches_at = getelementptr i8, ptr %team, i64 132
+  %useless_at = getelementptr i8, ptr %team, i64 136
+  %posted_at = getelementptr i8, ptr %team, i64 140
+  %helped_at = getelementptr i8, ptr %team, i64 144
+  %may_at = getelementptr i8, ptr %team, i64 148
+  %base_at = getelementptr i8, ptr %team, i64 228
+  %last = load atomic i32, ptr %base_at monotonic, align 4
+  %helped = load atomic i32, ptr %helped_at monotonic, align 4
+  %posted = load atomic i32, ptr %posted_at monotonic, align 4
+  %useless = load atomic i32, ptr %useless_at monotonic, align 4
+  %full = icmp uge i32 %useless, 6
+  %more = add i32 %useless, 1
+  %capped = select i1 %full, i32 6, i32 %more
+  %in_vain = icmp ne i32 %posted, 0
+  %grown = select i1 %in_vain, i32 %capped, i32 %useless
+  %help = icmp eq i32 %helped, %last
+  %now = select i1 %help, i32 0, i32 %grown
+  store atomic i32 %now, ptr %useless_at monotonic, align 4
+  store atomic i32 0, ptr %posted_at monotonic, align 4
+  %count = load atomic i32, ptr %launches_at monotonic, align 4
+  %next = add i32 %count, 1
+  store atomic i32 %next, ptr %launches_at monotonic, align 4
+  %period = shl i32 1, %now
+  %mask = sub i32 %period, 1
+  %rest = and i32 %next, %mask
+  %may = icmp eq i32 %rest, 0
+  %flag = zext i1 %may to i32
+  store atomic i32 %flag, ptr %may_at monotonic, align 4
   ret void
 }
 
@@ -329,6 +364,14 @@ mine:
   store i32 %unit, ptr %chosen, align 4
   store i32 0, ptr %untold, align 4
   store i32 0, ptr %looks, align 4
+  br i1 %caller, label %run, label %helps
+helps:
+  %helped_at = getelementptr i8, ptr %team, i64 144
+  %noted = load atomic i32, ptr %helped_at monotonic, align 4
+  %known = icmp eq i32 %noted, %base
+  br i1 %known, label %run, label %note
+note:
+  store atomic i32 %base, ptr %helped_at monotonic, align 4
   br label %run
 
 run:
@@ -425,8 +468,13 @@ done:
 """
 
 _WAIT = """
-define internal void @team_wake(ptr %team, i32 %threads) noinline {
+define internal void @team_wake(ptr %team, i32 %all) noinline {
 entry:
+  %posted_at = getelementptr i8, ptr %team, i64 140
+  %may_at = getelementptr i8, ptr %team, i64 148
+  %may = load atomic i32, ptr %may_at monotonic, align 4
+  %allowed = icmp ne i32 %may, 0
+  %threads = select i1 %allowed, i32 %all, i32 1
   br label %each
 each:
   %thread = phi i32 [ 0, %entry ], [ %next, %check ], [ %next, %post ]
@@ -440,6 +488,7 @@ check:
   br i1 %sleeps, label %post, label %each
 post:
   %semaphore = getelementptr i8, ptr %place, i64 16
+  store atomic i32 %thread, ptr %posted_at monotonic, align 4
   %posted = call i32 @sem_post(ptr %semaphore)
   br label %each
 done:

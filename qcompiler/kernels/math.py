@@ -18,6 +18,7 @@ from math import isnan
 from typing import Any
 
 import numpy as np
+import tvm_ffi
 from tvm import tirx
 
 from qcompiler.isa import Isa
@@ -105,6 +106,9 @@ class TirMath:
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
             return self.vec(tir.wrapping(sign, a.expr, b.expr))
+        if sign == "-" and tvm_ffi.structural_equal(a.expr, b.expr):
+            # TVM takes x - x for 0, which it is not where x is infinite or not a number.
+            b = self.vec(tir.llvm(b.dtype, b.lanes, "llvm.arithmetic.fence", b.expr))
         made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
             made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
@@ -296,10 +300,22 @@ class TirMath:
         """A condition: x is not a number."""
         if not x.is_float:
             return self.like(0, x) != 0
+        size, infinity = self._size_and_infinity(x)
+        return size > infinity
+
+    def is_number(self, x: Vec) -> Vec:
+        """A condition: x is not NaN. Cheaper than to turn `is_nan`."""
+        if not x.is_float:
+            return self.like(0, x) == 0
+        size, infinity = self._size_and_infinity(x)
+        return size <= infinity
+
+    def _size_and_infinity(self, x: Vec) -> tuple[Vec, int]:
+        """A float's bits without its sign, and those of infinity."""
         size = tir.bits(x.dtype)
         bits = self.bits(x, f"int{size}") & ((1 << (size - 1)) - 1)
         infinity = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
-        return bits > infinity.get(x.dtype, 0x7FF0000000000000)
+        return bits, infinity.get(x.dtype, 0x7FF0000000000000)
 
     # -- rounding
 

@@ -158,4 +158,4 @@ class _Search:
             return before
         # The first NaN is the extreme, as numpy has it; of several NaN the last, if that is asked.
         first = self.m.is_nan(value)
-        return before | (first if last else first & self.m.logical_not(self.m.is_nan(old)))
+        return before | (first if last else first & self.m.is_number(old))

@@ -85,6 +85,8 @@ def _problem(region: Region, root: Node, device: Device) -> Problem | Skip:
         return problem
     if problem.groups > 1 and problem.channels == 1:
         return Skip("one channel a group")
+    if not problem.constant and (problem.groups > 1 or problem.kernel != (1, 1)):
+        return Skip("a window's weights that only running the model tells")
     readers = [i for n in region.nodes for i in n.operands if i is problem.right]
     if problem.constant and len(readers) > 1:
         return Skip("the weights are read as they are, too")

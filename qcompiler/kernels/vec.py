@@ -62,17 +62,15 @@ class Vec:
     def __rpow__(self, other: Any) -> Vec:
         return self.m.pow(self.m.like(other, self), self)
 
-    def ahead_of(self, other: Vec, *, largest: bool, last: bool = False) -> Vec:
-        """Where this comes before another in order, the largest first or the smallest; `last`: or
-        beside it. NaN is larger than any number, and beside any other NaN.
+    def ahead_of(self, other: Vec, *, largest: bool) -> Vec:
+        """Where this comes before another in order, the largest first or the smallest. NaN is
+        larger than any number, and beside any other NaN.
         """
-        if last:
-            return self.m.logical_not(other.ahead_of(self, largest=largest))
         before = self > other if largest else self < other
         if not self.is_float:
             return before
         high, low = (self, other) if largest else (other, self)
-        return before | (self.m.is_nan(high) & self.m.logical_not(self.m.is_nan(low)))
+        return before | (self.m.is_nan(high) & self.m.is_number(low))
 
     def __neg__(self) -> Vec:
         return self.m.negative(self)

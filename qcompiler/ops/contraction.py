@@ -371,6 +371,8 @@ def _(node: Node) -> Type:
         once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
         right = "..." * ("..." in left) + "".join(once)
     before, dots, after = right.partition("...")
+    if len(set(before + after)) < len(before + after):
+        raise Error(f"{right!r} has a label twice")
     if not set(before + after) <= set(sizes):
         raise Error(f"{right!r} has labels that no input has")
     made = (*(sizes[c] for c in before), *(stacked if dots else ()), *(sizes[c] for c in after))

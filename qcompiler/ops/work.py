@@ -126,12 +126,12 @@ def _resized(node: Node) -> float:
     whole = prod(max(pair) for pair in zip(before, after, strict=True))
     shrunk = [ceil(n / max(m, 1)) for n, m in zip(before, after, strict=True)]
     taps = 1 if node.str("mode") == "nearest" else 4 * max(shrunk if node.int("antialias") else [1])
-    return taps * (whole + sum(after) + TURN)
+    return float(taps * (whole + sum(after) + TURN))
 
 
 @_takes("GridSample")
 def _sampled(node: Node) -> float:
-    taps = (4 if node.str("mode") == "cubic" else 2) ** (node.type.rank - 2)
+    taps: int = (4 if node.str("mode") == "cubic" else 2) ** (node.type.rank - 2)
     return taps * (node.type.size + TURN)
 
 

@@ -9,12 +9,14 @@ import threading
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler import cpu
 from qcompiler.artifact import ALIGN
 from qcompiler.errors import Error
 from qcompiler.runtime.mapping import mapped, unmapped
@@ -125,7 +127,7 @@ class Frame:
         """Run steps with as many threads as are wanted and can be had."""
         table, at = self.table, self.first_at
         table[at], table[at + 1] = first, last
-        team = _free_team(min(threads, _MOST_THREADS), code) if threads > 1 else None
+        team = _free_team(min(threads, _MOST_THREADS), code)
         if team is None:
             code.run(self._pointer)
             return
@@ -164,27 +166,51 @@ class Team:
 
     def free(self) -> None:
         """Let others use it."""
+        global _running
         with _lock:
+            _running -= self.wanted
             _teams.setdefault(self.wanted, []).append(self)
 
 
 _lock = threading.Lock()
+_running = 0
+"""Threads of all teams that run something, callers included."""
 _teams: dict[int, list[Team]] = {}
 """Those that nobody uses, by the threads they were wanted for; the warmest last."""
 
 
-def _free_team(threads: int, code: Code) -> Team:
+def _free_team(threads: int, code: Code) -> Team | None:
+    """A team that nobody uses; none for one thread, and none where other teams have as many threads
+    already as this process has cores for: a call then runs alone, which is the faster for it.
+    """
+    global _running
+    if threads <= 1:
+        return None
     with _lock:
+        if _running and _running + threads > _cores():
+            return None
+        _running += threads
         free = _teams.get(threads)
         if free:
             return free.pop()
-    return Team(threads, code)
+    try:
+        return Team(threads, code)
+    except BaseException:
+        with _lock:
+            _running -= threads
+        raise
+
+
+@cache
+def _cores() -> int:
+    return cpu.cores()
 
 
 def _forget_teams() -> None:
     """In the child of a fork: its parent's workers are not there."""
-    global _lock, _loading
+    global _lock, _loading, _running
     _lock, _loading = threading.Lock(), threading.Lock()
+    _running = 0
     _teams.clear()
 
 

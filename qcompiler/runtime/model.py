@@ -224,6 +224,12 @@ def _usable_threads(asked: int, manifest: Manifest) -> int:
 def _demand_features(manifest: Manifest) -> None:
     """Raise Error unless this process may use all instructions of the code."""
     missing = sorted(set(manifest.cpu_flags) - cpu.features())
+    if missing and not cpu.features():
+        raise Error(
+            "the system does not say what its CPU has, so the artifact cannot be run safely",
+            where=manifest.name,
+            hint="is /proc/cpuinfo there, and can it be read?",
+        )
     if missing and cpu.withheld().issuperset(missing):
         raise Error(
             f"the kernel refuses this process {', '.join(missing)}, which the artifact needs",

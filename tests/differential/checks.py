@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from onnx import NodeProto
 
 from qcompiler import driver
 from qcompiler.driver import Options, Prepared, Watch
@@ -120,7 +121,7 @@ def _compare(where: str, got: Mapping[str, Array], wanted: References, outcome: 
 def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
     """onnxruntime, where it takes the model, against our meaning of it."""
     run = session(case)
-    if run is None or case.kind == "odd":
+    if run is None or case.kind == "odd" or any(map(_between, case.model.graph.node)):
         return
     for feed, references_ in zip(case.feeds, wanted, strict=False):
         try:
@@ -128,6 +129,11 @@ def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
         except Exception:  # it has no common class for what it refuses
             return
         _compare("meaning against onnxruntime", got, references_, outcome)
+
+
+def _between(node: NodeProto) -> bool:
+    """A Resize to the nearest, whose places onnxruntime rounds: it may read a neighbour."""
+    return node.op_type == "Resize" and any(a.s == b"nearest" for a in node.attribute)
 
 
 def session(case: Case) -> Callable[[Mapping[str, Array]], dict[str, Array]] | None:

@@ -61,6 +61,10 @@ VANISHING = frozenset({
 })
 """Where they give zero, something too small to matter may stand, unless it meets an infinity."""
 LEAST = 2.0**-126
+COARSE = 2.0**-11
+"""Six times the relative error of the exponentials that become bytes (`polynomials.exp2_least`)."""
+GATED = frozenset({"Gelu", "Mish", "Swish"})
+"""They multiply their operand by such a zero themselves: an infinity stays, or is lost."""
 # fmt: on
 
 
@@ -167,15 +171,37 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
         count = 1 if node.op in PLACED else len(arrays)
         moved = tuple(None if a is None else _terms(node, a, noise) for a in arrays[:count])
         arrays = (*moved, *arrays[count:])
+    if node.op == "attention" and node.operands[0].dtype == "int8":
+        arrays = _with_noisy_scores(arrays, noise)
     outputs = meaning(node, arrays)
     moved = tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
     if node.op in VANISHING:
         moved = tuple(
             np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
         )
+    if node.op in GATED and arrays[0] is not None:
+        lost = np.isinf(arrays[0].astype(np.float64)) & np.isnan(moved[0].astype(np.float64))
+        either = np.where(lost & (noise.signs(lost.shape) > 0), arrays[0], moved[0])
+        moved = (either.astype(moved[0].dtype),)
     biased = node.operands[:2] if node.op == "Add" else (node,) * (len(node.operands) > 2)
     grain = max((_grain(n) for n in biased), default=0)
     return tuple((o + noise.signs(o.shape) * grain).astype(o.dtype) if grain else o for o in moved)
+
+
+def _with_noisy_scores(arrays: tuple[Array | None, ...], noise: _Noise) -> tuple[Array | None, ...]:
+    """int8 attention rounds its weights to bytes inside: its scores are off by errors of their own,
+    as if a mask said so.
+    """
+    q, k, v, mask, *rest = (*arrays, None, None, None)[: max(len(arrays), 4)]
+    if mask is not None and mask.dtype == np.bool_:
+        return arrays
+    assert q is not None
+    rows = (q if k is None else k).shape[-2]
+    largest = 32.0 if mask is None else 32.0 + float(np.abs(mask[mask > -1e3]).max(initial=0))
+    unit = COARSE + UNITS * 2.0**-24 * largest
+    added = unit * noise.signs((q.shape[-2], rows))
+    moved = added if mask is None else mask + added
+    return q, k, v, moved.astype(np.float32), *rest
 
 
 def _grain(node: Node) -> float:

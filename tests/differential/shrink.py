@@ -52,6 +52,7 @@ def _sound(case: Case) -> bool:
 
 def _smaller(case: Case) -> Iterator[Case]:
     yield from _fewer_outputs(case)
+    yield from _ended_early(case)
     yield from _cut(case)
     yield from _passed_by(case)
     yield from _narrower(case)
@@ -87,19 +88,24 @@ def _with(case: Case, model: ModelProto, feeds: tuple[Mapping[str, Array], ...] 
 
 def _fewer_outputs(case: Case) -> Iterator[Case]:
     count = len(case.model.graph.output)
-    for i in range(count if count > 1 else 0):
+    for kept in case.model.graph.output if count > 1 else ():
         model = _copy(case)
-        kept = model.graph.output[i]
-        others = [o for k, o in enumerate(case.model.graph.output) if k != i]
-        only = onnx.ValueInfoProto()
-        only.CopyFrom(kept)
         del model.graph.output[:]
-        model.graph.output.append(only)
+        model.graph.output.append(kept)
         yield _with(case, model)
-        del others
     for i in range(count if count > 2 else 0):
         model = _copy(case)
         del model.graph.output[i]
+        yield _with(case, model)
+
+
+def _ended_early(case: Case) -> Iterator[Case]:
+    """A value in the middle is the only output."""
+    read_ = {n for node in case.model.graph.node for n in node.input}
+    for name in [o for node in case.model.graph.node for o in node.output if o in read_]:
+        model = _copy(case)
+        del model.graph.output[:]
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
         yield _with(case, model)
 
 
@@ -120,6 +126,7 @@ def _cut(case: Case) -> Iterator[Case]:
     except (Error, ValueError, AssertionError, IndexError, KeyError):
         return
     outputs = {o.name for o in case.model.graph.output}
+    outputs |= values[0].keys() - {n for node in case.model.graph.node for n in node.input}
     for node in reversed(case.model.graph.node):
         for name in node.output:
             if name in outputs or name not in values[0]:

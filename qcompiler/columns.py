@@ -1,0 +1,154 @@
+"""A product's first operand -> the columns that it multiplies; its weights -> rows.
+
+Of a product's output every number is a row of weights times a column of what it reads: a patch of a
+picture, or a row of a matrix. Calibration looks at some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.ir import Array, Graph, Node
+from qcompiler.ops.registry import Numbers
+from qcompiler.ops.window import Window
+
+Floats = NDArray[np.float64]
+
+NUMBERS = 1 << 16
+"""So many numbers of one product's columns are kept, ..."""
+COLUMNS = (32, 512)
+"""... at least and at most so many columns, however long they are."""
+IMAGE = 16
+"""Columns of one image (or sequence) of a sample: its pixels are much alike."""
+EAGER = 16
+"""Every one of so many samples is looked at, and ever fewer of those that follow."""
+ROWS = 32
+"""Outputs of a product, evenly chosen, that stand for all."""
+
+
+@dataclass
+class Read:
+    """Some of the columns that one product multiplies, drawn evenly from all samples."""
+
+    node: Node
+    columns: NDArray[np.float32] = field(init=False)
+    """[G,K,P]"""
+    keys: Floats = field(default_factory=lambda: np.zeros(0))
+    samples: int = 0
+    random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __post_init__(self) -> None:
+        groups, depth = size_of(self.node)
+        self.most = int(np.clip(NUMBERS // (groups * depth), *COLUMNS))
+        self.columns = np.zeros((groups, depth, 0), np.float32)
+
+    def add(self, x: Array) -> None:
+        """Take in one sample's: each column draws a key, and the least keys stay."""
+        self.samples += 1
+        if self.random.random() * self.samples >= EAGER:
+            return
+        found = columns_of(self.node, x, IMAGE, self.random)
+        weight = max(1.0, self.samples / EAGER)  # it stands for the samples that were passed over
+        keys = np.concatenate([self.keys, self.random.random(found.shape[2]) / weight])
+        kept = np.argsort(keys, kind="stable")[: self.most]
+        self.columns = np.concatenate([self.columns, found], axis=2)[:, :, kept]
+        self.keys = keys[kept]
+
+    def error(self, rounded: Callable[[Numbers], Numbers]) -> float:
+        """The squared error of the product's outputs when it reads columns so rounded, over the
+        outputs' power; 0 where there is nothing to see.
+        """
+        w = self.some_rows()
+        wrong = np.einsum("gok,gkp->gop", w, (rounded(self.columns) - self.columns).astype("f"))
+        power = float(np.square(np.einsum("gok,gkp->gop", w, self.columns), dtype=np.float64).sum())
+        return float(np.square(wrong, dtype=np.float64).sum()) / power if power else 0.0
+
+    def beyond(self, rounded: Callable[[Numbers], Numbers], step: float) -> bool:
+        """Whether any column holds what is cut off: numbers further than a step from themselves."""
+        wrong = np.abs(rounded(self.columns) - self.columns)
+        return bool((wrong > step).any())
+
+    def some_rows(self) -> NDArray[np.float32]:
+        """Weights of some outputs of each group, [G,O,K].
+
+        The products with them are too small for BLAS, whose threads wait for each other where other
+        work keeps the cores busy.
+        """
+        w = rows(self.node, self.node.operands[1].array)
+        return w[:, np.unique(np.linspace(0, w.shape[1] - 1, ROWS).astype(int))].astype("f")
+
+
+def reads(graph: Graph) -> dict[Node, list[Read]]:
+    """What products of constant weights read -> what is to be seen of each of them."""
+    found: dict[Node, list[Read]] = {}
+    for node in graph.nodes:
+        if node.op in ("Conv", "MatMul") and takes(node):
+            found.setdefault(node.operands[0], []).append(Read(node))
+    return found
+
+
+def takes(node: Node) -> bool:
+    """Whether a node is a product whose moments can be had: of constant weights [O,C,*] or [K,N],
+    and static shapes.
+    """
+    if not by_rows(node) or node.dtype != "float32":
+        return False
+    x, w = node.operands[:2]
+    return w.is_constant and not x.is_constant and x.type.static and node.type.static
+
+
+def by_rows(node: Node) -> bool:
+    """Whether `rows` can tell a node's weights."""
+    return node.op == "Conv" or (node.op == "MatMul" and node.operands[1].type.rank == 2)
+
+
+def size_of(node: Node) -> tuple[int, int]:
+    """How many groups a product has, and how many numbers one of its outputs is a sum over."""
+    dims = node.operands[1].type.dims
+    return (1, dims[0]) if node.op == "MatMul" else (node.int("group"), prod(dims[1:]))
+
+
+def columns_of(node: Node, x: Array, most: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """A product's first operand -> the columns that it multiplies, [G,K,P]; at most `most` of each
+    image of a batch.
+    """
+    if node.op == "MatMul":
+        flat = x.reshape(-1, x.shape[-1])
+        few = most * (x.shape[0] if x.ndim > 2 else 1)
+        return flat[some_of(len(flat), few, random)].astype(np.float32).T[None]
+    w = node.operands[1].type.dims
+    window = Window.of(node, x.shape[2:], w[2:])
+    counts = tuple(int(c) for c in window.outputs(x.shape[2:]))
+    padded = window.pad(np.moveaxis(x, 1, -1), counts, 0)
+    places = some_of(x.shape[0] * prod(counts), most * x.shape[0], random)
+    at = np.unravel_index(places, (x.shape[0], *counts))
+    taps = np.stack([tap[at] for tap in window.taps(padded, counts)], -1)  # [P,C,taps]
+    group = node.int("group")
+    made = taps.astype(np.float32).reshape(len(taps), group, -1)
+    return np.ascontiguousarray(made.transpose(1, 2, 0))
+
+
+def some_of(count: int, most: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """So many of `count` indices at most, drawn by chance, in order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(random.choice(count, most, replace=False))
+
+
+def rows(node: Node, weights: Array) -> Floats:
+    """A product's weights -> a row for each output, [G,O/G,K], in the order of its columns."""
+    if node.op == "MatMul":
+        return weights.T[None].astype(np.float64)
+    group = node.int("group")
+    return weights.reshape(group, weights.shape[0] // group, -1).astype(np.float64)
+
+
+def unrows(node: Node, made: Numbers) -> Numbers:
+    """The reverse of `rows`, in the dtype that the rows have."""
+    dims = node.operands[1].type.dims
+    return np.ascontiguousarray(made[0].T) if node.op == "MatMul" else made.reshape(dims)

@@ -1,0 +1,491 @@
+"""Sizes, numbers and lengths that a model file may have, against what compiling it may take.
+
+No test measures seconds: how a cost grows is measured in calls of Python functions, memory by the
+system's own count of a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx.helper import make_node
+
+import qcompiler
+from qcompiler import plan as planning
+from qcompiler.errors import Error
+from qcompiler.ir import MAX_ELEMENTS, Node, Type, constant, placeholder
+from qcompiler.ops import known_value, make
+from qcompiler.ops.work import work
+from qcompiler.phases import SHARED, Turn, Work, turns
+from qcompiler.plan import Place
+
+Arrays = dict[str, object]
+SECONDS = 300
+"""A process that hangs is ended after so long, and its test has failed."""
+
+
+def model(
+    nodes: Sequence[NodeProto],
+    weights: Arrays,
+    inputs: dict[str, tuple[int, ...]],
+    opset: int = 20,
+) -> ModelProto:
+    """Nodes, constants and float inputs -> a model whose output is y."""
+    out = onnx.ValueInfoProto(name="y")
+    out.type.tensor_type.elem_type = 1
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info(k, 1, list(s)) for k, s in inputs.items()],
+        [out],
+        [numpy_helper.from_array(np.asarray(a), k) for k, a in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+F = np.float32
+CONV = {"w": np.ones((6, 4, 3, 3), F)}
+UP = {"w": np.ones((3, 4, 3, 3), F)}
+
+
+def one(op: str, weights: Arrays, shape: tuple[int, ...], **attrs: object) -> ModelProto:
+    """One operator on x and its constants."""
+    node = make_node(op, ["x", *weights], ["y"], **attrs)
+    return model([node], weights, {"x": shape})
+
+
+HUGE: dict[str, Callable[[], ModelProto]] = {
+    "pads": lambda: one("Conv", CONV, (1, 4, 16, 16), pads=[2147483647, 1, 1, 1]),
+    "a padded side": lambda: one("Conv", CONV, (1, 4, 16, 16), pads=[1 << 30] * 4),
+    "a stride": lambda: one("Conv", CONV, (1, 4, 16, 16), strides=[1 << 40, 2]),
+    "a dilation": lambda: one("Conv", CONV, (1, 4, 16, 16), dilations=[1 << 40, 1]),
+    "a window": lambda: one("MaxPool", {}, (1, 4, 16, 16), kernel_shape=[1 << 40, 1]),
+    "output padding": lambda: one(
+        "ConvTranspose", UP, (1, 3, 5, 7), strides=[2, 2], output_padding=[1, 2147483647]
+    ),
+    "a product": lambda: model(
+        [
+            make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+            make_node("MatMul", ["x", "t"], ["m"]),
+            make_node("ReduceMax", ["m"], ["y"]),
+        ],
+        {},
+        {"x": (1, 1 << 20, 8)},
+    ),
+    "repeats": lambda: one("Tile", {"r": np.array([1 << 33, 1])}, (2, 3)),
+    "an expansion": lambda: one("Expand", {"s": np.array([1 << 33, 2, 3])}, (2, 3)),
+    "padding": lambda: one("Pad", {"p": np.array([1 << 40, 0, 0, 0])}, (2, 3)),
+    "sizes to resize to": lambda: model(
+        [make_node("Resize", ["x", "", "", "s"], ["y"], mode="linear")],
+        {"s": np.array([1, 1, 1 << 20, 1 << 20])},
+        {"x": (1, 1, 4, 4)},
+    ),
+    "an input": lambda: one("Relu", {}, (1 << 40,)),
+    "pieces": lambda: model(
+        [make_node("Split", ["x"], ["y"], axis=0, num_outputs=1 << 40)], {}, {"x": (4,)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_size_beyond_what_kernels_count_is_one_error(name: str) -> None:
+    with pytest.raises(Error) as e:
+        qcompiler.compile(HUGE[name](), threads=1)
+    assert "\n" not in e.value.what
+
+
+def test_the_largest_tensor_has_as_many_elements_as_32_bits_count() -> None:
+    assert Type("int8", (MAX_ELEMENTS,)).fault == ""
+    assert "2147483648 elements" in Type("int8", (1 << 16, 1 << 15)).fault
+    assert "2147483648 elements" in Type("int8", (0, 1 << 31)).fault
+    assert "negative" in Type("int8", (-1,)).fault
+    x = placeholder("x", Type("float32", (1 << 16, 1)))
+    with pytest.raises(Error, match=r"here \(Mul\): the output .* has 4294967296 elements"):
+        make("Mul", x, placeholder("y", Type("float32", (1, 1 << 16))), name="here")
+
+
+LONG: dict[str, Callable[[], ModelProto]] = {
+    "strides of a transposed convolution": lambda: one(
+        "ConvTranspose", UP, (1, 3, 1, 7), strides=[1 << 30, 2], pads=[0, 0, 0, 0]
+    ),
+    "a batch": lambda: model(
+        [
+            make_node("Mul", ["x", "x"], ["t"]),
+            make_node("Softmax", ["t"], ["s"], axis=-1),
+            make_node("LeakyRelu", ["s"], ["y"], alpha=0.1),
+        ],
+        {},
+        {"x": (1 << 30,)},
+    ),
+    "a resize": lambda: model(
+        [
+            make_node("ConvTranspose", ["x", "w"], ["c"], strides=[2, 4095]),
+            make_node("Resize", ["c", "", "s"], ["y"], mode="linear"),
+        ],
+        {**UP, "s": np.array([1, 1, 2, 1.5], F)},
+        {"x": (1, 3, 5, 7)},
+    ),
+    "an Einsum of constants": lambda: model(
+        [
+            make_node("Einsum", ["a", "a", "a", "a"], ["e"], equation="i,j,k,l->"),
+            make_node("Mul", ["x", "e"], ["y"]),
+        ],
+        {"a": np.ones(3000, F)},
+        {"x": (1,)},
+    ),
+    "a window over constants": lambda: model(
+        [
+            make_node(
+                "MaxPool", ["a"], ["e"], kernel_shape=[3, 3], pads=[1 << 15] * 4, strides=[9999] * 2
+            ),
+            make_node("ReduceMax", ["e"], ["m"]),
+            make_node("Mul", ["x", "m"], ["y"]),
+        ],
+        {"a": np.ones((1, 1, 1 << 16, 1), F)},
+        {"x": (1,)},
+    ),
+    "shapes filled with numbers": lambda: model(
+        [
+            make_node("ConstantOfShape", ["s"], ["c"]),
+            make_node("Erf", ["c"], ["e"]),
+            make_node("ReduceSum", ["e"], ["m"]),
+            make_node("Mul", ["x", "m"], ["y"]),
+        ],
+        {"s": np.array([1 << 15, 1 << 15])},
+        {"x": (1,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_number_of_a_small_file_takes_memory_or_time_without_end(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(LONG[name]().SerializeToString())
+    text = (
+        "import sys, resource, qcompiler\n"
+        "try: qcompiler.compile(sys.argv[1], threads=1)\n"
+        "except qcompiler.Error as e: print(e)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    )
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+
+    done = subprocess.run(
+        [sys.executable, "-c", text, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "allocate" not in done.stdout
+    assert int(done.stdout.splitlines()[-1]) < 4000
+
+
+def chain(count: int, link: Callable[[int, str, str], list[NodeProto]]) -> ModelProto:
+    """So many links, one after the other."""
+    nodes = [n for i in range(count) for n in link(i, f"t{i}", f"t{i + 1}")]
+    nodes += [make_node("Identity", [f"t{count}"], ["y"])]
+    shape = np.array([6], np.int64), np.array([2, 3], np.int64)
+    weights = {"flat": shape[0], "rows": shape[1], "half": np.array(0.5, F)}
+    return model([make_node("Identity", ["x"], ["t0"]), *nodes], weights, {"x": (2, 3)})
+
+
+def wide(count: int, join: str, **attrs: object) -> ModelProto:
+    """One value with so many readers, and one that reads them all."""
+    nodes = [make_node("Mul", ["x", f"c{i}"], [f"t{i}"]) for i in range(count)]
+    nodes += [make_node(join, [f"t{i}" for i in range(count)], ["y"], **attrs)]
+    return model(nodes, {f"c{i}": np.array((i + 1) * 0.5, F) for i in range(count)}, {"x": (2, 3)})
+
+
+LENGTHS: dict[str, Callable[[int], ModelProto]] = {
+    "additions": lambda n: chain(n, lambda i, a, b: [make_node("Add", [a, "x"], [b])]),
+    "nodes of one name": lambda n: chain(
+        n, lambda i, a, b: [make_node("Add", [a, "x"], [b], name="same")]
+    ),
+    "softmax and views": lambda n: chain(
+        n,
+        lambda i, a, b: [
+            make_node("Reshape", [a, "flat"], [f"f{i}"]),
+            make_node("Softmax", [f"f{i}"], [f"s{i}"], axis=-1),
+            make_node("Reshape", [f"s{i}", "rows"], [b]),
+        ],
+    ),
+    "products and functions": lambda n: chain(
+        n,
+        lambda i, a, b: [
+            make_node("Mul", [a, "half"], [f"m{i}"]),
+            make_node("Tanh", [f"m{i}"], [b]),
+        ],
+    ),
+    "values that are joined": lambda n: wide(n, "Concat", axis=0),
+    "values that are added": lambda n: wide(n, "Sum"),
+    "pieces": lambda n: model(
+        [
+            make_node("Split", ["x"], [f"t{i}" for i in range(n)], axis=0, num_outputs=n),
+            make_node("Concat", [f"t{n - 1 - i}" for i in range(n)], ["y"], axis=0),
+        ],
+        {},
+        {"x": (n, 3)},
+    ),
+}
+
+
+def calls(made: ModelProto) -> int:
+    """How many Python functions are called from the file to the plan."""
+    from qcompiler import driver, plugins
+
+    count = 0
+
+    def seen(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    device = plugins.device("x86_avx2", 2)
+    sys.setprofile(seen)
+    try:
+        driver.prepare(made, driver.Options(target="x86_avx2"), device, driver.Watch())
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_four_times_as_many_nodes_take_about_four_times_as_long(name: str) -> None:
+    calls(LENGTHS[name](8))  # what is loaded and remembered once
+    few, many = calls(LENGTHS[name](150)), calls(LENGTHS[name](600))
+    assert many < 5 * few
+
+
+def test_thousands_of_values_are_joined_and_cut_right() -> None:
+    x = np.random.default_rng(0).standard_normal((200, 3)).astype(F)
+    run = qcompiler.load(qcompiler.compile(LENGTHS["pieces"](200), threads=1)).run
+    np.testing.assert_array_equal(run({"x": x})["y"], x[::-1])
+    x = x[:2]
+    for join, want in (
+        ("values that are joined", np.concatenate([x * F((i + 1) / 2) for i in range(200)])),
+        ("values that are added", x * F(sum(range(201)) / 2)),
+    ):
+        run = qcompiler.load(qcompiler.compile(LENGTHS[join](200), threads=1)).run
+        np.testing.assert_allclose(run({"x": x})["y"], want, rtol=1e-5)
+
+
+def test_loops_and_functions_make_no_more_nodes_than_a_file_of_their_size_may() -> None:
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    functions = [
+        helper.make_function(
+            "own",
+            f"F{depth}",
+            ["a"],
+            ["y"],
+            [make_node("Relu", ["a"], ["y"])]
+            if not depth
+            else [
+                make_node(f"F{depth - 1}", ["a"], ["t"], domain="own"),
+                make_node(f"F{depth - 1}", ["t"], ["y"], domain="own"),
+            ],
+            imports,
+        )
+        for depth in range(17)
+    ]
+    made = model([make_node("F16", ["x"], ["y"], domain="own")], {}, {"x": (2,)})
+    made.functions.extend(functions)
+    made.opset_import.extend(imports[1:])
+    with pytest.raises(Error, match="loops and functions make more than"):
+        qcompiler.compile(made, threads=1)
+
+
+def test_what_an_operator_takes_is_known_before_it_is_computed() -> None:
+    a = constant(np.ones((1, 1, 4, 4), F))
+    w = constant(np.ones((1, 1, 3, 3), F))
+    padded = make("Conv", a, w, pads=(1 << 13,) * 4, strides=(9999, 9999))
+    assert padded.type.size < 100
+    assert work(padded) > 1 << 28
+    assert work(make("Conv", a, w)) < 1 << 17
+    shape = constant(np.array([4, 4]))
+    assert known_value(make("Expand", constant(np.ones(1, F)), shape)) is not None
+    assert known_value(make("ReduceSum", padded)) is None
+
+
+def _span(rng: random.Random) -> Place:
+    space = rng.choice(["input", "output", "weights", "workspace", "workspace"])
+    at = rng.randrange(3) if space != "workspace" else rng.randrange(20) * 64
+    return Place(space, at, rng.choice([1, 64, 100, 640]))
+
+
+def _overlap(a: Place, b: Place) -> bool:
+    if a.space != b.space or a.space == "weights":
+        return False
+    if a.space in ("input", "output"):
+        return a.offset == b.offset
+    return a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
+
+
+def test_a_step_waits_for_all_that_touched_its_bytes_and_for_nothing_else() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        steps = [
+            Work(
+                tuple(_span(rng) for _ in range(2)),
+                (_span(rng),),
+                rng.random() < 0.4,
+                rng.random(),
+            )
+            for _ in range(25)
+        ]
+        found = turns(steps, 3)
+        since: list[tuple[Work, Turn]] = []
+        for step, turn in zip(steps, found, strict=True):
+            before = {
+                t.owner
+                for other, t in since
+                if any(_overlap(a, b) for a in step.reads for b in other.writes)
+                or any(_overlap(a, b) for a in step.writes for b in (*other.reads, *other.writes))
+            }
+            alone = not step.shared and len(before) == 1 and SHARED not in before
+            assert turn.waits == bool(before and not alone)
+            if turn.waits:
+                since = []
+            since.append((step, turn))
+
+
+@pytest.mark.parametrize("fitted", [0, 5, 30, 2000])
+def test_buffers_that_live_at_once_share_no_byte(
+    fitted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "FITTED", fitted)
+    for seed in range(60):
+        rng = random.Random(seed)
+        starts = [rng.randrange(60) for _ in range(100)]
+        made = [
+            planning._Buffer(rng.choice([1, 64, 100, 5000]), s, s + rng.choice([0, 1, 30]))
+            for s in starts
+        ]
+        memory = planning._Memory.__new__(planning._Memory)
+        memory.buffers = {constant(np.zeros(1)): b for b in made}
+        memory.scratches = []
+        memory.placed()
+        for i, a in enumerate(made):
+            assert a.offset % 64 == 0
+            assert 0 <= a.offset <= a.end <= memory.bytes
+            for b in made[:i]:
+                if a.first <= b.last and b.first <= a.last:
+                    assert a.end <= b.offset or b.end <= a.offset
+
+
+def test_a_full_temporary_folder_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mounted, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs the right to mount it")
+    made = tmp_path / "model.onnx"
+    made.write_bytes(LENGTHS["additions"](3).SerializeToString())
+    text = (
+        "import sys, tempfile\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "from qcompiler.cli import main\n"
+        "sys.exit(main(['compile', sys.argv[2], '-o', sys.argv[3]]))"
+    )
+    out = tmp_path / "out.qc"
+    try:
+        command = [sys.executable, "-c", text, str(folder), str(made), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        left = os.listdir(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "TMPDIR" in done.stderr
+    assert not left
+    assert not out.exists()
+
+
+def pipes(folder: Path) -> list[Callable[[], object]]:
+    """Every place that opens a file, given a pipe that nobody writes into."""
+    pipe = folder / "a.npz"
+    os.mkfifo(pipe)
+    small = LENGTHS["additions"](3)
+
+    def calibrated() -> object:
+        return qcompiler.compile(small, precision="int8", calibration=str(folder))
+
+    def measured() -> object:
+        from qcompiler.calibrate import Statistics
+
+        return Statistics.read(pipe)
+
+    def labelled() -> object:
+        from qcompiler.metrics import labels_of
+
+        return labels_of(pipe, 1, 1)
+
+    def device() -> object:
+        from qcompiler import plugins
+
+        os.mkfifo(folder / "board.toml")
+        return plugins.device(str(folder / "board.toml"))
+
+    return [calibrated, measured, labelled, device, lambda: qcompiler.compile(pipe)]
+
+
+def test_a_pipe_is_refused_wherever_a_file_is_opened(tmp_path: Path) -> None:
+    for index, use in enumerate(pipes(tmp_path)):
+        child = os.fork()
+        if not child:
+            try:
+                use()
+            except Error:
+                os._exit(0)
+            os._exit(1)
+        _ended(child, index)
+
+
+def _ended(child: int, index: int) -> None:
+    """A child process -> that it ended well, and not never."""
+    import time
+
+    for _ in range(SECONDS * 10):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0, f"place {index}"
+            return
+        time.sleep(0.1)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    raise AssertionError(f"place {index} waits for a pipe")
+
+
+def test_data_beside_where_a_linked_model_lies_is_read(tmp_path: Path) -> None:
+    from qcompiler.onnx_reader import read
+    from tests.hostile import SECRET, external_model
+
+    blobs, shown = tmp_path / "blobs", tmp_path / "snapshots" / "1" / "onnx"
+    blobs.mkdir()
+    shown.mkdir(parents=True)
+    (blobs / "aa").write_bytes(external_model(location="w.bin").SerializeToString())
+    (blobs / "bb").write_bytes(SECRET)
+    (shown / "model.onnx").symlink_to("../../../blobs/aa")
+    (shown / "w.bin").symlink_to("../../../blobs/bb")
+    (add,) = read(shown / "model.onnx").outputs
+    weight: Node = add.operands[1]
+    assert weight.array.tobytes() == SECRET
+    (tmp_path / "secret").write_bytes(SECRET)
+    (shown / "w.bin").unlink()
+    (shown / "w.bin").symlink_to("../../../secret")
+    with pytest.raises(Error, match="a link out of the model's folder"):
+        read(shown / "model.onnx")
