@@ -37,7 +37,7 @@ KEPT = frozenset(
 class FoldConstants:
     """op(constant, ...) -> constant, within a budget of bytes."""
 
-    max_numbers: int = 1 << 25
+    max_numbers: int = 1 << 27
     total_bytes: int = 1 << 30
     total_work: int = 1 << 32
     growth: float = 4.0
