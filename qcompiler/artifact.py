@@ -147,7 +147,7 @@ class Artifact:
     @cached_property
     def weights_digest(self) -> str:
         """SHA-256 of the weights, as kernels read them."""
-        return hashlib.sha256(self.weights).hexdigest()
+        return hashlib.sha256(self.weights.data).hexdigest()
 
     @property
     def bytes(self) -> int:

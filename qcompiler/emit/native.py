@@ -134,7 +134,7 @@ def _signature(plan: Plan) -> tirx.PrimFunc:
     named = zip(graph.output_names, graph.outputs, strict=True)
     outputs = [(name, n.dtype, n.type.dims) for name, n in named]
     sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.device.threads)
-    digest = hashlib.sha256(plan.weights).hexdigest()
+    digest = hashlib.sha256(plan.weights.data).hexdigest()
     signed = signature(inputs, outputs, sizes, plan.device.isa.cpu_flags, digest)
     b = Builder("qcompiler_signature")
     b.pointer("found", "int32").store(0, const(signed))
