@@ -423,7 +423,9 @@ class TirMath:
         return self._function(polynomials.pow, tirx.pow, x, y)
 
     def _integer_pow(self, x: Vec, y: Vec) -> Vec:
-        """Squares, as many as the exponent has bits."""
+        """Squares, as many as the exponent has bits. They go through memory: TVM writes scalars out
+        in terms of those before, and each would be twice as long as the one before.
+        """
         negative = y < 0
         if y.value is not None and 0 <= y.value < 8:
             power = self.like(1, x)
@@ -432,9 +434,11 @@ class TirMath:
             return power
         left = self.where(negative, 0, y)
         power, square = self.widen(self.like(1, x), max(x.lanes, y.lanes)), x
+        held = self.builder.registers(x.dtype, x.lanes, 1, "square")
         for _ in range(tir.bits(y.dtype) - y.is_signed):
             power = self.where((left & 1) != 0, power * square, power)
-            left, square = left >> 1, square * square
+            held[0] = (square * square).expr
+            left, square = left >> 1, self.vec(held[0], x.dtype)
         if not y.is_signed:
             return power
         odd = (y & 1) != 0
