@@ -29,10 +29,11 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @cache
 def isas() -> tuple[Isa, ...]:
-    """The instruction sets that this CPU can run."""
+    """The instruction sets that this CPU can run, those of the longest vectors last."""
     plugins.load_all()
     have = cpu.features()
-    return tuple(i for i in ISAS.values() if i.cpu_flags and i.cpu_flags <= have)
+    found = [i for i in ISAS.values() if i.cpu_flags and i.cpu_flags <= have]
+    return tuple(sorted(found, key=lambda i: i.vector_bytes))
 
 
 @cache

@@ -34,7 +34,7 @@ def model(
     out.type.tensor_type.elem_type = 1
     held = [numpy_helper.from_array(v, k) for k, v in (constants or {}).items()]
     graph = helper.make_graph(nodes, "g", ins, [out], held)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 SHAPED_BY_DATA = {
@@ -76,11 +76,11 @@ def test_a_shape_that_is_calculated_names_the_input_that_it_comes_from() -> None
 
 
 def test_a_missing_kernel_is_told_with_its_dtype_and_the_rule_s_reason() -> None:
-    nodes = [NODE("MatMul", ["x", "w"], ["y"], name="mine")]
-    whole = model(nodes, {"x": X.astype(np.int32)}, {"w": np.ones((4, 2), np.int32)})
+    nodes = [NODE("DequantizeLinear", ["x", "s"], ["y"], name="mine", axis=0, block_size=2)]
+    whole = model(nodes, {"x": np.ones((4, 3), np.int8)}, {"s": np.ones((2, 3), np.float32)})
     with pytest.raises(qcompiler.Error) as e:
         qcompiler.compile(whole)
-    assert "MatMul of int32: mine (there are no int32 products)" in str(e.value)
+    assert "DequantizeLinear of int8: mine (a scale for each block)" in str(e.value)
 
 
 def test_a_missing_kernel_is_told_with_the_operand_that_only_running_tells() -> None:
