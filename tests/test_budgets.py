@@ -264,6 +264,7 @@ def calls(made: ModelProto) -> int:
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LENGTHS)
 def test_four_times_as_many_nodes_take_about_four_times_as_long(name: str) -> None:
     calls(LENGTHS[name](8))  # what is loaded and remembered once

@@ -30,6 +30,8 @@ ULPS = 3
 
 Sets = list[tuple[list[Array], list[Array]]]
 
+pytestmark = pytest.mark.slow  # minutes; .ci/run runs them all the same
+
 
 @cache
 def cases() -> list[TestCase]:

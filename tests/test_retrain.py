@@ -107,6 +107,7 @@ def test_every_operator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     found.sum().backward()
 
 
+@pytest.mark.slow
 def test_weights_learn_what_three_bits_cost() -> None:
     training = retrain.Training(batches(20), epochs=6, rate=1e-2)
     tuned = retrain.retrain(digits(), options("quantize_static{weight_bits=3}"), training, Watch())
@@ -130,6 +131,7 @@ def test_pruned_weights_stay_zero_and_learn_from_the_original() -> None:
     assert all(np.mean(w == 0) > 0.65 for w in weights if w.size > 100)
 
 
+@pytest.mark.slow
 def test_ternary_weights_learn_and_are_found_again() -> None:
     """What was trained is what the same flags compile: the tuned weights are ternary already."""
     flags = Options(input_shapes=SHAPES, passes=("quantize_weights{scheme=ternary}",))
