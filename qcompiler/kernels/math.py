@@ -1,4 +1,4 @@
-"""A formula of ops/ on TIR vectors -> branch-free vector code.
+"""A formula of ops/ on TIR vectors -> vector code, branch-free but for `unless`.
 
 `TirMath` is the arithmetic of ops/math.py over `Vec`, a TIR expression of some lanes (one lane: a
 scalar). Every result is bound to a variable of the function being built, so a value that is used
