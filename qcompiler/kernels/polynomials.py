@@ -14,7 +14,8 @@ the Cephes library; for erf, the exponential form that N. Juffa has described.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import inf, nan, pi, sqrt
 from typing import TYPE_CHECKING
 
@@ -293,7 +294,9 @@ def _far_turns(m: TirMath, x: Vec) -> tuple[Vec, Vec]:
 
 def pow(m: TirMath, x: Vec, y: Vec) -> Vec:
     """x^y with C's special cases, through float64 logarithm and exponential."""
-    short = {0.5: m.sqrt, 1.0: _itself, 2.0: _square, 3.0: _cube, -1.0: _inverse}
+    short: Mapping[float | None, Callable[[Vec], Vec]] = {
+        **{0.5: partial(_root, m), 1.0: _itself, 2.0: _square, 3.0: _cube, -1.0: _inverse}
+    }
     if y.value in short:
         return short[y.value](x)
     size = m.abs(x)
@@ -305,6 +308,11 @@ def pow(m: TirMath, x: Vec, y: Vec) -> Vec:
     result = m.where(invalid, nan, signed)
     result = m.where((x == -1.0) & (m.abs(y) == inf), 1.0, result)
     return m.where((x == 1.0) | (y == 0.0), 1.0, result)
+
+
+def _root(m: TirMath, x: Vec) -> Vec:
+    """x^0.5, which is positive for -0 and minus infinity: what is twice itself."""
+    return m.sqrt(m.where(x + x == x, m.abs(x), x))
 
 
 def _itself(x: Vec) -> Vec:
