@@ -7,8 +7,9 @@ import pytest
 from kernel_harness import check, vector_isas
 
 from qcompiler import plugins
-from qcompiler.ir import Array, Node, Type, constant, placeholder
-from qcompiler.ops import make, meaning
+from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
+from qcompiler.ops import evaluate, make, meaning
+from qcompiler.rewrite import PASSES, Rule, rewrite
 
 plugins.load_all()
 ISA = vector_isas()[-1]
@@ -176,3 +177,25 @@ def test_the_largest_of_booleans() -> None:
         for axes in ([0], [1], [0, 1]):
             made = make(op, a, constant(np.array(axes)))
             check(made, made, (x,), (a,), ISA)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("exponent", [0.5, -0.5, 2, 3, -1, 1, 0])
+def test_powers_of_zeros_and_infinities_are_cs(exponent: float, dtype: str) -> None:
+    """As single numbers to the C library, through the passes and through a kernel."""
+    x = np.resize(np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 4, -4], dtype), 35)
+    (a,) = inputs(x)
+    power = make("Pow", a, constant(np.array(exponent, dtype)))
+    with np.errstate(all="ignore"):
+        each = [np.power(np.float64([v, v]), np.float64([exponent, 9]))[0] for v in x]
+    want = np.array(each).astype(dtype)
+    check(power, None, (x,), (a,), ISA, want=want)
+    graph = Graph((a,), (power,), ("y",))
+    rule = PASSES["fold_power"]
+    assert isinstance(rule, Rule)
+    folded = rewrite(graph, [rule])
+    for made in (graph, folded):
+        with np.errstate(all="ignore"):
+            got = evaluate(made, {"x0": x})["y"]
+        assert np.array_equal(got, want, equal_nan=True)
+        assert np.array_equal(np.signbit(got[want == 0]), np.signbit(want[want == 0]))

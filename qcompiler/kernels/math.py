@@ -1,4 +1,4 @@
-"""A formula of ops/ on TIR vectors -> branch-free vector code.
+"""A formula of ops/ on TIR vectors -> vector code, branch-free but for `unless`.
 
 `TirMath` is the arithmetic of ops/math.py over `Vec`, a TIR expression of some lanes (one lane: a
 scalar). Every result is bound to a variable of the function being built, so a value that is used
@@ -12,7 +12,7 @@ library, a lane at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -318,6 +318,22 @@ class TirMath:
         return bits, infinity.get(x.dtype, 0x7FF0000000000000)
 
     # -- rounding
+
+    def unless(
+        self, rare: Vec, usual: Sequence[Vec], otherwise: Callable[[], Sequence[Vec]]
+    ) -> list[Vec]:
+        """`usual`, but `otherwise()` in the lanes where the condition holds: behind a branch, so
+        that what is rare and slow costs a test where no lane needs it.
+        """
+        held = [self.builder.registers(v.dtype, v.lanes, 1) for v in usual]
+        for kept, value in zip(held, usual, strict=True):
+            kept[0] = value.expr
+        several = rare.lanes > 1
+        reduced = tir.llvm("bool", 1, "llvm.vector.reduce.or", rare.expr) if several else rare.expr
+        with self.builder.when(reduced):
+            for kept, value, other in zip(held, usual, otherwise(), strict=True):
+                kept[0] = self.where(rare, other, value).expr
+        return [self.vec(kept[0], v.dtype) for kept, v in zip(held, usual, strict=True)]
 
     def abs(self, x: Vec) -> Vec:
         """Absolute value."""

@@ -147,6 +147,9 @@ class NumpyMath:
 
     def pow(self, x: V, y: V) -> V:
         x, y = np.asarray(x), np.asarray(y)
+        if x.dtype.kind == "f" and y.size == 1 and y == 0.5:
+            # numpy takes the root, which differs from the power at -0 and minus infinity.
+            x = np.where(x + x == x, np.abs(x), x)
         if x.dtype.kind == "f" or y.dtype.kind == "f":
             return np.power(x, y.astype(x.dtype) if x.dtype.kind == "f" else y).astype(x.dtype)
         inverse = self.trunc_div(np.ones_like(x), np.where(y % 2 == 0, x * x, x))

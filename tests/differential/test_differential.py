@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from onnx import parser
 
+from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.onnx_reader import read
+from qcompiler.ops import make
 
 from . import damage, mutants
 from .checks import check, described, differs
@@ -116,6 +118,20 @@ def test_bounds_follow_the_computation() -> None:
         assert differs(y.value, y) == ""
         assert differs(y.value + np.float32(1e-4), y)
         assert differs(i.value + 1, i)
+
+
+def test_sums_made_in_order_may_be_off_as_far_as_they_are() -> None:
+    x = np.full((2, 1040), 0.05, np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    for op in ("ReduceSum", "ReduceL1"):
+        graph = Graph((node,), (make(op, node, constant(np.array([1])), keepdims=0),), ("y",))
+        (plain,) = references(graph, {"x": x}, kernels=False).values()
+        (y,) = references(graph, {"x": x}, kernels=False, in_order=True).values()
+        got = np.cumsum(x, axis=1)[:, -1]
+        assert differs(got, plain)
+        assert differs(got, y) == ""
+        assert y.bound.max() < 3 * 1039 * 2.0**-24 * 52
+        assert differs(got + np.float32(0.02), y)
 
 
 def test_wrong_answers_and_crashes_are_seen_and_made_small(tmp_path: Path) -> None:
