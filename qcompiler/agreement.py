@@ -134,16 +134,26 @@ def _decibels(signal: float, noise: float) -> float:
 
 def _worst(graph: Graph, coarse: Graph, seen: Mapping[str, Array]) -> tuple[str, float]:
     """The product that loses most by the rounding of what it reads and of its weights."""
-    exact = {n.name: n.operands[1] for n in graph.nodes if n.op in PRODUCTS}
+    names, exact = value_names(graph), _products(graph)
     worst, least = "", math.inf
-    for node in coarse.nodes:
-        if node.op not in PRODUCTS or node.name not in seen or node.name not in exact:
+    for name, nodes in _products(coarse).items():
+        if len(nodes) != len(exact.get(name, ())):
             continue
-        power = float(np.square(seen[node.name].astype(np.float64)).mean())
-        found = _decibels(power, _noise(node, exact[node.name], seen))
-        if found < least:
-            worst, least = node.name, found
+        for node, was in zip(nodes, exact[name], strict=True):
+            if (value := seen.get(names.get(was, ""))) is not None:
+                power = float(np.square(value.astype(np.float64)).mean())
+                found = _decibels(power, _noise(node, was.operands[1], seen))
+                worst, least = (name, found) if found < least else (worst, least)
     return worst, least
+
+
+def _products(graph: Graph) -> dict[str, list[Node]]:
+    """Products by name, in the graph's order: those that were split share one."""
+    found: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op in PRODUCTS:
+            found.setdefault(node.name, []).append(node)
+    return found
 
 
 def _noise(node: Node, exact: Node, seen: Mapping[str, Array]) -> float:
