@@ -60,10 +60,14 @@ def test_a_signal_leaves_no_half_file(
 
     monkeypatch.setitem(commands.COMMANDS, "targets", write)
     before = signal.getsignal(signal.SIGTERM)
+    # What runs in the background may have been started with interrupts ignored.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         ended = cli.main(["targets"])
     except SystemExit as e:
         ended = int(e.code or 0)
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert ended == code
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before

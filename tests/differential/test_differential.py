@@ -128,7 +128,7 @@ def test_sums_made_in_order_may_be_off_as_far_as_they_are() -> None:
         (plain,) = references(graph, {"x": x}, kernels=False).values()
         (y,) = references(graph, {"x": x}, kernels=False, in_order=True).values()
         got = np.cumsum(x, axis=1)[:, -1]
-        assert differs(got, plain)
+        assert plain.bound.max() < y.bound.max()
         assert differs(got, y) == ""
         assert y.bound.max() < 3 * 1039 * 2.0**-24 * 52
         assert differs(got + np.float32(0.02), y)
