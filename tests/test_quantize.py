@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from oracles import nncf_quantized, onnxruntime_outputs, onnxruntime_quantized
 from qcompiler.passes import quantize_ranges
 
+import qcompiler
 from qcompiler import ops
 from qcompiler.calibrate import calibrate
 from qcompiler.errors import Error
@@ -616,3 +618,12 @@ def test_values_of_very_different_ranges_share_no_scale(
     assert ("times apart" in caplog.text) == (join not in ("Slice", "Split"))
     if join in ("Identity", "Relu", "MatMul"):
         assert not float_products(small), "each part keeps its own step, and nothing stays float"
+
+
+def test_a_model_without_activations_is_calibrated() -> None:
+    nodes = [helper.make_node("Transpose", [a], [b], perm=[1, 0, 2]) for a, b in ("xh", "hy")]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 1]) for n in "xy")
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]))
+    sample = {"x": np.ones((1, 1, 1), np.float32)}
+    artifact = qcompiler.compile(model, precision="int8", calibration=[sample])
+    np.testing.assert_array_equal(qcompiler.load(artifact).run(sample)["y"], sample["x"])

@@ -310,4 +310,5 @@ def _sequence(statements: Sequence[Statement]) -> Statement:
 
 def _function(params: Sequence[Value], statements: Sequence[Statement]) -> tirx.PrimFunc:
     zero = tirx.Return(_int(0))
-    return tirx.PrimFunc(list(params), tirx.SeqStmt([*statements, zero]), _INT)
+    body = tirx.SeqStmt([*statements, zero]) if statements else zero
+    return tirx.PrimFunc(list(params), body, _INT)

@@ -46,6 +46,8 @@ PRODUCTS = frozenset({
     "attention", "conv", "matmul", "matmul_narrow", "recurrent", "QLinearConv", "QLinearMatMul",
 })
 """May be calculated by transforms, whose errors are small against the largest operand."""
+PLAIN = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "conv", "matmul"})
+"""Their outputs are sums of products of their first two operands."""
 SUMS = PRODUCTS | frozenset({
     "AveragePool", "BatchNormalization", "CumSum", "GlobalAveragePool", "GridSample",
     "GroupNormalization", "InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax",
@@ -265,8 +267,14 @@ def _terms(node: Node, array: Array, noise: _Noise) -> Array:
 
 
 def _against(node: Node, arrays: tuple[Array | None, ...], output: Array) -> Array | float:
-    """Functions of one value may cancel inside: they are as exact as their operand is large."""
+    """Functions of one value may cancel inside: they are as exact as their operand is large. So may
+    sums: float32 terms are moved themselves, those of narrow floats are too coarse for that.
+    """
     first = arrays[0] if arrays else None
+    if first is not None and node.op in PLAIN and first.dtype.name in ("bfloat16", "float16"):
+        with np.errstate(all="ignore"):
+            terms = meaning(node, tuple(None if a is None else np.abs(a) for a in arrays))[0]
+        return np.nan_to_num(terms.astype(np.float64), posinf=0.0)
     if node.op in SUMS or first is None or "float" not in first.dtype.name:
         return 0.0
     if len([a for a in arrays if a is not None]) > 1 or first.shape != output.shape:
