@@ -46,6 +46,8 @@ PRODUCTS = frozenset({
     "attention", "conv", "matmul", "matmul_narrow", "recurrent", "QLinearConv", "QLinearMatMul",
 })
 """May be calculated by transforms, whose errors are small against the largest operand."""
+CENTRED = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization"})
+"""onnxruntime scales values and their mean before it subtracts: both are as exact as the largest."""
 PLAIN = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "conv", "matmul"})
 """Their outputs are sums of products of their first two operands."""
 SUMS = PRODUCTS | frozenset({
@@ -262,7 +264,8 @@ def _terms(node: Node, array: Array, noise: _Noise) -> Array:
     if array.dtype != np.float32 or array.size == 0:
         return array
     finite = np.abs(array[np.isfinite(array)])
-    largest = float(finite.max(initial=0)) if node.op in PRODUCTS or node.op in PLACED else 0.0
+    against = node.op in PRODUCTS or node.op in PLACED or (noise.in_order and node.op in CENTRED)
+    largest = float(finite.max(initial=0)) if against else 0.0
     return noise.moved(array, largest * (8 if node.op in PLACED else 1))
 
 
