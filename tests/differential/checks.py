@@ -19,7 +19,7 @@ from qcompiler.runtime import load
 
 from .generate import Case
 from .poison import BYTES, poisoned, stir
-from .reference import DRIFTING, Reference, references
+from .reference import CENTRED, DRIFTING, Reference, references
 
 References = Mapping[str, Reference]
 
@@ -133,13 +133,13 @@ def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
     if run is None or case.kind == "odd" or any(map(_between, case.model.graph.node)):
         return
     graph = read(case.model)
-    drifts = any(node.op in DRIFTING for node in graph.nodes)
+    coarser = any(node.op in DRIFTING or node.op in CENTRED for node in graph.nodes)
     for feed, references_ in zip(case.feeds, wanted, strict=False):
         try:
             got = run(feed)
         except Exception:  # it has no common class for what it refuses
             return
-        if drifts:
+        if coarser:
             references_ = references(graph, feed, kernels=False, in_order=True)
         _compare("meaning against onnxruntime", got, references_, outcome)
 

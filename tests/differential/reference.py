@@ -47,7 +47,7 @@ PRODUCTS = frozenset({
 })
 """May be calculated by transforms, whose errors are small against the largest operand."""
 CENTRED = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization"})
-"""onnxruntime scales values and their mean before it subtracts: both are as exact as the largest."""
+"""onnxruntime scales values and their mean, and subtracts then: as exact as the largest of them."""
 PLAIN = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "conv", "matmul"})
 """Their outputs are sums of products of their first two operands."""
 SUMS = PRODUCTS | frozenset({
