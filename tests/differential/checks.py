@@ -29,10 +29,11 @@ twice as many: a wrong scale, or an operator lowered wrongly in every graph alik
 """
 # fmt: off
 EDGED = frozenset({
-    "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "Less",
-    "LessOrEqual", "Round", "Shrink", "Sign", "ThresholdedRelu", "TopK", "Where",
+    "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "GroupNormalization",
+    "Hardmax", "InstanceNormalization", "LayerNormalization", "Less", "LessOrEqual", "Round",
+    "Shrink", "Sign", "ThresholdedRelu", "TopK", "Where",
 })
-"""Where a small change may become a large one."""
+"""Where a small change may become a large one: norms divide by what differs, be it ever so little."""
 # fmt: on
 
 
