@@ -33,7 +33,7 @@ EDGED = frozenset({
     "Hardmax", "InstanceNormalization", "LayerNormalization", "Less", "LessOrEqual", "Round",
     "Shrink", "Sign", "ThresholdedRelu", "TopK", "Where",
 })
-"""Where a small change may become a large one: norms divide by what differs, be it ever so little."""
+"""Where a small change may become a large one: norms divide by what differs, be it so little."""
 # fmt: on
 
 
