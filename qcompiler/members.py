@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
+from qcompiler.files import without_waiting
 
 ALIGN = 64
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
@@ -45,10 +46,6 @@ class Place:
 
 def opened(path: Path) -> BinaryIO:
     """A path -> the file; Error where it is none. It never waits, as for a pipe's writer."""
-
-    def without_waiting(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
     file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
