@@ -55,7 +55,7 @@ def layout_mat_mul_integer(node: Node) -> Node | Skip:
 def layout_conv_integer(node: Node) -> Node | Skip:
     """ConvInteger(x, w, a, b) -> Transpose(conv(Transpose(x), w') and its corrections)."""
     x, rank = node.operands[0], node.type.rank
-    if not all(i.type.static for i in (node, *node.operands)):
+    if not _static(node):
         return Skip("a shape is not known")
     w, zero_w = signed(node.operands[1], wide(input_at(node, 3)), first=True)
     zero_x = wide(input_at(node, 2))
@@ -77,7 +77,7 @@ def layout_conv_integer(node: Node) -> Node | Skip:
 def layout_q_linear_conv(node: Node) -> Node | Skip:
     """QLinearConv(x, w, bias) -> quantize(ConvInteger(x, w) + bias, s * t / r, zero)."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = node.operands[:8]
-    if not all(i.type.static for i in (node, *node.operands)):
+    if not _static(node):
         return Skip("a shape is not known")
     channel = channel_shape(node.type.rank, 1)
     sums = make("ConvInteger", x, w, x_zero, w_zero, name=node.name, **node.attrs)
@@ -92,13 +92,18 @@ def layout_q_linear_conv(node: Node) -> Node | Skip:
 def layout_q_linear_mat_mul(node: Node) -> Node | Skip:
     """QLinearMatMul(a, b) -> quantize(MatMulInteger(a, b), s * t / r, zero)."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.operands
-    if not all(i.type.static for i in (node, *node.operands)):
+    if not _static(node):
         return Skip("a shape is not known")
     if a_scale.type.rank == 1 and a_scale.type.size > 1:
         a_scale = reshape(a_scale, (a_scale.type.size, 1))
     sums = make("MatMulInteger", a, b, a_zero, b_zero, name=node.name)
     step = make("Mul", factors(a_scale, a_scale.type.dims), factors(b_scale, b_scale.type.dims))
     return _requantized(node, sums, step, y_scale, y_zero)
+
+
+def _static(node: Node) -> bool:
+    """Are all shapes known, of operands and of the result?"""
+    return all(i.type.static for i in (node, *node.operands))
 
 
 def _requantized(node: Node, sums: Node, step: Node, scale: Node, zero: Node) -> Node:

@@ -1,4 +1,4 @@
-"""What one core of a processor does in a cycle, as plain facts; the cost models read nothing else.
+"""What one core of a processor does in a cycle, as plain facts, which the cost models read.
 
 The models of kernels were fitted on a wide out-of-order x86 core, `REFERENCE`, whose facts are the
 defaults. What they count (products, loads, instructions, bytes) is divided by a core's own rates;

@@ -154,11 +154,8 @@ def _heights(problem: Problem, most: int) -> list[int]:
 def _threads(problem: Problem, product: Product, device: Device) -> int:
     """One where the work is too little to share."""
     work = problem.macs / (product.mac.lanes * product.mac.k)
-    return (
-        1
-        if max(work, _read_once(problem, product, device)) < device.core.worth_sharing
-        else device.threads
-    )
+    work = max(work, _read_once(problem, product, device))
+    return 1 if work < device.core.worth_sharing else device.threads
 
 
 def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int]]:
@@ -276,9 +273,8 @@ def _tile_cycles(
     issued = macs * product.instructions + loads + 3
     step = core.step_cycles(macs * product.multiplications, loads, issued)
     step = max(step, conflicts(problem, product, device, rows))
-    latency = (
-        1.0 if product.mac.temporaries else core.latency_cycles
-    )  # a sum apart from the products
+    apart = product.mac.temporaries  # the sum, from the products: only that is waited for
+    latency = 1.0 if apart else core.latency_cycles
     after = core.cycles(macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count)
     if problem.result_bytes == 1:
         return _to_bytes(core, rows, vectors, steps * max(step, latency), after)

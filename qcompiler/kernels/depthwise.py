@@ -38,8 +38,7 @@ from qcompiler.kernels.vec import Vec
 
 _ALIGN = 64
 _NS_EACH_VECTOR_TAP = 0.6
-"""The reference core's time for one tap of a vector of sums, loads and
-interleaving included."""
+"""The reference core's time for one tap of a vector of sums, loads and interleaving included."""
 
 
 @kernel("conv", rank=3, columns=(2, 3, 4, 6, 8))

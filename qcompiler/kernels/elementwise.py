@@ -18,8 +18,7 @@ _SLOW = frozenset(
     ["Exp", "Log", "Erf", "Tanh", "Gelu", "Sigmoid", "Swish", "Mish", "Softplus", "Pow", "Sin"]
 )
 _NODE_NS, _SLOW_NS = 0.02, 0.3
-"""The reference core's time for one element: a formula of a few instructions, a
-polynomial."""
+"""The reference core's time for one element: a formula of a few instructions, a polynomial."""
 
 
 def nanoseconds(region: Region, core: Core) -> float:

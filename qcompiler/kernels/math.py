@@ -201,8 +201,6 @@ class TirMath:
     def bitwise(self, name: str, a: Any, b: Any) -> Vec:
         """And, or, xor; of booleans too."""
         a, b = self.join(a, b)
-        if a.dtype == "bool" and name == "xor":
-            return self.bitwise("or", a & self.logical_not(b), self.logical_not(a) & b)
         # Of booleans too, instead of `tirx.Or`: TVM takes `a <= b or b < a` for true, NaN or not.
         emit = getattr(tirx, f"bitwise_{name}")
         return self.vec(emit(a.expr, b.expr), a.dtype)

@@ -25,7 +25,6 @@ from qcompiler.ops.pooling import lowest
 from qcompiler.ops.reduce import REAL
 
 NARROW = ("float16", "bfloat16")
-"""Sums that are formed side by side, so that no addition waits for the one before."""
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,15 @@ class Rows(Elements):
         self.count = prod(self.along)
         self.dtype = _WIDE.get(self.operand.dtype, self.operand.dtype)
 
+    def tasks(self, passes: int) -> int:
+        """Threads to share the rows among, each gone through so many times."""
+        rows, device = prod(self.kept), self.d.device
+        return tasks(device, device.core.mixed_ns(rows * self.count * _NS * passes), rows)
+
     def each(self, body: Callable[[Value, Value], None], passes: int = 1) -> Kernel:
         """body(number of the row, where it begins) for all rows."""
         rows = prod(self.kept)
-        count = tasks(
-            self.d.device, self.d.device.core.mixed_ns(rows * self.count * _NS * passes), rows
-        )
+        count = self.tasks(passes)
         with (
             share(self.b, count, rows) as (first, turns),
             self.b.serial(turns, "row", first) as i,
@@ -254,7 +257,7 @@ class _Best(Rows):
     def all_rows(self) -> Kernel:
         """All rows, shared among tasks; each holds the best of one."""
         b, rows = self.b, prod(self.kept)
-        count = tasks(self.d.device, self.d.device.core.mixed_ns(rows * self.count * _NS * 2), rows)
+        count = self.tasks(passes=2)
         with b.parallel(count) as task:
             mine = self.d.scratch() + b.let(task * self.task_bytes, "mine")
             self.values = mine.view(self.dtype)

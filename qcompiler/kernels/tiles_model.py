@@ -37,9 +37,7 @@ BLOCK_CYCLES = 60.0  # loops, addresses and what of the products' latency shows
 FEW_BLOCKS = 4  # of a panel: its first way to the nearest cache counts
 PACKED_SHARE = 2.5  # a right operand packed on the way, of the third cache's bytes a cycle
 VECTOR_SHARE = 0.85  # of the products a cycle, reached by vector kernels
-BARRIER = (
-    12.0  # of what is not worth sharing: a barrier, and of what comes from another core's cache
-)
+BARRIERS = 12.0  # take as long as work that is just worth sharing; see `_barrier`
 CACHE_SHARE = 0.75  # of a cache that one thing may count on
 
 
@@ -169,8 +167,8 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
             / (PACKED_SHARE * core.l3_bytes_per_cycle)
             / max(1, min(choice.row_tasks, p.images))
         )
-    launch = core.worth_sharing / BARRIER if choice.tasks > 1 else 0.0
-    return Cost(products, loads, finishes, right / _l3_bytes(core), copies, total + copies + launch)
+    total += copies + _barrier(core, choice.tasks)
+    return Cost(products, loads, finishes, right / _l3_bytes(core), copies, total)
 
 
 def near(choice: Choice, device: Device) -> Near:
@@ -231,6 +229,11 @@ def _first_read(device: Device, left: float, right: float, panel: float, units: 
     return panel / _l3_bytes(device.core) * (1 / units if stays else 1.0)
 
 
+def _barrier(core: Core, tasks: int) -> float:
+    """Cycles of a barrier, and of what comes from another core's cache."""
+    return core.worth_sharing / BARRIERS if tasks > 1 else 0.0
+
+
 def _l3_bytes(core: Core) -> float:
     """Bytes of tile rows a cycle and core, from the third-level cache."""
     return L3_GAIN * core.l3_bytes_per_cycle
@@ -272,7 +275,7 @@ def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     )
     single = multiply + vectors * finish
     tasks = 1 if single < core.worth_sharing else device.threads
-    return max(single / tasks, read / tasks) + (core.worth_sharing / BARRIER if tasks > 1 else 0.0)
+    return max(single / tasks, read / tasks) + _barrier(core, tasks)
 
 
 def _vector_mac(isa: Isa | None, p: Problem) -> Mac | None:
