@@ -105,7 +105,6 @@ class _Depthwise:
         ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
         ns /= 4 if product else 1
         self.tasks = tasks(device, ns, shape.images * shape.rows)
-        itemsize = tir.bits(self.x.dtype) // 8
         line = shape.width * shape.channels * tir.bits(self.x.dtype) // 8
         self.line_bytes = -(-line // _ALIGN) * _ALIGN + _ALIGN
 
