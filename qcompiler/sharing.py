@@ -8,11 +8,14 @@ whatever runs beside it.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
-from qcompiler.ir import Graph, numpy_dtype
+from qcompiler.ir import Graph, Node, numpy_dtype
 from qcompiler.isa import Device
+from qcompiler.ops.work import PACE, work
 from qcompiler.plan import Plan, Progress, Step, plan
 from qcompiler.refusals import Reasons
+from qcompiler.regions import regions
 
 WAKE_NS = 5_000
 """A worker that sleeps is woken: two system calls, measured on a virtual machine."""
@@ -26,6 +29,8 @@ that are divided take up to a tenth longer in all, which counts where no other c
 """
 
 _CALL_NS = 150.0
+_WINOGRAD = 4
+"""Transformed weights of float convolutions take up to so many times the room."""
 
 
 def planned(
@@ -34,10 +39,36 @@ def planned(
     """A plan; unless a number of threads was asked for, for one where more are not worth it.
     `reasons` as of `plan`.
     """
+    one = replace(device, threads=1)
+    if not asked and at_most(graph, device) < LEAST_NS:
+        return plan(graph, one, progress, reasons)
     made = plan(graph, device, progress, reasons)
     if asked or device.threads == 1 or saving(made) >= LEAST_NS:
         return made
-    return plan(graph, replace(device, threads=1), progress, reasons)
+    return plan(graph, one, progress, reasons)
+
+
+def at_most(graph: Graph, device: Device) -> float:
+    """What a plan's `saving` is below, as far as a graph tells without kernels: making these takes
+    most of the time of planning, and a network that is small anyway is planned once.
+    """
+    share = 1 - 1 / device.threads
+    found = 0.0
+    for region in regions(graph):
+        root = region.root
+        macs = 0.0 if root is None else _products(root)
+        moved = sum(n.type.bytes for n in (*region.inputs, region.output))
+        if root is not None and root.op == "conv" and root.dtype.startswith("float"):
+            moved += (_WINOGRAD - 1) * root.operands[1].type.bytes
+        found += max(0.0, _predicted(macs, root, moved, device) * share - SECTION_NS)
+    return found
+
+
+def _products(root: Node) -> float:
+    """Products that a node takes, or more; infinite where that is not known."""
+    if root.op == "conv":
+        return float(root.type.size * prod(root.operands[1].type.dims[:-1]))
+    return work(root) * PACE
 
 
 def saving(made: Plan) -> float:
@@ -55,11 +86,13 @@ def nanoseconds(step: Step, device: Device) -> float:
     """About what a step takes on one core: its products of vectors a cycle, and bytes at the pace
     of the outer caches.
     """
-    core = device.core
-    root = step.region.root
-    itemsize = (
-        numpy_dtype(root.operands[0].dtype).itemsize if step.kernel.macs and root is not None else 4
-    )
-    rate = core.hz / 1e9 * core.macs_per_cycle * device.isa.lanes(itemsize)
     moved = sum(p.bytes for p in (*step.operands, step.output))
-    return step.kernel.macs / rate + core.moved_ns(moved) + core.mixed_ns(_CALL_NS)
+    return _predicted(step.kernel.macs, step.region.root, moved, device)
+
+
+def _predicted(macs: float, root: Node | None, moved: int, device: Device) -> float:
+    core = device.core
+    multiplies = macs and root is not None and root.operands
+    itemsize = numpy_dtype(root.operands[0].dtype).itemsize if multiplies and root else 4
+    rate = core.hz / 1e9 * core.macs_per_cycle * device.isa.lanes(itemsize)
+    return macs / rate + core.moved_ns(moved) + core.mixed_ns(_CALL_NS)

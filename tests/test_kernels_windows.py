@@ -84,6 +84,22 @@ def test_depthwise_convolutions(window: tuple[int, ...], dtype: str, isa: Isa) -
     assert kernel_made.name.startswith("depthwise")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_rows_outside_the_image_are_read_by_the_code_of_all_others(dtype: str) -> None:
+    """Padding above and below adds little to a kernel, which is its time to compile, too."""
+
+    def lines(rows: int) -> int:
+        x = array_of(dtype, 1, 12, 12, 96)
+        node = given("x", x)
+        w = constant(array_of("float32" if dtype == "float32" else "int8", 5, 5, 1, 96))
+        root = make("conv", node, w, pads=(rows, 2, rows, 2), strides=(1, 1), group=96)
+        return len(
+            str(check(root, root, [x], [node], isas()[-1], rtol=1e-4, atol=1e-4).func).splitlines()
+        )
+
+    assert lines(2) < 1.2 * lines(0)
+
+
 @pytest.mark.parametrize("isa", ALL)
 def test_the_extreme_bytes_of_a_depthwise_convolution_do_not_saturate(isa: Isa) -> None:
     x = np.full((1, 6, 6, 40), 255, np.uint8)

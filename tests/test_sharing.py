@@ -6,8 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks import compile_time
+from qcompiler import sharing
 from qcompiler.driver import Options, Watch, make_plan
-from qcompiler.sharing import LEAST_NS, saving
+from qcompiler.ir import Graph
+from qcompiler.isa import Device
+from qcompiler.plan import Plan
+from qcompiler.sharing import LEAST_NS, at_most, saving
 
 
 def products(size: int) -> onnx.ModelProto:
@@ -40,3 +45,25 @@ def test_a_small_network_has_one_thread_unless_more_are_asked_for(
     for size, threads in ((64, 1), (1024, 4)):
         assert make_plan(products(size), Options(), Watch()).device.threads == threads
     assert make_plan(products(64), Options(threads=3), Watch()).device.threads == 3
+
+
+@pytest.mark.parametrize("kind", ["conv", "product"])
+@pytest.mark.parametrize("size", [8, 64, 256])
+def test_what_threads_save_is_less_than_a_graph_alone_tells(kind: str, size: int) -> None:
+    model = products(size) if kind == "product" else compile_time.conv(size)
+    made = make_plan(model, Options(target="x86_avx2", threads=4), Watch())
+    assert saving(made) <= at_most(made.graph, made.device)
+
+
+def test_a_small_network_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qcompiler.cpu.cores", lambda: 4)
+    threads: list[int] = []
+    real = sharing.plan
+
+    def counted(graph: Graph, device: Device, *others: object) -> Plan:
+        threads.append(device.threads)
+        return real(graph, device, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sharing, "plan", counted)
+    make_plan(products(64), Options(), Watch())
+    assert threads == [1]

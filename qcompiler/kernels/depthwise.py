@@ -10,8 +10,8 @@ for each task (a share of the output rows)
 Floats multiply one kernel row at a time. Integers take four kernel rows at once: the bytes of four
 input rows are interleaved, so that each lane of a four-way byte product holds one channel's column,
 and that work is shared by all output columns that see it. Columns outside the image are known when
-the code is made; output rows whose window leaves the image at the top or the bottom read a padded
-copy of their few input rows instead.
+the code is made; where a window leaves the image at the top or the bottom, the rows that are not
+there are read from one line of padding, by the same code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from qcompiler.kernels.vec import Vec
 
 _ALIGN = 64
 _NS_EACH_VECTOR_TAP = 0.6
-"""The reference core's time for one tap of a vector of sums, loads and interleaving included."""
+"""The reference core's time for one tap of a vector of sums, loads and
+interleaving included."""
 
 
 @kernel("conv", rank=3, columns=(2, 3, 4, 6, 8))
@@ -74,10 +75,9 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
 class _Columns:
     """What a tile reads: where column 0 of the tile is, and which of its columns are in memory."""
 
-    pointer: Pointer
+    lines: tuple[Pointer, ...]
+    """What each kernel row is multiplied with: a line of the image, or of padding."""
     base: Value
-    lines: tuple[Value, ...]
-    """Offset of each kernel row from `base`."""
     step: int
     """Elements from one input column to the next."""
     known: Callable[[int], bool]
@@ -106,12 +106,8 @@ class _Depthwise:
         ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
         ns /= 4 if product else 1
         self.tasks = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
-        itemsize = tir.bits(self.x.dtype) // 8
-        self.padded_width = (shape.columns - 1) * shape.window.strides[1] + shape.reach[1]
-        self.padded_width = max(self.padded_width, shape.left + shape.width)
-        line = self.padded_width * shape.channels * itemsize
-        self.line_bytes = -(-line // _ALIGN) * _ALIGN
-        self.copy_bytes = self.line_bytes * shape.window.kernel[0] + _ALIGN
+        line = shape.width * shape.channels * tir.bits(self.x.dtype) // 8
+        self.line_bytes = -(-line // _ALIGN) * _ALIGN + _ALIGN
 
     @property
     def _taps(self) -> int:
@@ -120,7 +116,7 @@ class _Depthwise:
     def kernel(self) -> Kernel:
         """Emit all of it."""
         s, d = self.s, self.d
-        scratch_bytes = self.copy_bytes * self.tasks if s.padded_rows else 0
+        scratch_bytes = self.line_bytes * self.tasks if s.padded_rows else 0
         scratch = d.scratch() if scratch_bytes else None
         with self.b.parallel(self.tasks) as task:
             self._rows(task, scratch)
@@ -166,8 +162,11 @@ class _Depthwise:
     def _rows(self, task: Value, scratch: Pointer | None) -> None:
         """One task's output rows."""
         s, b = self.s, self.b
+        padding = None
         if scratch is not None:
-            copy = scratch + b.let(task * self.copy_bytes, "mine")
+            mine = scratch + b.let(task * self.line_bytes, "mine")
+            padding = mine.view(self.x.dtype)
+            self._fill(padding)
         nodes = [n for n in self.d.region.nodes if n not in (self.d.root, self.summed)]
         given = (self.summed,)  # scalars are loaded here, once
         region, pointers = self.d.region, self.d.pointers
@@ -179,43 +178,50 @@ class _Depthwise:
             y = b.let(row % s.rows if s.images > 1 else row, "y")
             image = b.let(row // s.rows, "image") if s.images > 1 else tir.const(0)
             first = b.let(y * s.window.strides[0] - s.top, "first")
-            if scratch is None:
-                self._row_in_image(row, image, first)
-                return
-            last = first + (s.reach[0] - 1)
-            inside = tirx.all(first >= 0, last < s.height)
-            with b.when(inside):
-                self._row_in_image(row, image, first)
-            with b.otherwise():
-                self._copy(copy, image, first)
-                self._row_in_copy(row, copy)
+            origin, lines = self._lines(image, first, padding)
+            self._row(row, origin, lines)
 
-    def _row_in_image(self, row: Value, image: Value, first: Value) -> None:
-        """An output row whose window stays in the image's height."""
-        s, b = self.s, self.b
+    def _lines(
+        self, image: Value, first: Value, padding: Pointer | None
+    ) -> tuple[Value, tuple[Pointer, ...]]:
+        """The input rows of an output row, the first of which is `first`: where they begin in the
+        pointers, and a pointer for each.
+        """
+        s, b, x = self.s, self.b, self.d.pointers[self.x]
         line = s.width * s.channels
+        steps = [i * s.window.dilations[0] for i in range(s.window.kernel[0])]
         start = b.let((image * s.height + first) * line, "start")
-        lines = tuple(
-            tir.const(i * s.window.dilations[0] * line) for i in range(s.window.kernel[0])
-        )
-        pointer = self.d.pointers[self.x]
+        if padding is None:
+            return start, tuple(x + tir.const(i * line) for i in steps)
+        found = []
+        for i in steps:
+            there = tirx.all(first >= -i, first < s.height - i)
+            found.append(b.either(there, x + (start + i * line), padding, "line"))
+        return tir.const(0), tuple(found)
+
+    def _fill(self, padding: Pointer) -> None:
+        """A line of padding."""
+        lanes = self.isa.vector_bytes * 8 // tir.bits(self.x.dtype)
+        value = tir.const(self.d.root.int("pad_value"), padding.dtype, lanes)
+
+        def put(at: Value, count: int) -> None:
+            padding.store_first(count, at, value)
+
+        sweep(self.b, self.s.width * self.s.channels, lanes, put)
+
+    def _row(self, row: Value, origin: Value, lines: tuple[Pointer, ...]) -> None:
+        """An output row."""
+        s, b = self.s, self.b
         low, high = s.inside()
 
         def block(channel: Value, count: int, weights: Value) -> None:
             def tile(x: Value, size: int, left: int | None) -> None:
                 """`left`: the first input column, where it is known now."""
                 column = x * s.window.strides[1] - s.left
-                base = b.let(start + column * s.channels + channel, "base")
+                base = b.let(origin + column * s.channels + channel, "base")
                 known = (lambda j: True) if left is None else (lambda j: 0 <= left + j < s.width)
-                self._tile(
-                    _Columns(pointer, base, lines, s.channels, known),
-                    row,
-                    x,
-                    size,
-                    channel,
-                    count,
-                    weights,
-                )
+                columns = _Columns(lines, base, s.channels, known)
+                self._tile(columns, row, x, size, channel, count, weights)
 
             self._tiles(tile, low, high)
 
@@ -239,29 +245,6 @@ class _Depthwise:
             tile(tir.const(at), size, at * stride - s.left)
             at += size
 
-    def _row_in_copy(self, row: Value, copy: Pointer) -> None:
-        """An output row from a padded copy of its input rows."""
-        s, b = self.s, self.b
-        itemsize = tir.bits(self.x.dtype) // 8
-        line = self.line_bytes // itemsize
-        lines = tuple(tir.const(i * line) for i in range(s.window.kernel[0]))
-        pointer = copy.view(self.x.dtype)
-
-        def block(channel: Value, count: int, weights: Value) -> None:
-            def tile(x: Value, size: int) -> None:
-                base = b.let(x * (s.window.strides[1] * s.channels) + channel, "base")
-                columns = _Columns(pointer, base, lines, s.channels, lambda j: True)
-                self._tile(columns, row, x, size, channel, count, weights)
-
-            whole, rest = divmod(s.columns, self.tile)
-            if whole:
-                with b.serial(whole, "x") as i:
-                    tile(b.let(i * self.tile, "column"), self.tile)
-            if rest:
-                tile(tir.const(whole * self.tile), rest)
-
-        self._each_block(block)
-
     def _each_block(self, body: Callable[[Value, int, Value], None]) -> None:
         """body(first channel, channels that count, offset of the weights) for every block."""
         whole, rest = divmod(self.s.channels, self.block)
@@ -271,40 +254,6 @@ class _Depthwise:
                 body(self.b.let(i * self.block, "c"), self.block, self.b.let(i * size, "w"))
         if rest:
             body(tir.const(whole * self.block), rest, tir.const(whole * size))
-
-    def _copy(self, copy: Pointer, image: Value, first: Value) -> None:
-        """The input rows of one output row, with padding all around -> scratch."""
-        s, b = self.s, self.b
-        itemsize = tir.bits(self.x.dtype) // 8
-        source = self.d.pointers[self.x]
-        target = copy.view(self.x.dtype)
-        dtype = target.dtype
-        pad = tir.const(self.d.root.int("pad_value"), dtype)
-        width = self.isa.vector_bytes // itemsize
-        before, line = s.left * s.channels, s.width * s.channels
-        after = (self.padded_width - s.left - s.width) * s.channels
-
-        def fill(start: Value, length: int) -> None:
-            def put(at: Value, count: int) -> None:
-                target.store_first(count, start + at, tir.broadcast(pad, width))
-
-            sweep(b, length, width, put)
-
-        with b.serial(s.window.kernel[0], "k") as k:
-            y = b.let(first + k * s.window.dilations[0], "line")
-            to = b.let(k * (self.line_bytes // itemsize), "to")
-            with b.when(tirx.all(y >= 0, y < s.height)):
-                start = b.let((image * s.height + y) * line, "from")
-                fill(to, before)
-
-                def move(at: Value, count: int) -> None:
-                    got = source.load_first(count, start + at, width)
-                    target.store_first(count, to + before + at, got)
-
-                sweep(b, line, width, move)
-                fill(to + (before + line), after)
-            with b.otherwise():
-                fill(to, self.padded_width * s.channels)
 
     # -- a tile
 
@@ -383,8 +332,8 @@ class _Depthwise:
                 meets = self._meets(j, size)
                 if not meets or not columns.known(j):
                     continue  # nobody sees it, or it is zero
-                at = columns.base + columns.lines[i] + j * columns.step
-                x = load(self.d.m, columns.pointer, self.x.dtype, at, self.lanes, count)
+                at = columns.base + j * columns.step
+                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
                 value = self.b.let(self.d.m.cast(x, "float32").expr, "x")
                 for t, k in meets:
                     w = self.weights_float(weights, i * width + k)
@@ -464,8 +413,8 @@ class _Depthwise:
         if not columns.known(j):
             raw = tir.const(self.d.root.int("pad_value"), self.x.dtype, width)
         else:
-            at = self.b.let(columns.base + columns.lines[i] + j * columns.step, "at")
-            raw = load_bytes(columns.pointer, at, count, width)
+            at = self.b.let(columns.base + j * columns.step, "at")
+            raw = load_bytes(columns.lines[i], at, count, width)
         if product.flipped:
             raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
         return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")

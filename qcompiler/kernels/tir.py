@@ -153,8 +153,11 @@ def _wrapping_name(op: str, size: int, lanes: int) -> str:
 
 
 def wrapping_ir() -> str:
-    """LLVM functions behind `wrapping`."""
-    text = []
+    """LLVM functions behind `wrapping` and `Builder.either`."""
+    text = [
+        "define internal ptr @either_pointer(i32 %c, ptr %a, ptr %b) alwaysinline {\n"
+        "  %d = icmp ne i32 %c, 0\n  %r = select i1 %d, ptr %a, ptr %b\n  ret ptr %r\n}\n"
+    ]
     for op, word in _WRAPPING.items():
         for size in (32, 64):
             for lanes in (1, 2, 4, 8, 16, 32, 64):
@@ -334,6 +337,17 @@ class Builder:
         self._params.append(param)
         self._views.append(tirx.DeclBuffer(buffer, data=param))
         return Pointer(self, buffer, kept)
+
+    def either(self, condition: Value, one: Pointer, other: Pointer, name: str = "p") -> Pointer:
+        """`one` where a condition holds, else `other`, of the same dtype: chosen once, here."""
+        assert one.dtype == other.dtype, f"{one.dtype} or {other.dtype}"
+        kind = PointerType(PrimType(one.dtype))
+        var = Var(self._fresh(name), kind)
+        chosen = (tirx.Cast("int32", condition), one.address(), other.address())
+        self.emit(tirx.Bind(var, tirx.op.call_pure_extern(kind, "either_pointer", *chosen)))
+        buffer = tirx.decl_buffer((_UNBOUNDED,), one.dtype, f"{var.name}_memory", layout=None)
+        self.emit(tirx.DeclBuffer(buffer, data=var))
+        return Pointer(self, buffer, one.dtype)
 
     def let(self, value: Value, name: str = "v") -> Value:
         """Name a value: computed once, here.
