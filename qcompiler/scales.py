@@ -142,6 +142,11 @@ def has_exact_product(device: Device | None) -> bool:
     return device is None or (mac is not None and mac.exact)
 
 
+def multiplies_bfloat16(device: Device) -> bool:
+    """Whether the device has products of bfloat16, which are faster than those of float32."""
+    return ("bf16", "bf16", "f32") in device.isa.mac
+
+
 def room_for_bias(
     scales: NDArray[np.float32], bias: Array, input_step: Numbers
 ) -> NDArray[np.float32]:
