@@ -34,6 +34,7 @@ from qcompiler.passes.quantize_ranges import (
 )
 
 from qcompiler.calibrate import CANDIDATES, Calibration, Statistics, fingerprint, value_names
+from qcompiler.columns import Read
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
@@ -42,6 +43,7 @@ from qcompiler.ops import is_elementwise
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import bits_of
 from qcompiler.scales import (
+    LEAST,
     Numbers,
     Scale,
     activation_scale,
@@ -67,6 +69,8 @@ ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
 PREFERRED = 0.75
 """So much of mse's error another range must reach to be taken: a few columns tell no finer."""
+FINEST = 2.0**-14
+"""The share of the largest step that a channel may take where `LEAST` ruins it."""
 HALF = 16
 """The bits of `layers` that stand for bfloat16."""
 LOST = 0.006
@@ -86,9 +90,9 @@ class QuantizeStatic:
     other bits for some products, "PATTERN=BITS"; those of 16 are multiplied in bfloat16. ranges:
     other calibration methods for what some products read, "PATTERN=METHOD". rounding: "nearest",
     "gptq" or "adaround" (see rounding.py). per_channel: false gives all weights of a product one
-    scale, for devices that have no scale a channel. include, exclude: operator types, node names, or regular expressions of
-    whole node names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that
-    may read and write int8 ("LayerNormalization"). products: also quantize products of two
+    scale, for devices that have no scale a channel. include, exclude: operator types, node names,
+    or regular expressions of whole node names; excluded nodes stay float. through: operators
+    besides MOVES and SMOOTH that may read and write int8 ("LayerNormalization"). products: also quantize products of two
     activations (in attention that is not fused). attention: fused attention multiplies int8, too,
     where the device has an exact product of bytes. correct_bias: "fast" takes from a product's bias
     what rounding its weights adds on average, "full" measures it, all other quantization included
@@ -147,7 +151,7 @@ class QuantizeStatic:
         count = Counter(n.name for n in graph.nodes if n.op in MEASURED)
         asked = [n.name for n in graph.nodes if n.op in MEASURED and self.asks_half(n)]
         fast = self.device is not None and multiplies_bfloat16(self.device)
-        half = [n for n in lost if fast and count[n] == 1]
+        half = [n for n in lost if fast and count[n] == lost.count(n)]  # one name, one fate
         left = [n for n in lost if n not in half]
         for names, what in ((half, "take bfloat16"), (left, "stay float32")):
             if names:
@@ -155,7 +159,7 @@ class QuantizeStatic:
                 log.warning(told, ", ".join(names))
         if left:
             graph = graph.note(kept_float32=", ".join(left))
-        made: Graph = noted(graph, [n for n in (*asked, *half) if n and count[n] == 1])
+        made: Graph = noted(graph, [*asked, *half])
         return made
 
     def asks_half(self, node: Node) -> bool:
@@ -368,7 +372,24 @@ class Places:
         ]
         usual = PREFERRED * sum(r.error(found[0].rounded) for r in reads)
         errors = [(usual, found[0]), *((sum(r.error(s.rounded) for r in reads), s) for s in judged)]
-        return min(errors, key=lambda e: e[0])[1]
+        best = min(errors, key=lambda e: e[0])[1]
+        return self.finer(best, group, readers, reads)
+
+    def finer(
+        self, best: Scale, group: list[Node], readers: list[Node], reads: list[Read]
+    ) -> Scale:
+        """Where channels lie so far apart that the least step allowed ruins the quiet ones, steps
+        that are as fine as they were seen to need.
+        """
+
+        def worst(scale: Scale) -> float:
+            return max(r.error(scale.rounded) for r in reads)
+
+        if best.step.size == 1 or best.folded or worst(best) <= LOST:
+            return best
+        whole = replace(self.statistics, method="minmax")
+        fine = self.scaled(group, readers, whole, least=FINEST)
+        return fine if fine is not None and worst(fine) < PREFERRED * worst(best) else best
 
     def method(self, readers: list[Node]) -> str:
         """The calibration method that a reader asks for, the first in `ranges`; "" if none does."""
@@ -379,9 +400,9 @@ class Places:
         return ""
 
     def scaled(
-        self, group: list[Node], readers: list[Node], statistics: Statistics
+        self, group: list[Node], readers: list[Node], statistics: Statistics, least: float = LEAST
     ) -> Scale | None:
-        """The scale that the range of one calibration method makes."""
+        """The scale that the range of one calibration method makes; `least` as in channel_scale."""
         ranges = [statistics.range(self.names[n]) or (0.0, 0.0) for n in group]
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         # Products of two activations: a zero point at 0 spares sums at run time.
@@ -390,7 +411,7 @@ class Places:
         seen = statistics.channels(self.names[group[0]])
         if len(group) == 1 and seen and by_channel(readers) and not self.options.wide:
             lows, highs = np.maximum(seen.lows, low), np.minimum(seen.highs, high)
-            return channel_scale(lows, highs, self.options.activation)
+            return channel_scale(lows, highs, self.options.activation, least)
         far = [n for n in group if n in self.apart and n.op == "Concat"]
         parts = None if self.options.wide else self.parts(group, readers)
         if far or parts is not None:
