@@ -92,12 +92,12 @@ class QuantizeStatic:
     "gptq" or "adaround" (see rounding.py). per_channel: false gives all weights of a product one
     scale, for devices that have no scale a channel. include, exclude: operator types, node names,
     or regular expressions of whole node names; excluded nodes stay float. through: operators
-    besides MOVES and SMOOTH that may read and write int8 ("LayerNormalization"). products: also quantize products of two
-    activations (in attention that is not fused). attention: fused attention multiplies int8, too,
-    where the device has an exact product of bytes. correct_bias: "fast" takes from a product's bias
-    what rounding its weights adds on average, "full" measures it, all other quantization included
-    (see correction.py), "none" leaves it. method, percentile: of calibration; left out, as the data
-    says.
+    besides MOVES and SMOOTH that may read and write int8 ("LayerNormalization"). products: also
+    quantize products of two activations (in attention that is not fused). attention: fused
+    attention multiplies int8, too, where the device has an exact product of bytes. correct_bias:
+    "fast" takes from a product's bias what rounding its weights adds on average, "full" measures
+    it, all other quantization included (see correction.py), "none" leaves it. method, percentile:
+    of calibration; left out, as the data says.
     """
 
     statistics: Statistics | None = None

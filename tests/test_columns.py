@@ -160,7 +160,7 @@ def test_quiet_channels_of_a_depthwise_convolution_are_not_drowned(spread: float
     assert max(noise(c, e) for c, e in zip(coarse, exact, strict=True)) < 2e-3
     (pair,) = (n for n in made.nodes if n.op == "QuantizeLinear")
     steps = pair.operands[1].array
-    assert (steps.min() < steps.max() / 64) is (spread > 5)
+    assert bool(steps.min() < steps.max() / 64) == (spread > 5)
 
 
 def test_columns_are_drawn_evenly_from_all_samples_and_are_few() -> None:
