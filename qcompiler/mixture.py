@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qcompiler.storage import exactly
 
@@ -34,11 +35,18 @@ class Mixture:
         """What a measurement of it is kept under."""
         return json.dumps([method, sorted(self.floats), sorted(self.halves), sorted(self.ranges)])
 
-    def options(self) -> dict[str, tuple[str, ...]]:
-        """What quantize_static is told: `exclude`, `layers` and `ranges`."""
+    def options(self, asked: Mapping[str, Any] | None = None) -> dict[str, tuple[str, ...]]:
+        """What quantize_static is told: `exclude`, `layers` and `ranges`, with what users `asked`
+        for besides. Of layers the last that matches counts there, of ranges the first.
+        """
         spans = tuple(f"{p}={m}" for n, m in self.ranges for p in exactly([n]))
         sixteen = tuple(f"{p}=16" for p in exactly(self.halves))
-        return {"exclude": exactly(self.floats), "layers": sixteen, "ranges": spans}
+        theirs = {k: tuple((asked or {}).get(k, ())) for k in ("exclude", "layers", "ranges")}
+        return {
+            "exclude": (*theirs["exclude"], *exactly(self.floats)),
+            "layers": (*theirs["layers"], *sixteen),
+            "ranges": (*spans, *theirs["ranges"]),
+        }
 
 
 @dataclass(frozen=True)

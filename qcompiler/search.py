@@ -23,11 +23,10 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -326,13 +325,18 @@ class _Search:
         """Products whose int8 disturbs less by the range of another calibration method, and that
         method. What two products read has one range: the losses of both count.
         """
+        usual = {n: self.alone(trier, n, "int8") for n in trier.units}
+        least = sum(usual.values()) / max(1, 4 * len(usual))
         sums: dict[frozenset[str], dict[str, float]] = {}
         for i, name in enumerate(trier.units):
             self.say("ranges", i, len(trier.units), name)
-            for method in (trier.method, *trier.others(name)):
-                given = () if method == trier.method else ((name, method),)
-                by = sums.setdefault(trier.groups[name], {})
-                by[method] = by.get(method, 0.0) + self.alone(trier, name, "int8", given)
+            by = sums.setdefault(trier.groups[name], {})
+            by[trier.method] = by.get(trier.method, 0.0) + usual[name]
+            for method in trier.others(name):
+                lost = usual[name]  # what hardly disturbs is not worth trying
+                if lost > least:
+                    lost = self.alone(trier, name, "int8", ((name, method),))
+                by[method] = by.get(method, 0.0) + lost
         best = {n: sums[trier.groups[n]] for n in trier.units}
         return tuple(chosen_ranges(best, trier.method).items())
 
@@ -420,23 +424,16 @@ class _Search:
         graph = self.graph
         if precision == "int8":
             statistics = replace(self.statistics, method=method)
-            joined = self.joined(mixture)
-            graph = self.quantized(graph, statistics, **joined)
+            asked = {
+                "exclude": self.options.exclude,
+                **self.choice.options.get("quantize_static", {}),
+            }
+            graph = self.quantized(graph, statistics, **mixture.options(asked))
             graph = graph.note(kept_in_float=str(len(mixture.floats)))
         lowered = driver.lowered(graph, self.after, self.device, self.watch)
         made = plan(lowered, self.device)
         artifact = driver.build(made, self.watch)
         return Made(self.original, self.graph, graph, made, artifact)
-
-    def joined(self, mixture: Mixture) -> dict[str, object]:
-        """What quantize_static is told of a mixture, and of what the user asked for besides."""
-        given = {"exclude": tuple(self.options.exclude)}
-        asked: Mapping[str, Any] = {**given, **self.choice.options.get("quantize_static", {})}
-        more = mixture.options()
-        before = {k: tuple(asked.get(k, ())) for k in more}
-        joined: dict[str, object] = {k: (*before[k], *more[k]) for k in ("exclude", "layers")}
-        # Of layers the last that matches counts, of ranges the first.
-        return {**joined, "ranges": (*more["ranges"], *before["ranges"])}
 
     def say(self, what: str, done: int, count: int, item: str) -> None:
         """Tell whoever waits."""
