@@ -93,21 +93,24 @@ def _doubled(graph: Graph, units: Mapping[str, str], halves: Collection[str]) ->
     """
     names = value_names(graph)
     new: dict[Node, Node] = {}
-    switches: list[Node] = []
+    switches: dict[str, Node] = {}
+
+    def switch(name: str) -> Node:
+        return switches.setdefault(name, placeholder(name, Type("bool", ())))
+
     for node in graph.nodes:
         moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
         if units.get(node.name) == node.op:
             made = replace(moved, name=node.name + _FLOAT)
             if node.name in halves:
-                switches.append(placeholder(_TO_HALF + node.name, Type("bool", ())))
-                made = make("Where", switches[-1], _half(moved), made, name=node.name + "/either")
-            switches.append(placeholder(_SWITCH + node.name, Type("bool", ())))
+                half = _half(moved)
+                made = make("Where", switch(_TO_HALF + node.name), half, made)
             int8 = replace(moved, name=node.name + _INT8)
-            moved = make("Where", switches[-1], int8, made, name=node.name)
+            moved = make("Where", switch(_SWITCH + node.name), int8, made, name=names[node])
         elif node in names and node.op != "input":
             moved = replace(moved, name=names[node])  # its own, which statistics know it by
         new[node] = moved
-    inputs = (*(new[i] for i in graph.inputs), *switches)
+    inputs = (*(new[i] for i in graph.inputs), *switches.values())
     return replace(graph, inputs=inputs, outputs=tuple(new[o] for o in graph.outputs))
 
 
@@ -248,7 +251,10 @@ def _groups(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]
     members: dict[Node, set[str]] = {}
     for node, head in heads.items():
         members.setdefault(head, set()).update([names[node]] if node in names else [])
-    return {n.name: frozenset(members[heads[r[0]]]) for n, r in read.items() if r[0] in heads}
+    found: dict[str, frozenset[str]] = {}
+    for node, (value,) in read.items():
+        found[node.name] = found.get(node.name, frozenset()) | members.get(heads[value], set())
+    return found
 
 
 def _wanted(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]:
@@ -267,13 +273,16 @@ def _wanted(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]
 
 
 def _units(graph: Graph, quantized: Graph) -> dict[str, str]:
-    """The products that quantization made integer, by name: no other product may have it."""
-    count = Counter(n.name for n in graph.nodes if n.op in MEASURED)
-    return {
-        n.name: n.op
+    """The products that quantization made integer, by name. Those of one name (parts of one product
+    that was split) are one unit, if it made integers of them all.
+    """
+    count = Counter((n.name, n.op) for n in graph.nodes if n.op in MEASURED)
+    taken = Counter(n.name for n in graph.nodes if n.op in MEASURED)
+    whole = Counter(
+        (n.name, n.op)
         for n in quantized.nodes
-        if n.op in MEASURED
-        and n.name
-        and count[n.name] == 1
-        and n.operands[0].op == "DequantizeLinear"
+        if n.op in MEASURED and n.name and n.operands[0].op == "DequantizeLinear"
+    )
+    return {
+        name: op for (name, op), c in whole.items() if c == count[name, op] and c == taken[name]
     }

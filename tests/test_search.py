@@ -16,7 +16,7 @@ from qcompiler import Error, driver, load, plugins, search, timing, trial
 from qcompiler.calibrate import CANDIDATES, Statistics, calibrate
 from qcompiler.cli.quality import allowed
 from qcompiler.driver import Options, Watch
-from qcompiler.ir import Graph
+from qcompiler.ir import Graph, substitute
 from qcompiler.metrics import METRICS, agreement, cosine, divergence, loss, paired, top1, top5
 from qcompiler.mixture import Layer, Mixture, chosen_ranges, mixed, ordered
 from qcompiler.onnx_reader import read
@@ -383,6 +383,28 @@ def mixed_artifact(
     lowered = run_stage(run_stage(pairs, "quantize"), "layout", None, Choice(), here)
     model = load(driver.build(plan(lowered, here), Watch()))
     return np.concatenate([model.run(s)["y"] for s in samples])
+
+
+def test_parts_of_one_product_are_one_unit() -> None:
+    """They have one name, as what was split has."""
+    graph = read(residual())
+    c = next(n for n in graph.nodes if n.name == "c")
+    twins = {c: replace(c, name="a")}
+    graph = graph.with_outputs(substitute(graph, lambda n: twins.get(n, n)).outputs)
+    samples = [{"x": np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype("f")}] * 2
+    statistics = calibrate(graph, samples, method="mse")
+
+    def quantize(graph: Graph, statistics: Statistics, **more: object) -> Graph:
+        return build("quantize_static", {"statistics": statistics, **more})(graph)
+
+    here = plugins.device("host")
+    trier = trial.Trier("mse", graph, statistics, quantize, Choice(), here, "ay", CANDIDATES)
+    assert set(trier.units) == {"a", "y"}
+    exact = evaluate(graph, samples[0])["y"]
+    floats = trier.outputs(Mixture(("a", "y")), samples[:1])["y"]
+    np.testing.assert_allclose(floats, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    pairs = quantize(graph, statistics, **Mixture(("a",)).options())
+    assert not [n for n in pairs.nodes if n.name == "a" and n.operands[0].op == "DequantizeLinear"]
 
 
 def half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
