@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from qcompiler.entropy import decode, encode
 from qcompiler.errors import Error
-from qcompiler.files import replacing
+from qcompiler.files import opened, replacing
 from qcompiler.members import ALIGN as ALIGN
-from qcompiler.members import Member, aligned, layout, opened, write
+from qcompiler.members import Member, aligned, layout, write
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
 FORMAT = 5
@@ -207,7 +207,7 @@ def open_artifact(path: str | Path) -> Artifact:
         with opened(path) as file:
             return _read(file, path)
     except OSError as e:
-        raise Error(f"cannot read: {e.strerror or e}", where=str(path)) from e
+        raise Error(f"cannot be read ({e.strerror or e})", where=str(path)) from e
     except MemoryError as e:
         raise Error("it does not fit into the memory that is free", where=str(path)) from e
     except _DAMAGED as e:

@@ -18,7 +18,7 @@ def opened(path: str | Path) -> BinaryIO:
     cannot be read, or is no file: a pipe or a device could be waited for without end.
     """
     try:
-        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise Error("not a file", where=str(path))
@@ -37,7 +37,7 @@ def contents(path: str | Path) -> bytes:
             raise Error(f"cannot be read ({e.strerror or e})", where=str(path)) from e
 
 
-def without_waiting(path: str, flags: int) -> int:
+def _without_waiting(path: str, flags: int) -> int:
     """An opener for `open` that waits for no writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

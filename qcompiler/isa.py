@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qcompiler import cpu
+from qcompiler.core import REFERENCE, Core
 from qcompiler.errors import Error
 
 MacKey = tuple[str, str, str]
@@ -117,7 +118,7 @@ def isa(
 
 @dataclass(frozen=True)
 class Device:
-    """What code is made for: an instruction set, how many threads, and caches."""
+    """What code is made for: an instruction set, threads, caches, what a core does in a cycle."""
 
     name: str
     isa: Isa
@@ -125,6 +126,7 @@ class Device:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
     l3_bytes: int = 8 << 20
+    core: Core = REFERENCE
 
 
 def host(threads: int = 0) -> Device:

@@ -9,21 +9,18 @@ import hashlib
 import mmap
 import os
 import queue
-import stat
 import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
-from qcompiler.files import without_waiting
 
 ALIGN = 64
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
@@ -42,15 +39,6 @@ class Place:
     name: str
     offset: int
     size: int
-
-
-def opened(path: Path) -> BinaryIO:
-    """A path -> the file; Error where it is none. It never waits, as for a pipe's writer."""
-    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise Error("cannot read: not a file", where=str(path))
-    return file
 
 
 def layout(file: BinaryIO, text: str, others: Sequence[str]) -> tuple[bytes, dict[str, Place]]:

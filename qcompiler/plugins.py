@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from qcompiler.core import Core
 from qcompiler.errors import Error
 from qcompiler.files import contents
 from qcompiler.isa import ISAS, Device, host, on_host
@@ -112,6 +113,9 @@ def _read_device(path: Path, threads: int) -> Device:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise Error(f"cannot read the device: {e}", where=str(path)) from e
     facts = {k: v for k, v in facts.items() if k not in ("description", "source")}
+    core = facts.pop("core", {})
+    if not isinstance(core, dict):
+        raise Error("core is not a table of facts", where=str(path))
     for key, kind in _DEVICE_FIELDS.items():
         if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool):
             raise Error(f"{key} is missing or not {kind.__name__}", where=str(path))
@@ -124,6 +128,10 @@ def _read_device(path: Path, threads: int) -> Device:
             where=str(path),
             hint=f"one of {', '.join(ISAS)}",
         )
+    try:
+        found = Core.of(core)
+    except Error as e:
+        raise Error(e.what, where=str(path), hint=e.hint) from e
     return Device(
         name=path.stem,
         isa=ISAS[facts["isa"]],
@@ -131,4 +139,5 @@ def _read_device(path: Path, threads: int) -> Device:
         l1_bytes=facts["l1_bytes"],
         l2_bytes=facts["l2_bytes"],
         l3_bytes=facts["l3_bytes"],
+        core=found,
     )

@@ -25,9 +25,6 @@ LEAST_NS = 100_000
 that are divided take up to a tenth longer in all, which counts where no other core is free.
 """
 
-_CYCLES_A_NS = 3.0
-_PRODUCTS_A_CYCLE = 2.0
-_BYTES_A_NS = 30.0
 _CALL_NS = 150.0
 
 
@@ -55,13 +52,14 @@ def saving(made: Plan) -> float:
 
 
 def nanoseconds(step: Step, device: Device) -> float:
-    """About what a step takes on one core at 3 GHz: two products of vectors a cycle, and bytes at
-    the pace of the second-level cache.
+    """About what a step takes on one core: its products of vectors a cycle, and bytes at the pace
+    of the outer caches.
     """
+    core = device.core
     root = step.region.root
     itemsize = (
         numpy_dtype(root.operands[0].dtype).itemsize if step.kernel.macs and root is not None else 4
     )
-    rate = _CYCLES_A_NS * _PRODUCTS_A_CYCLE * device.isa.lanes(itemsize)
+    rate = core.hz / 1e9 * core.macs_per_cycle * device.isa.lanes(itemsize)
     moved = sum(p.bytes for p in (*step.operands, step.output))
-    return step.kernel.macs / rate + moved / _BYTES_A_NS + _CALL_NS
+    return step.kernel.macs / rate + core.moved_ns(moved) + core.mixed_ns(_CALL_NS)

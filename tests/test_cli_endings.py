@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,19 @@ def test_an_answer_that_nobody_could_read_is_no_success(
             check=False,
         )
     assert (run.returncode, run.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize("kilobytes", [1, 8, 100])
+def test_a_limit_of_the_size_of_files_is_one_error(kilobytes: int, tmp_path: Path) -> None:
+    words = ["compile", str(MODEL), "--input-shape", "image=1x1x8x8", "-o", "out.qc"]
+    command = f"ulimit -f {kilobytes} && exec " + shlex.join([*COMMAND, *words])
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: code: files may have ")
+    assert len(run.stderr.splitlines()) == 2  # the hint
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

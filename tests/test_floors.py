@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
     {"files"},
-    {"cpu", "dtypes", "feeds", "members"},
+    {"core", "cpu", "dtypes", "feeds", "members"},
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},

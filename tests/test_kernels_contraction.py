@@ -10,6 +10,7 @@ from emulator import load_or_skip
 from kernel_harness import compare, device, expected, isas, region_of, run
 
 from qcompiler import plugins
+from qcompiler.core import REFERENCE
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
@@ -180,7 +181,7 @@ def test_every_tiling_of_a_problem_gives_the_same_sums(monkeypatch: pytest.Monke
     isa = isas()[-1]
     root = conv((2, 7, 9, 6), (3, 3, 6, 70), "uint8", "int8", pads=(1,) * 4, pad_value=9)
     product = product_of(isa, "uint8", "int8", "int32")
-    problem = problem_of(root, 16)
+    problem = problem_of(root, 16, REFERENCE)
     assert product is not None
     assert not isinstance(problem, Skip)
     any_size = {"rows": 0, "vectors": 0, "tasks": 4}
@@ -432,7 +433,7 @@ def test_the_next_panel_is_asked_for_where_weights_come_from_afar() -> None:
     def pace(rows: int, depth: int, width: int, block: int) -> int:
         x = placeholder("x", Type("uint8", (rows, depth)))
         root = make("matmul", x, constant(np.zeros((depth, width), np.int8)))
-        problem = problem_of(root, product.mac.lanes)
+        problem = problem_of(root, product.mac.lanes, REFERENCE)
         assert not isinstance(problem, Skip)
         return ahead(problem, product, device(isa), Tiling(8, 2, block), 2)
 

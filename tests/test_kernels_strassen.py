@@ -19,6 +19,7 @@ from kernel_harness import (
 )
 
 from qcompiler import plugins
+from qcompiler.core import REFERENCE
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.isa import Isa
 from qcompiler.kernels import strassen_blocking
@@ -95,7 +96,7 @@ def test_tilings_fit_the_cache_and_the_work() -> None:
     isa = isas()[-1]
     product = product_of(isa, "float32", "float32", "float32")
     assert product is not None
-    problem = problem_of(matmul(197, 1536, 384), product.mac.lanes)
+    problem = problem_of(matmul(197, 1536, 384), product.mac.lanes, REFERENCE)
     found = list(strassen_blocking.candidates(problem, product, device(isa, 2), 0, 0, 2))  # type: ignore[arg-type]
     assert {t.tasks for t in found} == {2}
     assert all(problem.depth % (2 * t.depth) == 0 for t in found)  # type: ignore[union-attr]

@@ -174,6 +174,26 @@ def test_images_are_resized_in_every_mode(isa: Isa) -> None:
     one("Resize", x, isa, None, None, some, rtol=1e-4, mode="linear", antialias=1, axes=(1, 2))
 
 
+@pytest.mark.parametrize("isa", WIDTHS[:1])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("axes", [(3, 2), (-1, 1), (2, 1), (3, 0, 2)])
+def test_the_axes_of_a_resize_are_named_in_any_order(
+    isa: Isa, axes: tuple[int, ...], mode: str
+) -> None:
+    x = array_of("float32", 2, 3, 5, 4)
+    sizes = constant(np.array([11, 7, 3][: len(axes)], np.int64))
+    one("Resize", x, isa, None, None, sizes, rtol=1e-4, mode=mode, axes=axes)
+    scales = constant(np.array([2, 1.5, 1.4][: len(axes)], np.float32))
+    one("Resize", x, isa, None, scales, rtol=1e-4, mode=mode, axes=axes)
+
+
+@pytest.mark.parametrize("isa", WIDTHS[:1])
+@pytest.mark.parametrize("axes", [(3, 1), (2, 0), (3, 2, 0), (-1, 1)])
+def test_the_axes_of_a_norm_are_named_in_any_order(isa: Isa, axes: tuple[int, ...]) -> None:
+    x = array_of("float32", 2, 3, 5, 4)
+    one("MeanVarianceNormalization", x, isa, rtol=1e-4, axes=axes)
+
+
 # ----------------------------------------------------------------------------------- reductions
 
 SUMS = ["Sum", "Mean", "Max", "Min", "L1", "L2", "SumSquare", "Prod"]

@@ -227,7 +227,7 @@ def test_a_model_whose_file_changed_is_pickled_by_its_bytes(
         pickle.loads(by_file)
     path.unlink()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model))(X), want)
-    with pytest.raises(Error, match="cannot read"):
+    with pytest.raises(Error, match="cannot be read"):
         pickle.loads(by_file)
 
 

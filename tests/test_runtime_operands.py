@@ -29,6 +29,10 @@ def whole(low: int, high: int, *shape: int, dtype: str = "int64", seed: int = 0)
     return np.random.default_rng((seed, *shape)).integers(low, high, shape).astype(dtype)
 
 
+def unsigned(*shape: int) -> Array:
+    return whole(0, 256, *shape, dtype="uint8")
+
+
 def few(*values: float, dtype: str = "float32") -> Array:
     return np.array(values, dtype)
 
@@ -71,6 +75,11 @@ def products() -> list[Case]:
             codes = whole(-127, 127, 16, 8 // group, size, kernel, dtype="int8")
             for zero in (None, scalar(3, "uint8")):
                 made.append(("ConvInteger", (BYTES, codes, zero), {"group": group, "pads": pads}))
+            codes, zeros = unsigned(16, 8 // group, size, kernel), unsigned(16)
+            for zero in (None, scalar(3, "uint8")):
+                for other in (zeros, zeros[0]):
+                    inputs = BYTES, codes, zero, other
+                    made.append(("ConvInteger", inputs, {"group": group, "pads": pads}))
         made.append(("ConvTranspose", (IMAGE, normal(8, 3, 3, 2)), {"group": group}))
         strided = {"group": group, "strides": [2, 2], "pads": [1, 0, 0, 1]}
         made.append(("ConvTranspose", (IMAGE, normal(8, 3, 3, 2), normal(3 * group)), strided))
@@ -183,7 +192,7 @@ def moves() -> list[Case]:
 
 
 REFUSABLE = {"Slice", "Pad", "Tile", "Expand", "Reshape", "Resize", "TopK", "ReduceSum", "CumSum"}
-REFUSABLE |= {"Split", "OneHot", "Range", "Col2Im", "ConvInteger", "QLinearConv"}
+REFUSABLE |= {"Split", "OneHot", "Range", "Col2Im"}
 """Operators that may be refused: operands that decide a shape, or how to read another."""
 
 CASES = [*products(), *quantized(), *norms(), *recurrent(), *moves()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,15 @@ import tvm
 from tvm import tirx
 
 from qcompiler import cpu
+from qcompiler.errors import Error
+from qcompiler.files import size
 from qcompiler.isa import Isa
 from qcompiler.kernels.tir import wrapping_ir
 
 _BACKEND = "default"
 _FUNCTIONS_A_MODULE = 8
+_OBJECT_BYTES = 32 << 20
+"""No object file of so few functions is larger: a kernel of a few hundred kB is a large one."""
 
 
 def target(isa: Isa) -> Any:
@@ -89,10 +94,25 @@ def modules(*layers: Layer) -> list[Layer]:
 def build_objects(dealt: Sequence[Layer], isa: Isa) -> list[bytes]:
     """Modules -> object files of C functions of these names.
 
-    They are compiled side by side: LLVM needs no lock of Python.
+    They are compiled side by side: LLVM needs no lock of Python. Raises Error where the system
+    lets no file become large enough.
     """
+    _need_room()
     with ThreadPoolExecutor(cpu.cores()) as pool:
         return list(pool.map(lambda made: _object(made, isa), dealt))
+
+
+def _need_room() -> None:
+    """Error where a limit of the size of files (`ulimit -f`), which files in memory have as well,
+    may be in the way: LLVM would end the process.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < _OBJECT_BYTES:
+        raise Error(
+            f"files may have {size(allowed)} here, machine code may need {size(_OBJECT_BYTES)}",
+            where="code",
+            hint="lift the limit of the size of files (ulimit -f)",
+        )
 
 
 def _object(layer: Layer, isa: Isa) -> bytes:

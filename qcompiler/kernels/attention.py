@@ -37,10 +37,9 @@ from qcompiler.kernels.tir import Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops.attention import LEAST
 
-_FLOPS_PER_NS = 40.0
+_FLOPS_PER_NS = 40.0  # of the reference core
 _ALIGN = 64
 _LOG2_E = 1.4426950408889634
-_SLOTS = 2
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
 
@@ -121,7 +120,9 @@ class AttentionKernel:
         self.macs = count * self.q.length * self.k.length * (self.q.size + self.v.size)
         self.parts = 1 if count >= device.threads else min(device.threads, blocks)
         per_ns = _FLOPS_PER_NS * for_scores.mac.k
-        self.tasks = tasks(device, 2 * self.macs / per_ns, count * self.parts)
+        self.tasks = tasks(
+            device, device.core.product_ns(2 * self.macs / per_ns), count * self.parts
+        )
         self._divide()
 
     def _divide(self) -> None:
@@ -347,7 +348,8 @@ class AttentionKernel:
         highest = 255.0 if whole_numbers else 1.0
         top = m.vec(tir.broadcast(b.let(best - tir.const(log2(highest), "float32")), lanes))
         kind = "int32" if whole_numbers else "float32"
-        totals = b.registers(kind, lanes, _SLOTS, "total")
+        count = -(-self.d.device.core.adds // 2)  # beside what makes each weight
+        totals = b.registers(kind, lanes, count, "total")
         totals.fill(0)
         start = b.let(row * self.row, "start")
         coarse = self.for_values.left != "float32"
@@ -361,9 +363,9 @@ class AttentionKernel:
             totals[slot] = (total + weight).expr
             self.weights.store(start + at, self._narrow(weight))
 
-        slots(b, self.keys, lanes, _SLOTS, weigh)
+        slots(b, self.keys, lanes, count, weigh)
         total = m.vec(totals[0])
-        for slot in range(1, _SLOTS):
+        for slot in range(1, count):
             total = total + m.vec(totals[slot])
         whole = tir.cast(across(b, total.expr, tirx.Add), "float32")
         inverse = tir.const(1.0, "float32") / whole

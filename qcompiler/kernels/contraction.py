@@ -40,7 +40,7 @@ from qcompiler.kernels.contraction_operands import (
     product_of,
 )
 from qcompiler.kernels.contraction_patch import Patch, RightPacker
-from qcompiler.kernels.contraction_problem import LINE_BYTES, Problem, problem_of
+from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import heirs, math_of, refuse, too_large
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
@@ -65,7 +65,7 @@ def tiled(
     product = product_of(device.isa, left, right, root.dtype, packed=constant)
     if product is None:
         return Skip(f"no product of {left} and {right}")
-    problem = problem_of(root, product.mac.lanes)
+    problem = problem_of(root, product.mac.lanes, device.core)
     if isinstance(problem, Skip):
         return problem
     if 0 in (problem.macs, *root.type.dims):
@@ -448,7 +448,7 @@ class Contraction:
         """Ask for what a tile will read at its end while it is multiplied."""
         lanes = run.vectors * self.product.mac.lanes
         for node in self.far:
-            line = LINE_BYTES * 8 // tir.bits(tir.stored(node.dtype))
+            line = self.device.core.line_bytes * 8 // tir.bits(tir.stored(node.dtype))
             for pixel in pixels:
                 start = pixel * node.type.dims[-1] + column
                 for at in range(0, lanes, line):

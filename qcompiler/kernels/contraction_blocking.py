@@ -1,8 +1,9 @@
 """Problem, product and device -> tile, block and task sizes, by a model of instructions and caches.
 
 A tile of sums stays in registers; a block of output rows keeps its left operand in the second-level
-cache while panel after panel of the right operand passes by. The numbers are those of a wide x86
-core; only the order of the candidates matters.
+cache while panel after panel of the right operand passes by. Rates are the core's own; what was
+measured as a whole is that of the reference core, and scaled. Only the order of the candidates
+matters.
 """
 
 from __future__ import annotations
@@ -11,25 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
+from qcompiler.core import Core
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Panels, Product, panel_bytes
-from qcompiler.kernels.contraction_problem import LINE_BYTES, SET_BYTES, Problem
+from qcompiler.kernels.contraction_problem import Problem
 
-LATENCY = 4.0  # cycles until a sum can be multiplied on to again
-MACS_PER_CYCLE = 2.0
-LOADS_PER_CYCLE = 1.5  # of the two there can be: some miss the first cache
-ISSUE_PER_CYCLE = 5.0
 TOGETHER = 4  # vectors of sums that are finished and stored at once
-FINISH_CYCLES = 5.0  # convert, scale, clip and store one vector of sums
+FINISH_CYCLES = 5.0  # of the reference: convert, scale, clip and store one vector of sums
 FINISH_INSTRUCTIONS = 9.0
 TO_BYTES = {1: 12.0, 2: 9.0, 4: 7.5}  # instructions for one of so many vectors that become bytes
-TILE_CYCLES = 20.0  # begin a tile
-TAP_CYCLES = 10.0  # begin a tap
-WINDOW = 250.0  # instructions in flight: the end of a tile runs beside the next one's beginning
-BYTES_PER_CYCLE = (1e9, 24.0, 8.0, 4.0)  # from the first (loads count), second, third cache, memory
+TILE_CYCLES = 20.0  # of the reference: begin a tile
+TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY = 12  # products a step beside which one more instruction or two do not count
-WORTH_SHARING = 6_000.0  # cycles, about 2 us
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,11 @@ def _heights(problem: Problem, most: int) -> list[int]:
 def _threads(problem: Problem, product: Product, device: Device) -> int:
     """One where the work is too little to share."""
     work = problem.macs / (product.mac.lanes * product.mac.k)
-    return 1 if max(work, _read_once(problem, product)) < WORTH_SHARING else device.threads
+    return (
+        1
+        if max(work, _read_once(problem, product, device)) < device.core.worth_sharing
+        else device.threads
+    )
 
 
 def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int]]:
@@ -170,11 +169,11 @@ def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int
             yield tasks // across, across
 
 
-def _read_once(problem: Problem, product: Product) -> float:
+def _read_once(problem: Problem, product: Product, device: Device) -> float:
     """Cycles to read the right operand from memory."""
     size = problem.groups * problem.tap_count * problem.depth * problem.width
     images = problem.images if any(problem.right_images.strides) else 1
-    return images * size * tir.bits(product.right) / 8 / BYTES_PER_CYCLE[3]
+    return images * size * tir.bits(product.right) / 8 / device.core.memory_bytes_per_cycle
 
 
 def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) -> Iterator[Tiling]:
@@ -192,6 +191,7 @@ def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) 
 
 def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -> float:
     """What the slowest task takes."""
+    core = device.core
     panels = Panels.of(problem.width, product.mac.lanes, tiling.vectors)
     units = Units.of(problem, tiling.rows)
     blocks = -(-units.count(problem) // tiling.block)
@@ -205,11 +205,11 @@ def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -
     for vectors, number in ((panels.vectors, panels.count), (panels.vectors - 1, panels.rest)):
         if number:
             panel = _panel_cycles(problem, product, device, tiling, vectors, left)
-            fetch = packed / BYTES_PER_CYCLE[again]
-            block += number / panels.panels * _overlapped(panel, fetch)
+            fetch = packed / core.bytes_per_cycle[again]
+            block += number / panels.panels * core.overlapped(panel, fetch)
     block *= count * groups
     if needs_copy(problem, product):
-        block += 2 * left / BYTES_PER_CYCLE[max(1, _level(device, left))]
+        block += 2 * left / core.bytes_per_cycle[max(1, _level(device, left))]
     return block * my_blocks
 
 
@@ -238,13 +238,14 @@ def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, ve
     far = panel * width > device.l2_bytes // 2
     alone = product.leftovers or problem.groups > 1
     busy = tiling.rows * vectors >= BUSY
-    return pace if pace <= LINE_BYTES and near and far and busy and not alone else 0
+    return pace if pace <= device.core.line_bytes and near and far and busy and not alone else 0
 
 
 def _panel_cycles(
     problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int, left: int
 ) -> float:
     """All tiles of a block against one panel that is in the second cache by now."""
+    core = device.core
     units = Units.of(problem, tiling.rows)
     total = 0.0
     packed = panel_bytes(product, problem.tap_count, problem.depth, vectors)
@@ -256,10 +257,10 @@ def _panel_cycles(
         reads = rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
         far = max(1, _level(device, packed + left))
         near = 0 if packed + reads <= device.l1_bytes * 3 // 4 else far
-        fetch = packed / BYTES_PER_CYCLE[near] + reads / BYTES_PER_CYCLE[far] / 2
-        lines = rows * -(-vectors * product.mac.lanes * problem.result_bytes // LINE_BYTES)
-        fetch += lines * 2 * LINE_BYTES / BYTES_PER_CYCLE[_level(device, left + written)]
-        total += count * _overlapped(arithmetic, fetch)
+        fetch = packed / core.bytes_per_cycle[near] + reads / core.bytes_per_cycle[far] / 2
+        lines = rows * -(-vectors * product.mac.lanes * problem.result_bytes // core.line_bytes)
+        fetch += lines * 2 * core.line_bytes / core.bytes_per_cycle[_level(device, left + written)]
+        total += count * core.overlapped(arithmetic, fetch)
     if units.whole:
         return total * tiling.block / units.cut.pieces
     return total * tiling.block
@@ -269,30 +270,32 @@ def _tile_cycles(
     problem: Problem, product: Product, device: Device, rows: int, vectors: int
 ) -> float:
     """One tile whose operands are near."""
+    core = device.core
     macs, loads = rows * vectors, rows + vectors
     steps = problem.tap_count * product.steps(problem.depth)
     issued = macs * product.instructions + loads + 3
-    multiplied = macs * product.multiplications / MACS_PER_CYCLE
-    step = max(multiplied, loads / LOADS_PER_CYCLE, issued / ISSUE_PER_CYCLE)
+    step = core.step_cycles(macs * product.multiplications, loads, issued)
     step = max(step, conflicts(problem, product, device, rows))
-    latency = 1.0 if product.mac.temporaries else LATENCY  # a sum apart from the products
-    after = macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count
+    latency = (
+        1.0 if product.mac.temporaries else core.latency_cycles
+    )  # a sum apart from the products
+    after = core.cycles(macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count)
     if problem.result_bytes == 1:
-        return _to_bytes(product, rows, vectors, steps * max(step, latency), after)
+        return _to_bytes(core, rows, vectors, steps * max(step, latency), after)
     alone = steps * max(step, latency) + after
     instructions = steps * issued + macs * FINISH_INSTRUCTIONS + TILE_CYCLES
-    beside = max(steps * step, instructions / ISSUE_PER_CYCLE)
-    share = min(1.0, WINDOW / instructions) ** 2
+    beside = max(steps * step, instructions / core.issue_per_cycle)
+    share = min(1.0, core.window / instructions) ** 2
     return share * beside + (1 - share) * alone
 
 
-def _to_bytes(product: Product, rows: int, vectors: int, multiplying: float, after: float) -> float:
+def _to_bytes(core: Core, rows: int, vectors: int, multiplying: float, after: float) -> float:
     """A tile whose sums become bytes, which takes so many instructions that few sums at a time are
     best: while they are finished, the next tile's are begun.
     """
     finish = rows * sum(n * TO_BYTES[n] for n in powers_of_two(vectors))
-    hidden = min(1.0, WINDOW / (2 * finish))
-    return multiplying + finish / ISSUE_PER_CYCLE / 2 + (1 - hidden) * after
+    hidden = min(1.0, core.window / (2 * finish))
+    return multiplying + finish / core.issue_per_cycle / 2 + (1 - hidden) * after
 
 
 def powers_of_two(vectors: int) -> list[int]:
@@ -306,16 +309,12 @@ def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> 
     apart = problem.column * tir.bits(product.left) // 8
     if problem.columns == 1:
         apart = problem.frame.step * problem.frame.padded_line * tir.bits(product.left) // 8
-    sets = SET_BYTES // gcd(apart, SET_BYTES)
-    ways = device.l1_bytes // SET_BYTES
+    core = device.core
+    sets = core.way_bytes // gcd(apart, core.way_bytes)
+    ways = device.l1_bytes // core.way_bytes
     if -(-rows // sets) <= ways - 2 or rows <= sets:
         return 0.0
-    return rows * 64 / BYTES_PER_CYCLE[1]
-
-
-def _overlapped(arithmetic: float, fetch: float) -> float:
-    """Two things that go on at the same time, not quite perfectly."""
-    return max(arithmetic, fetch) + 0.1 * min(arithmetic, fetch)
+    return rows * core.line_bytes / core.l2_bytes_per_cycle
 
 
 def _level(device: Device, size: int) -> int:

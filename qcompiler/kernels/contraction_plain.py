@@ -24,7 +24,7 @@ from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops.window import Window
 
-MACS_PER_NS = 1.0
+MACS_PER_NS = 1.0  # of the reference core
 
 
 @kernel("conv", "matmul", rank=0)
@@ -42,7 +42,7 @@ def plain(region: Region, device: Device) -> Kernel | Skip:
     target = b.pointer("out", out.dtype)
     *dims, width = root.type.dims
     rows = prod(dims)
-    count = tasks(device, macs / MACS_PER_NS, rows)
+    count = tasks(device, device.core.mixed_ns(macs / MACS_PER_NS), rows)
     if not root.type.size:
         return Kernel(b.name, b.function())
     with share(b, count, rows) as (first, turns):

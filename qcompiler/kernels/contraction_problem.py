@@ -15,13 +15,10 @@ from math import prod
 
 import numpy as np
 
+from qcompiler.core import Core
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.ops.window import Window
-
-LINE_BYTES = 64
-SET_BYTES = 4096
-"""Addresses this far apart fall into the same set of a first-level cache."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +155,12 @@ class Problem:
         return right.reshape(-1, 1, 1, *right.shape[-2:])
 
 
-def problem_of(root: Node, lanes: int) -> Problem | Skip:
+def problem_of(root: Node, lanes: int, core: Core) -> Problem | Skip:
     """A conv or matmul node -> its problem, for vectors of so many sums."""
-    return _conv(root, lanes) if root.op == "conv" else _matmul(root)
+    return _conv(root, lanes, core) if root.op == "conv" else _matmul(root)
 
 
-def _conv(root: Node, lanes: int) -> Problem | Skip:
+def _conv(root: Node, lanes: int, core: Core) -> Problem | Skip:
     x, w = root.operands
     images, *sizes, channels = x.type.dims
     if len(sizes) > 3:
@@ -180,7 +177,7 @@ def _conv(root: Node, lanes: int) -> Problem | Skip:
         images, outputs, depth, column = 1, (1, pixels, 1), channels // groups, channels
         planes = Planes()
     else:
-        frame = _frame(root, window, sizes, channels, outputs[1:])
+        frame = _frame(root, window, sizes, channels, outputs[1:], core)
         apart = frame.apart or channels
         planes = _planes(window, deep, outputs[0])
         along = (window.kernel[1], window.dilations[1], 0)
@@ -250,11 +247,16 @@ def _merged_groups(groups: int, outputs: int, lanes: int) -> int:
 
 
 def _frame(
-    root: Node, window: Window, sizes: list[int], channels: int, outputs: tuple[int, ...]
+    root: Node,
+    window: Window,
+    sizes: list[int],
+    channels: int,
+    outputs: tuple[int, ...],
+    core: Core,
 ) -> Frame:
     pads, right = _pads(window), _after(window, 2, sizes[1], outputs[1])
     padded = any(map(any, pads[1:])) or right
-    apart = _apart(window.strides[2], channels, root.operands[0].dtype) if padded else 0
+    apart = _apart(window.strides[2], channels, root.operands[0].dtype, core) if padded else 0
     pixel = apart or channels
     return Frame(
         height=sizes[0],
@@ -271,12 +273,12 @@ def _frame(
     )
 
 
-def _apart(stride: int, channels: int, dtype: str) -> int:
+def _apart(stride: int, channels: int, dtype: str, core: Core) -> int:
     """Elements from one pixel to the next in a copy, where those that neighbouring outputs see
     would push one another out of the first-level cache; else 0.
     """
     size = numpy_dtype(dtype).itemsize
-    return 0 if stride * channels * size % SET_BYTES else channels + LINE_BYTES // size
+    return 0 if stride * channels * size % core.way_bytes else channels + core.line_bytes // size
 
 
 def _conv_matrices(w: Array, p: Problem) -> Array:

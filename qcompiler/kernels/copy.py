@@ -56,7 +56,8 @@ def copy(region: Region, device: Device) -> Kernel | Skip:
     d = Draft(root.op.lower(), region, device)
     moves = [_Move(d, box, _joined(d, box)) for box in found]
     parts = max((m.parts for m in moves), default=1)
-    count = tasks(device, nanoseconds(region) * max((m.slowness for m in moves), default=1), parts)
+    slowness = max((m.slowness for m in moves), default=1)
+    count = tasks(device, nanoseconds(region, device.core) * slowness, parts)
     with d.b.parallel(count) as task:
         for move in moves:
             move.emit(task, count)

@@ -38,7 +38,8 @@ from qcompiler.kernels.vec import Vec
 
 _ALIGN = 64
 _NS_EACH_VECTOR_TAP = 0.6
-"""One core's time for one tap of a vector of sums, its share of loads and interleaving included."""
+"""The reference core's time for one tap of a vector of sums, loads and
+interleaving included."""
 
 
 @kernel("conv", rank=3, columns=(2, 3, 4, 6, 8))
@@ -105,7 +106,7 @@ class _Depthwise:
         self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
         ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
         ns /= 4 if product else 1
-        self.tasks = tasks(device, ns, shape.images * shape.rows)
+        self.tasks = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
         itemsize = tir.bits(self.x.dtype) // 8
         self.padded_width = (shape.columns - 1) * shape.window.strides[1] + shape.reach[1]
         self.padded_width = max(self.padded_width, shape.left + shape.width)

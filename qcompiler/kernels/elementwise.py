@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from qcompiler.core import Core
 from qcompiler.errors import Skip
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import Fused, Row, store
-from qcompiler.kernels.loops import BYTES_PER_NS, part, share, sweep, tasks
+from qcompiler.kernels.loops import part, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 
@@ -17,10 +18,11 @@ _SLOW = frozenset(
     ["Exp", "Log", "Erf", "Tanh", "Gelu", "Sigmoid", "Swish", "Mish", "Softplus", "Pow", "Sin"]
 )
 _NODE_NS, _SLOW_NS = 0.02, 0.3
-"""One core's time for one element: of a formula of a few instructions, and of a polynomial."""
+"""The reference core's time for one element: a formula of a few instructions, a
+polynomial."""
 
 
-def nanoseconds(region: Region) -> float:
+def nanoseconds(region: Region, core: Core) -> float:
     """An estimate of one core's time for a region's elementwise nodes and its reads and writes."""
     moved = sum(n.type.bytes for n in (*region.inputs, region.output))
     computed = sum(
@@ -28,7 +30,7 @@ def nanoseconds(region: Region) -> float:
         for n in region.nodes
         if n is not region.root and len(n.types) == 1
     )
-    return moved / BYTES_PER_NS + computed
+    return core.moved_ns(moved) + core.mixed_ns(computed)
 
 
 @kernel("elementwise")
@@ -39,7 +41,7 @@ def elementwise(region: Region, device: Device) -> Kernel | Skip:
     d = Draft("elementwise", region, device)
     f = d.writing(whole=True)
     if f.rows >= 4 * device.threads or f.columns // f.lanes() < f.rows:
-        count = tasks(device, nanoseconds(region), f.rows)
+        count = tasks(device, nanoseconds(region, device.core), f.rows)
         with share(d.b, count, f.rows) as (first, turns), d.b.serial(turns, "row", first) as i:
             _row(d, f, i, f.row(i), 0, f.columns)
     else:
@@ -55,7 +57,7 @@ def _by_columns(d: Draft, f: Fused) -> int:
     tasks."""
     width = _several(f)
     vectors, rest = divmod(f.columns, width)
-    count = tasks(d.device, nanoseconds(d.region), vectors)
+    count = tasks(d.device, nanoseconds(d.region, d.device.core), vectors)
     with d.b.parallel(count) as task:
         first, turns = part(d.b, task, count, vectors)
         if vectors:

@@ -203,5 +203,5 @@ def _weights(region: Region, device: Device) -> tuple[int, bool]:
         return 1, False
     if root.op == "conv" and root.int("group") == w.type.dims[-1] > 1 == w.type.dims[-2]:
         return 1, x.type.rank in (3, 4) and tame(weights, Shape.of(region))
-    problem = problem_of(root, product.mac.lanes)
+    problem = problem_of(root, product.mac.lanes, device.core)
     return (1 if isinstance(problem, Skip) else longest_run(problem.matrices(weights))), False

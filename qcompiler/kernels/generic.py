@@ -30,7 +30,7 @@ Meaning = Callable[["Elements", Place], Vec]
 """(the kernel being written, an index a dimension of the output) -> the root's value there."""
 
 _NS = 4.0
-"""One core's time for one element."""
+"""The reference core's time for one element."""
 
 _MEANINGS: dict[str, Meaning] = {}
 
@@ -72,7 +72,7 @@ class Elements:
     def kernel(self, meaning: Meaning) -> Kernel:
         """All elements."""
         dims = self.root.type.dims
-        count = tasks(self.d.device, prod(dims) * _NS, prod(dims))
+        count = tasks(self.d.device, self.d.device.core.mixed_ns(prod(dims) * _NS), prod(dims))
         with (
             share(self.b, count, prod(dims)) as (first, turns),
             self.b.serial(turns, "element", first) as i,

@@ -134,7 +134,8 @@ class _Places:
         """All elements of the output."""
         dims = self.d.root.type.dims
         size = prod(dims)
-        count = tasks(self.d.device, size * prod(self.window.kernel) * _NS, size)
+        ns = self.d.device.core.mixed_ns(size * prod(self.window.kernel) * _NS)
+        count = tasks(self.d.device, ns, size)
         with (
             share(self.b, count, size) as (first, turns),
             self.b.serial(turns, "element", first) as i,

@@ -126,7 +126,8 @@ class _Gathering:
         """Rows among tasks; along a row vectors, if one index serves it all."""
         rows, single = prod(self.dims[:-1]), self.index[-1] != 0
         lanes = 1 if single else self._lanes()
-        count = tasks(self.d.device, nanoseconds(self.d.region) * (4 if single else 1), rows)
+        ns = nanoseconds(self.d.region, self.d.device.core) * (4 if single else 1)
+        count = tasks(self.d.device, ns, rows)
         if rows < count:
             count = 1
         with share(self.b, count, rows) as (first, turns), self.b.serial(turns, "row", first) as i:

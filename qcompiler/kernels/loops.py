@@ -11,18 +11,10 @@ from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Builder, Value
 
-LAUNCH_NS = 4_000
-"""Work below so many nanoseconds of one core is not worth sharing: a barrier takes about 100, and
-what another core wrote comes from its cache.
-"""
-
-BYTES_PER_NS = 30.0
-"""What one core moves between its vectors and its second- and third-level caches."""
-
 
 def tasks(device: Device, nanoseconds: float, parts: int) -> int:
     """An estimate of one core's time, and into how many parts the work falls -> threads to use."""
-    return 1 if nanoseconds < LAUNCH_NS else max(1, min(device.threads, parts))
+    return 1 if nanoseconds < device.core.launch_ns else max(1, min(device.threads, parts))
 
 
 def sweep(

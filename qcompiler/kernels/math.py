@@ -106,13 +106,20 @@ class TirMath:
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
             return self.vec(tir.wrapping(sign, a.expr, b.expr))
-        if sign == "-" and tvm_ffi.structural_equal(a.expr, b.expr):
-            # TVM takes x - x for 0, which it is not where x is infinite or not a number.
-            b = self.vec(tir.llvm(b.dtype, b.lanes, "llvm.arithmetic.fence", b.expr))
+        b = self._distinct(a, b) if sign == "-" else b
         made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
             made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
         return self.vec(made)
+
+    def _distinct(self, a: Vec, b: Vec) -> Vec:
+        """`b`, hidden from TVM where it is the same float as `a`.
+
+        TVM takes x - x for 0 and x == x for true, which they are not where x is infinite or NaN.
+        """
+        if not a.is_float or not tvm_ffi.structural_equal(a.expr, b.expr):
+            return b
+        return self.vec(tir.llvm(b.dtype, b.lanes, "llvm.arithmetic.fence", b.expr))
 
     def fma(self, a: Vec, b: Any, c: Any) -> Vec:
         """a * b + c in one rounding: never for a formula's own signs."""
@@ -196,10 +203,9 @@ class TirMath:
         a, b = self.join(a, b)
         if a.dtype == "bool" and name == "xor":
             return self.bitwise("or", a & self.logical_not(b), self.logical_not(a) & b)
-        if a.dtype == "bool":
-            return self.vec({"and": tirx.And, "or": tirx.Or}[name](a.expr, b.expr), "bool")
+        # Of booleans too, instead of `tirx.Or`: TVM takes `a <= b or b < a` for true, NaN or not.
         emit = getattr(tirx, f"bitwise_{name}")
-        return self.vec(emit(a.expr, b.expr))
+        return self.vec(emit(a.expr, b.expr), a.dtype)
 
     def bitwise_not(self, x: Vec) -> Vec:
         """Every bit turned."""
@@ -245,7 +251,7 @@ class TirMath:
             a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
         elif a.dtype in _NARROW:
             a, b = self.cast(a, "float32"), self.cast(b, "float32")
-        return self.vec(node(a.expr, b.expr), "bool")
+        return self.vec(node(a.expr, self._distinct(a, b).expr), "bool")
 
     def logical_not(self, x: Vec) -> Vec:
         """A condition turned. As a comparison of bytes: TVM takes `not (a < b)` for `a >= b`, which

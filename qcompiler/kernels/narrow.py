@@ -63,7 +63,7 @@ def narrow(
     product = product_of(device.isa, "float32", "float32", "float32")
     if product is None or product.mac.k != 1:
         return Skip("no product of floats")
-    problem = problem_of(root, product.mac.lanes)
+    problem = problem_of(root, product.mac.lanes, device.core)
     if isinstance(problem, Skip):
         return problem
     if 0 in (problem.macs, *root.type.dims):

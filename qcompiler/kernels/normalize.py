@@ -18,12 +18,11 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.elementwise import nanoseconds
 from qcompiler.kernels.epilogue import load
-from qcompiler.kernels.loops import BYTES_PER_NS, across, share, slots, sweep, tasks
+from qcompiler.kernels.loops import across, share, slots, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Pointer, Value
 from qcompiler.kernels.vec import Vec
 
-_SLOTS = 4
 _ALIGN = 64
 _EXP_NS = 0.3
 
@@ -41,6 +40,7 @@ class _Rows:
         self.length = prod(dims[axis:])
         self.rows = prod(dims[:axis])
         self.lanes = device.isa.lanes(4)
+        self.slots = device.core.adds
         row = self.length * 4 + self.lanes * 4
         self.row_bytes = -(-row // _ALIGN) * _ALIGN
 
@@ -49,7 +49,9 @@ class _Rows:
         d, b = self.d, self.b
         scratch = d.scratch("float32")
         x = self.root.operands[0]
-        ns = x.type.bytes / BYTES_PER_NS + x.type.size * _EXP_NS + nanoseconds(d.region)
+        core = d.device.core
+        ns = core.moved_ns(x.type.bytes) + core.mixed_ns(x.type.size * _EXP_NS)
+        ns += nanoseconds(d.region, core)
         count = tasks(d.device, ns, self.rows)
         with b.parallel(count) as task:
             self.held: Pointer = scratch + b.let(task * (self.row_bytes // 4), "mine")
@@ -78,7 +80,7 @@ class _Rows:
                 self.held.store_first(count, start + column, value.expr)
                 see(value, count, slot)
 
-            slots(self.b, self.last, self.lanes, _SLOTS, body)
+            slots(self.b, self.last, self.lanes, self.slots, body)
 
         self._lines(row, line)
 
@@ -88,7 +90,7 @@ class _Rows:
         def at(offset: Value, count: int, slot: int) -> None:
             body(self.kept(offset), offset, count, slot)
 
-        slots(self.b, self.length, self.lanes, _SLOTS, at)
+        slots(self.b, self.length, self.lanes, self.slots, at)
 
     def kept(self, offset: Value) -> Vec:
         """A vector of the scratch row; behind its end lies anything."""
@@ -109,7 +111,7 @@ class _Rows:
         self._lines(row, line)
 
     def total(self, start: float) -> _Total:
-        """Sums or extremes of a row, `_SLOTS` of them side by side."""
+        """Sums or extremes of a row, some of them side by side."""
         return _Total(self, start)
 
 
@@ -118,7 +120,7 @@ class _Total:
 
     def __init__(self, rows: _Rows, start: float) -> None:
         self.rows, self.start = rows, start
-        self.parts = rows.b.registers("float32", rows.lanes, _SLOTS, "total")
+        self.parts = rows.b.registers("float32", rows.lanes, rows.slots, "total")
         self.parts.fill(start)
 
     def join(self, value: Vec, count: int, slot: int, largest: bool = False) -> None:
@@ -133,7 +135,7 @@ class _Total:
         """The number, as a scalar."""
         join = tirx.Max if largest else tirx.Add
         value = self.parts[0]
-        for slot in range(1, _SLOTS):
+        for slot in range(1, self.parts.count):
             value = join(value, self.parts[slot])
         return self.rows.b.let(across(self.rows.b, value, join), "whole")
 
@@ -253,7 +255,8 @@ def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Ker
     between = prod(dims[axis + 1 : -1])
     rows = prod(dims[:axis]) * between
     lanes = device.isa.lanes(4)
-    count = tasks(device, root.type.size * 3 * _EXP_NS + nanoseconds(region), rows)
+    ns = device.core.mixed_ns(root.type.size * 3 * _EXP_NS) + nanoseconds(region, device.core)
+    count = tasks(device, ns, rows)
     with share(b, count, rows) as (first, turns):
         before, after = d.before, d.after
         with b.serial(turns, "row", first) as row:

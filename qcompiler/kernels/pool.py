@@ -17,7 +17,7 @@ from qcompiler.errors import Skip
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
-from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
+from qcompiler.kernels.loops import indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
@@ -68,7 +68,7 @@ class _Pool:
         pixels = self.images * prod(self.outputs)
         taps = prod(self.window.kernel)
         moved = d.root.type.bytes * (1 + taps) + sum(n.type.bytes for n in d.region.inputs)
-        count = tasks(d.device, moved / BYTES_PER_NS, pixels)
+        count = tasks(d.device, d.device.core.moved_ns(moved), pixels)
         with share(b, count, pixels) as (first, turns):
             self.before, self.after = d.before, d.after
             self.lanes = min(self.before.lanes(), self.after.lanes(), self._root_lanes())

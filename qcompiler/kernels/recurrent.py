@@ -38,14 +38,12 @@ from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops.recurrent import GATES, Activation, activations, directions, states_of
 
-_MACS_PER_NS = 8.0
+_MACS_PER_NS = 8.0  # of the reference core
 _GROUP = 4
 """Sequences that share the loaded weights."""
-_SUMS = 8
-"""Vectors of sums that hide the time one product takes."""
 _UNROLLED = 4
 """Values of the state in one turn of the innermost loop."""
-_STEP_NS = 6_000
+_LAUNCHES = 1.5
 """A step of less work is not worth the two waits and the state that another core wrote."""
 
 Share = tuple[Value, int]
@@ -112,7 +110,9 @@ class _Layer:
         d, b = self.d, self.b
         groups = self.batch // self.group
         macs = self.steps * self.batch * self.directions * self.gates * self.size**2
-        count = tasks(d.device, macs / _MACS_PER_NS, groups * self.directions)
+        count = tasks(
+            d.device, d.device.core.product_ns(macs / _MACS_PER_NS), groups * self.directions
+        )
         shared = self._sharers(groups * self.directions)
         if shared > count:
             self._together(shared, groups)
@@ -140,8 +140,10 @@ class _Layer:
         """How many tasks each step of so many (groups of) sequences is worth."""
         if self.twice or self.lengths is not None:
             return 1  # more waits in a step; sequences that end apart
-        step = sequences * self.group * self.gates * self.size**2 / _MACS_PER_NS
-        count = self.d.device.threads if step > _STEP_NS else 1
+        core = self.d.device.core
+        macs = sequences * self.group * self.gates * self.size**2
+        worth = core.product_ns(macs / _MACS_PER_NS) > _LAUNCHES * core.launch_ns
+        count = self.d.device.threads if worth else 1
         return min(count, self.size // self.lanes // self._several(self.gates))
 
     def _pack(self, r: Array) -> Array:
@@ -221,7 +223,7 @@ class _Layer:
 
     def _several(self, gates: int) -> int:
         """Vectors of units whose sums are made at once."""
-        return max(1, _SUMS // (gates * self.group))
+        return max(1, self.d.device.core.chains // (gates * self.group))
 
     def _begin(self, state: Node | None, time: Value, units: _Units) -> None:
         """An initial state, or zeros -> the output's row."""

@@ -16,7 +16,7 @@ from qcompiler.errors import Skip
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
-from qcompiler.kernels.loops import BYTES_PER_NS, across, indices, share, slots, tasks
+from qcompiler.kernels.loops import across, indices, share, slots, tasks
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
@@ -25,7 +25,6 @@ from qcompiler.ops.pooling import lowest
 from qcompiler.ops.reduce import REAL
 
 NARROW = ("float16", "bfloat16")
-_SLOTS = 4
 """Sums that are formed side by side, so that no addition waits for the one before."""
 
 
@@ -116,7 +115,7 @@ class _Reduction:
         lanes = d.isa.lanes(max(tir.bits(self.dtype) // 8, 4))
         blocks = -(-width // lanes)
         rows = prod(outer) // width
-        count = tasks(d.device, self.x.type.bytes / BYTES_PER_NS, rows * blocks)
+        count = tasks(d.device, d.device.core.moved_ns(self.x.type.bytes), rows * blocks)
         with share(b, count, rows * blocks) as (first, turns):
             self.before, self.after = d.before, d.writing(whole=False)
             self.lanes = min(lanes, self.before.lanes()) if along else lanes
@@ -151,7 +150,8 @@ class _Reduction:
         b, m = self.b, self.m
         place = dict(zip(self.kept, indices(b, each, tuple(outer)), strict=True))
         start = start_of(self.way, self.dtype)
-        totals = b.registers(self.dtype, self.lanes, _SLOTS, "total")
+        count = self.d.device.core.adds
+        totals = b.registers(self.dtype, self.lanes, count, "total")
         totals.fill(start)
 
         def one() -> None:
@@ -164,11 +164,11 @@ class _Reduction:
                     value = m.where(seen, value, start)
                 totals[slot] = self.way.join(m, self._total(totals[slot]), value).expr
 
-            slots(b, self.dims[-1], self.lanes, _SLOTS, body)
+            slots(b, self.dims[-1], self.lanes, count, body)
 
         self._over([a for a in self.reduced if a < len(self.dims) - 1], place, one)
         total = self._total(totals[0])
-        for slot in range(1, _SLOTS):
+        for slot in range(1, count):
             total = self.way.join(m, total, self._total(totals[slot]))
         whole = across(b, total.expr, lambda a, c: self._joined(a, c))
         self._put(each, Vec(m, whole, self.dtype, 1), 1)

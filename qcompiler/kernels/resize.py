@@ -20,7 +20,7 @@ from qcompiler.ir import Array, Node
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
-from qcompiler.kernels.loops import BYTES_PER_NS, indices, share, sweep, tasks
+from qcompiler.kernels.loops import indices, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
@@ -136,7 +136,7 @@ class _Resize:
         rows = int(np.prod(dims[:-1]))
         pixels = int(np.prod([t.count for t in self.taps]))
         moved = self.root.type.bytes * (1 + pixels)
-        count = tasks(d.device, moved / BYTES_PER_NS, rows)
+        count = tasks(d.device, d.device.core.moved_ns(moved), rows)
         with share(b, count, rows) as (first, turns):
             self.before, self.after = d.before, d.after
             self.lanes = min(self.before.lanes(), self.after.lanes())

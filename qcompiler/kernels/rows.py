@@ -18,13 +18,13 @@ from qcompiler.kernels import tir
 from qcompiler.kernels.draft import Draft, refuse
 from qcompiler.kernels.epilogue import steps_of
 from qcompiler.kernels.generic import Elements
-from qcompiler.kernels.loops import BYTES_PER_NS, across, indices, part, share, sweep, tasks
+from qcompiler.kernels.loops import across, indices, part, share, sweep, tasks
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 
 _NS = 3.0
-"""One core's time for one element of a row, gone through once."""
+"""The reference core's time for one element of a row, gone through once."""
 
 _WIDE = {"float16": "float32", "bfloat16": "float32"}
 
@@ -48,7 +48,9 @@ class Rows(Elements):
     def each(self, body: Callable[[Value, Value], None], passes: int = 1) -> Kernel:
         """body(number of the row, where it begins) for all rows."""
         rows = prod(self.kept)
-        count = tasks(self.d.device, rows * self.count * _NS * passes, rows)
+        count = tasks(
+            self.d.device, self.d.device.core.mixed_ns(rows * self.count * _NS * passes), rows
+        )
         with (
             share(self.b, count, rows) as (first, turns),
             self.b.serial(turns, "row", first) as i,
@@ -252,7 +254,7 @@ class _Best(Rows):
     def all_rows(self) -> Kernel:
         """All rows, shared among tasks; each holds the best of one."""
         b, rows = self.b, prod(self.kept)
-        count = tasks(self.d.device, rows * self.count * _NS * 2, rows)
+        count = tasks(self.d.device, self.d.device.core.mixed_ns(rows * self.count * _NS * 2), rows)
         with b.parallel(count) as task:
             mine = self.d.scratch() + b.let(task * self.task_bytes, "mine")
             self.values = mine.view(self.dtype)
@@ -332,7 +334,7 @@ def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
     m, b, x = d.m, d.b, source.operands[0]
     size, lanes, part = x.type.size, device.isa.lanes(), root.int("index")
     vectors = -(-size // lanes)
-    count = tasks(device, x.type.bytes / BYTES_PER_NS * 2, vectors) if part == 0 else 1
+    count = tasks(device, device.core.moved_ns(x.type.bytes) * 2, vectors) if part == 0 else 1
     with share(b, count, vectors) as (first, turns):
         scale, zero = _range(d, x, lanes)
         if part:

@@ -43,7 +43,6 @@ from qcompiler.kernels.tiles_problem import tile_mac
 from qcompiler.kernels.tir import Registers, Value
 
 _HEAD = 64  # bytes before a panel's corrections: how many turns, where offsets and blocks begin
-_CHAINS = 8  # sums that must be under way at a time to hide the latency of a multiply-add
 _LIST_CYCLES = 0.5
 """Each block of a tile: its offset is loaded and its turn counted."""
 
@@ -61,7 +60,9 @@ def sparse(
     if reason := refuse(region):
         return reason
     product = _product(region, root, device)
-    problem = product if isinstance(product, Skip) else problem_of(root, product.mac.lanes)
+    problem = (
+        product if isinstance(product, Skip) else problem_of(root, product.mac.lanes, device.core)
+    )
     if isinstance(product, Skip) or isinstance(problem, Skip):
         return product if isinstance(product, Skip) else Skip("no such problem")
     if 0 in (problem.macs, *root.type.dims):
@@ -104,7 +105,7 @@ def _apart(problem: Problem, product: Product, device: Device) -> Problem:
         problem, product, device, device.isa.registers
     ):
         return problem
-    gap = 64 * 8 // tir.bits(product.left)
+    gap = device.core.line_bytes * 8 // tir.bits(product.left)
     return replace(problem, frame=replace(problem.frame, right=problem.frame.right + gap))
 
 
@@ -119,7 +120,9 @@ def _slower(
     pixels = thin.images * thin.rows * thin.columns / tiling.rows / tiling.row_tasks
     vectors = -(-thin.width // product.mac.lanes) * thin.groups / tiling.column_tasks
     blocks = pixels * vectors * thin.tap_count * product.steps(thin.depth)
-    mine = blocking.cycles(thin, product, device, tiling) + blocks * _LIST_CYCLES
+    mine = blocking.cycles(thin, product, device, tiling) + device.core.cycles(
+        blocks * _LIST_CYCLES
+    )
     theirs = min(blocking.cycles(problem, product, device, dense), other)
     if mine < theirs:
         return None
@@ -148,7 +151,7 @@ class _Sparse(Contraction):
         super().__init__(region, device, problem, product, tiling)
         size = self.units.cut.size * (problem.columns if self.units.whole else 1)
         free = device.isa.registers - 2 - product.mac.temporaries
-        most = min(_CHAINS, free) // size
+        most = min(device.core.chains, free) // size
         self.together = 1 << max(most, 1).bit_length() - 1  # blocks of a turn, each its own sums
         self.head_bytes = _HEAD + product.correction_bytes
 

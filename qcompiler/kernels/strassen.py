@@ -99,7 +99,7 @@ def strassen(
         return Skip("nothing to multiply")
     if reason := too_large(region):
         return reason
-    problem = problem_of(root, product.mac.lanes)
+    problem = problem_of(root, product.mac.lanes, device.core)
     if isinstance(problem, Skip):
         return problem
     frame = problem.frame

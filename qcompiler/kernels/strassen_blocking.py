@@ -12,7 +12,8 @@ from qcompiler.kernels.contraction_operands import Product
 from qcompiler.kernels.contraction_problem import Problem
 
 PRODUCTS = 7
-LINE = 16  # float32 in a cache line
+LINE = 16  # float32 in the 64 bytes that all buffers are aligned to
+# Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
 GATHER_CYCLES = 20.0  # a vector of each product: loads, sums, four that are finished
 STORE_CYCLES = 2.0  # a vector of sums
@@ -21,7 +22,6 @@ ADD_CYCLES = 4.0  # a vector of sums to those of the blocks of depth before
 TILE_CYCLES = 20.0
 NEAR = 0.95  # of the second-level cache, for what is read again and again
 WORTH = 1.0  # how much must be gained
-FETCH = 8.0  # bytes a cycle of weights, from beyond the second-level cache
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def choose(
     if not priced or usual is None:
         return None
     least, tiling = min(priced, key=lambda p: p[0])
-    work = problem.macs / product.mac.lanes / usual.tasks / direct.MACS_PER_CYCLE
+    work = problem.macs / product.mac.lanes / usual.tasks / device.core.macs_per_cycle
     return tiling, work / least / WORTH
 
 
@@ -120,23 +120,21 @@ def _bytes(tiling: Tiling, problem: Problem, lanes: int, size: int) -> int:
 
 def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
     """What the slowest task takes."""
+    core = device.core
     cut = Cut.of(-(-problem.rows // 2), tiling.rows)
     units = -(-cut.pieces // tiling.row_tasks)
     pairs = -(-(problem.width // (2 * tiling.vectors * lanes)) // tiling.column_tasks)
     passes = problem.depth // (2 * tiling.depth)
     rows = units * cut.size
     macs, loads = cut.size * tiling.vectors, cut.size + tiling.vectors
-    step = max(
-        macs / direct.MACS_PER_CYCLE,
-        loads / direct.LOADS_PER_CYCLE,
-        (macs + loads + 3) / direct.ISSUE_PER_CYCLE,
-        direct.LATENCY,
-    )
-    end = macs * (STORE_CYCLES if passes == 1 else ADD_CYCLES) + TILE_CYCLES
+    step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
+    end = core.cycles(macs * (STORE_CYCLES if passes == 1 else ADD_CYCLES) + TILE_CYCLES)
     multiply = units * pairs * passes * PRODUCTS * (tiling.depth * step + end)
     blocks = -(-units // tiling.block)
-    make = blocks * pairs * passes * 5 * tiling.vectors * tiling.depth * MAKE_CYCLES
-    spread = rows * passes * -(-tiling.depth // lanes) * SPREAD_CYCLES
-    gather = rows * pairs * tiling.vectors * GATHER_CYCLES
-    fetch = blocks * pairs * 2 * tiling.vectors * lanes * problem.depth * 4 / FETCH
-    return max(multiply, fetch) + 0.1 * min(multiply, fetch) + make + spread + gather
+    make = blocks * pairs * passes * 5 * tiling.vectors * tiling.depth * core.cycles(MAKE_CYCLES)
+    spread = rows * passes * -(-tiling.depth // lanes) * core.cycles(SPREAD_CYCLES)
+    gather = rows * pairs * tiling.vectors * core.cycles(GATHER_CYCLES)
+    fetch = (
+        blocks * pairs * 2 * tiling.vectors * lanes * problem.depth * 4 / core.l3_bytes_per_cycle
+    )
+    return core.overlapped(multiply, fetch) + make + spread + gather

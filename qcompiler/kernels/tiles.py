@@ -63,7 +63,7 @@ def tiles(
     if isinstance(problem, Skip):
         return problem
     summed = (root, constant_bias_of(region)[0])
-    finish = finish_cycles(n for n in region.nodes if n not in summed)
+    finish = device.core.cycles(finish_cycles(n for n in region.nodes if n not in summed))
     choice, cost = choose(
         problem, device, finish, parts=parts, column_tasks=column_tasks, prefetch=prefetch
     )

@@ -1,18 +1,20 @@
 """Problem and device -> layout, blocks and tasks, by a model of cycles.
 
 A tile product takes a cycle for each row of its left tile; everything else is compared with that:
-rows through the load ports, bytes from the caches, sums on their way out, copies. Bandwidths are
-those that a core of the tile machines we know sustains: Intel 64 and IA-32 Architectures
-Optimization Reference Manual, chapters on Golden Cove and on AMX. That rows from the second-level
-cache hold up the products unless they were asked for before is what times of plain kernels on such
-a machine say (benchmarks/prediction, which this model is held against).
+rows through the load ports, bytes from the caches, sums on their way out, copies. What tile loads
+gain on those of vectors is what a core of the tile machines we know sustains: Intel 64 and IA-32
+Architectures Optimization Reference Manual, chapters on Golden Cove and on AMX. That rows from the
+second-level cache hold up the products unless they were asked for before is what times of plain
+kernels on such a machine say (benchmarks/prediction, which this model is held against).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 
+from qcompiler.core import Core
 from qcompiler.ir import Node
 from qcompiler.isa import Device, Isa, Mac
 from qcompiler.kernels.tiles_block import Blocks, Near
@@ -20,12 +22,10 @@ from qcompiler.kernels.tiles_layout import LINE, Layout, layouts
 from qcompiler.kernels.tiles_problem import Problem, key_of
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
 
-ROWS_LOADED = 2.0  # tile rows a cycle, from the first-level cache
 ROW_STORED = 1.0  # cycles
-L2_BYTES = 60.0  # a cycle
-L3_BYTES = 10.0  # a cycle and core
-COPY_BYTES = 24.0  # a cycle: a load and a store of a line, shuffled little
-RUN_CYCLES = 4.0  # of a copy, however short
+L2_GAIN = 2.5  # rows of tiles come so much faster from the second-level cache than vectors
+L3_GAIN = 1.25  # and from the third
+RUN_CYCLES = 4.0  # of the reference core, as the next ones: of a copy, however short
 FINISH_CYCLES = 0.5  # a vector's share of addresses and loops
 NODE_CYCLES = 0.5  # an elementwise node of the epilogue, a vector; these take longer:
 LONG_NODES = {
@@ -35,11 +35,11 @@ LONG_NODES = {
 }
 BLOCK_CYCLES = 60.0  # loops, addresses and what of the products' latency shows
 FEW_BLOCKS = 4  # of a panel: its first way to the nearest cache counts
-PACKED_BYTES = 20.0  # a cycle, of a right operand packed on the way
-VECTOR_PRODUCTS = 2.0  # a cycle, of the vector unit
-VECTOR_SHARE = 0.85  # of that, reached by vector kernels
-BARRIER = 500.0  # cycles of a barrier, and of what comes from another core's cache
-WORTH_SHARING = 6_000.0  # cycles, about 2 us
+PACKED_SHARE = 2.5  # a right operand packed on the way, of the third cache's bytes a cycle
+VECTOR_SHARE = 0.85  # of the products a cycle, reached by vector kernels
+BARRIER = (
+    12.0  # of what is not worth sharing: a barrier, and of what comes from another core's cache
+)
 CACHE_SHARE = 0.75  # of a cache that one thing may count on
 
 
@@ -99,10 +99,11 @@ def choose(
 ) -> tuple[Choice, Cost]:
     """The cheapest choice by the model; knobs that are not 0 are kept."""
     best: tuple[Choice, Cost] | None = None
+    worth = device.core.worth_sharing
     for choice in candidates(p, device.threads, parts, column_tasks):
         found = cost(choice, device, finish)
-        if choice.tasks == 1 and found.total < WORTH_SHARING and not column_tasks > 1:
-            found = Cost(*(0.0,) * 5, total=found.total - WORTH_SHARING)
+        if choice.tasks == 1 and found.total < worth and not column_tasks > 1:
+            found = Cost(*(0.0,) * 5, total=found.total - worth)
         if best is None or found.total < best[1].total:
             best = choice, found
     assert best is not None
@@ -131,6 +132,7 @@ def candidates(p: Problem, threads: int, parts: int, column_tasks: int) -> Itera
 
 def cost(choice: Choice, device: Device, finish: float) -> Cost:
     """What a choice takes; `finish` cycles a vector of sums."""
+    core = device.core
     layout, p = choice.layout, choice.layout.problem
     panels, mac = Panels.of(layout), p.mac
     blocks = Blocks.of(layout.rows(choice.lines), mac.rows)
@@ -147,10 +149,10 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
         multiply = layout.steps * len(heights) * tiles * mac.rows
         rows = blocks.size + tiles * (layout.step // p.quad)
         held, asked = _beyond_l1(choice, device, blocks.count, max(count, 1), left, panel)
-        load = layout.steps * rows / ROWS_LOADED
+        load = layout.steps * rows / ceil(core.loads_per_cycle)
         out = blocks.size * tiles * finish
         store = blocks.size * tiles * ROW_STORED * (0.25 if layout.steps == 1 else 1.0)
-        block = max(multiply, load, out, asked) + held + store + BLOCK_CYCLES
+        block = max(multiply, load, out, asked) + held + store + core.cycles(BLOCK_CYCLES)
         products += units * count * blocks.count * multiply
         loads += units * count * blocks.count * (load + held)
         finishes += units * count * blocks.count * (out + store)
@@ -159,11 +161,16 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
             * count
             * max(blocks.count * block, _first_read(device, left, right, panel, units))
         )
-    copies = units * _copies(choice)
+    copies = units * _copies(choice, core)
     if not p.constant:
-        copies += p.images * right / PACKED_BYTES / max(1, min(choice.row_tasks, p.images))
-    launch = BARRIER if choice.tasks > 1 else 0.0
-    return Cost(products, loads, finishes, right / L3_BYTES, copies, total + copies + launch)
+        copies += (
+            p.images
+            * right
+            / (PACKED_SHARE * core.l3_bytes_per_cycle)
+            / max(1, min(choice.row_tasks, p.images))
+        )
+    launch = core.worth_sharing / BARRIER if choice.tasks > 1 else 0.0
+    return Cost(products, loads, finishes, right / _l3_bytes(core), copies, total + copies + launch)
 
 
 def near(choice: Choice, device: Device) -> Near:
@@ -208,9 +215,11 @@ def _beyond_l1(
     layout = choice.layout
     size = device.l1_bytes * CACHE_SHARE
     stays = _panel_stays(device, layout, blocks, left, panel)
-    rate = L2_BYTES if left + panel <= device.l2_bytes * CACHE_SHARE else L3_BYTES
+    l2_bytes = L2_GAIN * device.core.l2_bytes_per_cycle
+    near_l2 = left + panel <= device.l2_bytes * CACHE_SHARE
+    rate = l2_bytes if near_l2 else _l3_bytes(device.core)
     from_left = left / blocks / (panels if left + panel <= size else 1) / rate
-    from_right = panel / (blocks if stays else 1) / L2_BYTES
+    from_right = panel / (blocks if stays else 1) / l2_bytes
     asks = near(choice, device)
     asked = from_left * asks.left + from_right * asks.right
     return from_left + from_right - asked, asked
@@ -219,29 +228,35 @@ def _beyond_l1(
 def _first_read(device: Device, left: float, right: float, panel: float, units: int) -> float:
     """Cycles to fetch a panel; it comes from afar unless all of them stay from part to part."""
     stays = right + left <= device.l2_bytes * CACHE_SHARE
-    return panel / L3_BYTES * (1 / units if stays else 1.0)
+    return panel / _l3_bytes(device.core) * (1 / units if stays else 1.0)
 
 
-def _copies(choice: Choice) -> float:
-    """Cycles to copy a part's left operand."""
+def _l3_bytes(core: Core) -> float:
+    """Bytes of tile rows a cycle and core, from the third-level cache."""
+    return L3_GAIN * core.l3_bytes_per_cycle
+
+
+def _copies(choice: Choice, core: Core) -> float:
+    """Cycles to copy a part's left operand, at the pace of the second-level cache."""
+    run = core.cycles(RUN_CYCLES)
     layout, lines = choice.layout, choice.lines
     p = layout.problem
     y, x = layout.axes
     total = 0.0
     if size := layout.plane_bytes(lines):
-        total += size / COPY_BYTES + y.cells(lines) * y.planes * RUN_CYCLES
+        total += size / core.l2_bytes_per_cycle + y.cells(lines) * y.planes * run
     if layout.form == "gathered":
         pieces = y.taps * (1 if x.dilation == 1 else x.taps)
         each = -(-layout.depth // pieces * p.itemsize // LINE)
-        total += lines * p.columns * (pieces * each + RUN_CYCLES)
+        total += lines * p.columns * (pieces * each + run)
     if layout.tail:
-        total += layout.needed_cells(lines) * p.groups * RUN_CYCLES
+        total += layout.needed_cells(lines) * p.groups * run
     return total
 
 
 def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     """What the best vector product of the same instruction set would take, about."""
-    mac = _vector_mac(device.isa, p)
+    core, mac = device.core, _vector_mac(device.isa, p)
     if mac is None:
         return float("inf")
     groups = p.groups
@@ -251,11 +266,13 @@ def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     lanes = -(-p.width * merged // mac.lanes) * mac.lanes
     depth = -(-p.channels * merged * p.kernel[0] * p.kernel[1] // mac.k)
     vectors = p.images * p.lines * p.columns * groups * lanes / mac.lanes
-    multiply = vectors * depth / (VECTOR_PRODUCTS * VECTOR_SHARE)
-    read = p.groups * p.channels * p.kernel[0] * p.kernel[1] * p.width * p.itemsize / L3_BYTES
+    multiply = vectors * depth / (core.macs_per_cycle * VECTOR_SHARE)
+    read = (
+        p.groups * p.channels * p.kernel[0] * p.kernel[1] * p.width * p.itemsize / _l3_bytes(core)
+    )
     single = multiply + vectors * finish
-    tasks = 1 if single < WORTH_SHARING else device.threads
-    return max(single / tasks, read / tasks) + (BARRIER if tasks > 1 else 0.0)
+    tasks = 1 if single < core.worth_sharing else device.threads
+    return max(single / tasks, read / tasks) + (core.worth_sharing / BARRIER if tasks > 1 else 0.0)
 
 
 def _vector_mac(isa: Isa | None, p: Problem) -> Mac | None:

@@ -105,7 +105,7 @@ def winograd(
 def _direct(region: Region, product: Product, device: Device) -> float:
     """What the direct convolution takes by the same model."""
     assert region.root is not None
-    problem = problem_of(region.root, product.mac.lanes)
+    problem = problem_of(region.root, product.mac.lanes, device.core)
     assert not isinstance(problem, Skip)
     tiling = direct.choose(problem, product, device)
     assert tiling is not None

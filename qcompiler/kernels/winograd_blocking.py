@@ -17,12 +17,13 @@ from qcompiler.kernels.contraction_operands import Panels, Product
 from qcompiler.kernels.winograd_filter import PAIRS, Filter
 from qcompiler.ops.window import Window
 
+# Cycles of the reference core:
 SPREAD_CYCLES = 2.5  # a vector of one product's left operand: load, transform, store
 GATHER_CYCLES = 2.0  # a vector of one product's sums: load, transform, finish
 FAR = (1.0, 1.0, 1.3, 2.0)  # how much longer all takes where a block is in that cache, or in memory
 TILE_CYCLES = 20.0  # begin a tile of pixels
-STREAM_BYTES = (1e9, 24.0, 12.0, 5.0)  # a cycle, of weights in order, from caches and memory
-LINE = 16  # float32 in a cache line
+STREAMED = (1.0, 1.0, 1.5, 1.25)  # how much faster weights in order come from each level
+LINE = 16  # float32 in the 64 bytes that all buffers are aligned to
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def candidates(
 def _threads(problem: Problem, product: Product, device: Device) -> int:
     """One where the work is too little to share."""
     work = problem.tiles * problem.products * problem.depth * problem.width / product.mac.lanes
-    return 1 if work < direct.WORTH_SHARING else device.threads
+    return 1 if work < device.core.worth_sharing else device.threads
 
 
 def _dealt(
@@ -192,6 +193,7 @@ def _dealt(
 
 def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
     """What the slowest task takes."""
+    core = device.core
     panels = Panels.of(problem.width, lanes, tiling.vectors)
     size = Cut.of(problem.tiles, tiling.rows).size
     share = -(-Cut.of(problem.tiles, tiling.rows).pieces // tiling.row_tasks)
@@ -200,29 +202,25 @@ def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> floa
     near = sum(scratch(problem, tiling, lanes))
     far = FAR[_level(device, near)]
     weights = mine * problem.products * problem.depth * panels.vectors * lanes * 4
-    inputs = -(-problem.depth // lanes) * problem.products * SPREAD_CYCLES
-    outputs = mine * panels.vectors * (problem.products * GATHER_CYCLES + TILE_CYCLES)
+    inputs = -(-problem.depth // lanes) * problem.products * core.cycles(SPREAD_CYCLES)
+    outputs = mine * panels.vectors * core.cycles(problem.products * GATHER_CYCLES + TILE_CYCLES)
     multiply = tiling.block * mine * problem.products * _unit_cycles(problem, device, tiling, lanes)
     again = _level(device, weights + near) if blocks > 1 else 3
-    fetch = weights / STREAM_BYTES[again]
+    fetch = weights / (core.bytes_per_cycle[again] * STREAMED[again])
     transforms = tiling.block * size * (inputs + outputs) * far
-    return blocks * (transforms + _overlapped(multiply * far, fetch))
+    return blocks * (transforms + core.overlapped(multiply * far, fetch))
 
 
 def _unit_cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
     """One tile of sums for one product, its operands in the second cache."""
     rows, vectors = tiling.rows, tiling.vectors
     macs, loads = rows * vectors, rows + vectors
-    step = max(
-        macs / direct.MACS_PER_CYCLE,
-        loads / direct.LOADS_PER_CYCLE,
-        (macs + loads + 3) / direct.ISSUE_PER_CYCLE,
-        direct.LATENCY + 1,
-    )
+    core = device.core
+    step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles + 1)
     left, right = (problem.depth * n * 4 for n in (rows, vectors * lanes))
     fetch = left / 2 if left + right <= device.l1_bytes * 3 // 4 else left / 2 + right
-    arithmetic = problem.depth * step + macs + TILE_CYCLES
-    return _overlapped(arithmetic, fetch / direct.BYTES_PER_CYCLE[1])
+    arithmetic = problem.depth * step + core.cycles(macs + TILE_CYCLES)
+    return core.overlapped(arithmetic, fetch / core.l2_bytes_per_cycle)
 
 
 def _level(device: Device, size: int) -> int:
@@ -231,11 +229,6 @@ def _level(device: Device, size: int) -> int:
         if size <= capacity * 5 // 8:
             return level
     return 3
-
-
-def _overlapped(arithmetic: float, fetch: float) -> float:
-    """Two things that go on at the same time, not quite perfectly."""
-    return max(arithmetic, fetch) + 0.1 * min(arithmetic, fetch)
 
 
 def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:

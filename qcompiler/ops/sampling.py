@@ -118,10 +118,11 @@ def sampled(
     node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
 ) -> dict[int, Sampled]:
     """A Resize of an input of this shape, its region, scales and sizes -> what every axis that
-    changes is made of. Raises Error beyond MAX_TAPS.
+    changes is made of, the first axis first (`axes` may name them in any order). Raises Error
+    beyond MAX_TAPS.
     """
     found = {}
-    for axis, (at, factor) in _places(node, shape, given).items():
+    for axis, (at, factor) in sorted(_places(node, shape, given).items()):
         places, weights = _sampled(node, shape[axis], at, float(factor))
         found[axis] = Sampled(places, weights, at.outside(shape[axis]))
     return found

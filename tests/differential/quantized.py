@@ -4,6 +4,8 @@ kind, integer products, and onnx's own quantized operators.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qcompiler.errors import Error
@@ -175,25 +177,27 @@ def dynamic(b: Builder) -> None:
     b.add("Mul", y, b.constant(np.float32(1 / 127 / depth**0.5)))
 
 
-def integer_conv(b: Builder) -> None:
+def _filtered(b: Builder) -> tuple[Value, Value, Value, Array, dict[str, Any]]:
+    """An image as uint8, its scale and zero point; int8 filters, and how they go over it."""
     x = b.pick(lambda v: v.rank == 4)
     scale, zero = parameters(b, x.array, "uint8")
     q = b.add_all("QuantizeLinear", x, scale, zero, outputs=1, keep=False)[0]
     attrs = windows(b, 2, x.shape[2:])
     outputs = b.choose((1, 3, 8, 16, 17))
     w = b.rng.integers(-127, 128, (outputs, x.shape[1], *attrs["kernel_shape"])).astype(np.int8)
+    return q, scale, zero, w, attrs
+
+
+def integer_conv(b: Builder) -> None:
+    q, _, zero, w, attrs = _filtered(b)
     y = b.add("ConvInteger", q, b.constant(w), zero, **attrs)
     b.add("Mul", b.add("Cast", y, to="float32"), b.constant(np.float32(1e-4)))
 
 
 def linear_conv(b: Builder) -> None:
     """QLinearConv between bytes."""
-    x = b.pick(lambda v: v.rank == 4)
-    scale, zero = parameters(b, x.array, "uint8")
-    q = b.add_all("QuantizeLinear", x, scale, zero, outputs=1, keep=False)[0]
-    attrs = windows(b, 2, x.shape[2:])
-    outputs = b.choose((1, 3, 8, 16, 17))
-    w = b.rng.integers(-127, 128, (outputs, x.shape[1], *attrs["kernel_shape"])).astype(np.int8)
+    q, scale, zero, w, attrs = _filtered(b)
+    outputs = len(w)
     fan = w[0].size
     ws = b.rng.uniform(0.3, 1.2, outputs if b.chance(0.5) else ()) * 2 / 127 / fan**0.5
     given = [q, scale, zero, b.constant(w), b.constant(ws, "float32")]

@@ -78,8 +78,6 @@ OFF_BEFORE = frozenset({
     "Cos", "DynamicQuantizeLinear", "Pow", "QuantizeLinear", "Sin", "Tan", "quantize",
 })
 """An error of their operand's last place says more than one of theirs."""
-LONG = 32
-"""Equal terms summed one after the other are off by up to n units: a quarter of that is allowed."""
 LEAST = 2.0**-126
 COARSE = 2.0**-11
 """Six times the relative error of the exponentials that become bytes (`polynomials.exp2_least`)."""
@@ -218,10 +216,6 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
         moved = (either.astype(moved[0].dtype),)
     biased = node.operands[:2] if node.op == "Add" else (node,) * (len(node.operands) > 2)
     grain = max((_grain(n) for n in biased), default=0)
-    if node.op.startswith("Reduce") and arrays[0] is not None:
-        far = UNITS * 2.0**-24 * arrays[0].size / max(outputs[0].size, 1) / LONG
-        if far > UNITS * 2.0**-24:
-            moved = tuple((o * (1 + far * noise.signs(o.shape))).astype(o.dtype) for o in moved)
     return tuple((o + noise.signs(o.shape) * grain).astype(o.dtype) if grain else o for o in moved)
 
 
