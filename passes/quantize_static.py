@@ -14,12 +14,14 @@ operators of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 from qcompiler.passes.quantize_common import Twins, weights_right
+from qcompiler.passes.quantize_halves import noted
 from qcompiler.passes.quantize_integers import WEIGHT_AXIS, corrected, inserted, integer_weights
 from qcompiler.passes.quantize_ranges import (
     APART,
@@ -32,6 +34,7 @@ from qcompiler.passes.quantize_ranges import (
 )
 
 from qcompiler.calibrate import CANDIDATES, Calibration, Statistics, fingerprint, value_names
+from qcompiler.columns import Read
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
@@ -40,14 +43,25 @@ from qcompiler.ops import is_elementwise
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import bits_of
 from qcompiler.scales import (
+    LEAST,
     Numbers,
     Scale,
     activation_scale,
     channel_scale,
     has_exact_product,
+    multiplies_bfloat16,
     weight_bits,
 )
-from qcompiler.storage import MOVES, SMOOTH, Wishes, linked, melting, named, wishes
+from qcompiler.storage import (
+    MEASURED,
+    MOVES,
+    SMOOTH,
+    Wishes,
+    linked,
+    melting,
+    named,
+    wishes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +69,10 @@ ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
 PREFERRED = 0.75
 """So much of mse's error another range must reach to be taken: a few columns tell no finer."""
+FINEST = 2.0**-14
+"""The share of the largest step that a channel may take where `LEAST` ruins it."""
+HALF = 16
+"""The bits of `layers` that stand for bfloat16."""
 LOST = 0.006
 """So much of a product's output, squared, may be the rounding of what it reads: 22 dB. The worst
 product of trained convolutional networks has 26 to 42 dB, of transformers 24 to 39.
@@ -69,16 +87,17 @@ class QuantizeStatic:
     depthwise convolutions read it); "uint16" or "int16" ones are stored so, and multiplied by the
     int8 weights as floats. Weights are int8, symmetric, one scale an output channel, of
     `weight_bits` (0: 8, or 7 where the device's product of bytes saturates at 8; 2 to 8). layers:
-    other bits for some products, "PATTERN=BITS". rounding: "nearest", "gptq" or "adaround" (see
-    rounding.py). per_channel: false gives all weights of a product one scale, for devices that have
-    no scale a channel. include, exclude: operator types, node names, or regular expressions of
-    whole node names; excluded nodes stay float. through: operators besides MOVES and SMOOTH that
-    may read and write int8 ("LayerNormalization"). products: also quantize products of two
-    activations (in attention that is not fused). attention: fused attention multiplies int8, too,
-    where the device has an exact product of bytes. correct_bias: "fast" takes from a product's bias
-    what rounding its weights adds on average, "full" measures it, all other quantization included
-    (see correction.py), "none" leaves it. method, percentile: of calibration; left out, as the data
-    says.
+    other bits for some products, "PATTERN=BITS"; those of 16 are multiplied in bfloat16. ranges:
+    other calibration methods for what some products read, "PATTERN=METHOD". rounding: "nearest",
+    "gptq" or "adaround" (see rounding.py). per_channel: false gives all weights of a product one
+    scale, for devices that have no scale a channel. include, exclude: operator types, node names,
+    or regular expressions of whole node names; excluded nodes stay float. through: operators
+    besides MOVES and SMOOTH that may read and write int8 ("LayerNormalization"). products: also
+    quantize products of two activations (in attention that is not fused). attention: fused
+    attention multiplies int8, too, where the device has an exact product of bytes. correct_bias:
+    "fast" takes from a product's bias what rounding its weights adds on average, "full" measures
+    it, all other quantization included (see correction.py), "none" leaves it. method, percentile:
+    of calibration; left out, as the data says.
     """
 
     statistics: Statistics | None = None
@@ -88,6 +107,7 @@ class QuantizeStatic:
     activation: str = "uint8"
     weight_bits: int = 0
     layers: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
     rounding: str = "nearest"
     per_channel: bool = True
     include: tuple[str, ...] = ()
@@ -120,11 +140,31 @@ class QuantizeStatic:
             told += f", {self.rounding}"
         if statistics.synthetic:
             told += ", SYNTHETIC calibration data: accuracy means nothing"
-        if places.lost_names:
-            names = ", ".join(places.lost_names)
-            log.warning("8 bits cannot hold what these products read, they stay float32: %s", names)
-            made = made.note(kept_float32=names)
+        made = self.halved(made, places.lost_names)
         return made.note(quantization=told)
+
+    def halved(self, graph: Graph, lost: Sequence[str]) -> Graph:
+        """The graph with a note of which products to make in bfloat16: those of 16 bits, and, where
+        the device multiplies bfloat16, those that 8 bits would ruin. The rest of these stays
+        float32. Both are told.
+        """
+        count = Counter(n.name for n in graph.nodes if n.op in MEASURED)
+        asked = [n.name for n in graph.nodes if n.op in MEASURED and self.asks_half(n)]
+        fast = self.device is not None and multiplies_bfloat16(self.device)
+        half = [n for n in lost if fast and count[n] == lost.count(n)]  # one name, one fate
+        left = [n for n in lost if n not in half]
+        for names, what in ((half, "take bfloat16"), (left, "stay float32")):
+            if names:
+                told = f"8 bits cannot hold what these products read, they {what}: %s"
+                log.warning(told, ", ".join(names))
+        if left:
+            graph = graph.note(kept_float32=", ".join(left))
+        made: Graph = noted(graph, [*asked, *half])
+        return made
+
+    def asks_half(self, node: Node) -> bool:
+        """Whether a product is to be multiplied in 16 bits."""
+        return bits_of(node, self.layers) == HALF
 
     def check(self) -> None:
         """Options that mean nothing are an Error."""
@@ -134,6 +174,10 @@ class QuantizeStatic:
         if self.correct_bias not in CORRECTIONS:
             hint = f"one of {', '.join(CORRECTIONS)}"
             raise Error(f"correct_bias {self.correct_bias!r}", hint=hint)
+        for spec in self.ranges:
+            if spec.rpartition("=")[2] not in CANDIDATES:
+                hint = f"one of {', '.join(CANDIDATES)}"
+                raise Error(f"ranges: {spec!r} is not PATTERN=METHOD", hint=hint)
         if self.correct_bias == "full" and self.data is None:
             raise Error("correct_bias 'full' needs calibration data", hint="give --calibration")
 
@@ -158,7 +202,9 @@ class QuantizeStatic:
         return bits_of(node, self.layers) or weight_bits(self.weight_bits, self.device)
 
     def wants(self, node: Node) -> bool:
-        """Whether include and exclude let a product be quantized."""
+        """Whether include, exclude and the bits asked for let a product be quantized."""
+        if self.asks_half(node):
+            return False
         return not named(node, self.exclude) and (not self.include or named(node, self.include))
 
     def passes(self, node: Node) -> bool:
@@ -305,6 +351,9 @@ class Places:
 
     def scale(self, group: list[Node], readers: list[Node]) -> Scale | None:
         """One scale for a group of values that these nodes read as int8."""
+        asked = self.method(readers)
+        if asked:
+            return self.scaled(group, readers, replace(self.statistics, method=asked))
         if self.statistics.method != "output" or self.options.wide:
             return self.scaled(group, readers, self.statistics)
         reads = [r for n in group for r in self.statistics.reads.get(self.names[n], ())]
@@ -323,12 +372,37 @@ class Places:
         ]
         usual = PREFERRED * sum(r.error(found[0].rounded) for r in reads)
         errors = [(usual, found[0]), *((sum(r.error(s.rounded) for r in reads), s) for s in judged)]
-        return min(errors, key=lambda e: e[0])[1]
+        best = min(errors, key=lambda e: e[0])[1]
+        return self.finer(best, group, readers, reads)
+
+    def finer(
+        self, best: Scale, group: list[Node], readers: list[Node], reads: list[Read]
+    ) -> Scale:
+        """Where channels lie so far apart that the least step allowed ruins the quiet ones, steps
+        that are as fine as they were seen to need.
+        """
+
+        def worst(scale: Scale) -> float:
+            return max(r.error(scale.rounded) for r in reads)
+
+        if best.step.size == 1 or best.folded or worst(best) <= LOST:
+            return best
+        whole = replace(self.statistics, method="minmax")
+        fine = self.scaled(group, readers, whole, least=FINEST)
+        return fine if fine is not None and worst(fine) < PREFERRED * worst(best) else best
+
+    def method(self, readers: list[Node]) -> str:
+        """The calibration method that a reader asks for, the first in `ranges`; "" if none does."""
+        for spec in self.options.ranges:
+            pattern, _, method = spec.rpartition("=")
+            if any(named(r, (pattern,)) for r in readers):
+                return method
+        return ""
 
     def scaled(
-        self, group: list[Node], readers: list[Node], statistics: Statistics
+        self, group: list[Node], readers: list[Node], statistics: Statistics, least: float = LEAST
     ) -> Scale | None:
-        """The scale that the range of one calibration method makes."""
+        """The scale that the range of one calibration method makes; `least` as in channel_scale."""
         ranges = [statistics.range(self.names[n]) or (0.0, 0.0) for n in group]
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         # Products of two activations: a zero point at 0 spares sums at run time.
@@ -337,7 +411,7 @@ class Places:
         seen = statistics.channels(self.names[group[0]])
         if len(group) == 1 and seen and by_channel(readers) and not self.options.wide:
             lows, highs = np.maximum(seen.lows, low), np.minimum(seen.highs, high)
-            return channel_scale(lows, highs, self.options.activation)
+            return channel_scale(lows, highs, self.options.activation, least)
         far = [n for n in group if n in self.apart and n.op == "Concat"]
         parts = None if self.options.wide else self.parts(group, readers)
         if far or parts is not None:

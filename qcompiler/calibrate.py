@@ -239,7 +239,7 @@ class Statistics:
             raise Error("infinite during calibration", where=name, hint=_HINT)
         if self.method == "average":
             return seen.sum_low / seen.samples, seen.sum_high / seen.samples
-        if seen.histogram is None or not seen.histogram.edge:
+        if self.method == "minmax" or seen.histogram is None or not seen.histogram.edge:
             return seen.low, seen.high
         if self.method == "percentile":
             low, high = seen.histogram.quantiles((100 - self.percentile) / 200)

@@ -61,12 +61,16 @@ class Read:
 
     def error(self, rounded: Callable[[Numbers], Numbers]) -> float:
         """The squared error of the product's outputs when it reads columns so rounded, over the
-        outputs' power; 0 where there is nothing to see.
+        outputs' power; 0 where there is nothing to see. Groups count alike, none more than 1:
+        whoever reads a quiet channel may make as much of it as of a loud one.
         """
         w = self.some_rows()
         wrong = np.einsum("gok,gkp->gop", w, (rounded(self.columns) - self.columns).astype("f"))
-        power = float(np.square(np.einsum("gok,gkp->gop", w, self.columns), dtype=np.float64).sum())
-        return float(np.square(wrong, dtype=np.float64).sum()) / power if power else 0.0
+        exact = np.einsum("gok,gkp->gop", w, self.columns)
+        noise, power = (np.square(y, dtype=np.float64).sum(axis=(1, 2)) for y in (wrong, exact))
+        seen = power > 0
+        shares = noise[seen] / power[seen]
+        return float(np.minimum(shares, 1).mean() if shares.size > 1 else shares.sum())
 
     def beyond(self, rounded: Callable[[Numbers], Numbers], step: float) -> bool:
         """Whether any column holds what is cut off: numbers further than a step from themselves."""

@@ -17,8 +17,8 @@ from qcompiler.storage import named
 
 log = logging.getLogger(__name__)
 
-FIELDS = ("include", "exclude", "layers")
-"""Options of passes that name nodes; `layers` as "PATTERN=BITS"."""
+FIELDS = ("include", "exclude", "layers", "ranges")
+"""Options of passes that name nodes; the last two as "PATTERN=BITS" and "PATTERN=METHOD"."""
 
 Mention = tuple[str, str]
 """(where it was written, the pattern)."""
@@ -34,7 +34,7 @@ def mentions(
         for field in FIELDS:
             given = options.get(field, ())
             for pattern in given if isinstance(given, (tuple, list)) else ():
-                plain = str(pattern).rpartition("=")[0] if field == "layers" else str(pattern)
+                plain = str(pattern).rpartition("=")[0] if field in FIELDS[2:] else str(pattern)
                 yield f"--pass {name}{{{field}}}", plain
 
 

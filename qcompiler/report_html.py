@@ -110,6 +110,8 @@ def _accuracy(found: Found | None) -> str:
     rows = [
         [
             ("t", t.method),
+            ("", str(len(t.ranges))),
+            ("", str(len(t.halves))),
             ("", str(len(t.floats))),
             ("", f"{t.score:.2f}"),
             ("", f"{t.loss:.3g}"),
@@ -118,7 +120,16 @@ def _accuracy(found: Found | None) -> str:
         ]
         for t in found.trials
     ]
-    head = ("calibration", "kept in float", found.metric, "divergence", "ms", "time")
+    head = (
+        "calibration",
+        "other ranges",
+        "in bfloat16",
+        "kept in float",
+        found.metric,
+        "divergence",
+        "ms",
+        "time",
+    )
     return (
         "<h2>What was tried</h2>"
         f"<p>At least {found.floor:.2f} was asked for. {escape(found.unsure)}</p>"
@@ -148,7 +159,8 @@ def _pareto(found: Found) -> str:
     ]
     for ms, score, trial in points:
         chosen = trial is found.chosen or trial == found.chosen
-        told = f"{trial.method}, {len(trial.floats)} in float: {score:.2f}, {ms:.3f} ms"
+        forms = f"{len(trial.halves)} in bfloat16, {len(trial.floats)} in float"
+        told = f"{trial.method}, {forms}: {score:.2f}, {ms:.3f} ms"
         kind, size = ("mark", 6) if chosen else ("after", 4)
         drawn.append(
             f'<circle class="{kind}" cx="{x(ms):.1f}" cy="{y(score):.1f}" r="{size}">'

@@ -30,6 +30,9 @@ SMALLEST, LARGEST = 2.0**-40, 2.0**40
 NOTHING = 2.0**-10
 """What stands for the range of values that were all zero; a coarse one would coarsen the bias."""
 
+LEAST = 1 / 64
+"""A channel's step is at least this share of the largest, lest calibration has hardly seen it."""
+
 BIAS_LIMIT = 2.0**30
 """An int32 bias may take half of the sum's range."""
 
@@ -82,7 +85,7 @@ def activation_scale(low: float, high: float, dtype: str, symmetric: bool = Fals
     return Scale(dtype, step, zero)
 
 
-def channel_scale(lows: Numbers, highs: Numbers, dtype: str, least: float = 1 / 64) -> Scale | None:
+def channel_scale(lows: Numbers, highs: Numbers, dtype: str, least: float = LEAST) -> Scale | None:
     """The range of each channel, [C] and [C] -> a step for each, around one zero point for all.
 
     The zero point is the one that makes the steps least, in the geometric mean. A channel takes at
@@ -140,6 +143,11 @@ def has_exact_product(device: Device | None) -> bool:
     """Whether bytes are multiplied as they are, and no sum of products saturates."""
     mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
     return device is None or (mac is not None and mac.exact)
+
+
+def multiplies_bfloat16(device: Device) -> bool:
+    """Whether the device has products of bfloat16, which are faster than those of float32."""
+    return ("bf16", "bf16", "f32") in device.isa.mac
 
 
 def room_for_bias(

@@ -1,18 +1,20 @@
 """Model, data and how much may be lost -> the fastest artifact that keeps to it, and every trial.
 
-Every product (convolution, matrix product) may be int8 or float. First all are int8, compiled as
-they would be without a search, by one calibration method after another: the first that keeps to the
-limit is the answer. When none does, one artifact, the trial model, holds both of every product and
-switches that say whose result goes on: thousands of choices are tried without compiling again. Each
-product is tried alone (its sensitivity), and those that disturb the outputs most for the least time
-go back to float until the loss is within the limit.
+Every product (convolution, matrix product) may be int8, bfloat16 or float32, tried from cheap to
+dear. First all are int8, compiled as they would be without a search, by one calibration method
+after another: the first that keeps to the limit is the answer. When none does, one artifact, the
+trial model, holds every product in all forms, with switches that say whose result goes on:
+thousands of choices are tried without compiling again. Each product is tried alone, with the range
+of each calibration method for what it reads; where all with their best ranges are good enough, that
+is the answer. Else those that disturb the outputs most for the least time go to bfloat16, where the
+device multiplies that, or float32, until the loss is within the limit.
 
 What is tuned is smooth, the divergence of outputs from the float model's: a score moves by whole
 samples, and whoever tunes on it follows chance. What judges is the score on all data, by a paired
 test where it is a share of rows; it says when the data is too small for the limit.
 
 Layer-wise sensitivity as in Dong et al., "HAWQ" (ICCV 2019), here measured, not estimated from
-Hessians; ranked by loss over time saved, as the greedy solution of a knapsack.
+Hessians; ranked by loss over time saved (see mixture.py).
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,24 +33,38 @@ import onnx
 
 from qcompiler import driver, plugins, timing
 from qcompiler.artifact import Artifact
-from qcompiler.calibrate import Statistics, fingerprint
+from qcompiler.calibrate import CANDIDATES, Statistics, fingerprint
 from qcompiler.driver import Made, Options, Watch
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.ir import Graph
 from qcompiler.metrics import Outputs, divergence, labels_of, metric, outputs_of, paired, right
+from qcompiler.mixture import (
+    BFLOAT16,
+    Layer,
+    Mixture,
+    Step,
+    Trial,
+    chosen_ranges,
+    mixed,
+    ordered,
+    predicted,
+    untimed,
+)
 from qcompiler.plan import plan
 from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
+from qcompiler.scales import multiplies_bfloat16
 from qcompiler.stages import Choice, build, choose, run_stage
+from qcompiler.storage import MEASURED
 from qcompiler.trial import Trier
 
 log = logging.getLogger(__name__)
 
 SENSITIVITY_SAMPLES = 32
-OTHER_METHODS = ("mse", "percentile", "minmax")
-_LEAST_SECONDS = 1e-9
+Ranges = tuple[tuple[str, str], ...]
+"""Products, and the calibration method for what they read."""
 _MOST_BYTES = 4 << 30
 
 
@@ -74,38 +89,6 @@ class Demand:
     def floor(self, exact: float) -> float:
         """The least score that is good enough."""
         return exact * (1 - self.drop / 100) if self.relative else exact - self.drop
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One choice that was tried: which products stayed float, what it scored and took.
-
-    `score` is in points, `loss` the divergence from the float model's outputs; `seconds` is
-    measured where the choice was compiled and timed, else predicted from the products' own times.
-    """
-
-    method: str
-    floats: tuple[str, ...]
-    score: float
-    loss: float
-    seconds: float
-    measured: bool
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One product: its seconds in float and in int8, and the loss when it alone is int8."""
-
-    name: str
-    op: str
-    float_seconds: float
-    int8_seconds: float
-    sensitivity: float = math.nan
-
-    @property
-    def saved(self) -> float:
-        """Seconds that int8 saves."""
-        return self.float_seconds - self.int8_seconds
 
 
 @dataclass(frozen=True)
@@ -165,7 +148,7 @@ class _Search:
         assert self.calibration is not None, "int8 was asked for"
         self.graph = self.transformed(self.graph)
         self.statistics = self.calibration.statistics(self.graph)
-        self.floating = self.made("float32", "", ())
+        self.floating = self.made("float32", "", Mixture())
         whole = load(self.compiled(self.original) if self.pruned else self.floating.artifact)
         self.reference = outputs_of(whole, self.data)
         rows = len(next(iter(self.reference.values()))) // len(self.data)
@@ -214,34 +197,46 @@ class _Search:
 
     def run(self) -> Found:
         """Everything, in order."""
-        methods = tuple(dict.fromkeys((self.options.calibration_method, *OTHER_METHODS)))
+        methods = tuple(dict.fromkeys((self.options.calibration_method, *CANDIDATES)))
         plain: list[tuple[float, str, Made]] = []
         for i, method in enumerate(methods):
             self.say("int8", i, len(methods), method)
-            made = self.made("int8", method, ())
-            outputs = outputs_of(load(made.artifact), self.data)
-            self.note(method, (), outputs)
-            if self.passes(outputs):
-                return self.finished(method, made, (), ())
-            plain.append((divergence(outputs, self.reference), method, made))
-        _, method, made = min(plain, key=lambda p: p[0])
+            got = self.attempt(method, Mixture())
+            if got.passed:
+                return self.finished(got.made, ())
+            plain.append((got.loss, method, got.made))
+        lost, method, made = min(plain, key=lambda p: p[0])
         trier = self.trier(method)
-        layers = self.layers(trier, made)
-        order = [x.name for x in layers]
-        count = max(1, self.fewest(trier, order)) if order else 0
-        while count < len(order):
-            made = self.made("int8", method, order[:count])
-            outputs = outputs_of(load(made.artifact), self.data)
-            self.note(method, order[:count], outputs)
-            if self.passes(outputs):
-                return self.finished(method, made, layers, order[:count])
-            count += max(1, len(order) // 16)
+        ranges = self.ranges(trier)
+        if ranges:
+            got = self.attempt(method, Mixture(ranges=ranges))
+            if got.passed:
+                return self.finished(got.made, ())
+            if got.loss < lost:
+                made = got.made
+            else:
+                ranges = ()
+        layers = self.layers(trier, made, ranges)
+        steps = ordered(layers)
+        count = max(1, self.fewest(trier, steps, ranges)) if steps else 0
+        while count < len(steps):
+            got = self.attempt(method, mixed(steps[:count], ranges))
+            if got.passed:
+                return self.finished(got.made, layers)
+            count += max(1, len(steps) // 16)
         return self.floated(layers)
 
-    def note(self, method: str, floats: Sequence[str], outputs: Outputs) -> Trial:
+    def attempt(self, method: str, mixture: Mixture) -> _Attempt:
+        """A mixture, compiled and judged on all data."""
+        made = self.made("int8", method, mixture)
+        outputs = outputs_of(load(made.artifact), self.data)
+        trial = self.note(method, mixture, outputs)
+        return _Attempt(made, trial.loss, self.passes(outputs))
+
+    def note(self, method: str, mixture: Mixture, outputs: Outputs) -> Trial:
         """Keep what a choice gave."""
         lost = divergence(outputs, self.reference)
-        made = Trial(method, tuple(floats), self.scored(outputs), lost, math.nan, False)
+        made = untimed(method, mixture, self.scored(outputs), lost)
         self.trials.append(made)
         return made
 
@@ -268,7 +263,29 @@ class _Search:
         """The trial model of a calibration method."""
         self.say("trial model", 0, 1, method)
         statistics = replace(self.statistics, method=method)
-        return Trier(method, self.graph, statistics, self.quantized, self.after, self.here)
+        return Trier(
+            method,
+            self.graph,
+            statistics,
+            self.quantized,
+            self.after,
+            self.here,
+            self.half_seconds,
+            CANDIDATES,
+        )
+
+    @cached_property
+    def half_seconds(self) -> dict[str, float]:
+        """The products that can be bfloat16 where the device multiplies that, and the seconds that
+        they take; none elsewhere, for there they are no faster than in float32.
+        """
+        if not multiplies_bfloat16(self.device):
+            return {}
+        names = sorted({n.name for n in self.graph.nodes if n.op in MEASURED and n.name})
+        artifact = self.made("int8", "mse", Mixture(halves=tuple(names))).artifact
+        taken = timing.of_steps(load(artifact), self.data[0])
+        steps = artifact.manifest.steps
+        return {s.name: taken.get(s.name, 0.0) for s in steps if s.operands == "bfloat16"}
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
         """A graph -> the same in int8, in the open."""
@@ -277,28 +294,51 @@ class _Search:
         options = {**given, **asked, "statistics": statistics, **more}
         return build("quantize_static", options, self.device, None, self.calibration)(graph)
 
-    def tried(self, trier: Trier, floats: Sequence[str]) -> bool:
+    def tried(self, trier: Trier, mixture: Mixture) -> bool:
         """Whether a choice keeps to the limit on the trial model; measured once."""
 
         def measure() -> tuple[float, ...]:
-            outputs = trier.outputs(floats, self.data)
+            outputs = trier.outputs(mixture, self.data)
             lost = divergence(outputs, self.reference)
             return self.scored(outputs), lost, float(self.passes(outputs))
 
-        key = json.dumps([trier.method, sorted(floats)])
-        score, lost, passed = self.known.get(key, measure)
-        self.trials.append(Trial(trier.method, tuple(floats), score, lost, math.nan, False))
+        score, lost, passed = self.known.get(mixture.key(trier.method), measure)
+        self.trials.append(untimed(trier.method, mixture, score, lost))
         return bool(passed)
 
-    def sensitivity(self, trier: Trier, name: str) -> float:
-        """The divergence when one product alone is int8, on a few samples; measured once."""
+    def alone(self, trier: Trier, name: str, kind: str, ranges: Ranges = ()) -> float:
+        """The divergence when one product alone is int8 or bfloat16, and all others are float32, on
+        a few samples; measured once.
+        """
+        few, exact = self.few
+        floats = tuple(sorted(trier.units.keys() - {name}))
+        halves = (name,) if kind == BFLOAT16 else ()
+        mixture = Mixture(floats, halves, ranges)
 
         def measure() -> tuple[float, ...]:
-            outputs = trier.outputs(sorted(trier.units.keys() - {name}), few)
-            return (divergence(outputs, exact),)
+            return (divergence(trier.outputs(mixture, few), exact),)
 
-        few, exact = self.few
-        return self.known.get(json.dumps([trier.method, "alone", name]), measure)[0]
+        key = json.dumps([trier.method, "alone", name, kind, ranges])
+        return self.known.get(key, measure)[0]
+
+    def ranges(self, trier: Trier) -> Ranges:
+        """Products whose int8 disturbs less by the range of another calibration method, and that
+        method. What two products read has one range: the losses of both count.
+        """
+        usual = {n: self.alone(trier, n, "int8") for n in trier.units}
+        least = sum(usual.values()) / max(1, 4 * len(usual))
+        sums: dict[frozenset[str], dict[str, float]] = {}
+        for i, name in enumerate(trier.units):
+            self.say("ranges", i, len(trier.units), name)
+            by = sums.setdefault(trier.groups[name], {})
+            by[trier.method] = by.get(trier.method, 0.0) + usual[name]
+            for method in trier.others(name):
+                lost = usual[name]  # what hardly disturbs is not worth trying
+                if lost > least:
+                    lost = self.alone(trier, name, "int8", ((name, method),))
+                by[method] = by.get(method, 0.0) + lost
+        best = {n: sums[trier.groups[n]] for n in trier.units}
+        return tuple(chosen_ranges(best, trier.method).items())
 
     @cached_property
     def few(self) -> tuple[list[Sample], Outputs]:
@@ -316,7 +356,7 @@ class _Search:
 
     # Which products go back to float.
 
-    def layers(self, trier: Trier, quantized: Made) -> tuple[Layer, ...]:
+    def layers(self, trier: Trier, quantized: Made, ranges: Ranges) -> tuple[Layer, ...]:
         """Every product, those that disturb most for the least time first."""
         slow, fast = (
             timing.of_steps(load(m.artifact), self.data[0]) for m in (self.floating, quantized)
@@ -324,25 +364,28 @@ class _Search:
         made = []
         for i, (name, op) in enumerate(trier.units.items()):
             self.say("sensitivity", i, len(trier.units), name)
-            alone = self.sensitivity(trier, name)
-            made.append(Layer(name, op, slow.get(name, 0.0), fast.get(name, 0.0), alone))
-        return tuple(sorted(made, key=lambda x: -x.sensitivity / max(x.saved, _LEAST_SECONDS)))
+            mine = tuple(r for r in ranges if r[0] == name)
+            layer = Layer(name, op, slow.get(name, 0.0), fast.get(name, 0.0))
+            layer = replace(layer, sensitivity=self.alone(trier, name, "int8", mine))
+            if name in trier.halves:
+                lost = self.alone(trier, name, BFLOAT16)
+                layer = replace(layer, half_seconds=self.half_seconds[name], half_sensitivity=lost)
+            made.append(layer)
+        return tuple(sorted(made, key=lambda x: -x.steps()[0][0]))
 
-    def fewest(self, trier: Trier, order: Sequence[str]) -> int:
-        """How many of them must be float, by bisection on the trial model."""
-        low, high = 0, len(order)
+    def fewest(self, trier: Trier, steps: Sequence[Step], ranges: Ranges) -> int:
+        """How many steps out of int8 it takes, by bisection on the trial model."""
+        low, high = 0, len(steps)
         while low < high:
             middle = (low + high) // 2
-            self.say("search", len(self.trials), 0, f"{middle} of {len(order)} products in float")
-            if self.tried(trier, order[:middle]):
+            self.say("search", len(self.trials), 0, f"{middle} of {len(steps)} steps out of int8")
+            if self.tried(trier, mixed(steps[:middle], ranges)):
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    def finished(
-        self, method: str, made: Made, layers: tuple[Layer, ...], floats: Sequence[str]
-    ) -> Found:
+    def finished(self, made: Made, layers: tuple[Layer, ...]) -> Found:
         """A choice that keeps to the limit -> what was found; float, where that is not slower."""
         model, exact = load(made.artifact), load(self.floating.artifact)
         first = self.data[0]
@@ -371,19 +414,22 @@ class _Search:
             exact=self.exact,
             floor=self.floor,
             layers=layers,
-            trials=tuple(_predicted(t, chosen, layers) for t in (*self.trials[:-1], chosen)),
+            trials=tuple(predicted(t, chosen, layers) for t in (*self.trials[:-1], chosen)),
             chosen=chosen,
             unsure=self.unsure,
         )
 
-    def made(self, precision: str, method: str, floats: Sequence[str]) -> Made:
+    def made(self, precision: str, method: str, mixture: Mixture) -> Made:
         """A choice, compiled for the device."""
         graph = self.graph
         if precision == "int8":
             statistics = replace(self.statistics, method=method)
-            keep = (*self.options.exclude, *map(re.escape, floats))
-            graph = self.quantized(graph, statistics, exclude=keep)
-            graph = graph.note(kept_in_float=str(len(floats)))
+            asked = {
+                "exclude": self.options.exclude,
+                **self.choice.options.get("quantize_static", {}),
+            }
+            graph = self.quantized(graph, statistics, **mixture.options(asked))
+            graph = graph.note(kept_in_float=str(len(mixture.floats)))
         lowered = driver.lowered(graph, self.after, self.device, self.watch)
         made = plan(lowered, self.device)
         artifact = driver.build(made, self.watch)
@@ -395,17 +441,13 @@ class _Search:
             self.watch.progress(what, done, count, item)
 
 
-def _predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
-    """A trial that was not timed, with the time that its layers' own times make likely."""
-    if trial.measured or not layers:
-        return trial
+@dataclass(frozen=True)
+class _Attempt:
+    """A mixture that was compiled: its loss, and whether that is within the limit."""
 
-    def products(floats: Sequence[str]) -> float:
-        return sum(x.float_seconds if x.name in floats else x.int8_seconds for x in layers)
-
-    own = products(trial.floats)
-    likely = measured.seconds + own - products(measured.floats)
-    return replace(trial, seconds=max(likely, own))
+    made: Made
+    loss: float
+    passed: bool
 
 
 class _State:

@@ -9,7 +9,7 @@ product and its activation or residual sum is never stored, so it stays as it is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,11 @@ def named(node: Node, patterns: Sequence[str]) -> bool:
         except re.error as e:
             raise Error(f"{pattern!r} is no node, operator or regular expression: {e}") from e
     return False
+
+
+def exactly(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of nodes -> patterns that match these, and no operator of such a name."""
+    return tuple(f"(?:{re.escape(name)})" for name in names)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,3 +300,11 @@ def test_what_products_sum_over_two_axes_of_has_no_means_of_channels() -> None:
     both = calibrate(Graph((x,), (conv, product), ("y", "z")), given)
     assert both.channels("x") is None
     assert calibrate(Graph((x,), (conv,), ("y",)), given).channels("x").mean.shape == (2,)
+
+
+def test_statistics_with_histograms_serve_every_method_that_needs_none() -> None:
+    given = samples()
+    kept = calibrate(net(), given, method="output")
+    for method in ("minmax", "average"):
+        alone = calibrate(net(), given, method=method)
+        assert replace(kept, method=method).range("mul") == alone.range("mul")

@@ -37,6 +37,7 @@ FLOORS = [
     {"stages", "timing", "agreement"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"retrain_weights"},
+    {"mixture"},
     {"trial"},
     {"search", "retrain"},
     {"report"},

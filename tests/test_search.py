@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,17 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qcompiler import Error, driver, load, plugins, search, timing, trial
-from qcompiler.calibrate import Statistics, calibrate
+from qcompiler.calibrate import CANDIDATES, Statistics, calibrate
 from qcompiler.cli.quality import allowed
 from qcompiler.driver import Options, Watch
-from qcompiler.ir import Graph
+from qcompiler.ir import Graph, substitute
 from qcompiler.metrics import METRICS, agreement, cosine, divergence, loss, paired, top1, top5
+from qcompiler.mixture import Layer, Mixture, chosen_ranges, mixed, ordered
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate
+from qcompiler.plan import plan
+from qcompiler.runtime import Model
 from qcompiler.search import Demand
 from qcompiler.stages import Choice, build, run_stage
 
@@ -67,6 +71,7 @@ OPTIONS = Options(
 @pytest.fixture(autouse=True)
 def int8_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "of_steps", lambda model, inputs: {})
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda device: False)
     monkeypatch.setattr(timing, "medians", lambda a, b: (1.0, 2.0))
 
 
@@ -130,11 +135,11 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     measured: list[object] = []
 
     def until(count: int) -> None:
-        def outputs(self: trial.Trier, floats: object, samples: object) -> object:
+        def outputs(self: trial.Trier, mixture: Mixture, samples: object) -> object:
             if len(measured) == count:
                 raise KeyboardInterrupt
-            measured.append(floats)
-            return whole(self, floats, samples)  # type: ignore[arg-type]
+            measured.append(mixture)
+            return whole(self, mixture, samples)  # type: ignore[arg-type]
 
         monkeypatch.setattr(trial.Trier, "outputs", outputs)
 
@@ -269,6 +274,39 @@ def test_data_too_small_for_the_limit_is_said() -> None:
     assert paired(*rows(30, 20, 49950), 0.5).unsure == ""
 
 
+# The order in which products leave int8.
+
+
+def layer(name: str, lost: float, half: float, seconds: tuple[float, float, float]) -> Layer:
+    """A product; its loss in int8 and bfloat16, its seconds in these and in float32."""
+    return Layer(name, "MatMul", seconds[2], seconds[0], lost, seconds[1], half)
+
+
+def test_steps_out_of_int8_are_taken_by_what_they_are_worth() -> None:
+    usual, slow = layer("usual", 1.0, 0.1, (1, 2, 4)), layer("slow", 0.6, 0.01, (1, 5, 4))
+    useless = layer("useless", 0.5, 0.45, (1, 2, 4))
+    never = layer("never", 0.4, math.nan, (1, math.nan, 4))
+    steps = ordered([never, useless, slow, usual])
+    assert steps == [
+        ("usual", "bfloat16"),  # 0.9 for a second
+        ("slow", "float32"),  # 0.6 for three: bfloat16 is slower than float32
+        ("useless", "float32"),  # 0.5 for three: bfloat16 is hardly better than int8
+        ("never", "float32"),
+        ("usual", "float32"),  # 0.1 for two more
+    ]
+    assert mixed(steps[:2]) == Mixture(("slow",), ("usual",))
+    assert set(mixed(steps).floats) == {"usual", "slow", "useless", "never"}
+    assert mixed(steps).halves == ()
+
+
+def test_a_range_is_changed_for_a_tenth_less_loss() -> None:
+    losses = {
+        "a": {"mse": 1.0, "minmax": 0.95},
+        "b": {"mse": 1.0, "minmax": 0.8, "percentile": 0.7},
+    }
+    assert chosen_ranges(losses, "mse") == {"b": "percentile"}
+
+
 # The trial model.
 
 
@@ -302,13 +340,13 @@ def test_all_float_is_the_float_model_and_all_int8_the_quantized_one() -> None:
     graph = read(residual())
     for stage in ("fold", "fuse"):
         graph = run_stage(graph, stage)
-    statistics = calibrate(graph, samples, method="mse")
+    statistics = calibrate(graph, samples, method="mse", percentile=99)
 
     def quantize(graph: Graph, statistics: Statistics, **more: object) -> Graph:
         return build("quantize_static", {"statistics": statistics, **more})(graph)
 
     here = plugins.device("host")
-    trier = trial.Trier("mse", graph, statistics, quantize, Choice(), here)
+    trier = trial.Trier("mse", graph, statistics, quantize, Choice(), here, "acy", CANDIDATES)
     exact = np.concatenate([evaluate(graph, s)["y"] for s in samples])
     pairs = quantize(graph, statistics)
     coarse = np.concatenate([evaluate(pairs, s)["y"] for s in samples])
@@ -316,13 +354,128 @@ def test_all_float_is_the_float_model_and_all_int8_the_quantized_one() -> None:
     everything = tuple(trier.units)
     assert set(everything) == {"a", "c", "y"}
     np.testing.assert_allclose(
-        trier.outputs(everything, samples)["y"], exact, rtol=0, atol=1e-5 * size
+        trier.outputs(Mixture(everything), samples)["y"], exact, rtol=0, atol=1e-5 * size
     )
     noise = np.abs(coarse - exact).max()
     assert noise > 1e-3 * size
-    assert np.abs(trier.outputs((), samples)["y"] - coarse).max() < 0.3 * noise
-    alone = trier.outputs(("c", "y"), samples)["y"]
+    assert np.abs(trier.outputs(Mixture(), samples)["y"] - coarse).max() < 0.3 * noise
+    alone = trier.outputs(Mixture(("c", "y")), samples)["y"]
     assert 0 < np.abs(alone - exact).max() < noise
+    half = trier.outputs(Mixture((), everything), samples)["y"]
+    assert 1e-4 * size < np.abs(half - exact).max() < noise / 2
+    whole = mixed_artifact(graph, statistics, Mixture((), everything), samples)
+    assert np.abs(half - whole).max() < 1e-2 * size
+    # What moves of data link has one range, in the trial model as in the artifact.
+    mixture = Mixture((), (), (("c", "minmax"), ("y", "percentile")))
+    found = trier.outputs(mixture, samples)["y"]
+    assert trier.others("y") == ["percentile"]
+    cut = mixed_artifact(graph, statistics, mixture, samples)
+    assert np.abs(found - cut).max() < 0.1 * np.abs(cut - whole).max()
+
+
+def mixed_artifact(
+    graph: Graph, statistics: Statistics, mixture: Mixture, samples: list[dict[str, np.ndarray]]
+) -> np.ndarray:
+    """A mixture, compiled for itself -> its outputs."""
+    here = plugins.device("host")
+    options = {"statistics": statistics, **mixture.options()}
+    pairs = build("quantize_static", options)(graph)
+    lowered = run_stage(run_stage(pairs, "quantize"), "layout", None, Choice(), here)
+    model = load(driver.build(plan(lowered, here), Watch()))
+    return np.concatenate([model.run(s)["y"] for s in samples])
+
+
+def test_parts_of_one_product_are_one_unit() -> None:
+    """They have one name, as what was split has."""
+    graph = read(residual())
+    c = next(n for n in graph.nodes if n.name == "c")
+    twins = {c: replace(c, name="a")}
+    graph = graph.with_outputs(substitute(graph, lambda n: twins.get(n, n)).outputs)
+    samples = [{"x": np.random.default_rng(0).standard_normal((1, 8, 6, 6)).astype("f")}] * 2
+    statistics = calibrate(graph, samples, method="mse")
+
+    def quantize(graph: Graph, statistics: Statistics, **more: object) -> Graph:
+        return build("quantize_static", {"statistics": statistics, **more})(graph)
+
+    here = plugins.device("host")
+    trier = trial.Trier("mse", graph, statistics, quantize, Choice(), here, "ay", CANDIDATES)
+    assert set(trier.units) == {"a", "y"}
+    exact = evaluate(graph, samples[0])["y"]
+    floats = trier.outputs(Mixture(("a", "y")), samples[:1])["y"]
+    np.testing.assert_allclose(floats, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    pairs = quantize(graph, statistics, **Mixture(("a",)).options())
+    assert not [n for n in pairs.nodes if n.name == "a" and n.operands[0].op == "DequantizeLinear"]
+
+
+def half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose int8 takes 1 second a product, bfloat16 2 and float32 4."""
+    lasts = {"uint8": 1.0, "int8": 1.0, "bfloat16": 2.0, "float32": 4.0}
+
+    def of_steps(model: Model, inputs: object) -> dict[str, float]:
+        return {s.name: lasts.get(s.operands, 0.0) for s in model.manifest.steps}
+
+    monkeypatch.setattr(timing, "of_steps", of_steps)
+    monkeypatch.setattr(search, "multiplies_bfloat16", lambda device: True)
+
+
+def test_what_8_bits_ruin_is_bfloat16_before_it_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    half_as_long(monkeypatch)
+    kept = found(2.0, 200)
+    assert kept.chosen.halves == ("second",)
+    assert kept.chosen.floats == ()
+    assert kept.chosen.form("second") == "bfloat16"
+    steps = {s.name: s.operands for s in kept.made.artifact.manifest.steps}
+    assert steps["second"] == "bfloat16"
+    assert steps["third"] == "uint8"
+    x = data(1, 2)[0]["x"]
+    exact = evaluate(read(network()), {"x": x})["y"]
+    assert cosine({"y": load(kept.made.artifact)(x)}, {"y": exact}, None) > 99.0
+
+
+def test_a_limit_that_bfloat16_breaks_ends_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    half_as_long(monkeypatch)
+    kept = found(1e-7, metric="cosine")
+    assert kept.chosen.method == "float32"
+    assert any(t.halves for t in kept.trials)  # it was tried
+
+
+def test_another_range_is_tried_before_other_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two products needs another method's range: no method serves the whole network."""
+    half_as_long(monkeypatch)
+    rng = np.random.default_rng(0)
+
+    def sample(loud: float) -> dict[str, np.ndarray]:
+        # What is far out in a matters; in b it is multiplied by zero.
+        a, b = rng.standard_normal((2, 64, WIDTH)).astype("f")
+        a[:32, 0], a[:32, 1], b[0, 0] = 10, 3, loud
+        return {"a": a, "b": b}
+
+    graph = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        two (float[64, {WIDTH}] a, float[64, {WIDTH}] b) => (float[64, 8] y, float[64, 8] z) {{
+            y = MatMul(a, v)
+            z = MatMul(b, w)
+        }}
+    """)
+    v, w = rng.standard_normal((2, WIDTH, 8)).astype("f")
+    v[:2], w[0] = 30 * v[:2], 0
+    graph.graph.initializer.extend(
+        [numpy_helper.from_array(v, "v"), numpy_helper.from_array(w, "w")]
+    )
+    for node, name in zip(graph.graph.node, "yz", strict=True):
+        node.name = name
+    calibration = [sample(4000), *(sample(0) for _ in range(19))]
+    for quiet in calibration[1:]:
+        quiet["a"][:, 0] = 0
+    calibration[0]["a"][1:, 0] = 0
+    options = replace(OPTIONS, calibration=calibration, input_shapes={})
+    options = replace(options, calibration_method="minmax")
+    monkeypatch.setattr(search, "CANDIDATES", ("minmax", "percentile"))
+    checked = [sample(0) for _ in range(20)]
+    kept = search.compile(graph, options, Demand(0.3, checked, metric="cosine"), Watch())
+    assert kept.chosen.ranges
+    assert not kept.chosen.halves
+    assert not kept.chosen.floats
 
 
 def test_int8_that_is_good_enough_is_compiled_once_and_nothing_is_tried(

@@ -16,7 +16,8 @@ from qcompiler.files import write_text
 if TYPE_CHECKING:
     from qcompiler.agreement import Agreement
     from qcompiler.driver import Made, Options, Watch
-    from qcompiler.search import Found, Trial
+    from qcompiler.mixture import Trial
+    from qcompiler.search import Found
 
 SHOWN_LAYERS = 12
 
@@ -135,13 +136,36 @@ def told(found: Found) -> dict[str, object]:
 def say(found: Found) -> None:
     """The same, for people."""
     rows = [
-        (t.method, len(t.floats), f"{t.score:.2f}", f"{t.loss:.2e}", _time(t)) for t in found.trials
+        (
+            t.method,
+            len(t.ranges),
+            len(t.halves),
+            len(t.floats),
+            f"{t.score:.2f}",
+            f"{t.loss:.2e}",
+            _time(t),
+        )
+        for t in found.trials
     ]
-    head = ("calibration", "in float", found.metric, "divergence", "ms")
+    head = (
+        "calibration",
+        "other ranges",
+        "in bfloat16",
+        "in float32",
+        found.metric,
+        "divergence",
+        "ms",
+    )
     show.say(show.table(head, rows) + "\n")
     if found.layers:
         worst = [
-            (x.name, x.op, f"{x.sensitivity:.2e}", f"{x.saved * 1e6:.1f}", _kept(x.name, found))
+            (
+                x.name,
+                x.op,
+                f"{x.sensitivity:.2e}",
+                f"{x.saved * 1e6:.1f}",
+                found.chosen.form(x.name),
+            )
             for x in found.layers[:SHOWN_LAYERS]
         ]
         columns = ("product", "operator", "divergence alone", "us saved", "runs in")
@@ -157,8 +181,3 @@ def say(found: Found) -> None:
 
 def _time(trial: Trial) -> str:
     return f"{trial.seconds * 1e3:.3f}" if trial.measured else "-"
-
-
-def _kept(name: str, found: Found) -> str:
-    float_ = found.chosen.method == "float32" or name in found.chosen.floats
-    return "float32" if float_ else "int8"
