@@ -93,6 +93,6 @@ def nanoseconds(step: Step, device: Device) -> float:
 def _predicted(macs: float, root: Node | None, moved: int, device: Device) -> float:
     core = device.core
     multiplies = macs and root is not None and root.operands
-    itemsize = numpy_dtype(root.operands[0].dtype).itemsize if multiplies and root else 4
+    itemsize = numpy_dtype(root.operands[0].types[0].dtype).itemsize if multiplies and root else 4
     rate = core.hz / 1e9 * core.macs_per_cycle * device.isa.lanes(itemsize)
     return macs / rate + core.moved_ns(moved) + core.mixed_ns(_CALL_NS)
