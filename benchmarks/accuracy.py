@@ -30,10 +30,10 @@ from benchmarks.labelled import TASKS, Task, tasks
 from benchmarks.subjects import Array, Feed
 from qcompiler import ops
 from qcompiler.calibrate import METHODS, Calibration, Observe, Run, value_names
-from qcompiler.driver import PRECISIONS
 from qcompiler.ir import Graph
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
+from qcompiler.options import PRECISIONS
 from qcompiler.stages import Choice, build, choose, run_stage
 
 MARGIN = 0.1
@@ -198,13 +198,12 @@ def in_numpy(graph: Graph) -> RunBatch:
 
 def compiled(graph: Graph) -> RunBatch:
     """The artifact for this machine."""
-    from qcompiler import driver, plugins
-    from qcompiler.plan import plan
+    from qcompiler import plugins
+    from qcompiler.driver import native
     from qcompiler.runtime import load
 
     here = plugins.device("host")
-    lowered = run_stage(graph, "layout", None, Choice(), here)
-    model = load(driver.build(plan(lowered, here), driver.Watch()))
+    model = load(native(graph, here))
 
     def run(feed: Feed) -> Array:
         result: Array = model.run(feed)[graph.output_names[0]]

@@ -18,9 +18,10 @@ import numpy as np
 
 from benchmarks.subjects import Array
 from qcompiler.calibrate import METHODS, Calibration
-from qcompiler.driver import Watch, observing
+from qcompiler.driver import observing
 from qcompiler.ir import Graph
 from qcompiler.onnx_reader import read
+from qcompiler.options import Watch
 from qcompiler.reconstruct import moments
 from qcompiler.stages import run_stage
 

@@ -36,13 +36,13 @@ from benchmarks.accuracy import (
     quantized,
 )
 from benchmarks.labelled import TASKS, Task, tasks
-from qcompiler import driver, plugins
+from qcompiler import plugins
 from qcompiler.artifact import Artifact, open_artifact
 from qcompiler.calibrate import Calibration
+from qcompiler.driver import native
 from qcompiler.ir import Graph
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
-from qcompiler.plan import plan
 from qcompiler.pruning import pruning
 from qcompiler.runtime import Model, load
 from qcompiler.stages import Choice, build, parse, run_stage
@@ -151,8 +151,7 @@ def compiled(graph: Graph, *, compress: bool = False) -> Artifact:
     """A fused graph -> the artifact for this machine, one thread."""
     here = plugins.device("host", 1)
     asked = Choice({"layout_compact": {}} if compress else {})
-    lowered = driver.lowered(graph, asked, here, driver.Watch())
-    return driver.build(plan(lowered, here), driver.Watch())
+    return native(graph, here, asked)
 
 
 def milliseconds(*models: Model, seconds: float = 0.5) -> list[float]:

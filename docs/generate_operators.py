@@ -56,7 +56,7 @@ def runs_as(op: str) -> str:
         return _BY_ITEM[op]
     rules = [n for n, p in PASSES.items() if isinstance(p, Rule) and op in p.pattern.ops]
     lowering = [n for n in rules if stage_of(n) == "layout"] or [
-        n for n in rules if stage_of(n) in ("fold", "quantize") and n not in _DROPS
+        n for n in rules if stage_of(n) in ("fold", "integer") and n not in _DROPS
     ]
     if lowering:
         either = [f", or `{g.name}`" for g in GENERATORS.get(op, [])]
@@ -109,7 +109,7 @@ def page() -> str:
     lines[-1] = "and shapes tell how often they turn. Sequences are not read."
     lines.append("")
     lines += ["## The compiler's own operators", ""]
-    lines += ["Lower-case, channels last; the quantize and layout stages make them.", ""]
+    lines += ["Lower-case, channels last; the integer and layout stages make them.", ""]
     lines += ["| operator | runs as |", "|---|---|"]
     own = sorted(OPERATORS.keys() - standard - {"constant", "item"})
     lines += [f"| {op} | {runs_as(op)} |" for op in own]

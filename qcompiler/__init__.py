@@ -68,13 +68,14 @@ def compile(
     Raises Error for whatever is wrong with the model, the data or the options.
     """
     try:
-        from qcompiler import driver
+        from qcompiler.driver import compile as compiled
+        from qcompiler.options import Options, Watch
     except ImportError as e:
         if missing := compiler_missing(e):
             raise missing from e
         raise
 
-    options = driver.Options(
+    options = Options(
         target=target,
         precision=precision,
         calibration=calibration,
@@ -90,7 +91,7 @@ def compile(
         prune_exclude=prune_exclude,
         compress=compress,
     )
-    return driver.compile(model, options, driver.Watch(progress=progress))
+    return compiled(model, options, Watch(progress=progress))
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:

@@ -301,6 +301,8 @@ class Calibration:
     percentile: float = 99.99
     synthetic: bool = False
     progress: Callable[[int], None] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What a graph is told of the samples."""
 
     def runner(self, graph: Graph) -> Run:
         """Float graph -> what runs one sample through it."""

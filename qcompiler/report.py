@@ -16,22 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompiler import driver, plugins, timing
+from qcompiler import plugins, timing
 from qcompiler.artifact import Artifact
 from qcompiler.calibrate import Calibration
 from qcompiler.columns import rows, takes
-from qcompiler.driver import Made, Watch
+from qcompiler.driver import Compilation, native
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.matching import input_at
 from qcompiler.metrics import labels_of, metric, outputs_of
 from qcompiler.ops.registry import Numbers
-from qcompiler.plan import plan
 from qcompiler.reconstruct import moments
 from qcompiler.runtime import Model, load
 from qcompiler.samples import Sample
 from qcompiler.search import Found
 from qcompiler.sparsity import Pattern, as_taps, curves
-from qcompiler.stages import Choice
 from qcompiler.storage import MEASURED
 
 SAMPLES = 16
@@ -142,7 +140,7 @@ class Report:
 
 def examine(
     name: str,
-    made: Made,
+    made: Compilation,
     data: Sequence[Sample],
     *,
     judge: Judge | None = None,
@@ -159,11 +157,11 @@ def examine(
     """
     manifest = made.artifact.manifest
     device = plugins.device(manifest.isa, manifest.threads)
-    label = made.coarse.notes.get("quantization", made.coarse.notes.get("weights", "none"))
-    artifacts = {"float32": _artifact(made.original, device.isa.name, manifest.threads)}
-    if made.pruned and made.coarse is not made.exact:
-        artifacts["pruned"] = _artifact(made.exact, device.isa.name, manifest.threads)
-    last = label if label != "none" else "pruned" if made.pruned else "compiled"
+    label = made.quantized.notes.get("quantization", made.quantized.notes.get("weights", "none"))
+    artifacts = {"float32": _artifact(made.float_graph, device.isa.name, manifest.threads)}
+    if made.is_pruned and made.quantized is not made.calibrated:
+        artifacts["pruned"] = _artifact(made.calibrated, device.isa.name, manifest.threads)
+    last = label if label != "none" else "pruned" if made.is_pruned else "compiled"
     artifacts[last] = made.artifact
     models = [load(a) for a in artifacts.values()]
     stages, metric = _stages(artifacts, models, data, judge)
@@ -178,7 +176,7 @@ def examine(
         stages=stages,
         metric=metric,
         layers=_layers(made, ends, data[:SAMPLES]),
-        sensitivity=() if calibration is None else _sensitivity(made.original, calibration),
+        sensitivity=() if calibration is None else _sensitivity(made.float_graph, calibration),
         skips=tuple(dict.fromkeys(skips)),
         energy=_energy(ends, data[0]),
         found=found,
@@ -209,13 +207,13 @@ def _stages(
 
 
 def _layers(
-    made: Made, models: tuple[Model, Model], data: Sequence[Sample]
+    made: Compilation, models: tuple[Model, Model], data: Sequence[Sample]
 ) -> tuple[LayerReport, ...]:
-    graphs = [_products(g) for g in (made.original, made.exact, made.coarse)]
+    graphs = [_products(g) for g in (made.float_graph, made.calibrated, made.quantized)]
     original, before, after = graphs
     names = [n for n in original if n in before and n in after]
-    pairs = list(zip((made.original, made.exact, made.coarse), graphs, strict=True))
-    if not made.pruned:
+    pairs = list(zip((made.float_graph, made.calibrated, made.quantized), graphs, strict=True))
+    if not made.is_pruned:
         del pairs[0]
     runs = [_tapped(g, [p[n] for n in names]) for g, p in pairs]
     sums: dict[str, Numbers] = {n: np.zeros(4) for n in names}
@@ -291,9 +289,7 @@ def _tapped(graph: Graph, nodes: Sequence[Node]) -> Callable[[Sample], list[Arra
 
 
 def _artifact(graph: Graph, target: str, threads: int) -> Artifact:
-    device = plugins.device(target, threads)
-    lowered = driver.lowered(graph, Choice(), device, Watch())
-    return driver.build(plan(lowered, device), Watch())
+    return native(graph, plugins.device(target, threads))
 
 
 def _errors(sums: Array) -> dict[str, float]:

@@ -22,20 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler import driver, plugins
-from qcompiler.calibrate import Calibration
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, constant, substitute
 from qcompiler.isa import Device
 from qcompiler.matching import input_at
 from qcompiler.onnx_reader import read
 from qcompiler.ops.registry import Numbers
+from qcompiler.options import Options, Watch
 from qcompiler.pruning import pruning
 from qcompiler.reopen import reopened
 from qcompiler.samples import Sample, samples
 from qcompiler.sparsity import Pattern
-from qcompiler.stages import Choice, build, choose, run_stage
+from qcompiler.stages import build, run_stage
 from qcompiler.storage import PRODUCTS
 
 if TYPE_CHECKING:
@@ -126,31 +125,24 @@ class _Retraining:
 
         self.torch_graph = torch_graph
         self.model, self.options, self.training, self.watch = model, options, training, watch
-        device = plugins.device(options.target, options.threads)
-        choice = choose(options.passes, options.disabled_passes)
-        original = driver.fused(model, options, choice, device, watch, one_batch=False)
-        exact = driver.pruned(original, options, choice, device, watch)
+        made = Compilation(model, options, watch, one_batch=False)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
         if training.gradual:
-            self.pattern, kept = _gradual(options, device)
-            levels = _zeros(exact)
-            left = replace(options, prune=kept)
-            exact = driver.pruned(original, left, choice, device, watch)
-        exact, data = driver.calibration(exact, options, watch)
-        asked = driver.quantization(choice, options)
-        self.teacher, self.exact = original, exact
+            self.pattern, kept = _gradual(options, made.device)
+            levels = _zeros(made.pruned)
+            left = Compilation(model, replace(options, prune=kept), watch, one_batch=False)
+            made = left.having(float_graph=made.float_graph)
+        self.teacher, self.exact = made.float_graph, made.calibrated
         if training.teacher is not None:
-            plain = replace(options, exclude=(), prune=(), prune_include=(), prune_exclude=())
-            self.teacher = driver.fused(
-                training.teacher, plain, Choice(), device, watch, one_batch=False
-            )
-        wanted = {n.name: (n.dtype, n.shape) for n in exact.inputs}
+            plain = Options(input_shapes=options.input_shapes)
+            self.teacher = Compilation(training.teacher, plain, watch, one_batch=False).float_graph
+        wanted = {n.name: (n.dtype, n.shape) for n in self.exact.inputs}
         self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))
         if len(self.batches) < 2:
             raise Error("one batch cannot both teach and judge", hint="give more data")
-        student, self.weights = _students(exact, asked, device, watch, data)
+        student, self.weights = _students(made)
         self.student = _before_softmax(student)
         self.levels = {n: s for n, s in levels.items() if n in self.weights and s > 0}
         self.random = np.random.default_rng(training.seed)
@@ -281,9 +273,7 @@ def _zeros(graph: Graph) -> dict[str, float]:
     return {n.name: float(np.mean(n.operands[1].array == 0)) for n in products}
 
 
-def _students(
-    exact: Graph, asked: Choice, device: Device, watch: Watch, data: Calibration | None
-) -> tuple[Graph, dict[str, Weight]]:
+def _students(made: Compilation) -> tuple[Graph, dict[str, Weight]]:
     """The graph that is trained, and its products with float weights of their own, by name.
 
     Where weights alone are small that is the float graph itself, on rounded weights.
@@ -291,9 +281,11 @@ def _students(
     from qcompiler.retrain_weights import Rounder, Weight, of_grid, of_integers
 
     alone: Any = None
-    if "quantize_weights" in asked.options:
-        alone = build("quantize_weights", asked.options["quantize_weights"], device)
-    student = exact if alone else driver.in_the_open(exact, asked, device, watch, data)
+    asked = made.choice.options.get("quantize_weights")
+    if asked is not None:
+        alone = build("quantize_weights", asked, made.device)
+    exact = made.calibrated
+    student = exact if alone else made.quantized
     after = {n.name: n for n in student.nodes if n.op in PRODUCTS}
     found: dict[str, Weight] = {}
     for n in exact.nodes:

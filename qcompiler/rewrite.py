@@ -53,7 +53,7 @@ __all__ = [
     "taken",
 ]
 
-STAGES = ("fold", "fuse", "prune", "quantize", "layout")
+STAGES = ("fold", "fuse", "prune", "quantize", "integer", "layout")
 Explain = Callable[[str, Node, str], None]
 """Told of every Skip: (rule's name, root node, reason)."""
 

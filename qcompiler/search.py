@@ -31,10 +31,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from qcompiler import driver, plugins, timing
-from qcompiler.artifact import Artifact
+from qcompiler import plugins, timing
 from qcompiler.calibrate import CANDIDATES, Statistics, fingerprint
-from qcompiler.driver import Made, Options, Watch
+from qcompiler.driver import Compilation, is_quantized, through
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.ir import Graph
@@ -51,12 +50,11 @@ from qcompiler.mixture import (
     predicted,
     untimed,
 )
-from qcompiler.plan import plan
-from qcompiler.rewrite import PASSES, stage_of
+from qcompiler.options import Options, Watch
 from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
 from qcompiler.scales import multiplies_bfloat16
-from qcompiler.stages import Choice, build, choose, run_stage
+from qcompiler.stages import Choice, build
 from qcompiler.storage import MEASURED
 from qcompiler.trial import Trier
 
@@ -95,7 +93,7 @@ class Demand:
 class Found:
     """The artifact that was chosen, and the way to it."""
 
-    made: Made
+    made: Compilation
     metric: str
     exact: float
     """The float model's score, before anything was pruned."""
@@ -128,28 +126,25 @@ class _Search:
         self, model: str | Path | onnx.ModelProto, options: Options, demand: Demand, watch: Watch
     ) -> None:
         self.options, self.demand, self.watch = options, demand, watch
-        self.device = plugins.device(options.target, options.threads)
         self.here = plugins.device("host")
-        self.choice = choose(options.passes, options.disabled_passes)
-        later = {n: v for n, v in self.choice.options.items() if stage_of(n) != "quantize"}
-        self.after = Choice(later, self.choice.disabled)
-        self.original = driver.fused(model, options, self.choice, self.device, watch)
-        if driver.is_quantized(self.original):
+        histograms = replace(options, calibration_method="output")  # it serves all methods
+        self.base = Compilation(model, histograms, watch)
+        self.device, self.choice = self.base.device, self.base.choice
+        self.original = self.base.float_graph
+        if is_quantized(self.original):
             hint = "give the float model it was made of, or compile this one as it is"
             raise Error("the model is quantized already", where="--max-drop", hint=hint)
-        self.graph = driver.pruned(self.original, options, self.choice, self.device, watch)
-        self.pruned = self.graph is not self.original
-        wanted = {n.name: (n.dtype, n.shape) for n in self.graph.inputs}
+        self.pruned = self.base.pruned is not self.original
+        wanted = {n.name: (n.dtype, n.shape) for n in self.base.pruned.inputs}
         self.data = list(_counted(samples(demand.data, wanted, demand.count)))
         if not self.data:
             raise Error("no samples to measure a loss on", where="--evaluation")
-        histograms = replace(options, calibration_method="output")  # it serves all methods
-        self.graph, self.calibration = driver.calibration(self.graph, histograms, watch)
-        assert self.calibration is not None, "int8 was asked for"
-        self.graph = self.transformed(self.graph)
+        assert self.base.calibration is not None, "int8 was asked for"
+        self.calibration = self.base.calibration
+        self.graph = self.transformed(self.base.calibrated)
         self.statistics = self.calibration.statistics(self.graph)
         self.floating = self.made("float32", "", Mixture())
-        whole = load(self.compiled(self.original) if self.pruned else self.floating.artifact)
+        whole = load((self.of(self.original) if self.pruned else self.floating).artifact)
         self.reference = outputs_of(whole, self.data)
         rows = len(next(iter(self.reference.values()))) // len(self.data)
         labels = labels_of(demand.labels, len(self.data), rows)
@@ -164,10 +159,9 @@ class _Search:
         self.trials: list[Trial] = []
         self.known = _State(demand.state, self.mark())
 
-    def compiled(self, graph: Graph) -> Artifact:
-        """A float graph -> its artifact."""
-        lowered = driver.lowered(graph, self.after, self.device, self.watch)
-        return driver.build(plan(lowered, self.device), self.watch)
+    def of(self, graph: Graph) -> Compilation:
+        """A graph, quantized or not -> the compilation of it as it is."""
+        return self.base.having(calibrated=self.graph, quantized=graph, agreement=None)
 
     def after_pruning(self) -> float:
         """What the pruned network scores in float; an Error if that is less than may be lost."""
@@ -198,7 +192,7 @@ class _Search:
     def run(self) -> Found:
         """Everything, in order."""
         methods = tuple(dict.fromkeys((self.options.calibration_method, *CANDIDATES)))
-        plain: list[tuple[float, str, Made]] = []
+        plain: list[tuple[float, str, Compilation]] = []
         for i, method in enumerate(methods):
             self.say("int8", i, len(methods), method)
             got = self.attempt(method, Mixture())
@@ -252,10 +246,8 @@ class _Search:
 
     def transformed(self, graph: Graph) -> Graph:
         """The graph after the passes that were asked for to make it easier to quantize."""
-        asked = {n: v for n, v in self.choice.options.items() if stage_of(n) == "quantize"}
-        usual = {n for n, p in PASSES.items() if getattr(p, "default", True)}
-        only = Choice(asked, self.choice.disabled | usual | {"quantize_static"})
-        return run_stage(graph, "quantize", None, only, self.device, self.calibration)
+        rest = Choice(self.choice.options, self.choice.disabled | {"quantize_static"})
+        return through(graph, ("quantize",), self.device, rest, data=self.calibration)
 
     # What one choice costs.
 
@@ -268,7 +260,7 @@ class _Search:
             self.graph,
             statistics,
             self.quantized,
-            self.after,
+            self.choice,
             self.here,
             self.half_seconds,
             CANDIDATES,
@@ -289,9 +281,8 @@ class _Search:
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
         """A graph -> the same in int8, in the open."""
-        given = {"exclude": tuple(self.options.exclude)}
-        asked = self.choice.options.get("quantize_static", {})
-        options = {**given, **asked, "statistics": statistics, **more}
+        asked = self.choice.options["quantize_static"]
+        options = {**asked, "statistics": statistics, **more}
         return build("quantize_static", options, self.device, None, self.calibration)(graph)
 
     def tried(self, trier: Trier, mixture: Mixture) -> bool:
@@ -356,7 +347,7 @@ class _Search:
 
     # Which products go back to float.
 
-    def layers(self, trier: Trier, quantized: Made, ranges: Ranges) -> tuple[Layer, ...]:
+    def layers(self, trier: Trier, quantized: Compilation, ranges: Ranges) -> tuple[Layer, ...]:
         """Every product, those that disturb most for the least time first."""
         slow, fast = (
             timing.of_steps(load(m.artifact), self.data[0]) for m in (self.floating, quantized)
@@ -385,7 +376,7 @@ class _Search:
                 low = middle + 1
         return low
 
-    def finished(self, made: Made, layers: tuple[Layer, ...]) -> Found:
+    def finished(self, made: Compilation, layers: tuple[Layer, ...]) -> Found:
         """A choice that keeps to the limit -> what was found; float, where that is not slower."""
         model, exact = load(made.artifact), load(self.floating.artifact)
         first = self.data[0]
@@ -405,7 +396,7 @@ class _Search:
         self.trials.append(chosen)
         return self.found(self.floating, layers, chosen)
 
-    def found(self, made: Made, layers: tuple[Layer, ...], chosen: Trial) -> Found:
+    def found(self, made: Compilation, layers: tuple[Layer, ...], chosen: Trial) -> Found:
         """The end of the search."""
         self.known.forget()
         return Found(
@@ -419,21 +410,15 @@ class _Search:
             unsure=self.unsure,
         )
 
-    def made(self, precision: str, method: str, mixture: Mixture) -> Made:
+    def made(self, precision: str, method: str, mixture: Mixture) -> Compilation:
         """A choice, compiled for the device."""
         graph = self.graph
         if precision == "int8":
             statistics = replace(self.statistics, method=method)
-            asked = {
-                "exclude": self.options.exclude,
-                **self.choice.options.get("quantize_static", {}),
-            }
+            asked = self.choice.options["quantize_static"]
             graph = self.quantized(graph, statistics, **mixture.options(asked))
             graph = graph.note(kept_in_float=str(len(mixture.floats)))
-        lowered = driver.lowered(graph, self.after, self.device, self.watch)
-        made = plan(lowered, self.device)
-        artifact = driver.build(made, self.watch)
-        return Made(self.original, self.graph, graph, made, artifact)
+        return self.of(graph)
 
     def say(self, what: str, done: int, count: int, item: str) -> None:
         """Tell whoever waits."""
@@ -445,7 +430,7 @@ class _Search:
 class _Attempt:
     """A mixture that was compiled: its loss, and whether that is within the limit."""
 
-    made: Made
+    made: Compilation
     loss: float
     passed: bool
 

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompiler import driver
 from qcompiler.calibrate import Statistics, fingerprint, value_names
-from qcompiler.driver import Watch
+from qcompiler.driver import native
 from qcompiler.ir import Graph, Node, Type, placeholder
 from qcompiler.isa import Device
 from qcompiler.metrics import Outputs, outputs_of
 from qcompiler.mixture import Mixture
 from qcompiler.ops import make
-from qcompiler.plan import plan
 from qcompiler.runtime import load
 from qcompiler.samples import Sample
 from qcompiler.scales import along
@@ -66,8 +64,7 @@ class Trier:
         self.carriers = {name: wanted.get(name, frozenset()) for name in readers}
         made, self.spans = adjustable(made, {method: made, **others})
         self.groups = _groups(graph, self.units)
-        lowered = driver.lowered(made, after, here, Watch())
-        self.model = load(driver.build(plan(lowered, here), Watch()))
+        self.model = load(native(made, here, after))
 
     def others(self, name: str) -> list[str]:
         """The calibration methods that give what a product reads another range than the usual."""

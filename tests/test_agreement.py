@@ -12,9 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 import qcompiler
-from qcompiler import driver
 from qcompiler.cli import main
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Compilation
+from qcompiler.options import Options
 
 RANDOM = np.random.default_rng(0)
 
@@ -45,7 +45,7 @@ def plain() -> np.ndarray:
 def test_agreement_is_measured_and_noted() -> None:
     data = samples()
     options = Options(precision="int8", calibration=data)
-    made = driver.made(network(plain()), options, Watch())
+    made = Compilation(network(plain()), options)
     found = made.agreement
     assert found is not None
     assert found.samples == 4
@@ -67,7 +67,7 @@ def test_a_poor_agreement_is_warned_of_with_the_cure(caplog: pytest.LogCaptureFi
     # The default method would see it, and keep the product in float32.
     options = Options(precision="int8", calibration=data, calibration_method="minmax")
     with caplog.at_level(logging.WARNING):
-        made = driver.made(network(first), options, Watch())
+        made = Compilation(network(first), options)
     assert made.agreement is not None
     assert made.agreement.poor
     assert "--exclude 'first'" in caplog.text

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from qcompiler import text
+from qcompiler.assemble import assemble
 from qcompiler.batches import in_parts
-from qcompiler.driver import Watch, build
 from qcompiler.ir import Array, Graph
 from qcompiler.isa import Device, host
 from qcompiler.ops import evaluate, make
@@ -137,7 +137,7 @@ def test_machine_code_runs_part_after_part(threads: int) -> None:
     made = plan(whole, small(threads))
     assert made.parts > 1
     assert f"{made.parts} parts" in str(made)
-    model = load(build(made, Watch()))
+    model = load(assemble(made))
     x = np.random.default_rng(0).standard_normal((BATCH, 8, 8, 8)).astype(np.float32)
     for _ in range(3):
         np.testing.assert_allclose(model.run({"x": x})["y"], value(whole, x), rtol=1e-4, atol=1e-5)

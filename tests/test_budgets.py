@@ -22,10 +22,12 @@ from onnx.helper import make_node
 
 import qcompiler
 from qcompiler import plan as planning
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Node, Type, constant, placeholder
 from qcompiler.ops import known_value, make
 from qcompiler.ops.work import work
+from qcompiler.options import Options
 from qcompiler.phases import SHARED, Turn, Work, turns
 from qcompiler.plan import Place
 
@@ -247,7 +249,7 @@ LENGTHS: dict[str, Callable[[int], ModelProto]] = {
 
 def calls(made: ModelProto) -> int:
     """How many Python functions are called from the file to the plan."""
-    from qcompiler import driver, plugins
+    from qcompiler import plugins
 
     count = 0
 
@@ -255,10 +257,10 @@ def calls(made: ModelProto) -> int:
         nonlocal count
         count += event == "call"
 
-    device = plugins.device("x86_avx2", 2)
+    plugins.device("x86_avx2", 2)
     sys.setprofile(seen)
     try:
-        driver.prepare(made, driver.Options(target="x86_avx2"), device, driver.Watch())
+        assert Compilation(made, Options(target="x86_avx2")).lowered
     finally:
         sys.setprofile(None)
     return count

@@ -17,6 +17,8 @@ from oracles import onnxruntime_outputs, session
 
 from qcompiler import cli, cpu, driver, isa, load, plugins
 from qcompiler.demo import main as demo_main
+from qcompiler.driver import Compilation
+from qcompiler.options import Options, Watch
 
 SHAPE = (2, 8)
 Words = Sequence[object]
@@ -431,7 +433,7 @@ def test_an_artifact_is_no_model(refused: Refused, artifact: Path, tmp_path: Pat
 def test_an_output_in_a_missing_folder_is_refused_at_once(
     refused: Refused, model: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "make_plan", lambda *_: pytest.fail("the work was begun"))
+    monkeypatch.setattr(driver, "read", lambda *_: pytest.fail("the work was begun"))
     place = tmp_path / "no" / "such" / "a.qc"
     assert "no folder" in refused("compile", model, "--input-shape", "x=1x8", "-o", place)
     assert "no folder" in refused("run", artifact, "--outputs", place)
@@ -503,7 +505,7 @@ def test_a_full_disk_leaves_no_file(
     assert "No space left" in said
 
 
-@pytest.mark.parametrize("place", ["qcompiler.driver.build", "qcompiler.artifact.write"])
+@pytest.mark.parametrize("place", ["qcompiler.driver.assemble", "qcompiler.artifact.write"])
 def test_an_interrupted_compile_leaves_no_file(
     place: str, refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -738,7 +740,7 @@ def test_the_rest_of_a_quantized_model_takes_the_precision_asked_for(precision: 
     """)
     w = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(w, "w"))
-    options, watch = driver.Options(precision=precision), driver.Watch()
-    steps = driver.made(model, options, watch).artifact.manifest.steps
+    options, watch = Options(precision=precision), Watch()
+    steps = Compilation(model, options, watch).artifact.manifest.steps
     assert steps == driver.compile(model, options, watch).manifest.steps
     assert steps[-1].operands != "float32"

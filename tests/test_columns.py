@@ -7,10 +7,10 @@ import logging
 import numpy as np
 import pytest
 
-from qcompiler import driver, load, plugins
+from qcompiler import load, plugins
+from qcompiler.assemble import assemble
 from qcompiler.calibrate import calibrate
 from qcompiler.columns import EAGER, NUMBERS, Read
-from qcompiler.driver import Watch
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.ops import evaluate, make
@@ -100,7 +100,7 @@ def test_it_takes_bfloat16_where_the_device_multiplies_that(isa: str, kind: str)
     made = build("quantize_static", {"statistics": statistics}, device)(graph)
     assert {n.op for n in made.nodes} >= {"QuantizeLinear", "MatMul"}  # ONNX can say all of it
     assert ("kept_float32" in made.notes) is not bool(kind)
-    whole = run_stage(made, "quantize", None, Choice(), device)
+    whole = run_stage(made, "integer", None, Choice(), device)
     halves = [n for n in whole.nodes if n.op == "matmul" and n.operands[0].dtype == "bfloat16"]
     assert [n.name for n in halves] == (["second"] if kind else [])
     exact = evaluate(graph, samples[0])["y"]
@@ -110,13 +110,13 @@ def test_it_takes_bfloat16_where_the_device_multiplies_that(isa: str, kind: str)
 def test_products_of_16_bits_are_bfloat16_in_an_int8_network() -> None:
     graph, samples = ruined()
     options = {"statistics": calibrate(graph, samples, method="mse"), "layers": ("second=16",)}
-    made = run_stage(build("quantize_static", options)(graph), "quantize")
+    made = run_stage(build("quantize_static", options)(graph), "integer")
     exact = evaluate(graph, samples[0])["y"]
     assert noise(evaluate(made, samples[0])["y"], exact) < 1e-3
     (half,) = (n for n in made.nodes if n.op == "matmul")
     assert {i.dtype for i in half.operands} == {"bfloat16"}
     here = plugins.device("host")
-    model = load(driver.build(plan(run_stage(made, "layout", None, Choice(), here), here), Watch()))
+    model = load(assemble(plan(run_stage(made, "layout", None, Choice(), here), here)))
     steps = {s.name: s.operands for s in model.manifest.steps}
     assert (steps["first"], steps["second"]) == ("uint8", "bfloat16")
     found = model.run(samples[0])["y"]

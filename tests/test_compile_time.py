@@ -10,11 +10,12 @@ import pytest
 
 import qcompiler
 from benchmarks import compile_time
-from qcompiler.driver import Options, Watch, make_plan
+from qcompiler.driver import Compilation
 from qcompiler.emit import native
 from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.onnx_reader import read
 from qcompiler.ops import evaluate, known_value, make
+from qcompiler.options import Options
 from qcompiler.plan import Plan
 from qcompiler.regions import MAX_NODES, regions
 
@@ -23,7 +24,7 @@ EVALUATE = importlib.import_module("qcompiler.ops.evaluate")  # the package name
 
 def plan_of(kind: str, nodes: int) -> Plan:
     model = compile_time.KINDS[kind](nodes)
-    return make_plan(model, Options(target="x86_avx2", threads=2), Watch())
+    return Compilation(model, Options(target="x86_avx2", threads=2)).plan
 
 
 @pytest.mark.parametrize("kind", compile_time.KINDS)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from emulator import load_or_skip
 
-from qcompiler import cpu, driver, load, plugins
+from qcompiler import cpu, load, plugins
+from qcompiler.assemble import assemble
 from qcompiler.demo import DATA, MODEL
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Compilation
 from qcompiler.isa import ISAS
 from qcompiler.ops import evaluate
+from qcompiler.options import Options
 
 plugins.load_all()
 SETS = sorted(n for n, i in ISAS.items() if i.triple.startswith("x86_64"))
@@ -43,8 +45,8 @@ def test_an_int8_network_is_exact(target: str) -> None:
         input_shapes={"image": (1, 1, 8, 8)},
         threads=2,
     )
-    made = driver.make_plan(MODEL, options, Watch())
-    model = load(driver.build(made, Watch()))
+    made = Compilation(MODEL, options).plan
+    model = load(assemble(made))
     integers = [n for n in made.graph.nodes if n.op in ("conv", "matmul")]
     assert all(n.dtype == "int32" for n in integers), "a product was left in float"
     for image in images:

@@ -35,6 +35,8 @@ FLOORS = [
     {"phases", "regions", "batches", "plan", "sharing"},
     {"tune", "plugins", "emit", "runtime"},
     {"stages", "timing", "agreement"},
+    {"options"},
+    {"assemble"},
     {"driver", "compare", "limits", "metrics", "torch_graph"},
     {"retrain_weights"},
     {"mixture"},

@@ -15,7 +15,7 @@ from kernel_harness import Fenced, compare, expected, region_of, run
 from tvm import tirx
 
 from qcompiler import cpu, load, plugins
-from qcompiler.driver import Watch, build
+from qcompiler.assemble import assemble
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
@@ -518,7 +518,7 @@ def test_tiles_are_asked_for_and_a_refusal_is_told(
 ) -> None:
     root = matmul((4, 8), (8, 8), "uint8", "int8")
     graph = Graph((root.operands[0],), (root,), ("y",))
-    artifact = build(plan(graph, device(isa)), Watch())
+    artifact = assemble(plan(graph, device(isa)))
     asked: list[bool] = []
     monkeypatch.setattr(cpu, "reported", lambda: isa.cpu_flags)
     monkeypatch.setattr(cpu, "request_tiles", lambda: asked.append(granted) or granted)
@@ -562,6 +562,6 @@ def test_a_network_is_planned_emitted_and_run(isa: Isa, monkeypatch: pytest.Monk
     made = plan(graph, device(isa, 2))
     assert sum("_tiles_" in s.kernel.name for s in made.steps) >= 3
     assert any(s.output in s.operands for s in made.steps), "the residual's place is taken over"
-    model = load(build(made, Watch()))
+    model = load(assemble(made))
     image = random("uint8", (2, 12, 12, 3))
     np.testing.assert_array_equal(model(image), evaluate(graph, {"x": image})["y"])

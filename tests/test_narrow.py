@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompiler import driver, ops, plugins
+from qcompiler import ops, plugins
+from qcompiler.assemble import assemble
 from qcompiler.calibrate import Calibration
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.onnx_reader import read
@@ -34,7 +35,7 @@ def stored(dtype: str, shape: tuple[int, ...], scale: tuple[int, ...], **attrs: 
 
 
 def lowered(graph: Graph) -> Graph:
-    for stage in ("fold", "fuse", "quantize", "layout"):
+    for stage in ("fold", "fuse", "quantize", "integer", "layout"):
         graph = run_stage(graph, stage, None, None, plugins.device("host", 1))
     return graph
 
@@ -49,7 +50,7 @@ def check(graph: Graph, narrow: bool) -> Graph:
     assert not any(n.op in ("dequantize", "DequantizeLinear") for n in made.nodes)
     bound = {"rtol": 1e-4, "atol": 1e-4 * np.abs(wanted).max()}
     np.testing.assert_allclose(ops.evaluate(made, feed)["y"], wanted, **bound)
-    artifact = driver.build(plan(made, plugins.device("host", 1)), driver.Watch())
+    artifact = assemble(plan(made, plugins.device("host", 1)))
     np.testing.assert_allclose(load(artifact).run(feed)["y"], wanted, **bound)
     return made
 
@@ -141,7 +142,7 @@ def test_activations_of_16_bits_lie_in_memory_so_and_cost_next_to_nothing(activa
     assert len(stored) >= 3
     assert set(stored) == {activation}
     assert not any(n.op == "DequantizeLinear" for n in made.nodes)
-    artifact = driver.build(plan(made, plugins.device("host", 1)), driver.Watch())
+    artifact = assemble(plan(made, plugins.device("host", 1)))
     feed = feeds[0]
     wanted = ops.evaluate(pairs, feed)["y"]
     bound = {"rtol": 1e-3, "atol": 1e-4 * np.abs(wanted).max()}

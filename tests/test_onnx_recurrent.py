@@ -10,13 +10,13 @@ import pytest
 from onnx import helper, numpy_helper
 from oracles import onnxruntime_outputs
 
-from qcompiler import driver, plugins
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Compilation
 from qcompiler.ir import Node, substitute
 from qcompiler.matching import rebuilt
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate, make
+from qcompiler.options import Options
 from qcompiler.stages import run_stage
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -97,7 +97,7 @@ def test_a_folded_layer_is_written_as_the_layer_it_was(
 def test_a_quantized_layer_runs_in_onnxruntime(kind: str, precision: str) -> None:
     model, x = layer(kind, "forward", "bias")
     options = Options(precision=precision, calibration=[{"x": x}, {"x": -x}])
-    graph = driver.quantized(model, options, plugins.device("host"), Watch())
+    graph = Compilation(model, options).quantized
     written = write(graph)
     onnx.checker.check_model(written, full_check=True)
     wanted = onnxruntime_outputs(model, {"x": x}, ours=True)["y"]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from qcompiler import text
-from qcompiler.driver import Options, Watch, make_plan
+from qcompiler.driver import Compilation
 from qcompiler.ir import Graph
 from qcompiler.ops import make
+from qcompiler.options import Options
 from qcompiler.plan import Plan, Step
 from qcompiler.regions import regions, with_copies
 
@@ -140,7 +141,7 @@ def demo_plan(precision: str, threads: int = 2, target: str = "x86_avx2") -> Pla
             input_shapes={"image": (1, 1, 8, 8)},
             threads=threads,
         )
-        return make_plan(model, options, Watch())
+        return Compilation(model, options).plan
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])

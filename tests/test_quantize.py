@@ -112,7 +112,7 @@ MakeNet = Callable[[Net], Graph]
 
 def integer(graph: Graph) -> Graph:
     """The stages before and through quantization."""
-    for stage in ("fold", "fuse", "quantize"):
+    for stage in ("fold", "fuse", "integer"):
         graph = run_stage(graph, stage)
     return graph
 
@@ -199,7 +199,7 @@ def test_our_own_pairs_become_integer_and_mean_the_same(net: MakeNet, activation
     made = Net(2, 3, 8, 8)
     graph, samples = net(made), made.samples()
     pairs = statically(graph, samples, activation=activation)
-    ours = run_stage(pairs, "quantize")
+    ours = run_stage(pairs, "integer")
     laid_out = run_stage(ours, "layout")
     assert not float_products(ours)
     for feed in samples[:3]:
@@ -231,7 +231,7 @@ def similarity(a: Array, b: Array) -> float:
 def quantized_similarity(graph: Graph, samples: list[Feed], **options: object) -> float:
     """Cosine of the integer graph's outputs with the float graph's, over samples not calibrated."""
     pairs = statically(graph, samples[:-2], **options)
-    ours = run_stage(pairs, "quantize")
+    ours = run_stage(pairs, "integer")
     assert any(n.dtype == "int32" for n in ours.nodes if len(n.types) == 1)
     found = [
         similarity(ops.evaluate(graph, f)["y0"], ops.evaluate(ours, f)["y0"]) for f in samples[-2:]
@@ -258,7 +258,7 @@ def test_channels_that_died_do_not_overflow_their_bias() -> None:
     a = make("Relu", make("Conv", net.x, constant(w), bias, pads=(1, 1, 1, 1)))
     graph = net.graph(net.conv(a, 4), a)
     assert quantized_similarity(graph, net.samples()) > 0.999
-    ours = run_stage(statically(graph, net.samples()), "quantize")
+    ours = run_stage(statically(graph, net.samples()), "integer")
     dead = ops.evaluate(ours, net.samples()[0])["y1"][:, 1]
     np.testing.assert_allclose(dead, 5, atol=0.03)
 
@@ -270,7 +270,7 @@ def test_an_activation_that_never_changes_does_not_coarsen_the_bias() -> None:
     b = make("Add", make("MatMul", a, net.weights(4, 4)), constant(np.ones(4, np.float32)))
     graph = net.graph(b)
     pairs = statically(graph, net.samples())
-    got = ops.evaluate(run_stage(pairs, "quantize"), net.samples()[0])["y0"]
+    got = ops.evaluate(run_stage(pairs, "integer"), net.samples()[0])["y0"]
     np.testing.assert_allclose(got, 1, rtol=1e-4)
 
 
@@ -373,7 +373,7 @@ def test_weights_use_the_bits_that_the_device_multiplies_exactly(
 )
 def test_named_nodes_stay_float(options: dict[str, object], kept: tuple[str, ...]) -> None:
     net = Net(2, 3, 8, 8)
-    ours = run_stage(statically(plain(net), net.samples(), **options), "quantize")
+    ours = run_stage(statically(plain(net), net.samples(), **options), "integer")
     assert {n.name for n in ours.nodes if n.op == "Conv"} == set(kept)
 
 
@@ -522,7 +522,7 @@ def test_a_transposed_convolution_is_the_convolution_of_its_phases(data: st.Data
         output_padding=more,
     )
     graph = Graph((x,), (y,), ("y0",))
-    ours = run_stage(graph, "quantize")
+    ours = run_stage(graph, "integer")
     assert not float_products(ours)
     feed = {"x": random.integers(0, 256, x.type.dims).astype(np.uint8)}
     np.testing.assert_allclose(
@@ -549,7 +549,7 @@ def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str)
     samples = [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(8)]
     asked = {"statistics": calibrate(graph, samples)} if how == "quantize_static" else {}
     made = build(how, {**asked, **({"bits": 8} if how == "quantize_weights" else {})})(graph)
-    small = run_stage(made, "quantize")
+    small = run_stage(made, "integer")
     integers = {"MatMulInteger", "matmul_narrow"} & {n.op for n in small.nodes}
     assert integers, "a product of bytes"
     wanted, got = (ops.evaluate(g, samples[0])["y"] for g in (graph, small))
@@ -611,7 +611,7 @@ def test_values_of_very_different_ranges_share_no_scale(
     statistics = calibrate(graph, samples[:8])
     quantize_ranges.warn.cache_clear()
     made = build("quantize_static", {"statistics": statistics})(graph)
-    small = run_stage(run_stage(made, "quantize"), "layout")
+    small = run_stage(run_stage(made, "integer"), "layout")
     wanted, pairs, got = (ops.evaluate(g, samples[8])["y"] for g in (graph, made, small))
     assert np.square(pairs - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"
     assert np.square(got - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"

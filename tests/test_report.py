@@ -16,8 +16,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from qcompiler import cli, driver
-from qcompiler.driver import Options, Watch
+from qcompiler import cli
+from qcompiler.driver import Compilation
+from qcompiler.options import Options
 from qcompiler.report import BINS, LayerReport, Report, Spread, examine
 from qcompiler.report_html import html
 from qcompiler.search import Found, Layer, Trial
@@ -53,7 +54,7 @@ def data(count: int = 4) -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    made = driver.made(network(), Options(precision="int8", calibration=data()), Watch())
+    made = Compilation(network(), Options(precision="int8", calibration=data()))
     skips = [("rule", EVIL, "because"), ("rule", EVIL, "because")]
     trials = (
         Trial("minmax", (), 97.0, 0.1, 0.001, False),
@@ -102,8 +103,8 @@ def test_what_was_pruned_is_compared_with_the_original() -> None:
         prune=("channels:0.5",),
         passes=("prune_channels{exclude=[]}", "prune_weights{sparsity=0.5,elements=1}"),
     )
-    made = driver.made(network(), options, Watch())
-    _, calibration = driver.calibration(made.original, options, Watch())
+    made = Compilation(network(), options)
+    calibration = made.calibration_of(made.float_graph)
     found = examine("small.onnx", made, data(), calibration=calibration)
     assert [s.name for s in found.stages] == [
         "float32",
@@ -111,7 +112,7 @@ def test_what_was_pruned_is_compared_with_the_original() -> None:
         "static uint8 x int8, output",
     ]
     assert found.stages[0].sqnr > found.stages[1].sqnr
-    assert made.original.nodes != made.exact.nodes
+    assert made.float_graph.nodes != made.calibrated.nodes
     first, second = found.layers
     assert first.sqnr_original is None, "it has fewer channels"
     assert second.sqnr_original is not None

@@ -13,11 +13,11 @@ from onnx import helper, numpy_helper
 
 from qcompiler import Error, cli, driver
 from qcompiler.demo import DATA, MODEL
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Compilation
 from qcompiler.ir import Graph
 from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate
-from qcompiler.stages import Choice
+from qcompiler.options import Options, Watch
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -44,10 +44,10 @@ def digits() -> onnx.ModelProto:
 
 
 def test_torch_computes_what_numpy_means() -> None:
-    made = driver.made(digits(), options(), Watch())
+    made = Compilation(digits(), options())
     batch = batches(1)[0]
     given = {k: torch.from_numpy(v) for k, v in batch.items()}
-    for graph in (made.exact, made.coarse):
+    for graph in (made.calibrated, made.quantized):
         wanted = evaluate(graph, batch)
         found = torch_graph.run(graph, given, {})
         for name, tensor in zip(graph.output_names, found, strict=True):
@@ -100,7 +100,7 @@ def operators() -> onnx.ModelProto:
 
 def test_every_operator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_graph, "meaning", None)  # no help from numpy
-    graph = driver.fused(operators(), Options(), Choice(), driver.plugins.device("host"), Watch())
+    graph = Compilation(operators(), Options(), one_batch=False).float_graph
     x = np.random.default_rng(1).standard_normal((2, 3, 8, 9)).astype("f")
     (found,) = torch_graph.run(graph, {"x": torch.from_numpy(x).requires_grad_()}, {})
     np.testing.assert_allclose(found.detach(), evaluate(graph, {"x": x})["y"], atol=1e-5)
@@ -143,9 +143,9 @@ def test_ternary_weights_learn_and_are_found_again() -> None:
             for row in rows:
                 assert len(np.unique(row[row > 0])) <= 1
     written = write(tuned.graph)
-    made = driver.made(written, flags, Watch())
+    made = Compilation(written, flags)
     batch = batches(1)[0]
-    wanted, found = (evaluate(g, batch) for g in (made.exact, made.coarse))
+    wanted, found = (evaluate(g, batch) for g in (made.calibrated, made.quantized))
     for name, array in wanted.items():
         np.testing.assert_allclose(found[name], array, atol=1e-4 * np.abs(array).max())
 
@@ -159,18 +159,12 @@ def test_fewer_channels_are_written_with_an_open_batch() -> None:
     assert tuned.graph.inputs[0].shape == driver.read(digits()).inputs[0].shape
     sizes = [sum(n.type.size for n in g.nodes if n.is_constant) for g in (tuned.graph, read_())]
     assert sizes[0] < 0.5 * sizes[1]
-    again = driver.made(write(tuned.graph), Options(input_shapes={"image": (3, 1, 8, 8)}), Watch())
-    assert again.exact.outputs[0].type.dims[0] == 3
+    again = Compilation(write(tuned.graph), Options(input_shapes={"image": (3, 1, 8, 8)}))
+    assert again.calibrated.outputs[0].type.dims[0] == 3
 
 
 def read_() -> Graph:
-    return driver.fused(
-        digits(),
-        Options(input_shapes=SHAPES),
-        Choice(),
-        driver.plugins.device("host"),
-        Watch(),
-    )
+    return Compilation(digits(), Options(input_shapes=SHAPES), one_batch=False).float_graph
 
 
 def test_weights_go_little_by_little() -> None:

@@ -12,16 +12,18 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from qcompiler import Error, driver, load, plugins, search, timing, trial
+from qcompiler import Error, load, plugins, search, timing, trial
+from qcompiler.assemble import assemble
 from qcompiler.calibrate import CANDIDATES, Statistics, calibrate
 from qcompiler.cli.quality import allowed
-from qcompiler.driver import Options, Watch
+from qcompiler.driver import Compilation
 from qcompiler.ir import Graph, substitute
 from qcompiler.metrics import METRICS, agreement, cosine, divergence, loss, paired, top1, top5
 from qcompiler.mixture import Layer, Mixture, chosen_ranges, mixed, ordered
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.ops import evaluate
+from qcompiler.options import Options, Watch
 from qcompiler.plan import plan
 from qcompiler.runtime import Model
 from qcompiler.search import Demand
@@ -112,8 +114,7 @@ def test_what_is_slower_than_float_is_float(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_quantized_model_is_no_float_model() -> None:
-    here = plugins.device("host")
-    coarse = write(driver.quantized(network(), OPTIONS, here, Watch()))
+    coarse = write(Compilation(network(), OPTIONS).quantized)
     with pytest.raises(Error, match="the model is quantized already"):
         search.compile(coarse, OPTIONS, Demand(1.0, data(4)), Watch())
 
@@ -380,8 +381,8 @@ def mixed_artifact(
     here = plugins.device("host")
     options = {"statistics": statistics, **mixture.options()}
     pairs = build("quantize_static", options)(graph)
-    lowered = run_stage(run_stage(pairs, "quantize"), "layout", None, Choice(), here)
-    model = load(driver.build(plan(lowered, here), Watch()))
+    lowered = run_stage(run_stage(pairs, "integer"), "layout", None, Choice(), here)
+    model = load(assemble(plan(lowered, here)))
     return np.concatenate([model.run(s)["y"] for s in samples])
 
 

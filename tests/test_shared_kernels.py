@@ -13,12 +13,13 @@ from kernel_harness import compare, device, isas, normal
 from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
-from qcompiler.driver import Watch, build
+from qcompiler.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.isa import Isa
 from qcompiler.onnx_reader import read
 from qcompiler.ops import OPERATORS, evaluate, make
+from qcompiler.options import Watch
 from qcompiler.plan import plan
 
 ISAS = pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)
@@ -42,7 +43,7 @@ def outputs_agree(
     names = tuple(f"y{i}" for i in range(len(outputs)))
     graph = Graph(tuple(inputs), tuple(outputs), names)
     given = {n.name: a for n, a in zip(inputs, feeds, strict=True)}
-    got = qcompiler.load(build(plan(graph, device(isa)), Watch())).run(given)
+    got = qcompiler.load(assemble(plan(graph, device(isa)))).run(given)
     with np.errstate(all="ignore"):
         want = evaluate(graph, given)
     for name, output in zip(names, outputs, strict=True):
@@ -163,7 +164,7 @@ def test_an_output_takes_no_memory_that_the_kernel_reads_through_another_view() 
     total = make("Add", make("matmul", one, w), other)
     graph = Graph((x,), (make("Neg", total),), ("y",))
     feed = {"x": normal((1, 64, 512), 1)}
-    got = qcompiler.load(build(plan(graph, device(isas()[-1])), Watch())).run(feed)["y"]
+    got = qcompiler.load(assemble(plan(graph, device(isas()[-1])), Watch())).run(feed)["y"]
     compare(got, evaluate(graph, feed)["y"], rtol=1e-4, atol=1e-4)
 
 

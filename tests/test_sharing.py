@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks import compile_time
 from qcompiler import sharing
-from qcompiler.driver import Options, Watch, make_plan
+from qcompiler.driver import Compilation
 from qcompiler.ir import Graph
 from qcompiler.isa import Device
+from qcompiler.options import Options
 from qcompiler.plan import Plan
 from qcompiler.sharing import LEAST_NS, at_most, saving
 
@@ -33,7 +34,7 @@ def products(size: int) -> onnx.ModelProto:
 @pytest.mark.parametrize(("size", "threads"), [(8, 1), (64, 1), (1024, 4)])
 def test_threads_are_used_where_they_save_time(size: int, threads: int) -> None:
     device = "x86_avx2"
-    asked = make_plan(products(size), Options(target=device, threads=4), Watch())
+    asked = Compilation(products(size), Options(target=device, threads=4)).plan
     assert asked.device.threads == 4
     assert (saving(asked) >= LEAST_NS) is (threads > 1)
 
@@ -43,15 +44,15 @@ def test_a_small_network_has_one_thread_unless_more_are_asked_for(
 ) -> None:
     monkeypatch.setattr("qcompiler.cpu.cores", lambda: 4)
     for size, threads in ((64, 1), (1024, 4)):
-        assert make_plan(products(size), Options(), Watch()).device.threads == threads
-    assert make_plan(products(64), Options(threads=3), Watch()).device.threads == 3
+        assert Compilation(products(size), Options()).plan.device.threads == threads
+    assert Compilation(products(64), Options(threads=3)).plan.device.threads == 3
 
 
 @pytest.mark.parametrize("kind", ["conv", "product"])
 @pytest.mark.parametrize("size", [8, 64, 256])
 def test_what_threads_save_is_less_than_a_graph_alone_tells(kind: str, size: int) -> None:
     model = products(size) if kind == "product" else compile_time.conv(size)
-    made = make_plan(model, Options(target="x86_avx2", threads=4), Watch())
+    made = Compilation(model, Options(target="x86_avx2", threads=4)).plan
     assert saving(made) <= at_most(made.graph, made.device)
 
 
@@ -65,5 +66,5 @@ def test_a_small_network_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> Non
         return real(graph, device, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sharing, "plan", counted)
-    make_plan(products(64), Options(), Watch())
+    assert Compilation(products(64), Options()).plan
     assert threads == [1]

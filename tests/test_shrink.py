@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler import driver, plugins
+from qcompiler import plugins
 from qcompiler.artifact import open_artifact
+from qcompiler.assemble import assemble
 from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.ops import make
 from qcompiler.plan import plan
@@ -144,7 +145,7 @@ def test_an_artifact_of_few_values_is_a_small_file_that_means_the_same(tmp_path:
     device = plugins.device("host", 1)
     graph = Graph((x,), (make("MatMul", x, constant(w)),), ("y",))
     lowered = run_stage(graph, "layout", None, Choice(), device)
-    made = driver.build(plan(lowered, device), driver.Watch())
+    made = assemble(plan(lowered, device))
     path = made.save(tmp_path / "model.qc")
     found = open_artifact(path)
     assert [p.kind for p in found.manifest.pieces] == ["palette"]

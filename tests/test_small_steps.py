@@ -13,12 +13,13 @@ from kernel_harness import isas
 
 import qcompiler
 from qcompiler import plugins
-from qcompiler.driver import Options, Watch, make_plan
+from qcompiler.driver import Compilation
 from qcompiler.emit.machine import machine_code, modules
 from qcompiler.emit.native import layers
 from qcompiler.isa import ISAS
 from qcompiler.onnx_reader import read
 from qcompiler.ops import evaluate
+from qcompiler.options import Options
 from qcompiler.plan import Place
 
 plugins.load_all()
@@ -71,7 +72,7 @@ def test_every_call_answers_for_its_own_data(name: str, threads: int, isa: str) 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kernel_is_called_and_none_is_inlined(name: str, isa: str) -> None:
     """Also on instruction sets that this machine lacks: their code is made, not run."""
-    plan = make_plan(model_of(name), Options(target=isa, threads=2), Watch())
+    plan = Compilation(model_of(name), Options(target=isa, threads=2)).plan
     kernels = {s.kernel.name for s in plan.steps}
     dealt = modules(*layers(plan))
     names = [sorted(n for m in found for n in m.functions) for found in (dealt, layers(plan))]
@@ -101,7 +102,7 @@ def test_only_pointers_of_other_memories_are_said_to_be_so(isa: str) -> None:
     """)
     weights = np.random.default_rng(0).standard_normal((8, 8, 3, 3)).astype(np.float32)
     model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
-    plan = make_plan(model, Options(target=isa), Watch())
+    plan = Compilation(model, Options(target=isa)).plan
     taken = []
     for step in plan.steps:
         assert bool(step.kernel.func.attrs["tirx.noalias"]) is not bool(step.kernel.in_place)

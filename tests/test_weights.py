@@ -13,11 +13,11 @@ import qcompiler
 from qcompiler import ops
 from qcompiler.calibrate import Calibration
 from qcompiler.codebooks import as_float, table_of
-from qcompiler.driver import PRECISIONS
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Type, constant, placeholder
 from qcompiler.onnx_writer import write
 from qcompiler.ops import make
+from qcompiler.options import PRECISIONS
 from qcompiler.stages import Choice, build, run_stage
 
 RANDOM = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def distance(graph: Graph, other: Graph) -> float:
 
 
 def lowered(graph: Graph) -> Graph:
-    for stage in ("fold", "fuse", "quantize", "layout"):
+    for stage in ("fold", "fuse", "quantize", "integer", "layout"):
         graph = run_stage(graph, stage)
     return graph
 
@@ -261,5 +261,5 @@ def test_every_precision_names_a_pass_and_its_options() -> None:
         if name:
             build(name, options)
     choice = Choice({"quantize_weights": PRECISIONS["int4-weights"][1]})
-    made = run_stage(network(), "quantize", None, choice)
+    made = run_stage(run_stage(network(), "quantize", None, choice), "integer")
     assert any(n.op == "matmul_narrow" for n in made.nodes)

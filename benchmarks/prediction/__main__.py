@@ -15,7 +15,8 @@ from benchmarks.prediction.machine import uses
 from benchmarks.prediction.overlap import Cost, cost
 from benchmarks.prediction.trace import trace
 from qcompiler import plugins
-from qcompiler.driver import Options, Watch, make_plan
+from qcompiler.driver import Compilation
+from qcompiler.options import Options
 from qcompiler.plan import Plan, Step
 
 HERTZ = 3.03e9
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for text in options.input_shape:
         name, _, sizes = text.partition("=")
         shapes[name] = tuple(map(int, sizes.split("x")))
-    made = make_plan(
+    made = Compilation(
         options.model,
         Options(
             target=options.target,
@@ -125,8 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             threads=options.threads,
             input_shapes=shapes,
         ),
-        Watch(),
-    )
+    ).plan
     rng = np.random.default_rng(0)
     feed = {n.name: _drawn(rng, n.dtype, n.type.dims) for n in made.graph.inputs}
     print(report(predict(made, feed), peak=2 * 16 * 16 * 64 / 16 * HERTZ))

@@ -16,8 +16,8 @@ from qcompiler.errors import Error
 from qcompiler.files import size, write_text
 
 if TYPE_CHECKING:
-    from qcompiler.driver import Options, Watch
     from qcompiler.ir import Graph, Node
+    from qcompiler.options import Options, Watch
     from qcompiler.plan import Plan
 
 
@@ -42,7 +42,7 @@ def compile(a: Namespace) -> int:
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
         if a.max_drop is None:
-            made, found = driver.made(a.model, _options(a), watch), None
+            made, found = driver.Compilation(a.model, _options(a), watch), None
         else:
             found = quality.search(a, _options(a), output, watch)
             made = found.made
@@ -85,15 +85,14 @@ def compile(a: Namespace) -> int:
 
 def quantize(a: Namespace) -> int:
     """ONNX model -> the same in few bits, as ONNX: what other engines run too."""
-    from qcompiler import driver, plugins
+    from qcompiler import driver
     from qcompiler.onnx_writer import save
 
     output = a.output or a.model.parent / f"{a.model.stem}.qdq.onnx"
     demand_writable(output, a.model, a.calibration)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
-        device = plugins.device(a.target, a.threads)
-        graph = driver.quantized(a.model, _options(a), device, watch)
+        graph = driver.Compilation(a.model, _options(a), watch).quantized
         save(graph, output)
     answer = {
         "model": str(output),
@@ -166,7 +165,7 @@ def say_plan(a: Namespace) -> int:
 
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
-        plan = driver.make_plan(a.model, _options(a), watch)
+        plan = driver.Compilation(a.model, _options(a), watch).plan
     _say_skips(a, skips, plan)
     if a.json:
         show.say_json(_plan_json(plan, skips))
@@ -183,7 +182,7 @@ def _say_batch(notes: Mapping[str, str]) -> None:
 
 
 def _options(a: Namespace) -> Options:
-    from qcompiler.driver import Options
+    from qcompiler.options import Options
 
     return Options(
         target=a.target,
@@ -205,7 +204,7 @@ def _options(a: Namespace) -> Options:
 
 def _watch(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
     """What the flags ask to be told, and the list that --explain fills."""
-    from qcompiler.driver import Watch
+    from qcompiler.options import Watch
 
     skips: list[tuple[str, str, str]] = []
 

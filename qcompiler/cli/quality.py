@@ -15,8 +15,9 @@ from qcompiler.files import write_text
 
 if TYPE_CHECKING:
     from qcompiler.agreement import Agreement
-    from qcompiler.driver import Made, Options, Watch
+    from qcompiler.driver import Compilation
     from qcompiler.mixture import Trial
+    from qcompiler.options import Options, Watch
     from qcompiler.search import Found
 
 SHOWN_LAYERS = 12
@@ -77,23 +78,21 @@ def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
 def report(
     a: Namespace,
     options: Options,
-    made: Made,
+    made: Compilation,
     skips: list[tuple[str, str, str]],
     found: Found | None,
 ) -> None:
     """What was compiled, and the way to it -> two files."""
-    from qcompiler import driver
-    from qcompiler.driver import Watch
     from qcompiler.report import SAMPLES, Judge, examine
     from qcompiler.report_html import html
     from qcompiler.samples import samples
 
-    wanted = {n.name: (n.dtype, n.shape) for n in made.original.inputs}
+    wanted = {n.name: (n.dtype, n.shape) for n in made.float_graph.inputs}
     given = a.evaluation or a.calibration or "synthetic"
     data = list(samples(given, wanted, a.evaluation_samples if a.evaluation else SAMPLES))
     curves = None
-    if made.pruned and a.calibration:
-        _, curves = driver.calibration(made.original, options, Watch())
+    if made.is_pruned and a.calibration:
+        curves = made.calibration_of(made.float_graph)
     facts = examine(
         a.model.name,
         made,

@@ -39,7 +39,8 @@ def demo(
     """Compile the embedded network in float32 and in int8 into `folder`, and compare them on its
     test digits.
     """
-    from qcompiler.driver import Options, Watch, compile
+    from qcompiler.driver import compile
+    from qcompiler.options import Options, Watch
 
     here = resources.files("qcompiler.demo")
     try:

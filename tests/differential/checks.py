@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto
 
-from qcompiler import driver
-from qcompiler.driver import Options, Prepared, Watch
+from qcompiler.assemble import assemble
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph
 from qcompiler.onnx_reader import read
+from qcompiler.options import Options, Watch
 from qcompiler.plan import plan
 from qcompiler.runtime import load
 
@@ -77,12 +78,13 @@ def _check(case: Case, outcome: Outcome, passes_only: bool) -> None:
     _peer(case, wanted, outcome)
     stages: list[tuple[str, Graph]] = []
     watch = Watch(stage=lambda name, graph: stages.append((name, graph)))
-    prepared = driver.prepare(case.model, options(case), case.device, watch)
+    made = Compilation(case.model, options(case), watch).having(device=case.device)
+    lowered = made.lowered
     _stages(case, stages, wanted, outcome)
-    if prepared.coarse is not prepared.exact or case.precision == "int8-dynamic":
-        _quantized(case, prepared, outcome)
+    if made.quantized is not made.calibrated or case.precision == "int8-dynamic":
+        _quantized(case, made, outcome)
     if not passes_only:
-        _artifact(case, prepared.lower, outcome)
+        _artifact(case, lowered, outcome)
 
 
 def options(case: Case) -> Options:
@@ -176,7 +178,7 @@ def _stages(
 ) -> None:
     """The graph after each stage, against the one that was read, or before it was quantized."""
     for name, graph in stages:
-        if name == "quantize" and case.precision != "float32":
+        if name in ("quantize", "integer") and case.precision != "float32":
             wanted = [references(graph, f, kernels=False) for f in case.feeds[:2]]
             continue
         for feed, references_ in zip(case.feeds, wanted, strict=False):
@@ -197,11 +199,11 @@ def decibels(want: Array, got: Array) -> float:
     return 10 * np.log10(max(float((w**2).sum()), 1e-30) / noise) if noise else float("inf")
 
 
-def _quantized(case: Case, prepared: Prepared, outcome: Outcome) -> None:
+def _quantized(case: Case, made: Compilation, outcome: Outcome) -> None:
     """The model in few bits against the float one: not exactly, but not another model either."""
     feeds = case.feeds[:2]
-    wanted = [_plain(prepared.exact, f) for f in feeds]
-    got = [_plain(prepared.lower, f) for f in feeds]
+    wanted = [_plain(made.calibrated, f) for f in feeds]
+    got = [_plain(made.lowered, f) for f in feeds]
     for name, array in wanted[0].items():
         if array.dtype.kind in "biu" or not any(r[name].any() for r in wanted):
             continue  # nothing but zeros has no ratio to its noise
@@ -215,7 +217,7 @@ def _quantized(case: Case, prepared: Prepared, outcome: Outcome) -> None:
 def _artifact(case: Case, graph: Graph, outcome: Outcome) -> None:
     """The artifact, with one thread and two, each run on poisoned memory, the first input again."""
     with poisoned(BYTES[0]):
-        artifact = driver.build(plan(graph, case.device), Watch())
+        artifact = assemble(plan(graph, case.device))
         wanted = [references(graph, f, kernels=True) for f in case.feeds[:2]]
         for threads in (1, 2):
             model = load(artifact, threads=threads)

@@ -16,11 +16,12 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from onnx import ModelProto, helper
 
-from qcompiler import driver, plugins
-from qcompiler.driver import Options, Watch
+from qcompiler import plugins
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.onnx_reader import read
 from qcompiler.ops import OPERATORS
+from qcompiler.options import Options
 from qcompiler.runtime import load
 
 from .builder import Builder
@@ -90,10 +91,7 @@ def mutant(index: int) -> ModelProto:
 def tried(path: Path) -> Result:
     """A model's file -> a refusal, or what differs from its meaning."""
     try:
-        device = plugins.device("host", 1)
-        watch = Watch()
-        prepared = driver.prepare(path, Options(), device, watch)
-        model = load(driver.build(driver.plan(prepared.lower, device), watch))
+        model = load(Compilation(path, Options(threads=1)).artifact)
     except Error as e:
         return {"refused": str(e)[:200]}
     graph = read(onnx.load(path), {v.name: v.shape for v in model.inputs if 0 not in v.shape})

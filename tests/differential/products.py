@@ -29,11 +29,11 @@ def follow(b: Builder, y: Value) -> Value:
 def weight(b: Builder, shape: tuple[int, ...], fan: int) -> Value:
     """A constant, now and then the one of an earlier product, or an input of the model."""
     if b.chance(0.08):
-        return b.input(shape, scale=fan**-0.5)
+        return b.input(shape, scale=max(fan, 1) ** -0.5)
     same = [v for v in b.shared if v.shape == shape]
     if same and b.chance(0.4):
         return b.choose(same)
-    b.shared.append(b.constant(b.numbers(*shape, scale=fan**-0.5)))
+    b.shared.append(b.constant(b.numbers(*shape, scale=max(fan, 1) ** -0.5)))
     return b.shared[-1]
 
 
@@ -129,7 +129,7 @@ def equal_convs(b: Builder) -> None:
     group = channels if b.chance(0.3) else 1
     for _ in range(b.between(2, 4)):
         fan = channels // group * k * k
-        w = b.constant(b.numbers(channels, channels // group, k, k, scale=fan**-0.5))
+        w = b.constant(b.numbers(channels, channels // group, k, k, scale=max(fan, 1) ** -0.5))
         bias = (b.constant(b.numbers(channels)),) if b.chance(0.8) else ()
         y = b.add("Conv", x, w, *bias, pads=[k // 2] * 4, group=group)
         kind = b.between(0, 3)

@@ -3,7 +3,7 @@
 Conv(dequantize(x, s, z), dequantize(w, t), b)  ->  Mul(Cast(ConvInteger(x, w, z)), s * t) + b
 
 t: a number, or one for each output channel. s: a number, or, where every channel is a group of its
-own, one for each. quantize_fuse_bias takes b into the int32 sum.
+own, one for each. integer_bias takes b into the int32 sum.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qcompiler.scales import (
 
 
 @rule(op("Conv", DATA, WEIGHTS, OPTIONAL))
-def quantize_fuse_conv(conv: Node, data: Node, weight: Node) -> Node | Skip:
+def integer_conv(conv: Node, data: Node, weight: Node) -> Node | Skip:
     """Conv(dq(x), dq(w), b) -> Mul(Cast(ConvInteger(x, w, z)), s * t) + b."""
     rank = conv.type.rank
     depthwise = conv.int("group") == conv.operands[0].shape[1]

@@ -27,7 +27,7 @@ UP = op(f"{KEEPS_SIZE}|Slice|Unsqueeze")
 
 
 @rule(op(MOVES))
-def quantize_fuse_down(move: Node) -> Node | Skip | None:
+def integer_down(move: Node) -> Node | Skip | None:
     """move(dequantize(x, s, z)) -> dequantize(move(x), s, z)."""
     if move.op == "item":
         return _item_down(move)
@@ -121,7 +121,7 @@ def _item_down(item: Node) -> Node | None:
 
 
 @rule(op("quantize", UP, CONST, CONST))
-def quantize_fuse_up(quantize: Node, move: Node) -> Node | Skip | None:
+def integer_up(quantize: Node, move: Node) -> Node | Skip | None:
     """quantize(move(x), k, z) -> move(quantize(x, k, z))."""
     _, factor, zero = quantize.operands
     if move.dtype != "float32" or len(move.types) > 1:
@@ -165,7 +165,7 @@ def _keeps_most(move: Node) -> bool:
 
 
 @rule(op(ACTIVATIONS, op("Reshape|Slice|Transpose"), OPTIONAL, OPTIONAL))
-def quantize_fuse_activation_up(activation: Node, move: Node) -> Node | None:
+def integer_activation_up(activation: Node, move: Node) -> Node | None:
     """f(move(x)) -> move(f(x)), so that f melts into the product that makes x."""
     source = move
     while source.op in ("Reshape", "Slice", "Transpose"):

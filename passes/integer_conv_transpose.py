@@ -25,7 +25,7 @@ Ints = tuple[int, ...]
 
 
 @rule(op("ConvTranspose", DATA, WEIGHTS, OPTIONAL))
-def quantize_fuse_conv_transpose(node: Node, data: Node, weight: Node) -> Node | Skip:
+def integer_conv_transpose(node: Node, data: Node, weight: Node) -> Node | Skip:
     """ConvTranspose(dq(x), dq(w), b) -> the phases of one Conv(dq(x), dq(w'), b'), woven."""
     w, bias = weights(weight), input_at(node, 2)
     if isinstance(w, Skip):

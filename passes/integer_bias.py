@@ -16,7 +16,7 @@ from qcompiler.scales import bias_steps
 
 
 @rule(op("Add", op("Mul", op("Cast", ANY), CONST), taken(CONST), commutes=True))
-def quantize_fuse_bias(add: Node, mul: Node, cast: Node, bias: Node) -> Node | Skip | None:
+def integer_bias(add: Node, mul: Node, cast: Node, bias: Node) -> Node | Skip | None:
     """Cast(s) * m + b -> Cast(s + round(b / m)) * m."""
     sums, factor = cast.operands[0], mul.operands[1]
     if sums.dtype != "int32" or add.type != mul.type or mul.type.rank == 0:

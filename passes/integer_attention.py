@@ -22,7 +22,7 @@ KEPT = ("is_causal", "kv_num_heads", "q_num_heads", "softcap")
 
 
 @rule(op("Attention", DATA, DATA, DATA, OPTIONAL))
-def quantize_fuse_attention(attention: Node, *data: Node) -> Node | Skip | None:
+def integer_attention(attention: Node, *data: Node) -> Node | Skip | None:
     """Attention(dq(q), dq(k), dq(v)) -> Mul(attention(q, k, v), u)."""
     steps = []
     for dequantize in data[:3]:
@@ -54,7 +54,7 @@ def _size(attention: Node, q: Node) -> int:
 
 
 @rule(op("quantize", op("Mul", op("attention"), CONST), CONST, CONST))
-def quantize_fuse_attention_scale(quantize: Node, mul: Node, attention: Node) -> Node | Skip | None:
+def integer_attention_scale(quantize: Node, mul: Node, attention: Node) -> Node | Skip | None:
     """quantize(Mul(attention, u), k, z) -> quantize(attention, u * k, z)."""
     first, second = numbers(mul.operands[1]), numbers(quantize.operands[1])
     with np.errstate(over="ignore", under="ignore"):

@@ -23,7 +23,7 @@ MOST = 32
 
 
 @rule(op("quantize", ANY, CONST, CONST))
-def quantize_fuse_table(quantize: Node) -> Node | Skip | None:
+def integer_table(quantize: Node) -> Node | Skip | None:
     """quantize(f(dequantize(x))) -> lookup(x, table)."""
     found = _function(quantize)
     if found is None:

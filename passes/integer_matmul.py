@@ -15,7 +15,7 @@ from qcompiler.scales import DATA, Numbers, activation, rescaled, weights
 
 
 @rule(op("MatMul", DATA, DATA))
-def quantize_fuse_matmul(matmul: Node, left: Node, right: Node) -> Node | Skip:
+def integer_matmul(matmul: Node, left: Node, right: Node) -> Node | Skip:
     """MatMul(dq(a), dq(b)) -> Mul(Cast(MatMulInteger(a, b, z, y)), s * t)."""
     a = activation(left)
     b = weights(right) if right.operands[0].is_constant else activation(right)

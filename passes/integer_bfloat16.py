@@ -28,7 +28,7 @@ def noted(graph: Graph, names: Iterable[str]) -> Graph:
 
 
 @graph_pass
-class QuantizeHalves:
+class IntegerBfloat16:
     """The products that a note names -> in bfloat16."""
 
     explain: Explain | None = None

@@ -26,13 +26,13 @@ _TURNED = op("Transpose", _STORED, shared=True)
 
 
 @rule(op("MatMul", ANY, _STORED))
-def quantize_narrow_matmul(matmul: Node, stored: Node) -> Node | Skip:
+def integer_weights_matmul(matmul: Node, stored: Node) -> Node | Skip:
     """MatMul(x, DequantizeLinear(q, s, z)) -> matmul_narrow(x, q', s', z')."""
     return _narrowed(matmul, stored, turned=False)
 
 
 @rule(op("MatMul", ANY, _TURNED))
-def quantize_narrow_turned_matmul(matmul: Node, turn: Node, stored: Node) -> Node | Skip | None:
+def integer_weights_transposed_matmul(matmul: Node, turn: Node, stored: Node) -> Node | Skip | None:
     """MatMul(x, Transpose(DequantizeLinear(q, s, z))) -> matmul_narrow(x, q', s', z')."""
     return _narrowed(matmul, stored, turned=True) if perm_of(turn) == (1, 0) else None
 
@@ -110,7 +110,7 @@ def _parts(stored: Node) -> tuple[Numbers, Numbers, Numbers, int] | Skip:
 
 
 @rule(op("Conv", ANY, _STORED, OPTIONAL))
-def quantize_narrow_conv(conv: Node, stored: Node) -> Node | Skip:
+def integer_weights_conv(conv: Node, stored: Node) -> Node | Skip:
     """Conv(x, DequantizeLinear(q, s), b) -> Conv(x, float(q)) * s + b."""
     parts = _parts(stored)
     if isinstance(parts, Skip):

@@ -18,7 +18,7 @@ from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
 
 @rule(op("quantize", op("Relu", ANY), CONST, CONST))
-def quantize_fuse_relu(quantize: Node, relu: Node) -> Node | Skip:
+def integer_relu(quantize: Node, relu: Node) -> Node | Skip:
     """quantize(Relu(x), k, z) -> quantize(x, k, z)."""
     if int(quantize.operands[2].array) != np.iinfo(quantize.dtype).min:
         return Skip("0 is not the least integer")
@@ -26,7 +26,7 @@ def quantize_fuse_relu(quantize: Node, relu: Node) -> Node | Skip:
 
 
 @rule(op("quantize", op("Clip", ANY, OPTIONAL, OPTIONAL), CONST, CONST))
-def quantize_fuse_clip(quantize: Node, clip: Node) -> Node | Skip:
+def integer_clip(quantize: Node, clip: Node) -> Node | Skip:
     """quantize(Clip(x, low, high), k, z) -> quantize(x, k, z)."""
     limits = np.iinfo(quantize.dtype)
     for index, limit in ((1, limits.min), (2, limits.max)):

@@ -14,7 +14,7 @@ from qcompiler.scales import numbers, scalar
 
 
 @rule(op("quantize", op("Mul", op("Cast", ANY), CONST), CONST, CONST))
-def quantize_fuse_scale(quantize: Node, mul: Node, cast: Node) -> Node | Skip | None:
+def integer_scale(quantize: Node, mul: Node, cast: Node) -> Node | Skip | None:
     """quantize(Mul(Cast(s), m), k, z) -> quantize(Cast(s), m * k, z)."""
     if cast.operands[0].dtype != "int32" or cast.type != mul.type:
         return None
@@ -27,7 +27,7 @@ def quantize_fuse_scale(quantize: Node, mul: Node, cast: Node) -> Node | Skip | 
 
 
 @rule(op("quantize", op("dequantize", ANY, CONST, CONST, shared=True), CONST, CONST))
-def quantize_fuse_undone(quantize: Node, dequantize: Node) -> Node | None:
+def integer_undone(quantize: Node, dequantize: Node) -> Node | None:
     """quantize(dequantize(x, 1 / k, z), k, z) -> x."""
     x, scale, zero = dequantize.operands
     factor, other = quantize.operands[1:]

@@ -18,7 +18,7 @@ from qcompiler.scales import BYTES, Numbers, along, numbers
 
 
 @rule(op("QuantizeLinear", ANY, CONST, OPTIONAL))
-def quantize_linear(node: Node) -> Node | Skip:
+def integer_quantize(node: Node) -> Node | Skip:
     """QuantizeLinear(x, s, z) -> quantize(x, 1 / s, z)."""
     found = _scale_and_zero(node, node.operands[0].type.rank)
     if isinstance(found, Skip):
@@ -39,7 +39,7 @@ def quantize_linear(node: Node) -> Node | Skip:
 
 
 @rule(op("DequantizeLinear", ANY, CONST, OPTIONAL))
-def quantize_dequantize_linear(node: Node) -> Node | Skip:
+def integer_dequantize(node: Node) -> Node | Skip:
     """DequantizeLinear(x, s, z) -> dequantize(x, s, z)."""
     found = _scale_and_zero(node, node.operands[0].type.rank)
     if isinstance(found, Skip):

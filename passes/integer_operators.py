@@ -18,7 +18,7 @@ from qcompiler.scales import numbers
 
 
 @rule(op("QLinearConv"))
-def quantize_linear_conv(node: Node) -> Node | Skip:
+def integer_qlinear_conv(node: Node) -> Node | Skip:
     """QLinearConv(x, w, b) -> QuantizeLinear(Conv(dq(x), dq(w), b * s * t))."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = node.operands[:8]
     bias = input_at(node, 8)
@@ -34,7 +34,7 @@ def quantize_linear_conv(node: Node) -> Node | Skip:
 
 
 @rule(op("QLinearMatMul"))
-def quantize_linear_mat_mul(node: Node) -> Node | Skip:
+def integer_qlinear_matmul(node: Node) -> Node | Skip:
     """QLinearMatMul(a, b) -> QuantizeLinear(MatMul(dq(a), dq(b)))."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.operands
     if any(i.type.static and i.type.size > 1 for i in (a_scale, y_scale)):

@@ -1,0 +1,58 @@
+"""Plan -> artifact: machine code, weights, and a manifest that says how it was made."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from qcompiler import __version__
+from qcompiler.artifact import Artifact, Manifest, StepFact, Value
+from qcompiler.emit.native import emit
+from qcompiler.options import Watch
+from qcompiler.plan import Plan, Step
+
+
+def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
+    """Plan -> artifact: machine code, weights, and a manifest that says how it was made."""
+    if watch is not None and watch.progress is not None:
+        watch.progress("machine code", 0, 1, made.device.isa.name)
+    code = emit(made)
+    graph, device = made.graph, made.device
+    steps = tuple(
+        StepFact(
+            s.name,
+            s.kernel.name,
+            s.kernel.tasks,
+            s.kernel.macs * made.parts,
+            step_bytes(s) * made.parts,
+            multiplied(s),
+        )
+        for s in made.steps
+    )
+    manifest = Manifest(
+        name=graph.name,
+        inputs=tuple(Value(n.name, n.dtype, n.type.dims) for n in graph.inputs),
+        outputs=tuple(
+            Value(name, n.dtype, n.type.dims)
+            for name, n in zip(graph.output_names, graph.outputs, strict=True)
+        ),
+        isa=device.isa.name,
+        triple=device.isa.triple,
+        cpu_flags=tuple(sorted(device.isa.cpu_flags)),
+        threads=device.threads,
+        workspace_bytes=made.workspace_bytes,
+        steps=steps,
+        producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
+        notes=dict(graph.notes),
+    )
+    return Artifact(manifest, code, made.weights, made.blocks)
+
+
+def step_bytes(step: Step) -> int:
+    """Bytes a step reads and writes, each operand once."""
+    return sum(p.bytes for p in (*step.operands, step.output))
+
+
+def multiplied(step: Step) -> str:
+    """The dtype a step multiplies: its anchor's first operand's."""
+    root = step.region.root
+    return root.operands[0].dtype if step.kernel.macs and root is not None else ""
