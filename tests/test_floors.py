@@ -15,8 +15,8 @@ FLOORS = [
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},
-    {"text", "ops", "refusals"},
-    {"columns"},
+    {"text", "ops", "refusals", "array_files"},
+    {"columns", "histogram"},
     {
         "rewrite",
         "matching",
