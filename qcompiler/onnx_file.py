@@ -43,7 +43,7 @@ def load(path: Path) -> ModelProto:
     return model
 
 
-def opsets(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
+def opset_versions(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
     """What a model or function imports -> {domain: version}; ONNX's own domain is ""."""
     found = {domain_of(i.domain): i.version for i in imports}
     if not found:

@@ -25,7 +25,7 @@ from qcompiler import onnx_contrib, onnx_opsets, onnx_windows  # noqa: F401
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Graph, Node, Type, constant, placeholder
 from qcompiler.onnx_call import Call, adapted, finish, newest
-from qcompiler.onnx_file import initializers, load, opsets
+from qcompiler.onnx_file import initializers, load, opset_versions
 from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_loops import loop, scan
 from qcompiler.onnx_schema import (
@@ -114,7 +114,7 @@ class _Reader:
             raise Error("not an ONNX model: it has no graph with outputs")
         self.model = model
         self.external = external
-        self.opsets = opsets(model.opset_import)
+        self.opsets = opset_versions(model.opset_import)
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
         self.unsupported: dict[tuple[str, str], list[str]] = {}
@@ -393,7 +393,7 @@ class _Reader:
         given = {a.name: a for a in function.attribute_proto} | {a.name: a for a in attributes}
         absent = (None,) * (len(function.input) - len(inputs))
         inner = _Scope(
-            opsets(function.opset_import) if function.opset_import else self.opsets,
+            opset_versions(function.opset_import) if function.opset_import else self.opsets,
             values=dict(zip(function.input, (*inputs, *absent), strict=True)),
             attributes=given,
             prefix=f"{name}/",
