@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qcompiler import __version__
 from qcompiler.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.emit.native import emit
 from qcompiler.options import Watch
 from qcompiler.plan import Plan, Step
+from qcompiler.version import __version__
 
 
 def assemble(made: Plan, watch: Watch | None = None) -> Artifact:

@@ -50,12 +50,12 @@ from qcompiler.mixture import (
     predicted,
     untimed,
 )
+from qcompiler.ops.kinds import MEASURED
 from qcompiler.options import Options, Watch
 from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
 from qcompiler.scales import multiplies_bfloat16
 from qcompiler.stages import Choice, build
-from qcompiler.storage import MEASURED
 from qcompiler.trial import Trier
 
 log = logging.getLogger(__name__)

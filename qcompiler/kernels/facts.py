@@ -27,8 +27,8 @@ from qcompiler.kernels.contraction_problem import problem_of
 from qcompiler.kernels.depthwise_filters import Shape, tame
 from qcompiler.kernels.region import NOTHING, Facts, Region
 from qcompiler.ops import OPERATORS, known_value
+from qcompiler.ops.kinds import VIEWS
 from qcompiler.ops.quantized import TABLES
-from qcompiler.storage import VIEWS
 
 Bound = float | None
 """What no absolute value exceeds, and none is a NaN; None: not known."""
