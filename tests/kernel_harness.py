@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from poison import twice
 
-from qcompiler import cpu, plugins
+from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
@@ -31,8 +31,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def isas() -> tuple[Isa, ...]:
     """The instruction sets that this CPU can run, those of the longest vectors last."""
     plugins.load_all()
-    have = cpu.features()
-    found = [i for i in ISAS.values() if i.cpu_flags and i.cpu_flags <= have]
+    found = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     return tuple(sorted(found, key=lambda i: i.vector_bytes))
 
 
