@@ -19,6 +19,8 @@ MacKey = tuple[str, str, str]
 """(left dtype, right dtype, sum dtype): ("u8", "i8", "i32"), ("bf16", "bf16", "f32"), ("f32",
 "f32", "f32").
 """
+EVERY_SIZE = frozenset((1, 2, 4, 8))
+"""Of elements, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Isa:
     intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     permission: tuple[int, ...] = ()
     extends: Isa | None = None
+    masked: frozenset[int] = EVERY_SIZE
+    """Sizes of elements, in bytes, of which a part of a vector is loaded and stored under a mask;
+    parts of others are moved in pieces."""
 
     def lanes(self, itemsize: int = 4) -> int:
         """Elements of this many bytes in one vector register."""
@@ -110,6 +115,7 @@ def isa(
     mac: Mapping[MacKey, Mac] | None = None,
     intrinsics: Mapping[str, Callable[..., Any]] | None = None,
     permission: tuple[int, ...] = (),
+    masked: frozenset[int] | None = None,
 ) -> Isa:
     """Register an instruction set; what is left out is taken from the one it extends."""
     if name in ISAS:
@@ -126,6 +132,7 @@ def isa(
         intrinsics={**(base.intrinsics if base else {}), **(intrinsics or {})},
         permission=permission or (base.permission if base else ()),
         extends=base,
+        masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,
     )
     return ISAS[name]
 
