@@ -32,7 +32,7 @@ from qcompiler.members import ALIGN as ALIGN
 from qcompiler.members import Member, aligned, layout, write
 from qcompiler.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
 _DAMAGED = (
     zipfile.BadZipFile,

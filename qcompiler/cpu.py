@@ -1,5 +1,5 @@
-"""This machine -> its instruction-set feature bits and caches, as the kernel reports them (never
-the CPU's name).
+"""This machine -> its feature bits and caches, as the kernel reports them (never the CPU's name);
+what bits an instruction set needs, and what it has to ask the kernel for, targets/ say.
 """
 
 from __future__ import annotations
@@ -8,28 +8,15 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Sequence
 from functools import cache
 from math import inf
 from pathlib import Path
 
-_ARCH_REQ_XCOMP_PERM = 0x1023  # linux/arch/x86/include/uapi/asm/prctl.h
-_XFEATURE_XTILEDATA = 18
-_SYS_ARCH_PRCTL = 158  # x86-64 system call number
-
 
 @cache
 def features() -> frozenset[str]:
-    """Feature names as /proc/cpuinfo spells them ("avx2", "avx512_vnni", "amx_int8", "asimddp");
-    empty when unknown.
-
-    AMX is listed only if the kernel also lets this process use the tile registers.
-    """
-    return reported() - withheld()
-
-
-@cache
-def reported() -> frozenset[str]:
-    """Feature names of the CPU, whether this process may use them or not."""
+    """Feature names of the CPU as /proc/cpuinfo spells them; empty when unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -38,23 +25,15 @@ def reported() -> frozenset[str]:
     return frozenset(match.group(1).split() if match else ())
 
 
-@cache
-def withheld() -> frozenset[str]:
-    """Features of the CPU that the kernel does not let this process use: AMX, if it refuses the
-    tile registers.
+def granted(call: Sequence[int]) -> bool:
+    """A Linux system call, its number first, that asks for something -> is it given? Nothing is
+    always given.
     """
-    tiles = frozenset(f for f in reported() if f.startswith("amx_"))
-    return tiles if tiles and not request_tiles() else frozenset()
-
-
-def request_tiles() -> bool:
-    """Ask Linux for the AMX tile registers, once a process and before their first use; True when
-    granted.
-    """
-    if platform.machine() != "x86_64" or platform.system() != "Linux":
+    if not call:
+        return True
+    if platform.system() != "Linux":
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)) == 0
+    return int(ctypes.CDLL(None).syscall(*map(ctypes.c_long, call))) == 0
 
 
 def cores() -> int:

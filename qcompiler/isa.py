@@ -19,6 +19,8 @@ MacKey = tuple[str, str, str]
 """(left dtype, right dtype, sum dtype): ("u8", "i8", "i32"), ("bf16", "bf16", "f32"), ("f32",
 "f32", "f32").
 """
+EVERY_SIZE = frozenset((1, 2, 4, 8))
+"""Of elements, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Isa:
 
     `intrinsics` maps the name of a vector operation that kernels may ask for ("round_to_int",
     "quantize", "tile_load") to the function that emits it; kernels have a plain way for those an
-    instruction set lacks.
+    instruction set lacks. `permission` is a system call, its number first, that gives a process
+    registers which it has only when it asks; the artifact's own code makes it (emit/entries.py).
     """
 
     name: str
@@ -64,7 +67,11 @@ class Isa:
     vector_bytes: int
     mac: Mapping[MacKey, Mac] = field(default_factory=dict)
     intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    permission: tuple[int, ...] = ()
     extends: Isa | None = None
+    masked: frozenset[int] = EVERY_SIZE
+    """Sizes of elements, in bytes, of which a part of a vector is loaded and stored under a mask;
+    parts of others are moved in pieces."""
 
     def lanes(self, itemsize: int = 4) -> int:
         """Elements of this many bytes in one vector register."""
@@ -76,6 +83,16 @@ class Isa:
         if mac is not None and mac.rows == 1:
             return mac
         return self.extends.vector_mac(key) if self.extends else None
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What this machine does not have of all that it needs: features of the CPU, or, where
+        those are there, the permission to use them.
+        """
+        missing = tuple(sorted(self.cpu_flags - cpu.features()))
+        if missing or cpu.granted(self.permission):
+            return missing
+        return ("the system's permission",)
 
     @property
     def lineage(self) -> tuple[str, ...]:
@@ -97,6 +114,8 @@ def isa(
     vector_bytes: int = 0,
     mac: Mapping[MacKey, Mac] | None = None,
     intrinsics: Mapping[str, Callable[..., Any]] | None = None,
+    permission: tuple[int, ...] = (),
+    masked: frozenset[int] | None = None,
 ) -> Isa:
     """Register an instruction set; what is left out is taken from the one it extends."""
     if name in ISAS:
@@ -111,7 +130,9 @@ def isa(
         vector_bytes=vector_bytes or (base.vector_bytes if base else 0),
         mac={**(base.mac if base else {}), **(mac or {})},
         intrinsics={**(base.intrinsics if base else {}), **(intrinsics or {})},
+        permission=permission or (base.permission if base else ()),
         extends=base,
+        masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,
     )
     return ISAS[name]
 
@@ -130,9 +151,10 @@ class Device:
 
 
 def host(threads: int = 0) -> Device:
-    """This machine, with the richest instruction set whose every feature the CPU reports."""
-    have = cpu.features()
-    fitting = [i for i in ISAS.values() if i.cpu_flags <= have and i.cpu_flags]
+    """This machine, with the richest instruction set whose every feature the CPU reports and the
+    system lets this process use.
+    """
+    fitting = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     if not fitting:
         raise Error("no instruction set in targets/ fits this CPU", hint="see `qcompiler targets`")
     best = max(fitting, key=lambda i: (i.vector_bytes, len(i.lineage), len(i.cpu_flags)))

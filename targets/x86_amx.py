@@ -1,6 +1,9 @@
 """AMX (Sapphire Rapids and later): eight tile registers of 16 rows by 64 bytes, int8 and bfloat16.
 
-Linux gives a process the tile registers only when asked (arch_prctl); `cpu.features` asks.
+Linux gives a process the tile registers only when it asks, all its threads at once: "Permission,
+when granted, is valid per process. Permissions are inherited on fork(2) and cleared on exec(3)"
+(Documentation/arch/x86/xstate.rst of the kernel, 5.16 and newer). So the entry of a run asks, and
+worker threads need not.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +14,10 @@ from tvm import tirx
 from qcompiler.isa import Mac, isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value
+
+_ARCH_PRCTL = 158  # number of the system call on x86-64
+_ARCH_REQ_XCOMP_PERM = 0x1023  # arch/x86/include/uapi/asm/prctl.h of the kernel
+_XFEATURE_XTILEDATA = 18  # arch/x86/include/asm/fpu/types.h
 
 
 def _tile(name: str, *operands: Value) -> Value:
@@ -87,4 +94,5 @@ AMX = isa(
         "tile_load_once": tileloaddt1,
         "tile_store": tilestored,
     },
+    permission=(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA),
 )

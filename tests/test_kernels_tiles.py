@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -17,12 +20,14 @@ from tvm import tirx
 from qcompiler import cpu, load, plugins
 from qcompiler.assemble import assemble
 from qcompiler.emit.machine import compile_functions
-from qcompiler.errors import Error, Skip
+from qcompiler.emit.native import emit_kernel
+from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.isa import ISAS, Device, Isa, host
 from qcompiler.kernels import tir
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tiles import Tiles, tiles
 from qcompiler.kernels.tiles_block import Blocks
 from qcompiler.kernels.tiles_layout import layouts
@@ -495,7 +500,7 @@ def test_the_loop_over_k_is_tiles_and_addresses(isa: Isa) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("known", [True, False])
 def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, known: bool) -> None:
-    b = tir.Builder("narrow")
+    b = tir.Builder("narrow", Tails.of(isa))
     source, out = b.pointer("source", "int32"), b.pointer("out", dtype)
     value = b.let(tir.cast(b.let(source.load(0, 16)) + 1, dtype))
     with b.serial(2) as i:  # unrolled, the second turn's count is one
@@ -512,28 +517,64 @@ def test_a_machine_with_tiles_is_taken_for_one(isa: Isa, monkeypatch: pytest.Mon
     assert host(2).isa is isa
 
 
-@pytest.mark.parametrize("granted", [True, False])
-def test_tiles_are_asked_for_and_a_refusal_is_told(
-    isa: Isa, monkeypatch: pytest.MonkeyPatch, granted: bool
+REFUSED = """
+import errno, sys
+import emulator
+from qcompiler import Error, cpu, load, plugins
+from qcompiler.artifact import open_artifact
+from qcompiler.isa import ISAS, host
+from qcompiler.runtime import library
+
+emulator.refuse(errno.EPERM)
+plugins.load_all()
+artifact = open_artifact(sys.argv[1])
+cpu.features = lambda: frozenset(artifact.manifest.cpu_flags)
+arrays = len(artifact.manifest.inputs) + len(artifact.manifest.outputs)
+weights = library.aligned_copy(artifact.weights)
+code, frame = library.Code(artifact.code), library.Frame(arrays, weights, 0)
+for threads in (1, 2):
+    try:
+        frame.run(code, threads, 0, 1)  # on addresses that are none
+    except Error as e:
+        print(e.what)
+print(ISAS[artifact.manifest.isa].lacks, host().isa.name)
+try:
+    load(artifact)
+except Error as e:
+    print(e.what)
+"""
+
+SAID = "the system refuses this process registers that the code needs"
+
+
+def test_a_refusal_of_tile_registers_is_an_error_before_anything_runs(
+    isa: Isa, tmp_path: Path
 ) -> None:
     root = matmul((4, 8), (8, 8), "uint8", "int8")
     graph = Graph((root.operands[0],), (root,), ("y",))
-    artifact = assemble(plan(graph, device(isa)))
-    asked: list[bool] = []
-    monkeypatch.setattr(cpu, "reported", lambda: isa.cpu_flags)
-    monkeypatch.setattr(cpu, "request_tiles", lambda: asked.append(granted) or granted)
-    for cached in (cpu.features, cpu.withheld):
-        cached.cache_clear()
-    try:
-        if granted:
-            load(artifact)
-        else:
-            with pytest.raises(Error, match="the kernel refuses this process amx_"):
-                load(artifact)
-        assert asked == [granted]
-    finally:
-        for cached in (cpu.features, cpu.withheld):
-            cached.cache_clear()
+    path = tmp_path / "a.qc"
+    assemble(plan(graph, device(isa))).save(path)
+    command = [sys.executable, "-c", REFUSED, str(path)]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    assert isa.extends is not None
+    lacks = ("the system's permission",)
+    assert found.stdout.splitlines() == [
+        SAID,
+        SAID,
+        f"{lacks} {isa.extends.name}",
+        SAID,
+    ]
+
+
+def test_only_code_that_needs_a_permission_asks_for_it(isa: Isa) -> None:
+    b = tir.Builder("nothing")
+    b.pointer("out", "int32").store(0, tir.const(1))
+    for each in (isa, isa.extends):
+        assert each is not None
+        code = emit_kernel(Kernel("nothing", b.function()), each)
+        assert (b"syscall" in code) is bool(each.permission)
 
 
 def small_network() -> Graph:

@@ -230,7 +230,7 @@ def targets(a: Namespace) -> int:
     """Instruction sets and devices, and which of them this machine can run; without the compiler,
     which knows them, what this machine has.
     """
-    from qcompiler import cpu, isa
+    from qcompiler import isa
 
     try:
         from qcompiler import plugins
@@ -242,11 +242,11 @@ def targets(a: Namespace) -> int:
         return _say_this_machine(a)
     for path in a.target:
         plugins.device(path)
-    have = cpu.features()
-    host = isa.host().isa.name if any(i.cpu_flags <= have for i in isa.ISAS.values()) else ""
+    lacking = {i.name: i.lacks for i in isa.ISAS.values()}
+    host = isa.host().isa.name if any(not lacks for lacks in lacking.values()) else ""
     rows = []
     for i in isa.ISAS.values():
-        missing = sorted(i.cpu_flags - have)
+        missing = lacking[i.name]
         here = "host" if i.name == host else "yes" if not missing else f"no ({' '.join(missing)})"
         products = " ".join("x".join(k[:2]) for k in i.mac)
         rows.append((i.name, here, i.triple, i.vector_bytes, i.registers, products))

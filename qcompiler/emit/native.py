@@ -8,8 +8,10 @@
 
 `table` is an array of 8-byte words: the addresses of the inputs, the outputs, the weights and the
 workspace, then the first step to run and the one after the last (all of them in one run; one alone
-when a step is timed). A run allocates nothing and keeps nothing, so there may be several at once,
-each with a workspace and a team of its own. All arrays are 64-byte aligned.
+when a step is timed; none: only what comes before), then 0, which becomes `entries.REFUSED` where
+the system does not let the process use registers that the code needs: then nothing was run. A run
+allocates nothing and keeps nothing, so there may be several at once, each with a workspace and a
+team of its own. All arrays are 64-byte aligned.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import tvm
 from tvm import tirx
 
 from qcompiler.artifact import signature
-from qcompiler.emit import team
+from qcompiler.emit import entries, team
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
 from qcompiler.emit.sections import Call, Section, sections
@@ -101,6 +103,7 @@ def _layers(
     runs = {f"qcompiler_part{i}": body.part(piece) for i, piece in enumerate(pieces)}
     shell = _dispatch(pieces)
     text = team.text(isa, _facts(found, steps, parts, body.first_at))
+    text += entries.text(isa, body.refused_at)
     return [
         Layer(kernels),
         Layer(runs, team.TABLE),
@@ -121,8 +124,8 @@ def _facts(found: Sequence[Section], steps: int, parts: int, first_at: int) -> t
 def _entries() -> dict[str, tirx.PrimFunc]:
     """What the runtime calls."""
     return {
-        "qcompiler_run": _shell("team_alone", [_BYTES]),
-        "qcompiler_launch": _shell("team_launch", [_BYTES, _BYTES, _INT]),
+        "qcompiler_run": _shell("entry_run", [_BYTES]),
+        "qcompiler_launch": _shell("entry_launch", [_BYTES, _BYTES, _INT]),
         "qcompiler_work": _shell("team_work", [_BYTES, _INT]),
     }
 
@@ -185,9 +188,8 @@ class _Body:
 
     def __init__(self, places: Sequence[Sequence[Place]], inputs: int, outputs: int) -> None:
         self.places, self.inputs = places, inputs
-        self.weights, self.workspace, self.first_at, self.last_at = range(
-            inputs + outputs, inputs + outputs + 4
-        )
+        words = range(inputs + outputs, inputs + outputs + 5)
+        self.weights, self.workspace, self.first_at, self.last_at, self.refused_at = words
 
     def part(self, piece: Sequence[Section]) -> tirx.PrimFunc:
         """(table, part, section, unit) -> what this unit does in this section."""
@@ -295,7 +297,7 @@ def _params() -> list[Value]:
 
 
 def _shell(name: str, types: Sequence[Value]) -> tirx.PrimFunc:
-    """A function of the team's text, as one that can be called from outside."""
+    """A function of an LLVM text, as one that can be called from outside."""
     params = [tvm.ir.Var(f"p{i}", t) for i, t in enumerate(types)]
     return _function(params, [tirx.Evaluate(tirx.call_extern("void", name, *params))])
 

@@ -45,6 +45,7 @@ from qcompiler.kernels.draft import heirs, math_of, refuse, too_large
 from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
@@ -132,7 +133,7 @@ class Contraction:
         self.taps = (*taps, *((n, lines * self.line + e) for n, lines, e in problem.taps))
         self.summed, self.bias = bias_of(region)
         self.panel: Pointer | None = None  # the one that tiles read, where the next one follows it
-        self.b = Builder(self._name())
+        self.b = Builder(self._name(), Tails.of(device.isa))
 
     def kernel(self) -> Kernel:
         """Emit all of it."""

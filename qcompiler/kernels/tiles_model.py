@@ -2,8 +2,8 @@
 
 A tile product takes a cycle for each row of its left tile; everything else is compared with that:
 rows through the load ports, bytes from the caches, sums on their way out, copies. What tile loads
-gain on those of vectors is what a core of the tile machines we know sustains: Intel 64 and IA-32
-Architectures Optimization Reference Manual, chapters on Golden Cove and on AMX. That rows from the
+gain on those of vectors is what a core of the tile machines we know sustains (their maker's
+optimization manual, which targets/devices/ names). That rows from the
 second-level cache hold up the products unless they were asked for before is what times of plain
 kernels on such a machine say (benchmarks/prediction, which this model is held against).
 """

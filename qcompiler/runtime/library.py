@@ -23,6 +23,8 @@ from qcompiler.runtime.mapping import mapped, unmapped
 
 _TEAM_BYTES, _THREAD_BYTES, _MOST_THREADS = 256, 64, 32  # as in emit/team.py
 _GUARD_BYTES = 64
+_OTHER_WORDS = 5
+"""Of a run's table, besides the addresses of inputs and outputs (emit/native.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,14 @@ class Code:
         self.launch.argtypes = (pointer, pointer, number)
         self.work.argtypes = (pointer, number)
 
+    def demand_permission(self, arrays: int) -> None:
+        """Raise Error unless the system lets this process use the registers that the code needs:
+        a run of no steps asks. `arrays`: inputs and outputs.
+        """
+        table = (ctypes.c_int64 * (arrays + _OTHER_WORDS))()
+        self.run(ctypes.addressof(table))
+        _check(table, arrays + _OTHER_WORDS - 1)
+
     @property
     def signature(self) -> int:
         """What a whole model's code says that it takes for granted (see artifact.signature)."""
@@ -108,12 +118,12 @@ def shared_code(code: bytes) -> Code:
 class Frame:
     """What one run needs: a workspace, and the table that machine code reads (emit/native.py):
     addresses of inputs, outputs, weights and workspace, then the first step and the one after the
-    last.
+    last, then whether the system refused what the code needs.
     """
 
     def __init__(self, arrays: int, weights: Memory, workspace_bytes: int) -> None:
         self.workspace = aligned(np.dtype(np.uint8), (workspace_bytes,))
-        self.table = (ctypes.c_int64 * (arrays + 4))()
+        self.table = (ctypes.c_int64 * (arrays + _OTHER_WORDS))()
         self.table[arrays : arrays + 2] = [weights.address, self.workspace.address]
         self.first_at = arrays + 2
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
@@ -130,11 +140,23 @@ class Frame:
         team = _free_team(min(threads, _MOST_THREADS), code)
         if team is None:
             code.run(self._pointer)
-            return
-        try:
-            code.launch(team.memory.address, self._pointer, team.threads)
-        finally:
-            team.free()
+        else:
+            try:
+                code.launch(team.memory.address, self._pointer, team.threads)
+            finally:
+                team.free()
+        _check(table, at + 2)
+
+
+def _check(table: ctypes.Array[ctypes.c_int64], at: int) -> None:
+    """Raise Error where a run's table tells that the system refused what the code needs."""
+    if table[at]:
+        table[at] = 0
+        raise Error(
+            "the system refuses this process registers that the code needs",
+            hint="a newer kernel may have them, or a sandbox that lets the system call for them"
+            " pass; or compile for another instruction set: `qcompiler targets`",
+        )
 
 
 class Team:

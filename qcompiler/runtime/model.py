@@ -71,6 +71,7 @@ class Model:
         weights = aligned_copy(artifact.weights)
         self._taken = [(v, v.name, _dtype(v), v.shape) for v in self.manifest.inputs]
         self._made = [(_dtype(v), v.shape) for v in self.manifest.outputs]
+        code.demand_permission(len(self._taken) + len(self._made))
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.manifest.steps)
         self._held: _Held | None = _Held(replace(artifact, weights=weights.array), code, weights)
@@ -222,19 +223,13 @@ def _usable_threads(asked: int, manifest: Manifest) -> int:
 
 
 def _demand_features(manifest: Manifest) -> None:
-    """Raise Error unless this process may use all instructions of the code."""
+    """Raise Error unless this CPU has all instructions of the code."""
     missing = sorted(set(manifest.cpu_flags) - cpu.features())
     if missing and not cpu.features():
         raise Error(
             "the system does not say what its CPU has, so the artifact cannot be run safely",
             where=manifest.name,
             hint="is /proc/cpuinfo there, and can it be read?",
-        )
-    if missing and cpu.withheld().issuperset(missing):
-        raise Error(
-            f"the kernel refuses this process {', '.join(missing)}, which the artifact needs",
-            where=manifest.name,
-            hint="they need Linux 5.16 or newer, and a sandbox that lets arch_prctl pass",
         )
     if missing:
         raise Error(

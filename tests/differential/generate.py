@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from qcompiler import cpu, plugins
+from qcompiler import plugins
 from qcompiler.errors import Error
 from qcompiler.ir import Array
 from qcompiler.isa import ISAS, Device
@@ -149,8 +149,7 @@ def _device(b: Builder, rng: np.random.Generator) -> Device:
     are cut into blocks and batches into parts.
     """
     plugins.load_all()
-    have = cpu.features()
-    isas = [i for i in ISAS.values() if i.cpu_flags and i.cpu_flags <= have]
+    isas = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     small = b.chance(0.3)
     l1, l2, l3 = (2 << 10, 8 << 10, 16 << 10) if small else (32 << 10, 1 << 20, 8 << 20)
     return Device("test", b.choose(isas), 2, l1, l2, l3)

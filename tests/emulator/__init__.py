@@ -4,9 +4,11 @@
 every thread may run AMX (tile, int8, bf16), AVX-VNNI and AVX-VNNI-INT8 instructions. A CPU that has
 them never raises the signal, so the same tests run at full speed there.
 
-The emulator changes what the CPU does, not what it says: CPUID, /proc/cpuinfo and arch_prctl still
-deny AMX. A test hands the features that it wants to the compiler and the runtime itself. A child
-process must call `load()` again after exec.
+The emulator changes what the CPU does, not what it says: CPUID and /proc/cpuinfo still deny AMX. A
+test hands the features that it wants to the compiler and the runtime itself. Linux's answer when a
+process asks for the tile registers is changed, for good: by a filter of system calls, which grants
+them, in this process and in those that it starts. A child process must call `load()` again after
+exec.
 """
 
 import ctypes
@@ -44,7 +46,7 @@ def compile_library(source: Path, *flags: str) -> ctypes.CDLL:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """-> emulator.c, loaded but not installed; Linux is asked for AMX. Raises `Unavailable`."""
+    """-> emulator.c, loaded but not installed; AMX is granted. Raises `Unavailable`."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise Unavailable(
             f"the emulator is for Linux on x86-64, this is {sys.platform} on {platform.machine()}"
@@ -52,8 +54,16 @@ def library() -> ctypes.CDLL:
     compiled = compile_library(SOURCE)
     compiled.emulator_count.restype = ctypes.c_ulong
     # An AMX machine grants it, and the signal never comes; any other refuses it, and it comes.
-    ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    asked = (SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    if ctypes.CDLL(None).syscall(*asked) != 0 and compiled.emulator_answer(0) != 0:
+        raise Unavailable("Linux refuses a filter of system calls, which grants tile registers")
     return compiled
+
+
+def refuse(error: int) -> None:
+    """From now on this process is refused tile registers, with that errno."""
+    if library().emulator_answer(error) != 0:
+        raise Unavailable("Linux refuses a filter of system calls")
 
 
 def load() -> None:

@@ -1,4 +1,5 @@
 /* SIGILL at an AMX or AVX-VNNI instruction -> its effect on memory, registers and tiles, and on.
+ * A process's request for tile registers -> granted, or refused with a chosen error.
  *
  * Lets machine code for CPUs we do not have run, slowly but exactly, on the CPU we have: the CPU
  * refuses the instruction, Linux delivers SIGILL, the handler decodes and performs it. Everything
@@ -11,11 +12,18 @@
  */
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
 #include <xmmintrin.h>
 
 enum { NP, P66, PF3, PF2 }; /* VEX.pp: the prefix that the VEX byte replaces */
@@ -370,6 +378,26 @@ int emulator_install(void) {
 
 /* Puts the previous handler back, if ours is there. -> 0, or -1 with errno. */
 int emulator_remove(void) { return installed() ? sigaction(SIGILL, &previous, NULL) : 0; }
+
+/* From now on arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), of all threads and of what they
+ * execute, is not made and returns `error` (0: success); the last answer counts. A filter of system
+ * calls, as sandboxes have: man 2 seccomp. -> 0, or -1 with errno. */
+int emulator_answer(unsigned error) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+#define UNLESS(value, skipped) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, skipped)
+    struct sock_filter filter[] = {
+        LOAD(arch),    UNLESS(AUDIT_ARCH_X86_64, 7),
+        LOAD(nr),      UNLESS(SYS_arch_prctl, 5),
+        LOAD(args[0]), UNLESS(ARCH_REQ_XCOMP_PERM, 3),
+        LOAD(args[1]), UNLESS(XFEATURE_XTILEDATA, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (error & SECCOMP_RET_DATA)),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -1;
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) ? -1 : 0;
+}
 
 /* NULL: nobody is told any more. */
 void emulator_observe(observer *told) { observed = told; }
