@@ -8,24 +8,16 @@ written as ONNX, one with products of bfloat16 cannot.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
+from qcompiler.passes.quantize_common import BFLOAT16_NOTE, noted
 from qcompiler.passes.quantize_half import QuantizeHalf
 
 from qcompiler.ir import Graph
 from qcompiler.mentions import exactly
 from qcompiler.ops.kinds import MEASURED
 from qcompiler.rewrite import Explain, graph_pass
-
-_NOTE = "bfloat16_products"
-
-
-def noted(graph: Graph, names: Iterable[str]) -> Graph:
-    """The graph with a note that these products are to be made in bfloat16."""
-    wanted = sorted(set(names))
-    return graph.note(**{_NOTE: json.dumps(wanted)}) if wanted else graph
 
 
 @graph_pass
@@ -37,7 +29,7 @@ class IntegerBfloat16:
 
     def __call__(self, graph: Graph) -> Graph:
         """The graph with these products in bfloat16; itself where none is left to be made so."""
-        names = frozenset(json.loads(graph.notes.get(_NOTE, "[]")))
+        names = frozenset(json.loads(graph.notes.get(BFLOAT16_NOTE, "[]")))
         todo = [n.name for n in graph.nodes if n.op in MEASURED and n.name in names]
         if not todo:
             return graph
@@ -47,4 +39,5 @@ class IntegerBfloat16:
             return graph
         made = half(plain)
         left = {n.name for n in made.nodes if n.op in MEASURED}
-        return noted(replace(made, notes=dict(graph.notes)), names - left)
+        lowered: Graph = noted(replace(made, notes=dict(graph.notes)), names - left)
+        return lowered

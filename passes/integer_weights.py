@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from qcompiler.passes.quantize_common import scaled
 
 from qcompiler.ir import Node, constant
 from qcompiler.matching import channel_shape, input_at, per_channel, perm_of
@@ -121,19 +122,6 @@ def integer_weights_conv(conv: Node, stored: Node) -> Node | Skip:
         return Skip("its scales are not one for each output channel")
     attrs: dict[str, Any] = dict(conv.attrs)
     weights = constant((codes - zero).astype(np.float32), stored.operands[0].name)
-    made = make("Conv", conv.operands[0], weights, name=conv.name, **attrs)
-    return scaled(made, each, input_at(conv, 2))
-
-
-def scaled(conv: Node, scale: Numbers, bias: Node | None) -> Node:
-    """A convolution -> conv * scale + bias, both one a channel, [O]."""
-    rank = conv.type.rank
-    shape = channel_shape(rank, 1) if scale.size > 1 else ()
-    made = make("Mul", conv, constant(scale.astype(np.float32).reshape(shape)), name=conv.name)
-    if bias is None:
-        return made
-    if bias.is_constant:
-        spread = constant(bias.array.reshape(channel_shape(rank, 1)), bias.name)
-    else:
-        spread = make("Unsqueeze", bias, constant(np.arange(1, rank - 1)))
-    return make("Add", made, spread, name=conv.name)
+    product = make("Conv", conv.operands[0], weights, name=conv.name, **attrs)
+    made: Node = scaled(product, each, input_at(conv, 2))
+    return made

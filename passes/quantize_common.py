@@ -1,4 +1,6 @@
-"""What the passes that make products integer have in common: weights stand on the right.
+"""What the passes that quantize and those that lower have in common.
+
+Weights stand on the right:
 
 MatMul(w, x)  ->  Transpose(MatMul(Transpose(x), w'))        w constant, x an activation
 
@@ -8,16 +10,26 @@ rounding) serves these too. Layout lets the Transposes meet those around them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from qcompiler.ir import Graph, Node, constant
-from qcompiler.matching import transpose
+from qcompiler.matching import channel_shape, transpose
 from qcompiler.ops import make
+from qcompiler.ops.registry import Numbers
 
 Twins = dict[Node, Node]
 """New values -> the values of the graph as it was that have the same numbers, in another order."""
+BFLOAT16_NOTE = "bfloat16_products"
+"""The note of a graph that names the products which are to be made in bfloat16."""
+
+
+def noted(graph: Graph, names: Iterable[str]) -> Graph:
+    """The graph with a note that these products are to be made in bfloat16."""
+    wanted = sorted(set(names))
+    return graph.note(**{BFLOAT16_NOTE: json.dumps(wanted)}) if wanted else graph
 
 
 def weights_right(graph: Graph, wants: Callable[[Node], bool]) -> tuple[Graph, Twins]:
@@ -52,3 +64,17 @@ def _turned(node: Node) -> tuple[Node, Node, Node]:
 
 def _swap(rank: int) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
+
+
+def scaled(conv: Node, scale: Numbers, bias: Node | None) -> Node:
+    """A convolution -> conv * scale + bias, both one a channel, [O]."""
+    rank = conv.type.rank
+    shape = channel_shape(rank, 1) if scale.size > 1 else ()
+    made = make("Mul", conv, constant(scale.astype(np.float32).reshape(shape)), name=conv.name)
+    if bias is None:
+        return made
+    if bias.is_constant:
+        spread = constant(bias.array.reshape(channel_shape(rank, 1)), bias.name)
+    else:
+        spread = make("Unsqueeze", bias, constant(np.arange(1, rank - 1)))
+    return make("Add", made, spread, name=conv.name)

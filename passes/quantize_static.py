@@ -20,8 +20,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.integer_bfloat16 import noted
-from qcompiler.passes.quantize_common import Twins, weights_right
+from qcompiler.passes.quantize_common import Twins, noted, weights_right
 from qcompiler.passes.quantize_integers import WEIGHT_AXIS, corrected, inserted, integer_weights
 from qcompiler.passes.quantize_ranges import (
     APART,

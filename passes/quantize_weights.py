@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.integer_weights import scaled
-from qcompiler.passes.quantize_common import weights_right
+from qcompiler.passes.quantize_common import scaled, weights_right
 
 from qcompiler.calibrate import Calibration
 from qcompiler.codebooks import FLOATS, TABLES, Table, as_float, table_of
