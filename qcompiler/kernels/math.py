@@ -558,17 +558,18 @@ class TirMath:
         return whole if int(top) == high else self.where(x > top, high, whole)
 
     def quantize(
-        self, x: Vec, multiplier: Vec, zero: Vec, *, dtype: str, fits: bool = False
+        self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
     ) -> Vec:
         """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
-        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: the product is known
-        to round to a number that int32 holds.
+        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
+        known to become a number that int32 holds.
         """
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         shift = self.cast(zero, "float32")
+        scaled = x / factor if divide else x * factor
         if high >= 1 << 22:  # the limits minus a zero point are no float32
-            return self.saturate(self.round(x * multiplier) + shift, dtype)
-        scaled, least, most = x * multiplier, low - shift, high - shift
+            return self.saturate(self.round(scaled) + shift, dtype)
+        least, most = low - shift, high - shift
         lanes = scaled.lanes
         several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
         nothing = zero.value == 0
