@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Node, constant
 from qcompiler.isa import Device
-from qcompiler.matching import per_channel
+from qcompiler.matching import per_channel, rebuilt
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
 
@@ -194,6 +194,31 @@ WEIGHTS: Pattern = op("dequantize", CONST, CONST, CONST, shared=True)
 def numbers(constant: Node) -> Numbers:
     """A constant's value, to calculate with."""
     return constant.array
+
+
+def by(scale: Array) -> tuple[Array, int]:
+    """Scales -> what `quantize` takes, and whether it divides by it: a product by the inverse
+    rounds otherwise than the quotient that ONNX means, but for powers of two.
+    """
+    mantissa, exponent = np.frexp(scale)
+    if np.all((mantissa == 0.5) & (np.abs(exponent) < 100)):
+        return np.reciprocal(np.asarray(scale, np.float32)), 0
+    return np.asarray(scale), 1
+
+
+def inverse(quantize: Node) -> Numbers:
+    """What a `quantize` multiplies by: the inverse of what it divides by, in float64."""
+    factor = quantize.operands[1].array.astype(np.float64)
+    return 1 / factor if quantize.attrs["divide"] else factor
+
+
+def with_factor(quantize: Node, x: Node, scale: Node) -> Node | Skip:
+    """quantize(Mul(x, m), k, z) -> quantize(x, m * k, z): one rounding where there were two."""
+    with np.errstate(over="ignore", under="ignore"):
+        factor = (numbers(scale).astype(np.float64) * inverse(quantize)).astype(np.float32)
+    if not np.all((factor >= np.finfo(np.float32).tiny) & np.isfinite(factor)):
+        return Skip("the product of the scales leaves float32")
+    return rebuilt(quantize, (x, constant(factor), quantize.inputs[2]), divide=0)
 
 
 def scalar(constant: Node) -> Any:
