@@ -150,7 +150,9 @@ class RightPacker:
             step(tir.const(whole), self.problem.depth - whole * mac.k)
         if totals:
             for v in range(run.vectors):
-                correction = tir.wrapping("*", totals[v], tir.const(-128, "int32", mac.lanes))
+                correction = tir.wrapping(
+                    "*", totals[v], tir.const(-self.product.shift, "int32", mac.lanes)
+                )
                 self.target.store(at + v * mac.lanes * 4, correction)
 
     def _vector(self, start: Value, step: Value, count: int, column: Value, lanes: int) -> Value:
