@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
-from emulated import BLOCKS, HALVES, SIGNED
+from emulated import BLOCKS, HALVES, SIGNED, block, machine
 from test_kernels_attention import CASES, attend
 from test_kernels_contraction import CONVOLUTIONS, check, conv, matmul
 
-from qcompiler import cpu, isa, plugins
+from qcompiler import cpu, isa, limits, plugins
+from qcompiler.ir import Type, constant, placeholder
 from qcompiler.isa import ISAS, Isa
 from qcompiler.kernels.contraction import tiled
+from qcompiler.ops import make
 from qcompiler.products import BYTE_PRODUCTS, BlockMac, TileMac, VectorMac
 from qcompiler.scales import has_exact_product
 
@@ -103,3 +106,53 @@ def test_float16_is_multiplied_as_it_is_where_there_is_such_a_product() -> None:
     ):
         assert "f16f16" in check(root, root, HALVES, generator=tiled).name
     attend(CASES[1], "float16", HALVES, rtol=1e-2, atol=1e-2)
+
+
+BLOCK_PAIRS = [("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16")]
+
+
+@pytest.mark.parametrize("pair", BLOCK_PAIRS, ids="-".join)
+def test_products_of_blocks_equal_numpy(pair: tuple[str, str]) -> None:
+    """Odd and even rows, columns that end inside a vector and a block, depths that end inside k."""
+    for m, n, k in [(2, 4, 8), (3, 1, 1), (13, 8, 4), (7, 23, 33), (31, 33, 6), (29, 37, 67)]:
+        root = matmul(m, n, k, *pair)
+        assert "mm_" in check(root, root, BLOCKS).name
+    single = matmul(1, 19, 33, *pair)
+    assert "mm_" not in check(single, single, BLOCKS).name
+
+
+def test_tiles_of_blocks_and_their_neighbours_are_right() -> None:
+    for rows, vectors in ((1, 1), (2, 2), (3, 2), (5, 3), (8, 1)):
+        for m in (rows, rows + 1, 2 * rows + 1):
+            for n in (vectors * 4 - 1, vectors * 4, vectors * 4 + 1):
+                root = matmul(max(m, 2), n, 13, "uint8", "int8")
+                check(root, root, BLOCKS, rows=rows, vectors=vectors)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_by_products_of_blocks(name: str) -> None:
+    x, w, attrs = CONVOLUTIONS[name]
+    root = conv(x, w, "uint8", "int8", **attrs, pad_value=5)
+    bias = constant(np.arange(root.type.dims[-1], dtype=np.int32) * 1000, "bias")
+    out = make("Relu", make("Add", root, bias))
+    assert "mm_" in check(root, out, BLOCKS, threads=2).name
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("left", ["uint8", "int8"])
+def test_a_right_operand_that_is_no_constant_is_packed_for_blocks(
+    left: str, transposed: int
+) -> None:
+    """Also by a machine whose blocks need bytes of the other sign: its columns are summed, too."""
+    signed = machine("signed blocks", block(BYTE_PRODUCTS[1], 2, 8, 2))
+    x = placeholder("x", Type(left, (3, 7, 19)))
+    w = placeholder("w", Type("int8", (3, 11, 19) if transposed else (3, 19, 11)))
+    root = make("matmul", x, w, transpose_b=transposed)
+    for isa_ in (BLOCKS, signed):
+        assert "mm_" in check(root, root, isa_).name
+
+
+def test_limits_measure_products_of_blocks() -> None:
+    mac = BLOCKS.block(BYTES)
+    assert mac is not None
+    assert limits._ops(isa.Device("d", BLOCKS, 1), mac) > 0

@@ -23,7 +23,7 @@ from qcompiler.isa import Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.region import Region
 from qcompiler.kernels.tir import Value
-from qcompiler.products import VectorMac
+from qcompiler.products import BlockMac, MacKey, VectorMac
 
 _SHORT = {
     "uint8": "u8",
@@ -51,7 +51,7 @@ class Product:
     sum of its weights.
     """
 
-    mac: VectorMac
+    mac: VectorMac | BlockMac
     left: str
     right: str
     sums: str
@@ -72,7 +72,7 @@ class Product:
     @property
     def correction_bytes(self) -> int:
         """Bytes of a panel's head for one vector's correction."""
-        return self.mac.lanes * 4 if self.flipped else 0
+        return self.mac.width * 4 if self.flipped else 0
 
     @property
     def head_bytes(self) -> int:
@@ -81,13 +81,13 @@ class Product:
 
     @property
     def name(self) -> str:
-        """ "u8i8"."""
-        return _SHORT[self.left] + _SHORT[self.right]
+        """ "u8i8"; of blocks "u8i8mm"."""
+        return _SHORT[self.left] + _SHORT[self.right] + ("mm" if self.mac.rows > 1 else "")
 
     @property
     def vector_bytes(self) -> int:
         """Bytes of the right operand that one multiply-accumulate takes."""
-        return self.mac.lanes * self.mac.k * tir.bits(self.right) // 8
+        return self.mac.width * self.mac.k * tir.bits(self.right) // 8
 
     @property
     def multiplications(self) -> float:
@@ -102,6 +102,10 @@ class Product:
     def steps(self, depth: int) -> int:
         """Multiply-accumulates for one sum over so many elements."""
         return -(-depth // self.mac.k)
+
+    def high(self, rows: int) -> int:
+        """Multiply-accumulates for so many rows of a tile."""
+        return -(-rows // self.mac.rows)
 
     def convert_left(self, value: Value, dtype: str) -> Value:
         """Elements of the left operand, stored as `dtype` -> as the product takes them."""
@@ -138,7 +142,7 @@ def product_of(
     """
 
     def mac(a: str, b: str, *, exact: bool = True) -> VectorMac | None:
-        return isa.vector((_SHORT[a], _SHORT[b], _SHORT[sums]), exact=exact)
+        return isa.vector(_key(a, b, sums), exact=exact)
 
     if sums == "int32" and {left, right} <= _SHIFTS.keys():
         ways = _signs(left, right)
@@ -154,6 +158,23 @@ def product_of(
         return Product(found, tir.stored(left), tir.stored(right), sums)
     single = mac("float32", "float32")
     return Product(single, "float32", "float32", sums) if single else None
+
+
+def block_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
+    """The product of blocks for operands of these dtypes as they are, or bytes of the other sign,
+    if there is one.
+    """
+    ways = _signs(left, right) if left in _SHIFTS else [(left, 0)]
+    for kind, shift in ways:
+        if not {kind, right, sums} <= _SHORT.keys():
+            continue
+        if found := isa.block(_key(kind, right, sums)):
+            return Product(found, tir.stored(kind), tir.stored(right), sums, shift)
+    return None
+
+
+def _key(left: str, right: str, sums: str) -> MacKey:
+    return _SHORT[left], _SHORT[right], _SHORT[sums]
 
 
 def _signs(left: str, right: str) -> list[tuple[str, int]]:
@@ -234,7 +255,7 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     `taps` are the taps' offsets in the left operand, in elements.
     """
     images, groups, count, depth, width = matrices.shape
-    k, lanes = product.mac.k, product.mac.lanes
+    k, lanes = product.mac.k, product.mac.width
     same = tir.stored(matrices.dtype.name) == product.right
     values = matrices.view(product.right) if same else matrices.astype(product.right)
     total = panels.count * panels.vectors + panels.rest * (panels.vectors - 1)
@@ -316,7 +337,7 @@ class _Panels:
             parts.append(sums.astype(np.int32).view(np.uint8))
         if product.leftovers:
             entries = self._entries(np.subtract(full, kept, dtype=np.int16))
-            head = np.zeros(full.shape[-1] // product.mac.lanes * product.vector_bytes, np.uint8)
+            head = np.zeros(full.shape[-1] // product.mac.width * product.vector_bytes, np.uint8)
             head[:8] = np.array([len(entries), self.list_size], np.int32).view(np.uint8)
             self.heads.append(head)
             self.lists.extend(entries)
@@ -330,7 +351,7 @@ class _Panels:
         """[taps, depth, columns] -> [tap, step, vector, lane, k]."""
         mac = self.product.mac
         taps, depth, columns = weights.shape
-        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.lanes, mac.lanes)
+        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.width, mac.width)
         return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2))
 
     def _entries(self, rest: Array) -> list[Array]:
