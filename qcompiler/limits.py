@@ -17,10 +17,11 @@ import numpy as np
 
 from qcompiler.artifact import StepFact
 from qcompiler.emit.native import emit_kernel
-from qcompiler.isa import Device, Isa, Mac, MacKey
+from qcompiler.isa import Device, Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Builder, Pointer
+from qcompiler.products import BlockMac, Mac, TileMac, VectorMac
 from qcompiler.runtime.library import Code, Frame, aligned
 
 _ROUNDS = 50
@@ -79,30 +80,33 @@ def kind_of(dtype: str) -> str:
 def measure(device: Device) -> Limits:
     """Time both kinds of limit on this machine, with the device's threads; about two seconds."""
     ops: dict[str, float] = {}
-    for key, mac in device.isa.mac.items():
-        left = key[0]
+    for mac in device.isa.inherited:
+        left = mac.key[0]
         kind = "integer" if left in ("u8", "i8", "i16") else left
-        ops[kind] = max(ops.get(kind, 0.0), _ops(device, key, mac))
+        ops[kind] = max(ops.get(kind, 0.0), _ops(device, mac))
     threads = device.threads
     caches = (device.l1_bytes * threads, device.l2_bytes * threads, device.l3_bytes)
     levels = [(float(size), _bandwidth(device, size // 2)) for size in caches]
     return Limits(ops, (*levels, (math.inf, _bandwidth(device, _MEMORY_BYTES))))
 
 
-def _ops(device: Device, key: MacKey, mac: Mac) -> float:
+def _ops(device: Device, mac: Mac) -> float:
     """Operations a second of one product, all threads together."""
     b = Builder("products")
     source, out = b.pointer("source", "uint8"), b.pointer("out", "uint8")
     with b.parallel(device.threads) as task:
-        emit = _vectors if mac.rows == 1 else _tiles
-        count = emit(b, device.isa, key, source, out + task * _OUT_BYTES)
-    done = 2 * count * _TURNS * mac.rows * mac.lanes * mac.k * device.threads
+        mine = out + task * _OUT_BYTES
+        if isinstance(mac, TileMac):
+            count = _tiles(b, device.isa, mac, source, mine)
+        else:
+            count = _vectors(b, device.isa, mac, source, mine)
+    done = 2 * count * _TURNS * mac.multiplies * device.threads
     return done / _fastest(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads)
 
 
-def _vectors(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -> int:
+def _vectors(b: Builder, isa: Isa, mac: VectorMac | BlockMac, source: Pointer, out: Pointer) -> int:
     """Two left values by as many vectors as registers hold the sums of -> products in a turn."""
-    mac = isa.mac[key]
+    key = mac.key
     vectors = (isa.registers - 4 - mac.temporaries) // 2
     sums = b.registers("float32" if key[2] == "f32" else "int32", mac.lanes, 2 * vectors, "sum")
     sums.fill(0)
@@ -120,9 +124,9 @@ def _vectors(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -
     return sums.count * _UNROLLED
 
 
-def _tiles(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -> int:
+def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) -> int:
     """Two tiles by two, loaded once -> products in a turn."""
-    mac, do = isa.mac[key], isa.intrinsics
+    do = isa.intrinsics
     shapes = do["tile_shapes"]({tile: (mac.rows, mac.lanes * 4) for tile in range(mac.tiles)})
     for i in range(0, len(shapes), 4):
         word = int.from_bytes(shapes[i : i + 4], "little", signed=True)

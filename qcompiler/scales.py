@@ -20,6 +20,7 @@ from qcompiler.ir import Array, Node, constant
 from qcompiler.isa import Device
 from qcompiler.matching import per_channel, rebuilt
 from qcompiler.ops import make
+from qcompiler.products import BYTE_PRODUCTS
 from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
 
 Numbers = NDArray[Any]
@@ -135,19 +136,19 @@ def weight_bits(asked: int, device: Device | None) -> int:
         if not 2 <= asked <= 8:
             raise Error(f"weights of {asked} bits", hint="2 to 8")
         return asked
-    mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
+    mac = device.isa.best_product(BYTE_PRODUCTS) if device else None
     return 8 if mac is None or mac.exact else 7
 
 
 def has_exact_product(device: Device | None) -> bool:
     """Whether bytes are multiplied as they are, and no sum of products saturates."""
-    mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
+    mac = device.isa.best_product(BYTE_PRODUCTS) if device else None
     return device is None or (mac is not None and mac.exact)
 
 
 def multiplies_bfloat16(device: Device) -> bool:
     """Whether the device has products of bfloat16, which are faster than those of float32."""
-    return ("bf16", "bf16", "f32") in device.isa.mac
+    return device.isa.best_product([("bf16", "bf16", "f32")]) is not None
 
 
 def room_for_bias(

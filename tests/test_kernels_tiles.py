@@ -36,10 +36,11 @@ from qcompiler.kernels.tiles_problem import Problem, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import Panels, pack
 from qcompiler.ops import evaluate, make
 from qcompiler.plan import plan
+from qcompiler.products import TileMac
 
 plugins.load_all()
 
-TILED = [i for i in ISAS.values() if any(m.rows > 1 for m in i.mac.values())]
+TILED = [i for i in ISAS.values() if any(isinstance(m, TileMac) for m in i.macs)]
 PAIRS = [("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16")]
 
 

@@ -1,6 +1,6 @@
 """conv or matmul on an instruction set with tile registers -> a TIR kernel.
 
-Owns every contraction whose `Mac` has rows > 1; the vector generators own rows == 1.
+Owns every contraction for which there is a `TileMac`; other generators own those of vectors.
 
 for each task (a share of the parts, of the panels, or of both)
   set the tiles' shapes
