@@ -35,7 +35,7 @@ FLOORS = [
     {"phases", "regions", "batches", "plan", "sharing"},
     {"tune", "plugins", "emit", "runtime"},
     {"stages", "timing", "agreement"},
-    {"driver", "compare", "limits", "metrics", "torch_graph"},
+    {"driver", "compare", "limits", "metrics", "probe", "torch_graph"},
     {"retrain_weights"},
     {"mixture"},
     {"trial"},

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from kernel_harness import Fenced, compare, expected, region_of, run
 from tvm import tirx
 
 from qcompiler import cpu, load, plugins
+from qcompiler.core import Core
 from qcompiler.driver import Watch, build
 from qcompiler.emit.machine import compile_functions
 from qcompiler.emit.native import emit_kernel
@@ -597,11 +599,15 @@ def small_network() -> Graph:
     return Graph((x,), (requantized(make("matmul", rows, weights), 10),), ("y",))
 
 
-def test_a_network_is_planned_emitted_and_run(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line_bytes", [32, 64, 128])
+def test_a_network_is_planned_emitted_and_run(
+    isa: Isa, line_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     have = cpu.features() | isa.cpu_flags  # what the CPU lacks the emulator does
     monkeypatch.setattr(cpu, "features", lambda: have)
     graph = small_network()
-    made = plan(graph, device(isa, 2))
+    core = Core(line_bytes=line_bytes, l2_latency_cycles=line_bytes)
+    made = plan(graph, replace(device(isa, 2), core=core))
     assert sum("_tiles_" in s.kernel.name for s in made.steps) >= 3
     assert any(s.output in s.operands for s in made.steps), "the residual's place is taken over"
     model = load(build(made, Watch()))

@@ -23,6 +23,7 @@ from math import log2, sqrt
 
 from tvm import tirx
 
+from qcompiler.core import Core
 from qcompiler.errors import Skip
 from qcompiler.isa import Device
 from qcompiler.kernels import polynomials, tir
@@ -38,7 +39,8 @@ from qcompiler.kernels.vec import Vec
 from qcompiler.ops.attention import LEAST
 
 _FLOPS_PER_NS = 40.0  # of the reference core
-_ALIGN = 64
+_GUARD = 64
+"""Bytes behind a task's scratch that a vector may reach into."""
 _LOG2_E = 1.4426950408889634
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
@@ -76,15 +78,15 @@ def refuse_attention(region: Region) -> Skip | None:
 
 
 class Scratch:
-    """Bytes of a task's scratch, handed out piece by piece."""
+    """Bytes of a task's scratch, handed out piece by piece: whole cache lines."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, core: Core) -> None:
+        self.core, self.bytes = core, 0
 
     def take(self, size: int) -> int:
         """So many bytes -> where they begin."""
         at = self.bytes
-        self.bytes += -(-size // _ALIGN) * _ALIGN
+        self.bytes += self.core.whole_lines(size)
         return at
 
 
@@ -127,7 +129,7 @@ class AttentionKernel:
 
     def _divide(self) -> None:
         """Decide where in a task's scratch what lies."""
-        scores, values, area = self.for_scores, self.for_values, Scratch()
+        scores, values, area = self.for_scores, self.for_values, Scratch(self.d.device.core)
         self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
         self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
         chunk = self.lanes * scores.mac.k
@@ -143,7 +145,7 @@ class AttentionKernel:
             self.weights_at = area.take(self.block * self.keys * weight)
         self.tops_at = area.take(self.block * self.lanes * 4)
         self.inverse_at = area.take(self.block * 4)
-        self.task_bytes = area.bytes + _ALIGN
+        self.task_bytes = area.bytes + _GUARD
 
     def kernel(self) -> Kernel:
         """Emit all of it."""

@@ -50,7 +50,8 @@ from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
-_ALIGN = 64
+_GUARD = 64
+"""Bytes behind a copy that a vector may reach into."""
 
 
 @kernel("conv", "matmul", rows=(4, 6, 8, 12, 14, 28), vectors=(1, 2, 3, 4))
@@ -134,11 +135,13 @@ class Contraction:
         self.patch_lines = self._patch_lines()
         self.line = frame.padded_line
         lines = planes.count * self.patch_lines * self.line
-        bytes_ = lines * tir.bits(product.left) // 8 + _ALIGN
+        bytes_ = lines * tir.bits(product.left) // 8 + _GUARD
         self.patch_bytes = bytes_ if self.copied else 0
         self.matrix_bytes = self._matrix_bytes()
-        packed = _aligned(self.matrix_bytes * problem.groups) if self.packs else 0
-        self.task_bytes = _aligned(self.patch_bytes) + packed
+        whole = device.core.whole_lines
+        packed = whole(self.matrix_bytes * problem.groups) if self.packs else 0
+        self.packed_at = whole(self.patch_bytes)
+        self.task_bytes = self.packed_at + packed
         self.row = frame.step * self.line
         plane = (self.patch_lines if self.copied else planes.apart * frame.height) * self.line
         taps = ((planes.count, plane),) if planes.count > 1 else ()
@@ -154,7 +157,7 @@ class Contraction:
             n: b.pointer(f"in{i}", self._stored(n)) for i, n in enumerate(region.inputs)
         }
         self.out = b.pointer("out", region.output.dtype)
-        scratch_bytes = self.task_bytes * self.tiling.tasks + (_ALIGN if self.task_bytes else 0)
+        scratch_bytes = self.task_bytes * self.tiling.tasks + (_GUARD if self.task_bytes else 0)
         self.scratch = b.pointer("scratch", "uint8") if scratch_bytes else None
         self.far = self._far()
         with b.parallel(self.tiling.tasks) as task:
@@ -353,7 +356,7 @@ class Contraction:
             self.product,
             p,
             self.pointers[p.right],
-            self.scratch + _aligned(self.patch_bytes),
+            self.scratch + self.packed_at,
             _transposed(p),
         )
         for run in self.panels.runs():
@@ -381,7 +384,7 @@ class Contraction:
         memory = self.pointers[p.right]
         if self.packs:
             assert self.scratch is not None
-            memory = self.scratch + _aligned(self.patch_bytes)
+            memory = self.scratch + self.packed_at
         size, lanes = product.vector_bytes, product.mac.width
         at = b.let(matrix + group * self.matrix_bytes + self._panel_at(run, nth), "at")
         head = run.vectors * product.head_bytes
@@ -498,7 +501,3 @@ class Contraction:
 
 def _transposed(problem: Problem) -> bool:
     return problem.root.op == "matmul" and bool(problem.root.int("transpose_b"))
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN

@@ -24,7 +24,7 @@ FINISH_INSTRUCTIONS = 9.0
 TO_BYTES = {1: 12.0, 2: 9.0, 4: 7.5}  # instructions for one of so many vectors that become bytes
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 TAP_CYCLES = 10.0  # of the reference: begin a tap
-BUSY = 12  # products a step beside which one more instruction or two do not count
+BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
 
 
 @dataclass(frozen=True)
@@ -235,8 +235,9 @@ def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, ve
     near = panel + rows <= device.l2_bytes * 3 // 4  # what is asked for may go on to the third
     far = panel * width > device.l2_bytes // 2
     alone = product.leftovers or problem.groups > 1
-    busy = tiling.rows * vectors >= BUSY
-    return pace if pace <= device.core.line_bytes and near and far and busy and not alone else 0
+    core = device.core
+    busy = tiling.rows * vectors / core.macs_per_cycle >= core.cycles(BUSY_CYCLES)
+    return pace if pace <= core.line_bytes and near and far and busy and not alone else 0
 
 
 def _panel_cycles(

@@ -101,7 +101,7 @@ class _Tiles(AttentionKernel):
 
     def _divide(self) -> None:
         """Decide where in a task's scratch what lies."""
-        area, rows = Scratch(), self.lanes
+        area, rows = Scratch(self.d.device.core), self.lanes
         macs = _macs(self.d.device, self.q.node.dtype)
         assert macs is not None
         self.macs_of = macs
