@@ -3,7 +3,7 @@
 QLinearConv(x, s, z, w, t, y, r, q, b)    ->  quantize(Conv(dequantize(x), dequantize(w), b * s *
 t)) QLinearMatMul(a, s, z, b, t, y, r, q)     ->  quantize(MatMul(dequantize(a), dequantize(b)))
 
-The quantize_fuse_ rules then make integer operators of it, as of any other island.
+The integer_ rules then make integer operators of it, as of any other island.
 """
 
 from __future__ import annotations

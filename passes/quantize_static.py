@@ -7,7 +7,7 @@ Products demand int8 of what they read. The demand goes backwards through operat
 well on int8 (moves of data, pools, activations, residual sums) and stops at those that do not
 (normalisations, Softmax, ...). Of the values demanded, those that have to lie in memory are
 quantized; what stays in registers between a product and its activation or residual sum stays float.
-Values that a move of data links share one scale. The quantize_fuse_ rules then make integer
+Values that a move of data links share one scale. The integer_ rules then make integer
 operators of it.
 """
 

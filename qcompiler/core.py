@@ -29,6 +29,8 @@ class Core:
     """Loads of whole vectors from the first-level cache; some miss it."""
     load_latency_cycles: float = 5.0
     """From a load to the first use of what it loads, in the first-level cache."""
+    stores_per_cycle: float = 1.0
+    """Stores of whole vectors, or of rows of a tile, to the first-level cache."""
     issue_per_cycle: float = 5.0
     """Instructions of any kind."""
     window: int = 250
@@ -37,6 +39,12 @@ class Core:
     l3_bytes_per_cycle: float = 8.0
     memory_bytes_per_cycle: float = 4.0
     """What arrives from each level, one core reading."""
+    l2_latency_cycles: float = 14.0
+    """From asking for a line to its arrival from the second-level cache."""
+    ahead_bytes: int = 16384
+    """How far ahead of what is read in order lines are asked for, that they come in time from
+    beyond the second-level cache.
+    """
     line_bytes: int = 64
     """Of a cache line."""
     way_bytes: int = 4096
@@ -44,6 +52,10 @@ class Core:
     launch_ns: float = 4_000.0
     """Work of one core that is not worth sharing among threads: a barrier takes about a fortieth,
     and what another core wrote comes from its cache."""
+    wake_ns: float = 5_000.0
+    """A thread that sleeps is woken: two system calls, measured on a virtual machine."""
+    barrier_ns: float = 500.0
+    """Threads share a step: a few cache lines move between cores, and shares are not quite even."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -96,6 +108,16 @@ class Core:
         half of what other kernels need.
         """
         return self.launch_ns / 2 * (self.hz / 1e9)
+
+    def whole_lines(self, size: int) -> int:
+        """Bytes -> those of the cache lines that hold so many: what begins behind shares none."""
+        return -(-size // self.line_bytes) * self.line_bytes
+
+    def odd_lines(self, size: int) -> int:
+        """Bytes -> those of an odd number of cache lines: rows so far apart fall into different
+        sets of a cache.
+        """
+        return (-(-size // self.line_bytes) | 1) * self.line_bytes
 
     def cycles(self, reference: float) -> float:
         """Cycles that mixed instructions take on the reference -> on this core."""

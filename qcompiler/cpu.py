@@ -83,13 +83,31 @@ def _group_quota(group: Path) -> float:
 @cache
 def cache_bytes(level: int) -> int:
     """Bytes of the first core's data cache of a level (1, 2, 3); 0 when unknown."""
+    size = _cache(level, "size")
+    unit = {"K": 1 << 10, "M": 1 << 20}.get(size[-1:], 1)
+    return int(size.rstrip("KM")) * unit if size else 0
+
+
+def line_bytes() -> int:
+    """Bytes of a line of the first-level data cache; 0 when unknown."""
+    return int(_cache(1, "coherency_line_size") or 0)
+
+
+def way_bytes() -> int:
+    """Bytes of the first-level data cache that may be at one place of each set; 0 when unknown."""
+    ways = int(_cache(1, "ways_of_associativity") or 0)
+    return cache_bytes(1) // ways if ways else 0
+
+
+def _cache(level: int, fact: str) -> str:
+    """What the system says of the first core's data cache of a level; empty when nothing."""
     root = Path("/sys/devices/system/cpu/cpu0/cache")
     for index in sorted(root.glob("index*")) if root.exists() else ():
         try:
             kind = (index / "type").read_text().strip()
             if kind != "Instruction" and int((index / "level").read_text()) == level:
-                size = (index / "size").read_text().strip()
-                return int(size.rstrip("KM")) * (1 << 20 if size.endswith("M") else 1 << 10)
+                found = (index / fact).read_text().strip()
+                return found if re.fullmatch(r"\d+[KM]?", found) else ""
         except (OSError, ValueError):
             continue
-    return 0
+    return ""

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from qcompiler.artifact import StepFact
 from qcompiler.emit.native import emit_kernel
-from qcompiler.isa import Device, Isa, Mac, MacKey
+from qcompiler.ir import Array
+from qcompiler.isa import Device, Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Builder, Pointer
-from qcompiler.runtime.library import Code, Frame, aligned
+from qcompiler.products import BlockMac, Mac, TileMac, VectorMac
+from qcompiler.runtime.library import Code, Frame, Memory, aligned, aligned_copy
 
-_ROUNDS = 50
+_ROUNDS, _FEW, _SECONDS = 50, 5, 0.3
+"""A kernel is timed so often, or, where that takes longer than so long, less often."""
 _TURNS = 5_000
 _UNROLLED = 4
 _SOURCE_BYTES = 8 * 256 + 16 * 64
@@ -79,50 +82,61 @@ def kind_of(dtype: str) -> str:
 def measure(device: Device) -> Limits:
     """Time both kinds of limit on this machine, with the device's threads; about two seconds."""
     ops: dict[str, float] = {}
-    for key, mac in device.isa.mac.items():
-        left = key[0]
+    for mac in device.isa.inherited:
+        left = mac.key[0]
         kind = "integer" if left in ("u8", "i8", "i16") else left
-        ops[kind] = max(ops.get(kind, 0.0), _ops(device, key, mac))
+        ops[kind] = max(ops.get(kind, 0.0), products(device, mac))
     threads = device.threads
     caches = (device.l1_bytes * threads, device.l2_bytes * threads, device.l3_bytes)
-    levels = [(float(size), _bandwidth(device, size // 2)) for size in caches]
-    return Limits(ops, (*levels, (math.inf, _bandwidth(device, _MEMORY_BYTES))))
+    levels = [(float(size), bandwidth(device, size // 2)) for size in caches]
+    return Limits(ops, (*levels, (math.inf, bandwidth(device, _MEMORY_BYTES))))
 
 
-def _ops(device: Device, key: MacKey, mac: Mac) -> float:
-    """Operations a second of one product, all threads together."""
+def products(device: Device, mac: Mac, sums: int = 0) -> float:
+    """Operations a second of one product, all threads together; `sums` under way at a time, 0: as
+    many as registers hold.
+    """
     b = Builder("products")
     source, out = b.pointer("source", "uint8"), b.pointer("out", "uint8")
     with b.parallel(device.threads) as task:
-        emit = _vectors if mac.rows == 1 else _tiles
-        count = emit(b, device.isa, key, source, out + task * _OUT_BYTES)
-    done = 2 * count * _TURNS * mac.rows * mac.lanes * mac.k * device.threads
-    return done / _fastest(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads)
+        mine = out + task * _OUT_BYTES
+        if isinstance(mac, TileMac):
+            count = _tiles(b, device.isa, mac, source, mine)
+        else:
+            count = _vectors(b, device.isa, mac, source, mine, sums)
+    done = 2 * count * _TURNS * mac.multiplies * device.threads
+    return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))
 
 
-def _vectors(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -> int:
-    """Two left values by as many vectors as registers hold the sums of -> products in a turn."""
-    mac = isa.mac[key]
-    vectors = (isa.registers - 4 - mac.temporaries) // 2
-    sums = b.registers("float32" if key[2] == "f32" else "int32", mac.lanes, 2 * vectors, "sum")
+def _vectors(
+    b: Builder, isa: Isa, mac: VectorMac | BlockMac, source: Pointer, out: Pointer, wanted: int
+) -> int:
+    """Two left values (one, for one sum) by as many vectors as registers hold the sums of, or as
+    are wanted -> products in a turn.
+    """
+    key = mac.key
+    rows = 1 if wanted == 1 else 2
+    vectors = max(wanted // rows, 1) if wanted else (isa.registers - 4 - mac.temporaries) // 2
+    kind = "float32" if key[2] == "f32" else "int32"
+    sums = b.registers(kind, mac.lanes, rows * vectors, "sum")
     sums.fill(0)
     words = source.view("float32" if key[1] == "f32" else "int32")
     with b.serial(_TURNS, "turn") as turn:
         for step in range(_UNROLLED):
             at = b.let((turn % 8) * 64 + step * 16)
-            left = [b.let(tir.broadcast(words.load(at + i), mac.lanes)) for i in range(2)]
+            left = [b.let(tir.broadcast(words.load(at + i), mac.lanes)) for i in range(rows)]
             for v in range(vectors):
                 right = b.let(words.load(at + 16 * (v % 8), mac.lanes))
-                for i in range(2):
-                    sums[2 * v + i] = mac.emit(sums[2 * v + i], left[i], right)
+                for i in range(rows):
+                    sums[rows * v + i] = mac.emit(sums[rows * v + i], left[i], right)
     for i in range(sums.count):
         out.view(sums.dtype).store(i * mac.lanes, sums[i])
     return sums.count * _UNROLLED
 
 
-def _tiles(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -> int:
+def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) -> int:
     """Two tiles by two, loaded once -> products in a turn."""
-    mac, do = isa.mac[key], isa.intrinsics
+    do = isa.intrinsics
     shapes = do["tile_shapes"]({tile: (mac.rows, mac.lanes * 4) for tile in range(mac.tiles)})
     for i in range(0, len(shapes), 4):
         word = int.from_bytes(shapes[i : i + 4], "little", signed=True)
@@ -139,7 +153,7 @@ def _tiles(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -> 
     return 4
 
 
-def _bandwidth(device: Device, size: int) -> float:
+def bandwidth(device: Device, size: int) -> float:
     """Bytes a second read from `size` bytes, each thread its own part, again and again."""
     lanes, slots, threads = device.isa.lanes(4), 8, device.threads
     group = lanes * slots
@@ -157,21 +171,40 @@ def _bandwidth(device: Device, size: int) -> float:
         for i in range(slots):
             out.store(task * group + i * lanes, seen[i])
     done = 4 * group * turns * again * threads
-    return done / _fastest(b, device, 4 * group * turns * threads, 4 * group * threads)
+    return done / min(times(b, device, 4 * group * turns * threads, 4 * group * threads))
 
 
-def _fastest(b: Builder, device: Device, source: int, out: int) -> float:
-    """A kernel of two pointers, and the bytes behind each -> its least time in seconds."""
+def times(b: Builder, device: Device, source: int | Array, out: int | Array) -> list[float]:
+    """A kernel of two pointers, and what is behind each (that array, or so many bytes that are 1)
+    -> seconds of every time that it was run.
+    """
     kernel = Kernel(b.name, b.function(), tasks=device.threads)
-    code = Code(emit_kernel(kernel, device.isa))
-    memory = [aligned(np.dtype(np.uint8), (size,)) for size in (source, out)]
-    for each in memory:
-        each.array.fill(1)
+    return runs(Code(emit_kernel(kernel, device.isa)), device.threads, source, out)
+
+
+def runs(
+    code: Code,
+    threads: int,
+    source: int | Array,
+    out: int | Array,
+    before: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Machine code of such a kernel -> seconds of every time that it was run, `before` each."""
+    memory = [_memory(each) for each in (source, out)]
     frame = Frame(len(memory), memory[0], 0)
     frame.fill(memory)
-    best = math.inf
-    for _ in range(_ROUNDS):
+    taken: list[float] = []
+    while len(taken) < _ROUNDS and (len(taken) < _FEW or sum(taken) < _SECONDS):
+        before()
         begin = time.perf_counter()
-        frame.run(code, device.threads, 0, 1)
-        best = min(best, time.perf_counter() - begin)
-    return best
+        frame.run(code, threads, 0, 1)
+        taken.append(time.perf_counter() - begin)
+    return taken
+
+
+def _memory(wanted: int | Array) -> Memory:
+    if not isinstance(wanted, int):
+        return aligned_copy(wanted)
+    made = aligned(np.dtype(np.uint8), (wanted,))
+    made.array.fill(1)
+    return made

@@ -17,17 +17,11 @@ from qcompiler.plan import Plan, Progress, Step, plan
 from qcompiler.refusals import Reasons
 from qcompiler.regions import regions
 
-WAKE_NS = 5_000
-"""A worker that sleeps is woken: two system calls, measured on a virtual machine."""
-
-SECTION_NS = 500
-"""A step that is shared: a few cache lines move between cores, and units are not quite equal."""
-
-LEAST_NS = 100_000
-"""What threads must save of a run to be worth the cores that they take. Steps of a few microseconds
-that are divided take up to a tenth longer in all, which counts where no other core is free.
+_LEAST = 20.0
+"""Times that waking a thread takes: what threads must save of a run to be worth the cores that they
+take. Steps of a few microseconds that are divided take up to a tenth longer in all, which counts
+where no other core is free.
 """
-
 _CALL_NS = 150.0
 _WINOGRAD = 4
 """Transformed weights of float convolutions take up to so many times the room."""
@@ -40,12 +34,17 @@ def planned(
     `reasons` as of `plan`.
     """
     one = replace(device, threads=1)
-    if not asked and at_most(graph, device) < LEAST_NS:
+    if not asked and at_most(graph, device) < least(device):
         return plan(graph, one, progress, reasons)
     made = plan(graph, device, progress, reasons)
-    if asked or device.threads == 1 or saving(made) >= LEAST_NS:
+    if asked or device.threads == 1 or saving(made) >= least(device):
         return made
     return plan(graph, one, progress, reasons)
+
+
+def least(device: Device) -> float:
+    """Nanoseconds that threads must save of a run."""
+    return _LEAST * device.core.wake_ns
 
 
 def at_most(graph: Graph, device: Device) -> float:
@@ -60,7 +59,7 @@ def at_most(graph: Graph, device: Device) -> float:
         moved = sum(n.type.bytes for n in (*region.inputs, region.output))
         if root is not None and root.op == "conv" and root.dtype.startswith("float"):
             moved += (_WINOGRAD - 1) * root.operands[1].type.bytes
-        found += max(0.0, _predicted(macs, root, moved, device) * share - SECTION_NS)
+        found += max(0.0, _predicted(macs, root, moved, device) * share - device.core.barrier_ns)
     return found
 
 
@@ -73,12 +72,13 @@ def _products(root: Node) -> float:
 
 def saving(made: Plan) -> float:
     """Nanoseconds of a run that its threads are predicted to save, of one."""
-    threads = made.device.threads
-    saved = -float(WAKE_NS)
+    threads, core = made.device.threads, made.device.core
+    saved = -core.wake_ns
     for step in made.steps:
         units = min(step.kernel.tasks, threads)
         if units > 1:
-            saved += made.parts * (nanoseconds(step, made.device) * (1 - 1 / units) - SECTION_NS)
+            alone = nanoseconds(step, made.device)
+            saved += made.parts * (alone * (1 - 1 / units) - core.barrier_ns)
     return saved
 
 

@@ -6,8 +6,6 @@ system's own count of a process of its own.
 
 from __future__ import annotations
 
-import os
-import random
 import resource
 import subprocess
 import sys
@@ -21,15 +19,12 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from onnx.helper import make_node
 
 import qcompiler
-from qcompiler import plan as planning
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
-from qcompiler.ir import MAX_ELEMENTS, Node, Type, constant, placeholder
+from qcompiler.ir import MAX_ELEMENTS, Type, constant, placeholder
 from qcompiler.ops import known_value, make
-from qcompiler.ops.work import work
+from qcompiler.ops.work import PACE, work
 from qcompiler.options import Options
-from qcompiler.phases import SHARED, Turn, Work, turns
-from qcompiler.plan import Place
 
 Arrays = dict[str, object]
 SECONDS = 300
@@ -324,171 +319,8 @@ def test_what_an_operator_takes_is_known_before_it_is_computed() -> None:
     assert known_value(make("ReduceSum", padded)) is None
 
 
-def _span(rng: random.Random) -> Place:
-    space = rng.choice(["input", "output", "weights", "workspace", "workspace"])
-    at = rng.randrange(3) if space != "workspace" else rng.randrange(20) * 64
-    return Place(space, at, rng.choice([1, 64, 100, 640]))
-
-
-def _overlap(a: Place, b: Place) -> bool:
-    if a.space != b.space or a.space == "weights":
-        return False
-    if a.space in ("input", "output"):
-        return a.offset == b.offset
-    return a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
-
-
-def test_a_step_waits_for_all_that_touched_its_bytes_and_for_nothing_else() -> None:
-    for seed in range(200):
-        rng = random.Random(seed)
-        steps = [
-            Work(
-                tuple(_span(rng) for _ in range(2)),
-                (_span(rng),),
-                rng.random() < 0.4,
-                rng.random(),
-            )
-            for _ in range(25)
-        ]
-        found = turns(steps, 3)
-        since: list[tuple[Work, Turn]] = []
-        for step, turn in zip(steps, found, strict=True):
-            before = {
-                t.owner
-                for other, t in since
-                if any(_overlap(a, b) for a in step.reads for b in other.writes)
-                or any(_overlap(a, b) for a in step.writes for b in (*other.reads, *other.writes))
-            }
-            alone = not step.shared and len(before) == 1 and SHARED not in before
-            assert turn.waits == bool(before and not alone)
-            if turn.waits:
-                since = []
-            since.append((step, turn))
-
-
-@pytest.mark.parametrize("fitted", [0, 5, 30, 2000])
-def test_buffers_that_live_at_once_share_no_byte(
-    fitted: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(planning, "FITTED", fitted)
-    for seed in range(60):
-        rng = random.Random(seed)
-        starts = [rng.randrange(60) for _ in range(100)]
-        made = [
-            planning._Buffer(rng.choice([1, 64, 100, 5000]), s, s + rng.choice([0, 1, 30]))
-            for s in starts
-        ]
-        memory = planning._Memory.__new__(planning._Memory)
-        memory.buffers = {constant(np.zeros(1)): b for b in made}
-        memory.scratches = []
-        memory.placed()
-        for i, a in enumerate(made):
-            assert a.offset % 64 == 0
-            assert 0 <= a.offset <= a.end <= memory.bytes
-            for b in made[:i]:
-                if a.first <= b.last and b.first <= a.last:
-                    assert a.end <= b.offset or b.end <= a.offset
-
-
-def test_a_full_temporary_folder_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mounted, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system needs the right to mount it")
-    made = tmp_path / "model.onnx"
-    made.write_bytes(LENGTHS["additions"](3).SerializeToString())
-    text = (
-        "import sys, tempfile\n"
-        "tempfile.tempdir = sys.argv[1]\n"
-        "from qcompiler.cli import main\n"
-        "sys.exit(main(['compile', sys.argv[2], '-o', sys.argv[3]]))"
-    )
-    out = tmp_path / "out.qc"
-    try:
-        command = [sys.executable, "-c", text, str(folder), str(made), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        left = os.listdir(folder)
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert "TMPDIR" in done.stderr
-    assert not left
-    assert not out.exists()
-
-
-def pipes(folder: Path) -> list[Callable[[], object]]:
-    """Every place that opens a file, given a pipe that nobody writes into."""
-    pipe = folder / "a.npz"
-    os.mkfifo(pipe)
-    small = LENGTHS["additions"](3)
-
-    def calibrated() -> object:
-        return qcompiler.compile(small, precision="int8", calibration=str(folder))
-
-    def measured() -> object:
-        from qcompiler.calibrate import Statistics
-
-        return Statistics.read(pipe)
-
-    def labelled() -> object:
-        from qcompiler.metrics import labels_of
-
-        return labels_of(pipe, 1, 1)
-
-    def device() -> object:
-        from qcompiler import plugins
-
-        os.mkfifo(folder / "board.toml")
-        return plugins.device(str(folder / "board.toml"))
-
-    return [calibrated, measured, labelled, device, lambda: qcompiler.compile(pipe)]
-
-
-def test_a_pipe_is_refused_wherever_a_file_is_opened(tmp_path: Path) -> None:
-    for index, use in enumerate(pipes(tmp_path)):
-        child = os.fork()
-        if not child:
-            try:
-                use()
-            except Error:
-                os._exit(0)
-            os._exit(1)
-        _ended(child, index)
-
-
-def _ended(child: int, index: int) -> None:
-    """A child process -> that it ended well, and not never."""
-    import time
-
-    for _ in range(SECONDS * 10):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, f"place {index}"
-            return
-        time.sleep(0.1)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    raise AssertionError(f"place {index} waits for a pipe")
-
-
-def test_data_beside_where_a_linked_model_lies_is_read(tmp_path: Path) -> None:
-    from qcompiler.onnx_reader import read
-    from tests.hostile import SECRET, external_model
-
-    blobs, shown = tmp_path / "blobs", tmp_path / "snapshots" / "1" / "onnx"
-    blobs.mkdir()
-    shown.mkdir(parents=True)
-    (blobs / "aa").write_bytes(external_model(location="w.bin").SerializeToString())
-    (blobs / "bb").write_bytes(SECRET)
-    (shown / "model.onnx").symlink_to("../../../blobs/aa")
-    (shown / "w.bin").symlink_to("../../../blobs/bb")
-    (add,) = read(shown / "model.onnx").outputs
-    weight: Node = add.operands[1]
-    assert weight.array.tobytes() == SECRET
-    (tmp_path / "secret").write_bytes(SECRET)
-    (shown / "w.bin").unlink()
-    (shown / "w.bin").symlink_to("../../../secret")
-    with pytest.raises(Error, match="a link out of the model's folder"):
-        read(shown / "model.onnx")
+def test_what_attention_takes_is_known_where_one_value_holds_all_operands() -> None:
+    """Queries, keys and values of 2 heads of 8, side by side in 16 rows."""
+    x = placeholder("x", Type("float32", (1, 16, 48)))
+    root = make("attention", x, None, None, q_num_heads=2, kv_num_heads=2)
+    assert 2 * 16 * 16 * 8 < work(root) * PACE < 1 << 24

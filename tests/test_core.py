@@ -3,18 +3,24 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from qcompiler import plugins
+from qcompiler import load, plugins
+from qcompiler.assemble import assemble
 from qcompiler.core import REFERENCE, Core
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Type, placeholder
-from qcompiler.isa import Device
+from qcompiler.isa import Device, host
 from qcompiler.kernels import contraction_blocking as blocking
 from qcompiler.kernels.contraction_operands import Product, product_of
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.ops import make
+from qcompiler.options import Options
 
+plugins.load_all()
 SMALL = Path(__file__).parent / "small_core.toml"
 
 
@@ -102,6 +108,55 @@ def test_in_order_products_wait_for_what_their_step_loads() -> None:
 def test_in_order_nothing_is_computed_while_a_line_is_awaited() -> None:
     assert Core(window=0).overlapped(10.0, 10.0) == 20.0
     assert REFERENCE.overlapped(10.0, 10.0) == 11.0
+
+
+def layers() -> onnx.ModelProto:
+    """A convolution, a product and a normalization, of sizes that have faster ways than usual."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 18]>
+        g (float[1,32,28,28] x, float[512,1024] a) => (y, z) {
+            y = Conv<pads = [1, 1, 1, 1]>(x, w)
+            b = MatMul(a, m)
+            z = LayerNormalization(b, s)
+        }
+    """)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (32, 32, 3, 3)), ("m", (1024, 1024)), ("s", (1024,))):
+        weights = rng.standard_normal(shape).astype(np.float32) / 16
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
+    return model
+
+
+@pytest.mark.parametrize("line_bytes", [32, 128])
+@pytest.mark.parametrize("precision", ["float32", "int8-dynamic"])
+def test_cache_lines_of_another_size_change_where_values_lie_and_no_result(
+    tmp_path: Path, precision: str, line_bytes: int
+) -> None:
+    rng = np.random.default_rng(1)
+    feeds = {
+        "x": rng.standard_normal((1, 32, 28, 28)).astype(np.float32),
+        "a": rng.standard_normal((512, 1024)).astype(np.float32),
+    }
+    found, room = [], []
+    for size in (64, line_bytes):
+        path = described(tmp_path, f"[core]\nline_bytes = {size}\nahead_bytes = {size * 64}")
+        text = path.read_text().replace("x86_avx2", host().isa.name)
+        path.write_text(text.replace("l2_bytes = 262144", "l2_bytes = 2097152"))
+        options = Options(target=str(path), precision=precision, threads=2)
+        made = Compilation(layers(), options).plan
+        names = " ".join(s.kernel.name for s in made.steps)
+        assert precision != "float32" or ("winograd" in names and "strassen" in names)
+        found.append(load(assemble(made)).run(feeds))
+        room.append([s.scratch for s in made.steps])
+    assert precision != "float32" or room[0] != room[1]
+    for name, want in found[0].items():
+        np.testing.assert_allclose(found[1][name], want, rtol=1e-4, atol=1e-4)
+
+
+def test_whole_and_odd_lines() -> None:
+    core = Core(line_bytes=32)
+    assert [core.whole_lines(n) for n in (0, 1, 32, 33)] == [0, 32, 32, 64]
+    assert [core.odd_lines(n) for n in (1, 32, 33, 65)] == [32, 32, 96, 96]
 
 
 def test_work_of_a_slower_clock_is_shared_sooner() -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors", "version"},
     {"files"},
-    {"core", "cpu", "dtypes", "feeds", "members"},
+    {"core", "products", "cpu", "dtypes", "feeds", "members"},
     {"entropy"},
     {"shrink"},
     {"ir", "isa", "artifact"},
@@ -37,7 +37,7 @@ FLOORS = [
     {"stages", "timing", "agreement"},
     {"options"},
     {"assemble"},
-    {"driver", "compare", "limits", "metrics", "torch_graph"},
+    {"driver", "compare", "limits", "metrics", "probe", "torch_graph"},
     {"retrain_weights"},
     {"mixture"},
     {"trial"},
@@ -69,9 +69,10 @@ PASSES_MAY = {
     "sparsity",
     "errors",
     "isa",
+    "products",
     "text",
 }
-TARGETS_MAY = {"isa", "kernels", "errors"}
+TARGETS_MAY = {"isa", "products", "kernels", "errors"}
 OF_TARGETS = (
     r"amx",
     r"avx",

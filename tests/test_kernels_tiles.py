@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -19,6 +20,7 @@ from tvm import tirx
 
 from qcompiler import cpu, load, plugins
 from qcompiler.assemble import assemble
+from qcompiler.core import Core
 from qcompiler.emit.machine import compile_functions
 from qcompiler.emit.native import emit_kernel
 from qcompiler.errors import Skip
@@ -36,10 +38,11 @@ from qcompiler.kernels.tiles_problem import Problem, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import Panels, pack
 from qcompiler.ops import evaluate, make
 from qcompiler.plan import plan
+from qcompiler.products import TileMac
 
 plugins.load_all()
 
-TILED = [i for i in ISAS.values() if any(m.rows > 1 for m in i.mac.values())]
+TILED = [i for i in ISAS.values() if any(isinstance(m, TileMac) for m in i.macs)]
 PAIRS = [("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16")]
 
 
@@ -596,11 +599,15 @@ def small_network() -> Graph:
     return Graph((x,), (requantized(make("matmul", rows, weights), 10),), ("y",))
 
 
-def test_a_network_is_planned_emitted_and_run(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line_bytes", [32, 64, 128])
+def test_a_network_is_planned_emitted_and_run(
+    isa: Isa, line_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     have = cpu.features() | isa.cpu_flags  # what the CPU lacks the emulator does
     monkeypatch.setattr(cpu, "features", lambda: have)
     graph = small_network()
-    made = plan(graph, device(isa, 2))
+    core = Core(line_bytes=line_bytes, l2_latency_cycles=line_bytes)
+    made = plan(graph, replace(device(isa, 2), core=core))
     assert sum("_tiles_" in s.kernel.name for s in made.steps) >= 3
     assert any(s.output in s.operands for s in made.steps), "the residual's place is taken over"
     model = load(assemble(made))

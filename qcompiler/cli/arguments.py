@@ -124,6 +124,10 @@ def parser() -> argparse.ArgumentParser:
 
     targets = commands.add_parser("targets", parents=[common], help="list instruction sets")
     targets.add_argument("--target", action="append", default=[], help="also load this file")
+    targets.add_argument(
+        "--probe", action="store_true", help="measure this machine -> a device's .toml file"
+    )
+    targets.add_argument("-o", "--output", type=Path, help="where --probe writes (default: prints)")
 
     demo = commands.add_parser("demo", parents=[common], help="compile and check the model inside")
     demo.add_argument("-o", "--output", type=Path, default=Path("qcompiler-demo"), help="folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -17,12 +18,14 @@ from qcompiler.cli.arguments import input_shapes, percentiles
 from qcompiler.cli.making import say_plan
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error, compiler_missing
-from qcompiler.files import opened, size
+from qcompiler.files import opened, size, write_text
 from qcompiler.ir import Array, numpy_dtype
 
 if TYPE_CHECKING:
     from qcompiler.limits import Limits
     from qcompiler.runtime import Model
+
+log = logging.getLogger(__name__)
 
 
 def run(a: Namespace) -> int:
@@ -242,13 +245,17 @@ def targets(a: Namespace) -> int:
         return _say_this_machine(a)
     for path in a.target:
         plugins.device(path)
+    if a.probe:
+        return _probe(a)
+    if a.output:
+        raise Error("-o is for --probe only")
     lacking = {i.name: i.lacks for i in isa.ISAS.values()}
     host = isa.host().isa.name if any(not lacks for lacks in lacking.values()) else ""
     rows = []
     for i in isa.ISAS.values():
         missing = lacking[i.name]
         here = "host" if i.name == host else "yes" if not missing else f"no ({' '.join(missing)})"
-        products = " ".join("x".join(k[:2]) for k in i.mac)
+        products = " ".join(dict.fromkeys("x".join(m.key[:2]) for m in reversed(i.inherited)))
         rows.append((i.name, here, i.triple, i.vector_bytes, i.registers, products))
     devices = [(n, plugins.device(n).isa.name) for n in plugins.devices()]
     if a.json:
@@ -264,6 +271,25 @@ def targets(a: Namespace) -> int:
     show.say(show.table(head, rows))
     if devices:
         show.say("\n" + show.table(("device", "instruction set"), devices))
+    return 0
+
+
+def _probe(a: Namespace) -> int:
+    """This machine, measured -> the TOML file of a device."""
+    from qcompiler import isa, probe
+
+    if a.output:
+        demand_writable(a.output)
+    found = probe.probe(isa.host())
+    text = probe.toml(found, time.strftime("%Y-%m-%d"))
+    if a.output:
+        write_text(a.output, text)
+    if a.json:
+        show.say_json({"core": asdict(found.device.core), "doubts": found.doubts})
+    elif not a.output:
+        show.say(text.rstrip())
+    for doubt in found.doubts:
+        log.warning("doubtful, measure again when nothing else runs: %s", doubt)
     return 0
 
 

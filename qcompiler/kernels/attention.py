@@ -17,12 +17,13 @@ of Dao et al., "FlashAttention", 2022.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import log2, sqrt
 
 from tvm import tirx
 
+from qcompiler.core import Core
 from qcompiler.errors import Skip
 from qcompiler.isa import Device
 from qcompiler.kernels import polynomials, tir
@@ -38,7 +39,8 @@ from qcompiler.kernels.vec import Vec
 from qcompiler.ops.attention import LEAST
 
 _FLOPS_PER_NS = 40.0  # of the reference core
-_ALIGN = 64
+_GUARD = 64
+"""Bytes behind a task's scratch that a vector may reach into."""
 _LOG2_E = 1.4426950408889634
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
@@ -76,15 +78,15 @@ def refuse_attention(region: Region) -> Skip | None:
 
 
 class Scratch:
-    """Bytes of a task's scratch, handed out piece by piece."""
+    """Bytes of a task's scratch, handed out piece by piece: whole cache lines."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, core: Core) -> None:
+        self.core, self.bytes = core, 0
 
     def take(self, size: int) -> int:
         """So many bytes -> where they begin."""
         at = self.bytes
-        self.bytes += -(-size // _ALIGN) * _ALIGN
+        self.bytes += self.core.whole_lines(size)
         return at
 
 
@@ -127,7 +129,7 @@ class AttentionKernel:
 
     def _divide(self) -> None:
         """Decide where in a task's scratch what lies."""
-        scores, values, area = self.for_scores, self.for_values, Scratch()
+        scores, values, area = self.for_scores, self.for_values, Scratch(self.d.device.core)
         self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
         self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
         chunk = self.lanes * scores.mac.k
@@ -143,7 +145,7 @@ class AttentionKernel:
             self.weights_at = area.take(self.block * self.keys * weight)
         self.tops_at = area.take(self.block * self.lanes * 4)
         self.inverse_at = area.take(self.block * 4)
-        self.task_bytes = area.bytes + _ALIGN
+        self.task_bytes = area.bytes + _GUARD
 
     def kernel(self) -> Kernel:
         """Emit all of it."""
@@ -377,6 +379,8 @@ class AttentionKernel:
     def _narrow(self, weight: Vec) -> Value:
         """A weight -> as the product takes it."""
         kind = self.for_values.left
+        if self.for_values.flipped:
+            return self.for_values.convert_left(tir.cast(weight.expr, "uint8"), "uint8")
         if kind != "uint16":
             return tir.cast(weight.expr, kind)
         half = self.d.isa.intrinsics.get("to_bfloat16")
@@ -399,11 +403,18 @@ class AttentionKernel:
         for run in Panels.of(size, lanes, self.vectors).runs():
             for panel in range(run.count):
                 column = run.column + panel * run.vectors * lanes
-                right = Right(run.vectors, partial(self._value, column))
+                right = Right(run.vectors, partial(self._value, column), self._begin(column))
                 made = sums(b, self.for_values, left, tir.const(0), right)
                 for r in range(count):
                     registers = [made[r * run.vectors + v] for v in range(run.vectors)]
                     self._put(image, head, query + r, column, registers, self.inverses.load(r))
+
+    def _begin(self, column: int) -> Callable[[int], Value] | None:
+        """What the sums of a panel from a column on begin with."""
+        if not self.for_values.flipped:
+            return None
+        values, panels = self.packed_values, self.value_panels
+        return lambda v: values.correction(panels, column + v * self.lanes)
 
     def _value(self, column: int, step: Value, v: int) -> Value:
         """The right operand of a multiply-accumulate, vector v from a column on."""

@@ -36,7 +36,8 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
-_ALIGN = 64
+_GUARD = 64
+"""Bytes behind a line that a vector may reach into."""
 _NS_EACH_VECTOR_TAP = 0.6
 """The reference core's time for one tap of a vector of sums, loads and
 interleaving included."""
@@ -107,7 +108,7 @@ class _Depthwise:
         ns /= 4 if product else 1
         self.tasks = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
         line = shape.width * shape.channels * tir.bits(self.x.dtype) // 8
-        self.line_bytes = -(-line // _ALIGN) * _ALIGN + _ALIGN
+        self.line_bytes = device.core.whole_lines(line) + _GUARD
 
     @property
     def _taps(self) -> int:

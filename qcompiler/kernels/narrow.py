@@ -40,7 +40,6 @@ from qcompiler.kernels.tir import Registers, Value
 from qcompiler.ops.registry import Numbers
 
 Pairs = Sequence[tuple[Value, Value]]
-_ALIGN = 64
 _ONE = 0x3F800000  # float32's 1
 _MANTISSA = 23
 _VECTORS = (1, 2, 3, 4, 6)
@@ -114,10 +113,10 @@ class _Narrow(Contraction):
         self.groups = -(-problem.depth // self.size)
         super().__init__(region, device, problem, product, tiling)
         self.ahead = _ahead(problem, tiling)
-        self.panel_at = -(-self.patch_bytes // _ALIGN) * _ALIGN
+        self.panel_at = self.packed_at
         if self.ahead:
             floats = problem.depth * self.panels.vectors * product.mac.lanes
-            self.task_bytes = -(-(self.panel_at + 4 * floats) // _ALIGN) * _ALIGN
+            self.task_bytes = device.core.whole_lines(self.panel_at + 4 * floats)
 
     def kernel(self) -> Kernel:
         """Scales and zero points are packed as the codes are: filled up to whole vectors, and in

@@ -23,7 +23,6 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Pointer, Value
 from qcompiler.kernels.vec import Vec
 
-_ALIGN = 64
 _EXP_NS = 0.3
 
 
@@ -42,7 +41,7 @@ class _Rows:
         self.lanes = device.isa.lanes(4)
         self.slots = device.core.adds
         row = self.length * 4 + self.lanes * 4
-        self.row_bytes = -(-row // _ALIGN) * _ALIGN
+        self.row_bytes = device.core.whole_lines(row)
 
     def kernel(self, body: Callable[[Value], None]) -> Kernel:
         """Emit body(row) for all rows; the scratch row is `self.held`."""

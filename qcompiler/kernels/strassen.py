@@ -40,7 +40,7 @@ from qcompiler.kernels.draft import Draft, heirs, refuse, too_large
 from qcompiler.kernels.loops import sweep
 from qcompiler.kernels.microkernel import Left, Right, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
-from qcompiler.kernels.strassen_blocking import LINE, PRODUCTS, Tiling, choose, row_step, slot_step
+from qcompiler.kernels.strassen_blocking import PRODUCTS, Tiling, choose, row_step, slot_step
 from qcompiler.kernels.tir import Registers, Value
 from qcompiler.kernels.vec import Vec
 
@@ -131,9 +131,10 @@ class _Strassen:
         self.passes = problem.depth // (2 * self.depth)
         self.cut = Cut.of(-(-problem.rows // 2), tiling.rows)
         slots = tiling.block * self.cut.size
-        self.row_step = row_step(self.depth)
-        self.left_step = slots * self.row_step + LINE
-        self.slot_step = slot_step(self.wide)
+        self.line = device.core.line_bytes // 4
+        self.row_step = row_step(device.core, self.depth)
+        self.left_step = slots * self.row_step + self.line
+        self.slot_step = slot_step(device.core, self.wide)
         self.pair_step = slots * self.slot_step if self.passes > 1 else 0
         self.left_size = PRODUCTS * self.left_step
         self.right_size = self.depth * self.wide
@@ -248,7 +249,7 @@ class _Strassen:
 
         def make(step: Value, v: int) -> Value:
             where = b.let(step * self.wide + v * self.lanes, "where")
-            if ahead is not None and v * self.lanes % LINE == 0:
+            if ahead is not None and v * self.lanes % self.line == 0:
                 self.w.prefetch(at + (later + ahead * quarter) + where, level=2)
             value = _sum(terms, lambda q: self.w.load(at + q * quarter + where, self.lanes))
             value = b.let(value, "sum")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qcompiler.core import Core
 from qcompiler.isa import Device
 from qcompiler.kernels import contraction_blocking as direct
 from qcompiler.kernels.contraction_blocking import Cut
@@ -12,7 +13,6 @@ from qcompiler.kernels.contraction_operands import Product
 from qcompiler.kernels.contraction_problem import Problem
 
 PRODUCTS = 7
-LINE = 16  # float32 in the 64 bytes that all buffers are aligned to
 # Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
 GATHER_CYCLES = 20.0  # a vector of each product: loads, sums, four that are finished
@@ -43,14 +43,14 @@ class Tiling:
         return self.row_tasks * self.column_tasks
 
 
-def row_step(depth: int) -> int:
+def row_step(core: Core, depth: int) -> int:
     """Elements from one row's left operand to the next one's: an odd number of cache lines."""
-    return (-(-depth // LINE) | 1) * LINE
+    return core.odd_lines(4 * depth) // 4
 
 
-def slot_step(wide: int) -> int:
+def slot_step(core: Core, wide: int) -> int:
     """Elements from one row's seven sums to the next one's."""
-    return (-(-PRODUCTS * wide // LINE) | 1) * LINE
+    return core.odd_lines(4 * PRODUCTS * wide) // 4
 
 
 def choose(
@@ -93,7 +93,8 @@ def candidates(
                     block = -(-share // blocks)
                     for depth in _depths(problem.depth):
                         t = Tiling(r, v, block, depth, along, across)
-                        if _bytes(t, problem, lanes, cut.size) < device.l2_bytes * NEAR:
+                        size = _bytes(device.core, t, problem, lanes, cut.size)
+                        if size < device.l2_bytes * NEAR:
                             yield t
                             break
                     if block == 1:
@@ -107,14 +108,14 @@ def _depths(depth: int) -> Iterator[int]:
             yield depth // (2 * passes)
 
 
-def _bytes(tiling: Tiling, problem: Problem, lanes: int, size: int) -> int:
+def _bytes(core: Core, tiling: Tiling, problem: Problem, lanes: int, size: int) -> int:
     """What a block reads again and again."""
     slots, wide = tiling.block * size, tiling.vectors * lanes
-    left = PRODUCTS * slots * row_step(tiling.depth)
+    left = PRODUCTS * slots * row_step(core, tiling.depth)
     right = 3 * tiling.depth * wide
     pairs = problem.width // (2 * wide)
     again = tiling.depth * 2 < problem.depth
-    sums = (-(-pairs // tiling.column_tasks) if again else 1) * slots * slot_step(wide)
+    sums = (-(-pairs // tiling.column_tasks) if again else 1) * slots * slot_step(core, wide)
     return 4 * (left + right + sums)
 
 

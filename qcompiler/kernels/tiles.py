@@ -1,6 +1,6 @@
 """conv or matmul on an instruction set with tile registers -> a TIR kernel.
 
-Owns every contraction whose `Mac` has rows > 1; the vector generators own rows == 1.
+Owns every contraction for which there is a `TileMac`; other generators own those of vectors.
 
 for each task (a share of the parts, of the panels, or of both)
   set the tiles' shapes
@@ -140,7 +140,7 @@ class Tiles:
         self.heights = self.blocks.heights(p.mac.rows)
         buffers = 2 if self.layout.steps == 1 else 1
         self.left_at = HEAD_BYTES + buffers * SUMS_BYTES
-        self.right_at = self.left_at + left_scratch(self.layout, choice.lines)
+        self.right_at = self.left_at + left_scratch(device.core, self.layout, choice.lines)
         packed = 0 if p.constant else p.groups * self.panels.matrix_bytes
         self.task_bytes = self.right_at + packed
         self.b = Builder(self._name(), Tails.of(device.isa))
@@ -193,7 +193,7 @@ class Tiles:
         last = self.region.output
         self.paired = last.op == "quantize" and "quantize" in self.device.isa.intrinsics
         self.products = Products(
-            b, self.device.isa, self.layout, self.panels, self.heights, near(choice, self.device)
+            b, self.device, self.layout, self.panels, self.heights, near(choice, self.device)
         )
         self.sums = self.scratch + HEAD_BYTES
         self.left = Left(

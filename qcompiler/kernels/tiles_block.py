@@ -15,12 +15,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
 
 from tvm import tirx
 
-from qcompiler.isa import Isa
+from qcompiler.isa import Device
 from qcompiler.kernels import tir
-from qcompiler.kernels.tiles_layout import LINE, WORD, Layout
+from qcompiler.kernels.tiles_layout import WORD, Layout
 from qcompiler.kernels.tiles_left import Left
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
 from qcompiler.kernels.tir import Builder, Pointer, Value
@@ -33,9 +34,6 @@ HEAD_BYTES = 2 * CONFIG_BYTES
 """Of a task's scratch memory: the tiles' shapes, and a one."""
 SUMS_BYTES = 32 * 32 * WORD
 _FEW_STEPS = 4
-_AHEAD = 2
-"""Steps from asking for rows to loading them: a step takes longer than the way from the second
-cache, but for the last few of a row."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +89,20 @@ class Products:
     def __init__(
         self,
         b: Builder,
-        isa: Isa,
+        device: Device,
         layout: Layout,
         panels: Panels,
         heights: tuple[int, ...],
         near: Near,
     ) -> None:
-        self.b, self.isa, self.layout, self.panels, self.heights = b, isa, layout, panels, heights
+        self.b, self.isa, self.layout = b, device.isa, layout
+        self.panels, self.heights = panels, heights
         self.mac = layout.problem.mac
         self.near = near
+        self.line = device.core.line_bytes
+        step_cycles = ROW_TILES * PANEL_TILES * self.mac.rows
+        self.ahead = 1 + ceil(device.core.l2_latency_cycles / step_cycles)
+        """Steps from asking for rows to loading them: until they come, and the one under way."""
         self._load_left = "tile_load_once" if near.once else "tile_load"
         self.left_tiles = [ROW_TILES * PANEL_TILES + r for r in range(ROW_TILES)]
         self.right_tiles = [ROW_TILES * PANEL_TILES + ROW_TILES + c for c in range(PANEL_TILES)]
@@ -235,7 +238,7 @@ class Products:
         """
         layout = self.layout
         if self.near.left:
-            ahead = _AHEAD * layout.step
+            ahead = self.ahead * layout.step
             if layout.steps <= _FEW_STEPS:
                 ahead = sum(self.heights) * step.stride
             for row in range(sum(self.heights)):
@@ -244,8 +247,8 @@ class Products:
             size = tiles * self.panels.tile_bytes
             needed = self.b.when(tirx.EQ(step.block, 0)) if self.near.first else nullcontext()
             with needed:
-                for line in range(0, size, LINE):
-                    step.right.prefetch(step.right_at + (_AHEAD * size + line))
+                for line in range(0, size, self.line):
+                    step.right.prefetch(step.right_at + (self.ahead * size + line))
 
     def _store(self, row: int, column: int, sums: Pointer, tiles: int) -> None:
         """A tile of sums -> memory, where rows are `tiles` tiles wide."""
@@ -260,12 +263,12 @@ class Products:
         much as it takes, but at most so many cache lines.
         """
         size, slots = PANEL_TILES * self.panels.strip_bytes, self.slots(tiles)
-        lines = min(most, -(-size // (LINE * blocks * slots)))
+        lines = min(most, -(-size // (self.line * blocks * slots)))
 
         def fetch(number: Value) -> None:
             place = block * slots + number
-            start = self.b.let(at + size + place * (lines * LINE), "next")
+            start = self.b.let(at + size + place * (lines * self.line), "next")
             for i in range(lines):
-                right.prefetch(start + i * LINE, level=2)
+                right.prefetch(start + i * self.line, level=2)
 
         return fetch

@@ -19,8 +19,6 @@ from qcompiler.kernels.tir import Value
 
 WORD = 4
 """Bytes of a sum."""
-LINE = 64
-"""Bytes of a cache line; rows and planes of copies begin on one."""
 _MOST_PLANES = 9
 _SPARE_STEPS = 1.15
 """Steps of one size may be so many more than the fewest if that spares a tail."""
@@ -185,7 +183,7 @@ def _gathered(p: Problem) -> Layout:
     (sy, sx), (dy, dx) = p.strides, p.dilations
     axes = (Axis(p.kernel[0], 1, dy, walk=sy), Axis(p.kernel[1], 1, dx, walk=sx))
     depth = p.kernel[0] * p.kernel[1] * p.channels
-    step = LINE // p.itemsize
+    step = p.mac.k
     steps = -(-depth // step)
     if steps == 1:  # a shorter row is a shorter step
         step = -(-depth // p.quad) * p.quad

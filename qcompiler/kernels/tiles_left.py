@@ -7,22 +7,24 @@ from collections.abc import Callable
 import numpy as np
 from tvm import tirx
 
+from qcompiler.core import Core
 from qcompiler.ir import numpy_dtype
 from qcompiler.isa import Device
 from qcompiler.kernels import tir
-from qcompiler.kernels.tiles_layout import LINE, Layout, tap_cell
+from qcompiler.kernels.tiles_layout import Layout, tap_cell
+from qcompiler.kernels.tiles_problem import Problem
 from qcompiler.kernels.tir import Builder, Pointer, Value
 
 
-def aligned(size: int) -> int:
-    """Bytes -> bytes of whole cache lines, and one more that loads may run into."""
-    return (-(-size // LINE) + 1) * LINE if size else 0
+def roomy(core: Core, p: Problem, size: int) -> int:
+    """Bytes -> bytes of whole cache lines, and what a tile's row may run into."""
+    return core.whole_lines(size) + max(core.line_bytes, p.mac.k * p.itemsize) if size else 0
 
 
-def left_scratch(layout: Layout, lines: int) -> int:
+def left_scratch(core: Core, layout: Layout, lines: int) -> int:
     """Bytes that the copies for blocks of so many output lines take."""
     parts = (layout.plane_bytes(lines), layout.gathered_bytes(lines), layout.tail_bytes(lines))
-    return sum(map(aligned, parts))
+    return sum(roomy(core, layout.problem, part) for part in parts)
 
 
 class Left:
@@ -47,8 +49,8 @@ class Left:
         size = self.problem.itemsize
         planes, gathered = layout.plane_bytes(lines), layout.gathered_bytes(lines)
         self.planes = scratch.view(dtype)
-        self.gathered = self.planes + aligned(planes) // size
-        self.tails = self.gathered + aligned(gathered) // size
+        self.gathered = self.planes + roomy(device.core, self.problem, planes) // size
+        self.tails = self.gathered + roomy(device.core, self.problem, gathered) // size
         pad = np.asarray(self.problem.pad_value).astype(numpy_dtype(self.problem.left.dtype))
         self.pad = int(pad.view(dtype))
         self.copied = layout.form != "direct"

@@ -16,13 +16,13 @@ from math import ceil
 
 from qcompiler.core import Core
 from qcompiler.ir import Node
-from qcompiler.isa import Device, Isa, Mac
+from qcompiler.isa import Device, Isa
 from qcompiler.kernels.tiles_block import Blocks, Near
-from qcompiler.kernels.tiles_layout import LINE, Layout, layouts
+from qcompiler.kernels.tiles_layout import Layout, layouts
 from qcompiler.kernels.tiles_problem import Problem, key_of
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
+from qcompiler.products import VectorMac
 
-ROW_STORED = 1.0  # cycles
 L2_GAIN = 2.5  # rows of tiles come so much faster from the second-level cache than vectors
 L3_GAIN = 1.25  # and from the third
 RUN_CYCLES = 4.0  # of the reference core, as the next ones: of a copy, however short
@@ -149,7 +149,7 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
         held, asked = _beyond_l1(choice, device, blocks.count, max(count, 1), left, panel)
         load = layout.steps * rows / ceil(core.loads_per_cycle)
         out = blocks.size * tiles * finish
-        store = blocks.size * tiles * ROW_STORED * (0.25 if layout.steps == 1 else 1.0)
+        store = blocks.size * tiles * (0.25 if layout.steps == 1 else 1.0) / core.stores_per_cycle
         block = max(multiply, load, out, asked) + held + store + core.cycles(BLOCK_CYCLES)
         products += units * count * blocks.count * multiply
         loads += units * count * blocks.count * (load + held)
@@ -159,7 +159,7 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
             * count
             * max(blocks.count * block, _first_read(device, left, right, panel, units))
         )
-    copies = units * _copies(choice, core)
+    copies = units * _copies(choice, device)
     if not p.constant:
         copies += (
             p.images
@@ -239,8 +239,9 @@ def _l3_bytes(core: Core) -> float:
     return L3_GAIN * core.l3_bytes_per_cycle
 
 
-def _copies(choice: Choice, core: Core) -> float:
+def _copies(choice: Choice, device: Device) -> float:
     """Cycles to copy a part's left operand, at the pace of the second-level cache."""
+    core, vector = device.core, device.isa.vector_bytes
     run = core.cycles(RUN_CYCLES)
     layout, lines = choice.layout, choice.lines
     p = layout.problem
@@ -250,7 +251,7 @@ def _copies(choice: Choice, core: Core) -> float:
         total += size / core.l2_bytes_per_cycle + y.cells(lines) * y.planes * run
     if layout.form == "gathered":
         pieces = y.taps * (1 if x.dilation == 1 else x.taps)
-        each = -(-layout.depth // pieces * p.itemsize // LINE)
+        each = -(-layout.depth // pieces * p.itemsize // vector)
         total += lines * p.columns * (pieces * each + run)
     if layout.tail:
         total += layout.needed_cells(lines) * p.groups * run
@@ -278,15 +279,10 @@ def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     return max(single / tasks, read / tasks) + _barrier(core, tasks)
 
 
-def _vector_mac(isa: Isa | None, p: Problem) -> Mac | None:
+def _vector_mac(isa: Isa, p: Problem) -> VectorMac | None:
     """The vector product of the nearest instruction set below that has one for such operands."""
     key = key_of(p.root)
     assert key is not None
     keys = [key, ("u8", "i8", "i32")] if p.root.dtype == "int32" else [key]
-    while isa is not None:
-        for k in keys:
-            mac = isa.mac.get(k)
-            if mac is not None and mac.rows == 1 and mac.exact:
-                return mac
-        isa = isa.extends
-    return None
+    found = (isa.vector(k, exact=True) for k in keys)
+    return next((mac for mac in found if mac is not None), None)

@@ -333,20 +333,32 @@ class Builder:
         return Pointer(self, buffer, one.dtype)
 
     def let(self, value: Value, name: str = "v") -> Value:
-        """Name a value: computed once, here.
+        """Name what may be an index or a bound: computed once, here.
 
-        Only integers that may be indices are bound to TIR variables: its passes reason about every
-        one, which takes most of the compile time when vectors are among them.
+        Only integers and conditions are bound to TIR variables: its passes reason about every one,
+        which takes most of the compile time when vectors are among them. They also write out each
+        in terms of those before it, so a chain of them has to be short; `hold` is for others.
+        """
+        if not isinstance(value, (int, float, Var)) and (
+            not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value)
+        ):
+            var = Var(self._fresh(name), value.ty)
+            self.emit(tirx.Bind(var, value))
+            return var
+        return self.hold(value, name)
+
+    def hold(self, value: Value, name: str = "v") -> Value:
+        """Name what is computed of data: once, here, and TVM sees no further than the name. So an
+        expression over names is as long as it is written, however long the chain behind them.
         """
         if isinstance(value, (int, float, Var)) or _is_load_of(value, self._lets):
             return value
+        dtype, lanes = dtype_of(value), lanes_of(value)
+        if dtype == "bool":  # as bytes: LLVM sees through both conversions
+            return tirx.NE(self.hold(cast(value, "uint8"), name), const(0, "uint8", lanes))
         name = self._fresh(name)
-        if not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value):
-            var = Var(name, value.ty)
-            self.emit(tirx.Bind(var, value))
-            return var
         self._lets.add(f"{name}_0")
-        held = Registers(self, dtype_of(value), lanes_of(value), 1, f"{name}_")
+        held = Registers(self, dtype, lanes, 1, f"{name}_")
         held[0] = value
         return held[0]
 

@@ -37,7 +37,6 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.kernels.tir import Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.kernels.winograd_blocking import (
-    LINE,
     Problem,
     Tiling,
     choose,
@@ -47,9 +46,6 @@ from qcompiler.kernels.winograd_blocking import (
     scratch,
     slot_step,
 )
-
-_AHEAD = 4096
-"""Weights are asked for so many elements before their turn: hardware stops at ends of pages."""
 
 
 @kernel("conv", rank=2, outputs=(2, 3, 4), rows=(4, 6, 8, 12, 14), vectors=(1, 2, 3, 4))
@@ -124,11 +120,11 @@ class _Winograd:
         self.cut = Cut.of(problem.tiles, tiling.rows)
         self.d = Draft(self._name(region), region, device)
         self.b, self.m = self.d.b, self.d.m
-        slots = tiling.block * self.cut.size
-        self.row_step = row_step(problem)
-        self.product_step = product_step(problem, slots)
-        self.slot_step = slot_step(problem, self.panels.vectors, self.lanes)
-        self.left_bytes, sums_bytes = scratch(problem, tiling, self.lanes)
+        slots, core = tiling.block * self.cut.size, device.core
+        self.row_step = row_step(core, problem)
+        self.product_step = product_step(core, problem, slots)
+        self.slot_step = slot_step(core, problem, self.panels.vectors, self.lanes)
+        self.left_bytes, sums_bytes = scratch(core, problem, tiling, self.lanes)
         self.task_bytes = self.left_bytes + sums_bytes
         self.root = self.d.root
         self.x = self.d.pointers[self.root.operands[0]]
@@ -288,6 +284,8 @@ class _Winograd:
         """A panel's sums for all products of a block."""
         b, p, lanes = self.b, self.problem, self.lanes
         size, wide = self.cut.size, run.vectors * lanes
+        core = self.d.device.core
+        line, ahead = core.line_bytes // 4, core.ahead_bytes // 4
         panel = (run.column + nth * wide) * (p.products * p.depth)
         panel = b.let(panel, "panel")
         with b.serial(p.products, "product") as n:
@@ -301,8 +299,8 @@ class _Winograd:
 
                     def load(k: Value, v: int) -> Value:
                         at = weights + k * wide + v * lanes
-                        if v * lanes % LINE == 0:
-                            self.w.prefetch(at + _AHEAD, level=2)
+                        if v * lanes % line == 0:
+                            self.w.prefetch(at + ahead, level=2)  # hardware stops at a page's end
                         return self.w.load(at, lanes)
 
                     right = Right(run.vectors, load)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product as combinations
 
+from qcompiler.core import Core
 from qcompiler.errors import Skip
 from qcompiler.ir import Node
 from qcompiler.isa import Device
@@ -23,7 +24,6 @@ GATHER_CYCLES = 2.0  # a vector of one product's sums: load, transform, finish
 FAR = (1.0, 1.0, 1.3, 2.0)  # how much longer all takes where a block is in that cache, or in memory
 TILE_CYCLES = 20.0  # begin a tile of pixels
 STREAMED = (1.0, 1.0, 1.5, 1.25)  # how much faster weights in order come from each level
-LINE = 16  # float32 in the 64 bytes that all buffers are aligned to
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> floa
     share = -(-Cut.of(problem.tiles, tiling.rows).pieces // tiling.row_tasks)
     blocks = -(-share // tiling.block)
     mine = -(-panels.panels // tiling.column_tasks)
-    near = sum(scratch(problem, tiling, lanes))
+    near = sum(scratch(core, problem, tiling, lanes))
     far = FAR[_level(device, near)]
     weights = mine * problem.products * problem.depth * panels.vectors * lanes * 4
     inputs = -(-problem.depth // lanes) * problem.products * core.cycles(SPREAD_CYCLES)
@@ -231,28 +231,28 @@ def _level(device: Device, size: int) -> int:
     return 3
 
 
-def scratch(problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
+def scratch(core: Core, problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
     """Bytes of a block's spread inputs, and of its sums for one panel."""
     vectors = Panels.of(problem.width, lanes, tiling.vectors).vectors
     slots = tiling.block * Cut.of(problem.tiles, tiling.rows).size
     return (
-        4 * problem.products * product_step(problem, slots),
-        4 * slots * slot_step(problem, vectors, lanes),
+        4 * problem.products * product_step(core, problem, slots),
+        4 * slots * slot_step(core, problem, vectors, lanes),
     )
 
 
-def row_step(problem: Problem) -> int:
+def row_step(core: Core, problem: Problem) -> int:
     """Elements from one tile's spread inputs to the next one's: an odd number of cache lines, so
     that tiles fall into different sets of a cache.
     """
-    return (-(-problem.depth // LINE) | 1) * LINE
+    return core.odd_lines(4 * problem.depth) // 4
 
 
-def product_step(problem: Problem, slots: int) -> int:
+def product_step(core: Core, problem: Problem, slots: int) -> int:
     """Elements from one product's left operand to the next one's."""
-    return (slots * row_step(problem) // LINE | 1) * LINE
+    return core.odd_lines(4 * slots * row_step(core, problem)) // 4
 
 
-def slot_step(problem: Problem, vectors: int, lanes: int) -> int:
+def slot_step(core: Core, problem: Problem, vectors: int, lanes: int) -> int:
     """Elements from one tile's sums to the next one's."""
-    return (-(-vectors * problem.products * lanes // LINE) | 1) * LINE
+    return core.odd_lines(4 * vectors * problem.products * lanes) // 4

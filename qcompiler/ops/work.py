@@ -137,9 +137,11 @@ def _sampled(node: Node) -> float:
 
 @_takes("Attention", "attention")
 def _attended(node: Node) -> float:
-    """A score for each pair of a query and a key, and their products."""
+    """A score for each pair of a query and a key, and their products; the three may be parts of one
+    operand.
+    """
     sizes = sorted(i.type.size for i in node.operands[:3])
-    return sizes[-1] * sizes[-2] * 4 / PACE
+    return sizes[-1] * sizes[-min(2, len(sizes))] * 4 / PACE
 
 
 @_takes("RNN", "GRU", "LSTM", "recurrent")
