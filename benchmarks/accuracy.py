@@ -29,10 +29,10 @@ from onnx import version_converter
 from benchmarks.labelled import TASKS, Task, tasks
 from benchmarks.subjects import Array, Feed
 from qcompiler import ops
-from qcompiler.calibrate import METHODS, Calibration, Observe, Run, value_names
+from qcompiler.data.calibrate import METHODS, Calibration, Observe, Run, value_names
 from qcompiler.ir import Graph
-from qcompiler.onnx_reader import read
-from qcompiler.onnx_writer import write
+from qcompiler.onnx_io.reader import read
+from qcompiler.onnx_io.writer import write
 from qcompiler.options import PRECISIONS
 from qcompiler.stages import Choice, build, choose, run_stage
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.subjects import Array
-from qcompiler.calibrate import METHODS, Calibration
+from qcompiler.data.calibrate import METHODS, Calibration
 from qcompiler.driver import observing
 from qcompiler.ir import Graph
-from qcompiler.onnx_reader import read
+from qcompiler.onnx_io.reader import read
 from qcompiler.options import Watch
-from qcompiler.reconstruct import moments
+from qcompiler.quantization.reconstruct import moments
 from qcompiler.stages import run_stage
 
 _STATUS = Path("/proc/self/status")

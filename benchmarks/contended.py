@@ -26,7 +26,7 @@ import onnx
 import qcompiler
 from benchmarks.networks import NETWORKS
 from benchmarks.subjects import Feed, Subject, prepare
-from qcompiler import cpu
+from qcompiler.hardware import cpu
 
 RUNS_A_TURN = 10
 """So many runs of one engine, then the next one's."""

@@ -37,13 +37,13 @@ from benchmarks.accuracy import (
 )
 from benchmarks.labelled import TASKS, Task, tasks
 from qcompiler import plugins
-from qcompiler.artifact import Artifact, open_artifact
-from qcompiler.calibrate import Calibration
+from qcompiler.artifact.artifact import Artifact, open_artifact
+from qcompiler.data.calibrate import Calibration
 from qcompiler.driver import native
 from qcompiler.ir import Graph
-from qcompiler.onnx_reader import read
-from qcompiler.onnx_writer import write
-from qcompiler.pruning import pruning
+from qcompiler.onnx_io.reader import read
+from qcompiler.onnx_io.writer import write
+from qcompiler.pruning.request import pruning
 from qcompiler.runtime import Model, load
 from qcompiler.stages import Choice, build, parse, run_stage
 

@@ -3,8 +3,8 @@
     python -m benchmarks.roofline resnet50-int8.qc bert-float32.qc --out docs/roofline
 
 A point is a step that multiplies: operations over the bytes it reads and writes, and operations a
-second; its area is its share of the run. The roofs are what `qcompiler.limits` measured (Williams,
-Waterman and Patterson, "Roofline", CACM 2009).
+second; its area is its share of the run. The roofs are what `qcompiler.tune.limits` measured
+(Williams, Waterman and Patterson, "Roofline", CACM 2009).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompiler import limits, load, plugins
+from qcompiler import load, plugins
 from qcompiler.ir import numpy_dtype
-from qcompiler.limits import Limits
 from qcompiler.runtime import Model
+from qcompiler.tune import limits
+from qcompiler.tune.limits import Limits
 
 _NAMES = ("first-level cache", "second-level cache", "third-level cache", "memory")
 

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import onnx
-from qcompiler.passes.quantize_integers import WEIGHT_AXIS
+from qcompiler.passes.quantize.integers import WEIGHT_AXIS
 
-from qcompiler import onnx_contrib, plugins
+from qcompiler import plugins
 from qcompiler.kernels.registry import GENERATORS
+from qcompiler.onnx_io import contrib
 from qcompiler.ops import OPERATORS
 from qcompiler.ops.kinds import MOVES, SMOOTH, VIEWS
 from qcompiler.rewrite import PASSES, Rule, stage_of
@@ -120,7 +121,7 @@ def page() -> str:
 def _contrib() -> list[str]:
     opsets = {"": onnx.defs.onnx_opset_version(), "com.microsoft": 1}
     names = {*OPERATORS, *_CONTRIB}
-    return sorted(n for n in names if onnx_contrib.known("com.microsoft", n, opsets))
+    return sorted(n for n in names if contrib.known("com.microsoft", n, opsets))
 
 
 # onnxruntime's own names that ONNX lacks; those that the reader does not know are not printed.

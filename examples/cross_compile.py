@@ -8,8 +8,8 @@ python examples/cross_compile.py
 from __future__ import annotations
 
 import qcompiler
-from qcompiler import cpu
 from qcompiler.demo import MODEL
+from qcompiler.hardware import cpu
 
 TARGETS = ("sapphire_rapids", "x86_avx2")
 """A device (targets/devices) and an instruction set (targets)."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.artifact import Artifact
+from qcompiler.artifact.artifact import Artifact
 from qcompiler.errors import Error, compiler_missing
 from qcompiler.version import __version__
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qcompiler.artifact import Artifact, Manifest, StepFact, Value
+from qcompiler.artifact.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.emit.native import emit
 from qcompiler.options import Watch
-from qcompiler.plan import Plan, Step
+from qcompiler.plan.plan import Plan, Step
 from qcompiler.version import __version__
 
 

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler import plugins
-from qcompiler.agreement import Agreement, agreement
-from qcompiler.artifact import Artifact
+from qcompiler.artifact.artifact import Artifact
 from qcompiler.assemble import assemble
-from qcompiler.calibrate import Calibration, Observe, Run, value_names
+from qcompiler.data.calibrate import Calibration, Observe, Run, value_names
+from qcompiler.data.samples import samples
 from qcompiler.errors import Error
+from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Graph, Type
-from qcompiler.isa import Device
-from qcompiler.mentions import demand_nodes, mentions
-from qcompiler.onnx_inputs import batch_of_one
-from qcompiler.onnx_reader import read
+from qcompiler.ir.refusals import demand_known, demand_static
+from qcompiler.onnx_io.inputs import batch_of_one
+from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch, chosen
-from qcompiler.plan import Plan, plan
-from qcompiler.refusals import demand_known, demand_static
+from qcompiler.plan.plan import Plan, plan
+from qcompiler.plan.sharing import planned
+from qcompiler.quantization.agreement import Agreement, agreement
 from qcompiler.rewrite import stage_of
+from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.runtime import load
-from qcompiler.samples import samples
-from qcompiler.sharing import planned
 from qcompiler.stages import Choice, choose, run_stage
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
-from qcompiler.pruning import pruning
+from qcompiler.pruning.request import pruning
 from qcompiler.rewrite import Explain
 from qcompiler.stages import Choice, choose
 
@@ -54,7 +54,9 @@ class Options:
     exclude: Sequence[str] = ()
     """Nodes kept in float: names, regular expressions, or operator types."""
     prune: Sequence[str] = ()
-    """What to take away: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5" (see pruning.py)."""
+    """What to take away: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5" (see
+    pruning/request.py).
+    """
     compress: bool = False
     """A small file: weights stay in forms that take few bytes, and are entropy-coded."""
     prune_include: Sequence[str] = ()

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from qcompiler.core import Core
 from qcompiler.errors import Error
 from qcompiler.files import contents
-from qcompiler.isa import ISAS, Device, host, on_host
+from qcompiler.hardware.core import Core
+from qcompiler.hardware.isa import ISAS, Device, host, on_host
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,8 +38,9 @@ def load_passes() -> None:
 @cache
 def _load(package: str) -> None:
     folder = importlib.import_module(package)
-    for module in sorted(m.name for m in pkgutil.iter_modules(folder.__path__)):
-        importlib.import_module(f"{package}.{module}")
+    inside = pkgutil.walk_packages(folder.__path__, f"{package}.")
+    for module in sorted(m.name for m in inside):
+        importlib.import_module(module)
 
 
 def load_file(path: Path) -> ModuleType:

@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from qcompiler.calibrate import Calibration
+from qcompiler.data.calibrate import Calibration
 from qcompiler.errors import Error
+from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node
-from qcompiler.isa import Device
 from qcompiler.plugins import load_file, load_passes
-from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of, unsettled
+from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
+from qcompiler.rewrite.rules import unsettled
 
 ALONG = {"fuse": ("fold",), "layout": ("fold",)}
 """Stages whose rules keep running in a later one: what it makes is folded at once."""

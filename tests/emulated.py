@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qcompiler import plugins
-from qcompiler.isa import ISAS, Isa
-from qcompiler.kernels import tir
-from qcompiler.kernels.tir import Value
-from qcompiler.products import BlockMac, Mac, MacKey, VectorMac
+from qcompiler.hardware.isa import ISAS, Isa
+from qcompiler.hardware.products import BlockMac, Mac, MacKey, VectorMac
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Value
 
 _DTYPES = {"u8": "uint8", "i8": "int8", "bf16": "uint16", "f16": "float16", "f32": "float32"}
 

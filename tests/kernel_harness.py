@@ -19,8 +19,8 @@ from poison import twice
 from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
+from qcompiler.hardware.isa import ISAS, Device, Isa
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
-from qcompiler.isa import ISAS, Device, Isa
 from qcompiler.kernels.registry import Kernel, Region, choose
 from qcompiler.ops import evaluate
 

@@ -12,7 +12,7 @@ from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
 from qcompiler.ir import Array
-from qcompiler.onnx_tensors import DTYPES, ExternalData, decode
+from qcompiler.onnx_io.tensors import DTYPES, ExternalData, decode
 from qcompiler.ops import OPERATORS
 
 DTYPE_ATTRIBUTES = {"to", "dtype", "output_dtype", "precision", "stash_type", "softmax_precision"}

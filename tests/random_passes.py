@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
-from qcompiler.matching import int64s
 from qcompiler.ops import evaluate, make
 from qcompiler.rewrite import STAGES
+from qcompiler.rewrite.matching import int64s
 from qcompiler.stages import run_stage
 
 MOST = 3000

@@ -17,7 +17,7 @@ from benchmarks.prediction.trace import trace
 from qcompiler import plugins
 from qcompiler.driver import Compilation
 from qcompiler.options import Options
-from qcompiler.plan import Plan, Step
+from qcompiler.plan.plan import Plan, Step
 
 HERTZ = 3.03e9
 _UNITS = ("products", "loads", "stores", "vectors", "instructions", "L2", "memory")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
 from qcompiler.emit.machine import machine_code, modules
 from qcompiler.emit.native import layers, plan_sections
-from qcompiler.plan import Plan
+from qcompiler.plan.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
 
 

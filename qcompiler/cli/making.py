@@ -18,7 +18,7 @@ from qcompiler.files import size, write_text
 if TYPE_CHECKING:
     from qcompiler.ir import Graph, Node
     from qcompiler.options import Options, Watch
-    from qcompiler.plan import Plan
+    from qcompiler.plan.plan import Plan
 
 
 def compile(a: Namespace) -> int:
@@ -86,7 +86,7 @@ def compile(a: Namespace) -> int:
 def quantize(a: Namespace) -> int:
     """ONNX model -> the same in few bits, as ONNX: what other engines run too."""
     from qcompiler import driver
-    from qcompiler.onnx_writer import save
+    from qcompiler.onnx_io.writer import save
 
     output = a.output or a.model.parent / f"{a.model.stem}.qdq.onnx"
     demand_writable(output, a.model, a.calibration)
@@ -114,8 +114,8 @@ def quantize(a: Namespace) -> int:
 
 def retrain(a: Namespace) -> int:
     """ONNX model -> the same with weights tuned to quantization or pruning."""
-    from qcompiler.onnx_writer import save
-    from qcompiler.retrain import Training, retrain
+    from qcompiler.onnx_io.writer import save
+    from qcompiler.training.retrain import Training, retrain
 
     output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
     demand_writable(output, a.model, a.calibration, a.data, a.teacher)
@@ -222,7 +222,7 @@ def _watch(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, 
 
 
 def _dump(folder: Path, name: str, graph: Graph) -> None:
-    from qcompiler.text import write
+    from qcompiler.ir.text import write
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

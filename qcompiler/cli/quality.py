@@ -14,11 +14,11 @@ from qcompiler.errors import Error
 from qcompiler.files import write_text
 
 if TYPE_CHECKING:
-    from qcompiler.agreement import Agreement
     from qcompiler.driver import Compilation
-    from qcompiler.mixture import Trial
     from qcompiler.options import Options, Watch
-    from qcompiler.search import Found
+    from qcompiler.quality.mixed_precision import Found
+    from qcompiler.quality.mixture import Trial
+    from qcompiler.quantization.agreement import Agreement
 
 SHOWN_LAYERS = 12
 
@@ -56,14 +56,14 @@ def agreed(found: Agreement) -> dict[str, object]:
 
 def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
     """Flags -> what was found. An interrupted search goes on when it is started again."""
-    from qcompiler import search
+    from qcompiler.quality import mixed_precision
 
     if a.evaluation is None:
         hint = "--evaluation data.npz (a few hundred samples), with --labels labels.npy if you can"
         raise Error("--max-drop needs data to measure on", hint=hint)
     drop, relative = allowed(a.max_drop)
     state = output.with_name(f"{output.name}.search.json")
-    demand = search.Demand(
+    demand = mixed_precision.Demand(
         drop=drop,
         data=a.evaluation,
         relative=relative,
@@ -72,7 +72,7 @@ def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
         count=a.evaluation_samples,
         state=state,
     )
-    return search.compile(a.model, options, demand, watch)
+    return mixed_precision.compile(a.model, options, demand, watch)
 
 
 def report(
@@ -83,9 +83,9 @@ def report(
     found: Found | None,
 ) -> None:
     """What was compiled, and the way to it -> two files."""
-    from qcompiler.report import SAMPLES, Judge, examine
-    from qcompiler.report_html import html
-    from qcompiler.samples import samples
+    from qcompiler.data.samples import samples
+    from qcompiler.quality.report import SAMPLES, Judge, examine
+    from qcompiler.quality.report_html import html
 
     wanted = {n.name: (n.dtype, n.shape) for n in made.float_graph.inputs}
     given = a.evaluation or a.calibration or "synthetic"

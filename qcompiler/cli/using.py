@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.artifact import Artifact, Value, open_artifact
+from qcompiler.artifact.artifact import Artifact, Value, open_artifact
 from qcompiler.cli import show
 from qcompiler.cli.arguments import input_shapes, percentiles
 from qcompiler.cli.making import say_plan
@@ -22,8 +22,8 @@ from qcompiler.files import opened, size, write_text
 from qcompiler.ir import Array, numpy_dtype
 
 if TYPE_CHECKING:
-    from qcompiler.limits import Limits
     from qcompiler.runtime import Model
+    from qcompiler.tune.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, obje
 def _limits(model: Model) -> Limits | None:
     """What this machine can do at most; None where the compiler's packages are not installed."""
     try:
-        from qcompiler import limits, plugins
+        from qcompiler import plugins
+        from qcompiler.tune import limits
 
         return limits.measure(plugins.device(model.manifest.isa, model.threads))
     except ImportError as e:
@@ -140,8 +141,8 @@ def inspect(a: Namespace) -> int:
         return _inspect_artifact(a, open_artifact(a.model))
     if a.plan:
         return say_plan(a)
-    from qcompiler.onnx_reader import read
-    from qcompiler.text import write
+    from qcompiler.ir.text import write
+    from qcompiler.onnx_io.reader import read
 
     graph = read(a.model, input_shapes(a.input_shape))
     if a.text:
@@ -197,7 +198,7 @@ def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
 
 def compare(a: Namespace) -> int:
     """Artifact and ONNX model on the same inputs -> errors and latencies; 1 when beyond a limit."""
-    from qcompiler.compare import against_onnxruntime, beyond
+    from qcompiler.quality.compare import against_onnxruntime, beyond
 
     model = _load(a)
     samples = list(_inputs(a, model, a.samples))
@@ -233,7 +234,7 @@ def targets(a: Namespace) -> int:
     """Instruction sets and devices, and which of them this machine can run; without the compiler,
     which knows them, what this machine has.
     """
-    from qcompiler import isa
+    from qcompiler.hardware import isa
 
     try:
         from qcompiler import plugins
@@ -276,7 +277,8 @@ def targets(a: Namespace) -> int:
 
 def _probe(a: Namespace) -> int:
     """This machine, measured -> the TOML file of a device."""
-    from qcompiler import isa, probe
+    from qcompiler.hardware import isa
+    from qcompiler.tune import probe
 
     if a.output:
         demand_writable(a.output)
@@ -294,7 +296,7 @@ def _probe(a: Namespace) -> int:
 
 
 def _say_this_machine(a: Namespace) -> int:
-    from qcompiler import cpu
+    from qcompiler.hardware import cpu
 
     features = sorted(cpu.features())
     if a.json:
@@ -317,7 +319,7 @@ def _inputs(a: Namespace, model: Model, count: int = 1) -> list[dict[str, Array]
     if a.inputs:
         from itertools import islice
 
-        from qcompiler.samples import samples
+        from qcompiler.data.samples import samples
 
         types = {v.name: (v.dtype, v.shape) for v in model.inputs}
         found = list(islice(samples(str(a.inputs), types), count))

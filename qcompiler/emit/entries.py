@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qcompiler.isa import Isa
+from qcompiler.hardware.isa import Isa
 
 REFUSED = 1
 """What the last word of a run's table is set to where the system refused; then nothing was run."""

@@ -14,11 +14,11 @@ from typing import Any
 import tvm
 from tvm import tirx
 
-from qcompiler import cpu
 from qcompiler.errors import Error
 from qcompiler.files import size
-from qcompiler.isa import Isa
-from qcompiler.kernels.tir import wrapping_ir
+from qcompiler.hardware import cpu
+from qcompiler.hardware.isa import Isa
+from qcompiler.kernels.cpu.code.tir import wrapping_ir
 
 _BACKEND = "default"
 _FUNCTIONS_A_MODULE = 8

@@ -23,17 +23,17 @@ from collections.abc import Sequence
 import tvm
 from tvm import tirx
 
-from qcompiler.artifact import signature
+from qcompiler.artifact.artifact import signature
 from qcompiler.emit import entries, team
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
 from qcompiler.emit.sections import Call, Section, sections
 from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
-from qcompiler.isa import Isa
+from qcompiler.hardware.isa import Isa
+from qcompiler.kernels.cpu.code.tir import Builder, Value, const
 from qcompiler.kernels.registry import Kernel
-from qcompiler.kernels.tir import Builder, Value, const
-from qcompiler.phases import SHARED, Work, turns
-from qcompiler.plan import Place, Plan, Step
+from qcompiler.plan.barriers import SHARED, Work, turns
+from qcompiler.plan.plan import Place, Plan, Step
 
 log = logging.getLogger(__name__)
 

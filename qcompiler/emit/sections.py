@@ -1,7 +1,7 @@
 """Steps with their turns -> the sections of a run: what may run at the same time, a unit a thread.
 
-A section lasts from one wait to the next (phases.py); its units are what each task does meanwhile.
-The phases of a step that has several are a section each.
+A section lasts from one wait to the next (plan/barriers.py); its units are what each task does
+meanwhile. The phases of a step that has several are a section each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qcompiler.emit.tasks import Part, Phase
-from qcompiler.phases import SHARED, Turn
+from qcompiler.plan.barriers import SHARED, Turn
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompiler.emit.team_loop import LOOP, WAIT
-from qcompiler.isa import Isa
+from qcompiler.hardware.isa import Isa
 
 MOST_UNITS = 32
 """Units of a section, and threads of a team: bits of half a word."""

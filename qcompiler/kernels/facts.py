@@ -20,11 +20,11 @@ from math import inf, isfinite, prod
 import numpy as np
 
 from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Node, numpy_dtype
-from qcompiler.isa import Device
-from qcompiler.kernels.contraction_operands import longest_run, product_of
-from qcompiler.kernels.contraction_problem import problem_of
-from qcompiler.kernels.depthwise_filters import Shape, tame
+from qcompiler.kernels.cpu.contraction.operands import longest_run, product_of
+from qcompiler.kernels.cpu.contraction.problem import problem_of
+from qcompiler.kernels.cpu.windows.depthwise_filters import Shape, tame
 from qcompiler.kernels.region import NOTHING, Facts, Region
 from qcompiler.ops import OPERATORS, known_value
 from qcompiler.ops.kinds import VIEWS

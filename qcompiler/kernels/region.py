@@ -30,7 +30,7 @@ class Facts:
     fits: bool = False
     """Of a `quantize`: what it rounds is a number that int32 holds, whatever the inputs are."""
     run: int = 1
-    """Of weights: steps whose products are best added in 16 bits (contraction_operands.py)."""
+    """Of weights: steps whose products are best added in 16 bits (cpu/contraction/operands.py)."""
     pairs_fit: bool = False
     """Of weights: two products of neighbouring kernel rows always fit 16 bits together."""
 

@@ -16,8 +16,8 @@ from functools import wraps
 from typing import Any
 
 from qcompiler.errors import Skip, Unfit
+from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array
-from qcompiler.isa import Device
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.region import Region
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler import cpu
-from qcompiler.artifact import ALIGN
+from qcompiler.artifact.artifact import ALIGN
 from qcompiler.errors import Error
+from qcompiler.hardware import cpu
 from qcompiler.runtime.mapping import mapped, unmapped
 
 _TEAM_BYTES, _THREAD_BYTES, _MOST_THREADS = 256, 64, 32  # as in emit/team.py

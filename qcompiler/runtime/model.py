@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler import cpu
-from qcompiler.artifact import Artifact, Manifest, Origin, Value, open_artifact
+from qcompiler.artifact.artifact import Artifact, Manifest, Origin, Value, open_artifact
 from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
-from qcompiler.feeds import array_of, named_arrays
+from qcompiler.hardware import cpu
 from qcompiler.runtime.arrays import Array, Seat
+from qcompiler.runtime.feeds import array_of, named_arrays
 from qcompiler.runtime.library import Code, Memory, aligned_copy, shared_code
 
 

@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
-from qcompiler.onnx_schema import DTYPE_ATTRIBUTES
-from qcompiler.onnx_tensors import CODES, encode
+from qcompiler.onnx_io.schema import DTYPE_ATTRIBUTES
+from qcompiler.onnx_io.tensors import CODES, encode
 from qcompiler.ops import OPERATORS, make, meaning
 
 MAX_ELEMENTS = 12_000

@@ -13,9 +13,9 @@ from qcompiler.assemble import assemble
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph
-from qcompiler.onnx_reader import read
+from qcompiler.onnx_io.reader import read
 from qcompiler.options import Options, Watch
-from qcompiler.plan import plan
+from qcompiler.plan.plan import plan
 from qcompiler.runtime import load
 
 from .generate import Case

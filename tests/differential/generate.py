@@ -10,8 +10,8 @@ from onnx import ModelProto
 
 from qcompiler import plugins
 from qcompiler.errors import Error
+from qcompiler.hardware.isa import ISAS, Device
 from qcompiler.ir import Array
-from qcompiler.isa import ISAS, Device
 
 from . import arithmetic, moves, products, quantized, sequences, windows
 from .builder import Builder

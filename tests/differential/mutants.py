@@ -19,7 +19,7 @@ from onnx import ModelProto, helper
 from qcompiler import plugins
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
-from qcompiler.onnx_reader import read
+from qcompiler.onnx_io.reader import read
 from qcompiler.ops import OPERATORS
 from qcompiler.options import Options
 from qcompiler.runtime import load

@@ -16,8 +16,8 @@ from onnx import ModelProto, NodeProto, helper
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
-from qcompiler.onnx_reader import read
-from qcompiler.onnx_tensors import CODES, ExternalData, decode, encode
+from qcompiler.onnx_io.reader import read
+from qcompiler.onnx_io.tensors import CODES, ExternalData, decode, encode
 from qcompiler.ops import evaluate
 
 from .generate import Case

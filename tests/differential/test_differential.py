@@ -10,7 +10,7 @@ import pytest
 from onnx import parser
 
 from qcompiler.ir import Graph, Type, constant, placeholder
-from qcompiler.onnx_reader import read
+from qcompiler.onnx_io.reader import read
 from qcompiler.ops import make
 
 from . import damage, mutants

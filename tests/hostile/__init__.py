@@ -14,7 +14,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.helper import make_node, make_opsetid, make_tensor_value_info
 
-from qcompiler.onnx_tensors import encode
+from qcompiler.onnx_io.tensors import encode
 
 Attack = Callable[[Path], Path]
 REFUSED: dict[str, Attack] = {}

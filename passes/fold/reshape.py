@@ -1,0 +1,37 @@
+"""Say every change of shape as one Reshape to known numbers.
+
+Flatten(x), Squeeze(x), Unsqueeze(x)  ->  Reshape(x, shape)
+Reshape(Reshape(x))                   ->  Reshape(x)
+"""
+
+from __future__ import annotations
+
+from qcompiler.ir import Node
+from qcompiler.ops import make
+from qcompiler.rewrite import ANY, Skip, op, rule
+from qcompiler.rewrite.matching import int64s, ints
+
+
+@rule(op("Flatten|Squeeze|Unsqueeze|Reshape"))
+def fold_reshape(node: Node) -> Node | Skip | None:
+    """Flatten, Squeeze, Unsqueeze, Reshape(x, computed shape) -> Reshape(x, numbers)."""
+    if not node.type.static:
+        return Skip(f"the shape {node.type} is not known")
+    if node.op == "Reshape" and _plain(node):
+        return None
+    return make("Reshape", node.operands[0], int64s(node.type.dims))
+
+
+def _plain(reshape: Node) -> bool:
+    """Is its shape the constant that `fold_reshape` would give it?"""
+    shape = reshape.inputs[1]
+    return shape is not None and shape.is_constant and ints(shape) == reshape.shape
+
+
+@rule(op("Reshape", op("Reshape", shared=True), ANY))
+def fold_reshape_twice(outer: Node, inner: Node) -> Node | None:
+    """Reshape(Reshape(x)) -> Reshape(x)."""
+    if not outer.type.static:
+        return None
+    x = inner.operands[0]
+    return x if x.type == outer.type else make("Reshape", x, int64s(outer.type.dims))

@@ -1,0 +1,1 @@
+"""Several operators -> the one that they spell."""

@@ -1,0 +1,1 @@
+"""Quantization written out -> operators on integers."""

@@ -1,0 +1,1 @@
+"""Operators and operands as kernels want them."""

@@ -1,0 +1,102 @@
+"""Bytes of the sign that the device multiplies.
+
+conv(x, w)                    ->  conv(as_unsigned(x), w) - 128 * sum(w)        x int8
+conv(x, w)                    ->  conv(as_signed(x), w) + 128 * sum(w)          x uint8
+as_unsigned(quantize(x, z))   ->  quantize(x, z + 128)                          and back
+as_unsigned(as_signed(x))     ->  x
+
+The first where the device's best product of bytes is u8 x i8, the second where it is i8 x i8: exact
+products are best, then those that multiply most. Where both are as good, signs stay as they are.
+Likewise for matmul. Exact: int32 sums wrap around, and padding reads as the moved zero point.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Graph, Node, substitute
+from qcompiler.ops import make
+from qcompiler.rewrite import Explain, graph_pass, op, rule
+from qcompiler.rewrite.matching import const, int64s, rebuilt
+
+KEYS = {"uint8": ("u8", "i8", "i32"), "int8": ("i8", "i8", "i32")}
+OTHER = {"uint8": "int8", "int8": "uint8"}
+TURN = {"uint8": "as_signed", "int8": "as_unsigned"}
+SHIFT = {"uint8": -128, "int8": 128}
+"""What turning adds to a number of this dtype."""
+
+
+@graph_pass
+class LayoutSigns:
+    """conv(x int8, w) -> conv(as_unsigned(x), w) - 128 * sum(w), where the device wants it so."""
+
+    device: Device | None = None
+    explain: Explain | None = None
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Every integer conv and matmul."""
+        return substitute(graph, self.change)
+
+    def change(self, node: Node) -> Node:
+        """One integer product of the wrong sign -> one of the right sign, corrected."""
+        if node.op not in ("conv", "matmul") or node.dtype != "int32" or self.device is None:
+            return node
+        x, w = node.operands
+        if x.dtype not in KEYS:
+            return node
+        isa = self.device.isa
+        both = (KEYS[x.dtype], KEYS[OTHER[x.dtype]])
+        best = isa.best_product(both)
+        if best is None or best.key == both[0] or w.dtype != "int8":
+            return node
+        if node.op == "conv" and not w.is_constant:
+            return self.skip(node, "the weights are not constant")
+        shift = SHIFT[x.dtype]
+        padded = node.op == "conv" and any(node.ints("pads"))
+        attrs = {"pad_value": node.int("pad_value") + shift} if padded else {}
+        made = rebuilt(node, (make(TURN[x.dtype], x), w), **attrs)
+        return make("Add", made, _correction(node, w, shift))
+
+    def skip(self, node: Node, reason: str) -> Node:
+        """The node as it is, and why."""
+        if self.explain is not None:
+            self.explain("layout_signs", node, reason)
+        return node
+
+
+def _correction(node: Node, w: Node, shift: int) -> Node:
+    """-shift * the sum of the weights of each output."""
+    if node.op == "conv":
+        axes = tuple(range(w.type.rank - 1))
+    else:
+        axes = (w.type.rank - 1 if node.int("transpose_b") else w.type.rank - 2,)
+    if w.is_constant:
+        keepdims = node.op == "matmul" and w.type.rank > 2
+        sums = w.array.sum(axis=axes, dtype=np.int32, keepdims=keepdims)
+        if keepdims and node.int("transpose_b"):
+            sums = sums.swapaxes(-1, -2)
+        return const((-shift * sums).astype(np.int32))
+    kept = [d for a, d in enumerate(w.type.dims) if a not in axes]
+    sums = make("ReduceSum", make("Cast", w, to="int32"), int64s(axes), keepdims=0)
+    row = make("Reshape", sums, int64s((*kept[:-1], 1, kept[-1])))
+    return make("Mul", row, const(-shift, "int32"))
+
+
+@rule(op("as_unsigned|as_signed", op("quantize")))
+def layout_quantize_to_other_sign(turned: Node, quantize: Node) -> Node:
+    """as_unsigned(quantize(x, m, z)) -> quantize(x, m, z + 128)."""
+    x, multiplier, zero = quantize.operands
+    moved = const(SHIFT[quantize.dtype], "int32")
+    zero = (
+        const(zero.array.astype(np.int32) + SHIFT[quantize.dtype])
+        if zero.is_constant
+        else make("Add", zero, moved)
+    )
+    return rebuilt(quantize, (x, multiplier, zero), dtype=turned.dtype)
+
+
+@rule(op("as_unsigned|as_signed", op("as_unsigned|as_signed", shared=True)))
+def layout_sign_and_back(outer: Node, inner: Node) -> Node | None:
+    """as_unsigned(as_signed(x)) -> x."""
+    return inner.operands[0] if outer.op != inner.op else None

@@ -1,0 +1,1 @@
+"""Channels and weights that are asked to go."""

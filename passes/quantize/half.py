@@ -1,0 +1,182 @@
+"""Half precision: weights, and activations where they lie in memory, in 16 bits; sums in 32.
+
+Conv(x, w, b)  ->  conv(Cast(x), Cast(w)) + b      Casts to 16 bits, products and sums in float32
+MatMul(a, b)   ->  matmul(Cast(a), Cast(b))
+Attention(...) ->  attention(Cast(q), Cast(k), Cast(v), mask)           bfloat16 only
+
+What products read is stored in 16 bits once, by whoever makes it; moves of data work on the 16
+bits, all other readers widen. Softmax, normalisations and reductions calculate in float32.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from qcompiler.passes.layout.conv import channels_first, channels_last
+from qcompiler.passes.layout.matmul import matrix
+
+from qcompiler.errors import Error
+from qcompiler.ir import Graph, Node, constant
+from qcompiler.ops import OPERATORS, make
+from qcompiler.ops.kinds import MOVES, SMOOTH
+from qcompiler.quantization.demand import Wishes, melting, wishes
+from qcompiler.rewrite import Explain, graph_pass
+from qcompiler.rewrite.matching import channel_shape, input_at, rebuilt, reshape, to_dtype
+from qcompiler.rewrite.mentions import named
+
+# fmt: off
+FLOAT_INSIDE = frozenset({
+    "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization",
+    "Softmax",
+})
+# fmt: on
+"""16 bits may come in and go out; in between is float32."""
+
+LARGEST = {"bfloat16": 3.38e38, "float16": 65504.0}
+
+
+@graph_pass
+class QuantizeHalf:
+    """Conv and MatMul in bfloat16 or float16, with float32 sums.
+
+    float16 overflows above 65504: activations beyond that become infinite. include, exclude: as in
+    quantize_static.
+    """
+
+    dtype: str = "bfloat16"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    explain: Explain | None = None
+    default: ClassVar[bool] = False
+
+    def __call__(self, graph: Graph) -> Graph:
+        """The graph with 16-bit values where memory is read and written."""
+        if self.dtype not in LARGEST:
+            raise Error(f"half precision dtype {self.dtype!r}", hint="bfloat16 or float16")
+        if "quantization" in graph.notes:
+            return graph
+        products = {n: read for n in graph.nodes if (read := self.operands(n))}
+        wanted = wishes(graph, products, self.passes)
+        return _Halves(graph, wanted, self.dtype).run().note(quantization=self.dtype)
+
+    def operands(self, node: Node) -> tuple[Node, ...]:
+        """The activations of a product that can be made in 16 bits; () for everything else."""
+        if node.op == "Attention":
+            return node.operands[:3] if self.attends(node) else ()
+        if node.op not in ("Conv", "MatMul") or node.dtype != "float32" or self.leaves(node):
+            return ()
+        read = node.operands[:2]
+        weights = [i for i in read if i.is_constant]
+        if not all(i.type.static for i in read):
+            reason = "its shapes are not known"
+        elif any(np.abs(w.array).max(initial=0) > LARGEST[self.dtype] for w in weights):
+            reason = f"its weights do not fit into {self.dtype}"
+        else:
+            return tuple(i for i in read if not i.is_constant)
+        if self.explain is not None:
+            self.explain("quantize_half", node, reason)
+        return ()
+
+    def attends(self, node: Node) -> bool:
+        """Whether attention is made in 16 bits."""
+        plain = len(node.types) == 1 and not any(node.inputs[4:])
+        windows = max(node.int("left_window_size"), node.int("right_window_size"))
+        fits = plain and windows < 0 and node.dtype == "float32" and self.dtype == "bfloat16"
+        return fits and all(i.type.static for i in node.operands) and not self.leaves(node)
+
+    def leaves(self, node: Node) -> bool:
+        """Whether include and exclude leave a product in float32."""
+        missing = bool(self.include) and not named(node, self.include)
+        return missing or named(node, self.exclude)
+
+    def passes(self, node: Node) -> bool:
+        """Whether 16 bits may go through an operator."""
+        fits = node.op in MOVES or node.op in SMOOTH or node.op in FLOAT_INSIDE
+        return fits and not named(node, self.exclude)
+
+
+class _Halves:
+    """The graph made anew: each value in float32, and, where it is stored so, in 16 bits."""
+
+    def __init__(self, graph: Graph, wanted: Wishes, dtype: str) -> None:
+        self.graph = graph
+        self.wanted = wanted
+        self.dtype = dtype
+        self.stored = wanted.values - melting(graph)
+        self.full: dict[Node, Node] = {}
+        self.half: dict[Node, Node] = {}
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            if not self.moved(node):
+                self.made(node)
+        return self.graph.with_outputs(self.full[o] for o in self.graph.outputs)
+
+    def moved(self, node: Node) -> bool:
+        """A move of 16-bit data, which makes 16-bit data; False where the node is none."""
+        read = self.wanted.of(node)
+        if node.op not in MOVES or not read or not all(i in self.half for i in read):
+            return False
+        inputs = [
+            self.half[i] if i in read else self.narrow(node, i) if i is not None else None
+            for i in node.inputs
+        ]
+        made = rebuilt(node, inputs)
+        self.half[node] = made
+        self.full[node] = made if len(made.types) > 1 else make("Cast", made, to="float32")
+        return True
+
+    def narrow(self, node: Node, operand: Node) -> Node:
+        """Another operand of a move: constants it joins or pads with become 16 bits too."""
+        floats = operand.is_constant and operand.dtype == "float32"
+        return (
+            to_dtype(operand, self.dtype) if floats and node.op != "Resize" else self.full[operand]
+        )
+
+    def made(self, node: Node) -> None:
+        """Any other node, from float32 values or, if it is a product, from 16-bit ones."""
+        if node.op == "Attention" and node in self.wanted.products:
+            self.half[node] = self.attention(node)
+            self.full[node] = make("Cast", self.half[node], to="float32")
+            return
+        if node in self.wanted.products:
+            made = self.product(node)
+        elif node.op == "item" and node.operands[0] in self.half:
+            piece = rebuilt(
+                node, (self.half[node.operands[0]],)
+            )  # one that nobody wants in 16 bits
+            made = make("Cast", piece, to="float32")
+        else:
+            made = node.with_inputs(None if i is None else self.full[i] for i in node.inputs)
+        if node in self.stored and made.types[0].dtype == "float32" and len(made.types) == 1:
+            self.half[node] = make("Cast", made, to=self.dtype, name=made.name)
+            made = make("Cast", self.half[node], to="float32")
+        self.full[node] = made
+
+    def attention(self, node: Node) -> Node:
+        """Attention of 16-bit queries, keys and values; what is added to the scores stays float."""
+        few = [self.half.get(i) or to_dtype(self.full[i], self.dtype) for i in node.operands[:3]]
+        mask = [None if i is None else self.full[i] for i in node.inputs[3:4]]
+        attrs = {k: v for k, v in node.attrs.items() if k in OPERATORS["attention"].defaults}
+        return make("attention", *few, *mask, name=node.name, **attrs)
+
+    def product(self, node: Node) -> Node:
+        """Conv or MatMul -> conv and its bias, or matmul."""
+        a, b = (self.half.get(i) or to_dtype(self.full[i], self.dtype) for i in node.operands[:2])
+        if node.op == "MatMul":
+            sums = make("matmul", matrix(a, row=True), matrix(b, row=False), name=node.name)
+            return reshape(sums, node.type.dims)
+        rank = node.type.rank
+        made: Node = channels_first(channels_last(node, a, b), rank)
+        bias = input_at(node, 2)
+        if bias is None:
+            return made
+        return make("Add", made, spread(self.full[bias], rank), name=node.name)
+
+
+def spread(bias: Node, rank: int) -> Node:
+    """[C] -> [C,1,1], to be added to channels first."""
+    if bias.is_constant:
+        return constant(bias.array.reshape(channel_shape(rank, 1)), bias.name)
+    return reshape(bias, (bias.type.size, *[1] * (rank - 2)))

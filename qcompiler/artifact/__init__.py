@@ -1,0 +1,1 @@
+"""Code, weights and manifest <-> one file."""

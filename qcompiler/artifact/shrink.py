@@ -1,0 +1,227 @@
+"""Bytes of weights <-> fewer bytes that give exactly the same ones.
+
+A quantizer that has no kernel of its own makes constants of few different numbers: int4 in bytes,
+codebooks, powers of two, three or two values, floats that fit into 16 bits. Each block of bytes is
+looked at by itself and kept in the smallest of these forms:
+
+    raw       as it is
+    palette   b bits a word that say which of 2^b words it is; words that are none of them (sums and
+              zero padding in between) apart, each with its place
+    bfloat16  the upper halves of float32 words whose lower halves are 0
+    float16   float32 words that float16 holds as well
+    coded     entropy-coded (entropy.py), where that is asked for
+
+Nothing is lost, whatever the bytes are; so it is no concern of the compiler's what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.artifact.entropy import decode, encode
+
+Bytes = NDArray[np.uint8]
+Fill = Callable[[Bytes], None]
+"""Fills an array with the next bytes of a source."""
+
+KINDS = ("raw", "palette", "bfloat16", "float16", "coded")
+WORDS = {1: np.uint8, 4: np.uint32}
+LEAST_BYTES = 256
+"""Smaller blocks stay as they are."""
+MOST_GROWTH = 64
+"""No block becomes so many times larger when a file is opened; a palette of 1 bit makes 32."""
+LEAST_GAIN = 0.9
+"""A form is used if it takes no more than this share of the bytes."""
+_SAMPLE = 4096
+_CHUNK = 1 << 18  # words at once: bounds the scratch memory
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a block lies among all bytes, how it is kept, and what that takes.
+
+    `word`, `bits` and `odd` (how many words have a place of their own) are of palettes only.
+    """
+
+    offset: int
+    bytes: int
+    stored: int
+    kind: str
+    word: int = 0
+    bits: int = 0
+    odd: int = 0
+
+
+def shrink(
+    whole: Bytes, blocks: Sequence[tuple[int, int]], *, code: bool = False
+) -> tuple[tuple[Piece, ...], Bytes]:
+    """Bytes, and the (offset, size) of the blocks in them -> how each is kept, and all kept bytes.
+
+    `code`: also entropy-coded, which takes longer to make and to open.
+
+    What lies between blocks is zeros, and is not kept. No pieces: shrinking is not worth it.
+    """
+    pieces, kept = [], []
+    for offset, size in blocks:
+        piece, data = _smallest(whole[offset : offset + size], offset, code)
+        pieces.append(piece)
+        kept.append(data)
+    total = sum(p.stored for p in pieces)
+    if not pieces or total > LEAST_GAIN * whole.size:
+        return (), whole
+    return tuple(pieces), np.concatenate(kept)
+
+
+def expand(pieces: Iterable[Piece], fill: Fill, stored: int, whole: Bytes) -> None:
+    """How blocks are kept, their kept bytes (`fill` gives the next ones, `stored` in all) -> what
+    they stand for, written into zeros. No more than one block's kept bytes are held at a time.
+
+    Raises ValueError where the pieces do not fit the bytes.
+    """
+    pieces = tuple(pieces)
+    by_place = sorted((p.offset, p.offset + p.bytes) for p in pieces)
+    if any(end > begin for (_, end), (begin, _) in pairwise(by_place)):
+        raise ValueError("blocks of weights overlap")
+    if any(begin < 0 or end > whole.size for begin, end in by_place):
+        raise ValueError("a block of weights lies outside")
+    if sum(p.stored for p in pieces) != stored:
+        raise ValueError("the weights are not as many as their blocks keep")
+    for piece in pieces:
+        into = whole[piece.offset : piece.offset + piece.bytes]
+        if piece.kind == "raw":
+            if piece.stored != piece.bytes:
+                raise ValueError("a block of another size")
+            fill(into)
+            continue
+        data = np.empty(piece.stored, np.uint8)
+        fill(data)
+        if piece.kind == "palette":
+            _from_palette(piece, data, into)
+        elif piece.kind == "coded":
+            into[:] = decode(data, into.size)
+        elif piece.kind in KINDS:
+            _from_halves(piece.kind, data, into)
+        else:
+            raise ValueError(f"weights kept as {piece.kind!r}")
+
+
+def _smallest(block: Bytes, offset: int, code: bool) -> tuple[Piece, Bytes]:
+    raw = Piece(offset, block.size, block.size, "raw")
+    best = (raw, block)
+    if block.size < LEAST_BYTES:
+        return best
+    for found in _forms(block, offset):
+        if found[0].stored < min(best[0].stored, LEAST_GAIN * block.size):
+            best = found
+    if code:
+        data = np.frombuffer(encode(block), np.uint8)
+        if block.size <= MOST_GROWTH * data.size and data.size < best[0].stored:
+            return Piece(offset, block.size, data.size, "coded"), data
+    return best
+
+
+def _forms(block: Bytes, offset: int) -> Iterator[tuple[Piece, Bytes]]:
+    """The forms that a block can have besides its own."""
+    for word, dtype in WORDS.items():
+        if block.size % word or block.ctypes.data % word:
+            continue
+        words = block.view(dtype)
+        if found := _palette(words, offset):
+            yield found
+    if block.size % 4 or block.ctypes.data % 4:
+        return
+    words = block.view(np.uint32)
+    if not (words & 0xFFFF).any():
+        halves = (words >> 16).astype(np.uint16).view(np.uint8)
+        yield Piece(offset, block.size, halves.size, "bfloat16"), halves
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = block.view(np.float32).astype(np.float16)
+    if np.array_equal(narrow.astype(np.float32).view(np.uint32), words):
+        yield Piece(offset, block.size, narrow.nbytes, "float16"), narrow.view(np.uint8)
+
+
+# Palettes.
+
+
+def _palette(words: NDArray[np.unsignedinteger], offset: int) -> tuple[Piece, Bytes] | None:
+    """Words -> codes, the table they are taken from, and the odd words; None if there are too many.
+
+    Kept as: table, codes, places of the odd words (uint32), the odd words.
+    """
+    word, few = words.itemsize, words[:: max(1, words.size // _SAMPLE)]
+    if np.unique(few).size > 300 or words.size >= 1 << 32:
+        return None
+    values, counts = np.unique(words, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    covered = np.cumsum(counts[order])
+    best, best_size = 0, words.nbytes
+    for bits in range(1, 9 if word > 1 else 8):
+        odd = words.size - int(covered[min(1 << bits, len(values)) - 1])
+        size = (word << bits) + -(-words.size * bits // 8) + odd * (4 + word)
+        if size < best_size:
+            best, best_size = bits, size
+    if not best:
+        return None
+    table = np.sort(values[order[: 1 << best]])
+    place = np.searchsorted(table, words)
+    place[place == len(table)] = 0
+    odd_at = np.flatnonzero(table[place] != words)
+    place[odd_at] = 0
+    full = np.zeros(1 << best, table.dtype)
+    full[: len(table)] = table
+    parts = (full, _packed(place.astype(np.uint8), best), odd_at.astype(np.uint32), words[odd_at])
+    data = np.concatenate([np.ascontiguousarray(p).view(np.uint8) for p in parts])
+    piece = Piece(offset, words.nbytes, data.size, "palette", word, best, len(odd_at))
+    return piece, data
+
+
+def _packed(codes: Bytes, bits: int) -> Bytes:
+    """Codes of so many bits -> bytes, the first code in the lowest bits."""
+    rows = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
+    return np.packbits(rows.reshape(-1), bitorder="little")
+
+
+def _unpacked(data: Bytes, bits: int, first: int, count: int) -> Bytes:
+    """Bytes -> `count` codes of so many bits from code `first`, a multiple of 8, on."""
+    begin, end = first * bits // 8, -(-(first + count) * bits // 8)
+    if bits == 8:
+        return data[begin:end]
+    flat = np.unpackbits(data[begin:end], count=count * bits, bitorder="little")
+    return np.packbits(flat.reshape(count, bits), axis=1, bitorder="little")[:, 0]
+
+
+def _from_palette(piece: Piece, data: Bytes, into: Bytes) -> None:
+    if piece.word not in WORDS or not 1 <= piece.bits <= 8 or piece.bytes % piece.word:
+        raise ValueError("a palette of no known form")
+    count = piece.bytes // piece.word
+    table_bytes = piece.word << piece.bits
+    code_bytes = -(-count * piece.bits // 8)
+    sizes = (table_bytes, code_bytes, 4 * piece.odd, piece.word * piece.odd)
+    if sum(sizes) != piece.stored:
+        raise ValueError("a palette of another size")
+    cuts = np.cumsum(sizes)[:-1]
+    table, codes, places, odd = (p.copy() for p in np.split(data, cuts))
+    words, table = into.view(WORDS[piece.word]), table.view(WORDS[piece.word])
+    for first in range(0, count, _CHUNK):
+        here = min(_CHUNK, count - first)
+        words[first : first + here] = table[_unpacked(codes, piece.bits, first, here)]
+    at = places.view(np.uint32)
+    if at.size and at.max() >= count:
+        raise ValueError("a word lies outside its block")
+    words[at] = odd.view(WORDS[piece.word])
+
+
+def _from_halves(kind: str, data: Bytes, into: Bytes) -> None:
+    if 2 * data.size != into.size or into.size % 4:
+        raise ValueError("halves of another size")
+    halves = data.copy().view(np.uint16)
+    if kind == "bfloat16":
+        into.view(np.uint32)[:] = halves.astype(np.uint32) << 16
+    else:
+        into.view(np.float32)[:] = halves.view(np.float16)

@@ -1,0 +1,1 @@
+"""Samples, and what calibration learns from them."""

@@ -1,0 +1,1 @@
+"""Instruction sets, cores and this machine, as values."""

@@ -1,0 +1,179 @@
+"""What hardware is, as plain values: instruction sets with their products, and devices.
+
+Nothing here or elsewhere in qcompiler/ names an instruction set: the files under targets/ make
+these values, and kernels ask them ("how many lanes?", "is there a u8 x i8 product?").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qcompiler.errors import Error
+from qcompiler.hardware import cpu
+from qcompiler.hardware.core import REFERENCE, Core
+from qcompiler.hardware.products import BlockMac, Mac, MacKey, TileMac, VectorMac, sizes
+
+EVERY_SIZE = frozenset((1, 2, 4, 8))
+"""Of elements, in bytes."""
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set: what LLVM is told, what the CPU must report, and its registers and
+    products.
+
+    `intrinsics` maps the name of a vector operation that kernels may ask for ("round_to_int",
+    "quantize", "tile_load") to the function that emits it; kernels have a plain way for those an
+    instruction set lacks. `permission` is a system call, its number first, that gives a process
+    registers which it has only when it asks; the artifact's own code makes it (emit/entries.py).
+    """
+
+    name: str
+    triple: str
+    llvm: tuple[str, ...]
+    cpu_flags: frozenset[str]
+    registers: int
+    vector_bytes: int
+    macs: tuple[Mac, ...] = ()
+    """Its own products; those of what it extends are there, too."""
+    intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    permission: tuple[int, ...] = ()
+    extends: Isa | None = None
+    masked: frozenset[int] = EVERY_SIZE
+    """Sizes of elements, in bytes, of which a part of a vector is loaded and stored under a mask;
+    parts of others are moved in pieces."""
+    preference: int = 0
+    """Of those that a CPU can run, one of the highest is chosen."""
+
+    def __post_init__(self) -> None:
+        for mac in self.macs:
+            held = mac.lanes * sizes(mac.key)[2]
+            if not isinstance(mac, TileMac) and held != self.vector_bytes:
+                raise ValueError(f"{self.name}: {mac.key} has {held} bytes of sums in a vector")
+
+    def lanes(self, itemsize: int = 4) -> int:
+        """Elements of this many bytes in one vector register."""
+        return self.vector_bytes // itemsize
+
+    def vector(self, key: MacKey, *, exact: bool | None = None) -> VectorMac | None:
+        """The nearest vector product in the lineage; exact or saturating, if it must be either."""
+        for mac in self.inherited:
+            if isinstance(mac, VectorMac) and mac.key == key and exact in (None, mac.exact):
+                return mac
+        return None
+
+    def block(self, key: MacKey) -> BlockMac | None:
+        """The nearest product of blocks inside vectors."""
+        return next((m for m in self.inherited if isinstance(m, BlockMac) and m.key == key), None)
+
+    def tile(self, key: MacKey) -> TileMac | None:
+        """The nearest product of tile registers."""
+        return next((m for m in self.inherited if isinstance(m, TileMac) and m.key == key), None)
+
+    def best_product(self, keys: Sequence[MacKey]) -> Mac | None:
+        """The best product of any of these dtypes: an exact one before one that saturates, then by
+        how much an instruction multiplies, then as the keys are ordered.
+
+        Of `BYTE_PRODUCTS`, its left dtype is the sign that activations had best have.
+        """
+        found = [mac for key in keys for mac in self.inherited if mac.key == key]
+        return max(found, key=lambda mac: (mac.exact, mac.multiplies), default=None)
+
+    @property
+    def inherited(self) -> tuple[Mac, ...]:
+        """Its products and those of all it extends, the nearest first."""
+        return self.macs + (self.extends.inherited if self.extends else ())
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What this machine does not have of all that it needs: features of the CPU, or, where
+        those are there, the permission to use them.
+        """
+        missing = tuple(sorted(self.cpu_flags - cpu.features()))
+        if missing or cpu.granted(self.permission):
+            return missing
+        return ("the system's permission",)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """Its own name, then the names of all it extends."""
+        return (self.name, *(self.extends.lineage if self.extends else ()))
+
+
+ISAS: dict[str, Isa] = {}
+
+
+def isa(
+    name: str,
+    *,
+    extends: Isa | None = None,
+    triple: str = "",
+    llvm: str = "",
+    cpu_flags: str = "",
+    registers: int = 0,
+    vector_bytes: int = 0,
+    macs: Sequence[Mac] = (),
+    intrinsics: Mapping[str, Callable[..., Any]] | None = None,
+    permission: tuple[int, ...] = (),
+    masked: frozenset[int] | None = None,
+    preference: int | None = None,
+) -> Isa:
+    """Register an instruction set; what is left out is taken from the one it extends, to which it
+    is preferred.
+    """
+    if name in ISAS:
+        raise ValueError(f"instruction set {name} is defined twice")
+    base = extends
+    ISAS[name] = Isa(
+        name=name,
+        triple=triple or (base.triple if base else ""),
+        llvm=(base.llvm if base else ()) + tuple(llvm.split()),
+        cpu_flags=(base.cpu_flags if base else frozenset()) | frozenset(cpu_flags.split()),
+        registers=registers or (base.registers if base else 0),
+        vector_bytes=vector_bytes or (base.vector_bytes if base else 0),
+        macs=tuple(macs),
+        intrinsics={**(base.intrinsics if base else {}), **(intrinsics or {})},
+        permission=permission or (base.permission if base else ()),
+        extends=base,
+        masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,
+        preference=(base.preference + 1 if base else 0) if preference is None else preference,
+    )
+    return ISAS[name]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What code is made for: an instruction set, threads, caches, what a core does in a cycle."""
+
+    name: str
+    isa: Isa
+    threads: int
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+    l3_bytes: int = 8 << 20
+    core: Core = REFERENCE
+
+
+def host(threads: int = 0) -> Device:
+    """This machine, with the most preferred instruction set whose every feature the CPU reports and
+    the system lets this process use.
+    """
+    fitting = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
+    if not fitting:
+        raise Error("no instruction set in targets/ fits this CPU", hint="see `qcompiler targets`")
+    best = max(fitting, key=lambda i: i.preference)
+    return on_host(best, threads)
+
+
+def on_host(isa: Isa, threads: int = 0) -> Device:
+    """This machine's cores and caches, held to an instruction set."""
+    return Device(
+        name="host",
+        isa=isa,
+        threads=threads or cpu.cores(),
+        l1_bytes=cpu.cache_bytes(1) or 32 << 10,
+        l2_bytes=cpu.cache_bytes(2) or 1 << 20,
+        l3_bytes=cpu.cache_bytes(3) or 8 << 20,
+    )

@@ -1,0 +1,33 @@
+"""Graphs: immutable nodes with types, and their text form."""
+
+from qcompiler.ir.graph import (
+    MAX_ELEMENTS,
+    MAX_RANK,
+    Array,
+    Attr,
+    Dim,
+    Graph,
+    Node,
+    Type,
+    constant,
+    numpy_dtype,
+    placeholder,
+    substitute,
+    walk,
+)
+
+__all__ = [
+    "MAX_ELEMENTS",
+    "MAX_RANK",
+    "Array",
+    "Attr",
+    "Dim",
+    "Graph",
+    "Node",
+    "Type",
+    "constant",
+    "numpy_dtype",
+    "placeholder",
+    "substitute",
+    "walk",
+]

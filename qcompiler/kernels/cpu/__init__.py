@@ -1,0 +1,1 @@
+"""Kernels for CPUs, a room for each family of operators."""

@@ -1,0 +1,1 @@
+"""softmax(q k' + mask) v by vector products."""

@@ -1,0 +1,449 @@
+"""Attention regions -> TIR: a head at a time, its scores never further away than the first cache.
+
+for each task (a share of the heads, or of a head's query blocks where heads are few)
+  pack the head's keys and values into panels of vectors       (once for all its queries)
+  for each block of queries                                    (as many as registers hold sums for)
+    scores = queries * keys, scaled and masked, in registers; then in scratch, with their largest
+    weights = 2^(scores - largest), and their sum              (scores are scaled by log2 e, too)
+    output = weights * values / sum
+
+float32, bfloat16 and int8 go the same way, each by its own product: weights are of the dtype that
+it multiplies. Values that it multiplies one row at a time are read where they lie. Heads may be a
+dimension of their own ([batch, heads, sequence, size]) or lie side by side ([batch, sequence,
+heads * size]), queries, keys and values, too; all are read in place. See Vaswani et al., "Attention
+Is All You Need", section 3.2; that the softmax divides at the end, once an output, is section 3.1
+of Dao et al., "FlashAttention", 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import log2, sqrt
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.core import Core
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values, products_of
+from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.epilogue import load
+from qcompiler.kernels.cpu.code.loops import across, slots, sweep, tasks
+from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
+from qcompiler.kernels.cpu.contraction.operands import Panels, Product, Run
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.attention import LEAST
+
+_FLOPS_PER_NS = 40.0  # of the reference core
+_GUARD = 64
+"""Bytes behind a task's scratch that a vector may reach into."""
+_LOG2_E = 1.4426950408889634
+
+_UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
+
+
+@kernel("Attention", "attention")
+def attention(region: Region, device: Device) -> Kernel | Skip:
+    """Any heads, an added or boolean mask, causal or not."""
+    if reason := refuse_attention(region):
+        return reason
+    root = region.root
+    assert root is not None
+    dtypes = {i.dtype for i in root.inputs[:3] if i is not None}
+    q, k, v = Heads.all(root)
+    products = products_of(device.isa, dtypes.pop(), q.size)
+    if dtypes or products is None:
+        return Skip("no product of queries, keys and values of these dtypes")
+    return AttentionKernel(region, device, (q, k, v), *products).kernel()
+
+
+def refuse_attention(region: Region) -> Skip | None:
+    """Why no kernel can compute an attention region; None if there is no reason."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    if root.op == "Attention" and any(root.inputs[4:]):
+        return Skip("past keys and values")
+    for name, usual in _UNSUPPORTED.items():
+        if root.attrs[name] != usual:
+            return Skip(f"{name} {root.attrs[name]}")
+    if 0 in root.type.dims or 0 in root.operands[0].type.dims:
+        return Skip("nothing to compute")
+    return None
+
+
+class Scratch:
+    """Bytes of a task's scratch, handed out piece by piece: whole cache lines."""
+
+    def __init__(self, core: Core) -> None:
+        self.core, self.bytes = core, 0
+
+    def take(self, size: int) -> int:
+        """So many bytes -> where they begin."""
+        at = self.bytes
+        self.bytes += self.core.whole_lines(size)
+        return at
+
+
+class AttentionKernel:
+    """One kernel while it is emitted."""
+
+    suffix = ""
+    """Of its name."""
+
+    def __init__(
+        self,
+        region: Region,
+        device: Device,
+        heads: tuple[Heads, Heads, Heads],
+        for_scores: Product,
+        for_values: Product,
+    ) -> None:
+        self.q, self.k, self.v = heads
+        kind = f"attention{self.q.heads}x{self.q.length}x{self.k.length}x{self.q.size}"
+        short = "" if self.q.node.dtype == "float32" else f"_{for_scores.name}{self.suffix}"
+        self.d = Draft(kind + short, region, device)
+        self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
+        self.for_scores, self.for_values = for_scores, for_values
+        operands = (*self.root.inputs, *[None] * 4)
+        self.mask, self.scale = operands[3:5]
+        self.lanes = for_scores.mac.lanes
+        self.keys = self.row = -(-self.k.length // self.lanes) * self.lanes
+        free = device.isa.registers - 2
+        self.vectors = min(-(-self.v.size // self.lanes), 4 if free > 20 else 2)
+        self.block = min(self.q.length, max(1, min(12, (free - self.vectors) // self.vectors)))
+        count = self.q.batch * self.q.heads
+        blocks = -(-self.q.length // self.block)
+        self.macs = count * self.q.length * self.k.length * (self.q.size + self.v.size)
+        self.parts = 1 if count >= device.threads else min(device.threads, blocks)
+        per_ns = _FLOPS_PER_NS * for_scores.mac.k
+        self.tasks = tasks(
+            device, device.core.product_ns(2 * self.macs / per_ns), count * self.parts
+        )
+        self._divide()
+
+    def _divide(self) -> None:
+        """Decide where in a task's scratch what lies."""
+        scores, values, area = self.for_scores, self.for_values, Scratch(self.d.device.core)
+        self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
+        self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
+        chunk = self.lanes * scores.mac.k
+        self.query_row = -(-self.q.size // chunk) * chunk if self.copies else self.q.steps[2]
+        weight = tir.bits(values.left) // 8
+        self.keys_at = area.take(self.packed_keys.bytes)
+        self.values_at = area.take(self.packed_values.bytes)
+        copied = self.block * self.query_row * tir.bits(scores.left) // 8
+        self.queries_at = area.take(copied if self.copies else 0)
+        self.scores_at = area.take(self.block * self.keys * 4)
+        self.weights_at = self.scores_at
+        if weight < 4:
+            self.weights_at = area.take(self.block * self.keys * weight)
+        self.tops_at = area.take(self.block * self.lanes * 4)
+        self.inverse_at = area.take(self.block * 4)
+        self.task_bytes = area.bytes + _GUARD
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        b, d = self.b, self.d
+        scratch = d.scratch("uint8")
+        total = self.q.batch * self.q.heads * self.parts
+        with b.parallel(self.tasks) as task:
+            mine = b.let(task * self.task_bytes, "mine")
+            self.scratch = scratch + mine
+
+            def area(at: int, dtype: str) -> Pointer:
+                begin: Pointer = scratch + b.let(mine + at, "area")
+                return begin.view(dtype)
+
+            self.key_panels = area(self.keys_at, "int32")
+            self.value_panels = area(self.values_at, "int32")
+            self.queries = area(self.queries_at, self.for_scores.left)
+            self.scores = area(self.scores_at, "float32")
+            self.weights = area(self.weights_at, self.for_values.left)
+            self.tops = area(self.tops_at, "float32")
+            self.inverses = area(self.inverse_at, "float32")
+            self.after = d.after
+            self.factor = self._factor()
+            begin = b.let(task * total // self.tasks, "begin")
+            end = b.let((task + 1) * total // self.tasks, "end")
+            with b.serial(end - begin, "head", begin) as turn:
+                self._head(turn)
+        return d.kernel(
+            tasks=self.tasks, scratch_bytes=self.task_bytes * self.tasks, macs=self.macs
+        )
+
+    # -- loops
+
+    def _head(self, turn: Value) -> None:
+        """One head's queries, or one part of them."""
+        b = self.b
+        head = b.let(turn // self.parts, "each")
+        image = b.let(head // self.q.heads, "image")
+        head = b.let(head % self.q.heads, "head")
+        shared = self.q.heads // self.k.heads
+        group = b.let(head // shared, "group") if shared > 1 else head
+        pointers = self.d.pointers
+        keys = b.let(self.k.at(image, group, 0), "keys")
+        self.packed_keys.pack(b, pointers[self.k.node], keys, self.key_panels)
+        self.values = b.let(self.v.at(image, group, 0), "values")
+        if self.packed_values.packed:
+            self.packed_values.pack(b, pointers[self.v.node], self.values, self.value_panels)
+        whole, rest = divmod(self.q.length, self.block)
+        part = turn % self.parts
+        first = b.let(part * whole // self.parts, "first")
+        behind = b.let((part + 1) * whole // self.parts, "behind")
+        with b.serial(behind - first, "block", first) as i:
+            self._queries(image, head, b.let(i * self.block, "query"), self.block)
+        if not rest:
+            return
+        last = tir.const(whole * self.block)
+        if self.parts == 1:
+            self._queries(image, head, last, rest)
+            return
+        with b.when(tirx.EQ(part, tir.const(self.parts - 1))):
+            self._queries(image, head, last, rest)
+
+    def _queries(self, image: Value, head: Value, query: Value, count: int) -> None:
+        """The output rows of a block of queries."""
+        b = self.b
+        start = b.let(self.q.at(image, head, query), "q")
+        pointer = self.d.pointers[self.q.node]
+        if self.copies:
+            self._copy_queries(start, count)
+            pointer, start = self.queries, tir.const(0)
+        offsets = tuple(r * self.query_row for r in range(count))
+        left = Left(pointer, offsets, (), self.q.size, guarded=self.copies)
+        tops = b.registers("float32", self.lanes, count, "top")
+        tops.fill(LEAST)
+        mask = self._mask_offset(image, head, query)
+        for run in Panels.of(self.k.length, self.lanes, self.vectors).runs():
+            with b.serial(run.count, "panel") as i:
+                first = b.let(run.column // self.lanes + i * run.vectors, "first")
+                self._scores(left, start, first, run, tops, mask, query)
+        for r in range(count):
+            self.tops.store(r * self.lanes, tops[r])
+        with b.serial(count, "row") as r:
+            self._weights(r)
+        self._outputs(image, head, query, count)
+
+    def _copy_queries(self, start: Value, count: int) -> None:
+        """A block of queries, as the product takes them."""
+        b, product = self.b, self.for_scores
+        pointer, dtype = self.d.pointers[self.q.node], self.q.node.dtype
+        width = self.lanes * product.mac.k
+        with b.serial(count, "row") as r:
+            at = b.let(start + r * self.q.steps[2], "at")
+            to = b.let(r * self.query_row, "to")
+
+            def some(column: Value, there: int) -> None:
+                value = b.let(pointer.load_first(there, at + column, width), "q")
+                self.queries.store(to + column, product.convert_left(value, dtype))
+
+            sweep(b, self.q.size, width, some)
+
+    # -- scores
+
+    def _scores(
+        self,
+        left: Left,
+        start: Value,
+        first: Value,
+        run: Run,
+        tops: Registers,
+        mask: tuple[Value, int, int] | None,
+        query: Value,
+    ) -> None:
+        """A block of queries * a panel of keys -> scores[query, key], and the largest so far."""
+        b, m, lanes = self.b, self.m, self.lanes
+        keys, panels = self.packed_keys, self.key_panels
+
+        def right(step: Value, v: int) -> Value:
+            return keys.load(panels, first + v, step)
+
+        def correction(v: int) -> Value:
+            return keys.correction(panels, first + v)
+
+        begin = correction if self.for_scores.flipped else None
+        made = sums(b, self.for_scores, left, start, Right(run.vectors, right, begin))
+        for v in range(run.vectors):
+            at = b.let((first + v) * lanes, "at")
+            there = run.tail if v == run.vectors - 1 else lanes
+            alike = mask is None or mask[2] == 0
+            bias = self._bias(mask, at, there, 0) if alike else None
+            for r in range(len(left.offsets)):
+                bias = bias if alike else self._bias(mask, at, there, r)
+                value = Vec(m, made[r * run.vectors + v], self.for_scores.sums, lanes)
+                value = self._biased(m.cast(value, "float32"), bias, at, there, query + r)
+                self.scores.store(r * self.row + at, value.expr)
+                tops[r] = m.larger(m.vec(tops[r]), value).expr
+
+    def _factor(self) -> Vec:
+        """What products are multiplied by: the scale in units of log 2, or of the cap."""
+        given, cap = self.root.attrs["scale"], self.root.float("softcap")
+        unit = _LOG2_E if cap <= 0 else 1 / cap
+        if self.scale is not None:
+            return self.d.read(self.scale, tir.const(0)) * unit
+        scale = 1 / sqrt(self.q.size) if given is None else self.root.float("scale")
+        return self.m.splat(scale * unit, "float32")
+
+    def _biased(self, value: Vec, bias: Vec | None, at: Value, there: int, query: Value) -> Vec:
+        """scale, cap, mask; in units of log 2. What must not be seen gets the least score."""
+        m, lanes, root, scale = self.m, self.lanes, self.root, self.factor
+        cap = root.float("softcap")
+        if cap > 0:
+            value, scale = m.tanh(value * scale), m.splat(cap * _LOG2_E, "float32")
+        if bias is None:
+            value = value * scale
+        elif bias.dtype == "bool":
+            value = m.where(bias, value * scale, LEAST)
+        else:
+            value = m.larger(m.like(LEAST, value), m.fma(value, scale, bias))
+        if root.int("is_causal"):
+            seen = tir.ramp(at, lanes) <= tir.broadcast(query, lanes)
+            value = m.where(m.vec(seen), value, LEAST)
+        if there < lanes:
+            value = m.where(m.vec(tir.first_lanes(lanes, there)), value, LEAST)
+        return value
+
+    def _bias(
+        self, mask: tuple[Value, int, int] | None, at: Value, there: int, r: Value
+    ) -> Vec | None:
+        """A vector of the mask for the rth query of a block, in units of log 2; or of booleans."""
+        if mask is None or self.mask is None:
+            return None
+        start, step, row = mask
+        width = self.lanes if step else 1
+        pointer, dtype = self.d.pointers[self.mask], self.mask.dtype
+        value = load(self.m, pointer, dtype, start + r * row + at * step, width, min(there, width))
+        value = self.m.widen(value, self.lanes)
+        return value if dtype == "bool" else self.m.cast(value, "float32") * _LOG2_E
+
+    def _mask_offset(
+        self, image: Value, head: Value, query: Value
+    ) -> tuple[Value, int, int] | None:
+        """Where a query's mask begins, its step along the keys (0: one value for all), and to the
+        next query."""
+        if self.mask is None:
+            return None
+        dims = (1,) * (4 - self.mask.type.rank) + self.mask.type.dims
+        offset: Value = tir.const(0)
+        step = 1
+        for size, index in zip(dims[::-1], (None, query, head, image), strict=True):
+            if index is not None and size > 1:
+                offset = offset + index * step
+            step *= size
+        row = dims[-1] if dims[-2] > 1 else 0
+        return self.b.let(offset, "mask"), int(dims[-1] > 1), row
+
+    # -- weights
+
+    def _weights(self, row: Value) -> None:
+        """A row of scores -> weights (not yet divided), and the inverse of their sum."""
+        b, m, lanes = self.b, self.m, self.lanes
+        whole_numbers = self.for_values.sums == "int32"
+        best = across(b, b.let(self.tops.load(row * lanes, lanes), "tops"), tirx.Max)
+        highest = 255.0 if whole_numbers else 1.0
+        top = m.vec(tir.broadcast(b.let(best - tir.const(log2(highest), "float32")), lanes))
+        kind = "int32" if whole_numbers else "float32"
+        count = -(-self.d.device.core.adds // 2)  # beside what makes each weight
+        totals = b.registers(kind, lanes, count, "total")
+        totals.fill(0)
+        start = b.let(row * self.row, "start")
+        coarse = self.for_values.left != "float32"
+
+        def weigh(at: Value, _: int, slot: int) -> None:
+            score = m.vec(self.scores.load(start + at, lanes))
+            weight = polynomials.exp2_least(m, score - top, coarse=coarse)
+            if whole_numbers:
+                weight = self._whole(weight)
+            total = m.vec(totals[slot])
+            totals[slot] = (total + weight).expr
+            self.weights.store(start + at, self._narrow(weight))
+
+        slots(b, self.keys, lanes, count, weigh)
+        total = m.vec(totals[0])
+        for slot in range(1, count):
+            total = total + m.vec(totals[slot])
+        whole = tir.cast(across(b, total.expr, tirx.Add), "float32")
+        inverse = tir.const(1.0, "float32") / whole
+        if self.mask is not None and self.mask.dtype == "bool":  # it may hide all: 0
+            seen = best > tir.const(LEAST, "float32")
+            inverse = tirx.Select(seen, inverse, tir.const(0.0, "float32"))
+        self.inverses.store(row, b.let(inverse, "inverse"))
+
+    def _narrow(self, weight: Vec) -> Value:
+        """A weight -> as the product takes it."""
+        kind = self.for_values.left
+        if self.for_values.flipped:
+            return self.for_values.convert_left(tir.cast(weight.expr, "uint8"), "uint8")
+        if kind != "uint16":
+            return tir.cast(weight.expr, kind)
+        half = self.d.isa.intrinsics.get("to_bfloat16")
+        return half(weight.expr) if half else self.m.cast(weight, "bfloat16").expr
+
+    def _whole(self, value: Vec) -> Vec:
+        """float32 -> int32, halves to even."""
+        near = self.d.isa.intrinsics.get("round_to_int")
+        if near is None:
+            return self.m.converted(self.m.round(value), "int32")
+        return self.m.vec(near(value.expr))
+
+    # -- output
+
+    def _outputs(self, image: Value, head: Value, query: Value, count: int) -> None:
+        """weights * values / their sum -> through the epilogue -> the output."""
+        b, lanes, size = self.b, self.lanes, self.v.size
+        offsets = tuple(r * self.row for r in range(count))
+        left = Left(self.weights, offsets, (), self.k.length, guarded=True)
+        for run in Panels.of(size, lanes, self.vectors).runs():
+            for panel in range(run.count):
+                column = run.column + panel * run.vectors * lanes
+                right = Right(run.vectors, partial(self._value, column), self._begin(column))
+                made = sums(b, self.for_values, left, tir.const(0), right)
+                for r in range(count):
+                    registers = [made[r * run.vectors + v] for v in range(run.vectors)]
+                    self._put(image, head, query + r, column, registers, self.inverses.load(r))
+
+    def _begin(self, column: int) -> Callable[[int], Value] | None:
+        """What the sums of a panel from a column on begin with."""
+        if not self.for_values.flipped:
+            return None
+        values, panels = self.packed_values, self.value_panels
+        return lambda v: values.correction(panels, column + v * self.lanes)
+
+    def _value(self, column: int, step: Value, v: int) -> Value:
+        """The right operand of a multiply-accumulate, vector v from a column on."""
+        source, at = self.d.pointers[self.v.node], column + v * self.lanes
+        return self.packed_values.load(source, self.values, self.value_panels, at, step)
+
+    def _put(
+        self,
+        image: Value,
+        head: Value,
+        position: Value,
+        column: int,
+        sums: Sequence[Value],
+        inverse: Value,
+    ) -> None:
+        """A row's sums from a column of its head on."""
+        b, m, lanes = self.b, self.m, self.lanes
+        if self.root.type.rank == 3:  # heads side by side in one row
+            row = b.let(image * self.q.length + position, "row")
+            shift = head * self.v.size
+        else:
+            row = b.let((image * self.q.heads + head) * self.q.length + position, "row")
+            shift = tir.const(0)
+        width = self.root.type.dims[-1]
+        place = self.after.row(row)
+        factor = m.vec(tir.broadcast(b.let(inverse, "inverse"), lanes))
+        for v, value in enumerate(sums):
+            there = min(lanes, self.v.size - column - v * lanes)
+            at = b.let(shift + (column + v * lanes), "column")
+            wide = m.cast(m.vec(value), "float32") * factor
+            made = m.cast(wide, self.root.dtype)
+            self.d.put(self.after, place, row * width + at, at, there, made)

@@ -1,0 +1,1 @@
+"""What all kernels are written with: vectors, formulas, loops, epilogues."""

@@ -1,0 +1,160 @@
+"""A region -> its kernel while it is being written: parameters, and what is fused with the root."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code.epilogue import DTYPES, Fused, Row, Walk, load, store
+from qcompiler.kernels.cpu.code.math import TirMath
+from qcompiler.kernels.cpu.code.tails import Tails
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.registry import Kernel, Region
+
+_PRODUCTS = ("conv", "matmul", "attention")
+_OFFSETS = 1 << 31
+
+
+def refuse(region: Region) -> Skip | None:
+    """Why no kernel here can compute a region, whatever its root; None if there is no reason."""
+    types = [t for n in (*region.inputs, *region.nodes) for t in n.types]
+    if not all(t.static for t in types):
+        return Skip("a dimension is not known")
+    odd = sorted({t.dtype for t in types} - DTYPES)
+    return Skip(f"no vectors of {odd[0]}") if odd else None
+
+
+def too_large(region: Region) -> Skip | None:
+    """Why offsets of 32 bits do not reach all elements; None if they do."""
+    if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
+        return Skip("an operand is too large for 32-bit offsets")
+    return None
+
+
+def heirs(region: Region) -> tuple[int, ...]:
+    """Epilogue operands whose every element is read just before the output's is written: the output
+    may take over their memory.
+    """
+    assert region.root is not None
+    out, operands = region.output.type, region.root.operands
+    return tuple(
+        i
+        for i, n in enumerate(region.inputs)
+        if n not in operands and n.type.shape == out.shape and n.type.bytes == out.bytes
+    )
+
+
+def math_of(b: Builder, region: Region, device: Device) -> TirMath:
+    """The arithmetic of a region's elementwise nodes."""
+    root = region.root
+    flush = root is not None and root.op in _PRODUCTS and root.operands[0].dtype == "bfloat16"
+    return TirMath(b, device.isa, flush=flush)
+
+
+class Draft:
+    """One kernel: `b` collects its statements, `m` its arithmetic, `pointers` are its inputs."""
+
+    def __init__(self, kind: str, region: Region, device: Device) -> None:
+        self.region, self.device, self.isa = region, device, device.isa
+        self.name = _name(kind, region)
+        self.b = Builder(self.name, Tails.of(device.isa))
+        self.m = math_of(self.b, region, device)
+        self.pointers: Mapping[Node, Pointer] = {
+            n: self.b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)
+        }
+        self.out = self.b.pointer("out", region.output.dtype)
+        self._scratch: Pointer | None = None
+
+    def scratch(self, dtype: str = "uint8") -> Pointer:
+        """The scratch area, bytes seen as a dtype; asked for before any statement."""
+        if self._scratch is None:
+            self._scratch = self.b.pointer("scratch", "uint8")
+        return self._scratch.view(dtype)
+
+    @property
+    def root(self) -> Node:
+        """The anchor."""
+        assert self.region.root is not None
+        return self.region.root
+
+    @cached_property
+    def before(self) -> Fused:
+        """The root's first operand, with the elementwise nodes that make it."""
+        return self.reading(self.root.operands[0])
+
+    def nodes_before(self, node: Node) -> list[Node]:
+        """The elementwise nodes that make a value that the root reads."""
+        inside = set(self.region.nodes)
+        needed: set[Node] = set()
+        stack = [node]
+        while stack:
+            n = stack.pop()
+            if n in inside and n not in needed:
+                needed.add(n)
+                stack.extend(n.operands)
+        return [n for n in self.region.nodes if n in needed]
+
+    def nodes_after(self) -> list[Node]:
+        """The elementwise nodes that make the output from the root."""
+        nodes: list[Node] = []
+        needed = {self.region.output}
+        for n in reversed(self.region.nodes):
+            if n in needed and n is not self.region.root:
+                nodes.insert(0, n)
+                needed.update(n.operands)
+        return nodes
+
+    def reading(self, node: Node, *, whole: bool = False, walk: Walk | None = None) -> Fused:
+        """A value that the root reads, with the nodes that make it; the rest as of `Fused`."""
+        nodes = self.nodes_before(node)
+        return Fused(self.m, self.region, nodes, node, self.pointers, whole=whole, walk=walk)
+
+    @cached_property
+    def after(self) -> Fused:
+        """The region's output, with the elementwise nodes that follow the root."""
+        return self.writing()
+
+    def writing(self, *, whole: bool = False, walk: Walk | None = None) -> Fused:
+        """The region's output from the root's; the rest as of `Fused`."""
+        given = () if self.region.root is None else (self.root,)
+        nodes, output = self.nodes_after(), self.region.output
+        pointers, region = self.pointers, self.region
+        return Fused(self.m, region, nodes, output, pointers, given=given, whole=whole, walk=walk)
+
+    def put(
+        self, f: Fused, row: Row, offset: Value, column: Value, count: Value, value: Vec
+    ) -> None:
+        """The root's values -> through the epilogue -> the output, from an element offset on."""
+        made = f.at(row, column, value.lanes, count, {self.root: value})
+        store(self.m, self.out, offset, made, count)
+
+    def read(self, node: Node, offset: Value, lanes: int = 1, count: Value | None = None) -> Vec:
+        """An operand's elements as they are."""
+        count = lanes if count is None else count
+        return load(self.m, self.pointers[node], node.dtype, offset, lanes, count)
+
+    def kernel(
+        self,
+        *,
+        tasks: int = 1,
+        scratch_bytes: int = 0,
+        pack: Mapping[int, Callable[[Array], Array]] | None = None,
+        in_place: tuple[int, ...] = (),
+        macs: int = 0,
+    ) -> Kernel:
+        """Everything written -> the kernel."""
+        func = self.b.function()
+        return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place)
+
+
+def _name(kind: str, region: Region) -> str:
+    """conv3x3 and a region of conv, add, relu to uint8 -> "conv3x3_add_relu_u8"."""
+    short = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "bool": "b"}
+    others = [n.op.lower() for n in region.nodes if n is not region.root][:6]
+    word, size = re.match(r"([a-z]+)(\d*)", region.output.dtype).groups()  # type: ignore[union-attr]
+    return "_".join([kind, *others, short[word] + size])

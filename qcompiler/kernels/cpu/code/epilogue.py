@@ -1,0 +1,278 @@
+"""A region's elementwise nodes -> vector code for their value at any position of the output.
+
+    f = Fused(m, region, nodes, output, pointers, given=(root,))  # before any loop: loads scalars
+    row = f.row(i)                                    # once a row: where it is in each operand
+    value = f.at(row, n, lanes, count, {root: sums})  # row i, columns n, n + 1, ... (count)
+
+The output is seen as rows of its last dimension. An operand may be a scalar, of the last dimension
+only, of the full shape, or any other that numpy would broadcast: dimensions that all operands share
+alike are merged, each that remains costs a division and a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+
+from tvm import tirx
+
+from qcompiler.ir import Node, numpy_dtype
+from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code.loops import indices
+from qcompiler.kernels.cpu.code.math import Table, TirMath
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.region import Region
+from qcompiler.ops import OPERATORS
+from qcompiler.ops.quantized import TABLES
+
+DTYPES = frozenset(
+    ["bool", "float16", "bfloat16", "float32", "float64"]
+    + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+)
+"""What kernels can hold in vectors."""
+
+_NARROW = ("float16", "bfloat16")
+_SHORTER: Mapping[str, Callable[..., Vec]] = {
+    "Gelu": polynomials.gelu,
+    "Sigmoid": polynomials.sigmoid,
+    "Swish": polynomials.swish,
+}
+"""Formulas of which the same can be had for less, in float32."""
+
+_ROUNDED: Mapping[str, Callable[..., Vec]] = {"Gelu": polynomials.gelu_rounded}
+"""Formulas for results that nothing but a rounding `to` "byte" or "bfloat16" reads."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a row begins in each operand, and the operands that are one value all along it.
+
+    `steps` has the operands that are not contiguous along the row: how far apart their elements
+    are.
+    """
+
+    offsets: Mapping[Node, Value] = field(default_factory=dict)
+    values: Mapping[Node, Vec] = field(default_factory=dict)
+    steps: Mapping[Node, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Nested loops, and what a turn of each moves in every operand; where they begin: `bases`."""
+
+    dims: tuple[int, ...]
+    steps: Mapping[Node, tuple[int, ...]]
+    bases: Mapping[Node, int] = field(default_factory=dict)
+
+
+class Fused:
+    """Nodes that are computed together, at a position of the output's shape."""
+
+    def __init__(
+        self,
+        m: TirMath,
+        region: Region,
+        nodes: Sequence[Node],
+        output: Node,
+        pointers: Mapping[Node, Pointer],
+        *,
+        given: Sequence[Node] = (),
+        whole: bool = False,
+        walk: Walk | None = None,
+    ) -> None:
+        """`nodes` are some of the region's. `given` are values that the kernel itself makes and
+        hands to `at`. `whole` merges the last dimension with others where it can, for kernels that
+        want long rows; `walk` is for kernels that do not go through the output in its own order.
+        """
+        self.m, self.nodes, self.output = m, tuple(nodes), output
+        self._region = region
+        self._pointers = pointers
+        self.operands = read_by(nodes, output, given)
+        self._rounded = _rounded(nodes)
+        tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
+        if walk is None:
+            shapes = {n: n.type.dims for n in self.operands}
+            walk = Walk(*merged(output.type.dims, shapes, keep_last=not whole))
+        self.dims, self._strides, self._bases = walk.dims, walk.steps, walk.bases
+        self._constants: dict[Node, Vec | Table] = {n: Table(pointers[n], n.dtype) for n in tables}
+        for n in self.operands:
+            if not any(self._strides[n]):
+                self._constants[n] = self._load(n, self._bases.get(n, 0), 1, 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output."""
+        return prod(self.dims[:-1])
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return self.dims[-1]
+
+    def lanes(self) -> int:
+        """Lanes of vectors that hold the widest of the nodes' and operands' dtypes."""
+        sizes = [numpy_dtype(n.dtype).itemsize for n in (*self.nodes, *self.operands)]
+        if any(n.dtype in _NARROW for n in (*self.nodes, *self.operands)):
+            sizes.append(4)
+        return self.m.isa.lanes(max(sizes, default=4))
+
+    def row(self, index: Value) -> Row:
+        """A row's number -> the row; loads what does not change along it."""
+        return self.place([*indices(self.m.builder, index, self.dims[:-1]), 0], -1)
+
+    def place(self, place: Sequence[Value], axis: int) -> Row:
+        """An index in each dimension -> the row that goes along dimension `axis` from there."""
+        offsets: dict[Node, Value] = {}
+        values: dict[Node, Vec] = {}
+        steps: dict[Node, int] = {}
+        for n in self.operands:
+            if n in self._constants:
+                continue
+            moves = [i * s for i, s in zip(place, self._strides[n], strict=True) if s]
+            offset = self.m.builder.let(sum(moves, start=self._bases.get(n, 0)))
+            step = self._strides[n][axis]
+            if step == 0:
+                values[n] = self._load(n, offset, 1, 1)
+                continue
+            offsets[n] = offset
+            if step != 1:
+                steps[n] = step
+        return Row(offsets, values, steps)
+
+    def at(
+        self,
+        row: Row,
+        column: Value,
+        lanes: int,
+        count: Value | None = None,
+        given: Mapping[Node, Vec] | None = None,
+    ) -> Vec:
+        """The output's `lanes` values from a column on; memory beyond the first `count` of them is
+        not touched. Of the output's dtype.
+        """
+        known: dict[Node, Vec | Table] = {**self._constants, **row.values, **(given or {})}
+        count = lanes if count is None else count
+        for n, offset in row.offsets.items():
+            step = row.steps.get(n, 1)
+            known[n] = self._load(n, offset + column * step, lanes, count, step)
+        for node in self.nodes:
+            known[node] = self._apply(node, known)
+        value = known[self.output]
+        assert isinstance(value, Vec)
+        return self.m.widen(value, lanes)
+
+    def _apply(self, node: Node, known: Mapping[Node, Vec | Table]) -> Vec:
+        """One node's formula, in float32 for the narrow floats."""
+        operands = [None if i is None else self._wide(known[i]) for i in node.inputs]
+        entry = OPERATORS[node.op]
+        short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
+        formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
+        if short and node.op == "quantize":
+            formula = partial(TirMath.quantize, fits=self._region.known(node).fits)
+        if short and node in self._rounded:
+            formula = partial(_ROUNDED[node.op], to=self._rounded[node])
+        assert formula is not None, f"{node.op} is not elementwise"
+        value = formula(self.m, *operands, **{k: node.attrs[k] for k in entry.defaults})
+        assert isinstance(value, Vec), f"{node.op} gave {value!r}"
+        return self.m.cast(value, node.dtype)
+
+    def _wide(self, value: Vec | Table) -> Vec | Table:
+        if isinstance(value, Vec) and value.dtype in _NARROW:
+            return self.m.cast(value, "float32")
+        return value
+
+    def _load(self, node: Node, offset: Value, lanes: int, count: Value, step: int = 1) -> Vec:
+        if self._region.known(node).zero:
+            return self.m.splat(0, node.dtype, lanes)
+        return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
+
+
+def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:
+    """What a computation of `output` by these nodes reads in step with it, each once."""
+    outside = [i for n in nodes for i in n.operands] if nodes else [output]
+    tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
+    return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
+
+
+def _rounded(nodes: Sequence[Node]) -> dict[Node, str]:
+    """Those with a formula for results that nothing but a rounding reads -> what they become."""
+    readers: dict[Node, list[Node]] = {n: [] for n in nodes if n.op in _ROUNDED}
+    for reader in nodes:
+        for n in readers.keys() & set(reader.operands):
+            readers[n].append(reader)
+    found: dict[Node, str] = {}
+    for n, (reader, *others) in ((n, r) for n, r in readers.items() if r):
+        if others:
+            continue
+        if reader.op == "quantize" and numpy_dtype(reader.dtype).itemsize == 1:
+            found[n] = "byte"
+        elif reader.op == "Cast" and reader.dtype == "bfloat16":
+            found[n] = "bfloat16"
+    return found
+
+
+def load(
+    m: TirMath,
+    pointer: Pointer,
+    dtype: str,
+    offset: Value,
+    lanes: int,
+    count: Value,
+    step: int = 1,
+) -> Vec:
+    """Memory -> a value; only the first `count` lanes are read, `step` elements apart."""
+    if step == 1 or lanes == 1:
+        raw = m.vec(pointer.load_first(count, offset, lanes))
+    else:
+        lane = tir.ramp(0, lanes)
+        if count is not lanes:
+            lane = tirx.Min(lane, tir.broadcast(count - 1 + tir.const(0), lanes))
+        apart = lane * tir.const(step, "int32", lanes)
+        raw = m.vec(pointer.gather(apart + tir.broadcast(offset + tir.const(0), lanes)))
+    if dtype == "bool":
+        return raw != 0
+    return Vec(m, raw.expr, dtype, lanes)
+
+
+def store(m: TirMath, pointer: Pointer, offset: Value, value: Vec, count: Value) -> None:
+    """A value -> memory; only the first `count` lanes are written."""
+    value = m.cast(value, "uint8") if value.dtype == "bool" else value
+    pointer.store_first(count, offset, value.expr)
+
+
+def merged(
+    shape: Sequence[int], operands: Mapping[Node, Sequence[int]], *, keep_last: bool
+) -> tuple[tuple[int, ...], dict[Node, tuple[int, ...]]]:
+    """An output's shape and its operands' -> as few dimensions as describe them all, and each
+    operand's step along each (0: broadcast). At least one dimension; the last stays the last.
+    """
+    rank = max(len(shape), 1)
+    full = (1,) * (rank - len(shape)) + tuple(shape)
+    steps = {n: steps_of(dims, full) for n, dims in operands.items()}
+    kept: list[int] = []  # the last of the dimensions merged into each
+    sizes: list[int] = []
+    for axis, size in enumerate(full):
+        last = axis == rank - 1
+        if size == 1 and not (last and (keep_last or not sizes)):
+            continue
+        if sizes and not (last and keep_last) and _alike(steps, kept[-1], axis, size):
+            sizes[-1] *= size
+            kept[-1] = axis
+        else:
+            sizes.append(size)
+            kept.append(axis)
+    return tuple(sizes), {n: tuple(s[a] for a in kept) for n, s in steps.items()}
+
+
+def steps_of(dims: Sequence[int], full: Sequence[int]) -> list[int]:
+    """A contiguous array's step along each dimension of the shape it broadcasts to."""
+    padded = (1,) * (len(full) - len(dims)) + tuple(dims)
+    return [0 if d == 1 else prod(padded[i + 1 :]) for i, d in enumerate(padded)]
+
+
+def _alike(steps: Mapping[Node, Sequence[int]], outer: int, inner: int, size: int) -> bool:
+    """Do all operands step through two neighbouring dimensions as if they were one?"""
+    return all(s[outer] == s[inner] * size for s in steps.values())

@@ -1,0 +1,99 @@
+"""Sizes -> the loops every kernel is made of: vectors along a row, rows among threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tvm import tirx
+
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Builder, Value
+
+
+def tasks(device: Device, nanoseconds: float, parts: int) -> int:
+    """An estimate of one core's time, and into how many parts the work falls -> threads to use."""
+    return 1 if nanoseconds < device.core.launch_ns else max(1, min(device.threads, parts))
+
+
+def sweep(
+    b: Builder, length: int, lanes: int, body: Callable[[Value, int], None], *, start: Value = 0
+) -> None:
+    """Call body(offset, how many lanes count) for every vector of a row: a loop of full ones, then
+    the rest. Offsets begin at `start`."""
+    full = length // lanes
+    if full:
+        with b.serial(full, "v") as i:
+            body(b.let(i * lanes + start), lanes)
+    if length % lanes:
+        body(b.let(start + full * lanes), length % lanes)
+
+
+@contextmanager
+def share(b: Builder, count: int, total: int) -> Iterator[tuple[Value, Value]]:
+    """Split `total` turns among `count` tasks -> (first turn, number of turns) of this task."""
+    with b.parallel(count) as task:
+        yield part(b, task, count, total)
+
+
+def part(b: Builder, task: Value, count: int, total: int) -> tuple[Value, Value]:
+    """A task's share of `total` turns: (first turn, number of turns)."""
+    if count == 1:
+        return tir.const(0), tir.const(total)
+    each, more = divmod(total, count)
+    first = b.let(task * each + tirx.Min(task, tir.const(more)), "first")
+    turns = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
+    return first, turns
+
+
+def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:
+    """A flat index -> one index a dimension."""
+    found = []
+    for size in reversed(dims[1:]):
+        found.append(b.let(tirx.floormod(flat, size)))
+        flat = b.let(tirx.floordiv(flat, size))
+    return [flat, *reversed(found)] if dims else []
+
+
+def slots(
+    b: Builder, length: int, lanes: int, count: int, body: Callable[[Value, int, int], None]
+) -> None:
+    """`sweep` for sums: body(offset, how many lanes count, slot) with neighbours in other slots."""
+    group = lanes * count
+    whole = length // group
+    if whole:
+        with b.serial(whole, "v") as i:
+            for slot in range(count):
+                body(b.let(i * group + slot * lanes), lanes, slot)
+    for slot, at in enumerate(range(whole * group, length, lanes)):
+        body(tir.const(at), min(lanes, length - at), slot % count)
+
+
+def across(b: Builder, value: Value, join: Callable[[Value, Value], Value]) -> Value:
+    """All lanes of a vector -> one number, halves joined with halves."""
+    lanes = tir.lanes_of(value)
+    value = b.let(value, "whole")
+    while lanes > 1:
+        lanes //= 2
+        low = tir.shuffle(value, range(lanes))
+        high = tir.shuffle(value, range(lanes, 2 * lanes))
+        value = b.let(join(low, high), "half")
+    return value
+
+
+def transposed(b: Builder, rows: Sequence[Value]) -> list[Value]:
+    """n vectors of n lanes -> their transpose, by log2(n) rounds of two-vector shuffles."""
+    rows, n = list(rows), len(rows)
+    distance = 1
+    while distance < n:
+        low = [j if not j & distance else n + j - distance for j in range(n)]
+        high = [j + distance if not j & distance else n + j for j in range(n)]
+        for i in range(n):
+            if i & distance:
+                continue
+            pair = (rows[i], rows[i + distance])
+            rows[i] = b.let(tir.shuffle2(pair, low), "t")
+            rows[i + distance] = b.let(tir.shuffle2(pair, high), "t")
+        distance *= 2
+    return rows

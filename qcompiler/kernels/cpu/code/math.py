@@ -1,0 +1,612 @@
+"""A formula of ops/ on TIR vectors -> vector code, branch-free but for `unless`.
+
+`TirMath` is the arithmetic of ops/math.py over `Vec`, a TIR expression of some lanes (one lane: a
+scalar). Every result is held by the function being built, so a value that is used twice is
+computed once and no expression grows with the formulas before it; only a comparison is written out
+where it stands, of two values that are held.
+
++ - * / sqrt, comparisons, rounding and casts are exact; for the rest see polynomials.py. TVM lets
+LLVM contract a product and a sum into one rounding, so every product that a formula makes is
+fenced: `llvm.arithmetic.fence` costs no instruction. float64 transcendentals go through the C
+library, a lane at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm import tirx
+
+from qcompiler.hardware.isa import Isa
+from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+
+_NARROW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Table:
+    """An operand that is indexed, not read in step with the others."""
+
+    pointer: Pointer
+    dtype: str
+
+
+class TirMath:
+    """`Math` over `Vec`; statements go to `builder`, `isa` knows the machine's own instructions.
+
+    `flush`: float32 denormals may become zero where they are cast to bfloat16 (whose products take
+    denormals for zero themselves).
+    """
+
+    def __init__(self, builder: Builder, isa: Isa, *, flush: bool = False) -> None:
+        self.builder, self.isa, self.flush = builder, isa, flush
+
+    # -- making values
+
+    def vec(self, expr: Value, dtype: str = "") -> Vec:
+        """An expression -> a value computed here, once; `dtype` where the bits do not tell it."""
+        held = self.builder.hold(expr)
+        return Vec(self, held, dtype or tir.dtype_of(expr), tir.lanes_of(expr))
+
+    def condition(self, expr: Value) -> Vec:
+        """A comparison of values that are held -> a condition, written out where it is used."""
+        return Vec(self, expr, "bool", tir.lanes_of(expr))
+
+    def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
+        """A number in every lane."""
+        if dtype in _NARROW:
+            return self.cast(self.splat(value, "float32", lanes), dtype)
+        kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
+        return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
+
+    def like(self, value: Any, other: Vec) -> Vec:
+        """A number -> a vector like `other`; a Vec stays."""
+        if isinstance(value, Vec):
+            return value
+        number = value.item() if isinstance(value, np.generic | np.ndarray) else value
+        return self.splat(number, other.dtype, other.lanes)
+
+    def widen(self, x: Vec, lanes: int) -> Vec:
+        """One lane -> the same value in every lane."""
+        return Vec(self, tir.broadcast(x.expr, lanes), x.dtype, lanes, x.value)
+
+    def bits(self, x: Vec, dtype: str) -> Vec:
+        """The same bits as another dtype of the same width."""
+        return self.vec(tir.reinterpret(x.expr, tir.stored(dtype)), dtype)
+
+    def llvm(self, name: str, *operands: Vec) -> Vec:
+        """An LLVM intrinsic of vectors of one type that gives a vector of that type."""
+        x = operands[0]
+        return self.vec(tir.llvm(x.dtype, x.lanes, name, *(o.expr for o in operands)), x.dtype)
+
+    def join(self, a: Any, b: Any) -> tuple[Vec, Vec]:
+        """Two operands -> both of the same dtype and lanes."""
+        a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
+        if a.dtype != b.dtype:
+            raise TypeError(f"{a.dtype} against {b.dtype}: the formula has to cast one of them")
+        lanes = max(a.lanes, b.lanes)
+        return self.widen(a, lanes), self.widen(b, lanes)
+
+    def _wide(self, f: Callable[..., Vec], *operands: Vec) -> Vec:
+        """A 16-bit float's arithmetic: in float32, rounded back."""
+        dtype = operands[0].dtype
+        return self.cast(f(*(self.cast(x, "float32") for x in operands)), dtype)
+
+    # -- arithmetic
+
+    def binary(self, sign: str, a: Any, b: Any) -> Vec:
+        """a + b, a - b or a * b, rounded once; integers wrap around; of booleans or, xor, and."""
+        a, b = self.join(a, b)
+        if a.dtype in _NARROW:
+            return self._wide(lambda x, y: self.binary(sign, x, y), a, b)
+        if a.dtype == "bool":
+            return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
+        if not a.is_float:
+            return self.vec(tir.wrapping(sign, a.expr, b.expr))
+        b = self._distinct(a, b) if sign == "-" else b
+        made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
+        if sign == "*":
+            made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
+        return self.vec(made)
+
+    def _distinct(self, a: Vec, b: Vec) -> Vec:
+        """`b`, hidden from TVM where it is the same float as `a`.
+
+        TVM takes x - x for 0 and x == x for true, which they are not where x is infinite or NaN.
+        """
+        if not a.is_float or not tvm_ffi.structural_equal(a.expr, b.expr):
+            return b
+        return self.vec(tir.llvm(b.dtype, b.lanes, "llvm.arithmetic.fence", b.expr))
+
+    def fma(self, a: Vec, b: Any, c: Any) -> Vec:
+        """a * b + c in one rounding: never for a formula's own signs."""
+        a, b = self.join(a, b)
+        a, c = self.join(a, c)
+        return self.llvm("llvm.fma", a, self.widen(b, a.lanes), c)
+
+    def divide(self, a: Any, b: Any) -> Vec:
+        """Floats: one rounding. Integers: towards zero."""
+        a, b = self.join(a, b)
+        if not a.is_float:
+            return self.trunc_div(a, b)
+        if a.dtype in _NARROW:
+            return self._wide(self.divide, a, b)
+        return self.vec(tirx.Div(a.expr, b.expr))
+
+    def trunc_div(self, a: Any, b: Any) -> Vec:
+        """Integer division towards zero; by zero it gives zero, and nothing traps."""
+        a, b = self.join(a, b)
+        if a.is_float:
+            return self.trunc(self.divide(a, b))
+        if tir.bits(a.dtype) == 64:
+            return self.where(b == 0, 0, self._divide_long(a, b))
+        # The float quotient, cut off, is right: a true quotient that is not whole is 1/b or more
+        # away from the next whole number, far more than its rounding error.
+        long = tir.bits(a.dtype) == 32
+        wide, whole = ("float64", "int64") if long else ("float32", "int32")
+        ratio = self.cast(a, wide) / self.cast(self.where(b == 0, 1, b), wide)
+        return self.where(b == 0, 0, self.cast(self.cast(ratio, whole), a.dtype))
+
+    def _divide_long(self, a: Vec, b: Vec) -> Vec:
+        """64 bits, a lane at a time, of absolute values: neither zero nor -1 may trap. The divisor
+        1 instead of 0 is a maximum, because LLVM (22) drops a choice that is made again later.
+        """
+        sign = (a ^ b) >> 63 if a.is_signed else None
+        x, y = (self.bits(self.abs(v), "uint64") for v in (a, b))
+        y = self.llvm("llvm.umax", y, self.like(1, y))
+        quotient = self.bits(self.vec(tirx.Div(x.expr, y.expr)), a.dtype)
+        return quotient if sign is None else (quotient ^ sign) - sign
+
+    def floor_div(self, a: Any, b: Any) -> Vec:
+        """Towards minus infinity."""
+        a, b = self.join(a, b)
+        if a.is_float:
+            return self.floor(a / b)
+        quotient = self.trunc_div(a, b)
+        rest = a - quotient * b
+        return self.where(self._opposite(rest, b), quotient - 1, quotient)
+
+    def remainder(self, a: Any, b: Any) -> Vec:
+        """With the sign of the divisor, as Python's %."""
+        rest = self.fmod(a, b)
+        rest, b = self.join(rest, b)
+        return self.where(self._opposite(rest, b), rest + b, rest)
+
+    def _opposite(self, rest: Vec, b: Vec) -> Vec:
+        """Where a remainder is not zero and has not the divisor's sign."""
+        return (rest != 0) & ((rest < 0) ^ (b < 0)) & (b != 0)
+
+    def fmod(self, a: Any, b: Any) -> Vec:
+        """With the sign of the dividend, as C's; of floats C's own, a lane at a time."""
+        a, b = self.join(a, b)
+        if not a.is_float:
+            return self.where(b == 0, 0, a - self.trunc_div(a, b) * b)
+        if a.dtype != "float64":
+            return self.cast(self.fmod(self.cast(a, "float64"), self.cast(b, "float64")), a.dtype)
+        return self.vec(_c_library("fmod")(a.expr, b.expr))
+
+    def negative(self, x: Vec) -> Vec:
+        """The sign turned, of zeros and NaN too."""
+        if x.value is not None:
+            return self.splat(-x.value, x.dtype, x.lanes)
+        if not x.is_float:
+            return self.like(0, x) - x
+        size = tir.bits(x.dtype)
+        mask = self.splat(-(1 << (size - 1)), f"int{size}", x.lanes)
+        return self.bits(self.bits(x, mask.dtype) ^ mask, x.dtype)
+
+    def bitwise(self, name: str, a: Any, b: Any) -> Vec:
+        """And, or, xor; of booleans too."""
+        a, b = self.join(a, b)
+        # Of booleans too, instead of `tirx.Or`: TVM takes `a <= b or b < a` for true, NaN or not.
+        emit = getattr(tirx, f"bitwise_{name}")
+        return self.vec(emit(a.expr, b.expr), a.dtype)
+
+    def bitwise_not(self, x: Vec) -> Vec:
+        """Every bit turned."""
+        return self.logical_not(x) if x.dtype == "bool" else self.vec(tirx.bitwise_not(x.expr))
+
+    def shift_left(self, x: Vec, count: Any) -> Vec:
+        """Zeros move in; a count of the width or more, or a negative one, gives zero."""
+        x, count = self.join(x, count)
+        if self._short(x, count):
+            return self.vec(tirx.shift_left(x.expr, count.expr))
+        moved = tirx.shift_left(x.expr, (count & (tir.bits(x.dtype) - 1)).expr)
+        return self.where(self._fits(x, count), self.vec(moved), 0)
+
+    def shift_right(self, x: Vec, count: Any) -> Vec:
+        """Zeros move in, or copies of a sign: of these only are left by a count of the width or
+        more, or a negative one.
+        """
+        x, count = self.join(x, count)
+        if self._short(x, count):
+            return self.vec(tirx.shift_right(x.expr, count.expr))
+        most = tir.bits(x.dtype) - 1
+        if x.is_signed:
+            bounded = self.where(self._fits(x, count), count, most)
+            return self.vec(tirx.shift_right(x.expr, bounded.expr))
+        moved = tirx.shift_right(x.expr, (count & most).expr)
+        return self.where(self._fits(x, count), self.vec(moved), 0)
+
+    def _short(self, x: Vec, count: Vec) -> bool:
+        """Is the count of a shift known to be less than the width?"""
+        return count.value is not None and 0 <= count.value < tir.bits(x.dtype)
+
+    def _fits(self, x: Vec, count: Vec) -> Vec:
+        """Where the count of a shift is one of the width's; LLVM gives others no meaning."""
+        fits = count < tir.bits(x.dtype)
+        return fits & (count >= 0) if count.is_signed else fits
+
+    # -- comparing and choosing
+
+    def compare(self, node: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        """A condition; of NaN always false."""
+        a, b = self.join(a, b)
+        if a.dtype == "bool":
+            a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
+        elif a.dtype in _NARROW:
+            a, b = self.cast(a, "float32"), self.cast(b, "float32")
+        return self.condition(node(a.expr, self._distinct(a, b).expr))
+
+    def differ(self, a: Any, b: Any) -> Vec:
+        """Where they are not equal; NaN is equal to nothing."""
+        return self.condition(self._turned(self.compare(tirx.EQ, a, b)))
+
+    def logical_not(self, x: Vec) -> Vec:
+        """A condition turned."""
+        return self.vec(self._turned(x))
+
+    def _turned(self, x: Vec) -> Value:
+        """As a comparison of bytes: TVM takes `not (a < b)` for `a >= b`, which is not so of NaN,
+        and its own `!=` is false where a float is NaN.
+        """
+        return tirx.EQ(tir.cast(x.expr, "uint8"), tir.const(0, "uint8", x.lanes))
+
+    def where(self, condition: Vec, a: Any, b: Any) -> Vec:
+        """`a` where the condition holds, else `b`; both are computed."""
+        a, b = self.join(a, b)
+        lanes = max(condition.lanes, a.lanes)
+        if condition.dtype != "bool":
+            condition = condition != 0
+        condition, a, b = (self.widen(x, lanes) for x in (condition, a, b))
+        if a.dtype == "bool":
+            return self.bitwise("or", condition & a, self.logical_not(condition) & b)
+        return self.vec(tirx.Select(condition.expr, a.expr, b.expr), a.dtype)
+
+    def max(self, a: Any, b: Any) -> Vec:
+        """NaN beside anything is NaN; one instruction beside what is known not to be one."""
+        return self._extreme(tirx.GT, a, b)
+
+    def min(self, a: Any, b: Any) -> Vec:
+        """NaN as `max`."""
+        return self._extreme(tirx.LT, a, b)
+
+    def larger(self, a: Any, b: Any) -> Vec:
+        """`max` in one instruction: a NaN in `b` comes through, one in `a` does not."""
+        return self._choose(tirx.GT, a, b)
+
+    def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
+        if b.value is not None or (a.value is None and b.lanes < a.lanes):
+            a, b = b, a
+        chosen = self._choose(better, a, b)
+        if not a.is_float or (a.value is not None and not isnan(a.value)):
+            return chosen
+        return self.where(self.is_nan(a), a, chosen)
+
+    def _choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        a, b = self.join(a, b)
+        if a.dtype in _NARROW:
+            return self._wide(lambda x, y: self._choose(better, x, y), a, b)
+        return self.where(self.condition(better(a.expr, b.expr)), a, b)
+
+    def clip(self, x: Vec, low: Any, high: Any) -> Vec:
+        """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
+        x = x if low is None else self._choose(tirx.GT, self.like(low, x), x)
+        return x if high is None else self._choose(tirx.LT, self.like(high, x), x)
+
+    def is_nan(self, x: Vec) -> Vec:
+        """A condition: x is not a number."""
+        if not x.is_float:
+            return self.like(0, x) != 0
+        size, infinity = self._size_and_infinity(x)
+        return size > infinity
+
+    def is_number(self, x: Vec) -> Vec:
+        """A condition: x is not NaN. Cheaper than to turn `is_nan`."""
+        if not x.is_float:
+            return self.like(0, x) == 0
+        size, infinity = self._size_and_infinity(x)
+        return size <= infinity
+
+    def _size_and_infinity(self, x: Vec) -> tuple[Vec, int]:
+        """A float's bits without its sign, and those of infinity."""
+        size = tir.bits(x.dtype)
+        bits = self.bits(x, f"int{size}") & ((1 << (size - 1)) - 1)
+        infinity = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+        return bits, infinity.get(x.dtype, 0x7FF0000000000000)
+
+    # -- rounding
+
+    def unless(
+        self, rare: Vec, usual: Sequence[Vec], otherwise: Callable[[], Sequence[Vec]]
+    ) -> list[Vec]:
+        """`usual`, but `otherwise()` in the lanes where the condition holds: behind a branch, so
+        that what is rare and slow costs a test where no lane needs it.
+        """
+        held = [self.builder.registers(v.dtype, v.lanes, 1) for v in usual]
+        for kept, value in zip(held, usual, strict=True):
+            kept[0] = value.expr
+        several = rare.lanes > 1
+        reduced = tir.llvm("bool", 1, "llvm.vector.reduce.or", rare.expr) if several else rare.expr
+        with self.builder.when(reduced):
+            for kept, value, other in zip(held, usual, otherwise(), strict=True):
+                kept[0] = self.where(rare, other, value).expr
+        return [self.vec(kept[0], v.dtype) for kept, v in zip(held, usual, strict=True)]
+
+    def abs(self, x: Vec) -> Vec:
+        """Absolute value."""
+        if x.dtype in _NARROW:
+            return self._wide(self.abs, x)
+        if x.is_float:
+            return self.llvm("llvm.fabs", x)
+        return self.where(x < 0, -x, x) if x.is_signed else x
+
+    def sign(self, x: Vec) -> Vec:
+        """-1, 0 or 1; NaN stays."""
+        if not x.is_signed:
+            return self.where(x > 0, self.like(1, x), 0)
+        one = self.where(x > 0, self.like(1, x), self.where(x < 0, self.like(-1, x), x))
+        return self.where(x == 0, 0, one)
+
+    def floor(self, x: Vec) -> Vec:
+        """To the next integer below; the dtype stays."""
+        return self._unary("llvm.floor", x)
+
+    def ceil(self, x: Vec) -> Vec:
+        """To the next integer above; the dtype stays."""
+        return self._unary("llvm.ceil", x)
+
+    def trunc(self, x: Vec) -> Vec:
+        """Towards zero; the dtype stays."""
+        return self._unary("llvm.trunc", x)
+
+    def round(self, x: Vec) -> Vec:
+        """To the nearest integer, halves to even; the dtype stays."""
+        return self._unary("llvm.nearbyint", x)
+
+    def sqrt(self, x: Vec) -> Vec:
+        """Square root."""
+        return self._unary("llvm.sqrt", x)
+
+    def _unary(self, name: str, x: Vec) -> Vec:
+        if not x.is_float:
+            return x
+        if x.dtype in _NARROW:
+            return self._wide(lambda v: self.llvm(name, v), x)
+        return self.llvm(name, x)
+
+    # -- functions
+
+    def exp(self, x: Vec) -> Vec:
+        """e^x."""
+        return self._function(polynomials.exp, tirx.exp, x)
+
+    def log(self, x: Vec) -> Vec:
+        """Natural logarithm."""
+        return self._function(polynomials.log, tirx.log, x)
+
+    def libm(self, name: str, x: Vec) -> Vec:
+        """C's function of this name, in float64."""
+        return self.cast(self.vec(_c_library(name)(self.cast(x, "float64").expr)), x.dtype)
+
+    def lookup(self, table: Table, index: Vec) -> Vec:
+        """table[index], a table of 256 entries; an int8 index counts from -128."""
+        if tir.bits(table.dtype) == 8 and index.lanes > 1 and "table" in self.isa.intrinsics:
+            return self._lookup_bytes(table, index)
+        at = (self.cast(index, "int32") + (128 if index.dtype == "int8" else 0)).expr
+        raw = table.pointer.load(at) if index.lanes == 1 else table.pointer.gather(at)
+        return self.vec(raw, table.dtype)
+
+    def _lookup_bytes(self, table: Table, index: Vec) -> Vec:
+        """By the instruction set's own look-up, which takes whole vectors of bytes."""
+        full, lanes = self.isa.lanes(1), index.lanes
+        index = index ^ -128 if index.dtype == "int8" else index
+        raw = tir.reinterpret(index.expr, "uint8")
+        if lanes < full:
+            raw = tir.shuffle2([self.builder.let(raw)] * (full // lanes), range(full))
+        parts = [tir.reinterpret(table.pointer.load(i, full), "uint8") for i in range(0, 256, full)]
+        found = self.isa.intrinsics["table"](self.builder.let(raw), parts)
+        found = tir.shuffle(self.builder.let(found), range(lanes)) if lanes < full else found
+        return self.vec(tir.reinterpret(found, tir.stored(table.dtype)), table.dtype)
+
+    def tanh(self, x: Vec) -> Vec:
+        """Hyperbolic tangent."""
+        return self._function(polynomials.tanh, tirx.tanh, x)
+
+    def erf(self, x: Vec) -> Vec:
+        """Error function."""
+        return self._function(polynomials.erf, _c_library("erf"), x)
+
+    def sin(self, x: Vec) -> Vec:
+        """Sine of radians."""
+        return self._function(polynomials.sin, tirx.sin, x)
+
+    def cos(self, x: Vec) -> Vec:
+        """Cosine of radians."""
+        return self._function(polynomials.cos, tirx.cos, x)
+
+    def pow(self, x: Any, y: Any) -> Vec:
+        """x^y in x's dtype; of integers exact modulo 2^bits, a negative power as 1 / x^-y."""
+        x, y = (self.like(x, y), y) if isinstance(y, Vec) else (x, self.like(y, x))
+        if not x.is_float and not y.is_float:
+            return self._integer_pow(x, y)
+        if not x.is_float:
+            wide = self.pow(self.cast(x, "float64"), self.cast(y, "float64"))
+            return self.cast(wide, x.dtype)
+        x, y = self.join(x, self.cast(y, x.dtype))
+        return self._function(polynomials.pow, tirx.pow, x, y)
+
+    def _integer_pow(self, x: Vec, y: Vec) -> Vec:
+        """Squares, as many as the exponent has bits."""
+        negative = y < 0
+        if y.value is not None and 0 <= y.value < 8:
+            power = self.like(1, x)
+            for _ in range(int(y.value)):
+                power = power * x
+            return power
+        left = self.where(negative, 0, y)
+        power, square = self.widen(self.like(1, x), max(x.lanes, y.lanes)), x
+        for _ in range(tir.bits(y.dtype) - y.is_signed):
+            power = self.where((left & 1) != 0, power * square, power)
+            left, square = left >> 1, square * square
+        if not y.is_signed:
+            return power
+        odd = (y & 1) != 0
+        return self.where(negative, self.trunc_div(1, self.where(odd, x, x * x)), power)
+
+    def _function(
+        self, short: Callable[..., Vec], library: Callable[..., Value], *operands: Vec
+    ) -> Vec:
+        dtype = operands[0].dtype
+        if dtype in _NARROW:
+            return self._wide(lambda *x: short(self, *x), *operands)
+        if dtype == "float64":
+            return self.vec(library(*(x.expr for x in operands)))
+        return short(self, *operands)
+
+    # -- converting
+
+    def cast(self, x: Vec, dtype: str) -> Vec:
+        """As C converts; from floats towards zero, out of range by way of int32 or int64, whose
+        lowest value then stands for it (LLVM's own conversion has no meaning there).
+        """
+        if dtype == x.dtype:
+            return x
+        if x.value is not None and dtype not in (*_NARROW, "bool") and np.isfinite(x.value):
+            return self.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
+        if dtype == "bool":
+            return x != 0
+        if x.dtype == "bool":
+            if dtype in _NARROW:
+                return self.cast(self.cast(x, "float32"), dtype)
+            return self.where(x, self.splat(1, dtype, x.lanes), self.splat(0, dtype, x.lanes))
+        if x.dtype in _NARROW and dtype != "float32":
+            return self.cast(self.cast(x, "float32"), dtype)
+        if dtype in _NARROW and x.dtype != "float32":
+            return self.cast(self.cast(x, "float32"), dtype)
+        if x.dtype == "bfloat16":
+            wide = self.vec(tir.cast(x.expr, "int32")) << 16
+            return self.bits(wide, "float32")
+        if dtype == "bfloat16":
+            return self._to_bfloat16(x)
+        if x.is_float and "int" in dtype:
+            return self._to_integer(x, dtype)
+        return self.converted(x, dtype)
+
+    def _to_integer(self, x: Vec, dtype: str) -> Vec:
+        """A float's whole part; of NaN and what is out of range the lowest value."""
+        if dtype in ("int8", "uint8", "int16", "uint16"):
+            return self.cast(self._to_integer(x, "int32"), dtype)
+        if dtype == "uint32":
+            return self.cast(self._to_integer(x, "int64"), dtype)
+        if dtype == "uint64":
+            upper, held = x >= 2.0**63, (x >= 2.0**63) & (x < 2.0**64)
+            high = self.converted(self.where(held, x, 0.0), dtype)
+            return self.where(upper, high, self.cast(self._to_integer(x, "int64"), dtype))
+        most = 2.0 ** (tir.bits(dtype) - 1)
+        fits = self.abs(x) < most
+        return self.where(fits, self.converted(x, dtype), -int(most))
+
+    def converted(self, x: Vec, dtype: str) -> Vec:
+        """LLVM's conversion: the value must be in the dtype's range."""
+        return self.vec(tir.cast(x.expr, dtype))
+
+    def _to_bfloat16(self, x: Vec) -> Vec:
+        """The upper half, rounded to nearest even; a NaN stays one."""
+        own = self.isa.lanes(4)
+        if self.flush and "to_bfloat16" in self.isa.intrinsics and x.lanes % own == 0:
+            half = self.isa.intrinsics["to_bfloat16"]
+            parts = [tir.shuffle(x.expr, range(i, i + own)) for i in range(0, x.lanes, own)]
+            return self.vec(tir.concat([half(p) for p in parts]), "bfloat16")
+        raw = self.bits(x, "int32")
+        even = (raw >> 16) & 1
+        rounded = self.where(self.is_nan(x), raw | 0x400000, raw + (even + 0x7FFF))
+        upper = self.bits(rounded, "uint32") >> 16
+        return self.vec(tir.cast(upper.expr, "uint16"), "bfloat16")
+
+    def saturate(self, x: Vec, dtype: str) -> Vec:
+        """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if x.dtype in _NARROW:
+            x = self.cast(x, "float32")
+        if not x.is_float:
+            own = np.iinfo(x.dtype)
+            x = self.max(x, low) if low > own.min else x
+            return self.cast(self.min(x, high) if high < own.max else x, dtype)
+        kind = np.dtype(x.dtype).type
+        top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
+        least = self.where(x > low, x, low)  # NaN is not above
+        whole = self._in_range(self.min(least, top), dtype)
+        return whole if int(top) == high else self.where(x > top, high, whole)
+
+    def quantize(
+        self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
+    ) -> Vec:
+        """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
+        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
+        known to become a number that int32 holds.
+        """
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        shift = self.cast(zero, "float32")
+        scaled = x / factor if divide else x * factor
+        if high >= 1 << 22:  # the limits minus a zero point are no float32
+            return self.saturate(self.round(scaled) + shift, dtype)
+        least, most = low - shift, high - shift
+        lanes = scaled.lanes
+        several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
+        nothing = zero.value == 0
+        if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
+            parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
+            held, add = [self.vec(p).expr for p in parts], None if nothing else zero.expr
+            made = several(held, add, dtype, bounded=fits)
+            return self.vec(made, dtype)
+        scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
+        scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))
+        if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():
+            whole = self.vec(self.isa.intrinsics["round_to_int"](scaled.expr))
+        else:
+            whole = self.converted(self.round(scaled), "int32")
+        return self.cast(whole + zero, dtype)
+
+    def _in_range(self, x: Vec, dtype: str) -> Vec:
+        """Floats that are in an integer dtype's range -> the dtype."""
+        kind = {"uint32": "int64"}.get(dtype, "int32" if tir.bits(dtype) < 32 else dtype)
+        return self.cast(self.converted(x, kind), dtype)
+
+
+def _c_library(name: str) -> Callable[..., Value]:
+    """A function of libm, called a lane at a time."""
+
+    def call(*operands: Value) -> Value:
+        lanes = tir.lanes_of(operands[0])
+        each = [
+            tirx.call_pure_extern(
+                "float64", name, *(x if lanes == 1 else tir.shuffle(x, [i]) for x in operands)
+            )
+            for i in range(lanes)
+        ]
+        return (
+            each[0]
+            if lanes == 1
+            else tirx.Shuffle(each, [tirx.const(i, "int32") for i in range(lanes)])
+        )
+
+    return call

@@ -1,0 +1,443 @@
+"""Python calls -> the TIR function of one kernel, statement by statement.
+
+    b = Builder("axpy", Tails.of(isa))
+    x, y = b.pointer("x", "float32"), b.pointer("y", "float32")
+    with b.parallel(2) as task, b.serial(32) as i:
+        at = b.let((task * 32 + i) * 16)
+        y.store(at, y.load(at, 16) + x.load(at, 16) * 3.0)
+    func = b.function()
+
+Nodes are built straight over `tvm.tirx`, so a Python loop around these calls unrolls. A value is a
+plain TIR expression with a dtype and lanes; TIR writes an expression out wherever it stands, so
+`let` names what is used more than once. bfloat16 is carried as its uint16 bits and bool as uint8:
+TVM's own legalisation of both is never met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.ir import PointerType, PrimType, TensorLoad, Var
+
+from qcompiler.errors import Unfit
+from qcompiler.ir import numpy_dtype
+
+if TYPE_CHECKING:
+    from qcompiler.kernels.cpu.code.tails import Tails
+
+Value = Any
+"""A TIR expression: a scalar or a vector ("float32x16"). Python numbers mix in."""
+
+_UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
+_MOST_TURNS = (1 << 31) - 1
+_MOST_STATEMENTS = 1 << 15
+"""Of one kernel: a generator that unrolls over a number of the model, however large that is, ends
+here. The kernels of real networks have hundreds, the longest 4,000.
+"""
+_STORED = {"bfloat16": "uint16", "bool": "uint8"}
+_BACKEND = "default"
+_WRAPPING = {"+": "add", "-": "sub", "*": "mul"}
+
+
+def stored(dtype: str) -> str:
+    """A tensor's dtype -> the dtype its elements have inside kernels ("bfloat16" -> "uint16")."""
+    if dtype.startswith("float8"):
+        return "uint8"
+    return _STORED.get(dtype, dtype)
+
+
+def dtype_of(value: Value) -> str:
+    """Element dtype of a value ("float32" of a float32x16)."""
+    return str(value.ty.dtype).split("x")[0]
+
+
+def lanes_of(value: Value) -> int:
+    """Elements of a value; 1 for a scalar."""
+    return int(value.ty.dtype.lanes)
+
+
+def with_lanes(dtype: str, lanes: int) -> str:
+    """("float32", 16) -> "float32x16"."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def bits(dtype: str) -> int:
+    """Bits of one element."""
+    return numpy_dtype(dtype).itemsize * 8
+
+
+def const(value: float, dtype: str = "int32", lanes: int = 1) -> Value:
+    """A number as a scalar, or in every lane of a vector."""
+    return broadcast(tirx.const(value, dtype), lanes)
+
+
+def broadcast(value: Value, lanes: int) -> Value:
+    """A scalar in every lane; a vector of that many lanes as it is."""
+    have = lanes_of(value)
+    assert have in (1, lanes), f"{have} lanes cannot become {lanes}"
+    return value if have == lanes else tirx.Broadcast(value, lanes)
+
+
+def ramp(start: Value, lanes: int, step: int = 1) -> Value:
+    """start, start + step, ... in the lanes of a vector; the scalar itself for one lane."""
+    start = tirx.const(start, "int32") if isinstance(start, int) else start
+    return start if lanes == 1 else tirx.Ramp(start, tirx.const(step, dtype_of(start)), lanes)
+
+
+def cast(value: Value, dtype: str) -> Value:
+    """Convert every element as C does."""
+    if dtype_of(value) == dtype:
+        return value
+    return tirx.Cast(with_lanes(dtype, lanes_of(value)), value)
+
+
+def reinterpret(value: Value, dtype: str) -> Value:
+    """The same bits as elements of another dtype; the lanes follow from the size."""
+    if dtype_of(value) == dtype:
+        return value
+    lanes = lanes_of(value) * bits(dtype_of(value)) // bits(dtype)
+    if isinstance(value, tirx.IntImm) and value.value == 0:
+        return const(0, dtype, lanes)  # TVM takes a zero for a null pointer
+    return tirx.op.reinterpret(with_lanes(dtype, lanes), value)
+
+
+def shuffle(value: Value, indices: Sequence[int]) -> Value:
+    """Chosen lanes of a vector, as a vector (a scalar for one index)."""
+    return shuffle2([value], indices)
+
+
+def shuffle2(values: Sequence[Value], indices: Sequence[int]) -> Value:
+    """Chosen lanes of several equally long vectors laid end to end."""
+    return tirx.Shuffle(list(values), [tirx.const(i, "int32") for i in indices])
+
+
+def concat(values: Sequence[Value]) -> Value:
+    """Vectors of the same length, laid end to end; a power of two of them."""
+    values = list(values)
+    while len(values) > 1:
+        lanes = lanes_of(values[0])
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [shuffle2(pair, range(2 * lanes)) for pair in pairs]
+    return values[0]
+
+
+def llvm(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
+    """A pure LLVM intrinsic by name: llvm("float32", 16, "llvm.fma", a, b, c)."""
+    return tirx.op.call_llvm_pure_intrin(with_lanes(dtype, lanes), name, *operands)
+
+
+def extern(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
+    """A pure function of the instruction set's own LLVM text (its intrinsic "llvm_ir")."""
+    return tirx.op.call_pure_extern(with_lanes(dtype, lanes), name, *operands)
+
+
+def fma(a: Value, b: Value, c: Value) -> Value:
+    """a * b + c in one rounding."""
+    return llvm(dtype_of(c), lanes_of(c), "llvm.fma", a, b, c)
+
+
+def wrapping(op: str, a: Value, b: Value) -> Value:
+    """Integer "+", "-", "*" modulo 2**bits.
+
+    TVM tells LLVM that neither its signed nor its unsigned 32- and 64-bit sums overflow, and LLVM
+    believes it (0 - x is folded to 0 for an unsigned x); so these are LLVM's own instructions.
+    """
+    dtype, lanes = dtype_of(a), lanes_of(a)
+    if bits(dtype) < 32:
+        return {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[op](a, b)
+    return extern(dtype, lanes, _wrapping_name(op, bits(dtype), lanes), a, b)
+
+
+def _wrapping_name(op: str, size: int, lanes: int) -> str:
+    return f"wrapping_{_WRAPPING[op]}_i{size}x{lanes}"
+
+
+def wrapping_ir() -> str:
+    """LLVM functions behind `wrapping` and `Builder.either`."""
+    text = [
+        "define internal ptr @either_pointer(i32 %c, ptr %a, ptr %b) alwaysinline {\n"
+        "  %d = icmp ne i32 %c, 0\n  %r = select i1 %d, ptr %a, ptr %b\n  ret ptr %r\n}\n"
+    ]
+    for op, word in _WRAPPING.items():
+        for size in (32, 64):
+            for lanes in (1, 2, 4, 8, 16, 32, 64):
+                kind = f"<{lanes} x i{size}>" if lanes > 1 else f"i{size}"
+                name = _wrapping_name(op, size, lanes)
+                text.append(
+                    f"define internal {kind} @{name}({kind} %a, {kind} %b) alwaysinline {{\n"
+                    f"  %r = {word} {kind} %a, %b\n  ret {kind} %r\n}}\n"
+                )
+    return "".join(text)
+
+
+def first_lanes(lanes: int, count: Value) -> Value:
+    """A mask: true in the first `count` of `lanes` lanes."""
+    count = tirx.const(count, "int32") if isinstance(count, int) else count
+    return ramp(0, lanes) < broadcast(count, lanes)
+
+
+class Pointer:
+    """Memory seen as elements of `dtype`; offsets count elements from where it points.
+
+    Loads and stores of vectors need no alignment but the elements' own. A `view` with larger
+    elements reads and writes the same memory through the smaller ones, so any byte address does and
+    nothing is ever reordered by type.
+    """
+
+    def __init__(self, builder: Builder, buffer: Value, dtype: str, offset: Value = 0) -> None:
+        self.builder = builder
+        self.buffer = buffer
+        self.dtype = dtype
+        self.offset = offset
+        self.scale = bits(dtype) // bits(str(buffer.dtype))
+        """Memory elements for one of ours."""
+
+    def __add__(self, offset: Value) -> Pointer:
+        return Pointer(self.builder, self.buffer, self.dtype, self.offset + offset * self.scale)
+
+    def view(self, dtype: str) -> Pointer:
+        """The same address, seen as elements of another dtype no smaller than the memory's."""
+        dtype = stored(dtype)
+        assert bits(dtype) >= bits(str(self.buffer.dtype)), f"no {dtype} inside {self.buffer}"
+        return Pointer(self.builder, self.buffer, dtype, self.offset)
+
+    def index(self, offset: Value) -> Value:
+        """An offset of this pointer's elements -> of the memory's, from its begin."""
+        index = self.offset + offset * self.scale
+        return tirx.const(index, "int32") if isinstance(index, int) else index
+
+    def load(self, offset: Value = 0, lanes: int = 1, dtype: str = "") -> Value:
+        """`lanes` elements from an offset on; `dtype` reinterprets their bits (lanes follow)."""
+        index = ramp(self.index(offset), lanes * self.scale)
+        return reinterpret(tirx.BufferLoad(self.buffer, [index]), dtype or self.dtype)
+
+    def load_first(self, count: Value, offset: Value = 0, lanes: int = 1) -> Value:
+        """The first `count` of `lanes` elements; the memory of the others is not touched, and their
+        lanes hold anything.
+        """
+        if isinstance(count, int) and count == lanes:
+            return self.load(offset, lanes)
+        if lanes == 1:  # count is 0 or 1, and a scalar has no mask
+            raise ValueError("one lane is loaded whole or not at all")
+        return self.builder.tails.load(self, count, offset, lanes)
+
+    def gather(self, offsets: Value) -> Value:
+        """The elements at a vector of offsets."""
+        assert self.scale == 1, "a view with larger elements cannot gather"
+        start = broadcast(self.index(0), lanes_of(offsets))
+        return tirx.BufferLoad(self.buffer, [offsets + start])
+
+    def store(self, offset: Value, value: Value) -> None:
+        """Write a scalar or a vector of this pointer's dtype (or of as many bits)."""
+        raw = reinterpret(value, str(self.buffer.dtype))
+        index = ramp(self.index(offset), lanes_of(raw))
+        self.builder.emit(tirx.BufferStore(self.buffer, raw, [index]))
+
+    def store_first(self, count: Value, offset: Value, value: Value) -> None:
+        """Write the first `count` lanes only."""
+        if isinstance(count, int) and count in (1, lanes_of(value)):
+            self.store(offset, shuffle(value, range(count)) if lanes_of(value) > 1 else value)
+        else:
+            self.builder.tails.store(self, count, offset, value)
+
+    def address(self, offset: Value = 0) -> Value:
+        """The address of an element, for intrinsics that take one."""
+        return tirx.op.address_of(tirx.BufferLoad(self.buffer, [self.index(offset)]))
+
+    def prefetch(self, offset: Value = 0, *, level: int = 1, write: bool = False) -> None:
+        """Ask for the cache line of an element: into L1 (level 1), L2 (2) or L3 (3)."""
+        operands = [tirx.const(v, "int32") for v in (int(write), 4 - level, 1)]
+        call = tirx.op.call_llvm_intrin("void", "llvm.prefetch", self.address(offset), *operands)
+        self.builder.emit(call)
+
+
+class Registers:
+    """Vectors that LLVM keeps in registers: read and written by constant index only."""
+
+    def __init__(self, builder: Builder, dtype: str, lanes: int, count: int, name: str) -> None:
+        self._builder = builder
+        self.dtype, self.lanes, self.count = dtype, lanes, count
+        self._buffers = [
+            tirx.decl_buffer((lanes,), dtype, f"{name}{i}", scope="local", layout=None)
+            for i in range(count)
+        ]
+        for buffer in self._buffers:  # on the stack, whence LLVM's mem2reg takes them
+            keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+            builder.emit(tirx.AllocBuffer(buffer, annotations=keep))
+
+    def __getitem__(self, index: int) -> Value:
+        return tirx.BufferLoad(self._buffers[index], [ramp(0, self.lanes)])
+
+    def __setitem__(self, index: int, value: Value) -> None:
+        store = tirx.BufferStore(self._buffers[index], value, [ramp(0, self.lanes)])
+        self._builder.emit(store)
+
+    def fill(self, value: float) -> None:
+        """Set every lane of all of them to a number."""
+        for i in range(self.count):
+            self[i] = const(value, self.dtype, self.lanes)
+
+
+class Builder:
+    """Collects the statements of one kernel; `function` makes the PrimFunc.
+
+    Parameters are raw pointers in the order of the `pointer` calls. The function returns int32 0.
+    `tails` moves parts of vectors (`load_first`, `store_first`), for which it must be given.
+    """
+
+    def __init__(self, name: str, tails: Tails | None = None) -> None:
+        self.name, self._tails = name, tails
+        self._params: list[Value] = []
+        self._views: list[Value] = []
+        self._blocks: list[list[Value]] = [[]]
+        self._names: dict[str, int] = {}
+        self._lets: set[str] = set()
+        self._count = 0
+
+    @property
+    def tails(self) -> Tails:
+        """What moves parts of vectors."""
+        assert self._tails is not None, f"{self.name} was not told how parts of vectors are moved"
+        return self._tails
+
+    def emit(self, statement: Value) -> None:
+        """Append a statement, or an expression evaluated for its effect."""
+        self._count += 1
+        if self._count > _MOST_STATEMENTS:
+            raise Unfit(f"code of more than {_MOST_STATEMENTS} statements")
+        if not isinstance(statement, tirx.Stmt):
+            statement = tirx.Evaluate(statement)
+        self._blocks[-1].append(statement)
+
+    def pointer(self, name: str, dtype: str) -> Pointer:
+        """The next parameter: a raw pointer to elements of a tensor dtype."""
+        kept = stored(dtype)
+        param = Var(name, PointerType(PrimType(kept)))
+        buffer = tirx.decl_buffer((_UNBOUNDED,), kept, f"{name}_memory", layout=None)
+        self._params.append(param)
+        self._views.append(tirx.DeclBuffer(buffer, data=param))
+        return Pointer(self, buffer, kept)
+
+    def either(self, condition: Value, one: Pointer, other: Pointer, name: str = "p") -> Pointer:
+        """`one` where a condition holds, else `other`, of the same dtype: chosen once, here."""
+        assert one.dtype == other.dtype, f"{one.dtype} or {other.dtype}"
+        kind = PointerType(PrimType(one.dtype))
+        var = Var(self._fresh(name), kind)
+        chosen = (tirx.Cast("int32", condition), one.address(), other.address())
+        self.emit(tirx.Bind(var, tirx.op.call_pure_extern(kind, "either_pointer", *chosen)))
+        buffer = tirx.decl_buffer((_UNBOUNDED,), one.dtype, f"{var.name}_memory", layout=None)
+        self.emit(tirx.DeclBuffer(buffer, data=var))
+        return Pointer(self, buffer, one.dtype)
+
+    def let(self, value: Value, name: str = "v") -> Value:
+        """Name what may be an index or a bound: computed once, here.
+
+        Only integers and conditions are bound to TIR variables: its passes reason about every one,
+        which takes most of the compile time when vectors are among them. They also write out each
+        in terms of those before it, so a chain of them has to be short; `hold` is for others.
+        """
+        if not isinstance(value, (int, float, Var)) and (
+            not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value)
+        ):
+            var = Var(self._fresh(name), value.ty)
+            self.emit(tirx.Bind(var, value))
+            return var
+        return self.hold(value, name)
+
+    def hold(self, value: Value, name: str = "v") -> Value:
+        """Name what is computed of data: once, here, and TVM sees no further than the name. So an
+        expression over names is as long as it is written, however long the chain behind them.
+        """
+        if isinstance(value, (int, float, Var)) or _is_load_of(value, self._lets):
+            return value
+        dtype, lanes = dtype_of(value), lanes_of(value)
+        if dtype == "bool":  # as bytes: LLVM sees through both conversions
+            return tirx.NE(self.hold(cast(value, "uint8"), name), const(0, "uint8", lanes))
+        name = self._fresh(name)
+        self._lets.add(f"{name}_0")
+        held = Registers(self, dtype, lanes, 1, f"{name}_")
+        held[0] = value
+        return held[0]
+
+    def registers(self, dtype: str, lanes: int, count: int, name: str = "r") -> Registers:
+        """`count` vectors to read and write by constant index, kept in registers."""
+        return Registers(self, dtype, lanes, count, self._fresh(name))
+
+    @contextmanager
+    def serial(self, extent: Value, name: str = "i", start: Value = 0) -> Iterator[Value]:
+        """A loop over start, start + 1, ... (extent of them); a single turn is no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield tirx.const(start, "int32") if isinstance(start, int) else start
+            return
+        with self._loop(extent, name, start, tirx.stmt.ForKind.SERIAL) as i:
+            yield i
+
+    @contextmanager
+    def parallel(self, tasks: int, name: str = "task") -> Iterator[Value]:
+        """A loop whose turns run on the threads of the pool; one task is no launch."""
+        if tasks == 1:
+            yield tirx.const(0, "int32")
+            return
+        with self._loop(tasks, name, 0, tirx.stmt.ForKind.PARALLEL) as i:
+            yield i
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """The statements inside run only if the condition holds."""
+        with self._block() as body:
+            yield
+        self.emit(tirx.IfThenElse(condition, _sequence(body), None))
+
+    @contextmanager
+    def otherwise(self) -> Iterator[None]:
+        """Right after `when`: the statements inside run if its condition does not hold."""
+        branch = self._blocks[-1].pop()
+        with self._block() as body:
+            yield
+        self.emit(tirx.IfThenElse(branch.condition, branch.then_case, _sequence(body)))
+
+    @contextmanager
+    def _loop(self, extent: Value, name: str, start: Value, kind: Value) -> Iterator[Value]:
+        turns = getattr(extent, "value", extent)
+        if isinstance(turns, int) and turns > _MOST_TURNS:
+            raise Unfit(f"a loop of {turns} turns is too long")
+        var = Var(self._fresh(name), "int32")
+        with self._block() as body:
+            yield var
+        self.emit(tirx.For(var, start, extent, kind, _sequence(body)))
+
+    @contextmanager
+    def _block(self) -> Iterator[list[Value]]:
+        self._blocks.append([])
+        yield self._blocks[-1]
+        self._blocks.pop()
+
+    def _fresh(self, name: str) -> str:
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return f"{name}_{count}"
+
+    def function(self) -> Value:
+        """Everything emitted -> a private PrimFunc, callable from others of its module."""
+        assert len(self._blocks) == 1, "a loop is still open"
+        body = _sequence([*self._views, *self._blocks[0]])
+        for key, value in (("device_type", 1), ("device_id", 0)):  # stack allocations ask for them
+            body = tirx.AttrStmt(_BACKEND, key, tirx.IntImm("int32", value), body)
+        zero = tirx.stmt.Return(tirx.IntImm("int32", 0))
+        return tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))
+
+
+def _is_index(value: Value) -> bool:
+    return lanes_of(value) == 1 and dtype_of(value).startswith("int")
+
+
+def _is_load_of(value: Value, names: set[str]) -> bool:
+    return isinstance(value, TensorLoad) and value.source.name in names
+
+
+def _sequence(statements: list[Value]) -> Value:
+    if not statements:
+        return tirx.Evaluate(tirx.IntImm("int32", 0))
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)

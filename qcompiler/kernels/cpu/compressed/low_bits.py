@@ -1,0 +1,302 @@
+"""matmul_narrow -> TIR that reads weights of 2, 4 or 8 bits and makes floats of them in registers.
+
+A panel holds, for each group of k, vectors of 32-bit words; a word has the codes of 32 / bits
+neighbours along k in one column, the first in its lowest bits. A code becomes the upper bits of the
+mantissa of a float between 1 and 2, which takes a shift and a logic operation and no conversion:
+
+    for each group
+      for each step of 32 / bits k's
+        words = one vector                       (a quarter of float32's traffic, or less)
+        for each k of the step: right = float(1 + code / 2^bits) - (1 + zero / 2^bits)
+          part[row] += left[row, k] * right
+      sums[row] += part[row] * scale * 2^bits
+
+Where many tiles of rows meet a panel, it is decoded into scratch first and multiplied as floats
+are: the multiply-adds hide little else, so it should be done once. All else, from the loops over
+tiles to what follows the sums, is contraction/tiled.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import refuse, too_large
+from qcompiler.kernels.cpu.code.tir import Registers, Value
+from qcompiler.kernels.cpu.contraction import blocking
+from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units
+from qcompiler.kernels.cpu.contraction.microkernel import Left, Right
+from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
+from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
+from qcompiler.kernels.cpu.contraction.tiled import Contraction
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.registry import Numbers
+
+Pairs = Sequence[tuple[Value, Value]]
+_ONE = 0x3F800000  # float32's 1
+_MANTISSA = 23
+_VECTORS = (1, 2, 3, 4, 6)
+_AHEAD = 3  # tiles of rows that make it worth decoding a panel before
+
+
+@kernel("matmul_narrow", rows=(1, 2, 4, 6, 8, 12), vectors=(1, 2, 3, 4))
+def narrow(
+    region: Region, device: Device, *, rows: int = 0, vectors: int = 0, tasks: int = 0
+) -> Kernel | Skip:
+    """Weights are decoded between memory and the multiply-add."""
+    root = region.root
+    assert root is not None
+    if reason := refuse(region):
+        return reason
+    if not all(i.is_constant for i in root.operands[1:]):
+        return Skip("its weights are not constant")
+    if any(i in n.operands for n in region.nodes if n is not root for i in root.operands[1:]):
+        return Skip("its weights are read again")
+    product = product_of(device.isa, "float32", "float32", "float32")
+    if product is None or product.mac.k != 1:
+        return Skip("no product of floats")
+    problem = problem_of(root, product.mac.lanes, device.core)
+    if isinstance(problem, Skip):
+        return problem
+    if 0 in (problem.macs, *root.type.dims):
+        return Skip("nothing to multiply")
+    if reason := too_large(region):
+        return reason
+    problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
+    tiling = _tiling(problem, product, device, rows, vectors, tasks)
+    if tiling is None:
+        return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
+    return _Narrow(region, device, problem, product, tiling).kernel()
+
+
+def _tiling(
+    problem: Problem, product: Product, device: Device, rows: int, vectors: int, tasks: int
+) -> Tiling | None:
+    """The one that floats have, where panels are decoded ahead; else the cheapest that leaves
+    registers for each vector's words and zero points.
+    """
+    best = blocking.choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
+    if best is not None and _ahead(problem, best):
+        return best
+    found = []
+    for v in [vectors] if vectors else _VECTORS:
+        isa = replace(device.isa, registers=device.isa.registers - v - 1)
+        thin = replace(device, isa=isa)
+        if tiling := blocking.choose(problem, product, thin, rows=rows, vectors=v, tasks=tasks):
+            found.append(tiling)
+    return min(found, key=lambda t: blocking.cycles(problem, product, device, t), default=None)
+
+
+def _ahead(problem: Problem, tiling: Tiling) -> bool:
+    units = Units.of(problem, tiling.rows).count(problem)
+    return min(tiling.block, units) >= _AHEAD
+
+
+class _Narrow(Contraction):
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
+    ) -> None:
+        self.scale, self.zero = problem.root.operands[2:]
+        self.bits = problem.root.int("bits")
+        self.size = min(problem.root.int("group"), problem.depth)
+        self.count = 32 // self.bits  # codes in a word
+        self.steps = -(-self.size // self.count)  # words for one column of a group
+        self.groups = -(-problem.depth // self.size)
+        super().__init__(region, device, problem, product, tiling)
+        self.ahead = _ahead(problem, tiling)
+        self.panel_at = self.packed_at
+        if self.ahead:
+            floats = problem.depth * self.panels.vectors * product.mac.lanes
+            self.task_bytes = device.core.whole_lines(self.panel_at + 4 * floats)
+
+    def kernel(self) -> Kernel:
+        """Scales and zero points are packed as the codes are: filled up to whole vectors, and in
+        units of a mantissa.
+        """
+        made = super().kernel()
+        unit = np.float32(1 << self.bits)
+        packs = {
+            self.region.inputs.index(self.scale): lambda a: self._filled(a * unit),
+            self.region.inputs.index(self.zero): lambda a: self._filled(1 + a / unit),
+        }
+        return replace(made, pack={**made.pack, **packs})
+
+    def _name(self) -> str:
+        return f"narrow{self.bits}_" + super()._name()
+
+    @property
+    def _lanes(self) -> int:
+        """Columns, filled up to whole vectors."""
+        lanes = self.product.mac.lanes
+        return -(-self.problem.width // lanes) * lanes
+
+    def _matrix_bytes(self) -> int:
+        return self.groups * self.steps * self._lanes * 4
+
+    # -- the right operand
+
+    def _filled(self, array: Numbers) -> Array:
+        return np.pad(array.astype(np.float32), ((0, 0), (0, self._lanes - array.shape[1])))
+
+    def _pack(self, array: Array) -> Array:
+        """Codes [K,N] -> [panel][group][step][vector][lane]."""
+        depth, width = array.shape
+        padded = (self.groups * self.size - depth, self._lanes - width)
+        whole = np.pad(array, [(0, p) for p in padded]).reshape(self.groups, self.size, -1)
+        more = self.steps * self.count - self.size
+        split = np.pad(whole, ((0, 0), (0, more), (0, 0))).astype(np.uint32)
+        split = split.reshape(self.groups, self.steps, self.count, self._lanes)
+        shifts = np.arange(self.count, dtype=np.uint32) * np.uint32(self.bits)
+        merged = np.bitwise_or.reduce(split << shifts[:, None], axis=2)  # [group, step, column]
+        parts, first, lanes = [], 0, self.product.mac.lanes
+        panels = self.panels
+        for vectors in [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest:
+            parts.append(merged[:, :, first : first + vectors * lanes].reshape(-1))
+            first += vectors * lanes
+        return np.concatenate(parts).view(np.uint8)
+
+    def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
+        """One panel; `load(step, v)` gives words of codes."""
+        lanes = self.product.mac.lanes
+        memory = self.pointers[self.problem.right]
+        vector = self.groups * self.steps * lanes
+        at = run.column // lanes * vector + nth * (run.vectors * vector)
+        at = self.b.let(matrix + at * 4, "at")
+        self.column = column
+
+        def load(step: Value, v: int) -> Value:
+            words = step * (run.vectors * lanes) + v * lanes
+            return memory.load(at + words * 4, lanes * 4, "int32")
+
+        right = Right(run.vectors, load, self._start(column, run, None))
+        return self._floats(right) if self.ahead else right
+
+    def _floats(self, right: Right) -> Right:
+        """A panel of codes -> the same as floats, in scratch."""
+        assert self.scratch is not None
+        b, lanes = self.b, self.product.mac.lanes
+        panel = (self.scratch + self.panel_at).view("float32")
+
+        def decode(at: Value, step: Value, scales: Pairs, count: int) -> None:
+            words = [b.let(right.load(step, v), "words") for v in range(right.vectors)]
+            for i in range(count):
+                for v, (word, (scale, zero)) in enumerate(zip(words, scales, strict=True)):
+                    value = (self._decoded(word, i) - zero) * scale
+                    panel.store((at + i) * (right.vectors * lanes) + v * lanes, value)
+
+        for g, size in self._groups():
+            where = b.let(g * self._lanes + self.column, "scales")
+            pairs = [
+                (self._at(self.scale, where, v), self._at(self.zero, where, v))
+                for v in range(right.vectors)
+            ]
+            first = b.let(g * self.steps, "first")
+            begin = b.let(g * self.size, "begin")
+            with b.serial(size // self.count, "step") as step:
+                decode(b.let(begin + step * self.count), b.let(first + step), pairs, self.count)
+            if rest := size % self.count:
+                step = b.let(first + size // self.count)
+                decode(b.let(begin + (size - rest)), step, pairs, rest)
+
+        def load(step: Value, v: int) -> Value:
+            return panel.load(step * (right.vectors * lanes) + v * lanes, lanes)
+
+        return Right(right.vectors, load, right.start)
+
+    def _groups(self) -> Iterator[tuple[Value, int]]:
+        """The whole groups, within a loop over them, and what is left: (which, its size)."""
+        whole = self.problem.depth // self.size
+        with self.b.serial(whole, "k_group") as g:
+            yield g, self.size
+        if rest := self.problem.depth - whole * self.size:
+            yield tir.const(whole), rest
+
+    def _at(self, node: Node, where: Value, v: int) -> Value:
+        lanes = self.product.mac.lanes
+        return self.b.let(self.pointers[node].load(where + v * lanes, lanes), "of_group")
+
+    def _sums(self, left: Left, base: Value, right: Right) -> Registers:
+        """Groups one after the other, each with its zero points in registers."""
+        if self.ahead:
+            return super()._sums(left, base, right)
+        b, product = self.b, self.product
+        lanes, rows = product.mac.lanes, len(left.offsets)
+        registers = b.registers(product.sums, lanes, rows * right.vectors, "sum")
+        for v in range(right.vectors):
+            zero = tir.const(0, product.sums, lanes)
+            start = b.let(right.start(v), "start") if right.start else zero
+            for r in range(rows):
+                registers[r * right.vectors + v] = start
+        for g, size in self._groups():
+            self._group(registers, left, b.let(base + g * self.size, "at"), right, g, size)
+        return registers
+
+    def _group(
+        self, registers: Registers, left: Left, at: Value, right: Right, g: Value, size: int
+    ) -> None:
+        """A group's products, in steps of its scales, then times these."""
+        b, lanes, rows = self.b, self.product.mac.lanes, len(left.offsets)
+        where = b.let(g * self._lanes + self.column, "scales")
+        zeros = [self._at(self.zero, where, v) for v in range(right.vectors)]
+        part = b.registers(self.product.sums, lanes, rows * right.vectors, "part")
+        part.fill(0)
+        first = b.let(g * self.steps, "first")
+        with b.serial(size // self.count, "step") as step:
+            k = b.let(at + step * self.count, "k")
+            self._step(part, left, k, right, b.let(first + step), zeros, self.count)
+        if rest := size % self.count:
+            k = b.let(at + (size - rest), "k")
+            step = b.let(first + size // self.count)
+            self._step(part, left, k, right, step, zeros, rest)
+        for v in range(right.vectors):
+            scale = self._at(self.scale, where, v)
+            for r in range(rows):
+                i = r * right.vectors + v
+                registers[i] = tir.fma(part[i], scale, registers[i])
+
+    def _step(
+        self,
+        part: Registers,
+        left: Left,
+        at: Value,
+        right: Right,
+        step: Value,
+        zeros: list[Value],
+        count: int,
+    ) -> None:
+        """The codes of one vector of words for each vector of columns."""
+        b, mac = self.b, self.product.mac
+        words = [b.let(right.load(step, v), "words") for v in range(right.vectors)]
+        for i in range(count):
+            weights = [
+                b.let(self._decoded(word, i) - zero, "right")
+                for word, zero in zip(words, zeros, strict=True)
+            ]
+            for r, offset in enumerate(left.offsets):
+                x = b.let(tir.broadcast(left.pointer.load(at + offset + i), mac.lanes), "left")
+                for v, weight in enumerate(weights):
+                    index = r * right.vectors + v
+                    part[index] = mac.emit(part[index], x, weight)
+
+    def _decoded(self, words: Value, i: int) -> Value:
+        """The i-th code of each word -> 1 + code / 2^bits."""
+        lanes, up = self.product.mac.lanes, _MANTISSA - self.bits - i * self.bits
+
+        def number(value: int) -> Value:
+            return tir.const(value, "int32", lanes)
+
+        if up > 0:
+            words = tirx.op.shift_left(words, number(up))
+        elif up < 0:
+            words = tirx.op.shift_right(words, number(-up))
+        mask = ((1 << self.bits) - 1) << (_MANTISSA - self.bits)
+        return tir.reinterpret((words & number(mask)) | number(_ONE), "float32")

@@ -1,0 +1,295 @@
+"""conv and matmul by constant weights of many zero blocks -> TIR that multiplies the others only.
+
+A block is one vector of outputs by the elements of k that one multiply-accumulate takes (16 x 1
+floats, 16 x 4 bytes where vectors have 64 bytes): what the pruning pass makes zero together. For
+every vector of outputs the weights hold a list of its non-zero blocks, and beside it where in the
+left operand each one's elements begin:
+
+    for each tile of output pixels, for each vector of outputs
+      for each block in its list
+        sums[pixel] += left[pixel + offset of the block] * block
+
+All else, from the loops over tiles to what follows the sums, is contraction/tiled.py's. Which
+blocks are zero is in the packed weights, not in the code, so layers of one shape share a kernel.
+The idea is that of Elsen et al., "Fast Sparse ConvNets" (CVPR 2020), where blocks are 16 x 1
+floats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil, inf
+
+import numpy as np
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import refuse, too_large
+from qcompiler.kernels.cpu.code.tir import Registers, Value
+from qcompiler.kernels.cpu.contraction import blocking
+from qcompiler.kernels.cpu.contraction.blocking import Tiling, needs_copy
+from qcompiler.kernels.cpu.contraction.microkernel import Left, Leftovers, Right, left_value
+from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of, without_saturation
+from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
+from qcompiler.kernels.cpu.contraction.tiled import Contraction
+from qcompiler.kernels.cpu.matrix.problem import tile_mac
+from qcompiler.kernels.cpu.transformed import winograd_blocking as winograd
+from qcompiler.kernels.registry import Kernel, Region, kernel
+
+_HEAD = 64  # bytes before a panel's corrections: how many turns, where offsets and blocks begin
+_LIST_CYCLES = 0.5
+"""Each block of a tile: its offset is loaded and its turn counted."""
+
+
+@kernel("conv", "matmul", rank=4, rows=(4, 6, 8, 12, 14, 28))
+def sparse(
+    region: Region, device: Device, *, rows: int = 0, tasks: int = 0, always: int = 0
+) -> Kernel | Skip:
+    """Only blocks of weights that are not zero. `always`: also where dense code is faster."""
+    root = region.root
+    assert root is not None
+    density = root.float("density")
+    if density >= 1 and not always:
+        return Skip("its weights have few zero blocks")
+    if reason := refuse(region):
+        return reason
+    product = _product(region, root, device)
+    problem = (
+        product if isinstance(product, Skip) else problem_of(root, product.mac.lanes, device.core)
+    )
+    if isinstance(product, Skip) or isinstance(problem, Skip):
+        return product if isinstance(product, Skip) else Skip("no such problem")
+    if 0 in (problem.macs, *root.type.dims):
+        return Skip("nothing to multiply")
+    if product.sums != "int32" and problem.depth % product.mac.k:
+        return Skip("what is read behind a row could be no number")
+    if any(problem.right_images.strides):
+        return Skip("a right operand for each image")
+    stored = tir.bits(tir.stored(region.output.dtype)) // 8
+    problem = _apart(replace(problem, result_bytes=stored), product, device)
+    thin = replace(problem, depth=max(1, ceil(problem.depth * density)))
+    tiling = blocking.choose(thin, product, device, rows=rows, vectors=1, tasks=tasks)
+    if tiling is None:
+        return Skip(f"{rows or 'any'} sums do not fit the registers")
+    if not always and (slower := _slower(problem, thin, product, device, tiling)):
+        return slower
+    return _Sparse(region, device, problem, product, tiling).kernel()
+
+
+def _product(region: Region, root: Node, device: Device) -> Product | Skip:
+    """The product of the operands' dtypes, where lists of blocks may stand for the right one."""
+    left, right = (i.dtype for i in root.operands)
+    if not root.operands[1].is_constant:
+        return Skip("its weights are not constant")
+    if tile_mac(device.isa, root) is not None:
+        return Skip("tiles multiply all blocks faster than vectors some")
+    if any(root.operands[1] in n.operands for n in region.nodes if n is not root):
+        return Skip("the right operand is read again, as it is")
+    if reason := too_large(region):
+        return reason
+    product = product_of(device.isa, left, right, root.dtype, packed=True)
+    return product or Skip(f"no product of {left} and {right}")
+
+
+def _apart(problem: Problem, product: Product, device: Device) -> Problem:
+    """Rows that push one another out of the first cache are copied further apart: blocks of all k
+    are read in any order, where dense code reads a cache line of each row to its end.
+    """
+    if problem.columns > 1 or not blocking.conflicts(
+        problem, product, device, device.isa.registers
+    ):
+        return problem
+    gap = device.core.line_bytes * 8 // tir.bits(product.left)
+    return replace(problem, frame=replace(problem.frame, right=problem.frame.right + gap))
+
+
+def _slower(
+    problem: Problem, thin: Problem, product: Product, device: Device, tiling: Tiling
+) -> Skip | None:
+    """Why dense code is better, if the model of cycles says so."""
+    dense = blocking.choose(problem, product, device)
+    other = _transformed(problem.root, product, device)
+    if dense is None:
+        return None
+    pixels = thin.images * thin.rows * thin.columns / tiling.rows / tiling.row_tasks
+    vectors = -(-thin.width // product.mac.lanes) * thin.groups / tiling.column_tasks
+    blocks = pixels * vectors * thin.tap_count * product.steps(thin.depth)
+    mine = blocking.cycles(thin, product, device, tiling) + device.core.cycles(
+        blocks * _LIST_CYCLES
+    )
+    theirs = min(blocking.cycles(problem, product, device, dense), other)
+    if mine < theirs:
+        return None
+    return Skip(f"zero blocks skipped take {mine:.0f} cycles, all multiplied {theirs:.0f}")
+
+
+def _transformed(root: Node, product: Product, device: Device) -> float:
+    """What convolving transformed tiles takes, where that can be done."""
+    if root.op != "conv" or root.dtype != "float32" or root.int("compact"):
+        return inf
+    found = winograd.problems(root)
+    best = (
+        None
+        if isinstance(found, Skip)
+        else winograd.choose(found, product, device, rows=0, vectors=0, tasks=0)
+    )
+    return inf if best is None else best[0]
+
+
+class _Sparse(Contraction):
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
+    ) -> None:
+        super().__init__(region, device, problem, product, tiling)
+        size = self.units.cut.size * (problem.columns if self.units.whole else 1)
+        free = device.isa.registers - 2 - product.mac.temporaries
+        most = min(device.core.chains, free) // size
+        self.together = 1 << max(most, 1).bit_length() - 1  # blocks of a turn, each its own sums
+        self.head_bytes = _HEAD + product.correction_bytes
+
+    def _name(self) -> str:
+        return "sparse_" + super()._name()
+
+    def _needs_copy(self) -> bool:
+        ragged = self.problem.depth % self.product.mac.k != 0
+        return needs_copy(self.problem, self.product) or ragged
+
+    def _matrix_bytes(self) -> int:
+        return 0
+
+    # -- the right operand
+
+    def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
+        """The lists of one vector of outputs."""
+        b, product = self.b, self.product
+        memory = self.pointers[self.problem.right]
+        panel = group * self.panels.panels + run.first + nth
+        head = b.let(panel * self.head_bytes, "head")
+        turns, offsets, blocks = (
+            b.let(memory.load(head + 4 * i, 4, "int32"), name)
+            for i, name in enumerate(("turns", "offsets", "blocks"))
+        )
+
+        def offset(i: Value) -> Value:
+            return memory.load(offsets + i * 4, 4, "int32")
+
+        def load(i: Value, v: int) -> Value:
+            return memory.load(
+                blocks + i * product.vector_bytes, product.vector_bytes, product.right
+            )
+
+        def correction(v: int) -> Value:
+            return memory.load(head + _HEAD, product.correction_bytes, "int32")
+
+        start = self._start(column, run, correction if product.flipped else None)
+        return Right(1, lambda step, v: load(step, v), start, Leftovers(turns, offset, load))
+
+    def _sums(self, left: Left, base: Value, right: Right) -> Registers:
+        """A turn multiplies `together` blocks, each into sums of its own, added up at the end."""
+        b, product, rows = self.b, self.product, len(left.offsets)
+        mac, lists = product.mac, right.leftovers
+        assert lists is not None
+        registers = b.registers(product.sums, mac.lanes, rows * self.together, "sum")
+        registers.fill(0)
+        if right.start:
+            start = b.let(right.start(0), "start")
+            for r in range(rows):
+                registers[r] = start
+        with b.serial(lists.count, "turn") as turn:
+            for t in range(self.together):
+                i = b.let(turn * self.together + t, "block")
+                at = b.let(base + lists.offset(i), "at")
+                block = b.let(lists.load(i, 0), "right")
+                for r, offset in enumerate(left.offsets):
+                    value = left_value(left.pointer, at + offset, mac.k, mac.k)
+                    value = b.let(tir.broadcast(value, mac.lanes), "left")
+                    s = t * rows + r
+                    registers[s] = mac.emit(registers[s], value, block)
+        for t in range(1, self.together):
+            for r in range(rows):
+                more = registers[t * rows + r]
+                whole = product.sums == "int32"
+                registers[r] = (
+                    tir.wrapping("+", registers[r], more) if whole else registers[r] + more
+                )
+        return registers
+
+    def _pack(self, array: Array) -> Array:
+        """Weights -> heads, then offsets, then blocks."""
+        taps = [0]
+        for count, elements in self.taps:
+            taps = [o + i * elements for o in taps for i in range(count)]
+        matrices = self.problem.matrices(array)[0]
+        return packed(matrices, self.product, taps, self.together)
+
+
+def packed(matrices: Array, product: Product, taps: list[int], together: int) -> Array:
+    """[groups, taps, depth, width] -> heads of all vectors of outputs, their offsets, their blocks.
+
+    `taps` are the taps' offsets in the left operand, in elements; lists are filled up to multiples
+    of `together` by blocks of zeros.
+    """
+    lists = [
+        _blocks(columns, product, taps, together)
+        for matrix in matrices
+        for columns in _vectors(matrix, product)
+    ]
+    head_bytes = _HEAD + product.correction_bytes
+    first_offset = len(lists) * head_bytes
+    total = sum(len(found) for found, _, _ in lists)
+    first_block = first_offset + -(-total * 4 // 64) * 64
+    made = np.zeros(first_block + total * product.vector_bytes, np.uint8)
+    done = 0
+    for i, (offsets, blocks, corrections) in enumerate(lists):
+        places = (first_offset + done * 4, first_block + done * product.vector_bytes)
+        numbers = np.array([len(offsets) // together, *places], np.int32)
+        at = i * head_bytes
+        made[at : at + 12] = numbers.view(np.uint8)
+        made[at + _HEAD : at + head_bytes] = corrections
+        made[places[0] : places[0] + offsets.nbytes] = offsets.view(np.uint8)
+        made[places[1] : places[1] + blocks.nbytes] = blocks.reshape(-1).view(np.uint8)
+        done += len(offsets)
+    return made
+
+
+def _vectors(matrix: Array, product: Product) -> list[Array]:
+    """[taps, depth, width] -> for each vector of outputs its [taps, steps * k, lanes]."""
+    taps, depth, width = matrix.shape
+    k, lanes = product.mac.k, product.mac.lanes
+    same = tir.stored(matrix.dtype.name) == product.right
+    values = matrix.view(product.right) if same else matrix.astype(product.right)
+    full = np.zeros((taps, product.steps(depth) * k, -(-width // lanes) * lanes), product.right)
+    full[:, :depth, :width] = values
+    return np.split(full, full.shape[-1] // lanes, axis=-1)
+
+
+def _blocks(
+    columns: Array, product: Product, taps: list[int], together: int
+) -> tuple[Array, Array, Array]:
+    """One vector's columns [taps, steps * k, lanes] -> offsets, blocks, corrections in bytes."""
+    corrections = np.zeros(0, np.uint8)
+    if product.flipped:
+        sums = -product.shift * columns.astype(np.int64).sum((0, 1))
+        corrections = sums.astype(np.int32).view(np.uint8)
+    parts = [columns]
+    if product.leftovers:  # of what saturates, the rest is multiplied once more
+        kept = without_saturation(columns[None])[0]
+        rest = columns.astype(np.int16) - kept.astype(np.int16)
+        parts = [kept, rest.astype(np.int8)]
+    offsets: list[Array] = []
+    blocks: list[Array] = []
+    k, lanes = product.mac.k, product.mac.lanes
+    for part in parts:
+        steps = part.reshape(len(taps), -1, k, lanes).transpose(0, 1, 3, 2)
+        tap, step = np.nonzero(steps.any((2, 3)))
+        offsets.append((np.array(taps, np.int32)[tap] + step * k).astype(np.int32))
+        blocks.append(steps[tap, step])
+    at, held = np.concatenate(offsets), np.concatenate(blocks)
+    more = -len(at) % together
+    at = np.concatenate([at, np.repeat(at[:1], more)])
+    held = np.concatenate([held, np.zeros((more, *held.shape[1:]), held.dtype)])
+    return at, np.ascontiguousarray(held), corrections

@@ -1,0 +1,1 @@
+"""conv and matmul by vector products."""

@@ -1,0 +1,330 @@
+"""Problem, product and device -> tile, block and task sizes, by a model of instructions and caches.
+
+A tile of sums stays in registers; a block of output rows keeps its left operand in the second-level
+cache while panel after panel of the right operand passes by. Rates are the core's own; what was
+measured as a whole is that of the reference core, and scaled. Only the order of the candidates
+matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+
+from qcompiler.hardware.core import Core
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.contraction.operands import Panels, Product, panel_bytes
+from qcompiler.kernels.cpu.contraction.problem import Problem
+
+TOGETHER = 4  # vectors of sums that are finished and stored at once
+FINISH_CYCLES = 5.0  # of the reference: convert, scale, clip and store one vector of sums
+FINISH_INSTRUCTIONS = 9.0
+TO_BYTES = {1: 12.0, 2: 9.0, 4: 7.5}  # instructions for one of so many vectors that become bytes
+TILE_CYCLES = 20.0  # of the reference: begin a tile
+TAP_CYCLES = 10.0  # of the reference: begin a tap
+BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`rows` output pixels by `vectors` vectors of sums in registers; blocks of `block` units
+    (tiles where a tile holds whole output rows, else output rows); tasks along rows and columns.
+    """
+
+    rows: int
+    vectors: int
+    block: int
+    row_tasks: int = 1
+    column_tasks: int = 1
+
+    @property
+    def tasks(self) -> int:
+        """Tasks in all."""
+        return self.row_tasks * self.column_tasks
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A length in pieces of nearly one size: `count` of `size`, then `rest` of one less."""
+
+    length: int
+    size: int
+    count: int
+    rest: int
+
+    @staticmethod
+    def of(length: int, most: int) -> Cut:
+        """As few pieces of at most `most` as there can be."""
+        pieces = -(-length // most)
+        size = -(-length // pieces)
+        rest = pieces * size - length
+        return Cut(length, size, pieces - rest, rest)
+
+    @property
+    def pieces(self) -> int:
+        """All of them."""
+        return self.count + self.rest
+
+    def runs(self) -> Iterator[tuple[int, int, int, int]]:
+        """(first piece, pieces, size, where the first begins) of the runs of equal size."""
+        yield 0, self.count, self.size, 0
+        if self.rest:
+            yield self.count, self.rest, self.size - 1, self.count * self.size
+
+
+@dataclass(frozen=True)
+class Units:
+    """How the output pixels of an image fall into tiles."""
+
+    whole: bool
+    """Tiles of whole output rows (a unit is such a tile); else parts of one (a unit is a row)."""
+    cut: Cut
+
+    @staticmethod
+    def of(problem: Problem, rows: int) -> Units:
+        """For tiles of at most so many pixels."""
+        if rows >= problem.columns:
+            return Units(True, Cut.of(problem.rows, max(1, rows // problem.columns)))
+        return Units(False, Cut.of(problem.columns, rows))
+
+    def count(self, problem: Problem) -> int:
+        """Units of an image."""
+        return self.cut.pieces if self.whole else problem.rows
+
+
+def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
+    """Do the sums, the right operand's vectors and one left value fit the registers?"""
+    needed = product.high(rows) * vectors + product.run * (vectors + 1)
+    return needed + product.mac.temporaries <= registers
+
+
+def choose(
+    problem: Problem,
+    product: Product,
+    device: Device,
+    *,
+    rows: int = 0,
+    vectors: int = 0,
+    tasks: int = 0,
+) -> Tiling | None:
+    """The cheapest tiling by the model; given knobs are kept, tasks as far as there is work.
+
+    None if the given ones do not fit the registers.
+    """
+    for count in range(tasks or _threads(problem, product, device), 0, -1):
+        found = candidates(problem, product, device, rows=rows, vectors=vectors, tasks=count)
+        best = min(found, key=lambda t: cycles(problem, product, device, t), default=None)
+        if best is not None:
+            return best
+    return None
+
+
+def candidates(
+    problem: Problem, product: Product, device: Device, *, rows: int, vectors: int, tasks: int
+) -> Iterator[Tiling]:
+    """Every tiling worth pricing; 0 rows or vectors: any."""
+    registers, lanes = device.isa.registers, product.mac.width
+    run = product.run
+    free = registers - run - product.mac.temporaries
+    widest = min(-(-problem.width // lanes), free // (1 + run))
+    for v in [vectors] if vectors else range(1, widest + 1):
+        panels = Panels.of(problem.width, lanes, v)
+        if v != panels.vectors and not vectors:
+            continue  # the same panels as with fewer
+        highest = max(1, free // v - run) * product.mac.rows
+        most = min(highest, problem.rows * problem.columns)
+        for r in [rows] if rows else _heights(problem, most):
+            if not fits(product, r, v, registers):
+                continue
+            for along, across in _dealt(problem, panels.panels, tasks):
+                yield from _blocks(problem, r, v, along, across)
+
+
+def _heights(problem: Problem, most: int) -> list[int]:
+    """Tile heights to try: the largest, some smaller ones, and what divides the output evenly."""
+    found = {most, max(1, most - 1), max(1, most * 3 // 4), max(1, most // 2), min(most, 2)}
+    whole = max(1, most // problem.columns)
+    if most >= problem.columns:
+        found.add(Cut.of(problem.rows, whole).size * problem.columns)
+    found.add(Cut.of(problem.columns, most).size)
+    return sorted(found)
+
+
+def _threads(problem: Problem, product: Product, device: Device) -> int:
+    """One where the work is too little to share."""
+    work = problem.macs / (product.mac.multiplies)
+    work = max(work, _read_once(problem, product, device))
+    return 1 if work < device.core.worth_sharing else device.threads
+
+
+def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int]]:
+    """How tasks may be dealt to rows and columns."""
+    columns = problem.groups if problem.groups > 1 else panels
+    for across in range(1, tasks + 1):
+        if tasks % across == 0 and across <= columns:
+            yield tasks // across, across
+
+
+def _read_once(problem: Problem, product: Product, device: Device) -> float:
+    """Cycles to read the right operand from memory."""
+    size = problem.groups * problem.tap_count * problem.depth * problem.width
+    images = problem.images if any(problem.right_images.strides) else 1
+    return images * size * tir.bits(product.right) / 8 / device.core.memory_bytes_per_cycle
+
+
+def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) -> Iterator[Tiling]:
+    """Block sizes to try: a task's whole share, and halves of it."""
+    units = Units.of(problem, rows).count(problem)
+    if along > problem.images * units:
+        return
+    block = min(units, -(-units * problem.images // along))
+    for _ in range(6):
+        yield Tiling(rows, vectors, block, along, across)
+        if block == 1:
+            return
+        block = -(-block // 2)
+
+
+def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -> float:
+    """What the slowest task takes."""
+    core = device.core
+    panels = Panels.of(problem.width, product.mac.width, tiling.vectors)
+    units = Units.of(problem, tiling.rows)
+    blocks = -(-units.count(problem) // tiling.block)
+    my_blocks = -(-problem.images * blocks // tiling.row_tasks)
+    share = -(-max(problem.groups, panels.panels) // tiling.column_tasks)
+    groups, count = (share, panels.panels) if problem.groups > 1 else (1, share)
+    left = left_bytes(problem, product, tiling)
+    packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
+    again = _level(device, packed * count * groups + left) if my_blocks > 1 else 3
+    block = 0.0
+    for vectors, number in ((panels.vectors, panels.count), (panels.vectors - 1, panels.rest)):
+        if number:
+            panel = _panel_cycles(problem, product, device, tiling, vectors, left)
+            fetch = packed / core.bytes_per_cycle[again]
+            block += number / panels.panels * core.overlapped(panel, fetch)
+    block *= count * groups
+    if needs_copy(problem, product):
+        block += 2 * left / core.bytes_per_cycle[max(1, _level(device, left))]
+    return block * my_blocks
+
+
+def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
+    """Bytes of left operand that one block reads."""
+    units = Units.of(problem, tiling.rows)
+    rows = tiling.block * units.cut.size if units.whole else tiling.block
+    frame = problem.frame
+    lines = problem.planes.count * ((rows - 1) * frame.step + frame.reach)
+    return lines * frame.padded_line * tir.bits(product.left) // 8
+
+
+def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int) -> int:
+    """Bytes of the next panel to ask for with every step of every tile; 0: do not ask.
+
+    A panel is read from afar by a block's first tile only, in a small part of the time there is:
+    faster than memory gives. It is asked for all the while, where the second cache has room.
+    """
+    units = Units.of(problem, tiling.rows)
+    steps = problem.tap_count * product.steps(problem.depth)
+    panel = panel_bytes(product, problem.tap_count, problem.depth, vectors)
+    width = -(-problem.width // (vectors * product.mac.width))
+    pace = -(-panel // (steps * min(tiling.block, units.count(problem))))
+    rows = tiling.rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
+    near = panel + rows <= device.l2_bytes * 3 // 4  # what is asked for may go on to the third
+    far = panel * width > device.l2_bytes // 2
+    alone = product.leftovers or problem.groups > 1
+    core = device.core
+    busy = tiling.rows * vectors / core.macs_per_cycle >= core.cycles(BUSY_CYCLES)
+    return pace if pace <= core.line_bytes and near and far and busy and not alone else 0
+
+
+def _panel_cycles(
+    problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int, left: int
+) -> float:
+    """All tiles of a block against one panel that is in the second cache by now."""
+    core = device.core
+    units = Units.of(problem, tiling.rows)
+    total = 0.0
+    packed = panel_bytes(product, problem.tap_count, problem.depth, vectors)
+    pixels = tiling.block * problem.columns * (units.cut.size if units.whole else 1)
+    written = pixels * problem.width * problem.result_bytes
+    for _, count, size, _ in units.cut.runs():
+        rows = size * problem.columns if units.whole else size
+        arithmetic = _tile_cycles(problem, product, device, rows, vectors)
+        reads = rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
+        far = max(1, _level(device, packed + left))
+        near = 0 if packed + reads <= device.l1_bytes * 3 // 4 else far
+        fetch = packed / core.bytes_per_cycle[near] + reads / core.bytes_per_cycle[far] / 2
+        lines = rows * -(-vectors * product.mac.width * problem.result_bytes // core.line_bytes)
+        fetch += lines * 2 * core.line_bytes / core.bytes_per_cycle[_level(device, left + written)]
+        total += count * core.overlapped(arithmetic, fetch)
+    if units.whole:
+        return total * tiling.block / units.cut.pieces
+    return total * tiling.block
+
+
+def _tile_cycles(
+    problem: Problem, product: Product, device: Device, rows: int, vectors: int
+) -> float:
+    """One tile whose operands are near."""
+    core = device.core
+    macs, loads = product.high(rows) * vectors, rows + vectors
+    steps = problem.tap_count * product.steps(problem.depth)
+    issued = macs * product.instructions + loads + 3
+    step = core.step_cycles(macs * product.multiplications, loads, issued)
+    step = max(step, conflicts(problem, product, device, rows))
+    apart = product.mac.temporaries  # the sum, from the products: only that is waited for
+    latency = 1.0 if apart else core.latency_cycles
+    after = core.cycles(macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count)
+    if problem.result_bytes == 1:
+        return _to_bytes(core, rows, vectors, steps * max(step, latency), after)
+    alone = steps * max(step, latency) + after
+    instructions = steps * issued + macs * FINISH_INSTRUCTIONS + TILE_CYCLES
+    beside = max(steps * step, instructions / core.issue_per_cycle)
+    share = min(1.0, core.window / instructions) ** 2
+    return share * beside + (1 - share) * alone
+
+
+def _to_bytes(core: Core, rows: int, vectors: int, multiplying: float, after: float) -> float:
+    """A tile whose sums become bytes, which takes so many instructions that few sums at a time are
+    best: while they are finished, the next tile's are begun.
+    """
+    finish = rows * sum(n * TO_BYTES[n] for n in powers_of_two(vectors))
+    hidden = min(1.0, core.window / (2 * finish))
+    return multiplying + finish / core.issue_per_cycle / 2 + (1 - hidden) * after
+
+
+def powers_of_two(vectors: int) -> list[int]:
+    """7 -> [4, 2, 1]: vectors that are finished together and stored at once."""
+    rest = vectors % TOGETHER
+    return [TOGETHER] * (vectors // TOGETHER) + [w for w in (2, 1) if rest & w]
+
+
+def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:
+    """Cycles a step when rows of the tile push one another out of the first cache."""
+    apart = problem.column * tir.bits(product.left) // 8
+    if problem.columns == 1:
+        apart = problem.frame.step * problem.frame.padded_line * tir.bits(product.left) // 8
+    core = device.core
+    sets = core.way_bytes // gcd(apart, core.way_bytes)
+    ways = device.l1_bytes // core.way_bytes
+    if -(-rows // sets) <= ways - 2 or rows <= sets:
+        return 0.0
+    return rows * core.line_bytes / core.l2_bytes_per_cycle
+
+
+def _level(device: Device, size: int) -> int:
+    """Which cache holds so many bytes that are read again and again."""
+    for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
+        if size <= capacity * 3 // 4:
+            return level
+    return 3
+
+
+def needs_copy(problem: Problem, product: Product) -> bool:
+    """Is the left operand copied: padded, converted, or so that more than its end may be read?"""
+    ragged = product.leftovers and problem.depth % product.mac.k != 0
+    padded = problem.frame.padded or problem.planes.padded
+    return padded or tir.stored(problem.left.dtype) != product.left or ragged

@@ -1,0 +1,400 @@
+"""Dtypes and an instruction set -> which product is used, and how operands are laid out for it.
+
+The right operand is packed into panels of some vectors' width, each laid out in the order it is
+read: [panel][head][tap][k / step][vector][lane][step], depth and width filled up with zeros.
+
+A product that adds pairs in 16 bits and saturates there is made exact: weights are clipped so that
+no pair can, and the little that was cut off is multiplied on its own afterwards, from a list of
+leftovers that every panel's head points to: [vector][lane][step], then where in the left operand.
+Where weights are small enough that little is cut off even so, several pairs are added in 16 bits
+before they go on to 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.hardware.isa import Isa
+from qcompiler.hardware.products import BlockMac, MacKey, VectorMac
+from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.region import Region
+
+_SHORT = {
+    "uint8": "u8",
+    "int8": "i8",
+    "int16": "i16",
+    "bfloat16": "bf16",
+    "float16": "f16",
+    "uint16": "bf16",  # its bits
+    "float32": "f32",
+    "int32": "i32",
+}
+_FLIP = 128
+_SHIFTS = {"int8": _FLIP, "uint8": -_FLIP}
+"""What is added to bytes that are to have the other sign."""
+_SAMPLE = 256  # columns that tell about all
+_BESIDE = 16  # columns of a usual panel
+
+
+@dataclass(frozen=True)
+class Product:
+    """A multiply-accumulate and the dtypes its operands are brought to, as kernels store them.
+
+    `shift` is added to bytes of the left operand, so that they have the sign that is multiplied:
+    128 to int8, -128 to uint8. Every column's sum then starts at its correction, -shift times the
+    sum of its weights.
+    """
+
+    mac: VectorMac | BlockMac
+    left: str
+    right: str
+    sums: str
+    shift: int = 0
+    run: int = 1
+    """Steps whose pairs are added in 16 bits; more than one for products that saturate only."""
+
+    @property
+    def leftovers(self) -> bool:
+        """Is the right operand clipped, with lists of what was cut off?"""
+        return not self.mac.exact
+
+    @property
+    def flipped(self) -> bool:
+        """Do sums need a correction?"""
+        return self.shift != 0
+
+    @property
+    def correction_bytes(self) -> int:
+        """Bytes of a panel's head for one vector's correction."""
+        return self.mac.width * 4 if self.flipped else 0
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of a panel's head a vector: corrections, then where the leftovers are."""
+        return self.correction_bytes + (self.vector_bytes if self.leftovers else 0)
+
+    @property
+    def name(self) -> str:
+        """ "u8i8"; of blocks "u8i8mm"."""
+        return _SHORT[self.left] + _SHORT[self.right] + ("mm" if self.mac.rows > 1 else "")
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the right operand that one multiply-accumulate takes."""
+        return self.mac.width * self.mac.k * tir.bits(self.right) // 8
+
+    @property
+    def multiplications(self) -> float:
+        """Instructions of the multiplier for one multiply-accumulate."""
+        return 1 if self.mac.exact else 1 + 1 / self.run
+
+    @property
+    def instructions(self) -> float:
+        """All instructions of one multiply-accumulate but its loads."""
+        return 1 + self.mac.temporaries if self.mac.exact else 2 + 1 / self.run
+
+    def steps(self, depth: int) -> int:
+        """Multiply-accumulates for one sum over so many elements."""
+        return -(-depth // self.mac.k)
+
+    def high(self, rows: int) -> int:
+        """Multiply-accumulates for so many rows of a tile."""
+        return -(-rows // self.mac.rows)
+
+    def convert_left(self, value: Value, dtype: str) -> Value:
+        """Elements of the left operand, stored as `dtype` -> as the product takes them."""
+        if self.flipped:
+            return tir.reinterpret(value, "uint8") ^ tir.const(_FLIP, "uint8", tir.lanes_of(value))
+        return _widen(value, dtype, self.left)
+
+    def convert_right(self, value: Value, dtype: str) -> Value:
+        """Elements of the right operand -> as the product takes them."""
+        return _widen(value, dtype, self.right)
+
+    def pad_value(self, value: int) -> int:
+        """What padding that reads as `value` is in the product's left operand."""
+        return value + self.shift
+
+
+def _widen(value: Value, dtype: str, wanted: str) -> Value:
+    if tir.stored(dtype) == wanted:
+        return value
+    if dtype == "bfloat16":  # the upper half of a float32
+        wide = tir.cast(value, "uint32")
+        return tir.reinterpret(
+            tirx.op.shift_left(wide, tir.const(16, "uint32", tir.lanes_of(wide))), wanted
+        )
+    return tir.cast(value, wanted)
+
+
+def product_of(
+    isa: Isa, left: str, right: str, sums: str, *, packed: bool = False
+) -> Product | None:
+    """The fastest exact vector product for operands of these dtypes, if there is one.
+
+    With `packed`, the right operand goes through `pack`, which makes products exact that are not.
+    """
+
+    def mac(a: str, b: str, *, exact: bool = True) -> VectorMac | None:
+        return isa.vector(_key(a, b, sums), exact=exact)
+
+    if sums == "int32" and {left, right} <= _SHIFTS.keys():
+        ways = _signs(left, right)
+        for exact in (True, False) if packed else (True,):
+            for sign, shift in ways:
+                if found := mac(sign, right, exact=exact):
+                    return Product(found, sign, right, sums, shift)
+        wide = mac("int16", "int16")
+        return Product(wide, "int16", "int16", sums) if wide else None
+    if sums != "float32":
+        return None
+    if left in ("bfloat16", "float16") and (found := mac(left, right)):
+        return Product(found, tir.stored(left), tir.stored(right), sums)
+    single = mac("float32", "float32")
+    return Product(single, "float32", "float32", sums) if single else None
+
+
+def block_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
+    """The product of blocks for operands of these dtypes as they are, or bytes of the other sign,
+    if there is one.
+    """
+    ways = _signs(left, right) if left in _SHIFTS else [(left, 0)]
+    for kind, shift in ways:
+        if not {kind, right, sums} <= _SHORT.keys():
+            continue
+        if found := isa.block(_key(kind, right, sums)):
+            return Product(found, tir.stored(kind), tir.stored(right), sums, shift)
+    return None
+
+
+def _key(left: str, right: str, sums: str) -> MacKey:
+    return _SHORT[left], _SHORT[right], _SHORT[sums]
+
+
+def _signs(left: str, right: str) -> list[tuple[str, int]]:
+    """What bytes of the left operand may be multiplied as, and what that adds to them: themselves,
+    or those of the other sign, which weights with a sign allow.
+    """
+    other = "uint8" if left == "int8" else "int8"
+    return [(left, 0), (other, _SHIFTS[left])] if right == "int8" else [(left, 0)]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """How the columns of the right operand are cut: `count` panels of `vectors` vectors each, then
+    `rest` of one vector less, so that all are nearly alike.
+    """
+
+    width: int
+    lanes: int
+    vectors: int
+    count: int
+    rest: int
+
+    @staticmethod
+    def of(width: int, lanes: int, vectors: int) -> Panels:
+        """At most `vectors` vectors to a panel, and as few panels as that allows."""
+        total = -(-width // lanes)
+        panels = -(-total // vectors)
+        most = -(-total // panels)
+        rest = panels * most - total
+        return Panels(width, lanes, most, panels - rest, rest)
+
+    @property
+    def panels(self) -> int:
+        """All of them."""
+        return self.count + self.rest
+
+    def runs(self) -> Iterator[Run]:
+        """Runs of equal panels; the last panel is one of its own if its last vector is partial."""
+        partial = self.width % self.lanes
+        cuts = [(0, self.count, self.vectors), (self.count, self.rest, self.vectors - 1)]
+        cuts = [c for c in cuts if c[1]]
+        column = 0
+        for i, (first, count, vectors) in enumerate(cuts):
+            whole = count - 1 if partial and i == len(cuts) - 1 else count
+            if whole:
+                yield Run(first, whole, vectors, column, self.lanes)
+            column += whole * vectors * self.lanes
+            if whole < count:
+                yield Run(first + whole, 1, vectors, column, partial)
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` panels of `vectors` vectors from panel `first`, column `column` on; the last vector
+    of each has `tail` columns.
+    """
+
+    first: int
+    count: int
+    vectors: int
+    column: int
+    tail: int
+
+
+def panel_bytes(product: Product, taps: int, depth: int, vectors: int) -> int:
+    """Bytes of one packed panel; proportional to its vectors."""
+    return vectors * (product.head_bytes + taps * product.steps(depth) * product.vector_bytes)
+
+
+def leftover_bytes(product: Product, vectors: int) -> int:
+    """Bytes of one entry in a panel's list of leftovers."""
+    return vectors * product.vector_bytes + 4
+
+
+def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] = (0,)) -> Array:
+    """[images, groups, taps, depth, width] -> the panels of all of them, then their leftovers.
+
+    `taps` are the taps' offsets in the left operand, in elements.
+    """
+    images, groups, count, depth, width = matrices.shape
+    k, lanes = product.mac.k, product.mac.width
+    same = tir.stored(matrices.dtype.name) == product.right
+    values = matrices.view(product.right) if same else matrices.astype(product.right)
+    total = panels.count * panels.vectors + panels.rest * (panels.vectors - 1)
+    shape = (images * groups, count, product.steps(depth) * k, total * lanes)
+    full = np.zeros(shape, product.right)
+    full[:, :, :depth, :width] = values.reshape(images * groups, count, depth, width)
+    kept = without_saturation(full, product.run) if product.leftovers else full
+    writer = _Panels(product, taps)
+    sizes = [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest
+    for matrix in range(images * groups):
+        first = 0
+        for vectors in sizes:
+            columns = slice(first * lanes, (first + vectors) * lanes)
+            writer.panel(full[matrix, :, :, columns], kept[matrix, :, :, columns])
+            first += vectors
+    return writer.packed()
+
+
+def without_saturation(weights: Array, run: int = 1) -> Array:
+    """int8 weights [matrix, tap, depth, width] -> the same, but the positive of those whose
+    products are added in one 16-bit lane sum up to no more than 128, the negative to no less than
+    -128: 255 times that fits. Those are neighbours along depth, in `run` neighbouring steps of 4.
+    """
+    lanes = _lanes_of_words(weights, run)
+    for sign in (1, -1):
+        parts = np.maximum(lanes * sign, 0)
+        excess = np.maximum(parts.sum(-2) - _FLIP, 0)
+        for i in range(2 * run):
+            cut = np.minimum(parts[..., i, :], excess)
+            lanes[..., i, :] = lanes[..., i, :] - sign * cut
+            excess = excess - cut
+    *outer, depth, width = weights.shape
+    steps = np.moveaxis(lanes.reshape(*lanes.shape[:-2], run, 2, width), -4, -3)
+    return steps.reshape(*outer, -1, width)[..., :depth, :].astype(np.int8)
+
+
+def _lanes_of_words(weights: Array, run: int) -> Array:
+    """[..., depth, width] -> int16 [..., run of steps, 16-bit lane, weights that meet, width],
+    filled up with zeros; a step is 4 along depth, two lanes.
+    """
+    *outer, depth, width = weights.shape
+    more = [(0, 0)] * len(outer) + [(0, -depth % (4 * run)), (0, 0)]
+    steps = np.pad(weights, more).astype(np.int16).reshape(*outer, -1, run, 2, 2, width)
+    return np.moveaxis(steps, -3, -4).reshape(*outer, -1, 2, 2 * run, width)
+
+
+def longest_run(weights: Array) -> int:
+    """int8 weights [..., depth, width] -> how many steps are best added in 16 bits: each costs a
+    multiplication, each run another one, and each run that would saturate all of its steps again.
+    """
+    costs = {}
+    sample = weights[..., :_SAMPLE]
+    sample = sample[..., : max(sample.shape[-1] // _BESIDE, 1) * _BESIDE]
+    for run in (1, 2, 4):
+        lanes = _lanes_of_words(sample, run)
+        over = [np.maximum(sign * lanes, 0).sum(-2) > _FLIP for sign in (1, -1)]
+        wild = (over[0] | over[1]).any(-2)  # [..., run, width]
+        beside = wild.reshape(-1, min(_BESIDE, wild.shape[-1])).any(-1)
+        costs[run] = 1 / run + 2 * float(beside.mean())
+    return min(costs, key=costs.__getitem__)
+
+
+class _Panels:
+    """Packed panels of matrices while they are written."""
+
+    def __init__(self, product: Product, taps: Sequence[int]) -> None:
+        self.product, self.taps = product, taps
+        self.panels: list[Array] = []
+        self.lists: list[Array] = []
+        self.heads: list[Array] = []
+        self.size = 0
+        self.list_size = 0
+
+    def panel(self, full: Array, kept: Array) -> None:
+        """[taps, depth, columns] of weights, and those that the product multiplies."""
+        product, parts = self.product, []
+        if product.flipped:
+            sums = -product.shift * full.astype(np.int64).sum((0, 1))
+            parts.append(sums.astype(np.int32).view(np.uint8))
+        if product.leftovers:
+            entries = self._entries(np.subtract(full, kept, dtype=np.int16))
+            head = np.zeros(full.shape[-1] // product.mac.width * product.vector_bytes, np.uint8)
+            head[:8] = np.array([len(entries), self.list_size], np.int32).view(np.uint8)
+            self.heads.append(head)
+            self.lists.extend(entries)
+            self.list_size += sum(e.size for e in entries)
+            parts.append(head)
+        parts.append(self._steps(kept).reshape(-1).view(np.uint8))
+        self.panels.extend(parts)
+        self.size += sum(p.size for p in parts)
+
+    def _steps(self, weights: Array) -> Array:
+        """[taps, depth, columns] -> [tap, step, vector, lane, k]."""
+        mac = self.product.mac
+        taps, depth, columns = weights.shape
+        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.width, mac.width)
+        return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2))
+
+    def _entries(self, rest: Array) -> list[Array]:
+        """What was cut off, a step at a time where there is anything; it must not saturate."""
+        entries: list[Array] = []
+        while rest.any():
+            part = without_saturation(rest.astype(np.int8))
+            entries += self._steps_of(part)
+            rest = np.subtract(rest, part, dtype=np.int16)
+        return entries
+
+    def _steps_of(self, weights: Array) -> list[Array]:
+        steps = self._steps(weights)
+        found = np.argwhere(steps.any((2, 3, 4)))
+        return [
+            np.concatenate(
+                [
+                    steps[tap, step].reshape(-1).view(np.uint8),
+                    np.array([self.taps[tap] + step * self.product.mac.k], np.int32).view(np.uint8),
+                ]
+            )
+            for tap, step in found
+        ]
+
+    def packed(self) -> Array:
+        """All panels, then all leftovers; heads now say where in the whole theirs begin."""
+        for head in self.heads:
+            head[4:8].view(np.int32)[0] += self.size
+        return np.concatenate([*self.panels, *self.lists])
+
+
+def bias_of(region: Region) -> tuple[Node, Node | None]:
+    """The root and None; or, if all that follows reads the root plus a row of columns, that sum and
+    the row: sums may as well begin with it.
+    """
+    root = region.root
+    assert root is not None
+    readers = [n for n in region.nodes if root in n.operands]
+    if len(readers) != 1 or readers[0].op != "Add" or root is region.output:
+        return root, None
+    others = [i for i in readers[0].operands if i is not root]
+    if len(others) != 1 or others[0] not in region.inputs or others[0].dtype != root.dtype:
+        return root, None
+    dims, width = others[0].type.dims, root.type.dims[-1]
+    row = dims[-1:] == (width,) and others[0].type.size == width
+    return (readers[0], others[0]) if row and len(dims) <= root.type.rank else (root, None)

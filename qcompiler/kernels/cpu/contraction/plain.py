@@ -1,0 +1,178 @@
+"""conv and matmul of any rank, dtype and machine -> TIR loops; what answers when nothing else does.
+
+One output pixel at a time, a vector of its channels in a register; operands are read as they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Node
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import refuse
+from qcompiler.kernels.cpu.code.epilogue import Fused, store
+from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
+from qcompiler.kernels.cpu.code.math import TirMath
+from qcompiler.kernels.cpu.code.tails import Tails
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.contraction.problem import Batch
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.window import Window
+
+MACS_PER_NS = 1.0  # of the reference core
+
+
+@kernel("conv", "matmul", rank=0)
+def plain(region: Region, device: Device) -> Kernel | Skip:
+    """Nested loops over the output, the window and the channels."""
+    root, out = region.root, region.output
+    assert root is not None
+    if reason := refuse(region):
+        return reason
+    left, right = root.operands
+    depth = left.type.dims[-1] if root.op == "matmul" else prod(right.type.dims[:-1])
+    macs = root.type.size * depth
+    b = Builder(f"{root.op}_plain_{root.type.size}x{depth}", Tails.of(device.isa))
+    pointers = {n: b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)}
+    target = b.pointer("out", out.dtype)
+    *dims, width = root.type.dims
+    rows = prod(dims)
+    count = tasks(device, device.core.mixed_ns(macs / MACS_PER_NS), rows)
+    if not root.type.size:
+        return Kernel(b.name, b.function())
+    with share(b, count, rows) as (first, turns):
+        fused = _fused(b, device, region, pointers)
+        with b.serial(turns, "row", first) as row:
+            place = indices(b, row, tuple(dims))
+            emit = _Sums(b, root, pointers, place)
+            values = fused.row(row)
+
+            def vector(column: Value, lanes: int, count: int) -> None:
+                sums = emit.at(column, lanes, count)
+                given: Mapping[Node, Vec] = {root: Vec(fused.m, sums, root.dtype, lanes)}
+                made = fused.at(values, column, lanes, count, given)
+                store(fused.m, target, row * width + column, made, count)
+
+            emit.along(width, device.isa.lanes(tir.bits(root.dtype) // 8), vector)
+    return Kernel(b.name, b.function(), tasks=count, macs=macs)
+
+
+def _fused(b: Builder, device: Device, region: Region, pointers: Mapping[Node, Pointer]) -> Fused:
+    assert region.root is not None
+    nodes = [n for n in region.nodes if n is not region.root]
+    m = TirMath(b, device.isa)
+    return Fused(m, region, nodes, region.output, pointers, given=(region.root,))
+
+
+class _Sums:
+    """The sums of one output pixel."""
+
+    def __init__(
+        self, b: Builder, root: Node, pointers: Mapping[Node, Pointer], place: list[Value]
+    ) -> None:
+        self.b, self.root, self.place = b, root, place
+        self.left, self.right = root.operands
+        self.x, self.w = pointers[self.left], pointers[self.right]
+        self.outputs = root.type.dims[-1]
+
+    def along(self, width: int, lanes: int, body: Callable[[Value, int, int], None]) -> None:
+        """Call body(column, lanes, how many count): vectors where weights are neighbours."""
+        if self.root.op == "matmul" and self.root.int("transpose_b"):
+            with self.b.serial(width, "column") as column:
+                body(column, 1, 1)
+            return
+        groups = self.root.int("group") if self.root.op == "conv" else 1
+        each = width // groups
+        if each == 1:
+            lanes = 1
+        with self.b.serial(groups, "group") as group:
+            start = self.b.let(group * each, "start")
+
+            def vector(column: Value, count: int) -> None:
+                body(column, lanes, count)
+
+            sweep(self.b, each, lanes, vector, start=start)
+
+    def at(self, column: Value, lanes: int, count: int) -> Value:
+        """Those of `lanes` columns from one on, of which `count` are there."""
+        sums = self.b.registers(self.root.dtype, lanes, 1, "sum")
+        sums.fill(0)
+
+        def add(x: Value, at: Value) -> None:
+            left = tir.broadcast(self._widen(x, self.left.dtype), lanes)
+            row = self.w.load(at) if lanes == 1 else self.w.load_first(count, at, lanes)
+            right = self._widen(row, self.right.dtype)
+            if "int" in self.root.dtype:
+                sums[0] = tir.wrapping("+", sums[0], tir.wrapping("*", left, right))
+            else:
+                sums[0] = sums[0] + left * right
+
+        if self.root.op == "matmul":
+            self._over_depth(column, add)
+        else:
+            self._over_window(column, add)
+        return self.b.let(sums[0], "sums")
+
+    def _widen(self, value: Value, dtype: str) -> Value:
+        if dtype != "bfloat16":
+            return tir.cast(value, self.root.dtype)
+        wide = tir.cast(value, "uint32")
+        shifted = tirx.op.shift_left(wide, tir.const(16, "uint32", tir.lanes_of(wide)))
+        return tir.reinterpret(shifted, "float32")
+
+    def _over_depth(self, column: Value, add: Callable[[Value, Value], None]) -> None:
+        """A row of the left matrix against columns of the right one."""
+        *batch, row = self.place
+        *dims, rows, _ = self.root.type.dims
+        depth = self.left.type.dims[-1]
+        starts = []
+        for operand, size in ((self.left, rows * depth), (self.right, depth * self.outputs)):
+            strides = Batch.of(tuple(dims), operand.type.dims[:-2], size).strides
+            moves = (i * s for i, s in zip(batch, strides, strict=True) if s)
+            starts.append(self.b.let(sum(moves, start=tir.const(0)), "start"))
+        transposed = bool(self.root.int("transpose_b"))
+        with self.b.serial(depth, "k") as k:
+            at = column * depth + k if transposed else k * self.outputs + column
+            add(self.x.load(starts[0] + row * depth + k), starts[1] + at)
+
+    def _over_window(self, column: Value, add: Callable[[Value, Value], None]) -> None:
+        """All that a window sees; padding counts as its value."""
+        b, root = self.b, self.root
+        _, *sizes, channels = self.left.type.dims
+        each = self.right.type.dims[-2]
+        window = Window.of(root, sizes, self.right.type.dims[:-2])
+        group = b.let(tirx.floordiv(column, self.outputs // root.int("group")), "group")
+        padding = tir.const(root.int("pad_value"), tir.stored(self.left.dtype))
+
+        def channel_loop(at: Value, tap: Value, inside: bool) -> None:
+            with b.serial(each, "channel") as c:
+                x = self.x.load(at * channels + group * each + c) if inside else padding
+                add(x, (tap * each + c) * self.outputs + column)
+
+        def nest(axis: int, at: Value, tap: Value, fits: Value) -> None:
+            if axis == len(sizes):
+                with b.when(fits):
+                    channel_loop(b.let(at, "at"), tap, True)
+                if root.int("pad_value"):
+                    with b.otherwise():
+                        channel_loop(at, tap, False)
+                return
+            begin = (window.pads[axis] or (0, 0))[0]
+            with b.serial(window.kernel[axis], "tap") as t:
+                where = self.place[axis + 1] * window.strides[axis] - begin
+                i = b.let(where + t * window.dilations[axis], "i")
+                here = tirx.And(i >= 0, i < sizes[axis])
+                nest(
+                    axis + 1,
+                    at * sizes[axis] + i,
+                    tap * window.kernel[axis] + t,
+                    tirx.And(fits, here),
+                )
+
+        nest(0, self.place[0], tir.const(0), tirx.IntImm("bool", 1))

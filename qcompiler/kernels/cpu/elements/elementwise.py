@@ -1,0 +1,96 @@
+"""Elementwise regions -> one pass over the output: long rows of vectors, shared among threads."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.core import Core
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.epilogue import Fused, Row, store
+from qcompiler.kernels.cpu.code.loops import part, share, sweep, tasks
+from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.registry import Kernel, Region, kernel
+
+_SLOW = frozenset(
+    ["Exp", "Log", "Erf", "Tanh", "Gelu", "Sigmoid", "Swish", "Mish", "Softplus", "Pow", "Sin"]
+)
+_NODE_NS, _SLOW_NS = 0.02, 0.3
+"""The reference core's time for one element: a formula of a few instructions, a polynomial."""
+
+
+def nanoseconds(region: Region, core: Core) -> float:
+    """An estimate of one core's time for a region's elementwise nodes and its reads and writes."""
+    moved = sum(n.type.bytes for n in (*region.inputs, region.output))
+    computed = sum(
+        n.type.size * (_SLOW_NS if n.op in _SLOW else _NODE_NS)
+        for n in region.nodes
+        if n is not region.root and len(n.types) == 1
+    )
+    return core.moved_ns(moved) + core.mixed_ns(computed)
+
+
+@kernel("elementwise")
+def elementwise(region: Region, device: Device) -> Kernel | Skip:
+    """Any broadcast of operands; the output may take over the memory of an operand of its size."""
+    if reason := refuse(region):
+        return reason
+    d = Draft("elementwise", region, device)
+    f = d.writing(whole=True)
+    if f.rows >= 4 * device.threads or f.columns // f.lanes() < f.rows:
+        count = tasks(device, nanoseconds(region, device.core), f.rows)
+        with share(d.b, count, f.rows) as (first, turns), d.b.serial(turns, "row", first) as i:
+            _row(d, f, i, f.row(i), 0, f.columns)
+    else:
+        count = _by_columns(d, f)
+    size = region.output.type.size
+    own = [i for i, n in enumerate(region.inputs) if n.type.bytes == region.output.type.bytes]
+    in_place = tuple(i for i in own if region.inputs[i].type.size == size > 1)
+    return d.kernel(tasks=count, in_place=in_place)
+
+
+def _by_columns(d: Draft, f: Fused) -> int:
+    """Few long rows: each task takes its part of all of them, the last one the rest too -> the
+    tasks."""
+    width = _several(f)
+    vectors, rest = divmod(f.columns, width)
+    count = tasks(d.device, nanoseconds(d.region, d.device.core), vectors)
+    with d.b.parallel(count) as task:
+        first, turns = part(d.b, task, count, vectors)
+        if vectors:
+            with d.b.serial(f.rows, "row") as i:
+                row = f.row(i)
+                with d.b.serial(turns, "v", first) as v:
+                    _put(d, f, i, row, d.b.let(v * width), width, width)
+        if rest:
+            last = d.b.when(task == count - 1) if count > 1 else nullcontext()
+            with last, d.b.serial(f.rows, "row") as i:
+                _row(d, f, i, f.row(i), vectors * width, rest)
+    return count
+
+
+def _row(d: Draft, f: Fused, index: Value, row: Row, start: int, length: int) -> None:
+    """Part of a row: several vectors at once, single ones, and what fills none."""
+    for width in dict.fromkeys((_several(f), f.lanes())):
+        whole = length // width * width
+
+        def vector(column: Value, count: int, width: int = width) -> None:
+            _put(d, f, index, row, column, width, count)
+
+        sweep(d.b, whole, width, vector, start=start)
+        start, length = start + whole, length - whole
+    if length:
+        _put(d, f, index, row, tir.const(start), f.lanes(), length)
+
+
+def _several(f: Fused) -> int:
+    """Lanes computed at once: where wider values become bytes, as many as fill a vector of them."""
+    lanes, full = f.lanes(), f.m.isa.lanes(1)
+    return full if tir.bits(f.output.dtype) == 8 and f.columns >= full else lanes
+
+
+def _put(d: Draft, f: Fused, index: Value, row: Row, column: Value, lanes: int, count: int) -> None:
+    value = f.at(row, column, lanes, count)
+    store(d.m, d.out, index * f.columns + column, value, count)

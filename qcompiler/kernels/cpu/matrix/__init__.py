@@ -1,0 +1,1 @@
+"""conv, matmul and attention by products of tile registers."""

@@ -1,0 +1,1 @@
+"""Data that is moved, gathered or scattered."""

@@ -1,0 +1,1 @@
+"""Operators along an axis: norms, sums, searches, recurrent cells."""

@@ -1,0 +1,290 @@
+"""Softmax, LogSoftmax, LayerNormalization and RMSNormalization regions -> TIR: a row at a time.
+
+A row is read once from memory, through the elementwise nodes before it, and kept in float32 in a
+small scratch; what follows reads it there, in the first cache. A softmax along another axis than
+the last takes vectors of neighbouring columns side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.epilogue import load
+from qcompiler.kernels.cpu.code.loops import across, share, slots, sweep, tasks
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.elements.elementwise import nanoseconds
+from qcompiler.kernels.registry import Kernel, Region, kernel
+
+_EXP_NS = 0.3
+
+
+class _Rows:
+    """A kernel over rows of `length` neighbouring elements, each held in scratch as float32."""
+
+    def __init__(self, kind: str, region: Region, device: Device, axis: int) -> None:
+        self.d = Draft(kind, region, device)
+        self.b, self.m = self.d.b, self.d.m
+        self.root = self.d.root
+        dims = self.root.type.dims
+        self.inner = dims[axis:-1]
+        self.last = dims[-1]
+        self.length = prod(dims[axis:])
+        self.rows = prod(dims[:axis])
+        self.lanes = device.isa.lanes(4)
+        self.slots = device.core.adds
+        row = self.length * 4 + self.lanes * 4
+        self.row_bytes = device.core.whole_lines(row)
+
+    def kernel(self, body: Callable[[Value], None]) -> Kernel:
+        """Emit body(row) for all rows; the scratch row is `self.held`."""
+        d, b = self.d, self.b
+        scratch = d.scratch("float32")
+        x = self.root.operands[0]
+        core = d.device.core
+        ns = core.moved_ns(x.type.bytes) + core.mixed_ns(x.type.size * _EXP_NS)
+        ns += nanoseconds(d.region, core)
+        count = tasks(d.device, ns, self.rows)
+        with b.parallel(count) as task:
+            self.held: Pointer = scratch + b.let(task * (self.row_bytes // 4), "mine")
+            self.before, self.after = d.before, d.after
+            first = b.let(task * self.rows // count, "first")
+            behind = b.let((task + 1) * self.rows // count, "behind")
+            with b.serial(behind - first, "row", first) as row:
+                body(row)
+        return d.kernel(tasks=count, scratch_bytes=self.row_bytes * count)
+
+    def _lines(self, row: Value, body: Callable[[Value, Value], None]) -> None:
+        """body(line of the last axis, offset of its first element in the row)."""
+        lines = prod(self.inner)
+        with self.b.serial(lines, "line") as i:
+            body(self.b.let(row * lines + i, "at"), self.b.let(i * self.last, "start"))
+
+    def take(self, row: Value, see: Callable[[Vec, int, int], None]) -> None:
+        """Read a row into scratch; `see(vector, how many lanes count, slot)` on the way."""
+
+        def line(index: Value, start: Value) -> None:
+            place = self.before.row(index)
+
+            def body(column: Value, count: int, slot: int) -> None:
+                value = self.before.at(place, column, self.lanes, count)
+                value = self.m.vec(self.b.let(self.m.cast(value, "float32").expr, "x"))
+                self.held.store_first(count, start + column, value.expr)
+                see(value, count, slot)
+
+            slots(self.b, self.last, self.lanes, self.slots, body)
+
+        self._lines(row, line)
+
+    def again(self, body: Callable[[Vec, Value, int, int], None]) -> None:
+        """body(vector, offset in the row, how many lanes count, slot) from scratch."""
+
+        def at(offset: Value, count: int, slot: int) -> None:
+            body(self.kept(offset), offset, count, slot)
+
+        slots(self.b, self.length, self.lanes, self.slots, at)
+
+    def kept(self, offset: Value) -> Vec:
+        """A vector of the scratch row; behind its end lies anything."""
+        return self.m.vec(self.b.let(self.held.load(offset, self.lanes), "x"))
+
+    def give(self, row: Value, make: Callable[[Value, int], Vec]) -> None:
+        """make(offset in the row, how many lanes count) -> through the epilogue -> the output."""
+
+        def line(index: Value, start: Value) -> None:
+            place = self.after.row(index)
+
+            def body(column: Value, count: int) -> None:
+                value = self.m.cast(make(self.b.let(start + column, "o"), count), self.root.dtype)
+                self.d.put(self.after, place, index * self.last + column, column, count, value)
+
+            sweep(self.b, self.last, self.lanes, body)
+
+        self._lines(row, line)
+
+    def total(self, start: float) -> _Total:
+        """Sums or extremes of a row, some of them side by side."""
+        return _Total(self, start)
+
+
+class _Total:
+    """One number a row, gathered in several vectors."""
+
+    def __init__(self, rows: _Rows, start: float) -> None:
+        self.rows, self.start = rows, start
+        self.parts = rows.b.registers("float32", rows.lanes, rows.slots, "total")
+        self.parts.fill(start)
+
+    def join(self, value: Vec, count: int, slot: int, largest: bool = False) -> None:
+        """Add a vector's first `count` lanes (or keep the largest of them)."""
+        m, lanes = self.rows.m, self.rows.lanes
+        if count < lanes:
+            value = m.where(m.vec(tir.first_lanes(lanes, count)), value, self.start)
+        old = m.vec(self.parts[slot])
+        self.parts[slot] = (m.max(old, value) if largest else old + value).expr
+
+    def whole(self, largest: bool = False) -> Value:
+        """The number, as a scalar."""
+        join = tirx.Max if largest else tirx.Add
+        value = self.parts[0]
+        for slot in range(1, self.parts.count):
+            value = join(value, self.parts[slot])
+        return self.rows.b.let(across(self.rows.b, value, join), "whole")
+
+
+@kernel("LayerNormalization", "RMSNormalization")
+def layer_norm(region: Region, device: Device) -> Kernel | Skip:
+    """All axes from one on; mean and variance in two passes over the scratch row, in float32."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    x, scale, *rest = root.operands
+    if root.attrs.get("outputs", 1) != 1 or 0 in x.type.dims:
+        return Skip("more than one output, or nothing to normalize")
+    rank = x.type.rank
+    axis = root.int("axis") % rank
+    row_shape = x.type.dims[axis:]
+    for operand in (scale, *rest):
+        if operand.type.size != prod(row_shape):
+            return Skip(f"a scale or bias of shape {list(operand.type.dims)}")
+    word = "rmsnorm" if root.op == "RMSNormalization" else "layernorm"
+    kind = f"{word}_{prod(x.type.dims[:axis])}x{prod(row_shape)}"
+    rows = _Rows(kind, region, device, axis)
+    b, m, d, lanes = rows.b, rows.m, rows.d, rows.lanes
+
+    def row(index: Value) -> None:
+        total = rows.total(0.0)
+        if root.op == "RMSNormalization":
+            rows.take(index, lambda v, count, slot: total.join(v * v, count, slot))
+            mean = None
+            squares = total.whole()
+        else:
+            rows.take(index, lambda v, count, slot: total.join(v, count, slot))
+            number = tir.const(float(rows.length), "float32")
+            mean = m.vec(tir.broadcast(b.let(total.whole() / number, "mean"), lanes))
+            spread = rows.total(0.0)
+
+            def square(v: Vec, at: Value, count: int, slot: int) -> None:
+                assert mean is not None
+                off = m.vec(b.let((v - mean).expr, "off"))
+                spread.join(off * off, count, slot)
+
+            rows.again(square)
+            squares = spread.whole()
+        epsilon = tir.const(root.float("epsilon"), "float32")
+        variance = m.vec(squares / tir.const(float(rows.length), "float32") + epsilon)
+        inverse = (m.splat(1.0, "float32") / m.sqrt(variance)).expr
+        factor = m.vec(tir.broadcast(b.let(inverse, "inverse"), lanes))
+
+        def make(at: Value, count: int) -> Vec:
+            value = rows.kept(at)
+            value = (value if mean is None else value - mean) * factor
+            for i, operand in enumerate((scale, *rest)):
+                raw = load(m, d.pointers[operand], operand.dtype, at, lanes, count)
+                wide = m.cast(raw, "float32")
+                value = value * wide if i == 0 else value + wide
+            return value
+
+        rows.give(index, make)
+
+    return rows.kernel(row)
+
+
+@kernel("Softmax", "LogSoftmax")
+def softmax(region: Region, device: Device) -> Kernel | Skip:
+    """Along any axis; the largest value is subtracted first, so nothing overflows."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    dims = root.type.dims
+    if 0 in dims or not dims:
+        return Skip("nothing to normalize")
+    axis = root.int("axis") % len(dims)
+    kind = f"{root.op.lower()}_{'x'.join(map(str, dims))}a{axis}"
+    if axis == len(dims) - 1:
+        return _softmax_along(kind, region, device)
+    return _softmax_beside(kind, region, device, axis)
+
+
+def _softmax_along(kind: str, region: Region, device: Device) -> Kernel:
+    rows = _Rows(kind, region, device, len(region.output.type.dims) - 1)
+    b, m, lanes = rows.b, rows.m, rows.lanes
+    logarithm = rows.root.op == "LogSoftmax"
+
+    def row(index: Value) -> None:
+        largest = rows.total(float("-inf"))
+        rows.take(index, lambda v, count, slot: largest.join(v, count, slot, largest=True))
+        top = m.vec(tir.broadcast(largest.whole(largest=True), lanes))
+        total = rows.total(0.0)
+
+        def weigh(v: Vec, at: Value, count: int, slot: int) -> None:
+            below = m.vec(b.let((v - top).expr, "below"))
+            power = m.vec(b.let(m.exp(below).expr, "power"))
+            rows.held.store_first(count, at, (below if logarithm else power).expr)
+            total.join(power, count, slot)
+
+        rows.again(weigh)
+        whole = m.vec(total.whole())
+        scalar = m.log(whole) if logarithm else m.splat(1.0, "float32") / whole
+        last = m.vec(tir.broadcast(b.let(scalar.expr, "last"), lanes))
+
+        def make(at: Value, count: int) -> Vec:
+            return rows.kept(at) - last if logarithm else rows.kept(at) * last
+
+        rows.give(index, make)
+
+    return rows.kernel(row)
+
+
+def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Kernel:
+    """Vectors of columns, each lane a softmax of its own; the input is read three times."""
+    d = Draft(kind, region, device)
+    b, m, root = d.b, d.m, d.root
+    dims = root.type.dims
+    size, last = dims[axis], dims[-1]
+    between = prod(dims[axis + 1 : -1])
+    rows = prod(dims[:axis]) * between
+    lanes = device.isa.lanes(4)
+    ns = device.core.mixed_ns(root.type.size * 3 * _EXP_NS) + nanoseconds(region, device.core)
+    count = tasks(device, ns, rows)
+    with share(b, count, rows) as (first, turns):
+        before, after = d.before, d.after
+        with b.serial(turns, "row", first) as row:
+            start = b.let((row // between) * (size * between) + row % between, "start")
+
+            def columns(column: Value, there: int) -> None:
+                largest = b.registers("float32", lanes, 1, "largest")
+                total = b.registers("float32", lanes, 1, "total")
+                largest.fill(float("-inf"))
+                total.fill(0.0)
+
+                def value(i: Value) -> tuple[Value, Vec]:
+                    line = b.let(start + i * between, "line")
+                    got = before.at(before.row(line), column, lanes, there)
+                    return line, m.cast(got, "float32")
+
+                with b.serial(size, "i") as i:
+                    largest[0] = m.max(m.vec(largest[0]), value(i)[1]).expr
+                with b.serial(size, "i") as i:
+                    total[0] = total[0] + m.exp(value(i)[1] - m.vec(largest[0])).expr
+                with b.serial(size, "i") as i:
+                    line, x = value(i)
+                    below = x - m.vec(largest[0])
+                    if root.op == "LogSoftmax":
+                        made = below - m.log(m.vec(total[0]))
+                    else:
+                        made = m.exp(below) / m.vec(total[0])
+                    result = m.cast(made, root.dtype)
+                    d.put(after, after.row(line), line * last + column, column, there, result)
+
+            sweep(b, last, lanes, columns)
+    return d.kernel(tasks=count)

@@ -1,0 +1,406 @@
+"""`recurrent` regions (the loop of RNN, GRU and LSTM) -> TIR: all time steps in one kernel.
+
+for each task (a share of the directions and of groups of sequences)
+  put the initial states where the last ones will be
+  for each time step
+    for each block of hidden units                          (a few vectors of them)
+      sums = state * weights, of all gates at once, in registers
+      the states after the step = activations of the sums and of what the input gives the gates
+    copy the hidden state to where the last one will be     (the next step reads it there)
+
+Where there are fewer sequences than threads, the blocks of a step are shared instead, and all
+threads wait for each other after each step and each copy.
+
+Weights are packed once: for a vector of units, row by row of the state, the vectors of all gates
+side by side, so that they stream through the caches. The sequences of a group share every vector
+that is loaded. A GRU that resets the state before its product goes through the blocks twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Array, Node, numpy_dtype
+from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.epilogue import load, store
+from qcompiler.kernels.cpu.code.loops import part, tasks
+from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.recurrent import GATES, Activation, activations, directions, states_of
+
+_MACS_PER_NS = 8.0  # of the reference core
+_GROUP = 4
+"""Sequences that share the loaded weights."""
+_UNROLLED = 4
+"""Values of the state in one turn of the innermost loop."""
+_LAUNCHES = 1.5
+"""A step of less work is not worth the two waits and the state that another core wrote."""
+
+Share = tuple[Value, int]
+"""(this task, of how many)."""
+ALL: Share = (tir.const(0), 1)
+
+
+@kernel("recurrent")
+def recurrent(region: Region, device: Device) -> Kernel | Skip:
+    """float32 or float64; any activations, both directions, sequences of any lengths."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    if region.nodes != (root,):
+        return Skip("elementwise work around it")
+    if root.dtype not in ("float32", "float64"):
+        return Skip(f"sums of {root.dtype}")
+    if 0 in root.type.dims:
+        return Skip("nothing to read")
+    return _Layer(region, device).kernel()
+
+
+@dataclass(frozen=True)
+class _Units:
+    """A vector of hidden units of one sequence: the first unit, how many of the lanes count."""
+
+    member: int
+    first: Value
+    count: int
+
+
+Sums = list[Vec]
+"""Of each gate."""
+Finish = Callable[[Value, _Units, Sums], None]
+"""(time step, units, their sums) -> the states after the step, in memory."""
+
+
+class _Layer:
+    """One kernel while it is written. `direction`, `row` (its first sequence) and `functions` are
+    those of the group that is being emitted."""
+
+    def __init__(self, region: Region, device: Device) -> None:
+        self.d = d = Draft("recurrent", region, device)
+        self.b, self.m, self.root = d.b, d.m, d.root
+        self.kind, self.dtype = self.root.str("kind"), self.root.dtype
+        self.sums, self.weights = self.root.operands[:2]
+        given = [*self.root.inputs[2:], *[None] * (7 - len(self.root.inputs))]
+        self.bias, self.lengths, *self.initial, self.peepholes = given
+        self.steps, self.batch, _ = self.sums.type.dims
+        self.directions, self.size = directions(self.root), self.root.type.dims[-1]
+        self.gates = GATES[self.kind]
+        self.lanes = device.isa.lanes(numpy_dtype(self.dtype).itemsize)
+        self.blocks = -(-self.size // self.lanes)
+        self.twice = self.kind == "GRU" and not self.root.int("linear_before_reset")
+        most = min(_GROUP, (device.isa.registers - 4) // self.gates)
+        most = 1 if self.lengths is not None else most
+        self.group = next(g for g in range(most, 0, -1) if self.batch % g == 0)
+        self.direction, self.row, self.held = 0, tir.const(0), d.out
+        self.functions: Sequence[Activation] = ()
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        d, b = self.d, self.b
+        groups = self.batch // self.group
+        macs = self.steps * self.batch * self.directions * self.gates * self.size**2
+        count = tasks(
+            d.device, d.device.core.product_ns(macs / _MACS_PER_NS), groups * self.directions
+        )
+        shared = self._sharers(groups * self.directions)
+        if shared > count:
+            self._together(shared, groups)
+            return self._made(shared, 0, macs)
+        kept = 2 * self.group * self.blocks * self.lanes if self.twice else 0
+        scratch = d.scratch(self.dtype) if kept else d.out
+        with b.parallel(count) as task:
+            self.held = scratch + b.let(task * kept, "mine")
+            first, turns = part(b, task, count, groups * self.directions)
+            with b.serial(turns, "group", first) as i:
+                self.row = b.let(tirx.floormod(i, groups) * self.group, "row")
+                for direction, functions in enumerate(activations(self.root)):
+                    self.direction, self.functions = direction, functions
+                    with b.when(tirx.EQ(tirx.floordiv(i, groups), direction)):
+                        self._sequences()
+        return self._made(count, count * kept * tir.bits(self.dtype) // 8, macs)
+
+    def _made(self, count: int, scratch_bytes: int, macs: int) -> Kernel:
+        d = self.d
+        at = d.region.inputs.index(self.weights)
+        pack = {at: self._pack} if self.weights.is_constant else {}
+        return d.kernel(tasks=count, scratch_bytes=scratch_bytes, pack=pack, macs=macs)
+
+    def _sharers(self, sequences: int) -> int:
+        """How many tasks each step of so many (groups of) sequences is worth."""
+        if self.twice or self.lengths is not None:
+            return 1  # more waits in a step; sequences that end apart
+        core = self.d.device.core
+        macs = sequences * self.group * self.gates * self.size**2
+        worth = core.product_ns(macs / _MACS_PER_NS) > _LAUNCHES * core.launch_ns
+        count = self.d.device.threads if worth else 1
+        return min(count, self.size // self.lanes // self._several(self.gates))
+
+    def _pack(self, r: Array) -> Array:
+        """[D, H, gates * H] -> [D, blocks, H, gates, lanes]."""
+        apart = r.reshape(self.directions, self.size, self.gates, self.size)
+        beyond = self.blocks * self.lanes - self.size
+        padded = np.pad(apart, ((0, 0), (0, 0), (0, 0), (0, beyond)))
+        blocks = padded.reshape(*apart.shape[:3], self.blocks, self.lanes)
+        return np.ascontiguousarray(blocks.transpose(0, 3, 1, 2, 4))
+
+    # -- loops
+
+    def _together(self, count: int, groups: int) -> None:
+        """All sequences step by step, the units of each step shared among tasks."""
+        b = self.b
+        starts = [(i, s) for i, s in enumerate(self.initial[: states_of(self.root)])]
+        with b.parallel(count) as task:
+            for i, state in starts:
+                body = partial(self._begin, state, tir.const(self.steps + i))
+                self._each(groups, partial(self._rows, body, of=(task, count)))
+        with b.serial(self.steps, "step") as t:
+            with b.parallel(count) as task:
+                self._each(groups, lambda: self._step(self._time(t, self.steps), (task, count)))
+            with b.parallel(count) as task:
+                self._each(groups, lambda: self._copied(t, (task, count)))
+
+    def _copied(self, t: Value, of: Share) -> None:
+        self._rows(partial(self._copy, self._time(t, self.steps)), of=of)
+
+    def _each(self, groups: int, body: Callable[[], None]) -> None:
+        """body() for every group of sequences and direction."""
+        with self.b.serial(groups, "group") as i:
+            self.row = self.b.let(i * self.group, "row")
+            for direction, functions in enumerate(activations(self.root)):
+                self.direction, self.functions = direction, functions
+                body()
+
+    def _time(self, t: Value, end: Value) -> Value:
+        """The time of a step: the last comes first in one that goes back."""
+        back = self.direction == 1 or self.root.str("direction") == "reverse"
+        return self.b.let(end - 1 - t, "time") if back else t
+
+    def _sequences(self) -> None:
+        """A group from its first step to its last."""
+        b, steps = self.b, self.steps
+        for i, state in enumerate(self.initial[: states_of(self.root)]):
+            self._rows(partial(self._begin, state, tir.const(steps + i)))
+        end: Value = steps
+        if self.lengths is not None:
+            length = tir.cast(self.d.pointers[self.lengths].load(self.row), "int32")
+            bounded = tirx.Max(tirx.Min(length, tir.const(steps)), tir.const(0))
+            end = b.let(bounded, "end")
+        with b.serial(end, "step") as t:
+            time = self._time(t, end)
+            self._step(time)
+            self._rows(partial(self._copy, time))
+        if self.lengths is not None:
+            with b.serial(steps - end, "beyond", end) as time:
+                self._rows(partial(self._begin, None, time))
+
+    def _rows(self, body: Callable[[_Units], None], of: Share = ALL) -> None:
+        """body(units) along the rows of the group."""
+        full, rest = divmod(self.size, self.lanes)
+        first, turns = part(self.b, *of, full)
+        for member in range(self.group):
+            if full:
+                with self.b.serial(turns, "v", first) as i:
+                    body(_Units(member, self.b.let(i * self.lanes), self.lanes))
+            if rest:
+                with self._last(of):
+                    body(_Units(member, tir.const(full * self.lanes), rest))
+
+    def _last(self, of: Share) -> AbstractContextManager[None]:
+        """What only the last of the tasks does."""
+        task, count = of
+        return self.b.when(tirx.EQ(task, count - 1)) if count > 1 else nullcontext()
+
+    def _several(self, gates: int) -> int:
+        """Vectors of units whose sums are made at once."""
+        return max(1, self.d.device.core.chains // (gates * self.group))
+
+    def _begin(self, state: Node | None, time: Value, units: _Units) -> None:
+        """An initial state, or zeros -> the output's row."""
+        value = self.m.splat(0, self.dtype, self.lanes)
+        if state is not None:
+            value = self._operand(state, self.batch, units)
+        self._put(time, units, value)
+
+    def _copy(self, time: Value, units: _Units) -> None:
+        """The hidden state that was made -> where the next step reads it."""
+        self._put(tir.const(self.steps), units, self._get(time, units))
+
+    def _step(self, time: Value, of: Share = ALL) -> None:
+        """All units of the group (a task's share of them), a few vectors at once."""
+        full, rest = divmod(self.size, self.lanes)
+        for gates, finish in self._phases():
+            several = self._several(len(gates))
+            whole = full // several
+            if whole:
+                first, turns = part(self.b, *of, whole)
+                with self.b.serial(turns, "block", first) as i:
+                    at = self.b.let(i * (several * self.lanes), "unit")
+                    block = [(at + n * self.lanes, self.lanes) for n in range(several)]
+                    self._block(time, gates, finish, block)
+            left = [(tir.const(n * self.lanes), self.lanes) for n in range(whole * several, full)]
+            left += [(tir.const(full * self.lanes), rest)] * (rest > 0)
+            if left:
+                with self._last(of):
+                    self._block(time, gates, finish, left)
+
+    def _block(
+        self, time: Value, gates: range, finish: Finish, vectors: Sequence[tuple[Value, int]]
+    ) -> None:
+        """Vectors of units (the first of each, how many count) of all sequences of the group."""
+        units = [_Units(m, first, n) for first, n in vectors for m in range(self.group)]
+        for u, sums in zip(units, self._products(gates, units), strict=True):
+            finish(time, u, sums)
+
+    def _phases(self) -> list[tuple[range, Finish]]:
+        """The gates that are summed together, and what is made of their sums."""
+        if self.twice:
+            return [(range(2), self._reset), (range(2, 3), self._candidate)]
+        finish = {"RNN": self._rnn, "GRU": self._gru, "LSTM": self._lstm}[self.kind]
+        return [(range(self.gates), finish)]
+
+    def _products(self, gates: range, units: Sequence[_Units]) -> list[Sums]:
+        """The state times the weights of some gates, for each vector of units."""
+        b, size = self.b, len(gates)
+        total = b.registers(self.dtype, self.lanes, size * len(units), "sum")
+        total.fill(0)
+
+        def turn(k: Value) -> None:
+            state = [b.let(self._state(k, gates, m), "h") for m in range(self.group)]
+            for v in range(0, len(units), self.group):
+                for g, gate in enumerate(gates):
+                    weight = b.let(self._weight(k, gate, units[v]), "w")
+                    for m in range(self.group):
+                        slot = (v + m) * size + g
+                        total[slot] = tir.fma(weight, state[m], total[slot])
+
+        whole = self.size // _UNROLLED
+        with b.serial(whole, "k") as i:
+            for n in range(_UNROLLED if whole else 0):
+                turn(b.let(i * _UNROLLED + n))
+        for k in range(whole * _UNROLLED, self.size):
+            turn(tir.const(k))
+        vectors = [self.m.vec(total[n]) for n in range(total.count)]
+        return [vectors[n : n + size] for n in range(0, len(vectors), size)]
+
+    # -- memory
+
+    def _state(self, k: Value, gates: range, member: int) -> Value:
+        """One value of the hidden state in every lane; for a GRU's candidate the reset one."""
+        if self.twice and gates.start == 2:
+            value = self.held.load(self._kept(1, _Units(member, k, 1)))
+        else:
+            value = self.d.out.load(self._at(tir.const(self.steps), _Units(member, k, 1)))
+        return tir.broadcast(value, self.lanes)
+
+    def _weight(self, k: Value, gate: int, units: _Units) -> Value:
+        """Weights that only running the model tells are read as they lie."""
+        pointer = self.d.pointers[self.weights]
+        if self.weights.is_constant:
+            row = (units.first + self.direction * self.blocks * self.lanes) * self.size
+            return pointer.load((row + k * self.lanes) * self.gates + gate * self.lanes, self.lanes)
+        row = ((self.direction * self.size + k) * self.gates + gate) * self.size
+        return pointer.load_first(units.count, row + units.first, self.lanes)
+
+    def _at(self, time: Value, units: _Units) -> Value:
+        """Where units lie in the output."""
+        row = (time * self.directions + self.direction) * self.batch + self.row + units.member
+        return self.b.let(row * self.size + units.first)
+
+    def _get(self, time: Value, units: _Units) -> Vec:
+        out = self.d.out
+        return load(self.m, out, self.dtype, self._at(time, units), self.lanes, units.count)
+
+    def _put(self, time: Value, units: _Units, value: Vec) -> None:
+        value = self.m.widen(value, self.lanes)
+        store(self.m, self.d.out, self._at(time, units), value, units.count)
+
+    def _operand(self, node: Node, rows: int, units: _Units, gate: int = 0, of: int = 1) -> Vec:
+        """Of node[D, rows, of * H] the row of a sequence (or the only one), at a gate's units."""
+        row: Value = self.direction * rows
+        row = row + self.row + units.member if rows > 1 else row
+        at = (row * of + gate) * self.size + units.first
+        return self.d.read(node, self.b.let(at), self.lanes, units.count)
+
+    def _input(self, time: Value, gate: int, units: _Units) -> Vec:
+        """What the input gives a gate."""
+        row = (time * self.batch + self.row + units.member) * self.directions + self.direction
+        at = (row * self.gates + gate) * self.size + units.first
+        return self.d.read(self.sums, self.b.let(at), self.lanes, units.count)
+
+    def _kept(self, which: int, units: _Units) -> Value:
+        """Where the update gate (0) or the reset state (1) of units is held between two phases."""
+        row = which * self.group + units.member
+        return self.b.let(row * (self.blocks * self.lanes) + units.first)
+
+    # -- what is made of the sums
+
+    def _apply(self, which: int, x: Vec) -> Vec:
+        """An activation of this direction."""
+        function = self.functions[which]
+        if function.name == "sigmoid" and function.clip is None and self.dtype == "float32":
+            return polynomials.sigmoid(self.m, x)
+        made = function(self.m, x)
+        assert isinstance(made, Vec)
+        return made
+
+    def _rnn(self, time: Value, units: _Units, sums: Sums) -> None:
+        self._put(time, units, self._apply(0, self._input(time, 0, units) + sums[0]))
+
+    def _lstm(self, time: Value, units: _Units, sums: Sums) -> None:
+        enter, leave, keep, new = (self._input(time, g, units) + s for g, s in enumerate(sums))
+        last = tir.const(self.steps + 1)
+        cell = self._get(last, units)
+
+        enter = self._apply(0, self._peep(enter, 0, cell, units))
+        keep = self._peep(keep, 2, cell, units)
+        keep = 1.0 - enter if self.root.int("input_forget") else self._apply(0, keep)
+        cell = keep * cell + enter * self._apply(1, new)
+        self._put(last, units, cell)
+        leave = self._peep(leave, 1, cell, units)
+        self._put(time, units, self._apply(0, leave) * self._apply(2, cell))
+
+    def _peep(self, sums: Vec, gate: int, cell: Vec, units: _Units) -> Vec:
+        """What a gate sees of the cell besides."""
+        p = self.peepholes
+        return sums if p is None else sums + self._operand(p, 1, units, gate, 3) * cell
+
+    def _gru(self, time: Value, units: _Units, sums: Sums) -> None:
+        update = self._apply(0, self._input(time, 0, units) + sums[0])
+        reset = self._apply(0, self._input(time, 1, units) + sums[1])
+        behind = sums[2]
+        if self.bias is not None:
+            behind = behind + self._operand(self.bias, 1, units)
+        new = self._apply(1, self._input(time, 2, units) + reset * behind)
+        self._blend(time, units, update, new)
+
+    def _reset(self, time: Value, units: _Units, sums: Sums) -> None:
+        """The first phase of a GRU that resets the state before its product."""
+        update = self._apply(0, self._input(time, 0, units) + sums[0])
+        reset = self._apply(0, self._input(time, 1, units) + sums[1])
+        old = self._get(tir.const(self.steps), units)
+        self.held.store(self._kept(0, units), update.expr)
+        self.held.store(self._kept(1, units), (reset * old).expr)
+
+    def _candidate(self, time: Value, units: _Units, sums: Sums) -> None:
+        """The second phase."""
+        new = self._input(time, 2, units) + sums[0]
+        if self.bias is not None:
+            new = new + self._operand(self.bias, 1, units)
+        update = self.m.vec(self.held.load(self._kept(0, units), self.lanes))
+        self._blend(time, units, update, self._apply(1, new))
+
+    def _blend(self, time: Value, units: _Units, update: Vec, new: Vec) -> None:
+        """A GRU's next state: between the candidate and the old one."""
+        old = self._get(tir.const(self.steps), units)
+        self._put(time, units, (1.0 - update) * new + update * old)

@@ -1,0 +1,218 @@
+"""Reduce* regions -> TIR.
+
+Where the last axis stays, vectors of its columns are reduced side by side. Where it goes, vectors
+run along it and their lanes are joined at the end. Sums of floats are in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, prod
+
+import numpy as np
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.loops import across, indices, share, slots, tasks
+from qcompiler.kernels.cpu.code.math import TirMath
+from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.pooling import lowest
+from qcompiler.ops.reduce import REAL
+
+NARROW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How values become one: each through `each`, joined by `join`, the result through `last`."""
+
+    join: Callable[[TirMath, Vec, Vec], Vec]
+    each: Callable[[TirMath, Vec], Vec] = lambda m, x: x
+    last: Callable[[TirMath, Vec, int], Vec] = lambda m, x, count: x
+    first: str = "zero"
+
+
+def _add(m: TirMath, a: Vec, b: Vec) -> Vec:
+    return a + b
+
+
+WAYS: dict[str, Way] = {
+    "ReduceSum": Way(_add),
+    "ReduceMean": Way(_add, last=lambda m, x, count: x / float(count)),
+    "ReduceMax": Way(lambda m, a, b: m.max(a, b), first="lowest"),
+    "ReduceMin": Way(lambda m, a, b: m.min(a, b), first="highest"),
+    "ReduceProd": Way(lambda m, a, b: a * b, first="one"),
+    "ReduceL1": Way(_add, each=lambda m, x: m.abs(x)),
+    "ReduceL2": Way(_add, each=lambda m, x: x * x, last=lambda m, x, count: m.sqrt(x)),
+    "ReduceSumSquare": Way(_add, each=lambda m, x: x * x),
+    "ReduceLogSum": Way(_add, last=lambda m, x, count: m.log(x)),
+}
+
+
+def start_of(way: Way, dtype: str) -> float:
+    """What joining begins with: it changes nothing."""
+    if way.first == "lowest":
+        return lowest(dtype)
+    if way.first == "highest":
+        return inf if "float" in dtype else int(np.iinfo(dtype).max)
+    return 1 if way.first == "one" else 0
+
+
+@kernel(*WAYS)
+def reduce(region: Region, device: Device) -> Kernel | Skip:
+    """Any axes."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    x = root.operands[0]
+    given = root.operands[1] if len(root.operands) > 1 else None
+    listed = region.known(given).numbers if given is not None else None
+    if given is not None and listed is None:
+        return Skip("axes that are not known")
+    axes = [] if listed is None else [int(a) % x.type.rank for a in listed]
+    if not axes and not root.int("noop_with_empty_axes"):
+        axes = list(range(x.type.rank))
+    if not axes or 0 in x.type.dims:
+        return Skip("nothing to reduce")
+    if x.dtype == "bool" and root.op not in ("ReduceMax", "ReduceMin"):
+        return Skip(f"{root.op} of bool")
+    return _Reduction(region, device, sorted(set(axes))).kernel()
+
+
+class _Reduction:
+    """One kernel while it is emitted."""
+
+    def __init__(self, region: Region, device: Device, axes: list[int]) -> None:
+        root = region.root
+        assert root is not None
+        self.root, self.x = root, root.operands[0]
+        self.dims = self.x.type.dims
+        self.reduced = axes
+        self.kept = [a for a in range(len(self.dims)) if a not in axes]
+        self.way = WAYS[root.op]
+        self.dtype = "float32" if root.dtype in NARROW else root.dtype
+        if root.op in REAL and "int" in root.dtype:
+            self.dtype = "float64"
+        if root.dtype == "bool":
+            self.dtype = "uint8"
+        shape = "x".join(f"{d}{'*' * (a in axes)}" for a, d in enumerate(self.dims))
+        self.d = Draft(f"{root.op.lower()}_{shape}".replace("*", "r"), region, device)
+        self.b, self.m = self.d.b, self.d.m
+        self.count = prod(self.dims[a] for a in axes)
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        d, b, along = self.d, self.b, len(self.dims) - 1 in self.reduced
+        outer = [self.dims[a] for a in self.kept]
+        width = 1 if along or not outer else outer[-1]
+        lanes = d.isa.lanes(max(tir.bits(self.dtype) // 8, 4))
+        blocks = -(-width // lanes)
+        rows = prod(outer) // width
+        count = tasks(d.device, d.device.core.moved_ns(self.x.type.bytes), rows * blocks)
+        with share(b, count, rows * blocks) as (first, turns):
+            self.before, self.after = d.before, d.writing(whole=False)
+            self.lanes = min(lanes, self.before.lanes()) if along else lanes
+            with b.serial(turns, "each", first) as each:
+                if along:
+                    self._along(each, outer)
+                else:
+                    self._beside(each, outer, blocks)
+        return d.kernel(tasks=count)
+
+    def _vector(self, value: Vec) -> Vec:
+        return self.way.each(self.m, self.m.cast(value, self.dtype))
+
+    def _over(self, axes: Sequence[int], place: dict[int, Value], body: Callable[[], None]) -> None:
+        """Nested loops over reduced axes; `place` holds where they are."""
+        if not axes:
+            body()
+            return
+        with self.b.serial(self.dims[axes[0]], "r") as i:
+            place[axes[0]] = i
+            self._over(axes[1:], place, body)
+
+    def _row(self, place: dict[int, Value]) -> Value:
+        """The flat index over all axes but the last."""
+        flat: Value = tir.const(0)
+        for axis, size in enumerate(self.dims[:-1]):
+            flat = flat * size + place[axis]
+        return self.b.let(flat, "row")
+
+    def _along(self, each: Value, outer: list[int]) -> None:
+        """One output: the last axis is reduced, with others perhaps."""
+        b, m = self.b, self.m
+        place = dict(zip(self.kept, indices(b, each, tuple(outer)), strict=True))
+        start = start_of(self.way, self.dtype)
+        count = self.d.device.core.adds
+        totals = b.registers(self.dtype, self.lanes, count, "total")
+        totals.fill(start)
+
+        def one() -> None:
+            row = self.before.row(self._row(place))
+
+            def body(column: Value, count: int, slot: int) -> None:
+                value = self._vector(self.before.at(row, column, self.lanes, count))
+                if count < self.lanes:
+                    seen = m.vec(tir.first_lanes(self.lanes, count))
+                    value = m.where(seen, value, start)
+                totals[slot] = self.way.join(m, self._total(totals[slot]), value).expr
+
+            slots(b, self.dims[-1], self.lanes, count, body)
+
+        self._over([a for a in self.reduced if a < len(self.dims) - 1], place, one)
+        total = self._total(totals[0])
+        for slot in range(1, count):
+            total = self.way.join(m, total, self._total(totals[slot]))
+        whole = across(b, total.expr, lambda a, c: self._joined(a, c))
+        self._put(each, Vec(m, whole, self.dtype, 1), 1)
+
+    def _total(self, expr: Value) -> Vec:
+        return Vec(self.m, expr, self.dtype, tir.lanes_of(expr))
+
+    def _joined(self, a: Value, c: Value) -> Value:
+        return self.way.join(self.m, self._total(a), self._total(c)).expr
+
+    def _beside(self, each: Value, outer: list[int], blocks: int) -> None:
+        """A vector of outputs: columns of the last axis, which stays."""
+        b, lanes, width = self.b, self.lanes, outer[-1]
+        index = b.let(each // blocks, "outer")
+        nth = each % blocks
+        place = dict(zip(self.kept, indices(b, index, tuple(outer[:-1])), strict=False))
+        column = b.let(nth * lanes, "column")
+
+        def block(count: int) -> None:
+            total = b.registers(self.dtype, lanes, 1, "total")
+            total.fill(start_of(self.way, self.dtype))
+
+            def one() -> None:
+                row = self.before.row(self._row(place))
+                value = self._vector(self.before.at(row, column, lanes, count))
+                total[0] = self.way.join(self.m, self._total(total[0]), value).expr
+
+            self._over(self.reduced, place, one)
+            self._put(b.let(index * width + column, "at"), self._total(total[0]), count)
+
+        rest = width % lanes
+        if not rest:
+            block(lanes)
+        elif blocks == 1:
+            block(rest)
+        else:
+            with b.when(nth < blocks - 1):
+                block(lanes)
+            with b.otherwise():
+                block(rest)
+
+    def _put(self, index: Value, total: Vec, count: int) -> None:
+        """`count` outputs from a flat index on; they lie in one row of the output."""
+        value = self.m.cast(self.way.last(self.m, total, self.count), self.root.dtype)
+        columns = self.after.columns
+        row = self.after.row(self.b.let(index // columns, "row"))
+        column = self.b.let(index % columns, "n")
+        self.d.put(self.after, row, index, column, count, value)

@@ -1,0 +1,1 @@
+"""conv and matmul by fewer products: Strassen, Winograd."""

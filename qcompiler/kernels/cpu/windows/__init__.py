@@ -1,0 +1,1 @@
+"""Windows over pictures: depthwise filters, pools, resampling."""

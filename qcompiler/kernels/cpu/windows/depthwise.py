@@ -1,0 +1,430 @@
+"""conv regions of one filter a channel -> TIR: vectors of channels, tiles of output columns.
+
+for each task (a share of the output rows)
+  for each block of channels                     (one vector load wide)
+    for each tile of columns in the row
+      for each input column that the tile sees   (each is read once)
+        sums[column] += input column * weights   for every output column and tap that it meets
+      store(epilogue(sums))
+
+Floats multiply one kernel row at a time. Integers take four kernel rows at once: the bytes of four
+input rows are interleaved, so that each lane of a four-way byte product holds one channel's column,
+and that work is shared by all output columns that see it. Columns outside the image are known when
+the code is made; where a window leaves the image at the top or the bottom, the rows that are not
+there are read from one line of padding, by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Array
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import Draft, heirs, refuse
+from qcompiler.kernels.cpu.code.epilogue import Fused, load, store
+from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes, rearranged, repacked
+from qcompiler.kernels.cpu.code.loops import sweep, tasks
+from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.contraction.blocking import powers_of_two
+from qcompiler.kernels.cpu.contraction.operands import Product, bias_of, product_of
+from qcompiler.kernels.cpu.windows.depthwise_filters import Filters, Shape
+from qcompiler.kernels.registry import Kernel, Region, kernel
+
+_GUARD = 64
+"""Bytes behind a line that a vector may reach into."""
+_NS_EACH_VECTOR_TAP = 0.6
+"""The reference core's time for one tap of a vector of sums, loads and
+interleaving included."""
+
+
+@kernel("conv", rank=3, columns=(2, 3, 4, 6, 8))
+def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | Skip:
+    """One input channel a group and one filter for it; any window, stride and padding."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    x, w = root.operands
+    channels = x.type.dims[-1]
+    if not w.is_constant:
+        return Skip("the filters are not constant, and they are read packed")
+    if root.int("group") != channels or channels == 1 or root.type.dims[-1] != channels:
+        return Skip("not one filter a channel")
+    if root.dtype not in ("float32", "int32"):
+        return Skip(f"sums of {root.dtype}")
+    if x.type.rank not in (3, 4):
+        return Skip(f"{x.type.rank - 2} spatial dimensions")
+    if 0 in root.type.dims:
+        return Skip("nothing to compute")
+    integer = root.dtype == "int32"
+    product = None
+    if integer:
+        fit = region.known(w).pairs_fit
+        product = product_of(device.isa, x.dtype, w.dtype, root.dtype, packed=fit)
+    if integer and product is None:
+        return Skip(f"no product of {x.dtype} and {w.dtype}")
+    return _Depthwise(region, device, Shape.of(region), product, columns).kernel()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What a tile reads: where column 0 of the tile is, and which of its columns are in memory."""
+
+    lines: tuple[Pointer, ...]
+    """What each kernel row is multiplied with: a line of the image, or of padding."""
+    base: Value
+    step: int
+    """Elements from one input column to the next."""
+    known: Callable[[int], bool]
+    """Is the tile's nth input column in memory? Otherwise it is padding."""
+
+
+class _Depthwise:
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, shape: Shape, product: Product | None, columns: int
+    ) -> None:
+        self.d = Draft(_kind(shape, region), region, device)
+        self.b, self.isa, self.s, self.product = self.d.b, device.isa, shape, product
+        root = self.d.root
+        self.x, self.w = root.operands
+        self.summed, self.bias = bias_of(region)
+        self.lanes = device.isa.lanes(4)
+        self.block = device.isa.vector_bytes if product else self.lanes
+        self.parts = min(self.block, -(-shape.channels // self.lanes) * self.lanes) // self.lanes
+        many = device.isa.registers // 2
+        self.tile = columns or max(2, min(8, many // self.parts))
+        self.turned = self._may_turn()
+        self.filters = Filters(shape, product, self.lanes, self.block, self.turned)
+        self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
+        ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
+        ns /= 4 if product else 1
+        self.tasks = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
+        line = shape.width * shape.channels * tir.bits(self.x.dtype) // 8
+        self.line_bytes = device.core.whole_lines(line) + _GUARD
+
+    @property
+    def _taps(self) -> int:
+        return self.s.window.kernel[0] * self.s.window.kernel[1]
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        s, d = self.s, self.d
+        scratch_bytes = self.line_bytes * self.tasks if s.padded_rows else 0
+        scratch = d.scratch() if scratch_bytes else None
+        with self.b.parallel(self.tasks) as task:
+            self._rows(task, scratch)
+        right = d.region.inputs.index(self.w)
+        return d.kernel(
+            tasks=self.tasks,
+            scratch_bytes=scratch_bytes,
+            pack={**self._turned_rows(), right: self.filters.pack},
+            in_place=heirs(d.region),
+            macs=d.root.type.size * self.filters.taps,
+        )
+
+    # -- operands of one number a channel
+
+    def _may_turn(self) -> bool:
+        """May channels be in `unpacked` order until they are bytes again? All that meets the sums
+        is then known by now, and the result is bytes.
+        """
+        if self.product is None or self.product.mac.k != 4 or self.s.channels < self.block:
+            return False
+        rows = [n for n in self.d.region.inputs if n not in (self.x, self.w) and n.type.size > 1]
+        known = all(n.is_constant and n.type.size in (256, self.s.channels) for n in rows)
+        last = self.d.region.output
+        return known and last.dtype in ("uint8", "int8") and self.lanes * 4 == self.block
+
+    def _turned_rows(self) -> dict[int, Callable[[Array], Array]]:
+        """How constants of one number a channel are stored."""
+        if not self.turned:
+            return {}
+        inputs, channels = self.d.region.inputs, self.s.channels
+        tables = {n.operands[1] for n in self.d.region.nodes if n.op == "lookup"}
+        rows = [
+            n for n in inputs if n.type.size == channels and n not in tables and n is not self.w
+        ]
+
+        def turn(array: Array) -> Array:
+            return rearranged(array.reshape(-1), self.block)
+
+        return {inputs.index(n): turn for n in rows}
+
+    # -- loops
+
+    def _rows(self, task: Value, scratch: Pointer | None) -> None:
+        """One task's output rows."""
+        s, b = self.s, self.b
+        padding = None
+        if scratch is not None:
+            mine = scratch + b.let(task * self.line_bytes, "mine")
+            padding = mine.view(self.x.dtype)
+            self._fill(padding)
+        nodes = [n for n in self.d.region.nodes if n not in (self.d.root, self.summed)]
+        given = (self.summed,)  # scalars are loaded here, once
+        region, pointers = self.d.region, self.d.pointers
+        self.fused = Fused(self.d.m, region, nodes, region.output, pointers, given=given)
+        total = s.images * s.rows
+        begin = b.let(task * total // self.tasks, "begin")
+        end = b.let((task + 1) * total // self.tasks, "end")
+        with b.serial(end - begin, "row", begin) as row:
+            y = b.let(row % s.rows if s.images > 1 else row, "y")
+            image = b.let(row // s.rows, "image") if s.images > 1 else tir.const(0)
+            first = b.let(y * s.window.strides[0] - s.top, "first")
+            origin, lines = self._lines(image, first, padding)
+            self._row(row, origin, lines)
+
+    def _lines(
+        self, image: Value, first: Value, padding: Pointer | None
+    ) -> tuple[Value, tuple[Pointer, ...]]:
+        """The input rows of an output row, the first of which is `first`: where they begin in the
+        pointers, and a pointer for each.
+        """
+        s, b, x = self.s, self.b, self.d.pointers[self.x]
+        line = s.width * s.channels
+        steps = [i * s.window.dilations[0] for i in range(s.window.kernel[0])]
+        start = b.let((image * s.height + first) * line, "start")
+        if padding is None:
+            return start, tuple(x + tir.const(i * line) for i in steps)
+        found = []
+        for i in steps:
+            there = tirx.all(first >= -i, first < s.height - i)
+            found.append(b.either(there, x + (start + i * line), padding, "line"))
+        return tir.const(0), tuple(found)
+
+    def _fill(self, padding: Pointer) -> None:
+        """A line of padding."""
+        lanes = self.isa.vector_bytes * 8 // tir.bits(self.x.dtype)
+        value = tir.const(self.d.root.int("pad_value"), padding.dtype, lanes)
+
+        def put(at: Value, count: int) -> None:
+            padding.store_first(count, at, value)
+
+        sweep(self.b, self.s.width * self.s.channels, lanes, put)
+
+    def _row(self, row: Value, origin: Value, lines: tuple[Pointer, ...]) -> None:
+        """An output row."""
+        s, b = self.s, self.b
+        low, high = s.inside()
+
+        def block(channel: Value, count: int, weights: Value) -> None:
+            def tile(x: Value, size: int, left: int | None) -> None:
+                """`left`: the first input column, where it is known now."""
+                column = x * s.window.strides[1] - s.left
+                base = b.let(origin + column * s.channels + channel, "base")
+                known = (lambda j: True) if left is None else (lambda j: 0 <= left + j < s.width)
+                columns = _Columns(lines, base, s.channels, known)
+                self._tile(columns, row, x, size, channel, count, weights)
+
+            self._tiles(tile, low, high)
+
+        self._each_block(block)
+
+    def _tiles(self, tile: Callable[[Value, int, int | None], None], low: int, high: int) -> None:
+        """Tiles over a row: those at the edges one by one, the ones between in a loop."""
+        s, at = self.s, 0
+        stride = s.window.strides[1]
+        while at < min(low, s.columns):
+            size = min(self.tile, s.columns - at)
+            tile(tir.const(at), size, at * stride - s.left)
+            at += size
+        middle = max((high - at) // self.tile, 0)
+        if middle:
+            with self.b.serial(middle, "x") as i:
+                tile(self.b.let(i * self.tile + at, "column"), self.tile, None)
+            at += middle * self.tile
+        while at < s.columns:
+            size = min(self.tile, s.columns - at)
+            tile(tir.const(at), size, at * stride - s.left)
+            at += size
+
+    def _each_block(self, body: Callable[[Value, int, Value], None]) -> None:
+        """body(first channel, channels that count, offset of the weights) for every block."""
+        whole, rest = divmod(self.s.channels, self.block)
+        size = self.filters.block_size
+        if whole:
+            with self.b.serial(whole, "block") as i:
+                body(self.b.let(i * self.block, "c"), self.block, self.b.let(i * size, "w"))
+        if rest:
+            body(tir.const(whole * self.block), rest, tir.const(whole * size))
+
+    # -- a tile
+
+    def _tile(
+        self,
+        columns: _Columns,
+        row: Value,
+        x: Value,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
+    ) -> None:
+        """`size` output columns of one block of channels, of which `count` are there."""
+        parts = -(-count // self.lanes)
+        sums = self.b.registers(self.d.root.dtype, self.lanes, size * parts, "sums")
+        if self.product is None:
+            self._float_sums(sums, columns, size, channel, count, weights)
+        else:
+            self._integer_sums(sums, columns, size, channel, count, weights)
+        for t in range(size):
+            pixel = self.b.let(row * self.s.columns + (x + t), "pixel")
+            place = self.fused.row(pixel)
+            first = 0
+            for several in powers_of_two(parts):
+                lanes = several * self.lanes
+                held = tir.concat([sums[t * parts + first + p] for p in range(several)])
+                value = Vec(self.d.m, self.b.let(held, "held"), self.d.root.dtype, lanes)
+                at = self.b.let(channel + first * self.lanes, "n")
+                there = min(lanes, count - first * self.lanes)
+                made = self.fused.at(place, at, lanes, there, {self.summed: value})
+                if self.turned and count == self.block:
+                    made = Vec(self.d.m, repacked(made.expr), made.dtype, lanes)
+                store(self.d.m, self.d.out, pixel * self.s.channels + at, made, there)
+                first += several
+
+    def _bias(self, channel: Value, count: int) -> list[Value]:
+        """What each vector of sums begins with."""
+        lanes, dtype = self.lanes, self.d.root.dtype
+        if self.bias is None:
+            return [tir.const(0, dtype, lanes)] * -(-count // lanes)
+        pointer = self.d.pointers[self.bias]
+        return [
+            pointer.load_first(min(lanes, count - first), channel + first, lanes)
+            for first in range(0, count, lanes)
+        ]
+
+    def _begin(self, sums: Registers, size: int, starts: list[Value]) -> None:
+        for p, start in enumerate(starts):
+            value = self.b.let(start, "start")
+            for t in range(size):
+                sums[t * len(starts) + p] = value
+
+    def _meets(self, j: int, size: int) -> list[tuple[int, int]]:
+        """The (output column, kernel column) pairs of a tile that see its nth input column."""
+        stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
+        taps = range(self.s.window.kernel[1])
+        return [(t, k) for k in taps for t in range(size) if t * stride + k * dilation == j]
+
+    def _reach(self, size: int) -> int:
+        return (size - 1) * self.s.window.strides[1] + self.s.reach[1]
+
+    def _float_sums(
+        self,
+        sums: Registers,
+        columns: _Columns,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
+    ) -> None:
+        self._begin(sums, size, self._bias(channel, count))
+        height, width = self.s.window.kernel
+        for i in range(height):
+            for j in range(self._reach(size)):
+                meets = self._meets(j, size)
+                if not meets or not columns.known(j):
+                    continue  # nobody sees it, or it is zero
+                at = columns.base + j * columns.step
+                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
+                value = self.b.let(self.d.m.cast(x, "float32").expr, "x")
+                for t, k in meets:
+                    w = self.weights_float(weights, i * width + k)
+                    sums[t] = tir.fma(value, w, sums[t])
+
+    def weights_float(self, start: Value, tap: int) -> Value:
+        """One tap's weights of a block."""
+        return self.d.pointers[self.w].view("float32").load(start + tap * self.block, self.lanes)
+
+    def _integer_sums(
+        self,
+        sums: Registers,
+        columns: _Columns,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
+    ) -> None:
+        product = self.product
+        assert product is not None
+        parts = -(-count // self.lanes)
+        starts = self._bias(channel, count)
+        if product.flipped:
+            for p, start in enumerate(starts):
+                at = weights + p * self.lanes * 4
+                correction = self.weights.load(at, self.lanes * 4, "int32")
+                starts[p] = tir.wrapping("+", start, correction)
+        self._begin(sums, size, starts)
+        head = self.block * 4
+        for g in range(self.filters.groups):
+            for j in range(self._reach(size)):
+                meets = self._meets(j, size)
+                if not meets:
+                    continue
+                fours = self._interleaved(columns, g, j, count)[:parts]
+                for p, four in enumerate(fours):
+                    lefts = [self.b.let(v, "left") for v in self._operands(four)]
+                    for t, k in meets:
+                        at = head + (g * self.s.window.kernel[1] + k) * self.filters.step_bytes
+                        at += p * self.filters.part_bytes
+                        total = sums[t * parts + p]
+                        for i, left in enumerate(lefts):
+                            right = self.weights.load(
+                                weights + (at + i * self.lanes * 4), self.lanes * 4
+                            )
+                            total = product.mac.emit(total, left, right)
+                        sums[t * parts + p] = total
+
+    def _operands(self, four: Value) -> list[Value]:
+        """Four bytes a lane -> what the product multiplies: the bytes, or two pairs of int16."""
+        product = self.product
+        assert product is not None
+        if product.mac.k == 4:
+            return [four]
+        kind = "int16" if self.x.dtype == "int8" else "uint16"
+        both = tir.reinterpret(four, kind)
+        eight = tir.const(8, kind, tir.lanes_of(both))
+        odd = tirx.op.shift_right(both, eight)
+        even = tirx.op.shift_right(tirx.op.shift_left(both, eight), eight)
+        return [tir.reinterpret(v, "int16") for v in (even, odd)]
+
+    def _interleaved(self, columns: _Columns, group: int, j: int, count: int) -> list[Value]:
+        """Four kernel rows of an input column -> one vector for every `lanes` channels, in order,
+        each lane the four bytes of one channel.
+        """
+        height = self.s.window.kernel[0]
+        rows = [self._bytes(columns, group * 4 + i, j, count, height) for i in range(4)]
+        return interleave(self.b, rows, ordered=not self.turned or count < self.block)
+
+    def _bytes(self, columns: _Columns, i: int, j: int, count: int, height: int) -> Value | None:
+        """A block of channels of one kernel row and input column; None for rows behind the last."""
+        if i >= height:
+            return None
+        product = self.product
+        assert product is not None
+        width = self.block
+        if not columns.known(j):
+            raw = tir.const(self.d.root.int("pad_value"), self.x.dtype, width)
+        else:
+            at = self.b.let(columns.base + j * columns.step, "at")
+            raw = load_bytes(columns.lines[i], at, count, width)
+        if product.flipped:
+            raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
+        return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")
+
+
+def _kind(shape: Shape, region: Region) -> str:
+    root = region.root
+    assert root is not None
+    x, w = (i.dtype.replace("uint", "u").replace("int", "i") for i in root.operands)
+    height, width = shape.window.kernel
+    size = f"{shape.rows}x{shape.columns}x{shape.channels}s{shape.window.strides[1]}"
+    return f"depthwise{height}x{width}_{x.replace('float', 'f')}{w.replace('float', 'f')}_{size}"

@@ -1,0 +1,152 @@
+"""A convolution of one filter a channel -> its sizes, and its weights as kernels read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.ir import Array
+from qcompiler.kernels.cpu.code.interleave import rearranged
+from qcompiler.kernels.cpu.contraction.operands import Product
+from qcompiler.kernels.region import Region
+from qcompiler.ops.window import Window
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a two-dimensional window over an image; one line for one-dimensional ones."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    rows: int
+    columns: int
+    window: Window
+    top: int
+    left: int
+
+    @staticmethod
+    def of(region: Region) -> Shape:
+        """A region's convolution -> its sizes."""
+        root = region.root
+        assert root is not None
+        x, w = root.operands
+        images, *sizes, channels = x.type.dims
+        window = Window.of(root, sizes, w.type.dims[:-2])
+        outputs = list(root.type.dims[1:-1])
+        if len(sizes) == 1:
+            sizes, outputs = [1, *sizes], [1, *outputs]
+            window = Window(
+                (1, *window.kernel),
+                (1, *window.strides),
+                (1, *window.dilations),
+                ((0, 0), *window.pads),
+            )
+        (top, _), (left, _) = ((p or (0, 0)) for p in window.pads)
+        (height, width), (rows, columns) = sizes, outputs
+        return Shape(images, height, width, channels, rows, columns, window, top, left)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Rows and columns that a window spans."""
+        return self.window.reach[0], self.window.reach[1]
+
+    @property
+    def padded_rows(self) -> bool:
+        """Does any window leave the image at the top or the bottom?"""
+        last = (self.rows - 1) * self.window.strides[0] - self.top + self.reach[0]
+        return self.top > 0 or last > self.height
+
+    def inside(self) -> tuple[int, int]:
+        """The output columns [first, behind the last) whose windows stay in the image's width."""
+        stride, reach = self.window.strides[1], self.reach[1]
+        first = -(-self.left // stride)
+        behind = (self.width - reach + self.left) // stride + 1
+        return min(first, self.columns), max(min(behind, self.columns), 0)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Weights as a kernel reads them, blocks of `block` channels one after the other.
+
+    Of bytes: the sums' start, int32, then [rows of 4][column][part], where a part is the right
+    operand of one multiply-accumulate for `lanes` channels (two of them, for pairs of int16);
+    `turned`: whole blocks are in `unpacked` order. Of floats: [tap][channel].
+    """
+
+    shape: Shape
+    product: Product | None
+    lanes: int
+    block: int
+    turned: bool
+
+    @property
+    def taps(self) -> int:
+        """Weights of a channel."""
+        return self.shape.window.kernel[0] * self.shape.window.kernel[1]
+
+    @property
+    def groups(self) -> int:
+        """Groups of four kernel rows."""
+        return -(-self.shape.window.kernel[0] // 4)
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of one part."""
+        return self.lanes * 4 * (2 if self.product and self.product.mac.k == 2 else 1)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of four kernel rows and one column of a block."""
+        return self.part_bytes * (self.block // self.lanes)
+
+    @property
+    def block_size(self) -> int:
+        """Elements of a block, as they are stored."""
+        if self.product is None:
+            return self.taps * self.block
+        return self.block * 4 + self.groups * self.shape.window.kernel[1] * self.step_bytes
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.shape.channels // self.block)
+
+    def pack(self, w: Array) -> Array:
+        """w[*kernel, 1, channels] -> what is stored."""
+        return self._bytes(w) if self.product else self._floats(w)
+
+    def _floats(self, w: Array) -> Array:
+        taps = w.reshape(self.taps, self.shape.channels).astype(np.float32)
+        wide = np.pad(taps, ((0, 0), (0, self._blocks * self.block - self.shape.channels)))
+        return wide.reshape(self.taps, self._blocks, self.block).transpose(1, 0, 2)
+
+    def _bytes(self, w: Array) -> Array:
+        assert self.product is not None
+        (height, width), channels = self.shape.window.kernel, self.shape.channels
+        w = w.reshape(height, width, channels)
+        wide = np.zeros((self.groups * 4, width, self._blocks * self.block), np.int8)
+        wide[:height, :, :channels] = rearranged(w, self.block) if self.turned else w
+        start = -self.product.shift * wide.astype(np.int32).sum((0, 1))
+        starts = start.astype(np.int32).reshape(self._blocks, -1).view(np.uint8)
+        fours = wide.reshape(self.groups, 4, width, self._blocks, self.block)
+        fours = fours.transpose(3, 0, 2, 4, 1)  # [block][group][column][channel][4 rows]
+        if self.product.mac.k == 2:  # even rows, then odd rows, a part at a time
+            pairs = fours.astype(np.int16).reshape(*fours.shape[:3], -1, self.lanes, 2, 2)
+            parts: Array = np.moveaxis(pairs, -1, -3)
+        else:
+            parts = fours
+        flat = np.ascontiguousarray(parts).reshape(self._blocks, -1).view(np.uint8)
+        return np.concatenate([starts, flat], axis=1)
+
+
+def tame(w: Array, shape: Shape) -> bool:
+    """w[*kernel, 1, channels] int8: do products of two neighbouring kernel rows and any bytes
+    always fit 16 bits together?
+    """
+    height = shape.window.kernel[0]
+    rows = w.reshape(height, -1).astype(np.int32)
+    pairs = np.pad(rows, ((0, -height % 2), (0, 0))).reshape(-1, 2, rows.shape[-1])
+    most, least = (np.maximum(sign * pairs, 0).sum(1).max() for sign in (1, -1))
+    return bool(max(most, least) <= 128)

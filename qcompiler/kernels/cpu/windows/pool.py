@@ -1,0 +1,199 @@
+"""max_pool and average_pool regions -> TIR: vectors of channels, one output pixel after the other.
+
+Windows that lie inside the image take all their taps unrolled; those that reach over its edge loop
+over the taps that are there. An average divides by the number of values it has seen, or of taps
+where the padding counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from math import prod
+
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
+from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.pooling import lowest
+from qcompiler.ops.window import Window
+
+_UNROLLED = 25
+"""Windows of more taps than this are always looped over."""
+
+_NARROW = ("float16", "bfloat16")
+
+
+@kernel("max_pool", "average_pool")
+def pool(region: Region, device: Device) -> Kernel | Skip:
+    """Any number of spatial dimensions, any window."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    if 0 in (*root.type.dims, *root.operands[0].type.dims):
+        return Skip("nothing to pool")
+    return _Pool(region, device).kernel()
+
+
+class _Pool:
+    """One kernel while it is emitted."""
+
+    def __init__(self, region: Region, device: Device) -> None:
+        root = region.root
+        assert root is not None
+        x = root.operands[0]
+        self.root = root
+        self.images, *sizes, self.channels = x.type.dims
+        self.sizes = tuple(sizes)
+        self.outputs = root.type.dims[1:-1]
+        self.window = Window.of(root, self.sizes)
+        self.starts = [-(p or (0, 0))[0] for p in self.window.pads]
+        in_float = root.dtype in _NARROW or root.op == "average_pool"
+        self.dtype = "float32" if in_float else root.dtype
+        kernel_shape, shape = ("x".join(map(str, s)) for s in (self.window.kernel, root.type.dims))
+        kind = f"{root.op}{kernel_shape}_{shape}"
+        self.d = Draft(kind, region, device)
+        self.b, self.m = self.d.b, self.d.m
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        d, b = self.d, self.b
+        pixels = self.images * prod(self.outputs)
+        taps = prod(self.window.kernel)
+        moved = d.root.type.bytes * (1 + taps) + sum(n.type.bytes for n in d.region.inputs)
+        count = tasks(d.device, d.device.core.moved_ns(moved), pixels)
+        with share(b, count, pixels) as (first, turns):
+            self.before, self.after = d.before, d.after
+            self.lanes = min(self.before.lanes(), self.after.lanes(), self._root_lanes())
+            with b.serial(turns, "pixel", first) as pixel:
+                self._pixel(pixel)
+        return d.kernel(tasks=count, macs=0)
+
+    def _root_lanes(self) -> int:
+        return self.d.isa.lanes(max(tir.bits(self.dtype) // 8, 1))
+
+    def _pixel(self, pixel: Value) -> None:
+        b, w = self.b, self.window
+        image, *place = indices(b, pixel, (self.images, *self.outputs))
+        corners = [
+            b.let(i * stride + start, "corner")
+            for i, stride, start in zip(place, w.strides, self.starts, strict=True)
+        ]
+        inside = [
+            tirx.all(c >= 0, c + (reach - 1) < size)
+            for c, reach, size in zip(corners, w.reach, self.sizes, strict=True)
+        ]
+        if prod(w.kernel) > _UNROLLED:
+            self._reaching_over(pixel, image, corners)
+        elif not self._padded():
+            self._inside(pixel, image, corners)
+        else:
+            with b.when(tirx.all(*inside)):
+                self._inside(pixel, image, corners)
+            with b.otherwise():
+                self._reaching_over(pixel, image, corners)
+
+    def _padded(self) -> bool:
+        """Does any window reach over the edge?"""
+        w = self.window
+        ends = [
+            (n - 1) * stride + start + reach > size
+            for n, stride, start, reach, size in zip(
+                self.outputs, w.strides, self.starts, w.reach, self.sizes, strict=True
+            )
+        ]
+        return any(ends) or any(s < 0 for s in self.starts)
+
+    def _inside(self, pixel: Value, image: Value, corners: Sequence[Value]) -> None:
+        steps = [range(k) for k in self.window.kernel]
+
+        def taps() -> Iterator[tuple[Value, ...]]:
+            for tap in product(*steps):
+                yield tuple(
+                    c + t * d for c, t, d in zip(corners, tap, self.window.dilations, strict=True)
+                )
+
+        def body(column: Value, count: int) -> None:
+            total: Vec | None = None
+            for at in taps():
+                value = self._value(image, at, column, count)
+                total = value if total is None else self._join(total, value)
+            assert total is not None
+            divisor = self.m.splat(float(prod(self.window.kernel)), self.dtype, self.lanes)
+            self._put(pixel, column, count, total, divisor)
+
+        sweep(self.b, self.channels, self.lanes, body)
+
+    def _reaching_over(self, pixel: Value, image: Value, corners: Sequence[Value]) -> None:
+        """The taps [low, high) of every dimension that are in the image."""
+        b, w = self.b, self.window
+        spans = []
+        for corner, k, d, size in zip(corners, w.kernel, w.dilations, self.sizes, strict=True):
+            low = tirx.Max(tir.const(0), tirx.floordiv(-corner + (d - 1), tir.const(d)))
+            behind = tirx.floordiv(size - 1 - corner, tir.const(d)) + 1
+            high = tirx.Min(tir.const(k), behind)
+            spans.append((b.let(low, "low"), b.let(tirx.Max(low, high), "high")))
+        seen: Value = tir.const(1)
+        for low, high in spans:
+            seen = seen * (high - low)
+        include = self.root.op == "average_pool" and bool(self.root.int("count_include_pad"))
+        seen = tir.const(prod(w.kernel)) if include else seen
+        divisor = self.m.vec(tir.broadcast(b.let(tir.cast(seen, "float32"), "seen"), self.lanes))
+
+        def body(column: Value, count: int) -> None:
+            total = b.registers(self.dtype, self.lanes, 1, "total")
+            total.fill(lowest(self.dtype) if self.root.op == "max_pool" else 0)
+
+            def visit(at: tuple[Value, ...]) -> None:
+                value = self._value(image, at, column, count)
+                total[0] = self._join(Vec(self.m, total[0], self.dtype, self.lanes), value).expr
+
+            self._over(list(spans), corners, (), visit)
+            value = Vec(self.m, total[0], self.dtype, self.lanes)
+            self._put(pixel, column, count, value, divisor)
+
+        sweep(b, self.channels, self.lanes, body)
+
+    def _over(
+        self,
+        spans: list[tuple[Value, Value]],
+        corners: Sequence[Value],
+        at: tuple[Value, ...],
+        visit: Callable[[tuple[Value, ...]], None],
+    ) -> None:
+        """Nested loops over the taps that are there."""
+        axis = len(at)
+        if axis == len(spans):
+            visit(at)
+            return
+        low, high = spans[axis]
+        with self.b.serial(high - low, "tap", low) as tap:
+            here = self.b.let(corners[axis] + tap * self.window.dilations[axis], "at")
+            self._over(spans, corners, (*at, here), visit)
+
+    def _value(self, image: Value, at: Sequence[Value], column: Value, count: int) -> Vec:
+        """The input at a place, from a channel on."""
+        index = image
+        for i, size in zip(at, self.sizes, strict=True):
+            index = index * size + i
+        row = self.before.row(self.b.let(index, "source"))
+        value = self.before.at(row, column, self.lanes, count)
+        return self.m.cast(value, self.dtype)
+
+    def _join(self, total: Vec, value: Vec) -> Vec:
+        return self.m.max(total, value) if self.root.op == "max_pool" else total + value
+
+    def _put(self, pixel: Value, column: Value, count: int, total: Vec, divisor: Vec) -> None:
+        if self.root.op == "average_pool":
+            total = total / divisor
+            total = self.m.round(total) if "int" in self.root.dtype else total
+        value = self.m.cast(total, self.root.dtype)
+        place = self.after.row(pixel)
+        self.d.put(self.after, place, pixel * self.channels + column, column, count, value)

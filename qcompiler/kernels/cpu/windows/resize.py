@@ -1,0 +1,263 @@
+"""Resize regions -> TIR: every output pixel is a weighted sum of a few input pixels, all known now.
+
+Which inputs an output sees along an axis, and with what weights, is asked of what the operator's
+numpy meaning asks. The answer (offsets and weights, a few for every output index) takes the place
+of the constant that held the scales or sizes. So every mode and coordinate transformation of ONNX
+is served alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
+from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.ops.sampling import MAX_TAPS, sampled
+
+_MOST_TAPS = 64
+"""Input pixels for one output pixel, over all axes, that are worth unrolling."""
+
+
+@kernel("Resize")
+def resize(region: Region, device: Device) -> Kernel | Skip:
+    """Any mode. Vectors along the last axis: neighbours where it stays as it is (with channels last
+    it always does), else gathered.
+    """
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    given = [i for i in root.inputs[1:] if i is not None and i.type.size]
+    if len(given) != 1 or (len(root.inputs) > 1 and root.inputs[1] in given):
+        return Skip("a region of interest")
+    numbers = region.known(given[0]).numbers
+    if numbers is None:
+        return Skip("scales that are not known")
+    if root.str("keep_aspect_ratio_policy") != "stretch":
+        return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
+    if 0 in root.type.dims:
+        return Skip("nothing to resize")
+    found = resized(root, given[0], numbers)
+    if isinstance(found, Skip):
+        return found
+    axes, taps = list(found), list(found.values())
+    if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
+        return Skip("elementwise work before the last axis is resized")
+    if np.prod([t.count for t in taps]) > _MOST_TAPS:
+        return Skip(f"more than {_MOST_TAPS} inputs for one output")
+    return _Resize(region, device, given[0], axes, taps).kernel()
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Along one axis: the input index and the weight of each of `count` taps of every output."""
+
+    index: NDArray[np.int32]
+    weight: NDArray[np.float32]
+
+    @property
+    def count(self) -> int:
+        """Taps of one output."""
+        return int(self.index.shape[1])
+
+
+def resized(root: Node, given: Node, numbers: Sequence[float]) -> dict[int, Taps] | Skip:
+    """A Resize, the operand of scales or sizes and its numbers -> what each output index along
+    every axis that changes is made of.
+    """
+    if max(root.type.dims) > MAX_TAPS:
+        return Skip("too many outputs along an axis")
+    values = np.array(numbers, given.dtype)
+    scales, sizes = (values, None) if given in root.inputs[2:3] else (None, values)
+    found = sampled(root, root.operands[0].type.dims, (None, scales, sizes))
+    return {axis: _taps(s.places, s.weights) for axis, s in found.items()}
+
+
+def _taps(places: Array, weights: Array | None) -> Taps:
+    if weights is None:
+        return Taps(places.astype(np.int32), np.ones(places.shape, np.float32))
+    return _merged(places.astype(np.int64), weights.astype(np.float32))
+
+
+def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
+    """[outputs, taps] of places, some twice in a row, and weights, some 0 -> as few taps as that
+    can be said with.
+    """
+    order = np.argsort(places, axis=1, kind="stable")
+    places = np.take_along_axis(places, order, 1)
+    new = np.diff(places, axis=1, prepend=-1) != 0
+    sums = np.take_along_axis(weights, order, 1).reshape(-1)
+    sums = np.add.reduceat(sums, np.flatnonzero(new))
+    rows = np.nonzero(new)[0][sums != 0]
+    counts = np.bincount(rows, minlength=len(new))
+    at = (rows, np.arange(rows.size) - np.repeat(np.cumsum(counts) - counts, counts))
+    index = np.zeros((len(new), max(counts.max(initial=0), 1)), np.int32)
+    kept = np.zeros(index.shape, np.float32)
+    index[at], kept[at] = places[new][sums != 0], sums[sums != 0]
+    return Taps(index, kept)
+
+
+Tap = tuple[Value, Value | None]
+"""A row of the last axis, and its weight where that is not 1."""
+Seen = tuple[Vec, Value | None]
+"""A vector of such a row, and the row's weight."""
+
+
+class _Resize:
+    """One kernel while it is emitted."""
+
+    def __init__(
+        self, region: Region, device: Device, given: Node, axes: list[int], taps: list[Taps]
+    ) -> None:
+        root = region.root
+        assert root is not None
+        self.root, self.given, self.axes, self.taps = root, given, axes, taps
+        shape = "x".join(map(str, root.type.dims))
+        self.d = Draft(f"resize_{root.str('mode')}_{shape}", region, device)
+        self.b, self.m = self.d.b, self.d.m
+        self.copies = root.str("mode") == "nearest"
+        self.gathered = taps[-1] if root.type.rank - 1 in axes else None
+
+    def kernel(self) -> Kernel:
+        """Emit all of it."""
+        d, b, dims = self.d, self.b, self.root.type.dims
+        rows = int(np.prod(dims[:-1]))
+        pixels = int(np.prod([t.count for t in self.taps]))
+        moved = self.root.type.bytes * (1 + pixels)
+        count = tasks(d.device, d.device.core.moved_ns(moved), rows)
+        with share(b, count, rows) as (first, turns):
+            self.before, self.after = d.before, d.after
+            self.lanes = min(self.before.lanes(), self.after.lanes())
+            if not self.copies or self.gathered:
+                self.lanes = min(self.lanes, d.isa.lanes(4))
+            with b.serial(turns, "row", first) as row:
+                self._row(row)
+        at = d.region.inputs.index(self.given)
+        return d.kernel(tasks=count, pack={at: self._table})
+
+    def _table(self, _: Array) -> Array:
+        """For every axis: indices, then weights, as 32-bit words in elements of `given`."""
+        pairs = [(t.index, t.weight.view(np.int32)) for t in self.taps]
+        if self.gathered:  # vectors of one tap after the other
+            pairs[-1] = (pairs[-1][0].T, pairs[-1][1].T)
+        parts = [p for pair in pairs for p in pair]
+        words = np.concatenate([p.reshape(-1) for p in parts] or [np.zeros(1, np.int32)])
+        return words.astype(np.int64) if self.given.dtype == "int64" else words
+
+    def _word(self, at: Value, lanes: int = 1, count: int = 1) -> Value:
+        """A word of the table, or a vector of which `count` are there."""
+        pointer = self.d.pointers[self.given]
+        if self.given.dtype == "int64":
+            return tir.cast(pointer.load_first(count, at, lanes), "int32")
+        return pointer.view("int32").load_first(count, at, lanes)
+
+    def _row(self, row: Value) -> None:
+        """One output pixel: all of its last axis."""
+        b, dims = self.b, self.root.type.dims
+        place = indices(b, row, dims[:-1])
+        found = self._sources(place)
+        after = self.after.row(row)
+        read = self._gathered(found) if self.gathered else self._neighbours(found)
+
+        def body(column: Value, count: int) -> None:
+            total: Vec | None = None
+            for value, weight in read(column, count):
+                if weight is not None:
+                    value = self.m.cast(value, "float32") * self.m.vec(
+                        tir.broadcast(weight, self.lanes)
+                    )
+                total = value if total is None else total + value
+            assert total is not None
+            if not self.copies:
+                total = (
+                    self.m.saturate(total, self.root.dtype) if "int" in self.root.dtype else total
+                )
+            value = self.m.cast(total, self.root.dtype)
+            self.d.put(self.after, after, row * dims[-1] + column, column, count, value)
+
+        sweep(b, dims[-1], self.lanes, body)
+
+    def _neighbours(self, found: Sequence[Tap]) -> Callable[[Value, int], Iterator[Seen]]:
+        """Rows and their weights -> what reads vectors of all of them from a column on."""
+        rows = [(self.before.row(source), weight) for source, weight in found]
+
+        def read(column: Value, count: int) -> Iterator[Seen]:
+            for row, weight in rows:
+                yield self.before.at(row, column, self.lanes, count), weight
+
+        return read
+
+    def _gathered(self, found: Sequence[Tap]) -> Callable[[Value, int], Iterator[Seen]]:
+        """The same where every column has an index and a weight of its own."""
+        taps, x = self.gathered, self.root.operands[0]
+        assert taps is not None
+        start = sum(2 * t.index.size for t in self.taps[:-1])
+        length, width = x.type.dims[-1], len(taps.index)
+        rows = [(self.b.let(source * length), weight) for source, weight in found]
+
+        def read(column: Value, count: int) -> Iterator[Seen]:
+            for tap in range(taps.count):
+                at = self.b.let(column + (start + tap * width))
+                index = self.b.let(self._word(at, self.lanes, count), "index")
+                own = self.b.let(self._word(at + taps.index.size, self.lanes, count), "own")
+                for row, weight in rows:
+                    raw = self.d.pointers[x].gather(index + tir.broadcast(row, self.lanes))
+                    value = Vec(self.m, self.b.let(raw), x.dtype, self.lanes)
+                    if self.copies:
+                        yield value, None
+                        continue
+                    wide = self.m.cast(value, "float32")
+                    yield wide * self.m.vec(tir.reinterpret(own, "float32")), weight
+
+        return read
+
+    def _sources(self, place: list[Value]) -> list[Tap]:
+        """An output pixel -> (input pixel, weight) of every tap; no weight where it is 1."""
+        b = self.b
+        options: list[list[tuple[Value, Value | None]]] = []
+        start = 0
+        at = {a: i for i, a in enumerate(self.axes)}
+        for axis, index in enumerate(place):
+            if axis not in at:
+                options.append([(index, None)])
+                continue
+            taps = self.taps[at[axis]]
+            weights = start + taps.index.size
+            steps = [b.let(index * taps.count + t, "tap") for t in range(taps.count)]
+            options.append(
+                [
+                    (
+                        b.let(self._word(s + start), "source"),
+                        None
+                        if self.copies
+                        else tir.reinterpret(self._word(s + weights), "float32"),
+                    )
+                    for s in steps
+                ]
+            )
+            start = weights + taps.weight.size
+        sizes = self.root.operands[0].type.dims
+        found = []
+        for chosen in product(*options):
+            flat: Value = tir.const(0)
+            weight: Value | None = None
+            for (index, part), size in zip(chosen, sizes, strict=False):
+                flat = flat * size + index
+                if part is not None:
+                    weight = part if weight is None else weight * part
+            found.append(
+                (b.let(flat, "pixel"), None if weight is None else b.let(weight, "weight"))
+            )
+        return found

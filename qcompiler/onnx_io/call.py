@@ -1,0 +1,170 @@
+"""An operator of a file on its inputs -> a node: the table of what changed from opset to opset.
+
+`@until(13, "Squeeze")` registers an adapter that rewrites the calls of every opset below 13 into
+what opset 13 says, so that a call climbs from adapter to adapter; `@always` ones spell out what
+ONNX leaves implicit. Attributes that the file leaves out already have its own opset's defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Attr, Node, constant, numpy_dtype
+from qcompiler.onnx_io.schema import known_attributes
+from qcompiler.onnx_io.tensors import Unsupported
+from qcompiler.ops import OPERATORS, make
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator on its inputs (None: left out), with all its attributes.
+
+    It names so many `outputs`; those from number `read` on nobody reads.
+    """
+
+    op: str
+    inputs: tuple[Node | None, ...]
+    attrs: Mapping[str, Attr]
+    outputs: int
+    read: int
+    name: str
+
+    def input(self, index: int) -> Node | None:
+        """An input, or None where it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def need(self, index: int) -> Node:
+        """An input that must be there."""
+        node = self.input(index)
+        if node is None:
+            raise self.error(f"input {index} is missing")
+        return node
+
+    def get(self, key: str) -> Attr:
+        """An attribute, or None where it has no value."""
+        return self.attrs.get(key)
+
+    def number(self, key: str) -> int:
+        """An attribute that must be a whole number."""
+        value = self.get(key)
+        if not isinstance(value, int):
+            raise self.error(f"attribute {key!r} is missing")
+        return value
+
+    def real(self, key: str) -> float:
+        """An attribute that must be a number."""
+        value = self.get(key)
+        if not isinstance(value, (int, float)):
+            raise self.error(f"attribute {key!r} is missing")
+        return float(value)
+
+    def numbers(self, key: str) -> tuple[int, ...] | None:
+        """A list of whole numbers, or None where it is absent or empty."""
+        value = self.get(key)
+        return tuple(int(v) for v in value) if isinstance(value, tuple) and value else None
+
+    def but(
+        self,
+        *,
+        op: str = "",
+        inputs: Sequence[Node | None] | None = None,
+        drop: tuple[str, ...] = (),
+        **attrs: Attr,
+    ) -> Call:
+        """The same call with another operator, other inputs, attributes left out or set."""
+        kept = {k: v for k, v in self.attrs.items() if k not in drop}
+        return replace(
+            self,
+            op=op or self.op,
+            inputs=self.inputs if inputs is None else tuple(inputs),
+            attrs={**kept, **attrs},
+        )
+
+    def constant(self, what: str, value: object, dtype: str = "int64") -> Node:
+        """A constant that an attribute of this call becomes."""
+        return constant(np.asarray(value, numpy_dtype(dtype)), f"{self.name}.{what}")
+
+    def node(self, what: str, op: str, *inputs: Node | None, **attrs: Attr) -> Node:
+        """One of several nodes that this call becomes."""
+        return make(op, *inputs, name=f"{self.name}.{what}", **attrs)
+
+    def error(self, what: str, hint: str = "") -> Error:
+        """An Error about this call."""
+        return Error(what, where=f"{self.name} ({self.op})", hint=hint)
+
+    def unsupported(self, what: str, hint: str = "") -> Unsupported:
+        """An Error about this call that is told with the others, once the model has been read."""
+        return Unsupported(what, where=f"{self.name} ({self.op})", hint=hint)
+
+
+Result = Call | Node | tuple[Node | None, ...]
+"""What an adapter gives: a call of the next opset, or the finished outputs (None: not made)."""
+Adapter = Callable[[Call], Result]
+
+_ALWAYS = 1 << 20
+_ADAPTERS: dict[str, dict[int, Adapter]] = {}
+
+
+def until(opset: int, *ops: str) -> Callable[[Adapter], Adapter]:
+    """Register an adapter for the calls of these operators in opsets below `opset`."""
+
+    def register(adapter: Adapter) -> Adapter:
+        for op in ops:
+            steps = _ADAPTERS.setdefault(op, {})
+            if opset in steps:
+                raise ValueError(f"{op} has two adapters until {opset}")
+            steps[opset] = adapter
+        return adapter
+
+    return register
+
+
+def always(*ops: str) -> Callable[[Adapter], Adapter]:
+    """Register an adapter for the calls of these operators in every opset."""
+    return until(_ALWAYS, *ops)
+
+
+def newest(call: Call, opset: int) -> Result:
+    """A call of `opset` -> the call with the newest meaning, or the nodes that it becomes."""
+    reached = opset
+    while True:
+        steps = _ADAPTERS.get(call.op, {})
+        following = min((limit for limit in steps if limit > reached), default=None)
+        if following is None:
+            return call
+        result = steps[following](call)
+        if not isinstance(result, Call):
+            return result
+        call, reached = result, following
+
+
+def adapted(op: str) -> bool:
+    """Whether an operator has adapters, so that it may become another."""
+    return op in _ADAPTERS
+
+
+def axis_of(call: Call, axis: int, rank: int) -> int:
+    """An axis that may count from the end -> counted from the start; one too many is an Error."""
+    if not -rank <= axis < rank:
+        raise call.error(f"axis {axis} does not exist in {rank} dimensions")
+    return axis % rank
+
+
+def finish(result: Result) -> Node | tuple[Node | None, ...]:
+    """A call at the newest opset -> a typed node."""
+    if not isinstance(result, Call):
+        return result
+    where = f"{result.name} ({result.op})"
+    if result.op not in OPERATORS:
+        raise Unsupported("unknown operator", where=where)
+    inputs = list(result.inputs)
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    attrs = known_attributes(result.op, result.attrs, where)
+    if "outputs" in OPERATORS[result.op].defaults:  # how many it makes is up to its readers
+        attrs["outputs"] = max(result.read, 1)
+    return make(result.op, *inputs, name=result.name, **attrs)

@@ -1,0 +1,456 @@
+"""ONNX file -> graph in ONNX's newest vocabulary. No policy: nothing is optimized or chosen here.
+
+A file is hostile until shown otherwise. Whatever is wrong with it is one `Error`; all that we do
+not support is told at once. Nothing of it reaches onnx's native checker or shape inference, and no
+memory is taken that the file does not fill.
+
+Functions and constant conditions (`If`) are inlined; inputs with an initializer are constants; what
+no output needs is not looked at. Differences between opsets live in `opsets`, ONNX's schemas
+in `schema`, inputs in `inputs`, tensors in `tensors`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from qcompiler.errors import Error
+from qcompiler.ir import Attr, Graph, Node, Type, constant, placeholder
+from qcompiler.ir.refusals import with_open_sizes
+
+# Importing them registers their adapters.
+from qcompiler.onnx_io import contrib, opsets, windows  # noqa: F401
+from qcompiler.onnx_io.call import Call, adapted, finish, newest
+from qcompiler.onnx_io.file import initializers, load, opset_versions
+from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
+from qcompiler.onnx_io.loops import loop, scan
+from qcompiler.onnx_io.schema import (
+    bound,
+    check_inputs,
+    checked_attributes,
+    constant_of,
+    function_body,
+    schema,
+    value_of,
+)
+from qcompiler.onnx_io.structure import (
+    MAX_DEPTH,
+    MAX_GROWTH,
+    MAX_MADE,
+    MAX_NODES,
+    FunctionKey,
+    all_nodes,
+    check_text,
+    domain_of,
+    expanded_size,
+    needed,
+    reads,
+)
+from qcompiler.onnx_io.tensors import ExternalData, Unsupported, decode
+from qcompiler.ops import OPERATORS, known_value, make
+
+log = logging.getLogger(__name__)
+
+LISTED = 20
+"""How many unsupported operators, and how many nodes of each, an Error lists."""
+
+_MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+"""What Python and numpy raise where a type rule meets numbers that make no sense."""
+
+
+def read(
+    model: str | Path | ModelProto,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    settle: Callable[[dict[str, Type]], dict[str, Type]] = dict,
+) -> Graph:
+    """ONNX file or ModelProto -> graph.
+
+    `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
+    in one input is pinned wherever it stands. `settle` may change the types of the inputs before
+    anything is made of them. Errors: all that is wrong or not supported.
+    """
+    path = None if isinstance(model, ModelProto) else Path(model)
+    proto = model if isinstance(model, ModelProto) else load(Path(model))
+    check_text(proto)
+    return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle)
+
+
+@dataclass
+class _Missing:
+    """Stands for a value that could not be made; `why` is empty where that has been reported."""
+
+    why: str = ""
+
+
+Value = Node | _Missing | None
+"""None: an optional input of a function that the caller left out."""
+
+
+@dataclass
+class _Scope:
+    """The names of a graph, branch or function body. A branch sees those around it too."""
+
+    opsets: Mapping[str, int]
+    values: dict[str, Value] = field(default_factory=dict)
+    initializers: Mapping[str, TensorProto] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeProto] | None = None
+    outer: _Scope | None = None
+    read: Collection[str] = ()
+    """The names that something in it reads."""
+    prefix: str = ""
+    depth: int = 0
+
+
+class _Reader:
+    """One model on its way to a graph."""
+
+    def __init__(self, model: ModelProto, external: ExternalData) -> None:
+        if not model.HasField("graph") or not model.graph.output:
+            raise Error("not an ONNX model: it has no graph with outputs")
+        self.model = model
+        self.external = external
+        self.opsets = opset_versions(model.opset_import)
+        self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
+        self.sizes: dict[FunctionKey, int] = {}
+        self.unsupported: dict[tuple[str, str], list[str]] = {}
+        self.names: dict[str, int] = {}  # how far copies of each are numbered
+        self.count = 0
+        listed = sum(1 for _ in all_nodes(model.graph.node))
+        self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
+
+    def graph(
+        self,
+        input_shapes: Mapping[str, tuple[int, ...]],
+        settle: Callable[[dict[str, Type]], dict[str, Type]],
+    ) -> Graph:
+        """The model's graph, or an Error that lists all that is not supported."""
+        proto = self.model.graph
+        scope = _Scope(self.opsets, initializers=initializers(proto))
+        types = settle(input_types(proto, scope.initializers, input_shapes))
+        inputs = [placeholder(name, type) for name, type in types.items()]
+        scope.values.update({i.name: i for i in inputs})
+        names = tuple(checked_name(o.name, "output") for o in proto.output)
+        if len(set(names)) != len(names):
+            raise Error(f"two outputs have the name {first_double(names)!r}")
+        try:
+            outputs = self.body(proto.node, names, scope, "the graph's output")
+            self.raise_unsupported()
+        except Error as e:
+            raise with_open_sizes(e, inputs) from e
+        nodes = tuple(o for o in outputs if isinstance(o, Node))
+        notes = {
+            "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
+            "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
+        }
+        return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
+
+    def body(
+        self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: _Scope, where: str
+    ) -> list[Value]:
+        """Nodes in any order -> the values of `outputs`, whatever these do not need left alone."""
+        if scope.depth > MAX_DEPTH:
+            raise Error(f"functions or branches nest deeper than {MAX_DEPTH}", where=where)
+        order = list(needed(tuple(nodes), outputs, {*scope.values, *scope.initializers}))
+        scope.read = {*outputs, *(i for node in order for i in reads(node))}
+        for proto in order:
+            self.count += 1
+            if self.count > self.most:
+                raise Error(
+                    f"loops and functions make more than {self.most} nodes",
+                    where=scope.prefix or where,
+                )
+            self.convert(proto, scope)
+        return [self.value(o, scope, where) for o in outputs]
+
+    def value(self, name: str, scope: _Scope, where: str) -> Value:
+        """What a name stands for; weights are decoded when they are first read."""
+        around: _Scope | None = scope
+        while around is not None:
+            if name in around.values:
+                value = around.values[name]
+                if isinstance(value, _Missing) and value.why:
+                    self.report(value.why, "", where)
+                    value.why = ""
+                return value
+            if name in around.initializers:
+                around.values[name] = self.weight(name, around.initializers[name])
+                return around.values[name]
+            around = around.outer
+        raise Error(f"{name!r} is read, but nothing makes it", where=where)
+
+    def weight(self, name: str, tensor: TensorProto) -> Value:
+        """An initializer -> a constant."""
+        try:
+            return constant(decode(tensor, self.external, f"initializer {name!r}"), name)
+        except Unsupported as e:
+            self.report(e.what, "", e.where)
+            return _Missing()
+
+    def convert(self, proto: NodeProto, scope: _Scope) -> None:
+        """One node of the file -> its outputs, under their names in the scope."""
+        first = next((o for o in proto.output if o), "")
+        name = self.unique(scope.prefix + (proto.name or f"{proto.op_type}_{first}"))
+        where = f"{name} ({proto.op_type})"
+        try:
+            inputs = [self.value(i, scope, where) if i else None for i in proto.input]
+            present = [i for i in inputs if not isinstance(i, _Missing)]
+            if len(present) == len(inputs):  # else what it needs was reported, and it is skipped
+                self.bind(proto, name, self.apply(proto, present, name, scope), scope)
+                return
+            self.check_known(proto, scope, where)
+        except Unsupported as e:
+            domain = domain_of(proto.domain)
+            self.report(f"{proto.op_type} ({domain or 'ai.onnx'}): {e.what}", e.hint, name)
+        for output in proto.output:
+            scope.values[output] = _Missing()
+
+    def bind(
+        self, proto: NodeProto, name: str, result: Node | Sequence[Value], scope: _Scope
+    ) -> None:
+        """Give the outputs of a node their names."""
+        values: Sequence[Value]
+        if isinstance(result, Node) and len(result.types) > 1:
+            values = [
+                make("item", result, index=i, name=self.unique(output or f"{name}.{i}"))
+                for i, output in enumerate(proto.output[: len(result.types)])
+            ]
+        else:
+            values = [result] if isinstance(result, Node) else result
+        for i, output in enumerate(proto.output):
+            value = values[i] if i < len(values) else None
+            absent = _Missing(f"output {i} of {proto.op_type} is not supported")
+            scope.values[output] = absent if value is None else value
+
+    def apply(
+        self, proto: NodeProto, inputs: list[Node | None], name: str, scope: _Scope
+    ) -> Node | Sequence[Value]:
+        """An operator on its inputs -> a node, or the values of its outputs."""
+        where = f"{name} ({proto.op_type})"
+        domain = domain_of(proto.domain)
+        key = (domain, proto.op_type, proto.overload)
+        function = self.functions.get(key)
+        attributes = [
+            a for a in (bound(p, scope.attributes, where) for p in proto.attribute) if a is not None
+        ]
+        if function is not None:
+            expanded_size(key, self.functions, self.sizes)
+            return self.call_function(function, inputs, attributes, name, scope)
+        self.check_known(proto, scope, where)
+        if contrib.known(domain, proto.op_type, scope.opsets):
+            given = {a.name: value_of(a, self.external, where) for a in attributes}
+            call = Call(proto.op_type, tuple(inputs), given, len(proto.output), 0, name)
+            with _Malformed(where):
+                return contrib.translate(call)
+        return self.operator(proto, inputs, attributes, name, scope)
+
+    def operator(
+        self,
+        proto: NodeProto,
+        inputs: Sequence[Node | None],
+        attributes: Sequence[AttributeProto],
+        name: str,
+        scope: _Scope,
+    ) -> Node | Sequence[Value]:
+        """An operator of ONNX's own on its inputs -> a node, or the values of its outputs."""
+        where = f"{name} ({proto.op_type})"
+        opset = scope.opsets[""]
+        spec = schema(proto.op_type, opset)
+        if spec is None:
+            raise Unsupported(f"not in opset {opset}", where=where)
+        attrs = checked_attributes(spec, attributes, self.external, where)
+        check_inputs(spec, inputs, where)
+        if proto.op_type == "Constant":
+            return constant_of(attrs, proto.output[0] if proto.output else name, where)
+        if proto.op_type == "If":
+            return self.choice(attributes, inputs, name, scope)
+        if proto.op_type in ("Loop", "Scan"):
+            return self.turns(proto, attributes, attrs, inputs, name, scope)
+        body = function_body(proto.op_type, opset)
+        if body is not None and not (proto.op_type in OPERATORS or adapted(proto.op_type)):
+            return self.call_function(body, inputs, attributes, name, scope)
+        read = max((i for i, o in enumerate(proto.output, 1) if o in scope.read), default=0)
+        call = Call(proto.op_type, tuple(inputs), attrs, len(proto.output), read, name)
+        with _Malformed(where):
+            return finish(newest(call, opset))
+
+    def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
+        """Unsupported where we have no meaning for an operator."""
+        domain = domain_of(proto.domain)
+        if (domain, proto.op_type, proto.overload) in self.functions:
+            return
+        if domain not in scope.opsets:
+            raise Error(
+                f"the model does not import the domain {domain or 'ai.onnx'!r}", where=where
+            )
+        op, opset = proto.op_type, scope.opsets[domain]
+        known = op in OPERATORS or adapted(op) or op in ("Constant", "If", "Loop", "Scan")
+        if contrib.known(domain, op, scope.opsets):
+            return
+        if domain or not (known or function_body(op, opset) is not None):
+            raise Unsupported("unknown operator", where=where)
+
+    def choice(
+        self,
+        attributes: Sequence[AttributeProto],
+        inputs: Sequence[Node | None],
+        name: str,
+        scope: _Scope,
+    ) -> Sequence[Value]:
+        """An If -> the outputs of the branch that a constant condition takes.
+
+        Where only the run tells, both are computed (they have no effects) and one result is picked.
+        """
+        where = f"{name} (If)"
+        graphs = {a.name: a.g for a in attributes}
+        condition = inputs[0]
+        assert condition is not None
+        known = known_value(condition)
+        if known is not None:
+            taken = "then_branch" if known.any() else "else_branch"
+            return self.branch(graphs[taken], name, scope)
+        sides = [
+            self.branch(graphs[key], f"{name}/{key}", scope)
+            for key in ("then_branch", "else_branch")
+        ]
+        if len(sides[0]) != len(sides[1]):
+            raise Error("its branches have unlike numbers of outputs", where=where)
+        no_dims = constant(np.zeros(0, np.int64), f"{name}.no_dims")
+        scalar = make("Reshape", condition, no_dims, name=f"{name}.condition")
+        picked: list[Value] = []
+        for index, (yes, no) in enumerate(zip(*sides, strict=True)):
+            if not isinstance(yes, Node) or not isinstance(no, Node):
+                picked.append(_Missing())
+            elif yes.type != no.type:
+                types = f"{yes.type} and {no.type}"
+                raise Unsupported(
+                    f"a condition known at run time only, between {types}", where=where
+                )
+            else:
+                picked.append(make("Where", scalar, yes, no, name=f"{name}.{index}"))
+        return picked
+
+    def turns(
+        self,
+        proto: NodeProto,
+        attributes: Sequence[AttributeProto],
+        attrs: Mapping[str, Attr],
+        inputs: Sequence[Node | None],
+        name: str,
+        scope: _Scope,
+    ) -> Sequence[Value]:
+        """A Loop or Scan -> its outputs, after all its turns."""
+        where = f"{name} ({proto.op_type})"
+        (graph,) = (a.g for a in attributes if a.name == "body")
+
+        def body(turn: int, given: Sequence[Node]) -> Sequence[Node]:
+            made = self.branch(graph, f"{name}/{turn}", scope, given)
+            nodes = [v for v in made if isinstance(v, Node)]
+            if len(nodes) < len(made):
+                raise Unsupported("a body with what is not supported", where=where)
+            return nodes
+
+        with _Malformed(where):
+            if proto.op_type == "Loop":
+                return loop(inputs, body, where)
+            if scope.opsets[""] < 9:
+                raise Unsupported("a scan of batches (opset 8)", where=where)
+            return scan(attrs, inputs, body, where)
+
+    def branch(
+        self, graph: GraphProto, name: str, scope: _Scope, given: Sequence[Node] = ()
+    ) -> Sequence[Value]:
+        """The outputs of one branch, or of a body that reads what is given."""
+        if len(graph.input) != len(given):
+            raise Error(f"{len(graph.input)} inputs where {len(given)} are given", where=name)
+        inner = _Scope(
+            scope.opsets,
+            values={i.name: node for i, node in zip(graph.input, given, strict=True)},
+            initializers=initializers(graph),
+            attributes=scope.attributes,
+            outer=scope,
+            prefix=f"{name}/",
+            depth=scope.depth + 1,
+        )
+        return self.body(graph.node, [o.name for o in graph.output], inner, name)
+
+    def call_function(
+        self,
+        function: FunctionProto,
+        inputs: Sequence[Node | None],
+        attributes: Sequence[AttributeProto],
+        name: str,
+        scope: _Scope,
+    ) -> Sequence[Value]:
+        """A function of the model on inputs -> the values that its body gives."""
+        where = f"{name} ({function.name})"
+        if len(inputs) > len(function.input):
+            raise Error(f"{len(inputs)} inputs where {len(function.input)} are taken", where=where)
+        given = {a.name: a for a in function.attribute_proto} | {a.name: a for a in attributes}
+        absent = (None,) * (len(function.input) - len(inputs))
+        inner = _Scope(
+            opset_versions(function.opset_import) if function.opset_import else self.opsets,
+            values=dict(zip(function.input, (*inputs, *absent), strict=True)),
+            attributes=given,
+            prefix=f"{name}/",
+            depth=scope.depth + 1,
+        )
+        return self.body(function.node, function.output, inner, where)
+
+    def unique(self, name: str) -> str:
+        """A node's name, made of printable characters, and one that no other node has."""
+        if len(name) > MAX_NAME:
+            raise Error(f"a name of {len(name)} characters", where=name[:60])
+        plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", name)
+        unique, count = plain, self.names.get(plain, 0)
+        while unique in self.names:
+            count += 1
+            unique = f"{plain}_{count}"
+        self.names[plain] = max(count, 1)
+        self.names.setdefault(unique, 1)
+        return unique
+
+    def report(self, what: str, hint: str, name: str) -> None:
+        """Remember what is not supported, and where it stands."""
+        self.unsupported.setdefault((what, hint), []).append(name)
+
+    def raise_unsupported(self) -> None:
+        """One Error for all that was reported."""
+        if not self.unsupported:
+            return
+        lines = [f"{what}; in {_listed(names)}" for (what, _), names in self.unsupported.items()]
+        if len(lines) > LISTED:
+            lines[LISTED:] = [f"and {len(lines) - LISTED} more"]
+        hints = [hint for _, hint in self.unsupported if hint]
+        raise Error(
+            "the model has what is not supported:\n" + "\n".join(f"  {line}" for line in lines),
+            hint=hints[0] if hints else "",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+class _Malformed:
+    """Turns what a type rule raises over senseless numbers into an Error that names the node."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _MALFORMED):
+            log.debug("a type rule failed", exc_info=error)
+            raise Error(
+                f"its inputs and attributes do not fit ({error or type(error).__name__})",
+                where=self.where,
+            ) from error

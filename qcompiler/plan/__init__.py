@@ -1,0 +1,1 @@
+"""Graph, device -> steps: kernels, packed weights, places in memory, barriers."""

@@ -1,0 +1,179 @@
+"""A graph over a batch -> the same graph over a part of it, and how many parts there are.
+
+Layer by layer, the activations of a large batch go to memory and come back; part by part they stay
+in the caches, and the workspace is that of a part. It pays where reading the weights once a part
+moves far fewer bytes, and it is possible where every node treats the images of the batch (the
+first dimension of all inputs and outputs) alike and apart from each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from math import isqrt
+
+import numpy as np
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Graph, Node, Type, constant, placeholder
+from qcompiler.ops import make
+from qcompiler.ops.evaluate import known_value
+from qcompiler.plan.regions import base, is_elementwise, regions
+
+log = logging.getLogger(__name__)
+
+CACHED = 0.5
+"""This share of the last cache may hold what one step reads and writes."""
+WORTH = 4.0
+"""Activations go through memory in so many times the bytes of the weights that parts read again."""
+TRIPS = 3
+"""Times that an activation crosses the memory's bus: what a store replaces, the store, a load."""
+
+_FIRST = frozenset({"conv", "max_pool", "average_pool", "MaxPool", "AveragePool", "LpPool", "LRN"})
+_FIRST |= {"GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "DepthToSpace"}
+_FIRST |= {"SpaceToDepth", "ConvTranspose", "Conv"}
+"""They read images through their first operand, one at a time."""
+_ALONG = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "Concat"})
+"""They work along one axis, or from it on."""
+
+
+def in_parts(graph: Graph, device: Device) -> tuple[Graph, int]:
+    """Graph (static shapes, every output made by a node) -> the graph of a part, number of parts;
+    the graph itself and 1 where parts would not help or cannot be.
+    """
+    batch = _batch(graph)
+    size = _size(graph, batch, device) if batch > 1 else batch
+    if size == batch:
+        return graph, 1
+    part = _Part(batch, size).graph(graph)
+    if isinstance(part, Skip):
+        log.info("the batch of %d stays whole: %s", batch, part.reason)
+        return graph, 1
+    return part, batch // size
+
+
+def _batch(graph: Graph) -> int:
+    """The images of every input and output; 0 if they do not agree."""
+    sides = [n.type for n in (*graph.inputs, *graph.outputs)]
+    if not all(t.static for t in sides):
+        return 0
+    found = {t.dims[0] if t.rank else 0 for t in sides}
+    return found.pop() if len(found) == 1 else 0
+
+
+def _size(graph: Graph, batch: int, device: Device) -> int:
+    """Images of a part: the most whose step stays in the last cache; all where it is no gain."""
+    parts = regions(graph)
+    largest, moved = 0, 0
+    for region in parts:
+        read = {base(i) for i in region.inputs}
+        values = [*(n for n in read if not n.is_constant), region.output]
+        largest = max(largest, sum(n.type.bytes for n in values))
+        moved += TRIPS * region.output.type.bytes
+    fitting = CACHED * device.l3_bytes
+    if largest <= fitting:
+        return batch
+    smaller = (d for d in _divisors(batch) if d < batch)
+    size = max(d for d in smaller if d == 1 or largest * d <= fitting * batch)
+    weights = sum(n.type.bytes for n in graph.nodes if n.is_constant)
+    return size if WORTH * weights * (batch // size) <= moved else batch
+
+
+def _divisors(number: int) -> Iterator[int]:
+    """Whatever divides a number, found in as many turns as its square root."""
+    for low in range(1, isqrt(number) + 1):
+        if number % low == 0:
+            yield from (low, number // low)
+
+
+class _Part:
+    """The nodes of a part, made from those of the whole."""
+
+    def __init__(self, batch: int, size: int) -> None:
+        self.batch, self.size = batch, size
+        self.made: dict[Node, Node] = {}
+        self.batched: set[Node] = set()
+
+    def graph(self, whole: Graph) -> Graph | Skip:
+        """All of a graph."""
+        for node in whole.nodes:
+            made = self.node(node)
+            if isinstance(made, Skip):
+                return made
+            self.made[node] = made
+        if not self.batched.issuperset(whole.outputs):
+            return Skip("an output is the same for all images")
+        inputs = tuple(self.made[n] for n in whole.inputs)
+        return replace(whole, inputs=inputs, outputs=tuple(self.made[n] for n in whole.outputs))
+
+    def node(self, node: Node) -> Node | Skip:
+        """One node, after those it reads."""
+        if node.op == "input":
+            self.batched.add(node)
+            return placeholder(node.name, self._type(node.type))
+        if not self.batched.intersection(node.operands):
+            return node
+        mixed = Skip(f"{node.name or 'a node'} ({node.op}) may mix the images of a batch")
+        if not self._apart(node):
+            return mixed
+        inputs = [None if i is None else self.made[i] for i in node.inputs]
+        if node.op == "Reshape":
+            target = np.array(node.operands[1].array)
+            target[0] = self.size
+            inputs[1] = constant(target)
+        made = make(node.op, *inputs, name=node.name, **node.attrs)
+        if made.types != tuple(map(self._type, node.types)):
+            return mixed
+        self.batched.add(node)
+        return made
+
+    def _type(self, whole: Type) -> Type:
+        return Type(whole.dtype, (self.size, *whole.shape[1:]))
+
+    def _apart(self, node: Node) -> bool:
+        """Is a node's output one image after the other, each made of its own alone?"""
+        if any(t.rank == 0 or t.dims[0] != self.batch for t in node.types):
+            return False
+        first, others = node.operands[0], node.operands[1:]
+        alone = first in self.batched and not self.batched.intersection(others)
+        rank, attrs = first.types[0].rank, node.attrs
+        if is_elementwise(node) or node.op in ("attention", "Attention"):
+            return all(self._in_step(i, node) for i in node.operands)
+        if node.op in _FIRST or node.op == "item":
+            return alone
+        if node.op in _ALONG:
+            together = (
+                all(i in self.batched for i in node.operands) if node.op == "Concat" else alone
+            )
+            return together and node.int("axis") % rank != 0
+        if node.op == "matmul":
+            paired = all(i in self.batched and i.type.rank == rank for i in node.operands)
+            return (paired and rank > 2) or (alone and others[0].type.rank == 2)
+        if node.op == "Transpose":
+            return alone and node.ints("perm")[0] == 0
+        if node.op == "Flatten":
+            return alone and attrs["axis"] == 1
+        if node.op == "Reshape":
+            return alone and others[0].is_constant and first.type.dims[0] == self.batch
+        return alone and self._other_axes(node, rank)
+
+    def _in_step(self, operand: Node, node: Node) -> bool:
+        """Is an operand of an elementwise node its image's own, or the same for all images?"""
+        rank = node.types[0].rank
+        if operand in self.batched:
+            return operand.type.rank == rank
+        return operand.type.rank < rank or operand.type.dims[0] == 1
+
+    def _other_axes(self, node: Node, rank: int) -> bool:
+        """Does a node name the axes that it works along, and not the first?"""
+        if node.op in ("Gather", "Split"):
+            return node.int("axis") % rank != 0
+        place = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1}.get(node.op)
+        place = 1 if node.op.startswith("Reduce") else place
+        if place is None or len(node.inputs) <= place:
+            return False
+        axes = known_value(node.inputs[place])
+        rank += axes.size if node.op == "Unsqueeze" and axes is not None else 0
+        return axes is not None and axes.size > 0 and bool((axes % rank != 0).all())

@@ -1,0 +1,98 @@
+"""Graph, device -> a plan for as many threads as are worth it: for one where more save little.
+
+Threads that share a step cost the calls between them, and the first step of a run may begin before
+a worker is awake. A network of few microseconds gains nothing by them, and takes the cores from
+whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Graph, Node, numpy_dtype
+from qcompiler.ir.refusals import Reasons
+from qcompiler.ops.work import PACE, work
+from qcompiler.plan.plan import Plan, Progress, Step, plan
+from qcompiler.plan.regions import regions
+
+_LEAST = 20.0
+"""Times that waking a thread takes: what threads must save of a run to be worth the cores that they
+take. Steps of a few microseconds that are divided take up to a tenth longer in all, which counts
+where no other core is free.
+"""
+_CALL_NS = 150.0
+_WINOGRAD = 4
+"""Transformed weights of float convolutions take up to so many times the room."""
+
+
+def planned(
+    graph: Graph, device: Device, progress: Progress | None, reasons: Reasons, *, asked: bool
+) -> Plan:
+    """A plan; unless a number of threads was asked for, for one where more are not worth it.
+    `reasons` as of `plan`.
+    """
+    one = replace(device, threads=1)
+    if not asked and at_most(graph, device) < least(device):
+        return plan(graph, one, progress, reasons)
+    made = plan(graph, device, progress, reasons)
+    if asked or device.threads == 1 or saving(made) >= least(device):
+        return made
+    return plan(graph, one, progress, reasons)
+
+
+def least(device: Device) -> float:
+    """Nanoseconds that threads must save of a run."""
+    return _LEAST * device.core.wake_ns
+
+
+def at_most(graph: Graph, device: Device) -> float:
+    """What a plan's `saving` is below, as far as a graph tells without kernels: making these takes
+    most of the time of planning, and a network that is small anyway is planned once.
+    """
+    share = 1 - 1 / device.threads
+    found = 0.0
+    for region in regions(graph):
+        root = region.root
+        macs = 0.0 if root is None else _products(root)
+        moved = sum(n.type.bytes for n in (*region.inputs, region.output))
+        if root is not None and root.op == "conv" and root.dtype.startswith("float"):
+            moved += (_WINOGRAD - 1) * root.operands[1].type.bytes
+        found += max(0.0, _predicted(macs, root, moved, device) * share - device.core.barrier_ns)
+    return found
+
+
+def _products(root: Node) -> float:
+    """Products that a node takes, or more; infinite where that is not known."""
+    if root.op == "conv":
+        return float(root.type.size * prod(root.operands[1].type.dims[:-1]))
+    return work(root) * PACE
+
+
+def saving(made: Plan) -> float:
+    """Nanoseconds of a run that its threads are predicted to save, of one."""
+    threads, core = made.device.threads, made.device.core
+    saved = -core.wake_ns
+    for step in made.steps:
+        units = min(step.kernel.tasks, threads)
+        if units > 1:
+            alone = nanoseconds(step, made.device)
+            saved += made.parts * (alone * (1 - 1 / units) - core.barrier_ns)
+    return saved
+
+
+def nanoseconds(step: Step, device: Device) -> float:
+    """About what a step takes on one core: its products of vectors a cycle, and bytes at the pace
+    of the outer caches.
+    """
+    moved = sum(p.bytes for p in (*step.operands, step.output))
+    return _predicted(step.kernel.macs, step.region.root, moved, device)
+
+
+def _predicted(macs: float, root: Node | None, moved: int, device: Device) -> float:
+    core = device.core
+    multiplies = macs and root is not None and root.operands
+    itemsize = numpy_dtype(root.operands[0].types[0].dtype).itemsize if multiplies and root else 4
+    rate = core.hz / 1e9 * core.macs_per_cycle * device.isa.lanes(itemsize)
+    return macs / rate + core.moved_ns(moved) + core.mixed_ns(_CALL_NS)

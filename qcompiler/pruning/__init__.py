@@ -1,0 +1,1 @@
+"""Channels and weights that are taken away, and the fitting of those that stay."""

@@ -1,0 +1,227 @@
+"""Weights, a pattern and how much to take away -> which weights stay.
+
+Weights are seen as [O, C, T]: outputs, inputs, taps of the window (1 for matrix products). A
+pattern says what goes together:
+
+    element      single weights (Han et al., "Learning both Weights and Connections", 2015)
+    n:m          n of m neighbouring inputs stay (Mishra et al., "Accelerating Sparse Deep Neural
+                 Networks", 2021)
+    r x c        blocks of r outputs by c inputs (Narang et al., "Block-Sparse Recurrent Neural
+                 Networks", 2017)
+
+How much a weight is worth, by what is known of it:
+
+    magnitude     w^2
+    activation    w^2 E[x^2] (Sun et al., "A Simple and Effective Pruning Approach", 2023)
+    second_order  w^2 / inv(E[x xT])_kk: what the output loses when all others make up for it as
+                  well as may be (Hassibi & Stork, "Optimal Brain Surgeon", 1993)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.data.columns import rows
+from qcompiler.errors import Error, Skip
+from qcompiler.hardware.isa import Device
+from qcompiler.ir import Node
+from qcompiler.quantization.reconstruct import Floats, damped
+
+Mask = NDArray[np.bool_]
+IMPORTANCES = ("magnitude", "activation", "second_order")
+LEVELS = tuple(i / 16 for i in range(16))
+"""The sparsities that a curve of sensitivity is made of."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`outputs` x `inputs` weights go together; with `of`, `keep` out of so many inputs stay."""
+
+    outputs: int = 1
+    inputs: int = 1
+    keep: int = 0
+    of: int = 0
+
+    @staticmethod
+    def read(text: str, device: Device | None = None) -> Pattern:
+        """ "element", "2:4", "16x4", or "block": what the device multiplies at once."""
+        if text == "element":
+            return Pattern()
+        if text == "block":
+            return block_of(device)
+        if match := re.fullmatch(r"(\d+):(\d+)", text):
+            keep, of = int(match[1]), int(match[2])
+            if 0 < keep < of:
+                return Pattern(keep=keep, of=of)
+        elif match := re.fullmatch(r"(\d+)x(\d+)", text):
+            outputs, inputs = int(match[1]), int(match[2])
+            if outputs and inputs:
+                return Pattern(outputs, inputs)
+        raise Error(f"{text!r} is no pattern", hint="element, 2:4, 16x4 (outputs x inputs), block")
+
+    def __str__(self) -> str:
+        if self.of:
+            return f"{self.keep}:{self.of}"
+        return f"{self.outputs}x{self.inputs}" if self != Pattern() else "element"
+
+    def refuse(self, shape: Sequence[int]) -> Skip | None:
+        """Why weights [O, C, T] cannot have this pattern."""
+        outputs, inputs, _ = shape
+        if self.of and inputs % self.of:
+            return Skip(f"{inputs} inputs are no multiple of {self.of}")
+        if self.outputs > outputs or self.inputs > inputs:
+            return Skip(f"{outputs} x {inputs} weights are less than a block of {self}")
+        return None
+
+
+def block_of(device: Device | None) -> Pattern:
+    """The weights that a device's product of bytes takes at once: a tile's, or a vector's."""
+    if device is None:
+        return Pattern(16, 4)
+    isa = device.isa
+    for key in (("u8", "i8", "i32"), ("i8", "i8", "i32"), ("f32", "f32", "f32")):
+        if mac := isa.best_product([key]):
+            return Pattern(mac.width, mac.k)
+    return Pattern(isa.lanes(4), 1)
+
+
+def importance(w: Floats, second: Floats | None, kind: str) -> Floats:
+    """Rows [G, O, K], E[x xT] [G, K, K] (not for magnitude) -> what each weight is worth."""
+    if kind not in IMPORTANCES:
+        raise Error(f"unknown importance {kind!r}", hint=f"one of {', '.join(IMPORTANCES)}")
+    squares: Floats = w * w
+    if kind == "magnitude":
+        return squares
+    assert second is not None, "what layers see was not measured"
+    if kind == "activation":
+        squares *= np.einsum("gkk->gk", second)[:, None]
+        return squares
+    inverse = np.stack([np.diag(np.linalg.inv(damped(h))) for h in second])
+    squares /= inverse[:, None]
+    return squares
+
+
+def block_scores(scores: Floats, pattern: Pattern) -> Floats:
+    """[O, C, T] -> [O/outputs, C/inputs, T]: sums over blocks; at the ends they are smaller."""
+    o, c, t = scores.shape
+    pad = ((0, -o % pattern.outputs), (0, -c % pattern.inputs), (0, 0))
+    full = np.pad(scores, pad)
+    shape = (full.shape[0] // pattern.outputs, pattern.outputs, -1, pattern.inputs, t)
+    made: Floats = full.reshape(shape).sum((1, 3))
+    return made
+
+
+def spread(blocks: Mask, pattern: Pattern, shape: Sequence[int]) -> Mask:
+    """The reverse for masks: blocks that stay -> weights [O, C, T] that stay."""
+    full = np.repeat(np.repeat(blocks, pattern.outputs, 0), pattern.inputs, 1)
+    return full[: shape[0], : shape[1]]
+
+
+def mask(scores: Floats, pattern: Pattern, sparsity: float) -> Mask:
+    """Scores [O, C, T] -> the weights that stay: the best 1 - sparsity; of n:m the best n of m."""
+    if pattern.of:
+        return _n_of_m(scores, pattern)
+    blocks = block_scores(scores, pattern)
+    gone = round(sparsity * blocks.size)
+    kept = np.ones(blocks.size, bool)
+    kept[np.argsort(blocks, axis=None, kind="stable")[:gone]] = False
+    return spread(kept.reshape(blocks.shape), pattern, scores.shape)
+
+
+def _n_of_m(scores: Floats, pattern: Pattern) -> Mask:
+    o, c, t = scores.shape
+    runs = scores.reshape(o, c // pattern.of, pattern.of, t)
+    order = np.argsort(-runs, axis=2, kind="stable")
+    kept = np.zeros(runs.shape, bool)
+    np.put_along_axis(kept, order[:, :, : pattern.keep], True, axis=2)
+    return kept.reshape(scores.shape)
+
+
+# Schedules: how much of each layer.
+
+
+def global_levels(
+    scores: Mapping[Node, Floats], pattern: Pattern, sparsity: float, most: float
+) -> dict[Node, float]:
+    """One threshold for the blocks of all layers: those below it go, of no layer more than `most`.
+
+    {layer: scores [O, C, T]} -> {layer: sparsity}; in all, `sparsity` of the weights.
+    """
+    blocks = {n: block_scores(s, pattern).reshape(-1) for n, s in scores.items()}
+    sizes = {n: scores[n].size / b.size for n, b in blocks.items()}
+    worth = np.concatenate([b / sizes[n] for n, b in blocks.items()])
+    weight = np.concatenate([np.full(b.size, sizes[n]) for n, b in blocks.items()])
+    order = np.argsort(worth, kind="stable")
+    owner = np.concatenate([np.full(b.size, i) for i, b in enumerate(blocks.values())])[order]
+    room = np.array([b.size * most for b in blocks.values()])
+    rank = np.empty(len(order), np.int64)
+    for i in range(len(blocks)):
+        mine = owner == i
+        rank[mine] = np.arange(mine.sum())
+    allowed = rank < room[owner]
+    goes = np.cumsum(weight[order] * allowed) <= sparsity * weight.sum()
+    counts = np.bincount(owner[goes & allowed], minlength=len(blocks))
+    return {n: counts[i] / b.size for i, (n, b) in enumerate(blocks.items())}
+
+
+def curve(w: Floats, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
+    """A layer's sensitivity: the share of its output's energy that is lost at each of LEVELS.
+
+    w and scores [O, C, T] of one group, second = E[x xT]. Nothing makes up for the loss yet.
+    """
+    flat = w.reshape(len(w), -1)
+    whole = max(float(np.einsum("ok,ok->", flat @ second, flat)), 1e-300)
+    lost = []
+    for level in LEVELS:
+        gone = np.where(mask(scores, pattern, level), 0.0, w).reshape(len(w), -1)
+        lost.append(float(np.einsum("ok,ok->", gone @ second, gone)) / whole)
+    return np.maximum.accumulate(np.array(lost))
+
+
+def curves(node: Node, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
+    """A product, E[x xT] [G, K, K] of what it multiplies, what its weights are worth, [O, C, T] ->
+    the mean of its groups' curves.
+    """
+    w = as_taps(node, rows(node, node.operands[1].array))
+    each = len(w) // len(second)
+    parts = [
+        curve(w[g * each : (g + 1) * each], h, scores[g * each : (g + 1) * each], pattern)
+        for g, h in enumerate(second)
+    ]
+    made: Floats = np.mean(parts, axis=0)
+    return made
+
+
+def sensitive_levels(
+    curves: Mapping[Node, Floats], sizes: Mapping[Node, int], sparsity: float
+) -> dict[Node, float]:
+    """Curves over LEVELS, numbers of weights -> sparsities of least loss in all, `sparsity` of the
+    weights: a step more for the layer that loses least by it a weight, again and again.
+    """
+    level = dict.fromkeys(curves, 0)
+    total, gone = sum(sizes.values()), 0.0
+    while gone < sparsity * total:
+        open_ = [n for n in curves if level[n] + 1 < len(LEVELS)]
+        if not open_:
+            break
+        best = min(open_, key=lambda n: _price(curves[n], level[n], sizes[n]))
+        level[best] += 1
+        gone += sizes[best] / len(LEVELS)
+    return {n: LEVELS[i] for n, i in level.items()}
+
+
+def _price(losses: Floats, level: int, size: int) -> float:
+    return float(losses[level + 1] - losses[level]) / size
+
+
+def as_taps(node: Node, w: Floats) -> Floats:
+    """Rows [G, O/G, K] of a product -> [O, C, T]."""
+    dims = node.operands[1].type.dims
+    outputs = w.shape[0] * w.shape[1]
+    inputs = dims[1] if node.op == "Conv" else w.shape[2]
+    return w.reshape(outputs, inputs, -1)

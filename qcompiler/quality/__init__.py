@@ -1,0 +1,1 @@
+"""How good an artifact is: searches within an allowed loss, reports, comparisons."""

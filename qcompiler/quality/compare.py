@@ -1,0 +1,149 @@
+"""Two sets of outputs, or an artifact and onnxruntime on the same inputs -> how far apart they are,
+and both latencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.ir import Array
+from qcompiler.tune.timing import medians
+
+if TYPE_CHECKING:
+    from qcompiler.runtime import Model
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output is from the reference's, over all samples.
+
+    `relative_error` is the largest error over the reference's range (max - min); `top1` the share
+    of rows (all axes but the last) whose largest element is the same one, None for outputs of fewer
+    than 2 columns.
+    """
+
+    name: str
+    max_error: float
+    mean_error: float
+    relative_error: float
+    cosine: float
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Errors of every output; median seconds of the artifact and of its peer."""
+
+    outputs: tuple[OutputError, ...]
+    seconds: float
+    peer_seconds: float
+
+
+def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> OutputError:
+    """One output's arrays over the samples, ours and the reference's -> the error between them."""
+    a = np.stack([np.asarray(x, np.float64) for x in ours])
+    b = np.stack([np.asarray(x, np.float64) for x in reference])
+    with np.errstate(invalid="ignore"):  # infinity - infinity, where both have it
+        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    finite = b[np.isfinite(b)]
+    spread = float(np.ptp(finite)) if finite.size else 0.0
+    norm = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    top1 = None
+    if b.ndim > 1 and b.shape[-1] > 1:
+        top1 = float(np.mean(a.argmax(-1) == b.argmax(-1)))
+    worst = float(difference.max(initial=0.0))
+    return OutputError(
+        name=name,
+        max_error=worst,
+        mean_error=float(difference.mean()) if b.size else 0.0,
+        relative_error=worst / spread if spread else worst,
+        cosine=float(np.vdot(a, b)) / norm if norm else float(np.array_equal(a, b)),
+        top1=top1,
+    )
+
+
+def against_onnxruntime(
+    model: Model, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
+) -> Report:
+    """Artifact, its ONNX file, inputs -> report; both get the same number of threads."""
+    peer = _Peer(onnx_file, model.threads)
+    names = peer.names
+    if names != [v.name for v in model.outputs]:
+        raise Error(
+            f"its outputs are {', '.join(names)}",
+            where=str(onnx_file),
+            hint="is it the same model?",
+        )
+    ours = [model.run(s) for s in samples]
+    theirs = [dict(zip(names, peer.run(s), strict=True)) for s in samples]
+    for name in names:
+        if ours[0][name].shape != theirs[0][name].shape:
+            raise Error(
+                f"shapes {ours[0][name].shape} and {theirs[0][name].shape}",
+                where=f"output {name!r}",
+            )
+    found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
+    first = dict(samples[0])
+    seconds, peer_seconds = medians(lambda: model.run(first), lambda: peer.run(first))
+    return Report(tuple(found), seconds, peer_seconds)
+
+
+class _Peer:
+    """onnxruntime with an ONNX file; its exceptions, of many types, become Errors."""
+
+    def __init__(self, onnx_file: Path, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise Error("onnxruntime is not installed", hint="pip install onnxruntime") from e
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong is raised as well
+        self.where = str(onnx_file)
+        try:
+            self.session = onnxruntime.InferenceSession(
+                self.where, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as e:
+            raise Error(f"onnxruntime cannot load it: {_first(e)}", where=self.where) from e
+        self.names = [o.name for o in self.session.get_outputs()]
+
+    def run(self, sample: Mapping[str, Array]) -> list[Array]:
+        """One sample -> the outputs, in order."""
+        try:
+            outputs: list[Array] = self.session.run(None, dict(sample))
+        except Exception as e:
+            raise Error(f"onnxruntime cannot run it: {_first(e)}", where=self.where) from e
+        return outputs
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def beyond(
+    report: Report,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    cosine: float | None = None,
+    top1: float | None = None,
+) -> list[str]:
+    """Report and limits (None: no limit) -> a sentence for every limit that does not hold."""
+    failures = []
+    for o in report.outputs:
+        if atol is not None and not o.max_error <= atol:
+            failures.append(f"{o.name}: error {o.max_error:.3g} > {atol:g}")
+        if rtol is not None and not o.relative_error <= rtol:
+            failures.append(f"{o.name}: error / range {o.relative_error:.3g} > {rtol:g}")
+        if cosine is not None and not o.cosine >= cosine:
+            failures.append(f"{o.name}: cosine {o.cosine:.6f} < {cosine:g}")
+        if top1 is not None and o.top1 is not None and not o.top1 >= top1:
+            failures.append(f"{o.name}: top-1 agreement {o.top1:.3f} < {top1:g}")
+    return failures

@@ -1,0 +1,364 @@
+"""A float graph, the same pruned, the same in few bits, and data -> what was done to it.
+
+In all: each of these three as an artifact: what it scores, how near its outputs are to the float
+network's, what it takes. Per layer: what it multiplies, how its error grew (the graphs are run with
+every product's value as an output), how its weights and values are spread before and after, what it
+takes and saves, how much of it could be pruned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from qcompiler import plugins
+from qcompiler.artifact.artifact import Artifact
+from qcompiler.data.calibrate import Calibration
+from qcompiler.data.columns import rows, takes
+from qcompiler.data.samples import Sample
+from qcompiler.driver import Compilation, native
+from qcompiler.ir import Array, Graph, Node
+from qcompiler.ops.kinds import MEASURED
+from qcompiler.ops.registry import Numbers
+from qcompiler.pruning.sparsity import Pattern, as_taps, curves
+from qcompiler.quality.metrics import labels_of, metric, outputs_of
+from qcompiler.quality.mixed_precision import Found
+from qcompiler.quantization.reconstruct import moments
+from qcompiler.rewrite.matching import input_at
+from qcompiler.runtime import Model, load
+from qcompiler.tune import timing
+
+SAMPLES = 16
+"""So many samples are looked at for errors and distributions."""
+BINS = 48
+_ENERGY = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How outputs are scored: labels of the samples (as `--labels` takes them) and a metric's name;
+    without, by agreement with the float network. held_out: only by the half of the data that a
+    search did not choose by.
+    """
+
+    labels: object = None
+    metric: str = ""
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Counts of the numbers of a tensor, before and after, in BINS equal bins from low to high."""
+
+    low: float
+    high: float
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @staticmethod
+    def of(before: Array, after: Array) -> Spread:
+        """Two arrays -> their histograms over the range of both."""
+        low = float(min(before.min(initial=0), after.min(initial=0)))
+        high = float(max(before.max(initial=0), after.max(initial=0)))
+        edges = (low, high if high > low else low + 1.0)
+        counts = (np.histogram(x, BINS, edges)[0] for x in (before, after))
+        first, second = (tuple(int(c) for c in row) for row in counts)
+        return Spread(*edges, first, second)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The network after a step of its compilation, as an artifact: its score in points (NaN: no
+    metric), the SQNR in decibels and the cosine similarity of its first output against the float
+    network's, its bytes, the milliseconds of a run on this machine.
+    """
+
+    name: str
+    score: float
+    sqnr: float
+    cosine: float
+    bytes: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much of the energy of a product's output is lost when it alone loses so many of its
+    weights (sparsity.LEVELS), the smallest first, and the others stay what they are.
+    """
+
+    name: str
+    lost: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One product. Errors are of its value in the final network, all errors before included: SQNR
+    in decibels, cosine similarity in 0..1 against the float network after pruning, `sqnr_original`
+    against the one before (None: where it has fewer channels than that). Bytes are those of its
+    weights.
+    """
+
+    name: str
+    op: str
+    dtype: str
+    sqnr: float
+    cosine: float
+    sqnr_original: float | None
+    float_us: float
+    int8_us: float
+    bytes_before: int
+    bytes_after: int
+    weights: Spread | None
+    values: Spread | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of a compiled model. Times are medians in milliseconds on this machine."""
+
+    model: str
+    target: str
+    threads: int
+    quantization: str
+    notes: Mapping[str, str]
+    bytes_model: int
+    stages: tuple[Stage, ...]
+    """The float network, the same pruned where it was, and what was compiled."""
+    metric: str
+    layers: tuple[LayerReport, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    skips: tuple[tuple[str, str, str], ...]
+    energy: Mapping[str, float | str]
+    """Millijoules a run of the first and the last stage, or why there is no number."""
+    found: Found | None = field(default=None)
+
+
+def examine(
+    name: str,
+    made: Compilation,
+    data: Sequence[Sample],
+    *,
+    judge: Judge | None = None,
+    calibration: Calibration | None = None,
+    model_bytes: int = 0,
+    skips: Sequence[tuple[str, str, str]] = (),
+    found: Found | None = None,
+) -> Report:
+    """Everything that can be measured here.
+
+    made: what was compiled, and the graphs on the way. data: samples; the first SAMPLES of them are
+    used for layers, all are scored by `judge` (by default, by agreement with the float network).
+    calibration: what curves of sensitivity are measured on, if they are wanted.
+    """
+    manifest = made.artifact.manifest
+    device = plugins.device(manifest.isa, manifest.threads)
+    label = made.quantized.notes.get("quantization", made.quantized.notes.get("weights", "none"))
+    artifacts = {"float32": _artifact(made.float_graph, device.isa.name, manifest.threads)}
+    if made.is_pruned and made.quantized is not made.calibrated:
+        artifacts["pruned"] = _artifact(made.calibrated, device.isa.name, manifest.threads)
+    last = label if label != "none" else "pruned" if made.is_pruned else "compiled"
+    artifacts[last] = made.artifact
+    models = [load(a) for a in artifacts.values()]
+    stages, metric = _stages(artifacts, models, data, judge)
+    ends = (models[0], models[-1])
+    return Report(
+        model=name,
+        target=manifest.isa,
+        threads=manifest.threads,
+        quantization=label,
+        notes=dict(manifest.notes),
+        bytes_model=model_bytes,
+        stages=stages,
+        metric=metric,
+        layers=_layers(made, ends, data[:SAMPLES]),
+        sensitivity=() if calibration is None else _sensitivity(made.float_graph, calibration),
+        skips=tuple(dict.fromkeys(skips)),
+        energy=_energy(ends, data[0]),
+        found=found,
+    )
+
+
+def _stages(
+    artifacts: Mapping[str, Artifact],
+    models: Sequence[Model],
+    data: Sequence[Sample],
+    judge: Judge | None,
+) -> tuple[tuple[Stage, ...], str]:
+    seconds = timing.medians(*(partial(m.run, data[0]) for m in models))
+    judge = judge or Judge()
+    half = slice(1, None, 2) if judge.held_out and len(data) > 1 else slice(None)
+    outputs = [outputs_of(m, data[half]) for m in models]
+    rows = len(next(iter(outputs[0].values()))) // len(data[half])
+    labels = labels_of(judge.labels, len(data), rows)
+    flat = None if labels is None else np.concatenate(list(labels[half]))
+    name, score = metric(judge.metric, labels is not None, outputs[0])
+    made = []
+    for (stage, artifact), found, taken in zip(artifacts.items(), outputs, seconds, strict=True):
+        first, last = (next(iter(o.values())).astype(np.float64) for o in (outputs[0], found))
+        errors = _errors(_sums(first, last))
+        points = score(found, outputs[0], flat)
+        made.append(Stage(stage, points, **errors, bytes=artifact.bytes, ms=taken * 1e3))
+    return tuple(made), name
+
+
+def _layers(
+    made: Compilation, models: tuple[Model, Model], data: Sequence[Sample]
+) -> tuple[LayerReport, ...]:
+    graphs = [_products(g) for g in (made.float_graph, made.calibrated, made.quantized)]
+    original, before, after = graphs
+    names = [n for n in original if n in before and n in after]
+    pairs = list(zip((made.float_graph, made.calibrated, made.quantized), graphs, strict=True))
+    if not made.is_pruned:
+        del pairs[0]
+    runs = [_tapped(g, [p[n] for n in names]) for g, p in pairs]
+    sums: dict[str, Numbers] = {n: np.zeros(4) for n in names}
+    wide: dict[str, Numbers] = {n: np.zeros(4) for n in names}
+    first: dict[str, tuple[Array, Array]] = {}
+    for sample in data:
+        found = [run(sample) for run in runs]
+        for n, a, b, c in zip(names, found[0], found[-2], found[-1], strict=True):
+            sums[n] = sums[n] + _sums(b, c)
+            if a.shape == c.shape:
+                wide[n] = wide[n] + _sums(a, c)
+            first.setdefault(n, (a, c))
+    times = [timing.of_steps(m, data[0]) for m in models]
+    return tuple(
+        LayerReport(
+            name=n,
+            op=original[n].op,
+            dtype=_dtype(after[n]),
+            **_errors(sums[n]),
+            sqnr_original=_errors(wide[n])["sqnr"] if wide[n].any() else None,
+            float_us=times[0].get(n, 0.0) * 1e6,
+            int8_us=times[1].get(n, 0.0) * 1e6,
+            bytes_before=_weight_bytes(original[n]),
+            bytes_after=_weight_bytes(after[n]),
+            weights=_weights(original[n], after[n]),
+            values=Spread.of(*first[n]) if n in first else None,
+        )
+        for n in names
+    )
+
+
+def _sensitivity(graph: Graph, data: Calibration) -> tuple[Sensitivity, ...]:
+    """Curves of the products that weights can be taken from, one by one."""
+    made = []
+    products = [n for n in _products(graph).values() if takes(n)]
+    for node, seen in moments(graph, products, data):
+        w = rows(node, node.operands[1].array)
+        lost = curves(node, seen.second, as_taps(node, w * w), Pattern())
+        made.append(Sensitivity(node.name, tuple(float(v) for v in lost)))
+    places = {n.name: i for i, n in enumerate(products)}
+    return tuple(sorted(made, key=lambda s: places[s.name]))
+
+
+def _sums(a: Array, b: Array) -> Numbers:
+    """Two values -> the sums that SQNR and cosine are made of."""
+    x, y = (v.astype(np.float64).ravel() for v in (a, b))
+    return np.array([x @ x, y @ y, x @ y, np.square(x - y).sum()])
+
+
+def _products(graph: Graph) -> dict[str, Node]:
+    """Products by name, those whose name no other has."""
+    found: dict[str, Node] = {}
+    twice: set[str] = set()
+    for node in graph.nodes:
+        if node.op in MEASURED and node.name:
+            twice |= {node.name} & found.keys()
+            found[node.name] = node
+    return {n: node for n, node in found.items() if n not in twice}
+
+
+def _tapped(graph: Graph, nodes: Sequence[Node]) -> Callable[[Sample], list[Array]]:
+    """A graph -> a function that runs one sample on this machine and gives these nodes' values."""
+    names = [f"tap{i}" for i in range(len(nodes))]
+    tapped = replace(graph, outputs=tuple(nodes), output_names=tuple(names))
+    model = load(_artifact(tapped, "host", 0))
+
+    def run(sample: Sample) -> list[Array]:
+        wanted = {v.name: sample[v.name] for v in model.inputs}
+        made = model.run(wanted)
+        return [made[n] for n in names]
+
+    return run
+
+
+def _artifact(graph: Graph, target: str, threads: int) -> Artifact:
+    return native(graph, plugins.device(target, threads))
+
+
+def _errors(sums: Array) -> dict[str, float]:
+    """Sums of squares, of products and of squared differences -> SQNR and cosine."""
+    xx, yy, xy, error = (float(v) for v in sums)
+    sqnr = 10 * np.log10(xx / error) if error and xx else float("inf")
+    lengths = float(np.sqrt(xx * yy))
+    return {"sqnr": float(sqnr), "cosine": xy / lengths if lengths else 1.0}
+
+
+def _dtype(node: Node) -> str:
+    """What a product multiplies: "uint8 x int8", "float32"."""
+    kinds = [_stored(i).dtype for i in node.operands[:2]]
+    return kinds[0] if kinds[0] == kinds[1] else " x ".join(kinds)
+
+
+def _stored(node: Node) -> Node:
+    """What lies in memory behind a DequantizeLinear."""
+    return node.operands[0] if node.op == "DequantizeLinear" else node
+
+
+def _weight_bytes(node: Node) -> int:
+    weights = _stored(node.operands[1])
+    return weights.type.bytes if weights.is_constant else 0
+
+
+def _weights(before: Node, after: Node) -> Spread | None:
+    weights, coarse = before.operands[1], after.operands[1]
+    if not weights.is_constant:
+        return None
+    if coarse.is_constant:
+        return Spread.of(weights.array, coarse.array)
+    integers, scale = coarse.operands[0], coarse.operands[1]
+    if not (integers.is_constant and scale.is_constant) or "axis" not in coarse.attrs:
+        return None
+    zero = input_at(coarse, 2)
+    shape = [1] * integers.type.rank
+    if scale.array.size > 1 and scale.array.ndim == 1:
+        shape[coarse.int("axis")] = -1
+    elif scale.array.ndim > 1:  # groups along an axis
+        return None
+    whole = integers.array.astype(np.float64)
+    if zero is not None and zero.is_constant:
+        whole = whole - zero.array.astype(np.float64).reshape(shape)
+    return Spread.of(weights.array, whole * scale.array.astype(np.float64).reshape(shape))
+
+
+def _energy(models: tuple[Model, Model], sample: Sample) -> dict[str, float | str]:
+    """Millijoules of a run by the counters of the processor's package (Intel's RAPL, which AMD's
+    Linux driver serves too), where Linux shows them.
+    """
+    counters = sorted(_ENERGY.glob("intel-rapl:?/energy_uj")) if _ENERGY.is_dir() else []
+
+    def read() -> int:
+        return sum(int(c.read_text()) for c in counters)
+
+    names = ("float32", "int8")
+    try:
+        read()
+    except OSError:
+        counters = []
+    if not counters:
+        return dict.fromkeys(names, "not available here: this machine shows no energy counters")
+    found: dict[str, float | str] = {}
+    for name, model in zip(names, models, strict=True):
+        start, count, end = read(), 0, time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            model.run(sample)
+            count += 1
+        found[name] = (read() - start) / count / 1e3
+    return found

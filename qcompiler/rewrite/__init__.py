@@ -1,0 +1,39 @@
+"""Rules and passes over graphs: a pattern and a function, run until nothing changes."""
+
+from qcompiler.rewrite.rules import (
+    ANY,
+    CONST,
+    OPTIONAL,
+    PASSES,
+    STAGES,
+    Explain,
+    Pass,
+    Pattern,
+    Rule,
+    Skip,
+    graph_pass,
+    op,
+    rewrite,
+    rule,
+    stage_of,
+    taken,
+)
+
+__all__ = [
+    "ANY",
+    "CONST",
+    "OPTIONAL",
+    "PASSES",
+    "STAGES",
+    "Explain",
+    "Pass",
+    "Pattern",
+    "Rule",
+    "Skip",
+    "graph_pass",
+    "op",
+    "rewrite",
+    "rule",
+    "stage_of",
+    "taken",
+]

@@ -1,0 +1,1 @@
+"""Pruned and quantized networks, trained again."""

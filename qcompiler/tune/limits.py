@@ -1,0 +1,210 @@
+"""This machine, held to an instruction set -> what no kernel on it can exceed, measured.
+
+Two kinds of limit: multiply-accumulates a second of each product the instruction set has (sums in
+registers, operands in the first-level cache, nothing else done), and bytes a second that can be
+read from each level of memory. Together they are the roof of a roofline (Williams, Waterman and
+Patterson, "Roofline", CACM 2009): no step is faster than the slower of the two.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.artifact.artifact import StepFact
+from qcompiler.emit.native import emit_kernel
+from qcompiler.hardware.isa import Device, Isa
+from qcompiler.hardware.products import BlockMac, Mac, TileMac, VectorMac
+from qcompiler.ir import Array
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer
+from qcompiler.kernels.registry import Kernel
+from qcompiler.runtime.library import Code, Frame, Memory, aligned, aligned_copy
+
+_ROUNDS, _FEW, _SECONDS = 50, 5, 0.3
+"""A kernel is timed so often, or, where that takes longer than so long, less often."""
+_TURNS = 5_000
+_UNROLLED = 4
+_SOURCE_BYTES = 8 * 256 + 16 * 64
+_OUT_BYTES = 4096
+_PASS_BYTES = 16 << 20  # read by each thread in one timed call
+_MEMORY_BYTES = 256 << 20  # more than most last-level caches hold
+_KINDS = {"int8": "integer", "uint8": "integer", "bfloat16": "bf16", "float16": "f16"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`ops`: operations a second (a multiply-accumulate is two) by kind of operand: "integer",
+    "bf16", "f16", "f32". `levels`: (bytes that a level holds, bytes a second read from it), nearest
+    first.
+    """
+
+    ops: Mapping[str, float]
+    levels: tuple[tuple[float, float], ...]
+
+    def seconds(self, step: StepFact) -> float:
+        """The least time a step can take."""
+        return max(self.arithmetic(step), self.traffic(step))
+
+    def arithmetic(self, step: StepFact) -> float:
+        """Seconds that a step's multiply-accumulates take at least.
+
+        A product that the instruction set lacks is computed in float32.
+        """
+        kind = kind_of(step.operands)
+        return 2 * step.macs / self.ops.get(kind, self.ops["f32"])
+
+    def traffic(self, step: StepFact) -> float:
+        """Seconds that reading and writing a step's operands takes at least: at the speed of the
+        nearest memory that holds them all.
+        """
+        rate = next(rate for holds, rate in self.levels if step.bytes <= holds)
+        return step.bytes / rate
+
+    def __or__(self, other: Limits) -> Limits:
+        """The higher of two measurements of one machine: its clock is not always the same."""
+        levels = zip(self.levels, other.levels, strict=True)
+        return Limits(
+            {kind: max(rate, other.ops[kind]) for kind, rate in self.ops.items()},
+            tuple((holds, max(rate, again)) for (holds, rate), (_, again) in levels),
+        )
+
+
+def kind_of(dtype: str) -> str:
+    """The dtype that a step multiplies -> the kind of its operations."""
+    return _KINDS.get(dtype, "f32")
+
+
+def measure(device: Device) -> Limits:
+    """Time both kinds of limit on this machine, with the device's threads; about two seconds."""
+    ops: dict[str, float] = {}
+    for mac in device.isa.inherited:
+        left = mac.key[0]
+        kind = "integer" if left in ("u8", "i8", "i16") else left
+        ops[kind] = max(ops.get(kind, 0.0), products(device, mac))
+    threads = device.threads
+    caches = (device.l1_bytes * threads, device.l2_bytes * threads, device.l3_bytes)
+    levels = [(float(size), bandwidth(device, size // 2)) for size in caches]
+    return Limits(ops, (*levels, (math.inf, bandwidth(device, _MEMORY_BYTES))))
+
+
+def products(device: Device, mac: Mac, sums: int = 0) -> float:
+    """Operations a second of one product, all threads together; `sums` under way at a time, 0: as
+    many as registers hold.
+    """
+    b = Builder("products")
+    source, out = b.pointer("source", "uint8"), b.pointer("out", "uint8")
+    with b.parallel(device.threads) as task:
+        mine = out + task * _OUT_BYTES
+        if isinstance(mac, TileMac):
+            count = _tiles(b, device.isa, mac, source, mine)
+        else:
+            count = _vectors(b, device.isa, mac, source, mine, sums)
+    done = 2 * count * _TURNS * mac.multiplies * device.threads
+    return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))
+
+
+def _vectors(
+    b: Builder, isa: Isa, mac: VectorMac | BlockMac, source: Pointer, out: Pointer, wanted: int
+) -> int:
+    """Two left values (one, for one sum) by as many vectors as registers hold the sums of, or as
+    are wanted -> products in a turn.
+    """
+    key = mac.key
+    rows = 1 if wanted == 1 else 2
+    vectors = max(wanted // rows, 1) if wanted else (isa.registers - 4 - mac.temporaries) // 2
+    kind = "float32" if key[2] == "f32" else "int32"
+    sums = b.registers(kind, mac.lanes, rows * vectors, "sum")
+    sums.fill(0)
+    words = source.view("float32" if key[1] == "f32" else "int32")
+    with b.serial(_TURNS, "turn") as turn:
+        for step in range(_UNROLLED):
+            at = b.let((turn % 8) * 64 + step * 16)
+            left = [b.let(tir.broadcast(words.load(at + i), mac.lanes)) for i in range(rows)]
+            for v in range(vectors):
+                right = b.let(words.load(at + 16 * (v % 8), mac.lanes))
+                for i in range(rows):
+                    sums[rows * v + i] = mac.emit(sums[rows * v + i], left[i], right)
+    for i in range(sums.count):
+        out.view(sums.dtype).store(i * mac.lanes, sums[i])
+    return sums.count * _UNROLLED
+
+
+def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) -> int:
+    """Two tiles by two, loaded once -> products in a turn."""
+    do = isa.intrinsics
+    shapes = do["tile_shapes"]({tile: (mac.rows, mac.lanes * 4) for tile in range(mac.tiles)})
+    for i in range(0, len(shapes), 4):
+        word = int.from_bytes(shapes[i : i + 4], "little", signed=True)
+        out.view("int32").store(i // 4, tir.const(word))
+    b.emit(do["tile_configure"](out.address()))
+    for tile in range(mac.tiles):
+        b.emit(do["tile_load"](tile, source.address(), tir.const(mac.lanes * 4)))
+    with b.serial(_TURNS, "turn"):
+        for tile in range(4):
+            b.emit(mac.emit(tile, 4 + tile // 2, 6 + tile % 2))
+    for tile in range(4):
+        b.emit(do["tile_store"](tile, out.address(), tir.const(mac.lanes * 4)))
+    b.emit(do["tile_release"]())
+    return 4
+
+
+def bandwidth(device: Device, size: int) -> float:
+    """Bytes a second read from `size` bytes, each thread its own part, again and again."""
+    lanes, slots, threads = device.isa.lanes(4), 8, device.threads
+    group = lanes * slots
+    turns = max(size // threads // (4 * group), 1)
+    again = max(_PASS_BYTES // (turns * group * 4), 1)
+    b = Builder("reads")
+    source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
+    with b.parallel(threads) as task:
+        seen = b.registers("int32", lanes, slots, "seen")
+        seen.fill(0)
+        with b.serial(again, "again"), b.serial(turns, "turn") as turn:
+            at = b.let((task * turns + turn) * group)
+            for i in range(slots):
+                seen[i] = seen[i] ^ source.load(at + i * lanes, lanes)
+        for i in range(slots):
+            out.store(task * group + i * lanes, seen[i])
+    done = 4 * group * turns * again * threads
+    return done / min(times(b, device, 4 * group * turns * threads, 4 * group * threads))
+
+
+def times(b: Builder, device: Device, source: int | Array, out: int | Array) -> list[float]:
+    """A kernel of two pointers, and what is behind each (that array, or so many bytes that are 1)
+    -> seconds of every time that it was run.
+    """
+    kernel = Kernel(b.name, b.function(), tasks=device.threads)
+    return runs(Code(emit_kernel(kernel, device.isa)), device.threads, source, out)
+
+
+def runs(
+    code: Code,
+    threads: int,
+    source: int | Array,
+    out: int | Array,
+    before: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Machine code of such a kernel -> seconds of every time that it was run, `before` each."""
+    memory = [_memory(each) for each in (source, out)]
+    frame = Frame(len(memory), memory[0], 0)
+    frame.fill(memory)
+    taken: list[float] = []
+    while len(taken) < _ROUNDS and (len(taken) < _FEW or sum(taken) < _SECONDS):
+        before()
+        begin = time.perf_counter()
+        frame.run(code, threads, 0, 1)
+        taken.append(time.perf_counter() - begin)
+    return taken
+
+
+def _memory(wanted: int | Array) -> Memory:
+    if not isinstance(wanted, int):
+        return aligned_copy(wanted)
+    made = aligned(np.dtype(np.uint8), (wanted,))
+    made.array.fill(1)
+    return made

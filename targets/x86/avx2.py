@@ -1,0 +1,113 @@
+"""AVX2 with FMA (Haswell, Zen and later): sixteen 32-byte registers, exact int8 only through int16.
+
+There is a product of uint8 and int8, vpmaddubsw, but it saturates: 255 * 127 + 255 * 127 does not
+fit int16. Widened to int16, vpmaddwd is exact.
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+
+from qcompiler.hardware.isa import isa
+from qcompiler.hardware.products import VectorMac
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Value, llvm
+
+
+def vfmaddps(sums: Value, left: Value, right: Value) -> Value:
+    """float32: left * right + sums in one rounding."""
+    return tir.fma(left, right, sums)
+
+
+def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
+    """int16 pairs: their products, added in int32, never overflow but for 4 * 2**30."""
+    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
+    return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", a, b))
+
+
+def vpmaddubsw(left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two products, which saturate to int16."""
+    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
+    return llvm("int16", 16, "llvm.x86.avx2.pmadd.ub.sw", a, b)
+
+
+def add_pairs(sums: Value, words: Value) -> Value:
+    """int16: sums of two neighbours are added to int32."""
+    return vpmaddwd(sums, words, tir.const(1, "int16", 16))
+
+
+def through_words(sums: Value, left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+    return add_pairs(sums, vpmaddubsw(left, right))
+
+
+def vcvtps2dq(x: Value) -> Value:
+    """float32 -> int32, halves to even; out of range and NaN give -2**31."""
+    return llvm("int32", 8, "llvm.x86.avx.cvt.ps2dq.256", x)
+
+
+def quantizer(
+    lanes: int, rounded: Callable[[Value], Value], name: Callable[[str], str]
+) -> Callable[..., Value]:
+    """The intrinsic "quantize" of vectors of `lanes` floats: `rounded` makes int32 of one, `name`
+    spells a saturating pack of this width. Packs keep to quarters of 16 bytes; a shuffle puts them
+    in order.
+    """
+
+    def quantize(
+        vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+    ) -> Value:
+        """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
+        uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
+
+        `bounded`: all are within 1e9.
+        """
+        if not bounded:
+            most = tir.const(1e9, "float32", lanes)  # what int32 cannot hold saturates all the same
+            vectors = [tirx.Select(most < x, most, x) for x in vectors]
+        whole = [rounded(x) for x in vectors]
+        pairs = zip(whole[::2], whole[1::2], strict=True)
+        words = [llvm("int16", 2 * lanes, name("packssdw"), a, b) for a, b in pairs]
+        if zero is not None:
+            shift = tir.broadcast(tir.cast(zero, "int16"), 2 * lanes)
+            words = [llvm("int16", 2 * lanes, "llvm.sadd.sat", w, shift) for w in words]
+        pack = {"uint8": "packuswb", "int8": "packsswb"}[dtype]
+        packed = llvm("int8", 4 * lanes, name(pack), words[0], words[-1])
+        order = [quarter * 4 + v for v in range(len(vectors)) for quarter in range(lanes // 4)]
+        return tir.reinterpret(tir.shuffle(tir.reinterpret(packed, "int32"), order), dtype)
+
+    return quantize
+
+
+quantize = quantizer(8, vcvtps2dq, "llvm.x86.avx2.{}".format)
+
+
+def pause() -> str:
+    """LLVM text: this thread waits for another's store."""
+    return "call void @llvm.x86.sse2.pause()"
+
+
+AVX2 = isa(
+    "x86_avx2",
+    triple="x86_64-unknown-linux-gnu",
+    llvm="x86-64-v3",
+    cpu_flags="avx2 fma f16c bmi1 bmi2 abm movbe",
+    registers=16,
+    vector_bytes=32,
+    macs=(
+        VectorMac(("f32", "f32", "f32"), lanes=8, k=1, emit=vfmaddps),
+        VectorMac(("i16", "i16", "i32"), lanes=8, k=2, emit=vpmaddwd, temporaries=1),
+        VectorMac(
+            ("u8", "i8", "i32"),
+            lanes=8,
+            k=4,
+            emit=through_words,
+            exact=False,
+            temporaries=2,
+            pairs=vpmaddubsw,
+            join=add_pairs,
+        ),
+    ),
+    intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize, "pause": pause},
+)

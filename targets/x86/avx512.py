@@ -1,0 +1,72 @@
+"""AVX-512 F, BW, CD, DQ and VL (Skylake-X and later): thirty-two 64-byte registers."""
+
+from qcompiler.targets.x86.avx2 import AVX2, quantizer, vfmaddps
+
+from qcompiler.hardware.isa import isa
+from qcompiler.hardware.products import VectorMac
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Value, llvm
+
+_EVERY_LANE = tir.const(-1, "int16")
+_CURRENT_ROUNDING = tir.const(4, "int32")
+
+
+def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
+    """int16 pairs: their products, added in int32."""
+    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
+    return tir.wrapping("+", sums, llvm("int32", 16, "llvm.x86.avx512.pmaddw.d.512", a, b))
+
+
+def vpmaddubsw(left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two products, which saturate to int16."""
+    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
+    return llvm("int16", 32, "llvm.x86.avx512.pmaddubs.w.512", a, b)
+
+
+def add_pairs(sums: Value, words: Value) -> Value:
+    """int16: sums of two neighbours are added to int32."""
+    return vpmaddwd(sums, words, tir.const(1, "int16", 32))
+
+
+def through_words(sums: Value, left: Value, right: Value) -> Value:
+    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+    return add_pairs(sums, vpmaddubsw(left, right))
+
+
+def vcvtps2dq(x: Value) -> Value:
+    """float32 -> int32, halves to even; out of range and NaN give -2**31."""
+    zero = tir.const(0, "int32", 16)
+    name = "llvm.x86.avx512.mask.cvtps2dq.512"
+    return llvm("int32", 16, name, x, zero, _EVERY_LANE, _CURRENT_ROUNDING)
+
+
+quantize = quantizer(16, vcvtps2dq, "llvm.x86.avx512.{}.512".format)
+
+
+AVX512 = isa(
+    "x86_avx512",
+    extends=AVX2,
+    llvm="x86-64-v4",
+    cpu_flags="avx512f avx512bw avx512cd avx512dq avx512vl",
+    registers=32,
+    vector_bytes=64,
+    preference=10,  # before all that have 32-byte vectors
+    macs=(
+        VectorMac(("f32", "f32", "f32"), lanes=16, k=1, emit=vfmaddps),
+        VectorMac(("i16", "i16", "i32"), lanes=16, k=2, emit=vpmaddwd, temporaries=1),
+        VectorMac(
+            ("u8", "i8", "i32"),
+            lanes=16,
+            k=4,
+            emit=through_words,
+            exact=False,
+            temporaries=2,
+            pairs=vpmaddubsw,
+            join=add_pairs,
+        ),
+    ),
+    intrinsics={
+        "round_to_int": vcvtps2dq,
+        "quantize": quantize,
+    },
+)

@@ -1,0 +1,140 @@
+"""Matrix products by seven products of quarters: every cut and epilogue against numpy, and their
+error.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from kernel_harness import (
+    check_fewer,
+    device,
+    isas,
+    normal,
+    region_of,
+    run,
+    vector_isas,
+)
+
+from qcompiler import plugins
+from qcompiler.hardware.core import REFERENCE
+from qcompiler.hardware.isa import Isa
+from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
+from qcompiler.kernels.cpu.contraction.operands import product_of
+from qcompiler.kernels.cpu.contraction.problem import problem_of
+from qcompiler.kernels.cpu.transformed import strassen_blocking
+from qcompiler.kernels.cpu.transformed.strassen import LEFT, RESULT, RIGHT, strassen
+from qcompiler.kernels.cpu.transformed.strassen_blocking import Tiling
+from qcompiler.kernels.registry import Kernel, choose
+from qcompiler.ops import make
+
+plugins.load_all()
+
+
+def matmul(rows: int, depth: int, width: int) -> Node:
+    x = placeholder("x", Type("float32", (rows, depth)))
+    return make("matmul", x, constant(normal((depth, width), 7), "w"))
+
+
+def finished(root: Node) -> Node:
+    """Bias, activation and residual."""
+    y = make("Add", root, constant(normal(root.type.dims[-1:], 3)))
+    return make("Add", make("Gelu", y), placeholder("r", Type("float32", root.type.dims)))
+
+
+check = partial(check_fewer, strassen)
+
+
+def test_the_seven_products_are_the_product() -> None:
+    """Of quarters that do not commute."""
+    a, b = (np.random.default_rng(i).integers(-9, 9, (4, 3, 3)) for i in range(2))
+
+    def total(terms: tuple[tuple[int, int], ...], parts: list[Array] | Array) -> Array:
+        return np.sum([sign * parts[i] for i, sign in terms], axis=0)
+
+    products = [total(x, a) @ total(y, b) for x, y in zip(LEFT, RIGHT, strict=True)]
+    for (y, x), terms in zip(np.ndindex(2, 2), RESULT, strict=True):
+        assert np.array_equal(total(terms, products), a[2 * y] @ b[x] + a[2 * y + 1] @ b[2 + x])
+
+
+@pytest.mark.parametrize("isa", vector_isas(), ids=lambda i: i.name)
+@pytest.mark.parametrize("rows", [16, 17])
+def test_products_equal_numpy(isa: Isa, rows: int) -> None:
+    root = matmul(rows, 38, isa.lanes() * 4)
+    kernel = check(root, finished(root), isa, rows=4, vectors=2)
+    assert "strassen" in kernel.name
+    assert kernel.in_place == (3,)  # the residual's memory
+
+
+def test_pixels_are_rows() -> None:
+    isa = isas()[-1]
+    x = placeholder("x", Type("float32", (2, 3, 5, 24)))
+    root = make("conv", x, constant(normal((1, 1, 24, 2 * isa.lanes()), 7), "w"))
+    check(root, finished(root), isa, rows=4, vectors=1)
+
+
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        Tiling(rows=3, vectors=1, block=2, depth=12, row_tasks=1, column_tasks=2),
+        Tiling(rows=3, vectors=1, block=1, depth=4, row_tasks=2, column_tasks=1),
+        Tiling(rows=4, vectors=2, block=9, depth=6, row_tasks=2, column_tasks=1),
+        Tiling(rows=2, vectors=1, block=3, depth=3, row_tasks=2, column_tasks=2),
+    ],
+    ids=str,
+)
+def test_every_cut_gives_the_same(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
+    isa = isas()[-1]
+    root = matmul(29, 24, 4 * isa.lanes())
+    monkeypatch.setattr(
+        "qcompiler.kernels.cpu.transformed.strassen.choose", lambda *_, **__: (tiling, 2.0)
+    )
+    assert check(root, finished(root), isa, threads=tiling.tasks).tasks == tiling.tasks
+
+
+def test_tilings_fit_the_cache_and_the_work() -> None:
+    isa = isas()[-1]
+    product = product_of(isa, "float32", "float32", "float32")
+    assert product is not None
+    problem = problem_of(matmul(197, 1536, 384), product.mac.lanes, REFERENCE)
+    found = list(strassen_blocking.candidates(problem, product, device(isa, 2), 0, 0, 2))  # type: ignore[arg-type]
+    assert {t.tasks for t in found} == {2}
+    assert all(problem.depth % (2 * t.depth) == 0 for t in found)  # type: ignore[union-attr]
+    assert {t.row_tasks for t in found} == {1, 2}
+
+
+def test_its_error_stays_near_that_of_plain_sums() -> None:
+    """Against float64, as a multiple of what float32 sums in a row make of the same numbers."""
+    isa = isas()[-1]
+    root = matmul(64, 256, 4 * isa.lanes())
+    x, w = np.abs(normal((64, 256))), root.operands[1].array
+    region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
+    kernel = strassen(region, device(isa), rows=4, vectors=2)
+    assert isinstance(kernel, Kernel)
+    made = run(kernel, region, isa, {root.operands[0]: x, root.operands[1]: w})
+    exact, plain = x.astype(np.float64) @ w, np.zeros(made.shape, np.float32)
+    for k in range(256):
+        plain += x[:, k, None] * w[k]
+    error, usual = (np.sqrt(np.mean((y - exact) ** 2)) for y in (made, plain))
+    assert 0 < error < 2.0 * usual
+
+
+def test_it_is_used_where_it_spares_time_and_nowhere_else() -> None:
+    def chosen(*sizes: int) -> str:
+        root = matmul(*sizes)
+        region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
+        kernel, _ = choose(region, device(isas()[-1], 2))
+        assert isinstance(kernel, Kernel)
+        return kernel.name
+
+    assert "strassen" in chosen(256, 768, 2048)
+    for other in (
+        (1, 768, 2048),
+        (8, 768, 2048),
+        (256, 64, 64),
+        (256, 768, 2040),
+        (256, 767, 2048),
+    ):
+        assert "strassen" not in chosen(*other)

@@ -1,0 +1,183 @@
+"""ONNX's backend cases through the whole compiler, every input known at run time only: right, or
+refused with a message. golden/onnx_nodes_refused.txt has what is refused, by reason; a case that is
+refused and not listed there fails (`--update-golden` lists it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+from onnx.backend.test.case.test_case import TestCase
+from onnx.backend.test.loader import load_model_tests
+from onnx_cases import as_array, node_cases
+
+import qcompiler
+from qcompiler.ir import Array
+
+PARTS = 32
+OTHERS = ("simple", "pytorch-converted", "pytorch-operator")
+REFUSED = Path(__file__).parents[1] / "golden" / "onnx_nodes_refused.txt"
+ULPS = 3
+"""16-bit floats may be so many units in the last place away: some references round every step."""
+
+Sets = list[tuple[list[Array], list[Array]]]
+
+pytestmark = pytest.mark.slow  # minutes; .ci/run runs them all the same
+
+
+@cache
+def cases() -> list[TestCase]:
+    """All cases but those of traditional machine learning, which we have no operators of."""
+    found = [c for of_op in node_cases().values() for c in of_op]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind in OTHERS:
+            found += load_model_tests(kind=kind)
+    ours = [c for c in found if not c.name.startswith("test_ai_onnx_ml")]
+    return sorted(ours, key=lambda c: c.name)
+
+
+def loaded(case: TestCase) -> tuple[ModelProto, Sets] | None:
+    """A case's model and its data; None where that is no tensors."""
+    if case.model is not None:
+        sets = case.data_sets or []
+        if any(isinstance(v, list | dict) or v is None for i, o in sets for v in (*i, *o)):
+            return None
+        return case.model, [(list(map(as_array, i)), list(map(as_array, o))) for i, o in sets]
+    folder = Path(case.model_dir)
+    model = onnx.load(folder / "model.onnx")
+    return model, [
+        (_tensors(data, "input"), _tensors(data, "output"))
+        for data in sorted(folder.iterdir())
+        if data.is_dir()
+    ]
+
+
+def _tensors(folder: Path, stem: str) -> list[Array]:
+    count = len(list(folder.glob(f"{stem}_*.pb")))
+    files = (folder / f"{stem}_{i}.pb" for i in range(count))
+    return [numpy_helper.to_array(onnx.TensorProto.FromString(f.read_bytes())) for f in files]
+
+
+def results(model: ModelProto, inputs: list[Array]) -> list[Array]:
+    """The outputs of a model compiled for just these shapes."""
+    given = {t.name for t in model.graph.initializer}
+    names = [i.name for i in model.graph.input]
+    if len(inputs) < len(names):
+        names = [n for n in names if n not in given]
+    feeds = dict(zip(names, inputs, strict=True))
+    if given & set(feeds):  # inputs of old models have initializers: these are weights
+        model, feeds = _with_weights(model, feeds, given)
+    shapes = {
+        i.name: tuple(feeds[i.name].shape)
+        for i in model.graph.input
+        if any(not d.HasField("dim_value") for d in i.type.tensor_type.shape.dim)
+        or not i.type.tensor_type.HasField("shape")
+    }
+    artifact = qcompiler.compile(model, input_shapes=shapes)
+    made = qcompiler.load(artifact).run(feeds)
+    return [made[o.name] for o in model.graph.output]
+
+
+def _with_weights(
+    model: ModelProto, feeds: dict[str, Array], given: set[str]
+) -> tuple[ModelProto, dict[str, Array]]:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    kept = [i for i in copy.graph.input if i.name not in given]
+    del copy.graph.input[:]
+    copy.graph.input.extend(kept)
+    return copy, {n: a for n, a in feeds.items() if n not in given}
+
+
+def assert_right(got: Array, want: Array, case: TestCase) -> None:
+    """Within the case's tolerance, that of its dtype, and of sums of numbers as large as it has."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    if "float" not in want.dtype.name:
+        np.testing.assert_array_equal(got, want)
+        return
+    bits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(want.dtype.name, 23)
+    wide = want.astype(np.float64)
+    largest = np.abs(wide[np.isfinite(wide)]).max(initial=0)
+    atol = max(case.atol, ULPS * 2.0**-bits * largest) if bits > 10 else case.atol
+    rtol = max(case.rtol, ULPS * 2.0**-bits)
+    np.testing.assert_allclose(got.astype(np.float64), wide, rtol, atol)
+
+
+def outcome(case: TestCase) -> tuple[str, str]:
+    """-> ("passed", ""), ("refused", why) or ("wrong", how): anything but an Error is wrong."""
+    try:
+        found = loaded(case)
+        if found is None:
+            return "refused", "values that are no tensors"
+        model, sets = found
+        for inputs, outputs in sets:
+            for got, want in zip(results(model, inputs), outputs, strict=True):
+                assert_right(got, want, case)
+    except qcompiler.Error as e:
+        return "refused", reason(e)
+    except AssertionError as e:
+        return "wrong", f"{case.name}: {e}"
+    except Exception as e:
+        return "wrong", f"{case.name}: {type(e).__name__}: {e}"
+    return "passed", ""
+
+
+def reason(error: qcompiler.Error) -> str:
+    """What an Error says, without names and numbers of the case."""
+    text = re.sub(r"'[^']*'|\b\w*test_\w*\b", "…", error.what)
+    return re.sub(r"\?\d+|\d+", "n", " ".join(text.split()))[:160]
+
+
+def listed() -> tuple[str, dict[str, str]]:
+    """The onnx that the list was made with, and {case: reason}."""
+    if not REFUSED.exists():
+        return "", {}
+    version, found, why = "", {}, ""
+    for line in REFUSED.read_text().splitlines():
+        if line.startswith("onnx "):
+            version = line.removeprefix("onnx ")
+        elif line.startswith("  "):
+            found[line.strip()] = why
+        else:
+            why = line
+    return version, found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_onnx_cases_are_right_or_refused(part: int, request: pytest.FixtureRequest) -> None:
+    version, expected = listed()
+    mine = cases()[part::PARTS]
+    found = {c.name: outcome(c) for c in mine}
+    if request.config.getoption("--update-golden"):
+        _record({n: why for n, (kind, why) in found.items() if kind == "refused"}, set(found))
+    wrong = [text for kind, text in found.values() if kind == "wrong"]
+    assert not wrong, "\n\n".join(wrong)
+    refused = {n: why for n, (kind, why) in found.items() if kind == "refused"}
+    if version == onnx.__version__ and not request.config.getoption("--update-golden"):
+        new = {n: why for n, why in refused.items() if n not in expected}
+        assert not new, f"passed before, refused now: {new}"
+    assert len(refused) < 0.6 * len(mine)
+
+
+def _record(refused: dict[str, str], seen: set[str]) -> None:
+    """Add a part's to the list; one process at a time (`-n 0`)."""
+    _, known = listed()
+    known = {n: why for n, why in known.items() if n not in seen} | refused
+    by_reason: dict[str, list[str]] = {}
+    for name, why in sorted(known.items()):
+        by_reason.setdefault(why, []).append(name)
+    lines = [f"onnx {onnx.__version__}"]
+    for why, names in sorted(by_reason.items()):
+        lines += [why, *(f"  {n}" for n in names)]
+    partial = REFUSED.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    os.replace(partial, REFUSED)

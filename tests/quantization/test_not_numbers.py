@@ -1,0 +1,107 @@
+"""Comparisons of NaN keep their meaning, however they are combined."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import qcompiler
+from qcompiler.ir import Array
+from qcompiler.onnx_io.reader import read
+from qcompiler.ops import evaluate
+from qcompiler.runtime import load
+
+COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
+NUMBERS = (np.nan, -np.inf, -1.0, -0.0, 0.0, 2.0, np.inf)
+BITS = 16
+"""Conditions that one output holds, a bit each."""
+
+
+def values() -> dict[str, Array]:
+    """Every pair of the numbers; 49 of them, so that there is a tail."""
+    pairs = np.array(list(itertools.product(NUMBERS, NUMBERS)), np.float32)
+    return {"x": pairs[:, 0].copy(), "y": pairs[:, 1].copy()}
+
+
+class Model:
+    """A model of conditions."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+
+    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+        """A node -> its output's name."""
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def proto(self, conditions: list[str]) -> onnx.ModelProto:
+        """The model: each condition is one bit of an output."""
+        outputs = []
+        for start in range(0, len(conditions), BITS):
+            total = ""
+            for i, condition in enumerate(conditions[start : start + BITS]):
+                bit = self.add("Constant", value_int=1 << i)
+                number = self.add("Mul", self.add("Cast", condition, to=TensorProto.INT64), bit)
+                total = self.add("Add", total, number) if total else number
+            outputs.append(total)
+        size = [len(values()["x"])]
+        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, size) for n in "xy"]
+        made = [helper.make_tensor_value_info(n, TensorProto.INT64, size) for n in outputs]
+        graph = helper.make_graph(self.nodes, "conditions", inputs, made)
+        opset = helper.make_opsetid("", 20)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=9)
+
+
+def compared_with_itself() -> onnx.ModelProto:
+    """x == x and the like, as they are and turned."""
+    model = Model()
+    held = [model.add(op, "x", "x") for op in COMPARISONS]
+    return model.proto([*held, *(model.add("Not", c) for c in held)])
+
+
+def combined(op: str) -> onnx.ModelProto:
+    """Every pair of comparisons, of the same operands either way round."""
+    model = Model()
+    first = [model.add(c, "x", "y") for c in COMPARISONS]
+    again = [model.add(c, "x", "y") for c in COMPARISONS]
+    other = [model.add(c, "y", "x") for c in COMPARISONS]
+    pairs = [(a, b) for a in first for b in (*again, *other, *(model.add("Not", c) for c in again))]
+    return model.proto([model.add(op, a, b) for a, b in pairs])
+
+
+MODELS = {
+    "with itself": compared_with_itself(),
+    **{op: combined(op) for op in ("And", "Or", "Xor")},
+}
+
+
+@pytest.mark.parametrize("target", ["x86_avx2", "host"])
+@pytest.mark.parametrize("name", MODELS)
+def test_comparisons_of_not_a_number_are_as_in_numpy(name: str, target: str) -> None:
+    """The compiled model equals the meaning, a bit a condition."""
+    model, feeds = MODELS[name], values()
+    with np.errstate(invalid="ignore"):
+        wanted = evaluate(read(model), feeds)
+    got = load(qcompiler.compile(model, target=target)).run(feeds)
+    for output, want in wanted.items():
+        np.testing.assert_array_equal(got[output], want)
+
+
+@pytest.mark.parametrize("target", ["x86_avx2", "host"])
+def test_not_a_number_can_be_replaced(target: str) -> None:
+    """Where(Not(x == x), 7, x), as exporters write `nan_to_num`."""
+    model = Model()
+    seven = model.add("Constant", value_float=7.0)
+    out = model.add("Where", model.add("Not", model.add("Equal", "x", "x")), seven, "x")
+    proto = model.proto([])
+    proto.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, [49]))
+    feeds = values()
+    got = load(qcompiler.compile(proto, target=target)).run(feeds)[out]
+    np.testing.assert_array_equal(
+        got, np.nan_to_num(feeds["x"], nan=7.0, posinf=np.inf, neginf=-np.inf)
+    )
