@@ -118,7 +118,7 @@ def _steps(
     table = ctypes.c_void_p(ctypes.addressof(frame.table))
     met = 1  # sections begun; the first is not waited for
     for step, (begin, end) in enumerate(_spans(plan)):
-        frame.table[frame.first_at], frame.table[frame.first_at + 1] = step, step + 1
+        frame.table[frame.words.first], frame.table[frame.words.last] = step, step + 1
         ran = []
         for task in range(plan.device.threads):
             tracer.trace_core(task)

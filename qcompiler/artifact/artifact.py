@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.artifact.entropy import decode, encode
-from qcompiler.artifact.members import ALIGN as ALIGN
 from qcompiler.artifact.members import Member, aligned, layout, write
 from qcompiler.artifact.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
 from qcompiler.errors import Error

@@ -20,9 +20,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.artifact.abi import ALIGN
 from qcompiler.errors import Error
 
-ALIGN = 64
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
 _LARGE_BYTES = 1 << 30  # zip has two forms of header; zipfile takes the small one up to 2 GiB
 _MAX_TEXT_BYTES = 64 << 20

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qcompiler.artifact.abi import REFUSED
 from qcompiler.hardware.isa import Isa
-
-REFUSED = 1
-"""What the last word of a run's table is set to where the system refused; then nothing was run."""
 
 
 def text(isa: Isa, refused_at: int) -> str:

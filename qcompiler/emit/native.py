@@ -6,12 +6,8 @@
     int qcompiler_section(table, part, section, unit)         what threads claim (emit/team.py)
     int qcompiler_signature(int32 *found)                     what the code takes for granted
 
-`table` is an array of 8-byte words: the addresses of the inputs, the outputs, the weights and the
-workspace, then the first step to run and the one after the last (all of them in one run; one alone
-when a step is timed; none: only what comes before), then 0, which becomes `entries.REFUSED` where
-the system does not let the process use registers that the code needs: then nothing was run. A run
-allocates nothing and keeps nothing, so there may be several at once, each with a workspace and a
-team of its own. All arrays are 64-byte aligned.
+What stands in `table` and in a team's memory, artifact/abi.py says. A run allocates nothing and
+keeps nothing, so there may be several at once, each with a workspace and a team of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from collections.abc import Sequence
 import tvm
 from tvm import tirx
 
+from qcompiler.artifact.abi import MOST_UNITS, Table
 from qcompiler.artifact.artifact import signature
 from qcompiler.emit import entries, team
 from qcompiler.emit.link import link
@@ -32,8 +29,9 @@ from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
 from qcompiler.hardware.isa import Isa
 from qcompiler.kernels.cpu.code.tir import Builder, Value, const
 from qcompiler.kernels.registry import Kernel
-from qcompiler.plan.barriers import SHARED, Work, turns
-from qcompiler.plan.plan import Place, Plan, Step
+from qcompiler.plan.barriers import SHARED
+from qcompiler.plan.places import Place
+from qcompiler.plan.plan import Plan, Step
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
     """A kernel -> a shared library that runs it on the first arrays of the table, for timing."""
     pointers = len(kernel.func.params)
     places = [Place("input", i, 0) for i in range(pointers)]
-    made = phases(kernel, min(kernel.tasks, team.MOST_UNITS))
+    made = phases(kernel, min(kernel.tasks, MOST_UNITS))
     owner = SHARED if kernel.tasks > 1 else 0
     whole = [Section(0, [Call(0, made, owner)])]
     body = _Body([places], pointers, 0)
@@ -66,7 +64,7 @@ def _library(found: Sequence[Layer], isa: Isa) -> bytes:
 
 def layers(plan: Plan) -> list[Layer]:
     """Plan -> the functions: every phase of a kernel once, the sections, and the entries."""
-    units = min(plan.device.threads, team.MOST_UNITS)
+    units = min(plan.device.threads, MOST_UNITS)
     known: dict[str, tuple[Part, ...]] = {}
     for step in plan.steps:
         if step.kernel.name not in known:
@@ -81,8 +79,8 @@ def layers(plan: Plan) -> list[Layer]:
 
 def plan_sections(plan: Plan, known: dict[str, tuple[Part, ...]] | None = None) -> list[Section]:
     """A plan's steps as sections."""
-    units = min(plan.device.threads, team.MOST_UNITS)
-    order = turns([_work(s) for s in plan.steps], units)
+    units = min(plan.device.threads, MOST_UNITS)
+    order = [s.turn for s in plan.steps]
     steps = [
         known[s.kernel.name] if known is not None else phases(s.kernel, units) for s in plan.steps
     ]
@@ -102,8 +100,8 @@ def _layers(
     pieces = list(_pieces(found))
     runs = {f"qcompiler_part{i}": body.part(piece) for i, piece in enumerate(pieces)}
     shell = _dispatch(pieces)
-    text = team.text(isa, _facts(found, steps, parts, body.first_at))
-    text += entries.text(isa, body.refused_at)
+    text = team.text(isa, _facts(found, steps, parts, body.table.first))
+    text += entries.text(isa, body.table.refused)
     return [
         Layer(kernels),
         Layer(runs, team.TABLE),
@@ -145,13 +143,7 @@ def _signature(plan: Plan) -> tirx.PrimFunc:
 
 
 def _places(step: Step) -> list[Place]:
-    return [*step.operands, step.output, *([step.scratch] if step.scratch else [])]
-
-
-def _work(step: Step) -> Work:
-    writes = (step.output, *([step.scratch] if step.scratch else []))
-    cost = 1000 + step.kernel.macs + sum(p.bytes for p in (*step.operands, step.output))
-    return Work(step.operands, writes, step.kernel.tasks > 1, cost)
+    return [*step.operands, *step.writes]
 
 
 def _pieces(found: Sequence[Section]) -> list[list[Section]]:
@@ -188,15 +180,14 @@ class _Body:
 
     def __init__(self, places: Sequence[Sequence[Place]], inputs: int, outputs: int) -> None:
         self.places, self.inputs = places, inputs
-        words = range(inputs + outputs, inputs + outputs + 5)
-        self.weights, self.workspace, self.first_at, self.last_at, self.refused_at = words
+        self.table = Table(inputs + outputs)
 
     def part(self, piece: Sequence[Section]) -> tirx.PrimFunc:
         """(table, part, section, unit) -> what this unit does in this section."""
         params = _params()
         found = _Addresses(self, params[0], params[1])
-        first = found.number(self.first_at, "first")
-        last = found.number(self.last_at, "last")
+        first = found.number(self.table.first, "first")
+        last = found.number(self.table.last, "last")
         cases = [(s.begin, self._section(s, params, found, (first, last))) for s in piece]
         return _function(params, [*found.statements, _search(params[2], cases)])
 
@@ -276,7 +267,7 @@ class _Addresses:
             index = place.offset + (body.inputs if place.space == "output" else 0)
             offset = tirx.Cast("int64", self.part) * tirx.IntImm("int64", place.bytes)
         else:
-            index = body.weights if place.space == "weights" else body.workspace
+            index = body.table.weights if place.space == "weights" else body.table.workspace
             offset = tirx.IntImm("int64", place.offset)
         if index not in self.buffers:
             pointer = tvm.ir.Var(f"memory{index}", _BYTES)

@@ -1,15 +1,8 @@
 """Sections of a run -> LLVM text of the thread team: threads that claim the units of one section
 after the other.
 
-A run is a list of sections, a section up to 32 units that have nothing to do with each other. The
-team's memory is 64-byte aligned, zeros at first, and serves one run at a time:
-
-    0    i64 word: section number << 32 | units that nobody has claimed, one bit each
-    64   i32 remaining: units of this section that are not finished
-    128  i32 sleepers, and whether to wake workers: i32 launches, useless, posted, helped, may
-    192  the job: ptr section function, ptr masks, ptr table, i32 first, i32 length, i32 total,
-         i32 base, i32 threads
-    256 + 64 * thread:   i32 asleep     16 bytes on: a POSIX semaphore
+A run is a list of sections, a section up to 32 units that have nothing to do with each other. What
+stands in the team's memory, artifact/abi.py says.
 
 A thread claims a unit by one compare-and-swap of the word, its own (the bit of its number) first,
 for its caches, then what others have not begun. Numbers of sections are never used again, so the
@@ -24,14 +17,13 @@ anything, run after run, only each second, fourth, ... 64th run wakes them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qcompiler.artifact.abi import TEAM
 from qcompiler.emit.team_loop import LOOP, WAIT
 from qcompiler.hardware.isa import Isa
-
-MOST_UNITS = 32
-"""Units of a section, and threads of a team: bits of half a word."""
 
 _SPINS = 6_000
 """So often (about 300 microseconds) a thread looks for a unit before it falls asleep."""
@@ -58,6 +50,7 @@ def text(isa: Isa, sections: Sections) -> str:
     """An instruction set and the sections -> the functions, for `pragma_import_llvm`."""
     pause = isa.intrinsics["pause"]() if "pause" in isa.intrinsics else ""
     values = {
+        **{name: str(offset) for name, offset in TEAM.items()},
         "PAUSE": pause,
         "SPINS": str(_SPINS),
         "YIELD_MASK": str(_YIELD_MASK),
@@ -69,9 +62,7 @@ def text(isa: Isa, sections: Sections) -> str:
         "FIRST_AT": str(sections.first_at),
     }
     made = TABLE + _JOB + _ALONE + _LAUNCH + LOOP + WAIT
-    for name, value in values.items():
-        made = made.replace("@" + name, value)
-    return made
+    return re.sub("@([A-Z_]+)", lambda found: values[found[1]], made)
 
 
 def _array(values: Sequence[int]) -> str:
@@ -153,8 +144,8 @@ define internal i32 @team_mask(ptr %masks, i32 %section) alwaysinline {
 }
 
 define internal ptr @team_place(ptr %team, i32 %thread) alwaysinline {
-  %offset = mul i32 %thread, 64
-  %at = add i32 %offset, 256
+  %offset = mul i32 %thread, @PLACE_BYTES
+  %at = add i32 %offset, @PLACES
   %place = getelementptr i8, ptr %team, i32 %at
   ret ptr %place
 }
@@ -213,7 +204,7 @@ look:
   br i1 %fresh, label %init, label %set
 init:
   %place = call ptr @team_place(ptr %team, i32 0)
-  %semaphore = getelementptr i8, ptr %place, i64 16
+  %semaphore = getelementptr i8, ptr %place, i64 @SEMAPHORE
   %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
   br label %set
 set:
@@ -222,7 +213,7 @@ set:
   %before = trunc i64 %number to i32
   %base = add i32 %before, 1
   %first = call i32 @team_first(ptr %table)
-  %job = getelementptr i8, ptr %team, i64 192
+  %job = getelementptr i8, ptr %team, i64 @JOB
   %f1 = getelementptr %team_job, ptr %job, i32 0, i32 1
   %f2 = getelementptr %team_job, ptr %job, i32 0, i32 2
   %f3 = getelementptr %team_job, ptr %job, i32 0, i32 3
@@ -245,12 +236,12 @@ done:
 }
 
 define internal void @team_decide(ptr %team) alwaysinline {
-  %launches_at = getelementptr i8, ptr %team, i64 132
-  %useless_at = getelementptr i8, ptr %team, i64 136
-  %posted_at = getelementptr i8, ptr %team, i64 140
-  %helped_at = getelementptr i8, ptr %team, i64 144
-  %may_at = getelementptr i8, ptr %team, i64 148
-  %base_at = getelementptr i8, ptr %team, i64 228
+  %launches_at = getelementptr i8, ptr %team, i64 @LAUNCHES
+  %useless_at = getelementptr i8, ptr %team, i64 @USELESS
+  %posted_at = getelementptr i8, ptr %team, i64 @POSTED
+  %helped_at = getelementptr i8, ptr %team, i64 @HELPED
+  %may_at = getelementptr i8, ptr %team, i64 @MAY
+  %base_at = getelementptr i8, ptr %team, i64 @BASE
   %last = load atomic i32, ptr %base_at monotonic, align 4
   %helped = load atomic i32, ptr %helped_at monotonic, align 4
   %posted = load atomic i32, ptr %posted_at monotonic, align 4
@@ -278,14 +269,14 @@ define internal void @team_decide(ptr %team) alwaysinline {
 
 define internal void @team_work(ptr %team, i32 %thread) alwaysinline {
   %place = call ptr @team_place(ptr %team, i32 %thread)
-  %semaphore = getelementptr i8, ptr %place, i64 16
+  %semaphore = getelementptr i8, ptr %place, i64 @SEMAPHORE
   %made = call i32 @sem_init(ptr %semaphore, i32 0, i32 0)
   call void @team_loop(ptr %team, i32 %thread)
   ret void
 }
 
 define internal void @team_read(ptr %team, ptr %job) alwaysinline {
-  %from = getelementptr i8, ptr %team, i64 192
+  %from = getelementptr i8, ptr %team, i64 @JOB
   %v0 = load atomic ptr, ptr %from monotonic, align 8
   store ptr %v0, ptr %job, align 8
   %a1 = getelementptr %team_job, ptr %from, i32 0, i32 1

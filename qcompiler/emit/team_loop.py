@@ -16,9 +16,9 @@ entry:
   %length_at = getelementptr %team_job, ptr %job, i32 0, i32 4
   %total_at = getelementptr %team_job, ptr %job, i32 0, i32 5
   %base_at = getelementptr %team_job, ptr %job, i32 0, i32 6
-  %remaining_at = getelementptr i8, ptr %team, i64 64
-  %sleepers_at = getelementptr i8, ptr %team, i64 128
-  %threads_at = getelementptr i8, ptr %team, i64 232
+  %remaining_at = getelementptr i8, ptr %team, i64 @REMAINING
+  %sleepers_at = getelementptr i8, ptr %team, i64 @SLEEPERS
+  %threads_at = getelementptr i8, ptr %team, i64 @THREADS
   store i32 0, ptr %looks, align 4
   store i32 -1, ptr %index, align 4
   %caller = icmp eq i32 %thread, 0
@@ -52,7 +52,7 @@ mine:
   store i32 0, ptr %looks, align 4
   br i1 %caller, label %run, label %helps
 helps:
-  %helped_at = getelementptr i8, ptr %team, i64 144
+  %helped_at = getelementptr i8, ptr %team, i64 @HELPED
   %noted = load atomic i32, ptr %helped_at monotonic, align 4
   %known = icmp eq i32 %noted, %base
   br i1 %known, label %run, label %note
@@ -157,8 +157,8 @@ done:
 WAIT = """
 define internal void @team_wake(ptr %team, i32 %all) noinline {
 entry:
-  %posted_at = getelementptr i8, ptr %team, i64 140
-  %may_at = getelementptr i8, ptr %team, i64 148
+  %posted_at = getelementptr i8, ptr %team, i64 @POSTED
+  %may_at = getelementptr i8, ptr %team, i64 @MAY
   %may = load atomic i32, ptr %may_at monotonic, align 4
   %allowed = icmp ne i32 %may, 0
   %threads = select i1 %allowed, i32 %all, i32 1
@@ -174,7 +174,7 @@ check:
   %sleeps = icmp ne i32 %asleep, 0
   br i1 %sleeps, label %post, label %each
 post:
-  %semaphore = getelementptr i8, ptr %place, i64 16
+  %semaphore = getelementptr i8, ptr %place, i64 @SEMAPHORE
   store atomic i32 %thread, ptr %posted_at monotonic, align 4
   %posted = call i32 @sem_post(ptr %semaphore)
   br label %each
@@ -203,9 +203,9 @@ back:
 
 define internal void @team_sleep(ptr %team, i32 %thread, i64 %word) noinline {
 entry:
-  %sleepers_at = getelementptr i8, ptr %team, i64 128
+  %sleepers_at = getelementptr i8, ptr %team, i64 @SLEEPERS
   %place = call ptr @team_place(ptr %team, i32 %thread)
-  %semaphore = getelementptr i8, ptr %place, i64 16
+  %semaphore = getelementptr i8, ptr %place, i64 @SEMAPHORE
   %others = atomicrmw add ptr %sleepers_at, i32 1 seq_cst
   store atomic i32 1, ptr %place seq_cst, align 4
   %now = load atomic i64, ptr %team seq_cst, align 8

@@ -50,6 +50,14 @@ class Turn:
     waits: bool
     owner: int
 
+    def __str__(self) -> str:
+        """ "| all" (a barrier before it, shared), "  all" or "| 0", "  0" (by task 0 alone)."""
+        return f"{'|' if self.waits else ' '} {'all' if self.owner == SHARED else self.owner}"
+
+
+AFTER_ALL = Turn(True, SHARED)
+"""The turn of a step that waits for all before it, and that all tasks have a part in."""
+
 
 def turns(steps: Sequence[Work], tasks: int) -> list[Turn]:
     """Steps in the order they run, for so many tasks -> a turn for each."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.artifact import ALIGN
+from qcompiler.artifact.abi import ALIGN
 from qcompiler.runtime.library import Frame, Memory, aligned, aligned_copy
 
 Array = NDArray[Any]

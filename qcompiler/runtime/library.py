@@ -16,15 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.artifact import ALIGN
+from qcompiler.artifact.abi import ALIGN, GUARD, MOST_UNITS, Table, team_bytes
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.runtime.mapping import mapped, unmapped
-
-_TEAM_BYTES, _THREAD_BYTES, _MOST_THREADS = 256, 64, 32  # as in emit/team.py
-_GUARD_BYTES = 64
-_OTHER_WORDS = 5
-"""Of a run's table, besides the addresses of inputs and outputs (emit/native.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +39,7 @@ def aligned(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Memory:
     """An uninitialised array whose address is a multiple of 64, with room to read a vector past the
     end.
     """
-    raw = np.empty(prod(shape) * dtype.itemsize + ALIGN + _GUARD_BYTES, np.uint8)
+    raw = np.empty(prod(shape) * dtype.itemsize + ALIGN + GUARD, np.uint8)
     at = address(raw)
     skip = -at % ALIGN
     return Memory(np.ndarray(shape, dtype, raw, skip), at + skip)
@@ -85,9 +80,10 @@ class Code:
         """Raise Error unless the system lets this process use the registers that the code needs:
         a run of no steps asks. `arrays`: inputs and outputs.
         """
-        table = (ctypes.c_int64 * (arrays + _OTHER_WORDS))()
+        words = Table(arrays)
+        table = (ctypes.c_int64 * words.words)()
         self.run(ctypes.addressof(table))
-        _check(table, arrays + _OTHER_WORDS - 1)
+        _check(table, words.refused)
 
     @property
     def signature(self) -> int:
@@ -116,16 +112,14 @@ def shared_code(code: bytes) -> Code:
 
 
 class Frame:
-    """What one run needs: a workspace, and the table that machine code reads (emit/native.py):
-    addresses of inputs, outputs, weights and workspace, then the first step and the one after the
-    last, then whether the system refused what the code needs.
-    """
+    """What one run needs: a workspace, and the table that machine code reads."""
 
     def __init__(self, arrays: int, weights: Memory, workspace_bytes: int) -> None:
         self.workspace = aligned(np.dtype(np.uint8), (workspace_bytes,))
-        self.table = (ctypes.c_int64 * (arrays + _OTHER_WORDS))()
-        self.table[arrays : arrays + 2] = [weights.address, self.workspace.address]
-        self.first_at = arrays + 2
+        self.words = Table(arrays)
+        self.table = (ctypes.c_int64 * self.words.words)()
+        self.table[self.words.weights] = weights.address
+        self.table[self.words.workspace] = self.workspace.address
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
 
     def fill(self, arrays: Iterable[Memory]) -> None:
@@ -135,9 +129,9 @@ class Frame:
 
     def run(self, code: Code, threads: int, first: int, last: int) -> None:
         """Run steps with as many threads as are wanted and can be had."""
-        table, at = self.table, self.first_at
-        table[at], table[at + 1] = first, last
-        team = _free_team(min(threads, _MOST_THREADS), code)
+        table, words = self.table, self.words
+        table[words.first], table[words.last] = first, last
+        team = _free_team(min(threads, MOST_UNITS), code)
         if team is None:
             code.run(self._pointer)
         else:
@@ -145,7 +139,7 @@ class Frame:
                 code.launch(team.memory.address, self._pointer, team.threads)
             finally:
                 team.free()
-        _check(table, at + 2)
+        _check(table, words.refused)
 
 
 def _check(table: ctypes.Array[ctypes.c_int64], at: int) -> None:
@@ -170,7 +164,7 @@ class Team:
 
     def __init__(self, threads: int, code: Code) -> None:
         self.wanted = threads
-        self.memory = aligned(np.dtype(np.uint8), (_TEAM_BYTES + threads * _THREAD_BYTES,))
+        self.memory = aligned(np.dtype(np.uint8), (team_bytes(threads),))
         self.memory.array[:] = 0
         self.threads = 1
         for number in range(1, threads):

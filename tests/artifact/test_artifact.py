@@ -25,7 +25,8 @@ from qcompiler.hardware import cpu
 from qcompiler.ir import Graph, Type, placeholder
 from qcompiler.kernels.cpu.code.tir import Builder
 from qcompiler.kernels.registry import Kernel, Region
-from qcompiler.plan.plan import Place, Plan, Step
+from qcompiler.plan.places import Place
+from qcompiler.plan.plan import Plan, Step
 
 SHAPE = (4, 16)
 

@@ -20,7 +20,7 @@ from qcompiler.hardware.isa import ISAS
 from qcompiler.onnx_io.reader import read
 from qcompiler.ops import evaluate
 from qcompiler.options import Options
-from qcompiler.plan.plan import Place
+from qcompiler.plan.places import Place
 
 plugins.load_all()
 

@@ -24,7 +24,8 @@ from qcompiler.ir import Graph, Type, placeholder
 from qcompiler.kernels.cpu.code.tir import Builder, const
 from qcompiler.kernels.registry import Kernel, Region
 from qcompiler.plan.barriers import SHARED, Turn, Work, turns
-from qcompiler.plan.plan import Place, Plan, Step
+from qcompiler.plan.places import Place
+from qcompiler.plan.plan import Plan, Step
 from qcompiler.runtime import library
 
 N = 512
@@ -255,7 +256,7 @@ def test_a_team_without_workers_runs_it_all(threads: int) -> None:
     seat.fill([x, y])
     memory = library.aligned(np.dtype(np.uint8), (256 + 64 * threads,))
     memory.array[:] = 0
-    seat.table[seat.first_at], seat.table[seat.first_at + 1] = 0, STEPS
+    seat.table[seat.words.first], seat.table[seat.words.last] = 0, STEPS
     for _ in range(3):
         seat.workspace.array[:] = 0xFF
         code.launch(memory.address, seat._pointer, threads)
