@@ -7,9 +7,8 @@ Reshape(Reshape(x))                   ->  Reshape(x)
 from __future__ import annotations
 
 from qcompiler.ir import Node
-from qcompiler.ops import make
 from qcompiler.rewrite import ANY, Skip, op, rule
-from qcompiler.rewrite.matching import int64s, ints
+from qcompiler.rewrite.matching import ints, reshaped
 
 
 @rule(op("Flatten|Squeeze|Unsqueeze|Reshape"))
@@ -19,7 +18,7 @@ def fold_reshape(node: Node) -> Node | Skip | None:
         return Skip(f"the shape {node.type} is not known")
     if node.op == "Reshape" and _plain(node):
         return None
-    return make("Reshape", node.operands[0], int64s(node.type.dims))
+    return reshaped(node.operands[0], node.type.dims)
 
 
 def _plain(reshape: Node) -> bool:
@@ -34,4 +33,4 @@ def fold_reshape_twice(outer: Node, inner: Node) -> Node | None:
     if not outer.type.static:
         return None
     x = inner.operands[0]
-    return x if x.type == outer.type else make("Reshape", x, int64s(outer.type.dims))
+    return x if x.type == outer.type else reshaped(x, outer.type.dims)

@@ -138,7 +138,8 @@ def global_lp_pool(node: Node, x: Numbers) -> Numbers:
 @typed(global_average_pool, global_max_pool, global_lp_pool)
 def _(node: Node) -> Type:
     x = need_rank(node.operands[0], 3, "input")
-    need_floats(node)
+    if node.op != "GlobalMaxPool" or "int" not in x.dtype:  # bytes, as MaxPool's
+        need_floats(node)
     if node.op == "GlobalLpPool":
         _positive(node)
     return Type(x.dtype, (*x.shape[:2], *[1] * (x.rank - 2)))

@@ -78,10 +78,15 @@ def int64s(values: Iterable[int]) -> Node:
 
 
 def reshape(x: Node, shape: Sequence[Dim], name: str = "") -> Node:
-    """x seen in another shape; x itself where it has that shape."""
-    if x.shape == tuple(shape):
-        return x
-    return make("Reshape", x, int64s(int(d) for d in shape), name=name)
+    """x seen in another shape; x itself where it has that shape. A 0 is a 0, not one of x's."""
+    return x if x.shape == tuple(shape) else reshaped(x, shape, name)
+
+
+def reshaped(x: Node, shape: Sequence[Dim], name: str = "") -> Node:
+    """A Reshape, also to the shape that x has."""
+    numbers = [int(d) for d in shape]
+    zeros = int(0 in numbers and -1 not in numbers)
+    return make("Reshape", x, int64s(numbers), allowzero=zeros, name=name)
 
 
 def transpose(x: Node, perm: Sequence[int], name: str = "") -> Node:

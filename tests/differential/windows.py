@@ -37,21 +37,61 @@ def pool(b: Builder) -> None:
     b.add(op, x, **attrs)
 
 
+RESIZED = (
+    "half_pixel",
+    "asymmetric",
+    "align_corners",
+    "pytorch_half_pixel",
+    "half_pixel_symmetric",
+)
+NEAREST = ("round_prefer_floor", "floor", "ceil", "round_prefer_ceil")
+
+
 def resize(b: Builder) -> None:
-    x = b.pick(lambda v: v.rank == 4 and v.node.type.size < 3000)
+    """Along axes in any order, by scales or to sizes; now and then of a part of the input."""
+    x = b.pick(lambda v: 0 < v.rank < 6 and 0 < v.node.type.size < 3000)
     mode = b.choose(("nearest", "nearest", "linear", "cubic"))
-    ways = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
-    attrs = {"mode": mode, "coordinate_transformation_mode": b.choose(ways)}
+    crops = b.chance(0.1)
+    way = "tf_crop_and_resize" if crops else b.choose(RESIZED)
+    attrs: dict[str, object] = {"mode": mode, "coordinate_transformation_mode": way}
     if mode == "nearest":
-        ways = ("round_prefer_floor", "floor", "ceil", "round_prefer_ceil")
-        attrs["nearest_mode"] = b.choose(ways)
+        attrs["nearest_mode"] = b.choose(NEAREST)
+    elif b.chance(0.3):
+        attrs["antialias"] = 1
+    if mode == "cubic" and b.chance(0.4):
+        attrs["cubic_coeff_a"] = b.choose((-0.5, -0.75))
+    if mode != "nearest" and not crops and b.chance(0.3):
+        attrs["exclude_outside"] = 1
+    axes = _axes(b, x.rank)
+    if axes is not None:
+        attrs["axes"] = axes
+    named = [a % x.rank for a in axes or range(x.rank)]
+    moves = [axes is not None or x.rank < 3 or a >= x.rank - 2 for a in named]
+    roi = None
+    if crops:
+        attrs["extrapolation_value"] = b.choose((0.0, -1.5))
+        starts = [b.choose((0.0, 0.2, -0.25)) if m else 0.0 for m in moves]
+        ends = [b.choose((1.0, 0.6, 1.3)) if m else 1.0 for m in moves]
+        roi = b.constant(np.array([*starts, *ends], np.float32))
     if b.chance(0.5):
-        factors = [b.choose((2.0, 1.5, 0.5, 3.0, 0.7, 1.0)) for _ in range(2)]
-        scales = b.constant(np.array([1, 1, *factors], np.float32))
-        b.add("Resize", x, None, scales, **attrs)
-    else:
-        sizes = [b.choose((1, 3, 5, 7, 8, 12, 16, 18)) for _ in range(2)]
-        b.add("Resize", x, None, None, b.ints(*x.shape[:2], *sizes), **attrs)
+        factors = [b.choose((2.0, 1.5, 0.5, 3.0, 0.7, 1.0)) if m else 1.0 for m in moves]
+        b.add("Resize", x, roi, b.constant(np.array(factors, np.float32)), **attrs)
+        return
+    sizes = [
+        b.choose((1, 3, 5, 7, 8, 12, 16, 18)) if m else x.shape[a]
+        for m, a in zip(moves, named, strict=True)
+    ]
+    if axes is not None and not crops and b.chance(0.4):
+        attrs["keep_aspect_ratio_policy"] = b.choose(("not_larger", "not_smaller"))
+    b.add("Resize", x, roi, None, b.ints(*sizes), **attrs)
+
+
+def _axes(b: Builder, rank: int) -> list[int] | None:
+    """At most two of them, in any order, some counted from behind; often none are named."""
+    if b.chance(0.5):
+        return None
+    picked = b.rng.permutation(rank)[: b.between(1, min(2, rank))]
+    return [int(a) - rank * b.chance(0.3) for a in picked]
 
 
 def softmax(b: Builder) -> None:
