@@ -1,19 +1,25 @@
 """What instruction sets say about their products: checked when said, and asked for the best."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from emulated import BLOCKS, HALVES, SIGNED, block, machine
+from kernel_harness import region_of
 from test_kernels_attention import CASES, attend
 from test_kernels_contraction import CONVOLUTIONS, check, conv, matmul
 
 from qcompiler import plugins
+from qcompiler.emit.machine import machine_code
 from qcompiler.hardware import cpu, isa
 from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.hardware.products import BYTE_PRODUCTS, BlockMac, TileMac, VectorMac
-from qcompiler.ir import Type, constant, placeholder
+from qcompiler.ir import Graph, Type, constant, placeholder
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.contraction.tiled import tiled
+from qcompiler.kernels.registry import Kernel
 from qcompiler.ops import make
 from qcompiler.quantization.scales import has_exact_product
 from qcompiler.tune import limits
@@ -158,3 +164,27 @@ def test_limits_measure_products_of_blocks() -> None:
     mac = BLOCKS.block(BYTES)
     assert mac is not None
     assert limits._ops(isa.Device("d", BLOCKS, 1), mac) > 0
+
+
+def test_a_real_product_of_blocks_fills_its_loop() -> None:
+    """Of ARM's, compiled only: rows are loaded by pairs of eight bytes, and nothing is spilled."""
+
+    def usmmla(sums: Value, left: Value, right: Value) -> Value:
+        a, b = (tir.reinterpret(v, "int8") for v in (left, right))
+        return tir.llvm("int32", 4, "llvm.aarch64.neon.usmmla.v4i32.v16i8", sums, a, b)
+
+    triple, features = "aarch64-unknown-linux-gnu", ("+neon", "+i8mm")
+    macs = (BlockMac(BYTES, 2, 2, 8, usmmla),)
+    arm = Isa("arm", triple, features, frozenset(), 32, 16, macs, masked=frozenset())
+    root = matmul(8, 8, 64, "uint8", "int8")
+    graph = Graph(root.operands[:1], (root,), ("y",))
+    kernel = tiled(region_of(graph, root), isa.Device("d", arm, 1), rows=8, vectors=4)
+    assert isinstance(kernel, Kernel)
+    text = machine_code({"kernel": kernel.func}, arm, "").inspect_source("asm")
+    body = text.partition("\nkernel:")[2].partition(".Lfunc_end")[0]
+    lines = [line for line in body.splitlines() if re.match(r"\s+[a-z]", line)]
+    places = [i for i, line in enumerate(lines) if "usmmla" in line]
+    between = lines[places[0] : places[-1]]
+    assert len(places) >= 4 * 4
+    assert len(places) > len(between) / 2
+    assert not any(re.search(r"\bq\d+, .*\[sp", line) for line in between)
