@@ -87,7 +87,8 @@ class Code:
         """
         table = (ctypes.c_int64 * (arrays + _OTHER_WORDS))()
         self.run(ctypes.addressof(table))
-        _check(table, arrays + _OTHER_WORDS - 1)
+        if table[-1]:
+            raise _refused()
 
     @property
     def signature(self) -> int:
@@ -145,18 +146,18 @@ class Frame:
                 code.launch(team.memory.address, self._pointer, team.threads)
             finally:
                 team.free()
-        _check(table, at + 2)
+        if table[at + 2]:
+            table[at + 2] = 0
+            raise _refused()
 
 
-def _check(table: ctypes.Array[ctypes.c_int64], at: int) -> None:
-    """Raise Error where a run's table tells that the system refused what the code needs."""
-    if table[at]:
-        table[at] = 0
-        raise Error(
-            "the system refuses this process registers that the code needs",
-            hint="a newer kernel may have them, or a sandbox that lets the system call for them"
-            " pass; or compile for another instruction set: `qcompiler targets`",
-        )
+def _refused() -> Error:
+    """What a table tells whose last word is not zero any more (emit/entries.py)."""
+    return Error(
+        "the system refuses this process registers that the code needs",
+        hint="a newer kernel may have them, or a sandbox that lets the system call for them pass;"
+        " or compile for another instruction set: `qcompiler targets`",
+    )
 
 
 class Team:
