@@ -15,8 +15,8 @@ from qcompiler.passes.quantize_integers import WEIGHT_AXIS
 from qcompiler import onnx_contrib, plugins
 from qcompiler.kernels.registry import GENERATORS
 from qcompiler.ops import OPERATORS
+from qcompiler.ops.kinds import MOVES, SMOOTH, VIEWS
 from qcompiler.rewrite import PASSES, Rule, stage_of
-from qcompiler.storage import MOVES, SMOOTH, VIEWS
 
 PAGE = Path(__file__).parent / "supported-operators.md"
 

@@ -14,8 +14,9 @@ from math import ceil
 import numpy as np
 
 from qcompiler.ir import Array, Graph, Node, substitute
-from qcompiler.isa import Device, Isa, MacKey
+from qcompiler.isa import Device, Isa
 from qcompiler.matching import rebuilt
+from qcompiler.products import MacKey
 from qcompiler.rewrite import graph_pass
 
 STEPS = 16
@@ -54,7 +55,7 @@ class LayoutDensity:
 
 def density_of(weights: Array, isa: Isa) -> float:
     """Weights [..., K, N] -> the share of their blocks that are not all zeros."""
-    mac = isa.vector_mac(KEYS.get(weights.dtype.name, KEYS["float32"]))
+    mac = isa.vector(KEYS.get(weights.dtype.name, KEYS["float32"]))
     lanes, k = (mac.lanes, mac.k) if mac else (1, 1)
     rows = (weights != 0).reshape(-1, weights.shape[-1])
     rows = np.pad(rows, ((0, -rows.shape[0] % k), (0, -rows.shape[1] % lanes)))

@@ -1,7 +1,7 @@
-"""What is left of ONNX's quantization becomes the compiler's own: one product, one rounding.
+"""What is left of ONNX's quantization becomes the compiler's own.
 
-QuantizeLinear(x, scale, zero)    ->  quantize(x, float32(1 / scale), int32(zero))    constants
-QuantizeLinear(x, scale, zero)    ->  quantize(x / scale, 1, int32(zero))             otherwise
+QuantizeLinear(x, scale, zero)    ->  quantize(x, scale, int32(zero)){divide=1}
+QuantizeLinear(x, 2^k, zero)      ->  quantize(x, 2^-k, int32(zero))    the product is exact
 DequantizeLinear(x, scale, zero)  ->  dequantize(x, scale, int32(zero))
 
 DequantizeLinear of constants that are no bytes, or have a scale a block, becomes a constant.
@@ -16,11 +16,12 @@ from qcompiler.ir import Node
 from qcompiler.matching import channel_shape, const, input_at, reshape, to_dtype
 from qcompiler.ops import make, meaning
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
+from qcompiler.scales import by
 
 
 @rule(op("QuantizeLinear", ANY, ANY, OPTIONAL))
 def layout_quantize(node: Node) -> Node | Skip:
-    """QuantizeLinear(x, scale, zero) -> quantize(x, 1 / scale, zero)."""
+    """QuantizeLinear(x, scale, zero) -> quantize(x, scale, zero)."""
     if node.dtype not in ("uint8", "int8", "uint16", "int16"):
         return Skip(f"there is no kernel for {node.dtype}")
     parts = _parts(node)
@@ -28,11 +29,11 @@ def layout_quantize(node: Node) -> Node | Skip:
         return parts
     x, scale, zero = parts
     x = to_dtype(x, "float32")
+    divide = 1
     if scale.is_constant:
-        multiplier = const((1 / scale.array.astype(np.float64)).astype(np.float32))
-    else:  # a range that was just measured has its ends on halves: they round as ONNX divides
-        x, multiplier = make("Div", x, scale), const(np.float32(1))
-    return make("quantize", x, multiplier, zero, dtype=node.dtype)
+        factor, divide = by(scale.array)
+        scale = const(factor)
+    return make("quantize", x, scale, zero, dtype=node.dtype, divide=divide)
 
 
 @rule(op("DequantizeLinear", ANY, ANY, OPTIONAL))

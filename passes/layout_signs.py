@@ -5,7 +5,8 @@ conv(x, w)                    ->  conv(as_signed(x), w) + 128 * sum(w)          
 as_unsigned(quantize(x, z))   ->  quantize(x, z + 128)                          and back
 as_unsigned(as_signed(x))     ->  x
 
-The first where the device has u8 x i8 products only, the second where it has i8 x i8 ones only.
+The first where the device's best product of bytes is u8 x i8, the second where it is i8 x i8: exact
+products are best, then those that multiply most. Where both are as good, signs stay as they are.
 Likewise for matmul. Exact: int32 sums wrap around, and padding reads as the moved zero point.
 """
 
@@ -44,8 +45,10 @@ class LayoutSigns:
         x, w = node.operands
         if x.dtype not in KEYS:
             return node
-        products = self.device.isa.mac
-        if KEYS[x.dtype] in products or KEYS[OTHER[x.dtype]] not in products or w.dtype != "int8":
+        isa = self.device.isa
+        both = (KEYS[x.dtype], KEYS[OTHER[x.dtype]])
+        best = isa.best_product(both)
+        if best is None or best.key == both[0] or w.dtype != "int8":
             return node
         if node.op == "conv" and not w.is_constant:
             return self.skip(node, "the weights are not constant")

@@ -32,11 +32,11 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
 from qcompiler.narrow import Mask, without
+from qcompiler.ops.kinds import PRODUCTS
 from qcompiler.reconstruct import Floats, damped, moments
 from qcompiler.recover import Seen, Twin, copied, nearest, recover
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.sparsity import IMPORTANCES
-from qcompiler.storage import PRODUCTS
 
 SCOPES = ("layer", "global")
 _STEP = 4

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from qcompiler.ir import Graph, Node
-from qcompiler.storage import PRODUCTS, named
+from qcompiler.mentions import named
+from qcompiler.ops.kinds import PRODUCTS
 
 
 def asked(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Node]:

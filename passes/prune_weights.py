@@ -25,6 +25,7 @@ from qcompiler.columns import rows, takes, unrows
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant, substitute
 from qcompiler.isa import Device
+from qcompiler.ops.kinds import PRODUCTS
 from qcompiler.reconstruct import BLOCK, Change, Floats, compensate, moments
 from qcompiler.recover import Seen, Twin, copied, nearest, recover, with_spread
 from qcompiler.rewrite import Explain, graph_pass
@@ -38,7 +39,6 @@ from qcompiler.sparsity import (
     mask,
     sensitive_levels,
 )
-from qcompiler.storage import PRODUCTS
 
 RECOVERIES = ("none", "statistics", "least_squares", "compensate")
 SCOPES = ("layer", "global", "sensitivity")

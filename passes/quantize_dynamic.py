@@ -16,10 +16,10 @@ from qcompiler.passes.quantize_common import weights_right
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.isa import Device
 from qcompiler.matching import int64s
+from qcompiler.mentions import named
 from qcompiler.ops import make
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.scales import SMALLEST, along, round_to, weight_bits, weight_scales
-from qcompiler.storage import named
 
 
 @graph_pass

@@ -24,11 +24,11 @@ import numpy as np
 from qcompiler.calibrate import Calibration, Statistics, value_names
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.matching import channel_shape, exact, input_at, number, rebuilt
+from qcompiler.mentions import named
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import Explain, graph_pass
-from qcompiler.storage import named
 
 BETWEEN = ("Relu", "LeakyRelu", "Clip")
 SWEEPS = 50

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.ir import Node, constant
-from qcompiler.matching import input_at
-from qcompiler.ops import known_value, make
+from qcompiler.matching import input_at, rebuilt
+from qcompiler.ops import known_value
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
 
 
@@ -37,7 +37,7 @@ def quantize_fuse_clip(quantize: Node, clip: Node) -> Node | Skip:
             return Skip("a bound is not constant")
         factor = quantize.operands[1]
         spread = constant(np.broadcast_to(bound.array, factor.type.dims))
-        made = make("quantize", spread, *quantize.operands[1:], dtype=quantize.dtype)
+        made = rebuilt(quantize, (spread, *quantize.inputs[1:]))
         value = known_value(made)
         if value is None or np.any(value != limit):
             return Skip("a bound lies inside the range of the integers")

@@ -16,7 +16,7 @@ import numpy as np
 from qcompiler.ir import Node, constant
 from qcompiler.ops import make
 from qcompiler.rewrite import CONST, OPTIONAL, Skip, op, rule
-from qcompiler.scales import DATA, numbers, scalar
+from qcompiler.scales import DATA, scalar, with_factor
 
 KEPT = ("is_causal", "kv_num_heads", "q_num_heads", "softcap")
 
@@ -56,9 +56,4 @@ def _size(attention: Node, q: Node) -> int:
 @rule(op("quantize", op("Mul", op("attention"), CONST), CONST, CONST))
 def quantize_fuse_attention_scale(quantize: Node, mul: Node, attention: Node) -> Node | Skip | None:
     """quantize(Mul(attention, u), k, z) -> quantize(attention, u * k, z)."""
-    first, second = numbers(mul.operands[1]), numbers(quantize.operands[1])
-    with np.errstate(over="ignore", under="ignore"):
-        factor = (first.astype(np.float64) * second).astype(np.float32)
-    if not np.all((factor >= np.finfo(np.float32).tiny) & np.isfinite(factor)):
-        return Skip("the product of the scales leaves float32")
-    return quantize.with_inputs((attention, constant(factor), quantize.inputs[2]))
+    return with_factor(quantize, attention, mul.operands[1])

@@ -89,8 +89,7 @@ def _byte(dequantize: Node, value: Node) -> Node | None:
     x, scale, zero = dequantize.operands
     if not value.is_constant:
         return None
-    factor = constant(np.asarray(np.float32(1) / scalar(scale)))
-    whole = make("quantize", value, factor, zero, dtype=x.dtype)
+    whole = make("quantize", value, scale, zero, dtype=x.dtype, divide=1)
     byte, back = known_value(whole), known_value(make("dequantize", whole, scale, zero))
     exact = byte is not None and back is not None and np.all(back == value.array)
     return constant(byte) if exact and byte is not None else None
@@ -133,7 +132,7 @@ def quantize_fuse_up(quantize: Node, move: Node) -> Node | Skip | None:
     if factors is None:
         return Skip("a factor for each channel")
     inputs = [
-        make("quantize", i, f, zero, dtype=quantize.dtype, name=_part(quantize.name, k))
+        make("quantize", i, f, zero, **quantize.attrs, name=_part(quantize.name, k))
         for k, (i, f) in enumerate(zip(move.operands[:count], factors, strict=True))
     ]
     return rebuilt(move, (*inputs, *move.inputs[count:]))

@@ -19,9 +19,11 @@ from qcompiler.passes.layout_matmul import matrix
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.matching import channel_shape, input_at, rebuilt, reshape, to_dtype
+from qcompiler.mentions import named
 from qcompiler.ops import OPERATORS, make
+from qcompiler.ops.kinds import MOVES, SMOOTH
 from qcompiler.rewrite import Explain, graph_pass
-from qcompiler.storage import MOVES, SMOOTH, Wishes, melting, named, wishes
+from qcompiler.storage import Wishes, melting, wishes
 
 # fmt: off
 FLOAT_INSIDE = frozenset({

@@ -15,8 +15,9 @@ from typing import ClassVar
 from qcompiler.passes.quantize_half import QuantizeHalf
 
 from qcompiler.ir import Graph
+from qcompiler.mentions import exactly
+from qcompiler.ops.kinds import MEASURED
 from qcompiler.rewrite import Explain, graph_pass
-from qcompiler.storage import MEASURED, exactly
 
 _NOTE = "bfloat16_products"
 

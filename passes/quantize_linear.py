@@ -1,6 +1,7 @@
-"""ONNX's quantization -> the compiler's own, which multiplies where ONNX divides.
+"""ONNX's quantization -> the compiler's own.
 
-QuantizeLinear(x, s, z)    ->  quantize(x, 1 / s, z)       at most one step apart, on ties
+QuantizeLinear(x, s, z)    ->  quantize(x, s, z){divide=1}
+QuantizeLinear(x, 2^k, z)  ->  quantize(x, 2^-k, z)         the product is exact
 DequantizeLinear(x, s, z)  ->  dequantize(x, s, z)
 
 Scales and zero points along an axis become constants that broadcast: [C,1,1].
@@ -14,12 +15,12 @@ from qcompiler.ir import Node, constant
 from qcompiler.matching import input_at
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule
-from qcompiler.scales import BYTES, Numbers, along, numbers
+from qcompiler.scales import BYTES, Numbers, along, by, numbers
 
 
 @rule(op("QuantizeLinear", ANY, CONST, OPTIONAL))
 def quantize_linear(node: Node) -> Node | Skip:
-    """QuantizeLinear(x, s, z) -> quantize(x, 1 / s, z)."""
+    """QuantizeLinear(x, s, z) -> quantize(x, s, z)."""
     found = _scale_and_zero(node, node.operands[0].type.rank)
     if isinstance(found, Skip):
         return found
@@ -30,12 +31,9 @@ def quantize_linear(node: Node) -> Node | Skip:
         zero = zero.reshape(-1)[0]
     if zero.size > 1:
         return Skip("a zero point for each channel")
-    factor = np.asarray(np.float32(1) / scale)
-    if not np.isfinite(factor).all():
-        return Skip("a scale is too small")
-    return make(
-        "quantize", node.operands[0], constant(factor), constant(zero.reshape(())), dtype=node.dtype
-    )
+    factor, divide = by(scale)
+    x, point = node.operands[0], constant(zero.reshape(()))
+    return make("quantize", x, constant(factor), point, dtype=node.dtype, divide=divide)
 
 
 @rule(op("DequantizeLinear", ANY, CONST, OPTIONAL))

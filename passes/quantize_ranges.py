@@ -22,8 +22,8 @@ import numpy as np
 from qcompiler.calibrate import Channels
 from qcompiler.ir import Graph, Node
 from qcompiler.ops import is_elementwise
+from qcompiler.ops.kinds import MOVES
 from qcompiler.ops.registry import Numbers
-from qcompiler.storage import MOVES
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from qcompiler.calibrate import Calibration, Statistics, value_names
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.matching import exact, input_at, rebuilt
+from qcompiler.mentions import named
 from qcompiler.ops import make
 from qcompiler.ops.registry import Numbers
 from qcompiler.rewrite import Explain, graph_pass
-from qcompiler.storage import named
 
 NORMS = ("LayerNormalization", "RMSNormalization")
 LEAST = 1e-5

@@ -39,7 +39,9 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.isa import Device
 from qcompiler.matching import input_at
+from qcompiler.mentions import named
 from qcompiler.ops import is_elementwise
+from qcompiler.ops.kinds import MEASURED, MOVES, SMOOTH
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import bits_of
 from qcompiler.scales import (
@@ -52,16 +54,7 @@ from qcompiler.scales import (
     multiplies_bfloat16,
     weight_bits,
 )
-from qcompiler.storage import (
-    MEASURED,
-    MOVES,
-    SMOOTH,
-    Wishes,
-    linked,
-    melting,
-    named,
-    wishes,
-)
+from qcompiler.storage import Wishes, linked, melting, wishes
 
 log = logging.getLogger(__name__)
 

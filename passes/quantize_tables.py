@@ -12,10 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from qcompiler.ir import Graph, Node, constant, substitute
+from qcompiler.mentions import named
 from qcompiler.ops import make
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.scales import along, round_to, weight_scales
-from qcompiler.storage import named
 
 _FEW = 2
 """Rows of fewer numbers gain nothing; among them are the scales themselves."""

@@ -25,12 +25,13 @@ from qcompiler.columns import by_rows, rows, takes, unrows
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant, numpy_dtype
 from qcompiler.matching import input_at, rebuilt
+from qcompiler.mentions import named
 from qcompiler.ops import make
+from qcompiler.ops.kinds import PRODUCTS
 from qcompiler.ops.registry import Numbers
 from qcompiler.reconstruct import Floats, Grid, Moments
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rounding import Scheme, bits_of, grid_of, importance, round_rows, seen
-from qcompiler.storage import PRODUCTS, named
 
 SCHEMES = ("integer", *TABLES, *FLOATS)
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from qcompiler.artifact import Artifact
 from qcompiler.errors import Error, compiler_missing
+from qcompiler.version import __version__
 
 if TYPE_CHECKING:
     import onnx
 
     from qcompiler.runtime import Model
 
-__version__ = "0.1.0"
-__all__ = ["Artifact", "Error", "compile", "load"]
+__all__ = ["Artifact", "Error", "__version__", "compile", "load"]
 
 
 def compile(

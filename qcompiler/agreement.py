@@ -21,8 +21,8 @@ from qcompiler.calibrate import Run, value_names
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops import meaning
+from qcompiler.ops.kinds import PRODUCTS
 from qcompiler.runtime import load
-from qcompiler.storage import PRODUCTS
 
 log = logging.getLogger(__name__)
 

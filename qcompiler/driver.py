@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler import __version__, isa, plugins
+from qcompiler import isa, plugins
 from qcompiler.agreement import Agreement, agreement
 from qcompiler.artifact import Artifact, Manifest, StepFact, Value
 from qcompiler.calibrate import Calibration, Observe, Run, value_names
@@ -27,6 +27,7 @@ from qcompiler.runtime import load
 from qcompiler.samples import samples
 from qcompiler.sharing import planned
 from qcompiler.stages import Choice, choose, run_stage
+from qcompiler.version import __version__
 
 if TYPE_CHECKING:
     import onnx

@@ -1,5 +1,4 @@
-"""What hardware is, as plain values: instruction sets with their multiply-accumulate tiles, and
-devices.
+"""What hardware is, as plain values: instruction sets with their products, and devices.
 
 Nothing here or elsewhere in qcompiler/ names an instruction set: the files under targets/ make
 these values, and kernels ask them ("how many lanes?", "is there a u8 x i8 product?").
@@ -7,43 +6,17 @@ these values, and kernels ask them ("how many lanes?", "is there a u8 x i8 produ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qcompiler import cpu
 from qcompiler.core import REFERENCE, Core
 from qcompiler.errors import Error
+from qcompiler.products import BlockMac, Mac, MacKey, TileMac, VectorMac, sizes
 
-MacKey = tuple[str, str, str]
-"""(left dtype, right dtype, sum dtype): ("u8", "i8", "i32"), ("bf16", "bf16", "f32"), ("f32",
-"f32", "f32").
-"""
-
-
-@dataclass(frozen=True)
-class Mac:
-    """A multiply-accumulate instruction (or a short sequence): sums[rows, lanes] += left[rows, k] *
-    right[k, lanes].
-
-    rows == 1: a vector instruction. `emit(sums, left, right)` takes and returns TIR vector
-    expressions: `lanes` sums, the left operand's k values broadcast to every lane, and lanes x k
-    right values (k innermost). rows > 1: a tile instruction on numbered tile registers.
-    `emit(sum_tile, left_tile, right_tile)` gives a statement. `exact` is False when the instruction
-    can saturate on the way (then right values must stay within 7 bits); its two halves are then
-    `pairs(left, right)`, the sums of two products in 16 bits, and `join(sums, pairs)`, which adds
-    them in 32. `temporaries` are vector registers that the sequence needs besides its operands'.
-    """
-
-    lanes: int
-    k: int
-    emit: Callable[..., Any]
-    rows: int = 1
-    tiles: int = 0
-    exact: bool = True
-    temporaries: int = 0
-    pairs: Callable[..., Any] | None = None
-    join: Callable[..., Any] | None = None
+EVERY_SIZE = frozenset((1, 2, 4, 8))
+"""Of elements, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +36,55 @@ class Isa:
     cpu_flags: frozenset[str]
     registers: int
     vector_bytes: int
-    mac: Mapping[MacKey, Mac] = field(default_factory=dict)
+    macs: tuple[Mac, ...] = ()
+    """Its own products; those of what it extends are there, too."""
     intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     permission: tuple[int, ...] = ()
     extends: Isa | None = None
+    masked: frozenset[int] = EVERY_SIZE
+    """Sizes of elements, in bytes, of which a part of a vector is loaded and stored under a mask;
+    parts of others are moved in pieces."""
+    preference: int = 0
+    """Of those that a CPU can run, one of the highest is chosen."""
+
+    def __post_init__(self) -> None:
+        for mac in self.macs:
+            held = mac.lanes * sizes(mac.key)[2]
+            if not isinstance(mac, TileMac) and held != self.vector_bytes:
+                raise ValueError(f"{self.name}: {mac.key} has {held} bytes of sums in a vector")
 
     def lanes(self, itemsize: int = 4) -> int:
         """Elements of this many bytes in one vector register."""
         return self.vector_bytes // itemsize
 
-    def vector_mac(self, key: MacKey) -> Mac | None:
-        """The nearest product in the lineage whose left operand is one row."""
-        mac = self.mac.get(key)
-        if mac is not None and mac.rows == 1:
-            return mac
-        return self.extends.vector_mac(key) if self.extends else None
+    def vector(self, key: MacKey, *, exact: bool | None = None) -> VectorMac | None:
+        """The nearest vector product in the lineage; exact or saturating, if it must be either."""
+        for mac in self.inherited:
+            if isinstance(mac, VectorMac) and mac.key == key and exact in (None, mac.exact):
+                return mac
+        return None
+
+    def block(self, key: MacKey) -> BlockMac | None:
+        """The nearest product of blocks inside vectors."""
+        return next((m for m in self.inherited if isinstance(m, BlockMac) and m.key == key), None)
+
+    def tile(self, key: MacKey) -> TileMac | None:
+        """The nearest product of tile registers."""
+        return next((m for m in self.inherited if isinstance(m, TileMac) and m.key == key), None)
+
+    def best_product(self, keys: Sequence[MacKey]) -> Mac | None:
+        """The best product of any of these dtypes: an exact one before one that saturates, then by
+        how much an instruction multiplies, then as the keys are ordered.
+
+        Of `BYTE_PRODUCTS`, its left dtype is the sign that activations had best have.
+        """
+        found = [mac for key in keys for mac in self.inherited if mac.key == key]
+        return max(found, key=lambda mac: (mac.exact, mac.multiplies), default=None)
+
+    @property
+    def inherited(self) -> tuple[Mac, ...]:
+        """Its products and those of all it extends, the nearest first."""
+        return self.macs + (self.extends.inherited if self.extends else ())
 
     @property
     def lacks(self) -> tuple[str, ...]:
@@ -107,11 +114,15 @@ def isa(
     cpu_flags: str = "",
     registers: int = 0,
     vector_bytes: int = 0,
-    mac: Mapping[MacKey, Mac] | None = None,
+    macs: Sequence[Mac] = (),
     intrinsics: Mapping[str, Callable[..., Any]] | None = None,
     permission: tuple[int, ...] = (),
+    masked: frozenset[int] | None = None,
+    preference: int | None = None,
 ) -> Isa:
-    """Register an instruction set; what is left out is taken from the one it extends."""
+    """Register an instruction set; what is left out is taken from the one it extends, to which it
+    is preferred.
+    """
     if name in ISAS:
         raise ValueError(f"instruction set {name} is defined twice")
     base = extends
@@ -122,10 +133,12 @@ def isa(
         cpu_flags=(base.cpu_flags if base else frozenset()) | frozenset(cpu_flags.split()),
         registers=registers or (base.registers if base else 0),
         vector_bytes=vector_bytes or (base.vector_bytes if base else 0),
-        mac={**(base.mac if base else {}), **(mac or {})},
+        macs=tuple(macs),
         intrinsics={**(base.intrinsics if base else {}), **(intrinsics or {})},
         permission=permission or (base.permission if base else ()),
         extends=base,
+        masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,
+        preference=(base.preference + 1 if base else 0) if preference is None else preference,
     )
     return ISAS[name]
 
@@ -144,13 +157,13 @@ class Device:
 
 
 def host(threads: int = 0) -> Device:
-    """This machine, with the richest instruction set whose every feature the CPU reports and the
-    system lets this process use.
+    """This machine, with the most preferred instruction set whose every feature the CPU reports and
+    the system lets this process use.
     """
     fitting = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     if not fitting:
         raise Error("no instruction set in targets/ fits this CPU", hint="see `qcompiler targets`")
-    best = max(fitting, key=lambda i: (i.vector_bytes, len(i.lineage), len(i.cpu_flags)))
+    best = max(fitting, key=lambda i: i.preference)
     return on_host(best, threads)
 
 

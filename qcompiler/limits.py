@@ -18,10 +18,11 @@ import numpy as np
 from qcompiler.artifact import StepFact
 from qcompiler.emit.native import emit_kernel
 from qcompiler.ir import Array
-from qcompiler.isa import Device, Isa, Mac, MacKey
+from qcompiler.isa import Device, Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Builder, Pointer
+from qcompiler.products import BlockMac, Mac, TileMac, VectorMac
 from qcompiler.runtime.library import Code, Frame, Memory, aligned, aligned_copy
 
 _ROUNDS, _FEW, _SECONDS = 50, 5, 0.3
@@ -81,17 +82,17 @@ def kind_of(dtype: str) -> str:
 def measure(device: Device) -> Limits:
     """Time both kinds of limit on this machine, with the device's threads; about two seconds."""
     ops: dict[str, float] = {}
-    for key, mac in device.isa.mac.items():
-        left = key[0]
+    for mac in device.isa.inherited:
+        left = mac.key[0]
         kind = "integer" if left in ("u8", "i8", "i16") else left
-        ops[kind] = max(ops.get(kind, 0.0), products(device, key, mac))
+        ops[kind] = max(ops.get(kind, 0.0), products(device, mac))
     threads = device.threads
     caches = (device.l1_bytes * threads, device.l2_bytes * threads, device.l3_bytes)
     levels = [(float(size), bandwidth(device, size // 2)) for size in caches]
     return Limits(ops, (*levels, (math.inf, bandwidth(device, _MEMORY_BYTES))))
 
 
-def products(device: Device, key: MacKey, mac: Mac, sums: int = 0) -> float:
+def products(device: Device, mac: Mac, sums: int = 0) -> float:
     """Operations a second of one product, all threads together; `sums` under way at a time, 0: as
     many as registers hold.
     """
@@ -99,19 +100,21 @@ def products(device: Device, key: MacKey, mac: Mac, sums: int = 0) -> float:
     source, out = b.pointer("source", "uint8"), b.pointer("out", "uint8")
     with b.parallel(device.threads) as task:
         mine = out + task * _OUT_BYTES
-        if mac.rows == 1:
-            count = _vectors(b, device.isa, key, source, mine, sums)
+        if isinstance(mac, TileMac):
+            count = _tiles(b, device.isa, mac, source, mine)
         else:
-            count = _tiles(b, device.isa, key, source, mine)
-    done = 2 * count * _TURNS * mac.rows * mac.lanes * mac.k * device.threads
+            count = _vectors(b, device.isa, mac, source, mine, sums)
+    done = 2 * count * _TURNS * mac.multiplies * device.threads
     return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))
 
 
-def _vectors(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer, wanted: int) -> int:
+def _vectors(
+    b: Builder, isa: Isa, mac: VectorMac | BlockMac, source: Pointer, out: Pointer, wanted: int
+) -> int:
     """Two left values (one, for one sum) by as many vectors as registers hold the sums of, or as
     are wanted -> products in a turn.
     """
-    mac = isa.mac[key]
+    key = mac.key
     rows = 1 if wanted == 1 else 2
     vectors = max(wanted // rows, 1) if wanted else (isa.registers - 4 - mac.temporaries) // 2
     kind = "float32" if key[2] == "f32" else "int32"
@@ -131,9 +134,9 @@ def _vectors(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer, w
     return sums.count * _UNROLLED
 
 
-def _tiles(b: Builder, isa: Isa, key: MacKey, source: Pointer, out: Pointer) -> int:
+def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) -> int:
     """Two tiles by two, loaded once -> products in a turn."""
-    mac, do = isa.mac[key], isa.intrinsics
+    do = isa.intrinsics
     shapes = do["tile_shapes"]({tile: (mac.rows, mac.lanes * 4) for tile in range(mac.tiles)})
     for i in range(0, len(shapes), 4):
         word = int.from_bytes(shapes[i : i + 4], "little", signed=True)

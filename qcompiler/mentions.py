@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qcompiler.errors import Error
-from qcompiler.ir import Graph
+from qcompiler.ir import Graph, Node
 from qcompiler.ops import OPERATORS
-from qcompiler.storage import named
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,24 @@ FIELDS = ("include", "exclude", "layers", "ranges")
 
 Mention = tuple[str, str]
 """(where it was written, the pattern)."""
+
+
+def named(node: Node, patterns: Sequence[str]) -> bool:
+    """Whether a node's operator, its name, or a regular expression of the whole name is listed."""
+    for pattern in patterns:
+        if pattern in (node.op, node.name):
+            return True
+        try:
+            if re.fullmatch(pattern, node.name):
+                return True
+        except re.error as e:
+            raise Error(f"{pattern!r} is no node, operator or regular expression: {e}") from e
+    return False
+
+
+def exactly(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of nodes -> patterns that match these, and no operator of such a name."""
+    return tuple(f"(?:{re.escape(name)})" for name in names)
 
 
 def mentions(

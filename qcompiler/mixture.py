@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qcompiler.storage import exactly
+from qcompiler.mentions import exactly
 
 _LEAST_SECONDS = 1e-9
 BFLOAT16, FLOAT32 = "bfloat16", "float32"

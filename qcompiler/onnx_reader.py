@@ -12,28 +12,23 @@ in `onnx_schema`, inputs in `onnx_inputs`, tensors in `onnx_tensors`.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 # Importing them registers their adapters.
 from qcompiler import onnx_contrib, onnx_opsets, onnx_windows  # noqa: F401
 from qcompiler.errors import Error
-from qcompiler.files import contents, opened
 from qcompiler.ir import Attr, Graph, Node, Type, constant, placeholder
 from qcompiler.onnx_call import Call, adapted, finish, newest
+from qcompiler.onnx_file import initializers, load, opset_versions
 from qcompiler.onnx_inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_loops import loop, scan
 from qcompiler.onnx_schema import (
-    NEWEST,
-    OLDEST,
     bound,
     check_inputs,
     checked_attributes,
@@ -61,7 +56,6 @@ from qcompiler.refusals import with_open_sizes
 
 log = logging.getLogger(__name__)
 
-MAX_FILE_BYTES = (1 << 31) - 1
 LISTED = 20
 """How many unsupported operators, and how many nodes of each, an Error lists."""
 
@@ -81,31 +75,9 @@ def read(
     anything is made of them. Errors: all that is wrong or not supported.
     """
     path = None if isinstance(model, ModelProto) else Path(model)
-    proto = model if isinstance(model, ModelProto) else _load(Path(model))
+    proto = model if isinstance(model, ModelProto) else load(Path(model))
     check_text(proto)
     return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle)
-
-
-def _load(path: Path) -> ModelProto:
-    where = str(path)
-    if os.path.isdir(path):
-        raise Error("a folder, not an ONNX file", where=where)
-    with opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-    if size > MAX_FILE_BYTES:
-        raise Error(
-            f"{size} bytes are more than the 2 GB of a protobuf file",
-            where=where,
-            hint="save the model with external data",
-        )
-    data = contents(path)
-    if not data:
-        raise Error("the file is empty", where=where)
-    try:
-        model: ModelProto = ModelProto.FromString(data)
-    except DecodeError as e:
-        raise Error("not an ONNX model, or a damaged one", where=where) from e
-    return model
 
 
 @dataclass
@@ -142,7 +114,7 @@ class _Reader:
             raise Error("not an ONNX model: it has no graph with outputs")
         self.model = model
         self.external = external
-        self.opsets = _opsets(model.opset_import)
+        self.opsets = opset_versions(model.opset_import)
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
         self.unsupported: dict[tuple[str, str], list[str]] = {}
@@ -158,7 +130,7 @@ class _Reader:
     ) -> Graph:
         """The model's graph, or an Error that lists all that is not supported."""
         proto = self.model.graph
-        scope = _Scope(self.opsets, initializers=_initializers(proto))
+        scope = _Scope(self.opsets, initializers=initializers(proto))
         types = settle(input_types(proto, scope.initializers, input_shapes))
         inputs = [placeholder(name, type) for name, type in types.items()]
         scope.values.update({i.name: i for i in inputs})
@@ -398,7 +370,7 @@ class _Reader:
         inner = _Scope(
             scope.opsets,
             values={i.name: node for i, node in zip(graph.input, given, strict=True)},
-            initializers=_initializers(graph),
+            initializers=initializers(graph),
             attributes=scope.attributes,
             outer=scope,
             prefix=f"{name}/",
@@ -421,7 +393,7 @@ class _Reader:
         given = {a.name: a for a in function.attribute_proto} | {a.name: a for a in attributes}
         absent = (None,) * (len(function.input) - len(inputs))
         inner = _Scope(
-            _opsets(function.opset_import) if function.opset_import else self.opsets,
+            opset_versions(function.opset_import) if function.opset_import else self.opsets,
             values=dict(zip(function.input, (*inputs, *absent), strict=True)),
             attributes=given,
             prefix=f"{name}/",
@@ -481,34 +453,3 @@ class _Malformed:
                 f"its inputs and attributes do not fit ({error or type(error).__name__})",
                 where=self.where,
             ) from error
-
-
-def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    opsets = {domain_of(i.domain): i.version for i in imports}
-    if not opsets:
-        raise Error("not an ONNX model: it names no opset")
-    version = opsets.get("", NEWEST)
-    if version < OLDEST:
-        raise Error(
-            f"opset {version} is older than {OLDEST}",
-            hint="convert it: onnx.version_converter.convert_version(model, 13)",
-        )
-    if version > NEWEST:
-        raise Error(
-            f"opset {version} is newer than {NEWEST}", hint=f"re-export with opset {NEWEST}"
-        )
-    return opsets
-
-
-def _initializers(proto: GraphProto) -> dict[str, TensorProto]:
-    if proto.sparse_initializer:
-        name = proto.sparse_initializer[0].values.name
-        raise Error(
-            f"the sparse initializer {name!r} is not supported", hint="store it as a dense tensor"
-        )
-    found = {t.name: t for t in proto.initializer}
-    if len(found) != len(proto.initializer):
-        raise Error(
-            f"two initializers have the name {first_double([t.name for t in proto.initializer])!r}"
-        )
-    return found

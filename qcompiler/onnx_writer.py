@@ -188,14 +188,14 @@ def _constant(writer: _Writer, node: Node) -> None:
 
 
 def _quantize(writer: _Writer, node: Node) -> None:
-    """saturate(round(x * multiplier) + zero): the product quantized at scale 1, bit for bit."""
-    x, multiplier, zero = node.operands
+    """saturate(round(x * factor) + zero): the product, or quotient, at scale 1, bit for bit."""
+    x, factor, zero = node.operands
     name = writer.names[node]
-    product = writer.unique(f"{name}.product")
-    writer.add("Mul", [writer.names[x], writer.names[multiplier]], [product], f"{node.name}.mul")
+    scaled, sign = writer.unique(f"{name}.scaled"), "Div" if node.attrs["divide"] else "Mul"
+    writer.add(sign, [writer.names[x], writer.names[factor]], [scaled], f"{node.name}.{sign}")
     one = writer.weight(f"{name}.one", np.array(1, np.float32))
     zero_name = writer.weight(f"{name}.zero", _zero(zero, node.dtype, node))
-    writer.add("QuantizeLinear", [product, one, zero_name], [name], node.name)
+    writer.add("QuantizeLinear", [scaled, one, zero_name], [name], node.name)
 
 
 def _dequantize(writer: _Writer, node: Node) -> None:

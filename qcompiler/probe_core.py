@@ -20,10 +20,11 @@ from qcompiler.core import REFERENCE
 from qcompiler.emit.machine import machine_code
 from qcompiler.emit.native import emit_kernel
 from qcompiler.ir import Array
-from qcompiler.isa import Device, MacKey
+from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.registry import Kernel
 from qcompiler.kernels.tir import Builder, Pointer, Value
+from qcompiler.products import Mac, MacKey, TileMac, VectorMac
 from qcompiler.runtime.library import Code
 
 FLOAT: MacKey = ("f32", "f32", "f32")
@@ -58,7 +59,7 @@ def clock(device: Device) -> tuple[float, tuple[str, ...]]:
     b, chain = Builder("clock"), 16
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     filler = Filler(b, (source.load(0), source.load(1)))
-    mac = device.isa.mac[FLOAT]
+    mac = _floats(device)
     floats = source.view("float32")
     sums = b.registers("float32", mac.lanes, 8, "sum")
     sums.fill(0)
@@ -77,6 +78,13 @@ def clock(device: Device) -> tuple[float, tuple[str, ...]]:
     if _unsteady(taken) > 2 * NOISY:
         return hz, (f"half of the runs took {_unsteady(taken):.0%} longer than the shortest",)
     return hz, ()
+
+
+def _floats(device: Device) -> VectorMac:
+    """The product of float32 vectors, which every instruction set has."""
+    found = device.isa.vector(FLOAT)
+    assert found is not None, f"{device.isa.name} has no product of float32"
+    return found
 
 
 def _unsteady(taken: Sequence[float]) -> float:
@@ -129,18 +137,19 @@ class Cycles:
     def __init__(self, device: Device, hz: float) -> None:
         self.device, self.hz = device, hz
         self.vector_bytes = device.isa.vector_bytes
+        self.mac = _floats(device)
 
     def arithmetic(self) -> list[Fact]:
         """Products, and instructions of any kind."""
         return [
             Fact(
                 "latency_cycles",
-                self._latency(FLOAT),
+                self._latency(self.mac),
                 "a chain of float32 products, each added to the one before",
             ),
             Fact(
                 "macs_per_cycle",
-                self._throughput(FLOAT),
+                self._throughput(self.mac),
                 "float32 products added to as many sums as registers hold",
             ),
             Fact(
@@ -202,28 +211,27 @@ class Cycles:
     def notes(self) -> tuple[str, ...]:
         """Products of other operands, which the models do not tell from those of float32."""
         said = []
-        for key, mac in self.device.isa.mac.items():
-            name = " by ".join(key[:2])
-            if mac.rows > 1:
-                rate = limits.products(self.device, key, mac) / self.hz
+        nearest = {(type(mac), mac.key): mac for mac in reversed(self.device.isa.inherited)}
+        for mac in nearest.values():
+            name = " by ".join(mac.key[:2])
+            if isinstance(mac, TileMac):
+                rate = limits.products(self.device, mac) / self.hz
                 said.append(f"{name} in tiles: {rate:.0f} operations a cycle")
-            elif key != FLOAT:
-                much, wait = self._throughput(key), self._latency(key)
+            elif mac.key != FLOAT:
+                much, wait = self._throughput(mac), self._latency(mac)
                 said.append(
                     f"{name}: {much:.3g} products of vectors a cycle, each added after {wait:.3g}"
                 )
         return tuple(said)
 
-    def _per_cycle(self, key: MacKey, sums: int) -> float:
-        mac = self.device.isa.mac[key]
-        done = 2 * mac.rows * mac.lanes * mac.k
-        return limits.products(self.device, key, mac, sums) / done / self.hz
+    def _per_cycle(self, mac: Mac, sums: int) -> float:
+        return limits.products(self.device, mac, sums) / (2 * mac.multiplies) / self.hz
 
-    def _latency(self, key: MacKey) -> float:
-        return 1 / self._per_cycle(key, 1)
+    def _latency(self, mac: Mac) -> float:
+        return 1 / self._per_cycle(mac, 1)
 
-    def _throughput(self, key: MacKey) -> float:
-        return self._per_cycle(key, 0)
+    def _throughput(self, mac: Mac) -> float:
+        return self._per_cycle(mac, 0)
 
     def _loaded(self, size: int) -> float:
         return limits.bandwidth(self.device, size) / self.hz
@@ -257,7 +265,7 @@ class Cycles:
 
     def _issue(self) -> float:
         """Instructions a cycle of a loop that holds up nothing else."""
-        b, mac = Builder("issue"), self.device.isa.mac[FLOAT]
+        b, mac = Builder("issue"), self.mac
         source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
         filler = Filler(b, (source.load(0), source.load(1)), 6)
         floats = source.view("float32")

@@ -16,7 +16,7 @@ import numpy as np
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.kernels.registry import Region
 from qcompiler.ops import OPERATORS, make
-from qcompiler.storage import VIEWS
+from qcompiler.ops.kinds import VIEWS
 
 NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention", "attention"})
 """Anchors that read their operands many times: elementwise work before them would be repeated."""

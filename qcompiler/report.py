@@ -24,6 +24,7 @@ from qcompiler.driver import Made, Watch
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.matching import input_at
 from qcompiler.metrics import labels_of, metric, outputs_of
+from qcompiler.ops.kinds import MEASURED
 from qcompiler.ops.registry import Numbers
 from qcompiler.plan import plan
 from qcompiler.reconstruct import moments
@@ -32,7 +33,6 @@ from qcompiler.samples import Sample
 from qcompiler.search import Found
 from qcompiler.sparsity import Pattern, as_taps, curves
 from qcompiler.stages import Choice
-from qcompiler.storage import MEASURED
 
 SAMPLES = 16
 """So many samples are looked at for errors and distributions."""

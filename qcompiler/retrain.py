@@ -30,13 +30,13 @@ from qcompiler.ir import Array, Graph, Node, constant, substitute
 from qcompiler.isa import Device
 from qcompiler.matching import input_at
 from qcompiler.onnx_reader import read
+from qcompiler.ops.kinds import PRODUCTS
 from qcompiler.ops.registry import Numbers
 from qcompiler.pruning import pruning
 from qcompiler.reopen import reopened
 from qcompiler.samples import Sample, samples
 from qcompiler.sparsity import Pattern
 from qcompiler.stages import Choice, build, choose, run_stage
-from qcompiler.storage import PRODUCTS
 
 if TYPE_CHECKING:
     import onnx

@@ -18,9 +18,9 @@ import numpy as np
 from qcompiler.calibrate import Calibration
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
+from qcompiler.mentions import named
 from qcompiler.reconstruct import Floats, Grid, Moments, damped, descend, gptq, moments
 from qcompiler.scales import LARGEST, SMALLEST
-from qcompiler.storage import named
 
 ROUNDINGS = ("nearest", "gptq", "adaround")
 _SHRINK = np.linspace(1.0, 0.4, 31)

@@ -8,22 +8,17 @@ infinity. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import lzma
 import re
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.lib import format as npy
 
+from qcompiler.array_files import Table, Take, demand_file, spell, tables_of_file
 from qcompiler.errors import Error
 from qcompiler.feeds import array_of, named_arrays
 from qcompiler.files import contents
@@ -34,8 +29,6 @@ Wanted = Mapping[str, tuple[str, Sequence[Dim]]]
 Sample = dict[str, Array]
 Labelled = Iterator[tuple[str, Mapping[str, object]]]
 """Arrays not yet checked, each sample with the words that name it in an error."""
-Take = Callable[[int], Array]
-"""Gives the next few rows of an array."""
 
 SYNTHETIC_SAMPLES = 8
 SYNTHETIC_SEED = 0
@@ -175,16 +168,12 @@ def _checked(where: str, arrays: Mapping[str, object], wanted: Wanted) -> Sample
             for d, n in zip(shape, array.shape, strict=True)
         )
         if not fits:
-            raise Error(f"shape {_spell(array.shape)} where {_spell(shape)} is needed", where=here)
+            raise Error(f"shape {spell(array.shape)} where {spell(shape)} is needed", where=here)
         if "float" in dtype and not np.isfinite(array).all():
             bad = "NaN" if np.isnan(array).any() else "infinity"
             raise Error(f"it contains {bad}", where=here)
         sample[name] = array
     return sample
-
-
-def _spell(shape: Sequence[Dim]) -> str:
-    return f"[{','.join(map(str, shape))}]"
 
 
 def _wrong_dtype(have: str, want: str, where: str) -> Error:
@@ -196,16 +185,7 @@ def _wrong_dtype(have: str, want: str, where: str) -> Error:
 # Arrays that hold many samples, in memory or on disk.
 
 
-@dataclass(frozen=True)
-class _Table:
-    """An array read from its first row to its last; a file stays open as long as the stack."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    rows: Callable[[ExitStack], Take]
-
-
-def _table_of(array: Array) -> _Table:
+def _table_of(array: Array) -> Table:
     def rows(_: ExitStack) -> Take:
         left = iter(range(0, max(array.shape[:1], default=1)))
 
@@ -217,10 +197,10 @@ def _table_of(array: Array) -> _Table:
 
         return take
 
-    return _Table(array.shape, array.dtype, rows)
+    return Table(array.shape, array.dtype, rows)
 
 
-def _of_tables(name: str, tables: Mapping[str, _Table], wanted: Wanted) -> Samples:
+def _of_tables(name: str, tables: Mapping[str, Table], wanted: Wanted) -> Samples:
     """Arrays -> samples: what part of an array is one sample follows from its rank."""
     splits = {
         key: _split(f"{name}, array {key!r}", table, wanted[key])
@@ -243,11 +223,11 @@ def _of_tables(name: str, tables: Mapping[str, _Table], wanted: Wanted) -> Sampl
     return Samples(name, total, wanted, read)
 
 
-def _assign(name: str, tables: Mapping[str, _Table], wanted: Wanted) -> dict[str, _Table]:
+def _assign(name: str, tables: Mapping[str, Table], wanted: Wanted) -> dict[str, Table]:
     """Which array is which input: by name, or the only one that fits the only input."""
     if all(key in tables for key in wanted):
         return {key: tables[key] for key in wanted}
-    told = ", ".join(f"{k!r} {t.dtype}{_spell(t.shape)}" for k, t in tables.items()) or "none"
+    told = ", ".join(f"{k!r} {t.dtype}{spell(t.shape)}" for k, t in tables.items()) or "none"
     hint = f"the arrays are {told}"
     if len(wanted) > 1:
         missing = next(key for key in wanted if key not in tables)
@@ -261,7 +241,7 @@ def _assign(name: str, tables: Mapping[str, _Table], wanted: Wanted) -> dict[str
     return {key: fitting[0]}
 
 
-def _fits(table: _Table, shape: Sequence[Dim]) -> bool:
+def _fits(table: Table, shape: Sequence[Dim]) -> bool:
     """Whether parts of an array can be inputs of a shape."""
     have = table.shape
     more = len(have) - len(shape)
@@ -276,7 +256,7 @@ def _fits(table: _Table, shape: Sequence[Dim]) -> bool:
 class _Split:
     """How an array is cut into samples."""
 
-    table: _Table
+    table: Table
     rows: int
     """Rows to a sample."""
     count: int | None
@@ -288,15 +268,15 @@ class _Split:
         return rows[0] if self.more > 0 else rows[np.newaxis] if self.more < 0 else rows
 
 
-def _split(where: str, table: _Table, want: tuple[str, Sequence[Dim]]) -> _Split:
+def _split(where: str, table: Table, want: tuple[str, Sequence[Dim]]) -> _Split:
     dtype, shape = want
     if table.dtype != numpy_dtype(dtype):
         raise _wrong_dtype(str(table.dtype), dtype, where)
     if not shape and not table.shape:
         return _Split(table, 1, None, 0)
     if not _fits(table, shape):
-        have = _spell(table.shape)
-        raise Error(f"shape {have} does not hold samples of {_spell(shape)}", where=where)
+        have = spell(table.shape)
+        raise Error(f"shape {have} does not hold samples of {spell(shape)}", where=where)
     more = len(table.shape) - len(shape)
     length = table.shape[0] if table.shape else 1
     if more > 0:
@@ -321,103 +301,7 @@ def _of_path(path: Path, wanted: Wanted) -> Samples:
         return _of_folder(path, wanted)
     if not path.is_file():
         raise Error("no such file or folder", where=str(path))
-    return _of_tables(path.name, _tables_of_file(path), wanted)
-
-
-def _tables_of_file(path: Path) -> dict[str, _Table]:
-    where = path.name
-    _demand_file(path)
-    if path.suffix == ".npy":
-        return {path.stem: _npy_table(lambda: path.open("rb"), path.stat().st_size, where)}
-    if path.suffix != ".npz":
-        raise Error("unknown kind of data", where=where, hint="give .npz, .npy or a folder of them")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
-            if any(m.flag_bits & 1 for m in members):
-                raise Error("encrypted", where=where)
-    except _DAMAGED as e:
-        raise Error(f"not a .npz file ({e})", where=where) from e
-    return {
-        m.filename[: -len(".npy")]: _npy_table(
-            lambda m=m: _open_member(path, m),  # type: ignore[misc]
-            m.file_size,
-            f"{where}, array {m.filename[: -len('.npy')]!r}",
-        )
-        for m in members
-    }
-
-
-def _demand_file(path: Path) -> None:
-    if not path.is_file():
-        raise Error("not a file", where=path.name)  # a pipe could be waited for without end
-
-
-def _open_member(path: Path, member: zipfile.ZipInfo) -> IO[bytes]:
-    with zipfile.ZipFile(path) as archive:  # the open member keeps the file open
-        return archive.open(member)
-
-
-_DAMAGED = (
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What zipfile and numpy's header reader were seen to raise, or may, on damaged files."""
-
-
-def _npy_table(open_file: Callable[[], IO[bytes]], size: int, where: str) -> _Table:
-    """A .npy file of `size` bytes -> its header now, its rows when they are asked for."""
-    try:
-        with open_file() as file:
-            shape, dtype = _npy_header(file, where)
-            begin = file.tell()
-    except _DAMAGED as e:
-        raise Error(f"not an array of numbers ({e})", where=where) from e
-    if prod(shape) * dtype.itemsize != size - begin:
-        raise Error(f"{size - begin} bytes where {dtype}{_spell(shape)} needs others", where=where)
-
-    def rows(files: ExitStack) -> Take:
-        file = files.enter_context(open_file())
-        _npy_header(file, where)
-
-        def take(count: int) -> Array:
-            part = (count, *shape[1:]) if shape else ()
-            try:
-                data = file.read(prod(part) * dtype.itemsize)
-                return np.frombuffer(data, dtype).reshape(part)
-            except _DAMAGED as e:
-                raise Error(f"damaged ({e})", where=where) from e
-
-        return take
-
-    return _Table(shape, dtype, rows)
-
-
-def _npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise Error(f"npy format {version} is not supported", where=where)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, by_columns, dtype = read(file)
-    if dtype.hasobject or dtype.fields:
-        raise Error("it holds Python objects or records, not numbers", where=where)
-    if by_columns and len(shape) > 1:
-        raise Error("stored by columns", where=where, hint="save numpy.ascontiguousarray(array)")
-    if any(d < 0 for d in shape):
-        raise Error("negative dimension", where=where)
-    return shape, dtype
+    return _of_tables(path.name, tables_of_file(path), wanted)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -428,12 +312,12 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _of_folder(folder: Path, wanted: Wanted) -> Samples:
     files = sorted((p for p in folder.iterdir() if p.suffix in (".npy", ".npz")), key=_natural)
     for path in files:
-        _demand_file(path)  # before anything is compiled to run the others
+        demand_file(path)  # before anything is compiled to run the others
     if files:
 
         def read() -> Labelled:
             for path in files:
-                yield from _of_tables(path.name, _tables_of_file(path), wanted).read()
+                yield from _of_tables(path.name, tables_of_file(path), wanted).read()
 
         return Samples(folder.name, None, wanted, read)
     inside = sorted((p for p in folder.iterdir() if p.is_dir()), key=_natural)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Node, constant
 from qcompiler.isa import Device
-from qcompiler.matching import per_channel
+from qcompiler.matching import per_channel, rebuilt
 from qcompiler.ops import make
+from qcompiler.products import BYTE_PRODUCTS
 from qcompiler.rewrite import ANY, CONST, Pattern, Skip, op
 
 Numbers = NDArray[Any]
@@ -135,19 +136,19 @@ def weight_bits(asked: int, device: Device | None) -> int:
         if not 2 <= asked <= 8:
             raise Error(f"weights of {asked} bits", hint="2 to 8")
         return asked
-    mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
+    mac = device.isa.best_product(BYTE_PRODUCTS) if device else None
     return 8 if mac is None or mac.exact else 7
 
 
 def has_exact_product(device: Device | None) -> bool:
     """Whether bytes are multiplied as they are, and no sum of products saturates."""
-    mac = device.isa.mac.get(("u8", "i8", "i32")) if device else None
+    mac = device.isa.best_product(BYTE_PRODUCTS) if device else None
     return device is None or (mac is not None and mac.exact)
 
 
 def multiplies_bfloat16(device: Device) -> bool:
     """Whether the device has products of bfloat16, which are faster than those of float32."""
-    return ("bf16", "bf16", "f32") in device.isa.mac
+    return device.isa.best_product([("bf16", "bf16", "f32")]) is not None
 
 
 def room_for_bias(
@@ -194,6 +195,31 @@ WEIGHTS: Pattern = op("dequantize", CONST, CONST, CONST, shared=True)
 def numbers(constant: Node) -> Numbers:
     """A constant's value, to calculate with."""
     return constant.array
+
+
+def by(scale: Array) -> tuple[Array, int]:
+    """Scales -> what `quantize` takes, and whether it divides by it: a product by the inverse
+    rounds otherwise than the quotient that ONNX means, but for powers of two.
+    """
+    mantissa, exponent = np.frexp(scale)
+    if np.all((mantissa == 0.5) & (np.abs(exponent) < 100)):
+        return np.reciprocal(np.asarray(scale, np.float32)), 0
+    return np.asarray(scale), 1
+
+
+def inverse(quantize: Node) -> Numbers:
+    """What a `quantize` multiplies by: the inverse of what it divides by, in float64."""
+    factor = quantize.operands[1].array.astype(np.float64)
+    return 1 / factor if quantize.attrs["divide"] else factor
+
+
+def with_factor(quantize: Node, x: Node, scale: Node) -> Node | Skip:
+    """quantize(Mul(x, m), k, z) -> quantize(x, m * k, z): one rounding where there were two."""
+    with np.errstate(over="ignore", under="ignore"):
+        factor = (numbers(scale).astype(np.float64) * inverse(quantize)).astype(np.float32)
+    if not np.all((factor >= np.finfo(np.float32).tiny) & np.isfinite(factor)):
+        return Skip("the product of the scales leaves float32")
+    return rebuilt(quantize, (x, constant(factor), quantize.inputs[2]), divide=0)
 
 
 def scalar(constant: Node) -> Any:

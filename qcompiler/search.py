@@ -51,13 +51,13 @@ from qcompiler.mixture import (
     predicted,
     untimed,
 )
+from qcompiler.ops.kinds import MEASURED
 from qcompiler.plan import plan
 from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.runtime import load
 from qcompiler.samples import Sample, samples
 from qcompiler.scales import multiplies_bfloat16
 from qcompiler.stages import Choice, build, choose, run_stage
-from qcompiler.storage import MEASURED
 from qcompiler.trial import Trier
 
 log = logging.getLogger(__name__)

@@ -85,8 +85,8 @@ def block_of(device: Device | None) -> Pattern:
         return Pattern(16, 4)
     isa = device.isa
     for key in (("u8", "i8", "i32"), ("i8", "i8", "i32"), ("f32", "f32", "f32")):
-        if mac := isa.mac.get(key):
-            return Pattern(mac.lanes, mac.k)
+        if mac := isa.best_product([key]):
+            return Pattern(mac.width, mac.k)
     return Pattern(isa.lanes(4), 1)
 
 

@@ -8,62 +8,18 @@ product and its activation or residual sum is never stored, so it stays as it is
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from networkx.utils import UnionFind
 
-from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node
 from qcompiler.ops import is_elementwise
-
-# fmt: off
-MOVES = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity", "MaxPool",
-    "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    "item",
-})
-"""What comes out is what went in: the work is done on the few bits themselves."""
-
-SMOOTH = frozenset({
-    "Add", "AveragePool", "Celu", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSigmoid",
-    "HardSwish", "LeakyRelu", "Max", "Min", "Mish", "Mul", "PRelu", "ReduceMean", "Relu", "Resize",
-    "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
-})
-"""Few bits may come in and go out; in between is float32 in registers, or a table."""
-# fmt: on
-
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
-"""They multiply an activation, by weights that may take few bits or be pruned."""
-
-MEASURED = PRODUCTS | {"Attention"}
-"""What is timed and judged by itself: where a network's time goes, and its error comes from."""
-
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-"""They keep every byte where it is."""
+from qcompiler.ops.kinds import MOVES, VIEWS
 
 Products = Mapping[Node, tuple[Node, ...]]
 """Products -> the operands that they want in few bits."""
-
-
-def named(node: Node, patterns: Sequence[str]) -> bool:
-    """Whether a node's operator, its name, or a regular expression of the whole name is listed."""
-    for pattern in patterns:
-        if pattern in (node.op, node.name):
-            return True
-        try:
-            if re.fullmatch(pattern, node.name):
-                return True
-        except re.error as e:
-            raise Error(f"{pattern!r} is no node, operator or regular expression: {e}") from e
-    return False
-
-
-def exactly(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of nodes -> patterns that match these, and no operator of such a name."""
-    return tuple(f"(?:{re.escape(name)})" for name in names)
 
 
 @dataclass(frozen=True)

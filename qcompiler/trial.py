@@ -16,15 +16,17 @@ from qcompiler.calibrate import Statistics, fingerprint, value_names
 from qcompiler.driver import Watch
 from qcompiler.ir import Graph, Node, Type, placeholder
 from qcompiler.isa import Device
+from qcompiler.mentions import exactly
 from qcompiler.metrics import Outputs, outputs_of
 from qcompiler.mixture import Mixture
 from qcompiler.ops import make
+from qcompiler.ops.kinds import MEASURED, MOVES, SMOOTH
 from qcompiler.plan import plan
 from qcompiler.runtime import load
 from qcompiler.samples import Sample
 from qcompiler.scales import along
 from qcompiler.stages import Choice
-from qcompiler.storage import MEASURED, MOVES, SMOOTH, exactly, linked, wishes
+from qcompiler.storage import linked, wishes
 
 _INT8, _HALF, _FLOAT = "/int8", "/bfloat16", "/float"
 _SWITCH, _TO_HALF = "switch/", "bfloat16/"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from qcompiler.targets.x86_avx512bf16 import AVX512BF16
 from tvm import tirx
 
-from qcompiler.isa import Mac, isa
+from qcompiler.isa import isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value
+from qcompiler.products import TileMac
 
 _ARCH_PRCTL = 158  # number of the system call on x86-64
 _ARCH_REQ_XCOMP_PERM = 0x1023  # arch/x86/include/uapi/asm/prctl.h of the kernel
@@ -80,11 +81,13 @@ AMX = isa(
     extends=AVX512BF16,
     llvm="+amx-tile +amx-int8 +amx-bf16",
     cpu_flags="amx_tile amx_int8 amx_bf16",
-    mac={
-        ("u8", "i8", "i32"): Mac(rows=16, lanes=16, k=64, emit=_product("tdpbusd"), tiles=8),
-        ("i8", "i8", "i32"): Mac(rows=16, lanes=16, k=64, emit=_product("tdpbssd"), tiles=8),
-        ("bf16", "bf16", "f32"): Mac(rows=16, lanes=16, k=32, emit=_product("tdpbf16ps"), tiles=8),
-    },
+    macs=(
+        TileMac(("u8", "i8", "i32"), rows=16, lanes=16, k=64, emit=_product("tdpbusd"), tiles=8),
+        TileMac(("i8", "i8", "i32"), rows=16, lanes=16, k=64, emit=_product("tdpbssd"), tiles=8),
+        TileMac(
+            ("bf16", "bf16", "f32"), rows=16, lanes=16, k=32, emit=_product("tdpbf16ps"), tiles=8
+        ),
+    ),
     intrinsics={
         "tile_shapes": tile_shapes,
         "tile_configure": ldtilecfg,

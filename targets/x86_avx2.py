@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 
-from qcompiler.isa import Mac, isa
+from qcompiler.isa import isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value, llvm
+from qcompiler.products import VectorMac
 
 
 def vfmaddps(sums: Value, left: Value, right: Value) -> Value:
@@ -94,10 +95,11 @@ AVX2 = isa(
     cpu_flags="avx2 fma f16c bmi1 bmi2 abm movbe",
     registers=16,
     vector_bytes=32,
-    mac={
-        ("f32", "f32", "f32"): Mac(lanes=8, k=1, emit=vfmaddps),
-        ("i16", "i16", "i32"): Mac(lanes=8, k=2, emit=vpmaddwd, temporaries=1),
-        ("u8", "i8", "i32"): Mac(
+    macs=(
+        VectorMac(("f32", "f32", "f32"), lanes=8, k=1, emit=vfmaddps),
+        VectorMac(("i16", "i16", "i32"), lanes=8, k=2, emit=vpmaddwd, temporaries=1),
+        VectorMac(
+            ("u8", "i8", "i32"),
             lanes=8,
             k=4,
             emit=through_words,
@@ -106,6 +108,6 @@ AVX2 = isa(
             pairs=vpmaddubsw,
             join=add_pairs,
         ),
-    },
+    ),
     intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize, "pause": pause},
 )

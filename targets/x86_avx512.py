@@ -2,9 +2,10 @@
 
 from qcompiler.targets.x86_avx2 import AVX2, quantizer, vfmaddps
 
-from qcompiler.isa import Mac, isa
+from qcompiler.isa import isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value, llvm
+from qcompiler.products import VectorMac
 
 _EVERY_LANE = tir.const(-1, "int16")
 _CURRENT_ROUNDING = tir.const(4, "int32")
@@ -49,10 +50,12 @@ AVX512 = isa(
     cpu_flags="avx512f avx512bw avx512cd avx512dq avx512vl",
     registers=32,
     vector_bytes=64,
-    mac={
-        ("f32", "f32", "f32"): Mac(lanes=16, k=1, emit=vfmaddps),
-        ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpmaddwd, temporaries=1),
-        ("u8", "i8", "i32"): Mac(
+    preference=10,  # before all that have 32-byte vectors
+    macs=(
+        VectorMac(("f32", "f32", "f32"), lanes=16, k=1, emit=vfmaddps),
+        VectorMac(("i16", "i16", "i32"), lanes=16, k=2, emit=vpmaddwd, temporaries=1),
+        VectorMac(
+            ("u8", "i8", "i32"),
             lanes=16,
             k=4,
             emit=through_words,
@@ -61,7 +64,7 @@ AVX512 = isa(
             pairs=vpmaddubsw,
             join=add_pairs,
         ),
-    },
+    ),
     intrinsics={
         "round_to_int": vcvtps2dq,
         "quantize": quantize,

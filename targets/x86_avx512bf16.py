@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from qcompiler.targets.x86_avx512vnni import AVX512VNNI
 from tvm import tirx
 
-from qcompiler.isa import Mac, isa
+from qcompiler.isa import isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value
+from qcompiler.products import VectorMac
 
 _IR = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
@@ -59,6 +60,6 @@ AVX512BF16 = isa(
     extends=AVX512VNNI,
     llvm="+avx512bf16 +avx512vbmi",
     cpu_flags="avx512_bf16 avx512vbmi",
-    mac={("bf16", "bf16", "f32"): Mac(lanes=16, k=2, emit=vdpbf16ps)},
+    macs=(VectorMac(("bf16", "bf16", "f32"), lanes=16, k=2, emit=vdpbf16ps),),
     intrinsics={"to_bfloat16": vcvtneps2bf16, "table": vpermi2b, "llvm_ir": lambda: _IR},
 )

@@ -2,9 +2,10 @@
 
 from qcompiler.targets.x86_avx512 import AVX512
 
-from qcompiler.isa import Mac, isa
+from qcompiler.isa import isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value, llvm
+from qcompiler.products import VectorMac
 
 
 def vpdpbusd(sums: Value, left: Value, right: Value) -> Value:
@@ -24,8 +25,8 @@ AVX512VNNI = isa(
     extends=AVX512,
     llvm="+avx512vnni",
     cpu_flags="avx512_vnni",
-    mac={
-        ("u8", "i8", "i32"): Mac(lanes=16, k=4, emit=vpdpbusd),
-        ("i16", "i16", "i32"): Mac(lanes=16, k=2, emit=vpdpwssd),
-    },
+    macs=(
+        VectorMac(("u8", "i8", "i32"), lanes=16, k=4, emit=vpdpbusd),
+        VectorMac(("i16", "i16", "i32"), lanes=16, k=2, emit=vpdpwssd),
+    ),
 )

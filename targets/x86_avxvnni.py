@@ -2,9 +2,10 @@
 
 from qcompiler.targets.x86_avx2 import AVX2
 
-from qcompiler.isa import Mac, isa
+from qcompiler.isa import isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.tir import Value, llvm
+from qcompiler.products import VectorMac
 
 
 def vpdpbusd(sums: Value, left: Value, right: Value) -> Value:
@@ -18,5 +19,5 @@ AVXVNNI = isa(
     extends=AVX2,
     llvm="+avxvnni",
     cpu_flags="avx_vnni",
-    mac={("u8", "i8", "i32"): Mac(lanes=8, k=4, emit=vpdpbusd)},
+    macs=(VectorMac(("u8", "i8", "i32"), lanes=8, k=4, emit=vpdpbusd),),
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -29,18 +30,28 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @cache
 def isas() -> tuple[Isa, ...]:
-    """The instruction sets that this CPU can run, those of the longest vectors last."""
+    """The instruction sets that this CPU can run, those of the longest vectors last; and the first
+    of them again, as a machine that has no masks.
+    """
     plugins.load_all()
     found = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
-    return tuple(sorted(found, key=lambda i: i.vector_bytes))
+    first, *others = sorted(found, key=lambda i: i.vector_bytes)
+    return first, unmasked(first), *others
+
+
+def unmasked(isa: Isa) -> Isa:
+    """An instruction set that moves parts of vectors in pieces."""
+    return replace(isa, name=f"{isa.name}_unmasked", masked=frozenset())
 
 
 @cache
 def vector_isas() -> tuple[Isa, ...]:
-    """One of them for each width of vectors: for kernels that use no products."""
-    first: dict[int, Isa] = {}
+    """One of them for each width of vectors, with masks and without: for kernels that use no
+    products.
+    """
+    first: dict[tuple[int, bool], Isa] = {}
     for isa in isas():
-        first.setdefault(isa.vector_bytes, isa)
+        first.setdefault((isa.vector_bytes, bool(isa.masked)), isa)
     return tuple(first.values())
 
 

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qcompiler.calibrate import (
-    BINS,
     METHODS,
-    Histogram,
     Statistics,
     Summary,
     calibrate,
@@ -27,6 +25,7 @@ from qcompiler.calibrate import (
     value_names,
 )
 from qcompiler.errors import Error
+from qcompiler.histogram import BINS, Histogram
 from qcompiler.ir import Array, Graph, Type, constant, placeholder
 from qcompiler.ops import make
 

@@ -29,6 +29,7 @@ from qcompiler.isa import ISAS, Device, Isa, host
 from qcompiler.kernels import tir
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tiles import Tiles, tiles
 from qcompiler.kernels.tiles_block import Blocks
 from qcompiler.kernels.tiles_layout import layouts
@@ -37,10 +38,11 @@ from qcompiler.kernels.tiles_problem import Problem, problem_of, tile_mac
 from qcompiler.kernels.tiles_right import Panels, pack
 from qcompiler.ops import evaluate, make
 from qcompiler.plan import plan
+from qcompiler.products import TileMac
 
 plugins.load_all()
 
-TILED = [i for i in ISAS.values() if any(m.rows > 1 for m in i.mac.values())]
+TILED = [i for i in ISAS.values() if any(isinstance(m, TileMac) for m in i.macs)]
 PAIRS = [("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16")]
 
 
@@ -501,7 +503,7 @@ def test_the_loop_over_k_is_tiles_and_addresses(isa: Isa) -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("known", [True, False])
 def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, known: bool) -> None:
-    b = tir.Builder("narrow")
+    b = tir.Builder("narrow", Tails.of(isa))
     source, out = b.pointer("source", "int32"), b.pointer("out", dtype)
     value = b.let(tir.cast(b.let(source.load(0, 16)) + 1, dtype))
     with b.serial(2) as i:  # unrolled, the second turn's count is one

@@ -13,8 +13,9 @@ from qcompiler.ir import Graph, Node
 from qcompiler.isa import ISAS, Device, Isa
 from qcompiler.kernels.tiles_attention import tile_attention
 from qcompiler.ops import make
+from qcompiler.products import TileMac
 
-TILED = [i for i in ISAS.values() if any(m.rows > 1 for m in i.mac.values())]
+TILED = [i for i in ISAS.values() if any(isinstance(m, TileMac) for m in i.macs)]
 BOUNDS = {"int8": (1e-5, 0.3), "bfloat16": (2e-2, 1e-2)}  # as of test_kernels_attention.py
 
 CASES = [  # batch, heads, key heads, queries, keys, size, value size, flat, causal, mask

@@ -3,6 +3,7 @@ touch no memory but their own (every array ends at a page that may not be touche
 
 import numpy as np
 import pytest
+from emulated import SIGNED
 from kernel_harness import check, isas, vector_isas
 
 from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
@@ -51,7 +52,11 @@ WINDOWS = [  # height, width, channels, kernel, stride, pad, dilation
 DEPTHWISE = [
     pytest.param(w, dtype, i, id=f"{'x'.join(map(str, w))}-{dtype}-{i.name}")
     for n, w in enumerate(WINDOWS)
-    for dtype, sets in (("float32", vector_isas()), ("uint8", isas()), ("int8", isas()[n % 3 :: 3]))
+    for dtype, sets in (
+        ("float32", vector_isas()),
+        ("uint8", (*isas(), SIGNED)),
+        ("int8", isas()[n % 3 :: 3]),
+    )
     for i in sets
 ]
 

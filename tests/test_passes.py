@@ -21,7 +21,8 @@ import qcompiler.passes
 
 from qcompiler import ops, plugins, stages, text
 from qcompiler.ir import Array, Attr, Graph, Type, numpy_dtype
-from qcompiler.isa import Device, Isa, Mac
+from qcompiler.isa import Device, Isa
+from qcompiler.products import VectorMac
 from qcompiler.rewrite import PASSES, Rule, rewrite
 
 FOLDER = Path(__file__).parent / "passes"
@@ -98,8 +99,8 @@ def sample(random: np.random.Generator, type: Type) -> Array:
 
 
 DEVICES = {
-    "u8_only": {("u8", "i8", "i32"): Mac(16, 4, lambda *a: a)},
-    "i8_only": {("i8", "i8", "i32"): Mac(16, 4, lambda *a: a)},
+    "u8_only": VectorMac(("u8", "i8", "i32"), 16, 4, lambda *a: a),
+    "i8_only": VectorMac(("i8", "i8", "i32"), 16, 4, lambda *a: a),
 }
 
 
@@ -114,7 +115,7 @@ def run(case: Case, graph: Graph, explain: list[str] | None = None) -> Graph:
     options = case.options
     device = None
     if match := re.search(r"device=(\w+)", options):
-        isa = Isa(match[1], "", (), frozenset(), 32, 64, DEVICES[match[1]])
+        isa = Isa(match[1], "", (), frozenset(), 32, 64, (DEVICES[match[1]],))
         device = Device(match[1], isa, 1)
         options = options.replace(match[0], "").strip(" ,")
     rules = [p for n in case.passes if isinstance(p := PASSES[n], Rule)]

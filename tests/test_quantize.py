@@ -18,11 +18,12 @@ from qcompiler import ops
 from qcompiler.calibrate import calibrate
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
-from qcompiler.isa import Device, Isa, Mac
+from qcompiler.isa import Device, Isa
 from qcompiler.matching import int64s
 from qcompiler.onnx_reader import read
 from qcompiler.onnx_writer import write
 from qcompiler.ops import make
+from qcompiler.products import VectorMac
 from qcompiler.stages import Choice, build, run_stage
 
 Feed = dict[str, Array]
@@ -330,8 +331,10 @@ def test_every_calibration_method_keeps_a_residual_network(method: str) -> None:
 
 
 def saturating(exact: bool) -> Device:
-    mac = Mac(16, 4, lambda *a: a, exact=exact)
-    return Device("d", Isa("d", "", (), frozenset(), 16, 32, {("u8", "i8", "i32"): mac}), 1)
+    half = None if exact else lambda *a: a
+    key = ("u8", "i8", "i32")
+    mac = VectorMac(key, 16, 4, lambda *a: a, exact=exact, pairs=half, join=half)
+    return Device("d", Isa("d", "", (), frozenset(), 16, 64, (mac,)), 1)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qcompiler import __version__
 from qcompiler.cli import quality
 from qcompiler.errors import Error
+from qcompiler.version import __version__
 
 PRECISIONS = (
     "float32",

@@ -255,7 +255,7 @@ def targets(a: Namespace) -> int:
     for i in isa.ISAS.values():
         missing = lacking[i.name]
         here = "host" if i.name == host else "yes" if not missing else f"no ({' '.join(missing)})"
-        products = " ".join("x".join(k[:2]) for k in i.mac)
+        products = " ".join(dict.fromkeys("x".join(m.key[:2]) for m in reversed(i.inherited)))
         rows.append((i.name, here, i.triple, i.vector_bytes, i.registers, products))
     devices = [(n, plugins.device(n).isa.name) for n in plugins.devices()]
     if a.json:

@@ -17,7 +17,7 @@ of Dao et al., "FlashAttention", 2022.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import log2, sqrt
 
@@ -379,6 +379,8 @@ class AttentionKernel:
     def _narrow(self, weight: Vec) -> Value:
         """A weight -> as the product takes it."""
         kind = self.for_values.left
+        if self.for_values.flipped:
+            return self.for_values.convert_left(tir.cast(weight.expr, "uint8"), "uint8")
         if kind != "uint16":
             return tir.cast(weight.expr, kind)
         half = self.d.isa.intrinsics.get("to_bfloat16")
@@ -401,11 +403,18 @@ class AttentionKernel:
         for run in Panels.of(size, lanes, self.vectors).runs():
             for panel in range(run.count):
                 column = run.column + panel * run.vectors * lanes
-                right = Right(run.vectors, partial(self._value, column))
+                right = Right(run.vectors, partial(self._value, column), self._begin(column))
                 made = sums(b, self.for_values, left, tir.const(0), right)
                 for r in range(count):
                     registers = [made[r * run.vectors + v] for v in range(run.vectors)]
                     self._put(image, head, query + r, column, registers, self.inverses.load(r))
+
+    def _begin(self, column: int) -> Callable[[int], Value] | None:
+        """What the sums of a panel from a column on begin with."""
+        if not self.for_values.flipped:
+            return None
+        values, panels = self.packed_values, self.value_panels
+        return lambda v: values.correction(panels, column + v * self.lanes)
 
     def _value(self, column: int, step: Value, v: int) -> Value:
         """The right operand of a multiply-accumulate, vector v from a column on."""

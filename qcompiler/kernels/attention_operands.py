@@ -27,13 +27,19 @@ def products_of(isa: Isa, dtype: str, size: int) -> tuple[Product, Product] | No
         found = (product_of(isa, left, "int8", "int32") for left in ("int8", "uint8"))
     elif dtype in ("float32", "float16", "bfloat16"):
         one = product_of(isa, dtype, dtype, "float32")
-        if one is not None and size % one.mac.k:  # what lies behind a row could be NaN
+        if one is not None and (size % one.mac.k or one.vector_bytes < 4 * one.mac.lanes):
+            # What lies behind a row could be NaN; and panels are of 32-bit words.
             one = product_of(isa, "float32", "float32", "float32")
         found = (p for p in (one, one))
     else:
         return None
     scores, values = found
     return None if scores is None or values is None else (scores, values)
+
+
+def _flip(lanes: int) -> Value:
+    """Four bytes a lane of 128 or of -128, whichever it is that gives bytes the other sign."""
+    return tir.const(-0x7F7F7F80, "int32", lanes)
 
 
 @dataclass(frozen=True)
@@ -112,12 +118,11 @@ class Keys:
             panel(tir.const(whole), rest)
 
     def _panel(self, b: Builder, source: Pointer, at: Value, panel: Pointer, count: int) -> None:
-        """`count` keys, and zeros; where queries are multiplied 128 larger, what that adds."""
+        """`count` keys, and zeros; where queries have the other sign, what that adds."""
         lanes, product, dtype = self.lanes, self.product, self.keys.node.dtype
         k = product.mac.k
         added = b.registers("int32", lanes, 1, "added")
         added.fill(0)
-        flip = tir.const(-0x7F7F7F80, "int32", lanes)  # four bytes of 128
 
         def row(i: int, first: Value, size: int) -> Value:
             if i >= count:
@@ -135,7 +140,7 @@ class Keys:
             for i, column in enumerate(columns[: -(-size // k)]):
                 panel.store(place + i * lanes, column)
                 if self.head:
-                    added[0] = product.mac.emit(added[0], flip, column)
+                    added[0] = product.mac.emit(added[0], _flip(lanes), column)
 
         sweep(b, self.keys.size, lanes * k, square)
         if self.head:
@@ -159,13 +164,18 @@ class Values:
         self.lanes = product.mac.lanes
         self.packed = product.mac.k > 1 or product.right != tir.stored(values.node.dtype)
         self.steps = product.steps(values.length)
-        panels = -(-values.size // self.lanes)
-        self.bytes = panels * self.lanes * self.steps * 4 if self.packed else 0
+        self.head = int(product.flipped)
+        self.panels = -(-values.size // self.lanes)
+        vectors = self.steps + self.head
+        self.bytes = self.panels * self.lanes * vectors * 4 if self.packed else 0
 
     def pack(self, b: Builder, source: Pointer, start: Value, panels: Pointer) -> None:
         """A head's values, from an offset on -> panels; zeros behind the last key."""
         lanes, k = self.lanes, self.product.mac.k
         size, step = self.values.size, self.values.steps[2]
+        added = b.registers("int32", lanes, self.panels, "added") if self.head else None
+        if added is not None:
+            added.fill(0)
 
         def group(index: Value, count: int) -> None:
             at = b.let(start + index * (k * step), "at")
@@ -173,8 +183,10 @@ class Values:
                 there = min(lanes * k, size - column)
                 rows = [self._row(b, source, at + (i * step + column), there) for i in range(count)]
                 for i, vector in enumerate(self._interleaved(b, rows)[: -(-there // lanes)]):
-                    to = ((column // lanes + i) * self.steps + index) * lanes
-                    panels.store(to, tir.reinterpret(vector, "int32"))
+                    nth, word = column // lanes + i, tir.reinterpret(vector, "int32")
+                    panels.store(self._at(nth, index), word)
+                    if added is not None:
+                        added[nth] = self.product.mac.emit(added[nth], _flip(lanes), word)
 
         whole, rest = divmod(self.values.length, k)
         if whole:
@@ -182,6 +194,23 @@ class Values:
                 group(i, k)
         if rest:
             group(tir.const(whole), rest)
+        if added is not None:
+            for nth in range(self.panels):
+                none = tir.const(0, "int32", lanes)
+                panels.store(nth * self._panel, tir.wrapping("-", none, added[nth]))
+
+    @property
+    def _panel(self) -> int:
+        """32-bit words of one panel."""
+        return (self.steps + self.head) * self.lanes
+
+    def _at(self, nth: int, step: Value) -> Value:
+        """Where in the panels the vector of a step is."""
+        return (nth * self.steps + step) * self.lanes + (nth + 1) * self.head * self.lanes
+
+    def correction(self, panels: Pointer, column: int) -> Value:
+        """What sums begin with, from a column on."""
+        return panels.load(column // self.lanes * self._panel, self.lanes)
 
     def _row(self, b: Builder, source: Pointer, at: Value, there: int) -> Value:
         """As many neighbours as k vectors hold, `there` of them in memory."""
@@ -211,6 +240,7 @@ class Values:
         """The right operand of a multiply-accumulate, from a column on."""
         if self.packed:
             at = (step + column // self.lanes * self.steps) * self.lanes
+            at = at + (column // self.lanes + 1) * self.head * self.lanes
             return tir.reinterpret(panels.load(at, self.lanes), self.product.right)
         there = min(self.lanes, self.values.size - column)
         return source.load_first(there, start + step * self.values.steps[2] + column, self.lanes)

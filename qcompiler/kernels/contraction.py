@@ -34,6 +34,7 @@ from qcompiler.kernels.contraction_operands import (
     Product,
     Run,
     bias_of,
+    block_product_of,
     leftover_bytes,
     pack,
     panel_bytes,
@@ -43,8 +44,9 @@ from qcompiler.kernels.contraction_patch import Patch, RightPacker
 from qcompiler.kernels.contraction_problem import Problem, problem_of
 from qcompiler.kernels.draft import heirs, math_of, refuse, too_large
 from qcompiler.kernels.epilogue import Fused, store
-from qcompiler.kernels.microkernel import Left, Leftovers, Right, sums
+from qcompiler.kernels.microkernel import Left, Leftovers, Right, of_row, sums
 from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.vec import Vec
 
@@ -61,12 +63,11 @@ def tiled(
     assert root is not None
     if reason := refuse(region):
         return reason
-    left, right = (i.dtype for i in root.operands)
     constant = root.operands[1].is_constant
-    product = product_of(device.isa, left, right, root.dtype, packed=constant)
-    if product is None:
-        return Skip(f"no product of {left} and {right}")
-    problem = problem_of(root, product.mac.lanes, device.core)
+    product = _product(root, device)
+    if isinstance(product, Skip):
+        return product
+    problem = problem_of(root, product.mac.width, device.core)
     if isinstance(problem, Skip):
         return problem
     if 0 in (problem.macs, *root.type.dims):
@@ -87,6 +88,18 @@ def tiled(
     if tiling is None:
         return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
     return Contraction(region, device, problem, product, tiling).kernel()
+
+
+def _product(root: Node, device: Device) -> Product | Skip:
+    """That of blocks where an image has as many rows as one takes, else that of vectors."""
+    left, right = (i.dtype for i in root.operands)
+    if found := block_product_of(device.isa, left, right, root.dtype):
+        problem = problem_of(root, found.mac.width, device.core)
+        if not isinstance(problem, Skip) and problem.rows * problem.columns >= found.mac.rows:
+            return found
+    constant = root.operands[1].is_constant
+    product = product_of(device.isa, left, right, root.dtype, packed=constant)
+    return product or Skip(f"no product of {left} and {right}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Contraction:
     ) -> None:
         self.region, self.device = region, device
         self.problem, self.product, self.tiling = problem, product, tiling
-        self.panels = Panels.of(problem.width, product.mac.lanes, tiling.vectors)
+        self.panels = Panels.of(problem.width, product.mac.width, tiling.vectors)
         self.units = Units.of(problem, tiling.rows)
         self.unit_count = self.units.count(problem)
         self.blocks = -(-self.unit_count // tiling.block)
@@ -135,7 +148,7 @@ class Contraction:
         self.taps = (*taps, *((n, lines * self.line + e) for n, lines, e in problem.taps))
         self.summed, self.bias = bias_of(region)
         self.panel: Pointer | None = None  # the one that tiles read, where the next one follows it
-        self.b = Builder(self._name())
+        self.b = Builder(self._name(), Tails.of(device.isa))
 
     def kernel(self) -> Kernel:
         """Emit all of it."""
@@ -174,7 +187,7 @@ class Contraction:
         assert root is not None
         kernel = "x".join(map(str, root.operands[1].type.dims[:-2])) if root.op == "conv" else ""
         after = [n.op.lower() for n in self.region.nodes if n is not root]
-        tile = f"{self.tiling.rows}x{self.tiling.vectors * self.product.mac.lanes}"
+        tile = f"{self.tiling.rows}x{self.tiling.vectors * self.product.mac.width}"
         pixels = p.images * p.rows * p.columns
         shape = f"{pixels}x{p.width * p.groups}x{p.depth * p.tap_count}"
         return "_".join([f"{root.op}{kernel}", self.product.name, shape, tile, *after[:4]])
@@ -356,12 +369,12 @@ class Contraction:
     def _panel_at(self, run: Run, nth: Value) -> Value:
         """Byte offset of the nth panel of a run in its matrix."""
         p, product = self.problem, self.product
-        before = run.column // product.mac.lanes  # vectors
+        before = run.column // product.mac.width  # vectors
         whole = panel_bytes(product, p.tap_count, p.depth, 1)
         return before * whole + nth * (run.vectors * whole)
 
     def _column_of(self, run: Run, nth: Value) -> Value:
-        return run.column + nth * (run.vectors * self.product.mac.lanes)
+        return run.column + nth * (run.vectors * self.product.mac.width)
 
     def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
         """The nth panel of a run, whose first result is the output's `column`."""
@@ -372,7 +385,7 @@ class Contraction:
         if self.packs:
             assert self.scratch is not None
             memory = self.scratch + self.packed_at
-        size, lanes = product.vector_bytes, product.mac.lanes
+        size, lanes = product.vector_bytes, product.mac.width
         at = b.let(matrix + group * self.matrix_bytes + self._panel_at(run, nth), "at")
         head = run.vectors * product.head_bytes
         self.panel = memory + at if self.constant else None
@@ -412,7 +425,7 @@ class Contraction:
         """What sums begin with: the bias, if one is added first of all, and the correction."""
         if self.bias is None:
             return correction
-        pointer, lanes = self.pointers[self.bias], self.product.mac.lanes
+        pointer, lanes = self.pointers[self.bias], self.product.mac.width
 
         def start(v: int) -> Value:
             count = run.tail if v == run.vectors - 1 else lanes
@@ -426,7 +439,7 @@ class Contraction:
         memory, width, lanes = (
             self.pointers[self.problem.right],
             self.problem.width,
-            self.product.mac.lanes,
+            self.product.mac.width,
         )
         start = self.b.let(matrix + column, "at")
 
@@ -449,7 +462,7 @@ class Contraction:
 
     def _ask(self, pixels: list[Value], column: Value, run: Run) -> None:
         """Ask for what a tile will read at its end while it is multiplied."""
-        lanes = run.vectors * self.product.mac.lanes
+        lanes = run.vectors * self.product.mac.width
         for node in self.far:
             line = self.device.core.line_bytes * 8 // tir.bits(tir.stored(node.dtype))
             for pixel in pixels:
@@ -468,7 +481,7 @@ class Contraction:
 
     def _finish(self, registers: Registers, pixels: list[Value], column: Value, run: Run) -> None:
         """Apply the elementwise nodes to a tile's sums and store it."""
-        b, fused, lanes = self.b, self.fused, self.product.mac.lanes
+        b, fused, lanes = self.b, self.fused, self.product.mac.width
         root = self.problem.root
         columns = root.type.dims[-1]
         for r, pixel in enumerate(pixels):
@@ -478,8 +491,8 @@ class Contraction:
             for width in powers_of_two(run.vectors):
                 last = first + width == run.vectors
                 count = (width - 1) * lanes + (run.tail if last else lanes)
-                held = [registers[r * run.vectors + first + v] for v in range(width)]
-                value = Vec(fused.m, b.let(tir.concat(held), "sums"), root.dtype, width * lanes)
+                held = of_row(self.product, registers, run.vectors, r, range(first, first + width))
+                value = Vec(fused.m, b.let(held, "sums"), root.dtype, width * lanes)
                 at = b.let(column + first * lanes, "n")
                 result = fused.at(row, at, width * lanes, count, {self.summed: value})
                 store(fused.m, self.out, index * columns + at, result, count)

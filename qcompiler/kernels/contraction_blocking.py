@@ -96,7 +96,7 @@ class Units:
 
 def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
     """Do the sums, the right operand's vectors and one left value fit the registers?"""
-    needed = rows * vectors + product.run * (vectors + 1)
+    needed = product.high(rows) * vectors + product.run * (vectors + 1)
     return needed + product.mac.temporaries <= registers
 
 
@@ -125,7 +125,7 @@ def candidates(
     problem: Problem, product: Product, device: Device, *, rows: int, vectors: int, tasks: int
 ) -> Iterator[Tiling]:
     """Every tiling worth pricing; 0 rows or vectors: any."""
-    registers, lanes = device.isa.registers, product.mac.lanes
+    registers, lanes = device.isa.registers, product.mac.width
     run = product.run
     free = registers - run - product.mac.temporaries
     widest = min(-(-problem.width // lanes), free // (1 + run))
@@ -133,7 +133,8 @@ def candidates(
         panels = Panels.of(problem.width, lanes, v)
         if v != panels.vectors and not vectors:
             continue  # the same panels as with fewer
-        most = min(max(1, free // v - run), problem.rows * problem.columns)
+        highest = max(1, free // v - run) * product.mac.rows
+        most = min(highest, problem.rows * problem.columns)
         for r in [rows] if rows else _heights(problem, most):
             if not fits(product, r, v, registers):
                 continue
@@ -153,7 +154,7 @@ def _heights(problem: Problem, most: int) -> list[int]:
 
 def _threads(problem: Problem, product: Product, device: Device) -> int:
     """One where the work is too little to share."""
-    work = problem.macs / (product.mac.lanes * product.mac.k)
+    work = problem.macs / (product.mac.multiplies)
     work = max(work, _read_once(problem, product, device))
     return 1 if work < device.core.worth_sharing else device.threads
 
@@ -189,7 +190,7 @@ def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) 
 def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -> float:
     """What the slowest task takes."""
     core = device.core
-    panels = Panels.of(problem.width, product.mac.lanes, tiling.vectors)
+    panels = Panels.of(problem.width, product.mac.width, tiling.vectors)
     units = Units.of(problem, tiling.rows)
     blocks = -(-units.count(problem) // tiling.block)
     my_blocks = -(-problem.images * blocks // tiling.row_tasks)
@@ -228,7 +229,7 @@ def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, ve
     units = Units.of(problem, tiling.rows)
     steps = problem.tap_count * product.steps(problem.depth)
     panel = panel_bytes(product, problem.tap_count, problem.depth, vectors)
-    width = -(-problem.width // (vectors * product.mac.lanes))
+    width = -(-problem.width // (vectors * product.mac.width))
     pace = -(-panel // (steps * min(tiling.block, units.count(problem))))
     rows = tiling.rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
     near = panel + rows <= device.l2_bytes * 3 // 4  # what is asked for may go on to the third
@@ -256,7 +257,7 @@ def _panel_cycles(
         far = max(1, _level(device, packed + left))
         near = 0 if packed + reads <= device.l1_bytes * 3 // 4 else far
         fetch = packed / core.bytes_per_cycle[near] + reads / core.bytes_per_cycle[far] / 2
-        lines = rows * -(-vectors * product.mac.lanes * problem.result_bytes // core.line_bytes)
+        lines = rows * -(-vectors * product.mac.width * problem.result_bytes // core.line_bytes)
         fetch += lines * 2 * core.line_bytes / core.bytes_per_cycle[_level(device, left + written)]
         total += count * core.overlapped(arithmetic, fetch)
     if units.whole:
@@ -269,7 +270,7 @@ def _tile_cycles(
 ) -> float:
     """One tile whose operands are near."""
     core = device.core
-    macs, loads = rows * vectors, rows + vectors
+    macs, loads = product.high(rows) * vectors, rows + vectors
     steps = problem.tap_count * product.steps(problem.depth)
     issued = macs * product.instructions + loads + 3
     step = core.step_cycles(macs * product.multiplications, loads, issued)

@@ -19,21 +19,25 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.ir import Array, Node
-from qcompiler.isa import Isa, Mac
+from qcompiler.isa import Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.region import Region
 from qcompiler.kernels.tir import Value
+from qcompiler.products import BlockMac, MacKey, VectorMac
 
 _SHORT = {
     "uint8": "u8",
     "int8": "i8",
     "int16": "i16",
     "bfloat16": "bf16",
+    "float16": "f16",
     "uint16": "bf16",  # its bits
     "float32": "f32",
     "int32": "i32",
 }
 _FLIP = 128
+_SHIFTS = {"int8": _FLIP, "uint8": -_FLIP}
+"""What is added to bytes that are to have the other sign."""
 _SAMPLE = 256  # columns that tell about all
 _BESIDE = 16  # columns of a usual panel
 
@@ -42,15 +46,16 @@ _BESIDE = 16  # columns of a usual panel
 class Product:
     """A multiply-accumulate and the dtypes its operands are brought to, as kernels store them.
 
-    `flipped`: int8 left operands are multiplied as uint8, 128 larger; every column's sum starts at
-    -128 times the sum of its weights, its correction.
+    `shift` is added to bytes of the left operand, so that they have the sign that is multiplied:
+    128 to int8, -128 to uint8. Every column's sum then starts at its correction, -shift times the
+    sum of its weights.
     """
 
-    mac: Mac
+    mac: VectorMac | BlockMac
     left: str
     right: str
     sums: str
-    flipped: bool = False
+    shift: int = 0
     run: int = 1
     """Steps whose pairs are added in 16 bits; more than one for products that saturate only."""
 
@@ -60,9 +65,14 @@ class Product:
         return not self.mac.exact
 
     @property
+    def flipped(self) -> bool:
+        """Do sums need a correction?"""
+        return self.shift != 0
+
+    @property
     def correction_bytes(self) -> int:
         """Bytes of a panel's head for one vector's correction."""
-        return self.mac.lanes * 4 if self.flipped else 0
+        return self.mac.width * 4 if self.flipped else 0
 
     @property
     def head_bytes(self) -> int:
@@ -71,13 +81,13 @@ class Product:
 
     @property
     def name(self) -> str:
-        """ "u8i8"."""
-        return _SHORT[self.left] + _SHORT[self.right]
+        """ "u8i8"; of blocks "u8i8mm"."""
+        return _SHORT[self.left] + _SHORT[self.right] + ("mm" if self.mac.rows > 1 else "")
 
     @property
     def vector_bytes(self) -> int:
         """Bytes of the right operand that one multiply-accumulate takes."""
-        return self.mac.lanes * self.mac.k * tir.bits(self.right) // 8
+        return self.mac.width * self.mac.k * tir.bits(self.right) // 8
 
     @property
     def multiplications(self) -> float:
@@ -93,6 +103,10 @@ class Product:
         """Multiply-accumulates for one sum over so many elements."""
         return -(-depth // self.mac.k)
 
+    def high(self, rows: int) -> int:
+        """Multiply-accumulates for so many rows of a tile."""
+        return -(-rows // self.mac.rows)
+
     def convert_left(self, value: Value, dtype: str) -> Value:
         """Elements of the left operand, stored as `dtype` -> as the product takes them."""
         if self.flipped:
@@ -105,7 +119,7 @@ class Product:
 
     def pad_value(self, value: int) -> int:
         """What padding that reads as `value` is in the product's left operand."""
-        return value + _FLIP if self.flipped else value
+        return value + self.shift
 
 
 def _widen(value: Value, dtype: str, wanted: str) -> Value:
@@ -127,35 +141,48 @@ def product_of(
     With `packed`, the right operand goes through `pack`, which makes products exact that are not.
     """
 
-    def mac(a: str, b: str, *, exact: bool = True) -> Mac | None:
-        return _vector_mac(isa, (_SHORT[a], _SHORT[b], _SHORT[sums]), exact)
+    def mac(a: str, b: str, *, exact: bool = True) -> VectorMac | None:
+        return isa.vector(_key(a, b, sums), exact=exact)
 
-    if sums not in ("int32", "float32") or (
-        sums == "int32" and not {left, right} <= {"uint8", "int8"}
-    ):
-        return None
-    if sums == "int32":
-        if found := mac(left, right):
-            return Product(found, left, right, sums)
+    if sums == "int32" and {left, right} <= _SHIFTS.keys():
+        ways = _signs(left, right)
         for exact in (True, False) if packed else (True,):
-            if right == "int8" and (found := mac("uint8", "int8", exact=exact)):
-                return Product(found, "uint8", "int8", sums, flipped=left == "int8")
+            for sign, shift in ways:
+                if found := mac(sign, right, exact=exact):
+                    return Product(found, sign, right, sums, shift)
         wide = mac("int16", "int16")
         return Product(wide, "int16", "int16", sums) if wide else None
-    if left == "bfloat16" and (found := mac(left, right)):
+    if sums != "float32":
+        return None
+    if left in ("bfloat16", "float16") and (found := mac(left, right)):
         return Product(found, tir.stored(left), tir.stored(right), sums)
     single = mac("float32", "float32")
     return Product(single, "float32", "float32", sums) if single else None
 
 
-def _vector_mac(isa: Isa | None, key: tuple[str, str, str], exact: bool) -> Mac | None:
-    """The nearest one in the lineage whose left operand is one row."""
-    while isa is not None:
-        mac = isa.mac.get(key)
-        if mac is not None and mac.rows == 1 and mac.exact == exact:
-            return mac
-        isa = isa.extends
+def block_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
+    """The product of blocks for operands of these dtypes as they are, or bytes of the other sign,
+    if there is one.
+    """
+    ways = _signs(left, right) if left in _SHIFTS else [(left, 0)]
+    for kind, shift in ways:
+        if not {kind, right, sums} <= _SHORT.keys():
+            continue
+        if found := isa.block(_key(kind, right, sums)):
+            return Product(found, tir.stored(kind), tir.stored(right), sums, shift)
     return None
+
+
+def _key(left: str, right: str, sums: str) -> MacKey:
+    return _SHORT[left], _SHORT[right], _SHORT[sums]
+
+
+def _signs(left: str, right: str) -> list[tuple[str, int]]:
+    """What bytes of the left operand may be multiplied as, and what that adds to them: themselves,
+    or those of the other sign, which weights with a sign allow.
+    """
+    other = "uint8" if left == "int8" else "int8"
+    return [(left, 0), (other, _SHIFTS[left])] if right == "int8" else [(left, 0)]
 
 
 @dataclass(frozen=True)
@@ -228,7 +255,7 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     `taps` are the taps' offsets in the left operand, in elements.
     """
     images, groups, count, depth, width = matrices.shape
-    k, lanes = product.mac.k, product.mac.lanes
+    k, lanes = product.mac.k, product.mac.width
     same = tir.stored(matrices.dtype.name) == product.right
     values = matrices.view(product.right) if same else matrices.astype(product.right)
     total = panels.count * panels.vectors + panels.rest * (panels.vectors - 1)
@@ -306,11 +333,11 @@ class _Panels:
         """[taps, depth, columns] of weights, and those that the product multiplies."""
         product, parts = self.product, []
         if product.flipped:
-            sums = -_FLIP * full.astype(np.int64).sum((0, 1))
+            sums = -product.shift * full.astype(np.int64).sum((0, 1))
             parts.append(sums.astype(np.int32).view(np.uint8))
         if product.leftovers:
             entries = self._entries(np.subtract(full, kept, dtype=np.int16))
-            head = np.zeros(full.shape[-1] // product.mac.lanes * product.vector_bytes, np.uint8)
+            head = np.zeros(full.shape[-1] // product.mac.width * product.vector_bytes, np.uint8)
             head[:8] = np.array([len(entries), self.list_size], np.int32).view(np.uint8)
             self.heads.append(head)
             self.lists.extend(entries)
@@ -324,7 +351,7 @@ class _Panels:
         """[taps, depth, columns] -> [tap, step, vector, lane, k]."""
         mac = self.product.mac
         taps, depth, columns = weights.shape
-        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.lanes, mac.lanes)
+        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.width, mac.width)
         return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2))
 
     def _entries(self, rest: Array) -> list[Array]:

@@ -14,6 +14,7 @@ from qcompiler.isa import Isa
 from qcompiler.kernels import tir
 from qcompiler.kernels.contraction_operands import Product, Run
 from qcompiler.kernels.contraction_problem import Problem
+from qcompiler.kernels.microkernel import of_row
 from qcompiler.kernels.tir import Builder, Pointer, Value
 
 
@@ -136,12 +137,12 @@ class RightPacker:
 
         def step(k: Value, count: int) -> None:
             for v in range(run.vectors):
-                lanes = run.tail if v == run.vectors - 1 else mac.lanes
-                value = b.let(self._vector(start, k, count, column + v * mac.lanes, lanes), "right")
+                lanes = run.tail if v == run.vectors - 1 else mac.width
+                value = b.let(self._vector(start, k, count, column + v * mac.width, lanes), "right")
                 size = self.product.vector_bytes
                 self.target.store(at + k * (run.vectors * size) + (head + v * size), value)
                 if totals:
-                    ones = tir.const(1, self.product.left, mac.lanes * mac.k)
+                    ones = tir.const(1, self.product.left, mac.width * mac.k)
                     totals[v] = mac.emit(totals[v], ones, value)
 
         with b.serial(whole, "k") as k:
@@ -150,8 +151,10 @@ class RightPacker:
             step(tir.const(whole), self.problem.depth - whole * mac.k)
         if totals:
             for v in range(run.vectors):
-                correction = tir.wrapping("*", totals[v], tir.const(-128, "int32", mac.lanes))
-                self.target.store(at + v * mac.lanes * 4, correction)
+                factor = tir.const(-self.product.shift, "int32", mac.width)
+                total = of_row(self.product, totals, run.vectors, 0, [v])
+                correction = tir.wrapping("*", total, factor)
+                self.target.store(at + v * mac.width * 4, correction)
 
     def _vector(self, start: Value, step: Value, count: int, column: Value, lanes: int) -> Value:
         """One multiply-accumulate's vector: `count` of its k elements, `lanes` of its lanes."""
@@ -161,16 +164,16 @@ class RightPacker:
         if self.transposed:
             rows = [
                 self._neighbours(start + (column + min(i, lanes - 1)) * p.depth + first, count)
-                for i in range(mac.lanes)
+                for i in range(mac.width)
             ]
             return convert(tir.concat(rows), dtype)
         rows = [
-            self.source.load_first(lanes, start + (first + i) * p.width + column, mac.lanes)
+            self.source.load_first(lanes, start + (first + i) * p.width + column, mac.width)
             for i in range(count)
         ]
-        rows += [tir.const(0, self.source.dtype, mac.lanes)] * (k - count)
+        rows += [tir.const(0, self.source.dtype, mac.width)] * (k - count)
         if k > 1:
-            order = [i * mac.lanes + lane for lane in range(mac.lanes) for i in range(k)]
+            order = [i * mac.width + lane for lane in range(mac.width) for i in range(k)]
             rows = [tir.shuffle2(rows, order)]
         return convert(rows[0], dtype)
 

@@ -20,6 +20,7 @@ from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices, share, sweep, tasks
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 from qcompiler.ops.window import Window
@@ -37,7 +38,7 @@ def plain(region: Region, device: Device) -> Kernel | Skip:
     left, right = root.operands
     depth = left.type.dims[-1] if root.op == "matmul" else prod(right.type.dims[:-1])
     macs = root.type.size * depth
-    b = Builder(f"{root.op}_plain_{root.type.size}x{depth}")
+    b = Builder(f"{root.op}_plain_{root.type.size}x{depth}", Tails.of(device.isa))
     pointers = {n: b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)}
     target = b.pointer("out", out.dtype)
     *dims, width = root.type.dims

@@ -128,7 +128,7 @@ class Filters:
         w = w.reshape(height, width, channels)
         wide = np.zeros((self.groups * 4, width, self._blocks * self.block), np.int8)
         wide[:height, :, :channels] = rearranged(w, self.block) if self.turned else w
-        start = -128 * wide.astype(np.int32).sum((0, 1)) if self.product.flipped else 0 * wide[0, 0]
+        start = -self.product.shift * wide.astype(np.int32).sum((0, 1))
         starts = start.astype(np.int32).reshape(self._blocks, -1).view(np.uint8)
         fours = wide.reshape(self.groups, 4, width, self._blocks, self.block)
         fours = fours.transpose(3, 0, 2, 4, 1)  # [block][group][column][channel][4 rows]

@@ -12,6 +12,7 @@ from qcompiler.isa import Device
 from qcompiler.kernels.epilogue import DTYPES, Fused, Row, Walk, load, store
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tir import Builder, Pointer, Value
 from qcompiler.kernels.vec import Vec
 
@@ -61,7 +62,7 @@ class Draft:
     def __init__(self, kind: str, region: Region, device: Device) -> None:
         self.region, self.device, self.isa = region, device, device.isa
         self.name = _name(kind, region)
-        self.b = Builder(self.name)
+        self.b = Builder(self.name, Tails.of(device.isa))
         self.m = math_of(self.b, region, device)
         self.pointers: Mapping[Node, Pointer] = {
             n: self.b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)

@@ -27,8 +27,8 @@ from qcompiler.kernels.contraction_problem import problem_of
 from qcompiler.kernels.depthwise_filters import Shape, tame
 from qcompiler.kernels.region import NOTHING, Facts, Region
 from qcompiler.ops import OPERATORS, known_value
+from qcompiler.ops.kinds import VIEWS
 from qcompiler.ops.quantized import TABLES
-from qcompiler.storage import VIEWS
 
 Bound = float | None
 """What no absolute value exceeds, and none is a NaN; None: not known."""
@@ -142,11 +142,20 @@ def _fitting(region: Region) -> set[Node]:
     fitting = set()
     for node in region.nodes:
         if node.op == "quantize":
-            scaled = _product(*(bounds[i] for i in node.operands[:2]))
+            scaled = _scaled(node, bounds, constants)
             if scaled is not None and scaled <= _WHOLE:
                 fitting.add(node)
         bounds[node] = _bound(node, [bounds[i] for i in node.operands])
     return fitting
+
+
+def _scaled(node: Node, bounds: Mapping[Node, Bound], constants: Mapping[Node, Array]) -> Bound:
+    """Of what a `quantize` rounds."""
+    x, factor = node.operands[:2]
+    if not node.attrs["divide"]:
+        return _product(bounds[x], bounds[factor])
+    least = float(np.abs(constants[factor]).min()) if factor in constants else 0.0
+    return _product(bounds[x], 1 / least) if least > 0 else None
 
 
 def _bound(node: Node, operands: Sequence[Bound]) -> Bound:

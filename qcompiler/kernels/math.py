@@ -1,8 +1,9 @@
 """A formula of ops/ on TIR vectors -> vector code, branch-free but for `unless`.
 
 `TirMath` is the arithmetic of ops/math.py over `Vec`, a TIR expression of some lanes (one lane: a
-scalar). Every result is bound to a variable of the function being built, so a value that is used
-twice is computed once; conditions alone are not (TVM binds no vectors of booleans).
+scalar). Every result is held by the function being built, so a value that is used twice is
+computed once and no expression grows with the formulas before it; only a comparison is written out
+where it stands, of two values that are held.
 
 + - * / sqrt, comparisons, rounding and casts are exact; for the rest see polynomials.py. TVM lets
 LLVM contract a product and a sum into one rounding, so every product that a formula makes is
@@ -51,9 +52,12 @@ class TirMath:
 
     def vec(self, expr: Value, dtype: str = "") -> Vec:
         """An expression -> a value computed here, once; `dtype` where the bits do not tell it."""
-        dtype = dtype or tir.dtype_of(expr)
-        bound = expr if dtype == "bool" else self.builder.let(expr)
-        return Vec(self, bound, dtype, tir.lanes_of(expr))
+        held = self.builder.hold(expr)
+        return Vec(self, held, dtype or tir.dtype_of(expr), tir.lanes_of(expr))
+
+    def condition(self, expr: Value) -> Vec:
+        """A comparison of values that are held -> a condition, written out where it is used."""
+        return Vec(self, expr, "bool", tir.lanes_of(expr))
 
     def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
         """A number in every lane."""
@@ -249,13 +253,21 @@ class TirMath:
             a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
         elif a.dtype in _NARROW:
             a, b = self.cast(a, "float32"), self.cast(b, "float32")
-        return self.vec(node(a.expr, self._distinct(a, b).expr), "bool")
+        return self.condition(node(a.expr, self._distinct(a, b).expr))
+
+    def differ(self, a: Any, b: Any) -> Vec:
+        """Where they are not equal; NaN is equal to nothing."""
+        return self.condition(self._turned(self.compare(tirx.EQ, a, b)))
 
     def logical_not(self, x: Vec) -> Vec:
-        """A condition turned. As a comparison of bytes: TVM takes `not (a < b)` for `a >= b`, which
-        is not so of NaN.
+        """A condition turned."""
+        return self.vec(self._turned(x))
+
+    def _turned(self, x: Vec) -> Value:
+        """As a comparison of bytes: TVM takes `not (a < b)` for `a >= b`, which is not so of NaN,
+        and its own `!=` is false where a float is NaN.
         """
-        return self.vec(tirx.EQ(tir.cast(x.expr, "uint8"), tir.const(0, "uint8", x.lanes)), "bool")
+        return tirx.EQ(tir.cast(x.expr, "uint8"), tir.const(0, "uint8", x.lanes))
 
     def where(self, condition: Vec, a: Any, b: Any) -> Vec:
         """`a` where the condition holds, else `b`; both are computed."""
@@ -293,7 +305,7 @@ class TirMath:
         a, b = self.join(a, b)
         if a.dtype in _NARROW:
             return self._wide(lambda x, y: self._choose(better, x, y), a, b)
-        return self.where(self.vec(better(a.expr, b.expr), "bool"), a, b)
+        return self.where(self.condition(better(a.expr, b.expr)), a, b)
 
     def clip(self, x: Vec, low: Any, high: Any) -> Vec:
         """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
@@ -443,9 +455,7 @@ class TirMath:
         return self._function(polynomials.pow, tirx.pow, x, y)
 
     def _integer_pow(self, x: Vec, y: Vec) -> Vec:
-        """Squares, as many as the exponent has bits. They go through memory: TVM writes scalars out
-        in terms of those before, and each would be twice as long as the one before.
-        """
+        """Squares, as many as the exponent has bits."""
         negative = y < 0
         if y.value is not None and 0 <= y.value < 8:
             power = self.like(1, x)
@@ -454,11 +464,9 @@ class TirMath:
             return power
         left = self.where(negative, 0, y)
         power, square = self.widen(self.like(1, x), max(x.lanes, y.lanes)), x
-        held = self.builder.registers(x.dtype, x.lanes, 1, "square")
         for _ in range(tir.bits(y.dtype) - y.is_signed):
             power = self.where((left & 1) != 0, power * square, power)
-            held[0] = (square * square).expr
-            left, square = left >> 1, self.vec(held[0], x.dtype)
+            left, square = left >> 1, square * square
         if not y.is_signed:
             return power
         odd = (y & 1) != 0
@@ -550,17 +558,18 @@ class TirMath:
         return whole if int(top) == high else self.where(x > top, high, whole)
 
     def quantize(
-        self, x: Vec, multiplier: Vec, zero: Vec, *, dtype: str, fits: bool = False
+        self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
     ) -> Vec:
         """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
-        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: the product is known
-        to round to a number that int32 holds.
+        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
+        known to become a number that int32 holds.
         """
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         shift = self.cast(zero, "float32")
+        scaled = x / factor if divide else x * factor
         if high >= 1 << 22:  # the limits minus a zero point are no float32
-            return self.saturate(self.round(x * multiplier) + shift, dtype)
-        scaled, least, most = x * multiplier, low - shift, high - shift
+            return self.saturate(self.round(scaled) + shift, dtype)
+        least, most = low - shift, high - shift
         lanes = scaled.lanes
         several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
         nothing = zero.value == 0

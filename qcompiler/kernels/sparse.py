@@ -277,7 +277,7 @@ def _blocks(
     """One vector's columns [taps, steps * k, lanes] -> offsets, blocks, corrections in bytes."""
     corrections = np.zeros(0, np.uint8)
     if product.flipped:
-        sums = -128 * columns.astype(np.int64).sum((0, 1))
+        sums = -product.shift * columns.astype(np.int64).sum((0, 1))
         corrections = sums.astype(np.int32).view(np.uint8)
     parts = [columns]
     if product.leftovers:  # of what saturates, the rest is multiplied once more

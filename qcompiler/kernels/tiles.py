@@ -1,6 +1,6 @@
 """conv or matmul on an instruction set with tile registers -> a TIR kernel.
 
-Owns every contraction whose `Mac` has rows > 1; the vector generators own rows == 1.
+Owns every contraction for which there is a `TileMac`; other generators own those of vectors.
 
 for each task (a share of the parts, of the panels, or of both)
   set the tiles' shapes
@@ -31,6 +31,7 @@ from qcompiler.kernels.epilogue import Fused, store
 from qcompiler.kernels.loops import indices
 from qcompiler.kernels.math import TirMath
 from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.tails import Tails
 from qcompiler.kernels.tiles_block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.tiles_left import Left, left_scratch
 from qcompiler.kernels.tiles_model import Choice, choose, finish_cycles, near, vector_cycles
@@ -142,7 +143,7 @@ class Tiles:
         self.right_at = self.left_at + left_scratch(device.core, self.layout, choice.lines)
         packed = 0 if p.constant else p.groups * self.panels.matrix_bytes
         self.task_bytes = self.right_at + packed
-        self.b = Builder(self._name())
+        self.b = Builder(self._name(), Tails.of(device.isa))
 
     def kernel(self) -> Kernel:
         """Emit all of it."""

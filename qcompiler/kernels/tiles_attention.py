@@ -13,11 +13,11 @@ right tile as they lie; queries are left tiles where they lie, and so are weight
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from qcompiler.errors import Skip
-from qcompiler.isa import Device, Mac, MacKey
+from qcompiler.isa import Device
 from qcompiler.kernels import tir
 from qcompiler.kernels.attention import AttentionKernel, Scratch, refuse_attention
 from qcompiler.kernels.attention_operands import Heads, Keys, Values
@@ -29,6 +29,7 @@ from qcompiler.kernels.tiles_layout import WORD
 from qcompiler.kernels.tiles_right import PANEL_TILES
 from qcompiler.kernels.tir import Pointer, Value
 from qcompiler.ops.attention import LEAST
+from qcompiler.products import MacKey, TileMac, VectorMac
 
 _PRODUCTS: Mapping[str, tuple[tuple[MacKey, str, str], tuple[MacKey, str, str]]] = {
     "int8": ((("i8", "i8", "i32"), "int8", "int8"), (("u8", "i8", "i32"), "uint8", "int8")),
@@ -63,18 +64,16 @@ def tile_attention(region: Region, device: Device) -> Kernel | Skip:
     if q.length <= _FEW_QUERIES:
         return Skip(f"{q.length} queries")
     scores, values = (
-        Product(replace(mac, rows=1, k=quad), left, right, _SUMS[key[2]])
+        Product(VectorMac(key, mac.lanes, quad, mac.emit), left, right, _SUMS[key[2]])
         for mac, (key, left, right) in zip(macs, _PRODUCTS[dtype], strict=True)
     )
     return _Tiles(region, device, (q, k, v), scores, values).kernel()
 
 
-def _macs(device: Device, dtype: str) -> tuple[Mac, Mac] | None:
+def _macs(device: Device, dtype: str) -> tuple[TileMac, TileMac] | None:
     """The tile products for operands of a dtype, if there are both."""
-    first, second = (device.isa.mac.get(key) for key, _, _ in _PRODUCTS[dtype])
-    if first is None or second is None or min(first.rows, second.rows) == 1:
-        return None
-    return first, second
+    first, second = (device.isa.tile(key) for key, _, _ in _PRODUCTS[dtype])
+    return None if first is None or second is None else (first, second)
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ class _Tiles(AttentionKernel):
         self._store(self._sums(), PANEL_TILES * self.lanes * WORD, tiles)
 
     def _multiply(
-        self, mac: Mac, steps: _Steps, rows: _Rows, panels: tuple[Pointer, int], tiles: int
+        self, mac: TileMac, steps: _Steps, rows: _Rows, panels: tuple[Pointer, int], tiles: int
     ) -> None:
         """Left rows by neighbouring panels (where the first is, words from one to the next)."""
         right, apart = panels

@@ -16,11 +16,12 @@ from math import ceil
 
 from qcompiler.core import Core
 from qcompiler.ir import Node
-from qcompiler.isa import Device, Isa, Mac
+from qcompiler.isa import Device, Isa
 from qcompiler.kernels.tiles_block import Blocks, Near
 from qcompiler.kernels.tiles_layout import Layout, layouts
 from qcompiler.kernels.tiles_problem import Problem, key_of
 from qcompiler.kernels.tiles_right import PANEL_TILES, Panels
+from qcompiler.products import VectorMac
 
 L2_GAIN = 2.5  # rows of tiles come so much faster from the second-level cache than vectors
 L3_GAIN = 1.25  # and from the third
@@ -278,15 +279,10 @@ def vector_cycles(p: Problem, device: Device, finish: float) -> float:
     return max(single / tasks, read / tasks) + _barrier(core, tasks)
 
 
-def _vector_mac(isa: Isa | None, p: Problem) -> Mac | None:
+def _vector_mac(isa: Isa, p: Problem) -> VectorMac | None:
     """The vector product of the nearest instruction set below that has one for such operands."""
     key = key_of(p.root)
     assert key is not None
     keys = [key, ("u8", "i8", "i32")] if p.root.dtype == "int32" else [key]
-    while isa is not None:
-        for k in keys:
-            mac = isa.mac.get(k)
-            if mac is not None and mac.rows == 1 and mac.exact:
-                return mac
-        isa = isa.extends
-    return None
+    found = (isa.vector(k, exact=True) for k in keys)
+    return next((mac for mac in found if mac is not None), None)

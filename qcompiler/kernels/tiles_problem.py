@@ -17,11 +17,12 @@ import numpy as np
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node, numpy_dtype
-from qcompiler.isa import Isa, Mac, MacKey
+from qcompiler.isa import Isa
 from qcompiler.kernels.contraction_operands import bias_of
 from qcompiler.kernels.contraction_problem import Batch
 from qcompiler.kernels.region import Region
 from qcompiler.ops.window import Window
+from qcompiler.products import MacKey, TileMac
 
 _SHORT = {"uint8": "u8", "int8": "i8", "bfloat16": "bf16", "int32": "i32", "float32": "f32"}
 
@@ -34,7 +35,7 @@ class Problem:
     """What is summed; `lines` by `columns` output pixels an image, `height` by `breadth` inputs."""
 
     root: Node
-    mac: Mac
+    mac: TileMac
     images: int
     lines: int
     columns: int
@@ -149,21 +150,20 @@ def key_of(root: Node) -> MacKey | None:
     return left, right, sums
 
 
-def tile_mac(isa: Isa, root: Node) -> Mac | None:
+def tile_mac(isa: Isa, root: Node) -> TileMac | None:
     """The instruction set's tile product for a node, if it has one."""
     key = key_of(root)
-    mac = isa.mac.get(key) if key else None
-    return mac if mac is not None and mac.rows > 1 and mac.exact else None
+    return isa.tile(key) if key else None
 
 
-def problem_of(root: Node, mac: Mac) -> Problem | Skip:
+def problem_of(root: Node, mac: TileMac) -> Problem | Skip:
     """A conv or matmul node of static shapes -> its problem."""
     if 0 in root.type.dims or any(0 in i.type.dims for i in root.operands):
         return Skip("nothing to multiply")
     return _conv(root, mac) if root.op == "conv" else _matmul(root, mac)
 
 
-def _conv(root: Node, mac: Mac) -> Problem | Skip:
+def _conv(root: Node, mac: TileMac) -> Problem | Skip:
     x, w = root.operands
     images, *sizes, channels = x.type.dims
     if len(sizes) > 2:
@@ -200,7 +200,7 @@ def _conv(root: Node, mac: Mac) -> Problem | Skip:
     )
 
 
-def _matmul(root: Node, mac: Mac) -> Problem:
+def _matmul(root: Node, mac: TileMac) -> Problem:
     a, b = root.operands
     *a_batch, rows, depth = a.type.dims
     b_batch, dims = list(b.type.dims[:-2]), list(root.type.dims[:-2])

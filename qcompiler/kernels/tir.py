@@ -1,6 +1,6 @@
 """Python calls -> the TIR function of one kernel, statement by statement.
 
-    b = Builder("axpy")
+    b = Builder("axpy", Tails.of(isa))
     x, y = b.pointer("x", "float32"), b.pointer("y", "float32")
     with b.parallel(2) as task, b.serial(32) as i:
         at = b.let((task * 32 + i) * 16)
@@ -17,13 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.ir import PointerType, PrimType, TensorLoad, Var
 
 from qcompiler.errors import Unfit
 from qcompiler.ir import numpy_dtype
+
+if TYPE_CHECKING:
+    from qcompiler.kernels.tails import Tails
 
 Value = Any
 """A TIR expression: a scalar or a vector ("float32x16"). Python numbers mix in."""
@@ -185,97 +188,70 @@ class Pointer:
     """
 
     def __init__(self, builder: Builder, buffer: Value, dtype: str, offset: Value = 0) -> None:
-        self._builder = builder
+        self.builder = builder
         self.buffer = buffer
         self.dtype = dtype
         self.offset = offset
-        self._scale = bits(dtype) // bits(str(buffer.dtype))  # memory elements for one of ours
+        self.scale = bits(dtype) // bits(str(buffer.dtype))
+        """Memory elements for one of ours."""
 
     def __add__(self, offset: Value) -> Pointer:
-        return Pointer(self._builder, self.buffer, self.dtype, self.offset + offset * self._scale)
+        return Pointer(self.builder, self.buffer, self.dtype, self.offset + offset * self.scale)
 
     def view(self, dtype: str) -> Pointer:
         """The same address, seen as elements of another dtype no smaller than the memory's."""
         dtype = stored(dtype)
         assert bits(dtype) >= bits(str(self.buffer.dtype)), f"no {dtype} inside {self.buffer}"
-        return Pointer(self._builder, self.buffer, dtype, self.offset)
+        return Pointer(self.builder, self.buffer, dtype, self.offset)
 
-    def _index(self, offset: Value) -> Value:
-        index = self.offset + offset * self._scale
+    def index(self, offset: Value) -> Value:
+        """An offset of this pointer's elements -> of the memory's, from its begin."""
+        index = self.offset + offset * self.scale
         return tirx.const(index, "int32") if isinstance(index, int) else index
 
     def load(self, offset: Value = 0, lanes: int = 1, dtype: str = "") -> Value:
         """`lanes` elements from an offset on; `dtype` reinterprets their bits (lanes follow)."""
-        index = ramp(self._index(offset), lanes * self._scale)
+        index = ramp(self.index(offset), lanes * self.scale)
         return reinterpret(tirx.BufferLoad(self.buffer, [index]), dtype or self.dtype)
 
     def load_first(self, count: Value, offset: Value = 0, lanes: int = 1) -> Value:
-        """The first `count` of `lanes` elements; the memory of the others is not touched."""
+        """The first `count` of `lanes` elements; the memory of the others is not touched, and their
+        lanes hold anything.
+        """
         if isinstance(count, int) and count == lanes:
             return self.load(offset, lanes)
         if lanes == 1:  # count is 0 or 1, and a scalar has no mask
             raise ValueError("one lane is loaded whole or not at all")
-        total = lanes * self._scale
-        loaded = tirx.op.masked_load(
-            with_lanes(str(self.buffer.dtype), total),
-            self.buffer,
-            ramp(self._index(offset), total),
-            first_lanes(total, count * self._scale),
-        )
-        return reinterpret(loaded, self.dtype)
+        return self.builder.tails.load(self, count, offset, lanes)
 
     def gather(self, offsets: Value) -> Value:
         """The elements at a vector of offsets."""
-        assert self._scale == 1, "a view with larger elements cannot gather"
-        start = broadcast(self._index(0), lanes_of(offsets))
+        assert self.scale == 1, "a view with larger elements cannot gather"
+        start = broadcast(self.index(0), lanes_of(offsets))
         return tirx.BufferLoad(self.buffer, [offsets + start])
 
     def store(self, offset: Value, value: Value) -> None:
         """Write a scalar or a vector of this pointer's dtype (or of as many bits)."""
         raw = reinterpret(value, str(self.buffer.dtype))
-        index = ramp(self._index(offset), lanes_of(raw))
-        self._builder.emit(tirx.BufferStore(self.buffer, raw, [index]))
+        index = ramp(self.index(offset), lanes_of(raw))
+        self.builder.emit(tirx.BufferStore(self.buffer, raw, [index]))
 
     def store_first(self, count: Value, offset: Value, value: Value) -> None:
         """Write the first `count` lanes only."""
         if isinstance(count, int) and count in (1, lanes_of(value)):
             self.store(offset, shuffle(value, range(count)) if lanes_of(value) > 1 else value)
-        elif isinstance(count, int) and bits(self.dtype) == 8 and count.bit_count() <= 3:
-            # A masked store keeps whoever reads its masked bytes next waiting until it is done.
-            self._store_pieces(count, offset, self._builder.let(value))
-        elif isinstance(count, int) or bits(self.dtype) >= 32:
-            self._store_masked(count, offset, value)
         else:
-            # LLVM 22 writes 4 bytes where it finds that one lane of a truncated vector remains.
-            value = self._builder.let(value)
-            with self._builder.when(tirx.EQ(count, 1)):
-                self.store(offset, shuffle(value, [0]))
-            with self._builder.otherwise():
-                self._store_masked(count, offset, value)
-
-    def _store_pieces(self, count: int, offset: Value, value: Value) -> None:
-        at = 0
-        while at < count:
-            piece = 1 << ((count - at).bit_length() - 1)
-            self.store(offset + at, shuffle(value, range(at, at + piece)))
-            at += piece
-
-    def _store_masked(self, count: Value, offset: Value, value: Value) -> None:
-        raw = reinterpret(value, str(self.buffer.dtype))
-        scale = lanes_of(raw) // lanes_of(value)
-        index = ramp(self._index(offset), lanes_of(raw))
-        mask = first_lanes(lanes_of(raw), count * scale)
-        self._builder.emit(tirx.op.masked_store(self.buffer, raw, index, mask))
+            self.builder.tails.store(self, count, offset, value)
 
     def address(self, offset: Value = 0) -> Value:
         """The address of an element, for intrinsics that take one."""
-        return tirx.op.address_of(tirx.BufferLoad(self.buffer, [self._index(offset)]))
+        return tirx.op.address_of(tirx.BufferLoad(self.buffer, [self.index(offset)]))
 
     def prefetch(self, offset: Value = 0, *, level: int = 1, write: bool = False) -> None:
         """Ask for the cache line of an element: into L1 (level 1), L2 (2) or L3 (3)."""
         operands = [tirx.const(v, "int32") for v in (int(write), 4 - level, 1)]
         call = tirx.op.call_llvm_intrin("void", "llvm.prefetch", self.address(offset), *operands)
-        self._builder.emit(call)
+        self.builder.emit(call)
 
 
 class Registers:
@@ -309,16 +285,23 @@ class Builder:
     """Collects the statements of one kernel; `function` makes the PrimFunc.
 
     Parameters are raw pointers in the order of the `pointer` calls. The function returns int32 0.
+    `tails` moves parts of vectors (`load_first`, `store_first`), for which it must be given.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, tails: Tails | None = None) -> None:
+        self.name, self._tails = name, tails
         self._params: list[Value] = []
         self._views: list[Value] = []
         self._blocks: list[list[Value]] = [[]]
         self._names: dict[str, int] = {}
         self._lets: set[str] = set()
         self._count = 0
+
+    @property
+    def tails(self) -> Tails:
+        """What moves parts of vectors."""
+        assert self._tails is not None, f"{self.name} was not told how parts of vectors are moved"
+        return self._tails
 
     def emit(self, statement: Value) -> None:
         """Append a statement, or an expression evaluated for its effect."""
@@ -350,20 +333,32 @@ class Builder:
         return Pointer(self, buffer, one.dtype)
 
     def let(self, value: Value, name: str = "v") -> Value:
-        """Name a value: computed once, here.
+        """Name what may be an index or a bound: computed once, here.
 
-        Only integers that may be indices are bound to TIR variables: its passes reason about every
-        one, which takes most of the compile time when vectors are among them.
+        Only integers and conditions are bound to TIR variables: its passes reason about every one,
+        which takes most of the compile time when vectors are among them. They also write out each
+        in terms of those before it, so a chain of them has to be short; `hold` is for others.
+        """
+        if not isinstance(value, (int, float, Var)) and (
+            not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value)
+        ):
+            var = Var(self._fresh(name), value.ty)
+            self.emit(tirx.Bind(var, value))
+            return var
+        return self.hold(value, name)
+
+    def hold(self, value: Value, name: str = "v") -> Value:
+        """Name what is computed of data: once, here, and TVM sees no further than the name. So an
+        expression over names is as long as it is written, however long the chain behind them.
         """
         if isinstance(value, (int, float, Var)) or _is_load_of(value, self._lets):
             return value
+        dtype, lanes = dtype_of(value), lanes_of(value)
+        if dtype == "bool":  # as bytes: LLVM sees through both conversions
+            return tirx.NE(self.hold(cast(value, "uint8"), name), const(0, "uint8", lanes))
         name = self._fresh(name)
-        if not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value):
-            var = Var(name, value.ty)
-            self.emit(tirx.Bind(var, value))
-            return var
         self._lets.add(f"{name}_0")
-        held = Registers(self, dtype_of(value), lanes_of(value), 1, f"{name}_")
+        held = Registers(self, dtype, lanes, 1, f"{name}_")
         held[0] = value
         return held[0]
 

@@ -109,7 +109,7 @@ class Vec:
         return self.m.compare(tirx.EQ, self, other)
 
     def __ne__(self, other: object) -> Vec:  # type: ignore[override]
-        return self.m.logical_not(self == other)  # TIR's own is false where a float is NaN
+        return self.m.differ(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 

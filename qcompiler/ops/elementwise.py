@@ -47,7 +47,14 @@ def _as_first(node: Node) -> Type:
     return Type(node.operands[0].dtype, broadcast(*(i.shape for i in node.operands)))
 
 
-@elementwise("Pow", types=_as_first)
+def _power(node: Node) -> Type:
+    """The exponent may be of another dtype."""
+    if any(i.dtype == "bool" for i in node.operands):
+        raise Error("inputs of bool where numbers are needed")
+    return _as_first(node)
+
+
+@elementwise("Pow", types=_power)
 def pow_(m: Math, x: V, y: V) -> V:
     return m.pow(x, y)
 

@@ -299,21 +299,21 @@ def _(node: Node) -> Type:
 
 
 def _quantize_type(node: Node) -> Type:
-    x, multiplier, zero = (i.type for i in node.operands)
-    if (x.dtype, multiplier.dtype, zero.dtype) != ("float32", "float32", "int32"):
-        raise Error(f"quantize of {x}, {multiplier}, {zero}")
-    if (
-        "int" not in node.str("dtype")
-        or broadcast(x.shape, multiplier.shape, zero.shape) != x.shape
-    ):
-        raise Error(f"{x} does not quantize by {multiplier} to {node.str('dtype')}")
+    x, factor, zero = (i.type for i in node.operands)
+    if (x.dtype, factor.dtype, zero.dtype) != ("float32", "float32", "int32"):
+        raise Error(f"quantize of {x}, {factor}, {zero}")
+    if "int" not in node.str("dtype") or broadcast(x.shape, factor.shape, zero.shape) != x.shape:
+        raise Error(f"{x} does not quantize by {factor} to {node.str('dtype')}")
     return Type(node.str("dtype"), x.shape)
 
 
 @elementwise("quantize", types=_quantize_type)
-def quantize(m: Math, x: V, multiplier: V, zero: V, *, dtype: str = "uint8") -> V:
-    """The product is rounded to float32, then half to even; the sum saturates."""
-    return m.saturate(m.round(x * multiplier) + m.cast(zero, "float32"), dtype)
+def quantize(m: Math, x: V, factor: V, zero: V, *, dtype: str = "uint8", divide: int = 0) -> V:
+    """x * factor, or x / factor if `divide`, is rounded to float32, then half to even; the sum
+    saturates. They differ on ties: 2.5 * 3 / 3 is one, 2.5 * 3 * float32(1 / 3) may be none.
+    """
+    scaled = x / factor if divide else x * factor
+    return m.saturate(m.round(scaled) + m.cast(zero, "float32"), dtype)
 
 
 def _dequantize_type(node: Node) -> Type:

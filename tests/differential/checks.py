@@ -30,10 +30,13 @@ twice as many: a wrong scale, or an operator lowered wrongly in every graph alik
 # fmt: off
 EDGED = frozenset({
     "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "GroupNormalization",
-    "Hardmax", "InstanceNormalization", "LayerNormalization", "Less", "LessOrEqual", "Round",
-    "Shrink", "Sign", "ThresholdedRelu", "TopK", "Where",
+    "Hardmax", "InstanceNormalization", "LayerNormalization", "Less", "LessOrEqual",
+    "MeanVarianceNormalization", "ReduceProd", "Round", "Shrink", "Sign", "ThresholdedRelu", "TopK",
+    "Where",
 })
-"""Where a small change may become a large one: norms divide by what differs, be it so little."""
+"""Where a small change may become a large one: norms divide by what differs, be it so little; all
+factors of a product count, the near zeros of which little is left in bytes.
+"""
 # fmt: on
 
 

@@ -28,12 +28,13 @@ def follow(b: Builder, y: Value) -> Value:
 
 def weight(b: Builder, shape: tuple[int, ...], fan: int) -> Value:
     """A constant, now and then the one of an earlier product, or an input of the model."""
+    scale = max(fan, 1) ** -0.5
     if b.chance(0.08):
-        return b.input(shape, scale=fan**-0.5)
+        return b.input(shape, scale=scale)
     same = [v for v in b.shared if v.shape == shape]
     if same and b.chance(0.4):
         return b.choose(same)
-    b.shared.append(b.constant(b.numbers(*shape, scale=fan**-0.5)))
+    b.shared.append(b.constant(b.numbers(*shape, scale=scale)))
     return b.shared[-1]
 
 

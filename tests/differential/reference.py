@@ -83,6 +83,12 @@ COARSE = 2.0**-11
 """Six times the relative error of the exponentials that become bytes (`polynomials.exp2_least`)."""
 GATED = frozenset({"Gelu", "Mish", "Swish"})
 """They multiply their operand by such a zero themselves: an infinity stays, or is lost."""
+ROUNDED: Mapping[str, tuple[float, float]] = {
+    "byte": (2.0**-15.5, 7e-5), "bfloat16": (2.0**-17, 3e-5),
+}
+"""The error of a Gelu that nothing but a rounding reads (`polynomials.gelu_rounded`): its share of
+the operand, and what it is at most.
+"""
 # fmt: on
 
 
@@ -103,11 +109,12 @@ def references(
     terms one after another (`DRIFTING`).
     """
     exact = EXACT | LOWERED if kernels else EXACT
-    plain = _run(graph, feed, None, exact)
+    coarse = _rounded(graph) if kernels else {}
+    plain = _run(graph, feed, None, exact, coarse)
     runs = []
     for k in range(RUNS):
         noise = _Noise(np.random.default_rng((7, k // 2)), 1.0 if k % 2 else -1.0, in_order)
-        runs.append(_run(graph, feed, noise, exact))
+        runs.append(_run(graph, feed, noise, exact, coarse))
     return {
         name: Reference(value, _spread(value, [r[name] for r in runs]))
         for name, value in plain.items()
@@ -159,6 +166,14 @@ class _Noise:
         share = self.sign * max(terms - 1, 0) * 2.0**-24
         return (x + share * DRIFTING[node.op](x)).astype(x.dtype), *rest
 
+    def coarsely(self, made: Array, x: Array | None, share: float, most: float) -> Array:
+        """A result whose error is a share of its operand and has a limit. Four times as large: what
+        it decides are roundings, several of which go the same way in some sum.
+        """
+        assert x is not None
+        off = np.minimum(share * np.abs(x), most)
+        return (made + 4 * self.signs(made.shape) * off).astype(made.dtype)
+
     def moved(self, x: Array, by: Array | float = 0.0) -> Array:
         """Each element moved by a few units of its last place, and by something more."""
         dtype = x.dtype.name
@@ -178,8 +193,28 @@ def _step(dtype: str) -> float:
     return 1.01 * float(ml_dtypes.finfo(numpy_dtype(dtype)).eps)
 
 
+def _rounded(graph: Graph) -> dict[Node, tuple[float, float]]:
+    """Gelu nodes that nothing but roundings reads -> their errors."""
+    found: dict[Node, tuple[float, float]] = {}
+    for gelu in (n for n in graph.nodes if n.op == "Gelu" and n not in graph.outputs):
+        kinds = {_rounds_to(n) for n in graph.nodes if gelu in n.operands}
+        if kinds and None not in kinds:
+            found[gelu] = max(ROUNDED[str(k)] for k in kinds)
+    return found
+
+
+def _rounds_to(node: Node) -> str | None:
+    if node.op == "quantize" and numpy_dtype(node.dtype).itemsize == 1:
+        return "byte"
+    return "bfloat16" if node.op == "Cast" and node.dtype == "bfloat16" else None
+
+
 def _run(
-    graph: Graph, feed: Mapping[str, Array], noise: _Noise | None, exact: frozenset[str]
+    graph: Graph,
+    feed: Mapping[str, Array],
+    noise: _Noise | None,
+    exact: frozenset[str],
+    coarse: Mapping[Node, tuple[float, float]],
 ) -> dict[str, Array]:
     values: dict[Node, tuple[Array, ...]] = {}
     for node in graph.nodes:
@@ -192,6 +227,8 @@ def _run(
         else:
             arrays = tuple(None if i is None else values[i][0] for i in node.inputs)
             values[node] = _noisy(node, arrays, noise if node.op not in exact else None)
+            if noise is not None and node in coarse:
+                values[node] = (noise.coarsely(values[node][0], arrays[0], *coarse[node]),)
     return {n: values[o][0] for n, o in zip(graph.output_names, graph.outputs, strict=True)}
 
 
@@ -205,7 +242,7 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
     if node.op == "attention" and node.operands[0].dtype == "int8":
         arrays = _with_noisy_scores(arrays, noise)
     outputs = meaning(node, arrays)
-    moved = tuple(noise.moved(o, _against(node, arrays, o)) for o in outputs)
+    moved = tuple(noise.moved(o, _against(node, arrays, o) + _begun(node, arrays)) for o in outputs)
     if node.op in VANISHING:
         moved = tuple(
             np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
@@ -244,6 +281,33 @@ def _grain(node: Node) -> float:
         return 0.0
     x, w = (float(np.abs(n.operands[1].array.astype(np.float64)).max(initial=0)) for n in read)
     return x * w
+
+
+def _begun(node: Node, arrays: tuple[Array | None, ...]) -> Array | float:
+    """Sums of products may begin with what is added to them: then each of their n terms is rounded
+    where that stands, which may be large beside all of them. As a share of `UNITS` on the result:
+    an error of n / 2 units of the bias, whose double is Higham's bound (`DRIFTING`).
+    """
+    if node.op == "Add":
+        products = [n for n in node.operands if n.op in PLAIN]
+        beside = [a for n, a in zip(node.operands, arrays, strict=True) if n not in products]
+    else:
+        products = [node] if node.op in PLAIN and len(node.operands) > 2 else []
+        beside = list(arrays[2:])
+    if not products or "float" not in node.dtype:
+        return 0.0
+    terms = max(_terms_of(n) for n in products)
+    finite = [np.abs(a[np.isfinite(a)]) for a in beside if a is not None]
+    size = max((float(a.max(initial=0)) for a in finite), default=0.0)
+    return max(0.5 * terms / UNITS - 1, 0) * size
+
+
+def _terms_of(node: Node) -> float:
+    """How many products a sum of `PLAIN` has."""
+    x, w = (n.type for n in node.operands[:2])
+    if node.op in ("MatMul", "matmul", "Gemm"):
+        return float(x.dims[0 if node.attrs.get("transA") else -1])
+    return w.size / w.dims[{"Conv": 0, "ConvTranspose": 1}.get(node.op, -1)]
 
 
 def _terms(node: Node, array: Array, noise: _Noise) -> Array:

@@ -134,6 +134,39 @@ def test_sums_made_in_order_may_be_off_as_far_as_they_are() -> None:
         assert differs(got + np.float32(0.02), y)
 
 
+def test_sums_may_begin_with_a_bias_that_is_large_beside_them() -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((40, 90)) * 1e-3).astype(np.float32)
+    w = rng.standard_normal((90, 30)).astype(np.float32)
+    node, bias = placeholder("x", Type("float32", x.shape)), np.full(30, 2.2, np.float32)
+    product = make("MatMul", node, constant(w))
+    graph = Graph((node,), (make("Add", product, constant(bias)),), ("y",))
+    (y,) = references(graph, {"x": x}, kernels=True).values()
+    got = np.broadcast_to(bias, y.value.shape)
+    for k in range(90):
+        got = got + x[:, k : k + 1] * w[k]
+    assert np.abs(got - y.value).max() > 1.5e-6, "every step is rounded where the bias is"
+    assert differs(got, y) == ""
+    assert y.bound.max() < 91 * 2.0**-23 * 2.5
+    assert differs(got + np.float32(1e-4), y)
+
+
+@pytest.mark.parametrize("to", ["byte", "bfloat16"])
+def test_what_only_a_rounding_reads_may_round_either_way(to: str) -> None:
+    x = np.linspace(-4, 4, 4001, dtype=np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    gelu = make("Gelu", node)
+    scale, zero = constant(np.float32(0.02)), constant(np.int32(10))
+    byte = make("quantize", gelu, scale, zero, divide=1)
+    rounded = byte if to == "byte" else make("Cast", gelu, to="bfloat16")
+    graph = Graph((node,), (rounded,), ("y",))
+    (y,) = references(graph, {"x": x}, kernels=True).values()
+    (strict,) = references(graph, {"x": x}, kernels=False).values()
+    undecided = y.bound > 0
+    assert undecided.sum() > 2 * (strict.bound > 0).sum()
+    assert undecided.sum() < 0.4 * x.size
+
+
 def test_wrong_answers_and_crashes_are_seen_and_made_small(tmp_path: Path) -> None:
     case = generate(6, "float32")
 

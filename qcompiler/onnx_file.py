@@ -1,0 +1,76 @@
+"""A path -> the ONNX model in that file, and what a model declares: the opsets that it imports and
+the initializers of a graph. Errors: what is no ONNX model, too large, too old or too new.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto
+
+from qcompiler.errors import Error
+from qcompiler.files import contents, opened
+from qcompiler.onnx_inputs import first_double
+from qcompiler.onnx_schema import NEWEST, OLDEST
+from qcompiler.onnx_structure import domain_of
+
+MAX_FILE_BYTES = (1 << 31) - 1
+
+
+def load(path: Path) -> ModelProto:
+    """An ONNX file -> the message in it."""
+    where = str(path)
+    if os.path.isdir(path):
+        raise Error("a folder, not an ONNX file", where=where)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size > MAX_FILE_BYTES:
+        raise Error(
+            f"{size} bytes are more than the 2 GB of a protobuf file",
+            where=where,
+            hint="save the model with external data",
+        )
+    data = contents(path)
+    if not data:
+        raise Error("the file is empty", where=where)
+    try:
+        model: ModelProto = ModelProto.FromString(data)
+    except DecodeError as e:
+        raise Error("not an ONNX model, or a damaged one", where=where) from e
+    return model
+
+
+def opset_versions(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
+    """What a model or function imports -> {domain: version}; ONNX's own domain is ""."""
+    found = {domain_of(i.domain): i.version for i in imports}
+    if not found:
+        raise Error("not an ONNX model: it names no opset")
+    version = found.get("", NEWEST)
+    if version < OLDEST:
+        raise Error(
+            f"opset {version} is older than {OLDEST}",
+            hint="convert it: onnx.version_converter.convert_version(model, 13)",
+        )
+    if version > NEWEST:
+        raise Error(
+            f"opset {version} is newer than {NEWEST}", hint=f"re-export with opset {NEWEST}"
+        )
+    return found
+
+
+def initializers(proto: GraphProto) -> dict[str, TensorProto]:
+    """The stored tensors of a graph by name."""
+    if proto.sparse_initializer:
+        name = proto.sparse_initializer[0].values.name
+        raise Error(
+            f"the sparse initializer {name!r} is not supported", hint="store it as a dense tensor"
+        )
+    found = {t.name: t for t in proto.initializer}
+    if len(found) != len(proto.initializer):
+        raise Error(
+            f"two initializers have the name {first_double([t.name for t in proto.initializer])!r}"
+        )
+    return found

@@ -1,0 +1,178 @@
+"""What one multiply-accumulate instruction computes, and how its operands lie: a vector product, a
+product of small blocks inside vectors, a product of tile registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MacKey = tuple[str, str, str]
+"""(left dtype, right dtype, sum dtype): ("u8", "i8", "i32"), ("bf16", "bf16", "f32"), ("f16",
+"f16", "f32"), ("f32", "f32", "f32").
+"""
+BYTE_PRODUCTS: tuple[MacKey, ...] = (("u8", "i8", "i32"), ("i8", "i8", "i32"))
+"""Products of bytes, by both signs that activations may have."""
+_SIZES = {"u8": 1, "i8": 1, "i16": 2, "bf16": 2, "f16": 2, "i32": 4, "f32": 4}
+
+
+@dataclass(frozen=True)
+class VectorMac:
+    """A vector instruction (or a short sequence): sums[lanes] += left[k] * right[k, lanes].
+
+    `emit(sums, left, right)` takes and returns TIR vector expressions: `lanes` sums, the left
+    operand's k neighbours in every lane, the right operand's as [lane][k]. `exact` is False when it
+    can saturate on the way (then right values must stay within 7 bits); its two halves are then
+    `pairs(left, right)`, the sums of two products in 16 bits, and `join(sums, pairs)`, which adds
+    them in 32. `temporaries` are vector registers that it needs besides its operands'.
+    """
+
+    key: MacKey
+    lanes: int
+    k: int
+    emit: Callable[..., Any]
+    exact: bool = True
+    temporaries: int = 0
+    pairs: Callable[..., Any] | None = None
+    join: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.key, lanes=self.lanes, k=self.k)
+        if max(sizes(self.key)[:2]) * self.k > sizes(self.key)[2]:
+            raise ValueError(f"{self.k} of {self.key} are more than a lane of sums")
+        if self.exact != (self.pairs is None) or self.exact != (self.join is None):
+            raise ValueError("what saturates, and nothing else, has halves: pairs and join")
+
+    rows = 1
+    """Of the left operand that one instruction multiplies."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the right operand that one instruction multiplies."""
+        return self.lanes
+
+    @property
+    def multiplies(self) -> int:
+        """Multiply-accumulates of one instruction."""
+        return self.lanes * self.k
+
+    def of_row(self, row: int) -> range:
+        """The lanes of sums that belong to a row, by column."""
+        assert row == 0
+        return range(self.lanes)
+
+
+@dataclass(frozen=True)
+class BlockMac:
+    """A product of small matrices inside vectors: sums[rows, columns] += left[rows, k] * right[k,
+    columns], in each of `blocks` parts of a vector, for whose columns the right operand differs and
+    the left one is the same.
+
+    `emit(sums, left, right)` takes and returns TIR vector expressions: sums as [block][row][column]
+    , the left operand as [block][row][k], the right one as [block][column][k]: neighbouring columns
+    of k neighbours each, as a vector product of `width` lanes would have them.
+    """
+
+    key: MacKey
+    rows: int
+    columns: int
+    k: int
+    emit: Callable[..., Any]
+    blocks: int = 1
+    temporaries: int = 0
+
+    exact = True
+
+    def __post_init__(self) -> None:
+        _check(self.key, rows=self.rows, columns=self.columns, k=self.k, blocks=self.blocks)
+        left, right, sums = sizes(self.key)
+        block = self.rows * self.columns * sums
+        if self.rows < 2:
+            raise ValueError("a block of one row is a vector product")
+        if (self.rows * self.k * left, self.columns * self.k * right) != (block, block):
+            raise ValueError(f"{self.rows} x {self.k} by {self.columns}: operands of unequal sizes")
+
+    @property
+    def lanes(self) -> int:
+        """Sums in a vector."""
+        return self.blocks * self.rows * self.columns
+
+    @property
+    def width(self) -> int:
+        """Columns of the right operand that one instruction multiplies."""
+        return self.blocks * self.columns
+
+    @property
+    def multiplies(self) -> int:
+        """Multiply-accumulates of one instruction."""
+        return self.lanes * self.k
+
+    def of_row(self, row: int) -> list[int]:
+        """The lanes of sums that belong to a row, by column."""
+        starts = (block * self.rows + row for block in range(self.blocks))
+        return [start * self.columns + column for start in starts for column in range(self.columns)]
+
+
+@dataclass(frozen=True)
+class TileMac:
+    """A tile instruction on numbered registers: sums[rows, lanes] += left[rows, k] * right[k,
+    lanes].
+
+    `emit(sum_tile, left_tile, right_tile)` gives a statement. A left tile is [row][k], a right one
+    [k / quad][lane][quad], where a quad fills 32 bits; sums are [row][lane]. There are `tiles`
+    registers, which the intrinsics "tile_configure", "tile_load", "tile_zero", "tile_store" and
+    "tile_release" fill and empty.
+    """
+
+    key: MacKey
+    rows: int
+    lanes: int
+    k: int
+    emit: Callable[..., Any]
+    tiles: int
+
+    exact = True
+
+    def __post_init__(self) -> None:
+        _check(self.key, rows=self.rows, lanes=self.lanes, k=self.k)
+        if self.rows < 2 or self.tiles < 3:
+            raise ValueError(f"{self.tiles} tiles of {self.rows} rows: two operands and their sums")
+        if self.k % self.quad:
+            raise ValueError(f"{self.k} neighbours are no whole number of {self.quad}")
+
+    @property
+    def width(self) -> int:
+        """Columns of the right operand that one instruction multiplies."""
+        return self.lanes
+
+    @property
+    def quad(self) -> int:
+        """Neighbours of a column that lie together."""
+        return 4 // sizes(self.key)[1]
+
+    @property
+    def multiplies(self) -> int:
+        """Multiply-accumulates of one instruction."""
+        return self.rows * self.lanes * self.k
+
+
+Mac = VectorMac | BlockMac | TileMac
+"""A multiply-accumulate instruction, by where its operands are. A product of a group of threads,
+whose operands are spread over their registers, would be one more of them.
+"""
+
+
+def sizes(key: MacKey) -> tuple[int, int, int]:
+    """Bytes of one element of each."""
+    left, right, sums = (_SIZES[dtype] for dtype in key)
+    return left, right, sums
+
+
+def _check(key: MacKey, **sizes: int) -> None:
+    """Known dtypes, and powers of two."""
+    if unknown := [dtype for dtype in key if dtype not in _SIZES]:
+        raise ValueError(f"a product of {unknown[0]}: one of {', '.join(_SIZES)}")
+    for name, size in sizes.items():
+        if size < 1 or size & (size - 1):
+            raise ValueError(f"{name} of a product is {size}, not a power of two")
