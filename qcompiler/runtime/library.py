@@ -83,7 +83,8 @@ class Code:
         words = Table(arrays)
         table = (ctypes.c_int64 * words.words)()
         self.run(ctypes.addressof(table))
-        _check(table, words.refused)
+        if table[words.refused]:
+            raise _refused()
 
     @property
     def signature(self) -> int:
@@ -139,18 +140,18 @@ class Frame:
                 code.launch(team.memory.address, self._pointer, team.threads)
             finally:
                 team.free()
-        _check(table, words.refused)
+        if table[words.refused]:
+            table[words.refused] = 0
+            raise _refused()
 
 
-def _check(table: ctypes.Array[ctypes.c_int64], at: int) -> None:
-    """Raise Error where a run's table tells that the system refused what the code needs."""
-    if table[at]:
-        table[at] = 0
-        raise Error(
-            "the system refuses this process registers that the code needs",
-            hint="a newer kernel may have them, or a sandbox that lets the system call for them"
-            " pass; or compile for another instruction set: `qcompiler targets`",
-        )
+def _refused() -> Error:
+    """What a table tells whose last word is not zero any more (emit/entries.py)."""
+    return Error(
+        "the system refuses this process registers that the code needs",
+        hint="a newer kernel may have them, or a sandbox that lets the system call for them pass;"
+        " or compile for another instruction set: `qcompiler targets`",
+    )
 
 
 class Team:

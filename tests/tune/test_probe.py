@@ -17,7 +17,8 @@ from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import Device, host
 from qcompiler.options import Options
 from qcompiler.tune import limits, probe
-from qcompiler.tune.probe import Fact, Probe, loops
+from qcompiler.tune.probe import Probe
+from qcompiler.tune.probe_core import Fact, clock, loops, ring
 
 plugins.load_all()
 
@@ -129,18 +130,18 @@ outer:
 
 
 def test_a_ring_visits_every_line_once() -> None:
-    ring = probe._ring(1 << 14, 0)
+    found = ring(1 << 14, 0)
     at, seen = 0, set()
     while at not in seen:
         seen.add(at)
-        at = int(ring[at])
+        at = int(found[at])
     assert at == 0
     assert len(seen) == (1 << 14) // max(cpu.line_bytes(), 64)
 
 
 def test_a_noisy_machine_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "runs", lambda *_: [1e-3, 2e-3, 3e-3])
-    _, doubts = probe._clock(Device("test", host().isa, 1))
+    _, doubts = clock(Device("test", host().isa, 1))
     assert doubts == ("half of the runs took 100% longer than the shortest",)
 
 

@@ -251,7 +251,7 @@ class _Best(Rows):
         self.inner = prod(d.root.type.dims[axis + 1 :])
         self.largest = bool(source.int("largest"))
         size = tir.bits(self.dtype) // 8
-        self.places_at, each = (-(-self.wanted * n // 64) * 64 for n in (size, 4))
+        self.places_at, each = (d.device.core.whole_lines(self.wanted * n) for n in (size, 4))
         self.task_bytes = self.places_at + each
 
     def all_rows(self) -> Kernel:

@@ -1,0 +1,86 @@
+"""A team of threads -> what it costs that they share work, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qcompiler.hardware.isa import Device
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
+from qcompiler.runtime.library import Code
+from qcompiler.tune import limits
+from qcompiler.tune.probe_core import OUT_BYTES, TURNS, Fact, Filler, built
+
+_ROUNDS = 200
+_SLEEP_SECONDS = 0.002
+"""Longer than workers spin (emit/team.py)."""
+_HELPED = 0.85
+"""Two threads take at most this share of one's time where the second got a core."""
+
+
+def shared_work(device: Device) -> tuple[list[Fact], list[str]]:
+    """What it costs that threads share work, and what makes that doubtful; nothing of one."""
+    if device.threads == 1:
+        return [], []
+    barrier, wake = _barrier(device), _wake(device)
+    doubts = ["threads got no cores beside the caller's"] if barrier is None or wake is None else []
+    found = []
+    if barrier is not None:
+        how = f"forty times a barrier of threads, {barrier:.0f} ns"
+        found.append(Fact("launch_ns", 40 * barrier, how))
+        how = "five times a barrier: lines move, shares are not quite even"
+        found.append(Fact("barrier_ns", 5 * barrier, how))
+    if wake is not None:
+        how = "how much longer a run takes that finds its workers asleep"
+        found.append(Fact("wake_ns", wake, how))
+    return found, doubts
+
+
+def _barrier(device: Device) -> float | None:
+    """Nanoseconds of a barrier, of steps with a microsecond of work for each thread; None where no
+    thread helped the caller.
+    """
+    b = Builder("barriers")
+    source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
+    with b.serial(_ROUNDS), b.parallel(device.threads) as task:
+        _work(b, source, out, task, TURNS // 10)
+    code = built(b, device)
+    together, alone = _least(code, device.threads), _least(code, 1)
+    if together > _HELPED * alone:
+        return None
+    return max((together - alone / device.threads) / _ROUNDS, 1.0)
+
+
+def _wake(device: Device) -> float | None:
+    """Nanoseconds that a run takes longer where workers sleep; None where they did not help."""
+    b = Builder("shares")
+    source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
+    with b.parallel(device.threads) as task:
+        _work(b, source, out, task, 5 * TURNS)
+    code = built(b, device)
+    awake, asleep = (_least(code, device.threads, before) for before in (_go_on, _sleep))
+    if max(awake, asleep) > _HELPED * _least(code, 1):
+        return None
+    return max(asleep - awake, 1.0)
+
+
+def _work(b: Builder, source: Pointer, out: Pointer, task: Value, turns: int) -> None:
+    """Sixteen cycles a turn, with a cache line of a task's own."""
+    filler = Filler(b, (source.load(0), source.load(1)))
+    with b.serial(turns):
+        filler.run(8)
+    filler.keep(out + task * 16)
+
+
+def _least(code: Code, threads: int, before: Callable[[], None] | None = None) -> float:
+    """Nanoseconds."""
+    return min(limits.runs(code, threads, OUT_BYTES, OUT_BYTES, before or _go_on)) * 1e9
+
+
+def _go_on() -> None:
+    """Workers still look for work."""
+
+
+def _sleep() -> None:
+    """Workers fall asleep."""
+    time.sleep(_SLEEP_SECONDS)
