@@ -69,9 +69,9 @@ class BlockMac:
     columns], in each of `blocks` parts of a vector, for whose columns the right operand differs and
     the left one is the same.
 
-    `emit(sums, left, right)` takes and returns TIR vector expressions: sums as [block][row][column]
-    , the left operand as [block][row][k], the right one as [block][column][k]: neighbouring columns
-    of k neighbours each, as a vector product of `width` lanes would have them.
+    `emit(sums, left, right)` takes and returns TIR vector expressions: the left operand is
+    [block][row][k], the right one [block][column][k], and sums are [block][row][column]. So the
+    right operand lies as for a vector product of `width` lanes.
     """
 
     key: MacKey
