@@ -95,6 +95,7 @@ AVX2 = isa(
     cpu_flags="avx2 fma f16c bmi1 bmi2 abm movbe",
     registers=16,
     vector_bytes=32,
+    masked=frozenset((4, 8)),
     macs=(
         VectorMac(("f32", "f32", "f32"), lanes=8, k=1, emit=vfmaddps),
         VectorMac(("i16", "i16", "i32"), lanes=8, k=2, emit=vpmaddwd, temporaries=1),

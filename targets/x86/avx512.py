@@ -2,7 +2,7 @@
 
 from qcompiler.targets.x86.avx2 import AVX2, quantizer, vfmaddps
 
-from qcompiler.hardware.isa import isa
+from qcompiler.hardware.isa import EVERY_SIZE, isa
 from qcompiler.hardware.products import VectorMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Value, llvm
@@ -50,6 +50,7 @@ AVX512 = isa(
     cpu_flags="avx512f avx512bw avx512cd avx512dq avx512vl",
     registers=32,
     vector_bytes=64,
+    masked=EVERY_SIZE,
     preference=10,  # before all that have 32-byte vectors
     macs=(
         VectorMac(("f32", "f32", "f32"), lanes=16, k=1, emit=vfmaddps),

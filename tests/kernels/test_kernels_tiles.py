@@ -524,8 +524,9 @@ def test_a_machine_with_tiles_is_taken_for_one(isa: Isa, monkeypatch: pytest.Mon
 REFUSED = """
 import errno, sys
 import emulator
-from qcompiler import Error, cpu, load, plugins
+from qcompiler import Error, load, plugins
 from qcompiler.artifact.artifact import open_artifact
+from qcompiler.hardware import cpu
 from qcompiler.hardware.isa import ISAS, host
 from qcompiler.runtime import library
 

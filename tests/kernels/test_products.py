@@ -163,7 +163,7 @@ def test_a_right_operand_that_is_no_constant_is_packed_for_blocks(
 def test_limits_measure_products_of_blocks() -> None:
     mac = BLOCKS.block(BYTES)
     assert mac is not None
-    assert limits._ops(isa.Device("d", BLOCKS, 1), mac) > 0
+    assert limits.products(isa.Device("d", BLOCKS, 1), mac) > 0
 
 
 def test_a_real_product_of_blocks_fills_its_loop() -> None:

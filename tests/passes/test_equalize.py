@@ -143,6 +143,7 @@ def test_what_collapses_without_equalization_recovers_with_it(per_channel: bool)
     def similarity(*more: str) -> float:
         choice = {"quantize_static": {"per_channel": per_channel}, **{m: {} for m in more}}
         made = run_stage(graph, "quantize", None, Choice(choice), None, Calibration(samples))
+        made = run_stage(made, "integer")
         assert sum(n.op == "ConvInteger" for n in made.nodes) == 2
         pairs = [(ops.evaluate(graph, f)["y"], ops.evaluate(made, f)["y"]) for f in net.samples(3)]
         return min(cosine(a, b) for a, b in pairs)

@@ -23,7 +23,7 @@ import tvm_ffi
 from tvm import tirx
 
 from qcompiler.hardware.isa import Isa
-from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code import casts, integers, polynomials, tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 
@@ -146,23 +146,13 @@ class TirMath:
         if a.is_float:
             return self.trunc(self.divide(a, b))
         if tir.bits(a.dtype) == 64:
-            return self.where(b == 0, 0, self._divide_long(a, b))
+            return self.where(b == 0, 0, integers.divide_long(self, a, b))
         # The float quotient, cut off, is right: a true quotient that is not whole is 1/b or more
         # away from the next whole number, far more than its rounding error.
         long = tir.bits(a.dtype) == 32
         wide, whole = ("float64", "int64") if long else ("float32", "int32")
         ratio = self.cast(a, wide) / self.cast(self.where(b == 0, 1, b), wide)
         return self.where(b == 0, 0, self.cast(self.cast(ratio, whole), a.dtype))
-
-    def _divide_long(self, a: Vec, b: Vec) -> Vec:
-        """64 bits, a lane at a time, of absolute values: neither zero nor -1 may trap. The divisor
-        1 instead of 0 is a maximum, because LLVM (22) drops a choice that is made again later.
-        """
-        sign = (a ^ b) >> 63 if a.is_signed else None
-        x, y = (self.bits(self.abs(v), "uint64") for v in (a, b))
-        y = self.llvm("llvm.umax", y, self.like(1, y))
-        quotient = self.bits(self.vec(tirx.Div(x.expr, y.expr)), a.dtype)
-        return quotient if sign is None else (quotient ^ sign) - sign
 
     def floor_div(self, a: Any, b: Any) -> Vec:
         """Towards minus infinity."""
@@ -290,27 +280,28 @@ class TirMath:
 
     def larger(self, a: Any, b: Any) -> Vec:
         """`max` in one instruction: a NaN in `b` comes through, one in `a` does not."""
-        return self._choose(tirx.GT, a, b)
+        return self.choose(tirx.GT, a, b)
 
     def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
         a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
         if b.value is not None or (a.value is None and b.lanes < a.lanes):
             a, b = b, a
-        chosen = self._choose(better, a, b)
+        chosen = self.choose(better, a, b)
         if not a.is_float or (a.value is not None and not isnan(a.value)):
             return chosen
         return self.where(self.is_nan(a), a, chosen)
 
-    def _choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+    def choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+        """The first where it is better, else the second."""
         a, b = self.join(a, b)
         if a.dtype in _NARROW:
-            return self._wide(lambda x, y: self._choose(better, x, y), a, b)
+            return self._wide(lambda x, y: self.choose(better, x, y), a, b)
         return self.where(self.condition(better(a.expr, b.expr)), a, b)
 
     def clip(self, x: Vec, low: Any, high: Any) -> Vec:
         """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
-        x = x if low is None else self._choose(tirx.GT, self.like(low, x), x)
-        return x if high is None else self._choose(tirx.LT, self.like(high, x), x)
+        x = x if low is None else self.choose(tirx.GT, self.like(low, x), x)
+        return x if high is None else self.choose(tirx.LT, self.like(high, x), x)
 
     def is_nan(self, x: Vec) -> Vec:
         """A condition: x is not a number."""
@@ -447,30 +438,12 @@ class TirMath:
         """x^y in x's dtype; of integers exact modulo 2^bits, a negative power as 1 / x^-y."""
         x, y = (self.like(x, y), y) if isinstance(y, Vec) else (x, self.like(y, x))
         if not x.is_float and not y.is_float:
-            return self._integer_pow(x, y)
+            return integers.power(self, x, y)
         if not x.is_float:
             wide = self.pow(self.cast(x, "float64"), self.cast(y, "float64"))
             return self.cast(wide, x.dtype)
         x, y = self.join(x, self.cast(y, x.dtype))
         return self._function(polynomials.pow, tirx.pow, x, y)
-
-    def _integer_pow(self, x: Vec, y: Vec) -> Vec:
-        """Squares, as many as the exponent has bits."""
-        negative = y < 0
-        if y.value is not None and 0 <= y.value < 8:
-            power = self.like(1, x)
-            for _ in range(int(y.value)):
-                power = power * x
-            return power
-        left = self.where(negative, 0, y)
-        power, square = self.widen(self.like(1, x), max(x.lanes, y.lanes)), x
-        for _ in range(tir.bits(y.dtype) - y.is_signed):
-            power = self.where((left & 1) != 0, power * square, power)
-            left, square = left >> 1, square * square
-        if not y.is_signed:
-            return power
-        odd = (y & 1) != 0
-        return self.where(negative, self.trunc_div(1, self.where(odd, x, x * x)), power)
 
     def _function(
         self, short: Callable[..., Vec], library: Callable[..., Value], *operands: Vec
@@ -482,114 +455,27 @@ class TirMath:
             return self.vec(library(*(x.expr for x in operands)))
         return short(self, *operands)
 
-    # -- converting
+    # -- converting (casts.py)
 
     def cast(self, x: Vec, dtype: str) -> Vec:
-        """As C converts; from floats towards zero, out of range by way of int32 or int64, whose
-        lowest value then stands for it (LLVM's own conversion has no meaning there).
-        """
-        if dtype == x.dtype:
-            return x
-        if x.value is not None and dtype not in (*_NARROW, "bool") and np.isfinite(x.value):
-            return self.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
-        if dtype == "bool":
-            return x != 0
-        if x.dtype == "bool":
-            if dtype in _NARROW:
-                return self.cast(self.cast(x, "float32"), dtype)
-            return self.where(x, self.splat(1, dtype, x.lanes), self.splat(0, dtype, x.lanes))
-        if x.dtype in _NARROW and dtype != "float32":
-            return self.cast(self.cast(x, "float32"), dtype)
-        if dtype in _NARROW and x.dtype != "float32":
-            return self.cast(self.cast(x, "float32"), dtype)
-        if x.dtype == "bfloat16":
-            wide = self.vec(tir.cast(x.expr, "int32")) << 16
-            return self.bits(wide, "float32")
-        if dtype == "bfloat16":
-            return self._to_bfloat16(x)
-        if x.is_float and "int" in dtype:
-            return self._to_integer(x, dtype)
-        return self.converted(x, dtype)
-
-    def _to_integer(self, x: Vec, dtype: str) -> Vec:
-        """A float's whole part; of NaN and what is out of range the lowest value."""
-        if dtype in ("int8", "uint8", "int16", "uint16"):
-            return self.cast(self._to_integer(x, "int32"), dtype)
-        if dtype == "uint32":
-            return self.cast(self._to_integer(x, "int64"), dtype)
-        if dtype == "uint64":
-            upper, held = x >= 2.0**63, (x >= 2.0**63) & (x < 2.0**64)
-            high = self.converted(self.where(held, x, 0.0), dtype)
-            return self.where(upper, high, self.cast(self._to_integer(x, "int64"), dtype))
-        most = 2.0 ** (tir.bits(dtype) - 1)
-        fits = self.abs(x) < most
-        return self.where(fits, self.converted(x, dtype), -int(most))
+        """As C converts; of floats that an integer does not hold, its lowest value."""
+        return casts.cast(self, x, dtype)
 
     def converted(self, x: Vec, dtype: str) -> Vec:
         """LLVM's conversion: the value must be in the dtype's range."""
         return self.vec(tir.cast(x.expr, dtype))
 
-    def _to_bfloat16(self, x: Vec) -> Vec:
-        """The upper half, rounded to nearest even; a NaN stays one."""
-        own = self.isa.lanes(4)
-        if self.flush and "to_bfloat16" in self.isa.intrinsics and x.lanes % own == 0:
-            half = self.isa.intrinsics["to_bfloat16"]
-            parts = [tir.shuffle(x.expr, range(i, i + own)) for i in range(0, x.lanes, own)]
-            return self.vec(tir.concat([half(p) for p in parts]), "bfloat16")
-        raw = self.bits(x, "int32")
-        even = (raw >> 16) & 1
-        rounded = self.where(self.is_nan(x), raw | 0x400000, raw + (even + 0x7FFF))
-        upper = self.bits(rounded, "uint32") >> 16
-        return self.vec(tir.cast(upper.expr, "uint16"), "bfloat16")
-
     def saturate(self, x: Vec, dtype: str) -> Vec:
         """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-        if x.dtype in _NARROW:
-            x = self.cast(x, "float32")
-        if not x.is_float:
-            own = np.iinfo(x.dtype)
-            x = self.max(x, low) if low > own.min else x
-            return self.cast(self.min(x, high) if high < own.max else x, dtype)
-        kind = np.dtype(x.dtype).type
-        top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
-        least = self.where(x > low, x, low)  # NaN is not above
-        whole = self._in_range(self.min(least, top), dtype)
-        return whole if int(top) == high else self.where(x > top, high, whole)
+        return casts.saturate(self, x, dtype)
 
     def quantize(
         self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
     ) -> Vec:
-        """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
-        rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
-        known to become a number that int32 holds.
+        """The operator `quantize`, bit for bit; `fits`: what is rounded is known to become a number
+        that int32 holds.
         """
-        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-        shift = self.cast(zero, "float32")
-        scaled = x / factor if divide else x * factor
-        if high >= 1 << 22:  # the limits minus a zero point are no float32
-            return self.saturate(self.round(scaled) + shift, dtype)
-        least, most = low - shift, high - shift
-        lanes = scaled.lanes
-        several, own = self.isa.intrinsics.get("quantize"), self.isa.lanes()
-        nothing = zero.value == 0
-        if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
-            parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
-            held, add = [self.vec(p).expr for p in parts], None if nothing else zero.expr
-            made = several(held, add, dtype, bounded=fits)
-            return self.vec(made, dtype)
-        scaled = self._choose(tirx.GT, scaled, self.widen(least, lanes))  # NaN: the least
-        scaled = self._choose(tirx.LT, scaled, self.widen(most, lanes))
-        if "round_to_int" in self.isa.intrinsics and lanes == self.isa.lanes():
-            whole = self.vec(self.isa.intrinsics["round_to_int"](scaled.expr))
-        else:
-            whole = self.converted(self.round(scaled), "int32")
-        return self.cast(whole + zero, dtype)
-
-    def _in_range(self, x: Vec, dtype: str) -> Vec:
-        """Floats that are in an integer dtype's range -> the dtype."""
-        kind = {"uint32": "int64"}.get(dtype, "int32" if tir.bits(dtype) < 32 else dtype)
-        return self.cast(self.converted(x, kind), dtype)
+        return casts.quantize(self, x, factor, zero, dtype=dtype, divide=divide, fits=fits)
 
 
 def _c_library(name: str) -> Callable[..., Value]:

@@ -126,6 +126,11 @@ class Problem:
     """Of one element that is stored in the end."""
 
     @property
+    def transposed(self) -> bool:
+        """Whether the right operand of a matmul is stored by its columns."""
+        return self.root.op == "matmul" and bool(self.root.int("transpose_b"))
+
+    @property
     def left(self) -> Node:
         """The operand that is read along its last axis."""
         return self.root.operands[0]
@@ -150,7 +155,7 @@ class Problem:
         """The right operand's array -> [images or 1, groups, taps, depth, width]."""
         if self.root.op == "conv":
             return _conv_matrices(right, self)
-        if self.root.op == "matmul" and self.root.int("transpose_b"):
+        if self.transposed:
             right = np.swapaxes(right, -1, -2)
         return right.reshape(-1, 1, 1, *right.shape[-2:])
 

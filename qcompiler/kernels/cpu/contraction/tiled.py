@@ -200,7 +200,7 @@ class Contraction:
     def _reads_right_in_place(self) -> bool:
         p = self.problem
         same = tir.stored(p.right.dtype) == self.product.right
-        return self.product.mac.k == 1 and same and p.root.op == "matmul" and not _transposed(p)
+        return self.product.mac.k == 1 and same and p.root.op == "matmul" and not p.transposed
 
     def _matrix_bytes(self) -> int:
         """Bytes of one packed right matrix."""
@@ -359,7 +359,7 @@ class Contraction:
             p,
             self.pointers[p.right],
             self.scratch + self.packed_at,
-            _transposed(p),
+            p.transposed,
         )
         for run in self.panels.runs():
             with segment(self.b, self.my_panels, run.first, run.count, "panel") as panel:
@@ -499,7 +499,3 @@ class Contraction:
                 result = fused.at(row, at, width * lanes, count, {self.summed: value})
                 store(fused.m, self.out, index * columns + at, result, count)
                 first += width
-
-
-def _transposed(problem: Problem) -> bool:
-    return problem.root.op == "matmul" and bool(problem.root.int("transpose_b"))

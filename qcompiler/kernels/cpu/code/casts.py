@@ -1,0 +1,125 @@
+"""Values of one dtype -> of another: casts as C makes them, saturated, and quantized."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.kernels.cpu.code import tir
+
+if TYPE_CHECKING:
+    from qcompiler.kernels.cpu.code.math import TirMath
+    from qcompiler.kernels.cpu.code.vec import Vec
+
+_NARROW = ("float16", "bfloat16")
+
+
+def cast(m: TirMath, x: Vec, dtype: str) -> Vec:
+    """As C converts; from floats towards zero, out of range by way of int32 or int64, whose
+    lowest value then stands for it (LLVM's own conversion has no meaning there).
+    """
+    if dtype == x.dtype:
+        return x
+    if x.value is not None and dtype not in (*_NARROW, "bool") and np.isfinite(x.value):
+        return m.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
+    if dtype == "bool":
+        return x != 0
+    if x.dtype == "bool":
+        if dtype in _NARROW:
+            return m.cast(m.cast(x, "float32"), dtype)
+        return m.where(x, m.splat(1, dtype, x.lanes), m.splat(0, dtype, x.lanes))
+    if x.dtype in _NARROW and dtype != "float32":
+        return m.cast(m.cast(x, "float32"), dtype)
+    if dtype in _NARROW and x.dtype != "float32":
+        return m.cast(m.cast(x, "float32"), dtype)
+    if x.dtype == "bfloat16":
+        wide = m.vec(tir.cast(x.expr, "int32")) << 16
+        return m.bits(wide, "float32")
+    if dtype == "bfloat16":
+        return _to_bfloat16(m, x)
+    if x.is_float and "int" in dtype:
+        return _to_integer(m, x, dtype)
+    return m.converted(x, dtype)
+
+
+def _to_integer(m: TirMath, x: Vec, dtype: str) -> Vec:
+    """A float's whole part; of NaN and what is out of range the lowest value."""
+    if dtype in ("int8", "uint8", "int16", "uint16"):
+        return m.cast(_to_integer(m, x, "int32"), dtype)
+    if dtype == "uint32":
+        return m.cast(_to_integer(m, x, "int64"), dtype)
+    if dtype == "uint64":
+        upper, held = x >= 2.0**63, (x >= 2.0**63) & (x < 2.0**64)
+        high = m.converted(m.where(held, x, 0.0), dtype)
+        return m.where(upper, high, m.cast(_to_integer(m, x, "int64"), dtype))
+    most = 2.0 ** (tir.bits(dtype) - 1)
+    fits = m.abs(x) < most
+    return m.where(fits, m.converted(x, dtype), -int(most))
+
+
+def _to_bfloat16(m: TirMath, x: Vec) -> Vec:
+    """The upper half, rounded to nearest even; a NaN stays one."""
+    own = m.isa.lanes(4)
+    if m.flush and "to_bfloat16" in m.isa.intrinsics and x.lanes % own == 0:
+        half = m.isa.intrinsics["to_bfloat16"]
+        parts = [tir.shuffle(x.expr, range(i, i + own)) for i in range(0, x.lanes, own)]
+        return m.vec(tir.concat([half(p) for p in parts]), "bfloat16")
+    raw = m.bits(x, "int32")
+    even = (raw >> 16) & 1
+    rounded = m.where(m.is_nan(x), raw | 0x400000, raw + (even + 0x7FFF))
+    upper = m.bits(rounded, "uint32") >> 16
+    return m.vec(tir.cast(upper.expr, "uint16"), "bfloat16")
+
+
+def saturate(m: TirMath, x: Vec, dtype: str) -> Vec:
+    """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if x.dtype in _NARROW:
+        x = m.cast(x, "float32")
+    if not x.is_float:
+        own = np.iinfo(x.dtype)
+        x = m.max(x, low) if low > own.min else x
+        return m.cast(m.min(x, high) if high < own.max else x, dtype)
+    kind = np.dtype(x.dtype).type
+    top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
+    least = m.where(x > low, x, low)  # NaN is not above
+    whole = _in_range(m, m.min(least, top), dtype)
+    return whole if int(top) == high else m.where(x > top, high, whole)
+
+
+def quantize(
+    m: TirMath, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
+) -> Vec:
+    """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
+    rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
+    known to become a number that int32 holds.
+    """
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    shift = m.cast(zero, "float32")
+    scaled = x / factor if divide else x * factor
+    if high >= 1 << 22:  # the limits minus a zero point are no float32
+        return m.saturate(m.round(scaled) + shift, dtype)
+    least, most = low - shift, high - shift
+    lanes = scaled.lanes
+    several, own = m.isa.intrinsics.get("quantize"), m.isa.lanes()
+    nothing = zero.value == 0
+    if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
+        parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
+        held, add = [m.vec(p).expr for p in parts], None if nothing else zero.expr
+        made = several(held, add, dtype, bounded=fits)
+        return m.vec(made, dtype)
+    scaled = m.choose(tirx.GT, scaled, m.widen(least, lanes))  # NaN: the least
+    scaled = m.choose(tirx.LT, scaled, m.widen(most, lanes))
+    if "round_to_int" in m.isa.intrinsics and lanes == m.isa.lanes():
+        whole = m.vec(m.isa.intrinsics["round_to_int"](scaled.expr))
+    else:
+        whole = m.converted(m.round(scaled), "int32")
+    return m.cast(whole + zero, dtype)
+
+
+def _in_range(m: TirMath, x: Vec, dtype: str) -> Vec:
+    """Floats that are in an integer dtype's range -> the dtype."""
+    kind = {"uint32": "int64"}.get(dtype, "int32" if tir.bits(dtype) < 32 else dtype)
+    return m.cast(m.converted(x, kind), dtype)
