@@ -342,4 +342,14 @@ def _against(node: Node, arrays: tuple[Array | None, ...], output: Array) -> Arr
         return 0.0
     with np.errstate(all="ignore"):
         wide = np.abs(first.astype(np.float64))
-    return np.where(np.isfinite(wide), np.minimum(wide, 100.0), 0.0)
+        taken = _taken_from(node) * (first < 0)
+    return np.where(np.isfinite(wide), np.minimum(wide, 100.0), 0.0) + taken
+
+
+def _taken_from(node: Node) -> float:
+    """What functions that are (e^x - 1) times this below zero take from their exponential, which is
+    near it there: it is rounded as that is.
+    """
+    if node.op not in ("Celu", "Elu", "Selu"):
+        return 0.0
+    return float(node.attrs.get("alpha", 1.0)) * float(node.attrs.get("gamma", 1.0))  # type: ignore[arg-type]

@@ -151,6 +151,17 @@ def test_sums_may_begin_with_a_bias_that_is_large_beside_them() -> None:
     assert differs(got + np.float32(1e-4), y)
 
 
+@pytest.mark.parametrize("op", ["Celu", "Elu", "Selu"])
+def test_what_is_taken_from_an_exponential_is_rounded_as_that_is(op: str) -> None:
+    x = np.linspace(-0.2, 0, 4001, dtype=np.float32)
+    node = placeholder("x", Type("float32", x.shape))
+    (y,) = references(Graph((node,), (make(op, node),), ("y",)), {"x": x}, kernels=True).values()
+    off = np.nextafter(np.exp(x), np.float32(2)) - np.exp(x)  # one unit of the exponential
+    alpha = 1.7581 if op == "Selu" else 1.0
+    assert differs((y.value + np.float32(alpha) * off).astype(np.float32), y) == ""
+    assert differs(y.value + np.float32(2e-6), y)
+
+
 @pytest.mark.parametrize("to", ["byte", "bfloat16"])
 def test_what_only_a_rounding_reads_may_round_either_way(to: str) -> None:
     x = np.linspace(-4, 4, 4001, dtype=np.float32)
