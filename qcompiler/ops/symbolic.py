@@ -265,6 +265,24 @@ class Stretches:
     def __or__(self, other: V) -> Stretches:
         return _each(lambda a, b: a or b, self, other)
 
+    def __xor__(self, other: V) -> Stretches:
+        return _each(lambda a, b: a is not b, self, other)
+
+    def __eq__(self, other: V) -> Stretches:  # type: ignore[override]
+        return _compared(lambda d: d == 0, self - other)
+
+    def __ne__(self, other: V) -> Stretches:  # type: ignore[override]
+        return _compared(lambda d: d != 0, self - other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _unknown(self, *_: object) -> Stretches:
+        """Operators that symbols do not reach."""
+        raise Unknown
+
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __pow__ = __rpow__ = _unknown
+    __lshift__ = __rshift__ = __invert__ = _unknown
+
     def ends(self) -> list[tuple[float, float]]:
         """Where each part begins and ends."""
         return list(pairwise((-math.inf, *self.cuts, math.inf)))
@@ -351,8 +369,9 @@ class SymbolicMath:
     def min(self, a: V, b: V) -> Stretches:
         return self.where(lifted(a) > b, b, a)
 
-    def clip(self, x: V, low: V, high: V) -> Stretches:
-        return self.min(self.max(x, low), high)
+    def clip(self, x: V, low: V | None, high: V | None) -> Stretches:
+        above = lifted(x) if low is None else self.max(x, low)
+        return above if high is None else self.min(above, high)
 
     def abs(self, x: V) -> Stretches:
         return self.where(lifted(x) < 0, -x, x)

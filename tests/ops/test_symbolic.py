@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
 
 import numpy as np
 import pytest
-from qcompiler.passes.fuse.activation import FuseActivation
+from qcompiler.passes.fuse.activation import FuseActivation, evaluated, symbolized
 
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.ops import evaluate, make
-from qcompiler.ops.symbolic import SYMBOLS, VARIABLE, Unknown, same
+from qcompiler.ops.registry import OPERATORS
+from qcompiler.ops.symbolic import SYMBOLS, VARIABLE, Stretches, Unknown, lifted, same
 
 Tree = Callable[[Node], Node]
 
@@ -119,6 +122,18 @@ NEARLY = {
     "a Swish a little to the left": swish(1.0, 1e-4),
     "a Softplus a little higher": softplus(1.00005),
     "an Elu from a threshold": elu(1.0, 0.01),
+    "a point of its own": lambda x: make(
+        "Where", make("Equal", x, c(0.33371)), c(7), make("Max", x, c(0))
+    ),
+    "all but a point": lambda x: make(
+        "Where", make("Not", make("Equal", x, c(0.33371))), make("Max", x, c(0)), c(7)
+    ),
+    "a point where two conditions differ": lambda x: make(
+        "Where",
+        make("Xor", make("Greater", x, c(1.2347)), make("GreaterOrEqual", x, c(1.2347))),
+        c(9),
+        make("Max", x, c(0)),
+    ),
     "a jump near 0": where("Greater", 0, x_, lambda x: make("Sub", times(0.1)(x), c(1e-5))),
 }
 
@@ -154,7 +169,8 @@ def test_a_function_that_only_resembles_a_known_one_is_left_alone(name: str) -> 
     made = FuseActivation()(graph)
     whole = [n.op for n in made.nodes if n.op not in ("input", "constant")]
     assert len(whole) > 1
-    values = np.append(every_half(), np.linspace(-200, 6000, 4096, dtype=np.float32))
+    few = np.array([0.33371, 1.2347], np.float32)
+    values = np.concatenate([every_half(), few, np.linspace(-200, 6000, 4096, dtype=np.float32)])
     graph = graph_of(NEARLY[name], size=values.size)
     with np.errstate(all="ignore"):
         wanted, got = (evaluate(g, {"x": values})["y"] for g in (graph, FuseActivation()(graph)))
@@ -180,3 +196,46 @@ def test_symbols_know_the_identities_of_exponentials() -> None:
     assert same(m.erf(-x), -m.erf(x), 1e-6)
     assert not same(m.tanh(x), m.tanh(x * 1.00001), 1e-6)
     assert not same(m.erf(x), m.erf(x * 1.00001), 1e-6)
+
+
+CUT = 1.2347
+POINTS = (-3.0, -0.5, 0.0, 0.37, 1.0, CUT, 1.5, 40.0)
+FORMULAS = sorted(n for n, o in OPERATORS.items() if o.formula is not None and n[0].isupper())
+LOGICAL = ("And", "Not", "Or", "Xor")
+
+
+def at(made: Stretches, x: float) -> float:
+    """What symbols say of one number; NaN where they divide by zero."""
+    known = dict(zip(made.cuts, made.points, strict=True))
+    part = known[x] if x in known else made.over(x)
+    with suppress(ZeroDivisionError):
+        return float(part if isinstance(part, bool) else part.at(x))
+    return np.nan
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_formula_means_on_symbols_what_it_means_on_numbers(name: str) -> None:
+    """Or is Unknown: it never forgets a point, and never fails otherwise."""
+    operator, x = OPERATORS[name], np.array(POINTS)
+    numbers = ((VARIABLE, x), (lifted(CUT), np.full_like(x, CUT)), (VARIABLE * 2.0, x * 2))
+    truths = ((VARIABLE > CUT, x > CUT), (VARIABLE == CUT, x == CUT), (VARIABLE <= 0, x <= 0))
+    least, most = operator.arity
+    for count in range(int(least), int(min(most, 3)) + 1):
+        kinds = [truths if name in LOGICAL else numbers] * count
+        if name == "Where":
+            kinds[0] = truths
+        for chosen in product(*kinds):
+            symbols, arrays = [s for s, _ in chosen], [a for _, a in chosen]
+            attrs = dict(operator.defaults)
+            try:
+                with np.errstate(all="ignore"):
+                    wanted = evaluated(name, arrays, attrs)
+            except (TypeError, ValueError, AttributeError):
+                continue  # no operands of its
+            try:
+                made = lifted(symbolized(name, symbols, attrs))
+                got = np.array([at(made, p) for p in POINTS])
+            except Unknown:
+                continue
+            wanted = np.where(np.isfinite(wanted), wanted, np.nan)
+            np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
