@@ -153,7 +153,8 @@ def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
 def _otherwise(node: NodeProto) -> bool:
     """What onnxruntime computes otherwise: a Resize to the nearest, whose places it rounds, so that
     it may read a neighbour, one that keeps the aspect of axes counted from the end, which it does
-    not find, or one that crops to the size that was there, which it leaves alone; a variance as a difference of squares, which may come out below zero.
+    not find, or one that crops to the size that was there, which it leaves alone; a variance as
+    a difference of squares, which may come out below zero.
     """
     if node.op_type == "MeanVarianceNormalization":
         return True
