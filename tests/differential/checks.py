@@ -39,6 +39,8 @@ EDGED = frozenset({
 factors of a product count, the near zeros of which little is left in bytes.
 """
 # fmt: on
+FEW = 8
+"""All of fewer numbers may happen to be differences of nearly equal ones, all noise."""
 
 
 @dataclass
@@ -218,6 +220,8 @@ def _quantized(case: Case, made: Compilation, outcome: Outcome) -> None:
     for name, array in wanted[0].items():
         if array.dtype.kind in "biu" or not any(r[name].any() for r in wanted):
             continue  # nothing but zeros has no ratio to its noise
+        if array.size < FEW:
+            continue
         both = (np.concatenate([r[name].ravel() for r in runs]) for runs in (wanted, got))
         outcome.decibels = min(outcome.decibels, decibels(*both))
     steep = EDGED & {n.op_type for n in case.model.graph.node}
