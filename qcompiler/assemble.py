@@ -23,7 +23,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
             s.kernel.name,
             s.kernel.tasks,
             s.kernel.macs * made.parts,
-            step_bytes(s) * made.parts,
+            s.bytes * made.parts,
             multiplied(s),
         )
         for s in made.steps
@@ -45,11 +45,6 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         notes=dict(graph.notes),
     )
     return Artifact(manifest, code, made.weights, made.blocks)
-
-
-def step_bytes(step: Step) -> int:
-    """Bytes a step reads and writes, each operand once."""
-    return sum(p.bytes for p in (*step.operands, step.output))
 
 
 def multiplied(step: Step) -> str:

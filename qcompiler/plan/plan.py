@@ -8,7 +8,6 @@ arrays.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -27,9 +26,6 @@ from qcompiler.plan.places import Place
 from qcompiler.plan.regions import base, regions, with_copies
 from qcompiler.plan.weights import Weights
 
-log = logging.getLogger(__name__)
-
-
 Progress = Callable[[int, int, str], None]
 
 
@@ -46,6 +42,11 @@ class Step:
     output: Place
     scratch: Place | None
     turn: Turn = AFTER_ALL
+
+    @property
+    def bytes(self) -> int:
+        """What it reads and writes, each operand once."""
+        return sum(p.bytes for p in (*self.operands, self.output))
 
     @property
     def writes(self) -> tuple[Place, ...]:
@@ -156,5 +157,5 @@ def _step(index: int, region: Region, kernel: Kernel, weights: Weights, memory: 
 
 
 def _work(step: Step) -> Work:
-    cost = 1000 + step.kernel.macs + sum(p.bytes for p in (*step.operands, step.output))
+    cost = 1000 + step.kernel.macs + step.bytes
     return Work(step.operands, step.writes, step.kernel.tasks > 1, cost)

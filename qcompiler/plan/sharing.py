@@ -86,8 +86,7 @@ def nanoseconds(step: Step, device: Device) -> float:
     """About what a step takes on one core: its products of vectors a cycle, and bytes at the pace
     of the outer caches.
     """
-    moved = sum(p.bytes for p in (*step.operands, step.output))
-    return _predicted(step.kernel.macs, step.region.root, moved, device)
+    return _predicted(step.kernel.macs, step.region.root, step.bytes, device)
 
 
 def _predicted(macs: float, root: Node | None, moved: int, device: Device) -> float:

@@ -1,5 +1,6 @@
 """Rules and passes over graphs: a pattern and a function, run until nothing changes."""
 
+from qcompiler.errors import Skip
 from qcompiler.rewrite.rules import (
     ANY,
     CONST,
@@ -10,7 +11,6 @@ from qcompiler.rewrite.rules import (
     Pass,
     Pattern,
     Rule,
-    Skip,
     graph_pass,
     op,
     rewrite,

@@ -34,25 +34,6 @@ from typing import Any, Protocol, TypeVar, cast
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Graph, Node
 
-__all__ = [
-    "ANY",
-    "CONST",
-    "OPTIONAL",
-    "PASSES",
-    "STAGES",
-    "Explain",
-    "Pass",
-    "Pattern",
-    "Rule",
-    "Skip",
-    "graph_pass",
-    "op",
-    "rewrite",
-    "rule",
-    "stage_of",
-    "taken",
-]
-
 STAGES = ("fold", "fuse", "prune", "quantize", "integer", "layout")
 Explain = Callable[[str, Node, str], None]
 """Told of every Skip: (rule's name, root node, reason)."""

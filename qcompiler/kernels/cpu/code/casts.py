@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from qcompiler.kernels.cpu.code.math import TirMath
     from qcompiler.kernels.cpu.code.vec import Vec
 
-_NARROW = ("float16", "bfloat16")
+NARROW = ("float16", "bfloat16")
+"""Floats whose arithmetic is that of float32."""
 
 
 def cast(m: TirMath, x: Vec, dtype: str) -> Vec:
@@ -22,17 +23,17 @@ def cast(m: TirMath, x: Vec, dtype: str) -> Vec:
     """
     if dtype == x.dtype:
         return x
-    if x.value is not None and dtype not in (*_NARROW, "bool") and np.isfinite(x.value):
+    if x.value is not None and dtype not in (*NARROW, "bool") and np.isfinite(x.value):
         return m.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
     if dtype == "bool":
         return x != 0
     if x.dtype == "bool":
-        if dtype in _NARROW:
+        if dtype in NARROW:
             return m.cast(m.cast(x, "float32"), dtype)
         return m.where(x, m.splat(1, dtype, x.lanes), m.splat(0, dtype, x.lanes))
-    if x.dtype in _NARROW and dtype != "float32":
+    if x.dtype in NARROW and dtype != "float32":
         return m.cast(m.cast(x, "float32"), dtype)
-    if dtype in _NARROW and x.dtype != "float32":
+    if dtype in NARROW and x.dtype != "float32":
         return m.cast(m.cast(x, "float32"), dtype)
     if x.dtype == "bfloat16":
         wide = m.vec(tir.cast(x.expr, "int32")) << 16
@@ -76,7 +77,7 @@ def _to_bfloat16(m: TirMath, x: Vec) -> Vec:
 def saturate(m: TirMath, x: Vec, dtype: str) -> Vec:
     """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-    if x.dtype in _NARROW:
+    if x.dtype in NARROW:
         x = m.cast(x, "float32")
     if not x.is_float:
         own = np.iinfo(x.dtype)

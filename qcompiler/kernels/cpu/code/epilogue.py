@@ -20,6 +20,7 @@ from tvm import tirx
 
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code.casts import NARROW
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.math import Table, TirMath
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
@@ -34,7 +35,6 @@ DTYPES = frozenset(
 )
 """What kernels can hold in vectors."""
 
-_NARROW = ("float16", "bfloat16")
 _SHORTER: Mapping[str, Callable[..., Vec]] = {
     "Gelu": polynomials.gelu,
     "Sigmoid": polynomials.sigmoid,
@@ -115,7 +115,7 @@ class Fused:
     def lanes(self) -> int:
         """Lanes of vectors that hold the widest of the nodes' and operands' dtypes."""
         sizes = [numpy_dtype(n.dtype).itemsize for n in (*self.nodes, *self.operands)]
-        if any(n.dtype in _NARROW for n in (*self.nodes, *self.operands)):
+        if any(n.dtype in NARROW for n in (*self.nodes, *self.operands)):
             sizes.append(4)
         return self.m.isa.lanes(max(sizes, default=4))
 
@@ -180,7 +180,7 @@ class Fused:
         return self.m.cast(value, node.dtype)
 
     def _wide(self, value: Vec | Table) -> Vec | Table:
-        if isinstance(value, Vec) and value.dtype in _NARROW:
+        if isinstance(value, Vec) and value.dtype in NARROW:
             return self.m.cast(value, "float32")
         return value
 

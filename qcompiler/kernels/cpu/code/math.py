@@ -27,8 +27,6 @@ from qcompiler.kernels.cpu.code import casts, integers, polynomials, tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 
-_NARROW = ("float16", "bfloat16")
-
 
 @dataclass(frozen=True)
 class Table:
@@ -61,7 +59,7 @@ class TirMath:
 
     def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
         """A number in every lane."""
-        if dtype in _NARROW:
+        if dtype in casts.NARROW:
             return self.cast(self.splat(value, "float32", lanes), dtype)
         kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
         return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
@@ -104,7 +102,7 @@ class TirMath:
     def binary(self, sign: str, a: Any, b: Any) -> Vec:
         """a + b, a - b or a * b, rounded once; integers wrap around; of booleans or, xor, and."""
         a, b = self.join(a, b)
-        if a.dtype in _NARROW:
+        if a.dtype in casts.NARROW:
             return self._wide(lambda x, y: self.binary(sign, x, y), a, b)
         if a.dtype == "bool":
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
@@ -136,7 +134,7 @@ class TirMath:
         a, b = self.join(a, b)
         if not a.is_float:
             return self.trunc_div(a, b)
-        if a.dtype in _NARROW:
+        if a.dtype in casts.NARROW:
             return self._wide(self.divide, a, b)
         return self.vec(tirx.Div(a.expr, b.expr))
 
@@ -241,7 +239,7 @@ class TirMath:
         a, b = self.join(a, b)
         if a.dtype == "bool":
             a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
-        elif a.dtype in _NARROW:
+        elif a.dtype in casts.NARROW:
             a, b = self.cast(a, "float32"), self.cast(b, "float32")
         return self.condition(node(a.expr, self._distinct(a, b).expr))
 
@@ -294,7 +292,7 @@ class TirMath:
     def choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
         """The first where it is better, else the second."""
         a, b = self.join(a, b)
-        if a.dtype in _NARROW:
+        if a.dtype in casts.NARROW:
             return self._wide(lambda x, y: self.choose(better, x, y), a, b)
         return self.where(self.condition(better(a.expr, b.expr)), a, b)
 
@@ -344,7 +342,7 @@ class TirMath:
 
     def abs(self, x: Vec) -> Vec:
         """Absolute value."""
-        if x.dtype in _NARROW:
+        if x.dtype in casts.NARROW:
             return self._wide(self.abs, x)
         if x.is_float:
             return self.llvm("llvm.fabs", x)
@@ -380,7 +378,7 @@ class TirMath:
     def _unary(self, name: str, x: Vec) -> Vec:
         if not x.is_float:
             return x
-        if x.dtype in _NARROW:
+        if x.dtype in casts.NARROW:
             return self._wide(lambda v: self.llvm(name, v), x)
         return self.llvm(name, x)
 
@@ -449,7 +447,7 @@ class TirMath:
         self, short: Callable[..., Vec], library: Callable[..., Value], *operands: Vec
     ) -> Vec:
         dtype = operands[0].dtype
-        if dtype in _NARROW:
+        if dtype in casts.NARROW:
             return self._wide(lambda *x: short(self, *x), *operands)
         if dtype == "float64":
             return self.vec(library(*(x.expr for x in operands)))
