@@ -47,7 +47,9 @@ PRODUCTS = frozenset({
 })
 """May be calculated by transforms, whose errors are small against the largest operand."""
 CENTRED = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization"})
-"""onnxruntime scales values and their mean, and subtracts then: as exact as the largest of them."""
+"""onnxruntime scales values and their mean, and subtracts then: as exact as the largest of them, and
+as their mean, a sum of n terms in order, whose error grows with the square root of n as a rule.
+"""
 PLAIN = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "conv", "matmul"})
 """Their outputs are sums of products of their first two operands."""
 SUMS = PRODUCTS | frozenset({
@@ -324,7 +326,8 @@ def _terms(node: Node, array: Array, noise: _Noise) -> Array:
     finite = np.abs(array[np.isfinite(array)])
     against = node.op in PRODUCTS or node.op in PLACED or (noise.in_order and node.op in CENTRED)
     largest = float(finite.max(initial=0)) if against else 0.0
-    return noise.moved(array, largest * (8 if node.op in PLACED else 1))
+    grown = 8 if node.op in PLACED else array.size**0.5 if node.op in CENTRED else 1
+    return noise.moved(array, largest * grown)
 
 
 def _against(node: Node, arrays: tuple[Array | None, ...], output: Array) -> Array | float:
