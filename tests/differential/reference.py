@@ -47,7 +47,7 @@ PRODUCTS = frozenset({
 })
 """May be calculated by transforms, whose errors are small against the largest operand."""
 CENTRED = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization"})
-"""onnxruntime scales values and their mean, and subtracts then: as exact as the largest of them, and
+"""onnxruntime scales values and their mean, and subtracts then: as exact as the largest of them and
 as their mean, a sum of n terms in order, whose error grows with the square root of n as a rule.
 """
 PLAIN = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "conv", "matmul"})
