@@ -19,11 +19,10 @@ from math import isnan
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 from tvm import tirx
 
 from qcompiler.hardware.isa import Isa
-from qcompiler.kernels.cpu.code import casts, integers, polynomials, tir
+from qcompiler.kernels.cpu.code import casts, hidden, integers, polynomials, tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 
@@ -108,20 +107,11 @@ class TirMath:
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
         if not a.is_float:
             return self.vec(tir.wrapping(sign, a.expr, b.expr))
-        b = self._distinct(a, b) if sign == "-" else b
-        made = {"+": tirx.Add, "-": tirx.Sub, "*": tirx.Mul}[sign](a.expr, b.expr)
         if sign == "*":
-            made = tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made)
-        return self.vec(made)
-
-    def _distinct(self, a: Vec, b: Vec) -> Vec:
-        """`b`, hidden from TVM where it is the same float as `a`.
-
-        TVM takes x - x for 0 and x == x for true, which they are not where x is infinite or NaN.
-        """
-        if not a.is_float or not tvm_ffi.structural_equal(a.expr, b.expr):
-            return b
-        return self.vec(tir.llvm(b.dtype, b.lanes, "llvm.arithmetic.fence", b.expr))
+            made = tirx.Mul(hidden.zero(self, a).expr, hidden.zero(self, b).expr)
+            return self.vec(tir.llvm(a.dtype, a.lanes, "llvm.arithmetic.fence", made))
+        b = hidden.twin(self, a, b) if sign == "-" else b
+        return self.vec({"+": tirx.Add, "-": tirx.Sub}[sign](a.expr, b.expr))
 
     def fma(self, a: Vec, b: Any, c: Any) -> Vec:
         """a * b + c in one rounding: never for a formula's own signs."""
@@ -136,7 +126,7 @@ class TirMath:
             return self.trunc_div(a, b)
         if a.dtype in casts.NARROW:
             return self._wide(self.divide, a, b)
-        return self.vec(tirx.Div(a.expr, b.expr))
+        return self.vec(tirx.Div(hidden.zero(self, a).expr, b.expr))
 
     def trunc_div(self, a: Any, b: Any) -> Vec:
         """Integer division towards zero; by zero it gives zero, and nothing traps."""
@@ -241,7 +231,7 @@ class TirMath:
             a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
         elif a.dtype in casts.NARROW:
             a, b = self.cast(a, "float32"), self.cast(b, "float32")
-        return self.condition(node(a.expr, self._distinct(a, b).expr))
+        return self.condition(node(a.expr, hidden.twin(self, a, b).expr))
 
     def differ(self, a: Any, b: Any) -> Vec:
         """Where they are not equal; NaN is equal to nothing."""

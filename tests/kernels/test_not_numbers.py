@@ -1,13 +1,14 @@
-"""Comparisons of NaN keep their meaning, however they are combined."""
+"""NaN and infinities keep their meaning in comparisons, and beside constants."""
 
 from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
 from qcompiler.ir import Array
@@ -105,3 +106,38 @@ def test_not_a_number_can_be_replaced(target: str) -> None:
     np.testing.assert_array_equal(
         got, np.nan_to_num(feeds["x"], nan=7.0, posinf=np.inf, neginf=-np.inf)
     )
+
+
+CONSTANTS = (0.0, -0.0, 1.0, -1.0, 2.0, np.inf, -np.inf, np.nan)
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Mod", "Pow", "PRelu")
+DTYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
+
+
+def arithmetic(op: str, dtype: np.dtype) -> onnx.ModelProto:
+    """An operator of x and a constant, either way round, for every constant."""
+    nodes, outputs, constants = [], [], []
+    extra = {"fmod": 1} if op == "Mod" else {}
+    for i, number in enumerate(CONSTANTS):
+        constants.append(numpy_helper.from_array(np.array([number], dtype), f"c{i}"))
+        for inputs in ([f"c{i}", "x"], ["x", f"c{i}"])[op == "PRelu" :]:
+            outputs.append(f"v{len(nodes)}")
+            nodes.append(helper.make_node(op, inputs, [outputs[-1]], **extra))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x = helper.make_tensor_value_info("x", kind, [len(NUMBERS) * 7])
+    made = [helper.make_tensor_value_info(o, kind, [len(NUMBERS) * 7]) for o in outputs]
+    graph = helper.make_graph(nodes, "arithmetic", [x], made, constants)
+    opset = helper.make_opsetid("", 22)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+
+
+@pytest.mark.parametrize("target", ["x86_avx2", "host"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("op", ARITHMETIC)
+def test_constants_beside_infinities_and_not_a_number(op: str, dtype: type, target: str) -> None:
+    """0 * x is no zero where x is infinite, and 0 / x none where x is not a number."""
+    model, feeds = arithmetic(op, np.dtype(dtype)), {"x": values()["x"].astype(dtype)}
+    with np.errstate(all="ignore"):
+        wanted = evaluate(read(model), feeds)
+    got = load(qcompiler.compile(model, target=target)).run(feeds)
+    for output, want in wanted.items():
+        np.testing.assert_array_equal(got[output].astype(np.float64), want.astype(np.float64))
