@@ -21,10 +21,14 @@ from qcompiler.ops import meaning
 
 RUNS = 6
 """Three pairs: what one pushes up, the other pushes down."""
+TIES = 20
+"""The runs where values are rounded to narrow floats: those near a tie go either way, and some sums
+of a few of them come out otherwise only if one goes this way and another that way.
+"""
 UNITS = 8.0
 """Rounding errors are made this many times as large as one half unit in the last place."""
 SLACK = 2.0
-"""So many times the largest difference seen is allowed."""
+"""The largest difference seen, times this, is allowed."""
 
 # fmt: off
 EXACT = frozenset({
@@ -113,17 +117,18 @@ def references(
     exact = EXACT | LOWERED if kernels else EXACT
     coarse = _rounded(graph) if kernels else {}
     plain = _run(graph, feed, None, exact, coarse)
+    count, slack = (TIES, 2 * SLACK) if any(map(_narrows, graph.nodes)) else (RUNS, SLACK)
     runs = []
-    for k in range(RUNS):
+    for k in range(count):
         noise = _Noise(np.random.default_rng((7, k // 2)), 1.0 if k % 2 else -1.0, in_order)
         runs.append(_run(graph, feed, noise, exact, coarse))
     return {
-        name: Reference(value, _spread(value, [r[name] for r in runs]))
+        name: Reference(value, _spread(value, [r[name] for r in runs], slack))
         for name, value in plain.items()
     }
 
 
-def _spread(value: Array, runs: list[Array]) -> Array:
+def _spread(value: Array, runs: list[Array], slack: float) -> Array:
     """How far the runs lie from the value, with slack; infinite where they differ in kind.
 
     Errors of one element may happen to cancel in all runs, but not those of half a tensor: where
@@ -143,7 +148,7 @@ def _spread(value: Array, runs: list[Array]) -> Array:
             middle = float(np.median(bound[moved]))
             share = float(np.median(bound[moved] / np.maximum(size[moved], 1e-30)))
             bound = np.maximum(bound, np.maximum(middle, min(share, UNITS * 2.0**-23) * size))
-    return SLACK * bound
+    return slack * bound
 
 
 @dataclass
@@ -272,6 +277,11 @@ def _with_noisy_scores(arrays: tuple[Array | None, ...], noise: _Noise) -> tuple
     added = unit * noise.signs((q.shape[-2], rows))
     moved = added if mask is None else mask + added
     return q, k, v, moved.astype(np.float32), *rest
+
+
+def _narrows(node: Node) -> bool:
+    """Whether a computed value is rounded to a narrow float."""
+    return node.op == "Cast" and node.dtype in ("bfloat16", "float16")
 
 
 def _grain(node: Node) -> float:

@@ -83,6 +83,18 @@ class _Rows:
 
         self._lines(row, line)
 
+    def sum(self, row: Value, term: Callable[[Vec], Vec]) -> _Total:
+        """Read a row into scratch -> the sum of a term of each value. Short lines are added up from
+        scratch, in whole vectors: one line after the other would lose a unit for every few.
+        """
+        total = self.total(0.0)
+        if not self.inner:
+            self.take(row, lambda v, count, slot: total.join(term(v), count, slot))
+            return total
+        self.take(row, lambda v, count, slot: None)
+        self.again(lambda v, at, count, slot: total.join(term(v), count, slot))
+        return total
+
     def again(self, body: Callable[[Vec, Value, int, int], None]) -> None:
         """body(vector, offset in the row, how many lanes count, slot) from scratch."""
 
@@ -161,13 +173,11 @@ def layer_norm(region: Region, device: Device) -> Kernel | Skip:
     b, m, d, lanes = rows.b, rows.m, rows.d, rows.lanes
 
     def row(index: Value) -> None:
-        total = rows.total(0.0)
         if root.op == "RMSNormalization":
-            rows.take(index, lambda v, count, slot: total.join(v * v, count, slot))
             mean = None
-            squares = total.whole()
+            squares = rows.sum(index, lambda v: v * v).whole()
         else:
-            rows.take(index, lambda v, count, slot: total.join(v, count, slot))
+            total = rows.sum(index, lambda v: v)
             number = tir.const(float(rows.length), "float32")
             mean = m.vec(tir.broadcast(b.let(total.whole() / number, "mean"), lanes))
             spread = rows.total(0.0)

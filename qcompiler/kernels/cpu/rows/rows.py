@@ -73,13 +73,24 @@ class Rows(Elements):
         """A row's element, in the dtype it is computed in."""
         return self.m.cast(self.x_flat(self.at(start, number)), self.dtype)
 
-    def folded(self, start: Value, first: float, join: Callable[[Vec, Vec], Vec]) -> Vec:
-        """All values of a row joined, one after the other."""
-        total = self.b.registers(tir.stored(self.dtype), 1, 1)
-        total[0] = self.m.splat(first, self.dtype).expr
+    def top(self, start: Value) -> Vec:
+        """The largest value of a row."""
+        best = self.b.registers(tir.stored(self.dtype), 1, 1)
+        best[0] = self.m.splat(-inf, self.dtype).expr
         with self.b.serial(self.count, "n") as n:
-            total[0] = join(self.m.vec(total[0]), self.value(start, n)).expr
-        return self.m.vec(total[0])
+            best[0] = self.m.max(self.m.vec(best[0]), self.value(start, n)).expr
+        return self.m.vec(best[0])
+
+    def total(self, start: Value, term: Callable[[Vec], Vec]) -> Vec:
+        """The sum of a term of each value of a row, one after the other: in float64, because
+        float32 would lose a unit for every few terms.
+        """
+        total = self.b.registers("float64", 1, 1)
+        total[0] = self.m.splat(0.0, "float64").expr
+        with self.b.serial(self.count, "n") as n:
+            value = self.m.cast(term(self.value(start, n)), "float64")
+            total[0] = (self.m.vec(total[0]) + value).expr
+        return self.m.cast(self.m.vec(total[0]), self.dtype)
 
 
 def _first(root: Node) -> Node:
@@ -166,7 +177,7 @@ def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
     absolute = d.root.int("p") == 1
 
     def row(_: Value, start: Value) -> None:
-        total = rows.folded(start, 0, lambda t, x: t + (m.abs(x) if absolute else x * x))
+        total = rows.total(start, lambda x: m.abs(x) if absolute else x * x)
         norm = total if absolute else m.sqrt(total)
         with d.b.serial(rows.count, "n") as n:
             value = rows.value(start, n) / m.where(norm == 0.0, 1.0, norm)
@@ -185,8 +196,8 @@ def mean_variance(region: Region, device: Device) -> Kernel | Skip:
     rows, m = Rows(d, d.root.ints("axes")), d.m
 
     def row(_: Value, start: Value) -> None:
-        mean = rows.folded(start, 0, lambda t, x: t + x) / float(rows.count)
-        squares = rows.folded(start, 0, lambda t, x: t + (x - mean) * (x - mean))
+        mean = rows.total(start, lambda x: x) / float(rows.count)
+        squares = rows.total(start, lambda x: (x - mean) * (x - mean))
         deviation = m.sqrt(squares / float(rows.count)) + 1e-9
         with d.b.serial(rows.count, "n") as n:
             value = (rows.value(start, n) - mean) / deviation
@@ -213,9 +224,9 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
         rows.dtype = "float64"
 
     def row(number: Value, start: Value) -> None:
-        top = rows.folded(start, -inf, lambda t, x: m.max(t, x))
+        top = rows.top(start)
         top = m.where(m.abs(top) < inf, top, 0.0)
-        total = rows.folded(start, 0, lambda t, x: t + m.exp(x - top))
+        total = rows.total(start, lambda x: m.exp(x - top))
         rows.put(number, m.cast(m.log(total) + top, root.dtype))
 
     return rows.each(row, 8)
