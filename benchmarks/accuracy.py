@@ -29,11 +29,11 @@ from onnx import version_converter
 from benchmarks.labelled import TASKS, Task, tasks
 from benchmarks.subjects import Array, Feed
 from qcompiler import ops
-from qcompiler.data.calibrate import METHODS, Calibration, Observe, Run, value_names
+from qcompiler.data.calibrate import Calibration, Observe, Run, value_names
+from qcompiler.driver import Compilation
 from qcompiler.ir import Graph
-from qcompiler.onnx_io.reader import read
 from qcompiler.onnx_io.writer import write
-from qcompiler.options import PRECISIONS
+from qcompiler.options import METHODS, PRECISIONS, Options
 from qcompiler.stages import Choice, build, choose, run_stage
 
 MARGIN = 0.1
@@ -142,10 +142,8 @@ def quantized(graph: Graph, task: Task, settings: Settings) -> Graph:
 def prepared(model: onnx.ModelProto, task: Task) -> Graph:
     """ONNX -> graph after folding and fusing, for the task's batch."""
     feed = next(task.batches(task.calibration))
-    graph = read(model, {name: array.shape for name, array in feed.items()})
-    for stage in ("fold", "fuse"):
-        graph = run_stage(graph, stage)
-    return graph
+    shapes = {name: array.shape for name, array in feed.items()}
+    return Compilation(model, Options(input_shapes=shapes)).float_graph
 
 
 def outputs_of(task: Task, settings: Settings, run: RunBatch) -> Array:
@@ -199,11 +197,9 @@ def in_numpy(graph: Graph) -> RunBatch:
 def compiled(graph: Graph) -> RunBatch:
     """The artifact for this machine."""
     from qcompiler import plugins
-    from qcompiler.driver import native
     from qcompiler.runtime import load
 
-    here = plugins.device("host")
-    model = load(native(graph, here))
+    model = load(Compilation.of(graph, plugins.device("host")).artifact)
 
     def run(feed: Feed) -> Array:
         result: Array = model.run(feed)[graph.output_names[0]]

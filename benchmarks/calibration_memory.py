@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.subjects import Array
-from qcompiler.data.calibrate import METHODS, Calibration
-from qcompiler.driver import observing
+from qcompiler.data.calibrate import Calibration
+from qcompiler.driver import Compilation, observing
 from qcompiler.ir import Graph
 from qcompiler.onnx_io.reader import read
-from qcompiler.options import Watch
+from qcompiler.options import METHODS, Options, Watch
 from qcompiler.quantization.reconstruct import moments
-from qcompiler.stages import run_stage
 
 _STATUS = Path("/proc/self/status")
 _MB = 1 << 20
@@ -61,13 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", choices=METHODS, default="mse")
     parser.add_argument("--moments", action="store_true")
     given = parser.parse_args(argv)
-    graph = read(given.model, {})
-    open_ = [n for n in graph.inputs if not n.type.static]
-    if open_:  # dimensions that the model leaves open are 1
-        sizes = {n.name: tuple(d if isinstance(d, int) else 1 for d in n.shape) for n in open_}
-        graph = read(given.model, sizes)
-    for stage in ("fold", "fuse"):
-        graph = run_stage(graph, stage)
+    shapes = {  # dimensions that the model leaves open are 1
+        n.name: tuple(d if isinstance(d, int) else 1 for d in n.shape)
+        for n in read(given.model, {}).inputs
+    }
+    graph = Compilation(given.model, Options(input_shapes=shapes)).float_graph
     run = observing(graph, Watch())
     data = Calibration(Made(graph, given.samples), lambda _: run, given.method)
     run(next(iter(data.samples)), lambda name, array: None)  # its workspace and first outputs

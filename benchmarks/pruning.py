@@ -39,13 +39,13 @@ from benchmarks.labelled import TASKS, Task, tasks
 from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact, open_artifact
 from qcompiler.data.calibrate import Calibration
-from qcompiler.driver import native
+from qcompiler.driver import Compilation
 from qcompiler.ir import Graph
-from qcompiler.onnx_io.reader import read
 from qcompiler.onnx_io.writer import write
+from qcompiler.options import Options
 from qcompiler.pruning.request import pruning
 from qcompiler.runtime import Model, load
-from qcompiler.stages import Choice, build, parse, run_stage
+from qcompiler.stages import Choice, build, parse
 
 WISHES = ("none", "magnitude:0.7", "2:4", "block:0.5", "channels:0.25", "channels:0.5")
 PRODUCTS = ("Conv", "MatMul")
@@ -151,7 +151,7 @@ def compiled(graph: Graph, *, compress: bool = False) -> Artifact:
     """A fused graph -> the artifact for this machine, one thread."""
     here = plugins.device("host", 1)
     asked = Choice({"layout_compact": {}} if compress else {})
-    return native(graph, here, asked)
+    return Compilation.of(graph, here, asked).artifact
 
 
 def milliseconds(*models: Model, seconds: float = 0.5) -> list[float]:
@@ -199,9 +199,7 @@ def _of_network(path: Path, wishes: Sequence[str]) -> list[Row]:
     shapes = {
         i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in model.graph.input
     }
-    graph = read(model, {k: tuple(v) for k, v in shapes.items()})
-    for stage in ("fold", "fuse"):
-        graph = run_stage(graph, stage)
+    graph = Compilation(model, Options(input_shapes=shapes)).float_graph
     dense = load(compiled(graph), threads=1)
     found = []
     for wish in wishes:

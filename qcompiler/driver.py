@@ -16,18 +16,20 @@ from qcompiler.data.calibrate import Calibration, Observe, Run, value_names
 from qcompiler.data.samples import samples
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Array, Graph, Type
+from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.ir.refusals import demand_known, demand_static
 from qcompiler.onnx_io.inputs import batch_of_one
 from qcompiler.onnx_io.reader import read
-from qcompiler.options import PRECISIONS, Options, Watch, chosen
-from qcompiler.plan.plan import Plan, plan
+from qcompiler.options import PRECISIONS, Options, Watch
+from qcompiler.plan.plan import Plan
 from qcompiler.plan.sharing import planned
+from qcompiler.pruning.request import pruning
 from qcompiler.quantization.agreement import Agreement, agreement
 from qcompiler.rewrite import stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, run_stage
+from qcompiler.tune import timing
 
 if TYPE_CHECKING:
     import onnx
@@ -35,21 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "dequantize"})
-_FORMS = (
-    "device",
-    "choice",
-    "float_graph",
-    "pruned",
-    "calibration",
-    "calibrated",
-    "quantized",
-    "lowered",
-    "plan",
-    "built",
-    "agreement",
-    "artifact",
-)
-"""What a compilation makes, each of those before it."""
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
@@ -78,12 +65,37 @@ class Compilation:
         if isinstance(data, Iterator):
             object.__setattr__(self, "options", replace(self.options, calibration=list(data)))
 
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        device: Device,
+        choice: Choice | None = None,
+        watch: Watch | None = None,
+    ) -> Compilation:
+        """A fused graph -> its compilation as it is, neither pruned nor quantized on the way, for
+        all threads of a device.
+        """
+        made = cls(graph.name, Options(threads=device.threads), watch or Watch())
+        return made.having(
+            device=device,
+            choice=choice or Choice(),
+            float_graph=graph,
+            came_quantized=False,
+            pruned=graph,
+            calibration=None,
+            calibrated=graph,
+            quantized=graph,
+            agreement=None,
+        )
+
     def having(self, **forms: object) -> Compilation:
         """The same, with other forms in place of those it would make; what comes before the first
-        of them stays, and what comes behind is made of them.
+        of them (as they are defined below) stays, and what comes behind is made of them.
         """
         made = replace(self)
-        before = _FORMS[: min(map(_FORMS.index, forms))]
+        order = [n for n, v in vars(Compilation).items() if isinstance(v, cached_property)]
+        before = order[: min(map(order.index, forms))]
         kept = {n: v for n, v in vars(self).items() if n in before}
         vars(made).update({**kept, **forms})
         return made
@@ -97,6 +109,11 @@ class Compilation:
     def choice(self) -> Choice:
         """The passes that are to run, and their options."""
         return chosen(self.options)
+
+    @cached_property
+    def open_graph(self) -> Graph:
+        """The float graph, its shapes as open as they are in the model."""
+        return self._through(read(self.model, {}), "fold", "fuse", watch=Watch())
 
     @cached_property
     def float_graph(self) -> Graph:
@@ -115,6 +132,11 @@ class Compilation:
         }
         demand_nodes(list(mentions(flags, asked.options)), graph, made)
         return made
+
+    @cached_property
+    def came_quantized(self) -> bool:
+        """Whether others had quantized the model, or some of it."""
+        return any(n.op in _QUANTIZED for n in self.float_graph.nodes)
 
     @cached_property
     def pruned(self) -> Graph:
@@ -140,19 +162,17 @@ class Compilation:
         """The same in few bits as ONNX has it, QuantizeLinear and DequantizeLinear around float
         operators; itself where nothing was asked for, or others had quantized the model.
         """
-        graph = self.calibrated
-        if is_quantized(graph):
-            return graph
-        return self._through(graph, "quantize", data=self.calibration)
+        if self.came_quantized:
+            return self.calibrated
+        return self._through(self.calibrated, "quantize", data=self.calibration)
 
     @cached_property
     def lowered(self) -> Graph:
         """What the plan is made from: the compiler's own operators, integers among them."""
-        graph = self.quantized
         stages: tuple[str, ...] = ("integer", "layout")
-        if graph is self.calibrated and is_quantized(graph):
+        if self.came_quantized:
             stages = ("integer", "quantize", *stages)  # what others left in float
-        return self._through(graph, *stages, data=self.calibration)
+        return self._through(self.quantized, *stages, data=self.calibration)
 
     @cached_property
     def plan(self) -> Plan:
@@ -226,55 +246,73 @@ class Compilation:
             notes=found.describe(),
         )
 
-    def _through(self, graph: Graph, *stages: str, data: Calibration | None = None) -> Graph:
-        return through(graph, stages, self.device, self.choice, self.watch, data)
+    def step_seconds(self, sample: Mapping[str, Array]) -> dict[str, float]:
+        """What each step of a run takes on this machine, by name."""
+        return timing.of_steps(load(self.artifact), sample)
+
+    def _through(
+        self,
+        graph: Graph,
+        *stages: str,
+        data: Calibration | None = None,
+        watch: Watch | None = None,
+    ) -> Graph:
+        """A graph -> the same after some stages, whose passes calibrate with `data`."""
+        watch = watch or self.watch
+        for stage in stages:
+            graph = run_stage(graph, stage, watch.skipped, self.choice, self.device, data)
+            watch.saw(stage, graph)
+        return graph
 
 
-def native(
-    graph: Graph, device: Device, choice: Choice | None = None, watch: Watch | None = None
-) -> Artifact:
-    """A fused graph -> its artifact, as it is: neither pruned nor quantized on the way."""
-    watch = watch or Watch()
-    lowered = through(graph, ("integer", "layout"), device, choice, watch)
-    return assemble(plan(lowered, device), watch)
+def chosen(options: Options) -> Choice:
+    """The passes asked for, and those that precision, pruning and compression stand for. Raises
+    Error for a pass that is not known.
+    """
+    asked = choose(options.passes, options.disabled_passes)
+    name, given = PRECISIONS[options.precision]
+    exclude = tuple(options.exclude)
+    extra = dict(pruning(options.prune, options.prune_include, options.prune_exclude))
+    if name:
+        extra[name] = {**given, "exclude": exclude}
+    if name in ("quantize_static", "quantize_dynamic"):
+        extra["quantize_tables"] = {"exclude": exclude}
+    if options.compress or "quantize_weights" in (name, *asked.options):
+        extra["layout_compact"] = {}  # transformed weights would not be few numbers any more
+    merged = {k: {**v, **asked.options.get(k, {})} for k, v in extra.items()}
+    return Choice({**asked.options, **merged}, asked.disabled)
 
 
-def through(
-    graph: Graph,
-    stages: Sequence[str],
-    device: Device,
-    choice: Choice | None = None,
-    watch: Watch | None = None,
-    data: Calibration | None = None,
-) -> Graph:
-    """A graph -> the same after some stages, whose passes calibrate with `data`."""
-    watch = watch or Watch()
-    for stage in stages:
-        graph = run_stage(graph, stage, watch.skipped, choice, device, data)
-        watch.saw(stage, graph)
-    return graph
+def tapped(
+    graph: Graph, nodes: Sequence[Node], watch: Watch | None = None
+) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """A fused graph -> a function that runs one sample on this machine and returns these nodes'
+    values.
+    """
+    names = tuple(f"tap{i}" for i in range(len(nodes)))
+    whole = replace(graph, outputs=tuple(nodes), output_names=names)
+    model = load(Compilation.of(whole, plugins.device("host"), watch=watch).artifact)
+
+    def run(sample: Mapping[str, Array]) -> list[Array]:
+        found = model.run({v.name: sample[v.name] for v in model.inputs})
+        return [found[n] for n in names]
+
+    return run
 
 
-def is_quantized(graph: Graph) -> bool:
-    """Whether others have quantized a graph, or some of it."""
-    return any(n.op in _QUANTIZED for n in graph.nodes)
-
-
-def observing(graph: Graph, watch: Watch) -> Callable[[Mapping[str, Array], Observe], None]:
+def observing(graph: Graph, watch: Watch) -> Run:
     """Graph -> a function that runs one sample on this machine and reports every activation."""
     names = value_names(graph)
-    seen = [n for n in names if n.op != "input" and n.dtype.startswith("float")]
-    tapped = replace(graph, outputs=tuple(seen), output_names=tuple(names[n] for n in seen))
-    here = plugins.device("host")
-    lowered = run_stage(tapped, "layout", None, Choice(), here)
-    model = load(assemble(plan(lowered, here, watch.on("calibration model")), watch))
+    seen = [n for n in names if n.dtype.startswith("float")]
+    inner = [n for n in seen if n.op != "input"]
+    values = tapped(graph, inner, watch.only("calibration model"))
 
     def run(sample: Mapping[str, Array], observe: Observe) -> None:
         for node in graph.inputs:
-            if node.dtype.startswith("float"):
+            if node in seen:
                 observe(names[node], sample[node.name])
-        for name, array in model.run(sample).items():
-            observe(name, array)
+        for node, array in zip(inner, values(sample), strict=True):
+            observe(names[node], array)
 
     return run
 
@@ -297,7 +335,7 @@ def _noted(graph: Graph, data: Calibration | None) -> Graph:
 
 def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
     """ONNX file or model -> its graph, every size a number."""
-    shapes = {k: tuple(v) for k, v in options.input_shapes.items()}
+    shapes = {k: tuple(v) for k, v in (options.input_shapes or {}).items()}
     batch = ""
 
     def settle(types: dict[str, Type]) -> dict[str, Type]:

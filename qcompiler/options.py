@@ -1,16 +1,24 @@
-"""How to compile: what users may ask for, and what they may want to be told meanwhile."""
+"""What users may ask for, each option written once: the keywords of `qcompiler.compile`, the flags
+of the command line and the tables of docs/options.md are made from the fields here. Imports nothing
+of the compiler.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from qcompiler.errors import Error
-from qcompiler.ir import Graph, Node
-from qcompiler.pruning.request import pruning
-from qcompiler.rewrite import Explain
-from qcompiler.stages import Choice, choose
+
+if TYPE_CHECKING:
+    from qcompiler.ir import Graph, Node
+    from qcompiler.rewrite import Explain
 
 log = logging.getLogger(__name__)
 
@@ -25,43 +33,251 @@ PRECISIONS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "int4-weights": ("quantize_weights", {"bits": 4, "group": 64}),
 }
 """Precision -> the pass that makes it, and its options."""
+METHODS = ("output", "minmax", "average", "percentile", "mse", "entropy")
+"""How calibration may choose ranges."""
+GROUPS: Mapping[str, str] = {
+    "": "",
+    "quantization": "calculate in fewer bits",
+    "pruning": "remove weights; with calibration data the remaining ones make up for them",
+}
+"""Group of options -> what they are for."""
 Progress = Callable[[str, int, int, str], None]
 """Told how far long work is: (what, done, all, the item at hand)."""
 
+T = TypeVar("T")
+P = ParamSpec("P")
+Model = TypeVar("Model")
+Made = TypeVar("Made")
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
+class Option:
+    """One option, as the command line and the documentation need it."""
+
+    help: str
+    name: str = ""
+    type: str = ""
+    """As it is annotated."""
+    default: object = None
+    group: str = ""
+    flags: tuple[str, ...] = ()
+    """How the command line spells it, the usual spelling first; none: from Python only."""
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    least: int = 0
+    """The smallest number allowed."""
+    read: Callable[[str], object] | None = None
+    """A word of the command line -> the value, or one entry of it."""
+
+    @property
+    def many(self) -> bool:
+        """Whether it holds several entries: its flag may be given more than once."""
+        return self.type.startswith(("Sequence", "Mapping"))
+
+    def check(self, value: object) -> None:
+        """Raise Error for a value that cannot be meant."""
+        label = self.name.replace("_", " ")
+        if self.choices and value not in self.choices:
+            hint = f"choose one of {', '.join(self.choices)}"
+            raise Error(f"unknown {label} {value!r}", hint=hint)
+        if self.type == "int" and isinstance(value, int) and value < self.least:
+            raise Error(f"{value} {label}", hint=f"at least {self.least}")
+        if self.type == "Sequence[str]" and isinstance(value, str):
+            raise Error(f"{label}: one word {value!r}, not a list", hint=f"[{value!r}]")
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    group: str = "",
+    flags: tuple[str, ...] | None = None,
+    metavar: str = "",
+    choices: tuple[str, ...] = (),
+    least: int = 0,
+    read: Callable[[str], object] | None = None,
+) -> T:
+    """A dataclass field that is an option; `flags` are "--" and its name where left out."""
+    about = Option(
+        help=help,
+        group=group,
+        flags=("--",) if flags is None else flags,
+        metavar=metavar,
+        choices=choices,
+        least=least,
+        read=read,
+    )
+    return field(default=default, metadata={"option": about})
+
+
+def options_of(made: Any) -> tuple[Option, ...]:
+    """A dataclass, or one of its values -> its options, in the order of its fields."""
+    found = []
+    for f in fields(made):
+        if "option" in f.metadata:
+            about: Option = f.metadata["option"]
+            plain = f"--{f.name.replace('_', '-')}"
+            flags = tuple(plain if flag == "--" else flag for flag in about.flags)
+            found.append(
+                replace(about, name=f.name, type=str(f.type), default=f.default, flags=flags)
+            )
+    return tuple(found)
+
+
+def check(made: object) -> None:
+    """Raise Error for an option whose value cannot be meant."""
+    for o in options_of(made):
+        o.check(getattr(made, o.name))
+
+
+def shape(word: str) -> tuple[str, tuple[int, ...]]:
+    """ "x=1x3x224x224" -> ("x", (1, 3, 224, 224)); also accepts commas and brackets."""
+    name, equals, text = word.rpartition("=")
+    try:
+        dims = tuple(int(d) for d in text.strip("[]").replace(",", "x").split("x") if d)
+    except ValueError:
+        dims = (-1,)
+    if not equals or not name or any(d < 0 for d in dims):
+        hint = "x=1x3x224x224"
+        raise Error(f"{word!r} is not NAME=1x3x224x224", where="--input-shape", hint=hint)
+    return name, dims
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to compile. Every field is a keyword of `qcompiler.compile` and a flag of the command
-    line.
+    """How to compile. Raises Error for a value that is not among the choices."""
+
+    target: str = option(
+        "host",
+        "what to compile for: host, an instruction set or a device that `qcompiler targets` lists,"
+        " or a .toml or .py file",
+    )
+    input_shapes: Mapping[str, Sequence[int]] | None = option(
+        None,
+        "shape of an input whose shape the model leaves open; an open batch size alone is taken as"
+        " 1",
+        flags=("--input-shape", "--input-shapes"),
+        metavar="NAME=1x3x224x224",
+        read=shape,
+    )
+    threads: int = option(
+        0, "threads that the artifact may use; 0: all cores, or one where more save little"
+    )
+    compress: bool = option(
+        False,
+        "make a small file: weights are entropy-coded; it opens slower, and float convolutions may"
+        " run slower",
+    )
+    passes: Sequence[str] = option(
+        (),
+        "pass to run in addition, or to give options to; or a Python file of passes",
+        flags=("--pass",),
+        metavar="NAME{a=b}",
+    )
+    disabled_passes: Sequence[str] = option(
+        (), "pass to leave out", flags=("--disabled-pass",), metavar="NAME"
+    )
+    precision: str = option(
+        "float32",
+        "int8 and int4 (int8 with weights of 4 bits) need calibration data; int8-dynamic (matrix"
+        " products only), int8-weights and int4-weights (activations stay float32) do not",
+        group="quantization",
+        choices=tuple(PRECISIONS),
+    )
+    calibration: object = option(
+        None,
+        "typical inputs: an .npz or .npy file, a folder, or the word synthetic (random data, to try"
+        " the speed; the artifact says so); in Python also an iterable of {input name: array}, or"
+        " an onnxruntime CalibrationDataReader",
+        group="quantization",
+        flags=("--", "--calibration-data-path"),
+        metavar="DATA",
+    )
+    calibration_method: str = option(
+        "output",
+        "how the range of each value is chosen",
+        group="quantization",
+        choices=METHODS,
+    )
+    calibration_samples: int = option(
+        300, "use at most this many samples", group="quantization", metavar="N", least=1
+    )
+    exclude: Sequence[str] = option(
+        (),
+        "nodes to keep in float: names, regular expressions, or operator types",
+        group="quantization",
+        flags=("--", "--nodes-to-exclude"),
+        metavar="NODES",
+    )
+    prune: Sequence[str] = option(
+        (),
+        "what to remove: channels:0.5, magnitude:0.7, second_order:0.7, 2:4, block:0.5 or 16x4:0.5",
+        group="pruning",
+        metavar="WHAT",
+    )
+    prune_include: Sequence[str] = option(
+        (), "the only nodes to prune", group="pruning", metavar="NODES"
+    )
+    prune_exclude: Sequence[str] = option(
+        (), "nodes not to prune", group="pruning", metavar="NODES"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keywords(Options):
+    """The keywords of `qcompiler.compile`: how to compile, and whom to tell."""
+
+    progress: Progress | None = option(
+        None, "function called with (what, done, all, item) during long work", flags=()
+    )
+
+
+def takes(
+    made: Callable[P, Made],
+) -> Callable[[Callable[[Model, Made], Result]], Callable[Concatenate[Model, P], Result]]:
+    """Keywords instead of an options' dataclass: decorates a function of a model and of `made`.
+
+    Type checkers see the fields as keywords, and so do `help` and `inspect`. Raises Error for a
+    keyword that is none, with the nearest one.
     """
 
-    target: str = "host"
-    precision: str = "float32"
-    calibration: object = None
-    """Data for static int8: a path (.npz, .npy, a folder), an iterable of {name: array}, an
-    onnxruntime CalibrationDataReader, or the word "synthetic"."""
-    calibration_method: str = "output"
-    calibration_samples: int = 300
-    """At most this many samples are used."""
-    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Of inputs whose shape the model leaves open; an open batch alone is taken as 1."""
-    threads: int = 0
-    passes: Sequence[str] = ()
-    """Passes to add or to give options: "quantize_static{percentile=99.99}", or the path of a
-    Python file of passes.
-    """
-    disabled_passes: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    """Nodes kept in float: names, regular expressions, or operator types."""
-    prune: Sequence[str] = ()
-    """What to take away: "channels:0.5", "magnitude:0.7", "2:4", "block:0.5" (see
-    pruning/request.py).
-    """
-    compress: bool = False
-    """A small file: weights stay in forms that take few bytes, and are entropy-coded."""
-    prune_include: Sequence[str] = ()
-    prune_exclude: Sequence[str] = ()
-    """The only nodes that may be pruned, those that may not; as `exclude`."""
+    def change(
+        function: Callable[[Model, Made], Result],
+    ) -> Callable[Concatenate[Model, P], Result]:
+        def call(model: Model, *args: P.args, **given: P.kwargs) -> Result:
+            _known(given, [o.name for o in options_of(made)])
+            return function(model, made(*args, **given))
+
+        first, _ = inspect.signature(function).parameters.values()
+        last = inspect.signature(made).parameters.values()
+        whole = inspect.signature(function).replace(parameters=(first, *last))
+        update_wrapper(call, function).__dict__.update(__signature__=whole)
+        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{described(made)}"
+        return call  # type: ignore[return-value]  # `model=` may be named, which no Callable can say
+
+    return change
+
+
+def _known(given: Mapping[str, object], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(names)}"
+            raise Error(f"there is no option {name!r}", hint=hint)
+
+
+def described(made: object) -> str:
+    """A dataclass of options -> their names and what they mean, a paragraph each."""
+    lines = []
+    for o in options_of(made):
+        text = f"{o.name}: {o.help}"
+        text += f" (one of {', '.join(o.choices)})" if o.choices else ""
+        lines.append(textwrap.fill(text, 96, subsequent_indent="    ", break_on_hyphens=False))
+    return "\n".join(lines)
 
 
 @dataclass
@@ -87,30 +303,12 @@ class Watch:
         if self.stage is not None:
             self.stage(stage, graph)
 
+    def only(self, what: str) -> Watch:
+        """What is told of progress alone, as of one kind of work."""
+        tell = self.on(what)
+        return Watch(None if tell is None else lambda _, done, count, item: tell(done, count, item))
+
     def on(self, what: str) -> Callable[[int, int, str], None] | None:
         """Who is told how far one kind of work is: (done, all, the item at hand)."""
         tell = self.progress
         return None if tell is None else lambda done, count, item: tell(what, done, count, item)
-
-
-def chosen(options: Options) -> Choice:
-    """The passes asked for, and those that precision, pruning and compression stand for. Raises
-    Error for a precision, or a pass, that is not known.
-    """
-    if options.precision not in PRECISIONS:
-        raise Error(
-            f"unknown precision {options.precision!r}",
-            hint=f"choose one of {', '.join(PRECISIONS)}",
-        )
-    asked = choose(options.passes, options.disabled_passes)
-    name, given = PRECISIONS[options.precision]
-    exclude = tuple(options.exclude)
-    extra = dict(pruning(options.prune, options.prune_include, options.prune_exclude))
-    if name:
-        extra[name] = {**given, "exclude": exclude}
-    if name in ("quantize_static", "quantize_dynamic"):
-        extra["quantize_tables"] = {"exclude": exclude}
-    if options.compress or "quantize_weights" in (name, *asked.options):
-        extra["layout_compact"] = {}  # transformed weights would not be few numbers any more
-    merged = {k: {**v, **asked.options.get(k, {})} for k, v in extra.items()}
-    return Choice({**asked.options, **merged}, asked.disabled)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler.cli import quality, show
-from qcompiler.cli.arguments import input_shapes
+from qcompiler.cli.flags import read
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error
 from qcompiler.files import size, write_text
+from qcompiler.options import Options, Watch
 
 if TYPE_CHECKING:
     from qcompiler.ir import Graph, Node
-    from qcompiler.options import Options, Watch
     from qcompiler.plan.plan import Plan
 
 
@@ -38,17 +38,18 @@ def compile(a: Namespace) -> int:
         demand_writable(a.report.with_suffix(".json"), *data)
         if a.report in (output, a.report.with_suffix(".json")):
             raise Error("two files of one name", where=str(a.report), hint="--report FILE.html")
+    options = read(Options, a)
     start = time.perf_counter()
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
         if a.max_drop is None:
-            made, found = driver.Compilation(a.model, _options(a), watch), None
+            made, found = driver.Compilation(a.model, options, watch), None
         else:
-            found = quality.search(a, _options(a), output, watch)
+            found = quality.search(a, options, output, watch)
             made = found.made
         artifact, plan = made.artifact, made.plan
         if a.report is not None:
-            quality.report(a, _options(a), made, _skips(skips, plan), found)
+            quality.report(a, made, _skips(skips, plan), found)
     artifact.save(output, compress=a.compress)
     seconds = time.perf_counter() - start
     _say_skips(a, skips, plan)
@@ -92,7 +93,7 @@ def quantize(a: Namespace) -> int:
     demand_writable(output, a.model, a.calibration)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
-        graph = driver.Compilation(a.model, _options(a), watch).quantized
+        graph = driver.Compilation(a.model, read(Options, a), watch).quantized
         save(graph, output)
     answer = {
         "model": str(output),
@@ -115,24 +116,17 @@ def quantize(a: Namespace) -> int:
 def retrain(a: Namespace) -> int:
     """ONNX model -> the same with weights tuned to quantization or pruning."""
     from qcompiler.onnx_io.writer import save
-    from qcompiler.training.retrain import Training, retrain
+    from qcompiler.training.request import Training
+    from qcompiler.training.retrain import retrain
 
     output = a.output or a.model.parent / f"{a.model.stem}.retrained.onnx"
     demand_writable(output, a.model, a.calibration, a.data, a.teacher)
-    a.calibration = a.calibration or str(a.data)
-    a.precision = a.precision or ("float32" if a.prune or _small_weights(a) else "int8")
-    training = Training(
-        data=str(a.data),
-        epochs=a.epochs,
-        rate=a.rate,
-        count=a.batches,
-        teacher=a.teacher,
-        augment=tuple(k for k in a.augment.split(",") if k),
-        gradual=a.gradual,
-    )
+    calibration = a.calibration or str(a.data)
+    precision = a.precision or ("float32" if a.prune or _small_weights(a) else "int8")
+    options = read(Options, a, calibration=calibration, precision=precision)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, _ = _watch(a, bar)
-        tuned = retrain(a.model, _options(a), training, watch)
+        tuned = retrain(a.model, options, read(Training, a, data=str(a.data)), watch)
     save(tuned.graph, output)
     if a.json:
         show.say_json({"model": str(output), "losses": tuned.losses, "best_epoch": tuned.best})
@@ -165,7 +159,7 @@ def say_plan(a: Namespace) -> int:
 
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = _watch(a, bar)
-        plan = driver.Compilation(a.model, _options(a), watch).plan
+        plan = driver.Compilation(a.model, read(Options, a), watch).plan
     _say_skips(a, skips, plan)
     if a.json:
         show.say_json(_plan_json(plan, skips))
@@ -181,31 +175,8 @@ def _say_batch(notes: Mapping[str, str]) -> None:
         show.say(f"batch: {notes['batch']}")
 
 
-def _options(a: Namespace) -> Options:
-    from qcompiler.options import Options
-
-    return Options(
-        target=a.target,
-        precision=a.precision,
-        calibration=a.calibration,
-        calibration_method=a.calibration_method,
-        calibration_samples=a.calibration_samples,
-        input_shapes=input_shapes(a.input_shape),
-        threads=a.threads,
-        passes=tuple(a.passes),
-        disabled_passes=tuple(a.disabled_pass),
-        exclude=tuple(a.exclude),
-        prune=tuple(a.prune),
-        compress=a.compress,
-        prune_include=tuple(a.prune_include),
-        prune_exclude=tuple(a.prune_exclude),
-    )
-
-
 def _watch(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
     """What the flags ask to be told, and the list that --explain fills."""
-    from qcompiler.options import Watch
-
     skips: list[tuple[str, str, str]] = []
 
     def explain(rule: str, node: Node, reason: str) -> None:

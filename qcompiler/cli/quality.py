@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler.cli import show
+from qcompiler.cli.flags import add, read
 from qcompiler.errors import Error
 from qcompiler.files import write_text
+from qcompiler.quality.demand import Demand
 
 if TYPE_CHECKING:
     from qcompiler.driver import Compilation
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 SHOWN_LAYERS = 12
 
 
-def flags(parser: ArgumentParser, some: Callable[[str], int]) -> None:
-    """The flags of a search; `some` reads a count of at least one."""
+def flags(parser: ArgumentParser) -> None:
+    """The flags of a search."""
     group = parser.add_argument_group(
         "accuracy", "find the fastest int8 artifact that loses no more than this"
     )
@@ -32,11 +33,7 @@ def flags(parser: ArgumentParser, some: Callable[[str], int]) -> None:
         "--max-drop", metavar="POINTS", help="0.5 (points of the metric) or 1%% (of its value)"
     )
     group.add_argument("--evaluation", metavar="DATA", help="samples, as for --calibration")
-    group.add_argument("--labels", metavar="FILE", help=".npy or .npz: the samples' classes")
-    group.add_argument(
-        "--metric", default="", help="top1, top5, agreement, cosine, or FILE.py:function"
-    )
-    group.add_argument("--evaluation-samples", type=some, default=1000, metavar="N")
+    add(group, Demand)
     group.add_argument(
         "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
     )
@@ -63,33 +60,24 @@ def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
         raise Error("--max-drop needs data to measure on", hint=hint)
     drop, relative = allowed(a.max_drop)
     state = output.with_name(f"{output.name}.search.json")
-    demand = mixed_precision.Demand(
-        drop=drop,
-        data=a.evaluation,
-        relative=relative,
-        labels=a.labels,
-        metric=a.metric,
-        count=a.evaluation_samples,
-        state=state,
-    )
+    demand = read(Demand, a, drop=drop, data=a.evaluation, relative=relative, state=state)
     return mixed_precision.compile(a.model, options, demand, watch)
 
 
 def report(
     a: Namespace,
-    options: Options,
     made: Compilation,
     skips: list[tuple[str, str, str]],
     found: Found | None,
 ) -> None:
-    """What was compiled, and the way to it -> two files."""
+    """What was made, and the way to it -> two files."""
     from qcompiler.data.samples import samples
     from qcompiler.quality.report import SAMPLES, Judge, examine
     from qcompiler.quality.report_html import html
 
     wanted = {n.name: (n.dtype, n.shape) for n in made.float_graph.inputs}
     given = a.evaluation or a.calibration or "synthetic"
-    data = list(samples(given, wanted, a.evaluation_samples if a.evaluation else SAMPLES))
+    data = list(samples(given, wanted, a.count if a.evaluation else SAMPLES))
     curves = None
     if made.is_pruned and a.calibration:
         curves = made.calibration_of(made.float_graph)

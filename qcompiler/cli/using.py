@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompiler.artifact.artifact import Artifact, Value, open_artifact
 from qcompiler.cli import show
-from qcompiler.cli.arguments import input_shapes, percentiles
+from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.making import say_plan
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error, compiler_missing
@@ -144,7 +144,7 @@ def inspect(a: Namespace) -> int:
     from qcompiler.ir.text import write
     from qcompiler.onnx_io.reader import read
 
-    graph = read(a.model, input_shapes(a.input_shape))
+    graph = read(a.model, dict(a.input_shapes))
     if a.text:
         show.say(write(graph)[0])
         return 0

@@ -24,13 +24,13 @@ from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.ir import Array, Graph, Node, text
 from qcompiler.ops import evaluate
+from qcompiler.options import METHODS
 
 Observe = Callable[[str, Array], None]
 """Told a value's name (of `value_names`) and what it was for one sample."""
 Run = Callable[[Mapping[str, Array], Observe], None]
 """Runs one sample {input name: array} and tells `observe` of every value it has."""
 
-METHODS = ("output", "minmax", "average", "percentile", "mse", "entropy")
 CANDIDATES = ("mse", "percentile", "minmax")
 """What "output" chooses from, tensor by tensor: each is the best of them somewhere."""
 _MOST = 1 << 18  # elements of one value that a sample's histogram counts, every so many-th

@@ -34,12 +34,13 @@ import onnx
 from qcompiler import plugins
 from qcompiler.data.calibrate import CANDIDATES, Statistics, fingerprint
 from qcompiler.data.samples import Sample, samples
-from qcompiler.driver import Compilation, is_quantized, through
+from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.ir import Graph
 from qcompiler.ops.kinds import MEASURED
 from qcompiler.options import Options, Watch
+from qcompiler.quality.demand import Demand
 from qcompiler.quality.metrics import (
     Outputs,
     divergence,
@@ -73,29 +74,6 @@ SENSITIVITY_SAMPLES = 32
 Ranges = tuple[tuple[str, str], ...]
 """Products, and the calibration method for what they read."""
 _MOST_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class Demand:
-    """How much may be lost, and on what that is measured.
-
-    drop: points of the metric; relative: per cent of the float model's score. data: labelled
-    or unlabelled samples, of any kind that calibration takes. labels: [samples, ...], a .npy file,
-    or None. metric: see `metrics.metric`. state: a file that keeps what was measured, so that an
-    interrupted search goes on where it stopped; it is removed at the end.
-    """
-
-    drop: float
-    data: object
-    relative: bool = False
-    labels: object = None
-    metric: str = ""
-    count: int = 1000
-    state: Path | None = None
-
-    def floor(self, exact: float) -> float:
-        """The least score that is good enough."""
-        return exact * (1 - self.drop / 100) if self.relative else exact - self.drop
 
 
 @dataclass(frozen=True)
@@ -140,7 +118,7 @@ class _Search:
         self.base = Compilation(model, histograms, watch)
         self.device, self.choice = self.base.device, self.base.choice
         self.original = self.base.float_graph
-        if is_quantized(self.original):
+        if self.base.came_quantized:
             hint = "give the float model it was made of, or compile this one as it is"
             raise Error("the model is quantized already", where="--max-drop", hint=hint)
         self.pruned = self.base.pruned is not self.original
@@ -150,7 +128,7 @@ class _Search:
             raise Error("no samples to measure a loss on", where="--evaluation")
         assert self.base.calibration is not None, "int8 was asked for"
         self.calibration = self.base.calibration
-        self.graph = self.transformed(self.base.calibrated)
+        self.graph = self.transformed()
         self.statistics = self.calibration.statistics(self.graph)
         self.floating = self.made("float32", "", Mixture())
         whole = load((self.of(self.original) if self.pruned else self.floating).artifact)
@@ -253,10 +231,17 @@ class _Search:
         self.unsure = verdict.unsure
         return verdict.passed
 
-    def transformed(self, graph: Graph) -> Graph:
+    def transformed(self) -> Graph:
         """The graph after the passes that were asked for to make it easier to quantize."""
         rest = Choice(self.choice.options, self.choice.disabled | {"quantize_static"})
-        return through(graph, ("quantize",), self.device, rest, data=self.calibration)
+        base = self.base
+        return base.having(
+            choice=rest,
+            float_graph=self.original,
+            pruned=base.pruned,
+            calibration=self.calibration,
+            calibrated=base.calibrated,
+        ).quantized
 
     # What one choice costs.
 
@@ -283,9 +268,8 @@ class _Search:
         if not multiplies_bfloat16(self.device):
             return {}
         names = sorted({n.name for n in self.graph.nodes if n.op in MEASURED and n.name})
-        artifact = self.made("int8", "mse", Mixture(halves=tuple(names))).artifact
-        taken = timing.of_steps(load(artifact), self.data[0])
-        steps = artifact.manifest.steps
+        made = self.made("int8", "mse", Mixture(halves=tuple(names)))
+        taken, steps = made.step_seconds(self.data[0]), made.artifact.manifest.steps
         return {s.name: taken.get(s.name, 0.0) for s in steps if s.operands == "bfloat16"}
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
@@ -358,9 +342,7 @@ class _Search:
 
     def layers(self, trier: Trier, quantized: Compilation, ranges: Ranges) -> tuple[Layer, ...]:
         """Every product, those that disturb most for the least time first."""
-        slow, fast = (
-            timing.of_steps(load(m.artifact), self.data[0]) for m in (self.floating, quantized)
-        )
+        slow, fast = (m.step_seconds(self.data[0]) for m in (self.floating, quantized))
         made = []
         for i, (name, op) in enumerate(trier.units.items()):
             self.say("sensitivity", i, len(trier.units), name)

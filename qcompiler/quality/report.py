@@ -9,8 +9,8 @@ takes and saves, how much of it could be pruned.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from qcompiler.artifact.artifact import Artifact
 from qcompiler.data.calibrate import Calibration
 from qcompiler.data.columns import rows, takes
 from qcompiler.data.samples import Sample
-from qcompiler.driver import Compilation, native
+from qcompiler.driver import Compilation, tapped
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops.kinds import MEASURED
 from qcompiler.ops.registry import Numbers
@@ -216,7 +216,7 @@ def _layers(
     pairs = list(zip((made.float_graph, made.calibrated, made.quantized), graphs, strict=True))
     if not made.is_pruned:
         del pairs[0]
-    runs = [_tapped(g, [p[n] for n in names]) for g, p in pairs]
+    runs = [tapped(g, [p[n] for n in names]) for g, p in pairs]
     sums: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     wide: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     first: dict[str, tuple[Array, Array]] = {}
@@ -275,22 +275,8 @@ def _products(graph: Graph) -> dict[str, Node]:
     return {n: node for n, node in found.items() if n not in twice}
 
 
-def _tapped(graph: Graph, nodes: Sequence[Node]) -> Callable[[Sample], list[Array]]:
-    """A graph -> a function that runs one sample on this machine and gives these nodes' values."""
-    names = [f"tap{i}" for i in range(len(nodes))]
-    tapped = replace(graph, outputs=tuple(nodes), output_names=tuple(names))
-    model = load(_artifact(tapped, "host", 0))
-
-    def run(sample: Sample) -> list[Array]:
-        wanted = {v.name: sample[v.name] for v in model.inputs}
-        made = model.run(wanted)
-        return [made[n] for n in names]
-
-    return run
-
-
 def _artifact(graph: Graph, target: str, threads: int) -> Artifact:
-    return native(graph, plugins.device(target, threads))
+    return Compilation.of(graph, plugins.device(target, threads)).artifact
 
 
 def _errors(sums: Array) -> dict[str, float]:

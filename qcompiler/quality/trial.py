@@ -13,7 +13,7 @@ import numpy as np
 
 from qcompiler.data.calibrate import Statistics, fingerprint, value_names
 from qcompiler.data.samples import Sample
-from qcompiler.driver import native
+from qcompiler.driver import Compilation
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node, Type, placeholder
 from qcompiler.ops import make
@@ -66,7 +66,7 @@ class Trier:
         self.carriers = {name: wanted.get(name, frozenset()) for name in readers}
         made, self.spans = adjustable(made, {method: made, **others})
         self.groups = _groups(graph, self.units)
-        self.model = load(native(made, here, after))
+        self.model = load(Compilation.of(made, here, after).artifact)
 
     def others(self, name: str) -> list[str]:
         """The calibration methods that give what a product reads another range than the usual."""

@@ -27,15 +27,15 @@ from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Graph, Node, constant, substitute
-from qcompiler.onnx_io.reader import read
 from qcompiler.ops.kinds import PRODUCTS
 from qcompiler.ops.registry import Numbers
 from qcompiler.options import Options, Watch
 from qcompiler.pruning.request import pruning
 from qcompiler.pruning.sparsity import Pattern
 from qcompiler.rewrite.matching import input_at
-from qcompiler.stages import build, run_stage
+from qcompiler.stages import build
 from qcompiler.training.reopen import reopened
+from qcompiler.training.request import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -56,27 +56,6 @@ _LEAST_SIZE = 1e-3
 """Tensors of zeros, which biases may be, change as if they were so large."""
 _PRUNING = 0.6
 """Of all steps: by then a gradual schedule has taken everything."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to train. data: samples, of any kind that calibration takes. teacher: another float model
-    with the same inputs and outputs; by default the model itself. rate: the largest step of Adam's,
-    as a part of a tensor's root mean square (as Shazeer & Stern, "Adafactor", 2018: networks whose
-    inputs are bytes have weights a hundred times smaller than others). augment: what is done to
-    pictures [N,C,H,W] before teacher and student see them: "flip" left to
-    right, "shift" by up to an eighth, "mix" two of a batch. gradual: weights that `prune` asks to
-    take go little by little while training, not all before.
-    """
-
-    data: object
-    epochs: int = 5
-    rate: float = 1e-3
-    count: int = 2000
-    teacher: str | Path | onnx.ModelProto | None = None
-    seed: int = 0
-    augment: Sequence[str] = ()
-    gradual: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +103,7 @@ class _Retraining:
         from qcompiler.training import torch_graph
 
         self.torch_graph = torch_graph
-        self.model, self.options, self.training, self.watch = model, options, training, watch
+        self.training, self.watch = training, watch
         made = Compilation(model, options, watch, one_batch=False)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
@@ -133,7 +112,8 @@ class _Retraining:
             levels = _zeros(made.pruned)
             left = Compilation(model, replace(options, prune=kept), watch, one_batch=False)
             made = left.having(float_graph=made.float_graph)
-        self.teacher, self.exact = made.float_graph, made.calibrated
+        self.made, self.exact = made, made.calibrated
+        self.teacher = made.float_graph
         if training.teacher is not None:
             plain = Options(input_shapes=options.input_shapes)
             self.teacher = Compilation(training.teacher, plain, watch, one_batch=False).float_graph
@@ -234,9 +214,7 @@ class _Retraining:
 
     def with_weights(self, found: Mapping[str, tuple[Array, Array | None]]) -> Graph:
         """The model, its shapes as open as they were where that can be, with tuned weights."""
-        graph = read(self.model, {})
-        for stage in ("fold", "fuse"):
-            graph = run_stage(graph, stage)
+        graph = self.made.open_graph
         products = {n.name: n for n in graph.nodes if n.op in PRODUCTS}
         if not all(_fits(products.get(name), *arrays) for name, arrays in found.items()):
             graph = reopened(self.exact, graph) or self.exact  # fewer channels than were read

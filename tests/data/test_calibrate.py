@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qcompiler.data.calibrate import (
-    METHODS,
     Statistics,
     Summary,
     calibrate,
@@ -28,6 +27,7 @@ from qcompiler.data.histogram import BINS, Histogram
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Type, constant, placeholder
 from qcompiler.ops import make
+from qcompiler.options import METHODS
 
 
 def net(weight: float = 2.0, names: tuple[str, str] = ("mul", "relu")) -> Graph:

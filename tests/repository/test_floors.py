@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("cli",),
     ("quality", "training", "demo"),
-    ("driver", "assemble", "options"),
+    ("driver", "assemble"),
     ("stages", "tune"),
     ("pruning", "quantization", "data"),
     ("emit",),
@@ -25,7 +25,7 @@ FLOORS = (
     ("onnx_io", "rewrite"),
     ("ops", "plugins", "runtime"),
     ("ir", "hardware", "artifact"),
-    ("errors", "files", "dtypes", "version"),
+    ("options", "errors", "files", "dtypes", "version"),
 )
 """The rooms of qcompiler/ (a folder, or a file at its top), the highest first: what stands in a row
 imports from its own row and from those below, and never in a circle.

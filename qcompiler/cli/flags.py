@@ -1,0 +1,61 @@
+"""A dataclass of options -> its flags; the words given -> the dataclass."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from qcompiler.options import GROUPS, Option, options_of
+
+T = TypeVar("T")
+
+
+def add(parser: ArgumentParser | _ArgumentGroup, made: type, **defaults: object) -> None:
+    """Give a parser the flags of `made`, in groups; `defaults` stand in for those of the fields."""
+    groups: dict[str, Any] = {"": parser}
+    for o in options_of(made):
+        if not o.flags:
+            continue
+        if o.group not in groups:
+            groups[o.group] = parser.add_argument_group(o.group, GROUPS[o.group])
+        default = defaults.get(o.name, o.default)
+        about = o.help.replace("%", "%%") + (f" (default: {default})" if default else "")
+        groups[o.group].add_argument(*o.flags, dest=o.name, help=about, **_kind(o, default))
+
+
+def read(made: Callable[..., T], a: Namespace, **more: object) -> T:
+    """Parsed words -> the dataclass of options; `more` are its other fields, and overrule words."""
+    given = {o.name: _value(o, getattr(a, o.name)) for o in options_of(made) if o.flags}
+    return made(**{**given, **more})
+
+
+def _kind(o: Option, default: object) -> Mapping[str, object]:
+    """How argparse reads an option."""
+    if o.type == "bool":
+        return {"action": "store_true"}
+    read = {"int": count(o.least), "float": float}.get(o.type, o.read)
+    kind: dict[str, object] = {"default": [] if o.many else default}
+    kind |= {"action": "append"} if o.many else {}
+    kind |= {"type": read} if read else {}
+    kind |= {"choices": o.choices} if o.choices else {}
+    return kind | ({"metavar": o.metavar} if o.metavar else {})
+
+
+def _value(o: Option, given: Any) -> object:
+    if o.many and isinstance(given, list):
+        return dict(given) if o.type.startswith("Mapping") else tuple(given)
+    return given
+
+
+def count(least: int = 0) -> Callable[[str], int]:
+    """What reads a count of at least so many."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or len(text) > 9:
+            raise ArgumentTypeError(f"{text!r} is not a count")
+        if int(text) < least:
+            raise ArgumentTypeError(f"at least {least} is needed")
+        return int(text)
+
+    return read

@@ -1,0 +1,123 @@
+"""Every option is written once: keywords, flags and documentation are made from its field."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qcompiler
+from qcompiler.cli import flags
+from qcompiler.cli.arguments import parser
+from qcompiler.errors import Error
+from qcompiler.options import Keywords, Options, options_of
+from qcompiler.quality.demand import Demand
+from qcompiler.training.request import Training
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [
+    (Options, ["compile", "m.onnx"]),
+    (Options, ["inspect", "m.onnx"]),
+    (Training, ["retrain", "m.onnx", "--data", "d.npz"]),
+    (Demand, ["compile", "m.onnx"]),
+]
+
+
+@pytest.mark.parametrize(("made", "words"), COMMANDS)
+def test_flags_left_out_are_the_defaults_of_the_fields(made: type, words: list[str]) -> None:
+    a = parser().parse_args(words)
+    more = {Training: {"data": 0}, Demand: {"drop": 0.0, "data": 0}}.get(made, {})
+    wanted = made(**({"input_shapes": {}} if made is Options else more))
+    assert flags.read(made, a, **more) == wanted
+
+
+def test_quantize_and_retrain_choose_their_own_precision() -> None:
+    assert parser().parse_args(["quantize", "m.onnx"]).precision == "int8"
+    assert parser().parse_args(["retrain", "m.onnx", "--data", "d"]).precision == ""
+
+
+def test_flags_become_the_fields_that_they_name() -> None:
+    words = (
+        "compile m.onnx --target x86_avx2 --precision int8 --calibration-data-path c.npz"
+        " --calibration-method mse --calibration-samples 7 --threads 3 --compress"
+        " --input-shape x=1x3 --input-shapes a=b=[2,4] --pass p.py --pass q{a=1}"
+        " --disabled-pass r --exclude Conv --nodes-to-exclude .*head --prune 2:4"
+        " --prune-include A --prune-exclude B"
+    )
+    assert flags.read(Options, parser().parse_args(words.split())) == Options(
+        target="x86_avx2",
+        precision="int8",
+        calibration="c.npz",
+        calibration_method="mse",
+        calibration_samples=7,
+        threads=3,
+        compress=True,
+        input_shapes={"x": (1, 3), "a=b": (2, 4)},
+        passes=("p.py", "q{a=1}"),
+        disabled_passes=("r",),
+        exclude=("Conv", ".*head"),
+        prune=("2:4",),
+        prune_include=("A",),
+        prune_exclude=("B",),
+    )
+    words = "retrain m.onnx --data d --epochs 2 --rate 0.5 --batches 3 --teacher t --augment a,b"
+    trained = flags.read(Training, parser().parse_args([*words.split(), "--gradual"]), data=0)
+    assert trained == Training(
+        0, epochs=2, rate=0.5, count=3, teacher=Path("t"), augment=("a", "b"), gradual=True
+    )
+
+
+@pytest.mark.parametrize("words", [["--threads", "-1"], ["--calibration-samples", "0"]])
+def test_a_flag_refuses_a_number_that_is_too_small(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["compile", "m.onnx", f"{words[0]}={words[1]}"])
+
+
+def test_compile_shows_every_option_as_a_keyword() -> None:
+    found = inspect.signature(qcompiler.compile).parameters
+    assert list(found) == ["model", *(o.name for o in options_of(Keywords))]
+    for o in options_of(Keywords):
+        assert found[o.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert found[o.name].default == o.default
+        assert f"\n{o.name}: " in str(qcompiler.compile.__doc__)
+        assert all(c in str(qcompiler.compile.__doc__) for c in o.choices)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"presicion": "int8"}, "no option 'presicion'\nhint: did you mean precision"),
+        ({"disabled_pass": ["x"]}, "did you mean disabled_passes"),
+        ({"zzz": 1}, "no option 'zzz'\nhint: the options are target, "),
+        ({"precision": "int9"}, "unknown precision 'int9'\nhint: choose one of float32, "),
+        ({"calibration_method": "best"}, "unknown calibration method 'best'"),
+        ({"threads": -1}, "-1 threads\nhint: at least 0"),
+        ({"calibration_samples": 0}, "0 calibration samples\nhint: at least 1"),
+        ({"exclude": "Conv"}, "exclude: one word 'Conv', not a list"),
+    ],
+)
+def test_a_keyword_that_cannot_be_meant_is_refused(given: dict[str, object], told: str) -> None:
+    with pytest.raises(Error) as e:
+        qcompiler.compile("m.onnx", **given)  # type: ignore[arg-type]
+    assert told in str(e.value)
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_keywords(tmp_path: Path) -> None:
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import qcompiler\n"
+        'made = qcompiler.compile("m.onnx", precision="int8", threads=2)\n'
+        'made.save("m.qc")\n'
+        'qcompiler.compile("m.onnx", presicion="int8")\n'
+        'qcompiler.compile("m.onnx", threads="2")\n'
+    )
+    words = [sys.executable, "-m", "mypy", "--strict", str(code)]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    errors = [line for line in run.stdout.splitlines() if "error:" in line]
+    assert len(errors) == 2, run.stdout
+    assert 'code.py:4: error: Unexpected keyword argument "presicion"' in errors[0]
+    assert 'code.py:5: error: Argument "threads"' in errors[1]
