@@ -179,6 +179,14 @@ def test_only_kernels_emit_and_tuning_import_the_compiler(path: Path) -> None:
         assert not {n for n in imports(path) if n.split(".")[0] == "tvm"}
 
 
+@pytest.mark.parametrize(
+    "name", ["stages.run_stage", "assemble.assemble", "plan.sharing.planned", "plan.plan.plan"]
+)
+def test_only_the_driver_runs_the_pipeline(name: str) -> None:
+    users = {place(p) for p in mechanism() if f"qcompiler.{name}" in imports(p)}
+    assert users <= {"driver", "plan"}, "every form of a model comes from a Compilation"
+
+
 @pytest.mark.parametrize("path", mechanism(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_mechanism_names_no_instruction_set(path: Path) -> None:
     names = [p.stem for p in python_files("targets")]
