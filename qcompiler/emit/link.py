@@ -1,4 +1,4 @@
-"""Object files -> shared library, by whichever linker the machine has."""
+"""Object files -> shared library, by whichever linker the machine has for their architecture."""
 
 from __future__ import annotations
 
@@ -59,9 +59,11 @@ def linker(triple: str) -> list[str]:
             return [name, "-nostdlib", "-Wl,-Bsymbolic"]
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "ld.lld", *emulation, "-Bsymbolic"]
+    package = "binutils" if _native(machine) else f"binutils-{machine}-linux-gnu"
     raise Error(
         f"no linker for {machine} was found",
-        hint="`apt install binutils` on Debian and Ubuntu, or anywhere `pip install ziglang`",
+        hint=f"`apt install {package.replace('_', '-')}` on Debian and Ubuntu, or anywhere"
+        " `pip install ziglang` (the extra [cross])",
     )
 
 

@@ -8,15 +8,31 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import inf
 from pathlib import Path
 
+_WORDS: Mapping[str, tuple[int, int]] = {
+    "asimd": (16, 1),
+    "atomics": (16, 8),
+    "fphp": (16, 9),
+    "asimdhp": (16, 10),
+    "asimddp": (16, 20),
+    "asimdfhm": (16, 23),
+    "i8mm": (26, 13),
+    "bf16": (26, 14),
+}
+"""Features of 64-bit ARM -> the word of the auxiliary vector that tells of them (AT_HWCAP,
+AT_HWCAP2), and its bit there (arch/arm64/include/uapi/asm/hwcap.h of the kernel).
+"""
+
 
 @cache
 def features() -> frozenset[str]:
-    """Feature names of the CPU as /proc/cpuinfo spells them; empty when unknown."""
+    """Feature names of the CPU as the kernel spells them in /proc/cpuinfo; empty when unknown."""
+    if platform.machine() == "aarch64" and platform.system() == "Linux":
+        return features_of(_auxiliary)
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -78,6 +94,20 @@ def _group_quota(group: Path) -> float:
     except (OSError, ValueError, ZeroDivisionError):
         return inf
     return found if found > 0 else inf  # the first version says -1 for no limit
+
+
+def features_of(word: Callable[[int], int]) -> frozenset[str]:
+    """What the auxiliary vector, its words by number, tells of a 64-bit ARM's features: the
+    kernel's word to this very process, where /proc may be another machine's.
+    """
+    return frozenset(name for name, (at, bit) in _WORDS.items() if word(at) >> bit & 1)
+
+
+def _auxiliary(number: int) -> int:
+    """A word that the kernel gave this process when it began."""
+    read = ctypes.CDLL(None).getauxval
+    read.argtypes, read.restype = (ctypes.c_ulong,), ctypes.c_ulong
+    return int(read(number))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import queue
 import time
 from collections.abc import Mapping, Sequence
@@ -224,6 +225,13 @@ def _usable_threads(asked: int, manifest: Manifest) -> int:
 
 def _demand_features(manifest: Manifest) -> None:
     """Raise Error unless this CPU has all instructions of the code."""
+    wanted, machine = manifest.triple.partition("-")[0], platform.machine()
+    if machine not in ("", wanted):
+        raise Error(
+            f"the artifact is for {wanted}, this machine is {machine}",
+            where=manifest.name,
+            hint="compile it for this machine, or copy it to one that it is for",
+        )
     missing = sorted(set(manifest.cpu_flags) - cpu.features())
     if missing and not cpu.features():
         raise Error(

@@ -1,0 +1,21 @@
+"""The matrix products of bytes of Armv8.6-A (Neoverse V1 and N2, Cortex-A510 and A710 and later): 2
+rows of 8 bytes by 8 x 2 in a vector, 32 products an instruction, of every two signs.
+"""
+
+from qcompiler.targets.arm.dotprod import DOTPROD, dot
+
+from qcompiler.hardware.isa import isa
+from qcompiler.hardware.products import BlockMac, VectorMac
+
+I8MM = isa(
+    "arm_i8mm",
+    extends=DOTPROD,
+    llvm="+i8mm",
+    cpu_flags="i8mm",
+    macs=(
+        BlockMac(("u8", "i8", "i32"), rows=2, columns=2, k=8, emit=dot("usmmla")),
+        BlockMac(("i8", "i8", "i32"), rows=2, columns=2, k=8, emit=dot("smmla")),
+        BlockMac(("u8", "u8", "i32"), rows=2, columns=2, k=8, emit=dot("ummla")),
+        VectorMac(("u8", "i8", "i32"), lanes=4, k=4, emit=dot("usdot")),
+    ),
+)

@@ -1,0 +1,106 @@
+"""NEON of every Armv8-A (Cortex-A53, A72 and later): thirty-two 16-byte registers; bytes are
+multiplied to 16 bits, and pairs of products are added to 32.
+
+Source: Arm Architecture Reference Manual for A-profile architecture (DDI 0487), chapter C7.
+"""
+
+from collections.abc import Sequence
+
+from qcompiler.hardware.isa import isa
+from qcompiler.hardware.products import VectorMac
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.tir import Value, llvm
+
+_LOW, _HIGH = range(8), range(8, 16)
+
+
+def fmla(sums: Value, left: Value, right: Value) -> Value:
+    """float32: left * right + sums in one rounding."""
+    return tir.fma(left, right, sums)
+
+
+def smull(left: Value, right: Value, half: range) -> Value:
+    """int8: products of one half of both vectors, in 16 bits."""
+    a, b = (tir.shuffle(tir.reinterpret(v, "int8"), half) for v in (left, right))
+    return llvm("int16", 8, "llvm.aarch64.neon.smull.v8i16", a, b)
+
+
+def saddlp(words: Value) -> Value:
+    """int16: sums of two neighbours, in 32 bits."""
+    return llvm("int32", 4, "llvm.aarch64.neon.saddlp.v4i32.v8i16", words)
+
+
+def through_words(sums: Value, left: Value, right: Value) -> Value:
+    """int8: four products of a lane are added in 32 bits, two by two."""
+    pairs = [saddlp(smull(left, right, half)) for half in (_LOW, _HIGH)]
+    return tir.wrapping("+", sums, llvm("int32", 4, "llvm.aarch64.neon.addp.v4i32", *pairs))
+
+
+def smlal(sums: Value, left: Value, right: Value) -> Value:
+    """int16 pairs: both products of a lane are added in 32 bits."""
+    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
+    for parity in (0, 1):
+        x, y = (tir.shuffle(v, range(parity, 8, 2)) for v in (a, b))
+        sums = tir.wrapping("+", sums, llvm("int32", 4, "llvm.aarch64.neon.smull.v4i32", x, y))
+    return sums
+
+
+def fcvtns(x: Value) -> Value:
+    """float32 -> int32, halves to even; out of range the nearest, NaN gives 0."""
+    return llvm("int32", 4, "llvm.aarch64.neon.fcvtns.v4i32.v4f32", x)
+
+
+def quantize(
+    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+) -> Value:
+    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
+    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
+
+    `bounded`: all are within 1e9.
+    """
+    if not bounded:  # of a NaN and a number this is the number
+        least = tir.const(-1e9, "float32", 4)
+        vectors = [llvm("float32", 4, "llvm.maxnum", x, least) for x in vectors]
+    words = [llvm("int16", 4, "llvm.aarch64.neon.sqxtn.v4i16", fcvtns(x)) for x in vectors]
+    eights = [tir.concat(words[i : i + 2]) for i in range(0, len(words), 2)]
+    if zero is not None:
+        shift = tir.broadcast(tir.cast(zero, "int16"), 8)
+        eights = [llvm("int16", 8, "llvm.sadd.sat", w, shift) for w in eights]
+    narrow = {"uint8": "sqxtun", "int8": "sqxtn"}[dtype]
+    made = [llvm("int8", 8, f"llvm.aarch64.neon.{narrow}.v8i8", w) for w in eights]
+    return tir.reinterpret(tir.concat(made), dtype)
+
+
+def tbl(index: Value, table: Sequence[Value]) -> Value:
+    """16 indices into 256 bytes, given as sixteen vectors: each instruction looks through four, and
+    leaves alone what is beyond them.
+    """
+    index, *parts = (tir.reinterpret(v, "int8") for v in (index, *table))
+    found = llvm("int8", 16, "llvm.aarch64.neon.tbl4.v16i8", *parts[:4], index)
+    for first in (64, 128, 192):
+        here = index ^ tir.const(first - 256 if first > 127 else first, "int8", 16)
+        four = parts[first // 16 : first // 16 + 4]
+        found = llvm("int8", 16, "llvm.aarch64.neon.tbx4.v16i8", found, *four, here)
+    return tir.reinterpret(found, "uint8")
+
+
+def pause() -> str:
+    """LLVM text: this thread waits for another's store."""
+    return "call void @llvm.aarch64.hint(i32 1)"
+
+
+NEON = isa(
+    "arm_neon",
+    triple="aarch64-unknown-linux-gnu",
+    llvm="+neon",
+    cpu_flags="asimd",
+    registers=32,
+    vector_bytes=16,
+    masked=frozenset(),
+    macs=(
+        VectorMac(("f32", "f32", "f32"), lanes=4, k=1, emit=fmla),
+        VectorMac(("i8", "i8", "i32"), lanes=4, k=4, emit=through_words, temporaries=3),
+        VectorMac(("i16", "i16", "i32"), lanes=4, k=2, emit=smlal, temporaries=3),
+    ),
+    intrinsics={"round_to_int": fcvtns, "quantize": quantize, "table": tbl, "pause": pause},
+)

@@ -1,0 +1,284 @@
+"""Code for another architecture -> what it computes, on a processor that qemu emulates.
+
+    board = Board("cortex-a53", library)
+    x = board.memory(array)
+    board.call("function", x)
+    board.answer(x, array.nbytes)
+    made = board.run()[0]
+
+The library is run by a small program (runner.c), which the cross compiler at hand builds once; it
+is linked statically, so nothing of the emulated system has to be there. `-cpu` is kept to the
+letter: an instruction that the processor lacks ends the program.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.artifact.abi import Table, team_bytes
+from qcompiler.artifact.artifact import Artifact, Value
+from qcompiler.dtypes import numpy_dtype
+from qcompiler.emit.native import emit_kernel
+from qcompiler.hardware.isa import Isa
+from qcompiler.ir import Array
+from qcompiler.kernels.registry import Kernel
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("runner.c")
+MACHINE = "aarch64"
+CPUS = {
+    "arm_neon": ("cortex-a53", "cortex-a72"),
+    "arm_fp16": ("cortex-a76",),
+    "arm_dotprod": ("cortex-a76", "neoverse-n1"),
+    "arm_i8mm": ("max",),
+    "arm_bf16": ("max",),
+}
+"""Instruction set -> processors that have it and, but for the last, little more."""
+_CRASHED = (139, -11)
+"""Status of what ended by SIGSEGV, as a shell says it and as Python does."""
+_FENCE = 64
+
+
+class Unavailable(RuntimeError):
+    """Why nothing can be run here: the text for `pytest.skip`."""
+
+
+class Stopped(RuntimeError):
+    """The program ended as it should not: its status and what it said."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(f"status {status}: {said.strip()[-400:]}")
+        self.status = status
+
+
+@functools.cache
+def emulator() -> str:
+    """The command that emulates; raises Unavailable."""
+    for name in (f"qemu-{MACHINE}", f"qemu-{MACHINE}-static"):
+        if found := shutil.which(name):
+            return found
+    raise Unavailable(f"no qemu-{MACHINE} (Debian: qemu-user)")
+
+
+def compilers() -> list[list[str]]:
+    """The C compilers for the architecture that are at hand, each as a command."""
+    found = []
+    if gcc := shutil.which(f"{MACHINE}-linux-gnu-gcc"):
+        found.append([gcc])
+    if importlib.util.find_spec("ziglang"):
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{MACHINE}-linux-musl"]
+        found.append(zig)
+    return found
+
+
+@functools.cache
+def runner() -> Path:
+    """The program, built for this source; raises Unavailable."""
+    commands = compilers()
+    if not commands:
+        raise Unavailable(f"no C compiler for {MACHINE} (pip install ziglang)")
+    digest = hashlib.sha256(SOURCE.read_bytes() + repr(commands[0]).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"qcompiler-runner-{os.getuid()}-{digest}"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "runner"
+            command = [*commands[0], "-O1", "-static", str(SOURCE), "-o", str(made), "-lm"]
+            subprocess.run([*command, "-lpthread"], check=True, capture_output=True)
+            new = path.with_suffix(f".{os.getpid()}")
+            shutil.copy(made, new)
+            new.replace(path)
+    return path
+
+
+def demand() -> None:
+    """Skip the running test, with the reason, where nothing can be run."""
+    try:
+        emulator(), runner()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+class Board:
+    """Orders to a program on one processor, all carried out by `run`."""
+
+    def __init__(self, cpu: str, library: bytes) -> None:
+        self.cpu, self.library = cpu, library
+        self._orders: list[bytes] = []
+        self._answers: list[int] = []
+        self._count = 0
+
+    def _order(self, *words: int) -> None:
+        self._orders.append(struct.pack(f"<{len(words)}q", *words))
+
+    def space(self, size: int) -> int:
+        """So many bytes, and nothing to touch behind them -> their number."""
+        self._order(1, size)
+        self._count += 1
+        return self._count - 1
+
+    def aligned(self, size: int) -> int:
+        """The same from a multiple of 64 on, and as many bytes to read behind them."""
+        return self.space(-(-size // _FENCE) * _FENCE + _FENCE)
+
+    def write(self, memory: int, array: Array, offset: int = 0) -> None:
+        """Copy an array there."""
+        raw = np.ascontiguousarray(array).tobytes()
+        self._order(2, memory, offset, len(raw))
+        self._orders.append(raw + bytes(-len(raw) % 8))
+
+    def fill(self, memory: int, offset: int, size: int, byte: int) -> None:
+        """Set bytes."""
+        self._order(3, memory, offset, size, byte)
+
+    def address(self, memory: int, offset: int, of: int) -> None:
+        """Write where a memory begins."""
+        self._order(4, memory, offset, of, 0)
+
+    def answer(self, memory: int, size: int) -> None:
+        """What is there now is one of the answers."""
+        self._order(5, memory, 0, size)
+        self._answers.append(size)
+
+    def call(self, name: str, *memories: int) -> None:
+        """Call a function of pointers."""
+        self._named(6, name, len(memories), *(w for m in memories for w in (m, 0)))
+
+    def start(self, name: str, memory: int, number: int) -> None:
+        """Call a function of a pointer and a number in a thread of its own."""
+        self._named(7, name, number, memory, 0)
+
+    def launch(self, name: str, one: int, other: int, number: int) -> None:
+        """Call a function of two pointers and a number."""
+        self._named(8, name, one, 0, other, 0, number)
+
+    def _named(self, order: int, name: str, *words: int) -> None:
+        self._order(order)
+        self._orders.append(name.encode().ljust(32, b"\0"))
+        self._order(*words)
+
+    def run(self, *options: str) -> list[bytes]:
+        """Carry out everything -> the answers. Raises Stopped where the program ends early."""
+        with tempfile.TemporaryDirectory(prefix="qcompiler-board-") as folder:
+            paths = [Path(folder) / n for n in ("code.so", "orders", "answers")]
+            paths[0].write_bytes(self.library)
+            paths[1].write_bytes(b"".join(self._orders))
+            command = [emulator(), *options, "-cpu", self.cpu, str(runner()), *map(str, paths)]
+            done = _tried(command)
+            if done.returncode:
+                raise Stopped(done.returncode, done.stderr)
+            self.said = done.stderr
+            made = paths[2].read_bytes()
+        found, at = [], 0
+        for size in self._answers:
+            found.append(made[at : at + size])
+            at += size
+        assert at == len(made)
+        return found
+
+
+def _tried(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A crash of qemu is tried once more: now and then it is its own (Brooooooklyn/lzma#390)."""
+    for attempt in (1, 2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode not in _CRASHED or attempt == 2:
+            return done
+        log.warning("qemu ended with %d, once more: %s", done.returncode, " ".join(command))
+    raise AssertionError
+
+
+def run_artifact(
+    artifact: Artifact,
+    inputs: Sequence[Mapping[str, Array]],
+    cpu: str,
+    *,
+    threads: int = 1,
+    poison: int = 0xFF,
+    options: Sequence[str] = (),
+) -> list[dict[str, Array]]:
+    """An artifact on arrays by name, several times -> what it makes of each, on an emulated
+    processor; all memory but the inputs is full of a byte at first.
+    """
+    m = artifact.manifest
+    board = Board(cpu, artifact.code)
+    weights = board.aligned(artifact.weights.nbytes)
+    board.write(weights, artifact.weights)
+    workspace = board.aligned(m.workspace_bytes)
+    taken = [board.aligned(_bytes(v)) for v in m.inputs]
+    made = [board.aligned(_bytes(v)) for v in m.outputs]
+    words = Table(len(taken) + len(made))
+    table = board.aligned(words.words * 8)
+    ends = {words.first: 0, words.last: len(m.steps), words.refused: 0}
+    for at, memory in enumerate((*taken, *made, weights, workspace)):
+        board.address(table, at * 8, memory)
+    for at, value in ends.items():
+        board.write(table, np.int64(value), at * 8)
+    team = board.aligned(team_bytes(threads)) if threads > 1 else -1
+    for number in range(1, threads):
+        board.start("qcompiler_work", team, number)
+    for arrays in inputs:
+        board.fill(workspace, 0, m.workspace_bytes, poison)
+        for value, memory in zip(m.inputs, taken, strict=True):
+            board.write(memory, arrays[value.name])
+        for value, memory in zip(m.outputs, made, strict=True):
+            board.fill(memory, 0, _bytes(value), poison)
+        if threads > 1:
+            board.launch("qcompiler_launch", team, table, threads)
+        else:
+            board.call("qcompiler_run", table)
+        for value, memory in zip(m.outputs, made, strict=True):
+            board.answer(memory, _bytes(value))
+    answers = iter(board.run(*options))
+    return [{v.name: _array(v, next(answers)) for v in m.outputs} for _ in inputs]
+
+
+def run_kernel(
+    kernel: Kernel,
+    isa: Isa,
+    cpu: str,
+    operands: Sequence[tuple[int, Array]],
+    outputs: Sequence[int],
+    poisons: Sequence[int],
+) -> list[bytes]:
+    """A kernel on operands, each with so many bytes behind it that may be read, and on outputs and
+    scratch of so many bytes -> the first output, made once for every poison.
+    """
+    board = Board(cpu, emit_kernel(kernel, isa))
+    given = [board.space(array.nbytes + more) for more, array in operands]
+    made = [board.space(size) for size in outputs]
+    words = Table(len(given) + len(made))
+    table = board.aligned(words.words * 8)
+    for at, memory in enumerate((*given, *made)):
+        board.address(table, at * 8, memory)
+    board.write(table, np.int64(1), words.last * 8)
+    for poison in poisons:
+        for memory, (more, array) in zip(given, operands, strict=True):
+            board.write(memory, array)
+            board.fill(memory, array.nbytes, more, poison)
+        for memory, size in zip(made, outputs, strict=True):
+            board.fill(memory, 0, size, poison)
+        board.call("qcompiler_run", table)
+        board.answer(made[0], outputs[0])
+    return board.run()
+
+
+def _bytes(value: Value) -> int:
+    return int(np.prod(value.shape, dtype=np.int64)) * numpy_dtype(value.dtype).itemsize
+
+
+def _array(value: Value, raw: bytes) -> Array:
+    return np.frombuffer(raw, numpy_dtype(value.dtype)).reshape(value.shape)
