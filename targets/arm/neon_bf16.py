@@ -7,7 +7,7 @@ integers of the same bits, which are inlined.
 
 from collections.abc import Callable
 
-from qcompiler.targets.arm.i8mm import I8MM
+from qcompiler.targets.arm.neon_i8mm import I8MM
 
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import BlockMac, VectorMac

@@ -2,7 +2,7 @@
 rows of 8 bytes by 8 x 2 in a vector, 32 products an instruction, of every two signs.
 """
 
-from qcompiler.targets.arm.dotprod import DOTPROD, dot
+from qcompiler.targets.arm.neon_dotprod import DOTPROD, dot
 
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import BlockMac, VectorMac

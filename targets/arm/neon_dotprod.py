@@ -4,7 +4,7 @@ sign, sixteen products an instruction.
 
 from collections.abc import Callable
 
-from qcompiler.targets.arm.fp16 import FP16
+from qcompiler.targets.arm.neon_fp16 import FP16
 
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import VectorMac
