@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Union
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler.errors import Error
+
+Dim = Union[int, str]
+"""Of a shape: a number, or the symbol of one that is not known yet."""
+Array = NDArray[np.generic]
 
 NARROW = (
     "bfloat16",

@@ -5,6 +5,7 @@ traceback.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 
 class Error(Exception):
@@ -30,8 +31,15 @@ _OF_THE_COMPILER = ("tvm", "tvm_ffi", "onnx", "networkx", "ml_dtypes", "google",
 
 
 def compiler_missing(error: ImportError) -> Error | None:
-    """A failed import -> the Error that tells it, where it is one of the compiler's packages."""
+    """A failed import -> the Error that tells it, where it is one of the compiler's packages, or of
+    its own modules where those are not installed.
+    """
     package = (error.name or "").split(".")[0]
+    if package == "qcompiler" and find_spec("qcompiler.driver") is None:
+        return Error(
+            "this needs the compiler, and the runtime alone is installed",
+            hint="pip install qcompiler-tvm; running artifacts needs numpy only",
+        )
     if package not in _OF_THE_COMPILER:
         return None
     return Error(

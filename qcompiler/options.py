@@ -12,13 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qcompiler.errors import Error
 
 if TYPE_CHECKING:
+    from typing import Concatenate, ParamSpec
+
     from qcompiler.ir import Graph, Node
     from qcompiler.rewrite import Explain
+
+    P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,6 @@ Progress = Callable[[str, int, int, str], None]
 """Told how far long work is: (what, done, all, the item at hand)."""
 
 T = TypeVar("T")
-P = ParamSpec("P")
 Model = TypeVar("Model")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
@@ -144,7 +147,7 @@ def shape(word: str) -> tuple[str, tuple[int, ...]]:
     return name, dims
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Options:
     """How to compile. Raises Error for a value that is not among the choices."""
 
@@ -227,7 +230,7 @@ class Options:
         check(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Keywords(Options):
     """The keywords of `qcompiler.compile`: how to compile, and whom to tell."""
 
@@ -249,11 +252,14 @@ def takes(
         function: Callable[[Model, Made], Result],
     ) -> Callable[Concatenate[Model, P], Result]:
         def call(model: Model, *args: P.args, **given: P.kwargs) -> Result:
+            if args:
+                raise TypeError(f"{function.__name__} takes a model; all else are keywords")
             _known(given, [o.name for o in options_of(made)])
             return function(model, made(*args, **given))
 
         first, _ = inspect.signature(function).parameters.values()
-        last = inspect.signature(made).parameters.values()
+        fields_of = inspect.signature(made).parameters.values()
+        last = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fields_of]
         whole = inspect.signature(function).replace(parameters=(first, *last))
         update_wrapper(call, function).__dict__.update(__signature__=whole)
         call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{described(made)}"

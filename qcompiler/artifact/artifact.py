@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Union
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -45,7 +45,7 @@ _DAMAGED = (
 )
 """What reading a file that is no whole artifact may raise."""
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 Bytes = NDArray[np.uint8]
 
 

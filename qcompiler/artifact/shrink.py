@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +84,7 @@ def expand(pieces: Iterable[Piece], fill: Fill, stored: int, whole: Bytes) -> No
     """
     pieces = tuple(pieces)
     by_place = sorted((p.offset, p.offset + p.bytes) for p in pieces)
-    if any(end > begin for (_, end), (begin, _) in pairwise(by_place)):
+    if any(end > begin for (_, end), (begin, _) in zip(by_place, by_place[1:])):
         raise ValueError("blocks of weights overlap")
     if any(begin < 0 or end > whole.size for begin, end in by_place):
         raise ValueError("a block of weights lies outside")

@@ -7,10 +7,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qcompiler.cli import flags, quality
+from qcompiler.cli import flags
 from qcompiler.cli.flags import count
 from qcompiler.errors import Error
 from qcompiler.options import Options
+from qcompiler.quality.demand import Demand
 from qcompiler.training.request import Training
 from qcompiler.version import __version__
 
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("model", type=Path, help="an .onnx file")
     made.add_argument("-o", "--output", type=Path, help="artifact to write (default: MODEL.qc)")
     _compile_flags(made)
-    quality.flags(made)
+    _search_flags(made)
     made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
 
     quantize = commands.add_parser(
@@ -115,6 +116,20 @@ def _compile_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
     flags.add(parser, Options, **defaults)
     parser.add_argument("--explain", action="store_true", help="print every Skip and its reason")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
+
+
+def _search_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "accuracy", "find the fastest int8 artifact that loses no more than this"
+    )
+    group.add_argument(
+        "--max-drop", metavar="POINTS", help="0.5 (points of the metric) or 1%% (of its value)"
+    )
+    group.add_argument("--evaluation", metavar="DATA", help="samples, as for --calibration")
+    flags.add(group, Demand)
+    group.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
+    )
 
 
 def _input_flags(parser: argparse.ArgumentParser) -> None:

@@ -5,16 +5,31 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 
-from qcompiler.cli import making, using
+from qcompiler.cli import using
 
-COMMANDS: Mapping[str, Callable[[Namespace], int]] = {
-    "compile": making.compile,
-    "quantize": making.quantize,
-    "retrain": making.retrain,
+Command = Callable[[Namespace], int]
+
+
+def _making(name: str) -> Command:
+    """A command that makes something; the runtime alone comes without these."""
+
+    def command(arguments: Namespace) -> int:
+        from qcompiler.cli import making
+
+        found: Command = getattr(making, name)
+        return found(arguments)
+
+    return command
+
+
+COMMANDS: Mapping[str, Command] = {
+    "compile": _making("compile"),
+    "quantize": _making("quantize"),
+    "retrain": _making("retrain"),
     "run": using.run,
     "bench": using.bench,
     "inspect": using.inspect,
     "compare": using.compare,
     "targets": using.targets,
-    "demo": making.demo,
+    "demo": _making("demo"),
 }

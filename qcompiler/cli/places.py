@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import replacing
-from qcompiler.ir import Array
 
 
 def demand_writable(output: Path, *sources: Path | str | None) -> None:

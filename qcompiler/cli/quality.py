@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import asdict, fields
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler.cli import show
-from qcompiler.cli.flags import add, read
+from qcompiler.cli.flags import read
 from qcompiler.errors import Error
 from qcompiler.files import write_text
 from qcompiler.quality.demand import Demand
@@ -22,21 +22,6 @@ if TYPE_CHECKING:
     from qcompiler.quantization.agreement import Agreement
 
 SHOWN_LAYERS = 12
-
-
-def flags(parser: ArgumentParser) -> None:
-    """The flags of a search."""
-    group = parser.add_argument_group(
-        "accuracy", "find the fastest int8 artifact that loses no more than this"
-    )
-    group.add_argument(
-        "--max-drop", metavar="POINTS", help="0.5 (points of the metric) or 1%% (of its value)"
-    )
-    group.add_argument("--evaluation", metavar="DATA", help="samples, as for --calibration")
-    add(group, Demand)
-    group.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
-    )
 
 
 def agreed(found: Agreement) -> dict[str, object]:

@@ -18,7 +18,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     number = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
     lines = []
     for row in cells:
-        columns = zip(row, widths, number, strict=True)
+        columns = zip(row, widths, number)
         lines.append("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns).rstrip())
     return "\n".join(lines)
 

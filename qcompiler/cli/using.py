@@ -15,11 +15,10 @@ import numpy as np
 from qcompiler.artifact.artifact import Artifact, Value, open_artifact
 from qcompiler.cli import show
 from qcompiler.cli.arguments import percentiles
-from qcompiler.cli.making import say_plan
 from qcompiler.cli.places import demand_writable, save_npz
+from qcompiler.dtypes import Array, numpy_dtype
 from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
-from qcompiler.ir import Array, numpy_dtype
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
@@ -101,7 +100,7 @@ def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, obje
     most = before and before | (_limits(model) or before)
     whole = sum(seconds)
     rows: list[dict[str, object]] = []
-    for step, taken in zip(model.manifest.steps, seconds, strict=True):
+    for step, taken in zip(model.manifest.steps, seconds):
         arithmetic, traffic = (most.arithmetic(step), most.traffic(step)) if most else (0.0, 0.0)
         rows.append(
             {
@@ -140,6 +139,8 @@ def inspect(a: Namespace) -> int:
     if _is_artifact(a.model):
         return _inspect_artifact(a, open_artifact(a.model))
     if a.plan:
+        from qcompiler.cli.making import say_plan
+
         return say_plan(a)
     from qcompiler.ir.text import write
     from qcompiler.onnx_io.reader import read
@@ -154,7 +155,7 @@ def inspect(a: Namespace) -> int:
             counts[node.op] = counts.get(node.op, 0) + 1
     weights = sum(n.type.bytes for n in graph.nodes if n.is_constant)
     inputs = [f"{n.name}: {n.type}" for n in graph.inputs]
-    outputs = [f"{n}: {o.type}" for n, o in zip(graph.output_names, graph.outputs, strict=True)]
+    outputs = [f"{n}: {o.type}" for n, o in zip(graph.output_names, graph.outputs)]
     if a.json:
         answer = {"name": graph.name, "inputs": inputs, "outputs": outputs, "operators": counts}
         show.say_json({**answer, "weights_bytes": weights, "notes": dict(graph.notes)})
@@ -234,10 +235,9 @@ def targets(a: Namespace) -> int:
     """Instruction sets and devices, and which of them this machine can run; without the compiler,
     which knows them, what this machine has.
     """
-    from qcompiler.hardware import isa
-
     try:
         from qcompiler import plugins
+        from qcompiler.hardware import isa
 
         plugins.load_all()
     except ImportError as e:
@@ -263,7 +263,7 @@ def targets(a: Namespace) -> int:
         names = ("name", "here", "triple", "vector_bytes", "registers", "products")
         show.say_json(
             {
-                "instruction_sets": [dict(zip(names, r, strict=True)) for r in rows],
+                "instruction_sets": [dict(zip(names, r)) for r in rows],
                 "devices": [{"name": n, "isa": i} for n, i in devices],
             }
         )

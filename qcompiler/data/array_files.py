@@ -19,8 +19,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from qcompiler.dtypes import Array, Dim
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Dim
 
 Take = Callable[[int], Array]
 """Gives the next few rows of an array."""

@@ -19,9 +19,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from qcompiler.data.array_files import Table, Take, demand_file, spell, tables_of_file
+from qcompiler.dtypes import Array, Dim, numpy_dtype
 from qcompiler.errors import Error
 from qcompiler.files import contents
-from qcompiler.ir import Array, Dim, numpy_dtype
 from qcompiler.runtime.feeds import array_of, named_arrays
 
 Wanted = Mapping[str, tuple[str, Sequence[Dim]]]
@@ -165,7 +165,7 @@ def _checked(where: str, arrays: Mapping[str, object], wanted: Wanted) -> Sample
             raise _wrong_dtype(str(array.dtype), dtype, here)
         fits = array.ndim == len(shape) and all(
             (sizes.setdefault(d, n) if isinstance(d, str) else d) == n
-            for d, n in zip(shape, array.shape, strict=True)
+            for d, n in zip(shape, array.shape)
         )
         if not fits:
             raise Error(f"shape {spell(array.shape)} where {spell(shape)} is needed", where=here)
@@ -249,7 +249,7 @@ def _fits(table: Table, shape: Sequence[Dim]) -> bool:
         return False
     parts = have[1:] if more >= 0 else have
     needs = shape if more == 1 else shape[1:]
-    return all(isinstance(d, str) or d == n for n, d in zip(parts, needs, strict=True))
+    return all(isinstance(d, str) or d == n for n, d in zip(parts, needs))
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,12 @@ from math import prod
 from types import MappingProxyType
 
 import numpy as np
-from numpy.typing import NDArray
 
+from qcompiler.dtypes import Array as Array
+from qcompiler.dtypes import Dim as Dim
 from qcompiler.dtypes import numpy_dtype as numpy_dtype
 from qcompiler.errors import Error
 
-Dim = int | str
-Array = NDArray[np.generic]
 Attr = int | float | str | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
 
 MAX_RANK = 32

@@ -39,8 +39,7 @@ class Seat:
                 self.frame.table[i] = memory.address
         sizes = [prod(shape) * dtype.itemsize for dtype, shape in outputs]
         self._made = [
-            (*kind, size, -(-size // ALIGN) * ALIGN)
-            for kind, size in zip(outputs, sizes, strict=True)
+            (*kind, size, -(-size // ALIGN) * ALIGN) for kind, size in zip(outputs, sizes)
         ]
         self._block, self._at = aligned(np.dtype(np.uint8), (0,)), 0
 

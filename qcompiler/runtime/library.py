@@ -22,9 +22,11 @@ from qcompiler.hardware import cpu
 from qcompiler.runtime.mapping import mapped, unmapped
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Memory:
     """An array, and where its first element lies (asking numpy for that takes a microsecond)."""
+
+    __slots__ = ("address", "array")
 
     array: NDArray[Any]
     address: int

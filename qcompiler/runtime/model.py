@@ -121,7 +121,7 @@ class Model:
                 f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
             )
         held = self._open()
-        pairs = zip(self._taken, arrays, strict=True)
+        pairs = zip(self._taken, arrays)
         found = [_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in pairs]
         results = self._call(held, found)
         return results[0] if len(results) == 1 else tuple(results)
@@ -129,7 +129,7 @@ class Model:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
         results = self._call(self._open(), self._named(inputs))
-        return dict(zip(self._names, results, strict=True))
+        return dict(zip(self._names, results))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.manifest.steps` names them),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
+from runtime_wheel import unpacked
 
 from qcompiler import compile, load
 
@@ -28,6 +29,14 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """
 """A Python that has numpy only."""
+
+
+@pytest.fixture(scope="module", params=["all of qcompiler", "the runtime alone"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `import qcompiler` finds it."""
+    if request.param == "all of qcompiler":
+        return ROOT
+    return unpacked(tmp_path_factory.mktemp("alone"))
 
 
 def model(dtype: int = 1) -> object:
@@ -77,20 +86,23 @@ Said = tuple[int, str, str]
 """Exit code, stdout, stderr."""
 
 
-def bare(code: str, *words: str) -> str:
+def bare(place: Path, code: str, *words: str) -> str:
     """What a program says in such a Python."""
     given = [sys.executable, "-c", BARE + code, *words]
-    return subprocess.run(given, capture_output=True, text=True, check=True).stdout
+    if place != ROOT:  # no site-packages, where an editable qcompiler would go first
+        seen = f"import sys; sys.path[:0] = {[str(place), str(Path(np.__file__).parents[1])]}\n"
+        given = [sys.executable, "-S", "-c", seen + BARE + code, *words]
+    return subprocess.run(given, capture_output=True, text=True, check=True, cwd="/").stdout
 
 
-def commands(*given: list[object]) -> list[Said]:
+def commands(place: Path, *given: list[object]) -> list[Said]:
     """Several commands, one after the other in one process."""
-    found = json.loads(bare(RUN, json.dumps([[str(w) for w in words] for words in given])))
+    found = json.loads(bare(place, RUN, json.dumps([[str(w) for w in words] for words in given])))
     return [(code, out, err) for code, out, err in found]
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "bfloat16"])
-def test_artifacts_run_with_numpy_only(folder: Path, precision: str) -> None:
+def test_artifacts_run_with_numpy_only(place: Path, folder: Path, precision: str) -> None:
     artifact, data, out = folder / f"{precision}.qc", folder / "data.npz", folder / "out.npz"
     few = ["bench", artifact, "--iterations", 3]
     told: list[list[object]] = [
@@ -101,55 +113,59 @@ def test_artifacts_run_with_numpy_only(folder: Path, precision: str) -> None:
         ["inspect", artifact, "--plan"],
     ]
     told += [[*words, "--json"] for words in told]
-    for words, (code, said, error) in zip(told, commands(*told), strict=True):
+    for words, (code, said, error) in zip(told, commands(place, *told), strict=True):
         assert (code, error) == (0, "")
         assert "--json" not in words or json.loads(said)
     with np.load(data) as given, np.load(out) as found:
         np.testing.assert_array_equal(found["y"], load(artifact).run(dict(given))["y"])
 
 
-def test_targets_say_what_the_machine_has() -> None:
-    words, as_json = commands(["targets"], ["targets", "--json"])
+def test_targets_say_what_the_machine_has(place: Path) -> None:
+    words, as_json = commands(place, ["targets"], ["targets", "--json"])
     assert words[0] == 0
     assert "the compiler is not installed" in words[1]
     assert json.loads(as_json[1])["this_machine"]["processors"] >= 1
 
 
-def test_inputs_that_numpy_has_no_dtype_for_name_the_package(folder: Path) -> None:
+def test_inputs_that_numpy_has_no_dtype_for_name_the_package(place: Path, folder: Path) -> None:
     artifact = folder / "inputs_of_bfloat16.qc"
-    for code, _, error in commands(["run", artifact], ["bench", artifact]):
+    for code, _, error in commands(place, ["run", artifact], ["bench", artifact]):
         assert code == 1
         assert error.startswith("error: x: bfloat16[2,8]: numpy has no bfloat16 without")
         assert "pip install ml_dtypes" in error
 
 
-def test_what_needs_the_compiler_says_so(folder: Path) -> None:
+def test_what_needs_the_compiler_says_so(place: Path, folder: Path) -> None:
     model = folder / "model.onnx"
     said = commands(
+        place,
         ["compile", model, "-o", folder / "new.qc"],
         ["quantize", model, "--calibration", "synthetic", "-o", folder / "new.onnx"],
         ["inspect", model],
+        ["inspect", model, "--plan"],
         ["demo", "-o", folder / "demo"],
     )
     for code, _, error in said:
         assert code == 1
-        assert error.startswith("error: this needs the compiler, and its package ")
+        missing = "its package " if place == ROOT else "the runtime alone "
+        assert error.startswith(f"error: this needs the compiler, and {missing}")
         assert len(error.splitlines()) == 2
     done = bare(
+        place,
         "import qcompiler\n"
         f"try: qcompiler.compile({str(model)!r})\n"
-        "except qcompiler.Error as e: print(e.what)"
+        "except qcompiler.Error as e: print(e.what)",
     )
-    assert "is not installed" in done
+    assert "this needs the compiler" in done
 
 
 @pytest.mark.slow
 def test_a_real_environment_of_numpy_only(folder: Path, tmp_path: Path) -> None:
-    """As docs/artifact.md says: numpy, and the wheel without what it depends on."""
+    """As docs/artifact.md says: the runtime alone."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     pip = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "-q"]
     subprocess.run([*pip, f"numpy=={np.__version__}"], check=True)
-    subprocess.run([*pip, "--no-deps", ROOT], check=True)
+    subprocess.run([*pip, ROOT / "runtime"], check=True)
     tool = tmp_path / "venv" / "bin" / "qcompiler"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     for words in (
