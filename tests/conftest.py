@@ -29,8 +29,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cases", type=int, default=0, help="so many random models of each kind (differential)"
     )
     parser.addoption(
+        "--board",
+        default="",
+        help="run kernels for this instruction set, as arm_neon:cortex-a72, on an emulated CPU",
+    )
+    parser.addoption(
         "--seed", type=int, default=0, help="other random models than the usual ones (differential)"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if asked := config.getoption("--board"):
+        import board  # the compiler with it, which other runs import when they need it
+
+        isa, _, cpu = asked.partition(":")
+        board.chosen[:] = [isa, cpu or board.CPUS[isa][0]]
 
 
 @pytest.fixture(scope="session", autouse=True)

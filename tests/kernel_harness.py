@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+import board
 import numpy as np
-from poison import twice
+from poison import POISONS, other, same, twice
 
 from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
@@ -31,9 +33,11 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 @cache
 def isas() -> tuple[Isa, ...]:
     """The instruction sets that this CPU can run, those of the longest vectors last; and the first
-    of them again, as a machine that has no masks.
+    of them again, as a machine that has no masks. With `--board`, the one that was asked for.
     """
     plugins.load_all()
+    if board.chosen:
+        return (ISAS[board.chosen[0]],)
     found = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     first, *others = sorted(found, key=lambda i: i.vector_bytes)
     return first, unmasked(first), *others
@@ -86,7 +90,9 @@ def region_of(graph: Graph, root: Node | None) -> Region:
 
 
 def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) -> Array:
-    """A kernel on arrays, in fenced memory."""
+    """A kernel on arrays, in fenced memory; for another architecture on an emulated processor."""
+    if not isa.triple.startswith(platform.machine()):
+        return _run_elsewhere(kernel, region, isa, values)
     module = compile_functions([(kernel.name, kernel.func)], isa)
     operands = []
     for i, node in enumerate(region.inputs):
@@ -112,6 +118,29 @@ def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) 
         return made[0].bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
 
     return twice(call, values)
+
+
+def _run_elsewhere(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) -> Array:
+    """The same, on the processor that `--board` names or the first that has the instructions."""
+    cpu = board.chosen[1] if board.chosen else board.CPUS[isa.name][0]
+    rounds = [({n: other(a) for n, a in values.items()}, POISONS[1])]
+    rounds += [(dict(values), poison) for poison in POISONS]
+    given = []
+    for arrays, poison in rounds:
+        operands = []
+        for i, node in enumerate(region.inputs):
+            array = np.ascontiguousarray((values if node.is_constant else arrays)[node])
+            packed = np.ascontiguousarray(kernel.pack[i](array)) if i in kernel.pack else array
+            operands.append((64 if node.is_constant else 0, packed))
+        given.append((operands, poison))
+    type = region.output.type
+    sizes = [type.bytes] + [-(-kernel.scratch_bytes // 64) * 64] * bool(kernel.scratch_bytes)
+    _, *made = (
+        np.frombuffer(raw, numpy_dtype(type.dtype)).reshape(type.dims)
+        for raw in board.run_kernel(kernel, isa, cpu, given, sizes)
+    )
+    same([made[0]], [made[1]])
+    return made[1]
 
 
 def expected(graph: Graph, values: Mapping[Node, Array]) -> Array:

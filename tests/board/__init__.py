@@ -54,6 +54,10 @@ _CRASHED = (139, -11)
 _FENCE = 64
 
 
+chosen: list[str] = []
+"""The instruction set and the processor that `--board` names; empty without it."""
+
+
 class Unavailable(RuntimeError):
     """Why nothing can be run here: the text for `pytest.skip`."""
 
@@ -250,22 +254,22 @@ def run_kernel(
     kernel: Kernel,
     isa: Isa,
     cpu: str,
-    operands: Sequence[tuple[int, Array]],
+    rounds: Sequence[tuple[Sequence[tuple[int, Array]], int]],
     outputs: Sequence[int],
-    poisons: Sequence[int],
 ) -> list[bytes]:
     """A kernel on operands, each with so many bytes behind it that may be read, and on outputs and
-    scratch of so many bytes -> the first output, made once for every poison.
+    scratch of so many bytes -> the first output of every round, before which all other memory is
+    filled with its byte.
     """
     board = Board(cpu, emit_kernel(kernel, isa))
-    given = [board.space(array.nbytes + more) for more, array in operands]
+    given = [board.space(array.nbytes + more) for more, array in rounds[0][0]]
     made = [board.space(size) for size in outputs]
     words = Table(len(given) + len(made))
     table = board.aligned(words.words * 8)
     for at, memory in enumerate((*given, *made)):
         board.address(table, at * 8, memory)
     board.write(table, np.int64(1), words.last * 8)
-    for poison in poisons:
+    for operands, poison in rounds:
         for memory, (more, array) in zip(given, operands, strict=True):
             board.write(memory, array)
             board.fill(memory, array.nbytes, more, poison)

@@ -1,0 +1,130 @@
+"""Kernels of every family, on every instruction set of another architecture, as its processors run
+them: some of each by default, all that this folder tests, of every shape and dtype, where marked
+slow.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import board
+import pytest
+import test_kernels_attention as attention
+import test_kernels_contraction as contraction
+import test_kernels_math as math
+import test_kernels_narrow as narrow
+import test_kernels_other as other
+import test_kernels_recurrent as recurrent
+import test_kernels_sparse as sparse
+import test_kernels_strassen as strassen
+import test_kernels_windows as windows
+import test_kernels_winograd as winograd
+
+from qcompiler import plugins
+from qcompiler.hardware.isa import ISAS, Isa
+
+plugins.load_all()
+SETS = [ISAS[name] for name in board.CPUS]
+WINDOW, FLAT = windows.WINDOWS[1], attention.CASES[1]
+
+FAMILIES: Mapping[str, Callable[[Isa], None]] = {
+    **{
+        f"products of {left} and {right}": lambda isa, pair=(left, right): (
+            contraction.test_products_of_awkward_shapes_equal_numpy(isa, pair)
+        )
+        for left, right in contraction.PAIRS
+    },
+    **{
+        f"convolution, {name}": lambda isa, name=name: contraction.test_convolutions_equal_numpy(
+            isa, name
+        )
+        for name in ("a first layer", "groups", "dilated")
+    },
+    "tiles": contraction.test_every_tile_and_its_neighbours_are_right,
+    "what follows sums": contraction.test_what_follows_is_computed_on_the_sums,
+    "products of activations": lambda isa: contraction.test_both_operands_may_be_activations(
+        isa, ("uint8", "int8")
+    ),
+    "any product": lambda isa: contraction.test_the_plain_kernel_computes_anything(
+        isa, ("uint8", "int8")
+    ),
+    "fewer products": lambda isa: winograd.test_convolutions_equal_numpy(
+        isa, next(iter(winograd.SHAPES))
+    ),
+    "seven products of eight": lambda isa: strassen.test_products_equal_numpy(isa, 17),
+    "products by zeros": lambda isa: sparse.test_matrix_products_of_any_share_of_zeros(
+        isa, ("uint8", "int8")
+    ),
+    "few bits": lambda isa: narrow.test_products_of_every_shape(isa, 4),
+    **{
+        f"depthwise {dtype}": lambda isa, dtype=dtype: windows.test_depthwise_convolutions(
+            WINDOW, dtype, isa
+        )
+        for dtype in ("float32", "uint8", "int8")
+    },
+    "depthwise extremes": (
+        windows.test_the_extreme_bytes_of_a_depthwise_convolution_do_not_saturate
+    ),
+    "depthwise 5": lambda isa: windows.test_depthwise_weights_that_never_saturate("int8", 5, isa),
+    "pools of bytes": lambda isa: windows.test_pools("int8", isa),
+    "resize": windows.test_images_are_resized_in_every_mode,
+    "reductions": windows.test_reductions_of_integers,
+    "softmax": lambda isa: windows.test_softmax_along_every_axis(2, "Softmax", isa),
+    "norms": windows.test_a_layer_norm_of_bytes_into_bytes,
+    "argmax": lambda isa: windows.test_the_place_of_the_best("ArgMax", isa),
+    "attention of bytes": lambda isa: attention.test_attention_of_bytes(FLAT, isa),
+    "attention of halves": lambda isa: attention.test_attention_of_halves(FLAT, isa),
+    "attention": lambda isa: attention.test_attention_with_booleans_that_hide_some_or_all(
+        "float32", isa
+    ),
+    "recurrent": lambda isa: recurrent.test_any_number_of_hidden_units("LSTM", 7, isa),
+    "exp": lambda isa: math.test_functions_are_as_accurate_as_promised("Exp", isa),
+    "gelu": math.test_gelu_sigmoid_and_swish_are_close_to_the_formulas,
+    "quantize": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit("uint8", isa),
+    "quantize with a sign": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit(
+        "int8", isa
+    ),
+    "tables": lambda isa: math.test_dequantize_and_tables_take_every_byte("int8", isa),
+    "integers": lambda isa: math.test_integers_wrap_around_and_never_trap("int32", isa),
+    "casts": lambda isa: math.test_casts_are_cs("float16", isa),
+    "residual": lambda isa: other.test_a_quantized_residual_is_exact("uint8", isa),
+    "transpose": lambda isa: other.test_transposes_of_every_shape(
+        *other.TRANSPOSES[0], "uint8", isa
+    ),
+    "joins": lambda isa: other.test_slices_splits_and_joins("uint8", isa),
+    "gather": lambda isa: other.test_gathers("float32", isa),
+    "scatter": lambda isa: other.test_scatters("add", isa),
+}
+
+
+CASES = [
+    pytest.param(isa, family, id=f"{isa.name}-{family}")
+    for isa in SETS
+    for family in FAMILIES
+    if isa in (SETS[0], SETS[-1]) or re.search(r"product|convolution|depthwise|attention", family)
+]
+"""All families on the poorest and the richest, on others those that multiply by what they add."""
+
+
+@pytest.mark.parametrize(("isa", "family"), CASES)
+def test_kernels_of_every_family(isa: Isa, family: str) -> None:
+    board.demand()
+    FAMILIES[family](isa)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("isa", "cpu"), [(isa, cpu) for isa, cpus in board.CPUS.items() for cpu in cpus]
+)
+def test_all_kernels(isa: str, cpu: str) -> None:
+    """The tests of this folder once more, with what they run for this machine run there."""
+    board.demand()
+    here = Path(__file__).parent
+    others = [f"--ignore={p}" for p in (Path(__file__), *here.glob("test_kernels_tiles*.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "--board", f"{isa}:{cpu}", *others, str(here)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
