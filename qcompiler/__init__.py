@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 from qcompiler.artifact.artifact import Artifact
 from qcompiler.errors import Error, compiler_missing
-from qcompiler.options import Keywords, Watch, takes
+from qcompiler.options import Keywords, Options, Progress, Watch, takes
 from qcompiler.version import __version__
 
 if TYPE_CHECKING:
     import onnx
 
+    from qcompiler.export.c import Exported
     from qcompiler.runtime import Model
 
-__all__ = ["Artifact", "Error", "__version__", "compile", "load"]
+__all__ = ["Artifact", "Error", "__version__", "compile", "export_c", "load"]
 
 
 @takes(Keywords)
@@ -39,6 +40,41 @@ def compile(model: str | Path | onnx.ModelProto, keywords: Keywords) -> Artifact
             raise missing from e
         raise
     return compiled(model, keywords, Watch(progress=keywords.progress))
+
+
+def export_c(
+    model: str | Path | onnx.ModelProto | Artifact,
+    folder: str | Path,
+    *,
+    name: str = "",
+    weights: str = "object",
+    ram: int = 0,
+    flash: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+    **options: object,
+) -> Exported:
+    """ONNX file or model, or an artifact -> a folder for C: NAME.h, NAME.hpp, NAME.o.
+
+    name: of the function NAME_run and the files (left out: the model's file).
+    weights: "object" (read-only data), or "file" (NAME.weights, to be mapped).
+    ram, flash: budgets in bytes; 0 for none. Error, with the numbers, where one is not kept.
+    force: a folder that was exported before is replaced; without, one that is there is an Error.
+    options: as those of `compile`, for a model; code for C runs in the calling thread.
+
+    Raises Error for whatever is wrong with the model, the data or the options.
+    """
+    try:
+        from qcompiler.export.c import Request
+        from qcompiler.export.c import export_c as export
+    except ImportError as e:
+        if missing := compiler_missing(e):
+            raise missing from e
+        raise
+
+    request = Request(name, weights, ram, flash, force)
+    chosen = Options(**options)  # type: ignore[arg-type]  # an unknown one is a TypeError
+    return export(model, folder, request, chosen, Watch(progress=progress))
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:

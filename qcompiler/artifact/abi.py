@@ -5,8 +5,12 @@ alignments, and how far kernels read.
     int qcompiler_launch(team, table, threads)      the same, by a thread team
     int qcompiler_work(team, thread)                a worker of the team: never returns
 
-`table` is an array of 8-byte words (`Table`). `team` is aligned to ALIGN bytes, zeros at first, and
-serves one run at a time (`team_bytes`, TEAM).
+`table` is an array of 8-byte words (`Table`), whatever the size of an address. `team` is aligned to
+ALIGN bytes, zeros at first, and serves one run at a time (`team_bytes`, TEAM).
+
+What is exported to C fills the table itself, from two structs of addresses, and says how it went:
+
+    int NAME_run(const struct NAME_inputs *, const struct NAME_outputs *, void *workspace)    STATUS
 """
 
 from __future__ import annotations
@@ -23,10 +27,28 @@ GUARD = 64
 MOST_UNITS = 32
 """Units of a section, and threads of a team: bits of half a word."""
 
-REFUSED = 1
-"""What `Table.refused` is set to where the system does not let the process use registers that the
-code needs; then nothing was run.
+REFUSED, GRANTED = 1, 2
+"""What `Table.permission` is set to where the code needs registers that the system gives to who
+asks: it does not let the process use them, and nothing was run; or it does, and later runs with
+this table need not ask.
 """
+
+STATUS: Mapping[str, tuple[int, str]] = {
+    "OK": (0, "the outputs are written"),
+    "REFUSED": (REFUSED, "the system refuses registers that the code needs; nothing was run"),
+    "BAD_POINTER": (2, "an address is null or not aligned; nothing was run"),
+    "OTHER_WEIGHTS": (3, "the weights are not this model's; nothing was run"),
+}
+"""What `NAME_run` returns, and what that means."""
+
+SEAL_BYTES = 64
+"""Weights in a file of their own end in so many bytes more, which begin with `seal`."""
+
+
+def seal(digest: str) -> int:
+    """SHA-256 of the weights -> the 8-byte word that their file ends in."""
+    return int(digest[:16], 16)
+
 
 TEAM: Mapping[str, int] = {
     "REMAINING": 64,
@@ -62,7 +84,8 @@ def team_bytes(threads: int) -> int:
 class Table:
     """Which word is what: first the addresses of the inputs, then of the outputs, `arrays` in all;
     of the weights and the workspace; the first step to run and the one after the last (all of them
-    in one run; one alone when a step is timed; none: only what comes before a run); 0, or REFUSED.
+    in one run; one alone when a step is timed; none: only what comes before a run); 0 at first,
+    then REFUSED or GRANTED where the code has to ask for registers.
     """
 
     arrays: int
@@ -88,8 +111,8 @@ class Table:
         return self.arrays + 3
 
     @property
-    def refused(self) -> int:
-        """Whether the system refused what the code needs."""
+    def permission(self) -> int:
+        """What the system said to who asked for registers."""
         return self.arrays + 4
 
     @property

@@ -5,6 +5,7 @@ and polygraphy.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from qcompiler.cli import flags
@@ -55,6 +56,24 @@ def parser() -> argparse.ArgumentParser:
     retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
     flags.add(retrain, Training)
     _compile_flags(retrain, precision="")  # int8, where neither --prune nor --pass says what for
+
+    export = commands.add_parser(
+        "export", parents=[common], help="ONNX model or artifact -> object file and header for C"
+    )
+    export.add_argument("model", type=Path, help="an .onnx file or an artifact")
+    export.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    export.add_argument("--format", choices=("c",), default="c", help="for whom (default: c)")
+    export.add_argument("--name", default="", help="of function, files (default: the model's)")
+    export.add_argument(
+        "--weights",
+        choices=("object", "file"),
+        default="object",
+        help="in the object file as read-only data, or in a file to map",
+    )
+    export.add_argument("--ram", metavar="256K", help="fail where it takes more")
+    export.add_argument("--flash", metavar="1M", help="fail where code and weights take more")
+    export.add_argument("--force", action="store_true", help="replace what was exported before")
+    _compile_flags(export, omit=("threads",))
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
@@ -112,8 +131,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _compile_flags(parser: argparse.ArgumentParser, **defaults: object) -> None:
-    flags.add(parser, Options, **defaults)
+def _compile_flags(
+    parser: argparse.ArgumentParser, omit: Sequence[str] = (), **defaults: object
+) -> None:
+    flags.add(parser, Options, omit, **defaults)
     parser.add_argument("--explain", action="store_true", help="print every Skip and its reason")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
 

@@ -14,9 +14,9 @@ def _making(name: str) -> Command:
     """A command that makes something; the runtime alone comes without these."""
 
     def command(arguments: Namespace) -> int:
-        from qcompiler.cli import making
+        from qcompiler.cli import exporting, making
 
-        found: Command = getattr(making, name)
+        found: Command = getattr(exporting if name == "export" else making, name)
         return found(arguments)
 
     return command
@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, Command] = {
     "compile": _making("compile"),
     "quantize": _making("quantize"),
     "retrain": _making("retrain"),
+    "export": _making("export"),
     "run": using.run,
     "bench": using.bench,
     "inspect": using.inspect,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from qcompiler.options import GROUPS, Option, options_of
@@ -11,11 +11,18 @@ from qcompiler.options import GROUPS, Option, options_of
 T = TypeVar("T")
 
 
-def add(parser: ArgumentParser | _ArgumentGroup, made: type, **defaults: object) -> None:
-    """Give a parser the flags of `made`, in groups; `defaults` stand in for those of the fields."""
+def add(
+    parser: ArgumentParser | _ArgumentGroup,
+    made: type,
+    omit: Sequence[str] = (),
+    **defaults: object,
+) -> None:
+    """Give a parser the flags of `made`, in groups, except the fields that `omit` names;
+    `defaults` replace those of the fields.
+    """
     groups: dict[str, Any] = {"": parser}
     for o in options_of(made):
-        if not o.flags:
+        if not o.flags or o.name in omit:
             continue
         if o.group not in groups:
             groups[o.group] = parser.add_argument_group(o.group, GROUPS[o.group])
@@ -26,7 +33,7 @@ def add(parser: ArgumentParser | _ArgumentGroup, made: type, **defaults: object)
 
 def read(made: Callable[..., T], a: Namespace, **more: object) -> T:
     """Parsed words -> the dataclass of options; `more` are its other fields, and overrule words."""
-    given = {o.name: _value(o, getattr(a, o.name)) for o in options_of(made) if o.flags}
+    given = {o.name: _value(o, getattr(a, o.name)) for o in options_of(made) if hasattr(a, o.name)}
     return made(**{**given, **more})
 
 

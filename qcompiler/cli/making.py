@@ -41,7 +41,7 @@ def compile(a: Namespace) -> int:
     options = read(Options, a)
     start = time.perf_counter()
     with show.ProgressBar(enabled=not a.no_progress) as bar:
-        watch, skips = _watch(a, bar)
+        watch, skips = watch_of(a, bar)
         if a.max_drop is None:
             made, found = driver.Compilation(a.model, options, watch), None
         else:
@@ -92,7 +92,7 @@ def quantize(a: Namespace) -> int:
     output = a.output or a.model.parent / f"{a.model.stem}.qdq.onnx"
     demand_writable(output, a.model, a.calibration)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
-        watch, skips = _watch(a, bar)
+        watch, skips = watch_of(a, bar)
         graph = driver.Compilation(a.model, read(Options, a), watch).quantized
         save(graph, output)
     answer = {
@@ -125,7 +125,7 @@ def retrain(a: Namespace) -> int:
     precision = a.precision or ("float32" if a.prune or _small_weights(a) else "int8")
     options = read(Options, a, calibration=calibration, precision=precision)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
-        watch, _ = _watch(a, bar)
+        watch, _ = watch_of(a, bar)
         tuned = retrain(a.model, options, read(Training, a, data=str(a.data)), watch)
     save(tuned.graph, output)
     if a.json:
@@ -158,7 +158,7 @@ def say_plan(a: Namespace) -> int:
     from qcompiler import driver
 
     with show.ProgressBar(enabled=not a.no_progress) as bar:
-        watch, skips = _watch(a, bar)
+        watch, skips = watch_of(a, bar)
         plan = driver.Compilation(a.model, read(Options, a), watch).plan
     _say_skips(a, skips, plan)
     if a.json:
@@ -175,7 +175,7 @@ def _say_batch(notes: Mapping[str, str]) -> None:
         show.say(f"batch: {notes['batch']}")
 
 
-def _watch(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
+def watch_of(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
     """What the flags ask to be told, and the list that --explain fills."""
     skips: list[tuple[str, str, str]] = []
 
@@ -239,7 +239,10 @@ def _skips(skips: list[tuple[str, str, str]], plan: Plan) -> list[tuple[str, str
 
 
 def _say_skips(a: Namespace, skips: list[tuple[str, str, str]], plan: Plan) -> None:
+    say_skips(a, _skips(skips, plan))
+
+
+def say_skips(a: Namespace, rows: list[tuple[str, str, str]]) -> None:
     """Print them, where --explain asks for it and the answer is no JSON (which holds them)."""
-    rows = _skips(skips, plan) if a.explain and not a.json else []
-    if rows:
+    if rows and a.explain and not a.json:
         show.say(show.table(("rule or kernel", "node", "not used because"), rows) + "\n")

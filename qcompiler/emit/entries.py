@@ -1,30 +1,26 @@
 """Instruction set -> LLVM text of a run's entries: ask for registers, then run.
 
 Some registers a process has only when it asks the system for them (`Isa.permission`). The code
-itself asks, before its first run, so whoever calls it need not know; later runs read one word.
+itself asks, before its first run with a table, so whoever calls it need not know; later runs read
+one word of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from qcompiler.artifact.abi import REFUSED
+from qcompiler.artifact.abi import GRANTED, REFUSED
 from qcompiler.hardware.isa import Isa
 
 
-def text(isa: Isa, refused_at: int) -> str:
-    """An instruction set, and which word of the table tells of a refusal -> the functions, for
+def text(isa: Isa, permission_at: int) -> str:
+    """An instruction set, and which word of the table tells of its permission -> the functions, for
     `pragma_import_llvm`; beside those of the team.
     """
-    asks = _ASKS.replace("@CALL", _call(isa.permission)) if isa.permission else _NEED_NOT
-    made = asks + _ENTRIES
-    return made.replace("@WORD", str(refused_at)).replace("@REFUSED", str(REFUSED))
-
-
-def _call(permission: Sequence[int]) -> str:
-    """A system call by way of the C library, which has one function for all of them."""
-    numbers = ", ".join(f"i64 {n}" for n in permission)
-    return f"call i64 (i64, ...) @syscall({numbers})"
+    made = _NEED_NOT
+    if isa.permission:
+        call = isa.intrinsics["system_call"](isa.permission)
+        made = _ASKS.replace("@CALL", call).replace("@WORD", str(permission_at))
+        made = made.replace("@REFUSED", str(REFUSED)).replace("@GRANTED", str(GRANTED))
+    return made + _ENTRIES
 
 
 _NEED_NOT = """
@@ -34,27 +30,21 @@ define internal i1 @entry_granted(ptr %table) alwaysinline {
 """
 
 _ASKS = """
-declare i64 @syscall(i64, ...)
-
-@entry_known = internal global i32 0
-
 define internal i1 @entry_granted(ptr %table) alwaysinline {
 entry:
-  %known = load atomic i32, ptr @entry_known monotonic, align 4
-  %before = icmp ne i32 %known, 0
+  %word = getelementptr i64, ptr %table, i32 @WORD
+  %known = load i64, ptr %word, align 8
+  %before = icmp eq i64 %known, @GRANTED
   br i1 %before, label %yes, label %ask
 ask:
   %answer = @CALL
   %given = icmp eq i64 %answer, 0
-  br i1 %given, label %keep, label %no
-keep:
-  store atomic i32 1, ptr @entry_known monotonic, align 4
-  br label %yes
+  %found = select i1 %given, i64 @GRANTED, i64 @REFUSED
+  store i64 %found, ptr %word, align 8
+  br i1 %given, label %yes, label %no
 yes:
   ret i1 true
 no:
-  %word = getelementptr i64, ptr %table, i32 @WORD
-  store i64 @REFUSED, ptr %word, align 8
   ret i1 false
 }
 """

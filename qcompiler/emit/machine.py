@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import tempfile
@@ -27,18 +28,22 @@ _OBJECT_BYTES = 32 << 20
 
 
 def target(isa: Isa) -> Any:
-    """An instruction set -> TVM's target.
+    """An instruction set -> TVM's target."""
+    return tvm.target.Target(_spec(isa))
 
-    Words of `isa.llvm` with a sign are features, the last one without is LLVM's name of a CPU.
+
+def _spec(isa: Isa) -> dict[str, Any]:
+    """What a target is made of. Words of `isa.llvm` with a sign are features, the last one without
+    is LLVM's name of a CPU.
     """
     cpus = [word for word in isa.llvm if word[0] not in "+-"]
     features = [word for word in isa.llvm if word[0] in "+-"]
-    spec = {"kind": "llvm", "mtriple": isa.triple, "opt-level": 3}
+    spec: dict[str, Any] = {"kind": "llvm", "mtriple": isa.triple, "opt-level": 3}
     if cpus:
         spec["mcpu"] = cpus[-1]
     if features:
         spec["mattr"] = features
-    return tvm.target.Target(spec)
+    return spec
 
 
 def build(module: Any, isa: Isa) -> Any:
@@ -115,11 +120,26 @@ def _need_room() -> None:
         )
 
 
+def text_object(text: str, isa: Isa) -> bytes:
+    """LLVM text of whole functions -> the bytes of an object file that shows those not internal."""
+    told = json.dumps(_spec(isa)).replace('"', "\\22")
+    flags = f'!llvm.module.flags = !{{!0}}\n!0 = !{{i32 2, !"tvm_target", !"{told}"}}\n'
+    _need_room()
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        path = Path(folder) / "code.ll"
+        path.write_text(f'target triple = "{isa.triple}"\n{text}\n{flags}')
+        return _written(tvm.runtime.load_module(str(path)))
+
+
 def _object(layer: Layer, isa: Isa) -> bytes:
-    """A module -> the bytes of an object file, written to memory: LLVM ends the process where a
-    disk is full.
+    """A module -> the bytes of an object file."""
+    return _written(machine_code(layer.functions, isa, layer.text))
+
+
+def _written(made: Any) -> bytes:
+    """A module of machine code -> the bytes of an object file, written to memory: LLVM ends the
+    process where a disk is full.
     """
-    made = machine_code(layer.functions, isa, layer.text)
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             path = Path(folder) / "code.o"

@@ -55,15 +55,22 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
     owner = SHARED if kernel.tasks > 1 else 0
     whole = [Section(0, [Call(0, made, owner)])]
     body = _Body([places], pointers, 0)
-    return _library(_layers(whole, body, made, 1, 1, isa, {}), isa)
+    return _library(_layers(whole, body, made, 1, 1, isa, _team_entries()), isa)
 
 
 def _library(found: Sequence[Layer], isa: Isa) -> bytes:
     return link(build_objects(modules(*found), isa), isa.triple)
 
 
-def layers(plan: Plan) -> list[Layer]:
-    """Plan -> the functions: every phase of a kernel once, the sections, and the entries."""
+def emit_objects(plan: Plan) -> list[bytes]:
+    """Plan -> object files of `qcompiler_run` for one thread; they need memcpy and libm at most."""
+    return build_objects(modules(*layers(plan, team=False)), plan.device.isa)
+
+
+def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
+    """Plan -> the functions: every phase of a kernel once, the sections, and the entries; those of
+    a thread team, and the signature, where that is wanted.
+    """
     units = min(plan.device.threads, MOST_UNITS)
     known: dict[str, tuple[Part, ...]] = {}
     for step in plan.steps:
@@ -71,10 +78,10 @@ def layers(plan: Plan) -> list[Layer]:
             known[step.kernel.name] = phases(step.kernel, units)
     made = [p for parts in known.values() for p in parts]
     body = _Body([_places(s) for s in plan.steps], len(plan.graph.inputs), len(plan.graph.outputs))
-    signed = {"qcompiler_signature": _signature(plan)}
+    whole = {**_team_entries(), "qcompiler_signature": _signature(plan)} if team else {}
     found = plan_sections(plan, known)
     isa, steps = plan.device.isa, len(plan.steps)
-    return _layers(found, body, made, steps, plan.parts, isa, signed)
+    return _layers(found, body, made, steps, plan.parts, isa, whole)
 
 
 def plan_sections(plan: Plan, known: dict[str, tuple[Part, ...]] | None = None) -> list[Section]:
@@ -101,12 +108,12 @@ def _layers(
     runs = {f"qcompiler_part{i}": body.part(piece) for i, piece in enumerate(pieces)}
     shell = _dispatch(pieces)
     text = team.text(isa, _facts(found, steps, parts, body.table.first))
-    text += entries.text(isa, body.table.refused)
+    text += entries.text(isa, body.table.permission)
     return [
         Layer(kernels),
         Layer(runs, team.TABLE),
         Layer({"qcompiler_section": shell}),
-        Layer({**_entries(), **others}, text),
+        Layer({"qcompiler_run": _shell("entry_run", [_BYTES]), **others}, text),
     ]
 
 
@@ -119,10 +126,9 @@ def _facts(found: Sequence[Section], steps: int, parts: int, first_at: int) -> t
     return team.Sections([m for s in found for m in s.masks], begins, ends, parts, first_at)
 
 
-def _entries() -> dict[str, tirx.PrimFunc]:
-    """What the runtime calls."""
+def _team_entries() -> dict[str, tirx.PrimFunc]:
+    """What the runtime calls, besides `qcompiler_run`."""
     return {
-        "qcompiler_run": _shell("entry_run", [_BYTES]),
         "qcompiler_launch": _shell("entry_launch", [_BYTES, _BYTES, _INT]),
         "qcompiler_work": _shell("team_work", [_BYTES, _INT]),
     }

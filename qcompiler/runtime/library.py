@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.abi import ALIGN, GUARD, MOST_UNITS, Table, team_bytes
+from qcompiler.artifact.abi import ALIGN, GUARD, MOST_UNITS, REFUSED, Table, team_bytes
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.runtime.mapping import mapped, unmapped
@@ -85,7 +85,7 @@ class Code:
         words = Table(arrays)
         table = (ctypes.c_int64 * words.words)()
         self.run(ctypes.addressof(table))
-        if table[words.refused]:
+        if table[words.permission] == REFUSED:
             raise _refused()
 
     @property
@@ -142,13 +142,13 @@ class Frame:
                 code.launch(team.memory.address, self._pointer, team.threads)
             finally:
                 team.free()
-        if table[words.refused]:
-            table[words.refused] = 0
+        if table[words.permission] == REFUSED:
+            table[words.permission] = 0
             raise _refused()
 
 
 def _refused() -> Error:
-    """What a table tells whose last word is not zero any more (emit/entries.py)."""
+    """What a table tells whose last word is REFUSED (emit/entries.py)."""
     return Error(
         "the system refuses this process registers that the code needs",
         hint="a newer kernel may have them, or a sandbox that lets the system call for them pass;"

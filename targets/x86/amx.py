@@ -6,7 +6,7 @@ when granted, is valid per process. Permissions are inherited on fork(2) and cle
 worker threads need not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from qcompiler.targets.x86.avx512bf16 import AVX512BF16
 from tvm import tirx
@@ -76,6 +76,16 @@ def tilestored(tile: int, address: Value, stride: Value) -> Value:
     return _tile("tilestored64", _number(tile), address, tirx.Cast("int64", stride))
 
 
+def system_call(numbers: Sequence[int]) -> str:
+    """LLVM text: a system call, its number first, of two more numbers; 0 or an error, negative."""
+    number, first, second = numbers
+    clobbered = "~{rcx},~{r11},~{memory}"
+    return (
+        f'call i64 asm sideeffect "syscall", "={{rax}},{{rax}},{{rdi}},{{rsi}},{clobbered}"'
+        f"(i64 {number}, i64 {first}, i64 {second})"
+    )
+
+
 AMX = isa(
     "x86_amx",
     extends=AVX512BF16,
@@ -96,6 +106,7 @@ AMX = isa(
         "tile_load": tileloadd,
         "tile_load_once": tileloaddt1,
         "tile_store": tilestored,
+        "system_call": system_call,
     },
     permission=(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA),
 )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     ("cli",),
-    ("quality", "training", "demo"),
+    ("quality", "training", "demo", "export"),
     ("driver", "assemble"),
     ("stages", "tune"),
     ("pruning", "quantization", "data"),

@@ -18,8 +18,8 @@ from runtime_wheel import ROOT, built, files, here, unpacked
 
 MOST_BYTES = 200_000
 DOORS = {
-    "__init__.py": {"driver"},
-    "cli/commands.py": {"cli.making"},
+    "__init__.py": {"driver", "export.c"},
+    "cli/commands.py": {"cli.exporting", "cli.making"},
     "cli/using.py": {
         "cli.making",
         "hardware.isa",

@@ -1,0 +1,183 @@
+"""What a model takes -> LLVM text of the function that C calls: it fills the table of a run from
+structs of addresses, each looked at first, and calls `qcompiler_run`.
+
+Nothing of a run is kept: the structs, the arrays, the workspace and weights in a file are the
+caller's, so any number of runs may go on at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from qcompiler.artifact.abi import ALIGN, REFUSED, STATUS, Table
+from qcompiler.emit.machine import text_object
+from qcompiler.hardware.isa import Isa
+
+ENTRY = "qcompiler_c_run"
+"""The function's name, until it is given the model's."""
+
+WEIGHTS = "qcompiler_weights"
+"""The symbol of weights that stand in the object file."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run is given: how many inputs, outputs and steps there are; of weights in a file their
+    bytes, and the word behind them; None: they stand in the object file.
+    """
+
+    inputs: int
+    outputs: int
+    steps: int
+    file: tuple[int, int] | None = None
+
+
+def c_entry(taken: Taken, isa: Isa) -> bytes:
+    """An object file of `ENTRY`."""
+    return text_object(_text(taken, bool(isa.permission)), isa)
+
+
+def _text(taken: Taken, asks: bool) -> str:
+    table = Table(taken.inputs + taken.outputs)
+    values = {
+        "WORDS": table.words,
+        "INPUTS": taken.inputs,
+        "OUTPUTS": taken.outputs,
+        "WEIGHTS_AT": table.weights,
+        "WORKSPACE_AT": table.workspace,
+        "FIRST_AT": table.first,
+        "LAST_AT": table.last,
+        "PERMISSION_AT": table.permission,
+        "REFUSED": REFUSED,
+        "STEPS": taken.steps,
+        "LOW": ALIGN - 1,
+        "BAD": STATUS["BAD_POINTER"][0],
+        "OTHER": STATUS["OTHER_WEIGHTS"][0],
+    }
+    if taken.file is None:
+        weights = _IN_OBJECT.replace("@SYMBOL", f"@{WEIGHTS}")
+    else:
+        size, word = taken.file
+        values |= {"WEIGHTS_BYTES": size, "SEAL": word - (1 << 64) if word >> 63 else word}
+        weights = _IN_FILE
+    made = _TAKE + (_KEPT if asks else _NOT_KEPT) + _RUN.replace("@WEIGHTS_TEXT", weights)
+    if taken.file is None:
+        made += f"\n@{WEIGHTS} = external hidden constant i8\n"
+    return re.sub("@([A-Z][A-Z0-9_]*)", lambda found: str(values[found[1]]), made)
+
+
+_TAKE = """
+declare i32 @qcompiler_run(ptr)
+
+define internal i1 @c_take(ptr %from, ptr %slots, i32 %count) noinline {
+entry:
+  br label %next
+next:
+  %i = phi i32 [ 0, %entry ], [ %after, %take ]
+  %good = phi i1 [ true, %entry ], [ %both, %take ]
+  %more = icmp slt i32 %i, %count
+  br i1 %more, label %take, label %done
+take:
+  %from_at = getelementptr ptr, ptr %from, i32 %i
+  %address = load ptr, ptr %from_at
+  %word = ptrtoint ptr %address to i64
+  %slot = getelementptr i64, ptr %slots, i32 %i
+  store i64 %word, ptr %slot, align 8
+  %low = and i64 %word, @LOW
+  %aligned = icmp eq i64 %low, 0
+  %there = icmp ne ptr %address, null
+  %fine = and i1 %aligned, %there
+  %both = and i1 %good, %fine
+  %after = add i32 %i, 1
+  br label %next
+done:
+  ret i1 %good
+}
+"""
+"""Addresses of a struct -> words of the table; is each there, and aligned?"""
+
+_NOT_KEPT = """
+define internal i64 @c_known() alwaysinline {
+  ret i64 0
+}
+
+define internal void @c_know(i64 %permission) alwaysinline {
+  ret void
+}
+"""
+
+_KEPT = """
+@c_permission = internal global i64 0
+
+define internal i64 @c_known() alwaysinline {
+  %known = load atomic i64, ptr @c_permission monotonic, align 8
+  ret i64 %known
+}
+
+define internal void @c_know(i64 %permission) alwaysinline {
+  store atomic i64 %permission, ptr @c_permission monotonic, align 8
+  ret void
+}
+"""
+"""What the system said when it was asked for registers: the one word that outlives a run, where an
+instruction set needs permission at all. A refusal is asked for again.
+"""
+
+_RUN = """
+define i32 @qcompiler_c_run(ptr %inputs, ptr %outputs, ptr %workspace) {
+entry:
+  %table = alloca [@WORDS x i64], align 8
+  %own = alloca ptr
+  store ptr %workspace, ptr %own
+  %outputs_at = getelementptr i64, ptr %table, i32 @INPUTS
+  %weights_at = getelementptr i64, ptr %table, i32 @WEIGHTS_AT
+  %workspace_at = getelementptr i64, ptr %table, i32 @WORKSPACE_AT
+  %first_at = getelementptr i64, ptr %table, i32 @FIRST_AT
+  %last_at = getelementptr i64, ptr %table, i32 @LAST_AT
+  %permission_at = getelementptr i64, ptr %table, i32 @PERMISSION_AT
+  %good1 = call i1 @c_take(ptr %inputs, ptr %table, i32 @INPUTS)
+  %good2 = call i1 @c_take(ptr %outputs, ptr %outputs_at, i32 @OUTPUTS)
+  %good3 = call i1 @c_take(ptr %own, ptr %workspace_at, i32 1)
+  store i64 0, ptr %first_at, align 8
+  store i64 @STEPS, ptr %last_at, align 8
+  %known = call i64 @c_known()
+  store i64 %known, ptr %permission_at, align 8
+  %good12 = and i1 %good1, %good2
+  %good = and i1 %good12, %good3
+  br i1 %good, label %weigh, label %bad
+@WEIGHTS_TEXT
+run:
+  %result = call i32 @qcompiler_run(ptr %table)
+  %permission = load i64, ptr %permission_at, align 8
+  call void @c_know(i64 %permission)
+  %no = icmp eq i64 %permission, @REFUSED
+  %status = select i1 %no, i32 @REFUSED, i32 0
+  ret i32 %status
+bad:
+  ret i32 @BAD
+}
+"""
+
+_IN_OBJECT = """
+weigh:
+  %word = ptrtoint ptr @SYMBOL to i64
+  store i64 %word, ptr %weights_at, align 8
+  br label %run
+"""
+
+_IN_FILE = """
+weigh:
+  %from_at = getelementptr ptr, ptr %inputs, i32 @INPUTS
+  %good4 = call i1 @c_take(ptr %from_at, ptr %weights_at, i32 1)
+  br i1 %good4, label %look, label %bad
+look:
+  %weights = load ptr, ptr %from_at
+  %seal_at = getelementptr i8, ptr %weights, i64 @WEIGHTS_BYTES
+  %seal = load i64, ptr %seal_at, align 8
+  %same = icmp eq i64 %seal, @SEAL
+  br i1 %same, label %run, label %other
+other:
+  ret i32 @OTHER
+"""
+"""Weights in a file: their address is the last of the inputs' struct."""

@@ -1,0 +1,1 @@
+"""A model -> a folder of C: an object file, a header, and nothing that they need."""

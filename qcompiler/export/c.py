@@ -1,0 +1,226 @@
+"""An ONNX model, or an artifact -> a folder for C: header, object file, and what they take.
+
+NAME.h  NAME.hpp  NAME.o  [NAME.weights]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompiler import plugins
+from qcompiler.artifact.abi import ALIGN, SEAL_BYTES, seal
+from qcompiler.artifact.artifact import Artifact, Bytes, Value, open_artifact
+from qcompiler.driver import Compilation
+from qcompiler.emit.c_entry import ENTRY, WEIGHTS, Taken, c_entry
+from qcompiler.emit.native import emit_objects
+from qcompiler.errors import Error
+from qcompiler.export import cost
+from qcompiler.export.elf import ALLOC, EXECUTE, FUNCTION, Elf, read, write
+from qcompiler.export.folder import replacing_folder
+from qcompiler.export.header import Scale, Told, bytes_of, header, identifier, wrapper
+from qcompiler.export.merge import data, merge, names, sized, undefined
+from qcompiler.export.scales import scales
+from qcompiler.export.unlink import unlink
+from qcompiler.hardware.isa import ISAS, Isa
+from qcompiler.options import Options, Watch
+from qcompiler.plan.plan import Plan
+
+if TYPE_CHECKING:
+    import onnx
+
+_MATH = """
+    acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf exp exp2 expm1 fabs floor
+    fma fmax fmin fmod ldexp log log10 log1p log2 nearbyint pow rint round roundeven sin sinh sqrt
+    tan tanh trunc
+"""
+_LIBM = frozenset(_MATH.split())
+ALLOWED = frozenset(("memcpy", "memset", "memmove")) | _LIBM | {f"{name}f" for name in _LIBM}
+"""The functions of C that an object file may call."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted. `name`: what everything is called (empty: as the model's file); `weights`:
+    "object" or "file"; `ram` and `flash`: budgets in bytes, 0 for none; `force`: a folder that was
+    exported before is replaced.
+    """
+
+    name: str = ""
+    weights: str = "object"
+    ram: int = 0
+    flash: int = 0
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was made: the folder, what its header tells, and what it takes."""
+
+    folder: Path
+    told: Told
+    cost: cost.Cost
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model's machine code and what is known of it, wherever it comes from."""
+
+    source: str
+    isa: Isa
+    target: str
+    objects: tuple[Elf, ...]
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    steps: int
+    workspace_bytes: int
+    weights: Bytes
+    scales: Mapping[str, Scale]
+    plan: Plan | None
+    kernels: Sequence[tuple[str, str]]
+    """(step, kernel)"""
+
+
+def export_c(
+    model: str | Path | onnx.ModelProto | Artifact,
+    folder: str | Path,
+    request: Request,
+    options: Options,
+    watch: Watch | None = None,
+) -> Exported:
+    """A model or an artifact -> a folder. Raises Error for whatever is wrong with the model or the
+    options, where a budget is not kept, and where the folder is there already.
+    """
+    folder = Path(folder)
+    with replacing_folder(folder, force=request.force) as place:
+        made = _made(model, options, watch or Watch())
+        name = identifier(request.name or _stem(model))
+        told = _told(made, name, request)
+        file = _merged(made, told)
+        found = _cost(made, told, file)
+        cost.demand(found, request.ram, request.flash)
+        (place / f"{name}.h").write_text(header(told))
+        (place / f"{name}.hpp").write_text(wrapper(told))
+        (place / f"{name}.o").write_bytes(write(file))
+        if told.in_file:
+            end = seal(told.digest).to_bytes(8, "little").ljust(SEAL_BYTES, b"\0")
+            (place / f"{name}.weights").write_bytes(made.weights.tobytes() + end)
+    return Exported(folder, told, found)
+
+
+def _stem(model: object) -> str:
+    return Path(model).stem if isinstance(model, (str, Path)) else "model"
+
+
+def _made(model: str | Path | onnx.ModelProto | Artifact, options: Options, watch: Watch) -> _Model:
+    if isinstance(model, Artifact):
+        return _of_artifact(model, model.manifest.name)
+    if isinstance(model, (str, Path)) and is_artifact(Path(model)):
+        return _of_artifact(open_artifact(model), str(model))
+    return _of_model(Compilation(model, replace(options, threads=1), watch))
+
+
+def is_artifact(path: Path) -> bool:
+    """Is it an artifact, and no ONNX file? False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\3\4"
+    except OSError:
+        return False
+
+
+def _of_model(made: Compilation) -> _Model:
+    plan, model = made.plan, made.model
+    graph, isa = plan.graph, plan.device.isa
+    named = zip(graph.output_names, graph.outputs, strict=True)
+    return _Model(
+        source=str(Path(model).name) if isinstance(model, (str, Path)) else graph.name,
+        isa=isa,
+        target=plan.device.name if plan.device.name != "host" else isa.name,
+        objects=tuple(read(code) for code in emit_objects(plan)),
+        inputs=[Value(n.name, n.dtype, n.type.dims) for n in graph.inputs],
+        outputs=[Value(name, n.dtype, n.type.dims) for name, n in named],
+        steps=len(plan.steps),
+        workspace_bytes=plan.workspace_bytes,
+        weights=plan.weights,
+        scales=scales(made.quantized),
+        plan=plan,
+        kernels=[(s.name, s.kernel.name) for s in plan.steps],
+    )
+
+
+def _of_artifact(made: Artifact, source: str) -> _Model:
+    plugins.load_all()
+    facts = made.manifest
+    if facts.isa not in ISAS:
+        raise Error(f"this version knows no instruction set {facts.isa!r}", where=source)
+    return _Model(
+        source=Path(source).name,
+        isa=ISAS[facts.isa],
+        target=facts.isa,
+        objects=(unlink(made.code),),
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        steps=len(facts.steps),
+        workspace_bytes=facts.workspace_bytes,
+        weights=made.weights,
+        scales={},
+        plan=None,
+        kernels=[(s.name, s.kernel) for s in facts.steps],
+    )
+
+
+def _told(made: _Model, name: str, request: Request) -> Told:
+    if request.weights not in ("object", "file"):
+        raise Error(f"weights in {request.weights!r}", where="weights", hint="object or file")
+    return Told(
+        name=name,
+        model=made.source,
+        target=made.target,
+        needs=sorted(made.isa.cpu_flags),
+        inputs=made.inputs,
+        outputs=made.outputs,
+        workspace_bytes=max(made.workspace_bytes, ALIGN),
+        weights_bytes=made.weights.nbytes,
+        digest=hashlib.sha256(made.weights.data).hexdigest(),
+        in_file=request.weights == "file",
+        scales=made.scales,
+    )
+
+
+def _merged(made: _Model, told: Told) -> Elf:
+    """Everything in one object file that shows NAME_run alone."""
+    file = (told.weights_bytes, seal(told.digest)) if told.in_file else None
+    taken = Taken(len(made.inputs), len(made.outputs), made.steps, file)
+    parts = [*made.objects, read(c_entry(taken, made.isa))]
+    if not told.in_file:
+        content = made.weights.tobytes() or bytes(ALIGN)
+        parts.append(data(WEIGHTS, f".rodata.{told.name}", content, ALIGN, parts[0]))
+    whole = merge(parts, {ENTRY: f"{told.name}_run"})
+    if wrong := sorted(undefined(whole) - ALLOWED):
+        raise Error(
+            f"its code calls {', '.join(wrong)}, which C does not have",
+            where=told.target,
+            hint="choose another target, or another precision",
+        )
+    return whole
+
+
+def _cost(made: _Model, told: Told, file: Elf) -> cost.Cost:
+    sizes = names(file, {FUNCTION})
+    if made.plan is not None:
+        found = cost.layers(made.plan, sizes)
+    else:
+        found = cost.of_code(made.kernels, sizes)
+    stored = 0 if told.in_file else told.weights_bytes
+    return cost.Cost(
+        workspace=told.workspace_bytes,
+        arrays=sum(map(bytes_of, (*told.inputs, *told.outputs))),
+        code=sized(file, ALLOC | EXECUTE) + sized(file, ALLOC) - stored,
+        weights=told.weights_bytes,
+        in_file=told.in_file,
+        layers=found,
+    )

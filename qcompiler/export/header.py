@@ -1,0 +1,302 @@
+"""What is known of an exported model -> its C header, and a C++ one around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from qcompiler.artifact.abi import ALIGN, STATUS
+from qcompiler.artifact.artifact import Value
+from qcompiler.dtypes import numpy_dtype
+from qcompiler.errors import Error
+from qcompiler.version import __version__
+
+_KEYWORDS = """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const
+    constexpr const_cast continue decltype default delete do double dynamic_cast else enum explicit
+    export extern false float for friend goto if inline int long mutable namespace new noexcept not
+    not_eq nullptr operator or or_eq private protected public register reinterpret_cast restrict
+    return short signed sizeof static static_assert static_cast struct switch template this
+    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile
+    wchar_t while xor xor_eq
+"""
+_WORDS = frozenset((*_KEYWORDS.split(), "weights", "errno", "linux", "unix", "std", "NULL"))
+"""What nothing may be called, in C or in C++: keywords, macros, and a member that may be there."""
+_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "uint16_t",
+    "bfloat16": "uint16_t",
+    "bool": "uint8_t",
+}
+"""C's types; of dtypes that C has none for, that of their bits. Others are named as in stdint.h."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """value = scale * (integer - zero_point)."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a header tells: names and sizes; `scales` of inputs and outputs that are integers, where
+    the model says what they stand for; `digest`: SHA-256 of the weights.
+    """
+
+    name: str
+    model: str
+    target: str
+    needs: Sequence[str]
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    workspace_bytes: int
+    weights_bytes: int
+    digest: str
+    in_file: bool
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+
+    @property
+    def macro(self) -> str:
+        """What macros begin with."""
+        return self.name.upper()
+
+
+def identifier(word: str) -> str:
+    """A name -> one that C and C++ take."""
+    made = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")
+    made = made if made[:1].isalpha() else f"x{made}"
+    return f"{made}_" if made in _WORDS else made
+
+
+def members(values: Sequence[Value]) -> list[str]:
+    """Inputs or outputs -> the names of the members that hold their addresses, all different
+    in capitals, too.
+    """
+    found: dict[str, str] = {}
+    for value in values:
+        word = name = identifier(value.name)
+        count = 2
+        while name.upper() in found:
+            name, count = f"{word}_{count}", count + 1
+        found[name.upper()] = name
+    return list(found.values())
+
+
+def c_type(value: Value) -> str:
+    """What C calls the elements of an array."""
+    if value.dtype in _TYPES:
+        return _TYPES[value.dtype]
+    if re.fullmatch(r"u?int(8|16|32|64)", value.dtype):
+        return f"{value.dtype}_t"
+    if value.dtype.startswith("float8"):
+        return "uint8_t"
+    raise Error(f"C has no {value.dtype}", where=value.name)
+
+
+def bytes_of(value: Value) -> int:
+    """How many bytes an input or output has."""
+    return prod(value.shape) * numpy_dtype(value.dtype).itemsize
+
+
+def header(told: Told) -> str:
+    """What is known -> the text of NAME.h."""
+    m = told.macro
+    parts = [
+        _top(told),
+        f"#ifndef {m}_H\n#define {m}_H\n\n#include <stddef.h>\n#include <stdint.h>\n",
+        '#ifdef __cplusplus\nextern "C" {\n#endif\n',
+        _sizes(told),
+        *(_macros(told, side, values) for side, values in _sides(told)),
+        _tensor(told),
+        *(_struct(told, side, values) for side, values in _sides(told)),
+        _function(told),
+        *(_table(told, side, values) for side, values in _sides(told)),
+        f"#ifdef __cplusplus\n}}\n#endif\n\n#endif /* {m}_H */\n",
+    ]
+    return "\n".join(parts)
+
+
+def _sides(told: Told) -> list[tuple[str, Sequence[Value]]]:
+    return [("input", told.inputs), ("output", told.outputs)]
+
+
+def _macro(told: Told, side: str, member: str) -> str:
+    return f"{told.macro}_{side.upper()}_{member.upper()}"
+
+
+def _comment(text: str) -> str:
+    """Words that cannot end a comment, nor anything else."""
+    return "".join(c if 32 <= ord(c) < 127 and c not in "*?\\" else "." for c in text)
+
+
+def _quoted(text: str) -> str:
+    made = "".join(
+        chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode()
+    )
+    return f'"{made}"'
+
+
+def _top(told: Told) -> str:
+    needs = ", ".join(told.needs) or "nothing besides its instruction set"
+    name, m = told.name, told.macro
+    return f"""/* {_comment(told.model)}: made by qcompiler {__version__} for {told.target}.
+ *
+ * int {name}_run(inputs, outputs, workspace) runs it once, in the calling thread, in memory that
+ * the caller gives: arrays, and a workspace of {m}_WORKSPACE_BYTES, whose contents need not
+ * be kept between runs. All addresses are multiples of {m}_ALIGN. It allocates nothing and
+ * keeps nothing, so several threads may run it at once, each with a workspace of its own.
+ * The processor must have: {_comment(needs)}.
+ */
+"""
+
+
+def _sizes(told: Told) -> str:
+    m = told.macro
+    lines = [
+        f"#define {m}_ALIGN {ALIGN} /* of arrays, the workspace, and weights in a file */",
+        f"#define {m}_WORKSPACE_BYTES {told.workspace_bytes}",
+        f"#define {m}_WORKSPACE_ALIGN {ALIGN}",
+        f"#define {m}_WEIGHTS_BYTES {told.weights_bytes}",
+        f'#define {m}_WEIGHTS_SHA256 "{told.digest}"',
+        f"#define {m}_INPUTS {len(told.inputs)}",
+        f"#define {m}_OUTPUTS {len(told.outputs)}",
+        "",
+        *(f"#define {m}_{n} {v} /* {text} */" for n, (v, text) in STATUS.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _macros(told: Told, side: str, values: Sequence[Value]) -> str:
+    lines = []
+    for value, member in zip(values, members(values), strict=True):
+        m = _macro(told, side, member)
+        dims = ", ".join(map(str, value.shape)) or "1"
+        lines += [
+            f"/* {side} {_comment(str(value))} */",
+            f"#define {m}_NAME {_quoted(value.name)}",
+            f'#define {m}_DTYPE "{value.dtype}"',
+            f"#define {m}_RANK {len(value.shape)}",
+            f"#define {m}_SHAPE {{{dims}}}",
+            f"#define {m}_ELEMENTS {prod(value.shape)}",
+            f"#define {m}_BYTES {bytes_of(value)}",
+        ]
+        if known := told.scales.get(value.name):
+            lines += [
+                f"#define {m}_SCALE {_float(known.scale)}",
+                f"#define {m}_ZERO_POINT ({known.zero_point})",
+            ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _float(value: float) -> str:
+    text = f"{value:.9g}"
+    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
+
+
+def _tensor(told: Told) -> str:
+    return f"""/* What the tables say of an input or output. Of integers that stand for
+ * scale * (integer - zero_point); a scale of 0 says that they stand for themselves. */
+struct {told.name}_tensor {{
+    const char *name;
+    const char *dtype;
+    const size_t *shape;
+    size_t rank, elements, bytes;
+    float scale;
+    int zero_point;
+}};
+"""
+
+
+def _struct(told: Told, side: str, values: Sequence[Value]) -> str:
+    const = "const " if side == "input" else ""
+    lines = [
+        f"    {const}{c_type(v)} *{n}; /* {v.dtype}{_comment(str(list(v.shape)))} */"
+        for v, n in zip(values, members(values), strict=True)
+    ]
+    if side == "input" and told.in_file:
+        what = f"the contents of {told.name}.weights"
+        lines.append(f"    const void *weights; /* {what} */")
+    lines = lines or ["    char none;"]
+    return "\n".join([f"struct {told.name}_{side}s {{", *lines, "};", ""])
+
+
+def _function(told: Told) -> str:
+    n = told.name
+    return (
+        f"/* One run; {told.macro}_OK, or why not. */\n"
+        f"int {n}_run(const struct {n}_inputs *inputs, const struct {n}_outputs *outputs,\n"
+        f"        void *workspace);\n"
+    )
+
+
+def _table(told: Told, side: str, values: Sequence[Value]) -> str:
+    n, rows = told.name, []
+    for value, member in zip(values, members(values), strict=True):
+        m = _macro(told, side, member)
+        known = value.name in told.scales
+        scale, zero = (f"{m}_SCALE", f"{m}_ZERO_POINT") if known else ("0.0f", "0")
+        rows.append(
+            f"        {{{m}_NAME, {m}_DTYPE, {member}_shape, {m}_RANK, {m}_ELEMENTS, {m}_BYTES,"
+            f" {scale}, {zero}}},"
+        )
+    shapes = [
+        f"    static const size_t {member}_shape[] = {_macro(told, side, member)}_SHAPE;"
+        for member in members(values)
+    ]
+    lines = [
+        f"/* What {side} number i is; null behind the last. */",
+        f"static inline const struct {n}_tensor *{n}_{side}(size_t i) {{",
+        *shapes,
+    ]
+    if rows:
+        lines += [f"    static const struct {n}_tensor table[] = {{", *rows, "    };"]
+        lines.append(f"    return i < {len(rows)} ? table + i : NULL;")
+    else:
+        lines.append("    (void)i;\n    return NULL;")
+    return "\n".join([*lines, "}", ""])
+
+
+def wrapper(told: Told) -> str:
+    """What is known -> the text of NAME.hpp: a model that owns its workspace."""
+    n, m = told.name, told.macro
+    return f"""// {n}::Model owns a workspace; one for each thread that runs it.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+#include "{n}.h"
+
+namespace {n} {{
+
+class Model {{
+public:
+    Model() : workspace_(::operator new({m}_WORKSPACE_BYTES, align)) {{}}
+    ~Model() {{ ::operator delete(workspace_, align); }}
+    Model(Model &&other) noexcept : workspace_(std::exchange(other.workspace_, nullptr)) {{}}
+    Model &operator=(Model &&other) noexcept {{
+        std::swap(workspace_, other.workspace_);
+        return *this;
+    }}
+
+    // Throws std::invalid_argument for a status other than {m}_OK.
+    void run(const {n}_inputs &inputs, const {n}_outputs &outputs) const {{
+        if ({n}_run(&inputs, &outputs, workspace_) != {m}_OK)
+            throw std::invalid_argument("{n}_run: see the {m}_ values in {n}.h");
+    }}
+
+private:
+    static constexpr std::align_val_t align{{{m}_WORKSPACE_ALIGN}};
+    void *workspace_;
+}};
+
+}}  // namespace {n}
+"""
