@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact
-from qcompiler.assemble import assemble
 from qcompiler.data.calibrate import Calibration, Observe, Run, value_names
 from qcompiler.data.samples import samples
+from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Graph, Node, Type

@@ -94,6 +94,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--percentile", default="50,90,99", help="comma-separated")
     bench.add_argument("--per-step", action="store_true", help="time every step alone")
 
+    _remote_flags(run)
+    _remote_flags(bench)
+
     inspect = commands.add_parser(
         "inspect", parents=[common], help="show what a model or an artifact is"
     )
@@ -117,6 +120,28 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--top1", type=float, help="fail when the top-1 agreement is smaller (0..1)"
     )
+
+    _remote_flags(compare)
+
+    served = commands.add_parser(
+        "serve-device", parents=[common], help="let --remote run artifacts on this machine"
+    )
+    served.add_argument("--port", type=count(), default=8347, help="0: any that is free")
+    served.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at; default: this machine only"
+    )
+    _token_flag(served)
+    served.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="keep what was sent there (default: until the end)",
+    )
+    served.add_argument("--store-megabytes", type=count(1), default=8192, metavar="MB")
+    served.add_argument(
+        "--max-megabytes", type=count(1), default=2048, metavar="MB", help="of one artifact"
+    )
+    served.add_argument("--limit", type=_seconds, default=600.0, help="seconds of one run")
 
     targets = commands.add_parser("targets", parents=[common], help="list instruction sets")
     targets.add_argument("--target", action="append", default=[], help="also load this file")
@@ -162,6 +187,39 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
         help="without --inputs",
     )
     parser.add_argument("--seed", type=count(), default=0)
+
+
+def _remote_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("another machine")
+    group.add_argument(
+        "--remote", metavar="HOST:PORT", help="run it there, where `qcompiler serve-device` runs"
+    )
+    _token_flag(group)
+    group.add_argument(
+        "--wait", type=_seconds, default=60.0, help="seconds that others may keep the device busy"
+    )
+    group.add_argument(
+        "--limit", type=_seconds, default=600.0, help="seconds that the device may take"
+    )
+
+
+def _token_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the secret that both sides share (default: QCOMPILER_TOKEN in the environment)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def percentiles(text: str) -> tuple[float, ...]:

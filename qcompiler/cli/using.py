@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.artifact.artifact import Artifact, Value, open_artifact
-from qcompiler.cli import show
+from qcompiler.cli import remote, show
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.dtypes import Array, numpy_dtype
@@ -21,7 +21,9 @@ from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
 
 if TYPE_CHECKING:
+    from qcompiler.remote import RemoteModel
     from qcompiler.runtime import Model
+    from qcompiler.runtime.timing import Measured
     from qcompiler.tune.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -31,11 +33,11 @@ def run(a: Namespace) -> int:
     """Artifact and inputs -> outputs."""
     if a.outputs:
         demand_writable(a.outputs, a.artifact, a.inputs)
-    model = _load(a)
-    inputs = next(iter(_inputs(a, model)))
-    start = time.perf_counter()
-    outputs = model.run(inputs)
-    seconds = time.perf_counter() - start
+    with _load(a) as model:
+        inputs = next(iter(_inputs(a, model)))
+        start = time.perf_counter()
+        outputs = model.run(inputs)
+        seconds = time.perf_counter() - start
     if a.outputs:
         save_npz(a.outputs, outputs)
     answer = {n: _summary(v) for n, v in outputs.items()}
@@ -53,32 +55,22 @@ def bench(a: Namespace) -> int:
     """Artifact -> its latency, and with --per-step every step's."""
     wanted = percentiles(a.percentile)
     start = time.perf_counter()
-    model = _load(a)
-    loaded = time.perf_counter() - start
-    inputs = next(iter(_inputs(a, model)))
-    start = time.perf_counter()
-    model.run(inputs)
-    first = time.perf_counter() - start
-    for _ in range(a.warmup):
-        model.run(inputs)
-    times: list[float] = []
-    end = time.perf_counter() + a.duration
-    while len(times) < a.iterations if a.iterations else time.perf_counter() < end or not times:
-        start = time.perf_counter()
-        model.run(inputs)
-        times.append(time.perf_counter() - start)
+    with _load(a) as model:
+        loaded = time.perf_counter() - start
+        inputs = next(iter(_inputs(a, model)))
+        found = _measured(a, model, inputs, loaded)
+        steps = _step_rows(model, inputs) if a.per_step else []
     macs = sum(s.macs for s in model.manifest.steps)
-    median = float(np.median(times))
     answer: dict[str, object] = {
-        "runs": len(times),
-        "threads": model.threads,
-        "load_ms": loaded * 1e3,
-        "first_run_ms": first * 1e3,
-        "mean_ms": float(np.mean(times)) * 1e3,
-        **{f"p{p:g}_ms": float(np.percentile(times, p)) * 1e3 for p in wanted},
-        "gops": 2 * macs / median / 1e9,
+        **({"device": a.remote} if a.remote else {}),
+        "runs": len(found.times),
+        "threads": found.threads,
+        "load_ms": found.load_seconds * 1e3,
+        "first_run_ms": found.first_seconds * 1e3,
+        "mean_ms": float(np.mean(found.times)) * 1e3,
+        **{f"p{p:g}_ms": float(np.percentile(found.times, p)) * 1e3 for p in wanted},
+        "gops": 2 * macs / float(np.median(found.times)) / 1e9,
     }
-    steps = _step_rows(model, inputs) if a.per_step else []
     if a.json:
         show.say_json({**answer, **({"steps": steps} if steps else {})})
         return 0
@@ -91,7 +83,22 @@ def bench(a: Namespace) -> int:
     return 0
 
 
-def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, object]]:
+def _measured(
+    a: Namespace, model: Model | RemoteModel, inputs: Mapping[str, Array], loaded: float
+) -> Measured:
+    """What a model takes, here or on its device."""
+    from qcompiler.runtime import Model
+    from qcompiler.runtime.timing import Measured, again, once
+
+    asked = {"iterations": a.iterations, "seconds": a.duration, "warmup": a.warmup}
+    if not isinstance(model, Model):
+        return model.measure(inputs, **asked)
+    first = once(lambda: model.run(inputs))
+    times = again(lambda: model.run(inputs), **asked)
+    return Measured(times, first, loaded, model.threads)
+
+
+def _step_rows(model: Model | RemoteModel, inputs: Mapping[str, Array]) -> list[dict[str, object]]:
     """Every step: its time, and, where the compiler is installed to measure that, how near it comes
     to what this machine can do.
     """
@@ -117,8 +124,14 @@ def _step_rows(model: Model, inputs: Mapping[str, Array]) -> list[dict[str, obje
     return rows
 
 
-def _limits(model: Model) -> Limits | None:
-    """What this machine can do at most; None where the compiler's packages are not installed."""
+def _limits(model: Model | RemoteModel) -> Limits | None:
+    """What this machine can do at most; None where the compiler's packages are not installed, and
+    of another machine.
+    """
+    from qcompiler.runtime import Model
+
+    if not isinstance(model, Model):
+        return None
     try:
         from qcompiler import plugins
         from qcompiler.tune import limits
@@ -201,9 +214,9 @@ def compare(a: Namespace) -> int:
     """Artifact and ONNX model on the same inputs -> errors and latencies; 1 when beyond a limit."""
     from qcompiler.quality.compare import against_onnxruntime, beyond
 
-    model = _load(a)
-    samples = list(_inputs(a, model, a.samples))
-    report = against_onnxruntime(model, a.model, samples)
+    with _load(a) as model:
+        samples = list(_inputs(a, model, a.samples))
+        report = against_onnxruntime(model, a.model, samples)
     failures = beyond(report, atol=a.atol, rtol=a.rtol, cosine=a.cosine, top1=a.top1)
     if a.json:
         show.say_json({**asdict(report), "failures": failures})
@@ -221,11 +234,12 @@ def compare(a: Namespace) -> int:
             for o in report.outputs
         ]
         show.say(show.table(head, rows))
-        show.say(
-            f"{len(samples)} samples; this artifact {show.milliseconds(report.seconds)}, "
-            f"onnxruntime {show.milliseconds(report.peer_seconds)} "
-            f"({report.peer_seconds / report.seconds:.2f}x)"
-        )
+        ours, theirs = show.milliseconds(report.seconds), show.milliseconds(report.peer_seconds)
+        if a.remote:
+            told = f"at {a.remote} {ours}, onnxruntime here {theirs}"
+        else:
+            told = f"{ours}, onnxruntime {theirs} ({report.peer_seconds / report.seconds:.2f}x)"
+        show.say(f"{len(samples)} samples; this artifact {told}")
         for failure in failures:
             show.say(f"beyond the limit: {failure}")
     return 1 if failures else 0
@@ -308,13 +322,15 @@ def _say_this_machine(a: Namespace) -> int:
     return 0
 
 
-def _load(a: Namespace) -> Model:
+def _load(a: Namespace) -> Model | RemoteModel:
+    """The artifact, here or on the device that --remote names."""
     from qcompiler.runtime import load
 
-    return load(a.artifact, threads=a.threads if "threads" in a else 0)
+    threads = a.threads if "threads" in a else 0
+    return remote.model(a, threads) if a.remote else load(a.artifact, threads=threads)
 
 
-def _inputs(a: Namespace, model: Model, count: int = 1) -> list[dict[str, Array]]:
+def _inputs(a: Namespace, model: Model | RemoteModel, count: int = 1) -> list[dict[str, Array]]:
     """The samples a command is given, or `count` made-up ones."""
     if a.inputs:
         from itertools import islice

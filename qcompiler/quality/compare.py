@@ -13,10 +13,13 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
+from qcompiler.remote import RemoteModel
 from qcompiler.tune.timing import medians
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
+
+DEVICE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> Outp
 
 
 def against_onnxruntime(
-    model: Model, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
+    model: Model | RemoteModel, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
 ) -> Report:
-    """Artifact, its ONNX file, inputs -> report; both get the same number of threads."""
+    """Artifact, its ONNX file, inputs -> report; both get the same number of threads, on one
+    machine unless the artifact is on a device.
+    """
     peer = _Peer(onnx_file, model.threads)
     names = peer.names
     if names != [v.name for v in model.outputs]:
@@ -90,7 +95,11 @@ def against_onnxruntime(
             )
     found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
     first = dict(samples[0])
-    seconds, peer_seconds = medians(lambda: model.run(first), lambda: peer.run(first))
+    if isinstance(model, RemoteModel):
+        seconds = float(np.median(model.measure(first, seconds=DEVICE_SECONDS).times))
+        (peer_seconds,) = medians(lambda: peer.run(first))
+    else:
+        seconds, peer_seconds = medians(lambda: model.run(first), lambda: peer.run(first))
     return Report(tuple(found), seconds, peer_seconds)
 
 

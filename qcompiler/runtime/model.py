@@ -70,7 +70,7 @@ class Model:
                 hint="the file was changed; compile the model again",
             )
         weights = aligned_copy(artifact.weights)
-        self._taken = [(v, v.name, _dtype(v), v.shape) for v in self.manifest.inputs]
+        self._taken = wanted(self.manifest.inputs)
         self._made = [(_dtype(v), v.shape) for v in self.manifest.outputs]
         code.demand_permission(len(self._taken) + len(self._made))
         self._names = [v.name for v in self.manifest.outputs]
@@ -128,7 +128,7 @@ class Model:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        results = self._call(self._open(), self._named(inputs))
+        results = self._call(self._open(), named(self._taken, inputs))
         return dict(zip(self._names, results))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
@@ -139,7 +139,7 @@ class Model:
         """
         if repeat < 1:
             raise Error(f"{repeat} rounds", hint="use at least 1")
-        held, arrays, count = self._open(), self._named(inputs), self._steps
+        held, arrays, count = self._open(), named(self._taken, inputs), self._steps
         seat = self._seat(held)
         try:
             kept = (seat.take(arrays), seat.make())
@@ -153,18 +153,6 @@ class Model:
         finally:
             held.seats.put(seat)
         return [float(t) for t in np.median(times, axis=0)]
-
-    def _named(self, inputs: Mapping[str, Any]) -> list[Array]:
-        if type(inputs) is not dict:
-            named_arrays(inputs, "inputs", "arrays in the inputs' order: model(x, y)")
-        if len(inputs) != len(self._taken) or any(v[1] not in inputs for v in self._taken):
-            missing = [v.name for v in self.inputs if v.name not in inputs]
-            unknown = sorted(map(repr, set(inputs) - {v.name for v in self.inputs}))
-            what = f"unknown input {unknown[0]}" if unknown else f"input {missing[0]!r} is missing"
-            raise Error(what, hint=f"the model's inputs are {_listing(self.inputs)}")
-        return [
-            _checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in self._taken
-        ]
 
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
         seat = self._seat(held)
@@ -195,6 +183,27 @@ class Model:
         except MemoryError as e:
             what = f"no memory for its workspace of {size} bytes"
             raise Error(what, where=self.manifest.name) from e
+
+
+Wanted = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]
+"""An input, and its name, dtype and shape."""
+
+
+def wanted(values: Sequence[Value]) -> list[Wanted]:
+    """A model's inputs -> what `named` asks for."""
+    return [(v, v.name, _dtype(v), v.shape) for v in values]
+
+
+def named(taken: Sequence[Wanted], inputs: Mapping[str, Any]) -> list[Array]:
+    """{input name: array} -> the arrays in order, each just what the model takes; else an Error."""
+    if type(inputs) is not dict:
+        named_arrays(inputs, "inputs", "arrays in the inputs' order: model(x, y)")
+    if len(inputs) != len(taken) or any(v[1] not in inputs for v in taken):
+        missing = [name for _, name, _, _ in taken if name not in inputs]
+        unknown = sorted(map(repr, set(inputs) - {name for _, name, _, _ in taken}))
+        what = f"unknown input {unknown[0]}" if unknown else f"input {missing[0]!r} is missing"
+        raise Error(what, hint=f"the model's inputs are {_listing([v for v, _, _, _ in taken])}")
+    return [_checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in taken]
 
 
 def _opened_again(origin: Origin, threads: int) -> Model:

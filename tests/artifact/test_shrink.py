@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qcompiler import plugins
 from qcompiler.artifact.artifact import open_artifact
 from qcompiler.artifact.shrink import Bytes, Piece, expand, shrink
-from qcompiler.assemble import assemble
+from qcompiler.emit.assemble import assemble
 from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.ops import make
 from qcompiler.plan.plan import plan

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qcompiler import load, plugins
-from qcompiler.assemble import assemble
 from qcompiler.data.calibrate import calibrate
 from qcompiler.data.columns import EAGER, NUMBERS, Read
+from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.ops import evaluate, make

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import NodeProto
 
-from qcompiler.assemble import assemble
 from qcompiler.driver import Compilation
+from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph
 from qcompiler.onnx_io.reader import read

@@ -8,8 +8,8 @@ import onnx
 import pytest
 
 from qcompiler import load, plugins
-from qcompiler.assemble import assemble
 from qcompiler.driver import Compilation
+from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import Device, host

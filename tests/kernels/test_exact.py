@@ -8,9 +8,9 @@ import pytest
 from emulator import load_or_skip
 
 from qcompiler import load, plugins
-from qcompiler.assemble import assemble
 from qcompiler.demo import DATA, MODEL
 from qcompiler.driver import Compilation
+from qcompiler.emit.assemble import assemble
 from qcompiler.hardware import cpu
 from qcompiler.hardware.isa import ISAS
 from qcompiler.ops import evaluate

@@ -19,7 +19,7 @@ from kernel_harness import Fenced, compare, expected, region_of, run
 from tvm import tirx
 
 from qcompiler import load, plugins
-from qcompiler.assemble import assemble
+from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import compile_functions
 from qcompiler.emit.native import emit_kernel
 from qcompiler.errors import Skip

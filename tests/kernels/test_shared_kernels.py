@@ -13,7 +13,7 @@ from kernel_harness import compare, device, isas, normal
 from onnx import TensorProto, helper, numpy_helper
 
 import qcompiler
-from qcompiler.assemble import assemble
+from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from qcompiler import plugins
-from qcompiler.assemble import assemble
 from qcompiler.demo import DATA, MODEL
 from qcompiler.driver import Compilation
+from qcompiler.emit.assemble import assemble
 from qcompiler.ir import Array
 from qcompiler.ops import evaluate
 from qcompiler.options import Options

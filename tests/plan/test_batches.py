@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qcompiler.assemble import assemble
+from qcompiler.emit.assemble import assemble
 from qcompiler.hardware.isa import Device, host
 from qcompiler.ir import Array, Graph, text
 from qcompiler.ops import evaluate, make

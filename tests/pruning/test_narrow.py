@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import ops, plugins
-from qcompiler.assemble import assemble
 from qcompiler.data.calibrate import Calibration
+from qcompiler.emit.assemble import assemble
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.onnx_io.reader import read
 from qcompiler.ops import make

@@ -13,10 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qcompiler import Error, load, plugins
-from qcompiler.assemble import assemble
 from qcompiler.cli.quality import allowed
 from qcompiler.data.calibrate import CANDIDATES, Statistics, calibrate
 from qcompiler.driver import Compilation
+from qcompiler.emit.assemble import assemble
 from qcompiler.ir import Graph, substitute
 from qcompiler.onnx_io.reader import read
 from qcompiler.onnx_io.writer import write

@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("cli",),
     ("quality", "training", "demo", "export"),
-    ("driver", "assemble"),
+    ("driver",),
     ("stages", "tune"),
     ("pruning", "quantization", "data"),
     ("emit",),
     ("plan",),
     ("kernels",),
     ("onnx_io", "rewrite"),
-    ("ops", "plugins", "runtime"),
+    ("ops", "plugins", "remote", "runtime"),
     ("ir", "hardware", "artifact"),
     ("options", "errors", "files", "dtypes", "version"),
 )

@@ -16,10 +16,10 @@ import pytest
 from kernel_harness import region_of
 
 from qcompiler import load, plugins
-from qcompiler.assemble import assemble
 from qcompiler.demo import MODEL
 from qcompiler.driver import Compilation
 from qcompiler.emit import link
+from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import machine_code
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qcompiler import cli, load, plugins
-from qcompiler.assemble import assemble
 from qcompiler.demo import DATA, MODEL
 from qcompiler.driver import Compilation
+from qcompiler.emit.assemble import assemble
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import Device, host

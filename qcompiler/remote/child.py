@@ -1,0 +1,117 @@
+"""The process in which a device runs what it was sent: messages in, messages out.
+
+    {artifact, bytes, threads, iterations, seconds, warmup, steps} + inputs  ->
+    {bytes, times, steps, threads, load_seconds, first_seconds} + outputs, times, steps
+
+Inputs and outputs are the arrays' bytes, in the manifest's order; times and steps float64. Whatever
+native code does to this process, the server sees its end and goes on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+
+from qcompiler.dtypes import Array
+from qcompiler.errors import Error
+from qcompiler.remote import facts
+from qcompiler.remote.wire import Lost, Message, pair
+from qcompiler.runtime import Model, load
+from qcompiler.runtime.timing import again, once
+
+_PR_SET_PDEATHSIG = 1  # linux/uapi/linux/prctl.h
+_WAIT_SECONDS = 1e6
+
+
+def main(handle: int, parent: int) -> None:
+    """Serve the socket of this number until its other end, in process `parent`, is closed."""
+    _alone(parent)
+    channel = pair(socket.socket(fileno=handle))
+    held: dict[tuple[str, int], tuple[Model, float]] = {}
+    with suppress(Lost):
+        channel.send({"ready": True})
+        while True:
+            request, _ = channel.receive(_WAIT_SECONDS)
+            data = bytearray()
+            channel.receive_bytes(facts.count(request, "bytes"), data.extend)
+            answer, made = _answer(held, request, data)
+            channel.send(answer)
+            channel.send_bytes(made)
+
+
+def _alone(parent: int) -> None:
+    """Nothing of this process stays, or is seen: it ends with its parent, leaves no core file, and
+    is the first to go where memory is short; what native code prints goes nowhere.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+
+
+def _answer(
+    held: dict[tuple[str, int], tuple[Model, float]], request: Message, data: bytearray
+) -> tuple[Message, bytes]:
+    try:
+        return _run(held, request, data)
+    except Error as e:
+        return facts.told(e), b""
+    except MemoryError:
+        return facts.told(Error("the device has not enough memory for it")), b""
+
+
+def _run(
+    held: dict[tuple[str, int], tuple[Model, float]], request: Message, data: bytearray
+) -> tuple[Message, bytes]:
+    """Run it, then time it as often as is asked for."""
+    model, loaded = _model(held, facts.text(request, "artifact"), facts.count(request, "threads"))
+    inputs = facts.arrays(model.inputs, data)
+    outputs: dict[str, Array] = {}
+
+    def run() -> None:
+        outputs.update(model.run(inputs))
+
+    first, times = once(run), []
+    iterations, seconds = facts.count(request, "iterations"), facts.seconds(request, "seconds")
+    if iterations or seconds:
+        warmup = facts.count(request, "warmup")
+        times = again(run, iterations=iterations, seconds=seconds, warmup=warmup)
+    rounds = facts.count(request, "steps")
+    steps = model.profile(inputs, repeat=rounds) if rounds else []
+    arrays = [*(outputs[v.name] for v in model.outputs), np.array(times), np.array(steps)]
+    made = b"".join(a.tobytes() for a in arrays)
+    return {
+        "bytes": len(made),
+        "times": len(times),
+        "steps": len(steps),
+        "threads": model.threads,
+        "load_seconds": loaded,
+        "first_seconds": first,
+    }, made
+
+
+def _model(
+    held: dict[tuple[str, int], tuple[Model, float]], path: str, threads: int
+) -> tuple[Model, float]:
+    """A model, and the seconds it took to load; the last one stays loaded."""
+    if (path, threads) not in held:
+        held.clear()
+        start = time.perf_counter()
+        model = load(path, threads=threads)
+        held[path, threads] = model, time.perf_counter() - start
+    return held[path, threads]

@@ -1,0 +1,283 @@
+"""A device's address and token -> models that run there, with the methods of those that run here.
+
+with connect("rpi5.local:8347", token) as device:
+    model = device.load("model.qc")            # sent, unless the device has it
+    outputs = model.run({"x": x})
+    seconds = model.measure({"x": x}, seconds=1.0).times
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qcompiler.artifact.artifact import Artifact, Manifest, Value, open_artifact
+from qcompiler.dtypes import Array
+from qcompiler.errors import Error
+from qcompiler.files import opened
+from qcompiler.remote import facts, wire
+from qcompiler.remote.facts import arrays
+from qcompiler.remote.wire import Lost
+from qcompiler.runtime.model import named, wanted
+from qcompiler.runtime.timing import Measured
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 20.0
+"""A device that runs something, or lets it wait, says so every second."""
+WAIT_SECONDS, LIMIT_SECONDS = 60.0, 600.0
+PORT = 8347
+
+
+def connect(address: str, token: bytes | str) -> Device:
+    """ "host", "host:port" or "[::1]:port", and the token that it shares -> the device.
+
+    Raises Error where nobody answers there in time, or with another token.
+    """
+    host, port = split(address)
+    secret = token.encode() if isinstance(token, str) else token
+    try:
+        connection = socket.create_connection((host, port), CONNECT_SECONDS)
+    except (OSError, OverflowError, UnicodeError) as e:
+        reason = getattr(e, "strerror", None) or e
+        hint = "is `qcompiler serve-device` running there, and does it listen to others?"
+        raise Error(f"cannot be reached ({reason})", where=address, hint=hint) from e
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        channel = wire.greet(connection, secret)
+        known, _ = channel.receive()
+        return Device(address, channel, known)
+    except BaseException as e:
+        connection.close()
+        if isinstance(e, Error):
+            raise type(e)(e.what, where=address, hint=e.hint) from e
+        raise
+
+
+def split(address: str) -> tuple[str, int]:
+    """ "host:port" -> both; without a port, the usual one."""
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        host, port = address, str(PORT)
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not port.isdecimal() or not 0 < int(port[:9]) < 1 << 16:
+        raise Error("this is no host:port", where=address, hint="rpi5.local:8347")
+    return host, int(port)
+
+
+@dataclass(frozen=True)
+class Answer(Measured):
+    """What one request gave: how long things took on the device, and the outputs."""
+
+    outputs: dict[str, Array]
+    steps: list[float]
+    """Medians of every step, each timed alone; none unless asked for."""
+
+
+class Device:
+    """A connection to a device. Its requests go one after the other, from whatever thread they
+    come; several devices, or several connections to one, work at the same time.
+    """
+
+    def __init__(self, address: str, channel: wire.Channel, known: Mapping[str, object]) -> None:
+        self.address = address
+        self.facts = known
+        """What the device says of itself: name, machine, processors, features, version."""
+        self._channel = channel
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave; the device forgets this connection, but keeps the artifacts."""
+        self._channel.socket.close()
+
+    def load(
+        self,
+        artifact: str | Path | Artifact,
+        *,
+        threads: int = 0,
+        wait: float = WAIT_SECONDS,
+        limit: float = LIMIT_SECONDS,
+    ) -> RemoteModel:
+        """An artifact -> a model that runs there; it is sent unless the device has it already.
+
+        threads: how many a run may use (0: as compiled, no more than the device has).
+        wait, limit: seconds that a run may wait for others on the device, and that it may take.
+        """
+        if isinstance(artifact, Artifact):
+            with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+                saved = artifact.save(Path(folder) / "model.qc")
+                return self.load(saved, threads=threads, wait=wait, limit=limit)
+        path = Path(artifact)
+        manifest = open_artifact(path).manifest
+        digest = self._upload(path)
+        return RemoteModel(self, path, digest, manifest, (threads, wait, limit))
+
+    def _upload(self, path: Path) -> str:
+        """Send a file, unless it is there -> its SHA-256."""
+        with opened(path) as file:
+            found, size = hashlib.sha256(), 0
+            while part := file.read(wire.PART):
+                found.update(part)
+                size += len(part)
+            file.seek(0)
+            with self._talk() as channel:
+                channel.send({"do": "upload", "digest": found.hexdigest(), "size": size})
+                if self._answer(channel).get("have"):
+                    return found.hexdigest()
+                while part := file.read(wire.PART):
+                    channel.send({}, part)
+                self._answer(channel)
+        return found.hexdigest()
+
+    def _run(
+        self, request: Mapping[str, object], data: bytes, seconds: float
+    ) -> tuple[dict[str, object], bytearray]:
+        """A run's request and its inputs -> the answer, and the bytes that belong to it."""
+        with self._talk() as channel:
+            channel.send({"do": "run", **request})
+            self._answer(channel)
+            channel.send_bytes(data)
+            answer = self._answer(channel, seconds)
+            made = bytearray()
+            if not answer.get("missing"):
+                channel.receive_bytes(facts.count(answer, "bytes"), made.extend)
+            return answer, made
+
+    @contextmanager
+    def _talk(self) -> Iterator[wire.Channel]:
+        """The channel, for one request; what breaks off in its middle ends the connection."""
+        with self._lock:
+            try:
+                yield self._channel
+            except Lost as e:
+                self.close()
+                raise Lost(f"the device is lost: {e.what}", where=self.address, hint=e.hint) from e
+            except Error:  # its answer
+                raise
+            except BaseException:
+                self.close()
+                raise
+
+    def _answer(self, channel: wire.Channel, seconds: float = 0.0) -> dict[str, object]:
+        """The answer to a request; while the device says that it is at it, for so many seconds."""
+        end = time.monotonic() + seconds + SILENCE_SECONDS
+        while True:
+            answer, _ = channel.receive(SILENCE_SECONDS)
+            if "alive" not in answer:
+                break
+            if time.monotonic() > end:
+                raise Lost(f"no answer after {seconds:g} s")
+        if (error := facts.raised(answer)) is not None:
+            where = f"{self.address}: {error.where}" if error.where else self.address
+            raise Error(error.what, where=where, hint=error.hint)
+        return answer
+
+
+class RemoteModel:
+    """A model on a device, with the methods of `qcompiler.runtime.Model`; its end, or that of a
+    `with` block, is the end of the connection.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        path: Path,
+        digest: str,
+        manifest: Manifest,
+        asked: tuple[int, float, float],
+    ) -> None:
+        self.device, self.manifest = device, manifest
+        self._path, self._digest = path, digest
+        self._threads, self._wait, self._limit = asked
+        self._taken = wanted(manifest.inputs)
+
+    def __enter__(self) -> RemoteModel:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.device.close()
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """Names, dtypes and shapes of the inputs, in order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """Names, dtypes and shapes of the outputs, in order."""
+        return self.manifest.outputs
+
+    @property
+    def threads(self) -> int:
+        """How many a run may use, as far as is known here."""
+        known = self.device.facts.get("processors")
+        most = known if isinstance(known, int) and known > 0 else 1
+        return self._threads or min(self.manifest.threads, most)
+
+    def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
+        """{input name: array} -> {output name: array}."""
+        return self.measure(inputs).outputs
+
+    def profile(self, inputs: Mapping[str, object], *, repeat: int = 20) -> list[float]:
+        """{input name: array} -> median seconds of every step on the device, each timed alone."""
+        return self.measure(inputs, steps=repeat).steps
+
+    def measure(
+        self,
+        inputs: Mapping[str, object],
+        *,
+        iterations: int = 0,
+        seconds: float = 0.0,
+        warmup: int = 5,
+        steps: int = 0,
+    ) -> Answer:
+        """Run it on the device, first once; then, where `iterations` or `seconds` ask for that,
+        after `warmup` runs so many times, or for so long, each timed there; then `steps` times
+        every step alone.
+        """
+        data = b"".join(a.tobytes() for a in named(self._taken, inputs))
+        request = {
+            "artifact": self._digest,
+            "bytes": len(data),
+            "threads": self._threads,
+            "iterations": iterations,
+            "seconds": seconds,
+            "warmup": warmup,
+            "steps": steps,
+            "wait": self._wait,
+            "limit": self._limit,
+        }
+        answer, made = self.device._run(request, data, self._wait + self._limit)
+        if answer.get("missing"):  # the device needed the room
+            self.device._upload(self._path)
+            answer, made = self.device._run(request, data, self._wait + self._limit)
+        return self._measured(answer, made)
+
+    def _measured(self, answer: Mapping[str, object], made: bytearray) -> Answer:
+        times, steps = facts.count(answer, "times"), facts.count(answer, "steps")
+        cut = len(made) - 8 * (times + steps)
+        if cut < 0:
+            raise Lost("it sent fewer times than it had said", where=self.device.address)
+        seconds = np.frombuffer(made[cut:], "<f8").tolist()
+        return Answer(
+            outputs=arrays(self.manifest.outputs, made[:cut]),
+            times=seconds[:times],
+            steps=seconds[times:],
+            first_seconds=facts.seconds(answer, "first_seconds"),
+            load_seconds=facts.seconds(answer, "load_seconds"),
+            threads=facts.count(answer, "threads"),
+        )

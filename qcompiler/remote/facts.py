@@ -1,0 +1,77 @@
+"""A message's values -> what they should be, or a Lost; nothing that was sent is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from qcompiler.artifact.artifact import Value
+from qcompiler.dtypes import Array, numpy_dtype
+from qcompiler.errors import Error
+from qcompiler.remote.wire import Lost
+
+MOST_COUNT = (1 << 53) - 1
+"""Integers that JSON keeps."""
+
+
+def count(message: Mapping[str, object], key: str, most: int = MOST_COUNT) -> int:
+    """A whole number, 0 or more."""
+    value = message.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise Lost(f"it sent a message without a sensible {key!r}")
+    return value
+
+
+def seconds(message: Mapping[str, object], key: str) -> float:
+    """A time, 0 or more."""
+    value = message.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1e9:
+        raise Lost(f"it sent a message without a sensible {key!r}")
+    return float(value)
+
+
+def text(message: Mapping[str, object], key: str) -> str:
+    """A text."""
+    value = message.get(key)
+    if not isinstance(value, str):
+        raise Lost(f"it sent a message without a sensible {key!r}")
+    return value
+
+
+def digest(message: Mapping[str, object], key: str) -> str:
+    """A SHA-256, in hexadecimal digits: also the name of a file."""
+    value = text(message, key)
+    if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise Lost(f"it sent a message without a sensible {key!r}")
+    return value
+
+
+def told(error: Error) -> dict[str, object]:
+    """An Error -> the message that says it."""
+    return {"error": error.what[:4000], "where": error.where[:1000], "hint": error.hint[:1000]}
+
+
+def raised(message: Mapping[str, object]) -> Error | None:
+    """A message -> the Error that it says, if it says one."""
+    if "error" not in message:
+        return None
+    what, where, hint = (str(message.get(k, ""))[:4000] for k in ("error", "where", "hint"))
+    return Error(what, where=where, hint=hint)
+
+
+def arrays(values: tuple[Value, ...], data: bytearray) -> dict[str, Array]:
+    """The bytes of arrays, one after the other -> the arrays."""
+    found: dict[str, Array] = {}
+    at = 0
+    for value in values:
+        dtype = numpy_dtype(value.dtype)
+        size = prod(value.shape) * dtype.itemsize
+        if at + size <= len(data):
+            flat = np.frombuffer(data, np.uint8, size, at) if size else np.zeros(0, np.uint8)
+            found[value.name] = flat.view(dtype).reshape(value.shape)
+        at += size
+    if at != len(data):
+        raise Error(f"{len(data)} bytes of arrays given, {at} wanted")
+    return found
