@@ -1,11 +1,11 @@
-"""An ONNX model -> a small native artifact that runs it fast, at the same accuracy.
+"""An ONNX model -> a small, fast native artifact of the same accuracy.
 
     artifact = qcompiler.compile("model.onnx", precision="int8", calibration="samples.npz")
     artifact.save("model.qc")
     model = qcompiler.load("model.qc")
     y = model(x)
 
-`load` and all it needs import numpy only; the compiler is imported by `compile`.
+`load` needs only numpy; `compile` imports the compiler.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["Artifact", "Error", "__version__", "compile", "export_c", "load"]
 
 @takes(Keywords)
 def compile(model: str | Path | onnx.ModelProto, keywords: Keywords) -> Artifact:
-    """ONNX file or model, and keywords -> artifact, for one target and fixed input shapes.
+    """ONNX file or model -> artifact for one target and fixed input shapes.
 
-    Raises Error for whatever is wrong with the model, the data or the options. The keywords:
+    Raises Error if anything is wrong with the model, the data or the options. The keywords:
     """
     try:
         from qcompiler.driver import compile as compiled
@@ -78,8 +78,8 @@ def export_c(
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
-    """Path or artifact -> a model ready to run; `threads` as compiled unless given. Its `close()`,
-    or the end of a `with` block, gives its memory back at once.
+    """Path or artifact -> a model that is ready to run; `threads` defaults to the number it was
+    compiled for. `close()`, or the end of a `with` block, frees its memory at once.
     """
     from qcompiler.runtime import load as load_model
 

@@ -40,7 +40,7 @@ _QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "deq
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
-    """ONNX file or model -> artifact for one device. Raises Error on whatever is wrong with the
+    """ONNX file or model -> artifact for one device. Raises Error if anything is wrong with the
     model or the options.
     """
     return replace(Compilation(model, options, watch).artifact, compress=options.compress)
@@ -48,10 +48,10 @@ def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch)
 
 @dataclass(frozen=True)
 class Compilation:
-    """A model, how to compile it, and every form that it takes on the way to an artifact; each is
-    made once, when it is first asked for, and raises Error for what is wrong with the model or the
-    options. `one_batch`: where no shape is given, a batch that is open is taken as 1, and a note
-    says so.
+    """A model, how to compile it, and every form that it takes on the way to an artifact. Each form
+    is made once, when it is first needed, and raises Error if anything is wrong with the model or
+    the options. `one_batch`: if no shape is given, an open batch size defaults to 1, with a note
+    that says so.
     """
 
     model: str | Path | onnx.ModelProto
@@ -60,7 +60,7 @@ class Compilation:
     one_batch: bool = True
 
     def __post_init__(self) -> None:
-        """Data that can be read once only is kept: pruning, quantizing and reports all read it."""
+        """Keep data that can be read only once: pruning, quantizing and reports all read it."""
         data = self.options.calibration
         if isinstance(data, Iterator):
             object.__setattr__(self, "options", replace(self.options, calibration=list(data)))
@@ -73,8 +73,8 @@ class Compilation:
         choice: Choice | None = None,
         watch: Watch | None = None,
     ) -> Compilation:
-        """A fused graph -> its compilation as it is, neither pruned nor quantized on the way, for
-        all threads of a device.
+        """A fused graph -> its compilation as it is, without pruning or quantizing it, for all
+        threads of a device.
         """
         made = cls(graph.name, Options(threads=device.threads), watch or Watch())
         return made.having(
@@ -90,8 +90,8 @@ class Compilation:
         )
 
     def having(self, **forms: object) -> Compilation:
-        """The same, with other forms in place of those it would make; what comes before the first
-        of them (as they are defined below) stays, and what comes behind is made of them.
+        """A copy with some forms replaced. Forms defined below before the first of these are kept;
+        later ones are made anew from the replacements.
         """
         made = replace(self)
         order = [n for n, v in vars(Compilation).items() if isinstance(v, cached_property)]
@@ -102,17 +102,17 @@ class Compilation:
 
     @cached_property
     def device(self) -> Device:
-        """What the artifact is made for."""
+        """The device that the artifact is compiled for."""
         return plugins.device(self.options.target, self.options.threads)
 
     @cached_property
     def choice(self) -> Choice:
-        """The passes that are to run, and their options."""
+        """The passes to run, and their options."""
         return chosen(self.options)
 
     @cached_property
     def open_graph(self) -> Graph:
-        """The float graph, its shapes as open as they are in the model."""
+        """The float graph with shapes as open as they are in the model."""
         return self._through(read(self.model, {}), "fold", "fuse", watch=Watch())
 
     @cached_property
@@ -135,12 +135,12 @@ class Compilation:
 
     @cached_property
     def came_quantized(self) -> bool:
-        """Whether others had quantized the model, or some of it."""
+        """Whether the model, or a part of it, was already quantized by another tool."""
         return any(n.op in _QUANTIZED for n in self.float_graph.nodes)
 
     @cached_property
     def pruned(self) -> Graph:
-        """What is left of the float graph after pruning; itself where that was not asked for."""
+        """The float graph after pruning; the same graph if pruning was not requested."""
         graph = self.float_graph
         if not any(stage_of(name) == "prune" for name in self.choice.options):
             return graph
@@ -149,7 +149,7 @@ class Compilation:
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What quantizing calibrates with; None where no data was given and none is needed."""
+        """What to calibrate quantization with; None if no data was given and none is needed."""
         return self.calibration_of(self.pruned)
 
     @cached_property
@@ -159,8 +159,8 @@ class Compilation:
 
     @cached_property
     def quantized(self) -> Graph:
-        """The same in few bits as ONNX has it, QuantizeLinear and DequantizeLinear around float
-        operators; itself where nothing was asked for, or others had quantized the model.
+        """The graph in low precision, as explicit QDQ: QuantizeLinear and DequantizeLinear around
+        float operators. The same graph if that was not requested, or the model came quantized.
         """
         if self.came_quantized:
             return self.calibrated
@@ -168,10 +168,10 @@ class Compilation:
 
     @cached_property
     def lowered(self) -> Graph:
-        """What the plan is made from: the compiler's own operators, integers among them."""
+        """The input of the plan: the compiler's own operators, including integer ones."""
         stages: tuple[str, ...] = ("integer", "layout")
         if self.came_quantized:
-            stages = ("integer", "quantize", *stages)  # what others left in float
+            stages = ("integer", "quantize", *stages)  # quantize what the other tool left in float
         return self._through(self.quantized, *stages, data=self.calibration)
 
     @cached_property
@@ -188,8 +188,8 @@ class Compilation:
 
     @cached_property
     def agreement(self) -> Agreement | None:
-        """How well static int8 agrees with float, by a few samples of what it was calibrated on;
-        None where it was not calibrated.
+        """How well static int8 agrees with float on a few calibration samples; None if it was not
+        calibrated.
         """
         data, graph = self.calibration, self.quantized
         runner = None if data is None or graph is self.calibrated else data.run_by
@@ -213,16 +213,14 @@ class Compilation:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether anything was taken away."""
+        """Whether anything was pruned."""
         return any(note.startswith("pruned") for note in self.pruned.notes)
 
     def calibration_of(self, graph: Graph) -> Calibration | None:
-        """Graph after the fuse stage -> what passes calibrate it with; None where no data was
-        given.
+        """Graph after the fuse stage -> what passes calibrate it with; None if no data was given.
 
-        The samples run through a compiled float artifact of the graph at hand that also returns
-        every activation, on this machine whatever the target; memory holds one sample's
-        activations.
+        The samples run through a compiled float artifact of the graph that also returns every
+        activation, on this machine whatever the target. Memory holds one sample's activations.
         """
         options, tell = self.options, self.watch.progress
         if options.calibration is None:
@@ -247,7 +245,7 @@ class Compilation:
         )
 
     def step_seconds(self, sample: Mapping[str, Array]) -> dict[str, float]:
-        """What each step of a run takes on this machine, by name."""
+        """The seconds that each step takes on this machine, by name."""
         return timing.of_steps(load(self.artifact), sample)
 
     def _through(
@@ -257,7 +255,7 @@ class Compilation:
         data: Calibration | None = None,
         watch: Watch | None = None,
     ) -> Graph:
-        """A graph -> the same after some stages, whose passes calibrate with `data`."""
+        """A graph -> the graph after some stages, whose passes calibrate with `data`."""
         watch = watch or self.watch
         for stage in stages:
             graph = run_stage(graph, stage, watch.skipped, self.choice, self.device, data)
@@ -266,8 +264,8 @@ class Compilation:
 
 
 def chosen(options: Options) -> Choice:
-    """The passes asked for, and those that precision, pruning and compression stand for. Raises
-    Error for a pass that is not known.
+    """The requested passes, and those that implement precision, pruning and compression. Raises
+    Error for an unknown pass.
     """
     asked = choose(options.passes, options.disabled_passes)
     name, given = PRECISIONS[options.precision]
@@ -278,7 +276,7 @@ def chosen(options: Options) -> Choice:
     if name in ("quantize_static", "quantize_dynamic"):
         extra["quantize_tables"] = {"exclude": exclude}
     if options.compress or "quantize_weights" in (name, *asked.options):
-        extra["layout_compact"] = {}  # transformed weights would not be few numbers any more
+        extra["layout_compact"] = {}  # transformed weights would have more distinct values
     merged = {k: {**v, **asked.options.get(k, {})} for k, v in extra.items()}
     return Choice({**asked.options, **merged}, asked.disabled)
 
@@ -286,8 +284,8 @@ def chosen(options: Options) -> Choice:
 def tapped(
     graph: Graph, nodes: Sequence[Node], watch: Watch | None = None
 ) -> Callable[[Mapping[str, Array]], list[Array]]:
-    """A fused graph -> a function that runs one sample on this machine and returns these nodes'
-    values.
+    """A fused graph -> a function that runs one sample on this machine and returns the values of
+    these nodes.
     """
     names = tuple(f"tap{i}" for i in range(len(nodes)))
     whole = replace(graph, outputs=tuple(nodes), output_names=names)
@@ -319,7 +317,7 @@ def observing(graph: Graph, watch: Watch) -> Run:
 
 @dataclass
 class _Runner:
-    """Makes a graph run on this machine; keeps the last one, to compare with."""
+    """Compiles graphs to run on this machine; keeps the last one, for comparison."""
 
     watch: Watch
     last: tuple[Graph, Run] | None = None
@@ -334,7 +332,7 @@ def _noted(graph: Graph, data: Calibration | None) -> Graph:
 
 
 def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
-    """ONNX file or model -> its graph, every size a number."""
+    """ONNX file or model -> its graph with static shapes."""
     shapes = {k: tuple(v) for k, v in (options.input_shapes or {}).items()}
     batch = ""
 

@@ -1,6 +1,5 @@
-"""What users may ask for, each option written once: the keywords of `qcompiler.compile`, the flags
-of the command line and the tables of docs/options.md are made from the fields here. Imports nothing
-of the compiler.
+"""Every option, written once: the keywords of `qcompiler.compile`, the flags of the command line
+and the tables of docs/options.md are made from the fields here. Imports nothing of the compiler.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ PRECISIONS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "int4": ("quantize_static", {"weight_bits": 4, "rounding": "gptq", "correct_bias": "full"}),
     "int4-weights": ("quantize_weights", {"bits": 4, "group": 64}),
 }
-"""Precision -> the pass that makes it, and its options."""
+"""Precision -> the pass that implements it, and its options."""
 METHODS = ("output", "minmax", "average", "percentile", "mse", "entropy")
-"""How calibration may choose ranges."""
+"""Calibration methods: how the range of a value is chosen."""
 GROUPS: Mapping[str, str] = {
     "": "",
-    "quantization": "calculate in fewer bits",
-    "pruning": "remove weights; with calibration data the remaining ones make up for them",
+    "quantization": "compute in low precision",
+    "pruning": "remove weights; with calibration data the remaining ones are refitted",
 }
-"""Group of options -> what they are for."""
+"""Group of options -> its purpose."""
 Progress = Callable[[str, int, int, str], None]
-"""Told how far long work is: (what, done, all, the item at hand)."""
+"""Called during long work with (what, done, count, current item)."""
 
 T = TypeVar("T")
 Model = TypeVar("Model")
@@ -65,21 +64,21 @@ class Option:
     default: object = None
     group: str = ""
     flags: tuple[str, ...] = ()
-    """How the command line spells it, the usual spelling first; none: from Python only."""
+    """How the command line spells it, the usual spelling first; empty: Python only."""
     metavar: str = ""
     choices: tuple[str, ...] = ()
     least: int = 0
     """The smallest number allowed."""
     read: Callable[[str], object] | None = None
-    """A word of the command line -> the value, or one entry of it."""
+    """Parses a word of the command line into the value, or into one entry of it."""
 
     @property
     def many(self) -> bool:
-        """Whether it holds several entries: its flag may be given more than once."""
+        """Whether it has several entries, so that its flag may be repeated."""
         return self.type.startswith(("Sequence", "Mapping"))
 
     def check(self, value: object) -> None:
-        """Raise Error for a value that cannot be meant."""
+        """Raise Error for an invalid value."""
         label = self.name.replace("_", " ")
         if self.choices and value not in self.choices:
             hint = f"choose one of {', '.join(self.choices)}"
@@ -101,7 +100,7 @@ def option(
     least: int = 0,
     read: Callable[[str], object] | None = None,
 ) -> T:
-    """A dataclass field that is an option; `flags` are "--" and its name where left out."""
+    """A dataclass field that is an option; `flags` defaults to "--" and its name."""
     about = Option(
         help=help,
         group=group,
@@ -115,7 +114,7 @@ def option(
 
 
 def options_of(made: Any) -> tuple[Option, ...]:
-    """A dataclass, or one of its values -> its options, in the order of its fields."""
+    """A dataclass, or an instance of one -> its options, in the order of its fields."""
     found = []
     for f in fields(made):
         if "option" in f.metadata:
@@ -129,7 +128,7 @@ def options_of(made: Any) -> tuple[Option, ...]:
 
 
 def check(made: object) -> None:
-    """Raise Error for an option whose value cannot be meant."""
+    """Raise Error for an option with an invalid value."""
     for o in options_of(made):
         o.check(getattr(made, o.name))
 
@@ -149,23 +148,22 @@ def shape(word: str) -> tuple[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile. Raises Error for a value that is not among the choices."""
+    """How to compile. Raises Error for an invalid value."""
 
     target: str = option(
         "host",
-        "what to compile for: host, an instruction set or a device that `qcompiler targets` lists,"
-        " or a .toml or .py file",
+        "what to compile for: host, an instruction set or device that `qcompiler targets` lists, or"
+        " a .toml or .py file",
     )
     input_shapes: Mapping[str, Sequence[int]] | None = option(
         None,
-        "shape of an input whose shape the model leaves open; an open batch size alone is taken as"
-        " 1",
+        "shape of an input that the model leaves open; an open batch size alone defaults to 1",
         flags=("--input-shape", "--input-shapes"),
         metavar="NAME=1x3x224x224",
         read=shape,
     )
     threads: int = option(
-        0, "threads that the artifact may use; 0: all cores, or one where more save little"
+        0, "threads that the artifact may use; 0: all cores, or one if more would gain little"
     )
     compress: bool = option(
         False,
@@ -174,12 +172,12 @@ class Options:
     )
     passes: Sequence[str] = option(
         (),
-        "pass to run in addition, or to give options to; or a Python file of passes",
+        "additional pass to run, or options for a pass; or a Python file of passes",
         flags=("--pass",),
         metavar="NAME{a=b}",
     )
     disabled_passes: Sequence[str] = option(
-        (), "pass to leave out", flags=("--disabled-pass",), metavar="NAME"
+        (), "pass not to run", flags=("--disabled-pass",), metavar="NAME"
     )
     precision: str = option(
         "float32",
@@ -232,7 +230,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Keywords(Options):
-    """The keywords of `qcompiler.compile`: how to compile, and whom to tell."""
+    """The keywords of `qcompiler.compile`: how to compile, and a progress callback."""
 
     progress: Progress | None = option(
         None, "function called with (what, done, all, item) during long work", flags=()
@@ -242,10 +240,11 @@ class Keywords(Options):
 def takes(
     made: Callable[P, Made],
 ) -> Callable[[Callable[[Model, Made], Result]], Callable[Concatenate[Model, P], Result]]:
-    """Keywords instead of an options' dataclass: decorates a function of a model and of `made`.
+    """Decorates a function of a model and of `made`, a dataclass of options, so that it takes the
+    options as keywords instead.
 
-    Type checkers see the fields as keywords, and so do `help` and `inspect`. Raises Error for a
-    keyword that is none, with the nearest one.
+    Type checkers, `help` and `inspect` see the fields as keywords. An unknown keyword raises Error,
+    which names the nearest known one.
     """
 
     def change(
@@ -277,7 +276,7 @@ def _known(given: Mapping[str, object], names: Sequence[str]) -> None:
 
 
 def described(made: object) -> str:
-    """A dataclass of options -> their names and what they mean, a paragraph each."""
+    """A dataclass of options -> a paragraph for each, with its name and meaning."""
     lines = []
     for o in options_of(made):
         text = f"{o.name}: {o.help}"
@@ -288,33 +287,33 @@ def described(made: object) -> str:
 
 @dataclass
 class Watch:
-    """What the caller wants to be told while compiling."""
+    """Callbacks for a caller who watches a compilation."""
 
     progress: Progress | None = None
     explain: Explain | None = None
     stage: Callable[[str, Graph], None] | None = None
     """Called with the graph after each stage (--dump)."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """A node's name -> why a rule left it alone last, for whoever has to refuse it."""
+    """A node's name -> the last reason why a rule skipped it, for error messages."""
 
     def skipped(self, rule: str, node: Node, reason: str) -> None:
-        """Take in a Skip."""
+        """Record a Skip."""
         self.reasons[node.name] = reason
         if self.explain is not None:
             self.explain(rule, node, reason)
 
     def saw(self, stage: str, graph: Graph) -> None:
-        """Take in the graph after a stage."""
+        """Report the graph after a stage."""
         log.info("after %s: %d nodes", stage, len(graph.nodes))
         if self.stage is not None:
             self.stage(stage, graph)
 
     def only(self, what: str) -> Watch:
-        """What is told of progress alone, as of one kind of work."""
+        """A watch that reports progress only, all of it as `what`."""
         tell = self.on(what)
         return Watch(None if tell is None else lambda _, done, count, item: tell(done, count, item))
 
     def on(self, what: str) -> Callable[[int, int, str], None] | None:
-        """Who is told how far one kind of work is: (done, all, the item at hand)."""
+        """The progress callback for one kind of work: (done, count, current item)."""
         tell = self.progress
         return None if tell is None else lambda done, count, item: tell(what, done, count, item)

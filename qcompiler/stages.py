@@ -1,9 +1,8 @@
-"""Graph and a stage's name -> the graph after that stage's passes, until none changes anything.
+"""Graph and a stage's name -> the graph after that stage's passes, run until none changes anything.
 
-A pass is named by its options as `name{field=value, other="text"}`; the types come from the fields
-of its dataclass. Three fields are filled by whoever calls: `device` (what the code is made for),
-`explain` (who is told of every Skip) and `data` (what to calibrate with). `statistics` is for
-callers from Python.
+A pass and its options are written `name{field=value, other="text"}`; the types come from the fields
+of its dataclass. The caller fills three fields: `device` (what the code is compiled for), `explain`
+(called with every Skip) and `data` (what to calibrate with). `statistics` is for Python callers.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
 from qcompiler.rewrite.rules import unsettled
 
 ALONG = {"fuse": ("fold",), "layout": ("fold",)}
-"""Stages whose rules keep running in a later one: what it makes is folded at once."""
+"""Stage -> earlier stages whose rules also run in it, so that its results are folded at once."""
 
 _MAX_ROUNDS = 50
 _FILLED = ("device", "explain", "data", "statistics")
@@ -34,19 +33,19 @@ _SPEC = re.compile(r"\s*(?P<name>[a-z]\w*)\s*(?:\{(?P<fields>.*)\})?\s*", re.DOT
 
 @dataclass(frozen=True)
 class Choice:
-    """Which passes run: those asked for by name (with their options), and those that must not."""
+    """Which passes run: those requested by name (with their options), and disabled ones."""
 
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     disabled: frozenset[str] = frozenset()
 
     def wants(self, name: str) -> bool:
-        """A pass runs unless it is disabled; one of `default = False` only when asked for."""
+        """A pass runs unless it is disabled; with `default = False` only if requested."""
         usual = getattr(PASSES[name], "default", True)
         return name not in self.disabled and (usual or name in self.options)
 
 
 def choose(specs: Sequence[str] = (), disabled: Sequence[str] = ()) -> Choice:
-    """["quantize_static{percentile=99.99}"], names to leave out -> the checked choice."""
+    """["quantize_static{percentile=99.99}"], names of disabled passes -> the checked choice."""
     load_passes()
     for file in (s for s in specs if s.endswith(".py")):
         _load_user(Path(file))
@@ -57,7 +56,7 @@ def choose(specs: Sequence[str] = (), disabled: Sequence[str] = ()) -> Choice:
 
 
 _load_user = cache(load_file)
-"""A user's file of passes, once a process."""
+"""Loads a user's file of passes, once per process."""
 
 
 def run_stage(
@@ -68,7 +67,7 @@ def run_stage(
     device: Device | None = None,
     data: Calibration | None = None,
 ) -> Graph:
-    """Run a stage's rules to a fixed point, then its graph passes, until nothing changes."""
+    """Run a stage's rules to a fixed point, then its graph passes; repeat until nothing changes."""
     load_passes()
     choice = options or Choice()
     told = _once(explain)
@@ -94,7 +93,7 @@ def run_stage(
 
 
 def _order(name: str) -> tuple[int, str]:
-    """By name; a pass's own `order` comes first."""
+    """Sort key: a pass's own `order`, then its name."""
     return getattr(PASSES[name], "order", 0), name
 
 
@@ -116,7 +115,7 @@ def build(
 
 
 def parse(spec: str) -> tuple[str, dict[str, object]]:
-    """ "name{field=value,...}" -> (name, options of the types that the pass's fields have)."""
+    """ "name{field=value,...}" -> (name, options with the types of the pass's fields)."""
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise Error(
@@ -140,7 +139,7 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
 
 
 def _split(body: str) -> list[str]:
-    """ "a=1, b=[2,3]" -> ["a=1", "b=[2,3]"]: commas inside brackets or quotes do not count."""
+    """ "a=1, b=[2,3]" -> ["a=1", "b=[2,3]"]: commas inside brackets or quotes do not split."""
     parts = re.findall(r"(?:\[[^\]]*\]|\([^)]*\)|\"[^\"]*\"|'[^']*'|[^,])+", body)
     return [p for p in parts if p.strip()]
 
@@ -181,7 +180,7 @@ def _names(rules: Sequence[Rule]) -> set[str]:
 
 
 def _once(explain: Explain | None) -> Explain | None:
-    """Sweeps come by the same node often; its Skip is told once."""
+    """Nodes are visited many times; report each Skip only once."""
     if explain is None:
         return None
     told: set[tuple[str, str, str]] = set()

@@ -1,6 +1,6 @@
 """The command line: `qcompiler COMMAND`, one of commands.py.
 
-Exit codes: 0 done; 1 a clear error or a comparison beyond its limits; 2 wrong usage; 130
+Exit codes: 0 success; 1 an error, or a comparison that exceeds its limits; 2 wrong usage; 130
 interrupted; 143 ended by SIGTERM.
 """
 
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return _say_error(str(missing))
     except MemoryError:
         return _say_error("out of memory\nhint: fewer calibration samples, or a smaller batch")
-    except BrokenPipeError:  # the reader of our output has left; nothing more can be said to it
+    except BrokenPipeError:  # the reader of our output has gone; nothing more can be written to it
         _drop_output()
         return 1
     except OSError as e:  # a full disk, a file that vanished
@@ -45,10 +45,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str] | None) -> int:
-    """Parse and obey; what was said has left our buffers, or an OSError tells why not."""
+    """Parse and run the command; flush its output, or raise OSError if that fails."""
     from qcompiler.cli.arguments import parser
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few characters still gets words
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal with few characters still shows words
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(words)
@@ -67,7 +67,7 @@ def _run(words: Sequence[str] | None) -> int:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: half-written files are removed on the way out."""
+    """SIGTERM ends the command like Ctrl-C: partly written files are removed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -83,7 +83,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """Words that cannot be written are forgotten, so that Python does not try again at its end."""
+    """Discard output that cannot be written, so that Python does not retry when it exits."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,6 +1,4 @@
-"""Command-line words -> options, with the flag names people know from tvmc, trtexec, benchmark_app
-and polygraphy.
-"""
+"""The command-line parser; flag names follow tvmc, trtexec, benchmark_app and polygraphy."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from qcompiler.version import __version__
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; commands.py says what does each command."""
+    """The whole command line; commands.py maps each command to its function."""
     top = argparse.ArgumentParser(
         prog="qcompiler",
         description="Turn an ONNX model into a small native artifact that runs it fast.",
@@ -30,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--log-level", default="warning", choices=("debug", "info", "warning", "error")
     )
-    common.add_argument("--no-progress", action="store_true", help="draw no progress bars")
+    common.add_argument("--no-progress", action="store_true", help="show no progress bars")
 
     made = commands.add_parser("compile", parents=[common], help="ONNX model -> artifact")
     made.add_argument("model", type=Path, help="an .onnx file")
@@ -40,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
 
     quantize = commands.add_parser(
-        "quantize", parents=[common], help="ONNX model -> ONNX model in few bits (QDQ)"
+        "quantize", parents=[common], help="ONNX model -> quantized ONNX model (explicit QDQ)"
     )
     quantize.add_argument("model", type=Path, help="an .onnx file")
     quantize.add_argument(
@@ -49,13 +47,13 @@ def parser() -> argparse.ArgumentParser:
     _compile_flags(quantize, precision="int8")
 
     retrain = commands.add_parser(
-        "retrain", parents=[common], help="tune weights to quantization or pruning (needs torch)"
+        "retrain", parents=[common], help="tune weights for quantization or pruning (needs torch)"
     )
     retrain.add_argument("model", type=Path, help="an .onnx file")
     retrain.add_argument("--data", type=Path, required=True, help="samples, as for --calibration")
     retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
     flags.add(retrain, Training)
-    _compile_flags(retrain, precision="")  # int8, where neither --prune nor --pass says what for
+    _compile_flags(retrain, precision="")  # int8, unless --prune or --pass asks for something else
 
     export = commands.add_parser(
         "export", parents=[common], help="ONNX model or artifact -> object file and header for C"
@@ -79,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("artifact", type=Path)
     _input_flags(run)
     run.add_argument("--outputs", type=Path, help=".npz file to write the outputs to")
-    run.add_argument("--print-time", action="store_true")
-    run.add_argument("--threads", type=count(), default=0)
+    run.add_argument("--print-time", action="store_true", help="print the time of the run")
+    run.add_argument("--threads", type=count(), default=0, help="default: as compiled")
 
     bench = commands.add_parser("bench", parents=[common], help="time an artifact")
     bench.add_argument("artifact", type=Path)
@@ -90,15 +88,17 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--duration", type=float, default=2.0, help="seconds to time for")
     bench.add_argument("--warmup", type=count(), default=5, help="runs before the timed ones")
-    bench.add_argument("--threads", type=count(), default=0)
-    bench.add_argument("--percentile", default="50,90,99", help="comma-separated")
-    bench.add_argument("--per-step", action="store_true", help="time every step alone")
+    bench.add_argument("--threads", type=count(), default=0, help="default: as compiled")
+    bench.add_argument(
+        "--percentile", default="50,90,99", help="of the times, comma-separated (default: 50,90,99)"
+    )
+    bench.add_argument("--per-step", action="store_true", help="also time each step alone")
 
     _remote_flags(run)
     _remote_flags(bench)
 
     inspect = commands.add_parser(
-        "inspect", parents=[common], help="show what a model or an artifact is"
+        "inspect", parents=[common], help="describe a model or an artifact"
     )
     inspect.add_argument("model", type=Path, help="an .onnx file or an artifact")
     inspect.add_argument(
@@ -108,18 +108,16 @@ def parser() -> argparse.ArgumentParser:
     _compile_flags(inspect)
 
     compare = commands.add_parser(
-        "compare", parents=[common], help="an artifact against onnxruntime on the same inputs"
+        "compare", parents=[common], help="compare an artifact with onnxruntime"
     )
     compare.add_argument("artifact", type=Path)
     compare.add_argument("model", type=Path, help="the .onnx file to compare with")
     _input_flags(compare)
     compare.add_argument("--samples", type=count(1), default=8, help="how many samples to compare")
-    compare.add_argument("--atol", type=float, help="fail when an error is larger")
-    compare.add_argument("--rtol", type=float, help="fail when error / output range is larger")
-    compare.add_argument("--cosine", type=float, help="fail when a cosine similarity is smaller")
-    compare.add_argument(
-        "--top1", type=float, help="fail when the top-1 agreement is smaller (0..1)"
-    )
+    compare.add_argument("--atol", type=float, help="fail if an absolute error is larger")
+    compare.add_argument("--rtol", type=float, help="fail if error / output range is larger")
+    compare.add_argument("--cosine", type=float, help="fail if a cosine similarity is smaller")
+    compare.add_argument("--top1", type=float, help="fail if the top-1 agreement is smaller (0..1)")
 
     _remote_flags(compare)
 
@@ -146,11 +144,13 @@ def parser() -> argparse.ArgumentParser:
     targets = commands.add_parser("targets", parents=[common], help="list instruction sets")
     targets.add_argument("--target", action="append", default=[], help="also load this file")
     targets.add_argument(
-        "--probe", action="store_true", help="measure this machine -> a device's .toml file"
+        "--probe", action="store_true", help="measure this machine and print a device's .toml"
     )
-    targets.add_argument("-o", "--output", type=Path, help="where --probe writes (default: prints)")
+    targets.add_argument("-o", "--output", type=Path, help="file for --probe to write")
 
-    demo = commands.add_parser("demo", parents=[common], help="compile and check the model inside")
+    demo = commands.add_parser(
+        "demo", parents=[common], help="compile and check the embedded model"
+    )
     demo.add_argument("-o", "--output", type=Path, default=Path("qcompiler-demo"), help="folder")
     demo.add_argument("--target", default="host")
     return top
@@ -166,15 +166,19 @@ def _compile_flags(
 
 def _search_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "accuracy", "find the fastest int8 artifact that loses no more than this"
+        "accuracy", "find the fastest int8 artifact within a loss of accuracy"
     )
     group.add_argument(
-        "--max-drop", metavar="POINTS", help="0.5 (points of the metric) or 1%% (of its value)"
+        "--max-drop",
+        metavar="POINTS",
+        help="the most to lose: 0.5 (points of the metric) or 1%% (of its value)",
     )
-    group.add_argument("--evaluation", metavar="DATA", help="samples, as for --calibration")
+    group.add_argument(
+        "--evaluation", metavar="DATA", help="data to measure on, as for --calibration"
+    )
     flags.add(group, Demand)
     group.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="what it did, as a page; and as FILE.json"
+        "--report", type=Path, metavar="FILE.html", help="write a report; and the same as FILE.json"
     )
 
 
@@ -184,9 +188,9 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
         "--fill-mode",
         default="random",
         choices=("random", "ones", "zeros"),
-        help="without --inputs",
+        help="how to make inputs without --inputs (default: random)",
     )
-    parser.add_argument("--seed", type=count(), default=0)
+    parser.add_argument("--seed", type=count(), default=0, help="of random inputs (default: 0)")
 
 
 def _remote_flags(parser: argparse.ArgumentParser) -> None:

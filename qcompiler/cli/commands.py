@@ -1,4 +1,4 @@
-"""A command's name -> what does it: arguments -> exit code."""
+"""A command's name -> its function: arguments -> exit code."""
 
 from __future__ import annotations
 

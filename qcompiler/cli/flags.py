@@ -32,13 +32,13 @@ def add(
 
 
 def read(made: Callable[..., T], a: Namespace, **more: object) -> T:
-    """Parsed words -> the dataclass of options; `more` are its other fields, and overrule words."""
+    """Parsed words -> the dataclass of options; `more` sets other fields, or overrides words."""
     given = {o.name: _value(o, getattr(a, o.name)) for o in options_of(made) if hasattr(a, o.name)}
     return made(**{**given, **more})
 
 
 def _kind(o: Option, default: object) -> Mapping[str, object]:
-    """How argparse reads an option."""
+    """Arguments of argparse for an option."""
     if o.type == "bool":
         return {"action": "store_true"}
     read = {"int": count(o.least), "float": float}.get(o.type, o.read)
@@ -56,7 +56,7 @@ def _value(o: Option, given: Any) -> object:
 
 
 def count(least: int = 0) -> Callable[[str], int]:
-    """What reads a count of at least so many."""
+    """A parser of counts that are at least `least`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or len(text) > 9:

@@ -1,4 +1,4 @@
-"""Commands that make something of an ONNX model: arguments -> exit code."""
+"""Commands that make something from an ONNX model: arguments -> exit code."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def compile(a: Namespace) -> int:
 
 
 def quantize(a: Namespace) -> int:
-    """ONNX model -> the same in few bits, as ONNX: what other engines run too."""
+    """ONNX model -> quantized ONNX model, which other engines can run too."""
     from qcompiler import driver
     from qcompiler.onnx_io.writer import save
 
@@ -114,7 +114,7 @@ def quantize(a: Namespace) -> int:
 
 
 def retrain(a: Namespace) -> int:
-    """ONNX model -> the same with weights tuned to quantization or pruning."""
+    """ONNX model -> the same with weights tuned for quantization or pruning."""
     from qcompiler.onnx_io.writer import save
     from qcompiler.training.request import Training
     from qcompiler.training.retrain import retrain
@@ -141,7 +141,7 @@ def _small_weights(a: Namespace) -> bool:
 
 
 def demo(a: Namespace) -> int:
-    """The model inside the package, from ONNX to a checked and timed int8 artifact."""
+    """The embedded model, from ONNX to a checked and timed int8 artifact."""
     from qcompiler.demo.main import demo as run_demo
 
     with show.ProgressBar(enabled=not a.no_progress) as bar:
@@ -154,7 +154,7 @@ def demo(a: Namespace) -> int:
 
 
 def say_plan(a: Namespace) -> int:
-    """ONNX model -> the plan that would be emitted."""
+    """ONNX model -> the plan that would be compiled."""
     from qcompiler import driver
 
     with show.ProgressBar(enabled=not a.no_progress) as bar:
@@ -170,13 +170,13 @@ def say_plan(a: Namespace) -> int:
 
 
 def _say_batch(notes: Mapping[str, str]) -> None:
-    """That a batch was chosen which nobody asked for."""
+    """Report a batch size that was chosen by default."""
     if "batch" in notes:
         show.say(f"batch: {notes['batch']}")
 
 
 def watch_of(a: Namespace, bar: show.ProgressBar) -> tuple[Watch, list[tuple[str, str, str]]]:
-    """What the flags ask to be told, and the list that --explain fills."""
+    """The callbacks that the flags request, and the list that --explain fills."""
     skips: list[tuple[str, str, str]] = []
 
     def explain(rule: str, node: Node, reason: str) -> None:
@@ -206,7 +206,7 @@ def _dump(folder: Path, name: str, graph: Graph) -> None:
 
 
 def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, object]:
-    """A plan as `inspect --plan --json` prints it."""
+    """A plan, as `inspect --plan --json` prints it."""
     steps = [
         {
             "name": s.name,
@@ -233,7 +233,7 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
 
 
 def _skips(skips: list[tuple[str, str, str]], plan: Plan) -> list[tuple[str, str, str]]:
-    """(rule or kernel, node, reason): what rules said, and generators while kernels were chosen."""
+    """(rule or kernel, node, reason): Skips of rules, and of generators when choosing kernels."""
     kernels = [(generator, step, reason) for step, generator, reason in plan.skips]
     return list(dict.fromkeys([*skips, *kernels]))
 

@@ -1,4 +1,4 @@
-"""Where a command writes: checked before any long work, replaced whole at its end."""
+"""Output files: checked before any long work, replaced as a whole at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qcompiler.files import replacing
 
 
 def demand_writable(output: Path, *sources: Path | str | None) -> None:
-    """Refuse a place that cannot be written, or that holds an input, before any long work."""
+    """Refuse an output that cannot be written, or that is also an input, before any long work."""
     folder = output.parent
     if not folder.is_dir():
         raise Error(f"there is no folder {str(folder)!r}", where=str(output))

@@ -1,4 +1,4 @@
-"""What may be lost, as people write it -> the search for the fastest artifact that keeps to it."""
+"""Flags of the accuracy search -> the fastest artifact within the limit, and the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN_LAYERS = 12
 
 
 def agreed(found: Agreement) -> dict[str, object]:
-    """How int8 agrees with float, as JSON has it: ratios without any error are null."""
+    """The agreement of int8 with float, for JSON: ratios are null if there is no error."""
     return {
         "samples": found.samples,
         "sqnr_db": round(found.decibels, 2) if isfinite(found.decibels) else None,
@@ -37,7 +37,7 @@ def agreed(found: Agreement) -> dict[str, object]:
 
 
 def search(a: Namespace, options: Options, output: Path, watch: Watch) -> Found:
-    """Flags -> what was found. An interrupted search goes on when it is started again."""
+    """Flags -> what the search found. An interrupted search continues when started again."""
     from qcompiler.quality import mixed_precision
 
     if a.evaluation is None:
@@ -55,7 +55,7 @@ def report(
     skips: list[tuple[str, str, str]],
     found: Found | None,
 ) -> None:
-    """What was made, and the way to it -> two files."""
+    """A compilation, and how it was found -> two files."""
     from qcompiler.data.samples import samples
     from qcompiler.quality.report import SAMPLES, Judge, examine
     from qcompiler.quality.report_html import html
@@ -85,7 +85,7 @@ def report(
 
 
 def allowed(text: str) -> tuple[float, bool]:
-    """ "0.5" -> (0.5, points), "1%" -> (1.0, per cent of the float score)."""
+    """ "0.5" -> (0.5, False), points; "1%" -> (1.0, True), per cent of the float score."""
     try:
         return float(text.rstrip("%")), text.endswith("%")
     except ValueError:
@@ -93,7 +93,7 @@ def allowed(text: str) -> tuple[float, bool]:
 
 
 def told(found: Found) -> dict[str, object]:
-    """What was found, for programs."""
+    """What the search found, for programs."""
     return {
         "metric": found.metric,
         "float": found.exact,

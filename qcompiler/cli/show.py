@@ -1,4 +1,4 @@
-"""Facts -> what a person (tables, progress bars) or a program (--json) reads."""
+"""Facts -> text for people (tables, progress bars) or programs (--json)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BAR = 24
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows -> columns under their heads; numbers to the right."""
+    """Rows -> columns under their headings; numbers are right-aligned."""
     cells = [[*map(str, head)], *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     number = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
@@ -39,7 +39,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Text with a model's own names in it -> the same, without what could command a terminal."""
+    """Text that may contain a model's names -> the same without terminal control characters."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -49,12 +49,12 @@ def say(text: str) -> None:
 
 
 def say_json(value: object) -> None:
-    """Print an answer for programs; JSON has no NaN or infinity, which become null."""
+    """Print an answer as JSON; NaN and infinity become null."""
     say(json_text(value))
 
 
 def json_text(value: object) -> str:
-    """A value -> JSON, numbers that it has no words for as null."""
+    """A value -> JSON; numbers that JSON cannot express become null."""
     return json.dumps(_finite(value), indent=2)
 
 
@@ -67,9 +67,9 @@ def _finite(value: object) -> object:
 
 
 class ProgressBar:
-    """`bar(what, done, all, item)` -> one redrawn line on a terminal's stderr; else silent.
+    """`bar(what, done, count, item)` redraws one line if stderr is a terminal; else does nothing.
 
-    A context: the line is wiped at its end, also by an error.
+    A context manager: the line is cleared at the end, also after an error.
     """
 
     def __init__(self, stream: TextIO | None = None, enabled: bool = True) -> None:
@@ -95,7 +95,7 @@ class ProgressBar:
         self.drawn = True
 
     def close(self) -> None:
-        """Wipe the line."""
+        """Clear the line."""
         if self.drawn:
             self.stream.write("\r\x1b[K")
             self.stream.flush()

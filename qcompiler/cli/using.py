@@ -1,4 +1,4 @@
-"""Commands that use what was made, or tell what it is: arguments -> exit code."""
+"""Commands that use or describe artifacts and models: arguments -> exit code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(a: Namespace) -> int:
 
 
 def bench(a: Namespace) -> int:
-    """Artifact -> its latency, and with --per-step every step's."""
+    """Artifact -> its latency, and with --per-step that of every step."""
     wanted = percentiles(a.percentile)
     start = time.perf_counter()
     with _load(a) as model:
@@ -148,7 +148,7 @@ def _cell(value: object) -> object:
 
 
 def inspect(a: Namespace) -> int:
-    """Model or artifact -> what it is."""
+    """Model or artifact -> its description."""
     if _is_artifact(a.model):
         return _inspect_artifact(a, open_artifact(a.model))
     if a.plan:
@@ -211,7 +211,7 @@ def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
 
 
 def compare(a: Namespace) -> int:
-    """Artifact and ONNX model on the same inputs -> errors and latencies; 1 when beyond a limit."""
+    """Artifact and ONNX model on the same inputs -> errors and latencies; 1 if over a limit."""
     from qcompiler.quality.compare import against_onnxruntime, beyond
 
     with _load(a) as model:
@@ -246,8 +246,8 @@ def compare(a: Namespace) -> int:
 
 
 def targets(a: Namespace) -> int:
-    """Instruction sets and devices, and which of them this machine can run; without the compiler,
-    which knows them, what this machine has.
+    """List instruction sets and devices, and which of them this machine can run; if the compiler is
+    not installed, describe this machine.
     """
     try:
         from qcompiler import plugins
@@ -290,7 +290,7 @@ def targets(a: Namespace) -> int:
 
 
 def _probe(a: Namespace) -> int:
-    """This machine, measured -> the TOML file of a device."""
+    """Measure this machine -> the TOML file of a device."""
     from qcompiler.hardware import isa
     from qcompiler.tune import probe
 
