@@ -1,5 +1,5 @@
-"""Two sets of outputs, or an artifact and onnxruntime on the same inputs -> how far apart they are,
-and both latencies.
+"""Two sets of outputs, or an artifact and onnxruntime on the same inputs -> the differences, and
+both latencies.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ DEVICE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output is from the reference's, over all samples.
+    """The error of one output against the reference, over all samples.
 
-    `relative_error` is the largest error over the reference's range (max - min); `top1` the share
-    of rows (all axes but the last) whose largest element is the same one, None for outputs of fewer
-    than 2 columns.
+    `relative_error` is the largest error divided by the reference's range (max - min). `top1` is
+    the fraction of rows (all axes but the last) with the same largest element; None for outputs
+    with fewer than 2 columns.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Report:
 
 
 def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> OutputError:
-    """One output's arrays over the samples, ours and the reference's -> the error between them."""
+    """One output's arrays over all samples, ours and the reference's -> the error between them."""
     a = np.stack([np.asarray(x, np.float64) for x in ours])
     b = np.stack([np.asarray(x, np.float64) for x in reference])
-    with np.errstate(invalid="ignore"):  # infinity - infinity, where both have it
+    with np.errstate(invalid="ignore"):  # infinity - infinity, if both are infinite
         difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
     finite = b[np.isfinite(b)]
     spread = float(np.ptp(finite)) if finite.size else 0.0
@@ -104,7 +104,7 @@ def against_onnxruntime(
 
 
 class _Peer:
-    """onnxruntime with an ONNX file; its exceptions, of many types, become Errors."""
+    """An ONNX file in onnxruntime; its exceptions, of many types, become Errors."""
 
     def __init__(self, onnx_file: Path, threads: int) -> None:
         try:
@@ -113,7 +113,7 @@ class _Peer:
             raise Error("onnxruntime is not installed", hint="pip install onnxruntime") from e
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what goes wrong is raised as well
+        options.log_severity_level = 4  # errors are raised as well
         self.where = str(onnx_file)
         try:
             self.session = onnxruntime.InferenceSession(
@@ -144,7 +144,7 @@ def beyond(
     cosine: float | None = None,
     top1: float | None = None,
 ) -> list[str]:
-    """Report and limits (None: no limit) -> a sentence for every limit that does not hold."""
+    """Report and limits (None: no limit) -> a sentence for every limit that is exceeded."""
     failures = []
     for o in report.outputs:
         if atol is not None and not o.max_error <= atol:

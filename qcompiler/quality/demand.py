@@ -1,4 +1,4 @@
-"""How much accuracy may be lost: what users may ask for."""
+"""Options of the search for an artifact within a limit on the loss of accuracy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from qcompiler.options import check, option
 
 @dataclass(frozen=True)
 class Demand:
-    """How much may be lost, and on what that is measured.
+    """How much accuracy may be lost, and how to measure it.
 
-    drop: points of the metric; relative: per cent of the float model's score. data: labelled
-    or unlabelled samples, of any kind that calibration takes. labels: [samples, ...], a .npy file,
-    or None. metric: see `metrics.metric`. state: a file that keeps what was measured, so that an
-    interrupted search goes on where it stopped; it is removed at the end.
+    drop: points of the metric; relative: per cent of the float model's score instead. data:
+    samples, in any form that calibration takes. labels: [samples, ...], a .npy file, or None.
+    metric: see `metrics.metric`. state: a file that keeps measurements, so that an interrupted
+    search continues where it stopped; it is removed at the end.
     """
 
     drop: float
@@ -25,7 +25,7 @@ class Demand:
     metric: str = option("", "top1, top5, agreement, cosine, or FILE.py:function", metavar="METRIC")
     count: int = option(
         1000,
-        "use at most this many samples",
+        "use at most this many samples of --evaluation",
         flags=("--evaluation-samples",),
         metavar="N",
         least=1,
@@ -36,5 +36,5 @@ class Demand:
         check(self)
 
     def floor(self, exact: float) -> float:
-        """The least score that is good enough."""
+        """The lowest acceptable score."""
         return exact * (1 - self.drop / 100) if self.relative else exact - self.drop

@@ -1,6 +1,6 @@
-"""Outputs over evaluation data -> one score in points, 100 at best.
+"""Outputs over evaluation data -> one score in points, at most 100.
 
-With labels a score says how right a model is; without, how much it agrees with the float model.
+With labels a score measures accuracy; without, agreement with the float model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from qcompiler.plugins import broken, load_file
 from qcompiler.runtime import Model
 
 Outputs = Mapping[str, Array]
-"""{output name: [samples, ...]}, the outputs of all samples end to end."""
+"""{output name: [samples, ...]}, the outputs of all samples, concatenated."""
 Score = Callable[[Outputs, Outputs, "Array | None"], float]
 """(outputs, the float model's outputs, labels) -> points."""
 
 
 def top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
-    """Per cent of rows of the first output whose largest class is the label's.
+    """Per cent of rows of the first output whose largest class is the label.
 
     Classes are the last axis of [N, C], axis 1 of [N, C, ...].
     """
@@ -36,18 +36,18 @@ def top1(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
 
 
 def top5(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
-    """Per cent of rows of the first output, [N, C], with the label among the five largest."""
+    """Per cent of rows of the first output, [N, C], whose label is among the five largest."""
     return 100 * float(_in_five(outputs, labels).mean())
 
 
 def agreement(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
-    """Per cent of rows of the first output whose largest class is the float model's."""
+    """Per cent of rows of the first output with the same largest class as the float model."""
     return 100 * float(np.mean(classes(outputs) == classes(reference)))
 
 
 def cosine(outputs: Outputs, reference: Outputs, labels: Array | None) -> float:
-    """100 x the mean cosine similarity of a sample's output and the float model's: the worst
-    output's.
+    """100 x the cosine similarity with the float model's output, averaged over samples; the lowest
+    of all outputs.
     """
     return min(_cosine(outputs[name], reference[name]) for name in reference)
 
@@ -56,10 +56,10 @@ METRICS: dict[str, Score] = {f.__name__: f for f in (top1, top5, agreement, cosi
 
 
 def metric(name: str, labelled: bool, reference: Outputs) -> tuple[str, Score]:
-    """A metric's name, or "FILE.py:function", or nothing -> (its name, the function).
+    """A metric's name, or "FILE.py:function", or "" -> (its name, the function).
 
-    By default: top1 where there are labels; without, agreement where the first output is [N, C]
-    with at least three classes, else cosine.
+    The default is top1 if there are labels; otherwise agreement if the first output is [N, C] with
+    at least three classes, else cosine.
     """
     if ":" in name:
         return name, _of_file(name)
@@ -76,19 +76,19 @@ def metric(name: str, labelled: bool, reference: Outputs) -> tuple[str, Score]:
 
 
 def outputs_of(model: Model, data: Iterable[Sample]) -> Outputs:
-    """Every sample's outputs, end to end; a scalar counts as one row."""
+    """The outputs of all samples, concatenated; a scalar counts as one row."""
     made: dict[str, list[Array]] = {v.name: [] for v in model.outputs}
     for sample in data:
         for name, array in model.run(sample).items():
             made[name].append(np.atleast_1d(array))
     whole = {name: np.concatenate(arrays) for name, arrays in made.items()}
     for array in whole.values():
-        array.flags.writeable = False  # a user's metric may read it, no more
+        array.flags.writeable = False  # a user's metric may only read it
     return whole
 
 
 def labels_of(given: object, count: int, rows: int) -> Array | None:
-    """Labels as given, at least those of all samples -> [samples, rows of a sample, ...]."""
+    """The given labels, enough for all samples -> [samples, rows per sample, ...]."""
     if given is None:
         return None
     where = "labels"
@@ -118,7 +118,7 @@ def classes(outputs: Outputs) -> Array:
 
 
 def loss(outputs: Outputs, reference: Outputs) -> float:
-    """The squared error over the reference's power, summed over outputs: smoother than a score."""
+    """The squared error over the reference's energy, summed over outputs: smoother than a score."""
     total = 0.0
     for name, exact in reference.items():
         a, b = (x.astype(np.float64) for x in (outputs[name], exact))
@@ -127,11 +127,12 @@ def loss(outputs: Outputs, reference: Outputs) -> float:
 
 
 def divergence(outputs: Outputs, reference: Outputs) -> float:
-    """How far outputs are from the float model's, summed over outputs. It moves with every
-    rounding, where a score waits for a class to change.
+    """The distance from the float model's outputs, summed over outputs. It changes with every
+    rounding error, whereas a score changes only when a class does.
 
-    Of scores, [N, C] with three classes or more, the mean Kullback-Leibler divergence of their
-    softmax (of themselves, if they are probabilities); of all else the relative squared error.
+    For class scores, [N, C] with at least three classes, this is the mean Kullback-Leibler
+    divergence of their softmax (of the scores themselves, if they are probabilities); for all other
+    outputs, the relative squared error.
     """
     total = 0.0
     for name, exact in reference.items():
@@ -144,7 +145,7 @@ def divergence(outputs: Outputs, reference: Outputs) -> float:
 
 
 def _log_probabilities(scores: Array, exact: Array) -> NDArray[np.float64]:
-    """Scores, or probabilities if the float model gives those, [N, C] -> logarithms of shares."""
+    """Scores, or probabilities if the float model returns those, [N, C] -> log-probabilities."""
     x = scores.astype(np.float64)
     if exact.min() >= 0 and np.allclose(exact.sum(axis=1), 1, atol=1e-3):
         x = np.log(np.maximum(x, 1e-9))
@@ -154,7 +155,7 @@ def _log_probabilities(scores: Array, exact: Array) -> NDArray[np.float64]:
 
 
 def right(metric: str, outputs: Outputs, reference: Outputs, labels: Array | None) -> Array | None:
-    """Which rows are right, [rows] of bool, for metrics that are the share of those; else None."""
+    """Which rows are right, [rows] of bool, for metrics that count right rows; else None."""
     if metric == "agreement":
         return np.asarray(classes(outputs) == classes(reference)).reshape(-1)
     if metric == "top1":
@@ -163,7 +164,7 @@ def right(metric: str, outputs: Outputs, reference: Outputs, labels: Array | Non
 
 
 def _in_five(outputs: Outputs, labels: Array | None) -> Array:
-    """Which rows have the label among the five largest."""
+    """Which rows have their label among the five largest."""
     first = next(iter(outputs.values()))
     wanted = _labels(labels, outputs)
     best = np.argsort(first.reshape(len(first), -1), axis=1)[:, -5:]
@@ -173,18 +174,18 @@ def _in_five(outputs: Outputs, labels: Array | None) -> Array:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a loss is within its limit, and whether the rows can tell at all."""
+    """Whether a loss is within its limit, and why there may be too few rows to tell."""
 
     passed: bool
     unsure: str = ""
 
 
 def paired(before: Array, after: Array, drop: float) -> Verdict:
-    """Which rows were right, and are now, [rows] each -> is no more than `drop` points lost?
+    """Which rows were right before and after, [rows] each -> are at most `drop` points lost?
 
-    Yes, if the net loss is within the limit; or if it is beyond by no more than one row or a
-    quarter of the limit, and chance explains it: of the rows that changed, those lost are binomial
-    (McNemar's exact test, moved to the limit), one-sided at 5 %.
+    Yes, if the net loss is within the limit; or if it exceeds the limit by no more than one row or
+    a quarter of the limit, and chance can explain that: among the rows that changed, the number of
+    lost ones is binomial (McNemar's exact test, shifted by the limit), one-sided at 5 %.
     """
     rows = len(before)
     lost, won = int(np.greater(before, after).sum()), int(np.greater(after, before).sum())
@@ -204,7 +205,7 @@ def paired(before: Array, after: Array, drop: float) -> Verdict:
 
 
 def _binomial(count: int, k: int, share: float) -> float:
-    """The chance of k in `count`, by logarithms, for counts of any size."""
+    """The probability of k out of `count`, by logarithms, for counts of any size."""
     if share >= 1:
         return float(k == count)
     ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
@@ -212,7 +213,7 @@ def _binomial(count: int, k: int, share: float) -> float:
 
 
 def _labels(labels: Array | None, outputs: Outputs) -> Array:
-    assert labels is not None  # `metric` has refused
+    assert labels is not None  # `metric` refuses None
     wanted = classes(outputs).shape
     if labels.size != np.prod(wanted):
         raise Error(f"labels of shape {list(labels.shape)} for outputs of {list(wanted)} classes")
@@ -225,7 +226,7 @@ def _cosine(a: Array, b: Array) -> float:
     x, y = (v.reshape(len(v), -1).astype(np.float64) for v in (a, b))
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     dots = (x * y).sum(axis=1)
-    same = (x == y).all(axis=1).astype(np.float64)  # two vectors of zeros have no angle
+    same = (x == y).all(axis=1).astype(np.float64)  # zero vectors have no angle
     return 100 * float(np.mean(np.divide(dots, lengths, out=same, where=lengths > 0)))
 
 

@@ -1,17 +1,20 @@
-"""Model, data and how much may be lost -> the fastest artifact that keeps to it, and every trial.
+"""Model, data and a limit on the loss of accuracy -> the fastest artifact within it, and all
+trials.
 
-Every product (convolution, matrix product) may be int8, bfloat16 or float32, tried from cheap to
-dear. First all are int8, compiled as they would be without a search, by one calibration method
-after another: the first that keeps to the limit is the answer. When none does, one artifact, the
-trial model, holds every product in all forms, with switches that say whose result goes on:
-thousands of choices are tried without compiling again. Each product is tried alone, with the range
-of each calibration method for what it reads; where all with their best ranges are good enough, that
-is the answer. Else those that disturb the outputs most for the least time go to bfloat16, where the
-device multiplies that, or float32, until the loss is within the limit.
+Every product (convolution, matrix product) may be int8, bfloat16 or float32. The cheapest mixtures
+are tried first. First all products are int8, compiled as without a search, with one calibration
+method after another: the first result within the limit is the answer. If none is, a trial model is
+compiled: one artifact that contains every product in all precisions, with switches that select
+whose result is used, so that thousands of mixtures can be tried without compiling again. Each
+product is tried alone in int8, with the range of each calibration method for its input; if all of
+them with their best ranges are within the limit, that is the answer. Otherwise the products that
+disturb the outputs most for the least time go to bfloat16, if the device multiplies it, or to
+float32, until the loss is within the limit.
 
-What is tuned is smooth, the divergence of outputs from the float model's: a score moves by whole
-samples, and whoever tunes on it follows chance. What judges is the score on all data, by a paired
-test where it is a share of rows; it says when the data is too small for the limit.
+The tuning criterion is smooth, the divergence of the outputs from the float model's: a score
+changes by whole samples, and tuning on it would follow chance. The final criterion is the score on
+all data, with a paired test if it counts rows; the search reports if there is too little data for
+the limit.
 
 Layer-wise sensitivity as in Dong et al., "HAWQ" (ICCV 2019), here measured, not estimated from
 Hessians; ranked by loss over time saved (see mixture.py).
@@ -72,32 +75,32 @@ log = logging.getLogger(__name__)
 
 SENSITIVITY_SAMPLES = 32
 Ranges = tuple[tuple[str, str], ...]
-"""Products, and the calibration method for what they read."""
+"""Products, and the calibration method for their inputs."""
 _MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class Found:
-    """The artifact that was chosen, and the way to it."""
+    """The chosen artifact, and how it was found."""
 
     made: Compilation
     metric: str
     exact: float
-    """The float model's score, before anything was pruned."""
+    """The float model's score, before pruning."""
     floor: float
     layers: tuple[Layer, ...]
     trials: tuple[Trial, ...]
     chosen: Trial
     unsure: str = ""
-    """Why the data cannot tell whether the limit is kept, if it cannot."""
+    """Why the data is too small to tell whether the loss is within the limit, if it is."""
 
 
 def compile(
     model: str | Path | onnx.ModelProto, options: Options, demand: Demand, watch: Watch
 ) -> Found:
-    """ONNX file or model -> the fastest artifact whose score is at most `drop`
-    below the float model's (as it was before pruning); the float model itself where nothing else
-    is. Raises Error where pruning alone loses more.
+    """ONNX file or model -> the fastest artifact whose score is at most `drop` below that of the
+    float model (before pruning); the float model itself if nothing else is. Raises Error if pruning
+    alone loses more.
     """
     if options.precision != "int8":
         raise Error(f"--max-drop with {options.precision}", hint="it looks for int8 artifacts")
@@ -147,11 +150,11 @@ class _Search:
         self.known = _State(demand.state, self.mark())
 
     def of(self, graph: Graph) -> Compilation:
-        """A graph, quantized or not -> the compilation of it as it is."""
+        """The compilation of a graph, quantized or not, as it is."""
         return self.base.having(calibrated=self.graph, quantized=graph, agreement=None)
 
     def after_pruning(self) -> float:
-        """What the pruned network scores in float; an Error if that is less than may be lost."""
+        """The float score of the pruned network; raises Error if that loses too much already."""
         score = self.scored(outputs_of(load(self.floating.artifact), self.data))
         if score < self.floor:
             raise Error(
@@ -163,12 +166,12 @@ class _Search:
         return score
 
     def mark(self) -> str:
-        """What measurements depend on besides the choice itself."""
+        """A digest of everything except the mixture that measurements depend on."""
         d, o = self.demand, self.options
         parts = [fingerprint(self.graph), d.metric, len(self.data), o.passes, o.disabled_passes]
         parts += [o.exclude, self.statistics.graph, self.device.isa.name, o.calibration_samples]
         parts += [(n, s.low, s.high, s.samples) for n, s in self.statistics.values.items()]
-        parts += [self.exact]  # what the metric says, if it is a file
+        parts += [self.exact]  # stands for the code of a metric from a file
         digest = hashlib.sha256(repr(parts).encode())
         for sample in self.data:
             for name in sorted(sample):
@@ -177,7 +180,7 @@ class _Search:
         return digest.hexdigest()
 
     def run(self) -> Found:
-        """Everything, in order."""
+        """The whole search."""
         methods = tuple(dict.fromkeys((self.options.calibration_method, *CANDIDATES)))
         plain: list[tuple[float, str, Compilation]] = []
         for i, method in enumerate(methods):
@@ -208,21 +211,21 @@ class _Search:
         return self.floated(layers)
 
     def attempt(self, method: str, mixture: Mixture) -> _Attempt:
-        """A mixture, compiled and judged on all data."""
+        """Compile a mixture and judge it on all data."""
         made = self.made("int8", method, mixture)
         outputs = outputs_of(load(made.artifact), self.data)
         trial = self.note(method, mixture, outputs)
         return _Attempt(made, trial.loss, self.passes(outputs))
 
     def note(self, method: str, mixture: Mixture, outputs: Outputs) -> Trial:
-        """Keep what a choice gave."""
+        """Record the result of a mixture."""
         lost = divergence(outputs, self.reference)
         made = untimed(method, mixture, self.scored(outputs), lost)
         self.trials.append(made)
         return made
 
     def passes(self, outputs: Outputs) -> bool:
-        """Whether the loss of outputs is within the limit."""
+        """Whether the loss of these outputs is within the limit."""
         before = right(self.metric, self.reference, self.reference, self.labels)
         after = right(self.metric, outputs, self.reference, self.labels)
         if before is None or after is None:
@@ -232,7 +235,7 @@ class _Search:
         return verdict.passed
 
     def transformed(self) -> Graph:
-        """The graph after the passes that were asked for to make it easier to quantize."""
+        """The graph after the requested passes that make it easier to quantize."""
         rest = Choice(self.choice.options, self.choice.disabled | {"quantize_static"})
         base = self.base
         return base.having(
@@ -243,7 +246,7 @@ class _Search:
             calibrated=base.calibrated,
         ).quantized
 
-    # What one choice costs.
+    # What a mixture loses.
 
     def trier(self, method: str) -> Trier:
         """The trial model of a calibration method."""
@@ -262,8 +265,8 @@ class _Search:
 
     @cached_property
     def half_seconds(self) -> dict[str, float]:
-        """The products that can be bfloat16 where the device multiplies that, and the seconds that
-        they take; none elsewhere, for there they are no faster than in float32.
+        """The products that can be bfloat16, and the seconds that they take; empty if the device
+        has no bfloat16 products, where they would be no faster than in float32.
         """
         if not multiplies_bfloat16(self.device):
             return {}
@@ -273,13 +276,13 @@ class _Search:
         return {s.name: taken.get(s.name, 0.0) for s in steps if s.operands == "bfloat16"}
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
-        """A graph -> the same in int8, in the open."""
+        """A graph -> the graph in int8, as explicit QDQ."""
         asked = self.choice.options["quantize_static"]
         options = {**asked, "statistics": statistics, **more}
         return build("quantize_static", options, self.device, None, self.calibration)(graph)
 
     def tried(self, trier: Trier, mixture: Mixture) -> bool:
-        """Whether a choice keeps to the limit on the trial model; measured once."""
+        """Whether a mixture is within the limit on the trial model; measured once."""
 
         def measure() -> tuple[float, ...]:
             outputs = trier.outputs(mixture, self.data)
@@ -291,8 +294,8 @@ class _Search:
         return bool(passed)
 
     def alone(self, trier: Trier, name: str, kind: str, ranges: Ranges = ()) -> float:
-        """The divergence when one product alone is int8 or bfloat16, and all others are float32, on
-        a few samples; measured once.
+        """The divergence on a few samples if one product alone is int8 or bfloat16 and all others
+        are float32; measured once.
         """
         few, exact = self.few
         floats = tuple(sorted(trier.units.keys() - {name}))
@@ -306,8 +309,8 @@ class _Search:
         return self.known.get(key, measure)[0]
 
     def ranges(self, trier: Trier) -> Ranges:
-        """Products whose int8 disturbs less by the range of another calibration method, and that
-        method. What two products read has one range: the losses of both count.
+        """Products that lose less in int8 with the range of another calibration method, and that
+        method. A value that two products read has one range: the losses of both count.
         """
         usual = {n: self.alone(trier, n, "int8") for n in trier.units}
         least = sum(usual.values()) / max(1, 4 * len(usual))
@@ -317,7 +320,7 @@ class _Search:
             by = sums.setdefault(trier.groups[name], {})
             by[trier.method] = by.get(trier.method, 0.0) + usual[name]
             for method in trier.others(name):
-                lost = usual[name]  # what hardly disturbs is not worth trying
+                lost = usual[name]  # small losses are not worth trying
                 if lost > least:
                     lost = self.alone(trier, name, "int8", ((name, method),))
                 by[method] = by.get(method, 0.0) + lost
@@ -326,22 +329,22 @@ class _Search:
 
     @cached_property
     def few(self) -> tuple[list[Sample], Outputs]:
-        """Some samples, and what the float model makes of them."""
+        """Some samples, and the float model's outputs for them."""
         found = self.data[:: -(-len(self.data) // SENSITIVITY_SAMPLES)]
         return found, outputs_of(load(self.floating.artifact), found)
 
     def scored(self, outputs: Outputs) -> float:
-        """Outputs of all data -> points, a finite number."""
+        """Outputs for all data -> points; raises Error if the score is not finite."""
         with np.errstate(all="ignore"):
             points = self.score(outputs, self.reference, self.labels)
         if not math.isfinite(points):
             raise Error(f"the score of the samples is {points}", where=self.metric)
         return points
 
-    # Which products go back to float.
+    # Which products leave int8.
 
     def layers(self, trier: Trier, quantized: Compilation, ranges: Ranges) -> tuple[Layer, ...]:
-        """Every product, those that disturb most for the least time first."""
+        """All products, those with the largest loss for the least time first."""
         slow, fast = (m.step_seconds(self.data[0]) for m in (self.floating, quantized))
         made = []
         for i, (name, op) in enumerate(trier.units.items()):
@@ -356,7 +359,7 @@ class _Search:
         return tuple(sorted(made, key=lambda x: -x.steps()[0][0]))
 
     def fewest(self, trier: Trier, steps: Sequence[Step], ranges: Ranges) -> int:
-        """How many steps out of int8 it takes, by bisection on the trial model."""
+        """The number of steps out of int8 that are needed, by bisection on the trial model."""
         low, high = 0, len(steps)
         while low < high:
             middle = (low + high) // 2
@@ -368,7 +371,7 @@ class _Search:
         return low
 
     def finished(self, made: Compilation, layers: tuple[Layer, ...]) -> Found:
-        """A choice that keeps to the limit -> what was found; float, where that is not slower."""
+        """A compilation within the limit -> the result; the float model if that is faster."""
         model, exact = load(made.artifact), load(self.floating.artifact)
         first = self.data[0]
         seconds, plain = timing.medians(lambda: model.run(first), lambda: exact.run(first))
@@ -378,7 +381,7 @@ class _Search:
         return self.found(made, layers, chosen)
 
     def floated(self, layers: tuple[Layer, ...], seconds: float = math.nan) -> Found:
-        """The float model, whose loss is that of pruning alone."""
+        """The float model as the result; its loss is that of pruning alone."""
         if math.isnan(seconds):
             model = load(self.floating.artifact)
             seconds, _ = timing.medians(lambda: model.run(self.data[0]), lambda: None)
@@ -388,7 +391,7 @@ class _Search:
         return self.found(self.floating, layers, chosen)
 
     def found(self, made: Compilation, layers: tuple[Layer, ...], chosen: Trial) -> Found:
-        """The end of the search."""
+        """The result of the search."""
         self.known.forget()
         return Found(
             made=made,
@@ -402,7 +405,7 @@ class _Search:
         )
 
     def made(self, precision: str, method: str, mixture: Mixture) -> Compilation:
-        """A choice, compiled for the device."""
+        """The compilation of a mixture for the device."""
         graph = self.graph
         if precision == "int8":
             statistics = replace(self.statistics, method=method)
@@ -412,14 +415,14 @@ class _Search:
         return self.of(graph)
 
     def say(self, what: str, done: int, count: int, item: str) -> None:
-        """Tell whoever waits."""
+        """Report progress."""
         if self.watch.progress is not None:
             self.watch.progress(what, done, count, item)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A mixture that was compiled: its loss, and whether that is within the limit."""
+    """A compiled mixture: its loss, and whether that is within the limit."""
 
     made: Compilation
     loss: float
@@ -427,7 +430,7 @@ class _Attempt:
 
 
 class _State:
-    """Measurements, kept in a file after each, so that none is made twice."""
+    """Measurements, saved to a file after each, so that none is repeated."""
 
     def __init__(self, path: Path | None, mark: str) -> None:
         self.path, self.mark = path, mark
@@ -437,7 +440,7 @@ class _State:
             log.info("%s: goes on after %d measurements", path, len(self.values))
 
     def read(self, path: Path) -> dict[str, tuple[float, ...]]:
-        """A file's measurements; none if they are of another model, data or options."""
+        """A file's measurements; none if they belong to another model, data or options."""
         try:
             whole = json.loads(contents(path))
             if whole["mark"] != self.mark:
@@ -448,7 +451,7 @@ class _State:
             raise Error(f"not the state of a search ({e})", where=str(path), hint=hint) from e
 
     def get(self, key: str, measure: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
-        """What is known under a key, else measured now."""
+        """The measurement stored under a key; measured now if there is none."""
         if key not in self.values:
             self.values[key] = measure()
             if self.path is not None:
@@ -456,13 +459,13 @@ class _State:
         return self.values[key]
 
     def forget(self) -> None:
-        """The search is over."""
+        """Remove the file at the end of the search."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
 def _counted(data: Iterable[Sample]) -> Iterable[Sample]:
-    """Samples, refused when they would not fit into memory."""
+    """Samples; raises Error if they would not fit into memory."""
     total = 0
     for sample in data:
         total += sum(a.nbytes for a in sample.values())

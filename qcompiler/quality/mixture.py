@@ -1,6 +1,4 @@
-"""Products in int8, bfloat16 and float32 side by side: which is in what, and in what order to leave
-int8.
-"""
+"""A mixture of products in int8, bfloat16 and float32, and the order in which products leave int8."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ BFLOAT16, FLOAT32 = "bfloat16", "float32"
 
 @dataclass(frozen=True)
 class Mixture:
-    """Which products are float32, and which bfloat16; the rest is int8. `ranges`: products, and the
-    calibration method for what they read, where it is not the one of all.
+    """Which products are float32, and which bfloat16; the rest are int8. `ranges`: products whose
+    input has another calibration method than usual, and that method.
     """
 
     floats: tuple[str, ...] = ()
@@ -32,12 +30,12 @@ class Mixture:
         return frozenset((*self.floats, *self.halves))
 
     def key(self, method: str) -> str:
-        """What a measurement of it is kept under."""
+        """The key under which its measurements are stored."""
         return json.dumps([method, sorted(self.floats), sorted(self.halves), sorted(self.ranges)])
 
     def options(self, asked: Mapping[str, Any] | None = None) -> dict[str, tuple[str, ...]]:
-        """What quantize_static is told: `exclude`, `layers` and `ranges`, with what users `asked`
-        for besides. Of layers the last that matches counts there, of ranges the first.
+        """Options of quantize_static: `exclude`, `layers` and `ranges`, combined with those that
+        the user `asked` for. In `layers` the last match wins, in `ranges` the first.
         """
         spans = tuple(f"{p}={m}" for n, m in self.ranges for p in exactly([n]))
         sixteen = tuple(f"{p}=16" for p in exactly(self.halves))
@@ -51,8 +49,8 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Layer:
-    """One product: its seconds in float32, in int8 and in bfloat16, and the loss when it alone is
-    int8, or bfloat16. NaN: it cannot be bfloat16.
+    """One product: its seconds in float32, int8 and bfloat16, and the loss if it alone is int8 or
+    bfloat16. NaN: it cannot be bfloat16.
     """
 
     name: str
@@ -69,16 +67,16 @@ class Layer:
         return self.float_seconds - self.int8_seconds
 
     def seconds(self, mixture: Mixture) -> float:
-        """Its seconds in the form that a mixture gives it."""
+        """Its seconds in the precision that a mixture gives it."""
         if self.name in mixture.floats:
             return self.float_seconds
         return self.half_seconds if self.name in mixture.halves else self.int8_seconds
 
     def steps(self) -> list[tuple[float, str, str]]:
-        """(loss that ends for a second more, name, what it becomes), the most worth first.
+        """(loss avoided per additional second, name, new precision), best first.
 
-        By bfloat16 only where that is on the way: no slower than float32, and worth more than going
-        to float32 at once.
+        bfloat16 is a step only if it is no slower than float32, and better for its time than going
+        to float32 directly.
         """
         whole = self.sensitivity / max(self.saved, _LEAST_SECONDS)
         if not self.half_seconds <= self.float_seconds:
@@ -93,19 +91,19 @@ class Layer:
 
 
 Step = tuple[str, str]
-"""(product, what it becomes)."""
+"""(product, its new precision)."""
 
 
 def ordered(layers: Iterable[Layer]) -> list[Step]:
-    """Products -> the order in which they leave int8: those that disturb most for the least time
-    first. It is the greedy solution of a knapsack with several choices for every item.
+    """Products -> the order in which they leave int8: the largest loss for the least time first.
+    This is the greedy solution of a multiple-choice knapsack problem.
     """
     steps = [s for layer in layers for s in layer.steps()]
     return [(name, kind) for _, name, kind in sorted(steps, key=lambda s: -s[0])]
 
 
 def mixed(steps: Sequence[Step], ranges: Iterable[tuple[str, str]] = ()) -> Mixture:
-    """Steps taken in turn -> where the products are then."""
+    """Steps, in order -> the resulting mixture."""
     now = dict(steps)
     floats, halves = (tuple(n for n in now if now[n] == k) for k in (FLOAT32, BFLOAT16))
     return Mixture(floats, halves, tuple(ranges))
@@ -113,11 +111,11 @@ def mixed(steps: Sequence[Step], ranges: Iterable[tuple[str, str]] = ()) -> Mixt
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice that was tried: which products were float32 or bfloat16, whose ranges were others
-    ("NAME=METHOD"), what it scored and took.
+    """One mixture that was tried: which products were float32 or bfloat16, which had other ranges
+    ("NAME=METHOD"), its score and time.
 
-    `score` is in points, `loss` the divergence from the float model's outputs; `seconds` is
-    measured where the choice was compiled and timed, else predicted from the products' own times.
+    `score` is in points, `loss` is the divergence from the float model's outputs. `seconds` is
+    measured if the mixture was compiled and timed, else predicted from the times of its products.
     """
 
     method: str
@@ -131,24 +129,24 @@ class Trial:
 
     @property
     def mixture(self) -> Mixture:
-        """Where its products are; all that time depends on."""
+        """The precisions of its products; its time depends on nothing else."""
         return Mixture(self.floats, self.halves)
 
     def form(self, name: str) -> str:
-        """What a product is multiplied in."""
+        """The precision of a product."""
         if self.method == FLOAT32 or name in self.floats:
             return FLOAT32
         return BFLOAT16 if name in self.halves else "int8"
 
 
 def untimed(method: str, mixture: Mixture, score: float, loss: float) -> Trial:
-    """What a mixture gave, not timed."""
+    """The result of a mixture, not timed."""
     ranges = tuple(f"{n}={m}" for n, m in mixture.ranges)
     return Trial(method, mixture.floats, score, loss, math.nan, False, mixture.halves, ranges)
 
 
 def predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
-    """A trial that was not timed, with the time that its layers' own times make likely."""
+    """A trial; if it was not timed, with a time predicted from the times of its layers."""
     if trial.measured or not layers:
         return trial
     own = sum(x.seconds(trial.mixture) for x in layers)
@@ -157,8 +155,8 @@ def predicted(trial: Trial, measured: Trial, layers: Sequence[Layer]) -> Trial:
 
 
 def chosen_ranges(losses: Mapping[str, Mapping[str, float]], usual: str) -> dict[str, str]:
-    """{product: {calibration method: loss}} -> those products that another method than the usual
-    one serves better by a tenth or more, and that method.
+    """{product: {calibration method: loss}} -> products for which another method than the usual one
+    is better by a tenth or more, and that method.
     """
     found = {}
     for name, by in losses.items():

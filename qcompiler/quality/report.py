@@ -1,9 +1,9 @@
-"""A float graph, the same pruned, the same in few bits, and data -> what was done to it.
+"""A float graph, its pruned and its quantized form, and data -> a report on what compiling did.
 
-In all: each of these three as an artifact: what it scores, how near its outputs are to the float
-network's, what it takes. Per layer: what it multiplies, how its error grew (the graphs are run with
-every product's value as an output), how its weights and values are spread before and after, what it
-takes and saves, how much of it could be pruned.
+Of the network: for each of these three as an artifact, its score, how close its outputs are to the
+float network's, its size and time. Of each layer: the types that it multiplies, its error (the
+graphs are run with every product's value as an output), the distributions of its weights and values
+before and after, its time and size before and after, and its sensitivity to pruning.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qcompiler.runtime import Model, load
 from qcompiler.tune import timing
 
 SAMPLES = 16
-"""So many samples are looked at for errors and distributions."""
+"""Samples used for errors and distributions."""
 BINS = 48
 _ENERGY = Path("/sys/class/powercap")
 
@@ -42,8 +42,7 @@ _ENERGY = Path("/sys/class/powercap")
 @dataclass(frozen=True)
 class Judge:
     """How outputs are scored: labels of the samples (as `--labels` takes them) and a metric's name;
-    without, by agreement with the float network. held_out: only by the half of the data that a
-    search did not choose by.
+    without labels, by agreement with the float network. held_out: score only every second sample.
     """
 
     labels: object = None
@@ -53,7 +52,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Spread:
-    """Counts of the numbers of a tensor, before and after, in BINS equal bins from low to high."""
+    """Histograms of a tensor's values before and after, in BINS equal bins from low to high."""
 
     low: float
     high: float
@@ -74,8 +73,8 @@ class Spread:
 @dataclass(frozen=True)
 class Stage:
     """The network after a step of its compilation, as an artifact: its score in points (NaN: no
-    metric), the SQNR in decibels and the cosine similarity of its first output against the float
-    network's, its bytes, the milliseconds of a run on this machine.
+    metric), the SQNR in decibels and the cosine similarity of its first output with the float
+    network's, its size in bytes, and the milliseconds of a run on this machine.
     """
 
     name: str
@@ -88,8 +87,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much of the energy of a product's output is lost when it alone loses so many of its
-    weights (sparsity.LEVELS), the smallest first, and the others stay what they are.
+    """The fraction of a product's output energy that is lost if it alone loses a fraction of its
+    weights (each of sparsity.LEVELS), the smallest first, and the other weights are unchanged.
     """
 
     name: str
@@ -98,10 +97,10 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One product. Errors are of its value in the final network, all errors before included: SQNR
-    in decibels, cosine similarity in 0..1 against the float network after pruning, `sqnr_original`
-    against the one before (None: where it has fewer channels than that). Bytes are those of its
-    weights.
+    """One product. Its errors are those of its value in the final network, including all errors of
+    earlier layers: SQNR in decibels and cosine similarity (0 to 1), compared with the float network
+    after pruning; `sqnr_original` compared with the one before pruning (None if channels were
+    removed). Bytes are those of its weights.
     """
 
     name: str
@@ -120,7 +119,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is known of a compiled model. Times are medians in milliseconds on this machine."""
+    """Everything about a compiled model. Times are medians in milliseconds on this machine."""
 
     model: str
     target: str
@@ -129,13 +128,13 @@ class Report:
     notes: Mapping[str, str]
     bytes_model: int
     stages: tuple[Stage, ...]
-    """The float network, the same pruned where it was, and what was compiled."""
+    """The float network, the pruned one (if it was pruned), and the compiled one."""
     metric: str
     layers: tuple[LayerReport, ...]
     sensitivity: tuple[Sensitivity, ...]
     skips: tuple[tuple[str, str, str], ...]
     energy: Mapping[str, float | str]
-    """Millijoules a run of the first and the last stage, or why there is no number."""
+    """Millijoules per run of the first and the last stage, or why there is no number."""
     found: Found | None = field(default=None)
 
 
@@ -150,11 +149,11 @@ def examine(
     skips: Sequence[tuple[str, str, str]] = (),
     found: Found | None = None,
 ) -> Report:
-    """Everything that can be measured here.
+    """Measure everything that the report shows.
 
-    made: what was compiled, and the graphs on the way. data: samples; the first SAMPLES of them are
-    used for layers, all are scored by `judge` (by default, by agreement with the float network).
-    calibration: what curves of sensitivity are measured on, if they are wanted.
+    made: the compilation. data: samples; the first SAMPLES of them are used for layers, all are
+    scored by `judge` (by default, agreement with the float network). calibration: the data to
+    measure sensitivity curves on; None for no curves.
     """
     manifest = made.artifact.manifest
     device = plugins.device(manifest.isa, manifest.threads)
@@ -247,7 +246,7 @@ def _layers(
 
 
 def _sensitivity(graph: Graph, data: Calibration) -> tuple[Sensitivity, ...]:
-    """Curves of the products that weights can be taken from, one by one."""
+    """Sensitivity curves of the products that can be pruned, each alone."""
     made = []
     products = [n for n in _products(graph).values() if takes(n)]
     for node, seen in moments(graph, products, data):
@@ -259,13 +258,13 @@ def _sensitivity(graph: Graph, data: Calibration) -> tuple[Sensitivity, ...]:
 
 
 def _sums(a: Array, b: Array) -> Numbers:
-    """Two values -> the sums that SQNR and cosine are made of."""
+    """Two values -> the sums that SQNR and cosine are computed from."""
     x, y = (v.astype(np.float64).ravel() for v in (a, b))
     return np.array([x @ x, y @ y, x @ y, np.square(x - y).sum()])
 
 
 def _products(graph: Graph) -> dict[str, Node]:
-    """Products by name, those whose name no other has."""
+    """Products by name; only those with a unique name."""
     found: dict[str, Node] = {}
     twice: set[str] = set()
     for node in graph.nodes:
@@ -294,7 +293,7 @@ def _dtype(node: Node) -> str:
 
 
 def _stored(node: Node) -> Node:
-    """What lies in memory behind a DequantizeLinear."""
+    """The value in memory that a DequantizeLinear reads."""
     return node.operands[0] if node.op == "DequantizeLinear" else node
 
 
@@ -325,8 +324,8 @@ def _weights(before: Node, after: Node) -> Spread | None:
 
 
 def _energy(models: tuple[Model, Model], sample: Sample) -> dict[str, float | str]:
-    """Millijoules of a run by the counters of the processor's package (Intel's RAPL, which AMD's
-    Linux driver serves too), where Linux shows them.
+    """Millijoules per run, from the energy counters of the processor package (Intel's RAPL; AMD's
+    Linux driver has them too), if Linux exposes them.
     """
     counters = sorted(_ENERGY.glob("intel-rapl:?/energy_uj")) if _ENERGY.is_dir() else []
 
@@ -339,7 +338,7 @@ def _energy(models: tuple[Model, Model], sample: Sample) -> dict[str, float | st
     except OSError:
         counters = []
     if not counters:
-        return dict.fromkeys(names, "not available here: this machine shows no energy counters")
+        return dict.fromkeys(names, "not available: this machine exposes no energy counters")
     found: dict[str, float | str] = {}
     for name, model in zip(names, models, strict=True):
         start, count, end = read(), 0, time.perf_counter() + 0.5

@@ -1,4 +1,4 @@
-"""A report -> one self-contained HTML page: no script, no font, no picture from elsewhere."""
+"""A report -> one self-contained HTML page without scripts or external fonts and images."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def _facts(r: Report) -> str:
         whole, last = r.stages[0], r.stages[-1]
         gain = whole.ms / last.ms if last.ms else math.nan
         facts = [
-            (f"{last.ms:.3f} ms", f"a run; float32 {whole.ms:.3f} ms, {gain:.2f}x"),
+            (f"{last.ms:.3f} ms", f"per run; float32 {whole.ms:.3f} ms, {gain:.2f}x"),
             (size(last.bytes), f"artifact; float32 {size(whole.bytes)}"),
         ]
     facts += [
         (size(r.bytes_model) if r.bytes_model else "-", "the ONNX file"),
-        (_energy(r.energy["int8"]), f"energy a run; float32 {_energy(r.energy['float32'])}"),
+        (_energy(r.energy["int8"]), f"energy per run; float32 {_energy(r.energy['float32'])}"),
         (r.target, f"target, {r.threads} threads"),
     ]
     if r.found is not None:
@@ -83,7 +83,7 @@ def _facts(r: Report) -> str:
 
 
 def _stages(r: Report) -> str:
-    """What each step costs and saves."""
+    """The score, size and time of each stage."""
     rows = [
         [
             ("t", s.name),
@@ -99,8 +99,8 @@ def _stages(r: Report) -> str:
         return ""
     head = ("network", r.metric, "SQNR dB", "cosine", "artifact", "ms")
     return (
-        "<h2>Step by step</h2><p>Scores, SQNR and cosine of the outputs against the float network"
-        " before anything was done to it.</p>" + _table(head, rows)
+        "<h2>Stage by stage</h2><p>Scores, SQNR and cosine of the outputs, compared with the"
+        " original float network.</p>" + _table(head, rows)
     )
 
 
@@ -132,14 +132,14 @@ def _accuracy(found: Found | None) -> str:
     )
     return (
         "<h2>What was tried</h2>"
-        f"<p>At least {found.floor:.2f} was asked for. {escape(found.unsure)}</p>"
+        f"<p>The score must be at least {found.floor:.2f}. {escape(found.unsure)}</p>"
         + _pareto(found)
         + _table(head, rows)
     )
 
 
 def _pareto(found: Found) -> str:
-    """Score over time of every trial; the chosen one marked, the floor a line."""
+    """Score over time of every trial; the chosen one is marked, the limit is a line."""
     points = [(t.seconds * 1e3, t.score, t) for t in found.trials if math.isfinite(t.seconds)]
     if not points:
         return ""
@@ -151,8 +151,8 @@ def _pareto(found: Found) -> str:
     level = y(found.floor)
     drawn = [
         f'<line class="line" x1="{left}" y1="{level:.1f}" x2="{width - right}" y2="{level:.1f}"/>',
-        f'<text x="{left + 4}" y="{level - 4:.1f}">asked for</text>',
-        f'<text x="{width / 2:.0f}" y="{height - 6}" text-anchor="middle">ms a run</text>',
+        f'<text x="{left + 4}" y="{level - 4:.1f}">limit</text>',
+        f'<text x="{width / 2:.0f}" y="{height - 6}" text-anchor="middle">ms per run</text>',
         f'<text x="4" y="{top - 8}">{escape(found.metric)}</text>',
         *_ticks(xs, x, height - bottom + 14, None),
         *_ticks(ys, y, None, left - 6),
@@ -193,11 +193,11 @@ def _layers(layers: Sequence[LayerReport]) -> str:
     head = ("layer", "", "multiplies", "SQNR dB", *(["to the original"] if pruned else []))
     times = ("cosine", "float us", "us")
     sizes = ("weights", "now", "weights", "values")
-    against = "the pruned float one's" if pruned else "the float one's"
+    against = "the pruned float network" if pruned else "the float network"
     return (
-        "<h2>Layers</h2><p>SQNR and cosine compare a layer's value in the final network with"
-        f" {against}, all errors before it included; the other columns with the float network"
-        " before anything was done to it. Histograms:"
+        "<h2>Layers</h2><p>SQNR and cosine compare a layer's value in the final network with that"
+        f" in {against}, including all errors of earlier layers; the other columns compare with the"
+        " original float network. Histograms:"
         ' <b style="color:var(--a)">before</b>, <b style="color:var(--b)">after</b>,'
         " counts on a logarithmic scale.</p>"
         + _bars([(x.name, x.sqnr) for x in layers])
@@ -210,16 +210,17 @@ def _decibels(value: float | None) -> str:
 
 
 def _sensitivity(curves: Sequence[Sensitivity]) -> str:
-    """A small plot a layer: energy lost over the share of its weights taken."""
+    """A small plot per layer: energy lost over the fraction of its weights removed."""
     if not curves:
         return ""
     plots = "".join(
         f"<figure>{_curve(c)}<figcaption>{escape(c.name)}</figcaption></figure>" for c in curves
     )
     return (
-        "<h2>Sensitivity to pruning</h2><p>Of each layer alone, without repair: the share of its"
-        " output's energy (up, 0 to 100 %) that is lost with a share of its weights (across, 0 to"
-        f" {100 * LEVELS[-1]:.0f} %), the smallest first. The number: what half of them cost.</p>"
+        "<h2>Sensitivity to pruning</h2><p>For each layer alone, without repair: the fraction of"
+        " its output's energy (vertical, 0 to 100 %) that is lost with a fraction of its weights"
+        f" (horizontal, 0 to {100 * LEVELS[-1]:.0f} %), the smallest first. The number is the loss"
+        " with half of them.</p>"
         f'<div class="curves">{plots}</div>'
     )
 
@@ -240,7 +241,7 @@ def _curve(curve: Sensitivity) -> str:
 
 
 def _bars(values: Sequence[tuple[str, float]]) -> str:
-    """SQNR of the layers, in their order."""
+    """SQNR of the layers, in order."""
     width, height, left = _PLOT[0], 120, 40
     most = max((v for _, v in values if math.isfinite(v)), default=1.0)
     step = (width - left) / len(values)
@@ -256,7 +257,7 @@ def _bars(values: Sequence[tuple[str, float]]) -> str:
 
 
 def _spark(spread: Spread | None) -> str:
-    """Two histograms over each other; "-" where there is none."""
+    """Two overlaid histograms; "-" if there are none."""
     if spread is None:
         return "-"
     width, height = _SPARK
@@ -291,7 +292,7 @@ def _notes(r: Report) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]]) -> str:
-    """Cells are (kind, text); "svg" is drawn, all else escaped."""
+    """Cells are (kind, text); "svg" is inserted as it is, all else escaped."""
     top = "".join(f"<th>{escape(h)}</th>" for h in head)
     body = "".join(
         "<tr>"
@@ -306,7 +307,7 @@ def _table(head: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]]) -> st
 
 
 class _Scale:
-    """A number -> a place between two ends."""
+    """A number -> a position between two ends."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         room = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
@@ -321,7 +322,7 @@ class _Scale:
 def _ticks(
     values: Sequence[float], scale: _Scale, below: float | None, beside: float | None
 ) -> list[str]:
-    """The ends of an axis, written out."""
+    """Labels at the ends of an axis."""
     made = []
     for value in dict.fromkeys((min(values), max(values))):
         at = scale(value)
@@ -343,4 +344,4 @@ def _svg(width: float, height: float, drawn: Sequence[str]) -> str:
 
 
 def _energy(value: float | str) -> str:
-    return "not available here" if isinstance(value, str) else f"{value:.3g} mJ"
+    return "not available" if isinstance(value, str) else f"{value:.3g} mJ"

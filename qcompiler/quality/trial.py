@@ -1,6 +1,6 @@
-"""A float graph -> an artifact that holds every product in int8, bfloat16 and float32, and
-switches: thousands of choices among these, and of ranges, are tried without compiling again. With
-all switches off nothing is rounded: it is the float model.
+"""A float graph -> an artifact that contains every product in int8, bfloat16 and float32, and
+switches between them: thousands of mixtures, and of ranges, can be tried without compiling again.
+With all switches off nothing is rounded: it is the float model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SWITCH, _TO_HALF = "switch/", "bfloat16/"
 
 
 class Trier:
-    """The trial model, on the machine at hand: every product in int8, in float32 and, if `halves`
-    names it, in bfloat16, and switches; and what int8 products read may take the range of any of
+    """The trial model, on this machine: every product in int8, in float32 and, if `halves` names
+    it, in bfloat16, with switches. The inputs of int8 products may use the range of any of
     `methods`. `after` are the passes that follow quantizing.
     """
 
@@ -69,13 +69,13 @@ class Trier:
         self.model = load(Compilation.of(made, here, after).artifact)
 
     def others(self, name: str) -> list[str]:
-        """The calibration methods that give what a product reads another range than the usual."""
+        """The calibration methods that give a product's input another range than the usual one."""
         mine = [self.spans[v] for v in self.groups.get(name, ()) if v in self.spans]
         methods = dict.fromkeys(m for by in mine for m in by if m != self.method)
         return [m for m in methods if any(m in by and by[m] != by[self.method] for by in mine)]
 
     def outputs(self, mixture: Mixture, data: Sequence[Sample]) -> Outputs:
-        """Samples -> outputs of a mixture."""
+        """Samples -> the outputs of a mixture."""
         left = mixture.left
         feeds = {_SWITCH + u: np.array(u not in left) for u in self.units}
         feeds |= {_TO_HALF + u: np.array(u in mixture.halves) for u in self.halves}
@@ -87,8 +87,8 @@ class Trier:
 
 
 def _doubled(graph: Graph, units: Mapping[str, str], halves: Collection[str]) -> Graph:
-    """A float graph -> one with every unit twice, to be int8 and to stay float, the boolean inputs
-    `switch/NAME` choosing; and `halves` a third time, chosen by `bfloat16/NAME`.
+    """A float graph -> one with every unit twice, for int8 and for float, selected by the boolean
+    inputs `switch/NAME`; and `halves` a third time, selected by `bfloat16/NAME`.
     """
     names = value_names(graph)
     new: dict[Node, Node] = {}
@@ -107,14 +107,14 @@ def _doubled(graph: Graph, units: Mapping[str, str], halves: Collection[str]) ->
             int8 = replace(moved, name=node.name + _INT8)
             moved = make("Where", switch(_SWITCH + node.name), int8, made, name=names[node])
         elif node in names and node.op != "input":
-            moved = replace(moved, name=names[node])  # its own, which statistics know it by
+            moved = replace(moved, name=names[node])  # the unique name that statistics use
         new[node] = moved
     inputs = (*(new[i] for i in graph.inputs), *switches.values())
     return replace(graph, inputs=inputs, outputs=tuple(new[o] for o in graph.outputs))
 
 
 def _half(product: Node) -> Node:
-    """A product that reads values rounded to bfloat16, which nobody else then takes for rounded."""
+    """A product whose inputs are rounded to bfloat16, for this product only."""
     count = _READ.get(product.op, 2)
     inputs = [
         i
@@ -126,12 +126,12 @@ def _half(product: Node) -> Node:
 
 
 _READ = {"Attention": 3}
-"""How many operands a product multiplies, where it is not two."""
+"""The number of operands that a product multiplies, if it is not two."""
 
 
 def _loosened(graph: Graph, integer: frozenset[str]) -> tuple[Graph, list[str]]:
-    """Operators other than the products named so read rounded values only by a switch of their own;
-    the graph, and their names.
+    """A graph in which operators other than the `integer` products read rounded values only if a
+    switch of their own is on; and the names of these operators.
     """
     new: dict[Node, Node] = {}
     switches: dict[str, Node] = {}
@@ -153,8 +153,8 @@ def _loosened(graph: Graph, integer: frozenset[str]) -> tuple[Graph, list[str]]:
 
 @dataclass(frozen=True)
 class Span:
-    """How a value is rounded: times `inverse`, to a whole number from low to high, times `step`.
-    Tuples of numbers: one, or one a channel, which stand in `shape`.
+    """How a value is rounded: times `inverse`, to an integer from low to high, times `step`. The
+    tuples have one number, or one per channel, and broadcast as `shape`.
     """
 
     inverse: tuple[float, ...]
@@ -165,8 +165,8 @@ class Span:
 
     @staticmethod
     def of(pair: Node) -> Span | None:
-        """A DequantizeLinear of a QuantizeLinear -> what it does; None where readers take integers
-        for other steps than they were made with.
+        """A DequantizeLinear of a QuantizeLinear -> what the pair does; None if its two scales
+        differ.
         """
         made = pair.operands[0]
         step, zero = made.operands[1].array, made.operands[2].array
@@ -181,7 +181,7 @@ class Span:
         return Span(tuple(inverse.tolist()), low, high, tuple(flat.tolist()), shape)
 
     def feeds(self, value: str) -> Sample:
-        """What the inputs that say so are given."""
+        """The arrays for the inputs that hold a value's range."""
         given = {"inverse": self.inverse, "low": self.low, "high": self.high, "step": self.step}
         wide = ("inverse", "step")
         return {
@@ -197,10 +197,10 @@ def _span(value: str, part: str) -> str:
 def adjustable(
     graph: Graph, by_method: Mapping[str, Graph]
 ) -> tuple[Graph, dict[str, dict[str, Span]]]:
-    """A graph with q/dq pairs -> the same whose ranges are inputs; {value: {method: its range}}.
+    """A graph with QDQ pairs -> the graph with ranges as inputs; {value: {method: its range}}.
 
-    The products that read them are calculated in floats then, of the same rounded numbers. Where
-    all methods agree, and before attention, whose kernel rounds more than its operands, all stays.
+    Products that read such values compute in float on the same rounded numbers. Pairs stay as they
+    are if all methods agree, and before attention, whose kernel rounds more than its operands.
     """
     found: dict[str, dict[str, Span]] = {}
     for method, other in by_method.items():
@@ -237,12 +237,12 @@ def adjustable(
 
 
 def _is_pair(node: Node) -> bool:
-    """Whether a node is what readers of a rounded value read."""
+    """Whether a node is the output of a QDQ pair."""
     return node.op == "DequantizeLinear" and node.operands[0].op == "QuantizeLinear"
 
 
 def _groups(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """Products -> what they read, and all that moves of data link with it: one range for all."""
+    """Products -> their input and all values linked to it by data movement: these share a range."""
     names = value_names(graph)
     read = {n: n.operands[:1] for n in graph.nodes if units.get(n.name) == n.op}
     wanted = wishes(graph, read, lambda n: n.op in MOVES or n.op in SMOOTH)
@@ -257,7 +257,7 @@ def _groups(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]
 
 
 def _wanted(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """Operators that work on int8 if products behind them do, by name -> those products."""
+    """Names of operators that work on int8 if the products after them do -> those products."""
     names = value_names(graph)
     found: dict[str, frozenset[str]] = {}
     for unit in graph.nodes:
@@ -272,8 +272,8 @@ def _wanted(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]
 
 
 def _units(graph: Graph, quantized: Graph) -> dict[str, str]:
-    """The products that quantization made integer, by name. Those of one name (parts of one product
-    that was split) are one unit, if it made integers of them all.
+    """Names of the products that quantization made integer -> their operators. Products of one name
+    (parts of a product that was split) are one unit, if all of them became integer.
     """
     count = Counter((n.name, n.op) for n in graph.nodes if n.op in MEASURED)
     taken = Counter(n.name for n in graph.nodes if n.op in MEASURED)
