@@ -1,4 +1,4 @@
-"""A .npy or .npz file -> its arrays by name: shapes now, rows when they are asked for, so that one
+"""A .npy or .npz file -> its arrays by name: shapes at once, rows on demand, so that only one
 sample is in memory at a time. Nothing is ever unpickled.
 """
 
@@ -23,12 +23,14 @@ from qcompiler.dtypes import Array, Dim
 from qcompiler.errors import Error
 
 Take = Callable[[int], Array]
-"""Gives the next few rows of an array."""
+"""Returns the next rows of an array."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """An array read from its first row to its last; a file stays open as long as the stack."""
+    """An array that is read from its first row to its last; its file stays open as long as the
+    stack does.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -36,12 +38,12 @@ class Table:
 
 
 def spell(shape: Sequence[Dim]) -> str:
-    """[1,3,n], as errors show a shape."""
+    """A shape as text for errors: [1,3,n]."""
     return f"[{','.join(map(str, shape))}]"
 
 
 def tables_of_file(path: Path) -> dict[str, Table]:
-    """A .npy file -> its array under the name of the file; a .npz file -> its arrays."""
+    """A .npy file -> its array under the file's name; a .npz file -> its arrays by name."""
     where = path.name
     demand_file(path)
     if path.suffix == ".npy":
@@ -66,7 +68,7 @@ def tables_of_file(path: Path) -> dict[str, Table]:
 
 
 def demand_file(path: Path) -> None:
-    """An Error for what is no file: a pipe could be waited for without end."""
+    """Raise Error unless the path is a regular file: reading a pipe could block forever."""
     if not path.is_file():
         raise Error("not a file", where=path.name)
 
@@ -92,11 +94,11 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What zipfile and numpy's header reader were seen to raise, or may, on damaged files."""
+"""Exceptions that zipfile and numpy's header reader raise, or may raise, for damaged files."""
 
 
 def _npy_table(open_file: Callable[[], IO[bytes]], size: int, where: str) -> Table:
-    """A .npy file of `size` bytes -> its header now, its rows when they are asked for."""
+    """A .npy file of `size` bytes -> its header at once, its rows on demand."""
     try:
         with open_file() as file:
             shape, dtype = _npy_header(file, where)

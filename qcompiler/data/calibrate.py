@@ -1,11 +1,10 @@
 """A graph and samples -> statistics of its float values, in memory that does not grow with the
-samples.
+number of samples.
 
-Every value keeps its extremes and, for the methods that look at the whole distribution, one
-histogram of fixed size whose range doubles (neighbouring bins merge, exactly) when a larger value
-comes. `Statistics.range` turns that into the range to quantize, by the method asked for
-(histogram.py). For the method "output" some of what each product multiplies is kept, too
-(columns.py).
+For every value the extremes are kept and, for methods that need the whole distribution, a histogram
+of fixed size whose range doubles (neighbouring bins merge exactly) when a larger value arrives.
+`Statistics.range` turns these into the range to quantize, by the calibration method (histogram.py).
+For the method "output", some of the columns that each product multiplies are kept too (columns.py).
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from qcompiler.ops import evaluate
 from qcompiler.options import METHODS
 
 Observe = Callable[[str, Array], None]
-"""Told a value's name (of `value_names`) and what it was for one sample."""
+"""Called with a value's name (from `value_names`) and its array for one sample."""
 Run = Callable[[Mapping[str, Array], Observe], None]
-"""Runs one sample {input name: array} and tells `observe` of every value it has."""
+"""Runs one sample {input name: array} and calls `observe` for every value."""
 
 CANDIDATES = ("mse", "percentile", "minmax")
-"""What "output" chooses from, tensor by tensor: each is the best of them somewhere."""
-_MOST = 1 << 18  # elements of one value that a sample's histogram counts, every so many-th
+"""The methods among which "output" chooses for each tensor: each is the best one somewhere."""
+_MOST = 1 << 18  # elements per value and sample that a histogram counts, evenly spaced
 _FORMAT = 1
 
 
 def value_names(graph: Graph) -> dict[Node, str]:
-    """Every single-output node that is no constant -> a name that is its own, and the same for
-    every run over this graph.
+    """Every single-output node that is not a constant -> a unique name, which is the same for every
+    run over this graph.
 
-    The node's name where that is unique; else the name, or the operator, with a number.
+    This is the node's name if that is unique; else the name, or the operator, with a number.
     """
     names: dict[Node, str] = {}
     taken: set[str] = set()
@@ -58,8 +57,8 @@ def value_names(graph: Graph) -> dict[Node, str]:
 
 
 def fingerprint(graph: Graph) -> str:
-    """A graph -> the SHA-256 of its text and of its constants: statistics of another graph are
-    refused by it.
+    """A graph -> the SHA-256 of its text and its constants, to recognize statistics of another
+    graph.
     """
     body, arrays = text.write(graph)
     digest = hashlib.sha256(body.encode())
@@ -69,14 +68,14 @@ def fingerprint(graph: Graph) -> str:
 
 
 def _some(flat: Array, turn: int) -> Array:
-    """Every n-th element, n odd and no fewer than make `_MOST`; each turn begins at another one."""
+    """Every n-th element, n odd, so that at most `_MOST` are left; `turn` varies the first one."""
     step = -(-flat.size // _MOST) | 1
     return flat[turn % step :: step] if step > 1 else flat
 
 
 @dataclass
 class Channels:
-    """What was seen of each channel of a value: `axis` runs over channels. All arrays are [C]."""
+    """Statistics of each channel of a value, along `axis`. All arrays are [C]."""
 
     axis: int
     sums: Floats = field(default_factory=lambda: np.zeros(0))
@@ -105,7 +104,7 @@ class Channels:
 
 @dataclass
 class Summary:
-    """What was seen of one value over all samples; infinities are counted, not stored."""
+    """Statistics of one value over all samples; infinities are counted, not stored."""
 
     samples: int = 0
     low: float = 0.0
@@ -140,8 +139,8 @@ class Summary:
 
 @dataclass
 class Statistics:
-    """Value name -> its summary, for one graph. `method` is what `range` uses; `percentile` belongs
-    to "percentile".
+    """Value name -> its summary, for one graph. `range` uses `method`; `percentile` is for the
+    method "percentile".
     """
 
     graph: str = ""
@@ -149,12 +148,12 @@ class Statistics:
     percentile: float = 99.99
     values: dict[str, Summary] = field(default_factory=dict)
     axes: dict[str, int] = field(default_factory=dict)
-    """Values that products read -> the axis of their channels, which are looked at one by one."""
+    """Values that products read -> the axis of their channels, for per-channel statistics."""
     synthetic: bool = False
-    """The samples were made up, by explicit wish: whoever writes the artifact says so."""
+    """Whether the samples were random, by explicit request; the artifact must say so."""
     reads: dict[str, list[Read]] = field(default_factory=dict)
-    """Values -> some of what each product of constant weights multiplies of them (of "output";
-    not written to files)."""
+    """Values -> some columns for each product with constant weights that reads them (for the method
+    "output"; not written to files)."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -165,7 +164,7 @@ class Statistics:
             raise Error(f"percentile {self.percentile} is not in (50, 100]")
 
     def observe(self, name: str, array: Array) -> None:
-        """Take in what a value was for one sample. NaN is refused by the value's name."""
+        """Add a value's array for one sample. NaN raises Error, which names the value."""
         if array.dtype.kind != "f" or not array.size:
             return
         if np.isnan(array.min()):
@@ -180,9 +179,9 @@ class Statistics:
                 read.add(array)
 
     def range(self, name: str, levels: int = 256) -> tuple[float, float] | None:
-        """A value's name -> (low, high) to spread `levels` steps over; None if never seen.
+        """A value's name -> (low, high) to divide into `levels` steps; None if it was never seen.
 
-        "output" is a choice that only those who know the readers can make: "mse" stands for it.
+        The choice of "output" needs the consumers of a value, so "mse" is used for it here.
         """
         seen = self.values.get(name)
         if seen is None or not seen.samples:
@@ -201,12 +200,12 @@ class Statistics:
         return max(low, seen.low), min(high, seen.high)
 
     def channels(self, name: str) -> Channels | None:
-        """A value's name -> what was seen of each channel; None if that was not looked at."""
+        """A value's name -> the statistics of its channels; None if there are none."""
         seen = self.values.get(name)
         return seen.channels if seen and seen.channels and seen.channels.count else None
 
     def write(self, path: Path) -> None:
-        """Keep as JSON."""
+        """Save as JSON."""
         values = {name: _summary_to_json(s) for name, s in self.values.items()}
         whole = {
             "format": _FORMAT,
@@ -241,10 +240,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What passes calibrate with: samples, and what runs a graph on them.
+    """What passes calibrate with: samples, and a way to run a graph on them.
 
-    `samples` can be read again and again, one in memory at a time. `runner` makes, for a float
-    graph, a function that runs one sample and reports every value (left out: the numpy meaning).
+    `samples` can be iterated repeatedly, with one in memory at a time. `run_by` turns a float graph
+    into a function that runs one sample and reports every value (default: the numpy meaning).
     """
 
     samples: Iterable[Mapping[str, Array]]
@@ -254,14 +253,14 @@ class Calibration:
     synthetic: bool = False
     progress: Callable[[int], None] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What a graph is told of the samples."""
+    """Notes about the samples, for graphs that are calibrated with them."""
 
     def runner(self, graph: Graph) -> Run:
-        """Float graph -> what runs one sample through it."""
+        """Float graph -> a function that runs one sample through it."""
         return _numpy_run(graph) if self.run_by is None else self.run_by(graph)
 
     def statistics(self, graph: Graph, method: str = "", percentile: float = 0.0) -> Statistics:
-        """Float graph -> the statistics of its values; `method` and `percentile` overrule."""
+        """Float graph -> the statistics of its values; `method` and `percentile` override."""
         found = calibrate(
             graph,
             self.samples,
@@ -288,10 +287,10 @@ def calibrate(
 ) -> Statistics:
     """Run samples {input name: array} through a graph -> statistics of every float value in it.
 
-    `run` stands in for the numpy meaning: a compiled float model that hands its activations to
-    `observe` under the names of `value_names(graph)`. `progress` is told how many samples are done.
-    `resume` goes on from earlier statistics of the same graph. Memory: one sample's live
-    activations, and a histogram a value.
+    `run` replaces the numpy meaning, for example by a compiled float model that passes its
+    activations to `observe` under the names of `value_names(graph)`. `progress` is called with the
+    number of samples done. `resume` continues from earlier statistics of the same graph. Memory:
+    one sample's live activations, and one histogram per value.
     """
     mark = fingerprint(graph)
     if resume is not None and resume.graph != mark:
@@ -315,7 +314,7 @@ def calibrate(
 
 
 def _channel_axes(graph: Graph) -> dict[str, int]:
-    """What products read -> the axis they sum over; not where two products sum over two axes."""
+    """Inputs of products -> the axis they sum over, unless two products sum over different axes."""
     names = value_names(graph)
     reads = {"Conv": 1, "ConvTranspose": 1, "MatMul": -1}
     axes: dict[Node, dict[int, int]] = {}
@@ -341,7 +340,7 @@ def _numpy_run(graph: Graph) -> Run:
 
 
 def _check_sample(graph: Graph, sample: Mapping[str, Array], number: int) -> None:
-    """Every input is there and finite, or an Error that names it."""
+    """Raise Error unless every input is present and finite."""
     where = f"calibration sample {number}"
     for node in graph.inputs:
         if node.name not in sample:

@@ -1,7 +1,7 @@
 """A product's first operand -> the columns that it multiplies; its weights -> rows.
 
-Of a product's output every number is a row of weights times a column of what it reads: a patch of a
-picture, or a row of a matrix. Calibration looks at some of them.
+Every element of a product's output is a row of weights times a column of its input: a patch of an
+image, or a row of a matrix. Calibration looks at some of the columns.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from qcompiler.ops.window import Window
 Floats = NDArray[np.float64]
 
 NUMBERS = 1 << 16
-"""So many numbers of one product's columns are kept, ..."""
+"""Numbers kept of one product's columns, ..."""
 COLUMNS = (32, 512)
-"""... at least and at most so many columns, however long they are."""
+"""... but at least and at most this many columns, however long they are."""
 IMAGE = 16
-"""Columns of one image (or sequence) of a sample: its pixels are much alike."""
+"""Columns taken from one image (or sequence) of a sample, whose pixels are much alike."""
 EAGER = 16
-"""Every one of so many samples is looked at, and ever fewer of those that follow."""
+"""The first samples, which are all looked at; of later ones, fewer and fewer are."""
 ROWS = 32
-"""Outputs of a product, evenly chosen, that stand for all."""
+"""Outputs of a product, evenly spaced, that represent all."""
 
 
 @dataclass
@@ -48,21 +48,21 @@ class Read:
         self.columns = np.zeros((groups, depth, 0), np.float32)
 
     def add(self, x: Array) -> None:
-        """Take in one sample's: each column draws a key, and the least keys stay."""
+        """Add the columns of one sample: each draws a random key; the smallest keys are kept."""
         self.samples += 1
         if self.random.random() * self.samples >= EAGER:
             return
         found = columns_of(self.node, x, IMAGE, self.random)
-        weight = max(1.0, self.samples / EAGER)  # it stands for the samples that were passed over
+        weight = max(1.0, self.samples / EAGER)  # it also represents the skipped samples
         keys = np.concatenate([self.keys, self.random.random(found.shape[2]) / weight])
         kept = np.argsort(keys, kind="stable")[: self.most]
         self.columns = np.concatenate([self.columns, found], axis=2)[:, :, kept]
         self.keys = keys[kept]
 
     def error(self, rounded: Callable[[Numbers], Numbers]) -> float:
-        """The squared error of the product's outputs when it reads columns so rounded, over the
-        outputs' power; 0 where there is nothing to see. Groups count alike, none more than 1:
-        whoever reads a quiet channel may make as much of it as of a loud one.
+        """The squared error of the product's outputs if it reads rounded columns, over the
+        outputs' energy; 0 if there is nothing to compare. Groups count equally, none more than 1:
+        a quiet channel may matter as much to the next layer as a loud one.
         """
         w = self.some_rows()
         wrong = np.einsum("gok,gkp->gop", w, (rounded(self.columns) - self.columns).astype("f"))
@@ -73,22 +73,22 @@ class Read:
         return float(np.minimum(shares, 1).mean() if shares.size > 1 else shares.sum())
 
     def beyond(self, rounded: Callable[[Numbers], Numbers], step: float) -> bool:
-        """Whether any column holds what is cut off: numbers further than a step from themselves."""
+        """Whether any column is clipped: rounding moves one of its numbers by more than a step."""
         wrong = np.abs(rounded(self.columns) - self.columns)
         return bool((wrong > step).any())
 
     def some_rows(self) -> NDArray[np.float32]:
         """Weights of some outputs of each group, [G,O,K].
 
-        The products with them are too small for BLAS, whose threads wait for each other where other
-        work keeps the cores busy.
+        Products with them are too small for BLAS, whose threads would wait for each other on busy
+        cores.
         """
         w = rows(self.node, self.node.operands[1].array)
         return w[:, np.unique(np.linspace(0, w.shape[1] - 1, ROWS).astype(int))].astype("f")
 
 
 def reads(graph: Graph) -> dict[Node, list[Read]]:
-    """What products of constant weights read -> what is to be seen of each of them."""
+    """Inputs of products with constant weights -> the columns to collect for each product."""
     found: dict[Node, list[Read]] = {}
     for node in graph.nodes:
         if node.op in ("Conv", "MatMul") and takes(node):
@@ -97,8 +97,8 @@ def reads(graph: Graph) -> dict[Node, list[Read]]:
 
 
 def takes(node: Node) -> bool:
-    """Whether a node is a product whose moments can be had: of constant weights [O,C,*] or [K,N],
-    and static shapes.
+    """Whether a node is a product whose moments can be computed: with constant weights [O,C,*] or
+    [K,N], and static shapes.
     """
     if not by_rows(node) or node.dtype != "float32":
         return False
@@ -107,18 +107,18 @@ def takes(node: Node) -> bool:
 
 
 def by_rows(node: Node) -> bool:
-    """Whether `rows` can tell a node's weights."""
+    """Whether `rows` handles a node's weights."""
     return node.op == "Conv" or (node.op == "MatMul" and node.operands[1].type.rank == 2)
 
 
 def size_of(node: Node) -> tuple[int, int]:
-    """How many groups a product has, and how many numbers one of its outputs is a sum over."""
+    """The number of groups of a product, and of terms in the sum of one output."""
     dims = node.operands[1].type.dims
     return (1, dims[0]) if node.op == "MatMul" else (node.int("group"), prod(dims[1:]))
 
 
 def columns_of(node: Node, x: Array, most: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """A product's first operand -> the columns that it multiplies, [G,K,P]; at most `most` of each
+    """A product's first operand -> the columns that it multiplies, [G,K,P]; at most `most` per
     image of a batch.
     """
     if node.op == "MatMul":
@@ -138,14 +138,14 @@ def columns_of(node: Node, x: Array, most: int, random: np.random.Generator) -> 
 
 
 def some_of(count: int, most: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """So many of `count` indices at most, drawn by chance, in order."""
+    """At most `most` of `count` indices, drawn at random, in order."""
     if count <= most:
         return np.arange(count)
     return np.sort(random.choice(count, most, replace=False))
 
 
 def rows(node: Node, weights: Array) -> Floats:
-    """A product's weights -> a row for each output, [G,O/G,K], in the order of its columns."""
+    """A product's weights -> one row per output, [G,O/G,K], in the order of its columns."""
     if node.op == "MatMul":
         return weights.T[None].astype(np.float64)
     group = node.int("group")
@@ -153,6 +153,6 @@ def rows(node: Node, weights: Array) -> Floats:
 
 
 def unrows(node: Node, made: Numbers) -> Numbers:
-    """The reverse of `rows`, in the dtype that the rows have."""
+    """The inverse of `rows`, in the dtype of the rows."""
     dims = node.operands[1].type.dims
     return np.ascontiguousarray(made[0].T) if node.op == "MatMul" else made.reshape(dims)

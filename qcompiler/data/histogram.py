@@ -1,4 +1,4 @@
-"""How often a value's elements fell where -> the range to quantize, by the loss asked for."""
+"""The histogram of a value's elements -> the range to quantize that minimizes a loss."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 from qcompiler.ir import Array
 
 Floats = NDArray[np.float64]
-BINS = 2048  # as onnxruntime's percentile calibrator; a power of two, so that bins merge in pairs
+BINS = (
+    2048  # as in onnxruntime's percentile calibrator; a power of two, so that bins merge in pairs
+)
 Loss = Callable[[Floats, Floats, float, float, int], float]
-"""(counts, centers of the bins, low, high, levels) -> what is lost by that range."""
+"""(counts, bin centers, low, high, levels) -> the loss of that range."""
 _CHUNK = 1 << 15  # elements put into a histogram at once: bounds the scratch memory
 CLIPPED = 3.0
-"""So much a squared error counts that comes from clipping: it always goes the same way, and the
-sums of a product do not average it out as they do rounding. The weight of AIMET's "TF-enhanced"
-ranges (Siddegowda et al., "Neural Network Quantization with AI Model Efficiency Toolkit", 2022).
+"""Weight of squared clipping errors: they always have the same sign, so the sums of a product do
+not average them out as they do rounding errors. The value is that of AIMET's "TF-enhanced" ranges
+(Siddegowda et al., "Neural Network Quantization with AI Model Efficiency Toolkit", 2022).
 """
 
 
 @dataclass
 class Histogram:
-    """How many elements fell into each of BINS equal bins over [-edge, edge]."""
+    """The number of elements in each of BINS equal bins over [-edge, edge]."""
 
     edge: float = 0.0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -40,7 +42,7 @@ class Histogram:
             self.counts += np.bincount(index, minlength=BINS)
 
     def reach(self, largest: float) -> None:
-        """Double the range until a magnitude fits."""
+        """Double the range until this magnitude fits."""
         if not self.edge:
             self.edge = largest
         while largest > self.edge:
@@ -50,11 +52,12 @@ class Histogram:
 
     @property
     def centers(self) -> Floats:
-        """The middle of each bin."""
+        """The center of each bin."""
         return np.linspace(-self.edge, self.edge, 2 * BINS + 1)[1::2]
 
     def quantiles(self, tail: float) -> tuple[float, float]:
-        """The values that leave a fraction `tail` of the elements below, and as many above."""
+        """The values with a fraction `tail` of the elements below the first and above the second.
+        """
         share = np.cumsum(self.counts) / max(1, self.counts.sum())
         width = 2 * self.edge / BINS
         low = int(np.searchsorted(share, tail, side="right"))
@@ -68,7 +71,7 @@ _FACTORS = tuple(float(f) for f in np.linspace(1.0, 0.1, 61))
 def best_range(
     histogram: Histogram, extremes: tuple[float, float], loss: Loss, levels: int
 ) -> tuple[float, float]:
-    """Shrink the extremes to where a loss is least: one end, then the other, twice."""
+    """Shrink the extremes until the loss is smallest: one end, then the other, twice."""
     counts, centers = histogram.counts.astype(np.float64), histogram.centers
     ends = [min(extremes[0], 0.0), max(extremes[1], 0.0)]
     for end in (1, 0, 1, 0):
@@ -79,22 +82,22 @@ def best_range(
 
 
 def squared_error(counts: Floats, centers: Floats, low: float, high: float, levels: int) -> float:
-    """The expected squared error of rounding to `levels` steps over [low, high], what is clipped
-    counting `CLIPPED` times.
+    """The expected squared error of rounding to `levels` steps over [low, high]; clipping errors
+    count `CLIPPED` times.
     """
     step = (high - low) / (levels - 1)
     outside = (centers - np.clip(centers, low, high)) ** 2
-    # The bins are too coarse to round one by one: within a step the spread is uniform, and zero
-    # rounds to itself.
+    # The bins are too coarse to be rounded individually: assume a uniform distribution within a
+    # step; zero rounds to itself.
     rounding = np.minimum(step * step / 12, centers**2)
     return float(np.dot(counts, np.where(outside > 0, CLIPPED * outside, rounding)))
 
 
 def divergence(counts: Floats, centers: Floats, low: float, high: float, levels: int) -> float:
-    """Kullback-Leibler divergence of a distribution from its quantized self (Migacz, GTC 2017).
+    """Kullback-Leibler divergence of a distribution from its quantized form (Migacz, GTC 2017).
 
     Zeros are left out: they are quantized exactly, and after Relu there are so many that they would
-    drown the rest.
+    dominate.
     """
     counts = np.where(np.abs(centers) < centers[1] - centers[0], 0, counts)
     kept = (centers >= low) & (centers <= high)

@@ -1,6 +1,7 @@
-"""Calibration or input data of any common kind -> {input name: array}, a sample (or batch) a time.
+"""Calibration or input data in any common form -> {input name: array}, one sample (or batch) at a
+time.
 
-What is taken: a `.npz` or `.npy` file, a folder of such files, a folder of ONNX test data
+Accepted are a `.npz` or `.npy` file, a folder of such files, a folder of ONNX test data
 (`input_0.pb`), arrays by name, an iterable of dicts, an onnxruntime CalibrationDataReader, and the
 word "synthetic". Every array is checked against the model's input: name, dtype, shape, no NaN or
 infinity. Nothing is ever unpickled.
@@ -28,7 +29,7 @@ Wanted = Mapping[str, tuple[str, Sequence[Dim]]]
 """A model's inputs: {name: (dtype, shape)}; a symbol in a shape stands for any size."""
 Sample = dict[str, Array]
 Labelled = Iterator[tuple[str, Mapping[str, object]]]
-"""Arrays not yet checked, each sample with the words that name it in an error."""
+"""Unchecked samples, each with the text that names it in errors."""
 
 SYNTHETIC_SAMPLES = 8
 SYNTHETIC_SEED = 0
@@ -45,12 +46,14 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples that can be read again and again; where the source allows it, one is in memory."""
+    """Samples that can be iterated repeatedly; if the source allows it, one is in memory at a
+    time.
+    """
 
     name: str
-    """What the data came from, without its folder: "calibration.npz"."""
+    """The source, without its folder: "calibration.npz"."""
     count: int | None
-    """How many samples there are, where that is known before reading."""
+    """The number of samples, if it is known before reading."""
     wanted: Wanted
     read: Callable[[], Labelled]
     synthetic: bool = False
@@ -70,11 +73,12 @@ class Samples:
 
 
 def samples(source: object, inputs: Wanted, limit: int | None = None) -> Samples:
-    """Data of any kind and the model's inputs {name: (dtype, shape)} -> at most `limit` samples.
+    """Data in any form and the model's inputs {name: (dtype, shape)} -> at most `limit` samples.
 
-    An array whose rank is the input's holds samples along its first axis, as many to a batch as
-    the model takes (one, where that is a symbol); an array of one dimension more holds whole
-    inputs, one of one less is a single sample. Errors name the file, the sample and the input.
+    An array with the same rank as the input holds samples along its first axis, which are grouped
+    into batches of the model's size (one if that is a symbol). An array with one more dimension
+    holds whole inputs; one with one dimension less is a single sample. Errors name the file, the
+    sample and the input.
     """
     if not inputs:
         raise Error("the model has no inputs to give samples to")
@@ -117,7 +121,7 @@ def _open(source: object, wanted: Wanted) -> Samples:
 def synthetic(
     wanted: Wanted, count: int = SYNTHETIC_SAMPLES, seed: int = SYNTHETIC_SEED
 ) -> Samples:
-    """Made-up samples: normal floats, 8-bit integers of the whole range, other integers 0 or 1."""
+    """Random samples: normal floats, 8-bit integers of the full range, other integers 0 or 1."""
     shapes = {name: _pinned(name, shape) for name, (_, shape) in wanted.items()}
 
     def read() -> Labelled:
@@ -149,7 +153,7 @@ def _made_up(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Ar
 
 
 def _checked(where: str, arrays: Mapping[str, object], wanted: Wanted) -> Sample:
-    """One sample's arrays -> the same, each just what the model's input takes; else an Error."""
+    """One sample's arrays -> the same, checked against the model's inputs; Error if they differ."""
     strange = [str(name) for name in arrays if name not in wanted]
     if strange:
         told = ", ".join(repr(name) for name in wanted)
@@ -201,7 +205,7 @@ def _table_of(array: Array) -> Table:
 
 
 def _of_tables(name: str, tables: Mapping[str, Table], wanted: Wanted) -> Samples:
-    """Arrays -> samples: what part of an array is one sample follows from its rank."""
+    """Arrays -> samples; an array's rank says which part of it is one sample."""
     splits = {
         key: _split(f"{name}, array {key!r}", table, wanted[key])
         for key, table in _assign(name, tables, wanted).items()
@@ -224,7 +228,7 @@ def _of_tables(name: str, tables: Mapping[str, Table], wanted: Wanted) -> Sample
 
 
 def _assign(name: str, tables: Mapping[str, Table], wanted: Wanted) -> dict[str, Table]:
-    """Which array is which input: by name, or the only one that fits the only input."""
+    """Assign arrays to inputs: by name, or the only array that fits the only input."""
     if all(key in tables for key in wanted):
         return {key: tables[key] for key in wanted}
     told = ", ".join(f"{k!r} {t.dtype}{spell(t.shape)}" for k, t in tables.items()) or "none"
@@ -234,7 +238,7 @@ def _assign(name: str, tables: Mapping[str, Table], wanted: Wanted) -> dict[str,
         raise Error(f"no array {missing!r}", where=name, hint=hint)
     ((key, (dtype, shape)),) = wanted.items()
     fitting = [t for t in tables.values() if t.dtype == numpy_dtype(dtype) and _fits(t, shape)]
-    if len(tables) == 1:  # if it does not fit, the error can say why
+    if len(tables) == 1:  # if it does not fit, a later error says why
         fitting = list(tables.values())
     if len(fitting) != 1:
         raise Error(f"no array {key!r}, and {len(fitting)} that fit it", where=name, hint=hint)
@@ -242,7 +246,7 @@ def _assign(name: str, tables: Mapping[str, Table], wanted: Wanted) -> dict[str,
 
 
 def _fits(table: Table, shape: Sequence[Dim]) -> bool:
-    """Whether parts of an array can be inputs of a shape."""
+    """Whether parts of an array can be inputs of this shape."""
     have = table.shape
     more = len(have) - len(shape)
     if more not in (-1, 0, 1):
@@ -254,15 +258,15 @@ def _fits(table: Table, shape: Sequence[Dim]) -> bool:
 
 @dataclass(frozen=True)
 class _Split:
-    """How an array is cut into samples."""
+    """How an array is divided into samples."""
 
     table: Table
     rows: int
-    """Rows to a sample."""
+    """Rows per sample."""
     count: int | None
-    """Samples in the array; None: it is one value, the same for every sample."""
+    """Samples in the array; None: a single value, the same for every sample."""
     more: int
-    """How many dimensions the array has more than the input."""
+    """The array's rank minus that of the input."""
 
     def shaped(self, rows: Array) -> Array:
         return rows[0] if self.more > 0 else rows[np.newaxis] if self.more < 0 else rows
@@ -305,14 +309,14 @@ def _of_path(path: Path, wanted: Wanted) -> Samples:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts img2 before img10."""
+    """A sort key that puts img2 before img10."""
     return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.name)]
 
 
 def _of_folder(folder: Path, wanted: Wanted) -> Samples:
     files = sorted((p for p in folder.iterdir() if p.suffix in (".npy", ".npz")), key=_natural)
     for path in files:
-        demand_file(path)  # before anything is compiled to run the others
+        demand_file(path)  # check all files before compiling anything
     if files:
 
         def read() -> Labelled:

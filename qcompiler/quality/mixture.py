@@ -1,4 +1,4 @@
-"""A mixture of products in int8, bfloat16 and float32, and the order in which products leave int8."""
+"""Mixtures of products in int8, bfloat16 and float32; the order in which products leave int8."""
 
 from __future__ import annotations
 

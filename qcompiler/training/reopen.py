@@ -1,8 +1,8 @@
-"""A graph of pinned shapes -> the same one with the sizes open that were open before.
+"""A graph with static shapes -> the same graph with the sizes open that were open in the model.
 
-Passes want numbers for shapes, so a graph that they made smaller knows one batch size only. Its
-nodes are made again on inputs whose first dimension is a symbol; shapes that are written out take
-that dimension from their input.
+Passes need static shapes, so a graph that they made smaller has only one batch size. Its nodes are
+rebuilt on inputs whose first dimension is a symbol; the shapes of Reshapes take that dimension from
+their input.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from qcompiler.rewrite.matching import input_at, int64s, ints, rebuilt
 
 
 def reopened(graph: Graph, like: Graph) -> Graph | None:
-    """A pinned graph, and one of the same inputs and outputs as the model had them -> the pinned
-    one with the first dimensions that `like` has; None where that cannot be (more is open, or an
-    output does not come out as open).
+    """A static graph, and one with the same inputs and outputs as open as in the model -> the
+    static graph with the first dimensions of `like`; None if that is impossible (other dimensions
+    are open, or an output would not be as open).
     """
     pairs = list(zip(graph.inputs, like.inputs, strict=True))
     if any(a.shape[1:] != b.shape[1:] for a, b in pairs):
@@ -29,7 +29,7 @@ def reopened(graph: Graph, like: Graph) -> Graph | None:
             if node not in new:
                 new[node] = _again(node, [None if i is None else new[i] for i in node.inputs])
     except Error:
-        return None  # a shape that only fits the batch size that was pinned
+        return None  # a shape that fits only the static batch size
     made = Graph(
         tuple(new[i] for i in graph.inputs),
         tuple(new[o] for o in graph.outputs),
@@ -51,7 +51,7 @@ def _again(node: Node, inputs: Sequence[Node | None]) -> Node:
 
 
 def _open_shape(node: Node, x: Node | None) -> list[int] | None:
-    """A Reshape's shape, its first dimension as the input has it (0), or as it comes out (-1)."""
+    """A Reshape's shape with its first dimension copied from the input (0) or inferred (-1)."""
     shape = ints(input_at(node, 1))
     if shape is None or x is None or not isinstance(x.shape[0], str) or not node.type.dims:
         return None

@@ -1,4 +1,4 @@
-"""How to retrain a model: what users may ask for."""
+"""Options of retraining."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. data: samples, of any kind that calibration takes. rate: the largest step of
-    Adam's, as a part of a tensor's root mean square (as Shazeer & Stern, "Adafactor", 2018:
-    networks whose inputs are bytes have weights a hundred times smaller than others). augment: what
-    is done to pictures [N,C,H,W] before teacher and student see them: "flip" left to right, "shift"
-    by up to an eighth, "mix" two of a batch. Raises Error for a number that is too small.
+    """How to train. data: samples, in any form that calibration takes. rate: Adam's largest step,
+    relative to a tensor's root mean square (as in Shazeer & Stern, "Adafactor", 2018: networks
+    whose inputs are bytes have weights a hundred times smaller than others). augment: how to vary
+    images [N,C,H,W] before teacher and student see them: "flip" left to right, "shift" by up to an
+    eighth, "mix" two of a batch. Raises Error for a number that is too small.
     """
 
     data: object
-    epochs: int = option(5, "times to go over all batches", metavar="N", least=1)
-    rate: float = option(1e-3, "step size of Adam, relative to the size of each tensor")
+    epochs: int = option(5, "number of passes over all batches", metavar="N", least=1)
+    rate: float = option(1e-3, "Adam's step size, relative to the size of each tensor")
     count: int = option(
         2000, "use at most this many batches", flags=("--batches",), metavar="N", least=1
     )
@@ -40,12 +40,12 @@ class Training:
     seed: int = 0
     augment: tuple[str, ...] = option(
         (),
-        "how to vary pictures: flip (left to right), shift, mix; flip,shift",
+        "how to vary images: flip (left to right), shift, mix; several as flip,shift",
         metavar="KINDS",
         read=_kinds,
     )
     gradual: bool = option(
-        False, "remove the weights of --prune little by little while training, not all before"
+        False, "remove the weights of --prune little by little during training, not all before it"
     )
 
     def __post_init__(self) -> None:

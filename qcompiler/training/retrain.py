@@ -1,14 +1,13 @@
-"""A model and samples without labels -> the same model with weights tuned to what quantization or
-pruning does to it.
+"""A model and samples without labels -> the same model with weights tuned for quantization or
+pruning.
 
-The float model is the teacher, the model in few bits or with few weights the student, which sees
-the same pictures as its teacher, turned and shifted as those are (Beyer et al., "Knowledge
-distillation: A good teacher is patient and consistent", 2022; Hinton et al., "Distilling the
-Knowledge in a Neural Network", 2015; Mishra & Marr, "Apprentice", 2018). It runs with rounded
-weights and values, and gradients pass through rounding as if it were not there
-(quantization-aware training, Jacob et al., "Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference", 2018). What comes back is a float model: compile it
-as the one before. Needs torch (`pip install 'qcompiler-tvm[retrain]'`).
+The float model is the teacher, the quantized or pruned model the student. Both see the same images,
+with the same augmentation (Beyer et al., "Knowledge distillation: A good teacher is patient and
+consistent", 2022; Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; Mishra &
+Marr, "Apprentice", 2018). The student runs with rounded weights and values, and gradients ignore
+the rounding (quantization-aware training, Jacob et al., "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference", 2018). The result is a float model:
+compile it like the original. Needs torch (`pip install 'qcompiler-tvm[retrain]'`).
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HELD_OUT = 8
-"""Every so manieth batch judges and does not teach."""
+"""One of this many batches is held out for evaluation."""
 AUGMENTATIONS = ("flip", "shift", "mix")
 _WARM = 0.05
-"""Of all steps: so long the learning rate rises; then it falls along a cosine (Loshchilov & Hutter,
-"SGDR", 2017).
+"""Fraction of all steps in which the learning rate rises; then it falls along a cosine (Loshchilov
+& Hutter, "SGDR", 2017).
 """
 _LEAST_SIZE = 1e-3
-"""Tensors of zeros, which biases may be, change as if they were so large."""
+"""Smallest assumed size of a tensor, so that tensors of zeros (as biases may be) can change."""
 _PRUNING = 0.6
-"""Of all steps: by then a gradual schedule has taken everything."""
+"""Fraction of all steps after which a gradual schedule has removed everything."""
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """The model with tuned weights, and the loss on held-out batches: at first, then of every
-    epoch. The best epoch's weights are kept, which may be those from the start; with a gradual
-    schedule the best of the epochs when it is over.
+    """The model with tuned weights, and the loss on held-out batches: before training, then after
+    every epoch. The weights of the best epoch are kept, which may be the initial ones; with a
+    gradual schedule, the best epoch after its end.
     """
 
     graph: Graph
@@ -75,7 +74,7 @@ def retrain(
 ) -> Retrained:
     """ONNX model, how it will be compiled, and data -> the tuned float model.
 
-    Raises Error where torch is not installed, or no gradient passes an operator.
+    Raises Error if torch is not installed, or if an operator has no gradient.
     """
     if not 0 < training.rate < math.inf:
         raise Error(f"a learning rate of {training.rate}", hint="a small number above 0: 1e-3")
@@ -91,7 +90,7 @@ def retrain(
 
 
 class _Retraining:
-    """One model's training."""
+    """The training of one model."""
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class _Retraining:
         self.random = np.random.default_rng(training.seed)
 
     def run(self) -> Retrained:
-        """Train; keep the best."""
+        """Train; keep the best weights."""
         import torch
 
         torch.manual_seed(self.training.seed)
@@ -160,7 +159,7 @@ class _Retraining:
         return Retrained(self.with_weights(kept), tuple(losses), best)
 
     def step(self, optimizer: torch.optim.Optimizer, batch: Sample) -> None:
-        """Learn from one batch."""
+        """Take one training step on a batch."""
         seen = self.augmented(batch)
         optimizer.zero_grad()
         self.loss(seen, self.taught(seen)).backward()
@@ -169,7 +168,7 @@ class _Retraining:
             weight.keep_zeros()
 
     def prune(self, done: int, steps: int) -> None:
-        """Take as much as the schedule says by now."""
+        """Remove as many weights as the schedule says by now."""
         from qcompiler.training.weights import REFRESH, cubic
 
         if done % REFRESH == 0 or done == int(_PRUNING * steps) + 1:
@@ -178,7 +177,7 @@ class _Retraining:
                 self.weights[name].prune(self.pattern, level * share)
 
     def augmented(self, batch: Sample) -> Sample:
-        """Pictures turned, shifted and mixed; anything else as it is."""
+        """A batch with images flipped, shifted and mixed; other inputs unchanged."""
         made = dict(batch)
         for name, array in batch.items():
             if array.ndim == 4 and array.dtype.kind == "f":
@@ -187,21 +186,21 @@ class _Retraining:
         return made
 
     def taught(self, batch: Sample) -> list[torch.Tensor]:
-        """What the teacher makes of a batch."""
+        """The teacher's outputs for a batch."""
         import torch
 
         with torch.no_grad():
             return self.torch_graph.run(self.teacher, _tensors(batch), {})
 
     def loss(self, batch: Sample, wanted: Sequence[torch.Tensor]) -> torch.Tensor:
-        """How far the student is from the teacher."""
+        """The student's distance from the teacher."""
         given = {n: t for w in self.weights.values() for n, t in w.stand_ins().items()}
         made = self.torch_graph.run(self.student, _tensors(batch), given)
         losses = [_distance(a, b) for a, b in zip(made, wanted, strict=True)]
         return sum(losses[1:], losses[0])
 
     def judged(self, batches: Sequence[Sample], known: Sequence[list[torch.Tensor]]) -> float:
-        """The mean loss of batches that do not teach."""
+        """The mean loss on held-out batches."""
         import torch
 
         with torch.no_grad():
@@ -209,15 +208,15 @@ class _Retraining:
         return float(np.mean(found))
 
     def snapshot(self) -> dict[str, tuple[Array, Array | None]]:
-        """The weights and biases as they are, by product."""
+        """The current weights and biases, by product."""
         return {n: w.arrays() for n, w in self.weights.items()}
 
     def with_weights(self, found: Mapping[str, tuple[Array, Array | None]]) -> Graph:
-        """The model, its shapes as open as they were where that can be, with tuned weights."""
+        """The model with tuned weights, its shapes as open as before if possible."""
         graph = self.made.open_graph
         products = {n.name: n for n in graph.nodes if n.op in PRODUCTS}
         if not all(_fits(products.get(name), *arrays) for name, arrays in found.items()):
-            graph = reopened(self.exact, graph) or self.exact  # fewer channels than were read
+            graph = reopened(self.exact, graph) or self.exact  # channels were removed
 
         def change(node: Node) -> Node:
             if node.op not in PRODUCTS or node.name not in found:
@@ -231,13 +230,13 @@ class _Retraining:
         return substitute(graph, change).note(retrained=f"{self.training.epochs} epochs")
 
     def say(self, done: int, count: int, loss: float) -> None:
-        """Tell whoever waits."""
+        """Report progress."""
         if self.watch.progress is not None:
             self.watch.progress("retraining", done, count, f"loss {loss:.4g}")
 
 
 def _gradual(options: Options, device: Device) -> tuple[Pattern, tuple[str, ...]]:
-    """What is asked to be pruned -> the pattern in which weights go, and all else that goes."""
+    """Pruning options -> the pattern of weights to remove, and the other requests."""
     kept = tuple(w for w in options.prune if "prune_weights" not in pruning([w], (), ()))
     asked = pruning(options.prune, (), ()).get("prune_weights")
     if asked is None:
@@ -246,15 +245,15 @@ def _gradual(options: Options, device: Device) -> tuple[Pattern, tuple[str, ...]
 
 
 def _zeros(graph: Graph) -> dict[str, float]:
-    """The share of zeros in the weights of each product, by name."""
+    """The fraction of zeros in the weights of each product, by name."""
     products = [n for n in graph.nodes if n.op in PRODUCTS and n.operands[1].is_constant]
     return {n.name: float(np.mean(n.operands[1].array == 0)) for n in products}
 
 
 def _students(made: Compilation) -> tuple[Graph, dict[str, Weight]]:
-    """The graph that is trained, and its products with float weights of their own, by name.
+    """The graph to train, and its products that have float weights of their own, by name.
 
-    Where weights alone are small that is the float graph itself, on rounded weights.
+    If only weights are quantized, that is the float graph itself, with rounded weights.
     """
     from qcompiler.training.weights import Rounder, Weight, of_grid, of_integers
 
@@ -283,7 +282,7 @@ def _students(made: Compilation) -> tuple[Graph, dict[str, Weight]]:
 
 
 def _pace(done: float) -> float:
-    """How much of the training is over, 0 to 1 -> the share of the learning rate."""
+    """The fraction of training that is done, 0 to 1 -> the factor of the learning rate."""
     if done < _WARM:
         return (done + 1e-3) / _WARM
     return 0.5 + 0.5 * math.cos(math.pi * (done - _WARM) / (1 - _WARM))
@@ -295,7 +294,7 @@ def _flipped(x: Array, random: np.random.Generator) -> Array:
 
 
 def _shifted(x: Array, random: np.random.Generator) -> Array:
-    """Each picture by itself; what comes in is what stood at the edge."""
+    """Each image shifted by its own amount; the edge is repeated."""
     made = np.empty_like(x)
     height, width = x.shape[2:]
     far = max(height // 8, 1), max(width // 8, 1)
@@ -322,7 +321,7 @@ _AUGMENT: Mapping[str, Callable[[Array, np.random.Generator], Array]] = {
 
 
 def _fits(product: Node | None, weights: Array, bias: Array | None) -> bool:
-    """Whether a product of the model as it was read can take these arrays."""
+    """Whether a product of the model as read has weights of these shapes."""
     if product is None or not product.operands[1].is_constant:
         return False
     have = product.operands[1].array.shape, input_at(product, 2) is None
@@ -330,8 +329,8 @@ def _fits(product: Node | None, weights: Array, bias: Array | None) -> bool:
 
 
 def _before_softmax(graph: Graph) -> Graph:
-    """Outputs that are distributions -> what these are made of: the logarithm of a probability near
-    0 has no gradient to speak of.
+    """Replace outputs that are probabilities by their scores: near 0, probabilities have almost no
+    gradient.
     """
     turned = {"Softmax", "LogSoftmax"}
     return graph.with_outputs(
@@ -340,8 +339,8 @@ def _before_softmax(graph: Graph) -> Graph:
 
 
 def _distance(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Between scores of classes the Kullback-Leibler divergence of their distributions; else the
-    squared error over the teacher's power.
+    """For class scores, the Kullback-Leibler divergence of their distributions; else the squared
+    error over the teacher's energy.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""A graph -> the same as a differentiable function of torch tensors.
+"""A graph -> a differentiable function of torch tensors.
 
-Elementwise operators read their one formula with torch's arithmetic; the others are written here.
-What no gradient needs falls back to the numpy meaning.
+Elementwise operators evaluate their formula with torch's arithmetic; the others are written here.
+Operators that need no gradient use the numpy meaning.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from qcompiler.ops.evaluate import meaning
 from qcompiler.rewrite.matching import input_at, ints, perm_of
 
 Tensor = Any
-"""A torch.Tensor: torch may be absent where this is checked."""
+"""A torch.Tensor; torch may be missing where types are checked."""
 Meaning = Callable[..., Any]
 
 
 class TorchMath:
-    """`ops.math.Math` on torch tensors. Rounding passes gradients through as they are (the
-    straight-through estimator of Bengio, Leonard and Courville, 2013).
+    """`ops.math.Math` on torch tensors. Rounding passes gradients unchanged (the straight-through
+    estimator of Bengio, Leonard and Courville, 2013).
     """
 
     def max(self, a: Any, b: Any) -> Tensor:
@@ -89,7 +89,7 @@ def _means(*names: str) -> Callable[[Meaning], Meaning]:
 
 
 def run(graph: Graph, inputs: Mapping[str, Tensor], given: Mapping[Node, Tensor]) -> list[Tensor]:
-    """Inputs by name -> the outputs, in order; `given` stands in for nodes (trained weights)."""
+    """Inputs by name -> the outputs, in order; `given` replaces nodes (trained weights)."""
     values: dict[Node, Any] = {}
     rounded = _rounded(graph)
     skipped = set(rounded.values())
@@ -112,7 +112,7 @@ def run(graph: Graph, inputs: Mapping[str, Tensor], given: Mapping[Node, Tensor]
 
 
 def tensor_of(array: Array) -> Tensor:
-    """A constant's array -> a tensor of the dtype torch computes in."""
+    """A constant's array -> a tensor of a dtype that torch computes in."""
     name = array.dtype.name
     if name in ("bfloat16", "int4", "uint4") or name.startswith("float8"):
         array = array.astype(np.float32 if "float" in name else np.int8)
@@ -176,7 +176,7 @@ def _(node: Node, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -
 
 
 def _padded(x: Tensor, pads: Sequence[int], value: float) -> Tensor:
-    """ONNX's pads, begins then ends, of the last axes."""
+    """Pad the last axes by ONNX's pads: all begins, then all ends."""
     half = len(pads) // 2
     order = [p for axis in reversed(range(half)) for p in (pads[axis], pads[half + axis])]
     return F.pad(x, order, value=value) if any(order) else x
@@ -266,7 +266,7 @@ def _(node: Node, x: Tensor, scale: Tensor) -> Tensor:
     return x * torch.rsqrt(square + node.float("epsilon")) * scale
 
 
-# Moves of data; shapes and positions are the compiler's, which has found them all.
+# Data movement; the compiler has already inferred all shapes and positions.
 
 
 @_means("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -328,12 +328,12 @@ def _(node: Node, x: Tensor, pads: Tensor, value: Tensor | None = None, *_: Tens
     return _padded(x, found, 0.0 if value is None else float(value))
 
 
-# Quantization, as straight-through estimators: rounding has gradient one, clipping none.
+# Quantization, by straight-through estimators: rounding has gradient 1, clipping 0.
 
 
 def _rounded(graph: Graph) -> dict[Node, Node]:
-    """DequantizeLinear of a QuantizeLinear that nothing else reads, one scale for all -> that one;
-    together they are one operator of torch's.
+    """A DequantizeLinear -> its QuantizeLinear, if nothing else reads that and there is one scale:
+    torch has one operator for both.
     """
     found = {}
     for node in graph.nodes:
@@ -349,7 +349,7 @@ def _rounded(graph: Graph) -> dict[Node, Node]:
 
 
 def _fake_quantized(node: Node, x: Tensor) -> Tensor:
-    """A QuantizeLinear and what undoes it."""
+    """A QuantizeLinear and its DequantizeLinear."""
     info = np.iinfo(node.dtype)
     scale, zero = (i.array.reshape(()).item() for i in node.operands[1:])
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, int(info.min), int(info.max))
@@ -372,7 +372,7 @@ def _(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tenso
 
 
 def _along(node: Node, values: Tensor | None, x: Tensor) -> Any:
-    """[] or [C] -> to stand against x along the node's axis."""
+    """[] or [C] -> a shape that broadcasts with x along the node's axis."""
     if values is None:
         return 0.0
     values = values.to(torch.float32)

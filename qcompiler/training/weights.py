@@ -1,9 +1,9 @@
-"""A product's float weights -> what a student in few bits multiplies, with gradients.
+"""A product's float weights -> the rounded or pruned weights of the student, with gradients.
 
-Rounding is the compiler's own: the scales, tables and ranges that it would find for the weights as
-they stand; gradients pass as if it were not there (the straight-through estimator of Bengio,
-Leonard and Courville, 2013). Zeros of pruned weights stay; or become more with time, along the
-cubic schedule of Zhu & Gupta, "To prune, or not to prune" (2017).
+Rounding is the compiler's own, with the scales, tables and ranges that it would choose for the
+current weights; gradients ignore it (the straight-through estimator of Bengio, Leonard and
+Courville, 2013). Pruned weights stay zero, or their number grows along the cubic schedule of Zhu &
+Gupta, "To prune, or not to prune" (2017).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from qcompiler.rewrite.matching import input_at
 from qcompiler.training.torch_graph import Tensor, tensor_of
 
 PRUNED = 0.1
-"""Weights of which a larger share is zero were pruned; those zeros stay."""
+"""Weights with a larger fraction of zeros are taken as pruned; these zeros stay."""
 REFRESH = 16
-"""After so many steps scales and tables are found anew."""
+"""Number of steps after which scales and tables are recomputed."""
 
 Rounder = Callable[[Node], "Rounding"]
-"""A product with its weights as they stand -> how they are rounded."""
+"""A product with its current weights -> how they are rounded."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """(q - zero) * scale, q whole from low to high; or table[q] * scale. scale and zero have the
-    weights' own shape.
+    """(q - zero) * scale, with integers q from low to high; or table[q] * scale. scale and zero
+    have the shape of the weights.
     """
 
     scale: Array
@@ -45,7 +45,7 @@ class Rounding:
 
 
 def of_integers(coarse: Node) -> Rounder | None:
-    """A quantized product's weights -> how such are rounded; None for what is no integers."""
+    """A quantized product's weights -> how they are rounded; None if they are not integers."""
     if coarse.op != "DequantizeLinear" or coarse.int("block_size"):
         return None
     most = int(np.abs(coarse.operands[0].array.astype(np.int64)).max(initial=0))
@@ -67,7 +67,7 @@ def of_integers(coarse: Node) -> Rounder | None:
 
 
 def of_grid(grid: Callable[[Node], Grid]) -> Rounder:
-    """What a pass knows of a product's rows [O,K] -> the same of its weights."""
+    """A pass's grid for a product's rows [O,K] -> the rounding of its weights."""
 
     def rounding(node: Node) -> Rounding:
         found = grid(node)
@@ -83,7 +83,7 @@ def of_grid(grid: Callable[[Node], Grid]) -> Rounder:
 
 
 class Weight:
-    """One product's weights and bias: float ones to train, and what the student has for them."""
+    """One product's weights and bias: the float ones to train, and the student's nodes for them."""
 
     def __init__(self, exact: Node, student: Node, rounder: Rounder | None) -> None:
         self.exact, self.student, self.rounder = exact, student, rounder
@@ -96,7 +96,7 @@ class Weight:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What is trained."""
+        """The trained tensors."""
         return [p for p in (self.float_, self.bias) if p is not None]
 
     def stand_ins(self) -> dict[Node, Tensor]:
@@ -113,7 +113,7 @@ class Weight:
         return found
 
     def refresh(self) -> None:
-        """Find the rounding of the weights as they stand."""
+        """Recompute the rounding for the current weights."""
         assert self.rounder is not None
         old = self.exact.operands[1]
         now = constant(self.float_.detach().numpy().copy(), old.name)
@@ -127,7 +127,7 @@ class Weight:
             self.table = torch.from_numpy(found.table.astype(np.float32))
 
     def rounded(self) -> Tensor:
-        """The weights as they are rounded at present."""
+        """The current weights, rounded."""
         steps = self.float_.detach() / self.scale + self.zero
         if self.table is None:
             return (torch.clamp(torch.round(steps), *self.limits) - self.zero) * self.scale
@@ -135,21 +135,21 @@ class Weight:
         return self.table[torch.bucketize(steps, middles)] * self.scale
 
     def keep_zeros(self) -> None:
-        """What was pruned stays so."""
+        """Set pruned weights back to zero."""
         if self.zeros is not None:
             with torch.no_grad():
                 self.float_[self.zeros] = 0
 
     def prune(self, pattern: Pattern, share: float) -> None:
-        """Take that share of the weights, the smallest as they stand."""
+        """Remove this fraction of the weights, the currently smallest ones."""
         w = rows(self.exact, self.float_.detach().numpy())
         kept = mask(as_taps(self.exact, w * w), pattern, share)
         self.zeros = torch.from_numpy(unrows(self.exact, ~kept.reshape(w.shape)))
         self.keep_zeros()
 
     def arrays(self) -> tuple[Array, Array | None]:
-        """Copies. Weights are the rounded ones where rounding these again changes nothing: then
-        whatever method rounds them when they are compiled, it finds what was trained.
+        """Copies of weights and bias. The weights are rounded if rounding them again changes
+        nothing: then they come out as trained, whatever method rounds them when compiling.
         """
         bias = None if self.bias is None else self.bias.detach().numpy().copy()
         plain = self.float_.detach().numpy().copy()
@@ -168,5 +168,5 @@ class Weight:
 
 
 def cubic(done: float) -> float:
-    """How far a schedule is, 0 to 1 -> the share of the final sparsity to have by then."""
+    """The progress of a schedule, 0 to 1 -> the fraction of the final sparsity by then."""
     return 1 - (1 - min(max(done, 0.0), 1.0)) ** 3
