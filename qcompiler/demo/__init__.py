@@ -1,4 +1,4 @@
-"""Nothing -> a small trained network, its calibration images and its labelled test images.
+"""A small trained network, its calibration images and its labelled test images.
 
 `MODEL` is an ONNX file: a convolutional network for scikit-learn's 8x8 handwritten digits, made by
 train.py; `image` float32 [N,1,8,8] in 0..1 -> `scores` float32 [N,10]. `DATA` is an `.npz` file:

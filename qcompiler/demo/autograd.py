@@ -1,7 +1,7 @@
-"""ONNX nodes and arrays -> their outputs, and the way back: the gradients of every weight.
+"""ONNX nodes and arrays -> their outputs, and the gradients of every weight.
 
-Just the operators that the demo's network has, in numpy. A `Tape` runs the nodes in order and keeps
-each one's backward step; `gradients` takes those steps in reverse. Images are [N, C, H, W], weights
+Only the operators of the demo's network, in numpy. A `Tape` runs the nodes in order and keeps each
+one's backward function; `gradients` calls these in reverse. Images are [N, C, H, W], weights
 [O, I, kh, kw].
 """
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float32]
 Backward: TypeAlias = Callable[[Floats], Sequence[Floats | None]]
-"""An output's gradient -> the gradients of the inputs, None for those that have none."""
+"""An output's gradient -> the gradients of the inputs; None for inputs without a gradient."""
 
 MOMENTUM = 0.1
-"""How much of each batch enters the running statistics."""
+"""The weight of each batch in the running statistics."""
 
 
 class Tape:
-    """One run of a graph: every array by name, and what takes the gradients back."""
+    """One run of a graph: every array by name, and the backward functions."""
 
     def __init__(self, nodes: Sequence[onnx.NodeProto], arrays: Mapping[str, Floats]) -> None:
         self.arrays = dict(arrays)
@@ -37,7 +37,8 @@ class Tape:
             self._steps.append((node, backward))
 
     def gradients(self, name: str, gradient: Floats) -> dict[str, Floats]:
-        """The gradient of a loss by output `name` -> by every array that it depends on."""
+        """The gradient with respect to output `name` -> the gradients of all arrays it depends on.
+        """
         found = {name: gradient}
         for node, backward in reversed(self._steps):
             for source, part in zip(node.input, backward(found[node.output[0]]), strict=False):
@@ -49,13 +50,13 @@ class Tape:
 def conv(
     x: Floats, w: Floats, *, kernel_shape: Sequence[int], pads: Sequence[int], group: int
 ) -> tuple[Floats, Backward]:
-    """Stride 1 -> one matrix product a group, over the patches that each output sees."""
+    """A convolution of stride 1: one matrix product per group, over the patch of each output."""
     (n, c, height, width), (o, i, *_), (kh, kw) = x.shape, w.shape, kernel_shape
     top, left, bottom, right = pads
     frame = ((0, 0), (0, 0), (top, bottom), (left, right))
     windows = sliding_window_view(np.pad(x, frame), (kh, kw), axis=(2, 3))
     rows, columns = windows.shape[2:4]
-    # [N, group, I * kh * kw, rows * columns]: what one matrix product of each group takes
+    # [N, group, I * kh * kw, rows * columns]: the right operands of the groups' matrix products
     patches = windows.transpose(0, 1, 4, 5, 2, 3).reshape(n, group, i * kh * kw, rows * columns)
     matrix = w.reshape(group, o // group, i * kh * kw)
 
@@ -74,9 +75,9 @@ def conv(
 def batch_norm(
     x: Floats, gamma: Floats, beta: Floats, mean: Floats, variance: Floats, *, epsilon: float
 ) -> tuple[Floats, Backward]:
-    """(x - mean) / deviation * gamma + beta, by the batch's own mean and deviation.
+    """(x - mean) / deviation * gamma + beta, with the batch's own mean and deviation.
 
-    They also move the running statistics `mean` and `variance`, in place.
+    Also updates the running statistics `mean` and `variance` in place.
     """
     axes, count = (0, 2, 3), x.size // x.shape[1]
     batch_mean, batch_variance = x.mean(axes), x.var(axes)
@@ -99,14 +100,14 @@ def relu(x: Floats) -> tuple[Floats, Backward]:
 
 
 def add(a: Floats, b: Floats) -> tuple[Floats, Backward]:
-    """a + b of one shape."""
+    """a + b, of equal shapes."""
     return a + b, lambda dy: (dy, dy)
 
 
 def max_pool(
     x: Floats, *, kernel_shape: Sequence[int], strides: Sequence[int]
 ) -> tuple[Floats, Backward]:
-    """Windows that do not overlap -> the largest of each; equal ones share its gradient."""
+    """Windows without overlap -> the maximum of each; equal maxima share its gradient."""
     assert tuple(kernel_shape) == tuple(strides)
     n, c, height, width = x.shape
     kh, kw = kernel_shape
@@ -139,7 +140,7 @@ def gemm(x: Floats, w: Floats, b: Floats, *, transB: int) -> tuple[Floats, Backw
 
 
 def _channels(vector: Floats) -> Floats:
-    """One number a channel -> what broadcasts over [N, C, H, W]."""
+    """One number per channel -> an array that broadcasts over [N, C, H, W]."""
     return vector[:, None, None]
 
 

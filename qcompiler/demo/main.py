@@ -1,5 +1,5 @@
-"""The network inside this package -> float32 and int8 artifacts, checked on labelled digits and
-timed; a report on disk.
+"""The embedded network -> float32 and int8 artifacts, checked on labelled digits and timed, and a
+report file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RUNS = 200
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo measured, for people and for programs."""
+    """The demo's measurements, as text and as JSON facts."""
 
     text: str
     facts: dict[str, object]
@@ -89,7 +89,7 @@ def demo(
 
 
 def _accuracy(model: Model, images: Array, labels: Array) -> float:
-    """Share of images whose largest output is their label."""
+    """The fraction of images whose largest output is their label."""
     hits = 0
     for image, label in zip(images, labels, strict=True):
         scores = model(image[None])
@@ -99,7 +99,7 @@ def _accuracy(model: Model, images: Array, labels: Array) -> float:
 
 
 def _latencies(models: dict[str, Model], image: Array) -> dict[str, float]:
-    """Median seconds of each model, timed in turn."""
+    """Median seconds of each model; they are timed alternately."""
     times: dict[str, list[float]] = {p: [] for p in models}
     for _ in range(_RUNS):
         for precision, model in models.items():

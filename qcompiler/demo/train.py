@@ -1,10 +1,10 @@
 """scikit-learn's handwritten digits -> digits.onnx, a trained network, and digits.npz, its images.
 
 Run `python -m qcompiler.demo.train` from a checkout with the test extra installed (half a minute on
-two cores). The network has one of each thing that the compiler knows to do something about:
-convolutions with batch norms behind them, a residual block, a depthwise convolution, both kinds of
-pooling and a matrix product. It is trained as the ONNX graph that it is written as, by the few
-gradients in autograd.py, so that nobody needs a training framework to make it again.
+two cores). The network has one of each construct that the compiler optimizes: convolutions followed
+by batch norms, a residual block, a depthwise convolution, both kinds of pooling and a matrix
+product. It is trained directly as an ONNX graph, with the few gradients in autograd.py, so that no
+training framework is needed to reproduce it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SEED = 1
 TEST_IMAGES, CALIBRATION_IMAGES = 500, 256
 EPOCHS, BATCH = 60, 64
 RATE, DECAY = 3e-3, 1e-4
-"""Adam's step at the start (it falls to 0 along a cosine), and the pull of weights towards 0."""
+"""Adam's initial step size (it falls to 0 along a cosine), and the weight decay."""
 
 
 class Network:
-    """The graph as it grows: nodes in order, and the weights they read."""
+    """A graph under construction: nodes in order, and the weights they read."""
 
     def __init__(self, random: np.random.Generator) -> None:
         self.random = random
@@ -42,7 +42,7 @@ class Network:
         self.weights: dict[str, Floats] = {}
 
     def node(self, op: str, name: str, *inputs: str, **attributes: Attribute) -> str:
-        """Append a node whose output is called as the node is."""
+        """Append a node whose output has the node's name."""
         node = helper.make_node(op, inputs, [name], name=name)
         node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
         self.nodes.append(node)
@@ -57,7 +57,7 @@ class Network:
     def conv_norm(
         self, block: str, x: str, channels: tuple[int, int], *, kernel: int = 3, group: int = 1
     ) -> str:
-        """A convolution that keeps the image's size, and a batch norm."""
+        """A convolution that preserves the image size, and a batch norm."""
         inputs, outputs = channels
         fan_in = inputs // group * kernel * kernel
         shape = (outputs, inputs // group, kernel, kernel)
@@ -74,7 +74,7 @@ class Network:
     def conv_norm_relu(
         self, block: str, x: str, channels: tuple[int, int], *, kernel: int = 3, group: int = 1
     ) -> str:
-        """The same with a Relu behind it."""
+        """The same, followed by a Relu."""
         y = self.conv_norm(block, x, channels, kernel=kernel, group=group)
         return self.node("Relu", f"{block}/relu", y)
 
@@ -132,8 +132,8 @@ def train(net: Network, images: Floats, labels: NDArray[np.int64]) -> None:
 
 
 def split() -> dict[str, NDArray[np.generic]]:
-    """-> images and labels to train and to test with; `calibration` is some of the former."""
-    import sklearn.datasets  # nothing else here needs it
+    """-> training and test images and labels; `calibration` is a part of the training images."""
+    import sklearn.datasets  # needed only here
 
     digits = sklearn.datasets.load_digits()
     images = (digits.images[:, None] / 16).astype(np.float32)
@@ -172,14 +172,15 @@ def _batches(random: np.random.Generator, count: int) -> Iterator[NDArray[np.int
 
 
 def _shifted(random: np.random.Generator, images: Floats) -> Floats:
-    """Move each image by up to one pixel, so that the network learns shapes and not places."""
+    """Move each image by up to one pixel, so that the network learns shapes, not positions."""
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
     corners = random.integers(0, 3, (len(images), 2))
     return np.stack([p[:, a : a + 8, b : b + 8] for p, (a, b) in zip(padded, corners, strict=True)])
 
 
 def _cross_entropy(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, Floats]:
-    """Scores [N,10] and labels [N] -> the mean loss, and its gradient by the scores."""
+    """Scores [N,10] and labels [N] -> the mean loss, and its gradient with respect to the scores.
+    """
     shifted = scores - scores.max(1, keepdims=True)
     share = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
     rows = np.arange(len(labels))

@@ -1,13 +1,14 @@
-"""Graph -> which channels must go together when any goes.
+"""Graph -> which channels must be removed together.
 
-    labels = label(graph)                   every axis of every value: what its elements belong to
-    shrunk = without(graph, labels, kept)   weights cut, constants cut, shapes anew (slimming.py)
+    labels = label(graph)                   for every axis of every value, the channels along it
+    shrunk = without(graph, labels, kept)   smaller weights, constants and shapes (slimming.py)
 
-Channels are found as in Fang et al., "DepGraph: Towards Any Structural Pruning" (CVPR 2023): what a
-product makes are new channels; whatever follows passes them on, joins them (a residual sum makes
-channels of both sides one), repeats them (Flatten, a reshape that merges), or needs them whole
-(what no rule here knows, and the model's outputs): those stay. Attention heads are channels as
-well: a reshape that cuts an axis into heads joins all that one head has.
+Channels are found as in Fang et al., "DepGraph: Towards Any Structural Pruning" (CVPR 2023). A
+product creates new channels. The operators after it pass them on, join them (a residual sum joins
+the channels of both operands), repeat them (Flatten, or a reshape that merges axes), or need all of
+them (operators without a rule here, and the model's outputs), in which case they are kept.
+Attention heads are channels too: a reshape that splits an axis into heads joins the channels of
+each head.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from qcompiler.rewrite.matching import input_at, ints, perm_of
 
 Ids = NDArray[np.int64]
 Axes = tuple[Ids | None, ...]
-"""For each axis of a value the channel of every element along it; None: nothing that can go."""
+"""For each axis of a value, the channel of every element along it; None: nothing can be removed."""
 
 FIXED = 0
-"""The channel of whatever has to stay."""
+"""The channel of everything that must be kept."""
 
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"})
 RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"})
 WITHIN = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"})
-"""They look along the last axes, and at each place of the others alone."""
+"""Operators that work along the last axes, separately for each position of the others."""
 
 
 @dataclass
 class Labels:
-    """What `label` found. `makes` and `reads`: products -> the channels of their weights' outputs
-    and of their weights' inputs, one for each.
+    """The result of `label`. `makes` and `reads`: products -> the channels of their weights'
+    outputs and inputs, in order.
     """
 
     values: dict[tuple[Node, int], Axes] = field(default_factory=dict)
@@ -49,36 +50,36 @@ class Labels:
     parents: list[int] = field(default_factory=lambda: [FIXED])
 
     def find(self, channel: int) -> int:
-        """The channel that stands for all that were joined with one; FIXED for those that stay."""
+        """The channel that represents all channels joined with this one; FIXED if they are kept."""
         while self.parents[channel] != channel:
             self.parents[channel] = self.parents[self.parents[channel]]
             channel = self.parents[channel]
         return channel
 
     def roots(self, ids: Ids) -> Ids:
-        """`find` for each of an array."""
+        """`find` for every element of an array."""
         return np.array([self.find(int(i)) for i in ids], np.int64)
 
     def join(self, a: Ids, b: Ids) -> None:
-        """Element by element: both go or neither."""
+        """Element by element: remove both or neither."""
         for x, y in zip(a.tolist(), b.tolist(), strict=True):
             low, high = sorted((self.find(x), self.find(y)))
             self.parents[high] = low
 
     def fix(self, ids: Iterable[Ids | None]) -> None:
-        """These stay."""
+        """Keep these channels."""
         for each in ids:
             if each is not None:
                 self.join(each, np.zeros_like(each))
 
     def new(self, count: int) -> Ids:
-        """So many channels that nobody had before."""
+        """Create `count` new channels."""
         first = len(self.parents)
         self.parents.extend(range(first, first + count))
         return np.arange(first, first + count)
 
     def groups(self) -> list[Ids]:
-        """The channels that can go, [roots], as groups of those that the same products make."""
+        """The channels that can be removed, as roots, grouped by the products that make them."""
         made: dict[int, list[int]] = {}
         for number, ids in enumerate(self.makes.values()):
             for root in set(self.roots(ids).tolist()) - {FIXED}:
@@ -90,7 +91,7 @@ class Labels:
 
 
 def label(graph: Graph) -> Labels:
-    """Float graph of static shapes, before the layout stage -> its channels."""
+    """Float graph with static shapes, before the layout stage -> its channels."""
     labels = Labels()
     for node in graph.nodes:
         rule = _rule(node)
@@ -119,7 +120,7 @@ def _of(labels: Labels, node: Node) -> Axes:
 
 
 def _stay(labels: Labels, node: Node) -> Axes:
-    """Nothing is known: all that comes in stays."""
+    """For unknown operators: keep all channels of the inputs."""
     for i in node.operands:
         if len(i.types) == 1:
             labels.fix(_of(labels, i))
@@ -135,7 +136,7 @@ def _same(labels: Labels, node: Node) -> Axes:
 
 
 def _elementwise(labels: Labels, node: Node) -> Axes:
-    """Operands that lie along an axis go together; constants are cut to fit."""
+    """Operands along the same axis are removed together; constants are cut to fit."""
     return _together(labels, node, node.operands, node.type.dims)
 
 
@@ -174,12 +175,12 @@ def _conv(labels: Labels, node: Node) -> Axes:
     if group == 1:
         made = labels.new(outputs)
         _product(labels, node, ids, made)
-    elif w.type.dims[1] == 1:  # each channel on its own
+    elif w.type.dims[1] == 1:  # depthwise
         if ids is None:
             return (None, None, *rest)
         made = np.repeat(ids, outputs // group)
         labels.makes[node] = made
-    else:  # as many of every group
+    else:  # remove as many from every group
         if ids is not None:
             each = ids.reshape(group, -1)
             for other in each[1:]:
@@ -230,7 +231,7 @@ def _mat_mul(labels: Labels, node: Node) -> Axes:
 def _batch(
     labels: Labels, a: tuple[Node, Axes], b: tuple[Node, Axes], dims: Sequence[int]
 ) -> list[Ids | None]:
-    """The leading axes of a product of two values."""
+    """The batch axes of a product of two values."""
     made: list[Ids | None] = []
     for axis, size in enumerate(dims):
         found = []
@@ -248,7 +249,9 @@ def _batch(
 
 
 def _attention(labels: Labels, node: Node) -> Axes:
-    """Heads go together in queries, keys and values; of fewer keys' heads each serves several."""
+    """Heads are removed together from queries, keys and values; a key head may serve several query
+    heads.
+    """
     if len(node.types) > 1 or len(node.operands) > 4 or node.type.rank != 4:
         return _stay(labels, node)
     q, k, v = (_of(labels, i) for i in node.operands[:3])
@@ -264,7 +267,7 @@ def _attention(labels: Labels, node: Node) -> Axes:
 
 
 def _within(labels: Labels, node: Node) -> Axes:
-    """Softmax and its kin need all of the axes they look along."""
+    """Softmax and similar operators need all elements of the axes they work along."""
     x = _of(labels, node.operands[0])
     axis = node.int("axis") % len(x)
     last = axis + 1 if "max" in node.op else len(x)
@@ -302,7 +305,7 @@ def _reduce(labels: Labels, node: Node) -> Axes:
 
 
 def reduced(node: Node) -> tuple[int, ...] | None:
-    """The axes that a reduction is over, counted from the front; None if they are not known."""
+    """The axes of a reduction, counted from the front; None if they are not known."""
     rank = node.operands[0].type.rank
     axes = input_at(node, 1)
     if axes is None:
@@ -338,7 +341,7 @@ def _slice(labels: Labels, node: Node) -> Axes:
 
 
 def slices(node: Node) -> dict[int, slice] | None:
-    """A Slice's axes, from the front, and what it takes of each; None if that is not known."""
+    """A Slice's axes, counted from the front, and the slice of each; None if they are not known."""
     dims = node.operands[0].type.dims
     starts, ends = ints(input_at(node, 1)), ints(input_at(node, 2))
     axes, steps = input_at(node, 3), input_at(node, 4)
@@ -353,7 +356,7 @@ def slices(node: Node) -> dict[int, slice] | None:
 
 
 def _pad(labels: Labels, node: Node) -> Axes:
-    """What is added are new channels, of no weights at all."""
+    """Padding adds new channels, which belong to no weights."""
     x = list(_of(labels, node.operands[0]))
     around = pads(node)
     if around is None:
@@ -370,7 +373,7 @@ def _pad(labels: Labels, node: Node) -> Axes:
 
 
 def pads(node: Node) -> list[tuple[int, int]] | None:
-    """What a Pad adds before and after each axis; None if that is not known."""
+    """The amounts that a Pad adds before and after each axis; None if they are not known."""
     rank = node.type.rank
     amounts, axes = ints(input_at(node, 1)), input_at(node, 3)
     places = ints(axes) if axes is not None else tuple(range(rank))
@@ -391,7 +394,7 @@ def _resize(labels: Labels, node: Node) -> Axes:
 
 
 def _reshape(labels: Labels, node: Node) -> Axes:
-    """Axes that stay, merge or are cut; what is more tangled stays as it is."""
+    """Axes that are kept, merged or split; in more complex cases, all channels are kept."""
     x = _of(labels, node.operands[0])
     made: list[Ids | None] = []
     for before, after in factors(node.operands[0].type.dims, node.type.dims):
@@ -411,7 +414,7 @@ def _reshape(labels: Labels, node: Node) -> Axes:
 
 
 def _cut(labels: Labels, flat: Ids, sizes: Sequence[int]) -> list[Ids | None]:
-    """Channels along one axis, cut into several: the one before the last carries them (heads)."""
+    """Channels along an axis that is split into several: the last but one carries them (heads)."""
     wide = [i for i, n in enumerate(sizes) if n > 1]
     if not sizes:
         labels.fix([flat])
@@ -424,7 +427,7 @@ def _cut(labels: Labels, flat: Ids, sizes: Sequence[int]) -> list[Ids | None]:
 
 
 def factors(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Two shapes of the same elements -> runs of axes of as many elements, as short as they go."""
+    """Two shapes of equal size -> the shortest runs of axes that have equal sizes in both."""
     made: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(a) or j < len(b):
@@ -449,7 +452,7 @@ def _split(labels: Labels, node: Node) -> Axes:
 
 
 def _parts(labels: Labels, node: Node, whole: Axes) -> list[Axes]:
-    """A Split's input -> its outputs; of other operators with several outputs nothing is known."""
+    """A Split's input -> its outputs; other operators with several outputs are not known."""
     if node.op != "Split":
         return [(None,) * t.rank for t in node.types]
     axis = node.int("axis") % len(whole)

@@ -1,15 +1,16 @@
-"""A dense graph, a pruned one, samples -> the pruned one with weights that make up for the loss.
+"""A dense graph, a pruned one, samples -> the pruned one with weights that compensate the loss.
 
-Layer by layer, inputs first, each product of the pruned network gets the weights (and the bias)
-with which its outputs come nearest to the dense network's, in the least squares sense, on the
-inputs that it really has: those of the network pruned and repaired so far. So errors do not pile
-up, and a layer learns to do with fewer inputs (He et al., "Channel Pruning for Accelerating Very
+Layer by layer, from the inputs on, each product of the pruned network gets the weights (and bias)
+whose outputs are closest to the dense network's, in the least squares sense, on the inputs that it
+really has: those of the network as pruned and repaired so far. So errors do not accumulate, and a
+layer learns to work with fewer inputs (He et al., "Channel Pruning for Accelerating Very
 Deep Neural Networks", ICCV 2017; single weights: Hubara et al., "Accelerated Sparse Neural
 Training", 2021).
-The mean of every channel is kept by its bias, which is what recalibrating batch norms is for.
+The bias preserves the mean of every channel, which is the purpose of recalibrating batch norms.
 
-Both networks run in numpy, side by side. What is needed to go on from a product is kept of all
-samples where that fits the budget; where not, the way from the last such place is gone again.
+Both networks run in numpy, side by side. The values that are needed to continue from a product are
+kept for all samples if they fit the budget; otherwise they are recomputed from the last product
+whose values did.
 """
 
 from __future__ import annotations
@@ -28,32 +29,32 @@ from qcompiler.rewrite.matching import input_at, rebuilt
 
 BUDGET_BYTES = 256 << 20
 COLUMNS = 64
-"""So many columns of one picture (or sentence) are looked at, where that is enough."""
+"""Columns taken from one image (or sentence), if that is enough."""
 ENOUGH = 16
-"""Columns for each weight of a row that there should be, of all pictures."""
+"""Columns per weight of a row that there should be, over all images."""
 RIDGE = 1e-3
-"""Of the mean curvature: how much weights want to stay what they are."""
+"""Ridge penalty for changing weights, relative to the mean curvature."""
 FEW = 0.1
-"""With more weights in a row than this share of the columns, weights want it more."""
+"""If a row has more weights than this fraction of the columns, the penalty grows."""
 _MOST_SPREAD = 8.0
 DIRECT = 32
-"""With more different sets of kept weights than this all rows are solved together, by steps."""
+"""With more distinct sets of kept weights than this, all rows are solved together, iteratively."""
 
 
 @dataclass
 class Twin:
-    """A product of the pruned graph and what it should give: some outputs of the dense one."""
+    """The target of a product of the pruned graph: some outputs of the dense product."""
 
     dense: Node
     outputs: Array
-    """Which of the dense product's outputs are still there."""
+    """The remaining outputs of the dense product."""
 
 
 @dataclass
 class Seen:
-    """What a pruned product was fed, [G,K,K] and [G,K], and should have given: [G,O,K], [O], [O].
+    """Moments of a pruned product's inputs, [G,K,K] and [G,K], and targets, [G,O,K], [O] and [O].
 
-    second = E[x xT] and cross = E[y xT], about the means for convolutions, whose bias takes these.
+    second = E[x xT] and cross = E[y xT], centred for convolutions, whose bias absorbs the means.
     """
 
     second: Floats
@@ -65,13 +66,13 @@ class Seen:
 
     @property
     def ridge(self) -> float:
-        """How much weights want to stay: the more, the fewer columns there are to fit on."""
+        """The ridge penalty: larger if there are few columns to fit on."""
         share = float(self.second.shape[1]) / max(self.columns, 1)
         return RIDGE + FEW * max(share - FEW, 0.0)
 
 
 Fit = Callable[[Node, Seen, Floats], Floats]
-"""(Pruned product, what was seen, centred where it has a bias, its rows [G,O,K]) -> new rows."""
+"""(Pruned product, moments, centred if it has a bias, its rows [G,O,K]) -> new rows."""
 Values = dict[Node, tuple[Array, ...]]
 
 
@@ -85,7 +86,7 @@ def recover(
     budget_bytes: int = BUDGET_BYTES,
     columns: int = COLUMNS,
 ) -> Graph:
-    """Change the weights of `twins`, products of the pruned graph, one after the other."""
+    """Refit the weights of `twins`, products of the pruned graph, one after the other."""
     order = _side_by_side(dense, pruned, twins)
     walk = _Walk(order, samples, budget_bytes)
     count = getattr(samples, "count", None)
@@ -111,7 +112,7 @@ def recover(
 
 
 def _wanted(node: Node, samples: int, columns: int) -> int:
-    """How many columns of each picture to look at."""
+    """The number of columns to take from each image."""
     pictures = samples * node.type.dims[0]
     depth = node.operands[1].type.size // node.operands[1].type.dims[0 if node.op == "Conv" else 1]
     return max(columns, -(-ENOUGH * depth // pictures)) if pictures else columns
@@ -137,7 +138,7 @@ def _rebuilt(graph: Graph, changed: Mapping[Node, Node]) -> Graph:
 
 
 def _side_by_side(dense: Graph, pruned: Graph, twins: Mapping[Node, Twin]) -> list[Node]:
-    """Nodes of both graphs in one order: a dense product right before its twin."""
+    """The nodes of both graphs in one order: each dense product right before its twin."""
     order: list[Node] = []
     done: set[Node] = set()
 
@@ -162,9 +163,7 @@ def _side_by_side(dense: Graph, pruned: Graph, twins: Mapping[Node, Twin]) -> li
 
 
 def copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
-    """A graph -> the same one of nodes of its own (but for inputs and constants), and which of them
-    stands for which.
-    """
+    """A graph -> a copy with new nodes (except inputs and constants), and the copy of each node."""
     new: dict[Node, Node] = {}
     for node in graph.nodes:
         moved = (None if i is None else new[i] for i in node.inputs)
@@ -174,7 +173,7 @@ def copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
 
 
 class _Walk:
-    """Values of both graphs for every sample, at a place of the order that moves on."""
+    """The values of both graphs for every sample, at a position that moves along the order."""
 
     def __init__(
         self, order: list[Node], samples: Iterable[Mapping[str, Array]], budget_bytes: int
@@ -185,7 +184,7 @@ class _Walk:
         self.held: list[Values] = []
 
     def to(self, place: int, add: Callable[[Values], None], changed: Mapping[Node, Node]) -> None:
-        """Run all samples up to a product, and hand over what it reads and what it should give."""
+        """Run all samples up to a product, and call `add` with its input and its target."""
         following: list[Values] = []
         size = 0
         for number, sample in enumerate(self.samples):
@@ -206,7 +205,7 @@ class _Walk:
 
 
 def _value(now: Node, node: Node, values: Values, sample: Mapping[str, Array]) -> tuple[Array, ...]:
-    """A node's outputs; `now` has the weights it has been given meanwhile."""
+    """A node's outputs; `now` is the node with its refitted weights."""
     if node.op == "input":
         return (np.asarray(sample[node.name]),)
     if node.is_constant:
@@ -223,7 +222,7 @@ def _value(now: Node, node: Node, values: Values, sample: Mapping[str, Array]) -
 
 
 class _Sums:
-    """One product's moments while they are summed up."""
+    """The running sums of one product's moments."""
 
     def __init__(self, node: Node, twin: Twin, columns: int) -> None:
         self.node, self.twin, self.columns = node, twin, columns
@@ -236,7 +235,7 @@ class _Sums:
         self.squares: Numbers = np.zeros(())
 
     def add(self, values: Values) -> None:
-        """Take in one sample's."""
+        """Add one sample."""
         first, second = self.random
         given, y = values[self.node.operands[0]][0], values[self.twin.dense][0]
         x: Numbers = columns_of(self.node, given, self.columns, first)
@@ -253,7 +252,7 @@ class _Sums:
         self.count += x.shape[2]
 
     def seen(self) -> Seen:
-        """Their means."""
+        """The means of the sums."""
         n = max(self.count, 1)
         wanted = self.wanted / n
         spread = np.sqrt(np.maximum(self.squares / n - wanted**2, 0))
@@ -262,12 +261,12 @@ class _Sums:
 
 
 def _added(total: Numbers, more: Numbers) -> Numbers:
-    """A sum in float64 and one array more; the sum is written over, but for a first single 0."""
+    """Add an array to a float64 sum, in place unless the sum is still the initial scalar 0."""
     return np.add(total, more, out=total) if total.ndim else more.astype(np.float64)
 
 
 def with_spread(w: Floats, seen: Seen) -> Floats:
-    """Rows [G,O,K] -> the same, each times what gives its output the wanted standard deviation."""
+    """Rows [G,O,K] -> rows scaled so that each output has the target's standard deviation."""
     have = np.sqrt(np.maximum(np.einsum("gok,gkl,gol->go", w, seen.second, w, optimize=True), 0))
     wanted = seen.spread.reshape(have.shape)
     factor = np.where(have > 0, wanted / np.maximum(have, 1e-300), 1.0)
@@ -276,7 +275,7 @@ def with_spread(w: Floats, seen: Seen) -> Floats:
 
 
 def nearest(w: Floats, seen: Seen, kept: Array | None = None) -> Floats:
-    """Rows [G,O,K] -> those nearest to the wanted outputs; outside `kept`, [G,O,K], they are 0."""
+    """Rows [G,O,K] -> those whose outputs are closest to the targets, 0 outside `kept` [G,O,K]."""
     made = np.empty_like(w)
     for g in range(len(w)):
         mask = np.ones(w[g].shape, bool) if kept is None else kept[g]
@@ -285,10 +284,11 @@ def nearest(w: Floats, seen: Seen, kept: Array | None = None) -> Floats:
 
 
 def solve(w: Floats, h: Floats, c: Floats, kept: Array, *, ridge: float = RIDGE) -> Floats:
-    """The w' [O,K], 0 outside `kept`, that minimise tr(w' h w'T) - 2 tr(w' cT), and stay near w.
+    """The w' [O,K], 0 outside `kept`, that minimise tr(w' h w'T) - 2 tr(w' cT) with a penalty for
+    the distance from w.
 
-    Rows that keep the same columns are solved together; of very many different sets all at once, by
-    conjugate gradients.
+    Rows that keep the same columns are solved together. If there are very many distinct sets, all
+    rows are solved at once, by conjugate gradients.
     """
     mean = float(np.diag(h).mean())
     whole = h + np.eye(len(h)) * (ridge * mean if mean > 0 else 1.0)
@@ -306,7 +306,7 @@ def solve(w: Floats, h: Floats, c: Floats, kept: Array, *, ridge: float = RIDGE)
 
 
 def _conjugate(w: Floats, h: Floats, c: Floats, kept: Array, steps: int = 60) -> Floats:
-    """Preconditioned conjugate gradients for every row, within what it keeps."""
+    """Preconditioned conjugate gradients for every row, over the weights that it keeps."""
     inverse = kept / np.diag(h)
     rest = np.where(kept, c - w @ h, 0.0)
     z = rest * inverse

@@ -1,12 +1,13 @@
-"""What is to be pruned, as people write it -> the passes of the prune stage, with their options.
+"""Pruning requests, as users write them -> the passes of the prune stage, with their options.
 
     channels:0.5               half of the channels: a smaller network
     magnitude:0.7              70 % of the weights, the smallest of each layer (also activation:,
                                second_order:, see sparsity.py)
-    2:4                        two of four neighbouring inputs stay
-    block:0.5, 16x4:0.5        blocks of weights: those the device multiplies at once, or of a size
+    2:4                        two of every four neighbouring inputs are kept
+    block:0.5, 16x4:0.5        blocks of weights: those that the device multiplies at once, or of a
+                               given size
 
-Several may be asked for together: channels go first, then weights of those that are left.
+Several may be combined: channels are removed first, then weights of the remaining ones.
 """
 
 from __future__ import annotations

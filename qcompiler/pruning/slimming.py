@@ -1,8 +1,8 @@
-"""Graph, its channels, and which of them stay -> the graph of these alone: physically smaller.
+"""Graph, its channels, and which of them to keep -> a smaller graph with these channels only.
 
-Weights lose rows and columns, constants that lie along channels lose elements, and whatever spells
-a size out (Reshape, Slice, Pad, Split, Resize) spells the new one. Everything else is made again on
-its smaller inputs.
+Weights lose rows and columns, constants along channels lose elements, and operators that contain
+sizes (Reshape, Slice, Pad, Split, Resize) get the new ones. All other operators are rebuilt on
+their smaller inputs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ Mask = NDArray[np.bool_]
 
 
 def without(graph: Graph, labels: Labels, kept: Mask) -> tuple[Graph, dict[Node, Node]]:
-    """`kept`: for every channel number whether it stays -> the smaller graph, and what became of
-    each node.
-    """
+    """`kept`, whether each channel is kept -> the smaller graph, and the new node of each node."""
     cut = _Cut(labels, kept)
     for node in graph.nodes:
         cut.new[node] = cut.node(node)
@@ -31,14 +29,14 @@ def without(graph: Graph, labels: Labels, kept: Mask) -> tuple[Graph, dict[Node,
 
 
 class _Cut:
-    """The graph while it is made again."""
+    """The graph under construction."""
 
     def __init__(self, labels: Labels, kept: Mask) -> None:
         self.labels, self.kept = labels, kept
         self.new: dict[Node, Node] = {}
 
     def mask(self, ids: Ids | None) -> Mask | None:
-        """Which elements along an axis stay; None: all."""
+        """Which elements along an axis are kept; None: all."""
         if ids is None:
             return None
         found: Mask = self.kept[self.labels.roots(ids)]
@@ -49,7 +47,7 @@ class _Cut:
         return self.labels.values[node, index]
 
     def node(self, node: Node) -> Node:
-        """A node on its new inputs."""
+        """A node, rebuilt on its new inputs."""
         if node.op in ("input", "constant"):
             return node
         inputs = [None if i is None else self.new[i] for i in node.inputs]
@@ -62,7 +60,7 @@ class _Cut:
         return node if same else rebuilt(node, inputs)
 
     def fitted(self, operand: Node, node: Node) -> Node:
-        """An elementwise node's operand; of a constant what lies along channels that stay."""
+        """An elementwise node's new operand; a constant is cut to the channels that are kept."""
         if not operand.is_constant:
             return self.new[operand]
         axes, rank = self.axes(node), node.type.rank
@@ -78,12 +76,12 @@ Change = Callable[[_Cut, Node, list[Node | None]], Node]
 
 
 def take(array: Array, axis: int, mask: Mask | None) -> Array:
-    """Elements along an axis that stay."""
+    """The elements along an axis that are kept."""
     return array if mask is None else np.ascontiguousarray(np.compress(mask, array, axis))
 
 
 def _trimmed(node: Node | None, *cuts: tuple[int, Mask | None]) -> Node | None:
-    """A constant with elements taken out along axes."""
+    """A constant without the elements that are removed along some axes."""
     if node is None:
         return None
     array = node.array

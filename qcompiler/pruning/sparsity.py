@@ -1,20 +1,20 @@
-"""Weights, a pattern and how much to take away -> which weights stay.
+"""Weights, a pattern and a sparsity -> which weights to keep.
 
-Weights are seen as [O, C, T]: outputs, inputs, taps of the window (1 for matrix products). A
-pattern says what goes together:
+Weights are viewed as [O, C, T]: outputs, inputs, taps of the window (1 for matrix products). A
+pattern says which weights are removed together:
 
     element      single weights (Han et al., "Learning both Weights and Connections", 2015)
-    n:m          n of m neighbouring inputs stay (Mishra et al., "Accelerating Sparse Deep Neural
-                 Networks", 2021)
+    n:m          n of m neighbouring inputs are kept (Mishra et al., "Accelerating Sparse Deep
+                 Neural Networks", 2021)
     r x c        blocks of r outputs by c inputs (Narang et al., "Block-Sparse Recurrent Neural
                  Networks", 2017)
 
-How much a weight is worth, by what is known of it:
+The importance of a weight:
 
     magnitude     w^2
     activation    w^2 E[x^2] (Sun et al., "A Simple and Effective Pruning Approach", 2023)
-    second_order  w^2 / inv(E[x xT])_kk: what the output loses when all others make up for it as
-                  well as may be (Hassibi & Stork, "Optimal Brain Surgeon", 1993)
+    second_order  w^2 / inv(E[x xT])_kk: the loss of the output if all other weights compensate as
+                  well as possible (Hassibi & Stork, "Optimal Brain Surgeon", 1993)
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from qcompiler.quantization.reconstruct import Floats, damped
 Mask = NDArray[np.bool_]
 IMPORTANCES = ("magnitude", "activation", "second_order")
 LEVELS = tuple(i / 16 for i in range(16))
-"""The sparsities that a curve of sensitivity is made of."""
+"""The sparsities of a sensitivity curve."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """`outputs` x `inputs` weights go together; with `of`, `keep` out of so many inputs stay."""
+    """Blocks of `outputs` x `inputs` weights; with `of`, `keep` out of `of` inputs are kept."""
 
     outputs: int = 1
     inputs: int = 1
@@ -49,7 +49,9 @@ class Pattern:
 
     @staticmethod
     def read(text: str, device: Device | None = None) -> Pattern:
-        """ "element", "2:4", "16x4", or "block": what the device multiplies at once."""
+        """Parse "element", "2:4", "16x4", or "block", the weights that the device multiplies at
+        once.
+        """
         if text == "element":
             return Pattern()
         if text == "block":
@@ -70,7 +72,7 @@ class Pattern:
         return f"{self.outputs}x{self.inputs}" if self != Pattern() else "element"
 
     def refuse(self, shape: Sequence[int]) -> Skip | None:
-        """Why weights [O, C, T] cannot have this pattern."""
+        """Why weights [O, C, T] cannot have this pattern; None if they can."""
         outputs, inputs, _ = shape
         if self.of and inputs % self.of:
             return Skip(f"{inputs} inputs are no multiple of {self.of}")
@@ -80,7 +82,7 @@ class Pattern:
 
 
 def block_of(device: Device | None) -> Pattern:
-    """The weights that a device's product of bytes takes at once: a tile's, or a vector's."""
+    """The weights that a device's byte product reads at once: a tile, or a vector."""
     if device is None:
         return Pattern(16, 4)
     isa = device.isa
@@ -91,7 +93,7 @@ def block_of(device: Device | None) -> Pattern:
 
 
 def importance(w: Floats, second: Floats | None, kind: str) -> Floats:
-    """Rows [G, O, K], E[x xT] [G, K, K] (not for magnitude) -> what each weight is worth."""
+    """Rows [G, O, K], E[x xT] [G, K, K] (unused for magnitude) -> the importance of each weight."""
     if kind not in IMPORTANCES:
         raise Error(f"unknown importance {kind!r}", hint=f"one of {', '.join(IMPORTANCES)}")
     squares: Floats = w * w
@@ -107,7 +109,7 @@ def importance(w: Floats, second: Floats | None, kind: str) -> Floats:
 
 
 def block_scores(scores: Floats, pattern: Pattern) -> Floats:
-    """[O, C, T] -> [O/outputs, C/inputs, T]: sums over blocks; at the ends they are smaller."""
+    """[O, C, T] -> [O/outputs, C/inputs, T]: sums over blocks; those at the ends may be smaller."""
     o, c, t = scores.shape
     pad = ((0, -o % pattern.outputs), (0, -c % pattern.inputs), (0, 0))
     full = np.pad(scores, pad)
@@ -117,13 +119,14 @@ def block_scores(scores: Floats, pattern: Pattern) -> Floats:
 
 
 def spread(blocks: Mask, pattern: Pattern, shape: Sequence[int]) -> Mask:
-    """The reverse for masks: blocks that stay -> weights [O, C, T] that stay."""
+    """The inverse for masks: which blocks are kept -> which weights [O, C, T] are kept."""
     full = np.repeat(np.repeat(blocks, pattern.outputs, 0), pattern.inputs, 1)
     return full[: shape[0], : shape[1]]
 
 
 def mask(scores: Floats, pattern: Pattern, sparsity: float) -> Mask:
-    """Scores [O, C, T] -> the weights that stay: the best 1 - sparsity; of n:m the best n of m."""
+    """Scores [O, C, T] -> the weights to keep: the best 1 - sparsity, or for n:m the best n of m.
+    """
     if pattern.of:
         return _n_of_m(scores, pattern)
     blocks = block_scores(scores, pattern)
@@ -142,15 +145,16 @@ def _n_of_m(scores: Floats, pattern: Pattern) -> Mask:
     return kept.reshape(scores.shape)
 
 
-# Schedules: how much of each layer.
+# Schedules: how much to remove from each layer.
 
 
 def global_levels(
     scores: Mapping[Node, Floats], pattern: Pattern, sparsity: float, most: float
 ) -> dict[Node, float]:
-    """One threshold for the blocks of all layers: those below it go, of no layer more than `most`.
+    """One threshold for the blocks of all layers: those below it are removed, but at most a
+    fraction `most` of each layer.
 
-    {layer: scores [O, C, T]} -> {layer: sparsity}; in all, `sparsity` of the weights.
+    {layer: scores [O, C, T]} -> {layer: sparsity}; overall, `sparsity` of the weights are removed.
     """
     blocks = {n: block_scores(s, pattern).reshape(-1) for n, s in scores.items()}
     sizes = {n: scores[n].size / b.size for n, b in blocks.items()}
@@ -170,9 +174,10 @@ def global_levels(
 
 
 def curve(w: Floats, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
-    """A layer's sensitivity: the share of its output's energy that is lost at each of LEVELS.
+    """A layer's sensitivity: the fraction of its output's energy that is lost at each of LEVELS,
+    without compensation.
 
-    w and scores [O, C, T] of one group, second = E[x xT]. Nothing makes up for the loss yet.
+    w and scores are [O, C, T] of one group, second = E[x xT].
     """
     flat = w.reshape(len(w), -1)
     whole = max(float(np.einsum("ok,ok->", flat @ second, flat)), 1e-300)
@@ -184,8 +189,8 @@ def curve(w: Floats, second: Floats, scores: Floats, pattern: Pattern) -> Floats
 
 
 def curves(node: Node, second: Floats, scores: Floats, pattern: Pattern) -> Floats:
-    """A product, E[x xT] [G, K, K] of what it multiplies, what its weights are worth, [O, C, T] ->
-    the mean of its groups' curves.
+    """A product, E[x xT] [G, K, K] of its input, the importance of its weights [O, C, T] -> the
+    mean of its groups' curves.
     """
     w = as_taps(node, rows(node, node.operands[1].array))
     each = len(w) // len(second)
@@ -200,8 +205,8 @@ def curves(node: Node, second: Floats, scores: Floats, pattern: Pattern) -> Floa
 def sensitive_levels(
     curves: Mapping[Node, Floats], sizes: Mapping[Node, int], sparsity: float
 ) -> dict[Node, float]:
-    """Curves over LEVELS, numbers of weights -> sparsities of least loss in all, `sparsity` of the
-    weights: a step more for the layer that loses least by it a weight, again and again.
+    """Curves over LEVELS, numbers of weights -> sparsities with the smallest total loss that remove
+    `sparsity` of all weights: repeatedly, one more step for the layer that loses least per weight.
     """
     level = dict.fromkeys(curves, 0)
     total, gone = sum(sizes.values()), 0.0
