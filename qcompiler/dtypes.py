@@ -1,4 +1,4 @@
-"""A dtype's name, as ONNX and the manifest spell it -> the numpy dtype that holds its values."""
+"""A dtype's name, as spelled by ONNX and the manifest -> the numpy dtype that holds its values."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ NARROW = (
     "int4",
     "uint4",
 )
-"""Those that numpy does not know by itself; ml_dtypes, imported when one is met, adds them."""
+"""Dtypes that ml_dtypes adds to numpy; it is imported on first use."""
 
 
 @cache
 def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
-    """ "bfloat16" -> the numpy dtype that holds it. Raises Error where ml_dtypes is needed and is
-    not installed.
+    """ "bfloat16" -> the numpy dtype that holds it.
+
+    Raises Error if ml_dtypes is needed and not installed.
     """
     if dtype not in NARROW:
         return np.dtype(object if dtype == "string" else dtype)

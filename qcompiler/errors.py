@@ -1,6 +1,4 @@
-"""What went wrong, where, and what to do -> one exception the command line prints without a
-traceback.
-"""
+"""The user-facing error (what, where, hint), which the command line prints without a traceback."""
 
 from __future__ import annotations
 
@@ -9,10 +7,9 @@ from importlib.util import find_spec
 
 
 class Error(Exception):
-    """A mistake of the user's or of the input, never a bug of ours.
+    """A mistake of the user's or in the input, never a bug of ours.
 
-    `what` says what is wrong, `where` names the file, node or flag, `hint` says what to do about
-    it.
+    `what` states the mistake, `where` names the file, node or flag, `hint` says how to fix it.
     """
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
@@ -27,7 +24,7 @@ class Error(Exception):
 
 
 _OF_THE_COMPILER = ("tvm", "tvm_ffi", "onnx", "networkx", "ml_dtypes", "google", "tomli")
-"""Packages that running an artifact does without."""
+"""Packages needed to compile, not to run an artifact."""
 
 
 def compiler_missing(error: ImportError) -> Error | None:
@@ -44,18 +41,18 @@ def compiler_missing(error: ImportError) -> Error | None:
         return None
     return Error(
         f"this needs the compiler, and its package {package} is not installed",
-        hint="install qcompiler with what it depends on; running artifacts needs numpy only",
+        hint="install qcompiler with its dependencies; running an artifact needs only numpy",
     )
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Why a rule or a kernel generator does not apply here; `--explain` prints it."""
+    """The reason a rule or kernel generator does not apply; `--explain` prints it."""
 
     reason: str
 
 
 class Unfit(Exception):
-    """Raised deep inside a kernel's generator that turns out not to serve this problem: whoever
-    asked the generator takes it for a Skip of this reason.
+    """Raised deep inside a kernel generator that cannot serve this problem; its caller treats it as
+    a Skip with this reason.
     """

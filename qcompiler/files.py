@@ -1,4 +1,4 @@
-"""What is read is a file, what is written appears whole or not at all; and its size in words."""
+"""Reading regular files, atomic writes, and sizes for display."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from qcompiler.errors import Error
 
 
 def opened(path: str | Path) -> BinaryIO:
-    """A path -> the file there, open for reading. Raises Error with the system's reason where it
-    cannot be read, or is no file: a pipe or a device could be waited for without end.
+    """A path -> the regular file there, open for reading.
+
+    Raises Error with the system's reason if it cannot be read, or if it is not a regular file:
+    reading a pipe or device could block forever.
     """
     try:
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise Error("not a file", where=str(path))
+            raise Error("not a regular file", where=str(path))
         return file
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         reason = getattr(e, "strerror", None) or e
@@ -38,20 +40,20 @@ def contents(path: str | Path) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """An opener for `open` that waits for no writer of a pipe."""
+    """An opener for `open` that does not block on a pipe without a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A path -> a file to write beside it, which takes its place once it is whole and on the disk.
+    """A path -> a temporary file in the same folder, which replaces it once flushed to disk.
 
-    Whatever goes wrong before, or a signal, leaves the path as it was. Raises Error with the
-    system's reason where it cannot be written, or is no file (a folder, /dev/null).
+    On an exception or a signal the original stays untouched. Raises Error with the system's reason
+    if the path cannot be written, or is not a regular file (a folder, /dev/null).
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise Error("cannot write: this is no file that can be replaced", where=str(path))
+        raise Error("cannot write: not a regular file", where=str(path))
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -86,7 +88,7 @@ def size(count: int) -> str:
 
 
 def _umask() -> int:
-    """The rights that new files do not get; the system tells it only when it is set."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

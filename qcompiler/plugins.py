@@ -1,5 +1,6 @@
-"""The one module that knows passes/ and targets/ exist: imports every file there, and every kernel
-generator, by name; each registers itself.
+"""Loads every pass, target and kernel generator by name; each registers itself on import.
+
+No other module knows that passes/ and targets/ exist.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ else:
 
 
 def load_all() -> None:
-    """Import every pass, instruction set and kernel generator; once a process."""
+    """Import every pass, instruction set and kernel generator; once per process."""
     load_passes()
     _load("qcompiler.targets")
     _load("qcompiler.kernels")
 
 
 def load_passes() -> None:
-    """Import every pass, once a process; no compiler of machine code is needed for them."""
+    """Import every pass, once per process; passes need no code generator."""
     _load("qcompiler.passes")
 
 
@@ -45,7 +46,7 @@ def _load(package: str) -> None:
 
 def load_file(path: Path) -> ModuleType:
     """A user's own pass, instruction set or metric (`--pass ./mine.py`, `--target ./mine.py`) ->
-    the module, registered; whatever goes wrong in it is an Error.
+    the module, registered. Any exception it raises becomes an Error.
     """
     if not path.is_file():
         raise Error("no such file", where=str(path))
@@ -66,16 +67,17 @@ def load_file(path: Path) -> ModuleType:
 
 
 def broken(error: BaseException, path: Path | str) -> Error:
-    """What a user's own code raised -> an Error of one line."""
-    told = " ".join(str(error).split())
-    return Error(f"it raised {type(error).__name__}{told and f': {told}'}", where=str(path))
+    """An exception from a user's own code -> a one-line Error."""
+    message = " ".join(str(error).split())
+    return Error(f"it raised {type(error).__name__}{message and f': {message}'}", where=str(path))
 
 
 def device(target: str, threads: int = 0) -> Device:
-    """A target's name -> the device code is made for.
+    """A target's name -> the device to compile for.
 
-    "host" (this machine); an instruction set's name (this machine held to it); a device's name (a
-    TOML file of targets/devices); or the path of a user's own .toml device or .py instruction set.
+    "host" (this machine); an instruction set's name (this machine restricted to it); a device's
+    name (a TOML file in targets/devices); or the path of a user's own .toml device or .py
+    instruction set.
     """
     load_all()
     if target == "host":
@@ -85,7 +87,7 @@ def device(target: str, threads: int = 0) -> Device:
         load_file(Path(target))
         new = [i for name, i in ISAS.items() if name not in before]
         if not new:
-            raise Error("it registers no instruction set", where=target)
+            raise Error("no instruction set is registered here", where=target)
         return on_host(new[-1], threads)
     if target.endswith(".toml"):
         return _read_device(Path(target), threads)
@@ -99,7 +101,7 @@ def device(target: str, threads: int = 0) -> Device:
 
 
 def devices() -> dict[str, Path]:
-    """Device name -> its TOML file, for every device that is installed."""
+    """Device name -> its TOML file, for every installed device."""
     folder = importlib.import_module("qcompiler.targets.devices")
     return {p.stem: p for root in folder.__path__ for p in sorted(Path(root).glob("*.toml"))}
 
@@ -108,7 +110,7 @@ _DEVICE_FIELDS = {"isa": str, "threads": int, "l1_bytes": int, "l2_bytes": int, 
 
 
 def _read_device(path: Path, threads: int) -> Device:
-    """A TOML file of facts -> device."""
+    """A TOML file of facts -> the device."""
     try:
         facts = tomllib.loads(contents(path).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:

@@ -70,18 +70,18 @@ def run_stage(
     """Run a stage's rules to a fixed point, then its graph passes; repeat until nothing changes."""
     load_passes()
     choice = options or Choice()
-    told = _once(explain)
+    report = _once(explain)
     stages = (stage, *ALONG.get(stage, ()))
     names = [n for n in sorted(PASSES, key=_order) if stage_of(n) in stages and choice.wants(n)]
     rules = [p for n in names if isinstance(p := PASSES[n], Rule)]
     passes = {
-        n: build(n, choice.options.get(n, {}), device, told, data)
+        n: build(n, choice.options.get(n, {}), device, report, data)
         for n in names
         if n not in _names(rules)
     }
     for _ in range(_MAX_ROUNDS):
         before = graph
-        graph = rewrite(graph, rules, told)
+        graph = rewrite(graph, rules, report)
         changed = [] if graph is before else ["its rules"]
         for name, made in passes.items():
             after = made(graph)
@@ -183,12 +183,12 @@ def _once(explain: Explain | None) -> Explain | None:
     """Nodes are visited many times; report each Skip only once."""
     if explain is None:
         return None
-    told: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
 
-    def tell(name: str, node: Node, reason: str) -> None:
+    def report(name: str, node: Node, reason: str) -> None:
         key = (name, node.name, reason)
-        if key not in told:
-            told.add(key)
+        if key not in seen:
+            seen.add(key)
             explain(name, node, reason)
 
-    return tell
+    return report

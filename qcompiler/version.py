@@ -1,3 +1,3 @@
-"""The version of the compiler: what `--version` and manifests say."""
+"""The compiler's version, as printed by `--version` and stored in manifests."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompiler.ir import Array, Attr, Graph, Node, substitute
 from qcompiler.rewrite import graph_pass
-from qcompiler.rewrite.matching import melts
+from qcompiler.rewrite.matching import rematerialized
 
 HASHED_BYTES = 1 << 20
 """Constants up to this size are found by all their bytes, larger ones by a few of their numbers,
@@ -46,7 +46,7 @@ class FoldCommon:
         large: dict[Hashable, list[Node]] = {}
 
         def change(node: Node) -> Node:
-            if node.op == "input" or node.op in RANDOM or melts(node):
+            if node.op == "input" or node.op in RANDOM or rematerialized(node):
                 return node
             if node.is_constant and _is_large(node.array):
                 return _first_equal(node, large.setdefault(_look(node.array), []))

@@ -2,7 +2,7 @@
 
 y = dequantize(x); f(y), g(y)  ->  f(dequantize(x)), g(dequantize(x))
 
-So the bytes are what lies in memory, and the widening melts into f and g. Likewise for a change of
+Only the bytes are stored, and f and g each rematerialize the widening. Likewise for a change of
 sign and a Cast. Products (conv, matmul, Attention) read their operands many times and take nothing
 in: these share one.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from qcompiler.ir import Graph, Node
 from qcompiler.rewrite import graph_pass
-from qcompiler.rewrite.matching import melts
+from qcompiler.rewrite.matching import rematerialized
 
 SHARING = frozenset({"conv", "matmul", "Attention", "Reshape", "Transpose"})
 
@@ -34,7 +34,7 @@ class LayoutRepeat:
 
 def _own(old: Node, new: Node, taken: set[Node]) -> Node:
     """The input for one more reader: as it is for the first, a copy for another."""
-    if new.is_constant or not melts(new):
+    if new.is_constant or not rematerialized(new):
         return new
     if old not in taken:
         taken.add(old)

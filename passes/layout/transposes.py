@@ -33,8 +33,8 @@ class LayoutTransposes:
 def _first(inputs: Inputs) -> Seen | None:
     """The data input, when it and nothing else is reordered."""
     first, *rest = inputs
-    others = any(i is not None and i.turned for i in rest)
-    return first if first is not None and first.turned and not others else None
+    others = any(i is not None and i.permuted for i in rest)
+    return first if first is not None and first.permuted and not others else None
 
 
 def _others(inputs: Inputs) -> list[Node | None]:
@@ -252,7 +252,7 @@ def _reshape(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     if memory == sorted(memory):
         source = x.node
     else:
-        source = sinking.turn(x.node, (*ones, *memory))
+        source = sinking.transpose(x.node, (*ones, *memory))
     outs = _with_ones([o for g in order for o in groups[g][1]], node.type.rank)
     if memory != sorted(memory) and outs == list(range(node.type.rank)):
         return None  # all in order in the end: the Transpose as it stands

@@ -1,4 +1,4 @@
-"""Elementwise work comes before a change of shape, so that it melts into the kernel that made x.
+"""Move elementwise operators above a Reshape, so that they fuse into the kernel that made x.
 
 f(Reshape(x), y)  ->  Reshape(f(x, y'))        y' is y as it stands against x's shape
 
@@ -17,7 +17,7 @@ from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops import is_elementwise
 from qcompiler.ops.quantized import TABLES
 from qcompiler.rewrite import graph_pass
-from qcompiler.rewrite.matching import const, melts, rebuilt, reshape
+from qcompiler.rewrite.matching import const, rebuilt, rematerialized, reshape
 
 MAX_GROWN = 1 << 16
 """A constant that has to be repeated along merged axes has at most so many elements then."""
@@ -43,7 +43,7 @@ def _before(node: Node, was: Node, graph: Graph, computed: _Computed) -> Node | 
         return None
     whole = [i for i in zip(node.operands, was.operands, strict=True) if i[0].shape == node.shape]
     ends = [i for i, old in whole if _alone(old, graph)]
-    if any(i.op != "Reshape" and not melts(i) and computed(i) for i in ends):
+    if any(i.op != "Reshape" and not rematerialized(i) and computed(i) for i in ends):
         return None  # it ends another kernel as it stands
     for view in ends:
         source = view.operands[0] if view.op == "Reshape" else view
@@ -110,7 +110,7 @@ def _seen(
     """An operand that stands against `whole` -> against `shape`; None where no Reshape says it."""
     if operand.type.size == 1:
         return operand if operand.type.rank <= 1 else reshape(operand, ())
-    if melts(operand) and operand.shape == whole and (inner := _against(operand, shape)):
+    if rematerialized(operand) and operand.shape == whole and (inner := _against(operand, shape)):
         return rebuilt(operand, inner)
     given = (1,) * (len(whole) - operand.type.rank) + operand.type.dims
     grown, target = list(given), [1] * len(shape)

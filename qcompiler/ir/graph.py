@@ -1,8 +1,7 @@
-"""Nodes that point at their inputs -> an immutable graph.
+"""The graph: immutable nodes that point at their inputs.
 
-A node never changes: a rewrite makes new nodes, and nodes that nobody points at are simply gone.
-Operator names with a capital letter are ONNX operators at their newest semantics; names in lower
-case are the compiler's own.
+A rewrite makes new nodes; a node that nothing points at no longer exists. Capitalized operator
+names are ONNX operators at their newest semantics; lower-case names are the compiler's own.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ Attr = int | float | str | None | tuple[int, ...] | tuple[float, ...] | tuple[st
 
 MAX_RANK = 32
 MAX_ELEMENTS = (1 << 31) - 1
-"""No tensor has more dimensions or elements: kernels count elements in 32 bits."""
+"""Upper bounds for every tensor: kernels count elements in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A tensor's dtype ("float32", "uint8", ...) and shape; a dimension not yet known is a symbol's
-    name.
+    """A tensor's dtype ("float32", "uint8", ...) and shape; a string in the shape is the symbol of
+    an unknown dimension.
     """
 
     dtype: str
@@ -50,10 +49,10 @@ class Type:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The shape as numbers; an unpinned symbol is an error that names it."""
+        """The shape as numbers. Raises Error for a symbolic dimension, naming it."""
         for d in self.shape:
             if isinstance(d, str):
-                raise Error(f"dimension {d!r} is not known", hint="pin it with --input-shape")
+                raise Error(f"dimension {d!r} is unknown", hint="pin it with --input-shape")
         return tuple(int(d) for d in self.shape)
 
     @property
@@ -63,13 +62,15 @@ class Type:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all elements, packed."""
+        """Size in bytes."""
         return self.size * numpy_dtype(self.dtype).itemsize
 
     @property
     def fault(self) -> str:
-        """What is wrong with the sizes; nothing where they can be. An open dimension counts as one
-        element, and so does an empty one: what is beside it may be read from elsewhere.
+        """What is wrong with the shape, or "".
+
+        A symbolic dimension counts as 1, and so does an empty one: the other sizes may still
+        be used to read other tensors.
         """
         numbers = [int(d) for d in self.shape if not isinstance(d, str)]
         if min(numbers, default=0) < 0:
@@ -85,7 +86,7 @@ class Type:
 
 
 class _Watched:
-    """A slot for weak references; dataclasses make one themselves only from Python 3.11 on."""
+    """A slot for weak references; `dataclass(weakref_slot=True)` needs Python 3.11."""
 
     __slots__ = ("__weakref__",)
 
@@ -95,7 +96,7 @@ class Node(_Watched):
     """One operator applied to its inputs (None where an optional input is absent); compared by
     identity.
 
-    `types` has one entry an output. A node of several outputs is read through `item` nodes.
+    `types` has one entry per output. The outputs of a multi-output node are read through `item`.
     """
 
     op: str
@@ -138,7 +139,7 @@ class Node(_Watched):
 
     @property
     def operands(self) -> tuple[Node, ...]:
-        """The inputs that are present."""
+        """The inputs, without absent ones."""
         return tuple(i for i in self.inputs if i is not None)
 
     def ints(self, key: str) -> tuple[int, ...]:
@@ -173,7 +174,7 @@ class Node(_Watched):
         return Error(f"the attribute {key} is not {kind}", where=f"{self.op} {self.name!r}")
 
     def with_inputs(self, inputs: Iterable[Node | None]) -> Node:
-        """The same node on other inputs; itself when they are the same ones."""
+        """The same node on other inputs; itself if they are unchanged."""
         new = tuple(inputs)
         same = all(a is b for a, b in zip(new, self.inputs, strict=True))
         return self if same else replace(self, inputs=new)
@@ -196,30 +197,30 @@ def placeholder(name: str, type: Type) -> Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Inputs and outputs, in the model's order; everything between is what the outputs reach."""
+    """Inputs and outputs, in the model's order; its nodes are what the outputs reach."""
 
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
     output_names: tuple[str, ...]
     name: str = "main"
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Facts for the artifact's manifest (producer, opset, how it was quantized)."""
+    """Facts for the artifact's manifest (producer, opset, quantization)."""
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """Every node that is an input or that the outputs reach, each after its inputs."""
+        """The inputs and every node the outputs reach, in topological order."""
         return tuple(walk((*self.inputs, *self.outputs)))
 
     @cached_property
     def readers(self) -> Counter[Node]:
-        """How many times each node is read, being a graph output included."""
+        """Number of uses of each node; being a graph output counts as one."""
         count: Counter[Node] = Counter(self.outputs)
         for node in self.nodes:
             count.update(node.operands)
         return count
 
     def with_outputs(self, outputs: Iterable[Node]) -> Graph:
-        """The same graph with other outputs; itself when they are the same ones."""
+        """The same graph with other outputs; itself if they are unchanged."""
         new = tuple(outputs)
         return (
             self
@@ -233,7 +234,7 @@ class Graph:
 
 
 def walk(roots: Iterable[Node]) -> Iterator[Node]:
-    """Nodes -> they and all they reach, inputs first; no recursion, so depth is no limit."""
+    """Roots -> every node they reach, inputs first. Not recursive: graphs may be deep."""
     seen: set[Node] = set()
     stack = [(root, False) for root in reversed(tuple(roots))]
     while stack:
@@ -247,7 +248,7 @@ def walk(roots: Iterable[Node]) -> Iterator[Node]:
 
 
 def substitute(graph: Graph, change: Callable[[Node], Node]) -> Graph:
-    """Graph -> the graph of what `change` makes of each node, its inputs already changed."""
+    """Replace every node by `change(node)`, whose inputs are already replaced."""
     new: dict[Node, Node] = {}
     for node in graph.nodes:
         moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)

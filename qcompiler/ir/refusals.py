@@ -1,9 +1,8 @@
-"""A graph that cannot be compiled -> an Error that says which node of the model is in the way, and
-why.
+"""Errors for graphs that cannot be compiled, naming the nodes of the model responsible.
 
-Kernels are made for shapes that are known. Where a shape follows from data (the shape that a
-Reshape reads, the ends of a Slice, how many numbers are not zero), no later stage can say more than
-"no kernel": so it is said here, as soon as all that can be folded is folded.
+Kernels are compiled for known shapes. Where a shape depends on data (a Reshape's target shape, the
+bounds of a Slice, the number of nonzero elements), later stages could only report "no kernel", so
+the check runs as soon as everything foldable is folded.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Graph, Node, Type, walk
 
 LISTED = 4
-"""How many nodes an Error names."""
+"""Most nodes an Error names."""
 
 Reasons = Mapping[str, str]
-"""A node's name -> why rules or generators left it alone."""
+"""A node's name -> why rules or generators skipped it."""
 
 
 def demand_static(types: Mapping[str, Type]) -> None:
-    """Types of a model's inputs, by name: refuse symbolic dimensions, naming the inputs to pin."""
+    """Raise Error if inputs (name -> type) have symbolic dimensions, naming them."""
     open_ = {name: t for name, t in types.items() if not t.static}
     if open_:
         symbols = sorted({str(d) for t in open_.values() for d in t.shape if isinstance(d, str)})
@@ -33,8 +32,8 @@ def demand_static(types: Mapping[str, Type]) -> None:
 
 
 def with_open_sizes(error: Error, inputs: Sequence[Node]) -> Error:
-    """An Error of reading a model -> the same; where inputs have open sizes, which may be why, its
-    hint says how to pin them.
+    """An Error from reading a model -> the same; if inputs have symbolic dimensions, a possible
+    cause, its hint says how to pin them.
     """
     flags = pins({n.name: n.type for n in inputs})
     if not flags:
@@ -46,25 +45,25 @@ def with_open_sizes(error: Error, inputs: Sequence[Node]) -> Error:
 
 
 def pins(types: Mapping[str, Type]) -> str:
-    """Types of inputs, by name -> the flags that pin those of open sizes."""
+    """Input types by name -> the flags that pin their symbolic dimensions."""
     open_ = {name: t for name, t in types.items() if not t.static}
-    return " ".join(f"--input-shape {name}={_asked(t.shape)}" for name, t in open_.items())
+    return " ".join(f"--input-shape {name}={_to_pin(t.shape)}" for name, t in open_.items())
 
 
-def _asked(shape: Sequence[Dim]) -> str:
-    """A shape as a flag spells it, with <names> where numbers are to be given."""
+def _to_pin(shape: Sequence[Dim]) -> str:
+    """A shape as in the flag, with <names> in place of numbers."""
     return "x".join(f"<{d}>" if isinstance(d, str) else str(d) for d in shape)
 
 
 def demand_known(graph: Graph) -> None:
-    """Refuse shapes that only running the model tells, naming where the first of them begin."""
+    """Raise Error for data-dependent shapes, naming the nodes they originate at."""
     begin = [n for n in graph.nodes if _open(n) and not any(_open(i) for i in n.operands)]
     if begin:
         more = f" and {len(begin) - LISTED} more" if len(begin) > LISTED else ""
         raise Error(
-            f"the shape of what it makes depends on data: {'; '.join(map(_cause, begin[:LISTED]))}",
-            where=", ".join(map(said, begin[:LISTED])) + more,
-            hint="make that a constant of the model (an initializer): shapes are fixed when "
+            f"the output shape depends on data: {'; '.join(map(_cause, begin[:LISTED]))}",
+            where=", ".join(map(described, begin[:LISTED])) + more,
+            hint="make that a constant (an initializer) of the model: shapes are fixed when "
             "compiling",
         )
 
@@ -73,13 +72,13 @@ def _open(node: Node) -> bool:
     return any(not t.static for t in node.types)
 
 
-def said(node: Node) -> str:
+def described(node: Node) -> str:
     """A node as the model's author knows it: "mine (Reshape)"."""
     return f"{node.name or 'unnamed'} ({node.op})"
 
 
 def _cause(node: Node) -> str:
-    """What a node's shape follows from: its parameters, where they are computed; else its data."""
+    """What a node's shape depends on: its computed parameters, else its data."""
     place = {i: k for k, i in enumerate(node.inputs) if i is not None}
     computed = [i for i in node.operands[1:] if not i.is_constant]
     computed = computed or [i for i in node.operands if not i.is_constant]
@@ -90,25 +89,25 @@ def _origin(value: Node) -> str:
     if value.op == "input":
         return f"the model's input {value.name!r}"
     sources = [repr(n.name) for n in walk([value]) if n.op == "input"]
-    return f"made of the model's {', '.join(sources)} by {said(value)}"
+    return f"computed from the model's {', '.join(sources)} by {described(value)}"
 
 
 def missing(nodes: Sequence[Node], reasons: Reasons) -> Error:
-    """Nodes that have a meaning but no kernel -> the Error that names every one."""
+    """Nodes without a kernel -> the Error that names every one."""
     by_kind: dict[str, list[str]] = {}
     for node in nodes:
         kind = f"{node.op} of {node.operands[0].types[0].dtype if node.operands else node.dtype}"
-        told = "; ".join(dict.fromkeys(_why(node, reasons)))
-        by_kind.setdefault(kind, []).append((node.name or "unnamed") + (f" ({told})" * bool(told)))
+        why = "; ".join(dict.fromkeys(_why(node, reasons)))
+        by_kind.setdefault(kind, []).append((node.name or "unnamed") + (f" ({why})" * bool(why)))
     listed = (f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in by_kind.items())
     return Error(
         f"no kernel yet for {'; '.join(listed)}",
-        hint="--log-level info says why each generator refused",
+        hint="--log-level info prints why each generator skipped it",
     )
 
 
 def _why(node: Node, reasons: Reasons) -> Iterator[str]:
-    """The rule's or generator's reason, and what the node reads that only running tells."""
+    """The rule's or generator's reason, and the inputs known at run time only."""
     if node.name in reasons:
         yield reasons[node.name]
     for place, i in enumerate(node.inputs):

@@ -7,9 +7,9 @@
       return y=%y
     }
 
-Constants of at most 16 elements are written out; larger ones stand as `#name`, and `write` hands
-their arrays over beside the text. An absent optional input is `_`. A type left out is inferred,
-where the reader is given a way to infer.
+Constants of at most 16 elements are printed in place; larger ones appear as `#name`, and `write`
+returns their arrays with the text. An absent optional input is `_`. An omitted type is inferred,
+if the reader is given a `make`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array, Attr, Dim, Graph, Node, Type, constant, numpy_dtype, placeholder
 
 Make = Callable[..., Node]
-"""(operator, *inputs, name=, **attributes) -> a typed node, its attributes complete: `ops.make`."""
+"""(operator, *inputs, name=, **attributes) -> a typed node with all attributes: `ops.make`."""
 
 INLINE_ELEMENTS = 16
 
@@ -36,7 +36,7 @@ _TOKEN = re.compile(
 
 
 def write(graph: Graph) -> tuple[str, dict[str, Array]]:
-    """Graph -> (text, arrays of the constants that the text names but does not show)."""
+    """Graph -> (text, arrays of the constants printed as `#name`)."""
     names = _value_names(graph)
     arrays: dict[str, Array] = {}
     inputs = ", ".join(f"%{names[i]}: {i.type}{_suffix(i, names[i])}" for i in graph.inputs)
@@ -69,7 +69,7 @@ def read(
 ) -> Graph:
     """Text -> graph. `arrays` gives the value of every `#name`.
 
-    `make` makes the nodes whose type the text leaves out; they may leave out attributes too.
+    `make` builds the nodes whose types are omitted; they may omit attributes too.
     """
     return _Reader(text, arrays or {}, make).graph()
 
@@ -90,7 +90,7 @@ def _value_names(graph: Graph) -> dict[Node, str]:
 
 
 def _suffix(node: Node, name: str) -> str:
-    """The node's own name, where the value's name does not tell it."""
+    """The node's own name, if it differs from the value's."""
     return f" {_quote(node.name)}" if node.name and (node.name != name or name.isdigit()) else ""
 
 
@@ -105,7 +105,7 @@ def _number(value: object) -> str:
         return str(int(value))
     if isinstance(value, bytes | str):
         return _quote(value if isinstance(value, str) else value.decode())
-    text = str(value)  # numpy prints the shortest text that reads back as the same number
+    text = str(value)  # numpy prints the shortest text that round-trips
     return text if re.search(r"[.en]", text) else f"{text}.0"
 
 
@@ -125,7 +125,7 @@ def _attr(value: Attr, name: str, arrays: dict[str, Array]) -> str:
 
 
 class _Reader:
-    """One pass over the tokens; every error says the line."""
+    """One pass over the tokens; errors give the line."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class _Reader:
         self.step()
 
     def step(self) -> str:
-        """Return the token under the cursor and move on."""
+        """Return the current token and advance."""
         taken = self.token
         match = _TOKEN.match(self.text, self.at)
         if match is None or match.lastgroup is None:
@@ -170,7 +170,7 @@ class _Reader:
         return False
 
     def listed(self, close: str) -> Iterator[None]:
-        """Yield before every comma-separated item up to `close`, and step over it."""
+        """Yield before every comma-separated item up to `close`, and consume it."""
         while not self.accept(close):
             yield
             if self.token != close:
@@ -189,7 +189,7 @@ class _Reader:
     def value(self) -> Node:
         name = self.value_name()
         if name not in self.values:
-            raise self.error(f"%{name} is read before it is made")
+            raise self.error(f"%{name} is used before its definition")
         return self.values[name]
 
     def type(self) -> Type:
@@ -225,7 +225,7 @@ class _Reader:
             if callable(self.arrays):
                 return self.arrays(name, type)
             if name not in self.arrays:
-                raise self.error(f"no array is given for #{name}")
+                raise self.error(f"no array given for #{name}")
             return self.arrays[name]
         self.expect("[")
         values = [self.scalar() for _ in self.listed("]")]

@@ -1,4 +1,4 @@
-"""Rules and passes over graphs: a pattern and a function, run until nothing changes."""
+"""Rewrite rules and passes over graphs."""
 
 from qcompiler.errors import Skip
 from qcompiler.rewrite.rules import (

@@ -1,9 +1,9 @@
-"""Graph -> an equal graph whose Transposes have run down to where they cancel or must be.
+"""Sink Transposes toward the outputs until they cancel or must be materialized.
 
-Every value is seen as `Transpose(node, perm)` without making that Transpose. An operator that knows
-how to work on reordered axes (those in `THROUGH`, and all elementwise ones) hands the order on; for
-any other one the Transpose is made. So nothing is left between two convolutions, which want their
-channels last and give them last.
+Every value is represented as `Transpose(node, perm)` without making that Transpose. An operator
+that can work on permuted axes (those in `THROUGH`, and all elementwise ones) passes the permutation
+on; for any other one the Transpose is made. So none is left between two convolutions, which both
+read and write channels last.
 
     @through("Softmax")
     def _(node, inputs, sinking):        # f(Transpose(x)) -> Transpose(f'(x))
@@ -27,28 +27,28 @@ Perm = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Seen:
-    """A value of the graph: `node` with its axes in the order `perm` (empty: as it is)."""
+    """A value of the graph: Transpose(node, perm); an empty `perm` is the identity."""
 
     node: Node
     perm: Perm = ()
 
     @property
-    def turned(self) -> bool:
-        """Does it differ from its node?"""
+    def permuted(self) -> bool:
+        """Is the permutation not the identity?"""
         return bool(self.perm)
 
     def order(self, rank: int) -> Perm:
-        """Where each axis of the value is among the node's."""
+        """The node's axis for each axis of the value."""
         return self.perm or tuple(range(rank))
 
 
 Handler = Callable[[Node, "list[Seen | None]", "Sinking"], "Seen | None"]
 THROUGH: dict[str, Handler] = {}
-"""Operator -> how it works on inputs whose axes stand in another order; None: it cannot here."""
+"""Operator -> its handler for permuted inputs, which returns None where it does not apply."""
 
 
 def through(*names: str) -> Callable[[Handler], Handler]:
-    """Register how operators work on reordered axes."""
+    """Register a handler of operators on permuted inputs."""
 
     def register(handler: Handler) -> Handler:
         for name in names:
@@ -61,23 +61,23 @@ def through(*names: str) -> Callable[[Handler], Handler]:
 
 
 class Sinking:
-    """One walk over a graph: what each value is seen as, and the Transposes made so far."""
+    """One walk over a graph: the representation of each value, and the Transposes made so far."""
 
     def __init__(self) -> None:
         self.made: dict[tuple[Node, Perm], Node] = {}
 
     def run(self, graph: Graph) -> Graph:
-        """Graph -> the same one with its Transposes moved; itself when none did."""
+        """Graph -> the same one with its Transposes moved; itself if none did."""
         seen: dict[Node, Seen] = {}
         for node in graph.nodes:
             seen[node] = self.visit(node, [None if i is None else seen[i] for i in node.inputs])
         return graph.with_outputs(self.plain(seen[o]) for o in graph.outputs)
 
     def visit(self, node: Node, inputs: list[Seen | None]) -> Seen:
-        """One node on what its inputs are seen as."""
+        """One node on the representations of its inputs."""
         if node.op == "Transpose":
             return self.transposed(node, inputs[0])
-        if any(i is not None and i.turned for i in inputs):
+        if any(i is not None and i.permuted for i in inputs):
             handler = elementwise if is_elementwise(node) else THROUGH.get(node.op)
             result = handler(node, inputs, self) if handler and _static(node) else None
             if result is not None:
@@ -85,26 +85,26 @@ class Sinking:
         return Seen(node.with_inputs(None if i is None else self.plain(i) for i in inputs))
 
     def transposed(self, node: Node, source: Seen | None) -> Seen:
-        """A Transpose of the graph: nothing is made, only seen."""
+        """A Transpose of the graph: only its permutation is recorded."""
         assert source is not None
         perm = perm_of(node)
         both = tuple(source.order(len(perm))[a] for a in perm)
-        if not source.turned and not free(source.node, both):
-            # The graph's own Transpose serves, should one be needed.
+        if not source.permuted and not free(source.node, both):
+            # Reuse the graph's own Transpose if one is needed.
             self.made.setdefault((source.node, both), node.with_inputs((source.node,)))
         return seen_as(source.node, both)
 
     def plain(self, value: Seen) -> Node:
         """The value with its axes in the graph's order."""
-        return self.turn(value.node, value.perm)
+        return self.transpose(value.node, value.perm)
 
     def physical(self, value: Seen, layout: Perm) -> Node:
-        """The node of which the value is `Transpose(node, layout)`."""
+        """The node such that the value is `Transpose(node, layout)`."""
         order = value.order(len(layout))
-        return self.turn(value.node, tuple(order[a] for a in inverse(layout)))
+        return self.transpose(value.node, tuple(order[a] for a in inverse(layout)))
 
-    def turn(self, node: Node, perm: Perm) -> Node:
-        """Transpose(node, perm), made once; a Reshape where no element moves."""
+    def transpose(self, node: Node, perm: Perm) -> Node:
+        """Transpose(node, perm), made once; a Reshape if no element moves."""
         if perm == tuple(range(len(perm))):
             return node
         key = (node, perm)
@@ -126,7 +126,7 @@ def free(node: Node, perm: Perm) -> bool:
 
 
 def elementwise(node: Node, inputs: list[Seen | None], sinking: Sinking) -> Seen | None:
-    """f(Transpose(x), y) -> Transpose(f(x, y')): operands of fewer axes turn with the rest."""
+    """f(Transpose(x), y) -> Transpose(f(x, y')): lower-rank operands are permuted too."""
     rank = node.type.rank
     layout = common_layout([i for i in inputs if i is not None], rank)
     if layout == tuple(range(rank)):
@@ -144,7 +144,7 @@ def elementwise(node: Node, inputs: list[Seen | None], sinking: Sinking) -> Seen
 
 
 def common_layout(inputs: Sequence[Seen], rank: int) -> Perm:
-    """The order of axes that makes the fewest bytes move; channels last where it is a draw."""
+    """The axis order that moves the fewest bytes; channels last on a tie."""
     identity = tuple(range(rank))
     same_rank = [i for i in inputs if i.node.type.rank == rank and not i.node.is_constant]
     candidates = dict.fromkeys(i.order(rank) for i in same_rank)
@@ -164,7 +164,7 @@ def _moved_bytes(value: Seen, layout: Perm) -> int:
 
 
 def operand(value: Seen, layout: Perm, sinking: Sinking) -> Node:
-    """An operand as it must stand beside values laid out so; missing axes count as 1."""
+    """An operand permuted to `layout`; missing leading axes count as 1."""
     rank = len(layout)
     missing = rank - value.node.type.rank
     if missing == 0 and not value.node.is_constant:
@@ -193,7 +193,7 @@ def to_last(rank: int) -> Perm:
 
 
 def seen_as(node: Node, perm: Perm) -> Seen:
-    """Transpose(node, perm), which may be no Transpose at all."""
+    """Transpose(node, perm), with the identity as the empty permutation."""
     return Seen(node, () if perm == tuple(range(len(perm))) else perm)
 
 
@@ -205,7 +205,7 @@ def _static(node: Node) -> bool:
 
 @through("item")
 def _item(node: Node, inputs: list[Seen | None], sinking: Sinking) -> Seen | None:
-    """Every output of a reordered node is reordered, except those of another rank."""
+    """Every output of a permuted node is permuted, except those of another rank."""
     source = inputs[0]
     assert source is not None
     made = make("item", source.node, name=node.name, index=node.int("index"))

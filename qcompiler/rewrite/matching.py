@@ -1,4 +1,4 @@
-"""Nodes -> what rules ask of them: constant numbers, per-channel vectors, axes, a node anew."""
+"""Helpers of rules: constant numbers, per-channel vectors, axes, rebuilt nodes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
 
 
 def number(node: Node | None) -> float | None:
-    """A constant of one element -> its value; None for anything else."""
+    """A one-element constant -> its value; anything else -> None."""
     if node is None or not node.is_constant or node.array.size != 1 or node.dtype == "string":
         return None
     return float(node.array.reshape(()))
 
 
 def ints(node: Node | None) -> tuple[int, ...] | None:
-    """A constant (or a small computed) list of integers -> its values; None for anything else."""
+    """A constant (or small computed) list of integers -> its values; anything else -> None."""
     array = known_value(node)
     if array is None or array.dtype.kind not in "iub":
         return None
@@ -32,12 +32,12 @@ def ints(node: Node | None) -> tuple[int, ...] | None:
 
 
 def exact(node: Node) -> Numbers:
-    """A constant's numbers in float64, to compute new ones from."""
+    """A constant's values in float64, for compile-time arithmetic."""
     return node.array.astype(np.float64)
 
 
 def per_channel(array: Numbers, rank: int, axis: int) -> Numbers | None:
-    """An operand that broadcasts along one axis of a tensor only -> [C] or [1]; else None."""
+    """An operand that varies along one axis of a tensor only -> [C] or [1]; else None."""
     if array.ndim > rank:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape
@@ -58,7 +58,7 @@ def const(array: ArrayLike, dtype: str = "", like: Node | None = None) -> Node:
 
 
 def to_dtype(x: Node, dtype: str) -> Node:
-    """x in another dtype; x itself where it has that dtype."""
+    """x cast to a dtype; x itself if it has that dtype."""
     if x.dtype == dtype:
         return x
     return const(x.array, dtype) if x.is_constant else make("Cast", x, to=dtype)
@@ -67,30 +67,30 @@ def to_dtype(x: Node, dtype: str) -> Node:
 WIDENING = frozenset({"dequantize", "DequantizeLinear", "as_unsigned", "as_signed", "Cast"})
 
 
-def melts(node: Node) -> bool:
-    """Is it cheaper to widen bytes again in each reader's kernel than to keep them widened?"""
+def rematerialized(node: Node) -> bool:
+    """Is it cheaper to widen bytes again in each reader's kernel than to store them widened?"""
     return node.op in WIDENING and numpy_dtype(node.operands[0].dtype).itemsize == 1
 
 
 def int64s(values: Iterable[int]) -> Node:
-    """Integers -> the constant list that shapes, axes, pads and perms come as."""
+    """Integers -> the int64 constant of a shape, axes, pads or perm input."""
     return constant(np.array(list(values), np.int64))
 
 
 def reshape(x: Node, shape: Sequence[Dim], name: str = "") -> Node:
-    """x seen in another shape; x itself where it has that shape. A 0 is a 0, not one of x's."""
+    """x reshaped; x itself if it has that shape. A 0 is an empty dimension, not a copied one."""
     return x if x.shape == tuple(shape) else reshaped(x, shape, name)
 
 
 def reshaped(x: Node, shape: Sequence[Dim], name: str = "") -> Node:
-    """A Reshape, also to the shape that x has."""
+    """A Reshape, even to x's own shape."""
     numbers = [int(d) for d in shape]
     zeros = int(0 in numbers and -1 not in numbers)
     return make("Reshape", x, int64s(numbers), allowzero=zeros, name=name)
 
 
 def transpose(x: Node, perm: Sequence[int], name: str = "") -> Node:
-    """x with axes in another order; x itself where the order stays; a constant moved here."""
+    """x transposed; x itself for the identity; a constant is transposed at compile time."""
     if tuple(perm) == tuple(range(len(perm))):
         return x
     if x.is_constant:
@@ -99,18 +99,18 @@ def transpose(x: Node, perm: Sequence[int], name: str = "") -> Node:
 
 
 def perm_of(node: Node) -> tuple[int, ...]:
-    """A Transpose's order of axes; left out it is the reverse."""
+    """A Transpose's permutation; reversed axes if omitted."""
     perm = node.attrs.get("perm")
     return tuple(range(node.operands[0].type.rank))[::-1] if perm is None else node.ints("perm")
 
 
 def inverse(perm: Sequence[int]) -> tuple[int, ...]:
-    """The order of axes that undoes another."""
+    """The inverse permutation."""
     return tuple(sorted(range(len(perm)), key=lambda axis: perm[axis]))
 
 
 def rebuilt(node: Node, inputs: Iterable[Node | None] | None = None, **attrs: Any) -> Node:
-    """The same operator and name on other inputs or attributes; its type is found anew."""
+    """The same operator and name on other inputs or attributes; its type is inferred again."""
     given = list(node.inputs if inputs is None else inputs)
     while given and given[-1] is None:
         given.pop()
@@ -119,13 +119,14 @@ def rebuilt(node: Node, inputs: Iterable[Node | None] | None = None, **attrs: An
 
 
 def input_at(node: Node, index: int) -> Node | None:
-    """The input at a place; None where it is absent or left out at the end."""
+    """The input at an index; None if it is absent."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
 def either(node: Node, fits: Callable[[Node], bool]) -> tuple[Node, Node] | None:
-    """A node of two operands -> (the first that fits, the other one), which may be one node read
-    twice; None where none fits.
+    """A binary node -> (the first operand that fits, the other one); None if neither fits.
+
+    In x + x both are the same node.
     """
     first, second = node.operands
     if fits(first):
@@ -134,7 +135,7 @@ def either(node: Node, fits: Callable[[Node], bool]) -> tuple[Node, Node] | None
 
 
 def axes_of(node: Node, axes: Node | None, rank: int) -> tuple[int, ...] | None:
-    """Axes given as an input -> sorted, counted from the front; None when not constant."""
+    """Axes given as an input -> sorted, counted from the front; None if not constant."""
     if axes is None:
         return () if node.attrs.get("noop_with_empty_axes") else tuple(range(rank))
     values = ints(axes)

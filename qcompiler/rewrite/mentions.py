@@ -1,7 +1,6 @@
-"""The patterns that options name nodes by, and the graphs -> nothing, or an Error that says which
-pattern names no node.
+"""Check that every pattern that names nodes in an option matches one.
 
-A misspelt name would else be passed over in silence: everything is quantized, or pruned.
+Otherwise a misspelled name would silently have no effect: everything would be quantized, or pruned.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from qcompiler.ops import OPERATORS
 log = logging.getLogger(__name__)
 
 FIELDS = ("include", "exclude", "layers", "ranges")
-"""Options of passes that name nodes; the last two as "PATTERN=BITS" and "PATTERN=METHOD"."""
+"""Pass options that name nodes; the last two as "PATTERN=BITS" and "PATTERN=METHOD"."""
 
 Mention = tuple[str, str]
-"""(where it was written, the pattern)."""
+"""(flag or pass option it came from, pattern)."""
 
 
 def named(node: Node, patterns: Sequence[str]) -> bool:
-    """Whether a node's operator, its name, or a regular expression of the whole name is listed."""
+    """Does a pattern equal a node's operator or name, or match its whole name as a regex?"""
     for pattern in patterns:
         if pattern in (node.op, node.name):
             return True
@@ -33,19 +32,19 @@ def named(node: Node, patterns: Sequence[str]) -> bool:
             if re.fullmatch(pattern, node.name):
                 return True
         except re.error as e:
-            raise Error(f"{pattern!r} is no node, operator or regular expression: {e}") from e
+            raise Error(f"{pattern!r} is not a node, operator or regular expression: {e}") from e
     return False
 
 
 def exactly(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of nodes -> patterns that match these, and no operator of such a name."""
+    """Node names -> patterns that match these nodes, and no operator of the same name."""
     return tuple(f"(?:{re.escape(name)})" for name in names)
 
 
 def mentions(
     flags: Mapping[str, Sequence[str]], passes: Mapping[str, Mapping[str, object]]
 ) -> Iterator[Mention]:
-    """Flags and their patterns, passes and their options -> every pattern, and where it stands."""
+    """Flags and their patterns, passes and their options -> every pattern with its origin."""
     for flag, patterns in flags.items():
         yield from ((flag, p) for p in patterns)
     for name, options in passes.items():
@@ -57,16 +56,16 @@ def mentions(
 
 
 def demand_nodes(found: Sequence[Mention], model: Graph, graph: Graph) -> None:
-    """Refuse a pattern that names no node of the model, nor of the graph that was made of it by
-    folding; warn of one that names only nodes that were folded away.
+    """Raise Error for a pattern that names no node of the model, nor of the folded graph; warn of
+    one that matches only nodes that were folded away.
     """
     for where, pattern in found:
         if any(named(n, (pattern,)) for n in graph.nodes):
             continue
         if any(named(n, (pattern,)) for n in model.nodes):
             log.warning(
-                "%s: what %r names was merged into other nodes and has no effect by that name; "
-                "`qcompiler inspect --text` prints the names there are",
+                "%s: the nodes named by %r were merged into others, so it has no effect; "
+                "`qcompiler inspect --text` prints the remaining names",
                 where,
                 pattern,
             )
@@ -82,4 +81,4 @@ def _nearest(pattern: str, model: Graph) -> str:
     near = difflib.get_close_matches(pattern, names, 3)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return "names, operators, or regular expressions of whole names; `qcompiler inspect --text`"
+    return "use a name, an operator or a regular expression; see `qcompiler inspect --text`"

@@ -1,18 +1,18 @@
-"""Graph and rules -> an equal graph in which no rule applies any more; and the registry of passes.
+"""Pattern rewriting to a fixed point, and the registry of passes.
 
-A rule is a pattern and a function that makes the replacement:
+A rule is a pattern and a function that builds the replacement:
 
     @rule(op("BatchNormalization", op("Conv", ANY, CONST, OPTIONAL), CONST, CONST, CONST, CONST))
     def fold_batch_norm(batch_norm: Node, conv: Node) -> Node | Skip | None: ...
 
-The function gets the nodes its `op(...)` and `taken(...)` patterns matched, in the order they are
-written: `op("Add", op("Conv"), taken(CONST), commutes=True)` hands over the sum, the convolution
-and the constant, whichever way round they stand. It returns the node that takes the root's place,
-`Skip(reason)` where the rule was meant for this but cannot (shown by --explain), or None where the
-pattern fits by accident. Matched nodes below the root must not be read from outside the match
-(checked here, once), unless their pattern says `shared=True`.
+The function receives the nodes matched by `op(...)` and `taken(...)` patterns, in the order
+written: `op("Add", op("Conv"), taken(CONST), commutes=True)` passes the sum, the convolution and
+the constant, in either operand order. It returns the node that replaces the root; `Skip(reason)` if
+the rule is meant for this match but cannot be applied (shown by --explain); or None if the match is
+accidental. Matched nodes below the root must have no reader outside the match (checked here, once),
+unless their pattern says `shared=True`.
 
-A pass that is more than a rule is a frozen dataclass, `graph -> graph`, whose fields are its
+Any other pass is a frozen dataclass, `graph -> graph`, whose fields are its
 options:
 
     @graph_pass
@@ -20,7 +20,7 @@ options:
         max_bytes: int = 64 << 20
         def __call__(self, graph: Graph) -> Graph: ...
 
-Its name in the registry is the snake case of the class name; the first word of a rule's or pass's
+It is registered under its class name in snake case. The first word of a rule's or pass's
 name is its stage.
 """
 
@@ -36,16 +36,14 @@ from qcompiler.ir import Graph, Node
 
 STAGES = ("fold", "fuse", "prune", "quantize", "integer", "layout")
 Explain = Callable[[str, Node, str], None]
-"""Told of every Skip: (rule's name, root node, reason)."""
+"""Called with every Skip: (rule's name, root node, reason)."""
 
 _MAX_SWEEPS = 200
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a node must look like: one of `ops` on inputs that fit, a constant, anything, or nothing
-    at all.
-    """
+    """What a node must be: one of `ops` on matching inputs, a constant, anything, or absent."""
 
     kind: str
     ops: frozenset[str] = frozenset()
@@ -53,7 +51,7 @@ class Pattern:
     commutes: bool = False
     shared: bool = False
     taken: bool = False
-    """Is the node that matched handed to the rule?"""
+    """Is the matched node passed to the rule?"""
 
 
 ANY = Pattern("any")
@@ -62,18 +60,18 @@ OPTIONAL = Pattern("optional")
 
 
 def op(names: str, *inputs: Pattern, commutes: bool = False, shared: bool = False) -> Pattern:
-    """A node of one of the operators "A|B"; without `inputs` whatever it reads, else just these
-    (absent ones OPTIONAL).
+    """A node of one of the operators "A|B". If `inputs` are given, they must match exactly (absent
+    ones OPTIONAL); otherwise any inputs match.
 
-    `commutes` also tries the first two inputs the other way round.
+    `commutes` also tries the first two inputs swapped.
     """
     return Pattern("op", frozenset(names.split("|")), inputs or None, commutes, shared, taken=True)
 
 
 def taken(pattern: Pattern) -> Pattern:
-    """ANY or CONST whose node the rule gets too.
+    """ANY or CONST, with the matched node passed to the rule.
 
-    A rule never looks for "the operand that is not this one": x + x has none.
+    A rule must not look for "the operand that is not this one": in x + x there is none.
     """
     return replace(pattern, taken=True)
 
@@ -83,7 +81,7 @@ Build = Callable[..., Node | Skip | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """A pattern and what takes the matched root's place."""
+    """A pattern and the function that builds the matched root's replacement."""
 
     name: str
     pattern: Pattern
@@ -99,7 +97,7 @@ class Pass(Protocol):
     """A frozen dataclass whose fields are options."""
 
     def __call__(self, graph: Graph) -> Graph:
-        """Return an equal graph, the same one (`is`) when nothing changed."""
+        """Return an equal graph, the same one (`is`) if nothing changed."""
 
 
 PASSES: dict[str, Rule | type[Pass]] = {}
@@ -107,7 +105,7 @@ P = TypeVar("P", bound=type[Any])
 
 
 def rule(pattern: Pattern) -> Callable[[Build], Rule]:
-    """Register a function as the rule of its name."""
+    """Register a function as the rule named after it."""
 
     def register(build: Build) -> Rule:
         name = getattr(build, "__name__", "rule")
@@ -139,7 +137,7 @@ def stage_of(name: str) -> str:
 
 
 def rewrite(graph: Graph, rules: Iterable[Rule], explain: Explain | None = None) -> Graph:
-    """Apply rules until none applies; the same graph (`is`) when none did."""
+    """Apply rules until none applies; the same graph (`is`) if none did."""
     by_op: dict[str, list[Rule]] = {}
     for r in rules:
         for name in sorted(r.pattern.ops):
@@ -154,15 +152,15 @@ def rewrite(graph: Graph, rules: Iterable[Rule], explain: Explain | None = None)
 
 
 def unsettled(names: Iterable[str]) -> Error:
-    """What to say of passes that undo each other's work for ever."""
+    """The Error for passes that keep undoing each other's work."""
     return Error(
         f"passes never settle: {', '.join(sorted(names))}",
-        hint="leave one out with --disable-pass; if all of them came with qcompiler, report it",
+        hint="disable one with --disable-pass; if all are qcompiler's own, please report it",
     )
 
 
 class _Sweep:
-    """One walk over the graph, inputs first; each node meets each rule once. O(nodes)."""
+    """One walk over the graph, inputs first; each rule is tried once per node. O(nodes)."""
 
     def __init__(self, graph: Graph, by_op: dict[str, list[Rule]], explain: Explain | None) -> None:
         self.graph = graph
@@ -170,7 +168,7 @@ class _Sweep:
         self.explain = explain
         self.reads: dict[Node, int] = {}
         self.used: set[str] = set()
-        """Names of the rules that changed something."""
+        """Names of the rules that changed the graph."""
 
     def run(self) -> Graph:
         new: dict[Node, Node] = {}
@@ -199,7 +197,7 @@ class _Sweep:
         return node
 
     def private(self, matched: Sequence[tuple[Pattern, Node]]) -> bool:
-        """Are all the matched operators below the root read inside the match only?"""
+        """Are the matched operators below the root read inside the match only?"""
         inside: dict[Node, int] = {}
         for node in {n for p, n in matched if p.kind == "op"}:
             for i in node.operands:
@@ -215,7 +213,7 @@ Match = tuple[tuple[Pattern, Node], ...]
 
 
 def _match(pattern: Pattern, node: Node | None) -> Iterator[Match]:
-    """Every way a pattern fits a node, as (pattern, node) pairs in the order written."""
+    """Every match of a pattern at a node, as (pattern, node) pairs in the order written."""
     if node is None:
         if pattern.kind == "optional":
             yield ()

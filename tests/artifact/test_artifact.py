@@ -197,7 +197,7 @@ def test_what_cannot_be_read_again_is_not_saved(
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.qc")
-    with pytest.raises(Error, match="not a file"):
+    with pytest.raises(Error, match="not a regular file"):
         load(tmp_path / "pipe.qc")
 
 

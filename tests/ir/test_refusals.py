@@ -71,7 +71,7 @@ def test_a_shape_that_is_calculated_names_the_input_that_it_comes_from() -> None
         NODE("Add", ["s", "s"], ["t"], name="doubled"),
         NODE("Reshape", ["x", "t"], ["y"], name="mine"),
     ]
-    with pytest.raises(qcompiler.Error, match=r"made of the model's 's' by doubled \(Add\)"):
+    with pytest.raises(qcompiler.Error, match=r"computed from the model's 's' by doubled \(Add\)"):
         qcompiler.compile(model(nodes, {"x": X, "s": ints(3, 2)}))
 
 

@@ -102,7 +102,7 @@ def test_a_large_constant_is_handed_over_beside_the_text() -> None:
     body, arrays = write(Graph((), (constant(value, "w"),), ("w",)))
     assert "#w" in body
     assert arrays["w"] is value
-    with pytest.raises(Error, match="no array is given for #w"):
+    with pytest.raises(Error, match="no array given for #w"):
         read(body)
 
 
@@ -136,7 +136,7 @@ def test_an_absent_input_is_an_underscore() -> None:
     ("body", "what"),
     [
         ("", "expected 'graph'"),
-        ("graph (%x: float32[1]) { return y=%z }", "%z is read before it is made"),
+        ("graph (%x: float32[1]) { return y=%z }", "%z is used before its definition"),
         ("graph (%x: float32[1]) { %0 = Relu(%x) return y=%0 }", "%0 has no type"),
         ("graph (%x: float32[1]) { %0 = constant [1] return y=%0 }", "a constant needs its type"),
         ("graph (%x: float32[1]) {\n  %0: float32[1] = Relu(%x,, %x)", "line 2"),
