@@ -56,8 +56,7 @@ class Histogram:
         return np.linspace(-self.edge, self.edge, 2 * BINS + 1)[1::2]
 
     def quantiles(self, tail: float) -> tuple[float, float]:
-        """The values with a fraction `tail` of the elements below the first and above the second.
-        """
+        """(low, high) with a fraction `tail` of the elements below low, and as many above high."""
         share = np.cumsum(self.counts) / max(1, self.counts.sum())
         width = 2 * self.edge / BINS
         low = int(np.searchsorted(share, tail, side="right"))

@@ -37,8 +37,7 @@ class Tape:
             self._steps.append((node, backward))
 
     def gradients(self, name: str, gradient: Floats) -> dict[str, Floats]:
-        """The gradient with respect to output `name` -> the gradients of all arrays it depends on.
-        """
+        """The gradient of output `name` -> the gradients of all arrays that it depends on."""
         found = {name: gradient}
         for node, backward in reversed(self._steps):
             for source, part in zip(node.input, backward(found[node.output[0]]), strict=False):

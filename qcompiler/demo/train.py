@@ -179,8 +179,7 @@ def _shifted(random: np.random.Generator, images: Floats) -> Floats:
 
 
 def _cross_entropy(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, Floats]:
-    """Scores [N,10] and labels [N] -> the mean loss, and its gradient with respect to the scores.
-    """
+    """Scores [N,10] and labels [N] -> the mean loss, and the gradient of the scores."""
     shifted = scores - scores.max(1, keepdims=True)
     share = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
     rows = np.arange(len(labels))

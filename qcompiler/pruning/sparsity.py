@@ -125,8 +125,7 @@ def spread(blocks: Mask, pattern: Pattern, shape: Sequence[int]) -> Mask:
 
 
 def mask(scores: Floats, pattern: Pattern, sparsity: float) -> Mask:
-    """Scores [O, C, T] -> the weights to keep: the best 1 - sparsity, or for n:m the best n of m.
-    """
+    """Scores [O, C, T] -> the weights to keep: the best 1 - sparsity; for n:m the best n of m."""
     if pattern.of:
         return _n_of_m(scores, pattern)
     blocks = block_scores(scores, pattern)
