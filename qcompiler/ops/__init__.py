@@ -1,4 +1,4 @@
-"""What every operator means. One file a family; importing this package registers them all."""
+"""Definitions of all operators, one file per family; importing this package registers them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qcompiler.ops.registry import (
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"{__name__}.{_module}")
 
-from qcompiler.ops.evaluate import evaluate, known_value, meaning  # noqa: E402  (needs the registry filled)
+from qcompiler.ops.evaluate import evaluate, known_value, meaning  # noqa: E402  (needs the registry)
 
 __all__ = [
     "OPERATORS",

@@ -1,4 +1,4 @@
-"""Queries, keys and values -> what each query attends to; and the rotation that tells positions."""
+"""Attention and rotary position embeddings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _ATTENTION: Mapping[str, object] = {
 }
 
 LEAST = -3.0e38
-"""The compiler's own attention takes smaller scores, of keys that must not be seen, for this: a
-query that sees nothing attends to all alike if the mask is added, to none (0) if it is boolean."""
+"""Lower bound of the scores in the compiler's own attention, for masked keys: a fully masked query
+attends to all keys equally if the mask is added, and gives 0 if it is boolean."""
 
 
 @operator("Attention", **_ATTENTION)
@@ -43,7 +43,7 @@ def attention(
     past_value: Numbers | None = None,
     lengths: Numbers | None = None,
 ) -> Numbers | tuple[Numbers, ...]:
-    """softmax(q k' * scale + mask) v, a head each; fewer heads of k and v serve several of q."""
+    """softmax(q k' * scale + mask) v per head; heads of k and v may be shared (grouped queries)."""
     q4 = _heads(q, _count(node, "q_num_heads"))
     k4, v4 = (_heads(i, _count(node, "kv_num_heads")) for i in (k, v))
     present_key = k4 if past_key is None else np.concatenate((past_key, k4), 2)
@@ -66,7 +66,7 @@ def _count(node: Node, key: str) -> int:
     if value is None:
         return 0
     if not isinstance(value, int):
-        raise Error(f"{key} is {value!r}, no count")
+        raise Error(f"{key} is {value!r}, not a count")
     return value
 
 
@@ -76,7 +76,7 @@ def _heads(x: Numbers, count: int) -> Numbers:
 
 
 def _each_query_head(x: Numbers, q: Numbers) -> Numbers:
-    """Every head of k or v as often as heads of q share it."""
+    """Repeat every head of k or v for the heads of q that share it."""
     return np.repeat(x, q.shape[1] // max(x.shape[1], 1), 1)
 
 
@@ -104,7 +104,7 @@ def _allowed(
 
 
 def _bias(mask: Numbers | None, allowed: Numbers, dtype: str) -> Numbers:
-    """What is added to the scores: the mask, and -inf where a key must not be seen."""
+    """The addend of the scores: the mask, and -inf for keys a query must not see."""
     bias: Numbers = np.where(allowed, 0, -np.inf).astype(dtype)
     if mask is None:
         return bias
@@ -116,7 +116,7 @@ def _bias(mask: Numbers | None, allowed: Numbers, dtype: str) -> Numbers:
 
 
 def _scores(node: Node, q: Numbers, k: Numbers, bias: Numbers) -> tuple[Numbers, Numbers]:
-    """-> the scores in the state that the fourth output asks for, and those for the softmax."""
+    """-> (the scores as the fourth output requests them, the scores for the softmax)."""
     given = node.attrs["scale"]
     scale = 1 / sqrt(q.shape[-1]) if given is None else node.float("scale")
     keys = np.swapaxes(_each_query_head(k, q), -1, -2)
@@ -138,13 +138,13 @@ def own_attention(
     mask: Numbers | None = None,
     scale: Numbers | None = None,
 ) -> Numbers:
-    """Attention, in few bits: of floats as ONNX says; without k and v all three lie in q's rows,
-    side by side, [B, S, (q_num_heads + 2 * kv_num_heads) * size].
+    """Attention on floats as in ONNX, or on int8. Without k and v, all three are packed in q's
+    rows, [B, S, (q_num_heads + 2 * kv_num_heads) * size].
 
-    int8 (zero points are 0) gives float32, in steps of v. Scores are exact sums times `scale`, a
-    float32 number (an operand, so that one kernel serves layers of any steps); weights are
-    round(255 * exp(score - the row's largest)), from 0 to 255; the output is the exact sum of
-    weights times v, over the sum of the weights.
+    int8 inputs (zero points 0) give float32, in units of v's scale. Scores are exact sums times
+    `scale`, a float32 operand, so that one kernel serves layers of any scale. Weights are
+    round(255 * exp(score - the row's maximum)); the output is the exact sum of weights times v,
+    divided by the sum of the weights.
     """
     if k is None or v is None:
         size = q.shape[-1] // _all_heads(node)
@@ -175,14 +175,14 @@ def _all_heads(node: Node) -> int:
 @typed(own_attention)
 def _(node: Node) -> Type:
     if node.int("outputs") != 1 or (optional(node, 1) is None) != (optional(node, 2) is None):
-        raise Error("one output, and k and v together or neither")
+        raise Error("it has one output, and k and v come together")
     q, mask = node.operands[0], optional(node, 3)
     if optional(node, 1) is not None:
         dims = [_head_dims(node, i, "int8") for i in range(3)]
     else:
         heads = _all_heads(node)
         if q.type.rank != 3 or heads < 3 or not q.type.static or q.type.dims[2] % heads:
-            raise Error(f"{q.type} is not {heads} heads")
+            raise Error(f"{q.type} does not divide into {heads} heads")
         images, positions, width = q.type.dims
         dims = [(images, _count(node, key), positions, width // heads) for key in _SIDES]
     _check_fit(*dims)
@@ -207,7 +207,7 @@ def _(node: Node) -> tuple[Type, ...]:
     _check_fit(q, k, v)
     past_key, past_value, lengths = (optional(node, i) for i in (4, 5, 6))
     if (past_key is None) != (past_value is None) or (past_key and lengths):
-        raise Error("past keys and values come together, and without lengths")
+        raise Error("past keys and values come together, without lengths")
     keys = k[2] if past_key is None else _joined(past_key, k)
     if past_value is not None:
         _joined(past_value, v)
@@ -227,22 +227,22 @@ def _check_fit(q: tuple[Dim, ...], k: tuple[Dim, ...], v: tuple[Dim, ...]) -> No
 
 
 def _head_dims(node: Node, index: int, besides: str = "") -> tuple[Dim, ...]:
-    """The dimensions [batch, heads, sequence, size] of q, k or v, of floats (or `besides`)."""
+    """The dimensions [batch, heads, sequence, size] of q, k or v, floats or `besides`."""
     x, first = node.operands[index].type, node.operands[0].type
     number = "float" in x.dtype or x.dtype == besides
     if x.rank != first.rank or x.dtype != first.dtype or not number:
-        raise Error(f"{x} does not go with {first}")
+        raise Error(f"{x} does not match {first}")
     if x.rank == 4:
         return x.shape
     count = _count(node, "kv_num_heads" if index else "q_num_heads")
     if x.rank != 3 or count < 1 or (isinstance(x.shape[2], int) and x.shape[2] % count):
-        raise Error(f"{x} is not {count} heads")
+        raise Error(f"{x} does not divide into {count} heads")
     size = x.shape[2] // count if isinstance(x.shape[2], int) else fresh()
     return (x.shape[0], count, x.shape[1], size)
 
 
 def _joined(past: Node, new: tuple[Dim, ...]) -> Dim:
-    """How long a cache and what joins it are together."""
+    """Sequence length of the past and the new keys together."""
     old = past.shape
     if len(old) != 4 or not all(agree(old[i], new[i]) for i in (0, 1, 3)):
         raise Error(f"the past {past.type} does not fit {list(new)}")
@@ -269,7 +269,7 @@ _ROTARY: Mapping[str, object] = {"interleaved": 0, "num_heads": None, "rotary_em
 def rotary_embedding(
     node: Node, x: Numbers, cos: Numbers, sin: Numbers, positions: Numbers | None = None
 ) -> Numbers:
-    """Pairs of values turned by an angle that tells the position."""
+    """Rotate pairs of values by an angle that depends on the position."""
     rows = _heads(x, _count(node, "num_heads"))
     turned = node.int("rotary_embedding_dim") or rows.shape[-1]
     half = turned // 2
@@ -296,11 +296,11 @@ def _(node: Node) -> Type:
     size = x.shape[-1]
     if x.rank == 3 and isinstance(size, int):
         if size % count:
-            raise Error(f"{x} is not {count} heads")
+            raise Error(f"{x} does not divide into {count} heads")
         size = size // count
     part = node.int("rotary_embedding_dim") or size
     if isinstance(part, int) and (part % 2 or part < 0 or (isinstance(size, int) and part > size)):
-        raise Error(f"{part} of {size} values cannot be turned in pairs")
+        raise Error(f"{part} of {size} values cannot be rotated in pairs")
     half = part // 2 if isinstance(part, int) else fresh()
     positions = optional(node, 3)
     if positions is not None and len(unite_all(positions.shape, (batch, sequence))) != 2:
@@ -313,5 +313,5 @@ def _(node: Node) -> Type:
 
 
 def unite_all(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Two shapes that are the same -> what is known of them; () where the ranks differ."""
+    """Unify two equal shapes dimension by dimension; () if the ranks differ."""
     return tuple(map(unite, a, b)) if len(a) == len(b) else ()

@@ -1,7 +1,7 @@
 """Sums of products: convolutions and matrix products.
 
-8-bit integers are multiplied in float64, where sums of their products are exact (numpy's product of
-integers is slow), and wrap to int32 at the end.
+8-bit integers are multiplied in float64, where their sums are exact (numpy's integer matmul is
+slow), and wrap to int32 at the end.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ _WINDOW = {
     "strides": None,
 }
 _FEW_CHANNELS = 16
-"""Below so many a kernel's positions are gathered into one row before multiplying."""
+"""Below this many channels, the filter positions are gathered into one row (im2col)."""
 
 _BYTES = ("uint8", "int8")
 _SUMS = {"float16": "float32", "bfloat16": "float32", "uint8": "float64", "int8": "float64"}
-"""What products of a dtype are summed in."""
+"""Accumulator dtype for each operand dtype."""
 
 
 def sums_of(*dtypes: str) -> str:
-    """The dtype that numpy sums products of these in."""
+    """The accumulator dtype for products of these dtypes."""
     return str(np.result_type(*(_SUMS.get(d, d) for d in dtypes)))
 
 
 def wrapped(sums: Numbers, dtype: str) -> Numbers:
-    """Sums -> the output's dtype; those of integers wrap."""
+    """Cast sums to the output's dtype; integers wrap."""
     exact = sums.astype(np.int64) if dtype == "int32" and sums.dtype.kind == "f" else sums
     return exact.astype(numpy_dtype(dtype))
 
 
 def multiply(a: Numbers, b: Numbers) -> Numbers:
-    """numpy.matmul in the dtype that `sums_of` names."""
+    """numpy.matmul in the dtype given by `sums_of`."""
     dtype = sums_of(a.dtype.name, b.dtype.name)
     product: Numbers = np.matmul(a.astype(dtype, copy=False), b.astype(dtype, copy=False))
     return product
 
 
 def convolve(x: Numbers, w: Numbers, window: Window, group: int, pad_value: int) -> Numbers:
-    """x[N,*S,C], w[*K,C/group,O] -> the sums [N,*S',O], a matrix product a kernel position."""
+    """x[N,*S,C], w[*K,C/group,O] -> sums[N,*S',O], one matrix product per filter position."""
     counts = numbers(window.outputs(x.shape[1:-1]))
     dtype = sums_of(x.dtype.name, w.dtype.name)
     x = window.pad(x, counts, pad_value).astype(dtype, copy=False)
@@ -76,7 +76,7 @@ def convolve(x: Numbers, w: Numbers, window: Window, group: int, pad_value: int)
 
 
 def _depthwise(x: Numbers, w: Numbers, window: Window, group: int, counts: Ints) -> Numbers:
-    """One channel a group."""
+    """One channel per group."""
     sums = np.zeros((len(x), *counts, group, w.shape[-1] // group), x.dtype)
     for tap, weights in zip(
         window.taps(x, counts), w.reshape(-1, group, w.shape[-1] // group), strict=True
@@ -86,14 +86,14 @@ def _depthwise(x: Numbers, w: Numbers, window: Window, group: int, counts: Ints)
 
 
 def _gathered(x: Numbers, w: Numbers, window: Window, counts: Ints) -> Numbers:
-    """What a window sees is gathered into one row."""
+    """Gather each window into one row (im2col)."""
     rows = np.concatenate(list(window.taps(x, counts)), -1)
     product: Numbers = rows @ w.reshape(-1, w.shape[-1])
     return product
 
 
 def _grouped(x: Numbers, w: Numbers, window: Window, group: int, counts: Ints) -> Numbers:
-    """Groups first, each its own matrices."""
+    """Groups as the leading dimension of a batched product."""
     inputs, batch = w.shape[-2], len(x)
     x = np.moveaxis(x.reshape(*x.shape[:-1], group, inputs), -2, 0)
     w = np.moveaxis(w.reshape(-1, inputs, group, w.shape[-1] // group), -2, 1)
@@ -104,18 +104,18 @@ def _grouped(x: Numbers, w: Numbers, window: Window, group: int, counts: Ints) -
 
 
 def numbers(dims: Sequence[Dim]) -> Ints:
-    """Dimensions of an array that is there -> numbers."""
+    """The dimensions of an existing array, as integers."""
     return tuple(int(d) for d in dims)
 
 
 def check_channels(channels: Dim, each: Dim, outputs: Dim, group: int) -> None:
-    """An Error unless `group` divides a convolution's channels, and the weights fit them."""
+    """Raise Error unless `group` divides the channels and the weights match them."""
     if group < 1 or (isinstance(outputs, int) and outputs % group):
         raise Error(f"{group} groups do not divide {outputs} output channels")
     if isinstance(channels, int) and channels % group:
         raise Error(f"{group} groups do not divide {channels} channels")
     if isinstance(channels, int) and not agree(channels // group, each):
-        raise Error(f"weights for {each} channels a group, but there are {channels} in {group}")
+        raise Error(f"weights for {each} channels per group, but there are {channels} in {group}")
 
 
 def last(x: Numbers) -> Numbers:
@@ -160,7 +160,7 @@ def _(node: Node) -> Type:
 
 @operator("ConvTranspose", **_WINDOW, output_padding=None, output_shape=None)
 def conv_transpose(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None) -> Numbers:
-    """Every input adds a kernel's worth to the outputs around it; the padding is cut off."""
+    """Every input adds a scaled filter to the outputs around it; the padding is cropped."""
     group = node.int("group")
     window, outputs = transposed(node, x.shape[2:], w.shape[2:])
     counts, sizes = x.shape[2:], numbers(outputs)
@@ -184,7 +184,7 @@ def conv_transpose(node: Node, x: Numbers, w: Numbers, b: Numbers | None = None)
 def transposed(
     node: Node, sizes: Sequence[Dim], kernel: Sequence[Dim]
 ) -> tuple[Window, tuple[Dim, ...]]:
-    """The window that slides over the output, and the output's sizes."""
+    """(The window over the output, the output's spatial sizes)."""
     rank = len(sizes)
     window = Window.of(node, ["?"] * rank, kernel)
     added = node.ints("output_padding") if node.attrs["output_padding"] else (0,) * rank
@@ -238,8 +238,8 @@ def _(node: Node) -> Type:
 def conv_channels_last(node: Node, x: Numbers, w: Numbers) -> Numbers:
     """x[N,*S,C], w[*K,C/group,O] -> [N,*S',O]; padding reads as `pad_value`.
 
-    `density` and `compact` change nothing: they tell kernels what part of the weights' blocks is
-    not all zeros, and (1) to keep the weights in no larger form than they have.
+    `density` and `compact` do not change the result. They tell kernels what fraction of the
+    weights' blocks is nonzero, and (1) not to expand the weights.
     """
     window = Window.of(node, x.shape[1:-1], w.shape[:-2])
     sums = convolve(x, w, window, node.int("group"), node.int("pad_value"))
@@ -258,8 +258,8 @@ def _(node: Node) -> Type:
 
 
 def _sum_dtype(a: str, b: str) -> str:
-    """The dtype of the compiler's own products: exact int32 of bytes, float32 of floats, else that
-    of both operands (sums of integers wrap around).
+    """The accumulator dtype of the compiler's own products: exact int32 for bytes, float32 for
+    floats, else the operands' own (integers wrap around).
     """
     if a in _BYTES and b in _BYTES:
         return "int32"
@@ -294,7 +294,7 @@ def _(node: Node) -> Type:
 
 @operator("matmul", transpose_b=0, density=1.0)
 def matmul(node: Node, a: Numbers, b: Numbers) -> Numbers:
-    """a[...,M,K] times b[...,K,N] (transpose_b: b[...,N,K]); `density` as of conv."""
+    """a[...,M,K] times b[...,K,N] (transpose_b: b[...,N,K]); `density` as in conv."""
     return wrapped(
         multiply(a, np.swapaxes(b, -1, -2) if node.int("transpose_b") else b), node.dtype
     )

@@ -1,4 +1,4 @@
-"""Values made from a shape, a range, a size."""
+"""Tensors made from a shape, a range or a size."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def constant_of_shape(node: Node, dims: Numbers) -> Numbers:
 def _(node: Node) -> Type:
     value = node.attrs["value"]
     if value is not None and (not isinstance(value, np.ndarray) or value.size != 1):
-        raise Error("the value is not one number")
+        raise Error("the value is not a scalar")
     dtype = "float32" if value is None else np.asarray(value).dtype.name
     return Type(dtype, _dims_of(node.operands[0]))
 
 
 def _dims_of(node: Node) -> tuple[Dim, ...]:
-    """The shape that a tensor tells, with new symbols where it is not known."""
+    """The shape given by a tensor's values; new symbols where they are unknown."""
     known = known_ints(node)
     return tuple(fresh() for _ in range(count_of(node))) if known is None else known
 
@@ -45,7 +45,7 @@ def range_(node: Node, start: Numbers, limit: Numbers, delta: Numbers) -> Number
 def _steps(start: Numbers, limit: Numbers, delta: Numbers) -> int:
     """max(ceil((limit - start) / delta), 0)."""
     if not start.size == limit.size == delta.size == 1:
-        raise Error("start, limit and delta are not one number each")
+        raise Error("start, limit and delta are not scalars")
     first, last, by = (v.ravel()[0] for v in (start, limit, delta))
     if not by or not np.isfinite([float(v) for v in (first, last, by)]).all():
         raise Error(f"no range from {first} to {last} by {by}")

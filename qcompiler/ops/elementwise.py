@@ -1,6 +1,6 @@
-"""Values -> values, one by one: arithmetic, comparisons, logic, activations, casts.
+"""Elementwise operators: arithmetic, comparisons, logic, activations, casts.
 
-Each is one formula, read by numpy, by the kernels and by the builders of look-up tables.
+Each is one formula, evaluated by numpy, by the kernels and by the builders of look-up tables.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _as_first(node: Node) -> Type:
 def _power(node: Node) -> Type:
     """The exponent may be of another dtype."""
     if any(i.dtype == "bool" for i in node.operands):
-        raise Error("inputs of bool where numbers are needed")
+        raise Error("bool inputs where numbers are needed")
     return _as_first(node)
 
 
@@ -315,7 +315,7 @@ _FLOAT8 = {
     d: float(ml_dtypes.finfo(numpy_dtype(d)).max)  # type: ignore[no-untyped-call]
     for d in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 }
-"""Their largest numbers."""
+"""The largest finite number of each."""
 
 
 def _cast_type(node: Node) -> Type:
@@ -331,9 +331,9 @@ def _cast_type(node: Node) -> Type:
 
 @elementwise("Cast", types=_cast_type)
 def cast(m: Math, x: V, *, to: str, saturate: int = 1, round_mode: str = "up") -> V:
-    """As C does; to float8 what is too large becomes the largest number, if `saturate`.
+    """C conversion; to float8, overflow becomes the largest number if `saturate`.
 
-    `round_mode` is for types that have only powers of two.
+    `round_mode` is for the types that hold only powers of two.
     """
     if saturate and to in _FLOAT8:
         x = m.clip(m.cast(x, "float32"), -_FLOAT8[to], _FLOAT8[to])
@@ -442,7 +442,7 @@ def tanh(m: Math, x: V) -> V:
 
 @elementwise("Softplus", of="floats")
 def softplus(m: Math, x: V) -> V:
-    """log(1 + exp(x)), which would overflow as it stands."""
+    """log(1 + exp(x)), in a form that does not overflow."""
     return m.max(x, 0) + m.log(m.exp(-m.abs(x)) + 1)
 
 

@@ -1,4 +1,4 @@
-"""Graph and input arrays -> output arrays, by numpy meanings: the oracle of all tests."""
+"""Run a graph in numpy by its operators' reference definitions: the oracle of all tests."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from qcompiler.ops.registry import OPERATORS
 from qcompiler.ops.work import work
 
 KNOWN_BYTES = 1 << 16
-"""Type rules look at values (the shape a Reshape is given) no larger than this."""
+"""Largest value (such as a Reshape's shape) that type rules compute."""
 
 KNOWN_WORK = 1 << 24
-"""Such a value, and all on the way to it, takes no more numbers each (work.py)."""
+"""Limit of `work` for each node computed on the way to such a value."""
 
 
 _OF_TYPE = ("Shape", "Size")
-"""Operators that look at their input's type only."""
+"""Operators that depend on their input's type only."""
 _FREE = frozenset({*_OF_TYPE, "constant", "item"})
 
 
 @dataclass(frozen=True)
 class _Unread:
-    """Stands for an array of which nobody reads more than the shape."""
+    """A placeholder for an array of which only the shape is read."""
 
     shape: tuple[int, ...]
 
@@ -35,8 +35,7 @@ class _Unread:
 def meaning(node: Node, arrays: tuple[Array | None, ...]) -> tuple[Array, ...]:
     """One node on arrays -> its outputs, checked against the node's types.
 
-    Values that make no sense (an index that does not exist, a shape that does not fit) are an
-    Error.
+    Raises Error for invalid values (an index out of range, a shape that does not fit).
     """
     where = f"{node.name or 'node'} ({node.op})"
     entry = OPERATORS.get(node.op)
@@ -66,7 +65,7 @@ def evaluate(
 ) -> dict[str, Array]:
     """Run a graph in numpy: {input name: array} -> {output name: array}.
 
-    `observe` is called with every single-output node and its value; values are dropped after their
+    `observe` is called with every single-output node and its value. Values are dropped after their
     last reader, so memory stays near the largest set of live activations.
     """
     values: dict[Node, tuple[Array, ...]] = {}
@@ -93,12 +92,12 @@ def evaluate(
 
 
 _KNOWN: WeakKeyDictionary[Node, tuple[Array, ...] | None] = WeakKeyDictionary()
-"""What `known_value` found out of each node before: a chain of shapes is walked once, not once for
-every Reshape that reads it."""
+"""Memo of `known_value`: a chain of shapes is walked once, not once per Reshape that reads it;
+None if unknown."""
 
 
 def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | None:
-    """A value that needs constants and shapes only, if all of it is small; else None."""
+    """A value computed from constants and shapes only, if all of it is small; else None."""
     if node is None:
         return None
     known = _KNOWN if limit_bytes == KNOWN_BYTES else WeakKeyDictionary()
@@ -118,8 +117,10 @@ def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | No
 def _cone(
     root: Node, limit_bytes: int, known: MutableMapping[Node, tuple[Array, ...] | None]
 ) -> list[Node]:
-    """What a value needs and is not known yet, inputs first; nothing, and the value and all on the
-    way to it known as None, if any of it is large or open.
+    """The nodes to compute for a value, inputs first.
+
+    If any of them is large or has an unknown size, the result is empty, and `known` maps the value
+    and the nodes on the way to it to None.
     """
     order: list[Node] = []
     seen: set[Node] = set()

@@ -1,4 +1,4 @@
-"""Values picked by index, and values put where indices say."""
+"""Gather and scatter operators."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _need_indices(type: Type) -> None:
 
 
 def _along(indices: Numbers, axis: int) -> tuple[Any, ...]:
-    """Indices along one axis -> the index of numpy that keeps the place in all others."""
+    """Indices along one axis -> the numpy index with all other axes unchanged."""
     places: list[Any] = list(np.indices(indices.shape, sparse=True))
     places[axis] = indices
     return tuple(places)
@@ -86,7 +86,7 @@ def _(node: Node) -> Type:
     _need_indices(indices)
     depth = indices.shape[-1] if indices.rank else 0
     if not isinstance(depth, int):
-        raise Error(f"the rank of the output is not known: indices are {indices}")
+        raise Error(f"the rank of the output is not known: the indices are {indices}")
     if not (0 <= batch < max(indices.rank, 1) and batch + depth <= x.rank and depth >= 1):
         raise Error(f"indices {indices} do not fit {x} with {batch} batch dimensions")
     if not all(map(agree, x.shape[:batch], indices.shape[:batch])):
@@ -121,7 +121,7 @@ def _(node: Node) -> Type:
     _check_reduction(node, x, updates)
     _check_along(node, x, indices)
     if updates.rank != indices.rank or not all(map(agree, updates.shape, indices.shape)):
-        raise Error(f"updates {updates} are not of the shape of the indices {indices}")
+        raise Error(f"updates {updates} do not have the shape of the indices {indices}")
     return x
 
 
@@ -148,7 +148,7 @@ def _(node: Node) -> Type:
 def tensor_scatter(
     node: Node, cache: Numbers, update: Numbers, starts: Numbers | None = None
 ) -> Numbers:
-    """Each sample's update goes into its cache from its start on."""
+    """Write each sample's update into its cache, beginning at its start."""
     axis = axis_of(node.int("axis"), cache.ndim)
     made = np.moveaxis(cache, axis, 1).copy()
     rows = np.moveaxis(update, axis, 1)
@@ -202,7 +202,7 @@ def _(node: Node) -> Type:
 
 @operator("OneHot", axis=-1)
 def one_hot(node: Node, indices: Numbers, depth: Numbers, values: Numbers) -> Numbers:
-    """values[1] where the new axis counts the index, values[0] elsewhere."""
+    """values[1] where the new axis equals the index, values[0] elsewhere."""
     count = ints(depth)[0]
     axis = axis_of(node.int("axis"), indices.ndim + 1)
     whole = indices.astype(np.int64)
@@ -217,17 +217,17 @@ def _(node: Node) -> Type:
     indices, depth, values = node.operands
     axis = axis_of(node.int("axis"), indices.type.rank + 1)
     if values.type.rank != 1 or not agree(values.shape[0], 2):
-        raise Error(f"values {values.type} are not two")
+        raise Error(f"values {values.type} are not a pair")
     known = known_value(depth)
     if known is not None and known.size != 1:
-        raise Error(f"depth {depth.type} is not one number")
+        raise Error(f"depth {depth.type} is not a scalar")
     count: Dim = fresh() if known is None else int(known.ravel()[0])
     return Type(values.dtype, (*indices.shape[:axis], count, *indices.shape[axis:]))
 
 
 @operator("Unique", axis=None, sorted=1, outputs=1)
 def unique(node: Node, x: Numbers) -> Numbers | tuple[Numbers, ...]:
-    """The values; where each stood first; which of them each value of x is; how often each is."""
+    """Unique values, index of the first occurrence, inverse index, and counts."""
     axis = None if node.attrs["axis"] is None else node.int("axis")
     made, first, inverse, counts = np.unique(x, True, True, True, axis=axis)
     inverse = inverse.ravel()

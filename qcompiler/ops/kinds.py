@@ -1,4 +1,4 @@
-"""Operators by what they do with numbers: move them, change them a little, or sum up products."""
+"""Operators classed by arithmetic: data movement, smooth functions, sums of products."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ MOVES = frozenset({
     "Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
     "item",
 })
-"""What comes out is what went in: the work is done on the few bits themselves."""
+"""Outputs are inputs unchanged, so they run on low-precision values directly."""
 
 SMOOTH = frozenset({
     "Add", "AveragePool", "Celu", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSigmoid",
     "HardSwish", "LeakyRelu", "Max", "Min", "Mish", "Mul", "PRelu", "ReduceMean", "Relu", "Resize",
     "Selu", "Sigmoid", "Softplus", "Softsign", "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
 })
-"""Few bits may come in and go out; in between is float32 in registers, or a table."""
+"""Inputs and outputs may be low precision; the arithmetic is float32 in registers, or a table."""
 # fmt: on
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
-"""They multiply an activation, by weights that may take few bits or be pruned."""
+"""Products of an activation and weights, which may be quantized or pruned."""
 
 MEASURED = PRODUCTS | {"Attention"}
-"""What is timed and judged by itself: where a network's time goes, and its error comes from."""
+"""Timed and evaluated one by one: most of a network's time and error is theirs."""
 
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
-"""They keep every byte where it is."""
+"""Operators that leave the bytes in memory as they are."""

@@ -1,14 +1,14 @@
-"""The arithmetic that formulas are written in: read by numpy here, and by TIR in the kernels.
+"""The arithmetic of formulas, implemented by numpy here and by TIR in the kernels.
 
 Values add, subtract, multiply, negate and compare with the usual signs, floats divide with `/`,
-integers and booleans take `& | ^`, integers `<< >>` (among themselves and with Python numbers,
-which take the value's dtype). Everything else is a method of `m`. Formulas of `+ - * / max min
-round cast` are bit-exact between numpy and kernels in float32: neither side contracts a product and
-a sum into one rounding.
+integers and booleans take `& | ^`, integers `<< >>` (on each other and on Python numbers, which
+take the value's dtype). Everything else is a method of `m`. Formulas of `+ - * / max min round
+cast` are bit-exact between numpy and kernels in float32: neither side contracts a multiply and an
+add into one rounding.
 
-Whoever calls a formula widens what is narrow first (float16, bfloat16 and float8 to float32, 4-bit
-integers to 8 bits) and casts what it returns to the output's dtype: such a formula rounds once, at
-its end.
+The caller of a formula first widens low-precision operands (float16, bfloat16 and float8 to
+float32, 4-bit integers to 8 bits) and casts the result to the output's dtype: such a formula rounds
+once, at its end.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import numpy as np
 from qcompiler.ir import Array, numpy_dtype
 
 V = Any
-"""A value of whichever arithmetic reads the formula: a numpy array or a vector of TIR."""
+"""A value of the chosen arithmetic: a numpy array or a TIR vector."""
 
 
 class Math(Protocol):
-    """What a formula may use."""
+    """The operations available to formulas."""
 
     def max(self, a: V, b: V) -> V:
-        """The larger one; NaN beside anything is NaN."""
+        """The larger one; NaN if either is NaN."""
 
     def min(self, a: V, b: V) -> V:
-        """The smaller one; NaN beside anything is NaN."""
+        """The smaller one; NaN if either is NaN."""
 
     def clip(self, x: V, low: V, high: V) -> V:
-        """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
+        """Not below `low`, then not above `high`; a bound of None or NaN is ignored."""
 
     def where(self, condition: V, a: V, b: V) -> V: ...
     def abs(self, x: V) -> V: ...
     def sign(self, x: V) -> V:
-        """-1, 0 or 1; NaN of NaN."""
+        """-1, 0 or 1; NaN for NaN."""
 
     def floor(self, x: V) -> V: ...
     def ceil(self, x: V) -> V: ...
@@ -58,28 +58,28 @@ class Math(Protocol):
         """C's function of this name: tan asin acos atan sinh cosh asinh acosh atanh."""
 
     def pow(self, x: V, y: V) -> V:
-        """In x's dtype; y may have another."""
+        """x ** y, in x's dtype; y may have another."""
 
     def divide(self, a: V, b: V) -> V:
-        """Floats as `/`, integers towards zero; an integer divided by zero is zero."""
+        """`/` on floats; integers round toward zero, and division by zero gives zero."""
 
     def trunc_div(self, a: V, b: V) -> V:
-        """Integer division that rounds towards zero; by zero it is zero."""
+        """Integer division rounding toward zero; division by zero gives zero."""
 
     def remainder(self, a: V, b: V) -> V:
         """With the sign of the divisor, as Python's %."""
 
     def fmod(self, a: V, b: V) -> V:
-        """With the sign of the dividend, as C's fmod; of integers too."""
+        """With the sign of the dividend, as C's fmod; also for integers."""
 
     def logical_not(self, x: V) -> V: ...
     def is_nan(self, x: V) -> V: ...
     def cast(self, x: V, dtype: str) -> V:
-        """C conversion: floats to integers round towards zero, to bool it says "not zero".
+        """C conversion: floats to integers round toward zero, to bool it is "not zero".
 
-        What an integer cannot hold is as on x86, everywhere: floats go to 32 bits or less by way of
-        int32 (uint32 and more: int64), whose lowest value stands for NaN and what is out of its
-        range (2^64 and more: 0 in uint64); integers keep their low bits.
+        Out-of-range values convert as on x86, everywhere: floats go to 32 bits or less by way of
+        int32 (uint32 and wider: int64), whose lowest value stands for NaN and for out-of-range
+        values (2^64 and more: 0 in uint64); integers keep their low bits.
         """
 
     def saturate(self, x: V, dtype: str) -> V:
@@ -148,7 +148,7 @@ class NumpyMath:
     def pow(self, x: V, y: V) -> V:
         x, y = np.asarray(x), np.asarray(y)
         if x.dtype.kind == "f" and y.size == 1 and y == 0.5:
-            # numpy takes the root, which differs from the power at -0 and minus infinity.
+            # numpy takes the square root, which differs from the power at -0 and -inf.
             x = np.where(x + x == x, np.abs(x), x)
         if x.dtype.kind == "f" or y.dtype.kind == "f":
             return np.power(x, y.astype(x.dtype) if x.dtype.kind == "f" else y).astype(x.dtype)
@@ -188,7 +188,7 @@ class NumpyMath:
         return table[index.astype(np.int64) + (128 if index.dtype == np.int8 else 0)]
 
     def widen(self, x: Array) -> Array:
-        """The array in a dtype that numpy computes in."""
+        """The array in a dtype numpy can compute in."""
         wide = _WIDE.get(x.dtype.name)
         return x if wide is None else x.astype(wide)
 
@@ -211,12 +211,12 @@ _WIDE = {
 
 _ERF_STEP = 1 / 512
 _ERF_END = 6.0
-"""From here on erf is 1 in float64."""
+"""erf rounds to 1 in float64 from here on."""
 _ERF_TABLE = np.array([math.erf(i * _ERF_STEP) for i in range(round(_ERF_END / _ERF_STEP) + 1)])
 
 
 def _erf(x: V) -> V:
-    """float64: a table, and from its nearest entry four terms of Taylor's series; error 1e-15."""
+    """float64: the nearest table entry and four terms of its Taylor series; error 1e-15."""
     positive = np.minimum(np.abs(x), _ERF_END)
     entry = np.rint(np.where(np.isnan(x), 0, positive) / _ERF_STEP).astype(np.int64)
     a = entry * _ERF_STEP
@@ -227,13 +227,13 @@ def _erf(x: V) -> V:
 
 
 def _bound(value: V, nothing: float) -> V:
-    """A bound, or what bounds nothing where it is NaN."""
+    """A bound, with NaN replaced by a value that has no effect."""
     floats = isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f"
     return np.where(np.isnan(value), value.dtype.type(nothing), value) if floats else value
 
 
 def _whole(x: V, kind: np.dtype[Any]) -> V:
-    """Floats -> integers of 64 bits, of which `kind` keeps the low ones."""
+    """Floats -> 64-bit integers, to be truncated to `kind`."""
     bits = 32 if kind.itemsize < 4 or kind == np.int32 else 64
     fits = np.abs(x) < 2.0 ** (bits - 1)
     made = np.where(fits, x, 0).astype(np.int64)

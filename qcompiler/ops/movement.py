@@ -1,4 +1,4 @@
-"""The same values in another shape, order or number: nothing here computes."""
+"""Data movement: the same values in another shape, order or number."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def identity(node: Node, x: Array) -> Array:
 def dropout(
     node: Node, x: Numbers, ratio: Array | None = None, training_mode: Array | None = None
 ) -> Numbers | tuple[Numbers, ...]:
-    """At inference the identity, and a mask of all."""
+    """The identity at inference; the mask is all true."""
     return x if node.int("outputs") == 1 else (x, np.ones(x.shape, np.bool_))
 
 
@@ -83,7 +83,7 @@ def _(node: Node) -> Type:
 
 
 def reshaped(shape: Sequence[Dim], target: Sequence[int], allowzero: bool) -> tuple[Dim, ...]:
-    """0 copies a dimension (unless `allowzero`), -1 is what is left over."""
+    """0 copies a dimension (unless `allowzero`), -1 is inferred."""
     if target.count(-1) > 1 or min(target, default=0) < -1:
         raise Error(f"cannot reshape to {list(target)}")
     dims: list[Dim] = []
@@ -154,7 +154,7 @@ def _(node: Node) -> Type:
     x, axes = node.operands[0].type, optional(node, 1)
     if axes is None:
         if not x.static:
-            raise Error(f"which dimensions of {x} are 1 is not known", hint="name the axes")
+            raise Error(f"it is not known which dimensions of {x} are 1", hint="name the axes")
         return Type(x.dtype, tuple(d for d in x.shape if d != 1))
     known = known_ints(axes)
     if known is None:
@@ -191,7 +191,7 @@ def _order(node: Node, rank: int) -> tuple[int, ...]:
         return tuple(reversed(range(rank)))
     order = axes_of(node.ints("perm"), rank)
     if len(order) != rank:
-        raise Error(f"perm {list(order)} does not order {rank} dimensions")
+        raise Error(f"perm {list(order)} is not a permutation of {rank} dimensions")
     return order
 
 
@@ -278,7 +278,7 @@ def _(node: Node) -> Type:
 
 @operator("ReverseSequence", batch_axis=1, time_axis=0)
 def reverse_sequence(node: Node, x: Numbers, lengths: Numbers) -> Numbers:
-    """The first `lengths` steps of each sequence, backwards."""
+    """Reverse the first `lengths` steps of each sequence."""
     batch, time = (axis_of(node.int(k), x.ndim) for k in ("batch_axis", "time_axis"))
     rows = np.moveaxis(x, (batch, time), (0, 1))
     made = rows.copy()

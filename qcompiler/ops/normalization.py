@@ -1,4 +1,4 @@
-"""Values -> the same against the mean, variance, norm or sum of those around them."""
+"""Normalizations by mean, variance, norm or sum; softmax."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from qcompiler.ops.shapes import axes_of, axis_of, need_floats, need_rank, need_
 
 
 def _wide(x: Numbers) -> Numbers:
-    """In the dtype that sums are made in."""
+    """In the accumulator dtype."""
     return x.astype(sums_of(x.dtype.name), copy=False)
 
 
 def mean_over(x: Numbers, axes: tuple[int, ...]) -> Numbers:
-    """The mean of each row, the axes kept as 1; that of nothing is NaN."""
+    """The mean over axes, kept as 1; NaN if empty."""
     return np.asarray(x.sum(axes, keepdims=True) / prod(x.shape[a] for a in axes))
 
 
 def _each_channel(values: Numbers, x: Numbers) -> Numbers:
-    """One number a channel -> to stand against x[N,C,...]."""
+    """One number per channel -> reshaped to broadcast against x[N,C,...]."""
     return _wide(values).reshape(-1, *[1] * (x.ndim - 2))
 
 
 def _normalized(x: Numbers, axes: tuple[int, ...], epsilon: float) -> tuple[Numbers, ...]:
-    """-> (x - mean) / sqrt(variance + epsilon), mean, and 1 over that root."""
+    """-> (x - mean) / sqrt(variance + epsilon), mean, and the reciprocal of that root."""
     mean = mean_over(x, axes)
     centred = x - mean
     inverse = 1 / np.sqrt(mean_over(centred * centred, axes) + np.float32(epsilon))
@@ -69,7 +69,7 @@ def layer_normalization(
 
 
 def _from(node: Node, rank: int) -> tuple[int, ...]:
-    """All axes from the node's `axis` on."""
+    """All axes starting at the node's `axis`."""
     return tuple(range(axis_of(node.int("axis"), rank), rank))
 
 
@@ -84,7 +84,7 @@ def _(node: Node) -> tuple[Type, ...]:
 
 
 def _scales_fit(node: Node, shape: tuple[Dim, ...]) -> None:
-    """Scale and bias broadcast to x."""
+    """Raise Error unless scale and bias broadcast to x."""
     for i in (1, 2):
         values = optional(node, i)
         if values is not None and broadcast(shape, values.shape) != shape:
@@ -136,7 +136,7 @@ def _(node: Node) -> Type:
 
 @operator("LRN", size=required(), alpha=1e-4, beta=0.75, bias=1.0)
 def lrn(node: Node, x: Numbers) -> Numbers:
-    """x / (bias + alpha / size * sum of squares over `size` channels around) ** beta."""
+    """x / (bias + alpha / size * sum of squares over the `size` nearest channels) ** beta."""
     size = node.int("size")
     wide = _wide(x)
     before = (size - 1) // 2
@@ -158,7 +158,7 @@ def _(node: Node) -> Type:
 
 @operator("LpNormalization", axis=-1, p=2)
 def lp_normalization(node: Node, x: Numbers) -> Numbers:
-    """x over its norm; zeros stay zeros."""
+    """x divided by its norm; zeros stay zeros."""
     wide = _wide(x)
     powers = np.abs(wide) if node.int("p") == 1 else wide * wide
     norm = powers.sum(node.int("axis"), keepdims=True)
@@ -192,7 +192,7 @@ def _(node: Node) -> Type:
 
 
 def softmax_of(x: Numbers, axis: int) -> Numbers:
-    """exp(x - max) over its sum; a row of -inf alone becomes zeros."""
+    """exp(x - max) divided by its sum; a row of only -inf becomes zeros."""
     top = x.max(axis, keepdims=True, initial=-np.inf)
     powers = np.exp(x - np.where(np.isneginf(top), 0, top))
     total = powers.sum(axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""Windows -> the picture they were taken from: Col2Im, MaxUnpool."""
+"""Windows scattered back into an image: Col2Im, MaxUnpool."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from qcompiler.ops.window import Window
 
 
 def patches(node: Node, sizes: Sequence[int], block: Sequence[int]) -> tuple[Window, Sequence[int]]:
-    """The window that cut the patches of a Col2Im out of an image of `sizes`, and how many it cut
-    along each dimension.
+    """The window that extracted a Col2Im's patches from an image of `sizes`, and the number of
+    patches along each dimension.
     """
     window = Window.of(node, tuple(sizes), tuple(block))
     counts = window.outputs(tuple(sizes))
@@ -28,7 +28,7 @@ def patches(node: Node, sizes: Sequence[int], block: Sequence[int]) -> tuple[Win
 
 @operator("Col2Im", dilations=None, pads=None, strides=None)
 def col2im(node: Node, x: Numbers, image: Numbers, block: Numbers) -> Numbers:
-    """x[N, C * prod(block), patches] added up where the patches lay -> [N, C, *image]."""
+    """x[N, C * prod(block), patches] summed at the patches' positions -> [N, C, *image]."""
     return _added(node, x, *([int(n) for n in given.ravel()] for given in (image, block)))
 
 
@@ -67,7 +67,7 @@ def _image(node: Node, x: Type, sizes: Sequence[int], blocks: Sequence[int]) -> 
     _, counts = patches(node, sizes, blocks)
     rows, columns = x.shape[1:]
     if isinstance(rows, int) and rows % prod(blocks):
-        raise Error(f"{rows} rows are no whole blocks of {list(blocks)}")
+        raise Error(f"{rows} rows are not whole blocks of {list(blocks)}")
     if isinstance(columns, int) and columns != prod(counts):
         raise Error(f"{columns} columns, where an image of {list(sizes)} has {prod(counts)}")
     channels = rows // prod(blocks) if isinstance(rows, int) else fresh()
@@ -76,7 +76,7 @@ def _image(node: Node, x: Type, sizes: Sequence[int], blocks: Sequence[int]) -> 
 
 @operator("col2im", image=required(), block=required(), dilations=None, pads=None, strides=None)
 def col2im_known(node: Node, x: Numbers) -> Numbers:
-    """Col2Im of an image and blocks that are known."""
+    """Col2Im with known image and block sizes."""
     return _added(node, x, node.ints("image"), node.ints("block"))
 
 
@@ -87,13 +87,14 @@ def _(node: Node) -> Type:
 
 @operator("MaxUnpool", kernel_shape=required(), pads=None, strides=None)
 def max_unpool(node: Node, x: Numbers, places: Numbers, shape: Numbers | None = None) -> Numbers:
-    """Values put back where MaxPool found them, zeros elsewhere; `places` count through all of the
-    unpooled tensor. A larger `shape` has zeros behind it.
+    """Scatter values to the positions where MaxPool found them, zeros elsewhere.
+
+    `places` index the flattened unpooled tensor. A larger `shape` is padded with zeros at its end.
     """
     whole = unpooled(node, x.shape)
     made = np.zeros(prod(whole), x.dtype)
     if places.size and not 0 <= places.min() <= places.max() < made.size:
-        raise Error(f"a place outside of {list(whole)}")
+        raise Error(f"an index outside of {list(whole)}")
     made[places.ravel()] = x.ravel()
     made = made.reshape(whole)
     if shape is None:
@@ -102,7 +103,7 @@ def max_unpool(node: Node, x: Numbers, places: Numbers, shape: Numbers | None = 
 
 
 def unpooled(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape that MaxPool had before it, as far as its attributes tell."""
+    """The shape of MaxPool's input, as far as the attributes determine it."""
     window = Window.of(node, ["?"] * (len(shape) - 2))
     steps = zip(shape[2:], window.strides, window.kernel, window.pads, strict=True)
     return (*shape[:2], *((n - 1) * s + k - sum(p or ()) for n, s, k, p in steps))
@@ -114,7 +115,7 @@ def _(node: Node) -> Type:
     places, given = node.operands[1], optional(node, 2)
     need_shape(places, x.shape, "places")
     if places.dtype != "int64":
-        raise Error(f"places of {places.dtype}")
+        raise Error(f"indices of {places.dtype}")
     whole: tuple[Dim, ...] = tuple(fresh() for _ in x.shape)
     if x.static:
         whole = unpooled(node, x.dims)
@@ -126,5 +127,5 @@ def _(node: Node) -> Type:
     if len(wanted) != x.rank or any(
         isinstance(n, int) and m < n for n, m in zip(whole, wanted, strict=True)
     ):
-        raise Error(f"output_shape {list(wanted)} does not hold {list(whole)}")
+        raise Error(f"output_shape {list(wanted)} is smaller than {list(whole)}")
     return Type(x.dtype, wanted)

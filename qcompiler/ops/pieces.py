@@ -1,4 +1,4 @@
-"""Tensors joined, split, cut and padded."""
+"""Concatenation, splitting, slicing and padding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _(node: Node) -> Type:
     dims, along = list(first.shape), []
     for x in node.operands:
         if x.type.rank != first.rank or x.dtype != first.dtype:
-            raise Error(f"cannot join {first} and {x.type}")
+            raise Error(f"cannot concatenate {first} and {x.type}")
         others = [*x.shape[:axis], dims[axis], *x.shape[axis + 1 :]]
         dims = [unite(a, b) for a, b in zip(dims, others, strict=True)]
         along.append(x.shape[axis])
@@ -46,7 +46,7 @@ def split(node: Node, x: Numbers, sizes: Numbers | None = None) -> tuple[Numbers
 
 
 def _even(node: Node, size: int) -> tuple[int, ...]:
-    """Pieces of the same size, the last one smaller where it does not go up."""
+    """Pieces of equal size, except for a smaller last one."""
     count = node.int("num_outputs")
     each = -(-size // count)
     return (*[each] * (count - 1), size - each * (count - 1))
@@ -68,7 +68,7 @@ def _(node: Node) -> tuple[Type, ...]:
         elif sizes is not None:
             count = count_of(sizes)
         else:
-            raise Error("neither sizes nor a number of pieces are given")
+            raise Error("neither sizes nor a number of pieces is given")
         whole = x.shape[axis]
         if not 1 <= count <= MOST:
             raise Error(f"a split into {count} pieces")
@@ -95,7 +95,7 @@ def slice_(
 
 
 def _slice_of(start: int, end: int, step: int, size: int) -> slice:
-    """ONNX's slice of `size` values -> Python's, whose ends count from the end when negative."""
+    """ONNX's slice of `size` values -> Python's, where a negative end counts from the back."""
     if step == 0:
         raise Error("a slice of step 0")
     start = max(start + size if start < 0 else start, 0)
@@ -124,7 +124,7 @@ def _(node: Node) -> Type:
             dims[axis] = fresh()
         return Type(x.dtype, tuple(dims))
     if not len(starts) == len(ends) == len(by) == len(over):
-        raise Error("starts, ends, axes and steps are not equally many")
+        raise Error("starts, ends, axes and steps differ in length")
     for axis, start, end, step in zip(over, starts, ends, by, strict=True):
         size = dims[axis]
         if isinstance(size, int):
@@ -135,7 +135,7 @@ def _(node: Node) -> Type:
 
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")
-"""numpy has the same names for them."""
+"""Mode names shared with numpy."""
 
 
 @operator("Pad", mode="constant")

@@ -1,4 +1,4 @@
-"""A window over the spatial dimensions -> its largest value, its average, its norm."""
+"""Pooling over spatial windows: maximum, average, norm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ONNX = {**_WINDOW, "auto_pad": "NOTSET", "ceil_mode": 0}
 
 
 def lowest(dtype: str) -> float | int:
-    """The value that every other of the dtype is at least."""
+    """The lowest value of a dtype."""
     kind = numpy_dtype(dtype)
     if "int" in dtype:
         return int(ml_dtypes.iinfo(kind).min)  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ def _largest(x: Numbers, window: Window, counts: Ints, first: int) -> Numbers:
 
 
 def _average(x: Numbers, window: Window, counts: Ints, first: int, include_pad: int) -> Numbers:
-    """float32 sums over how many values each window sees, the padding counted or not."""
+    """float32 window sums divided by the window's size, with or without the padding."""
     dtype = "float32" if x.dtype.kind in "iu" else sums_of(x.dtype.name)
     seen = window.taps(window.pad(x, counts, 0, first).astype(dtype), counts, first)
     sums: Numbers = reduce(np.add, seen)
@@ -138,7 +138,7 @@ def global_lp_pool(node: Node, x: Numbers) -> Numbers:
 @typed(global_average_pool, global_max_pool, global_lp_pool)
 def _(node: Node) -> Type:
     x = need_rank(node.operands[0], 3, "input")
-    if node.op != "GlobalMaxPool" or "int" not in x.dtype:  # bytes, as MaxPool's
+    if node.op != "GlobalMaxPool" or "int" not in x.dtype:  # also bytes, like MaxPool
         need_floats(node)
     if node.op == "GlobalLpPool":
         _positive(node)
@@ -154,7 +154,7 @@ def max_pool_channels_last(node: Node, x: Numbers) -> Numbers:
 
 @operator("average_pool", **_WINDOW, count_include_pad=0)
 def average_pool_channels_last(node: Node, x: Numbers) -> Numbers:
-    """x[N,*S,C] -> [N,*S',C]; of integers the float32 quotient, rounded half to even."""
+    """x[N,*S,C] -> [N,*S',C]; for integers the float32 quotient, rounded half to even."""
     window = Window.of(node, x.shape[1:-1])
     counts = numbers(window.outputs(x.shape[1:-1]))
     average = _average(x, window, counts, 1, node.int("count_include_pad"))

@@ -1,6 +1,6 @@
-"""Integers that stand for real numbers: real = (integer - zero point) * scale.
+"""Quantized operators: real = (integer - zero point) * scale.
 
-ONNX's operators, and the compiler's own (lower case), whose meaning kernels equal bit for bit.
+ONNX's operators, and the compiler's own (lower case), which kernels must match bit for bit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _wide(x: Numbers) -> Numbers:
 
 
 def _spread(node: Node, values: Numbers, x: Numbers) -> Numbers:
-    """Scales or zero points (one in all, one a slice, one a block) -> what stands against x."""
+    """Scales or zero points, per tensor, axis or block -> an array that broadcasts to x."""
     if values.size == 1:
         return values.reshape(())
     axis = axis_of(node.int("axis"), x.ndim)
@@ -58,13 +58,13 @@ def _check_spread(node: Node) -> None:
     need_shape(None if one else zero, scale.shape, "zero point")
     size = node.int("block_size")
     if size < 0:
-        raise Error(f"blocks of {size}")
+        raise Error(f"blocks of size {size}")
     if scale.rank == 0 or (scale.shape == (1,) and not size):
         return
     axis = axis_of(node.int("axis"), x.rank)
     if scale.rank == 1 and not size:
         if not agree(scale.shape[0], x.shape[axis]):
-            raise Error(f"scale {scale} is not one number for each of {x.shape[axis]} slices")
+            raise Error(f"scale {scale} is not one number per each of {x.shape[axis]} slices")
         return
     if scale.rank != x.rank or not size:
         raise Error(f"scale {scale} does not fit {x} in blocks of {size}")
@@ -77,7 +77,7 @@ def _check_spread(node: Node) -> None:
 
 @operator("QuantizeLinear", **_BLOCKS, precision=None, saturate=1)
 def quantize_linear(node: Node, x: Numbers, scale: Numbers, zero: Numbers | None = None) -> Numbers:
-    """saturate(round(x / scale) + zero), float8: the nearest of x / scale."""
+    """saturate(round(x / scale) + zero); float8: the nearest to x / scale."""
     scale = _spread(node, scale, x)
     precision = numpy_dtype(str(node.attrs["precision"] or scale.dtype.name))
     wide = np.result_type(np.float32, NUMPY.widen(np.zeros(0, precision)))
@@ -98,7 +98,8 @@ def _(node: Node) -> Type:
         raise Error(f"output_dtype {asked} is not the zero point's {zero.dtype}")
     dtype = zero.dtype if zero is not None else str(asked or "uint8")
     if "float" not in node.operands[1].dtype or x.dtype == "bool" or dtype == "bool":
-        raise Error(f"{x.dtype} does not quantize by {node.operands[1].dtype} to {dtype}")
+        scale = node.operands[1].dtype
+        raise Error(f"{x.dtype} cannot be quantized with a scale of {scale} to {dtype}")
     return Type(dtype, x.shape)
 
 
@@ -129,7 +130,7 @@ def _(node: Node) -> Type:
 
 @operator("DynamicQuantizeLinear")
 def dynamic_quantize_linear(node: Node, x: Numbers) -> tuple[Numbers, ...]:
-    """uint8 over the range that x has, zero in it."""
+    """uint8 over the range of x, extended to include zero."""
     low, high = x.min(initial=np.float32(0)), x.max(initial=np.float32(0))
     scale = np.asarray((high - low) / np.float32(255) if high > low else 1, np.float32)
     zero = NUMPY.saturate(np.rint(-low / scale), "uint8")
@@ -154,7 +155,7 @@ def _shifted(x: Numbers, zero: Numbers | None) -> Numbers:
 
 
 def _rows(values: Numbers | None) -> Numbers | None:
-    """One number a row of the left operand -> to stand against it."""
+    """One number per row of the left operand -> reshaped to broadcast against it."""
     return values if values is None or values.ndim != 1 else values.reshape(-1, 1)
 
 
@@ -184,13 +185,13 @@ def _(node: Node) -> Type:
 
 
 def _check_sides(a: Node, b: Node, of_a: Node | None, of_b: Node | None) -> None:
-    """Numbers for the left operand are one or one a row, for the right one or one a column."""
+    """The left operand has one zero point or one per row, the right one or one per column."""
     for side, values, axis in ((a, of_a, -2), (b, of_b, -1)):
         if values is None or values.shape in ((), (1,)):
             continue
         column = (1,) if axis == -2 and values.type.rank == 1 else ()
         if broadcast(side.shape, (*values.shape, *column)) != side.shape:
-            raise Error(f"{values.type} does not stand against {side.type}")
+            raise Error(f"{values.type} does not broadcast to {side.type}")
 
 
 @operator("ConvInteger", **_CONV)
@@ -201,7 +202,7 @@ def conv_integer(
     x_zero: Numbers | None = None,
     w_zero: Numbers | None = None,
 ) -> Numbers:
-    """Padding reads as the zero point."""
+    """Padding has the value of the zero point."""
     return second(wrapped(conv_sums(node, *_centred(x, w, x_zero, w_zero)), "int32"))
 
 
@@ -222,7 +223,7 @@ def _(node: Node) -> Type:
 
 
 def _check_channels(channels: Dim, one: Node | None, each: Node | None) -> None:
-    """One number in all, and one in all or one an output channel."""
+    """`one` is per tensor, `each` per tensor or per output channel."""
     if one is not None and one.shape not in ((), (1,)):
         raise Error(f"{one.type} where one number is needed")
     if each is not None and each.shape not in ((), (1,), (channels,)):
@@ -291,7 +292,7 @@ def _(node: Node) -> Type:
     shape = product_shape(a.type, b.type)
     for values in (y_scale, y_zero):
         if broadcast(shape, values.shape) != shape and values.shape != (1,):
-            raise Error(f"{values.type} does not stand against the product")
+            raise Error(f"{values.type} does not broadcast to the product")
     return Type(y_zero.dtype, shape)
 
 
@@ -303,14 +304,15 @@ def _quantize_type(node: Node) -> Type:
     if (x.dtype, factor.dtype, zero.dtype) != ("float32", "float32", "int32"):
         raise Error(f"quantize of {x}, {factor}, {zero}")
     if "int" not in node.str("dtype") or broadcast(x.shape, factor.shape, zero.shape) != x.shape:
-        raise Error(f"{x} does not quantize by {factor} to {node.str('dtype')}")
+        raise Error(f"{x} cannot be quantized with {factor} to {node.str('dtype')}")
     return Type(node.str("dtype"), x.shape)
 
 
 @elementwise("quantize", types=_quantize_type)
 def quantize(m: Math, x: V, factor: V, zero: V, *, dtype: str = "uint8", divide: int = 0) -> V:
-    """x * factor, or x / factor if `divide`, is rounded to float32, then half to even; the sum
-    saturates. They differ on ties: 2.5 * 3 / 3 is one, 2.5 * 3 * float32(1 / 3) may be none.
+    """x * factor, or x / factor if `divide`, is rounded to float32, then half to even; adding the
+    zero point saturates. The two differ on ties: 2.5 * 3 / 3 is one, 2.5 * 3 * float32(1 / 3) need
+    not be.
     """
     scaled = x / factor if divide else x * factor
     return m.saturate(m.round(scaled) + m.cast(zero, "float32"), dtype)
@@ -321,7 +323,7 @@ def _dequantize_type(node: Node) -> Type:
     if "int" not in x.dtype or (scale.dtype, zero.dtype) != ("float32", "int32"):
         raise Error(f"dequantize of {x}, {scale}, {zero}")
     if broadcast(x.shape, scale.shape, zero.shape) != x.shape:
-        raise Error(f"{scale} does not stand against {x}")
+        raise Error(f"{scale} does not broadcast to {x}")
     return Type("float32", x.shape)
 
 
@@ -331,7 +333,7 @@ def dequantize(m: Math, x: V, scale: V, zero: V) -> V:
 
 
 TABLES: Mapping[str, tuple[int, ...]] = {"lookup": (1,)}
-"""Elementwise operators that index an operand instead of reading it in step: which operands."""
+"""Elementwise operator -> the operands it indexes instead of reading them elementwise."""
 
 
 def _lookup_type(node: Node) -> Type:
@@ -343,7 +345,7 @@ def _lookup_type(node: Node) -> Type:
 
 @elementwise("lookup", types=_lookup_type)
 def lookup(m: Math, x: V, table: V) -> V:
-    """table[x], of int8 table[x + 128]."""
+    """table[x]; for int8 table[x + 128]."""
     return m.lookup(table, x)
 
 
@@ -366,14 +368,14 @@ def as_signed(m: Math, x: V) -> V:
     return m.cast(x ^ 128, "int8")
 
 
-# Weights that kernels decode as they read them.
+# Low-precision weights, decoded inside the kernels.
 
 
 @operator("matmul_narrow", bits=4, group=32)
 def matmul_narrow(node: Node, x: Numbers, codes: Numbers, scale: Numbers, zero: Numbers) -> Numbers:
     """x[...,M,K] times (codes[K,N] - zero) * scale, in float32.
 
-    codes: uint8 below 2^bits; scale and zero, [K / group, N], hold for `group` rows of codes.
+    codes: uint8 below 2^bits; scale and zero [K / group, N] apply to `group` rows of codes.
     """
     spread = np.repeat(np.arange(len(scale)), node.int("group"))[: len(codes)]
     weights = (codes.astype(np.float32) - zero[spread]) * scale[spread]
@@ -395,5 +397,5 @@ def _(node: Node) -> Type:
         raise Error(f"matmul_narrow of {x} by {codes}: {bits} bits in groups of {group}")
     depth, width = codes.dims
     if {scale.shape, zero.shape} != {(-(-depth // group), width)}:
-        raise Error(f"{scale} and {zero} are not one for each {group} rows of {codes}")
+        raise Error(f"{scale} and {zero} do not have one row per {group} rows of {codes}")
     return Type("float32", product_shape(x, codes))

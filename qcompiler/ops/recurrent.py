@@ -1,11 +1,11 @@
-"""Layers that read a sequence step by step: RNN, GRU, LSTM, and `recurrent`, the loop inside them.
+"""Recurrent layers: RNN, GRU, LSTM, and `recurrent`, the loop inside them.
 
 RNN, GRU, LSTM  x[T,batch,input], w[D,gates*H,input], r[D,gates*H,H] -> every hidden state
                 [T,D,batch,H], and the last states [D,batch,H]; layout=1 puts the batch first
-recurrent       what x and the biases give every gate [T,batch,D*gates*H], r[D,H,gates*H] -> the
-                hidden states, then the last hidden state, an LSTM's last cell: [T+1 or 2,D,batch,H]
+recurrent       the input's and the biases' part of every gate [T,batch,D*gates*H], r[D,H,gates*H]
+                -> hidden states, last hidden state, LSTM's last cell: [T+1 or T+2,D,batch,H]
 
-D is 2 where both directions are read. The compiler makes a product and a `recurrent` of the others.
+D is 2 for bidirectional layers. The compiler lowers the others to a product and a `recurrent`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from qcompiler.ops.registry import Numbers, fresh, operator, optional, required,
 from qcompiler.ops.shapes import agree, need_shape
 
 State = tuple[Numbers, ...]
-"""What a step hands to the next: the hidden state, an LSTM's cell after it."""
+"""The state carried between steps: the hidden state, and an LSTM's cell."""
 Step = Callable[[Numbers, State], State]
 
 _ACTIVATIONS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
@@ -67,14 +67,14 @@ _LAYER = {**_COMMON, "hidden_size": None, "layout": 0}
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of a gate: its name, its numbers, and what it reads at most."""
+    """A gate's activation function: its name, parameters and clipping bound."""
 
     name: str
     numbers: tuple[float, ...]
     clip: float | None
 
     def __call__(self, m: Any, x: Any) -> Any:
-        """Of values that `m` computes with (ops/math.py)."""
+        """Apply it to values of the arithmetic `m` (ops/math.py)."""
         bounded = x if self.clip is None else m.clip(x, -self.clip, self.clip)
         return _ACTIVATIONS[self.name][0](m, bounded, *self.numbers)
 
@@ -85,12 +85,12 @@ def kind_of(node: Node) -> str:
 
 
 def directions(node: Node) -> int:
-    """How many: 2 where the sequence is read both ways."""
+    """Number of directions: 2 if bidirectional."""
     return 2 if node.str("direction") == "bidirectional" else 1
 
 
 def activations(node: Node) -> list[list[Activation]]:
-    """The functions of each direction; alpha and beta go in order to those that take them."""
+    """The functions of each direction; alpha and beta go in order to those that use them."""
     names, count = node.attrs["activations"], directions(node)
     each = _DEFAULTS[kind_of(node)]
     listed = [str(n) for n in names] if isinstance(names, tuple) and names else [*each] * count
@@ -115,7 +115,7 @@ def _floats(node: Node, key: str) -> list[float]:
     return [float(v) for v in value] if isinstance(value, tuple) else []
 
 
-# The numpy meaning.
+# The numpy definition.
 
 
 def _backwards(x: Numbers, lengths: Numbers) -> Numbers:
@@ -132,7 +132,7 @@ def _scan(
     states: Sequence[Numbers],
     steps: Sequence[Step],
 ) -> tuple[Numbers, ...]:
-    """Every direction over sums[T,batch,D,gates*H] -> [T,D,batch,H] and the last states
+    """All directions over sums[T,batch,D,gates*H] -> [T,D,batch,H], and the last states
     [D,batch,H]."""
     ends = np.full(sums.shape[1], len(sums)) if lengths is None else lengths.astype(np.int64)
     rows, finals = [], []
@@ -209,7 +209,7 @@ def recurrent(
     c0: Numbers | None = None,
     peepholes: Numbers | None = None,
 ) -> Numbers:
-    """`bias` [D,H] is a GRU's, of the candidate's product with the state."""
+    """`bias` [D,H]: only for a GRU, the recurrent bias of its candidate."""
     count, size, _ = r.shape
     dtype = sums_of(sums.dtype.name)
     state = (count, sums.shape[1], size)
@@ -227,7 +227,7 @@ def recurrent(
 
 
 def states_of(node: Node) -> int:
-    """States that a step hands to the next."""
+    """Number of states carried between steps."""
     return 2 if kind_of(node) == "LSTM" else 1
 
 
@@ -334,7 +334,7 @@ def lstm(
 def _(node: Node) -> tuple[Type, ...]:
     x, w, r = (i.type for i in node.operands[:3])
     if x.rank != 3 or w.rank != 3 or r.rank != 3:
-        raise Error(f"{x}, {w} and {r} are not of three dimensions")
+        raise Error(f"{x}, {w} and {r} do not have three dimensions")
     if node.str("direction") not in ("forward", "reverse", "bidirectional"):
         raise Error(f"unknown direction {node.str('direction')!r}")
     count = directions(node)

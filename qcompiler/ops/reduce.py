@@ -1,4 +1,4 @@
-"""Values along axes -> one: sums, means, norms, extremes; and along one axis: sort, scan."""
+"""Reductions over axes (sums, means, norms, extremes), and sorts and scans along one axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qcompiler.ops.shapes import axes_of, axis_of, known_ints
 
 Axes = tuple[int, ...]
 Reduce = Callable[[Any, Axes], Any]
-"""(values, axes) -> one value a row, the axes kept as 1."""
+"""(values, axes) -> one value per row, the axes kept as 1."""
 
 
 def _sum(x: Numbers, axes: Axes) -> Numbers:
@@ -53,10 +53,10 @@ REDUCTIONS: dict[str, Reduce] = {
     "ReduceLogSum": lambda x, axes: np.log(_sum(x, axes)),
     "ReduceLogSumExp": _log_sum_exp,
 }
-"""Operator -> what it makes of each row."""
+"""Operator -> its reduction of a row."""
 
 REAL = frozenset({"ReduceMean", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp"})
-"""Those that take integers as real numbers, in float64, and cut off what they get."""
+"""Reductions that compute on integers in float64 and truncate the result."""
 
 
 def reduce_(node: Node, x: Numbers, axes: Numbers | None = None) -> Numbers:
@@ -103,7 +103,7 @@ _ARG = {"axis": 0, "keepdims": 1, "select_last_index": 0}
 @operator("ArgMax", **_ARG)
 @operator("ArgMin", **_ARG)
 def arg_extreme(node: Node, x: Numbers) -> Numbers:
-    """Where the extreme stands: the first of equals, or the last."""
+    """Index of the extreme: the first of equals, or the last."""
     axis = axis_of(node.int("axis"), x.ndim)
     find = np.argmax if node.op == "ArgMax" else np.argmin
     if node.int("select_last_index"):
@@ -125,7 +125,7 @@ def _(node: Node) -> Type:
 
 @operator("TopK", axis=-1, largest=1, sorted=1)
 def top_k(node: Node, x: Numbers, k: Numbers) -> tuple[Numbers, Numbers]:
-    """The k largest (smallest) in order, and where they stood; of equals the first."""
+    """The k largest (smallest) in order, and their indices; of equals the first."""
     axis, count = axis_of(node.int("axis"), x.ndim), int(k.ravel()[0])
     if not 0 <= count <= x.shape[axis]:
         raise Error(f"{count} of {x.shape[axis]} values")
@@ -144,7 +144,7 @@ def _(node: Node) -> tuple[Type, Type]:
     axis = axis_of(node.int("axis"), x.rank)
     k = known_ints(node.operands[1])
     if k is not None and len(k) != 1:
-        raise Error(f"k is {list(k)}, not one number")
+        raise Error(f"k is {list(k)}, not a scalar")
     count: Dim = fresh() if k is None else k[0]
     size = x.shape[axis]
     if isinstance(count, int) and isinstance(size, int) and not 0 <= count <= size:
@@ -156,7 +156,7 @@ def _(node: Node) -> tuple[Type, Type]:
 @operator("CumSum", exclusive=0, reverse=0)
 @operator("CumProd", exclusive=0, reverse=0)
 def cumulate(node: Node, x: Numbers, axis: Numbers) -> Numbers:
-    """The sum (product) of all values up to each one; `exclusive`: without it."""
+    """Cumulative sum (product); `exclusive` leaves out the value itself."""
     at = axis_of(int(axis.ravel()[0]), x.ndim)
     values = np.flip(x, at) if node.int("reverse") else x
     scan, start = (np.cumsum, 0) if node.op == "CumSum" else (np.cumprod, 1)
@@ -173,6 +173,6 @@ def _(node: Node) -> Type:
     axis = known_ints(node.operands[1])
     if axis is not None:
         if len(axis) != 1:
-            raise Error(f"axis is {list(axis)}, not one number")
+            raise Error(f"axis is {list(axis)}, not a scalar")
         axis_of(axis[0], x.rank)
     return x

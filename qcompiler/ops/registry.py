@@ -1,4 +1,4 @@
-"""An operator's name -> what it means: type rule, numpy meaning, and (elementwise ones) formula.
+"""The registry of operators: type rule, numpy definition and, for elementwise ones, formula.
 
 The families in this folder register themselves here. An operator is defined once:
 
@@ -11,10 +11,10 @@ The families in this folder register themselves here. An operator is defined onc
     def hard_swish(m: Math, x: V) -> V:
         return x * m.clip(x / 6 + 0.5, 0, 1)
 
-The arrays of a meaning's signature are the operator's inputs; those with a default may be absent.
-Attributes are ONNX's, with ONNX's defaults, but that dtypes are named ("float32"), and that
-operators with optional outputs have one attribute more, `outputs`: how many of them the node gives
-(1, unless it says so).
+The array parameters of the numpy definition are the operator's inputs; those with a default may be
+absent. Attributes and defaults are ONNX's, except that dtypes are named ("float32"), and that
+operators with optional outputs have the additional attribute `outputs`, the number of outputs (1 by
+default).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Meaning = Callable[..., Array | tuple[Array, ...]]
 Formula = Callable[..., Any]
 
 Numbers = NDArray[Any]
-"""An array to compute with."""
+"""An array of numbers."""
 
 _REQUIRED = object()
 _symbols = count()
@@ -46,7 +46,7 @@ _symbols = count()
 
 @dataclass
 class Operator:
-    """What one operator means. `formula` is there for elementwise operators only."""
+    """The definition of an operator. Only elementwise operators have a `formula`."""
 
     name: str
     meaning: Meaning
@@ -56,7 +56,7 @@ class Operator:
 
     @cached_property
     def arity(self) -> tuple[int, float]:
-        """How many inputs must be there, and how many can be."""
+        """The minimum and maximum number of inputs."""
         parameters = list(inspect.signature(self.formula or self.meaning).parameters.values())[1:]
         inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -67,18 +67,18 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def is_elementwise(node: Node) -> bool:
-    """Has the operator a formula? Inputs and constants are no operators."""
+    """Does the operator have a formula? Inputs and constants do not."""
     entry = OPERATORS.get(node.op)
     return entry is not None and entry.formula is not None
 
 
 def required() -> object:
-    """The default of an attribute that must be given."""
+    """The default of a required attribute."""
     return _REQUIRED
 
 
 def operator(name: str, **defaults: object) -> Callable[[Meaning], Meaning]:
-    """Register a numpy meaning `f(node, *arrays)`; `defaults` are the operator's attributes."""
+    """Register a numpy definition `f(node, *arrays)`; `defaults` are the operator's attributes."""
 
     def register(meaning: Meaning) -> Meaning:
         _add(Operator(name, meaning, defaults))
@@ -104,9 +104,9 @@ def elementwise(
 ) -> Callable[[Formula], Formula]:
     """Register a formula `f(m, *values, *, attribute=default)`.
 
-    The inputs have one dtype (`of` "floats" or "numbers", which bool is not), and so has the output
-    unless `dtype` says another; its shape is the inputs' broadcast shape. Values of less than 32
-    float bits are computed in float32 and rounded once, at the end; those of 4 bits in 8.
+    The inputs have one dtype (`of` "floats" or "numbers", which excludes bool), and so does the
+    output unless `dtype` is given; its shape is the inputs' broadcast shape. Floats below 32 bits
+    are computed in float32 and rounded once, at the end; 4-bit integers in 8 bits.
     """
 
     def register(formula: Formula) -> Formula:
@@ -140,7 +140,7 @@ def _add(entry: Operator) -> None:
 
 
 def make(op: str, *inputs: Node | None, name: str = "", **attrs: Any) -> Node:
-    """Operator, inputs and attributes -> a typed node; attributes left out take their defaults."""
+    """Operator, inputs and attributes -> a typed node; omitted attributes take their defaults."""
     entry = OPERATORS.get(op)
     if entry is None or entry.type_rule is None:
         raise Error(f"unknown operator {op}", where=name)
@@ -150,7 +150,7 @@ def make(op: str, *inputs: Node | None, name: str = "", **attrs: Any) -> Node:
         made = entry.type_rule(untyped)
         types = made if isinstance(made, tuple) else (made,)
         if untyped.attrs.get("outputs", len(types)) != len(types) or not types:
-            raise Error(f"there are no {untyped.attrs['outputs']} outputs")
+            raise Error(f"it does not have {untyped.attrs['outputs']} outputs")
         for fault in filter(None, (type.fault for type in types)):
             raise Error(f"the output {fault}")
     except Error as e:
@@ -179,7 +179,7 @@ def _complete(entry: Operator, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
 
 
 def one_dtype(node: Node) -> str:
-    """The dtype that all inputs of a node have."""
+    """The common dtype of all inputs of a node."""
     dtypes = sorted({i.dtype for i in node.operands})
     if len(dtypes) > 1:
         raise Error(f"inputs of {' and '.join(dtypes)} do not go together")
@@ -187,20 +187,20 @@ def one_dtype(node: Node) -> str:
 
 
 def optional(node: Node, index: int) -> Node | None:
-    """An input of a node, None where it is absent or not even listed."""
+    """An input of a node; None if it is absent."""
     return node.inputs[index] if index < len(node.inputs) else None
 
 
 def fresh() -> str:
-    """A symbol for a dimension that only running the model tells; never the same twice."""
+    """A new unique symbol for a dimension known at run time only."""
     return f"?{next(_symbols)}"
 
 
 def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """Shapes -> the shape that numpy's broadcasting gives them.
+    """The broadcast shape of several shapes, as in numpy.
 
-    A symbol stands against 1, itself and any number. Of two symbols that differ one may turn out to
-    be 1: the outcome is a symbol of its own.
+    A symbol broadcasts with 1, itself and any number. Of two different symbols either may be 1:
+    the result is a new symbol.
     """
     result: list[Dim] = []
     for axis in range(-max(map(len, shapes), default=0), 0):

@@ -1,4 +1,4 @@
-"""Values read between the places where they stand: Resize, GridSample, RoiAlign."""
+"""Interpolation: Resize, GridSample, RoiAlign."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _COORDINATES = (
 )
 _POLICIES = ("stretch", "not_larger", "not_smaller")
 MAX_TAPS = 1 << 23
-"""Places and weights along one axis of a Resize, for all of its outputs."""
+"""Limit of the indices and weights along one axis of a Resize, over all outputs."""
 _NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 Scale = Fraction | np.float32
-"""Outputs for each input along an axis: a ratio of sizes, or a number of the model's own."""
+"""Outputs per input along an axis: a ratio of sizes, or a number given by the model."""
 
 
 @operator(
@@ -54,7 +54,7 @@ def resize(
     scales: Numbers | None = None,
     sizes: Numbers | None = None,
 ) -> Numbers:
-    """One dimension after the other; every output is a weighted sum of the inputs around it."""
+    """One dimension after another; every output is a weighted sum of neighbouring inputs."""
     made = x if node.str("mode") == "nearest" else x.astype(np.result_type(_wide(x), np.float32))
     outside = np.zeros((), np.bool_)
     for axis, (at, factor) in _places(node, x.shape, (roi, scales, sizes)).items():
@@ -72,9 +72,7 @@ def resize(
 def _places(
     node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
 ) -> dict[int, tuple[_At, Scale]]:
-    """Axes that change -> where their outputs stand, and the scale; `given`: region, scales and
-    sizes.
-    """
+    """Resized axis -> (the outputs' coordinates, the scale); `given`: region, scales and sizes."""
     roi, scales, sizes = given
     axes = _resized_axes(node, len(shape))
     counts, factors = _resized(node, [shape[a] for a in axes], scales, sizes)
@@ -93,8 +91,8 @@ def _places(
 
 @dataclass(frozen=True)
 class Sampled:
-    """Along one axis of a Resize: the places [outputs, taps] (int64, within the axis) that every
-    output sees, their weights (None where each sees one), and which outputs are outside the input.
+    """One axis of a Resize: the indices [outputs, taps] (int64, within the axis) that each output
+    reads, their weights (None if each reads one), and which outputs lie outside the input.
     """
 
     places: Numbers
@@ -103,11 +101,11 @@ class Sampled:
 
     @property
     def taps(self) -> int:
-        """Inputs that an output sees at most."""
+        """Number of inputs per output."""
         return 1 if self.weights is None else int((self.weights != 0).sum(1).max(initial=1))
 
     def matrix(self, size: int) -> Numbers:
-        """The weights of all `size` inputs: float32 [outputs, size]."""
+        """The weights as a matrix over all `size` inputs: float32 [outputs, size]."""
         made = np.zeros((len(self.places), size), np.float32)
         weights = np.float32(1) if self.weights is None else self.weights.astype(np.float32)
         np.add.at(made, (np.arange(len(made))[:, None], self.places), weights)
@@ -117,9 +115,8 @@ class Sampled:
 def sampled(
     node: Node, shape: Sequence[int], given: Sequence[Numbers | None]
 ) -> dict[int, Sampled]:
-    """A Resize of an input of this shape, its region, scales and sizes -> what every axis that
-    changes is made of, the first axis first (`axes` may name them in any order). Raises Error
-    beyond MAX_TAPS.
+    """A Resize's input shape, region, scales and sizes -> the sampling of each resized axis, in
+    ascending order (`axes` may be in any order). Raises Error above MAX_TAPS.
     """
     found = {}
     for axis, (at, factor) in sorted(_places(node, shape, given).items()):
@@ -139,7 +136,7 @@ def _resized_axes(node: Node, rank: int) -> tuple[int, ...]:
 def _resized(
     node: Node, before: Sequence[int], scales: Numbers | None, sizes: Numbers | None
 ) -> tuple[list[int], list[Scale]]:
-    """How many outputs along each axis, and the scale that the coordinates go by."""
+    """Number of outputs along each axis, and the scale of the coordinates."""
     given = scales if scales is not None and scales.size else sizes
     if given is None or given.size != len(before):
         raise Error(f"{len(before)} scales or sizes are needed")
@@ -160,15 +157,15 @@ def _resized(
 
 
 def _ratio(count: int, size: int, scale: np.float32) -> Scale:
-    """A scale that is the rounded ratio of the sizes stands for that ratio."""
+    """The exact ratio of the sizes, if the scale is that ratio rounded; else the scale."""
     exact = Fraction(count, size) if size else Fraction(1)
     return exact if np.float32(float(exact)) == scale and count else scale
 
 
 @dataclass(frozen=True)
 class _At:
-    """Coordinates: whole parts (int64), rounded down, and the rest, in [0, 1), float64. A rest of
-    0 or a half is exact where the coordinates are ratios of integers.
+    """Coordinates: integer parts (int64), rounded down, and fractions in [0, 1), float64. A
+    fraction of 0 or 1/2 is exact if the coordinates are ratios of integers.
     """
 
     whole: Numbers
@@ -176,25 +173,25 @@ class _At:
 
     @staticmethod
     def of(at: Numbers) -> _At:
-        """Coordinates as numbers."""
+        """From coordinates in floating point."""
         whole = np.floor(at)
         return _At(whole.astype(np.int64), (at - whole).astype(np.float64))
 
     @staticmethod
     def ratio(over: Numbers, under: int) -> _At:
-        """Integers over an integer."""
+        """From ratios of integers."""
         return _At(over // under, (over % under) / under)
 
     def outside(self, size: int) -> Numbers:
-        """Which of them are no place of an axis."""
+        """Which of them lie outside an axis."""
         beyond = (self.whole > size - 1) | ((self.whole == size - 1) & (self.rest > 0))
         return np.asarray((self.whole < 0) | beyond)
 
 
 def _coordinates(node: Node, count: int, size: int, scale: Scale, part: tuple[float, float]) -> _At:
-    """Where in the input each output stands; of a scale that is a ratio exactly.
+    """The input coordinate of each output, exact if the scale is a ratio.
 
-    Other scales are taken in float32, as ONNX's reference and onnxruntime do.
+    Other scales are used in float32, as in ONNX's reference and onnxruntime.
     """
     mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.int64)
     if mode == "align_corners":
@@ -218,7 +215,7 @@ def _coordinates(node: Node, count: int, size: int, scale: Scale, part: tuple[fl
 
 
 def _rounded(mode: str, y: Numbers, count: int, size: int, scale: np.float32) -> _At:
-    """Coordinates by a scale of its own, in float32."""
+    """Coordinates by a scale that is not a ratio, in float32."""
     at = y.astype(np.float32)
     if mode == "asymmetric":
         return _At.of(at / scale)
@@ -230,7 +227,7 @@ def _rounded(mode: str, y: Numbers, count: int, size: int, scale: np.float32) ->
 
 
 def _resampled(node: Node, x: Numbers, axis: int, at: _At, scale: float) -> Numbers:
-    """x at these coordinates along an axis; beyond its ends its outermost values go on."""
+    """x interpolated at coordinates along an axis; outside, the edge values are repeated."""
     places, weights = _sampled(node, x.shape[axis], at, scale)
     if weights is None:
         return np.take(x, places[:, 0], axis)
@@ -243,14 +240,14 @@ def _resampled(node: Node, x: Numbers, axis: int, at: _At, scale: float) -> Numb
 
 
 def _sampled(node: Node, size: int, at: _At, scale: float) -> tuple[Numbers, Numbers | None]:
-    """Coordinates along an axis of a size -> the places that each sees [outputs, taps], within the
-    axis, and their weights; None where each sees one.
+    """Coordinates along an axis -> the indices each reads [outputs, taps], within the axis, and
+    their weights; None if each reads one.
     """
     if node.str("mode") == "nearest":
         return np.clip(_nearest(node, at), 0, size - 1)[:, None], None
     taps = taps_of(node, scale)
     if taps * len(at.whole) > MAX_TAPS:
-        raise Error(f"{len(at.whole)} outputs along an axis, of {taps} inputs each, are too many")
+        raise Error(f"{len(at.whole)} outputs along an axis with {taps} inputs each are too many")
     cubic = node.str("mode") == "cubic"
     narrow = min(scale, 1.0) if node.int("antialias") else 1.0
     steps = np.arange(1 - taps // 2, 1 + taps // 2)
@@ -265,7 +262,7 @@ def _sampled(node: Node, size: int, at: _At, scale: float) -> tuple[Numbers, Num
 
 
 def taps_of(node: Node, scale: float) -> int:
-    """How many inputs along an axis an output of a Resize by this scale sees."""
+    """Number of inputs per output along an axis resized by this scale."""
     if node.str("mode") == "nearest":
         return 1
     narrow = min(scale, 1.0) if node.int("antialias") else 1.0
@@ -273,7 +270,7 @@ def taps_of(node: Node, scale: float) -> int:
 
 
 def _nearest(node: Node, at: _At) -> Numbers:
-    """The place that each coordinate is rounded to."""
+    """The index that each coordinate is rounded to."""
     up = {
         "floor": False,
         "ceil": at.rest > 0,
@@ -327,7 +324,7 @@ def _(node: Node) -> Type:
 
 @operator("GridSample", align_corners=0, mode="linear", padding_mode="zeros")
 def grid_sample(node: Node, x: Numbers, grid: Numbers) -> Numbers:
-    """x[N,C,*S] at the places grid[N,*S',len(S)] tells, from -1 to 1, the last dimension first."""
+    """Sample x[N,C,*S] at grid[N,*S',len(S)], from -1 to 1, the last dimension first."""
     dtype = sums_of(x.dtype.name)
     at = [
         _denormalized(node, grid[..., -1 - i].astype(dtype), size)
@@ -352,14 +349,14 @@ def grid_sample(node: Node, x: Numbers, grid: Numbers) -> Numbers:
 
 
 def _denormalized(node: Node, at: Numbers, size: int) -> Numbers:
-    """-1 .. 1 -> the outermost values' middles (align_corners) or outer edges."""
+    """Map -1 .. 1 to the centres of the outermost pixels (align_corners) or their outer edges."""
     if node.int("align_corners"):
         return (at + 1) / 2 * (size - 1)
     return ((at + 1) * size - 1) / 2
 
 
 def _bounded(node: Node, at: Numbers, size: int) -> Numbers:
-    """Coordinates outside the input -> where the padding mode reads instead; zeros: as they are."""
+    """Coordinates outside the input -> mapped inside by the padding mode; unchanged for zeros."""
     at = np.where(np.isfinite(at), at, -1e6 if node.str("padding_mode") == "zeros" else 0)
     if node.str("padding_mode") == "zeros":
         return np.clip(at, -1e6, 1e9)
@@ -374,7 +371,7 @@ def _bounded(node: Node, at: Numbers, size: int) -> Numbers:
 
 
 def _taps(node: Node, at: Numbers) -> list[tuple[Numbers, Numbers]]:
-    """Coordinates -> the places to read and their weights."""
+    """Coordinates -> the indices to read and their weights."""
     mode = node.str("mode")
     if mode == "nearest":
         return [(np.rint(at), np.ones_like(at))]
@@ -404,7 +401,7 @@ def _(node: Node) -> Type:
 
 @operator("AffineGrid", align_corners=0)
 def affine_grid(node: Node, theta: Numbers, size: Numbers) -> Numbers:
-    """theta[N,d,d+1] -> the grid that GridSample reads for an affine map of an image of `size`."""
+    """theta[N,d,d+1] -> the GridSample grid of an affine map to an image of `size`."""
     counts = [int(n) for n in size[2:]]
     grid = places(counts, corners=bool(node.int("align_corners")))
     flat = grid.reshape(-1, len(counts) + 1) @ np.swapaxes(theta.astype(np.float64), 1, 2)
@@ -412,8 +409,8 @@ def affine_grid(node: Node, theta: Numbers, size: Numbers) -> Numbers:
 
 
 def places(counts: Sequence[int], *, corners: bool) -> Numbers:
-    """An image's size -> where every pixel is, from -1 to 1, the last dimension first, and 1:
-    [*counts, rank + 1]. `corners`: the outermost pixels' middles are at -1 and 1.
+    """The coordinates of an image's pixels, from -1 to 1, the last dimension first, and 1:
+    [*counts, rank + 1]. `corners`: the centres of the outermost pixels are at -1 and 1.
     """
     inner = 0 if corners else 1
     steps = [(2 * np.arange(n) + inner) / max(n - 1 + inner, 1) - 1 for n in counts]
@@ -441,7 +438,7 @@ def _(node: Node) -> Type:
     spatial_scale=1.0,
 )
 def roi_align(node: Node, x: Numbers, rois: Numbers, batch: Numbers) -> Numbers:
-    """Each region of an image in a grid of output_height by output_width bins."""
+    """Each region of an image divided into output_height by output_width bins."""
     counts = (node.int("output_height"), node.int("output_width"))
     made = np.zeros((len(rois), x.shape[1], *counts), x.dtype)
     half = node.str("coordinate_transformation_mode") == "half_pixel"
@@ -460,7 +457,7 @@ def roi_align(node: Node, x: Numbers, rois: Numbers, batch: Numbers) -> Numbers:
 def _roi_bins(
     node: Node, image: Numbers, at: list[tuple[Numbers, int]], counts: tuple[int, int]
 ) -> Numbers:
-    """image[C,H,W] sampled at the rows and columns `at`, (coordinates, how many a bin)."""
+    """image[C,H,W] sampled at the rows and columns `at`: (coordinates, samples per bin)."""
     corners = []
     for (places, _), size in zip(at, image.shape[1:], strict=True):
         inside = (places >= -1) & (places <= size)

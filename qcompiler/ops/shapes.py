@@ -1,4 +1,4 @@
-"""What type rules ask of shapes: which axis, which numbers, how many, do they agree."""
+"""Helpers of type rules: axes, known values, and checks of shapes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.registry import fresh
 
 MOST = 1 << 16
-"""Dimensions, or parts of a value, that a vector tells of."""
+"""Most dimensions, or pieces of a value, that a vector may describe."""
 
 
 def axis_of(axis: int, rank: int) -> int:
-    """An axis that may count from the end -> counted from the start."""
+    """A possibly negative axis -> counted from the start."""
     if not -rank <= axis < rank:
         raise Error(f"axis {axis} does not exist in {rank} dimensions")
     return axis % rank
 
 
 def axes_of(axes: Iterable[int], rank: int) -> tuple[int, ...]:
-    """Axes -> counted from the start, none of them twice."""
+    """Axes -> counted from the start. Raises Error for duplicates."""
     found = tuple(axis_of(a, rank) for a in axes)
     if len(set(found)) != len(found):
-        raise Error(f"axes {list(found)} name one twice")
+        raise Error(f"axes {list(found)} have a duplicate")
     return found
 
 
 def known_ints(node: Node | None) -> tuple[int, ...] | None:
-    """The numbers in a small integer tensor, flattened; None where they are not known."""
+    """The numbers in a small integer tensor, flattened; None if unknown."""
     if node is not None and "int" not in node.dtype:
         raise Error(f"{node.type} where integers are needed")
     value = known_value(node)
@@ -47,19 +47,19 @@ def count_of(node: Node) -> int:
 
 
 def agree(a: Dim, b: Dim) -> bool:
-    """May two dimensions be the same? Only two different numbers cannot."""
+    """Can two dimensions be equal? Only two different numbers cannot."""
     return isinstance(a, str) or isinstance(b, str) or a == b
 
 
 def unite(a: Dim, b: Dim) -> Dim:
-    """Two dimensions that are the same -> the one that is known better."""
+    """Two equal dimensions -> the number if one is known."""
     if not agree(a, b):
-        raise Error(f"{a} is not {b}")
+        raise Error(f"{a} differs from {b}")
     return b if isinstance(a, str) else a
 
 
 def total(dims: Sequence[Dim]) -> Dim:
-    """The product of dimensions; a new symbol where it is not one number or one symbol."""
+    """The product of dimensions; a new symbol unless it is a number or one symbol."""
     numbers = prod(d for d in dims if isinstance(d, int))
     symbols = [d for d in dims if isinstance(d, str)]
     if not symbols or not numbers:
@@ -68,21 +68,21 @@ def total(dims: Sequence[Dim]) -> Dim:
 
 
 def need_rank(node: Node, least: int, what: str) -> Type:
-    """A node's type, which must have at least so many dimensions."""
+    """A node's type. Raises Error unless its rank is at least `least`."""
     if node.type.rank < least:
         raise Error(f"{what} {node.type} has fewer than {least} dimensions")
     return node.type
 
 
 def need_floats(node: Node) -> None:
-    """An Error where an input is not of floats."""
+    """Raise Error unless all inputs are floats."""
     for i in node.operands:
         if "float" not in i.dtype:
             raise Error(f"{i.type} where floats are needed")
 
 
 def need_shape(node: Node | None, shape: Sequence[Dim], what: str) -> None:
-    """An Error unless an input (where it is there) has this shape."""
+    """Raise Error unless an input is absent or has this shape."""
     if node is None:
         return
     if len(shape) != node.type.rank or not all(map(agree, node.shape, shape)):

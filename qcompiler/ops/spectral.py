@@ -1,6 +1,6 @@
-"""Values over time -> how much of every frequency: DFT, STFT.
+"""Fourier transforms: DFT, STFT.
 
-Complex numbers are pairs in a last dimension of 2; of 1 where only the real part is there.
+Complex numbers are pairs in a last dimension of 2; real ones have a last dimension of 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _pairs(x: Numbers, dtype: np.dtype[np.generic]) -> Numbers:
 def dft(
     node: Node, x: Numbers, length: Numbers | None = None, axis: Numbers | None = None
 ) -> Numbers:
-    """onesided: only frequencies up to the half, as a real signal's others mirror them."""
+    """onesided: only the frequencies up to half, since a real signal's others mirror them."""
     along = (-2 if axis is None else _whole(axis)) % x.ndim
     one, back = bool(node.int("onesided")), bool(node.int("inverse"))
     count = dft_length(x.shape[along], one and back)
@@ -46,12 +46,12 @@ def dft(
 
 def _whole(value: Numbers) -> int:
     if value.size != 1:
-        raise Error(f"{value.size} numbers where one is needed")
+        raise Error(f"{value.size} numbers where a scalar is needed")
     return int(value.reshape(()))
 
 
 def dft_length(size: int, halved: bool) -> int:
-    """How many values a transform is of, unless it says so; `halved`: back from half of them."""
+    """The default length of a transform; `halved`: the inverse of a onesided one."""
     return 2 * (size - 1) if halved else size
 
 
@@ -62,7 +62,7 @@ def _(node: Node) -> Type:
         raise Error(f"{x} has no last dimension of real and imaginary parts")
     given = optional(node, 2)
     axis = np.array(-2) if given is None else known_value(given)
-    if axis is None:  # a dimension that changes may be any
+    if axis is None:  # any dimension may change
         return Type(x.dtype, (*[fresh() for _ in x.shape[:-1]], fresh()))
     along = _whole(axis)
     if not -x.rank <= along <= x.rank - 2 or along == -1:
@@ -105,7 +105,7 @@ def stft(
 
 
 def frame_length(size: int, window: Numbers | None, length: Numbers | None) -> int:
-    """How many values a frame has."""
+    """Number of values per frame."""
     if length is not None:
         return _whole(length)
     return size if window is None else window.size

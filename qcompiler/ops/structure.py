@@ -1,6 +1,6 @@
-"""What a graph is made of besides arithmetic: constants, and one output of a node that has several.
+"""Structural nodes: constants, and one output of a node that has several.
 
-Graph inputs (`input`) are no operator: they have a value only where a graph is run.
+Graph inputs (`input`) are not operators: they have a value only when a graph is run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _(node: Node) -> Type:
 
 @operator("item", index=required())
 def item(node: Node, *outputs: Array) -> Array:
-    """Output number `index` of the node that this one reads."""
+    """Output `index` of the node that this one reads."""
     return outputs[node.int("index")]
 
 

@@ -1,16 +1,15 @@
-"""A formula of one variable -> what it is on each stretch of the number line, exactly: symbols.
+"""Symbolic evaluation of formulas of one variable, to prove that two are the same function.
 
-The third reading of formulas, beside numpy's and the kernels'. It proves that two formulas are one
-function: no number of points where they agree can.
+This is the third implementation of `Math`, after numpy's and the kernels'. Agreement at any number
+of points would be no proof.
 
-A value is cut at finitely many places (where a Max, a Clip, a comparison changes its mind) into
-stretches, on each of which it is a quotient of sums of terms
+A value is split at finitely many cuts (where a Max, a Clip or a comparison switches) into stretches
+of the number line, on each of which it is a quotient of sums of terms
 
     coefficient * x^n * exp(polynomial in x) * erf(...)^k * log(...)^k
 
-Sigmoid, Tanh and Softplus become such quotients, so however a function is spelled, its quotient is
-the same after cross-multiplication. What does not fit (Floor, Sin, Max(Exp(x), x), ...) raises
-Unknown.
+Sigmoid, Tanh and Softplus become such quotients, so every spelling of a function has the same
+quotient after cross-multiplication. Anything else (Floor, Sin, Max(Exp(x), x), ...) raises Unknown.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 Poly = tuple[tuple[int, float], ...]
-"""((degree, coefficient), ...), degrees rising."""
+"""((degree, coefficient), ...), degrees ascending."""
 
 MOST_TERMS, MOST_POWER = 200, 8
 NOISE = 2.0**-40
-"""What is left of terms that cancel, as a part of them: the rounding of float64."""
+"""Relative residue of terms that cancel, from rounding in float64."""
 
 
 class Unknown(Exception):
-    """A formula that symbols do not reach."""
+    """Raised for a formula that cannot be represented."""
 
 
 class Atom(NamedTuple):
@@ -53,7 +52,7 @@ ONE = Key(0)
 
 
 def _short(c: float) -> float:
-    """Twelve digits: float64's own rounding does not tell two symbols apart."""
+    """Rounded to twelve digits, so that float64 rounding does not distinguish equal terms."""
     return float(f"{c:.12g}")
 
 
@@ -114,7 +113,7 @@ class Quotient:
         return self * Quotient(other.below, other.above)
 
     def power(self, exponent: int) -> Quotient:
-        """Itself, so many times; a negative exponent divides."""
+        """Integer power; a negative exponent inverts."""
         if abs(exponent) > MOST_POWER:
             raise Unknown
         made = number(1.0)
@@ -123,20 +122,20 @@ class Quotient:
         return number(1.0) / made if exponent < 0 else made
 
     def sum(self) -> Sum:
-        """What is above, where nothing but a number is below."""
+        """The numerator divided by a constant denominator."""
         if set(self.below) != {ONE}:
             raise Unknown
         return {k: c / self.below[ONE] for k, c in self.above.items()}
 
     def line(self) -> tuple[float, float]:
-        """(a, b) of a * x + b."""
+        """(a, b) for a * x + b."""
         terms = self.sum()
         if not set(terms) <= {ONE, Key(1)}:
             raise Unknown
         return terms.get(Key(1), 0.0), terms.get(ONE, 0.0)
 
     def at(self, x: float) -> float:
-        """Its value."""
+        """The value at x."""
         return _value(self.above, x) / _value(self.below, x)
 
 
@@ -185,7 +184,7 @@ def exp(x: Quotient) -> Quotient:
 
 
 def log(x: Quotient) -> Quotient:
-    """log(c * exp(p) * (1 + ...)) = log(c) + p + log(1 + ...), p the least exponent there is."""
+    """log(c * exp(p) * (1 + ...)) = log(c) + p + log(1 + ...), p the smallest exponent."""
     terms = x.sum()
     if not terms or any(k.power or k.atoms or c <= 0 for k, c in terms.items()):
         raise Unknown
@@ -200,7 +199,7 @@ def log(x: Quotient) -> Quotient:
 
 
 def erf(x: Quotient) -> Quotient:
-    """An atom; erf(-u) = -erf(u)."""
+    """An atom, normalized by erf(-u) = -erf(u)."""
     terms = x.sum()
     if not terms:
         return number(0.0)
@@ -214,8 +213,8 @@ Part = Quotient | bool
 
 @dataclass(frozen=True, eq=False)
 class Stretches:
-    """parts[i] between cuts[i - 1] and cuts[i], points[i] at cuts[i]; one Quotient each, or, of a
-    condition, one bool.
+    """parts[i] between cuts[i - 1] and cuts[i], points[i] at cuts[i]; each a Quotient or, for a
+    condition, a bool.
     """
 
     cuts: tuple[float, ...]
@@ -277,7 +276,7 @@ class Stretches:
     __hash__ = None  # type: ignore[assignment]
 
     def _unknown(self, *_: object) -> Stretches:
-        """Operators that symbols do not reach."""
+        """Operators that cannot be represented."""
         raise Unknown
 
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __pow__ = __rpow__ = _unknown
@@ -288,7 +287,7 @@ class Stretches:
         return list(pairwise((-math.inf, *self.cuts, math.inf)))
 
     def cut_at(self, cuts: Iterable[float]) -> Stretches:
-        """The same with more cuts."""
+        """The same value with additional cuts."""
         wanted = sorted({*self.cuts, *cuts})
         at = {c: p for c, p in zip(self.cuts, self.points, strict=True)}
         parts = [self.over(_middle(a, b)) for a, b in pairwise((-math.inf, *wanted, math.inf))]
@@ -297,7 +296,7 @@ class Stretches:
         )
 
     def over(self, x: float) -> Part:
-        """The part around x, which is no cut."""
+        """The part containing x, which is not a cut."""
         return self.parts[sum(c < x for c in self.cuts)]
 
 
@@ -306,7 +305,7 @@ VARIABLE = Stretches((), (Quotient({Key(1): 1.0}, {ONE: 1.0}),), ())
 
 
 def lifted(value: V | bool) -> Stretches:
-    """A number or a truth -> the same everywhere."""
+    """A number or bool -> a constant function."""
     if isinstance(value, Stretches):
         return value
     return Stretches((), (value if isinstance(value, bool) else number(float(value)),), ())
@@ -319,7 +318,7 @@ def _middle(low: float, high: float) -> float:
 
 
 def _each(f: Callable[..., Part], *values: V) -> Stretches:
-    """f of values, stretch by stretch."""
+    """Apply f stretch by stretch."""
     given = [lifted(v) for v in values]
     cuts = {c for v in given for c in v.cuts}
     aligned = [v.cut_at(cuts) for v in given]
@@ -329,7 +328,7 @@ def _each(f: Callable[..., Part], *values: V) -> Stretches:
 
 
 def _compared(holds: Callable[[float], bool], difference: Stretches) -> Stretches:
-    """Where a difference, a line on each stretch, holds against 0."""
+    """Where a difference, linear on each stretch, compares as given with 0."""
     roots = []
     for (low, high), part in zip(difference.ends(), difference.parts, strict=True):
         a, b = _quotient(part).line()
@@ -352,7 +351,7 @@ def _quotient(part: Part) -> Quotient:
 
 
 class SymbolicMath:
-    """`Math` on stretches; whatever it lacks is Unknown."""
+    """`Math` on stretches; missing methods raise Unknown."""
 
     def __getattr__(self, name: str) -> Any:
         def unknown(*_: object) -> Stretches:
@@ -406,9 +405,9 @@ SYMBOLS = SymbolicMath()
 
 
 def same(f: Stretches, g: Stretches, tolerance: float) -> bool:
-    """Are two values equal everywhere, but for a relative error of their numbers?
+    """Are two values equal everywhere, up to a relative error of their coefficients?
 
-    Cuts nearly at one place are one; 0 is near nothing else.
+    Cuts at nearly the same place are one; nothing but 0 is near 0.
     """
     cuts: list[float] = []
     for c in sorted({*f.cuts, *g.cuts}):
@@ -425,7 +424,7 @@ def same(f: Stretches, g: Stretches, tolerance: float) -> bool:
 
 
 def _at(f: Stretches, x: float, tolerance: float) -> float:
-    """The value at a cut, or at one that is nearly there."""
+    """The value at a cut, or at one nearby."""
     for cut, part in zip(f.cuts, f.points, strict=True):
         if abs(cut - x) <= tolerance * max(abs(cut), abs(x)):
             return _quotient(part).at(cut)
@@ -437,9 +436,9 @@ def _near(a: float, b: float, tolerance: float) -> bool:
 
 
 def _positive(terms: Sum, x: float, one_sign: bool) -> bool:
-    """Is every term of a denominator above 0, on the stretch that x lies on?
+    """Is every term of a denominator positive on the stretch containing x?
 
-    `one_sign`: all of the stretch lies on x's side of 0.
+    `one_sign`: the whole stretch is on x's side of 0.
     """
     side = math.copysign(1.0, x)
     return all(
@@ -449,7 +448,7 @@ def _positive(terms: Sum, x: float, one_sign: bool) -> bool:
 
 
 def _vanishes(a: Quotient, b: Quotient, tolerance: float) -> bool:
-    """Is every term of a.above * b.below - b.above * a.below nothing, beside what it is made of?"""
+    """Is every term of a.above * b.below - b.above * a.below negligible against its addends?"""
     left, right = _times(a.above, b.below), _times(b.above, a.below)
     clusters: list[tuple[Key, list[float]]] = []
     for terms, sign in ((left, 1.0), (right, -1.0)):
@@ -463,7 +462,7 @@ def _vanishes(a: Quotient, b: Quotient, tolerance: float) -> bool:
 
 
 def _alike(a: Key, b: Key, tolerance: float) -> bool:
-    """Are two terms one symbol, but for the rounding of the numbers inside?"""
+    """Are two terms equal up to rounding of the numbers inside?"""
     if a.power != b.power or len(a.atoms) != len(b.atoms):
         return False
     if not _close(
@@ -477,7 +476,7 @@ def _alike(a: Key, b: Key, tolerance: float) -> bool:
 
 
 def _close(a: Sum, b: Sum, tolerance: float) -> bool:
-    """Have two sums the same terms, and nearly the same numbers?"""
+    """Do two sums have the same terms with nearly the same coefficients?"""
     pairs = zip(sorted(a.items()), sorted(b.items()), strict=False)
     return len(a) == len(b) and all(
         _alike(j, k, tolerance) and abs(c - d) <= tolerance * max(abs(c), abs(d))

@@ -1,4 +1,4 @@
-"""A window that slides over spatial dimensions: what convolutions and pools share."""
+"""Sliding windows over spatial dimensions, shared by convolutions and pools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ints = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Window:
-    """One entry a spatial dimension; `pads` are (begin, end), None if they need an unknown size."""
+    """One entry per spatial dimension; `pads` are (begin, end), None if unknown."""
 
     kernel: Ints
     strides: Ints
@@ -27,7 +27,7 @@ class Window:
 
     @staticmethod
     def of(node: Node, sizes: Sequence[Dim], kernel: Sequence[Dim] | None = None) -> Window:
-        """What a node's attributes say of an input of these sizes; `kernel` is the weights' own."""
+        """The window of a node's attributes over these sizes; `kernel` is the weights' size."""
         given = _numbers(node, "kernel_shape", len(sizes), None)
         if kernel is not None:
             known = tuple(d for d in kernel if isinstance(d, int))
@@ -46,7 +46,7 @@ class Window:
         return window.padded(node, sizes)
 
     def padded(self, node: Node, sizes: Sequence[Dim]) -> Window:
-        """With the padding that the node's `pads` or `auto_pad` ask for."""
+        """With the padding of the node's `pads` or `auto_pad`."""
         mode = node.attrs.get("auto_pad", "NOTSET")
         pads: tuple[tuple[int, int] | None, ...] = self.pads
         if mode in ("SAME_UPPER", "SAME_LOWER"):
@@ -62,7 +62,7 @@ class Window:
         return Window(self.kernel, self.strides, self.dilations, pads, self.ceil)
 
     def same(self, axis: int, size: Dim, upper: bool) -> tuple[int, int] | None:
-        """Padding that makes as many outputs as strides fit into the input."""
+        """SAME padding: ceil(size / stride) outputs."""
         reach, stride = self.reach[axis], self.strides[axis]
         if isinstance(size, int):
             needed = max((-(-size // stride) - 1) * stride + reach - size, 0)
@@ -75,11 +75,11 @@ class Window:
 
     @property
     def reach(self) -> Ints:
-        """How much input one window spans."""
+        """The extent of one window, with dilation."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     def outputs(self, sizes: Sequence[Dim]) -> tuple[Dim, ...]:
-        """How many windows there are along each dimension."""
+        """Number of windows along each dimension."""
         return tuple(self._output(i, size) for i, size in enumerate(sizes))
 
     def _output(self, axis: int, size: Dim) -> Dim:
@@ -98,7 +98,7 @@ class Window:
         return count - 1 if (count - 1) * stride >= size + pads[0] else count
 
     def taps(self, x: Any, outputs: Sequence[int], first: int = 1) -> Iterator[Any]:
-        """A padded array -> for each position in the window, in order: what all windows see there.
+        """A padded array -> for each filter position, in order, its values in all windows.
 
         The array's dimensions from `first` on are the spatial ones.
         """
@@ -108,7 +108,7 @@ class Window:
             yield x[(slice(None),) * first + tuple(cut)]
 
     def pad(self, x: Any, outputs: Sequence[int], value: float, first: int = 1) -> Any:
-        """An array -> padded by `value` as far as the last window reaches."""
+        """Pad an array with `value` up to the end of the last window."""
         widths = [(0, 0)] * x.ndim
         for i, (count, pads) in enumerate(zip(outputs, self.pads, strict=True)):
             assert pads is not None
