@@ -1,8 +1,8 @@
-"""An operator of a file on its inputs -> a node: the table of what changed from opset to opset.
+"""An ONNX operator call -> a node at the newest opset.
 
-`@until(13, "Squeeze")` registers an adapter that rewrites the calls of every opset below 13 into
-what opset 13 says, so that a call climbs from adapter to adapter; `@always` ones spell out what
-ONNX leaves implicit. Attributes that the file leaves out already have its own opset's defaults.
+`@until(13, "Squeeze")` registers an adapter that rewrites calls of every opset below 13 to opset
+13, so that a call climbs from adapter to adapter; `@always` adapters make explicit what ONNX leaves
+implicit. Omitted attributes already have the defaults of the call's own opset.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from qcompiler.ops import OPERATORS, make
 
 @dataclass(frozen=True)
 class Call:
-    """An operator on its inputs (None: left out), with all its attributes.
+    """An operator with its inputs (None: absent) and all its attributes.
 
-    It names so many `outputs`; those from number `read` on nobody reads.
+    It has `outputs` outputs, of which only the first `read` are used.
     """
 
     op: str
@@ -34,36 +34,36 @@ class Call:
     name: str
 
     def input(self, index: int) -> Node | None:
-        """An input, or None where it is absent."""
+        """An input, or None if absent."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     def need(self, index: int) -> Node:
-        """An input that must be there."""
+        """A required input."""
         node = self.input(index)
         if node is None:
             raise self.error(f"input {index} is missing")
         return node
 
     def get(self, key: str) -> Attr:
-        """An attribute, or None where it has no value."""
+        """An attribute, or None if it has no value."""
         return self.attrs.get(key)
 
     def number(self, key: str) -> int:
-        """An attribute that must be a whole number."""
+        """A required integer attribute."""
         value = self.get(key)
         if not isinstance(value, int):
             raise self.error(f"attribute {key!r} is missing")
         return value
 
     def real(self, key: str) -> float:
-        """An attribute that must be a number."""
+        """A required float attribute."""
         value = self.get(key)
         if not isinstance(value, (int, float)):
             raise self.error(f"attribute {key!r} is missing")
         return float(value)
 
     def numbers(self, key: str) -> tuple[int, ...] | None:
-        """A list of whole numbers, or None where it is absent or empty."""
+        """A list of integers, or None if absent or empty."""
         value = self.get(key)
         return tuple(int(v) for v in value) if isinstance(value, tuple) and value else None
 
@@ -75,7 +75,7 @@ class Call:
         drop: tuple[str, ...] = (),
         **attrs: Attr,
     ) -> Call:
-        """The same call with another operator, other inputs, attributes left out or set."""
+        """A copy with another operator, other inputs, and attributes dropped or set."""
         kept = {k: v for k, v in self.attrs.items() if k not in drop}
         return replace(
             self,
@@ -85,11 +85,11 @@ class Call:
         )
 
     def constant(self, what: str, value: object, dtype: str = "int64") -> Node:
-        """A constant that an attribute of this call becomes."""
+        """A constant made from an attribute of this call."""
         return constant(np.asarray(value, numpy_dtype(dtype)), f"{self.name}.{what}")
 
     def node(self, what: str, op: str, *inputs: Node | None, **attrs: Attr) -> Node:
-        """One of several nodes that this call becomes."""
+        """One of the nodes this call is translated to."""
         return make(op, *inputs, name=f"{self.name}.{what}", **attrs)
 
     def error(self, what: str, hint: str = "") -> Error:
@@ -97,12 +97,12 @@ class Call:
         return Error(what, where=f"{self.name} ({self.op})", hint=hint)
 
     def unsupported(self, what: str, hint: str = "") -> Unsupported:
-        """An Error about this call that is told with the others, once the model has been read."""
+        """An Error about this call, reported together with all others after reading the model."""
         return Unsupported(what, where=f"{self.name} ({self.op})", hint=hint)
 
 
 Result = Call | Node | tuple[Node | None, ...]
-"""What an adapter gives: a call of the next opset, or the finished outputs (None: not made)."""
+"""An adapter's result: a call of the next opset, or the finished outputs (None: not made)."""
 Adapter = Callable[[Call], Result]
 
 _ALWAYS = 1 << 20
@@ -129,7 +129,7 @@ def always(*ops: str) -> Callable[[Adapter], Adapter]:
 
 
 def newest(call: Call, opset: int) -> Result:
-    """A call of `opset` -> the call with the newest meaning, or the nodes that it becomes."""
+    """A call of `opset` -> the call at the newest opset, or its finished outputs."""
     reached = opset
     while True:
         steps = _ADAPTERS.get(call.op, {})
@@ -143,12 +143,12 @@ def newest(call: Call, opset: int) -> Result:
 
 
 def adapted(op: str) -> bool:
-    """Whether an operator has adapters, so that it may become another."""
+    """Does an operator have adapters, so that it may be translated to another?"""
     return op in _ADAPTERS
 
 
 def axis_of(call: Call, axis: int, rank: int) -> int:
-    """An axis that may count from the end -> counted from the start; one too many is an Error."""
+    """A possibly negative axis -> counted from the start. Raises Error if out of range."""
     if not -rank <= axis < rank:
         raise call.error(f"axis {axis} does not exist in {rank} dimensions")
     return axis % rank
@@ -165,6 +165,6 @@ def finish(result: Result) -> Node | tuple[Node | None, ...]:
     while inputs and inputs[-1] is None:
         inputs.pop()
     attrs = known_attributes(result.op, result.attrs, where)
-    if "outputs" in OPERATORS[result.op].defaults:  # how many it makes is up to its readers
+    if "outputs" in OPERATORS[result.op].defaults:  # as many as its readers use
         attrs["outputs"] = max(result.read, 1)
     return make(result.op, *inputs, name=result.name, **attrs)

@@ -1,7 +1,7 @@
-"""Operators of onnxruntime's own domain, com.microsoft -> ONNX's, where the translation is plain.
+"""Operators of onnxruntime's domain, com.microsoft -> ONNX operators.
 
-onnxruntime's optimizer and quantizer put them into the models they save. What has no short
-translation (attention with caches, mixtures of experts) is reported as not supported.
+onnxruntime's optimizer and quantizer put them into the models they save. Those without a short
+translation (attention with caches, mixtures of experts) are reported as unsupported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOMAIN = "com.microsoft"
 Translation = Callable[[Call], Result]
 _TRANSLATIONS: dict[str, tuple[Translation, Mapping[str, Attr]]] = {}
 _IN_ONNX_DOMAIN = ("SimplifiedLayerNormalization",)
-"""What onnxruntime puts into ONNX's own domain."""
+"""Operators that onnxruntime puts into ONNX's own domain."""
 _WINDOW: dict[str, Attr] = {
     "auto_pad": "NOTSET",
     "dilations": (),
@@ -42,14 +42,14 @@ def _contrib(name: str, **defaults: Attr) -> Callable[[Translation], Translation
 
 
 def known(domain: str, op: str, opsets: Mapping[str, int]) -> bool:
-    """Whether an operator is one of onnxruntime's own, and has a translation."""
+    """Is an operator one of onnxruntime's own with a translation?"""
     if domain == "" and op in _IN_ONNX_DOMAIN:
         return schema(op, opsets.get("", NEWEST)) is None
     return domain == DOMAIN and op in _TRANSLATIONS
 
 
 def translate(call: Call) -> Node | tuple[Node | None, ...]:
-    """A call with the attributes that the file gives -> ONNX operators."""
+    """A call with the file's attributes -> ONNX operators."""
     translation, defaults = _TRANSLATIONS[call.op]
     for key, value in call.attrs.items():
         if key not in defaults:
@@ -60,7 +60,7 @@ def translate(call: Call) -> Node | tuple[Node | None, ...]:
 
 
 def _onnx(call: Call, what: str, op: str, *inputs: Node | None, **attrs: Attr) -> Node:
-    """An ONNX operator in place of a call, or before it under a name of its own."""
+    """An ONNX operator that replaces a call, or feeds the replacement under a derived name."""
     name = f"{call.name}.{what}" if what else call.name
     result = finish(newest(Call(op, inputs, attrs, 1, 1, name), NEWEST))
     return result if isinstance(result, Node) else next(r for r in result if r is not None)
@@ -137,7 +137,7 @@ def _fused_matmul(call: Call) -> Result:
 
 @_contrib("FusedConv", activation="", activation_params=(), group=1, **_WINDOW)
 def _fused_conv(call: Call) -> Result:
-    """Conv, then the sum with a fourth input if there is one, then the activation."""
+    """Conv, then the sum with an optional fourth input, then the activation."""
     attrs = {k: call.attrs[k] for k in ("group", *_WINDOW)}
     x = _onnx(call, "conv", "Conv", call.need(0), call.need(1), call.input(2), **attrs)
     given = call.attrs["activation_params"]
@@ -164,7 +164,7 @@ def _fused_gemm(call: Call) -> Result:
 
 
 def _activated(call: Call, x: Node, params: list[float]) -> Node:
-    """The activation that a fused operator ends in."""
+    """The activation at the end of a fused operator."""
     op = str(call.attrs["activation"])
     if op in ("Relu", "Sigmoid", "Tanh") and not params:
         return _onnx(call, "", op, x)
@@ -175,22 +175,21 @@ def _activated(call: Call, x: Node, params: list[float]) -> Node:
     if op == "Clip" and len(params) == 2:
         limits = (call.constant(f"limit{i}", v, x.dtype) for i, v in enumerate(params))
         return _onnx(call, "", op, x, *limits)
-    raise call.unsupported(f"activation {op!r} of {len(params)} numbers")
+    raise call.unsupported(f"activation {op!r} with {len(params)} parameters")
 
 
 @_contrib("MatMulNBits", K=0, N=0, accuracy_level=0, bits=4, block_size=0)
-def _matmul_of_few_bits(call: Call) -> Result:
-    """Weights packed [N, blocks, bytes], a scale for each block of each column; zero in the middle.
-
-    They become a DequantizeLinear in blocks, as ONNX writes it.
+def _matmul_n_bits(call: Call) -> Result:
+    """Weights packed [N, blocks, bytes] with one scale per block of each column; the zero point is
+    the middle of the range by default. Translated to a blocked DequantizeLinear and a MatMul.
     """
     bits, block = call.number("bits"), call.number("block_size")
     columns, depth = call.number("N"), call.number("K")
     packed, points = call.need(1), call.input(3)
     if bits not in (4, 8) or call.input(4) is not None:
-        raise call.unsupported(f"weights of {bits} bits, or in an order of their own")
+        raise call.unsupported(f"weights of {bits} bits, or reordered by g_idx")
     if not packed.is_constant or (points is not None and not points.is_constant):
-        raise call.unsupported("weights that are no constants")
+        raise call.unsupported("weights that are not constant")
     if packed.dtype != "uint8" or min(block, columns, depth) < 1:
         raise call.error(f"weights {packed.type} in blocks of {block} for {depth}x{columns}")
     blocks = -(-depth // block)
@@ -199,7 +198,7 @@ def _matmul_of_few_bits(call: Call) -> Result:
     if points is None:
         zeros = np.full((columns, blocks), 1 << (bits - 1)).astype(numpy_dtype(dtype))
     elif points.dtype == "uint8":
-        row = -(-blocks * bits // 8) * 8 // bits  # each column's points fill whole bytes
+        row = -(-blocks * bits // 8) * 8 // bits  # each column's zero points fill whole bytes
         zeros = _unpacked(call, points.array, (columns, row), dtype)[:, :blocks]
     else:
         raise call.unsupported(f"zero points of {points.dtype}")
@@ -222,7 +221,7 @@ def _matmul_of_few_bits(call: Call) -> Result:
 
 
 def _unpacked(call: Call, packed: Array, shape: tuple[int, int], dtype: str) -> Array:
-    """Bytes -> numbers of 8 bits, or of 4, the low half first."""
+    """Bytes -> 8-bit numbers, or 4-bit ones, low half first."""
     raw = packed.reshape(-1).view(np.uint8)
     values = raw if dtype == "uint8" else np.stack([raw & 15, raw >> 4], -1).reshape(-1)
     if values.size != shape[0] * shape[1]:
@@ -230,17 +229,17 @@ def _unpacked(call: Call, packed: Array, shape: tuple[int, int], dtype: str) -> 
     return values.astype(numpy_dtype(dtype)).reshape(shape)
 
 
-# Quantized: dequantize, compute, quantize. The quantize and layout stages make integers of it.
+# Quantized: dequantize, compute, quantize. Later stages lower this to integer operators.
 
 
 def _real(call: Call, what: str, first: int) -> Node:
-    """Inputs x, scale, zero point -> the real number."""
+    """Inputs x, scale, zero point -> the dequantized value."""
     x, scale, zero = call.need(first), call.need(first + 1), call.input(first + 2)
     return _onnx(call, what, "DequantizeLinear", x, scale, zero)
 
 
 def _whole(call: Call, x: Node, first: int) -> Node:
-    """A real number and inputs scale, zero point -> the quantized output."""
+    """A real value and inputs scale, zero point -> the quantized output."""
     return _onnx(call, "", "QuantizeLinear", x, call.need(first), call.input(first + 1))
 
 
@@ -297,7 +296,7 @@ def _qlinear_concat(call: Call) -> Result:
 
 @_contrib("QGemm", alpha=1.0, transA=0, transB=0)
 def _qgemm(call: Call) -> Result:
-    """The bias counts in steps of both scales; without an output scale the output stays real."""
+    """The bias is in units of both scales' product; without an output scale the output is real."""
     a, b, bias = _real(call, "a", 0), _real_columns(call), call.input(6)
     attrs = {k: call.attrs[k] for k in ("alpha", "transA", "transB")}
     if bias is None:
@@ -313,7 +312,7 @@ def _qgemm(call: Call) -> Result:
 
 
 def _real_columns(call: Call) -> Node:
-    """The weights, one scale for each output column or one for all."""
+    """The dequantized weights, one scale per output column or per tensor."""
     columns = 0 if call.get("transB") else 1
     inputs = (call.need(3), call.need(4), call.input(5))
     return _onnx(call, "b", "DequantizeLinear", *inputs, axis=columns)

@@ -1,5 +1,6 @@
-"""A path -> the ONNX model in that file, and what a model declares: the opsets that it imports and
-the initializers of a graph. Errors: what is no ONNX model, too large, too old or too new.
+"""Loading ONNX files: the model, its opset imports and initializers.
+
+Raises Error for files that are not ONNX models, too large, too old or too new.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_FILE_BYTES = (1 << 31) - 1
 
 
 def load(path: Path) -> ModelProto:
-    """An ONNX file -> the message in it."""
+    """An ONNX file -> its protobuf message."""
     where = str(path)
     if os.path.isdir(path):
         raise Error("a folder, not an ONNX file", where=where)
@@ -29,7 +30,7 @@ def load(path: Path) -> ModelProto:
         size = os.fstat(file.fileno()).st_size
     if size > MAX_FILE_BYTES:
         raise Error(
-            f"{size} bytes are more than the 2 GB of a protobuf file",
+            f"{size} bytes exceed the 2 GB limit of a protobuf file",
             where=where,
             hint="save the model with external data",
         )
@@ -44,10 +45,10 @@ def load(path: Path) -> ModelProto:
 
 
 def opset_versions(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
-    """What a model or function imports -> {domain: version}; ONNX's own domain is ""."""
+    """Opset imports of a model or function -> {domain: version}; ONNX's own domain is ""."""
     found = {domain_of(i.domain): i.version for i in imports}
     if not found:
-        raise Error("not an ONNX model: it names no opset")
+        raise Error("not an ONNX model: it imports no opset")
     version = found.get("", NEWEST)
     if version < OLDEST:
         raise Error(
@@ -62,7 +63,7 @@ def opset_versions(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
 
 
 def initializers(proto: GraphProto) -> dict[str, TensorProto]:
-    """The stored tensors of a graph by name."""
+    """The initializers of a graph by name."""
     if proto.sparse_initializer:
         name = proto.sparse_initializer[0].values.name
         raise Error(

@@ -1,4 +1,4 @@
-"""A file's graph inputs, and the shapes a user asks for -> names and types."""
+"""A file's graph inputs and the user's shapes -> names and types."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from qcompiler.onnx_io.tensors import checked_type, dtype_name
 
 MAX_NAME = 4096
 _COUNTS = ("seq", "len", "time", "frame", "step", "token", "word", "point", "sample", "num", "row")
-"""Parts of symbols' names that say that something is counted which is no batch."""
+"""Parts of symbol names that denote a length or count other than the batch."""
 
 
 def checked_name(name: str, what: str) -> str:
-    """A name of an input or output, an Error where it cannot serve as one."""
+    """The name of an input or output. Raises Error if it is not usable."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise Error(f"an {what} has no usable name: {name[:60]!r}")
     return name
 
 
 def first_double(names: Sequence[str]) -> str:
-    """Names of which some are the same -> the first that stands twice."""
+    """The first name that occurs twice; there must be one."""
     return next(n for i, n in enumerate(names) if n in names[:i])
 
 
@@ -35,7 +35,7 @@ def input_types(
     initializers: Mapping[str, TensorProto],
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Type]:
-    """Types of the graph's inputs, `input_shapes` put in; one with an initializer is none."""
+    """Types of the graph's inputs with `input_shapes` applied; initializers are not inputs."""
     declared: dict[str, Type] = {}
     symbols: dict[str, str] = {}
     for info in proto.input:
@@ -57,18 +57,18 @@ def input_types(
 
 
 def _pinned(type: Type, pinned: Mapping[str, int]) -> Type:
-    """A type with the symbols that are pinned as numbers."""
+    """A type with the pinned symbols replaced by numbers."""
     return Type(
         type.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in type.shape)
     )
 
 
 def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
-    """Types of the inputs -> the same with an open batch taken as 1, and words that say so; as they
-    are, and no words, where there is none.
+    """Input types -> (the same with an unknown batch size set to 1, a note that says so), or (the
+    same, no note) if there is no such batch.
 
-    A batch is the only size that is open, stands first wherever it stands, somewhere before other
-    dimensions, and does not call itself a length or a number of something.
+    A batch is the only unknown size, always the first dimension where it occurs, at least once
+    followed by other dimensions, and not named like a length or a count of something.
     """
     found = {d for t in types.values() for d in t.shape if isinstance(d, str)}
     symbol = next(iter(found), "")
@@ -81,7 +81,7 @@ def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
         name: Type(t.dtype, tuple(1 if d == symbol else d for d in t.shape))
         for name, t in types.items()
     }
-    return pinned, f"1, since the model leaves {symbol} open; another: {pins(types)}"
+    return pinned, f"1, since the model leaves {symbol} open; to change it: {pins(types)}"
 
 
 def _input_type(
@@ -111,7 +111,7 @@ def _input_type(
 
 
 def _symbol(spelled: str, symbols: dict[str, str]) -> str:
-    """A symbolic dimension -> its name as a word, the same for the same symbol and for no other."""
+    """A symbolic dimension's spelling -> a unique identifier for it."""
     if spelled not in symbols:
         word = re.sub(r"\W", "_", spelled[:MAX_NAME], flags=re.ASCII)
         word = word if not word[:1].isdigit() else f"_{word}"

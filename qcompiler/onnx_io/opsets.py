@@ -1,4 +1,4 @@
-"""Operators of older opsets -> what they say at the newest: one adapter a change of ONNX."""
+"""Operators of older opsets -> the newest: one adapter per change of ONNX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _clip(call: Call) -> Call:
     for key in ("min", "max"):
         value = call.attrs[key]
         assert isinstance(value, float)
-        absent = abs(value) >= float(np.finfo(np.float32).max)  # the defaults, which clip nothing
+        absent = abs(value) >= float(np.finfo(np.float32).max)  # the defaults, which do not clip
         limits.append(None if absent else call.constant(key, value, dtype))
     return call.but(inputs=(call.need(0), *limits), drop=("min", "max"))
 
@@ -47,7 +47,7 @@ def _pad(call: Call) -> Call:
 
 @until(7, "Add", "And", "Div", "Equal", "Gemm", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor")
 def _broadcast(call: Call) -> Call:
-    """Old: an attribute allows to broadcast the last input, and says from which axis on."""
+    """Old: attributes enable broadcasting of the last input, and give its first axis."""
     x, inputs = call.need(0), list(call.inputs)
     last = call.need(len(inputs) - 1)
     allowed, axis = call.number("broadcast"), call.get("axis")
@@ -66,7 +66,7 @@ def _broadcast(call: Call) -> Call:
 
 @until(7, "PRelu")
 def _slope_of_channels(call: Call) -> Call:
-    """Old: a slope of one dimension is one number a channel."""
+    """Old: a one-dimensional slope is per channel."""
     x, slope = call.need(0), call.need(1)
     if slope.type.rank != 1 or x.type.rank < 3:
         return call
@@ -127,12 +127,12 @@ def _split_count(call: Call) -> Call:
     return call.but(num_outputs=call.outputs)
 
 
-# Meanings that changed.
+# Changed semantics.
 
 
 @until(13, "Softmax", "LogSoftmax", "Hardmax")
 def _softmax_of_matrix(call: Call) -> Result:
-    """Old: all dimensions from `axis` on are one, and so are those before it."""
+    """Old: the dimensions from `axis` on are flattened to one, and so are those before it."""
     x = call.need(0)
     axis = axis_of(call, call.number("axis"), x.type.rank)
     wide = [i for i in range(axis, x.type.rank) if x.shape[i] != 1]
@@ -165,7 +165,7 @@ def _batch_norm_training(call: Call) -> Call:
 
 @always("BatchNormalization")
 def _batch_norm_by_batch(call: Call) -> Result:
-    """In training mode mean and variance are the batch's: so are weights standardized."""
+    """In training mode, mean and variance are the batch's (used to standardize weights)."""
     if not call.get("training_mode"):
         return call
     x = call.need(0)
@@ -201,7 +201,7 @@ def _upsample(call: Call) -> Result:
 def _resize_10(call: Call) -> Call:
     """Old: output i reads input i / scale.
 
-    Nearest takes the floor, but where it shrinks the ceiling, as onnxruntime does.
+    Nearest rounds down, or up when shrinking, as in onnxruntime.
     """
     scales = known_value(call.need(1))
     shrinks = scales is not None and bool(np.less(scales, 1).any())
@@ -228,7 +228,7 @@ def _resize_11(call: Call) -> Call:
 
 @always("Resize")
 def _resize(call: Call) -> Call:
-    """Inputs that stand empty are absent, and so is a region that no crop reads."""
+    """Empty inputs count as absent, and so does a region that is not used for cropping."""
     roi = (
         call.input(1)
         if call.get("coordinate_transformation_mode") == "tf_crop_and_resize"
@@ -252,7 +252,7 @@ def _grid_sample(call: Call) -> Call:
 
 @until(21, "GroupNormalization")
 def _group_norm_of_channels(call: Call) -> Call:
-    """Old: one scale and bias a group; new: one a channel."""
+    """Old: scale and bias per group; new: per channel."""
     x, groups = call.need(0), call.number("num_groups")
     channels = x.shape[1] if x.type.rank > 1 else 0
     if not isinstance(channels, int) or groups < 1 or channels % groups:
@@ -276,7 +276,7 @@ def _scatter(call: Call) -> Call:
 
 @always("Dropout")
 def _dropout(call: Call) -> Node:
-    """At inference the identity. Its mask, which hardly anybody reads, is not made."""
+    """The identity at inference. The mask, rarely used, is not made."""
     training = call.input(2)
     value = known_value(training)
     if training is not None and (value is None or value.any()):
@@ -284,7 +284,7 @@ def _dropout(call: Call) -> Node:
     return call.need(0)
 
 
-# What ONNX leaves implicit.
+# Implicit semantics made explicit.
 
 
 @always("Cast")
@@ -303,5 +303,5 @@ def _constant_of_shape(call: Call) -> Call:
     if value is None:
         value = np.zeros(1, np.float32)
     if not isinstance(value, np.ndarray) or value.size != 1:
-        raise call.error("the value is not one number")
+        raise call.error("the value is not a scalar")
     return call.but(value=value)

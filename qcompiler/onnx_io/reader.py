@@ -1,12 +1,12 @@
-"""ONNX file -> graph in ONNX's newest vocabulary. No policy: nothing is optimized or chosen here.
+"""ONNX file -> graph in ONNX's newest operator set. No policy: nothing is optimized or chosen here.
 
-A file is hostile until shown otherwise. Whatever is wrong with it is one `Error`; all that we do
-not support is told at once. Nothing of it reaches onnx's native checker or shape inference, and no
-memory is taken that the file does not fill.
+A file is untrusted. Any defect of it raises one `Error`; everything unsupported is reported at
+once. Nothing of it reaches onnx's native checker or shape inference, and memory is only allocated
+for data the file contains.
 
-Functions and constant conditions (`If`) are inlined; inputs with an initializer are constants; what
-no output needs is not looked at. Differences between opsets live in `opsets`, ONNX's schemas
-in `schema`, inputs in `inputs`, tensors in `tensors`.
+Functions and Ifs with a constant condition are inlined; inputs with an initializer are constants;
+nodes that no output needs are not read. Differences between opsets are handled in `opsets`, ONNX's
+schemas in `schema`, inputs in `inputs`, tensors in `tensors`.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ from qcompiler.ops import OPERATORS, known_value, make
 log = logging.getLogger(__name__)
 
 LISTED = 20
-"""How many unsupported operators, and how many nodes of each, an Error lists."""
+"""Most unsupported operators, and most nodes of each, listed in an Error."""
 
 _MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-"""What Python and numpy raise where a type rule meets numbers that make no sense."""
+"""Exceptions of Python and numpy when a type rule meets invalid numbers."""
 
 
 def read(
@@ -72,8 +72,8 @@ def read(
     """ONNX file or ModelProto -> graph.
 
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
-    in one input is pinned wherever it stands. `settle` may change the types of the inputs before
-    anything is made of them. Errors: all that is wrong or not supported.
+    in one input is pinned everywhere. `settle` may change the input types before nodes are made.
+    Raises Error for every defect or unsupported feature.
     """
     path = None if isinstance(model, ModelProto) else Path(model)
     proto = model if isinstance(model, ModelProto) else load(Path(model))
@@ -83,18 +83,18 @@ def read(
 
 @dataclass
 class _Missing:
-    """Stands for a value that could not be made; `why` is empty where that has been reported."""
+    """A value that could not be made; `why` is empty if that has been reported."""
 
     why: str = ""
 
 
 Value = Node | _Missing | None
-"""None: an optional input of a function that the caller left out."""
+"""None: an omitted optional input of a function."""
 
 
 @dataclass
 class _Scope:
-    """The names of a graph, branch or function body. A branch sees those around it too."""
+    """The names in a graph, branch or function body. A branch also sees the enclosing scopes."""
 
     opsets: Mapping[str, int]
     values: dict[str, Value] = field(default_factory=dict)
@@ -102,13 +102,13 @@ class _Scope:
     attributes: Mapping[str, AttributeProto] | None = None
     outer: _Scope | None = None
     read: Collection[str] = ()
-    """The names that something in it reads."""
+    """The names read in this scope."""
     prefix: str = ""
     depth: int = 0
 
 
 class _Reader:
-    """One model on its way to a graph."""
+    """The conversion of one model."""
 
     def __init__(self, model: ModelProto, external: ExternalData) -> None:
         if not model.HasField("graph") or not model.graph.output:
@@ -119,7 +119,7 @@ class _Reader:
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
         self.unsupported: dict[tuple[str, str], list[str]] = {}
-        self.names: dict[str, int] = {}  # how far copies of each are numbered
+        self.names: dict[str, int] = {}  # the last suffix given to each name
         self.count = 0
         listed = sum(1 for _ in all_nodes(model.graph.node))
         self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
@@ -129,7 +129,7 @@ class _Reader:
         input_shapes: Mapping[str, tuple[int, ...]],
         settle: Callable[[dict[str, Type]], dict[str, Type]],
     ) -> Graph:
-        """The model's graph, or an Error that lists all that is not supported."""
+        """The model's graph. Raises an Error that lists everything unsupported."""
         proto = self.model.graph
         scope = _Scope(self.opsets, initializers=initializers(proto))
         types = settle(input_types(proto, scope.initializers, input_shapes))
@@ -153,7 +153,7 @@ class _Reader:
     def body(
         self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: _Scope, where: str
     ) -> list[Value]:
-        """Nodes in any order -> the values of `outputs`, whatever these do not need left alone."""
+        """Nodes in any order -> the values of `outputs`; nodes they do not need are not read."""
         if scope.depth > MAX_DEPTH:
             raise Error(f"functions or branches nest deeper than {MAX_DEPTH}", where=where)
         order = list(needed(tuple(nodes), outputs, {*scope.values, *scope.initializers}))
@@ -169,7 +169,7 @@ class _Reader:
         return [self.value(o, scope, where) for o in outputs]
 
     def value(self, name: str, scope: _Scope, where: str) -> Value:
-        """What a name stands for; weights are decoded when they are first read."""
+        """The value of a name; weights are decoded when first read."""
         around: _Scope | None = scope
         while around is not None:
             if name in around.values:
@@ -193,14 +193,14 @@ class _Reader:
             return _Missing()
 
     def convert(self, proto: NodeProto, scope: _Scope) -> None:
-        """One node of the file -> its outputs, under their names in the scope."""
+        """Convert one node of the file and bind its outputs in the scope."""
         first = next((o for o in proto.output if o), "")
         name = self.unique(scope.prefix + (proto.name or f"{proto.op_type}_{first}"))
         where = f"{name} ({proto.op_type})"
         try:
             inputs = [self.value(i, scope, where) if i else None for i in proto.input]
             present = [i for i in inputs if not isinstance(i, _Missing)]
-            if len(present) == len(inputs):  # else what it needs was reported, and it is skipped
+            if len(present) == len(inputs):  # else a missing input was reported
                 self.bind(proto, name, self.apply(proto, present, name, scope), scope)
                 return
             self.check_known(proto, scope, where)
@@ -213,7 +213,7 @@ class _Reader:
     def bind(
         self, proto: NodeProto, name: str, result: Node | Sequence[Value], scope: _Scope
     ) -> None:
-        """Give the outputs of a node their names."""
+        """Bind the outputs of a node to their names."""
         values: Sequence[Value]
         if isinstance(result, Node) and len(result.types) > 1:
             values = [
@@ -257,7 +257,7 @@ class _Reader:
         name: str,
         scope: _Scope,
     ) -> Node | Sequence[Value]:
-        """An operator of ONNX's own on its inputs -> a node, or the values of its outputs."""
+        """An operator of ONNX's domain on its inputs -> a node, or the values of its outputs."""
         where = f"{name} ({proto.op_type})"
         opset = scope.opsets[""]
         spec = schema(proto.op_type, opset)
@@ -270,7 +270,7 @@ class _Reader:
         if proto.op_type == "If":
             return self.choice(attributes, inputs, name, scope)
         if proto.op_type in ("Loop", "Scan"):
-            return self.turns(proto, attributes, attrs, inputs, name, scope)
+            return self.unrolled(proto, attributes, attrs, inputs, name, scope)
         body = function_body(proto.op_type, opset)
         if body is not None and not (proto.op_type in OPERATORS or adapted(proto.op_type)):
             return self.call_function(body, inputs, attributes, name, scope)
@@ -280,7 +280,7 @@ class _Reader:
             return finish(newest(call, opset))
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
-        """Unsupported where we have no meaning for an operator."""
+        """Raise Unsupported if an operator has no definition here."""
         domain = domain_of(proto.domain)
         if (domain, proto.op_type, proto.overload) in self.functions:
             return
@@ -302,9 +302,10 @@ class _Reader:
         name: str,
         scope: _Scope,
     ) -> Sequence[Value]:
-        """An If -> the outputs of the branch that a constant condition takes.
+        """An If with a constant condition -> the outputs of the branch taken.
 
-        Where only the run tells, both are computed (they have no effects) and one result is picked.
+        With a condition known at run time only, both branches are computed (they have no side
+        effects) and one result is selected.
         """
         where = f"{name} (If)"
         graphs = {a.name: a.g for a in attributes}
@@ -319,7 +320,7 @@ class _Reader:
             for key in ("then_branch", "else_branch")
         ]
         if len(sides[0]) != len(sides[1]):
-            raise Error("its branches have unlike numbers of outputs", where=where)
+            raise Error("its branches have different numbers of outputs", where=where)
         no_dims = constant(np.zeros(0, np.int64), f"{name}.no_dims")
         scalar = make("Reshape", condition, no_dims, name=f"{name}.condition")
         picked: list[Value] = []
@@ -335,7 +336,7 @@ class _Reader:
                 picked.append(make("Where", scalar, yes, no, name=f"{name}.{index}"))
         return picked
 
-    def turns(
+    def unrolled(
         self,
         proto: NodeProto,
         attributes: Sequence[AttributeProto],
@@ -344,28 +345,28 @@ class _Reader:
         name: str,
         scope: _Scope,
     ) -> Sequence[Value]:
-        """A Loop or Scan -> its outputs, after all its turns."""
+        """A Loop or Scan -> its outputs, with the body unrolled."""
         where = f"{name} ({proto.op_type})"
         (graph,) = (a.g for a in attributes if a.name == "body")
 
-        def body(turn: int, given: Sequence[Node]) -> Sequence[Node]:
-            made = self.branch(graph, f"{name}/{turn}", scope, given)
+        def body(iteration: int, given: Sequence[Node]) -> Sequence[Node]:
+            made = self.branch(graph, f"{name}/{iteration}", scope, given)
             nodes = [v for v in made if isinstance(v, Node)]
             if len(nodes) < len(made):
-                raise Unsupported("a body with what is not supported", where=where)
+                raise Unsupported("a body with unsupported operators", where=where)
             return nodes
 
         with _Malformed(where):
             if proto.op_type == "Loop":
                 return loop(inputs, body, where)
             if scope.opsets[""] < 9:
-                raise Unsupported("a scan of batches (opset 8)", where=where)
+                raise Unsupported("a batched scan (opset 8)", where=where)
             return scan(attrs, inputs, body, where)
 
     def branch(
         self, graph: GraphProto, name: str, scope: _Scope, given: Sequence[Node] = ()
     ) -> Sequence[Value]:
-        """The outputs of one branch, or of a body that reads what is given."""
+        """The outputs of one branch, or of a body on given inputs."""
         if len(graph.input) != len(given):
             raise Error(f"{len(graph.input)} inputs where {len(given)} are given", where=name)
         inner = _Scope(
@@ -387,7 +388,7 @@ class _Reader:
         name: str,
         scope: _Scope,
     ) -> Sequence[Value]:
-        """A function of the model on inputs -> the values that its body gives."""
+        """A call of a model's function -> the outputs of its body."""
         where = f"{name} ({function.name})"
         if len(inputs) > len(function.input):
             raise Error(f"{len(inputs)} inputs where {len(function.input)} are taken", where=where)
@@ -403,7 +404,7 @@ class _Reader:
         return self.body(function.node, function.output, inner, where)
 
     def unique(self, name: str) -> str:
-        """A node's name, made of printable characters, and one that no other node has."""
+        """A unique node name of printable characters."""
         if len(name) > MAX_NAME:
             raise Error(f"a name of {len(name)} characters", where=name[:60])
         plain = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "_", name)
@@ -416,11 +417,11 @@ class _Reader:
         return unique
 
     def report(self, what: str, hint: str, name: str) -> None:
-        """Remember what is not supported, and where it stands."""
+        """Record an unsupported feature and the node that uses it."""
         self.unsupported.setdefault((what, hint), []).append(name)
 
     def raise_unsupported(self) -> None:
-        """One Error for all that was reported."""
+        """Raise one Error for everything reported."""
         if not self.unsupported:
             return
         lines = [f"{what}; in {_listed(names)}" for (what, _), names in self.unsupported.items()]
@@ -428,7 +429,7 @@ class _Reader:
             lines[LISTED:] = [f"and {len(lines) - LISTED} more"]
         hints = [hint for _, hint in self.unsupported if hint]
         raise Error(
-            "the model has what is not supported:\n" + "\n".join(f"  {line}" for line in lines),
+            "the model uses unsupported features:\n" + "\n".join(f"  {line}" for line in lines),
             hint=hints[0] if hints else "",
         )
 
@@ -439,7 +440,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class _Malformed:
-    """Turns what a type rule raises over senseless numbers into an Error that names the node."""
+    """Converts a type rule's exception over invalid numbers into an Error that names the node."""
 
     def __init__(self, where: str) -> None:
         self.where = where

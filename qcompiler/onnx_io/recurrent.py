@@ -1,11 +1,10 @@
-"""Our loop over a sequence -> the layers that ONNX has, for the writer.
+"""The compiler's `recurrent` -> ONNX's recurrent layers, for the writer.
 
-recurrent(MatMul(x, w) + b, r)  ->  Concat of what LSTM(x, w', r', b') gives: Y, Y_h, Y_c
+recurrent(MatMul(x, w) + b, r)  ->  Concat of the outputs Y, Y_h, Y_c of LSTM(x, w', r', b')
 
-The product over the whole sequence, which folding took out of the layer so that it may be
-quantized, goes back into it: w is a constant or a dequantized one, and so are the layer's weights.
-A product that is not found so (nobody knows what made the sums) is read as it is, through weights
-that are an identity.
+The product over the whole sequence, which a fold took out of the layer so that it can be quantized,
+goes back into it: w is a constant or a dequantized one, and so are the layer's weights. If the sums
+do not come from such a product, the layer reads them through identity weights.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from qcompiler.rewrite.matching import either, input_at, int64s, reshape, transp
 
 
 def with_layers(graph: Graph) -> Graph:
-    """A graph without `recurrent`; itself where there is none."""
+    """A graph without `recurrent`; itself if it has none."""
     return substitute(graph, lambda node: _layer(node) if node.op == "recurrent" else node)
 
 
 @dataclass(frozen=True)
 class _Product:
-    """x w + bias: w[K, D*G*H], bias[D*G*H] or none."""
+    """x w + bias: w[K, D*G*H], bias[D*G*H] or None."""
 
     x: Node
     w: Node
@@ -35,7 +34,7 @@ class _Product:
 
 
 def _layer(loop: Node) -> Node:
-    """One loop -> Y and the last states, one after the other as the loop gives them."""
+    """One `recurrent` -> Y and the last states, concatenated as in its output."""
     kind, count = loop.str("kind"), directions(loop)
     hidden = loop.operands[1].type.dims[1]
     wide = GATES[kind] * hidden
@@ -60,7 +59,7 @@ def _layer(loop: Node) -> Node:
 
 
 def _product(sums: Node, columns: int) -> _Product:
-    """What the sums are the product of."""
+    """The product that the sums come from."""
     bias, product = None, sums
     if sums.op == "Add" and (found := either(sums, lambda i: i.is_constant)) is not None:
         added, product = found
@@ -75,7 +74,7 @@ def _product(sums: Node, columns: int) -> _Product:
 
 
 def _bias(loop: Node, outer: Array | None, count: int, wide: int, hidden: int) -> Node | None:
-    """[D, 2 G H]: the bias of the input's product, then that of the state's; None if all is 0."""
+    """[D, 2 G H]: input biases, then recurrent biases; None if all are 0."""
     behind = input_at(loop, 2)
     if outer is None and behind is None:
         return None

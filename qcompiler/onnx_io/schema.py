@@ -1,7 +1,7 @@
-"""A node of a file -> attributes as ONNX's own schema wants them: known, complete, well typed.
+"""Attributes and inputs of a file's nodes, checked and completed by ONNX's schemas.
 
-Type rules may then trust what they are given. The schemas are static tables of the onnx package;
-nothing hostile reaches its native code but an operator's name.
+Type rules may then rely on them. The schemas are static tables of the onnx package; no untrusted
+data but an operator's name reaches its native code.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SPELLED = {
         if d not in ("float16", "float32", "float64")
     },
 }
-"""dtype -> how schemas write it."""
+"""dtype -> its spelling in schemas."""
 NEWEST = 28
-"""The newest opset whose changes were read; none since 26, our vocabulary, changed a meaning."""
+"""The newest opset reviewed; none since 26, the one of our graphs, changed semantics."""
 OLDEST = 6
-"""Before it attributes, not types, said what a node may overwrite, and shapes were attributes."""
+"""Older opsets have attributes for in-place operation, and shapes as attributes."""
 
 DTYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "stash_type", "to")
 _KINDS = dict(AttributeProto.AttributeType.items())
@@ -42,7 +42,7 @@ _SUBGRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 
 @dataclass(frozen=True)
 class Formal:
-    """A formal input: the dtypes it takes; those of one `group` are the same."""
+    """A formal input: its allowed dtypes; all inputs of a `group` have the same."""
 
     name: str
     dtypes: frozenset[str]
@@ -53,7 +53,7 @@ class Formal:
 
 @dataclass(frozen=True)
 class Schema:
-    """What an operator of one opset takes and gives."""
+    """The signature of an operator in one opset."""
 
     attributes: Mapping[str, int]
     required: frozenset[str]
@@ -66,7 +66,7 @@ class Schema:
 
 @cache
 def schema(op: str, opset: int) -> Schema | None:
-    """Operator of ONNX's own domain and opset -> its schema, or None where there is none."""
+    """The schema of an operator of ONNX's domain at an opset, or None."""
     try:
         found = onnx.defs.get_schema(op, opset, "")
     except onnx.defs.SchemaError:
@@ -134,7 +134,7 @@ def _text(raw: bytes, key: str, where: str) -> str:
 def checked_attributes(
     spec: Schema, protos: Sequence[AttributeProto], external: ExternalData, where: str
 ) -> dict[str, Attr]:
-    """A node's attributes -> values, without subgraphs, with the defaults of those absent."""
+    """A node's attributes -> values, without subgraphs, with defaults filled in."""
     given: dict[str, Attr] = {}
     seen: set[str] = set()
     for proto in protos:
@@ -155,7 +155,7 @@ def checked_attributes(
 
 
 def check_inputs(spec: Schema, inputs: Sequence[Node | None], where: str) -> None:
-    """An Error where the schema does not take so many inputs, or not of these dtypes."""
+    """Raise Error unless the number of inputs and their dtypes fit the schema."""
     count = len(inputs)
     if not spec.min_inputs <= count <= spec.max_inputs:
         endless = spec.max_inputs > 1 << 20
@@ -173,11 +173,11 @@ def check_inputs(spec: Schema, inputs: Sequence[Node | None], where: str) -> Non
             raise Error(f"input {formal.name!r} cannot be {node.dtype}", where=where)
         if formal.group and bound.setdefault(formal.group, node.dtype) != node.dtype:
             other = bound[formal.group]
-            raise Error(f"inputs of {other} and {node.dtype} do not go together", where=where)
+            raise Error(f"inputs of {other} and {node.dtype} do not match", where=where)
 
 
 def known_attributes(op: str, given: Mapping[str, Attr], where: str) -> dict[str, Attr]:
-    """Attributes for our operator: dtypes by name, without those that say only ONNX's default."""
+    """Attributes of our operator: dtypes by name, unknown ones with ONNX's default dropped."""
     known = OPERATORS[op].defaults if op in OPERATORS else {}
     spec = schema(op, NEWEST)
     attrs: dict[str, Attr] = {}
@@ -208,7 +208,7 @@ def constant_of(attrs: Mapping[str, Attr], name: str, where: str) -> Node:
 def bound(
     proto: AttributeProto, attributes: Mapping[str, AttributeProto] | None, where: str
 ) -> AttributeProto | None:
-    """An attribute, one that a function refers to put in; None where the caller left it out."""
+    """An attribute with a function's reference resolved; None if the caller omitted it."""
     if not proto.ref_attr_name:
         return proto
     if attributes is None:
@@ -226,7 +226,7 @@ def bound(
 
 @cache
 def function_body(op: str, opset: int) -> FunctionProto | None:
-    """An operator that ONNX defines by others -> its definition, complete with the defaults."""
+    """The body of an operator that ONNX defines as a function, with defaults filled in."""
     try:
         found = onnx.defs.get_schema(op, opset, "")
     except onnx.defs.SchemaError:

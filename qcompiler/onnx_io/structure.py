@@ -1,4 +1,4 @@
-"""How the nodes of a file hang together: names, order, branches, and how large functions become."""
+"""The structure of a file: names, order of nodes, branches, expanded sizes of functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qcompiler.errors import Error
 
 MAX_NODES = 1_000_000
 MAX_MADE, MAX_GROWTH = 20_000, 64
-"""A file of n nodes may become 20,000 + 64 n of them by its loops and functions."""
+"""Loops and functions may expand a file of n nodes to 20,000 + 64 n."""
 MAX_DEPTH = 64
 
 FunctionKey = tuple[str, str, str]
@@ -18,12 +18,12 @@ FunctionKey = tuple[str, str, str]
 
 
 def domain_of(domain: str) -> str:
-    """The two spellings of ONNX's own domain -> the empty one."""
+    """A domain; both spellings of ONNX's own are ""."""
     return "" if domain == "ai.onnx" else domain
 
 
 def check_text(model: ModelProto) -> None:
-    """An Error where a name is not text: protobuf then gives bytes for it."""
+    """Raise Error if a name is not UTF-8: protobuf then returns bytes."""
     for text in _texts(model):
         if not isinstance(text, str):
             raise Error("a name in the model is not text (UTF-8)", hint="the file is damaged")
@@ -68,13 +68,13 @@ def _node_texts(nodes: Iterable[NodeProto]) -> Iterator[object]:
 def needed(
     nodes: Sequence[NodeProto], outputs: Sequence[str], taken: Collection[str]
 ) -> Iterator[NodeProto]:
-    """Nodes in any order -> those that the outputs need, each after what it reads."""
+    """Nodes in any order -> those the outputs need, in topological order."""
     maker: dict[str, int] = {}
     for index, node in enumerate(nodes):
         for output in node.output:
             if output and (output in maker or output in taken):
                 raise Error(
-                    f"{output!r} is made twice", where=f"{node.name or output} ({node.op_type})"
+                    f"{output!r} is defined twice", where=f"{node.name or output} ({node.op_type})"
                 )
             if output:
                 maker[output] = index
@@ -91,7 +91,7 @@ def needed(
         elif index in opened:
             node = nodes[index]
             raise Error(
-                "a cycle: it needs its own output",
+                "a cycle: it depends on its own output",
                 where=f"{node.name or node.output[0]} ({node.op_type})",
             )
         else:
@@ -102,7 +102,7 @@ def needed(
 
 
 def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes and those of their branches."""
+    """The nodes, including those in their branches."""
     for node in nodes:
         yield node
         for graph in branches(node):
@@ -119,7 +119,7 @@ def branches(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """The names that a node needs: its inputs, and what its branches read from around them."""
+    """The names a node reads: its inputs, and its branches' reads of enclosing scopes."""
     yield from node.input
     for graph in branches(node):
         made = {o for inner in graph.node for o in inner.output}
@@ -135,9 +135,9 @@ def expanded_size(
     sizes: dict[FunctionKey, int],
     depth: int = 0,
 ) -> int:
-    """A function -> how many nodes a call of it becomes; an Error where that is too many.
+    """A function -> the number of nodes a call expands to. Raises Error if there are too many.
 
-    `sizes` keeps what is known; -1 stands for a function that is being looked at.
+    `sizes` memoizes results; -1 marks a function being visited.
     """
     size = sizes.get(key, 0)
     if size > 0:

@@ -1,6 +1,6 @@
-"""TensorProto <-> numpy array. Sizes, offsets and paths of a file are checked before they are used.
+"""TensorProto <-> numpy array. Sizes, offsets and paths from a file are checked before use.
 
-External data must lie in the model's own folder (links may not lead out of it) and is mapped into
+External data must be in the model's own folder (links may not lead out of it) and is mapped into
 memory, not copied.
 """
 
@@ -42,7 +42,7 @@ DTYPES: dict[int, str] = {
     onnx.TensorProto.INT4: "int4",
 }
 CODES = {name: code for code, name in DTYPES.items()}
-"""dtype -> number in ONNX's TensorProto.DataType."""
+"""dtype -> its number in ONNX's TensorProto.DataType."""
 
 _TYPED_FIELD = {
     "float32": "float_data",
@@ -63,11 +63,11 @@ _PACKED = ("int4", "uint4")
 
 
 class Unsupported(Error):
-    """What a valid model may hold and we do not; the reader collects these and tells all in one."""
+    """A valid but unsupported feature; the reader collects these and reports them together."""
 
 
 def dtype_name(code: int, where: str) -> str:
-    """Number of ONNX's TensorProto.DataType -> "float32"; one that we do not have is an Error."""
+    """A number of ONNX's TensorProto.DataType -> "float32". Raises Unsupported."""
     if code not in DTYPES:
         known = onnx.TensorProto.DataType.values()
         spelled = onnx.TensorProto.DataType.Name(code) if code in known else f"number {code}"
@@ -76,17 +76,17 @@ def dtype_name(code: int, where: str) -> str:
 
 
 def checked_type(type: Type, where: str) -> Type:
-    """A type from a file, or from the user -> the same; sizes that cannot be are an Error."""
+    """A type from a file or the user -> the same. Raises Error for impossible sizes."""
     if type.fault:
         raise Error(type.fault, where=where)
     return type
 
 
 class ExternalData:
-    """A model's path -> the bytes of the files beside the model, each file mapped once.
+    """The bytes of a model's external data files, each mapped once.
 
-    "Beside" is the folder that the path names, or that in which the model really lies: a download
-    cache keeps all files of a model in one folder, and names them by links from another.
+    They must be in the folder of the given path, or of the file it links to: a download cache keeps
+    all files of a model in one folder, and links to them from another.
     """
 
     def __init__(self, model: Path | None) -> None:
@@ -94,7 +94,7 @@ class ExternalData:
         self.files: dict[str, NDArray[np.uint8]] = {}
 
     def bytes(self, tensor: onnx.TensorProto, size: int, where: str) -> NDArray[np.uint8]:
-        """The `size` bytes that a tensor stored outside the model names, as an array of uint8."""
+        """The `size` bytes of a tensor's external data, as a uint8 array."""
         entries = _entries(tensor, where)
         location = entries.get("location", "")
         file = self._file(location, where)
@@ -136,8 +136,8 @@ def _natural(text: str, what: str, where: str) -> int:
 
 
 def _map_contained(model: Path, location: str, where: str) -> NDArray[np.uint8]:
-    """A model's path, the name of a file beside it -> the file's bytes; one that leads outside is
-    an Error.
+    """A model's path and a file name relative to its folder -> the file's bytes. Raises Error if
+    the file is outside the folder.
     """
 
     def refuse(why: str) -> Error:
@@ -150,7 +150,7 @@ def _map_contained(model: Path, location: str, where: str) -> NDArray[np.uint8]:
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     if not location or "\0" in location or posix.is_absolute() or windows.drive or windows.root:
         raise refuse("is not a relative path")
-    if ".." in windows.parts:  # parts are split at both kinds of slash
+    if ".." in windows.parts:  # WindowsPath splits at both kinds of slash
         raise refuse("leaves the model's folder")
     folder = os.path.realpath(model.parent)
     real = os.path.realpath(os.path.join(folder, location))
@@ -166,7 +166,7 @@ def _map_contained(model: Path, location: str, where: str) -> NDArray[np.uint8]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise refuse("is not a file")
-        if status.st_nlink > 1:  # CVE-2026-34446: a second name may be that of a file outside
+        if status.st_nlink > 1:  # CVE-2026-34446: another name of it may be outside
             raise refuse("is a hard link")
         if status.st_size == 0:
             return np.empty(0, np.uint8)
@@ -211,7 +211,7 @@ def _from_bytes(raw: NDArray[np.uint8], dtype: str, count: int) -> Array:
 
 
 def _unpack(raw: NDArray[np.uint8], dtype: str, count: int) -> Array:
-    """Bytes of two 4-bit numbers each, the low half first -> one number an element."""
+    """Bytes of two 4-bit numbers each, low half first -> one number per element."""
     halves = np.stack([raw & 15, raw >> 4], axis=-1).ravel()[:count].astype(np.int8)
     if dtype == "int4":
         halves = (halves ^ 8) - 8
@@ -222,7 +222,7 @@ def _from_fields(tensor: onnx.TensorProto, dtype: str, count: int, where: str) -
     field = _TYPED_FIELD.get(dtype, "int32_data")
     wrong = [f for f in _DATA_FIELDS if f != field and len(getattr(tensor, f))]
     if wrong:
-        raise Error(f"{dtype} data stands in {wrong[0]}", where=where)
+        raise Error(f"{dtype} data is in {wrong[0]}", where=where)
     values: Sequence[int | float] = getattr(tensor, field)
     needed = (count + 1) // 2 if dtype in _PACKED else count
     if len(values) != needed:
@@ -238,7 +238,7 @@ def _from_fields(tensor: onnx.TensorProto, dtype: str, count: int, where: str) -
         return np.not_equal(bits, 0)
     if numpy_dtype(dtype).kind in "iu":
         return bits.astype(numpy_dtype(dtype))
-    width = numpy_dtype(dtype).itemsize  # float16 and narrower: the number is the bit pattern
+    width = numpy_dtype(dtype).itemsize  # float16 and smaller: the number is the bit pattern
     return bits.astype(f"uint{8 * width}").view(numpy_dtype(dtype))
 
 

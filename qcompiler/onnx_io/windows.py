@@ -1,4 +1,4 @@
-"""Convolutions and pools -> the same with kernel, strides, dilations and padding spelled out."""
+"""Convolutions and pools -> with explicit kernel, strides, dilations and padding."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from qcompiler.onnx_io.call import Call, always
 
 @dataclass(frozen=True)
 class _Window:
-    """A window sliding over spatial dimensions, one number for each; pads are begins, then ends."""
+    """A sliding window, one number per spatial dimension; pads are begins, then ends."""
 
     sizes: tuple[Dim, ...]
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...] | None
-    """None: they depend on a size that is not known."""
+    """None: they depend on an unknown size."""
 
     @property
     def reach(self) -> list[int]:
-        """How much input one window spans."""
+        """The extent of one window, with dilation."""
         return [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
 
 
@@ -61,7 +61,7 @@ def _begins_then_ends(totals: Sequence[int], *, more_at_end: bool) -> tuple[int,
 
 
 def _same_pads(window: _Window, mode: str) -> tuple[int, ...] | None:
-    """auto_pad SAME: as many outputs as strides fit the input; None where sizes are unknown."""
+    """auto_pad SAME: ceil(size / stride) outputs; None if sizes are unknown."""
     totals: list[int] = []
     for size, reach, stride in zip(window.sizes, window.reach, window.strides, strict=True):
         if stride == 1:
@@ -85,7 +85,7 @@ def _padded(call: Call, window: _Window) -> _Window:
 
 
 def _explicit(call: Call, window: _Window) -> Call:
-    """The call with its window spelled out; auto_pad stays where only the run tells the padding."""
+    """The call with an explicit window; auto_pad stays if the padding is known at run time only."""
     spelled = call.but(
         kernel_shape=window.kernel, strides=window.strides, dilations=window.dilations
     )
@@ -101,7 +101,7 @@ def _conv(call: Call) -> Call:
 
 @always("AveragePool", "MaxPool", "LpPool")
 def _pool(call: Call) -> Call:
-    """ceil_mode becomes padding where that is exact: where padding does not count in an average."""
+    """ceil_mode becomes padding where that is exact: where averages exclude the padding."""
     window = _padded(call, _window(call, None))
     call = _explicit(call, window)
     known = window.pads is not None and all(isinstance(size, int) for size in window.sizes)
@@ -115,7 +115,7 @@ def _pool(call: Call) -> Call:
         padded = int(window.sizes[i]) + begin + end
         outputs = -(-(padded - reach) // stride) + 1
         if (outputs - 1) * stride >= int(window.sizes[i]) + begin:
-            outputs -= 1  # a window that starts in the end padding is left out
+            outputs -= 1  # a window that starts in the end padding is dropped
         extra.append(max((outputs - 1) * stride + reach - padded, 0))
     if any(extra) and call.get("count_include_pad"):
         return call
@@ -125,7 +125,7 @@ def _pool(call: Call) -> Call:
 
 @always("ConvTranspose")
 def _conv_transpose(call: Call) -> Call:
-    """Padding from auto_pad or output_shape (total: what the full output has too much)."""
+    """Padding from auto_pad or output_shape (total: the full output's excess over it)."""
     window = _window(call, 1)
     rank = len(window.kernel)
     added = call.numbers("output_padding") or (0,) * rank
@@ -139,7 +139,7 @@ def _conv_transpose(call: Call) -> Call:
         totals = []
         for i, reach in enumerate(window.reach):
             size, stride = window.sizes[i], window.strides[i]
-            if wanted is None:  # SAME: stride times the input
+            if wanted is None:  # SAME: the input's size times the stride
                 totals.append(reach - stride + added[i])
             elif isinstance(size, int):
                 totals.append((size - 1) * stride + reach + added[i] - wanted[i])

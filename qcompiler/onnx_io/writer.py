@@ -1,8 +1,8 @@
-"""Graph in ONNX's vocabulary -> ONNX model of opset 26, quantization in its QDQ form.
+"""Graph of ONNX operators -> ONNX model of opset 26, with quantization in QDQ form.
 
-The compiler's own `quantize` and `dequantize` are written as exactly the same arithmetic in ONNX,
-and `recurrent` as a layer (recurrent.py); its other operators have no spelling there, so a
-graph is written before the layout stage.
+The compiler's own `quantize` and `dequantize` are written as exactly equal ONNX arithmetic, and
+`recurrent` as a layer (recurrent.py). Its other operators have no ONNX form, so a graph must be
+written before the layout stage.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from qcompiler.ops import OPERATORS
 
 OPSET = 26
 IR_VERSION = 13
-"""The newest opset, and the IR version that came with it, that onnxruntime 1.31 runs."""
+"""The newest opset that onnxruntime 1.31 runs, and its IR version."""
 
 MAX_INLINE_BYTES = 1 << 30
-"""More weights than this are saved in a file of their own: a protobuf file ends at 2 GB."""
+"""Larger weights are saved in a separate file: a protobuf file is limited to 2 GB."""
 _EXTERNAL_BYTES = 1 << 10
 _ALIGNMENT = 4096
 
 
 def write(graph: Graph) -> ModelProto:
-    """Graph -> ONNX model of the same inputs, outputs, nodes and names.
+    """Graph -> ONNX model with the same inputs, outputs, nodes and names.
 
-    Raises Error for an operator or a dtype that ONNX does not have.
+    Raises Error for an operator or dtype that ONNX lacks.
     """
     return _Writer(with_layers(graph)).model()
 
 
 def save(graph: Graph, path: str | Path) -> None:
-    """Graph -> ONNX file, which appears whole or not at all.
+    """Graph -> ONNX file, written atomically.
 
-    Weights of more than 1 GB go to `<path>.data` beside it.
+    Weights of more than 1 GB go to `<path>.data`.
     """
     path = Path(path)
     model = write(graph)
@@ -60,7 +60,7 @@ def _write(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def _moved_out(model: ModelProto, location: str) -> Iterator[bytes]:
-    """Take the large weights out of a model; their bytes, each at an aligned offset."""
+    """Move the large weights out of a model; yields their bytes, each at an aligned offset."""
     offset = 0
     for tensor in model.graph.initializer:
         raw = tensor.raw_data
@@ -78,7 +78,7 @@ def _moved_out(model: ModelProto, location: str) -> Iterator[bytes]:
 
 
 class _Writer:
-    """One graph on its way to a model."""
+    """The conversion of one graph."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -105,7 +105,7 @@ class _Writer:
         for node in self.graph.nodes:
             self.write(node)
         for node, name in zip(self.graph.outputs, self.graph.output_names, strict=True):
-            if self.names[node] != name:  # an input, or a value that is an output twice
+            if self.names[node] != name:  # an input, or a value that is two outputs
                 self.add("Identity", [self.names[node]], [name], f"{name}.output")
         body = helper.make_graph(
             self.nodes,
@@ -127,7 +127,7 @@ class _Writer:
         return model
 
     def unique(self, name: str) -> str:
-        """A value's name that no other has."""
+        """A unique name of a value."""
         return _unique(name, self.taken)
 
     def add(
@@ -145,19 +145,19 @@ class _Writer:
             raise Error(f"ONNX has no operator {op}", where=name, hint=hint if op.islower() else "")
         called = (
             _unique(name, self.called) if name else ""
-        )  # onnxruntime refuses two nodes of one name
+        )  # onnxruntime refuses duplicate node names
         node = NodeProto(op_type=op, name=called, input=inputs, output=outputs)
         node.attribute.extend(_attributes(op, spec, attrs, f"{name} ({op})"))
         self.nodes.append(node)
 
     def weight(self, what: str, array: Array) -> str:
-        """Append an initializer -> its name."""
+        """Append an initializer; returns its name."""
         name = self.unique(what)
         self.weights.append(encode(array, name))
         return name
 
     def write(self, node: Node) -> None:
-        """Append what one node is in ONNX."""
+        """Append the ONNX form of one node."""
         own = _OWN.get(node.op)
         if own is not None:
             own(self, node)
@@ -166,7 +166,7 @@ class _Writer:
         self.add(node.op, inputs, self.outputs(node), node.name, node.attrs)
 
     def outputs(self, node: Node) -> list[str]:
-        """The names of a node's outputs; one that nobody reads has none where ONNX allows that."""
+        """The names of a node's outputs; an unused one is empty where ONNX allows it."""
         if len(node.types) == 1:
             return [self.names[node]]
         read = self.items.get(node, {})
@@ -180,7 +180,7 @@ class _Writer:
 
 
 def _nothing(_: _Writer, __: Node) -> None:
-    """Inputs and items are names only."""
+    """Inputs and items have names only."""
 
 
 def _constant(writer: _Writer, node: Node) -> None:
@@ -188,7 +188,7 @@ def _constant(writer: _Writer, node: Node) -> None:
 
 
 def _quantize(writer: _Writer, node: Node) -> None:
-    """saturate(round(x * factor) + zero): the product, or quotient, at scale 1, bit for bit."""
+    """saturate(round(x * factor) + zero), bit-exact: quantize the product (quotient) at scale 1."""
     x, factor, zero = node.operands
     name = writer.names[node]
     scaled, sign = writer.unique(f"{name}.scaled"), "Div" if node.attrs["divide"] else "Mul"
@@ -239,7 +239,7 @@ _OWN: Mapping[str, Callable[[_Writer, Node], None]] = {
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """A name, or the name with a number, that is not taken yet; it then is."""
+    """A free name: the given one or with a number appended. It is added to `taken`."""
     unique, count = name, 1
     while unique in taken:
         count += 1
@@ -257,12 +257,12 @@ def _info(name: str, type: Type) -> ValueInfoProto:
 def _attributes(
     op: str, spec: Schema, attrs: Mapping[str, Attr], where: str
 ) -> Iterator[AttributeProto]:
-    """Our attributes -> ONNX's, of the types that its schema wants.
+    """Our attributes -> ONNX's, with the types in its schema.
 
-    None is left out, and so are defaults: onnxruntime does not know the newest attributes.
+    None is dropped, and so are defaults: onnxruntime does not know the newest attributes.
     """
     for key, value in sorted(attrs.items()):
-        if value is None or key == "outputs":  # how many it makes: ONNX counts the names
+        if value is None or key == "outputs":  # ONNX counts the output names instead
             continue
         if not isinstance(value, np.ndarray) and value == spec.defaults.get(key):
             continue

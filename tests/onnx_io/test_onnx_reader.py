@@ -209,7 +209,7 @@ def test_all_that_is_not_supported_is_told_in_one_error() -> None:
     with pytest.raises(Error) as error:
         read(model)
     lines = str(error.value).splitlines()
-    assert lines[0] == "the model has what is not supported:"
+    assert lines[0] == "the model uses unsupported features:"
     assert sorted(lines[1:]) == [
         "  Frobnicate (ai.onnx): unknown operator; in first, second",
         "  MultiHeadAttention (com.microsoft): unknown operator; in third",
