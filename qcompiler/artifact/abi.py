@@ -69,9 +69,9 @@ TEAM: Mapping[str, int] = {
 
 0: i64, the section's number << 32 | its units that nobody has claimed, one bit each. REMAINING:
 i32, its units that are not finished. SLEEPERS to MAY: i32 each, how many sleep, and whether to wake
-them. JOB: ptr section function, ptr masks, ptr table, i32 first, i32 length, i32 total, i32 BASE,
-i32 THREADS. From PLACES on, PLACE_BYTES for every thread: i32 asleep, and at SEMAPHORE a POSIX
-semaphore.
+them. JOB: the addresses of section function, masks and table, 8 bytes each however long they are,
+i32 first, i32 length, i32 total, i32 BASE, i32 THREADS. From PLACES on, PLACE_BYTES for every
+thread: i32 asleep, and at SEMAPHORE a POSIX semaphore.
 """
 
 

@@ -61,7 +61,9 @@ def _text(taken: Taken, asks: bool) -> str:
         size, word = taken.file
         values |= {"WEIGHTS_BYTES": size, "SEAL": word - (1 << 64) if word >> 63 else word}
         weights = _IN_FILE
-    made = _TAKE + (_KEPT if asks else _NOT_KEPT) + _RUN.replace("@WEIGHTS_TEXT", weights)
+    known, know = (_KNOWN, _KNOW) if asks else ("add i64 0, 0", "")
+    made = _TAKE + (_KEPT if asks else "") + _RUN.replace("@WEIGHTS_TEXT", weights)
+    made = made.replace("@KNOWN", known).replace("@KNOW", know)
     if taken.file is None:
         made += f"\n@{WEIGHTS} = external hidden constant i8\n"
     return re.sub("@([A-Z][A-Z0-9_]*)", lambda found: str(values[found[1]]), made)
@@ -97,29 +99,9 @@ done:
 """
 """Addresses of a struct -> words of the table; is each there, and aligned?"""
 
-_NOT_KEPT = """
-define internal i64 @c_known() alwaysinline {
-  ret i64 0
-}
-
-define internal void @c_know(i64 %permission) alwaysinline {
-  ret void
-}
-"""
-
-_KEPT = """
-@c_permission = internal global i64 0
-
-define internal i64 @c_known() alwaysinline {
-  %known = load atomic i64, ptr @c_permission monotonic, align 8
-  ret i64 %known
-}
-
-define internal void @c_know(i64 %permission) alwaysinline {
-  store atomic i64 %permission, ptr @c_permission monotonic, align 8
-  ret void
-}
-"""
+_KEPT = "@c_permission = internal global i64 0\n"
+_KNOWN = "load atomic i64, ptr @c_permission monotonic, align 8"
+_KNOW = "store atomic i64 %permission, ptr @c_permission monotonic, align 8"
 """What the system said when it was asked for registers: the one word that outlives a run, where an
 instruction set needs permission at all. A refusal is asked for again.
 """
@@ -141,7 +123,7 @@ entry:
   %good3 = call i1 @c_take(ptr %own, ptr %workspace_at, i32 1)
   store i64 0, ptr %first_at, align 8
   store i64 @STEPS, ptr %last_at, align 8
-  %known = call i64 @c_known()
+  %known = @KNOWN
   store i64 %known, ptr %permission_at, align 8
   %good12 = and i1 %good1, %good2
   %good = and i1 %good12, %good3
@@ -150,7 +132,7 @@ entry:
 run:
   %result = call i32 @qcompiler_run(ptr %table)
   %permission = load i64, ptr %permission_at, align 8
-  call void @c_know(i64 %permission)
+  @KNOW
   %no = icmp eq i64 %permission, @REFUSED
   %status = select i1 %no, i32 @REFUSED, i32 0
   ret i32 %status

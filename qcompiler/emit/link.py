@@ -50,6 +50,11 @@ def linker(triple: str) -> list[str]:
     ziglang package's lld.
     """
     machine = triple.split("-")[0]
+    if "-none-" in triple:
+        raise Error(
+            f"{triple} has no operating system that could load an artifact",
+            hint="`qcompiler export --format c` makes an object file for it",
+        )
     emulation = ["-m", _ELF[machine]] if machine in _ELF else []
     for name in ("ld.lld", f"{machine}-linux-gnu-ld", "ld"):
         if shutil.which(name) and (name != "ld" or _native(machine)):

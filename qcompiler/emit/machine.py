@@ -127,8 +127,15 @@ def text_object(text: str, isa: Isa) -> bytes:
     _need_room()
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         path = Path(folder) / "code.ll"
-        path.write_text(f'target triple = "{isa.triple}"\n{text}\n{flags}')
+        path.write_text(f"{_machine(isa)}\n{text}\n{flags}")
         return _written(tvm.runtime.load_module(str(path)))
+
+
+def _machine(isa: Isa) -> str:
+    """LLVM text that says how data lies on a machine, as LLVM has it for a function of nothing."""
+    nothing = tirx.PrimFunc([], tirx.Return(tirx.IntImm("int32", 0)), tvm.ir.PrimType("int32"))
+    said = machine_code({"nothing": nothing}, isa, "").inspect_source("ll")
+    return "\n".join(line for line in said.splitlines() if line.startswith("target "))
 
 
 def _object(layer: Layer, isa: Isa) -> bytes:

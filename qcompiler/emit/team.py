@@ -87,13 +87,13 @@ define internal i32 @team_number(ptr %table, i32 %i) alwaysinline {
 """How steps read the words of a run's table."""
 
 _JOB = """
-%team_job = type { ptr, ptr, ptr, i32, i32, i32, i32 }
+%team_job = type { i64, i64, i64, i32, i32, i32, i32 }
 
 @team_masks = internal constant @MASKS
 @team_begins = internal constant @BEGINS
 @team_ends = internal constant @ENDS
 
-declare i32 @qcompiler_section(ptr, i32, i32, i32)
+declare dso_local i32 @qcompiler_section(ptr, i32, i32, i32)
 declare i32 @sched_yield()
 declare i32 @sem_init(ptr, i32, i32)
 declare i32 @sem_wait(ptr)

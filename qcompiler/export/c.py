@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from qcompiler import plugins
 from qcompiler.artifact.abi import ALIGN, SEAL_BYTES, seal
@@ -31,6 +31,8 @@ from qcompiler.plan.plan import Plan
 
 if TYPE_CHECKING:
     import onnx
+
+Source = Union[str, Path, "onnx.ModelProto", Compilation, Artifact]
 
 _MATH = """
     acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf exp exp2 expm1 fabs floor
@@ -85,18 +87,19 @@ class _Model:
 
 
 def export_c(
-    model: str | Path | onnx.ModelProto | Artifact,
+    model: Source,
     folder: str | Path,
     request: Request,
-    options: Options,
+    options: Options | None = None,
     watch: Watch | None = None,
 ) -> Exported:
-    """A model or an artifact -> a folder. Raises Error for whatever is wrong with the model or the
-    options, where a budget is not kept, and where the folder is there already.
+    """A model, with how to compile it; a compilation; or an artifact -> a folder. Raises Error for
+    whatever is wrong with the model or the options, where a budget is not kept, and where the
+    folder is there already.
     """
     folder = Path(folder)
     with replacing_folder(folder, force=request.force) as place:
-        made = _made(model, options, watch or Watch())
+        made = _made(model, options or Options(), watch or Watch())
         name = identifier(request.name or _stem(model))
         told = _told(made, name, request)
         file = _merged(made, told)
@@ -111,11 +114,14 @@ def export_c(
     return Exported(folder, told, found)
 
 
-def _stem(model: object) -> str:
+def _stem(model: Source) -> str:
+    model = model.model if isinstance(model, Compilation) else model
     return Path(model).stem if isinstance(model, (str, Path)) else "model"
 
 
-def _made(model: str | Path | onnx.ModelProto | Artifact, options: Options, watch: Watch) -> _Model:
+def _made(model: Source, options: Options, watch: Watch) -> _Model:
+    if isinstance(model, Compilation):
+        return _of_model(model)
     if isinstance(model, Artifact):
         return _of_artifact(model, model.manifest.name)
     if isinstance(model, (str, Path)) and is_artifact(Path(model)):

@@ -153,7 +153,10 @@ def demand(cost: Cost, ram: int, flash: int) -> None:
             f"{_largest(cost.layers, 'flash')})"
         )
     if over:
-        hint = "int8 takes a quarter of float32's; --prune takes channels away"
+        hint = (
+            "int8 takes a quarter of float32's, --compress keeps the weights of float convolutions "
+            "as few as they are, --prune takes channels away"
+        )
         raise Error(f"it does not fit: {'; '.join(over)}", where="budget", hint=hint)
 
 
