@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from qcompiler.cli import show
 
 if TYPE_CHECKING:
-    from qcompiler.remote import RemoteModel
+    from qcompiler.runtime.remote import RemoteModel
 
 log = logging.getLogger(__name__)
 
 
 def model(a: Namespace, threads: int) -> RemoteModel:
     """An artifact on the device that --remote names."""
-    from qcompiler.remote import connect
-    from qcompiler.remote.token import token
+    from qcompiler.runtime.remote import connect
+    from qcompiler.runtime.remote.token import token
 
     device = connect(a.remote, token(a.token_file))
     try:
@@ -34,8 +34,8 @@ def model(a: Namespace, threads: int) -> RemoteModel:
 
 def serve_device(a: Namespace) -> int:
     """Run and time what clients send, until the command is ended."""
-    from qcompiler.remote.device import Limits, Server
-    from qcompiler.remote.token import token
+    from qcompiler.runtime.remote.device import Limits, Server
+    from qcompiler.runtime.remote.token import token
 
     secret = token(a.token_file)
     limits = Limits(

@@ -21,8 +21,8 @@ from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
 
 if TYPE_CHECKING:
-    from qcompiler.remote import RemoteModel
     from qcompiler.runtime import Model
+    from qcompiler.runtime.remote import RemoteModel
     from qcompiler.runtime.timing import Measured
     from qcompiler.tune.limits import Limits
 

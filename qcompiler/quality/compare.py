@@ -13,7 +13,7 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
-from qcompiler.remote import RemoteModel
+from qcompiler.runtime.remote import RemoteModel
 from qcompiler.tune.timing import medians
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ FLOORS = (
     ("plan",),
     ("kernels",),
     ("onnx_io", "rewrite"),
-    ("ops", "plugins", "remote", "runtime"),
+    ("ops", "plugins", "runtime"),
     ("ir", "hardware", "artifact"),
     ("options", "errors", "files", "dtypes", "version"),
 )
@@ -31,7 +31,7 @@ FLOORS = (
 imports from its own row and from those below, and never in a circle.
 """
 MAY = {
-    "runtime": {"artifact", "hardware", "dtypes", "errors"},
+    "runtime": {"artifact", "hardware", "dtypes", "errors", "files", "version"},
     "passes": {"ir", "ops", "rewrite", "data", "quantization", "pruning", "hardware", "errors"},
     "targets": {"hardware", "kernels", "errors"},
 }

@@ -22,9 +22,9 @@ import numpy as np
 
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error
-from qcompiler.remote import facts
-from qcompiler.remote.wire import Lost, Message, pair
 from qcompiler.runtime import Model, load
+from qcompiler.runtime.remote import facts
+from qcompiler.runtime.remote.wire import Lost, Message, pair
 from qcompiler.runtime.timing import again, once
 
 _PR_SET_PDEATHSIG = 1  # linux/uapi/linux/prctl.h

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from remote_proxy import TOKEN
 
 from qcompiler import compile
-from qcompiler.remote.device import Limits, Server
+from qcompiler.runtime.remote.device import Limits, Server
 
 
 @pytest.fixture(scope="session")

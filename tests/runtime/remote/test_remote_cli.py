@@ -104,7 +104,7 @@ def test_mistakes_are_one_error(
 def test_who_listens_to_others_is_warned(
     token: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from qcompiler.remote.device import Server
+    from qcompiler.runtime.remote.device import Server
 
     monkeypatch.setattr(Server, "serve", lambda self: None)
     for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):

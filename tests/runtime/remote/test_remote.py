@@ -23,9 +23,9 @@ import qcompiler
 from qcompiler.artifact.abi import Table
 from qcompiler.artifact.artifact import Artifact, open_artifact
 from qcompiler.errors import Error
-from qcompiler.remote import RemoteModel, client, connect, wire
-from qcompiler.remote.device import Limits, Server
-from qcompiler.remote.wire import Lost
+from qcompiler.runtime.remote import RemoteModel, client, connect, wire
+from qcompiler.runtime.remote.device import Limits, Server
+from qcompiler.runtime.remote.wire import Lost
 
 Data = dict[str, np.ndarray]
 Serve = Callable[..., Server]

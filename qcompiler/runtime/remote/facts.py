@@ -10,7 +10,7 @@ import numpy as np
 from qcompiler.artifact.artifact import Value
 from qcompiler.dtypes import Array, numpy_dtype
 from qcompiler.errors import Error
-from qcompiler.remote.wire import Lost
+from qcompiler.runtime.remote.wire import Lost
 
 MOST_COUNT = (1 << 53) - 1
 """Integers that JSON keeps."""

@@ -15,15 +15,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qcompiler.errors import Error
-from qcompiler.remote import facts
-from qcompiler.remote.wire import Channel, Lost, Message, pair, readable
+from qcompiler.runtime.remote import facts
+from qcompiler.runtime.remote.wire import Channel, Lost, Message, pair, readable
 
 _LOOK_SECONDS = 1.0
 """So often the server looks after who waits."""
 _STARTING_SECONDS = 60.0
 _DYING_SECONDS = 10.0
 """A process that crashes gives back its memory first."""
-_START = "import sys; from qcompiler.remote.child import main; main(*map(int, sys.argv[1:]))"
+_START = (
+    "import sys; from qcompiler.runtime.remote.child import main; main(*map(int, sys.argv[1:]))"
+)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from qcompiler.artifact.artifact import Artifact, Manifest, Value, open_artifact
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import opened
-from qcompiler.remote import facts, wire
-from qcompiler.remote.facts import arrays
-from qcompiler.remote.wire import Lost
 from qcompiler.runtime.model import named, wanted
+from qcompiler.runtime.remote import facts, wire
+from qcompiler.runtime.remote.facts import arrays
+from qcompiler.runtime.remote.wire import Lost
 from qcompiler.runtime.timing import Measured
 
 CONNECT_SECONDS = 10.0

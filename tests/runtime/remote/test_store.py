@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qcompiler.errors import Error
-from qcompiler.remote.store import Store
-from qcompiler.remote.token import VARIABLE, token
+from qcompiler.runtime.remote.store import Store
+from qcompiler.runtime.remote.token import VARIABLE, token
 
 
 def put(store: Store, data: bytes, at: float = 0) -> str:

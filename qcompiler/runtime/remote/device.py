@@ -17,10 +17,10 @@ from pathlib import Path
 
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
-from qcompiler.remote import facts, wire
-from qcompiler.remote.store import Store
-from qcompiler.remote.wire import Channel, Lost
-from qcompiler.remote.worker import Worker
+from qcompiler.runtime.remote import facts, wire
+from qcompiler.runtime.remote.store import Store
+from qcompiler.runtime.remote.wire import Channel, Lost
+from qcompiler.runtime.remote.worker import Worker
 from qcompiler.version import __version__
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qcompiler.errors import Error
-from qcompiler.remote.wire import Data
+from qcompiler.runtime.remote.wire import Data
 
 _HALF, _WHOLE = ".half-", ".qc"
 _CHUNK = 1 << 20

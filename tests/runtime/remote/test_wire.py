@@ -18,9 +18,9 @@ import pytest
 from remote_proxy import TOKEN, Proxy
 
 from qcompiler.errors import Error
-from qcompiler.remote import connect, facts, wire
-from qcompiler.remote.device import Server
-from qcompiler.remote.wire import Channel, Lost
+from qcompiler.runtime.remote import connect, facts, wire
+from qcompiler.runtime.remote.device import Server
+from qcompiler.runtime.remote.wire import Channel, Lost
 
 Pair = tuple[Channel, Channel]
 
