@@ -40,13 +40,13 @@ def measured(model: Model, rounds: int) -> tuple[Limits, list[Point]]:
     """A loaded model on made-up inputs -> the limits of this machine, and its steps that
     multiply.
     """
-    device = plugins.device(model.manifest.isa, model.threads)
+    device = plugins.device(model.variant.isa, model.threads)
     rng = np.random.default_rng(0)
     inputs = {v.name: rng.random(v.shape).astype(numpy_dtype(v.dtype)) for v in model.inputs}
     most = limits.measure(device)
     seconds = model.profile(inputs, repeat=rounds)
     most |= limits.measure(device)
-    steps = zip(model.manifest.steps, seconds, strict=True)
+    steps = zip(model.variant.steps, seconds, strict=True)
     return most, [
         Point(
             s.name,
@@ -109,9 +109,9 @@ def main() -> None:
     for path in given.artifacts:
         model = load(path, threads=given.threads)
         most, points = measured(model, given.rounds)
-        kinds = {limits.kind_of(s.operands) for s in model.manifest.steps if s.macs}
+        kinds = {limits.kind_of(s.operands) for s in model.variant.steps if s.macs}
         kind = max(kinds & most.ops.keys(), key=lambda k: most.ops[k])
-        title = f"{path.stem}, {model.manifest.isa}, {model.threads} threads"
+        title = f"{path.stem}, {model.variant.isa}, {model.threads} threads"
         draw(given.out / f"{path.stem}.svg", title, most, points, kind)
         least = sum(p.share_of_limit * p.seconds for p in points)
         whole = sum(p.seconds for p in points)

@@ -1,4 +1,4 @@
-"""The embedded network -> artifacts for machines other than this one, and what each holds.
+"""The embedded network -> artifacts for machines other than this one, and one for a whole family.
 
 Compiling needs no such machine; calibrating for int8 runs on this one whatever the target.
 
@@ -13,6 +13,8 @@ from qcompiler.hardware import cpu
 
 TARGETS = ("sapphire_rapids", "x86_avx2")
 """A device (targets/devices) and an instruction set (targets)."""
+FAMILY = "x86-64:all"
+"""All instruction sets of a family in one artifact."""
 
 
 def main() -> None:
@@ -21,10 +23,10 @@ def main() -> None:
         artifact = qcompiler.compile(
             MODEL, target=target, threads=2, input_shapes={"image": (1, 1, 8, 8)}
         )
-        manifest = artifact.manifest
-        missing = sorted(set(manifest.cpu_flags) - cpu.features())
-        print(f"{target}: {manifest.isa}, {artifact.bytes} bytes, {len(manifest.steps)} steps")
-        print("  first kernel:", manifest.steps[0].kernel)
+        (variant,) = artifact.manifest.variants
+        missing = sorted(set(variant.cpu_flags) - cpu.features())
+        print(f"{target}: {variant.isa}, {artifact.bytes} bytes, {len(variant.steps)} steps")
+        print("  first kernel:", variant.steps[0].kernel)
         try:
             qcompiler.load(artifact)
         except qcompiler.Error as error:
@@ -32,6 +34,12 @@ def main() -> None:
             assert missing
         else:
             print("  loads here")
+    fat = qcompiler.compile(MODEL, target=FAMILY, threads=2, input_shapes={"image": (1, 1, 8, 8)})
+    print(
+        f"{FAMILY}: {len(fat.binaries)} variants, {fat.bytes} bytes, "
+        f"{fat.shared_bytes} bytes of weights shared"
+    )
+    print("  here runs", qcompiler.load(fat).variant)
 
 
 if __name__ == "__main__":

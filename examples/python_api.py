@@ -29,7 +29,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         path = artifact.save(Path(folder) / "digits.qc")
-        print(f"{path.name}: {path.stat().st_size} bytes, {artifact.manifest.isa}")
+        print(f"{path.name}: {path.stat().st_size} bytes, {artifact.manifest.variants[0]}")
         model = qcompiler.load(path)
     for value in (*model.inputs, *model.outputs):
         print(value)

@@ -29,7 +29,7 @@ __all__ = ["Artifact", "Error", "__version__", "compile", "export_c", "load"]
 
 @takes(Keywords)
 def compile(model: str | Path | onnx.ModelProto, keywords: Keywords) -> Artifact:
-    """ONNX file or model -> artifact for one target and fixed input shapes.
+    """ONNX file or model -> artifact for fixed input shapes, with a variant for each target.
 
     Raises Error if anything is wrong with the model, the data or the options. The keywords:
     """
@@ -51,6 +51,7 @@ def export_c(
     ram: int = 0,
     flash: int = 0,
     force: bool = False,
+    variant: str = "",
     progress: Progress | None = None,
     **options: object,
 ) -> Exported:
@@ -60,6 +61,7 @@ def export_c(
     weights: "object" (read-only data), or "file" (NAME.weights, to be mapped).
     ram, flash: budgets in bytes; 0 for none. Error, with the numbers, where one is not kept.
     force: a folder that was exported before is replaced; without, one that is there is an Error.
+    variant: the instruction set of the one to take from an artifact that has several.
     options: as those of `compile`, for a model; code for C runs in the calling thread.
 
     Raises Error for whatever is wrong with the model, the data or the options.
@@ -72,15 +74,16 @@ def export_c(
             raise missing from e
         raise
 
-    request = Request(name, weights, ram, flash, force)
+    request = Request(name, weights, ram, flash, force, variant)
     chosen = Options(**options)  # type: ignore[arg-type]  # an unknown one is a TypeError
     return export(model, folder, request, chosen, Watch(progress=progress))
 
 
-def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
-    """Path or artifact -> a model that is ready to run; `threads` defaults to the number it was
-    compiled for. `close()`, or the end of a `with` block, frees its memory at once.
+def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
+    """Path or artifact -> a model that is ready to run: the best variant for this CPU, or the one
+    that `variant` names. `threads` defaults to the number it was compiled for. `close()`, or the
+    end of a `with` block, frees its memory at once.
     """
     from qcompiler.runtime import load as load_model
 
-    return load_model(artifact, threads=threads)
+    return load_model(artifact, threads=threads, variant=variant)

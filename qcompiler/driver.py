@@ -1,4 +1,6 @@
-"""ONNX model and options -> artifact: read, passes by stage, plan, emit; top to bottom."""
+"""ONNX model and options -> artifact: read, passes by stage, plan, emit; top to bottom, for each
+target.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler import plugins
-from qcompiler.artifact.artifact import Artifact
-from qcompiler.data.calibrate import Calibration, Observe, Run, value_names
+from qcompiler.artifact.artifact import Artifact, joined
+from qcompiler.data.calibrate import (
+    Calibration,
+    Observe,
+    Run,
+    Statistics,
+    fingerprint,
+    value_names,
+)
 from qcompiler.data.samples import samples
 from qcompiler.emit.assemble import assemble
+from qcompiler.emit.machine import makes
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Graph, Node, Type
@@ -40,10 +50,38 @@ _QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "deq
 
 
 def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch) -> Artifact:
-    """ONNX file or model -> artifact for one device. Raises Error if anything is wrong with the
-    model or the options.
+    """ONNX file or model -> artifact with a variant for each target. Raises Error if anything is
+    wrong with the model or the options.
     """
-    return replace(Compilation(model, options, watch).artifact, compress=options.compress)
+    made = joined([c.artifact for c in compilations(model, options, watch)])
+    return replace(made, compress=options.compress)
+
+
+def compilations(
+    model: str | Path | onnx.ModelProto, options: Options, watch: Watch
+) -> Iterator[Compilation]:
+    """A compilation for each target that the options name, the most preferred of a family last;
+    what does not depend on the target is done once. Raises Error as `Compilation`, and for two
+    targets between which nobody could choose.
+    """
+    names = plugins.names(options.target, makes)
+    found = {name: plugins.device(name, options.threads) for name in names}
+    names.sort(key=lambda name: (found[name].isa.family, found[name].isa.preference))
+    for i, name in enumerate(names):
+        same = [other for other in names[:i] if found[other].isa is found[name].isa]
+        if same:
+            raise Error(
+                f"{same[0]} and {name} are both {found[name].isa.name}: nothing that a CPU reports"
+                " tells them apart",
+                where="--target",
+                hint="name one of them",
+            )
+    base = Compilation(model, replace(options, target=names[0]), watch)
+    vars(base).update(device=found[names[0]])
+    if len(names) == 1:
+        yield base
+    else:
+        yield from (base.aimed(name, found[name]) for name in names)
 
 
 @dataclass(frozen=True)
@@ -100,10 +138,36 @@ class Compilation:
         vars(made).update({**kept, **forms})
         return made
 
+    def aimed(self, target: str, device: Device) -> Compilation:
+        """The same for another target, whose name --dump tells. They share the model as it was
+        trained, and what was seen of what calibration data makes of a network.
+        """
+        tell = self.watch.stage
+        watch = replace(
+            self.watch,
+            reasons={},
+            stage=tell and (lambda stage, graph: tell(f"{stage}_{device.isa.name}", graph)),
+        )
+        made = replace(self, options=replace(self.options, target=target), watch=watch)
+        vars(made).update(device=device, float_graph=self.float_graph, seen=self.seen)
+        return made
+
+    @cached_property
+    def seen(self) -> Seen:
+        """What calibration has shown."""
+        return Seen()
+
     @cached_property
     def device(self) -> Device:
         """The device that the artifact is compiled for."""
-        return plugins.device(self.options.target, self.options.threads)
+        names = plugins.names(self.options.target, makes)
+        if len(names) > 1:
+            raise Error(
+                f"one target is wanted, these are {len(names)}: {', '.join(names)}",
+                where="--target",
+                hint="several can be compiled for, without --max-drop and --report",
+            )
+        return plugins.device(names[0], self.options.threads)
 
     @cached_property
     def choice(self) -> Choice:
@@ -237,11 +301,12 @@ class Compilation:
         count = found.count or options.calibration_samples
         return Calibration(
             found,
-            _Runner(self.watch),
+            _Runner(self.watch, self.seen),
             options.calibration_method,
             synthetic=found.synthetic,
             progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
             notes=found.describe(),
+            known=self.seen.statistics,
         )
 
     def step_seconds(self, sample: Mapping[str, Array]) -> dict[str, float]:
@@ -316,15 +381,29 @@ def observing(graph: Graph, watch: Watch) -> Run:
 
 
 @dataclass
+class Seen:
+    """What was compiled to calibrate with, and what it showed: serves every target."""
+
+    ran: tuple[Graph, Run] | None = None
+    """The last graph that was made to run on this machine."""
+    statistics: list[Statistics] = field(default_factory=list)
+
+
+@dataclass
 class _Runner:
     """Compiles graphs to run on this machine; keeps the last one, for comparison."""
 
     watch: Watch
+    seen: Seen
     last: tuple[Graph, Run] | None = None
 
     def __call__(self, graph: Graph) -> Run:
-        self.last = graph, observing(graph, self.watch)
-        return self.last[1]
+        ran = self.seen.ran
+        if ran is None or not (ran[0] is graph or fingerprint(ran[0]) == fingerprint(graph)):
+            ran = graph, observing(graph, self.watch)
+        self.seen.ran = ran
+        self.last = graph, ran[1]
+        return ran[1]
 
 
 def _noted(graph: Graph, data: Calibration | None) -> Graph:

@@ -150,10 +150,11 @@ def shape(word: str) -> tuple[str, tuple[int, ...]]:
 class Options:
     """How to compile. Raises Error for an invalid value."""
 
-    target: str = option(
+    target: str | Sequence[str] = option(
         "host",
         "what to compile for: host, an instruction set or device that `qcompiler targets` lists, or"
-        " a .toml or .py file",
+        " a .toml or .py file; several, comma-separated (in Python also a list), or all of a family"
+        " (x86-64:all) give an artifact with a variant for each",
     )
     input_shapes: Mapping[str, Sequence[int]] | None = option(
         None,

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +17,15 @@ from types import ModuleType
 from qcompiler.errors import Error
 from qcompiler.files import contents
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import ISAS, Device, host, on_host
+from qcompiler.hardware.isa import ISAS, Device, Isa, family, host, on_host
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+EVERY = ":all"
+"""Behind a family's name: all its instruction sets."""
 
 
 def load_all() -> None:
@@ -97,7 +101,25 @@ def device(target: str, threads: int = 0) -> Device:
     if target in files:
         return _read_device(files[target], threads)
     known = ", ".join(["host", *ISAS, *files])
-    raise Error(f"unknown target {target!r}", hint=f"one of {known}, or a .toml or .py file")
+    raise Error(
+        f"unknown target {target!r}",
+        hint=f"one of {known}, a .toml or .py file; or several: a,b or FAMILY{EVERY}",
+    )
+
+
+def names(target: str | Sequence[str], makes: Callable[[Isa], bool] | None = None) -> list[str]:
+    """What may be several targets -> the name of each: "haswell,zen4", a sequence of names, and
+    "FAMILY:all", which is every instruction set of a family that `makes` says code can be made for
+    (left out: every one), the most preferred last.
+    """
+    load_all()
+    given = target.split(",") if isinstance(target, str) else target
+    found: list[str] = []
+    for name in given:
+        every = name.endswith(EVERY)
+        isas = family(name.removesuffix(EVERY)) if every else []
+        found += [i.name for i in isas if makes is None or makes(i)] if every else [name]
+    return list(dict.fromkeys(found))
 
 
 def devices() -> dict[str, Path]:

@@ -1,38 +1,64 @@
-"""manifest, machine code, weights <-> one file on disk (`model.qc`).
+"""Manifest, machine code, weights <-> one file on disk (`model.qc`).
 
-A zip of stored members, each at a multiple of 64 bytes: `manifest.json` (format version, inputs and
-outputs, required CPU features, SHA-256 of the other members, how it was made), `code.so`,
-`weights.bin`. Nothing in it is pickled. Opening it checks the format, every hash and that nothing
-else is inside. All of it is read into memory and hashed on the way, so what is used is what was
-checked, and nobody who writes to the file afterwards changes a model.
+A zip of stored members, each at a multiple of 64 bytes: `manifest.json` (manifest.py), the machine
+code of every variant (`ISA.so`), and `weights.bin`, the constants of all of them, those that are
+equal once. Nothing in it is pickled. What is opened is checked: the format, that nothing else is
+inside, and of a variant every byte that is its; others are not read. All of it is read into memory
+and hashed on the way, so what is used is what was checked, and nobody who writes to the file
+afterwards changes a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import zipfile
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.artifact.entropy import decode, encode
-from qcompiler.artifact.members import Member, aligned, layout, write
-from qcompiler.artifact.shrink import LEAST_BYTES, MOST_GROWTH, Piece, expand, shrink
+from qcompiler.artifact.manifest import (
+    Manifest,
+    StepFact,
+    Value,
+    Variant,
+    digest_of,
+    read,
+    signature,
+    written,
+)
+from qcompiler.artifact.members import Member, aligned, aside, changed, layout, parts, write
+from qcompiler.artifact.shrink import LEAST_BYTES, MOST_GROWTH, demand_apart, expand, shrink
 from qcompiler.errors import Error
 from qcompiler.files import opened, replacing
 
-FORMAT = 6
-MANIFEST, CODE, WEIGHTS = "manifest.json", "code.so", "weights.bin"
+__all__ = [
+    "Artifact",
+    "ArtifactFile",
+    "Binary",
+    "Bytes",
+    "Manifest",
+    "Origin",
+    "StepFact",
+    "Value",
+    "Variant",
+    "joined",
+    "open_artifact",
+    "reading",
+    "signature",
+]
+
+MANIFEST, WEIGHTS = "manifest.json", "weights.bin"
 _DAMAGED = (
     zipfile.BadZipFile,
     RuntimeError,  # zipfile: an encrypted member, one of a later version; json: nested too deeply
@@ -45,60 +71,11 @@ _DAMAGED = (
 )
 """What reading a file that is no whole artifact may raise."""
 
-Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Value:
-    """A model's input or output: its name, dtype and static shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
-
-
-@dataclass(frozen=True)
-class StepFact:
-    """What is known of a step after compiling: for profiles."""
-
-    name: str
-    kernel: str
-    tasks: int
-    macs: int = 0
-    bytes: int = 0
-    operands: str = ""
-    """The dtype that it multiplies."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All that a runtime must know before it maps the code."""
-
-    name: str
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    isa: str
-    triple: str
-    cpu_flags: tuple[str, ...]
-    threads: int
-    workspace_bytes: int
-    steps: tuple[StepFact, ...]
-    producer: Mapping[str, str]
-    notes: Mapping[str, str] = field(default_factory=dict)
-    members: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of every other member."""
-    weights_bytes: int = 0
-    """Of all weights, as kernels read them."""
-    code_bytes: int = 0
-    """Of the machine code, where `code.so` holds it entropy-coded; else 0."""
-    pieces: tuple[Piece, ...] = ()
-    """How `weights.bin` keeps them in fewer bytes (see shrink.py); none: it holds them as they are.
-    """
-    format: int = FORMAT
+Constant = tuple[int, int, bytes]
+"""One among weights: offset, bytes, SHA-256."""
+Key = tuple[int, bytes]
+"""What makes constants equal: bytes, SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -122,36 +99,77 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False)
+class Binary:
+    """A variant's machine code, and its weights as its kernels read them."""
+
+    code: bytes
+    weights: Bytes
+    blocks: tuple[tuple[int, int], ...] = ()
+    """(Offset, bytes) of every constant among the weights; zeros stand between. None: the weights
+    are one.
+    """
+
+    @cached_property
+    def constants(self) -> tuple[Constant, ...]:
+        """What its weights are made of."""
+        whole = ((0, self.weights.nbytes),) if self.weights.nbytes else ()
+        return tuple(
+            (offset, size, hashlib.sha256(self.weights[offset : offset + size].data).digest())
+            for offset, size in self.blocks or whole
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its weights."""
+        return digest_of(self.constants)
+
+
+@dataclass(frozen=True, eq=False)
 class Artifact:
     """A compiled model: save it, or hand it to `qcompiler.load`."""
 
     manifest: Manifest
-    code: bytes
-    weights: Bytes
-    blocks: tuple[tuple[int, int], ...] = ()
-    """(Offset, size) of every constant in the weights, for `save` to find small forms of."""
+    binaries: tuple[Binary, ...]
+    """Of each of the manifest's variants."""
     compress: bool = False
     """Was a small file asked for?"""
     origin: Origin | None = None
 
-    @property
-    def signature(self) -> int:
-        """What its machine code must say that it was made for."""
-        m = self.manifest
-        sides = (m.inputs, m.outputs)
-        inputs, outputs = ([(v.name, v.dtype, v.shape) for v in side] for side in sides)
-        sizes = (self.weights.nbytes, m.workspace_bytes, len(m.steps), m.threads)
-        return signature(inputs, outputs, sizes, m.cpu_flags, self.weights_digest)
+    def only(self, index: int) -> Artifact:
+        """The same with one of its variants."""
+        variants, binaries = (self.manifest.variants[index],), (self.binaries[index],)
+        return replace(self, manifest=replace(self.manifest, variants=variants), binaries=binaries)
 
-    @cached_property
-    def weights_digest(self) -> str:
-        """SHA-256 of the weights, as kernels read them."""
-        return hashlib.sha256(self.weights.data).hexdigest()
+    @property
+    def signatures(self) -> tuple[int, ...]:
+        """What each variant's machine code must say that it was made for."""
+        pairs = zip(self.manifest.variants, self.binaries)
+        return tuple(self.manifest.signature(v, b.weights.nbytes, b.digest) for v, b in pairs)
 
     @property
     def bytes(self) -> int:
-        """Size of machine code and weights."""
-        return len(self.code) + self.weights.nbytes
+        """Size of machine code and weights; constants that are equal count once."""
+        return sum(len(b.code) for b in self.binaries) + self.weights_bytes
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of all constants; those that are equal count once."""
+        return sum(size for size, _ in self._blobs)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of constants that a variant need not bring along, because another one has the same."""
+        each = ({(size, digest) for _, size, digest in b.constants} for b in self.binaries)
+        return sum(size for keys in each for size, _ in keys) - self.weights_bytes
+
+    @property
+    def _blobs(self) -> dict[Key, Bytes]:
+        """Every constant of any variant once: its size and SHA-256 -> what it is."""
+        return {
+            (size, digest): binary.weights[offset : offset + size]
+            for binary in self.binaries
+            for offset, size, digest in binary.constants
+        }
 
     def save(self, path: str | Path, *, compress: bool | None = None) -> Path:
         """Write the artifact: to a temporary file beside it, then renamed, so that no half file is
@@ -160,51 +178,82 @@ class Artifact:
         """
         compress = self.compress if compress is None else compress
         path = Path(path)
-        pieces, kept = shrink(self.weights, self.blocks, code=compress)
-        code = encode(np.frombuffer(self.code, np.uint8)) if compress else self.code
-        members = {CODE: memoryview(code), WEIGHTS: np.ascontiguousarray(kept).data}
-        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
-        size = self.weights.nbytes
-        facts = replace(
-            self.manifest,
-            members=hashes,
-            weights_bytes=size,
-            pieces=pieces,
-            code_bytes=len(self.code) if compress else 0,
-        )
-        manifest = json.dumps(asdict(facts), indent=1).encode()
+        blobs = self._blobs
+        pieces, kept = shrink(list(blobs.values()), code=compress)
+        numbers = {key: number for number, key in enumerate(blobs)}
+        members: dict[str, Sequence[memoryview]] = {}
+        variants: list[Variant] = []
+        for variant, binary in zip(self.manifest.variants, self.binaries):
+            code = encode(np.frombuffer(binary.code, np.uint8)) if compress else binary.code
+            members[variant.member] = [memoryview(code)]
+            variants.append(_stored(variant, binary, numbers, code, coded=compress))
+        members[WEIGHTS] = [blob.data for blob in kept]
+        manifest = written(replace(self.manifest, variants=tuple(variants), blobs=pieces))
         with replacing(path) as file:
-            write(file, {MANIFEST: memoryview(manifest), **members})
-            _, places = layout(file, MANIFEST, (CODE, WEIGHTS))
-            for name, digest in hashes.items():
-                member = Member(file, places[name], str(path), digest)
-                member.pass_over()
-                member.check()
+            write(file, {MANIFEST: [memoryview(manifest)], **members})
+            _, places = layout(file, MANIFEST)
+            for name, data in members.items():
+                if Member(file, places[name]).digest != _sha256(data):
+                    raise changed(name, str(path))
         return path
 
 
-def signature(
-    inputs: Sequence[tuple[str, str, Sequence[int]]],
-    outputs: Sequence[tuple[str, str, Sequence[int]]],
-    sizes: Sequence[int],
-    cpu_flags: Iterable[str],
-    weights_digest: str,
-) -> int:
-    """What machine code takes for granted -> 32 bits, which it repeats: (name, dtype, shape) of the
-    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, what
-    the CPU must have, and the SHA-256 of the weights.
+def _stored(
+    variant: Variant, binary: Binary, numbers: Mapping[Key, int], code: bytes, *, coded: bool
+) -> Variant:
+    """What a file says of a variant: `numbers` are those of all blobs, `code` is kept as its code,
+    entropy-coded or as it is.
     """
-    sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
-    told = json.dumps([*sides, list(sizes), sorted(cpu_flags), weights_digest])
-    return zlib.crc32(told.encode()) & 0x7FFFFFFF
+    return replace(
+        variant,
+        code=_sha256([code]),
+        code_bytes=len(binary.code) if coded else 0,
+        weights=binary.digest,
+        weights_bytes=binary.weights.nbytes,
+        blobs=tuple((numbers[size, digest], offset) for offset, size, digest in binary.constants),
+    )
+
+
+def joined(artifacts: Sequence[Artifact]) -> Artifact:
+    """Artifacts of one model for different instruction sets, the most preferred last -> one of all
+    of them.
+    """
+    manifests = [a.manifest for a in artifacts]
+    first = manifests[0]
+    if len(artifacts) == 1:
+        return artifacts[0]
+    if any((m.inputs, m.outputs) != (first.inputs, first.outputs) for m in manifests):
+        raise ValueError("these artifacts are of different models")
+    same = {k: v for k, v in first.notes.items() if all(m.notes.get(k) == v for m in manifests)}
+    variants = tuple(
+        replace(v, notes={**{k: n for k, n in m.notes.items() if k not in same}, **v.notes})
+        for m in manifests
+        for v in m.variants
+    )
+    manifest = replace(first, variants=variants, notes=same)
+    return replace(
+        artifacts[0], manifest=manifest, binaries=tuple(b for a in artifacts for b in a.binaries)
+    )
 
 
 def open_artifact(path: str | Path) -> Artifact:
     """Path -> artifact, all of it in memory; checked before anything is used."""
-    path = Path(path)
+    with reading(path) as file:
+        return file.whole()
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[ArtifactFile]:
+    """Path -> the artifact there, of which variants are read one by one."""
+    with opened(path) as file:
+        yield ArtifactFile(file, Path(path))
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Whatever reading a file that is no whole artifact raises is an Error."""
     try:
-        with opened(path) as file:
-            return _read(file, path)
+        yield
     except OSError as e:
         raise Error(f"cannot be read ({e.strerror or e})", where=str(path)) from e
     except MemoryError as e:
@@ -222,132 +271,99 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _read(file: BinaryIO, path: Path) -> Artifact:
-    where, status = str(path), os.fstat(file.fileno())
-    text, places = layout(file, MANIFEST, (CODE, WEIGHTS))
-    manifest = _manifest(json.loads(text), where)
-    code, weights = (
-        Member(file, places[name], where, manifest.members[name]) for name in (CODE, WEIGHTS)
-    )
-    made = Artifact(
-        manifest,
-        _code(code, manifest),
-        _weights(weights, manifest),
-        blocks=tuple((p.offset, p.bytes) for p in manifest.pieces),
-        compress=manifest.code_bytes > 0,
-        origin=Origin(str(path.absolute()), hashlib.sha256(text).hexdigest(), _stamp(status)),
-    )
-    if not manifest.pieces:  # they were hashed when they were read
-        made.__dict__["weights_digest"] = manifest.members[WEIGHTS]
-    return made
+def _sha256(parts: Iterable[memoryview | bytes]) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
-def _code(member: Member, manifest: Manifest) -> bytes:
-    """The machine code, as it runs."""
-    data = member.bytes()
-    member.check()
-    if not manifest.code_bytes:
-        return data
-    if manifest.code_bytes > MOST_GROWTH * len(data):
-        raise ValueError("the code would grow beyond all measure")
-    return decode(np.frombuffer(data, np.uint8), manifest.code_bytes).tobytes()
+_held: WeakValueDictionary[tuple[str, int], Bytes] = WeakValueDictionary()
+"""Weights in use, by their digest and size: equal ones are in memory once."""
 
 
-_held: WeakValueDictionary[tuple[str, int, tuple[Piece, ...]], Bytes] = WeakValueDictionary()
-"""Weights in use, by what they were made from: equal ones are in memory once."""
+class ArtifactFile:
+    """An artifact's file, open for reading. Raises Error where it is damaged, or is none."""
 
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        with _damage_told(path):
+            status = os.fstat(file.fileno())
+            text, self._places = layout(file, MANIFEST)
+            self.manifest = read(text, str(path))
+            codes = {v.member for v in self.manifest.variants}
+            if set(self._places) != {MANIFEST, WEIGHTS} | codes:
+                raise ValueError("its members are not those of an artifact")
+            if sum(p.stored for p in self.manifest.blobs) != self._places[WEIGHTS].size:
+                raise ValueError("the weights are not as many as their blocks keep")
+        digest = hashlib.sha256(text).hexdigest()
+        self.origin = Origin(str(path.absolute()), digest, _stamp(status))
 
-def _weights(member: Member, manifest: Manifest) -> Bytes:
-    """The weights, as kernels read them: 64-byte aligned, and not to be written."""
-    size, pieces = manifest.weights_bytes, manifest.pieces
-    key = (manifest.members[WEIGHTS], size, pieces)
-    if (same := _held.get(key)) is not None:
-        member.pass_over()
-        member.check()
-        return same
-    if pieces and size > MOST_GROWTH * member.size + LEAST_BYTES:
-        raise ValueError("the weights would grow beyond all measure")
-    if not pieces and size != member.size:
-        raise ValueError("the weights have another size")
-    made = aligned(size)
-    if pieces:
-        expand(pieces, member.fill, member.size, made)
-    else:
-        member.fill(made)
-    member.check()
-    made.flags.writeable = False
-    return _held.setdefault(key, made)
+    def only(self, index: int) -> Artifact:
+        """The artifact with one of its variants; what is not that one's is not read."""
+        variant = self.manifest.variants[index]
+        manifest = replace(self.manifest, variants=(variant,))
+        return self._made(manifest, (self._binary(variant),))
 
+    def whole(self) -> Artifact:
+        """The artifact with all variants."""
+        return self._made(self.manifest, tuple(self._binary(v) for v in self.manifest.variants))
 
-def _manifest(raw: Json, where: str) -> Manifest:
-    if not isinstance(raw, dict):
-        raise TypeError("the manifest is not an object")
-    if raw.get("format") != FORMAT:
-        raise Error(
-            f"artifact format {raw.get('format')!r}; this version reads format {FORMAT}",
-            where=where,
-            hint="compile the model again with this version",
+    def _made(self, manifest: Manifest, binaries: tuple[Binary, ...]) -> Artifact:
+        compress = any(v.code_bytes > 0 for v in manifest.variants)
+        return Artifact(manifest, binaries, compress, self.origin)
+
+    def _binary(self, variant: Variant) -> Binary:
+        with _damage_told(self._path):
+            code, weights = self._code(variant), self._weights(variant)
+        pieces = self.manifest.blobs
+        made = Binary(code, weights, tuple((at, pieces[n].bytes) for n, at in variant.blobs))
+        made.__dict__["digest"] = variant.weights  # they were hashed when they were read
+        return made
+
+    def _code(self, variant: Variant) -> bytes:
+        """The machine code, as it runs."""
+        member = Member(self._file, self._places[variant.member])
+        stored, digest = np.empty(member.size, np.uint8), hashlib.sha256()
+        member.fill(stored, 0, digest.update)
+        if digest.hexdigest() != variant.code:
+            raise changed(variant.member, str(self._path))
+        if not variant.code_bytes:
+            return stored.tobytes()
+        if variant.code_bytes > MOST_GROWTH * member.size:
+            raise ValueError("the code would grow beyond all measure")
+        return decode(stored, variant.code_bytes).tobytes()
+
+    def _weights(self, variant: Variant) -> Bytes:
+        """The weights, as kernels read them: 64-byte aligned, and not to be written."""
+        pieces, size = self.manifest.blobs, variant.weights_bytes
+        demand_apart(((offset, pieces[number].bytes) for number, offset in variant.blobs), size)
+        key = (variant.weights, size)
+        if (same := _held.get(key)) is not None:
+            return same
+        kept = (pieces[number].stored for number in {n for n, _ in variant.blobs})
+        if size > sum(MOST_GROWTH * stored + LEAST_BYTES for stored in kept):
+            raise ValueError("the weights would grow beyond all measure")
+        made = aligned(size)
+        if self._filled(variant, made) != variant.weights:
+            raise changed(WEIGHTS, str(self._path))
+        made.flags.writeable = False
+        return _held.setdefault(key, made)
+
+    def _filled(self, variant: Variant, weights: Bytes) -> str:
+        """A variant's constants, written among zeros and hashed meanwhile -> their digest."""
+        pieces, member = self.manifest.blobs, Member(self._file, self._places[WEIGHTS])
+        begins = [0, *accumulate(p.stored for p in pieces)]
+        hashes = [hashlib.sha256() for _ in variant.blobs]
+        with aside(weights.nbytes) as hashed:
+            for (number, offset), digest in zip(variant.blobs, hashes):
+                piece, told = pieces[number], partial(hashed, digest.update)
+                into, raw = weights[offset : offset + piece.bytes], piece.kind == "raw"
+                fill = partial(member.fill, at=begins[number], told=told if raw else None)
+                expand(piece, fill, into)
+                for part in () if raw else parts(into.data):
+                    told(part)
+        return digest_of(
+            (offset, pieces[number].bytes, digest.digest())
+            for (number, offset), digest in zip(variant.blobs, hashes)
         )
-    fields = dict(raw)
-    return Manifest(
-        name=str(fields["name"]),
-        inputs=tuple(_value(v) for v in _list(fields["inputs"])),
-        outputs=tuple(_value(v) for v in _list(fields["outputs"])),
-        isa=str(fields["isa"]),
-        triple=str(fields["triple"]),
-        cpu_flags=tuple(map(str, _list(fields["cpu_flags"]))),
-        threads=_int(fields["threads"]),
-        workspace_bytes=_int(fields["workspace_bytes"]),
-        steps=tuple(_step(s) for s in _list(fields["steps"])),
-        producer=_strings(fields["producer"]),
-        notes=_strings(fields["notes"]),
-        members=_strings(fields["members"]),
-        weights_bytes=_int(fields["weights_bytes"]),
-        code_bytes=_int(fields["code_bytes"]),
-        pieces=tuple(_piece(p) for p in _list(fields["pieces"])),
-    )
-
-
-def _value(raw: Json) -> Value:
-    v = _object(raw)
-    return Value(str(v["name"]), str(v["dtype"]), tuple(_int(d) for d in _list(v["shape"])))
-
-
-def _piece(raw: Json) -> Piece:
-    p = _object(raw)
-    keys = ("offset", "bytes", "stored", "word", "bits", "odd")
-    return Piece(kind=str(p["kind"]), **{k: _int(p[k]) for k in keys})
-
-
-def _step(raw: Json) -> StepFact:
-    s = _object(raw)
-    return StepFact(
-        name=str(s["name"]),
-        kernel=str(s["kernel"]),
-        tasks=_int(s["tasks"]),
-        macs=_int(s["macs"]),
-        bytes=_int(s["bytes"]),
-        operands=str(s["operands"]),
-    )
-
-
-def _object(raw: Json) -> dict[str, Json]:
-    if not isinstance(raw, dict):
-        raise TypeError("the manifest is malformed")
-    return raw
-
-
-def _list(raw: Json) -> list[Json]:
-    if not isinstance(raw, list):
-        raise TypeError("the manifest is malformed")
-    return raw
-
-
-def _int(raw: Json) -> int:
-    if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw < 1 << 63:
-        raise TypeError("the manifest is malformed")
-    return raw
-
-
-def _strings(raw: Json) -> dict[str, str]:
-    return {str(k): str(v) for k, v in _object(raw).items()}

@@ -1,6 +1,6 @@
 """Named bytes <-> a zip of stored members, each at a multiple of 64 bytes.
 
-What is read is hashed as it comes, so the bytes that are used are those that were checked.
+Who reads is told of the bytes as they come, so those that are used are those that were hashed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Place:
     size: int
 
 
-def layout(file: BinaryIO, text: str, others: Sequence[str]) -> tuple[bytes, dict[str, Place]]:
+def layout(file: BinaryIO, text: str) -> tuple[bytes, dict[str, Place]]:
     """A file of one member of text and others -> the text, and where all members lie.
 
     Raises ValueError or one of zipfile's errors where they do not lie as they should.
@@ -49,19 +49,21 @@ def layout(file: BinaryIO, text: str, others: Sequence[str]) -> tuple[bytes, dic
     end = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        if sorted(e.filename for e in entries) != sorted((text, *others)):
-            raise ValueError("its members are not those of an artifact")
         stored = (e.compress_type == zipfile.ZIP_STORED for e in entries)
         if not all(stored) or any(e.file_size != e.compress_size for e in entries):
             raise ValueError("a member is compressed")
         if archive.getinfo(text).file_size > _MAX_TEXT_BYTES:
             raise ValueError(f"{text} is too large")
         words = archive.read(text)
-        places = [Place(e.filename, _data_offset(file, e), e.file_size) for e in entries]
-    for place in places:
+        places = {
+            e.filename: Place(e.filename, _data_offset(file, e), e.file_size) for e in entries
+        }
+    if len(places) < len(entries):
+        raise ValueError("two members have one name")
+    for place in places.values():
         if place.offset % ALIGN or place.offset + place.size > end:
             raise ValueError(f"{place.name} is out of place")
-    return words, {place.name: place for place in places}
+    return words, places
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
@@ -74,27 +76,30 @@ def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return int(entry.header_offset) + 30 + int(name) + int(extra)
 
 
-class Member:
-    """A member's bytes, read in order and hashed as they come; `digest` is what their SHA-256 has
-    to be.
-    """
+Told = Callable[[memoryview], None]
+"""Is told of bytes, part by part, in order."""
 
-    def __init__(self, file: BinaryIO, place: Place, where: str, digest: str) -> None:
-        self._file, self._where, self._digest = file, where, digest
-        self._hash = hashlib.sha256()
-        self._at = place.offset
+
+class Member:
+    """A member's bytes, which are read from anywhere in it."""
+
+    def __init__(self, file: BinaryIO, place: Place) -> None:
+        self._file, self._place = file, place
         self.name, self.size = place.name, place.size
 
-    def fill(self, into: Bytes) -> None:
-        """The next bytes, as many as there is room for; ValueError where the file has ended."""
+    def fill(self, into: Bytes, at: int = 0, told: Told | None = None) -> None:
+        """Its bytes from `at` on, as many as there is room for; `told` is told of every part while
+        it is in a cache. ValueError where the member has ended.
+        """
         view = into.data
-        self._file.seek(self._at)
-        self._at += len(view)
-        with _aside(self._hash.update, len(view) >= _ASIDE_BYTES) as hashed:
-            for at in range(0, len(view), _CHUNK):
-                part = view[at : at + _CHUNK]
-                self._read(part)
-                hashed(part)
+        if at + len(view) > self.size:
+            raise ValueError(f"{self.name} ends early")
+        self._file.seek(self._place.offset + at)
+        for begin in range(0, len(view), _CHUNK):
+            part = view[begin : begin + _CHUNK]
+            self._read(part)
+            if told is not None:
+                told(part)
 
     def _read(self, part: memoryview) -> None:
         done = 0
@@ -104,55 +109,56 @@ class Member:
                 raise ValueError(f"{self.name} ends early")
             done += count
 
-    def pass_over(self) -> None:
-        """All bytes are hashed, and none kept."""
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what stands in the file."""
+        found = hashlib.sha256()
         scratch = np.empty(min(_CHUNK, self.size), np.uint8)
         for at in range(0, self.size, _CHUNK):
-            self.fill(scratch[: self.size - at])
+            self.fill(scratch[: self.size - at], at, found.update)
+        return found.hexdigest()
 
-    def bytes(self) -> bytes:
-        """All of them."""
-        data = np.empty(self.size, np.uint8)
-        self.fill(data)
-        return data.tobytes()
 
-    def check(self) -> None:
-        """Raise Error unless what was read is what was compiled."""
-        if self._hash.hexdigest() != self._digest:
-            raise Error(
-                f"{self.name} is not what was compiled: its SHA-256 differs from the manifest's",
-                where=self._where,
-                hint="the file was changed or damaged; compile the model again",
-            )
+def parts(view: memoryview) -> Iterator[memoryview]:
+    """Bytes -> the parts that `Member.fill` reads and tells of."""
+    return (view[at : at + _CHUNK] for at in range(0, len(view), _CHUNK))
+
+
+def changed(name: str, where: str) -> Error:
+    """A member that is not what its digest says."""
+    return Error(
+        f"{name} is not what was compiled: its SHA-256 differs from the manifest's",
+        where=where,
+        hint="the file was changed or damaged; compile the model again",
+    )
 
 
 @contextmanager
-def _aside(
-    work: Callable[[memoryview], None], worth: bool
-) -> Iterator[Callable[[memoryview], None]]:
-    """A function -> the same, done in order by a thread of its own until the block ends: reading
-    and hashing then take as long as the slower one. Where that is not worth it, or no thread is to
-    be had, the function itself.
+def aside(size: int) -> Iterator[Callable[[Told, memoryview], None]]:
+    """What lets functions be told of bytes, in order, by a thread of its own, until the block ends:
+    reading and hashing so many bytes then take as long as the slower one. Where they are few, or no
+    thread is to be had, they are told at once.
     """
-    parts: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[tuple[Told, memoryview] | None] = queue.SimpleQueue()
 
     def run() -> None:
-        while (part := parts.get()) is not None:
-            work(part)
+        while (item := todo.get()) is not None:
+            item[0](item[1])
 
     thread = threading.Thread(target=run, name="qcompiler-hash", daemon=True)
+    worth = size >= _ASIDE_BYTES
     if worth:
         try:
             thread.start()
         except RuntimeError:
             worth = False
     if not worth:
-        yield work
+        yield lambda told, part: told(part)
         return
     try:
-        yield parts.put
+        yield lambda told, part: todo.put((told, part))
     finally:
-        parts.put(None)
+        todo.put(None)
         thread.join()
 
 
@@ -170,16 +176,18 @@ def aligned(size: int) -> Bytes:
     return raw[skip : skip + size]
 
 
-def write(file: BinaryIO, members: Mapping[str, memoryview]) -> None:
-    """Members -> the zip, at the beginning of an empty file."""
+def write(file: BinaryIO, members: Mapping[str, Sequence[memoryview]]) -> None:
+    """Members, of several parts each -> the zip, at the beginning of an empty file."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
+            size = sum(map(len, data))
             info = zipfile.ZipInfo(name)  # its default date, 1980: equal inputs give equal files
-            large = len(data) >= _LARGE_BYTES
-            header = file.tell() + 30 + len(name) + (20 if large else 0) + 4
+            large = size >= _LARGE_BYTES
+            header = file.tell() + 30 + len(name.encode()) + (20 if large else 0) + 4
             padding = -header % ALIGN
             info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
-            info.file_size = len(data)
+            info.file_size = size
             with archive.open(info, "w", force_zip64=large) as member:
-                member.write(data)
+                for part in data:
+                    member.write(part)
     file.flush()

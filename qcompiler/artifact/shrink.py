@@ -42,12 +42,11 @@ _CHUNK = 1 << 18  # words at once: bounds the scratch memory
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a block lies among all bytes, how it is kept, and what that takes.
+    """A block's bytes, how it is kept, and what that takes.
 
     `word`, `bits` and `odd` (how many words have a place of their own) are of palettes only.
     """
 
-    offset: int
     bytes: int
     stored: int
     kind: str
@@ -57,98 +56,94 @@ class Piece:
 
 
 def shrink(
-    whole: Bytes, blocks: Sequence[tuple[int, int]], *, code: bool = False
-) -> tuple[tuple[Piece, ...], Bytes]:
-    """Bytes, and the (offset, size) of the blocks in them -> how each is kept, and all kept bytes.
-
-    `code`: also entropy-coded, which takes longer to make and to open.
-
-    What lies between blocks is zeros, and is not kept. No pieces: shrinking is not worth it.
+    blocks: Sequence[Bytes], *, code: bool = False
+) -> tuple[tuple[Piece, ...], Sequence[Bytes]]:
+    """Blocks of bytes -> how each is kept, and its kept bytes; all as they are where shrinking them
+    is not worth it. `code`: also entropy-coded, which takes longer to make and to open.
     """
-    pieces, kept = [], []
-    for offset, size in blocks:
-        piece, data = _smallest(whole[offset : offset + size], offset, code)
-        pieces.append(piece)
-        kept.append(data)
-    total = sum(p.stored for p in pieces)
-    if not pieces or total > LEAST_GAIN * whole.size:
-        return (), whole
-    return tuple(pieces), np.concatenate(kept)
+    found = [_smallest(block, code) for block in blocks]
+    if sum(p.stored for p, _ in found) > LEAST_GAIN * sum(b.size for b in blocks):
+        found = [(_raw(block), block) for block in blocks]
+    return tuple(piece for piece, _ in found), [kept for _, kept in found]
 
 
-def expand(pieces: Iterable[Piece], fill: Fill, stored: int, whole: Bytes) -> None:
-    """How blocks are kept, their kept bytes (`fill` gives the next ones, `stored` in all) -> what
-    they stand for, written into zeros. No more than one block's kept bytes are held at a time.
+def expand(piece: Piece, fill: Fill, into: Bytes) -> None:
+    """How a block is kept, and what gives its kept bytes -> what they stand for, written into
+    zeros. No more than the kept bytes are held besides.
 
-    Raises ValueError where the pieces do not fit the bytes.
+    Raises ValueError where the piece does not fit the bytes.
     """
-    pieces = tuple(pieces)
-    by_place = sorted((p.offset, p.offset + p.bytes) for p in pieces)
+    if piece.bytes != into.size:
+        raise ValueError("a block of another size")
+    if piece.kind == "raw":
+        if piece.stored != piece.bytes:
+            raise ValueError("a block of another size")
+        fill(into)
+        return
+    data = np.empty(piece.stored, np.uint8)
+    fill(data)
+    if piece.kind == "palette":
+        _from_palette(piece, data, into)
+    elif piece.kind == "coded":
+        into[:] = decode(data, into.size)
+    elif piece.kind in KINDS:
+        _from_halves(piece.kind, data, into)
+    else:
+        raise ValueError(f"weights kept as {piece.kind!r}")
+
+
+def demand_apart(places: Iterable[tuple[int, int]], size: int) -> None:
+    """(Offset, bytes) of blocks among `size`: ValueError where they overlap or lie outside."""
+    by_place = sorted((offset, offset + count) for offset, count in places)
     if any(end > begin for (_, end), (begin, _) in zip(by_place, by_place[1:])):
         raise ValueError("blocks of weights overlap")
-    if any(begin < 0 or end > whole.size for begin, end in by_place):
+    if any(begin < 0 or end > size for begin, end in by_place):
         raise ValueError("a block of weights lies outside")
-    if sum(p.stored for p in pieces) != stored:
-        raise ValueError("the weights are not as many as their blocks keep")
-    for piece in pieces:
-        into = whole[piece.offset : piece.offset + piece.bytes]
-        if piece.kind == "raw":
-            if piece.stored != piece.bytes:
-                raise ValueError("a block of another size")
-            fill(into)
-            continue
-        data = np.empty(piece.stored, np.uint8)
-        fill(data)
-        if piece.kind == "palette":
-            _from_palette(piece, data, into)
-        elif piece.kind == "coded":
-            into[:] = decode(data, into.size)
-        elif piece.kind in KINDS:
-            _from_halves(piece.kind, data, into)
-        else:
-            raise ValueError(f"weights kept as {piece.kind!r}")
 
 
-def _smallest(block: Bytes, offset: int, code: bool) -> tuple[Piece, Bytes]:
-    raw = Piece(offset, block.size, block.size, "raw")
-    best = (raw, block)
+def _raw(block: Bytes) -> Piece:
+    return Piece(block.size, block.size, "raw")
+
+
+def _smallest(block: Bytes, code: bool) -> tuple[Piece, Bytes]:
+    best = (_raw(block), block)
     if block.size < LEAST_BYTES:
         return best
-    for found in _forms(block, offset):
+    for found in _forms(block):
         if found[0].stored < min(best[0].stored, LEAST_GAIN * block.size):
             best = found
     if code:
         data = np.frombuffer(encode(block), np.uint8)
         if block.size <= MOST_GROWTH * data.size and data.size < best[0].stored:
-            return Piece(offset, block.size, data.size, "coded"), data
+            return Piece(block.size, data.size, "coded"), data
     return best
 
 
-def _forms(block: Bytes, offset: int) -> Iterator[tuple[Piece, Bytes]]:
+def _forms(block: Bytes) -> Iterator[tuple[Piece, Bytes]]:
     """The forms that a block can have besides its own."""
     for word, dtype in WORDS.items():
         if block.size % word or block.ctypes.data % word:
             continue
         words = block.view(dtype)
-        if found := _palette(words, offset):
+        if found := _palette(words):
             yield found
     if block.size % 4 or block.ctypes.data % 4:
         return
     words = block.view(np.uint32)
     if not (words & 0xFFFF).any():
         halves = (words >> 16).astype(np.uint16).view(np.uint8)
-        yield Piece(offset, block.size, halves.size, "bfloat16"), halves
+        yield Piece(block.size, halves.size, "bfloat16"), halves
         return
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = block.view(np.float32).astype(np.float16)
     if np.array_equal(narrow.astype(np.float32).view(np.uint32), words):
-        yield Piece(offset, block.size, narrow.nbytes, "float16"), narrow.view(np.uint8)
+        yield Piece(block.size, narrow.nbytes, "float16"), narrow.view(np.uint8)
 
 
 # Palettes.
 
 
-def _palette(words: NDArray[np.unsignedinteger], offset: int) -> tuple[Piece, Bytes] | None:
+def _palette(words: NDArray[np.unsignedinteger]) -> tuple[Piece, Bytes] | None:
     """Words -> codes, the table they are taken from, and the odd words; None if there are too many.
 
     Kept as: table, codes, places of the odd words (uint32), the odd words.
@@ -176,7 +171,7 @@ def _palette(words: NDArray[np.unsignedinteger], offset: int) -> tuple[Piece, By
     full[: len(table)] = table
     parts = (full, _packed(place.astype(np.uint8), best), odd_at.astype(np.uint32), words[odd_at])
     data = np.concatenate([np.ascontiguousarray(p).view(np.uint8) for p in parts])
-    piece = Piece(offset, words.nbytes, data.size, "palette", word, best, len(odd_at))
+    piece = Piece(words.nbytes, data.size, "palette", word, best, len(odd_at))
     return piece, data
 
 

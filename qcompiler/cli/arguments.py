@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--ram", metavar="256K", help="fail where it takes more")
     export.add_argument("--flash", metavar="1M", help="fail where code and weights take more")
     export.add_argument("--force", action="store_true", help="replace what was exported before")
+    export.add_argument(
+        "--variant", default="", metavar="ISA", help="of an artifact that has several"
+    )
     _compile_flags(export, omit=("threads",))
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
@@ -79,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--outputs", type=Path, help=".npz file to write the outputs to")
     run.add_argument("--print-time", action="store_true", help="print the time of the run")
     run.add_argument("--threads", type=count(), default=0, help="default: as compiled")
+    _variant_flag(run)
 
     bench = commands.add_parser("bench", parents=[common], help="time an artifact")
     bench.add_argument("artifact", type=Path)
@@ -89,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--duration", type=float, default=2.0, help="seconds to time for")
     bench.add_argument("--warmup", type=count(), default=5, help="runs before the timed ones")
     bench.add_argument("--threads", type=count(), default=0, help="default: as compiled")
+    _variant_flag(bench)
     bench.add_argument(
         "--percentile", default="50,90,99", help="of the times, comma-separated (default: 50,90,99)"
     )
@@ -112,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("artifact", type=Path)
     compare.add_argument("model", type=Path, help="the .onnx file to compare with")
+    _variant_flag(compare)
     _input_flags(compare)
     compare.add_argument("--samples", type=count(1), default=8, help="how many samples to compare")
     compare.add_argument("--atol", type=float, help="fail if an absolute error is larger")
@@ -224,6 +230,15 @@ def _seconds(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def _variant_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--variant",
+        default="",
+        metavar="ISA",
+        help="run this variant (default: the best for the CPU)",
+    )
 
 
 def percentiles(text: str) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ def export(a: Namespace) -> int:
         ram=cost.amount(a.ram, "--ram") if a.ram else 0,
         flash=cost.amount(a.flash, "--flash") if a.flash else 0,
         force=a.force,
+        variant=a.variant,
     )
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = watch_of(a, bar)

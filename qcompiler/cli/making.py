@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +17,58 @@ from qcompiler.files import size, write_text
 from qcompiler.options import Options, Watch
 
 if TYPE_CHECKING:
+    from qcompiler.artifact.artifact import Artifact
+    from qcompiler.driver import Compilation
     from qcompiler.ir import Graph, Node
     from qcompiler.plan.plan import Plan
+    from qcompiler.quality.mixed_precision import Found
+    from qcompiler.quantization.agreement import Agreement
 
 
 def compile(a: Namespace) -> int:
     """ONNX model -> artifact."""
-    from qcompiler import driver
+    from qcompiler.artifact.artifact import joined
 
     if a.dry_run:
         return say_plan(a)
-    output = a.output or a.model.parent / f"{a.model.stem}.qc"
+    output = _output(a)
+    start = time.perf_counter()
+    artifacts, agreements = [], {}
+    skips: list[tuple[str, str, str]] = []
+    with show.ProgressBar(enabled=not a.no_progress) as bar:
+        watch, told = watch_of(a, bar)
+        each, found = _compilations(a, output, watch)
+        for made in each:
+            artifacts.append(made.artifact)
+            agreements[made.device.isa.name] = made.agreement
+            skips = _skips([*skips, *told], made.plan)
+            if a.report is not None:
+                quality.report(a, made, skips, found)
+    artifact = joined(artifacts)
+    artifact.save(output, compress=a.compress)
+    seconds = time.perf_counter() - start
+    say_skips(a, skips)
+    for isa, agreement in agreements.items():
+        if agreement is not None:
+            which = f"{isa}: " if len(agreements) > 1 else ""
+            sys.stderr.write(show.plain(f"{which}{agreement}") + "\n")
+    if a.json:
+        more = {"skips": skips} if a.explain else {}
+        searched = {} if found is None else {"search": quality.told(found)}
+        facts = _made_json(a, output, artifact, agreements)
+        show.say_json({**facts, "compile_seconds": round(seconds, 3), **more, **searched})
+        return 0
+    if found is not None:
+        quality.say(found)
+    _say_made(a, output, artifact, seconds)
+    return 0
+
+
+def _output(a: Namespace) -> Path:
+    """Where the artifact goes; an Error, before any long work, for places that cannot be written,
+    and for flags that mean nothing together.
+    """
+    output: Path = a.output or a.model.parent / f"{a.model.stem}.qc"
     if a.max_drop is None and a.report is None and (a.labels or a.metric):
         hint = "add --max-drop, or --report"
         raise Error("--labels and --metric say how a loss is measured", hint=hint)
@@ -38,50 +79,60 @@ def compile(a: Namespace) -> int:
         demand_writable(a.report.with_suffix(".json"), *data)
         if a.report in (output, a.report.with_suffix(".json")):
             raise Error("two files of one name", where=str(a.report), hint="--report FILE.html")
+    return output
+
+
+def _compilations(
+    a: Namespace, output: Path, watch: Watch
+) -> tuple[Iterable[Compilation], Found | None]:
+    """What is compiled, for each target, and what a search found; whoever searches or reports
+    decides by one target.
+    """
+    from qcompiler import driver
+
     options = read(Options, a)
-    start = time.perf_counter()
-    with show.ProgressBar(enabled=not a.no_progress) as bar:
-        watch, skips = watch_of(a, bar)
-        if a.max_drop is None:
-            made, found = driver.Compilation(a.model, options, watch), None
-        else:
-            found = quality.search(a, options, output, watch)
-            made = found.made
-        artifact, plan = made.artifact, made.plan
-        if a.report is not None:
-            quality.report(a, made, _skips(skips, plan), found)
-    artifact.save(output, compress=a.compress)
-    seconds = time.perf_counter() - start
-    _say_skips(a, skips, plan)
-    answer = {
-        "artifact": str(output),
-        "precision": a.precision,
-        "target": artifact.manifest.isa,
-        "threads": artifact.manifest.threads,
-        "steps": len(artifact.manifest.steps),
-        "bytes": output.stat().st_size,
-        "weights_bytes": artifact.weights.nbytes,
-        "workspace_bytes": artifact.manifest.workspace_bytes,
-        "compile_seconds": round(seconds, 3),
-        "notes": dict(artifact.manifest.notes),
-        **({} if made.agreement is None else {"agreement": quality.agreed(made.agreement)}),
-    }
-    if made.agreement is not None:
-        sys.stderr.write(f"{show.plain(str(made.agreement))}\n")
-    if a.json:
-        said = {"skips": _skips(skips, plan)} if a.explain else {}
-        searched = {} if found is None else {"search": quality.told(found)}
-        show.say_json({**answer, **said, **searched})
-    else:
-        if found is not None:
-            quality.say(found)
-        show.say(
-            f"{a.model} -> {output}: {a.precision} for {answer['target']}, "
-            f"{answer['steps']} steps, {size(output.stat().st_size)}, "
-            f"compiled in {seconds:.1f} s"
-        )
-        _say_batch(artifact.manifest.notes)
-    return 0
+    if a.max_drop is not None:
+        found = quality.search(a, options, output, watch)
+        return [found.made], found
+    if a.report is not None:
+        return [driver.Compilation(a.model, options, watch)], None
+    return driver.compilations(a.model, options, watch), None
+
+
+def _say_made(a: Namespace, output: Path, artifact: Artifact, seconds: float) -> None:
+    """What was compiled, in a line or two."""
+    variants = artifact.manifest.variants
+    steps = "/".join(dict.fromkeys(str(len(v.steps)) for v in variants))
+    show.say(
+        f"{a.model} -> {output}: {a.precision} for {', '.join(map(str, variants))}, "
+        f"{steps} steps, {size(output.stat().st_size)}, compiled in {seconds:.1f} s"
+    )
+    if len(variants) > 1:
+        show.say(show.sharing(artifact))
+    _say_batch(artifact.manifest.notes)
+
+
+def _made_json(
+    a: Namespace, output: Path, artifact: Artifact, agreements: Mapping[str, Agreement | None]
+) -> dict[str, object]:
+    """What was compiled, as --json prints it: one variant's facts in place, several as a list."""
+    pairs = zip(artifact.manifest.variants, artifact.binaries, strict=True)
+    variants = [
+        {
+            "target": variant.isa,
+            "threads": variant.threads,
+            "steps": len(variant.steps),
+            "weights_bytes": binary.weights.nbytes,
+            "workspace_bytes": variant.workspace_bytes,
+            "notes": {**artifact.manifest.notes, **variant.notes},
+            **({"agreement": quality.agreed(found)} if (found := agreements[variant.isa]) else {}),
+        }
+        for variant, binary in pairs
+    ]
+    facts = {"artifact": str(output), "precision": a.precision, "bytes": output.stat().st_size}
+    if len(variants) == 1:
+        return {**facts, **variants[0]}
+    return {**facts, "shared_bytes": artifact.shared_bytes, "variants": variants}
 
 
 def quantize(a: Namespace) -> int:
@@ -154,18 +205,21 @@ def demo(a: Namespace) -> int:
 
 
 def say_plan(a: Namespace) -> int:
-    """ONNX model -> the plan that would be compiled."""
+    """ONNX model -> the plan that would be compiled, for each target."""
     from qcompiler import driver
 
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = watch_of(a, bar)
-        plan = driver.Compilation(a.model, read(Options, a), watch).plan
-    _say_skips(a, skips, plan)
+        plans = [c.plan for c in driver.compilations(a.model, read(Options, a), watch)]
+    for plan in plans:
+        skips = _skips(skips, plan)
+    say_skips(a, skips)
     if a.json:
-        show.say_json(_plan_json(plan, skips))
-    else:
-        show.say(str(plan))
-        _say_batch(plan.graph.notes)
+        told = [_plan_json(plan, skips) for plan in plans]
+        show.say_json(told[0] if len(told) == 1 else {"plans": told})
+        return 0
+    show.say("\n\n".join(map(str, plans)))
+    _say_batch(plans[0].graph.notes)
     return 0
 
 
@@ -228,7 +282,7 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
         "workspace_bytes": plan.workspace_bytes,
         "parts": plan.parts,
         "steps": steps,
-        "skips": _skips(skips, plan),
+        "skips": skips,
     }
 
 
@@ -236,10 +290,6 @@ def _skips(skips: list[tuple[str, str, str]], plan: Plan) -> list[tuple[str, str
     """(rule or kernel, node, reason): Skips of rules, and of generators when choosing kernels."""
     kernels = [(generator, step, reason) for step, generator, reason in plan.skips]
     return list(dict.fromkeys([*skips, *kernels]))
-
-
-def _say_skips(a: Namespace, skips: list[tuple[str, str, str]], plan: Plan) -> None:
-    say_skips(a, _skips(skips, plan))
 
 
 def say_skips(a: Namespace, rows: list[tuple[str, str, str]]) -> None:

@@ -26,7 +26,9 @@ def model(a: Namespace, threads: int) -> RemoteModel:
 
     device = connect(a.remote, token(a.token_file))
     try:
-        return device.load(a.artifact, threads=threads, wait=a.wait, limit=a.limit)
+        return device.load(
+            a.artifact, threads=threads, variant=a.variant, wait=a.wait, limit=a.limit
+        )
     except BaseException:
         device.close()
         raise

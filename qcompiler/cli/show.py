@@ -6,7 +6,12 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from qcompiler.files import size
+
+if TYPE_CHECKING:
+    from qcompiler.artifact.artifact import Artifact
 
 _BAR = 24
 
@@ -41,6 +46,16 @@ def milliseconds(seconds: float) -> str:
 def plain(text: str) -> str:
     """Text that may contain a model's names -> the same without terminal control characters."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def sharing(artifact: Artifact) -> str:
+    """How much of their weights variants have in common."""
+    shared = artifact.shared_bytes
+    every = shared + artifact.weights_bytes
+    return (
+        f"{len(artifact.binaries)} variants, {size(every)} of weights, of which {size(shared)} "
+        f"({shared / max(every, 1):.0%}) are shared and kept once"
+    )
 
 
 def say(text: str) -> None:

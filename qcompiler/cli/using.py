@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Value, open_artifact
+from qcompiler.artifact.artifact import Artifact, Binary, Value, Variant, open_artifact
 from qcompiler.cli import remote, show
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.dtypes import Array, numpy_dtype
 from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
+from qcompiler.runtime.choosing import lacking
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
@@ -60,10 +61,11 @@ def bench(a: Namespace) -> int:
         inputs = next(iter(_inputs(a, model)))
         found = _measured(a, model, inputs, loaded)
         steps = _step_rows(model, inputs) if a.per_step else []
-    macs = sum(s.macs for s in model.manifest.steps)
+    macs = sum(s.macs for s in model.variant.steps)
     answer: dict[str, object] = {
         **({"device": a.remote} if a.remote else {}),
         "runs": len(found.times),
+        "variant": model.variant.isa,
         "threads": found.threads,
         "load_ms": found.load_seconds * 1e3,
         "first_run_ms": found.first_seconds * 1e3,
@@ -107,7 +109,7 @@ def _step_rows(model: Model | RemoteModel, inputs: Mapping[str, Array]) -> list[
     most = before and before | (_limits(model) or before)
     whole = sum(seconds)
     rows: list[dict[str, object]] = []
-    for step, taken in zip(model.manifest.steps, seconds):
+    for step, taken in zip(model.variant.steps, seconds):
         arithmetic, traffic = (most.arithmetic(step), most.traffic(step)) if most else (0.0, 0.0)
         rows.append(
             {
@@ -136,7 +138,7 @@ def _limits(model: Model | RemoteModel) -> Limits | None:
         from qcompiler import plugins
         from qcompiler.tune import limits
 
-        return limits.measure(plugins.device(model.manifest.isa, model.threads))
+        return limits.measure(plugins.device(model.variant.isa, model.threads))
     except ImportError as e:
         if compiler_missing(e) is None:
             raise
@@ -189,25 +191,53 @@ def inspect(a: Namespace) -> int:
 def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
     manifest = artifact.manifest
     if a.json:
-        show.say_json(asdict(manifest))
+        shared = {"weights_bytes": artifact.weights_bytes, "shared_bytes": artifact.shared_bytes}
+        show.say_json({**asdict(manifest), **shared})
         return 0
     head = {
         "artifact": manifest.name,
         "inputs": "; ".join(map(str, manifest.inputs)),
         "outputs": "; ".join(map(str, manifest.outputs)),
-        "target": f"{manifest.isa} ({manifest.triple}), {manifest.threads} threads",
-        "needs": " ".join(manifest.cpu_flags),
-        "code": size(len(artifact.code)),
-        "weights": size(artifact.weights.nbytes),
-        "workspace": size(manifest.workspace_bytes),
         **manifest.producer,
         **manifest.notes,
     }
     show.say(show.facts(head))
-    if a.plan:
-        rows = [(s.name, s.kernel, s.tasks, s.macs, s.bytes) for s in manifest.steps]
-        show.say("\n" + show.table(("step", "kernel", "threads", "MACs", "bytes"), rows))
+    pairs = list(zip(manifest.variants, artifact.binaries))
+    if len(pairs) > 1:
+        show.say("\n" + show.table(_VARIANT, [_variant_row(v, b) for v, b in pairs]))
+        show.say(show.sharing(artifact))
+    for variant, binary in pairs:
+        show.say("\n" + show.facts(_variant_facts(variant, binary)))
+        if a.plan:
+            rows = [(s.name, s.kernel, s.tasks, s.macs, s.bytes) for s in variant.steps]
+            show.say("\n" + show.table(("step", "kernel", "threads", "MACs", "bytes"), rows))
     return 0
+
+
+_VARIANT = ("variant", "this machine", "code", "weights", "workspace", "threads")
+
+
+def _variant_row(variant: Variant, binary: Binary) -> tuple[object, ...]:
+    missing = lacking(variant)
+    return (
+        variant.isa,
+        f"no ({missing})" if missing else "yes",
+        size(len(binary.code)),
+        size(binary.weights.nbytes),
+        size(variant.workspace_bytes),
+        variant.threads,
+    )
+
+
+def _variant_facts(variant: Variant, binary: Binary) -> dict[str, object]:
+    return {
+        "target": f"{variant.isa} ({variant.triple}), {variant.threads} threads",
+        "needs": " ".join(variant.cpu_flags),
+        "code": size(len(binary.code)),
+        "weights": size(binary.weights.nbytes),
+        "workspace": size(variant.workspace_bytes),
+        **variant.notes,
+    }
 
 
 def compare(a: Namespace) -> int:
@@ -264,17 +294,17 @@ def targets(a: Namespace) -> int:
         return _probe(a)
     if a.output:
         raise Error("-o is for --probe only")
-    lacking = {i.name: i.lacks for i in isa.ISAS.values()}
-    host = isa.host().isa.name if any(not lacks for lacks in lacking.values()) else ""
+    needed = {i.name: i.lacks for i in isa.ISAS.values()}
+    host = isa.host().isa.name if any(not lacks for lacks in needed.values()) else ""
     rows = []
     for i in isa.ISAS.values():
-        missing = lacking[i.name]
+        missing = needed[i.name]
         here = "host" if i.name == host else "yes" if not missing else f"no ({' '.join(missing)})"
         products = " ".join(dict.fromkeys("x".join(m.key[:2]) for m in reversed(i.inherited)))
-        rows.append((i.name, here, i.triple, i.vector_bytes, i.registers, products))
+        rows.append((i.name, here, i.family, i.triple, i.vector_bytes, i.registers, products))
     devices = [(n, plugins.device(n).isa.name) for n in plugins.devices()]
     if a.json:
-        names = ("name", "here", "triple", "vector_bytes", "registers", "products")
+        names = ("name", "here", "family", "triple", "vector_bytes", "registers", "products")
         show.say_json(
             {
                 "instruction_sets": [dict(zip(names, r)) for r in rows],
@@ -282,7 +312,15 @@ def targets(a: Namespace) -> int:
             }
         )
         return 0
-    head = ("instruction set", "this machine", "triple", "vector bytes", "registers", "products")
+    head = (
+        "instruction set",
+        "this machine",
+        "family",
+        "triple",
+        "vector bytes",
+        "registers",
+        "products",
+    )
     show.say(show.table(head, rows))
     if devices:
         show.say("\n" + show.table(("device", "instruction set"), devices))
@@ -327,7 +365,9 @@ def _load(a: Namespace) -> Model | RemoteModel:
     from qcompiler.runtime import load
 
     threads = a.threads if "threads" in a else 0
-    return remote.model(a, threads) if a.remote else load(a.artifact, threads=threads)
+    if a.remote:
+        return remote.model(a, threads)
+    return load(a.artifact, threads=threads, variant=a.variant)
 
 
 def _inputs(a: Namespace, model: Model | RemoteModel, count: int = 1) -> list[dict[str, Array]]:

@@ -76,10 +76,10 @@ def demo(
     for precision, row in rows.items():
         row["accuracy"] = _accuracy(models[precision], images, labels)
         row["latency_us"] = latencies[precision] * 1e6
-    manifest = models["int8"].manifest
+    variant = models["int8"].variant
     facts: dict[str, object] = {
-        "isa": manifest.isa,
-        "threads": manifest.threads,
+        "isa": variant.isa,
+        "threads": variant.threads,
         "test_images": len(images),
     }
     facts.update(rows)

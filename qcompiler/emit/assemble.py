@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qcompiler.artifact.artifact import Artifact, Manifest, StepFact, Value
+from qcompiler.artifact.artifact import Artifact, Binary, Manifest, StepFact, Value, Variant
 from qcompiler.emit.native import emit
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan, Step
@@ -12,7 +12,7 @@ from qcompiler.version import __version__
 
 
 def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
-    """Plan -> artifact: machine code, weights, and a manifest that describes them."""
+    """Plan -> artifact with one variant: code, weights, and a manifest that describes them."""
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
     code = emit(made)
@@ -28,6 +28,14 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         )
         for s in made.steps
     )
+    variant = Variant(
+        isa=device.isa.name,
+        triple=device.isa.triple,
+        cpu_flags=tuple(sorted(device.isa.cpu_flags)),
+        threads=device.threads,
+        workspace_bytes=made.workspace_bytes,
+        steps=steps,
+    )
     manifest = Manifest(
         name=graph.name,
         inputs=tuple(Value(n.name, n.dtype, n.type.dims) for n in graph.inputs),
@@ -35,16 +43,11 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
             Value(name, n.dtype, n.type.dims)
             for name, n in zip(graph.output_names, graph.outputs, strict=True)
         ),
-        isa=device.isa.name,
-        triple=device.isa.triple,
-        cpu_flags=tuple(sorted(device.isa.cpu_flags)),
-        threads=device.threads,
-        workspace_bytes=made.workspace_bytes,
-        steps=steps,
+        variants=(variant,),
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes=dict(graph.notes),
     )
-    return Artifact(manifest, code, made.weights, made.blocks)
+    return Artifact(manifest, (Binary(code, made.weights, made.blocks),))
 
 
 def multiplied(step: Step) -> str:

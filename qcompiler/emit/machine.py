@@ -46,6 +46,16 @@ def _spec(isa: Isa) -> dict[str, Any]:
     return spec
 
 
+def makes(isa: Isa) -> bool:
+    """Whether the installed LLVM knows the architecture and every feature of an instruction set."""
+    machine = isa.triple.partition("-")[0]
+    known = tvm.get_global_func("target.llvm_get_targets")()
+    if not any(machine.startswith(str(name)) for name in known):
+        return False
+    has, made = tvm.get_global_func("target.llvm_cpu_has_feature"), target(isa)
+    return all(has(word[1:], made) for word in isa.llvm if word[0] == "+")
+
+
 def build(module: Any, isa: Isa) -> Any:
     """IRModule of functions made here (and a main that calls them) -> module of machine code.
 

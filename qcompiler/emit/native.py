@@ -12,7 +12,6 @@ keeps nothing, so there may be several at once, each with a workspace and a team
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ import tvm
 from tvm import tirx
 
 from qcompiler.artifact.abi import MOST_UNITS, Table
-from qcompiler.artifact.artifact import signature
+from qcompiler.artifact.artifact import Binary, signature
 from qcompiler.emit import entries, team
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
@@ -141,8 +140,9 @@ def _signature(plan: Plan) -> tirx.PrimFunc:
     named = zip(graph.output_names, graph.outputs, strict=True)
     outputs = [(name, n.dtype, n.type.dims) for name, n in named]
     sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.device.threads)
-    digest = hashlib.sha256(plan.weights.data).hexdigest()
-    signed = signature(inputs, outputs, sizes, plan.device.isa.cpu_flags, digest)
+    isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
+    machine = (isa.name, isa.triple, isa.cpu_flags)
+    signed = signature(inputs, outputs, sizes, machine, weights.digest)
     b = Builder("qcompiler_signature")
     b.pointer("found", "int32").store(0, const(signed))
     return b.function()

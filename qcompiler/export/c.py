@@ -48,7 +48,7 @@ ALLOWED = frozenset(("memcpy", "memset", "memmove")) | _LIBM | {f"{name}f" for n
 class Request:
     """What is wanted. `name`: what everything is called (empty: as the model's file); `weights`:
     "object" or "file"; `ram` and `flash`: budgets in bytes, 0 for none; `force`: a folder that was
-    exported before is replaced.
+    exported before is replaced; `variant`: which of an artifact's several.
     """
 
     name: str = ""
@@ -56,6 +56,7 @@ class Request:
     ram: int = 0
     flash: int = 0
     force: bool = False
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def export_c(
     """
     folder = Path(folder)
     with replacing_folder(folder, force=request.force) as place:
-        made = _made(model, options or Options(), watch or Watch())
+        made = _made(model, options or Options(), watch or Watch(), request.variant)
         name = identifier(request.name or _stem(model))
         told = _told(made, name, request)
         file = _merged(made, told)
@@ -119,13 +120,13 @@ def _stem(model: Source) -> str:
     return Path(model).stem if isinstance(model, (str, Path)) else "model"
 
 
-def _made(model: Source, options: Options, watch: Watch) -> _Model:
+def _made(model: Source, options: Options, watch: Watch, variant: str) -> _Model:
     if isinstance(model, Compilation):
         return _of_model(model)
     if isinstance(model, Artifact):
-        return _of_artifact(model, model.manifest.name)
+        return _of_artifact(model, model.manifest.name, variant)
     if isinstance(model, (str, Path)) and is_artifact(Path(model)):
-        return _of_artifact(open_artifact(model), str(model))
+        return _of_artifact(open_artifact(model), str(model), variant)
     return _of_model(Compilation(model, replace(options, threads=1), watch))
 
 
@@ -158,21 +159,27 @@ def _of_model(made: Compilation) -> _Model:
     )
 
 
-def _of_artifact(made: Artifact, source: str) -> _Model:
+def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
     plugins.load_all()
-    facts = made.manifest
+    variants = made.manifest.variants
+    found = [i for i, v in enumerate(variants) if wanted in ("", v.isa)]
+    if len(found) != 1:
+        what = f"there is no variant {wanted!r}" if wanted else "it has several variants"
+        known = ", ".join(v.isa for v in variants)
+        raise Error(what, where=source, hint=f"--variant, one of {known}")
+    facts, binary = variants[found[0]], made.binaries[found[0]]
     if facts.isa not in ISAS:
         raise Error(f"this version knows no instruction set {facts.isa!r}", where=source)
     return _Model(
         source=Path(source).name,
         isa=ISAS[facts.isa],
         target=facts.isa,
-        objects=(unlink(made.code),),
-        inputs=facts.inputs,
-        outputs=facts.outputs,
+        objects=(unlink(binary.code),),
+        inputs=made.manifest.inputs,
+        outputs=made.manifest.outputs,
         steps=len(facts.steps),
         workspace_bytes=facts.workspace_bytes,
-        weights=made.weights,
+        weights=binary.weights,
         scales={},
         plan=None,
         kernels=[(s.name, s.kernel) for s in facts.steps],

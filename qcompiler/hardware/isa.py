@@ -45,7 +45,10 @@ class Isa:
     """Sizes of elements, in bytes, of which a part of a vector is loaded and stored under a mask;
     parts of others are moved in pieces."""
     preference: int = 0
-    """Of those that a CPU can run, one of the highest is chosen."""
+    """Of those that a CPU can run, one of the highest is chosen: by a compiler for the machine it
+    runs on, and by whoever opens an artifact that holds code for several."""
+    family: str = ""
+    """All that one artifact may be made for at once is called FAMILY:all."""
 
     def __post_init__(self) -> None:
         for mac in self.macs:
@@ -119,6 +122,7 @@ def isa(
     permission: tuple[int, ...] = (),
     masked: frozenset[int] | None = None,
     preference: int | None = None,
+    family: str = "",
 ) -> Isa:
     """Register an instruction set; what is left out is taken from the one it extends, to which it
     is preferred.
@@ -126,6 +130,8 @@ def isa(
     if name in ISAS:
         raise ValueError(f"instruction set {name} is defined twice")
     base = extends
+    if base and preference is not None and preference <= base.preference:
+        raise ValueError(f"instruction set {name} is not preferred to {base.name}")
     ISAS[name] = Isa(
         name=name,
         triple=triple or (base.triple if base else ""),
@@ -139,8 +145,22 @@ def isa(
         extends=base,
         masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,
         preference=(base.preference + 1 if base else 0) if preference is None else preference,
+        family=family or (base.family if base else ""),
     )
     return ISAS[name]
+
+
+def family(name: str) -> list[Isa]:
+    """A family's name -> its instruction sets, the most preferred last. Raises Error where there is
+    no such family.
+    """
+    found = [i for i in ISAS.values() if i.family == name]
+    if not found or not name:
+        known = dict.fromkeys(i.family for i in ISAS.values() if i.family)
+        raise Error(
+            f"unknown family of instruction sets {name!r}", hint=f"one of {', '.join(known)}"
+        )
+    return sorted(found, key=lambda i: i.preference)
 
 
 @dataclass(frozen=True)

@@ -272,8 +272,8 @@ class _Search:
             return {}
         names = sorted({n.name for n in self.graph.nodes if n.op in MEASURED and n.name})
         made = self.made("int8", "mse", Mixture(halves=tuple(names)))
-        taken, steps = made.step_seconds(self.data[0]), made.artifact.manifest.steps
-        return {s.name: taken.get(s.name, 0.0) for s in steps if s.operands == "bfloat16"}
+        taken, (variant,) = made.step_seconds(self.data[0]), made.artifact.manifest.variants
+        return {s.name: taken.get(s.name, 0.0) for s in variant.steps if s.operands == "bfloat16"}
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
         """A graph -> the graph in int8, as explicit QDQ."""

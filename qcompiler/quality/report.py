@@ -156,11 +156,12 @@ def examine(
     measure sensitivity curves on; None for no curves.
     """
     manifest = made.artifact.manifest
-    device = plugins.device(manifest.isa, manifest.threads)
+    (variant,) = manifest.variants
+    device = plugins.device(variant.isa, variant.threads)
     label = made.quantized.notes.get("quantization", made.quantized.notes.get("weights", "none"))
-    artifacts = {"float32": _artifact(made.float_graph, device.isa.name, manifest.threads)}
+    artifacts = {"float32": _artifact(made.float_graph, device.isa.name, variant.threads)}
     if made.is_pruned and made.quantized is not made.calibrated:
-        artifacts["pruned"] = _artifact(made.calibrated, device.isa.name, manifest.threads)
+        artifacts["pruned"] = _artifact(made.calibrated, device.isa.name, variant.threads)
     last = label if label != "none" else "pruned" if made.is_pruned else "compiled"
     artifacts[last] = made.artifact
     models = [load(a) for a in artifacts.values()]
@@ -168,8 +169,8 @@ def examine(
     ends = (models[0], models[-1])
     return Report(
         model=name,
-        target=manifest.isa,
-        threads=manifest.threads,
+        target=variant.isa,
+        threads=variant.threads,
         quantization=label,
         notes=dict(manifest.notes),
         bytes_model=model_bytes,

@@ -147,9 +147,13 @@ class Frame:
             raise _refused()
 
 
-def _refused() -> Error:
+class Refused(Error):
+    """The system does not let this process use registers that code needs."""
+
+
+def _refused() -> Refused:
     """What a table tells whose last word is REFUSED (emit/entries.py)."""
-    return Error(
+    return Refused(
         "the system refuses this process registers that the code needs",
         hint="a newer kernel may have them, or a sandbox that lets the system call for them pass;"
         " or compile for another instruction set: `qcompiler targets`",

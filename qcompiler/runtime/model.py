@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import queue
 import time
 from collections.abc import Mapping, Sequence
@@ -12,26 +11,50 @@ from typing import Any
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Manifest, Origin, Value, open_artifact
+from qcompiler.artifact.artifact import (
+    Artifact,
+    ArtifactFile,
+    Manifest,
+    Origin,
+    Value,
+    Variant,
+    reading,
+)
 from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.runtime.arrays import Array, Seat
+from qcompiler.runtime.choosing import fitting
 from qcompiler.runtime.feeds import array_of, named_arrays
-from qcompiler.runtime.library import Code, Memory, aligned_copy, shared_code
+from qcompiler.runtime.library import Code, Memory, Refused, aligned_copy, shared_code
 
 
-def load(artifact: str | Path | Artifact, *, threads: int = 0) -> Model:
-    """Path or artifact -> a model ready to run.
+def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
+    """Path or artifact -> a model ready to run: by the best of its variants that this machine can
+    run.
 
     `threads`: how many each call may use (0: as compiled, but no more than this process has cores).
-    Raises Error when the file is not whole,
-    was changed, or needs CPU features that this machine lacks.
+    `variant`: the instruction set of the one to run instead. Raises Error when the file is not
+    whole, was changed, or needs CPU features that this machine lacks.
     """
     if not isinstance(artifact, (str, Path, Artifact)):
         raise Error(f"{type(artifact).__name__} given, the path of an artifact wanted")
-    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    return Model(opened, threads=threads)
+    if isinstance(artifact, Artifact):
+        return _best(artifact, threads, variant)
+    with reading(artifact) as file:
+        return _best(file, threads, variant)
+
+
+def _best(source: Artifact | ArtifactFile, threads: int, variant: str) -> Model:
+    """The most preferred variant whose features are there, and which the system lets run."""
+    refused: Refused | None = None
+    for number in fitting(source.manifest, variant):
+        try:
+            return Model(source.only(number), threads=threads, variant=variant)
+        except Refused as e:
+            refused = refused or e
+    assert refused is not None
+    raise refused
 
 
 @dataclass(frozen=True)
@@ -55,27 +78,34 @@ class Model:
     `close()`, the end of a `with` block, or the last reference to it gives back what it holds:
     calls that are running end as they would have, later ones raise Error. It may be copied, and
     pickled for other processes: see docs/artifact.md.
+
+    `variant` says what was chosen to run here (its `isa`, threads and steps); `manifest` what it
+    shares with the other variants of the artifact.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int = 0) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int = 0, variant: str = "") -> None:
+        """`artifact`: of one variant, whose features this CPU has; `variant`: its name, if it was
+        asked for.
+        """
         self.manifest: Manifest = artifact.manifest
-        self.threads = _usable_threads(threads, self.manifest)
-        self._asked = threads
-        _demand_features(self.manifest)
-        code = shared_code(artifact.code)
-        if code.signature != artifact.signature:
+        (self.variant,), (binary,) = artifact.manifest.variants, artifact.binaries
+        self.threads = _usable_threads(threads, self.variant)
+        self._asked = threads, variant
+        code = shared_code(binary.code)
+        if code.signature != artifact.signatures[0]:
             raise Error(
                 "the manifest is not the one of this machine code",
                 where=self.manifest.name,
                 hint="the file was changed; compile the model again",
             )
-        weights = aligned_copy(artifact.weights)
+        weights = aligned_copy(binary.weights)
         self._taken = wanted(self.manifest.inputs)
         self._made = [(_dtype(v), v.shape) for v in self.manifest.outputs]
         code.demand_permission(len(self._taken) + len(self._made))
         self._names = [v.name for v in self.manifest.outputs]
-        self._steps = len(self.manifest.steps)
-        self._held: _Held | None = _Held(replace(artifact, weights=weights.array), code, weights)
+        self._steps = len(self.variant.steps)
+        held = replace(artifact, binaries=(replace(binary, weights=weights.array),))
+        self._held: _Held | None = _Held(held, code, weights)
 
     def close(self) -> None:
         """Give back weights, workspaces and machine code, at the latest when the calls that are
@@ -91,7 +121,8 @@ class Model:
         self.close()
 
     def __copy__(self) -> Model:
-        return Model(self._open().artifact, threads=self._asked)
+        threads, variant = self._asked
+        return Model(self._open().artifact, threads=threads, variant=variant)
 
     def __deepcopy__(self, memo: object) -> Model:
         return self.__copy__()
@@ -101,8 +132,8 @@ class Model:
         artifact = self._open().artifact
         origin = artifact.origin
         if origin is not None and origin.unchanged:
-            return _opened_again, (origin, self._asked)
-        return _made_again, (replace(artifact, origin=None), self._asked)
+            return _opened_again, (origin, *self._asked)
+        return _made_again, (replace(artifact, origin=None), *self._asked)
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -132,7 +163,7 @@ class Model:
         return dict(zip(self._names, results))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
-        """{input name: array} -> median seconds of every step (`model.manifest.steps` names them),
+        """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
         each timed alone.
 
         Every round runs all steps in order, so each finds its input where the one before left it.
@@ -177,7 +208,7 @@ class Model:
         try:
             return held.seats.get_nowait()
         except queue.Empty:
-            taken, size = [v[2:] for v in self._taken], self.manifest.workspace_bytes
+            taken, size = [v[2:] for v in self._taken], self.variant.workspace_bytes
         try:
             return Seat(taken, self._made, held.weights, size)
         except MemoryError as e:
@@ -206,54 +237,31 @@ def named(taken: Sequence[Wanted], inputs: Mapping[str, Any]) -> list[Array]:
     return [_checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in taken]
 
 
-def _opened_again(origin: Origin, threads: int) -> Model:
+def _opened_again(origin: Origin, threads: int, variant: str) -> Model:
     """A pickled model -> the model, by its file."""
-    artifact = open_artifact(origin.path)
-    if artifact.origin is None or artifact.origin.digest != origin.digest:
-        raise Error(
-            "the file holds another artifact than when the model was pickled", where=origin.path
-        )
-    return Model(artifact, threads=threads)
+    with reading(origin.path) as file:
+        if file.origin.digest != origin.digest:
+            raise Error(
+                "the file holds another artifact than when the model was pickled",
+                where=origin.path,
+            )
+        return _best(file, threads, variant)
 
 
-def _made_again(artifact: Artifact, threads: int) -> Model:
+def _made_again(artifact: Artifact, threads: int, variant: str) -> Model:
     """A pickled model -> the model, by its bytes."""
-    return Model(artifact, threads=threads)
+    return _best(artifact, threads, variant)
 
 
-def _usable_threads(asked: int, manifest: Manifest) -> int:
+def _usable_threads(asked: int, variant: Variant) -> int:
     """How many threads a call uses."""
     if not isinstance(asked, (int, np.integer)) or isinstance(asked, bool) or asked < 0:
         raise Error(
             f"{asked!r} threads",
             hint="use at least 1; 0 means as many as compiled for, where this process may use them",
         )
-    useful = max((s.tasks for s in manifest.steps), default=1)
-    return max(1, min(int(asked) or min(manifest.threads, cpu.cores()), useful))
-
-
-def _demand_features(manifest: Manifest) -> None:
-    """Raise Error unless this CPU has all instructions of the code."""
-    wanted, machine = manifest.triple.partition("-")[0], platform.machine()
-    if machine not in ("", wanted):
-        raise Error(
-            f"the artifact is for {wanted}, this machine is {machine}",
-            where=manifest.name,
-            hint="compile it for this machine, or copy it to one that it is for",
-        )
-    missing = sorted(set(manifest.cpu_flags) - cpu.features())
-    if missing and not cpu.features():
-        raise Error(
-            "the system does not say what its CPU has, so the artifact cannot be run safely",
-            where=manifest.name,
-            hint="is /proc/cpuinfo there, and can it be read?",
-        )
-    if missing:
-        raise Error(
-            f"this CPU lacks {', '.join(missing)}, which the artifact needs",
-            where=manifest.name,
-            hint="compile it here, or for an older instruction set: `qcompiler targets`",
-        )
+    useful = max((s.tasks for s in variant.steps), default=1)
+    return max(1, min(int(asked) or min(variant.threads, cpu.cores()), useful))
 
 
 def _dtype(value: Value) -> np.dtype[Any]:

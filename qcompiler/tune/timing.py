@@ -30,6 +30,6 @@ def medians(*functions: Callable[[], object]) -> tuple[float, ...]:
 def of_steps(model: Model, inputs: Mapping[str, Array]) -> dict[str, float]:
     """{step: median seconds}; steps of one name, parts of one product, together."""
     found: dict[str, float] = {}
-    for step, taken in zip(model.manifest.steps, model.profile(inputs, repeat=9), strict=True):
+    for step, taken in zip(model.variant.steps, model.profile(inputs, repeat=9), strict=True):
         found[step.name] = found.get(step.name, 0.0) + taken
     return found

@@ -91,6 +91,7 @@ def pause() -> str:
 
 NEON = isa(
     "arm_neon",
+    family="aarch64",
     triple="aarch64-unknown-linux-gnu",
     llvm="+neon",
     cpu_flags="asimd",

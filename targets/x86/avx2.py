@@ -90,6 +90,7 @@ def pause() -> str:
 
 AVX2 = isa(
     "x86_avx2",
+    family="x86-64",
     triple="x86_64-unknown-linux-gnu",
     llvm="x86-64-v3",
     cpu_flags="avx2 fma f16c bmi1 bmi2 abm movbe",

@@ -5,11 +5,13 @@ import io
 import json
 import mmap
 import os
+import platform
 import random
 import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,14 @@ import pytest
 from qcompiler import Artifact, Error, load, plugins
 from qcompiler.artifact import artifact as artifact_module
 from qcompiler.artifact import members
-from qcompiler.artifact.artifact import Manifest, StepFact, Value, open_artifact
+from qcompiler.artifact.artifact import (
+    Binary,
+    Manifest,
+    StepFact,
+    Value,
+    Variant,
+    open_artifact,
+)
 from qcompiler.emit.native import emit
 from qcompiler.hardware import cpu
 from qcompiler.ir import Graph, Type, placeholder
@@ -52,19 +61,22 @@ def artifact() -> Artifact:
         Step(name, region, kernel, (ends[i],), ends[i + 1], None) for i, name in enumerate("ab")
     )
     plan = Plan(Graph((x,), (x,), ("y",)), device, steps, np.zeros(128, np.uint8), 512)
-    manifest = Manifest(
-        name="quadruple",
-        inputs=(Value("x", "float32", SHAPE),),
-        outputs=(Value("y", "float32", SHAPE),),
+    variant = Variant(
         isa=device.isa.name,
         triple=device.isa.triple,
         cpu_flags=tuple(sorted(device.isa.cpu_flags)),
         threads=2,
         workspace_bytes=512,
         steps=(StepFact("a", "double", 2), StepFact("b", "double", 2)),
+    )
+    manifest = Manifest(
+        name="quadruple",
+        inputs=(Value("x", "float32", SHAPE),),
+        outputs=(Value("y", "float32", SHAPE),),
+        variants=(variant,),
         producer={"qcompiler": "test"},
     )
-    return Artifact(manifest, emit(plan), plan.weights)
+    return Artifact(manifest, (Binary(emit(plan), plan.weights),))
 
 
 @pytest.fixture
@@ -92,7 +104,7 @@ def test_members_are_aligned_so_that_weights_can_be_mapped(saved: Path) -> None:
 
 def test_weights_are_aligned_and_not_to_be_written(saved: Path) -> None:
     """So kernels read them where they were put when they were hashed: there is no second copy."""
-    weights = open_artifact(saved).weights
+    weights = open_artifact(saved).binaries[0].weights
     assert weights.ctypes.data % 64 == 0
     assert not weights.flags.writeable
 
@@ -136,7 +148,7 @@ def test_equal_weights_are_in_memory_once(saved: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.qc"
     other.write_bytes(saved.read_bytes())
     first, second = open_artifact(saved), open_artifact(other)
-    assert first.weights is second.weights
+    assert first.binaries[0].weights is second.binaries[0].weights
 
 
 def test_many_bytes_are_hashed_as_few_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +163,11 @@ def test_many_bytes_are_hashed_as_few_are(tmp_path: Path, monkeypatch: pytest.Mo
     for start in (threading.Thread.start, refuse):
         monkeypatch.setattr(threading.Thread, "start", start)
         with path.open("rb") as file:
-            member = members.Member(file, members.Place("w", 0, data.size), "", digest)
-            into = members.aligned(data.size)
-            member.fill(into)
-            member.check()
+            member = members.Member(file, members.Place("w", 0, data.size))
+            into, found = members.aligned(data.size), hashlib.sha256()
+            with members.aside(data.size) as hashed:
+                member.fill(into, 0, partial(hashed, found.update))
+            assert found.hexdigest() == member.digest == digest
         assert np.array_equal(into, data)
         assert into.ctypes.data % 64 == 0
 
@@ -174,8 +187,8 @@ def test_members_of_gigabytes_lie_where_they_should(tmp_path: Path, size: int) -
     zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     given = {"manifest.json": b"{}", "code.so": b"code" * 99, "weights.bin": zeros}
     with Sparse(tmp_path / "large.qc", "w+") as file:
-        members.write(file, {k: memoryview(v) for k, v in given.items()})
-        text, places = members.layout(file, "manifest.json", ("code.so", "weights.bin"))
+        members.write(file, {k: [memoryview(v)] for k, v in given.items()})
+        text, places = members.layout(file, "manifest.json")
         assert text == b"{}"
         assert {n: p.size for n, p in places.items()} == {n: len(d) for n, d in given.items()}
         assert all(p.offset % 64 == 0 for p in places.values())
@@ -185,12 +198,12 @@ def test_what_cannot_be_read_again_is_not_saved(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def losing(file: Any, given: Any) -> None:
-        members.write(file, {**given, "weights.bin": memoryview(bytes(len(given["weights.bin"])))})
+        members.write(file, {**given, "weights.bin": [memoryview(bytes(128))]})
 
-    weights = np.ones(128, np.uint8)
+    changed = replace(artifact.binaries[0], weights=np.ones(128, np.uint8))
     monkeypatch.setattr(artifact_module, "write", losing)
     with pytest.raises(Error, match=r"weights\.bin is not what was compiled"):
-        replace(artifact, weights=weights).save(tmp_path / "model.qc")
+        replace(artifact, binaries=(changed,)).save(tmp_path / "model.qc")
     assert not list(tmp_path.iterdir())
 
 
@@ -318,7 +331,7 @@ def test_a_damaged_directory_is_refused(saved: Path, tmp_path: Path) -> None:
                 opened = open_artifact(path)
             except Error:
                 continue
-            assert opened.manifest.members
+            assert opened.manifest == open_artifact(saved).manifest
 
 
 def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
@@ -326,8 +339,8 @@ def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(tampered, "w") as new:
         for entry in old.infolist():
             data = old.read(entry)
-            new.writestr(entry, data[:-1] + b"x" if entry.filename == "code.so" else data)
-    with pytest.raises(Error, match=r"code\.so is not what was compiled"):
+            new.writestr(entry, data[:-1] + b"x" if entry.filename.endswith(".so") else data)
+    with pytest.raises(Error, match=r"\w+\.so is not what was compiled"):
         load(tampered)
 
 
@@ -338,11 +351,7 @@ def test_changed_code_is_named(saved: Path, tmp_path: Path) -> None:
         {"inputs": (Value("x", "object", SHAPE),)},
         {"inputs": (Value("z", "float32", SHAPE),)},
         {"outputs": (Value("z", "float32", SHAPE),)},
-        {"cpu_flags": ()},
         {"outputs": (Value("y", "float32", (1, 1)),)},
-        {"workspace_bytes": 0},
-        {"threads": 1 << 20},
-        {"steps": ()},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -355,9 +364,31 @@ def test_a_manifest_that_is_not_the_codes_is_refused(
         load(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"isa": "another"},
+        {"triple": f"{platform.machine()}-another"},
+        {"cpu_flags": ()},
+        {"workspace_bytes": 0},
+        {"threads": 1 << 20},
+        {"steps": ()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_variant_that_is_not_the_codes_is_refused(
+    artifact: Artifact, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    variants = (replace(artifact.manifest.variants[0], **change),)
+    edited = replace(artifact, manifest=replace(artifact.manifest, variants=variants))
+    with pytest.raises(Error, match="the manifest is not the one of this machine code"):
+        load(edited.save(tmp_path / "edited.qc"))
+
+
 def test_weights_of_another_model_are_refused(artifact: Artifact, tmp_path: Path) -> None:
     """Also where all hashes were made anew."""
-    other = replace(artifact, weights=artifact.weights + 1)
+    (binary,) = artifact.binaries
+    other = replace(artifact, binaries=(replace(binary, weights=binary.weights + 1),))
     with pytest.raises(Error, match="the manifest is not the one of this machine code"):
         load(other)
     with pytest.raises(Error, match="the manifest is not the one of this machine code"):
@@ -385,7 +416,7 @@ def test_a_manifest_of_numbers_that_make_no_sense_is_refused_or_harmless(
         before, holder[key] = holder[key], number
         with (tmp_path / "lies.qc").open("wb") as file:
             changed = {**given, "manifest.json": json.dumps(facts).encode()}
-            members.write(file, {n: memoryview(d) for n, d in changed.items()})
+            members.write(file, {n: [memoryview(d)] for n, d in changed.items()})
         holder[key] = before
         try:
             model = load(tmp_path / "lies.qc")

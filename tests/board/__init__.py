@@ -214,19 +214,20 @@ def run_artifact(
     poison: int = 0xFF,
     options: Sequence[str] = (),
 ) -> list[dict[str, Array]]:
-    """An artifact on arrays by name, several times -> what it makes of each, on an emulated
-    processor; all memory but the inputs is full of a byte at first.
+    """An artifact of one variant on arrays by name, several times -> what it makes of each, on an
+    emulated processor; all memory but the inputs is full of a byte at first.
     """
     m = artifact.manifest
-    board = Board(cpu, artifact.code)
-    weights = board.aligned(artifact.weights.nbytes)
-    board.write(weights, artifact.weights)
-    workspace = board.aligned(m.workspace_bytes)
+    (variant,), (binary,) = m.variants, artifact.binaries
+    board = Board(cpu, binary.code)
+    weights = board.aligned(binary.weights.nbytes)
+    board.write(weights, binary.weights)
+    workspace = board.aligned(variant.workspace_bytes)
     taken = [board.aligned(_bytes(v)) for v in m.inputs]
     made = [board.aligned(_bytes(v)) for v in m.outputs]
     words = Table(len(taken) + len(made))
     table = board.aligned(words.words * 8)
-    ends = {words.first: 0, words.last: len(m.steps), words.refused: 0}
+    ends = {words.first: 0, words.last: len(variant.steps), words.refused: 0}
     for at, memory in enumerate((*taken, *made, weights, workspace)):
         board.address(table, at * 8, memory)
     for at, value in ends.items():
@@ -235,7 +236,7 @@ def run_artifact(
     for number in range(1, threads):
         board.start("qcompiler_work", team, number)
     for arrays in inputs:
-        board.fill(workspace, 0, m.workspace_bytes, poison)
+        board.fill(workspace, 0, variant.workspace_bytes, poison)
         for value, memory in zip(m.inputs, taken, strict=True):
             board.write(memory, arrays[value.name])
         for value, memory in zip(m.outputs, made, strict=True):

@@ -117,7 +117,7 @@ def test_products_of_16_bits_are_bfloat16_in_an_int8_network() -> None:
     assert {i.dtype for i in half.operands} == {"bfloat16"}
     here = plugins.device("host")
     model = load(assemble(plan(run_stage(made, "layout", None, Choice(), here), here)))
-    steps = {s.name: s.operands for s in model.manifest.steps}
+    steps = {s.name: s.operands for s in model.variant.steps}
     assert (steps["first"], steps["second"]) == ("uint8", "bfloat16")
     found = model.run(samples[0])["y"]
     assert noise(found, evaluate(made, samples[0])["y"]) < 1e-4

@@ -6,6 +6,7 @@ manifests edited with all hashes made right again: those must do no harm, whatev
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,13 +14,16 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import qcompiler
+from qcompiler.artifact.manifest import digest_of
+from qcompiler.artifact.shrink import Piece, expand
 from qcompiler.demo import DATA, MODEL
 from qcompiler.errors import Error
 
@@ -41,7 +45,6 @@ NUMBERS: Sequence[Any] = (
     1 << 63,
 )
 NUMBERS = (*NUMBERS, 1 << 200, -(1 << 63), 1.5, None, "x", [], {}, True, [1], "é")
-ORDER = ("manifest.json", "code.so", "weights.bin")
 Damage = Callable[[bytes, Mapping[str, bytes], random.Random], bytes]
 
 
@@ -74,6 +77,7 @@ def originals(out: Path) -> list[tuple[Path, np.ndarray[Any, Any], np.ndarray[An
         "float32": {},
         "int8": {"precision": "int8", "calibration": [{"image": i[None]} for i in data[:8]]},
         "compressed": {"precision": "int4-weights", "compress": True},
+        "variants": {"target": "haswell,ice_lake_server,sapphire_rapids"},
     }
     found = []
     for name, more in wanted.items():
@@ -146,11 +150,11 @@ def _copied(data: bytes, _: Mapping[str, bytes], r: random.Random) -> bytes:
     return bytes(changed)
 
 
-def archive(members: Mapping[str, bytes], order: Sequence[str] = ORDER) -> bytes:
+def archive(members: Mapping[str, bytes]) -> bytes:
     """Members as an artifact has them, each at a multiple of 64 bytes."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
-        for name in order:
+        for name in members:
             info = zipfile.ZipInfo(name)
             room = -(made.tell() + 30 + len(name) + 4) % 64
             info.extra = struct.pack("<HH", 0xD935, room) + bytes(room)
@@ -159,7 +163,7 @@ def archive(members: Mapping[str, bytes], order: Sequence[str] = ORDER) -> bytes
 
 
 def _reordered(_: bytes, members: Mapping[str, bytes], r: random.Random) -> bytes:
-    return archive(members, r.sample(ORDER, 3))
+    return archive({name: members[name] for name in r.sample(list(members), len(members))})
 
 
 def _edited(_: bytes, members: Mapping[str, bytes], r: random.Random) -> bytes:
@@ -190,12 +194,63 @@ def _edit(place: Any, r: random.Random) -> None:
             return
 
 
+def _variants(_: bytes, members: Mapping[str, bytes], r: random.Random) -> bytes:
+    """The table of variants says something else: it is in another order, has one more or less, or
+    two have exchanged what they need, or what is theirs; and all hashes fit.
+    """
+    manifest, given = json.loads(members["manifest.json"]), dict(members)
+    variants = manifest["variants"]
+    one, other = r.choice(variants), r.choice(variants)
+    kind = r.choice(("order", "less", "twice", "exchanged", "field"))
+    if kind == "order":
+        r.shuffle(variants)
+    elif kind == "less":
+        variants.remove(one)
+        if r.random() < 0.5:
+            del given[f"{one['isa']}.so"]
+    elif kind == "twice":
+        variants.append({**one, "isa": r.choice((one["isa"], "x86_other", "../evil", ""))})
+        given.setdefault(f"{variants[-1]['isa']}.so", members[f"{one['isa']}.so"])
+    elif kind == "exchanged":
+        for key in r.choice((["cpu_flags"], ["blobs", "weights", "weights_bytes"], ["code"])):
+            one[key], other[key] = other[key], one[key]
+        if r.random() < 0.5:
+            names = [f"{v['isa']}.so" for v in (one, other)]
+            given[names[0]], given[names[1]] = (members[n] for n in reversed(names))
+    else:
+        _edit(one, r)
+    return _forged(given, manifest)
+
+
 def _forged(members: dict[str, bytes], manifest: Any) -> bytes:
-    if isinstance(manifest, dict) and isinstance(manifest.get("members"), dict):
-        for name in ORDER[1:]:
-            manifest["members"][name] = hashlib.sha256(members[name]).hexdigest()
-    members["manifest.json"] = json.dumps(manifest, indent=1).encode()
+    """An archive of these, with all hashes right."""
+    if isinstance(manifest, dict) and isinstance(manifest.get("variants"), list):
+        for variant in manifest["variants"]:
+            code = members.get(f"{variant.get('isa')}.so") if isinstance(variant, dict) else None
+            if code is not None:
+                variant["code"] = hashlib.sha256(code).hexdigest()
+            with contextlib.suppress(*_NO_DIGEST):
+                variant["weights"] = _digest(members["weights.bin"], manifest, variant)
+    members["manifest.json"] = json.dumps(manifest).encode()
     return archive(members)
+
+
+def _digest(kept: bytes, manifest: Any, variant: Any) -> str:
+    """The digest of a variant's constants, however they are kept."""
+    if sum(int(b["bytes"]) for b in manifest["blobs"]) > 1 << 24:
+        raise ValueError("too much")
+    found, begins = [], [0, *accumulate(int(b["stored"]) for b in manifest["blobs"])]
+    for number, offset in variant["blobs"]:
+        piece, data = Piece(**manifest["blobs"][number]), np.frombuffer(kept, np.uint8)
+        into = np.zeros(piece.bytes, np.uint8)
+        here = data[begins[number] : begins[number + 1]]
+        expand(piece, partial(np.copyto, src=here), into)
+        found.append((offset, piece.bytes, hashlib.sha256(into).digest()))
+    return digest_of(found)
+
+
+_NO_DIGEST = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+"""What comes of asking for the digest of what makes no sense."""
 
 
 def _weights(_: bytes, members: Mapping[str, bytes], r: random.Random) -> bytes:
@@ -216,6 +271,7 @@ KINDS: Sequence[tuple[str, Damage, bool]] = (
     ("copied", _copied, True),
     ("reordered", _reordered, True),
     *[("edited", _edited, False)] * 6,
+    *[("variants", _variants, False)] * 3,
     ("weights", _weights, False),
 )
 """Names, what they do, and whether the hashes tell of it."""

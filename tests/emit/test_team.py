@@ -16,7 +16,7 @@ from emulator import load_or_skip
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import Artifact, Error, compile, load, plugins
-from qcompiler.artifact.artifact import Manifest, StepFact, Value
+from qcompiler.artifact.artifact import Binary, Manifest, StepFact, Value, Variant
 from qcompiler.emit.native import emit
 from qcompiler.emit.tasks import phases
 from qcompiler.hardware import cpu
@@ -102,19 +102,22 @@ def artifact_of(tasks: int) -> Artifact:
     steps = [Step("s", region, kernel, (ends[i],), ends[i + 1], places[2]) for i in range(STEPS)]
     plan = Plan(Graph((x,), (x,), ("y",)), device, tuple(steps), np.zeros(64, np.uint8), 3 * size)
     value = Value("x", "float32", (N,))
-    manifest = Manifest(
-        name="reversing",
-        inputs=(value,),
-        outputs=(Value("y", "float32", (N,)),),
+    variant = Variant(
         isa=device.isa.name,
         triple=device.isa.triple,
         cpu_flags=tuple(sorted(device.isa.cpu_flags)),
         threads=tasks,
         workspace_bytes=plan.workspace_bytes,
         steps=(StepFact("s", "reversing", tasks),) * STEPS,
+    )
+    manifest = Manifest(
+        name="reversing",
+        inputs=(value,),
+        outputs=(Value("y", "float32", (N,)),),
+        variants=(variant,),
         producer={"qcompiler": "test"},
     )
-    return Artifact(manifest, emit(plan), plan.weights)
+    return Artifact(manifest, (Binary(emit(plan), plan.weights),))
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +241,9 @@ def test_instructions_that_this_cpu_may_lack_run_in_all_threads(
         [numpy_helper.from_array(right, "b")],
     )
     made = compile(helper.make_model(graph), target=target, threads=2)
-    assert [s.tasks for s in made.manifest.steps] == [2]
-    have = cpu.features() | set(made.manifest.cpu_flags)
+    (variant,) = made.manifest.variants
+    assert [s.tasks for s in variant.steps] == [2]
+    have = cpu.features() | set(variant.cpu_flags)
     monkeypatch.setattr(cpu, "features", lambda: have)
     for threads in (1, 2):
         found = load(made, threads=threads)(left)
@@ -250,8 +254,9 @@ def test_instructions_that_this_cpu_may_lack_run_in_all_threads(
 def test_a_team_without_workers_runs_it_all(threads: int) -> None:
     """The caller waits for nobody who has not begun."""
     made = artifact_of(threads)
-    code, weights = library.Code(made.code), library.aligned_copy(made.weights)
-    seat = library.Frame(2, weights, made.manifest.workspace_bytes)
+    (binary,), (variant,) = made.binaries, made.manifest.variants
+    code, weights = library.Code(binary.code), library.aligned_copy(binary.weights)
+    seat = library.Frame(2, weights, variant.workspace_bytes)
     x, y = library.aligned_copy(X), library.aligned(np.dtype(np.float32), (N,))
     seat.fill([x, y])
     memory = library.aligned(np.dtype(np.uint8), (256 + 64 * threads,))
@@ -268,7 +273,7 @@ def test_calls_beyond_the_cores_run_alone(
 ) -> None:
     monkeypatch.setattr(library, "_cores", lambda: 4)
     monkeypatch.setattr(library, "_running", 0)
-    code = library.Code(artifact.code)
+    code = library.Code(artifact.binaries[0].code)
     first, second = library._free_team(3, code), library._free_team(2, code)
     assert first is not None
     assert second is None  # five threads on four cores

@@ -17,6 +17,7 @@ from qcompiler.demo import DATA, MODEL
 from qcompiler.errors import Error
 from qcompiler.export.c import ALLOWED
 from qcompiler.export.elf import GLOBAL, UNDEFINED, read
+from qcompiler.hardware.isa import host
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "c"
@@ -106,6 +107,23 @@ def test_an_artifact_exports_to_the_same_outputs(scores: np.ndarray, tmp_path: P
     assert main(words) == 0
     program = tmp_path / "classify"
     out = tmp_path / "out"
+    run(tool("gcc"), *C, "-I", out, EXAMPLES / "main.c", out / "digits.o", "-o", program)
+    np.testing.assert_array_equal(printed(program, tmp_path), scores)
+
+
+def test_of_an_artifact_of_several_variants_one_is_exported(
+    scores: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = host().isa.name
+    several = [*{"x86_avx2": 0, here: 0, "x86_amx": 0}]
+    qcompiler.compile(MODEL, target=several, threads=1, **INT8).save(tmp_path / "digits.qc")
+    words = ["export", str(tmp_path / "digits.qc"), "-o", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "it has several variants\nhint: --variant, one of" in capsys.readouterr().err
+    assert main([*words, "--variant", "vax"]) == 1
+    assert "there is no variant 'vax'" in capsys.readouterr().err
+    assert main([*words, "--variant", here]) == 0
+    program, out = tmp_path / "classify", tmp_path / "out"
     run(tool("gcc"), *C, "-I", out, EXAMPLES / "main.c", out / "digits.o", "-o", program)
     np.testing.assert_array_equal(printed(program, tmp_path), scores)
 

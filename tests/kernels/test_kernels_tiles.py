@@ -533,16 +533,17 @@ from qcompiler.runtime import library
 emulator.refuse(errno.EPERM)
 plugins.load_all()
 artifact = open_artifact(sys.argv[1])
-cpu.features = lambda: frozenset(artifact.manifest.cpu_flags)
+(variant,), (binary,) = artifact.manifest.variants, artifact.binaries
+cpu.features = lambda: frozenset(variant.cpu_flags)
 arrays = len(artifact.manifest.inputs) + len(artifact.manifest.outputs)
-weights = library.aligned_copy(artifact.weights)
-code, frame = library.Code(artifact.code), library.Frame(arrays, weights, 0)
+weights = library.aligned_copy(binary.weights)
+code, frame = library.Code(binary.code), library.Frame(arrays, weights, 0)
 for threads in (1, 2):
     try:
         frame.run(code, threads, 0, 1)  # on addresses that are none
     except Error as e:
         print(e.what)
-print(ISAS[artifact.manifest.isa].lacks, host().isa.name)
+print(ISAS[variant.isa].lacks, host().isa.name)
 try:
     load(artifact)
 except Error as e:

@@ -10,13 +10,16 @@ import board
 import numpy as np
 import pytest
 
-from qcompiler import plugins
+from qcompiler import Artifact, Error, compile, load, plugins
+from qcompiler.artifact.artifact import reading
 from qcompiler.demo import DATA, MODEL
 from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
+from qcompiler.hardware import cpu
 from qcompiler.ir import Array
 from qcompiler.ops import evaluate
 from qcompiler.options import Options
+from qcompiler.runtime.choosing import fitting
 
 plugins.load_all()
 IMAGES = 5
@@ -93,3 +96,58 @@ def test_code_for_a_newer_processor_ends_on_an_older_one() -> None:
     with pytest.raises(board.Stopped):
         board.run_artifact(made, sample, "cortex-a53")
     assert board.run_artifact(made, sample, "cortex-a76")
+
+
+OF_ARM = (
+    ("cortex-a53", "asimd", "arm_neon"),
+    ("cortex-a76", "asimd fphp asimdhp asimddp atomics", "arm_dotprod"),
+    ("max", "asimd fphp asimdhp asimddp i8mm bf16", "arm_bf16"),
+)
+"""Processors, what they report, and which variant suits them best."""
+
+
+def test_one_artifact_picks_its_variant_on_each_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which gives bit for bit what an artifact for it alone gives."""
+    board.demand()
+    with np.load(DATA, allow_pickle=False) as digits:
+        images = [{"image": i[None]} for i in digits["test_images"][:IMAGES]]
+        calibration = [{"image": i[None]} for i in digits["calibration"][:16]]
+
+    def made(target: str) -> Artifact:
+        shapes = {"image": (1, 1, 8, 8)}
+        given = {"precision": "int8", "calibration": calibration, "threads": 1}
+        return compile(MODEL, target=target, input_shapes=shapes, **given)
+
+    path = made("aarch64:all").save(tmp_path / "fat.qc")
+    alone = {isa: made(isa) for _, _, isa in OF_ARM}
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    for processor, features, isa in OF_ARM:
+        have = frozenset(features.split())
+        monkeypatch.setattr(cpu, "features", lambda have=have: have)
+        with reading(path) as file:
+            chosen = file.only(fitting(file.manifest)[0])
+        assert chosen.manifest.variants[0].isa == isa
+        found = board.run_artifact(chosen, images, processor)
+        want = board.run_artifact(alone[isa], images, processor)
+        for one, other in zip(found, want, strict=True):
+            assert np.array_equal(one["scores"], other["scores"])
+
+
+def test_one_artifact_for_two_architectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = compile(
+        MODEL, target=["x86-64:all", "aarch64:all"], input_shapes={"image": (1, 1, 8, 8)}
+    )
+    path = both.save(tmp_path / "both.qc")
+    have = frozenset({"asimd", "fphp", "asimdhp", "asimddp", "avx2"})
+    monkeypatch.setattr(cpu, "features", lambda: have)
+    for machine, isa in (("aarch64", "arm_dotprod"), ("", "arm_dotprod")):
+        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
+        with reading(path) as file:
+            assert file.manifest.variants[fitting(file.manifest)[0]].isa == isa
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(Error, match="for x86_64 and aarch64, this machine is riscv64"):
+        load(path)

@@ -498,7 +498,7 @@ def test_pruned_models_compile_to_kernels_that_skip_and_files_that_are_smaller(
         precision="int8",
         threads=1,
     )
-    kernels = [s.kernel for s in artifact.manifest.steps]
+    kernels = [s.kernel for s in artifact.manifest.variants[0].steps]
     assert any(k.startswith("sparse_") for k in kernels), kernels
     assert "pruned_channels" in artifact.manifest.notes
     assert "pruned_weights" in artifact.manifest.notes

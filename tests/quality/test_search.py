@@ -424,7 +424,7 @@ def half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     lasts = {"uint8": 1.0, "int8": 1.0, "bfloat16": 2.0, "float32": 4.0}
 
     def of_steps(model: Model, inputs: object) -> dict[str, float]:
-        return {s.name: lasts.get(s.operands, 0.0) for s in model.manifest.steps}
+        return {s.name: lasts.get(s.operands, 0.0) for s in model.variant.steps}
 
     monkeypatch.setattr(timing, "of_steps", of_steps)
     monkeypatch.setattr(mixed_precision, "multiplies_bfloat16", lambda device: True)
@@ -436,7 +436,7 @@ def test_what_8_bits_ruin_is_bfloat16_before_it_is_float32(monkeypatch: pytest.M
     assert kept.chosen.halves == ("second",)
     assert kept.chosen.floats == ()
     assert kept.chosen.form("second") == "bfloat16"
-    steps = {s.name: s.operands for s in kept.made.artifact.manifest.steps}
+    steps = {s.name: s.operands for s in kept.made.artifact.manifest.variants[0].steps}
     assert steps["second"] == "bfloat16"
     assert steps["third"] == "uint8"
     x = data(1, 2)[0]["x"]

@@ -98,7 +98,7 @@ def test_equal_code_is_mapped_once(paths: list[Path], artifacts: list[Artifact])
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here")
 def test_code_is_mapped_until_nobody_holds_it(artifacts: list[Artifact]) -> None:
-    one = library.Code(artifacts[0].code)
+    one = library.Code(artifacts[0].binaries[0].code)
     address = ctypes.cast(one.run, ctypes.c_void_p).value
 
     def mapped() -> bool:
@@ -115,12 +115,12 @@ def test_code_is_mapped_until_nobody_holds_it(artifacts: list[Artifact]) -> None
 
 def test_libraries_do_not_take_each_others_place(artifacts: list[Artifact]) -> None:
     """The loader knows a library by its path, and a descriptor's number is used again."""
-    first, second = (library.shared_code(a.code) for a in artifacts)
-    again = library.Code(artifacts[0].code)
+    first, second = (library.shared_code(a.binaries[0].code) for a in artifacts)
+    again = library.Code(artifacts[0].binaries[0].code)
     addresses = {ctypes.cast(c.run, ctypes.c_void_p).value for c in (first, second, again)}
     assert len(addresses) == 3
     assert [c.signature for c in (first, second, again)] == [
-        artifacts[i].signature for i in (0, 1, 0)
+        artifacts[i].signatures[0] for i in (0, 1, 0)
     ]
 
 
@@ -291,14 +291,14 @@ def test_without_files_in_memory_a_folder_serves(
 
     monkeypatch.setattr(mapping, "_anonymous_file", refuse)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = library.Code(artifacts[0].code)
-    assert code.signature == artifacts[0].signature
+    code = library.Code(artifacts[0].binaries[0].code)
+    assert code.signature == artifacts[0].signatures[0]
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    assert library.Code(artifacts[0].code).signature == artifacts[0].signature
+    assert library.Code(artifacts[0].binaries[0].code).signature == artifacts[0].signatures[0]
     monkeypatch.setattr(mapping, "_FOLDERS", (str(tmp_path / "absent, too"),))
     with pytest.raises(Error, match=r"cannot be loaded: no files in memory; .*absent"):
-        library.Code(artifacts[0].code)
+        library.Code(artifacts[0].binaries[0].code)
 
 
 @pytest.mark.parametrize("code", [b"", b"\x7fELF", b"not code" * 1000])

@@ -86,7 +86,7 @@ def undefined(library: bytes) -> set[str]:
 @pytest.mark.parametrize("isa", SETS, ids=lambda i: i.name)
 def test_libraries_ask_for_the_c_library_only(isa: Isa) -> None:
     made = assemble(Compilation(MODEL, options(isa.name)).plan)
-    assert undefined(made.code) <= LIBC
+    assert undefined(made.binaries[0].code) <= LIBC
 
 
 def test_the_linker_of_a_package_does_where_the_system_has_none(
@@ -95,7 +95,7 @@ def test_the_linker_of_a_package_does_where_the_system_has_none(
     pytest.importorskip("ziglang", reason="the extra [cross] is not installed")
     monkeypatch.setattr(link.shutil, "which", lambda _: None)
     made = assemble(Compilation(MODEL, options("arm_neon")).plan)
-    assert undefined(made.code) <= LIBC
+    assert undefined(made.binaries[0].code) <= LIBC
 
 
 def test_a_missing_linker_is_an_error_that_says_what_to_install(

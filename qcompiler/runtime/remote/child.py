@@ -1,7 +1,7 @@
 """The process in which a device runs what it was sent: messages in, messages out.
 
-    {artifact, bytes, threads, iterations, seconds, warmup, steps} + inputs  ->
-    {bytes, times, steps, threads, load_seconds, first_seconds} + outputs, times, steps
+    {artifact, bytes, threads, variant, iterations, seconds, warmup, steps} + inputs  ->
+    {bytes, times, steps, threads, variant, load_seconds, first_seconds} + outputs, times, steps
 
 Inputs and outputs are the arrays' bytes, in the manifest's order; times and steps float64. Whatever
 native code does to this process, the server sees its end and goes on.
@@ -29,13 +29,15 @@ from qcompiler.runtime.timing import again, once
 
 _PR_SET_PDEATHSIG = 1  # linux/uapi/linux/prctl.h
 _WAIT_SECONDS = 1e6
+Held = dict[tuple[str, int, str], tuple[Model, float]]
+"""The model that is loaded, by its path, threads and variant, and the seconds that took."""
 
 
 def main(handle: int, parent: int) -> None:
     """Serve the socket of this number until its other end, in process `parent`, is closed."""
     _alone(parent)
     channel = pair(socket.socket(fileno=handle))
-    held: dict[tuple[str, int], tuple[Model, float]] = {}
+    held: Held = {}
     with suppress(Lost):
         channel.send({"ready": True})
         while True:
@@ -64,9 +66,7 @@ def _alone(parent: int) -> None:
         os.dup2(nowhere, standard)
 
 
-def _answer(
-    held: dict[tuple[str, int], tuple[Model, float]], request: Message, data: bytearray
-) -> tuple[Message, bytes]:
+def _answer(held: Held, request: Message, data: bytearray) -> tuple[Message, bytes]:
     try:
         return _run(held, request, data)
     except Error as e:
@@ -75,11 +75,10 @@ def _answer(
         return facts.told(Error("the device has not enough memory for it")), b""
 
 
-def _run(
-    held: dict[tuple[str, int], tuple[Model, float]], request: Message, data: bytearray
-) -> tuple[Message, bytes]:
+def _run(held: Held, request: Message, data: bytearray) -> tuple[Message, bytes]:
     """Run it, then time it as often as is asked for."""
-    model, loaded = _model(held, facts.text(request, "artifact"), facts.count(request, "threads"))
+    path, variant = facts.text(request, "artifact"), facts.text(request, "variant")
+    model, loaded = _model(held, path, facts.count(request, "threads"), variant)
     inputs = facts.arrays(model.inputs, data)
     outputs: dict[str, Array] = {}
 
@@ -100,18 +99,17 @@ def _run(
         "times": len(times),
         "steps": len(steps),
         "threads": model.threads,
+        "variant": model.variant.isa,
         "load_seconds": loaded,
         "first_seconds": first,
     }, made
 
 
-def _model(
-    held: dict[tuple[str, int], tuple[Model, float]], path: str, threads: int
-) -> tuple[Model, float]:
+def _model(held: Held, path: str, threads: int, variant: str) -> tuple[Model, float]:
     """A model, and the seconds it took to load; the last one stays loaded."""
-    if (path, threads) not in held:
+    if (path, threads, variant) not in held:
         held.clear()
         start = time.perf_counter()
-        model = load(path, threads=threads)
-        held[path, threads] = model, time.perf_counter() - start
-    return held[path, threads]
+        model = load(path, threads=threads, variant=variant)
+        held[path, threads, variant] = model, time.perf_counter() - start
+    return held[path, threads, variant]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Manifest, Value, open_artifact
+from qcompiler.artifact.artifact import Artifact, Manifest, Value, Variant, open_artifact
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import opened
@@ -109,22 +109,24 @@ class Device:
         artifact: str | Path | Artifact,
         *,
         threads: int = 0,
+        variant: str = "",
         wait: float = WAIT_SECONDS,
         limit: float = LIMIT_SECONDS,
     ) -> RemoteModel:
         """An artifact -> a model that runs there; it is sent unless the device has it already.
 
         threads: how many a run may use (0: as compiled, no more than the device has).
+        variant: the one to run (left out: the best for the device).
         wait, limit: seconds that a run may wait for others on the device, and that it may take.
         """
         if isinstance(artifact, Artifact):
             with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
                 saved = artifact.save(Path(folder) / "model.qc")
-                return self.load(saved, threads=threads, wait=wait, limit=limit)
+                return self.load(saved, threads=threads, variant=variant, wait=wait, limit=limit)
         path = Path(artifact)
         manifest = open_artifact(path).manifest
         digest = self._upload(path)
-        return RemoteModel(self, path, digest, manifest, (threads, wait, limit))
+        return RemoteModel(self, path, digest, manifest, (threads, variant, wait, limit))
 
     def _upload(self, path: Path) -> str:
         """Send a file, unless it is there -> its SHA-256."""
@@ -198,11 +200,11 @@ class RemoteModel:
         path: Path,
         digest: str,
         manifest: Manifest,
-        asked: tuple[int, float, float],
+        asked: tuple[int, str, float, float],
     ) -> None:
         self.device, self.manifest = device, manifest
         self._path, self._digest = path, digest
-        self._threads, self._wait, self._limit = asked
+        self._threads, self._variant, self._wait, self._limit = asked
         self._taken = wanted(manifest.inputs)
 
     def __enter__(self) -> RemoteModel:
@@ -222,11 +224,19 @@ class RemoteModel:
         return self.manifest.outputs
 
     @property
+    def variant(self) -> Variant:
+        """What runs there: before the first run the one that was asked for, or the most preferred,
+        then what the device chose.
+        """
+        variants = self.manifest.variants
+        return next((v for v in variants if v.isa == self._variant), variants[-1])
+
+    @property
     def threads(self) -> int:
         """How many a run may use, as far as is known here."""
         known = self.device.facts.get("processors")
         most = known if isinstance(known, int) and known > 0 else 1
-        return self._threads or min(self.manifest.threads, most)
+        return self._threads or min(self.variant.threads, most)
 
     def run(self, inputs: Mapping[str, object]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
@@ -254,6 +264,7 @@ class RemoteModel:
             "artifact": self._digest,
             "bytes": len(data),
             "threads": self._threads,
+            "variant": self._variant,
             "iterations": iterations,
             "seconds": seconds,
             "warmup": warmup,
@@ -273,6 +284,7 @@ class RemoteModel:
         if cut < 0:
             raise Lost("it sent fewer times than it had said", where=self.device.address)
         seconds = np.frombuffer(made[cut:], "<f8").tolist()
+        self._variant = facts.text(answer, "variant")
         return Answer(
             outputs=arrays(self.manifest.outputs, made[:cut]),
             times=seconds[:times],

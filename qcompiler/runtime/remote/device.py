@@ -188,6 +188,7 @@ class _Conversation:
         limit = min(limits.run_seconds, facts.seconds(request, "limit"))
         asked: dict[str, object] = {k: facts.count(request, k) for k in _COUNTS}
         asked["seconds"] = facts.seconds(request, "seconds")
+        asked["variant"] = facts.text(request, "variant")
         if size > limits.data_bytes:
             what = f"{size} bytes of inputs; the device takes no more than {limits.data_bytes}"
             raise Error(what)

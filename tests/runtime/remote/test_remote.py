@@ -22,7 +22,9 @@ from remote_proxy import TOKEN, Proxy
 import qcompiler
 from qcompiler.artifact.abi import Table
 from qcompiler.artifact.artifact import Artifact, open_artifact
+from qcompiler.demo import MODEL
 from qcompiler.errors import Error
+from qcompiler.hardware import isa
 from qcompiler.runtime.remote import RemoteModel, client, connect, wire
 from qcompiler.runtime.remote.device import Limits, Server
 from qcompiler.runtime.remote.wire import Lost
@@ -89,11 +91,11 @@ def test_a_device_times_runs_and_steps(device: Server, artifact: Path, data: Dat
         model = there.load(artifact, threads=1)
         found = model.measure(data, iterations=7, warmup=2, steps=3)
         assert len(found.times) == 7
-        assert len(found.steps) == len(model.manifest.steps)
+        assert len(found.steps) == len(model.variant.steps)
         assert found.threads == model.threads == 1
         assert min(*found.times, *found.steps, found.first_seconds, found.load_seconds) > 0
         assert len(model.measure(data, seconds=0.01).times) >= 1
-        assert len(model.profile(data, repeat=2)) == len(model.manifest.steps)
+        assert len(model.profile(data, repeat=2)) == len(model.variant.steps)
         assert model.measure(data).times == []
 
 
@@ -312,12 +314,13 @@ def doing(what: str, artifact: Path, folder: Path) -> Artifact:
     """The artifact, with other machine code."""
     made = open_artifact(artifact)
     words = Table(len(made.manifest.inputs) + len(made.manifest.outputs))
-    text = CODE.format(first=words.first, last=words.last, does=what, signature=made.signature)
+    text = CODE.format(first=words.first, last=words.last, does=what, signature=made.signatures[0])
     (folder / "code.c").write_text(text)
     library = folder / "code.so"
     build = ["gcc", "-shared", "-fPIC", "-O0", folder / "code.c", "-o", library]
     subprocess.run(build, check=True)
-    return replace(made, code=library.read_bytes(), origin=None)
+    (binary,) = made.binaries
+    return replace(made, binaries=(replace(binary, code=library.read_bytes()),), origin=None)
 
 
 @pytest.mark.parametrize(
@@ -352,9 +355,31 @@ def test_what_code_prints_is_in_nobodys_way(
         assert list(model.run(data)) == ["y", "z"]
 
 
+def test_the_device_chooses_among_variants(device: Server, tmp_path: Path) -> None:
+    """The best that its CPU has, unless one is asked for; whoever asks is told which it was."""
+    here = [i.name for i in isa.family(isa.host().isa.family) if not i.lacks]
+    shape = {"image": (1, 1, 8, 8)}
+    targets = [*dict.fromkeys((here[0], here[-1], "x86_amx"))]
+    made = qcompiler.compile(MODEL, target=targets, input_shapes=shape)
+    path, data = made.save(tmp_path / "fat.qc"), {"image": np.ones((1, 1, 8, 8), np.float32)}
+    with connect(device.address, TOKEN) as there:
+        model = there.load(path)
+        found = model.measure(data, steps=2)
+        assert model.variant.isa == here[-1]
+        assert len(found.steps) == len(model.variant.steps)
+        for name in here[0], here[-1]:
+            model = there.load(path, variant=name)
+            want = qcompiler.load(path, variant=name).run(data)["scores"]
+            assert np.array_equal(model.run(data)["scores"], want)
+            assert model.variant.isa == name
+        with pytest.raises(Error, match="there is no variant 'vax'"):
+            there.load(path, variant="vax").run(data)
+
+
 def test_what_the_runtime_refuses_is_told(device: Server, artifact: Path, tmp_path: Path) -> None:
     made = open_artifact(artifact)
-    strange = replace(made.manifest, cpu_flags=("wings",))
+    (variant,) = made.manifest.variants
+    strange = replace(made.manifest, variants=(replace(variant, cpu_flags=("wings",)),))
     with connect(device.address, TOKEN) as there:
         model = there.load(replace(made, manifest=strange, origin=None))
         with pytest.raises(Error, match="this CPU lacks wings") as error:

@@ -69,7 +69,7 @@ def test_commands_run_on_a_device(
         say(capsys, "bench", artifact, *there, "--iterations", 3, "--per-step", "--json")
     )
     assert (told["runs"], told["device"]) == (3, address)
-    assert [s["name"] for s in told["steps"]] == [s.name for s in load(artifact).manifest.steps]
+    assert [s["name"] for s in told["steps"]] == [s.name for s in load(artifact).variant.steps]
     assert all(s["bound"] is None for s in told["steps"])  # nothing is known of that machine
     assert address in say(capsys, "bench", artifact, *there, "--duration", "0.01", "--per-step")
 

@@ -1,0 +1,242 @@
+"""What an artifact says of itself <-> JSON: its inputs and outputs, its variants (the machine code
+for one kind of CPU each), and how weights are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Union
+
+from qcompiler.artifact.shrink import Piece
+from qcompiler.errors import Error
+
+FORMAT = 7
+
+Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A model's input or output: its name, dtype and static shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class StepFact:
+    """What is known of a step after compiling: for profiles."""
+
+    name: str
+    kernel: str
+    tasks: int
+    macs: int = 0
+    bytes: int = 0
+    operands: str = ""
+    """The dtype that it multiplies."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What must be known of machine code for one instruction set before it is mapped, and which
+    members of a file are its. What a file says of them is empty before it is saved.
+    """
+
+    isa: str
+    triple: str
+    cpu_flags: tuple[str, ...]
+    """What the CPU must report."""
+    threads: int
+    workspace_bytes: int
+    steps: tuple[StepFact, ...]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What is not the same for all variants."""
+    code: str = ""
+    """SHA-256 of the member `member`."""
+    code_bytes: int = 0
+    """Of the machine code, where the member holds it entropy-coded; else 0."""
+    weights: str = ""
+    """The digest of its weights (see `digest_of`)."""
+    weights_bytes: int = 0
+    blobs: tuple[tuple[int, int], ...] = ()
+    """Its constants: which of the manifest's blobs each is, and its offset among the weights."""
+
+    @property
+    def member(self) -> str:
+        """The name of the file's member that holds its code."""
+        return f"{self.isa}.so"
+
+    def __str__(self) -> str:
+        return self.isa
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a runtime must know before it maps code."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    variants: tuple[Variant, ...]
+    """The most preferred last: of those that a CPU can run, the last is used."""
+    producer: Mapping[str, str]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    blobs: tuple[Piece, ...] = ()
+    """How `weights.bin` keeps the constants of all variants, equal ones once, in order."""
+    format: int = FORMAT
+
+    def signature(self, variant: Variant, weights_bytes: int, weights_digest: str) -> int:
+        """What a variant's machine code must say that it was made for."""
+        inputs, outputs = (
+            [(v.name, v.dtype, v.shape) for v in side] for side in (self.inputs, self.outputs)
+        )
+        sizes = (weights_bytes, variant.workspace_bytes, len(variant.steps), variant.threads)
+        machine = (variant.isa, variant.triple, variant.cpu_flags)
+        return signature(inputs, outputs, sizes, machine, weights_digest)
+
+
+def signature(
+    inputs: Sequence[tuple[str, str, Sequence[int]]],
+    outputs: Sequence[tuple[str, str, Sequence[int]]],
+    sizes: Sequence[int],
+    machine: tuple[str, str, Iterable[str]],
+    weights_digest: str,
+) -> int:
+    """What machine code takes for granted -> 32 bits, which it repeats: (name, dtype, shape) of the
+    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, what
+    it is made for (instruction set, triple, what the CPU must have), and the digest of the weights.
+    """
+    sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
+    isa, triple, cpu_flags = machine
+    told = json.dumps([*sides, list(sizes), isa, triple, sorted(cpu_flags), weights_digest])
+    return zlib.crc32(told.encode()) & 0x7FFFFFFF
+
+
+def digest_of(constants: Iterable[tuple[int, int, bytes]]) -> str:
+    """The constants among weights, (offset, bytes, SHA-256) each -> the SHA-256 of that list: the
+    same wherever equal constants lie at equal places.
+    """
+    whole = hashlib.sha256()
+    for offset, size, digest in constants:
+        whole.update(offset.to_bytes(8, "little") + size.to_bytes(8, "little") + digest)
+    return whole.hexdigest()
+
+
+def written(manifest: Manifest) -> bytes:
+    """A manifest -> JSON."""
+    return json.dumps(asdict(manifest), separators=(",", ":")).encode()
+
+
+def read(text: bytes, where: str) -> Manifest:
+    """JSON -> the manifest. Raises Error for another format; TypeError, ValueError or KeyError for
+    what is no manifest.
+    """
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+        raise TypeError("the manifest is not an object")
+    if raw.get("format") != FORMAT:
+        raise Error(
+            f"artifact format {raw.get('format')!r}; this version reads format {FORMAT}",
+            where=where,
+            hint="compile the model again with this version",
+        )
+    made = Manifest(
+        name=str(raw["name"]),
+        inputs=tuple(_value(v) for v in _list(raw["inputs"])),
+        outputs=tuple(_value(v) for v in _list(raw["outputs"])),
+        variants=tuple(_variant(v) for v in _list(raw["variants"])),
+        producer=_strings(raw["producer"]),
+        notes=_strings(raw["notes"]),
+        blobs=tuple(_piece(p) for p in _list(raw["blobs"])),
+    )
+    _demand_whole(made)
+    return made
+
+
+def _demand_whole(made: Manifest) -> None:
+    """ValueError unless there are variants, each once, of constants that there are."""
+    if not made.variants:
+        raise ValueError("it has no variants")
+    if len({v.isa for v in made.variants}) < len(made.variants):
+        raise ValueError("two variants have one name")
+    used = {blob for v in made.variants for blob, _ in v.blobs}
+    if used != set(range(len(made.blobs))):
+        raise ValueError("the variants' constants are not those that are kept")
+
+
+def _variant(raw: Json) -> Variant:
+    v = _object(raw)
+    pairs = [_list(b) for b in _list(v["blobs"])]
+    return Variant(
+        isa=_string(v["isa"]),
+        triple=_string(v["triple"]),
+        cpu_flags=tuple(_string(f) for f in _list(v["cpu_flags"])),
+        threads=_int(v["threads"]),
+        workspace_bytes=_int(v["workspace_bytes"]),
+        steps=tuple(_step(s) for s in _list(v["steps"])),
+        notes=_strings(v["notes"]),
+        code=_string(v["code"]),
+        code_bytes=_int(v["code_bytes"]),
+        weights=_string(v["weights"]),
+        weights_bytes=_int(v["weights_bytes"]),
+        blobs=tuple((_int(blob), _int(offset)) for blob, offset in pairs),
+    )
+
+
+def _value(raw: Json) -> Value:
+    v = _object(raw)
+    return Value(str(v["name"]), str(v["dtype"]), tuple(_int(d) for d in _list(v["shape"])))
+
+
+def _piece(raw: Json) -> Piece:
+    p = _object(raw)
+    keys = ("bytes", "stored", "word", "bits", "odd")
+    return Piece(kind=str(p["kind"]), **{k: _int(p[k]) for k in keys})
+
+
+def _step(raw: Json) -> StepFact:
+    s = _object(raw)
+    return StepFact(
+        name=str(s["name"]),
+        kernel=str(s["kernel"]),
+        tasks=_int(s["tasks"]),
+        macs=_int(s["macs"]),
+        bytes=_int(s["bytes"]),
+        operands=str(s["operands"]),
+    )
+
+
+def _object(raw: Json) -> dict[str, Json]:
+    if not isinstance(raw, dict):
+        raise TypeError("the manifest is malformed")
+    return raw
+
+
+def _list(raw: Json) -> list[Json]:
+    if not isinstance(raw, list):
+        raise TypeError("the manifest is malformed")
+    return raw
+
+
+def _int(raw: Json) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw < 1 << 63:
+        raise TypeError("the manifest is malformed")
+    return raw
+
+
+def _string(raw: Json) -> str:
+    if not isinstance(raw, str):
+        raise TypeError("the manifest is malformed")
+    return raw
+
+
+def _strings(raw: Json) -> dict[str, str]:
+    return {str(k): str(v) for k, v in _object(raw).items()}
