@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
@@ -164,8 +164,8 @@ def family(name: str) -> list[Isa]:
 
 
 @dataclass(frozen=True)
-class Device:
-    """What code is made for: an instruction set, threads, caches, what a core does in a cycle."""
+class Cpu:
+    """A CPU: an instruction set, threads, caches, what a core does in a cycle."""
 
     name: str
     isa: Isa
@@ -174,6 +174,10 @@ class Device:
     l2_bytes: int = 1 << 20
     l3_bytes: int = 8 << 20
     core: Core = REFERENCE
+
+
+Device: TypeAlias = Cpu
+"""What code is made for; kernels are registered for one kind of it (kernels/registry.py)."""
 
 
 def host(threads: int = 0) -> Device:

@@ -16,7 +16,7 @@ from functools import wraps
 from typing import Any
 
 from qcompiler.errors import Skip, Unfit
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Array
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.region import Region
@@ -71,16 +71,18 @@ class Generator:
     generate: Generate
     rank: int
     knobs: Mapping[str, tuple[int, ...]]
+    kind: type[Device] = Cpu
+    """The kind of device that it makes code for; it is not asked for others."""
 
 
 GENERATORS: dict[str, list[Generator]] = {}
 
 
 def kernel(
-    *ops: str, rank: int = 1, isa: str = "", **knobs: tuple[int, ...]
+    *ops: str, rank: int = 1, isa: str = "", kind: type[Device] = Cpu, **knobs: tuple[int, ...]
 ) -> Callable[[Generate], Generate]:
-    """Register a generator for regions whose root is one of `ops` ("elementwise" for regions
-    without a root).
+    """Register a generator, for a kind of device, of kernels for regions whose root is one of `ops`
+    ("elementwise" for regions without a root).
 
     `isa` restricts it to instruction sets that are or extend the named one. What is returned seals
     the region that it is given, so there is no other way to the generator.
@@ -103,7 +105,7 @@ def kernel(
             return made if isinstance(made, Skip) else mispacked(made, region) or made
 
         for op in ops:
-            entry = Generator(generate.__name__, op, guarded, rank, knobs)
+            entry = Generator(generate.__name__, op, guarded, rank, knobs, kind)
             GENERATORS.setdefault(op, []).append(entry)
             GENERATORS[op].sort(key=lambda g: -g.rank)
         return guarded
@@ -137,6 +139,8 @@ def choose(region: Region, device: Device) -> tuple[Kernel | Skip, list[tuple[st
     op = region.root.op if region.root else "elementwise"
     skipped: list[tuple[str, str]] = []
     for generator in GENERATORS.get(op, []):
+        if not isinstance(device, generator.kind):
+            continue
         made = generator.generate(region, device)
         if isinstance(made, Kernel):
             return made, skipped

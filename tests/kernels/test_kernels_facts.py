@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -409,6 +410,30 @@ def test_every_generator_is_handed_sealed_regions_only() -> None:
         GENERATORS["elementwise"] = [g for g in GENERATORS["elementwise"] if g.name != "curious"]
     assert len(seen) == 2
     assert all(r.facts is not None and r.inputs != region.inputs for r in seen)
+
+
+class Other(Device):
+    """Another kind of device."""
+
+
+def test_generators_are_asked_for_their_own_kind_of_device_only() -> None:
+    seen: list[Device] = []
+
+    @kernel("elementwise", rank=9, kind=Other)
+    def curious(region: Region, device: Device) -> Skip:
+        seen.append(device)
+        return Skip("only looking")
+
+    here = device(SETS[0])
+    other = Other(**{f.name: getattr(here, f.name) for f in fields(here)})
+    output = make("Abs", value("float32", 4))
+    region = region_of(Graph((output.operands[0],), (output,), ("y",)), None)
+    try:
+        for each in (here, other):
+            choose(region, each)
+    finally:
+        GENERATORS["elementwise"] = [g for g in GENERATORS["elementwise"] if g.name != "curious"]
+    assert seen == [other]
 
 
 FORBIDDEN = {"known_value", "evaluate", "array", "_KNOWN"}
