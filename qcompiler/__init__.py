@@ -52,6 +52,7 @@ def export_c(
     flash: int = 0,
     force: bool = False,
     variant: str = "",
+    parallel: str = "",
     progress: Progress | None = None,
     **options: object,
 ) -> Exported:
@@ -62,7 +63,9 @@ def export_c(
     ram, flash: budgets in bytes; 0 for none. Error, with the numbers, where one is not kept.
     force: a folder that was exported before is replaced; without, one that is there is an Error.
     variant: the instruction set of the one to take from an artifact that has several.
-    options: as those of `compile`, for a model; code for C runs in the calling thread.
+    parallel: "callback": also NAME_run_threads, by threads of the caller's; "pthread": and a pool
+        of them, NAME_pool.h. Without, it runs in the calling thread.
+    options: as those of `compile`, for a model; `threads` may share work where `parallel` is given.
 
     Raises Error for whatever is wrong with the model, the data or the options.
     """
@@ -74,7 +77,7 @@ def export_c(
             raise missing from e
         raise
 
-    request = Request(name, weights, ram, flash, force, variant)
+    request = Request(name, weights, ram, flash, force, variant, parallel)
     chosen = Options(**options)  # type: ignore[arg-type]  # an unknown one is a TypeError
     return export(model, folder, request, chosen, Watch(progress=progress))
 

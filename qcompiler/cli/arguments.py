@@ -74,6 +74,14 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--variant", default="", metavar="ISA", help="of an artifact that has several"
     )
+    export.add_argument(
+        "--threads",
+        type=_threads,
+        default=("", 0),
+        dest="parallel",
+        metavar="pthread[:4]",
+        help="also a run by threads: callback (the caller's), pthread (a pool); how many share it",
+    )
     _compile_flags(export, omit=("threads",))
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
@@ -160,6 +168,16 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--output", type=Path, default=Path("qcompiler-demo"), help="folder")
     demo.add_argument("--target", default="host")
     return top
+
+
+def _threads(text: str) -> tuple[str, int]:
+    """ "pthread:4" -> ("pthread", 4)."""
+    kind, colon, number = text.partition(":")
+    if kind == "none" and not colon:
+        return "", 0
+    if kind not in ("callback", "pthread"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, callback or pthread[:COUNT]")
+    return kind, count(1)(number) if colon else 0
 
 
 def _compile_flags(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 
 from qcompiler.cli import show
 from qcompiler.cli.flags import read
@@ -17,7 +18,7 @@ def export(a: Namespace) -> int:
     from qcompiler.export import cost
     from qcompiler.export.c import Request, export_c, is_artifact
 
-    options = read(Options, a)
+    options = replace(read(Options, a), threads=a.parallel[1])
     if is_artifact(a.model):
         _demand_no_compiling(a, options)
     request = Request(
@@ -27,6 +28,7 @@ def export(a: Namespace) -> int:
         flash=cost.amount(a.flash, "--flash") if a.flash else 0,
         force=a.force,
         variant=a.variant,
+        threads=a.parallel[0],
     )
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = watch_of(a, bar)

@@ -14,8 +14,10 @@ from qcompiler.artifact.abi import ALIGN, REFUSED, STATUS, Table
 from qcompiler.emit.machine import text_object
 from qcompiler.hardware.isa import Isa
 
-ENTRY = "qcompiler_c_run"
-"""The function's name, until it is given the model's."""
+ENTRY, SHARED = "qcompiler_c_run", "qcompiler_c_run_threads"
+"""The functions' names, until they are given the model's: by the calling thread, and by threads
+that the caller has (emit/parallel.py), a struct of two addresses.
+"""
 
 WEIGHTS = "qcompiler_weights"
 """The symbol of weights that stand in the object file."""
@@ -24,17 +26,19 @@ WEIGHTS = "qcompiler_weights"
 @dataclass(frozen=True)
 class Taken:
     """What a run is given: how many inputs, outputs and steps there are; of weights in a file their
-    bytes, and the word behind them; None: they stand in the object file.
+    bytes, and the word behind them (None: they stand in the object file); whether there is a run by
+    threads, too.
     """
 
     inputs: int
     outputs: int
     steps: int
     file: tuple[int, int] | None = None
+    threads: bool = False
 
 
 def c_entry(taken: Taken, isa: Isa) -> bytes:
-    """An object file of `ENTRY`."""
+    """An object file of `ENTRY`, and of `SHARED` where that is wanted."""
     return text_object(_text(taken, bool(isa.permission)), isa)
 
 
@@ -62,7 +66,9 @@ def _text(taken: Taken, asks: bool) -> str:
         values |= {"WEIGHTS_BYTES": size, "SEAL": word - (1 << 64) if word >> 63 else word}
         weights = _IN_FILE
     known, know = (_KNOWN, _KNOW) if asks else ("add i64 0, 0", "")
-    made = _TAKE + (_KEPT if asks else "") + _RUN.replace("@WEIGHTS_TEXT", weights)
+    run = _RUN.replace("@WEIGHTS_TEXT", weights)
+    run = run.replace("@DO", (_ASK if asks else "") + _DO_SHARED if taken.threads else _DO)
+    made = _TAKE + (_KEPT if asks else "") + run + (_THREADS if taken.threads else _ALONE)
     made = made.replace("@KNOWN", known).replace("@KNOW", know)
     if taken.file is None:
         made += f"\n@{WEIGHTS} = external hidden constant i8\n"
@@ -107,7 +113,7 @@ instruction set needs permission at all. A refusal is asked for again.
 """
 
 _RUN = """
-define i32 @qcompiler_c_run(ptr %inputs, ptr %outputs, ptr %workspace) {
+define internal i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr %threads) noinline {
 entry:
   %table = alloca [@WORDS x i64], align 8
   %own = alloca ptr
@@ -130,7 +136,8 @@ entry:
   br i1 %good, label %weigh, label %bad
 @WEIGHTS_TEXT
 run:
-  %result = call i32 @qcompiler_run(ptr %table)
+@DO
+told:
   %permission = load i64, ptr %permission_at, align 8
   @KNOW
   %no = icmp eq i64 %permission, @REFUSED
@@ -140,6 +147,50 @@ bad:
   ret i32 @BAD
 }
 """
+
+_DO = """  %result = call i32 @qcompiler_run(ptr %table)
+  br label %told"""
+
+_DO_SHARED = """  %alone = icmp eq ptr %threads, null
+  br i1 %alone, label %one, label %several
+one:
+  %result = call i32 @qcompiler_run(ptr %table)
+  br label %told
+several:
+  %pool_at = getelementptr ptr, ptr %threads, i32 1
+  %parallel_for = load ptr, ptr %threads
+  %pool = load ptr, ptr %pool_at
+  %shared = call i32 @qcompiler_parallel(ptr %table, ptr %parallel_for, ptr %pool)
+  br label %told"""
+
+_ASK = """  store i64 0, ptr %last_at, align 8
+  %asked = call i32 @qcompiler_run(ptr %table)
+  store i64 @STEPS, ptr %last_at, align 8
+  %answer = load i64, ptr %permission_at, align 8
+  %against = icmp eq i64 %answer, @REFUSED
+  br i1 %against, label %told, label %granted
+granted:
+"""
+"""A run of no steps asks for registers, for all threads of the process."""
+
+_ALONE = """
+define i32 @qcompiler_c_run(ptr %inputs, ptr %outputs, ptr %workspace) {
+  %status = call i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr null)
+  ret i32 %status
+}
+"""
+
+_THREADS = (
+    """
+declare i32 @qcompiler_parallel(ptr, ptr, ptr)
+
+define i32 @qcompiler_c_run_threads(ptr %inputs, ptr %outputs, ptr %workspace, ptr %threads) {
+  %status = call i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr %threads)
+  ret i32 %status
+}
+"""
+    + _ALONE
+)
 
 _IN_OBJECT = """
 weigh:

@@ -116,6 +116,11 @@ def _layers(
     ]
 
 
+def section_facts(plan: Plan) -> team.Sections:
+    """A plan's sections, as the loops of a run are made for them."""
+    return _facts(plan_sections(plan), len(plan.steps), plan.parts, 0)
+
+
 def _facts(found: Sequence[Section], steps: int, parts: int, first_at: int) -> team.Sections:
     begins, ends = [0] * steps, [0] * steps
     for section in found:

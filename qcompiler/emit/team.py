@@ -54,9 +54,9 @@ def text(isa: Isa, sections: Sections) -> str:
         "PAUSE": pause,
         "SPINS": str(_SPINS),
         "YIELD_MASK": str(_YIELD_MASK),
-        "MASKS": _array(sections.masks),
-        "BEGINS": _array(sections.begins),
-        "ENDS": _array(sections.ends),
+        "MASKS": array(sections.masks),
+        "BEGINS": array(sections.begins),
+        "ENDS": array(sections.ends),
         "STEPS": str(max(len(sections.begins), 1)),
         "PARTS": str(sections.parts),
         "FIRST_AT": str(sections.first_at),
@@ -65,7 +65,7 @@ def text(isa: Isa, sections: Sections) -> str:
     return re.sub("@([A-Z_]+)", lambda found: values[found[1]], made)
 
 
-def _array(values: Sequence[int]) -> str:
+def array(values: Sequence[int]) -> str:
     """As LLVM writes it; never empty."""
     kept = list(values) or [0]
     return f"[{len(kept)} x i32] [{', '.join(f'i32 {v}' for v in kept)}]"

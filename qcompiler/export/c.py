@@ -1,6 +1,6 @@
 """An ONNX model, or an artifact -> a folder for C: header, object file, and what they take.
 
-NAME.h  NAME.hpp  NAME.o  [NAME.weights]
+NAME.h  NAME.hpp  NAME.o  [NAME.weights]  [NAME_pool.h]
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeGuard, Union
 
 from qcompiler import plugins
 from qcompiler.artifact.abi import ALIGN, SEAL_BYTES, seal
 from qcompiler.artifact.artifact import Artifact, Bytes, Value, open_artifact
 from qcompiler.driver import Compilation
-from qcompiler.emit.c_entry import ENTRY, WEIGHTS, Taken, c_entry
+from qcompiler.emit.c_entry import ENTRY, SHARED, WEIGHTS, Taken, c_entry
 from qcompiler.emit.native import emit_objects
+from qcompiler.emit.parallel import parallel
 from qcompiler.errors import Error
 from qcompiler.export import cost
 from qcompiler.export.elf import ALLOC, EXECUTE, FUNCTION, Elf, read, write
 from qcompiler.export.folder import replacing_folder
 from qcompiler.export.header import Scale, Told, bytes_of, header, identifier, wrapper
 from qcompiler.export.merge import data, merge, names, sized, undefined
+from qcompiler.export.pool import pool
 from qcompiler.export.scales import scales
 from qcompiler.export.unlink import unlink
 from qcompiler.hardware.isa import ISAS, Isa
@@ -48,7 +50,9 @@ ALLOWED = frozenset(("memcpy", "memset", "memmove")) | _LIBM | {f"{name}f" for n
 class Request:
     """What is wanted. `name`: what everything is called (empty: as the model's file); `weights`:
     "object" or "file"; `ram` and `flash`: budgets in bytes, 0 for none; `force`: a folder that was
-    exported before is replaced; `variant`: which of an artifact's several.
+    exported before is replaced; `variant`: which of an artifact's several; `threads`: "" for the
+    calling thread alone, "callback" for a run by threads of the caller's, too, "pthread" for a pool
+    of them.
     """
 
     name: str = ""
@@ -57,6 +61,7 @@ class Request:
     flash: int = 0
     force: bool = False
     variant: str = ""
+    threads: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def export_c(
     """
     folder = Path(folder)
     with replacing_folder(folder, force=request.force) as place:
-        made = _made(model, options or Options(), watch or Watch(), request.variant)
+        made = _made(model, options or Options(), watch or Watch(), request)
         name = identifier(request.name or _stem(model))
         told = _told(made, name, request)
         file = _merged(made, told)
@@ -112,6 +117,8 @@ def export_c(
         if told.in_file:
             end = seal(told.digest).to_bytes(8, "little").ljust(SEAL_BYTES, b"\0")
             (place / f"{name}.weights").write_bytes(made.weights.tobytes() + end)
+        if told.threads == "pthread":
+            (place / f"{name}_pool.h").write_text(pool(name))
     return Exported(folder, told, found)
 
 
@@ -120,14 +127,21 @@ def _stem(model: Source) -> str:
     return Path(model).stem if isinstance(model, (str, Path)) else "model"
 
 
-def _made(model: Source, options: Options, watch: Watch, variant: str) -> _Model:
+def _made(model: Source, options: Options, watch: Watch, request: Request) -> _Model:
     if isinstance(model, Compilation):
         return _of_model(model)
+    if request.threads and (isinstance(model, Artifact) or _is_file_of_one(model)):
+        raise Error("an artifact is exported for one thread", hint="export the model itself")
     if isinstance(model, Artifact):
-        return _of_artifact(model, model.manifest.name, variant)
-    if isinstance(model, (str, Path)) and is_artifact(Path(model)):
-        return _of_artifact(open_artifact(model), str(model), variant)
-    return _of_model(Compilation(model, replace(options, threads=1), watch))
+        return _of_artifact(model, model.manifest.name, request.variant)
+    if _is_file_of_one(model):
+        return _of_artifact(open_artifact(model), str(model), request.variant)
+    options = options if request.threads else replace(options, threads=1)
+    return _of_model(Compilation(model, options, watch))
+
+
+def _is_file_of_one(model: Source) -> TypeGuard[str | Path]:
+    return isinstance(model, (str, Path)) and is_artifact(Path(model))
 
 
 def is_artifact(path: Path) -> bool:
@@ -187,6 +201,8 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
 
 
 def _told(made: _Model, name: str, request: Request) -> Told:
+    if request.threads not in ("", "callback", "pthread"):
+        raise Error(f"threads by {request.threads!r}", where="threads", hint="callback or pthread")
     if request.weights not in ("object", "file"):
         raise Error(f"weights in {request.weights!r}", where="weights", hint="object or file")
     return Told(
@@ -200,6 +216,8 @@ def _told(made: _Model, name: str, request: Request) -> Told:
         weights_bytes=made.weights.nbytes,
         digest=hashlib.sha256(made.weights.data).hexdigest(),
         in_file=request.weights == "file",
+        threads=request.threads,
+        units=max((s.kernel.tasks for s in made.plan.steps), default=1) if made.plan else 1,
         scales=made.scales,
     )
 
@@ -207,12 +225,14 @@ def _told(made: _Model, name: str, request: Request) -> Told:
 def _merged(made: _Model, told: Told) -> Elf:
     """Everything in one object file that shows NAME_run alone."""
     file = (told.weights_bytes, seal(told.digest)) if told.in_file else None
-    taken = Taken(len(made.inputs), len(made.outputs), made.steps, file)
+    taken = Taken(len(made.inputs), len(made.outputs), made.steps, file, bool(told.threads))
     parts = [*made.objects, read(c_entry(taken, made.isa))]
+    if told.threads and made.plan is not None:
+        parts.append(read(parallel(made.plan)))
     if not told.in_file:
         content = made.weights.tobytes() or bytes(ALIGN)
         parts.append(data(WEIGHTS, f".rodata.{told.name}", content, ALIGN, parts[0]))
-    whole = merge(parts, {ENTRY: f"{told.name}_run"})
+    whole = merge(parts, {ENTRY: f"{told.name}_run", SHARED: f"{told.name}_run_threads"})
     if wrong := sorted(undefined(whole) - ALLOWED):
         raise Error(
             f"its code calls {', '.join(wrong)}, which C does not have",

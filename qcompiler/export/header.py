@@ -45,7 +45,8 @@ class Scale:
 @dataclass(frozen=True)
 class Told:
     """What a header tells: names and sizes; `scales` of inputs and outputs that are integers, where
-    the model says what they stand for; `digest`: SHA-256 of the weights.
+    the model says what they stand for; `digest`: SHA-256 of the weights; `threads`: "" for none,
+    "callback" or "pthread"; `units`: what they may share.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Told:
     weights_bytes: int
     digest: str
     in_file: bool
+    threads: str = ""
+    units: int = 1
     scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
@@ -115,6 +118,7 @@ def header(told: Told) -> str:
         _tensor(told),
         *(_struct(told, side, values) for side, values in _sides(told)),
         _function(told),
+        *([_shared(told)] if told.threads else []),
         *(_table(told, side, values) for side, values in _sides(told)),
         f"#ifdef __cplusplus\n}}\n#endif\n\n#endif /* {m}_H */\n",
     ]
@@ -165,6 +169,7 @@ def _sizes(told: Told) -> str:
         f'#define {m}_WEIGHTS_SHA256 "{told.digest}"',
         f"#define {m}_INPUTS {len(told.inputs)}",
         f"#define {m}_OUTPUTS {len(told.outputs)}",
+        *([f"#define {m}_UNITS {told.units}"] if told.threads else []),
         "",
         *(f"#define {m}_{n} {v} /* {text} */" for n, (v, text) in STATUS.items()),
     ]
@@ -233,6 +238,21 @@ def _function(told: Told) -> str:
         f"int {n}_run(const struct {n}_inputs *inputs, const struct {n}_outputs *outputs,\n"
         f"        void *workspace);\n"
     )
+
+
+def _shared(told: Told) -> str:
+    n = told.name
+    return f"""/* Threads of the caller's: parallel_for(pool, units, unit, job) calls unit(job, i)
+ * for every i from 0 to units - 1, in any order, by any threads, and returns when all are done. */
+struct {n}_threads {{
+    void (*parallel_for)(void *pool, int units, void (*unit)(void *job, int i), void *job);
+    void *pool;
+}};
+
+/* As {n}_run, by these threads, of which {told.macro}_UNITS find work; the same outputs. */
+int {n}_run_threads(const struct {n}_inputs *inputs, const struct {n}_outputs *outputs,
+        void *workspace, const struct {n}_threads *threads);
+"""
 
 
 def _table(told: Told, side: str, values: Sequence[Value]) -> str:

@@ -344,3 +344,82 @@ def test_flags_of_compiling_are_refused_for_an_artifact(
     assert "--precision" in capsys.readouterr().err
     assert main([*words, "--ram", "lots"]) == 1
     assert "--ram" in capsys.readouterr().err
+
+
+POOL = """
+#include <stdio.h>
+#include <string.h>
+#include "digits_pool.h"
+_Alignas(64) static float image[64], alone[16], shared[16];
+_Alignas(64) static unsigned char workspace[DIGITS_WORKSPACE_BYTES];
+static int asked, units_seen;
+static void backwards(void *pool, int units, void (*unit)(void *, int), void *job) {
+    if (pool != &asked) return;
+    asked++;
+    units_seen |= units;
+    while (units--) unit(job, units);
+}
+int main(void) {
+    for (int i = 0; i < 64; i++) image[i] = (float)(i % 17) / 16;
+    struct digits_inputs in = {image};
+    struct digits_outputs one = {alone}, several = {shared};
+    if (digits_run(&in, &one, workspace) || alone[0] == alone[1]) return 2;
+    struct digits_threads threads = {backwards, &asked};
+    if (digits_run_threads(&in, &several, workspace, &threads) || !asked) return 3;
+    if (units_seen > DIGITS_UNITS || memcmp(alone, shared, DIGITS_OUTPUT_SCORES_BYTES)) return 4;
+    memset(shared, 0, sizeof shared);
+    if (digits_run_threads(&in, &several, workspace, NULL)) return 5;
+    if (memcmp(alone, shared, DIGITS_OUTPUT_SCORES_BYTES)) return 6;
+    for (int count = 1; count < 5; count++) {
+        struct digits_pool pool;
+        if (digits_pool_start(&pool, count)) return 7;
+        threads.parallel_for = digits_pool_for;
+        threads.pool = &pool;
+        for (int turn = 0; turn < 500; turn++) {
+            memset(shared, 0, sizeof shared);
+            if (digits_run_threads(&in, &several, workspace, &threads)) return 8;
+            if (memcmp(alone, shared, DIGITS_OUTPUT_SCORES_BYTES)) return 9;
+        }
+        digits_pool_stop(&pool);
+    }
+    one.scores = NULL;
+    return digits_run_threads(&in, &one, workspace, &threads) != DIGITS_BAD_POINTER;
+}
+"""
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang", "g++"])
+@pytest.mark.parametrize("target", ["host", "x86_avx2"])
+def test_threads_of_the_callers_share_a_run(compiler: str, target: str, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    words = ["export", str(MODEL), "-o", str(folder), "--input-shape", "image=1x1x8x8"]
+    assert main([*words, "--target", target, "--threads", "pthread:3"]) == 0
+    file = read((folder / "digits.o").read_bytes())
+    shown = {s.name for s in file.symbols if s.bind == GLOBAL and s.section != UNDEFINED}
+    assert shown == {"digits_run", "digits_run_threads"}
+    assert {s.name for s in file.symbols if s.name and s.section == UNDEFINED} <= ALLOWED
+    cpp = compiler.endswith("++")
+    source = tmp_path / ("pool.cpp" if cpp else "pool.c")
+    source.write_text(POOL.replace("_Alignas", "alignas") if cpp else POOL)
+    flags = CPP if cpp else ("-std=gnu11", *STRICT)
+    program = tmp_path / "pool"
+    run(
+        tool(compiler),
+        *flags,
+        "-pthread",
+        f"-I{folder}",
+        source,
+        folder / "digits.o",
+        "-o",
+        program,
+    )
+    run(program)
+
+
+def test_an_artifact_has_no_run_by_threads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qcompiler.compile(MODEL, input_shapes={"image": (1, 1, 8, 8)}).save(tmp_path / "a.qc")
+    words = ["export", str(tmp_path / "a.qc"), "-o", str(tmp_path / "d")]
+    assert main([*words, "--threads", "callback"]) == 1
+    assert "one thread" in capsys.readouterr().err
