@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from qcompiler.export.request import Exporting
 from qcompiler.options import GROUPS, Keywords, Option, options_of
 from qcompiler.quality.demand import Demand
 from qcompiler.training.request import Training
@@ -25,6 +26,10 @@ a mapping, its flag is repeated for every entry.
 SEARCH = """\
 How to measure the loss that `--max-drop` allows, on the data of `--evaluation`
 ([quantization.md](quantization.md)):
+"""
+EXPORT = """\
+`qcompiler export` and `qcompiler.export_c` ([c-deployment.md](c-deployment.md)) take these in
+addition:
 """
 RETRAIN = """\
 `qcompiler retrain` takes these in addition:
@@ -50,12 +55,10 @@ def page() -> str:
         lines += [f"## {group.capitalize()}", "", f"{purpose.capitalize()}.", ""] if group else []
         lines += table([o for o in options_of(Keywords) if o.group == group], "keyword")
     lines += ["## Accuracy", "", SEARCH, *table(list(options_of(Demand)), "field of `Demand`")]
-    lines += [
-        "## Retraining",
-        "",
-        RETRAIN,
-        *table(list(options_of(Training)), "field of `Training`"),
-    ]
+    own = [o for o in options_of(Exporting) if o not in options_of(Keywords)]
+    lines += ["## Exporting", "", EXPORT, *table(own, "keyword")]
+    trained = list(options_of(Training))
+    lines += ["## Retraining", "", RETRAIN, *table(trained, "field of `Training`")]
     return "\n".join(lines)
 
 

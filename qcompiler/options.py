@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from qcompiler.errors import Error
 
@@ -48,7 +48,8 @@ Progress = Callable[[str, int, int, str], None]
 """Called during long work with (what, done, count, current item)."""
 
 T = TypeVar("T")
-Model = TypeVar("Model")
+A = TypeVar("A")
+B = TypeVar("B")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
 
@@ -80,7 +81,7 @@ class Option:
     def check(self, value: object) -> None:
         """Raise Error for an invalid value."""
         label = self.name.replace("_", " ")
-        if self.choices and value not in self.choices:
+        if self.choices and value not in (*self.choices, self.default):
             hint = f"choose one of {', '.join(self.choices)}"
             raise Error(f"unknown {label} {value!r}", hint=hint)
         if self.type == "int" and isinstance(value, int) and value < self.least:
@@ -238,34 +239,53 @@ class Keywords(Options):
     )
 
 
-def takes(
-    made: Callable[P, Made],
-) -> Callable[[Callable[[Model, Made], Result]], Callable[Concatenate[Model, P], Result]]:
-    """Decorates a function of a model and of `made`, a dataclass of options, so that it takes the
-    options as keywords instead.
+if TYPE_CHECKING:
+
+    class _Takes(Generic[P, Made]):
+        """Decorator: options as keywords, after one or two other parameters."""
+
+        @overload
+        def __call__(self, f: Callable[[A, Made], Result]) -> Callable[Concatenate[A, P], Result]:
+            """After one."""
+
+        @overload
+        def __call__(
+            self, f: Callable[[A, B, Made], Result]
+        ) -> Callable[Concatenate[A, B, P], Result]:
+            """After two."""
+
+        def __call__(self, f: Any) -> Any:
+            """Decorate."""
+
+
+def takes(made: Callable[P, Made]) -> _Takes[P, Made]:
+    """Decorates a function whose last parameter is `made`, a dataclass of options, so that it takes
+    the options as keywords instead.
 
     Type checkers, `help` and `inspect` see the fields as keywords. An unknown keyword raises Error,
     which names the nearest known one.
     """
 
-    def change(
-        function: Callable[[Model, Made], Result],
-    ) -> Callable[Concatenate[Model, P], Result]:
-        def call(model: Model, *args: P.args, **given: P.kwargs) -> Result:
-            if args:
-                raise TypeError(f"{function.__name__} takes a model; all else are keywords")
-            _known(given, [o.name for o in options_of(made)])
-            return function(model, made(*args, **given))
+    def change(function: Callable[..., Result]) -> Callable[..., Result]:
+        *first, last = inspect.signature(function).parameters.values()
 
-        first, _ = inspect.signature(function).parameters.values()
-        fields_of = inspect.signature(made).parameters.values()
-        last = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in fields_of]
-        whole = inspect.signature(function).replace(parameters=(first, *last))
+        def call(*args: object, **given: Any) -> Result:
+            if len(args) > len(first):
+                raise TypeError(f"{function.__name__} takes its options as keywords")
+            named = {p.name: given.pop(p.name) for p in first if p.name in given}
+            _known(given, [o.name for o in options_of(made)])
+            return function(*args, **named, **{last.name: cast("Any", made)(**given)})
+
+        keywords = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in inspect.signature(made).parameters.values()
+        ]
+        whole = inspect.signature(function).replace(parameters=(*first, *keywords))
         update_wrapper(call, function).__dict__.update(__signature__=whole)
         call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{described(made)}"
-        return call  # type: ignore[return-value]  # `model=` may be named, which no Callable can say
+        return call
 
-    return change
+    return cast("Any", change)  # type: ignore[no-any-return]
 
 
 def _known(given: Mapping[str, object], names: Sequence[str]) -> None:

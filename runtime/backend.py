@@ -38,6 +38,8 @@ FILES = (
     "data/array_files.py",
     "data/samples.py",
     "dtypes.py",
+    "export/__init__.py",
+    "export/request.py",
     "errors.py",
     "files.py",
     "hardware/__init__.py",

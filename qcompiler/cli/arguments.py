@@ -9,6 +9,7 @@ from pathlib import Path
 from qcompiler.cli import flags
 from qcompiler.cli.flags import count
 from qcompiler.errors import Error
+from qcompiler.export.request import Exporting
 from qcompiler.options import Options
 from qcompiler.quality.demand import Demand
 from qcompiler.training.request import Training
@@ -61,28 +62,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("model", type=Path, help="an .onnx file or an artifact")
     export.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     export.add_argument("--format", choices=("c",), default="c", help="for whom (default: c)")
-    export.add_argument("--name", default="", help="of function, files (default: the model's)")
-    export.add_argument(
-        "--weights",
-        choices=("object", "file"),
-        default="object",
-        help="in the object file as read-only data, or in a file to map",
-    )
-    export.add_argument("--ram", metavar="256K", help="fail where it takes more")
-    export.add_argument("--flash", metavar="1M", help="fail where code and weights take more")
-    export.add_argument("--force", action="store_true", help="replace what was exported before")
-    export.add_argument(
-        "--variant", default="", metavar="ISA", help="of an artifact that has several"
-    )
-    export.add_argument(
-        "--threads",
-        type=_threads,
-        default=("", 0),
-        dest="parallel",
-        metavar="pthread[:4]",
-        help="also a run by threads: callback (the caller's), pthread (a pool); how many share it",
-    )
-    _compile_flags(export, omit=("threads",))
+    _compile_flags(export, Exporting)
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
@@ -170,20 +150,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _threads(text: str) -> tuple[str, int]:
-    """ "pthread:4" -> ("pthread", 4)."""
-    kind, colon, number = text.partition(":")
-    if kind == "none" and not colon:
-        return "", 0
-    if kind not in ("callback", "pthread"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not none, callback or pthread[:COUNT]")
-    return kind, count(1)(number) if colon else 0
-
-
 def _compile_flags(
-    parser: argparse.ArgumentParser, omit: Sequence[str] = (), **defaults: object
+    parser: argparse.ArgumentParser,
+    made: type = Options,
+    omit: Sequence[str] = (),
+    **defaults: object,
 ) -> None:
-    flags.add(parser, Options, omit, **defaults)
+    flags.add(parser, made, omit, **defaults)
     parser.add_argument("--explain", action="store_true", help="print every Skip and its reason")
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
 

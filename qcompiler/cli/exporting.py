@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import replace
 
 from qcompiler.cli import show
 from qcompiler.cli.flags import read
 from qcompiler.cli.making import say_skips, watch_of
 from qcompiler.errors import Error
+from qcompiler.export.request import Exporting
 from qcompiler.files import size
 from qcompiler.options import Options, options_of
 
@@ -16,23 +16,14 @@ from qcompiler.options import Options, options_of
 def export(a: Namespace) -> int:
     """ONNX model or artifact -> a folder for C."""
     from qcompiler.export import cost
-    from qcompiler.export.c import Request, export_c, is_artifact
+    from qcompiler.export.c import export_c, is_artifact
 
-    options = replace(read(Options, a), threads=a.parallel[1])
+    options = read(Exporting, a)
     if is_artifact(a.model):
         _demand_no_compiling(a, options)
-    request = Request(
-        name=a.name,
-        weights=a.weights,
-        ram=cost.amount(a.ram, "--ram") if a.ram else 0,
-        flash=cost.amount(a.flash, "--flash") if a.flash else 0,
-        force=a.force,
-        variant=a.variant,
-        threads=a.parallel[0],
-    )
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = watch_of(a, bar)
-        made = export_c(a.model, a.output, request, options, watch)
+        made = export_c(a.model, a.output, options, watch)
     if a.json:
         said = {"skips": skips} if a.explain else {}
         files = sorted(p.name for p in a.output.iterdir())

@@ -41,7 +41,7 @@ def _kind(o: Option, default: object) -> Mapping[str, object]:
     """Arguments of argparse for an option."""
     if o.type == "bool":
         return {"action": "store_true"}
-    read = {"int": count(o.least), "float": float}.get(o.type, o.read)
+    read = o.read or {"int": count(o.least), "float": float}.get(o.type)
     kind: dict[str, object] = {"default": [] if o.many else default}
     kind |= {"action": "append"} if o.many else {}
     kind |= {"type": read} if read else {}

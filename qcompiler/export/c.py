@@ -25,10 +25,11 @@ from qcompiler.export.folder import replacing_folder
 from qcompiler.export.header import Scale, Told, bytes_of, header, identifier, wrapper
 from qcompiler.export.merge import data, merge, names, sized, undefined
 from qcompiler.export.pool import pool
+from qcompiler.export.request import Exporting
 from qcompiler.export.scales import scales
 from qcompiler.export.unlink import unlink
 from qcompiler.hardware.isa import ISAS, Isa
-from qcompiler.options import Options, Watch
+from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -44,24 +45,6 @@ _MATH = """
 _LIBM = frozenset(_MATH.split())
 ALLOWED = frozenset(("memcpy", "memset", "memmove")) | _LIBM | {f"{name}f" for name in _LIBM}
 """The functions of C that an object file may call."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is wanted. `name`: what everything is called (empty: as the model's file); `weights`:
-    "object" or "file"; `ram` and `flash`: budgets in bytes, 0 for none; `force`: a folder that was
-    exported before is replaced; `variant`: which of an artifact's several; `threads`: "" for the
-    calling thread alone, "callback" for a run by threads of the caller's, too, "pthread" for a pool
-    of them.
-    """
-
-    name: str = ""
-    weights: str = "object"
-    ram: int = 0
-    flash: int = 0
-    force: bool = False
-    variant: str = ""
-    threads: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,22 +78,21 @@ class _Model:
 def export_c(
     model: Source,
     folder: str | Path,
-    request: Request,
-    options: Options | None = None,
+    options: Exporting | None = None,
     watch: Watch | None = None,
 ) -> Exported:
     """A model, with how to compile it; a compilation; or an artifact -> a folder. Raises Error for
     whatever is wrong with the model or the options, where a budget is not kept, and where the
     folder is there already.
     """
-    folder = Path(folder)
-    with replacing_folder(folder, force=request.force) as place:
-        made = _made(model, options or Options(), watch or Watch(), request)
-        name = identifier(request.name or _stem(model))
-        told = _told(made, name, request)
+    folder, options = Path(folder), options or Exporting()
+    with replacing_folder(folder, force=options.force) as place:
+        made = _made(model, options, watch or Watch())
+        name = identifier(options.name or _stem(model))
+        told = _told(made, name, options)
         file = _merged(made, told)
         found = _cost(made, told, file)
-        cost.demand(found, request.ram, request.flash)
+        cost.demand(found, options.ram, options.flash)
         (place / f"{name}.h").write_text(header(told))
         (place / f"{name}.hpp").write_text(wrapper(told))
         (place / f"{name}.o").write_bytes(write(file))
@@ -127,16 +109,16 @@ def _stem(model: Source) -> str:
     return Path(model).stem if isinstance(model, (str, Path)) else "model"
 
 
-def _made(model: Source, options: Options, watch: Watch, request: Request) -> _Model:
+def _made(model: Source, options: Exporting, watch: Watch) -> _Model:
     if isinstance(model, Compilation):
         return _of_model(model)
-    if request.threads and (isinstance(model, Artifact) or _is_file_of_one(model)):
+    if options.parallel and (isinstance(model, Artifact) or _is_file_of_one(model)):
         raise Error("an artifact is exported for one thread", hint="export the model itself")
     if isinstance(model, Artifact):
-        return _of_artifact(model, model.manifest.name, request.variant)
+        return _of_artifact(model, model.manifest.name, options.variant)
     if _is_file_of_one(model):
-        return _of_artifact(open_artifact(model), str(model), request.variant)
-    options = options if request.threads else replace(options, threads=1)
+        return _of_artifact(open_artifact(model), str(model), options.variant)
+    options = options if options.parallel else replace(options, threads=1)
     return _of_model(Compilation(model, options, watch))
 
 
@@ -200,11 +182,7 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
     )
 
 
-def _told(made: _Model, name: str, request: Request) -> Told:
-    if request.threads not in ("", "callback", "pthread"):
-        raise Error(f"threads by {request.threads!r}", where="threads", hint="callback or pthread")
-    if request.weights not in ("object", "file"):
-        raise Error(f"weights in {request.weights!r}", where="weights", hint="object or file")
+def _told(made: _Model, name: str, options: Exporting) -> Told:
     return Told(
         name=name,
         model=made.source,
@@ -215,8 +193,8 @@ def _told(made: _Model, name: str, request: Request) -> Told:
         workspace_bytes=max(made.workspace_bytes, ALIGN),
         weights_bytes=made.weights.nbytes,
         digest=hashlib.sha256(made.weights.data).hexdigest(),
-        in_file=request.weights == "file",
-        threads=request.threads,
+        in_file=options.weights == "file",
+        threads=options.parallel,
         units=max((s.kernel.tasks for s in made.plan.steps), default=1) if made.plan else 1,
         scales=made.scales,
     )

@@ -16,8 +16,6 @@ from qcompiler.files import size
 from qcompiler.plan.places import Place, room
 from qcompiler.plan.plan import Plan
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -128,15 +126,6 @@ def _held(plan: Plan) -> list[int]:
         alive = {place for (place, first), end in last.items() if first <= i <= end}
         held[i] = sum(room(place.bytes) for place in alive)
     return held
-
-
-def amount(text: str, where: str) -> int:
-    """ "256K" -> 262144; K, M and G are powers of 1024. Raises Error for what is no amount."""
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    value = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
-    if not value:
-        raise Error(f"{text!r} is not an amount of memory", where=where, hint="256K, 1M")
-    return value
 
 
 def demand(cost: Cost, ram: int, flash: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import qcompiler
 from qcompiler.cli import flags
 from qcompiler.cli.arguments import parser
 from qcompiler.errors import Error
+from qcompiler.export.request import Exporting
 from qcompiler.options import Keywords, Options, options_of
 from qcompiler.quality.demand import Demand
 from qcompiler.training.request import Training
@@ -23,6 +25,7 @@ COMMANDS = [
     (Options, ["inspect", "m.onnx"]),
     (Training, ["retrain", "m.onnx", "--data", "d.npz"]),
     (Demand, ["compile", "m.onnx"]),
+    (Exporting, ["export", "m.onnx", "-o", "folder"]),
 ]
 
 
@@ -30,7 +33,7 @@ COMMANDS = [
 def test_flags_left_out_are_the_defaults_of_the_fields(made: type, words: list[str]) -> None:
     a = parser().parse_args(words)
     more = {Training: {"data": 0}, Demand: {"drop": 0.0, "data": 0}}.get(made, {})
-    wanted = made(**({"input_shapes": {}} if made is Options else more))
+    wanted = made(**({"input_shapes": {}} if issubclass(made, Options) else more))
     assert flags.read(made, a, **more) == wanted
 
 
@@ -70,20 +73,46 @@ def test_flags_become_the_fields_that_they_name() -> None:
     )
 
 
+def test_flags_of_exporting_read_amounts_of_memory() -> None:
+    words = "export m.onnx -o f --name n --weights file --ram 256K --flash 1.5M --force"
+    a = parser().parse_args(words.split())
+    assert (a.name, a.weights, a.ram, a.flash, a.force) == ("n", "file", 1 << 18, 3 << 19, True)
+    with pytest.raises(Error, match="amount of memory"):
+        parser().parse_args(["export", "m.onnx", "-o", "f", "--ram", "much"])
+
+
 @pytest.mark.parametrize("words", [["--threads", "-1"], ["--calibration-samples", "0"]])
 def test_a_flag_refuses_a_number_that_is_too_small(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(["compile", "m.onnx", f"{words[0]}={words[1]}"])
 
 
-def test_compile_shows_every_option_as_a_keyword() -> None:
-    found = inspect.signature(qcompiler.compile).parameters
-    assert list(found) == ["model", *(o.name for o in options_of(Keywords))]
-    for o in options_of(Keywords):
+@pytest.mark.parametrize(
+    ("function", "made", "first"),
+    [
+        (qcompiler.compile, Keywords, ["model"]),
+        (qcompiler.export_c, Exporting, ["model", "folder"]),
+    ],
+)
+def test_functions_show_every_option_as_a_keyword(
+    function: Callable[..., object], made: type, first: list[str]
+) -> None:
+    found = inspect.signature(function).parameters
+    assert list(found) == [*first, *(o.name for o in options_of(made))]
+    for o in options_of(made):
         assert found[o.name].kind is inspect.Parameter.KEYWORD_ONLY
         assert found[o.name].default == o.default
-        assert f"\n{o.name}: " in str(qcompiler.compile.__doc__)
-        assert all(c in str(qcompiler.compile.__doc__) for c in o.choices)
+        assert f"\n{o.name}: " in str(function.__doc__)
+        assert all(c in str(function.__doc__) for c in o.choices)
+
+
+def test_parameters_before_the_options_may_be_named() -> None:
+    with pytest.raises(Error, match="cannot be read"):
+        qcompiler.compile(model="absent.onnx")
+    with pytest.raises(TypeError, match="options as keywords"):
+        qcompiler.compile("absent.onnx", "host")
+    with pytest.raises(TypeError, match="model"):
+        qcompiler.compile()
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,7 @@ int main(void) {
 def test_threads_of_the_callers_share_a_run(compiler: str, target: str, tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     words = ["export", str(MODEL), "-o", str(folder), "--input-shape", "image=1x1x8x8"]
-    assert main([*words, "--target", target, "--threads", "pthread:3"]) == 0
+    assert main([*words, "--target", target, "--parallel", "pthread", "--threads", "3"]) == 0
     file = read((folder / "digits.o").read_bytes())
     shown = {s.name for s in file.symbols if s.bind == GLOBAL and s.section != UNDEFINED}
     assert shown == {"digits_run", "digits_run_threads"}
@@ -421,5 +421,5 @@ def test_an_artifact_has_no_run_by_threads(
 ) -> None:
     qcompiler.compile(MODEL, input_shapes={"image": (1, 1, 8, 8)}).save(tmp_path / "a.qc")
     words = ["export", str(tmp_path / "a.qc"), "-o", str(tmp_path / "d")]
-    assert main([*words, "--threads", "callback"]) == 1
+    assert main([*words, "--parallel", "callback"]) == 1
     assert "one thread" in capsys.readouterr().err

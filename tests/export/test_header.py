@@ -33,7 +33,7 @@ def told(in_file: bool) -> Told:
     inputs = [Value(n, DTYPES[i % len(DTYPES)], (2, 3)) for i, n in enumerate(ODD)]
     outputs = [Value("y", "int8", ())]
     scales = {"y": Scale(0.5, -3)}
-    return Told("net", "*/ /* odd", "t", ["a"], inputs, outputs, 64, 0, "0", in_file, scales)
+    return Told("net", "*/ /* odd", "t", ["a"], inputs, outputs, 64, 0, "0", in_file, scales=scales)
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "g++", "clang++"])

@@ -16,8 +16,9 @@ from qcompiler.cli import main
 from qcompiler.demo import DATA, MODEL
 from qcompiler.driver import Compilation
 from qcompiler.emit.c_entry import Taken, c_entry
-from qcompiler.export.c import ALLOWED, Request, export_c
+from qcompiler.export.c import ALLOWED, export_c
 from qcompiler.export.elf import GLOBAL, UNDEFINED, read
+from qcompiler.export.request import Exporting
 from qcompiler.ir import Array
 from qcompiler.ops import evaluate
 from qcompiler.options import Options
@@ -40,7 +41,7 @@ def same(name: str, made: Compilation, samples: list[dict[str, Array]], folder: 
     """A compilation, exported and run on a machine, against what its graph means."""
     machine = MACHINES[name]
     made = with_bytes(made)
-    exported = export_c(made, folder / "net", Request(name="net"))
+    exported = export_c(made, folder / "net", Exporting(name="net"))
     found = machines.run(machine, exported.told, folder / "net", samples)
     integers = 0
     for sample, got in zip(samples, found, strict=True):
@@ -103,13 +104,14 @@ def test_ds_cnn(material: Path, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_microcontrollers_need_memcpy_and_memset_only(name: str, tmp_path: Path) -> None:
     for precision in ("float32", "int8"):
-        asked = Options(
+        asked = Exporting(
+            name="net",
             target=MACHINES[name].target,
             precision=precision,
             calibration="synthetic",
             input_shapes={"image": (1, 1, 8, 8)},
         )
-        export_c(MODEL, tmp_path / precision, Request(name="net"), asked)
+        export_c(MODEL, tmp_path / precision, asked)
         file = read((tmp_path / precision / "net.o").read_bytes())
         missing = {s.name for s in file.symbols if s.name and s.section == UNDEFINED}
         assert missing <= {"memcpy", "memset"} <= ALLOWED
