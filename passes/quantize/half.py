@@ -20,7 +20,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.ops import OPERATORS, make
 from qcompiler.ops.kinds import MOVES, SMOOTH
-from qcompiler.quantization.demand import Wishes, melting, wishes
+from qcompiler.quantization.demand import Demand, propagated, unstored
 from qcompiler.rewrite import Explain, graph_pass
 from qcompiler.rewrite.matching import channel_shape, input_at, rebuilt, reshape, to_dtype
 from qcompiler.rewrite.mentions import named
@@ -57,8 +57,8 @@ class QuantizeHalf:
         if "quantization" in graph.notes:
             return graph
         products = {n: read for n in graph.nodes if (read := self.operands(n))}
-        wanted = wishes(graph, products, self.passes)
-        return _Halves(graph, wanted, self.dtype).run().note(quantization=self.dtype)
+        demand = propagated(graph, products, self.passes)
+        return _Halves(graph, demand, self.dtype).run().note(quantization=self.dtype)
 
     def operands(self, node: Node) -> tuple[Node, ...]:
         """The activations of a product that can be made in 16 bits; () for everything else."""
@@ -99,11 +99,11 @@ class QuantizeHalf:
 class _Halves:
     """The graph made anew: each value in float32, and, where it is stored so, in 16 bits."""
 
-    def __init__(self, graph: Graph, wanted: Wishes, dtype: str) -> None:
+    def __init__(self, graph: Graph, demand: Demand, dtype: str) -> None:
         self.graph = graph
-        self.wanted = wanted
+        self.demand = demand
         self.dtype = dtype
-        self.stored = wanted.values - melting(graph)
+        self.stored = demand.values - unstored(graph)
         self.full: dict[Node, Node] = {}
         self.half: dict[Node, Node] = {}
 
@@ -115,7 +115,7 @@ class _Halves:
 
     def moved(self, node: Node) -> bool:
         """A move of 16-bit data, which makes 16-bit data; False where the node is none."""
-        read = self.wanted.of(node)
+        read = self.demand.of(node)
         if node.op not in MOVES or not read or not all(i in self.half for i in read):
             return False
         inputs = [
@@ -136,11 +136,11 @@ class _Halves:
 
     def made(self, node: Node) -> None:
         """Any other node, from float32 values or, if it is a product, from 16-bit ones."""
-        if node.op == "Attention" and node in self.wanted.products:
+        if node.op == "Attention" and node in self.demand.products:
             self.half[node] = self.attention(node)
             self.full[node] = make("Cast", self.half[node], to="float32")
             return
-        if node in self.wanted.products:
+        if node in self.demand.products:
             made = self.product(node)
         elif node.op == "item" and node.operands[0] in self.half:
             piece = rebuilt(

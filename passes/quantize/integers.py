@@ -54,7 +54,7 @@ class Whole:
 def integer_weights(graph: Graph, places: Places) -> dict[Node, Whole]:
     """Every product on constant weights -> these as integers."""
     options = places.options
-    todo = [n for n in places.wishes.products if n.operands[1].is_constant]
+    todo = [n for n in places.demand.products if n.operands[1].is_constant]
     made: dict[Node, Whole] = {}
     for node, found in seen(graph, todo, options.data, options.rounding):
         made[node] = _whole(node, places, found)
@@ -145,7 +145,7 @@ def inserted(
     new: dict[Node, Node] = {}
     dequantized: dict[Node, Node] = {}
     for node in graph.nodes:
-        reads = places.wishes.of(node)
+        reads = places.demand.of(node)
         inputs = [
             None if i is None else dequantized.get(i, new[i]) if i in reads else new[i]
             for i in node.inputs
@@ -157,7 +157,7 @@ def inserted(
         new[node] = made
         if node in places.scales:
             dequantized[node] = _pair(made, places.scales[node])
-    products = {n: new[n] for n in places.wishes.products}
+    products = {n: new[n] for n in places.demand.products}
     return graph.with_outputs(new[o] for o in graph.outputs), products
 
 

@@ -39,7 +39,7 @@ from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node
 from qcompiler.ops import is_elementwise
 from qcompiler.ops.kinds import MEASURED, MOVES, SMOOTH
-from qcompiler.quantization.demand import Wishes, linked, melting, wishes
+from qcompiler.quantization.demand import Demand, linked, propagated, unstored
 from qcompiler.quantization.rounding import bits_of
 from qcompiler.quantization.scales import (
     LEAST,
@@ -233,23 +233,23 @@ class Places:
         self.names = value_names(graph)
         self.apart = frozenset() if options.wide else barriers(graph, self.size)
         products = {n: read for n in graph.nodes if (read := self.operands(n))}
-        wanted = self.wished(graph, products)
-        self.scales = self.choose(graph, wanted)
+        demand = self.demanded(graph, products)
+        self.scales = self.choose(graph, demand)
         lost = self.lost(products)
         if lost:
             products = {n: r for n, r in products.items() if n not in lost}
-            wanted = self.wished(graph, products)
-            self.scales = self.choose(graph, wanted)
+            demand = self.demanded(graph, products)
+            self.scales = self.choose(graph, demand)
         self.lost_names = [n.name or n.op for n in graph.nodes if n in lost]
         whole = {n: r for n, r in products.items() if all(i in self.scales for i in r)}
-        self.wishes = replace(wanted, products=whole)
+        self.demand = replace(demand, products=whole)
         for node in products.keys() - whole.keys():
             options.skip(node, "the ranges of what it reads are too large, or too far apart")
 
-    def wished(self, graph: Graph, products: Mapping[Node, tuple[Node, ...]]) -> Wishes:
+    def demanded(self, graph: Graph, products: Mapping[Node, tuple[Node, ...]]) -> Demand:
         """What these products want in int8; not through operators that join values far apart."""
         passes = self.options.passes
-        return wishes(graph, products, lambda n: n not in self.apart and passes(n))
+        return propagated(graph, products, lambda n: n not in self.apart and passes(n))
 
     def operands(self, node: Node) -> tuple[Node, ...]:
         """The activations of a product that can be made integer; () for everything else."""
@@ -306,10 +306,10 @@ class Places:
             return 0.0
         return max(-found.low, found.high)
 
-    def choose(self, graph: Graph, wanted: Wishes) -> dict[Node, Scale]:
+    def choose(self, graph: Graph, demand: Demand) -> dict[Node, Scale]:
         """Stored values -> scales: one for every set of values that moves of data link."""
-        stored = wanted.values - melting(graph)
-        heads = linked(graph, wanted)
+        stored = demand.values - unstored(graph)
+        heads = linked(graph, demand)
         groups: dict[Node, list[Node]] = {}
         for node in graph.nodes:
             if (
@@ -319,7 +319,7 @@ class Places:
                 and self.seen(node)
             ):
                 groups.setdefault(heads[node], []).append(node)
-        asked = askers(graph, wanted)
+        asked = consumers(graph, demand)
         scales: dict[Node, Scale] = {}
         for group in groups.values():
             scale = self.scale(group, [r for n in group for r in asked[n]])
@@ -440,11 +440,11 @@ class Places:
         return None if seen is None else seen.mean
 
 
-def askers(graph: Graph, wanted: Wishes) -> dict[Node, list[Node]]:
-    """Each wanted value -> the nodes that want it in few bits."""
-    found: dict[Node, list[Node]] = {n: [] for n in wanted.values}
+def consumers(graph: Graph, demand: Demand) -> dict[Node, list[Node]]:
+    """Each demand value -> the nodes that want it in few bits."""
+    found: dict[Node, list[Node]] = {n: [] for n in demand.values}
     for node in graph.nodes:
-        for i in wanted.of(node):
+        for i in demand.of(node):
             found[i].append(node)
     return found
 

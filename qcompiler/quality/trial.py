@@ -20,7 +20,7 @@ from qcompiler.ops import make
 from qcompiler.ops.kinds import MEASURED, MOVES, SMOOTH
 from qcompiler.quality.metrics import Outputs, outputs_of
 from qcompiler.quality.mixture import Mixture
-from qcompiler.quantization.demand import linked, wishes
+from qcompiler.quantization.demand import linked, propagated
 from qcompiler.quantization.scales import along
 from qcompiler.rewrite.mentions import exactly
 from qcompiler.runtime import load
@@ -245,7 +245,7 @@ def _groups(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]
     """Products -> their input and all values linked to it by data movement: these share a range."""
     names = value_names(graph)
     read = {n: n.operands[:1] for n in graph.nodes if units.get(n.name) == n.op}
-    wanted = wishes(graph, read, lambda n: n.op in MOVES or n.op in SMOOTH)
+    wanted = propagated(graph, read, lambda n: n.op in MOVES or n.op in SMOOTH)
     heads = linked(graph, wanted)
     members: dict[Node, set[str]] = {}
     for node, head in heads.items():
@@ -264,7 +264,7 @@ def _wanted(graph: Graph, units: Mapping[str, str]) -> dict[str, frozenset[str]]
         if units.get(unit.name) != unit.op:
             continue
         read = unit.operands[: 3 if unit.op == "Attention" else 1]
-        wanted = wishes(graph, {unit: read}, lambda n: n.op in MOVES or n.op in SMOOTH)
+        wanted = propagated(graph, {unit: read}, lambda n: n.op in MOVES or n.op in SMOOTH)
         for node in wanted.values:
             if node in names:
                 found[names[node]] = found.get(names[node], frozenset()) | {unit.name}

@@ -1,1 +1,1 @@
-"""Which values and weights are stored in few bits, by which scales and roundings."""
+"""Quantization: which values are low precision, with which scales and rounding."""

@@ -1,8 +1,8 @@
-"""A float graph that runs, the same in few bits, its artifact and some samples -> how well both
-agree, and which layer loses most: one line at the end of every compile that was calibrated.
+"""How well a quantized network agrees with the float one on some samples, and its worst layer.
 
-Outputs are measured: the artifact runs. Layers are judged one by one, by what rounding does to the
-values they read and to their weights: errors that the layers before them made are not counted.
+Outputs are measured by running the artifact. Layers are judged one by one, by the rounding of their
+inputs and weights; errors inherited from earlier layers do not count. The result is one line at the
+end of every calibrated compile.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ Floats = NDArray[np.float64]
 
 SAMPLES = 4
 POOR = 10.0
-"""Decibels: the error has a tenth of the output's power. Classes begin to change."""
+"""Decibels: the error has a tenth of the output's power, where predicted classes begin to change.
+"""
 
 CURE = (
     "try another --calibration-method, more samples, --exclude {layer}, int8-dynamic or bfloat16; "
-    "--max-drop searches for what to keep in float"
+    "--max-drop searches for the layers to keep in float"
 )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Over some samples: the least signal-to-quantization-noise ratio of any output, how often the
-    largest class is the same, and the layer that loses most by itself.
+    """Over some samples: the lowest signal-to-quantization-noise ratio of any output, the top-1
+    agreement, and the layer with the largest loss of its own.
     """
 
     samples: int
@@ -52,7 +53,7 @@ class Agreement:
 
     @property
     def poor(self) -> bool:
-        """Is it so little that something is wrong?"""
+        """Is the agreement so low that something is wrong?"""
         return self.decibels < POOR
 
     def __str__(self) -> str:
@@ -65,18 +66,20 @@ class Agreement:
 
     @property
     def cure(self) -> str:
-        """What to do about it."""
-        return CURE.format(layer=f"'{self.layer}'" if self.layer else "the layers that lose most")
+        """Advice for poor agreement."""
+        return CURE.format(
+            layer=f"'{self.layer}'" if self.layer else "the layers with the largest loss"
+        )
 
 
 def agreement(
     graph: Graph,
     run: Run,
-    coarse: Graph,
+    quantized: Graph,
     artifact: Artifact,
     samples: Iterable[Mapping[str, Array]],
 ) -> Agreement | None:
-    """None where there is nothing to compare: no sample, or code for another machine."""
+    """None if there is nothing to compare: no samples, or code for another machine."""
     try:
         model = load(artifact)
     except Error as e:
@@ -93,7 +96,7 @@ def agreement(
     for sample in islice(samples, SAMPLES):
         seen = _seen(run, sample)
         errors.add(seen, model.run(sample))
-        worst = _worst(graph, coarse, seen) if not count else worst
+        worst = _worst(graph, quantized, seen) if not count else worst
         count += 1
     measured = [_decibels(*p) for p in errors.powers.values() if p[0]]
     if not measured:
@@ -103,7 +106,7 @@ def agreement(
 
 
 class _Errors:
-    """Powers of outputs and of their errors, and how often the largest class is the same."""
+    """Powers of outputs and their errors, and counts of top-1 agreement."""
 
     def __init__(self, outputs: Mapping[str, str]) -> None:
         self.outputs = outputs
@@ -111,7 +114,7 @@ class _Errors:
         self.same = self.rows = 0
 
     def add(self, exact: Mapping[str, Array], got: Mapping[str, Array]) -> None:
-        """Take in one sample's; `exact` under the names of values."""
+        """Add one sample; `exact` is keyed by names of values."""
         for place, (output, name) in enumerate(self.outputs.items()):
             a, b = exact[name].astype(np.float64), got[output].astype(np.float64)
             signal, noise = self.powers[output]
@@ -122,7 +125,7 @@ class _Errors:
 
 
 def _seen(run: Run, sample: Mapping[str, Array]) -> dict[str, Array]:
-    """Every float value of a sample's run."""
+    """Every float value computed for a sample."""
     seen: dict[str, Array] = {}
     run(sample, seen.__setitem__)
     return seen
@@ -132,11 +135,11 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else math.inf
 
 
-def _worst(graph: Graph, coarse: Graph, seen: Mapping[str, Array]) -> tuple[str, float]:
-    """The product that loses most by the rounding of what it reads and of its weights."""
+def _worst(graph: Graph, quantized: Graph, seen: Mapping[str, Array]) -> tuple[str, float]:
+    """The product that loses most by the rounding of its inputs and weights."""
     names, exact = value_names(graph), _products(graph)
     worst, least = "", math.inf
-    for name, nodes in _products(coarse).items():
+    for name, nodes in _products(quantized).items():
         if len(nodes) != len(exact.get(name, ())):
             continue
         for node, was in zip(nodes, exact[name], strict=True):
@@ -148,7 +151,7 @@ def _worst(graph: Graph, coarse: Graph, seen: Mapping[str, Array]) -> tuple[str,
 
 
 def _products(graph: Graph) -> dict[str, list[Node]]:
-    """Products by name, in the graph's order: those that were split share one."""
+    """Products by name, in the graph's order; the parts of a split product share a name."""
     found: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op in PRODUCTS:
@@ -157,9 +160,9 @@ def _products(graph: Graph) -> dict[str, list[Node]]:
 
 
 def _noise(node: Node, exact: Node, seen: Mapping[str, Array]) -> float:
-    """The mean power of a product's error: errors of channels add up as if they were independent.
+    """Mean power of a product's error, with the errors of channels taken as independent.
 
-    sum of E[dx^2] w^2 + E[x^2] dw^2 over all that one output reads, as a mean over outputs.
+    The sum of E[dx^2] w^2 + E[x^2] dw^2 over the inputs of one output, averaged over outputs.
     """
     data, stored = node.operands[:2]
     pair = data.operands[0] if data.op == "DequantizeLinear" else data
@@ -181,7 +184,7 @@ def _noise(node: Node, exact: Node, seen: Mapping[str, Array]) -> float:
 
 
 def _by_input(node: Node, weights: Array) -> Floats:
-    """Weights -> [groups, inputs of one, all else]."""
+    """Weights -> [groups, inputs of a group, the rest]."""
     w = weights.astype(np.float64)
     if node.op == "MatMul":
         return w[None]
@@ -193,15 +196,15 @@ def _by_input(node: Node, weights: Array) -> Floats:
 
 
 def _spread(channels: Floats, w: Floats) -> Floats:
-    """A number a channel against weights by input."""
+    """Per-channel numbers, reshaped to broadcast to weights by input."""
     return channels.reshape(*w.shape[:2], 1)
 
 
 def _channels(
     x: Array, quantize: Node, dequantize: Node, axis: int
 ) -> tuple[Floats, Floats, Floats]:
-    """The mean power of each channel of an activation as its reader takes it, that of its rounding
-    error, and what the weights took in for it.
+    """For each channel of an activation: the mean power as its reader sees it, that of its rounding
+    error, and the factor folded into the weights.
     """
     step, worth = (n.operands[1].array.astype(np.float64) for n in (quantize, dequantize))
     whole = meaning(quantize, (x, *_arrays(quantize)[1:]))[0].astype(np.float64)

@@ -1,8 +1,8 @@
-"""Weights -> few numbers that stand for all of them: powers of two, codebooks, two or three values.
+"""Weights on non-uniform grids: powers of two, codebooks, two or three values.
 
-Every row of weights is s times numbers of one table; a Mul behind the product takes s. None of
-these has a kernel of its own: the numbers run on the kernels of float32, but the artifact keeps
-them in as few bits as there are numbers.
+Every row of weights is s times entries of one table; a Mul after the product applies s. None of
+these has a kernel of its own: the products run in float32, but the artifact stores each weight as
+an index of few bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLOATS = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""Schemes that store another float."""
+"""Schemes that store a smaller float."""
 
 _SHRINK = np.linspace(1.0, 0.5, 11)
 _ROUNDS = 40
@@ -32,17 +32,17 @@ _ROUNDS = 40
 
 @dataclass(frozen=True)
 class Table(Grid):
-    """A grid whose steps are not even: q is a place in a sorted table, its number times scale."""
+    """A non-uniform grid: q indexes a sorted table, whose entry is multiplied by the scale."""
 
     table: Floats = None  # type: ignore[assignment]
 
     def nearest(self, w: Floats) -> Floats:
-        """The place of the nearest number."""
+        """The index of the nearest entry."""
         middles = (self.table[1:] + self.table[:-1]) / 2
         return np.searchsorted(middles, w / self.scale).astype(np.float64)
 
     def values(self, q: Floats) -> Floats:
-        """Places -> the weights they stand for."""
+        """Indices -> the weights they represent."""
         made: Floats = self.table[q.astype(np.int64)] * self.scale
         return made
 
@@ -52,9 +52,9 @@ class Table(Grid):
 
 
 def table_of(w: Floats, scheme: str, bits: int, importance: Floats) -> Table:
-    """Weights [O,K], a scheme of TABLES -> its table and a scale for each row.
+    """Weights [O,K], a scheme of TABLES -> its table and a scale per row.
 
-    `importance`, [O,K]: the mean square of what each weight multiplies.
+    `importance`, [O,K]: the mean square of each weight's input.
     """
     make = _MAKERS.get(scheme)
     if make is None:
@@ -71,14 +71,14 @@ def _table(table: Floats, scale: Floats) -> Table:
 
 
 def _largest(w: Floats) -> Floats:
-    """Of each row; of rows of zeros 1."""
+    """Largest magnitude of each row; 1 for rows of zeros."""
     most: Floats = np.abs(w).max(1)
     return np.where(most > 0, most, 1.0)
 
 
 def _log2(w: Floats, bits: int, importance: Floats) -> Table:
     """0 and +-2^-e, e below 2^(bits-1) - 1 (Miyashita et al., "Convolutional Neural Networks using
-    Logarithmic Data Representation", 2016), the scale of each row that of least squared error.
+    Logarithmic Data Representation", 2016), with the scale of least squared error for each row.
     """
     powers = 2.0 ** -np.arange(2 ** (bits - 1) - 1)
     table = np.sort(np.concatenate([-powers, [0], powers]))
@@ -94,7 +94,7 @@ def _log2(w: Floats, bits: int, importance: Floats) -> Table:
 
 def _codebook(w: Floats, bits: int, importance: Floats) -> Table:
     """2^bits numbers by k-means over all rows, each divided by its root mean square (Han et al.,
-    "Deep Compression", 2016: linear start, then Lloyd's rounds).
+    "Deep Compression", 2016: linear initialization, then Lloyd's algorithm).
     """
     size = np.sqrt(np.square(w).mean(1))
     size = np.where(size > 0, size, 1.0)
@@ -123,7 +123,7 @@ def _binary(w: Floats, bits: int, importance: Floats) -> Table:
 
 
 def _ternary(w: Floats, bits: int, importance: Floats) -> Table:
-    """-1, 0, 1 times the mean magnitude of those above 0.7 of the row's mean magnitude (Li et al.,
+    """-1, 0, 1 times the mean of the magnitudes above 0.7 of the row's mean magnitude (Li et al.,
     "Ternary Weight Networks", 2016, section 2.2).
     """
     size = np.abs(w)
@@ -142,8 +142,8 @@ _MAKERS: dict[str, Callable[[Floats, int, Floats], Table]] = {
 
 
 def as_float(w: Floats, scheme: str) -> tuple[Floats, Floats]:
-    """Weights [O,K] -> what another float holds of them, and a scale for each row: the one that
-    uses all of float8's range; 1 for the floats of 16 bits.
+    """Weights [O,K] -> (the weights in a smaller float, a scale per row). float8 is scaled to use
+    its full range; the scale of 16-bit floats is 1.
     """
     dtype = FLOATS[scheme]
     scale = np.ones(len(w))

@@ -1,10 +1,10 @@
-"""A float graph, and the same one quantized -> biases with which every channel keeps its mean.
+"""Bias correction: new biases that keep every channel's mean in the quantized graph.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
-appendix D: layer by layer, what quantization moves the mean of a channel by is taken from its bias,
-and the layers after it see the corrected value. Both graphs are walked once, side by side, all of
-some samples at each node; how many follows from a budget of memory. Few are enough: both graphs see
-the same samples, so the differences of their means vary far less than the means.
+appendix D: layer by layer, the shift of a channel's mean due to quantization is subtracted from its
+bias, and later layers see the corrected value. Both graphs are walked once, side by side, with
+several samples at each node, as many as a memory budget allows. Few are enough: both graphs see the
+same samples, so the differences of their means vary far less than the means.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def corrections(
     *,
     budget_bytes: int = BUDGET_BYTES,
 ) -> dict[Node, Floats]:
-    """Convolutions of a float graph -> what they are in the quantized one; samples -> the bias that
-    each should have, [O].
+    """Map the convolutions of a float graph (`products`: to their quantized counterparts) to their
+    corrected biases, [O].
 
-    Uses the first samples, up to `MOST_IMAGES` or what keeps live values within the budget, one at
-    least.
+    Uses the first samples, up to `MOST_IMAGES` or as many as keep live values within the budget, at
+    least one.
     """
     if not products:
         return {}
@@ -63,7 +63,7 @@ def corrections(
 
 
 def _paired(graph: Graph, products: Mapping[Node, Node]) -> Iterator[Node]:
-    """Every product, float and quantized next to each other, in the order they are computed."""
+    """Every product, float and quantized side by side, in the order of computation."""
     for node in graph.nodes:
         if node in products:
             yield node
@@ -73,7 +73,7 @@ def _paired(graph: Graph, products: Mapping[Node, Node]) -> Iterator[Node]:
 def _walked(
     order: list[Node], samples: list[Mapping[str, Array]]
 ) -> Iterator[tuple[Node, list[Values]]]:
-    """Nodes, inputs first, each with its values for all samples, which may be changed on the way.
+    """Nodes, inputs first, each with its values for all samples; the consumer may change them.
 
     Values are dropped after their last reader.
     """
@@ -106,7 +106,7 @@ def _read(node: Node, held: Mapping[Node, list[Values]], index: int) -> tuple[Ar
 
 
 def _live_bytes(order: list[Node]) -> int:
-    """The most that one sample's values take at once, constants aside."""
+    """Peak bytes of one sample's live values, without constants."""
     left, now, most = _readers(order), 0, 0
     for node in order:
         now += _bytes(node)
@@ -133,7 +133,7 @@ def _means(values: list[Values]) -> Floats:
 
 
 def bias_of(product: Node) -> Floats:
-    """A convolution's bias as real numbers, [O]; zeros where it has none."""
+    """A convolution's bias as real numbers, [O]; zeros if it has none."""
     bias = input_at(product, 2)
     if bias is None:
         return np.zeros(int(product.type.dims[1]))

@@ -1,9 +1,9 @@
-"""Graph and its products -> which values are wanted in few bits, and which of those lie in memory.
+"""Demand for low precision: which values products should read in few bits, and which are stored.
 
-Products (convolutions, matrix products) want what they read in few bits. The wish goes backwards
-through operators that work as well on few bits (moves of data, pools, activations, residual sums)
-and stops at those that do not (normalisations, Softmax, ...). What stays in registers between a
-product and its activation or residual sum is never stored, so it stays as it is.
+Products (convolutions, matrix products) demand their operands in low precision. The demand
+propagates backwards through operators that work equally well on such values (data movement, pools,
+activations, residual sums) and stops at all others (normalisations, Softmax, ...). A value that is
+fused between a product and its activation or residual sum is never stored, and stays as it is.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from qcompiler.ops import is_elementwise
 from qcompiler.ops.kinds import MOVES, VIEWS
 
 Products = Mapping[Node, tuple[Node, ...]]
-"""Products -> the operands that they want in few bits."""
+"""Product -> the operands it demands in low precision."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is wanted in few bits (`values`), and by whom."""
+class Demand:
+    """The values demanded in low precision, and by which nodes."""
 
     products: Products
     passes: Callable[[Node], bool]
     values: frozenset[Node]
 
     def of(self, node: Node) -> tuple[Node, ...]:
-        """The operands that a node wants in few bits."""
+        """The operands a node demands in low precision."""
         if node in self.products:
             return self.products[node]
         return carried(node) if node in self.values and self.passes(node) else ()
 
 
-def wishes(graph: Graph, products: Products, passes: Callable[[Node], bool]) -> Wishes:
-    """Readers first: whoever wants few bits asks its operands for them, if `passes` lets it."""
+def propagated(graph: Graph, products: Products, passes: Callable[[Node], bool]) -> Demand:
+    """Propagate the demand of products backwards, through the nodes that `passes` accepts."""
     values: set[Node] = set()
     for node in reversed(graph.nodes):
         if node in products:
             values.update(products[node])
         elif node in values and passes(node):
             values.update(carried(node))
-    return Wishes(products, passes, frozenset(values))
+    return Demand(products, passes, frozenset(values))
 
 
 def carried(node: Node) -> tuple[Node, ...]:
-    """The operands that a wish goes on to: not the small ones that scale or shift a larger one."""
+    """The operands a demand propagates to: not small ones that scale or shift a larger one."""
     if node.op == "Concat":
         return tuple(i for i in node.operands if not i.is_constant)
     if node.op == "Pad" and not _pads_with_zero(node):
@@ -65,10 +65,11 @@ def _pads_with_zero(pad: Node) -> bool:
     return zero or pad.attrs.get("mode") != "constant"
 
 
-def melting(graph: Graph) -> set[Node]:
-    """The values that are never stored: an elementwise node of their shape alone reads them.
+def unstored(graph: Graph) -> set[Node]:
+    """Values that are never stored, because their only reader is an elementwise node of their
+    shape.
 
-    It joins their kernel. It can join one only: of two products that are added, the first is
+    They fuse with it. It fuses into one kernel only: of two products that are added, the first is
     stored.
     """
     found: set[Node] = set()
@@ -95,11 +96,11 @@ def _only_for(value: Node, reader: Node, graph: Graph) -> bool:
     return graph.readers[value] == reads and value.type.shape == reader.type.shape
 
 
-def linked(graph: Graph, wanted: Wishes) -> dict[Node, Node]:
-    """Each wanted value -> one that stands for all that moves of data link it with."""
+def linked(graph: Graph, demand: Demand) -> dict[Node, Node]:
+    """Each demanded value -> a representative of all values linked to it by data movement."""
     groups: UnionFind[Node] = UnionFind(graph.nodes)
     for node in graph.nodes:
         if node.op in MOVES:
-            for i in wanted.of(node):
+            for i in demand.of(node):
                 groups.union(node, i)
-    return {n: groups[n] for n in wanted.values}
+    return {n: groups[n] for n in demand.values}

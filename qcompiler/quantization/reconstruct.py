@@ -1,9 +1,8 @@
-"""Weights and second moments of what they multiply -> weights that give nearly the same products.
+"""Layer-wise reconstruction: weights changed so that a product's outputs change least.
 
-A product's output is w x: for a row w of weights and w' in its place the expected squared error is
+A product's output is w x. If a row w of weights is replaced by w', the expected squared error is
 (w' - w) h (w' - w)T with h = E[x xT], whatever the samples were. So all that calibration must keep
 of a layer is h, [K,K]; rounding, pruning and recovery are then linear algebra on it.
-
 Sources: Hassibi & Stork, "Optimal Brain Surgeon" (1993), for `compensate`; Frantar et al., "GPTQ"
 (2022) and "SparseGPT" (2023), for doing it column by column; Nagel et al., "Up or Down? Adaptive
 Rounding for Post-Training Quantization" (2020), for the objective of `descend`.
@@ -24,15 +23,17 @@ from qcompiler.ops.registry import Numbers
 
 Floats = NDArray[np.float64]
 Change = Callable[[int, Floats], Floats]
-"""(Which column, the weights in it as they stand, [O]) -> the weights to have there."""
+"""(column index, its current weights [O]) -> its new weights."""
 Begin = Callable[[int, Floats, Floats], Change]
-"""(First column, block of columns [O,B], their curvatures [B]) -> how to change these columns."""
+"""(First column, block of columns [O,B], their curvatures [B]) -> how to change each of these
+columns.
+"""
 
 BUDGET_BYTES = 128 << 20
 COLUMNS = 256
-"""So many columns of one picture (or sequence) count, at most: its pixels are much alike."""
+"""Most columns used per image (or sequence): its pixels are much alike."""
 DAMPING = 0.01
-"""Of the mean of h's diagonal, added to it: GPTQ's value."""
+"""Fraction of the mean of h's diagonal that is added to it, as in GPTQ."""
 BLOCK = 128
 
 
@@ -41,7 +42,7 @@ BLOCK = 128
 
 @dataclass
 class Moments:
-    """Sums over the columns that one product multiplies, for each of its groups."""
+    """Sums over the input columns of one product, for each of its groups."""
 
     groups: int
     depth: int
@@ -54,7 +55,7 @@ class Moments:
         self.sums = np.zeros((self.groups, self.depth))
 
     def add(self, columns: Numbers) -> None:
-        """Take in columns [G,K,P]."""
+        """Add columns [G,K,P]."""
         self.products += columns @ columns.transpose(0, 2, 1)
         self.sums += columns.sum(axis=2, dtype=np.float64)
         self.count += columns.shape[2]
@@ -71,7 +72,7 @@ class Moments:
 
     @property
     def covariance(self) -> Floats:
-        """E[x xT] - E[x] E[x]T: for products whose bias takes the mean error."""
+        """E[x xT] - E[x] E[x]T: for products whose bias absorbs the mean error."""
         mean = self.first
         centred: Floats = self.second - mean[:, :, None] * mean[:, None, :]
         return centred
@@ -87,8 +88,9 @@ def moments(
 ) -> Iterator[tuple[Node, Moments]]:
     """Float graph, products in it (Conv, MatMul with constant weights), samples -> their moments.
 
-    All that is held at once fits `budget_bytes`, or is one product's: the samples are run as many
-    times as that takes. Of every image in a sample at most `columns` columns of a product count.
+    The products are batched so that all moments held at once fit `budget_bytes` (or are one
+    product's); the samples are run once per batch. At most `columns` columns of every image in a
+    sample are used.
     """
     todo = [n for n in products if takes(n)]
     run = data.runner(graph) if todo else None
@@ -130,11 +132,11 @@ def _batches(products: Sequence[Node], budget_bytes: int) -> Iterator[list[Node]
         yield batch
 
 
-# Linear algebra on them. Everywhere w is [O,K] and h [K,K].
+# Linear algebra on the moments. Everywhere w is [O,K] and h [K,K].
 
 
 def damped(h: Floats, damping: float = DAMPING) -> Floats:
-    """h, [...,K,K], that can be inverted: a share of its mean curvature added to its diagonal."""
+    """h [...,K,K] made invertible: a fraction of its mean diagonal is added to the diagonal."""
     mean = np.einsum("...kk->...k", h).mean(-1)
     more = np.where(mean > 0, damping * mean, 1.0)
     made: Floats = h + np.eye(h.shape[-1]) * more[..., None, None]
@@ -142,7 +144,7 @@ def damped(h: Floats, damping: float = DAMPING) -> Floats:
 
 
 def loss(w: Floats, other: Floats, h: Floats) -> float:
-    """The expected squared error of all outputs with `other` in the place of w."""
+    """The expected squared error of all outputs with `other` in place of w."""
     e = other - w
     return float(np.einsum("ok,ok->", e @ h, e))
 
@@ -150,8 +152,7 @@ def loss(w: Floats, other: Floats, h: Floats) -> float:
 def least_squares(
     w: Floats, h: Floats, kept: NDArray[np.bool_], *, damping: float = DAMPING
 ) -> Floats:
-    """Weights outside `kept`, [K] or [O,K], become 0; the others make up for them as well as may
-    be.
+    """Set weights outside `kept`, [K] or [O,K], to 0, and the others to the least-squares solution.
 
     Rows that keep the same columns are solved together: O different sets cost O * K^3.
     """
@@ -171,11 +172,11 @@ def least_squares(
 def compensate(
     w: Floats, h: Floats, begin: Begin, *, block: int = BLOCK, damping: float = DAMPING
 ) -> Floats:
-    """Change the weights a column at a time; those still to come make up for each change.
+    """Change the weights column by column, compensating each change in the columns to come.
 
-    With u the upper Cholesky factor of inv(h), changing column j by e moves the columns after it by
-    -e * u[j,later] / u[j,j], which is the best they can do. `begin` is handed d = u's diagonal; a
-    change of e costs (e / d)^2.
+    With u the upper Cholesky factor of inv(h), changing column j by e changes the later columns
+    optimally by -e * u[j,later] / u[j,j]. `begin` receives d = u's diagonal; a change of e costs
+    (e / d)^2.
     """
     inverse = np.linalg.inv(damped(h, damping))
     upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
@@ -198,7 +199,7 @@ def compensate(
 
 @dataclass(frozen=True)
 class Grid:
-    """The numbers that weights are rounded to: (q - zero) * scale, q whole from low to high.
+    """The numbers that weights are rounded to: (q - zero) * scale, with integers q in [low, high].
 
     scale and zero broadcast with the weights, [O,K].
     """
@@ -209,7 +210,7 @@ class Grid:
     high: int
 
     def steps(self, w: Floats) -> Floats:
-        """Weights in steps, not rounded."""
+        """Weights in units of the grid, not rounded."""
         made: Floats = w / self.scale + self.zero
         return made
 
@@ -218,23 +219,23 @@ class Grid:
         return np.clip(np.rint(self.steps(w)), self.low, self.high)
 
     def values(self, q: Floats) -> Floats:
-        """Integers -> the weights they stand for."""
+        """Integers -> the weights they represent."""
         made: Floats = (q - self.zero) * self.scale
         return made
 
     def with_scales(self, scale: Floats, zero: Floats) -> Grid:
-        """The same numbers with other scales."""
+        """The same integers with other scales."""
         return Grid(scale, zero, self.low, self.high)
 
     def part(self, rows: slice, shape: tuple[int, ...]) -> Grid:
-        """The grid of some rows of weights of a shape."""
+        """The grid of some rows of weights of this shape."""
         scale, zero = (
             np.broadcast_to(a, (shape[0], a.shape[1]))[rows] for a in (self.scale, self.zero)
         )
         return self.with_scales(scale, zero)
 
     def split(self, groups: int, shape: tuple[int, ...]) -> Grid:
-        """The grid of weights of a shape, [O,K], as [groups,O/groups,K]."""
+        """The grid of weights of shape [O,K], as [groups,O/groups,K]."""
         scale, zero = (
             np.broadcast_to(a, (shape[0], a.shape[1])).reshape(groups, -1, a.shape[1])
             for a in (self.scale, self.zero)
@@ -242,15 +243,15 @@ class Grid:
         return self.with_scales(scale, zero)
 
     def at(self, columns: slice | NDArray[np.int64], shape: tuple[int, ...]) -> Grid:
-        """The grid of some columns of weights of a shape."""
+        """The grid of some columns of weights of this shape."""
         scale, zero = (np.broadcast_to(a, shape)[:, columns] for a in (self.scale, self.zero))
         return self.with_scales(scale, zero)
 
 
 def gptq(w: Floats, h: Floats, grid: Grid, *, damping: float = DAMPING) -> Floats:
-    """Weights -> the integers that stand for them, rounded column by column with compensation.
+    """Weights -> integers, rounded column by column with compensation.
 
-    The columns of the largest curvature come first, while most others can still make up for them.
+    Columns of large curvature come first, while most others can still compensate.
     """
     order = np.argsort(-np.diag(h), kind="stable")
     turned = grid.at(order, w.shape)
@@ -271,11 +272,11 @@ def gptq(w: Floats, h: Floats, grid: Grid, *, damping: float = DAMPING) -> Float
 def descend(
     w: Floats, h: Floats, grid: Grid, start: Floats, *, sweeps: int = 6, reach: int = 1
 ) -> Floats:
-    """Integers that stand for weights [...,O,K] -> better ones, at most `reach` from where w lies.
+    """Integers of weights [...,O,K] -> better ones, at most `reach` away from the weights.
 
-    AdaRound's objective, (w' - w) h (w' - w)T over roundings up or down, by coordinate descent: a
-    column at a time takes the integer that is best while all others stay, until none moves. Never
-    worse than `start`. h is [...,K,K]; what comes before are groups, each by itself.
+    AdaRound's objective, (w' - w) h (w' - w)T over roundings up or down, by coordinate descent: one
+    column at a time takes its best integers while all others are fixed, until none changes. Never
+    worse than `start`. h is [...,K,K]; the leading dimensions are independent groups.
     """
     low = np.clip(np.floor(grid.steps(w)) - (reach - 1), grid.low, grid.high)
     high = np.clip(np.ceil(grid.steps(w)) + (reach - 1), grid.low, grid.high)

@@ -1,11 +1,11 @@
-"""Float weights of products -> the integers that stand for them, by any of the methods of rounding.
+"""Rounding of weights to integers, by one of several methods.
 
-    nearest    each weight by itself
-    gptq       a column at a time, the later ones make up for it (Frantar et al., "GPTQ", 2022)
-    adaround   up or down, whatever serves the outputs best (Nagel et al., "Up or Down?", 2020),
-               found by coordinate descent instead of gradients
+    nearest    each weight on its own
+    gptq       column by column, compensated in the later ones (Frantar et al., "GPTQ", 2022)
+    adaround   up or down, to the least output error (Nagel et al., "Up or Down?", 2020), found by
+               coordinate descent instead of gradients
 
-The last two look at the second moments of what the weights multiply; see reconstruct.py.
+The last two need the second moments of the weights' inputs; see reconstruct.py.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from qcompiler.rewrite.mentions import named
 
 ROUNDINGS = ("nearest", "gptq", "adaround")
 _SHRINK = np.linspace(1.0, 0.4, 31)
-"""How far the range of few-bit weights may be cut for the sake of those inside."""
+"""Candidate factors for clipping the range of low-precision weights."""
 
 
 @dataclass(frozen=True)
 class Scheme:
     """How weights are quantized.
 
-    bits: 2 to 8. group: so many columns share a scale (0: all of a row do, -1: the whole tensor
-    does). symmetric: zero is the integer 0, and the least integer is left out; else each group has
-    a zero point of its own. rounding: one of ROUNDINGS.
+    bits: 2 to 8. group: number of columns that share a scale (0: a whole row, -1: the whole
+    tensor). symmetric: the zero point is 0, and the lowest integer is not used; otherwise each
+    group has a zero point of its own. rounding: one of ROUNDINGS.
     """
 
     bits: int = 8
@@ -51,7 +51,7 @@ class Scheme:
 
     @property
     def limits(self) -> tuple[int, int]:
-        """The least and the largest integer."""
+        """The lowest and highest integer."""
         most = 2 ** (self.bits - 1) - 1
         return (-most, most) if self.symmetric else (0, 2**self.bits - 1)
 
@@ -59,17 +59,17 @@ class Scheme:
 def seen(
     graph: Graph, products: Sequence[Node], data: Calibration | None, rounding: str
 ) -> Iterator[tuple[Node, Moments]]:
-    """The moments that a way of rounding needs, if any. An Error where there is no data."""
+    """The moments a rounding method needs, if any. Raises Error without data."""
     if rounding == "nearest":
         return iter(())
     if data is None:
-        hint = "give --calibration, or round to the nearest"
+        hint = "give --calibration, or use rounding 'nearest'"
         raise Error(f"rounding {rounding!r} needs calibration data", hint=hint)
     return moments(graph, products, data)
 
 
 def bits_of(node: Node, layers: Sequence[str]) -> int:
-    """ "PATTERN=BITS" of the last pattern that names a node; 0 where none does."""
+    """The bits of the last "PATTERN=BITS" that names a node; 0 if none does."""
     bits = 0
     for spec in layers:
         pattern, equals, text = spec.rpartition("=")
@@ -81,10 +81,10 @@ def bits_of(node: Node, layers: Sequence[str]) -> int:
 
 
 def grid_of(w: Floats, scheme: Scheme, importance: Floats | None = None) -> Grid:
-    """Weights [O,K] -> the grid to round them to: a scale for each row, or each group of columns.
+    """Weights [O,K] -> the grid to round them to, with a scale per row or per group of columns.
 
-    Weights of fewer than 7 bits take the range of least squared error, each weight's counted by its
-    `importance` [O,K] (the mean square of what it multiplies); else nothing is cut off.
+    Below 7 bits, the range is clipped to the least squared error, weighted by `importance` [O,K]
+    (the mean square of each weight's input); otherwise nothing is clipped.
     """
     if not np.isfinite(w).all():
         raise Error("a weight is infinite or not a number")
@@ -113,7 +113,7 @@ def grid_of(w: Floats, scheme: Scheme, importance: Floats | None = None) -> Grid
 
 
 def _grouped(w: Floats, group: int) -> Floats:
-    """[O,K] -> [O,groups,columns], filled up with zeros."""
+    """[O,K] -> [O,groups,columns], padded with zeros."""
     if group < 0:
         return w.reshape(1, 1, -1)
     size = group or w.shape[1]
@@ -121,15 +121,15 @@ def _grouped(w: Floats, group: int) -> Floats:
 
 
 def _spread(values: Floats, shape: tuple[int, ...], group: int) -> Floats:
-    """A number for each group -> what broadcasts with the weights."""
+    """A number per group -> an array that broadcasts to the weights."""
     if group <= 0:
         return np.broadcast_to(values.reshape(-1, 1), (shape[0], 1))
     return np.repeat(values, group, axis=1)[:, : shape[1]]
 
 
 def importance(found: Moments, each: int) -> Floats:
-    """Moments of a product whose groups have `each` outputs -> the mean square of what every
-    weight multiplies, [O,K].
+    """Moments of a product whose groups have `each` outputs -> the mean square of every weight's
+    input, [O,K].
     """
     squares = np.einsum("gkk->gk", found.products) / max(found.count, 1)
     return np.repeat(squares.astype(np.float64), each, axis=0) + 1e-12

@@ -1,9 +1,7 @@
-"""Ranges and weights -> scales, zero points and integers; dequantize nodes -> the bytes they read.
-
-What the quantize passes share.
+"""Scales, zero points and integers: arithmetic shared by the quantize passes.
 
 real = (integer - zero) * scale. Zero is always one of the integers, so padding and Relu stay exact.
-Scales are float32 and so far from its limits that products and quotients of two of them are normal
+Scales are float32, so far from its limits that products and quotients of two of them are normal
 numbers.
 """
 
@@ -26,23 +24,23 @@ from qcompiler.rewrite.matching import per_channel, rebuilt
 Numbers = NDArray[Any]
 
 SMALLEST, LARGEST = 2.0**-40, 2.0**40
-"""Scales stay inside: the product of two, times the inverse of a third, is within float32."""
+"""Bounds of scales: the product of two, over a third, stays within float32."""
 
 NOTHING = 2.0**-10
-"""What stands for the range of values that were all zero; a coarse one would coarsen the bias."""
+"""Range assumed for values that were all zero; a large one would make the bias coarse."""
 
 LEAST = 1 / 64
-"""A channel's step is at least this share of the largest, lest calibration has hardly seen it."""
+"""Least ratio of a channel's step to the largest, in case calibration hardly saw the channel."""
 
 BIAS_LIMIT = 2.0**30
-"""An int32 bias may take half of the sum's range."""
+"""Largest int32 bias: half of the sum's range."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How the numbers of one tensor map to integers of `dtype`: one step, [], or one a channel,
-    [C], along `axis`. `folded`: readers take all integers for steps of the largest, and have the
-    quotients in their weights.
+    """How the numbers of one tensor map to integers of `dtype`: a step (scale) per tensor, [], or
+    per channel, [C], along `axis`. `folded`: readers use the largest step for all channels, and
+    the ratios are folded into their weights.
     """
 
     dtype: str
@@ -53,12 +51,12 @@ class Scale:
 
     @property
     def worth(self) -> NDArray[np.float32]:
-        """What readers take an integer for."""
+        """The value of one step, as readers see it."""
         return np.asarray(self.step.max()) if self.folded else self.step
 
     def rounded(self, columns: Numbers) -> Numbers:
-        """What products multiply, [G,K,P] -> the same after quantizing. [C] steps are of the
-        groups, or of the channels that lie one after the other in K.
+        """A product's operand [G,K,P] after quantization. [C] steps are per group, or per channel
+        of contiguous elements of K.
         """
         groups, depth, _ = columns.shape
         step = self.step
@@ -71,9 +69,10 @@ class Scale:
 
 
 def activation_scale(low: float, high: float, dtype: str, symmetric: bool = False) -> Scale | None:
-    """A range -> how to quantize it; None for one too large to be worth 256 steps (a mask's -3e38).
+    """A range -> its quantization; None if too large to be represented by 256 steps (a mask's
+    -3e38).
 
-    `symmetric` puts zero at 0 of a signed dtype, which leaves out -128 as weights do.
+    `symmetric` puts zero at 0 of a signed dtype and leaves out -128, as weights do.
     """
     info = np.iinfo(dtype)
     low, high = min(low, 0.0), max(high, 0.0)
@@ -87,10 +86,10 @@ def activation_scale(low: float, high: float, dtype: str, symmetric: bool = Fals
 
 
 def channel_scale(lows: Numbers, highs: Numbers, dtype: str, least: float = LEAST) -> Scale | None:
-    """The range of each channel, [C] and [C] -> a step for each, around one zero point for all.
+    """The ranges of channels, [C] and [C] -> a step per channel, with one zero point for all.
 
-    The zero point is the one that makes the steps least, in the geometric mean. A channel takes at
-    least this share of the largest step: what calibration hardly saw of it is not clipped to
+    The zero point minimizes the geometric mean of the steps. A channel's step is at least the
+    fraction `least` of the largest, so that one which calibration hardly saw is not clipped to
     nothing.
     """
     whole = activation_scale(float(lows.min()), float(highs.max()), dtype)
@@ -108,15 +107,15 @@ def channel_scale(lows: Numbers, highs: Numbers, dtype: str, least: float = LEAS
 
 
 def _float32(step: float) -> NDArray[np.float32]:
-    """A range of nothing (all zeros were seen) still has a step."""
+    """A step in float32; an empty range (all zeros) still has one."""
     return np.array(max(step or NOTHING, SMALLEST), np.float32)
 
 
 def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np.float32]:
-    """Weights -> the scale of each slice along `axis`, [C]; of all, [1], where that is None.
+    """Weights -> the scale of each slice along `axis`, [C]; of the whole tensor, [1], for None.
 
-    It maps a slice's largest to 2^(bits-1) - 1; slices of zeros take the finest scale there is, for
-    the sake of the bias in its steps. Infinite and not-a-number weights are an Error.
+    It maps the largest magnitude of a slice to 2^(bits-1) - 1. Slices of zeros get the finest
+    scale, for the bias quantized with it. Raises Error for infinite or NaN weights.
     """
     if not np.isfinite(weights).all():
         raise Error("a weight is infinite or not a number")
@@ -131,7 +130,7 @@ def weight_scales(weights: Array, axis: int | None, bits: int = 8) -> NDArray[np
 
 
 def weight_bits(asked: int, device: Device | None) -> int:
-    """Bits of weights: as asked, else (0) 8, or 7 where the device's product of bytes saturates."""
+    """Bits of weights: as requested, else (0) 8, or 7 if the device's byte product saturates."""
     if asked:
         if not 2 <= asked <= 8:
             raise Error(f"weights of {asked} bits", hint="2 to 8")
@@ -141,30 +140,30 @@ def weight_bits(asked: int, device: Device | None) -> int:
 
 
 def has_exact_product(device: Device | None) -> bool:
-    """Whether bytes are multiplied as they are, and no sum of products saturates."""
+    """Does the device multiply bytes without a saturating sum of products?"""
     mac = device.isa.best_product(BYTE_PRODUCTS) if device else None
     return device is None or (mac is not None and mac.exact)
 
 
 def multiplies_bfloat16(device: Device) -> bool:
-    """Whether the device has products of bfloat16, which are faster than those of float32."""
+    """Does the device have bfloat16 products, which are faster than float32 ones?"""
     return device.isa.best_product([("bf16", "bf16", "f32")]) is not None
 
 
 def room_for_bias(
     scales: NDArray[np.float32], bias: Array, input_step: Numbers
 ) -> NDArray[np.float32]:
-    """Weight scales -> the same, raised where an int32 bias in their steps would overflow.
+    """Weight scales -> the same, increased where an int32 bias in their units would overflow.
 
-    That happens to channels whose weights have died and whose bias has not: their weights then
-    round to less, or to zero. A step is (input step x weight scale).
+    That happens to channels with nearly zero weights but a normal bias: their weights are then
+    rounded more coarsely, or to zero. The unit is (input step x weight scale).
     """
     least = np.abs(bias.astype(np.float64)) / (input_step * BIAS_LIMIT)
     return np.maximum(scales, least.astype(np.float32))
 
 
 def along(values: Array, rank: int, axis: int | None) -> Numbers:
-    """[C] -> what broadcasts along `axis` of `rank` dimensions, [C,1,1]; [] for None."""
+    """[C] -> reshaped to broadcast along `axis` of `rank` dimensions, [C,1,1]; [] for None."""
     if axis is None:
         return values.reshape(())
     return values.reshape(-1, *[1] * (rank - 1 - axis % rank))
@@ -178,7 +177,7 @@ def round_to(values: Array, scale: Array, dtype: str, bits: int = 8) -> Numbers:
 
 
 def bias_steps(bias: Array, step: Array) -> NDArray[np.int32] | None:
-    """A float bias in steps of (input scale x weight scale) -> int32; None where it overflows."""
+    """A float bias in units of (input scale x weight scale) -> int32; None on overflow."""
     steps = np.rint(bias.astype(np.float64) / step.astype(np.float64))
     if not np.isfinite(steps).all() or np.abs(steps).max(initial=0) > BIAS_LIMIT + 1:
         return None
@@ -193,13 +192,13 @@ WEIGHTS: Pattern = op("dequantize", CONST, CONST, CONST, shared=True)
 
 
 def numbers(constant: Node) -> Numbers:
-    """A constant's value, to calculate with."""
+    """A constant's value, for arithmetic."""
     return constant.array
 
 
 def by(scale: Array) -> tuple[Array, int]:
-    """Scales -> what `quantize` takes, and whether it divides by it: a product by the inverse
-    rounds otherwise than the quotient that ONNX means, but for powers of two.
+    """Scales -> (the factor operand of `quantize`, its `divide` attribute). It divides unless the
+    scales are powers of two: a product by the inverse rounds differently from ONNX's quotient.
     """
     mantissa, exponent = np.frexp(scale)
     if np.all((mantissa == 0.5) & (np.abs(exponent) < 100)):
@@ -208,13 +207,13 @@ def by(scale: Array) -> tuple[Array, int]:
 
 
 def inverse(quantize: Node) -> Numbers:
-    """What a `quantize` multiplies by: the inverse of what it divides by, in float64."""
+    """The factor of a `quantize` in float64; the inverse of the divisor if it divides."""
     factor = quantize.operands[1].array.astype(np.float64)
     return 1 / factor if quantize.attrs["divide"] else factor
 
 
 def with_factor(quantize: Node, x: Node, scale: Node) -> Node | Skip:
-    """quantize(Mul(x, m), k, z) -> quantize(x, m * k, z): one rounding where there were two."""
+    """quantize(Mul(x, m), k, z) -> quantize(x, m * k, z): one rounding instead of two."""
     with np.errstate(over="ignore", under="ignore"):
         factor = (numbers(scale).astype(np.float64) * inverse(quantize)).astype(np.float32)
     if not np.all((factor >= np.finfo(np.float32).tiny) & np.isfinite(factor)):
@@ -223,13 +222,13 @@ def with_factor(quantize: Node, x: Node, scale: Node) -> Node | Skip:
 
 
 def scalar(constant: Node) -> Any:
-    """The value of a constant of one element; None of a larger one."""
+    """The value of a one-element constant; None for a larger one."""
     return constant.array.reshape(())[()] if constant.array.size == 1 else None
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """(node - zero) * scale, with one zero point; the scale broadcasts with the node."""
+    """(node - zero) * scale, with one zero point; the scale broadcasts to the node."""
 
     node: Node
     scale: Numbers
@@ -237,18 +236,18 @@ class Bytes:
 
     @property
     def zero_point(self) -> Node | None:
-        """The zero point as ONNX's integer products take it: absent where it is 0."""
+        """The zero point as an input of ONNX's integer products: absent if 0."""
         return constant(np.array(self.zero, self.node.dtype)) if self.zero else None
 
 
 def activation(dequantize: Node, axis: int | None = None) -> Bytes | Skip:
     """dequantize(x, s, z) of bytes, with one zero point and one scale, [].
 
-    With an `axis` the scale may also be one for each index along it, [C].
+    With an `axis`, the scale may also be per index along it, [C].
     """
     x, scale, zero = dequantize.operands
     if x.dtype not in BYTES:
-        return Skip(f"{x.dtype} is no byte")
+        return Skip(f"{x.dtype} is not a byte")
     zeros = np.unique(zero.array)
     if zeros.size != 1:
         return Skip("an activation has more than one zero point")
@@ -262,13 +261,13 @@ def activation(dequantize: Node, axis: int | None = None) -> Bytes | Skip:
 
 
 def weights(dequantize: Node) -> Bytes | Skip:
-    """dequantize(constant bytes) -> int8 with zero points of 0, where they fit."""
+    """dequantize(constant bytes) -> int8 with zero points of 0, if they fit."""
     w, scale, zero = dequantize.operands
     if w.dtype not in BYTES:
         return Skip(f"weights of {w.dtype}")
     shifted = w.array.astype(np.int32) - numbers(zero)
     if shifted.size and (shifted.min() < -128 or shifted.max() > 127):
-        return Skip("the weights less their zero point are no int8")
+        return Skip("the weights minus their zero point do not fit int8")
     same = w.dtype == "int8" and not zero.array.any()
     node = w if same else constant(shifted.astype(np.int8), w.name)
     return Bytes(node, scale.array.astype(np.float64))
@@ -286,7 +285,7 @@ def real(node: Node) -> Numbers | None:
 
 
 def rescaled(sums: Node, step: Numbers, name: str) -> Node | Skip:
-    """int32 sums -> Mul(Cast(sums), step), unless the step is no normal float32."""
+    """int32 sums -> Mul(Cast(sums), step), if the step is a normal float32."""
     tiny = float(np.finfo(np.float32).tiny)
     if not np.all((step >= tiny) & (step < 1 / tiny)):
         return Skip("the product of the scales leaves float32")

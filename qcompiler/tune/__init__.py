@@ -1,1 +1,1 @@
-"""What this machine can do, measured."""
+"""Measurements of this machine."""

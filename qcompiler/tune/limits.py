@@ -1,9 +1,9 @@
-"""This machine, held to an instruction set -> what no kernel on it can exceed, measured.
+"""The measured limits of this machine, restricted to an instruction set.
 
-Two kinds of limit: multiply-accumulates a second of each product the instruction set has (sums in
-registers, operands in the first-level cache, nothing else done), and bytes a second that can be
-read from each level of memory. Together they are the roof of a roofline (Williams, Waterman and
-Patterson, "Roofline", CACM 2009): no step is faster than the slower of the two.
+There are two kinds: multiply-accumulates per second of each product in the instruction set (sums in
+registers, operands in L1, nothing else executed), and bytes per second read from each level of
+memory. Together they form a roofline (Williams, Waterman and Patterson, "Roofline", CACM 2009):
+no step is faster than the slower of the two.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from qcompiler.kernels.registry import Kernel
 from qcompiler.runtime.library import Code, Frame, Memory, aligned, aligned_copy
 
 _ROUNDS, _FEW, _SECONDS = 50, 5, 0.3
-"""A kernel is timed so often, or, where that takes longer than so long, less often."""
-_TURNS = 5_000
+"""Most runs of a timed kernel, and the most seconds to spend on them."""
+_ITERATIONS = 5_000
 _UNROLLED = 4
 _SOURCE_BYTES = 8 * 256 + 16 * 64
 _OUT_BYTES = 4096
-_PASS_BYTES = 16 << 20  # read by each thread in one timed call
-_MEMORY_BYTES = 256 << 20  # more than most last-level caches hold
+_PASS_BYTES = 16 << 20  # read by each thread in a timed call
+_MEMORY_BYTES = 256 << 20  # larger than most last-level caches
 _KINDS = {"int8": "integer", "uint8": "integer", "bfloat16": "bf16", "float16": "f16"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`ops`: operations a second (a multiply-accumulate is two) by kind of operand: "integer",
-    "bf16", "f16", "f32". `levels`: (bytes that a level holds, bytes a second read from it), nearest
-    first.
+    """`ops`: operations per second (a multiply-accumulate is two) by kind of operand: "integer",
+    "bf16", "f16", "f32". `levels`: (bytes of a memory level, bytes per second read from it),
+    nearest first.
     """
 
     ops: Mapping[str, float]
     levels: tuple[tuple[float, float], ...]
 
     def seconds(self, step: StepFact) -> float:
-        """The least time a step can take."""
+        """A lower bound of a step's time."""
         return max(self.arithmetic(step), self.traffic(step))
 
     def arithmetic(self, step: StepFact) -> float:
-        """Seconds that a step's multiply-accumulates take at least.
+        """A lower bound of the seconds for a step's multiply-accumulates.
 
-        A product that the instruction set lacks is computed in float32.
+        A product the instruction set lacks is computed in float32.
         """
         kind = kind_of(step.operands)
         return 2 * step.macs / self.ops.get(kind, self.ops["f32"])
 
     def traffic(self, step: StepFact) -> float:
-        """Seconds that reading and writing a step's operands takes at least: at the speed of the
-        nearest memory that holds them all.
+        """A lower bound of the seconds for reading and writing a step's operands, at the speed of
+        the nearest memory level that holds them all.
         """
         rate = next(rate for holds, rate in self.levels if step.bytes <= holds)
         return step.bytes / rate
 
     def __or__(self, other: Limits) -> Limits:
-        """The higher of two measurements of one machine: its clock is not always the same."""
+        """The higher of two measurements of one machine, whose clock may vary."""
         levels = zip(self.levels, other.levels, strict=True)
         return Limits(
             {kind: max(rate, other.ops[kind]) for kind, rate in self.ops.items()},
@@ -75,7 +75,7 @@ class Limits:
 
 
 def kind_of(dtype: str) -> str:
-    """The dtype that a step multiplies -> the kind of its operations."""
+    """The dtype of a step's operands -> the kind of its operations."""
     return _KINDS.get(dtype, "f32")
 
 
@@ -93,7 +93,7 @@ def measure(device: Device) -> Limits:
 
 
 def products(device: Device, mac: Mac, sums: int = 0) -> float:
-    """Operations a second of one product, all threads together; `sums` under way at a time, 0: as
+    """Operations per second of one product, over all threads, with `sums` independent sums; 0: as
     many as registers hold.
     """
     b = Builder("products")
@@ -104,15 +104,15 @@ def products(device: Device, mac: Mac, sums: int = 0) -> float:
             count = _tiles(b, device.isa, mac, source, mine)
         else:
             count = _vectors(b, device.isa, mac, source, mine, sums)
-    done = 2 * count * _TURNS * mac.multiplies * device.threads
+    done = 2 * count * _ITERATIONS * mac.multiplies * device.threads
     return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))
 
 
 def _vectors(
     b: Builder, isa: Isa, mac: VectorMac | BlockMac, source: Pointer, out: Pointer, wanted: int
 ) -> int:
-    """Two left values (one, for one sum) by as many vectors as registers hold the sums of, or as
-    are wanted -> products in a turn.
+    """The product of two left values (one, for one sum) by as many vectors as registers hold sums
+    of, or as `wanted` requests; returns products per iteration.
     """
     key = mac.key
     rows = 1 if wanted == 1 else 2
@@ -121,9 +121,9 @@ def _vectors(
     sums = b.registers(kind, mac.lanes, rows * vectors, "sum")
     sums.fill(0)
     words = source.view("float32" if key[1] == "f32" else "int32")
-    with b.serial(_TURNS, "turn") as turn:
+    with b.serial(_ITERATIONS, "i") as i:
         for step in range(_UNROLLED):
-            at = b.let((turn % 8) * 64 + step * 16)
+            at = b.let((i % 8) * 64 + step * 16)
             left = [b.let(tir.broadcast(words.load(at + i), mac.lanes)) for i in range(rows)]
             for v in range(vectors):
                 right = b.let(words.load(at + 16 * (v % 8), mac.lanes))
@@ -135,7 +135,7 @@ def _vectors(
 
 
 def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) -> int:
-    """Two tiles by two, loaded once -> products in a turn."""
+    """Two tiles by two, loaded once; returns products per iteration."""
     do = isa.intrinsics
     shapes = do["tile_shapes"]({tile: (mac.rows, mac.lanes * 4) for tile in range(mac.tiles)})
     for i in range(0, len(shapes), 4):
@@ -144,7 +144,7 @@ def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) ->
     b.emit(do["tile_configure"](out.address()))
     for tile in range(mac.tiles):
         b.emit(do["tile_load"](tile, source.address(), tir.const(mac.lanes * 4)))
-    with b.serial(_TURNS, "turn"):
+    with b.serial(_ITERATIONS, "i"):
         for tile in range(4):
             b.emit(mac.emit(tile, 4 + tile // 2, 6 + tile % 2))
     for tile in range(4):
@@ -154,29 +154,29 @@ def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) ->
 
 
 def bandwidth(device: Device, size: int) -> float:
-    """Bytes a second read from `size` bytes, each thread its own part, again and again."""
+    """Bytes per second of repeated reads of `size` bytes, split among threads."""
     lanes, slots, threads = device.isa.lanes(4), 8, device.threads
     group = lanes * slots
-    turns = max(size // threads // (4 * group), 1)
-    again = max(_PASS_BYTES // (turns * group * 4), 1)
+    iterations = max(size // threads // (4 * group), 1)
+    again = max(_PASS_BYTES // (iterations * group * 4), 1)
     b = Builder("reads")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     with b.parallel(threads) as task:
         seen = b.registers("int32", lanes, slots, "seen")
         seen.fill(0)
-        with b.serial(again, "again"), b.serial(turns, "turn") as turn:
-            at = b.let((task * turns + turn) * group)
+        with b.serial(again, "again"), b.serial(iterations, "i") as i:
+            at = b.let((task * iterations + i) * group)
             for i in range(slots):
                 seen[i] = seen[i] ^ source.load(at + i * lanes, lanes)
         for i in range(slots):
             out.store(task * group + i * lanes, seen[i])
-    done = 4 * group * turns * again * threads
-    return done / min(times(b, device, 4 * group * turns * threads, 4 * group * threads))
+    done = 4 * group * iterations * again * threads
+    return done / min(times(b, device, 4 * group * iterations * threads, 4 * group * threads))
 
 
 def times(b: Builder, device: Device, source: int | Array, out: int | Array) -> list[float]:
-    """A kernel of two pointers, and what is behind each (that array, or so many bytes that are 1)
-    -> seconds of every time that it was run.
+    """A kernel of two pointers, and the data of each (an array, or a number of bytes set to 1) ->
+    the seconds of each run.
     """
     kernel = Kernel(b.name, b.function(), tasks=device.threads)
     return runs(Code(emit_kernel(kernel, device.isa)), device.threads, source, out)
@@ -189,7 +189,7 @@ def runs(
     out: int | Array,
     before: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Machine code of such a kernel -> seconds of every time that it was run, `before` each."""
+    """Machine code of such a kernel -> the seconds of each run, with `before` called first."""
     memory = [_memory(each) for each in (source, out)]
     frame = Frame(len(memory), memory[0], 0)
     frame.fill(memory)

@@ -1,4 +1,4 @@
-"""This machine -> the facts of its core, measured, and the TOML file of a device."""
+"""Measured facts of this machine's core, and the TOML file of a device made from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qcompiler.tune.probe_threads import shared_work
 
 @dataclass(frozen=True)
 class Probe:
-    """What was found: facts of the core, what else was measured, and doubts about all of it."""
+    """Facts of the core, other measurements, and doubts about them."""
 
     device: Device
     facts: tuple[Fact, ...]
@@ -23,8 +23,8 @@ class Probe:
 
 
 def probe(device: Device) -> Probe:
-    """Measure this machine, held to an instruction set; a few seconds. `device` gives the
-    instruction set, threads and caches.
+    """Measure this machine, restricted to an instruction set; takes a few seconds. `device` gives
+    the instruction set, threads and caches.
     """
     one = replace(device, threads=1)
     begin, own = time.perf_counter(), time.process_time()
@@ -52,14 +52,14 @@ def probe(device: Device) -> Probe:
 
 
 def _left(facts: Sequence[Fact]) -> list[str]:
-    """What was not found, and is left as of the reference."""
+    """Facts that were not found, and keep the reference's values."""
     missing = {f.name for f in fields(Core)} - {f.name for f in facts}
     said = [f"not found, so as of the reference: {name}" for name in sorted(missing)]
     return [f"{s} (0: a core in order)" if s.endswith("window") else s for s in said]
 
 
 def toml(found: Probe, day: str) -> str:
-    """A probe -> the text of a device's file; `day` as it is to stand there."""
+    """A probe -> the text of a device file; `day` is printed as given."""
     d = found.device
     head = [
         f'description = "Measured on the machine itself, {day}"',
@@ -77,7 +77,7 @@ def toml(found: Probe, day: str) -> str:
 
 
 def _rounded(value: float) -> str:
-    """To three digits, which is more than two measurements agree in."""
+    """To three digits, more than two measurements agree in."""
     if isinstance(value, int):
         return str(value)
     return f"{value:.3g}" if value < 1e6 else f"{value:.3e}"

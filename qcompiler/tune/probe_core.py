@@ -1,8 +1,8 @@
-"""One core -> what it does in a cycle, measured by small kernels that one thing holds up.
+"""Facts of one core per cycle, measured by small kernels with a single bottleneck.
 
-The clock comes first: a chain of integer instructions that take a cycle each, beside vector
-products. Everything else is counted in its cycles. Each kernel is run many times and its least time
-counts: what disturbs a run makes it longer, never shorter.
+The clock comes first: a chain of one-cycle integer instructions, alongside vector products.
+Everything else is counted in its cycles. Each kernel is run many times and its least time counts:
+disturbances make a run longer, never shorter.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from qcompiler.tune import limits
 FLOAT: MacKey = ("f32", "f32", "f32")
 TURNS = 2_000
 OUT_BYTES = 4096
-"""Of the memory that a kernel writes."""
+"""Bytes of memory that a kernel writes."""
 NOISY = 0.1
-"""The clock, measured first and last, may differ by this share."""
+"""Allowed relative difference of the clock, measured first and last."""
 _HOPS = 2_000
-"""Loads of a chain in one timed call."""
+"""Loads of a chain in a timed call."""
 _FAR_BYTES = (64 << 20, 256 << 20)
-"""At least and at most: memory that no cache holds, as four times the last cache."""
+"""Least and most bytes of memory beyond all caches: four times the last one."""
 _FILLERS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-"""Instructions, about, between two loads from memory."""
+"""Approximate numbers of instructions between two loads from memory."""
 _LOADS_SUSTAINED, _BYTES_SUSTAINED = 0.75, 0.5
-"""Of loops that only load: what the models count on where products, stores and other loads go on
-beside. So the facts of the reference were found, and facts of other cores mean the same.
+"""Fractions of the rates of pure load loops that the models assume, since products, stores and
+other loads run alongside. The reference's facts were found so, and facts of other cores mean the
+same.
 """
 
 
@@ -56,7 +57,7 @@ class Fact:
 
 
 def clock(device: Device) -> tuple[float, tuple[str, ...]]:
-    """Cycles a second, and what makes that doubtful."""
+    """Cycles per second, and reasons to doubt the measurement."""
     b, chain = Builder("clock"), 16
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     filler = Filler(b, (source.load(0), source.load(1)))
@@ -82,25 +83,25 @@ def clock(device: Device) -> tuple[float, tuple[str, ...]]:
 
 
 def _floats(device: Device) -> VectorMac:
-    """The product of float32 vectors, which every instruction set has."""
+    """The float32 vector product, which every instruction set has."""
     found = device.isa.vector(FLOAT)
     assert found is not None, f"{device.isa.name} has no product of float32"
     return found
 
 
 def _unsteady(taken: Sequence[float]) -> float:
-    """How much longer than the shortest half of the times are."""
+    """The fraction by which the median time exceeds the shortest."""
     return median(taken) / min(taken) - 1
 
 
 def built(b: Builder, device: Device) -> Code:
-    """A kernel of two pointers -> its machine code, with a task for every thread."""
+    """A kernel of two pointers -> its machine code, with one task per thread."""
     return Code(emit_kernel(Kernel(b.name, b.function(), tasks=device.threads), device.isa))
 
 
 class Filler:
-    """Chains of integer instructions that take a cycle each. No chain is like another one, so LLVM
-    makes no vectors of them; nor does it know their operands.
+    """Chains of one-cycle integer instructions. All chains differ, and their operands are unknown
+    to LLVM, so it cannot vectorize them.
     """
 
     _PAIRS = (("^", "+"), ("-", "^"), ("|", "-"), ("&", "+"), ("+", "|"), ("-", "&"))
@@ -115,25 +116,25 @@ class Filler:
             self.held[i] = tir.const(first + i)
 
     def run(self, steps: int) -> None:
-        """Two instructions a step and chain, each of which waits for the one before it."""
+        """Two instructions per step and chain, each dependent on the one before."""
         for _ in range(steps):
             for i, (first, then) in enumerate(self.pairs):
                 self.held[i] = _whole(then, _whole(first, self.held[i], self.one), self.other)
 
     def keep(self, out: Pointer) -> None:
-        """Store the ends, so that all of it is needed."""
+        """Store the results, so that no instruction is dead code."""
         for i in range(self.held.count):
             out.store(i, self.held[i])
 
 
 def _whole(operation: str, a: Value, b: Value) -> Value:
-    """An operation on integers."""
+    """An integer operation."""
     bitwise = {"^": operator.xor, "|": operator.or_, "&": operator.and_}
     return bitwise[operation](a, b) if operation in bitwise else tir.wrapping(operation, a, b)
 
 
 class Cycles:
-    """What one core does in a cycle of so many hertz."""
+    """Rates and latencies of one core in cycles, at a given clock."""
 
     def __init__(self, device: Device, hz: float) -> None:
         self.device, self.hz = device, hz
@@ -141,7 +142,7 @@ class Cycles:
         self.mac = _floats(device)
 
     def arithmetic(self) -> list[Fact]:
-        """Products, and instructions of any kind."""
+        """Products, and instructions in general."""
         return [
             Fact(
                 "latency_cycles",
@@ -161,7 +162,7 @@ class Cycles:
         ]
 
     def memory(self) -> list[Fact]:
-        """Loads, stores and bytes from each level, and how long they take."""
+        """Rates and latencies of loads and stores, and bytes per cycle from each level."""
         d = self.device
         near, far = 4 * d.l1_bytes, far_bytes(d)
         l1 = self._loaded(d.l1_bytes // 2) / self.vector_bytes * _LOADS_SUSTAINED
@@ -205,12 +206,12 @@ class Cycles:
         ]
 
     def lines(self) -> list[Fact]:
-        """What the system tells of the first cache."""
+        """Facts of the L1 cache reported by the system."""
         facts = (("line_bytes", cpu.line_bytes()), ("way_bytes", cpu.way_bytes()))
         return [Fact(name, size, "by the system") for name, size in facts if _power(size)]
 
     def notes(self) -> tuple[str, ...]:
-        """Products of other operands, which the models do not tell from those of float32."""
+        """Products of other operands, which the models treat like float32 ones."""
         said = []
         nearest = {(type(mac), mac.key): mac for mac in reversed(self.device.isa.inherited)}
         for mac in nearest.values():
@@ -238,11 +239,11 @@ class Cycles:
         return limits.bandwidth(self.device, size) / self.hz
 
     def _least(self, b: Builder, source: int | Array, out: int | Array) -> float:
-        """Cycles of a kernel."""
+        """The least cycles of a kernel."""
         return min(limits.times(b, self.device, source, out)) * self.hz
 
     def _stored(self) -> float:
-        """Stores of vectors a cycle."""
+        """Vector stores per cycle."""
         b, lanes = Builder("stores"), self.device.isa.lanes(4)
         source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
         each, blocks = 8, OUT_BYTES // (32 * lanes)
@@ -254,7 +255,7 @@ class Cycles:
         return TURNS * 8 * each / self._least(b, OUT_BYTES, OUT_BYTES)
 
     def _chased(self, ring: Array, hops: int = _HOPS) -> float:
-        """Cycles from a load to the next, whose address it gives."""
+        """Cycles from a load to the next one, whose address depends on it."""
         b = Builder("chase")
         source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
         at = b.registers("int32", 1, 1, "at")
@@ -265,7 +266,7 @@ class Cycles:
         return self._least(b, ring, np.zeros(16, np.int32)) / hops
 
     def _issue(self) -> float:
-        """Instructions a cycle of a loop that holds up nothing else."""
+        """Instructions per cycle of a loop without other bottlenecks."""
         b, mac = Builder("issue"), self.mac
         source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
         filler = Filler(b, (source.load(0), source.load(1)), 6)
@@ -289,8 +290,8 @@ class Cycles:
         return str(machine_code({b.name: b.function()}, self.device.isa, "").inspect_source("asm"))
 
     def _window(self) -> int | None:
-        """Instructions between two loads from memory that the core still has under way at a time;
-        None where that cannot be told.
+        """Number of instructions between two loads from memory that the core can have in flight;
+        None if it cannot be determined.
         """
         b = _two_chains(self.device)
         counts = sorted(len(body) // 2 for body in loops(self._assembly(b)))
@@ -300,7 +301,7 @@ class Cycles:
         taken = []
         for i in range(len(counts)):
             out = np.zeros(16, np.int32)
-            out[:3] = 0, memory[memory.size // 2], i  # chains that are far apart
+            out[:3] = 0, memory[memory.size // 2], i  # chains far apart
             taken.append(min(limits.runs(code, 1, memory, out)) * self.hz / _HOPS)
         fits = [t < 1.5 * taken[0] for t in taken]
         if all(fits):
@@ -312,7 +313,7 @@ _WINDOW = "most instructions between two loads from memory that still overlap"
 
 
 def far_bytes(device: Device) -> int:
-    """Bytes of memory that no cache holds."""
+    """Bytes of memory beyond all caches."""
     return min(max(4 * device.l3_bytes, _FAR_BYTES[0]), _FAR_BYTES[1]) >> 20 << 20
 
 
@@ -321,7 +322,7 @@ def _power(size: int) -> bool:
 
 
 def ring(size: int, seed: int) -> Array:
-    """Bytes -> int32: each line's first element is where the next line begins, at random, all
+    """Bytes -> int32: each line's first element is the start of the next line, in random order, all
     lines in one ring.
     """
     step = max(cpu.line_bytes(), REFERENCE.line_bytes) // 4
@@ -332,8 +333,8 @@ def ring(size: int, seed: int) -> Array:
 
 
 def _two_chains(device: Device) -> Builder:
-    """Two chains of loads, and instructions that need neither between their loads: as many as the
-    third element of `out` chooses; the first two are where the chains are.
+    """Two chains of loads with independent instructions between them, as many as the third element
+    of `out` selects; the first two elements are the starts of the chains.
     """
     b = Builder("window")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")

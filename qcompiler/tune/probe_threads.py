@@ -1,4 +1,4 @@
-"""A team of threads -> what it costs that they share work, measured."""
+"""The measured cost of sharing work in a thread team."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _ROUNDS = 200
 _SLEEP_SECONDS = 0.002
 """Longer than workers spin (emit/team.py)."""
 _HELPED = 0.85
-"""Two threads take at most this share of one's time where the second got a core."""
+"""Largest ratio of two threads' time to one's if the second has a core of its own."""
 
 
 def shared_work(device: Device) -> tuple[list[Fact], list[str]]:
-    """What it costs that threads share work, and what makes that doubtful; nothing of one."""
+    """The costs of sharing work, and reasons to doubt them; empty for one thread."""
     if device.threads == 1:
         return [], []
     barrier, wake = _barrier(device), _wake(device)
@@ -37,8 +37,8 @@ def shared_work(device: Device) -> tuple[list[Fact], list[str]]:
 
 
 def _barrier(device: Device) -> float | None:
-    """Nanoseconds of a barrier, of steps with a microsecond of work for each thread; None where no
-    thread helped the caller.
+    """Nanoseconds of a barrier, with a microsecond of work per thread and step; None if no thread
+    helped the caller.
     """
     b = Builder("barriers")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
@@ -52,7 +52,7 @@ def _barrier(device: Device) -> float | None:
 
 
 def _wake(device: Device) -> float | None:
-    """Nanoseconds that a run takes longer where workers sleep; None where they did not help."""
+    """Additional nanoseconds of a run whose workers sleep; None if they did not help."""
     b = Builder("shares")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     with b.parallel(device.threads) as task:
@@ -64,10 +64,10 @@ def _wake(device: Device) -> float | None:
     return max(asleep - awake, 1.0)
 
 
-def _work(b: Builder, source: Pointer, out: Pointer, task: Value, turns: int) -> None:
-    """Sixteen cycles a turn, with a cache line of a task's own."""
+def _work(b: Builder, source: Pointer, out: Pointer, task: Value, iterations: int) -> None:
+    """Sixteen cycles per iteration, with one cache line per task."""
     filler = Filler(b, (source.load(0), source.load(1)))
-    with b.serial(turns):
+    with b.serial(iterations):
         filler.run(8)
     filler.keep(out + task * 16)
 
@@ -78,9 +78,9 @@ def _least(code: Code, threads: int, before: Callable[[], None] | None = None) -
 
 
 def _go_on() -> None:
-    """Workers still look for work."""
+    """Run at once, while workers still spin."""
 
 
 def _sleep() -> None:
-    """Workers fall asleep."""
+    """Wait until workers sleep."""
     time.sleep(_SLEEP_SECONDS)

@@ -1,4 +1,4 @@
-"""Things that run -> how long they take, side by side or step by step."""
+"""Timing of functions in turn, and of a model's steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MIN_RUNS = 5
 
 
 def medians(*functions: Callable[[], object]) -> tuple[float, ...]:
-    """Median seconds of functions, timed in turn so that a drifting machine is fair to all."""
+    """Median seconds of functions, timed in turn so that drift affects all alike."""
     times: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + len(functions) * _MIN_SECONDS
     while time.perf_counter() < end or len(times[0]) < _MIN_RUNS:
@@ -28,7 +28,7 @@ def medians(*functions: Callable[[], object]) -> tuple[float, ...]:
 
 
 def of_steps(model: Model, inputs: Mapping[str, Array]) -> dict[str, float]:
-    """{step: median seconds}; steps of one name, parts of one product, together."""
+    """{step: median seconds}; the parts of a split product are added up."""
     found: dict[str, float] = {}
     for step, taken in zip(model.variant.steps, model.profile(inputs, repeat=9), strict=True):
         found[step.name] = found.get(step.name, 0.0) + taken
