@@ -122,7 +122,7 @@ def test_a_variant_that_the_cpu_lacks_cannot_be_forced(
 ) -> None:
     best = SETS[-1]
     monkeypatch.setattr(cpu, "features", lambda: SETS[0].cpu_flags)
-    with pytest.raises(Error, match=rf"this CPU lacks .*, which {best.name} needs"):
+    with pytest.raises(Error, match=rf"this CPU lacks .*, which the variant {best.name} needs"):
         load(path, variant=best.name)
     with pytest.raises(Error, match=r"there is no variant 'vax'\nhint: one of x86_avx2, "):
         load(path, variant="vax")

@@ -20,6 +20,7 @@ import pytest
 from remote_proxy import TOKEN, Proxy
 
 import qcompiler
+from qcompiler import plugins
 from qcompiler.artifact.abi import Table
 from qcompiler.artifact.artifact import Artifact, open_artifact
 from qcompiler.demo import MODEL
@@ -357,6 +358,7 @@ def test_what_code_prints_is_in_nobodys_way(
 
 def test_the_device_chooses_among_variants(device: Server, tmp_path: Path) -> None:
     """The best that its CPU has, unless one is asked for; whoever asks is told which it was."""
+    plugins.load_all()
     here = [i.name for i in isa.family(isa.host().isa.family) if not i.lacks]
     shape = {"image": (1, 1, 8, 8)}
     targets = [*dict.fromkeys((here[0], here[-1], "x86_amx"))]
