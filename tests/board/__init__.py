@@ -227,7 +227,7 @@ def run_artifact(
     made = [board.aligned(_bytes(v)) for v in m.outputs]
     words = Table(len(taken) + len(made))
     table = board.aligned(words.words * 8)
-    ends = {words.first: 0, words.last: len(variant.steps), words.refused: 0}
+    ends = {words.first: 0, words.last: len(variant.steps), words.permission: 0}
     for at, memory in enumerate((*taken, *made, weights, workspace)):
         board.address(table, at * 8, memory)
     for at, value in ends.items():

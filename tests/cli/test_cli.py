@@ -241,7 +241,7 @@ def test_a_batch_that_is_open_is_one_and_the_artifact_says_so(
     say: Say, model: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "a.qc"
-    told = "batch: 1, since the model leaves N open; another: --input-shape x=<N>x8"
+    told = "batch: 1, since the model leaves N open; to change it: --input-shape x=<N>x8"
     assert told in say("compile", model, "-o", made).out
     assert load(made).inputs[0].shape == (1, 8)
     assert told.removeprefix("batch: ") in say("inspect", made).out
