@@ -1,1 +1,1 @@
-"""What can be computed or simplified while compiling."""
+"""Constant folding and simplification."""

@@ -1,9 +1,9 @@
-"""Operators that are another one as soon as a type or a constant is known.
+"""Operators that reduce to simpler ones once a type or a constant is known.
 
 CastLike(x, y)         ->  Cast(x) {to=the dtype of y}
-Compress(x, constant)  ->  Gather(x, where it is true)
+Compress(x, constant)  ->  Gather(x, the true indices)
 CenterCropPad(x)       ->  Pad(Slice(x))
-AffineGrid(t, size)    ->  MatMul(places, t')
+AffineGrid(t, size)    ->  MatMul(coordinates, t')
 LpPool(x)              ->  (AveragePool(|x|^p) * size)^(1/p)
 GlobalLpPool(x)        ->  ReduceL1(x) or ReduceL2(x), or as above
 """
@@ -29,7 +29,7 @@ def fold_cast_like(node: Node) -> Node:
 
 @rule(op("Compress", ANY, CONST))
 def fold_compress(node: Node) -> Node:
-    """Compress(x, constant) -> Gather(x, where it is true)."""
+    """Compress(x, constant) -> Gather(x, the true indices)."""
     x, chosen = node.operands
     axis = node.attrs["axis"]
     if axis is None:
@@ -42,7 +42,7 @@ def fold_center_crop_pad(node: Node) -> Node | Skip:
     """CenterCropPad(x) -> Pad(Slice(x))."""
     x = node.operands[0]
     if not x.type.static or not node.type.static:
-        return Skip(f"the shape {x.type} or {node.type} is not known")
+        return Skip(f"the shape {x.type} or {node.type} is unknown")
     pairs = list(zip(x.type.dims, node.type.dims, strict=True))
     begin = [max(size - wanted, 0) // 2 for size, wanted in pairs]
     end = [first + min(pair) for first, pair in zip(begin, pairs, strict=True)]
@@ -54,10 +54,10 @@ def fold_center_crop_pad(node: Node) -> Node | Skip:
 
 @rule(op("AffineGrid", ANY, CONST))
 def fold_affine_grid(node: Node) -> Node | Skip:
-    """AffineGrid(t, size) -> MatMul(places, t')."""
+    """AffineGrid(t, size) -> MatMul(coordinates, t')."""
     theta, size = node.operands
     if not theta.type.static:
-        return Skip(f"the shape {theta.type} is not known")
+        return Skip(f"the shape {theta.type} is unknown")
     counts = [int(n) for n in size.array.reshape(-1)[2:]]
     grid = places(counts, corners=bool(node.int("align_corners")))
     flat = const(grid.reshape(-1, len(counts) + 1), like=theta)

@@ -1,4 +1,4 @@
-"""Constants that meet in sums and products become one; a difference from a constant is a sum.
+"""Merge constants in sums and products; subtract a constant by adding its negative.
 
 x - c           ->  x + (-c)                 integers wrap around
 x / 2^k         ->  x * 2^-k                 exact: a power of two
@@ -21,7 +21,7 @@ from qcompiler.rewrite.matching import FLOATS, const, exact
 X, C = taken(ANY), taken(CONST)
 
 WHOLE = {"float64": 2.0**52, "float32": 2.0**23, "float16": 2.0**10, "bfloat16": 2.0**7}
-"""From here on all numbers of a dtype are whole."""
+"""From this magnitude on, all numbers of a dtype are integers."""
 
 
 @rule(op("Sub", ANY, CONST))
@@ -66,12 +66,12 @@ def _together(outer: Node, x: Node, c: Node, d: Node) -> Node | Skip:
     if c.dtype in FLOATS and not np.all(np.isfinite(both.astype(np.float64))):
         return Skip("the two constants overflow")
     if outer.op == "Add" and c.dtype in FLOATS and _rounds(exact(c), exact(d), c.dtype):
-        return Skip("the first sum rounds, and the second takes back what it added")
+        return Skip("the first sum rounds, and the second subtracts the constant again")
     return make(outer.op, x, const(both, like=c))
 
 
 def _rounds(c: Numbers, d: Numbers, dtype: str) -> bool:
-    """Is c so large that x + c loses its fraction, and does d cancel it? So 1.5 * 2^23 rounds."""
+    """Is c so large that x + c loses its fraction, and does d cancel it, as 1.5 * 2^23 does?"""
     large = np.maximum(np.abs(c), np.abs(d)) >= WHOLE[dtype] / 8
     return bool(np.any(large & (np.sign(c) * np.sign(d) < 0)))
 

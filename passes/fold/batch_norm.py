@@ -1,10 +1,9 @@
-"""Take a batch norm apart, so that its numbers go into the weights before it.
+"""Decompose a batch norm, so that it can be folded into the weights before it.
 
 BatchNormalization(x, gamma, beta, mean, var)  ->  x * s + (beta - mean * s)
 
-where s = gamma / sqrt(var + epsilon), one number for each channel (axis 1). `fold_scale` and
-`fold_bias` then fold the product and the sum into a convolution or matrix product that x comes
-from.
+where s = gamma / sqrt(var + epsilon), one number per channel (axis 1). `fold_scale` and `fold_bias`
+then fold the product and the sum into the convolution or matrix product that made x.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from qcompiler.rewrite.matching import channel_shape, const
 
 @rule(op("BatchNormalization", ANY, CONST, CONST, CONST, CONST))
 def fold_batch_norm(batch_norm: Node) -> Node | Skip:
-    """One product and one sum for each element, of numbers made here."""
+    """x * s + t, with s and t computed at compile time."""
     x, *parameters = batch_norm.operands
     gamma, beta, mean, var = (p.array.astype(np.float64) for p in parameters)
     if np.any(var + batch_norm.float("epsilon") <= 0):

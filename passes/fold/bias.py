@@ -1,6 +1,6 @@
-"""A constant added to a convolution is its bias.
+"""Fold a constant added to a convolution into its bias.
 
-Conv(x, w, b) + c  ->  Conv(x, w, b + c)      c: a number, or one for each output channel
+Conv(x, w, b) + c  ->  Conv(x, w, b + c)      c: scalar, or per output channel
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def fold_bias(add: Node, conv: Node, c: Node) -> Node | Skip:
     b = input_at(conv, 2)
     flat = per_channel(exact(c), conv.type.rank, 1)
     if flat is None or add.type != conv.type or not isinstance(conv.shape[1], int):
-        return Skip("what is added is not one number for each channel")
+        return Skip("the addend is not per channel")
     if b is not None and not b.is_constant:
         return Skip("the bias is not constant")
     bias = flat + (0 if b is None else exact(b))

@@ -1,6 +1,6 @@
-"""Conversions in a row, of which the first loses nothing.
+"""Merge consecutive Casts if the first is lossless.
 
-Cast(Cast(x, wide), y)  ->  Cast(x, y)     where every value of x's dtype is one of the wide dtype
+Cast(Cast(x, wide), y)  ->  Cast(x, y)     if the wide dtype holds every value of x's dtype
 """
 
 from __future__ import annotations

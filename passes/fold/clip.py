@@ -1,4 +1,4 @@
-"""Bounds that meet become one pair of bounds.
+"""Merge consecutive bounds.
 
 Min(Max(x, a), b), Max(Min(x, b), a)   ->  Clip(x, a, b)          a, b: numbers, a <= b
 Clip(Clip(x, a, b), c, d)              ->  Clip(x, max(a, c), min(b, d))
@@ -29,7 +29,7 @@ RANGES = {
     "Sqrt": (0.0, math.inf),
     "Exp": (0.0, math.inf),
 }
-"""Operators that give nothing outside a range."""
+"""Operators with outputs in a fixed range."""
 
 BOUNDED = "Clip|Relu|Sigmoid|HardSigmoid|Softmax|Tanh|Erf|Abs|Sqrt|Exp"
 
@@ -41,7 +41,7 @@ def fold_min_of_max(outer: Node, inner: Node, x: Node, c: Node, d: Node) -> Node
         return None
     a, b = number(c), number(d)
     if a is None or b is None or x.type != outer.type:
-        return Skip("a bound is not one number")
+        return Skip("a bound is not a scalar")
     low, high = (a, b) if inner.op == "Max" else (b, a)
     if low > high:
         return Skip("the bounds cross")
@@ -50,12 +50,12 @@ def fold_min_of_max(outer: Node, inner: Node, x: Node, c: Node, d: Node) -> Node
 
 @rule(op("Clip|Relu|Max|Min", op(BOUNDED, shared=True), OPTIONAL, OPTIONAL))
 def fold_bounds(outer: Node, inner: Node) -> Node | Skip | None:
-    """Clip(Clip(x, a, b), c, d) -> Clip(x, max(a, c), min(b, d)), or less."""
+    """Clip(Clip(x, a, b), c, d) -> Clip(x, max(a, c), min(b, d)), or simpler."""
     if outer.op in ("Max", "Min") and len(outer.inputs) != 2:
         return None
     limits, known = _bounds(outer), _bounds(inner)
     if limits is None or known is None or inner.type != outer.type:
-        return Skip("a bound is not one number")
+        return Skip("a bound is not a scalar")
     if limits[0] <= known[0] and known[1] <= limits[1]:
         return inner
     if inner.op not in ("Clip", "Relu"):
@@ -81,7 +81,7 @@ def fold_clip_at_zero(clip: Node) -> Node | None:
 
 @rule(op("Clip", ANY, OPTIONAL, OPTIONAL))
 def fold_clip_bounds(clip: Node) -> Node | None:
-    """Clip(x, [a], [b]) -> Clip(x, a, b): bounds are plain numbers."""
+    """Clip(x, [a], [b]) -> Clip(x, a, b): bounds become scalars."""
     bounds = [input_at(clip, i) for i in (1, 2)]
     plain = [
         const(b.array.reshape(())) if b and b.is_constant and b.type.size == 1 and b.shape else b
@@ -106,7 +106,7 @@ def fold_max_with_zero(maximum: Node, x: Node, c: Node) -> Node | None:
 
 
 def _bounds(node: Node) -> tuple[float, float] | None:
-    """The range a node's values lie in; None where a bound is not one constant number."""
+    """The range of a node's values; None if a bound is not a constant scalar."""
     if node.op in RANGES:
         return RANGES[node.op]
     if node.op == "Clip":

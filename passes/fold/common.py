@@ -1,8 +1,8 @@
-"""Compute the same thing once.
+"""Common subexpression elimination.
 
 f(x, y), f(x, y)  ->  one f(x, y), read twice
 
-What is cheaper to compute again in each reader's kernel than to keep in memory stays as it is.
+Values that are cheaper to rematerialize in each reader's kernel than to store are not merged.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from qcompiler.rewrite import graph_pass
 from qcompiler.rewrite.matching import rematerialized
 
 HASHED_BYTES = 1 << 20
-"""Constants up to this size are found by all their bytes, larger ones by a few of their numbers,
-and then compared.
+"""Constants up to this size are hashed by all their bytes, larger ones by a sample of their
+numbers, and then compared.
 """
 
 _LOOKED_AT = 512
-"""Numbers of a large constant by which its equals are found."""
+"""Size of a large constant's sample."""
 
 RANDOM = frozenset(
     {
@@ -41,7 +41,7 @@ class FoldCommon:
     """f(x), f(x) -> one f(x)."""
 
     def __call__(self, graph: Graph) -> Graph:
-        """Equal operator, attributes, types and inputs: the first such node serves all."""
+        """Replace nodes of equal operator, attributes, types and inputs by the first of them."""
         seen: dict[Hashable, Node] = {}
         large: dict[Hashable, list[Node]] = {}
 
@@ -60,13 +60,13 @@ def _is_large(array: Array) -> bool:
 
 
 def _look(array: Array) -> Hashable:
-    """A part of a large array that its equals have in common."""
+    """A sample of a large array, as its hash."""
     some = np.asarray(array.flat[:: array.size // _LOOKED_AT])
     return array.dtype.name, array.shape, some.tobytes()
 
 
 def _first_equal(node: Node, others: list[Node]) -> Node:
-    """The first constant of the same bytes; the node itself, from now on, where there is none."""
+    """The first constant with the same bytes, or the node itself, which is then recorded."""
     for other in others:
         same = node.array is other.array
         if same or np.array_equal(_bytes(node.array), _bytes(other.array)):

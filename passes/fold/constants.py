@@ -1,12 +1,12 @@
-"""Compute once, here, what depends on constants and shapes only.
+"""Constant folding: compute at compile time what depends on constants and shapes only.
 
-op(constant, ...)  ->  constant          Shape(x)  ->  constant, where x's shape is known
-op(nothing, ...)   ->  constant          op(x)     ->  nothing, where it has no elements
+op(constant, ...)  ->  constant          Shape(x)  ->  constant, if x's shape is known
+op(empty, ...)     ->  constant          op(x)     ->  constant, if it has no elements
 
-A hostile Expand, Tile, Einsum or ConstantOfShape can fill neither memory nor time: a result has at
-most `max_numbers`, all of them have at most `total_bytes` and take at most `total_work`
-(ops/work.py), and each of these is more by what the model itself holds, `growth` times. What is
-left out is computed when the model runs.
+A hostile Expand, Tile, Einsum or ConstantOfShape can exhaust neither memory nor time: a result has
+at most `max_numbers` elements; all results together have at most `total_bytes` and cost at most
+`total_work` (ops/work.py); each limit is raised by `growth` times the model's own size. Anything
+beyond is computed at run time.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class FoldConstants:
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
-        """Inputs first, so a whole chain of constants is gone in one walk."""
+        """Inputs first, so a whole chain of constants is folded in one walk."""
         held = [n.type for n in graph.nodes if n.is_constant]
         return substitute(graph, _Folding(self, held).change)
 
 
 class _Folding:
-    """One walk: what is left of the budget, and the outputs of nodes that have several."""
+    """One walk: the remaining budget, and the outputs of multi-output nodes."""
 
     def __init__(self, options: FoldConstants, held: Sequence[Type]) -> None:
         self.options = options
@@ -70,7 +70,7 @@ class _Folding:
         return node if outputs is None else _constant(outputs[0], node)
 
     def evaluated(self, node: Node) -> tuple[Array, ...] | None:
-        """The outputs of a node that only constants decide, if the budget allows."""
+        """The outputs of a node that depends on constants only, within the budget."""
         if node.op in ("Shape", "Size"):
             source = node.operands[0].type
             return (
@@ -89,11 +89,11 @@ class _Folding:
         if all(t.static for t in node.types):
             numbers, size = sum(t.size for t in node.types), sum(t.bytes for t in node.types)
             needed = work(node)
-        else:  # as many as there are nonzeros, say: no more than it reads, an index for each axis
+        else:  # such as NonZero: at most its input's size, with an index per axis
             numbers = needed = sum(i.type.size for i in node.operands) * 8
             size = numbers * 8
         if numbers > self.numbers or size > self.bytes or needed > self.work:
-            self.skip(node, f"{size} bytes by {needed:.0f} steps are more than constants may take")
+            self.skip(node, f"{size} bytes in {needed:.0f} steps exceed the folding budget")
             return None
         self.bytes -= size
         self.work -= needed
@@ -105,7 +105,7 @@ class _Folding:
 
 
 def _nothing(type: Type) -> bool:
-    """Is it known to have no elements? Then all is known of it."""
+    """Is it known to be empty, and thus fully known?"""
     return type.static and type.size == 0
 
 
@@ -116,5 +116,5 @@ def _array(node: Node) -> Array:
 
 
 def _constant(array: Array, node: Node) -> Node:
-    """A result as a constant of the node's name, holding no memory but its own."""
+    """A result as a constant with the node's name, which does not keep a larger array alive."""
     return constant(np.array(array, order="C"), node.name)

@@ -1,13 +1,13 @@
-"""An Einsum is matrix products between reorderings.
+"""Lower Einsum to matrix products, transposes and reshapes.
 
 Einsum(a, b, "bihd,bjhd->bhij")  ->  Transpose(Reshape(MatMul(Reshape(Transpose(a)), ...)))
 Einsum(a, "ij->ji")              ->  Transpose(a)
-Einsum(a, "ii->i")               ->  every n + 1st of a's elements
+Einsum(a, "ii->i")               ->  every (n + 1)-th element of a
 Einsum(a, b, c, ...)             ->  Einsum(Einsum(a, b), c, ...)
 
-Labels in both operands and the result are the batch, those in both operands only are summed, the
-others are rows and columns. What an operand alone sums over is summed first. An ellipsis stands for
-labels of its own, an axis of length 1 that is broadcast for none.
+Labels in both operands and the result are batch axes, those in both operands only are summed, the
+others are rows and columns. A label in one operand only is summed first. An ellipsis stands for
+labels of its own, with an axis of length 1 that is broadcast if it is missing.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from qcompiler.rewrite import Skip, op, rule
 from qcompiler.rewrite.matching import int64s, reshape, transpose
 
 _OWN = 0xE000
-"""Labels that no equation has: the first of those that stand for an ellipsis' axes."""
+"""First label for an ellipsis' axes; no equation uses it."""
 
 
 @dataclass(frozen=True)
 class _Term:
-    """An operand and a label for each of its axes."""
+    """An operand with a label per axis."""
 
     x: Node
     labels: str
@@ -36,7 +36,7 @@ class _Term:
 def fold_einsum(node: Node) -> Node | Skip:
     """Einsum(a, b) -> Transpose(Reshape(MatMul(a', b')))."""
     if not all(i.type.static for i in node.operands):
-        return Skip("a shape is not known")
+        return Skip("a shape is unknown")
     terms, right = _labelled(node)
     sizes: dict[str, int] = {}
     for term in terms:
@@ -52,13 +52,13 @@ def fold_einsum(node: Node) -> Node | Skip:
         made = _product(node, made, other, later, sizes)
     shape = [sizes[c] for c in right]
     kept = [c for c in right if c in made.labels]
-    turned = transpose(made.x, [made.labels.index(c) for c in kept])
-    seen = reshape(turned, [sizes[c] if c in kept else 1 for c in right])
+    transposed = transpose(made.x, [made.labels.index(c) for c in kept])
+    seen = reshape(transposed, [sizes[c] if c in kept else 1 for c in right])
     return seen if seen.type.dims == tuple(shape) else make("Expand", seen, int64s(shape))
 
 
 def _labelled(node: Node) -> tuple[list[_Term], str]:
-    """The operands and the result, each axis with a label: also those of an ellipsis."""
+    """The operands and the result, with a label for each axis, including an ellipsis' axes."""
     left, arrow, right = "".join(node.str("equation").split()).partition("->")
     terms, most = [], 0
     for text, x in zip(left.split(","), node.operands, strict=True):
@@ -76,7 +76,7 @@ def _labelled(node: Node) -> tuple[list[_Term], str]:
 
 
 def _plain(term: _Term, sizes: dict[str, int]) -> _Term:
-    """No label twice, and none for an axis of length 1 that others make longer."""
+    """Remove duplicate labels, and those of axes of length 1 that are broadcast."""
     x, labels = term.x, term.labels
     for label in dict.fromkeys(labels):
         if labels.count(label) > 1:
@@ -88,7 +88,7 @@ def _plain(term: _Term, sizes: dict[str, int]) -> _Term:
 
 
 def _diagonal(x: Node, labels: str, label: str) -> tuple[Node, str]:
-    """Axes of one label become one: every element a step in each of them apart."""
+    """Merge the axes of one label into the diagonal."""
     along = [i for i, c in enumerate(labels) if c == label]
     others = [i for i, c in enumerate(labels) if c != label]
     size, rest = x.type.dims[along[0]], [x.type.dims[i] for i in others]
@@ -101,7 +101,7 @@ def _diagonal(x: Node, labels: str, label: str) -> tuple[Node, str]:
 def _product(
     node: Node, first: _Term, second: _Term, later: set[str], sizes: dict[str, int]
 ) -> _Term:
-    """Two operands, summed over the labels that nobody needs later."""
+    """The product of two operands, summed over the labels not used later."""
     a = _summed(first, {*second.labels, *later})
     b = _summed(second, {*first.labels, *later})
     batch = [c for c in a.labels if c in b.labels and c in later]
@@ -111,9 +111,9 @@ def _product(
 
     def matrix(term: _Term, *groups: list[str]) -> Node:
         order = (*batch, *groups[0], *groups[1])
-        turned = transpose(term.x, [term.labels.index(c) for c in order])
+        transposed = transpose(term.x, [term.labels.index(c) for c in order])
         shape = [sizes[c] for c in batch] + [prod(sizes[c] for c in g) for g in groups]
-        return reshape(turned, shape)
+        return reshape(transposed, shape)
 
     made = make("MatMul", matrix(a, rows, inner), matrix(b, inner, columns), name=node.name)
     order = [*batch, *rows, *columns]
@@ -121,7 +121,7 @@ def _product(
 
 
 def _summed(term: _Term, needed: set[str]) -> _Term:
-    """An operand without the axes that nothing else has, summed over them."""
+    """An operand summed over the axes that no other term has."""
     gone = [i for i, c in enumerate(term.labels) if c not in needed]
     if not gone:
         return term

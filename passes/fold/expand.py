@@ -1,6 +1,6 @@
-"""Operators that broadcast their operands need no Expand before them.
+"""Drop an Expand before operators that broadcast anyway.
 
-f(Expand(x), y)  ->  f(x, y)     where f broadcasts x just as Expand did
+f(Expand(x), y)  ->  f(x, y)     if f broadcasts x to the same shape
 """
 
 from __future__ import annotations
@@ -42,4 +42,4 @@ def fold_expand_condition(where: Node, expand: Node) -> Node | Skip:
 def _without(node: Node, expand: Node) -> Node | Skip:
     inputs = [expand.operands[0] if i is expand else i for i in node.inputs]
     made = rebuilt(node, inputs)
-    return made if made.type == node.type else Skip("the Expand makes the result larger")
+    return made if made.type == node.type else Skip("the Expand enlarges the result")

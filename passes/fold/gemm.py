@@ -1,8 +1,8 @@
-"""A Gemm is a matrix product and a sum.
+"""Lower Gemm to a matrix product and a sum.
 
 Gemm(a, b, c, transA, transB, alpha, beta)  ->  MatMul(a', b' * alpha) + c * beta
 
-A transposed constant is transposed here; alpha and beta go into constants, or stay as products.
+A transposed constant is transposed here; alpha and beta fold into constants, or become products.
 """
 
 from __future__ import annotations

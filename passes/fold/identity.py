@@ -1,4 +1,4 @@
-"""Drop what changes nothing.
+"""Drop operators that have no effect.
 
 Identity(x), Dropout(x), Cast(x) to its own dtype, Transpose(x) in order  ->  x
 Reshape(x), Expand(x), Tile(x), Resize(x) to its own shape                ->  x
@@ -27,19 +27,19 @@ def fold_identity(identity: Node) -> Node:
 
 @rule(op("item", op("Dropout", shared=True)))
 def fold_dropout(item: Node, dropout: Node) -> Node | None:
-    """Dropout(x) -> x: nothing is dropped after training."""
+    """Dropout(x) -> x: it has no effect at inference."""
     return dropout.operands[0] if item.int("index") == 0 else None
 
 
 @rule(op("Dropout"))
 def fold_dropout_alone(dropout: Node) -> Node | None:
-    """Dropout(x) whose mask nobody reads -> x."""
+    """Dropout(x) whose mask is not read -> x."""
     return dropout.operands[0] if len(dropout.types) == 1 else None
 
 
 @rule(op(SAME_WHEN_SAME_SHAPE))
 def fold_no_change(node: Node) -> Node | Skip | None:
-    """Moves and conversions that move and convert nothing -> x."""
+    """Moves and conversions without effect -> x."""
     x = node.operands[0]
     if not x.type.static or x.type != node.types[0]:
         return None
@@ -91,7 +91,7 @@ def fold_resize_to_same(resize: Node) -> Node | Skip | None:
 
 @rule(op("MaxPool|AveragePool|max_pool|average_pool", ANY))
 def fold_pool_of_one(pool: Node) -> Node | None:
-    """MaxPool(x), AveragePool(x) with windows of one element, each once -> x."""
+    """MaxPool(x), AveragePool(x) with 1x1 windows and strides -> x."""
     lists = [pool.attrs[k] for k in ("kernel_shape", "strides", "pads")]
     ones, strides, pads = (v if isinstance(v, tuple) else () for v in lists)
     if set(ones) != {1} or set(strides) - {1} or any(pads) or len(pool.types) > 1:
@@ -101,14 +101,14 @@ def fold_pool_of_one(pool: Node) -> Node | None:
 
 @rule(op(REDUCTIONS, ANY, OPTIONAL))
 def fold_reduce_of_one(reduce: Node) -> Node | None:
-    """ReduceMean(x) and its kin over axes of length 1, kept -> x."""
+    """ReduceMean(x) and similar over axes of length 1, with keepdims -> x."""
     x = reduce.operands[0]
     return x if x.type.static and x.type == reduce.type else None
 
 
 @rule(op("Add|Mul", ANY, CONST, commutes=True))
 def fold_neutral(node: Node) -> Node | None:
-    """x + 0, x * 1 -> x, where x already has the result's shape."""
+    """x + 0, x * 1 -> x, if x already has the result's shape."""
     for x, c in (node.operands, node.operands[::-1]):
         if c.is_constant and x.type == node.type and np.all(c.array == NEUTRAL[node.op]):
             return x
@@ -117,7 +117,7 @@ def fold_neutral(node: Node) -> Node | None:
 
 @rule(op("Sub|Div|Pow", ANY, CONST))
 def fold_neutral_right(node: Node) -> Node | None:
-    """x - 0, x / 1, x ** 1 -> x, where x already has the result's shape."""
+    """x - 0, x / 1, x ** 1 -> x, if x already has the result's shape."""
     x, c = node.operands
     return x if x.type == node.type and np.all(c.array == NEUTRAL[node.op]) else None
 
@@ -139,7 +139,7 @@ def fold_double(outer: Node, inner: Node) -> Node | None:
 
 @rule(op("Relu|Abs|Ceil|Floor|Round|Sign", op("Relu|Abs|Ceil|Floor|Round|Sign", shared=True)))
 def fold_repeated(outer: Node, inner: Node) -> Node | None:
-    """f(f(x)) -> f(x) for the functions that keep what they have made: Relu, Abs, Round, ..."""
+    """f(f(x)) -> f(x) for idempotent functions: Relu, Abs, Round, ..."""
     rounds = {"Ceil", "Floor", "Round"}
     same = outer.op == inner.op or (outer.op in rounds and inner.op in rounds)
     return inner if same else None

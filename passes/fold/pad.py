@@ -1,8 +1,8 @@
-"""Padding that a convolution or a pool can do itself.
+"""Fold a Pad into the padding of a convolution or a pool.
 
 Conv(Pad(x, p, 0), pads=q)         ->  Conv(x, pads=p + q)            p: spatial axes only
 MaxPool(Pad(x, p, -inf), pads=q)   ->  MaxPool(x, pads=p + q)
-AveragePool(Pad(x, p, 0))          ->  AveragePool(x, pads=p), counting the padding
+AveragePool(Pad(x, p, 0))          ->  AveragePool(x, pads=p), including the padding
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def fold_pad_into_max_pool(pool: Node, pad: Node) -> Node | Skip:
 
 @rule(op("AveragePool", op("Pad")))
 def fold_pad_into_average_pool(pool: Node, pad: Node) -> Node | Skip:
-    """AveragePool(Pad(x, p, 0)) -> AveragePool(x, pads=p), counting the padding."""
+    """AveragePool(Pad(x, p, 0)) -> AveragePool(x, pads=p), including the padding."""
     if any(own_pads(pool)) and not pool.int("count_include_pad"):
-        return Skip("the pool leaves its own padding out of the average")
+        return Skip("the pool excludes its own padding from the average")
     padded = _padded(pool, pad, (0,))
     return padded if isinstance(padded, Skip) else rebuilt(padded, count_include_pad=1)
 
@@ -54,7 +54,7 @@ def _padded(node: Node, pad: Node, wanted: tuple[float | None, ...]) -> Node | S
     if any(begins[:2]) or any(ends[:2]):
         return Skip("it pads the batch or the channels")
     if min(amounts) < 0:
-        return Skip("it cuts")
+        return Skip("it crops")
     if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or node.attrs.get(
         "ceil_mode"
     ):
@@ -64,14 +64,14 @@ def _padded(node: Node, pad: Node, wanted: tuple[float | None, ...]) -> Node | S
 
 
 def own_pads(node: Node) -> tuple[int, ...]:
-    """A convolution's or pool's pads; left out they are zeros."""
+    """A convolution's or pool's pads; zeros if omitted."""
     return (
         node.ints("pads") if node.attrs["pads"] else (0,) * (2 * (node.operands[0].type.rank - 2))
     )
 
 
 def _value(pad: Node) -> float | None:
-    """What a Pad writes; None when it is not constant."""
+    """A Pad's value; None if it is not constant."""
     value = input_at(pad, 2)
     if value is None:
         return 0.0

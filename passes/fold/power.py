@@ -1,11 +1,11 @@
-"""Powers that plainer operators compute.
+"""Replace powers by cheaper operators.
 
 x ** 2     ->  x * x                 x ** 3     ->  x * x * x
 x ** 0.5   ->  Sqrt(x)               x ** -0.5  ->  1 / Sqrt(x)
 x ** -1    ->  1 / x
 
-Roots differ from these powers at -0 (a power is 0) and minus infinity (a power is infinite): where
-x may be one of them, the root is that of |x| there.
+Roots differ from these powers at -0 (where a power is 0) and -inf (where a power is infinite): if x
+may be one of them, the root is taken of |x| there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qcompiler.rewrite.matching import FLOATS, number
 
 @rule(op("Pow", ANY, CONST))
 def fold_power(power: Node) -> Node | None:
-    """x ** 2 -> x * x, and its kin."""
+    """x ** 2 -> x * x, and the others above."""
     x, exponent = power.operands[0], number(power.operands[1])
     if x.dtype not in FLOATS or x.type != power.type:
         return None
@@ -36,14 +36,14 @@ def fold_power(power: Node) -> Node | None:
 
 
 def _root(x: Node) -> Node:
-    """x ** 0.5. Zeros and infinities are the numbers that are twice themselves."""
+    """x ** 0.5. Zeros and infinities are the numbers with x + x == x."""
     if _is_positive(x):
         return make("Sqrt", x)
     return make("Sqrt", make("Where", make("Equal", make("Add", x, x), x), make("Abs", x), x))
 
 
 def _is_positive(x: Node, depth: int = 8) -> bool:
-    """Is the sign known to be plus, of zeros too? NaN has none."""
+    """Is the sign bit known to be 0, even of zeros? NaN is ignored."""
     if x.dtype not in FLOATS:
         return False  # sums of integers may wrap around
     if x.is_constant:
@@ -64,4 +64,4 @@ _KEEPING = {
     **{"Add": 2, "Cast": 1, "Div": 2, "GlobalAveragePool": 1, "Identity": 1, "Max": 2, "Mul": 2},
     **{"ReduceMean": 1, "ReduceSum": 1, "Reshape": 1, "Unsqueeze": 1},
 }
-"""Positive where so many of their operands are."""
+"""Operators whose results are positive if their first operands, this many, are."""

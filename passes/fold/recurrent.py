@@ -1,10 +1,10 @@
-"""RNN, GRU and LSTM are a product over the whole sequence, and a loop over its steps.
+"""Lower RNN, GRU and LSTM to a product over the whole sequence and a loop over its steps.
 
-LSTM(x, w, r, b)  ->  recurrent(MatMul(x, w') + b', r'), of which each output is a piece
+LSTM(x, w, r, b)  ->  recurrent(MatMul(x, w') + b', r'), with each output a slice of it
 
-where w' and r' are transposed, and b' is the sum of both biases of every gate. The product is one
-of many rows, which is quicker than many of one, and may be quantized as any other. The bias that a
-GRU resets with its state (linear_before_reset) stays with the loop.
+where w' and r' are transposed, and b' is the sum of both biases of every gate. One product of many
+rows is faster than many products of one, and can be quantized like any other. The bias that a GRU
+resets with its state (linear_before_reset) stays with the loop.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def fold_recurrent(item: Node, layer: Node) -> Node:
     if bias is not None:
         sums = make("Add", sums, bias)
     states = [input_at(layer, 5), input_at(layer, 6)]
-    given = [input_at(layer, 4), *(_turned(s, dtype, batch_first) for s in states)]
-    given.append(_turned(input_at(layer, 7), dtype, False))
+    given = [input_at(layer, 4), *(_transposed(s, dtype, batch_first) for s in states)]
+    given.append(_transposed(input_at(layer, 7), dtype, False))
     attrs = {k: v for k, v in layer.attrs.items() if k not in _OWN}
     weights = transpose(to_dtype(r, dtype), (0, 2, 1))
     loop = make("recurrent", sums, weights, behind, *given, kind=layer.op, name=layer.name, **attrs)
@@ -42,7 +42,7 @@ def fold_recurrent(item: Node, layer: Node) -> Node:
 
 
 def _biases(layer: Node, dtype: str) -> tuple[Node | None, Node | None]:
-    """(the bias of what the input gives every gate, what a GRU adds behind its reset)."""
+    """(the biases added to the input product, the bias a GRU adds after its reset)."""
     b, hidden = input_at(layer, 3), layer.operands[2].type.dims[2]
     if b is None:
         return None, None
@@ -56,7 +56,7 @@ def _biases(layer: Node, dtype: str) -> tuple[Node | None, Node | None]:
     return make("Reshape", total, int64s((count * wide,))), behind
 
 
-def _turned(state: Node | None, dtype: str, batch_first: bool) -> Node | None:
+def _transposed(state: Node | None, dtype: str, batch_first: bool) -> Node | None:
     if state is None:
         return None
     return to_dtype(transpose(state, (1, 0, 2)) if batch_first else state, dtype)

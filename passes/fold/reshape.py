@@ -1,4 +1,4 @@
-"""Say every change of shape as one Reshape to known numbers.
+"""Normalize every change of shape to one Reshape with a constant shape.
 
 Flatten(x), Squeeze(x), Unsqueeze(x)  ->  Reshape(x, shape)
 Reshape(Reshape(x))                   ->  Reshape(x)
@@ -13,16 +13,16 @@ from qcompiler.rewrite.matching import ints, reshaped
 
 @rule(op("Flatten|Squeeze|Unsqueeze|Reshape"))
 def fold_reshape(node: Node) -> Node | Skip | None:
-    """Flatten, Squeeze, Unsqueeze, Reshape(x, computed shape) -> Reshape(x, numbers)."""
+    """Flatten, Squeeze, Unsqueeze, Reshape(x, computed shape) -> Reshape(x, constant)."""
     if not node.type.static:
-        return Skip(f"the shape {node.type} is not known")
+        return Skip(f"the shape {node.type} is unknown")
     if node.op == "Reshape" and _plain(node):
         return None
     return reshaped(node.operands[0], node.type.dims)
 
 
 def _plain(reshape: Node) -> bool:
-    """Is its shape the constant that `fold_reshape` would give it?"""
+    """Is its shape already the constant `fold_reshape` would make?"""
     shape = reshape.inputs[1]
     return shape is not None and shape.is_constant and ints(shape) == reshape.shape
 

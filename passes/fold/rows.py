@@ -1,10 +1,10 @@
-"""Rows that were merged for a product only, and parted again after it, stay as they are.
+"""Drop Reshapes that merge rows for a product only, and split them again after it.
 
 Reshape(MatMul(Reshape(x), w))      ->  MatMul(Reshape(x), w)
 Reshape(MatMul(Reshape(x), w) + b)  ->  MatMul(Reshape(x), w) + b
 
-So what follows (an activation, a residual) is computed where the product is. Exporters write so
-what they know as matrices only: Gemm, TensorFlow's dense layers, GPT-2's Conv1D.
+Then the operators that follow (an activation, a residual sum) fuse with the product. Exporters
+write such Reshapes for matrix-only operators: Gemm, TensorFlow's dense layers, GPT-2's Conv1D.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fold_rows_biased(
 ) -> Node | Skip | None:
     """Reshape(MatMul(Reshape(x), w) + b) -> MatMul(Reshape(x), w) + b."""
     if add.type != product.type or bias.type.size not in (1, bias.type.dims[-1]):
-        return Skip("what is added differs from row to row")
+        return Skip("the addend differs from row to row")
     made = _parted(view, product, inner)
     if not isinstance(made, Node):
         return made
@@ -36,11 +36,11 @@ def fold_rows_biased(
 
 
 def _parted(view: Node, product: Node, inner: Node) -> Node | Skip | None:
-    """The product of the rows that `view` wants."""
+    """The product with the rows of `view`."""
     weights = product.operands[1]
     if not (view.type.static and inner.type.static) or weights.type.rank != 2:
         return None
     if view.type.rank < 2 or view.type.dims[-1] != weights.type.dims[1]:
-        return Skip("columns are parted, too")
+        return Skip("columns are split too")
     rows = (*view.type.dims[:-1], weights.type.dims[0])
     return rebuilt(product, (reshape(inner.operands[0], rows), weights))

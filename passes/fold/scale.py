@@ -1,9 +1,9 @@
-"""Put a factor for each channel into the weights before it or after it.
+"""Fold a per-channel factor into the weights before or after it.
 
-Conv(x, w, b) * s              ->  Conv(x, w * s, b * s)       s: one number, or [O]
+Conv(x, w, b) * s              ->  Conv(x, w * s, b * s)       s: scalar, or [O]
 MatMul(x, w) * s               ->  MatMul(x, w * s)
 (MatMul(x, w) + b) * s         ->  MatMul(x, w * s) + b * s
-Conv(x * s, w, b)              ->  Conv(x, w * s, b)           s: one number, or [C]
+Conv(x * s, w, b)              ->  Conv(x, w * s, b)           s: scalar, or [C]
 MatMul(x * s, w)               ->  MatMul(x, s * w)
 
 Likewise for ConvTranspose, and for a division by s.
@@ -48,7 +48,7 @@ def _scaled_conv(root: Node, conv: Node, factor: Node) -> Node | Skip:
 
 
 def _output_factors(conv: Node, w: Numbers, scale: Numbers) -> Numbers:
-    """[C] or [1] factors of the output channels -> an array that broadcasts against the weights."""
+    """[C] or [1] factors of the output channels -> an array that broadcasts to the weights."""
     ones = (1,) * (w.ndim - 2)
     if scale.size == 1 or conv.op == "Conv":
         return scale.reshape(-1, 1, *ones)
@@ -96,12 +96,12 @@ def fold_scale_past_bias(
 
 
 def _scale(root: Node, made: Node, factor: Node, rank: int, axis: int) -> Numbers | Skip:
-    """What the root multiplies by, as [C] or [1] in float64."""
+    """The root's factor, as [C] or [1] in float64."""
     if root.dtype not in FLOATS:
         return Skip("integers wrap around")
     flat = per_channel(exact(factor), rank, axis)
     if flat is None or root.type != made.type:
-        return Skip("the factor is not one for each channel")
+        return Skip("the factor is not per channel")
     if root.op == "Div":
         if np.any(flat == 0):
             return Skip("a divisor is zero")
@@ -113,10 +113,10 @@ def _scale(root: Node, made: Node, factor: Node, rank: int, axis: int) -> Number
 def fold_input_scale_into_conv(conv: Node, mul: Node, x: Node, factor: Node) -> Node | Skip:
     """Conv(x * s, w, b) -> Conv(x, w * s, b)."""
     if x.type != mul.type or mul.dtype not in FLOATS:
-        return Skip("the product is larger than what it multiplies")
+        return Skip("the product is larger than its data operand")
     scale = per_channel(exact(factor), x.type.rank, 1)
     if scale is None:
-        return Skip("the factor is not one for each channel")
+        return Skip("the factor is not per channel")
     w = conv.operands[1]
     inputs = w.array.shape[1]
     if scale.size > 1:  # [group, output channel within it, input channel within it]
@@ -133,9 +133,9 @@ def fold_input_scale_into_conv(conv: Node, mul: Node, x: Node, factor: Node) -> 
 def fold_input_scale_into_matmul(matmul: Node, mul: Node, x: Node, factor: Node) -> Node | Skip:
     """MatMul(x * s, w) -> MatMul(x, s * w)."""
     if x.type != mul.type or mul.dtype not in FLOATS:
-        return Skip("the product is larger than what it multiplies")
+        return Skip("the product is larger than its data operand")
     scale = per_channel(exact(factor), x.type.rank, -1)
     w = matmul.operands[1]
     if scale is None or w.type.rank < 2:
-        return Skip("the factor is not one for each channel")
+        return Skip("the factor is not per channel")
     return rebuilt(matmul, (x, const(exact(w) * scale.reshape(-1, 1), like=w)))

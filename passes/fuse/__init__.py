@@ -1,1 +1,1 @@
-"""Several operators -> the one that they spell."""
+"""Fusion of several operators into the one they implement."""

@@ -1,4 +1,4 @@
-"""Recognize an activation function by what it computes, however it is spelled.
+"""Recognize an activation function by its values, however it is written.
 
 x * 0.5 * (1 + Erf(x / sqrt(2))), the 0.5 anywhere            ->  Gelu(x)
 0.5 * x * (1 + Tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))  ->  Gelu(x, approximate="tanh")
@@ -8,13 +8,13 @@ x * Tanh(Softplus(x)),  Max(x, 0.1 * x),  Log(1 + Exp(x))     ->  Mish, LeakyRel
 Where(x < 0, 0, x),  Where(x > 0, x, 0)                       ->  Relu, ThresholdedRelu
 
 A tree of elementwise operators on one value x and on numbers is a function of one variable. Its
-values at some points say which known function it could be, and with which parameters. Then symbols
-prove that it is, everywhere (ops/symbolic.py), and what becomes of NaN is compared: no function is
-taken for another that it only resembles. A multiple of a known function (its 0.5 has gone into the
-weights of the next product, say) becomes that multiple.
+values at some points suggest a known function and its parameters. A symbolic proof
+(ops/symbolic.py) then shows that the two are equal everywhere, and their results for NaN are
+compared, so that no function is mistaken for a similar one. A multiple of a known function (whose
+factor 0.5 went into the next product's weights, say) becomes that multiple.
 
-Numbers are taken for those that they were rounded from: the dtype's rounding, and irrational ones
-written with five digits or more (1.41421).
+Constants are taken for the exact numbers they were rounded from: by the dtype's rounding, or, for
+irrational ones, when written with five digits or more (1.41421).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Guess:
 
     @property
     def nodes(self) -> int:
-        """How many nodes it takes."""
+        """The number of nodes it takes."""
         return 1 if self.factor == 1 else 2
 
     def of(self, x: Node, name: str) -> Node:
-        """The node that computes it."""
+        """Build the node that computes it."""
         made = make(self.name, x, name=name, **self.attrs)
         return made if self.factor == 1 else make("Mul", made, const(self.factor, like=x))
 
@@ -62,31 +62,31 @@ class Guess:
             return evaluated(self.name, [points], self.attrs).astype(np.float64) * self.factor
 
     def symbols(self) -> Stretches:
-        """What it is on each stretch of the number line."""
+        """Its symbolic value."""
         return symbolized(self.name, [VARIABLE], self.attrs) * self.factor
 
 
 MAX_NODES = 14
-"""Mish of plain exponentials takes ten."""
+"""Most nodes of a tree; Mish written with exponentials has ten."""
 
 RESEMBLES = 1e-4
-"""Functions as near as this at the points are worth a proof."""
+"""Relative error at the points below which a proof is tried."""
 
 ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""The relative error of two roundings of a number; of float32, a few of them."""
+"""Relative error from rounding constants: a few float32 roundings."""
 
 IRRATIONAL = tuple(
     c * factor
     for c in (math.sqrt(2), math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi), 1 / 6)
     for factor in (0.5, 1.0, 2.0)
 )
-"""Constants of activation functions that exporters write with some digits only."""
+"""Constants of activation functions that exporters write with a few digits only."""
 
 POINTS = np.array(
     [0.0, 1.0, -1.0, 0.25, -30.0, 30.0, *np.linspace(-9.7, 9.7, 41), -100.0, 100.0, 1e3, -1e3]
 )
 ZERO, ONE, MINUS_ONE, QUARTER, LOW, HIGH = range(6)
-"""Where the points stand that parameters are read off."""
+"""Indices of the points that parameters are derived from."""
 
 CURVED = {
     "Abs",
@@ -104,7 +104,7 @@ CURVED = {
     "Tanh",
     "Where",
 }
-"""Without one of these a function is no activation."""
+"""An activation has at least one of these."""
 
 
 @graph_pass
@@ -112,7 +112,7 @@ class FuseActivation:
     """A tree of elementwise operators on one value -> the activation function it computes."""
 
     def __call__(self, graph: Graph) -> Graph:
-        """The largest tree under each node that is a known function."""
+        """Replace the largest tree under each node that is a known function."""
         index = {n: i for i, n in enumerate(graph.nodes)}
         found: dict[Node, tuple[Node, Guess]] = {}
         for node in graph.nodes:
@@ -122,7 +122,7 @@ class FuseActivation:
 
 
 def _replaced(graph: Graph, found: dict[Node, tuple[Node, Guess]]) -> Graph:
-    """The graph with each root made anew from its tree's one source."""
+    """The graph with each root rebuilt on its tree's source."""
     new: dict[Node, Node] = {}
     for node in graph.nodes:
         if node in found:
@@ -135,7 +135,7 @@ def _replaced(graph: Graph, found: dict[Node, tuple[Node, Guess]]) -> Graph:
 
 @dataclass(frozen=True)
 class Tree:
-    """Elementwise nodes (each after its inputs) that read one source and numbers only."""
+    """Elementwise nodes, in topological order, that read one source and constants only."""
 
     source: Node
     nodes: tuple[Node, ...]
@@ -150,7 +150,7 @@ class Tree:
         return np.asarray(known[self.nodes[-1]], np.float64)
 
     def symbols(self) -> Stretches:
-        """What the function is on each stretch of the number line."""
+        """The function's symbolic value."""
         known = {self.source: VARIABLE}
         for node in self.nodes:
             inputs = [
@@ -166,7 +166,7 @@ def _value(node: Node, known: dict[Node, NDArray[np.generic]]) -> NDArray[np.gen
 
 
 def _number(constant: Node) -> bool | float:
-    """A constant of one element, or what it was rounded from."""
+    """A one-element constant's value, or the exact number it was rounded from."""
     array = constant.array.reshape(())
     if array.dtype == bool:
         return bool(array)
@@ -176,7 +176,7 @@ def _number(constant: Node) -> bool | float:
 
 
 def _writes(given: float, number: float, digits: int) -> bool:
-    """Is it the float32 of a number written with so many digits?"""
+    """Is it the float32 of `number` written with this many digits?"""
     return bool(np.float32(given) == np.float32(f"{number:.{digits}g}"))
 
 
@@ -202,7 +202,7 @@ def _formula(name: str, attrs: dict[str, Attr]) -> tuple[Formula, dict[str, obje
 
 
 def _largest(root: Node, index: dict[Node, int], graph: Graph) -> tuple[Node, Guess] | None:
-    """The largest tree under a root that is a known function, and which."""
+    """The largest tree under a root that is a known function, with that function."""
     found = None
     for tree in _trees(root, index, graph):
         if tree.source.type == root.type and any(n.op in CURVED for n in tree.nodes):
@@ -215,8 +215,8 @@ def _largest(root: Node, index: dict[Node, int], graph: Graph) -> tuple[Node, Gu
 def _trees(root: Node, index: dict[Node, int], graph: Graph) -> Iterator[Tree]:
     """Every tree of at least two nodes under a root, from the smallest.
 
-    Of the nodes not yet taken in, the last in the graph's order is next: when it is the only
-    one, all that was taken in reads nothing but it.
+    The last node in the graph's order that is not yet included is added next: when it is the only
+    one, the nodes included so far read nothing else.
     """
     inside = [root]
     reads: dict[Node, int] = {}
@@ -249,7 +249,7 @@ def _is_part(node: Node) -> bool:
 
 
 def recognized(tree: Tree) -> Guess | None:
-    """A tree -> the known function that it is."""
+    """A tree -> the known function it computes."""
     values = tree.values(POINTS)
     finite = np.isfinite(values)
     if finite.sum() < len(POINTS) - 6 or not finite[: HIGH + 1].all():
@@ -265,7 +265,7 @@ def recognized(tree: Tree) -> Guess | None:
 
 
 def proved(tree: Tree, guess: Guess) -> bool:
-    """Is a tree the function it resembles, for every number and for NaN?"""
+    """Is a tree equal to the guessed function, for every number and for NaN?"""
     nothing = np.array([np.nan])
     if not np.array_equal(tree.values(nothing), guess.values(nothing), equal_nan=True):
         return False
@@ -277,7 +277,7 @@ def proved(tree: Tree, guess: Guess) -> bool:
 
 
 def guesses(values: Values) -> Iterator[Guess]:
-    """The functions that values could belong to, with parameters read off them."""
+    """Functions that the values suggest, with parameters derived from them."""
     zero = float(values[ZERO])
     if abs(zero) < RESEMBLES:
         yield Guess("Tanh", {})
@@ -296,7 +296,7 @@ def _ramps(values: Values, factor: float) -> Iterator[Guess]:
     """Functions that are 0 at 0 and x for large x."""
     for name in ("Relu", "HardSwish", "Mish"):
         yield Guess(name, {}, factor)
-    yield Guess("ThresholdedRelu", {"alpha": 0.0}, factor)  # a Relu that makes 0 of NaN
+    yield Guess("ThresholdedRelu", {"alpha": 0.0}, factor)  # a Relu that maps NaN to 0
     yield Guess("Gelu", {"approximate": "none"}, factor)
     yield Guess("Gelu", {"approximate": "tanh"}, factor)
     one, minus_one, low = (float(values[i]) for i in (ONE, MINUS_ONE, LOW))
@@ -309,6 +309,6 @@ def _ramps(values: Values, factor: float) -> Iterator[Guess]:
 
 
 def _rounded(parameter: float) -> float:
-    """A parameter read off values -> the short number that is the same float32, where there is."""
+    """A parameter derived from values -> a short decimal with the same float32, if any."""
     short = float(f"{parameter:.6g}")
     return short if np.float32(short) == np.float32(parameter) else float(parameter)

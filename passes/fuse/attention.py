@@ -7,9 +7,9 @@ MatMul(Softmax(tanh(MatMul(q, Transpose(k)) / c) * c), v)   ->  Attention(q, k, 
 (MatMul(q, k) * c + mask) + other                           ->  MatMul(q, k) * c + (mask + other)
 Attention(q, repeat(k), repeat(v))                          ->  Attention(q, k, v)
 
-c and d are numbers: products or divisions, before q k' (on q, on k, or a root of it on both) or
-after it. The mask is added, or chosen by Where(keep, scores, lowest). q[B,H,S,D], k[B,H,T,D] and
-v[B,H,T,E] keep their places; products of three dimensions get a fourth.
+c and d are numbers: products or divisions, before q k' (on q, on k, or its square root on both) or
+after it. The mask is added, or selected by Where(keep, scores, lowest). q[B,H,S,D], k[B,H,T,D] and
+v[B,H,T,E] keep their layout; products of three dimensions get a fourth.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from qcompiler.rewrite.matching import (
 )
 
 LOWEST, NO_WEIGHT = -1e30, -1e8
-"""Scores that a mask lowers by the first are lost in rounding, so adding it equals choosing it,
-even in a row where all is hidden. By the second they weigh nothing beside one that is kept.
+"""Adding a mask of the first value or below equals replacing the scores, since they are lost in
+rounding, even in a fully masked row. Scores masked by the second get no weight next to an unmasked
+one.
 """
 
 
 @dataclass(frozen=True)
 class Scores:
-    """q k' * scale + mask; where there is a cap, cap * tanh(q k' * scale / cap) + mask."""
+    """q k' * scale + mask; with a cap, cap * tanh(q k' * scale / cap) + mask."""
 
     q: Node
     k: Node
@@ -76,12 +77,12 @@ def _fused(product: Node, softmax: Node, hidden_are_zero: bool = False) -> Node 
         return scores
     q, k, mask = scores.q, scores.k, scores.mask
     if hidden_are_zero and mask is not None:
-        telling = _telling_hidden(mask)
+        telling = _marking_masked_rows(mask)
         if isinstance(telling, Skip):
             return telling
         mask = telling
     if rank not in (3, 4) or any(n.type.rank != rank or not n.type.static for n in (q, k, v)):
-        return Skip(f"products of {rank} dimensions of unlike or unknown shapes")
+        return Skip(f"products of {rank} dimensions with different or unknown shapes")
     if not q.shape[: rank - 2] == k.shape[: rank - 2] == v.shape[: rank - 2]:
         return Skip("q, k and v are broadcast against each other")
     if rank == 3:
@@ -92,9 +93,9 @@ def _fused(product: Node, softmax: Node, hidden_are_zero: bool = False) -> Node 
     return reshape(made, product.type.dims)
 
 
-def _telling_hidden(mask: Node) -> Node | Skip:
-    """A mask to add -> one that makes attention 0 where it hides everything from a row: booleans
-    do, if what hides is -inf. Where all is finite, nothing has to be 0.
+def _marking_masked_rows(mask: Node) -> Node | Skip:
+    """An additive mask -> one with which fully masked rows give 0: a boolean one, if masked scores
+    are -inf. If all of the mask is finite, it is kept.
     """
     if mask.is_constant and np.isfinite(mask.array).any(-1).all():
         return mask
@@ -106,18 +107,18 @@ def _telling_hidden(mask: Node) -> Node | Skip:
             return keep
         if (kept, hidden) == (-inf, 0):
             return make("Not", keep)
-    return Skip("the mask may hide everything from a row")
+    return Skip("the mask may cover a whole row")
 
 
 def _with_heads(mask: Node) -> Node:
-    """A mask against [B,S,T] -> against [B,1,S,T]."""
+    """A mask of [B,S,T] -> of [B,1,S,T]."""
     if mask.type.rank < 3:
         return mask
     return reshape(mask, (mask.type.dims[0], 1, *mask.type.dims[1:]))
 
 
 def _scores(node: Node) -> Scores | Skip | None:
-    """What the softmax reads -> q, k, scale, cap and mask."""
+    """The softmax's input -> q, k, scale, cap and mask."""
     outer, node = _unscaled(node)
     mask = None
     if node.op == "Add":
@@ -158,19 +159,19 @@ def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
             continue
         lowest = number(other)
         if lowest is None or lowest > (NO_WEIGHT if _keeps_some(condition, kept) else LOWEST):
-            return Skip("what hidden scores become is no very low number")
+            return Skip("masked scores are not set to a very low number")
         pair = (const(0.0, like=where), const(lowest, like=where))
         return make("Where", condition, *(pair if kept else pair[::-1])), scores
     return None
 
 
 def _keeps_some(condition: Node, kept: bool) -> bool:
-    """Is it known that every row has a score that is not hidden?"""
+    """Is every row known to have an unmasked score?"""
     return condition.is_constant and bool(np.any(condition.array == kept, axis=-1).all())
 
 
 def _product(node: Node) -> bool:
-    """Is it a product, perhaps scaled and capped?"""
+    """Is it a product, possibly scaled and capped?"""
     return _uncapped(*_unscaled(node))[2].op == "MatMul"
 
 
@@ -190,7 +191,7 @@ def fuse_masks(add: Node, inner: Node, other: Node) -> Node | None:
         return None
     product, mask = found
     if _product(mask) or _product(other):
-        return None  # a sum of products: which of them is the mask?
+        return None  # a sum of products: which one is the mask is ambiguous
     scores = _uncapped(*_unscaled(product))[2]
     if any(i.is_constant for i in scores.operands):
         return None  # not scores: a layer, its bias, and a residual
@@ -198,7 +199,7 @@ def fuse_masks(add: Node, inner: Node, other: Node) -> Node | None:
 
 
 def _unscaled(node: Node) -> tuple[float, Node]:
-    """x * c, x / c, over and over -> (the product of the numbers, x)."""
+    """x * c, x / c, repeatedly -> (the product of the numbers, x)."""
     scale = 1.0
     while node.op in ("Mul", "Div"):
         a, b = node.operands
@@ -213,7 +214,7 @@ def _unscaled(node: Node) -> tuple[float, Node]:
 
 
 def _unscaled_transpose(node: Node) -> tuple[float, Node]:
-    """A right side k' (its last two axes swapped, perhaps scaled) -> (scale, k)."""
+    """A right operand k' (the last two axes swapped, possibly scaled) -> (scale, k)."""
     scale, node = _unscaled(node)
     rank = node.type.rank
     swap = (*range(rank - 2), rank - 1, rank - 2)
@@ -228,7 +229,7 @@ def _unscaled_transpose(node: Node) -> tuple[float, Node]:
 
 
 def _swaps_matrices(node: Node, dims: tuple[int, ...]) -> bool:
-    """Is it a Transpose of the last two axes, which `dims` leave as they are?"""
+    """Is it a Transpose of the last two axes whose result ends in the last two of `dims`?"""
     if node.op != "Transpose" or len(dims) < 2 or node.type.dims[-2:] != dims[-2:]:
         return False
     rank = node.type.rank
@@ -241,15 +242,15 @@ REPEATED = op("Reshape", EXPANDED, ANY, shared=True)
 
 @rule(op("Attention", ANY, REPEATED, REPEATED, OPTIONAL))
 def fuse_grouped_heads(attention: Node, *repeated: Node) -> Node | Skip | None:
-    """Attention(q, repeat(k), repeat(v)) -> Attention(q, k, v): heads of q share one of k."""
+    """Attention(q, repeat(k), repeat(v)) -> Attention(q, k, v): heads of q share heads of k."""
     k, v = _grouped(*repeated[:3]), _grouped(*repeated[3:])
     if k is None or v is None or k.shape[1] != v.shape[1]:
-        return Skip("the heads of k and v are not repeated in a row")
+        return Skip("equal heads of k and v are not adjacent")
     return rebuilt(attention, (attention.operands[0], k, v, *attention.inputs[3:]))
 
 
 def _grouped(whole: Node, expand: Node, split: Node) -> Node | None:
-    """[B,H,S,D] seen as [B,H,1,S,D], repeated n times, seen as [B,H*n,S,D] -> [B,H,S,D]."""
+    """[B,H,S,D] reshaped to [B,H,1,S,D], repeated n times, reshaped to [B,H*n,S,D] -> [B,H,S,D]."""
     if not (whole.type.static and split.type.static) or split.type.rank != 5:
         return None
     batch, heads, one, length, size = split.type.dims

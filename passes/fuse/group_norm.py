@@ -64,7 +64,7 @@ def fuse_group_norm_bias(add: Node, norm: Node, c: Node) -> Node | Skip:
 def _affine(root: Node, norm: Node, c: Node) -> Node | Skip:
     flat = per_channel(exact(c), norm.type.rank, 1)
     if flat is None or root.type != norm.type:
-        return Skip("the constant is not one for each channel")
+        return Skip("the constant is not per channel")
     x, scale, bias = norm.operands
     s, b = exact(scale), exact(bias)
     s, b = (s * flat, b * flat) if root.op == "Mul" else (s, b + flat)

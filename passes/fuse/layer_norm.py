@@ -1,4 +1,4 @@
-"""Recognize layer norms and root-mean-square norms that were exported in parts.
+"""Recognize layer norms and root-mean-square norms exported as several operators.
 
 d / sqrt(mean(d * d) + epsilon), d = x - mean(x)  ->  LayerNormalization(x)
 x / sqrt(mean(x * x) + epsilon)                   ->  RMSNormalization(x)
@@ -6,7 +6,7 @@ LayerNormalization(x, s, b) * c                   ->  LayerNormalization(x, s * 
 LayerNormalization(x, s, b) + c                   ->  LayerNormalization(x, s, b + c)
 Transpose(LayerNormalization(x)) * c              ->  Transpose(LayerNormalization(x) * c')
 
-The means are over the last axes; over other ones, x is turned so that they are the last. The
+The means are over the last axes; for other axes, x is transposed. The
 quotient may be a division, or a product with Reciprocal(Sqrt), 1 / Sqrt, or Pow(-0.5); the square a
 Pow or a product.
 """
@@ -57,19 +57,21 @@ def fuse_layer_norm(root: Node) -> Node | Skip | None:
 
 
 def _normalized(name: str, x: Node, axes: tuple[int, ...], epsilon: float) -> Node | Skip:
-    """The norm over some axes, which are the last ones while it is made."""
+    """The norm over some axes, transposed to be the last ones."""
     if not x.type.static:
-        return Skip(f"the shape {x.type} is not known")
+        return Skip(f"the shape {x.type} is unknown")
     rank = x.type.rank
     perm = (*(a for a in range(rank) if a not in axes), *axes)
-    turned = transpose(x, perm)
+    transposed = transpose(x, perm)
     first = rank - len(axes)
-    ones = const(np.ones(turned.type.dims[first:]), like=x)
-    return transpose(make(name, turned, ones, axis=first - rank, epsilon=epsilon), inverse(perm))
+    ones = const(np.ones(transposed.type.dims[first:]), like=x)
+    return transpose(
+        make(name, transposed, ones, axis=first - rank, epsilon=epsilon), inverse(perm)
+    )
 
 
 def _quotients(root: Node) -> Iterator[tuple[Node, Node]]:
-    """Every reading of a node as x / sqrt(v): (x, v)."""
+    """Every match of a node as x / sqrt(v): (x, v)."""
     a, b = root.operands
     if root.op == "Div":
         v = _root(b, 1)
@@ -83,7 +85,7 @@ def _quotients(root: Node) -> Iterator[tuple[Node, Node]]:
 
 
 def _root(node: Node, sign: int) -> Node | None:
-    """sqrt(v) (sign 1) or 1 / sqrt(v) (sign -1), in any spelling -> v."""
+    """sqrt(v) (sign 1) or 1 / sqrt(v) (sign -1), however written -> v."""
     if node.op == "Sqrt" and sign == 1:
         return node.operands[0]
     if node.op == "Pow" and number(node.operands[1]) == 0.5 * sign:
@@ -134,7 +136,7 @@ def fuse_norm_scale(mul: Node, norm: Node, factor: Node) -> Node | Skip:
     c = _whole(factor, norm)
     bias = input_at(norm, 2)
     if c is None or mul.type != norm.type or len(norm.types) > 1:
-        return Skip("the factor is not one for each normalized element")
+        return Skip("the factor is not per normalized element")
     if bias is not None and not bias.is_constant:
         return Skip("the bias is not constant")
     x, scale = norm.operands[:2]
@@ -145,13 +147,13 @@ def fuse_norm_scale(mul: Node, norm: Node, factor: Node) -> Node | Skip:
 
 
 @rule(op("Mul|Add", op("Transpose", op("LayerNormalization|RMSNormalization")), C, commutes=True))
-def fuse_norm_turned(root: Node, turned: Node, norm: Node, c: Node) -> Node | Skip:
+def fuse_norm_turned(root: Node, transposed: Node, norm: Node, c: Node) -> Node | Skip:
     """Transpose(LayerNormalization(x)) * c -> Transpose(LayerNormalization(x) * c')."""
-    axis = perm_of(turned).index(norm.type.rank - 1)
+    axis = perm_of(transposed).index(norm.type.rank - 1)
     flat = per_channel(c.array, root.type.rank, axis)
-    if flat is None or root.type != turned.type:
-        return Skip("the constant is not one for each channel")
-    return rebuilt(turned, (make(root.op, norm, const(flat), name=root.name),))
+    if flat is None or root.type != transposed.type:
+        return Skip("the constant is not per channel")
+    return rebuilt(transposed, (make(root.op, norm, const(flat), name=root.name),))
 
 
 @rule(op("Add", op("LayerNormalization", ANY, CONST, OPTIONAL), C, commutes=True))
@@ -160,7 +162,7 @@ def fuse_norm_bias(add: Node, norm: Node, added: Node) -> Node | Skip:
     c = _whole(added, norm)
     bias = input_at(norm, 2)
     if c is None or add.type != norm.type or len(norm.types) > 1:
-        return Skip("the constant is not one for each normalized element")
+        return Skip("the constant is not per normalized element")
     if bias is not None and not bias.is_constant:
         return Skip("the bias is not constant")
     whole = c if bias is None else exact(bias) + c
@@ -168,7 +170,7 @@ def fuse_norm_bias(add: Node, norm: Node, added: Node) -> Node | Skip:
 
 
 def _whole(factor: Node, norm: Node) -> Numbers | None:
-    """A constant that broadcasts over the normalized axes only -> of their shape; else None."""
+    """A constant that varies over the normalized axes only -> in their shape; else None."""
     shape = norm.type.dims[norm.int("axis") % norm.type.rank :]
     array = exact(factor)
     while array.ndim > len(shape) and array.shape[0] == 1:

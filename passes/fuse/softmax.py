@@ -1,4 +1,4 @@
-"""Recognize a softmax that was exported in parts.
+"""Recognize a softmax exported as several operators.
 
 Exp(x - ReduceMax(x)) / ReduceSum(Exp(..))  ->  Softmax(x)
 
@@ -21,7 +21,7 @@ def fuse_softmax(div: Node, exp: Node, total: Node, summed: Node) -> Node | Skip
     rank = exp.type.rank
     axes = axes_of(total, input_at(total, 1), rank)
     if axes is None or len(axes) != 1 or not total.int("keepdims"):
-        return Skip("the sum is not along one axis, kept")
+        return Skip("the sum is not along one axis with keepdims")
     x = exp.operands[0]
     if x.op == "Sub" and x.operands[1].op == "ReduceMax":
         value, largest = x.operands

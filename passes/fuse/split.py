@@ -1,13 +1,13 @@
-"""A product that is only cut into pieces is a product for each piece.
+"""Split a product that is only read in slices into a product per slice.
 
 Split(MatMul(x, w) + b, axis)                        ->  MatMul(x, w1) + b1, MatMul(x, w2) + b2, ...
 Split(Transpose(Reshape(MatMul(x, w) + b)), axis)    ->  the same, each reshaped and transposed
 Gather(Transpose(Reshape(MatMul(x, w) + b)), index)  ->  one of them
-Slice(Transpose(Reshape(MatMul(x, w) + b)), ...)     ->  one of them, if Slices that do not overlap
-                                                         are all that reads it
+Slice(Transpose(Reshape(MatMul(x, w) + b)), ...)     ->  one of them, if all readers are Slices that
+                                                         do not overlap
 
-So queries, keys and values that come out of one product lie where they are read,
-and no copy cuts them apart. The axis must be, or be the front part of, the columns of w.
+Then queries, keys and values from one product are stored as they are read, without a copy to split
+them. The axis must be the columns of w, or the leading part of them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from qcompiler.rewrite.matching import const, either, ints, number, perm_of, res
 
 @dataclass(frozen=True)
 class Source:
-    """What is cut: Transpose(Reshape(MatMul(x, w) + b)), the last two of which may be missing."""
+    """The sliced value: Transpose(Reshape(MatMul(x, w) + b)); the outer two are optional."""
 
     x: Node
     weights: Node
     bias: Node | None
     shape: tuple[int, ...]
-    """Of the Reshape."""
+    """Shape of the Reshape."""
     perm: tuple[int, ...]
     name: str
 
     def piece(self, axis: int, begin: int, size: int) -> Node | Skip:
-        """Entries begin ... begin + size of an axis of the whole."""
+        """Entries [begin, begin + size) of an axis of the whole."""
         cut = self.perm[axis]
         if prod(self.shape[:cut]) != prod(self.x.type.dims[:-1]):
-            return Skip("what is cut is not the front part of the columns")
+            return Skip("the sliced axis is not the leading part of the columns")
         inner = prod(self.shape[cut + 1 :])
         columns = slice(begin * inner, (begin + size) * inner)
         made = make("MatMul", self.x, const(self.weights.array[:, columns]), name=self.name)
@@ -50,7 +50,7 @@ class Source:
 
 
 def source(node: Node) -> Source | None:
-    """What a Split or Gather reads -> the product it comes from."""
+    """The input of a Split or Gather -> the product it comes from."""
     if not node.type.static:
         return None
     perm = tuple(range(node.type.rank))
@@ -65,7 +65,7 @@ def source(node: Node) -> Source | None:
         if found is None or found[1].type != node.type:
             return None
         bias, product = found
-        if bias.type.dims[-1:] != (bias.type.size,):  # also where the bias has no dimensions
+        if bias.type.dims[-1:] != (bias.type.size,):  # also if the bias is a scalar
             return None
         node = product
     if node.op != "MatMul":
@@ -80,7 +80,7 @@ def source(node: Node) -> Source | None:
 
 @rule(op("item", op("Split", ANY, OPTIONAL, shared=True)))
 def fuse_split(item: Node, split: Node) -> Node | Skip | None:
-    """Split(Transpose(Reshape(MatMul(x, w) + b))) -> a product for each piece."""
+    """Split(Transpose(Reshape(MatMul(x, w) + b))) -> a product per piece."""
     found = source(split.operands[0])
     if found is None:
         return None
@@ -108,7 +108,7 @@ class FuseSlices:
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
-        """Every product that only Slices read, none of them overlapping another."""
+        """Split every product whose only readers are Slices that do not overlap."""
         cuts = {node: cut for node in graph.nodes if (cut := _cut(node)) is not None}
         read: dict[Node, list[Node]] = {}
         for node in cuts:
@@ -136,7 +136,7 @@ class FuseSlices:
 
 
 def _cut(node: Node) -> tuple[int, int, int] | None:
-    """A Slice of neighbours along one axis -> (axis, first, how many)."""
+    """A contiguous Slice along one axis -> (axis, first, count)."""
     if node.op != "Slice" or not (node.type.static and node.operands[0].type.static):
         return None
     starts, _, axes, steps = (ints(i) for i in (*node.inputs[1:], None, None)[:4])
@@ -149,7 +149,7 @@ def _cut(node: Node) -> tuple[int, int, int] | None:
 
 
 def _apart(cuts: Sequence[tuple[int, int, int]]) -> bool:
-    """Are there several, along one axis, none overlapping another?"""
+    """Are there several, along one axis and without overlap?"""
     ordered = sorted(cuts, key=lambda c: c[1])
     pairs = pairwise(ordered)
     return len(cuts) > 1 and all(a[0] == b[0] and a[1] + a[2] <= b[1] for a, b in pairs)

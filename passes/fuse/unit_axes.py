@@ -1,10 +1,11 @@
-"""A view that only adds axes of one entry, for something to be added, is undone by what is added.
+"""Drop Reshapes around a sum that only add axes of length 1, by reshaping the other operand.
 
 Reshape(Add(Reshape(x), m))           ->  Add(x, Reshape(m))            likewise Mul
 Reshape(Softmax(Add(Reshape(x), m)))  ->  Softmax(Add(x, Reshape(m)))
 
-where the outer view is x's own shape. So masks of attention (a window's, a batch's) are added where
-the scores are. It fuses, and does not fold: the layout stage moves such views the other way.
+where the outer Reshape restores x's shape. So attention masks (of a window, of a batch) are added
+to the scores in their own shape. It fuses, and does not fold: the layout stage moves such Reshapes
+the other way.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _without(view: Node, add: Node, inner: Node, other: Node) -> Node | Skip | N
     if x.type != view.type or inner.type != add.type:
         return None
     if [d for d in dims if d != 1] != [d for d in wide if d != 1]:
-        return Skip("the view does more than add axes of one entry")
+        return Skip("the Reshape does more than add axes of length 1")
     if dims[-1:] != wide[-1:]:
         return Skip("the last axis differs")
     full = (1,) * (len(wide) - other.type.rank) + other.type.dims

@@ -1,1 +1,1 @@
-"""Quantization written out -> operators on integers."""
+"""Lowering of explicit QDQ to integer operators."""

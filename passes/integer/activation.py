@@ -1,10 +1,9 @@
-"""Saturation does what a Relu or Clip before it did.
+"""A Relu or Clip before quantize is dropped where saturation has the same effect.
 
-quantize(Relu(x), k, z)            ->  quantize(x, k, z)      where 0 is the least integer, z
-quantize(Clip(x, low, high), k, z) ->  quantize(x, k, z)      where low is the least, high the
-largest
+quantize(Relu(x), k, z)            ->  quantize(x, k, z)      if 0 is the lowest integer, z
+quantize(Clip(x, low, high), k, z) ->  quantize(x, k, z)      if low, high are the lowest, highest
 
-Exact: quantize never falls as x rises, so what was clipped is what saturates.
+Exact: quantize is monotonic, so clipped values are those that saturate.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from qcompiler.rewrite.matching import input_at, rebuilt
 def integer_relu(quantize: Node, relu: Node) -> Node | Skip:
     """quantize(Relu(x), k, z) -> quantize(x, k, z)."""
     if int(quantize.operands[2].array) != np.iinfo(quantize.dtype).min:
-        return Skip("0 is not the least integer")
+        return Skip("0 is not the lowest integer")
     return quantize.with_inputs((relu.operands[0], *quantize.inputs[1:]))
 
 
@@ -40,5 +39,5 @@ def integer_clip(quantize: Node, clip: Node) -> Node | Skip:
         made = rebuilt(quantize, (spread, *quantize.inputs[1:]))
         value = known_value(made)
         if value is None or np.any(value != limit):
-            return Skip("a bound lies inside the range of the integers")
+            return Skip("a bound is inside the range of the integers")
     return quantize.with_inputs((clip.operands[0], *quantize.inputs[1:]))

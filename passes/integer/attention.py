@@ -1,10 +1,10 @@
-"""Attention of dequantized bytes is the compiler's own, which multiplies bytes.
+"""Attention of dequantized bytes -> the compiler's own, which multiplies bytes.
 
 Attention(dequantize(q, s, 0), dequantize(k, t, 0), dequantize(v, u, 0), mask)
                            ->  Mul(attention(q, k, v, mask, scale * s * t), u)
 quantize(Mul(attention(...), u), k, z)  ->  quantize(attention(...), u * k, z)
 
-Weights are bytes, too: see the meaning of `attention`.
+Attention weights are bytes too: see the definition of `attention`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def integer_attention(attention: Node, *data: Node) -> Node | Skip | None:
     for dequantize in data[:3]:
         x, step, zero = dequantize.operands
         if x.dtype != "int8" or zero.array.any() or step.array.size > 1:
-            return Skip("queries, keys and values are not int8 around 0, of one step each")
+            return Skip("q, k and v are not int8 with zero point 0 and one scale each")
         steps.append(float(scalar(step)))
     windows = max(attention.int("left_window_size"), attention.int("right_window_size"))
     if any(attention.inputs[4:]) or len(attention.types) > 1 or windows >= 0:
@@ -48,7 +48,7 @@ def integer_attention(attention: Node, *data: Node) -> Node | Skip | None:
 
 
 def _size(attention: Node, q: Node) -> int:
-    """How many numbers a head's query has."""
+    """The size of a head."""
     width = q.type.dims[-1]
     return width if q.type.rank == 4 else width // attention.int("q_num_heads")
 

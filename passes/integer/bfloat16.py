@@ -1,8 +1,7 @@
-"""Single products in bfloat16, between others in int8 or float32: those that a note of the graph
-names.
+"""Single products in bfloat16, among others in int8 or float32, as named by a note of the graph.
 
-The note is how quantize_static says so: a graph with QuantizeLinear and DequantizeLinear can be
-written as ONNX, one with products of bfloat16 cannot.
+quantize_static requests them by a note because a graph with QuantizeLinear and DequantizeLinear can
+be written as ONNX, one with bfloat16 products cannot.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from qcompiler.rewrite.mentions import exactly
 
 @graph_pass
 class IntegerBfloat16:
-    """The products that a note names -> in bfloat16."""
+    """The products named by the note -> in bfloat16."""
 
     explain: Explain | None = None
     default: ClassVar[bool] = True
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with these products in bfloat16; itself where none is left to be made so."""
+        """The graph with these products in bfloat16; itself if none is left."""
         names = frozenset(json.loads(graph.notes.get(BFLOAT16_NOTE, "[]")))
         todo = [n.name for n in graph.nodes if n.op in MEASURED and n.name in names]
         if not todo:

@@ -1,8 +1,8 @@
-"""A bias after integer sums joins them, in their own steps.
+"""Add a bias to the integer sums, in their own units.
 
-Cast(s) * m + b  ->  Cast(s + round(b / m)) * m        s: int32; m, b: a number, or one a channel
+Cast(s) * m + b  ->  Cast(s + round(b / m)) * m        s: int32; m, b: scalar or per channel
 
-An int32 step is far finer than the bytes the sums are made of: rounding b to one costs nothing.
+An int32 step is far finer than the bytes that are summed, so rounding b costs no accuracy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def integer_bias(add: Node, mul: Node, cast: Node, bias: Node) -> Node | Skip | 
         return None
     shape = np.broadcast_shapes(bias.array.shape, factor.array.shape)
     if sum(n > 1 for n in shape) > 1 or len(shape) > add.type.rank:
-        return Skip("the bias is not one number for each channel")
+        return Skip("the bias is not per channel")
     steps = bias_steps(np.broadcast_to(bias.array, shape), factor.array)
     if steps is None:
         return Skip("the bias does not fit into half of an int32")

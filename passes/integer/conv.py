@@ -1,9 +1,9 @@
-"""A convolution of dequantized bytes is an integer convolution and one product a channel.
+"""A convolution of dequantized bytes -> an integer convolution and one multiply per channel.
 
 Conv(dequantize(x, s, z), dequantize(w, t), b)  ->  Mul(Cast(ConvInteger(x, w, z)), s * t) + b
 
-t: a number, or one for each output channel. s: a number, or, where every channel is a group of its
-own, one for each. integer_bias takes b into the int32 sum.
+t: scalar, or per output channel. s: scalar, or per channel if every channel is a group of its own.
+integer_bias moves b into the int32 sum.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def integer_conv(conv: Node, data: Node, weight: Node) -> Node | Skip:
         return w
     scales, bias = per_channel(w.scale, rank, 0), input_at(conv, 2)
     if scales is None:
-        return Skip("the weights' scales are not one for each output channel")
+        return Skip("the weights' scales are not per output channel")
     b = None if bias is None else real(bias)
     if bias is not None and b is None:
         return Skip("the bias is not constant")
@@ -51,5 +51,5 @@ def integer_conv(conv: Node, data: Node, weight: Node) -> Node | Skip:
 
 
 def channels(values: Numbers, rank: int) -> Numbers:
-    """[C] -> [C,1,1], which broadcasts along the channels of `rank` dimensions; [1] -> []."""
+    """[C] -> [C,1,1], to broadcast along the channels of `rank` dimensions; [1] -> []."""
     return values.reshape(channel_shape(rank, 1) if values.size > 1 else ())

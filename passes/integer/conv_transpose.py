@@ -1,11 +1,11 @@
-"""A transposed convolution of bytes is an ordinary one that makes every phase of the output.
+"""A transposed convolution of bytes -> an ordinary one that computes all phases of the output.
 
 ConvTranspose(dequantize(x), dequantize(w), b)
     ->  Slice(Reshape(Transpose(Reshape(Conv(dequantize(x), dequantize(w'), b')))))
 
-With stride s an output at q * s + r is the sum over m of x[q - m] * w[r + s * m]: for each of the s
-phases r a convolution with ceil(k / s) taps. All phases are computed as channels of one
-convolution and then woven together.
+With stride s, output q * s + r is the sum over m of x[q - m] * w[r + s * m]: for each of the s
+phases r a convolution with ceil(k / s) taps. All phases are computed as channels of one convolution
+and then interleaved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Ints = tuple[int, ...]
 
 @rule(op("ConvTranspose", DATA, WEIGHTS, OPTIONAL))
 def integer_conv_transpose(node: Node, data: Node, weight: Node) -> Node | Skip:
-    """ConvTranspose(dq(x), dq(w), b) -> the phases of one Conv(dq(x), dq(w'), b'), woven."""
+    """ConvTranspose(dq(x), dq(w), b) -> the phases of one Conv(dq(x), dq(w'), b'), interleaved."""
     w, bias = weights(weight), input_at(node, 2)
     if isinstance(w, Skip):
         return w
@@ -35,18 +35,18 @@ def integer_conv_transpose(node: Node, data: Node, weight: Node) -> Node | Skip:
     scale = per_channel(w.scale, w.node.type.rank, 1)
     b = None if bias is None else real(bias)
     if scale is None or (bias is not None and b is None):
-        return Skip("a scale for each input channel, or a bias that is not constant")
+        return Skip("a scale per input channel, or a bias that is not constant")
     if not node.type.static or (node.attrs["dilations"] and set(node.ints("dilations")) != {1}):
-        return Skip("it is dilated, or its sizes are not known")
+        return Skip("it is dilated, or its sizes are unknown")
     dims, group = w.node.type.dims, node.int("group")
     strides = node.ints("strides") if node.attrs["strides"] else (1,) * (len(dims) - 2)
     begins = _begins(node, strides, dims[2:])
     if begins is None:
-        return Skip("its padding is not given")
+        return Skip("its padding is implicit")
     phases = prod(strides)
     grown = phases * prod(-(-k // s) for k, s in zip(dims[2:], strides, strict=True))
     if grown * prod(dims[:2]) > MAX_GROWTH * w.node.type.size + MAX_WEIGHTS:
-        return Skip("strides so large that the weights would be mostly zeros")
+        return Skip("its strides are so large that the weights would be mostly zeros")
     kernel = phase_weights(w.node.array, group, strides)
     scales = np.tile(np.broadcast_to(scale, (dims[1],)), group * phases).astype(np.float32)
     spread = constant(scales.reshape(-1, *[1] * (len(dims) - 1)))
@@ -86,7 +86,7 @@ def phase_weights(w: Array, group: int, strides: Ints) -> Array:
 
 
 def _begins(node: Node, strides: Ints, kernel: Ints) -> Ints | None:
-    """How much of the full result is cut off at each beginning."""
+    """How much of the full result is cropped at each beginning."""
     pads = node.ints("pads") if node.attrs["pads"] else (0,) * (2 * len(kernel))
     if node.attrs["auto_pad"] not in ("NOTSET", "VALID") or node.attrs["output_shape"]:
         return None
@@ -94,7 +94,7 @@ def _begins(node: Node, strides: Ints, kernel: Ints) -> Ints | None:
 
 
 def _ends(node: Node, strides: Ints, begins: Ints, reach: Ints) -> Ints:
-    """Padding after the input that makes enough outputs to cut the result from."""
+    """Padding after the input for enough outputs to crop the result from."""
     sizes = zip(node.operands[0].type.dims[2:], node.type.dims[2:], strict=True)
     return tuple(
         max(-(-(b + out) // s) - size, 0)
@@ -103,15 +103,15 @@ def _ends(node: Node, strides: Ints, begins: Ints, reach: Ints) -> Ints:
 
 
 def woven(conv: Node, node: Node, group: int, strides: Ints, begins: Ints) -> Node:
-    """[N, g * phases * O/g, *Q] -> [N, O, *S]: phase r of q goes to q * s + r; then the cut."""
+    """[N, g * phases * O/g, *Q] -> [N, O, *S]: phase r of q goes to q * s + r; then cropped."""
     batch, channels, *counts = conv.type.dims
     rank = len(counts)
     each = channels // (group * prod(strides))
     split = reshape(conv, (batch, group, *strides, each, *counts))
     pairs = [n for i in range(rank) for n in (3 + rank + i, 2 + i)]
-    turned = transpose(split, (0, 1, 2 + rank, *pairs))
+    transposed = transpose(split, (0, 1, 2 + rank, *pairs))
     full = tuple(q * s for q, s in zip(counts, strides, strict=True))
-    whole = reshape(turned, (batch, group * each, *full))
+    whole = reshape(transposed, (batch, group * each, *full))
     wanted = node.type.dims[2:]
     if full == wanted and not any(begins):
         return whole

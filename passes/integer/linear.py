@@ -30,7 +30,7 @@ def integer_quantize(node: Node) -> Node | Skip:
     if zero.size > 1 and np.all(zero == zero.flat[0]):
         zero = zero.reshape(-1)[0]
     if zero.size > 1:
-        return Skip("a zero point for each channel")
+        return Skip("a zero point per channel")
     factor, divide = by(scale)
     x, point = node.operands[0], constant(zero.reshape(()))
     return make("quantize", x, constant(factor), point, dtype=node.dtype, divide=divide)
@@ -54,7 +54,7 @@ def _scale_and_zero(node: Node, rank: int) -> tuple[Numbers, Numbers] | Skip:
     if zero is not None and not zero.is_constant:
         return Skip("the zero point is not constant")
     if node.attrs.get("block_size"):
-        return Skip("a scale for each block")
+        return Skip("a scale per block")
     if scale.dtype != "float32" or not np.all(numbers(scale) > 0):
         return Skip("the scale is not a positive float32")
     axis = node.int("axis") if scale.array.size > 1 else None

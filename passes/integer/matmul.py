@@ -1,8 +1,8 @@
-"""A matrix product of dequantized bytes is an integer one and one product a column.
+"""A matrix product of dequantized bytes -> an integer one and one multiply per column.
 
 MatMul(dequantize(a, s, z), dequantize(b, t, y))  ->  Mul(Cast(MatMulInteger(a, b, z, y)), s * t)
 
-t: a number, or one for each column of constant weights b.
+t: scalar, or per column of constant weights b.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def integer_matmul(matmul: Node, left: Node, right: Node) -> Node | Skip:
         return Skip("an operand is a vector")
     columns = per_channel(b.scale, b.node.type.rank, -1)
     if columns is None:
-        return Skip("the weights' scales are not one for each column")
+        return Skip("the weights' scales are not per column")
     sums = make("MatMulInteger", a.node, b.node, a.zero_point, b.zero_point, name=matmul.name)
     step: Numbers = a.scale * (columns if columns.size > 1 else columns.reshape(()))
     return rescaled(sums, step, matmul.name)

@@ -1,11 +1,12 @@
-"""Data is moved as bytes: quantize goes before a move, dequantize after it.
+"""Move data as bytes: quantize goes before a move, dequantize after it.
 
-move(dequantize(x, s, z))  ->  dequantize(move(x), s, z) quantize(move(x), k, z)    ->
-move(quantize(x, k, z)) f(move(x))                 ->  move(f(x))                     x: integer
-sums as floats; f: an activation
+move(dequantize(x, s, z))  ->  dequantize(move(x), s, z)
+quantize(move(x), k, z)    ->  move(quantize(x, k, z))
+f(move(x))                 ->  move(f(x))                     x: integer sums as floats; f:
+activation
 
-Exact: a move only picks elements, and MaxPool picks the same one as quantizing never reorders. A
-Concat takes part where all it reads has the same scale; a Pad where what it pads with is a byte.
+Exact: a move only selects elements, and MaxPool selects the same one since quantizing preserves
+order. A Concat is moved if all its operands have the same scale, a Pad if its value is a byte.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def integer_down(move: Node) -> Node | Skip | None:
     if move.op == "Transpose":
         return _transpose_down(move, first)
     if scale.array.size > 1 or zero.array.size > 1:
-        return Skip("a scale for each channel")
+        return Skip("a scale per channel")
     inputs = _integers(move, first)
     if isinstance(inputs, Skip):
         return inputs
@@ -50,7 +51,7 @@ def integer_down(move: Node) -> Node | Skip | None:
 
 
 def _integers(move: Node, first: Node) -> tuple[Node | None, ...] | Skip:
-    """What the move reads when it moves bytes."""
+    """The inputs of the move when it moves bytes."""
     if move.op == "Concat":
         if not all(_same(first, i) for i in move.operands):
             return Skip("the scales differ")
@@ -61,13 +62,13 @@ def _integers(move: Node, first: Node) -> tuple[Node | None, ...] | Skip:
         value = input_at(move, 2) or constant(np.zeros((), np.float32))
         byte = _byte(first, value)
         if byte is None:
-            return Skip("what it pads with is no byte")
+            return Skip("its padding value is not a byte")
         return (first.operands[0], move.inputs[1], byte, *move.inputs[3:])
     return (first.operands[0], *move.inputs[1:])
 
 
 def _same(a: Node, b: Node) -> bool:
-    """Two dequantize nodes of one scale and zero point."""
+    """Do two dequantize nodes have the same scale and zero point?"""
     return (
         b.op == "dequantize"
         and a.operands[0].dtype == b.operands[0].dtype
@@ -79,13 +80,13 @@ def _same(a: Node, b: Node) -> bool:
 
 
 def _picks(resize: Node) -> bool:
-    """Whether every output of a Resize is one of its inputs."""
+    """Is every output of a Resize one of its inputs?"""
     crops = resize.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize"
     return resize.attrs["mode"] == "nearest" and not crops
 
 
 def _byte(dequantize: Node, value: Node) -> Node | None:
-    """The byte that dequantizes to just this constant."""
+    """The byte that dequantizes exactly to this constant."""
     x, scale, zero = dequantize.operands
     if not value.is_constant:
         return None
@@ -96,14 +97,14 @@ def _byte(dequantize: Node, value: Node) -> Node | None:
 
 
 def _transpose_down(move: Node, first: Node) -> Node:
-    """Scales along an axis go with it: the weights of a product."""
+    """Transpose scales along an axis too: those of a product's weights."""
     x, *parameters = first.operands
     perm = perm_of(move)
-    turned = []
+    operands = []
     for p in parameters:
         dims = (1,) * (len(perm) - p.array.ndim) + p.array.shape
-        turned.append(p if p.array.size == 1 else constant(p.array.reshape(dims).transpose(perm)))
-    return make("dequantize", transpose(x, perm, move.name), *turned)
+        operands.append(p if p.array.size == 1 else constant(p.array.reshape(dims).transpose(perm)))
+    return make("dequantize", transpose(x, perm, move.name), *operands)
 
 
 def _item_down(item: Node) -> Node | None:
@@ -126,11 +127,11 @@ def integer_up(quantize: Node, move: Node) -> Node | Skip | None:
     if move.dtype != "float32" or len(move.types) > 1:
         return None
     if move.op == "Slice" and not _keeps_most(move):
-        return Skip("most is cut off")
+        return Skip("most of the data is dropped")
     count = len(move.inputs) if move.op == "Concat" else 1
     factors = [factor] * count if factor.array.size == 1 else _by_parts(move, factor)
     if factors is None:
-        return Skip("a factor for each channel")
+        return Skip("a factor per channel")
     inputs = [
         make("quantize", i, f, zero, **quantize.attrs, name=_part(quantize.name, k))
         for k, (i, f) in enumerate(zip(move.operands[:count], factors, strict=True))
@@ -139,7 +140,7 @@ def integer_up(quantize: Node, move: Node) -> Node | Skip | None:
 
 
 def _by_parts(concat: Node, factor: Node) -> list[Node] | None:
-    """The factors of what a Concat joins, where each operand has one for all its channels."""
+    """The factors of a Concat's operands, if each has one for all its channels."""
     if concat.op != "Concat":
         return None
     rank = concat.type.rank
@@ -165,7 +166,7 @@ def _keeps_most(move: Node) -> bool:
 
 @rule(op(ACTIVATIONS, op("Reshape|Slice|Transpose"), OPTIONAL, OPTIONAL))
 def integer_activation_up(activation: Node, move: Node) -> Node | None:
-    """f(move(x)) -> move(f(x)), so that f melts into the product that makes x."""
+    """f(move(x)) -> move(f(x)), so that f fuses into the product that makes x."""
     source = move
     while source.op in ("Reshape", "Slice", "Transpose"):
         if source.op == "Slice" and not _keeps_most(source):

@@ -1,9 +1,11 @@
-"""ONNX's quantized operators -> the same written with QuantizeLinear and DequantizeLinear.
+"""ONNX's quantized operators -> explicit QDQ.
 
-QLinearConv(x, s, z, w, t, y, r, q, b)    ->  quantize(Conv(dequantize(x), dequantize(w), b * s *
-t)) QLinearMatMul(a, s, z, b, t, y, r, q)     ->  quantize(MatMul(dequantize(a), dequantize(b)))
+QLinearConv(x, s, z, w, t, y, r, q, b)
+    ->  quantize(Conv(dequantize(x), dequantize(w), b * s * t))
+QLinearMatMul(a, s, z, b, t, y, r, q)
+    ->  quantize(MatMul(dequantize(a), dequantize(b)))
 
-The integer_ rules then make integer operators of it, as of any other island.
+The integer_ rules then lower it like any other QDQ.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def integer_qlinear_matmul(node: Node) -> Node | Skip:
     """QLinearMatMul(a, b) -> QuantizeLinear(MatMul(dq(a), dq(b)))."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.operands
     if any(i.type.static and i.type.size > 1 for i in (a_scale, y_scale)):
-        return Skip("a scale for each row")
+        return Skip("a scale per row")
     left = make("DequantizeLinear", a, _one(a_scale), _one(a_zero))
     axis = b.type.rank - 1
     right = make("DequantizeLinear", b, _one(b_scale), _one(b_zero), axis=axis)
@@ -47,6 +49,6 @@ def integer_qlinear_matmul(node: Node) -> Node | Skip:
 
 
 def _one(node: Node) -> Node:
-    """A constant of one element without dimensions."""
+    """A one-element constant as a scalar."""
     one = node.is_constant and node.array.size == 1
     return const(node.array.reshape(())) if one else node

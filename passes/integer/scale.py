@@ -1,9 +1,9 @@
-"""Factors that meet become one, and what only undoes the step before is gone.
+"""Merge adjacent factors, and remove steps that undo the one before.
 
 quantize(Mul(Cast(s), m), k, z)            ->  quantize(Cast(s), m * k, z)     s: int32 sums
 quantize(dequantize(x, s, z), s, z)        ->  x
 
-Integers are requantized by a product, as onnxruntime does, also where `quantize` divides.
+Integers are requantized by a multiply, as in onnxruntime, even if `quantize` divides.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A function from byte to byte has 256 values: they are computed here.
+"""Functions from byte to byte -> look-up tables of 256 values.
 
 quantize(f(dequantize(x, s, z)), k, y)  ->  lookup(x, table)
 
 f is any tree of elementwise operators and constants over this one x: Sigmoid, HardSwish, x *
-Sigmoid(x) whose middle was quantized by another tool, ... Functions that only clip stay arithmetic.
+Sigmoid(x) with an intermediate quantized by another tool, ... Functions that only clip stay
+arithmetic.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from qcompiler.rewrite import ANY, CONST, Skip, op, rule
 from qcompiler.rewrite.matching import rebuilt
 
 PLAIN = frozenset({"dequantize", "quantize", "Relu", "Clip"})
-"""Arithmetic of so few instructions that a table is no faster."""
+"""Operators of so few instructions that a table is not faster."""
 
 MOST = 32
-"""Nodes that one table may stand for."""
+"""Most nodes replaced by one table."""
 
 
 @rule(op("quantize", ANY, CONST, CONST))
@@ -45,12 +46,12 @@ def integer_table(quantize: Node) -> Node | Skip | None:
 
 
 def _scalar(node: Node) -> Node:
-    """Constants of one element, whatever their rank; a table as it is."""
+    """A one-element constant as a scalar; a table as it is."""
     return constant(node.array.reshape(())) if node.array.size == 1 else node
 
 
 def _function(root: Node) -> tuple[Node, list[Node]] | None:
-    """The one tensor of bytes that a quantize depends on, and the nodes between, inputs first."""
+    """The only byte tensor a quantize depends on, and the nodes between, inputs first."""
     order: list[Node] = []
     seen: set[Node] = set()
     leaves: set[Node] = set()
@@ -77,7 +78,7 @@ def _function(root: Node) -> tuple[Node, list[Node]] | None:
 
 
 def _tabulates(node: Node) -> bool:
-    """Elementwise, and its constants are the same for every element."""
+    """Is it elementwise, with constants that are the same for every element?"""
     if not is_elementwise(node):
         return False
     return node.op == "lookup" or all(i.array.size == 1 for i in node.operands if i.is_constant)

@@ -1,11 +1,11 @@
-"""Weights that a model stores in few bits stay so: kernels decode them, or what follows scales.
+"""Low-precision weights stored in a model stay so: kernels decode them, or their scales move on.
 
 MatMul(x, DequantizeLinear(q, s, z))  ->  matmul_narrow(x, q - least, s, z - least)
-Conv(x, DequantizeLinear(q, s), b)    ->  Conv(x, float(q)) * s + b        one s a channel
+Conv(x, DequantizeLinear(q, s), b)    ->  Conv(x, float(q)) * s + b        s per channel
 
-q: constants of 2 to 8 bits; s, z: one a block of a column, one a column, or one. `least` is the
-least of q, so that codes begin at 0. Transposed weights (as a Gemm or MatMulNBits has them) are
-turned here. Likewise the compiler's own dequantize.
+q: constants of 2 to 8 bits; s, z: per block of a column, per column, or scalar. `least` is the
+minimum of q, so that codes begin at 0. Transposed weights (as in a Gemm or MatMulNBits) are
+transposed here. Likewise the compiler's own dequantize.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ _TURNED = op("Transpose", _STORED, shared=True)
 @rule(op("MatMul", ANY, _STORED))
 def integer_weights_matmul(matmul: Node, stored: Node) -> Node | Skip:
     """MatMul(x, DequantizeLinear(q, s, z)) -> matmul_narrow(x, q', s', z')."""
-    return _narrowed(matmul, stored, turned=False)
+    return _narrowed(matmul, stored, transposed=False)
 
 
 @rule(op("MatMul", ANY, _TURNED))
-def integer_weights_transposed_matmul(matmul: Node, turn: Node, stored: Node) -> Node | Skip | None:
+def integer_weights_transposed_matmul(
+    matmul: Node, transpose: Node, stored: Node
+) -> Node | Skip | None:
     """MatMul(x, Transpose(DequantizeLinear(q, s, z))) -> matmul_narrow(x, q', s', z')."""
-    return _narrowed(matmul, stored, turned=True) if perm_of(turn) == (1, 0) else None
+    return _narrowed(matmul, stored, transposed=True) if perm_of(transpose) == (1, 0) else None
 
 
-def _narrowed(matmul: Node, stored: Node, *, turned: bool) -> Node | Skip:
+def _narrowed(matmul: Node, stored: Node, *, transposed: bool) -> Node | Skip:
     x = matmul.operands[0]
     parts = _parts(stored)
     if isinstance(parts, Skip):
@@ -46,12 +48,12 @@ def _narrowed(matmul: Node, stored: Node, *, turned: bool) -> Node | Skip:
     codes, scale, zero, group = parts
     if x.dtype != "float32" or not x.type.static or x.type.rank < 2 or codes.ndim != 2:
         return Skip(f"a product of {x.type} and {stored.type}")
-    axis = 1 if turned else 0
+    axis = 1 if transposed else 0
     rows = _by_rows(scale, zero, codes.shape, group, axis)
     if rows is None:
-        return Skip("its scales are not one for each block of a column")
+        return Skip("its scales are not per block of a column")
     scale, zero, group = rows
-    if turned:
+    if transposed:
         codes, scale, zero = codes.T, scale.T, zero.T
     least = int(codes.min(initial=0))
     span = int(codes.max(initial=0)) - least
@@ -71,9 +73,9 @@ def _narrowed(matmul: Node, stored: Node, *, turned: bool) -> Node | Skip:
 def _by_rows(
     scale: Numbers, zero: Numbers, shape: tuple[int, ...], group: int, axis: int
 ) -> tuple[Numbers, Numbers, int] | None:
-    """Scales as they stand against codes -> [K / group, N] (of transposed codes [N, K / group])."""
+    """Scales that broadcast to the codes -> [K / group, N] (transposed codes: [N, K / group])."""
     depth = shape[axis]
-    if group:  # one a block along an axis
+    if group:  # one per block along an axis
         wanted = list(shape)
         wanted[axis] = -(-depth // group)
         return (scale, zero, group) if scale.shape == tuple(wanted) else None
@@ -87,8 +89,8 @@ def _by_rows(
 
 
 def _parts(stored: Node) -> tuple[Numbers, Numbers, Numbers, int] | Skip:
-    """A dequantized constant -> integers, scales and zero points that stand against them, and the
-    block size (0: they broadcast).
+    """A dequantized constant -> integers, scales and zero points that broadcast to them, and the
+    block size (0: not blocked).
     """
     if stored.dtype != "float32" or not all(i.is_constant for i in stored.operands):
         return Skip("its weights are not constant")
@@ -119,7 +121,7 @@ def integer_weights_conv(conv: Node, stored: Node) -> Node | Skip:
     codes, scale, zero, group = parts
     each = None if group else per_channel(scale, codes.ndim, 0)
     if each is None or conv.operands[0].dtype != "float32":
-        return Skip("its scales are not one for each output channel")
+        return Skip("its scales are not per output channel")
     attrs: dict[str, Any] = dict(conv.attrs)
     weights = constant((codes - zero).astype(np.float32), stored.operands[0].name)
     product = make("Conv", conv.operands[0], weights, name=conv.name, **attrs)

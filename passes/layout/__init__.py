@@ -1,1 +1,1 @@
-"""Operators and operands as kernels want them."""
+"""Lowering of operators and operands to the form that kernels take."""

@@ -1,9 +1,9 @@
-"""Convolutions keep their weights in no larger form than they have: for small files.
+"""Keep convolution weights untransformed, for small files.
 
 conv(x, w)  ->  conv(x, w, compact=1)
 
-Kernels may keep weights transformed where that is faster; transformed 3x3 filters take up to four
-times the bytes, and their zeros are filled.
+Kernels may store transformed weights where that is faster; transformed 3x3 filters take up to four
+times the bytes, and lose their zeros.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from qcompiler.rewrite.matching import rebuilt
 
 @graph_pass
 class LayoutCompact:
-    """Mark every convolution; runs where a small file was asked for."""
+    """Mark every convolution; runs if a small file is requested."""
 
     default: ClassVar[bool] = False
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with marks."""
+        """The marked graph."""
         return substitute(graph, _marked)
 
 

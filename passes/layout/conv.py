@@ -1,9 +1,9 @@
-"""Convolutions work on channels last, and leave their bias to a sum that melts into them.
+"""Lower convolutions to channels last, with the bias as a sum that fuses into them.
 
 Conv(x, w, b)  ->  Transpose(conv(Transpose(x), w') + b)      x[N,C,*S], w[O,C/g,*K] -> w'[*K,C/g,O]
 
-One spatial dimension becomes two, of which the first has length 1. `layout_transposes` then lets
-the Transposes of neighbours meet and cancel.
+One spatial dimension becomes two, the first of length 1. `layout_transposes` then cancels the
+Transposes of neighbours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def layout_conv(node: Node) -> Node | Skip:
     """Conv(x, w, b) -> Transpose(conv(Transpose(x), w') + b)."""
     x, w, b = node.operands[0], node.operands[1], input_at(node, 2)
     if not (x.type.static and w.type.static):
-        return Skip(f"the shapes {x.type} and {w.type} are not known")
+        return Skip(f"the shapes {x.type} and {w.type} are unknown")
     if x.dtype not in PRODUCTS:
         return Skip(f"there are no {x.dtype} products")
     made = channels_last(node, x, w)
@@ -57,17 +57,17 @@ def channels_last(node: Node, x: Node, w: Node, pad_value: int = 0) -> Node:
 
 
 def pairs(window: Window) -> list[tuple[int, int]]:
-    """A window's padding, all of it known."""
+    """A window's padding, which must be known."""
     return [p for p in window.pads if p is not None]
 
 
 def channels_first(made: Node, rank: int) -> Node:
-    """A channels-last result as the ONNX operator gives it."""
+    """A channels-last result -> channels first, as in ONNX."""
     return transpose(made, to_first(rank))
 
 
 def _raised(x: Node, at: int) -> Node:
-    """x with one more axis of length 1."""
+    """x with an additional axis of length 1."""
     dims = x.type.dims
     shape = (*dims[:at], 1, *dims[at:])
     return const(x.array.reshape(shape)) if x.is_constant else reshape(x, shape)

@@ -1,12 +1,12 @@
-"""A transposed convolution is a convolution that makes all outputs between two inputs at once, as
+"""Lower a transposed convolution to one convolution that computes all outputs between two inputs as
 channels.
 
 ConvTranspose(x, w, b)  ->  Transpose(shuffle(conv(Transpose(x), w')) + b)
 
-With stride s, output o = s * j + r (0 <= r < s) is a plain convolution around input j, with the
-kernel's entries k = r + pad (mod s). The s (in two dimensions s * s) convolutions are one with s
-times the output channels; `shuffle` is a Reshape, a Transpose and a Reshape that put the outputs
-between each other. Entries that a convolution lacks are zero.
+With stride s, output o = s * j + r (0 <= r < s) is a plain convolution around input j with the
+filter entries k = r + pad (mod s). The s (in two dimensions s * s) convolutions are computed as one
+with s times the output channels; `shuffle` is a Reshape, a Transpose and a Reshape that interleave
+the outputs. Entries that a convolution lacks are zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qcompiler.rewrite.layouts import to_first, to_last
 from qcompiler.rewrite.matching import const, input_at, int64s, reshape, to_dtype, transpose
 
 MAX_GROWTH, MAX_WEIGHTS = 64, 1 << 24
-"""How many more weights, mostly zeros, there may be."""
+"""Limit of the growth of the weights, mostly by zeros."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Axis:
 
     @staticmethod
     def of(size: int, outputs: int, kernel: int, stride: int, dilation: int, pad: int) -> Axis:
-        """The inputs that any of the outputs between two inputs needs; every entry of the kernel is
-        for one of those outputs, and for one input."""
+        """The inputs that any output between two inputs needs; every filter entry belongs to one of
+        those outputs and one input."""
         offsets = [-((k * dilation - pad) // stride) for k in range(kernel)]
         low, high = min([0, *offsets]), max([0, *offsets])
         count = -(-outputs // stride)
@@ -55,7 +55,7 @@ def layout_conv_transpose(node: Node) -> Node | Skip:
     """ConvTranspose(x, w, b) -> Transpose(shuffle(conv(Transpose(x), w')) + b)."""
     x, w, b = node.operands[0], node.operands[1], input_at(node, 2)
     if not (x.type.static and node.type.static) or x.dtype not in PRODUCTS:
-        return Skip(f"no product for {x.type}")
+        return Skip(f"there is no product for {x.type}")
     if node.str("auto_pad") not in ("NOTSET", "VALID") or node.attrs["output_shape"]:
         return Skip("the padding follows from the output's size")
     window = Window.of(node, x.shape[2:], w.shape[2:])
@@ -74,7 +74,7 @@ def layout_conv_transpose(node: Node) -> Node | Skip:
     ]
     group, rank = node.int("group"), x.type.rank
     if prod(a.taps * a.stride for a in axes) * w.type.size > MAX_GROWTH * w.type.size + MAX_WEIGHTS:
-        return Skip("strides so large that the weights would be mostly zeros")
+        return Skip("its strides are so large that the weights would be mostly zeros")
     weights = interleaved(w.array, group, axes, window, begins)
     made = _conv(node, transpose(x, to_last(rank)), weights, group, axes)
     made = shuffled(made, group, axes)
@@ -84,7 +84,7 @@ def layout_conv_transpose(node: Node) -> Node | Skip:
 
 
 def interleaved(w: Array, group: int, axes: list[Axis], window: Window, begins: list[int]) -> Array:
-    """w[C, O/g, *K] -> [*taps, C/g, g * strides * O/g]: group, place between inputs, channel."""
+    """w[C, O/g, *K] -> [*taps, C/g, g * strides * O/g]: group, position between inputs, channel."""
     each = w.shape[0] // group
     taps = [a.taps for a in axes]
     strides = [a.stride for a in axes]
@@ -102,7 +102,7 @@ def interleaved(w: Array, group: int, axes: list[Axis], window: Window, begins: 
 
 
 def _conv(node: Node, x: Node, weights: Array, group: int, axes: list[Axis]) -> Node:
-    """The convolution that makes all outputs between two inputs; one axis becomes two."""
+    """The convolution that computes all outputs between two inputs; one axis becomes two."""
     befores, afters = [a.before for a in axes], [a.after for a in axes]
     if len(axes) == 1:
         x = reshape(x, (x.type.dims[0], 1, *x.type.dims[1:]))
@@ -122,7 +122,7 @@ def _conv(node: Node, x: Node, weights: Array, group: int, axes: list[Axis]) -> 
 
 
 def shuffled(made: Node, group: int, axes: list[Axis]) -> Node:
-    """[N, *J, (g, *strides, O/g)] -> [N, *(J * stride), O], cut to the outputs there are."""
+    """[N, *J, (g, *strides, O/g)] -> [N, *(J * stride), O], cropped to the outputs."""
     n = len(axes)
     batch, *counts, channels = made.type.dims
     strides = [a.stride for a in axes]

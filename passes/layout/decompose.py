@@ -1,4 +1,4 @@
-"""Operators that are made of others, said so that they work in any order of axes.
+"""Decompose operators into others that work in any axis order.
 
 InstanceNormalization(x, s, b)  ->  x * a + (b - mean * a)     a = s / sqrt(variance + epsilon)
 GroupNormalization(x, s, b)     ->  the same over the channels of a group too
@@ -17,7 +17,7 @@ from qcompiler.rewrite import ANY, Skip, op, rule
 from qcompiler.rewrite.matching import const, int64s, reshape, transpose
 
 MAX_CHANNELS = 4096
-"""A response norm's matrix of neighbours is this by this."""
+"""Most channels of a response norm, and rows of its matrix of neighbours."""
 
 
 @rule(op("InstanceNormalization", ANY, ANY, ANY))
@@ -35,11 +35,11 @@ def layout_group_norm(node: Node) -> Node | Skip:
 def _normalized(node: Node, groups: Dim) -> Node | Skip:
     """x * a + (b - mean * a): one pass for the means, one for the variances, one for the result.
 
-    A group's mean is that of its channels' means, so no pass has to look at groups.
+    A group's mean is the mean of its channels' means, so no pass over the data needs groups.
     """
     x, scale, bias = node.operands
     if not x.type.static or not isinstance(groups, int):
-        return Skip(f"the shape {x.type} is not known")
+        return Skip(f"the shape {x.type} is unknown")
     batch, channels = x.type.dims[:2]
     spatial = (1,) * (x.type.rank - 2)
     split, whole = (batch, groups, channels // groups, *spatial), (batch, channels, *spatial)
@@ -64,7 +64,7 @@ def _normalized(node: Node, groups: Dim) -> Node | Skip:
 
 
 def _shaped(numbers: Node, shape: tuple[int, ...]) -> Node:
-    """A constant reshaped here, anything else by a Reshape."""
+    """A constant is reshaped here, anything else by a Reshape."""
     return const(numbers.array.reshape(shape)) if numbers.is_constant else reshape(numbers, shape)
 
 
@@ -73,13 +73,13 @@ def layout_lrn(node: Node) -> Node | Skip:
     """LRN(x) -> x * (conv(x * x) * alpha / size + bias) ** -beta."""
     x = node.operands[0]
     if not x.type.static or x.type.rank < 3:
-        return Skip(f"the shape {x.type} is not known")
+        return Skip(f"the shape {x.type} is unknown")
     channels, size = x.type.dims[1], node.int("size")
     if channels > MAX_CHANNELS:
         return Skip(f"{channels} channels would make too large a matrix")
     to = np.arange(channels)[
         :, None
-    ]  # output channel; it sums from to - (size-1)//2 up to to + size//2
+    ]  # output channel; it sums channels to - (size-1)//2 ... to + size//2
     at = np.arange(channels)[None, :]
     near = (at >= to - (size - 1) // 2) & (at <= to + size // 2)
     weights = np.where(near, node.float("alpha") / size, 0)
@@ -94,7 +94,7 @@ def layout_depth_to_space(node: Node) -> Node | Skip:
     """DepthToSpace(x) -> Reshape(Transpose(Reshape(x)))."""
     x, block = node.operands[0], node.int("blocksize")
     if not x.type.static:
-        return Skip(f"the shape {x.type} is not known")
+        return Skip(f"the shape {x.type} is unknown")
     n, c, h, w = x.type.dims
     each = c // (block * block)
     if node.str("mode") == "CRD":
@@ -109,7 +109,7 @@ def layout_space_to_depth(node: Node) -> Node | Skip:
     """SpaceToDepth(x) -> Reshape(Transpose(Reshape(x)))."""
     x, block = node.operands[0], node.int("blocksize")
     if not x.type.static:
-        return Skip(f"the shape {x.type} is not known")
+        return Skip(f"the shape {x.type} is unknown")
     n, c, h, w = x.type.dims
     split = (n, c, h // block, block, w // block, block)
     order = (0, 1, 3, 5, 2, 4) if node.str("mode") == "CRD" else (0, 3, 5, 1, 2, 4)

@@ -1,9 +1,9 @@
-"""Attention reads heads where they lie, side by side.
+"""Attention reads interleaved heads without a Transpose.
 
 Attention(Transpose(q), Transpose(k), Transpose(v))  ->  Transpose(Reshape(Attention(q', k', v')))
 
-Each Transpose is [B,S,H,D] -> [B,H,S,D], and q' is q seen as [B,S,H*D], as the product before it
-made it. What follows goes before the Reshape, so that it joins attention's kernel:
+Each Transpose is [B,S,H,D] -> [B,H,S,D], and q' is q reshaped to [B,S,H*D], as its product made it.
+Operators that follow move before the Reshape, so that they fuse into attention's kernel:
 
 quantize(Reshape(Attention(...)), k, z)  ->  Reshape(quantize(Attention(...), k, z))  likewise Cast
 """
@@ -25,7 +25,7 @@ def layout_heads(attention: Node, q: Node, k: Node, v: Node) -> Node | Skip | No
     if len(attention.types) > 1 or attention.type.rank != 4:
         return None
     if any(perm_of(n) != SWAPPED for n in (q, k, v)):
-        return Skip("q, k and v are turned in other ways than by heads and positions")
+        return Skip("q, k and v are not transposed by heads and positions")
     batch, heads, queries, size = attention.type.dims
     flat = [_side_by_side(n.operands[0]) for n in (q, k, v)]
     made = rebuilt(
@@ -47,5 +47,5 @@ def _side_by_side(x: Node) -> Node:
 def layout_attention_epilogue(after: Node, view: Node, attention: Node) -> Node | Skip:
     """quantize(Reshape(Attention(...)), k, z) -> Reshape(quantize(Attention(...), k, z))."""
     if any(i.type.size > 1 for i in after.operands[1:]):
-        return Skip("a factor for each channel")
+        return Skip("a factor per channel")
     return reshape(rebuilt(after, (attention, *after.inputs[1:])), view.type.dims)

@@ -1,4 +1,4 @@
-"""Integer products are exact whatever their zero points are: corrections are sums, mostly of
+"""Lower integer products with any zero points, exactly: the corrections are sums, mostly of
 constants.
 
 ConvInteger(x, w, a, b)    ->  Transpose(conv(Transpose(x), w') - a * sum(w'))
@@ -6,10 +6,10 @@ MatMulInteger(x, w, a, b)  ->  matmul(x, w') - a * columns(w') - b * rows(x) + K
 QLinearConv(x, ..., bias)  ->  quantize(ConvInteger(x, w, a, b) + bias, s * t / r, y_zero)
 QLinearMatMul(x, ...)      ->  quantize(MatMulInteger(x, w, a, b), s * t / r, y_zero)
 
-The last two are for operands that only a run knows; what is known was taken apart before.
+The last two are for operands known at run time only; all others were lowered before.
 a and b are the zero points: sum((x - a) * (w - b)) = sum(x * w) - a * sum(w) - b * sum(x) + K * a *
-b, in int32 arithmetic that wraps around. The right side becomes int8: where w - b is an int8 number
-that is it, and b is gone; else 128 is taken from a uint8 w and from b.
+b, in wrapping int32 arithmetic. The right operand becomes int8: w - b if that fits int8, without a
+b; otherwise 128 is subtracted from a uint8 w and from b.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from qcompiler.rewrite.matching import (
 def layout_mat_mul_integer(node: Node) -> Node | Skip:
     """MatMulInteger(x, w, a, b) -> matmul(x, w') and its corrections."""
     if not all(i.type.static for i in node.operands):
-        return Skip("a shape is not known")
+        return Skip("a shape is unknown")
     x = matrix(node.operands[0], row=True)
     w, zero_w = signed(node.operands[1], wide(input_at(node, 3)))
     w = matrix(w, row=False)
     zero_x = wide(input_at(node, 2))
     made = make("matmul", x, w, name=node.name)
     if zero_x is not None:
-        if zero_x.type.size > 1:  # one for each row
+        if zero_x.type.size > 1:  # one per row
             zero_x = reshape(zero_x, (*zero_x.type.dims, 1)) if zero_x.type.rank == 1 else zero_x
         columns = total(w, (-2,), keepdims=w.type.rank > 2)
         made = make("Sub", made, make("Mul", columns, zero_x))
@@ -64,7 +64,7 @@ def layout_conv_integer(node: Node) -> Node | Skip:
     """ConvInteger(x, w, a, b) -> Transpose(conv(Transpose(x), w') and its corrections)."""
     x, rank = node.operands[0], node.type.rank
     if not _static(node):
-        return Skip("a shape is not known")
+        return Skip("a shape is unknown")
     w, zero_w = signed(node.operands[1], wide(input_at(node, 3)), first=True)
     zero_x = wide(input_at(node, 2))
     known = zero_x is None or zero_x.is_constant
@@ -86,7 +86,7 @@ def layout_q_linear_conv(node: Node) -> Node | Skip:
     """QLinearConv(x, w, bias) -> quantize(ConvInteger(x, w) + bias, s * t / r, zero)."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = node.operands[:8]
     if not _static(node):
-        return Skip("a shape is not known")
+        return Skip("a shape is unknown")
     channel = channel_shape(node.type.rank, 1)
     sums = make("ConvInteger", x, w, x_zero, w_zero, name=node.name, **node.attrs)
     bias = input_at(node, 8)
@@ -101,7 +101,7 @@ def layout_q_linear_mat_mul(node: Node) -> Node | Skip:
     """QLinearMatMul(a, b) -> quantize(MatMulInteger(a, b), s * t / r, zero)."""
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.operands
     if not _static(node):
-        return Skip("a shape is not known")
+        return Skip("a shape is unknown")
     if a_scale.type.rank == 1 and a_scale.type.size > 1:
         a_scale = reshape(a_scale, (a_scale.type.size, 1))
     sums = make("MatMulInteger", a, b, a_zero, b_zero, name=node.name)
@@ -110,7 +110,7 @@ def layout_q_linear_mat_mul(node: Node) -> Node | Skip:
 
 
 def _static(node: Node) -> bool:
-    """Are all shapes known, of operands and of the result?"""
+    """Are the shapes of the operands and the result known?"""
     return all(i.type.static for i in (node, *node.operands))
 
 
@@ -128,15 +128,13 @@ def factors(scale: Node, dims: tuple[int, ...]) -> Node:
 
 
 def shaped(numbers: Node, dims: tuple[int, ...]) -> Node:
-    """One number in all -> of no dimensions; several -> of those given, in which -1 is their
-    count.
-    """
+    """One number -> a scalar; several -> the given dimensions, in which -1 is their count."""
     count = numbers.type.size
     return reshape(numbers, () if count == 1 else tuple(count if d < 0 else d for d in dims))
 
 
 def _seen_weights(node: Node, w: Node, known: bool) -> Node:
-    """The sum of the weights that lie on the input: [O], or for each output where ends differ."""
+    """The sum of the weights inside the input: [O], or per output position if ends differ."""
     x = node.operands[0]
     window = Window.of(node, x.shape[2:], w.shape[2:])
     if known or not any(map(any, pairs(window))):
@@ -147,9 +145,9 @@ def _seen_weights(node: Node, w: Node, known: bool) -> Node:
 
 
 def signed(w: Node, zero: Node | None, *, first: bool = False) -> tuple[Node, Node | None]:
-    """A right side and its int32 zero point -> an int8 one, and what is left of the zero point.
+    """A right operand and its int32 zero point -> an int8 one, and the remaining zero point.
 
-    Several zero points belong to the last axis of w, or to the `first`.
+    Several zero points are along the last axis of w, or the `first`.
     """
     if w.is_constant and (zero is None or zero.is_constant):
         amount: Numbers = np.zeros((), np.int32) if zero is None else zero.array
@@ -168,7 +166,7 @@ def signed(w: Node, zero: Node | None, *, first: bool = False) -> tuple[Node, No
 
 
 def wide(zero: Node | None) -> Node | None:
-    """A zero point as int32; None where it is absent or nothing but zeros."""
+    """A zero point as int32; None if it is absent or all zeros."""
     if zero is None or (zero.is_constant and not zero.array.any()):
         return None
     if zero.is_constant:

@@ -1,11 +1,12 @@
-"""Very many values are joined a few at a time, and cut out of a value one by one.
+"""Limit operators with very many operands or outputs.
 
 Concat(x1, ..., x5000)  ->  Concat(Concat(x1, ..., x64), Concat(x65, ..., x128), ...)
 Sum(x1, ..., x5000)  ->  Sum(Sum(x1, ..., x16), Sum(x17, ..., x32), ...)
 item(Split(x)){index=i}  ->  Slice(x), where the Split has thousands of outputs
 
-One kernel of thousands of operands takes LLVM minutes, and equal groups use the same small one. A
-part of a Split knows all of its parts, so that thousands of them are millions of types to look at.
+A kernel with thousands of operands takes LLVM minutes, and equal groups share one small kernel.
+Every output of a Split holds the types of all of them, so thousands mean millions of types to
+visit.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from qcompiler.rewrite import Skip, op, rule
 from qcompiler.rewrite.matching import int64s
 
 MOST = 64
-"""Values that one kernel joins; networks that join what all layers before made have up to 60."""
+"""Most operands of a Concat; densely connected networks have up to 60."""
 
 MOST_TERMS = 16
-"""Values that one kernel adds up: fewer than a region may read."""
+"""Most terms of a sum: fewer than a region may read."""
 
 
 @rule(op("Concat"))
@@ -30,14 +31,14 @@ def layout_many_joined(node: Node) -> Node | None:
 
 @rule(op("Sum|Max|Min"))
 def layout_many_terms(node: Node) -> Node | Skip | None:
-    """Sum(x1, ..., xn) -> Sum of Sums of at most 16, and so with Max and Min."""
+    """Sum(x1, ..., xn) -> Sum of Sums of at most 16, likewise Max and Min."""
     if node.op == "Sum" and node.dtype in ("float16", "bfloat16"):
-        return Skip("a part of a sum would be rounded") if len(node.operands) > MOST_TERMS else None
+        return Skip("a partial sum would be rounded") if len(node.operands) > MOST_TERMS else None
     return _grouped(node, MOST_TERMS)
 
 
 def _grouped(node: Node, most: int) -> Node | None:
-    """A node of many operands -> the same of nodes of at most so many each."""
+    """A node of many operands -> a tree of nodes with at most `most` operands."""
     if len(node.operands) <= most:
         return None
     parts = [
@@ -49,7 +50,7 @@ def _grouped(node: Node, most: int) -> Node | None:
 
 @rule(op("item", op("Split", shared=True)))
 def layout_many_parts(item: Node, split: Node) -> Node | None:
-    """item(Split(x)){index=i} -> Slice(x) between where the parts before end and it does."""
+    """item(Split(x)){index=i} -> Slice(x) over the range of that part."""
     if len(split.types) <= MOST or not item.type.static:
         return None
     axis = split.int("axis") % item.type.rank

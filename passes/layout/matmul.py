@@ -1,4 +1,4 @@
-"""Matrix products have at least two axes each, and read a transposed right side as it lies.
+"""Lower matrix products: operands of rank 2 or more, transposed right operands read in place.
 
 MatMul(a, b)                          ->  matmul(a, b)               at least two axes
 matmul(a, Transpose(b))               ->  matmul(a, b, transpose_b)
@@ -26,7 +26,7 @@ def layout_matmul(node: Node) -> Node | Skip:
     if node.dtype not in PRODUCTS:
         return Skip(f"there are no {node.dtype} products")
     if not (a.type.static and b.type.static):
-        return Skip(f"the shapes {a.type} and {b.type} are not known")
+        return Skip(f"the shapes {a.type} and {b.type} are unknown")
     a, b = matrix(a, row=True), matrix(b, row=False)
     made = make("matmul", a, b, name=node.name)
     if made.dtype != node.dtype:
@@ -35,7 +35,7 @@ def layout_matmul(node: Node) -> Node | Skip:
 
 
 def matrix(x: Node, *, row: bool) -> Node:
-    """A vector -> a matrix of one row or one column."""
+    """A vector -> a matrix with one row or one column."""
     if x.type.rank != 1:
         return x
     shape = (1, x.type.size) if row else (x.type.size, 1)
@@ -43,33 +43,35 @@ def matrix(x: Node, *, row: bool) -> Node:
 
 
 @rule(op("matmul", ANY, op("Transpose", ANY, shared=True)))
-def layout_transposed_right_side(matmul: Node, turned: Node) -> Node | None:
-    """matmul(a, Transpose(b)) -> matmul(a, b, transpose_b), where that leaves rows whole."""
-    perm = perm_of(turned)
+def layout_transposed_right_side(matmul: Node, transposed: Node) -> Node | None:
+    """matmul(a, Transpose(b)) -> matmul(a, b, transpose_b), if rows stay contiguous."""
+    perm = perm_of(transposed)
     swapped = (*perm[:-2], perm[-1], perm[-2])
     if swapped[-1] != len(perm) - 1:
         return None
-    b = transpose(turned.operands[0], swapped, turned.name)
+    b = transpose(transposed.operands[0], swapped, transposed.name)
     flag = 1 - matmul.int("transpose_b")
     return rebuilt(matmul, (matmul.operands[0], b), transpose_b=flag)
 
 
 @rule(op("matmul", op("Reshape", op("Transpose", ANY), ANY), CONST))
-def layout_flattened(matmul: Node, flat: Node, turned: Node) -> Node | Skip | None:
-    """matmul(Reshape(Transpose(x)), w) -> matmul(Reshape(x), w'), where whole examples are flat."""
-    x, w = turned.operands[0], matmul.operands[1]
-    perm = perm_of(turned)
-    kept = _kept(perm, turned.type.dims, flat.type.dims)
+def layout_flattened(matmul: Node, flat: Node, transposed: Node) -> Node | Skip | None:
+    """matmul(Reshape(Transpose(x)), w) -> matmul(Reshape(x), w'), if samples are flattened."""
+    x, w = transposed.operands[0], matmul.operands[1]
+    perm = perm_of(transposed)
+    kept = _kept(perm, transposed.type.dims, flat.type.dims)
     if kept is None:
         return None
     if matmul.int("transpose_b") or w.type.rank != 2:
-        return Skip("the weights are not one plain matrix")
-    rows = reordered_rows(w.array, turned.type.dims[kept:], tuple(p - kept for p in perm[kept:]))
+        return Skip("the weights are not a single plain matrix")
+    rows = reordered_rows(
+        w.array, transposed.type.dims[kept:], tuple(p - kept for p in perm[kept:])
+    )
     return rebuilt(matmul, (reshape(x, flat.type.dims), const(rows)))
 
 
 def _kept(perm: Perm, dims: tuple[int, ...], flat: tuple[int, ...]) -> int | None:
-    """How many leading axes stay in place, when the Reshape merges just the others."""
+    """The number of leading axes in place, if the Reshape merges exactly the others."""
     for kept in range(len(perm)):
         whole = prod(dims[kept:]) == flat[-1] and perm[:kept] == tuple(range(kept))
         if whole and kept < len(perm) - 1:
@@ -78,6 +80,6 @@ def _kept(perm: Perm, dims: tuple[int, ...], flat: tuple[int, ...]) -> int | Non
 
 
 def reordered_rows(w: Numbers, dims: tuple[int, ...], perm: Perm) -> Numbers:
-    """w[prod(dims), N], rows in the order of a Transpose's output -> of its input."""
+    """w[prod(dims), N] with rows in the order of a Transpose's output -> in that of its input."""
     cube = w.reshape(*dims, w.shape[1])
     return cube.transpose(*inverse(perm), len(dims)).reshape(w.shape)

@@ -1,6 +1,6 @@
-"""Operators of several outputs, of which each reader wants one.
+"""Multi-output operators of which a reader uses one output.
 
-item(MaxPool(x), 0)             ->  MaxPool(x)                        without the places
+item(MaxPool(x), 0)             ->  MaxPool(x)                        without the indices
 item(LayerNormalization(x), 0)  ->  LayerNormalization(x)
 item(LayerNormalization(x), 1)  ->  ReduceMean(x)
 item(LayerNormalization(x), 2)  ->  1 / Sqrt(ReduceMean((x - mean)^2) + epsilon)
@@ -22,7 +22,7 @@ def layout_largest(item: Node, pool: Node) -> Node | None:
 
 @rule(op("item", op("LayerNormalization", shared=True)))
 def layout_statistics(item: Node, norm: Node) -> Node:
-    """item(LayerNormalization(x), 1 or 2) -> the mean, or 1 over the deviation."""
+    """item(LayerNormalization(x), 1 or 2) -> the mean, or the reciprocal of the deviation."""
     if item.int("index") == 0:
         return rebuilt(norm, outputs=1)
     x = norm.operands[0]

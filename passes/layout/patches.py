@@ -1,8 +1,8 @@
-"""Patches go back to where they came from.
+"""Lower Col2Im and MaxUnpool.
 
-Col2Im(x, image, block)      ->  col2im(x){image, block}     where they are known
-MaxUnpool(x, places)         ->  Reshape(ScatterElements(zeros, places, x))
-MaxUnpool(x, places, shape)  ->  Pad of that
+Col2Im(x, image, block)      ->  col2im(x){image, block}     if they are known
+MaxUnpool(x, indices)         ->  Reshape(ScatterElements(zeros, indices, x))
+MaxUnpool(x, indices, shape)  ->  Pad of that
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def layout_col2im(node: Node) -> Node | Skip:
 
 @rule(op("MaxUnpool"))
 def layout_unpool(node: Node) -> Node | Skip:
-    """MaxUnpool(x, places) -> Reshape(ScatterElements(zeros, places, x))."""
+    """MaxUnpool(x, indices) -> Reshape(ScatterElements(zeros, indices, x))."""
     x, places = node.operands[:2]
     if not x.type.static or not node.type.static:
-        return Skip("a shape is not known")
+        return Skip("a shape is unknown")
     whole = unpooled(node, x.type.dims)
     zeros = const(np.zeros(prod(whole), numpy_dtype(x.dtype)))
     flat = (reshape(i, (x.type.size,)) for i in (places, x))

@@ -1,4 +1,4 @@
-"""Pools work on channels last; a pool of everything is a reduction.
+"""Lower pools to channels last, and global pools to reductions.
 
 MaxPool(x), AveragePool(x)     ->  Transpose(max_pool(Transpose(x)))
 GlobalAveragePool(x)           ->  ReduceMean(x, spatial axes)
@@ -17,7 +17,7 @@ from qcompiler.rewrite.matching import int64s, reshape, transpose
 
 NAMES = {"MaxPool": "max_pool", "AveragePool": "average_pool"}
 LARGE = 20
-"""Values of a window from which on two passes, of its columns and of its rows, read less."""
+"""Size of a window from which on separate passes over columns and rows read less."""
 GLOBAL = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 
@@ -26,15 +26,15 @@ def layout_pool(pool: Node) -> Node | Skip:
     """MaxPool(x), AveragePool(x) -> Transpose(max_pool(Transpose(x)))."""
     x = pool.operands[0]
     if len(pool.types) > 1:
-        return Skip("the indices of the largest values are wanted")
+        return Skip("the indices of the maxima are read")
     if not x.type.static or not pool.type.static:
-        return Skip(f"the shape {x.type} is not known")
+        return Skip(f"the shape {x.type} is unknown")
     window = Window.of(pool, x.shape[2:])
     counted = pool.int("count_include_pad") if pool.op == "AveragePool" else 0
     pads = _whole(window, x.type.dims[2:], pool.type.dims[2:])
     rank, given = x.type.rank, [p for p in window.pads if p is not None]
     if counted and pads != given:
-        # What ceil_mode adds is not counted: the rest becomes part of the input.
+        # Padding added by ceil_mode is excluded from averages: the rest becomes part of the input.
         ends = [(0, end - more) for (_, end), (_, more) in zip(pads, given, strict=True)]
         widths = [0, 0, *(b for b, _ in given), 0, 0, *(e for _, e in given)]
         x, pads, counted = make("Pad", x, int64s(widths)), ends, 0
@@ -56,7 +56,7 @@ def layout_pool(pool: Node) -> Node | Skip:
 def _whole(
     window: Window, sizes: tuple[int, ...], counts: tuple[int, ...]
 ) -> list[tuple[int, int]]:
-    """The padding with which just as many windows fit, rounding down, as ceil_mode found."""
+    """The padding with which floor mode gives as many windows as ceil_mode."""
     pads = []
     for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         given = window.pads[i]

@@ -1,10 +1,10 @@
-"""Queries, keys and values of one tensor come out of one product, side by side.
+"""Compute the queries, keys and values of one tensor by one product, in adjacent columns.
 
 attention(f(matmul(x, q)), f(matmul(x, k)), f(matmul(x, v)), mask)
                                       ->  attention(f(matmul(x, [q k v])), mask)
 
-f is what follows each product, elementwise and the same for all but the constants: one for each
-column or one in all. x is read once then, and the product has more columns to share among threads.
+f are the elementwise operators after each product, equal but for their constants, which are scalar
+or per column. Then x is read once, and the product has more columns to share among threads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LayoutQkv:
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
-        """Every attention whose heads lie side by side."""
+        """Merge the products of every attention with interleaved heads."""
         new: dict[Node, Node] = {}
         for node in graph.nodes:
             moved = node.with_inputs(None if i is None else new[i] for i in node.inputs)
@@ -41,7 +41,7 @@ class LayoutQkv:
 
 
 def attends(node: Node) -> bool:
-    """Is it attention of three tensors with heads side by side?"""
+    """Is it attention of three tensors with interleaved heads?"""
     named = node.op in ("Attention", "attention") and len(node.types) == 1
     past = node.op == "Attention" and any(node.inputs[4:])
     apart = len(node.inputs) >= 3 and None not in node.inputs[:3]
@@ -49,27 +49,27 @@ def attends(node: Node) -> bool:
 
 
 def joined(node: Node, graph: Graph, before: Node) -> Node | Skip:
-    """Attention of three chains -> of one. `before` is the node as it stands in the graph."""
+    """Attention of three chains -> of one. `before` is the node in the original graph."""
     if any(graph.readers[link] > 1 for i in before.operands[:3] for link in chain(i)):
-        return Skip("queries, keys or values have other readers, too")
+        return Skip("queries, keys or values have other readers too")
     rows = list(zip(*(chain(i) for i in node.operands[:3]), strict=False))
     if not rows or not all(_alike(*links) for links in rows) or rows[-1][0].op != "matmul":
-        return Skip("queries, keys and values do not come from like products of one tensor")
+        return Skip("queries, keys and values do not come from similar products of one tensor")
     *after, products = rows
     if any(_zeros_differ(links) for links in after):
         return Skip("the zero points differ")
-    turned = products[0].int("transpose_b")
-    weights = np.concatenate([n.operands[1].array for n in products], axis=0 if turned else 1)
+    transposed = products[0].int("transpose_b")
+    weights = np.concatenate([n.operands[1].array for n in products], axis=0 if transposed else 1)
     made = rebuilt(products[0], (products[0].operands[0], const(weights)))
     for links in reversed(after):
-        made = beside(links, made)
+        made = merged(links, made)
     attrs = {k: v for k, v in node.attrs.items() if k in OPERATORS["attention"].defaults}
     rest = (None, None, *node.inputs[3:]) if any(node.inputs[3:]) else ()
     return make("attention", made, *rest, name=node.name, **attrs)
 
 
 def chain(node: Node) -> list[Node]:
-    """What attention reads, then what that is made of, ..., down to a product, if to one."""
+    """An operand of attention, its operand, ..., down to a product where possible."""
     found = [node]
     while node.op != "matmul":
         data = [i for i in node.operands if not i.is_constant]
@@ -84,7 +84,7 @@ def chain(node: Node) -> list[Node]:
 
 
 def _by_columns(node: Node) -> bool:
-    """Elementwise, with constants of one number, or one for each column."""
+    """Is it elementwise, with constants that are scalar or per column?"""
     if not is_elementwise(node) or node.op in TABLES:
         return False
     rank = node.type.rank
@@ -92,8 +92,8 @@ def _by_columns(node: Node) -> bool:
 
 
 def _alike(first: Node, *others: Node) -> bool:
-    """Nodes of three chains that can be one: products of one tensor by constant matrices, or the
-    same operators.
+    """Can nodes of three chains be merged? They must be products of one tensor by constant
+    matrices, or the same operators.
     """
     if any(n.op != first.op or dict(n.attrs) != dict(first.attrs) for n in others):
         return False
@@ -110,8 +110,8 @@ def _zeros_differ(links: Sequence[Node]) -> bool:
     return len({z.tobytes() for z in zeros}) > 1
 
 
-def beside(links: Sequence[Node], data: Node) -> Node:
-    """Like nodes of three chains -> one that makes all they make of `data`, side by side."""
+def merged(links: Sequence[Node], data: Node) -> Node:
+    """Similar nodes of three chains -> one on `data`, with their results in adjacent columns."""
     if links[0].op == "Reshape":
         return reshape(data, (*links[0].type.dims[:-1], data.type.dims[-1]))
     places = zip(*(n.inputs for n in links), strict=True)
@@ -120,7 +120,7 @@ def beside(links: Sequence[Node], data: Node) -> Node:
 
 
 def _columns(place: Sequence[Node | None], widths: Sequence[int]) -> Node | None:
-    """Constants of one number, or one a column -> the constant for all columns."""
+    """Scalar or per-column constants -> the constant for all columns."""
     arrays = [n.array.reshape(-1) for n in place if n is not None and n.is_constant]
     if not arrays:
         return None

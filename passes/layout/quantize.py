@@ -1,11 +1,11 @@
-"""What is left of ONNX's quantization becomes the compiler's own.
+"""Lower the remaining ONNX quantization to the compiler's own.
 
 QuantizeLinear(x, scale, zero)    ->  quantize(x, scale, int32(zero)){divide=1}
 QuantizeLinear(x, 2^k, zero)      ->  quantize(x, 2^-k, int32(zero))    the product is exact
 DequantizeLinear(x, scale, zero)  ->  dequantize(x, scale, int32(zero))
 
-DequantizeLinear of constants that are no bytes, or have a scale a block, becomes a constant.
-A scale for each index along an axis is shaped so that it broadcasts along that axis.
+DequantizeLinear of constants that are not bytes, or have a scale per block, becomes a constant.
+A scale per index of an axis is reshaped to broadcast along that axis.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def layout_dequantize(node: Node) -> Node | Skip:
 
 @rule(op("DequantizeLinear"))
 def layout_dequantize_blocks(node: Node) -> Node | None:
-    """DequantizeLinear(q, s, z) of constants in blocks, or of less than bytes -> a constant."""
+    """DequantizeLinear(q, s, z) of blocked or sub-byte constants -> a constant."""
     if not all(i.is_constant for i in node.operands):
         return None
     if not node.attrs.get("block_size") and node.operands[0].dtype in ("int8", "uint8", "int32"):
@@ -60,7 +60,7 @@ def _parts(node: Node) -> tuple[Node, Node, Node] | Skip:
     """The value, its float32 scale and its int32 zero point, broadcasting along the node's axis."""
     x, scale = node.operands[:2]
     if node.attrs.get("block_size"):
-        return Skip("a scale for each block")
+        return Skip("a scale per block")
     zero = input_at(node, 2)
     zero = const(np.zeros(scale.type.dims, np.int32)) if zero is None else to_dtype(zero, "int32")
     scale = to_dtype(scale, "float32")
@@ -71,7 +71,7 @@ def _parts(node: Node) -> tuple[Node, Node, Node] | Skip:
 
 
 def _along(numbers: Node, rank: int, axis: int) -> Node:
-    """[] or [C] -> [], or [C,1,..] that broadcasts along an axis."""
+    """[] or [C] -> [], or [C,1,..] to broadcast along an axis."""
     shape = () if numbers.type.size == 1 else channel_shape(rank, axis)
     if numbers.is_constant:
         return const(numbers.array.reshape(shape))

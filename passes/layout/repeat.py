@@ -1,10 +1,10 @@
-"""A byte that is widened for several readers is widened in each reader's kernel.
+"""Rematerialize widened bytes in each reader's kernel.
 
 y = dequantize(x); f(y), g(y)  ->  f(dequantize(x)), g(dequantize(x))
 
 Only the bytes are stored, and f and g each rematerialize the widening. Likewise for a change of
-sign and a Cast. Products (conv, matmul, Attention) read their operands many times and take nothing
-in: these share one.
+sign and a Cast. Products (conv, matmul, Attention) read their operands many times, and do not fuse
+them: they share one copy.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ SHARING = frozenset({"conv", "matmul", "Attention", "Reshape", "Transpose"})
 
 @graph_pass
 class LayoutRepeat:
-    """f(dequantize(x)), g(dequantize(x)), each with its own."""
+    """f(dequantize(x)), g(dequantize(x)), each with its own copy."""
 
     def __call__(self, graph: Graph) -> Graph:
-        """The first reader keeps the node there is, each later one gets its own."""
+        """The first reader keeps the node, each later one gets its own copy."""
         new: dict[Node, Node] = {}
         taken: set[Node] = set(graph.outputs)
         for node in graph.nodes:
@@ -33,7 +33,7 @@ class LayoutRepeat:
 
 
 def _own(old: Node, new: Node, taken: set[Node]) -> Node:
-    """The input for one more reader: as it is for the first, a copy for another."""
+    """The input for one more reader: the node itself for the first, a copy for another."""
     if new.is_constant or not rematerialized(new):
         return new
     if old not in taken:

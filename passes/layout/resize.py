@@ -1,10 +1,10 @@
-"""Resizing that reads more of the input than a kernel unrolls, or a part of it, is a product.
+"""Lower Resizes with many taps, or of a region, to products.
 
-Resize(x, ...)  ->  a product with a constant matrix along each axis that changes
+Resize(x, ...)  ->  a product with a constant matrix along each resized axis
 
-Only where the region is given, the ratio of sides is kept, or an output is made of many inputs; all
-other Resizes have a kernel. Numbers are float32 in between. Where a crop reaches beyond the input,
-its value takes the place of the product's.
+This applies if a region is given, the aspect ratio is kept, or an output has many inputs; all other
+Resizes have a kernel. Intermediate numbers are float32. Where a crop extends beyond the input, the
+extrapolation value replaces the product's.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from qcompiler.rewrite import Skip, op, rule
 from qcompiler.rewrite.matching import const, input_at, to_dtype, transpose
 
 MANY = 64
-"""Inputs of one output, over all axes, that a kernel unrolls."""
+"""Most inputs of one output, over all axes, that a kernel unrolls."""
 
 MOST = 1 << 24
-"""Elements of one axis' matrix."""
+"""Most elements of one axis' matrix."""
 
 
 @rule(op("Resize"))
@@ -37,14 +37,14 @@ def layout_resize(node: Node) -> Node | Skip | None:
     if not (x.type.static and node.type.static) or not node.type.size:
         return None
     if max(node.type.dims) > MAX_TAPS:
-        return Skip("too many outputs along an axis")
+        return Skip("it has too many outputs along an axis")
     crops = node.str("coordinate_transformation_mode") == "tf_crop_and_resize"
     found = sampled(node, x.type.dims, arrays)
     kept = node.str("keep_aspect_ratio_policy") != "stretch" and not (arrays[1] is not None)
     if not crops and not kept and prod(s.taps for s in found.values()) <= MANY:
         return None
     if max(len(s.places) * x.type.dims[a] for a, s in found.items()) > MOST:
-        return Skip("a matrix of too many elements")
+        return Skip("it needs a matrix of too many elements")
     made = to_dtype(x, "float32")
     for axis, axis_sampled in found.items():
         made = _along(made, axis, axis_sampled.matrix(x.type.dims[axis]))
@@ -71,7 +71,7 @@ def _along(x: Node, axis: int, weights: Numbers) -> Node:
 
 
 def _outside(node: Node, made: Node, missed: dict[int, Numbers]) -> Node:
-    """The extrapolation value where an axis' coordinate is no place of the input."""
+    """Insert the extrapolation value where an axis' coordinate is outside the input."""
     rank = made.type.rank
     outside: Numbers = np.zeros((1,) * rank, np.bool_)
     for axis, places in missed.items():

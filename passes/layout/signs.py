@@ -1,13 +1,13 @@
-"""Bytes of the sign that the device multiplies.
+"""Match the signedness of activations to the device's byte product.
 
 conv(x, w)                    ->  conv(as_unsigned(x), w) - 128 * sum(w)        x int8
 conv(x, w)                    ->  conv(as_signed(x), w) + 128 * sum(w)          x uint8
 as_unsigned(quantize(x, z))   ->  quantize(x, z + 128)                          and back
 as_unsigned(as_signed(x))     ->  x
 
-The first where the device's best product of bytes is u8 x i8, the second where it is i8 x i8: exact
-products are best, then those that multiply most. Where both are as good, signs stay as they are.
-Likewise for matmul. Exact: int32 sums wrap around, and padding reads as the moved zero point.
+The first if the device's best byte product is u8 x i8, the second if it is i8 x i8. Exact products
+are preferred, then those with more multiplications; on a tie, signs stay as they are. Likewise for
+matmul. Exact: int32 sums wrap around, and padding has the value of the shifted zero point.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from qcompiler.rewrite.matching import const, int64s, rebuilt
 
 KEYS = {"uint8": ("u8", "i8", "i32"), "int8": ("i8", "i8", "i32")}
 OTHER = {"uint8": "int8", "int8": "uint8"}
-TURN = {"uint8": "as_signed", "int8": "as_unsigned"}
+OPPOSITE = {"uint8": "as_signed", "int8": "as_unsigned"}
 SHIFT = {"uint8": -128, "int8": 128}
-"""What turning adds to a number of this dtype."""
+"""What the conversion adds to a number of this dtype."""
 
 
 @graph_pass
 class LayoutSigns:
-    """conv(x int8, w) -> conv(as_unsigned(x), w) - 128 * sum(w), where the device wants it so."""
+    """conv(x int8, w) -> conv(as_unsigned(x), w) - 128 * sum(w), if the device prefers u8."""
 
     device: Device | None = None
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
-        """Every integer conv and matmul."""
+        """Convert every integer conv and matmul."""
         return substitute(graph, self.change)
 
     def change(self, node: Node) -> Node:
-        """One integer product of the wrong sign -> one of the right sign, corrected."""
+        """An integer product of the wrong signedness -> one of the right signedness, corrected."""
         if node.op not in ("conv", "matmul") or node.dtype != "int32" or self.device is None:
             return node
         x, w = node.operands
@@ -55,11 +55,11 @@ class LayoutSigns:
         shift = SHIFT[x.dtype]
         padded = node.op == "conv" and any(node.ints("pads"))
         attrs = {"pad_value": node.int("pad_value") + shift} if padded else {}
-        made = rebuilt(node, (make(TURN[x.dtype], x), w), **attrs)
+        made = rebuilt(node, (make(OPPOSITE[x.dtype], x), w), **attrs)
         return make("Add", made, _correction(node, w, shift))
 
     def skip(self, node: Node, reason: str) -> Node:
-        """The node as it is, and why."""
+        """The unchanged node; reports why."""
         if self.explain is not None:
             self.explain("layout_signs", node, reason)
         return node
@@ -84,7 +84,7 @@ def _correction(node: Node, w: Node, shift: int) -> Node:
 
 
 @rule(op("as_unsigned|as_signed", op("quantize")))
-def layout_quantize_to_other_sign(turned: Node, quantize: Node) -> Node:
+def layout_quantize_to_other_sign(outer: Node, quantize: Node) -> Node:
     """as_unsigned(quantize(x, m, z)) -> quantize(x, m, z + 128)."""
     x, multiplier, zero = quantize.operands
     moved = const(SHIFT[quantize.dtype], "int32")
@@ -93,7 +93,7 @@ def layout_quantize_to_other_sign(turned: Node, quantize: Node) -> Node:
         if zero.is_constant
         else make("Add", zero, moved)
     )
-    return rebuilt(quantize, (x, multiplier, zero), dtype=turned.dtype)
+    return rebuilt(quantize, (x, multiplier, zero), dtype=outer.dtype)
 
 
 @rule(op("as_unsigned|as_signed", op("as_unsigned|as_signed", shared=True)))

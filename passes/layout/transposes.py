@@ -1,12 +1,11 @@
-"""Let Transposes run through the graph until they meet and cancel; what cannot be cancelled is made
-once.
+"""Sink Transposes through the graph until they meet and cancel; the remaining ones are made once.
 
-f(Transpose(x))                       ->  Transpose(f'(x))       f' is f with its axes renamed
-g(Transpose(x), Transpose(y))         ->  Transpose(g(x, y))     the order that moves least
-Transpose(x) that moves no element    ->  Reshape(x)
+f(Transpose(x))                       ->  Transpose(f'(x))       f' is f with its axes permuted
+g(Transpose(x), Transpose(y))         ->  Transpose(g(x, y))     the order that moves the fewest
+bytes Transpose(x) that moves no element    ->  Reshape(x)
 
-How each operator works on reordered axes is said below (`through`); elementwise ones need no
-saying.
+The handlers below (`through`) define how each operator works on permuted axes; elementwise ones
+need none.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class LayoutTransposes:
 
 
 def _first(inputs: Inputs) -> Seen | None:
-    """The data input, when it and nothing else is reordered."""
+    """The data input, if it alone is permuted."""
     first, *rest = inputs
     others = any(i is not None and i.permuted for i in rest)
     return first if first is not None and first.permuted and not others else None
@@ -43,7 +42,9 @@ def _others(inputs: Inputs) -> list[Node | None]:
 
 @through("Split")
 def _split(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Split(Transpose(x), axis) -> Transpose(Split(x, perm[axis])), unless pieces lie in a row."""
+    """Split(Transpose(x), axis) -> Transpose(Split(x, perm[axis])), unless the pieces are
+    contiguous.
+    """
     x = _first(inputs)
     if x is None or _leads(x, node.int("axis")):
         return None
@@ -51,9 +52,9 @@ def _split(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 
 def _leads(x: Seen, axis: int) -> bool:
-    """Is an axis the first (longer than 1) of the value, but not of the memory behind it?
+    """Is an axis the first (longer than 1) of the value, but not of its memory?
 
-    Channels are never cut out of channels-first memory: convolutions want them last.
+    Channels are never split in channels-first memory: convolutions read them last.
     """
     axis %= len(x.perm)
     if x.perm == to_first(len(x.perm)):
@@ -81,7 +82,7 @@ def _concat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     if layout == tuple(range(len(layout))):
         return None
     axis = layout[node.int("axis") % len(layout)]
-    joined = [sinking.physical(v, layout) for v in values]  # constants keep all their axes, too
+    joined = [sinking.physical(v, layout) for v in values]  # constants keep all their axes too
     return Seen(rebuilt(node, joined, axis=axis), layout)
 
 
@@ -98,7 +99,7 @@ def _concat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     "ReduceLogSumExp",
 )
 def _reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Reduce(Transpose(x), axes) -> Transpose(Reduce(x, perm[axes])) of what axes are left."""
+    """Reduce(Transpose(x), axes) -> Transpose(Reduce(x, perm[axes])) of the remaining axes."""
     x = _first(inputs)
     axes = None if x is None else axes_of(node, input_at(node, 1), len(x.perm))
     if x is None or axes is None:
@@ -110,7 +111,7 @@ def _reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("ArgMax", "ArgMin")
 def _arg_reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """ArgMax(Transpose(x), axis) -> Transpose(ArgMax(x, perm[axis])) of what axes are left."""
+    """ArgMax(Transpose(x), axis) -> Transpose(ArgMax(x, perm[axis])) of the remaining axes."""
     x = _first(inputs)
     if x is None:
         return None
@@ -120,7 +121,7 @@ def _arg_reduce(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 
 def without(perm: Perm, axes: tuple[int, ...]) -> Perm:
-    """An order of axes when some are gone from both sides."""
+    """A permutation with some axes removed from both sides."""
     kept = [p for a, p in enumerate(perm) if a not in axes]
     return tuple(sorted(kept).index(p) for p in kept)
 
@@ -167,7 +168,7 @@ def _pad(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("Resize")
 def _resize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Resize(Transpose(x), scales or sizes) -> Transpose(Resize(x, reordered ones))."""
+    """Resize(Transpose(x), scales or sizes) -> Transpose(Resize(x, permuted ones))."""
     x = _first(inputs)
     if x is None or input_at(node, 1) is not None:  # a region of interest
         return None
@@ -182,7 +183,7 @@ def _resize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("Tile", "Expand")
 def _repeat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Tile(Transpose(x), counts), Expand(...) -> Transpose(Tile(x, reordered counts))."""
+    """Tile(Transpose(x), counts), Expand(...) -> Transpose(Tile(x, permuted counts))."""
     x = _first(inputs)
     if x is None or node.type.rank != len(x.perm):
         return None
@@ -193,7 +194,7 @@ def _repeat(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 
 def _reordered(numbers: Node | None, perm: Perm) -> Node | None:
-    """One number for each axis -> the same, in the order of the node's axes."""
+    """One number per axis -> in the order of the node's axes."""
     if numbers is None or numbers.array.size == 0:
         return None
     array = np.empty_like(numbers.array)
@@ -214,14 +215,14 @@ def _quantize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("DynamicQuantizeLinear")
 def _dynamic_quantize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """It looks at all elements alike."""
+    """It treats all elements alike."""
     x = _first(inputs)
     return None if x is None else Seen(rebuilt(node, (x.node,)), x.perm)
 
 
 @through("LayerNormalization", "RMSNormalization")
 def _normalize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """LayerNormalization(Transpose(x)) -> Transpose(...(x)) where the last axes stay."""
+    """LayerNormalization(Transpose(x)) -> Transpose(...(x)) if the last axes stay."""
     x = _first(inputs)
     if x is None or len(node.types) > 1:
         return None
@@ -233,9 +234,9 @@ def _normalize(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
 
 @through("Reshape")
 def _reshape(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
-    """Reshape(Transpose(x)) -> Transpose(Reshape(x)) where axes that merge lie side by side.
+    """Reshape(Transpose(x)) -> Transpose(Reshape(x)) if merged axes are adjacent.
 
-    Where they do not, the axes are moved so that they do, and no further than that.
+    If they are not, the axes are moved to be adjacent, and no further.
     """
     x = _first(inputs)
     if x is None or node.type.size == 0:
@@ -244,7 +245,7 @@ def _reshape(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
     groups = merged(shape, node.type.dims)
     if groups is None:
         return None
-    # Where the axes of each group lie in memory; the group that ends last stays last.
+    # The positions of each group's axes in memory; the group that ends last stays last.
     places = [tuple(x.perm[a] for a in ins) for ins, _ in groups]
     order = sorted(range(len(groups)), key=lambda g: max(places[g]))
     memory = [p for g in order for p in places[g]]
@@ -255,13 +256,13 @@ def _reshape(node: Node, inputs: Inputs, sinking: Sinking) -> Seen | None:
         source = sinking.transpose(x.node, (*ones, *memory))
     outs = _with_ones([o for g in order for o in groups[g][1]], node.type.rank)
     if memory != sorted(memory) and outs == list(range(node.type.rank)):
-        return None  # all in order in the end: the Transpose as it stands
+        return None  # all in order in the end: keep the Transpose
     made = reshape(source, [node.type.dims[o] for o in outs], name=node.name)
     return seen_as(made, tuple(outs.index(o) for o in range(node.type.rank)))
 
 
 def merged(shape: list[int], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]] | None:
-    """Two shapes of a size -> the smallest groups of axes (longer than 1) that merge or split."""
+    """Shapes of equal size -> the smallest groups of axes (longer than 1) that merge or split."""
     ins = [a for a, d in enumerate(shape) if d != 1]
     outs = [a for a, d in enumerate(target) if d != 1]
     groups: list[tuple[list[int], list[int]]] = []
@@ -282,7 +283,7 @@ def merged(shape: list[int], target: tuple[int, ...]) -> list[tuple[list[int], l
 
 
 def _with_ones(outs: list[int], rank: int) -> list[int]:
-    """An order of the axes longer than 1, and each other one after the axis it follows."""
+    """A permutation of the axes longer than 1, with the others inserted after their neighbours."""
     placed = list(outs)
     for axis in range(rank):
         if axis not in placed:

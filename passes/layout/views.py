@@ -1,9 +1,10 @@
 """Move elementwise operators above a Reshape, so that they fuse into the kernel that made x.
 
-f(Reshape(x), y)  ->  Reshape(f(x, y'))        y' is y as it stands against x's shape
+f(Reshape(x), y)  ->  Reshape(f(x, y'))        y' is y reshaped to broadcast to x's shape
 
-Only where nobody else reads what lies between: a convolution along one axis, which is one along
-two, then ends in its bias and activation; so does a transposed one before its outputs are shuffled.
+This applies if the values between have no other readers. A one-dimensional convolution, which runs
+as a two-dimensional one, then ends in its bias and activation; so does a transposed convolution
+before its outputs are shuffled.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qcompiler.rewrite import graph_pass
 from qcompiler.rewrite.matching import const, rebuilt, rematerialized, reshape
 
 MAX_GROWN = 1 << 16
-"""A constant that has to be repeated along merged axes has at most so many elements then."""
+"""Most elements of a constant that must be repeated along merged axes."""
 
 
 @graph_pass
@@ -38,13 +39,13 @@ class LayoutViews:
 
 
 def _before(node: Node, was: Node, graph: Graph, computed: _Computed) -> Node | None:
-    """A node on Reshapes -> a Reshape of the node; None where there is nothing to gain."""
+    """A node on Reshapes -> a Reshape of the node; None if there is nothing to gain."""
     if not is_elementwise(node) or not node.type.static or node.type.size == 1:
         return None
     whole = [i for i in zip(node.operands, was.operands, strict=True) if i[0].shape == node.shape]
     ends = [i for i, old in whole if _alone(old, graph)]
     if any(i.op != "Reshape" and not rematerialized(i) and computed(i) for i in ends):
-        return None  # it ends another kernel as it stands
+        return None  # it already fuses into another kernel
     for view in ends:
         source = view.operands[0] if view.op == "Reshape" else view
         if source is view or not source.type.static or not computed(source):
@@ -55,14 +56,14 @@ def _before(node: Node, was: Node, graph: Graph, computed: _Computed) -> Node | 
 
 
 def _alone(node: Node, graph: Graph) -> bool:
-    """Do a value, and what it is a view of, have one reader?"""
+    """Do a value and the values it is a view of have one reader?"""
     below = node.operands[0] if node.op == "Reshape" else node
     return graph.readers[node] == 1 and graph.readers[below] == 1
 
 
 class _Computed:
-    """Does a kernel make a value, through elementwise nodes, that could go on? What was found out
-    is kept, so that a chain is walked once and not once for each of its nodes.
+    """Is a value made by a kernel, possibly through elementwise nodes, that could fuse more?
+    Results are memoized, so that a chain is walked once.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class _Computed:
 
 
 def _against(node: Node, shape: tuple[int, ...]) -> list[Node | None] | None:
-    """The operands of an elementwise node as they stand against another shape of its size."""
+    """The operands of an elementwise node, reshaped to broadcast to another shape of its size."""
     groups = merged(list(node.type.dims), shape) if node.type.size else None
     if groups is None:
         return None
@@ -107,7 +108,7 @@ def _seen(
     shape: tuple[int, ...],
     groups: list[tuple[list[int], list[int]]],
 ) -> Node | None:
-    """An operand that stands against `whole` -> against `shape`; None where no Reshape says it."""
+    """An operand that broadcasts to `whole` -> to `shape`; None if no Reshape does it."""
     if operand.type.size == 1:
         return operand if operand.type.rank <= 1 else reshape(operand, ())
     if rematerialized(operand) and operand.shape == whole and (inner := _against(operand, shape)):
@@ -129,7 +130,7 @@ def _seen(
 
 
 def _vector(array: Array) -> Node:
-    """A constant without the leading axes of length 1."""
+    """A constant without leading axes of length 1."""
     while array.ndim > 1 and array.shape[0] == 1:
         array = array[0]
     return const(np.ascontiguousarray(array))

@@ -1,1 +1,1 @@
-"""Channels and weights that are asked to go."""
+"""Pruning of channels and weights."""

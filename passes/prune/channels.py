@@ -1,20 +1,20 @@
-"""Take whole channels (filters, neurons, attention heads) away: the graph becomes smaller.
+"""Remove whole channels (filters, neurons, attention heads), which makes the graph smaller.
 
 Conv(Relu(Conv(x, w1[O,C,..])), w2[P,O,..])  ->  Conv(Relu(Conv(x, w1'[O',C,..])), w2'[P,O',..])
 
-Channels that residual sums, concats, groups, depthwise convolutions or reshapes tie together go
-together (pruning/channels.py, after Fang et al., "DepGraph", CVPR 2023). What a channel is worth,
-as a part of what its layers are worth in all:
+Channels tied by residual sums, concats, groups, depthwise convolutions or reshapes are removed
+together (pruning/channels.py, after Fang et al., "DepGraph", CVPR 2023). A channel's importance, as
+a fraction of its layers' total:
 
     magnitude     squares of the weights that make and read it (Li et al., "Pruning Filters for
-                  Efficient ConvNets", 2017, over the whole group as DepGraph does)
-    activation    what it adds to its readers' outputs: E[x^2] times squares of the weights that
-                  read it (in place of Taylor's gradients, which are not to be had here)
-    second_order  what its readers' outputs lose when the channels that stay make up for it: the
-                  Optimal Brain Surgeon's price for a whole block of weights (Hassibi & Stork 1993;
-                  Kurtic et al., "ZipLM", 2023)
+                  Efficient ConvNets", 2017, over the whole group as in DepGraph)
+    activation    its contribution to its readers' outputs: E[x^2] times squares of the weights that
+                  read it (instead of Taylor's gradients, which are not available here)
+    second_order  its readers' output error after the remaining channels compensate: the Optimal
+                  Brain Surgeon's cost for a whole block of weights (Hassibi & Stork 1993; Kurtic et
+                  al., "ZipLM", 2023)
 
-Then every layer is fitted again to what the dense network gave (pruning/recover.py).
+Then every layer is refitted to the dense network's outputs (pruning/recover.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.prune.common import asked, shares, told
+from qcompiler.passes.prune.common import asked, noted, shares
 
 from qcompiler.data.calibrate import Calibration
 from qcompiler.data.columns import rows, takes
@@ -44,15 +44,15 @@ _STEP = 4
 
 @graph_pass
 class PruneChannels:
-    """Fewer channels.
+    """Structured pruning of channels.
 
-    sparsity: the share of channels to take. scope: of each group of channels that share, or all
-    that are worth less than one threshold ("global"). importance: as above; "" is second_order
-    where there is data, else magnitude. recovery: "least_squares", "none"; "" is the first where
-    there is data. most: no group loses more than this share. multiple: how many channels stay is a
-    multiple of this (0: of what suits the device, in groups large enough). steps: so often some are
-    taken and the rest repaired, fewer each time. include, exclude: the
-    products whose outputs may lose channels.
+    sparsity: the fraction of channels to remove. scope: of each group of tied channels ("layer"),
+    or all below one threshold ("global"). importance: as above; "" is second_order if there is
+    data, else magnitude. recovery: "least_squares", "none"; "" is the first if there is data. most:
+    no group loses more than this fraction. multiple: the number of remaining channels is a multiple
+    of this (0: of what suits the device, in large enough groups). steps: number of rounds of
+    removal and recovery, each removing less. include, exclude: the products whose outputs may lose
+    channels.
     """
 
     sparsity: float = 0.5
@@ -77,18 +77,18 @@ class PruneChannels:
         made, outputs = graph, _all_outputs(graph)
         sizes: list[int] = []
         for share in shares(self.steps):
-            made, outputs = self.narrowed(graph, made, outputs, sizes, self.sparsity * share)
+            made, outputs = self.pruned(graph, made, outputs, sizes, self.sparsity * share)
         pairs = zip(_all_outputs(graph), outputs, strict=True)
         fewer = [n for n, (a, b) in zip(_products(graph), pairs, strict=True) if len(b) < len(a)]
         how = f"{self.sparsity} {self.scope}"
-        return made if made is graph else told(made, "pruned_channels", fewer, how)
+        return made if made is graph else noted(made, "pruned_channels", fewer, how)
 
-    def narrowed(
+    def pruned(
         self, dense: Graph, graph: Graph, outputs: list[Ids], sizes: list[int], sparsity: float
     ) -> tuple[Graph, list[Ids]]:
-        """`graph`, which is `dense` as pruned so far, and which of the dense products' outputs it
-        still has -> both with that share of the dense network's channels gone. `sizes`: how many
-        its groups had; found the first time.
+        """`graph`, which is `dense` as pruned so far, and the remaining outputs of the dense
+        products -> both with this fraction of the dense network's channels removed. `sizes`: the
+        groups' original sizes, set in the first round.
         """
         labels = label(graph)
         allowed = dict.fromkeys(asked(graph, self.include, self.exclude))
@@ -115,19 +115,19 @@ class PruneChannels:
         return made, outputs
 
     def explained(self, allowed: Iterable[Node], labels: Labels) -> None:
-        """Say which products keep all their channels."""
+        """Report which products keep all their channels."""
         if self.explain is None:
             return
         for node in allowed:
-            reason = "no product of an activation and constant weights"
+            reason = "not a product of an activation and constant weights"
             if node in labels.makes:
                 if np.any(labels.roots(labels.makes[node]) != FIXED):
                     continue
-                reason = "what reads it, or lies beside it in a sum, needs all of its channels"
+                reason = "its readers, or other terms of a sum, need all of its channels"
             self.explain("prune_channels", node, reason)
 
     def check(self) -> None:
-        """Refuse options that there are not, and wishes for data that was not given."""
+        """Raise Error for invalid options, and for those that need missing data."""
         if not 0 <= self.sparsity < 1:
             raise Error(f"sparsity {self.sparsity} is not in [0, 1)", where="prune_channels")
         if self.steps < 1:
@@ -142,12 +142,12 @@ class PruneChannels:
         if self.data is None and (
             self.importance in IMPORTANCES[1:] or self.recovery == "least_squares"
         ):
-            raise Error("pruning by what layers see needs calibration data", hint="--calibration")
+            raise Error("this importance or recovery needs calibration data", hint="--calibration")
 
     def counts(
         self, groups: list[Ids], scores: Floats, sizes: list[int], sparsity: float
     ) -> list[int]:
-        """How many channels of each group stay, of so many that there were at first."""
+        """The number of channels each group keeps, given their original sizes."""
         wanted = [(1 - sparsity) * size for size in sizes]
         if self.scope == "global" and groups:
             every = np.sort(np.concatenate([scores[g] for g in groups]))
@@ -162,14 +162,14 @@ class PruneChannels:
         return made
 
     def step(self, size: int) -> int:
-        """What the number of channels that stay is a multiple of."""
+        """The divisor of the number of remaining channels."""
         if self.multiple:
             return min(self.multiple, size)
         lanes = self.device.isa.lanes(4) if self.device else _STEP
         return next((s for s in (lanes, _STEP) if size >= 4 * s), 1)
 
     def scores(self, graph: Graph, labels: Labels) -> Floats:
-        """What each channel is worth, [channels]; the mean over the products it is part of."""
+        """The importance of each channel, [channels]; the mean over the products it is part of."""
         kind = self.importance or ("second_order" if self.data else "magnitude")
         total = np.zeros(len(labels.parents))
         times = np.zeros(len(labels.parents))
@@ -196,7 +196,7 @@ class PruneChannels:
     def recovered(
         self, dense: Graph, made: Graph, products: list[Node], outputs: list[Ids]
     ) -> Graph:
-        """Every product fitted to the dense network's outputs that are still there."""
+        """Fit every product to the dense network's outputs that remain."""
         assert self.data is not None
         pruned, copies = copied(made)
         twins = {}
@@ -208,18 +208,18 @@ class PruneChannels:
 
 
 def _products(graph: Graph) -> list[Node]:
-    """All products, in an order that pruning and repair leave as it is."""
+    """All products, in an order unchanged by pruning and recovery."""
     return [n for n in graph.nodes if n.op in PRODUCTS]
 
 
 def _all_outputs(graph: Graph) -> list[Ids]:
-    """The places of each product's outputs; none of those that are not fitted."""
+    """The output indices of each product; empty for those that are not fitted."""
     widths = (n.type.dims[1 if n.op == "Conv" else -1] if takes(n) else 0 for n in _products(graph))
     return [np.arange(w) for w in widths]
 
 
 def _kept(node: Node, labels: Labels, kept: Mask) -> Ids:
-    """The outputs of a product that stay."""
+    """The remaining outputs of a product."""
     if not takes(node):
         return np.arange(0)
     ids = labels.makes.get(node)
@@ -232,7 +232,7 @@ def _fit(node: Node, seen: Seen, w: Floats) -> Floats:
 
 
 def _inputs_first(node: Node) -> Floats:
-    """A product's weights -> [inputs of a group, all else]."""
+    """A product's weights -> [inputs of a group, the rest]."""
     w = node.operands[1].array.astype(np.float64)
     if node.op == "Conv":
         w = np.moveaxis(w, 1, 0)
@@ -249,7 +249,7 @@ def _squares(node: Node, *, makes: bool) -> Floats:
 
 
 def _added(node: Node, second: Floats) -> Floats:
-    """Of each input of a group: E[x^2] times the squares of its weights, over all groups."""
+    """For each input of a group: E[x^2] times the squares of its weights, over all groups."""
     taps = second.shape[1] // len(_inputs_first(node))
     power = np.einsum("gkk->gk", second)
     w = rows(node, node.operands[1].array)
@@ -259,7 +259,7 @@ def _added(node: Node, second: Floats) -> Floats:
 
 
 def _lost(node: Node, second: Floats) -> Floats:
-    """Of each input of a group: what is lost without it, at best: w_s inv(inv(h)_ss) w_sT."""
+    """For each input of a group: the least loss without it, w_s inv(inv(h)_ss) w_sT."""
     inputs = len(_inputs_first(node))
     taps = second.shape[1] // inputs
     w = rows(node, node.operands[1].array)

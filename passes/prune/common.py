@@ -1,4 +1,4 @@
-"""What the passes that prune have in common: whom they are let, and what they say afterwards."""
+"""What the prune passes share: selection of products, notes and schedules."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from qcompiler.rewrite.mentions import named
 
 
 def asked(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Node]:
-    """Products that include and exclude let be pruned: operator types, names, or expressions."""
+    """Products selected by include and exclude: operator types, names, or expressions."""
     for node in graph.nodes:
         fits = node.op in PRODUCTS and not named(node, exclude)
         if fits and (not include or named(node, include)):
             yield node
 
 
-def told(graph: Graph, key: str, products: Iterable[Node], how: str) -> Graph:
-    """The graph, with a note of what was done."""
+def noted(graph: Graph, key: str, products: Iterable[Node], how: str) -> Graph:
+    """The graph with a note of what was done."""
     return graph.note(**{key: f"{how}: {len(list(products))} products"})
 
 
 def shares(steps: int) -> list[float]:
-    """So many steps -> the part of the final sparsity after each: much at first, when there is much
-    to spare, and little at the end (the cubic schedule of Zhu & Gupta, "To prune, or not to prune:
-    exploring the efficacy of pruning for model compression", 2017).
+    """Number of steps -> the fraction of the final sparsity after each: large steps first, small
+    ones last (the cubic schedule of Zhu & Gupta, "To prune, or not to prune: exploring the efficacy
+    of pruning for model compression", 2017).
     """
     return [1 - (1 - i / steps) ** 3 for i in range(1, steps + 1)]

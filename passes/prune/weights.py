@@ -1,15 +1,15 @@
-"""Take weights away, one by one, n of m, or in blocks, and let the others make up for them.
+"""Set weights to zero, singly, n of m, or in blocks, and let the others compensate.
 
-Conv(x, w, b)  ->  Conv(x, w', b')        w' has zeros in the pattern asked for
+Conv(x, w, b)  ->  Conv(x, w', b')        w' has zeros in the requested pattern
 MatMul(x, w)   ->  MatMul(x, w')
 
-Which go: those worth least, by `importance` (pruning/sparsity.py says what each of them measures).
-How many of each layer: the same share (`scope="layer"`), one threshold for all ("global"), or by
-each layer's curve of sensitivity ("sensitivity"). Recovery, without training and layer by layer on
-the inputs that pruned layers before it leave (pruning/recover.py): "least_squares" finds the best
-values of the weights that stay; "compensate" chooses and repairs column by column (Frantar &
-Alistarh, "SparseGPT", 2023), then does the same; "statistics" keeps the mean and the spread of
-each channel only, which is what recalibrating batch norms does; "none".
+The least important weights are removed, by `importance` (see pruning/sparsity.py). Of each layer:
+the same fraction (`scope="layer"`), those below one threshold ("global"), or by each layer's
+sensitivity curve ("sensitivity"). Recovery works without training, layer by layer on the inputs
+computed by the pruned layers before it (pruning/recover.py): "least_squares" finds the optimal
+values of the remaining weights; "compensate" selects and compensates column by column (Frantar &
+Alistarh, "SparseGPT", 2023), then does the same; "statistics" only keeps the mean and variance of
+each channel, as recalibrating batch norms does; "none".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
-from qcompiler.passes.prune.common import asked, shares, told
+from qcompiler.passes.prune.common import asked, noted, shares
 
 from qcompiler.data.calibrate import Calibration
 from qcompiler.data.columns import rows, takes, unrows
@@ -48,13 +48,13 @@ SCOPES = ("layer", "global", "sensitivity")
 class PruneWeights:
     """Zeros in constant weights.
 
-    pattern: "element", "2:4", "16x4" (outputs x inputs), or "block" (what the device multiplies at
-    once). sparsity: the share of weights to take (n:m has its own). scope, importance, recovery: as
-    above; recovery "" is least_squares where there is data, else none. most: no layer loses more
-    than this share. include, exclude: operator types, node names, or regular expressions of them.
-    elements: layers of fewer weights stay. steps: so often more is taken and the rest repaired,
-    each time less (Zhu & Gupta, "To prune, or not to prune", 2017). Depthwise convolutions stay:
-    they have few weights, and feel every one.
+    pattern: "element", "2:4", "16x4" (outputs x inputs), or "block" (the device's unit of
+    multiplication). sparsity: the fraction of weights to remove (n:m has its own). scope,
+    importance, recovery: as above; recovery "" is least_squares if there is data, else none. most:
+    no layer loses more than this fraction. include, exclude: operator types, node names, or regular
+    expressions of them. elements: smaller layers are not pruned. steps: number of rounds of removal
+    and recovery, each removing less (Zhu & Gupta, "To prune, or not to prune", 2017). Depthwise
+    convolutions are not pruned: they have few weights, and are sensitive to each.
     """
 
     pattern: str = "element"
@@ -73,7 +73,7 @@ class PruneWeights:
     default: ClassVar[bool] = False
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with fewer weights; itself if this has been done before."""
+        """The graph with sparse weights; itself if this has been done before."""
         if "pruned_weights" in graph.notes:
             return graph
         pattern = Pattern.read(self.pattern, self.device)
@@ -89,11 +89,11 @@ class PruneWeights:
                 now = {n: s * share for n, s in levels.items()}
                 made = self.repaired(graph, made, now, pattern, recovery)
         how = f"{pattern} {self.sparsity} {self.scope} {self.importance} {recovery}"
-        noted: Graph = told(made, "pruned_weights", products, how)
-        return noted
+        result: Graph = noted(made, "pruned_weights", products, how)
+        return result
 
     def check(self, recovery: str) -> None:
-        """Refuse options that there are not, and wishes for data that was not given."""
+        """Raise Error for invalid options, and for those that need missing data."""
         if not 0 <= self.sparsity < 1:
             raise Error(f"sparsity {self.sparsity} is not in [0, 1)", where="prune_weights")
         for value, known in ((recovery, RECOVERIES), (self.scope, SCOPES)):
@@ -104,10 +104,10 @@ class PruneWeights:
         needs = recovery != "none" or self.importance != "magnitude" or self.scope == "sensitivity"
         if needs and self.data is None:
             hint = "give --calibration; magnitude without recovery needs none"
-            raise Error("pruning by what layers see needs calibration data", hint=hint)
+            raise Error("this importance or recovery needs calibration data", hint=hint)
 
     def products(self, graph: Graph, pattern: Pattern) -> Iterator[Node]:
-        """What loses weights."""
+        """The products to prune."""
         for node in asked(graph, self.include, self.exclude):
             reason = "it is not a product of constant float32 weights of known shape"
             if takes(node):
@@ -126,7 +126,7 @@ class PruneWeights:
                 self.explain("prune_weights", node, reason)
 
     def levels(self, graph: Graph, products: list[Node], pattern: Pattern) -> dict[Node, float]:
-        """How much of each layer goes."""
+        """The sparsity of each layer."""
         if self.scope == "layer" or pattern.of or not products:
             return dict.fromkeys(products, min(self.sparsity, self.most))
         seen: dict[Node, Floats] = {}
@@ -156,8 +156,8 @@ class PruneWeights:
         pattern: Pattern,
         recovery: str,
     ) -> Graph:
-        """`before`, which is `graph` as pruned and repaired so far, with more weights taken away
-        and the others fitted to `graph` once more.
+        """`before`, which is `graph` as pruned and recovered so far, with more weights removed and
+        the others fitted to `graph` again.
         """
         assert self.data is not None
         pruned, new = copied(before)
@@ -167,11 +167,11 @@ class PruneWeights:
         return recover(graph, pruned, twins, self.data.samples, fit)
 
     def scores(self, node: Node, w: Floats, second: Floats | None) -> Floats:
-        """What each weight is worth, [O, C, T]."""
+        """The importance of each weight, [O, C, T]."""
         return as_taps(node, importance(w, second, self.importance))
 
     def without(self, graph: Graph, levels: dict[Node, float], pattern: Pattern) -> Graph:
-        """Zeros, and nothing else changed."""
+        """Only set the zeros."""
         made: dict[int, Node] = {}
         scores: dict[Node, Floats] = {}
         if self.importance != "magnitude":
@@ -189,7 +189,7 @@ class PruneWeights:
 
 
 class _Fit:
-    """New rows for one product after the other, by what the pruned network feeds it."""
+    """New rows for each product, fitted on its inputs in the pruned network."""
 
     def __init__(
         self, options: PruneWeights, pattern: Pattern, levels: dict[Node, float], recovery: str
@@ -198,7 +198,7 @@ class _Fit:
         self.recovery = recovery
 
     def __call__(self, node: Node, seen: Seen, w: Floats) -> Floats:
-        """Rows [G, O, K] -> those that are left, repaired."""
+        """Rows [G, O, K] -> the pruned and recovered rows."""
         level = self.levels[node]
         kept = self.kept(node, seen, w, level)
         if self.recovery == "statistics":
@@ -206,7 +206,7 @@ class _Fit:
         return nearest(np.where(kept, w, 0.0), seen, kept)
 
     def kept(self, node: Node, seen: Seen, w: Floats, level: float) -> Mask:
-        """Which weights stay."""
+        """The mask of weights to keep."""
         if self.recovery == "compensate":
             return np.stack(
                 [
@@ -219,9 +219,9 @@ class _Fit:
 
 
 def _swept(w: Floats, h: Floats, c: Floats, pattern: Pattern, level: float, node: Node) -> Mask:
-    """SparseGPT: at each block of columns those go that cost least as weights stand by then."""
+    """SparseGPT: in each block of columns, remove those of least cost at the current weights."""
     if pattern != Pattern() and not pattern.of:
-        raise Error("compensate takes single weights or n:m", hint='recovery="least_squares"')
+        raise Error("compensate supports single weights or n:m", hint='recovery="least_squares"')
     taps = 1 if node.op == "MatMul" else w.shape[1] // node.operands[1].type.dims[1]
     order = np.arange(w.shape[1]).reshape(-1, taps).T.reshape(-1)  # neighbouring inputs together
     zeros = np.zeros(w.shape, bool)
@@ -242,7 +242,7 @@ def _swept(w: Floats, h: Floats, c: Floats, pattern: Pattern, level: float, node
 
 
 def _places(graph: Graph) -> list[Node]:
-    """All products, in an order that repair leaves as it is."""
+    """All products, in an order unchanged by recovery."""
     return [n for n in graph.nodes if n.op in PRODUCTS]
 
 

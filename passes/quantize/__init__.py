@@ -1,1 +1,1 @@
-"""Where a graph is quantized: QuantizeLinear and DequantizeLinear, 16 bits, weights of few bits."""
+"""Quantization as explicit QDQ, in 16 bits, or of weights only."""

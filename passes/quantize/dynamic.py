@@ -1,9 +1,9 @@
-"""Dynamic int8: rows of activations are quantized as they come, by their own largest number.
+"""Dynamic int8: rows of activations are quantized at run time, scaled by their maximum magnitude.
 
 MatMul(x, w)  ->  Cast(MatMulInteger(q, w8)) * r * t
 
-where r = max |x| / 127, one number a row, q = quantize(x, 1 / r) in int8, and t is one number a
-column. No calibration data is needed, and outliers cost their own row only.
+where r = max |x| / 127 per row, q = quantize(x, 1 / r) in int8, and t is per column. No calibration
+data is needed, and an outlier affects its own row only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class QuantizeDynamic:
     default: ClassVar[bool] = False
 
     def __call__(self, graph: Graph) -> Graph:
-        """Products that read one value share its bytes."""
+        """Quantize the products; those that read the same value share its bytes."""
         if "quantization" in graph.notes:
             return graph
         bits = weight_bits(self.weight_bits, self.device)
@@ -56,11 +56,11 @@ class QuantizeDynamic:
         return made.note(quantization=f"dynamic int8 rows x int{bits}")
 
     def asks(self, node: Node) -> bool:
-        """Whether include and exclude let a product be quantized."""
+        """Do include and exclude allow a product to be quantized?"""
         return not named(node, self.exclude) and (not self.include or named(node, self.include))
 
     def fits(self, node: Node) -> bool:
-        """Whether a product can be made integer; --explain is told why not."""
+        """Can a product be made integer? Reports to --explain if not."""
         x, w = node.operands
         if not self.asks(node):
             return False
@@ -75,12 +75,12 @@ class QuantizeDynamic:
 
 
 def quantized_rows(x: Node) -> tuple[Node, Node]:
-    """x[...,M,K] -> its int8 rows, and what one step of each row is worth [...,M,1]."""
+    """x[...,M,K] -> its int8 rows, and the scale of each row [...,M,1]."""
     largest = make("ReduceMax", make("Abs", x), int64s((-1,)), keepdims=1)
-    # Rows of zeros, and of next to nothing, are divided by no zero.
-    some = make("Max", largest, constant(np.array(127 * SMALLEST, np.float32)))
-    step = make("Mul", some, constant(np.array(1 / 127, np.float32)), name=f"{x.name}/step")
-    factor = make("Div", constant(np.array(127, np.float32)), some)
+    # Avoid dividing rows of (nearly) zeros by zero.
+    bounded = make("Max", largest, constant(np.array(127 * SMALLEST, np.float32)))
+    step = make("Mul", bounded, constant(np.array(1 / 127, np.float32)), name=f"{x.name}/step")
+    factor = make("Div", constant(np.array(127, np.float32)), bounded)
     zero = constant(np.zeros((), np.int32))
     return make("quantize", x, factor, zero, dtype="int8", name=f"{x.name}/quantize"), step
 

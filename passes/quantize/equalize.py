@@ -1,17 +1,18 @@
-"""Neighbouring convolutions share the burden of large channels: both get weights of equal ranges.
+"""Equalize the weight ranges of neighbouring convolutions, channel by channel.
 
 Conv(f(Conv(x, w, a)), v, b)  ->  Conv(f(Conv(x, w / s, a / s)), v * s, b)
 
-for one s a channel between them and f with f(s * x) = s * f(x): Relu, LeakyRelu, or none; a Clip's
-bounds are divided by s as well, exactly. With r the largest weight that makes a channel, and t the
-largest that reads it, s = sqrt(r / t) makes both sqrt(r * t) (Nagel et al., "Data-Free Quantization
-Through Weight Equalization and Bias Correction", 2019, section 4.1). Chains of convolutions are
-gone over until nothing moves. The graph's meaning stays. A bias counts as a weight of an input that
-is always 1: channels whose weights have died, but not their bias, would grow beyond all measure.
+with one s per channel between them, for f with f(s * x) = s * f(x): Relu, LeakyRelu, or none; a
+Clip's bounds are divided by s too, exactly. If r is the largest weight that produces a channel and
+t the largest that reads it, s = sqrt(r / t) makes both sqrt(r * t) (Nagel et al., "Data-Free
+Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1). Chains of
+convolutions are iterated until nothing changes. The result of the graph stays the same. A bias
+counts as a weight of a constant input 1; otherwise channels with zero weights but nonzero bias
+would grow without bound.
 
-Bias absorption (section 4.1.3): what a channel behind a Relu never falls below, in calibration,
-goes into the next convolution's bias, which leaves a smaller range to quantize. Only where the next
-one has no padding, which would have to change as well.
+Bias absorption (section 4.1.3): the minimum of a channel after a Relu, as seen in calibration,
+moves into the next convolution's bias, which leaves a smaller range to quantize. This is only done
+if the next one has no padding, which would have to change too.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ SWEEPS = 50
 
 @graph_pass
 class QuantizeEqualize:
-    """Cross-layer equalization; worth most with a scale a tensor, or few bits.
+    """Cross-layer equalization; most useful with per-tensor scales or few bits.
 
-    absorb: also absorb biases, where there is calibration data. exclude: as in quantize_static.
+    absorb: also absorb biases, if there is calibration data. exclude: as in quantize_static.
     """
 
     absorb: bool = True
@@ -49,7 +50,7 @@ class QuantizeEqualize:
     order: ClassVar[int] = -1
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with equalized weights; itself if that was done, or nothing fits."""
+        """The graph with equalized weights; itself if that was done before, or nothing matches."""
         if "equalized" in graph.notes or "quantization" in graph.notes:
             return graph
         pairs = [p for n in graph.nodes if (p := self.pair(graph, n))]
@@ -64,7 +65,7 @@ class QuantizeEqualize:
         )
 
     def pair(self, graph: Graph, second: Node) -> _Pair | None:
-        """A convolution -> it and the one before it, if only an activation stands between."""
+        """A convolution and the one before it, if there is only an activation between them."""
         if not _fits(second) or named(second, self.exclude):
             return None
         between: Node | None = second.operands[0]
@@ -89,7 +90,7 @@ class QuantizeEqualize:
 
 
 def _fits(node: Node) -> bool:
-    """A float convolution on constants, of known shape."""
+    """Is it a float convolution with constant weights and known shapes?"""
     if node.op != "Conv" or node.dtype != "float32" or not node.type.static:
         return False
     x, *rest = node.operands
@@ -106,7 +107,7 @@ class _Pair:
 
 
 class _Layers:
-    """The weights of convolutions while they are equalized, and the scales of what lies between."""
+    """The weights of convolutions during equalization, and the scales of the values between."""
 
     def __init__(self, pairs: list[_Pair]) -> None:
         self.pairs = pairs
@@ -116,7 +117,7 @@ class _Layers:
         self.scales = {p: np.ones(p.first.type.dims[1]) for p in pairs}
 
     def equalize(self) -> None:
-        """Until no scale moves by a per cent, pair after pair."""
+        """Equalize pair after pair until no scale changes by more than 1 %."""
         for _ in range(SWEEPS):
             moved = 0.0
             for pair in self.pairs:
@@ -127,7 +128,7 @@ class _Layers:
                 return
 
     def step(self, pair: _Pair) -> Numbers:
-        """The scales that make both sides of a pair equal, [C]; 1 where a side is all zeros."""
+        """The scales that equalize the two sides of a pair, [C]; 1 where a side is all zeros."""
         weights, bias = self.weights[pair.first], self.biases[pair.first]
         makes = np.maximum(np.abs(weights).reshape(len(bias), -1).max(1), np.abs(bias))
         reads = np.abs(self.by_input(pair.second)).max((1, 2))
@@ -136,13 +137,13 @@ class _Layers:
         return np.clip(np.sqrt(ratio), 1e-4, 1e4)
 
     def by_input(self, node: Node) -> Numbers:
-        """The weights of a convolution, [C,O/G,taps]: the first axis is what they read."""
+        """The weights of a convolution, [C,O/G,taps]: the first axis is their input."""
         w, group = self.weights[node], node.int("group")
         split = w.reshape(group, w.shape[0] // group, w.shape[1], -1)
         return np.moveaxis(split, 2, 1).reshape(group * w.shape[1], w.shape[0] // group, -1)
 
     def apply(self, pair: _Pair, s: Numbers) -> None:
-        """Divide what makes each channel by s, multiply what reads it."""
+        """Divide the weights that produce each channel by s, multiply those that read it."""
         self.scales[pair] = self.scales[pair] * s
         w = self.weights[pair.first]
         self.weights[pair.first] = w / s.reshape(channel_shape(w.ndim, 0))
@@ -152,7 +153,7 @@ class _Layers:
         self.weights[pair.second] = v * each.reshape(*each.shape, *[1] * (v.ndim - 2))
 
     def absorb(self, graph: Graph, statistics: Statistics) -> int:
-        """Move what channels never fall below into the next bias; how many channels had any."""
+        """Move the minima of channels into the next bias; returns how many channels had one."""
         names, count = value_names(graph), 0
         for pair in self.pairs:
             read = pair.second.operands[0]
@@ -172,7 +173,7 @@ class _Layers:
         return count
 
     def rebuild(self, graph: Graph) -> Graph:
-        """The graph with the weights as they are now."""
+        """The graph with the current weights."""
         between = {p.between: self.scales[p] for p in self.pairs if p.between is not None}
         new: dict[Node, Node] = {}
         for node in graph.nodes:
@@ -185,7 +186,7 @@ class _Layers:
         return graph.with_outputs(new[o] for o in graph.outputs)
 
     def convolution(self, node: Node, moved: Node) -> Node:
-        """One convolution on its new weights; without a bias where it had none and needs none."""
+        """One convolution on its new weights; without a bias if it had none and needs none."""
         weights = constant(self.weights[node].astype(np.float32), node.operands[1].name)
         bias, given = self.biases[node], input_at(node, 2)
         inputs = [moved.operands[0], weights]
@@ -205,7 +206,7 @@ def _padded(node: Node) -> bool:
 
 
 def _clip(clip: Node, s: Numbers) -> Node:
-    """Clip(x, low, high) -> Min(Max(x, low / s), high / s), a bound a channel; Relu for 0."""
+    """Clip(x, low, high) -> Min(Max(x, low / s), high / s), with per-channel bounds; Relu for 0."""
     shape = channel_shape(clip.type.rank, 1)
     made = clip.operands[0]
     low, high = input_at(clip, 1), input_at(clip, 2)

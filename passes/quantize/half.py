@@ -1,11 +1,11 @@
-"""Half precision: weights, and activations where they lie in memory, in 16 bits; sums in 32.
+"""Half precision: weights and stored activations in 16 bits, sums in 32 bits.
 
 Conv(x, w, b)  ->  conv(Cast(x), Cast(w)) + b      Casts to 16 bits, products and sums in float32
 MatMul(a, b)   ->  matmul(Cast(a), Cast(b))
 Attention(...) ->  attention(Cast(q), Cast(k), Cast(v), mask)           bfloat16 only
 
-What products read is stored in 16 bits once, by whoever makes it; moves of data work on the 16
-bits, all other readers widen. Softmax, normalisations and reductions calculate in float32.
+Operands of products are stored in 16 bits once, by their producer. Data movement works on the 16
+bits; all other readers widen. Softmax, normalisations and reductions compute in float32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLOAT_INSIDE = frozenset({
     "Softmax",
 })
 # fmt: on
-"""16 bits may come in and go out; in between is float32."""
+"""Operators that read and write 16 bits and compute in float32."""
 
 LARGEST = {"bfloat16": 3.38e38, "float16": 65504.0}
 
@@ -40,7 +40,7 @@ LARGEST = {"bfloat16": 3.38e38, "float16": 65504.0}
 class QuantizeHalf:
     """Conv and MatMul in bfloat16 or float16, with float32 sums.
 
-    float16 overflows above 65504: activations beyond that become infinite. include, exclude: as in
+    float16 overflows above 65504: larger activations become infinite. include, exclude: as in
     quantize_static.
     """
 
@@ -51,7 +51,7 @@ class QuantizeHalf:
     default: ClassVar[bool] = False
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with 16-bit values where memory is read and written."""
+        """The graph with 16-bit values in memory."""
         if self.dtype not in LARGEST:
             raise Error(f"half precision dtype {self.dtype!r}", hint="bfloat16 or float16")
         if "quantization" in graph.notes:
@@ -61,7 +61,7 @@ class QuantizeHalf:
         return _Halves(graph, demand, self.dtype).run().note(quantization=self.dtype)
 
     def operands(self, node: Node) -> tuple[Node, ...]:
-        """The activations of a product that can be made in 16 bits; () for everything else."""
+        """The activations of a product that can be computed in 16 bits; () for all other nodes."""
         if node.op == "Attention":
             return node.operands[:3] if self.attends(node) else ()
         if node.op not in ("Conv", "MatMul") or node.dtype != "float32" or self.leaves(node):
@@ -69,7 +69,7 @@ class QuantizeHalf:
         read = node.operands[:2]
         weights = [i for i in read if i.is_constant]
         if not all(i.type.static for i in read):
-            reason = "its shapes are not known"
+            reason = "its shapes are unknown"
         elif any(np.abs(w.array).max(initial=0) > LARGEST[self.dtype] for w in weights):
             reason = f"its weights do not fit into {self.dtype}"
         else:
@@ -79,25 +79,25 @@ class QuantizeHalf:
         return ()
 
     def attends(self, node: Node) -> bool:
-        """Whether attention is made in 16 bits."""
+        """Is attention computed in 16 bits?"""
         plain = len(node.types) == 1 and not any(node.inputs[4:])
         windows = max(node.int("left_window_size"), node.int("right_window_size"))
         fits = plain and windows < 0 and node.dtype == "float32" and self.dtype == "bfloat16"
         return fits and all(i.type.static for i in node.operands) and not self.leaves(node)
 
     def leaves(self, node: Node) -> bool:
-        """Whether include and exclude leave a product in float32."""
+        """Do include and exclude leave a product in float32?"""
         missing = bool(self.include) and not named(node, self.include)
         return missing or named(node, self.exclude)
 
     def passes(self, node: Node) -> bool:
-        """Whether 16 bits may go through an operator."""
+        """Can the demand for 16 bits propagate through an operator?"""
         fits = node.op in MOVES or node.op in SMOOTH or node.op in FLOAT_INSIDE
         return fits and not named(node, self.exclude)
 
 
 class _Halves:
-    """The graph made anew: each value in float32, and, where it is stored so, in 16 bits."""
+    """The rebuilt graph: each value in float32, and in 16 bits where it is stored so."""
 
     def __init__(self, graph: Graph, demand: Demand, dtype: str) -> None:
         self.graph = graph
@@ -114,12 +114,12 @@ class _Halves:
         return self.graph.with_outputs(self.full[o] for o in self.graph.outputs)
 
     def moved(self, node: Node) -> bool:
-        """A move of 16-bit data, which makes 16-bit data; False where the node is none."""
+        """Rebuild a move of 16-bit data; False if the node is not one."""
         read = self.demand.of(node)
         if node.op not in MOVES or not read or not all(i in self.half for i in read):
             return False
         inputs = [
-            self.half[i] if i in read else self.narrow(node, i) if i is not None else None
+            self.half[i] if i in read else self.lowered(node, i) if i is not None else None
             for i in node.inputs
         ]
         made = rebuilt(node, inputs)
@@ -127,15 +127,15 @@ class _Halves:
         self.full[node] = made if len(made.types) > 1 else make("Cast", made, to="float32")
         return True
 
-    def narrow(self, node: Node, operand: Node) -> Node:
-        """Another operand of a move: constants it joins or pads with become 16 bits too."""
+    def lowered(self, node: Node, operand: Node) -> Node:
+        """Another operand of a move: constants it concatenates or pads with become 16 bits too."""
         floats = operand.is_constant and operand.dtype == "float32"
         return (
             to_dtype(operand, self.dtype) if floats and node.op != "Resize" else self.full[operand]
         )
 
     def made(self, node: Node) -> None:
-        """Any other node, from float32 values or, if it is a product, from 16-bit ones."""
+        """Rebuild any other node, on float32 values, or 16-bit ones if it is a product."""
         if node.op == "Attention" and node in self.demand.products:
             self.half[node] = self.attention(node)
             self.full[node] = make("Cast", self.half[node], to="float32")
@@ -143,9 +143,7 @@ class _Halves:
         if node in self.demand.products:
             made = self.product(node)
         elif node.op == "item" and node.operands[0] in self.half:
-            piece = rebuilt(
-                node, (self.half[node.operands[0]],)
-            )  # one that nobody wants in 16 bits
+            piece = rebuilt(node, (self.half[node.operands[0]],))  # one not demanded in 16 bits
             made = make("Cast", piece, to="float32")
         else:
             made = node.with_inputs(None if i is None else self.full[i] for i in node.inputs)
@@ -155,14 +153,14 @@ class _Halves:
         self.full[node] = made
 
     def attention(self, node: Node) -> Node:
-        """Attention of 16-bit queries, keys and values; what is added to the scores stays float."""
+        """Attention of 16-bit queries, keys and values; the mask stays float."""
         few = [self.half.get(i) or to_dtype(self.full[i], self.dtype) for i in node.operands[:3]]
         mask = [None if i is None else self.full[i] for i in node.inputs[3:4]]
         attrs = {k: v for k, v in node.attrs.items() if k in OPERATORS["attention"].defaults}
         return make("attention", *few, *mask, name=node.name, **attrs)
 
     def product(self, node: Node) -> Node:
-        """Conv or MatMul -> conv and its bias, or matmul."""
+        """Conv or MatMul -> conv with its bias, or matmul."""
         a, b = (self.half.get(i) or to_dtype(self.full[i], self.dtype) for i in node.operands[:2])
         if node.op == "MatMul":
             sums = make("matmul", matrix(a, row=True), matrix(b, row=False), name=node.name)
@@ -176,7 +174,7 @@ class _Halves:
 
 
 def spread(bias: Node, rank: int) -> Node:
-    """[C] -> [C,1,1], to be added to channels first."""
+    """[C] -> [C,1,1], to add to channels first."""
     if bias.is_constant:
         return constant(bias.array.reshape(channel_shape(rank, 1)), bias.name)
     return reshape(bias, (bias.type.size, *[1] * (rank - 2)))

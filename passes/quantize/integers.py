@@ -1,8 +1,8 @@
-"""Where to quantize -> the graph with QuantizeLinear and DequantizeLinear, and weights as integers.
+"""Insert QuantizeLinear and DequantizeLinear, and integer weights.
 
 Conv(x, w, b)  ->  Conv(dq(q(x)), dq(w8), dq(b32))
 
-The second half of quantize_static, which says where, and with which scales.
+The second half of quantize_static, which decides where, and with which scales.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from qcompiler.passes.quantize.static import Places
 
 WEIGHT_AXIS = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}
-"""Products, and the axis of their weights that runs over output channels."""
+"""Product -> the output-channel axis of its weights."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A product's weights as integers, their scales [C] along `axis`, and the bias, [O], that goes
-    with them; None where there is none.
+    """A product's integer weights, their scales [C] along `axis`, and the bias [O] that goes with
+    them, or None.
     """
 
     integers: Numbers
@@ -52,7 +52,7 @@ class Whole:
 
 
 def integer_weights(graph: Graph, places: Places) -> dict[Node, Whole]:
-    """Every product on constant weights -> these as integers."""
+    """Every product with constant weights -> its integer weights."""
     options = places.options
     todo = [n for n in places.demand.products if n.operands[1].is_constant]
     made: dict[Node, Whole] = {}
@@ -101,7 +101,7 @@ def _whole(node: Node, places: Places, found: Moments | None) -> Whole:
 
 
 def _factor(scale: Scale) -> Numbers | None:
-    """What a product's weights take in for each input channel; None for nothing."""
+    """The factor folded into a product's weights for each input channel, or None."""
     return scale.step.astype(np.float64) / scale.worth if scale.folded else None
 
 
@@ -115,7 +115,7 @@ def rounded(node: Node, scales: Numbers, scheme: Scheme, h: Numbers) -> Numbers:
 
 
 def _shift(node: Node, real: Numbers, places: Places, found: Moments | None) -> Numbers | None:
-    """What a convolution's outputs gain on average by weights `real` in place of its own."""
+    """The mean change of a convolution's outputs if its weights are replaced by `real`."""
     mean = places.mean(node)
     if node.op != "Conv" or places.options.correct_bias == "none" or mean is None:
         return None
@@ -132,16 +132,16 @@ def corrected(
     products: Mapping[Node, Node],
     data: Calibration,
 ) -> dict[Node, Whole]:
-    """The same weights with biases that were measured."""
-    told = {n: products[n] for n in whole if n.op == "Conv"}
-    biases = corrections(graph, told, data)
+    """The same weights with biases corrected by measurement."""
+    convolutions = {n: products[n] for n in whole if n.op == "Conv"}
+    biases = corrections(graph, convolutions, data)
     return {n: replace(w, bias=biases.get(n, w.bias)) for n, w in whole.items()}
 
 
 def inserted(
     graph: Graph, places: Places, whole: Mapping[Node, Whole]
 ) -> tuple[Graph, dict[Node, Node]]:
-    """The graph again, with readers of int8 reading the dequantized value; and its products."""
+    """The graph with int8 demands reading q/dq pairs, and the map to its new products."""
     new: dict[Node, Node] = {}
     dequantized: dict[Node, Node] = {}
     for node in graph.nodes:
@@ -173,10 +173,10 @@ def _pair(value: Node, scale: Scale) -> Node:
 
 
 def _with_integers(node: Node, step: Numbers | None, whole: Whole) -> Node:
-    """A product on float constants -> on dequantized int8 weights and int32 bias.
+    """A product of float constants -> of dequantized int8 weights and int32 bias.
 
-    `step` is the input's: [], or [C] where each of its channels is a group; None leaves the bias
-    in float32.
+    `step` is the input's: [], or [C] if each of its channels is a group; None leaves the bias in
+    float32.
     """
     weights, given = node.operands[1], input_at(node, 2)
     inputs = [
@@ -196,11 +196,11 @@ def _with_integers(node: Node, step: Numbers | None, whole: Whole) -> Node:
 
 
 def mean_response(weights: Numbers, mean: Numbers, group: int) -> Numbers:
-    """What a convolution by w[O,C/g,*K] gives on average, [O], for inputs of means [C].
+    """The mean output [O] of a convolution by w[O,C/g,*K] for inputs of means [C].
 
-    With the rounding errors of the weights it is the bias that they cause (Nagel et al.,
+    For the rounding errors of the weights it is the bias they cause (Nagel et al.,
     "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2).
-    Padding is not accounted for.
+    Padding is ignored.
     """
     taps = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
     grouped = taps.reshape(group, -1, taps.shape[1])

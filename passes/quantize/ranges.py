@@ -1,14 +1,14 @@
-"""Where one scale would serve values of very different ranges, and kill the small ones.
+"""Values of very different ranges that one scale would serve badly.
 
-Concat(a, b), a in 0..640 and b in 0..1: of 256 steps over the whole b gets one. Such a join does
-not link its operands' scales. Where all that reads it are convolutions and products that sum over
-the joined channels, each part keeps a step of its own and the weights take in the quotient:
+In Concat(a, b) with a in 0..640 and b in 0..1, b gets one of 256 steps. Such a Concat does not link
+its operands' scales. If its only readers are convolutions and products that sum over the
+concatenated channels, each part has its own step and the ratio is folded into the weights:
 
 Conv(Concat(a, b), w)  ->  Conv(dq(q(Concat(a, b), [s, t]), s), [w, w * t / s])
 
-(dequantized at s, b is b * s / t.) Whatever else reads it does so in float, which is told. A Slice,
-Split or Gather of small values out of large ones, and a pool that leaves only small ones, are
-quantized behind that move, at a scale of their own.
+(dequantized with s, b is b * s / t.) Any other reader gets float, with a warning. A Slice, Split or
+Gather of small values out of large ones, and a pool that leaves only small ones, are quantized
+after that operator, with a scale of their own.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from qcompiler.ops.registry import Numbers
 log = logging.getLogger(__name__)
 
 APART = 32.0
-"""A part whose range is this much smaller has less than 8 of 256 steps, which is 3 bits."""
+"""A part whose range is smaller by this factor has less than 8 of 256 steps (3 bits)."""
 
 FAR = 32
-"""So many nodes back a join is looked for."""
+"""Nodes searched backwards for a Concat."""
 
 ALONG = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "Resize"})
-"""Channels come out of them as they went in."""
+"""Operators that keep channels apart."""
 
 RangeOf = Callable[[Node], float]
-"""A value -> its largest magnitude; 0 for one that is not known."""
+"""A value -> its largest magnitude; 0 if unknown."""
 
 
 @cache
 def warn(text: str) -> None:
-    """Say it once, however often a search quantizes."""
+    """Warn once, however often a search quantizes."""
     log.warning(text)
 
 
 def apart(sizes: Iterable[float]) -> bool:
-    """Are some of these much smaller than others? Zeros do not count."""
+    """Are some of these much smaller than others? Zeros are ignored."""
     known = [s for s in sizes if s > 0]
     return bool(known) and max(known) >= APART * min(known)
 
@@ -74,8 +74,8 @@ def channel_axis(product: Node) -> int:
 
 
 def widths(value: Node, axis: int, steps: int = FAR) -> tuple[int, ...]:
-    """How many of its channels come from each operand of a Concat (of Concats, ...) some steps
-    before it; all of them as one where there is none.
+    """The number of its channels that come from each operand of a Concat (of Concats, ...) within
+    `steps` nodes before it; all of them as one part if there is none.
     """
     while steps > 0:
         steps -= 1
@@ -92,7 +92,7 @@ def widths(value: Node, axis: int, steps: int = FAR) -> tuple[int, ...]:
 
 
 def _by_channel(value: Node) -> bool:
-    """Is it a depthwise convolution, one filter a channel?"""
+    """Is it a depthwise convolution with one filter per channel?"""
     if value.op != "Conv" or value.operands[0].type.rank < 2:
         return False
     channels = value.operands[0].shape[1]
@@ -100,8 +100,8 @@ def _by_channel(value: Node) -> bool:
 
 
 def by_parts(seen: Channels, parts: tuple[int, ...]) -> tuple[Numbers, Numbers] | None:
-    """What was seen of channels, of a Concat of so many each -> the lowest and the highest of each
-    channel's part, [C] and [C]; None where the parts are not apart.
+    """Observed channels of a Concat with parts of these widths -> the minimum and maximum of each
+    channel's part, [C] and [C]; None if the parts' ranges are similar.
     """
     starts = np.cumsum((0, *parts[:-1]))
     if len(parts) < 2 or sum(parts) != len(seen.lows) or 0 in parts:
@@ -114,7 +114,7 @@ def by_parts(seen: Channels, parts: tuple[int, ...]) -> tuple[Numbers, Numbers] 
 
 
 def folds(reader: Node, value: Node) -> bool:
-    """Can a reader's weights take in a factor for each channel of a value?"""
+    """Can a factor per channel of a value be folded into a reader's weights?"""
     if reader.op not in ("Conv", "MatMul") or reader.operands[0] is not value:
         return False
     w = reader.operands[1]
@@ -123,9 +123,7 @@ def folds(reader: Node, value: Node) -> bool:
 
 
 def folded(reader: Node, factor: Numbers, weights: Numbers | None = None) -> Numbers:
-    """A reader's weights (or others of their shape) times a factor for each input channel, in
-    float64.
-    """
+    """A reader's weights (or others of that shape) times a factor per input channel, in float64."""
     w = (reader.operands[1].array if weights is None else weights).astype(np.float64)
     axis = 1 if reader.op == "Conv" else 0
     made: Numbers = w * factor.reshape(-1, *[1] * (w.ndim - 1 - axis))

@@ -1,15 +1,15 @@
-"""Outliers of a few channels of an activation move into the weights, which bear them better.
+"""Move outliers of an activation's channels into the weights, which tolerate them better.
 
 MatMul(LayerNormalization(x, g, b), w)  ->  MatMul(LayerNormalization(x, g / s, b / s), s * w)
 
-with s = max |x|^alpha / max |w|^(1 - alpha), one a channel, the first maximum from calibration
+with s = max |x|^alpha / max |w|^(1 - alpha), per channel, with the first maximum from calibration
 (Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language
-Models", 2022, equation 4). Likewise RMSNormalization. Where others than such products read the
-normalised value as well (a residual sum), it is divided on its way to the products only:
+Models", 2022, equation 4). Likewise RMSNormalization. If the normalised value has other readers too
+(a residual sum), only the products read a divided copy:
 
 MatMul(n, w)  ->  MatMul(n * (1 / s), s * w)
 
-All products that read one value share its s. The graph's meaning stays.
+All products that read one value share its s. The result of the graph stays the same.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ LEAST = 1e-5
 
 @graph_pass
 class QuantizeSmooth:
-    """SmoothQuant, for products with constant weights that read a normalised value.
+    """SmoothQuant for products with constant weights that read a normalised value.
 
-    alpha: how much of the outliers moves to the weights, 0 to 1. exclude: as in quantize_static.
+    alpha: the part of the outliers moved to the weights, 0 to 1. exclude: as in quantize_static.
     """
 
     alpha: float = 0.5
@@ -47,7 +47,7 @@ class QuantizeSmooth:
     order: ClassVar[int] = -1
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with smoothed activations; itself if that was done, or nothing fits."""
+        """The graph with smoothed activations; itself if that was done, or nothing matches."""
         if "smoothed" in graph.notes or "quantization" in graph.notes:
             return graph
         if not 0 <= self.alpha <= 1:
@@ -66,7 +66,7 @@ class QuantizeSmooth:
         return _rebuild(graph, products, scales).note(smoothed=f"alpha {self.alpha}")
 
     def products(self, graph: Graph) -> dict[Node, list[Node]]:
-        """Normalised values -> the products of constant weights that read them."""
+        """Normalised value -> the products with constant weights that read it."""
         found: dict[Node, list[Node]] = {}
         for node in graph.nodes:
             if node.op != "MatMul" or node.dtype != "float32" or named(node, self.exclude):
@@ -80,7 +80,7 @@ class QuantizeSmooth:
         """s, [K]; 1 for channels that were always 0, or have no weights."""
         seen = statistics.channels(name)
         if seen is None:
-            raise Error("was not seen in calibration", where=name)
+            raise Error("it was not seen in calibration", where=name)
         largest = np.maximum(-seen.lows, seen.highs)
         weights = np.max([np.abs(exact(p.operands[1])).max(1) for p in products], 0)
         alive = (largest > 0) & (weights > 0)
@@ -91,12 +91,12 @@ class QuantizeSmooth:
 
 
 def by_two_axes(statistics: Statistics, name: str) -> bool:
-    """Whether a value was seen, but not by channel: products sum over different axes of it."""
+    """Was a value seen, but not by channel, because products sum over different axes of it?"""
     return name in statistics.values and statistics.channels(name) is None
 
 
 def _rebuild(graph: Graph, products: dict[Node, list[Node]], scales: dict[Node, Numbers]) -> Graph:
-    """The graph again, its norms or what products read of them divided, weights multiplied."""
+    """The graph with norms, or the products' copies of them, divided and weights multiplied."""
     alone = {n for n, read in products.items() if graph.readers[n] == len(read) and _constants(n)}
     reads = {p: n for n, found in products.items() for p in found}
     new: dict[Node, Node] = {}
@@ -119,7 +119,7 @@ def _rebuild(graph: Graph, products: dict[Node, list[Node]], scales: dict[Node, 
 
 
 def _constants(norm: Node) -> bool:
-    """Whether a norm's scale and bias are constants over its last axis, the one products sum."""
+    """Are a norm's scale and bias constants over its last axis, the one products sum over?"""
     rank = norm.type.rank
     last = norm.int("axis") in (-1, rank - 1)
     return last and all(i.is_constant for i in norm.operands[1:])

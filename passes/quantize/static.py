@@ -1,14 +1,13 @@
-"""Static int8 in the open: the values that products read become QuantizeLinear -> DequantizeLinear,
-by calibrated ranges.
+"""Static int8 as explicit QDQ: operands of products become QuantizeLinear -> DequantizeLinear, with
+calibrated ranges.
 
 Conv(x, w, b)  ->  Conv(dq(q(x)), dq(w8), dq(b32))         likewise ConvTranspose and MatMul
 
-Products demand int8 of what they read. The demand goes backwards through operators that work as
-well on int8 (moves of data, pools, activations, residual sums) and stops at those that do not
-(normalisations, Softmax, ...). Of the values demanded, those that have to lie in memory are
-quantized; what stays in registers between a product and its activation or residual sum stays float.
-Values that a move of data links share one scale. The integer_ rules then make integer
-operators of it.
+Products demand their operands in int8. The demand propagates backwards through operators that work
+equally well on int8 (data movement, pools, activations, residual sums) and stops at all others
+(normalisations, Softmax, ...). Of the demanded values, those that are stored in memory are
+quantized; a value fused between a product and its activation or residual sum stays float. Values
+linked by data movement share one scale. The integer_ rules then lower this to integer operators.
 """
 
 from __future__ import annotations
@@ -60,36 +59,36 @@ log = logging.getLogger(__name__)
 ACTIVATIONS = ("uint8", "int8", "uint16", "int16")
 CORRECTIONS = ("none", "fast", "full")
 PREFERRED = 0.75
-"""So much of mse's error another range must reach to be taken: a few columns tell no finer."""
+"""Another range must reach this fraction of mse's error; a few columns cannot resolve less."""
 FINEST = 2.0**-14
-"""The share of the largest step that a channel may take where `LEAST` ruins it."""
+"""Least ratio of a channel's step to the largest where `LEAST` would ruin the channel."""
 HALF = 16
-"""The bits of `layers` that stand for bfloat16."""
+"""Bits in `layers` that mean bfloat16."""
 LOST = 0.006
-"""So much of a product's output, squared, may be the rounding of what it reads: 22 dB. The worst
+"""Largest relative error power of a product's output from rounding its input: 22 dB. The worst
 product of trained convolutional networks has 26 to 42 dB, of transformers 24 to 39.
 """
 
 
 @graph_pass
 class QuantizeStatic:
-    """Conv, ConvTranspose and MatMul on int8, by calibrated ranges.
+    """Conv, ConvTranspose and MatMul on int8, with calibrated ranges.
 
-    activation: "uint8" (asymmetric) or "int8" activations, one scale a tensor (a channel where only
-    depthwise convolutions read it); "uint16" or "int16" ones are stored so, and multiplied by the
-    int8 weights as floats. Weights are int8, symmetric, one scale an output channel, of
-    `weight_bits` (0: 8, or 7 where the device's product of bytes saturates at 8; 2 to 8). layers:
-    other bits for some products, "PATTERN=BITS"; those of 16 are multiplied in bfloat16. ranges:
-    other calibration methods for what some products read, "PATTERN=METHOD". rounding: "nearest",
+    activation: "uint8" (asymmetric) or "int8" activations, with one scale per tensor (per channel
+    if only depthwise convolutions read it); "uint16" or "int16" activations are only stored so, and
+    multiplied by the int8 weights as floats. Weights are int8, symmetric, with one scale per output
+    channel, of `weight_bits` (2 to 8; 0: 8, or 7 if the device's byte product saturates at 8).
+    layers: other bits for some products, "PATTERN=BITS"; 16 means bfloat16. ranges: other
+    calibration methods for the inputs of some products, "PATTERN=METHOD". rounding: "nearest",
     "gptq" or "adaround" (see quantization/rounding.py). per_channel: false gives all weights of a
-    product one scale, for devices that have no scale a channel. include, exclude: operator types,
+    product one scale, for devices without per-channel scales. include, exclude: operator types,
     node names, or regular expressions of whole node names; excluded nodes stay float. through:
     operators besides MOVES and SMOOTH that may read and write int8 ("LayerNormalization").
     products: also quantize products of two activations (in attention that is not fused). attention:
-    fused attention multiplies int8, too, where the device has an exact product of bytes.
-    correct_bias: "fast" takes from a product's bias what rounding its weights adds on average,
-    "full" measures it, all other quantization included (see quantization/correction.py), "none"
-    leaves it. method, percentile: of calibration; left out, as the data says.
+    also quantize fused attention, if the device has an exact byte product. correct_bias: "fast"
+    subtracts from a product's bias the mean error of rounding its weights, "full" measures the
+    error, including all other quantization (see quantization/correction.py), "none" leaves it.
+    method, percentile: of calibration; if omitted, as in the data.
     """
 
     statistics: Statistics | None = None
@@ -127,39 +126,40 @@ class QuantizeStatic:
             whole = corrected(graph, whole, products, self.data)
             made, _ = inserted(graph, places, whole)
         bits = "/".join(str(b) for b in sorted({self.bits(n) for n in products}, reverse=True))
-        told = f"static {self.activation} x int{bits or 8}, {statistics.method}"
+        note = f"static {self.activation} x int{bits or 8}, {statistics.method}"
         if self.rounding != "nearest":
-            told += f", {self.rounding}"
+            note += f", {self.rounding}"
         if statistics.synthetic:
-            told += ", SYNTHETIC calibration data: accuracy means nothing"
+            note += ", SYNTHETIC calibration data: accuracy means nothing"
         made = self.halved(made, places.lost_names)
-        return made.note(quantization=told)
+        return made.note(quantization=note)
 
     def halved(self, graph: Graph, lost: Sequence[str]) -> Graph:
-        """The graph with a note of which products to make in bfloat16: those of 16 bits, and, where
-        the device multiplies bfloat16, those that 8 bits would ruin. The rest of these stays
-        float32. Both are told.
+        """The graph with a note of the products to lower to bfloat16: those of 16 bits, and those
+        that 8 bits would ruin if the device multiplies bfloat16; otherwise the latter stay float32.
+        Warns about both.
         """
         count = Counter(n.name for n in graph.nodes if n.op in MEASURED)
         asked = [n.name for n in graph.nodes if n.op in MEASURED and self.asks_half(n)]
         fast = self.device is not None and multiplies_bfloat16(self.device)
-        half = [n for n in lost if fast and count[n] == lost.count(n)]  # one name, one fate
+        # Products of one name are treated alike.
+        half = [n for n in lost if fast and count[n] == lost.count(n)]
         left = [n for n in lost if n not in half]
         for names, what in ((half, "take bfloat16"), (left, "stay float32")):
             if names:
-                told = f"8 bits cannot hold what these products read, they {what}: %s"
-                log.warning(told, ", ".join(names))
+                text = f"8 bits cannot represent the inputs of these products, they {what}: %s"
+                log.warning(text, ", ".join(names))
         if left:
             graph = graph.note(kept_float32=", ".join(left))
         made: Graph = noted(graph, [*asked, *half])
         return made
 
     def asks_half(self, node: Node) -> bool:
-        """Whether a product is to be multiplied in 16 bits."""
+        """Is a product requested in 16 bits?"""
         return bits_of(node, self.layers) == HALF
 
     def check(self) -> None:
-        """Options that mean nothing are an Error."""
+        """Raise Error for invalid options."""
         if self.activation not in ACTIVATIONS:
             hint = f"one of {', '.join(ACTIVATIONS)}"
             raise Error(f"activation dtype {self.activation!r}", hint=hint)
@@ -175,11 +175,11 @@ class QuantizeStatic:
 
     @property
     def wide(self) -> bool:
-        """Whether activations have 16 bits: stored so, and multiplied as floats."""
+        """Do activations have 16 bits, stored so and multiplied as floats?"""
         return self.activation in ACTIVATIONS[2:]
 
     def calibrated(self, graph: Graph) -> Statistics:
-        """The statistics given, or those of the data given."""
+        """The given statistics, or those of the given data."""
         if self.statistics is not None:
             if self.statistics.graph != fingerprint(graph):
                 raise Error("the calibration is of another graph", hint="calibrate anew")
@@ -194,38 +194,38 @@ class QuantizeStatic:
         return bits_of(node, self.layers) or weight_bits(self.weight_bits, self.device)
 
     def wants(self, node: Node) -> bool:
-        """Whether include, exclude and the bits asked for let a product be quantized."""
+        """Do include, exclude and the requested bits allow a product to be quantized?"""
         if self.asks_half(node):
             return False
         return not named(node, self.exclude) and (not self.include or named(node, self.include))
 
     def passes(self, node: Node) -> bool:
-        """Whether int8 may go through an operator."""
+        """Can the demand for int8 propagate through an operator?"""
         fits = node.op in MOVES or node.op in SMOOTH or node.op in self.through
         return fits and not named(node, self.exclude)
 
     def skip(self, node: Node, reason: str) -> None:
-        """Tell --explain why a node stays float."""
+        """Report to --explain why a node stays float."""
         if self.explain is not None:
             self.explain("quantize_static", node, reason)
 
 
 def _with_twins(
-    graph: Graph, statistics: Statistics, turned: Graph, twins: Twins
+    graph: Graph, statistics: Statistics, transposed: Graph, twins: Twins
 ) -> tuple[Graph, Statistics]:
-    """What was seen of a graph -> the turned graph, and the same of its values; channels lie along
-    other axes there.
+    """Statistics of a graph -> the transposed graph, and the statistics of its values, without
+    channels, which are along other axes there.
     """
-    before, after = value_names(graph), value_names(turned)
+    before, after = value_names(graph), value_names(transposed)
     seen = dict(statistics.values)
     for new, old in twins.items():
         if old in before and (found := statistics.values.get(before[old])) is not None:
             seen[after[new]] = replace(found, channels=None)
-    return turned, replace(statistics, values=seen)
+    return transposed, replace(statistics, values=seen)
 
 
 class Places:
-    """Which products become integer, which values are quantized, and how."""
+    """The products made integer, the values quantized, and their scales."""
 
     def __init__(self, graph: Graph, options: QuantizeStatic, statistics: Statistics) -> None:
         self.options = options
@@ -247,12 +247,12 @@ class Places:
             options.skip(node, "the ranges of what it reads are too large, or too far apart")
 
     def demanded(self, graph: Graph, products: Mapping[Node, tuple[Node, ...]]) -> Demand:
-        """What these products want in int8; not through operators that join values far apart."""
+        """These products' demand for int8, up to operators that link very different ranges."""
         passes = self.options.passes
         return propagated(graph, products, lambda n: n not in self.apart and passes(n))
 
     def operands(self, node: Node) -> tuple[Node, ...]:
-        """The activations of a product that can be made integer; () for everything else."""
+        """The activations of a product that can be made integer; () for all other nodes."""
         if node.op == "Attention":
             return self.attended(node)
         if node.op not in WEIGHT_AXIS or node.dtype != "float32" or not self.options.wants(node):
@@ -292,12 +292,12 @@ class Places:
         return ()
 
     def seen(self, node: Node) -> bool:
-        """Whether calibration has seen a value."""
+        """Was a value seen in calibration?"""
         found = self.statistics.values.get(self.names[node])
         return found is not None and found.samples > 0
 
     def size(self, node: Node) -> float:
-        """The largest magnitude of a value; 0 where that is not known."""
+        """The largest magnitude of a value; 0 if unknown."""
         if node.is_constant:
             numbers = node.array if node.dtype == "float32" else np.zeros(0)
             return float(np.abs(numbers).max(initial=0))
@@ -307,7 +307,7 @@ class Places:
         return max(-found.low, found.high)
 
     def choose(self, graph: Graph, demand: Demand) -> dict[Node, Scale]:
-        """Stored values -> scales: one for every set of values that moves of data link."""
+        """Stored value -> scale: one for every set of values linked by data movement."""
         stored = demand.values - unstored(graph)
         heads = linked(graph, demand)
         groups: dict[Node, list[Node]] = {}
@@ -319,16 +319,16 @@ class Places:
                 and self.seen(node)
             ):
                 groups.setdefault(heads[node], []).append(node)
-        asked = consumers(graph, demand)
+        readers = consumers(graph, demand)
         scales: dict[Node, Scale] = {}
         for group in groups.values():
-            scale = self.scale(group, [r for n in group for r in asked[n]])
+            scale = self.scale(group, [r for n in group for r in readers[n]])
             if scale is not None:
                 scales.update(dict.fromkeys(group, scale))
         return scales
 
     def lost(self, products: Mapping[Node, tuple[Node, ...]]) -> set[Node]:
-        """Products whose outputs suffer beyond `LOST` from 8 bits of what they read."""
+        """Products whose output error from 8-bit inputs exceeds `LOST`."""
         if self.statistics.method != "output" or self.options.wide or self.statistics.synthetic:
             return set()
         found = set()
@@ -337,12 +337,12 @@ class Places:
                 error = read.error(scale.rounded)
                 if read.node in products and error > LOST:
                     found.add(read.node)
-                    noise = f"rounding {value.name or value.op} to 8 bits makes noise"
+                    noise = f"rounding {value.name or value.op} to 8 bits causes noise"
                     self.options.skip(read.node, f"{noise} at {10 * np.log10(error):.0f} dB")
         return found
 
     def scale(self, group: list[Node], readers: list[Node]) -> Scale | None:
-        """One scale for a group of values that these nodes read as int8."""
+        """One scale for a group of values, given their int8 readers."""
         asked = self.method(readers)
         if asked:
             return self.scaled(group, readers, replace(self.statistics, method=asked))
@@ -355,7 +355,7 @@ class Places:
         found = [s for s in tried if s is not None]
         if not reads or not found:
             return tried[0]
-        # What cuts off more than mse would must be seen to do no harm.
+        # A range that clips more than mse must be shown to do no harm.
         judged = [
             s
             for s in found[1:]
@@ -370,8 +370,8 @@ class Places:
     def finer(
         self, best: Scale, group: list[Node], readers: list[Node], reads: list[Read]
     ) -> Scale:
-        """Where channels lie so far apart that the least step allowed ruins the quiet ones, steps
-        that are as fine as they were seen to need.
+        """If channels differ so much that the least allowed step ruins the small ones, finer steps,
+        if they measurably help.
         """
 
         def worst(scale: Scale) -> float:
@@ -384,7 +384,7 @@ class Places:
         return fine if fine is not None and worst(fine) < PREFERRED * worst(best) else best
 
     def method(self, readers: list[Node]) -> str:
-        """The calibration method that a reader asks for, the first in `ranges`; "" if none does."""
+        """The calibration method of the first of `ranges` that names a reader; "" if none does."""
         for spec in self.options.ranges:
             pattern, _, method = spec.rpartition("=")
             if any(named(r, (pattern,)) for r in readers):
@@ -394,10 +394,10 @@ class Places:
     def scaled(
         self, group: list[Node], readers: list[Node], statistics: Statistics, least: float = LEAST
     ) -> Scale | None:
-        """The scale that the range of one calibration method makes; `least` as in channel_scale."""
+        """The scale for the range of one calibration method; `least` as in channel_scale."""
         ranges = [statistics.range(self.names[n]) or (0.0, 0.0) for n in group]
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-        # Products of two activations: a zero point at 0 spares sums at run time.
+        # Products of two activations: a zero point of 0 saves sums at run time.
         if any(r.op in ("Attention", "MatMul") and not r.operands[1].is_constant for r in readers):
             return activation_scale(low, high, "int8", symmetric=True)
         seen = statistics.channels(self.names[group[0]])
@@ -411,8 +411,8 @@ class Places:
         return activation_scale(low, high, self.options.activation)
 
     def parts(self, group: list[Node], readers: list[Node]) -> Scale | None:
-        """A step for each part of a value that was joined of very different ones, where all its
-        readers can take the quotients in; None where it was not, or they cannot.
+        """A step for each part of a Concat of very different parts, if the ratios can be folded
+        into all its readers; otherwise None.
         """
         value = group[0]
         seen = self.statistics.channels(self.names[value])
@@ -428,20 +428,20 @@ class Places:
         return scale and replace(scale, axis=axis, folded=True)
 
     def apart_scale(self, value: Node, parts: Scale | None) -> Scale | None:
-        """Each part's own, where readers take that; else none: float. Both are told."""
+        """The scale by parts, or None (the readers stay float). Warns about both."""
         name = value.name or value.op
-        kept = "each keeps a scale of its own" if parts else "what reads it stays float"
+        kept = "each part has its own scale" if parts else "its readers stay float"
         warn(f"{name} joins values whose ranges are more than {APART:g} times apart: {kept}")
         return parts
 
     def mean(self, product: Node) -> Numbers | None:
-        """The mean of each channel that a product reads, where calibration looked at it."""
+        """The mean of each input channel of a product, if calibration recorded it."""
         seen = self.statistics.channels(self.names[product.operands[0]])
         return None if seen is None else seen.mean
 
 
 def consumers(graph: Graph, demand: Demand) -> dict[Node, list[Node]]:
-    """Each demand value -> the nodes that want it in few bits."""
+    """Each demanded value -> the nodes that demand it."""
     found: dict[Node, list[Node]] = {n: [] for n in demand.values}
     for node in graph.nodes:
         for i in demand.of(node):
@@ -450,10 +450,10 @@ def consumers(graph: Graph, demand: Demand) -> dict[Node, list[Node]]:
 
 
 def by_channel(readers: list[Node]) -> bool:
-    """Whether readers work channel by channel, so that each may have a step of its own.
+    """Do readers work channel by channel, so that each channel may have its own step?
 
     Depthwise convolutions do, and need it: channels of very different ranges do not mix in them,
-    and with one step for all the small ones drown. Elementwise operators take part.
+    and a common step would lose the small ones. Elementwise operators may be among the readers.
     """
     depthwise = [r for r in readers if r.op == "Conv" and r.int("group") == r.operands[0].shape[1]]
     others = [r for r in readers if r not in depthwise]

@@ -1,13 +1,13 @@
-"""Weights alone in few bits; activations stay float32. No calibration data is needed to do it.
+"""Weight-only quantization; activations stay float32. It needs no calibration data.
 
-MatMul(x, w)   ->  MatMul(x, DequantizeLinear(q, s, z))          integers: a scale a block or column
-Conv(x, w, b)  ->  Conv(x, DequantizeLinear(q, s), b)            integers: a scale a channel
-MatMul(x, w)   ->  Mul(MatMul(x, v), s)                          any other numbers
-Conv(x, w, b)  ->  Add(Mul(Conv(x, v), s), b)
+MatMul(x, w)   ->  MatMul(x, DequantizeLinear(q, s, z))          integers: a scale per block or
+column Conv(x, w, b)  ->  Conv(x, DequantizeLinear(q, s), b)            integers: a scale per
+channel MatMul(x, w)   ->  Mul(MatMul(x, v), s)                          other numbers Conv(x, w, b)
+->  Add(Mul(Conv(x, v), s), b)
 
 Integers are decoded by the product's kernel (matmul_narrow), or, in convolutions, when the artifact
-is opened; the other numbers v, few of them different, when the artifact is opened. Worth it where
-memory decides: in files, and in products of few rows.
+is opened; the other numbers v, with few distinct values, when the artifact is opened. Useful where
+memory is the limit: for file sizes, and in products of few rows.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SCHEMES = ("integer", *TABLES, *FLOATS)
 
 @graph_pass
 class QuantizeWeights:
-    """Products with constant weights, these in few bits.
+    """Products with constant weights in low precision.
 
     scheme: "integer", "log2", "codebook" (k-means), "binary", "ternary", "float8_e4m3fn",
-    "float8_e5m2", "float16" or "bfloat16". bits: 2 to 8, of integers, log2 and codebooks. group: so
-    many rows of a matrix share a scale (32, 64, 128; 0: the whole column); convolutions have one a
-    channel. symmetric: no zero points. rounding: "nearest", "gptq" (any scheme but floats) or
-    "adaround" (integers). layers, include, exclude: as in quantize_static.
+    "float8_e5m2", "float16" or "bfloat16". bits: 2 to 8, of integers, log2 and codebooks. group:
+    number of rows of a matrix that share a scale (32, 64, 128; 0: a whole column); convolutions
+    have one per channel. symmetric: no zero points. rounding: "nearest", "gptq" (any scheme but
+    floats) or "adaround" (integers). layers, include, exclude: as in quantize_static.
     """
 
     scheme: str = "integer"
@@ -59,7 +59,7 @@ class QuantizeWeights:
     default: ClassVar[bool] = False
 
     def __call__(self, graph: Graph) -> Graph:
-        """The graph with small weights; itself if it has been quantized before."""
+        """The graph with quantized weights; itself if it has been quantized before."""
         if "quantization" in graph.notes or "weights" in graph.notes:
             return graph
         self.check()
@@ -71,10 +71,10 @@ class QuantizeWeights:
         for node in products:
             if node not in made:
                 made[node] = self.small(node, None)
-        return _insert(graph, made).note(weights=self.told())
+        return _insert(graph, made).note(weights=self.described())
 
     def check(self) -> None:
-        """Options that mean nothing are an Error."""
+        """Raise Error for invalid options."""
         if self.scheme not in SCHEMES:
             raise Error(f"weights {self.scheme!r}", hint=f"one of {', '.join(SCHEMES)}")
         Scheme(bits=self.bits, group=self.group, rounding=self.rounding)
@@ -85,19 +85,19 @@ class QuantizeWeights:
         if self.rounding != "nearest" and self.scheme in FLOATS:
             raise Error(f"{self.rounding} of {self.scheme} weights", hint="use nearest")
 
-    def told(self) -> str:
-        """For the artifact's manifest."""
+    def described(self) -> str:
+        """The note for the artifact's manifest."""
         counted = self.scheme in ("integer", "log2", "codebook")
         kind = f"{self.scheme} of {self.bits} bits" if counted else self.scheme
         groups = f", groups of {self.group}" if self.scheme == "integer" and self.group else ""
         return f"{kind}{groups}, {self.rounding}"
 
     def asks(self, node: Node) -> bool:
-        """Whether include and exclude let a product's weights be small."""
+        """Do include and exclude allow a product's weights to be quantized?"""
         return not named(node, self.exclude) and (not self.include or named(node, self.include))
 
     def wants(self, node: Node) -> bool:
-        """Whether a product's weights are to be small; --explain is told why not."""
+        """Should a product's weights be quantized? Reports to --explain if not."""
         if node.op not in PRODUCTS or node.dtype != "float32":
             return False
         if not self.asks(node):
@@ -108,15 +108,15 @@ class QuantizeWeights:
         elif not node.operands[1].type.bytes:
             reason = "no weights at all"
         elif not by_rows(node):
-            reason = "weights of another form than [O,C,*K] or [K,N]"
+            reason = "weights of a shape other than [O,C,*K] or [K,N]"
         elif self.rounding != "nearest" and not takes(node):
-            reason = "its shapes are not known"
+            reason = "its shapes are unknown"
         if reason and self.explain is not None:
             self.explain("quantize_weights", node, reason)
         return not reason
 
     def small(self, node: Node, found: Moments | None) -> _Small:
-        """One product's weights -> these in few bits."""
+        """Quantize one product's weights."""
         w = rows(node, node.operands[1].array)
         flat = w.reshape(-1, w.shape[2])
         if self.scheme in FLOATS:
@@ -131,18 +131,18 @@ class QuantizeWeights:
         return _Small(numbers, grid.scale, grid.zero, scheme.bits, scheme.group, scheme.symmetric)
 
     def grid(self, node: Node, found: Moments | None = None) -> Grid:
-        """The numbers that a product's rows [O,K] are rounded to."""
+        """The grid a product's rows [O,K] are rounded to."""
         w = rows(node, node.operands[1].array)
         flat = w.reshape(-1, w.shape[2])
         squares = np.ones_like(flat) if found is None else importance(found, w.shape[1])
         if self.scheme in FLOATS:
-            raise Error(f"{self.scheme} weights have no steps to train for")
+            raise Error(f"{self.scheme} weights have no uniform grid to train for")
         if self.scheme == "integer":
             return grid_of(flat, self.of_integers(node), squares)
         return table_of(flat, self.scheme, bits_of(node, self.layers) or self.bits, squares)
 
     def of_integers(self, node: Node) -> Scheme:
-        """How a product's weights become integers."""
+        """The integer scheme of a product's weights."""
         inputs = node.operands[1].type.dims[0]
         group = self.group if node.op == "MatMul" and self.group < inputs else 0
         symmetric = self.symmetric or node.op == "Conv"
@@ -151,8 +151,8 @@ class QuantizeWeights:
 
 @dataclass(frozen=True)
 class _Small:
-    """Weights as rows [G,O/G,K] of numbers, times scale: [O] of any numbers; of integers (with
-    zero points) [O,1], or [O,K] that is the same throughout each block.
+    """Weights as rows [G,O/G,K] of numbers, times scale: [O], or for integers (with zero points)
+    [O,1], or [O,K] that is constant in each block.
     """
 
     numbers: Floats
@@ -176,7 +176,7 @@ def _insert(graph: Graph, small: dict[Node, _Small]) -> Graph:
 
 
 def _behind(node: Node, made: Node, small: _Small) -> Node:
-    """A product by other numbers, and their scales behind it; none where all are 1."""
+    """A product with the new weights, multiplied by their scales unless all are 1."""
     weights = constant(unrows(node, small.numbers).astype(np.float32), node.operands[1].name)
     if np.all(small.scale == 1):
         return rebuilt(made, (made.inputs[0], weights, *made.inputs[2:]))
@@ -189,7 +189,7 @@ def _behind(node: Node, made: Node, small: _Small) -> Node:
 
 
 def _dequantized(node: Node, made: Node, small: _Small) -> Node:
-    """A product by DequantizeLinear, in blocks of a column, or one a column or channel."""
+    """A product by a DequantizeLinear with a scale per block, column or channel."""
     kind = "int" if small.symmetric else "uint"
     dtype = numpy_dtype(f"{kind}{4 if small.bits <= 4 else 8}")
     q = constant(unrows(node, small.numbers).astype(dtype), node.operands[1].name)

@@ -213,11 +213,11 @@ def _matmul_n_bits(call: Call) -> Result:
         axis=1,
         block_size=block,
     )
-    turned = _onnx(call, "turned", "Transpose", exact, perm=(1, 0))
+    transposed = _onnx(call, "transposed", "Transpose", exact, perm=(1, 0))
     bias = call.input(5)
     if bias is None:
-        return _onnx(call, "", "MatMul", call.need(0), turned)
-    return _onnx(call, "", "Add", _onnx(call, "product", "MatMul", call.need(0), turned), bias)
+        return _onnx(call, "", "MatMul", call.need(0), transposed)
+    return _onnx(call, "", "Add", _onnx(call, "product", "MatMul", call.need(0), transposed), bias)
 
 
 def _unpacked(call: Call, packed: Array, shape: tuple[int, int], dtype: str) -> Array:

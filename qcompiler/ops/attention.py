@@ -271,14 +271,14 @@ def rotary_embedding(
 ) -> Numbers:
     """Rotate pairs of values by an angle that depends on the position."""
     rows = _heads(x, _count(node, "num_heads"))
-    turned = node.int("rotary_embedding_dim") or rows.shape[-1]
-    half = turned // 2
+    rotated = node.int("rotary_embedding_dim") or rows.shape[-1]
+    half = rotated // 2
     cosine, sine = (c if positions is None else c[positions] for c in (cos, sin))
     cosine, sine = (c[:, None].astype(sums_of(x.dtype.name)) for c in (cosine, sine))
     if node.int("interleaved"):
-        places = (slice(0, turned, 2), slice(1, turned, 2))
+        places = (slice(0, rotated, 2), slice(1, rotated, 2))
     else:
-        places = (slice(0, half), slice(half, turned))
+        places = (slice(0, half), slice(half, rotated))
     a, b = (rows[..., p].astype(cosine.dtype) for p in places)
     made = rows.copy()
     made[..., places[0]] = (cosine * a - sine * b).astype(x.dtype)

@@ -30,8 +30,7 @@ Floats = NDArray[np.float64]
 
 SAMPLES = 4
 POOR = 10.0
-"""Decibels: the error has a tenth of the output's power, where predicted classes begin to change.
-"""
+"""Decibels: the error has a tenth of the output's power, and predictions begin to change."""
 
 CURE = (
     "try another --calibration-method, more samples, --exclude {layer}, int8-dynamic or bfloat16; "

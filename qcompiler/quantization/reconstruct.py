@@ -254,18 +254,18 @@ def gptq(w: Floats, h: Floats, grid: Grid, *, damping: float = DAMPING) -> Float
     Columns of large curvature come first, while most others can still compensate.
     """
     order = np.argsort(-np.diag(h), kind="stable")
-    turned = grid.at(order, w.shape)
+    ordered = grid.at(order, w.shape)
 
     def begin(first: int, part: Floats, d: Floats) -> Change:
         def change(j: int, column: Floats) -> Floats:
-            one = turned.at(slice(j, j + 1), w.shape)
+            one = ordered.at(slice(j, j + 1), w.shape)
             return one.values(one.nearest(column[:, None]))[:, 0]
 
         return change
 
     made = compensate(w[:, order], h[np.ix_(order, order)], begin, damping=damping)
     result = np.empty_like(w)
-    result[:, order] = turned.nearest(made)
+    result[:, order] = ordered.nearest(made)
     return result
 
 
