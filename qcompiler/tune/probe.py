@@ -31,7 +31,7 @@ def probe(device: Device) -> Probe:
     hz, before = clock(one)
     cycles = Cycles(one, hz)
     facts = [
-        Fact("hz", hz, "a chain of integer instructions of one cycle, beside vector products"),
+        Fact("hz", hz, "a chain of integer instructions of one cycle, alongside vector products"),
         *cycles.arithmetic(),
         *cycles.memory(),
         *cycles.lines(),
@@ -43,19 +43,19 @@ def probe(device: Device) -> Probe:
         doubts.append(f"the clock was {hz / 1e9:.2f} GHz before, {again / 1e9:.2f} GHz after")
     share = (time.process_time() - own) / (time.perf_counter() - begin)
     if share < 1 - NOISY:
-        doubts.append(f"for {1 - share:.0%} of the time others had this process's core")
+        doubts.append(f"for {1 - share:.0%} of the time other processes used this core")
     shared, waited = shared_work(device)
     facts += shared
     known = {f.name: f.value for f in facts}
-    core, said = Core.of(known), (*notes, *_left(facts))
-    return Probe(replace(device, core=core), tuple(facts), said, (*doubts, *waited))
+    core, remarks = Core.of(known), (*notes, *_left(facts))
+    return Probe(replace(device, core=core), tuple(facts), remarks, (*doubts, *waited))
 
 
 def _left(facts: Sequence[Fact]) -> list[str]:
     """Facts that were not found, and keep the reference's values."""
     missing = {f.name for f in fields(Core)} - {f.name for f in facts}
-    said = [f"not found, so as of the reference: {name}" for name in sorted(missing)]
-    return [f"{s} (0: a core in order)" if s.endswith("window") else s for s in said]
+    texts = [f"not found, taken from the reference: {name}" for name in sorted(missing)]
+    return [f"{s} (0: an in-order core)" if s.endswith("window") else s for s in texts]
 
 
 def toml(found: Probe, day: str) -> str:
@@ -63,12 +63,12 @@ def toml(found: Probe, day: str) -> str:
     d = found.device
     head = [
         f'description = "Measured on the machine itself, {day}"',
-        'source = "qcompiler targets --probe: the least of many times of small kernels"',
+        'source = "qcompiler targets --probe: the least of many runs of small kernels"',
         f'isa = "{d.isa.name}"',
-        f"threads = {d.threads} # processors that the process may use all the time",
-        f"l1_bytes = {d.l1_bytes} # data, one core, by the system",
-        f"l2_bytes = {d.l2_bytes} # one core, by the system",
-        f"l3_bytes = {d.l3_bytes} # by the system",
+        f"threads = {d.threads} # processors always available to the process",
+        f"l1_bytes = {d.l1_bytes} # data, one core, reported by the system",
+        f"l2_bytes = {d.l2_bytes} # one core, reported by the system",
+        f"l3_bytes = {d.l3_bytes} # reported by the system",
     ]
     warned = [f"# Doubtful, measure again when nothing else runs: {text}" for text in found.doubts]
     notes = [f"# {text}" for text in found.notes]

@@ -29,7 +29,7 @@ from qcompiler.runtime.library import Code
 from qcompiler.tune import limits
 
 FLOAT: MacKey = ("f32", "f32", "f32")
-TURNS = 2_000
+ITERATIONS = 2_000
 OUT_BYTES = 4096
 """Bytes of memory that a kernel writes."""
 NOISY = 0.1
@@ -65,7 +65,7 @@ def clock(device: Device) -> tuple[float, tuple[str, ...]]:
     floats = source.view("float32")
     sums = b.registers("float32", mac.lanes, 8, "sum")
     sums.fill(0)
-    with b.serial(TURNS):
+    with b.serial(ITERATIONS):
         filler.run(chain)
         right = b.let(floats.load(0, mac.lanes))
         left = b.let(tir.broadcast(floats.load(1), mac.lanes))
@@ -76,7 +76,7 @@ def clock(device: Device) -> tuple[float, tuple[str, ...]]:
         out.view("float32").store((i + 1) * mac.lanes, sums[i])
     code = built(b, device)
     taken = limits.runs(code, 1, OUT_BYTES, OUT_BYTES)
-    hz = TURNS * chain * 2 / min(taken)
+    hz = ITERATIONS * chain * 2 / min(taken)
     if _unsteady(taken) > 2 * NOISY:
         return hz, (f"half of the runs took {_unsteady(taken):.0%} longer than the shortest",)
     return hz, ()
@@ -152,12 +152,12 @@ class Cycles:
             Fact(
                 "macs_per_cycle",
                 self._throughput(self.mac),
-                "float32 products added to as many sums as registers hold",
+                "float32 products into as many sums as fit in registers",
             ),
             Fact(
                 "issue_per_cycle",
                 self._issue(),
-                "integer instructions and products that wait for nothing, counted in the assembly",
+                "independent integer instructions and products, counted in the assembly",
             ),
         ]
 
@@ -177,30 +177,30 @@ class Cycles:
             Fact(
                 "loads_per_cycle",
                 l1,
-                f"{_LOADS_SUSTAINED:.0%} of vectors loaded in order from half of the first cache",
+                f"{_LOADS_SUSTAINED:.0%} of sequential vector loads from half of L1",
             ),
             Fact(
                 "load_latency_cycles",
                 self._chased(ring(4096, 1), 20 * _HOPS),
                 "a chain of loads in 4 KiB",
             ),
-            Fact("stores_per_cycle", self._stored(), "vectors stored in order to 4 KiB"),
+            Fact("stores_per_cycle", self._stored(), "sequential vector stores to 4 KiB"),
             Fact(
                 "l2_bytes_per_cycle",
                 l2,
-                f"{_BYTES_SUSTAINED:.0%} of what is loaded in order from half of the second cache",
+                f"{_BYTES_SUSTAINED:.0%} of sequential loads from half of L2",
             ),
-            Fact("l3_bytes_per_cycle", l3, "the same of half of the third"),
-            Fact("memory_bytes_per_cycle", memory, f"the same of {far >> 20} MiB"),
+            Fact("l3_bytes_per_cycle", l3, "the same from half of L3"),
+            Fact("memory_bytes_per_cycle", memory, f"the same from {far >> 20} MiB"),
             Fact(
                 "l2_latency_cycles",
                 latency,
-                f"a chain of loads, line after line of {near >> 10} KiB at random",
+                f"a chain of loads over the lines of {near >> 10} KiB in random order",
             ),
             Fact(
                 "ahead_bytes",
                 ahead,
-                f"what the second cache gives in the {furthest:.0f} cycles of a load from memory",
+                f"bytes from L2 in the {furthest:.0f} cycles of a load from memory",
             ),
             *window,
         ]
@@ -208,23 +208,23 @@ class Cycles:
     def lines(self) -> list[Fact]:
         """Facts of the L1 cache reported by the system."""
         facts = (("line_bytes", cpu.line_bytes()), ("way_bytes", cpu.way_bytes()))
-        return [Fact(name, size, "by the system") for name, size in facts if _power(size)]
+        return [Fact(name, size, "reported by the system") for name, size in facts if _power(size)]
 
     def notes(self) -> tuple[str, ...]:
         """Products of other operands, which the models treat like float32 ones."""
-        said = []
+        found = []
         nearest = {(type(mac), mac.key): mac for mac in reversed(self.device.isa.inherited)}
         for mac in nearest.values():
             name = " by ".join(mac.key[:2])
             if isinstance(mac, TileMac):
                 rate = limits.products(self.device, mac) / self.hz
-                said.append(f"{name} in tiles: {rate:.0f} operations a cycle")
+                found.append(f"{name} in tiles: {rate:.0f} operations per cycle")
             elif mac.key != FLOAT:
                 much, wait = self._throughput(mac), self._latency(mac)
-                said.append(
-                    f"{name}: {much:.3g} products of vectors a cycle, each added after {wait:.3g}"
+                found.append(
+                    f"{name}: {much:.3g} vector products per cycle, each added after {wait:.3g}"
                 )
-        return tuple(said)
+        return tuple(found)
 
     def _per_cycle(self, mac: Mac, sums: int) -> float:
         return limits.products(self.device, mac, sums) / (2 * mac.multiplies) / self.hz
@@ -247,12 +247,12 @@ class Cycles:
         b, lanes = Builder("stores"), self.device.isa.lanes(4)
         source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
         each, blocks = 8, OUT_BYTES // (32 * lanes)
-        with b.serial(TURNS * 8, "turn") as turn:
-            value = b.let(tir.broadcast(source.load(turn % 8), lanes))
-            at = b.let(turn % blocks * (each * lanes), "at")
+        with b.serial(ITERATIONS * 8, "i") as i:
+            value = b.let(tir.broadcast(source.load(i % 8), lanes))
+            at = b.let(i % blocks * (each * lanes), "at")
             for i in range(each):
                 out.store(at + i * lanes, value)
-        return TURNS * 8 * each / self._least(b, OUT_BYTES, OUT_BYTES)
+        return ITERATIONS * 8 * each / self._least(b, OUT_BYTES, OUT_BYTES)
 
     def _chased(self, ring: Array, hops: int = _HOPS) -> float:
         """Cycles from a load to the next one, whose address depends on it."""
@@ -274,7 +274,7 @@ class Cycles:
         left = b.let(tir.broadcast(floats.load(1), mac.lanes))
         sums = b.registers("float32", mac.lanes, 8, "sum")
         sums.fill(0)
-        with b.serial(TURNS):
+        with b.serial(ITERATIONS):
             right = b.let(floats.load(0, mac.lanes))
             for i in range(sums.count):
                 filler.run(1)
@@ -284,7 +284,7 @@ class Cycles:
         for i in range(sums.count):
             out.view("float32").store((i + 1) * mac.lanes, sums[i])
         count = max(map(len, loops(self._assembly(b))))
-        return TURNS * count / self._least(b, OUT_BYTES, OUT_BYTES)
+        return ITERATIONS * count / self._least(b, OUT_BYTES, OUT_BYTES)
 
     def _assembly(self, b: Builder) -> str:
         return str(machine_code({b.name: b.function()}, self.device.isa, "").inspect_source("asm"))

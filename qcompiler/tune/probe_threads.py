@@ -9,7 +9,7 @@ from qcompiler.hardware.isa import Device
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.runtime.library import Code
 from qcompiler.tune import limits
-from qcompiler.tune.probe_core import OUT_BYTES, TURNS, Fact, Filler, built
+from qcompiler.tune.probe_core import ITERATIONS, OUT_BYTES, Fact, Filler, built
 
 _ROUNDS = 200
 _SLEEP_SECONDS = 0.002
@@ -23,15 +23,15 @@ def shared_work(device: Device) -> tuple[list[Fact], list[str]]:
     if device.threads == 1:
         return [], []
     barrier, wake = _barrier(device), _wake(device)
-    doubts = ["threads got no cores beside the caller's"] if barrier is None or wake is None else []
+    doubts = ["workers got no cores of their own"] if barrier is None or wake is None else []
     found = []
     if barrier is not None:
         how = f"forty times a barrier of threads, {barrier:.0f} ns"
         found.append(Fact("launch_ns", 40 * barrier, how))
-        how = "five times a barrier: lines move, shares are not quite even"
+        how = "five times a barrier: cache lines move, and shares are uneven"
         found.append(Fact("barrier_ns", 5 * barrier, how))
     if wake is not None:
-        how = "how much longer a run takes that finds its workers asleep"
+        how = "additional time of a run whose workers sleep"
         found.append(Fact("wake_ns", wake, how))
     return found, doubts
 
@@ -43,7 +43,7 @@ def _barrier(device: Device) -> float | None:
     b = Builder("barriers")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     with b.serial(_ROUNDS), b.parallel(device.threads) as task:
-        _work(b, source, out, task, TURNS // 10)
+        _work(b, source, out, task, ITERATIONS // 10)
     code = built(b, device)
     together, alone = _least(code, device.threads), _least(code, 1)
     if together > _HELPED * alone:
@@ -56,7 +56,7 @@ def _wake(device: Device) -> float | None:
     b = Builder("shares")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     with b.parallel(device.threads) as task:
-        _work(b, source, out, task, 5 * TURNS)
+        _work(b, source, out, task, 5 * ITERATIONS)
     code = built(b, device)
     awake, asleep = (_least(code, device.threads, before) for before in (_go_on, _sleep))
     if max(awake, asleep) > _HELPED * _least(code, 1):
