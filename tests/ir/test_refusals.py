@@ -1,4 +1,4 @@
-"""What cannot be compiled is refused with the node, the operator, the dtype and the cause."""
+"""Errors for uncompilable graphs name the node, the operator, the dtype and the cause."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model(
     constants: dict[str, np.ndarray] | None = None,
     shapes: dict[str, list[object]] | None = None,
 ) -> onnx.ModelProto:
-    """Nodes that make `y` of inputs like these."""
+    """A model of nodes that compute `y` from inputs like these."""
     ins = [
         helper.make_tensor_value_info(
             k, helper.np_dtype_to_tensor_dtype(a.dtype), (shapes or {}).get(k, a.shape)

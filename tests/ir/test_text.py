@@ -1,4 +1,4 @@
-"""A graph's text reads back as the same graph; what is no graph is an error that names the line."""
+"""A graph's text reads back as the same graph; invalid text is an error that names the line."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from qcompiler.ops import make
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029"), max_size=8
-)  # the reader of files lets no line breaks into names
+)  # the ONNX reader allows no line breaks in names
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int8", "uint8", "int64", "bool", "int4")
 FLOATS = st.floats(width=32, allow_nan=False)
 ARRAYS = st.sampled_from(("float32", "float16", "int8", "uint8", "int64", "bool")).flatmap(
@@ -33,7 +33,7 @@ ATTRS: st.SearchStrategy[Attr] = st.one_of(
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """Any nodes at all: the text does not ask what an operator means."""
+    """Arbitrary nodes: the text does not depend on what an operator does."""
     dims = st.one_of(st.integers(0, 9), st.sampled_from(("N", "seq_len", "?7")))
     types = st.builds(Type, st.sampled_from(DTYPES), st.lists(dims, max_size=3).map(tuple))
     names = draw(st.lists(NAMES.filter(bool), min_size=1, max_size=3, unique=True))

@@ -1,4 +1,4 @@
-"""Loop and Scan of a file become their turns; against onnxruntime."""
+"""Unrolled Loop and Scan, against onnxruntime."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qcompiler.ops import evaluate
 POWERS = """
     <ir_version: 8, opset_import: ["": 17]>
     powers (float[3] x) => (float[3] last, float[N, 3] all)
-    <int64 turns = {4}, bool yes = {1}>
+    <int64 count = {4}, bool yes = {1}>
     {
-        last, all = Loop <body = turn (int64 i, bool going, float[3] now)
+        last, all = Loop <body = iteration (int64 i, bool going, float[3] now)
             => (bool on, float[3] next, float[3] seen) {
                 three = Constant <value = int64 {3}> ()
                 on = Less(i, three)
@@ -26,7 +26,7 @@ POWERS = """
                 more = Mul(now, x)
                 next = Add(more, step)
                 seen = Neg(next)
-            }> (turns, yes, x)
+            }> (count, yes, x)
     }
 """
 SCAN = """
@@ -35,7 +35,7 @@ SCAN = """
     {
         end, all = Scan <num_scan_inputs = 2, scan_input_axes = [1, 0],
             scan_input_directions = [0, 1], scan_output_axes = [1], scan_output_directions = [1],
-            body = turn (float[2] before, float[2] a, float[2] b)
+            body = iteration (float[2] before, float[2] a, float[2] b)
             => (float[2] after, float[2] seen) {
                 product = Mul(a, b)
                 after = Add(before, product)

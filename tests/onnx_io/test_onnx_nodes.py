@@ -1,6 +1,6 @@
-"""ONNX's backend cases through the whole compiler, every input known at run time only: right, or
-refused with a message. golden/onnx_nodes_refused.txt has what is refused, by reason; a case that is
-refused and not listed there fails (`--update-golden` lists it).
+"""ONNX's backend tests through the whole compiler, with every input known at run time only: each is
+right, or refused with an Error. golden/onnx_nodes_refused.txt lists the refused ones by reason; a
+case that is refused but not listed fails (`--update-golden` lists it).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ PARTS = 32
 OTHERS = ("simple", "pytorch-converted", "pytorch-operator")
 REFUSED = Path(__file__).parents[1] / "golden" / "onnx_nodes_refused.txt"
 ULPS = 3
-"""16-bit floats may be so many units in the last place away: some references round every step."""
+"""Tolerance of 16-bit floats in units in the last place: some references round every step."""
 
 Sets = list[tuple[list[Array], list[Array]]]
 
-pytestmark = pytest.mark.slow  # minutes; .ci/run runs them all the same
+pytestmark = pytest.mark.slow  # minutes; .ci/run includes them
 
 
 @cache
 def cases() -> list[TestCase]:
-    """All cases but those of traditional machine learning, which we have no operators of."""
+    """All cases except traditional machine learning, whose operators are unsupported."""
     found = [c for of_op in node_cases().values() for c in of_op]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -46,7 +46,7 @@ def cases() -> list[TestCase]:
 
 
 def loaded(case: TestCase) -> tuple[ModelProto, Sets] | None:
-    """A case's model and its data; None where that is no tensors."""
+    """A case's model and data; None if the data are not tensors."""
     if case.model is not None:
         sets = case.data_sets or []
         if any(isinstance(v, list | dict) or v is None for i, o in sets for v in (*i, *o)):
@@ -68,13 +68,13 @@ def _tensors(folder: Path, stem: str) -> list[Array]:
 
 
 def results(model: ModelProto, inputs: list[Array]) -> list[Array]:
-    """The outputs of a model compiled for just these shapes."""
+    """The outputs of a model compiled for these shapes."""
     given = {t.name for t in model.graph.initializer}
     names = [i.name for i in model.graph.input]
     if len(inputs) < len(names):
         names = [n for n in names if n not in given]
     feeds = dict(zip(names, inputs, strict=True))
-    if given & set(feeds):  # inputs of old models have initializers: these are weights
+    if given & set(feeds):  # old models list weights with initializers as inputs
         model, feeds = _with_weights(model, feeds, given)
     shapes = {
         i.name: tuple(feeds[i.name].shape)
@@ -99,7 +99,7 @@ def _with_weights(
 
 
 def assert_right(got: Array, want: Array, case: TestCase) -> None:
-    """Within the case's tolerance, that of its dtype, and of sums of numbers as large as it has."""
+    """Within the tolerance of the case, of its dtype, and of sums of its largest numbers."""
     assert (got.dtype, got.shape) == (want.dtype, want.shape)
     if "float" not in want.dtype.name:
         np.testing.assert_array_equal(got, want)
@@ -132,13 +132,13 @@ def outcome(case: TestCase) -> tuple[str, str]:
 
 
 def reason(error: qcompiler.Error) -> str:
-    """What an Error says, without names and numbers of the case."""
+    """An Error's text, without the case's names and numbers."""
     text = re.sub(r"'[^']*'|\b\w*test_\w*\b", "…", error.what)
     return re.sub(r"\?\d+|\d+", "n", " ".join(text.split()))[:160]
 
 
 def listed() -> tuple[str, dict[str, str]]:
-    """The onnx that the list was made with, and {case: reason}."""
+    """The onnx version the list was made with, and {case: reason}."""
     if not REFUSED.exists():
         return "", {}
     version, found, why = "", {}, ""
@@ -169,7 +169,7 @@ def test_onnx_cases_are_right_or_refused(part: int, request: pytest.FixtureReque
 
 
 def _record(refused: dict[str, str], seen: set[str]) -> None:
-    """Add a part's to the list; one process at a time (`-n 0`)."""
+    """Add one part's results to the list; one process at a time (`-n 0`)."""
     _, known = listed()
     known = {n: why for n, why in known.items() if n not in seen} | refused
     by_reason: dict[str, list[str]] = {}

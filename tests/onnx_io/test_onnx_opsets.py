@@ -1,4 +1,4 @@
-"""Every change of ONNX from opset 7 on: what we read means what onnxruntime computes."""
+"""Every change of ONNX from opset 7 on: graphs compute what onnxruntime computes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MATRIX = RNG.standard_normal((5, 6)).astype(np.float32)
 
 @dataclass
 class Case:
-    """One node (or a few) as opsets `first` to `last` write it, and what goes into it."""
+    """One node (or a few) in the form of opsets `first` to `last`, and its inputs."""
 
     name: str
     first: int
@@ -315,7 +315,7 @@ def others() -> Iterator[Case]:
     yield Case("GatherND", 12, 26, one("GatherND", "x", "i"), [pairs])
     hot = [tensor("i", [1, -1, 2], np.int64), tensor("d", 4, np.int64), floats("v", [0, 5])]
     yield Case("OneHot", 11, 26, one("OneHot", "i", "d", "v"), hot, {})
-    early = [tensor("i", [1, 3, 2], np.int64), *hot[1:]]  # none may be negative before opset 11
+    early = [tensor("i", [1, 3, 2], np.int64), *hot[1:]]  # not negative before opset 11
     yield Case("OneHot", 9, 10, one("OneHot", "i", "d", "v"), early, {})
     yield Case("Range", 11, 26, one("Range", "a", "b", "c"), [
         floats("a", 1), floats("b", 4.2), floats("c", 0.5)
@@ -425,12 +425,12 @@ CASES = [
 )
 def test_every_opset_means_what_onnxruntime_computes(case: Case, opset: int) -> None:
     if "counted" in case.name and tuple(map(int, version("onnxruntime").split(".")[:2])) < (1, 32):
-        pytest.skip("onnxruntime 1.23 divides by what lies beyond the padding; 1.32 does not")
+        pytest.skip("onnxruntime 1.23 counts positions beyond the padding; 1.32 does not")
     model = case.model(opset)
     found = evaluate(read(model), case.inputs)
     for name, want in onnxruntime_outputs(model, case.inputs, case.outputs).items():
         assert found[name].dtype == want.dtype
-        one_step = 1 if want.dtype.kind in "iu" and case.domain else 0  # rounded otherwise
+        one_step = 1 if want.dtype.kind in "iu" and case.domain else 0  # rounded differently
         scale = max(1.0, float(np.abs(want).max())) if want.size else 1.0
         np.testing.assert_allclose(
             found[name].astype(np.float64),

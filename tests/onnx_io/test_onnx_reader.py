@@ -1,4 +1,4 @@
-"""Models become graphs: names, shapes, functions, branches; and no file, however bad, does harm."""
+"""Models become graphs: names, shapes, functions, branches; malformed files do no harm."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_real_models_of_many_kinds_are_read(name: str, material: Path) -> None:
 
 
 def converted_models() -> list[Path]:
-    """Models that PyTorch exported long ago (opset 6), with inputs and outputs, in onnx itself."""
+    """Old PyTorch exports (opset 6), with inputs and outputs, from the onnx package."""
     data = Path(onnx.__file__).parent / "backend/test/data"
     kinds = ("pytorch-converted", "pytorch-operator")
     return sorted(p.parent for kind in kinds for p in (data / kind).glob("*/model.onnx"))
@@ -190,7 +190,7 @@ def test_outputs_may_be_inputs_and_initializers() -> None:
     assert [o.op for o in graph.outputs] == ["input", "constant"]
 
 
-# What is not supported is told at once.
+# Unsupported features are reported together.
 
 
 def test_all_that_is_not_supported_is_told_in_one_error() -> None:

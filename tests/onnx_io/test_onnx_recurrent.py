@@ -1,4 +1,4 @@
-"""Recurrent layers: folded, quantized and written, they run in onnxruntime and read back alike."""
+"""Recurrent layers: folded, quantized and written, they run in onnxruntime and read back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = [
 def layer(
     kind: str, direction: str, extra: str, *, size: int = 6, inputs: int = 5
 ) -> tuple[onnx.ModelProto, np.ndarray]:
-    """A model of one layer whose sequence and last state are added up by a product, and its x."""
+    """A model of one layer, with its sequence and last state summed by a product; and its x."""
     random = np.random.default_rng(3)
     count = 2 if direction == "bidirectional" else 1
 

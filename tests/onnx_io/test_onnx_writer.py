@@ -34,7 +34,7 @@ NEWEST = [
     case
     for case, opset in CASES
     if (opset == 26 or case.domain)
-    and case.name not in ("Dropout", "Swish", "QuickGelu")  # nothing is left; what onnxruntime runs
+    and case.name not in ("Dropout", "Swish", "QuickGelu")  # dropped, or written for onnxruntime
 ]
 
 

@@ -1,4 +1,4 @@
-"""numpy meanings against ONNX's node test cases, defaults against its schemas, our own exactly."""
+"""Numpy definitions against ONNX's node tests, defaults against its schemas, our own exactly."""
 
 import re
 from collections import defaultdict
@@ -24,13 +24,13 @@ ONNX_OPERATORS = sorted(op for op in OPERATORS if op[0].isupper())
 BEYOND_US = re.compile(
     "string|sequence_type|optional_type|training mode|a condition known|is older than"
     "|output 1 of Dropout|FLOAT4E2M1|FLOAT8E8M0|INT2 are|UINT2 are|which dimensions of .* are 1"
-    "|a number of turns that only running"
+    "|a number of iterations known at run"
 )
-"""What of ONNX we leave out: text, lists, training, control flow on data, the narrowest dtypes."""
+"""Unsupported parts of ONNX: strings, sequences, training, dynamic control flow, 2-bit dtypes."""
 
 
 def assert_close(got: Array, want: Array, rtol: float, atol: float) -> None:
-    """Within ONNX's tolerance; 16-bit floats and narrower within three units in the last place."""
+    """Within ONNX's tolerance; floats of at most 16 bits within three units in the last place."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     if "float" not in got.dtype.name:
@@ -54,11 +54,11 @@ CONTRADICTED = (
     "test_resize_downsample_scales_cubic_align_corners",
     "test_resize_downsample_scales_linear_align_corners",
 )
-"""They take the length of the resized tensor as a fraction; ONNX's text and onnxruntime do not."""
+"""Cases that take a resized length as a fraction, unlike ONNX's text and onnxruntime."""
 
 
 def failure(case: TestCase) -> str:
-    """Why a case fails, or "" where it passes or is beyond us."""
+    """Why a case fails, or "" if it passes or is unsupported."""
     if case.name in CONTRADICTED:
         return ""
     try:
@@ -79,12 +79,12 @@ def test_onnx_says_the_same(op: str) -> None:
 
 
 def test_onnx_says_the_same_of_functions() -> None:
-    """The same again where ONNX writes an operator as a graph of simpler ones."""
+    """The same for ONNX's definitions of operators as functions."""
     assert not list(filter(None, map(failure, node_cases()[""])))
 
 
 def test_most_of_onnx_is_supported() -> None:
-    """The share of node cases that read; the rest are named by the reader."""
+    """The fraction of node cases that are read; the reader names the rest."""
     refused: dict[str, int] = defaultdict(int)
     total = 0
     for op, of_op in node_cases().items():
@@ -116,7 +116,7 @@ IMPLICIT = [
 
 @pytest.mark.parametrize("op", IMPLICIT)
 def test_attributes_that_onnx_leaves_implicit(op: str) -> None:
-    """The node as the file has it, without the reader's adapters: auto_pad, ceil_mode, no pads."""
+    """Nodes as in the file, without the reader's adapters: auto_pad, ceil_mode, no pads."""
     newest = onnx.defs.get_schema(op).since_version
     for case in node_cases().get(op, []):
         (proto,) = case.model.graph.node
@@ -152,7 +152,7 @@ def test_attributes_and_defaults_are_those_of_onnx(op: str) -> None:
     schema = onnx.defs.get_schema(op)
     for key, default in OPERATORS[op].defaults.items():
         attribute = schema.attributes.get(key)
-        if attribute is None:  # our own, or of an opset newer than the installed onnx
+        if attribute is None:  # our own, or from an opset newer than the installed onnx
             assert key != "outputs" or schema.max_output > 1
             continue
         wanted = (
@@ -336,7 +336,7 @@ def test_the_clip_of_an_lstm_bounds_what_its_activations_read() -> None:
 
 
 def test_a_short_sequence_ends_where_it_ends() -> None:
-    """Beyond its length the hidden states are zeros, and the last state is that at its end."""
+    """Beyond its length, hidden states are zeros; the last state is that at its end."""
     x = random((5, 2, 3), "float32")
     w, r = random((2, 4, 3), "float32", 1), random((2, 4, 4), "float32", 2)
     lengths = np.array([5, 2], np.int32)

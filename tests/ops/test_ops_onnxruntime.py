@@ -1,4 +1,4 @@
-"""numpy meanings against onnxruntime, over shapes and attributes that nobody chose."""
+"""Numpy definitions against onnxruntime, over random shapes and attributes."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from qcompiler.onnx_io.reader import read
 from qcompiler.ops import OPERATORS, evaluate, make
 
 OPSET = 21
-"""Old enough for every onnxruntime that we may meet."""
+"""An IR version that every supported onnxruntime reads."""
 
 examples = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
@@ -29,7 +29,7 @@ examples = settings(
 def theirs(
     op: str, inputs: Sequence[Array | None], attrs: dict[str, Any], outputs: int
 ) -> list[Array]:
-    """onnxruntime's values, its optimizations off."""
+    """onnxruntime's values, without its optimizations."""
     given = {f"x{i}": v for i, v in enumerate(inputs) if v is not None}
     names = [f"x{i}" if v is not None else "" for i, v in enumerate(inputs)]
     types = [
@@ -63,7 +63,7 @@ def ours(
 def agree(
     op: str, *inputs: Any, rtol: float = 1e-5, outputs: int = 1, refuse: str = "", **attrs: Any
 ) -> None:
-    """Both give the same; or we refuse too where onnxruntime says something like `refuse`.
+    """Both agree, or we raise Error too if onnxruntime's error matches `refuse`.
 
     onnxruntime may be stricter than we are: it limits pads, dilations and dtypes.
     """
@@ -107,7 +107,7 @@ def windows(draw: st.DrawFn, dims: int, pool: bool = False) -> dict[str, Any]:
         attrs["pads"] = each(0, limit, 2 * dims)
     elif mode:
         attrs["auto_pad"] = mode
-        # onnxruntime forgets dilations here, and pads less than nothing where windows lie apart.
+        # onnxruntime ignores dilations here, and computes negative pads for windows with gaps.
         attrs.pop("dilations", None)
         steps = zip(attrs["kernel_shape"], attrs.get("strides", ()), strict=False)
         attrs["strides"] = [min(k, s) for k, s in steps] or [1] * dims
@@ -186,7 +186,7 @@ def test_slices(data: st.DataObject) -> None:
     starts, ends = (data.draw(st.lists(far, min_size=len(axes), max_size=len(axes))) for _ in "ab")
     step = st.integers(-3, 3).filter(bool)
     steps = data.draw(st.lists(step, min_size=len(axes), max_size=len(axes)))
-    # Backwards, onnxruntime takes the largest end as the smallest.
+    # For negative steps, onnxruntime takes the largest end as the smallest.
     ends = [min(e, 7) if s < 0 else e for e, s in zip(ends, steps, strict=True)]
     agree("Slice", floats(0, shape), *map(np.array, (starts, ends, axes, steps)))
 
@@ -226,7 +226,7 @@ def test_reductions(shape: list[int], axis: int, keep: int) -> None:
 @examples
 @given(sizes(1, 3, 1, 6), st.integers(0, 1), st.integers(0, 4), st.integers(-3, 2))
 def test_top_k(shape: list[int], largest: int, k: int, axis: int) -> None:
-    x = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)  # with many equals
+    x = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)  # with many ties
     axis, k = axis % len(shape), min(k, shape[axis % len(shape)])
     agree("TopK", x, np.array([k]), outputs=2, largest=largest, axis=axis)
 
@@ -371,7 +371,7 @@ def test_activations(op: str) -> None:
 def test_a_network_that_onnxruntime_quantized(
     form: str, activations: str, per_channel: bool, tmp_path: Path
 ) -> None:
-    """The same class for every image, and scores no further away than one step of the output."""
+    """The same class for every image, and scores within one step of the output."""
     demo = resources.files("qcompiler.demo")
     with demo.joinpath("digits.npz").open("rb") as file, np.load(file) as data:
         calibration, images = data["calibration"][:32], data["test_images"][:100]

@@ -1,4 +1,4 @@
-"""Type rules: what is inferred is what comes out; symbols tell no more; nothing hostile passes."""
+"""Type rules: inferred types match values, symbols agree with numbers, bad input is refused."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def kind_of(op: str, key: str) -> str:
 
 @st.composite
 def any_attributes(draw: st.DrawFn, op: str) -> dict[str, Any]:
-    """Some of an operator's attributes, of the right kind but of any value."""
+    """Some of an operator's attributes, of the right kind with any value."""
     attrs: dict[str, Any] = {}
     for key, default in OPERATORS[op].defaults.items():
         if default is not required() and draw(st.integers(0, 2)):
@@ -83,7 +83,7 @@ def any_attributes(draw: st.DrawFn, op: str) -> dict[str, Any]:
 
 @st.composite
 def operands(draw: st.DrawFn, op: str) -> list[Node | None]:
-    """Inputs of related shapes, some of them constants that tell a shape, an axis, an index."""
+    """Inputs of related shapes, some of them constants for a shape, an axis or an index."""
     needed, possible = OPERATORS[op].arity
     count = draw(st.integers(needed, min(int(min(possible, 8)), needed + 3)))
     dims = st.sampled_from((0, 1, 2, 2, 3, 4, 4))
@@ -117,7 +117,7 @@ EVERY = pytest.mark.parametrize("op", sorted(OPERATORS.keys() - {"item", "consta
 
 @EVERY
 def test_any_node_is_typed_or_refused(op: str) -> None:
-    """And where it is typed, its value is of that type, or there is none for these numbers."""
+    """If it is typed, its value has that type, or these inputs are invalid."""
 
     @settings(max_examples=20, deadline=None)
     @given(operands(op), any_attributes(op), st.integers(0, 99))
@@ -147,7 +147,7 @@ def test_any_node_is_typed_or_refused(op: str) -> None:
 
 
 def valid_nodes() -> Iterator[tuple[Node, tuple[Array | None, ...]]]:
-    """Nodes that make sense, and the values of their inputs: those of ONNX's node cases."""
+    """Valid nodes and the values of their inputs, from ONNX's node cases."""
     for op, cases in node_cases().items():
         for case in cases if op in OPERATORS else ():
             (proto,) = case.model.graph.node
@@ -156,7 +156,7 @@ def valid_nodes() -> Iterator[tuple[Node, tuple[Array | None, ...]]]:
                 continue
             arrays = map(as_array, given)
             values = tuple(next(arrays) if i else None for i in proto.input)
-            # Lists of integers tell shapes and axes; what else there is only running tells.
+            # Lists of integers are shapes and axes; all other inputs are known at run time only.
             nodes = (
                 None
                 if v is None
@@ -168,11 +168,11 @@ def valid_nodes() -> Iterator[tuple[Node, tuple[Array | None, ...]]]:
             try:
                 yield make(op, *nodes, **attributes(proto)), values
             except Error:
-                continue  # of an older opset, or training
+                continue  # from an older opset, or training
 
 
 def test_symbols_say_no_more_than_numbers() -> None:
-    """Dimensions turned into symbols: the same ranks, and no number that is another."""
+    """With dimensions replaced by symbols: the same ranks, and no different number."""
     count = 0
     for node, _ in valid_nodes():
         sizes = {d for i in node.operands for d in i.shape if not i.is_constant}
@@ -191,7 +191,7 @@ def test_symbols_say_no_more_than_numbers() -> None:
 
 
 def test_a_valid_node_made_wrong_is_typed_or_refused() -> None:
-    """One number of a type, an attribute or a constant changed, in all nodes of ONNX's cases."""
+    """Change one number of a type, attribute or constant, in all nodes of ONNX's cases."""
     rng = np.random.default_rng(0)
     failures: list[str] = []
     for node, values in valid_nodes():
@@ -243,7 +243,7 @@ def spoil(
 
 
 def unnamed(node: Node | None, hidden: int) -> Node | None:
-    """An input with the symbol S wherever its type says `hidden`."""
+    """An input with the symbol S in place of dimensions `hidden`."""
     if node is None or node.is_constant:
         return node
     shape = tuple("S" if d == hidden else d for d in node.shape)

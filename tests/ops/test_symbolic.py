@@ -1,4 +1,4 @@
-"""Symbols: a function is recognized where it is the same for every number, and nowhere else."""
+"""Symbolic proofs: a function is recognized if it is equal for every number, and only then."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def graph_of(tree: Tree, dtype: str = "float32", size: int = 4) -> Graph:
 
 
 def every_half() -> np.ndarray:
-    """All values of float16 that float32 formulas do not overflow at, and NaN."""
+    """All values of float16 for which float32 formulas do not overflow, and NaN."""
     values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
     return np.append(values[np.abs(values) < 80], np.float32(np.nan))
 
@@ -205,7 +205,7 @@ LOGICAL = ("And", "Not", "Or", "Xor")
 
 
 def at(made: Stretches, x: float) -> float:
-    """What symbols say of one number; NaN where they divide by zero."""
+    """The symbolic value at one number; NaN for a division by zero."""
     known = dict(zip(made.cuts, made.points, strict=True))
     part = known[x] if x in known else made.over(x)
     with suppress(ZeroDivisionError):
@@ -215,7 +215,7 @@ def at(made: Stretches, x: float) -> float:
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_formula_means_on_symbols_what_it_means_on_numbers(name: str) -> None:
-    """Or is Unknown: it never forgets a point, and never fails otherwise."""
+    """Or raises Unknown: it misses no point, and never fails otherwise."""
     operator, x = OPERATORS[name], np.array(POINTS)
     numbers = ((VARIABLE, x), (lifted(CUT), np.full_like(x, CUT)), (VARIABLE * 2.0, x * 2))
     truths = ((VARIABLE > CUT, x > CUT), (VARIABLE == CUT, x == CUT), (VARIABLE <= 0, x <= 0))

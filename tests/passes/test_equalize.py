@@ -1,4 +1,4 @@
-"""Equalization and smoothing: the meaning stays, ranges become equal, what collapsed does not."""
+"""Equalization and smoothing: same results, equal ranges, and no collapse after quantization."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clip(x: Node, low: float, high: float) -> Node:
 
 
 def separable(net: Net, activation: str) -> Graph:
-    """As in a MobileNet: 1x1, depthwise, 1x1."""
+    """1x1, depthwise, 1x1, as in MobileNet."""
 
     def after(x: Node) -> Node:
         if activation == "Clip":
@@ -55,7 +55,7 @@ def separable(net: Net, activation: str) -> Graph:
 
 
 def largest(conv: Node) -> Array:
-    """The largest number that makes each channel, its bias among them."""
+    """The largest magnitude of each output channel's weights and bias."""
     w, b = (i.array for i in conv.operands[1:])
     return np.maximum(np.abs(w).reshape(len(w), -1).max(1), np.abs(b))
 
@@ -93,7 +93,7 @@ def test_a_channel_without_weights_keeps_its_scale() -> None:
 
 
 def test_channels_of_dead_weights_and_a_live_bias_do_not_explode() -> None:
-    """As MobileNets have them, of channels that batch norms switched off."""
+    """As in MobileNets, where batch norms disable channels."""
     net = Net(2, 3, 9, 9)
     a = net.conv(net.x, 16, size=1, pad=0)
     w = net.floats(16, 3, 1, 1)
@@ -126,7 +126,7 @@ def cosine(a: Array, b: Array) -> float:
 
 
 def uneven(net: Net) -> Graph:
-    """An ordinary network, its channels between two convolutions scaled up here and down there."""
+    """A network with channels between two convolutions rescaled unevenly."""
     s = np.float32(10) ** net.random.uniform(-2, 2, 16).astype(np.float32)
     w, v = net.floats(16, 3, 3, 3), net.floats(5, 16, 3, 3)
     scaled = constant(w * s.reshape(-1, 1, 1, 1)), constant(net.floats(16) * s)
@@ -136,7 +136,7 @@ def uneven(net: Net) -> Graph:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_what_collapses_without_equalization_recovers_with_it(per_channel: bool) -> None:
-    """Nagel et al., 2019, table 1: MobileNets fall to chance without it, and recover."""
+    """Nagel et al., 2019, table 1: MobileNets drop to chance without it, and recover."""
     net = Net(2, 3, 9, 9)
     graph, samples = uneven(net), net.samples()
 

@@ -1,10 +1,10 @@
-"""Every rule and pass by golden cases: tests/passes/<folder>/<file of the pass>.txt.
+"""Golden cases of every rule and pass: tests/passes/<folder>/<file of the pass>.txt.
 
-A file names the passes that run, then holds cases after lines of `===`: a title, `before`, a
-graph's text, `->`, what it becomes; or `left alone: why`, the reason that --explain gives. Options
-of the pass may follow the title: `with max_bytes=16`. Types and attributes may be left out; a
-constant `#name` is filled with seeded random numbers. Each case checks the text, that the meaning
-stays on random inputs, and that twice is once.
+A file names the passes to run, followed by cases after lines of `===`: a title, the input graph's
+text, `->`, and the expected one; or `left alone: why`, the reason given by --explain. Options of
+the pass may follow the title: `with max_bytes=16`. Types and attributes may be omitted; a constant
+`#name` is filled with seeded random numbers. Each case checks the text, that results on random
+inputs stay the same, and that running the passes again changes nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Case:
 
 
 def _file(path: Path) -> str:
-    """A pass, or its cases -> "fold/bias"."""
+    """The path of a pass or of its cases -> "fold/bias"."""
     return f"{path.parent.name}/{path.stem}"
 
 
@@ -80,7 +80,7 @@ CASES = cases()
 
 
 def read(source: str, arrays: dict[str, Array] | None = None) -> Graph:
-    """Text -> graph; a #constant is the array given for it, or random numbers."""
+    """Text -> graph; a #constant is the array in `arrays`, or random numbers."""
     random = np.random.default_rng(0)
 
     def fill(name: str, type: Type) -> Array:
@@ -113,7 +113,7 @@ def run(case: Case, graph: Graph, explain: list[str] | None = None) -> Graph:
     """The case's passes, until nothing changes."""
     plugins.load_passes()
 
-    def told(name: str, node: object, reason: str) -> None:
+    def report(name: str, node: object, reason: str) -> None:
         if explain is not None:
             explain.append(reason)
 
@@ -127,10 +127,10 @@ def run(case: Case, graph: Graph, explain: list[str] | None = None) -> Graph:
     others = [n for n in case.passes if not isinstance(PASSES[n], Rule)]
     while True:
         before = graph
-        graph = rewrite(graph, rules, told)
+        graph = rewrite(graph, rules, report)
         for name in others:
             given = stages.parse(f"{name}{{{options}}}")[1]
-            graph = stages.build(name, given, device, told)(graph)
+            graph = stages.build(name, given, device, report)(graph)
         if graph is before:
             return graph
 
@@ -151,7 +151,7 @@ def test_a_pass_makes_of_a_graph_what_its_case_says(case: Case) -> None:
 
 
 def anonymous(graph: Graph) -> list[str]:
-    """A graph's nodes, one a line, under numbers: what it computes and from what."""
+    """A graph's nodes, one per line, numbered: what each computes from which inputs."""
     numbers = {n: i for i, n in enumerate(graph.nodes)}
     lines = []
     for node in graph.nodes:
@@ -179,7 +179,7 @@ def short(value: Attr) -> str:
 
 
 def same_meaning(before: Graph, after: Graph, tolerance: float = 1e-5) -> None:
-    """Both graphs compute the same of random inputs: integers exactly, floats nearly."""
+    """Both graphs agree on random inputs: integers exactly, floats nearly."""
     random = np.random.default_rng(1)
     inputs = {i.name: sample(random, i.type) for i in before.inputs}
     wanted, made = ops.evaluate(before, inputs), ops.evaluate(after, inputs)
@@ -206,7 +206,7 @@ def test_every_pass_has_a_golden_case() -> None:
 
 
 def reasons() -> list[tuple[str, str]]:
-    """Every (file, reason) that a pass of ours gives for leaving something alone, {...} as .*."""
+    """Every (file, Skip reason) in our passes, with {...} as .*."""
     found = []
     folder = Path(qcompiler.passes.__path__[0])
     for path in sorted(folder.rglob("*.py")):

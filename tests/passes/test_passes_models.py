@@ -1,4 +1,4 @@
-"""Whole models through fold, fuse and layout: the meaning is onnxruntime's, no Transpose is left
+"""Whole models through fold, fuse and layout: results match onnxruntime's, and no Transpose is left
 between two convolutions.
 """
 
@@ -39,8 +39,8 @@ REAL: dict[str, tuple[Shapes, int]] = {
     "speech_enhance/dtln_2.onnx": ({}, 0),
     "silero_vad/silero_vad_op18_ifless.onnx": ({"input": (1, 576), "state": (2, 1, 128)}, 0),
 }
-"""Model -> the shapes of its open inputs, and how many Transposes are left: where channels come in
-first, where they must leave first, and where a shuffle moves elements within the channels.
+"""Model -> the shapes of its open inputs, and the number of Transposes left: where channels-first
+data enters or leaves, and where a shuffle moves elements within the channels.
 """
 
 LIGHT = {
@@ -56,7 +56,7 @@ LIGHT = {
 }
 
 TRANSFORMERS = {"vit_s16": (vit_s16, 1), "bert_base": (bert_base, 0)}
-"""Network -> how to build it with so many layers, and how many Transposes are left."""
+"""Network -> how to build it with a number of layers, and the number of Transposes left."""
 
 
 def staged(graph: Graph) -> Graph:
@@ -66,7 +66,7 @@ def staged(graph: Graph) -> Graph:
 
 
 def inputs_of(graph: Graph) -> dict[str, Array]:
-    """Random numbers, and what token models and a recorder can read."""
+    """Random inputs, valid for token models and a recorder."""
     random = np.random.default_rng(0)
     made: dict[str, Array] = {}
     for node in graph.inputs:
@@ -88,7 +88,7 @@ def same_as_onnxruntime(model: Model, made: Graph, values: dict[str, Array]) -> 
 
 
 def between_convolutions(graph: Graph) -> list[Node]:
-    """Transposes below a convolution or pool and above another, and that move whole pictures."""
+    """Transposes between two convolutions or pools that move whole images."""
     after: set[Node] = set()
     for node in graph.nodes:
         if node.op in SPATIAL or any(i in after for i in node.operands):
@@ -111,7 +111,7 @@ def test_a_real_model_keeps_its_meaning_in_channels_last(name: str, material: Pa
     made = staged(graph)
     same_as_onnxruntime(material / name, made, inputs_of(made))
     assert counted(made)["Transpose"] == transposes
-    if "ppocr" not in name:  # its transposed convolutions shuffle what they made
+    if "ppocr" not in name:  # its transposed convolutions shuffle their outputs
         assert not between_convolutions(made)
     assert staged(made) is made, "twice is not once"
 
@@ -121,8 +121,8 @@ def test_a_model_of_onnx_keeps_its_meaning_in_channels_last(name: str) -> None:
     folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
     model = onnx.load(folder / f"light_{name}.onnx")
     if name == "squeezenet":
-        # Its weights are all alike and make scores of 3e9, of which a single rounding decides the
-        # softmax, in any engine: the scores themselves are compared.
+        # Its weights are all alike and make scores of 3e9, for which a single rounding decides
+        # the softmax in any engine: so the scores themselves are compared.
         scores = model.graph.node.pop().input[0]
         model.graph.output[0].name = scores
     made = staged(read(model))
@@ -156,7 +156,7 @@ def test_minilm_is_attention_between_products(material: Path, tmp_path: Path) ->
 
 
 def test_a_layer_of_large_weights_whose_states_go_out_is_computed_once() -> None:
-    """Each output makes the loop anew; that they are one shows only when weights are compared."""
+    """Each output makes a loop of its own; they are merged only by comparing weights."""
     model = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["": 17]>
         stateful (float[1,1,8] x, float[1,1,320] h, float[1,1,320] c)

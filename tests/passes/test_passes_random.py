@@ -1,4 +1,4 @@
-"""Random graphs keep their meaning through fold, fuse and layout, and settle."""
+"""Random graphs compute the same after fold, fuse and layout, which reach a fixed point."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def transposed(b: Builder, x: Node) -> Node:
 
 
 def reshaped(b: Builder, x: Node) -> Node:
-    """Two neighbours merged, one axis split, or a 1 put in."""
+    """Merge two adjacent axes, split one, or insert a 1."""
     dims = list(x.type.dims)
     axis = b.data.draw(st.integers(0, len(dims) - 1))
     kind = b.choose(("merge", "split", "one"))
@@ -120,7 +120,7 @@ def pooled(b: Builder, x: Node) -> Node | None:
 
 
 def along(b: Builder, x: Node) -> Node:
-    """Softmax, a reduction, a slice, padding, a concatenation or a piece along some axis."""
+    """Softmax, a reduction, a slice, padding, a concatenation or a Split along some axis."""
     axis = b.data.draw(st.integers(0, x.type.rank - 1))
     length = x.type.dims[axis]
     kind = b.choose(("softmax", "reduce", "slice", "pad", "concat", "split", "gather", "norm"))

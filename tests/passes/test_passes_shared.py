@@ -1,4 +1,4 @@
-"""Graphs whose operators repeat and share operands keep their meaning through every stage."""
+"""Graphs with repeated operators and shared operands compute the same after every stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantization end to end: other tools' models, what must not collapse, and the options."""
+"""Quantization end to end: other tools' models, hard cases, and the options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOAT_PRODUCTS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
 
 
 class Net:
-    """A small network with random weights, written operator by operator."""
+    """A small network with random weights, built operator by operator."""
 
     def __init__(self, *shape: int, seed: int = 0) -> None:
         self.random = np.random.default_rng(seed)
@@ -112,14 +112,14 @@ MakeNet = Callable[[Net], Graph]
 
 
 def integer(graph: Graph) -> Graph:
-    """The stages before and through quantization."""
+    """Run the stages up to the lowering of quantization."""
     for stage in ("fold", "fuse", "integer"):
         graph = run_stage(graph, stage)
     return graph
 
 
 def statically(graph: Graph, samples: list[Feed], **options: object) -> Graph:
-    """Folded, fused, calibrated, with q/dq pairs; none of them made integer yet."""
+    """Folded, fused, calibrated, with q/dq pairs, not lowered yet."""
     for stage in ("fold", "fuse"):
         graph = run_stage(graph, stage)
     return build("quantize_static", {"statistics": calibrate(graph, samples), **options})(graph)
@@ -130,7 +130,7 @@ def float_products(graph: Graph) -> set[str]:
 
 
 def step_of(graph: Graph) -> float:
-    """The largest step of the last bytes before an output."""
+    """The largest scale of the last bytes before an output."""
     scales = [n.operands[1].array.max() for n in graph.nodes if n.op == "dequantize"]
     return float(scales[-1])
 
@@ -190,7 +190,7 @@ def test_a_model_of_nncf_becomes_integer_too(net: MakeNet) -> None:
     assert not float_products(ours)
     for feed in samples[:3]:
         wanted = onnxruntime_outputs(model, feed, ["y0"], plain=True)["y0"]
-        # Their outputs are floats: an intermediate byte that is one step off shows in them.
+        # Their outputs are floats: an intermediate byte one step off is visible in them.
         assert np.abs(ops.evaluate(ours, feed)["y0"] - wanted).max() <= np.abs(wanted).max() / 100
 
 
@@ -226,11 +226,13 @@ def similarity(a: Array, b: Array) -> float:
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
 
-# What collapses elsewhere (onnxruntime issues 5644, 9599, 11286, 19850 and their kin).
+# Networks that collapse elsewhere (onnxruntime issues 5644, 9599, 11286, 19850 and others).
 
 
 def quantized_similarity(graph: Graph, samples: list[Feed], **options: object) -> float:
-    """Cosine of the integer graph's outputs with the float graph's, over samples not calibrated."""
+    """Cosine of the integer graph's outputs with the float graph's, over samples not used in
+    calibration.
+    """
     pairs = statically(graph, samples[:-2], **options)
     ours = run_stage(pairs, "integer")
     assert any(n.dtype == "int32" for n in ours.nodes if len(n.types) == 1)
@@ -276,7 +278,7 @@ def test_an_activation_that_never_changes_does_not_coarsen_the_bias() -> None:
 
 
 def transformer(net: Net, mask: float) -> Graph:
-    """One layer as exporters write it: a mask of huge numbers, outliers in a few channels."""
+    """One layer as exported: a mask of huge numbers, outliers in a few channels."""
     width, heads = net.x.type.dims[-1], 2
     gain = np.ones(width, np.float32)
     gain[:2] = 40  # outlier channels, as trained transformers have them
@@ -438,7 +440,7 @@ def test_dynamic_int8_serves_rows_of_any_size() -> None:
     ours = run_stage(graph, "quantize", None, Choice({"quantize_dynamic": {}}))
     assert not any(n.op == "MatMul" and n.operands[1].is_constant for n in ours.nodes)
     shared = [n for n in ours.nodes if n.op == "quantize"]
-    assert len(shared) == 4, "q, k and v read the same bytes"
+    assert len(shared) == 4, "q, k and v share bytes"
     for scale in (1e-6, 1, 1e6):
         feed = {"x": net.samples()[0]["x"] * np.float32(scale)}
         wanted = ops.evaluate(graph, feed)["y0"]
@@ -490,7 +492,7 @@ def test_half_precision_stores_what_a_transformer_carries_in_16_bits() -> None:
         graph = run_stage(graph, stage)
     ours = run_stage(graph, "quantize", None, Choice({"quantize_half": {}}))
     norms = [n for n in ours.nodes if n.op == "LayerNormalization"]
-    assert all(n.dtype == "float32" for n in norms), "it calculates in float32"
+    assert all(n.dtype == "float32" for n in norms), "norms are computed in float32"
     feed = net.samples()[0]
     wanted = ops.evaluate(graph, feed)["y0"]
     assert similarity(wanted, ops.evaluate(ours, feed)["y0"]) > 0.999
@@ -554,15 +556,15 @@ def test_constants_on_the_left_of_a_product_are_its_weights(name: str, how: str)
     made = build(how, {**asked, **({"bits": 8} if how == "quantize_weights" else {})})(graph)
     small = run_stage(made, "integer")
     integers = {"MatMulInteger", "matmul_narrow"} & {n.op for n in small.nodes}
-    assert integers, "a product of bytes"
+    assert integers, "there is a product of bytes"
     wanted, got = (ops.evaluate(g, samples[0])["y"] for g in (graph, small))
     assert np.square(got - wanted).mean() < 1e-3 * np.square(wanted).mean()
     kept = build(how, {**asked, "exclude": ("left",)})(graph)
-    assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded: as it was"
+    assert {n.op for n in kept.nodes} == {n.op for n in graph.nodes}, "excluded nodes are unchanged"
 
 
 def two_ranges(join: str) -> tuple[Graph, list[Feed]]:
-    """Branches of ranges 200 times apart, joined or cut apart, and products that even them out."""
+    """Branches of ranges 200 times apart, concatenated or sliced, then rescaled by products."""
     random = np.random.default_rng(1)
 
     def w(*shape: int, scale: float = 1) -> Node:
@@ -620,7 +622,7 @@ def test_values_of_very_different_ranges_share_no_scale(
     assert np.square(got - wanted).sum() < 1e-2 * np.square(wanted).sum(), "20 dB"
     assert ("times apart" in caplog.text) == (join not in ("Slice", "Split"))
     if join in ("Identity", "Relu", "MatMul"):
-        assert not float_products(small), "each part keeps its own step, and nothing stays float"
+        assert not float_products(small), "each part has its own scale, and nothing stays float"
 
 
 def test_a_model_without_activations_is_calibrated() -> None:

@@ -1,4 +1,4 @@
-"""QuantizeLinear divides: every float32 next to a tie becomes the integer that ONNX says."""
+"""QuantizeLinear divides: every float32 next to a tie becomes the integer ONNX specifies."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CODES = {
 
 
 def near_ties(scale: float) -> Array:
-    """(k + 1/2) * scale and the floats two to either side, for every byte k and some beyond; then
-    what has no neighbours.
+    """(k + 1/2) * scale and the two adjacent floats on either side, for every byte k and some
+    beyond; and numbers without neighbours.
     """
     ties = ((np.arange(-300, 300) + 0.5) * np.float64(np.float32(scale))).astype(np.float32)
     steps = np.arange(-2, 3, dtype=np.int32)[:, None]
@@ -36,7 +36,7 @@ def near_ties(scale: float) -> Array:
 
 
 def integers(x: Array, scale: Array, zero: int, dtype: str) -> Array:
-    """saturate(round(x / scale) + zero), as the specification has it."""
+    """saturate(round(x / scale) + zero), as specified."""
     limits = np.iinfo(dtype)
     with np.errstate(all="ignore"):
         whole = np.rint(x / np.asarray(scale, np.float32)).astype(np.float64) + zero
@@ -44,7 +44,7 @@ def integers(x: Array, scale: Array, zero: int, dtype: str) -> Array:
 
 
 def test_a_product_by_the_inverse_rounds_otherwise() -> None:
-    """Else this file would test nothing."""
+    """Otherwise this file would test nothing."""
     differ = 0
     for scale in (np.float32(s) for s in SCALES[:6]):
         x = near_ties(float(scale))
@@ -100,8 +100,8 @@ def test_a_models_own_quantization_is_exact(dtype: str, given: str) -> None:
 
 @pytest.mark.parametrize("between", [[], ["Relu"], ["Neg", "Relu"], ["Sigmoid"]])
 def test_bytes_that_are_quantized_anew_are_divided(between: list[str]) -> None:
-    """(q - z) * s is a float32, which ties half the time where the second scale is twice as large
-    and the product by its inverse may miss.
+    """(q - z) * s is a float32 that ties half of the time if the second scale is twice as large,
+    where a product by its inverse may be off.
     """
     x = np.arange(256, dtype=np.uint8).reshape(2, 128)
     for first, second in ((0.1, 0.2), (0.3, 0.6), (0.05, 0.3), (1 / 3, 2 / 3), (0.007, 0.014)):

@@ -1,4 +1,4 @@
-"""Weights alone in few bits: every number system against numpy, and what the file then holds."""
+"""Weight-only quantization: every number system against numpy, and the sizes of files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def samples(count: int = 6) -> list[dict[str, Array]]:
 
 
 def distance(graph: Graph, other: Graph) -> float:
-    """The error of an output, of its size."""
+    """The relative error of an output."""
     feed = samples(1)[0]
     a, b = (ops.evaluate(g, feed)["y"].astype(np.float64) for g in (graph, other))
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
@@ -124,13 +124,13 @@ def test_single_layers_have_bits_of_their_own() -> None:
 def test_the_schemes_that_onnx_can_write_run_in_onnxruntime() -> None:
     made = build("quantize_weights", {"bits": 4, "group": 32})(network())
     feed = samples(1)[0]
-    # Its optimizer would quantize the activations as well.
+    # Its optimizer would quantize the activations too.
     got = onnxruntime_outputs(write(made), feed, plain=True, ours=True)["y"]
     wanted = ops.evaluate(made, feed)["y"]
     np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
 
 
-# Numbers, against what their papers say.
+# Number systems, against their papers.
 
 
 def ones(w: Array) -> Array:

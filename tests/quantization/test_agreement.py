@@ -1,4 +1,4 @@
-"""Every compile that is calibrated ends with how int8 agrees with float, and the worst layer."""
+"""Every calibrated compile reports int8's agreement with float, and the worst layer."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_agreement_is_measured_and_noted() -> None:
 
 def test_a_poor_agreement_is_warned_of_with_the_cure(caplog: pytest.LogCaptureFixture) -> None:
     data = samples()
-    for sample in data:  # one column drowns the others, and its weights are nothing
+    for sample in data:  # one column dominates the others, and its weights are zero
         sample["x"][:, 0] = 1e5
     first = plain()
     first[0] = 1e-7
-    # The default method would see it, and keep the product in float32.
+    # The default method would detect it, and keep the product in float32.
     options = Options(precision="int8", calibration=data, calibration_method="minmax")
     with caplog.at_level(logging.WARNING):
         made = Compilation(network(first), options)

@@ -1,4 +1,4 @@
-"""Second moments and what is done with them, against plain numpy on the samples themselves."""
+"""Second moments and their uses, against plain numpy on the samples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def floats(*shape: int) -> Array:
 
 
 def columns_seen(depth: int, count: int = 400) -> Array:
-    """[K,P] with strong correlations, as neighbouring pixels have them."""
+    """[K,P] with strong correlations, like neighbouring pixels."""
     return floats(depth, depth) @ floats(depth, count)
 
 
@@ -72,7 +72,7 @@ def network() -> tuple[Graph, list[Node]]:
 
 
 class Counted:
-    """Samples that count how often they are read, and what lies in memory at once."""
+    """Samples that count how often they are read, and how many are in memory."""
 
     def __init__(self, count: int) -> None:
         self.count, self.sweeps = count, 0
@@ -116,7 +116,7 @@ def test_moments_hold_no_more_than_their_budget_however_many_samples(count: int)
         order.append(node.name)
         held = max(held, found.products.nbytes)
     assert order == ["first", "second", "last"]
-    assert samples.sweeps == 2, "the third does not fit beside the first two"
+    assert samples.sweeps == 2, "the third does not fit with the first two"
     assert held <= sizes[2]
 
 
@@ -206,7 +206,7 @@ def test_descent_finds_the_best_rounding_of_all_or_nearly() -> None:
         assert reached <= loss(w, grid.values(start), h) + 1e-9
         assert np.abs(got - grid.steps(w)).max() < 1 or np.array_equal(got, start)
         exact += reached <= best * (1 + 1e-9)
-    assert exact >= 8, "coordinate descent ends in the best of all 64 often"
+    assert exact >= 8, "coordinate descent often finds the best of all 64"
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -295,7 +295,7 @@ def test_bits_are_those_of_the_last_pattern_that_names_a_node() -> None:
 
 def _never(graph: Graph) -> Run:
     def run(sample: Mapping[str, Array], observe: Observe) -> None:
-        raise AssertionError("nothing is to be measured")
+        raise AssertionError("nothing should be measured")
 
     return run
 

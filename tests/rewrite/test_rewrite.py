@@ -119,7 +119,7 @@ def test_rewriting_is_deep_as_the_graph_is() -> None:
 
 
 def a_large_network(blocks: int) -> Graph:
-    """Convolutions, batch norms, activations in parts, residual sums, shuffles of channels."""
+    """Convolutions, batch norms, decomposed activations, residual sums, channel shuffles."""
     rng = np.random.default_rng(0)
     x = placeholder("x", Type("float32", (1, 4, 4, 4)))
     half, root, one = (constant(np.float32(v)) for v in (0.5, 2**0.5, 1))
@@ -137,7 +137,7 @@ def a_large_network(blocks: int) -> Graph:
 
 
 def calls(work: Callable[[], Graph]) -> tuple[int, Graph]:
-    """How many Python functions are called on the way to a graph."""
+    """The number of Python function calls made to compute a graph."""
     count = 0
 
     def seen(frame: object, event: str, argument: object) -> None:
@@ -156,7 +156,7 @@ def test_work_grows_with_the_nodes_and_no_faster() -> None:
     """A pass that is quadratic in the nodes would call 16 times as much over 4 times the nodes."""
     small, large = a_large_network(50), a_large_network(200)
     for stage in ("fold", "fuse", "layout"):
-        run_stage(a_large_network(1), stage)  # what is imported or cached counts for neither
+        run_stage(a_large_network(1), stage)  # imports and caches count for neither
         few, small = calls(partial(run_stage, small, stage))
         many, large = calls(partial(run_stage, large, stage))
         assert many < 5 * few, f"{stage} calls {many / few:.1f} times as much"
