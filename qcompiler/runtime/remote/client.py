@@ -119,18 +119,17 @@ class Device:
         variant: the one to run (left out: the best for the device).
         wait, limit: seconds that a run may wait for others on the device, and that it may take.
         """
-        if isinstance(artifact, Artifact):
-            with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
-                saved = artifact.save(Path(folder) / "model.qc")
-                return self.load(saved, threads=threads, variant=variant, wait=wait, limit=limit)
-        path = Path(artifact)
-        manifest = open_artifact(path).manifest
-        digest = self._upload(path)
-        return RemoteModel(self, path, digest, manifest, (threads, variant, wait, limit))
+        source = artifact if isinstance(artifact, Artifact) else Path(artifact)
+        whole = source if isinstance(source, Artifact) else open_artifact(source)
+        asked = (threads, variant, wait, limit)
+        return RemoteModel(self, source, self._upload(source), whole.manifest, asked)
 
-    def _upload(self, path: Path) -> str:
-        """Send a file, unless it is there -> its SHA-256."""
-        with opened(path) as file:
+    def _upload(self, source: Artifact | Path) -> str:
+        """Send an artifact, unless it is there -> its file's SHA-256."""
+        if isinstance(source, Artifact):
+            with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+                return self._upload(source.save(Path(folder) / "model.qc"))
+        with opened(source) as file:
             found, size = hashlib.sha256(), 0
             while part := file.read(wire.PART):
                 found.update(part)
@@ -197,13 +196,13 @@ class RemoteModel:
     def __init__(
         self,
         device: Device,
-        path: Path,
+        source: Artifact | Path,
         digest: str,
         manifest: Manifest,
         asked: tuple[int, str, float, float],
     ) -> None:
         self.device, self.manifest = device, manifest
-        self._path, self._digest = path, digest
+        self._source, self._digest = source, digest
         self._threads, self._variant, self._wait, self._limit = asked
         self._taken = wanted(manifest.inputs)
 
@@ -274,7 +273,7 @@ class RemoteModel:
         }
         answer, made = self.device._run(request, data, self._wait + self._limit)
         if answer.get("missing"):  # the device needed the room
-            self.device._upload(self._path)
+            self.device._upload(self._source)
             answer, made = self.device._run(request, data, self._wait + self._limit)
         return self._measured(answer, made)
 

@@ -231,11 +231,12 @@ def test_a_full_disk_is_an_error_and_the_connection_stays(
 
 
 def test_an_artifact_that_is_gone_is_sent_again(device: Server, artifact: Path, data: Data) -> None:
-    with connect(device.address, TOKEN) as there:
-        model = there.load(artifact)
-        for path in device.store.folder.iterdir():
-            path.unlink()
-        assert model.run(data)
+    for given in (artifact, open_artifact(artifact)):
+        with connect(device.address, TOKEN) as there:
+            model = there.load(given)
+            for path in device.store.folder.iterdir():
+                path.unlink()
+            assert model.run(data)
 
 
 def test_a_device_that_is_lost_in_the_middle_is_an_error(
