@@ -35,10 +35,13 @@ Serve = Callable[..., Server]
 
 
 def children() -> set[int]:
-    """Processes that this one has started and that are not gone."""
+    """Processes in which this one runs artifacts."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= {int(p) for p in (task / "children").read_text().split()}
+        with suppress(OSError):  # a thread, or a process, that has just ended
+            for process in (task / "children").read_text().split():
+                if b"remote.child" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    found.add(int(process))
     return found
 
 
