@@ -115,6 +115,7 @@ M4 = isa(
         VectorMac(("i16", "i16", "i32"), lanes=4, k=2, emit=smlad),
     ),
     intrinsics={"round_to_int": round_to_int, "quantize": quantize},
+    family="cortex-m",
 )
 
 M7 = isa("arm_m7", extends=M4, llvm="cortex-m7 -fp64", cpu_flags="fpv5sp")

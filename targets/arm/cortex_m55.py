@@ -54,4 +54,5 @@ M55 = isa(
         VectorMac(("i8", "i8", "i32"), lanes=4, k=4, emit=vmull, temporaries=3),
         VectorMac(("i16", "i16", "i32"), lanes=4, k=2, emit=vmull_words, temporaries=2),
     ),
+    family="cortex-m",
 )
