@@ -12,6 +12,9 @@ from pathlib import Path
 
 from qcompiler.errors import Error
 
+_GNU = ("-Bsymbolic", "-z", "noseparate-code")
+_LLVM = ("-Bsymbolic", "--no-rosegment")
+"""Tables that code reads lie right behind it, in the same pages: none are left empty between."""
 _ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 
@@ -56,14 +59,16 @@ def linker(triple: str) -> list[str]:
             hint="`qcompiler export --format c` makes an object file for it",
         )
     emulation = ["-m", _ELF[machine]] if machine in _ELF else []
-    for name in ("ld.lld", f"{machine}-linux-gnu-ld", "ld"):
+    if shutil.which("ld.lld"):
+        return ["ld.lld", *emulation, *_LLVM]
+    for name in (f"{machine}-linux-gnu-ld", "ld"):
         if shutil.which(name) and (name != "ld" or _native(machine)):
-            return [name, *emulation, "-Bsymbolic"]
+            return [name, *emulation, *_GNU]
     for name in (f"{machine}-linux-gnu-gcc", *(("cc", "gcc", "clang") if _native(machine) else ())):
         if shutil.which(name):
-            return [name, "-nostdlib", "-Wl,-Bsymbolic"]
+            return [name, "-nostdlib", f"-Wl,{','.join(_GNU)}"]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation, "-Bsymbolic"]
+        return [sys.executable, "-m", "ziglang", "ld.lld", *emulation, *_LLVM]
     package = "binutils" if _native(machine) else f"binutils-{machine}-linux-gnu"
     raise Error(
         f"no linker for {machine} was found",

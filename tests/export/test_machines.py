@@ -132,3 +132,23 @@ def test_addresses_are_as_long_as_the_machine_has_them() -> None:
     for target, bits in (("cortex_m4", 32), ("raspberry_pi_4", 64)):
         isa = plugins.device(target).isa
         assert read(c_entry(Taken(2, 1, 3), isa)).bits == bits
+
+
+@pytest.mark.parametrize("name", ["x86-64", "cortex-a76"])
+def test_an_artifact_is_taken_apart_for_the_machine_that_it_was_made_for(
+    name: str, tmp_path: Path
+) -> None:
+    """Its code has the holes of a shared library no more than the tables that it reads need."""
+    machine = MACHINES[name]
+    machines.demand(machine)
+    with np.load(DATA, allow_pickle=False) as digits:
+        images = [{"image": i[None]} for i in digits["test_images"][:2]]
+        calibration = [{"image": i[None]} for i in digits["calibration"][:16]]
+    made = with_bytes(Compilation(MODEL, options(name, "int8", calibration)))
+    of_model = export_c(made, tmp_path / "model", Exporting(name="net"))
+    found = export_c(made.built, tmp_path / "net", Exporting(name="net"))
+    assert found.cost.code < of_model.cost.code + 12 * 1024
+    got = machines.run(machine, found.told, tmp_path / "net", images)
+    for sample, row in zip(images, got, strict=True):
+        want = evaluate(made.plan.graph, sample)["last integers"]
+        np.testing.assert_array_equal(row["last integers"], want)
