@@ -118,20 +118,21 @@ def isa(
     registers: int = 0,
     vector_bytes: int = 0,
     macs: Sequence[Mac] = (),
-    intrinsics: Mapping[str, Callable[..., Any]] | None = None,
+    intrinsics: Mapping[str, Callable[..., Any] | None] | None = None,
     permission: tuple[int, ...] = (),
     masked: frozenset[int] | None = None,
     preference: int | None = None,
     family: str = "",
 ) -> Isa:
     """Register an instruction set; what is left out is taken from the one it extends, to which it
-    is preferred.
+    is preferred. An intrinsic that is None is not taken: there is something better.
     """
     if name in ISAS:
         raise ValueError(f"instruction set {name} is defined twice")
     base = extends
     if base and preference is not None and preference <= base.preference:
         raise ValueError(f"instruction set {name} is not preferred to {base.name}")
+    merged = {**(base.intrinsics if base else {}), **(intrinsics or {})}
     ISAS[name] = Isa(
         name=name,
         triple=triple or (base.triple if base else ""),
@@ -140,7 +141,7 @@ def isa(
         registers=registers or (base.registers if base else 0),
         vector_bytes=vector_bytes or (base.vector_bytes if base else 0),
         macs=tuple(macs),
-        intrinsics={**(base.intrinsics if base else {}), **(intrinsics or {})},
+        intrinsics={n: f for n, f in merged.items() if f is not None},
         permission=permission or (base.permission if base else ()),
         extends=base,
         masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,

@@ -26,6 +26,14 @@ class VectorMac:
     can saturate on the way (then right values must stay within 7 bits); its two halves are then
     `pairs(left, right)`, the sums of two products in 16 bits, and `join(sums, pairs)`, which adds
     them in 32. `temporaries` are vector registers that it needs besides its operands'.
+
+    An exact product may have halves, too, that take fewer instructions. `most`: pairs fit 16 bits
+    where the weights that meet there, two of each step, sum up to no more (see Limit); `parts`: the
+    halves' operands are [part][lane][k / parts], every `parts`th of a lane's k in a part, so that
+    neighbours meet.
+
+    `by_lane`: so many left operands lie side by side in a vector, any one of which the instruction
+    takes as it is.
     """
 
     key: MacKey
@@ -36,13 +44,21 @@ class VectorMac:
     temporaries: int = 0
     pairs: Callable[..., Any] | None = None
     join: Callable[..., Any] | None = None
+    most: int = 128
+    parts: int = 1
+    by_lane: int = 1
 
     def __post_init__(self) -> None:
-        _check(self.key, lanes=self.lanes, k=self.k)
+        _check(self.key, lanes=self.lanes, k=self.k, parts=self.parts, by_lane=self.by_lane)
         if max(sizes(self.key)[:2]) * self.k > sizes(self.key)[2]:
             raise ValueError(f"{self.k} of {self.key} are more than a lane of sums")
-        if self.exact != (self.pairs is None) or self.exact != (self.join is None):
-            raise ValueError("what saturates, and nothing else, has halves: pairs and join")
+        if not self.halves and not (self.exact and self.pairs is self.join is None):
+            raise ValueError("what saturates has halves: pairs and join")
+
+    @property
+    def halves(self) -> bool:
+        """Can it be had as pairs in 16 bits, and their sum?"""
+        return self.pairs is not None and self.join is not None
 
     rows = 1
     """Of the left operand that one instruction multiplies."""
@@ -81,8 +97,11 @@ class BlockMac:
     emit: Callable[..., Any]
     blocks: int = 1
     temporaries: int = 0
+    by_lane: int = 1
+    """Steps whose left operands are taken from whole vectors of each row."""
 
     exact = True
+    halves = False
 
     def __post_init__(self) -> None:
         _check(self.key, rows=self.rows, columns=self.columns, k=self.k, blocks=self.blocks)

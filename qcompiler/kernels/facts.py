@@ -8,6 +8,7 @@ what an elementwise node reads in step           whether all is zero, as zero po
 multipliers of a `quantize`, scales, addends     whether what it rounds fits int32       `fits`
 weights of products that saturate at 16 bits     how many may be added there             `run`
 ... of one filter a channel                      whether two rows' always fit            `pairs_fit`
+... multiplied to 16 bits                        how many taps' always fit               `run`
 
 Coarse on purpose: each fact that two layers do not share is one more kernel.
 """
@@ -24,7 +25,7 @@ from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.kernels.cpu.contraction.operands import longest_run, product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
-from qcompiler.kernels.cpu.windows.depthwise_filters import Shape, tame
+from qcompiler.kernels.cpu.windows.depthwise_filters import Shape, longest_chain, tame
 from qcompiler.kernels.region import NOTHING, Facts, Region
 from qcompiler.ops import OPERATORS, known_value
 from qcompiler.ops.kinds import VIEWS
@@ -211,6 +212,10 @@ def _weights(region: Region, device: Device) -> tuple[int, bool]:
     if not root.type.static or not x.type.static or 0 in (*x.type.dims, *weights.shape):
         return 1, False
     if root.op == "conv" and root.int("group") == w.type.dims[-1] > 1 == w.type.dims[-2]:
+        if "multiply_long" in device.isa.intrinsics:
+            return longest_chain(weights), False
         return 1, x.type.rank in (3, 4) and tame(weights, Shape.of(region))
     problem = problem_of(root, product.mac.lanes, device.core)
-    return (1 if isinstance(problem, Skip) else longest_run(problem.matrices(weights))), False
+    if isinstance(problem, Skip):
+        return 1, False
+    return longest_run(problem.matrices(weights), product.limit), False

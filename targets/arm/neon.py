@@ -19,10 +19,14 @@ def fmla(sums: Value, left: Value, right: Value) -> Value:
     return tir.fma(left, right, sums)
 
 
-def smull(left: Value, right: Value, half: range) -> Value:
+def smull(left: Value, right: Value) -> Value:
+    """8 int8 by as many: their products in 16 bits."""
+    return llvm("int16", 8, "llvm.aarch64.neon.smull.v8i16", left, right)
+
+
+def _half(left: Value, right: Value, half: range) -> Value:
     """int8: products of one half of both vectors, in 16 bits."""
-    a, b = (tir.shuffle(tir.reinterpret(v, "int8"), half) for v in (left, right))
-    return llvm("int16", 8, "llvm.aarch64.neon.smull.v8i16", a, b)
+    return smull(*(tir.shuffle(tir.reinterpret(v, "int8"), half) for v in (left, right)))
 
 
 def saddlp(words: Value) -> Value:
@@ -32,8 +36,18 @@ def saddlp(words: Value) -> Value:
 
 def through_words(sums: Value, left: Value, right: Value) -> Value:
     """int8: four products of a lane are added in 32 bits, two by two."""
-    pairs = [saddlp(smull(left, right, half)) for half in (_LOW, _HIGH)]
+    pairs = [saddlp(_half(left, right, half)) for half in (_LOW, _HIGH)]
     return tir.wrapping("+", sums, llvm("int32", 4, "llvm.aarch64.neon.addp.v4i32", *pairs))
+
+
+def smlal2(left: Value, right: Value) -> Value:
+    """int8 in two parts: a product of each, added in 16 bits."""
+    return _half(left, right, _LOW) + _half(left, right, _HIGH)
+
+
+def sadalp(sums: Value, words: Value) -> Value:
+    """int16: two neighbours are added to a sum of 32 bits."""
+    return tir.wrapping("+", sums, saddlp(words))
 
 
 def smlal(sums: Value, left: Value, right: Value) -> Value:
@@ -51,14 +65,19 @@ def fcvtns(x: Value) -> Value:
 
 
 def quantize(
-    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+    vectors: Sequence[Value],
+    zero: Value | None,
+    dtype: str,
+    *,
+    bounded: bool = False,
+    numbers: bool = False,
 ) -> Value:
     """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
     uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
 
-    `bounded`: all are within 1e9.
+    `bounded`: all are within 1e9; `numbers`: none is NaN.
     """
-    if not bounded:  # of a NaN and a number this is the number
+    if not bounded and not numbers:  # of a NaN and a number this is the number
         least = tir.const(-1e9, "float32", 4)
         vectors = [llvm("float32", 4, "llvm.maxnum", x, least) for x in vectors]
     words = [llvm("int16", 4, "llvm.aarch64.neon.sqxtn.v4i16", fcvtns(x)) for x in vectors]
@@ -93,15 +112,32 @@ NEON = isa(
     "arm_neon",
     family="aarch64",
     triple="aarch64-unknown-linux-gnu",
-    llvm="+neon",
+    llvm="cortex-a53 +neon",
     cpu_flags="asimd",
     registers=32,
     vector_bytes=16,
     masked=frozenset(),
     macs=(
-        VectorMac(("f32", "f32", "f32"), lanes=4, k=1, emit=fmla),
-        VectorMac(("i8", "i8", "i32"), lanes=4, k=4, emit=through_words, temporaries=3),
+        VectorMac(("f32", "f32", "f32"), lanes=4, k=1, emit=fmla, by_lane=4),
+        VectorMac(
+            ("i8", "i8", "i32"),
+            lanes=4,
+            k=4,
+            emit=through_words,
+            temporaries=3,
+            pairs=smlal2,
+            join=sadalp,
+            most=255,
+            parts=2,
+            by_lane=4,
+        ),
         VectorMac(("i16", "i16", "i32"), lanes=4, k=2, emit=smlal, temporaries=3),
     ),
-    intrinsics={"round_to_int": fcvtns, "quantize": quantize, "table": tbl, "pause": pause},
+    intrinsics={
+        "round_to_int": fcvtns,
+        "quantize": quantize,
+        "table": tbl,
+        "multiply_long": smull,
+        "pause": pause,
+    },
 )

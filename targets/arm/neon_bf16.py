@@ -32,6 +32,8 @@ define internal <4 x i16> @arm_bfcvtn(<4 x float> %x) alwaysinline {
   ret <4 x i16> %r
 }
 """
+_KEY = ("bf16", "bf16", "f32")
+_KEY = ("bf16", "bf16", "f32")
 _OVERLOADS = {"bfdot": "bfdot.v4f32.v8bf16", "bfmmla": "bfmmla"}
 
 
@@ -40,14 +42,15 @@ def _text() -> str:
     return "".join([*made, _NARROW])
 
 
-def _product(name: str) -> Callable[[Value, Value, Value], Value]:
+def _product(name: str, *, turned: bool = False) -> Callable[[Value, Value, Value], Value]:
     """Products of bfloat16 and the sum, rounded as the instruction does; denormals count as
-    zero.
+    zero. `turned` as for dot products of bytes.
     """
 
     def emit(sums: Value, left: Value, right: Value) -> Value:
         a, b = (tir.reinterpret(v, "int32") for v in (left, right))
-        return tir.extern("float32", 4, f"arm_{name}", sums, a, b)
+        one, other = (b, a) if turned else (a, b)
+        return tir.extern("float32", 4, f"arm_{name}", sums, one, other)
 
     return emit
 
@@ -63,8 +66,8 @@ BF16 = isa(
     llvm="+bf16",
     cpu_flags="bf16",
     macs=(
-        BlockMac(("bf16", "bf16", "f32"), rows=2, columns=2, k=4, emit=_product("bfmmla")),
-        VectorMac(("bf16", "bf16", "f32"), lanes=4, k=2, emit=_product("bfdot")),
+        BlockMac(_KEY, rows=2, columns=2, k=4, emit=_product("bfmmla"), by_lane=2),
+        VectorMac(_KEY, lanes=4, k=2, emit=_product("bfdot", turned=True), by_lane=4),
     ),
     intrinsics={"to_bfloat16": bfcvtn, "llvm_ir": _text},
 )

@@ -13,9 +13,9 @@ I8MM = isa(
     llvm="+i8mm",
     cpu_flags="i8mm",
     macs=(
-        BlockMac(("u8", "i8", "i32"), rows=2, columns=2, k=8, emit=dot("usmmla")),
-        BlockMac(("i8", "i8", "i32"), rows=2, columns=2, k=8, emit=dot("smmla")),
-        BlockMac(("u8", "u8", "i32"), rows=2, columns=2, k=8, emit=dot("ummla")),
-        VectorMac(("u8", "i8", "i32"), lanes=4, k=4, emit=dot("usdot")),
+        BlockMac(("u8", "i8", "i32"), rows=2, columns=2, k=8, emit=dot("usmmla"), by_lane=2),
+        BlockMac(("i8", "i8", "i32"), rows=2, columns=2, k=8, emit=dot("smmla"), by_lane=2),
+        BlockMac(("u8", "u8", "i32"), rows=2, columns=2, k=8, emit=dot("ummla"), by_lane=2),
+        VectorMac(("u8", "i8", "i32"), lanes=4, k=4, emit=dot("usdot"), by_lane=4),
     ),
 )

@@ -56,12 +56,17 @@ def quantizer(
     """
 
     def quantize(
-        vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+        vectors: Sequence[Value],
+        zero: Value | None,
+        dtype: str,
+        *,
+        bounded: bool = False,
+        numbers: bool = False,
     ) -> Value:
         """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
         uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
 
-        `bounded`: all are within 1e9.
+        `bounded`: all are within 1e9; `numbers`: none is NaN, which is no easier here.
         """
         if not bounded:
             most = tir.const(1e9, "float32", lanes)  # what int32 cannot hold saturates all the same

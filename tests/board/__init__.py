@@ -213,9 +213,12 @@ def run_artifact(
     threads: int = 1,
     poison: int = 0xFF,
     options: Sequence[str] = (),
+    steps: Sequence[int] = (),
+    said: list[str] | None = None,
 ) -> list[dict[str, Array]]:
     """An artifact of one variant on arrays by name, several times -> what it makes of each, on an
-    emulated processor; all memory but the inputs is full of a byte at first.
+    emulated processor; all memory but the inputs is full of a byte at first. `options` are qemu's,
+    `steps` the first that runs and the one after the last, `said` takes what was printed.
     """
     m = artifact.manifest
     (variant,), (binary,) = m.variants, artifact.binaries
@@ -227,11 +230,12 @@ def run_artifact(
     made = [board.aligned(_bytes(v)) for v in m.outputs]
     words = Table(len(taken) + len(made))
     table = board.aligned(words.words * 8)
-    ends = {words.first: 0, words.last: len(variant.steps), words.permission: 0}
+    first, last = steps or (0, len(variant.steps))
+    ends = {words.first: first, words.last: last, words.permission: 0}
     for at, memory in enumerate((*taken, *made, weights, workspace)):
         board.address(table, at * 8, memory)
-    for at, value in ends.items():
-        board.write(table, np.int64(value), at * 8)
+    for at, number in ends.items():
+        board.write(table, np.array(number, np.int64), at * 8)
     team = board.aligned(team_bytes(threads)) if threads > 1 else -1
     for number in range(1, threads):
         board.start("qcompiler_work", team, number)
@@ -248,6 +252,8 @@ def run_artifact(
         for value, memory in zip(m.outputs, made, strict=True):
             board.answer(memory, _bytes(value))
     answers = iter(board.run(*options))
+    if said is not None:
+        said.append(board.said)
     return [{v.name: _array(v, next(answers)) for v in m.outputs} for _ in inputs]
 
 
@@ -269,7 +275,7 @@ def run_kernel(
     table = board.aligned(words.words * 8)
     for at, memory in enumerate((*given, *made)):
         board.address(table, at * 8, memory)
-    board.write(table, np.int64(1), words.last * 8)
+    board.write(table, np.array(1, np.int64), words.last * 8)
     for operands, poison in rounds:
         for memory, (more, array) in zip(given, operands, strict=True):
             board.write(memory, array)

@@ -91,11 +91,19 @@ def saturate(m: TirMath, x: Vec, dtype: str) -> Vec:
 
 
 def quantize(
-    m: TirMath, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
+    m: TirMath,
+    x: Vec,
+    factor: Vec,
+    zero: Vec,
+    *,
+    dtype: str,
+    divide: int = 0,
+    fits: bool = False,
+    numbers: bool = False,
 ) -> Vec:
     """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
     rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
-    known to become a number that int32 holds.
+    known to become a number that int32 holds; `numbers`: not to be NaN.
     """
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     shift = m.cast(zero, "float32")
@@ -109,7 +117,7 @@ def quantize(
     if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
         parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
         held, add = [m.vec(p).expr for p in parts], None if nothing else zero.expr
-        made = several(held, add, dtype, bounded=fits)
+        made = several(held, add, dtype, bounded=fits, numbers=numbers)
         return m.vec(made, dtype)
     scaled = m.choose(tirx.GT, scaled, m.widen(least, lanes))  # NaN: the least
     scaled = m.choose(tirx.LT, scaled, m.widen(most, lanes))

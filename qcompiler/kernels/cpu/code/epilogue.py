@@ -171,7 +171,8 @@ class Fused:
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
         formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
         if short and node.op == "quantize":
-            formula = partial(TirMath.quantize, fits=self._region.known(node).fits)
+            fits, whole = self._region.known(node).fits, _of_integers(node)
+            formula = partial(TirMath.quantize, fits=fits, numbers=whole)
         if short and node in self._rounded:
             formula = partial(_ROUNDED[node.op], to=self._rounded[node])
         assert formula is not None, f"{node.op} is not elementwise"
@@ -188,6 +189,12 @@ class Fused:
         if self._region.known(node).zero:
             return self.m.splat(0, node.dtype, lanes)
         return load(self.m, self._pointers[node], node.dtype, offset, lanes, count, step)
+
+
+def _of_integers(node: Node) -> bool:
+    """Does a `quantize` scale integers by constants? Then nothing that it rounds is NaN."""
+    x, factor = node.operands[:2]
+    return x.op == "Cast" and "int" in x.operands[0].dtype and factor.is_constant
 
 
 def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:

@@ -458,12 +458,10 @@ class TirMath:
         return casts.saturate(self, x, dtype)
 
     def quantize(
-        self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, fits: bool = False
+        self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, **known: bool
     ) -> Vec:
-        """The operator `quantize`, bit for bit; `fits`: what is rounded is known to become a number
-        that int32 holds.
-        """
-        return casts.quantize(self, x, factor, zero, dtype=dtype, divide=divide, fits=fits)
+        """The operator `quantize`, bit for bit; casts.py says what may be `known` of its values."""
+        return casts.quantize(self, x, factor, zero, dtype=dtype, divide=divide, **known)
 
 
 def _c_library(name: str) -> Callable[..., Value]:

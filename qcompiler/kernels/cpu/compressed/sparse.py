@@ -90,7 +90,8 @@ def _product(region: Region, root: Node, device: Device) -> Product | Skip:
     if reason := too_large(region):
         return reason
     product = product_of(device.isa, left, right, root.dtype, packed=True)
-    return product or Skip(f"no product of {left} and {right}")
+    whole = product and replace(product, halved=False)  # of which runs would end at every block
+    return whole or Skip(f"no product of {left} and {right}")
 
 
 def _apart(problem: Problem, product: Product, device: Device) -> Problem:

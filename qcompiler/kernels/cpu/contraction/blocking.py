@@ -22,6 +22,9 @@ TOGETHER = 4  # vectors of sums that are finished and stored at once
 FINISH_CYCLES = 5.0  # of the reference: convert, scale, clip and store one vector of sums
 FINISH_INSTRUCTIONS = 9.0
 TO_BYTES = {1: 12.0, 2: 9.0, 4: 7.5}  # instructions for one of so many vectors that become bytes
+TO_FLOATS = dict.fromkeys(TO_BYTES, 4.0)  # for one of so many vectors that stay floats
+ROW_INSTRUCTIONS = 3.0  # where a row is written
+LOOP_INSTRUCTIONS = 3.0  # of a turn over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
@@ -95,9 +98,13 @@ class Units:
 
 
 def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
-    """Do the sums, the right operand's vectors and one left value fit the registers?"""
-    needed = product.high(rows) * vectors + product.run * (vectors + 1)
-    return needed + product.mac.temporaries <= registers
+    """Do the sums, the right operand's vectors and the left one's, one or a vector of each row, fit
+    the registers?
+    """
+    high = product.high(rows)
+    lefts = rows if product.mac.by_lane > 1 else product.run
+    needed = high * vectors + product.run * vectors + lefts
+    return needed + product.temporaries <= registers
 
 
 def choose(
@@ -127,19 +134,26 @@ def candidates(
     """Every tiling worth pricing; 0 rows or vectors: any."""
     registers, lanes = device.isa.registers, product.mac.width
     run = product.run
-    free = registers - run - product.mac.temporaries
+    free = registers - run - product.temporaries
     widest = min(-(-problem.width // lanes), free // (1 + run))
     for v in [vectors] if vectors else range(1, widest + 1):
         panels = Panels.of(problem.width, lanes, v)
         if v != panels.vectors and not vectors:
             continue  # the same panels as with fewer
-        highest = max(1, free // v - run) * product.mac.rows
-        most = min(highest, problem.rows * problem.columns)
+        most = min(highest(product, v, free), problem.rows * problem.columns)
         for r in [rows] if rows else _heights(problem, most):
             if not fits(product, r, v, registers):
                 continue
             for along, across in _dealt(problem, panels.panels, tasks):
                 yield from _blocks(problem, r, v, along, across)
+
+
+def highest(product: Product, vectors: int, free: int) -> int:
+    """Rows of the highest tile so many vectors wide."""
+    rows = product.mac.rows
+    if product.mac.by_lane > 1:  # each multiply-accumulate of rows brings their left operands
+        return max(1, (free - product.run * (vectors - 1)) // (vectors + rows)) * rows
+    return max(1, free // vectors - product.run) * rows
 
 
 def _heights(problem: Problem, most: int) -> list[int]:
@@ -270,12 +284,14 @@ def _tile_cycles(
 ) -> float:
     """One tile whose operands are near."""
     core = device.core
-    macs, loads = product.high(rows) * vectors, rows + vectors
+    if product.mac.by_lane > 1:
+        return _by_instructions(problem, product, core, rows, vectors)
+    macs, loads = product.high(rows) * vectors, rows / product.mac.by_lane + vectors
     steps = problem.tap_count * product.steps(problem.depth)
     issued = macs * product.instructions + loads + 3
     step = core.step_cycles(macs * product.multiplications, loads, issued)
     step = max(step, conflicts(problem, product, device, rows))
-    apart = product.mac.temporaries  # the sum, from the products: only that is waited for
+    apart = product.temporaries  # the sum, from the products: only that is waited for
     latency = 1.0 if apart else core.latency_cycles
     after = core.cycles(macs * FINISH_CYCLES + TILE_CYCLES + TAP_CYCLES * problem.tap_count)
     if problem.result_bytes == 1:
@@ -285,6 +301,26 @@ def _tile_cycles(
     beside = max(steps * step, instructions / core.issue_per_cycle)
     share = min(1.0, core.window / instructions) ** 2
     return share * beside + (1 - share) * alone
+
+
+def _by_instructions(
+    problem: Problem, product: Product, core: Core, rows: int, vectors: int
+) -> float:
+    """A tile of short vectors, of which the left operand's bring several steps: there are so many
+    instructions, those at its end among them, that how many can be begun decides, beside products.
+    """
+    high, steps = product.high(rows), problem.tap_count * product.steps(problem.depth)
+    moved = rows / 2 if product.mac.rows > 1 else rows * (product.parts > 1)
+    issued = high * vectors * product.instructions + rows / product.mac.by_lane + moved
+    issued += vectors / 2 + LOOP_INSTRUCTIONS / product.turn  # vectors are loaded in pairs
+    each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
+    finish = rows * sum(n * each[n] for n in powers_of_two(vectors))
+    beside = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * problem.tap_count
+    begun = (steps * issued + finish + beside) / core.issue_per_cycle
+    chain = 1.0 if product.temporaries else core.latency_cycles
+    step = max(high * vectors * product.multiplications / core.macs_per_cycle, chain)
+    multiplied = steps * step
+    return max(begun, multiplied) + 0.1 * min(begun, multiplied)
 
 
 def _to_bytes(core: Core, rows: int, vectors: int, multiplying: float, after: float) -> float:

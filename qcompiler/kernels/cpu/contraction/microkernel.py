@@ -2,7 +2,9 @@
 
 Each multiply-accumulate takes one left value in every lane, or some rows of them, and one vector of
 the right operand; `rows * vectors` sums and `vectors` right vectors and one left value are live at
-a time. A product of blocks has the sums of several rows in one vector, which `of_row` takes apart.
+a time. Where instructions take a lane of a vector for the left value, each row's are loaded a
+vector at a time, for several steps. A product of blocks has the sums of several rows in one vector,
+which `of_row` takes apart.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from qcompiler.hardware.products import BlockMac, VectorMac
+from qcompiler.hardware.products import VectorMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.cpu.contraction.operands import Product
@@ -71,30 +73,37 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     # 64 bits: of a sum of 32 LLVM cannot always prove that it does not overflow, and then gives
     # every row an address of its own, loads all of them first, and spills the sums.
     base = b.let(tir.cast(base, "int64"), "base")
-    steps, run = product.steps(left.depth), product.run
+    steps, run, turn = product.steps(left.depth), product.run, product.turn
     whole = steps if left.guarded else left.depth // mac.k
 
-    def some(at: Value, step: Value, elements: Sequence[int]) -> None:
-        loads = [_loads(right, step + i) for i in range(len(elements))]
-        _steps(b, product, registers, left, at, elements, loads)
+    def some(words: Sequence[Sequence[Value]], step: Value) -> None:
+        loads = [_loads(right, step + i) for i in range(len(words))]
+        _steps(b, product, registers, words, loads)
 
     def over_k(at: Value, first: Value) -> None:
-        with b.serial(whole // run, "k") as k:
-            where, step = b.let(at + k * (run * mac.k), "at"), b.let(first + k * run, "step")
+        with b.serial(whole // turn, "k") as k:
+            where, step = b.let(at + k * (turn * mac.k), "at"), b.let(first + k * turn, "step")
             if right.beside:
                 right.beside(step)
-            some(where, step, [mac.k] * run)
+            words = _lefts(b, product, left, where, [mac.k] * turn)
+            for i in range(0, turn, run):
+                some(words[i : i + run], step + i)
         rest = left.depth - whole * mac.k
-        more = [mac.k] * (whole % run) + [rest] * (whole < steps)
-        for i, elements in enumerate(more, whole - whole % run):
-            some(b.let(at + i * mac.k, "at"), b.let(first + i, "step"), [elements])
+        more = [mac.k] * (whole % turn) + [rest] * (whole < steps)
+        done = whole - whole % turn
+        for piece in _pieces(more, product):
+            words = _lefts(b, product, left, b.let(at + done * mac.k, "at"), piece)
+            for i, word in enumerate(words):
+                some([word], b.let(first + (done + i), "step"))
+            done += len(piece)
 
     _over_taps(b, left.taps, steps, base, 0, over_k)
     if right.leftovers:
         with b.serial(right.leftovers.count, "leftover") as i:
             where = b.let(base + right.leftovers.offset(i), "at")
             loads = [right.leftovers.load(i, v) for v in range(right.vectors)]
-            _steps(b, product, registers, left, where, [mac.k], [loads])
+            words = _lefts(b, product, left, where, [mac.k])
+            _steps(b, product, registers, words, [loads])
     return registers
 
 
@@ -139,27 +148,76 @@ def _over_taps(
         _over_taps(b, taps[1:], steps, at + i * elements, tap * count + i, body)
 
 
+def _pieces(elements: Sequence[int], product: Product) -> list[list[int]]:
+    """Steps of so many elements each, fewer than a turn -> those whose left operands are loaded at
+    once, the most first; a step of less than k elements is alone.
+    """
+    whole = sum(e == product.mac.k for e in elements) if product.mac.by_lane > 1 else 0
+    sizes = [1 << i for i in reversed(range(whole.bit_length())) if whole >> i & 1]
+    return [[product.mac.k] * size for size in sizes] + [[e] for e in elements[whole:]]
+
+
+def _lefts(
+    b: Builder, product: Product, left: Left, at: Value, elements: Sequence[int]
+) -> list[list[Value]]:
+    """What some steps multiply by, each so many elements: for every step the left operand of each
+    row, or of each block of rows. Loaded here, or, where a lane is taken from memory by itself,
+    wherever it stands.
+    """
+    mac, rows = product.mac, product.mac.rows
+    groups = [left.offsets[i : i + rows] for i in range(0, len(left.offsets), rows)]
+    found: list[list[Value]] = []
+    for first in range(0, len(elements), mac.by_lane):
+        some, where = elements[first : first + mac.by_lane], at + first * mac.k
+        if len(some) > 1:
+            words = [_vectors(b, product, left.pointer, where, g, len(some)) for g in groups]
+            found += [list(step) for step in zip(*words, strict=True)]
+            continue
+        words = [[left_value(left.pointer, where + o, some[0], mac.k) for o in g] for g in groups]
+        found.append([_operand(product, w) for w in words])
+    return found
+
+
+def _vectors(
+    b: Builder, product: Product, pointer: Pointer, at: Value, rows: Sequence[int], steps: int
+) -> list[Value]:
+    """A row, or a block of rows, from an element on -> the left operands of some steps, taken from
+    vectors that hold all of them.
+    """
+    mac = product.mac
+    loads = [b.let(pointer.load(at + o, steps * mac.k), "row") for o in dict.fromkeys(rows)]
+    if product.parts > 1:
+        order = _in_parts(product)
+        whole = loads * (
+            len(order) // (steps * mac.k)
+        )  # TVM's shuffles give no more than they take
+        return [tir.shuffle2(whole, [i * mac.k + n for n in order]) for i in range(steps)]
+    kind = f"int{mac.k * tir.bits(pointer.dtype)}" if mac.k > 1 else pointer.dtype
+    wide = [tir.reinterpret(v, kind) for v in loads]
+    return [_operand(product, [tir.shuffle(v, [i]) for v in wide]) for i in range(steps)]
+
+
+def _in_parts(product: Product) -> list[int]:
+    """Which of k neighbours stands where in a left operand of several parts."""
+    parts, lanes = product.parts, range(product.mac.lanes)
+    return [n for p in range(parts) for _ in lanes for n in range(p, product.mac.k, parts)]
+
+
 def _steps(
     b: Builder,
     product: Product,
     registers: Registers,
-    left: Left,
-    at: Value,
-    elements: Sequence[int],
+    lefts: Sequence[Sequence[Value]],
     right: Sequence[Sequence[Value]],
 ) -> None:
     """One multiply-accumulate for every sum of the tile; or several, added in 16 bits first."""
     mac = product.mac
     vectors = [[b.let(load, "right") for load in loads] for loads in right]
-    for r in range(product.high(len(left.offsets))):
-        values = []
-        for i, count in enumerate(elements):
-            rows = left.offsets[r * mac.rows : (r + 1) * mac.rows]
-            words = [left_value(left.pointer, at + (o + i * mac.k), count, mac.k) for o in rows]
-            values.append(b.let(_operand(mac, words), "left"))
+    for r in range(len(lefts[0])):
+        values = [b.let(step[r], "left") for step in lefts]
         for v in range(len(right[0])):
             index = r * len(right[0]) + v
-            if len(elements) == 1:
+            if not product.leftovers:
                 registers[index] = mac.emit(registers[index], values[0], vectors[0][v])
                 continue
             assert isinstance(mac, VectorMac)
@@ -171,12 +229,16 @@ def _steps(
             registers[index] = mac.join(registers[index], words)
 
 
-def _operand(mac: VectorMac | BlockMac, words: list[Value]) -> Value:
+def _operand(product: Product, words: list[Value]) -> Value:
     """k neighbours of each row, as one number -> the left operand; a row that is missing, of a tile
     whose rows are no multiple of a block's, is the last one again.
     """
+    mac = product.mac
     if isinstance(mac, VectorMac):
-        return tir.broadcast(words[0], mac.lanes)
+        value = tir.broadcast(words[0], mac.lanes)
+        if product.parts > 1:
+            return tir.shuffle(tir.reinterpret(value, product.left), _in_parts(product))
+        return value
     rows = words + words[-1:] * (mac.rows - len(words))
     return tir.concat(rows * mac.blocks)
 

@@ -57,12 +57,35 @@ class Product:
     sums: str
     shift: int = 0
     run: int = 1
-    """Steps whose pairs are added in 16 bits; more than one for products that saturate only."""
+    """Steps whose pairs are added in 16 bits; more than one for products in halves only."""
+    halved: bool = False
+    """Is it had as pairs in 16 bits, and their sum?"""
 
     @property
     def leftovers(self) -> bool:
         """Is the right operand clipped, with lists of what was cut off?"""
-        return not self.mac.exact
+        return self.halved or not self.mac.exact
+
+    @property
+    def parts(self) -> int:
+        """Parts of a step's vectors."""
+        return self.mac.parts if self.halved and isinstance(self.mac, VectorMac) else 1
+
+    @property
+    def limit(self) -> Limit:
+        """What weights that meet in 16 bits may sum up to."""
+        most = self.mac.most if isinstance(self.mac, VectorMac) else _FLIP
+        return Limit(most, self.left == "int8")
+
+    @property
+    def turn(self) -> int:
+        """Steps of a turn of the loop over k."""
+        return max(self.run, self.mac.by_lane)
+
+    @property
+    def temporaries(self) -> int:
+        """Vector registers besides the operands'."""
+        return 1 + self.turn if self.halved else self.mac.temporaries
 
     @property
     def flipped(self) -> bool:
@@ -92,12 +115,12 @@ class Product:
     @property
     def multiplications(self) -> float:
         """Instructions of the multiplier for one multiply-accumulate."""
-        return 1 if self.mac.exact else 1 + 1 / self.run
+        return self.parts + 1 / self.run if self.leftovers else 1
 
     @property
     def instructions(self) -> float:
         """All instructions of one multiply-accumulate but its loads."""
-        return 1 + self.mac.temporaries if self.mac.exact else 2 + 1 / self.run
+        return 2 + 1 / self.run if self.leftovers else 1 + self.mac.temporaries
 
     def steps(self, depth: int) -> int:
         """Multiply-accumulates for one sum over so many elements."""
@@ -138,7 +161,8 @@ def product_of(
 ) -> Product | None:
     """The fastest exact vector product for operands of these dtypes, if there is one.
 
-    With `packed`, the right operand goes through `pack`, which makes products exact that are not.
+    With `packed`, the right operand goes through `pack`, which makes products exact that are not,
+    and halves of those that are.
     """
 
     def mac(a: str, b: str, *, exact: bool = True) -> VectorMac | None:
@@ -149,7 +173,8 @@ def product_of(
         for exact in (True, False) if packed else (True,):
             for sign, shift in ways:
                 if found := mac(sign, right, exact=exact):
-                    return Product(found, sign, right, sums, shift)
+                    halved = packed and exact and found.halves
+                    return Product(found, sign, right, sums, shift, halved=halved)
         wide = mac("int16", "int16")
         return Product(wide, "int16", "int16", sums) if wide else None
     if sums != "float32":
@@ -262,7 +287,7 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     shape = (images * groups, count, product.steps(depth) * k, total * lanes)
     full = np.zeros(shape, product.right)
     full[:, :, :depth, :width] = values.reshape(images * groups, count, depth, width)
-    kept = without_saturation(full, product.run) if product.leftovers else full
+    kept = without_saturation(full, product.run, product.limit) if product.leftovers else full
     writer = _Panels(product, taps)
     sizes = [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest
     for matrix in range(images * groups):
@@ -274,18 +299,34 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     return writer.packed()
 
 
-def without_saturation(weights: Array, run: int = 1) -> Array:
-    """int8 weights [matrix, tap, depth, width] -> the same, but the positive of those whose
-    products are added in one 16-bit lane sum up to no more than 128, the negative to no less than
-    -128: 255 times that fits. Those are neighbours along depth, in `run` neighbouring steps of 4.
+@dataclass(frozen=True)
+class Limit:
+    """What weights whose products are added in one 16-bit lane may sum up to: by bytes without a
+    sign (255 times 128 fits) the positive and the negative ones each, by bytes with one (128 times
+    255 fits) the absolute values of all.
+    """
+
+    most: int = _FLIP
+    signed: bool = False
+
+    def excess(self, lanes: Array) -> list[tuple[Array, Array]]:
+        """int16 [..., weights that meet, width] -> what each weight counts, and by how much all of
+        them are too much.
+        """
+        kinds = [np.abs(lanes)] if self.signed else [np.maximum(s * lanes, 0) for s in (1, -1)]
+        return [(counted, np.maximum(counted.sum(-2) - self.most, 0)) for counted in kinds]
+
+
+def without_saturation(weights: Array, run: int = 1, limit: Limit = Limit()) -> Array:
+    """int8 weights [matrix, tap, depth, width] -> the same, the first of those whose products are
+    added in one 16-bit lane made smaller until all keep to the limit. Those are neighbours along
+    depth, in `run` neighbouring steps of 4.
     """
     lanes = _lanes_of_words(weights, run)
-    for sign in (1, -1):
-        parts = np.maximum(lanes * sign, 0)
-        excess = np.maximum(parts.sum(-2) - _FLIP, 0)
+    for counted, excess in limit.excess(lanes):
         for i in range(2 * run):
-            cut = np.minimum(parts[..., i, :], excess)
-            lanes[..., i, :] = lanes[..., i, :] - sign * cut
+            cut = np.minimum(counted[..., i, :], excess)
+            lanes[..., i, :] = lanes[..., i, :] - np.sign(lanes[..., i, :]) * cut
             excess = excess - cut
     *outer, depth, width = weights.shape
     steps = np.moveaxis(lanes.reshape(*lanes.shape[:-2], run, 2, width), -4, -3)
@@ -302,17 +343,16 @@ def _lanes_of_words(weights: Array, run: int) -> Array:
     return np.moveaxis(steps, -3, -4).reshape(*outer, -1, 2, 2 * run, width)
 
 
-def longest_run(weights: Array) -> int:
+def longest_run(weights: Array, limit: Limit = Limit()) -> int:
     """int8 weights [..., depth, width] -> how many steps are best added in 16 bits: each costs a
-    multiplication, each run another one, and each run that would saturate all of its steps again.
+    multiplication, each run another one, and each run beyond the limit all of its steps again.
     """
     costs = {}
     sample = weights[..., :_SAMPLE]
     sample = sample[..., : max(sample.shape[-1] // _BESIDE, 1) * _BESIDE]
     for run in (1, 2, 4):
-        lanes = _lanes_of_words(sample, run)
-        over = [np.maximum(sign * lanes, 0).sum(-2) > _FLIP for sign in (1, -1)]
-        wild = (over[0] | over[1]).any(-2)  # [..., run, width]
+        over = [np.greater(excess, 0) for _, excess in limit.excess(_lanes_of_words(sample, run))]
+        wild = np.logical_or.reduce(over).any(-2)  # [..., run, width]
         beside = wild.reshape(-1, min(_BESIDE, wild.shape[-1])).any(-1)
         costs[run] = 1 / run + 2 * float(beside.mean())
     return min(costs, key=costs.__getitem__)
@@ -348,24 +388,24 @@ class _Panels:
         self.size += sum(p.size for p in parts)
 
     def _steps(self, weights: Array) -> Array:
-        """[taps, depth, columns] -> [tap, step, vector, lane, k]."""
-        mac = self.product.mac
+        """[taps, depth, columns] -> [tap, step, vector, part, lane, k / parts]."""
+        mac, parts = self.product.mac, self.product.parts
         taps, depth, columns = weights.shape
-        split = weights.reshape(taps, depth // mac.k, mac.k, columns // mac.width, mac.width)
-        return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2))
+        shape = (taps, depth // mac.k, mac.k // parts, parts, columns // mac.width, mac.width)
+        return np.ascontiguousarray(weights.reshape(shape).transpose(0, 1, 4, 3, 5, 2))
 
     def _entries(self, rest: Array) -> list[Array]:
         """What was cut off, a step at a time where there is anything; it must not saturate."""
         entries: list[Array] = []
         while rest.any():
-            part = without_saturation(rest.astype(np.int8))
+            part = without_saturation(rest.astype(np.int8), 1, self.product.limit)
             entries += self._steps_of(part)
             rest = np.subtract(rest, part, dtype=np.int16)
         return entries
 
     def _steps_of(self, weights: Array) -> list[Array]:
         steps = self._steps(weights)
-        found = np.argwhere(steps.any((2, 3, 4)))
+        found = np.argwhere(steps.any((2, 3, 4, 5)))
         return [
             np.concatenate(
                 [

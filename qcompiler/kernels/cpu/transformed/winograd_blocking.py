@@ -161,7 +161,7 @@ def candidates(
         panels = Panels.of(problem.width, product.mac.lanes, v)
         if panels.vectors != v and not vectors:
             continue
-        most = min((free - v) // v, problem.tiles)
+        most = min(direct.highest(product, v, free), problem.tiles)
         for r in (
             {rows} if rows else {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}
         ):

@@ -9,9 +9,11 @@ for each task (a share of the output rows)
 
 Floats multiply one kernel row at a time. Integers take four kernel rows at once: the bytes of four
 input rows are interleaved, so that each lane of a four-way byte product holds one channel's column,
-and that work is shared by all output columns that see it. Columns outside the image are known when
-the code is made; where a window leaves the image at the top or the bottom, the rows that are not
-there are read from one line of padding, by the same code.
+and that work is shared by all output columns that see it. Where an instruction multiplies bytes to
+16 bits and none does so four ways, they are multiplied as they lie, and added there as far as they
+are sure to fit. Columns outside the image are known when the code is made; where a window leaves
+the image at the top or the bottom, the rows that are not there are read from one line of padding,
+by the same code.
 """
 
 from __future__ import annotations
@@ -97,12 +99,15 @@ class _Depthwise:
         self.x, self.w = root.operands
         self.summed, self.bias = bias_of(region)
         self.lanes = device.isa.lanes(4)
+        self.long = device.isa.intrinsics.get("multiply_long") if product else None
+        self.chain = region.known(self.w).run
         self.block = device.isa.vector_bytes if product else self.lanes
         self.parts = min(self.block, -(-shape.channels // self.lanes) * self.lanes) // self.lanes
         many = device.isa.registers // 2
         self.tile = columns or max(2, min(8, many // self.parts))
         self.turned = self._may_turn()
-        self.filters = Filters(shape, product, self.lanes, self.block, self.turned)
+        long = self.long is not None
+        self.filters = Filters(shape, product, self.lanes, self.block, self.turned, long)
         self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
         ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
         ns /= 4 if product else 1
@@ -137,6 +142,8 @@ class _Depthwise:
         is then known by now, and the result is bytes.
         """
         if self.product is None or self.product.mac.k != 4 or self.s.channels < self.block:
+            return False
+        if self.long is not None:
             return False
         rows = [n for n in self.d.region.inputs if n not in (self.x, self.w) and n.type.size > 1]
         known = all(n.is_constant and n.type.size in (256, self.s.channels) for n in rows)
@@ -362,6 +369,11 @@ class _Depthwise:
                 at = weights + p * self.lanes * 4
                 correction = self.weights.load(at, self.lanes * 4, "int32")
                 starts[p] = tir.wrapping("+", start, correction)
+        if self.long is not None:
+            self._long_sums(
+                sums, columns, size, [self.b.let(s, "start") for s in starts], count, weights
+            )
+            return
         self._begin(sums, size, starts)
         head = self.block * 4
         for g in range(self.filters.groups):
@@ -382,6 +394,51 @@ class _Depthwise:
                             )
                             total = product.mac.emit(total, left, right)
                         sums[t * parts + p] = total
+
+    def _long_sums(
+        self,
+        sums: Registers,
+        columns: _Columns,
+        size: int,
+        starts: list[Value],
+        count: int,
+        weights: Value,
+    ) -> None:
+        """Chains of taps whose products are added in 16 bits, then to the sums, or what they begin
+        with.
+        """
+        assert self.long is not None
+        height, width = self.s.window.kernel
+        taps = [(i, k) for i in range(height) for k in range(width)]
+        stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
+        read: dict[tuple[int, int], Value] = {}
+        halves = [range(p, p + 8) for p in range(0, self.block, 8)][: -(-len(starts) // 2)]
+        for first in range(0, len(taps), self.chain):
+            chain = taps[first : first + self.chain]
+            filters = []
+            for n in range(first, first + len(chain)):
+                at = weights + (self.block * 4 + n * self.block)
+                filters.append(self.b.let(self.weights.load(at, self.block, "int8"), "w"))
+            for t in range(size):
+                places = [(i, t * stride + k * dilation) for i, k in chain]
+                for place in places:
+                    if place not in read:
+                        found = self._bytes(columns, *place, count, height)
+                        assert found is not None
+                        read[place] = self.b.let(tir.reinterpret(found, "int8"), "x")
+                for h, half in enumerate(halves):
+                    words = None
+                    for place, w in zip(places, filters, strict=True):
+                        one, other = (tir.shuffle(v, half) for v in (read[place], w))
+                        made = self.long(one, other)
+                        words = made if words is None else words + made
+                    words = self.b.let(words, "words")
+                    for p in range(2 * h, min(2 * h + 2, len(starts))):
+                        part = tir.cast(
+                            tir.shuffle(words, range(p % 2 * 4, p % 2 * 4 + 4)), "int32"
+                        )
+                        before = sums[t * len(starts) + p] if first else starts[p]
+                        sums[t * len(starts) + p] = tir.wrapping("+", before, part)
 
     def _operands(self, four: Value) -> list[Value]:
         """Four bytes a lane -> what the product multiplies: the bytes, or two pairs of int16."""

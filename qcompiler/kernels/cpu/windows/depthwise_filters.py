@@ -73,7 +73,8 @@ class Filters:
 
     Of bytes: the sums' start, int32, then [rows of 4][column][part], where a part is the right
     operand of one multiply-accumulate for `lanes` channels (two of them, for pairs of int16);
-    `turned`: whole blocks are in `unpacked` order. Of floats: [tap][channel].
+    `turned`: whole blocks are in `unpacked` order; `long`: [tap][channel] instead, to be multiplied
+    to 16 bits. Of floats: [tap][channel].
     """
 
     shape: Shape
@@ -81,6 +82,7 @@ class Filters:
     lanes: int
     block: int
     turned: bool
+    long: bool = False
 
     @property
     def taps(self) -> int:
@@ -107,6 +109,8 @@ class Filters:
         """Elements of a block, as they are stored."""
         if self.product is None:
             return self.taps * self.block
+        if self.long:
+            return self.block * (4 + self.taps)
         return self.block * 4 + self.groups * self.shape.window.kernel[1] * self.step_bytes
 
     @property
@@ -130,6 +134,10 @@ class Filters:
         wide[:height, :, :channels] = rearranged(w, self.block) if self.turned else w
         start = -self.product.shift * wide.astype(np.int32).sum((0, 1))
         starts = start.astype(np.int32).reshape(self._blocks, -1).view(np.uint8)
+        if self.long:
+            each = wide[:height].reshape(self.taps, self._blocks, self.block).transpose(1, 0, 2)
+            taps = np.ascontiguousarray(each).reshape(self._blocks, -1).view(np.uint8)
+            return np.concatenate([starts, taps], axis=1)
         fours = wide.reshape(self.groups, 4, width, self._blocks, self.block)
         fours = fours.transpose(3, 0, 2, 4, 1)  # [block][group][column][channel][4 rows]
         if self.product.mac.k == 2:  # even rows, then odd rows, a part at a time
@@ -139,6 +147,18 @@ class Filters:
             parts = fours
         flat = np.ascontiguousarray(parts).reshape(self._blocks, -1).view(np.uint8)
         return np.concatenate([starts, flat], axis=1)
+
+
+def longest_chain(w: Array) -> int:
+    """w[*kernel, 1, channels] int8 -> how many neighbouring taps' products by any int8, up to four,
+    always fit 16 bits together, all chains as long beginning at the first tap: 128 times 255 does.
+    """
+    taps = np.abs(w.reshape(-1, w.shape[-1]).astype(np.int32))
+    for count in (4, 3, 2):
+        chains = np.pad(taps, ((0, -taps.shape[0] % count), (0, 0)))
+        if chains.reshape(-1, count, taps.shape[-1]).sum(1).max(initial=0) <= 255:
+            return count
+    return 1
 
 
 def tame(w: Array, shape: Shape) -> bool:
