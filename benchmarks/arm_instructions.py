@@ -2,9 +2,10 @@
 
     python -m benchmarks.arm_instructions mobilenetv2.onnx --input input=1x3x224x224 --steps
 
-One thread, random inputs, weights as they are; three runs minus one, halved, so what comes before the
-first run does not count. Instructions are no time, but they need no board, do not depend on what else
-runs, and are the same tomorrow. Needs Debian's `qemu-user` (the static one takes no plugins) and gcc.
+One thread, random inputs, weights as they are; three runs minus one, halved, so what comes before
+the first run does not count. Instructions are no time, but they need no board, do not depend on
+what else runs, and are the same tomorrow. Needs Debian's `qemu-user` (the static one takes no
+plugins) and gcc.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ def compiled(path: Path, cpu: str, precision: str, shapes: Mapping[str, Sequence
 
 
 def by_step(artifact: Artifact, sample: Arrays, cpu: str, made: str) -> None:
-    """Print which kernels execute how many instructions, the most first; each kernel is run once."""
-    steps = artifact.manifest.steps
+    """Print which kernels execute how many instructions, the most first; each is run once."""
+    (variant,) = artifact.manifest.variants
+    steps = variant.steps
     often = Counter(s.kernel for s in steps)
     seen: dict[str, tuple[float, int]] = {}
     for i, step in enumerate(steps):

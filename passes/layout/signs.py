@@ -115,8 +115,8 @@ def _of_one_sign(graph: Graph) -> Graph:
     turned = {
         n
         for n in graph.nodes
-        if n.op == "quantize" and n.dtype in TURN and n not in graph.outputs
-        if {"dequantize", TURN[n.dtype]} == {r.op for r in readers.get(n, ())}
+        if n.op == "quantize" and n.dtype in OPPOSITE and n not in graph.outputs
+        if {"dequantize", OPPOSITE[n.dtype]} == {r.op for r in readers.get(n, ())}
         if all(n not in r.operands[1:] for r in readers[n])
     }
     if not turned:

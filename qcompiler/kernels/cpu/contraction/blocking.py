@@ -104,7 +104,7 @@ def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
     high = product.high(rows)
     lefts = rows if product.mac.by_lane > 1 else product.run
     needed = high * vectors + product.run * vectors + lefts
-    return needed + product.temporaries <= registers
+    return needed + product.temporaries + spare(product) <= registers
 
 
 def choose(
@@ -134,7 +134,7 @@ def candidates(
     """Every tiling worth pricing; 0 rows or vectors: any."""
     registers, lanes = device.isa.registers, product.mac.width
     run = product.run
-    free = registers - run - product.temporaries
+    free = registers - run - product.temporaries - spare(product)
     widest = min(-(-problem.width // lanes), free // (1 + run))
     for v in [vectors] if vectors else range(1, widest + 1):
         panels = Panels.of(problem.width, lanes, v)
@@ -146,6 +146,13 @@ def candidates(
                 continue
             for along, across in _dealt(problem, panels.panels, tasks):
                 yield from _blocks(problem, r, v, along, across)
+
+
+def spare(product: Product) -> int:
+    """Registers left to what finishes one row while the next is multiplied: LLVM mixes both where
+    so many instructions follow each other without a load, and would spill sums.
+    """
+    return 3 if product.mac.by_lane > 1 else 0
 
 
 def highest(product: Product, vectors: int, free: int) -> int:
