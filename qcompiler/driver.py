@@ -28,6 +28,7 @@ from qcompiler.errors import Error
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Graph, Node, Type
 from qcompiler.ir.refusals import demand_known, demand_static
+from qcompiler.kernels.registry import Records
 from qcompiler.onnx_io.inputs import batch_of_one
 from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch
@@ -40,6 +41,7 @@ from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, run_stage
 from qcompiler.tune import timing
+from qcompiler.tune.records import read as read_records
 
 if TYPE_CHECKING:
     import onnx
@@ -110,6 +112,7 @@ class Compilation:
         device: Device,
         choice: Choice | None = None,
         watch: Watch | None = None,
+        records: Records | None = None,
     ) -> Compilation:
         """A fused graph -> its compilation as it is, without pruning or quantizing it, for all
         threads of a device.
@@ -118,6 +121,7 @@ class Compilation:
         return made.having(
             device=device,
             choice=choice or Choice(),
+            records=records,
             float_graph=graph,
             came_quantized=False,
             pruned=graph,
@@ -140,7 +144,8 @@ class Compilation:
 
     def aimed(self, target: str, device: Device) -> Compilation:
         """The same for another target, whose name --dump tells. They share the model as it was
-        trained, and what was seen of what calibration data makes of a network.
+        trained, what was seen of what calibration data makes of a network, and tuning records (each
+        is of one device).
         """
         tell = self.watch.stage
         watch = replace(
@@ -149,7 +154,8 @@ class Compilation:
             stage=tell and (lambda stage, graph: tell(f"{stage}_{device.isa.name}", graph)),
         )
         made = replace(self, options=replace(self.options, target=target), watch=watch)
-        vars(made).update(device=device, float_graph=self.float_graph, seen=self.seen)
+        shared = {"records": self.records, "float_graph": self.float_graph, "seen": self.seen}
+        vars(made).update(device=device, **shared)
         return made
 
     @cached_property
@@ -173,6 +179,16 @@ class Compilation:
     def choice(self) -> Choice:
         """The passes to run, and their options."""
         return chosen(self.options)
+
+    @cached_property
+    def records(self) -> Records | None:
+        """What was measured to be fastest; None without a file of it."""
+        if not self.options.tuning_records:
+            return None
+        found = read_records(self.options.tuning_records)
+        if found.stale:
+            log.warning("%d tuning records are of other generators: ignored", len(found.stale))
+        return found
 
     @cached_property
     def open_graph(self) -> Graph:
@@ -243,7 +259,8 @@ class Compilation:
         """Kernels, memory and threads."""
         asked = self.options.threads > 0
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
-        return planned(self.lowered, self.device, tell, reasons, asked=asked)
+        records = self.records
+        return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
 
     @cached_property
     def built(self) -> Artifact:
@@ -301,7 +318,7 @@ class Compilation:
         count = found.count or options.calibration_samples
         return Calibration(
             found,
-            _Runner(self.watch, self.seen),
+            _Runner(self.watch, self.seen, self.records),
             options.calibration_method,
             synthetic=found.synthetic,
             progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
@@ -347,14 +364,18 @@ def chosen(options: Options) -> Choice:
 
 
 def tapped(
-    graph: Graph, nodes: Sequence[Node], watch: Watch | None = None
+    graph: Graph,
+    nodes: Sequence[Node],
+    watch: Watch | None = None,
+    records: Records | None = None,
 ) -> Callable[[Mapping[str, Array]], list[Array]]:
     """A fused graph -> a function that runs one sample on this machine and returns the values of
     these nodes.
     """
     names = tuple(f"tap{i}" for i in range(len(nodes)))
     whole = replace(graph, outputs=tuple(nodes), output_names=names)
-    model = load(Compilation.of(whole, plugins.device("host"), watch=watch).artifact)
+    here = plugins.device("host")
+    model = load(Compilation.of(whole, here, watch=watch, records=records).artifact)
 
     def run(sample: Mapping[str, Array]) -> list[Array]:
         found = model.run({v.name: sample[v.name] for v in model.inputs})
@@ -363,12 +384,12 @@ def tapped(
     return run
 
 
-def observing(graph: Graph, watch: Watch) -> Run:
+def observing(graph: Graph, watch: Watch, records: Records | None = None) -> Run:
     """Graph -> a function that runs one sample on this machine and reports every activation."""
     names = value_names(graph)
     seen = [n for n in names if n.dtype.startswith("float")]
     inner = [n for n in seen if n.op != "input"]
-    values = tapped(graph, inner, watch.only("calibration model"))
+    values = tapped(graph, inner, watch.only("calibration model"), records)
 
     def run(sample: Mapping[str, Array], observe: Observe) -> None:
         for node in graph.inputs:
@@ -395,12 +416,13 @@ class _Runner:
 
     watch: Watch
     seen: Seen
+    records: Records | None = None
     last: tuple[Graph, Run] | None = None
 
     def __call__(self, graph: Graph) -> Run:
         ran = self.seen.ran
         if ran is None or not (ran[0] is graph or fingerprint(ran[0]) == fingerprint(graph)):
-            ran = graph, observing(graph, self.watch)
+            ran = graph, observing(graph, self.watch, self.records)
         self.seen.ran = ran
         self.last = graph, ran[1]
         return ran[1]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import update_wrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from qcompiler.errors import Error
@@ -180,6 +181,11 @@ class Options:
     )
     disabled_passes: Sequence[str] = option(
         (), "pass not to run", flags=("--disabled-pass",), metavar="NAME"
+    )
+    tuning_records: str | Path = option(
+        "",
+        "file of what was measured to be fastest, which decides how kernels are made where it can",
+        metavar="FILE",
     )
     precision: str = option(
         "float32",

@@ -157,7 +157,11 @@ def _compile_flags(
     **defaults: object,
 ) -> None:
     flags.add(parser, made, omit, **defaults)
-    parser.add_argument("--explain", action="store_true", help="print every Skip and its reason")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="print every Skip and its reason; with inspect --plan also the kernels that lost",
+    )
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.cli import quality, show
+from qcompiler.cli import decisions, quality, show
 from qcompiler.cli.flags import read
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error
@@ -218,9 +218,14 @@ def say_plan(a: Namespace) -> int:
         told = [_plan_json(plan, skips) for plan in plans]
         show.say_json(told[0] if len(told) == 1 else {"plans": told})
         return 0
-    show.say("\n\n".join(map(str, plans)))
+    show.say("\n\n".join(_plan_text(a, plan) for plan in plans))
     _say_batch(plans[0].graph.notes)
     return 0
+
+
+def _plan_text(a: Namespace, plan: Plan) -> str:
+    """A plan, with --explain also the candidates that its kernels were chosen among."""
+    return f"{plan}\n\n{decisions.text(plan)}" if a.explain else str(plan)
 
 
 def _say_batch(notes: Mapping[str, str]) -> None:
@@ -271,6 +276,7 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
             "scratch_bytes": s.scratch.bytes if s.scratch else 0,
             "macs": s.kernel.macs,
             "type": str(s.region.output.type),
+            "candidates": decisions.as_json(s.decision) if s.decision else [],
         }
         for s in plan.steps
     ]

@@ -119,6 +119,10 @@ class Core:
         """
         return (-(-size // self.line_bytes) | 1) * self.line_bytes
 
+    def seconds(self, cycles: float) -> float:
+        """What so many cycles take."""
+        return cycles / self.hz
+
     def cycles(self, reference: float) -> float:
         """Cycles that mixed instructions take on the reference -> on this core."""
         return reference * (REFERENCE.issue_per_cycle / self.issue_per_cycle)

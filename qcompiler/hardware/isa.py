@@ -38,7 +38,7 @@ class Isa:
     vector_bytes: int
     macs: tuple[Mac, ...] = ()
     """Its own products; those of what it extends are there, too."""
-    intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
     permission: tuple[int, ...] = ()
     extends: Isa | None = None
     masked: frozenset[int] = EVERY_SIZE

@@ -10,7 +10,7 @@ from qcompiler.hardware.isa import Device
 from qcompiler.ir.graph import Node
 from qcompiler.ir.refusals import Reasons, missing
 from qcompiler.kernels.facts import sealed
-from qcompiler.kernels.registry import Kernel, Region, choose
+from qcompiler.kernels.registry import Decision, Kernel, Records, Region, choose
 from qcompiler.plan.regions import split
 
 log = logging.getLogger(__name__)
@@ -19,38 +19,39 @@ log = logging.getLogger(__name__)
 class Chooser:
     """Regions -> kernels; those of equal keys share one."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.known: dict[str, Kernel | None] = {}
+    def __init__(self, device: Device, records: Records | None) -> None:
+        self.device, self.records = device, records
+        self.known: dict[str, Decision] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
         self.missing: list[Node] = []  # what no generator can make
 
-    def kernels(self, region: Region) -> list[tuple[Region, Kernel]]:
+    def kernels(self, region: Region) -> list[tuple[Region, Decision]]:
         """One kernel for the region, or, where no generator can make it whole, kernels for its
         parts.
         """
         handed = sealed(region, self.device)
         if handed.key not in self.known:
-            self.known[handed.key] = self.generate(handed, name_of(region))
-        kernel = self.known[handed.key]
-        if kernel is not None:
-            return [(region, kernel)]
+            self.known[handed.key] = self.decide(handed, name_of(region))
+        how = self.known[handed.key]
+        if isinstance(how.kernel, Kernel):
+            return [(region, how)]
         parts = split(region)
         if not parts:
             self.missing.append(_maker(region))
         return [found for part in parts for found in self.kernels(part)]
 
-    def generate(self, region: Region, name: str) -> Kernel | None:
+    def decide(self, region: Region, name: str) -> Decision:
         """A sealed region, and what to call it when telling why not -> its kernel."""
-        found, skips = choose(region, self.device)
-        self.skips.extend((name, generator, reason) for generator, reason in skips)
+        how = choose(region, self.device, self.records)
+        self.skips.extend((name, generator, reason) for generator, reason in how.skips)
+        found = how.kernel
         if isinstance(found, Skip):
             log.info("%s: %s", name, found.reason)
-            return None
+            return how
         count = self.names.get(found.name, 0)
         self.names[found.name] = count + 1
-        return replace(found, name=f"{found.name}_{count}") if count else found
+        return replace(how, kernel=replace(found, name=f"{found.name}_{count}")) if count else how
 
     def demand_all(self, reasons: Reasons) -> None:
         """Refuse a graph with nodes that have a meaning but no kernel, naming every one."""

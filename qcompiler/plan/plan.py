@@ -17,7 +17,7 @@ from qcompiler.artifact.artifact import Bytes
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph
 from qcompiler.ir.refusals import Reasons
-from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Turn, Work, turns
 from qcompiler.plan.batches import in_parts
 from qcompiler.plan.choose import Chooser, name_of
@@ -41,6 +41,8 @@ class Step:
     operands: tuple[Place, ...]
     output: Place
     scratch: Place | None
+    decision: Decision | None = None
+    """How the kernel was chosen."""
     turn: Turn = AFTER_ALL
 
     @property
@@ -107,14 +109,16 @@ def plan(
     device: Device,
     progress: Progress | None = None,
     reasons: Reasons = MappingProxyType({}),
+    records: Records | None = None,
 ) -> Plan:
     """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of
-    every step; `reasons` says of nodes by name why the layout stage left them alone.
+    every step; `reasons` says of nodes by name why the layout stage left them alone; kernels that
+    `records` hold measurements of are built as these say.
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device)
-    chosen = Chooser(device)
-    made: list[tuple[Region, Kernel]] = []
+    chosen = Chooser(device, records)
+    made: list[tuple[Region, Decision]] = []
     todo = regions(graph)
     for i, region in enumerate(todo):
         if progress is not None:
@@ -123,7 +127,7 @@ def plan(
     chosen.demand_all(reasons)
     weights = Weights()
     memory = Memory(graph, [r for r, _ in made])
-    steps = [_step(i, region, kernel, weights, memory) for i, (region, kernel) in enumerate(made)]
+    steps = [_step(i, region, how, weights, memory) for i, (region, how) in enumerate(made)]
     placed = memory.placed()
     final = [
         replace(
@@ -141,8 +145,9 @@ def plan(
     return Plan(whole, device, tuple(final), weights.blob(), memory.bytes, blocks, skips, parts)
 
 
-def _step(index: int, region: Region, kernel: Kernel, weights: Weights, memory: Memory) -> Step:
-    operands = []
+def _step(index: int, region: Region, how: Decision, weights: Weights, memory: Memory) -> Step:
+    kernel, operands = how.kernel, []
+    assert isinstance(kernel, Kernel)
     for i, node in enumerate(region.inputs):
         source = base(node)
         if source.is_constant:
@@ -153,7 +158,7 @@ def _step(index: int, region: Region, kernel: Kernel, weights: Weights, memory: 
     heirs = [sources[i] for i in kernel.in_place if sources.count(sources[i]) == 1]
     output = memory.write(region.output, index, heirs)
     scratch = memory.scratch(kernel.scratch_bytes, index) if kernel.scratch_bytes else None
-    return Step(name_of(region), region, kernel, tuple(operands), output, scratch)
+    return Step(name_of(region), region, kernel, tuple(operands), output, scratch, how)
 
 
 def _work(step: Step) -> Work:

@@ -13,6 +13,7 @@ from math import prod
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node, numpy_dtype
 from qcompiler.ir.refusals import Reasons
+from qcompiler.kernels.registry import Records
 from qcompiler.ops.work import PACE, work
 from qcompiler.plan.plan import Plan, Progress, Step, plan
 from qcompiler.plan.regions import regions
@@ -28,18 +29,24 @@ _WINOGRAD = 4
 
 
 def planned(
-    graph: Graph, device: Device, progress: Progress | None, reasons: Reasons, *, asked: bool
+    graph: Graph,
+    device: Device,
+    progress: Progress | None,
+    reasons: Reasons,
+    *,
+    asked: bool,
+    records: Records | None = None,
 ) -> Plan:
     """A plan; unless a number of threads was asked for, for one where more are not worth it.
-    `reasons` as of `plan`.
+    `reasons` and `records` as of `plan`.
     """
     one = replace(device, threads=1)
     if not asked and at_most(graph, device) < least(device):
-        return plan(graph, one, progress, reasons)
-    made = plan(graph, device, progress, reasons)
+        return plan(graph, one, progress, reasons, records)
+    made = plan(graph, device, progress, reasons, records)
     if asked or device.threads == 1 or saving(made) >= least(device):
         return made
-    return plan(graph, one, progress, reasons)
+    return plan(graph, one, progress, reasons, records)
 
 
 def least(device: Device) -> float:

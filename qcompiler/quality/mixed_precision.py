@@ -172,6 +172,7 @@ class _Search:
         parts += [o.exclude, self.statistics.graph, self.device.isa.name, o.calibration_samples]
         parts += [(n, s.low, s.high, s.samples) for n, s in self.statistics.values.items()]
         parts += [self.exact]  # stands for the code of a metric from a file
+        parts += [] if self.base.records is None else [self.base.records]
         digest = hashlib.sha256(repr(parts).encode())
         for sample in self.data:
             for name in sorted(sample):
@@ -261,6 +262,7 @@ class _Search:
             self.here,
             self.half_seconds,
             CANDIDATES,
+            self.base.records,
         )
 
     @cached_property

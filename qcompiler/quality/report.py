@@ -159,9 +159,10 @@ def examine(
     (variant,) = manifest.variants
     device = plugins.device(variant.isa, variant.threads)
     label = made.quantized.notes.get("quantization", made.quantized.notes.get("weights", "none"))
-    artifacts = {"float32": _artifact(made.float_graph, device.isa.name, variant.threads)}
+    known = made.records
+    artifacts = {"float32": Compilation.of(made.float_graph, device, records=known).artifact}
     if made.is_pruned and made.quantized is not made.calibrated:
-        artifacts["pruned"] = _artifact(made.calibrated, device.isa.name, variant.threads)
+        artifacts["pruned"] = Compilation.of(made.calibrated, device, records=known).artifact
     last = label if label != "none" else "pruned" if made.is_pruned else "compiled"
     artifacts[last] = made.artifact
     models = [load(a) for a in artifacts.values()]
@@ -216,7 +217,7 @@ def _layers(
     pairs = list(zip((made.float_graph, made.calibrated, made.quantized), graphs, strict=True))
     if not made.is_pruned:
         del pairs[0]
-    runs = [tapped(g, [p[n] for n in names]) for g, p in pairs]
+    runs = [tapped(g, [p[n] for n in names], records=made.records) for g, p in pairs]
     sums: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     wide: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     first: dict[str, tuple[Array, Array]] = {}
@@ -273,10 +274,6 @@ def _products(graph: Graph) -> dict[str, Node]:
             twice |= {node.name} & found.keys()
             found[node.name] = node
     return {n: node for n, node in found.items() if n not in twice}
-
-
-def _artifact(graph: Graph, target: str, threads: int) -> Artifact:
-    return Compilation.of(graph, plugins.device(target, threads)).artifact
 
 
 def _errors(sums: Array) -> dict[str, float]:

@@ -16,6 +16,7 @@ from qcompiler.data.samples import Sample
 from qcompiler.driver import Compilation
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node, Type, placeholder
+from qcompiler.kernels.registry import Records
 from qcompiler.ops import make
 from qcompiler.ops.kinds import MEASURED, MOVES, SMOOTH
 from qcompiler.quality.metrics import Outputs, outputs_of
@@ -33,7 +34,7 @@ _SWITCH, _TO_HALF = "switch/", "bfloat16/"
 class Trier:
     """The trial model, on this machine: every product in int8, in float32 and, if `halves` names
     it, in bfloat16, with switches. The inputs of int8 products may use the range of any of
-    `methods`. `after` are the passes that follow quantizing.
+    `methods`. `after` are the passes that follow quantizing, `records` decide about kernels.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Trier:
         here: Device,
         halves: Collection[str] = (),
         methods: Collection[str] = (),
+        records: Records | None = None,
     ) -> None:
         self.method = method
         self.units = _units(graph, quantize(graph, statistics))
@@ -66,7 +68,7 @@ class Trier:
         self.carriers = {name: wanted.get(name, frozenset()) for name in readers}
         made, self.spans = adjustable(made, {method: made, **others})
         self.groups = _groups(graph, self.units)
-        self.model = load(Compilation.of(made, here, after).artifact)
+        self.model = load(Compilation.of(made, here, after, records=records).artifact)
 
     def others(self, name: str) -> list[str]:
         """The calibration methods that give a product's input another range than the usual one."""

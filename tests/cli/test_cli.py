@@ -159,6 +159,21 @@ def test_an_artifact_is_replaced_by_a_newer_one(say: Say, model: Path, tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == ["a.qc"]
 
 
+def test_explain_tells_which_kernels_lost(say: Say, model: Path) -> None:
+    words = ("inspect", model, "--plan", "--explain", "--input-shape", "x=2x8")
+    said = say(*words)
+    assert said.code == 0
+    assert "predicted us" in said.out
+    lines = [line.split() for line in said.out.splitlines()]
+    assert any("tiled" in line and "chosen" in line for line in lines)
+    assert any("plain" in line and "lost" in line for line in lines)
+    weighed = [
+        c for step in json.loads(say(*words, "--json").out)["steps"] for c in step["candidates"]
+    ]
+    assert {"chosen", "lost"} == {c["verdict"] for c in weighed}
+    assert all(c["seconds"] > 0 for c in weighed)
+
+
 def test_explain_tells_why_rules_were_not_used(say: Say, model: Path, tmp_path: Path) -> None:
     words = ("compile", model, "--input-shape", "x=2x8", "-o", tmp_path / "a.qc", "--explain")
     assert "not used because" in say(*words).out

@@ -47,8 +47,8 @@ def test_flags_become_the_fields_that_they_name() -> None:
         "compile m.onnx --target x86_avx2 --precision int8 --calibration-data-path c.npz"
         " --calibration-method mse --calibration-samples 7 --threads 3 --compress"
         " --input-shape x=1x3 --input-shapes a=b=[2,4] --pass p.py --pass q{a=1}"
-        " --disabled-pass r --exclude Conv --nodes-to-exclude .*head --prune 2:4"
-        " --prune-include A --prune-exclude B"
+        " --disabled-pass r --tuning-records t.json --exclude Conv --nodes-to-exclude .*head"
+        " --prune 2:4 --prune-include A --prune-exclude B"
     )
     assert flags.read(Options, parser().parse_args(words.split())) == Options(
         target="x86_avx2",
@@ -61,6 +61,7 @@ def test_flags_become_the_fields_that_they_name() -> None:
         input_shapes={"x": (1, 3), "a=b": (2, 4)},
         passes=("p.py", "q{a=1}"),
         disabled_passes=("r",),
+        tuning_records="t.json",
         exclude=("Conv", ".*head"),
         prune=("2:4",),
         prune_include=("A",),

@@ -64,7 +64,7 @@ def written_out(op: str, attrs: dict[str, object], dtype: str, elements: int, no
     for _ in range(nodes):
         y = again(op, attrs, y)
     region = region_of(Graph((x,), (y,), ("y",)), None)
-    kernel, _ = choose(region, device(vector_isas()[-1]))
+    kernel = choose(region, device(vector_isas()[-1])).kernel
     if not isinstance(kernel, Kernel):
         return 0
     module = tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")})

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from emulator import load_or_skip
-from kernel_harness import compare, device, expected, isas, region_of, run
+from kernel_harness import compare, device, expected, isas, made, region_of, run, sharing
 
 from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
@@ -28,7 +28,7 @@ from qcompiler.kernels.cpu.contraction.operands import (
 from qcompiler.kernels.cpu.contraction.plain import plain
 from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.contraction.tiled import tiled
-from qcompiler.kernels.registry import Kernel, choose
+from qcompiler.kernels.registry import Kernel, Ways, choose
 from qcompiler.ops import make
 
 plugins.load_all()
@@ -58,14 +58,16 @@ def random(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
 
 
 def check(
-    root: Node, output: Node, isa: Isa, *, threads: int = 1, generator=tiled, **knobs: int
+    root: Node, output: Node, isa: Isa, *, threads: int = 1, generator: Ways = tiled
 ) -> Kernel:
-    """The kernel of a region around `root`, run on random inputs against numpy."""
+    """The kernel of a region around `root`, run on random inputs against numpy; work is shared
+    however small it is.
+    """
     graph = Graph((), (output,), ("y",))
     inputs = tuple(n for n in graph.nodes if n.op == "input")
     graph = Graph(inputs, (output,), ("y",))
     region = region_of(graph, root)
-    kernel = generator(region, device(isa, threads), **knobs)
+    kernel = made(generator, region, sharing(device(isa, threads)))
     assert isinstance(kernel, Kernel), kernel
     values = {n: random(n.dtype, n.type.dims, i) for i, n in enumerate(inputs)}
     values |= {n: n.array for n in region.inputs if n.is_constant}
@@ -105,15 +107,24 @@ def test_products_of_awkward_shapes_equal_numpy(isa: Isa, pair: tuple[str, str])
         check(root, root, isa)
 
 
+def force(monkeypatch: pytest.MonkeyPatch, tiling: Tiling) -> None:
+    """Let there be no other tiling."""
+    for name in ("tiled.priced", "blocking.priced"):
+        monkeypatch.setattr(
+            f"qcompiler.kernels.cpu.contraction.{name}", lambda *_, **__: [(1.0, tiling)]
+        )
+
+
 @pytest.mark.parametrize("isa", EXTREMES, ids=lambda i: i.name)
-def test_every_tile_and_its_neighbours_are_right(isa: Isa) -> None:
+def test_every_tile_and_its_neighbours_are_right(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and columns one less than a tile, a tile, and one more."""
     lanes = isa.lanes(4)
     for rows, vectors in ((1, 1), (3, 2), (4, 2), (2, 3)):
+        force(monkeypatch, Tiling(rows, vectors, block=1))
         for m in (rows - 1, rows, rows + 1):
             for n in (vectors * lanes - 1, vectors * lanes, vectors * lanes + 1):
                 root = matmul(max(m, 1), n, 10, "uint8", "int8")
-                check(root, root, isa, rows=rows, vectors=vectors)
+                check(root, root, isa)
 
 
 CONVOLUTIONS = {
@@ -150,7 +161,7 @@ def test_weights_may_be_told_by_running_the_model(name: str) -> None:
     root = make("conv", left, right, **attrs)
     graph = Graph((left, right), (root,), ("y",))
     region, isa = region_of(graph, root), EXTREMES[-1]
-    kernel, _ = choose(region, device(isa))
+    kernel = choose(region, device(isa)).kernel
     assert isinstance(kernel, Kernel)
     values = {left: random("float32", x), right: random("float32", w, 1)}
     got = run(kernel, region, isa, values)
@@ -173,7 +184,7 @@ def test_tasks_share_the_work_whichever_way_it_is_cut(isa: Isa, name: str) -> No
     x, w, attrs = CONVOLUTIONS[name]
     root = conv(x, w, "int8", "int8", **attrs, pad_value=-3)
     for tasks in (2, 5):
-        kernel = check(root, root, isa, threads=tasks, tasks=tasks)
+        kernel = check(root, root, isa, threads=tasks)
         assert 1 <= kernel.tasks <= tasks
 
 
@@ -184,13 +195,10 @@ def test_every_tiling_of_a_problem_gives_the_same_sums(monkeypatch: pytest.Monke
     problem = problem_of(root, 16, REFERENCE)
     assert product is not None
     assert not isinstance(problem, Skip)
-    any_size = {"rows": 0, "vectors": 0, "tasks": 4}
-    found = list(blocking.candidates(problem, product, device(isa, 4), **any_size))
+    found = list(blocking.tilings(problem, product, device(isa, 4), tasks=4))
     assert len({(t.rows, t.vectors, t.block, t.row_tasks) for t in found}) > 20
     for tiling in found[::15]:
-        monkeypatch.setattr(
-            "qcompiler.kernels.cpu.contraction.tiled.choose", lambda *_, t=tiling, **__: t
-        )
+        force(monkeypatch, tiling)
         check(root, root, isa)
 
 
@@ -205,7 +213,7 @@ def test_both_operands_may_be_activations(isa: Isa, pair: tuple[str, str]) -> No
     ]:
         x, y = placeholder("x", Type(pair[0], a)), placeholder("y", Type(pair[1], b))
         root = make("matmul", x, y, transpose_b=transposed)
-        check(root, root, isa, threads=2, tasks=2)
+        check(root, root, isa, threads=2)
 
 
 def test_weights_may_differ_from_image_to_image() -> None:
@@ -253,20 +261,20 @@ def test_sums_become_bfloat16_as_a_cast_makes_them() -> None:
     cast = make("Cast", root, to="bfloat16")
     values = {x: random("bfloat16", (40, 3)), w: w.array}
     values[x].view(np.uint16)[:7] = np.array(edges, np.uint16)[:, None]
-    made = []
+    results = []
     for output in (root, cast):
         region = region_of(Graph((x,), (output,), ("y",)), root)
-        kernel = tiled(region, device(isa))
+        kernel = made(tiled, region, device(isa))
         assert isinstance(kernel, Kernel)
-        made.append(run(kernel, region, isa, values))
+        results.append(run(kernel, region, isa, values))
     with np.errstate(all="ignore"):
-        want = made[0].astype(numpy_dtype("bfloat16"))
+        want = results[0].astype(numpy_dtype("bfloat16"))
     nan = np.isnan(want.astype(np.float32))
-    assert np.array_equal(nan, np.isnan(made[1].astype(np.float32)))
-    tame = nan | (np.abs(made[0]) < np.finfo(np.float32).tiny)
+    assert np.array_equal(nan, np.isnan(results[1].astype(np.float32)))
+    tame = nan | (np.abs(results[0]) < np.finfo(np.float32).tiny)
     assert nan.any()
-    assert np.array_equal(made[1].view(np.uint16)[~tame], want.view(np.uint16)[~tame])
-    assert np.all(made[1][tame & ~nan].astype(np.float32) == 0)
+    assert np.array_equal(results[1].view(np.uint16)[~tame], want.view(np.uint16)[~tame])
+    assert np.all(results[1][tame & ~nan].astype(np.float32) == 0)
 
 
 def test_what_is_asked_for_ahead_changes_no_value() -> None:
@@ -275,7 +283,7 @@ def test_what_is_asked_for_ahead_changes_no_value() -> None:
     other = placeholder("r", root.type)
     graph = Graph((root.operands[0], other), (make("Add", root, other),), ("y",))
     region = region_of(graph, root)
-    kernel = tiled(region, replace(device(isa), l2_bytes=0))
+    kernel = made(tiled, region, replace(device(isa), l2_bytes=0))
     assert isinstance(kernel, Kernel)
     assert "prefetch" in kernel.func.script()
     values = {n: random("float32", n.type.dims, i) for i, n in enumerate(graph.inputs)}
@@ -312,7 +320,7 @@ def test_the_product_becomes_its_instruction(
     root = matmul(64, 64, 512, *pair)
     region = region_of(Graph((), (root,), ("y",)), root)
     isa = ISAS[name]
-    kernel = tiled(region, device(isa))
+    kernel = made(tiled, region, device(isa))
     assert isinstance(kernel, Kernel)
     text = compile_functions([("kernel", kernel.func)], isa).inspect_source("asm")
     assert instruction in text
@@ -386,7 +394,7 @@ def test_products_that_saturate_are_made_exact() -> None:
             x = placeholder("x", Type("uint8", (2, 6)))
             root = make("matmul", x, constant(weights))
             region = region_of(Graph((x,), (root,), ("y",)), root)
-            kernel = tiled(region, device(isa))
+            kernel = made(tiled, region, device(isa))
             assert isinstance(kernel, Kernel)
             values = {x: np.full((2, 6), 255, np.uint8), root.operands[1]: weights}
             assert (run(kernel, region, isa, values) == 3 * 255 * (low + high)).all()

@@ -100,7 +100,7 @@ def try_ulp(
 
     graph = harness.Graph(tuple(inputs), (output,), ("y",))
     region = harness.region_of(graph, None)
-    kernel, _ = harness.choose(region, harness.device(isa))
+    kernel = harness.choose(region, harness.device(isa)).kernel
     assert isinstance(kernel, harness.Kernel)
     got.append(harness.run(kernel, region, isa, dict(zip(inputs, arrays, strict=True))))
 
@@ -204,7 +204,7 @@ def test_a_gelu_rounded_to_bytes_is_as_accurate_as_promised(
     region = region_of(
         Graph((node,), (make("quantize", gelu, scale, zero, dtype="uint8"),), ("y",)), None
     )
-    kernel, _ = choose(region, device(isa))
+    kernel = choose(region, device(isa)).kernel
     assert isinstance(kernel, Kernel)
     values = {node: x} | {n: n.array for n in region.inputs if n.is_constant}
     got = fenced_run(kernel, region, isa, values)
@@ -228,7 +228,7 @@ def test_a_gelu_rounded_to_bfloat16_is_as_accurate_as_promised(isa: Isa, approxi
     bound = rounding + np.minimum(np.abs(x) * 2.0**-17, 3e-5)
     rounded = make("Cast", gelu, to="bfloat16")
     region = region_of(Graph((node,), (rounded,), ("y",)), None)
-    kernel, _ = choose(region, device(isa))
+    kernel = choose(region, device(isa)).kernel
     assert isinstance(kernel, Kernel)
     got = fenced_run(kernel, region, isa, {node: x}).astype(np.float32)
     assert (np.abs(got - exact) <= bound).all()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kernel_harness import isas
-from test_kernels_contraction import EXTREMES, check, random
+from test_kernels_contraction import EXTREMES, check, force, random
 
 from qcompiler import ops, plugins
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.kernels.cpu.compressed.low_bits import narrow
+from qcompiler.kernels.cpu.contraction.blocking import Tiling
 from qcompiler.ops import make
 
 plugins.load_all()
@@ -44,9 +45,11 @@ def test_batches_threads_and_what_follows(isa: Isa) -> None:
 
 
 @pytest.mark.parametrize(("rows", "vectors"), [(1, 1), (4, 2), (6, 3), (2, 4)])
-def test_every_tile(rows: int, vectors: int) -> None:
+def test_every_tile(rows: int, vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     root = product(13, 100, 40, 4, 16)
-    check(root, root, isas()[-1], generator=narrow, rows=rows, vectors=vectors)
+    for block in (1, -(-13 // rows)):
+        force(monkeypatch, Tiling(rows, vectors, block))
+        check(root, root, isas()[-1], generator=narrow)
 
 
 def test_the_meaning_is_that_of_the_weights_written_out() -> None:

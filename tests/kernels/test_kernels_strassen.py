@@ -12,6 +12,7 @@ from kernel_harness import (
     check_fewer,
     device,
     isas,
+    made,
     normal,
     region_of,
     run,
@@ -63,7 +64,7 @@ def test_the_seven_products_are_the_product() -> None:
 @pytest.mark.parametrize("rows", [16, 17])
 def test_products_equal_numpy(isa: Isa, rows: int) -> None:
     root = matmul(rows, 38, isa.lanes() * 4)
-    kernel = check(root, finished(root), isa, rows=4, vectors=2)
+    kernel = check(root, finished(root), isa)
     assert "strassen" in kernel.name
     assert kernel.in_place == (3,)  # the residual's memory
 
@@ -72,7 +73,7 @@ def test_pixels_are_rows() -> None:
     isa = isas()[-1]
     x = placeholder("x", Type("float32", (2, 3, 5, 24)))
     root = make("conv", x, constant(normal((1, 1, 24, 2 * isa.lanes()), 7), "w"))
-    check(root, finished(root), isa, rows=4, vectors=1)
+    check(root, finished(root), isa)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +89,7 @@ def test_pixels_are_rows() -> None:
 def test_every_cut_gives_the_same(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
     isa = isas()[-1]
     root = matmul(29, 24, 4 * isa.lanes())
-    monkeypatch.setattr(
-        "qcompiler.kernels.cpu.transformed.strassen.choose", lambda *_, **__: (tiling, 2.0)
-    )
+    monkeypatch.setattr("qcompiler.kernels.cpu.transformed.strassen.tilings", lambda *_: [tiling])
     assert check(root, finished(root), isa, threads=tiling.tasks).tasks == tiling.tasks
 
 
@@ -99,7 +98,7 @@ def test_tilings_fit_the_cache_and_the_work() -> None:
     product = product_of(isa, "float32", "float32", "float32")
     assert product is not None
     problem = problem_of(matmul(197, 1536, 384), product.mac.lanes, REFERENCE)
-    found = list(strassen_blocking.candidates(problem, product, device(isa, 2), 0, 0, 2))  # type: ignore[arg-type]
+    found = list(strassen_blocking.tilings(problem, product, device(isa, 2)))  # type: ignore[arg-type]
     assert {t.tasks for t in found} == {2}
     assert all(problem.depth % (2 * t.depth) == 0 for t in found)  # type: ignore[union-attr]
     assert {t.row_tasks for t in found} == {1, 2}
@@ -111,13 +110,13 @@ def test_its_error_stays_near_that_of_plain_sums() -> None:
     root = matmul(64, 256, 4 * isa.lanes())
     x, w = np.abs(normal((64, 256))), root.operands[1].array
     region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
-    kernel = strassen(region, device(isa), rows=4, vectors=2)
+    kernel = made(strassen, region, device(isa))
     assert isinstance(kernel, Kernel)
-    made = run(kernel, region, isa, {root.operands[0]: x, root.operands[1]: w})
-    exact, plain = x.astype(np.float64) @ w, np.zeros(made.shape, np.float32)
+    got = run(kernel, region, isa, {root.operands[0]: x, root.operands[1]: w})
+    exact, plain = x.astype(np.float64) @ w, np.zeros(got.shape, np.float32)
     for k in range(256):
         plain += x[:, k, None] * w[k]
-    error, usual = (np.sqrt(np.mean((y - exact) ** 2)) for y in (made, plain))
+    error, usual = (np.sqrt(np.mean((y - exact) ** 2)) for y in (got, plain))
     assert 0 < error < 2.0 * usual
 
 
@@ -125,7 +124,7 @@ def test_it_is_used_where_it_spares_time_and_nowhere_else() -> None:
     def chosen(*sizes: int) -> str:
         root = matmul(*sizes)
         region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
-        kernel, _ = choose(region, device(isas()[-1], 2))
+        kernel = choose(region, device(isas()[-1], 2)).kernel
         assert isinstance(kernel, Kernel)
         return kernel.name
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tvm
 from emulator import load_or_skip
-from kernel_harness import Fenced, compare, expected, region_of, run
+from kernel_harness import Fenced, compare, expected, made, region_of, run
 from tvm import tirx
 
 from qcompiler import load, plugins
@@ -33,11 +33,11 @@ from qcompiler.kernels.cpu.code.tails import Tails
 from qcompiler.kernels.cpu.matrix.block import Blocks
 from qcompiler.kernels.cpu.matrix.contraction import Tiles, tiles
 from qcompiler.kernels.cpu.matrix.layout import layouts
-from qcompiler.kernels.cpu.matrix.model import Choice, candidates
+from qcompiler.kernels.cpu.matrix.model import Choice, choices
 from qcompiler.kernels.cpu.matrix.problem import Problem, problem_of, tile_mac
 from qcompiler.kernels.cpu.matrix.right import Panels, pack
 from qcompiler.kernels.facts import sealed
-from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.registry import Kernel, Region, choose
 from qcompiler.ops import evaluate, make
 from qcompiler.plan.plan import plan
 
@@ -99,7 +99,7 @@ def check(
     if choice:
         kernel = Tiles(region, device(isa, threads), choice).kernel()
     else:
-        kernel = tiles(region, device(isa, threads), parts=1)
+        kernel = made(tiles, region, device(isa, threads))
     assert isinstance(kernel, Kernel), kernel
     values = values or values_of(graph, region)
     got, want = run(kernel, region, isa, values), expected(graph, values)
@@ -413,16 +413,18 @@ def test_two_threads_work_in_scratch_memory_of_their_own(
 
 
 def test_what_vectors_do_better_is_left_to_them(isa: Isa) -> None:
-    def made(root: Node) -> Kernel | Skip:
-        return tiles(region_around(root, root)[1], device(isa, 2))
+    def chosen(root: Node) -> str:
+        offer = choose(region_around(root, root)[1], device(isa, 2)).chosen
+        assert offer is not None
+        return offer.generator
 
-    assert isinstance(made(conv((1, 28, 28, 64), (3, 3, 1, 64), "uint8", "int8", group=64)), Skip)
-    assert isinstance(made(conv((1, 28, 28, 64), (3, 3, 4, 64), "uint8", "int8", group=16)), Skip)
-    assert isinstance(made(matmul((1, 16), (16, 16), "uint8", "int8")), Skip)
-    assert isinstance(made(matmul((64, 64), (64, 64), "float32", "float32")), Skip)
-    assert isinstance(made(matmul((64, 64), (64, 64), "uint8", "int8")), Kernel)
+    assert chosen(conv((1, 28, 28, 64), (3, 3, 1, 64), "uint8", "int8", group=64)) != "tiles"
+    assert chosen(conv((1, 28, 28, 64), (3, 3, 4, 64), "uint8", "int8", group=16)) != "tiles"
+    assert chosen(matmul((1, 16), (16, 16), "uint8", "int8")) != "tiles"
+    assert chosen(matmul((64, 64), (64, 64), "float32", "float32")) != "tiles"
+    assert chosen(matmul((64, 64), (64, 64), "uint8", "int8")) == "tiles"
     twice = constant(random("int8", (64, 64)))
-    assert isinstance(made(make("matmul", twice, twice)), Skip)
+    assert chosen(make("matmul", twice, twice)) != "tiles"
     below = isa.extends
     assert below is not None
     root = matmul((64, 64), (64, 64), "uint8", "int8")
@@ -432,7 +434,7 @@ def test_what_vectors_do_better_is_left_to_them(isa: Isa) -> None:
 def test_small_work_stays_on_one_thread_and_large_work_is_shared(isa: Isa) -> None:
     for m, n, tasks in ((64, 64, 1), (4096, 256, 4)):
         root = matmul((m, n), (n, n), "uint8", "int8")
-        kernel = tiles(region_around(root, root)[1], device(isa, 4))
+        kernel = made(tiles, region_around(root, root)[1], device(isa, 4))
         assert isinstance(kernel, Kernel)
         assert kernel.tasks == tasks
 
@@ -440,7 +442,7 @@ def test_small_work_stays_on_one_thread_and_large_work_is_shared(isa: Isa) -> No
 def test_every_candidate_covers_every_line(isa: Isa) -> None:
     root = conv((2, 30, 30, 16), (3, 3, 16, 40), "uint8", "int8", pads=(1, 1, 1, 1))
     p = problem(root, isa)
-    found = list(candidates(p, 4, 0, 0))
+    found = list(choices(p, 4))
     assert len({c.layout.form for c in found}) == 2
     for choice in found:
         assert choice.parts * choice.lines >= p.lines > (choice.parts - 1) * choice.lines
@@ -490,7 +492,7 @@ def loops(text: str) -> Iterator[list[str]]:
 def test_the_loop_over_k_is_tiles_and_addresses(isa: Isa) -> None:
     """Four loads and four products a step, and nothing that reads or writes a vector."""
     root = matmul((32, 4096), (4096, 32), "uint8", "int8")
-    kernel = tiles(region_around(root, root)[1], device(isa), parts=1)
+    kernel = made(tiles, region_around(root, root)[1], device(isa))
     assert isinstance(kernel, Kernel)
     text = compile_functions([("k", kernel.func)], isa).inspect_source("asm")
     (body,) = (x for x in loops(text) if any(i.startswith("tdp") for i in x))

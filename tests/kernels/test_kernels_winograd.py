@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from kernel_harness import (
     device,
     expected,
     isas,
+    made,
     normal,
     region_of,
     run,
@@ -30,7 +32,7 @@ from qcompiler.kernels.cpu.contraction.operands import product_of
 from qcompiler.kernels.cpu.transformed import winograd_blocking
 from qcompiler.kernels.cpu.transformed.winograd import winograd
 from qcompiler.kernels.cpu.transformed.winograd_filter import PAIRS, Filter
-from qcompiler.kernels.registry import Kernel, choose
+from qcompiler.kernels.registry import Kernel, Setting, choose
 from qcompiler.ops import make
 
 plugins.load_all()
@@ -38,10 +40,10 @@ plugins.load_all()
 FILTERS = [Filter(n + 1 - r, r) for n in PAIRS for r in range(2, 6) if n > r]
 SAME = {"pads": (1,) * 4}
 SHAPES = {
-    "odd sizes and tails": ((2, 9, 10, 5), (3, 3, 5, 18), SAME),
+    "odd sizes and tails": ((2, 9, 10, 13), (3, 3, 13, 18), SAME),
     "smaller than a tile": ((3, 2, 1, 8), (3, 3, 8, 8), SAME),
     "uneven padding": ((1, 13, 11, 24), (3, 3, 24, 40), {"pads": (2, 0, 1, 4)}),
-    "no padding": ((1, 12, 14, 7), (3, 3, 7, 16), {}),
+    "no padding": ((1, 12, 14, 15), (3, 3, 15, 16), {}),
     "five taps": ((2, 7, 8, 8), (5, 5, 8, 24), {"pads": (2,) * 4}),
     "three by two": ((1, 9, 7, 8), (3, 2, 8, 16), {"pads": (1, 0, 1, 1)}),
     "one row": ((1, 1, 19, 8), (1, 5, 8, 8), {"pads": (0, 2, 0, 2)}),
@@ -56,6 +58,11 @@ def conv(x: tuple[int, ...], w: tuple[int, ...], **attrs: object) -> Node:
 
 
 check = partial(check_fewer, winograd)
+
+
+def of(outputs: int) -> Callable[[Setting], bool]:
+    """Tiles of so many outputs along their longer side."""
+    return lambda knobs: max(int(knobs["down"]), int(knobs["across"])) == outputs
 
 
 @pytest.mark.parametrize("filter", FILTERS, ids=lambda f: f"F({f.outputs},{f.taps})")
@@ -83,7 +90,7 @@ def test_a_filter_is_the_convolution_it_stands_for(filter: Filter) -> None:
 def test_convolutions_equal_numpy(isa: Isa, name: str) -> None:
     x, w, attrs = SHAPES[name]
     root = conv(x, w, **attrs)
-    kernel = check(root, root, isa, outputs=4 if 3 in w[:-2] else 2)
+    kernel = check(root, root, isa, wanted=of(4 if 3 in w[:-2] else 2))
     assert kernel.name.startswith("winograd")
 
 
@@ -98,7 +105,7 @@ def finished(root: Node) -> Node:
 @pytest.mark.parametrize("outputs", [2, 3, 4])
 def test_what_follows_is_computed_on_the_outputs(isa: Isa, outputs: int) -> None:
     root = conv((1, 7, 9, 8), (3, 3, 8, isa.lanes() + 5), **SAME)
-    kernel = check(root, finished(root), isa, outputs=outputs)
+    kernel = check(root, finished(root), isa, wanted=of(outputs))
     assert kernel.in_place == (3,)  # the residual's memory
 
 
@@ -111,7 +118,7 @@ def test_bfloat16_is_widened_on_the_way(isa: Isa) -> None:
     root = make("conv", x, w, **SAME)
     y = make("Cast", make("Add", root, constant(normal((21,), 3))), to="bfloat16")
     region = region_of(Graph((x,), (y,), ("y",)), root)
-    kernel = winograd(region, device(isa), outputs=4)
+    kernel = made(winograd, region, device(isa), of(4))
     assert isinstance(kernel, Kernel)
     values = {x: normal(x.type.dims).astype(numpy_dtype("bfloat16"))}
     values |= {n: n.array for n in region.inputs if n.is_constant}
@@ -130,15 +137,13 @@ def test_every_cut_of_a_problem_gives_the_same_outputs(monkeypatch: pytest.Monke
         (p, t)
         for p in list(found)[::4]
         for tasks in (1, 2, 5)
-        for t in winograd_blocking.candidates(p, product, device(isa, tasks), 0, 0, tasks)
+        for t in winograd_blocking.tilings(p, product, device(isa, tasks), tasks)
     ]
     assert len({(t.rows, t.vectors, t.block, t.row_tasks, t.column_tasks) for _, t in tilings}) > 50
     for problem, tiling in tilings[:: len(tilings) // 5]:
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "qcompiler.kernels.cpu.transformed.winograd.choose",
-                lambda *_, p=problem, t=tiling, **__: (0.0, p, t),
-            )
+            cut = "qcompiler.kernels.cpu.transformed.winograd.tilings"
+            patch.setattr(cut, lambda p, *_, q=problem, t=tiling: [t] if p == q else [])
             kernel = check(root, finished(root), isa, threads=tiling.tasks)
         assert kernel.tasks == tiling.tasks
 
@@ -150,25 +155,25 @@ def test_its_error_stays_near_that_of_plain_sums(outputs: int, most: float) -> N
     root = conv((1, 24, 24, 96), (3, 3, 96, 16), **SAME)
     region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
     x, w = np.abs(normal(root.operands[0].type.dims)), root.operands[1].array
-    kernel = winograd(region, device(isa), outputs=outputs)
+    kernel = made(winograd, region, device(isa), of(outputs))
     assert isinstance(kernel, Kernel)
-    made = run(kernel, region, isa, {root.operands[0]: x, root.operands[1]: w})
+    got = run(kernel, region, isa, {root.operands[0]: x, root.operands[1]: w})
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    exact, plain = np.zeros(made.shape), np.zeros(made.shape, np.float32)
+    exact, plain = np.zeros(got.shape), np.zeros(got.shape, np.float32)
     for i, j, c in np.ndindex(3, 3, 96):
         part = padded[:, i : i + 24, j : j + 24, c, None]
         exact += part.astype(np.float64) * w[i, j, c]
         plain += part * w[i, j, c]
-    error, usual = (np.sqrt(np.mean((y - exact) ** 2)) for y in (made, plain))
+    error, usual = (np.sqrt(np.mean((y - exact) ** 2)) for y in (got, plain))
     assert 0 < error < most * usual
-    assert np.abs(made - exact).max() < 2e-6 * np.ptp(exact)
+    assert np.abs(got - exact).max() < 2e-6 * np.ptp(exact)
 
 
 def test_it_is_used_where_it_spares_time_and_nowhere_else() -> None:
     def chosen(x: tuple[int, ...], w: tuple[int, ...], **attrs: object) -> str:
         root = conv(x, w, **attrs)
         region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
-        kernel, _ = choose(region, device(isas()[-1], 2))
+        kernel = choose(region, device(isas()[-1], 2)).kernel
         assert isinstance(kernel, Kernel)
         return kernel.name
 

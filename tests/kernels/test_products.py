@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from emulated import BLOCKS, HALVES, SIGNED, block, machine
-from kernel_harness import region_of
+from kernel_harness import made, region_of
 from test_kernels_attention import CASES, attend
-from test_kernels_contraction import CONVOLUTIONS, check, conv, matmul
+from test_kernels_contraction import CONVOLUTIONS, check, conv, force, matmul
 
 from qcompiler import plugins
 from qcompiler.emit.machine import machine_code
@@ -18,6 +18,7 @@ from qcompiler.hardware.products import BYTE_PRODUCTS, BlockMac, TileMac, Vector
 from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.contraction.blocking import Tiling
 from qcompiler.kernels.cpu.contraction.tiled import tiled
 from qcompiler.kernels.registry import Kernel
 from qcompiler.ops import make
@@ -129,12 +130,13 @@ def test_products_of_blocks_equal_numpy(pair: tuple[str, str]) -> None:
     assert "mm_" not in check(single, single, BLOCKS).name
 
 
-def test_tiles_of_blocks_and_their_neighbours_are_right() -> None:
+def test_tiles_of_blocks_and_their_neighbours_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, vectors in ((1, 1), (2, 2), (3, 2), (5, 3), (8, 1)):
+        force(monkeypatch, Tiling(rows, vectors, block=1))
         for m in (rows, rows + 1, 2 * rows + 1):
             for n in (vectors * 4 - 1, vectors * 4, vectors * 4 + 1):
                 root = matmul(max(m, 2), n, 13, "uint8", "int8")
-                check(root, root, BLOCKS, rows=rows, vectors=vectors)
+                check(root, root, BLOCKS)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -178,7 +180,10 @@ def test_a_real_product_of_blocks_fills_its_loop() -> None:
     arm = Isa("arm", triple, features, frozenset(), 32, 16, macs, masked=frozenset())
     root = matmul(8, 8, 64, "uint8", "int8")
     graph = Graph(root.operands[:1], (root,), ("y",))
-    kernel = tiled(region_of(graph, root), isa.Device("d", arm, 1), rows=8, vectors=4)
+    device, tile = isa.Device("d", arm, 1), (8, 4)
+    kernel = made(
+        tiled, region_of(graph, root), device, lambda k: (k["rows"], k["vectors"]) == tile
+    )
     assert isinstance(kernel, Kernel)
     text = machine_code({"kernel": kernel.func}, arm, "").inspect_source("asm")
     body = text.partition("\nkernel:")[2].partition(".Lfunc_end")[0]

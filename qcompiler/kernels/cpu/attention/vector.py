@@ -17,7 +17,7 @@ of Dao et al., "FlashAttention", 2022.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import log2, sqrt
 
@@ -30,12 +30,12 @@ from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values, produc
 from qcompiler.kernels.cpu.code import polynomials, tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load
-from qcompiler.kernels.cpu.code.loops import across, slots, sweep, tasks
+from qcompiler.kernels.cpu.code.loops import across, shared_seconds, slots, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product, Run
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candidates
 from qcompiler.ops.attention import LEAST
 
 _FLOPS_PER_NS = 40.0  # of the reference core
@@ -46,8 +46,8 @@ _LOG2_E = 1.4426950408889634
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
 
 
-@kernel("Attention", "attention")
-def attention(region: Region, device: Device) -> Kernel | Skip:
+@candidates("Attention", "attention")
+def attention(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """Any heads, an added or boolean mask, causal or not."""
     if reason := refuse_attention(region):
         return reason
@@ -58,7 +58,29 @@ def attention(region: Region, device: Device) -> Kernel | Skip:
     products = products_of(device.isa, dtypes.pop(), q.size)
     if dtypes or products is None:
         return Skip("no product of queries, keys and values of these dtypes")
-    return AttentionKernel(region, device, (q, k, v), *products).kernel()
+
+    def build() -> Kernel:
+        return AttentionKernel(region, device, (q, k, v), *products).kernel()
+
+    seconds = attention_seconds((q, k, v), products[0].mac.k, device)
+    return [Candidate(Fixed(), seconds, build)]
+
+
+def attention_seconds(heads: tuple[Heads, Heads, Heads], k: int, device: Device) -> float:
+    """What vectors take, softmax included, whose products sum `k` neighbours."""
+    q = heads[0]
+    ns = _one_task_ns(heads, k, device)
+    return shared_seconds(device, ns, tasks(device, ns, q.batch * q.heads))
+
+
+def _macs(heads: tuple[Heads, Heads, Heads]) -> int:
+    """Multiply-accumulates of both products."""
+    q, k, v = heads
+    return q.batch * q.heads * q.length * k.length * (q.size + v.size)
+
+
+def _one_task_ns(heads: tuple[Heads, Heads, Heads], k: int, device: Device) -> float:
+    return device.core.product_ns(2 * _macs(heads) / (_FLOPS_PER_NS * k))
 
 
 def refuse_attention(region: Region) -> Skip | None:
@@ -119,12 +141,10 @@ class AttentionKernel:
         self.block = min(self.q.length, max(1, min(12, (free - self.vectors) // self.vectors)))
         count = self.q.batch * self.q.heads
         blocks = -(-self.q.length // self.block)
-        self.macs = count * self.q.length * self.k.length * (self.q.size + self.v.size)
+        self.macs = _macs(heads)
         self.parts = 1 if count >= device.threads else min(device.threads, blocks)
-        per_ns = _FLOPS_PER_NS * for_scores.mac.k
-        self.tasks = tasks(
-            device, device.core.product_ns(2 * self.macs / per_ns), count * self.parts
-        )
+        alone = _one_task_ns(heads, for_scores.mac.k, device)
+        self.tasks = tasks(device, alone, count * self.parts)
         self._divide()
 
     def _divide(self) -> None:

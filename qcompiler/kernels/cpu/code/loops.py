@@ -17,6 +17,13 @@ def tasks(device: Device, nanoseconds: float, parts: int) -> int:
     return 1 if nanoseconds < device.core.launch_ns else max(1, min(device.threads, parts))
 
 
+def shared_seconds(device: Device, nanoseconds: float, count: int) -> float:
+    """One core's time, and the tasks it is shared among -> what it takes. Sharing what is just
+    worth it gains nothing.
+    """
+    return 1e-9 * (nanoseconds / count + device.core.launch_ns * (1 - 1 / count))
+
+
 def sweep(
     b: Builder, length: int, lanes: int, body: Callable[[Value, int], None], *, start: Value = 0
 ) -> None:

@@ -18,8 +18,9 @@ tiles to what follows the sums, is contraction/tiled.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -36,7 +37,7 @@ from qcompiler.kernels.cpu.contraction.microkernel import Left, Right
 from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.cpu.contraction.tiled import Contraction
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 from qcompiler.ops.registry import Numbers
 
 Pairs = Sequence[tuple[Value, Value]]
@@ -46,10 +47,8 @@ _VECTORS = (1, 2, 3, 4, 6)
 _AHEAD = 3  # tiles of rows that make it worth decoding a panel before
 
 
-@kernel("matmul_narrow", rows=(1, 2, 4, 6, 8, 12), vectors=(1, 2, 3, 4))
-def narrow(
-    region: Region, device: Device, *, rows: int = 0, vectors: int = 0, tasks: int = 0
-) -> Kernel | Skip:
+@candidates("matmul_narrow")
+def narrow(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """Weights are decoded between memory and the multiply-add."""
     root = region.root
     assert root is not None
@@ -70,28 +69,27 @@ def narrow(
     if reason := too_large(region):
         return reason
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
-    tiling = _tiling(problem, product, device, rows, vectors, tasks)
-    if tiling is None:
-        return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
-    return _Narrow(region, device, problem, product, tiling).kernel()
+
+    def build(tiling: Tiling) -> Kernel:
+        return _Narrow(region, device, problem, product, tiling).kernel()
+
+    found = _priced(problem, product, device)
+    return (Candidate(t, device.core.seconds(c), partial(build, t)) for c, t in found)
 
 
-def _tiling(
-    problem: Problem, product: Product, device: Device, rows: int, vectors: int, tasks: int
-) -> Tiling | None:
-    """The one that floats have, where panels are decoded ahead; else the cheapest that leaves
+def _priced(problem: Problem, product: Product, device: Device) -> list[tuple[float, Tiling]]:
+    """Those that floats have, where the best of them decodes panels ahead; else those that leave
     registers for each vector's words and zero points.
     """
-    best = blocking.choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
-    if best is not None and _ahead(problem, best):
-        return best
+    usual = blocking.priced(problem, product, device)
+    best = min(usual, key=lambda p: p[0], default=None)
+    if best is not None and _ahead(problem, best[1]):
+        return [(c, t) for c, t in usual if _ahead(problem, t)]
     found = []
-    for v in [vectors] if vectors else _VECTORS:
+    for v in _VECTORS:
         isa = replace(device.isa, registers=device.isa.registers - v - 1)
-        thin = replace(device, isa=isa)
-        if tiling := blocking.choose(problem, product, thin, rows=rows, vectors=v, tasks=tasks):
-            found.append(tiling)
-    return min(found, key=lambda t: blocking.cycles(problem, product, device, t), default=None)
+        found += blocking.priced(problem, product, replace(device, isa=isa), vectors=v)
+    return found
 
 
 def _ahead(problem: Problem, tiling: Tiling) -> bool:

@@ -17,8 +17,10 @@ floats.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from math import ceil, inf
+from functools import partial
+from math import ceil
 
 import numpy as np
 
@@ -35,23 +37,20 @@ from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of,
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.cpu.contraction.tiled import Contraction
 from qcompiler.kernels.cpu.matrix.problem import tile_mac
-from qcompiler.kernels.cpu.transformed import winograd_blocking as winograd
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _HEAD = 64  # bytes before a panel's corrections: how many turns, where offsets and blocks begin
 _LIST_CYCLES = 0.5
 """Each block of a tile: its offset is loaded and its turn counted."""
 
 
-@kernel("conv", "matmul", rank=4, rows=(4, 6, 8, 12, 14, 28))
-def sparse(
-    region: Region, device: Device, *, rows: int = 0, tasks: int = 0, always: int = 0
-) -> Kernel | Skip:
-    """Only blocks of weights that are not zero. `always`: also where dense code is faster."""
+@candidates("conv", "matmul")
+def sparse(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+    """Only blocks of weights that are not zero."""
     root = region.root
     assert root is not None
     density = root.float("density")
-    if density >= 1 and not always:
+    if density >= 1:
         return Skip("its weights have few zero blocks")
     if reason := refuse(region):
         return reason
@@ -70,12 +69,14 @@ def sparse(
     stored = tir.bits(tir.stored(region.output.dtype)) // 8
     problem = _apart(replace(problem, result_bytes=stored), product, device)
     thin = replace(problem, depth=max(1, ceil(problem.depth * density)))
-    tiling = blocking.choose(thin, product, device, rows=rows, vectors=1, tasks=tasks)
-    if tiling is None:
-        return Skip(f"{rows or 'any'} sums do not fit the registers")
-    if not always and (slower := _slower(problem, thin, product, device, tiling)):
-        return slower
-    return _Sparse(region, device, problem, product, tiling).kernel()
+
+    def build(tiling: Tiling) -> Kernel:
+        return _Sparse(region, device, problem, product, tiling).kernel()
+
+    found = blocking.priced(thin, product, device, vectors=1)
+    lists = min(((c, _list_cycles(thin, product, device, t)) for c, t in found), default=(0, 0))[1]
+    seconds = device.core.seconds
+    return (Candidate(t, seconds(c + lists), partial(build, t)) for c, t in found)
 
 
 def _product(region: Region, root: Node, device: Device) -> Product | Skip:
@@ -106,37 +107,14 @@ def _apart(problem: Problem, product: Product, device: Device) -> Problem:
     return replace(problem, frame=replace(problem.frame, right=problem.frame.right + gap))
 
 
-def _slower(
-    problem: Problem, thin: Problem, product: Product, device: Device, tiling: Tiling
-) -> Skip | None:
-    """Why dense code is better, if the model of cycles says so."""
-    dense = blocking.choose(problem, product, device)
-    other = _transformed(problem.root, product, device)
-    if dense is None:
-        return None
+def _list_cycles(thin: Problem, product: Product, device: Device, tiling: Tiling) -> float:
+    """What one task's walk through lists of blocks takes beside multiplying them. Taller tiles walk
+    less often, but no faster were they when measured: all are charged what the cheapest takes.
+    """
     pixels = thin.images * thin.rows * thin.columns / tiling.rows / tiling.row_tasks
     vectors = -(-thin.width // product.mac.lanes) * thin.groups / tiling.column_tasks
     blocks = pixels * vectors * thin.tap_count * product.steps(thin.depth)
-    mine = blocking.cycles(thin, product, device, tiling) + device.core.cycles(
-        blocks * _LIST_CYCLES
-    )
-    theirs = min(blocking.cycles(problem, product, device, dense), other)
-    if mine < theirs:
-        return None
-    return Skip(f"zero blocks skipped take {mine:.0f} cycles, all multiplied {theirs:.0f}")
-
-
-def _transformed(root: Node, product: Product, device: Device) -> float:
-    """What convolving transformed tiles takes, where that can be done."""
-    if root.op != "conv" or root.dtype != "float32" or root.int("compact"):
-        return inf
-    found = winograd.problems(root)
-    best = (
-        None
-        if isinstance(found, Skip)
-        else winograd.choose(found, product, device, rows=0, vectors=0, tasks=0)
-    )
-    return inf if best is None else best[0]
+    return device.core.cycles(blocks * _LIST_CYCLES)
 
 
 class _Sparse(Contraction):

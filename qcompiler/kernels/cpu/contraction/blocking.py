@@ -8,8 +8,9 @@ matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache, partial
 from math import gcd
 
 from qcompiler.hardware.core import Core
@@ -28,6 +29,9 @@ LOOP_INSTRUCTIONS = 3.0  # of a turn over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
+
+Tile = Callable[[int, int], float]
+"""Rows and vectors of a tile -> the cycles that it takes."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Cut:
     rest: int
 
     @staticmethod
+    @lru_cache
     def of(length: int, most: int) -> Cut:
         """As few pieces of at most `most` as there can be."""
         pieces = -(-length // most)
@@ -65,7 +70,7 @@ class Cut:
         rest = pieces * size - length
         return Cut(length, size, pieces - rest, rest)
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """All of them."""
         return self.count + self.rest
@@ -107,31 +112,26 @@ def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
     return needed + product.temporaries + spare(product) <= registers
 
 
-def choose(
-    problem: Problem,
-    product: Product,
-    device: Device,
-    *,
-    rows: int = 0,
-    vectors: int = 0,
-    tasks: int = 0,
-) -> Tiling | None:
-    """The cheapest tiling by the model; given knobs are kept, tasks as far as there is work.
-
-    None if the given ones do not fit the registers.
+@lru_cache(maxsize=4)
+def priced(
+    problem: Problem, product: Product, device: Device, *, vectors: int = 0
+) -> list[tuple[float, Tiling]]:
+    """Every tiling worth a thought, with the cycles that it takes; of so many `vectors` unless 0.
+    Tasks are as many as the work is worth, and there is work for. Several generators ask for those
+    of one region, one after the other.
     """
-    for count in range(tasks or _threads(problem, product, device), 0, -1):
-        found = candidates(problem, product, device, rows=rows, vectors=vectors, tasks=count)
-        best = min(found, key=lambda t: cycles(problem, product, device, t), default=None)
-        if best is not None:
-            return best
-    return None
+    for tasks in range(_threads(problem, product, device), 0, -1):
+        found = list(tilings(problem, product, device, vectors=vectors, tasks=tasks))
+        if found:
+            tile = cache(partial(_tile_cycles, problem, product, device))
+            return [(_cycles(problem, product, device, t, tile), t) for t in found]
+    return []
 
 
-def candidates(
-    problem: Problem, product: Product, device: Device, *, rows: int, vectors: int, tasks: int
+def tilings(
+    problem: Problem, product: Product, device: Device, *, tasks: int, vectors: int = 0
 ) -> Iterator[Tiling]:
-    """Every tiling worth pricing; 0 rows or vectors: any."""
+    """Every tiling worth pricing; 0 vectors: any."""
     registers, lanes = device.isa.registers, product.mac.width
     run = product.run
     free = registers - run - product.temporaries - spare(product)
@@ -141,7 +141,7 @@ def candidates(
         if v != panels.vectors and not vectors:
             continue  # the same panels as with fewer
         most = min(highest(product, v, free), problem.rows * problem.columns)
-        for r in [rows] if rows else _heights(problem, most):
+        for r in _heights(problem, most):
             if not fits(product, r, v, registers):
                 continue
             for along, across in _dealt(problem, panels.panels, tasks):
@@ -208,8 +208,10 @@ def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) 
         block = -(-block // 2)
 
 
-def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -> float:
-    """What the slowest task takes."""
+def _cycles(
+    problem: Problem, product: Product, device: Device, tiling: Tiling, tile: Tile
+) -> float:
+    """What the slowest task takes; `tile` is `_tile_cycles`."""
     core = device.core
     panels = Panels.of(problem.width, product.mac.width, tiling.vectors)
     units = Units.of(problem, tiling.rows)
@@ -219,16 +221,16 @@ def cycles(problem: Problem, product: Product, device: Device, tiling: Tiling) -
     groups, count = (share, panels.panels) if problem.groups > 1 else (1, share)
     left = left_bytes(problem, product, tiling)
     packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
-    again = _level(device, packed * count * groups + left) if my_blocks > 1 else 3
+    again = level(device, packed * count * groups + left) if my_blocks > 1 else 3
     block = 0.0
     for vectors, number in ((panels.vectors, panels.count), (panels.vectors - 1, panels.rest)):
         if number:
-            panel = _panel_cycles(problem, product, device, tiling, vectors, left)
+            panel = _panel_cycles(problem, product, device, tiling, vectors, left, tile)
             fetch = packed / core.bytes_per_cycle[again]
             block += number / panels.panels * core.overlapped(panel, fetch)
     block *= count * groups
     if needs_copy(problem, product):
-        block += 2 * left / core.bytes_per_cycle[max(1, _level(device, left))]
+        block += 2 * left / core.bytes_per_cycle[max(1, level(device, left))]
     return block * my_blocks
 
 
@@ -262,7 +264,13 @@ def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, ve
 
 
 def _panel_cycles(
-    problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int, left: int
+    problem: Problem,
+    product: Product,
+    device: Device,
+    tiling: Tiling,
+    vectors: int,
+    left: int,
+    tile: Tile,
 ) -> float:
     """All tiles of a block against one panel that is in the second cache by now."""
     core = device.core
@@ -273,13 +281,13 @@ def _panel_cycles(
     written = pixels * problem.width * problem.result_bytes
     for _, count, size, _ in units.cut.runs():
         rows = size * problem.columns if units.whole else size
-        arithmetic = _tile_cycles(problem, product, device, rows, vectors)
+        arithmetic = tile(rows, vectors)
         reads = rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
-        far = max(1, _level(device, packed + left))
+        far = max(1, level(device, packed + left))
         near = 0 if packed + reads <= device.l1_bytes * 3 // 4 else far
         fetch = packed / core.bytes_per_cycle[near] + reads / core.bytes_per_cycle[far] / 2
         lines = rows * -(-vectors * product.mac.width * problem.result_bytes // core.line_bytes)
-        fetch += lines * 2 * core.line_bytes / core.bytes_per_cycle[_level(device, left + written)]
+        fetch += lines * 2 * core.line_bytes / core.bytes_per_cycle[level(device, left + written)]
         total += count * core.overlapped(arithmetic, fetch)
     if units.whole:
         return total * tiling.block / units.cut.pieces
@@ -358,7 +366,7 @@ def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> 
     return rows * core.line_bytes / core.l2_bytes_per_cycle
 
 
-def _level(device: Device, size: int) -> int:
+def level(device: Device, size: int) -> int:
     """Which cache holds so many bytes that are read again and again."""
     for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
         if size <= capacity * 3 // 4:

@@ -5,7 +5,8 @@ One output pixel at a time, a vector of its channels in a register; operands are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from math import prod
 
 from tvm import tirx
@@ -21,29 +22,67 @@ from qcompiler.kernels.cpu.code.math import TirMath
 from qcompiler.kernels.cpu.code.tails import Tails
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.contraction.blocking import level
 from qcompiler.kernels.cpu.contraction.problem import Batch
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candidates
 from qcompiler.ops.window import Window
 
-MACS_PER_NS = 1.0  # of the reference core
+MACS_PER_NS = 1.0  # of the reference core; of what is worth sharing
+STEP_NS = 2.0  # a product of a vector waits for the one before, and for its operands
+PIXEL_NS = 20.0  # to begin an output pixel
+TAP_NS = 5.0  # and each tap of its window
 
 
-@kernel("conv", "matmul", rank=0)
-def plain(region: Region, device: Device) -> Kernel | Skip:
+@candidates("conv", "matmul")
+def plain(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """Nested loops over the output, the window and the channels."""
-    root, out = region.root, region.output
+    root = region.root
     assert root is not None
     if reason := refuse(region):
         return reason
     left, right = root.operands
     depth = left.type.dims[-1] if root.op == "matmul" else prod(right.type.dims[:-1])
-    macs = root.type.size * depth
-    b = Builder(f"{root.op}_plain_{root.type.size}x{depth}", Tails.of(device.isa))
+    macs, pixels = root.type.size * depth, prod(root.type.dims[:-1])
+    count = tasks(device, device.core.mixed_ns(macs / MACS_PER_NS), pixels)
+    seconds = 1e-9 * _nanoseconds(root, depth, pixels, device)  # one core's, however many share
+    return [Candidate(Fixed(), seconds, partial(_plain, region, device, macs, count))]
+
+
+def _nanoseconds(root: Node, depth: int, pixels: int, device: Device) -> float:
+    """One core's time. Weights are read again for every pixel, and their rows lie apart: nobody
+    fetches them ahead, so they come half as fast as those that are packed; what is narrower than
+    the sums is widened each time, and comes no faster.
+    """
+    core, itemsize = device.core, tir.bits(root.dtype) // 8
+    steps = _vectors(root, device) * depth
+    size = 2 * steps * device.isa.lanes(tir.bits(root.dtype) // 8) * itemsize
+    again = core.bytes_per_cycle[level(device, root.operands[1].type.bytes)]
+    fetch = size / core.memory_bytes_per_cycle + (max(pixels, 1) - 1) * size / again
+    taps = prod(root.operands[1].type.dims[:-2]) if root.op == "conv" else 1
+    ns = core.mixed_ns(pixels * (steps * STEP_NS + taps * TAP_NS + PIXEL_NS))
+    multiply = core.hz * 1e-9 * ns
+    return 1e9 * core.seconds(core.overlapped(multiply, fetch))
+
+
+def _vectors(root: Node, device: Device) -> int:
+    """How many vectors of sums an output pixel takes, as `_Sums.along` goes through them."""
+    width, lanes = root.type.dims[-1], device.isa.lanes(tir.bits(root.dtype) // 8)
+    if root.op == "matmul":
+        return width if root.int("transpose_b") else -(-width // lanes)
+    groups = root.int("group")
+    return groups * -(-width // groups // lanes)
+
+
+def _plain(region: Region, device: Device, macs: int, count: int) -> Kernel:
+    root, out = region.root, region.output
+    assert root is not None
+    b = Builder(
+        f"{root.op}_plain_{root.type.size}x{macs // max(root.type.size, 1)}", Tails.of(device.isa)
+    )
     pointers = {n: b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)}
     target = b.pointer("out", out.dtype)
     *dims, width = root.type.dims
     rows = prod(dims)
-    count = tasks(device, device.core.mixed_ns(macs / MACS_PER_NS), rows)
     if not root.type.size:
         return Kernel(b.name, b.function())
     with share(b, count, rows) as (first, turns):

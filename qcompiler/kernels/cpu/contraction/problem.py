@@ -11,6 +11,7 @@ pixel is one row of the sum; those that walk through memory in even steps are la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -140,7 +141,7 @@ class Problem:
         """The operand that is packed: weights, mostly."""
         return self.root.operands[1]
 
-    @property
+    @cached_property
     def tap_count(self) -> int:
         """Taps in all."""
         return self.planes.count * prod(count for count, _, _ in self.taps)

@@ -11,8 +11,9 @@ for each task (a share of the output rows, of the columns, or of both)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tvm import tirx
 
@@ -20,7 +21,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import heirs, math_of, refuse, too_large
+from qcompiler.kernels.cpu.code.draft import heirs, math_of
 from qcompiler.kernels.cpu.code.epilogue import Fused, store
 from qcompiler.kernels.cpu.code.tails import Tails
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
@@ -29,10 +30,11 @@ from qcompiler.kernels.cpu.contraction.blocking import (
     Tiling,
     Units,
     ahead,
-    choose,
     needs_copy,
     powers_of_two,
+    priced,
 )
+from qcompiler.kernels.cpu.contraction.direct import direct
 from qcompiler.kernels.cpu.contraction.loops import offset_of, segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Leftovers, Right, of_row, sums
 from qcompiler.kernels.cpu.contraction.operands import (
@@ -40,66 +42,33 @@ from qcompiler.kernels.cpu.contraction.operands import (
     Product,
     Run,
     bias_of,
-    block_product_of,
     leftover_bytes,
     pack,
     panel_bytes,
-    product_of,
 )
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
-from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.cpu.contraction.problem import Problem
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _GUARD = 64
 """Bytes behind a copy that a vector may reach into."""
 
 
-@kernel("conv", "matmul", rows=(4, 6, 8, 12, 14, 28), vectors=(1, 2, 3, 4))
-def tiled(
-    region: Region, device: Device, *, rows: int = 0, vectors: int = 0, tasks: int = 0
-) -> Kernel | Skip:
-    """Sums in registers, `rows` pixels by `vectors` vectors of columns."""
-    root = region.root
-    assert root is not None
-    if reason := refuse(region):
-        return reason
-    constant = root.operands[1].is_constant
-    product = _product(root, device)
-    if isinstance(product, Skip):
-        return product
-    problem = problem_of(root, product.mac.width, device.core)
-    if isinstance(problem, Skip):
-        return problem
-    if 0 in (problem.macs, *root.type.dims):
-        return Skip("nothing to multiply")
-    if any(root.operands[1] in n.operands for n in region.nodes if n is not root):
-        return Skip("the right operand is read again, as it is")
-    if reason := too_large(region):
-        return reason
-    if root.op == "conv" and not constant and (problem.tap_count > 1 or root.int("group") > 1):
-        return Skip("a window's weights that only running the model tells")
-    if product.leftovers:
-        product = replace(product, run=region.known(root.operands[1]).run)
-    problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
-    tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
-    if tiling is None and product.run > 1:
-        product = replace(product, run=1)
-        tiling = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
-    if tiling is None:
-        return Skip(f"{rows or 'any'} x {vectors or 'any'} sums do not fit the registers")
-    return Contraction(region, device, problem, product, tiling).kernel()
+@candidates("conv", "matmul")
+def tiled(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+    """Sums in registers, rows of pixels by vectors of columns."""
+    found = direct(region, device)
+    if isinstance(found, Skip):
+        return found
+    problem, product = found
 
+    def build(tiling: Tiling) -> Kernel:
+        return Contraction(region, device, problem, product, tiling).kernel()
 
-def _product(root: Node, device: Device) -> Product | Skip:
-    """That of blocks where an image has as many rows as one takes, else that of vectors."""
-    left, right = (i.dtype for i in root.operands)
-    if found := block_product_of(device.isa, left, right, root.dtype):
-        problem = problem_of(root, found.mac.width, device.core)
-        if not isinstance(problem, Skip) and problem.rows * problem.columns >= found.mac.rows:
-            return found
-    constant = root.operands[1].is_constant
-    product = product_of(device.isa, left, right, root.dtype, packed=constant)
-    return product or Skip(f"no product of {left} and {right}")
+    seconds = device.core.seconds
+    return (
+        Candidate(t, seconds(c), partial(build, t)) for c, t in priced(problem, product, device)
+    )
 
 
 @dataclass(frozen=True)

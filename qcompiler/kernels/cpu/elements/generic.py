@@ -41,7 +41,7 @@ def means(*ops: str) -> Callable[[Meaning], Meaning]:
     def register(meaning: Meaning) -> Meaning:
         _MEANINGS.update({op: meaning for op in ops})
         for op in ops:
-            kernel(op, rank=0)(elements)
+            kernel(op)(elements)
         return meaning
 
     return register

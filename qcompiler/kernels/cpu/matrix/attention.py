@@ -12,7 +12,7 @@ right tile as they lie; queries are left tiles where they lie, and so are weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,7 +20,12 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.hardware.products import MacKey, TileMac, VectorMac
 from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values
-from qcompiler.kernels.cpu.attention.vector import AttentionKernel, Scratch, refuse_attention
+from qcompiler.kernels.cpu.attention.vector import (
+    AttentionKernel,
+    Scratch,
+    attention_seconds,
+    refuse_attention,
+)
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.loops import sweep
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
@@ -28,7 +33,7 @@ from qcompiler.kernels.cpu.contraction.operands import Product
 from qcompiler.kernels.cpu.matrix.block import CONFIG_BYTES, ROW_TILES, TILES, Blocks
 from qcompiler.kernels.cpu.matrix.layout import WORD
 from qcompiler.kernels.cpu.matrix.right import PANEL_TILES
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candidates
 from qcompiler.ops.attention import LEAST
 
 _PRODUCTS: Mapping[str, tuple[tuple[MacKey, str, str], tuple[MacKey, str, str]]] = {
@@ -37,13 +42,15 @@ _PRODUCTS: Mapping[str, tuple[tuple[MacKey, str, str], tuple[MacKey, str, str]]]
 }
 """Operands' dtype -> what multiplies queries by keys, and weights by values."""
 _SUMS = {"i32": "int32", "f32": "float32"}
+_GAIN = 4.0
+"""How much less time full tiles take than vectors, softmax included."""
 _FEW_QUERIES = 4
 """Up to so many, rows of tiles would stay empty."""
 _LEFT, _RIGHT = ROW_TILES * PANEL_TILES, ROW_TILES * PANEL_TILES + ROW_TILES
 
 
-@kernel("Attention", "attention", rank=2)
-def tile_attention(region: Region, device: Device) -> Kernel | Skip:
+@candidates("Attention", "attention")
+def tile_attention(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """Both products in tile registers."""
     if reason := refuse_attention(region):
         return reason
@@ -67,7 +74,14 @@ def tile_attention(region: Region, device: Device) -> Kernel | Skip:
         Product(VectorMac(key, mac.lanes, quad, mac.emit), left, right, _SUMS[key[2]])
         for mac, (key, left, right) in zip(macs, _PRODUCTS[dtype], strict=True)
     )
-    return _Tiles(region, device, (q, k, v), scores, values).kernel()
+
+    def build() -> Kernel:
+        return _Tiles(region, device, (q, k, v), scores, values).kernel()
+
+    rows = macs[0].rows
+    filled = q.length / (-(-q.length // rows) * rows)
+    seconds = attention_seconds((q, k, v), quad, device) / (_GAIN * filled)
+    return [Candidate(Fixed(), seconds, build)]
 
 
 def _macs(device: Device, dtype: str) -> tuple[TileMac, TileMac] | None:

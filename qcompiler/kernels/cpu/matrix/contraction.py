@@ -15,9 +15,11 @@ The epilogue of a block runs on the vector unit while the tile unit multiplies t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from math import inf, isfinite
 
 from tvm import tirx
 
@@ -32,10 +34,18 @@ from qcompiler.kernels.cpu.code.math import TirMath
 from qcompiler.kernels.cpu.code.tails import Tails
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.contraction.direct import direct, least
 from qcompiler.kernels.cpu.contraction.problem import Batch
 from qcompiler.kernels.cpu.matrix.block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
 from qcompiler.kernels.cpu.matrix.left import Left, left_scratch
-from qcompiler.kernels.cpu.matrix.model import Choice, choose, finish_cycles, near, vector_cycles
+from qcompiler.kernels.cpu.matrix.model import (
+    PREFETCH_LINES,
+    Choice,
+    finish_cycles,
+    near,
+    priced,
+    vector_cycles,
+)
 from qcompiler.kernels.cpu.matrix.problem import (
     Problem,
     constant_bias_of,
@@ -44,26 +54,15 @@ from qcompiler.kernels.cpu.matrix.problem import (
     tile_mac,
 )
 from qcompiler.kernels.cpu.matrix.right import PANEL_TILES, Panels, RightPacker, pack
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _FEW_BLOCKS = 16
 """With more blocks than this a panel's next one is fetched in no time."""
 
 
-@kernel(
-    "conv", "matmul", rank=2, parts=(1, 2, 4, 8, 16), column_tasks=(1, 2), prefetch=(1, 4, 8, 32)
-)
-def tiles(
-    region: Region,
-    device: Device,
-    *,
-    parts: int = 0,
-    column_tasks: int = 0,
-    prefetch: int = 0,
-) -> Kernel | Skip:
-    """Sums in tile registers, 32 rows by 32 columns. Knobs: parts of an image for each task, tasks
-    that share the columns, cache lines of the next panel that a step asks for at most.
-    """
+@candidates("conv", "matmul")
+def tiles(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+    """Sums in tile registers, 32 rows by 32 columns."""
     root = region.root
     assert root is not None
     problem = refuse(region) or _problem(region, root, device)
@@ -71,13 +70,26 @@ def tiles(
         return problem
     summed = (root, constant_bias_of(region)[0])
     finish = device.core.cycles(finish_cycles(n for n in region.nodes if n not in summed))
-    choice, cost = choose(
-        problem, device, finish, parts=parts, column_tasks=column_tasks, prefetch=prefetch
-    )
-    vectors = vector_cycles(problem, device, finish)
-    if vectors < cost.total and not (parts or column_tasks or prefetch):
-        return Skip(f"vectors take {vectors:.0f} cycles, tiles {cost.total:.0f}")
-    return Tiles(region, device, choice).kernel()
+
+    def build(choice: Choice) -> Kernel:
+        return Tiles(region, device, choice).kernel()
+
+    mine, theirs = _vectors(region, device, vector_cycles(problem, device, finish))
+
+    def seconds(cycles: float) -> float:
+        return device.core.seconds(cycles / mine * theirs)
+
+    found = priced(problem, device, finish)
+    return (Candidate(c.knobs, seconds(cost.total), partial(build, c)) for cost, c in found)
+
+
+def _vectors(region: Region, device: Device, mine: float) -> tuple[float, float]:
+    """Cycles of vector products of the region, by this model and by that of the other kernels. The
+    two were fitted on different machines: this brings their seconds to one scale.
+    """
+    found = direct(region, device)
+    theirs = inf if isinstance(found, Skip) else least(*found, device)
+    return (mine, theirs) if isfinite(mine) and isfinite(theirs) else (1.0, 1.0)
 
 
 def _problem(region: Region, root: Node, device: Device) -> Problem | Skip:
@@ -315,7 +327,7 @@ class Tiles:
         fetch: Callable[[Value], None] | None = None
         if self.problem.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
             fetch = self.products.prefetch(
-                self.right, block.right, block.block, self.blocks.count, tiles, self.choice.prefetch
+                self.right, block.right, block.block, self.blocks.count, tiles, PREFETCH_LINES
             )
 
         def beside(slot: Value) -> None:

@@ -11,7 +11,7 @@ kernels on such a machine say (benchmarks/prediction, which this model is held a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from qcompiler.hardware.core import Core
@@ -38,7 +38,18 @@ FEW_BLOCKS = 4  # of a panel: its first way to the nearest cache counts
 PACKED_SHARE = 2.5  # a right operand packed on the way, of the third cache's bytes a cycle
 VECTOR_SHARE = 0.85  # of the products a cycle, reached by vector kernels
 BARRIERS = 12.0  # take as long as work that is just worth sharing; see `_barrier`
+PREFETCH_LINES = 8  # of the next panel, at most, with every step of k
 CACHE_SHARE = 0.75  # of a cache that one thing may count on
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A choice without its problem."""
+
+    layout: str
+    lines: int
+    row_tasks: int
+    column_tasks: int
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,6 @@ class Choice:
     lines: int
     row_tasks: int
     column_tasks: int
-    prefetch: int = 8
-    """Cache lines of the next panel to ask for in a step of k, at most."""
 
     @property
     def parts(self) -> int:
@@ -61,6 +70,11 @@ class Choice:
     def tasks(self) -> int:
         """Tasks in all."""
         return self.row_tasks * self.column_tasks
+
+    @property
+    def knobs(self) -> Tiling:
+        """What was decided."""
+        return Tiling(self.layout.form, self.lines, self.row_tasks, self.column_tasks)
 
 
 @dataclass(frozen=True)
@@ -86,40 +100,26 @@ def _node_cycles(node: Node) -> float:
     return LONG_NODES.get(node.op, NODE_CYCLES)
 
 
-def choose(
-    p: Problem,
-    device: Device,
-    finish: float,
-    *,
-    parts: int = 0,
-    column_tasks: int = 0,
-    prefetch: int = 0,
-) -> tuple[Choice, Cost]:
-    """The cheapest choice by the model; knobs that are not 0 are kept."""
-    best: tuple[Choice, Cost] | None = None
+def priced(p: Problem, device: Device, finish: float) -> list[tuple[Cost, Choice]]:
+    """Every choice worth a thought, and its cost by the model: for one task where that takes less
+    than is worth sharing.
+    """
+    found = [(cost(c, device, finish), c) for c in choices(p, device.threads)]
     worth = device.core.worth_sharing
-    for choice in candidates(p, device.threads, parts, column_tasks):
-        found = cost(choice, device, finish)
-        if choice.tasks == 1 and found.total < worth and not column_tasks > 1:
-            found = Cost(*(0.0,) * 5, total=found.total - worth)
-        if best is None or found.total < best[1].total:
-            best = choice, found
-    assert best is not None
-    choice = replace(best[0], prefetch=prefetch) if prefetch else best[0]
-    return choice, cost(choice, device, finish)
+    return [f for f in found if f[1].tasks == 1 and f[0].total < worth] or found
 
 
-def candidates(p: Problem, threads: int, parts: int, column_tasks: int) -> Iterator[Choice]:
-    """Every choice worth pricing."""
+def choices(p: Problem, threads: int) -> Iterator[Choice]:
+    """Every choice worth pricing, for one task and for as many as there are threads."""
     splits = {(1, 1)} | {(threads // c, c) for c in range(1, threads + 1) if threads % c == 0}
     for layout in layouts(p):
         panels = Panels.of(layout)
         columns = p.groups * (panels.wide + panels.narrow)
         for row_tasks, across in sorted(splits):
-            if across > columns or (column_tasks and across != min(column_tasks, columns)):
+            if across > columns:
                 continue
             seen = set()
-            for pieces in [parts] if parts else (1, 2, 4, 8, 16, 32, 64):
+            for pieces in (1, 2, 4, 8, 16, 32, 64):
                 share = row_tasks * pieces if p.images == 1 else pieces
                 lines = -(-p.lines // min(share, p.lines))
                 choice = Choice(layout, lines, row_tasks, across)

@@ -41,7 +41,7 @@ _ROWS_A_TASK = 4
 
 
 @kernel(
-    *("Transpose", "Slice", "item", "Expand", "Tile", "Concat", "Pad"),
+    *("Transpose", "Slice", "item of Split", "Expand", "Tile", "Concat", "Pad"),
     *("DepthToSpace", "SpaceToDepth"),
 )
 def copy(region: Region, device: Device) -> Kernel | Skip:

@@ -115,7 +115,7 @@ def _given(region: Region, *, only: str = "") -> Skip | None:
     return None
 
 
-@kernel("CumSum", "CumProd", rank=0)
+@kernel("CumSum", "CumProd")
 def cumulate(region: Region, device: Device) -> Kernel | Skip:
     """Sums (products) of all values up to each one."""
     if reason := _given(region):
@@ -142,7 +142,7 @@ def cumulate(region: Region, device: Device) -> Kernel | Skip:
     return rows.each(row)
 
 
-@kernel("Hardmax", rank=0)
+@kernel("Hardmax")
 def hardmax(region: Region, device: Device) -> Kernel | Skip:
     """1 at the first largest value."""
     if reason := _given(region):
@@ -167,7 +167,7 @@ def hardmax(region: Region, device: Device) -> Kernel | Skip:
     return rows.each(row, 2)
 
 
-@kernel("LpNormalization", rank=0)
+@kernel("LpNormalization")
 def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
     """Values over their norm; zeros stay zeros."""
     if reason := _given(region, only="float"):
@@ -187,7 +187,7 @@ def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
     return rows.each(row, 2)
 
 
-@kernel("MeanVarianceNormalization", rank=0)
+@kernel("MeanVarianceNormalization")
 def mean_variance(region: Region, device: Device) -> Kernel | Skip:
     """(x - mean) / (deviation + 1e-9)."""
     if reason := _given(region, only="float"):
@@ -206,7 +206,7 @@ def mean_variance(region: Region, device: Device) -> Kernel | Skip:
     return rows.each(row, 3)
 
 
-@kernel("ReduceLogSumExp", rank=0)
+@kernel("ReduceLogSumExp")
 def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
     """max + log(sum(exp(x - max))); of integers in float64."""
     if reason := _given(region):
@@ -232,7 +232,7 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
     return rows.each(row, 8)
 
 
-@kernel("item", rank=0)
+@kernel("item of TopK")
 def top_k(region: Region, device: Device) -> Kernel | Skip:
     """Output 0 (values) or 1 (indices) of TopK: the best so far are held in order, and a better one
     than the last of them is put among them. Few are, once the first have been seen.
@@ -240,8 +240,6 @@ def top_k(region: Region, device: Device) -> Kernel | Skip:
     root = region.root
     assert root is not None
     source = root.operands[0]
-    if source.op != "TopK":
-        return Skip(f"not TopK but {source.op}")
     if (reason := _given(region)) or source.operands[0].dtype == "bool":
         return reason or Skip("TopK of bool")
     if any(n.op != "item" and n is not source and n not in _after(region) for n in region.nodes):
@@ -334,14 +332,12 @@ def _after(region: Region) -> set[Node]:
     return found
 
 
-@kernel("item", rank=0)
+@kernel("item of DynamicQuantizeLinear")
 def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
     """An output of DynamicQuantizeLinear. Every task looks for the extremes of all values."""
     root = region.root
     assert root is not None
     source = root.operands[0]
-    if source.op != "DynamicQuantizeLinear":
-        return Skip(f"not DynamicQuantizeLinear but {source.op}")
     if (reason := _given(region)) or set(region.nodes) != {root, source}:
         return reason or Skip("elementwise work around it")
     d = Draft("dynamicquantize", region, device)

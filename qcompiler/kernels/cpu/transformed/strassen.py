@@ -23,7 +23,9 @@ add: J. Huang and others, "Strassen's algorithm reloaded", 2016.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -44,11 +46,13 @@ from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.cpu.transformed.strassen_blocking import (
     PRODUCTS,
     Tiling,
-    choose,
+    cycles,
+    losses,
     row_step,
     slot_step,
+    tilings,
 )
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 Terms = tuple[tuple[int, int], ...]
 """(quarter, sign): quarters are 11, 12, 21 and 22, counted from 0."""
@@ -84,15 +88,30 @@ _AHEAD = {2: 0, 3: 1, 5: 2, 6: 3}
 """While a product sums quarters, it asks for one of the next pair's panels."""
 
 
-@kernel("conv", "matmul", rank=2, rows=(4, 6, 8, 12, 14), vectors=(1, 2, 3, 4))
-def strassen(
-    region: Region, device: Device, *, rows: int = 0, vectors: int = 0, tasks: int = 0
-) -> Kernel | Skip:
-    """`rows` pairs of rows by `vectors` vectors of columns in registers."""
+@candidates("conv", "matmul")
+def strassen(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+    """Pairs of rows by vectors of columns in registers."""
+    found = refuse(region) or _problem(region, device)
+    if isinstance(found, Skip):
+        return found
+    product, problem = found
+    problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
+    lost, lanes = losses(problem, product, device), product.mac.lanes
+
+    def build(tiling: Tiling) -> Kernel:
+        return _Strassen(region, device, product, problem, tiling).kernel()
+
+    def seconds(tiling: Tiling) -> float:
+        return device.core.seconds(cycles(problem, device, tiling, lanes) * lost)
+
+    cuts = tilings(problem, product, device)
+    return (Candidate(t, seconds(t), partial(build, t)) for t in cuts)
+
+
+def _problem(region: Region, device: Device) -> tuple[Product, Problem] | Skip:
+    """The product of floats, and the region's problem where its matrices have quarters."""
     root = region.root
     assert root is not None
-    if reason := refuse(region):
-        return reason
     x, w = root.operands[:2]
     if (x.dtype, w.dtype, root.dtype) != ("float32",) * 3:
         return Skip("not float32")
@@ -115,13 +134,7 @@ def strassen(
         return Skip("rows that are not neighbours")
     if problem.depth % 2 or problem.width % (2 * product.mac.lanes):
         return Skip("quarters of unequal size")
-    found = choose(problem, product, device, rows=rows, vectors=vectors, tasks=tasks)
-    if found is None:
-        return Skip("no tile fits the registers")
-    tiling, gain = found
-    if gain < 1 and not (rows or vectors):
-        return Skip("eight products are cheaper")
-    return _Strassen(region, device, product, problem, tiling).kernel()
+    return product, problem
 
 
 class _Strassen:

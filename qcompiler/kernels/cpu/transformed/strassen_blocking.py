@@ -21,7 +21,6 @@ MAKE_CYCLES = 1.6  # a vector of sums of the right operand's quarters, of which 
 ADD_CYCLES = 4.0  # a vector of sums to those of the blocks of depth before
 TILE_CYCLES = 20.0
 NEAR = 0.95  # of the second-level cache, for what is read again and again
-WORTH = 1.0  # how much must be gained
 
 
 @dataclass(frozen=True)
@@ -53,34 +52,30 @@ def slot_step(core: Core, wide: int) -> int:
     return core.odd_lines(4 * PRODUCTS * wide) // 4
 
 
-def choose(
-    problem: Problem, product: Product, device: Device, *, rows: int, vectors: int, tasks: int
-) -> tuple[Tiling, float] | None:
-    """The cheapest tiling, and how much it gains on the direct product where that is worth it: 1
-    and more. Given knobs are kept.
+def losses(problem: Problem, product: Product, device: Device) -> float:
+    """How much longer a product takes than its multiplications alone. `cycles` counts little
+    beside these, and the code that multiplies quarters loses as much to the ends of tiles and to
+    waiting for operands as the same code does in a direct product, of which the model knows.
     """
-    usual = direct.choose(problem, product, device)
-    found = candidates(problem, product, device, rows, vectors, tasks or device.threads)
-    priced = [(cycles(problem, device, t, product.mac.lanes), t) for t in found]
-    if not priced or usual is None:
-        return None
-    least, tiling = min(priced, key=lambda p: p[0])
-    work = problem.macs / product.mac.lanes / usual.tasks / device.core.macs_per_cycle
-    return tiling, work / least / WORTH
+    found = direct.priced(problem, product, device)
+    if not found:
+        return 1.0
+    least, tiling = min(found, key=lambda f: f[0])
+    work = problem.macs / product.mac.lanes / tiling.tasks / device.core.macs_per_cycle
+    return least / work
 
 
-def candidates(
-    problem: Problem, product: Product, device: Device, rows: int, vectors: int, tasks: int
-) -> Iterator[Tiling]:
-    """Every tiling worth pricing; 0: any."""
+def tilings(problem: Problem, product: Product, device: Device) -> Iterator[Tiling]:
+    """Every tiling worth pricing."""
+    tasks = device.threads
     lanes, free = product.mac.lanes, device.isa.registers - 2 - product.mac.temporaries
     half = -(-problem.rows // 2)
-    for v in [vectors] if vectors else range(1, 5):
+    for v in range(1, 5):
         if problem.width % (2 * v * lanes) or (free - v) // v < 1:
             continue
         pairs = problem.width // (2 * v * lanes)
         most = min((free - v) // v, half)
-        for r in {rows} if rows else {Cut.of(half, m).size for m in (most, max(1, most * 2 // 3))}:
+        for r in {Cut.of(half, m).size for m in (most, max(1, most * 2 // 3))}:
             if r * v + v > free:
                 continue
             cut = Cut.of(half, r)

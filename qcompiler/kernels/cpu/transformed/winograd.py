@@ -15,7 +15,7 @@ the way. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -29,42 +29,47 @@ from qcompiler.kernels.cpu.code.draft import Draft, heirs, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import indices, sweep
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.contraction import blocking as direct
 from qcompiler.kernels.cpu.contraction.blocking import Cut
 from qcompiler.kernels.cpu.contraction.loops import segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product, Run, product_of
-from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.transformed.winograd_blocking import (
     Problem,
     Tiling,
-    choose,
+    cycles,
     problems,
     product_step,
     row_step,
     scratch,
     slot_step,
+    tilings,
 )
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 
-@kernel("conv", rank=2, outputs=(2, 3, 4), rows=(4, 6, 8, 12, 14), vectors=(1, 2, 3, 4))
-def winograd(
-    region: Region,
-    device: Device,
-    *,
-    outputs: int = 0,
-    rows: int = 0,
-    vectors: int = 0,
-    tasks: int = 0,
-) -> Kernel | Skip:
-    """Tiles of at most `outputs` outputs along an axis; `rows` tiles by `vectors` vectors in
-    registers.
-    """
+@candidates("conv")
+def winograd(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+    """Tiles of some outputs along each axis, by as many products as these have inputs."""
+    found = refuse(region) or _problems(region, device)
+    if isinstance(found, Skip):
+        return found
+    product, problems = found
+    seconds, lanes = device.core.seconds, product.mac.lanes
+
+    def build(problem: Problem, tiling: Tiling) -> Kernel:
+        return _Winograd(region, device, product, problem, tiling).kernel()
+
+    return (
+        Candidate(t, seconds(cycles(p, device, t, lanes)), partial(build, p, t))
+        for p in problems
+        for t in tilings(p, product, device)
+    )
+
+
+def _problems(region: Region, device: Device) -> tuple[Product, list[Problem]] | Skip:
+    """The product of floats, and the region's problem for each pair of filters."""
     root = region.root
     assert root is not None
-    if reason := refuse(region):
-        return reason
     x, w = root.operands
     if x.dtype not in ("float32", "bfloat16") or (w.dtype, root.dtype) != (x.dtype, "float32"):
         return Skip("neither float32 nor bfloat16")
@@ -85,27 +90,9 @@ def winograd(
     found = problems(root)
     if isinstance(found, Skip):
         return found
-    wanted = (p for p in found if outputs in (0, p.outputs))
-    best = choose(wanted, product, device, rows=rows, vectors=vectors, tasks=tasks)
-    if best is None:
-        return Skip("no tile fits the registers")
-    cycles, problem, tiling = best
-    if not (outputs or rows or vectors):
-        if problem.depth < product.mac.lanes // 2:
-            return Skip("channels that fill less than half a vector")
-        if cycles > _direct(region, usual, device):
-            return Skip("the direct convolution is cheaper")
-    return _Winograd(region, device, product, problem, tiling).kernel()
-
-
-def _direct(region: Region, product: Product, device: Device) -> float:
-    """What the direct convolution takes by the same model."""
-    assert region.root is not None
-    problem = problem_of(region.root, product.mac.lanes, device.core)
-    assert not isinstance(problem, Skip)
-    tiling = direct.choose(problem, product, device)
-    assert tiling is not None
-    return direct.cycles(problem, product, device, tiling)
+    if x.type.dims[-1] < product.mac.lanes // 2:
+        return Skip("channels that fill less than half a vector")
+    return product, list(found)
 
 
 class _Winograd:

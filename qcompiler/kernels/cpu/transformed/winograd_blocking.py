@@ -68,11 +68,6 @@ class Problem:
         return self.images * self.rows.tiles * self.columns.tiles
 
     @property
-    def outputs(self) -> int:
-        """Outputs of a tile along its longer side."""
-        return max(self.rows.filter.outputs, self.columns.filter.outputs)
-
-    @property
     def products(self) -> int:
         """Matrix products: one for each pair of points."""
         return self.rows.filter.products * self.columns.filter.products
@@ -80,10 +75,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Tiling:
-    """`rows` tiles by `vectors` vectors of sums in registers; blocks of `block` times so many
-    tiles; tasks along tiles and output channels.
+    """Tiles of `down` by `across` outputs; `rows` tiles by `vectors` vectors of sums in registers;
+    blocks of `block` times so many tiles; tasks along tiles and output channels.
     """
 
+    down: int
+    across: int
     rows: int
     vectors: int
     block: int
@@ -133,40 +130,18 @@ def _filters(taps: int) -> list[Filter]:
     return [Filter(n + 1 - taps, taps) for n in PAIRS if n > taps]
 
 
-def choose(
-    found: Iterator[Problem],
-    product: Product,
-    device: Device,
-    *,
-    rows: int,
-    vectors: int,
-    tasks: int,
-) -> tuple[float, Problem, Tiling] | None:
-    """The cheapest problem and tiling, with its cycles; given knobs are kept."""
-    priced = (
-        (cycles(problem, device, tiling, product.mac.lanes), problem, tiling)
-        for problem in found
-        for tiling in candidates(problem, product, device, rows, vectors, tasks)
-    )
-    return min(priced, key=lambda p: p[0], default=None)
-
-
-def candidates(
-    problem: Problem, product: Product, device: Device, rows: int, vectors: int, tasks: int
-) -> Iterator[Tiling]:
-    """Every tiling worth pricing; 0: any."""
+def tilings(problem: Problem, product: Product, device: Device, tasks: int = 0) -> Iterator[Tiling]:
+    """Every tiling worth pricing, for as many tasks as the work is worth, or for so many."""
     free = device.isa.registers - 1 - product.mac.temporaries
     wide = range(1, min(-(-problem.width // product.mac.lanes), free // 2) + 1)
-    for v in [vectors] if vectors else wide:
+    shares = tasks or _threads(problem, product, device)
+    for v in wide:
         panels = Panels.of(problem.width, product.mac.lanes, v)
-        if panels.vectors != v and not vectors:
+        if panels.vectors != v:
             continue
         most = min(direct.highest(product, v, free), problem.tiles)
-        for r in (
-            {rows} if rows else {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}
-        ):
+        for r in {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}:
             if direct.fits(product, r, v, device.isa.registers):
-                shares = tasks or _threads(problem, product, device)
                 yield from _dealt(problem, panels, r, v, shares)
 
 
@@ -181,6 +156,7 @@ def _dealt(
 ) -> Iterator[Tiling]:
     """How tasks and blocks may be cut."""
     units = Cut.of(problem.tiles, rows).pieces
+    outputs = problem.rows.filter.outputs, problem.columns.filter.outputs
     for across in range(1, tasks + 1):
         along = tasks // across
         if tasks % across or across > panels.panels or along > units:
@@ -188,7 +164,7 @@ def _dealt(
         share = -(-units // along)
         sizes = {min(n, share) for n in range(1, 9)} | {-(-share // n) for n in range(1, 5)}
         for block in sorted(sizes):
-            yield Tiling(rows, vectors, block, along, across)
+            yield Tiling(*outputs, rows, vectors, block, along, across)
 
 
 def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:

@@ -18,8 +18,10 @@ by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 from tvm import tirx
 
@@ -36,17 +38,30 @@ from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import powers_of_two
 from qcompiler.kernels.cpu.contraction.operands import Product, bias_of, product_of
 from qcompiler.kernels.cpu.windows.depthwise_filters import Filters, Shape
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _GUARD = 64
 """Bytes behind a line that a vector may reach into."""
 _NS_EACH_VECTOR_TAP = 0.6
 """The reference core's time for one tap of a vector of sums, loads and
-interleaving included."""
+interleaving included; by this tasks are shared out."""
+_NEAR = 0.5
+"""Of that time, taken where lines stay in the first cache: measured 0.3 to 0.5 (3 x 3 and 5 x 5,
+16 to 384 channels, float32 and bfloat16)."""
+_BEGIN = 0.1
+"""Of a column's time, spent for each tile again: its first and last inputs are read twice."""
+_MOST_COLUMNS = 8
 
 
-@kernel("conv", rank=3, columns=(2, 3, 4, 6, 8))
-def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | Skip:
+@dataclass(frozen=True)
+class Tiling:
+    """Output columns of a tile."""
+
+    columns: int
+
+
+@candidates("conv")
+def depthwise(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """One input channel a group and one filter for it; any window, stride and padding."""
     if reason := refuse(region):
         return reason
@@ -71,7 +86,34 @@ def depthwise(region: Region, device: Device, *, columns: int = 0) -> Kernel | S
         product = product_of(device.isa, x.dtype, w.dtype, root.dtype, packed=fit)
     if integer and product is None:
         return Skip(f"no product of {x.dtype} and {w.dtype}")
-    return _Depthwise(region, device, Shape.of(region), product, columns).kernel()
+    shape = Shape.of(region)
+
+    def build(tiling: Tiling) -> Kernel:
+        return _Depthwise(region, device, shape, product, tiling).kernel()
+
+    most = device.isa.registers // 2 // _parts(shape, product, device)
+    seconds = _seconds(shape, product, device)
+    return (
+        Candidate(Tiling(n), seconds * (1 + _BEGIN / n), partial(build, Tiling(n)))
+        for n in range(max(2, min(_MOST_COLUMNS, most)), 1, -1)
+    )
+
+
+def _parts(shape: Shape, product: Product | None, device: Device) -> int:
+    """Vectors of sums for a block of channels."""
+    lanes = device.isa.lanes(4)
+    block = device.isa.vector_bytes if product else lanes
+    return min(block // lanes, -(-shape.channels // lanes))
+
+
+def _seconds(shape: Shape, product: Product | None, device: Device) -> float:
+    """What the slowest task takes, whatever its tiles; as if shared where it is not worth it, too:
+    who shares so little spends as much on waiting for others, which no model counts.
+    """
+    vectors = shape.images * shape.rows * shape.columns * -(-shape.channels // device.isa.lanes(4))
+    ns = device.core.product_ns(_NS_EACH_VECTOR_TAP * vectors * prod(shape.window.kernel[:2]))
+    ns *= _NEAR / (4 if product else 1)
+    return 1e-9 * ns / min(device.threads, shape.images * shape.rows)
 
 
 @dataclass(frozen=True)
@@ -91,7 +133,7 @@ class _Depthwise:
     """One kernel while it is emitted."""
 
     def __init__(
-        self, region: Region, device: Device, shape: Shape, product: Product | None, columns: int
+        self, region: Region, device: Device, shape: Shape, product: Product | None, tiling: Tiling
     ) -> None:
         self.d = Draft(_kind(shape, region), region, device)
         self.b, self.isa, self.s, self.product = self.d.b, device.isa, shape, product
@@ -102,9 +144,8 @@ class _Depthwise:
         self.long = device.isa.intrinsics.get("multiply_long") if product else None
         self.chain = region.known(self.w).run
         self.block = device.isa.vector_bytes if product else self.lanes
-        self.parts = min(self.block, -(-shape.channels // self.lanes) * self.lanes) // self.lanes
-        many = device.isa.registers // 2
-        self.tile = columns or max(2, min(8, many // self.parts))
+        self.parts = _parts(shape, product, device)
+        self.tile = tiling.columns
         self.turned = self._may_turn()
         long = self.long is not None
         self.filters = Filters(shape, product, self.lanes, self.block, self.turned, long)
