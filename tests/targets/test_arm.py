@@ -13,7 +13,7 @@ from pathlib import Path
 import board
 import numpy as np
 import pytest
-from kernel_harness import region_of
+from kernel_harness import made, region_of
 
 from qcompiler import load, plugins
 from qcompiler.demo import MODEL
@@ -127,7 +127,7 @@ def assembly(isa: Isa, left: str, right: str) -> str:
     w = constant(np.zeros((64, 32), numpy_dtype(right)))
     root = make("matmul", placeholder("x", Type(left, (8, 64))), w)
     graph = Graph(root.operands[:1], (root,), ("y",))
-    kernel = tiled(region_of(graph, root), Device("d", isa, 1))
+    kernel = made(tiled, region_of(graph, root), Device("d", isa, 1))
     assert isinstance(kernel, Kernel)
     return str(machine_code({"kernel": kernel.func}, isa, "").inspect_source("asm"))
 
