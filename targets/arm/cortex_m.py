@@ -76,12 +76,17 @@ def round_to_int(x: Value) -> Value:
 
 
 def quantize(
-    vectors: Sequence[Value], zero: Value | None, dtype: str, *, bounded: bool = False
+    vectors: Sequence[Value],
+    zero: Value | None,
+    dtype: str,
+    *,
+    bounded: bool = False,
+    numbers: bool = False,
 ) -> Value:
     """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
     uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
 
-    `bounded`: all are within 1e9.
+    `bounded`: all are within 1e9; `numbers`: none is NaN, which is no easier here.
     """
     clip, least = {"uint8": "usat", "int8": "ssat"}[dtype], tir.const(-1e9, "float32")
 

@@ -80,7 +80,7 @@ def test_a_missing_kernel_is_told_with_its_dtype_and_the_rule_s_reason() -> None
     whole = model(nodes, {"x": np.ones((4, 3), np.int8)}, {"s": np.ones((2, 3), np.float32)})
     with pytest.raises(qcompiler.Error) as e:
         qcompiler.compile(whole)
-    assert "DequantizeLinear of int8: mine (a scale for each block)" in str(e.value)
+    assert "DequantizeLinear of int8: mine (a scale per block)" in str(e.value)
 
 
 def test_a_missing_kernel_is_told_with_the_operand_that_only_running_tells() -> None:
