@@ -92,7 +92,7 @@ def test_artifacts_run_there(python: Path, digits: Path) -> None:
     code, said, error = say(python, "bench", artifact, "--iterations", 2, "--per-step", "--json")
     assert (code, error) == (0, "")
     told = json.loads(said)
-    assert len(told["steps"]) == len(open_artifact(artifact).manifest.steps)
+    assert len(told["steps"]) == len(open_artifact(artifact).manifest.variants[0].steps)
     assert say(python, "inspect", artifact, "--plan")[0] == 0
     code, said, error = say(python, "targets", "--json")
     assert (code, error) == (0, "")
@@ -126,7 +126,7 @@ def test_a_device_serves_there(python: Path, digits: Path, tmp_path: Path) -> No
             model = device.load(digits / "raspberry_pi_5.qc")
             found = model.measure({"image": image}, iterations=2, steps=1)
         np.testing.assert_array_equal(found.outputs["scores"], scores)
-        assert len(found.steps) == len(model.manifest.steps)
+        assert len(found.steps) == len(model.variant.steps)
     finally:
         served.terminate()
         served.communicate(timeout=60)
