@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import generated
 import onnx
 from qcompiler.passes.quantize.integers import WEIGHT_AXIS
 
@@ -139,14 +140,5 @@ def _wrapped(names: list[str]) -> str:
     return ", ".join(f"`{n}`" for n in names) + "."
 
 
-def main() -> int:
-    """Write the page, or with --check compare."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        return int(not PAGE.exists() or PAGE.read_text() != text)
-    PAGE.write_text(text)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(PAGE, page()))

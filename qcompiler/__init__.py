@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler.artifact.artifact import Artifact
-from qcompiler.errors import Error, compiler_missing
+from qcompiler.errors import Error, compiler_needed
 from qcompiler.export.request import Exporting
 from qcompiler.options import Keywords, Watch, takes
 from qcompiler.version import __version__
@@ -34,12 +34,8 @@ def compile(model: str | Path | onnx.ModelProto, keywords: Keywords) -> Artifact
 
     Raises Error if anything is wrong with the model, the data or the options. The keywords:
     """
-    try:
+    with compiler_needed():
         from qcompiler.driver import compile as compiled
-    except ImportError as e:
-        if missing := compiler_missing(e):
-            raise missing from e
-        raise
     return compiled(model, keywords, Watch(progress=keywords.progress))
 
 
@@ -53,12 +49,8 @@ def export_c(
 
     Raises Error if anything is wrong with the model, the data or the options. The keywords:
     """
-    try:
+    with compiler_needed():
         from qcompiler.export.c import export_c as export
-    except ImportError as e:
-        if missing := compiler_missing(e):
-            raise missing from e
-        raise
     return export(model, folder, keywords, Watch(progress=keywords.progress))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -43,6 +45,17 @@ def compiler_missing(error: ImportError) -> Error | None:
         f"this needs the compiler, and its package {package} is not installed",
         hint="install qcompiler with its dependencies; running an artifact needs only numpy",
     )
+
+
+@contextmanager
+def compiler_needed() -> Iterator[None]:
+    """Imports of the compiler stand inside: where it is not installed, they raise Error."""
+    try:
+        yield
+    except ImportError as e:
+        if missing := compiler_missing(e):
+            raise missing from e
+        raise
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 conv(x, w)                    ->  conv(as_unsigned(x), w) - 128 * sum(w)        x int8
 conv(x, w)                    ->  conv(as_signed(x), w) + 128 * sum(w)          x uint8
 as_unsigned(quantize(x, z))   ->  quantize(x, z + 128)                          and back
-dequantize(quantize(x, z), ..)->  the same of quantize(x, z + 128), where a product reads that
+dequantize(quantize(x, z))    ->  dequantize(quantize(x, z + 128))  if a product reads the latter
 as_unsigned(as_signed(x))     ->  x
 
 The first if the device's best byte product is u8 x i8, the second if it is i8 x i8. Exact products
@@ -36,7 +36,7 @@ class LayoutSigns:
     explain: Explain | None = None
 
     def __call__(self, graph: Graph) -> Graph:
-        """Convert every integer conv and matmul, then what they read together with others."""
+        """Convert every integer conv and matmul, then the values that they share with others."""
         return _of_one_sign(substitute(graph, self.change))
 
     def change(self, node: Node) -> Node:
@@ -87,50 +87,50 @@ def _correction(node: Node, w: Node, shift: int) -> Node:
 @rule(op("as_unsigned|as_signed", op("quantize")))
 def layout_quantize_to_other_sign(outer: Node, quantize: Node) -> Node:
     """as_unsigned(quantize(x, m, z)) -> quantize(x, m, z + 128)."""
-    return _turned(quantize)
+    return _converted(quantize)
 
 
-def _turned(quantize: Node) -> Node:
-    """A `quantize` to bytes -> to those of the other sign."""
+def _converted(quantize: Node) -> Node:
+    """A `quantize` to bytes -> the same to bytes of the other signedness."""
     x, multiplier, zero = quantize.operands
     moved = _moved(zero, SHIFT[quantize.dtype])
     return rebuilt(quantize, (x, multiplier, moved), dtype=OTHER[quantize.dtype])
 
 
 def _moved(zero: Node, shift: int) -> Node:
-    """A zero point, and what turning a sign adds to it."""
+    """A zero point plus what the conversion adds."""
     if zero.is_constant:
         return const(zero.array.astype(np.int32) + shift)
     return make("Add", zero, const(shift, "int32"))
 
 
 def _of_one_sign(graph: Graph) -> Graph:
-    """What is quantized once, turned for products, and read as numbers by others (a residual) -> is
-    quantized to the products' sign.
+    """A `quantize` that products read converted, and others dequantized (a residual), quantizes to
+    the products' signedness itself, so that nothing is converted.
     """
     readers: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         for i in node.operands:
             readers.setdefault(i, []).append(node)
-    turned = {
+    converted = {
         n
         for n in graph.nodes
         if n.op == "quantize" and n.dtype in OPPOSITE and n not in graph.outputs
         if {"dequantize", OPPOSITE[n.dtype]} == {r.op for r in readers.get(n, ())}
         if all(n not in r.operands[1:] for r in readers[n])
     }
-    if not turned:
+    if not converted:
         return graph
     new: dict[Node, Node] = {}
     for node in graph.nodes:
         first = node.operands[0] if node.operands else None
         made = node.with_inputs(None if i is None else new[i] for i in node.inputs)
-        if node in turned:
-            made = _turned(made)
-        elif first in turned and node.op == "dequantize":
+        if node in converted:
+            made = _converted(made)
+        elif first in converted and node.op == "dequantize":
             x, scale, zero = made.operands
             made = rebuilt(node, (x, scale, _moved(zero, SHIFT[first.dtype])))
-        elif first in turned:
+        elif first in converted:
             made = new[first]
         new[node] = made
     return graph.with_outputs(new[o] for o in graph.outputs)

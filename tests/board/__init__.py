@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ import pytest
 
 from qcompiler.artifact.abi import Table, team_bytes
 from qcompiler.artifact.artifact import Artifact, Value
+from qcompiler.driver import Compilation
 from qcompiler.dtypes import numpy_dtype
 from qcompiler.emit.native import emit_kernel
 from qcompiler.hardware.isa import Isa
@@ -68,6 +70,16 @@ class Stopped(RuntimeError):
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"status {status}: {said.strip()[-400:]}")
         self.status = status
+
+
+def with_bytes(made: Compilation) -> Compilation:
+    """The same, which also tells the last of its integers, where there are any."""
+    graph = made.lowered
+    found = [n for n in graph.nodes if n.dtype in ("uint8", "int8") and n.op == "quantize"]
+    if not found:
+        return made
+    outputs, names = (*graph.outputs, found[-1]), (*graph.output_names, "last integers")
+    return made.having(lowered=replace(graph, outputs=outputs, output_names=names))
 
 
 @functools.cache

@@ -3,12 +3,12 @@ with a Cortex-M and nothing else. Integers are what the graph means in numpy, bi
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import machines
 import numpy as np
 import pytest
+from board import with_bytes
 from machines import MACHINES
 
 from qcompiler import plugins
@@ -25,16 +25,6 @@ from qcompiler.options import Options
 
 plugins.load_all()
 SMALL = [n for n, m in MACHINES.items() if m.board]
-
-
-def with_bytes(made: Compilation) -> Compilation:
-    """The same, which also tells the last of its integers, where there are any."""
-    graph = made.lowered
-    found = [n for n in graph.nodes if n.dtype in ("uint8", "int8") and n.op == "quantize"]
-    if not found:
-        return made
-    outputs, names = (*graph.outputs, found[-1]), (*graph.output_names, "last integers")
-    return made.having(lowered=replace(graph, outputs=outputs, output_names=names))
 
 
 def same(name: str, made: Compilation, samples: list[dict[str, Array]], folder: Path) -> None:

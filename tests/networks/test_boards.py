@@ -3,12 +3,12 @@ for bit what its graph means in numpy, float32 what it means up to rounding."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import board
 import numpy as np
 import pytest
+from board import with_bytes
 
 from qcompiler import Artifact, Error, compile, load, plugins
 from qcompiler.artifact.artifact import reading
@@ -25,16 +25,6 @@ plugins.load_all()
 IMAGES = 5
 POISONS = (0xFF, 0xAA)
 CASES = [(isa, cpu) for isa, cpus in board.CPUS.items() for cpu in cpus]
-
-
-def with_bytes(made: Compilation) -> Compilation:
-    """The same, which also tells the last of its integers, where there are any."""
-    graph = made.lowered
-    found = [n for n in graph.nodes if n.dtype in ("uint8", "int8") and n.op == "quantize"]
-    if not found:
-        return made
-    outputs, names = (*graph.outputs, found[-1]), (*graph.output_names, "last integers")
-    return made.having(lowered=replace(graph, outputs=outputs, output_names=names))
 
 
 def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
