@@ -93,6 +93,14 @@ class Manifest:
     """How `weights.bin` keeps the constants of all variants, equal ones once, in order."""
     format: int = FORMAT
 
+    @property
+    def steps(self) -> tuple[StepFact, ...]:
+        """The steps of the only variant. Raises Error where there are several."""
+        if len(self.variants) != 1:
+            names = ", ".join(v.isa for v in self.variants)
+            raise Error("each variant has steps of its own", where=self.name, hint=f"of {names}")
+        return self.variants[0].steps
+
     def signature(self, variant: Variant, weights_bytes: int, weights_digest: str) -> int:
         """What a variant's machine code must say that it was made for."""
         inputs, outputs = (

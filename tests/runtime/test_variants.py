@@ -66,7 +66,7 @@ def test_a_variant_is_what_is_compiled_for_it_alone(fat: Artifact, path: Path, n
         assert np.array_equal(only.binaries[0].weights, alone.binaries[0].weights)
         (variant,) = only.manifest.variants
         assert {**only.manifest.notes, **variant.notes} == dict(alone.manifest.notes)
-        assert variant.steps == alone.manifest.variants[0].steps
+        assert variant.steps == alone.manifest.steps
 
 
 @pytest.mark.parametrize("one", HERE, ids=lambda i: i.name)
@@ -413,3 +413,8 @@ def test_a_damaged_table_of_variants_is_one_clear_error(
     with pytest.raises(Error) as caught:
         load(forged(path, manifest, others))
     assert caught.value.hint
+
+
+def test_steps_of_several_variants_are_asked_for_by_variant(fat: Artifact) -> None:
+    with pytest.raises(Error, match="steps of its own"):
+        _ = fat.manifest.steps
