@@ -54,7 +54,7 @@ def same(first: list[Array], second: list[Array]) -> None:
 def install(patch: pytest.MonkeyPatch) -> None:
     """Every model of the process is called so from now on."""
     poisons = cycle(POISONS)
-    aligned, make = library.aligned, arrays.Seat.make
+    aligned, make = library.aligned, arrays.Context.make
     run, call = library.Frame.run, model.Model._call
 
     def poisoned_memory(dtype: np.dtype[Any], shape: tuple[int, ...]) -> library.Memory:
@@ -64,8 +64,8 @@ def install(patch: pytest.MonkeyPatch) -> None:
         raw[:] = next(poisons)
         return memory
 
-    def poisoned_outputs(seat: arrays.Seat) -> list[Array]:
-        made, poison = make(seat), next(poisons)
+    def poisoned_outputs(context: arrays.Context) -> list[Array]:
+        made, poison = make(context), next(poisons)
         for array in made:
             array.reshape(-1).view(np.uint8)[:] = poison
         return made
@@ -87,6 +87,6 @@ def install(patch: pytest.MonkeyPatch) -> None:
 
     for place in (library, arrays):
         patch.setattr(place, "aligned", poisoned_memory)
-    patch.setattr(arrays.Seat, "make", poisoned_outputs)
+    patch.setattr(arrays.Context, "make", poisoned_outputs)
     patch.setattr(library.Frame, "run", poisoned_run)
     patch.setattr(model.Model, "_call", several_calls)

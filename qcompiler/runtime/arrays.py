@@ -1,7 +1,7 @@
-"""The arrays of a run -> addresses in its table, without asking numpy where small ones lie.
+"""The arrays of a run -> addresses in its table.
 
-Asking takes a microsecond, as long as a small network's layer. So a small input is copied to a
-place that is known, and a small output is cut from a block whose address is known.
+Asking numpy for an address takes a microsecond, as long as a small network's layer. So a small
+input is copied to a fixed buffer, and a small output is cut from a block of known address.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ Kind = tuple[np.dtype[Any], tuple[int, ...]]
 """dtype and shape."""
 
 STAGED_BYTES = 32 << 10
-"""Inputs up to this size are copied: that takes no longer than to ask for their address."""
+"""Inputs up to this size are copied: that takes no longer than asking for their address."""
 CUT_BYTES, BLOCK_BYTES = 2 << 10, 32 << 10
-"""Outputs up to this size are cut from blocks of that size, which live as long as one of them."""
+"""Outputs up to the first size are cut from blocks of the second; a block lives as long as any
+output in it.
+"""
 
 
-class Seat:
-    """A frame, and the arrays it reads and writes; one run uses it at a time."""
+class Context:
+    """An execution context: a frame and the arrays it reads and writes, for one run at a time."""
 
     def __init__(
         self, inputs: Sequence[Kind], outputs: Sequence[Kind], weights: Memory, workspace: int
@@ -44,7 +46,7 @@ class Seat:
         self._block, self._at = aligned(np.dtype(np.uint8), (0,)), 0
 
     def take(self, arrays: Sequence[Array]) -> list[Memory]:
-        """Read these inputs -> copies and arrays that must live until the run has ended."""
+        """Enter inputs into the table -> arrays that must live until the run has ended."""
         kept = []
         for i, array in enumerate(arrays):
             staged = self._staged[i]
@@ -57,7 +59,7 @@ class Seat:
         return kept
 
     def make(self) -> list[Array]:
-        """New arrays for the outputs."""
+        """Enter new arrays for the outputs into the table -> the arrays."""
         made: list[Array] = []
         place, table = len(self._staged), self.frame.table
         for dtype, shape, size, room in self._made:

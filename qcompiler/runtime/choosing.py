@@ -1,4 +1,4 @@
-"""An artifact's variants, this machine -> those that it can run, the best first."""
+"""An artifact's variants -> those that this machine can run, the best first."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _HINT = "compile it here, or for an older instruction set: `qcompiler targets`"
 
 
 def fitting(manifest: Manifest, wanted: str = "") -> list[int]:
-    """The numbers of the variants for this architecture all of whose features this CPU reports, the
-    most preferred first; of the one that is `wanted`, where one is. Raises Error where there is
-    none.
+    """The numbers of the variants whose architecture and features this CPU has, the most preferred
+    first; only the variant named `wanted`, if given. Raises Error where there is none.
 
-    Whether the system also gives what code has to ask for, the code finds out (library.Refused).
+    Whether the system also grants the registers that code must ask for shows when it is loaded
+    (library.Refused).
     """
     variants = {i: v for i, v in enumerate(manifest.variants) if wanted in ("", v.isa)}
     if not variants:
@@ -43,7 +43,7 @@ def fitting(manifest: Manifest, wanted: str = "") -> list[int]:
 
 
 def lacking(variant: Variant) -> str:
-    """What this machine lacks of all that a variant needs; empty where it lacks nothing."""
+    """What a variant needs and this machine lacks; empty where it lacks nothing."""
     machine = platform.machine()
     if machine not in ("", _machine(variant)):
         return _machine(variant)
@@ -58,7 +58,7 @@ def _machine(variant: Variant) -> str:
 def _of_this_machine(
     manifest: Manifest, variants: Mapping[int, Variant], whose: str
 ) -> dict[int, Variant]:
-    """Those for this architecture; where it is not known, its features tell."""
+    """The variants for this architecture; all of them where it is not known."""
     machine = platform.machine()
     found = {i: v for i, v in variants.items() if machine in ("", _machine(v))}
     if found:
@@ -72,7 +72,7 @@ def _of_this_machine(
 
 
 def _none_fits(manifest: Manifest, variants: Mapping[int, Variant], have: frozenset[str]) -> Error:
-    """What each variant needs, and what of that this CPU has."""
+    """The Error that says what each variant needs, and what of that this CPU has."""
     needs = "; ".join(f"{v.isa} needs {' '.join(sorted(v.cpu_flags))}" for v in variants.values())
     every = {flag for v in variants.values() for flag in v.cpu_flags}
     has = " ".join(sorted(every & have)) or "nothing"

@@ -1,4 +1,4 @@
-"""What callers give as an array -> a numpy array, or one Error that says why it is none."""
+"""What callers give as an array -> a numpy array, or an Error that says why it is not one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Array = NDArray[Any]
 
 def array_of(given: object, where: str) -> Array:
     """Anything that holds numbers (an array, a scalar, a tensor of another library, nested lists)
-    -> a numpy array that shares its memory where that can be.
+    -> a numpy array, which shares its memory where possible.
 
     Whatever the other library raises becomes an Error: tensors on other devices, tensors that
-    require a gradient, ragged lists. Elements that are masked have no value, so they are refused.
+    require a gradient, ragged lists. Masked elements have no value, so they are refused.
     """
     if type(given) is np.ndarray:
         return given
@@ -26,7 +26,7 @@ def array_of(given: object, where: str) -> Array:
         raise Error(f"{_kind(given)} given, an array wanted", where=where)
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         raise Error("some of its elements are masked", where=where, hint="give array.filled(0)")
-    # PyTorch exports lazily negated tensors by DLPack as if they were not; by __array__ it refuses.
+    # PyTorch's DLPack ignores lazy negation of tensors; its __array__ refuses them.
     foreign = hasattr(given, "__dlpack__") and not hasattr(given, "__array__")
     try:
         array: Array = np.from_dlpack(given) if foreign else np.asarray(given)  # type: ignore[arg-type]
@@ -38,17 +38,17 @@ def array_of(given: object, where: str) -> Array:
 
 
 def named_arrays(given: object, where: str, hint: str = "") -> Mapping[str, object]:
-    """What should be {name: array} -> the same; anything else is an Error that says so."""
+    """{name: array} -> the same; anything else is an Error."""
     if isinstance(given, Mapping):
         return given
     raise Error(f"{_kind(given)} given, {{input name: array}} wanted", where=where, hint=hint)
 
 
 def _unreadable(given: object, error: Exception, where: str) -> Error:
-    told = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     tensor = hasattr(given, "detach") and hasattr(given, "cpu")
     return Error(
-        f"numpy cannot read this {type(given).__name__}: {told or type(error).__name__}",
+        f"numpy cannot read this {type(given).__name__}: {reason or type(error).__name__}",
         where=where,
         hint="give tensor.detach().cpu().numpy()" if tensor else "give a numpy array of numbers",
     )

@@ -1,4 +1,4 @@
-"""Machine code -> callables, and the threads that run it. Needs nothing but the C library."""
+"""Machine code -> callables, and the threads that run it. Needs only the C library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qcompiler.runtime.mapping import mapped, unmapped
 
 @dataclass(frozen=True)
 class Memory:
-    """An array, and where its first element lies (asking numpy for that takes a microsecond)."""
+    """An array and the address of its first element (asking numpy for it takes a microsecond)."""
 
     __slots__ = ("address", "array")
 
@@ -33,13 +33,13 @@ class Memory:
 
 
 def address(array: NDArray[Any]) -> int:
-    """Where an array's first element lies."""
+    """The address of an array's first element."""
     return int(array.__array_interface__["data"][0])  # half the time of array.ctypes.data
 
 
 def aligned(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Memory:
-    """An uninitialised array whose address is a multiple of 64, with room to read a vector past the
-    end.
+    """An uninitialised array whose address is a multiple of 64, and past whose end a vector may be
+    read.
     """
     raw = np.empty(prod(shape) * dtype.itemsize + ALIGN + GUARD, np.uint8)
     at = address(raw)
@@ -60,8 +60,8 @@ def aligned_copy(array: NDArray[Any]) -> Memory:
 class Code:
     """A shared library's bytes -> its functions.
 
-    It is unloaded when nobody holds it any more. Models hold it, every call that runs does, and the
-    workers that wait in it; so it is never unloaded under a thread that executes it.
+    It is unloaded with its last reference. Models, running calls and the workers that wait in it
+    hold one each, so it is never unloaded under a thread that executes it.
     """
 
     def __init__(self, code: bytes) -> None:
@@ -79,8 +79,8 @@ class Code:
         self.work.argtypes = (pointer, number)
 
     def demand_permission(self, arrays: int) -> None:
-        """Raise Error unless the system lets this process use the registers that the code needs:
-        a run of no steps asks. `arrays`: inputs and outputs.
+        """Raise Error unless the system lets this process use the registers that the code needs; a
+        run of no steps asks for them. `arrays`: number of inputs and outputs.
         """
         words = Table(arrays)
         table = (ctypes.c_int64 * words.words)()
@@ -90,7 +90,7 @@ class Code:
 
     @property
     def signature(self) -> int:
-        """What a whole model's code says that it takes for granted (see artifact.signature)."""
+        """What a whole model's code expects of its manifest (see artifact.signature)."""
         found = ctypes.c_int32()
         try:
             self._library.qcompiler_signature(ctypes.byref(found))
@@ -105,7 +105,7 @@ _loaded: weakref.WeakValueDictionary[bytes, Code] = weakref.WeakValueDictionary(
 
 
 def shared_code(code: bytes) -> Code:
-    """A shared library's bytes -> its functions; equal bytes are mapped once."""
+    """A shared library's bytes -> its functions; the same bytes are mapped once."""
     digest = hashlib.sha256(code).digest()
     with _loading:
         found = _loaded.get(digest)
@@ -115,7 +115,7 @@ def shared_code(code: bytes) -> Code:
 
 
 class Frame:
-    """What one run needs: a workspace, and the table that machine code reads."""
+    """What one run needs: a workspace and the table that machine code reads."""
 
     def __init__(self, arrays: int, weights: Memory, workspace_bytes: int) -> None:
         self.workspace = aligned(np.dtype(np.uint8), (workspace_bytes,))
@@ -126,12 +126,12 @@ class Frame:
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
 
     def fill(self, arrays: Iterable[Memory]) -> None:
-        """Run on these: all inputs, then all outputs."""
+        """Enter all inputs, then all outputs, into the table."""
         for i, memory in enumerate(arrays):
             self.table[i] = memory.address
 
     def run(self, code: Code, threads: int, first: int, last: int) -> None:
-        """Run steps with as many threads as are wanted and can be had."""
+        """Run steps `first` to `last` - 1 with up to `threads` threads."""
         table, words = self.table, self.words
         table[words.first], table[words.last] = first, last
         team = _free_team(min(threads, MOST_UNITS), code)
@@ -152,7 +152,7 @@ class Refused(Error):
 
 
 def _refused() -> Refused:
-    """What a table tells whose last word is REFUSED (emit/entries.py)."""
+    """The Error of a table whose last word is REFUSED (emit/entries.py)."""
     return Refused(
         "the system refuses this process registers that the code needs",
         hint="a newer kernel may have them, or a sandbox that lets the system call for them pass;"
@@ -161,12 +161,12 @@ def _refused() -> Refused:
 
 
 class Team:
-    """The calling thread and workers that run sections together (emit/team.py).
+    """A thread team: the calling thread and workers that run sections together (emit/team.py).
 
     Workers wait in machine code, without Python's lock: spinning for a moment, then asleep. A team
-    serves one run at a time and any artifact; it lives as long as the process, and so does the code
-    that its workers wait in. Of what a launch runs they touch nothing unless they have claimed a
-    unit of it, and a launch returns when all of those are finished.
+    serves one run at a time, of any artifact; it lives as long as the process, and so does the code
+    its workers wait in. Workers touch a launch's memory only after claiming a unit of it, and a
+    launch returns when all claimed units are finished.
     """
 
     def __init__(self, threads: int, code: Code) -> None:
@@ -180,7 +180,7 @@ class Team:
             )
             try:
                 worker.start()
-            except RuntimeError:  # no thread to be had: fewer do all the work
+            except RuntimeError:  # no more threads: fewer do all the work
                 break
             self.threads += 1
 
@@ -188,7 +188,7 @@ class Team:
         code.work(self.memory.address, number)
 
     def free(self) -> None:
-        """Let others use it."""
+        """Return the team, for other calls."""
         global _running
         with _lock:
             _running -= self.wanted
@@ -197,14 +197,14 @@ class Team:
 
 _lock = threading.Lock()
 _running = 0
-"""Threads of all teams that run something, callers included."""
+"""Threads of all busy teams, callers included."""
 _teams: dict[int, list[Team]] = {}
-"""Those that nobody uses, by the threads they were wanted for; the warmest last."""
+"""Idle teams, by the number of threads asked for; the warmest last."""
 
 
 def _free_team(threads: int, code: Code) -> Team | None:
-    """A team that nobody uses; none for one thread, and none where other teams have as many threads
-    already as this process has cores for: a call then runs alone, which is the faster for it.
+    """An idle team. None for one thread, and where busy teams leave too few cores: running alone is
+    faster then.
     """
     global _running
     if threads <= 1:
@@ -230,7 +230,7 @@ def _cores() -> int:
 
 
 def _forget_teams() -> None:
-    """In the child of a fork: its parent's workers are not there."""
+    """Forget all teams in the child of a fork, which does not have its parent's workers."""
     global _lock, _loading, _running
     _lock, _loading = threading.Lock(), threading.Lock()
     _running = 0

@@ -1,8 +1,8 @@
 """The bytes of a shared library <-> the library, mapped into this process.
 
-The loader wants a file. That is an anonymous one in memory where the kernel has such, which needs
-no folder to write to and none whose files may be executed; else one in a temporary folder, which is
-gone once it is mapped.
+The loader needs a file: an anonymous one in memory where the kernel offers that, which needs no
+writable folder and no permission to execute files there; else one in a temporary folder, which is
+deleted once mapped.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from qcompiler.errors import Error
 
 _MFD_CLOEXEC, _MFD_EXEC = 1, 0x10  # linux/uapi/linux/memfd.h
 _FOLDERS = ("/dev/shm", "/var/tmp")
-"""Where else to try when the temporary folder is of no use."""
+"""Tried when the temporary folder cannot be used."""
 
 _counter = itertools.count()
 
 
 def mapped(code: bytes) -> ctypes.CDLL:
-    """A shared library's bytes -> the library; every call maps it anew. Raises Error with what the
-    loader said of each place that was tried.
+    """A shared library's bytes -> the library; every call maps it anew. Raises Error with the
+    loader's message for each place tried.
     """
-    said = []
+    failures = []
     for place in _places():
         try:
             with place(code) as path:
                 return ctypes.CDLL(path)
         except OSError as e:
-            said.append(f"{e}")
-    raise Error(f"the machine code cannot be loaded: {'; '.join(dict.fromkeys(said))}")
+            failures.append(f"{e}")
+    raise Error(f"the machine code cannot be loaded: {'; '.join(dict.fromkeys(failures))}")
 
 
 def unmapped(library: ctypes.CDLL) -> None:
-    """Give a library back; nobody may be in it, or call it again."""
+    """Unload a library, which no thread may be executing or call again."""
     _libc().dlclose(ctypes.c_void_p(library._handle))
 
 
@@ -69,11 +69,11 @@ def _in_memory(code: bytes) -> Iterator[str]:
 
 
 def _anonymous_file() -> int:
-    """An empty file in memory that may be executed; OSError where there is none."""
+    """An empty executable file in memory; OSError where the system has none."""
     create = getattr(_libc(), "memfd_create", None)
     if create is None:
         raise OSError("this C library has no memfd_create")
-    for flags in (_MFD_CLOEXEC | _MFD_EXEC, _MFD_CLOEXEC):  # Linux before 6.3 knows no MFD_EXEC
+    for flags in (_MFD_CLOEXEC | _MFD_EXEC, _MFD_CLOEXEC):  # Linux before 6.3 has no MFD_EXEC
         file = int(create(b"qcompiler", flags))
         if file >= 0:
             return file
@@ -82,11 +82,11 @@ def _anonymous_file() -> int:
 
 
 def _new_path(file: int) -> str:
-    """A descriptor -> a path of it that was never used before.
+    """A descriptor -> a path to it that was never used before.
 
-    The loader takes a path that it knows for the library it knows by it, without looking, and a
-    descriptor's number is used again. So a number that counts up is spelled, bit by bit, with
-    slashes and dots that mean nothing.
+    The loader takes a path that it has seen for the library it loaded from there, without looking,
+    and descriptors are reused. So a counter is spelled in the path, bit by bit, as slashes and dots
+    that change nothing.
     """
     spelled = "".join("/." if bit == "1" else "/" for bit in f"{next(_counter):b}")
     return f"/proc/self/fd{spelled}/{file}"

@@ -23,19 +23,18 @@ from qcompiler.artifact.artifact import (
 from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
-from qcompiler.runtime.arrays import Array, Seat
+from qcompiler.runtime.arrays import Array, Context
 from qcompiler.runtime.choosing import fitting
 from qcompiler.runtime.feeds import array_of, named_arrays
 from qcompiler.runtime.library import Code, Memory, Refused, aligned_copy, shared_code
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
-    """Path or artifact -> a model ready to run: by the best of its variants that this machine can
-    run.
+    """Path or artifact -> a model ready to run, of the best variant that this machine can run.
 
     `threads`: how many each call may use (0: as compiled, but no more than this process has cores).
-    `variant`: the instruction set of the one to run instead. Raises Error when the file is not
-    whole, was changed, or needs CPU features that this machine lacks.
+    `variant`: the instruction set of the variant to run instead. Raises Error when the file is
+    incomplete, was changed, or needs CPU features that this machine lacks.
     """
     if not isinstance(artifact, (str, Path, Artifact)):
         raise Error(f"{type(artifact).__name__} given, the path of an artifact wanted")
@@ -46,7 +45,7 @@ def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = ""
 
 
 def _best(source: Artifact | ArtifactFile, threads: int, variant: str) -> Model:
-    """The most preferred variant whose features are there, and which the system lets run."""
+    """The most preferred variant that the CPU supports and the system permits."""
     refused: Refused | None = None
     for number in fitting(source.manifest, variant):
         try:
@@ -64,30 +63,46 @@ class _Held:
     artifact: Artifact
     code: Code
     weights: Memory
-    seats: queue.SimpleQueue[Seat] = field(default_factory=queue.SimpleQueue)
+    contexts: queue.SimpleQueue[Context] = field(default_factory=queue.SimpleQueue)
 
 
-class Model:
+class Interface:
+    """What a model takes and returns, by its manifest."""
+
+    manifest: Manifest
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """Names, dtypes and shapes of the inputs, in order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """Names, dtypes and shapes of the outputs, in order."""
+        return self.manifest.outputs
+
+
+class Model(Interface):
     """A compiled model. `model(x)` or `model.run({"name": array})`; safe to call from several
     threads at once.
 
     Arrays must have exactly the dtype and shape of the model's inputs. A C-contiguous array (or
-    tensor of another library) whose data is 64-byte aligned is used where it lies; any other, and a
-    small one, is copied first. Every call returns new arrays.
+    tensor of another library) whose data is 64-byte aligned is used without a copy, unless it is
+    small; any other is copied first. Every call returns new arrays.
 
-    `close()`, the end of a `with` block, or the last reference to it gives back what it holds:
-    calls that are running end as they would have, later ones raise Error. It may be copied, and
-    pickled for other processes: see docs/artifact.md.
+    `close()`, the end of a `with` block, or the end of the last reference frees what it holds:
+    running calls finish normally, later ones raise Error. It may be copied, and pickled for other
+    processes: see docs/artifact.md.
 
-    `variant` says what was chosen to run here (its `isa`, threads and steps); `manifest` what it
-    shares with the other variants of the artifact.
+    `variant` is the one that runs here (its `isa`, threads and steps); `manifest` is what all
+    variants of the artifact share.
     """
 
     def __init__(self, artifact: Artifact, *, threads: int = 0, variant: str = "") -> None:
-        """`artifact`: of one variant, whose features this CPU has; `variant`: its name, if it was
+        """`artifact`: of one variant, which this CPU supports; `variant`: its name, if one was
         asked for.
         """
-        self.manifest: Manifest = artifact.manifest
+        self.manifest = artifact.manifest
         (self.variant,), (binary,) = artifact.manifest.variants, artifact.binaries
         self.threads = _usable_threads(threads, self.variant)
         self._asked = threads, variant
@@ -99,17 +114,17 @@ class Model:
                 hint="the file was changed; compile the model again",
             )
         weights = aligned_copy(binary.weights)
-        self._taken = wanted(self.manifest.inputs)
-        self._made = [(_dtype(v), v.shape) for v in self.manifest.outputs]
-        code.demand_permission(len(self._taken) + len(self._made))
+        self._input_specs = input_specs(self.manifest.inputs)
+        self._output_kinds = [(_dtype(v), v.shape) for v in self.manifest.outputs]
+        code.demand_permission(len(self._input_specs) + len(self._output_kinds))
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
         held = replace(artifact, binaries=(replace(binary, weights=weights.array),))
         self._held: _Held | None = _Held(held, code, weights)
 
     def close(self) -> None:
-        """Give back weights, workspaces and machine code, at the latest when the calls that are
-        running now have ended; further calls raise Error. Closing twice does nothing.
+        """Free weights, workspaces and machine code as soon as running calls have ended; further
+        calls raise Error. Closing twice does nothing.
         """
         self._held = None
 
@@ -128,22 +143,12 @@ class Model:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its file, where it came from one that is still there as it was; else by its bytes."""
+        """By its file, if it came from one that is unchanged; else by its bytes."""
         artifact = self._open().artifact
         origin = artifact.origin
         if origin is not None and origin.unchanged:
             return _opened_again, (origin, *self._asked)
         return _made_again, (replace(artifact, origin=None), *self._asked)
-
-    @property
-    def inputs(self) -> tuple[Value, ...]:
-        """Names, dtypes and shapes of the inputs, in order."""
-        return self.manifest.inputs
-
-    @property
-    def outputs(self) -> tuple[Value, ...]:
-        """Names, dtypes and shapes of the outputs, in order."""
-        return self.manifest.outputs
 
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in order -> the output, or a tuple of them."""
@@ -152,81 +157,83 @@ class Model:
                 f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
             )
         held = self._open()
-        pairs = zip(self._taken, arrays)
+        pairs = zip(self._input_specs, arrays)
         found = [_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in pairs]
         results = self._call(held, found)
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        results = self._call(self._open(), named(self._taken, inputs))
+        results = self._call(self._open(), arrays_in_order(self._input_specs, inputs))
         return dict(zip(self._names, results))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
         each timed alone.
 
-        Every round runs all steps in order, so each finds its input where the one before left it.
+        Every round runs all steps in order, so each finds its input in the caches as in a run.
         """
         if repeat < 1:
             raise Error(f"{repeat} rounds", hint="use at least 1")
-        held, arrays, count = self._open(), named(self._taken, inputs), self._steps
-        seat = self._seat(held)
+        held, arrays, count = self._open(), arrays_in_order(self._input_specs, inputs), self._steps
+        context = self._context(held)
         try:
-            kept = (seat.take(arrays), seat.make())
+            kept = (context.take(arrays), context.make())
             times = np.zeros((repeat, count))
             for round_ in range(repeat):
                 for step in range(count):
                     start = time.perf_counter()
-                    seat.frame.run(held.code, self.threads, step, step + 1)
+                    context.frame.run(held.code, self.threads, step, step + 1)
                     times[round_, step] = time.perf_counter() - start
             del kept
         finally:
-            held.seats.put(seat)
+            held.contexts.put(context)
         return [float(t) for t in np.median(times, axis=0)]
 
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
-        seat = self._seat(held)
+        context = self._context(held)
         try:
-            kept = seat.take(arrays)
-            outputs = seat.make()
-            seat.frame.run(held.code, self.threads, 0, self._steps)
+            kept = context.take(arrays)
+            outputs = context.make()
+            context.frame.run(held.code, self.threads, 0, self._steps)
             del kept
         finally:
-            held.seats.put(seat)
+            held.contexts.put(context)
         return outputs
 
     def _open(self) -> _Held:
-        """What a call needs; the call holds it until it ends."""
+        """What a call holds until it ends."""
         held = self._held
         if held is None:
             raise Error("the model is closed", where=self.manifest.name, hint="load it again")
         return held
 
-    def _seat(self, held: _Held) -> Seat:
-        """A seat nobody else uses now; a thread more makes one more."""
+    def _context(self, held: _Held) -> Context:
+        """An idle context, or a new one."""
         try:
-            return held.seats.get_nowait()
+            return held.contexts.get_nowait()
         except queue.Empty:
-            taken, size = [v[2:] for v in self._taken], self.variant.workspace_bytes
+            taken, size = [v[2:] for v in self._input_specs], self.variant.workspace_bytes
         try:
-            return Seat(taken, self._made, held.weights, size)
+            return Context(taken, self._output_kinds, held.weights, size)
         except MemoryError as e:
             what = f"no memory for its workspace of {size} bytes"
             raise Error(what, where=self.manifest.name) from e
 
 
-Wanted = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]
+InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]
 """An input, and its name, dtype and shape."""
 
 
-def wanted(values: Sequence[Value]) -> list[Wanted]:
-    """A model's inputs -> what `named` asks for."""
+def input_specs(values: Sequence[Value]) -> list[InputSpec]:
+    """A model's inputs -> what `arrays_in_order` needs of them."""
     return [(v, v.name, _dtype(v), v.shape) for v in values]
 
 
-def named(taken: Sequence[Wanted], inputs: Mapping[str, Any]) -> list[Array]:
-    """{input name: array} -> the arrays in order, each just what the model takes; else an Error."""
+def arrays_in_order(taken: Sequence[InputSpec], inputs: Mapping[str, Any]) -> list[Array]:
+    """{input name: array} -> the arrays in order. Raises Error for any that the model does not
+    take as it is.
+    """
     if type(inputs) is not dict:
         named_arrays(inputs, "inputs", "arrays in the inputs' order: model(x, y)")
     if len(inputs) != len(taken) or any(v[1] not in inputs for v in taken):
@@ -238,7 +245,7 @@ def named(taken: Sequence[Wanted], inputs: Mapping[str, Any]) -> list[Array]:
 
 
 def _opened_again(origin: Origin, threads: int, variant: str) -> Model:
-    """A pickled model -> the model, by its file."""
+    """Unpickle a model by its file."""
     with reading(origin.path) as file:
         if file.origin.digest != origin.digest:
             raise Error(
@@ -249,7 +256,7 @@ def _opened_again(origin: Origin, threads: int, variant: str) -> Model:
 
 
 def _made_again(artifact: Artifact, threads: int, variant: str) -> Model:
-    """A pickled model -> the model, by its bytes."""
+    """Unpickle a model by its bytes."""
     return _best(artifact, threads, variant)
 
 
@@ -274,7 +281,7 @@ def _dtype(value: Value) -> np.dtype[Any]:
 
 
 def _checked(value: Value, dtype: np.dtype[Any], shape: tuple[int, ...], given: Any) -> Array:
-    """An input as given -> an array of the right dtype and shape, or a clear error."""
+    """An input as given -> an array of the right dtype and shape. Raises Error."""
     array = given if type(given) is np.ndarray else array_of(given, f"input {value.name!r}")
     if array.dtype != dtype:
         raise Error(

@@ -1,4 +1,4 @@
-"""Something that runs -> how long it takes, once or again and again."""
+"""Something that runs -> how long it takes, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ MOST_RUNS = 1_000_000
 
 @dataclass(frozen=True)
 class Measured:
-    """How long an artifact takes, in seconds, with so many threads."""
+    """How long an artifact takes, in seconds, with `threads` threads."""
 
     times: list[float]
-    """Of every timed run."""
+    """One for each timed run."""
     first_seconds: float
     load_seconds: float
     threads: int
@@ -30,8 +30,8 @@ def once(run: Callable[[], object]) -> float:
 def again(
     run: Callable[[], object], *, iterations: int, seconds: float, warmup: int
 ) -> list[float]:
-    """Seconds of every run, after so many that are not timed: of `iterations`, or, where those are
-    0, of as many as fit into `seconds`, at least one.
+    """Seconds of each of `iterations` runs after `warmup` untimed ones; `iterations` 0: of as many
+    as fit into `seconds`, at least one.
     """
     for _ in range(warmup):
         run()

@@ -47,13 +47,13 @@ def poisoned(byte: int) -> Iterator[None]:
 
 def stir(model: Model, byte: int) -> None:
     """What the last run left in a model's workspaces is gone."""
-    waiting, seats = model._open().seats, []
+    waiting, contexts = model._open().contexts, []
     try:
         while True:
-            seats.append(waiting.get_nowait())
+            contexts.append(waiting.get_nowait())
     except queue.Empty:
         pass
-    for seat in seats:
-        seat.frame.workspace.array[:] = byte
-        seat._block.array[seat._at :] = byte
-        waiting.put(seat)
+    for context in contexts:
+        context.frame.workspace.array[:] = byte
+        context._block.array[context._at :] = byte
+        waiting.put(context)

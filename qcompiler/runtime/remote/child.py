@@ -3,8 +3,8 @@
     {artifact, bytes, threads, variant, iterations, seconds, warmup, steps} + inputs  ->
     {bytes, times, steps, threads, variant, load_seconds, first_seconds} + outputs, times, steps
 
-Inputs and outputs are the arrays' bytes, in the manifest's order; times and steps float64. Whatever
-native code does to this process, the server sees its end and goes on.
+Inputs and outputs are the arrays' bytes, in the manifest's order; times and steps float64. Where
+native code crashes this process, the server goes on.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from qcompiler.runtime.timing import again, once
 _PR_SET_PDEATHSIG = 1  # linux/uapi/linux/prctl.h
 _WAIT_SECONDS = 1e6
 Held = dict[tuple[str, int, str], tuple[Model, float]]
-"""The model that is loaded, by its path, threads and variant, and the seconds that took."""
+"""The loaded model, by its path, threads and variant, and the seconds that loading took."""
 
 
 def main(handle: int, parent: int) -> None:
-    """Serve the socket of this number until its other end, in process `parent`, is closed."""
+    """Serve the socket with descriptor `handle` until process `parent` closes its end."""
     _alone(parent)
     channel = pair(socket.socket(fileno=handle))
     held: Held = {}
@@ -50,8 +50,8 @@ def main(handle: int, parent: int) -> None:
 
 
 def _alone(parent: int) -> None:
-    """Nothing of this process stays, or is seen: it ends with its parent, leaves no core file, and
-    is the first to go where memory is short; what native code prints goes nowhere.
+    """Leave no trace: end with the parent, write no core file, be the first to be killed where
+    memory is short, and discard what native code prints.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -70,13 +70,13 @@ def _answer(held: Held, request: Message, data: bytearray) -> tuple[Message, byt
     try:
         return _run(held, request, data)
     except Error as e:
-        return facts.told(e), b""
+        return facts.error_message(e), b""
     except MemoryError:
-        return facts.told(Error("the device has not enough memory for it")), b""
+        return facts.error_message(Error("the device has not enough memory for it")), b""
 
 
 def _run(held: Held, request: Message, data: bytearray) -> tuple[Message, bytes]:
-    """Run it, then time it as often as is asked for."""
+    """Run it once, then time it as requested."""
     path, variant = facts.text(request, "artifact"), facts.text(request, "variant")
     model, loaded = _model(held, path, facts.count(request, "threads"), variant)
     inputs = facts.arrays(model.inputs, data)
@@ -106,7 +106,7 @@ def _run(held: Held, request: Message, data: bytearray) -> tuple[Message, bytes]
 
 
 def _model(held: Held, path: str, threads: int, variant: str) -> tuple[Model, float]:
-    """A model, and the seconds it took to load; the last one stays loaded."""
+    """A model and the seconds it took to load; the last one stays loaded."""
     if (path, threads, variant) not in held:
         held.clear()
         start = time.perf_counter()

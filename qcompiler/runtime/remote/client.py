@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Manifest, Value, Variant, open_artifact
+from qcompiler.artifact.artifact import Artifact, Manifest, Variant, open_artifact
 from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import opened
-from qcompiler.runtime.model import named, wanted
+from qcompiler.runtime.model import Interface, arrays_in_order, input_specs
 from qcompiler.runtime.remote import facts, wire
 from qcompiler.runtime.remote.facts import arrays
 from qcompiler.runtime.remote.wire import Lost
@@ -38,9 +38,9 @@ PORT = 8347
 
 
 def connect(address: str, token: bytes | str) -> Device:
-    """ "host", "host:port" or "[::1]:port", and the token that it shares -> the device.
+    """ "host", "host:port" or "[::1]:port", and the shared token -> the device.
 
-    Raises Error where nobody answers there in time, or with another token.
+    Raises Error where nothing answers in time, or the token differs.
     """
     host, port = split(address)
     secret = token.encode() if isinstance(token, str) else token
@@ -63,7 +63,7 @@ def connect(address: str, token: bytes | str) -> Device:
 
 
 def split(address: str) -> tuple[str, int]:
-    """ "host:port" -> both; without a port, the usual one."""
+    """ "host:port" -> both; the port defaults to PORT."""
     host, colon, port = address.rpartition(":")
     if not colon or address.endswith("]"):
         host, port = address, str(PORT)
@@ -75,22 +75,22 @@ def split(address: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Answer(Measured):
-    """What one request gave: how long things took on the device, and the outputs."""
+    """The result of one request: outputs, and how long things took on the device."""
 
     outputs: dict[str, Array]
     steps: list[float]
-    """Medians of every step, each timed alone; none unless asked for."""
+    """Median seconds of every step, each timed alone; empty unless asked for."""
 
 
 class Device:
-    """A connection to a device. Its requests go one after the other, from whatever thread they
-    come; several devices, or several connections to one, work at the same time.
+    """A connection to a device. Requests of all threads go one after the other; several devices, or
+    several connections to one, work at the same time.
     """
 
     def __init__(self, address: str, channel: wire.Channel, known: Mapping[str, object]) -> None:
         self.address = address
         self.facts = known
-        """What the device says of itself: name, machine, processors, features, version."""
+        """What the device reports: name, machine, processors, features, version."""
         self._channel = channel
         self._lock = threading.Lock()
 
@@ -101,7 +101,7 @@ class Device:
         self.close()
 
     def close(self) -> None:
-        """Leave; the device forgets this connection, but keeps the artifacts."""
+        """Close the connection; the device keeps the artifacts."""
         self._channel.socket.close()
 
     def load(
@@ -116,8 +116,8 @@ class Device:
         """An artifact -> a model that runs there; it is sent unless the device has it already.
 
         threads: how many a run may use (0: as compiled, no more than the device has).
-        variant: the one to run (left out: the best for the device).
-        wait, limit: seconds that a run may wait for others on the device, and that it may take.
+        variant: the one to run ("": the best for the device).
+        wait, limit: seconds that a run may wait for others on the device, and may take.
         """
         source = artifact if isinstance(artifact, Artifact) else Path(artifact)
         whole = source if isinstance(source, Artifact) else open_artifact(source)
@@ -147,7 +147,7 @@ class Device:
     def _run(
         self, request: Mapping[str, object], data: bytes, seconds: float
     ) -> tuple[dict[str, object], bytearray]:
-        """A run's request and its inputs -> the answer, and the bytes that belong to it."""
+        """A run's request and its inputs -> the answer and its bytes."""
         with self._talk() as channel:
             channel.send({"do": "run", **request})
             self._answer(channel)
@@ -160,7 +160,7 @@ class Device:
 
     @contextmanager
     def _talk(self) -> Iterator[wire.Channel]:
-        """The channel, for one request; what breaks off in its middle ends the connection."""
+        """The channel, for one request; an exception within it closes the connection."""
         with self._lock:
             try:
                 yield self._channel
@@ -174,7 +174,7 @@ class Device:
                 raise
 
     def _answer(self, channel: wire.Channel, seconds: float = 0.0) -> dict[str, object]:
-        """The answer to a request; while the device says that it is at it, for so many seconds."""
+        """The answer to a request; a device that reports itself alive may take `seconds`."""
         end = time.monotonic() + seconds + SILENCE_SECONDS
         while True:
             answer, _ = channel.receive(SILENCE_SECONDS)
@@ -188,9 +188,9 @@ class Device:
         return answer
 
 
-class RemoteModel:
-    """A model on a device, with the methods of `qcompiler.runtime.Model`; its end, or that of a
-    `with` block, is the end of the connection.
+class RemoteModel(Interface):
+    """A model on a device, with the methods of `qcompiler.runtime.Model`; the end of a `with` block
+    closes the connection.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class RemoteModel:
         self.device, self.manifest = device, manifest
         self._source, self._digest = source, digest
         self._threads, self._variant, self._wait, self._limit = asked
-        self._taken = wanted(manifest.inputs)
+        self._input_specs = input_specs(manifest.inputs)
 
     def __enter__(self) -> RemoteModel:
         return self
@@ -213,26 +213,16 @@ class RemoteModel:
         self.device.close()
 
     @property
-    def inputs(self) -> tuple[Value, ...]:
-        """Names, dtypes and shapes of the inputs, in order."""
-        return self.manifest.inputs
-
-    @property
-    def outputs(self) -> tuple[Value, ...]:
-        """Names, dtypes and shapes of the outputs, in order."""
-        return self.manifest.outputs
-
-    @property
     def variant(self) -> Variant:
-        """What runs there: before the first run the one that was asked for, or the most preferred,
-        then what the device chose.
+        """What runs there: before the first run the variant asked for, or the most preferred; then
+        what the device chose.
         """
         variants = self.manifest.variants
         return next((v for v in variants if v.isa == self._variant), variants[-1])
 
     @property
     def threads(self) -> int:
-        """How many a run may use, as far as is known here."""
+        """How many threads a run may use, as far as is known here."""
         known = self.device.facts.get("processors")
         most = known if isinstance(known, int) and known > 0 else 1
         return self._threads or min(self.variant.threads, most)
@@ -254,11 +244,10 @@ class RemoteModel:
         warmup: int = 5,
         steps: int = 0,
     ) -> Answer:
-        """Run it on the device, first once; then, where `iterations` or `seconds` ask for that,
-        after `warmup` runs so many times, or for so long, each timed there; then `steps` times
-        every step alone.
+        """Run once on the device; then, if `iterations` or `seconds` is not 0, `warmup` times
+        untimed and that many times, or seconds, timed; then every step alone, `steps` times.
         """
-        data = b"".join(a.tobytes() for a in named(self._taken, inputs))
+        data = b"".join(a.tobytes() for a in arrays_in_order(self._input_specs, inputs))
         request = {
             "artifact": self._digest,
             "bytes": len(data),

@@ -1,4 +1,4 @@
-"""The device's side: a port, a token, a folder -> connections served, one run at a time.
+"""The device's side: it serves connections on a port, one run at a time.
 
 Native code runs in a child process of each connection (worker.py), never in this one.
 """
@@ -26,28 +26,28 @@ from qcompiler.version import __version__
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 600.0
-"""A connection without a request for so long is closed."""
+"""A connection without a request for this long is closed."""
 _ALIVE_SECONDS = 1.0
 _COUNTS = ("threads", "iterations", "warmup", "steps")
 _ENDING_SECONDS = 5.0
-_STRANGERS = 64
-"""Connections more, of those who have not yet shown that they know the token."""
+_UNAUTHENTICATED = 64
+"""Further connections, of clients that have not yet proved that they know the token."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device takes at most."""
+    """The most that a device accepts."""
 
     artifact_bytes: int = 2 << 30
     store_bytes: int = 8 << 30
     data_bytes: int = 256 << 20
-    """Inputs of a run, and its outputs and times."""
+    """Of a run: its inputs, and its outputs with times."""
     run_seconds: float = 600.0
     connections: int = 16
 
 
 class Server:
-    """A listening socket that serves whoever knows the token."""
+    """A listening socket that serves clients that know the token."""
 
     def __init__(
         self, address: tuple[str, int], token: bytes, folder: Path, limits: Limits | None = None
@@ -55,12 +55,12 @@ class Server:
         self.limits = limits or Limits()
         self.store = Store(folder, self.limits.store_bytes)
         self._token = token
-        self._turn = threading.Lock()
+        self._run_lock = threading.Lock()
         """Held by the connection whose artifact runs."""
         self._room = threading.BoundedSemaphore(self.limits.connections)
         self._live: dict[threading.Thread, socket.socket] = {}
         self._closed = False
-        self._doors = threading.BoundedSemaphore(self.limits.connections + _STRANGERS)
+        self._pending = threading.BoundedSemaphore(self.limits.connections + _UNAUTHENTICATED)
         self._listener = _listening(address)
 
     @property
@@ -76,17 +76,17 @@ class Server:
         self.close()
 
     def serve(self) -> None:
-        """Serve until it is closed, by another thread or an exception."""
+        """Serve until another thread, or an exception, closes it."""
         while not self._closed:
             try:
                 connection, peer = self._listener.accept()
-            except OSError as e:  # too many open files, or a client that has gone already
+            except OSError as e:  # too many open files, or the client has left already
                 if self._closed:
                     return
                 log.warning("a connection was not accepted: %s", e.strerror or e)
                 time.sleep(0.1)
                 continue
-            if not self._doors.acquire(blocking=False):
+            if not self._pending.acquire(blocking=False):
                 connection.close()
                 continue
             name = f"{peer[0]}:{peer[1]}"
@@ -97,7 +97,7 @@ class Server:
             served.start()
 
     def close(self) -> None:
-        """Listen no more, end all connections and what runs for them."""
+        """Stop listening, and end all connections and their runs."""
         self._closed = True
         for ended in (self._listener, *list(self._live.values())):
             with suppress(OSError):
@@ -116,7 +116,7 @@ class Server:
                 channel = wire.admit(connection, self._token, self._enter)
                 log.info("%s: connected", name)
                 try:
-                    _Conversation(self, channel).go_on()
+                    _Session(self, channel).serve()
                 finally:
                     self._room.release()
             except (Error, Gone, OSError) as e:
@@ -125,15 +125,17 @@ class Server:
                 log.exception("%s: a mistake of the server's", name)
             finally:
                 self._live.pop(threading.current_thread(), None)
-                self._doors.release()
+                self._pending.release()
 
     def _enter(self) -> bool:
         return self._room.acquire(blocking=False)
 
-    def take_turn(self, seconds: float, meanwhile: Callable[[], None]) -> None:
-        """Wait until nothing else runs here. Raises Error where that takes longer."""
+    def acquire_run_lock(self, seconds: float, meanwhile: Callable[[], None]) -> None:
+        """Wait up to `seconds` until nothing else runs here. Raises Error after that."""
         end = time.monotonic() + seconds
-        while not self._turn.acquire(timeout=max(0.0, min(_ALIVE_SECONDS, end - time.monotonic()))):
+        while not self._run_lock.acquire(
+            timeout=max(0.0, min(_ALIVE_SECONDS, end - time.monotonic()))
+        ):
             if time.monotonic() >= end:
                 raise Error(
                     f"the device is busy with another's run, since {seconds:g} s or longer",
@@ -141,19 +143,19 @@ class Server:
                 )
             meanwhile()
 
-    def give_turn(self) -> None:
-        """Let others run."""
-        self._turn.release()
+    def release_run_lock(self) -> None:
+        """Let other connections run."""
+        self._run_lock.release()
 
 
-class _Conversation:
+class _Session:
     """The requests of one connection, one after the other."""
 
     def __init__(self, server: Server, channel: Channel) -> None:
         self.server, self.channel = server, channel
 
-    def go_on(self) -> None:
-        """Until the client leaves, sends nonsense, or says nothing for too long."""
+    def serve(self) -> None:
+        """Serve until the client leaves, breaks the protocol, or is silent for too long."""
         self.channel.send(_this_machine())
         with Worker(str(self.server.store.folder)) as worker:
             while True:
@@ -168,7 +170,7 @@ class _Conversation:
                 except Lost:
                     raise
                 except Error as e:
-                    self.channel.send(facts.told(e))
+                    self.channel.send(facts.error_message(e))
 
     def _upload(self, request: dict[str, object]) -> None:
         digest, size = facts.digest(request, "digest"), facts.count(request, "size")
@@ -199,7 +201,7 @@ class _Conversation:
         if path is None:
             self.channel.send({"missing": True})
             return
-        self.server.take_turn(wait, lambda: self._alive("waiting"))
+        self.server.acquire_run_lock(wait, lambda: self._alive("waiting"))
         try:
             answer, made = worker.ask(
                 {"artifact": str(path), **asked},
@@ -209,12 +211,12 @@ class _Conversation:
                 meanwhile=lambda: self._alive("running"),
             )
         finally:
-            self.server.give_turn()
+            self.server.release_run_lock()
         self.channel.send(answer)
         self.channel.send_bytes(made)
 
     def _alive(self, what: str) -> None:
-        """Tell the client that it still waits for something. Raises Gone if it does not."""
+        """Send the client a sign of life. Raises Gone if it has left."""
         if wire.gone(self.channel.socket):
             raise Gone("left in the middle of its run")
         try:
@@ -224,11 +226,11 @@ class _Conversation:
 
 
 class Gone(Exception):
-    """The client has left while its artifact runs. No Lost: that is the child's."""
+    """The client has left while its artifact runs. Not a Lost, which is the child's end."""
 
 
 def _this_machine() -> dict[str, object]:
-    """What a client may want to know of the device."""
+    """What a client may want to know about the device."""
     return {
         "name": platform.node(),
         "machine": platform.machine(),

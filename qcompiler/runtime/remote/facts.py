@@ -1,4 +1,4 @@
-"""A message's values -> what they should be, or a Lost; nothing that was sent is trusted."""
+"""A message's values -> the same, checked; Lost where they are not as they should be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qcompiler.errors import Error
 from qcompiler.runtime.remote.wire import Lost
 
 MOST_COUNT = (1 << 53) - 1
-"""Integers that JSON keeps."""
+"""The largest integer that JSON keeps exactly."""
 
 
 def count(message: Mapping[str, object], key: str, most: int = MOST_COUNT) -> int:
@@ -33,7 +33,7 @@ def seconds(message: Mapping[str, object], key: str) -> float:
 
 
 def text(message: Mapping[str, object], key: str) -> str:
-    """A text."""
+    """A string."""
     value = message.get(key)
     if not isinstance(value, str):
         raise Lost(f"it sent a message without a sensible {key!r}")
@@ -48,13 +48,13 @@ def digest(message: Mapping[str, object], key: str) -> str:
     return value
 
 
-def told(error: Error) -> dict[str, object]:
-    """An Error -> the message that says it."""
+def error_message(error: Error) -> dict[str, object]:
+    """An Error -> the message that carries it."""
     return {"error": error.what[:4000], "where": error.where[:1000], "hint": error.hint[:1000]}
 
 
 def raised(message: Mapping[str, object]) -> Error | None:
-    """A message -> the Error that it says, if it says one."""
+    """A message -> the Error that it carries, if any."""
     if "error" not in message:
         return None
     what, where, hint = (str(message.get(k, ""))[:4000] for k in ("error", "where", "hint"))

@@ -1,5 +1,5 @@
-"""Artifacts that were sent -> files by their SHA-256, whole or not at all; the longest unused go
-when there are too many bytes.
+"""Uploaded artifacts -> files by their SHA-256, complete or not at all; the least recently used are
+removed when there are too many bytes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Store:
             half.unlink()
 
     def find(self, digest: str) -> Path | None:
-        """The file of this SHA-256. One from before this server is hashed again when it is first
-        asked for, and removed if it was damaged.
+        """The file with this SHA-256. One that an earlier server stored is hashed when first asked
+        for, and removed if damaged.
         """
         path = self.folder / f"{digest}{_WHOLE}"
         try:
@@ -46,8 +46,8 @@ class Store:
         return path
 
     def add(self, digest: str, receive: Callable[[Callable[[Data], object]], None]) -> None:
-        """Keep what `receive(take)` hands to `take`, part by part, under its SHA-256. Raises Error
-        where it has another one, or the disk does not take it, once all was received.
+        """Store what `receive(take)` passes to `take`, part by part, under its SHA-256. Raises
+        Error, after all was received, where it has another SHA-256 or cannot be written.
         """
         handle, half = tempfile.mkstemp(prefix=_HALF, dir=self.folder)
         try:
@@ -74,7 +74,7 @@ class Store:
                     rest = memoryview(part)
                     while rest and not failed:
                         rest = rest[file.write(rest) :]
-                except OSError as e:  # the others are still on their way, and must be read
+                except OSError as e:  # the other parts are on their way and must be read
                     failed.append(e)
 
             receive(take)
@@ -85,7 +85,7 @@ class Store:
             raise Error("the artifact did not arrive as it was sent", hint="send it again")
 
     def _make_room(self, kept: str) -> None:
-        """Remove the longest unused, but the newest."""
+        """Remove the least recently used, except the newest."""
         with self._lock:
             files = []
             for path in self.folder.glob(f"*{_WHOLE}"):

@@ -1,4 +1,4 @@
-"""The token that both sides share <- a file, or QCOMPILER_TOKEN in the environment."""
+"""The token that both sides share, from a file or QCOMPILER_TOKEN in the environment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ HINT = (
 
 
 def token(path: Path | None) -> bytes:
-    """A file's content, or the variable's, without blanks around it. Raises Error for none, for one
-    that is easily guessed by its length, and for a file that others may read.
+    """The content of a file, or of the variable, stripped. Raises Error where there is none, where
+    it is too short to be safe, and for a file that others may read.
     """
     if path is None:
         text, where = os.environ.get(VARIABLE, "").encode(), VARIABLE

@@ -1,14 +1,14 @@
-"""Messages <-> bytes on a socket. Every one carries a code that only who knows the token can make,
-and comes in time, or is a Lost.
+"""Messages <-> bytes on a socket, authenticated by the token. One that is wrong or late is a Lost.
 
     device -> "qcdevice", version, 32 random bytes
     client -> "qcclient", version, 32 random bytes, proof
     device -> "welcome " or why not; frames from then on, both ways
     frame: length of text, length of body (4 bytes each), text (JSON), body, code
 
-The proof is the HMAC-SHA256 of all that went before, under the token, which itself is never sent.
-Each direction has a key of its own, made of the token and both random parts, and frames are
-counted: none can be left out, changed, sent twice, or sent back. They are not encrypted.
+The proof is the HMAC-SHA256 of all preceding bytes under the token, which itself is never sent;
+the code is that of a frame. Each direction has a key of its own, derived from the token and both
+random parts, and frames are counted: none can be left out, changed, replayed or reflected. They are
+not encrypted.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ VERSION = 1
 DEVICE, CLIENT = b"qcdevice", b"qcclient"
 WELCOME, WRONG_TOKEN, FULL = b"welcome ", b"token?  ", b"full    "
 MOST_TEXT, PART = 1 << 20, 1 << 18
-"""Bytes of a frame's text and of its body; more bytes are sent as several frames."""
+"""The most bytes of a frame's text and of its body; longer data takes several frames."""
 GREETING_SECONDS = 10.0
 FRAME_SECONDS = 30.0
-"""For a frame to go through once it has begun: 9 kB/s at the least."""
+"""For the rest of a frame once it has begun: at least 9 kB/s."""
 
 _SALT = 32
 _LENGTHS = struct.Struct(">II")
@@ -45,7 +45,7 @@ Data = Union[bytes, bytearray, memoryview]
 
 
 class Lost(Error):
-    """Nothing more can be said to the other side, or believed of it."""
+    """The connection can no longer be used or trusted."""
 
 
 class Channel:
@@ -59,7 +59,7 @@ class Channel:
         self._sent = self._received = 0
 
     def send(self, message: Message, body: Data = b"") -> None:
-        """A message, and at most PART bytes with it."""
+        """Send a message and at most PART bytes with it."""
         text = json.dumps(message).encode()
         if len(text) > MOST_TEXT or len(body) > PART:
             raise Error(f"a message of {len(text)} and {len(body)} bytes is too long to be sent")
@@ -69,7 +69,7 @@ class Channel:
         send_all(self.socket, b"".join((head, body, code)), FRAME_SECONDS)
 
     def receive(self, seconds: float = FRAME_SECONDS) -> tuple[dict[str, object], bytearray]:
-        """The next message and what comes with it; it must begin within so many seconds."""
+        """The next message and its bytes; it must begin within `seconds`."""
         if not readable(self.socket, seconds):
             raise Lost(f"nothing was heard for {seconds:g} s")
         if gone(self.socket):
@@ -89,14 +89,14 @@ class Channel:
         return _object(text), body
 
     def send_bytes(self, data: Data) -> None:
-        """Any number of bytes, which the other side knows to expect."""
+        """Send any number of bytes, which the other side must expect."""
         rest = memoryview(data).cast("B")
         while rest:
             self.send({}, rest[:PART])
             rest = rest[PART:]
 
     def receive_bytes(self, size: int, take: Callable[[Data], object]) -> None:
-        """So many bytes, handed on as they come."""
+        """Receive `size` bytes, each part passed to `take` as it comes."""
         while size:
             _, part = self.receive()
             if len(part) != min(PART, size):
@@ -106,8 +106,8 @@ class Channel:
 
 
 def greet(connection: socket.socket, token: bytes) -> Channel:
-    """The client's side of a new connection -> a channel. Raises Error for a wrong token, Lost for
-    what is no device.
+    """The client's side of a new connection -> a channel. Raises Error for a wrong token or a full
+    device, Lost where the other side is no device.
     """
     end = time.monotonic() + GREETING_SECONDS
     hello = bytes(receive_all(connection, _HELLO.size, end))
@@ -128,8 +128,8 @@ def greet(connection: socket.socket, token: bytes) -> Channel:
 
 
 def admit(connection: socket.socket, token: bytes, room: Callable[[], bool]) -> Channel:
-    """The device's side of a new connection -> a channel, for who knows the token, if there is room
-    then; else Lost.
+    """The device's side of a new connection -> a channel. Raises Lost for a client without the
+    token, or where `room()` says there is no room.
     """
     end = time.monotonic() + GREETING_SECONDS
     ours = _HELLO.pack(DEVICE, VERSION, os.urandom(_SALT))
@@ -157,7 +157,7 @@ def pair(connection: socket.socket) -> Channel:
 
 
 def readable(connection: socket.socket, seconds: float) -> bool:
-    """Whether there is something to read within so many seconds, be it the end."""
+    """Whether there is something to read, or the end, within `seconds`."""
     try:
         poll = select.poll()
         poll.register(connection, select.POLLIN)
@@ -167,7 +167,7 @@ def readable(connection: socket.socket, seconds: float) -> bool:
 
 
 def gone(connection: socket.socket) -> bool:
-    """Whether the other side has left, where nothing is expected of it now."""
+    """Whether the other side has left; nothing may be expected of it now."""
     try:
         return readable(connection, 0) and not connection.recv(1, socket.MSG_PEEK)
     except OSError:
@@ -175,16 +175,16 @@ def gone(connection: socket.socket) -> bool:
 
 
 def send_all(connection: socket.socket, data: Data, seconds: float) -> None:
-    """Bytes, in time."""
+    """Send bytes within `seconds`."""
     try:
         connection.settimeout(seconds)
         connection.sendall(data)
     except OSError as e:
-        raise Lost(_told(e)) from e
+        raise Lost(_reason(e)) from e
 
 
 def receive_all(connection: socket.socket, size: int, end: float) -> bytearray:
-    """So many bytes, before the clock (time.monotonic) says `end`."""
+    """Receive `size` bytes before the time `end` (time.monotonic)."""
     data = bytearray(size)
     rest = memoryview(data)
     try:
@@ -197,11 +197,11 @@ def receive_all(connection: socket.socket, size: int, end: float) -> bytearray:
             if rest and time.monotonic() >= end:  # byte after byte, just in time
                 raise Lost("it is too slow")
     except OSError as e:
-        raise Lost(_told(e)) from e
+        raise Lost(_reason(e)) from e
     return data
 
 
-def _told(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     if isinstance(error, socket.timeout):
         return "it does not answer in time"
     return f"the connection broke ({error.strerror or error})"

@@ -1,6 +1,4 @@
-"""A connection's child process, as its server sees it: a request -> the answer, or an Error that
-says how it ended.
-"""
+"""A connection's child process: a request -> the answer, or an Error that says how it ended."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ from qcompiler.runtime.remote import facts
 from qcompiler.runtime.remote.wire import Channel, Lost, Message, pair, readable
 
 _LOOK_SECONDS = 1.0
-"""So often the server looks after who waits."""
+"""How often `meanwhile` is called."""
 _STARTING_SECONDS = 60.0
 _DYING_SECONDS = 10.0
-"""A process that crashes gives back its memory first."""
+"""A process that crashes frees its memory first."""
 _START = (
     "import sys; from qcompiler.runtime.remote.child import main; main(*map(int, sys.argv[1:]))"
 )
@@ -35,7 +33,7 @@ class _Child:
 
 
 class Worker:
-    """Starts a child when it is asked something; a new one when the last has ended. One thread uses
+    """Starts a child for the first request, and a new one when the last has ended. One thread uses
     it: a child ends with the thread that started it.
     """
 
@@ -58,40 +56,29 @@ class Worker:
         most_bytes: int,
         meanwhile: Callable[[], None],
     ) -> tuple[dict[str, object], bytearray]:
-        """A request and its arrays -> the answer and its own. `meanwhile` is called every second.
+        """A request and its arrays -> the answer and its arrays. `meanwhile` is called every
+        second.
 
-        Raises Error where the child ends instead, or has not answered after so many seconds.
+        Raises Error where the child ends instead, or has not answered after `seconds`.
         """
         try:
-            return self._ask(request, data, seconds, most_bytes, meanwhile)
+            channel = self._channel(meanwhile)
+            channel.send({**request, "bytes": len(data)})
+            channel.send_bytes(data)
+            answer = _await(channel, seconds, meanwhile)
+            return answer, _received(channel, answer, most_bytes)
         except Lost as e:
             raise Error(_how(self.end(_DYING_SECONDS))) from e
         except BaseException:
             self.end()
             raise
 
-    def _ask(
-        self,
-        request: Message,
-        data: bytes | bytearray,
-        seconds: float,
-        most_bytes: int,
-        meanwhile: Callable[[], None],
-    ) -> tuple[dict[str, object], bytearray]:
+    def _channel(self, meanwhile: Callable[[], None]) -> Channel:
+        """To the child, which is started where there is none."""
         if self._child is None:
             self._child = self._started()
             _await(self._child.channel, _STARTING_SECONDS, meanwhile)
-        channel = self._child.channel
-        channel.send({**request, "bytes": len(data)})
-        channel.send_bytes(data)
-        answer = _await(channel, seconds, meanwhile)
-        made = bytearray()
-        if "error" not in answer:
-            size = facts.count(answer, "bytes")
-            if size > most_bytes:
-                raise Error(f"{size} bytes of outputs; the device sends no more than {most_bytes}")
-            channel.receive_bytes(size, made.extend)
-        return answer, made
+        return self._child.channel
 
     def _started(self) -> _Child:
         ours, theirs = socket.socketpair()
@@ -114,7 +101,7 @@ class Worker:
         )
 
     def end(self, patience: float = 0.5) -> int | None:
-        """End the child -> its exit status, where it has ended by itself in so many seconds."""
+        """End the child -> its exit status, if it ends by itself within `patience` seconds."""
         child, self._child = self._child, None
         if child is None:
             return None
@@ -128,8 +115,19 @@ class Worker:
         return code
 
 
+def _received(channel: Channel, answer: Message, most_bytes: int) -> bytearray:
+    """The arrays that come with an answer."""
+    made = bytearray()
+    if "error" not in answer:
+        size = facts.count(answer, "bytes")
+        if size > most_bytes:
+            raise Error(f"{size} bytes of outputs; the device sends no more than {most_bytes}")
+        channel.receive_bytes(size, made.extend)
+    return made
+
+
 def _await(channel: Channel, seconds: float, meanwhile: Callable[[], None]) -> dict[str, object]:
-    """The child's next message, within so many seconds."""
+    """The child's next message, within `seconds`."""
     end = time.monotonic() + seconds
     while not readable(channel.socket, min(_LOOK_SECONDS, max(0.0, end - time.monotonic()))):
         if time.monotonic() >= end:

@@ -164,7 +164,7 @@ def test_a_client_that_leaves_in_the_middle_frees_the_device(
         eventually(lambda: not children())
         with pytest.raises(Error, match=r"is lost|connection"):
             first.load(artifact)
-    eventually(lambda: not device._turn.locked())
+    eventually(lambda: not device._run_lock.locked())
 
 
 def test_a_wrong_token_is_refused(device: Server) -> None:

@@ -274,7 +274,7 @@ def test_one_in_the_middle_changes_nothing(device: Server, artifact: Path) -> No
 
 def test_errors_are_told_whole() -> None:
     error = Error("what", where="where", hint="hint")
-    found = facts.raised(json.loads(json.dumps(facts.told(error))))
+    found = facts.raised(json.loads(json.dumps(facts.error_message(error))))
     assert found
     assert (found.what, found.where, found.hint) == ("what", "where", "hint")
     assert facts.raised({}) is None
