@@ -1,4 +1,4 @@
-"""Plan -> artifact: machine code, weights, and a manifest that describes them."""
+"""Plan -> artifact of one variant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qcompiler.version import __version__
 
 
 def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
-    """Plan -> artifact with one variant: code, weights, and a manifest that describes them."""
+    """Plan -> artifact of one variant: code, weights, and a manifest that describes them."""
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
     code = emit(made)
@@ -51,6 +51,6 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
 
 
 def multiplied(step: Step) -> str:
-    """The dtype that a step multiplies: that of its root's first operand."""
+    """The dtype that a step multiplies, that of its root's first operand; "" if none."""
     root = step.region.root
     return root.operands[0].dtype if step.kernel.macs and root is not None else ""

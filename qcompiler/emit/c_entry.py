@@ -1,8 +1,8 @@
 """What a model takes -> LLVM text of the function that C calls: it fills the table of a run from
-structs of addresses, each looked at first, and calls `qcompiler_run`.
+structs of addresses, after checking each, and calls `qcompiler_run`.
 
-Nothing of a run is kept: the structs, the arrays, the workspace and weights in a file are the
-caller's, so any number of runs may go on at once.
+A run keeps nothing: the structs, the arrays, the workspace and weights in a file are the caller's,
+so any number of runs may be active at once.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from qcompiler.emit.machine import text_object
 from qcompiler.hardware.isa import Isa
 
 ENTRY, SHARED = "qcompiler_c_run", "qcompiler_c_run_threads"
-"""The functions' names, until they are given the model's: by the calling thread, and by threads
-that the caller has (emit/parallel.py), a struct of two addresses.
+"""The functions' names before they get the model's: run by the calling thread, and by the caller's
+threads (emit/parallel.py), a struct of two addresses.
 """
 
 WEIGHTS = "qcompiler_weights"
-"""The symbol of weights that stand in the object file."""
+"""The symbol of weights in the object file."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run is given: how many inputs, outputs and steps there are; of weights in a file their
-    bytes, and the word behind them (None: they stand in the object file); whether there is a run by
-    threads, too.
+    """What a run takes: numbers of inputs, outputs and steps; `file`: size of weights in a file and
+    the word that follows them (None: they are in the object file); `threads`: whether there is a
+    run by threads too.
     """
 
     inputs: int
@@ -38,7 +38,7 @@ class Taken:
 
 
 def c_entry(taken: Taken, isa: Isa) -> bytes:
-    """An object file of `ENTRY`, and of `SHARED` where that is wanted."""
+    """An object file of `ENTRY`, and of `SHARED` if wanted."""
     return text_object(_text(taken, bool(isa.permission)), isa)
 
 
@@ -65,10 +65,10 @@ def _text(taken: Taken, asks: bool) -> str:
         size, word = taken.file
         values |= {"WEIGHTS_BYTES": size, "SEAL": word - (1 << 64) if word >> 63 else word}
         weights = _IN_FILE
-    known, know = (_KNOWN, _KNOW) if asks else ("add i64 0, 0", "")
+    known, know = (_LOAD_PERMISSION, _STORE_PERMISSION) if asks else ("add i64 0, 0", "")
     run = _RUN.replace("@WEIGHTS_TEXT", weights)
     run = run.replace("@DO", (_ASK if asks else "") + _DO_SHARED if taken.threads else _DO)
-    made = _TAKE + (_KEPT if asks else "") + run + (_THREADS if taken.threads else _ALONE)
+    made = _TAKE + (_PERMISSION if asks else "") + run + (_THREADS if taken.threads else _ALONE)
     made = made.replace("@KNOWN", known).replace("@KNOW", know)
     if taken.file is None:
         made += f"\n@{WEIGHTS} = external hidden constant i8\n"
@@ -103,13 +103,13 @@ done:
   ret i1 %good
 }
 """
-"""Addresses of a struct -> words of the table; is each there, and aligned?"""
+"""Addresses of a struct -> words of the table, and whether each is neither null nor unaligned."""
 
-_KEPT = "@c_permission = internal global i64 0\n"
-_KNOWN = "load atomic i64, ptr @c_permission monotonic, align 8"
-_KNOW = "store atomic i64 %permission, ptr @c_permission monotonic, align 8"
-"""What the system said when it was asked for registers: the one word that outlives a run, where an
-instruction set needs permission at all. A refusal is asked for again.
+_PERMISSION = "@c_permission = internal global i64 0\n"
+_LOAD_PERMISSION = "load atomic i64, ptr @c_permission monotonic, align 8"
+_STORE_PERMISSION = "store atomic i64 %permission, ptr @c_permission monotonic, align 8"
+"""The system's answer to the request for registers: the only word that outlives a run, on
+instruction sets that need permission. After a refusal the request is repeated.
 """
 
 _RUN = """
@@ -133,11 +133,11 @@ entry:
   store i64 %known, ptr %permission_at, align 8
   %good12 = and i1 %good1, %good2
   %good = and i1 %good12, %good3
-  br i1 %good, label %weigh, label %bad
+  br i1 %good, label %set_weights, label %bad
 @WEIGHTS_TEXT
 run:
 @DO
-told:
+finish:
   %permission = load i64, ptr %permission_at, align 8
   @KNOW
   %no = icmp eq i64 %permission, @REFUSED
@@ -149,29 +149,29 @@ bad:
 """
 
 _DO = """  %result = call i32 @qcompiler_run(ptr %table)
-  br label %told"""
+  br label %finish"""
 
 _DO_SHARED = """  %alone = icmp eq ptr %threads, null
   br i1 %alone, label %one, label %several
 one:
   %result = call i32 @qcompiler_run(ptr %table)
-  br label %told
+  br label %finish
 several:
   %pool_at = getelementptr ptr, ptr %threads, i32 1
   %parallel_for = load ptr, ptr %threads
   %pool = load ptr, ptr %pool_at
   %shared = call i32 @qcompiler_parallel(ptr %table, ptr %parallel_for, ptr %pool)
-  br label %told"""
+  br label %finish"""
 
 _ASK = """  store i64 0, ptr %last_at, align 8
   %asked = call i32 @qcompiler_run(ptr %table)
   store i64 @STEPS, ptr %last_at, align 8
   %answer = load i64, ptr %permission_at, align 8
   %against = icmp eq i64 %answer, @REFUSED
-  br i1 %against, label %told, label %granted
+  br i1 %against, label %finish, label %granted
 granted:
 """
-"""A run of no steps asks for registers, for all threads of the process."""
+"""A run of no steps requests registers for all threads of the process."""
 
 _ALONE = """
 define i32 @qcompiler_c_run(ptr %inputs, ptr %outputs, ptr %workspace) {
@@ -193,14 +193,14 @@ define i32 @qcompiler_c_run_threads(ptr %inputs, ptr %outputs, ptr %workspace, p
 )
 
 _IN_OBJECT = """
-weigh:
+set_weights:
   %word = ptrtoint ptr @SYMBOL to i64
   store i64 %word, ptr %weights_at, align 8
   br label %run
 """
 
 _IN_FILE = """
-weigh:
+set_weights:
   %from_at = getelementptr ptr, ptr %inputs, i32 @INPUTS
   %good4 = call i1 @c_take(ptr %from_at, ptr %weights_at, i32 1)
   br i1 %good4, label %look, label %bad
@@ -213,4 +213,4 @@ look:
 other:
   ret i32 @OTHER
 """
-"""Weights in a file: their address is the last of the inputs' struct."""
+"""Weights in a file: their address is the last in the struct of inputs."""

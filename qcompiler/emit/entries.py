@@ -1,8 +1,8 @@
-"""Instruction set -> LLVM text of a run's entries: ask for registers, then run.
+"""Instruction set -> LLVM text of a run's entries: request registers, then run.
 
-Some registers a process has only when it asks the system for them (`Isa.permission`). The code
-itself asks, before its first run with a table, so whoever calls it need not know; later runs read
-one word of it.
+The system grants a process some registers only on request (`Isa.permission`). The code itself makes
+the request before its first run with a table, so callers need not know; later runs read one word of
+the table.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ from qcompiler.hardware.isa import Isa
 
 
 def text(isa: Isa, permission_at: int) -> str:
-    """An instruction set, and which word of the table tells of its permission -> the functions, for
-    `pragma_import_llvm`; beside those of the team.
+    """An instruction set, and which word of the table holds its permission -> the functions, for
+    `pragma_import_llvm`, next to those of the team.
     """
-    made = _NEED_NOT
+    made = _NO_REQUEST
     if isa.permission:
         call = isa.intrinsics["system_call"](isa.permission)
-        made = _ASKS.replace("@CALL", call).replace("@WORD", str(permission_at))
+        made = _REQUEST.replace("@CALL", call).replace("@WORD", str(permission_at))
         made = made.replace("@REFUSED", str(REFUSED)).replace("@GRANTED", str(GRANTED))
     return made + _ENTRIES
 
 
-_NEED_NOT = """
+_NO_REQUEST = """
 define internal i1 @entry_granted(ptr %table) alwaysinline {
   ret i1 true
 }
 """
 
-_ASKS = """
+_REQUEST = """
 define internal i1 @entry_granted(ptr %table) alwaysinline {
 entry:
   %word = getelementptr i64, ptr %table, i32 @WORD
   %known = load i64, ptr %word, align 8
-  %before = icmp eq i64 %known, @GRANTED
-  br i1 %before, label %yes, label %ask
+  %granted = icmp eq i64 %known, @GRANTED
+  br i1 %granted, label %yes, label %ask
 ask:
   %answer = @CALL
   %given = icmp eq i64 %answer, 0
@@ -48,7 +48,7 @@ no:
   ret i1 false
 }
 """
-"""A refusal is not kept: what was in the way, such as a small stack for signals, may go."""
+"""A refusal is not final: its reason, such as a small signal stack, may disappear."""
 
 _ENTRIES = """
 define internal void @entry_run(ptr %table) alwaysinline {

@@ -1,4 +1,4 @@
-"""Object files -> shared library, by whichever linker the machine has for their architecture."""
+"""Object files -> shared library, by any linker on this machine for their architecture."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from qcompiler.errors import Error
 
 _GNU = ("-Bsymbolic", "-z", "noseparate-code")
 _LLVM = ("-Bsymbolic", "--no-rosegment")
-"""Tables that code reads lie right behind it, in the same pages: none are left empty between."""
+"""Constant tables follow the code in the same pages, which leaves no page half empty."""
 _ELF = {"x86_64": "elf_x86_64", "aarch64": "aarch64linux"}
 
 
 def link(codes: Sequence[bytes], triple: str) -> bytes:
-    """Object files' bytes -> those of a shared library; libc and libm symbols are left to the
-    process that loads it, those of its own are its own, whatever that process has by their names.
-    Raises Error where there is no linker, or no room for its files.
+    """Object files' bytes -> those of a shared library. The process that loads it provides libc and
+    libm, but cannot override the library's own symbols. Raises Error where there is no linker, or
+    no room for its files.
     """
     command = linker(triple)
     try:
@@ -49,8 +49,8 @@ def _linked(codes: Sequence[bytes], command: Sequence[str], folder: Path) -> byt
 
 
 def linker(triple: str) -> list[str]:
-    """The command that links for an architecture: LLVM's or GNU's linker, a C compiler, or the
-    ziglang package's lld.
+    """The command that links for an architecture, by LLVM's or GNU's linker, a C compiler, or lld
+    of the ziglang package.
     """
     machine = triple.split("-")[0]
     if "-none-" in triple:

@@ -24,7 +24,7 @@ from qcompiler.kernels.cpu.code.tir import wrapping_ir
 _BACKEND = "default"
 _FUNCTIONS_A_MODULE = 8
 _OBJECT_BYTES = 32 << 20
-"""No object file of so few functions is larger: a kernel of a few hundred kB is a large one."""
+"""No object file of this few functions is larger: a few hundred kB are much for a kernel."""
 
 
 def target(isa: Isa) -> Any:
@@ -33,8 +33,8 @@ def target(isa: Isa) -> Any:
 
 
 def _spec(isa: Isa) -> dict[str, Any]:
-    """What a target is made of. Words of `isa.llvm` with a sign are features, the last one without
-    is LLVM's name of a CPU.
+    """TVM's description of a target. Words of `isa.llvm` with a sign are features; the last without
+    one is LLVM's name of a CPU.
     """
     cpus = [word for word in isa.llvm if word[0] not in "+-"]
     features = [word for word in isa.llvm if word[0] in "+-"]
@@ -57,9 +57,10 @@ def makes(isa: Isa) -> bool:
 
 
 def build(module: Any, isa: Isa) -> Any:
-    """IRModule of functions made here (and a main that calls them) -> module of machine code.
+    """IRModule of kernels (and a main that calls them) -> module of machine code.
 
-    Only the passes such functions need: the default pipeline takes longer and may undo their shape.
+    Runs only the passes that they need: TVM's default pipeline takes longer and may undo their
+    loops.
     """
     t = target(isa)
     x = tirx.transform
@@ -82,8 +83,8 @@ def build(module: Any, isa: Isa) -> Any:
 
 @dataclass(frozen=True)
 class Layer:
-    """Functions by name, of plain pointers and numbers, and LLVM text of what they call besides
-    functions of the layers before.
+    """Functions by name, whose parameters are pointers and numbers, and LLVM text of what they call
+    besides functions of earlier layers.
     """
 
     functions: Mapping[str, Any]
@@ -91,12 +92,11 @@ class Layer:
 
 
 def modules(*layers: Layer) -> list[Layer]:
-    """Layers, each of which calls the ones before it -> modules of a few functions each.
+    """Layers, each of which calls earlier ones -> modules of a few functions each.
 
-    No module has functions of two layers, so none is inlined into its callers. What a kernel is
-    told of its pointers (`Kernel`) would be taken for granted there too: that what one kernel
-    writes is not what the next one reads. How they are dealt does not depend on the machine, so
-    neither does the code.
+    No module has functions of two layers, so none is inlined into its callers: the alias facts of a
+    kernel's pointers (`Kernel`) would then hold in the caller too, as if none read what another
+    wrote. The division does not depend on the machine, so neither does the code.
     """
     return [
         Layer({n: layer.functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}, layer.text)
@@ -109,8 +109,8 @@ def modules(*layers: Layer) -> list[Layer]:
 def build_objects(dealt: Sequence[Layer], isa: Isa) -> list[bytes]:
     """Modules -> object files of C functions of these names.
 
-    They are compiled side by side: LLVM needs no lock of Python. Raises Error where the system
-    lets no file become large enough.
+    They are compiled in parallel, as LLVM does not hold Python's lock. Raises Error where the
+    system limits the size of files too much.
     """
     _need_room()
     with ThreadPoolExecutor(cpu.cores()) as pool:
@@ -118,8 +118,8 @@ def build_objects(dealt: Sequence[Layer], isa: Isa) -> list[bytes]:
 
 
 def _need_room() -> None:
-    """Error where a limit of the size of files (`ulimit -f`), which files in memory have as well,
-    may be in the way: LLVM would end the process.
+    """Raise Error if files may exceed the limit of their size (`ulimit -f`), which holds in memory
+    too: LLVM would end the process.
     """
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if allowed != resource.RLIM_INFINITY and allowed < _OBJECT_BYTES:
@@ -131,9 +131,11 @@ def _need_room() -> None:
 
 
 def text_object(text: str, isa: Isa) -> bytes:
-    """LLVM text of whole functions -> the bytes of an object file that shows those not internal."""
-    told = json.dumps(_spec(isa)).replace('"', "\\22")
-    flags = f'!llvm.module.flags = !{{!0}}\n!0 = !{{i32 2, !"tvm_target", !"{told}"}}\n'
+    """LLVM text of whole functions -> the bytes of an object file, which exports those that are not
+    internal.
+    """
+    spec = json.dumps(_spec(isa)).replace('"', "\\22")
+    flags = f'!llvm.module.flags = !{{!0}}\n!0 = !{{i32 2, !"tvm_target", !"{spec}"}}\n'
     _need_room()
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         path = Path(folder) / "code.ll"
@@ -142,10 +144,10 @@ def text_object(text: str, isa: Isa) -> bytes:
 
 
 def _machine(isa: Isa) -> str:
-    """LLVM text that says how data lies on a machine, as LLVM has it for a function of nothing."""
-    nothing = tirx.PrimFunc([], tirx.Return(tirx.IntImm("int32", 0)), tvm.ir.PrimType("int32"))
-    said = machine_code({"nothing": nothing}, isa, "").inspect_source("ll")
-    return "\n".join(line for line in said.splitlines() if line.startswith("target "))
+    """LLVM's description of a machine (data layout, triple), from an empty function's text."""
+    empty = tirx.PrimFunc([], tirx.Return(tirx.IntImm("int32", 0)), tvm.ir.PrimType("int32"))
+    text = machine_code({"empty": empty}, isa, "").inspect_source("ll")
+    return "\n".join(line for line in text.splitlines() if line.startswith("target "))
 
 
 def _object(layer: Layer, isa: Isa) -> bytes:
@@ -154,8 +156,8 @@ def _object(layer: Layer, isa: Isa) -> bytes:
 
 
 def _written(made: Any) -> bytes:
-    """A module of machine code -> the bytes of an object file, written to memory: LLVM ends the
-    process where a disk is full.
+    """A module of machine code -> the bytes of an object file, written to memory because LLVM ends
+    the process when a disk is full.
     """
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
@@ -168,7 +170,7 @@ def _written(made: Any) -> bytes:
 
 
 def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:
-    """Functions as of `build_objects`, in one of LLVM's modules: `inspect_source("asm")` is its
+    """Functions as for `build_objects` -> one LLVM module; its `inspect_source("asm")` is its
     assembly text.
     """
     t = target(isa)
@@ -182,7 +184,7 @@ def machine_code(functions: Mapping[str, Any], isa: Isa, text: str) -> Any:
 
 
 def _with_llvm(module: Any, text: str) -> Any:
-    """The module with functions in LLVM's text form beside its own; unused ones vanish."""
+    """The module with functions in LLVM's text form added; unused ones vanish."""
     variable, first = next(iter(module.functions.items()))
     body = tirx.AttrStmt(_BACKEND, "pragma_import_llvm", tvm.ir.StringImm(text), first.body)
     return tvm.IRModule({**dict(module.functions.items()), variable: first.with_body(body)})

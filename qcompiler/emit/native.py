@@ -1,13 +1,13 @@
-"""Plan -> modules of TIR -> one shared library, of plain C functions that need libc only:
+"""Plan -> modules of TIR -> one shared library of plain C functions that need only libc:
 
     int qcompiler_run(table)                                  all of it, by the calling thread
     int qcompiler_launch(team, table, threads)                the same, by a thread team
     int qcompiler_work(team, thread)                          a worker of the team: never returns
     int qcompiler_section(table, part, section, unit)         what threads claim (emit/team.py)
-    int qcompiler_signature(int32 *found)                     what the code takes for granted
+    int qcompiler_signature(int32 *found)                     what the code expects of its manifest
 
-What stands in `table` and in a team's memory, artifact/abi.py says. A run allocates nothing and
-keeps nothing, so there may be several at once, each with a workspace and a team of its own.
+artifact/abi.py describes `table` and a team's memory. A run allocates and keeps nothing, so several
+may be active at once, each with its own workspace and team.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from qcompiler.plan.plan import Plan, Step
 
 log = logging.getLogger(__name__)
 
-STEPS_A_PART = 50
-"""Sections are run by functions of so many steps, so that none grows with the model."""
+STEPS_A_PIECE = 50
+"""Steps run by one function, so that no function grows with the model."""
 
 _BYTES = tvm.ir.PointerType(tvm.ir.PrimType("uint8"))
 _INT = tvm.ir.PrimType("int32")
@@ -67,8 +67,8 @@ def emit_objects(plan: Plan) -> list[bytes]:
 
 
 def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
-    """Plan -> the functions: every phase of a kernel once, the sections, and the entries; those of
-    a thread team, and the signature, where that is wanted.
+    """Plan -> the functions: every phase of a kernel once, the sections, and the entries. `team`:
+    with those of a thread team, and the signature.
     """
     units = min(plan.device.threads, MOST_UNITS)
     known: dict[str, tuple[Part, ...]] = {}
@@ -86,7 +86,7 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
 def plan_sections(plan: Plan, known: dict[str, tuple[Part, ...]] | None = None) -> list[Section]:
     """A plan's steps as sections."""
     units = min(plan.device.threads, MOST_UNITS)
-    order = [s.turn for s in plan.steps]
+    order = [s.slot for s in plan.steps]
     steps = [
         known[s.kernel.name] if known is not None else phases(s.kernel, units) for s in plan.steps
     ]
@@ -104,7 +104,7 @@ def _layers(
 ) -> list[Layer]:
     kernels = {p.name: p.func for p in flat(tuple(made))}
     pieces = list(_pieces(found))
-    runs = {f"qcompiler_part{i}": body.part(piece) for i, piece in enumerate(pieces)}
+    runs = {f"qcompiler_piece{i}": body.piece(piece) for i, piece in enumerate(pieces)}
     shell = _dispatch(pieces)
     text = team.text(isa, _facts(found, steps, parts, body.table.first))
     text += entries.text(isa, body.table.permission)
@@ -117,7 +117,7 @@ def _layers(
 
 
 def section_facts(plan: Plan) -> team.Sections:
-    """A plan's sections, as the loops of a run are made for them."""
+    """A plan's sections, as the team's loops need them."""
     return _facts(plan_sections(plan), len(plan.steps), plan.parts, 0)
 
 
@@ -139,7 +139,7 @@ def _team_entries() -> dict[str, tirx.PrimFunc]:
 
 
 def _signature(plan: Plan) -> tirx.PrimFunc:
-    """What the manifest has to agree with (artifact.signature)."""
+    """The function that returns what the manifest must agree with (artifact.signature)."""
     graph = plan.graph
     inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
     named = zip(graph.output_names, graph.outputs, strict=True)
@@ -158,7 +158,7 @@ def _places(step: Step) -> list[Place]:
 
 
 def _pieces(found: Sequence[Section]) -> list[list[Section]]:
-    """Sections -> lists of them with so many steps each, divided where a list is full."""
+    """Sections -> lists of STEPS_A_PIECE steps each, which may divide a section."""
     pieces: list[list[Section]] = []
     room = 0
     for section in found:
@@ -166,18 +166,18 @@ def _pieces(found: Sequence[Section]) -> list[list[Section]]:
         while left:
             if not room:
                 pieces.append([])
-                room = STEPS_A_PART
+                room = STEPS_A_PIECE
             pieces[-1].append(Section(section.begin, left[:room]))
             left, room = left[room:], max(0, room - len(left))
     return pieces
 
 
 def _dispatch(pieces: Sequence[Sequence[Section]]) -> tirx.PrimFunc:
-    """The parts that a section has steps in, one after the other."""
+    """(table, part, section, unit) -> calls the pieces that have steps of it."""
     params = _params()
     calls = []
     for i, piece in enumerate(pieces):
-        made = tirx.Evaluate(tirx.call_extern("int32", f"qcompiler_part{i}", *params))
+        made = tirx.Evaluate(tirx.call_extern("int32", f"qcompiler_piece{i}", *params))
         first, end = piece[0].begin, piece[-1].begin + piece[-1].length
         inside = tirx.And(tirx.LE(_int(first), params[2]), tirx.LT(params[2], _int(end)))
         calls.append(tirx.IfThenElse(inside, made, None) if len(pieces) > 1 else made)
@@ -185,16 +185,16 @@ def _dispatch(pieces: Sequence[Sequence[Section]]) -> tirx.PrimFunc:
 
 
 class _Body:
-    """The calls of kernels, with addresses read from the table: for every step its places; how many
-    inputs and outputs the table begins with.
+    """The calls of kernels, with addresses read from the table. `places`: of every step; `inputs`,
+    `outputs`: how many the table begins with.
     """
 
     def __init__(self, places: Sequence[Sequence[Place]], inputs: int, outputs: int) -> None:
         self.places, self.inputs = places, inputs
         self.table = Table(inputs + outputs)
 
-    def part(self, piece: Sequence[Section]) -> tirx.PrimFunc:
-        """(table, part, section, unit) -> what this unit does in this section."""
+    def piece(self, piece: Sequence[Section]) -> tirx.PrimFunc:
+        """(table, part, section, unit) -> does what the unit does in the section."""
         params = _params()
         found = _Addresses(self, params[0], params[1])
         first = found.number(self.table.first, "first")
@@ -224,23 +224,23 @@ def _parts(
     owner: int,
     rounds: tuple[Value, ...] = (),
 ) -> Statement:
-    """The one phase whose turn it is: number `within` of their sections."""
+    """The phase of section number `within`, counted from the parts' first."""
     cases, begin = [], 0
     for part in parts:
         if isinstance(part, Phase):
             made = _call(part, [*pointers, *rounds], unit, owner)
         else:
-            inner = part.length // part.turns
+            inner = part.length // part.iterations
             number = within - _int(begin)
-            turn, rest = tirx.truncdiv(number, inner), tirx.truncmod(number, inner)
-            made = _parts(part.parts, pointers, rest, unit, owner, (*rounds, turn))
+            iteration, rest = tirx.truncdiv(number, inner), tirx.truncmod(number, inner)
+            made = _parts(part.parts, pointers, rest, unit, owner, (*rounds, iteration))
         cases.append((begin, made))
         begin += part.length
     return _search(within, cases)
 
 
 def _call(phase: Phase, operands: Sequence[Value], unit: Value, owner: int) -> Statement:
-    """One phase by the units that have a share in it."""
+    """A phase's call, by the units that have a share in it."""
     mine = [] if phase.whole else [unit]
     made = tirx.Evaluate(tirx.call_extern("int32", phase.name, *operands, *mine))
     inside = tirx.LT(unit, _int(phase.units)) if owner == SHARED else tirx.EQ(unit, _int(owner))
@@ -248,7 +248,7 @@ def _call(phase: Phase, operands: Sequence[Value], unit: Value, owner: int) -> S
 
 
 def _search(number: Value, cases: Sequence[tuple[int, Statement]]) -> Statement:
-    """The case with the largest begin that is not above a number, found by halves."""
+    """Binary search for the last case that does not begin above a number."""
     if len(cases) == 1:
         return cases[0][1]
     middle = len(cases) // 2
@@ -257,7 +257,7 @@ def _search(number: Value, cases: Sequence[tuple[int, Statement]]) -> Statement:
 
 
 class _Addresses:
-    """Where places lie in this run, read from its table once a function."""
+    """The addresses of places in a run, read from its table once in each function."""
 
     def __init__(self, body: _Body, table: Value, part: Value) -> None:
         self.body, self.table, self.part = body, table, part
@@ -265,14 +265,14 @@ class _Addresses:
         self.buffers: dict[int, Value] = {}
 
     def number(self, index: int, name: str) -> Value:
-        """A number of the table."""
+        """A number in the table."""
         var = tvm.ir.Var(name, _INT)
         value = tirx.call_pure_extern("int32", "team_number", self.table, _int(index))
         self.statements.append(tirx.Bind(var, value))
         return var
 
     def address(self, place: Place) -> Value:
-        """Where a place lies."""
+        """The address of a place."""
         body = self.body
         if place.space in ("input", "output"):
             index = place.offset + (body.inputs if place.space == "output" else 0)
@@ -299,7 +299,7 @@ def _params() -> list[Value]:
 
 
 def _shell(name: str, types: Sequence[Value]) -> tirx.PrimFunc:
-    """A function of an LLVM text, as one that can be called from outside."""
+    """An exported function that calls one of LLVM text."""
     params = [tvm.ir.Var(f"p{i}", t) for i, t in enumerate(types)]
     return _function(params, [tirx.Evaluate(tirx.call_extern("void", name, *params))])
 

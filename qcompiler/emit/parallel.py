@@ -1,10 +1,10 @@
-"""Sections of a run -> LLVM text of a run by threads that somebody else has: whoever calls gives a
-function that does numbered units, in any order and by any threads, and returns when all are done.
+"""Sections of a run -> LLVM text of a run by the caller's threads. The caller passes a function
+that runs numbered units, in any order and on any threads, and returns when all are done.
 
     int qcompiler_parallel(table, parallel_for, pool)
     parallel_for(pool, units, unit, job)          calls unit(job, 0) to unit(job, units - 1)
 
-A section of one unit is done by the calling thread, without asking.
+The calling thread itself runs a section of one unit.
 """
 
 from __future__ import annotations

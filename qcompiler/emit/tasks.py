@@ -2,12 +2,11 @@
 
     kernel(pointers...)  ->  phase(pointers..., rounds..., unit), one after the other
 
-Of `units`, a phase's unit runs turns unit, unit + units, ... of a parallel loop; a statement beside
-the loops that writes memory is a phase of one unit. What stands beside the loops and only names
-things or fills registers is done by every unit for itself. A serial loop of phases is `Rounds`:
-they run so often, and are told which round it is. All units of a phase are finished before any of
-the next begins, so what a kernel is told of its pointers holds within a phase, where no other
-thread writes what this one reads.
+Of `units`, a phase's unit runs iterations unit, unit + units, ... of a parallel loop; a statement
+outside the loops that writes memory is a phase of one unit. What only names values or fills
+registers outside the loops, every unit repeats. A serial loop of phases is `Rounds`: its phases get
+the number of the round. All units of a phase finish before any of the next begins, so the alias
+facts of a kernel's pointers hold within a phase: no other thread writes what this one reads.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _PARALLEL = tirx.ForKind.PARALLEL
 
 @dataclass(frozen=True)
 class Phase:
-    """A function's name, and how many units it is worth; `whole`: it is the kernel as it was, and
-    takes its pointers only.
+    """A function and how many units can share it; `whole`: it is the unchanged kernel, which takes
+    pointers only.
     """
 
     name: str
@@ -38,27 +37,27 @@ class Phase:
     units: int
     whole: bool = False
     length: int = 1
-    """How many sections of a run it takes."""
+    """Number of sections it takes in a run."""
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Phases, and serial loops of them, that run `turns` times."""
+    """A serial loop of phases and of other such loops."""
 
-    turns: int
+    iterations: int
     parts: tuple[Phase | Rounds, ...]
 
     @property
     def length(self) -> int:
-        """How many sections of a run it takes."""
-        return self.turns * sum(p.length for p in self.parts)
+        """Number of sections it takes in a run."""
+        return self.iterations * sum(p.length for p in self.parts)
 
 
 Part = Phase | Rounds
 
 
 def phases(kernel: Kernel, units: int) -> tuple[Part, ...]:
-    """A kernel -> its phases, for so many units."""
+    """A kernel -> its phases, for up to `units` units."""
     if kernel.tasks == 1:
         return (Phase(kernel.name, kernel.func, 1, whole=True),)
     return _Splitter(kernel, units).parts()
@@ -84,7 +83,7 @@ class _Splitter:
             raise Error("phases may not take over what an earlier one reads", where=kernel.name)
 
     def parts(self) -> tuple[Part, ...]:
-        """The phases, with a function for each."""
+        """The phases and rounds of the kernel."""
         return self._made(_flat(self.kernel.func.body), count(), ())
 
     def _leaves(self, stmts: list[Statement]) -> Iterator[Statement]:
@@ -113,24 +112,24 @@ class _Splitter:
         body = _Kept(self, number, rounds).visit(func.body)
         params = [*func.params, *rounds, self.unit]
         made = tirx.PrimFunc(params, body, func.ret_type, func.attrs)
-        turns = _number(leaf.extent, self.kernel.name) if _is_parallel(leaf) else 1
-        return Phase(name, made, min(turns, self.units))
+        iterations = _number(leaf.extent, self.kernel.name) if _is_parallel(leaf) else 1
+        return Phase(name, made, min(iterations, self.units))
 
     def share(self, leaf: Statement) -> Statement:
-        """A unit's turns of a parallel loop."""
+        """A unit's iterations of a parallel loop."""
         if not _is_parallel(leaf):
             return leaf
-        turns, units = _number(leaf.extent, self.kernel.name), self.units
-        if turns <= units:
+        iterations, units = _number(leaf.extent, self.kernel.name), self.units
+        if iterations <= units:
             return _sequence([tirx.Bind(leaf.loop_var, self.unit), leaf.body])
-        turn = tvm.ir.Var("turn", tvm.ir.PrimType("int32"))
-        mine = tirx.truncdiv(tirx.IntImm("int32", turns + units - 1) - self.unit, units)
-        body = _sequence([tirx.Bind(leaf.loop_var, self.unit + turn * units), leaf.body])
-        return tirx.For(turn, tirx.IntImm("int32", 0), mine, tirx.ForKind.SERIAL, body)
+        iteration = tvm.ir.Var("iteration", tvm.ir.PrimType("int32"))
+        mine = tirx.truncdiv(tirx.IntImm("int32", iterations + units - 1) - self.unit, units)
+        body = _sequence([tirx.Bind(leaf.loop_var, self.unit + iteration * units), leaf.body])
+        return tirx.For(iteration, tirx.IntImm("int32", 0), mine, tirx.ForKind.SERIAL, body)
 
 
 class _Kept:
-    """A kernel's body with one of its numbered parts, and what is private up to there."""
+    """A kernel's body reduced to one of its numbered parts, and the private statements before."""
 
     def __init__(self, splitter: _Splitter, number: int, rounds: tuple[Any, ...]) -> None:
         self.splitter, self.number = splitter, number
@@ -138,7 +137,7 @@ class _Kept:
         self.seen = 0
 
     def visit(self, stmt: Statement) -> Statement:
-        """Zero where nothing is kept."""
+        """What is kept of a statement; zero where nothing is."""
         return _sequence(list(self._kept(stmt)))
 
     def _kept(self, stmt: Statement) -> Iterator[Statement]:
@@ -175,12 +174,12 @@ def _sequence(stmts: list[Statement]) -> Statement:
 
 def _number(extent: Any, name: str) -> int:
     if not isinstance(extent, tirx.IntImm):
-        raise Error(f"{extent} turns of a loop around or over tasks", where=name)
+        raise Error(f"{extent} iterations of a loop around or over tasks", where=name)
     return int(extent.value)
 
 
 def _flat(stmt: Statement) -> list[Statement]:
-    """The statements of a body that no loop or condition holds."""
+    """The statements of a body outside loops and conditions."""
     if isinstance(stmt, tirx.SeqStmt):
         return [inner for s in stmt.seq for inner in _flat(s)]
     return _flat(stmt.body) if isinstance(stmt, tirx.AttrStmt) else [stmt]
@@ -198,7 +197,7 @@ def _has_rounds(stmt: Statement) -> bool:
 
 
 def _is_private(stmt: Statement, name: str) -> bool:
-    """Does a statement beside the loops touch nothing but what is the unit's own?"""
+    """Does a statement outside the loops touch only the unit's own registers and names?"""
     if _is_parallel(stmt) or _has_rounds(stmt):
         return False
     found = {_writes_memory(s, name) for s in _stores(stmt, name)}

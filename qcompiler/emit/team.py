@@ -1,18 +1,18 @@
-"""Sections of a run -> LLVM text of the thread team: threads that claim the units of one section
+"""Sections of a run -> LLVM text of the thread team, whose threads claim the units of one section
 after the other.
 
-A run is a list of sections, a section up to 32 units that have nothing to do with each other. What
-stands in the team's memory, artifact/abi.py says.
+A run is a list of sections; a section has up to 32 independent units. artifact/abi.py describes the
+team's memory.
 
-A thread claims a unit by one compare-and-swap of the word, its own (the bit of its number) first,
-for its caches, then what others have not begun. Numbers of sections are never used again, so the
-swap fails for a thread that comes late, with what it read of a job that is over: whoever holds a
-claim, and nobody else, touches the run's memory and code. Who finishes a section's last unit opens
-the next one, takes a unit of it, and runs sections of one unit without telling anybody. So the
-calling thread does all that no worker has begun, and waits only for units that were begun; a wait
-spins, then offers its core to others, then sleeps until a section is opened or the run ends.
-Waking costs the one who opens a section microseconds, so where woken workers come too late to claim
-anything, run after run, only each second, fourth, ... 64th run wakes them.
+A thread claims a unit by a compare-and-swap of one word: first the unit of its own number, for its
+caches, then units that nobody has claimed. Section numbers are never reused, so the swap fails for
+a thread that comes late, with the job of a finished run: only the holder of a claim touches a run's
+memory and code. The thread that finishes a section's last unit opens the next section and claims a
+unit of it; it runs sections of one unit without publishing them. So the calling thread does all
+work that no worker has claimed, and waits only for claimed units. A waiting thread spins, then
+yields its core, then sleeps until a section is opened or the run ends. Waking costs the thread that
+opens a section microseconds. So where woken workers come too late to claim anything, run after run,
+only every second, fourth, ... 64th run wakes them.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from qcompiler.emit.team_loop import LOOP, WAIT
 from qcompiler.hardware.isa import Isa
 
 _SPINS = 6_000
-"""So often (about 300 microseconds) a thread looks for a unit before it falls asleep."""
+"""How often (for about 300 microseconds) a thread looks for a unit before it falls asleep."""
 
 _YIELD_MASK = 127
-"""After each so many looks a thread offers its core to others."""
+"""A thread yields its core after every 128 looks."""
 
 
 @dataclass(frozen=True)
 class Sections:
-    """What the loops of a run are made for: the units of every section, as bits; for every step its
-    first section and the one after its last; how many parts of the batch all of it runs for; where
-    in the table the first step and the one after the last stand.
+    """A run's sections: the units of each, as bits; for every step its first section and the one
+    after its last; number of parts of the batch; which word of the table holds the first step to
+    run (the one after the last follows it).
     """
 
     masks: Sequence[int]
@@ -66,7 +66,7 @@ def text(isa: Isa, sections: Sections) -> str:
 
 
 def array(values: Sequence[int]) -> str:
-    """As LLVM writes it; never empty."""
+    """An array as LLVM writes it; never empty."""
     kept = list(values) or [0]
     return f"[{len(kept)} x i32] [{', '.join(f'i32 {v}' for v in kept)}]"
 
@@ -84,7 +84,7 @@ define internal i32 @team_number(ptr %table, i32 %i) alwaysinline {
   ret i32 %value
 }
 """
-"""How steps read the words of a run's table."""
+"""Reads words of a run's table."""
 
 _JOB = """
 %team_job = type { i64, i64, i64, i32, i32, i32, i32 }
@@ -189,7 +189,7 @@ done:
   ret void
 }
 """
-"""All sections by one thread, which needs no team."""
+"""All sections by one thread, without a team."""
 
 _LAUNCH = """
 define internal void @team_launch(ptr %team, ptr %table, i32 %threads) alwaysinline {
@@ -306,4 +306,4 @@ define internal void @team_read(ptr %team, ptr %job) alwaysinline {
   ret void
 }
 """
-"""A caller's entry, a worker's, and the job as a thread reads it before it claims."""
+"""The entries of callers and workers, and how a thread reads the job before it claims a unit."""

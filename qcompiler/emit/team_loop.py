@@ -1,5 +1,6 @@
-"""What each thread of a team does, as LLVM text in which team.py fills in @PAUSE, @SPINS and
-@YIELD_MASK: claim a unit, run it, open the next section, and wait where there is none.
+"""The loop of a team's threads: claim a unit, run it, open the next section, wait if there is none.
+
+LLVM text, in which team.py fills in the words that begin with @.
 """
 
 LOOP = """
@@ -8,7 +9,7 @@ entry:
   %job = alloca %team_job, align 8
   %index = alloca i32, align 4
   %chosen = alloca i32, align 4
-  %untold = alloca i32, align 4
+  %unshared = alloca i32, align 4
   %looks = alloca i32, align 4
   %table_at = getelementptr %team_job, ptr %job, i32 0, i32 2
   %masks_at = getelementptr %team_job, ptr %job, i32 0, i32 1
@@ -48,7 +49,7 @@ mine:
   %here = sub i32 %number, %base
   store i32 %here, ptr %index, align 4
   store i32 %unit, ptr %chosen, align 4
-  store i32 0, ptr %untold, align 4
+  store i32 0, ptr %unshared, align 4
   store i32 0, ptr %looks, align 4
   br i1 %caller, label %run, label %helps
 helps:
@@ -71,8 +72,8 @@ run:
   %function = load ptr, ptr %job, align 8
   %table = load ptr, ptr %table_at, align 8
   %result = call i32 %function(ptr %table, i32 %part, i32 %section, i32 %u)
-  %quiet = load i32, ptr %untold, align 4
-  %single = icmp ne i32 %quiet, 0
+  %private = load i32, ptr %unshared, align 4
+  %single = icmp ne i32 %private, 0
   br i1 %single, label %advance, label %finish
 finish:
   %before = atomicrmw sub ptr %remaining_at, i32 1 acq_rel
@@ -99,7 +100,7 @@ open:
   store i32 %taken, ptr %chosen, align 4
   %alone = icmp eq i32 %others, 0
   %flag = zext i1 %alone to i32
-  store i32 %flag, ptr %untold, align 4
+  store i32 %flag, ptr %unshared, align 4
   br i1 %alone, label %run, label %publish
 publish:
   %count = call i32 @llvm.ctpop.i32(i32 %units)
@@ -124,8 +125,8 @@ end:
   %enumber64 = zext i32 %enumber to i64
   %ended = shl i64 %enumber64, 32
   %eoldword = atomicrmw xchg ptr %team, i64 %ended seq_cst
-  br i1 %caller, label %done, label %tell
-tell:
+  br i1 %caller, label %done, label %notify
+notify:
   %esleepers = load atomic i32, ptr %sleepers_at seq_cst, align 4
   %esome = icmp ne i32 %esleepers, 0
   br i1 %esome, label %wake_caller, label %look
@@ -152,7 +153,7 @@ done:
   ret void
 }
 """
-"""From the first look for a unit to the end of the run."""
+"""A thread's work, from its first look for a unit to the end of the run."""
 
 WAIT = """
 define internal void @team_wake(ptr %team, i32 %all) noinline {

@@ -1,9 +1,9 @@
-"""Steps in order -> their turns: where all tasks must wait for each other, and which task runs a
-step that is not shared.
+"""Steps in order -> their slots: where all tasks wait at a barrier, and which task runs a step that
+is not shared.
 
-Two steps need a barrier between them only where one writes bytes that the other reads or writes,
-unless one and the same task runs both. Between two barriers, steps of one task that have nothing to
-do with each other go to different tasks.
+Two steps need a barrier between them only if one writes bytes that the other reads or writes and
+they run on different tasks. Between two barriers, independent steps that are not shared go to
+different tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHARED = -1
 
 
 class Span(Protocol):
-    """Where bytes are (`plan.Place`)."""
+    """Where bytes are (`plan.places.Place`)."""
 
     @property
     def space(self) -> str:
@@ -34,8 +34,8 @@ class Span(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """A step as its order sees it. `shared`: all tasks have a part in it; else one runs it, for
-    about `cost` (of any unit)."""
+    """A step's accesses. `shared`: all tasks take part in it; else one runs it, for about `cost`
+    (in any unit)."""
 
     reads: tuple[Span, ...]
     writes: tuple[Span, ...]
@@ -44,7 +44,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Slot:
     """`waits`: a barrier stands before the step. `owner`: the task that runs it, or SHARED."""
 
     waits: bool
@@ -55,26 +55,26 @@ class Turn:
         return f"{'|' if self.waits else ' '} {'all' if self.owner == SHARED else self.owner}"
 
 
-AFTER_ALL = Turn(True, SHARED)
-"""The turn of a step that waits for all before it, and that all tasks have a part in."""
+AFTER_ALL = Slot(True, SHARED)
+"""The slot of a shared step that waits for all steps before it."""
 
 
-def turns(steps: Sequence[Work], tasks: int) -> list[Turn]:
-    """Steps in the order they run, for so many tasks -> a turn for each."""
-    found: list[Turn] = []
+def slots(steps: Sequence[Work], tasks: int) -> list[Slot]:
+    """Steps in the order they run, number of tasks -> a slot for each step."""
+    found: list[Slot] = []
     phase = _Phase(tasks)
     for step in steps:
-        turn = phase.turn(step)
-        if turn.waits:
+        slot = phase.slot(step)
+        if slot.waits:
             phase = _Phase(tasks)
-        phase.add(step, turn.owner)
-        found.append(turn)
+        phase.add(step, slot.owner)
+        found.append(slot)
     return found
 
 
 @dataclass
 class _Phase:
-    """What ran since the last barrier: bytes read and written, with who did; work of each task."""
+    """The steps since the last barrier: bytes read and written, by task; load of each task."""
 
     tasks: int
     reads: _Touched = field(default_factory=lambda: _Touched())
@@ -84,15 +84,15 @@ class _Phase:
     def __post_init__(self) -> None:
         self.load = [0.0] * self.tasks
 
-    def turn(self, step: Work) -> Turn:
-        before = self.writes.owners(step.reads)
-        before |= self.writes.owners(step.writes) | self.reads.owners(step.writes)
+    def slot(self, step: Work) -> Slot:
+        earlier = self.writes.owners(step.reads)
+        earlier |= self.writes.owners(step.writes) | self.reads.owners(step.writes)
         lightest = min(range(self.tasks), key=lambda t: self.load[t])
-        if not before:
-            return Turn(False, SHARED if step.shared else lightest)
-        if not step.shared and len(before) == 1 and SHARED not in before:
-            return Turn(False, before.pop())
-        return Turn(True, SHARED if step.shared else 0)
+        if not earlier:
+            return Slot(False, SHARED if step.shared else lightest)
+        if not step.shared and len(earlier) == 1 and SHARED not in earlier:
+            return Slot(False, earlier.pop())
+        return Slot(True, SHARED if step.shared else 0)
 
     def add(self, step: Work, owner: int) -> None:
         self.reads.add(step.reads, owner)
@@ -102,19 +102,19 @@ class _Phase:
 
 
 Stretch = tuple[int, int, frozenset[int]]
-"""(First byte, the one after the last, whose they are)."""
+"""(First byte, the one after the last, their owners)."""
 
 
 @dataclass
 class _Touched:
     """Bytes and their owners: for each memory disjoint stretches in order, neighbours of the same
-    owners in one, so that long runs of steps are looked up, not walked through.
+    owners joined, so that owners are found by binary search.
     """
 
     found: dict[str, list[Stretch]] = field(default_factory=dict)
 
     def owners(self, spans: Iterable[Span]) -> set[int]:
-        """Of all bytes of these."""
+        """The owners of any bytes of these spans."""
         owners: set[int] = set()
         for space, first, end in filter(None, map(_stretch, spans)):
             found = self.found.get(space, [])
@@ -125,7 +125,7 @@ class _Touched:
         return owners
 
     def add(self, spans: Iterable[Span], owner: int) -> None:
-        """Give the bytes of these one owner more."""
+        """Add an owner to the bytes of these spans."""
         for space, first, end in filter(None, map(_stretch, spans)):
             found = self.found.setdefault(space, [])
             low = bisect_left(found, first, key=_end)
@@ -142,7 +142,7 @@ def _end(stretch: Stretch) -> int:
 
 
 def _with(found: Sequence[Stretch], first: int, end: int, owner: int) -> Iterator[Stretch]:
-    """Stretches in order, and one more owner of the bytes from `first` to `end`."""
+    """Stretches in order, with one more owner of the bytes from `first` to `end`; some empty."""
     at = first
     for start, stop, owners in found:
         yield start, min(stop, first), owners
@@ -154,7 +154,7 @@ def _with(found: Sequence[Stretch], first: int, end: int, owner: int) -> Iterato
 
 
 def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
-    """Stretches in order, some empty -> the others, neighbours of the same owners in one."""
+    """Stretches in order, some empty -> the others, neighbours of the same owners joined."""
     made: list[Stretch] = []
     for start, end, owners in stretches:
         if start >= end:
@@ -166,7 +166,9 @@ def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
 
 
 def _stretch(span: Span) -> tuple[str, int, int] | None:
-    """A span -> its memory, first byte and the one after the last; None if nobody writes there."""
+    """A span -> its memory, first byte and the one after the last; None for weights, which are
+    never written.
+    """
     if span.space == "weights":
         return None
     whole = span.space in ("input", "output")

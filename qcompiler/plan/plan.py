@@ -1,9 +1,9 @@
-"""Graph and device -> plan: the printable list of steps, with kernels, byte offsets and threads all
+"""Graph and device -> plan: the printable list of steps, with all kernels, byte offsets and threads
 decided.
 
-Nothing is left to decide at run time: every value lives at a fixed offset of one workspace
-(lifetimes overlap nowhere), of one block of weights, or in the caller's own input and output
-arrays.
+Nothing is left to decide at run time: every value has a fixed offset in the workspace (values alive
+at the same time do not overlap) or in the block of weights, or is an input or output array of the
+caller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region
-from qcompiler.plan.barriers import AFTER_ALL, Turn, Work, turns
+from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
 from qcompiler.plan.batches import in_parts
 from qcompiler.plan.choose import Chooser, name_of
 from qcompiler.plan.memory import Memory
@@ -31,8 +31,8 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call: what it computes, where it reads and writes, its scratch memory, whether all
-    threads wait before it, and who runs it.
+    """One kernel call: what it computes, where it reads and writes, its scratch memory, and its
+    slot: whether all threads wait before it, and which task runs it.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Step:
     scratch: Place | None
     decision: Decision | None = None
     """How the kernel was chosen."""
-    turn: Turn = AFTER_ALL
+    slot: Slot = AFTER_ALL
 
     @property
     def bytes(self) -> int:
-        """What it reads and writes, each operand once."""
+        """Bytes that it reads and writes, each operand once."""
         return sum(p.bytes for p in (*self.operands, self.output))
 
     @property
     def writes(self) -> tuple[Place, ...]:
-        """What it changes."""
+        """The places that it writes: output and scratch."""
         return (self.output, *([self.scratch] if self.scratch else []))
 
 
@@ -66,13 +66,11 @@ class Plan:
     weights: Bytes
     workspace_bytes: int
     blocks: tuple[tuple[int, int], ...] = ()
-    """(Offset, bytes) of every constant among the weights."""
+    """(offset, bytes) of every constant in the weights."""
     skips: tuple[tuple[str, str, str], ...] = ()
     """(step, generator, why it was not used), for --explain."""
     parts: int = 1
-    """How often all steps run, each time on the next part of the inputs and outputs (batches.py);
-    the steps' sizes are those of one part.
-    """
+    """Parts of the batch (batches.py): all steps run once for each; their sizes are of one part."""
 
     def __str__(self) -> str:
         rows = [("step", "kernel", "threads", "runs", "reads", "writes", "scratch", "type")]
@@ -84,7 +82,7 @@ class Plan:
                     s.name,
                     s.kernel.name,
                     str(s.kernel.tasks),
-                    str(s.turn),
+                    str(s.slot),
                     reads,
                     str(s.output),
                     scratch,
@@ -111,9 +109,9 @@ def plan(
     reasons: Reasons = MappingProxyType({}),
     records: Records | None = None,
 ) -> Plan:
-    """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is told of
-    every step; `reasons` says of nodes by name why the layout stage left them alone; kernels that
-    `records` hold measurements of are built as these say.
+    """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is called
+    before every region; `reasons`: why the layout stage skipped nodes, by name; `records`: measured
+    decisions, which are used where there are any.
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device)
@@ -138,8 +136,8 @@ def plan(
         )
         for s in steps
     ]
-    order = turns([_work(s) for s in final], min(device.threads, MOST_UNITS))
-    final = [replace(s, turn=t) for s, t in zip(final, order, strict=True)]
+    order = slots([_work(s) for s in final], min(device.threads, MOST_UNITS))
+    final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
     skips = tuple(chosen.skips)
     return Plan(whole, device, tuple(final), weights.blob(), memory.bytes, blocks, skips, parts)
@@ -155,8 +153,8 @@ def _step(index: int, region: Region, how: Decision, weights: Weights, memory: M
         else:
             operands.append(memory.read(source))
     sources = [base(n) for n in region.inputs]
-    heirs = [sources[i] for i in kernel.in_place if sources.count(sources[i]) == 1]
-    output = memory.write(region.output, index, heirs)
+    candidates = [sources[i] for i in kernel.in_place if sources.count(sources[i]) == 1]
+    output = memory.write(region.output, index, candidates)
     scratch = memory.scratch(kernel.scratch_bytes, index) if kernel.scratch_bytes else None
     return Step(name_of(region), region, kernel, tuple(operands), output, scratch, how)
 

@@ -23,7 +23,7 @@ from qcompiler.hardware import cpu
 from qcompiler.ir import Graph, Type, placeholder
 from qcompiler.kernels.cpu.code.tir import Builder, const
 from qcompiler.kernels.registry import Kernel, Region
-from qcompiler.plan.barriers import SHARED, Turn, Work, turns
+from qcompiler.plan.barriers import SHARED, Slot, Work, slots
 from qcompiler.plan.places import Place
 from qcompiler.plan.plan import Plan, Step
 from qcompiler.runtime import library
@@ -46,32 +46,32 @@ def work(reads: str, writes: str, shared: bool = False, cost: float = 1.0) -> Wo
 
 
 def test_a_shared_step_waits_for_the_one_it_reads() -> None:
-    found = turns([work("a", "b", True), work("b", "c", True)], 2)
-    assert found == [Turn(False, SHARED), Turn(True, SHARED)]
+    found = slots([work("a", "b", True), work("b", "c", True)], 2)
+    assert found == [Slot(False, SHARED), Slot(True, SHARED)]
 
 
 def test_steps_that_touch_nothing_of_each_other_do_not_wait() -> None:
-    found = turns([work("aw", "b", True), work("aw", "c", True), work("bc", "d", True)], 2)
+    found = slots([work("aw", "b", True), work("aw", "c", True), work("bc", "d", True)], 2)
     assert [t.waits for t in found] == [False, False, True]
 
 
 def test_a_chain_of_one_task_never_waits() -> None:
-    found = turns([work("a", "b"), work("b", "c"), work("c", "d")], 4)
-    assert found == [Turn(False, 0)] * 3
+    found = slots([work("a", "b"), work("b", "c"), work("c", "d")], 4)
+    assert found == [Slot(False, 0)] * 3
 
 
 def test_independent_steps_of_one_task_go_to_different_tasks() -> None:
     steps = [work("a", "b", cost=5), work("a", "c"), work("c", "d"), work("bd", "e")]
-    assert turns(steps, 2) == [Turn(False, 0), Turn(False, 1), Turn(False, 1), Turn(True, 0)]
+    assert slots(steps, 2) == [Slot(False, 0), Slot(False, 1), Slot(False, 1), Slot(True, 0)]
 
 
 def test_writing_what_another_task_still_reads_waits() -> None:
-    assert turns([work("a", "b", True), work("c", "a", True)], 2)[1].waits
-    assert turns([work("a", "b", True), work("c", "b", True)], 2)[1].waits
+    assert slots([work("a", "b", True), work("c", "a", True)], 2)[1].waits
+    assert slots([work("a", "b", True), work("c", "b", True)], 2)[1].waits
 
 
 def test_after_a_shared_step_one_task_waits_for_all() -> None:
-    assert turns([work("a", "b", True), work("b", "c")], 2) == [Turn(False, SHARED), Turn(True, 0)]
+    assert slots([work("a", "b", True), work("b", "c")], 2) == [Slot(False, SHARED), Slot(True, 0)]
 
 
 def reversing(tasks: int) -> Kernel:
@@ -256,15 +256,15 @@ def test_a_team_without_workers_runs_it_all(threads: int) -> None:
     made = artifact_of(threads)
     (binary,), (variant,) = made.binaries, made.manifest.variants
     code, weights = library.Code(binary.code), library.aligned_copy(binary.weights)
-    seat = library.Frame(2, weights, variant.workspace_bytes)
+    frame = library.Frame(2, weights, variant.workspace_bytes)
     x, y = library.aligned_copy(X), library.aligned(np.dtype(np.float32), (N,))
-    seat.fill([x, y])
+    frame.fill([x, y])
     memory = library.aligned(np.dtype(np.uint8), (256 + 64 * threads,))
     memory.array[:] = 0
-    seat.table[seat.words.first], seat.table[seat.words.last] = 0, STEPS
+    frame.table[frame.words.first], frame.table[frame.words.last] = 0, STEPS
     for _ in range(3):
-        seat.workspace.array[:] = 0xFF
-        code.launch(memory.address, seat._pointer, threads)
+        frame.workspace.array[:] = 0xFF
+        code.launch(memory.address, frame._pointer, threads)
         assert np.array_equal(y.array, X + STEPS)
 
 

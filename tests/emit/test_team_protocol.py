@@ -65,7 +65,7 @@ def launch(m: Memory, masks: list[int], run: int) -> Iterator[None]:
 
 
 def loop(m: Memory, thread: int) -> Iterator[None]:
-    index, unit, untold, advance = -1, 0, False, thread == 0
+    index, unit, unshared, advance = -1, 0, False, thread == 0
     run, base, masks = m.job
     while True:
         if not advance:
@@ -86,7 +86,7 @@ def loop(m: Memory, thread: int) -> Iterator[None]:
                 continue
             m.word &= ~(1 << unit)
             m.holding.add(thread)
-            index, untold = (word >> 32) - base, False
+            index, unshared = (word >> 32) - base, False
             yield
         while True:
             if not advance:
@@ -94,7 +94,7 @@ def loop(m: Memory, thread: int) -> Iterator[None]:
                 yield
                 m.finish(index, unit)
                 yield
-                if not untold:
+                if not unshared:
                     m.remaining -= 1
                     last = m.remaining == 0
                     if not last:
@@ -113,8 +113,8 @@ def loop(m: Memory, thread: int) -> Iterator[None]:
                 break
             unit = pick(masks[index], thread)
             others = masks[index] & ~(1 << unit)
-            untold = not others
-            if untold:
+            unshared = not others
+            if unshared:
                 continue
             m.remaining = masks[index].bit_count()
             yield

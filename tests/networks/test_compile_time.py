@@ -81,12 +81,12 @@ def test_a_long_model_has_as_many_kernels_as_a_short_one_and_short_functions() -
     assert len(long.steps) > 8 * len(short.steps)
     assert len({s.kernel.name for s in long.steps}) == len({s.kernel.name for s in short.steps})
     assert long.workspace_bytes == short.workspace_bytes
-    parts = [n for n in native.layers(long)[1].functions if n.startswith("qcompiler_part")]
-    assert len(parts) == -(-len(long.steps) // native.STEPS_A_PART)
+    parts = [n for n in native.layers(long)[1].functions if n.startswith("qcompiler_piece")]
+    assert len(parts) == -(-len(long.steps) // native.STEPS_A_PIECE)
 
 
 def test_all_parts_of_a_long_run_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "STEPS_A_PART", 2)
+    monkeypatch.setattr(native, "STEPS_A_PIECE", 2)
     model = compile_time.elementwise(MAX_NODES * 5)
     made = qcompiler.load(qcompiler.compile(model))
     x = np.random.default_rng(0).standard_normal((1, 64, 64)).astype(np.float32)
