@@ -1,9 +1,9 @@
-"""A graph over a batch -> the same graph over a part of it, and how many parts there are.
+"""A graph over a batch -> the same graph over a part of it, and the number of parts.
 
-Layer by layer, the activations of a large batch go to memory and come back; part by part they stay
-in the caches, and the workspace is that of a part. It pays where reading the weights once a part
-moves far fewer bytes, and it is possible where every node treats the images of the batch (the
-first dimension of all inputs and outputs) alike and apart from each other.
+Layer by layer, the activations of a large batch go to memory and back; part by part they stay in
+the caches, and the workspace is smaller. It pays where reading the weights for every part moves far
+fewer bytes. It is possible where every node treats the images of the batch (the first dimension of
+all inputs and outputs) separately.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from qcompiler.plan.regions import base, is_elementwise, regions
 log = logging.getLogger(__name__)
 
 CACHED = 0.5
-"""This share of the last cache may hold what one step reads and writes."""
+"""Fraction of the last-level cache that one step may use."""
 WORTH = 4.0
-"""Activations go through memory in so many times the bytes of the weights that parts read again."""
+"""Activations must move this many times the bytes of the weights that parts read again."""
 TRIPS = 3
-"""Times that an activation crosses the memory's bus: what a store replaces, the store, a load."""
+"""Times that an activation crosses the memory bus: the line it replaces, its store, its load."""
 
 _FIRST = frozenset({"conv", "max_pool", "average_pool", "MaxPool", "AveragePool", "LpPool", "LRN"})
 _FIRST |= {"GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "DepthToSpace"}
 _FIRST |= {"SpaceToDepth", "ConvTranspose", "Conv"}
-"""They read images through their first operand, one at a time."""
+"""Operators that process the images of their first operand one by one."""
 _ALONG = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "Concat"})
-"""They work along one axis, or from it on."""
+"""Operators that work along one axis, or from one axis on."""
 
 
 def in_parts(graph: Graph, device: Device) -> tuple[Graph, int]:
     """Graph (static shapes, every output made by a node) -> the graph of a part, number of parts;
-    the graph itself and 1 where parts would not help or cannot be.
+    the graph itself and 1 where parts do not help or are impossible.
     """
     batch = _batch(graph)
     size = _size(graph, batch, device) if batch > 1 else batch
@@ -55,7 +55,7 @@ def in_parts(graph: Graph, device: Device) -> tuple[Graph, int]:
 
 
 def _batch(graph: Graph) -> int:
-    """The images of every input and output; 0 if they do not agree."""
+    """Number of images, the first dimension of all inputs and outputs; 0 if they differ."""
     sides = [n.type for n in (*graph.inputs, *graph.outputs)]
     if not all(t.static for t in sides):
         return 0
@@ -64,7 +64,9 @@ def _batch(graph: Graph) -> int:
 
 
 def _size(graph: Graph, batch: int, device: Device) -> int:
-    """Images of a part: the most whose step stays in the last cache; all where it is no gain."""
+    """Images of a part: the most whose largest step fits the last-level cache; the whole batch if
+    parts gain nothing.
+    """
     parts = regions(graph)
     largest, moved = 0, 0
     for region in parts:
@@ -82,14 +84,14 @@ def _size(graph: Graph, batch: int, device: Device) -> int:
 
 
 def _divisors(number: int) -> Iterator[int]:
-    """Whatever divides a number, found in as many turns as its square root."""
+    """All divisors of a number, in time of its square root."""
     for low in range(1, isqrt(number) + 1):
         if number % low == 0:
             yield from (low, number // low)
 
 
 class _Part:
-    """The nodes of a part, made from those of the whole."""
+    """Makes the nodes of a part from those of the whole."""
 
     def __init__(self, batch: int, size: int) -> None:
         self.batch, self.size = batch, size
@@ -97,7 +99,7 @@ class _Part:
         self.batched: set[Node] = set()
 
     def graph(self, whole: Graph) -> Graph | Skip:
-        """All of a graph."""
+        """A graph -> that of a part."""
         for node in whole.nodes:
             made = self.node(node)
             if isinstance(made, Skip):
@@ -109,7 +111,7 @@ class _Part:
         return replace(whole, inputs=inputs, outputs=tuple(self.made[n] for n in whole.outputs))
 
     def node(self, node: Node) -> Node | Skip:
-        """One node, after those it reads."""
+        """A node, after those it reads -> that of a part."""
         if node.op == "input":
             self.batched.add(node)
             return placeholder(node.name, self._type(node.type))
@@ -133,7 +135,7 @@ class _Part:
         return Type(whole.dtype, (self.size, *whole.shape[1:]))
 
     def _apart(self, node: Node) -> bool:
-        """Is a node's output one image after the other, each made of its own alone?"""
+        """Does every image of a node's output depend on one image of its operands only?"""
         if any(t.rank == 0 or t.dims[0] != self.batch for t in node.types):
             return False
         first, others = node.operands[0], node.operands[1:]
@@ -160,14 +162,14 @@ class _Part:
         return alone and self._other_axes(node, rank)
 
     def _in_step(self, operand: Node, node: Node) -> bool:
-        """Is an operand of an elementwise node its image's own, or the same for all images?"""
+        """Is an operand of an elementwise node batched like it, or the same for all images?"""
         rank = node.types[0].rank
         if operand in self.batched:
             return operand.type.rank == rank
         return operand.type.rank < rank or operand.type.dims[0] == 1
 
     def _other_axes(self, node: Node, rank: int) -> bool:
-        """Does a node name the axes that it works along, and not the first?"""
+        """Does a node name the axes that it works along, without the first?"""
         if node.op in ("Gather", "Split"):
             return node.int("axis") % rank != 0
         place = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1}.get(node.op)

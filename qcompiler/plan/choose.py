@@ -1,4 +1,4 @@
-"""Regions -> kernels, chosen once for all regions of one key."""
+"""Regions -> kernels, chosen once for each key."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class Chooser:
-    """Regions -> kernels; those of equal keys share one."""
+    """Regions -> kernels; regions of equal keys share one."""
 
     def __init__(self, device: Device, records: Records | None) -> None:
         self.device, self.records = device, records
         self.known: dict[str, Decision] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
-        self.missing: list[Node] = []  # what no generator can make
+        self.missing: list[Node] = []  # nodes without a kernel
 
     def kernels(self, region: Region) -> list[tuple[Region, Decision]]:
-        """One kernel for the region, or, where no generator can make it whole, kernels for its
-        parts.
-        """
+        """A kernel for the region, or for each of its parts if no generator makes the whole."""
         handed = sealed(region, self.device)
         if handed.key not in self.known:
             self.known[handed.key] = self.decide(handed, name_of(region))
@@ -42,7 +40,7 @@ class Chooser:
         return [found for part in parts for found in self.kernels(part)]
 
     def decide(self, region: Region, name: str) -> Decision:
-        """A sealed region, and what to call it when telling why not -> its kernel."""
+        """A sealed region, and its name in reported skips -> its kernel."""
         how = choose(region, self.device, self.records)
         self.skips.extend((name, generator, reason) for generator, reason in how.skips)
         found = how.kernel
@@ -54,14 +52,14 @@ class Chooser:
         return replace(how, kernel=replace(found, name=f"{found.name}_{count}")) if count else how
 
     def demand_all(self, reasons: Reasons) -> None:
-        """Refuse a graph with nodes that have a meaning but no kernel, naming every one."""
+        """Raise an Error that names every node without a kernel, if there are any."""
         if self.missing:
             last = {step: reason for step, _, reason in self.skips}  # of the most general generator
             raise missing(self.missing, {**last, **reasons})
 
 
 def _maker(region: Region) -> Node:
-    """The node of the model that a region is mostly about; for an `item` the one it is of."""
+    """The node of the model that a region stands for; for an `item` the node that it belongs to."""
     root = region.root or region.output
     return root.operands[0] if root.op == "item" else root
 

@@ -13,7 +13,7 @@ from qcompiler.plan.places import Place, room
 from qcompiler.plan.regions import base
 
 FITTED = 2000
-"""So many buffers, the largest, are placed by looking at every pair."""
+"""Number of largest buffers that are placed by comparing every pair."""
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class _Buffer:
 
 class Memory:
     """Lifetimes -> offsets in one workspace: the largest first, each at the lowest offset free
-    during its life; what is left of very many beside them, in the order of their lives.
+    during its lifetime; beyond FITTED buffers, the rest after them in order of first use.
     """
 
     def __init__(self, graph: Graph, order: Sequence[Region]) -> None:
@@ -60,22 +60,22 @@ class Memory:
         self.bytes = 0
 
     def read(self, source: Node) -> Place:
-        """Where a value is that was written, or is an input."""
+        """The place of an input, or of a value that was written."""
         known = self.inputs.get(source) or self.outputs.get(source)
         return known or self.buffers[source].place
 
-    def write(self, node: Node, index: int, heirs: Iterable[Node]) -> Place:
-        """A place for a new value, which takes over an operand's that dies here where the kernel
-        allows it.
+    def write(self, node: Node, index: int, candidates: Iterable[Node]) -> Place:
+        """A place for a new value: that of the first in-place candidate (an operand that the kernel
+        may overwrite) of its size that is not read later, or a new one.
         """
         if node in self.outputs:
             return self.outputs[node]
         last = self.last.get(node, index)
-        for heir in heirs:
-            old = self.buffers.get(heir)
+        for candidate in candidates:
+            old = self.buffers.get(candidate)
             if (
                 old is not None
-                and self.last[heir] == index == old.last
+                and self.last[candidate] == index == old.last
                 and old.bytes == node.type.bytes
             ):
                 old.last = last
@@ -85,12 +85,12 @@ class Memory:
         return self.buffers[node].place
 
     def scratch(self, size: int, index: int) -> Place:
-        """Memory of one step alone."""
+        """Memory that lives for one step."""
         self.scratches.append(_Buffer(size, index, index))
         return self.scratches[-1].place
 
     def placed(self) -> dict[Place, Place]:
-        """Decide all offsets -> {the stand-in handed out before: the final place}."""
+        """Decide all offsets -> {provisional place: final place}."""
         todo = sorted(
             {*self.buffers.values(), *self.scratches}, key=lambda b: (-b.bytes, b.first, b.last)
         )
@@ -101,7 +101,7 @@ class Memory:
 
 
 def _fit(buffers: Sequence[_Buffer]) -> None:
-    """One after the other at the lowest offset free during its life."""
+    """Place each buffer at the lowest offset free during its lifetime."""
     placed: list[_Buffer] = []  # by offset
     for buffer in buffers:
         offset = 0
@@ -115,16 +115,16 @@ def _fit(buffers: Sequence[_Buffer]) -> None:
 
 
 def _queue(buffers: Sequence[_Buffer], start: int) -> None:
-    """In the order of their lives, each in the lowest gap that those before have left, beyond
-    `start`: nearly as tight for many buffers of few sizes, and without a look at every pair.
+    """Place buffers in order of first use, each in the lowest gap beyond `start` that earlier ones
+    have left: nearly as tight for many buffers of few sizes, without comparing every pair.
     """
     gaps: list[tuple[int, int]] = []  # (offset, bytes), by offset
     end = start
-    dying: list[tuple[int, int, int]] = []  # (last step, offset, bytes), the first to die on top
+    live: list[tuple[int, int, int]] = []  # (last step, offset, bytes), the earliest on top
     for buffer in sorted(buffers, key=lambda b: b.first):
-        while dying and dying[0][0] < buffer.first:
-            _, offset, size = heappop(dying)
-            _give_back(gaps, offset, size)
+        while live and live[0][0] < buffer.first:
+            _, offset, size = heappop(live)
+            _free(gaps, offset, size)
         at = next((i for i, (_, size) in enumerate(gaps) if size >= buffer.room), None)
         if at is None:
             buffer.offset, end = end, end + buffer.room
@@ -132,11 +132,11 @@ def _queue(buffers: Sequence[_Buffer], start: int) -> None:
             buffer.offset, size = gaps.pop(at)
             if size > buffer.room:
                 gaps.insert(at, (buffer.offset + buffer.room, size - buffer.room))
-        heappush(dying, (buffer.last, buffer.offset, buffer.room))
+        heappush(live, (buffer.last, buffer.offset, buffer.room))
 
 
-def _give_back(gaps: list[tuple[int, int]], offset: int, size: int) -> None:
-    """One gap more, in one with its neighbours."""
+def _free(gaps: list[tuple[int, int]], offset: int, size: int) -> None:
+    """Add a gap, joined with its neighbours."""
     at = bisect_left(gaps, (offset, size))
     if at < len(gaps) and gaps[at][0] == offset + size:
         size += gaps.pop(at)[1]

@@ -28,5 +28,5 @@ class Place:
 
 
 def room(size: int) -> int:
-    """Bytes that a constant or a buffer takes up, with what kernels may read behind it."""
+    """Bytes that a constant or a buffer takes up, including what kernels may read past its end."""
     return -(-(size + GUARD) // ALIGN) * ALIGN

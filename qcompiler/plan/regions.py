@@ -1,8 +1,8 @@
-"""Graph -> regions: which nodes are computed together by one kernel, in an order that runs.
+"""Graph -> regions: nodes that one kernel computes together, in an executable order.
 
-An elementwise node joins the kernel of the value it reads when nobody else reads that value; so
-bias, activation, residual add and quantization melt into the convolution before them. What only
-renames memory (Reshape and its kin) is no region.
+An elementwise node joins the kernel of the value it reads if nothing else reads that value. So
+bias, activation, residual addition and quantization fuse into the convolution before them. Views
+(Reshape and others), which only rename memory, belong to no region.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qcompiler.ops import OPERATORS, make
 from qcompiler.ops.kinds import VIEWS
 
 NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention", "attention"})
-"""Anchors that read their operands many times: elementwise work before them would be repeated."""
+"""Anchors that read their operands many times: an elementwise prologue would be repeated."""
 
 MAX_INPUTS = 24
 
 MAX_NODES = 64
-"""A longer chain is several kernels: machine code for one grows faster than its nodes."""
+"""A longer chain becomes several kernels: the code of one would grow faster than its nodes."""
 
 
 def is_view(node: Node) -> bool:
@@ -33,7 +33,7 @@ def is_view(node: Node) -> bool:
 
 
 def is_elementwise(node: Node) -> bool:
-    """Has it a formula?"""
+    """Does it have a formula?"""
     return OPERATORS[node.op].formula is not None
 
 
@@ -56,11 +56,11 @@ class _Group:
 def regions(graph: Graph) -> list[Region]:
     """A graph of static types -> its regions, each after those it reads."""
     groups: dict[Node, _Group] = {}  # by output
-    widened = _widened_by_readers(graph)
+    moved = _fused_into_readers(graph)
     for node in graph.nodes:
         if node.op in ("input", "constant") or is_view(node) or len(node.types) > 1:
             continue
-        if node in widened:
+        if node in moved:
             group = _Group(node, None, [node])
         elif is_elementwise(node):
             group = _join(node, groups, graph)
@@ -70,24 +70,24 @@ def regions(graph: Graph) -> list[Region]:
     return _ordered([_region(g) for g in groups.values()])
 
 
-def _widened_by_readers(graph: Graph) -> set[Node]:
-    """Few bytes are what lies in memory: a dequantize, or a cast from a narrow float, joins its
-    reader's kernel, not its operand's.
+def _fused_into_readers(graph: Graph) -> set[Node]:
+    """Nodes that widen their operand: a dequantize, or a cast from 16-bit floats, joins its
+    reader's kernel, not its operand's, so that memory holds the smaller type.
     """
     found = set()
     for node in graph.nodes:
         for i in node.operands:
-            narrow = i.op == "Cast" and i.operands[0].dtype in ("bfloat16", "float16")
-            if (narrow or i.op == "dequantize") and i.operands[0].type.bytes < i.type.bytes:
-                melts = is_elementwise(node) and i.shape == node.shape
+            half = i.op == "Cast" and i.operands[0].dtype in ("bfloat16", "float16")
+            if (half or i.op == "dequantize") and i.operands[0].type.bytes < i.type.bytes:
+                fuses = is_elementwise(node) and i.shape == node.shape
                 leads = i is node.operands[0] and node.op not in NO_PROLOGUE | VIEWS
-                if (melts or leads) and _only_reader(i, node, graph):
+                if (fuses or leads) and _only_reader(i, node, graph):
                     found.add(i)
     return found
 
 
 def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
-    """An elementwise node ends the groups that only it reads, merged into one."""
+    """Merge an elementwise node with the groups that only it reads."""
     open_ = [
         g
         for i in dict.fromkeys(node.operands)
@@ -106,23 +106,23 @@ def _join(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
 
 
 def _anchor(node: Node, groups: dict[Node, _Group], graph: Graph) -> _Group:
-    """An anchor starts a group, and takes in the elementwise group that makes its first operand.
+    """An anchor starts a group, with the elementwise group of its first operand as its prologue.
 
     A node of several outputs is computed with each `item` that reads it.
     """
     if node.op == "item":
         return _Group(node, node, [node.operands[0], node])
     source = node.operands[0] if node.operands else None
-    before = groups.get(source) if source is not None and node.op not in NO_PROLOGUE else None
+    producer = groups.get(source) if source is not None and node.op not in NO_PROLOGUE else None
     if (
         source is None
-        or before is None
-        or before.root is not None
+        or producer is None
+        or producer.root is not None
         or not _only_reader(source, node, graph)
     ):
         return _Group(node, node, [node])
     del groups[source]
-    return _Group(node, node, [*before.nodes, node])
+    return _Group(node, node, [*producer.nodes, node])
 
 
 def _only_reader(source: Node, reader: Node, graph: Graph) -> bool:
@@ -131,7 +131,7 @@ def _only_reader(source: Node, reader: Node, graph: Graph) -> bool:
 
 def _in_order(nodes: Iterable[Node]) -> list[Node]:
     """Nodes of several groups -> one list, each after what it reads."""
-    todo = dict.fromkeys(nodes)  # keeps an order, so that equal graphs give equal kernels
+    todo = dict.fromkeys(nodes)  # ordered, so that equal graphs give equal kernels
     order: list[Node] = []
     stack = [(n, False) for n in reversed(todo)]
     done: set[Node] = set()
@@ -158,23 +158,21 @@ def _region(group: _Group) -> Region:
 
 
 def split(region: Region) -> list[Region]:
-    """A region no kernel can make -> its anchor alone, with the elementwise nodes before and after
-    it on their own.
-    """
+    """A region that no generator can make -> regions of its prologue, anchor and epilogue."""
     if region.root is None:
         return []
     anchor = (*(i for i in region.root.operands if len(i.types) > 1), region.root)
     if len(anchor) == len(region.nodes):
         return []
     reached = _reached(region.root, region.nodes)
-    before = tuple(n for n in region.nodes if n in reached and n not in anchor)
-    after = [n for n in region.nodes if n not in reached]
+    prologue = tuple(n for n in region.nodes if n in reached and n not in anchor)
+    epilogue = [n for n in region.nodes if n not in reached]
     parts = []
-    if before:
-        parts.append(Region(None, before, tuple(_outside(before)), before[-1]))
+    if prologue:
+        parts.append(Region(None, prologue, tuple(_outside(prologue)), prologue[-1]))
     parts.append(Region(region.root, anchor, tuple(_outside(anchor)), region.root))
-    if after:
-        parts.append(Region(None, tuple(after), tuple(_outside(after)), region.output))
+    if epilogue:
+        parts.append(Region(None, tuple(epilogue), tuple(_outside(epilogue)), region.output))
     return parts
 
 
@@ -192,7 +190,7 @@ def _reached(root: Node, nodes: Iterable[Node]) -> set[Node]:
 
 
 def _ordered(found: list[Region]) -> list[Region]:
-    """Regions, each after those it reads; otherwise in the model's own order."""
+    """Regions, each after those it reads, otherwise in the model's order."""
     makers = {r.output: r for r in found}
     order = {r: i for i, r in enumerate(found)}
     links: nx.DiGraph[Region] = nx.DiGraph()
@@ -203,8 +201,9 @@ def _ordered(found: list[Region]) -> list[Region]:
 
 
 def with_copies(graph: Graph) -> Graph:
-    """Graph -> a graph whose every output is made by a region of its own, by copies where it was an
-    input, a constant, a view shared with another output, or the same value twice."""
+    """Graph -> a graph whose outputs are each made by their own region: an output that is an input,
+    a constant, or shares another output's memory, is copied.
+    """
     taken: set[Node] = set()
     outputs = []
     for output in graph.outputs:
@@ -228,5 +227,5 @@ def _scalar_copy(node: Node) -> Node:
 
 
 def constant_shape(shape: tuple[int, ...]) -> Node:
-    """A shape, as the constant that Reshape reads."""
+    """The constant that Reshape reads as its target shape."""
     return constant(np.array(shape, np.int64))

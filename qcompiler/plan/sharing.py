@@ -1,8 +1,8 @@
-"""Graph, device -> a plan for as many threads as are worth it: for one where more save little.
+"""Graph, device -> a plan for all threads of the device, or for one if more save little.
 
-Threads that share a step cost the calls between them, and the first step of a run may begin before
-a worker is awake. A network of few microseconds gains nothing by them, and takes the cores from
-whatever runs beside it.
+Threads that share a step must synchronize, and the first step of a run may begin before a worker is
+awake. A network of a few microseconds gains nothing from threads, and takes cores from other
+programs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from qcompiler.plan.plan import Plan, Progress, Step, plan
 from qcompiler.plan.regions import regions
 
 _LEAST = 20.0
-"""Times that waking a thread takes: what threads must save of a run to be worth the cores that they
-take. Steps of a few microseconds that are divided take up to a tenth longer in all, which counts
-where no other core is free.
+"""What threads must save of a run to be worth their cores, in times of waking one. Dividing steps
+of a few microseconds makes them up to a tenth longer in all, which counts where no core is free.
 """
 _CALL_NS = 150.0
 _WINOGRAD = 4
-"""Transformed weights of float convolutions take up to so many times the room."""
+"""Transformed weights of float convolutions take up to this many times the memory."""
 
 
 def planned(
@@ -37,8 +36,8 @@ def planned(
     asked: bool,
     records: Records | None = None,
 ) -> Plan:
-    """A plan; unless a number of threads was asked for, for one where more are not worth it.
-    `reasons` and `records` as of `plan`.
+    """A plan; unless a number of threads was asked for, for one thread if more are not worth it.
+    `reasons` and `records` as for `plan`.
     """
     one = replace(device, threads=1)
     if not asked and at_most(graph, device) < least(device):
@@ -50,13 +49,13 @@ def planned(
 
 
 def least(device: Device) -> float:
-    """Nanoseconds that threads must save of a run."""
+    """Nanoseconds that threads must save in a run."""
     return _LEAST * device.core.wake_ns
 
 
 def at_most(graph: Graph, device: Device) -> float:
-    """What a plan's `saving` is below, as far as a graph tells without kernels: making these takes
-    most of the time of planning, and a network that is small anyway is planned once.
+    """An upper bound of a plan's `saving`, without making kernels: that takes most of the time of
+    planning, and a small network need be planned only once.
     """
     share = 1 - 1 / device.threads
     found = 0.0
@@ -71,14 +70,14 @@ def at_most(graph: Graph, device: Device) -> float:
 
 
 def _products(root: Node) -> float:
-    """Products that a node takes, or more; infinite where that is not known."""
+    """An upper bound of a node's products; infinite where unknown."""
     if root.op == "conv":
         return float(root.type.size * prod(root.operands[1].type.dims[:-1]))
     return work(root) * PACE
 
 
 def saving(made: Plan) -> float:
-    """Nanoseconds of a run that its threads are predicted to save, of one."""
+    """Nanoseconds that the plan's threads are predicted to save, compared with one thread."""
     threads, core = made.device.threads, made.device.core
     saved = -core.wake_ns
     for step in made.steps:
@@ -90,8 +89,8 @@ def saving(made: Plan) -> float:
 
 
 def nanoseconds(step: Step, device: Device) -> float:
-    """About what a step takes on one core: its products of vectors a cycle, and bytes at the pace
-    of the outer caches.
+    """Predicted nanoseconds of a step on one core, by its vector products and by the bytes that it
+    moves through the outer caches.
     """
     return _predicted(step.kernel.macs, step.region.root, step.bytes, device)
 

@@ -1,4 +1,4 @@
-"""Constants -> one block of bytes, each packed as its kernel reads it, equal ones once."""
+"""Constants -> one block of bytes, each packed as its kernel reads it; equal ones once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Weights:
         self.known: dict[tuple[str, bytes], Place] = {}
 
     def place(self, source: Node, node: Node, kernel: Kernel, position: int) -> Place:
-        """Where a constant lies that a kernel reads as its input `position`, seen as `node`."""
+        """The place of a constant that a kernel reads as input `position`, in `node`'s shape."""
         array = source.array.reshape(node.type.dims)
         pack = kernel.pack.get(position)
         packed = np.ascontiguousarray(pack(array) if pack else array)
@@ -34,7 +34,7 @@ class Weights:
         return self.known[key]
 
     def blob(self) -> Bytes:
-        """All of them."""
+        """The whole block."""
         blob = np.zeros(self.offset, np.uint8)
         for place, raw in zip(self.known.values(), self.arrays, strict=True):
             blob[place.offset : place.offset + raw.size] = raw
