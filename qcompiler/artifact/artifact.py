@@ -1,11 +1,10 @@
 """Manifest, machine code, weights <-> one file on disk (`model.qc`).
 
 A zip of stored members, each at a multiple of 64 bytes: `manifest.json` (manifest.py), the machine
-code of every variant (`ISA.so`), and `weights.bin`, the constants of all of them, those that are
-equal once. Nothing in it is pickled. What is opened is checked: the format, that nothing else is
-inside, and of a variant every byte that is its; others are not read. All of it is read into memory
-and hashed on the way, so what is used is what was checked, and nobody who writes to the file
-afterwards changes a model.
+code of every variant (`ISA.so`), and `weights.bin`, the constants of all variants, equal ones once.
+Nothing in it is pickled. Opening checks the format, that nothing else is inside, and every byte of
+the variants it reads. All bytes are read into memory and hashed while reading, so what is used is
+what was checked, and later changes of the file do not affect a model.
 """
 
 from __future__ import annotations
@@ -69,29 +68,29 @@ _DAMAGED = (
     TypeError,
     struct.error,
 )
-"""What reading a file that is no whole artifact may raise."""
+"""What reading a file may raise that is not a complete artifact."""
 
 Bytes = NDArray[np.uint8]
 Constant = tuple[int, int, bytes]
-"""One among weights: offset, bytes, SHA-256."""
+"""A constant in weights: offset, bytes, SHA-256."""
 Key = tuple[int, bytes]
-"""What makes constants equal: bytes, SHA-256."""
+"""Equal for equal constants: bytes, SHA-256."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The file an artifact was read from, as it was then."""
+    """The file that an artifact was read from, as it was then."""
 
     path: str
     """Absolute."""
     digest: str
     """SHA-256 of its manifest, which holds those of its other members."""
     stamp: tuple[int, ...]
-    """Of the file's inode: changes when the file is written or replaced."""
+    """The file's inode, size and times, which change when it is written or replaced."""
 
     @property
     def unchanged(self) -> bool:
-        """Is that file still there?"""
+        """Is that file still there, unchanged?"""
         try:
             return _stamp(os.stat(self.path)) == self.stamp
         except OSError:
@@ -100,18 +99,18 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Binary:
-    """A variant's machine code, and its weights as its kernels read them."""
+    """A variant's machine code, and the weights as its kernels read them."""
 
     code: bytes
     weights: Bytes
     blocks: tuple[tuple[int, int], ...] = ()
-    """(Offset, bytes) of every constant among the weights; zeros stand between. None: the weights
-    are one.
+    """(offset, bytes) of every constant in the weights, with zeros between; empty: the weights are
+    one constant.
     """
 
     @cached_property
     def constants(self) -> tuple[Constant, ...]:
-        """What its weights are made of."""
+        """The constants in its weights."""
         whole = ((0, self.weights.nbytes),) if self.weights.nbytes else ()
         return tuple(
             (offset, size, hashlib.sha256(self.weights[offset : offset + size].data).digest())
@@ -120,51 +119,51 @@ class Binary:
 
     @cached_property
     def digest(self) -> str:
-        """Of its weights."""
+        """The digest of its weights."""
         return digest_of(self.constants)
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A compiled model: save it, or hand it to `qcompiler.load`."""
+    """A compiled model: save it, or pass it to `qcompiler.load`."""
 
     manifest: Manifest
     binaries: tuple[Binary, ...]
-    """Of each of the manifest's variants."""
+    """One for each of the manifest's variants."""
     compress: bool = False
-    """Was a small file asked for?"""
+    """Whether `save` entropy-codes by default."""
     origin: Origin | None = None
 
     def only(self, index: int) -> Artifact:
-        """The same with one of its variants."""
+        """The artifact with one of its variants."""
         variants, binaries = (self.manifest.variants[index],), (self.binaries[index],)
         return replace(self, manifest=replace(self.manifest, variants=variants), binaries=binaries)
 
     @property
     def signatures(self) -> tuple[int, ...]:
-        """What each variant's machine code must say that it was made for."""
+        """What each variant's machine code must return as its signature."""
         pairs = zip(self.manifest.variants, self.binaries)
         return tuple(self.manifest.signature(v, b.weights.nbytes, b.digest) for v, b in pairs)
 
     @property
     def bytes(self) -> int:
-        """Size of machine code and weights; constants that are equal count once."""
+        """Size of machine code and weights; equal constants count once."""
         return sum(len(b.code) for b in self.binaries) + self.weights_bytes
 
     @property
     def weights_bytes(self) -> int:
-        """Size of all constants; those that are equal count once."""
+        """Size of all constants; equal ones count once."""
         return sum(size for size, _ in self._blobs)
 
     @property
     def shared_bytes(self) -> int:
-        """Of constants that a variant need not bring along, because another one has the same."""
+        """Bytes that variants save by sharing equal constants."""
         each = ({(size, digest) for _, size, digest in b.constants} for b in self.binaries)
         return sum(size for keys in each for size, _ in keys) - self.weights_bytes
 
     @property
     def _blobs(self) -> dict[Key, Bytes]:
-        """Every constant of any variant once: its size and SHA-256 -> what it is."""
+        """Size and SHA-256 of every constant of any variant -> its bytes."""
         return {
             (size, digest): binary.weights[offset : offset + size]
             for binary in self.binaries
@@ -172,9 +171,9 @@ class Artifact:
         }
 
     def save(self, path: str | Path, *, compress: bool | None = None) -> Path:
-        """Write the artifact: to a temporary file beside it, then renamed, so that no half file is
-        ever seen. `compress`: weights and code entropy-coded, to be decoded when it is opened (left
-        out: as asked for when it was compiled).
+        """Write the artifact to a temporary file and rename it, so that no incomplete file is ever
+        seen. `compress`: entropy-code weights and code, which are decoded when it is opened (None:
+        as requested when it was compiled).
         """
         compress = self.compress if compress is None else compress
         path = Path(path)
@@ -201,8 +200,8 @@ class Artifact:
 def _stored(
     variant: Variant, binary: Binary, numbers: Mapping[Key, int], code: bytes, *, coded: bool
 ) -> Variant:
-    """What a file says of a variant: `numbers` are those of all blobs, `code` is kept as its code,
-    entropy-coded or as it is.
+    """A variant's description in a file. `numbers`: indices of the blobs; `code`: its member,
+    entropy-coded if `coded`.
     """
     return replace(
         variant,
@@ -215,8 +214,8 @@ def _stored(
 
 
 def joined(artifacts: Sequence[Artifact]) -> Artifact:
-    """Artifacts of one model for different instruction sets, the most preferred last -> one of all
-    of them.
+    """Artifacts of one model for different instruction sets, the most preferred last -> an artifact
+    of all variants.
     """
     manifests = [a.manifest for a in artifacts]
     first = manifests[0]
@@ -237,21 +236,21 @@ def joined(artifacts: Sequence[Artifact]) -> Artifact:
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """Path -> artifact, all of it in memory; checked before anything is used."""
+    """Path -> artifact, checked, in memory."""
     with reading(path) as file:
         return file.whole()
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[ArtifactFile]:
-    """Path -> the artifact there, of which variants are read one by one."""
+    """Path -> the open artifact, whose variants are read one by one."""
     with opened(path) as file:
         yield ArtifactFile(file, Path(path))
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    """Whatever reading a file that is no whole artifact raises is an Error."""
+def _damage_as_error(path: Path) -> Iterator[None]:
+    """Turn what reading an incomplete artifact raises into an Error."""
     try:
         yield
     except OSError as e:
@@ -279,15 +278,15 @@ def _sha256(parts: Iterable[memoryview | bytes]) -> str:
 
 
 _held: WeakValueDictionary[tuple[str, int], Bytes] = WeakValueDictionary()
-"""Weights in use, by their digest and size: equal ones are in memory once."""
+"""Weights in use, by digest and size; equal ones are in memory once."""
 
 
 class ArtifactFile:
-    """An artifact's file, open for reading. Raises Error where it is damaged, or is none."""
+    """An artifact's file, open for reading. Raises Error where it is damaged or no artifact."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
-        with _damage_told(path):
+        with _damage_as_error(path):
             status = os.fstat(file.fileno())
             text, self._places = layout(file, MANIFEST)
             self.manifest = read(text, str(path))
@@ -300,7 +299,7 @@ class ArtifactFile:
         self.origin = Origin(str(path.absolute()), digest, _stamp(status))
 
     def only(self, index: int) -> Artifact:
-        """The artifact with one of its variants; what is not that one's is not read."""
+        """The artifact with one of its variants; the bytes of others are not read."""
         variant = self.manifest.variants[index]
         manifest = replace(self.manifest, variants=(variant,))
         return self._made(manifest, (self._binary(variant),))
@@ -314,15 +313,15 @@ class ArtifactFile:
         return Artifact(manifest, binaries, compress, self.origin)
 
     def _binary(self, variant: Variant) -> Binary:
-        with _damage_told(self._path):
+        with _damage_as_error(self._path):
             code, weights = self._code(variant), self._weights(variant)
         pieces = self.manifest.blobs
         made = Binary(code, weights, tuple((at, pieces[n].bytes) for n, at in variant.blobs))
-        made.__dict__["digest"] = variant.weights  # they were hashed when they were read
+        made.__dict__["digest"] = variant.weights  # checked while reading
         return made
 
     def _code(self, variant: Variant) -> bytes:
-        """The machine code, as it runs."""
+        """A variant's machine code, decoded."""
         member = Member(self._file, self._places[variant.member])
         stored, digest = np.empty(member.size, np.uint8), hashlib.sha256()
         member.fill(stored, 0, digest.update)
@@ -335,7 +334,7 @@ class ArtifactFile:
         return decode(stored, variant.code_bytes).tobytes()
 
     def _weights(self, variant: Variant) -> Bytes:
-        """The weights, as kernels read them: 64-byte aligned, and not to be written."""
+        """A variant's weights, as kernels read them: 64-byte aligned and read-only."""
         pieces, size = self.manifest.blobs, variant.weights_bytes
         demand_apart(((offset, pieces[number].bytes) for number, offset in variant.blobs), size)
         key = (variant.weights, size)
@@ -351,18 +350,18 @@ class ArtifactFile:
         return _held.setdefault(key, made)
 
     def _filled(self, variant: Variant, weights: Bytes) -> str:
-        """A variant's constants, written among zeros and hashed meanwhile -> their digest."""
+        """Write a variant's constants into zeros, hashing them meanwhile -> their digest."""
         pieces, member = self.manifest.blobs, Member(self._file, self._places[WEIGHTS])
         begins = [0, *accumulate(p.stored for p in pieces)]
         hashes = [hashlib.sha256() for _ in variant.blobs]
         with aside(weights.nbytes) as hashed:
             for (number, offset), digest in zip(variant.blobs, hashes):
-                piece, told = pieces[number], partial(hashed, digest.update)
+                piece, consume = pieces[number], partial(hashed, digest.update)
                 into, raw = weights[offset : offset + piece.bytes], piece.kind == "raw"
-                fill = partial(member.fill, at=begins[number], told=told if raw else None)
+                fill = partial(member.fill, at=begins[number], consume=consume if raw else None)
                 expand(piece, fill, into)
                 for part in () if raw else parts(into.data):
-                    told(part)
+                    consume(part)
         return digest_of(
             (offset, pieces[number].bytes, digest.digest())
             for (number, offset), digest in zip(variant.blobs, hashes)

@@ -1,18 +1,18 @@
-"""Bytes of weights <-> entropy-coded bytes that give exactly the same ones.
+"""Bytes of weights <-> entropy-coded bytes, without loss.
 
-Pruned and shared weights repeat themselves, but not byte after byte. So a block is first taken
-apart into streams that do, then each stream is coded where that makes it smaller:
+Pruned and shared weights are redundant, but not byte by byte. So a block is first split into
+streams that are, then each stream is coded where that makes it smaller:
 
     plain     all bytes
-    planes    the first bytes of all 4-byte words, the second ones, ... (exponents are much alike)
-    sparse    a bit a word that says where it is not zero, then the planes of those that are not
-    palette   the different words (256 at most), then a byte a word that says which
+    planes    the first bytes of all 4-byte words, the second ones, ... (exponents are similar)
+    sparse    a bit a word, whether it is not zero, then the planes of the words that are not
+    palette   the distinct words (256 at most), then a byte a word that says which
 
 After Han et al., "Deep Compression" (ICLR 2016): pruning, shared weights, entropy coding. The coder
 is LZMA's of the standard library: an adaptive binary range coder, which comes within a few per cent
 of the entropy of each stream, where Huffman codes (zlib) lose up to half a bit a symbol.
 
-Decoding takes no more memory than the size it is told allows, whatever the bytes say.
+Decoding takes no more memory than the given size allows, whatever the bytes say.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _FILTERS = {
     ]
     for codec, lc in ((_SYMBOLS, 0), (_TEXT, 3))
 }
-"""Symbols that know nothing of their neighbours, and bytes that do: machine code."""
-_WORTH = 7.9  # bits a byte: above it nothing is gained
-_TRIED_TWICE = 4 << 20  # smaller blocks are coded plain as well, and the smaller result is kept
+"""For independent symbols, and for bytes that depend on the one before: machine code."""
+_WORTH = 7.9  # bits a byte; coding gains nothing above it
+_TRIED_TWICE = 4 << 20  # smaller blocks are also coded plain, and the smaller result is kept
 
 
 def encode(block: Bytes) -> bytes:
@@ -51,7 +51,7 @@ def encode(block: Bytes) -> bytes:
 
 
 def decode(data: Bytes, size: int) -> Bytes:
-    """What `encode` made of `size` bytes -> these. Raises ValueError for anything else."""
+    """What `encode` made of `size` bytes -> those bytes. Raises ValueError for anything else."""
     if not data.size or data[0] >= len(_FORMS):
         raise ValueError("weights coded in no known form")
     reader = _Reader(memoryview(data.tobytes())[1:])
@@ -79,7 +79,7 @@ def _compressed(stream: Bytes, codec: int) -> bytes:
 
 
 def _estimate(stream: Bytes) -> float:
-    """Bytes that a stream takes at its entropy."""
+    """Bytes of a stream at its entropy."""
     if not stream.size:
         return 0.0
     share = np.bincount(stream, minlength=256) / stream.size
@@ -88,13 +88,13 @@ def _estimate(stream: Bytes) -> float:
 
 
 class _Reader:
-    """Streams, one after the other; each is told how long it must be."""
+    """Reads streams one after the other, each of a given length."""
 
     def __init__(self, data: memoryview) -> None:
         self.rest = data
 
     def stream(self, size: int) -> Bytes:
-        """The next stream, which must have so many bytes."""
+        """The next stream, which must have `size` bytes."""
         if len(self.rest) < _HEAD.size:
             raise ValueError("coded weights end early")
         codec, length = _HEAD.unpack(self.rest[: _HEAD.size])
@@ -109,7 +109,7 @@ class _Reader:
 
 
 def _decompressed(coded: memoryview, size: int, codec: int) -> bytes:
-    """At most one byte more than `size`, however many there are inside."""
+    """At most `size` + 1 bytes, however many are coded."""
     coder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS[codec])
     try:
         return coder.decompress(bytes(coded), max_length=size + 1)
@@ -117,7 +117,7 @@ def _decompressed(coded: memoryview, size: int, codec: int) -> bytes:
         raise ValueError(f"coded weights are damaged ({e})") from e
 
 
-# Forms. A split gives None where it does not apply.
+# Forms. A split returns None where it does not apply.
 
 
 def _plain(block: Bytes) -> list[Bytes] | None:

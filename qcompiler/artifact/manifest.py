@@ -1,5 +1,5 @@
-"""What an artifact says of itself <-> JSON: its inputs and outputs, its variants (the machine code
-for one kind of CPU each), and how weights are kept.
+"""An artifact's description <-> JSON: its inputs and outputs, its variants (machine code for one
+kind of CPU each), and how its weights are stored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Value:
 
 @dataclass(frozen=True)
 class StepFact:
-    """What is known of a step after compiling: for profiles."""
+    """What profiles need to know of a step."""
 
     name: str
     kernel: str
@@ -41,13 +41,13 @@ class StepFact:
     macs: int = 0
     bytes: int = 0
     operands: str = ""
-    """The dtype that it multiplies."""
+    """The dtype that it multiplies; "" if none."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What must be known of machine code for one instruction set before it is mapped, and which
-    members of a file are its. What a file says of them is empty before it is saved.
+    """What must be known of machine code for one instruction set before it is mapped, and where a
+    file holds it: from `code` on, empty until it is saved.
     """
 
     isa: str
@@ -58,20 +58,20 @@ class Variant:
     workspace_bytes: int
     steps: tuple[StepFact, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What is not the same for all variants."""
+    """Notes that differ between variants."""
     code: str = ""
     """SHA-256 of the member `member`."""
     code_bytes: int = 0
-    """Of the machine code, where the member holds it entropy-coded; else 0."""
+    """Size of the machine code if the member holds it entropy-coded; else 0."""
     weights: str = ""
     """The digest of its weights (see `digest_of`)."""
     weights_bytes: int = 0
     blobs: tuple[tuple[int, int], ...] = ()
-    """Its constants: which of the manifest's blobs each is, and its offset among the weights."""
+    """(index among the manifest's blobs, offset in the weights) of each of its constants."""
 
     @property
     def member(self) -> str:
-        """The name of the file's member that holds its code."""
+        """The name of the member that holds its code."""
         return f"{self.isa}.so"
 
     def __str__(self) -> str:
@@ -80,17 +80,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a runtime must know before it maps code."""
+    """What a runtime must know before it maps code."""
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     variants: tuple[Variant, ...]
-    """The most preferred last: of those that a CPU can run, the last is used."""
+    """The most preferred last: of the variants that a CPU can run, the last is used."""
     producer: Mapping[str, str]
     notes: Mapping[str, str] = field(default_factory=dict)
     blobs: tuple[Piece, ...] = ()
-    """How `weights.bin` keeps the constants of all variants, equal ones once, in order."""
+    """How `weights.bin` stores the constants of all variants, in order; equal ones once."""
     format: int = FORMAT
 
     @property
@@ -102,7 +102,7 @@ class Manifest:
         return self.variants[0].steps
 
     def signature(self, variant: Variant, weights_bytes: int, weights_digest: str) -> int:
-        """What a variant's machine code must say that it was made for."""
+        """What a variant's machine code must return as its signature."""
         inputs, outputs = (
             [(v.name, v.dtype, v.shape) for v in side] for side in (self.inputs, self.outputs)
         )
@@ -118,19 +118,19 @@ def signature(
     machine: tuple[str, str, Iterable[str]],
     weights_digest: str,
 ) -> int:
-    """What machine code takes for granted -> 32 bits, which it repeats: (name, dtype, shape) of the
-    inputs and outputs, bytes of the weights and of the workspace, how many steps and threads, what
-    it is made for (instruction set, triple, what the CPU must have), and the digest of the weights.
+    """What machine code expects of its manifest -> 31 bits, which the code returns too. `inputs`,
+    `outputs`: (name, dtype, shape); `sizes`: bytes of weights and workspace, numbers of steps and
+    threads; `machine`: instruction set, triple, flags that the CPU must have.
     """
     sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
     isa, triple, cpu_flags = machine
-    told = json.dumps([*sides, list(sizes), isa, triple, sorted(cpu_flags), weights_digest])
-    return zlib.crc32(told.encode()) & 0x7FFFFFFF
+    text = json.dumps([*sides, list(sizes), isa, triple, sorted(cpu_flags), weights_digest])
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
 def digest_of(constants: Iterable[tuple[int, int, bytes]]) -> str:
-    """The constants among weights, (offset, bytes, SHA-256) each -> the SHA-256 of that list: the
-    same wherever equal constants lie at equal places.
+    """(offset, bytes, SHA-256) of all constants in weights -> the SHA-256 of that list, which is
+    equal for equal constants at equal offsets.
     """
     whole = hashlib.sha256()
     for offset, size, digest in constants:
@@ -144,8 +144,8 @@ def written(manifest: Manifest) -> bytes:
 
 
 def read(text: bytes, where: str) -> Manifest:
-    """JSON -> the manifest. Raises Error for another format; TypeError, ValueError or KeyError for
-    what is no manifest.
+    """JSON -> the manifest. Raises Error for another format; TypeError, ValueError or KeyError if
+    it is no manifest.
     """
     raw = json.loads(text)
     if not isinstance(raw, dict):
@@ -170,7 +170,9 @@ def read(text: bytes, where: str) -> Manifest:
 
 
 def _demand_whole(made: Manifest) -> None:
-    """ValueError unless there are variants, each once, of constants that there are."""
+    """Raise ValueError unless there are variants, of distinct names, that use exactly the stored
+    constants.
+    """
     if not made.variants:
         raise ValueError("it has no variants")
     if len({v.isa for v in made.variants}) < len(made.variants):

@@ -1,6 +1,6 @@
 """Named bytes <-> a zip of stored members, each at a multiple of 64 bytes.
 
-Who reads is told of the bytes as they come, so those that are used are those that were hashed.
+Bytes are hashed as they are read, so the bytes that are used are those that were checked.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from qcompiler.errors import Error
 _PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
 _LARGE_BYTES = 1 << 30  # zip has two forms of header; zipfile takes the small one up to 2 GiB
 _MAX_TEXT_BYTES = 64 << 20
-_CHUNK = 1 << 20  # read and hashed at once: stays in a cache between the two
-_ASIDE_BYTES = 4 << 20  # from here on a thread pays, and memory of its own
+_CHUNK = 1 << 20  # stays in a cache between reading and hashing
+_ASIDE_BYTES = 4 << 20  # from here on a thread pays, and mapped memory
 
 Bytes = NDArray[np.uint8]
 
@@ -42,9 +42,9 @@ class Place:
 
 
 def layout(file: BinaryIO, text: str) -> tuple[bytes, dict[str, Place]]:
-    """A file of one member of text and others -> the text, and where all members lie.
+    """A file whose member `text` is text -> that text, and where all members lie.
 
-    Raises ValueError or one of zipfile's errors where they do not lie as they should.
+    Raises ValueError or one of zipfile's errors where the layout is wrong.
     """
     end = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -67,29 +67,27 @@ def layout(file: BinaryIO, text: str) -> tuple[bytes, dict[str, Place]]:
 
 
 def _data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start: after its local header, whose extra field has a length of its
-    own.
-    """
+    """Where a member's bytes start, after its local header, whose extra field varies in length."""
     file.seek(entry.header_offset)
     header = file.read(30)
     name, extra = struct.unpack("<HH", header[26:30])
     return int(entry.header_offset) + 30 + int(name) + int(extra)
 
 
-Told = Callable[[memoryview], None]
-"""Is told of bytes, part by part, in order."""
+Consumer = Callable[[memoryview], None]
+"""Takes bytes part by part, in order."""
 
 
 class Member:
-    """A member's bytes, which are read from anywhere in it."""
+    """A member's bytes, which may be read from any offset."""
 
     def __init__(self, file: BinaryIO, place: Place) -> None:
         self._file, self._place = file, place
         self.name, self.size = place.name, place.size
 
-    def fill(self, into: Bytes, at: int = 0, told: Told | None = None) -> None:
-        """Its bytes from `at` on, as many as there is room for; `told` is told of every part while
-        it is in a cache. ValueError where the member has ended.
+    def fill(self, into: Bytes, at: int = 0, consume: Consumer | None = None) -> None:
+        """Fill `into` with its bytes from `at` on; `consume` gets each part while it is in a cache.
+        Raises ValueError where the member ends early.
         """
         view = into.data
         if at + len(view) > self.size:
@@ -98,8 +96,8 @@ class Member:
         for begin in range(0, len(view), _CHUNK):
             part = view[begin : begin + _CHUNK]
             self._read(part)
-            if told is not None:
-                told(part)
+            if consume is not None:
+                consume(part)
 
     def _read(self, part: memoryview) -> None:
         done = 0
@@ -111,7 +109,7 @@ class Member:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what stands in the file."""
+        """The SHA-256 of the member's bytes."""
         found = hashlib.sha256()
         scratch = np.empty(min(_CHUNK, self.size), np.uint8)
         for at in range(0, self.size, _CHUNK):
@@ -120,12 +118,12 @@ class Member:
 
 
 def parts(view: memoryview) -> Iterator[memoryview]:
-    """Bytes -> the parts that `Member.fill` reads and tells of."""
+    """Bytes -> the parts that `Member.fill` reads them in."""
     return (view[at : at + _CHUNK] for at in range(0, len(view), _CHUNK))
 
 
 def changed(name: str, where: str) -> Error:
-    """A member that is not what its digest says."""
+    """The Error of a member whose digest differs."""
     return Error(
         f"{name} is not what was compiled: its SHA-256 differs from the manifest's",
         where=where,
@@ -134,12 +132,12 @@ def changed(name: str, where: str) -> Error:
 
 
 @contextmanager
-def aside(size: int) -> Iterator[Callable[[Told, memoryview], None]]:
-    """What lets functions be told of bytes, in order, by a thread of its own, until the block ends:
-    reading and hashing so many bytes then take as long as the slower one. Where they are few, or no
-    thread is to be had, they are told at once.
+def aside(size: int) -> Iterator[Callable[[Consumer, memoryview], None]]:
+    """A function (consumer, bytes) that calls consumers in order in another thread, until the block
+    ends: reading and hashing `size` bytes then take only as long as the slower of both. Where they
+    are few, or no thread can be started, it calls them at once.
     """
-    todo: queue.SimpleQueue[tuple[Told, memoryview] | None] = queue.SimpleQueue()
+    todo: queue.SimpleQueue[tuple[Consumer, memoryview] | None] = queue.SimpleQueue()
 
     def run() -> None:
         while (item := todo.get()) is not None:
@@ -153,18 +151,18 @@ def aside(size: int) -> Iterator[Callable[[Told, memoryview], None]]:
         except RuntimeError:
             worth = False
     if not worth:
-        yield lambda told, part: told(part)
+        yield lambda consume, part: consume(part)
         return
     try:
-        yield lambda told, part: todo.put((told, part))
+        yield lambda consume, part: todo.put((consume, part))
     finally:
         todo.put(None)
         thread.join()
 
 
 def aligned(size: int) -> Bytes:
-    """Zeros at a multiple of 64 bytes. Many are in memory of their own, in huge pages where there
-    are such: kernels stream through weights, and 4 KiB pages cost them 2 to 4 % in address lookups.
+    """Zeros at a multiple of 64 bytes. Large ones are mapped, in huge pages if possible: kernels
+    stream through weights, and 4 KiB pages cost them 2 to 4 % in address translation.
     """
     if size >= _ASIDE_BYTES and hasattr(mmap, "MAP_ANONYMOUS"):
         own = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -177,7 +175,7 @@ def aligned(size: int) -> Bytes:
 
 
 def write(file: BinaryIO, members: Mapping[str, Sequence[memoryview]]) -> None:
-    """Members, of several parts each -> the zip, at the beginning of an empty file."""
+    """Write members, of several parts each, as a zip to an empty file."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():
             size = sum(map(len, data))

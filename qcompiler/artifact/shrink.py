@@ -1,17 +1,17 @@
-"""Bytes of weights <-> fewer bytes that give exactly the same ones.
+"""Bytes of weights <-> fewer bytes, without loss.
 
-A quantizer that has no kernel of its own makes constants of few different numbers: int4 in bytes,
+Quantizers without a kernel of their own make constants of few distinct numbers: int4 in bytes,
 codebooks, powers of two, three or two values, floats that fit into 16 bits. Each block of bytes is
-looked at by itself and kept in the smallest of these forms:
+stored separately in the smallest of these forms:
 
     raw       as it is
-    palette   b bits a word that say which of 2^b words it is; words that are none of them (sums and
-              zero padding in between) apart, each with its place
+    palette   b bits a word, its index among 2^b words; others (sums, zero padding) follow, each
+              with its position
     bfloat16  the upper halves of float32 words whose lower halves are 0
-    float16   float32 words that float16 holds as well
-    coded     entropy-coded (entropy.py), where that is asked for
+    float16   float32 words that float16 represents exactly
+    coded     entropy-coded (entropy.py), if requested
 
-Nothing is lost, whatever the bytes are; so it is no concern of the compiler's what they mean.
+Nothing is lost, whatever the bytes mean.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ WORDS = {1: np.uint8, 4: np.uint32}
 LEAST_BYTES = 256
 """Smaller blocks stay as they are."""
 MOST_GROWTH = 64
-"""No block becomes so many times larger when a file is opened; a palette of 1 bit makes 32."""
+"""The most that a block may grow when a file is opened; a palette of 1 bit grows 32 times."""
 LEAST_GAIN = 0.9
-"""A form is used if it takes no more than this share of the bytes."""
+"""A form is used if it takes at most this fraction of the bytes."""
 _SAMPLE = 4096
-_CHUNK = 1 << 18  # words at once: bounds the scratch memory
+_CHUNK = 1 << 18  # words expanded at a time, which bounds the scratch memory
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A block's bytes, how it is kept, and what that takes.
+    """A block's size, its form, and the size of that.
 
-    `word`, `bits` and `odd` (how many words have a place of their own) are of palettes only.
+    `word`, `bits` and `odd` (number of words outside the palette) are for palettes only.
     """
 
     bytes: int
@@ -58,8 +58,8 @@ class Piece:
 def shrink(
     blocks: Sequence[Bytes], *, code: bool = False
 ) -> tuple[tuple[Piece, ...], Sequence[Bytes]]:
-    """Blocks of bytes -> how each is kept, and its kept bytes; all as they are where shrinking them
-    is not worth it. `code`: also entropy-coded, which takes longer to make and to open.
+    """Blocks of bytes -> the form of each, and its stored bytes; all raw where shrinking gains too
+    little. `code`: try entropy coding too, which takes longer to write and to open.
     """
     found = [_smallest(block, code) for block in blocks]
     if sum(p.stored for p, _ in found) > LEAST_GAIN * sum(b.size for b in blocks):
@@ -68,8 +68,8 @@ def shrink(
 
 
 def expand(piece: Piece, fill: Fill, into: Bytes) -> None:
-    """How a block is kept, and what gives its kept bytes -> what they stand for, written into
-    zeros. No more than the kept bytes are held besides.
+    """Write a block, whose stored bytes `fill` gives, into zeros. Needs no more scratch memory than
+    the stored bytes.
 
     Raises ValueError where the piece does not fit the bytes.
     """
@@ -93,7 +93,9 @@ def expand(piece: Piece, fill: Fill, into: Bytes) -> None:
 
 
 def demand_apart(places: Iterable[tuple[int, int]], size: int) -> None:
-    """(Offset, bytes) of blocks among `size`: ValueError where they overlap or lie outside."""
+    """(offset, bytes) of blocks among `size` bytes. Raises ValueError where they overlap or lie
+    outside.
+    """
     by_place = sorted((offset, offset + count) for offset, count in places)
     if any(end > begin for (_, end), (begin, _) in zip(by_place, by_place[1:])):
         raise ValueError("blocks of weights overlap")
@@ -120,7 +122,7 @@ def _smallest(block: Bytes, code: bool) -> tuple[Piece, Bytes]:
 
 
 def _forms(block: Bytes) -> Iterator[tuple[Piece, Bytes]]:
-    """The forms that a block can have besides its own."""
+    """The forms that a block can have besides raw and coded."""
     for word, dtype in WORDS.items():
         if block.size % word or block.ctypes.data % word:
             continue
@@ -135,18 +137,18 @@ def _forms(block: Bytes) -> Iterator[tuple[Piece, Bytes]]:
         yield Piece(block.size, halves.size, "bfloat16"), halves
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        narrow = block.view(np.float32).astype(np.float16)
-    if np.array_equal(narrow.astype(np.float32).view(np.uint32), words):
-        yield Piece(block.size, narrow.nbytes, "float16"), narrow.view(np.uint8)
+        halves = block.view(np.float32).astype(np.float16)
+    if np.array_equal(halves.astype(np.float32).view(np.uint32), words):
+        yield Piece(block.size, halves.nbytes, "float16"), halves.view(np.uint8)
 
 
 # Palettes.
 
 
 def _palette(words: NDArray[np.unsignedinteger]) -> tuple[Piece, Bytes] | None:
-    """Words -> codes, the table they are taken from, and the odd words; None if there are too many.
+    """Words -> their palette, if they have few distinct values; else None.
 
-    Kept as: table, codes, places of the odd words (uint32), the odd words.
+    Stored as: table, codes, positions of the odd words (uint32), the odd words.
     """
     word, few = words.itemsize, words[:: max(1, words.size // _SAMPLE)]
     if np.unique(few).size > 300 or words.size >= 1 << 32:
@@ -176,13 +178,13 @@ def _palette(words: NDArray[np.unsignedinteger]) -> tuple[Piece, Bytes] | None:
 
 
 def _packed(codes: Bytes, bits: int) -> Bytes:
-    """Codes of so many bits -> bytes, the first code in the lowest bits."""
+    """Codes of `bits` bits -> bytes, the first code in the lowest bits."""
     rows = np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little")
     return np.packbits(rows.reshape(-1), bitorder="little")
 
 
 def _unpacked(data: Bytes, bits: int, first: int, count: int) -> Bytes:
-    """Bytes -> `count` codes of so many bits from code `first`, a multiple of 8, on."""
+    """Bytes -> `count` codes of `bits` bits, from code `first` (a multiple of 8) on."""
     begin, end = first * bits // 8, -(-(first + count) * bits // 8)
     if bits == 8:
         return data[begin:end]
