@@ -262,7 +262,7 @@ class AttentionKernel:
 
             def some(column: Value, there: int) -> None:
                 value = b.let(pointer.load_first(there, at + column, width), "q")
-                self.queries.store(to + column, product.convert_left(value, dtype))
+                self.queries.store(to + column, tir.opaque(product.convert_left(value, dtype)))
 
             sweep(b, self.q.size, width, some)
 

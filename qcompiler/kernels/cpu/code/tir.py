@@ -129,6 +129,17 @@ def llvm(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
     return tirx.op.call_llvm_pure_intrin(with_lanes(dtype, lanes), name, *operands)
 
 
+def opaque(value: Value) -> Value:
+    """The same bits, of which LLVM knows nothing; takes no instruction.
+
+    LLVM 22 does not come to an end over some shuffles of bytes that it can follow back to a masked
+    load: it lowers each to another, and that one to the first.
+    """
+    lanes = lanes_of(value) * bits(dtype_of(value)) // 32
+    hidden = llvm("float32", lanes, "llvm.arithmetic.fence", reinterpret(value, "float32"))
+    return reinterpret(hidden, dtype_of(value))
+
+
 def extern(dtype: str, lanes: int, name: str, *operands: Value) -> Value:
     """A pure function of the instruction set's own LLVM text (its intrinsic "llvm_ir")."""
     return tirx.op.call_pure_extern(with_lanes(dtype, lanes), name, *operands)
