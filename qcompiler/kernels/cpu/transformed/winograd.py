@@ -272,7 +272,7 @@ class _Winograd:
         b, p, lanes = self.b, self.problem, self.lanes
         size, wide = self.cut.size, run.vectors * lanes
         core = self.d.device.core
-        line, ahead = core.line_bytes // 4, core.ahead_bytes // 4
+        line, ahead = core.line_bytes // 4, core.prefetch_bytes // 4
         panel = (run.column + nth * wide) * (p.products * p.depth)
         panel = b.let(panel, "panel")
         with b.serial(p.products, "product") as n:
