@@ -85,7 +85,7 @@ def test_scales_of_integers_stand_in_the_header(tmp_path: Path) -> None:
     """)
     onnx.save(model, tmp_path / "net.onnx")
     made = qcompiler.export_c(tmp_path / "net.onnx", tmp_path / "net")
-    assert made.told.scales == {"x": Scale(0.25, 7), "y": Scale(0.5, -3)}
+    assert made.facts.scales == {"x": Scale(0.25, 7), "y": Scale(0.5, -3)}
     text = (tmp_path / "net" / "net.h").read_text()
     assert "#define NET_INPUT_X_SCALE 0.25f" in text
     assert "#define NET_OUTPUT_Y_ZERO_POINT (-3)" in text
