@@ -22,7 +22,7 @@ from qcompiler.errors import Error
 from qcompiler.export import cost
 from qcompiler.export.elf import ALLOC, EXECUTE, FUNCTION, Elf, read, write
 from qcompiler.export.folder import replacing_folder
-from qcompiler.export.header import Scale, Facts, bytes_of, header, identifier, wrapper
+from qcompiler.export.header import Facts, Scale, bytes_of, header, identifier, wrapper
 from qcompiler.export.merge import data, merge, names, sized, undefined
 from qcompiler.export.pool import pool
 from qcompiler.export.request import Exporting
