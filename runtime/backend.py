@@ -1,7 +1,7 @@
 """The files of ../qcompiler that run artifacts -> the wheel `qcompiler-runtime` (PEP 517).
 
-Nothing is copied in the tree: the wheel is written from the files where they stand, under the name
-`_qcompiler_runtime`, which `shim.py` gives to `import qcompiler`. Equal files give equal wheels.
+The wheel holds these files in the folder `_qcompiler_runtime`, which `shim.py` makes importable as
+`qcompiler`; the tree has no copies. Equal files give equal wheels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FILES = (
     "training/request.py",
     "version.py",
 )
-"""What is needed to read an artifact, run it and say so; patterns within qcompiler/."""
+"""What reading and running artifacts and the command line need; patterns within qcompiler/."""
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
@@ -90,16 +90,16 @@ def build_wheel(
 
 
 def build_sdist(sdist_directory: str, config_settings: Mapping[str, Any] | None = None) -> str:
-    """There is none: the sources are those of the compiler's."""
+    """Raise UnsupportedOperation: the sources are the compiler's."""
     raise UnsupportedOperation("only a wheel is made of the runtime: pip wheel --no-deps ./runtime")
 
 
 class UnsupportedOperation(Exception):
-    """As PEP 517 wants it."""
+    """The exception that PEP 517 requires."""
 
 
 def _members(project: Mapping[str, Any], facts: str) -> Iterator[tuple[str, bytes]]:
-    """A wheel's files, but the list of them: paths and bytes."""
+    """A wheel's files except the list of them: paths and bytes."""
     yield "qcompiler.py", (HERE / "shim.py").read_bytes()
     for file in files():
         yield f"{FOLDER}/{file.relative_to(SOURCE).as_posix()}", file.read_bytes()
@@ -114,7 +114,7 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: qcompiler\nRoot-Is-Purelib: true\nTag: 
 
 
 def _metadata(project: Mapping[str, Any]) -> str:
-    """In the version that the pip of an old device reads."""
+    """METADATA of a version that old devices' pip reads."""
     head = [
         "Metadata-Version: 2.1",
         f"Name: {project['name']}",

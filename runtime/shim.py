@@ -1,8 +1,9 @@
-"""`import qcompiler` -> the runtime, where it alone is installed; installed as `qcompiler.py`.
+"""`import qcompiler` -> the runtime, unless the compiler is installed too; installed as
+`qcompiler.py`.
 
-Python takes a folder `qcompiler` before this file, so where the compiler is installed beside it,
-that is what is found: it holds the runtime, too. The finder of an editable install comes later
-than this file, and is asked here. So both may be installed, and no file belongs to both.
+Python prefers a folder `qcompiler` to this file, so an installed compiler is found first, which
+includes the runtime. The finder of an editable install comes after this file, so it is asked here.
+Thus both may be installed, and no file belongs to both.
 """
 
 import sys

@@ -1,1 +1,1 @@
-"""The policy on hardware: one file an instruction set, one TOML file a device."""
+"""The policy on hardware: a file for each instruction set, a TOML file for each device."""

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--update-golden", action="store_true", help="rewrite tests/golden/ with what is found"
     )
     parser.addoption(
-        "--cases", type=int, default=0, help="so many random models of each kind (differential)"
+        "--cases", type=int, default=0, help="number of random models of each kind (differential)"
     )
     parser.addoption(
         "--board",

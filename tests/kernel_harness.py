@@ -181,7 +181,7 @@ def check(
     atol: float = 0.0,
     want: Array | None = None,
 ) -> Kernel:
-    """Compile the region that ends in `output`, run it, and compare: exactly, unless told how."""
+    """Compile the region that ends in `output`, run it, and compare, by default exactly."""
     graph = Graph(tuple(inputs), (output,), ("y",))
     region = region_of(graph, root)
     kernel = choose(region, device(isa, threads)).kernel
@@ -228,7 +228,7 @@ def check_fewer(
 def compare(
     got: Array, want: Array, *, ulp: float = 0, rtol: float = 0.0, atol: float = 0.0
 ) -> None:
-    """Same bits (but any NaN is a NaN), or within so many units in the last place, or close."""
+    """Same bits (but any NaN is a NaN), or within some units in the last place, or close."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     if want.dtype.kind in "biu":

@@ -55,7 +55,7 @@ def session(model: Model, *, plain: bool = False, ours: bool = False) -> Any:
 
 
 def _whole(model: Model) -> onnx.ModelProto | str:
-    """What ONNX's checker takes: a path where weights lie beside the model."""
+    """What ONNX's checker takes: a path if weights are in files next to the model."""
     if isinstance(model, bytes):
         return onnx.load_from_string(model)
     return model if isinstance(model, onnx.ModelProto) else str(model)
@@ -118,7 +118,7 @@ def nncf_quantized(model: onnx.ModelProto, samples: Sequence[Feed]) -> onnx.Mode
 
 
 def onnxruntime_runs(model: Path) -> bool:
-    """Whether onnxruntime takes a model at all, for what compares with it by itself."""
+    """Whether onnxruntime takes a model at all, for tests that compare with it themselves."""
     try:
         session(model)
     except pytest.skip.Exception:

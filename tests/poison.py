@@ -21,7 +21,7 @@ POISONS = (0xFF, 0xAA)
 """NaN or -1, and numbers that are small in float32 and far off as integers."""
 
 CALLS = 3
-"""So many calls of each model are made several times; long loops of calls stay short."""
+"""Number of calls of each model that are repeated, so that long loops stay short."""
 
 Key = TypeVar("Key")
 

@@ -27,13 +27,13 @@ def export(a: Namespace) -> int:
     if a.json:
         said = {"skips": skips} if a.explain else {}
         files = sorted(p.name for p in a.output.iterdir())
-        answer = {"folder": str(a.output), "name": made.told.name, "target": made.told.target}
+        answer = {"folder": str(a.output), "name": made.facts.name, "target": made.facts.target}
         show.say_json({**answer, "files": files, **made.cost.facts, **said})
         return 0
     say_skips(a, skips)
     show.say(cost.table(made.cost))
     show.say(
-        f"{a.model} -> {a.output}: {made.told.name}_run for {made.told.target}, "
+        f"{a.model} -> {a.output}: {made.facts.name}_run for {made.facts.target}, "
         f"RAM {size(made.cost.ram)}, flash {size(made.cost.flash)}"
     )
     return 0

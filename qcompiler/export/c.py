@@ -1,4 +1,4 @@
-"""An ONNX model, or an artifact -> a folder for C: header, object file, and what they take.
+"""An ONNX model, or an artifact -> a folder for C: header, object file, and their memory use.
 
 NAME.h  NAME.hpp  NAME.o  [NAME.weights]  [NAME_pool.h]
 """
@@ -22,7 +22,7 @@ from qcompiler.errors import Error
 from qcompiler.export import cost
 from qcompiler.export.elf import ALLOC, EXECUTE, FUNCTION, Elf, read, write
 from qcompiler.export.folder import replacing_folder
-from qcompiler.export.header import Scale, Told, bytes_of, header, identifier, wrapper
+from qcompiler.export.header import Facts, Scale, bytes_of, header, identifier, wrapper
 from qcompiler.export.merge import data, merge, names, sized, undefined
 from qcompiler.export.pool import pool
 from qcompiler.export.request import Exporting
@@ -44,21 +44,21 @@ _MATH = """
 """
 _LIBM = frozenset(_MATH.split())
 ALLOWED = frozenset(("memcpy", "memset", "memmove")) | _LIBM | {f"{name}f" for name in _LIBM}
-"""The functions of C that an object file may call."""
+"""C functions that an object file may call."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was made: the folder, what its header tells, and what it takes."""
+    """An exported folder, the facts in its header, and its memory use."""
 
     folder: Path
-    told: Told
+    facts: Facts
     cost: cost.Cost
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A model's machine code and what is known of it, wherever it comes from."""
+    """A model's machine code and facts, made from an ONNX model or an artifact."""
 
     source: str
     isa: Isa
@@ -81,27 +81,26 @@ def export_c(
     options: Exporting | None = None,
     watch: Watch | None = None,
 ) -> Exported:
-    """A model, with how to compile it; a compilation; or an artifact -> a folder. Raises Error for
-    whatever is wrong with the model or the options, where a budget is not kept, and where the
-    folder is there already.
+    """A model and how to compile it, a compilation, or an artifact -> a folder. Raises Error for a
+    wrong model or option, where a budget is exceeded, and where the folder exists already.
     """
     folder, options = Path(folder), options or Exporting()
     with replacing_folder(folder, force=options.force) as place:
         made = _made(model, options, watch or Watch())
         name = identifier(options.name or _stem(model))
-        told = _told(made, name, options)
-        file = _merged(made, told)
-        found = _cost(made, told, file)
+        facts = _facts(made, name, options)
+        file = _merged(made, facts)
+        found = _cost(made, facts, file)
         cost.demand(found, options.ram, options.flash)
-        (place / f"{name}.h").write_text(header(told))
-        (place / f"{name}.hpp").write_text(wrapper(told))
+        (place / f"{name}.h").write_text(header(facts))
+        (place / f"{name}.hpp").write_text(wrapper(facts))
         (place / f"{name}.o").write_bytes(write(file))
-        if told.in_file:
-            end = seal(told.digest).to_bytes(8, "little").ljust(SEAL_BYTES, b"\0")
+        if facts.in_file:
+            end = seal(facts.digest).to_bytes(8, "little").ljust(SEAL_BYTES, b"\0")
             (place / f"{name}.weights").write_bytes(made.weights.tobytes() + end)
-        if told.threads == "pthread":
+        if facts.threads == "pthread":
             (place / f"{name}_pool.h").write_text(pool(name))
-    return Exported(folder, told, found)
+    return Exported(folder, facts, found)
 
 
 def _stem(model: Source) -> str:
@@ -127,7 +126,7 @@ def _is_file_of_one(model: Source) -> TypeGuard[str | Path]:
 
 
 def is_artifact(path: Path) -> bool:
-    """Is it an artifact, and no ONNX file? False where it cannot be read."""
+    """Is it an artifact rather than an ONNX file? False where it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(4) == b"PK\3\4"
@@ -182,8 +181,8 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
     )
 
 
-def _told(made: _Model, name: str, options: Exporting) -> Told:
-    return Told(
+def _facts(made: _Model, name: str, options: Exporting) -> Facts:
+    return Facts(
         name=name,
         model=made.source,
         target=made.target,
@@ -200,38 +199,38 @@ def _told(made: _Model, name: str, options: Exporting) -> Told:
     )
 
 
-def _merged(made: _Model, told: Told) -> Elf:
-    """Everything in one object file that shows NAME_run alone."""
-    file = (told.weights_bytes, seal(told.digest)) if told.in_file else None
-    taken = Taken(len(made.inputs), len(made.outputs), made.steps, file, bool(told.threads))
+def _merged(made: _Model, facts: Facts) -> Elf:
+    """Everything in one object file that exports only NAME_run, and NAME_run_threads if wanted."""
+    file = (facts.weights_bytes, seal(facts.digest)) if facts.in_file else None
+    taken = Taken(len(made.inputs), len(made.outputs), made.steps, file, bool(facts.threads))
     parts = [*made.objects, read(c_entry(taken, made.isa))]
-    if told.threads and made.plan is not None:
+    if facts.threads and made.plan is not None:
         parts.append(read(parallel(made.plan)))
-    if not told.in_file:
+    if not facts.in_file:
         content = made.weights.tobytes() or bytes(ALIGN)
-        parts.append(data(WEIGHTS, f".rodata.{told.name}", content, ALIGN, parts[0]))
-    whole = merge(parts, {ENTRY: f"{told.name}_run", SHARED: f"{told.name}_run_threads"})
+        parts.append(data(WEIGHTS, f".rodata.{facts.name}", content, ALIGN, parts[0]))
+    whole = merge(parts, {ENTRY: f"{facts.name}_run", SHARED: f"{facts.name}_run_threads"})
     if wrong := sorted(undefined(whole) - ALLOWED):
         raise Error(
             f"its code calls {', '.join(wrong)}, which C does not have",
-            where=told.target,
+            where=facts.target,
             hint="choose another target, or another precision",
         )
     return whole
 
 
-def _cost(made: _Model, told: Told, file: Elf) -> cost.Cost:
+def _cost(made: _Model, facts: Facts, file: Elf) -> cost.Cost:
     sizes = names(file, {FUNCTION})
     if made.plan is not None:
         found = cost.layers(made.plan, sizes)
     else:
         found = cost.of_code(made.kernels, sizes)
-    stored = 0 if told.in_file else told.weights_bytes
+    stored = 0 if facts.in_file else facts.weights_bytes
     return cost.Cost(
-        workspace=told.workspace_bytes,
-        arrays=sum(map(bytes_of, (*told.inputs, *told.outputs))),
+        workspace=facts.workspace_bytes,
+        arrays=sum(map(bytes_of, (*facts.inputs, *facts.outputs))),
         code=sized(file, ALLOC | EXECUTE) + sized(file, ALLOC) - stored,
-        weights=told.weights_bytes,
-        in_file=told.in_file,
+        weights=facts.weights_bytes,
+        in_file=facts.in_file,
         layers=found,
     )

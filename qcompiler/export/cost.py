@@ -1,8 +1,8 @@
 """Plan and code -> RAM and flash, by layer.
 
-RAM of a layer is what must be held while it runs: its inputs and outputs, its scratch memory, and
-every value that is kept for a later layer; not what the caller's own arrays take. Flash of a layer
-is its weights, and the code of its kernel. What several layers share is counted once, by the first.
+RAM of a layer is the workspace in use while it runs: its inputs and outputs, its scratch memory,
+and every value kept for a later layer, without the caller's own arrays. Flash of a layer is its
+weights and its kernel's code. What several layers share counts for the first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qcompiler.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of one step; None where the plan is not known."""
+    """Bytes of one step; None where the plan is unknown."""
 
     name: str
     kernel: str
@@ -30,7 +30,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes in all. `arrays`: the caller's inputs and outputs; `weights`: in flash or in a file."""
+    """Bytes of a model. `arrays`: the caller's inputs and outputs; `weights`: in flash or file."""
 
     workspace: int
     arrays: int
@@ -46,12 +46,12 @@ class Cost:
 
     @property
     def flash(self) -> int:
-        """Code and weights, wherever these are kept."""
+        """Code and weights, even if these are in a file."""
         return self.code + self.weights
 
     @property
     def facts(self) -> dict[str, object]:
-        """For JSON."""
+        """The same as JSON."""
         return {
             "ram_bytes": self.ram,
             "workspace_bytes": self.workspace,
@@ -73,7 +73,7 @@ class Cost:
 
 
 def layers(plan: Plan, code: Mapping[str, int]) -> tuple[Layer, ...]:
-    """A plan, and the bytes of each function -> what each step takes."""
+    """A plan, and the size of each function -> the bytes of each step."""
     held = _held(plan)
     seen: set[object] = set()
     found = []
@@ -91,7 +91,7 @@ def layers(plan: Plan, code: Mapping[str, int]) -> tuple[Layer, ...]:
 
 
 def of_code(steps: Sequence[tuple[str, str]], code: Mapping[str, int]) -> tuple[Layer, ...]:
-    """(step, kernel) of an artifact, and the bytes of each function -> what is known of each."""
+    """(step, kernel) of an artifact, size of each function -> what is known of each step."""
     first = {kernel: i for i, (_, kernel) in reversed(list(enumerate(steps)))}
     return tuple(
         Layer(name, kernel, None, None, _code(kernel, code) if first[kernel] == i else 0)
@@ -100,13 +100,13 @@ def of_code(steps: Sequence[tuple[str, str]], code: Mapping[str, int]) -> tuple[
 
 
 def _code(kernel: str, sizes: Mapping[str, int]) -> int:
-    """A kernel is a function, or one for each of its phases."""
+    """Size of a kernel, which is a function or one for each of its phases."""
     phase = re.compile(re.escape(kernel) + r"(_phase\d+)?")
     return sum(size for name, size in sizes.items() if phase.fullmatch(name))
 
 
 def _held(plan: Plan) -> list[int]:
-    """Bytes of the workspace that are in use at every step."""
+    """Bytes of the workspace in use at every step."""
     steps = plan.steps
     held = [0] * len(steps)
     writers: dict[Place, int] = {}
@@ -129,7 +129,7 @@ def _held(plan: Plan) -> list[int]:
 
 
 def demand(cost: Cost, ram: int, flash: int) -> None:
-    """Raise Error, with the numbers, where a budget is not kept; 0 is none."""
+    """Raise Error, with the numbers, where a budget is exceeded; 0: no budget."""
     over = []
     if ram and cost.ram > ram:
         over.append(
@@ -160,7 +160,7 @@ def _largest(found: Sequence[Layer], what: str) -> str:
 
 
 def table(cost: Cost) -> str:
-    """What it all takes, as lines of text."""
+    """The cost as lines of text."""
     rows = [("layer", "RAM", "weights", "code", "kernel")]
     for x in cost.layers:
         ram, weights = ("?" if v is None else str(v) for v in (x.ram, x.weights))

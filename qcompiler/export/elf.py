@@ -1,7 +1,7 @@
 """Bytes of an ELF file <-> its sections, symbols and relocations, as values.
 
-Little-endian files of 32 and 64 bits, relocatable ones and shared libraries: what LLVM and linkers
-write for the machines that code is made for.
+Little-endian files of 32 and 64 bits, relocatable ones and shared libraries, as LLVM and linkers
+write them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ WRITE, ALLOC, EXECUTE, IN_GROUP = 1, 2, 4, 0x200
 LOCAL, GLOBAL, WEAK = 0, 1, 2
 NO_TYPE, OBJECT, FUNCTION, SECTION, FILE = 0, 1, 2, 3, 4
 UNDEFINED, ABSOLUTE = -1, -2
-"""Instead of a section's number."""
+"""In place of a section's number."""
 _FIRST_SPECIAL, _ABS = 0xFF00, 0xFFF1
 
 
 @dataclass(frozen=True)
 class Relocation:
-    """At this offset of a section stands what depends on a symbol, by its number; `addend` is None
-    where the bytes there hold it.
+    """At an offset in its section is a value that depends on a symbol, by its number; `addend` is
+    None where the bytes there hold it.
     """
 
     offset: int
@@ -49,7 +49,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Symbol:
-    """A name for `size` bytes from an offset of a section on (an address, in a shared library)."""
+    """A name of `size` bytes at an offset in a section (in a shared library: at an address)."""
 
     name: str
     section: int
@@ -73,7 +73,7 @@ class Elf:
 
 @dataclass(frozen=True)
 class _Form:
-    """How records are laid out in files of 32 or 64 bits."""
+    """The layout of records in files of 32 or 64 bits."""
 
     bits: int
     header: struct.Struct
@@ -83,7 +83,7 @@ class _Form:
     symbol: struct.Struct
 
     def symbol_fields(self, raw: Sequence[int]) -> tuple[int, int, int, int, int, int]:
-        """(name, value, size, info, other, section) of either order."""
+        """(name, value, size, info, other, section) from a record of either layout."""
         if self.bits == 64:
             name, info, other, section, value, size = raw
         else:
@@ -99,7 +99,7 @@ class _Form:
 
     @property
     def shift(self) -> int:
-        """Where a relocation's word holds its symbol."""
+        """The bit at which a relocation's word holds its symbol."""
         return 32 if self.bits == 64 else 8
 
 
@@ -163,13 +163,13 @@ def _text(names: bytes, at: int) -> str:
 
 
 class _Names:
-    """A table of names, as it grows."""
+    """A growing table of names."""
 
     def __init__(self) -> None:
         self.data = bytearray(b"\0")
 
     def at(self, name: str) -> int:
-        """Where a name begins."""
+        """Add a name -> its offset."""
         if not name:
             return 0
         self.data += name.encode() + b"\0"
@@ -177,9 +177,8 @@ class _Names:
 
 
 def write(elf: Elf) -> bytes:
-    """A relocatable file's sections and symbols -> its bytes. Section 0 and the tables are made
-    here: `elf.sections` are numbered from 0 in symbols, and stand from 1 on in the file. Local
-    symbols have to come first.
+    """A relocatable file's sections and symbols -> its bytes. Adds section 0 and the tables:
+    symbols number `elf.sections` from 0, the file from 1. Local symbols must come first.
     """
     form = _FORMS[elf.bits // 32]
     names, strings = _Names(), _Names()

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 from qcompiler.errors import Error
 
 _OURS = (".h", ".hpp", ".o", ".weights")
-"""How names of files end that an export writes."""
+"""Suffixes of the files that an export writes."""
 
 
 @contextmanager
 def replacing_folder(folder: Path, *, force: bool = False) -> Iterator[Path]:
-    """A path -> an empty folder beside it, which takes its place once it is filled. Whatever goes
-    wrong before leaves the path as it was. Raises Error where something is there already; with
-    `force`, where it holds more than an export wrote.
+    """A path -> an empty folder beside it, which replaces it when the block ends; an exception
+    before leaves the path as it was. Raises Error where something exists already; with `force`,
+    only where it holds more than an export wrote.
     """
     _demand_free(folder, force)
     temporary = Path()

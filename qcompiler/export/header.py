@@ -1,4 +1,4 @@
-"""What is known of an exported model -> its C header, and a C++ one around it."""
+"""Facts of an exported model -> its C header, and a C++ wrapper."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KEYWORDS = """
     wchar_t while xor xor_eq
 """
 _WORDS = frozenset((*_KEYWORDS.split(), "weights", "errno", "linux", "unix", "std", "NULL"))
-"""What nothing may be called, in C or in C++: keywords, macros, and a member that may be there."""
+"""Names that cannot be used in C or C++: keywords, macros, and a member that may exist."""
 _TYPES = {
     "float32": "float",
     "float64": "double",
@@ -31,7 +31,7 @@ _TYPES = {
     "bfloat16": "uint16_t",
     "bool": "uint8_t",
 }
-"""C's types; of dtypes that C has none for, that of their bits. Others are named as in stdint.h."""
+"""C types; for dtypes that C lacks, the type of their bits. Others are named as in stdint.h."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a header tells: names and sizes; `scales` of inputs and outputs that are integers, where
-    the model says what they stand for; `digest`: SHA-256 of the weights; `threads`: "" for none,
-    "callback" or "pthread"; `units`: what they may share.
+class Facts:
+    """The facts in a header: names and sizes; `digest`: SHA-256 of the weights; `threads`: "" for
+    none, "callback" or "pthread"; `units`: the most units that threads may share; `scales`: of
+    quantized inputs and outputs, where known.
     """
 
     name: str
@@ -65,20 +65,20 @@ class Told:
 
     @property
     def macro(self) -> str:
-        """What macros begin with."""
+        """The prefix of macros."""
         return self.name.upper()
 
 
 def identifier(word: str) -> str:
-    """A name -> one that C and C++ take."""
+    """A name -> a valid identifier of C and C++."""
     made = re.sub(r"\W", "_", word, flags=re.ASCII).strip("_")
     made = made if made[:1].isalpha() else f"x{made}"
     return f"{made}_" if made in _WORDS else made
 
 
 def members(values: Sequence[Value]) -> list[str]:
-    """Inputs or outputs -> the names of the members that hold their addresses, all different
-    in capitals, too.
+    """Inputs or outputs -> names of the members that hold their addresses, which differ in capitals
+    too.
     """
     found: dict[str, str] = {}
     for value in values:
@@ -91,7 +91,7 @@ def members(values: Sequence[Value]) -> list[str]:
 
 
 def c_type(value: Value) -> str:
-    """What C calls the elements of an array."""
+    """The C type of an array's elements."""
     if value.dtype in _TYPES:
         return _TYPES[value.dtype]
     if re.fullmatch(r"u?int(8|16|32|64)", value.dtype):
@@ -102,39 +102,39 @@ def c_type(value: Value) -> str:
 
 
 def bytes_of(value: Value) -> int:
-    """How many bytes an input or output has."""
+    """Size of an input or output."""
     return prod(value.shape) * numpy_dtype(value.dtype).itemsize
 
 
-def header(told: Told) -> str:
-    """What is known -> the text of NAME.h."""
-    m = told.macro
+def header(facts: Facts) -> str:
+    """Facts -> the text of NAME.h."""
+    m = facts.macro
     parts = [
-        _top(told),
+        _top(facts),
         f"#ifndef {m}_H\n#define {m}_H\n\n#include <stddef.h>\n#include <stdint.h>\n",
         '#ifdef __cplusplus\nextern "C" {\n#endif\n',
-        _sizes(told),
-        *(_macros(told, side, values) for side, values in _sides(told)),
-        _tensor(told),
-        *(_struct(told, side, values) for side, values in _sides(told)),
-        _function(told),
-        *([_shared(told)] if told.threads else []),
-        *(_table(told, side, values) for side, values in _sides(told)),
+        _sizes(facts),
+        *(_macros(facts, side, values) for side, values in _sides(facts)),
+        _tensor(facts),
+        *(_struct(facts, side, values) for side, values in _sides(facts)),
+        _function(facts),
+        *([_shared(facts)] if facts.threads else []),
+        *(_table(facts, side, values) for side, values in _sides(facts)),
         f"#ifdef __cplusplus\n}}\n#endif\n\n#endif /* {m}_H */\n",
     ]
     return "\n".join(parts)
 
 
-def _sides(told: Told) -> list[tuple[str, Sequence[Value]]]:
-    return [("input", told.inputs), ("output", told.outputs)]
+def _sides(facts: Facts) -> list[tuple[str, Sequence[Value]]]:
+    return [("input", facts.inputs), ("output", facts.outputs)]
 
 
-def _macro(told: Told, side: str, member: str) -> str:
-    return f"{told.macro}_{side.upper()}_{member.upper()}"
+def _macro(facts: Facts, side: str, member: str) -> str:
+    return f"{facts.macro}_{side.upper()}_{member.upper()}"
 
 
 def _comment(text: str) -> str:
-    """Words that cannot end a comment, nor anything else."""
+    """Text that cannot end a comment."""
     return "".join(c if 32 <= ord(c) < 127 and c not in "*?\\" else "." for c in text)
 
 
@@ -145,41 +145,41 @@ def _quoted(text: str) -> str:
     return f'"{made}"'
 
 
-def _top(told: Told) -> str:
-    needs = ", ".join(told.needs) or "nothing besides its instruction set"
-    name, m = told.name, told.macro
-    return f"""/* {_comment(told.model)}: made by qcompiler {__version__} for {told.target}.
+def _top(facts: Facts) -> str:
+    needs = ", ".join(facts.needs) or "nothing besides its instruction set"
+    name, m = facts.name, facts.macro
+    return f"""/* {_comment(facts.model)}: made by qcompiler {__version__} for {facts.target}.
  *
- * int {name}_run(inputs, outputs, workspace) runs it once, in the calling thread, in memory that
- * the caller gives: arrays, and a workspace of {m}_WORKSPACE_BYTES, whose contents need not
- * be kept between runs. All addresses are multiples of {m}_ALIGN. It allocates nothing and
- * keeps nothing, so several threads may run it at once, each with a workspace of its own.
+ * int {name}_run(inputs, outputs, workspace) runs it once, in the calling thread, in the
+ * caller's memory: arrays, and a workspace of {m}_WORKSPACE_BYTES, whose contents need not
+ * be kept between runs. All addresses are multiples of {m}_ALIGN. It allocates and keeps
+ * nothing, so several threads may run it at once, each with its own workspace.
  * The processor must have: {_comment(needs)}.
  */
 """
 
 
-def _sizes(told: Told) -> str:
-    m = told.macro
+def _sizes(facts: Facts) -> str:
+    m = facts.macro
     lines = [
         f"#define {m}_ALIGN {ALIGN} /* of arrays, the workspace, and weights in a file */",
-        f"#define {m}_WORKSPACE_BYTES {told.workspace_bytes}",
+        f"#define {m}_WORKSPACE_BYTES {facts.workspace_bytes}",
         f"#define {m}_WORKSPACE_ALIGN {ALIGN}",
-        f"#define {m}_WEIGHTS_BYTES {told.weights_bytes}",
-        f'#define {m}_WEIGHTS_SHA256 "{told.digest}"',
-        f"#define {m}_INPUTS {len(told.inputs)}",
-        f"#define {m}_OUTPUTS {len(told.outputs)}",
-        *([f"#define {m}_UNITS {told.units}"] if told.threads else []),
+        f"#define {m}_WEIGHTS_BYTES {facts.weights_bytes}",
+        f'#define {m}_WEIGHTS_SHA256 "{facts.digest}"',
+        f"#define {m}_INPUTS {len(facts.inputs)}",
+        f"#define {m}_OUTPUTS {len(facts.outputs)}",
+        *([f"#define {m}_UNITS {facts.units}"] if facts.threads else []),
         "",
         *(f"#define {m}_{n} {v} /* {text} */" for n, (v, text) in STATUS.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _macros(told: Told, side: str, values: Sequence[Value]) -> str:
+def _macros(facts: Facts, side: str, values: Sequence[Value]) -> str:
     lines = []
     for value, member in zip(values, members(values), strict=True):
-        m = _macro(told, side, member)
+        m = _macro(facts, side, member)
         dims = ", ".join(map(str, value.shape)) or "1"
         lines += [
             f"/* {side} {_comment(str(value))} */",
@@ -190,7 +190,7 @@ def _macros(told: Told, side: str, values: Sequence[Value]) -> str:
             f"#define {m}_ELEMENTS {prod(value.shape)}",
             f"#define {m}_BYTES {bytes_of(value)}",
         ]
-        if known := told.scales.get(value.name):
+        if known := facts.scales.get(value.name):
             lines += [
                 f"#define {m}_SCALE {_float(known.scale)}",
                 f"#define {m}_ZERO_POINT ({known.zero_point})",
@@ -204,10 +204,10 @@ def _float(value: float) -> str:
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
-def _tensor(told: Told) -> str:
-    return f"""/* What the tables say of an input or output. Of integers that stand for
- * scale * (integer - zero_point); a scale of 0 says that they stand for themselves. */
-struct {told.name}_tensor {{
+def _tensor(facts: Facts) -> str:
+    return f"""/* An input or output. Quantized integers represent scale * (integer - zero_point);
+ * a scale of 0 means that values are not quantized. */
+struct {facts.name}_tensor {{
     const char *name;
     const char *dtype;
     const size_t *shape;
@@ -218,59 +218,59 @@ struct {told.name}_tensor {{
 """
 
 
-def _struct(told: Told, side: str, values: Sequence[Value]) -> str:
+def _struct(facts: Facts, side: str, values: Sequence[Value]) -> str:
     const = "const " if side == "input" else ""
     lines = [
         f"    {const}{c_type(v)} *{n}; /* {v.dtype}{_comment(str(list(v.shape)))} */"
         for v, n in zip(values, members(values), strict=True)
     ]
-    if side == "input" and told.in_file:
-        what = f"the contents of {told.name}.weights"
+    if side == "input" and facts.in_file:
+        what = f"the contents of {facts.name}.weights"
         lines.append(f"    const void *weights; /* {what} */")
     lines = lines or ["    char none;"]
-    return "\n".join([f"struct {told.name}_{side}s {{", *lines, "};", ""])
+    return "\n".join([f"struct {facts.name}_{side}s {{", *lines, "};", ""])
 
 
-def _function(told: Told) -> str:
-    n = told.name
+def _function(facts: Facts) -> str:
+    n = facts.name
     return (
-        f"/* One run; {told.macro}_OK, or why not. */\n"
+        f"/* One run; {facts.macro}_OK, or why not. */\n"
         f"int {n}_run(const struct {n}_inputs *inputs, const struct {n}_outputs *outputs,\n"
         f"        void *workspace);\n"
     )
 
 
-def _shared(told: Told) -> str:
-    n = told.name
-    return f"""/* Threads of the caller's: parallel_for(pool, units, unit, job) calls unit(job, i)
- * for every i from 0 to units - 1, in any order, by any threads, and returns when all are done. */
+def _shared(facts: Facts) -> str:
+    n = facts.name
+    return f"""/* The caller's threads: parallel_for(pool, units, unit, job) calls unit(job, i) for
+ * every i from 0 to units - 1, in any order, on any threads, and returns when all are done. */
 struct {n}_threads {{
     void (*parallel_for)(void *pool, int units, void (*unit)(void *job, int i), void *job);
     void *pool;
 }};
 
-/* As {n}_run, by these threads, of which {told.macro}_UNITS find work; the same outputs. */
+/* As {n}_run, on these threads, of which {facts.macro}_UNITS have work; the same outputs. */
 int {n}_run_threads(const struct {n}_inputs *inputs, const struct {n}_outputs *outputs,
         void *workspace, const struct {n}_threads *threads);
 """
 
 
-def _table(told: Told, side: str, values: Sequence[Value]) -> str:
-    n, rows = told.name, []
+def _table(facts: Facts, side: str, values: Sequence[Value]) -> str:
+    n, rows = facts.name, []
     for value, member in zip(values, members(values), strict=True):
-        m = _macro(told, side, member)
-        known = value.name in told.scales
+        m = _macro(facts, side, member)
+        known = value.name in facts.scales
         scale, zero = (f"{m}_SCALE", f"{m}_ZERO_POINT") if known else ("0.0f", "0")
         rows.append(
             f"        {{{m}_NAME, {m}_DTYPE, {member}_shape, {m}_RANK, {m}_ELEMENTS, {m}_BYTES,"
             f" {scale}, {zero}}},"
         )
     shapes = [
-        f"    static const size_t {member}_shape[] = {_macro(told, side, member)}_SHAPE;"
+        f"    static const size_t {member}_shape[] = {_macro(facts, side, member)}_SHAPE;"
         for member in members(values)
     ]
     lines = [
-        f"/* What {side} number i is; null behind the last. */",
+        f"/* The {side} of index i; null after the last. */",
         f"static inline const struct {n}_tensor *{n}_{side}(size_t i) {{",
         *shapes,
     ]
@@ -282,9 +282,9 @@ def _table(told: Told, side: str, values: Sequence[Value]) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def wrapper(told: Told) -> str:
-    """What is known -> the text of NAME.hpp: a model that owns its workspace."""
-    n, m = told.name, told.macro
+def wrapper(facts: Facts) -> str:
+    """Facts -> the text of NAME.hpp: a model that owns its workspace."""
+    n, m = facts.name, facts.macro
     return f"""// {n}::Model owns a workspace; one for each thread that runs it.
 #pragma once
 

@@ -1,8 +1,8 @@
-"""Relocatable files -> one, that shows nothing but what is asked for: what `ld -r` does, and then
-`objcopy --keep-global-symbol`, without a linker for every machine.
+"""Relocatable files -> one that exports only given symbols, as by `ld -r` and then
+`objcopy --keep-global-symbol`, but without a linker for every machine.
 
-Sections stay as they are, side by side. What one file defines and another uses is the same symbol,
-and becomes local; so two models in one program do not meet.
+Sections stay as they are, one after the other. A symbol that one file defines and another uses
+becomes local, so two models in one program do not collide.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from qcompiler.export.elf import (
 )
 
 _ATTRIBUTES = 0x70000003
-"""A section that says how functions are called and what processor they need."""
+"""Kind of the section that describes calling conventions and the required processor."""
 _UNWINDING = (".eh_frame", ".ARM.exidx", ".ARM.extab")
 _STACK = Section(".note.GNU-stack", PROGBITS, 0, b"", 0)
-"""Says that no stack has to be executable."""
+"""Marks the stack as not executable."""
 
 
 def merge(files: Sequence[Elf], shown: Mapping[str, str]) -> Elf:
-    """Relocatable files -> one; `shown`: symbols that stay global, and their names there. Raises
+    """Relocatable files -> one; `shown`: symbols that stay global, and their new names. Raises
     Error where two files define one name.
     """
     made = _Merged(shown)
@@ -56,7 +56,7 @@ def undefined(file: Elf) -> set[str]:
 
 
 def _definitions(files: Sequence[Elf]) -> dict[str, int]:
-    """Every global name -> which file's counts: a strong one before weak ones."""
+    """Every global name -> the file whose definition counts, strong before weak."""
     strong: dict[str, int] = {}
     weak: dict[str, int] = {}
     for number, file in enumerate(files):
@@ -72,21 +72,21 @@ def _definitions(files: Sequence[Elf]) -> dict[str, int]:
 
 @dataclass
 class _Merged:
-    """The file that is made, as it grows; symbols are numbered apart until it is whole."""
+    """The growing file; local and global symbols are numbered separately until it is complete."""
 
     shown: Mapping[str, str]
     sections: list[Section] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    """Which file each section is of."""
+    """The file of each section."""
     locals: list[Symbol] = field(default_factory=list)
     globals: dict[str, Symbol] = field(default_factory=dict)
     numbers: dict[tuple[int, int], tuple[str, int] | str] = field(default_factory=dict)
-    """(File, its symbol) -> the number of a local symbol, or a global's name."""
+    """(file, its symbol) -> the number of a local symbol, or the name of a global one."""
     common: dict[str, int] = field(default_factory=dict)
     """Names that became local -> their numbers."""
 
     def add(self, number: int, file: Elf, chosen: Mapping[str, int]) -> None:
-        """Take in a file's sections and symbols."""
+        """Add a file's sections and symbols."""
         moved = self._sections(number, file)
         for i, symbol in enumerate(file.symbols):
             here = symbol.section if symbol.section < 0 else moved.get(symbol.section)
@@ -106,8 +106,8 @@ class _Merged:
         moved: dict[int, int] = {}
         known = any(s.kind == _ATTRIBUTES for s in self.sections)
         for i, s in enumerate(file.sections):
-            told = s.kind == _ATTRIBUTES and not known
-            if told or (s.flags & ALLOC and s.size and not s.name.startswith(_UNWINDING)):
+            attributes = s.kind == _ATTRIBUTES and not known
+            if attributes or (s.flags & ALLOC and s.size and not s.name.startswith(_UNWINDING)):
                 moved[i] = len(self.sections)
                 self.sections.append(replace(s, flags=s.flags & ~IN_GROUP))
                 self.owners.append(number)
@@ -125,7 +125,7 @@ class _Merged:
             self.common[symbol.name] = self._local(symbol)
 
     def elf(self, like: Elf) -> Elf:
-        """The whole file."""
+        """The complete file."""
         order = {name: 1 + len(self.locals) + i for i, name in enumerate(self.globals)}
 
         def moved(owner: int, relocation: Relocation) -> Relocation:
@@ -145,7 +145,7 @@ class _Merged:
 
 
 def _used(file: Elf) -> Elf:
-    """The same without sections and symbols that nothing shown comes to."""
+    """The file without sections and symbols that no exported symbol reaches."""
     live = _reached(file)
     sections = {old: new for new, old in enumerate(sorted(live))}
     wanted = {r.symbol for i in live for r in file.sections[i].relocations}
@@ -173,7 +173,7 @@ def _renumbered(section: Section, numbers: Mapping[int, int]) -> Section:
 
 
 def _reached(file: Elf) -> set[int]:
-    """The sections that what is shown stands in or refers to, and those that are no memory."""
+    """The sections that exported symbols are in or refer to, and those that take no memory."""
     live = {i for i, s in enumerate(file.sections) if not s.flags & ALLOC}
     todo = {s.section for s in file.symbols if s.bind == GLOBAL and s.section >= 0}
     while todo:
@@ -185,7 +185,7 @@ def _reached(file: Elf) -> set[int]:
 
 
 def data(name: str, section: str, content: bytes, align: int, like: Elf) -> Elf:
-    """Bytes -> a file that holds them, read only, under a name; for the machine of another."""
+    """Bytes -> a file that holds them, read-only, under a name; for the same machine as `like`."""
     kept = Section(section, PROGBITS, ALLOC, content, len(content), align)
     named = Symbol(name, 0, 0, len(content), OBJECT, GLOBAL)
     null = Symbol("", UNDEFINED, bind=LOCAL)
@@ -193,10 +193,10 @@ def data(name: str, section: str, content: bytes, align: int, like: Elf) -> Elf:
 
 
 def sized(file: Elf, flags: int) -> int:
-    """Bytes of all sections that have just these of the flags WRITE, ALLOC and EXECUTE."""
+    """Bytes of all sections that have exactly these of the flags WRITE, ALLOC and EXECUTE."""
     return sum(s.size for s in file.sections if s.flags & 7 == flags)
 
 
 def names(file: Elf, kinds: Collection[int]) -> dict[str, int]:
-    """Symbols of some kinds -> how many bytes each has."""
+    """Defined symbols of some kinds -> their sizes."""
     return {s.name: s.size for s in file.symbols if s.kind in kinds and s.section != UNDEFINED}

@@ -16,7 +16,7 @@ _TEXT = """/* A pool of POSIX threads for @n_run_threads, in the caller's memory
  *   @n_run_threads(&inputs, &outputs, workspace, &threads);
  *   @n_pool_stop(&pool);
  *
- * A pool serves one run at a time. Threads that wait sleep.
+ * A pool serves one run at a time. Waiting threads sleep.
  */
 
 #ifndef @M_POOL_H
@@ -37,7 +37,7 @@ struct @n_pool {
     int started, units, next, left, stop;
 };
 
-/* Units that nobody has begun; the mutex is held before and after. */
+/* Runs units that nobody has begun; the mutex is held before and after. */
 static inline void @n_pool_help(struct @n_pool *pool) {
     while (pool->next < pool->units) {
         int i = pool->next++;
@@ -83,7 +83,7 @@ static inline void @n_pool_stop(struct @n_pool *pool) {
     pthread_mutex_destroy(&pool->mutex);
 }
 
-/* 0, or what pthread_create says; fewer threads than were asked for are no error. */
+/* 0 or a POSIX error; fewer threads than requested are no error. */
 static inline int @n_pool_start(struct @n_pool *pool, int threads) {
     int status = 0;
     pool->started = pool->units = pool->next = pool->left = pool->stop = 0;

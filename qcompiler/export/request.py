@@ -1,4 +1,4 @@
-"""Options of exporting."""
+"""Options of the export."""
 
 from __future__ import annotations
 

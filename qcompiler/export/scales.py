@@ -1,4 +1,4 @@
-"""A quantized graph -> what the integers that it takes and gives stand for."""
+"""A quantized graph -> the scales of its integer inputs and outputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _INTO_INTEGERS = ("QuantizeLinear", "quantize")
 
 
 def scales(graph: Graph) -> dict[str, Scale]:
-    """Graph -> the scale of each input that is dequantized at once, always in the same way, and of
-    each output that has just been quantized; none for a scale of several numbers.
+    """Graph -> the scale of each input that is only dequantized, always by one scale, and of each
+    output that is quantized last; none for scales of several numbers.
     """
     found: dict[str, Scale] = {}
     for node in graph.inputs:

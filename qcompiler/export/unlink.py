@@ -1,8 +1,8 @@
 """The shared library of an artifact -> an object file of the same machine code.
 
-The code of an artifact reads nothing by an address that a loader fills in, but for the C functions
-that it calls. So its image, as one section, runs wherever it lies; the stubs that jumped to those
-functions by way of a table jump to them directly. What is not like this is refused.
+The code of an artifact needs no addresses from a loader except those of the C functions it calls.
+So its image runs anywhere as one section, in which stubs that jumped to those functions through a
+table jump to them directly. Other code is refused.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from qcompiler.export.elf import (
 
 _PAGE = 4096
 _TABLES = (".dynamic", ".got", ".got.plt", ".relro_padding")
-"""Writable sections that a loader alone writes to."""
+"""Writable sections that only a loader writes."""
 _TEAM = frozenset(("sem_init", "sem_wait", "sem_post", "sched_yield"))
-"""What only a thread team calls: one thread alone never comes there."""
+"""Functions that only a thread team calls, never a thread alone."""
 _HINT = "export the model itself, not its artifact"
 
 
 @dataclass(frozen=True)
 class _Stubs:
-    """How a machine's stubs jump: the relocation of their table's slots; where the stub of a slot
-    is, given the image and its address; the bytes that jump directly, and their relocation; bytes
-    that stop the program.
+    """How a machine's stubs jump. `slot`: relocation of their table's slots; `find(image, base,
+    slot)`: offset of a slot's stub; `jump`: a direct jump, relocated at `at` by `kind` and
+    `addend`; `stop`: bytes that stop the program.
     """
 
     slot: int
@@ -84,8 +84,8 @@ _MACHINES: Mapping[int, _Stubs] = {
 
 
 def unlink(code: bytes) -> Elf:
-    """A shared library's bytes -> an object file that defines what it does. Raises Error where its
-    code needs more of a loader than the functions of C.
+    """A shared library's bytes -> an object file of the same symbols. Raises Error where its code
+    needs more from a loader than C functions.
     """
     library = read(code, DYNSYM)
     stubs = _MACHINES.get(library.machine)

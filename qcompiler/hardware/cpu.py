@@ -1,5 +1,5 @@
-"""This machine -> its feature bits and caches, as the kernel reports them (never the CPU's name);
-what bits an instruction set needs, and what it has to ask the kernel for, targets/ say.
+"""This machine -> its features and caches, as the system reports them (never the CPU's name).
+targets/ says which features an instruction set needs, and what it must request of the system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from math import inf
 from pathlib import Path
 
-_WORDS: Mapping[str, tuple[int, int]] = {
+_HWCAPS: Mapping[str, tuple[int, int]] = {
     "asimd": (16, 1),
     "atomics": (16, 8),
     "fphp": (16, 9),
@@ -23,8 +23,8 @@ _WORDS: Mapping[str, tuple[int, int]] = {
     "i8mm": (26, 13),
     "bf16": (26, 14),
 }
-"""Features of 64-bit ARM -> the word of the auxiliary vector that tells of them (AT_HWCAP,
-AT_HWCAP2), and its bit there (arch/arm64/include/uapi/asm/hwcap.h of the kernel).
+"""Features of 64-bit ARM -> word of the auxiliary vector (AT_HWCAP, AT_HWCAP2) and bit in it
+(arch/arm64/include/uapi/asm/hwcap.h of the kernel).
 """
 
 
@@ -42,8 +42,8 @@ def features() -> frozenset[str]:
 
 
 def granted(call: Sequence[int]) -> bool:
-    """A Linux system call, its number first, that asks for something -> is it given? Nothing is
-    always given.
+    """A Linux system call (its number, then arguments) that requests something -> whether that is
+    granted. An empty request always is.
     """
     if not call:
         return True
@@ -53,16 +53,16 @@ def granted(call: Sequence[int]) -> bool:
 
 
 def cores() -> int:
-    """Processors this process may run on, and may use all the time: no more than its control groups
-    give it.
+    """Processors that this process may use all the time: by its affinity, and within the limits of
+    its control groups.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     return max(1, int(min(len(allowed) or os.cpu_count() or 1, quota())))
 
 
 def quota(root: Path = Path("/")) -> float:
-    """Processors' worth of time that control groups (of both versions) give this process; infinite
-    without a limit.
+    """CPU time a second that control groups (of both versions) grant this process; infinite without
+    a limit.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -82,7 +82,7 @@ def quota(root: Path = Path("/")) -> float:
 
 
 def _group_quota(group: Path) -> float:
-    """Processors' worth of time of one control group."""
+    """CPU time a second of one control group."""
     try:
         if (group / "cpu.max").exists():
             most, period = (group / "cpu.max").read_text().split()
@@ -93,18 +93,18 @@ def _group_quota(group: Path) -> float:
         found = inf if most == "max" else int(most) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return inf
-    return found if found > 0 else inf  # the first version says -1 for no limit
+    return found if found > 0 else inf  # version 1 has -1 for no limit
 
 
 def features_of(word: Callable[[int], int]) -> frozenset[str]:
-    """What the auxiliary vector, its words by number, tells of a 64-bit ARM's features: the
-    kernel's word to this very process, where /proc may be another machine's.
+    """The features of a 64-bit ARM by `word`, the auxiliary vector's words by number. That is what
+    this process has; /proc may be another machine's, under emulation.
     """
-    return frozenset(name for name, (at, bit) in _WORDS.items() if word(at) >> bit & 1)
+    return frozenset(name for name, (at, bit) in _HWCAPS.items() if word(at) >> bit & 1)
 
 
 def _auxiliary(number: int) -> int:
-    """A word that the kernel gave this process when it began."""
+    """A word that the kernel passed to this process at its start."""
     read = ctypes.CDLL(None).getauxval
     read.argtypes, read.restype = (ctypes.c_ulong,), ctypes.c_ulong
     return int(read(number))
@@ -112,25 +112,25 @@ def _auxiliary(number: int) -> int:
 
 @cache
 def cache_bytes(level: int) -> int:
-    """Bytes of the first core's data cache of a level (1, 2, 3); 0 when unknown."""
+    """Size of the first core's data cache of a level (1, 2, 3); 0 when unknown."""
     size = _cache(level, "size")
     unit = {"K": 1 << 10, "M": 1 << 20}.get(size[-1:], 1)
     return int(size.rstrip("KM")) * unit if size else 0
 
 
 def line_bytes() -> int:
-    """Bytes of a line of the first-level data cache; 0 when unknown."""
+    """Size of a line of the first-level data cache; 0 when unknown."""
     return int(_cache(1, "coherency_line_size") or 0)
 
 
 def way_bytes() -> int:
-    """Bytes of the first-level data cache that may be at one place of each set; 0 when unknown."""
+    """Size of a way of the first-level data cache; 0 when unknown."""
     ways = int(_cache(1, "ways_of_associativity") or 0)
     return cache_bytes(1) // ways if ways else 0
 
 
 def _cache(level: int, fact: str) -> str:
-    """What the system says of the first core's data cache of a level; empty when nothing."""
+    """A fact of the first core's data cache of a level; empty when unknown."""
     root = Path("/sys/devices/system/cpu/cpu0/cache")
     for index in sorted(root.glob("index*")) if root.exists() else ():
         try:

@@ -1,7 +1,7 @@
-"""What hardware is, as plain values: instruction sets with their products, and devices.
+"""Hardware as plain values: instruction sets with their products, and devices.
 
-Nothing here or elsewhere in qcompiler/ names an instruction set: the files under targets/ make
-these values, and kernels ask them ("how many lanes?", "is there a u8 x i8 product?").
+Nothing in qcompiler/ names an instruction set: the files under targets/ make these values, and
+kernels ask them ("how many lanes?", "is there a u8 x i8 product?").
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.products import BlockMac, Mac, MacKey, TileMac, VectorMac, sizes
 
 EVERY_SIZE = frozenset((1, 2, 4, 8))
-"""Of elements, in bytes."""
+"""Sizes of elements in bytes."""
 
 
 @dataclass(frozen=True)
 class Isa:
-    """An instruction set: what LLVM is told, what the CPU must report, and its registers and
-    products.
+    """An instruction set: LLVM's name of it, what the CPU must report, its registers and products.
 
-    `intrinsics` maps the name of a vector operation that kernels may ask for ("round_to_int",
-    "quantize", "tile_load") to the function that emits it; kernels have a plain way for those an
-    instruction set lacks. `permission` is a system call, its number first, that gives a process
-    registers which it has only when it asks; the artifact's own code makes it (emit/entries.py).
+    `intrinsics` maps the name of a vector operation that kernels may use ("round_to_int",
+    "quantize", "tile_load") to the function that emits it; kernels have plain code for those that
+    are missing. `permission` is a system call (its number, then arguments) that requests registers
+    which a process gets only on request; the artifact's own code makes it (emit/entries.py).
     """
 
     name: str
@@ -37,18 +36,18 @@ class Isa:
     registers: int
     vector_bytes: int
     macs: tuple[Mac, ...] = ()
-    """Its own products; those of what it extends are there, too."""
+    """Its own products, besides those of what it extends."""
     intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
     permission: tuple[int, ...] = ()
     extends: Isa | None = None
     masked: frozenset[int] = EVERY_SIZE
-    """Sizes of elements, in bytes, of which a part of a vector is loaded and stored under a mask;
-    parts of others are moved in pieces."""
+    """Sizes of elements, in bytes, whose partial vectors are loaded and stored under a mask; those
+    of other sizes are moved in pieces."""
     preference: int = 0
-    """Of those that a CPU can run, one of the highest is chosen: by a compiler for the machine it
-    runs on, and by whoever opens an artifact that holds code for several."""
+    """Of those that a CPU can run, one of the highest is chosen: by the compiler for its own
+    machine, and by the runtime from an artifact of several."""
     family: str = ""
-    """All that one artifact may be made for at once is called FAMILY:all."""
+    """One artifact may be made for all instruction sets of a family, called FAMILY:all."""
 
     def __post_init__(self) -> None:
         for mac in self.macs:
@@ -61,7 +60,9 @@ class Isa:
         return self.vector_bytes // itemsize
 
     def vector(self, key: MacKey, *, exact: bool | None = None) -> VectorMac | None:
-        """The nearest vector product in the lineage; exact or saturating, if it must be either."""
+        """The nearest vector product in the lineage; `exact`: whether it must be exact or may
+        saturate (None: either).
+        """
         for mac in self.inherited:
             if isinstance(mac, VectorMac) and mac.key == key and exact in (None, mac.exact):
                 return mac
@@ -76,23 +77,23 @@ class Isa:
         return next((m for m in self.inherited if isinstance(m, TileMac) and m.key == key), None)
 
     def best_product(self, keys: Sequence[MacKey]) -> Mac | None:
-        """The best product of any of these dtypes: an exact one before one that saturates, then by
-        how much an instruction multiplies, then as the keys are ordered.
+        """The best product of any of these dtypes: exact before saturating, then by the products of
+        an instruction, then in the order of the keys.
 
-        Of `BYTE_PRODUCTS`, its left dtype is the sign that activations had best have.
+        Of `BYTE_PRODUCTS`, its left dtype is the best one for activations.
         """
         found = [mac for key in keys for mac in self.inherited if mac.key == key]
         return max(found, key=lambda mac: (mac.exact, mac.multiplies), default=None)
 
     @property
     def inherited(self) -> tuple[Mac, ...]:
-        """Its products and those of all it extends, the nearest first."""
+        """Its own products, then those of all it extends."""
         return self.macs + (self.extends.inherited if self.extends else ())
 
     @property
     def lacks(self) -> tuple[str, ...]:
-        """What this machine does not have of all that it needs: features of the CPU, or, where
-        those are there, the permission to use them.
+        """What it needs and this machine lacks: features of the CPU, or else the permission to use
+        them.
         """
         missing = tuple(sorted(self.cpu_flags - cpu.features()))
         if missing or cpu.granted(self.permission):
@@ -124,8 +125,8 @@ def isa(
     preference: int | None = None,
     family: str = "",
 ) -> Isa:
-    """Register an instruction set; what is left out is taken from the one it extends, to which it
-    is preferred. An intrinsic that is None is not taken: there is something better.
+    """Register an instruction set; what is left out is inherited from the one it extends, to which
+    it is preferred. An intrinsic that is None is not inherited: there is something better.
     """
     if name in ISAS:
         raise ValueError(f"instruction set {name} is defined twice")
@@ -152,8 +153,8 @@ def isa(
 
 
 def family(name: str) -> list[Isa]:
-    """A family's name -> its instruction sets, the most preferred last. Raises Error where there is
-    no such family.
+    """A family's name -> its instruction sets, the most preferred last. Raises Error for unknown
+    families.
     """
     found = [i for i in ISAS.values() if i.family == name]
     if not found or not name:
@@ -166,7 +167,7 @@ def family(name: str) -> list[Isa]:
 
 @dataclass(frozen=True)
 class Cpu:
-    """A CPU: an instruction set, threads, caches, what a core does in a cycle."""
+    """A CPU: an instruction set, threads, caches, and facts of a core."""
 
     name: str
     isa: Isa
@@ -178,12 +179,12 @@ class Cpu:
 
 
 Device: TypeAlias = Cpu
-"""What code is made for; kernels are registered for one kind of it (kernels/registry.py)."""
+"""What code is made for; kernels are registered for one kind of device (kernels/registry.py)."""
 
 
 def host(threads: int = 0) -> Device:
-    """This machine, with the most preferred instruction set whose every feature the CPU reports and
-    the system lets this process use.
+    """This machine, with the most preferred instruction set that its CPU supports and the system
+    permits.
     """
     fitting = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     if not fitting:
@@ -193,7 +194,7 @@ def host(threads: int = 0) -> Device:
 
 
 def on_host(isa: Isa, threads: int = 0) -> Device:
-    """This machine's cores and caches, held to an instruction set."""
+    """This machine's cores and caches, restricted to an instruction set."""
     return Device(
         name="host",
         isa=isa,

@@ -1,5 +1,5 @@
-"""What one multiply-accumulate instruction computes, and how its operands lie: a vector product, a
-product of small blocks inside vectors, a product of tile registers.
+"""What a multiply-accumulate instruction computes, and how its operands lie: a vector product,
+a product of small blocks inside vectors, a product of tile registers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MacKey = tuple[str, str, str]
 "f16", "f32"), ("f32", "f32", "f32").
 """
 BYTE_PRODUCTS: tuple[MacKey, ...] = (("u8", "i8", "i32"), ("i8", "i8", "i32"))
-"""Products of bytes, by both signs that activations may have."""
+"""Products of bytes, with unsigned and signed activations."""
 _SIZES = {"u8": 1, "i8": 1, "i16": 2, "bf16": 2, "f16": 2, "i32": 4, "f32": 4}
 
 
@@ -22,18 +22,17 @@ class VectorMac:
     """A vector instruction (or a short sequence): sums[lanes] += left[k] * right[k, lanes].
 
     `emit(sums, left, right)` takes and returns TIR vector expressions: `lanes` sums, the left
-    operand's k neighbours in every lane, the right operand's as [lane][k]. `exact` is False when it
-    can saturate on the way (then right values must stay within 7 bits); its two halves are then
-    `pairs(left, right)`, the sums of two products in 16 bits, and `join(sums, pairs)`, which adds
-    them in 32. `temporaries` are vector registers that it needs besides its operands'.
+    operand's k neighbours repeated in every lane, the right operand's as [lane][k]. `exact` is
+    False if intermediate sums can saturate (then right values must fit 7 bits); its two halves are
+    then `pairs(left, right)`, the sums of two products in 16 bits, and `join(sums, pairs)`, which
+    adds them in 32. `temporaries`: vector registers needed besides its operands'.
 
-    An exact product may have halves, too, that take fewer instructions. `most`: pairs fit 16 bits
-    where the weights that meet there, two of each step, sum up to no more (see Limit); `parts`: the
+    An exact product may also have halves, which take fewer instructions. `most`: pairs fit 16 bits
+    if the absolute weights added there, two of each step, sum to no more (see Limit); `parts`: the
     halves' operands are [part][lane][k / parts], every `parts`th of a lane's k in a part, so that
-    neighbours meet.
+    neighbours are added.
 
-    `by_lane`: so many left operands lie side by side in a vector, any one of which the instruction
-    takes as it is.
+    `by_lane`: number of left operands in a vector, any one of which the instruction can select.
     """
 
     key: MacKey
@@ -57,11 +56,11 @@ class VectorMac:
 
     @property
     def halves(self) -> bool:
-        """Can it be had as pairs in 16 bits, and their sum?"""
+        """Can it be computed as pairs in 16 bits, and their sum?"""
         return self.pairs is not None and self.join is not None
 
     rows = 1
-    """Of the left operand that one instruction multiplies."""
+    """Rows of the left operand that one instruction multiplies."""
 
     @property
     def width(self) -> int:
@@ -82,12 +81,11 @@ class VectorMac:
 @dataclass(frozen=True)
 class BlockMac:
     """A product of small matrices inside vectors: sums[rows, columns] += left[rows, k] * right[k,
-    columns], in each of `blocks` parts of a vector, for whose columns the right operand differs and
-    the left one is the same.
+    columns], in each of `blocks` parts of a vector; all parts have the same left operand.
 
     `emit(sums, left, right)` takes and returns TIR vector expressions: the left operand is
     [block][row][k], the right one [block][column][k], and sums are [block][row][column]. So the
-    right operand lies as for a vector product of `width` lanes.
+    right operand's layout is that of a vector product of `width` lanes.
     """
 
     key: MacKey
@@ -98,7 +96,7 @@ class BlockMac:
     blocks: int = 1
     temporaries: int = 0
     by_lane: int = 1
-    """Steps whose left operands are taken from whole vectors of each row."""
+    """Number of steps whose left operands are taken from whole vectors of each row."""
 
     exact = True
     halves = False
@@ -138,10 +136,10 @@ class TileMac:
     """A tile instruction on numbered registers: sums[rows, lanes] += left[rows, k] * right[k,
     lanes].
 
-    `emit(sum_tile, left_tile, right_tile)` gives a statement. A left tile is [row][k], a right one
-    [k / quad][lane][quad], where a quad fills 32 bits; sums are [row][lane]. There are `tiles`
-    registers, which the intrinsics "tile_configure", "tile_load", "tile_zero", "tile_store" and
-    "tile_release" fill and empty.
+    `emit(sum_tile, left_tile, right_tile)` returns a statement. A left tile is [row][k], a right
+    one [k / quad][lane][quad], where a quad fills 32 bits; sums are [row][lane]. There are `tiles`
+    registers, accessed by the intrinsics "tile_configure", "tile_load", "tile_zero", "tile_store"
+    and "tile_release".
     """
 
     key: MacKey
@@ -167,7 +165,7 @@ class TileMac:
 
     @property
     def quad(self) -> int:
-        """Neighbours of a column that lie together."""
+        """Neighbours of a column that are adjacent in memory."""
         return 4 // sizes(self.key)[1]
 
     @property
@@ -177,19 +175,19 @@ class TileMac:
 
 
 Mac = VectorMac | BlockMac | TileMac
-"""A multiply-accumulate instruction, by where its operands are. A product of a group of threads,
-whose operands are spread over their registers, would be one more of them.
+"""A multiply-accumulate instruction, by where its operands are. A warp product, whose operands are
+spread over the registers of several threads, would be another kind.
 """
 
 
 def sizes(key: MacKey) -> tuple[int, int, int]:
-    """Bytes of one element of each."""
+    """Size of an element of each operand in bytes."""
     left, right, sums = (_SIZES[dtype] for dtype in key)
     return left, right, sums
 
 
 def _check(key: MacKey, **sizes: int) -> None:
-    """Known dtypes, and powers of two."""
+    """Raise ValueError for unknown dtypes, and sizes that are no powers of two."""
     if unknown := [dtype for dtype in key if dtype not in _SIZES]:
         raise ValueError(f"a product of {unknown[0]}: one of {', '.join(_SIZES)}")
     for name, size in sizes.items():

@@ -1,1 +1,1 @@
-"""Kernels: TIR written by generators that take (region, device, knobs)."""
+"""Kernels: TIR made by generators from (region, device, knobs)."""

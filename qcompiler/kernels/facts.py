@@ -1,7 +1,7 @@
-"""A region of a graph -> the same sealed: what generators are handed, with all they may know.
+"""A region of a graph -> the same sealed: what generators get, with all that they may know.
 
-This is the one place in kernels/ that reads constants while code is made; packing, which happens
-once the code is there, is handed arrays. What is told about an operand follows from its role:
+This is the only place in kernels/ that reads constants before code exists; packing, which comes
+after, gets arrays. What may be known of an operand depends on its role:
 
 what says how to compute (starts, axes, sizes)   every number                            `numbers`
 what an elementwise node reads in step           whether all is zero, as zero points are `zero`
@@ -10,7 +10,7 @@ weights of products that saturate at 16 bits     how many may be added there    
 ... of one filter a channel                      whether two rows' always fit            `pairs_fit`
 ... multiplied to 16 bits                        how many taps' always fit               `run`
 
-Coarse on purpose: each fact that two layers do not share is one more kernel.
+There are few facts on purpose: each one that two layers do not share means another kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qcompiler.ops.kinds import VIEWS
 from qcompiler.ops.quantized import TABLES
 
 Bound = float | None
-"""What no absolute value exceeds, and none is a NaN; None: not known."""
+"""A bound of absolute values, none of which is NaN; None: unknown."""
 
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 
@@ -44,37 +44,37 @@ NUMBERS: Mapping[str, tuple[int, ...]] = {
     "CumProd": (1,),
     **{f"Reduce{kind}": (1,) for kind in _REDUCTIONS},
 }
-"""Operators whose code follows the numbers of some of their inputs: which."""
+"""Operators whose code depends on the numbers of some inputs -> the positions of these inputs."""
 
 _DTYPES = ("float32", "int32")
-"""Of the constants that elementwise nodes read, these are looked at."""
+"""The dtypes of elementwise nodes' constants that are examined."""
 
 _FLOAT32 = float(np.finfo(np.float32).max)
 _WHOLE = 1e9
-"""Numbers up to here are sure to fit int32 when they are rounded."""
+"""Numbers up to this certainly fit int32 after rounding."""
 
 
 def sealed(region: Region, device: Device) -> Region:
-    """A region of a graph -> what generators for a device are handed of it; a sealed one stays."""
+    """A region of a graph -> what generators for a device get; a sealed region stays as it is."""
     if region.facts is not None:
         return region
     new: dict[Node, Node] = {n: _stand_in(n) for n in region.inputs}
     for n in region.nodes:
         reads = tuple(None if i is None else new[i] for i in n.inputs)
         new[n] = Node(n.op, reads, n.attrs, n.types)
-    facts = {new[n]: told for n, told in _told(region, device).items() if told != NOTHING}
+    facts = {new[n]: known for n, known in _known(region, device).items() if known != NOTHING}
     root = None if region.root is None else new[region.root]
     nodes, inputs = (tuple(new[n] for n in old) for old in (region.nodes, region.inputs))
     return Region(root, nodes, inputs, new[region.output], facts)
 
 
 def _stand_in(node: Node) -> Node:
-    """A value from outside -> its type, and whether it is a constant."""
+    """A value from outside -> a placeholder of its type that is a constant or not."""
     return Node("constant" if _base(node).is_constant else "input", (), {}, node.types)
 
 
-def _told(region: Region, device: Device) -> dict[Node, Facts]:
-    """Everything that is known of the region's inputs and nodes."""
+def _known(region: Region, device: Device) -> dict[Node, Facts]:
+    """All that may be known of the region's inputs and nodes."""
     numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region)
     run, pairs_fit = _weights(region, device)
     right = region.root.operands[1] if region.root and len(region.root.operands) > 1 else None
@@ -97,15 +97,13 @@ def _base(node: Node) -> Node:
 
 
 def _array(node: Node) -> Array | None:
-    """A constant, seen through views; None for other values."""
+    """The array of a constant or a view of one; None for other values."""
     source = _base(node)
     return source.array.reshape(node.type.dims) if source.is_constant else None
 
 
 def _numbers(region: Region) -> dict[Node, tuple[int | float, ...]]:
-    """Operands that say how to compute -> their elements, where running the model is not needed to
-    tell.
-    """
+    """Operands that say how to compute -> their elements, where known before the model runs."""
     root = region.root
     asked = () if root is None else NUMBERS.get(root.op, ())
     given = [i for at in asked for i in root.inputs[at : at + 1] if i in region.inputs]  # type: ignore[union-attr]
@@ -113,8 +111,8 @@ def _numbers(region: Region) -> dict[Node, tuple[int | float, ...]]:
     return {i: tuple(v.reshape(-1).tolist()) for i, v in values.items() if v is not None}
 
 
-def _looked_at(region: Region) -> dict[Node, Array]:
-    """The constants that elementwise nodes read in step."""
+def _examined(region: Region) -> dict[Node, Array]:
+    """The constants that elementwise nodes read elementwise."""
     found: dict[Node, Array] = {}
     for node in region.nodes:
         tables = TABLES.get(node.op, ())
@@ -127,15 +125,15 @@ def _looked_at(region: Region) -> dict[Node, Array]:
 
 
 def _zeros(region: Region) -> set[Node]:
-    """Those of them that are all zero; a negative zero is another number."""
-    return {n for n, a in _looked_at(region).items() if not a.reshape(-1).view(np.int32).any()}
+    """The examined constants that are all zero; a negative zero is not."""
+    return {n for n, a in _examined(region).items() if not a.reshape(-1).view(np.int32).any()}
 
 
 def _fitting(region: Region) -> set[Node]:
-    """The `quantize` nodes whose scaled values int32 holds in any case."""
+    """The `quantize` nodes whose scaled values always fit int32."""
     if not any(n.op == "quantize" for n in region.nodes):
         return set()
-    constants = _looked_at(region)
+    constants = _examined(region)
     bounds: dict[Node, Bound] = {}
     for i in region.inputs:
         most = float(np.abs(constants[i].astype(np.float64)).max()) if i in constants else inf
@@ -151,7 +149,7 @@ def _fitting(region: Region) -> set[Node]:
 
 
 def _scaled(node: Node, bounds: Mapping[Node, Bound], constants: Mapping[Node, Array]) -> Bound:
-    """Of what a `quantize` rounds."""
+    """The bound of what a `quantize` rounds."""
     x, factor = node.operands[:2]
     if not node.attrs["divide"]:
         return _product(bounds[x], bounds[factor])
@@ -160,11 +158,11 @@ def _scaled(node: Node, bounds: Mapping[Node, Bound], constants: Mapping[Node, A
 
 
 def _bound(node: Node, operands: Sequence[Bound]) -> Bound:
-    """Of a node's elements; integers that may wrap around can be anything their dtype holds."""
+    """The bound of a node's elements; integers that may wrap around have that of their dtype."""
     limit = _largest(node)
     rule = _BOUNDS.get(node.op)
-    narrow = len(node.types) > 1 or node.dtype not in _DTYPES
-    made = None if rule is None or narrow else rule(*operands)
+    unbounded = len(node.types) > 1 or node.dtype not in _DTYPES
+    made = None if rule is None or unbounded else rule(*operands)
     if limit is None:
         return made if made is not None and made <= _FLOAT32 else None
     return limit if made is None else min(made, limit)
@@ -186,11 +184,11 @@ _BOUNDS: Mapping[str, Callable[..., Bound]] = {
     "Mul": _product,
     "dequantize": lambda x, scale, zero: _product(_sum(x, zero), scale),
 }
-"""The largest absolute value of a result, from those of the operands."""
+"""Bounds of results, from those of the operands."""
 
 
 def _largest(node: Node) -> Bound:
-    """The largest absolute value that an integer dtype holds."""
+    """The largest absolute value of an integer dtype."""
     dtype = node.dtype if len(node.types) == 1 else "several"
     if "int" not in dtype:
         return 1.0 if dtype == "bool" else None
@@ -198,8 +196,8 @@ def _largest(node: Node) -> Bound:
 
 
 def _weights(region: Region, device: Device) -> tuple[int, bool]:
-    """`run` and `pairs_fit` of a product's weights, where the device's product of bytes saturates:
-    elsewhere they would part layers that can share a kernel.
+    """`run` and `pairs_fit` of a product's weights, if the device's product of bytes saturates;
+    otherwise they would only keep layers from sharing a kernel.
     """
     root = region.root
     if root is None or root.op not in ("conv", "matmul") or root.dtype != "int32":

@@ -1,10 +1,10 @@
 """What one kernel computes, and all that its code may depend on.
 
-A generator never sees a graph. What it is handed (`facts.sealed`) has stand-ins for inputs: a type,
-and whether it is a constant; no array, no name, nothing that made it. What a kernel may know of a
-constant's numbers all the same is said in `Facts`, before any generator runs. So everything within
-a generator's reach is in `Region.key`, and regions of equal keys have the same code on a device:
-they share it, and what was measured of one is true of the other.
+A generator never sees a graph. It gets a sealed region (`facts.sealed`), whose inputs are
+placeholders: a type, and whether it is a constant; no array, no name, no operands. What a kernel
+may know of a constant's numbers is in `Facts`, computed before any generator runs. So all that a
+generator can read is in `Region.key`, and regions of equal keys have the same code on a device:
+they share it, and its measurements.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from qcompiler.ir import Attr, Node
 
 @dataclass(frozen=True)
 class Facts:
-    """What a kernel may know of a value besides its type; by default nothing."""
+    """What a kernel may know of a value besides its type; by default, nothing."""
 
     numbers: tuple[int | float, ...] | None = None
-    """All of its elements, in order: operands that say what is computed (starts, axes, sizes)."""
+    """All elements, in order, of operands that say how to compute (starts, axes, sizes)."""
     zero: bool = False
-    """Every element is zero (not a negative one): it need not be loaded."""
+    """Every element is zero (not negative zero), so it need not be loaded."""
     fits: bool = False
-    """Of a `quantize`: what it rounds is a number that int32 holds, whatever the inputs are."""
+    """Of a `quantize`: what it rounds always fits int32, and is never NaN."""
     run: int = 1
-    """Of weights: steps whose products are best added in 16 bits (cpu/contraction/operands.py)."""
+    """Of weights: steps whose products should be added in 16 bits (cpu/contraction/operands.py)."""
     pairs_fit: bool = False
     """Of weights: two products of neighbouring kernel rows always fit 16 bits together."""
 
@@ -44,13 +44,13 @@ NOTHING = Facts()
 
 @dataclass(frozen=True)
 class Region:
-    """What one kernel computes: `root` (None when all nodes are elementwise), with elementwise
-    nodes before and after it.
+    """What one kernel computes: `root` (None when all nodes are elementwise), with its elementwise
+    prologue and epilogue.
 
     `nodes` are in order, each after what it reads; `inputs` are the values read from outside
-    (constants included), in the order of the kernel's pointers; `output` is the one node read from
-    outside. `facts` is None while these are nodes of a graph; with it the region is sealed, and
-    only a sealed one has a key and tells what is known.
+    (constants included), in the order of the kernel's pointers; `output` is the only node read from
+    outside. `facts` is None while these are nodes of a graph; otherwise the region is sealed, and
+    only then has a key and known facts.
     """
 
     root: Node | None
@@ -66,8 +66,8 @@ class Region:
 
     @cached_property
     def key(self) -> str:
-        """Text that is equal for regions of the same code: operators, attributes, types, what reads
-        what, and facts.
+        """Text that is equal for regions of the same code: operators, attributes, types, edges and
+        facts.
         """
         index = {n: f"%{i}" for i, n in enumerate((*self.inputs, *self.nodes))}
         parts = [self._text("constant" if n.is_constant else "value", n) for n in self.inputs]

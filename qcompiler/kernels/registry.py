@@ -3,16 +3,16 @@
     @candidates("conv")
     def direct(region: Region, device: Device) -> Iterable[Candidate] | Skip
 
-A generator says in how many ways it could make the kernel, and what each would take by the model of
-the device's core, or why it cannot; no code is written before one of them is chosen. The least
-predicted seconds win, among all generators of an operator, or what a tuner has measured to be best
-(tune/records.py). One that has neither choices nor rivals is written as the function that makes its
+A generator offers the ways in which it could make the kernel, with the time of each by the model of
+the device's core, or says why it cannot; no code is made before one is chosen. The least predicted
+time among all generators of an operator wins, or what a tuner has measured to be fastest
+(tune/records.py). A generator without choices or rivals is written as the function that makes its
 kernel:
 
     @kernel("Softmax")
     def softmax(region: Region, device: Device) -> Kernel | Skip
 
-What they are handed is sealed (facts.py): nothing that is not in the region's key is within reach.
+They get sealed regions (facts.py), and can read nothing that is not in the region's key.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Kernel:
     `func` is a TIR PrimFunc; its parameters are raw pointers: one for each of the region's inputs
     (in order), the output, then, if `scratch_bytes` > 0, a 64-byte aligned scratch area of that
     many bytes in all (the kernel divides it among its tasks). It returns int32 0. `pack` maps the
-    position of a constant input to the function that lays its array out as this kernel reads it,
-    once, at compile time. `tasks` is how many threads it can use (1: no parallel launch).
+    position of a constant input to the function that packs its array for this kernel, at compile
+    time. `tasks` is the number of threads it can use (1: no parallel launch).
     """
 
     name: str
@@ -61,36 +61,36 @@ class Kernel:
     tasks: int = 1
     macs: int = 0
     in_place: tuple[int, ...] = ()
-    """Inputs whose memory the output may take over (each element is read before its own is
-    written).
+    """In-place candidates: inputs whose memory the output may reuse (each element is read before
+    its own is written).
     """
 
     def __post_init__(self) -> None:
-        """Pointers are told to be of different memories, except where the output may take one over.
+        """Mark the pointers as not aliasing, unless the output may reuse an input's memory.
 
-        TVM gives every pointer of such a function a type of memory of its own, so LLVM believes it
-        of whatever it inlines the function into as well: callers stand in other modules
+        TVM gives every pointer of such a function its own alias class, which LLVM would also apply
+        to a caller that it inlines the function into; so callers are in other modules
         (emit/machine.py).
         """
         object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
 
 
 _BEYOND = "Literal value"
-"""Part of what TVM says of a number that its 32-bit type does not hold."""
+"""Part of TVM's message about a number that does not fit its 32-bit type."""
 
-TOLD = 3
-"""So many of a generator's candidates, the best, are remembered."""
+KEPT = 3
+"""Number of a generator's best candidates that are kept."""
 
 
 class Knobs(Protocol):
-    """What a generator decides: a frozen dataclass of whole numbers and words."""
+    """A generator's decisions: a frozen dataclass of integers and strings."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The knobs of a generator that has none."""
+    """The knobs of a generator without choices."""
 
 
 Setting = Mapping[str, int | str]
@@ -98,14 +98,14 @@ Setting = Mapping[str, int | str]
 
 
 def setting(knobs: Knobs) -> Setting:
-    """Knobs -> what a file holds of them."""
+    """Knobs -> how a file holds them."""
     return asdict(knobs)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make a region's kernel, and the seconds that it is predicted to take. `build`
-    makes it, and may find only then that it cannot.
+    """One way to make a region's kernel, and its predicted seconds. `build` makes it, or finds only
+    then that it cannot.
     """
 
     knobs: Knobs
@@ -119,19 +119,19 @@ Make = Callable[[Region, Device], Kernel | Skip]
 
 @dataclass(frozen=True)
 class Generator:
-    """A registered generator. Its `version` rises when its knobs come to mean other code: what was
-    measured of them before counts no longer.
+    """A registered generator. Its `version` rises when the same knobs give other code, which makes
+    earlier measurements invalid.
     """
 
     name: str
     ways: Ways
     version: int = 1
     kind: type[Device] = Cpu
-    """The kind of device that it makes code for; it is not asked for others."""
+    """The kind of device that it makes code for."""
 
 
 GENERATORS: dict[str, list[Generator]] = {}
-"""By operator ("elementwise" for regions without a root)."""
+"""Generators by operator ("elementwise" for regions without a root)."""
 
 
 class Records(Protocol):
@@ -143,7 +143,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """Knobs, and the seconds that they were measured to take."""
+    """Knobs, and their measured seconds."""
 
     knobs: Setting
     seconds: float
@@ -153,8 +153,8 @@ def candidates(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callabl
     """Register a generator, for a kind of device, for regions whose root is one of `ops` (see
     `op_of`).
 
-    What is returned seals the region that it is given, so there is no other way to the generator,
-    and builds only what finds its operands as it packs them.
+    The function returned seals its region, so the generator never sees another, and builds only
+    kernels that find their operands packed.
     """
 
     def register(generate: Ways) -> Ways:
@@ -175,8 +175,8 @@ def candidates(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callabl
 
 
 def kernel(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callable[[Make], Make]:
-    """Register the function that makes the kernels of its operators, as the one candidate there is;
-    what is returned makes them at once.
+    """Register a function that makes the only kernel of its operators; the function returned makes
+    it at once.
     """
 
     def register(make: Make) -> Make:
@@ -196,12 +196,12 @@ def kernel(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callable[[M
 
 
 def streamed(region: Region, device: Device) -> float:
-    """Seconds to move what a region reads and writes, on one core."""
+    """Seconds to move a region's operands and output, on one core."""
     return 1e-9 * device.core.moved_ns(sum(n.type.bytes for n in (*region.inputs, region.output)))
 
 
 def _fitting(make: Callable[[], T | Skip]) -> T | Skip:
-    """What a generator makes; a Skip also where it finds out deep inside that it cannot."""
+    """The result of `make`; a Skip also where it raises Unfit or TVM refuses a number."""
     try:
         return make()
     except Unfit as e:
@@ -218,9 +218,10 @@ def _built(region: Region, build: Callable[[], Kernel | Skip]) -> Kernel | Skip:
 
 
 def mispacked(made: Kernel, region: Region) -> Skip | None:
-    """Why a kernel would not find its operands laid out as it packs them; None if it will.
+    """Why a kernel would not find its operands packed; None if it does.
 
-    Only constants are packed, and what the anchor wants packed nobody else in the region reads.
+    Only constants are packed, and no other node of the region may read what is packed for the
+    anchor.
     """
     root = region.root
     for i in made.pack:
@@ -243,19 +244,19 @@ class Offer:
     candidate: Candidate
 
     def same(self, other: Offer) -> bool:
-        """Is it the same kernel?"""
+        """Does it make the same kernel?"""
         mine, its = self.candidate.knobs, other.candidate.knobs
         return (self.generator, mine) == (other.generator, its)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A region's kernel (or why there is none), and how it came to be."""
+    """A region's kernel (or why there is none), and how it was chosen."""
 
     kernel: Kernel | Skip
     chosen: Offer | None = None
     recorded: bool = False
-    """Was it chosen by a record, not by the model?"""
+    """Whether a record chose it rather than the model."""
     lost: tuple[Offer, ...] = ()
     """The best candidates that were not chosen."""
     skips: tuple[tuple[str, str], ...] = ()
@@ -263,13 +264,13 @@ class Decision:
 
 
 def choose(region: Region, device: Device, records: Records | None = None) -> Decision:
-    """The kernel that is recorded to be fastest, or else predicted to be."""
+    """The kernel recorded as fastest, or else predicted to be."""
     region = sealed(region, device)
     offers: list[Offer] = []
     measured: list[tuple[float, Offer]] = []
     skips: list[tuple[str, str]] = []
     asked = [g for g in GENERATORS.get(op_of(region), []) if isinstance(device, g.kind)]
-    for generator in sorted(asked, key=lambda g: g.name, reverse=True):  # of equals: the last
+    for generator in sorted(asked, key=lambda g: g.name, reverse=True):  # the last of equals wins
         found = generator.ways(region, device)
         if isinstance(found, Skip):
             skips.append((generator.name, found.reason))
@@ -277,7 +278,7 @@ def choose(region: Region, device: Device, records: Records | None = None) -> De
         if records is not None:
             found = list(found)
             measured += _measured(found, generator, region, device, records)
-        best = nsmallest(TOLD, found, key=lambda c: c.seconds)
+        best = nsmallest(KEPT, found, key=lambda c: c.seconds)
         if not best:
             skips.append((generator.name, "nothing that it could choose fits"))
         offers += [Offer(generator.name, c) for c in best]
@@ -293,7 +294,7 @@ def _measured(
     device: Device,
     records: Records,
 ) -> list[tuple[float, Offer]]:
-    """Of a generator's candidates the one that is recorded to be best, with its measured time."""
+    """The candidate of a generator that is recorded as best, with its measured time."""
     record = records.best(region.key, device, generator.name, generator.version)
     if record is None:
         return []
@@ -302,8 +303,8 @@ def _measured(
 
 
 def op_of(region: Region) -> str:
-    """What generators are registered for: the root's operator, "elementwise" without a root, "item
-    of Split" for an output of a node that has several.
+    """The operator that generators are registered for: the root's, "elementwise" without a root,
+    "item of Split" for an output of a node with several.
     """
     root = region.root
     if root is None:
@@ -314,7 +315,7 @@ def op_of(region: Region) -> str:
 def _first_built(
     region: Region, known: Sequence[Offer], offers: list[Offer], skips: list[tuple[str, str]]
 ) -> Decision:
-    """The first that can be made of those `known` to be best, then of all the others."""
+    """The first kernel that can be built, of the best offers, then of all others."""
     unfit: list[Offer] = []
     for i, offer in enumerate((*known, *offers)):
         made = offer.candidate.build()

@@ -198,7 +198,7 @@ class Cycles:
                 f"a chain of loads over the lines of {near >> 10} KiB in random order",
             ),
             Fact(
-                "ahead_bytes",
+                "prefetch_bytes",
                 ahead,
                 f"bytes from L2 in the {furthest:.0f} cycles of a load from memory",
             ),

@@ -1,8 +1,8 @@
-"""Cortex-M4, M7 and M33, without an operating system: scalar registers of 32 bits, of which two
-halves are multiplied and added at once (SMLAD), and floating-point registers of 32 bits.
+"""Cortex-M4, M7 and M33, without an operating system: scalar registers of 32 bits, whose two halves
+are multiplied and added at once (SMLAD), and floating-point registers of 32 bits.
 
-A vector here is four words, in four registers: so kernels keep four sums side by side, and LLVM
-takes everything apart.
+A vector here is four words in four registers: kernels keep four independent sums, and LLVM splits
+the vectors.
 Source: ARMv7-M Architecture Reference Manual (DDI 0403), chapter A7.7.
 """
 
@@ -32,7 +32,7 @@ def _vector(words: list[Value]) -> Value:
 
 
 def _smlad(sums: Value, left: Value, right: Value) -> Value:
-    """Both products of halves of two words, added to a third."""
+    """Both products of two words' halves, added to a third word."""
     return llvm("int32", 1, "llvm.arm.smlad", left, right, sums)
 
 
@@ -44,13 +44,13 @@ def smlad(sums: Value, left: Value, right: Value) -> Value:
 
 def _halves(word: Value, name: str) -> list[Value]:
     """Four bytes of a word -> the even ones and the odd ones, in 16 bits each."""
-    turned = llvm("int32", 1, "llvm.fshr", word, word, tir.const(8))
-    return [llvm("int32", 1, name, w) for w in (word, turned)]
+    rotated = llvm("int32", 1, "llvm.fshr", word, word, tir.const(8))
+    return [llvm("int32", 1, name, w) for w in (word, rotated)]
 
 
 def _bytes(widen: str) -> Callable[..., Value]:
-    """Products of four bytes: those on the left widened by one instruction, those on the right with
-    their signs by another; the same even and odd ones meet.
+    """Products of four bytes: even and odd bytes are widened to 16 bits on both sides, the left
+    ones by the instruction `widen`, the right ones as signed.
     """
 
     def product(sums: Value, left: Value, right: Value) -> Value:
@@ -71,7 +71,7 @@ def vcvtr(x: Value) -> Value:
 
 
 def round_to_int(x: Value) -> Value:
-    """Four float32 -> int32, as above."""
+    """Four float32 -> int32, as by `vcvtr`."""
     return _vector([vcvtr(tir.shuffle(x, [i])) for i in range(4)])
 
 
@@ -86,11 +86,11 @@ def quantize(
     """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
     uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
 
-    `bounded`: all are within 1e9; `numbers`: none is NaN, which is no easier here.
+    `bounded`: all are within 1e9; `numbers`: none is NaN, which makes no difference here.
     """
     clip, least = {"uint8": "usat", "int8": "ssat"}[dtype], tir.const(-1e9, "float32")
 
-    def narrow(x: Value) -> Value:
+    def packed(x: Value) -> Value:
         whole = vcvtr(x if bounded else tirx.Select(x > least, x, least))
         if zero is not None:
             whole = llvm("int32", 1, "llvm.sadd.sat", whole, zero)
@@ -99,7 +99,7 @@ def quantize(
 
     made = []
     for vector in vectors:
-        parts = [narrow(tir.shuffle(vector, [i])) << (8 * i) for i in range(4)]
+        parts = [packed(tir.shuffle(vector, [i])) << (8 * i) for i in range(4)]
         made.append(parts[0] | parts[1] | parts[2] | parts[3])
     words = tirx.Shuffle(made, [tir.const(i) for i in range(len(made))])
     return tir.reinterpret(words, dtype)

@@ -17,7 +17,7 @@ def vfma(sums: Value, left: Value, right: Value) -> Value:
 
 
 def _widened(vector: Value, dtype: str) -> list[Value]:
-    """The even and the odd elements, of twice the size."""
+    """The even and the odd elements, widened to twice the size."""
     count = tir.lanes_of(vector)
     return [tir.cast(tir.shuffle(vector, range(odd, count, 2)), dtype) for odd in (0, 1)]
 

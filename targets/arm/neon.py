@@ -20,7 +20,7 @@ def fmla(sums: Value, left: Value, right: Value) -> Value:
 
 
 def smull(left: Value, right: Value) -> Value:
-    """8 int8 by as many: their products in 16 bits."""
+    """Eight products of int8, in 16 bits."""
     return llvm("int16", 8, "llvm.aarch64.neon.smull.v8i16", left, right)
 
 
@@ -35,13 +35,13 @@ def saddlp(words: Value) -> Value:
 
 
 def through_words(sums: Value, left: Value, right: Value) -> Value:
-    """int8: four products of a lane are added in 32 bits, two by two."""
+    """int8: four products of a lane are added in 32 bits, in pairs."""
     pairs = [saddlp(_half(left, right, half)) for half in (_LOW, _HIGH)]
     return tir.wrapping("+", sums, llvm("int32", 4, "llvm.aarch64.neon.addp.v4i32", *pairs))
 
 
 def smlal2(left: Value, right: Value) -> Value:
-    """int8 in two parts: a product of each, added in 16 bits."""
+    """int8 in two parts: one product of each, added in 16 bits."""
     return _half(left, right, _LOW) + _half(left, right, _HIGH)
 
 
@@ -77,7 +77,7 @@ def quantize(
 
     `bounded`: all are within 1e9; `numbers`: none is NaN.
     """
-    if not bounded and not numbers:  # of a NaN and a number this is the number
+    if not bounded and not numbers:  # maxnum of NaN and a number is the number
         least = tir.const(-1e9, "float32", 4)
         vectors = [llvm("float32", 4, "llvm.maxnum", x, least) for x in vectors]
     words = [llvm("int16", 4, "llvm.aarch64.neon.sqxtn.v4i16", fcvtns(x)) for x in vectors]
@@ -85,14 +85,14 @@ def quantize(
     if zero is not None:
         shift = tir.broadcast(tir.cast(zero, "int16"), 8)
         eights = [llvm("int16", 8, "llvm.sadd.sat", w, shift) for w in eights]
-    narrow = {"uint8": "sqxtun", "int8": "sqxtn"}[dtype]
-    made = [llvm("int8", 8, f"llvm.aarch64.neon.{narrow}.v8i8", w) for w in eights]
+    saturating = {"uint8": "sqxtun", "int8": "sqxtn"}[dtype]
+    made = [llvm("int8", 8, f"llvm.aarch64.neon.{saturating}.v8i8", w) for w in eights]
     return tir.reinterpret(tir.concat(made), dtype)
 
 
 def tbl(index: Value, table: Sequence[Value]) -> Value:
-    """16 indices into 256 bytes, given as sixteen vectors: each instruction looks through four, and
-    leaves alone what is beyond them.
+    """16 indices into 256 bytes, given as sixteen vectors; each instruction searches four, and
+    keeps earlier results for indices beyond them.
     """
     index, *parts = (tir.reinterpret(v, "int8") for v in (index, *table))
     found = llvm("int8", 16, "llvm.aarch64.neon.tbl4.v16i8", *parts[:4], index)
@@ -104,7 +104,7 @@ def tbl(index: Value, table: Sequence[Value]) -> Value:
 
 
 def pause() -> str:
-    """LLVM text: this thread waits for another's store."""
+    """LLVM text: a hint that this thread spins."""
     return "call void @llvm.aarch64.hint(i32 1)"
 
 

@@ -1,8 +1,8 @@
-"""bfloat16 of Armv8.6-A (Neoverse V1 and N2, Cortex-A510 and A710 and later): pairs of products in
-a lane, and 2 rows of 4 by 4 x 2 in a vector, with float32 sums.
+"""bfloat16 of Armv8.6-A (Neoverse V1 and N2, Cortex-A510 and A710 and later): two products in a
+lane, and 2 x 4 by 4 x 2 in a vector, with float32 sums.
 
-TVM's code generator knows no bfloat16 vectors, so these instructions come in as LLVM functions over
-integers of the same bits, which are inlined.
+TVM's code generator has no bfloat16 vectors, so these instructions are inlined LLVM functions over
+integers of the same bits.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ define internal <4 x float> @arm_@NAME(<4 x float> %sums, <4 x i32> %left, <4 x 
   ret <4 x float> %r
 }
 """
-_NARROW = """
+_ROUND = """
 define internal <4 x i16> @arm_bfcvtn(<4 x float> %x) alwaysinline {
   %b = fptrunc <4 x float> %x to <4 x bfloat>
   %r = bitcast <4 x bfloat> %b to <4 x i16>
@@ -33,23 +33,22 @@ define internal <4 x i16> @arm_bfcvtn(<4 x float> %x) alwaysinline {
 }
 """
 _KEY = ("bf16", "bf16", "f32")
-_KEY = ("bf16", "bf16", "f32")
 _OVERLOADS = {"bfdot": "bfdot.v4f32.v8bf16", "bfmmla": "bfmmla"}
 
 
 def _text() -> str:
     made = [_PRODUCT.replace("@DECLARED", d).replace("@NAME", n) for n, d in _OVERLOADS.items()]
-    return "".join([*made, _NARROW])
+    return "".join([*made, _ROUND])
 
 
-def _product(name: str, *, turned: bool = False) -> Callable[[Value, Value, Value], Value]:
+def _product(name: str, *, swapped: bool = False) -> Callable[[Value, Value, Value], Value]:
     """Products of bfloat16 and the sum, rounded as the instruction does; denormals count as
-    zero. `turned` as for dot products of bytes.
+    zero. `swapped` as for `dot`.
     """
 
     def emit(sums: Value, left: Value, right: Value) -> Value:
         a, b = (tir.reinterpret(v, "int32") for v in (left, right))
-        one, other = (b, a) if turned else (a, b)
+        one, other = (b, a) if swapped else (a, b)
         return tir.extern("float32", 4, f"arm_{name}", sums, one, other)
 
     return emit
@@ -67,7 +66,7 @@ BF16 = isa(
     cpu_flags="bf16",
     macs=(
         BlockMac(_KEY, rows=2, columns=2, k=4, emit=_product("bfmmla"), by_lane=2),
-        VectorMac(_KEY, lanes=4, k=2, emit=_product("bfdot", turned=True), by_lane=4),
+        VectorMac(_KEY, lanes=4, k=2, emit=_product("bfdot", swapped=True), by_lane=4),
     ),
     intrinsics={"to_bfloat16": bfcvtn, "llvm_ir": _text},
 )

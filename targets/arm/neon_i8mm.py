@@ -1,5 +1,5 @@
-"""The matrix products of bytes of Armv8.6-A (Neoverse V1 and N2, Cortex-A510 and A710 and later): 2
-rows of 8 bytes by 8 x 2 in a vector, 32 products an instruction, of every two signs.
+"""Matrix products of bytes of Armv8.6-A (Neoverse V1 and N2, Cortex-A510 and A710 and later): 2 x 8
+by 8 x 2 in a vector, 32 products an instruction, signed, unsigned and mixed.
 """
 
 from qcompiler.targets.arm.neon_dotprod import DOTPROD, dot

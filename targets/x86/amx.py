@@ -1,9 +1,9 @@
 """AMX (Sapphire Rapids and later): eight tile registers of 16 rows by 64 bytes, int8 and bfloat16.
 
-Linux gives a process the tile registers only when it asks, all its threads at once: "Permission,
-when granted, is valid per process. Permissions are inherited on fork(2) and cleared on exec(3)"
-(Documentation/arch/x86/xstate.rst of the kernel, 5.16 and newer). So the entry of a run asks, and
-worker threads need not.
+Linux grants the tile registers only on request, to all threads of a process: "Permission, when
+granted, is valid per process. Permissions are inherited on fork(2) and cleared on exec(3)"
+(Documentation/arch/x86/xstate.rst of the kernel, 5.16 and newer). So the entry of a run requests
+them, and worker threads need not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,7 @@ def ldtilecfg(address: Value) -> Value:
 
 
 def tilerelease() -> Value:
-    """Forget the shapes: the registers cost nothing at the next context switch."""
+    """Release the tiles, so that context switches need not save them."""
     return _tile("tilerelease")
 
 
@@ -67,7 +67,7 @@ def tileloadd(tile: int, address: Value, stride: Value) -> Value:
 
 
 def tileloaddt1(tile: int, address: Value, stride: Value) -> Value:
-    """tileloadd of what is not read again soon: the first-level cache keeps what it has."""
+    """tileloadd of data that is not read again soon, which need not displace cached lines."""
     return _tile("tileloaddt164", _number(tile), address, tirx.Cast("int64", stride))
 
 
@@ -77,7 +77,9 @@ def tilestored(tile: int, address: Value, stride: Value) -> Value:
 
 
 def system_call(numbers: Sequence[int]) -> str:
-    """LLVM text: a system call, its number first, of two more numbers; 0 or an error, negative."""
+    """LLVM text of a system call (its number, then two arguments); it returns 0 or a negative
+    error.
+    """
     number, first, second = numbers
     clobbered = "~{rcx},~{r11},~{memory}"
     return (

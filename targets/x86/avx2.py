@@ -21,7 +21,7 @@ def vfmaddps(sums: Value, left: Value, right: Value) -> Value:
 
 
 def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
-    """int16 pairs: their products, added in int32, never overflow but for 4 * 2**30."""
+    """int16 pairs: both products of a lane are added in int32; only 4 * 2**30 overflows."""
     a, b = (tir.reinterpret(v, "int16") for v in (left, right))
     return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", a, b))
 
@@ -33,7 +33,7 @@ def vpmaddubsw(left: Value, right: Value) -> Value:
 
 
 def add_pairs(sums: Value, words: Value) -> Value:
-    """int16: sums of two neighbours are added to int32."""
+    """int16: two neighbours are added to an int32 sum."""
     return vpmaddwd(sums, words, tir.const(1, "int16", 16))
 
 
@@ -50,9 +50,9 @@ def vcvtps2dq(x: Value) -> Value:
 def quantizer(
     lanes: int, rounded: Callable[[Value], Value], name: Callable[[str], str]
 ) -> Callable[..., Value]:
-    """The intrinsic "quantize" of vectors of `lanes` floats: `rounded` makes int32 of one, `name`
-    spells a saturating pack of this width. Packs keep to quarters of 16 bytes; a shuffle puts them
-    in order.
+    """The intrinsic "quantize" for vectors of `lanes` floats: `rounded` converts one to int32,
+    `name` gives the name of a saturating pack of this width. Packs work within quarters of 16
+    bytes; a shuffle restores the order.
     """
 
     def quantize(
@@ -66,10 +66,12 @@ def quantizer(
         """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
         uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
 
-        `bounded`: all are within 1e9; `numbers`: none is NaN, which is no easier here.
+        `bounded`: all are within 1e9; `numbers`: none is NaN, which makes no difference here.
         """
         if not bounded:
-            most = tir.const(1e9, "float32", lanes)  # what int32 cannot hold saturates all the same
+            most = tir.const(
+                1e9, "float32", lanes
+            )  # int32 cannot hold more, which saturates anyway
             vectors = [tirx.Select(most < x, most, x) for x in vectors]
         whole = [rounded(x) for x in vectors]
         pairs = zip(whole[::2], whole[1::2], strict=True)
@@ -89,7 +91,7 @@ quantize = quantizer(8, vcvtps2dq, "llvm.x86.avx2.{}".format)
 
 
 def pause() -> str:
-    """LLVM text: this thread waits for another's store."""
+    """LLVM text: a hint that this thread spins."""
     return "call void @llvm.x86.sse2.pause()"
 
 

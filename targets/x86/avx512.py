@@ -12,7 +12,7 @@ _CURRENT_ROUNDING = tir.const(4, "int32")
 
 
 def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
-    """int16 pairs: their products, added in int32."""
+    """int16 pairs: both products of a lane are added in int32."""
     a, b = (tir.reinterpret(v, "int16") for v in (left, right))
     return tir.wrapping("+", sums, llvm("int32", 16, "llvm.x86.avx512.pmaddw.d.512", a, b))
 
@@ -24,7 +24,7 @@ def vpmaddubsw(left: Value, right: Value) -> Value:
 
 
 def add_pairs(sums: Value, words: Value) -> Value:
-    """int16: sums of two neighbours are added to int32."""
+    """int16: two neighbours are added to an int32 sum."""
     return vpmaddwd(sums, words, tir.const(1, "int16", 32))
 
 
@@ -51,7 +51,7 @@ AVX512 = isa(
     registers=32,
     vector_bytes=64,
     masked=EVERY_SIZE,
-    preference=10,  # before all that have 32-byte vectors
+    preference=10,  # above all with 32-byte vectors
     macs=(
         VectorMac(("f32", "f32", "f32"), lanes=16, k=1, emit=vfmaddps),
         VectorMac(("i16", "i16", "i32"), lanes=16, k=2, emit=vpmaddwd, temporaries=1),

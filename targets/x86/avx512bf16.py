@@ -1,8 +1,8 @@
 """AVX512-BF16 with AVX512-VBMI (Sapphire Rapids, Zen 4 and later): bfloat16 products with float32
 sums, and look-ups of bytes. Cooper Lake has no VBMI and counts as AVX512-VNNI.
 
-TVM's code generator knows no bfloat16 vectors, so these instructions come in as LLVM functions over
-integers of the same bits, which are inlined.
+TVM's code generator has no bfloat16 vectors, so these instructions are inlined LLVM functions over
+integers of the same bits.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def vcvtneps2bf16(x: Value) -> Value:
 
 
 def vpermi2b(index: Value, table: Sequence[Value]) -> Value:
-    """64 indices into 256 bytes, given as four vectors: each instruction looks through two."""
+    """64 indices into 256 bytes, given as four vectors; each instruction searches two."""
     index, *parts = (tir.reinterpret(v, "int8") for v in (index, *table))
 
     def half(low: Value, high: Value) -> Value:

@@ -435,7 +435,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             load(tmp_path / name)
 
 
-def test_a_cpu_without_the_features_is_told_which(
+def test_features_that_the_cpu_lacks_are_named(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "features", lambda: frozenset({"sse2"}))

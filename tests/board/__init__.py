@@ -142,7 +142,7 @@ class Board:
         self._orders.append(struct.pack(f"<{len(words)}q", *words))
 
     def space(self, size: int) -> int:
-        """So many bytes, and nothing to touch behind them -> their number."""
+        """Allocate bytes followed by an inaccessible page -> the block's number."""
         self._order(1, size)
         self._count += 1
         return self._count - 1

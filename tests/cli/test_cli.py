@@ -51,7 +51,7 @@ def network() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the commands read; nobody writes here."""
+    """What the commands read; nothing writes here."""
     folder = tmp_path_factory.mktemp("cli")
     onnx.save(network(), folder / "model.onnx")
     rng = np.random.default_rng(1)

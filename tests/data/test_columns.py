@@ -58,7 +58,7 @@ def test_what_the_readers_need_decides_where_a_range_ends() -> None:
 
 
 def ruined() -> tuple[Graph, list[dict[str, Array]]]:
-    """Two products; what the second reads has channels that lie far apart."""
+    """Two products; the second reads channels of very different ranges."""
     rng = np.random.default_rng(2)
     spread = np.exp(2.5 * rng.standard_normal(DEPTH))
     first, second = rng.standard_normal((2, DEPTH, DEPTH)) / np.sqrt(DEPTH)
@@ -140,7 +140,7 @@ def test_the_range_of_what_a_product_reads_may_be_asked_for() -> None:
 
 
 def depthwise(spread: float) -> tuple[Graph, list[dict[str, Array]]]:
-    """Sixteen channels, each by itself; the loudest is e^spread times the quietest."""
+    """Sixteen independent channels; the largest is e^spread times the smallest."""
     rng = np.random.default_rng(3)
     size = np.exp(np.linspace(-spread / 2, spread / 2, 16)).reshape(1, 16, 1, 1)
     w = constant(rng.standard_normal((16, 1, 3, 3)).astype(np.float32))

@@ -1,6 +1,6 @@
 """Many random cases: `python -m tests.differential --cases 5000 --seed 1`.
 
-Each case runs in a process of its own; results go to a log beside the reproducers, from which the
+Each case runs in its own process; results go to a log next to the reproducers, from which the
 same command goes on where it was stopped. `--kind onnx` damages models, `--kind artifact` damages
 artifacts. Exit status 1 if anything was wrong.
 """
@@ -24,7 +24,7 @@ from .shards import Job, Result, alone, done_before, results
 from .shrink import save, shrink
 
 STRIDE = 1_000_000
-"""Seeds of one `--seed` start at so many times that."""
+"""Seeds of one `--seed` start at this multiple of it."""
 
 
 def main() -> int:

@@ -112,7 +112,7 @@ class Builder:
         return x.astype(np.float32)
 
     def shape(self, rank: int, most: int = 4000) -> tuple[int, ...]:
-        """A random shape of so many dimensions."""
+        """A random shape of `rank` dimensions."""
         while True:
             found = tuple(self.choose(LENGTHS) for _ in range(rank))
             if np.prod(found) <= most:
@@ -228,7 +228,7 @@ class Builder:
     # The whole.
 
     def outputs(self) -> list[Value]:
-        """What nobody reads, and now and then a value that somebody does read, or an input."""
+        """Values that nothing reads, and sometimes one that is read, or an input."""
         made = {o for n in self.nodes for o in n.output}
         leaves = [v for v in self.values if v.name in made and v.name not in self.read]
         found = leaves[-6:]

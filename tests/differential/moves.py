@@ -10,7 +10,7 @@ from .builder import Builder, Value
 
 
 def ranked(b: Builder, least: int = 1, most: int = 5, dtype: str = "float32") -> Value:
-    """A value of so many dimensions."""
+    """A value of `least` to `most` dimensions."""
     return b.pick(lambda v: least <= v.rank <= most, dtype)
 
 

@@ -90,7 +90,7 @@ def einsum(b: Builder) -> None:
 
 
 def windows(b: Builder, spatial: int, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Kernel, strides, dilations and pads for so many axes of these lengths."""
+    """Kernel, strides, dilations and pads for axes of these lengths."""
     each = range(spatial)
     kernel = [b.choose((1, 1, 2, 3, 3, 3, 5)) for _ in each]
     if b.chance(0.4):

@@ -22,7 +22,7 @@ from qcompiler.ops import meaning
 RUNS = 6
 """Three pairs: what one pushes up, the other pushes down."""
 TIES = 20
-"""The runs where values are rounded to narrow floats: those near a tie go either way, and some sums
+"""The runs where values are rounded to 16-bit floats: those near a tie go either way, and some sums
 of a few of them come out otherwise only if one goes this way and another that way.
 """
 UNITS = 8.0
@@ -194,7 +194,7 @@ class _Noise:
 
 
 def _step(dtype: str) -> float:
-    """The relative step between two neighbours of a narrow float."""
+    """The relative step between two neighbours of a 16-bit float."""
     import ml_dtypes
 
     return 1.01 * float(ml_dtypes.finfo(numpy_dtype(dtype)).eps)
@@ -280,7 +280,7 @@ def _with_noisy_scores(arrays: tuple[Array | None, ...], noise: _Noise) -> tuple
 
 
 def _narrows(node: Node) -> bool:
-    """Whether a computed value is rounded to a narrow float."""
+    """Whether a computed value is rounded to a 16-bit float."""
     return node.op == "Cast" and node.dtype in ("bfloat16", "float16")
 
 

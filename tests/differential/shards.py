@@ -78,7 +78,7 @@ def _start(job: Job, index: int, seconds: float) -> _Child:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES + _mapped(),) * 2)
         try:
             os.write(writer, json.dumps(job(index)).encode())
-        except BaseException as e:  # told to the parent; the child has nobody else
+        except BaseException as e:  # reported to the parent, as nothing else sees it
             os.write(writer, json.dumps({"died": f"{type(e).__name__}: {e}"}).encode())
         os._exit(0)
     os.close(writer)

@@ -26,7 +26,7 @@ Fails = Callable[[Case], bool]
 
 
 def shrink(case: Case, fails: Fails, tries: int = 150) -> Case:
-    """The smallest case that was found, in so many tries."""
+    """The smallest case found within `tries` tries."""
     left = tries
     found = True
     while found and left > 0:

@@ -23,7 +23,7 @@ from .shrink import save, shrink
 CASES, PASSES, MUTANTS, DAMAGED = 200, 300, 60, 60
 """How many are tried unless `--cases` says otherwise."""
 A_TEST = 10
-"""So many are one test: a test of its own for each would take longer to report than to run."""
+"""Cases in one test: a test for each would take longer to report than to run."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

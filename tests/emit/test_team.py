@@ -1,4 +1,4 @@
-"""Threads claim what no other has begun: all of it is done once, in order, by whoever is there."""
+"""Threads claim units that no other has begun: each is done once, in order, by any thread."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_instructions_that_this_cpu_may_lack_run_in_all_threads(
 
 @pytest.mark.parametrize("threads", [2, 4, 32])
 def test_a_team_without_workers_runs_it_all(threads: int) -> None:
-    """The caller waits for nobody who has not begun."""
+    """The caller does not wait for threads that have not begun."""
     made = artifact_of(threads)
     (binary,), (variant,) = made.binaries, made.manifest.variants
     code, weights = library.Code(binary.code), library.aligned_copy(binary.weights)

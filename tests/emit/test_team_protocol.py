@@ -198,7 +198,7 @@ def test_a_caller_whose_workers_never_come_does_all() -> None:
 
 @pytest.mark.parametrize("stuck", range(1, 40))
 def test_a_worker_that_stops_anywhere_holds_up_what_it_has_claimed_only(stuck: int) -> None:
-    """It stops for good after so many steps."""
+    """It stops forever after some steps."""
     m = Memory([])
     worker, caller = loop(m, 1), launch(m, [0b11] * 6, 1)
     ended = False

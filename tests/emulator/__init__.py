@@ -89,7 +89,7 @@ def count() -> int:
 
 
 def observe(told: ctypes.c_void_p | None) -> None:
-    """The address of a C function (`observer` in emulator.c), told of every tile load, store and
-    product from now on; None: nobody is.
+    """The address of a C function (`observer` in emulator.c) that is called for every tile load,
+    store and product from now on; None: no function.
     """
     library().emulator_observe(told or ctypes.c_void_p())

@@ -67,7 +67,7 @@ def interleave(b: Array, group: int) -> Array:
 
 
 def padded(matrix: Array, extra_bytes: int) -> NDArray[np.uint8]:
-    """A matrix -> its bytes, with bytes between the rows that belong to nobody."""
+    """A matrix -> its bytes, with unused bytes between the rows."""
     rows = np.ascontiguousarray(matrix).view(np.uint8)
     memory = np.full((rows.shape[0], rows.shape[1] + extra_bytes), 0xA5, np.uint8)
     memory[:, : rows.shape[1]] = rows

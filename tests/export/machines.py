@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from qcompiler.dtypes import numpy_dtype
-from qcompiler.export.header import Told, members
+from qcompiler.export.header import Facts, members
 from qcompiler.ir import Array
 
 HERE = Path(__file__).parent / "cortex_m"
@@ -81,13 +81,15 @@ def demand(machine: Machine) -> None:
 
 
 def run(
-    machine: Machine, told: Told, folder: Path, samples: Sequence[Mapping[str, Array]]
+    machine: Machine, facts: Facts, folder: Path, samples: Sequence[Mapping[str, Array]]
 ) -> list[dict[str, Array]]:
     """What the model in a folder gives for some samples."""
-    (folder / "program.c").write_text(program(told))
-    feeds = [s[v.name].astype(numpy_dtype(v.dtype)).tobytes() for s in samples for v in told.inputs]
+    (folder / "program.c").write_text(program(facts))
+    feeds = [
+        s[v.name].astype(numpy_dtype(v.dtype)).tobytes() for s in samples for v in facts.inputs
+    ]
     (folder / "in.bin").write_bytes(b"".join(feeds))
-    build(machine, folder, told.name)
+    build(machine, folder, facts.name)
     emulator = _found(machine.emulators) if machine.emulators else ()
     command = [*emulator, "./program"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -95,7 +97,7 @@ def run(
     data, at, found = (folder / "out.bin").read_bytes(), 0, []
     for _ in samples:
         row = {}
-        for value in told.outputs:
+        for value in facts.outputs:
             dtype = numpy_dtype(value.dtype)
             count = int(np.prod(value.shape))
             row[value.name] = np.frombuffer(data, dtype, count, at).reshape(value.shape)
@@ -123,9 +125,9 @@ def build(machine: Machine, folder: Path, name: str) -> None:
     _done(*words, "-o", folder / "program")
 
 
-def program(told: Told) -> str:
+def program(facts: Facts) -> str:
     """C that runs a model on every sample of in.bin."""
-    n, m = told.name, told.macro
+    n, m = facts.name, facts.macro
     lines = [
         f'#include "{n}.h"',
         "int open_file(const char *, int);",
@@ -134,7 +136,7 @@ def program(told: Told) -> str:
         f"enum {{ GUARD = {m}_ALIGN }};",
         f"_Alignas({m}_ALIGN) static unsigned char memory[{m}_WORKSPACE_BYTES + 2 * GUARD];",
     ]
-    sides = {"input": told.inputs, "output": told.outputs}
+    sides = {"input": facts.inputs, "output": facts.outputs}
     for side, values in sides.items():
         for member in members(values):
             size = f"{m}_{side.upper()}_{member.upper()}_BYTES"
@@ -149,11 +151,11 @@ def program(told: Told) -> str:
         "    for (size_t i = 0; i < sizeof memory; i++) memory[i] = (unsigned char)(i * 7);"
     )
     lines.append("    for (;;) {")
-    for member in members(told.inputs):
+    for member in members(facts.inputs):
         lines.append(f"        if (read_file(in, input_{member}, sizeof input_{member})) return 0;")
     lines.append(f"        int status = {n}_run(&inputs, &outputs, memory + GUARD);")
     lines.append("        if (status) return 80 + status;")
-    for member in members(told.outputs):
+    for member in members(facts.outputs):
         lines.append(f"        if (write_file(out, output_{member}, sizeof output_{member}))")
         lines.append("            return 61;")
     lines += [

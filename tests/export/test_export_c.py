@@ -290,7 +290,7 @@ def test_weights_in_a_file_are_the_models_own_or_refused(
         *("digits.h", "digits.hpp", "digits.o", "digits.weights")
     }
     small = (tmp_path / "d" / "digits.o").stat().st_size
-    assert small + found.told.weights_bytes <= (exported / "digits.o").stat().st_size + 1024
+    assert small + found.facts.weights_bytes <= (exported / "digits.o").stat().st_size + 1024
     (tmp_path / "d.c").write_text(FILE)
     folder = tmp_path / "d"
     run(tool("gcc"), *C, "-I", folder, tmp_path / "d.c", folder / "digits.o", "-o", folder / "run")

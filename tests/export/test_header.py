@@ -13,7 +13,7 @@ import pytest
 import qcompiler
 from qcompiler.artifact.artifact import Value
 from qcompiler.errors import Error
-from qcompiler.export.header import Scale, Told, header, identifier, members, wrapper
+from qcompiler.export.header import Facts, Scale, header, identifier, members, wrapper
 
 ODD = ("class", "a b", "A.b", "ä/*\\", "*/", "??/", '"', "1st", "", "weights", "x\ny")
 DTYPES = ("float32", "float16", "bfloat16", "float64", "bool", "int8", "uint8", "int64", "uint32")
@@ -29,11 +29,13 @@ int main(void) {{
 """
 
 
-def told(in_file: bool) -> Told:
+def header_facts(in_file: bool) -> Facts:
     inputs = [Value(n, DTYPES[i % len(DTYPES)], (2, 3)) for i, n in enumerate(ODD)]
     outputs = [Value("y", "int8", ())]
     scales = {"y": Scale(0.5, -3)}
-    return Told("net", "*/ /* odd", "t", ["a"], inputs, outputs, 64, 0, "0", in_file, scales=scales)
+    return Facts(
+        "net", "*/ /* odd", "t", ["a"], inputs, outputs, 64, 0, "0", in_file, scales=scales
+    )
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "g++", "clang++"])
@@ -42,7 +44,7 @@ def test_any_names_make_a_header(compiler: str, in_file: bool, tmp_path: Path) -
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
     cpp = compiler.endswith("++")
-    facts = told(in_file)
+    facts = header_facts(in_file)
     (tmp_path / "net.h").write_text(header(facts))
     (tmp_path / "net.hpp").write_text(wrapper(facts))
     source = tmp_path / ("use.cpp" if cpp else "use.c")
@@ -60,7 +62,7 @@ def test_members_differ_in_capitals_too() -> None:
 
 
 def test_what_c_has_no_type_for_is_refused() -> None:
-    facts = Told("n", "m", "t", [], [Value("x", "int4", (2,))], [], 64, 0, "0", False)
+    facts = Facts("n", "m", "t", [], [Value("x", "int4", (2,))], [], 64, 0, "0", False)
     with pytest.raises(Error, match="int4"):
         header(facts)
 
@@ -85,7 +87,7 @@ def test_scales_of_integers_stand_in_the_header(tmp_path: Path) -> None:
     """)
     onnx.save(model, tmp_path / "net.onnx")
     made = qcompiler.export_c(tmp_path / "net.onnx", tmp_path / "net")
-    assert made.told.scales == {"x": Scale(0.25, 7), "y": Scale(0.5, -3)}
+    assert made.facts.scales == {"x": Scale(0.25, 7), "y": Scale(0.5, -3)}
     text = (tmp_path / "net" / "net.h").read_text()
     assert "#define NET_INPUT_X_SCALE 0.25f" in text
     assert "#define NET_OUTPUT_Y_ZERO_POINT (-3)" in text

@@ -32,7 +32,7 @@ def same(name: str, made: Compilation, samples: list[dict[str, Array]], folder: 
     machine = MACHINES[name]
     made = with_bytes(made)
     exported = export_c(made, folder / "net", Exporting(name="net"))
-    found = machines.run(machine, exported.told, folder / "net", samples)
+    found = machines.run(machine, exported.facts, folder / "net", samples)
     integers = 0
     for sample, got in zip(samples, found, strict=True):
         want = evaluate(made.plan.graph, sample)
@@ -138,7 +138,7 @@ def test_an_artifact_is_taken_apart_for_the_machine_that_it_was_made_for(
     of_model = export_c(made, tmp_path / "model", Exporting(name="net"))
     found = export_c(made.built, tmp_path / "net", Exporting(name="net"))
     assert found.cost.code < of_model.cost.code + 12 * 1024
-    got = machines.run(machine, found.told, tmp_path / "net", images)
+    got = machines.run(machine, found.facts, tmp_path / "net", images)
     for sample, row in zip(images, got, strict=True):
         want = evaluate(made.plan.graph, sample)["last integers"]
         np.testing.assert_array_equal(row["last integers"], want)

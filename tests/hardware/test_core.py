@@ -138,7 +138,7 @@ def test_cache_lines_of_another_size_change_where_values_lie_and_no_result(
     }
     found, room = [], []
     for size in (64, line_bytes):
-        path = described(tmp_path, f"[core]\nline_bytes = {size}\nahead_bytes = {size * 64}")
+        path = described(tmp_path, f"[core]\nline_bytes = {size}\nprefetch_bytes = {size * 64}")
         text = path.read_text().replace("x86_avx2", host().isa.name)
         path.write_text(text.replace("l2_bytes = 262144", "l2_bytes = 2097152"))
         options = Options(target=str(path), precision=precision, threads=2)

@@ -21,7 +21,7 @@ def test_a_family_is_in_order_of_preference() -> None:
 
 
 def test_every_instruction_set_has_a_family_and_features() -> None:
-    """So that whoever has one may use it, and nobody else's."""
+    """The features decide which CPUs run it."""
     for one in ISAS.values():
         assert one.family
         assert one.cpu_flags

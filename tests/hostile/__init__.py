@@ -142,7 +142,7 @@ SECRET = np.arange(16, dtype=np.float32).tobytes()
 
 
 def _outside(link: Callable[[Path, Path], None] | None, **entries: str) -> Attack:
-    """A secret beside the model's folder, and a model that asks for it."""
+    """A secret outside the model's folder, and a model that reads it."""
 
     def attack(folder: Path) -> Path:
         inner = folder / "model"

@@ -75,7 +75,7 @@ def test_a_shape_that_is_calculated_names_the_input_that_it_comes_from() -> None
         qcompiler.compile(model(nodes, {"x": X, "s": ints(3, 2)}))
 
 
-def test_a_missing_kernel_is_told_with_its_dtype_and_the_rule_s_reason() -> None:
+def test_a_missing_kernel_is_reported_with_its_dtype_and_the_rule_s_reason() -> None:
     nodes = [NODE("DequantizeLinear", ["x", "s"], ["y"], name="mine", axis=0, block_size=2)]
     whole = model(nodes, {"x": np.ones((4, 3), np.int8)}, {"s": np.ones((2, 3), np.float32)})
     with pytest.raises(qcompiler.Error) as e:
@@ -83,7 +83,7 @@ def test_a_missing_kernel_is_told_with_its_dtype_and_the_rule_s_reason() -> None
     assert "DequantizeLinear of int8: mine (a scale per block)" in str(e.value)
 
 
-def test_a_missing_kernel_is_told_with_the_operand_that_only_running_tells() -> None:
+def test_a_missing_kernel_is_reported_with_the_operand_known_only_at_run_time() -> None:
     nodes = [NODE("CumSum", ["x", "s"], ["y"], name="mine")]
     with pytest.raises(qcompiler.Error) as e:
         qcompiler.compile(model(nodes, {"x": X, "s": np.array(0)}))
@@ -91,7 +91,7 @@ def test_a_missing_kernel_is_told_with_the_operand_that_only_running_tells() -> 
     assert "its input 1 is the model's input 's'" in str(e.value)
 
 
-def test_open_sizes_are_told_also_where_reading_fails() -> None:
+def test_open_sizes_are_reported_also_where_reading_fails() -> None:
     nodes = [NODE("MatMul", ["x", "w"], ["y"], name="mine")]
     whole = model(nodes, {"x": X}, {"w": np.ones((5, 2), np.float32)}, {"x": ["n", 3, 4]})
     with pytest.raises(qcompiler.Error) as e:

@@ -81,7 +81,7 @@ def test_what_is_written_reads_back_as_the_same_graph(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int4", "uint4", "float16"])
-def test_narrow_constants_are_written_out(dtype: str) -> None:
+def test_low_precision_constants_are_written_out(dtype: str) -> None:
     value = np.array([0, 1, -1 if dtype != "uint4" else 2, 3]).astype(numpy_dtype(dtype))
     x = constant(value, "x")
     again = read(write(Graph((), (x,), ("x",)))[0])

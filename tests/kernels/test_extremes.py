@@ -48,7 +48,7 @@ def ends(dtype: str) -> Array:
 
 
 def pairs(dtype: str) -> tuple[Array, Array]:
-    """Every one of them beside every other."""
+    """Every pair of them."""
     both = np.meshgrid(ends(dtype), ends(dtype), indexing="ij")
     return both[0].ravel(), both[1].ravel()
 

@@ -15,8 +15,8 @@ import board
 import pytest
 import test_kernels_attention as attention
 import test_kernels_contraction as contraction
+import test_kernels_low_bits as low_bits
 import test_kernels_math as math
-import test_kernels_narrow as narrow
 import test_kernels_other as other
 import test_kernels_recurrent as recurrent
 import test_kernels_sparse as sparse
@@ -65,7 +65,7 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
     "products by zeros": lambda isa: sparse.test_matrix_products_of_any_share_of_zeros(
         isa, ("uint8", "int8")
     ),
-    "few bits": lambda isa: narrow.test_products_of_every_shape(isa, 4),
+    "few bits": lambda isa: low_bits.test_products_of_every_shape(isa, 4),
     **{
         f"depthwise {dtype}": lambda isa, dtype=dtype: windows.test_depthwise_convolutions(
             WINDOW, dtype, isa

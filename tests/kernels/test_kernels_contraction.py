@@ -155,7 +155,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_weights_may_be_told_by_running_the_model(name: str) -> None:
+def test_weights_may_be_known_only_at_run_time(name: str) -> None:
     x, w, attrs = CONVOLUTIONS[name]
     left, right = placeholder("x", Type("float32", x)), placeholder("w", Type("float32", w))
     root = make("conv", left, right, **attrs)

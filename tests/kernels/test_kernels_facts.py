@@ -341,7 +341,7 @@ def test_facts_are_written_only_where_there_are_some() -> None:
 
 
 def test_bounds_hold_where_integers_wrap_around_and_numbers_are_none() -> None:
-    """`fits` is told only where no input whatever makes the scaled value too large for int32."""
+    """`fits` holds only if no input can make the scaled value too large for int32."""
     on, numbers = device(SETS[0]), np.float32
 
     def fits(x: Node, scale: Array) -> bool:

@@ -122,7 +122,7 @@ def test_norms_and_sums_along_rows(dtype: str) -> None:
 
 @pytest.mark.parametrize("interleaved", [0, 1])
 @pytest.mark.parametrize("part", [0, 2])
-def test_positions_turn_pairs(interleaved: int, part: int) -> None:
+def test_positions_rotate_pairs(interleaved: int, part: int) -> None:
     how = {"interleaved": interleaved, "rotary_embedding_dim": part}
     x, half = given("float32", (2, 3, 7, 8)), (part or 8) // 2
     tables = [given("float32", (2, 7, half), i) for i in (1, 2)]

@@ -108,7 +108,7 @@ def try_ulp(
 @ISAS
 @pytest.mark.parametrize("op", ["Sin", "Cos"])
 def test_angles_of_every_exponent_are_reduced_exactly(op: str, isa: Isa) -> None:
-    """Also those that come closest to a multiple of pi/2, and small ones beside large ones."""
+    """Also those closest to a multiple of pi/2, and small ones mixed with large ones."""
     rng = np.random.default_rng(7)
     mantissas = rng.integers(0, 1 << 23, (512, 61), np.uint32)
     x = ((np.arange(512, dtype=np.uint32)[:, None] << 23) | mantissas).view(np.float32)

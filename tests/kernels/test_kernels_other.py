@@ -90,7 +90,7 @@ def test_threads_share_rows_and_long_rows(isa: Isa) -> None:
 
 
 def test_what_fills_no_vector_belongs_to_a_task() -> None:
-    """A few long rows in bytes: nothing that fills registers may stand beside the tasks."""
+    """A few long rows in bytes: nothing outside the tasks may fill registers."""
     for shape in ((1, 90_001), (2, 45_007)):
         x = given("float32", shape)
         made = make("quantize", x[0], scalar(20), constant(np.int32(3)), dtype="uint8")

@@ -509,7 +509,7 @@ def test_one_lane_of_a_narrowed_vector_is_stored_alone(isa: Isa, dtype: str, kno
     b = tir.Builder("narrow", Tails.of(isa))
     source, out = b.pointer("source", "int32"), b.pointer("out", dtype)
     value = b.let(tir.cast(b.let(source.load(0, 16)) + 1, dtype))
-    with b.serial(2) as i:  # unrolled, the second turn's count is one
+    with b.serial(2) as i:  # unrolled, the second iteration's count is one
         out.store_first(1 if known else tirx.Min(17 - i * 16, tir.const(16)), i * 16, value)
     memory, written = np.arange(16, dtype=np.int32), np.full(32, 9, dtype)
     module = compile_functions([("narrow", b.function())], isa.extends or isa)

@@ -61,7 +61,7 @@ check = partial(check_fewer, winograd)
 
 
 def of(outputs: int) -> Callable[[Setting], bool]:
-    """Tiles of so many outputs along their longer side."""
+    """Number of outputs along the longer side of tiles."""
     return lambda knobs: max(int(knobs["down"]), int(knobs["across"])) == outputs
 
 

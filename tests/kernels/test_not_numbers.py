@@ -1,4 +1,4 @@
-"""NaN and infinities keep their meaning in comparisons, and beside constants."""
+"""NaN and infinities keep their meaning in comparisons, and with constants."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Model:
 
 
 def compared_with_itself() -> onnx.ModelProto:
-    """x == x and the like, as they are and turned."""
+    """x == x and the like, also inverted."""
     model = Model()
     held = [model.add(op, "x", "x") for op in COMPARISONS]
     return model.proto([*held, *(model.add("Not", c) for c in held)])

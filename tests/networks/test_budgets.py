@@ -28,7 +28,7 @@ from qcompiler.options import Options
 
 Arrays = dict[str, object]
 SECONDS = 300
-"""A process that hangs is ended after so long, and its test has failed."""
+"""Seconds after which a process that hangs is ended and its test fails."""
 
 
 def model(
@@ -194,7 +194,7 @@ def test_no_number_of_a_small_file_takes_memory_or_time_without_end(
 
 
 def chain(count: int, link: Callable[[int, str, str], list[NodeProto]]) -> ModelProto:
-    """So many links, one after the other."""
+    """A chain of `count` links."""
     nodes = [n for i in range(count) for n in link(i, f"t{i}", f"t{i + 1}")]
     nodes += [make_node("Identity", [f"t{count}"], ["y"])]
     shape = np.array([6], np.int64), np.array([2, 3], np.int64)
@@ -203,7 +203,7 @@ def chain(count: int, link: Callable[[int, str, str], list[NodeProto]]) -> Model
 
 
 def wide(count: int, join: str, **attrs: object) -> ModelProto:
-    """One value with so many readers, and one that reads them all."""
+    """One value with many readers, and one that reads them all."""
     nodes = [make_node("Mul", ["x", f"c{i}"], [f"t{i}"]) for i in range(count)]
     nodes += [make_node(join, [f"t{i}" for i in range(count)], ["y"], **attrs)]
     return model(nodes, {f"c{i}": np.array((i + 1) * 0.5, F) for i in range(count)}, {"x": (2, 3)})

@@ -246,7 +246,7 @@ def test_a_sentence_encoder_in_float32(material: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_labelled_accuracy_in_int8(name: str, material: Path) -> None:
-    """Beside float32, on labels; calibration never sees what is scored."""
+    """Compared with float32, on labels; calibration never sees the scored samples."""
     (task,) = tasks(material, [name])
     model = task.model()
     count = 500

@@ -52,7 +52,7 @@ def agrees(text: str, feed: dict[str, Array]) -> None:
         np.testing.assert_allclose(ours[name], want, rtol=1e-6)
 
 
-def test_a_loop_of_known_turns() -> None:
+def test_a_loop_of_known_iterations() -> None:
     agrees(POWERS, {"x": np.array([0.5, -1, 2], np.float32)})
 
 

@@ -193,7 +193,7 @@ def test_outputs_may_be_inputs_and_initializers() -> None:
 # Unsupported features are reported together.
 
 
-def test_all_that_is_not_supported_is_told_in_one_error() -> None:
+def test_all_that_is_not_supported_is_in_one_error() -> None:
     nodes = [
         make_node("Frobnicate", ["x"], ["a"], "first"),
         make_node("Frobnicate", ["a"], ["b"], "second"),

@@ -288,14 +288,14 @@ def test_a_look_up_counts_int8_from_its_lowest() -> None:
     assert value("lookup", np.array([-128, 0, 127], np.int8), table).tolist() == [0, 128, 255]
 
 
-def test_signs_turn_and_turn_back() -> None:
+def test_signs_change_and_change_back() -> None:
     x = np.arange(-128, 128).astype(np.int8)
     unsigned = value("as_unsigned", x)
     assert unsigned.tolist() == list(range(256))
     np.testing.assert_array_equal(value("as_signed", unsigned), x)
 
 
-def test_narrow_floats_are_rounded_once() -> None:
+def test_16_bit_floats_are_rounded_once() -> None:
     x = random((64,), "bfloat16")
     got = value("HardSwish", x)
     wide = x.astype(np.float32)

@@ -397,7 +397,7 @@ def test_static_int8_without_data_or_with_that_of_another_graph_is_refused() -> 
         build("quantize_static", {"statistics": statistics})(plain(net))
 
 
-def test_synthetic_calibration_is_told_in_the_notes() -> None:
+def test_synthetic_calibration_is_in_the_notes() -> None:
     net = Net(2, 3, 8, 8)
     graph = plain(net)
     statistics = calibrate(graph, net.samples())

@@ -1,4 +1,4 @@
-"""Regions melt what can melt; the plan's bytes never overlap while both are needed."""
+"""Regions fuse all that can be fused; bytes needed at the same time never overlap."""
 
 from importlib import resources
 from itertools import pairwise
@@ -29,7 +29,7 @@ def shapes_of(body: str) -> list[str]:
     ]
 
 
-def test_bias_activation_and_residual_melt_into_the_matrix_product() -> None:
+def test_bias_activation_and_residual_fuse_into_the_matrix_product() -> None:
     found = shapes_of("""graph "g" (%x: float32[4,8], %r: float32[4,6]) {
       %w: float32[8,6] = constant #w
       %b: float32[6] = constant #b
@@ -103,7 +103,7 @@ def test_what_is_rounded_to_16_bits_lies_in_memory_so() -> None:
     assert sorted(found) == ["[matmul] Cast", "[matmul] Cast Add"]
 
 
-def test_elementwise_work_before_a_reduction_melts_into_it_but_not_before_a_product() -> None:
+def test_elementwise_work_before_a_reduction_fuses_with_it_but_not_before_a_product() -> None:
     found = shapes_of("""graph "g" (%x: float32[4,8]) {
       %w: float32[8,8] = constant #w
       %a: int64[1] = constant [1]

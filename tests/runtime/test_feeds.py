@@ -116,7 +116,7 @@ def test_inputs_without_names_are_one_clear_error(model: Model, given: Any) -> N
             call(given)
 
 
-def test_names_that_are_no_inputs_are_told(model: Model) -> None:
+def test_unknown_inputs_are_named(model: Model) -> None:
     with pytest.raises(Error, match=r"unknown input \('a', 1\)"):
         model.run({"x": X, ("a", 1): X, 7: X})  # type: ignore[dict-item]
     with pytest.raises(Error, match="input 'x' is missing"):

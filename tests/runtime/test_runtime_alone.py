@@ -1,4 +1,4 @@
-"""The wheel qcompiler-runtime: what is in it, that it needs numpy only and is in nobody's way."""
+"""The wheel qcompiler-runtime: its files; it needs only numpy and conflicts with nothing."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_a_feature_less_is_a_variant_less(path: Path, monkeypatch: pytest.Monkey
         assert load(path).variant.isa == left[-1].name
 
 
-def test_a_cpu_that_none_fits_is_told_what_each_needs(
+def test_what_each_variant_needs_is_named_if_none_fits(
     fat: Artifact, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "features", lambda: frozenset({"fma", "movbe", "sse2"}))
@@ -230,21 +230,21 @@ def test_the_model_is_read_and_calibrated_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(driver, "_read", partial(counted, "read", driver._read))
     monkeypatch.setattr(driver, "observing", partial(counted, "observed", driver.observing))
 
-    def told(what: str, done: int, count: int, item: str) -> None:
+    def reported(what: str, done: int, count: int, item: str) -> None:
         counts["samples"] += what == "calibrating"
 
-    made = compiled(["haswell", "zen4", "sapphire_rapids"], progress=told)
+    made = compiled(["haswell", "zen4", "sapphire_rapids"], progress=reported)
     assert [v.isa for v in made.manifest.variants] == ["x86_avx2", "x86_avx512bf16", "x86_amx"]
     assert counts == {"read": 1, "observed": 1, "samples": 8}
 
 
 def test_weights_have_the_bits_that_each_product_holds(fat: Artifact) -> None:
     """7 where a sum of two products of bytes saturates, 8 where none does."""
-    told = {v.isa: v.notes["quantization"] for v in fat.manifest.variants}
+    facts = {v.isa: v.notes["quantization"] for v in fat.manifest.variants}
     for one in SETS:
         best = one.best_product([("u8", "i8", "i32")])
         assert best is not None
-        assert f"x int{8 if best.exact else 7}," in told[one.name]
+        assert f"x int{8 if best.exact else 7}," in facts[one.name]
 
 
 @pytest.mark.parametrize("target", ["haswell,x86_avx2", "zen4,haswell,zen4,x86_avx512bf16"])
@@ -280,7 +280,7 @@ def parts_of(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def forged(path: Path, manifest: Mapping[str, Any], others: Mapping[str, bytes]) -> Path:
-    """Such an artifact, beside a path."""
+    """Such an artifact, and a path for it."""
     made = path.with_name("forged.qc")
     given = {"manifest.json": json.dumps(manifest).encode(), **others}
     with made.open("wb") as file:

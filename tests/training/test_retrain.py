@@ -180,7 +180,7 @@ def test_weights_go_little_by_little() -> None:
         retrain.retrain(digits(), options(), training, Watch())
 
 
-def test_pictures_turn_shift_and_mix_for_both() -> None:
+def test_images_are_flipped_shifted_and_mixed_for_both() -> None:
     rng = np.random.default_rng(0)
     x = rng.random((40, 2, 8, 8)).astype("f")
     flipped = retrain._flipped(x, rng)

@@ -35,7 +35,7 @@ BOUNDS = {
     "l3_bytes_per_cycle": (0.1, 256),
     "memory_bytes_per_cycle": (0.01, 128),
     "l2_latency_cycles": (3, 200),
-    "ahead_bytes": (256, 1 << 20),
+    "prefetch_bytes": (256, 1 << 20),
     "line_bytes": (16, 512),
     "way_bytes": (512, 1 << 20),
     "launch_ns": (1, 1e9),

@@ -57,7 +57,7 @@ def record(
     return Measured({key: Record(setting(candidate.knobs), seconds)})
 
 
-def test_the_least_predicted_seconds_win_and_losers_are_told() -> None:
+def test_the_least_predicted_seconds_win_and_losers_are_kept() -> None:
     how = choose(region(), DEVICE)
     assert how.chosen is not None
     assert not how.recorded
@@ -155,7 +155,7 @@ def test_what_is_no_file_of_records_is_refused(
     assert e.value.where == str(path)
 
 
-def test_candidates_are_told_without_any_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_are_listed_without_any_code(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise AssertionError("code is written before a candidate is chosen")
 

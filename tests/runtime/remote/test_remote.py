@@ -292,7 +292,7 @@ def test_the_device_sets_limits_of_its_own(serve: Serve, artifact: Path, data: D
         there.load(artifact).measure(data, seconds=500.0)
 
 
-def test_there_is_room_for_so_many(serve: Serve) -> None:
+def test_connections_are_limited(serve: Serve) -> None:
     device = serve("narrow", Limits(connections=1))
     full = pytest.raises(Error, match="as many connections as it takes")
     with connect(device.address, TOKEN), full:
@@ -352,7 +352,7 @@ def test_code_that_goes_wrong_is_one_error_and_the_device_goes_on(
     assert len(list(device.store.folder.iterdir())) == 2
 
 
-def test_what_code_prints_is_in_nobodys_way(
+def test_what_code_prints_is_discarded(
     device: Server, artifact: Path, data: Data, tmp_path: Path
 ) -> None:
     with connect(device.address, TOKEN) as there:
@@ -361,7 +361,7 @@ def test_what_code_prints_is_in_nobodys_way(
 
 
 def test_the_device_chooses_among_variants(device: Server, tmp_path: Path) -> None:
-    """The best that its CPU has, unless one is asked for; whoever asks is told which it was."""
+    """The best variant for its CPU unless one is asked for; the answer says which."""
     plugins.load_all()
     here = [i.name for i in isa.family(isa.host().isa.family) if not i.lacks]
     shape = {"image": (1, 1, 8, 8)}
@@ -382,7 +382,9 @@ def test_the_device_chooses_among_variants(device: Server, tmp_path: Path) -> No
             there.load(path, variant="vax").run(data)
 
 
-def test_what_the_runtime_refuses_is_told(device: Server, artifact: Path, tmp_path: Path) -> None:
+def test_what_the_runtime_refuses_is_reported(
+    device: Server, artifact: Path, tmp_path: Path
+) -> None:
     made = open_artifact(artifact)
     (variant,) = made.manifest.variants
     strange = replace(made.manifest, variants=(replace(variant, cpu_flags=("wings",)),))

@@ -70,7 +70,7 @@ def test_commands_run_on_a_device(
     )
     assert (told["runs"], told["device"]) == (3, address)
     assert [s["name"] for s in told["steps"]] == [s.name for s in load(artifact).variant.steps]
-    assert all(s["bound"] is None for s in told["steps"])  # nothing is known of that machine
+    assert all(s["bound"] is None for s in told["steps"])  # that machine's limits are unknown
     assert address in say(capsys, "bench", artifact, *there, "--duration", "0.01", "--per-step")
 
 
@@ -101,7 +101,7 @@ def test_mistakes_are_one_error(
         assert len(error.splitlines()) == (1 if "listen" in says else 2)
 
 
-def test_who_listens_to_others_is_warned(
+def test_listening_to_others_warns(
     token: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from qcompiler.runtime.remote.device import Server

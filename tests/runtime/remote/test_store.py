@@ -37,7 +37,7 @@ def test_the_longest_unused_go_first(tmp_path: Path) -> None:
     assert store.find(older) is None
     assert store.find(old)
     assert store.find(newest)
-    large = put(store, b"d" * 400)  # is kept for its run, by itself
+    large = put(store, b"d" * 400)  # is kept alone, for its run
     assert store.find(large)
     assert store.find(newest) is None
 

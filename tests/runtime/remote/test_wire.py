@@ -130,7 +130,7 @@ def test_silence_and_slowness_end(ends: Pair, monkeypatch: pytest.MonkeyPatch) -
     one.socket.sendall(frame(one, {})[:-1])
     with pytest.raises(Lost, match=r"in time|too slow"):
         other.receive()
-    with pytest.raises(Lost, match=r"in time"):  # nobody takes what is sent
+    with pytest.raises(Lost, match=r"in time"):  # nobody receives what is sent
         one.send_bytes(bytes(1000 * wire.PART))
 
 
@@ -174,7 +174,7 @@ def test_a_stranger_who_says_nothing_or_little_is_not_waited_for(
                     time.sleep(0.1)
 
         threading.Thread(target=drip, daemon=True).start()
-        assert answers(device)  # they are in nobody's way
+        assert answers(device)  # they block nobody
         assert ended(silent)
         assert ended(slow)
 
@@ -192,7 +192,7 @@ def test_a_stranger_who_says_nothing_or_little_is_not_waited_for(
         {"do": "run", "bytes": 0, "artifact": "0" * 64, "threads": 1e300},
     ],
 )
-def test_nonsense_of_who_knows_the_token_ends_that_connection_only(
+def test_nonsense_from_a_client_with_the_token_ends_that_connection_only(
     device: Server, request_: dict[str, object]
 ) -> None:
     there = connect(device.address, TOKEN)
@@ -201,7 +201,7 @@ def test_nonsense_of_who_knows_the_token_ends_that_connection_only(
     assert answers(device)
 
 
-def test_an_unknown_request_is_told(device: Server) -> None:
+def test_an_unknown_request_is_an_error(device: Server) -> None:
     with connect(device.address, TOKEN) as there:
         there._channel.send({"do": "dance"})
         with pytest.raises(Error, match="knows no such request"):
@@ -259,7 +259,7 @@ def test_what_is_no_device_is_an_error(
 
 
 def test_one_in_the_middle_changes_nothing(device: Server, artifact: Path) -> None:
-    """Whoever changes a byte on its way ends the connection, and nothing is kept."""
+    """A byte changed on its way ends the connection, and nothing is stored."""
     heard = [0]
 
     def bend(data: bytes) -> bytes:
@@ -272,7 +272,7 @@ def test_one_in_the_middle_changes_nothing(device: Server, artifact: Path) -> No
     assert not [p for p in device.store.folder.iterdir() if p.suffix == ".qc"]
 
 
-def test_errors_are_told_whole() -> None:
+def test_errors_arrive_complete() -> None:
     error = Error("what", where="where", hint="hint")
     found = facts.raised(json.loads(json.dumps(facts.error_message(error))))
     assert found

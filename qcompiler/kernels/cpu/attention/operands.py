@@ -1,8 +1,8 @@
-"""Queries, keys and values of attention -> where they are, and panels of vectors of them.
+"""Queries, keys and values of attention -> their layout, and panels of vectors of them.
 
 A product multiplies k neighbours: along the size of a head for scores, along keys for the output.
 So keys are packed into [key / lanes][size / k][lanes][k] and values into [size / lanes][key / k]
-[lanes][k], once a head.
+[lanes][k], once for each head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def products_of(isa: Isa, dtype: str, size: int) -> tuple[Product, Product] | No
     elif dtype in ("float32", "float16", "bfloat16"):
         one = product_of(isa, dtype, dtype, "float32")
         if one is not None and (size % one.mac.k or one.vector_bytes < 4 * one.mac.lanes):
-            # What lies behind a row could be NaN; and panels are of 32-bit words.
+            # Memory past a row's end could be NaN, and panels consist of 32-bit words.
             one = product_of(isa, "float32", "float32", "float32")
         found = (p for p in (one, one))
     else:
@@ -38,13 +38,13 @@ def products_of(isa: Isa, dtype: str, size: int) -> tuple[Product, Product] | No
 
 
 def _flip(lanes: int) -> Value:
-    """Four bytes a lane of 128 or of -128, whichever it is that gives bytes the other sign."""
+    """Four bytes a lane of 128, or of -128, which change the sign of bytes."""
     return tir.const(-0x7F7F7F80, "int32", lanes)
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Where a [batch, heads, sequence, size] tensor's elements are; its last step is 1."""
+    """The layout of a [batch, heads, sequence, size] tensor; its last step is 1."""
 
     node: Node
     batch: int
@@ -57,7 +57,7 @@ class Heads:
 
     @staticmethod
     def of(node: Node, heads: int | None) -> Heads:
-        """A 4-D tensor, or a 3-D one of so many heads."""
+        """The layout of a 4-D tensor, or of a 3-D one with `heads` heads."""
         dims = node.type.dims
         if len(dims) == 4:
             b, h, s, d = dims
@@ -69,7 +69,7 @@ class Heads:
 
     @staticmethod
     def all(root: Node) -> tuple[Heads, Heads, Heads]:
-        """Queries, keys and values of an attention; side by side where it has one operand."""
+        """Queries, keys and values of an attention, which may be one operand."""
         counts = [
             None if root.attrs[key] is None else root.int(key)
             for key in ("q_num_heads", "kv_num_heads", "kv_num_heads")
@@ -92,7 +92,7 @@ class Heads:
 
 
 class Keys:
-    """Panels of a head's keys: `vectors` of 32-bit lanes each, `head` of them a correction."""
+    """Panels of a head's keys: `vectors` of 32-bit lanes each, of which `head` are a correction."""
 
     def __init__(self, product: Product, keys: Heads) -> None:
         self.product, self.keys = product, keys
@@ -102,7 +102,7 @@ class Keys:
         self.bytes = -(-keys.length // self.lanes) * self.lanes * self.vectors * 4
 
     def pack(self, b: Builder, source: Pointer, start: Value, panels: Pointer) -> None:
-        """A head's keys, from an offset on -> panels; zeros behind the last key."""
+        """Pack a head's keys, from an offset on, into panels, with zeros after the last key."""
         lanes, step = self.lanes, self.keys.steps[2]
 
         def panel(index: Value, count: int) -> None:
@@ -118,7 +118,7 @@ class Keys:
             panel(tir.const(whole), rest)
 
     def _panel(self, b: Builder, source: Pointer, at: Value, panel: Pointer, count: int) -> None:
-        """`count` keys, and zeros; where queries have the other sign, what that adds."""
+        """Pack `count` keys and zeros, and a correction if queries have the other sign."""
         lanes, product, dtype = self.lanes, self.product, self.keys.node.dtype
         k = product.mac.k
         added = b.registers("int32", lanes, 1, "added")
@@ -152,12 +152,12 @@ class Keys:
         return tir.reinterpret(panels.load(at, self.lanes), self.product.right)
 
     def correction(self, panels: Pointer, panel: Value) -> Value:
-        """What a panel's sums begin with."""
+        """The initial sums of a panel."""
         return panels.load(panel * (self.vectors * self.lanes), self.lanes)
 
 
 class Values:
-    """Panels of a head's values; `packed` is False where the product takes them as they lie."""
+    """Panels of a head's values; `packed` is False if the product reads them without packing."""
 
     def __init__(self, product: Product, values: Heads) -> None:
         self.product, self.values = product, values
@@ -170,7 +170,7 @@ class Values:
         self.bytes = self.panels * self.lanes * vectors * 4 if self.packed else 0
 
     def pack(self, b: Builder, source: Pointer, start: Value, panels: Pointer) -> None:
-        """A head's values, from an offset on -> panels; zeros behind the last key."""
+        """Pack a head's values, from an offset on, into panels, with zeros after the last key."""
         lanes, k = self.lanes, self.product.mac.k
         size, step = self.values.size, self.values.steps[2]
         added = b.registers("int32", lanes, self.panels, "added") if self.head else None
@@ -205,15 +205,15 @@ class Values:
         return (self.steps + self.head) * self.lanes
 
     def _at(self, nth: int, step: Value) -> Value:
-        """Where in the panels the vector of a step is."""
+        """The offset of a step's vector in the panels."""
         return (nth * self.steps + step) * self.lanes + (nth + 1) * self.head * self.lanes
 
     def correction(self, panels: Pointer, column: int) -> Value:
-        """What sums begin with, from a column on."""
+        """The initial sums from a column on."""
         return panels.load(column // self.lanes * self._panel, self.lanes)
 
     def _row(self, b: Builder, source: Pointer, at: Value, there: int) -> Value:
-        """As many neighbours as k vectors hold, `there` of them in memory."""
+        """A row of as many elements as k vectors hold, `there` of them in memory."""
         dtype, width = self.values.node.dtype, self.lanes * self.product.mac.k
         if tir.bits(dtype) == 8:
             value = load_bytes(source, at, there, width)
@@ -222,7 +222,7 @@ class Values:
         return b.let(self.product.convert_right(b.let(value, "row"), dtype), "row")
 
     def _interleaved(self, b: Builder, rows: Sequence[Value]) -> list[Value]:
-        """Rows, as many as a product adds up (fewer: the others are zero) -> its vectors."""
+        """The rows that a product sums (missing ones are zero) -> its vectors."""
         k, width = self.product.mac.k, self.lanes * self.product.mac.k
         if k == 4:
             bytes_ = [b.let(tir.reinterpret(r, "uint8"), "row") for r in rows]
@@ -230,8 +230,8 @@ class Values:
         if k == 1:
             return list(rows)
         one, other = (*rows, tir.const(0, self.product.right, width))[:2]
-        turns = [at for i in range(width) for at in (i, width + i)]
-        halves = (turns[:width], turns[width:])
+        order = [at for i in range(width) for at in (i, width + i)]
+        halves = (order[:width], order[width:])
         return [b.let(tir.shuffle2([one, other], half), "pairs") for half in halves]
 
     def load(

@@ -1,18 +1,18 @@
-"""Attention regions -> TIR: a head at a time, its scores never further away than the first cache.
+"""Attention regions -> TIR: a head at a time, with its scores in the first-level cache.
 
-for each task (a share of the heads, or of a head's query blocks where heads are few)
+for each task (a share of the heads, or of a head's query blocks if heads are few)
   pack the head's keys and values into panels of vectors       (once for all its queries)
   for each block of queries                                    (as many as registers hold sums for)
     scores = queries * keys, scaled and masked, in registers; then in scratch, with their largest
     weights = 2^(scores - largest), and their sum              (scores are scaled by log2 e, too)
     output = weights * values / sum
 
-float32, bfloat16 and int8 go the same way, each by its own product: weights are of the dtype that
-it multiplies. Values that it multiplies one row at a time are read where they lie. Heads may be a
-dimension of their own ([batch, heads, sequence, size]) or lie side by side ([batch, sequence,
-heads * size]), queries, keys and values, too; all are read in place. See Vaswani et al., "Attention
-Is All You Need", section 3.2; that the softmax divides at the end, once an output, is section 3.1
-of Dao et al., "FlashAttention", 2022.
+float32, bfloat16 and int8 have the same structure, each with its own product, in whose dtype the
+weights are. Values are not packed if the product takes one row at a time. Heads may be a dimension
+of their own ([batch, heads, sequence, size]) or adjacent ([batch, sequence, heads * size]), as may
+queries, keys and values; all are read in place. See Vaswani et al., "Attention Is All You Need",
+section 3.2; dividing at the end, once an output, is from section 3.1 of Dao et al.,
+"FlashAttention", 2022.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from qcompiler.ops.attention import LEAST
 
 _FLOPS_PER_NS = 40.0  # of the reference core
 _GUARD = 64
-"""Bytes behind a task's scratch that a vector may reach into."""
+"""Bytes past a task's scratch that a vector may access."""
 _LOG2_E = 1.4426950408889634
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
@@ -67,7 +67,7 @@ def attention(region: Region, device: Device) -> Iterable[Candidate] | Skip:
 
 
 def attention_seconds(heads: tuple[Heads, Heads, Heads], k: int, device: Device) -> float:
-    """What vectors take, softmax included, whose products sum `k` neighbours."""
+    """Predicted seconds by vector products of `k` neighbours, softmax included."""
     q = heads[0]
     ns = _one_task_ns(heads, k, device)
     return shared_seconds(device, ns, tasks(device, ns, q.batch * q.heads))
@@ -100,13 +100,13 @@ def refuse_attention(region: Region) -> Skip | None:
 
 
 class Scratch:
-    """Bytes of a task's scratch, handed out piece by piece: whole cache lines."""
+    """Allocates a task's scratch in whole cache lines."""
 
     def __init__(self, core: Core) -> None:
         self.core, self.bytes = core, 0
 
     def take(self, size: int) -> int:
-        """So many bytes -> where they begin."""
+        """Allocate bytes -> their offset."""
         at = self.bytes
         self.bytes += self.core.whole_lines(size)
         return at
@@ -116,7 +116,7 @@ class AttentionKernel:
     """One kernel while it is emitted."""
 
     suffix = ""
-    """Of its name."""
+    """Of the kernel's name."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class AttentionKernel:
         self._divide()
 
     def _divide(self) -> None:
-        """Decide where in a task's scratch what lies."""
+        """Decide the layout of a task's scratch."""
         scores, values, area = self.for_scores, self.for_values, Scratch(self.d.device.core)
         self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
         self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
@@ -168,7 +168,7 @@ class AttentionKernel:
         self.task_bytes = area.bytes + _GUARD
 
     def kernel(self) -> Kernel:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         b, d = self.b, self.d
         scratch = d.scratch("uint8")
         total = self.q.batch * self.q.heads * self.parts
@@ -187,22 +187,22 @@ class AttentionKernel:
             self.weights = area(self.weights_at, self.for_values.left)
             self.tops = area(self.tops_at, "float32")
             self.inverses = area(self.inverse_at, "float32")
-            self.after = d.after
+            self.epilogue = d.epilogue
             self.factor = self._factor()
             begin = b.let(task * total // self.tasks, "begin")
             end = b.let((task + 1) * total // self.tasks, "end")
-            with b.serial(end - begin, "head", begin) as turn:
-                self._head(turn)
+            with b.serial(end - begin, "head", begin) as share:
+                self._head(share)
         return d.kernel(
             tasks=self.tasks, scratch_bytes=self.task_bytes * self.tasks, macs=self.macs
         )
 
     # -- loops
 
-    def _head(self, turn: Value) -> None:
-        """One head's queries, or one part of them."""
+    def _head(self, share: Value) -> None:
+        """One head's queries, or a part of them."""
         b = self.b
-        head = b.let(turn // self.parts, "each")
+        head = b.let(share // self.parts, "each")
         image = b.let(head // self.q.heads, "image")
         head = b.let(head % self.q.heads, "head")
         shared = self.q.heads // self.k.heads
@@ -214,7 +214,7 @@ class AttentionKernel:
         if self.packed_values.packed:
             self.packed_values.pack(b, pointers[self.v.node], self.values, self.value_panels)
         whole, rest = divmod(self.q.length, self.block)
-        part = turn % self.parts
+        part = share % self.parts
         first = b.let(part * whole // self.parts, "first")
         behind = b.let((part + 1) * whole // self.parts, "behind")
         with b.serial(behind - first, "block", first) as i:
@@ -252,7 +252,7 @@ class AttentionKernel:
         self._outputs(image, head, query, count)
 
     def _copy_queries(self, start: Value, count: int) -> None:
-        """A block of queries, as the product takes them."""
+        """Copy a block of queries in the product's dtype and layout."""
         b, product = self.b, self.for_scores
         pointer, dtype = self.d.pointers[self.q.node], self.q.node.dtype
         width = self.lanes * product.mac.k
@@ -278,7 +278,7 @@ class AttentionKernel:
         mask: tuple[Value, int, int] | None,
         query: Value,
     ) -> None:
-        """A block of queries * a panel of keys -> scores[query, key], and the largest so far."""
+        """A block of queries * a panel of keys -> scores[query, key], and their running maximum."""
         b, m, lanes = self.b, self.m, self.lanes
         keys, panels = self.packed_keys, self.key_panels
 
@@ -303,7 +303,7 @@ class AttentionKernel:
                 tops[r] = m.larger(m.vec(tops[r]), value).expr
 
     def _factor(self) -> Vec:
-        """What products are multiplied by: the scale in units of log 2, or of the cap."""
+        """The factor of products: the scale in units of log 2, or of the cap."""
         given, cap = self.root.attrs["scale"], self.root.float("softcap")
         unit = _LOG2_E if cap <= 0 else 1 / cap
         if self.scale is not None:
@@ -312,7 +312,7 @@ class AttentionKernel:
         return self.m.splat(scale * unit, "float32")
 
     def _biased(self, value: Vec, bias: Vec | None, at: Value, there: int, query: Value) -> Vec:
-        """scale, cap, mask; in units of log 2. What must not be seen gets the least score."""
+        """Apply scale, cap and mask, in units of log 2. Masked keys get the lowest score."""
         m, lanes, root, scale = self.m, self.lanes, self.root, self.factor
         cap = root.float("softcap")
         if cap > 0:
@@ -333,7 +333,7 @@ class AttentionKernel:
     def _bias(
         self, mask: tuple[Value, int, int] | None, at: Value, there: int, r: Value
     ) -> Vec | None:
-        """A vector of the mask for the rth query of a block, in units of log 2; or of booleans."""
+        """A vector of the mask for query r of a block, in units of log 2 or as booleans."""
         if mask is None or self.mask is None:
             return None
         start, step, row = mask
@@ -346,8 +346,8 @@ class AttentionKernel:
     def _mask_offset(
         self, image: Value, head: Value, query: Value
     ) -> tuple[Value, int, int] | None:
-        """Where a query's mask begins, its step along the keys (0: one value for all), and to the
-        next query."""
+        """The offset of a query's mask, its step along the keys (0: one value for all), and its
+        step to the next query."""
         if self.mask is None:
             return None
         dims = (1,) * (4 - self.mask.type.rank) + self.mask.type.dims
@@ -363,27 +363,27 @@ class AttentionKernel:
     # -- weights
 
     def _weights(self, row: Value) -> None:
-        """A row of scores -> weights (not yet divided), and the inverse of their sum."""
+        """A row of scores -> weights (not yet normalized), and the inverse of their sum."""
         b, m, lanes = self.b, self.m, self.lanes
         whole_numbers = self.for_values.sums == "int32"
         best = across(b, b.let(self.tops.load(row * lanes, lanes), "tops"), tirx.Max)
         highest = 255.0 if whole_numbers else 1.0
         top = m.vec(tir.broadcast(b.let(best - tir.const(log2(highest), "float32")), lanes))
         kind = "int32" if whole_numbers else "float32"
-        count = -(-self.d.device.core.adds // 2)  # beside what makes each weight
+        count = -(-self.d.device.core.adds // 2)  # besides the chain of each weight
         totals = b.registers(kind, lanes, count, "total")
         totals.fill(0)
         start = b.let(row * self.row, "start")
-        coarse = self.for_values.left != "float32"
+        rough = self.for_values.left != "float32"
 
         def weigh(at: Value, _: int, slot: int) -> None:
             score = m.vec(self.scores.load(start + at, lanes))
-            weight = polynomials.exp2_least(m, score - top, coarse=coarse)
+            weight = polynomials.exp2_least(m, score - top, rough=rough)
             if whole_numbers:
                 weight = self._whole(weight)
             total = m.vec(totals[slot])
             totals[slot] = (total + weight).expr
-            self.weights.store(start + at, self._narrow(weight))
+            self.weights.store(start + at, self._as_operand(weight))
 
         slots(b, self.keys, lanes, count, weigh)
         total = m.vec(totals[0])
@@ -391,13 +391,13 @@ class AttentionKernel:
             total = total + m.vec(totals[slot])
         whole = tir.cast(across(b, total.expr, tirx.Add), "float32")
         inverse = tir.const(1.0, "float32") / whole
-        if self.mask is not None and self.mask.dtype == "bool":  # it may hide all: 0
+        if self.mask is not None and self.mask.dtype == "bool":  # it may mask all keys: 0
             seen = best > tir.const(LEAST, "float32")
             inverse = tirx.Select(seen, inverse, tir.const(0.0, "float32"))
         self.inverses.store(row, b.let(inverse, "inverse"))
 
-    def _narrow(self, weight: Vec) -> Value:
-        """A weight -> as the product takes it."""
+    def _as_operand(self, weight: Vec) -> Value:
+        """A weight in the product's dtype."""
         kind = self.for_values.left
         if self.for_values.flipped:
             return self.for_values.convert_left(tir.cast(weight.expr, "uint8"), "uint8")
@@ -416,7 +416,7 @@ class AttentionKernel:
     # -- output
 
     def _outputs(self, image: Value, head: Value, query: Value, count: int) -> None:
-        """weights * values / their sum -> through the epilogue -> the output."""
+        """Store weights * values / sum of weights, through the epilogue, to the output."""
         b, lanes, size = self.b, self.lanes, self.v.size
         offsets = tuple(r * self.row for r in range(count))
         left = Left(self.weights, offsets, (), self.k.length, guarded=True)
@@ -430,7 +430,7 @@ class AttentionKernel:
                     self._put(image, head, query + r, column, registers, self.inverses.load(r))
 
     def _begin(self, column: int) -> Callable[[int], Value] | None:
-        """What the sums of a panel from a column on begin with."""
+        """The initial sums of a panel from a column on."""
         if not self.for_values.flipped:
             return None
         values, panels = self.packed_values, self.value_panels
@@ -450,20 +450,20 @@ class AttentionKernel:
         sums: Sequence[Value],
         inverse: Value,
     ) -> None:
-        """A row's sums from a column of its head on."""
+        """Store a row's sums from a column of its head on."""
         b, m, lanes = self.b, self.m, self.lanes
-        if self.root.type.rank == 3:  # heads side by side in one row
+        if self.root.type.rank == 3:  # heads are adjacent in one row
             row = b.let(image * self.q.length + position, "row")
             shift = head * self.v.size
         else:
             row = b.let((image * self.q.heads + head) * self.q.length + position, "row")
             shift = tir.const(0)
         width = self.root.type.dims[-1]
-        place = self.after.row(row)
+        place = self.epilogue.row(row)
         factor = m.vec(tir.broadcast(b.let(inverse, "inverse"), lanes))
         for v, value in enumerate(sums):
             there = min(lanes, self.v.size - column - v * lanes)
             at = b.let(shift + (column + v * lanes), "column")
             wide = m.cast(m.vec(value), "float32") * factor
             made = m.cast(wide, self.root.dtype)
-            self.d.put(self.after, place, row * width + at, at, there, made)
+            self.d.put(self.epilogue, place, row * width + at, at, there, made)

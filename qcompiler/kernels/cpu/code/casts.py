@@ -1,4 +1,4 @@
-"""Values of one dtype -> of another: casts as C makes them, saturated, and quantized."""
+"""Values of one dtype -> of another: casts as in C, saturating casts, and quantization."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     from qcompiler.kernels.cpu.code.math import TirMath
     from qcompiler.kernels.cpu.code.vec import Vec
 
-NARROW = ("float16", "bfloat16")
-"""Floats whose arithmetic is that of float32."""
+HALF_FLOATS = ("float16", "bfloat16")
+"""16-bit floats, whose arithmetic is done in float32."""
 
 
 def cast(m: TirMath, x: Vec, dtype: str) -> Vec:
-    """As C converts; from floats towards zero, out of range by way of int32 or int64, whose
-    lowest value then stands for it (LLVM's own conversion has no meaning there).
+    """Convert as C does: from floats towards zero; out of range to the lowest value of int32 or
+    int64, then to the dtype (LLVM's own conversion is undefined there).
     """
     if dtype == x.dtype:
         return x
-    if x.value is not None and dtype not in (*NARROW, "bool") and np.isfinite(x.value):
+    if x.value is not None and dtype not in (*HALF_FLOATS, "bool") and np.isfinite(x.value):
         return m.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
     if dtype == "bool":
         return x != 0
     if x.dtype == "bool":
-        if dtype in NARROW:
+        if dtype in HALF_FLOATS:
             return m.cast(m.cast(x, "float32"), dtype)
         return m.where(x, m.splat(1, dtype, x.lanes), m.splat(0, dtype, x.lanes))
-    if x.dtype in NARROW and dtype != "float32":
+    if x.dtype in HALF_FLOATS and dtype != "float32":
         return m.cast(m.cast(x, "float32"), dtype)
-    if dtype in NARROW and x.dtype != "float32":
+    if dtype in HALF_FLOATS and x.dtype != "float32":
         return m.cast(m.cast(x, "float32"), dtype)
     if x.dtype == "bfloat16":
         wide = m.vec(tir.cast(x.expr, "int32")) << 16
@@ -46,7 +46,7 @@ def cast(m: TirMath, x: Vec, dtype: str) -> Vec:
 
 
 def _to_integer(m: TirMath, x: Vec, dtype: str) -> Vec:
-    """A float's whole part; of NaN and what is out of range the lowest value."""
+    """A float's integer part; the lowest value for NaN and out of range."""
     if dtype in ("int8", "uint8", "int16", "uint16"):
         return m.cast(_to_integer(m, x, "int32"), dtype)
     if dtype == "uint32":
@@ -61,7 +61,7 @@ def _to_integer(m: TirMath, x: Vec, dtype: str) -> Vec:
 
 
 def _to_bfloat16(m: TirMath, x: Vec) -> Vec:
-    """The upper half, rounded to nearest even; a NaN stays one."""
+    """The upper half, rounded to nearest even; NaN stays NaN."""
     own = m.isa.lanes(4)
     if m.flush and "to_bfloat16" in m.isa.intrinsics and x.lanes % own == 0:
         half = m.isa.intrinsics["to_bfloat16"]
@@ -77,7 +77,7 @@ def _to_bfloat16(m: TirMath, x: Vec) -> Vec:
 def saturate(m: TirMath, x: Vec, dtype: str) -> Vec:
     """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-    if x.dtype in NARROW:
+    if x.dtype in HALF_FLOATS:
         x = m.cast(x, "float32")
     if not x.is_float:
         own = np.iinfo(x.dtype)
@@ -85,7 +85,7 @@ def saturate(m: TirMath, x: Vec, dtype: str) -> Vec:
         return m.cast(m.min(x, high) if high < own.max else x, dtype)
     kind = np.dtype(x.dtype).type
     top = kind(high) if int(kind(high)) <= high else np.nextafter(kind(high), kind(0))
-    least = m.where(x > low, x, low)  # NaN is not above
+    least = m.where(x > low, x, low)  # NaN: low
     whole = _in_range(m, m.min(least, top), dtype)
     return whole if int(top) == high else m.where(x > top, high, whole)
 
@@ -101,14 +101,14 @@ def quantize(
     fits: bool = False,
     numbers: bool = False,
 ) -> Vec:
-    """The operator `quantize`, bit for bit, in half its instructions: clipped before it is
-    rounded, to whole numbers, it needs no rounded sum in float32. `fits`: what is rounded is
-    known to become a number that int32 holds; `numbers`: not to be NaN.
+    """The operator `quantize`, bit for bit, in half its instructions: clipped to integers before
+    rounding, it needs no rounded sum in float32. `fits`: rounded values are known to fit int32;
+    `numbers`: known not to be NaN.
     """
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     shift = m.cast(zero, "float32")
     scaled = x / factor if divide else x * factor
-    if high >= 1 << 22:  # the limits minus a zero point are no float32
+    if high >= 1 << 22:  # float32 cannot hold the limits minus a zero point
         return m.saturate(m.round(scaled) + shift, dtype)
     least, most = low - shift, high - shift
     lanes = scaled.lanes
@@ -129,6 +129,6 @@ def quantize(
 
 
 def _in_range(m: TirMath, x: Vec, dtype: str) -> Vec:
-    """Floats that are in an integer dtype's range -> the dtype."""
+    """Floats within an integer dtype's range -> the dtype."""
     kind = {"uint32": "int64"}.get(dtype, "int32" if tir.bits(dtype) < 32 else dtype)
     return m.cast(m.converted(x, kind), dtype)

@@ -1,4 +1,4 @@
-"""A region -> its kernel while it is being written: parameters, and what is fused with the root."""
+"""A region -> its kernel while it is written: parameters, and the root's prologue and epilogue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OFFSETS = 1 << 31
 
 
 def refuse(region: Region) -> Skip | None:
-    """Why no kernel here can compute a region, whatever its root; None if there is no reason."""
+    """Why no kernel can compute a region, whatever its root; None if there is no reason."""
     types = [t for n in (*region.inputs, *region.nodes) for t in n.types]
     if not all(t.static for t in types):
         return Skip("a dimension is not known")
@@ -30,15 +30,15 @@ def refuse(region: Region) -> Skip | None:
 
 
 def too_large(region: Region) -> Skip | None:
-    """Why offsets of 32 bits do not reach all elements; None if they do."""
+    """Why 32-bit offsets do not reach all elements; None if they do."""
     if any(n.type.size * 4 >= _OFFSETS for n in (*region.inputs, region.output)):
         return Skip("an operand is too large for 32-bit offsets")
     return None
 
 
-def heirs(region: Region) -> tuple[int, ...]:
-    """Epilogue operands whose every element is read just before the output's is written: the output
-    may take over their memory.
+def in_place_candidates(region: Region) -> tuple[int, ...]:
+    """Epilogue operands whose every element is read just before the output's is written, so that
+    the output may reuse their memory.
     """
     assert region.root is not None
     out, operands = region.output.type, region.root.operands
@@ -71,7 +71,7 @@ class Draft:
         self._scratch: Pointer | None = None
 
     def scratch(self, dtype: str = "uint8") -> Pointer:
-        """The scratch area, bytes seen as a dtype; asked for before any statement."""
+        """The scratch area as elements of a dtype; to be called before any statement."""
         if self._scratch is None:
             self._scratch = self.b.pointer("scratch", "uint8")
         return self._scratch.view(dtype)
@@ -83,12 +83,12 @@ class Draft:
         return self.region.root
 
     @cached_property
-    def before(self) -> Fused:
-        """The root's first operand, with the elementwise nodes that make it."""
+    def prologue(self) -> Fused:
+        """The root's first operand, with its elementwise nodes."""
         return self.reading(self.root.operands[0])
 
-    def nodes_before(self, node: Node) -> list[Node]:
-        """The elementwise nodes that make a value that the root reads."""
+    def prologue_nodes(self, node: Node) -> list[Node]:
+        """The elementwise nodes that compute a value the root reads."""
         inside = set(self.region.nodes)
         needed: set[Node] = set()
         stack = [node]
@@ -99,8 +99,8 @@ class Draft:
                 stack.extend(n.operands)
         return [n for n in self.region.nodes if n in needed]
 
-    def nodes_after(self) -> list[Node]:
-        """The elementwise nodes that make the output from the root."""
+    def epilogue_nodes(self) -> list[Node]:
+        """The elementwise nodes that compute the output from the root."""
         nodes: list[Node] = []
         needed = {self.region.output}
         for n in reversed(self.region.nodes):
@@ -110,31 +110,31 @@ class Draft:
         return nodes
 
     def reading(self, node: Node, *, whole: bool = False, walk: Walk | None = None) -> Fused:
-        """A value that the root reads, with the nodes that make it; the rest as of `Fused`."""
-        nodes = self.nodes_before(node)
+        """A value that the root reads, with its prologue; other arguments as for `Fused`."""
+        nodes = self.prologue_nodes(node)
         return Fused(self.m, self.region, nodes, node, self.pointers, whole=whole, walk=walk)
 
     @cached_property
-    def after(self) -> Fused:
-        """The region's output, with the elementwise nodes that follow the root."""
+    def epilogue(self) -> Fused:
+        """The region's output, with the elementwise nodes after the root."""
         return self.writing()
 
     def writing(self, *, whole: bool = False, walk: Walk | None = None) -> Fused:
-        """The region's output from the root's; the rest as of `Fused`."""
+        """The region's output from the root's; other arguments as for `Fused`."""
         given = () if self.region.root is None else (self.root,)
-        nodes, output = self.nodes_after(), self.region.output
+        nodes, output = self.epilogue_nodes(), self.region.output
         pointers, region = self.pointers, self.region
         return Fused(self.m, region, nodes, output, pointers, given=given, whole=whole, walk=walk)
 
     def put(
         self, f: Fused, row: Row, offset: Value, column: Value, count: Value, value: Vec
     ) -> None:
-        """The root's values -> through the epilogue -> the output, from an element offset on."""
+        """Store the root's values, through the epilogue, to the output from an offset on."""
         made = f.at(row, column, value.lanes, count, {self.root: value})
         store(self.m, self.out, offset, made, count)
 
     def read(self, node: Node, offset: Value, lanes: int = 1, count: Value | None = None) -> Vec:
-        """An operand's elements as they are."""
+        """An operand's elements, without a prologue."""
         count = lanes if count is None else count
         return load(self.m, self.pointers[node], node.dtype, offset, lanes, count)
 
@@ -147,7 +147,7 @@ class Draft:
         in_place: tuple[int, ...] = (),
         macs: int = 0,
     ) -> Kernel:
-        """Everything written -> the kernel."""
+        """The finished kernel."""
         func = self.b.function()
         return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place)
 

@@ -4,9 +4,9 @@
     row = f.row(i)                                    # once a row: where it is in each operand
     value = f.at(row, n, lanes, count, {root: sums})  # row i, columns n, n + 1, ... (count)
 
-The output is seen as rows of its last dimension. An operand may be a scalar, of the last dimension
-only, of the full shape, or any other that numpy would broadcast: dimensions that all operands share
-alike are merged, each that remains costs a division and a row.
+The output is treated as rows of its last dimension. An operand may have any shape that numpy would
+broadcast. Neighbouring dimensions that all operands step through alike are merged; each one that
+remains costs a division a row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tvm import tirx
 
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import polynomials, tir
-from qcompiler.kernels.cpu.code.casts import NARROW
+from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.math import Table, TirMath
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
@@ -33,25 +33,24 @@ DTYPES = frozenset(
     ["bool", "float16", "bfloat16", "float32", "float64"]
     + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 )
-"""What kernels can hold in vectors."""
+"""The dtypes that kernels can hold in vectors."""
 
 _SHORTER: Mapping[str, Callable[..., Vec]] = {
     "Gelu": polynomials.gelu,
     "Sigmoid": polynomials.sigmoid,
     "Swish": polynomials.swish,
 }
-"""Formulas of which the same can be had for less, in float32."""
+"""Cheaper formulas of the same value, in float32."""
 
 _ROUNDED: Mapping[str, Callable[..., Vec]] = {"Gelu": polynomials.gelu_rounded}
-"""Formulas for results that nothing but a rounding `to` "byte" or "bfloat16" reads."""
+"""Formulas for results that are only rounded `to` "byte" or "bfloat16"."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Where a row begins in each operand, and the operands that are one value all along it.
+    """Where a row begins in each operand, and the operands that are one value along it.
 
-    `steps` has the operands that are not contiguous along the row: how far apart their elements
-    are.
+    `steps`: distances of elements, for operands that are not contiguous along the row.
     """
 
     offsets: Mapping[Node, Value] = field(default_factory=dict)
@@ -61,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Walk:
-    """Nested loops, and what a turn of each moves in every operand; where they begin: `bases`."""
+    """Nested loops, and how far an iteration of each moves in every operand, from `bases` on."""
 
     dims: tuple[int, ...]
     steps: Mapping[Node, tuple[int, ...]]
@@ -69,7 +68,7 @@ class Walk:
 
 
 class Fused:
-    """Nodes that are computed together, at a position of the output's shape."""
+    """Nodes that are computed together at any position of the output."""
 
     def __init__(
         self,
@@ -83,9 +82,9 @@ class Fused:
         whole: bool = False,
         walk: Walk | None = None,
     ) -> None:
-        """`nodes` are some of the region's. `given` are values that the kernel itself makes and
-        hands to `at`. `whole` merges the last dimension with others where it can, for kernels that
-        want long rows; `walk` is for kernels that do not go through the output in its own order.
+        """`nodes` are some of the region's. `given`: values that the kernel computes and passes to
+        `at`. `whole`: merge the last dimension with others if possible, for longer rows. `walk`:
+        for kernels that go through the output in another order.
         """
         self.m, self.nodes, self.output = m, tuple(nodes), output
         self._region = region
@@ -113,14 +112,14 @@ class Fused:
         return self.dims[-1]
 
     def lanes(self) -> int:
-        """Lanes of vectors that hold the widest of the nodes' and operands' dtypes."""
+        """Lanes of vectors of the widest dtype of nodes and operands."""
         sizes = [numpy_dtype(n.dtype).itemsize for n in (*self.nodes, *self.operands)]
-        if any(n.dtype in NARROW for n in (*self.nodes, *self.operands)):
+        if any(n.dtype in HALF_FLOATS for n in (*self.nodes, *self.operands)):
             sizes.append(4)
         return self.m.isa.lanes(max(sizes, default=4))
 
     def row(self, index: Value) -> Row:
-        """A row's number -> the row; loads what does not change along it."""
+        """A row's number -> the row; loads what is constant along it."""
         return self.place([*indices(self.m.builder, index, self.dims[:-1]), 0], -1)
 
     def place(self, place: Sequence[Value], axis: int) -> Row:
@@ -150,8 +149,8 @@ class Fused:
         count: Value | None = None,
         given: Mapping[Node, Vec] | None = None,
     ) -> Vec:
-        """The output's `lanes` values from a column on; memory beyond the first `count` of them is
-        not touched. Of the output's dtype.
+        """`lanes` values of the output, in its dtype, from a column on; only memory of the first
+        `count` is read.
         """
         known: dict[Node, Vec | Table] = {**self._constants, **row.values, **(given or {})}
         count = lanes if count is None else count
@@ -165,7 +164,7 @@ class Fused:
         return self.m.widen(value, lanes)
 
     def _apply(self, node: Node, known: Mapping[Node, Vec | Table]) -> Vec:
-        """One node's formula, in float32 for the narrow floats."""
+        """One node's formula, in float32 for 16-bit floats."""
         operands = [None if i is None else self._wide(known[i]) for i in node.inputs]
         entry = OPERATORS[node.op]
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
@@ -181,7 +180,7 @@ class Fused:
         return self.m.cast(value, node.dtype)
 
     def _wide(self, value: Vec | Table) -> Vec | Table:
-        if isinstance(value, Vec) and value.dtype in NARROW:
+        if isinstance(value, Vec) and value.dtype in HALF_FLOATS:
             return self.m.cast(value, "float32")
         return value
 
@@ -192,20 +191,20 @@ class Fused:
 
 
 def _of_integers(node: Node) -> bool:
-    """Does a `quantize` scale integers by constants? Then nothing that it rounds is NaN."""
+    """Does a `quantize` scale integers by constants? Then it rounds no NaN."""
     x, factor = node.operands[:2]
     return x.op == "Cast" and "int" in x.operands[0].dtype and factor.is_constant
 
 
 def read_by(nodes: Sequence[Node], output: Node, given: Sequence[Node] = ()) -> tuple[Node, ...]:
-    """What a computation of `output` by these nodes reads in step with it, each once."""
+    """The operands that these nodes read elementwise to compute `output`, each once."""
     outside = [i for n in nodes for i in n.operands] if nodes else [output]
     tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
     return tuple(i for i in dict.fromkeys(outside) if i not in {*nodes, *given, *tables})
 
 
 def _rounded(nodes: Sequence[Node]) -> dict[Node, str]:
-    """Those with a formula for results that nothing but a rounding reads -> what they become."""
+    """Nodes that have a formula for results that are only rounded -> what these are rounded to."""
     readers: dict[Node, list[Node]] = {n: [] for n in nodes if n.op in _ROUNDED}
     for reader in nodes:
         for n in readers.keys() & set(reader.operands):
@@ -230,7 +229,7 @@ def load(
     count: Value,
     step: int = 1,
 ) -> Vec:
-    """Memory -> a value; only the first `count` lanes are read, `step` elements apart."""
+    """Load a value; only the first `count` lanes are read, `step` elements apart."""
     if step == 1 or lanes == 1:
         raw = m.vec(pointer.load_first(count, offset, lanes))
     else:
@@ -245,7 +244,7 @@ def load(
 
 
 def store(m: TirMath, pointer: Pointer, offset: Value, value: Vec, count: Value) -> None:
-    """A value -> memory; only the first `count` lanes are written."""
+    """Store a value; only the first `count` lanes are written."""
     value = m.cast(value, "uint8") if value.dtype == "bool" else value
     pointer.store_first(count, offset, value.expr)
 
@@ -253,13 +252,14 @@ def store(m: TirMath, pointer: Pointer, offset: Value, value: Vec, count: Value)
 def merged(
     shape: Sequence[int], operands: Mapping[Node, Sequence[int]], *, keep_last: bool
 ) -> tuple[tuple[int, ...], dict[Node, tuple[int, ...]]]:
-    """An output's shape and its operands' -> as few dimensions as describe them all, and each
-    operand's step along each (0: broadcast). At least one dimension; the last stays the last.
+    """Shapes of an output and its operands -> the fewest dimensions that describe all of them, at
+    least one, and each operand's steps along these (0: broadcast). `keep_last`: do not merge the
+    last dimension.
     """
     rank = max(len(shape), 1)
     full = (1,) * (rank - len(shape)) + tuple(shape)
     steps = {n: steps_of(dims, full) for n, dims in operands.items()}
-    kept: list[int] = []  # the last of the dimensions merged into each
+    kept: list[int] = []  # the last dimension merged into each
     sizes: list[int] = []
     for axis, size in enumerate(full):
         last = axis == rank - 1

@@ -1,4 +1,4 @@
-"""Float operands that TVM would fold as if no number was infinite or NaN, hidden from it."""
+"""Hides float operands from TVM, which folds them as if none were infinite or NaN."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def twin(m: TirMath, a: Vec, b: Vec) -> Vec:
-    """`b`, hidden where it is the same float as `a`: TVM takes x - x for 0 and x == x for true."""
+    """`b`, hidden if it is the same value as `a`: TVM folds x - x to 0 and x == x to true."""
     same = a.is_float and tvm_ffi.structural_equal(a.expr, b.expr)
     return _hidden(m, b) if same else b
 
 
 def zero(m: TirMath, x: Vec) -> Vec:
-    """A factor or dividend, hidden where it is zero: TVM takes 0 * x and 0 / x for 0."""
+    """A factor or dividend, hidden if it is zero: TVM folds 0 * x and 0 / x to 0."""
     return _hidden(m, x) if x.is_float and x.value == 0 else x
 
 
 def _hidden(m: TirMath, x: Vec) -> Vec:
-    """The same float; LLVM's fence keeps its value and says nothing of it."""
+    """The same float behind LLVM's fence, which TVM knows nothing about."""
     return m.vec(tir.llvm(x.dtype, x.lanes, "llvm.arithmetic.fence", x.expr))

@@ -1,4 +1,4 @@
-"""Quotients and powers of integers, which no vector instruction makes."""
+"""Quotients and powers of integers, for which there are no vector instructions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def divide_long(m: TirMath, a: Vec, b: Vec) -> Vec:
-    """64 bits, a lane at a time, of absolute values: neither zero nor -1 may trap. The divisor
-    1 instead of 0 is a maximum, because LLVM (22) drops a choice that is made again later.
+    """64-bit division a lane at a time, of absolute values, so that neither 0 nor -1 traps. A
+    maximum replaces the divisor 0 by 1, because LLVM (22) drops a select that is repeated later.
     """
     sign = (a ^ b) >> 63 if a.is_signed else None
     x, y = (m.bits(m.abs(v), "uint64") for v in (a, b))
@@ -25,7 +25,7 @@ def divide_long(m: TirMath, a: Vec, b: Vec) -> Vec:
 
 
 def power(m: TirMath, x: Vec, y: Vec) -> Vec:
-    """Squares, as many as the exponent has bits."""
+    """Repeated squaring, once for each bit of the exponent."""
     negative = y < 0
     if y.value is not None and 0 <= y.value < 8:
         made = m.like(1, x)

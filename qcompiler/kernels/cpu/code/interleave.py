@@ -1,10 +1,9 @@
 """Rows of bytes -> vectors that hold one byte of each row in every 32-bit lane.
 
-This is what a four-way byte product multiplies when its operands are not neighbours in memory.
+A four-way byte product needs this when its operands are not neighbours in memory.
 
-The unpack instructions work within 128 bits, and so do those that pack sums to bytes: left alone,
-they bring the bytes of four vectors of sums back to where they came from. In between lanes are in
-`unpacked` order.
+The unpack instructions work within 128 bits, as do those that pack sums to bytes, which restore the
+order of four vectors of sums. In between, lanes are in `unpacked` order.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 
 
 def unpacked(width: int) -> list[int]:
-    """Which of `width` bytes each lane holds, four vectors laid end to end."""
+    """The index, among `width` bytes, of each lane of four concatenated vectors."""
     return [i * 16 + v * 4 + j for v in range(4) for i in range(width // 16) for j in range(4)]
 
 
 def rearranged(array: Array, width: int) -> Array:
-    """[..., channels] -> the same, every whole block of `width` channels in `unpacked` order."""
+    """[..., channels] -> the same with whole blocks of `width` channels in `unpacked` order."""
     channels = np.arange(array.shape[-1])
     whole = array.shape[-1] // width * width
     channels[:whole] = channels[:whole].reshape(-1, width)[:, unpacked(width)].reshape(-1)
@@ -40,9 +39,8 @@ def repacked(value: Value) -> Value:
 
 
 def interleave(b: Builder, rows: Sequence[Value | None], *, ordered: bool = True) -> list[Value]:
-    """Four vectors of bytes -> four vectors whose 32-bit lanes hold a byte of each; in order, for
-    which the right 32-bit pieces are put into every 128 bits first, or in `unpacked` order. Absent
-    rows are zero.
+    """Four vectors of bytes -> four vectors whose 32-bit lanes hold a byte of each; in order (by
+    shuffling 32-bit pieces first) or in `unpacked` order. Absent rows are zero.
     """
     given = [r for r in rows if r is not None]
     width = tir.lanes_of(given[0])
@@ -68,8 +66,8 @@ def interleave(b: Builder, rows: Sequence[Value | None], *, ordered: bool = True
 
 
 def _unpack(b: Builder, one: Value, other: Value, half: int) -> Value:
-    """punpckl or punpckh: elements of two vectors in turns, the lower or upper half of every 128
-    bits."""
+    """punpckl or punpckh: alternating elements of two vectors, from the lower or upper half of
+    every 128 bits."""
     total = tir.lanes_of(one)
     piece = 128 // tir.bits(tir.dtype_of(one))
     indices = []
@@ -81,7 +79,7 @@ def _unpack(b: Builder, one: Value, other: Value, half: int) -> Value:
 
 
 def load_bytes(pointer: Pointer, offset: Value, count: int, width: int) -> Value:
-    """The first `count` of `width` bytes, the others 0; in halves, as few masks as can be."""
+    """The first `count` of `width` bytes, the others 0; in halves, with few masks."""
     if count <= 0:
         return tir.const(0, pointer.dtype, width)
     if count >= width:

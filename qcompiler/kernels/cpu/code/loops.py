@@ -1,4 +1,4 @@
-"""Sizes -> the loops every kernel is made of: vectors along a row, rows among threads."""
+"""The loops that all kernels use: vectors along a row, rows shared among threads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from qcompiler.kernels.cpu.code.tir import Builder, Value
 
 
 def tasks(device: Device, nanoseconds: float, parts: int) -> int:
-    """An estimate of one core's time, and into how many parts the work falls -> threads to use."""
+    """An estimate of one core's time, and the parts that work can be divided into -> number of
+    threads to use.
+    """
     return 1 if nanoseconds < device.core.launch_ns else max(1, min(device.threads, parts))
 
 
 def shared_seconds(device: Device, nanoseconds: float, count: int) -> float:
-    """One core's time, and the tasks it is shared among -> what it takes. Sharing what is just
-    worth it gains nothing.
+    """One core's time, and the tasks that share it -> predicted seconds; sharing work of just
+    `launch_ns` gains nothing.
     """
     return 1e-9 * (nanoseconds / count + device.core.launch_ns * (1 - 1 / count))
 
@@ -27,8 +29,8 @@ def shared_seconds(device: Device, nanoseconds: float, count: int) -> float:
 def sweep(
     b: Builder, length: int, lanes: int, body: Callable[[Value, int], None], *, start: Value = 0
 ) -> None:
-    """Call body(offset, how many lanes count) for every vector of a row: a loop of full ones, then
-    the rest. Offsets begin at `start`."""
+    """Call body(offset, number of valid lanes) for every vector of a row: a loop of full vectors,
+    then the rest. Offsets begin at `start`."""
     full = length // lanes
     if full:
         with b.serial(full, "v") as i:
@@ -39,23 +41,23 @@ def sweep(
 
 @contextmanager
 def share(b: Builder, count: int, total: int) -> Iterator[tuple[Value, Value]]:
-    """Split `total` turns among `count` tasks -> (first turn, number of turns) of this task."""
+    """Split `total` iterations among `count` tasks -> this task's first, and their number."""
     with b.parallel(count) as task:
         yield part(b, task, count, total)
 
 
 def part(b: Builder, task: Value, count: int, total: int) -> tuple[Value, Value]:
-    """A task's share of `total` turns: (first turn, number of turns)."""
+    """A task's share of `total` iterations: the first, and their number."""
     if count == 1:
         return tir.const(0), tir.const(total)
     each, more = divmod(total, count)
     first = b.let(task * each + tirx.Min(task, tir.const(more)), "first")
-    turns = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
-    return first, turns
+    iterations = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
+    return first, iterations
 
 
 def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:
-    """A flat index -> one index a dimension."""
+    """A flat index -> an index for each dimension."""
     found = []
     for size in reversed(dims[1:]):
         found.append(b.let(tirx.floormod(flat, size)))
@@ -66,7 +68,7 @@ def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:
 def slots(
     b: Builder, length: int, lanes: int, count: int, body: Callable[[Value, int, int], None]
 ) -> None:
-    """`sweep` for sums: body(offset, how many lanes count, slot) with neighbours in other slots."""
+    """`sweep` for sums: body(offset, number of valid lanes, slot); neighbours have other slots."""
     group = lanes * count
     whole = length // group
     if whole:
@@ -78,7 +80,7 @@ def slots(
 
 
 def across(b: Builder, value: Value, join: Callable[[Value, Value], Value]) -> Value:
-    """All lanes of a vector -> one number, halves joined with halves."""
+    """Reduce all lanes of a vector to one number, halves with halves."""
     lanes = tir.lanes_of(value)
     value = b.let(value, "whole")
     while lanes > 1:

@@ -1,14 +1,13 @@
 """A formula of ops/ on TIR vectors -> vector code, branch-free but for `unless`.
 
 `TirMath` is the arithmetic of ops/math.py over `Vec`, a TIR expression of some lanes (one lane: a
-scalar). Every result is held by the function being built, so a value that is used twice is
-computed once and no expression grows with the formulas before it; only a comparison is written out
-where it stands, of two values that are held.
+scalar). Every result gets a name in the function, so a value that is used twice is computed once
+and expressions do not grow; only comparisons, of named values, are written out where they are used.
 
 + - * / sqrt, comparisons, rounding and casts are exact; for the rest see polynomials.py. TVM lets
-LLVM contract a product and a sum into one rounding, so every product that a formula makes is
-fenced: `llvm.arithmetic.fence` costs no instruction. float64 transcendentals go through the C
-library, a lane at a time.
+LLVM contract a product and a sum into one rounding, so every product of a formula is fenced:
+`llvm.arithmetic.fence` costs no instruction. float64 transcendentals call the C library, a lane at
+a time.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from qcompiler.kernels.cpu.code.vec import Vec
 
 @dataclass(frozen=True)
 class Table:
-    """An operand that is indexed, not read in step with the others."""
+    """An operand that is indexed, not read elementwise."""
 
     pointer: Pointer
     dtype: str
 
 
 class TirMath:
-    """`Math` over `Vec`; statements go to `builder`, `isa` knows the machine's own instructions.
+    """`Math` over `Vec`; statements go to `builder`, `isa` has the machine's own instructions.
 
-    `flush`: float32 denormals may become zero where they are cast to bfloat16 (whose products take
-    denormals for zero themselves).
+    `flush`: float32 denormals may become zero when cast to bfloat16 (whose products treat denormals
+    as zero anyway).
     """
 
     def __init__(self, builder: Builder, isa: Isa, *, flush: bool = False) -> None:
@@ -48,23 +47,23 @@ class TirMath:
     # -- making values
 
     def vec(self, expr: Value, dtype: str = "") -> Vec:
-        """An expression -> a value computed here, once; `dtype` where the bits do not tell it."""
+        """An expression -> a value computed here, once; `dtype` where its bits are ambiguous."""
         held = self.builder.hold(expr)
         return Vec(self, held, dtype or tir.dtype_of(expr), tir.lanes_of(expr))
 
     def condition(self, expr: Value) -> Vec:
-        """A comparison of values that are held -> a condition, written out where it is used."""
+        """A comparison of named values -> a condition, written out where it is used."""
         return Vec(self, expr, "bool", tir.lanes_of(expr))
 
     def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
         """A number in every lane."""
-        if dtype in casts.NARROW:
+        if dtype in casts.HALF_FLOATS:
             return self.cast(self.splat(value, "float32", lanes), dtype)
         kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
         return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
 
     def like(self, value: Any, other: Vec) -> Vec:
-        """A number -> a vector like `other`; a Vec stays."""
+        """A number -> a vector like `other`; a Vec stays as it is."""
         if isinstance(value, Vec):
             return value
         number = value.item() if isinstance(value, np.generic | np.ndarray) else value
@@ -79,7 +78,7 @@ class TirMath:
         return self.vec(tir.reinterpret(x.expr, tir.stored(dtype)), dtype)
 
     def llvm(self, name: str, *operands: Vec) -> Vec:
-        """An LLVM intrinsic of vectors of one type that gives a vector of that type."""
+        """An LLVM intrinsic whose operands and result have one type."""
         x = operands[0]
         return self.vec(tir.llvm(x.dtype, x.lanes, name, *(o.expr for o in operands)), x.dtype)
 
@@ -99,9 +98,9 @@ class TirMath:
     # -- arithmetic
 
     def binary(self, sign: str, a: Any, b: Any) -> Vec:
-        """a + b, a - b or a * b, rounded once; integers wrap around; of booleans or, xor, and."""
+        """a + b, a - b or a * b, rounded once; integers wrap around; booleans: or, xor, and."""
         a, b = self.join(a, b)
-        if a.dtype in casts.NARROW:
+        if a.dtype in casts.HALF_FLOATS:
             return self._wide(lambda x, y: self.binary(sign, x, y), a, b)
         if a.dtype == "bool":
             return self.bitwise({"+": "or", "-": "xor", "*": "and"}[sign], a, b)
@@ -114,7 +113,7 @@ class TirMath:
         return self.vec({"+": tirx.Add, "-": tirx.Sub}[sign](a.expr, b.expr))
 
     def fma(self, a: Vec, b: Any, c: Any) -> Vec:
-        """a * b + c in one rounding: never for a formula's own signs."""
+        """a * b + c in one rounding; never for operators of a formula."""
         a, b = self.join(a, b)
         a, c = self.join(a, c)
         return self.llvm("llvm.fma", a, self.widen(b, a.lanes), c)
@@ -124,26 +123,26 @@ class TirMath:
         a, b = self.join(a, b)
         if not a.is_float:
             return self.trunc_div(a, b)
-        if a.dtype in casts.NARROW:
+        if a.dtype in casts.HALF_FLOATS:
             return self._wide(self.divide, a, b)
         return self.vec(tirx.Div(hidden.zero(self, a).expr, b.expr))
 
     def trunc_div(self, a: Any, b: Any) -> Vec:
-        """Integer division towards zero; by zero it gives zero, and nothing traps."""
+        """Integer division towards zero; division by zero gives zero and does not trap."""
         a, b = self.join(a, b)
         if a.is_float:
             return self.trunc(self.divide(a, b))
         if tir.bits(a.dtype) == 64:
             return self.where(b == 0, 0, integers.divide_long(self, a, b))
-        # The float quotient, cut off, is right: a true quotient that is not whole is 1/b or more
-        # away from the next whole number, far more than its rounding error.
+        # The truncated float quotient is right: an exact quotient that is no integer is at least
+        # 1/b away from the next one, much more than the rounding error.
         long = tir.bits(a.dtype) == 32
         wide, whole = ("float64", "int64") if long else ("float32", "int32")
         ratio = self.cast(a, wide) / self.cast(self.where(b == 0, 1, b), wide)
         return self.where(b == 0, 0, self.cast(self.cast(ratio, whole), a.dtype))
 
     def floor_div(self, a: Any, b: Any) -> Vec:
-        """Towards minus infinity."""
+        """Division towards minus infinity."""
         a, b = self.join(a, b)
         if a.is_float:
             return self.floor(a / b)
@@ -152,17 +151,17 @@ class TirMath:
         return self.where(self._opposite(rest, b), quotient - 1, quotient)
 
     def remainder(self, a: Any, b: Any) -> Vec:
-        """With the sign of the divisor, as Python's %."""
+        """Remainder with the sign of the divisor, as Python's %."""
         rest = self.fmod(a, b)
         rest, b = self.join(rest, b)
         return self.where(self._opposite(rest, b), rest + b, rest)
 
     def _opposite(self, rest: Vec, b: Vec) -> Vec:
-        """Where a remainder is not zero and has not the divisor's sign."""
+        """Where a remainder is not zero and its sign differs from the divisor's."""
         return (rest != 0) & ((rest < 0) ^ (b < 0)) & (b != 0)
 
     def fmod(self, a: Any, b: Any) -> Vec:
-        """With the sign of the dividend, as C's; of floats C's own, a lane at a time."""
+        """Remainder with the sign of the dividend; of floats by C's fmod, a lane at a time."""
         a, b = self.join(a, b)
         if not a.is_float:
             return self.where(b == 0, 0, a - self.trunc_div(a, b) * b)
@@ -171,7 +170,7 @@ class TirMath:
         return self.vec(_c_library("fmod")(a.expr, b.expr))
 
     def negative(self, x: Vec) -> Vec:
-        """The sign turned, of zeros and NaN too."""
+        """The sign inverted, also of zeros and NaN."""
         if x.value is not None:
             return self.splat(-x.value, x.dtype, x.lanes)
         if not x.is_float:
@@ -183,16 +182,16 @@ class TirMath:
     def bitwise(self, name: str, a: Any, b: Any) -> Vec:
         """And, or, xor; of booleans too."""
         a, b = self.join(a, b)
-        # Of booleans too, instead of `tirx.Or`: TVM takes `a <= b or b < a` for true, NaN or not.
+        # Also of booleans, instead of `tirx.Or`: TVM folds `a <= b or b < a` to true despite NaN.
         emit = getattr(tirx, f"bitwise_{name}")
         return self.vec(emit(a.expr, b.expr), a.dtype)
 
     def bitwise_not(self, x: Vec) -> Vec:
-        """Every bit turned."""
+        """Every bit inverted."""
         return self.logical_not(x) if x.dtype == "bool" else self.vec(tirx.bitwise_not(x.expr))
 
     def shift_left(self, x: Vec, count: Any) -> Vec:
-        """Zeros move in; a count of the width or more, or a negative one, gives zero."""
+        """Shift in zeros; a count of the width or more, or a negative one, gives zero."""
         x, count = self.join(x, count)
         if self._short(x, count):
             return self.vec(tirx.shift_left(x.expr, count.expr))
@@ -200,8 +199,8 @@ class TirMath:
         return self.where(self._fits(x, count), self.vec(moved), 0)
 
     def shift_right(self, x: Vec, count: Any) -> Vec:
-        """Zeros move in, or copies of a sign: of these only are left by a count of the width or
-        more, or a negative one.
+        """Shift in zeros, or copies of the sign; a count of the width or more, or a negative one,
+        leaves only these.
         """
         x, count = self.join(x, count)
         if self._short(x, count):
@@ -214,36 +213,36 @@ class TirMath:
         return self.where(self._fits(x, count), self.vec(moved), 0)
 
     def _short(self, x: Vec, count: Vec) -> bool:
-        """Is the count of a shift known to be less than the width?"""
+        """Is the count of a shift known to be valid?"""
         return count.value is not None and 0 <= count.value < tir.bits(x.dtype)
 
     def _fits(self, x: Vec, count: Vec) -> Vec:
-        """Where the count of a shift is one of the width's; LLVM gives others no meaning."""
+        """Where the count of a shift is valid; LLVM leaves others undefined."""
         fits = count < tir.bits(x.dtype)
         return fits & (count >= 0) if count.is_signed else fits
 
     # -- comparing and choosing
 
     def compare(self, node: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
-        """A condition; of NaN always false."""
+        """A condition; always false for NaN."""
         a, b = self.join(a, b)
         if a.dtype == "bool":
             a, b = self.cast(a, "uint8"), self.cast(b, "uint8")
-        elif a.dtype in casts.NARROW:
+        elif a.dtype in casts.HALF_FLOATS:
             a, b = self.cast(a, "float32"), self.cast(b, "float32")
         return self.condition(node(a.expr, hidden.twin(self, a, b).expr))
 
     def differ(self, a: Any, b: Any) -> Vec:
-        """Where they are not equal; NaN is equal to nothing."""
-        return self.condition(self._turned(self.compare(tirx.EQ, a, b)))
+        """Where they differ; NaN differs from everything."""
+        return self.condition(self._inverted(self.compare(tirx.EQ, a, b)))
 
     def logical_not(self, x: Vec) -> Vec:
-        """A condition turned."""
-        return self.vec(self._turned(x))
+        """A condition inverted."""
+        return self.vec(self._inverted(x))
 
-    def _turned(self, x: Vec) -> Value:
-        """As a comparison of bytes: TVM takes `not (a < b)` for `a >= b`, which is not so of NaN,
-        and its own `!=` is false where a float is NaN.
+    def _inverted(self, x: Vec) -> Value:
+        """Inverted as a comparison of bytes: TVM folds `not (a < b)` to `a >= b`, which is wrong
+        for NaN, and its `!=` is false where a float is NaN.
         """
         return tirx.EQ(tir.cast(x.expr, "uint8"), tir.const(0, "uint8", x.lanes))
 
@@ -259,15 +258,15 @@ class TirMath:
         return self.vec(tirx.Select(condition.expr, a.expr, b.expr), a.dtype)
 
     def max(self, a: Any, b: Any) -> Vec:
-        """NaN beside anything is NaN; one instruction beside what is known not to be one."""
+        """The larger one; NaN if either is NaN. One instruction if one is known not to be NaN."""
         return self._extreme(tirx.GT, a, b)
 
     def min(self, a: Any, b: Any) -> Vec:
-        """NaN as `max`."""
+        """The smaller one; NaN as for `max`."""
         return self._extreme(tirx.LT, a, b)
 
     def larger(self, a: Any, b: Any) -> Vec:
-        """`max` in one instruction: a NaN in `b` comes through, one in `a` does not."""
+        """`max` in one instruction: NaN in `b` is kept, NaN in `a` is not."""
         return self.choose(tirx.GT, a, b)
 
     def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
@@ -282,12 +281,12 @@ class TirMath:
     def choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
         """The first where it is better, else the second."""
         a, b = self.join(a, b)
-        if a.dtype in casts.NARROW:
+        if a.dtype in casts.HALF_FLOATS:
             return self._wide(lambda x, y: self.choose(better, x, y), a, b)
         return self.where(self.condition(better(a.expr, b.expr)), a, b)
 
     def clip(self, x: Vec, low: Any, high: Any) -> Vec:
-        """Not below `low`, then not above `high`; a bound that is None, or NaN, does not count."""
+        """At least `low`, then at most `high`; bounds that are None or NaN are ignored."""
         x = x if low is None else self.choose(tirx.GT, self.like(low, x), x)
         return x if high is None else self.choose(tirx.LT, self.like(high, x), x)
 
@@ -299,7 +298,7 @@ class TirMath:
         return size > infinity
 
     def is_number(self, x: Vec) -> Vec:
-        """A condition: x is not NaN. Cheaper than to turn `is_nan`."""
+        """A condition: x is not NaN. Cheaper than inverting `is_nan`."""
         if not x.is_float:
             return self.like(0, x) == 0
         size, infinity = self._size_and_infinity(x)
@@ -317,8 +316,8 @@ class TirMath:
     def unless(
         self, rare: Vec, usual: Sequence[Vec], otherwise: Callable[[], Sequence[Vec]]
     ) -> list[Vec]:
-        """`usual`, but `otherwise()` in the lanes where the condition holds: behind a branch, so
-        that what is rare and slow costs a test where no lane needs it.
+        """`usual`, but `otherwise()` in the lanes where the condition `rare` holds. A branch skips
+        the slow case where no lane needs it.
         """
         held = [self.builder.registers(v.dtype, v.lanes, 1) for v in usual]
         for kept, value in zip(held, usual, strict=True):
@@ -332,7 +331,7 @@ class TirMath:
 
     def abs(self, x: Vec) -> Vec:
         """Absolute value."""
-        if x.dtype in casts.NARROW:
+        if x.dtype in casts.HALF_FLOATS:
             return self._wide(self.abs, x)
         if x.is_float:
             return self.llvm("llvm.fabs", x)
@@ -346,19 +345,19 @@ class TirMath:
         return self.where(x == 0, 0, one)
 
     def floor(self, x: Vec) -> Vec:
-        """To the next integer below; the dtype stays."""
+        """The largest integer not above x; the dtype stays."""
         return self._unary("llvm.floor", x)
 
     def ceil(self, x: Vec) -> Vec:
-        """To the next integer above; the dtype stays."""
+        """The smallest integer not below x; the dtype stays."""
         return self._unary("llvm.ceil", x)
 
     def trunc(self, x: Vec) -> Vec:
-        """Towards zero; the dtype stays."""
+        """Round towards zero; the dtype stays."""
         return self._unary("llvm.trunc", x)
 
     def round(self, x: Vec) -> Vec:
-        """To the nearest integer, halves to even; the dtype stays."""
+        """Round to the nearest integer, halves to even; the dtype stays."""
         return self._unary("llvm.nearbyint", x)
 
     def sqrt(self, x: Vec) -> Vec:
@@ -368,7 +367,7 @@ class TirMath:
     def _unary(self, name: str, x: Vec) -> Vec:
         if not x.is_float:
             return x
-        if x.dtype in casts.NARROW:
+        if x.dtype in casts.HALF_FLOATS:
             return self._wide(lambda v: self.llvm(name, v), x)
         return self.llvm(name, x)
 
@@ -395,7 +394,7 @@ class TirMath:
         return self.vec(raw, table.dtype)
 
     def _lookup_bytes(self, table: Table, index: Vec) -> Vec:
-        """By the instruction set's own look-up, which takes whole vectors of bytes."""
+        """`lookup` by the instruction set's own instructions, on whole vectors of bytes."""
         full, lanes = self.isa.lanes(1), index.lanes
         index = index ^ -128 if index.dtype == "int8" else index
         raw = tir.reinterpret(index.expr, "uint8")
@@ -423,7 +422,7 @@ class TirMath:
         return self._function(polynomials.cos, tirx.cos, x)
 
     def pow(self, x: Any, y: Any) -> Vec:
-        """x^y in x's dtype; of integers exact modulo 2^bits, a negative power as 1 / x^-y."""
+        """x^y in x's dtype; of integers modulo 2^bits, with 1 / x^-y for negative powers."""
         x, y = (self.like(x, y), y) if isinstance(y, Vec) else (x, self.like(y, x))
         if not x.is_float and not y.is_float:
             return integers.power(self, x, y)
@@ -437,7 +436,7 @@ class TirMath:
         self, short: Callable[..., Vec], library: Callable[..., Value], *operands: Vec
     ) -> Vec:
         dtype = operands[0].dtype
-        if dtype in casts.NARROW:
+        if dtype in casts.HALF_FLOATS:
             return self._wide(lambda *x: short(self, *x), *operands)
         if dtype == "float64":
             return self.vec(library(*(x.expr for x in operands)))
@@ -446,11 +445,11 @@ class TirMath:
     # -- converting (casts.py)
 
     def cast(self, x: Vec, dtype: str) -> Vec:
-        """As C converts; of floats that an integer does not hold, its lowest value."""
+        """Convert as C does; floats outside an integer's range become its lowest value."""
         return casts.cast(self, x, dtype)
 
     def converted(self, x: Vec, dtype: str) -> Vec:
-        """LLVM's conversion: the value must be in the dtype's range."""
+        """LLVM's conversion; the value must be in the dtype's range."""
         return self.vec(tir.cast(x.expr, dtype))
 
     def saturate(self, x: Vec, dtype: str) -> Vec:
@@ -460,7 +459,7 @@ class TirMath:
     def quantize(
         self, x: Vec, factor: Vec, zero: Vec, *, dtype: str, divide: int = 0, **known: bool
     ) -> Vec:
-        """The operator `quantize`, bit for bit; casts.py says what may be `known` of its values."""
+        """The operator `quantize`, bit for bit; for what may be `known`, see casts.py."""
         return casts.quantize(self, x, factor, zero, dtype=dtype, divide=divide, **known)
 
 

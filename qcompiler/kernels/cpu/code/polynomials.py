@@ -1,5 +1,5 @@
-"""A float32 vector -> exp, log, tanh, erf, sin, cos or pow of it, by polynomials: branch-free,
-but for angles that are too large for them.
+"""A float32 vector -> its exp, log, tanh, erf, sin, cos or pow, by polynomials: branch-free, except
+for large angles.
 
 Largest errors over all finite inputs, in units in the last place (the tests measure them):
 
@@ -51,8 +51,8 @@ _GELU = (
     *("-0x1.26aef0p+0", "-0x1.d636a0p-2", "-0x1.ae6aaep-5", "0x1.d25fea0p-8", "-0x1.4d0a7ep-13"),
     *("-0x1.91c1eap-13", "0x1.89400ap-15", "-0x1.54dddcp-18", "0x1.db4aa2p-23"),
 )
-# gelu(x) = max(x, 0) - t p(t)^n, t = min(|x|, most): (most, n, p) by the formula that is meant and
-# what the result is rounded to; errors 2^-15.8, 2^-18.8, 2^-15.5 and 2^-17 of x
+# gelu(x) = max(x, 0) - t p(t)^n, t = min(|x|, most): (most, n, p) by the formula and what the
+# result is rounded to; errors 2^-15.8, 2^-18.8, 2^-15.5 and 2^-17 of x
 _GELU_ROUNDED: Mapping[tuple[str, str], tuple[float, int, tuple[str, ...]]] = {
     ("none", "byte"): (
         4.4,
@@ -96,8 +96,8 @@ _EXP2 = ("0x1.62e42ap-1", "0x1.ebf9c2p-3", "0x1.c6b6dcp-5", "0x1.3ce8c0p-7", "0x
 _EXP2_COARSE = ("0x1.fff692p-1", "0x1.62f31ap-1", "0x1.f0de1cp-3", "0x1.c3f762p-5")
 
 _FAR_ANGLE = 2.0**40
-"""From here on some float32 angles are closer to a multiple of pi/2 than float64 can tell by two
-parts of it: the error, 1.6 ulp for every float32 below, is 7.5 at 2^40 and grows to nonsense.
+"""From here on some float32 angles are closer to a multiple of pi/2 than a two-part float64 pi/2
+resolves: the error, 1.6 ulp for every float32 below, is 7.5 at 2^40 and grows without limit.
 """
 _TWO_BY_PI = 0x517CC1B727220A94FE13ABE8FA9A6EE06DB14ACC9E21C820FF2
 _TWO_BY_PI_PARTS = 7
@@ -137,20 +137,20 @@ def _power_of_two(m: TirMath, n: Vec) -> Vec:
 
 
 def exp(m: TirMath, x: Vec) -> Vec:
-    """e^x: two factors of two, so that it runs out smoothly into denormals and infinity."""
+    """e^x; the power of two is split in two factors, for gradual denormals and infinity."""
     fraction, n = _exp_parts(m, m.clip(x, -104.0, 89.0))
     half = n >> 1
     return fraction * _power_of_two(m, half) * _power_of_two(m, n - half)
 
 
-def exp2_least(m: TirMath, x: Vec, *, coarse: bool) -> Vec:
-    """2^x for x <= 126, what is less than 2^-126 becomes that. What a softmax is made of, whose
-    weights are rounded anyway: coarse ones (error 2^-13.7) to 8 bits or bfloat16.
+def exp2_least(m: TirMath, x: Vec, *, rough: bool) -> Vec:
+    """2^x for x <= 126, and 2^-126 where that is larger. For softmax, whose weights are rounded
+    anyway. `rough`: with an error of 2^-13.7, for weights of 8 bits or bfloat16.
     """
     x = m.larger(m.like(-126.0, x), x)
     shifted = x + _ROUND
     f = x - (shifted - _ROUND)
-    if coarse:
+    if rough:
         power = polynomial(m, f, _EXP2_COARSE)
     else:
         power = m.fma(polynomial(m, f, _EXP2), f, 1.0)
@@ -158,8 +158,8 @@ def exp2_least(m: TirMath, x: Vec, *, coarse: bool) -> Vec:
 
 
 def sigmoid(m: TirMath, x: Vec) -> Vec:
-    """1 / (1 + e^-x); 0 where that is less than 2^-127.5, by way of 2^128, an infinity: whoever
-    multiplies it by numbers as large as there are gets zero too.
+    """1 / (1 + e^-x); 0 where that is less than 2^-127.5 (as 2^128 is infinity), so that products
+    with the largest numbers are 0 too.
     """
     fraction, n = _exp_parts(m, m.clip(-x, -87.0, 89.0))
     return 1.0 / (fraction * _power_of_two(m, n) + 1.0)
@@ -171,9 +171,9 @@ def swish(m: TirMath, x: Vec, *, alpha: float) -> Vec:
 
 
 def gelu(m: TirMath, x: Vec, *, approximate: str) -> Vec:
-    """x times the normal distribution's share below it; error 2e-7 of x, 0 where that rounds to 0.
+    """x times the cumulative normal distribution; error 2e-7 of x, 0 where that rounds to 0.
 
-    One exponential, where the formula by erf takes a polynomial near zero besides.
+    Takes one exponential; the formula by erf also needs a polynomial near zero.
     """
     if approximate == "tanh":
         return x * sigmoid(m, (x + x * x * x * 0.044715) * (2 * sqrt(2 / pi)))
@@ -191,8 +191,8 @@ def gelu_rounded(m: TirMath, x: Vec, *, approximate: str, to: str) -> Vec:
     """Gelu for a result that is rounded `to` a "byte" (error 2^-15.5 of x, and below 7e-5 anywhere)
     or "bfloat16" (2^-17 of x, below 3e-5).
 
-    What it differs by from max(x, 0) is x times a power of a polynomial, whose tail falls off as
-    the normal distribution's does.
+    The difference to max(x, 0) is x times a power of a polynomial, whose tail decays like that of
+    the normal distribution.
     """
     most, times, coefficients = _GELU_ROUNDED[approximate, to]
     size = m.min(m.abs(x), most)
@@ -246,37 +246,37 @@ def cos(m: TirMath, x: Vec) -> Vec:
     return _sine(m, x, 1)
 
 
-def _sine(m: TirMath, x: Vec, quarter_turns: int) -> Vec:
-    """sin(x + quarter_turns * pi/2)."""
+def _sine(m: TirMath, x: Vec, quarters: int) -> Vec:
+    """sin(x + quarters * pi/2)."""
     wide = m.cast(x, "float64")
     far = m.abs(x) >= _FAR_ANGLE
-    near = _near_turns(m, wide)
-    r, turn = m.unless(far, near, lambda: _far_turns(m, wide))
-    turn = turn + quarter_turns
+    near = _near_reduced(m, wide)
+    r, quarter = m.unless(far, near, lambda: _far_reduced(m, wide))
+    quarter = quarter + quarters
     square = r * r
-    # something too small to matter is added, or -0 would become 0 - 0
+    # adds a negligible number, or -0 would become 0 - 0
     s = m.fma(m.fma(polynomial(m, square, _SIN), square, 2.0**-126), r, r)
     c = m.fma(polynomial(m, square, _COS) * square, square, m.fma(square, -0.5, 1.0))
-    result = m.where((turn & 1) == 1, c, s)
-    return m.bits(m.bits(result, "int32") ^ ((turn & 2) << 30), "float32")
+    result = m.where((quarter & 1) == 1, c, s)
+    return m.bits(m.bits(result, "int32") ^ ((quarter & 2) << 30), "float32")
 
 
-def _near_turns(m: TirMath, x: Vec) -> tuple[Vec, Vec]:
-    """float64 below _FAR_ANGLE -> what is left of it (float32) after so many quarter turns (int32,
-    its low bits).
+def _near_reduced(m: TirMath, x: Vec) -> tuple[Vec, Vec]:
+    """float64 below _FAR_ANGLE -> its remainder modulo pi/2 (float32), and the low bits of the
+    quotient (int32).
     """
     shifted = m.fma(x, 2 / pi, _ROUND_WIDE)
     n = shifted - _ROUND_WIDE
-    # pi/2 = its first 33 bits (products with n are exact up to 2^20 turns) + the rest
+    # pi/2 = its first 33 bits (products with n are exact up to n = 2^20) + the rest
     r = m.fma(n, -6.077100506506192601e-11, m.fma(n, -1.57079632673412561417, x))
     return m.cast(r, "float32"), m.cast(m.bits(shifted, "int64"), "int32")
 
 
-def _far_turns(m: TirMath, x: Vec) -> tuple[Vec, Vec]:
-    """As `_near_turns`, for every float32: M. Payne and R. Hanek's reduction, 1983.
+def _far_reduced(m: TirMath, x: Vec) -> tuple[Vec, Vec]:
+    """As `_near_reduced`, for every float32: M. Payne and R. Hanek's reduction, 1983.
 
-    A product with 29 bits of 2/pi is exact, and so is what is left of it after whole turns; only
-    what their sum is rounded by has to be kept.
+    A product with 29 bits of 2/pi is exact, and so is its remainder modulo whole turns; only the
+    rounding error of their sum must be kept.
     """
     total = rest = m.like(0.0, x)
     for i in range(1, _TWO_BY_PI_PARTS + 1):
@@ -311,7 +311,7 @@ def pow(m: TirMath, x: Vec, y: Vec) -> Vec:
 
 
 def _root(m: TirMath, x: Vec) -> Vec:
-    """x^0.5, which is positive for -0 and minus infinity: what is twice itself."""
+    """x^0.5, which is positive for -0 and minus infinity: x + x == x for both."""
     return m.sqrt(m.where(x + x == x, m.abs(x), x))
 
 

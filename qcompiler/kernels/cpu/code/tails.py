@@ -1,10 +1,10 @@
-"""The ends of rows: the first few lanes of a vector loaded or stored, the memory of the others not
-touched.
+"""The ends of rows: load or store the first few lanes of a vector without touching the memory of
+the others.
 
-Instruction sets with masks take one vector under a mask. On others a number that is known takes two
-pieces, each the largest power of two in it, which overlap: of 13 bytes the first 8 and the last 8.
-Of a number that only running the model tells each binary digit takes one. No lane is moved on its
-own unless it is the only one.
+Instruction sets with masks move one vector under a mask. On others a constant number takes two
+overlapping pieces of the largest power of two in it: of 13 bytes the first 8 and the last 8. A
+number known only at run time takes a piece for each binary digit. No lane is moved alone unless it
+is the only one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _WORD = 64  # bits of the largest piece that moves as a scalar
 
 @dataclass(frozen=True)
 class Tails:
-    """How a builder's pointers move parts of vectors: under masks where elements have one of the
-    sizes `masked`, in bytes.
+    """How a builder's pointers move partial vectors: under masks for elements of the sizes
+    `masked`, in bytes.
     """
 
     masked: frozenset[int]
 
     @staticmethod
     def of(isa: Isa) -> Tails:
-        """As an instruction set does it best."""
+        """The best way of an instruction set."""
         return Tails(isa.masked)
 
     def load(self, pointer: Pointer, count: Value, offset: Value, lanes: int) -> Value:
-        """The first `count` of `lanes` elements; the other lanes hold anything."""
+        """Load the first `count` of `lanes` elements; the other lanes are undefined."""
         if tir.bits(pointer.dtype) // 8 in self.masked:
             return _load_masked(pointer, count, offset, lanes)
         if isinstance(count, int):
@@ -42,13 +42,13 @@ class Tails:
         return _load_digits(pointer, count, offset, lanes)
 
     def store(self, pointer: Pointer, count: Value, offset: Value, value: Value) -> None:
-        """The first `count` lanes of a value."""
+        """Store the first `count` lanes of a value."""
         known = isinstance(count, int)
         if tir.bits(pointer.dtype) // 8 not in self.masked:
             store = _store_pieces if known else _store_digits
             store(pointer, count, offset, pointer.builder.let(value))
         elif known and tir.bits(pointer.dtype) == 8 and count.bit_count() <= 3:
-            # A masked store keeps whoever reads its masked bytes next waiting until it is done.
+            # A masked store delays later loads of its masked bytes until it is done.
             _store_apart(pointer, count, offset, pointer.builder.let(value))
         elif known or tir.bits(pointer.dtype) >= 32:
             _store_masked(pointer, count, offset, value)
@@ -84,7 +84,7 @@ def _store_masked(pointer: Pointer, count: Value, offset: Value, value: Value) -
 
 
 def _store_apart(pointer: Pointer, count: int, offset: Value, value: Value) -> None:
-    """In pieces that do not overlap."""
+    """Store in pieces that do not overlap."""
     at = 0
     while at < count:
         piece = _largest_power(count - at)
@@ -96,7 +96,7 @@ def _store_apart(pointer: Pointer, count: int, offset: Value, value: Value) -> N
 
 
 def _load_pieces(pointer: Pointer, count: int, offset: Value, lanes: int) -> Value:
-    """The first elements, then behind them the last, from the first that is missing on."""
+    """Load the first piece, then the last one, of which the lanes still missing are kept."""
     if count <= 0:
         return tir.const(0, pointer.dtype, lanes)
     piece = _largest_power(count)
@@ -109,7 +109,7 @@ def _load_pieces(pointer: Pointer, count: int, offset: Value, lanes: int) -> Val
 
 
 def _load_digits(pointer: Pointer, count: Value, offset: Value, lanes: int) -> Value:
-    """From the last elements on: each piece comes before what is there already."""
+    """Load from the last elements on: each piece goes before those loaded already."""
     b = pointer.builder
     held = b.registers(pointer.dtype, lanes, 1, "first")
     held.fill(0)
@@ -125,7 +125,7 @@ def _load_digits(pointer: Pointer, count: Value, offset: Value, lanes: int) -> V
 
 
 def _load_piece(pointer: Pointer, count: int, offset: Value, lanes: int) -> Value:
-    """A power of two of elements in the first of `lanes` lanes, again and again."""
+    """Load a power of two of elements into the first of `lanes` lanes, repeated in the others."""
     size = count * tir.bits(pointer.dtype)
     if size > _WORD:
         return tir.concat([pointer.load(offset, count)] * (lanes // count))
@@ -142,7 +142,7 @@ def _store_pieces(pointer: Pointer, count: int, offset: Value, value: Value) -> 
 
 
 def _store_digits(pointer: Pointer, count: Value, offset: Value, value: Value) -> None:
-    """From the first elements on: what is left moves to the first lanes."""
+    """Store from the first elements on; the remaining ones move to the first lanes."""
     b, lanes = pointer.builder, tir.lanes_of(value)
     with b.when(count >= lanes):
         pointer.store(offset, value)
@@ -156,7 +156,7 @@ def _store_digits(pointer: Pointer, count: Value, offset: Value, value: Value) -
 
 
 def _store_piece(pointer: Pointer, count: int, offset: Value, value: Value) -> None:
-    """The first lanes, a power of two of them."""
+    """Store the first lanes, a power of two of them."""
     size = count * tir.bits(tir.dtype_of(value))
     if size > _WORD:
         pointer.store(offset, tir.shuffle(value, range(count)))
@@ -165,7 +165,7 @@ def _store_piece(pointer: Pointer, count: int, offset: Value, value: Value) -> N
 
 
 def _from_lane(value: Value, first: int) -> Value:
-    """A vector from a lane on, then the lanes before it."""
+    """A vector rotated so that it begins with a lane."""
     lanes = tir.lanes_of(value)
     return tir.shuffle(value, [(first + i) % lanes for i in range(lanes)]) if first else value
 
@@ -185,5 +185,5 @@ def _has(count: Value, power: int) -> Value:
 
 
 def _before(count: Value, power: int) -> Value:
-    """What the digits above one make: where its piece begins."""
+    """The value of the digits above one, where its piece begins."""
     return tirx.op.bitwise_and(count, tir.const(-2 * power))

@@ -7,10 +7,10 @@
         y.store(at, y.load(at, 16) + x.load(at, 16) * 3.0)
     func = b.function()
 
-Nodes are built straight over `tvm.tirx`, so a Python loop around these calls unrolls. A value is a
-plain TIR expression with a dtype and lanes; TIR writes an expression out wherever it stands, so
-`let` names what is used more than once. bfloat16 is carried as its uint16 bits and bool as uint8:
-TVM's own legalisation of both is never met.
+Nodes are built directly with `tvm.tirx`, so a Python loop around these calls unrolls. A value is a
+plain TIR expression with a dtype and lanes; TIR computes an expression wherever it occurs, so `let`
+names what is used more than once. bfloat16 is carried as its uint16 bits and bool as uint8, so TVM
+never has to legalize either.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from qcompiler.kernels.cpu.code.tails import Tails
 
 Value = Any
-"""A TIR expression: a scalar or a vector ("float32x16"). Python numbers mix in."""
+"""A TIR expression: a scalar or a vector ("float32x16"); Python numbers are allowed too."""
 
-_UNBOUNDED = 1 << 30  # elements; TIR wants a length, nothing looks at it
-_MOST_TURNS = (1 << 31) - 1
+_UNBOUNDED = 1 << 30  # elements; TIR requires a length that nothing uses
+_MOST_ITERATIONS = (1 << 31) - 1
 _MOST_STATEMENTS = 1 << 15
-"""Of one kernel: a generator that unrolls over a number of the model, however large that is, ends
-here. The kernels of real networks have hundreds, the longest 4,000.
+"""The most in one kernel, which limits generators that unroll over a number of the model. Kernels
+of real networks have hundreds, the longest 4,000.
 """
 _STORED = {"bfloat16": "uint16", "bool": "uint8"}
 _BACKEND = "default"
@@ -75,7 +75,7 @@ def const(value: float, dtype: str = "int32", lanes: int = 1) -> Value:
 
 
 def broadcast(value: Value, lanes: int) -> Value:
-    """A scalar in every lane; a vector of that many lanes as it is."""
+    """A scalar in every lane; a vector of that many lanes stays as it is."""
     have = lanes_of(value)
     assert have in (1, lanes), f"{have} lanes cannot become {lanes}"
     return value if have == lanes else tirx.Broadcast(value, lanes)
@@ -100,7 +100,7 @@ def reinterpret(value: Value, dtype: str) -> Value:
         return value
     lanes = lanes_of(value) * bits(dtype_of(value)) // bits(dtype)
     if isinstance(value, tirx.IntImm) and value.value == 0:
-        return const(0, dtype, lanes)  # TVM takes a zero for a null pointer
+        return const(0, dtype, lanes)  # TVM treats a zero as a null pointer
     return tirx.op.reinterpret(with_lanes(dtype, lanes), value)
 
 
@@ -110,12 +110,12 @@ def shuffle(value: Value, indices: Sequence[int]) -> Value:
 
 
 def shuffle2(values: Sequence[Value], indices: Sequence[int]) -> Value:
-    """Chosen lanes of several equally long vectors laid end to end."""
+    """Chosen lanes of several concatenated vectors of equal length."""
     return tirx.Shuffle(list(values), [tirx.const(i, "int32") for i in indices])
 
 
 def concat(values: Sequence[Value]) -> Value:
-    """Vectors of the same length, laid end to end; a power of two of them."""
+    """Concatenate vectors of equal length; a power of two of them."""
     values = list(values)
     while len(values) > 1:
         lanes = lanes_of(values[0])
@@ -153,8 +153,8 @@ def fma(a: Value, b: Value, c: Value) -> Value:
 def wrapping(op: str, a: Value, b: Value) -> Value:
     """Integer "+", "-", "*" modulo 2**bits.
 
-    TVM tells LLVM that neither its signed nor its unsigned 32- and 64-bit sums overflow, and LLVM
-    believes it (0 - x is folded to 0 for an unsigned x); so these are LLVM's own instructions.
+    TVM marks its signed and unsigned 32- and 64-bit sums as never overflowing, which LLVM uses (it
+    folds 0 - x to 0 for an unsigned x); so these are LLVM's own instructions.
     """
     dtype, lanes = dtype_of(a), lanes_of(a)
     if bits(dtype) < 32:
@@ -191,11 +191,11 @@ def first_lanes(lanes: int, count: Value) -> Value:
 
 
 class Pointer:
-    """Memory seen as elements of `dtype`; offsets count elements from where it points.
+    """Memory seen as elements of `dtype`; offsets are in elements.
 
-    Loads and stores of vectors need no alignment but the elements' own. A `view` with larger
-    elements reads and writes the same memory through the smaller ones, so any byte address does and
-    nothing is ever reordered by type.
+    Vectors need only the alignment of their elements. A `view` with larger elements accesses the
+    same memory through the smaller ones, so any byte address is valid and nothing is reordered by
+    type.
     """
 
     def __init__(self, builder: Builder, buffer: Value, dtype: str, offset: Value = 0) -> None:
@@ -204,19 +204,19 @@ class Pointer:
         self.dtype = dtype
         self.offset = offset
         self.scale = bits(dtype) // bits(str(buffer.dtype))
-        """Memory elements for one of ours."""
+        """Elements of the memory for each of the view's."""
 
     def __add__(self, offset: Value) -> Pointer:
         return Pointer(self.builder, self.buffer, self.dtype, self.offset + offset * self.scale)
 
     def view(self, dtype: str) -> Pointer:
-        """The same address, seen as elements of another dtype no smaller than the memory's."""
+        """The same address as elements of another dtype, no smaller than the memory's."""
         dtype = stored(dtype)
         assert bits(dtype) >= bits(str(self.buffer.dtype)), f"no {dtype} inside {self.buffer}"
         return Pointer(self.builder, self.buffer, dtype, self.offset)
 
     def index(self, offset: Value) -> Value:
-        """An offset of this pointer's elements -> of the memory's, from its begin."""
+        """An offset in this pointer's elements -> in the memory's, from its beginning."""
         index = self.offset + offset * self.scale
         return tirx.const(index, "int32") if isinstance(index, int) else index
 
@@ -227,7 +227,7 @@ class Pointer:
 
     def load_first(self, count: Value, offset: Value = 0, lanes: int = 1) -> Value:
         """The first `count` of `lanes` elements; the memory of the others is not touched, and their
-        lanes hold anything.
+        lanes are undefined.
         """
         if isinstance(count, int) and count == lanes:
             return self.load(offset, lanes)
@@ -259,14 +259,14 @@ class Pointer:
         return tirx.op.address_of(tirx.BufferLoad(self.buffer, [self.index(offset)]))
 
     def prefetch(self, offset: Value = 0, *, level: int = 1, write: bool = False) -> None:
-        """Ask for the cache line of an element: into L1 (level 1), L2 (2) or L3 (3)."""
+        """Prefetch the cache line of an element into L1 (level 1), L2 (2) or L3 (3)."""
         operands = [tirx.const(v, "int32") for v in (int(write), 4 - level, 1)]
         call = tirx.op.call_llvm_intrin("void", "llvm.prefetch", self.address(offset), *operands)
         self.builder.emit(call)
 
 
 class Registers:
-    """Vectors that LLVM keeps in registers: read and written by constant index only."""
+    """Vectors that LLVM keeps in registers, read and written by constant index only."""
 
     def __init__(self, builder: Builder, dtype: str, lanes: int, count: int, name: str) -> None:
         self._builder = builder
@@ -275,7 +275,7 @@ class Registers:
             tirx.decl_buffer((lanes,), dtype, f"{name}{i}", scope="local", layout=None)
             for i in range(count)
         ]
-        for buffer in self._buffers:  # on the stack, whence LLVM's mem2reg takes them
+        for buffer in self._buffers:  # on the stack, from where LLVM's mem2reg promotes them
             keep = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
             builder.emit(tirx.AllocBuffer(buffer, annotations=keep))
 
@@ -287,7 +287,7 @@ class Registers:
         self._builder.emit(store)
 
     def fill(self, value: float) -> None:
-        """Set every lane of all of them to a number."""
+        """Set every lane of all vectors to a number."""
         for i in range(self.count):
             self[i] = const(value, self.dtype, self.lanes)
 
@@ -296,7 +296,7 @@ class Builder:
     """Collects the statements of one kernel; `function` makes the PrimFunc.
 
     Parameters are raw pointers in the order of the `pointer` calls. The function returns int32 0.
-    `tails` moves parts of vectors (`load_first`, `store_first`), for which it must be given.
+    `tails` moves partial vectors, which `load_first` and `store_first` need.
     """
 
     def __init__(self, name: str, tails: Tails | None = None) -> None:
@@ -310,7 +310,7 @@ class Builder:
 
     @property
     def tails(self) -> Tails:
-        """What moves parts of vectors."""
+        """What moves partial vectors."""
         assert self._tails is not None, f"{self.name} was not told how parts of vectors are moved"
         return self._tails
 
@@ -333,7 +333,7 @@ class Builder:
         return Pointer(self, buffer, kept)
 
     def either(self, condition: Value, one: Pointer, other: Pointer, name: str = "p") -> Pointer:
-        """`one` where a condition holds, else `other`, of the same dtype: chosen once, here."""
+        """`one` if a condition holds, else `other`, of the same dtype; selected once, here."""
         assert one.dtype == other.dtype, f"{one.dtype} or {other.dtype}"
         kind = PointerType(PrimType(one.dtype))
         var = Var(self._fresh(name), kind)
@@ -344,11 +344,11 @@ class Builder:
         return Pointer(self, buffer, one.dtype)
 
     def let(self, value: Value, name: str = "v") -> Value:
-        """Name what may be an index or a bound: computed once, here.
+        """Name a value that may be an index or a bound; it is computed once, here.
 
-        Only integers and conditions are bound to TIR variables: its passes reason about every one,
-        which takes most of the compile time when vectors are among them. They also write out each
-        in terms of those before it, so a chain of them has to be short; `hold` is for others.
+        Only integers and conditions are bound to TIR variables: its passes analyse each one, which
+        would dominate compile time for vectors. They also expand each in terms of earlier ones, so
+        chains must be short; `hold` is for the others.
         """
         if not isinstance(value, (int, float, Var)) and (
             not isinstance(value.ty, PrimType) or dtype_of(value) == "bool" or _is_index(value)
@@ -359,13 +359,13 @@ class Builder:
         return self.hold(value, name)
 
     def hold(self, value: Value, name: str = "v") -> Value:
-        """Name what is computed of data: once, here, and TVM sees no further than the name. So an
-        expression over names is as long as it is written, however long the chain behind them.
+        """Name a value computed from data; it is computed once, here, and TVM does not look behind
+        the name. So expressions stay short, however long the chain of names is.
         """
         if isinstance(value, (int, float, Var)) or _is_load_of(value, self._lets):
             return value
         dtype, lanes = dtype_of(value), lanes_of(value)
-        if dtype == "bool":  # as bytes: LLVM sees through both conversions
+        if dtype == "bool":  # as bytes: LLVM removes both conversions
             return tirx.NE(self.hold(cast(value, "uint8"), name), const(0, "uint8", lanes))
         name = self._fresh(name)
         self._lets.add(f"{name}_0")
@@ -379,7 +379,7 @@ class Builder:
 
     @contextmanager
     def serial(self, extent: Value, name: str = "i", start: Value = 0) -> Iterator[Value]:
-        """A loop over start, start + 1, ... (extent of them); a single turn is no loop."""
+        """A loop over start, start + 1, ... (`extent` numbers); one iteration needs no loop."""
         if isinstance(extent, int) and extent == 1:
             yield tirx.const(start, "int32") if isinstance(start, int) else start
             return
@@ -388,7 +388,7 @@ class Builder:
 
     @contextmanager
     def parallel(self, tasks: int, name: str = "task") -> Iterator[Value]:
-        """A loop whose turns run on the threads of the pool; one task is no launch."""
+        """A loop whose iterations are shared among threads; one task needs no launch."""
         if tasks == 1:
             yield tirx.const(0, "int32")
             return
@@ -404,7 +404,7 @@ class Builder:
 
     @contextmanager
     def otherwise(self) -> Iterator[None]:
-        """Right after `when`: the statements inside run if its condition does not hold."""
+        """Directly after `when`: the statements inside run if its condition does not hold."""
         branch = self._blocks[-1].pop()
         with self._block() as body:
             yield
@@ -412,9 +412,9 @@ class Builder:
 
     @contextmanager
     def _loop(self, extent: Value, name: str, start: Value, kind: Value) -> Iterator[Value]:
-        turns = getattr(extent, "value", extent)
-        if isinstance(turns, int) and turns > _MOST_TURNS:
-            raise Unfit(f"a loop of {turns} turns is too long")
+        iterations = getattr(extent, "value", extent)
+        if isinstance(iterations, int) and iterations > _MOST_ITERATIONS:
+            raise Unfit(f"a loop of {iterations} iterations is too long")
         var = Var(self._fresh(name), "int32")
         with self._block() as body:
             yield var
@@ -431,10 +431,10 @@ class Builder:
         return f"{name}_{count}"
 
     def function(self) -> Value:
-        """Everything emitted -> a private PrimFunc, callable from others of its module."""
+        """All emitted statements as a private PrimFunc, callable from others of its module."""
         assert len(self._blocks) == 1, "a loop is still open"
         body = _sequence([*self._views, *self._blocks[0]])
-        for key, value in (("device_type", 1), ("device_id", 0)):  # stack allocations ask for them
+        for key, value in (("device_type", 1), ("device_id", 0)):  # stack allocations need them
             body = tirx.AttrStmt(_BACKEND, key, tirx.IntImm("int32", value), body)
         zero = tirx.stmt.Return(tirx.IntImm("int32", 0))
         return tirx.PrimFunc(self._params, tirx.SeqStmt([body, zero]), PrimType("int32"))

@@ -1,4 +1,4 @@
-"""A TIR expression -> a value that adds, compares and shifts with the signs of a formula."""
+"""A TIR expression -> a value with the operators of a formula."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Vec:
-    """`lanes` values of one dtype: a TIR expression with the signs a formula uses.
+    """`lanes` values of one dtype: a TIR expression with the operators of a formula.
 
-    bfloat16 is held as its uint16 bits. `value` is the number when all lanes are one constant.
-    Python numbers take the dtype of the value beside them; one lane stands against many.
+    bfloat16 is held as its uint16 bits. `value` is the number if all lanes are one constant. Python
+    numbers take the dtype of the other operand; one lane is broadcast.
     """
 
     __slots__ = ("dtype", "expr", "lanes", "m", "value")
@@ -62,9 +62,9 @@ class Vec:
     def __rpow__(self, other: Any) -> Vec:
         return self.m.pow(self.m.like(other, self), self)
 
-    def ahead_of(self, other: Vec, *, largest: bool) -> Vec:
-        """Where this comes before another in order, the largest first or the smallest. NaN is
-        larger than any number, and beside any other NaN.
+    def precedes(self, other: Vec, *, largest: bool) -> Vec:
+        """Where this precedes another, with the largest first or the smallest. NaN is larger than
+        any number, and equal to NaN.
         """
         before = self > other if largest else self < other
         if not self.is_float:
@@ -115,10 +115,10 @@ class Vec:
 
     @property
     def is_float(self) -> bool:
-        """Of any floating-point dtype."""
+        """Whether the dtype is a float."""
         return "float" in self.dtype
 
     @property
     def is_signed(self) -> bool:
-        """Of a dtype with negative values."""
+        """Whether the dtype has negative values."""
         return not self.dtype.startswith(("uint", "bool"))

@@ -21,7 +21,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import heirs, math_of
+from qcompiler.kernels.cpu.code.draft import in_place_candidates, math_of
 from qcompiler.kernels.cpu.code.epilogue import Fused, store
 from qcompiler.kernels.cpu.code.tails import Tails
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
@@ -141,7 +141,7 @@ class Contraction:
             scratch_bytes=scratch_bytes,
             tasks=self.tiling.tasks,
             macs=self.problem.macs,
-            in_place=heirs(region),
+            in_place=in_place_candidates(region),
         )
 
     def _needs_copy(self) -> bool:

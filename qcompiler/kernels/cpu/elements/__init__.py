@@ -1,1 +1,1 @@
-"""Elementwise formulas, and what no faster kernel takes."""
+"""Elementwise formulas, and a fallback for other operators."""

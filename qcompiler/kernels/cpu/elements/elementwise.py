@@ -18,11 +18,11 @@ _SLOW = frozenset(
     ["Exp", "Log", "Erf", "Tanh", "Gelu", "Sigmoid", "Swish", "Mish", "Softplus", "Pow", "Sin"]
 )
 _NODE_NS, _SLOW_NS = 0.02, 0.3
-"""The reference core's time for one element: a formula of a few instructions, a polynomial."""
+"""The reference core's time for one element by a simple formula, and by a polynomial."""
 
 
 def nanoseconds(region: Region, core: Core) -> float:
-    """An estimate of one core's time for a region's elementwise nodes and its reads and writes."""
+    """An estimate of one core's time for a region's elementwise nodes and memory accesses."""
     moved = sum(n.type.bytes for n in (*region.inputs, region.output))
     computed = sum(
         n.type.size * (_SLOW_NS if n.op in _SLOW else _NODE_NS)
@@ -34,14 +34,17 @@ def nanoseconds(region: Region, core: Core) -> float:
 
 @kernel("elementwise")
 def elementwise(region: Region, device: Device) -> Kernel | Skip:
-    """Any broadcast of operands; the output may take over the memory of an operand of its size."""
+    """Any broadcast of operands; the output may reuse the memory of an operand of its size."""
     if reason := refuse(region):
         return reason
     d = Draft("elementwise", region, device)
     f = d.writing(whole=True)
     if f.rows >= 4 * device.threads or f.columns // f.lanes() < f.rows:
         count = tasks(device, nanoseconds(region, device.core), f.rows)
-        with share(d.b, count, f.rows) as (first, turns), d.b.serial(turns, "row", first) as i:
+        with (
+            share(d.b, count, f.rows) as (first, iterations),
+            d.b.serial(iterations, "row", first) as i,
+        ):
             _row(d, f, i, f.row(i), 0, f.columns)
     else:
         count = _by_columns(d, f)
@@ -52,17 +55,16 @@ def elementwise(region: Region, device: Device) -> Kernel | Skip:
 
 
 def _by_columns(d: Draft, f: Fused) -> int:
-    """Few long rows: each task takes its part of all of them, the last one the rest too -> the
-    tasks."""
+    """Emit few long rows, of each of which every task takes a part -> number of tasks."""
     width = _several(f)
     vectors, rest = divmod(f.columns, width)
     count = tasks(d.device, nanoseconds(d.region, d.device.core), vectors)
     with d.b.parallel(count) as task:
-        first, turns = part(d.b, task, count, vectors)
+        first, iterations = part(d.b, task, count, vectors)
         if vectors:
             with d.b.serial(f.rows, "row") as i:
                 row = f.row(i)
-                with d.b.serial(turns, "v", first) as v:
+                with d.b.serial(iterations, "v", first) as v:
                     _put(d, f, i, row, d.b.let(v * width), width, width)
         if rest:
             last = d.b.when(task == count - 1) if count > 1 else nullcontext()
@@ -72,7 +74,7 @@ def _by_columns(d: Draft, f: Fused) -> int:
 
 
 def _row(d: Draft, f: Fused, index: Value, row: Row, start: int, length: int) -> None:
-    """Part of a row: several vectors at once, single ones, and what fills none."""
+    """Part of a row: several vectors at once, then single ones, then a partial one."""
     for width in dict.fromkeys((_several(f), f.lanes())):
         whole = length // width * width
 
@@ -86,7 +88,7 @@ def _row(d: Draft, f: Fused, index: Value, row: Row, start: int, length: int) ->
 
 
 def _several(f: Fused) -> int:
-    """Lanes computed at once: where wider values become bytes, as many as fill a vector of them."""
+    """Lanes computed at once; if wider values become bytes, those of a vector of bytes."""
     lanes, full = f.lanes(), f.m.isa.lanes(1)
     return full if tir.bits(f.output.dtype) == 8 and f.columns >= full else lanes
 

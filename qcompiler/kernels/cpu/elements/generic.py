@@ -1,7 +1,7 @@
 """Operators without a kernel of their own -> TIR that computes one element after the other.
 
-A meaning here gives the root's value at one place of its output; loops, threads and what is fused
-before and after are the same for all. Correct for everything, fast for nothing in particular.
+A meaning gives the root's value at one place of its output; loops, threads, prologue and epilogue
+are the same for all. Correct for everything, fast for nothing in particular.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 
 Place = Sequence[Value]
 Meaning = Callable[["Elements", Place], Vec]
-"""(the kernel being written, an index a dimension of the output) -> the root's value there."""
+"""(kernel, index for each dimension of the output) -> the root's value there."""
 
 _NS = 4.0
 """The reference core's time for one element."""
@@ -36,7 +36,7 @@ _MEANINGS: dict[str, Meaning] = {}
 
 
 def means(*ops: str) -> Callable[[Meaning], Meaning]:
-    """Register what an operator's value is at one place of its output."""
+    """Register the meaning of operators at one place of the output."""
 
     def register(meaning: Meaning) -> Meaning:
         _MEANINGS.update({op: meaning for op in ops})
@@ -48,7 +48,7 @@ def means(*ops: str) -> Callable[[Meaning], Meaning]:
 
 
 def elements(region: Region, device: Device) -> Kernel | Skip:
-    """Every element of the output on its own, shared among threads."""
+    """Every element of the output separately, shared among threads."""
     root = region.root
     assert root is not None
     if reason := refuse(region):
@@ -63,32 +63,32 @@ class Elements:
     """A kernel while it is written."""
 
     def __init__(self, d: Draft, operand: Node | None = None) -> None:
-        """`operand` is what `x` reads; the root's first if not said."""
+        """`operand` is what `x` reads; by default the root's first."""
         self.d, self.b, self.m, self.root = d, d.b, d.m, d.root
         self.operand = operand or d.root.operands[0]
         self._before = d.reading(self.operand, whole=True)
         self._after = d.writing(whole=True)
 
     def kernel(self, meaning: Meaning) -> Kernel:
-        """All elements."""
+        """The kernel of all elements."""
         dims = self.root.type.dims
         count = tasks(self.d.device, self.d.device.core.mixed_ns(prod(dims) * _NS), prod(dims))
         with (
-            share(self.b, count, prod(dims)) as (first, turns),
-            self.b.serial(turns, "element", first) as i,
+            share(self.b, count, prod(dims)) as (first, iterations),
+            self.b.serial(iterations, "element", first) as i,
         ):
             self.put(i, meaning(self, indices(self.b, i, dims)))
         return self.d.kernel(tasks=count)
 
     def put(self, flat: Value, value: Vec) -> None:
-        """The root's value number `flat` -> through what is fused after it -> the output."""
+        """Store the root's value number `flat`, through the epilogue, to the output."""
         columns = self._after.columns
         row = self._after.row(self.b.let(tirx.floordiv(flat, columns)))
         column = self.b.let(tirx.floormod(flat, columns))
         self.d.put(self._after, row, flat, column, 1, value)
 
     def x(self, place: Place) -> Vec:
-        """The first operand, with what is fused before it, at a place."""
+        """The first operand, with its prologue, at a place."""
         return self.x_flat(self.flat(self.operand, place))
 
     def x_flat(self, flat: Value) -> Vec:
@@ -98,11 +98,11 @@ class Elements:
         return self._before.at(row, self.b.let(tirx.floormod(flat, columns)), 1)
 
     def read(self, node: Node, place: Place) -> Vec:
-        """Another operand at a place; where it has one element, that one."""
+        """Another operand at a place; its only element if it has one."""
         return self.d.read(node, self.flat(node, place))
 
     def flat(self, node: Node, place: Place) -> Value:
-        """An index a dimension -> the number of the element."""
+        """An index for each dimension -> the number of the element."""
         steps = steps_of(node.type.dims, node.type.dims)
         pairs = zip(place, steps, strict=True)
         return self.b.let(sum((i * s for i, s in pairs if s), start=tir.const(0)))
@@ -124,8 +124,8 @@ class Elements:
 def _trilu(e: Elements, place: Place) -> Vec:
     k = e.root.inputs[1] if len(e.root.inputs) > 1 else None
     shift = tir.const(0) if k is None else e.index(k, tir.const(0))
-    far = place[-1] - place[-2]
-    kept = far >= shift if e.root.int("upper") else far <= shift
+    distance = place[-1] - place[-2]
+    kept = distance >= shift if e.root.int("upper") else distance <= shift
     x = e.x(place)
     return e.choose(kept, x, e.m.like(0, x))
 
@@ -164,13 +164,13 @@ def _tensor_scatter(e: Elements, place: Place) -> Vec:
     axis = e.root.int("axis") % len(place)
     size, count = e.root.type.dims[axis], update.type.dims[axis]
     start = tir.const(0) if starts is None else e.index(starts, place[0])
-    far = place[axis] - start
+    distance = place[axis] - start
     if e.root.str("mode") == "circular":
-        far = tirx.floormod(far + 2 * size, size)
-    far = e.b.let(far)
-    inside = tirx.And(far >= 0, far < count)
+        distance = tirx.floormod(distance + 2 * size, size)
+    distance = e.b.let(distance)
+    inside = tirx.And(distance >= 0, distance < count)
     source = list(place)
-    source[axis] = e.b.let(tirx.Max(tirx.Min(far, tir.const(count - 1)), tir.const(0)))
+    source[axis] = e.b.let(tirx.Max(tirx.Min(distance, tir.const(count - 1)), tir.const(0)))
     return e.choose(inside, e.read(update, source), e.x(place))
 
 
@@ -186,22 +186,22 @@ def _batch_normalization(e: Elements, place: Place) -> Vec:
 
 @means("RotaryEmbedding")
 def _rotary_embedding(e: Elements, place: Place) -> Vec:
-    """Each value turned together with its partner, half the vector (or one place) away."""
+    """Each value rotated with its partner, half the vector (or one place) away."""
     root = e.root
     x, cos, sin = root.operands[:3]
     heads = root.int("num_heads") if root.attrs["num_heads"] else 0
     size = x.type.dims[-1] // heads if x.type.rank == 3 else x.type.dims[-1]
-    turned = root.int("rotary_embedding_dim") or size
+    rotated = root.int("rotary_embedding_dim") or size
     batch, step = (place[0], place[1]) if x.type.rank == 3 else (place[0], place[2])
     at = e.b.let(tirx.floormod(place[-1], size))
     if root.int("interleaved"):
         pair, first = e.b.let(tirx.floordiv(at, 2)), tirx.EQ(tirx.floormod(at, 2), 0)
         away = 1
     else:
-        pair, first = e.b.let(tirx.floormod(at, turned // 2)), at < turned // 2
-        away = turned // 2
-    pair = e.b.let(tirx.Min(pair, tir.const(turned // 2 - 1)))
-    inside = at < turned
+        pair, first = e.b.let(tirx.floormod(at, rotated // 2)), at < rotated // 2
+        away = rotated // 2
+    pair = e.b.let(tirx.Min(pair, tir.const(rotated // 2 - 1)))
+    inside = at < rotated
     other = tirx.Select(inside, tirx.Select(first, at + away, at - away), at)
     where = [*place[:-1], e.b.let(place[-1] - at + other)]
     angle = [batch, step, pair]
@@ -226,16 +226,16 @@ def _grid_sample(e: Elements, place: Place) -> Vec:
     at = []
     for axis, size in enumerate(sizes):
         where = [place[0], *place[2:], tir.const(rank - 1 - axis)]
-        far = _denormalized(e, e.m.cast(e.read(grid, where), "float32"), size)
-        at.append(far if cubic else _bounded(e, far, size))
+        coordinate = _denormalized(e, e.m.cast(e.read(grid, where), "float32"), size)
+        at.append(coordinate if cubic else _bounded(e, coordinate, size))
     total = e.m.splat(0, "float32")
     for chosen in product(*(_taps(e, a) for a in at)):
         weights, source = [], []
-        for (far, weight), size in zip(chosen, sizes, strict=True):
-            far = _bounded(e, far, size)
-            inside = (far >= 0) & (far <= size - 1)
+        for (coordinate, weight), size in zip(chosen, sizes, strict=True):
+            coordinate = _bounded(e, coordinate, size)
+            inside = (coordinate >= 0) & (coordinate <= size - 1)
             weights.append(e.m.where(inside, weight, 0.0))
-            source.append(e.m.cast(e.m.where(inside, far, 0.0), "int32").expr)
+            source.append(e.m.cast(e.m.where(inside, coordinate, 0.0), "int32").expr)
         value = e.m.cast(e.x([place[0], place[1], *source]), "float32")
         total = total + value * reduce(lambda a, b: a * b, weights)
     return e.m.cast(total, e.root.dtype)
@@ -248,7 +248,7 @@ def _denormalized(e: Elements, at: Vec, size: int) -> Vec:
 
 
 def _bounded(e: Elements, at: Vec, size: int) -> Vec:
-    """Where the padding mode reads instead of outside."""
+    """The coordinate that the padding mode reads instead of one outside."""
     mode, m = e.root.str("padding_mode"), e.m
     finite = m.abs(at) < np.inf
     at = m.where(finite, at, -1e6 if mode == "zeros" else 0.0)
@@ -265,23 +265,25 @@ def _bounded(e: Elements, at: Vec, size: int) -> Vec:
 
 
 def _taps(e: Elements, at: Vec) -> list[tuple[Vec, Vec]]:
-    """A coordinate -> the places to read and their weights."""
+    """A coordinate -> the places to read, and their weights."""
     mode, m = e.root.str("mode"), e.m
     if mode == "nearest":
         return [(m.round(at), m.splat(1, "float32"))]
     base, made = m.floor(at), []
     for offset in (0, 1) if mode == "linear" else (-1, 0, 1, 2):
-        far = m.abs(base + float(offset) - at)
-        made.append((base + float(offset), 1.0 - far if mode == "linear" else _cubic(far)))
+        distance = m.abs(base + float(offset) - at)
+        made.append(
+            (base + float(offset), 1.0 - distance if mode == "linear" else _cubic(distance))
+        )
     return made
 
 
-def _cubic(far: Vec) -> Vec:
+def _cubic(distance: Vec) -> Vec:
     """Keys' kernel with a = -0.75."""
     a = -0.75
-    near = ((a + 2) * far - (a + 3)) * far * far + 1.0
-    beyond = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
-    return far.m.where(far <= 1.0, near, far.m.where(far < 2.0, beyond, 0.0))
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1.0
+    beyond = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return distance.m.where(distance <= 1.0, near, distance.m.where(distance < 2.0, beyond, 0.0))
 
 
 # RoiAlign.
@@ -324,7 +326,7 @@ def _half_pixel(root: Node) -> bool:
 def _bin(
     e: Elements, rois: Node, place: Place, axis: int, count: int, half: bool
 ) -> tuple[Vec, Vec, Value]:
-    """Along an axis: where the bin of a place begins, how far samples are apart, and how many."""
+    """Along an axis: where the bin of a place begins, the distance and number of its samples."""
     m, given = e.m, e.root.int("sampling_ratio")
     scale = e.root.float("spatial_scale")
     ends = [
@@ -340,7 +342,7 @@ def _bin(
 
 
 def _neighbours(e: Elements, at: Vec, size: int) -> list[tuple[Value, Vec]]:
-    """A coordinate -> the pixels on both sides of it and their weights; far outside none."""
+    """A coordinate -> the pixels on both sides of it and their weights; none far outside."""
     m = e.m
     inside = (at >= -1.0) & (at <= float(size))
     bounded = m.clip(at, 0.0, size - 1.0)

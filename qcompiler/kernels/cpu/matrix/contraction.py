@@ -27,7 +27,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import heirs, refuse
+from qcompiler.kernels.cpu.code.draft import in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import Fused, store
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.math import TirMath
@@ -184,7 +184,7 @@ class Tiles:
             scratch_bytes=self.task_bytes * self.choice.tasks,
             tasks=self.choice.tasks,
             macs=p.macs,
-            in_place=heirs(self.region),
+            in_place=in_place_candidates(self.region),
         )
 
     def _name(self) -> str:

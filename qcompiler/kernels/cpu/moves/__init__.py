@@ -1,1 +1,1 @@
-"""Data that is moved, gathered or scattered."""
+"""Data movement: copies, gathers, scatters."""

@@ -1,14 +1,14 @@
-"""Regions that move values -> loops over the boxes of views.py, fused with what is around them.
+"""Regions that move values -> loops over the boxes of views.py, with prologue and epilogue.
 
 rows         the operand is contiguous along the last loop: vectors
-tiles        it is along another loop: square tiles, transposed in registers
-interleaved  tiles of a last loop of 2 to 4 turns, such as colours: neighbours are stored together
-separated    tiles of the reverse: a few neighbours are loaded together
-short        rows of less than a vector, side by side in the output: several are stored together
+tiles        it is contiguous along another loop: square tiles, transposed in registers
+interleaved  tiles of a last loop of 2 to 4 iterations, such as colours, stored interleaved
+separated    the reverse: a few neighbours are loaded together
+short        rows of less than a vector, adjacent in the output: several are stored together
 otherwise    rows, gathered an element at a time
 
-Elementwise nodes before the root are computed where its operand is loaded; those after it there as
-well, if that leaves fewer bytes to move, else where the output is stored.
+The prologue is computed where the root's operand is loaded; the epilogue there too if that leaves
+fewer bytes to move, else where the output is stored.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from qcompiler.kernels.cpu.moves.views import Box, boxes, merge, moved_by
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
 _FEW = 4
-"""A loop of at most so many turns is interleaved in registers."""
+"""The most iterations of a loop that is interleaved in registers."""
 
 _FAR = 4
-"""Short rows are stored together where a vector of them comes from at most so many, or one more."""
+"""The most vectors, give or take one, that a vector of short rows may come from."""
 
 _ROWS_A_TASK = 4
 
@@ -45,7 +45,7 @@ _ROWS_A_TASK = 4
     *("DepthToSpace", "SpaceToDepth"),
 )
 def copy(region: Region, device: Device) -> Kernel | Skip:
-    """Whatever steps evenly through its operands; see views.py."""
+    """Operators that step evenly through their operands; see views.py."""
     root = region.root
     assert root is not None
     if reason := refuse(region):
@@ -66,30 +66,30 @@ def copy(region: Region, device: Device) -> Kernel | Skip:
 
 @dataclass(frozen=True)
 class _Joined:
-    """A box with as few loops as describe all that is read and written in it."""
+    """A box with the fewest loops that describe all reads and writes in it."""
 
     dims: tuple[int, ...]
-    before: Walk
-    after: Walk
+    prologue: Walk
+    epilogue: Walk
     out: tuple[int, ...]
     out_base: int
 
 
 def _joined(d: Draft, box: Box) -> _Joined:
-    """Loops that every operand and the output step through as if they were one -> one."""
+    """Merge loops that all operands and the output step through as if they were one."""
     root, output = d.root, d.region.output.type.dims
     moves: dict[tuple[str, Node], list[int]] = {}
     bases: dict[tuple[str, Node], int] = {}
     if box.operand is not None:
-        nodes = d.nodes_before(box.operand)
+        nodes = d.prologue_nodes(box.operand)
         for n in read_by(nodes, box.operand):
             axes = steps_of(n.type.dims, box.operand.type.dims)
-            moves["before", n] = [moved_by(s.source, axes) for s in box.loops]
-            bases["before", n] = sum(i * s for i, s in zip(box.source, axes, strict=True))
-    for n in read_by(d.nodes_after(), d.region.output, (root,)):
+            moves["prologue", n] = [moved_by(s.source, axes) for s in box.loops]
+            bases["prologue", n] = sum(i * s for i, s in zip(box.source, axes, strict=True))
+    for n in read_by(d.epilogue_nodes(), d.region.output, (root,)):
         axes = steps_of(n.type.dims, output)
-        moves["after", n] = [moved_by(s.output, axes) for s in box.loops]
-        bases["after", n] = sum(i * s for i, s in zip(box.output, axes, strict=True))
+        moves["epilogue", n] = [moved_by(s.output, axes) for s in box.loops]
+        bases["epilogue", n] = sum(i * s for i, s in zip(box.output, axes, strict=True))
     axes = steps_of(output, output)
     moves["out", root] = [moved_by(s.output, axes) for s in box.loops]
     kept = merge([s.size for s in box.loops], list(moves.values()))
@@ -102,17 +102,19 @@ def _joined(d: Draft, box: Box) -> _Joined:
 
     out = tuple(moves["out", root][i] for i, _ in kept) or (1,)
     base = sum(i * s for i, s in zip(box.output, axes, strict=True))
-    return _Joined(dims, walk("before"), walk("after"), out, base)
+    return _Joined(dims, walk("prologue"), walk("epilogue"), out, base)
 
 
 class _Move:
-    """One box: its loops, chosen by how the operand lies."""
+    """One box: its loops, chosen by the operand's layout."""
 
     def __init__(self, d: Draft, box: Box, joined: _Joined) -> None:
         self.d, self.b, self.m, self.box, self.joined = d, d.b, d.m, box, joined
         self.dims = joined.dims
-        self.before = None if box.operand is None else d.reading(box.operand, walk=joined.before)
-        self.after = d.writing(walk=joined.after)
+        self.prologue = (
+            None if box.operand is None else d.reading(box.operand, walk=joined.prologue)
+        )
+        self.epilogue = d.writing(walk=joined.epilogue)
         self.fill = self._fill() if box.operand is None else None
         self.along = self._contiguous()
         self.kind = self._kind()
@@ -126,9 +128,9 @@ class _Move:
         return load(self.m, pointer, _plain(given.dtype), 0, 1, 1)
 
     def _contiguous(self) -> int:
-        """The loop along which the operand is contiguous, the last if it can; -1: none."""
+        """The loop along which the operand is contiguous, preferably the last; -1: none."""
         last = len(self.dims) - 1
-        steps = list(self.joined.before.steps.values())
+        steps = list(self.joined.prologue.steps.values())
         if all(s[last] in (0, 1) for s in steps):
             return last
         found = [a for a in range(last) if {s[a] for s in steps} in ({1}, {0, 1})]
@@ -143,41 +145,41 @@ class _Move:
         few, size = self.dims[-1], self.dims[self.along]
         if few <= _FEW and self.joined.out[self.along] == few:
             return "interleaved"
-        own = list(self.joined.before.steps.values())
-        plain = self.before is not None and not self.before.nodes
+        own = list(self.joined.prologue.steps.values())
+        plain = self.prologue is not None and not self.prologue.nodes
         if size <= _FEW and plain and own[0][-1] == size:
             return "separated"
         return "tiles"
 
     def _short(self) -> bool:
-        """Are the rows shorter than a vector, near each other in one operand, and neighbours in the
-        output? What follows must be the same for all of them.
+        """Are the rows shorter than a vector, near each other in one operand, and adjacent in the
+        output? The epilogue must be the same for all of them.
         """
         few = self.dims[-1]
         if self.along != len(self.dims) - 1 or self.joined.out[-2:] != (few, 1):
             return False
-        if self.before is None or self.before.nodes or 2 * few > self.lanes:
+        if self.prologue is None or self.prologue.nodes or 2 * few > self.lanes:
             return False
-        if _bytes(self.d.root.dtype) < 4:  # not every machine shuffles bytes so far
+        if _bytes(self.d.root.dtype) < 4:  # not every machine shuffles bytes across a vector
             return False
-        steps = next(iter(self.joined.before.steps.values()))[-2:]
-        alike = not any(any(s) for s in self.joined.after.steps.values())
+        steps = next(iter(self.joined.prologue.steps.values()))[-2:]
+        alike = not any(any(s) for s in self.joined.epilogue.steps.values())
         return alike and steps[1] == 1 and few < steps[0] <= _FAR * few
 
     @property
     def slowness(self) -> float:
-        """Time against that of a copy of long rows."""
+        """Time relative to a copy of long rows."""
         short = 8 / min(8, max(1, self.dims[-1]))
         return {"rows": short if self.along >= 0 else 8, "tiles": 3}.get(self.kind, 2)
 
     @property
     def parts(self) -> int:
-        """Into how many parts the work can fall."""
+        """Number of parts that the work can be divided into."""
         whole = prod(self.dims)
         return max(1, whole // 64)
 
     def emit(self, task: Value, count: int) -> None:
-        """The task's part of this box."""
+        """Emit the task's part of this box."""
         if self.kind == "rows":
             self._rows(task, count)
         else:
@@ -190,15 +192,15 @@ class _Move:
         outer, columns = self.dims[:-1], self.dims[-1]
         rows, vectors = prod(outer), columns // lanes
         if rows >= _ROWS_A_TASK * count or vectors < count:
-            first, turns = part(self.b, task, count, rows)
-            with self.b.serial(turns, "row", first) as i:
+            first, iterations = part(self.b, task, count, rows)
+            with self.b.serial(iterations, "row", first) as i:
                 row = self._row(indices(self.b, i, outer))
                 sweep(self.b, columns, lanes, lambda n, c: row(n, lanes, c))
             return
-        first, turns = part(self.b, task, count, vectors)
+        first, iterations = part(self.b, task, count, vectors)
         with self.b.serial(rows, "row") as i:
             row = self._row(indices(self.b, i, outer))
-            with self.b.serial(turns, "v", first) as v:
+            with self.b.serial(iterations, "v", first) as v:
                 row(self.b.let(v * lanes), lanes, lanes)
             if columns % lanes:
                 with self.b.when(task == count - 1):
@@ -206,19 +208,19 @@ class _Move:
 
     @property
     def lanes(self) -> int:
-        """Lanes of vectors that hold the widest dtype on the way."""
-        nodes = {self.d.root, self.d.region.output, *self.after.nodes, *self.after.operands}
-        nodes |= {*self.before.nodes, *self.before.operands} if self.before else set()
+        """Lanes of vectors of the widest dtype involved."""
+        nodes = {self.d.root, self.d.region.output, *self.epilogue.nodes, *self.epilogue.operands}
+        nodes |= {*self.prologue.nodes, *self.prologue.operands} if self.prologue else set()
         sizes = [4 if n.dtype in ("float16", "bfloat16") else _bytes(n.dtype) for n in nodes]
         own = _bytes(self.d.root.dtype)
-        moved = not self.after.nodes and not (self.before and self.before.nodes)
+        moved = not self.epilogue.nodes and not (self.prologue and self.prologue.nodes)
         return self.d.isa.lanes(own if moved else max(sizes))
 
     def _row(self, place: Sequence[Value]) -> Callable[[Value, int, int], None]:
-        """A place in the outer loops -> what writes vectors of that row."""
+        """A place in the outer loops -> a function that writes vectors of that row."""
         where = [*place, 0]
-        source = self.before.place(where, -1) if self.before else None
-        target = self.after.place(where, -1)
+        source = self.prologue.place(where, -1) if self.prologue else None
+        target = self.epilogue.place(where, -1)
         start = self.b.let(self._offset(where))
 
         def write(column: Value, lanes: int, count: int) -> None:
@@ -233,10 +235,10 @@ class _Move:
 
     def _read(self, row: Row | None, column: Value, lanes: int, count: int) -> Vec:
         """The root's values; booleans as bytes."""
-        if self.before is None or row is None:
+        if self.prologue is None or row is None:
             assert self.fill is not None
             return self.m.widen(self.fill, lanes)
-        value = self.before.at(row, column, lanes, count)
+        value = self.prologue.at(row, column, lanes, count)
         return self.m.cast(value, "uint8") if value.dtype == "bool" else value
 
     def _write(self, row: Row, offset: Value, column: Value, value: Vec, count: int) -> None:
@@ -244,10 +246,10 @@ class _Move:
 
     def _finish(self, row: Row, column: Value, value: Vec, count: int) -> Vec:
         """The root's values -> the region's."""
-        if not self.after.nodes:
+        if not self.epilogue.nodes:
             return value
         value = value != 0 if self.d.root.dtype == "bool" else value
-        made = self.after.at(row, column, value.lanes, count, {self.d.root: value})
+        made = self.epilogue.at(row, column, value.lanes, count, {self.d.root: value})
         return self.m.cast(made, "uint8") if made.dtype == "bool" else made
 
     # -- tiles
@@ -269,8 +271,8 @@ class _Move:
         for each, start, width in ((blocks, 0, lanes), (int(rest > 0), blocks * lanes, rest)):
             if not each:
                 continue
-            first, turns = part(self.b, task, count, prod(sizes) * each)
-            with self.b.serial(turns, "tile", first) as i:
+            first, iterations = part(self.b, task, count, prod(sizes) * each)
+            with self.b.serial(iterations, "tile", first) as i:
                 *place, block = indices(self.b, i, (*sizes, each))
                 where = dict(zip(outer, place, strict=True))
                 emit[self.kind](where, self.b.let(block * lanes + start), width, lanes)
@@ -280,31 +282,31 @@ class _Move:
 
     @property
     def _early(self) -> bool:
-        """Are the nodes after the root computed where its operand is loaded?"""
-        if self.kind == "interleaved" or not self.after.nodes:
-            return bool(self.after.nodes)
-        along = {s[self.along] for s in self.joined.after.steps.values()}
+        """Is the epilogue computed where the operand is loaded?"""
+        if self.kind == "interleaved" or not self.epilogue.nodes:
+            return bool(self.epilogue.nodes)
+        along = {s[self.along] for s in self.joined.epilogue.steps.values()}
         return along <= {0, 1} and _bytes(self.d.region.output.dtype) <= _bytes(self.d.root.dtype)
 
     def _loaded(self, where: Mapping[int, Value], lanes: int, column: Value, count: int) -> Vec:
         """Values along the operand's contiguous loop."""
-        assert self.before is not None
+        assert self.prologue is not None
         place = self._at(where)
-        value = self._read(self.before.place(place, self.along), column, lanes, count)
+        value = self._read(self.prologue.place(place, self.along), column, lanes, count)
         if self._early:
-            value = self._finish(self.after.place(place, self.along), column, value, count)
+            value = self._finish(self.epilogue.place(place, self.along), column, value, count)
         return value
 
     def _stored(
         self, where: Mapping[int, Value], offset: Value, column: Value, value: Vec, count: int
     ) -> None:
         """Values along the last loop."""
-        if self.after.nodes and not self._early:
-            value = self._finish(self.after.place(self._at(where), -1), column, value, count)
+        if self.epilogue.nodes and not self._early:
+            value = self._finish(self.epilogue.place(self._at(where), -1), column, value, count)
         store(self.m, self.d.out, offset, value, count)
 
     def _square(self, where: dict[int, Value], start: Value, width: int, lanes: int) -> None:
-        """Tiles of `lanes` along the operand's loop, side by side along the last."""
+        """Tiles of `lanes` along the operand's loop, adjacent along the last."""
         last = len(self.dims) - 1
         side = lanes if _bytes(self.d.root.dtype) >= 4 else 16 // _bytes(self.d.root.dtype)
 
@@ -314,12 +316,12 @@ class _Move:
                 for r in range(height)
             ]
             zero = self.m.splat(0, rows[0].dtype, lanes)
-            turned = self._transposed(rows + [zero] * (side - height), side)
+            transposed = self._transposed(rows + [zero] * (side - height), side)
             for t, group in product(range(side), range(lanes // side)):
                 if group * side + t >= width:
                     continue
                 piece = range(group * side, (group + 1) * side)
-                value = self.m.vec(tir.shuffle(turned[t].expr, piece), turned[t].dtype)
+                value = self.m.vec(tir.shuffle(transposed[t].expr, piece), transposed[t].dtype)
                 there = {**where, self.along: start + (group * side + t)}
                 offset = self._offset(self._at(there)) + column
                 self._stored(there, offset, column, value, height)
@@ -327,8 +329,8 @@ class _Move:
         sweep(self.b, self.dims[-1], side, tile)
 
     def _transposed(self, rows: list[Vec], side: int) -> list[Vec]:
-        """`side` vectors of squares side by side -> the squares transposed: neighbours half the
-        list apart are shuffled together as often as the side has bits."""
+        """`side` vectors of adjacent squares -> the squares transposed: vectors half the list apart
+        are shuffled pairwise, log2(side) times."""
         lanes = rows[0].lanes
         half = side // 2
         both = [
@@ -347,7 +349,7 @@ class _Move:
         return rows
 
     def _few_last(self, where: dict[int, Value], start: Value, width: int, lanes: int) -> None:
-        """Vectors of each of the few -> stored in turns."""
+        """A few vectors -> stored interleaved."""
         few, last = self.dims[-1], len(self.dims) - 1
         rows = [self._loaded({**where, last: r}, lanes, start, width) for r in range(few)]
         offset = self.b.let(self._offset(self._at({**where, self.along: start})))
@@ -361,11 +363,11 @@ class _Move:
                 store(self.m, self.d.out, offset + chunk * lanes, value, count)
 
     def _few_first(self, where: dict[int, Value], start: Value, width: int, lanes: int) -> None:
-        """Few neighbours loaded in turns -> a vector of each."""
-        assert self.before is not None
+        """Interleaved neighbours -> a vector of each."""
+        assert self.prologue is not None
         few = self.dims[self.along]
-        operand = self.before.operands[0]
-        offset = self.before.place(self._at(where), self.along).offsets[operand]
+        operand = self.prologue.operands[0]
+        offset = self.prologue.place(self._at(where), self.along).offsets[operand]
         chunks = []
         for chunk in range(few):
             count = max(0, min(lanes, width * few - chunk * lanes))
@@ -379,15 +381,15 @@ class _Move:
             self._stored(there, self._offset(self._at(there)) + start, start, value, width)
 
     def _short_rows(self, where: dict[int, Value], start: Value, width: int, lanes: int) -> None:
-        """Vectors of the output, each shuffled from those that its rows lie in."""
-        assert self.before is not None
+        """Vectors of the output, each shuffled from the vectors that contain its rows."""
+        assert self.prologue is not None
         few, axis = self.dims[-1], len(self.dims) - 2
-        (operand,) = self.before.operands
-        apart = self.joined.before.steps[operand][axis]
+        (operand,) = self.prologue.operands
+        apart = self.joined.prologue.steps[operand][axis]
         place = self._at({**where, axis: start})
-        source = self.b.let(self.before.place(place, -1).offsets[operand], "source")
+        source = self.b.let(self.prologue.place(place, -1).offsets[operand], "source")
         target = self.b.let(self._offset(place), "target")
-        row = self.after.place(place, -1)
+        row = self.epilogue.place(place, -1)
         for first in range(0, width * few, lanes):
             flat = range(first, min(first + lanes, width * few))
             places = [i // few * apart + i % few for i in flat]

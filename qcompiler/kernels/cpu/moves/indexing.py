@@ -1,10 +1,10 @@
-"""Regions that pick values by indices known at run time, or put them there -> TIR.
+"""Regions that gather or scatter values by indices known at run time -> TIR.
 
 Gather, GatherElements, GatherND     loops over the output; the operand is read where indices say
 ScatterElements, ScatterND           the operand is copied, then the updates one after the other
 
-Negative indices count from the end. An index outside the operand reads or writes its edge: memory
-that is not ours is never touched.
+Negative indices count from the end. An index outside the operand accesses its edge, so no other
+memory is ever touched.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ class _Gathering:
         source = self.x.type.dims
         self.sizes = [source[p.axis] for p in picks]
         output = d.region.output.type.dims
-        before = read_by(d.nodes_before(self.x), self.x)
-        after = read_by(d.nodes_after(), d.region.output, (d.root,))
+        from_prologue = read_by(d.prologue_nodes(self.x), self.x)
+        from_epilogue = read_by(d.epilogue_nodes(), d.region.output, (d.root,))
         along = [{} if x.axis < 0 else {x.axis: 1} for x in loops]
-        from_x = {n: steps_of(n.type.dims, source) for n in before}
-        from_out = {n: steps_of(n.type.dims, output) for n in after}
+        from_x = {n: steps_of(n.type.dims, source) for n in from_prologue}
+        from_out = {n: steps_of(n.type.dims, output) for n in from_epilogue}
         read = {n: [moved_by(a, steps) for a in along] for n, steps in from_x.items()}
         index = [x.step for x in loops]
         moves = [index, *read.values(), *from_out.values(), steps_of(output, output)]
@@ -116,21 +116,24 @@ class _Gathering:
         self.index = [index[i] for i in last] or [0]
         chosen = {n: tuple([m[i] for i in last] or [0]) for n, m in read.items()}
         picked = {n: tuple(s[p.axis] for p in picks) for n, s in from_x.items()}
-        # Behind the loops' own indices stand the picked ones.
-        walk = Walk(self.dims, {n: (*picked[n], *chosen[n]) for n in before})
-        self.before = d.reading(self.x, walk=walk)
+        # The picked indices follow those of the loops.
+        walk = Walk(self.dims, {n: (*picked[n], *chosen[n]) for n in from_prologue})
+        self.prologue = d.reading(self.x, walk=walk)
         steps = {n: tuple([s[i] for i in last] or [0]) for n, s in from_out.items()}
-        self.after = d.writing(walk=Walk(self.dims, steps))
+        self.epilogue = d.writing(walk=Walk(self.dims, steps))
 
     def kernel(self) -> Kernel:
-        """Rows among tasks; along a row vectors, if one index serves it all."""
+        """Rows shared among tasks, with vectors along a row if one index selects it whole."""
         rows, single = prod(self.dims[:-1]), self.index[-1] != 0
         lanes = 1 if single else self._lanes()
         ns = nanoseconds(self.d.region, self.d.device.core) * (4 if single else 1)
         count = tasks(self.d.device, ns, rows)
         if rows < count:
             count = 1
-        with share(self.b, count, rows) as (first, turns), self.b.serial(turns, "row", first) as i:
+        with (
+            share(self.b, count, rows) as (first, iterations),
+            self.b.serial(iterations, "row", first) as i,
+        ):
             place = indices(self.b, i, self.dims[:-1])
             if single:
                 with self.b.serial(self.dims[-1], "n") as n:
@@ -140,33 +143,33 @@ class _Gathering:
         return self.d.kernel(tasks=count)
 
     def _lanes(self) -> int:
-        parts = {self.d.root, self.d.region.output, *self.after.nodes, *self.after.operands}
-        parts |= {*self.before.nodes, *self.before.operands}
-        narrow = [4 for n in parts if n.dtype in ("float16", "bfloat16")]
-        return self.d.isa.lanes(max([numpy_dtype(n.dtype).itemsize for n in parts] + narrow))
+        parts = {self.d.root, self.d.region.output, *self.epilogue.nodes, *self.epilogue.operands}
+        parts |= {*self.prologue.nodes, *self.prologue.operands}
+        half = [4 for n in parts if n.dtype in ("float16", "bfloat16")]
+        return self.d.isa.lanes(max([numpy_dtype(n.dtype).itemsize for n in parts] + half))
 
     def _row(
         self, index: Value, place: Sequence[Value], lanes: int = 1
     ) -> Callable[[Value, int], None]:
-        """A place in the loops -> what writes vectors from there on along the last of them."""
+        """A place in the loops -> a function that writes vectors from there on along the last."""
         at = sum((i * s for i, s in zip(place, self.index, strict=True) if s), start=0)
         picked = [
             wrapped(self.d, self.places, at + p.offset, size)
             for p, size in zip(self.picks, self.sizes, strict=True)
         ]
-        source = self.before.place([*picked, *place], -1)
-        target = self.after.place(place, -1)
+        source = self.prologue.place([*picked, *place], -1)
+        target = self.epilogue.place(place, -1)
         start = self.b.let(index * self.dims[-1] + place[-1])
 
         def write(column: Value, count: int) -> None:
-            value = self.before.at(source, column, lanes, count)
-            self.d.put(self.after, target, start + column, column, count, value)
+            value = self.prologue.at(source, column, lanes, count)
+            self.d.put(self.epilogue, target, start + column, column, count, value)
 
         return write
 
 
 def wrapped(d: Draft, places: Node, offset: Value, size: int) -> Value:
-    """An index in memory -> counted from the start, inside an axis of `size`."""
+    """An index in memory -> counted from the start, clipped to an axis of `size`."""
     found = tir.cast(d.b.let(d.pointers[places].load(offset)), "int32")
     found = d.b.let(tirx.Select(found < 0, found + size, found))
     return d.b.let(tirx.Max(tirx.Min(found, tir.const(size - 1)), tir.const(0)))
@@ -177,7 +180,7 @@ def wrapped(d: Draft, places: Node, offset: Value, size: int) -> Value:
 
 @kernel("ScatterElements", "ScatterND")
 def scatter(region: Region, device: Device) -> Kernel | Skip:
-    """One task: updates of one place follow each other in order."""
+    """One task, so that updates of one place keep their order."""
     if reason := refuse(region):
         return reason
     root = region.root
@@ -200,7 +203,7 @@ def scatter(region: Region, device: Device) -> Kernel | Skip:
 
 
 def _joined(d: Draft, at: Value, offset: Value, lanes: int, count: int) -> None:
-    """Put updates in, or add them to what is there."""
+    """Store updates, or add them to what is there."""
     new = d.read(d.root.operands[2], offset, lanes, count)
     way = d.root.str("reduction")
     if way != "none":

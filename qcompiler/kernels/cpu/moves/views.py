@@ -4,9 +4,9 @@ Transpose, Slice, Split, Expand, Tile, DepthToSpace, SpaceToDepth   one box
 Concat                                                              one an operand
 Pad                                                                 one a piece of the border
 
-A box is a nest of loops; each step of a loop moves so far along each axis of the operand and of the
-output. Numbers that are constants of the model (starts, pads, repeats) are read when the code is
-made; where they are known at run time only, there is no box.
+A box is a nest of loops; each iteration moves a fixed distance along each axis of the operand and
+of the output. Numbers that are constants of the model (starts, pads, repeats) are used at compile
+time; if they are known only at run time, there is no box.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ints = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One loop: how often, and how far a turn moves along each axis (axis -> distance)."""
+    """One loop: its iterations, and how far one moves along each axis (axis -> distance)."""
 
     size: int
     source: dict[int, int]
@@ -36,9 +36,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Box:
-    """Loops over a part of the output, outermost first; `operand` None stands for one fill value.
+    """Loops over a part of the output, outermost first; `operand` None: filled with one value.
 
-    `source` and `output` are the multi-dimensional indices that the loops begin at.
+    `source` and `output` are the multi-dimensional indices at which the loops begin.
     """
 
     operand: Node | None
@@ -48,7 +48,7 @@ class Box:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return prod(step.size for step in self.loops)
 
 
@@ -64,13 +64,13 @@ def boxes(region: Region) -> tuple[Box, ...] | Skip:
 
 
 def moved_by(moved: Mapping[int, int], steps: Sequence[int]) -> int:
-    """How far a turn moves along each axis, and each axis' step -> how far it moves in memory."""
+    """The distance of an iteration along each axis, and each axis' step -> distance in memory."""
     return sum(distance * steps[axis] for axis, distance in moved.items())
 
 
 def merge(sizes: Sequence[int], moves: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Loops' sizes and what each moves in every operand -> as few loops as do the same: [(the
-    innermost of those merged, size)], outermost first."""
+    """Loops' sizes and the distance of each in every operand -> the fewest equivalent loops:
+    [(innermost of those merged, size)], outermost first."""
     kept: list[tuple[int, int]] = []
     for i, size in enumerate(sizes):
         if size == 1:
@@ -85,7 +85,7 @@ def merge(sizes: Sequence[int], moves: Sequence[Sequence[int]]) -> list[tuple[in
 def _simple(
     operand: Node, shape: Ints, along: Callable[[int], dict[int, int]], start: Ints
 ) -> tuple[Box, ...]:
-    """One box of the whole output: what a step along each output axis is in the operand."""
+    """One box of the whole output; `along`: an output axis -> its steps in the operand."""
     loops = tuple(Step(size, along(axis), {axis: 1}) for axis, size in enumerate(shape))
     return (Box(operand, loops, start, (0,) * len(shape)),)
 
@@ -222,7 +222,7 @@ def _pad(node: Node, region: Region) -> tuple[Box, ...] | Skip:
 
 
 def _pieces(size: int, before: int, after: int, mode: str) -> list[_Piece]:
-    """One axis of a padded operand, as runs of even steps; a negative pad cuts off."""
+    """One axis of a padded operand as runs of even steps; negative pads crop."""
     output = size + before + after
     first, last = max(before, 0), min(size + before, output)
     if mode == "constant":
@@ -235,7 +235,7 @@ def _pieces(size: int, before: int, after: int, mode: str) -> list[_Piece]:
 
 
 def _runs(index: Array) -> list[_Piece]:
-    """Indices -> runs that go up, down or stay by one, as long as can be."""
+    """Indices -> the longest runs with a step of 1, -1 or 0."""
     values = [int(v) for v in index]
     found, at = [], 0
     while at < len(values):
@@ -252,7 +252,7 @@ def _runs(index: Array) -> list[_Piece]:
 def _combinations(
     pieces: Sequence[Sequence[_Piece]], mode: str, output: Ints
 ) -> list[tuple[_Piece, ...]]:
-    """The pieces of every axis -> parts of the output. Once an axis is all fill, the rest of it is
+    """The pieces of every axis -> parts of the output. Where a piece is all fill, later axes are
     taken whole."""
     if mode != "constant":
         return list(product(*pieces))
@@ -296,4 +296,4 @@ _BY_NUMBERS: dict[str, Callable[[Node, Region], tuple[Box, ...] | Skip]] = {
     "Slice": _slice,
     "Pad": _pad,
 }
-"""Those whose boxes follow the numbers of some operands."""
+"""Operators whose boxes depend on the numbers of some operands."""

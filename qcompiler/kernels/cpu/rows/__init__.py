@@ -1,1 +1,1 @@
-"""Operators along an axis: norms, sums, searches, recurrent cells."""
+"""Operators along an axis: normalization, reductions, ArgMax, recurrent layers."""

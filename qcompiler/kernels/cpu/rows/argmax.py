@@ -1,6 +1,6 @@
-"""ArgMax and ArgMin regions -> TIR: where the best value along an axis is, of many places at once.
+"""ArgMax and ArgMin regions -> TIR: the index of the best value along an axis.
 
-columns   the axis is not the last: vectors of neighbouring places, from one step to the next
+columns   the axis is not the last: vectors of neighbouring columns
 rows      it is the last: as many rows as a vector has lanes, transposed in registers
 single    otherwise one value after the other
 """
@@ -16,18 +16,17 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import numpy_dtype
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.loops import share, tasks, transposed
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
-_NARROW = ("float16", "bfloat16")
-
 
 @kernel("ArgMax", "ArgMin")
 def best_index(region: Region, device: Device) -> Kernel | Skip:
-    """The first (or last) place of the largest (or smallest) value along one axis."""
+    """The first (or last) index of the largest (or smallest) value along one axis."""
     if reason := refuse(region):
         return reason
     root = region.root
@@ -54,10 +53,10 @@ class _Search:
         self.total = prod(dims) // self.size
         self.item = numpy_dtype(x.dtype).itemsize
         self.lanes = device.isa.lanes(max(self.item, 4))
-        self.plain = x.dtype not in (*_NARROW, "bool")
+        self.plain = x.dtype not in (*HALF_FLOATS, "bool")
 
     def kernel(self) -> Kernel:
-        """The way that suits the shape."""
+        """The kernel of the kind that suits the shape."""
         if self.plain and self.inner >= self.lanes:
             return self._shared(
                 self.total // self.inner * -(-self.inner // self.lanes), self._columns
@@ -66,18 +65,18 @@ class _Search:
             return self._shared(-(-self.total // self.lanes), self._rows)
         return self._shared(self.total, self._single)
 
-    def _shared(self, turns: int, body: Callable[[Value], None]) -> Kernel:
+    def _shared(self, iterations: int, body: Callable[[Value], None]) -> Kernel:
         ns = self.x.type.size * (1.0 if body == self._single else 0.1)
-        count = tasks(self.d.device, ns, turns)
+        count = tasks(self.d.device, ns, iterations)
         with (
-            share(self.b, count, turns) as (first, mine),
+            share(self.b, count, iterations) as (first, mine),
             self.b.serial(mine, "each", first) as each,
         ):
             body(each)
         return self.d.kernel(tasks=count)
 
     def _columns(self, nth: Value) -> None:
-        """A vector of places; the last of a row overlaps the one before it."""
+        """A vector of outputs; the last one of a row overlaps the one before."""
         blocks = -(-self.inner // self.lanes)
         outer, block = self.b.let(nth // blocks), self.b.let(nth % blocks)
         column = self.b.let(tirx.Min(block * self.lanes, tir.const(self.inner - self.lanes)))
@@ -89,7 +88,7 @@ class _Search:
         self.d.out.store(self.b.let(outer * self.inner + column), tir.cast(place[0], "int64"))
 
     def _rows(self, nth: Value) -> None:
-        """As many rows as there are lanes; the last ones overlap those before them."""
+        """As many rows as lanes; the last ones overlap those before."""
         row = self.b.let(tirx.Min(nth * self.lanes, tir.const(self.total - self.lanes)), "row")
         start, whole = self.b.let(row * self.size, "start"), self.size // self.lanes
         rest = self.size % self.lanes
@@ -111,7 +110,7 @@ class _Search:
         self.d.out.store(row, tir.cast(place[0], "int64"))
 
     def _transposed(self, start: Value, count: int) -> list[Vec]:
-        """The first `count` values of each row from an offset on -> a vector for each column."""
+        """The first `count` values of each row, from an offset on -> a vector for each column."""
         rows = [
             self.d.read(self.x, self.b.let(start + r * self.size), self.lanes, count).expr
             for r in range(self.lanes)
@@ -119,7 +118,7 @@ class _Search:
         return [Vec(self.m, v, self.x.dtype, self.lanes) for v in transposed(self.b, rows)[:count]]
 
     def _single(self, each: Value) -> None:
-        """One place."""
+        """One output."""
         start = self.b.let((each // self.inner) * (self.size * self.inner) + each % self.inner)
         best, place = self._begin(self.d.read(self.x, start))
         with self.b.serial(self.size - 1, "i", 1) as i:
@@ -130,7 +129,7 @@ class _Search:
         self.d.out.store(each, tir.cast(place[0], "int64"))
 
     def _begin(self, value: Vec) -> tuple[tir.Registers, tir.Registers]:
-        """The first values are the best so far, and they are at 0."""
+        """Registers of the best values and their indices, at first those at index 0."""
         best = self.b.registers(tir.stored(self.x.dtype), value.lanes, 1, "best")
         place = self.b.registers("int32", value.lanes, 1, "place")
         best[0] = value.expr
@@ -138,7 +137,7 @@ class _Search:
         return best, place
 
     def _see(self, best: tir.Registers, place: tir.Registers, value: Vec, i: Value) -> None:
-        """Lanes in which a value is better take it and its place."""
+        """Keep a value and its index in the lanes where it is better."""
         better, m, lanes = self._better(value, best), self.m, self.lanes
         old, known = Vec(m, best[0], self.x.dtype, lanes), Vec(m, place[0], "int32", lanes)
         place[0] = m.where(better, m.widen(m.vec(i), lanes), known).expr
@@ -146,7 +145,7 @@ class _Search:
 
     def _better(self, value: Vec, best: tir.Registers) -> Vec:
         old = Vec(self.m, best[0], self.x.dtype, value.lanes)
-        if self.x.dtype in _NARROW:
+        if self.x.dtype in HALF_FLOATS:
             value, old = self.m.cast(value, "float32"), self.m.cast(old, "float32")
         largest, last = self.root.op == "ArgMax", bool(self.root.int("select_last_index"))
         before = (
@@ -156,6 +155,6 @@ class _Search:
         )
         if not value.is_float:
             return before
-        # The first NaN is the extreme, as numpy has it; of several NaN the last, if that is asked.
+        # NaN is the extreme, as in numpy: the first one, or the last if requested.
         first = self.m.is_nan(value)
         return before | (first if last else first & self.m.is_number(old))

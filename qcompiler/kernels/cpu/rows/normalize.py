@@ -1,8 +1,8 @@
 """Softmax, LogSoftmax, LayerNormalization and RMSNormalization regions -> TIR: a row at a time.
 
-A row is read once from memory, through the elementwise nodes before it, and kept in float32 in a
-small scratch; what follows reads it there, in the first cache. A softmax along another axis than
-the last takes vectors of neighbouring columns side by side.
+A row is read once from memory, through the prologue, and kept in float32 in a small scratch in the
+first-level cache, where later passes read it. A softmax along another axis than the last takes
+vectors of neighbouring columns.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Rows:
         self.row_bytes = device.core.whole_lines(row)
 
     def kernel(self, body: Callable[[Value], None]) -> Kernel:
-        """Emit body(row) for all rows; the scratch row is `self.held`."""
+        """Emit body(row) for all rows; `self.held` is the scratch row."""
         d, b = self.d, self.b
         scratch = d.scratch("float32")
         x = self.root.operands[0]
@@ -54,7 +54,7 @@ class _Rows:
         count = tasks(d.device, ns, self.rows)
         with b.parallel(count) as task:
             self.held: Pointer = scratch + b.let(task * (self.row_bytes // 4), "mine")
-            self.before, self.after = d.before, d.after
+            self.prologue, self.epilogue = d.prologue, d.epilogue
             first = b.let(task * self.rows // count, "first")
             behind = b.let((task + 1) * self.rows // count, "behind")
             with b.serial(behind - first, "row", first) as row:
@@ -62,19 +62,19 @@ class _Rows:
         return d.kernel(tasks=count, scratch_bytes=self.row_bytes * count)
 
     def _lines(self, row: Value, body: Callable[[Value, Value], None]) -> None:
-        """body(line of the last axis, offset of its first element in the row)."""
+        """Call body(line of the last axis, offset of its first element in the row)."""
         lines = prod(self.inner)
         with self.b.serial(lines, "line") as i:
             body(self.b.let(row * lines + i, "at"), self.b.let(i * self.last, "start"))
 
     def take(self, row: Value, see: Callable[[Vec, int, int], None]) -> None:
-        """Read a row into scratch; `see(vector, how many lanes count, slot)` on the way."""
+        """Read a row into scratch, calling `see(vector, number of valid lanes, slot)`."""
 
         def line(index: Value, start: Value) -> None:
-            place = self.before.row(index)
+            place = self.prologue.row(index)
 
             def body(column: Value, count: int, slot: int) -> None:
-                value = self.before.at(place, column, self.lanes, count)
+                value = self.prologue.at(place, column, self.lanes, count)
                 value = self.m.vec(self.b.let(self.m.cast(value, "float32").expr, "x"))
                 self.held.store_first(count, start + column, value.expr)
                 see(value, count, slot)
@@ -84,8 +84,8 @@ class _Rows:
         self._lines(row, line)
 
     def sum(self, row: Value, term: Callable[[Vec], Vec]) -> _Total:
-        """Read a row into scratch -> the sum of a term of each value. Short lines are added up from
-        scratch, in whole vectors: one line after the other would lose a unit for every few.
+        """Read a row into scratch -> the sum of a term of each value. Short lines are summed from
+        scratch, in whole vectors: line by line, rounding errors would accumulate.
         """
         total = self.total(0.0)
         if not self.inner:
@@ -96,7 +96,7 @@ class _Rows:
         return total
 
     def again(self, body: Callable[[Vec, Value, int, int], None]) -> None:
-        """body(vector, offset in the row, how many lanes count, slot) from scratch."""
+        """Call body(vector, offset in the row, number of valid lanes, slot) from scratch."""
 
         def at(offset: Value, count: int, slot: int) -> None:
             body(self.kept(offset), offset, count, slot)
@@ -104,30 +104,32 @@ class _Rows:
         slots(self.b, self.length, self.lanes, self.slots, at)
 
     def kept(self, offset: Value) -> Vec:
-        """A vector of the scratch row; behind its end lies anything."""
+        """A vector of the scratch row; lanes past its end are undefined."""
         return self.m.vec(self.b.let(self.held.load(offset, self.lanes), "x"))
 
     def give(self, row: Value, make: Callable[[Value, int], Vec]) -> None:
-        """make(offset in the row, how many lanes count) -> through the epilogue -> the output."""
+        """Store make(offset in the row, number of valid lanes), through the epilogue, to the
+        output.
+        """
 
         def line(index: Value, start: Value) -> None:
-            place = self.after.row(index)
+            place = self.epilogue.row(index)
 
             def body(column: Value, count: int) -> None:
                 value = self.m.cast(make(self.b.let(start + column, "o"), count), self.root.dtype)
-                self.d.put(self.after, place, index * self.last + column, column, count, value)
+                self.d.put(self.epilogue, place, index * self.last + column, column, count, value)
 
             sweep(self.b, self.last, self.lanes, body)
 
         self._lines(row, line)
 
     def total(self, start: float) -> _Total:
-        """Sums or extremes of a row, some of them side by side."""
+        """Sums or extremes of a row, in several independent vectors."""
         return _Total(self, start)
 
 
 class _Total:
-    """One number a row, gathered in several vectors."""
+    """One number of a row, accumulated in several vectors."""
 
     def __init__(self, rows: _Rows, start: float) -> None:
         self.rows, self.start = rows, start
@@ -143,7 +145,7 @@ class _Total:
         self.parts[slot] = (m.max(old, value) if largest else old + value).expr
 
     def whole(self, largest: bool = False) -> Value:
-        """The number, as a scalar."""
+        """The number as a scalar."""
         join = tirx.Max if largest else tirx.Add
         value = self.parts[0]
         for slot in range(1, self.parts.count):
@@ -153,7 +155,7 @@ class _Total:
 
 @kernel("LayerNormalization", "RMSNormalization")
 def layer_norm(region: Region, device: Device) -> Kernel | Skip:
-    """All axes from one on; mean and variance in two passes over the scratch row, in float32."""
+    """Over all axes from one on; mean and variance in two passes over scratch, in float32."""
     if reason := refuse(region):
         return reason
     root = region.root
@@ -256,7 +258,7 @@ def _softmax_along(kind: str, region: Region, device: Device) -> Kernel:
 
 
 def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Kernel:
-    """Vectors of columns, each lane a softmax of its own; the input is read three times."""
+    """Vectors of columns, a softmax in each lane; the input is read three times."""
     d = Draft(kind, region, device)
     b, m, root = d.b, d.m, d.root
     dims = root.type.dims
@@ -266,9 +268,9 @@ def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Ker
     lanes = device.isa.lanes(4)
     ns = device.core.mixed_ns(root.type.size * 3 * _EXP_NS) + nanoseconds(region, device.core)
     count = tasks(device, ns, rows)
-    with share(b, count, rows) as (first, turns):
-        before, after = d.before, d.after
-        with b.serial(turns, "row", first) as row:
+    with share(b, count, rows) as (first, iterations):
+        prologue, epilogue = d.prologue, d.epilogue
+        with b.serial(iterations, "row", first) as row:
             start = b.let((row // between) * (size * between) + row % between, "start")
 
             def columns(column: Value, there: int) -> None:
@@ -279,7 +281,7 @@ def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Ker
 
                 def value(i: Value) -> tuple[Value, Vec]:
                     line = b.let(start + i * between, "line")
-                    got = before.at(before.row(line), column, lanes, there)
+                    got = prologue.at(prologue.row(line), column, lanes, there)
                     return line, m.cast(got, "float32")
 
                 with b.serial(size, "i") as i:
@@ -294,7 +296,7 @@ def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Ker
                     else:
                         made = m.exp(below) / m.vec(total[0])
                     result = m.cast(made, root.dtype)
-                    d.put(after, after.row(line), line * last + column, column, there, result)
+                    d.put(epilogue, epilogue.row(line), line * last + column, column, there, result)
 
             sweep(b, last, lanes, columns)
     return d.kernel(tasks=count)

@@ -1,19 +1,19 @@
 """`recurrent` regions (the loop of RNN, GRU and LSTM) -> TIR: all time steps in one kernel.
 
 for each task (a share of the directions and of groups of sequences)
-  put the initial states where the last ones will be
+  copy the initial states to where the last states will be
   for each time step
     for each block of hidden units                          (a few vectors of them)
       sums = state * weights, of all gates at once, in registers
-      the states after the step = activations of the sums and of what the input gives the gates
+      states after the step = activations of the sums and of the input's part of the gates
     copy the hidden state to where the last one will be     (the next step reads it there)
 
-Where there are fewer sequences than threads, the blocks of a step are shared instead, and all
-threads wait for each other after each step and each copy.
+If there are fewer sequences than threads, threads share the blocks of a step instead, and wait at a
+barrier after each step and each copy.
 
-Weights are packed once: for a vector of units, row by row of the state, the vectors of all gates
-side by side, so that they stream through the caches. The sequences of a group share every vector
-that is loaded. A GRU that resets the state before its product goes through the blocks twice.
+Weights are packed at compile time: for a vector of units, row by row of the state, the vectors of
+all gates in sequence, so that they stream through the caches. The sequences of a group share every
+loaded vector. A GRU that resets the state before its product goes through the blocks twice.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ _MACS_PER_NS = 8.0  # of the reference core
 _GROUP = 4
 """Sequences that share the loaded weights."""
 _UNROLLED = 4
-"""Values of the state in one turn of the innermost loop."""
+"""Values of the state in an iteration of the innermost loop."""
 _LAUNCHES = 1.5
-"""A step of less work is not worth the two waits and the state that another core wrote."""
+"""A step of less work, in `launch_ns`, is not worth two barriers and reading another core's state.
+"""
 
 Share = tuple[Value, int]
-"""(this task, of how many)."""
+"""(this task, number of tasks)."""
 ALL: Share = (tir.const(0), 1)
 
 
@@ -69,7 +70,7 @@ def recurrent(region: Region, device: Device) -> Kernel | Skip:
 
 @dataclass(frozen=True)
 class _Units:
-    """A vector of hidden units of one sequence: the first unit, how many of the lanes count."""
+    """A vector of hidden units of one sequence: the first unit, the number of valid lanes."""
 
     member: int
     first: Value
@@ -77,14 +78,14 @@ class _Units:
 
 
 Sums = list[Vec]
-"""Of each gate."""
+"""One for each gate."""
 Finish = Callable[[Value, _Units, Sums], None]
-"""(time step, units, their sums) -> the states after the step, in memory."""
+"""(time step, units, their sums): stores the states after the step."""
 
 
 class _Layer:
-    """One kernel while it is written. `direction`, `row` (its first sequence) and `functions` are
-    those of the group that is being emitted."""
+    """One kernel while it is written. `direction`, `row` (the first sequence) and `functions` are
+    those of the group being emitted."""
 
     def __init__(self, region: Region, device: Device) -> None:
         self.d = d = Draft("recurrent", region, device)
@@ -106,7 +107,7 @@ class _Layer:
         self.functions: Sequence[Activation] = ()
 
     def kernel(self) -> Kernel:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         d, b = self.d, self.b
         groups = self.batch // self.group
         macs = self.steps * self.batch * self.directions * self.gates * self.size**2
@@ -121,8 +122,8 @@ class _Layer:
         scratch = d.scratch(self.dtype) if kept else d.out
         with b.parallel(count) as task:
             self.held = scratch + b.let(task * kept, "mine")
-            first, turns = part(b, task, count, groups * self.directions)
-            with b.serial(turns, "group", first) as i:
+            first, iterations = part(b, task, count, groups * self.directions)
+            with b.serial(iterations, "group", first) as i:
                 self.row = b.let(tirx.floormod(i, groups) * self.group, "row")
                 for direction, functions in enumerate(activations(self.root)):
                     self.direction, self.functions = direction, functions
@@ -137,9 +138,9 @@ class _Layer:
         return d.kernel(tasks=count, scratch_bytes=scratch_bytes, pack=pack, macs=macs)
 
     def _sharers(self, sequences: int) -> int:
-        """How many tasks each step of so many (groups of) sequences is worth."""
+        """Number of tasks that should share each step of `sequences` (groups of) sequences."""
         if self.twice or self.lengths is not None:
-            return 1  # more waits in a step; sequences that end apart
+            return 1  # more barriers in a step; sequences of different lengths
         core = self.d.device.core
         macs = sequences * self.group * self.gates * self.size**2
         worth = core.product_ns(macs / _MACS_PER_NS) > _LAUNCHES * core.launch_ns
@@ -157,7 +158,7 @@ class _Layer:
     # -- loops
 
     def _together(self, count: int, groups: int) -> None:
-        """All sequences step by step, the units of each step shared among tasks."""
+        """All sequences step by step; tasks share the units of each step."""
         b = self.b
         starts = [(i, s) for i, s in enumerate(self.initial[: states_of(self.root)])]
         with b.parallel(count) as task:
@@ -182,7 +183,7 @@ class _Layer:
                 body()
 
     def _time(self, t: Value, end: Value) -> Value:
-        """The time of a step: the last comes first in one that goes back."""
+        """The time of a step; the reverse direction begins with the last."""
         back = self.direction == 1 or self.root.str("direction") == "reverse"
         return self.b.let(end - 1 - t, "time") if back else t
 
@@ -205,46 +206,46 @@ class _Layer:
                 self._rows(partial(self._begin, None, time))
 
     def _rows(self, body: Callable[[_Units], None], of: Share = ALL) -> None:
-        """body(units) along the rows of the group."""
+        """Call body(units) along the rows of the group."""
         full, rest = divmod(self.size, self.lanes)
-        first, turns = part(self.b, *of, full)
+        first, iterations = part(self.b, *of, full)
         for member in range(self.group):
             if full:
-                with self.b.serial(turns, "v", first) as i:
+                with self.b.serial(iterations, "v", first) as i:
                     body(_Units(member, self.b.let(i * self.lanes), self.lanes))
             if rest:
                 with self._last(of):
                     body(_Units(member, tir.const(full * self.lanes), rest))
 
     def _last(self, of: Share) -> AbstractContextManager[None]:
-        """What only the last of the tasks does."""
+        """Statements that only the last task runs."""
         task, count = of
         return self.b.when(tirx.EQ(task, count - 1)) if count > 1 else nullcontext()
 
     def _several(self, gates: int) -> int:
-        """Vectors of units whose sums are made at once."""
+        """Number of vectors of units whose sums are computed at once."""
         return max(1, self.d.device.core.chains // (gates * self.group))
 
     def _begin(self, state: Node | None, time: Value, units: _Units) -> None:
-        """An initial state, or zeros -> the output's row."""
+        """Store an initial state, or zeros, to the output's row."""
         value = self.m.splat(0, self.dtype, self.lanes)
         if state is not None:
             value = self._operand(state, self.batch, units)
         self._put(time, units, value)
 
     def _copy(self, time: Value, units: _Units) -> None:
-        """The hidden state that was made -> where the next step reads it."""
+        """Copy the new hidden state to where the next step reads it."""
         self._put(tir.const(self.steps), units, self._get(time, units))
 
     def _step(self, time: Value, of: Share = ALL) -> None:
-        """All units of the group (a task's share of them), a few vectors at once."""
+        """All units of the group, or a task's share of them, a few vectors at once."""
         full, rest = divmod(self.size, self.lanes)
         for gates, finish in self._phases():
             several = self._several(len(gates))
             whole = full // several
             if whole:
-                first, turns = part(self.b, *of, whole)
-                with self.b.serial(turns, "block", first) as i:
+                first, iterations = part(self.b, *of, whole)
+                with self.b.serial(iterations, "block", first) as i:
                     at = self.b.let(i * (several * self.lanes), "unit")
                     block = [(at + n * self.lanes, self.lanes) for n in range(several)]
                     self._block(time, gates, finish, block)
@@ -257,25 +258,25 @@ class _Layer:
     def _block(
         self, time: Value, gates: range, finish: Finish, vectors: Sequence[tuple[Value, int]]
     ) -> None:
-        """Vectors of units (the first of each, how many count) of all sequences of the group."""
+        """Vectors of units (first unit, number of valid lanes) of all sequences of the group."""
         units = [_Units(m, first, n) for first, n in vectors for m in range(self.group)]
         for u, sums in zip(units, self._products(gates, units), strict=True):
             finish(time, u, sums)
 
     def _phases(self) -> list[tuple[range, Finish]]:
-        """The gates that are summed together, and what is made of their sums."""
+        """The gates that are summed together, and the function that uses their sums."""
         if self.twice:
             return [(range(2), self._reset), (range(2, 3), self._candidate)]
         finish = {"RNN": self._rnn, "GRU": self._gru, "LSTM": self._lstm}[self.kind]
         return [(range(self.gates), finish)]
 
     def _products(self, gates: range, units: Sequence[_Units]) -> list[Sums]:
-        """The state times the weights of some gates, for each vector of units."""
+        """State times weights of some gates, for each vector of units."""
         b, size = self.b, len(gates)
         total = b.registers(self.dtype, self.lanes, size * len(units), "sum")
         total.fill(0)
 
-        def turn(k: Value) -> None:
+        def multiply(k: Value) -> None:
             state = [b.let(self._state(k, gates, m), "h") for m in range(self.group)]
             for v in range(0, len(units), self.group):
                 for g, gate in enumerate(gates):
@@ -287,16 +288,16 @@ class _Layer:
         whole = self.size // _UNROLLED
         with b.serial(whole, "k") as i:
             for n in range(_UNROLLED if whole else 0):
-                turn(b.let(i * _UNROLLED + n))
+                multiply(b.let(i * _UNROLLED + n))
         for k in range(whole * _UNROLLED, self.size):
-            turn(tir.const(k))
+            multiply(tir.const(k))
         vectors = [self.m.vec(total[n]) for n in range(total.count)]
         return [vectors[n : n + size] for n in range(0, len(vectors), size)]
 
     # -- memory
 
     def _state(self, k: Value, gates: range, member: int) -> Value:
-        """One value of the hidden state in every lane; for a GRU's candidate the reset one."""
+        """One value of the hidden state in every lane; of the reset one for a GRU's candidate."""
         if self.twice and gates.start == 2:
             value = self.held.load(self._kept(1, _Units(member, k, 1)))
         else:
@@ -304,7 +305,7 @@ class _Layer:
         return tir.broadcast(value, self.lanes)
 
     def _weight(self, k: Value, gate: int, units: _Units) -> Value:
-        """Weights that only running the model tells are read as they lie."""
+        """A vector of weights; those known only at run time are not packed."""
         pointer = self.d.pointers[self.weights]
         if self.weights.is_constant:
             row = (units.first + self.direction * self.blocks * self.lanes) * self.size
@@ -313,7 +314,7 @@ class _Layer:
         return pointer.load_first(units.count, row + units.first, self.lanes)
 
     def _at(self, time: Value, units: _Units) -> Value:
-        """Where units lie in the output."""
+        """The offset of units in the output."""
         row = (time * self.directions + self.direction) * self.batch + self.row + units.member
         return self.b.let(row * self.size + units.first)
 
@@ -326,24 +327,24 @@ class _Layer:
         store(self.m, self.d.out, self._at(time, units), value, units.count)
 
     def _operand(self, node: Node, rows: int, units: _Units, gate: int = 0, of: int = 1) -> Vec:
-        """Of node[D, rows, of * H] the row of a sequence (or the only one), at a gate's units."""
+        """node[D, rows, of * H] at the row of a sequence (or the only row) and a gate's units."""
         row: Value = self.direction * rows
         row = row + self.row + units.member if rows > 1 else row
         at = (row * of + gate) * self.size + units.first
         return self.d.read(node, self.b.let(at), self.lanes, units.count)
 
     def _input(self, time: Value, gate: int, units: _Units) -> Vec:
-        """What the input gives a gate."""
+        """The input's part of a gate."""
         row = (time * self.batch + self.row + units.member) * self.directions + self.direction
         at = (row * self.gates + gate) * self.size + units.first
         return self.d.read(self.sums, self.b.let(at), self.lanes, units.count)
 
     def _kept(self, which: int, units: _Units) -> Value:
-        """Where the update gate (0) or the reset state (1) of units is held between two phases."""
+        """Where the update gate (0) or the reset state (1) of units is kept between the phases."""
         row = which * self.group + units.member
         return self.b.let(row * (self.blocks * self.lanes) + units.first)
 
-    # -- what is made of the sums
+    # -- activations of the sums
 
     def _apply(self, which: int, x: Vec) -> Vec:
         """An activation of this direction."""
@@ -371,7 +372,7 @@ class _Layer:
         self._put(time, units, self._apply(0, leave) * self._apply(2, cell))
 
     def _peep(self, sums: Vec, gate: int, cell: Vec, units: _Units) -> Vec:
-        """What a gate sees of the cell besides."""
+        """A gate's sums with its peephole to the cell."""
         p = self.peepholes
         return sums if p is None else sums + self._operand(p, 1, units, gate, 3) * cell
 
@@ -401,6 +402,6 @@ class _Layer:
         self._blend(time, units, update, self._apply(1, new))
 
     def _blend(self, time: Value, units: _Units, update: Vec, new: Vec) -> None:
-        """A GRU's next state: between the candidate and the old one."""
+        """A GRU's next state: interpolated between the candidate and the old one."""
         old = self._get(tir.const(self.steps), units)
         self._put(time, units, (1.0 - update) * new + update * old)

@@ -1,7 +1,7 @@
 """Reduce* regions -> TIR.
 
-Where the last axis stays, vectors of its columns are reduced side by side. Where it goes, vectors
-run along it and their lanes are joined at the end. Sums of floats are in float32.
+If the last axis stays, vectors of its columns are reduced. If it is reduced, vectors run along it
+and their lanes are joined at the end. Sums of floats are in float32.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.loops import across, indices, share, slots, tasks
 from qcompiler.kernels.cpu.code.math import TirMath
@@ -24,12 +25,10 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.reduce import REAL
 
-NARROW = ("float16", "bfloat16")
-
 
 @dataclass(frozen=True)
 class Way:
-    """How values become one: each through `each`, joined by `join`, the result through `last`."""
+    """A reduction: `each` applied to every value, `join` to pairs, `last` to the result."""
 
     join: Callable[[TirMath, Vec, Vec], Vec]
     each: Callable[[TirMath, Vec], Vec] = lambda m, x: x
@@ -55,7 +54,7 @@ WAYS: dict[str, Way] = {
 
 
 def start_of(way: Way, dtype: str) -> float:
-    """What joining begins with: it changes nothing."""
+    """The neutral element of `join`."""
     if way.first == "lowest":
         return lowest(dtype)
     if way.first == "highest":
@@ -96,7 +95,7 @@ class _Reduction:
         self.reduced = axes
         self.kept = [a for a in range(len(self.dims)) if a not in axes]
         self.way = WAYS[root.op]
-        self.dtype = "float32" if root.dtype in NARROW else root.dtype
+        self.dtype = "float32" if root.dtype in HALF_FLOATS else root.dtype
         if root.op in REAL and "int" in root.dtype:
             self.dtype = "float64"
         if root.dtype == "bool":
@@ -107,7 +106,7 @@ class _Reduction:
         self.count = prod(self.dims[a] for a in axes)
 
     def kernel(self) -> Kernel:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         d, b, along = self.d, self.b, len(self.dims) - 1 in self.reduced
         outer = [self.dims[a] for a in self.kept]
         width = 1 if along or not outer else outer[-1]
@@ -115,10 +114,10 @@ class _Reduction:
         blocks = -(-width // lanes)
         rows = prod(outer) // width
         count = tasks(d.device, d.device.core.moved_ns(self.x.type.bytes), rows * blocks)
-        with share(b, count, rows * blocks) as (first, turns):
-            self.before, self.after = d.before, d.writing(whole=False)
-            self.lanes = min(lanes, self.before.lanes()) if along else lanes
-            with b.serial(turns, "each", first) as each:
+        with share(b, count, rows * blocks) as (first, iterations):
+            self.prologue, self.epilogue = d.prologue, d.writing(whole=False)
+            self.lanes = min(lanes, self.prologue.lanes()) if along else lanes
+            with b.serial(iterations, "each", first) as each:
                 if along:
                     self._along(each, outer)
                 else:
@@ -129,7 +128,7 @@ class _Reduction:
         return self.way.each(self.m, self.m.cast(value, self.dtype))
 
     def _over(self, axes: Sequence[int], place: dict[int, Value], body: Callable[[], None]) -> None:
-        """Nested loops over reduced axes; `place` holds where they are."""
+        """Nested loops over reduced axes; `place` holds their indices."""
         if not axes:
             body()
             return
@@ -145,7 +144,7 @@ class _Reduction:
         return self.b.let(flat, "row")
 
     def _along(self, each: Value, outer: list[int]) -> None:
-        """One output: the last axis is reduced, with others perhaps."""
+        """One output: the last axis is reduced, perhaps with others."""
         b, m = self.b, self.m
         place = dict(zip(self.kept, indices(b, each, tuple(outer)), strict=True))
         start = start_of(self.way, self.dtype)
@@ -154,10 +153,10 @@ class _Reduction:
         totals.fill(start)
 
         def one() -> None:
-            row = self.before.row(self._row(place))
+            row = self.prologue.row(self._row(place))
 
             def body(column: Value, count: int, slot: int) -> None:
-                value = self._vector(self.before.at(row, column, self.lanes, count))
+                value = self._vector(self.prologue.at(row, column, self.lanes, count))
                 if count < self.lanes:
                     seen = m.vec(tir.first_lanes(self.lanes, count))
                     value = m.where(seen, value, start)
@@ -179,7 +178,7 @@ class _Reduction:
         return self.way.join(self.m, self._total(a), self._total(c)).expr
 
     def _beside(self, each: Value, outer: list[int], blocks: int) -> None:
-        """A vector of outputs: columns of the last axis, which stays."""
+        """A vector of outputs: columns of the last axis, which is not reduced."""
         b, lanes, width = self.b, self.lanes, outer[-1]
         index = b.let(each // blocks, "outer")
         nth = each % blocks
@@ -191,8 +190,8 @@ class _Reduction:
             total.fill(start_of(self.way, self.dtype))
 
             def one() -> None:
-                row = self.before.row(self._row(place))
-                value = self._vector(self.before.at(row, column, lanes, count))
+                row = self.prologue.row(self._row(place))
+                value = self._vector(self.prologue.at(row, column, lanes, count))
                 total[0] = self.way.join(self.m, self._total(total[0]), value).expr
 
             self._over(self.reduced, place, one)
@@ -210,9 +209,9 @@ class _Reduction:
                 block(rest)
 
     def _put(self, index: Value, total: Vec, count: int) -> None:
-        """`count` outputs from a flat index on; they lie in one row of the output."""
+        """Store `count` outputs from a flat index on, in one row of the output."""
         value = self.m.cast(self.way.last(self.m, total, self.count), self.root.dtype)
-        columns = self.after.columns
-        row = self.after.row(self.b.let(index // columns, "row"))
+        columns = self.epilogue.columns
+        row = self.epilogue.row(self.b.let(index // columns, "row"))
         column = self.b.let(index % columns, "n")
-        self.d.put(self.after, row, index, column, count, value)
+        self.d.put(self.epilogue, row, index, column, count, value)

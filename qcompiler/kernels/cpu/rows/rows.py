@@ -1,7 +1,7 @@
-"""Operators along an axis without a kernel of their own -> TIR, a row after the other.
+"""Operators along an axis without a kernel of their own -> TIR, one row after the other.
 
 CumSum, CumProd, TopK, Hardmax, LpNormalization, MeanVarianceNormalization, ReduceLogSumExp: each
-row is gone through in order, rows are shared among threads. DynamicQuantizeLinear is one row.
+row is processed in order, rows are shared among threads. DynamicQuantizeLinear has one row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qcompiler.kernels.cpu.elements.generic import Elements
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
 _NS = 3.0
-"""The reference core's time for one element of a row, gone through once."""
+"""The reference core's time for one element in one pass over a row."""
 
 _WIDE = {"float16": "float32", "bfloat16": "float32"}
 
@@ -46,17 +46,17 @@ class Rows(Elements):
         self.dtype = _WIDE.get(self.operand.dtype, self.operand.dtype)
 
     def tasks(self, passes: int) -> int:
-        """Threads to share the rows among, each gone through so many times."""
+        """Number of threads that share the rows, with `passes` passes over each."""
         rows, device = prod(self.kept), self.d.device
         return tasks(device, device.core.mixed_ns(rows * self.count * _NS * passes), rows)
 
     def each(self, body: Callable[[Value, Value], None], passes: int = 1) -> Kernel:
-        """body(number of the row, where it begins) for all rows."""
+        """Emit body(number of the row, its offset) for all rows."""
         rows = prod(self.kept)
         count = self.tasks(passes)
         with (
-            share(self.b, count, rows) as (first, turns),
-            self.b.serial(turns, "row", first) as i,
+            share(self.b, count, rows) as (first, iterations),
+            self.b.serial(iterations, "row", first) as i,
         ):
             place = indices(self.b, i, self.kept)
             pairs = zip(place, self._kept_steps, strict=True)
@@ -70,7 +70,7 @@ class Rows(Elements):
         return self.b.let(sum((p * s for p, s in pairs), start=start))
 
     def value(self, start: Value, number: Value) -> Vec:
-        """A row's element, in the dtype it is computed in."""
+        """A row's element, in the dtype of the computation."""
         return self.m.cast(self.x_flat(self.at(start, number)), self.dtype)
 
     def top(self, start: Value) -> Vec:
@@ -82,8 +82,8 @@ class Rows(Elements):
         return self.m.vec(best[0])
 
     def total(self, start: Value, term: Callable[[Vec], Vec]) -> Vec:
-        """The sum of a term of each value of a row, one after the other: in float64, because
-        float32 would lose a unit for every few terms.
+        """The sum of a term of each value of a row, in order; in float64, because errors in float32
+        would grow with the number of terms.
         """
         total = self.b.registers("float64", 1, 1)
         total[0] = self.m.splat(0.0, "float64").expr
@@ -94,7 +94,7 @@ class Rows(Elements):
 
 
 def _first(root: Node) -> Node:
-    """The operand that has rows; an `item` shows an output of the node it reads."""
+    """The operand with the rows; for an `item`, that of the node it belongs to."""
     source = root.operands[0]
     return source.operands[0] if root.op == "item" else source
 
@@ -117,7 +117,7 @@ def _given(region: Region, *, only: str = "") -> Skip | None:
 
 @kernel("CumSum", "CumProd")
 def cumulate(region: Region, device: Device) -> Kernel | Skip:
-    """Sums (products) of all values up to each one."""
+    """Cumulative sums or products."""
     if reason := _given(region):
         return reason
     d = Draft("cumulate", region, device)
@@ -144,7 +144,7 @@ def cumulate(region: Region, device: Device) -> Kernel | Skip:
 
 @kernel("Hardmax")
 def hardmax(region: Region, device: Device) -> Kernel | Skip:
-    """1 at the first largest value."""
+    """1 at the first largest value, 0 elsewhere."""
     if reason := _given(region):
         return reason
     d = Draft("hardmax", region, device)
@@ -157,7 +157,7 @@ def hardmax(region: Region, device: Device) -> Kernel | Skip:
         where[0] = tir.const(0)
         with d.b.serial(rows.count, "n") as n:
             value = rows.value(start, n)
-            with d.b.when(value.ahead_of(d.m.vec(best[0]), largest=True).expr):
+            with d.b.when(value.precedes(d.m.vec(best[0]), largest=True).expr):
                 best[0] = value.expr
                 where[0] = n
         with d.b.serial(rows.count, "n") as n:
@@ -169,7 +169,7 @@ def hardmax(region: Region, device: Device) -> Kernel | Skip:
 
 @kernel("LpNormalization")
 def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
-    """Values over their norm; zeros stay zeros."""
+    """Values divided by their norm; zeros stay zeros."""
     if reason := _given(region, only="float"):
         return reason
     d = Draft("lpnormalization", region, device)
@@ -234,8 +234,8 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
 
 @kernel("item of TopK")
 def top_k(region: Region, device: Device) -> Kernel | Skip:
-    """Output 0 (values) or 1 (indices) of TopK: the best so far are held in order, and a better one
-    than the last of them is put among them. Few are, once the first have been seen.
+    """Output 0 (values) or 1 (indices) of TopK: the best so far are kept in order, and a value
+    better than the last is inserted, which becomes rare.
     """
     root = region.root
     assert root is not None
@@ -264,15 +264,15 @@ class _Best(Rows):
         self.task_bytes = self.places_at + each
 
     def all_rows(self) -> Kernel:
-        """All rows, shared among tasks; each holds the best of one."""
+        """All rows, shared among tasks; each keeps the best of one row."""
         b, rows = self.b, prod(self.kept)
         count = self.tasks(passes=2)
         with b.parallel(count) as task:
             mine = self.d.scratch() + b.let(task * self.task_bytes, "mine")
             self.values = mine.view(self.dtype)
             self.places = (mine + self.places_at).view("int32")
-            first, turns = part(b, task, count, rows)
-            with b.serial(turns, "row", first) as i:
+            first, iterations = part(b, task, count, rows)
+            with b.serial(iterations, "row", first) as i:
                 place = indices(b, i, self.kept)
                 pairs = zip(place, self._kept_steps, strict=True)
                 self._row(i, b.let(sum((p * s for p, s in pairs), start=tir.const(0))))
@@ -296,7 +296,7 @@ class _Best(Rows):
             self.put(b.let(out + k * self.inner), self.m.cast(found, self.d.root.dtype))
 
     def _enter(self, value: Vec, n: Value) -> None:
-        """A value behind those that are no worse; the last one leaves if there are enough."""
+        """Insert a value after those that are no worse, and drop the last if there are enough."""
         b, many = self.b, self.b.let(tirx.Min(n, tir.const(self.wanted)), "many")
         low, high = (b.registers("int32", 1, 1) for _ in range(2))
         low[0], high[0] = tir.const(0), many
@@ -320,7 +320,7 @@ class _Best(Rows):
         return self.m.vec(self.values.load(at), self.dtype)
 
     def _better(self, a: Vec, c: Vec) -> Vec:
-        return a.ahead_of(c, largest=self.largest)
+        return a.precedes(c, largest=self.largest)
 
 
 def _after(region: Region) -> set[Node]:
@@ -334,7 +334,7 @@ def _after(region: Region) -> set[Node]:
 
 @kernel("item of DynamicQuantizeLinear")
 def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
-    """An output of DynamicQuantizeLinear. Every task looks for the extremes of all values."""
+    """An output of DynamicQuantizeLinear. Every task computes the extremes of all values."""
     root = region.root
     assert root is not None
     source = root.operands[0]
@@ -345,13 +345,13 @@ def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
     size, lanes, part = x.type.size, device.isa.lanes(), root.int("index")
     vectors = -(-size // lanes)
     count = tasks(device, device.core.moved_ns(x.type.bytes) * 2, vectors) if part == 0 else 1
-    with share(b, count, vectors) as (first, turns):
+    with share(b, count, vectors) as (first, iterations):
         scale, zero = _range(d, x, lanes)
         if part:
             made = scale if part == 1 else m.cast(zero, "uint8")
             d.out.store(0, made.expr)
         else:
-            with b.serial(turns, "v", first) as v:
+            with b.serial(iterations, "v", first) as v:
                 at = b.let(v * lanes)
                 left = lanes if size % lanes == 0 else tirx.Min(size - at, tir.const(lanes))
                 left = b.let(left)
@@ -361,7 +361,7 @@ def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
 
 
 def _range(d: Draft, x: Node, lanes: int) -> tuple[Vec, Vec]:
-    """All values -> the scale and the zero point (as float32) that hold them and zero."""
+    """The scale and zero point (as float32) of the range of all values and zero."""
     m, b = d.m, d.b
     low, high = (b.registers("float32", lanes, 1) for _ in range(2))
     low.fill(0)

@@ -34,7 +34,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import Draft, heirs, refuse, too_large
+from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import sweep
 from qcompiler.kernels.cpu.code.tir import Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -175,13 +175,13 @@ class _Strassen:
             self.left = memory + mine
             self.right = memory + b.let(mine + self.left_size, "right")
             self.sums = memory + b.let(mine + (self.left_size + self.right_size), "sums")
-            self.after = d.after
+            self.after = d.epilogue
             self._task(task // t.column_tasks, task % t.column_tasks)
         return d.kernel(
             tasks=t.tasks,
             scratch_bytes=self.task_size * 4 * t.tasks,
             pack={d.region.inputs.index(self.problem.right): self._pack},
-            in_place=heirs(d.region),
+            in_place=in_place_candidates(d.region),
             macs=self.problem.macs,
         )
 

@@ -25,7 +25,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import Draft, heirs, refuse, too_large
+from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import indices, sweep
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -131,14 +131,14 @@ class _Winograd:
             mine = b.let(task * (self.task_bytes // 4), "mine")
             self.left = memory + mine
             self.sums = memory + b.let(mine + self.left_bytes // 4, "sums")
-            self.after = d.after
+            self.after = d.epilogue
             self._task(task // t.column_tasks, task % t.column_tasks)
         root = self.root
         return d.kernel(
             tasks=t.tasks,
             scratch_bytes=self.task_bytes * t.tasks,
             pack={d.region.inputs.index(root.operands[1]): self._pack},
-            in_place=heirs(d.region),
+            in_place=in_place_candidates(d.region),
             macs=root.type.size * p.depth * p.rows.filter.taps * p.columns.filter.taps,
         )
 
@@ -272,7 +272,7 @@ class _Winograd:
         b, p, lanes = self.b, self.problem, self.lanes
         size, wide = self.cut.size, run.vectors * lanes
         core = self.d.device.core
-        line, ahead = core.line_bytes // 4, core.ahead_bytes // 4
+        line, ahead = core.line_bytes // 4, core.prefetch_bytes // 4
         panel = (run.column + nth * wide) * (p.products * p.depth)
         panel = b.let(panel, "panel")
         with b.serial(p.products, "product") as n:

@@ -1,1 +1,1 @@
-"""Windows over pictures: depthwise filters, pools, resampling."""
+"""Windows over images: depthwise filters, pooling, resampling."""

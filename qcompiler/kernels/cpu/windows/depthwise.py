@@ -3,17 +3,16 @@
 for each task (a share of the output rows)
   for each block of channels                     (one vector load wide)
     for each tile of columns in the row
-      for each input column that the tile sees   (each is read once)
-        sums[column] += input column * weights   for every output column and tap that it meets
+      for each input column that the tile reads  (once)
+        sums[column] += input column * weights   for every output column and tap that uses it
       store(epilogue(sums))
 
 Floats multiply one kernel row at a time. Integers take four kernel rows at once: the bytes of four
 input rows are interleaved, so that each lane of a four-way byte product holds one channel's column,
-and that work is shared by all output columns that see it. Where an instruction multiplies bytes to
-16 bits and none does so four ways, they are multiplied as they lie, and added there as far as they
-are sure to fit. Columns outside the image are known when the code is made; where a window leaves
-the image at the top or the bottom, the rows that are not there are read from one line of padding,
-by the same code.
+and all output columns that use it share that work. If an instruction multiplies bytes to 16 bits,
+but none four ways, bytes are multiplied without interleaving and added in 16 bits while sums
+certainly fit. Columns outside the image are known at compile time; where a window leaves the image
+at the top or the bottom, the same code reads missing rows from a line of padding.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import Draft, heirs, refuse
+from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import Fused, load, store
 from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes, rearranged, repacked
 from qcompiler.kernels.cpu.code.loops import sweep, tasks
@@ -41,21 +40,21 @@ from qcompiler.kernels.cpu.windows.depthwise_filters import Filters, Shape
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _GUARD = 64
-"""Bytes behind a line that a vector may reach into."""
+"""Bytes past a line that a vector may access."""
 _NS_EACH_VECTOR_TAP = 0.6
-"""The reference core's time for one tap of a vector of sums, loads and
-interleaving included; by this tasks are shared out."""
+"""The reference core's time for one tap of a vector of sums, including loads and interleaving;
+decides how many tasks share the work."""
 _NEAR = 0.5
-"""Of that time, taken where lines stay in the first cache: measured 0.3 to 0.5 (3 x 3 and 5 x 5,
-16 to 384 channels, float32 and bfloat16)."""
+"""Fraction of that time if lines stay in the first-level cache: measured 0.3 to 0.5 (3 x 3 and
+5 x 5, 16 to 384 channels, float32 and bfloat16)."""
 _BEGIN = 0.1
-"""Of a column's time, spent for each tile again: its first and last inputs are read twice."""
+"""Fraction of a column's time that each tile costs: its first and last inputs are read twice."""
 _MOST_COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Output columns of a tile."""
+    """Number of output columns in a tile."""
 
     columns: int
 
@@ -107,8 +106,8 @@ def _parts(shape: Shape, product: Product | None, device: Device) -> int:
 
 
 def _seconds(shape: Shape, product: Product | None, device: Device) -> float:
-    """What the slowest task takes, whatever its tiles; as if shared where it is not worth it, too:
-    who shares so little spends as much on waiting for others, which no model counts.
+    """Predicted seconds of the slowest task, whatever its tiles. Small work counts as shared even
+    if it is not: kernels that share it lose as much by waiting, which no model counts.
     """
     vectors = shape.images * shape.rows * shape.columns * -(-shape.channels // device.isa.lanes(4))
     ns = device.core.product_ns(_NS_EACH_VECTOR_TAP * vectors * prod(shape.window.kernel[:2]))
@@ -118,15 +117,15 @@ def _seconds(shape: Shape, product: Product | None, device: Device) -> float:
 
 @dataclass(frozen=True)
 class _Columns:
-    """What a tile reads: where column 0 of the tile is, and which of its columns are in memory."""
+    """The input of a tile: where its column 0 is, and which of its columns are in memory."""
 
     lines: tuple[Pointer, ...]
-    """What each kernel row is multiplied with: a line of the image, or of padding."""
+    """The line that each kernel row multiplies, of the image or of padding."""
     base: Value
     step: int
     """Elements from one input column to the next."""
     known: Callable[[int], bool]
-    """Is the tile's nth input column in memory? Otherwise it is padding."""
+    """Whether the tile's nth input column is in memory rather than padding."""
 
 
 class _Depthwise:
@@ -146,9 +145,9 @@ class _Depthwise:
         self.block = device.isa.vector_bytes if product else self.lanes
         self.parts = _parts(shape, product, device)
         self.tile = tiling.columns
-        self.turned = self._may_turn()
+        self.unpacked = self._may_unpack()
         long = self.long is not None
-        self.filters = Filters(shape, product, self.lanes, self.block, self.turned, long)
+        self.filters = Filters(shape, product, self.lanes, self.block, self.unpacked, long)
         self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
         ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
         ns /= 4 if product else 1
@@ -161,7 +160,7 @@ class _Depthwise:
         return self.s.window.kernel[0] * self.s.window.kernel[1]
 
     def kernel(self) -> Kernel:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         s, d = self.s, self.d
         scratch_bytes = self.line_bytes * self.tasks if s.padded_rows else 0
         scratch = d.scratch() if scratch_bytes else None
@@ -171,16 +170,16 @@ class _Depthwise:
         return d.kernel(
             tasks=self.tasks,
             scratch_bytes=scratch_bytes,
-            pack={**self._turned_rows(), right: self.filters.pack},
-            in_place=heirs(d.region),
+            pack={**self._unpacked_rows(), right: self.filters.pack},
+            in_place=in_place_candidates(d.region),
             macs=d.root.type.size * self.filters.taps,
         )
 
     # -- operands of one number a channel
 
-    def _may_turn(self) -> bool:
-        """May channels be in `unpacked` order until they are bytes again? All that meets the sums
-        is then known by now, and the result is bytes.
+    def _may_unpack(self) -> bool:
+        """May channels be in `unpacked` order until they are packed to bytes? Only if the result is
+        bytes, and all other operands of the epilogue are constants or scalars.
         """
         if self.product is None or self.product.mac.k != 4 or self.s.channels < self.block:
             return False
@@ -191,9 +190,9 @@ class _Depthwise:
         last = self.d.region.output
         return known and last.dtype in ("uint8", "int8") and self.lanes * 4 == self.block
 
-    def _turned_rows(self) -> dict[int, Callable[[Array], Array]]:
-        """How constants of one number a channel are stored."""
-        if not self.turned:
+    def _unpacked_rows(self) -> dict[int, Callable[[Array], Array]]:
+        """How constants with a number for each channel are packed."""
+        if not self.unpacked:
             return {}
         inputs, channels = self.d.region.inputs, self.s.channels
         tables = {n.operands[1] for n in self.d.region.nodes if n.op == "lookup"}
@@ -201,10 +200,10 @@ class _Depthwise:
             n for n in inputs if n.type.size == channels and n not in tables and n is not self.w
         ]
 
-        def turn(array: Array) -> Array:
+        def rearrange(array: Array) -> Array:
             return rearranged(array.reshape(-1), self.block)
 
-        return {inputs.index(n): turn for n in rows}
+        return {inputs.index(n): rearrange for n in rows}
 
     # -- loops
 
@@ -217,7 +216,7 @@ class _Depthwise:
             padding = mine.view(self.x.dtype)
             self._fill(padding)
         nodes = [n for n in self.d.region.nodes if n not in (self.d.root, self.summed)]
-        given = (self.summed,)  # scalars are loaded here, once
+        given = (self.summed,)  # loads scalars here, once
         region, pointers = self.d.region, self.d.pointers
         self.fused = Fused(self.d.m, region, nodes, region.output, pointers, given=given)
         total = s.images * s.rows
@@ -233,8 +232,8 @@ class _Depthwise:
     def _lines(
         self, image: Value, first: Value, padding: Pointer | None
     ) -> tuple[Value, tuple[Pointer, ...]]:
-        """The input rows of an output row, the first of which is `first`: where they begin in the
-        pointers, and a pointer for each.
+        """The input rows of an output row, from row `first` on: their offset in the pointers, and a
+        pointer for each.
         """
         s, b, x = self.s, self.b, self.d.pointers[self.x]
         line = s.width * s.channels
@@ -249,7 +248,7 @@ class _Depthwise:
         return tir.const(0), tuple(found)
 
     def _fill(self, padding: Pointer) -> None:
-        """A line of padding."""
+        """Fill a line of padding."""
         lanes = self.isa.vector_bytes * 8 // tir.bits(self.x.dtype)
         value = tir.const(self.d.root.int("pad_value"), padding.dtype, lanes)
 
@@ -265,7 +264,7 @@ class _Depthwise:
 
         def block(channel: Value, count: int, weights: Value) -> None:
             def tile(x: Value, size: int, left: int | None) -> None:
-                """`left`: the first input column, where it is known now."""
+                """`left`: the first input column, if known at compile time."""
                 column = x * s.window.strides[1] - s.left
                 base = b.let(origin + column * s.channels + channel, "base")
                 known = (lambda j: True) if left is None else (lambda j: 0 <= left + j < s.width)
@@ -277,7 +276,7 @@ class _Depthwise:
         self._each_block(block)
 
     def _tiles(self, tile: Callable[[Value, int, int | None], None], low: int, high: int) -> None:
-        """Tiles over a row: those at the edges one by one, the ones between in a loop."""
+        """Tiles over a row: unrolled at the edges, in a loop between."""
         s, at = self.s, 0
         stride = s.window.strides[1]
         while at < min(low, s.columns):
@@ -295,7 +294,7 @@ class _Depthwise:
             at += size
 
     def _each_block(self, body: Callable[[Value, int, Value], None]) -> None:
-        """body(first channel, channels that count, offset of the weights) for every block."""
+        """body(first channel, number of channels, offset of the weights) for every block."""
         whole, rest = divmod(self.s.channels, self.block)
         size = self.filters.block_size
         if whole:
@@ -316,7 +315,7 @@ class _Depthwise:
         count: int,
         weights: Value,
     ) -> None:
-        """`size` output columns of one block of channels, of which `count` are there."""
+        """`size` output columns of one block of channels, of which `count` exist."""
         parts = -(-count // self.lanes)
         sums = self.b.registers(self.d.root.dtype, self.lanes, size * parts, "sums")
         if self.product is None:
@@ -334,13 +333,13 @@ class _Depthwise:
                 at = self.b.let(channel + first * self.lanes, "n")
                 there = min(lanes, count - first * self.lanes)
                 made = self.fused.at(place, at, lanes, there, {self.summed: value})
-                if self.turned and count == self.block:
+                if self.unpacked and count == self.block:
                     made = Vec(self.d.m, repacked(made.expr), made.dtype, lanes)
                 store(self.d.m, self.d.out, pixel * self.s.channels + at, made, there)
                 first += several
 
     def _bias(self, channel: Value, count: int) -> list[Value]:
-        """What each vector of sums begins with."""
+        """The initial value of each vector of sums."""
         lanes, dtype = self.lanes, self.d.root.dtype
         if self.bias is None:
             return [tir.const(0, dtype, lanes)] * -(-count // lanes)
@@ -357,7 +356,7 @@ class _Depthwise:
                 sums[t * len(starts) + p] = value
 
     def _meets(self, j: int, size: int) -> list[tuple[int, int]]:
-        """The (output column, kernel column) pairs of a tile that see its nth input column."""
+        """The (output column, kernel column) pairs of a tile that use its input column j."""
         stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
         taps = range(self.s.window.kernel[1])
         return [(t, k) for k in taps for t in range(size) if t * stride + k * dilation == j]
@@ -380,7 +379,7 @@ class _Depthwise:
             for j in range(self._reach(size)):
                 meets = self._meets(j, size)
                 if not meets or not columns.known(j):
-                    continue  # nobody sees it, or it is zero
+                    continue  # unused, or zero
                 at = columns.base + j * columns.step
                 x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
                 value = self.b.let(self.d.m.cast(x, "float32").expr, "x")
@@ -445,8 +444,8 @@ class _Depthwise:
         count: int,
         weights: Value,
     ) -> None:
-        """Chains of taps whose products are added in 16 bits, then to the sums, or what they begin
-        with.
+        """Chains of taps whose products are added in 16 bits, then to the sums or their initial
+        values.
         """
         assert self.long is not None
         height, width = self.s.window.kernel
@@ -482,7 +481,7 @@ class _Depthwise:
                         sums[t * len(starts) + p] = tir.wrapping("+", before, part)
 
     def _operands(self, four: Value) -> list[Value]:
-        """Four bytes a lane -> what the product multiplies: the bytes, or two pairs of int16."""
+        """Four bytes a lane -> the product's operands: the bytes, or two pairs of int16."""
         product = self.product
         assert product is not None
         if product.mac.k == 4:
@@ -495,15 +494,15 @@ class _Depthwise:
         return [tir.reinterpret(v, "int16") for v in (even, odd)]
 
     def _interleaved(self, columns: _Columns, group: int, j: int, count: int) -> list[Value]:
-        """Four kernel rows of an input column -> one vector for every `lanes` channels, in order,
-        each lane the four bytes of one channel.
+        """Four kernel rows of an input column -> a vector for every `lanes` channels, in order;
+        each lane has the four bytes of one channel.
         """
         height = self.s.window.kernel[0]
         rows = [self._bytes(columns, group * 4 + i, j, count, height) for i in range(4)]
-        return interleave(self.b, rows, ordered=not self.turned or count < self.block)
+        return interleave(self.b, rows, ordered=not self.unpacked or count < self.block)
 
     def _bytes(self, columns: _Columns, i: int, j: int, count: int, height: int) -> Value | None:
-        """A block of channels of one kernel row and input column; None for rows behind the last."""
+        """A block of channels of one kernel row and input column; None after the last row."""
         if i >= height:
             return None
         product = self.product

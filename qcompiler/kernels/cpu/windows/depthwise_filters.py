@@ -15,7 +15,7 @@ from qcompiler.ops.window import Window
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a two-dimensional window over an image; one line for one-dimensional ones."""
+    """Sizes of a two-dimensional window over an image; one-dimensional ones have one row."""
 
     images: int
     height: int
@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def reach(self) -> tuple[int, int]:
-        """Rows and columns that a window spans."""
+        """Rows and columns that a window spans, with dilation."""
         return self.window.reach[0], self.window.reach[1]
 
     @property
@@ -60,7 +60,7 @@ class Shape:
         return self.top > 0 or last > self.height
 
     def inside(self) -> tuple[int, int]:
-        """The output columns [first, behind the last) whose windows stay in the image's width."""
+        """The output columns [first, end) whose windows stay within the image's width."""
         stride, reach = self.window.strides[1], self.reach[1]
         first = -(-self.left // stride)
         behind = (self.width - reach + self.left) // stride + 1
@@ -71,17 +71,17 @@ class Shape:
 class Filters:
     """Weights as a kernel reads them, blocks of `block` channels one after the other.
 
-    Of bytes: the sums' start, int32, then [rows of 4][column][part], where a part is the right
-    operand of one multiply-accumulate for `lanes` channels (two of them, for pairs of int16);
-    `turned`: whole blocks are in `unpacked` order; `long`: [tap][channel] instead, to be multiplied
-    to 16 bits. Of floats: [tap][channel].
+    Of bytes: initial sums, int32, then [rows of 4][column][part], where a part is the right operand
+    of one multiply-accumulate for `lanes` channels (two of them, for pairs of int16); `unpacked`:
+    whole blocks are in `unpacked` order; `long`: [tap][channel] instead, for products of 16 bits.
+    Of floats: [tap][channel].
     """
 
     shape: Shape
     product: Product | None
     lanes: int
     block: int
-    turned: bool
+    unpacked: bool
     long: bool = False
 
     @property
@@ -96,17 +96,17 @@ class Filters:
 
     @property
     def part_bytes(self) -> int:
-        """Bytes of one part."""
+        """Size of one part."""
         return self.lanes * 4 * (2 if self.product and self.product.mac.k == 2 else 1)
 
     @property
     def step_bytes(self) -> int:
-        """Bytes of four kernel rows and one column of a block."""
+        """Size of four kernel rows and one column of a block."""
         return self.part_bytes * (self.block // self.lanes)
 
     @property
     def block_size(self) -> int:
-        """Elements of a block, as they are stored."""
+        """Elements of a packed block."""
         if self.product is None:
             return self.taps * self.block
         if self.long:
@@ -118,7 +118,7 @@ class Filters:
         return -(-self.shape.channels // self.block)
 
     def pack(self, w: Array) -> Array:
-        """w[*kernel, 1, channels] -> what is stored."""
+        """w[*kernel, 1, channels] -> packed weights."""
         return self._bytes(w) if self.product else self._floats(w)
 
     def _floats(self, w: Array) -> Array:
@@ -131,7 +131,7 @@ class Filters:
         (height, width), channels = self.shape.window.kernel, self.shape.channels
         w = w.reshape(height, width, channels)
         wide = np.zeros((self.groups * 4, width, self._blocks * self.block), np.int8)
-        wide[:height, :, :channels] = rearranged(w, self.block) if self.turned else w
+        wide[:height, :, :channels] = rearranged(w, self.block) if self.unpacked else w
         start = -self.product.shift * wide.astype(np.int32).sum((0, 1))
         starts = start.astype(np.int32).reshape(self._blocks, -1).view(np.uint8)
         if self.long:
@@ -150,8 +150,8 @@ class Filters:
 
 
 def longest_chain(w: Array) -> int:
-    """w[*kernel, 1, channels] int8 -> how many neighbouring taps' products by any int8, up to four,
-    always fit 16 bits together, all chains as long beginning at the first tap: 128 times 255 does.
+    """w[*kernel, 1, channels] int8 -> length, up to four, of chains of neighbouring taps whose
+    products by any int8 always fit 16 bits together (absolute weights sum to 255 at most).
     """
     taps = np.abs(w.reshape(-1, w.shape[-1]).astype(np.int32))
     for count in (4, 3, 2):
@@ -162,7 +162,7 @@ def longest_chain(w: Array) -> int:
 
 
 def tame(w: Array, shape: Shape) -> bool:
-    """w[*kernel, 1, channels] int8: do products of two neighbouring kernel rows and any bytes
+    """w[*kernel, 1, channels] int8: do the products of two neighbouring kernel rows by any bytes
     always fit 16 bits together?
     """
     height = shape.window.kernel[0]

@@ -1,6 +1,6 @@
-"""Windows without a kernel of their own -> TIR, one element of the output after the other.
+"""Windows without a kernel of their own -> TIR, one output element after the other.
 
-ConvTranspose by weights known at run time, Col2Im, and the places that MaxPool found.
+ConvTranspose with weights known at run time, Col2Im, and the indices of MaxPool.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from qcompiler.ops.pooling import lowest
 from qcompiler.ops.window import Window
 
 Tap = Callable[[list[Value], list[Value]], None]
-"""(a place that a window starts from, the position in the window) -> code."""
+"""(start of a window, position in the window) -> code."""
 
 _NS = 4.0
 
 
 def _over(e: Elements, window: Window, place: Place, counts: Sequence[int], tap: Tap) -> None:
-    """All windows that see a place of the image, at the position that each sees it with."""
+    """Call tap for all windows that contain a place of the image, at its position in each."""
     b = e.b
 
     def nest(starts: list[Value], taps: list[Value]) -> None:
@@ -41,9 +41,9 @@ def _over(e: Elements, window: Window, place: Place, counts: Sequence[int], tap:
             return
         begin, stride = (window.pads[axis] or (0, 0))[0], window.strides[axis]
         with b.serial(window.kernel[axis], "tap") as t:
-            far = b.let(place[axis] + begin - t * window.dilations[axis], "far")
-            start = b.let(tirx.floordiv(far, stride), "start")
-            whole = tirx.EQ(tirx.floormod(far, stride), 0)
+            offset = b.let(place[axis] + begin - t * window.dilations[axis], "offset")
+            start = b.let(tirx.floordiv(offset, stride), "start")
+            whole = tirx.EQ(tirx.floormod(offset, stride), 0)
             with b.when(tirx.all(whole, start >= 0, start < counts[axis])):
                 nest([*starts, start], [*taps, t])
 
@@ -51,7 +51,7 @@ def _over(e: Elements, window: Window, place: Place, counts: Sequence[int], tap:
 
 
 def _total(e: Elements) -> tuple[Registers, str]:
-    """A sum that begins with zero, and its dtype."""
+    """A sum, initially zero, and its dtype."""
     dtype = "float64" if e.root.dtype == "float64" else "float32"
     dtype = dtype if "float" in e.root.dtype else e.root.dtype
     total = e.b.registers(dtype, 1, 1, "total")
@@ -105,8 +105,8 @@ def _col2im(e: Elements, place: Place) -> Vec:
 
 @kernel("item of MaxPool")
 def places(region: Region, device: Device) -> Kernel | Skip:
-    """Output 1 of MaxPool: where in the whole input the largest value of each window stands, the
-    first of equals; NaN is the largest.
+    """Output 1 of MaxPool: the index in the whole input of each window's largest value, the first
+    of equals; NaN is the largest.
     """
     root = region.root
     assert root is not None
@@ -137,8 +137,8 @@ class _Places:
         ns = self.d.device.core.mixed_ns(size * prod(self.window.kernel) * _NS)
         count = tasks(self.d.device, ns, size)
         with (
-            share(self.b, count, size) as (first, turns),
-            self.b.serial(turns, "element", first) as i,
+            share(self.b, count, size) as (first, iterations),
+            self.b.serial(iterations, "element", first) as i,
         ):
             self._one(i, indices(self.b, i, dims))
         return self.d.kernel(tasks=count)
@@ -157,7 +157,7 @@ class _Places:
                 flat = flat * size + i
             value = self.d.read(self.x, b.let(flat, "flat"))
             old = m.vec(best[0], dtype)
-            better = value.ahead_of(old, largest=True) | m.vec(where[0] < 0, "bool")
+            better = value.precedes(old, largest=True) | m.vec(where[0] < 0, "bool")
             order = list(zip(at, self.sizes, strict=True))
             for i, size in order[::-1] if self.source.int("storage_order") else order:
                 found = found * size + i
@@ -169,7 +169,7 @@ class _Places:
         self.d.out.store(element, where[0])
 
     def _inside(self, place: Place, at: list[Value], see: Callable[[list[Value]], None]) -> None:
-        """The places of a window that are in the image."""
+        """Call `see` for the places of a window that are in the image."""
         axis = len(at)
         if axis == len(self.sizes):
             see(at)

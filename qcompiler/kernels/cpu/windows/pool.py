@@ -1,8 +1,7 @@
 """max_pool and average_pool regions -> TIR: vectors of channels, one output pixel after the other.
 
-Windows that lie inside the image take all their taps unrolled; those that reach over its edge loop
-over the taps that are there. An average divides by the number of values it has seen, or of taps
-where the padding counts.
+Windows inside the image have their taps unrolled; those across its edge loop over the taps inside.
+An average divides by the number of values, or of taps if padding counts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qcompiler.ops.pooling import lowest
 from qcompiler.ops.window import Window
 
 _UNROLLED = 25
-"""Windows of more taps than this are always looped over."""
+"""Windows of more taps than this always loop over them."""
 
 _NARROW = ("float16", "bfloat16")
 
@@ -63,16 +62,16 @@ class _Pool:
         self.b, self.m = self.d.b, self.d.m
 
     def kernel(self) -> Kernel:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         d, b = self.d, self.b
         pixels = self.images * prod(self.outputs)
         taps = prod(self.window.kernel)
         moved = d.root.type.bytes * (1 + taps) + sum(n.type.bytes for n in d.region.inputs)
         count = tasks(d.device, d.device.core.moved_ns(moved), pixels)
-        with share(b, count, pixels) as (first, turns):
-            self.before, self.after = d.before, d.after
-            self.lanes = min(self.before.lanes(), self.after.lanes(), self._root_lanes())
-            with b.serial(turns, "pixel", first) as pixel:
+        with share(b, count, pixels) as (first, iterations):
+            self.prologue, self.epilogue = d.prologue, d.epilogue
+            self.lanes = min(self.prologue.lanes(), self.epilogue.lanes(), self._root_lanes())
+            with b.serial(iterations, "pixel", first) as pixel:
                 self._pixel(pixel)
         return d.kernel(tasks=count, macs=0)
 
@@ -101,7 +100,7 @@ class _Pool:
                 self._reaching_over(pixel, image, corners)
 
     def _padded(self) -> bool:
-        """Does any window reach over the edge?"""
+        """Does any window cross the edge?"""
         w = self.window
         ends = [
             (n - 1) * stride + start + reach > size
@@ -132,7 +131,7 @@ class _Pool:
         sweep(self.b, self.channels, self.lanes, body)
 
     def _reaching_over(self, pixel: Value, image: Value, corners: Sequence[Value]) -> None:
-        """The taps [low, high) of every dimension that are in the image."""
+        """A window that crosses the edge: its taps [low, high) of every dimension in the image."""
         b, w = self.b, self.window
         spans = []
         for corner, k, d, size in zip(corners, w.kernel, w.dilations, self.sizes, strict=True):
@@ -168,7 +167,7 @@ class _Pool:
         at: tuple[Value, ...],
         visit: Callable[[tuple[Value, ...]], None],
     ) -> None:
-        """Nested loops over the taps that are there."""
+        """Nested loops over the taps in the image."""
         axis = len(at)
         if axis == len(spans):
             visit(at)
@@ -183,8 +182,8 @@ class _Pool:
         index = image
         for i, size in zip(at, self.sizes, strict=True):
             index = index * size + i
-        row = self.before.row(self.b.let(index, "source"))
-        value = self.before.at(row, column, self.lanes, count)
+        row = self.prologue.row(self.b.let(index, "source"))
+        value = self.prologue.at(row, column, self.lanes, count)
         return self.m.cast(value, self.dtype)
 
     def _join(self, total: Vec, value: Vec) -> Vec:
@@ -195,5 +194,5 @@ class _Pool:
             total = total / divisor
             total = self.m.round(total) if "int" in self.root.dtype else total
         value = self.m.cast(total, self.root.dtype)
-        place = self.after.row(pixel)
-        self.d.put(self.after, place, pixel * self.channels + column, column, count, value)
+        place = self.epilogue.row(pixel)
+        self.d.put(self.epilogue, place, pixel * self.channels + column, column, count, value)

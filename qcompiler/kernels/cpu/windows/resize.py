@@ -1,9 +1,9 @@
-"""Resize regions -> TIR: every output pixel is a weighted sum of a few input pixels, all known now.
+"""Resize regions -> TIR: every output pixel is a weighted sum of a few input pixels, all known at
+compile time.
 
-Which inputs an output sees along an axis, and with what weights, is asked of what the operator's
-numpy meaning asks. The answer (offsets and weights, a few for every output index) takes the place
-of the constant that held the scales or sizes. So every mode and coordinate transformation of ONNX
-is served alike.
+The same function as in the operator's numpy meaning gives the inputs and weights of each output
+along an axis. They (a few offsets and weights for every output index) replace the constant of
+scales or sizes. So all modes and coordinate transformations of ONNX are treated alike.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.ops.sampling import MAX_TAPS, sampled
 
 _MOST_TAPS = 64
-"""Input pixels for one output pixel, over all axes, that are worth unrolling."""
+"""The most input pixels of one output pixel, over all axes, that are unrolled."""
 
 
 @kernel("Resize")
 def resize(region: Region, device: Device) -> Kernel | Skip:
-    """Any mode. Vectors along the last axis: neighbours where it stays as it is (with channels last
-    it always does), else gathered.
+    """Any mode. Vectors along the last axis: contiguous where it keeps its size (always with
+    channels last), else gathered.
     """
     if reason := refuse(region):
         return reason
@@ -74,8 +74,8 @@ class Taps:
 
 
 def resized(root: Node, given: Node, numbers: Sequence[float]) -> dict[int, Taps] | Skip:
-    """A Resize, the operand of scales or sizes and its numbers -> what each output index along
-    every axis that changes is made of.
+    """A Resize, its operand of scales or sizes and the numbers in it -> the taps of every axis that
+    changes.
     """
     if max(root.type.dims) > MAX_TAPS:
         return Skip("too many outputs along an axis")
@@ -92,9 +92,7 @@ def _taps(places: Array, weights: Array | None) -> Taps:
 
 
 def _merged(places: NDArray[np.int64], weights: NDArray[np.float32]) -> Taps:
-    """[outputs, taps] of places, some twice in a row, and weights, some 0 -> as few taps as that
-    can be said with.
-    """
+    """[outputs, taps] of places, some repeated, and weights, some 0 -> the fewest such taps."""
     order = np.argsort(places, axis=1, kind="stable")
     places = np.take_along_axis(places, order, 1)
     new = np.diff(places, axis=1, prepend=-1) != 0
@@ -131,18 +129,18 @@ class _Resize:
         self.gathered = taps[-1] if root.type.rank - 1 in axes else None
 
     def kernel(self) -> Kernel:
-        """Emit all of it."""
+        """Emit the whole kernel."""
         d, b, dims = self.d, self.b, self.root.type.dims
         rows = int(np.prod(dims[:-1]))
         pixels = int(np.prod([t.count for t in self.taps]))
         moved = self.root.type.bytes * (1 + pixels)
         count = tasks(d.device, d.device.core.moved_ns(moved), rows)
-        with share(b, count, rows) as (first, turns):
-            self.before, self.after = d.before, d.after
-            self.lanes = min(self.before.lanes(), self.after.lanes())
+        with share(b, count, rows) as (first, iterations):
+            self.prologue, self.epilogue = d.prologue, d.epilogue
+            self.lanes = min(self.prologue.lanes(), self.epilogue.lanes())
             if not self.copies or self.gathered:
                 self.lanes = min(self.lanes, d.isa.lanes(4))
-            with b.serial(turns, "row", first) as row:
+            with b.serial(iterations, "row", first) as row:
                 self._row(row)
         at = d.region.inputs.index(self.given)
         return d.kernel(tasks=count, pack={at: self._table})
@@ -150,25 +148,25 @@ class _Resize:
     def _table(self, _: Array) -> Array:
         """For every axis: indices, then weights, as 32-bit words in elements of `given`."""
         pairs = [(t.index, t.weight.view(np.int32)) for t in self.taps]
-        if self.gathered:  # vectors of one tap after the other
+        if self.gathered:  # one tap's vector after the other
             pairs[-1] = (pairs[-1][0].T, pairs[-1][1].T)
         parts = [p for pair in pairs for p in pair]
         words = np.concatenate([p.reshape(-1) for p in parts] or [np.zeros(1, np.int32)])
         return words.astype(np.int64) if self.given.dtype == "int64" else words
 
     def _word(self, at: Value, lanes: int = 1, count: int = 1) -> Value:
-        """A word of the table, or a vector of which `count` are there."""
+        """A word of the table, or a vector of which `count` words exist."""
         pointer = self.d.pointers[self.given]
         if self.given.dtype == "int64":
             return tir.cast(pointer.load_first(count, at, lanes), "int32")
         return pointer.view("int32").load_first(count, at, lanes)
 
     def _row(self, row: Value) -> None:
-        """One output pixel: all of its last axis."""
+        """One output pixel: its whole last axis."""
         b, dims = self.b, self.root.type.dims
         place = indices(b, row, dims[:-1])
         found = self._sources(place)
-        after = self.after.row(row)
+        after = self.epilogue.row(row)
         read = self._gathered(found) if self.gathered else self._neighbours(found)
 
         def body(column: Value, count: int) -> None:
@@ -185,22 +183,22 @@ class _Resize:
                     self.m.saturate(total, self.root.dtype) if "int" in self.root.dtype else total
                 )
             value = self.m.cast(total, self.root.dtype)
-            self.d.put(self.after, after, row * dims[-1] + column, column, count, value)
+            self.d.put(self.epilogue, after, row * dims[-1] + column, column, count, value)
 
         sweep(b, dims[-1], self.lanes, body)
 
     def _neighbours(self, found: Sequence[Tap]) -> Callable[[Value, int], Iterator[Seen]]:
-        """Rows and their weights -> what reads vectors of all of them from a column on."""
-        rows = [(self.before.row(source), weight) for source, weight in found]
+        """Rows and their weights -> a function that reads a vector of each from a column on."""
+        rows = [(self.prologue.row(source), weight) for source, weight in found]
 
         def read(column: Value, count: int) -> Iterator[Seen]:
             for row, weight in rows:
-                yield self.before.at(row, column, self.lanes, count), weight
+                yield self.prologue.at(row, column, self.lanes, count), weight
 
         return read
 
     def _gathered(self, found: Sequence[Tap]) -> Callable[[Value, int], Iterator[Seen]]:
-        """The same where every column has an index and a weight of its own."""
+        """The same if every column has its own index and weight."""
         taps, x = self.gathered, self.root.operands[0]
         assert taps is not None
         start = sum(2 * t.index.size for t in self.taps[:-1])

@@ -1,4 +1,4 @@
-"""Weights stored in few bits: from ONNX's form to the kernels that decode them."""
+"""Low-bit weights: from their ONNX form to the kernels that decode them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_a_product_by_stored_weights_decodes_them(
 @pytest.mark.parametrize(
     ("scale", "attrs"), [((20, 3), {"axis": 1, "block_size": 32}), ((20,), {"axis": 0})]
 )
-def test_transposed_weights_are_turned(scale: tuple[int, ...], attrs: dict[str, int]) -> None:
+def test_transposed_weights_are_stored_transposed(
+    scale: tuple[int, ...], attrs: dict[str, int]
+) -> None:
     x = placeholder("x", Type("float32", (5, 80)))
     w = make("Transpose", stored("int4", (20, 80), scale, **attrs), perm=(1, 0))
     check(Graph((x,), (make("MatMul", x, w),), ("y",)), narrow=True)
