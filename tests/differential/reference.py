@@ -76,6 +76,8 @@ the operand, times (n - 1) u, for its terms to grow by that share.
 """
 PLACED = frozenset({"GridSample", "Resize"})
 """They read between elements, at places that are rounded too; other operands say where."""
+GATES = frozenset({"GRU", "LSTM", "recurrent"})
+"""Their states are sums of products with gates, which are as exact as the 1 they come near."""
 VANISHING = frozenset({
     "Celu", "Elu", "Erf", "Exp", "Gelu", "Mish", "Selu", "Sigmoid", "Softmax", "Softplus", "Swish",
 })
@@ -349,6 +351,8 @@ def _against(node: Node, arrays: tuple[Array | None, ...], output: Array) -> Arr
         with np.errstate(all="ignore"):
             terms = meaning(node, tuple(None if a is None else np.abs(a) for a in arrays))[0]
         return np.nan_to_num(terms.astype(np.float64), posinf=0.0)
+    if node.op in GATES:
+        return 1.0
     if node.op in SUMS or first is None or "float" not in first.dtype.name:
         return 0.0
     if len([a for a in arrays if a is not None]) > 1 or first.shape != output.shape:
