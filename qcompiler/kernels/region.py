@@ -35,8 +35,8 @@ class Facts:
     """Of weights: two products of neighbouring kernel rows always fit 16 bits together."""
 
     def __str__(self) -> str:
-        told = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
-        return " ".join(f"{name}={value!r}" for name, value, usual in told if value != usual)
+        pairs = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return " ".join(f"{name}={value!r}" for name, value, usual in pairs if value != usual)
 
 
 NOTHING = Facts()
@@ -61,7 +61,7 @@ class Region:
 
     def known(self, node: Node) -> Facts:
         """What a kernel may know of an input or a node."""
-        assert self.facts is not None, "a region's facts are told to generators only"
+        assert self.facts is not None, "only sealed regions have facts"
         return self.facts.get(node, NOTHING)
 
     @cached_property

@@ -311,7 +311,7 @@ class Builder:
     @property
     def tails(self) -> Tails:
         """What moves partial vectors."""
-        assert self._tails is not None, f"{self.name} was not told how parts of vectors are moved"
+        assert self._tails is not None, f"{self.name} has no way to move partial vectors"
         return self._tails
 
     def emit(self, statement: Value) -> None:
