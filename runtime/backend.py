@@ -49,6 +49,7 @@ FILES = (
     "quality/__init__.py",
     "quality/demand.py",
     "runtime/*.py",
+    "runtime/executor/*.py",
     "runtime/remote/*.py",
     "training/__init__.py",
     "training/request.py",
