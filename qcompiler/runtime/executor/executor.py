@@ -29,7 +29,7 @@ from qcompiler.runtime.executor.pool import default_pool
 from qcompiler.runtime.executor.requests import Future, Request
 from qcompiler.runtime.executor.streams import Runner, Streams
 from qcompiler.runtime.executor.tally import Counts, Tally
-from qcompiler.runtime.model import input_specs, load
+from qcompiler.runtime.model import Interface, input_specs, load
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 
-class Executor:
+class Executor(Interface):
     """Runs requests of one model in streams, as soon as it can.
 
         with qcompiler.Executor("model.qc", hint="throughput") as executor:
