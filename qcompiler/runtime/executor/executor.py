@@ -26,7 +26,9 @@ from qcompiler.runtime.executor.intake import Intake
 from qcompiler.runtime.executor.line import Line
 from qcompiler.runtime.executor.options import Executing
 from qcompiler.runtime.executor.pool import default_pool
+from qcompiler.runtime.executor.processes import Process
 from qcompiler.runtime.executor.requests import Future, Request
+from qcompiler.runtime.executor.shared import SharedModel
 from qcompiler.runtime.executor.streams import Runner, Streams
 from qcompiler.runtime.executor.tally import Counts, Tally
 from qcompiler.runtime.model import Interface, input_specs, load
@@ -68,6 +70,10 @@ class Executor(Interface):
             remember=keywords.remember,
         )
         self._model = model
+        self._shared: SharedModel | None = None
+        if keywords.isolation == "processes":
+            self._shared = SharedModel(model.artifact)
+            model.close()  # what it held, the workers map
         self._closed = False
         self._forget()
         self._begin()
@@ -97,7 +103,17 @@ class Executor(Interface):
         choice = self.choice
         crowded = choice.streams * choice.threads > cpu.cores()
         spin_us = 0 if crowded else self.options.spin_us
-        return partial(self._model.caller, threads=choice.threads, spin_us=spin_us)
+        if self._shared is None:
+            return partial(self._model.caller, threads=choice.threads, spin_us=spin_us)
+        return partial(
+            Process,
+            self._shared,
+            [spec[2:] for spec in input_specs(self.manifest.inputs)],
+            [spec[2:] for spec in input_specs(self.manifest.outputs)],
+            self._tally,
+            threads=choice.threads,
+            spin_us=spin_us,
+        )
 
     def _forget(self) -> None:
         """Be without streams and requests: at first, and in the child of a fork, where the parent's
@@ -210,6 +226,8 @@ class Executor(Interface):
             if wait:
                 streams.join()
         self._model.close()
+        if self._shared is not None and wait:
+            self._shared.close()
 
     def __enter__(self) -> Executor:
         return self
