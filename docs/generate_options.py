@@ -36,7 +36,7 @@ addition:
 """
 EXECUTE = """\
 `qcompiler.Executor` ([executor.md](executor.md)) takes these; those with a flag are options of
-`qcompiler bench` too:
+`qcompiler bench` and `serve` too:
 """
 RETRAIN = """\
 `qcompiler retrain` takes these in addition:

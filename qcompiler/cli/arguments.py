@@ -117,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
 
     _remote_flags(compare)
 
+    _serve_command(commands.add_parser("serve", parents=[common], help="serve artifacts by HTTP"))
+
     served = commands.add_parser(
         "serve-device", parents=[common], help="let --remote run artifacts on this machine"
     )
@@ -194,6 +196,26 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
         help="how to make inputs without --inputs (default: random)",
     )
     parser.add_argument("--seed", type=count(), default=0, help="of random inputs (default: 0)")
+
+
+def _serve_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "artifacts", nargs="+", metavar="[NAME=]FILE", help="artifacts; NAME defaults to the file's"
+    )
+    parser.add_argument("--port", type=count(), default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at; default: this machine only"
+    )
+    parser.add_argument("--max-body-megabytes", type=count(1), default=64, metavar="MB")
+    parser.add_argument("--max-connections", type=count(1), default=256, metavar="N")
+    parser.add_argument(
+        "--drain-seconds",
+        type=count(),
+        default=30,
+        metavar="S",
+        help="for requests that were begun when a signal comes (default: 30)",
+    )
+    flags.add(parser, Executing, hint="throughput", when_full="refuse")
 
 
 def _executor_flags(parser: argparse.ArgumentParser) -> None:
