@@ -14,6 +14,7 @@ import generated
 from qcompiler.export.request import Exporting
 from qcompiler.options import GROUPS, Keywords, Option, options_of
 from qcompiler.quality.demand import Demand
+from qcompiler.runtime.executor.options import Executing
 from qcompiler.training.request import Training
 
 PAGE = Path(__file__).parent / "options.md"
@@ -32,6 +33,10 @@ How to measure the loss that `--max-drop` allows, on the data of `--evaluation`
 EXPORT = """\
 `qcompiler export` and `qcompiler.export_c` ([c-deployment.md](c-deployment.md)) take these in
 addition:
+"""
+EXECUTE = """\
+`qcompiler.Executor` ([executor.md](executor.md)) takes these; those with a flag are options of
+`qcompiler bench` and `serve` too:
 """
 RETRAIN = """\
 `qcompiler retrain` takes these in addition:
@@ -61,6 +66,7 @@ def page() -> str:
     lines += ["## Exporting", "", EXPORT, *table(own, "keyword")]
     trained = list(options_of(Training))
     lines += ["## Retraining", "", RETRAIN, *table(trained, "field of `Training`")]
+    lines += ["## Executing", "", EXECUTE, *table(list(options_of(Executing)), "keyword")]
     return "\n".join(lines)
 
 

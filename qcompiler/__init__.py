@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qcompiler.artifact.artifact import Artifact
 from qcompiler.errors import Error, compiler_needed
@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 
     from qcompiler.export.c import Exported
     from qcompiler.runtime import Model
+    from qcompiler.runtime.executor import Executor
 
-__all__ = ["Artifact", "Error", "__version__", "compile", "export_c", "load"]
+__all__ = ["Artifact", "Error", "Executor", "__version__", "compile", "export_c", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Executor`, when it is first asked for."""
+    if name == "Executor":
+        from qcompiler.runtime.executor import Executor
+
+        return Executor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @takes(Keywords)

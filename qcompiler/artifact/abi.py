@@ -3,7 +3,7 @@ alignments, and how far past the end kernels read.
 
     int qcompiler_run(table)                        all of it, by the calling thread
     int qcompiler_launch(team, table, threads)      the same, by a thread team
-    int qcompiler_work(team, thread)                a worker of the team: never returns
+    int qcompiler_work(team, thread)                a worker of the team: returns when that ends
 
 `table` is an array of 8-byte words (`Table`), whatever the size of an address. `team` is aligned to
 ALIGN bytes, zeros at first, and serves one run at a time (`team_bytes`, TEAM).
@@ -23,6 +23,9 @@ ALIGN = 64
 
 GUARD = 64
 """Bytes that kernels may read past the end of a constant or of a workspace buffer."""
+
+SPINS_PER_US = 20
+"""So often, about, a thread looks for a unit in a microsecond."""
 
 MOST_UNITS = 32
 """Most units of a section and threads of a team: the bits of half a word."""
@@ -58,6 +61,8 @@ TEAM: Mapping[str, int] = {
     "POSTED": 140,
     "HELPED": 144,
     "MAY": 148,
+    "END": 152,
+    "SPINS": 156,
     "JOB": 192,
     "BASE": 228,
     "THREADS": 232,
@@ -69,9 +74,10 @@ TEAM: Mapping[str, int] = {
 
 0: i64, the section's number << 32 | its unclaimed units, one bit each. REMAINING: i32, number of
 its unfinished units. SLEEPERS to MAY: i32 each, how many threads sleep, and whether to wake them.
-JOB: the addresses of section function, masks and table, 8 bytes each whatever the size of an
-address, i32 first, i32 length, i32 total, i32 BASE, i32 THREADS. From PLACES on, PLACE_BYTES for
-every thread: i32 asleep, and at SEMAPHORE a POSIX semaphore.
+END: i32, whether the workers are to return. SPINS: i32, how often a thread looks for a unit before
+it falls asleep. JOB: the addresses of section function, masks and table, 8 bytes each whatever the
+size of an address, i32 first, i32 length, i32 total, i32 BASE, i32 THREADS. From PLACES on,
+PLACE_BYTES for every thread: i32 asleep, and at SEMAPHORE a POSIX semaphore.
 """
 
 

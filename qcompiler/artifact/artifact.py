@@ -229,7 +229,8 @@ def joined(artifacts: Sequence[Artifact]) -> Artifact:
         for m in manifests
         for v in m.variants
     )
-    manifest = replace(first, variants=variants, notes=same)
+    apart = all(m.apart for m in manifests)
+    manifest = replace(first, variants=variants, notes=same, apart=apart)
     return replace(
         artifacts[0], manifest=manifest, binaries=tuple(b for a in artifacts for b in a.binaries)
     )

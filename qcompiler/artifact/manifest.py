@@ -14,7 +14,7 @@ from typing import Union
 from qcompiler.artifact.shrink import Piece
 from qcompiler.errors import Error
 
-FORMAT = 7
+FORMAT = 8
 
 Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 
@@ -91,6 +91,10 @@ class Manifest:
     notes: Mapping[str, str] = field(default_factory=dict)
     blobs: tuple[Piece, ...] = ()
     """How `weights.bin` stores the constants of all variants, in order; equal ones once."""
+    apart: bool = False
+    """Whether every sample of the batch, the first dimension of all inputs and outputs, is known to
+    be computed by itself, so that requests may be gathered into batches.
+    """
     format: int = FORMAT
 
     @property
@@ -164,6 +168,7 @@ def read(text: bytes, where: str) -> Manifest:
         producer=_strings(raw["producer"]),
         notes=_strings(raw["notes"]),
         blobs=tuple(_piece(p) for p in _list(raw["blobs"])),
+        apart=_bool(raw["apart"]),
     )
     _demand_whole(made)
     return made
@@ -238,6 +243,12 @@ def _list(raw: Json) -> list[Json]:
 
 def _int(raw: Json) -> int:
     if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw < 1 << 63:
+        raise TypeError("the manifest is malformed")
+    return raw
+
+
+def _bool(raw: Json) -> bool:
+    if not isinstance(raw, bool):
         raise TypeError("the manifest is malformed")
     return raw
 

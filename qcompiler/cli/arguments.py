@@ -12,6 +12,7 @@ from qcompiler.errors import Error
 from qcompiler.export.request import Exporting
 from qcompiler.options import Options
 from qcompiler.quality.demand import Demand
+from qcompiler.runtime.executor.options import Executing
 from qcompiler.training.request import Training
 from qcompiler.version import __version__
 
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--percentile", default="50,90,99", help="of the times, comma-separated (default: 50,90,99)"
     )
     bench.add_argument("--per-step", action="store_true", help="also time each step alone")
+    _executor_flags(bench)
 
     _remote_flags(run)
     _remote_flags(bench)
@@ -114,6 +116,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--top1", type=float, help="fail if the top-1 agreement is smaller (0..1)")
 
     _remote_flags(compare)
+
+    _serve_command(commands.add_parser("serve", parents=[common], help="serve artifacts by HTTP"))
 
     served = commands.add_parser(
         "serve-device", parents=[common], help="let --remote run artifacts on this machine"
@@ -192,6 +196,50 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
         help="how to make inputs without --inputs (default: random)",
     )
     parser.add_argument("--seed", type=count(), default=0, help="of random inputs (default: 0)")
+
+
+def _serve_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "artifacts", nargs="+", metavar="[NAME=]FILE", help="artifacts; NAME defaults to the file's"
+    )
+    parser.add_argument("--port", type=count(), default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at; default: this machine only"
+    )
+    parser.add_argument("--max-body-megabytes", type=count(1), default=64, metavar="MB")
+    parser.add_argument("--max-connections", type=count(1), default=256, metavar="N")
+    parser.add_argument(
+        "--drain-seconds",
+        type=count(),
+        default=30,
+        metavar="S",
+        help="for requests that were begun when a signal comes (default: 30)",
+    )
+    flags.add(parser, Executing, hint="throughput", when_full="refuse")
+
+
+def _executor_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "many requests", "time an executor under load; any of --hint to --concurrency asks for it"
+    )
+    group.add_argument(
+        "--requests", type=count(), default=0, metavar="N", help="how many (default: by --duration)"
+    )
+    group.add_argument(
+        "--rate",
+        type=_seconds,
+        default=0.0,
+        metavar="R",
+        help="requests a second that come at random (default: the next when one is answered)",
+    )
+    group.add_argument(
+        "--concurrency",
+        type=count(),
+        default=0,
+        metavar="N",
+        help="requests under way without --rate (default: what all streams run)",
+    )
+    flags.add(group, Executing, ("threads", "variant"), hint="")
 
 
 def _remote_flags(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 
-from qcompiler.cli import remote, using
+from qcompiler.cli import remote, serving, using
 
 Command = Callable[[Namespace], int]
 
@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, Command] = {
     "inspect": using.inspect,
     "compare": using.compare,
     "targets": using.targets,
+    "serve": serving.serve,
     "serve-device": remote.serve_device,
     "demo": _making("demo"),
 }

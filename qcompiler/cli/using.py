@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Binary, Value, Variant, open_artifact
-from qcompiler.cli import remote, show
+from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact
+from qcompiler.cli import executing, remote, show
 from qcompiler.cli.arguments import percentiles
+from qcompiler.cli.inputs import inputs_of
 from qcompiler.cli.places import demand_writable, save_npz
-from qcompiler.dtypes import Array, numpy_dtype
+from qcompiler.dtypes import Array
 from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
 from qcompiler.runtime.choosing import lacking
@@ -35,7 +36,7 @@ def run(a: Namespace) -> int:
     if a.outputs:
         demand_writable(a.outputs, a.artifact, a.inputs)
     with _load(a) as model:
-        inputs = next(iter(_inputs(a, model)))
+        inputs = next(iter(inputs_of(a, model)))
         start = time.perf_counter()
         outputs = model.run(inputs)
         seconds = time.perf_counter() - start
@@ -53,12 +54,14 @@ def run(a: Namespace) -> int:
 
 
 def bench(a: Namespace) -> int:
-    """Artifact -> its latency, and with --per-step that of every step."""
+    """Artifact -> its latency, and with --per-step that of every step; or that of many requests."""
+    if executing.wanted(a):
+        return executing.bench(a)
     wanted = percentiles(a.percentile)
     start = time.perf_counter()
     with _load(a) as model:
         loaded = time.perf_counter() - start
-        inputs = next(iter(_inputs(a, model)))
+        inputs = next(iter(inputs_of(a, model)))
         found = _measured(a, model, inputs, loaded)
         steps = _step_rows(model, inputs) if a.per_step else []
     macs = sum(s.macs for s in model.variant.steps)
@@ -245,7 +248,7 @@ def compare(a: Namespace) -> int:
     from qcompiler.quality.compare import against_onnxruntime, beyond
 
     with _load(a) as model:
-        samples = list(_inputs(a, model, a.samples))
+        samples = list(inputs_of(a, model, a.samples))
         report = against_onnxruntime(model, a.model, samples)
     failures = beyond(report, atol=a.atol, rtol=a.rtol, cosine=a.cosine, top1=a.top1)
     if a.json:
@@ -368,31 +371,6 @@ def _load(a: Namespace) -> Model | RemoteModel:
     if a.remote:
         return remote.model(a, threads)
     return load(a.artifact, threads=threads, variant=a.variant)
-
-
-def _inputs(a: Namespace, model: Model | RemoteModel, count: int = 1) -> list[dict[str, Array]]:
-    """The samples a command is given, or `count` made-up ones."""
-    if a.inputs:
-        from itertools import islice
-
-        from qcompiler.data.samples import samples
-
-        types = {v.name: (v.dtype, v.shape) for v in model.inputs}
-        found = list(islice(samples(str(a.inputs), types), count))
-        if not found:
-            raise Error("no samples", where=str(a.inputs))
-        return found
-    rng = np.random.default_rng(a.seed)
-    return [{v.name: _fill(v, a.fill_mode, rng) for v in model.inputs} for _ in range(count)]
-
-
-def _fill(value: Value, mode: str, rng: np.random.Generator) -> Array:
-    dtype = numpy_dtype(value.dtype)
-    if mode != "random":
-        return np.full(value.shape, 1 if mode == "ones" else 0, dtype)
-    if dtype.kind in "iu":
-        return rng.integers(0, 100 if dtype.itemsize > 1 else 2, value.shape).astype(dtype)
-    return rng.random(value.shape).astype(dtype)
 
 
 def _is_artifact(path: Path) -> bool:

@@ -46,6 +46,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         variants=(variant,),
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes=dict(graph.notes),
+        apart=made.apart,
     )
     return Artifact(manifest, (Binary(code, made.weights, made.blocks),))
 

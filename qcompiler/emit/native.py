@@ -2,7 +2,7 @@
 
     int qcompiler_run(table)                                  all of it, by the calling thread
     int qcompiler_launch(team, table, threads)                the same, by a thread team
-    int qcompiler_work(team, thread)                          a worker of the team: never returns
+    int qcompiler_work(team, thread)                          a worker of the team
     int qcompiler_section(table, part, section, unit)         what threads claim (emit/team.py)
     int qcompiler_signature(int32 *found)                     what the code expects of its manifest
 

@@ -9,10 +9,11 @@ caches, then units that nobody has claimed. Section numbers are never reused, so
 a thread that comes late, with the job of a finished run: only the holder of a claim touches a run's
 memory and code. The thread that finishes a section's last unit opens the next section and claims a
 unit of it; it runs sections of one unit without publishing them. So the calling thread does all
-work that no worker has claimed, and waits only for claimed units. A waiting thread spins, then
-yields its core, then sleeps until a section is opened or the run ends. Waking costs the thread that
-opens a section microseconds. So where woken workers come too late to claim anything, run after run,
-only every second, fourth, ... 64th run wakes them.
+work that no worker has claimed, and waits only for claimed units. A waiting thread spins as often
+as the team's memory says, yields its core meanwhile, then sleeps until a section is opened or the
+run ends. Waking costs the thread that opens a section microseconds. So where woken workers come too
+late to claim anything, run after run, only every second, fourth, ... 64th run wakes them. Workers
+return when the team's memory says that it ends.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from dataclasses import dataclass
 from qcompiler.artifact.abi import TEAM
 from qcompiler.emit.team_loop import LOOP, WAIT
 from qcompiler.hardware.isa import Isa
-
-_SPINS = 6_000
-"""How often (for about 300 microseconds) a thread looks for a unit before it falls asleep."""
 
 _YIELD_MASK = 127
 """A thread yields its core after every 128 looks."""
@@ -52,7 +50,6 @@ def text(isa: Isa, sections: Sections) -> str:
     values = {
         **{name: str(offset) for name, offset in TEAM.items()},
         "PAUSE": pause,
-        "SPINS": str(_SPINS),
         "YIELD_MASK": str(_YIELD_MASK),
         "MASKS": array(sections.masks),
         "BEGINS": array(sections.begins),

@@ -135,7 +135,12 @@ wake_caller:
   br label %look
 
 idle:
-  br i1 %caller, label %is_over, label %wait
+  br i1 %caller, label %is_over, label %is_ended
+is_ended:
+  %leave_at = getelementptr i8, ptr %team, i64 @END
+  %leaves = load atomic i32, ptr %leave_at acquire, align 4
+  %leave = icmp ne i32 %leaves, 0
+  br i1 %leave, label %done, label %wait
 is_over:
   %ibase = load i32, ptr %base_at, align 4
   %itotal = load i32, ptr %total_at, align 4
@@ -192,7 +197,9 @@ entry:
   br i1 %often, label %yield, label %back
 yield:
   %yielded = call i32 @sched_yield()
-  %long = icmp ugt i32 %more, @SPINS
+  %spins_at = getelementptr i8, ptr %team, i64 @SPINS
+  %spins = load atomic i32, ptr %spins_at monotonic, align 4
+  %long = icmp ugt i32 %more, %spins
   br i1 %long, label %rest, label %back
 rest:
   call void @team_sleep(ptr %team, i32 %thread, i64 %word)
@@ -225,4 +232,4 @@ done:
   ret void
 }
 """
-"""Waking, spinning, and falling asleep until a section is opened or the run ends."""
+"""Waking, spinning, and falling asleep until a section is opened, or the run or the team ends."""

@@ -54,6 +54,12 @@ def in_parts(graph: Graph, device: Device) -> tuple[Graph, int]:
     return part, batch // size
 
 
+def apart(graph: Graph) -> bool:
+    """Is it known of a graph over a batch that each image's outputs are made of it alone?"""
+    batch = _batch(graph)
+    return batch > 1 and not isinstance(_Part(batch, batch).graph(graph), Skip)
+
+
 def _batch(graph: Graph) -> int:
     """Number of images, the first dimension of all inputs and outputs; 0 if they differ."""
     sides = [n.type for n in (*graph.inputs, *graph.outputs)]

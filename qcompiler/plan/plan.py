@@ -19,7 +19,7 @@ from qcompiler.ir import Graph
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
-from qcompiler.plan.batches import in_parts
+from qcompiler.plan.batches import apart, in_parts
 from qcompiler.plan.choose import Chooser, name_of
 from qcompiler.plan.memory import Memory
 from qcompiler.plan.places import Place
@@ -71,6 +71,8 @@ class Plan:
     """(step, generator, why it was not used), for --explain."""
     parts: int = 1
     """Parts of the batch (batches.py): all steps run once for each; their sizes are of one part."""
+    apart: bool = False
+    """Whether every sample of the batch is known to be computed by itself."""
 
     def __str__(self) -> str:
         rows = [("step", "kernel", "threads", "runs", "reads", "writes", "scratch", "type")]
@@ -140,7 +142,17 @@ def plan(
     final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
     skips = tuple(chosen.skips)
-    return Plan(whole, device, tuple(final), weights.blob(), memory.bytes, blocks, skips, parts)
+    return Plan(
+        whole,
+        device,
+        tuple(final),
+        weights.blob(),
+        memory.bytes,
+        blocks,
+        skips,
+        parts,
+        apart=parts > 1 or apart(whole),
+    )
 
 
 def _step(index: int, region: Region, how: Decision, weights: Weights, memory: Memory) -> Step:

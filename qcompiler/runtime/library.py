@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.abi import ALIGN, GUARD, MOST_UNITS, REFUSED, Table, team_bytes
+from qcompiler.artifact.abi import (
+    ALIGN,
+    GUARD,
+    MOST_UNITS,
+    REFUSED,
+    SPINS_PER_US,
+    TEAM,
+    Table,
+    team_bytes,
+)
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.runtime.mapping import mapped, unmapped
@@ -135,16 +144,27 @@ class Frame:
         table, words = self.table, self.words
         table[words.first], table[words.last] = first, last
         team = _free_team(min(threads, MOST_UNITS), code)
+        try:
+            self.launch(code, team)
+        finally:
+            if team is not None:
+                team.free()
+
+    def launch(self, code: Code, team: Team | None) -> None:
+        """Run the steps that the table names: by a team that nobody else uses, or None, alone."""
+        table, words = self.table, self.words
         if team is None:
             code.run(self._pointer)
         else:
-            try:
-                code.launch(team.memory.address, self._pointer, team.threads)
-            finally:
-                team.free()
+            code.launch(team.memory.address, self._pointer, team.threads)
         if table[words.permission] == REFUSED:
             table[words.permission] = 0
             raise _refused()
+
+
+SPIN_US = 300
+"""So long workers look for work before they fall asleep, unless asked otherwise."""
+_ENDING_SECONDS = 5.0
 
 
 class Refused(Error):
@@ -164,16 +184,19 @@ class Team:
     """A thread team: the calling thread and workers that run sections together (emit/team.py).
 
     Workers wait in machine code, without Python's lock: spinning for a moment, then asleep. A team
-    serves one run at a time, of any artifact; it lives as long as the process, and so does the code
-    its workers wait in. Workers touch a launch's memory only after claiming a unit of it, and a
-    launch returns when all claimed units are finished.
+    Workers wait in machine code, without Python's lock: spinning for a moment, then asleep. A team
+    serves one run at a time, of any artifact. It lives until it is ended, and so does the code its
+    workers wait in; the teams that models share are never ended. Workers touch a launch's memory
+    only after claiming a unit of it, and a launch returns when all claimed units are finished.
     """
 
-    def __init__(self, threads: int, code: Code) -> None:
+    def __init__(self, threads: int, code: Code, spin_us: int = SPIN_US) -> None:
         self.wanted = threads
         self.memory = aligned(np.dtype(np.uint8), (team_bytes(threads),))
         self.memory.array[:] = 0
+        self._word("SPINS")[0] = spin_us * SPINS_PER_US
         self.threads = 1
+        self._workers: list[threading.Thread] = []
         for number in range(1, threads):
             worker = threading.Thread(
                 target=self._work, args=(code, number), name=f"qcompiler-{number}", daemon=True
@@ -182,7 +205,22 @@ class Team:
                 worker.start()
             except RuntimeError:  # no more threads: fewer do all the work
                 break
+            self._workers.append(worker)
             self.threads += 1
+
+    def end(self) -> None:
+        """Let the workers return, and wait until they have. Nothing may run, or be run later."""
+        self._word("END")[0] = 1
+        post = ctypes.CDLL(None).sem_post
+        for number in range(1, self.threads):
+            place = TEAM["PLACES"] + number * TEAM["PLACE_BYTES"] + TEAM["SEMAPHORE"]
+            post(ctypes.c_void_p(self.memory.address + place))
+        for worker in self._workers:
+            worker.join(_ENDING_SECONDS)
+
+    def _word(self, name: str) -> NDArray[np.int32]:
+        at = TEAM[name]
+        return self.memory.array[at : at + 4].view(np.int32)
 
     def _work(self, code: Code, number: int) -> None:
         code.work(self.memory.address, number)

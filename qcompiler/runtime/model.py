@@ -24,9 +24,17 @@ from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.runtime.arrays import Array, Context
+from qcompiler.runtime.caller import Caller
 from qcompiler.runtime.choosing import fitting
 from qcompiler.runtime.feeds import array_of, named_arrays
-from qcompiler.runtime.library import Code, Memory, Refused, aligned_copy, shared_code
+from qcompiler.runtime.library import (
+    SPIN_US,
+    Code,
+    Memory,
+    Refused,
+    aligned_copy,
+    shared_code,
+)
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
@@ -152,14 +160,7 @@ class Model(Interface):
 
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in order -> the output, or a tuple of them."""
-        if len(arrays) != len(self.inputs):
-            raise Error(
-                f"{len(arrays)} arrays for {len(self.inputs)} inputs: {_listing(self.inputs)}"
-            )
-        held = self._open()
-        pairs = zip(self._input_specs, arrays)
-        found = [_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in pairs]
-        results = self._call(held, found)
+        results = self._call(self._open(), arrays_checked(self._input_specs, arrays))
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
@@ -190,6 +191,22 @@ class Model(Interface):
             held.contexts.put(context)
         return [float(t) for t in np.median(times, axis=0)]
 
+    @property
+    def artifact(self) -> Artifact:
+        """What it runs: of one variant, its weights as they lie in memory."""
+        return self._open().artifact
+
+    def useful(self, threads: int) -> int:
+        """Of so many threads those that a call could use."""
+        return _usable_threads(threads, self.variant)
+
+    def caller(self, *, threads: int = 0, spin_us: int = SPIN_US) -> Caller:
+        """The model for one thread that calls it again and again, with a workspace and a team of
+        `threads` (0: the model's own number) that nobody else uses.
+        """
+        held, threads = self._open(), self.useful(threads) if threads else self.threads
+        return Caller(held, held.code, self._new_context(held), self._steps, threads, spin_us)
+
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
         context = self._context(held)
         try:
@@ -213,7 +230,10 @@ class Model(Interface):
         try:
             return held.contexts.get_nowait()
         except queue.Empty:
-            taken, size = [v[2:] for v in self._input_specs], self.variant.workspace_bytes
+            return self._new_context(held)
+
+    def _new_context(self, held: _Held) -> Context:
+        taken, size = [v[2:] for v in self._input_specs], self.variant.workspace_bytes
         try:
             return Context(taken, self._output_kinds, held.weights, size)
         except MemoryError as e:
@@ -242,6 +262,14 @@ def arrays_in_order(taken: Sequence[InputSpec], inputs: Mapping[str, Any]) -> li
         what = f"unknown input {unknown[0]}" if unknown else f"input {missing[0]!r} is missing"
         raise Error(what, hint=f"the model's inputs are {_listing([v for v, _, _, _ in taken])}")
     return [_checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in taken]
+
+
+def arrays_checked(taken: Sequence[InputSpec], arrays: Sequence[Any]) -> list[Array]:
+    """Arrays in order -> the same. Raises Error for any that the model does not take as it is."""
+    if len(arrays) != len(taken):
+        inputs = [v for v, _, _, _ in taken]
+        raise Error(f"{len(arrays)} arrays for {len(inputs)} inputs: {_listing(inputs)}")
+    return [_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in zip(taken, arrays)]
 
 
 def _opened_again(origin: Origin, threads: int, variant: str) -> Model:
@@ -282,18 +310,24 @@ def _dtype(value: Value) -> np.dtype[Any]:
 
 def _checked(value: Value, dtype: np.dtype[Any], shape: tuple[int, ...], given: Any) -> Array:
     """An input as given -> an array of the right dtype and shape. Raises Error."""
+    array = array_of_dtype(value, dtype, given)
+    if array.shape != shape:
+        raise Error(
+            f"shape {list(array.shape)} given, {list(value.shape)} wanted",
+            where=f"input {value.name!r}",
+            hint="compile for another shape with --input-shape",
+        )
+    return array
+
+
+def array_of_dtype(value: Value, dtype: np.dtype[Any], given: Any) -> Array:
+    """An input as given -> an array of the right dtype. Raises Error."""
     array = given if type(given) is np.ndarray else array_of(given, f"input {value.name!r}")
     if array.dtype != dtype:
         raise Error(
             f"{array.dtype} given, {value.dtype} wanted",
             where=f"input {value.name!r}",
             hint=f"array.astype({value.dtype!r})",
-        )
-    if array.shape != shape:
-        raise Error(
-            f"shape {list(array.shape)} given, {list(value.shape)} wanted",
-            where=f"input {value.name!r}",
-            hint="compile for another shape with --input-shape",
         )
     return array
 

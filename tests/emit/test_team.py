@@ -284,6 +284,17 @@ def test_calls_beyond_the_cores_run_alone(
     assert library._running == 0
 
 
+def test_a_team_ends(artifact: Artifact) -> None:
+    """Before its workers have begun to wait, while they spin, and when they sleep."""
+    code = library.Code(artifact.binaries[0].code)
+    for spin_us in (0, 300, 100_000):
+        for pause in (0, 0.001, 0.02):
+            team = library.Team(4, code, spin_us)
+            time.sleep(pause)
+            team.end()
+            assert not any(w.is_alive() for w in team._workers)
+
+
 CROWDED = """
 import os, sys, threading
 import numpy as np

@@ -31,7 +31,7 @@ FLOORS = (
 imports from its own row and from those below, and never in a circle.
 """
 MAY = {
-    "runtime": {"artifact", "hardware", "dtypes", "errors", "files", "version"},
+    "runtime": {"artifact", "hardware", "dtypes", "errors", "files", "options", "version"},
     "passes": {"ir", "ops", "rewrite", "data", "quantization", "pruning", "hardware", "errors"},
     "targets": {"hardware", "kernels", "errors"},
 }

@@ -1,0 +1,205 @@
+"""A hint -> how many streams, and threads of each: measured for a moment, and remembered.
+
+What was measured is kept in a file beside the artifact, by all that it depends on: the artifact's
+digest and variant, the hint, the cores of this process, and the CPU's features.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.files import contents, write_text
+from qcompiler.hardware import cpu
+from qcompiler.runtime.arrays import Array
+from qcompiler.runtime.model import Model, input_specs
+from qcompiler.version import __version__
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".executor.json"
+_SECONDS, _ROUNDS = 0.12, 3
+"""Every candidate runs for so long, so many times, in turns with the others."""
+_CLEARLY = 1.03
+"""A candidate that takes more threads a stream must be so many times better."""
+_MOST_KEPT = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many streams there are, and threads of each; why; and what was measured of each."""
+
+    streams: int
+    threads: int
+    why: str
+    measured: tuple[tuple[int, int, float], ...] = ()
+    """(Streams, threads, seconds of a run for latency, runs a second for throughput)."""
+
+    def __str__(self) -> str:
+        return f"{self.streams} streams of {self.threads} threads: {self.why}"
+
+
+def chosen(
+    model: Model, hint: str, *, streams: int, threads: int, cores: int, remember: bool
+) -> Choice:
+    """What is asked for (0: not), by the hint where it is not."""
+    if streams and threads:
+        return Choice(streams, threads, "as asked")
+    if streams:
+        each = model.useful(max(1, cores // streams))
+        return Choice(streams, each, "so many streams were asked for, which share the cores")
+    if threads:
+        count = 1 if hint == "latency" else max(1, cores // threads)
+        return Choice(count, threads, f"so many threads were asked for, and {hint}")
+    candidates = _candidates(model, hint, cores)
+    if len(candidates) == 1:
+        return Choice(*candidates[0], f"all there is to choose for {hint}")
+    key, path = _key(model, hint, cores), _path(model) if remember else None
+    known = _recalled(path, key, candidates)
+    if known is not None:
+        return known
+    made = _measured(model, hint, candidates)
+    if path is not None:
+        _keep(path, key, made)
+    log.info("%s: %s", model.manifest.name, made)
+    return made
+
+
+def _candidates(model: Model, hint: str, cores: int) -> list[tuple[int, int]]:
+    """(Streams, threads), the fewest threads first."""
+    counts = []
+    threads = 1
+    while threads < cores:
+        counts.append(threads)
+        threads *= 2
+    useful = sorted({model.useful(t) for t in (*counts, cores)})
+    return [(1 if hint == "latency" else max(1, cores // t), t) for t in useful]
+
+
+def _measured(model: Model, hint: str, candidates: Sequence[tuple[int, int]]) -> Choice:
+    arrays = _inputs(model)
+    found: list[list[float]] = [[] for _ in candidates]
+    for _ in range(_ROUNDS):
+        for (streams, threads), kept in zip(candidates, found):
+            kept.append(_rate(model, arrays, streams, threads))
+    rates = [statistics.median(kept) for kept in found]
+    best = 0
+    for number in range(1, len(candidates)):
+        if rates[number] > _CLEARLY * rates[best]:
+            best = number
+    latency = hint == "latency"
+    measured = tuple((*c, (c[0] / rate if latency else rate)) for c, rate in zip(candidates, rates))
+    why = (
+        f"{1e3 / rates[best]:.3g} ms a run, the least"
+        if latency
+        else f"{rates[best]:.4g} runs a second, the most"
+    )
+    return Choice(*candidates[best], why, measured)
+
+
+def _rate(model: Model, arrays: Sequence[Array], streams: int, threads: int) -> float:
+    """Runs a second of so many streams, each at least once after one that is not counted."""
+    counts, ready = [0] * streams, threading.Barrier(streams)
+    spans: list[tuple[float, float]] = []
+
+    def work(number: int) -> None:
+        caller = model.caller(threads=threads)
+        try:
+            caller.run(arrays)
+            ready.wait()
+            start = now = time.perf_counter()
+            while now < start + _SECONDS:
+                caller.run(arrays)
+                counts[number] += 1
+                now = time.perf_counter()
+            spans.append((start, now))
+        finally:
+            caller.end()
+
+    workers = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(streams)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if len(spans) < streams:
+        raise Error("the model cannot be run to measure it", where=model.manifest.name)
+    return sum(counts) / (max(end for _, end in spans) - min(start for start, _ in spans))
+
+
+def _inputs(model: Model) -> list[Array]:
+    """Zeros and ones in turns: valid as indices, and not all the same."""
+    made = []
+    for _, _, dtype, shape in input_specs(model.inputs):
+        array = np.zeros(shape, dtype)
+        array.reshape(-1)[::2] = 1 if dtype.kind != "b" else True
+        made.append(array)
+    return made
+
+
+def _key(model: Model, hint: str, cores: int) -> str:
+    origin = model.artifact.origin
+    told = [
+        __version__,
+        origin.digest if origin else "",
+        model.variant.isa,
+        hint,
+        cores,
+        sorted(cpu.features()),
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def _path(model: Model) -> Path | None:
+    origin = model.artifact.origin
+    return Path(origin.path + SUFFIX) if origin else None
+
+
+def _recalled(path: Path | None, key: str, candidates: Sequence[tuple[int, int]]) -> Choice | None:
+    """What was measured before, if it still makes sense."""
+    raw = _kept(path).get(key) if path is not None else None
+    if not isinstance(raw, dict):
+        return None
+    with suppress(KeyError, TypeError, ValueError):
+        pair = int(raw["streams"]), int(raw["threads"])
+        if pair in candidates:
+            return Choice(*pair, f"{raw['why']}, as measured before", tuple(_rows(raw["measured"])))
+    return None
+
+
+def _rows(raw: Any) -> Iterator[tuple[int, int, float]]:
+    for streams, threads, value in raw:
+        yield int(streams), int(threads), float(value)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """All that the file holds; nothing where there is none, or it is no such file."""
+    with suppress(Error, ValueError, RecursionError):
+        found = json.loads(contents(path))
+        if isinstance(found, dict):
+            return copy.copy(found)
+    return {}
+
+
+def _keep(path: Path, key: str, made: Choice) -> None:
+    """Remember it, where that can be: the folder may be read-only."""
+    kept = _kept(path)
+    kept.pop(key, None)
+    kept = dict(list(kept.items())[-_MOST_KEPT + 1 :])
+    kept[key] = asdict(made)
+    try:
+        write_text(path, json.dumps(kept, indent=1) + "\n")
+    except Error as e:
+        log.debug("what was measured is not remembered: %s", e)

@@ -1,0 +1,333 @@
+"""Artifact -> Executor: requests in from anywhere, each answered once, with every core busy."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompiler.artifact.artifact import Artifact, Manifest
+from qcompiler.errors import Error
+from qcompiler.hardware import cpu
+from qcompiler.options import takes
+from qcompiler.runtime.executor.batches import parts, together
+from qcompiler.runtime.executor.choose import Choice, chosen
+from qcompiler.runtime.executor.errors import Full, Late
+from qcompiler.runtime.executor.intake import Intake
+from qcompiler.runtime.executor.line import Line
+from qcompiler.runtime.executor.options import Executing
+from qcompiler.runtime.executor.pool import default_pool
+from qcompiler.runtime.executor.processes import Process
+from qcompiler.runtime.executor.requests import Future, Request
+from qcompiler.runtime.executor.shared import SharedModel
+from qcompiler.runtime.executor.streams import Runner, Streams
+from qcompiler.runtime.executor.tally import Counts, Tally
+from qcompiler.runtime.model import Interface, input_specs, load
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+class Executor(Interface):
+    """Runs requests of one model in streams, as soon as it can.
+
+        with qcompiler.Executor("model.qc", hint="throughput") as executor:
+            future = executor.submit(x)                     # or {"name": x}
+            y = future.result()
+            for y in executor.map(samples):                 # in order, a few ahead
+                ...
+
+    Any threads may use it at once. Arrays must stay as they are until their request is answered.
+    """
+
+    @takes(Executing)
+    def __init__(self, artifact: str | Path | Artifact, keywords: Executing) -> None:
+        """Path or artifact -> ready to run. Raises Error as `load` does. The keywords:"""
+        self.options = keywords
+        model = load(artifact, variant=keywords.variant)
+        self.manifest: Manifest = model.manifest
+        self.variant = model.variant
+        most = self._most_samples(keywords.max_batch)
+        self._intake = Intake(input_specs(model.inputs), most)
+        pool_threads = keywords.pool.threads if keywords.pool else cpu.cores()
+        self.choice: Choice = chosen(
+            model,
+            keywords.hint,
+            streams=keywords.streams,
+            threads=keywords.threads,
+            cores=pool_threads,
+            remember=keywords.remember,
+        )
+        self._model = model
+        self._shared: SharedModel | None = None
+        if keywords.isolation == "processes":
+            self._shared = SharedModel(model.artifact)
+            model.close()  # what it held, the workers map
+        self._closed = False
+        self._forget()
+        self._begin()
+        _executors.add(self)
+
+    def _most_samples(self, asked: int) -> int:
+        """Of one run; 0: requests are not gathered."""
+        if not asked:
+            return 0
+        sides = (*self.manifest.inputs, *self.manifest.outputs)
+        sizes = {v.shape[0] if v.shape else 0 for v in sides}
+        if len(sizes) > 1 or 0 in sizes:
+            raise Error("the model's inputs and outputs have no batch in common", hint=_NO_BATCH)
+        if sizes == {1}:
+            raise Error("the artifact was compiled for a batch of 1", hint=_NO_BATCH)
+        if not self.manifest.apart:
+            raise Error(
+                "it is not known of the model that it treats every sample by itself, so requests"
+                " cannot be gathered",
+                where=self.manifest.name,
+                hint="run it without max_batch; an artifact of an older version: compile it again",
+            )
+        return min(asked, sizes.pop())
+
+    def _maker(self) -> Callable[[], Runner]:
+        """What makes the runner of a stream."""
+        choice = self.choice
+        crowded = choice.streams * choice.threads > cpu.cores()
+        spin_us = 0 if crowded else self.options.spin_us
+        if self._shared is None:
+            return partial(self._model.caller, threads=choice.threads, spin_us=spin_us)
+        return partial(
+            Process,
+            self._shared,
+            [spec[2:] for spec in input_specs(self.manifest.inputs)],
+            [spec[2:] for spec in input_specs(self.manifest.outputs)],
+            self._tally,
+            threads=choice.threads,
+            spin_us=spin_us,
+        )
+
+    def _forget(self) -> None:
+        """Be without streams and requests: at first, and in the child of a fork, where the parent's
+        threads are not, and its locks may be held for ever.
+        """
+        self._starting = threading.Lock()
+        self._line, self._tally = Line(self.options.max_queue_size), Tally()
+        self._streams: Streams | None = None
+        if self._closed:
+            self._line.close()
+
+    def _begin(self) -> None:
+        """Start the streams."""
+        options, most = self.options, self._intake.most
+        kinds = [spec[2:] for spec in input_specs(self.manifest.inputs)]
+        streams = Streams(
+            self._line,
+            self._tally,
+            options.pool or default_pool(),
+            self._maker(),
+            [v.name for v in self.manifest.outputs],
+            threads=self.choice.threads,
+            batch=kinds if most else (),
+            most=most,
+            delay_seconds=options.max_queue_delay_us * 1e-6,
+        )
+        streams.start(self.choice.streams)
+        self._streams = streams
+        self._dropped = weakref.finalize(self, streams.close, drain=True)
+        self._dropped.atexit = False  # its threads end with the process
+
+    def submit(self, *inputs: Any, priority: int = 0, deadline_ms: float = 0.0) -> Future:
+        """Inputs in order, or one {name: array} -> a future of the outputs.
+
+        What is wrong with the inputs is raised by the future. Of those that wait, the highest
+        priority runs first. A request that cannot end within `deadline_ms` (0: no deadline) fails
+        with Late: at once, if that can be predicted from what runs took so far, else when its turn
+        comes. Where as many requests wait as may, this waits or, with when_full="refuse", raises
+        Full. Raises Closed when the executor is closed.
+        """
+        request = self._request(inputs, priority, deadline_ms)
+        self._put(request, wait=self.options.when_full == "wait")
+        return request.future
+
+    async def arun(self, *inputs: Any, priority: int = 0, deadline_ms: float = 0.0) -> Any:
+        """The outputs, for `async` code: nothing blocks its loop, also where requests must wait."""
+        request = self._request(inputs, priority, deadline_ms)
+        if self.options.when_full == "refuse":
+            self._put(request, wait=False)
+            return await request.future
+        while not request.accepted:
+            signal = self._line.offer(request)
+            if signal is None:
+                self._accepted(request)
+            else:
+                await asyncio.wrap_future(signal)
+        return await request.future
+
+    def run(self, *inputs: Any, priority: int = 0, deadline_ms: float = 0.0) -> Any:
+        """The outputs. With max_batch, of any number of samples: they are split over the streams,
+        and the results are put together.
+        """
+        most = self._intake.most
+        arrays = self._intake.samples(inputs) if most else []
+        if not most or arrays[0].shape[0] <= most:
+            return self.submit(*inputs, priority=priority, deadline_ms=deadline_ms).result()
+        named = isinstance(inputs[0], Mapping)
+        names = [v.name for v in self.manifest.inputs]
+        samples = [dict(zip(names, p)) if named else tuple(p) for p in parts(arrays, most)]
+        return together(list(self.map(samples, priority=priority, deadline_ms=deadline_ms)))
+
+    def map(
+        self,
+        samples: Iterable[Any],
+        *,
+        return_errors: bool = False,
+        priority: int = 0,
+        deadline_ms: float = 0.0,
+    ) -> Iterator[Any]:
+        """Samples (each an array, a tuple of the inputs, or {name: array}) -> their outputs, in
+        order, as they are asked for: a few more than the streams run are taken ahead, so any number
+        may come from a generator. What goes wrong with a sample is raised in its place, which ends
+        it, or with `return_errors` comes in its place.
+        """
+        pending: deque[Future] = deque()
+        ahead = 2 * self.choice.streams * max(1, self._intake.most)
+        try:
+            for sample in samples:
+                inputs = sample if isinstance(sample, tuple) else (sample,)
+                request = self._request(inputs, priority, deadline_ms)
+                self._put(request, wait=True)
+                pending.append(request.future)
+                if len(pending) > ahead:
+                    yield _outcome(pending.popleft(), return_errors)
+            while pending:
+                yield _outcome(pending.popleft(), return_errors)
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def close(self, wait: bool = True) -> None:
+        """Take no more requests. With `wait`, run all that were taken, then return; without, those
+        that were not begun fail with Closed, and those that run end by themselves.
+        """
+        self._closed = True
+        self._line.close()
+        streams = self._streams
+        if streams is not None:
+            streams.close(drain=wait)
+            if wait:
+                streams.join()
+        self._model.close()
+        if self._shared is not None and wait:
+            self._shared.close()
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(wait=error is None)
+
+    def __reduce__(self) -> str:
+        raise Error(
+            "an executor is not sent to other processes",
+            hint="send the artifact's path, or a Model",
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the requests so far."""
+        return self._tally.counts
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait now."""
+        return len(self._line)
+
+    def _request(self, inputs: tuple[Any, ...], priority: int, deadline_ms: float) -> Request:
+        """A request; its future is done already where the inputs or the deadline cannot be met."""
+        if self._streams is None and not self._closed:
+            with self._starting:
+                if self._streams is None:
+                    self._begin()
+        now = time.monotonic()
+        due = now + deadline_ms * 1e-3 if deadline_ms > 0 else inf
+        try:
+            arrays, rows, named = self._intake.take(inputs)
+        except Exception as e:
+            return self._failed(Request((), 0, False), e)
+        request = Request(arrays, rows, named, priority=priority, due=due, submitted=now)
+        if due < inf and now + self._predicted() > due:
+            ahead = len(self._line)
+            what = f"it cannot end within {deadline_ms:g} ms: {ahead} requests wait"
+            return self._failed(request, Late(what))
+        return request
+
+    def _failed(self, request: Request, error: Exception) -> Request:
+        self._accepted(request)
+        request.future.set_running_or_notify_cancel()
+        request.future.set_exception(error)
+        return request
+
+    def _predicted(self) -> float:
+        """Seconds until a request that comes now has ended, at the least."""
+        rounds = len(self._line) // (self.choice.streams * max(1, self._intake.most))
+        return self._tally.predicted * (1 + rounds)
+
+    def _put(self, request: Request, *, wait: bool) -> None:
+        if request.accepted:  # and failed
+            return
+        try:
+            self._line.put(request, wait=wait)
+        except Full:
+            self._tally.add("refused")
+            raise
+        self._accepted(request)
+
+    def _accepted(self, request: Request) -> None:
+        """Count what becomes of it; a cancelled one leaves the line."""
+        tally, line = self._tally, self._line
+
+        def done(future: concurrent.futures.Future[Any]) -> None:
+            if future.cancelled():
+                line.withdraw(request)
+                tally.add("cancelled")
+            elif future.exception() is None:
+                tally.add("answered")
+            else:
+                tally.add("late" if isinstance(future.exception(), Late) else "failed")
+
+        request.accepted = True
+        tally.add("accepted")
+        request.future.add_done_callback(done)
+
+
+def _forget_all() -> None:
+    for executor in list(_executors):
+        executor._dropped.detach()
+        executor._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+_NO_BATCH = "compile it for the largest batch with --input-shape, or leave out max_batch"
+
+
+def _outcome(future: Future, return_errors: bool) -> Any:
+    if not return_errors:
+        return future.result()
+    error = future.exception()
+    return future.result() if error is None else error

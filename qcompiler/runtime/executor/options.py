@@ -1,0 +1,61 @@
+"""How an executor runs: the keywords of `qcompiler.Executor`, and flags of `bench` and `serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qcompiler.options import check, option
+
+if TYPE_CHECKING:
+    from qcompiler.runtime.executor.pool import Pool
+
+HINTS = ("latency", "throughput")
+
+
+@dataclass(frozen=True)
+class Executing:
+    """The options of an executor. Raises Error for an invalid value."""
+
+    hint: str = option(
+        "latency",
+        "what matters: one answer soon, or many of them; a short measurement then chooses how many"
+        " streams there are and the threads of each, and is remembered beside the artifact",
+        choices=HINTS,
+    )
+    streams: int = option(0, "requests that run at once; 0: as the hint says")
+    threads: int = option(0, "threads of each stream; 0: as the hint says")
+    max_queue_size: int = option(256, "requests that may wait; 0: any number", metavar="N")
+    when_full: str = option(
+        "wait",
+        "what submitting does when as many requests wait as may",
+        choices=("wait", "refuse"),
+    )
+    max_batch: int = option(
+        0,
+        "gather samples of several requests into one run of an artifact that was compiled for a"
+        " batch, so many at most; 0: do not",
+        metavar="N",
+    )
+    max_queue_delay_us: int = option(
+        0, "microseconds that a request may wait for others to fill its batch", metavar="US"
+    )
+    isolation: str = option(
+        "threads",
+        "where requests run: in threads of this process, or in processes, whose end is no harm",
+        choices=("threads", "processes"),
+    )
+    spin_us: int = option(
+        300,
+        "microseconds that threads of a stream look for work before they sleep; none where there"
+        " are fewer cores than threads",
+        metavar="US",
+    )
+    variant: str = option("", "run this variant; empty: the best for the CPU", metavar="ISA")
+    remember: bool = option(True, "keep beside the artifact what was measured", flags=())
+    pool: Pool | None = option(
+        None, "who says how many threads run at once; None: the process's own", flags=()
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

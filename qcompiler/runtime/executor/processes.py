@@ -1,0 +1,188 @@
+"""A stream's model in a process of its own: arrays -> arrays, whatever native code does to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.errors import Error
+from qcompiler.runtime.arrays import Array, Kind
+from qcompiler.runtime.executor.errors import WorkerLost
+from qcompiler.runtime.executor.shared import Arena, SharedModel, filled
+from qcompiler.runtime.executor.tally import Tally
+from qcompiler.runtime.library import aligned
+
+GO, DONE, FAILED = b"g", b"d", b"f"
+LENGTH = struct.Struct("<I")
+_STARTING_SECONDS, _ENDING_SECONDS = 60.0, 5.0
+_START = (
+    "import sys; from qcompiler.runtime.executor.worker import main; main(*map(int, sys.argv[1:]))"
+)
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+class _Died(Exception):
+    """The worker has; how, is its message."""
+
+
+@dataclass(frozen=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+
+
+class Process:
+    """A worker process, and the next one when that dies: the run that it died of is tried once
+    more. One thread uses it, and it ends with that thread.
+    """
+
+    def __init__(
+        self,
+        model: SharedModel,
+        inputs: Sequence[Kind],
+        outputs: Sequence[Kind],
+        tally: Tally,
+        *,
+        threads: int,
+        spin_us: int,
+    ) -> None:
+        self._model, self._tally = model, tally
+        self._arena = Arena([*inputs, *outputs])
+        self._inputs = self._arena.arrays[: len(inputs)]
+        self._outputs = self._arena.arrays[len(inputs) :]
+        self._told = json.dumps({**model.told, "threads": threads, "spin_us": spin_us}).encode()
+        self._child: _Child | None = None
+        try:
+            self._start()
+        except _Died as e:
+            raise Error(f"a worker process died when it started: {e}") from e
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Inputs just as the model takes them -> new outputs. Raises WorkerLost where a second
+        worker died of it, too.
+        """
+        try:
+            self._run(arrays)
+        except _Died:
+            self._tally.add("retried")
+            try:
+                self._run(arrays)
+            except _Died as e:
+                raise WorkerLost(f"its worker process died, and so did the next: {e}") from None
+        made = [aligned(place.dtype, place.shape).array for place in self._outputs]
+        for array, place in zip(made, self._outputs):
+            np.copyto(array, place)
+        return made
+
+    def end(self) -> None:
+        """End the worker."""
+        self._end(_ENDING_SECONDS)
+        self._arena.close()
+
+    def _run(self, arrays: Sequence[Array]) -> None:
+        if self._child is None:
+            self._tally.add("restarted")
+            self._start()
+        filled(arrays, self._inputs)
+        self._ask(GO)
+
+    def _ask(self, words: bytes) -> None:
+        """Send this, and wait until it is done. Raises Error if the worker says so, _Died if that
+        is its end.
+        """
+        assert self._child is not None
+        connection = self._child.connection
+        try:
+            connection.sendall(words)
+            kind = connection.recv(1)
+            if kind == DONE:
+                return
+            if kind == FAILED:
+                (size,) = LENGTH.unpack(exactly(connection, LENGTH.size))
+                told = json.loads(exactly(connection, size))
+                raise Error(told["what"], where=told["where"], hint=told["hint"])
+        except OSError:  # closed, or too slow when it starts
+            pass
+        raise _Died(_how(self._end(_ENDING_SECONDS)))
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        _sockets.add(ours)
+        handles = (theirs.fileno(), self._arena.file, self._model.file)
+        place = os.pathsep.join(p for p in sys.path if p)  # where this process found qcompiler
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _START, *map(str, (*handles, os.getpid()))],
+                    pass_fds=handles,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": place},
+                )
+        except OSError as e:
+            ours.close()
+            raise Error(f"no worker process can be started ({e.strerror or e})") from e
+        self._child = _Child(process, ours)
+        ours.settimeout(_STARTING_SECONDS)
+        try:
+            self._ask(LENGTH.pack(len(self._told)) + self._told)
+        except Error:
+            self._end(0.0)
+            raise
+        ours.settimeout(None)
+
+    def _end(self, patience: float) -> int | None:
+        """End the worker -> its exit status, where it ended by itself within so many seconds."""
+        child, self._child = self._child, None
+        if child is None:
+            return None
+        child.connection.close()
+        code: int | None = None
+        with suppress(subprocess.TimeoutExpired):
+            code = child.process.wait(patience)
+        if code is None:
+            child.process.kill()
+            child.process.wait()
+        return code
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    """So many bytes. Raises OSError where the other end is closed before."""
+    parts = []
+    while size:
+        part = connection.recv(size)
+        if not part:
+            raise ConnectionResetError("the other end is closed")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _how(code: int | None) -> str:
+    """An exit status -> what happened."""
+    if code is None:
+        return "it did not end by itself"
+    if code >= 0:
+        return f"exit status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"{name} (its memory may have run out)" if name == "SIGKILL" else name
+
+
+def _forget() -> None:
+    """In the child of a fork: the workers are its parent's, which alone may hold their ends."""
+    for connection in list(_sockets):
+        connection.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

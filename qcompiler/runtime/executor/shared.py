@@ -1,0 +1,132 @@
+"""Arrays that several processes see: anonymous memory, by its descriptor, which is gone with the
+last process that has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from qcompiler.artifact.abi import ALIGN, GUARD
+from qcompiler.artifact.artifact import Artifact, Binary
+from qcompiler.artifact.manifest import read, written
+from qcompiler.errors import Error
+from qcompiler.runtime.arrays import Array, Kind
+from qcompiler.runtime.library import Memory, address
+
+_PAGE = 4096
+
+
+class Arena:
+    """The inputs and outputs of one worker, at fixed places."""
+
+    def __init__(self, kinds: Sequence[Kind], file: int = -1) -> None:
+        """`file`: the descriptor of an arena of the same arrays; -1: make a new one."""
+        offsets, size = [], 0
+        for dtype, shape in kinds:
+            offsets.append(size)
+            size += _up(prod(shape) * dtype.itemsize + GUARD, ALIGN)
+        size = _up(size + GUARD, _PAGE)
+        self.file = _new(size) if file < 0 else file
+        whole = _mapped(self.file, size, writable=True)
+        self.arrays = [
+            np.ndarray(shape, dtype, whole, at) for (dtype, shape), at in zip(kinds, offsets)
+        ]
+        self._closing = weakref.finalize(self, _close, self.file)
+        self._closing.atexit = False
+
+    @property
+    def places(self) -> list[Memory]:
+        """All of them, with their addresses."""
+        return [Memory(array, address(array)) for array in self.arrays]
+
+    def close(self) -> None:
+        """Close the descriptor; what is mapped stays as long as it is used."""
+        self._closing()
+
+
+class SharedModel:
+    """Machine code and weights of a model, in memory that nobody can change any more. `told` is
+    what another process needs besides the descriptor.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        (variant,), (binary,) = artifact.manifest.variants, artifact.binaries
+        weights, code = binary.weights, binary.code
+        at = _up(weights.nbytes + GUARD, _PAGE)
+        self.file = _new(at + len(code))
+        _write(self.file, weights.data, 0)
+        _write(self.file, memoryview(code), at)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, seals)
+        alone = replace(artifact.manifest, variants=(replace(variant, blobs=()),), blobs=())
+        self.told: Mapping[str, Any] = {
+            "manifest": written(alone).decode(),
+            "weights": weights.nbytes,
+            "code": [at, len(code)],
+            "digest": binary.digest,
+        }
+        self._closing = weakref.finalize(self, _close, self.file)
+        self._closing.atexit = False
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._closing()
+
+
+def opened(file: int, told: Mapping[str, Any]) -> Artifact:
+    """A shared model's descriptor, and what is told of it -> the artifact, its weights mapped."""
+    size, (at, length) = told["weights"], told["code"]
+    whole = _mapped(file, at + length, writable=False)
+    weights = np.frombuffer(whole, np.uint8, size)
+    binary = Binary(bytes(whole[at : at + length]), weights)
+    binary.__dict__["digest"] = told["digest"]  # it was checked by whoever shared it
+    return Artifact(read(told["manifest"].encode(), "a shared model"), (binary,))
+
+
+def filled(arrays: Sequence[Array], places: Sequence[Array]) -> None:
+    """Copy arrays to where a worker reads them."""
+    for array, place in zip(arrays, places):
+        np.copyto(place, array)
+
+
+def _new(size: int) -> int:
+    """A descriptor of so many bytes, zeros."""
+    if not hasattr(os, "memfd_create"):
+        raise Error("this system has no anonymous files for processes to share")
+    file = os.memfd_create("qcompiler-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(file, size)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _write(file: int, data: memoryview, at: int) -> None:
+    while data:
+        done = os.pwrite(file, data[: 1 << 30], at)
+        data, at = data[done:], at + done
+
+
+def _mapped(file: int, size: int, *, writable: bool) -> mmap.mmap:
+    prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    return mmap.mmap(file, size, mmap.MAP_SHARED, prot)
+
+
+def _close(file: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(file)
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step

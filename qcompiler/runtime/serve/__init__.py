@@ -1,0 +1,1 @@
+"""Executors -> a server of the Open Inference Protocol over HTTP (needs starlette and uvicorn)."""
