@@ -22,8 +22,9 @@ from qcompiler.ops import meaning
 RUNS = 6
 """Three pairs: what one pushes up, the other pushes down."""
 TIES = 20
-"""The runs where values are rounded to 16-bit floats: those near a tie go either way, and some sums
-of a few of them come out otherwise only if one goes this way and another that way.
+"""The runs where values are rounded to 16-bit floats, or to bytes inside attention: those near a tie
+go either way, and some sums of a few of them come out otherwise only if one goes this way and
+another that way.
 """
 UNITS = 8.0
 """Rounding errors are made this many times as large as one half unit in the last place."""
@@ -286,7 +287,9 @@ def _with_noisy_scores(arrays: tuple[Array | None, ...], noise: _Noise) -> tuple
 
 
 def _narrows(node: Node) -> bool:
-    """Whether a computed value is rounded to a 16-bit float."""
+    """Whether a computed value is rounded to a 16-bit float, or attention's weights to bytes."""
+    if node.op == "attention":
+        return node.operands[0].dtype == "int8"
     return node.op == "Cast" and node.dtype in ("bfloat16", "float16")
 
 
