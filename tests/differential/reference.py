@@ -22,8 +22,8 @@ from qcompiler.ops import meaning
 RUNS = 6
 """Three pairs: what one pushes up, the other pushes down."""
 TIES = 20
-"""The runs where values are rounded to 16-bit floats, or to bytes inside attention: those near a tie
-go either way, and some sums of a few of them come out otherwise only if one goes this way and
+"""The runs where values are rounded to 16-bit floats, or to bytes inside attention: those near a
+tie go either way, and some sums of a few of them come out otherwise only if one goes this way and
 another that way.
 """
 UNITS = 8.0
@@ -52,8 +52,8 @@ PRODUCTS = frozenset({
 })
 """May be calculated by transforms, whose errors are small against the largest operand."""
 WINOGRAD = frozenset({"Conv", "conv"})
-"""Of 3 x 3 windows: of 200 random inputs of 32 channels, 1.2 million results, one was off by 38 units
-of its largest input times the norm of its weights, where direct sums are off by 9.
+"""Of 3 x 3 windows: of 200 random inputs of 32 channels, 1.2 million results, one was off by 38
+units of its largest input times the norm of its weights, where direct sums are off by 9.
 """
 CENTRED = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization"})
 """onnxruntime scales values and their mean, and subtracts then: as exact as the largest of them and
