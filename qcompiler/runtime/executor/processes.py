@@ -11,13 +11,13 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Kind
+from qcompiler.runtime.children import ended
 from qcompiler.runtime.executor.errors import WorkerLost
 from qcompiler.runtime.executor.shared import Arena, SharedModel, filled
 from qcompiler.runtime.executor.tally import Tally
@@ -147,13 +147,7 @@ class Process:
         if child is None:
             return None
         child.connection.close()
-        code: int | None = None
-        with suppress(subprocess.TimeoutExpired):
-            code = child.process.wait(patience)
-        if code is None:
-            child.process.kill()
-            child.process.wait()
-        return code
+        return ended(child.process, patience)
 
 
 def exactly(connection: socket.socket, size: int) -> bytes:

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from qcompiler.errors import Error
+from qcompiler.runtime.children import ended
 from qcompiler.runtime.remote import facts
 from qcompiler.runtime.remote.wire import Channel, Lost, Message, pair, readable
 
@@ -106,13 +106,7 @@ class Worker:
         if child is None:
             return None
         child.channel.socket.close()
-        code: int | None = None
-        with suppress(subprocess.TimeoutExpired):
-            code = child.process.wait(patience)
-        if code is None:
-            child.process.kill()
-            child.process.wait()
-        return code
+        return ended(child.process, patience)
 
 
 def _received(channel: Channel, answer: Message, most_bytes: int) -> bytearray:
