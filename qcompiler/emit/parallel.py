@@ -13,7 +13,7 @@ import re
 
 from qcompiler.emit.machine import text_object
 from qcompiler.emit.native import section_facts
-from qcompiler.emit.team import array
+from qcompiler.emit.team import END_OF_LOOPS, array
 from qcompiler.plan.plan import Plan
 
 
@@ -21,6 +21,7 @@ def parallel(plan: Plan) -> bytes:
     """Plan -> an object file of `qcompiler_parallel`."""
     facts = section_facts(plan)
     values = {
+        "LOOPS": END_OF_LOOPS,
         "MASKS": array(facts.masks),
         "SECTIONS": str(len(facts.masks)),
         "PARTS": str(facts.parts),
@@ -93,13 +94,6 @@ share:
   %units = sub i32 32, %above
   call void %parallel_for(ptr %pool, i32 %units, ptr @parallel_unit, ptr %job)
   br label %section_done
-section_done:
-  %next_section = add i32 %s, 1
-  br label %section
-part_done:
-  %next_part = add i32 %p, 1
-  br label %part
-done:
-  ret i32 0
+@LOOPS  ret i32 0
 }
 """

@@ -49,6 +49,7 @@ def text(isa: Isa, sections: Sections) -> str:
     pause = isa.intrinsics["pause"]() if "pause" in isa.intrinsics else ""
     values = {
         **{name: str(offset) for name, offset in TEAM.items()},
+        "LOOPS": END_OF_LOOPS,
         "PAUSE": pause,
         "YIELD_MASK": str(_YIELD_MASK),
         "MASKS": array(sections.masks),
@@ -58,7 +59,7 @@ def text(isa: Isa, sections: Sections) -> str:
         "PARTS": str(sections.parts),
         "FIRST_AT": str(sections.first_at),
     }
-    made = TABLE + _JOB + _ALONE + _LAUNCH + LOOP + WAIT
+    made = TABLE + _JOB + _ALONE + _LAUNCH + _READ + LOOP + WAIT
     return re.sub("@([A-Z_]+)", lambda found: values[found[1]], made)
 
 
@@ -148,6 +149,17 @@ define internal ptr @team_place(ptr %team, i32 %thread) alwaysinline {
 }
 """
 
+END_OF_LOOPS = """
+section_done:
+  %next_section = add i32 %s, 1
+  br label %section
+part_done:
+  %next_part = add i32 %p, 1
+  br label %part
+done:
+"""
+"""Where loops over parts %p and their sections %s go on, and where they end."""
+
 _ALONE = """
 define internal void @team_alone(ptr %table) alwaysinline {
 entry:
@@ -176,14 +188,7 @@ call:
   %less = sub i32 %mask, 1
   %rest = and i32 %mask, %less
   br label %unit
-section_done:
-  %next_section = add i32 %s, 1
-  br label %section
-part_done:
-  %next_part = add i32 %p, 1
-  br label %part
-done:
-  ret void
+@LOOPS  ret void
 }
 """
 """All sections by one thread, without a team."""
@@ -271,36 +276,22 @@ define internal void @team_work(ptr %team, i32 %thread) alwaysinline {
   call void @team_loop(ptr %team, i32 %thread)
   ret void
 }
-
-define internal void @team_read(ptr %team, ptr %job) alwaysinline {
-  %from = getelementptr i8, ptr %team, i64 @JOB
-  %v0 = load atomic ptr, ptr %from monotonic, align 8
-  store ptr %v0, ptr %job, align 8
-  %a1 = getelementptr %team_job, ptr %from, i32 0, i32 1
-  %v1 = load atomic ptr, ptr %a1 monotonic, align 8
-  %b1 = getelementptr %team_job, ptr %job, i32 0, i32 1
-  store ptr %v1, ptr %b1, align 8
-  %a2 = getelementptr %team_job, ptr %from, i32 0, i32 2
-  %v2 = load atomic ptr, ptr %a2 monotonic, align 8
-  %b2 = getelementptr %team_job, ptr %job, i32 0, i32 2
-  store ptr %v2, ptr %b2, align 8
-  %a3 = getelementptr %team_job, ptr %from, i32 0, i32 3
-  %v3 = load atomic i32, ptr %a3 monotonic, align 4
-  %b3 = getelementptr %team_job, ptr %job, i32 0, i32 3
-  store i32 %v3, ptr %b3, align 4
-  %a4 = getelementptr %team_job, ptr %from, i32 0, i32 4
-  %v4 = load atomic i32, ptr %a4 monotonic, align 4
-  %b4 = getelementptr %team_job, ptr %job, i32 0, i32 4
-  store i32 %v4, ptr %b4, align 4
-  %a5 = getelementptr %team_job, ptr %from, i32 0, i32 5
-  %v5 = load atomic i32, ptr %a5 monotonic, align 4
-  %b5 = getelementptr %team_job, ptr %job, i32 0, i32 5
-  store i32 %v5, ptr %b5, align 4
-  %a6 = getelementptr %team_job, ptr %from, i32 0, i32 6
-  %v6 = load atomic i32, ptr %a6 monotonic, align 4
-  %b6 = getelementptr %team_job, ptr %job, i32 0, i32 6
-  store i32 %v6, ptr %b6, align 4
-  ret void
-}
 """
-"""The entries of callers and workers, and how a thread reads the job before it claims a unit."""
+"""The entries of callers and workers."""
+
+_FIELDS = (("ptr", 8),) * 3 + (("i32", 4),) * 4
+_COPIES = "".join(
+    f"""  %a{i} = getelementptr %team_job, ptr %from, i32 0, i32 {i}
+  %v{i} = load atomic {kind}, ptr %a{i} monotonic, align {size}
+  %b{i} = getelementptr %team_job, ptr %job, i32 0, i32 {i}
+  store {kind} %v{i}, ptr %b{i}, align {size}
+"""
+    for i, (kind, size) in enumerate(_FIELDS)
+)
+_READ = f"""
+define internal void @team_read(ptr %team, ptr %job) alwaysinline {{
+  %from = getelementptr i8, ptr %team, i64 @JOB
+{_COPIES}  ret void
+}}
+"""
+"""How a thread reads the job before it claims a unit."""

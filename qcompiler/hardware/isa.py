@@ -25,7 +25,10 @@ class Isa:
 
     `intrinsics` maps the name of a vector operation that kernels may use ("round_to_int",
     "quantize", "tile_load") to the function that emits it; kernels have plain code for those that
-    are missing. `permission` is a system call (its number, then arguments) that requests registers
+    are missing. "quantize" takes two or four float32 vectors, an int32 zero point of at most 15
+    bits (None: 0) and a dtype, uint8 or int8 -> as many bytes: rounded to nearest even, the zero
+    point added, clipped; NaN gives the least (`bounded`: all are within 1e9; `numbers`: none is
+    NaN). `permission` is a system call (its number, then arguments) that requests registers
     which a process gets only on request; the artifact's own code makes it (emit/entries.py).
     """
 

@@ -83,11 +83,7 @@ def quantize(
     bounded: bool = False,
     numbers: bool = False,
 ) -> Value:
-    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
-    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
-
-    `bounded`: all are within 1e9; `numbers`: none is NaN, which makes no difference here.
-    """
+    """The intrinsic "quantize" (see `Isa`); `numbers` makes no difference here."""
     clip, least = {"uint8": "usat", "int8": "ssat"}[dtype], tir.const(-1e9, "float32")
 
     def packed(x: Value) -> Value:

@@ -72,11 +72,7 @@ def quantize(
     bounded: bool = False,
     numbers: bool = False,
 ) -> Value:
-    """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
-    uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
-
-    `bounded`: all are within 1e9; `numbers`: none is NaN.
-    """
+    """The intrinsic "quantize" (see `Isa`)."""
     if not bounded and not numbers:  # maxnum of NaN and a number is the number
         least = tir.const(-1e9, "float32", 4)
         vectors = [llvm("float32", 4, "llvm.maxnum", x, least) for x in vectors]

@@ -14,32 +14,58 @@ from qcompiler.hardware.products import VectorMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Value, llvm
 
+Emit = Callable[[Value, Value, Value], Value]
+
 
 def vfmaddps(sums: Value, left: Value, right: Value) -> Value:
     """float32: left * right + sums in one rounding."""
     return tir.fma(left, right, sums)
 
 
-def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
-    """int16 pairs: both products of a lane are added in int32; only 4 * 2**30 overflows."""
-    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
-    return tir.wrapping("+", sums, llvm("int32", 8, "llvm.x86.avx2.pmadd.wd", a, b))
+def multiplied(lanes: int, name: str, dtype: str) -> Emit:
+    """The product of an instruction that adds to its sums: `lanes` of them, operands of a dtype."""
+
+    def emit(sums: Value, left: Value, right: Value) -> Value:
+        a, b = (tir.reinterpret(v, dtype) for v in (left, right))
+        return llvm("int32", lanes, name, sums, a, b)
+
+    return emit
 
 
-def vpmaddubsw(left: Value, right: Value) -> Value:
-    """uint8 by int8: sums of two products, which saturate to int16."""
-    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
-    return llvm("int16", 16, "llvm.x86.avx2.pmadd.ub.sw", a, b)
+def through_words(lanes: int, wd: str, ubsw: str) -> tuple[VectorMac, VectorMac]:
+    """The products of int16 and of bytes in vectors of `lanes` sums, by vpmaddwd and vpmaddubsw."""
 
+    def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
+        """int16 pairs: both products of a lane are added in int32; only 4 * 2**30 overflows."""
+        a, b = (tir.reinterpret(v, "int16") for v in (left, right))
+        return tir.wrapping("+", sums, llvm("int32", lanes, wd, a, b))
 
-def add_pairs(sums: Value, words: Value) -> Value:
-    """int16: two neighbours are added to an int32 sum."""
-    return vpmaddwd(sums, words, tir.const(1, "int16", 16))
+    def vpmaddubsw(left: Value, right: Value) -> Value:
+        """uint8 by int8: sums of two products, which saturate to int16."""
+        a, b = (tir.reinterpret(v, "int8") for v in (left, right))
+        return llvm("int16", 2 * lanes, ubsw, a, b)
 
+    def add_pairs(sums: Value, words: Value) -> Value:
+        """int16: two neighbours are added to an int32 sum."""
+        return vpmaddwd(sums, words, tir.const(1, "int16", 2 * lanes))
 
-def through_words(sums: Value, left: Value, right: Value) -> Value:
-    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
-    return add_pairs(sums, vpmaddubsw(left, right))
+    def both(sums: Value, left: Value, right: Value) -> Value:
+        """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
+        return add_pairs(sums, vpmaddubsw(left, right))
+
+    return (
+        VectorMac(("i16", "i16", "i32"), lanes, 2, vpmaddwd, temporaries=1),
+        VectorMac(
+            ("u8", "i8", "i32"),
+            lanes,
+            k=4,
+            emit=both,
+            exact=False,
+            temporaries=2,
+            pairs=vpmaddubsw,
+            join=add_pairs,
+        ),
+    )
 
 
 def vcvtps2dq(x: Value) -> Value:
@@ -50,9 +76,9 @@ def vcvtps2dq(x: Value) -> Value:
 def quantizer(
     lanes: int, rounded: Callable[[Value], Value], name: Callable[[str], str]
 ) -> Callable[..., Value]:
-    """The intrinsic "quantize" for vectors of `lanes` floats: `rounded` converts one to int32,
-    `name` gives the name of a saturating pack of this width. Packs work within quarters of 16
-    bytes; a shuffle restores the order.
+    """The intrinsic "quantize" (see `Isa`) for vectors of `lanes` floats: `rounded` converts one to
+    int32, `name` gives the name of a saturating pack of this width. Packs work within quarters of
+    16 bytes; a shuffle restores the order.
     """
 
     def quantize(
@@ -63,15 +89,10 @@ def quantizer(
         bounded: bool = False,
         numbers: bool = False,
     ) -> Value:
-        """Two or four float32 vectors, an int32 zero point of at most 15 bits (None: 0) -> as many
-        uint8 or int8: rounded to nearest even, the zero point added, clipped. NaN gives the least.
-
-        `bounded`: all are within 1e9; `numbers`: none is NaN, which makes no difference here.
-        """
+        """`numbers` makes no difference here."""
         if not bounded:
-            most = tir.const(
-                1e9, "float32", lanes
-            )  # int32 cannot hold more, which saturates anyway
+            # int32 cannot hold more, which saturates anyway
+            most = tir.const(1e9, "float32", lanes)
             vectors = [tirx.Select(most < x, most, x) for x in vectors]
         whole = [rounded(x) for x in vectors]
         pairs = zip(whole[::2], whole[1::2], strict=True)
@@ -106,17 +127,7 @@ AVX2 = isa(
     masked=frozenset((4, 8)),
     macs=(
         VectorMac(("f32", "f32", "f32"), lanes=8, k=1, emit=vfmaddps),
-        VectorMac(("i16", "i16", "i32"), lanes=8, k=2, emit=vpmaddwd, temporaries=1),
-        VectorMac(
-            ("u8", "i8", "i32"),
-            lanes=8,
-            k=4,
-            emit=through_words,
-            exact=False,
-            temporaries=2,
-            pairs=vpmaddubsw,
-            join=add_pairs,
-        ),
+        *through_words(8, "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.pmadd.ub.sw"),
     ),
     intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize, "pause": pause},
 )

@@ -1,6 +1,6 @@
 """AVX-512 F, BW, CD, DQ and VL (Skylake-X and later): thirty-two 64-byte registers."""
 
-from qcompiler.targets.x86.avx2 import AVX2, quantizer, vfmaddps
+from qcompiler.targets.x86.avx2 import AVX2, quantizer, through_words, vfmaddps
 
 from qcompiler.hardware.isa import EVERY_SIZE, isa
 from qcompiler.hardware.products import VectorMac
@@ -9,28 +9,6 @@ from qcompiler.kernels.cpu.code.tir import Value, llvm
 
 _EVERY_LANE = tir.const(-1, "int16")
 _CURRENT_ROUNDING = tir.const(4, "int32")
-
-
-def vpmaddwd(sums: Value, left: Value, right: Value) -> Value:
-    """int16 pairs: both products of a lane are added in int32."""
-    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
-    return tir.wrapping("+", sums, llvm("int32", 16, "llvm.x86.avx512.pmaddw.d.512", a, b))
-
-
-def vpmaddubsw(left: Value, right: Value) -> Value:
-    """uint8 by int8: sums of two products, which saturate to int16."""
-    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
-    return llvm("int16", 32, "llvm.x86.avx512.pmaddubs.w.512", a, b)
-
-
-def add_pairs(sums: Value, words: Value) -> Value:
-    """int16: two neighbours are added to an int32 sum."""
-    return vpmaddwd(sums, words, tir.const(1, "int16", 32))
-
-
-def through_words(sums: Value, left: Value, right: Value) -> Value:
-    """uint8 by int8: sums of two saturate to int16, then pairs of them are added in int32."""
-    return add_pairs(sums, vpmaddubsw(left, right))
 
 
 def vcvtps2dq(x: Value) -> Value:
@@ -54,20 +32,7 @@ AVX512 = isa(
     preference=10,  # above all with 32-byte vectors
     macs=(
         VectorMac(("f32", "f32", "f32"), lanes=16, k=1, emit=vfmaddps),
-        VectorMac(("i16", "i16", "i32"), lanes=16, k=2, emit=vpmaddwd, temporaries=1),
-        VectorMac(
-            ("u8", "i8", "i32"),
-            lanes=16,
-            k=4,
-            emit=through_words,
-            exact=False,
-            temporaries=2,
-            pairs=vpmaddubsw,
-            join=add_pairs,
-        ),
+        *through_words(16, "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmaddubs.w.512"),
     ),
-    intrinsics={
-        "round_to_int": vcvtps2dq,
-        "quantize": quantize,
-    },
+    intrinsics={"round_to_int": vcvtps2dq, "quantize": quantize},
 )

@@ -1,24 +1,16 @@
 """AVX512-VNNI (Cascade Lake, Ice Lake, Zen 4 and later): exact uint8 by int8, 64 products."""
 
+from qcompiler.targets.x86.avx2 import multiplied
 from qcompiler.targets.x86.avx512 import AVX512
 
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import VectorMac
-from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.tir import Value, llvm
 
+vpdpbusd = multiplied(16, "llvm.x86.avx512.vpdpbusd.512", "int8")
+"""uint8 by int8: four products and the sum, all in int32."""
 
-def vpdpbusd(sums: Value, left: Value, right: Value) -> Value:
-    """uint8 by int8: four products and the sum, all in int32."""
-    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
-    return llvm("int32", 16, "llvm.x86.avx512.vpdpbusd.512", sums, a, b)
-
-
-def vpdpwssd(sums: Value, left: Value, right: Value) -> Value:
-    """int16 pairs: two products and the sum, all in int32."""
-    a, b = (tir.reinterpret(v, "int16") for v in (left, right))
-    return llvm("int32", 16, "llvm.x86.avx512.vpdpwssd.512", sums, a, b)
-
+vpdpwssd = multiplied(16, "llvm.x86.avx512.vpdpwssd.512", "int16")
+"""int16 pairs: two products and the sum, all in int32."""
 
 AVX512VNNI = isa(
     "x86_avx512vnni",

@@ -1,18 +1,12 @@
 """AVX-VNNI (Alder Lake, Sapphire Rapids, Zen 5 and later): exact uint8 by int8, 32 products."""
 
-from qcompiler.targets.x86.avx2 import AVX2
+from qcompiler.targets.x86.avx2 import AVX2, multiplied
 
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import VectorMac
-from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.tir import Value, llvm
 
-
-def vpdpbusd(sums: Value, left: Value, right: Value) -> Value:
-    """uint8 by int8: four products and the sum, all in int32."""
-    a, b = (tir.reinterpret(v, "int8") for v in (left, right))
-    return llvm("int32", 8, "llvm.x86.avx512.vpdpbusd.256", sums, a, b)
-
+vpdpbusd = multiplied(8, "llvm.x86.avx512.vpdpbusd.256", "int8")
+"""uint8 by int8: four products and the sum, all in int32."""
 
 AVXVNNI = isa(
     "x86_avxvnni",

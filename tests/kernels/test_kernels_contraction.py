@@ -16,7 +16,7 @@ from qcompiler.hardware.core import REFERENCE
 from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.contraction import blocking
-from qcompiler.kernels.cpu.contraction.blocking import Tiling, ahead
+from qcompiler.kernels.cpu.contraction.blocking import Tiling, prefetch_pace
 from qcompiler.kernels.cpu.contraction.operands import (
     Panels,
     longest_run,
@@ -445,7 +445,7 @@ def test_the_next_panel_is_asked_for_where_weights_come_from_afar() -> None:
         root = make("matmul", x, constant(np.zeros((depth, width), np.int8)))
         problem = problem_of(root, product.mac.lanes, REFERENCE)
         assert not isinstance(problem, Skip)
-        return ahead(problem, product, device(isa), Tiling(8, 2, block), 2)
+        return prefetch_pace(problem, product, device(isa), Tiling(8, 2, block), 2)
 
     found, steps = pace(128, 768, 3072, 16), product.steps(768)
     panel = panel_bytes(product, 1, 768, 2)

@@ -24,18 +24,19 @@ from qcompiler.emit.machine import compile_functions
 from qcompiler.emit.native import emit_kernel
 from qcompiler.errors import Skip
 from qcompiler.hardware import cpu
-from qcompiler.hardware.core import Core
+from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import ISAS, Device, Isa, host
 from qcompiler.hardware.products import TileMac
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tails import Tails
+from qcompiler.kernels.cpu.contraction.operands import tile_of
+from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.cpu.matrix.block import Blocks
-from qcompiler.kernels.cpu.matrix.contraction import Tiles, tiles
+from qcompiler.kernels.cpu.matrix.contraction import emitted, tiles
 from qcompiler.kernels.cpu.matrix.layout import layouts
 from qcompiler.kernels.cpu.matrix.model import Choice, choices
-from qcompiler.kernels.cpu.matrix.problem import Problem, problem_of, tile_mac
-from qcompiler.kernels.cpu.matrix.right import Panels, pack
+from qcompiler.kernels.cpu.matrix.right import pack
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Region, choose
 from qcompiler.ops import evaluate, make
@@ -96,8 +97,9 @@ def check(
     """The kernel of a region around `root`, on random inputs, against numpy."""
     graph, region = region_around(root, output or root)
     kernel: Kernel | Skip
+    on = device(isa, threads)
     if choice:
-        kernel = Tiles(region, device(isa, threads), choice).kernel()
+        kernel = emitted(region, on, choice)
     else:
         kernel = made(tiles, region, device(isa, threads))
     assert isinstance(kernel, Kernel), kernel
@@ -125,12 +127,11 @@ def conv(x: tuple[int, ...], w: tuple[int, ...], left: str, right: str, **attrs:
     return make("conv", placeholder("x", Type(left, x)), constant(random(right, w, 7)), **attrs)
 
 
-def problem(root: Node, isa: Isa) -> Problem:
-    mac = tile_mac(isa, root)
+def problem(root: Node, isa: Isa) -> tuple[Problem, TileMac]:
+    mac, found = tile_of(isa, root), problem_of(root, 1, REFERENCE, upright=True)
     assert mac is not None
-    found = problem_of(root, mac)
     assert isinstance(found, Problem)
-    return found
+    return found, mac
 
 
 # -- products
@@ -208,9 +209,9 @@ def test_windows_equal_numpy_however_their_rows_lie(
     x, w, attrs = window
     pad_value = 7 if pair[0] == "uint8" else 0
     root = conv(x, w, *pair, **attrs, pad_value=pad_value)
-    p = problem(root, isa)
-    for layout in layouts(p):
-        check(root, isa, choice=Choice(layout, p.lines, 1, 1))
+    p, mac = problem(root, isa)
+    for layout in layouts(p, mac):
+        check(root, isa, choice=Choice.of(layout, p.rows, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -235,12 +236,12 @@ def test_windows_equal_numpy_however_their_rows_lie(
 def test_parts_and_tasks_that_do_not_divide_the_work(
     isa: Isa, root: Node, splits: list[tuple[int, int]]
 ) -> None:
-    p = problem(root, isa)
-    layout = next(iter(layouts(p)))
+    p, mac = problem(root, isa)
+    layout = next(iter(layouts(p, mac)))
     for row_tasks, column_tasks in splits:
-        for lines in {p.lines, -(-p.lines // 2), 3}:
-            if p.images * -(-p.lines // lines) >= row_tasks:
-                check(root, isa, choice=Choice(layout, lines, row_tasks, column_tasks))
+        for lines in {p.rows, -(-p.rows // 2), 3}:
+            if p.images * -(-p.rows // lines) >= row_tasks:
+                check(root, isa, choice=Choice.of(layout, lines, row_tasks, column_tasks))
 
 
 # -- the epilogue
@@ -325,8 +326,8 @@ def test_the_output_may_take_the_place_of_the_residual(isa: Isa, lines: int) -> 
     on = device(isa, 2)
     handed = sealed(region, on)
     assert handed.root is not None
-    layout = next(iter(layouts(problem(handed.root, isa))))
-    kernel = Tiles(handed, on, Choice(layout, lines, 2 if lines < 11 else 1, 1)).kernel()
+    layout = next(iter(layouts(*problem(handed.root, isa))))
+    kernel = emitted(handed, on, Choice.of(layout, lines, 2 if lines < 11 else 1, 1))
     place = region.inputs.index(residual)
     assert kernel.in_place == (place,)
     values = values_of(graph, region)
@@ -370,9 +371,9 @@ def test_nan_and_infinity_stay_with_the_windows_that_see_them(isa: Isa) -> None:
         values[graph.inputs[0]] = image
         want = expected(graph, values)
         assert 0 < np.isnan(want).sum() < want.size
-        p = problem(root, isa)
-        for layout in layouts(p):
-            kernel = Tiles(region, device(isa), Choice(layout, p.lines, 1, 1)).kernel()
+        p, mac = problem(root, isa)
+        for layout in layouts(p, mac):
+            kernel = emitted(region, device(isa), Choice.of(layout, p.rows, 1, 1))
             memory = [
                 in_memory(kernel.pack[i](values[n]) if i in kernel.pack else values[n])
                 for i, n in enumerate(region.inputs)
@@ -393,15 +394,15 @@ def test_two_threads_work_in_scratch_memory_of_their_own(
     monkeypatch.setenv("TVM_NUM_THREADS", "2")
     monkeypatch.setenv("TVM_BIND_THREADS", "0")
     root = conv((1, 16, 16, 64), (3, 3, 64, 64), "uint8", "int8", pads=(1, 1, 1, 1))
-    p = problem(root, isa)
+    p, mac = problem(root, isa)
     failures: list[BaseException | int] = []
 
     def work() -> None:
         """A thread that has not used TVM's pool gets one of the size that is set now."""
         try:
-            for layout in layouts(p):
-                check(root, isa, choice=Choice(layout, 4, 2, 1), threads=2)
-                check(root, isa, choice=Choice(layout, 16, 1, 2), threads=2)
+            for layout in layouts(p, mac):
+                check(root, isa, choice=Choice.of(layout, 4, 2, 1), threads=2)
+                check(root, isa, choice=Choice.of(layout, 16, 1, 2), threads=2)
             failures.append(int(tvm.get_global_func("runtime.NumThreads")()))
         except BaseException as e:
             failures.append(e)
@@ -441,12 +442,12 @@ def test_small_work_stays_on_one_thread_and_large_work_is_shared(isa: Isa) -> No
 
 def test_every_candidate_covers_every_line(isa: Isa) -> None:
     root = conv((2, 30, 30, 16), (3, 3, 16, 40), "uint8", "int8", pads=(1, 1, 1, 1))
-    p = problem(root, isa)
-    found = list(choices(p, 4))
+    p, mac = problem(root, isa)
+    found = list(choices(p, mac, 4))
     assert len({c.layout.form for c in found}) == 2
     for choice in found:
-        assert choice.parts * choice.lines >= p.lines > (choice.parts - 1) * choice.lines
-        assert choice.tasks in (1, 4)
+        assert choice.parts * choice.lines >= p.rows > (choice.parts - 1) * choice.lines
+        assert choice.tiling.tasks in (1, 4)
 
 
 @pytest.mark.parametrize("rows", range(1, 100))
@@ -459,12 +460,11 @@ def test_blocks_cover_all_rows_in_as_few_as_can_be(rows: int) -> None:
 
 def test_packed_weights_stand_in_the_order_tiles_are_loaded(isa: Isa) -> None:
     root = matmul((32, 130), (130, 50), "uint8", "int8")
-    p = problem(root, isa)
-    layout = next(iter(layouts(p)))
-    panels = Panels.of(layout)
+    p, mac = problem(root, isa)
+    layout = next(iter(layouts(p, mac)))
     weights = root.operands[1].array
-    tiles_of = pack(panels, p.matrices(weights)).reshape(-1)
-    assert tiles_of.nbytes == panels.matrix_bytes == 4 * 3 * 1024
+    tiles_of = pack(layout, p.matrices(weights)).reshape(-1)
+    assert tiles_of.nbytes == layout.matrix_bytes == 4 * 3 * 1024
     wide = tiles_of[: 2 * 3 * 2048].reshape(
         2, 3, 2, 16, 16, 4
     )  # panel, step, tile, row, lane, quad

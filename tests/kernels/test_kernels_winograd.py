@@ -24,11 +24,13 @@ from kernel_harness import (
 from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
+from qcompiler.hardware.core import REFERENCE
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder
 from qcompiler.kernels.cpu.contraction.operands import product_of
+from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.transformed import winograd_blocking
 from qcompiler.kernels.cpu.transformed.winograd import winograd
 from qcompiler.kernels.cpu.transformed.winograd_filter import PAIRS, Filter
@@ -130,20 +132,23 @@ def test_every_cut_of_a_problem_gives_the_same_outputs(monkeypatch: pytest.Monke
     isa = isas()[-1]
     root = conv((2, 11, 13, 9), (3, 3, 9, 50), **SAME)
     product = product_of(isa, "float32", "float32", "float32")
-    found = winograd_blocking.problems(root)
     assert product is not None
+    problem = problem_of(root, product.mac.lanes, REFERENCE)
+    assert not isinstance(problem, Skip)
+    found = winograd_blocking.grids(problem)
     assert not isinstance(found, Skip)
     tilings = [
-        (p, t)
-        for p in list(found)[::4]
+        (g, t)
+        for g in list(found)[::4]
         for tasks in (1, 2, 5)
-        for t in winograd_blocking.tilings(p, product, device(isa, tasks), tasks)
+        for t in winograd_blocking.tilings(g, product, device(isa, tasks), tasks)
     ]
     assert len({(t.rows, t.vectors, t.block, t.row_tasks, t.column_tasks) for _, t in tilings}) > 50
-    for problem, tiling in tilings[:: len(tilings) // 5]:
+    for grid, tiling in tilings[:: len(tilings) // 5]:
         with monkeypatch.context() as patch:
             cut = "qcompiler.kernels.cpu.transformed.winograd.tilings"
-            patch.setattr(cut, lambda p, *_, q=problem, t=tiling: [t] if p == q else [])
+            axes = (grid.rows, grid.columns)
+            patch.setattr(cut, lambda g, *_, a=axes, t=tiling: [t] * ((g.rows, g.columns) == a))
             kernel = check(root, finished(root), isa, threads=tiling.tasks)
         assert kernel.tasks == tiling.tasks
 

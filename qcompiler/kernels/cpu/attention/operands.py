@@ -159,11 +159,11 @@ class Keys:
 class Values:
     """Panels of a head's values; `packed` is False if the product reads them without packing."""
 
-    def __init__(self, product: Product, values: Heads) -> None:
+    def __init__(self, product: Product, values: Heads, *, steps: int = 0) -> None:
         self.product, self.values = product, values
         self.lanes = product.mac.lanes
         self.packed = product.mac.k > 1 or product.right != tir.stored(values.node.dtype)
-        self.steps = product.steps(values.length)
+        self.steps = steps or product.steps(values.length)
         self.head = int(product.flipped)
         self.panels = -(-values.size // self.lanes)
         vectors = self.steps + self.head

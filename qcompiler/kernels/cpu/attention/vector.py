@@ -24,23 +24,20 @@ from math import log2, sqrt
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Device
-from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values, products_of
+from qcompiler.kernels.cpu.attention.layout import Layout
+from qcompiler.kernels.cpu.attention.operands import Heads, products_of
 from qcompiler.kernels.cpu.code import polynomials, tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load
-from qcompiler.kernels.cpu.code.loops import across, shared_seconds, slots, sweep, tasks
+from qcompiler.kernels.cpu.code.loops import across, slots, sweep
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
-from qcompiler.kernels.cpu.contraction.operands import Panels, Product, Run
+from qcompiler.kernels.cpu.contraction.operands import Panels, Run
 from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candidates
 from qcompiler.ops.attention import LEAST
 
-_FLOPS_PER_NS = 40.0  # of the reference core
-_GUARD = 64
-"""Bytes past a task's scratch that a vector may access."""
 _LOG2_E = 1.4426950408889634
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
@@ -58,29 +55,8 @@ def attention(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     products = products_of(device.isa, dtypes.pop(), q.size)
     if dtypes or products is None:
         return Skip("no product of queries, keys and values of these dtypes")
-
-    def build() -> Kernel:
-        return AttentionKernel(region, device, (q, k, v), *products).kernel()
-
-    seconds = attention_seconds((q, k, v), products[0].mac.k, device)
-    return [Candidate(Fixed(), seconds, build)]
-
-
-def attention_seconds(heads: tuple[Heads, Heads, Heads], k: int, device: Device) -> float:
-    """Predicted seconds by vector products of `k` neighbours, softmax included."""
-    q = heads[0]
-    ns = _one_task_ns(heads, k, device)
-    return shared_seconds(device, ns, tasks(device, ns, q.batch * q.heads))
-
-
-def _macs(heads: tuple[Heads, Heads, Heads]) -> int:
-    """Multiply-accumulates of both products."""
-    q, k, v = heads
-    return q.batch * q.heads * q.length * k.length * (q.size + v.size)
-
-
-def _one_task_ns(heads: tuple[Heads, Heads, Heads], k: int, device: Device) -> float:
-    return device.core.product_ns(2 * _macs(heads) / (_FLOPS_PER_NS * k))
+    layout = Layout((q, k, v), *products, device)
+    return [Candidate(Fixed(), layout.seconds, partial(emitted, region, layout, AttentionTask))]
 
 
 def refuse_attention(region: Region) -> Skip | None:
@@ -99,110 +75,58 @@ def refuse_attention(region: Region) -> Skip | None:
     return None
 
 
-class Scratch:
-    """Allocates a task's scratch in whole cache lines."""
+def emitted(region: Region, layout: Layout, kind: Callable[..., AttentionTask]) -> Kernel:
+    """A decided layout -> its kernel, whose tasks are of some kind."""
+    q, k, _ = layout.heads
+    name = f"attention{q.heads}x{q.length}x{k.length}x{q.size}"
+    short = "" if q.node.dtype == "float32" else f"_{layout.for_scores.name}{layout.suffix}"
+    d, tasks = Draft(name + short, region, layout.device), layout.tasks
+    b, scratch = d.b, d.scratch("uint8")
+    total = q.batch * q.heads * layout.parts
+    with b.parallel(tasks) as task:
+        one = kind(d, layout, scratch, task)
+        begin = b.let(task * total // tasks, "begin")
+        end = b.let((task + 1) * total // tasks, "end")
+        with b.serial(end - begin, "head", begin) as unit:
+            one.head(unit)
+    return d.kernel(tasks=tasks, scratch_bytes=layout.task_bytes * tasks, macs=layout.macs)
 
-    def __init__(self, core: Core) -> None:
-        self.core, self.bytes = core, 0
 
-    def take(self, size: int) -> int:
-        """Allocate bytes -> their offset."""
-        at = self.bytes
-        self.bytes += self.core.whole_lines(size)
-        return at
+class AttentionTask:
+    """The code of a task while it is emitted."""
 
+    def __init__(self, d: Draft, layout: Layout, scratch: Pointer, task: Value) -> None:
+        self.d, self.b, self.m, self.root, self.layout = d, d.b, d.m, d.root, layout
+        self.q, self.k, self.v = layout.heads
+        self.for_scores, self.for_values = layout.for_scores, layout.for_values
+        self.packed_keys, self.packed_values = layout.keys, layout.values
+        self.mask, self.scale = (*self.root.inputs, *[None] * 4)[3:5]
+        self.lanes, self.keys, self.row = layout.lanes, layout.padded, layout.row
+        places = {"queries": 0, "weights": layout.places["scores"], **layout.places}
+        mine = self.b.let(task * layout.task_bytes, "mine")
+        self.scratch = scratch + mine
 
-class AttentionKernel:
-    """One kernel while it is emitted."""
+        def area(piece: str, dtype: str) -> Pointer:
+            begin: Pointer = scratch + self.b.let(mine + places[piece], "area")
+            return begin.view(dtype)
 
-    suffix = ""
-    """Of the kernel's name."""
-
-    def __init__(
-        self,
-        region: Region,
-        device: Device,
-        heads: tuple[Heads, Heads, Heads],
-        for_scores: Product,
-        for_values: Product,
-    ) -> None:
-        self.q, self.k, self.v = heads
-        kind = f"attention{self.q.heads}x{self.q.length}x{self.k.length}x{self.q.size}"
-        short = "" if self.q.node.dtype == "float32" else f"_{for_scores.name}{self.suffix}"
-        self.d = Draft(kind + short, region, device)
-        self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
-        self.for_scores, self.for_values = for_scores, for_values
-        operands = (*self.root.inputs, *[None] * 4)
-        self.mask, self.scale = operands[3:5]
-        self.lanes = for_scores.mac.lanes
-        self.keys = self.row = -(-self.k.length // self.lanes) * self.lanes
-        free = device.isa.registers - 2
-        self.vectors = min(-(-self.v.size // self.lanes), 4 if free > 20 else 2)
-        self.block = min(self.q.length, max(1, min(12, (free - self.vectors) // self.vectors)))
-        count = self.q.batch * self.q.heads
-        blocks = -(-self.q.length // self.block)
-        self.macs = _macs(heads)
-        self.parts = 1 if count >= device.threads else min(device.threads, blocks)
-        alone = _one_task_ns(heads, for_scores.mac.k, device)
-        self.tasks = tasks(device, alone, count * self.parts)
-        self._divide()
-
-    def _divide(self) -> None:
-        """Decide the layout of a task's scratch."""
-        scores, values, area = self.for_scores, self.for_values, Scratch(self.d.device.core)
-        self.packed_keys, self.packed_values = Keys(scores, self.k), Values(values, self.v)
-        self.copies = scores.flipped or scores.left != tir.stored(self.q.node.dtype)
-        chunk = self.lanes * scores.mac.k
-        self.query_row = -(-self.q.size // chunk) * chunk if self.copies else self.q.steps[2]
-        weight = tir.bits(values.left) // 8
-        self.keys_at = area.take(self.packed_keys.bytes)
-        self.values_at = area.take(self.packed_values.bytes)
-        copied = self.block * self.query_row * tir.bits(scores.left) // 8
-        self.queries_at = area.take(copied if self.copies else 0)
-        self.scores_at = area.take(self.block * self.keys * 4)
-        self.weights_at = self.scores_at
-        if weight < 4:
-            self.weights_at = area.take(self.block * self.keys * weight)
-        self.tops_at = area.take(self.block * self.lanes * 4)
-        self.inverse_at = area.take(self.block * 4)
-        self.task_bytes = area.bytes + _GUARD
-
-    def kernel(self) -> Kernel:
-        """Emit the whole kernel."""
-        b, d = self.b, self.d
-        scratch = d.scratch("uint8")
-        total = self.q.batch * self.q.heads * self.parts
-        with b.parallel(self.tasks) as task:
-            mine = b.let(task * self.task_bytes, "mine")
-            self.scratch = scratch + mine
-
-            def area(at: int, dtype: str) -> Pointer:
-                begin: Pointer = scratch + b.let(mine + at, "area")
-                return begin.view(dtype)
-
-            self.key_panels = area(self.keys_at, "int32")
-            self.value_panels = area(self.values_at, "int32")
-            self.queries = area(self.queries_at, self.for_scores.left)
-            self.scores = area(self.scores_at, "float32")
-            self.weights = area(self.weights_at, self.for_values.left)
-            self.tops = area(self.tops_at, "float32")
-            self.inverses = area(self.inverse_at, "float32")
-            self.epilogue = d.epilogue
-            self.factor = self._factor()
-            begin = b.let(task * total // self.tasks, "begin")
-            end = b.let((task + 1) * total // self.tasks, "end")
-            with b.serial(end - begin, "head", begin) as share:
-                self._head(share)
-        return d.kernel(
-            tasks=self.tasks, scratch_bytes=self.task_bytes * self.tasks, macs=self.macs
-        )
+        self.key_panels = area("keys", "int32")
+        self.value_panels = area("values", "int32")
+        self.queries = area("queries", self.for_scores.left)
+        self.scores = area("scores", "float32")
+        self.weights = area("weights", self.for_values.left)
+        self.tops = area("tops", "float32")
+        self.inverses = area("inverses", "float32")
+        self.epilogue = d.epilogue
+        self.factor = self._factor()
 
     # -- loops
 
-    def _head(self, share: Value) -> None:
+    def head(self, unit: Value) -> None:
         """One head's queries, or a part of them."""
         b = self.b
-        head = b.let(share // self.parts, "each")
+        parts, block = self.layout.parts, self.layout.block
+        head = b.let(unit // parts, "each")
         image = b.let(head // self.q.heads, "image")
         head = b.let(head % self.q.heads, "head")
         shared = self.q.heads // self.k.heads
@@ -210,38 +134,38 @@ class AttentionKernel:
         pointers = self.d.pointers
         keys = b.let(self.k.at(image, group, 0), "keys")
         self.packed_keys.pack(b, pointers[self.k.node], keys, self.key_panels)
-        self.values = b.let(self.v.at(image, group, 0), "values")
+        values = b.let(self.v.at(image, group, 0), "values")
         if self.packed_values.packed:
-            self.packed_values.pack(b, pointers[self.v.node], self.values, self.value_panels)
-        whole, rest = divmod(self.q.length, self.block)
-        part = share % self.parts
-        first = b.let(part * whole // self.parts, "first")
-        behind = b.let((part + 1) * whole // self.parts, "behind")
+            self.packed_values.pack(b, pointers[self.v.node], values, self.value_panels)
+        whole, rest = divmod(self.q.length, block)
+        part = unit % parts
+        first = b.let(part * whole // parts, "first")
+        behind = b.let((part + 1) * whole // parts, "behind")
         with b.serial(behind - first, "block", first) as i:
-            self._queries(image, head, b.let(i * self.block, "query"), self.block)
+            self._queries(image, head, values, b.let(i * block, "query"), block)
         if not rest:
             return
-        last = tir.const(whole * self.block)
-        if self.parts == 1:
-            self._queries(image, head, last, rest)
+        last = tir.const(whole * block)
+        if parts == 1:
+            self._queries(image, head, values, last, rest)
             return
-        with b.when(tirx.EQ(part, tir.const(self.parts - 1))):
-            self._queries(image, head, last, rest)
+        with b.when(tirx.EQ(part, tir.const(parts - 1))):
+            self._queries(image, head, values, last, rest)
 
-    def _queries(self, image: Value, head: Value, query: Value, count: int) -> None:
-        """The output rows of a block of queries."""
+    def _queries(self, image: Value, head: Value, values: Value, query: Value, count: int) -> None:
+        """The output rows of a block of queries; the head's values begin at `values`."""
         b = self.b
         start = b.let(self.q.at(image, head, query), "q")
         pointer = self.d.pointers[self.q.node]
-        if self.copies:
+        if self.layout.copies:
             self._copy_queries(start, count)
             pointer, start = self.queries, tir.const(0)
-        offsets = tuple(r * self.query_row for r in range(count))
-        left = Left(pointer, offsets, (), self.q.size, guarded=self.copies)
+        offsets = tuple(r * self.layout.query_row for r in range(count))
+        left = Left(pointer, offsets, (), self.q.size, guarded=self.layout.copies)
         tops = b.registers("float32", self.lanes, count, "top")
         tops.fill(LEAST)
         mask = self._mask_offset(image, head, query)
-        for run in Panels.of(self.k.length, self.lanes, self.vectors).runs():
+        for run in Panels.of(self.k.length, self.lanes, self.layout.vectors).runs():
             with b.serial(run.count, "panel") as i:
                 first = b.let(run.column // self.lanes + i * run.vectors, "first")
                 self._scores(left, start, first, run, tops, mask, query)
@@ -249,7 +173,7 @@ class AttentionKernel:
             self.tops.store(r * self.lanes, tops[r])
         with b.serial(count, "row") as r:
             self._weights(r)
-        self._outputs(image, head, query, count)
+        self._outputs(image, head, values, query, count)
 
     def _copy_queries(self, start: Value, count: int) -> None:
         """Copy a block of queries in the product's dtype and layout."""
@@ -258,7 +182,7 @@ class AttentionKernel:
         width = self.lanes * product.mac.k
         with b.serial(count, "row") as r:
             at = b.let(start + r * self.q.steps[2], "at")
-            to = b.let(r * self.query_row, "to")
+            to = b.let(r * self.layout.query_row, "to")
 
             def some(column: Value, there: int) -> None:
                 value = b.let(pointer.load_first(there, at + column, width), "q")
@@ -415,15 +339,17 @@ class AttentionKernel:
 
     # -- output
 
-    def _outputs(self, image: Value, head: Value, query: Value, count: int) -> None:
+    def _outputs(self, image: Value, head: Value, values: Value, query: Value, count: int) -> None:
         """Store weights * values / sum of weights, through the epilogue, to the output."""
         b, lanes, size = self.b, self.lanes, self.v.size
         offsets = tuple(r * self.row for r in range(count))
         left = Left(self.weights, offsets, (), self.k.length, guarded=True)
-        for run in Panels.of(size, lanes, self.vectors).runs():
+        for run in Panels.of(size, lanes, self.layout.vectors).runs():
             for panel in range(run.count):
                 column = run.column + panel * run.vectors * lanes
-                right = Right(run.vectors, partial(self._value, column), self._begin(column))
+                right = Right(
+                    run.vectors, partial(self._value, values, column), self._begin(column)
+                )
                 made = sums(b, self.for_values, left, tir.const(0), right)
                 for r in range(count):
                     registers = [made[r * run.vectors + v] for v in range(run.vectors)]
@@ -436,10 +362,10 @@ class AttentionKernel:
         values, panels = self.packed_values, self.value_panels
         return lambda v: values.correction(panels, column + v * self.lanes)
 
-    def _value(self, column: int, step: Value, v: int) -> Value:
+    def _value(self, values: Value, column: int, step: Value, v: int) -> Value:
         """The right operand of a multiply-accumulate, vector v from a column on."""
         source, at = self.d.pointers[self.v.node], column + v * self.lanes
-        return self.packed_values.load(source, self.values, self.value_panels, at, step)
+        return self.packed_values.load(source, values, self.value_panels, at, step)
 
     def _put(
         self,

@@ -49,23 +49,31 @@ def in_place_candidates(region: Region) -> tuple[int, ...]:
     )
 
 
-def math_of(b: Builder, region: Region, device: Device) -> TirMath:
-    """The arithmetic of a region's elementwise nodes."""
-    root = region.root
-    flush = root is not None and root.op in _PRODUCTS and root.operands[0].dtype == "bfloat16"
-    return TirMath(b, device.isa, flush=flush)
-
-
 class Draft:
     """One kernel: `b` collects its statements, `m` its arithmetic, `pointers` are its inputs."""
 
-    def __init__(self, kind: str, region: Region, device: Device) -> None:
+    def __init__(
+        self,
+        kind: str,
+        region: Region,
+        device: Device,
+        *,
+        name: str = "",
+        packed: Node | None = None,
+        flush: bool = True,
+    ) -> None:
+        """`kind` and what is fused make the kernel's name, unless it is given. `packed` is an input
+        that is read as bytes. With `flush`, the denormals of bfloat16 products become zero.
+        """
         self.region, self.device, self.isa = region, device, device.isa
-        self.name = _name(kind, region)
+        self.name = name or _name(kind, region)
         self.b = Builder(self.name, Tails.of(device.isa))
-        self.m = math_of(self.b, region, device)
+        root = region.root
+        flush &= root is not None and root.op in _PRODUCTS and root.operands[0].dtype == "bfloat16"
+        self.m = TirMath(self.b, device.isa, flush=flush)
         self.pointers: Mapping[Node, Pointer] = {
-            n: self.b.pointer(f"in{i}", n.dtype) for i, n in enumerate(region.inputs)
+            n: self.b.pointer(f"in{i}", "uint8" if n is packed else n.dtype)
+            for i, n in enumerate(region.inputs)
         }
         self.out = self.b.pointer("out", region.output.dtype)
         self._scratch: Pointer | None = None
@@ -119,10 +127,15 @@ class Draft:
         """The region's output, with the elementwise nodes after the root."""
         return self.writing()
 
-    def writing(self, *, whole: bool = False, walk: Walk | None = None) -> Fused:
-        """The region's output from the root's; other arguments as for `Fused`."""
-        given = () if self.region.root is None else (self.root,)
-        nodes, output = self.epilogue_nodes(), self.region.output
+    def writing(
+        self, summed: Node | None = None, *, whole: bool = False, walk: Walk | None = None
+    ) -> Fused:
+        """The region's output from the root's, or from that of the node after it, `summed`, where
+        the kernel computes that itself; other arguments as for `Fused`.
+        """
+        first = summed or self.region.root
+        given = () if first is None else (first,)
+        nodes, output = [n for n in self.epilogue_nodes() if n is not summed], self.region.output
         pointers, region = self.pointers, self.region
         return Fused(self.m, region, nodes, output, pointers, given=given, whole=whole, walk=walk)
 

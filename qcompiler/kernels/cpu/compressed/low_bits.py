@@ -18,9 +18,9 @@ tiles to what follows the sums, is contraction/tiled.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 from tvm import tirx
@@ -33,10 +33,11 @@ from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.tir import Registers, Value
 from qcompiler.kernels.cpu.contraction import blocking
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units
+from qcompiler.kernels.cpu.contraction.layout import Layout
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right
 from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
-from qcompiler.kernels.cpu.contraction.tiled import Contraction
+from qcompiler.kernels.cpu.contraction.tiled import Task, emitted
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 from qcompiler.ops.registry import Numbers
 
@@ -44,7 +45,7 @@ Pairs = Sequence[tuple[Value, Value]]
 _ONE = 0x3F800000  # float32's 1
 _MANTISSA = 23
 _VECTORS = (1, 2, 3, 4, 6)
-_AHEAD = 3  # tiles of rows that make it worth decoding a panel before
+_TILES = 3  # of rows that make it worth decoding a panel before
 
 
 @candidates("matmul_narrow")
@@ -71,20 +72,20 @@ def narrow(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
 
     def build(tiling: Tiling) -> Kernel:
-        return _Narrow(region, device, problem, product, tiling).kernel()
+        return emitted(_Layout(region, device, problem, product, tiling), _Task)
 
     found = _priced(problem, product, device)
     return (Candidate(t, device.core.seconds(c), partial(build, t)) for c, t in found)
 
 
 def _priced(problem: Problem, product: Product, device: Device) -> list[tuple[float, Tiling]]:
-    """Those that floats have, where the best of them decodes panels ahead; else those that leave
+    """Those that floats have, where the best of them decodes panels before; else those that leave
     registers for each vector's words and zero points.
     """
     usual = blocking.priced(problem, product, device)
     best = min(usual, key=lambda p: p[0], default=None)
-    if best is not None and _ahead(problem, best[1]):
-        return [(c, t) for c, t in usual if _ahead(problem, t)]
+    if best is not None and _decoded(problem, best[1]):
+        return [(c, t) for c, t in usual if _decoded(problem, t)]
     found = []
     for v in _VECTORS:
         isa = replace(device.isa, registers=device.isa.registers - v - 1)
@@ -92,97 +93,129 @@ def _priced(problem: Problem, product: Product, device: Device) -> list[tuple[fl
     return found
 
 
-def _ahead(problem: Problem, tiling: Tiling) -> bool:
-    units = Units.of(problem, tiling.rows).count(problem)
-    return min(tiling.block, units) >= _AHEAD
+def _decoded(problem: Problem, tiling: Tiling) -> bool:
+    units = Units.of(problem, tiling.rows).count
+    return min(tiling.block, units) >= _TILES
 
 
-class _Narrow(Contraction):
-    """One kernel while it is emitted."""
+@dataclass(frozen=True)
+class _Layout(Layout):
+    """Groups of `size` elements of k, in steps of a word each, `count` codes in a word."""
 
-    def __init__(
-        self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
-    ) -> None:
-        self.scale, self.zero = problem.root.operands[2:]
-        self.bits = problem.root.int("bits")
-        self.size = min(problem.root.int("group"), problem.depth)
-        self.count = 32 // self.bits  # codes in a word
-        self.steps = -(-self.size // self.count)  # words for one column of a group
-        self.groups = -(-problem.depth // self.size)
-        super().__init__(region, device, problem, product, tiling)
-        self.ahead = _ahead(problem, tiling)
-        self.panel_at = self.packed_at
-        if self.ahead:
-            floats = problem.depth * self.panels.vectors * product.mac.lanes
-            self.task_bytes = device.core.whole_lines(self.panel_at + 4 * floats)
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.problem.root.int("bits")
 
-    def kernel(self) -> Kernel:
+    @property
+    def of_groups(self) -> tuple[Node, ...]:
+        """Scales and zero points."""
+        return self.problem.root.operands[2:]
+
+    @cached_property
+    def size(self) -> int:
+        """Elements of a group."""
+        return min(self.problem.root.int("group"), self.problem.depth)
+
+    @cached_property
+    def count(self) -> int:
+        """Codes in a word."""
+        return 32 // self.bits
+
+    @cached_property
+    def steps(self) -> int:
+        """Words for one column of a group."""
+        return -(-self.size // self.count)
+
+    @cached_property
+    def groups(self) -> int:
+        """Groups along k."""
+        return -(-self.problem.depth // self.size)
+
+    @cached_property
+    def lanes(self) -> int:
+        """Columns, filled up to whole vectors."""
+        return self.panels.cut.length * self.product.mac.lanes
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"narrow{self.bits}_" + super().name
+
+    @cached_property
+    def matrix_bytes(self) -> int:
+        """Bytes of the packed codes."""
+        return self.groups * self.steps * self.lanes * 4
+
+    @cached_property
+    def decoded(self) -> bool:
+        """Is a panel decoded before it is multiplied?"""
+        return _decoded(self.problem, self.tiling)
+
+    @cached_property
+    def task_bytes(self) -> int:
+        """Bytes of a task's scratch."""
+        floats = self.problem.depth * self.panels.vectors * self.product.mac.lanes
+        size = self.packed_at + (4 * floats if self.decoded else 0)
+        return self.device.core.whole_lines(size)
+
+    @property
+    def packers(self) -> Mapping[int, Callable[[Array], Array]]:
         """Scales and zero points are packed as the codes are: filled up to whole vectors, and in
         units of a mantissa.
         """
-        made = super().kernel()
-        unit = np.float32(1 << self.bits)
-        packs = {
-            self.region.inputs.index(self.scale): lambda a: self._filled(a * unit),
-            self.region.inputs.index(self.zero): lambda a: self._filled(1 + a / unit),
+        unit, (scale, zero) = np.float32(1 << self.bits), self.of_groups
+        return {
+            **super().packers,
+            self.region.inputs.index(scale): lambda a: self._filled(a * unit),
+            self.region.inputs.index(zero): lambda a: self._filled(1 + a / unit),
         }
-        return replace(made, pack={**made.pack, **packs})
-
-    def _name(self) -> str:
-        return f"narrow{self.bits}_" + super()._name()
-
-    @property
-    def _lanes(self) -> int:
-        """Columns, filled up to whole vectors."""
-        lanes = self.product.mac.lanes
-        return -(-self.problem.width // lanes) * lanes
-
-    def _matrix_bytes(self) -> int:
-        return self.groups * self.steps * self._lanes * 4
-
-    # -- the right operand
 
     def _filled(self, array: Numbers) -> Array:
-        return np.pad(array.astype(np.float32), ((0, 0), (0, self._lanes - array.shape[1])))
+        return np.pad(array.astype(np.float32), ((0, 0), (0, self.lanes - array.shape[1])))
 
-    def _pack(self, array: Array) -> Array:
+    def pack(self, array: Array) -> Array:
         """Codes [K,N] -> [panel][group][step][vector][lane]."""
         depth, width = array.shape
-        padded = (self.groups * self.size - depth, self._lanes - width)
+        padded = (self.groups * self.size - depth, self.lanes - width)
         whole = np.pad(array, [(0, p) for p in padded]).reshape(self.groups, self.size, -1)
         more = self.steps * self.count - self.size
         split = np.pad(whole, ((0, 0), (0, more), (0, 0))).astype(np.uint32)
-        split = split.reshape(self.groups, self.steps, self.count, self._lanes)
+        split = split.reshape(self.groups, self.steps, self.count, self.lanes)
         shifts = np.arange(self.count, dtype=np.uint32) * np.uint32(self.bits)
         merged = np.bitwise_or.reduce(split << shifts[:, None], axis=2)  # [group, step, column]
-        parts, first, lanes = [], 0, self.product.mac.lanes
-        panels = self.panels
-        for vectors in [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest:
-            parts.append(merged[:, :, first : first + vectors * lanes].reshape(-1))
-            first += vectors * lanes
+        ends = np.cumsum(self.panels.cut.sizes)[:-1] * self.product.mac.lanes
+        parts = [part.reshape(-1) for part in np.split(merged, ends, axis=2)]
         return np.concatenate(parts).view(np.uint8)
+
+
+class _Task(Task):
+    """The code of one task while it is emitted."""
+
+    layout: _Layout
+
+    # -- the right operand
 
     def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
         """One panel; `load(step, v)` gives words of codes."""
         lanes = self.product.mac.lanes
-        memory = self.pointers[self.problem.right]
-        vector = self.groups * self.steps * lanes
+        memory = self.d.pointers[self.problem.right]
+        vector = self.layout.groups * self.layout.steps * lanes
         at = run.column // lanes * vector + nth * (run.vectors * vector)
         at = self.b.let(matrix + at * 4, "at")
-        self.column = column
 
         def load(step: Value, v: int) -> Value:
             words = step * (run.vectors * lanes) + v * lanes
             return memory.load(at + words * 4, lanes * 4, "int32")
 
-        right = Right(run.vectors, load, self._start(column, run, None))
-        return self._floats(right) if self.ahead else right
+        right = Right(run.vectors, load, self._start(column, run, None), column=column)
+        return self._floats(right) if self.layout.decoded else right
 
     def _floats(self, right: Right) -> Right:
         """A panel of codes -> the same as floats, in scratch."""
         assert self.scratch is not None
         b, lanes = self.b, self.product.mac.lanes
-        panel = (self.scratch + self.panel_at).view("float32")
+        panel = (self.scratch + self.layout.packed_at).view("float32")
 
         def decode(at: Value, step: Value, scales: Pairs, count: int) -> None:
             words = [b.let(right.load(step, v), "words") for v in range(right.vectors)]
@@ -192,17 +225,22 @@ class _Narrow(Contraction):
                     panel.store((at + i) * (right.vectors * lanes) + v * lanes, value)
 
         for g, size in self._groups():
-            where = b.let(g * self._lanes + self.column, "scales")
+            where = b.let(g * self.layout.lanes + right.column, "scales")
+            scale, zero = self.layout.of_groups
             pairs = [
-                (self._at(self.scale, where, v), self._at(self.zero, where, v))
-                for v in range(right.vectors)
+                (self._at(scale, where, v), self._at(zero, where, v)) for v in range(right.vectors)
             ]
-            first = b.let(g * self.steps, "first")
-            begin = b.let(g * self.size, "begin")
-            with b.serial(size // self.count, "step") as step:
-                decode(b.let(begin + step * self.count), b.let(first + step), pairs, self.count)
-            if rest := size % self.count:
-                step = b.let(first + size // self.count)
+            first = b.let(g * self.layout.steps, "first")
+            begin = b.let(g * self.layout.size, "begin")
+            with b.serial(size // self.layout.count, "step") as step:
+                decode(
+                    b.let(begin + step * self.layout.count),
+                    b.let(first + step),
+                    pairs,
+                    self.layout.count,
+                )
+            if rest := size % self.layout.count:
+                step = b.let(first + size // self.layout.count)
                 decode(b.let(begin + (size - rest)), step, pairs, rest)
 
         def load(step: Value, v: int) -> Value:
@@ -212,19 +250,19 @@ class _Narrow(Contraction):
 
     def _groups(self) -> Iterator[tuple[Value, int]]:
         """The whole groups, within a loop over them, and what is left: (which, its size)."""
-        whole = self.problem.depth // self.size
+        whole = self.problem.depth // self.layout.size
         with self.b.serial(whole, "k_group") as g:
-            yield g, self.size
-        if rest := self.problem.depth - whole * self.size:
+            yield g, self.layout.size
+        if rest := self.problem.depth - whole * self.layout.size:
             yield tir.const(whole), rest
 
     def _at(self, node: Node, where: Value, v: int) -> Value:
         lanes = self.product.mac.lanes
-        return self.b.let(self.pointers[node].load(where + v * lanes, lanes), "of_group")
+        return self.b.let(self.d.pointers[node].load(where + v * lanes, lanes), "of_group")
 
     def _sums(self, left: Left, base: Value, right: Right) -> Registers:
         """Groups one after the other, each with its zero points in registers."""
-        if self.ahead:
+        if self.layout.decoded:
             return super()._sums(left, base, right)
         b, product = self.b, self.product
         lanes, rows = product.mac.lanes, len(left.offsets)
@@ -235,7 +273,7 @@ class _Narrow(Contraction):
             for r in range(rows):
                 registers[r * right.vectors + v] = start
         for g, size in self._groups():
-            self._group(registers, left, b.let(base + g * self.size, "at"), right, g, size)
+            self._group(registers, left, b.let(base + g * self.layout.size, "at"), right, g, size)
         return registers
 
     def _group(
@@ -243,20 +281,21 @@ class _Narrow(Contraction):
     ) -> None:
         """A group's products, in steps of its scales, then times these."""
         b, lanes, rows = self.b, self.product.mac.lanes, len(left.offsets)
-        where = b.let(g * self._lanes + self.column, "scales")
-        zeros = [self._at(self.zero, where, v) for v in range(right.vectors)]
+        where = b.let(g * self.layout.lanes + right.column, "scales")
+        scale_of, zero_of = self.layout.of_groups
+        zeros = [self._at(zero_of, where, v) for v in range(right.vectors)]
         part = b.registers(self.product.sums, lanes, rows * right.vectors, "part")
         part.fill(0)
-        first = b.let(g * self.steps, "first")
-        with b.serial(size // self.count, "step") as step:
-            k = b.let(at + step * self.count, "k")
-            self._step(part, left, k, right, b.let(first + step), zeros, self.count)
-        if rest := size % self.count:
+        first = b.let(g * self.layout.steps, "first")
+        with b.serial(size // self.layout.count, "step") as step:
+            k = b.let(at + step * self.layout.count, "k")
+            self._step(part, left, k, right, b.let(first + step), zeros, self.layout.count)
+        if rest := size % self.layout.count:
             k = b.let(at + (size - rest), "k")
-            step = b.let(first + size // self.count)
+            step = b.let(first + size // self.layout.count)
             self._step(part, left, k, right, step, zeros, rest)
         for v in range(right.vectors):
-            scale = self._at(self.scale, where, v)
+            scale = self._at(scale_of, where, v)
             for r in range(rows):
                 i = r * right.vectors + v
                 registers[i] = tir.fma(part[i], scale, registers[i])
@@ -287,7 +326,7 @@ class _Narrow(Contraction):
 
     def _decoded(self, words: Value, i: int) -> Value:
         """The i-th code of each word -> 1 + code / 2^bits."""
-        lanes, up = self.product.mac.lanes, _MANTISSA - self.bits - i * self.bits
+        lanes, up = self.product.mac.lanes, _MANTISSA - self.layout.bits - i * self.layout.bits
 
         def number(value: int) -> Value:
             return tir.const(value, "int32", lanes)
@@ -296,5 +335,5 @@ class _Narrow(Contraction):
             words = tirx.op.shift_left(words, number(up))
         elif up < 0:
             words = tirx.op.shift_right(words, number(-up))
-        mask = ((1 << self.bits) - 1) << (_MANTISSA - self.bits)
+        mask = ((1 << self.layout.bits) - 1) << (_MANTISSA - self.layout.bits)
         return tir.reinterpret((words & number(mask)) | number(_ONE), "float32")

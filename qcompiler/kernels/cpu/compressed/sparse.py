@@ -18,8 +18,8 @@ floats.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import ceil
 
 import numpy as np
@@ -32,16 +32,24 @@ from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.tir import Registers, Value
 from qcompiler.kernels.cpu.contraction import blocking
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, needs_copy
+from qcompiler.kernels.cpu.contraction.layout import Layout
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Leftovers, Right, left_value
-from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of, without_saturation
+from qcompiler.kernels.cpu.contraction.operands import (
+    Product,
+    Run,
+    product_of,
+    tile_of,
+    without_saturation,
+)
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
-from qcompiler.kernels.cpu.contraction.tiled import Contraction
-from qcompiler.kernels.cpu.matrix.problem import tile_mac
+from qcompiler.kernels.cpu.contraction.tiled import Task, emitted
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
-_HEAD = 64  # bytes before a panel's corrections: how many turns, where offsets and blocks begin
+_HEAD = (
+    64  # bytes before a panel's corrections: how many iterations, where offsets and blocks begin
+)
 _LIST_CYCLES = 0.5
-"""Each block of a tile: its offset is loaded and its turn counted."""
+"""Each block of a tile: its offset is loaded and its iteration counted."""
 
 
 @candidates("conv", "matmul")
@@ -71,7 +79,7 @@ def sparse(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     thin = replace(problem, depth=max(1, ceil(problem.depth * density)))
 
     def build(tiling: Tiling) -> Kernel:
-        return _Sparse(region, device, problem, product, tiling).kernel()
+        return emitted(_Layout(region, device, problem, product, tiling), _Task)
 
     found = blocking.priced(thin, product, device, vectors=1)
     lists = min(((c, _list_cycles(thin, product, device, t)) for c, t in found), default=(0, 0))[1]
@@ -84,7 +92,7 @@ def _product(region: Region, root: Node, device: Device) -> Product | Skip:
     left, right = (i.dtype for i in root.operands)
     if not root.operands[1].is_constant:
         return Skip("its weights are not constant")
-    if tile_mac(device.isa, root) is not None:
+    if tile_of(device.isa, root) is not None:
         return Skip("tiles multiply all blocks faster than vectors some")
     if any(root.operands[1] in n.operands for n in region.nodes if n is not root):
         return Skip("the right operand is read again, as it is")
@@ -117,38 +125,54 @@ def _list_cycles(thin: Problem, product: Product, device: Device, tiling: Tiling
     return device.core.cycles(blocks * _LIST_CYCLES)
 
 
-class _Sparse(Contraction):
-    """One kernel while it is emitted."""
+@dataclass(frozen=True)
+class _Layout(Layout):
+    """Lists of blocks in place of panels."""
 
-    def __init__(
-        self, region: Region, device: Device, problem: Problem, product: Product, tiling: Tiling
-    ) -> None:
-        super().__init__(region, device, problem, product, tiling)
-        size = self.units.cut.size * (problem.columns if self.units.whole else 1)
-        free = device.isa.registers - 2 - product.mac.temporaries
-        most = min(device.core.chains, free) // size
-        self.together = 1 << max(most, 1).bit_length() - 1  # blocks of a turn, each its own sums
-        self.head_bytes = _HEAD + product.correction_bytes
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return "sparse_" + super().name
 
-    def _name(self) -> str:
-        return "sparse_" + super()._name()
-
-    def _needs_copy(self) -> bool:
+    @cached_property
+    def copied(self) -> bool:
+        """Is the left operand copied?"""
         ragged = self.problem.depth % self.product.mac.k != 0
         return needs_copy(self.problem, self.product) or ragged
 
-    def _matrix_bytes(self) -> int:
-        return 0
+    @cached_property
+    def together(self) -> int:
+        """Blocks of an iteration, each with sums of its own."""
+        size = self.units.cut.size * (self.problem.columns if self.units.whole else 1)
+        free = self.device.isa.registers - 2 - self.product.mac.temporaries
+        most = min(self.device.core.chains, free) // size
+        return 1 << max(most, 1).bit_length() - 1
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of a list's head."""
+        return _HEAD + self.product.correction_bytes
+
+    def pack(self, array: Array) -> Array:
+        """Weights -> heads, then offsets, then blocks."""
+        matrices = self.problem.matrices(array)[0]
+        return packed(matrices, self.product, self.offsets, self.together)
+
+
+class _Task(Task):
+    """The code of one task while it is emitted."""
+
+    layout: _Layout
 
     # -- the right operand
 
     def _right(self, matrix: Value, group: Value, run: Run, nth: Value, column: Value) -> Right:
         """The lists of one vector of outputs."""
         b, product = self.b, self.product
-        memory = self.pointers[self.problem.right]
+        memory = self.d.pointers[self.problem.right]
         panel = group * self.panels.panels + run.first + nth
-        head = b.let(panel * self.head_bytes, "head")
-        turns, offsets, blocks = (
+        head = b.let(panel * self.layout.head_bytes, "head")
+        count, offsets, blocks = (
             b.let(memory.load(head + 4 * i, 4, "int32"), name)
             for i, name in enumerate(("turns", "offsets", "blocks"))
         )
@@ -165,22 +189,22 @@ class _Sparse(Contraction):
             return memory.load(head + _HEAD, product.correction_bytes, "int32")
 
         start = self._start(column, run, correction if product.flipped else None)
-        return Right(1, lambda step, v: load(step, v), start, Leftovers(turns, offset, load))
+        return Right(1, lambda step, v: load(step, v), start, Leftovers(count, offset, load))
 
     def _sums(self, left: Left, base: Value, right: Right) -> Registers:
-        """A turn multiplies `together` blocks, each into sums of its own, added up at the end."""
+        """Multiply `together` blocks an iteration, each into sums of its own, added at the end."""
         b, product, rows = self.b, self.product, len(left.offsets)
-        mac, lists = product.mac, right.leftovers
+        mac, lists, together = product.mac, right.leftovers, self.layout.together
         assert lists is not None
-        registers = b.registers(product.sums, mac.lanes, rows * self.together, "sum")
+        registers = b.registers(product.sums, mac.lanes, rows * together, "sum")
         registers.fill(0)
         if right.start:
             start = b.let(right.start(0), "start")
             for r in range(rows):
                 registers[r] = start
-        with b.serial(lists.count, "turn") as turn:
-            for t in range(self.together):
-                i = b.let(turn * self.together + t, "block")
+        with b.serial(lists.count, "turn") as iteration:
+            for t in range(together):
+                i = b.let(iteration * together + t, "block")
                 at = b.let(base + lists.offset(i), "at")
                 block = b.let(lists.load(i, 0), "right")
                 for r, offset in enumerate(left.offsets):
@@ -188,7 +212,7 @@ class _Sparse(Contraction):
                     value = b.let(tir.broadcast(value, mac.lanes), "left")
                     s = t * rows + r
                     registers[s] = mac.emit(registers[s], value, block)
-        for t in range(1, self.together):
+        for t in range(1, together):
             for r in range(rows):
                 more = registers[t * rows + r]
                 whole = product.sums == "int32"
@@ -196,14 +220,6 @@ class _Sparse(Contraction):
                     tir.wrapping("+", registers[r], more) if whole else registers[r] + more
                 )
         return registers
-
-    def _pack(self, array: Array) -> Array:
-        """Weights -> heads, then offsets, then blocks."""
-        taps = [0]
-        for count, elements in self.taps:
-            taps = [o + i * elements for o in taps for i in range(count)]
-        matrices = self.problem.matrices(array)[0]
-        return packed(matrices, self.product, taps, self.together)
 
 
 def packed(matrices: Array, product: Product, taps: list[int], together: int) -> Array:

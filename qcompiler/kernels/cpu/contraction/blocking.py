@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, lru_cache, partial
 from math import gcd
 
 from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Device
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product, panel_bytes
 from qcompiler.kernels.cpu.contraction.problem import Problem
 
@@ -25,7 +26,7 @@ FINISH_INSTRUCTIONS = 9.0
 TO_BYTES = {1: 12.0, 2: 9.0, 4: 7.5}  # instructions for one of so many vectors that become bytes
 TO_FLOATS = dict.fromkeys(TO_BYTES, 4.0)  # for one of so many vectors that stay floats
 ROW_INSTRUCTIONS = 3.0  # where a row is written
-LOOP_INSTRUCTIONS = 3.0  # of a turn over k
+LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
@@ -53,53 +54,22 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A length in pieces of nearly one size: `count` of `size`, then `rest` of one less."""
-
-    length: int
-    size: int
-    count: int
-    rest: int
-
-    @staticmethod
-    @lru_cache
-    def of(length: int, most: int) -> Cut:
-        """As few pieces of at most `most` as there can be."""
-        pieces = -(-length // most)
-        size = -(-length // pieces)
-        rest = pieces * size - length
-        return Cut(length, size, pieces - rest, rest)
-
-    @cached_property
-    def pieces(self) -> int:
-        """All of them."""
-        return self.count + self.rest
-
-    def runs(self) -> Iterator[tuple[int, int, int, int]]:
-        """(first piece, pieces, size, where the first begins) of the runs of equal size."""
-        yield 0, self.count, self.size, 0
-        if self.rest:
-            yield self.count, self.rest, self.size - 1, self.count * self.size
-
-
-@dataclass(frozen=True)
 class Units:
     """How the output pixels of an image fall into tiles."""
 
     whole: bool
     """Tiles of whole output rows (a unit is such a tile); else parts of one (a unit is a row)."""
     cut: Cut
+    count: int
+    """Units of an image."""
 
     @staticmethod
     def of(problem: Problem, rows: int) -> Units:
         """For tiles of at most so many pixels."""
         if rows >= problem.columns:
-            return Units(True, Cut.of(problem.rows, max(1, rows // problem.columns)))
-        return Units(False, Cut.of(problem.columns, rows))
-
-    def count(self, problem: Problem) -> int:
-        """Units of an image."""
-        return self.cut.pieces if self.whole else problem.rows
+            cut = Cut.of(problem.rows, max(1, rows // problem.columns))
+            return Units(True, cut, cut.pieces)
+        return Units(False, Cut.of(problem.columns, rows), problem.rows)
 
 
 def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
@@ -144,7 +114,8 @@ def tilings(
         for r in _heights(problem, most):
             if not fits(product, r, v, registers):
                 continue
-            for along, across in _dealt(problem, panels.panels, tasks):
+            columns = problem.groups if problem.groups > 1 else panels.panels
+            for along, across in dealt(tasks, columns):
                 yield from _blocks(problem, r, v, along, across)
 
 
@@ -174,17 +145,20 @@ def _heights(problem: Problem, most: int) -> list[int]:
 
 
 def _threads(problem: Problem, product: Product, device: Device) -> int:
-    """One where the work is too little to share."""
+    """For all multiplications, or to read the right operand."""
     work = problem.macs / (product.mac.multiplies)
-    work = max(work, _read_once(problem, product, device))
-    return 1 if work < device.core.worth_sharing else device.threads
+    return threads_for(max(work, _read_once(problem, product, device)), device)
 
 
-def _dealt(problem: Problem, panels: int, tasks: int) -> Iterator[tuple[int, int]]:
-    """How tasks may be dealt to rows and columns."""
-    columns = problem.groups if problem.groups > 1 else panels
-    for across in range(1, tasks + 1):
-        if tasks % across == 0 and across <= columns:
+def threads_for(cycles: float, device: Device) -> int:
+    """One where the work is too little to share."""
+    return 1 if cycles < device.core.worth_sharing else device.threads
+
+
+def dealt(tasks: int, columns: int) -> Iterator[tuple[int, int]]:
+    """How tasks may be dealt to rows and so many columns."""
+    for across in range(1, min(tasks, columns) + 1):
+        if tasks % across == 0:
             yield tasks // across, across
 
 
@@ -197,7 +171,7 @@ def _read_once(problem: Problem, product: Product, device: Device) -> float:
 
 def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) -> Iterator[Tiling]:
     """Block sizes to try: a task's whole share, and halves of it."""
-    units = Units.of(problem, rows).count(problem)
+    units = Units.of(problem, rows).count
     if along > problem.images * units:
         return
     block = min(units, -(-units * problem.images // along))
@@ -215,7 +189,7 @@ def _cycles(
     core = device.core
     panels = Panels.of(problem.width, product.mac.width, tiling.vectors)
     units = Units.of(problem, tiling.rows)
-    blocks = -(-units.count(problem) // tiling.block)
+    blocks = -(-units.count // tiling.block)
     my_blocks = -(-problem.images * blocks // tiling.row_tasks)
     share = -(-max(problem.groups, panels.panels) // tiling.column_tasks)
     groups, count = (share, panels.panels) if problem.groups > 1 else (1, share)
@@ -223,11 +197,10 @@ def _cycles(
     packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
     again = level(device, packed * count * groups + left) if my_blocks > 1 else 3
     block = 0.0
-    for vectors, number in ((panels.vectors, panels.count), (panels.vectors - 1, panels.rest)):
-        if number:
-            panel = _panel_cycles(problem, product, device, tiling, vectors, left, tile)
-            fetch = packed / core.bytes_per_cycle[again]
-            block += number / panels.panels * core.overlapped(panel, fetch)
+    for _, number, vectors, _ in panels.cut.runs():
+        panel = _panel_cycles(problem, product, device, tiling, vectors, left, tile)
+        fetch = packed / core.bytes_per_cycle[again]
+        block += number / panels.panels * core.overlapped(panel, fetch)
     block *= count * groups
     if needs_copy(problem, product):
         block += 2 * left / core.bytes_per_cycle[max(1, level(device, left))]
@@ -243,19 +216,21 @@ def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
     return lines * frame.padded_line * tir.bits(product.left) // 8
 
 
-def ahead(problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int) -> int:
-    """Bytes of the next panel to ask for with every step of every tile; 0: do not ask.
+def prefetch_pace(
+    problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int
+) -> int:
+    """Bytes of the next panel to prefetch with every step of every tile; 0: none.
 
     A panel is read from afar by a block's first tile only, in a small part of the time there is:
-    faster than memory gives. It is asked for all the while, where the second cache has room.
+    faster than memory gives. It is prefetched all the while, where the second cache has room.
     """
     units = Units.of(problem, tiling.rows)
     steps = problem.tap_count * product.steps(problem.depth)
     panel = panel_bytes(product, problem.tap_count, problem.depth, vectors)
     width = -(-problem.width // (vectors * product.mac.width))
-    pace = -(-panel // (steps * min(tiling.block, units.count(problem))))
+    pace = -(-panel // (steps * min(tiling.block, units.count)))
     rows = tiling.rows * problem.tap_count * problem.depth * tir.bits(product.left) // 8
-    near = panel + rows <= device.l2_bytes * 3 // 4  # what is asked for may go on to the third
+    near = panel + rows <= device.l2_bytes * 3 // 4  # a prefetched line may be evicted to the third
     far = panel * width > device.l2_bytes // 2
     alone = product.leftovers or problem.groups > 1
     core = device.core
@@ -327,7 +302,7 @@ def _by_instructions(
     high, steps = product.high(rows), problem.tap_count * product.steps(problem.depth)
     moved = rows / 2 if product.mac.rows > 1 else rows * (product.parts > 1)
     issued = high * vectors * product.instructions + rows / product.mac.by_lane + moved
-    issued += vectors / 2 + LOOP_INSTRUCTIONS / product.turn  # vectors are loaded in pairs
+    issued += vectors / 2 + LOOP_INSTRUCTIONS / product.unroll  # vectors are loaded in pairs
     each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
     finish = rows * sum(n * each[n] for n in powers_of_two(vectors))
     beside = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * problem.tap_count
@@ -366,10 +341,10 @@ def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> 
     return rows * core.line_bytes / core.l2_bytes_per_cycle
 
 
-def level(device: Device, size: int) -> int:
-    """Which cache holds so many bytes that are read again and again."""
+def level(device: Device, size: int, eighths: int = 6) -> int:
+    """Which cache holds so many bytes that are read again and again, in a part of it."""
     for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
-        if size <= capacity * 3 // 4:
+        if size <= capacity * eighths // 8:
             return level
     return 3
 
@@ -377,5 +352,4 @@ def level(device: Device, size: int) -> int:
 def needs_copy(problem: Problem, product: Product) -> bool:
     """Is the left operand copied: padded, converted, or so that more than its end may be read?"""
     ragged = product.leftovers and problem.depth % product.mac.k != 0
-    padded = problem.frame.padded or problem.planes.padded
-    return padded or tir.stored(problem.left.dtype) != product.left or ragged
+    return problem.padded or tir.stored(problem.left.dtype) != product.left or ragged

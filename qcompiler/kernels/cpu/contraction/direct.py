@@ -38,7 +38,7 @@ def direct(region: Region, device: Device) -> tuple[Problem, Product] | Skip:
     if reason := too_large(region):
         return reason
     if root.op == "conv" and not constant and (problem.tap_count > 1 or root.int("group") > 1):
-        return Skip("a window's weights that only running the model tells")
+        return Skip("a window's weights that are known at run time only")
     if product.leftovers:
         product = replace(product, run=region.known(root.operands[1]).run)
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)

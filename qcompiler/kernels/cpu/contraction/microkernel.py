@@ -49,7 +49,8 @@ class Right:
     """The right operand of a tile: `load(step, vector)` gives one multiply-accumulate's vector.
 
     `step` counts through all taps. `start`, if any, gives what a vector of sums begins with.
-    `beside(step)`, if any, is emitted with every step: to ask for what comes later.
+    `beside(step)`, if any, is emitted with every step: to prefetch what comes later. `column` is
+    its first one, `panel` where it lies if the next one follows it.
     """
 
     vectors: int
@@ -57,6 +58,8 @@ class Right:
     start: Callable[[int], Value] | None = None
     leftovers: Leftovers | None = None
     beside: Callable[[Value], None] | None = None
+    column: Value = 0
+    panel: Pointer | None = None
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -73,7 +76,7 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     # 64 bits: of a sum of 32 LLVM cannot always prove that it does not overflow, and then gives
     # every row an address of its own, loads all of them first, and spills the sums.
     base = b.let(tir.cast(base, "int64"), "base")
-    steps, run, turn = product.steps(left.depth), product.run, product.turn
+    steps, run, unroll = product.steps(left.depth), product.run, product.unroll
     whole = steps if left.guarded else left.depth // mac.k
 
     def some(words: Sequence[Sequence[Value]], step: Value) -> None:
@@ -81,16 +84,16 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
         _steps(b, product, registers, words, loads)
 
     def over_k(at: Value, first: Value) -> None:
-        with b.serial(whole // turn, "k") as k:
-            where, step = b.let(at + k * (turn * mac.k), "at"), b.let(first + k * turn, "step")
+        with b.serial(whole // unroll, "k") as k:
+            where, step = b.let(at + k * (unroll * mac.k), "at"), b.let(first + k * unroll, "step")
             if right.beside:
                 right.beside(step)
-            words = _lefts(b, product, left, where, [mac.k] * turn)
-            for i in range(0, turn, run):
+            words = _lefts(b, product, left, where, [mac.k] * unroll)
+            for i in range(0, unroll, run):
                 some(words[i : i + run], step + i)
         rest = left.depth - whole * mac.k
-        more = [mac.k] * (whole % turn) + [rest] * (whole < steps)
-        done = whole - whole % turn
+        more = [mac.k] * (whole % unroll) + [rest] * (whole < steps)
+        done = whole - whole % unroll
         for piece in _pieces(more, product):
             words = _lefts(b, product, left, b.let(at + done * mac.k, "at"), piece)
             for i, word in enumerate(words):
@@ -149,8 +152,8 @@ def _over_taps(
 
 
 def _pieces(elements: Sequence[int], product: Product) -> list[list[int]]:
-    """Steps of so many elements each, fewer than a turn -> those whose left operands are loaded at
-    once, the most first; a step of less than k elements is alone.
+    """Steps of so many elements each, fewer than an iteration's -> those whose left operands are
+    loaded at once, the most first; a step of less than k elements is alone.
     """
     whole = sum(e == product.mac.k for e in elements) if product.mac.by_lane > 1 else 0
     sizes = [1 << i for i in reversed(range(whole.bit_length())) if whole >> i & 1]

@@ -19,10 +19,11 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.hardware.isa import Isa
-from qcompiler.hardware.products import BlockMac, MacKey, VectorMac
+from qcompiler.hardware.products import BlockMac, MacKey, TileMac, VectorMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.region import Region
 
 _SHORT = {
@@ -78,14 +79,14 @@ class Product:
         return Limit(most, self.left == "int8")
 
     @property
-    def turn(self) -> int:
-        """Steps of a turn of the loop over k."""
+    def unroll(self) -> int:
+        """Steps of an iteration over k."""
         return max(self.run, self.mac.by_lane)
 
     @property
     def temporaries(self) -> int:
         """Vector registers besides the operands'."""
-        return 1 + self.turn if self.halved else self.mac.temporaries
+        return 1 + self.unroll if self.halved else self.mac.temporaries
 
     @property
     def flipped(self) -> bool:
@@ -198,6 +199,12 @@ def block_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | No
     return None
 
 
+def tile_of(isa: Isa, root: Node) -> TileMac | None:
+    """The instruction set's tile product for a node, if it has one."""
+    dtypes = (*(i.dtype for i in root.operands), root.dtype)
+    return isa.tile(_key(*dtypes)) if set(dtypes) <= _SHORT.keys() else None
+
+
 def _key(left: str, right: str, sums: str) -> MacKey:
     return _SHORT[left], _SHORT[right], _SHORT[sums]
 
@@ -212,43 +219,37 @@ def _signs(left: str, right: str) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class Panels:
-    """How the columns of the right operand are cut: `count` panels of `vectors` vectors each, then
-    `rest` of one vector less, so that all are nearly alike.
-    """
+    """How the columns of the right operand are cut: vectors of `lanes` columns into panels."""
 
     width: int
     lanes: int
-    vectors: int
-    count: int
-    rest: int
+    cut: Cut
 
     @staticmethod
     def of(width: int, lanes: int, vectors: int) -> Panels:
         """At most `vectors` vectors to a panel, and as few panels as that allows."""
-        total = -(-width // lanes)
-        panels = -(-total // vectors)
-        most = -(-total // panels)
-        rest = panels * most - total
-        return Panels(width, lanes, most, panels - rest, rest)
+        return Panels(width, lanes, Cut.of(-(-width // lanes), vectors))
+
+    @property
+    def vectors(self) -> int:
+        """Of the first panel; the last ones may have one less."""
+        return self.cut.size
 
     @property
     def panels(self) -> int:
         """All of them."""
-        return self.count + self.rest
+        return self.cut.pieces
 
     def runs(self) -> Iterator[Run]:
         """Runs of equal panels; the last panel is one of its own if its last vector is partial."""
         partial = self.width % self.lanes
-        cuts = [(0, self.count, self.vectors), (self.count, self.rest, self.vectors - 1)]
-        cuts = [c for c in cuts if c[1]]
-        column = 0
-        for i, (first, count, vectors) in enumerate(cuts):
-            whole = count - 1 if partial and i == len(cuts) - 1 else count
+        for first, count, vectors, before in self.cut.runs():
+            last = bool(partial) and first + count == self.panels
+            whole, column = count - last, before * self.lanes
             if whole:
                 yield Run(first, whole, vectors, column, self.lanes)
-            column += whole * vectors * self.lanes
-            if whole < count:
-                yield Run(first + whole, 1, vectors, column, partial)
+            if last:
+                yield Run(first + whole, 1, vectors, column + whole * vectors * self.lanes, partial)
 
 
 @dataclass(frozen=True)
@@ -283,16 +284,14 @@ def pack(matrices: Array, product: Product, panels: Panels, taps: Sequence[int] 
     k, lanes = product.mac.k, product.mac.width
     same = tir.stored(matrices.dtype.name) == product.right
     values = matrices.view(product.right) if same else matrices.astype(product.right)
-    total = panels.count * panels.vectors + panels.rest * (panels.vectors - 1)
-    shape = (images * groups, count, product.steps(depth) * k, total * lanes)
+    shape = (images * groups, count, product.steps(depth) * k, panels.cut.length * lanes)
     full = np.zeros(shape, product.right)
     full[:, :, :depth, :width] = values.reshape(images * groups, count, depth, width)
     kept = without_saturation(full, product.run, product.limit) if product.leftovers else full
-    writer = _Panels(product, taps)
-    sizes = [panels.vectors] * panels.count + [panels.vectors - 1] * panels.rest
+    writer = _Writer(product, taps)
     for matrix in range(images * groups):
         first = 0
-        for vectors in sizes:
+        for vectors in panels.cut.sizes:
             columns = slice(first * lanes, (first + vectors) * lanes)
             writer.panel(full[matrix, :, :, columns], kept[matrix, :, :, columns])
             first += vectors
@@ -358,7 +357,7 @@ def longest_run(weights: Array, limit: Limit = Limit()) -> int:
     return min(costs, key=costs.__getitem__)
 
 
-class _Panels:
+class _Writer:
     """Packed panels of matrices while they are written."""
 
     def __init__(self, product: Product, taps: Sequence[int]) -> None:

@@ -38,8 +38,9 @@ class Patch:
         self.dtype, self.source, self.target = problem.left.dtype, source, target
         widest = max(tir.bits(product.left), tir.bits(tir.stored(self.dtype))) // 8
         self.lanes = isa.lanes(widest)
+        self._fill_sides()
 
-    def fill_sides(self) -> None:
+    def _fill_sides(self) -> None:
         """Write the padding left and right of every line, once: copies leave it alone."""
         frame = self.frame
         if not frame.left and not frame.right:

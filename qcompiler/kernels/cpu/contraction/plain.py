@@ -49,9 +49,9 @@ def plain(region: Region, device: Device) -> Iterable[Candidate] | Skip:
 
 
 def _nanoseconds(root: Node, depth: int, pixels: int, device: Device) -> float:
-    """One core's time. Weights are read again for every pixel, and their rows lie apart: nobody
-    fetches them ahead, so they come half as fast as those that are packed; what is narrower than
-    the sums is widened each time, and comes no faster.
+    """One core's time. Weights are read again for every pixel, and their rows lie apart: no
+    hardware prefetches them, so they come half as fast as those that are packed; what has fewer
+    bits than the sums is widened each time, and comes no faster.
     """
     core, itemsize = device.core, tir.bits(root.dtype) // 8
     steps = _vectors(root, device) * depth

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.core import Core
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.ops.window import Window
+
+T = TypeVar("T")
+_PIXEL = Window((1, 1), (1, 1), (1, 1), ())
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,11 @@ class Batch:
 @dataclass(frozen=True)
 class Problem:
     """What is summed. `columns` output pixels make a row, `rows` rows an image (in three
-    dimensions: an output plane).
+    dimensions: an output plane), each the sum of a `window` of the left operand (along lines, and
+    within one); a group has `channels` neighbouring elements of a pixel and `width` results.
 
     `taps` of a plane are (count, lines, elements): how often, and how far apart in lines and
-    elements of the left operand; K = `depth` neighbouring elements at every tap; N = `width`
-    results a group.
+    elements of the left operand; K = `depth` neighbouring elements at every tap.
     """
 
     root: Node
@@ -112,16 +116,14 @@ class Problem:
     rows: int
     columns: int
     groups: int
+    channels: int
     depth: int
     width: int
     frame: Frame
-    column: int
-    """Elements from one output pixel's left operand to the next one's."""
-    group: int
-    """Elements from one group's left operand to the next one's."""
-    taps: tuple[tuple[int, int, int], ...]
     left_images: Batch
     right_images: Batch
+    taps: tuple[tuple[int, int, int], ...] = ()
+    window: Window = _PIXEL
     planes: Planes = Planes()
     result_bytes: int = 4
     """Of one element that is stored in the end."""
@@ -140,6 +142,36 @@ class Problem:
     def right(self) -> Node:
         """The operand that is packed: weights, mostly."""
         return self.root.operands[1]
+
+    @cached_property
+    def itemsize(self) -> int:
+        """Bytes of an element of the left operand."""
+        return numpy_dtype(self.left.dtype).itemsize
+
+    @property
+    def pixel(self) -> int:
+        """Elements of an input pixel."""
+        return self.groups * self.channels
+
+    @property
+    def breadth(self) -> int:
+        """Input pixels of a line."""
+        return self.frame.source_line // self.pixel
+
+    @property
+    def begins(self) -> tuple[int, int]:
+        """Lines and pixels of padding before the first ones."""
+        return self.frame.top, self.frame.left // (self.frame.apart or self.pixel)
+
+    @property
+    def padded(self) -> bool:
+        """Does any window reach beyond the input?"""
+        return self.frame.padded or self.planes.padded
+
+    @property
+    def column(self) -> int:
+        """Elements from one output pixel's left operand to the next one's."""
+        return self.window.strides[1] * (self.frame.apart or self.pixel)
 
     @cached_property
     def tap_count(self) -> int:
@@ -161,37 +193,30 @@ class Problem:
         return right.reshape(-1, 1, 1, *right.shape[-2:])
 
 
-def problem_of(root: Node, lanes: int, core: Core) -> Problem | Skip:
-    """A conv or matmul node -> its problem, for vectors of so many sums."""
-    return _conv(root, lanes, core) if root.op == "conv" else _matmul(root)
+def problem_of(root: Node, lanes: int, core: Core, *, upright: bool = False) -> Problem | Skip:
+    """A conv or matmul node -> its problem, for vectors of so many sums; a convolution along one
+    axis is one along a line or, `upright`, along lines of one pixel.
+    """
+    return _conv(root, lanes, core, upright) if root.op == "conv" else _matmul(root)
 
 
-def _conv(root: Node, lanes: int, core: Core) -> Problem | Skip:
+def _conv(root: Node, lanes: int, core: Core, upright: bool) -> Problem | Skip:
     x, w = root.operands
     images, *sizes, channels = x.type.dims
     if len(sizes) > 3:
         return Skip(f"{len(sizes)} spatial dimensions")
-    window = _in_space(Window.of(root, sizes, w.type.dims[:-2]))
-    deep, *sizes = [1] * (3 - len(sizes)) + sizes
-    outputs = (1, 1, *root.type.dims[1:-1])[-3:]
-    merged = _merged_groups(root.int("group"), root.type.dims[-1], lanes)
-    groups = root.int("group") // merged
-    width = root.type.dims[-1] // groups
+    window = _in_space(Window.of(root, sizes, w.type.dims[:-2]), upright)
+    deep, *sizes = _three(tuple(sizes), 1, upright)
+    outputs = _three(root.type.dims[1:-1], 1, upright)
+    groups = root.int("group") // _merged_groups(root.int("group"), root.type.dims[-1], lanes)
     if window.reach == window.strides == (1, 1, 1) and not any(map(any, _pads(window))):
         pixels = images * deep * prod(sizes)
-        frame, taps = Frame(pixels, channels), ()
-        images, outputs, depth, column = 1, (1, pixels, 1), channels // groups, channels
-        planes = Planes()
-    else:
-        frame = _frame(root, window, sizes, channels, outputs[1:], core)
-        apart = frame.apart or channels
-        planes = _planes(window, deep, outputs[0])
-        along = (window.kernel[1], window.dilations[1], 0)
-        whole = root.int("group") == 1 and window.dilations[2] == 1 and not frame.apart
-        across = () if whole else ((window.kernel[2], 0, window.dilations[2] * apart),)
-        taps = tuple(t for t in (along, *across) if t[0] > 1)
-        depth = channels * window.kernel[2] if whole else channels // groups
-        column = window.strides[2] * apart
+        images, deep, sizes, outputs = 1, 1, [pixels, 1], (1, pixels, 1)
+    frame = _frame(root, window, sizes, channels, outputs[1:], core)
+    planes = _planes(window, deep, outputs[0])
+    along = (window.kernel[1], window.dilations[1], 0)
+    whole = root.int("group") == 1 and window.dilations[2] == 1 and not frame.apart
+    across = (window.kernel[2], 0, window.dilations[2] * (frame.apart or channels))
     plane = frame.height * frame.source_line
     dims = (images, planes.outputs) if planes.outputs > 1 else (images,)
     return Problem(
@@ -200,28 +225,29 @@ def _conv(root: Node, lanes: int, core: Core) -> Problem | Skip:
         rows=outputs[1],
         columns=outputs[2],
         groups=groups,
-        depth=depth,
-        width=width,
+        channels=channels // groups,
+        depth=channels * window.kernel[2] if whole else channels // groups,
+        width=root.type.dims[-1] // groups,
         frame=frame,
-        column=column,
-        group=channels // groups,
-        taps=taps,
         left_images=Batch(dims, (planes.size * plane, planes.step * plane)[: len(dims)]),
         right_images=Batch(dims, (0,) * len(dims)),
+        taps=tuple(t for t in ((along,) if whole else (along, across)) if t[0] > 1),
+        window=Window(window.kernel[1:], window.strides[1:], window.dilations[1:], ()),
         planes=planes,
     )
 
 
-def _in_space(window: Window) -> Window:
+def _three(values: tuple[T, ...], one: T, upright: bool) -> tuple[T, ...]:
+    """Along one or two dimensions -> along three."""
+    behind = (one,) * (upright and len(values) == 1)
+    return ((one,) * 3 + values + behind)[-3:]
+
+
+def _in_space(window: Window, upright: bool) -> Window:
     """A window of one or two dimensions -> one of three."""
-    new = 3 - len(window.kernel)
-    ones, zeros = (1,) * new, ((0, 0),) * new
-    return Window(
-        ones + window.kernel,
-        ones + window.strides,
-        ones + window.dilations,
-        zeros + window.pads,
-    )
+    axes = (window.kernel, window.strides, window.dilations)
+    kernel, strides, dilations = (_three(a, 1, upright) for a in axes)
+    return Window(kernel, strides, dilations, _three(window.pads, (0, 0), upright))
 
 
 def _pads(window: Window) -> list[tuple[int, int]]:
@@ -319,12 +345,10 @@ def _matmul(root: Node) -> Problem:
         rows=rows,
         columns=1,
         groups=1,
+        channels=depth,
         depth=depth,
         width=width,
         frame=Frame(rows, depth),
-        column=depth,
-        group=0,
-        taps=(),
         left_images=Batch.of(dims, tuple(a_batch), rows * depth),
         right_images=Batch.of(dims, tuple(b_batch), depth * width),
     )

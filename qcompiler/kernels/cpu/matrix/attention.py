@@ -14,26 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import product
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.hardware.products import MacKey, TileMac, VectorMac
-from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values
-from qcompiler.kernels.cpu.attention.vector import (
-    AttentionKernel,
-    Scratch,
-    attention_seconds,
-    refuse_attention,
-)
+from qcompiler.kernels.cpu.attention.layout import Layout
+from qcompiler.kernels.cpu.attention.operands import Heads, Values
+from qcompiler.kernels.cpu.attention.vector import AttentionTask, emitted, refuse_attention
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.loops import sweep
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.contraction.operands import Product
-from qcompiler.kernels.cpu.matrix.block import CONFIG_BYTES, ROW_TILES, TILES, Blocks
-from qcompiler.kernels.cpu.matrix.layout import WORD
-from qcompiler.kernels.cpu.matrix.right import PANEL_TILES
-from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candidates
+from qcompiler.kernels.cpu.matrix.block import (
+    CONFIG_BYTES,
+    LEFT_TILE,
+    RIGHT_TILE,
+    Blocks,
+    sums_tile,
+    write_shapes,
+)
+from qcompiler.kernels.cpu.matrix.layout import PANEL_TILES, WORD
+from qcompiler.kernels.registry import Candidate, Fixed, Region, candidates
 from qcompiler.ops.attention import LEAST
 
 _PRODUCTS: Mapping[str, tuple[tuple[MacKey, str, str], tuple[MacKey, str, str]]] = {
@@ -46,7 +49,6 @@ _GAIN = 4.0
 """How much less time full tiles take than vectors, softmax included."""
 _FEW_QUERIES = 4
 """Up to so many, rows of tiles would stay empty."""
-_LEFT, _RIGHT = ROW_TILES * PANEL_TILES, ROW_TILES * PANEL_TILES + ROW_TILES
 
 
 @candidates("Attention", "attention")
@@ -74,14 +76,11 @@ def tile_attention(region: Region, device: Device) -> Iterable[Candidate] | Skip
         Product(VectorMac(key, mac.lanes, quad, mac.emit), left, right, _SUMS[key[2]])
         for mac, (key, left, right) in zip(macs, _PRODUCTS[dtype], strict=True)
     )
-
-    def build() -> Kernel:
-        return _Tiles(region, device, (q, k, v), scores, values).kernel()
-
+    layout = _Layout((q, k, v), scores, values, device, macs)
     rows = macs[0].rows
     filled = q.length / (-(-q.length // rows) * rows)
-    seconds = attention_seconds((q, k, v), quad, device) / (_GAIN * filled)
-    return [Candidate(Fixed(), seconds, build)]
+    seconds = layout.seconds / (_GAIN * filled)
+    return [Candidate(Fixed(), seconds, partial(emitted, region, layout, _Tiles))]
 
 
 def _macs(device: Device, dtype: str) -> tuple[TileMac, TileMac] | None:
@@ -108,76 +107,111 @@ class _Rows:
     row_bytes: int
 
 
-class _Tiles(AttentionKernel):
-    """One kernel while it is emitted."""
+@dataclass(frozen=True)
+class _Layout(Layout):
+    """Of a kernel of tiles."""
 
+    macs_of: tuple[TileMac, TileMac]
     suffix = "_tiles"
 
-    def _divide(self) -> None:
-        """Decide where in a task's scratch what lies."""
-        area, rows = Scratch(self.d.device.core), self.lanes
-        macs = _macs(self.d.device, self.q.node.dtype)
-        assert macs is not None
-        self.macs_of = macs
-        self.quad = self.for_scores.mac.k
-        blocks = Blocks.of(self.q.length, rows)
-        self.block, self.heights = blocks.size, blocks.heights(rows)
-        self.packed_keys = Keys(self.for_scores, self.k)
-        self.packed_values = Values(self.for_values, self.v)
-        words = self.packed_keys.vectors
-        count = -(-words // rows)
-        self.deep = _Steps(count, words // count)
-        words = self.packed_values.steps
-        count = -(-words // rows)
-        self.long = _Steps(count, rows if count > 1 else words)
-        self.packed_steps = words
-        panels = -(-self.v.size // self.lanes)
-        self.packed_values.steps = self.long.count * self.long.words
-        self.packed_values.bytes = panels * self.packed_values.steps * self.lanes * WORD
-        self.row = max(self.keys, self.packed_values.steps * self.quad)
-        weight = tir.bits(self.for_values.left) // 8
-        self.keys_at = area.take(self.packed_keys.bytes)
-        self.values_at = area.take(self.packed_values.bytes)
-        self.queries_at = 0
-        self.scores_at = area.take(self.block * self.row * WORD)
-        self.weights_at = area.take(self.block * self.row * weight)
-        self.sums_at = area.take(self.block * PANEL_TILES * self.lanes * WORD)
-        self.tops_at = area.take(self.block * self.lanes * WORD)
-        self.inverse_at = area.take(self.block * WORD)
-        self.shapes_at = area.take(2 * CONFIG_BYTES)
-        self.task_bytes = area.bytes + CONFIG_BYTES
+    @cached_property
+    def rows(self) -> Blocks:
+        """How queries fall into blocks."""
+        return Blocks.of(self.heads[0].length, self.lanes)
+
+    @property
+    def block(self) -> int:
+        """Queries at a time."""
+        return self.rows.size
+
+    @cached_property
+    def heights(self) -> tuple[int, ...]:
+        """Of a block's tiles."""
+        return self.rows.heights(self.lanes)
+
+    @cached_property
+    def deep(self) -> _Steps:
+        """The depth of scores."""
+        count = -(-self.keys.vectors // self.lanes)
+        return _Steps(count, self.keys.vectors // count)
+
+    @cached_property
+    def packed_steps(self) -> int:
+        """Steps of values that are packed; zeros follow."""
+        return self.for_values.steps(self.heads[1].length)
+
+    @cached_property
+    def long(self) -> _Steps:
+        """The depth of outputs."""
+        count = -(-self.packed_steps // self.lanes)
+        return _Steps(count, self.lanes if count > 1 else self.packed_steps)
+
+    @cached_property
+    def values(self) -> Values:
+        """A head's values, packed, as many steps as whole tiles take."""
+        steps = self.long.count * self.long.words
+        return Values(self.for_values, self.heads[2], steps=steps)
+
+    @property
+    def row(self) -> int:
+        """Elements from one query's scores to the next one's."""
+        return max(self.padded, self.values.steps * self.for_scores.mac.k)
+
+    def pieces(self) -> dict[str, int]:
+        """What lies in a task's scratch -> its bytes, in order."""
+        scores, weight = self.block * self.row, tir.bits(self.for_values.left) // 8
+        return {
+            "keys": self.keys.bytes,
+            "values": self.values.bytes,
+            "scores": scores * WORD,
+            "weights": scores * weight,
+            "sums": self.block * PANEL_TILES * self.lanes * WORD,
+            "tops": self.block * self.lanes * WORD,
+            "inverses": self.block * WORD,
+            "shapes": 2 * CONFIG_BYTES,
+        }
+
+
+class _Tiles(AttentionTask):
+    """The code of a task while it is emitted."""
+
+    layout: _Layout
 
     # -- loops
 
-    def _head(self, turn: Value) -> None:
+    def head(self, unit: Value) -> None:
         """One head's queries, or one part of them."""
-        for i, steps in enumerate((self.deep, self.long)):
-            self._write_shapes(self._area(self.shapes_at + i * CONFIG_BYTES), steps)
+        for i, steps in enumerate((self.layout.deep, self.layout.long)):
+            area = self._area(self.layout.places["shapes"] + i * CONFIG_BYTES)
+            heights, row_bytes = self.layout.heights, self.lanes * WORD
+            write_shapes(self.d.isa, area, heights, steps.words, row_bytes)
         self._zero()
-        super()._head(turn)
+        super().head(unit)
         self._do("tile_release")
 
-    def _queries(self, image: Value, head: Value, query: Value, count: int) -> None:
+    def _queries(self, image: Value, head: Value, values: Value, query: Value, count: int) -> None:
         """The output rows of a block of queries; the last block begins before its first new one."""
         b = self.b
-        if count < self.block:
-            query = tir.const(self.q.length - self.block)
+        if count < self.layout.block:
+            query = tir.const(self.q.length - self.layout.block)
         start = b.let(self.q.at(image, head, query), "q")
         mask = self._mask_offset(image, head, query)
-        self._do("tile_configure", self._area(self.shapes_at).address())
-        wide, narrow = divmod(self.keys // self.lanes, PANEL_TILES)
-        with b.serial(wide, "panel") as i:
+        self._do("tile_configure", self._area(self.layout.places["shapes"]).address())
+        pairs, single = divmod(self.keys // self.lanes, PANEL_TILES)
+        with b.serial(pairs, "panel") as i:
             self._tile_scores(start, b.let(i * PANEL_TILES, "first"), PANEL_TILES)
-        if narrow:
-            self._tile_scores(start, tir.const(wide * PANEL_TILES), 1)
-        with b.serial(self.block, "row") as r:
+        if single:
+            self._tile_scores(start, tir.const(pairs * PANEL_TILES), 1)
+        with b.serial(self.layout.block, "row") as r:
             self._weigh_row(r, query, mask)
-        self._do("tile_configure", self._area(self.shapes_at + CONFIG_BYTES).address())
+        self._do(
+            "tile_configure", self._area(self.layout.places["shapes"] + CONFIG_BYTES).address()
+        )
         width = PANEL_TILES * self.lanes
         for column in range(0, self.v.size, width):
             tiles = min(PANEL_TILES, -(-(self.v.size - column) // self.lanes))
             self._tile_outputs(column, tiles)
-            with b.serial(self.block, "row") as r:
+            with b.serial(self.layout.block, "row") as r:
                 at = b.let(r * width, "at")
                 sums = self._sums()
                 found = [b.let(sums.load(at + c * self.lanes, self.lanes)) for c in range(tiles)]
@@ -208,7 +242,7 @@ class _Tiles(AttentionKernel):
         return tir.reinterpret(value, self.for_scores.sums)
 
     def _sums(self) -> Pointer:
-        return self._area(self.sums_at).view(self.for_values.sums)
+        return self._area(self.layout.places["sums"]).view(self.for_values.sums)
 
     # -- tiles
 
@@ -219,54 +253,42 @@ class _Tiles(AttentionKernel):
     def _do(self, name: str, *operands: Value) -> None:
         self.b.emit(self.d.isa.intrinsics[name](*operands))
 
-    def _write_shapes(self, memory: Pointer, steps: _Steps) -> None:
-        """The tiles' shapes for sums of such steps -> the bytes that set them."""
-        row_bytes = self.lanes * WORD
-        shapes: dict[int, tuple[int, int]] = {}
-        for r, height in enumerate(self.heights):
-            shapes[_LEFT + r] = (height, steps.words * WORD)
-            shapes.update({r * PANEL_TILES + c: (height, row_bytes) for c in range(PANEL_TILES)})
-        shapes.update({tile: (steps.words, row_bytes) for tile in range(_RIGHT, TILES)})
-        config = self.d.isa.intrinsics["tile_shapes"](shapes)
-        memory.store(0, tir.const(0, "uint8", CONFIG_BYTES))
-        for i in range(0, CONFIG_BYTES, WORD):
-            word = int.from_bytes(config[i : i + WORD], "little", signed=True)
-            if word:
-                memory.store(i, tir.const(word))
-
     def _zero(self) -> None:
         """Weights and values behind the last key, as far as tiles reach."""
         b, lanes = self.b, self.lanes
         zeros = tir.const(0, "int32", lanes)
         for panel in range(-(-self.v.size // lanes)):
-            first = (panel * self.packed_values.steps + self.packed_steps) * lanes
-            with b.serial(self.packed_values.steps - self.packed_steps, "step") as i:
+            first = (panel * self.packed_values.steps + self.layout.packed_steps) * lanes
+            with b.serial(self.packed_values.steps - self.layout.packed_steps, "step") as i:
                 self.value_panels.store(first + i * lanes, zeros)
         none = tir.const(0, self.for_values.left, lanes)
-        with b.serial(self.block, "row") as r, b.serial((self.row - self.keys) // lanes, "v") as i:
+        with (
+            b.serial(self.layout.block, "row") as r,
+            b.serial((self.row - self.keys) // lanes, "v") as i,
+        ):
             self.weights.store(r * self.row + self.keys + i * lanes, none)
 
     def _tile_scores(self, start: Value, first: Value, tiles: int) -> None:
         """A block of queries by panels of keys from one on -> sums in scratch."""
         size = tir.bits(self.for_scores.left) // 8
         left = self.d.pointers[self.q.node] + start
-        depth = self.deep.words * self.quad
+        depth = self.layout.deep.words * self.for_scores.mac.k
         panel = self.packed_keys.vectors * self.lanes
 
         rows = _Rows(left, self.q.steps[2], depth, self.q.steps[2] * size)
         panels = self.key_panels + first * panel
-        self._multiply(self.macs_of[0], self.deep, rows, (panels, panel), tiles)
+        self._multiply(self.layout.macs_of[0], self.layout.deep, rows, (panels, panel), tiles)
         self._store(self.scores + first * self.lanes, self.row * WORD, tiles)
 
     def _tile_outputs(self, column: int, tiles: int) -> None:
         """A block of weights by panels of values -> sums in scratch."""
         size = tir.bits(self.for_values.left) // 8
-        depth = self.long.words * self.quad
+        depth = self.layout.long.words * self.for_scores.mac.k
         panel = self.packed_values.steps * self.lanes
 
         rows = _Rows(self.weights, self.row, depth, self.row * size)
         panels = self.value_panels + column // self.lanes * panel
-        self._multiply(self.macs_of[1], self.long, rows, (panels, panel), tiles)
+        self._multiply(self.layout.macs_of[1], self.layout.long, rows, (panels, panel), tiles)
         self._store(self._sums(), PANEL_TILES * self.lanes * WORD, tiles)
 
     def _multiply(
@@ -274,23 +296,23 @@ class _Tiles(AttentionKernel):
     ) -> None:
         """Left rows by neighbouring panels (where the first is, words from one to the next)."""
         right, apart = panels
-        for r, c in product(range(len(self.heights)), range(tiles)):
-            self._do("tile_zero", r * PANEL_TILES + c)
+        for r, c in product(range(len(self.layout.heights)), range(tiles)):
+            self._do("tile_zero", sums_tile(r, c))
         for step in range(steps.count):
-            for r in range(len(self.heights)):
+            for r in range(len(self.layout.heights)):
                 for c in range(tiles):
                     if r == 0:
                         address = right.address(c * apart + step * steps.words * self.lanes)
-                        self._do("tile_load", _RIGHT + c, address, tir.const(self.lanes * WORD))
+                        self._do("tile_load", RIGHT_TILE + c, address, tir.const(self.lanes * WORD))
                     if c == 0:
-                        at = sum(self.heights[:r]) * rows.apart + step * rows.step
+                        at = sum(self.layout.heights[:r]) * rows.apart + step * rows.step
                         address, row_bytes = rows.left.address(at), tir.const(rows.row_bytes)
-                        self._do("tile_load", _LEFT + r, address, row_bytes)
-                    self.b.emit(mac.emit(r * PANEL_TILES + c, _LEFT + r, _RIGHT + c))
+                        self._do("tile_load", LEFT_TILE + r, address, row_bytes)
+                    self.b.emit(mac.emit(sums_tile(r, c), LEFT_TILE + r, RIGHT_TILE + c))
 
     def _store(self, sums: Pointer, row_bytes: int, tiles: int) -> None:
         """Sums -> memory, where rows are so many bytes apart."""
-        for r, c in product(range(len(self.heights)), range(tiles)):
-            at = sum(self.heights[:r]) * row_bytes // WORD + c * self.lanes
-            tile = r * PANEL_TILES + c
+        for r, c in product(range(len(self.layout.heights)), range(tiles)):
+            at = sum(self.layout.heights[:r]) * row_bytes // WORD + c * self.lanes
+            tile = sums_tile(r, c)
             self._do("tile_store", tile, sums.address(at), tir.const(row_bytes))

@@ -25,19 +25,20 @@ from tvm import tirx
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
+from qcompiler.hardware.products import TileMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import in_place_candidates, refuse
-from qcompiler.kernels.cpu.code.epilogue import Fused, store
-from qcompiler.kernels.cpu.code.loops import indices
-from qcompiler.kernels.cpu.code.math import TirMath
-from qcompiler.kernels.cpu.code.tails import Tails
+from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
+from qcompiler.kernels.cpu.code.epilogue import store
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.direct import direct, least
-from qcompiler.kernels.cpu.contraction.problem import Batch
-from qcompiler.kernels.cpu.matrix.block import HEAD_BYTES, SUMS_BYTES, Blocks, Products
-from qcompiler.kernels.cpu.matrix.left import Left, left_scratch
+from qcompiler.kernels.cpu.contraction.loops import offset_of, share_of
+from qcompiler.kernels.cpu.contraction.operands import bias_of, tile_of
+from qcompiler.kernels.cpu.contraction.problem import Batch, Problem, problem_of
+from qcompiler.kernels.cpu.matrix.block import HEAD_BYTES, SUMS_BYTES, Products
+from qcompiler.kernels.cpu.matrix.layout import PANEL_TILES, Layout
+from qcompiler.kernels.cpu.matrix.left import Left
 from qcompiler.kernels.cpu.matrix.model import (
     PREFETCH_LINES,
     Choice,
@@ -46,41 +47,33 @@ from qcompiler.kernels.cpu.matrix.model import (
     priced,
     vector_cycles,
 )
-from qcompiler.kernels.cpu.matrix.problem import (
-    Problem,
-    constant_bias_of,
-    key_of,
-    problem_of,
-    tile_mac,
-)
-from qcompiler.kernels.cpu.matrix.right import PANEL_TILES, Panels, RightPacker, pack
+from qcompiler.kernels.cpu.matrix.right import RightPacker, pack
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _FEW_BLOCKS = 16
 """With more blocks than this a panel's next one is fetched in no time."""
 
 
-@candidates("conv", "matmul")
+@candidates("conv", "matmul", version=2)
 def tiles(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """Sums in tile registers, 32 rows by 32 columns."""
     root = region.root
     assert root is not None
-    problem = refuse(region) or _problem(region, root, device)
-    if isinstance(problem, Skip):
-        return problem
+    found = refuse(region) or _problem(region, root, device)
+    if isinstance(found, Skip):
+        return found
+    problem, mac = found
     summed = (root, constant_bias_of(region)[0])
     finish = device.core.cycles(finish_cycles(n for n in region.nodes if n not in summed))
-
-    def build(choice: Choice) -> Kernel:
-        return Tiles(region, device, choice).kernel()
-
-    mine, theirs = _vectors(region, device, vector_cycles(problem, device, finish))
+    mine, theirs = _vectors(region, device, vector_cycles(problem, mac, device, finish))
 
     def seconds(cycles: float) -> float:
         return device.core.seconds(cycles / mine * theirs)
 
-    found = priced(problem, device, finish)
-    return (Candidate(c.knobs, seconds(cost.total), partial(build, c)) for cost, c in found)
+    return (
+        Candidate(c.tiling, seconds(cost.total), partial(emitted, region, device, c))
+        for cost, c in priced(problem, mac, device, finish)
+    )
 
 
 def _vectors(region: Region, device: Device, mine: float) -> tuple[float, float]:
@@ -92,28 +85,40 @@ def _vectors(region: Region, device: Device, mine: float) -> tuple[float, float]
     return (mine, theirs) if isfinite(mine) and isfinite(theirs) else (1.0, 1.0)
 
 
-def _problem(region: Region, root: Node, device: Device) -> Problem | Skip:
-    """A region -> its root's problem, or why tiles are no use for it."""
-    mac = tile_mac(device.isa, root)
+def _problem(region: Region, root: Node, device: Device) -> tuple[Problem, TileMac] | Skip:
+    """A region -> its root's problem and product, or why tiles are no use for it."""
+    mac = tile_of(device.isa, root)
     if mac is None:
         return Skip(f"no tile product of {' and '.join(i.dtype for i in root.operands)}")
     if any(i in region.nodes for i in root.operands):
         return Skip("elementwise nodes before the product")
-    problem = problem_of(root, mac)
+    if any(0 in n.type.dims for n in (root, *root.operands)):
+        return Skip("nothing to multiply")
+    problem = problem_of(root, 1, device.core, upright=True)
     if isinstance(problem, Skip):
         return problem
+    if root.op == "conv" and root.type.rank > 4:
+        return Skip(f"{root.type.rank - 2} spatial dimensions")
     if problem.groups > 1 and problem.channels == 1:
         return Skip("one channel a group")
-    if not problem.constant and (problem.groups > 1 or problem.kernel != (1, 1)):
-        return Skip("a window's weights that only running the model tells")
+    constant = problem.right.is_constant
+    if not constant and (problem.groups > 1 or problem.window.kernel != (1, 1)):
+        return Skip("a window's weights that are known at run time only")
     readers = [i for n in region.nodes for i in n.operands if i is problem.right]
-    if problem.constant and len(readers) > 1:
+    if constant and len(readers) > 1:
         return Skip("the weights are read as they are, too")
-    return problem
+    return problem, mac
+
+
+def constant_bias_of(region: Region) -> tuple[Node, Node | None]:
+    """As `bias_of`, of constant rows only."""
+    assert region.root is not None
+    summed, row = bias_of(region)
+    return (summed, row) if row is None or row.is_constant else (region.root, None)
 
 
 @dataclass(frozen=True)
-class _Panels:
+class _Share:
     """A task's panels of so many `tiles`: from `begin` up to `stop`, `each` in a group."""
 
     tiles: int
@@ -124,11 +129,12 @@ class _Panels:
 
 @dataclass(frozen=True)
 class _Part:
-    """Output lines that a task works on: from line `start` of an image, rows from `fresh` on are
-    not done yet; its first output pixel, and byte offset of its right matrices.
+    """Output lines of an image that a task works on: where their rows begin in the left operand,
+    those from `fresh` on are not done yet; its first output pixel, and byte offset of its right
+    matrices.
     """
 
-    start: Value
+    origin: Value
     fresh: Value
     pixel: Value
     matrix: Value
@@ -146,93 +152,69 @@ class _Block:
     right: Value
 
 
-class Tiles:
-    """One kernel while it is emitted."""
+def emitted(region: Region, device: Device, choice: Choice) -> Kernel:
+    """What was decided -> the kernel."""
+    layout, tasks, p = choice.layout, choice.tiling.tasks, choice.layout.problem
+    constant, size = p.right.is_constant, choice.task_bytes(device.core)
+    packed, name = p.right if constant else None, _name(region, layout)
+    d = Draft("", region, device, name=name, packed=packed, flush=False)
+    scratch = d.scratch()
 
-    def __init__(self, region: Region, device: Device, choice: Choice) -> None:
-        self.region, self.device, self.choice = region, device, choice
-        self.layout = choice.layout
-        self.problem = p = choice.layout.problem
-        self.panels = Panels.of(self.layout)
-        self.blocks = Blocks.of(self.layout.rows(choice.lines), p.mac.rows)
-        self.heights = self.blocks.heights(p.mac.rows)
-        buffers = 2 if self.layout.steps == 1 else 1
-        self.left_at = HEAD_BYTES + buffers * SUMS_BYTES
-        self.right_at = self.left_at + left_scratch(device.core, self.layout, choice.lines)
-        packed = 0 if p.constant else p.groups * self.panels.matrix_bytes
-        self.task_bytes = self.right_at + packed
-        self.b = Builder(self._name(), Tails.of(device.isa))
+    def pack_right(array: Array) -> Array:
+        return pack(layout, p.matrices(array))
 
-    def kernel(self) -> Kernel:
-        """Emit all of it."""
-        b, region, p = self.b, self.region, self.problem
-        packed = {p.right} if p.constant else set()
-        self.pointers = {
-            n: b.pointer(f"in{i}", "uint8" if n in packed else n.dtype)
-            for i, n in enumerate(region.inputs)
-        }
-        self.out = b.pointer("out", region.output.dtype)
-        scratch = b.pointer("scratch", "uint8")
-        with b.parallel(self.choice.tasks) as task:
-            self.scratch = scratch + b.let(task * self.task_bytes, "mine")
-            self._task(task)
-        right = region.inputs.index(p.right)
-        return Kernel(
-            name=b.name,
-            func=b.function(),
-            pack={right: self._pack} if p.constant else {},
-            scratch_bytes=self.task_bytes * self.choice.tasks,
-            tasks=self.choice.tasks,
-            macs=p.macs,
-            in_place=in_place_candidates(self.region),
-        )
+    with d.b.parallel(tasks) as task:
+        _Task(d, choice, scratch + d.b.let(task * size, "mine"), task).run()
+    return d.kernel(
+        tasks=tasks,
+        scratch_bytes=size * tasks,
+        pack={region.inputs.index(p.right): pack_right} if constant else {},
+        in_place=in_place_candidates(region),
+        macs=p.macs,
+    )
 
-    def _name(self) -> str:
-        p = self.problem
-        kernel = "x".join(map(str, p.kernel)) if p.root.op == "conv" else ""
-        left, right, _ = key_of(p.root) or ("", "", "")
-        shape = f"{p.images * p.lines * p.columns}x{p.width * p.groups}x{p.depth}"
-        after = [n.op.lower() for n in self.region.nodes if n is not p.root][:4]
-        return "_".join([f"{p.root.op}{kernel}", left + right, shape, "tiles", *after])
 
-    def _pack(self, array: Array) -> Array:
-        return pack(self.panels, self.problem.matrices(array))
+def _name(region: Region, layout: Layout) -> str:
+    p = layout.problem
+    kernel = "x".join(map(str, p.window.kernel)) if p.root.op == "conv" else ""
+    left, right, _ = layout.mac.key
+    shape = f"{p.images * p.rows * p.columns}x{p.width * p.groups}x{p.tap_count * p.depth}"
+    after = [n.op.lower() for n in region.nodes if n is not p.root][:4]
+    return "_".join([f"{p.root.op}{kernel}", left + right, shape, "tiles", *after])
+
+
+class _Task:
+    """The code of one task while it is emitted."""
+
+    def __init__(self, d: Draft, choice: Choice, scratch: Pointer, task: Value) -> None:
+        self.d, self.b, self.choice, self.layout = d, d.b, choice, choice.layout
+        self.problem, self.blocks = choice.layout.problem, choice.blocks
+        p, t, device = self.problem, choice.tiling, d.device
+        self.summed, self.bias = constant_bias_of(d.region)
+        self.fused = d.writing(self.summed)
+        last = d.region.output
+        self.paired = last.op == "quantize" and "quantize" in d.isa.intrinsics
+        rows = near(choice, device)
+        self.products = Products(d.b, device, self.layout, choice.heights, rows, scratch)
+        self.sums = scratch + HEAD_BYTES
+        source, copies = d.pointers[p.left], scratch + choice.left_at
+        self.left = Left(d.b, device, self.layout, choice.lines, source, copies)
+        self.constant = p.right.is_constant
+        packed = scratch + choice.right_at(device.core)
+        self.right = d.pointers[p.right] if self.constant else packed
+        row_task, column_task = task // t.column_tasks, task % t.column_tasks
+        self.span = share_of(d.b, p.images * choice.parts, row_task, t.row_tasks)
+        self.mine = [
+            _Share(tiles, n, *share_of(d.b, p.groups * n, column_task, t.column_tasks))
+            for _, n, tiles, _ in self.layout.panels.cut.runs()
+        ]
 
     # -- loops
 
-    def _task(self, task: Value) -> None:
-        b, p, choice = self.b, self.problem, self.choice
-        self.summed, self.bias = constant_bias_of(self.region)
-        nodes = [n for n in self.region.nodes if n not in (p.root, self.summed)]
-        m = TirMath(b, self.device.isa)
-        self.fused = Fused(
-            m, self.region, nodes, self.region.output, self.pointers, given=(self.summed,)
-        )
-        last = self.region.output
-        self.paired = last.op == "quantize" and "quantize" in self.device.isa.intrinsics
-        self.products = Products(
-            b, self.device, self.layout, self.panels, self.heights, near(choice, self.device)
-        )
-        self.sums = self.scratch + HEAD_BYTES
-        self.left = Left(
-            b,
-            self.device,
-            self.layout,
-            choice.lines,
-            self.pointers[p.left],
-            self.scratch + self.left_at,
-        )
-        self.right = self.pointers[p.right] if p.constant else self.scratch + self.right_at
-        self.products.configure(self.scratch)
-        self.left.begin()
-        row_task, column_task = task // choice.column_tasks, task % choice.column_tasks
-        first, end = _share(b, p.images * choice.parts, row_task, choice.row_tasks)
-        self.mine = [
-            _Panels(tiles, each, *_share(b, p.groups * each, column_task, choice.column_tasks))
-            for tiles, each in ((PANEL_TILES, self.panels.wide), (1, self.panels.narrow))
-            if each
-        ]
-        with b.serial(end - first, "unit", first) as unit:
+    def run(self) -> None:
+        """All parts of the task."""
+        first, end = self.span
+        with self.b.serial(end - first, "unit", first) as unit:
             part = self._part(unit, first)
             for panels in self.mine:
                 self._pipeline(part, panels)
@@ -243,33 +225,38 @@ class Tiles:
         b, p, choice = self.b, self.problem, self.choice
         image, part = _split(b, unit, choice.parts)
         start, fresh = part * choice.lines, tir.const(0)
-        if p.lines % choice.lines:  # the last part begins where it ends with the image
-            start = b.let(tirx.Min(part * choice.lines, tir.const(p.lines - choice.lines)), "start")
+        if p.rows % choice.lines:  # the last part begins where it ends with the image
+            start = b.let(tirx.Min(part * choice.lines, tir.const(p.rows - choice.lines)), "start")
             fresh = b.let((part * choice.lines - start) * self.layout.pitch, "fresh")
         start = b.let(start, "start")
-        left = _offset(b, image, p.left_images)
-        self.left.prepare(left, start)
+        origin = self.left.prepare(self._offset(image, p.left_images), start)
         matrix = self._matrix(image, tirx.Or(tirx.EQ(part, 0), tirx.EQ(unit, first)))
-        pixel = b.let((image * p.lines + start) * p.columns, "pixel")
-        return _Part(start, fresh, pixel, matrix)
+        pixel = b.let((image * p.rows + start) * p.columns, "pixel")
+        return _Part(origin, fresh, pixel, matrix)
+
+    def _offset(self, image: Value, batch: Batch) -> Value:
+        """Where an image of an operand begins."""
+        offset = offset_of(self.b, image, batch)
+        return self.b.let(offset, "offset") if any(batch.strides) else offset
 
     def _matrix(self, image: Value, changed: Value) -> Value:
         """Byte offset of an image's packed right matrices; of one that is no constant this task's
         panels are packed, if the image has changed.
         """
         b, p = self.b, self.problem
-        source = _offset(b, image, p.right_images)
-        if p.constant:
-            return b.let(source // (p.channels * p.width) * self.panels.matrix_bytes, "matrix")
-        packer = RightPacker(b, self.panels, self.pointers[p.right], self.right)
+        source = self._offset(image, p.right_images)
+        if self.constant:
+            return b.let(source // (p.channels * p.width) * self.layout.matrix_bytes, "matrix")
+        packer = RightPacker(b, self.layout, self.d.pointers[p.right], self.right)
+        wide = self.layout.panels.vectors
         with b.when(changed) if self.choice.parts > 1 else nullcontext():
             for mine in self.mine:
                 with b.serial(mine.stop - mine.begin, "panel", mine.begin) as panel:
-                    at = panel if mine.tiles == PANEL_TILES else tir.const(self.panels.wide)
+                    at = panel if mine.tiles == wide else tir.const(self.layout.panels.cut.count)
                     packer.panel(source, at, mine.tiles)
         return tir.const(0)
 
-    def _pipeline(self, part: _Part, panels: _Panels) -> None:
+    def _pipeline(self, part: _Part, panels: _Share) -> None:
         """All blocks of a task's panels, each finished within the next one."""
         b, count, tiles = self.b, self.blocks.count, panels.tiles
         total = (panels.stop - panels.begin) * count
@@ -281,52 +268,58 @@ class Tiles:
             total = b.let(total, "total")
             some = b.when(total > 0)
 
-        def at(turn: Value) -> _Block:
-            panel, block = _split(b, turn, count)
+        def at(index: Value) -> _Block:
+            panel, block = _split(b, index, count)
             return self._block(part, panels, b.let(panel + panels.begin, "panel"), block)
 
-        def sums(turn: Value) -> Pointer:
+        def sums(index: Value) -> Pointer:
             buffer: Pointer = self.sums
-            if self.products.buffers > 1:
-                buffer = buffer + b.let(turn % self.products.buffers * SUMS_BYTES, "buffer")
+            if self.layout.buffers > 1:
+                buffer = buffer + b.let(index % self.layout.buffers * SUMS_BYTES, "buffer")
             return buffer
 
         with some:
-            self._multiply(at(tir.const(0)), tiles, sums(tir.const(0)), lambda slot: None)
+            self._multiply(part, at(tir.const(0)), tiles, sums(tir.const(0)), lambda slot: None)
             if not isinstance(total, int) or total > 1:
-                with b.serial(total - 1, "turn", 1) as turn:
-                    before = at(turn - 1)
-                    between = self._finishing(part, before, sums(turn - 1), tiles)
-                    self._multiply(at(turn), tiles, sums(turn), between)
+                with b.serial(total - 1, "turn", 1) as index:
+                    before = at(index - 1)
+                    between = self._finishing(part, before, sums(index - 1), tiles)
+                    self._multiply(part, at(index), tiles, sums(index), between)
             last = at(b.let(total - 1, "last"))
             made = sums(total - 1)
-            with b.serial(self.products.turns(self.blocks.size), "row") as row:
+            with b.serial(self.products.opaque(self.blocks.size), "row") as row:
                 self._finish(part, last, made, row, tiles)
 
-    def _block(self, part: _Part, panels: _Panels, panel: Value, block: Value) -> _Block:
+    def _block(self, part: _Part, panels: _Share, panel: Value, block: Value) -> _Block:
         """The nth panel of those with so many tiles, and a block of the part's rows."""
         b, p = self.b, self.problem
         group, nth = _split(b, panel, panels.each)
-        if panels.tiles < PANEL_TILES:  # behind the wide ones
-            nth = tir.const(self.panels.wide)
+        cut = self.layout.panels.cut
+        if panels.tiles < cut.size:  # behind the wide ones
+            nth = tir.const(cut.count)
         rows, size = self.blocks.rows, self.blocks.size
         row = fresh = b.let(block * size, "row")
         if rows % size:
             row = b.let(tirx.Min(row, tir.const(rows - size)), "row")
-        if p.lines % self.choice.lines:
+        if p.rows % self.choice.lines:
             fresh = b.let(tirx.Max(fresh, part.fresh), "fresh")
-        column = b.let(group * p.width + nth * (PANEL_TILES * p.mac.lanes), "column")
-        strip = PANEL_TILES * self.panels.strip_bytes
-        right = part.matrix + group * self.panels.matrix_bytes + nth * strip
+        column = b.let(group * p.width + nth * (PANEL_TILES * self.layout.mac.lanes), "column")
+        strip = PANEL_TILES * self.layout.strip_bytes
+        right = part.matrix + group * self.layout.matrix_bytes + nth * strip
         return _Block(group, block, row, fresh, column, b.let(right, "right"))
 
     def _multiply(
-        self, block: _Block, tiles: int, sums: Pointer, between: Callable[[Value], None]
+        self,
+        part: _Part,
+        block: _Block,
+        tiles: int,
+        sums: Pointer,
+        between: Callable[[Value], None],
     ) -> None:
         """Sum a block into memory; `between` in every slot."""
         fetch: Callable[[Value], None] | None = None
-        if self.problem.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
-            fetch = self.products.prefetch(
+        if self.constant and tiles == PANEL_TILES and self.blocks.count <= _FEW_BLOCKS:
+            fetch = self.products.next_panel(
                 self.right, block.right, block.block, self.blocks.count, tiles, PREFETCH_LINES
             )
 
@@ -335,8 +328,8 @@ class Tiles:
                 fetch(slot)
             between(slot)
 
-        rows = self.left.rows(block.group, block.row)
-        bias = self.pointers[self.bias] + block.column if self.bias is not None else None
+        rows = self.left.rows(part.origin, block.group, block.row)
+        bias = self.d.pointers[self.bias] + block.column if self.bias is not None else None
         right = (self.right, block.right)
         self.products.multiply(self.left, rows, right, block.block, sums, tiles, bias, beside)
 
@@ -351,7 +344,7 @@ class Tiles:
 
         def some(slot: Value) -> None:
             needed = b.when(slot * each < size) if slots * each > size else nullcontext()
-            with needed, b.serial(each if each <= 2 else self.products.turns(each), "j") as j:
+            with needed, b.serial(each if each <= 2 else self.products.opaque(each), "j") as j:
                 row = b.let(slot * each + j, "row")
                 with b.when(row < size) if size % each else nullcontext():
                     self._finish(part, block, sums, row, tiles)
@@ -363,20 +356,20 @@ class Tiles:
         b, p, layout = self.b, self.problem, self.layout
         index = b.let(block.row + row, "index")
         conditions = []
-        if self.blocks.rows % self.blocks.size or p.lines % self.choice.lines:
+        if self.blocks.rows % self.blocks.size or p.rows % self.choice.lines:
             conditions.append(index >= block.fresh)
         pixel = part.pixel + index
         if layout.pitch != p.columns:
             x = b.let(tirx.floormod(index, layout.pitch), "x")
             pixel = part.pixel + tirx.floordiv(index, layout.pitch) * p.columns + x
             conditions.append(x < p.columns)
-        with b.when(_all(conditions)) if conditions else nullcontext():
+        with b.when(tirx.all(*conditions)) if conditions else nullcontext():
             self._finish_pixel(b.let(pixel, "pixel"), block, sums, row, tiles)
 
     def _finish_pixel(
         self, pixel: Value, block: _Block, sums: Pointer, row: Value, tiles: int
     ) -> None:
-        b, p, fused, lanes = self.b, self.problem, self.fused, self.problem.mac.lanes
+        b, p, fused, lanes = self.b, self.problem, self.fused, self.layout.mac.lanes
         where = fused.row(pixel)
         sums = sums.view(p.root.dtype)
         end = (block.group + 1) * p.width
@@ -387,14 +380,7 @@ class Tiles:
             count = each if p.width % each == 0 else tirx.Min(end - column, tir.const(each))
             given = {self.summed: Vec(fused.m, raw, p.root.dtype, each)}
             value = fused.at(where, column, each, count, given)
-            store(fused.m, self.out, pixel * (p.width * p.groups) + column, value, count)
-
-
-def _all(conditions: list[Value]) -> Value:
-    first, *rest = conditions
-    for c in rest:
-        first = tirx.And(first, c)
-    return first
+            store(fused.m, self.d.out, pixel * (p.width * p.groups) + column, value, count)
 
 
 def _split(b: Builder, index: Value, size: int) -> tuple[Value, Value]:
@@ -402,24 +388,3 @@ def _split(b: Builder, index: Value, size: int) -> tuple[Value, Value]:
     if size == 1:
         return index, tir.const(0)
     return b.let(index // size, "outer"), b.let(index % size, "inner")
-
-
-def _share(b: Builder, total: int, task: Value, tasks: int) -> tuple[Value, Value]:
-    """The part of `total` turns that is a task's: (first, behind the last)."""
-    if tasks == 1:
-        return 0, total
-    if total % tasks == 0:
-        first = b.let(task * (total // tasks), "begin")
-        return first, b.let(first + total // tasks, "end")
-    return b.let(task * total // tasks, "begin"), b.let((task + 1) * total // tasks, "end")
-
-
-def _offset(b: Builder, image: Value, batch: Batch) -> Value:
-    """An image -> the offset of an operand's."""
-    if not any(batch.strides):
-        return tir.const(0)
-    if len(batch.dims) == 1:
-        return b.let(image * batch.strides[0], "offset")
-    places = indices(b, image, batch.dims)
-    total = sum((i * s for i, s in zip(places, batch.strides, strict=True) if s), tir.const(0))
-    return b.let(total, "offset")

@@ -14,11 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from qcompiler.hardware.products import TileMac
 from qcompiler.kernels.cpu.code.tir import Value
-from qcompiler.kernels.cpu.matrix.problem import Pair, Problem
+from qcompiler.kernels.cpu.contraction.operands import Panels
+from qcompiler.kernels.cpu.contraction.problem import Problem
 
 WORD = 4
 """Bytes of a sum."""
+PANEL_TILES = 2
+"""Most columns of tiles in a panel of the right operand."""
 _MOST_PLANES = 9
 _SPARE_STEPS = 1.15
 """Steps of one size may be so many more than the fewest if that spares a tail."""
@@ -67,8 +71,9 @@ class Layout:
 
     form: str
     problem: Problem
+    mac: TileMac
     axes: tuple[Axis, Axis]
-    taps: Pair
+    taps: tuple[int, ...]
     depth: int
     step: int
     full: int
@@ -77,9 +82,44 @@ class Layout:
     """Elements from row to row."""
 
     @property
+    def quad(self) -> int:
+        """Neighbours along k that fill the bytes of one sum: a right tile keeps them together."""
+        return WORD // self.problem.itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of a right tile, or of one of sums."""
+        return self.mac.lanes * WORD
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a right tile."""
+        return self.step // self.quad * self.row_bytes
+
+    @property
+    def strip_bytes(self) -> int:
+        """Bytes of one column of right tiles, all its steps."""
+        return self.steps * self.tile_bytes
+
+    @cached_property
+    def panels(self) -> Panels:
+        """The right operand's, of columns of tiles."""
+        return Panels.of(self.problem.width, self.mac.lanes, PANEL_TILES)
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of a right matrix."""
+        return self.panels.cut.length * self.strip_bytes
+
+    @property
+    def exact(self) -> bool:
+        """Does a zero weight cancel whatever it meets? (A float could be NaN.)"""
+        return self.problem.root.dtype == "int32"
+
+    @property
     def walk(self) -> int:
         """Cells from row to row."""
-        return self.axes[0 if self.problem.narrow else 1].walk
+        return self.axes[0 if upright(self.problem) else 1].walk
 
     @property
     def steps(self) -> int:
@@ -92,15 +132,15 @@ class Layout:
         return self.full + (self.tail > 0)
 
     @property
-    def step_bytes(self) -> int:
-        """Bytes of a left row that one step takes."""
-        return self.step * self.problem.itemsize
+    def buffers(self) -> int:
+        """Areas for sums: of a single step they leave while those before are still read."""
+        return 2 if self.steps == 1 else 1
 
     @cached_property
     def pitch(self) -> int:
         """Rows from one output line to the next."""
         p = self.problem
-        if self.form == "gathered" or p.narrow:
+        if self.form == "gathered" or upright(p):
             return p.columns
         return p.breadth if self.form == "direct" else self.across // self.walk
 
@@ -124,7 +164,7 @@ class Layout:
         p = self.problem
         if self.form == "direct" or (self.form == "gathered" and not p.padded):
             return 0
-        return self.cells(lines) * self.axes[0].planes * p.pixel * p.itemsize
+        return self.cells(lines) * self.axes[0].planes * p.pixel * self.problem.itemsize
 
     def gathered_bytes(self, lines: int) -> int:
         """Bytes of the gathered rows of so many output lines."""
@@ -139,7 +179,7 @@ class Layout:
 
     def tail_bytes(self, lines: int) -> int:
         """Bytes of the tails' copy for so many output lines."""
-        size = self.needed_cells(lines) * self.problem.groups * self.step_bytes
+        size = self.needed_cells(lines) * self.problem.groups * self.step * self.problem.itemsize
         return size if self.tail else 0
 
     def left_bytes(self, lines: int) -> int:
@@ -147,62 +187,66 @@ class Layout:
         if self.form == "gathered":
             return self.gathered_bytes(lines)
         p = self.problem
-        return self.needed_cells(lines) * p.pixel * p.itemsize + self.tail_bytes(lines)
+        return self.needed_cells(lines) * p.pixel * self.problem.itemsize + self.tail_bytes(lines)
 
 
-def layouts(p: Problem) -> Iterator[Layout]:
+def upright(p: Problem) -> bool:
+    """Has a line one pixel, in and out?"""
+    return (p.breadth, p.columns, p.window.kernel[1], p.begins[1]) == (1, 1, 1, 0)
+
+
+def layouts(p: Problem, mac: TileMac) -> Iterator[Layout]:
     """Problem -> every layout that fits it."""
-    if not p.padded and (p.strides == (1, 1) or p.narrow):
-        yield _layout("direct", p)
-        if p.kernel == (1, 1):
+    if not p.padded and (p.window.strides == (1, 1) or upright(p)):
+        yield _layout("direct", p, mac)
+        if p.window.kernel == (1, 1):
             return
-    planes = _layout("planes", p)
+    planes = _layout("planes", p, mac)
     if planes.axes[0].planes <= _MOST_PLANES:
         yield planes
     if p.groups == 1:
-        yield _gathered(p)
+        yield _gathered(p, mac)
 
 
-def _layout(form: str, p: Problem) -> Layout:
+def _layout(form: str, p: Problem, mac: TileMac) -> Layout:
     """Rows that are read tap by tap."""
-    (sy, sx), (dy, dx) = p.strides, p.dilations
-    down = Axis(p.kernel[0], 1, dy, walk=sy) if p.narrow else Axis(p.kernel[0], sy, dy)
-    axes = (down, Axis(p.kernel[1], 1, dx, walk=sx))
-    taps, depth = p.kernel, p.channels
-    if p.groups == 1 and p.narrow and axes[0].stride == dy == 1:
-        taps, depth = (1, 1), depth * p.kernel[0]
-    elif p.groups == 1 and dx == 1 and not p.narrow:
-        taps, depth = (p.kernel[0], 1), depth * p.kernel[1]
-    layout = Layout(form, p, axes, taps, depth, 0, 0, 0, 0)
+    (ky, kx), (sy, sx), (dy, dx) = p.window.kernel, p.window.strides, p.window.dilations
+    down = Axis(ky, 1, dy, walk=sy) if upright(p) else Axis(ky, sy, dy)
+    axes = (down, Axis(kx, 1, dx, walk=sx))
+    taps, depth = (ky, kx), p.channels
+    if p.groups == 1 and upright(p) and axes[0].stride == dy == 1:
+        taps, depth = (1, 1), depth * ky
+    elif p.groups == 1 and dx == 1 and not upright(p):
+        taps, depth = (ky, 1), depth * kx
+    layout = Layout(form, p, mac, axes, taps, depth, 0, 0, 0, 0)
     layout = replace(layout, stride=p.pixel * layout.walk)
-    return _stepped(layout, overread=form == "planes" and p.exact)
+    return _stepped(layout, overread=form == "planes" and layout.exact)
 
 
-def _gathered(p: Problem) -> Layout:
+def _gathered(p: Problem, mac: TileMac) -> Layout:
     """A window a row; copies of lines have their padding, nothing is in planes of its own."""
-    (sy, sx), (dy, dx) = p.strides, p.dilations
-    axes = (Axis(p.kernel[0], 1, dy, walk=sy), Axis(p.kernel[1], 1, dx, walk=sx))
-    depth = p.kernel[0] * p.kernel[1] * p.channels
-    step = p.mac.k
+    (ky, kx), (sy, sx), (dy, dx) = p.window.kernel, p.window.strides, p.window.dilations
+    axes = (Axis(ky, 1, dy, walk=sy), Axis(kx, 1, dx, walk=sx))
+    depth, step = ky * kx * p.channels, mac.k
     steps = -(-depth // step)
     if steps == 1:  # a shorter row is a shorter step
-        step = -(-depth // p.quad) * p.quad
-    return Layout("gathered", p, axes, (1, 1), depth, step, steps, 0, steps * step)
+        quad = mac.k // mac.rows
+        step = -(-depth // quad) * quad
+    return Layout("gathered", p, mac, axes, (1, 1), depth, step, steps, 0, steps * step)
 
 
 def _stepped(layout: Layout, *, overread: bool) -> Layout:
     """A layout -> with its depth cut into steps."""
-    p, depth = layout.problem, layout.depth
-    most = p.mac.k
+    depth, quad, most = layout.depth, layout.quad, layout.mac.k
     fewest = -(-depth // most)
     for steps in range(fewest, int(fewest * _SPARE_STEPS) + 1):
-        if depth % (steps * p.quad) == 0:
+        if depth % (steps * quad) == 0:
             return replace(layout, step=depth // steps, full=steps)
     if overread:
-        step = most if fewest > 1 else -(-depth // p.quad) * p.quad
+        step = most if fewest > 1 else -(-depth // quad) * quad
         return replace(layout, step=step, full=fewest)
     if fewest == 1:
-        return replace(layout, step=-(-depth // p.quad) * p.quad, full=0, tail=depth)
+        return replace(layout, step=-(-depth // quad) * quad, full=0, tail=depth)
     return replace(layout, step=most, full=depth // most, tail=depth % most)
 
 

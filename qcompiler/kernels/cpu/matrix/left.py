@@ -13,24 +13,27 @@ from qcompiler.ir import numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.matrix.layout import Layout, tap_cell
-from qcompiler.kernels.cpu.matrix.problem import Problem
 
 
-def roomy(core: Core, p: Problem, size: int) -> int:
+def roomy(core: Core, layout: Layout, size: int) -> int:
     """Bytes -> bytes of whole cache lines, and what a tile's row may run into."""
-    return core.whole_lines(size) + max(core.line_bytes, p.mac.k * p.itemsize) if size else 0
+    return (
+        core.whole_lines(size) + max(core.line_bytes, layout.mac.k * layout.problem.itemsize)
+        if size
+        else 0
+    )
 
 
 def left_scratch(core: Core, layout: Layout, lines: int) -> int:
     """Bytes that the copies for blocks of so many output lines take."""
     parts = (layout.plane_bytes(lines), layout.gathered_bytes(lines), layout.tail_bytes(lines))
-    return sum(roomy(core, layout.problem, part) for part in parts)
+    return sum(roomy(core, layout, part) for part in parts)
 
 
 class Left:
     """The left operand of one task, in blocks of `lines` output lines.
 
-    `prepare` copies what a block needs; then `tile` says where its rows lie.
+    `prepare` copies what a block needs; then `rows` and `tap` say where its rows lie.
     """
 
     def __init__(
@@ -45,48 +48,46 @@ class Left:
         self.b, self.layout, self.lines, self.source = b, layout, lines, source
         self.problem = layout.problem
         dtype = source.dtype
-        self.lanes = device.isa.lanes(self.problem.itemsize)
-        size = self.problem.itemsize
+        self.lanes = device.isa.lanes(layout.problem.itemsize)
+        size = layout.problem.itemsize
         planes, gathered = layout.plane_bytes(lines), layout.gathered_bytes(lines)
         self.planes = scratch.view(dtype)
-        self.gathered = self.planes + roomy(device.core, self.problem, planes) // size
-        self.tails = self.gathered + roomy(device.core, self.problem, gathered) // size
-        pad = np.asarray(self.problem.pad_value).astype(numpy_dtype(self.problem.left.dtype))
+        self.gathered = self.planes + roomy(device.core, layout, planes) // size
+        self.tails = self.gathered + roomy(device.core, layout, gathered) // size
+        pad = np.asarray(self.problem.frame.value).astype(numpy_dtype(self.problem.left.dtype))
         self.pad = int(pad.view(dtype))
         self.copied = layout.form != "direct"
-        self._origin: Value = 0
-
-    def begin(self) -> None:
-        """Once a task: what stays the same in all copies."""
-        layout = self.layout
-        if layout.form == "gathered" and not self.problem.exact and layout.depth < layout.stride:
-            with self.b.serial(self.lines * self.problem.columns, "row") as row:
-                target = self.b.let(row * layout.stride + layout.depth)
+        if layout.form == "gathered" and not layout.exact and layout.depth < layout.stride:
+            with b.serial(lines * self.problem.columns, "row") as row:
+                target = b.let(row * layout.stride + layout.depth)
                 self._fill(self.gathered, target, layout.stride - layout.depth, 0)
 
-    def prepare(self, image: Value, start: Value) -> None:
-        """Copy what output lines from `start` on need, of the image at an element offset."""
+    def prepare(self, image: Value, start: Value) -> Value:
+        """Copy what output lines from `start` on need, of the image at an element offset -> where
+        their rows begin in the operand itself.
+        """
         layout = self.layout
-        self._origin = self.b.let(image + start * (layout.pitch * layout.stride), "origin")
+        origin = self.b.let(image + start * (layout.pitch * layout.stride), "origin")
         if layout.plane_bytes(self.lines):
             self._copy_planes(image, start)
         if layout.form == "gathered":
             self._gather(image, start)
         if layout.tail:
-            self._copy_tails()
+            self._copy_tails(origin)
+        return origin
 
-    def rows(self, group: Value, row: Value) -> tuple[Pointer, Value, Value]:
-        """A group and a row -> memory, its first step's offset, and that of its tail."""
+    def rows(self, origin: Value, group: Value, row: Value) -> tuple[Pointer, Value, Value]:
+        """A group and a row -> memory, its first step's offset, and that of its tail; `origin` is
+        what `prepare` gave.
+        """
         layout, p = self.layout, self.problem
         within = row * layout.stride + group * p.channels
         tail = (row * (layout.walk * p.groups) + group) * layout.step
         if layout.form == "gathered":
             return self.gathered, within, tail
-        return (
-            (self.planes, within, tail)
-            if self.copied
-            else (self.source, self._origin + within, tail)
-        )
+        if self.copied:
+            return self.planes, within, tail
+        return self.source, origin + within, tail
 
     def tap(self, ky: Value, kx: Value) -> tuple[Value, Value]:
         """A tap -> how much further its first step lies, and its tail."""
@@ -102,9 +103,9 @@ class Left:
         """The lines that the block sees, padded, each in the plane of its phase."""
         b, p, y = self.b, self.problem, self.layout.axes[0]
         across = self.layout.across * p.pixel
-        furthest = ((p.lines - 1) * y.walk + y.shift(y.taps - 1)) * y.stride
+        furthest = ((p.rows - 1) * y.walk + y.shift(y.taps - 1)) * y.stride
         for py in y.phases:
-            inside = py >= p.begins[0] and furthest + py - p.begins[0] < p.height
+            inside = py >= p.begins[0] and furthest + py - p.begins[0] < p.frame.height
             with b.serial(y.cells(self.lines), "line") as i:
                 line = b.let((start * y.walk + i) * y.stride + (py - p.begins[0]), "from")
                 source = image + line * (p.breadth * p.pixel)
@@ -113,7 +114,7 @@ class Left:
                 if inside:
                     self._copy_line(b.let(source, "source"), target)
                     continue
-                with b.when(tirx.And(line >= 0, line < p.height)):
+                with b.when(tirx.And(line >= 0, line < p.frame.height)):
                     self._copy_line(b.let(source, "source"), target)
                 with b.otherwise():
                     self._fill(self.planes, target, across, self.pad)
@@ -149,10 +150,10 @@ class Left:
                     to = target + (ky * pieces + kx) * width
                     self._copy(memory, place, self.gathered, to, width)
 
-    def _copy_tails(self) -> None:
+    def _copy_tails(self, origin: Value) -> None:
         """What is left at the end of a depth, a step of its own, with zeros behind."""
         b, p, layout = self.b, self.problem, self.layout
-        memory, origin = (self.planes, 0) if self.copied else (self.source, self._origin)
+        memory, origin = (self.planes, 0) if self.copied else (self.source, origin)
         lanes = 1 << (layout.step - 1).bit_length()
         with b.serial(layout.needed_cells(self.lines) * p.groups, "cell") as cell:
             at = cell * p.pixel

@@ -26,40 +26,33 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 _EXP_NS = 0.3
 
 
+def _each_row(d: Draft, axis: int, body: Callable[[_Rows, Value], None]) -> Kernel:
+    """body(rows, number of one) for all rows, which begin at an axis."""
+    b, root, core = d.b, d.root, d.device.core
+    x, rows = root.operands[0], prod(root.type.dims[:axis])
+    scratch = d.scratch("float32")
+    row_bytes = core.whole_lines((prod(root.type.dims[axis:]) + d.isa.lanes(4)) * 4)
+    ns = core.moved_ns(x.type.bytes) + core.mixed_ns(x.type.size * _EXP_NS)
+    ns += nanoseconds(d.region, core)
+    count = tasks(d.device, ns, rows)
+    with b.parallel(count) as task:
+        mine = _Rows(d, axis, scratch + b.let(task * (row_bytes // 4), "mine"))
+        first = b.let(task * rows // count, "first")
+        behind = b.let((task + 1) * rows // count, "behind")
+        with b.serial(behind - first, "row", first) as row:
+            body(mine, row)
+    return d.kernel(tasks=count, scratch_bytes=row_bytes * count)
+
+
 class _Rows:
-    """A kernel over rows of `length` neighbouring elements, each held in scratch as float32."""
+    """A task's rows of `length` neighbouring elements, one after the other held as float32."""
 
-    def __init__(self, kind: str, region: Region, device: Device, axis: int) -> None:
-        self.d = Draft(kind, region, device)
-        self.b, self.m = self.d.b, self.d.m
-        self.root = self.d.root
-        dims = self.root.type.dims
-        self.inner = dims[axis:-1]
-        self.last = dims[-1]
-        self.length = prod(dims[axis:])
-        self.rows = prod(dims[:axis])
-        self.lanes = device.isa.lanes(4)
-        self.slots = device.core.adds
-        row = self.length * 4 + self.lanes * 4
-        self.row_bytes = device.core.whole_lines(row)
-
-    def kernel(self, body: Callable[[Value], None]) -> Kernel:
-        """Emit body(row) for all rows; `self.held` is the scratch row."""
-        d, b = self.d, self.b
-        scratch = d.scratch("float32")
-        x = self.root.operands[0]
-        core = d.device.core
-        ns = core.moved_ns(x.type.bytes) + core.mixed_ns(x.type.size * _EXP_NS)
-        ns += nanoseconds(d.region, core)
-        count = tasks(d.device, ns, self.rows)
-        with b.parallel(count) as task:
-            self.held: Pointer = scratch + b.let(task * (self.row_bytes // 4), "mine")
-            self.prologue, self.epilogue = d.prologue, d.epilogue
-            first = b.let(task * self.rows // count, "first")
-            behind = b.let((task + 1) * self.rows // count, "behind")
-            with b.serial(behind - first, "row", first) as row:
-                body(row)
-        return d.kernel(tasks=count, scratch_bytes=self.row_bytes * count)
+    def __init__(self, d: Draft, axis: int, held: Pointer) -> None:
+        self.d, self.b, self.m, self.root, self.held = d, d.b, d.m, d.root, held
+        *self.inner, self.last = d.root.type.dims[axis:]
+        self.length = prod(d.root.type.dims[axis:])
+        self.lanes, self.slots = d.isa.lanes(4), d.device.core.adds
+        self.prologue, self.epilogue = d.prologue, d.epilogue
 
     def _lines(self, row: Value, body: Callable[[Value, Value], None]) -> None:
         """Call body(line of the last axis, offset of its first element in the row)."""
@@ -171,10 +164,10 @@ def layer_norm(region: Region, device: Device) -> Kernel | Skip:
             return Skip(f"a scale or bias of shape {list(operand.type.dims)}")
     word = "rmsnorm" if root.op == "RMSNormalization" else "layernorm"
     kind = f"{word}_{prod(x.type.dims[:axis])}x{prod(row_shape)}"
-    rows = _Rows(kind, region, device, axis)
-    b, m, d, lanes = rows.b, rows.m, rows.d, rows.lanes
+    d = Draft(kind, region, device)
+    b, m, lanes = d.b, d.m, d.isa.lanes(4)
 
-    def row(index: Value) -> None:
+    def row(rows: _Rows, index: Value) -> None:
         if root.op == "RMSNormalization":
             mean = None
             squares = rows.sum(index, lambda v: v * v).whole()
@@ -207,7 +200,7 @@ def layer_norm(region: Region, device: Device) -> Kernel | Skip:
 
         rows.give(index, make)
 
-    return rows.kernel(row)
+    return _each_row(d, axis, row)
 
 
 @kernel("Softmax", "LogSoftmax")
@@ -228,11 +221,11 @@ def softmax(region: Region, device: Device) -> Kernel | Skip:
 
 
 def _softmax_along(kind: str, region: Region, device: Device) -> Kernel:
-    rows = _Rows(kind, region, device, len(region.output.type.dims) - 1)
-    b, m, lanes = rows.b, rows.m, rows.lanes
-    logarithm = rows.root.op == "LogSoftmax"
+    d = Draft(kind, region, device)
+    b, m, lanes = d.b, d.m, d.isa.lanes(4)
+    logarithm = d.root.op == "LogSoftmax"
 
-    def row(index: Value) -> None:
+    def row(rows: _Rows, index: Value) -> None:
         largest = rows.total(float("-inf"))
         rows.take(index, lambda v, count, slot: largest.join(v, count, slot, largest=True))
         top = m.vec(tir.broadcast(largest.whole(largest=True), lanes))
@@ -254,7 +247,7 @@ def _softmax_along(kind: str, region: Region, device: Device) -> Kernel:
 
         rows.give(index, make)
 
-    return rows.kernel(row)
+    return _each_row(d, d.root.type.rank - 1, row)
 
 
 def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Kernel:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -33,7 +33,7 @@ from qcompiler.kernels.cpu.code import polynomials, tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load, store
 from qcompiler.kernels.cpu.code.loops import part, tasks
-from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.ops.recurrent import GATES, Activation, activations, directions, states_of
@@ -69,9 +69,23 @@ def recurrent(region: Region, device: Device) -> Kernel | Skip:
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Sequences from `row` on in one direction, whose units are shared among the tasks `of` it;
+    `held` is the task's scratch.
+    """
+
+    direction: int
+    functions: Sequence[Activation]
+    row: Value
+    held: Pointer
+    of: Share = ALL
+
+
+@dataclass(frozen=True)
 class _Units:
     """A vector of hidden units of one sequence: the first unit, the number of valid lanes."""
 
+    group: _Group
     member: int
     first: Value
     count: int
@@ -81,11 +95,11 @@ Sums = list[Vec]
 """One for each gate."""
 Finish = Callable[[Value, _Units, Sums], None]
 """(time step, units, their sums): stores the states after the step."""
+Phase = tuple[range, Finish]
 
 
 class _Layer:
-    """One kernel while it is written. `direction`, `row` (the first sequence) and `functions` are
-    those of the group being emitted."""
+    """One kernel while it is written."""
 
     def __init__(self, region: Region, device: Device) -> None:
         self.d = d = Draft("recurrent", region, device)
@@ -103,8 +117,6 @@ class _Layer:
         most = min(_GROUP, (device.isa.registers - 4) // self.gates)
         most = 1 if self.lengths is not None else most
         self.group = next(g for g in range(most, 0, -1) if self.batch % g == 0)
-        self.direction, self.row, self.held = 0, tir.const(0), d.out
-        self.functions: Sequence[Activation] = ()
 
     def kernel(self) -> Kernel:
         """Emit the whole kernel."""
@@ -121,14 +133,13 @@ class _Layer:
         kept = 2 * self.group * self.blocks * self.lanes if self.twice else 0
         scratch = d.scratch(self.dtype) if kept else d.out
         with b.parallel(count) as task:
-            self.held = scratch + b.let(task * kept, "mine")
+            held = scratch + b.let(task * kept, "mine")
             first, iterations = part(b, task, count, groups * self.directions)
             with b.serial(iterations, "group", first) as i:
-                self.row = b.let(tirx.floormod(i, groups) * self.group, "row")
+                row = b.let(tirx.floormod(i, groups) * self.group, "row")
                 for direction, functions in enumerate(activations(self.root)):
-                    self.direction, self.functions = direction, functions
                     with b.when(tirx.EQ(tirx.floordiv(i, groups), direction)):
-                        self._sequences()
+                        self._sequences(_Group(direction, functions, row, held))
         return self._made(count, count * kept * tir.bits(self.dtype) // 8, macs)
 
     def _made(self, count: int, scratch_bytes: int, macs: int) -> Kernel:
@@ -164,58 +175,60 @@ class _Layer:
         with b.parallel(count) as task:
             for i, state in starts:
                 body = partial(self._begin, state, tir.const(self.steps + i))
-                self._each(groups, partial(self._rows, body, of=(task, count)))
+                self._each(groups, (task, count), partial(self._rows, body=body))
         with b.serial(self.steps, "step") as t:
             with b.parallel(count) as task:
-                self._each(groups, lambda: self._step(self._time(t, self.steps), (task, count)))
+                self._each(groups, (task, count), partial(self._stepped, t))
             with b.parallel(count) as task:
-                self._each(groups, lambda: self._copied(t, (task, count)))
+                self._each(groups, (task, count), partial(self._copied, t))
 
-    def _copied(self, t: Value, of: Share) -> None:
-        self._rows(partial(self._copy, self._time(t, self.steps)), of=of)
+    def _stepped(self, t: Value, group: _Group) -> None:
+        self._step(group, self._time(group, t, self.steps))
 
-    def _each(self, groups: int, body: Callable[[], None]) -> None:
-        """body() for every group of sequences and direction."""
+    def _copied(self, t: Value, group: _Group) -> None:
+        self._rows(group, partial(self._copy, self._time(group, t, self.steps)))
+
+    def _each(self, groups: int, of: Share, body: Callable[[_Group], None]) -> None:
+        """body(group) for every group of sequences and direction."""
         with self.b.serial(groups, "group") as i:
-            self.row = self.b.let(i * self.group, "row")
+            row = self.b.let(i * self.group, "row")
             for direction, functions in enumerate(activations(self.root)):
-                self.direction, self.functions = direction, functions
-                body()
+                body(_Group(direction, functions, row, self.d.out, of))
 
-    def _time(self, t: Value, end: Value) -> Value:
+    def _time(self, group: _Group, t: Value, end: Value) -> Value:
         """The time of a step; the reverse direction begins with the last."""
-        back = self.direction == 1 or self.root.str("direction") == "reverse"
+        back = group.direction == 1 or self.root.str("direction") == "reverse"
         return self.b.let(end - 1 - t, "time") if back else t
 
-    def _sequences(self) -> None:
+    def _sequences(self, group: _Group) -> None:
         """A group from its first step to its last."""
         b, steps = self.b, self.steps
         for i, state in enumerate(self.initial[: states_of(self.root)]):
-            self._rows(partial(self._begin, state, tir.const(steps + i)))
+            self._rows(group, partial(self._begin, state, tir.const(steps + i)))
         end: Value = steps
         if self.lengths is not None:
-            length = tir.cast(self.d.pointers[self.lengths].load(self.row), "int32")
+            length = tir.cast(self.d.pointers[self.lengths].load(group.row), "int32")
             bounded = tirx.Max(tirx.Min(length, tir.const(steps)), tir.const(0))
             end = b.let(bounded, "end")
         with b.serial(end, "step") as t:
-            time = self._time(t, end)
-            self._step(time)
-            self._rows(partial(self._copy, time))
+            time = self._time(group, t, end)
+            self._step(group, time)
+            self._rows(group, partial(self._copy, time))
         if self.lengths is not None:
             with b.serial(steps - end, "beyond", end) as time:
-                self._rows(partial(self._begin, None, time))
+                self._rows(group, partial(self._begin, None, time))
 
-    def _rows(self, body: Callable[[_Units], None], of: Share = ALL) -> None:
+    def _rows(self, group: _Group, body: Callable[[_Units], None]) -> None:
         """Call body(units) along the rows of the group."""
         full, rest = divmod(self.size, self.lanes)
-        first, iterations = part(self.b, *of, full)
+        first, iterations = part(self.b, *group.of, full)
         for member in range(self.group):
             if full:
                 with self.b.serial(iterations, "v", first) as i:
-                    body(_Units(member, self.b.let(i * self.lanes), self.lanes))
+                    body(_Units(group, member, self.b.let(i * self.lanes), self.lanes))
             if rest:
-                with self._last(of):
-                    body(_Units(member, tir.const(full * self.lanes), rest))
+                with self._last(group.of):
+                    body(_Units(group, member, tir.const(full * self.lanes), rest))
 
     def _last(self, of: Share) -> AbstractContextManager[None]:
         """Statements that only the last task runs."""
@@ -237,33 +250,34 @@ class _Layer:
         """Copy the new hidden state to where the next step reads it."""
         self._put(tir.const(self.steps), units, self._get(time, units))
 
-    def _step(self, time: Value, of: Share = ALL) -> None:
+    def _step(self, group: _Group, time: Value) -> None:
         """All units of the group, or a task's share of them, a few vectors at once."""
         full, rest = divmod(self.size, self.lanes)
-        for gates, finish in self._phases():
-            several = self._several(len(gates))
+        for phase in self._phases():
+            several = self._several(len(phase[0]))
             whole = full // several
             if whole:
-                first, iterations = part(self.b, *of, whole)
+                first, iterations = part(self.b, *group.of, whole)
                 with self.b.serial(iterations, "block", first) as i:
                     at = self.b.let(i * (several * self.lanes), "unit")
                     block = [(at + n * self.lanes, self.lanes) for n in range(several)]
-                    self._block(time, gates, finish, block)
+                    self._block(group, time, phase, block)
             left = [(tir.const(n * self.lanes), self.lanes) for n in range(whole * several, full)]
             left += [(tir.const(full * self.lanes), rest)] * (rest > 0)
             if left:
-                with self._last(of):
-                    self._block(time, gates, finish, left)
+                with self._last(group.of):
+                    self._block(group, time, phase, left)
 
     def _block(
-        self, time: Value, gates: range, finish: Finish, vectors: Sequence[tuple[Value, int]]
+        self, group: _Group, time: Value, phase: Phase, vectors: Sequence[tuple[Value, int]]
     ) -> None:
         """Vectors of units (first unit, number of valid lanes) of all sequences of the group."""
-        units = [_Units(m, first, n) for first, n in vectors for m in range(self.group)]
+        gates, finish = phase
+        units = [_Units(group, m, first, n) for first, n in vectors for m in range(self.group)]
         for u, sums in zip(units, self._products(gates, units), strict=True):
             finish(time, u, sums)
 
-    def _phases(self) -> list[tuple[range, Finish]]:
+    def _phases(self) -> list[Phase]:
         """The gates that are summed together, and the function that uses their sums."""
         if self.twice:
             return [(range(2), self._reset), (range(2, 3), self._candidate)]
@@ -277,7 +291,7 @@ class _Layer:
         total.fill(0)
 
         def multiply(k: Value) -> None:
-            state = [b.let(self._state(k, gates, m), "h") for m in range(self.group)]
+            state = [b.let(self._state(k, gates, u), "h") for u in units[: self.group]]
             for v in range(0, len(units), self.group):
                 for g, gate in enumerate(gates):
                     weight = b.let(self._weight(k, gate, units[v]), "w")
@@ -296,26 +310,31 @@ class _Layer:
 
     # -- memory
 
-    def _state(self, k: Value, gates: range, member: int) -> Value:
+    def _state(self, k: Value, gates: range, units: _Units) -> Value:
         """One value of the hidden state in every lane; of the reset one for a GRU's candidate."""
+        one = replace(units, first=k, count=1)
         if self.twice and gates.start == 2:
-            value = self.held.load(self._kept(1, _Units(member, k, 1)))
+            value = units.group.held.load(self._kept(1, one))
         else:
-            value = self.d.out.load(self._at(tir.const(self.steps), _Units(member, k, 1)))
+            value = self.d.out.load(self._at(tir.const(self.steps), one))
         return tir.broadcast(value, self.lanes)
 
     def _weight(self, k: Value, gate: int, units: _Units) -> Value:
         """A vector of weights; those known only at run time are not packed."""
         pointer = self.d.pointers[self.weights]
         if self.weights.is_constant:
-            row = (units.first + self.direction * self.blocks * self.lanes) * self.size
+            row = (units.first + units.group.direction * self.blocks * self.lanes) * self.size
             return pointer.load((row + k * self.lanes) * self.gates + gate * self.lanes, self.lanes)
-        row = ((self.direction * self.size + k) * self.gates + gate) * self.size
+        row = ((units.group.direction * self.size + k) * self.gates + gate) * self.size
         return pointer.load_first(units.count, row + units.first, self.lanes)
 
     def _at(self, time: Value, units: _Units) -> Value:
         """The offset of units in the output."""
-        row = (time * self.directions + self.direction) * self.batch + self.row + units.member
+        row = (
+            (time * self.directions + units.group.direction) * self.batch
+            + units.group.row
+            + units.member
+        )
         return self.b.let(row * self.size + units.first)
 
     def _get(self, time: Value, units: _Units) -> Vec:
@@ -328,14 +347,16 @@ class _Layer:
 
     def _operand(self, node: Node, rows: int, units: _Units, gate: int = 0, of: int = 1) -> Vec:
         """node[D, rows, of * H] at the row of a sequence (or the only row) and a gate's units."""
-        row: Value = self.direction * rows
-        row = row + self.row + units.member if rows > 1 else row
+        row: Value = units.group.direction * rows
+        row = row + units.group.row + units.member if rows > 1 else row
         at = (row * of + gate) * self.size + units.first
         return self.d.read(node, self.b.let(at), self.lanes, units.count)
 
     def _input(self, time: Value, gate: int, units: _Units) -> Vec:
         """The input's part of a gate."""
-        row = (time * self.batch + self.row + units.member) * self.directions + self.direction
+        row = (
+            time * self.batch + units.group.row + units.member
+        ) * self.directions + units.group.direction
         at = (row * self.gates + gate) * self.size + units.first
         return self.d.read(self.sums, self.b.let(at), self.lanes, units.count)
 
@@ -346,9 +367,9 @@ class _Layer:
 
     # -- activations of the sums
 
-    def _apply(self, which: int, x: Vec) -> Vec:
+    def _apply(self, units: _Units, which: int, x: Vec) -> Vec:
         """An activation of this direction."""
-        function = self.functions[which]
+        function = units.group.functions[which]
         if function.name == "sigmoid" and function.clip is None and self.dtype == "float32":
             return polynomials.sigmoid(self.m, x)
         made = function(self.m, x)
@@ -356,20 +377,20 @@ class _Layer:
         return made
 
     def _rnn(self, time: Value, units: _Units, sums: Sums) -> None:
-        self._put(time, units, self._apply(0, self._input(time, 0, units) + sums[0]))
+        self._put(time, units, self._apply(units, 0, self._input(time, 0, units) + sums[0]))
 
     def _lstm(self, time: Value, units: _Units, sums: Sums) -> None:
         enter, leave, keep, new = (self._input(time, g, units) + s for g, s in enumerate(sums))
         last = tir.const(self.steps + 1)
         cell = self._get(last, units)
 
-        enter = self._apply(0, self._peep(enter, 0, cell, units))
+        enter = self._apply(units, 0, self._peep(enter, 0, cell, units))
         keep = self._peep(keep, 2, cell, units)
-        keep = 1.0 - enter if self.root.int("input_forget") else self._apply(0, keep)
-        cell = keep * cell + enter * self._apply(1, new)
+        keep = 1.0 - enter if self.root.int("input_forget") else self._apply(units, 0, keep)
+        cell = keep * cell + enter * self._apply(units, 1, new)
         self._put(last, units, cell)
         leave = self._peep(leave, 1, cell, units)
-        self._put(time, units, self._apply(0, leave) * self._apply(2, cell))
+        self._put(time, units, self._apply(units, 0, leave) * self._apply(units, 2, cell))
 
     def _peep(self, sums: Vec, gate: int, cell: Vec, units: _Units) -> Vec:
         """A gate's sums with its peephole to the cell."""
@@ -377,29 +398,29 @@ class _Layer:
         return sums if p is None else sums + self._operand(p, 1, units, gate, 3) * cell
 
     def _gru(self, time: Value, units: _Units, sums: Sums) -> None:
-        update = self._apply(0, self._input(time, 0, units) + sums[0])
-        reset = self._apply(0, self._input(time, 1, units) + sums[1])
+        update = self._apply(units, 0, self._input(time, 0, units) + sums[0])
+        reset = self._apply(units, 0, self._input(time, 1, units) + sums[1])
         behind = sums[2]
         if self.bias is not None:
             behind = behind + self._operand(self.bias, 1, units)
-        new = self._apply(1, self._input(time, 2, units) + reset * behind)
+        new = self._apply(units, 1, self._input(time, 2, units) + reset * behind)
         self._blend(time, units, update, new)
 
     def _reset(self, time: Value, units: _Units, sums: Sums) -> None:
         """The first phase of a GRU that resets the state before its product."""
-        update = self._apply(0, self._input(time, 0, units) + sums[0])
-        reset = self._apply(0, self._input(time, 1, units) + sums[1])
+        update = self._apply(units, 0, self._input(time, 0, units) + sums[0])
+        reset = self._apply(units, 0, self._input(time, 1, units) + sums[1])
         old = self._get(tir.const(self.steps), units)
-        self.held.store(self._kept(0, units), update.expr)
-        self.held.store(self._kept(1, units), (reset * old).expr)
+        units.group.held.store(self._kept(0, units), update.expr)
+        units.group.held.store(self._kept(1, units), (reset * old).expr)
 
     def _candidate(self, time: Value, units: _Units, sums: Sums) -> None:
         """The second phase."""
         new = self._input(time, 2, units) + sums[0]
         if self.bias is not None:
             new = new + self._operand(self.bias, 1, units)
-        update = self.m.vec(self.held.load(self._kept(0, units), self.lanes))
-        self._blend(time, units, update, self._apply(1, new))
+        update = self.m.vec(units.group.held.load(self._kept(0, units), self.lanes))
+        self._blend(time, units, update, self._apply(units, 1, new))
 
     def _blend(self, time: Value, units: _Units, update: Vec, new: Vec) -> None:
         """A GRU's next state: interpolated between the candidate and the old one."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
+from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -81,48 +82,54 @@ def reduce(region: Region, device: Device) -> Kernel | Skip:
         return Skip("nothing to reduce")
     if x.dtype == "bool" and root.op not in ("ReduceMax", "ReduceMin"):
         return Skip(f"{root.op} of bool")
-    return _Reduction(region, device, sorted(set(axes))).kernel()
+    return _emitted(region, device, sorted(set(axes)))
 
 
-class _Reduction:
-    """One kernel while it is emitted."""
+def _emitted(region: Region, device: Device, axes: list[int]) -> Kernel:
+    """All outputs, shared among tasks."""
+    root = region.root
+    assert root is not None
+    x, dims = root.operands[0], root.operands[0].type.dims
+    shape = "x".join(f"{d}{'r' * (a in axes)}" for a, d in enumerate(dims))
+    d, along = Draft(f"{root.op.lower()}_{shape}", region, device), len(dims) - 1 in axes
+    outer = [n for a, n in enumerate(dims) if a not in axes]
+    width = 1 if along or not outer else outer[-1]
+    dtype = _summed(root)
+    lanes = d.isa.lanes(max(tir.bits(dtype) // 8, 4))
+    blocks = -(-width // lanes)
+    total = prod(outer) // width * blocks
+    count = tasks(device, device.core.moved_ns(x.type.bytes), total)
+    with share(d.b, count, total) as (first, iterations):
+        task = _Task(d, axes, dtype, lanes)
+        with d.b.serial(iterations, "each", first) as each:
+            if along:
+                task.along(each, outer)
+            else:
+                task.beside(each, outer, blocks)
+    return d.kernel(tasks=count)
 
-    def __init__(self, region: Region, device: Device, axes: list[int]) -> None:
-        root = region.root
-        assert root is not None
-        self.root, self.x = root, root.operands[0]
-        self.dims = self.x.type.dims
-        self.reduced = axes
+
+def _summed(root: Node) -> str:
+    """The dtype that values are joined in."""
+    if root.dtype == "bool":
+        return "uint8"
+    if root.op in REAL and "int" in root.dtype:
+        return "float64"
+    return "float32" if root.dtype in HALF_FLOATS else root.dtype
+
+
+class _Task:
+    """The code of one task while it is emitted."""
+
+    def __init__(self, d: Draft, axes: list[int], dtype: str, lanes: int) -> None:
+        self.d, self.b, self.m, self.root = d, d.b, d.m, d.root
+        self.dims, self.dtype, self.reduced = d.root.operands[0].type.dims, dtype, axes
         self.kept = [a for a in range(len(self.dims)) if a not in axes]
-        self.way = WAYS[root.op]
-        self.dtype = "float32" if root.dtype in HALF_FLOATS else root.dtype
-        if root.op in REAL and "int" in root.dtype:
-            self.dtype = "float64"
-        if root.dtype == "bool":
-            self.dtype = "uint8"
-        shape = "x".join(f"{d}{'*' * (a in axes)}" for a, d in enumerate(self.dims))
-        self.d = Draft(f"{root.op.lower()}_{shape}".replace("*", "r"), region, device)
-        self.b, self.m = self.d.b, self.d.m
+        self.way = WAYS[d.root.op]
         self.count = prod(self.dims[a] for a in axes)
-
-    def kernel(self) -> Kernel:
-        """Emit the whole kernel."""
-        d, b, along = self.d, self.b, len(self.dims) - 1 in self.reduced
-        outer = [self.dims[a] for a in self.kept]
-        width = 1 if along or not outer else outer[-1]
-        lanes = d.isa.lanes(max(tir.bits(self.dtype) // 8, 4))
-        blocks = -(-width // lanes)
-        rows = prod(outer) // width
-        count = tasks(d.device, d.device.core.moved_ns(self.x.type.bytes), rows * blocks)
-        with share(b, count, rows * blocks) as (first, iterations):
-            self.prologue, self.epilogue = d.prologue, d.writing(whole=False)
-            self.lanes = min(lanes, self.prologue.lanes()) if along else lanes
-            with b.serial(iterations, "each", first) as each:
-                if along:
-                    self._along(each, outer)
-                else:
-                    self._beside(each, outer, blocks)
-        return d.kernel(tasks=count)
+        self.prologue, self.epilogue = d.prologue, d.writing(whole=False)
+        along = len(self.dims) - 1 in axes
+        self.lanes = min(lanes, self.prologue.lanes()) if along else lanes
 
     def _vector(self, value: Vec) -> Vec:
         return self.way.each(self.m, self.m.cast(value, self.dtype))
@@ -143,7 +150,7 @@ class _Reduction:
             flat = flat * size + place[axis]
         return self.b.let(flat, "row")
 
-    def _along(self, each: Value, outer: list[int]) -> None:
+    def along(self, each: Value, outer: list[int]) -> None:
         """One output: the last axis is reduced, perhaps with others."""
         b, m = self.b, self.m
         place = dict(zip(self.kept, indices(b, each, tuple(outer)), strict=True))
@@ -177,7 +184,7 @@ class _Reduction:
     def _joined(self, a: Value, c: Value) -> Value:
         return self.way.join(self.m, self._total(a), self._total(c)).expr
 
-    def _beside(self, each: Value, outer: list[int], blocks: int) -> None:
+    def beside(self, each: Value, outer: list[int], blocks: int) -> None:
         """A vector of outputs: columns of the last axis, which is not reduced."""
         b, lanes, width = self.b, self.lanes, outer[-1]
         index = b.let(each // blocks, "outer")

@@ -7,6 +7,7 @@ row is processed in order, rows are shared among threads. DynamicQuantizeLinear 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import inf, prod
 
 from tvm import tirx
@@ -18,7 +19,7 @@ from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import steps_of
 from qcompiler.kernels.cpu.code.loops import across, indices, part, share, sweep, tasks
-from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.elements.generic import Elements
 from qcompiler.kernels.registry import Kernel, Region, kernel
@@ -32,7 +33,8 @@ _WIDE = {"float16": "float32", "bfloat16": "float32"}
 class Rows(Elements):
     """A kernel while it is written: rows along some axes of the first operand."""
 
-    def __init__(self, d: Draft, axes: Sequence[int]) -> None:
+    def __init__(self, d: Draft, axes: Sequence[int], *, real: bool = False) -> None:
+        """With `real`, integers are computed in float64."""
         super().__init__(d, _first(d.root))
         dims = self.operand.type.dims
         steps = steps_of(dims, dims)
@@ -43,7 +45,8 @@ class Rows(Elements):
         self._along_steps = [steps[a] for a in sorted(along)]
         self._kept_steps = [steps[a] for a in kept]
         self.count = prod(self.along)
-        self.dtype = _WIDE.get(self.operand.dtype, self.operand.dtype)
+        whole = real and "int" in self.operand.dtype
+        self.dtype = "float64" if whole else _WIDE.get(self.operand.dtype, self.operand.dtype)
 
     def tasks(self, passes: int) -> int:
         """Number of threads that share the rows, with `passes` passes over each."""
@@ -219,9 +222,7 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
     if not axes and root.int("noop_with_empty_axes"):
         return Skip("no axes to reduce")
     rank = root.operands[0].type.rank
-    rows = Rows(d, [int(a) for a in axes] or range(rank))
-    if "int" in rows.dtype:
-        rows.dtype = "float64"
+    rows = Rows(d, [int(a) for a in axes] or range(rank), real=True)
 
     def row(number: Value, start: Value) -> None:
         top = rows.top(start)
@@ -249,6 +250,14 @@ def top_k(region: Region, device: Device) -> Kernel | Skip:
     return _Best(d).all_rows()
 
 
+@dataclass(frozen=True)
+class _Held:
+    """The best values of a row so far, in order, and where they were."""
+
+    values: Pointer
+    places: Pointer
+
+
 class _Best(Rows):
     """A TopK while it is written."""
 
@@ -269,33 +278,32 @@ class _Best(Rows):
         count = self.tasks(passes=2)
         with b.parallel(count) as task:
             mine = self.d.scratch() + b.let(task * self.task_bytes, "mine")
-            self.values = mine.view(self.dtype)
-            self.places = (mine + self.places_at).view("int32")
+            held = _Held(mine.view(self.dtype), (mine + self.places_at).view("int32"))
             first, iterations = part(b, task, count, rows)
             with b.serial(iterations, "row", first) as i:
                 place = indices(b, i, self.kept)
                 pairs = zip(place, self._kept_steps, strict=True)
-                self._row(i, b.let(sum((p * s for p, s in pairs), start=tir.const(0))))
+                self._row(held, i, b.let(sum((p * s for p, s in pairs), start=tir.const(0))))
         return self.d.kernel(tasks=count, scratch_bytes=count * self.task_bytes)
 
-    def _row(self, number: Value, start: Value) -> None:
+    def _row(self, held: _Held, number: Value, start: Value) -> None:
         b, wanted = self.b, self.wanted
         with b.serial(self.count, "n") as n:
-            value, last = self.value(start, n), self._held(tir.const(wanted - 1))
+            value, last = self.value(start, n), self._held(held, tir.const(wanted - 1))
             enters = self.m.vec(n < wanted, "bool") | self._better(value, last)
             with b.when(enters.expr):
-                self._enter(value, n)
+                self._enter(held, value, n)
         if self.inner > 1:
             number = (number - number % self.inner) * wanted + number % self.inner
         else:
             number = number * wanted
         out = b.let(number)
         with b.serial(wanted, "k") as k:
-            found = self._held(k) if self.d.root.int("index") == 0 else self.places.load(k)
+            found = self._held(held, k) if self.d.root.int("index") == 0 else held.places.load(k)
             found = found if isinstance(found, Vec) else self.m.vec(found)
             self.put(b.let(out + k * self.inner), self.m.cast(found, self.d.root.dtype))
 
-    def _enter(self, value: Vec, n: Value) -> None:
+    def _enter(self, held: _Held, value: Vec, n: Value) -> None:
         """Insert a value after those that are no worse, and drop the last if there are enough."""
         b, many = self.b, self.b.let(tirx.Min(n, tir.const(self.wanted)), "many")
         low, high = (b.registers("int32", 1, 1) for _ in range(2))
@@ -304,20 +312,20 @@ class _Best(Rows):
             middle = b.let(tirx.floordiv(low[0] + high[0], 2), "middle")
             with b.when(low[0] < high[0]):
                 bounded = b.let(tirx.Min(middle, tir.const(self.wanted - 1)))
-                with b.when(self._better(value, self._held(bounded)).expr):
+                with b.when(self._better(value, self._held(held, bounded)).expr):
                     high[0] = middle
                 with b.otherwise():
                     low[0] = middle + 1
         at = b.let(low[0], "at")
         end = b.let(tirx.Min(many, tir.const(self.wanted - 1)), "end")
         with b.serial(end - at, "move") as i:
-            self.values.store(end - i, self.values.load(end - i - 1))
-            self.places.store(end - i, self.places.load(end - i - 1))
-        self.values.store(at, value.expr)
-        self.places.store(at, n)
+            held.values.store(end - i, held.values.load(end - i - 1))
+            held.places.store(end - i, held.places.load(end - i - 1))
+        held.values.store(at, value.expr)
+        held.places.store(at, n)
 
-    def _held(self, at: Value) -> Vec:
-        return self.m.vec(self.values.load(at), self.dtype)
+    def _held(self, held: _Held, at: Value) -> Vec:
+        return self.m.vec(held.values.load(at), self.dtype)
 
     def _better(self, a: Vec, c: Vec) -> Vec:
         return a.precedes(c, largest=self.largest)

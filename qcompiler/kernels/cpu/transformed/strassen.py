@@ -24,7 +24,8 @@ add: J. Huang and others, "Strassen's algorithm reloaded", 2016.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -36,20 +37,17 @@ from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import sweep
-from qcompiler.kernels.cpu.code.tir import Registers, Value
+from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.contraction.blocking import Cut
 from qcompiler.kernels.cpu.contraction.loops import segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
 from qcompiler.kernels.cpu.contraction.operands import Product, product_of
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.cpu.transformed.strassen_blocking import (
     PRODUCTS,
-    Tiling,
+    Layout,
     cycles,
     losses,
-    row_step,
-    slot_step,
     tilings,
 )
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
@@ -84,8 +82,8 @@ RESULT: tuple[Terms, ...] = (
 """Quarters of the result, of the seven products."""
 
 
-_AHEAD = {2: 0, 3: 1, 5: 2, 6: 3}
-"""While a product sums quarters, it asks for one of the next pair's panels."""
+_PREFETCHED = {2: 0, 3: 1, 5: 2, 6: 3}
+"""While a product sums quarters, it prefetches one of the next pair's panels."""
 
 
 @candidates("conv", "matmul")
@@ -96,16 +94,14 @@ def strassen(region: Region, device: Device) -> Iterable[Candidate] | Skip:
         return found
     product, problem = found
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
-    lost, lanes = losses(problem, product, device), product.mac.lanes
+    lost = losses(problem, product, device)
 
-    def build(tiling: Tiling) -> Kernel:
-        return _Strassen(region, device, product, problem, tiling).kernel()
-
-    def seconds(tiling: Tiling) -> float:
-        return device.core.seconds(cycles(problem, device, tiling, lanes) * lost)
+    def way(layout: Layout) -> Candidate:
+        seconds = device.core.seconds(cycles(layout, device.core) * lost)
+        return Candidate(layout.tiling, seconds, partial(_emitted, region, device, product, layout))
 
     cuts = tilings(problem, product, device)
-    return (Candidate(t, seconds(t), partial(build, t)) for t in cuts)
+    return (way(Layout.of(problem, t, device.core, product.mac.lanes)) for t in cuts)
 
 
 def _problem(region: Region, device: Device) -> tuple[Product, Problem] | Skip:
@@ -137,80 +133,88 @@ def _problem(region: Region, device: Device) -> tuple[Product, Problem] | Skip:
     return product, problem
 
 
-class _Strassen:
-    """One kernel while it is emitted."""
+def _emitted(region: Region, device: Device, product: Product, layout: Layout) -> Kernel:
+    """What was decided -> the kernel."""
+    p, t = layout.problem, layout.tiling
+    shape = f"{p.rows}x{p.width}x{p.depth}_{t.rows}x{layout.wide}"
+    d = Draft(f"{p.root.op}_strassen_{shape}", region, device)
+    memory = d.scratch("float32")
+    with d.b.parallel(t.tasks) as task:
+        _Task(d, product, layout, memory, task).run()
+    return d.kernel(
+        tasks=t.tasks,
+        scratch_bytes=layout.task_size * 4 * t.tasks,
+        pack={region.inputs.index(p.right): partial(_packed, layout)},
+        in_place=in_place_candidates(region),
+        macs=p.macs,
+    )
+
+
+def _packed(layout: Layout, array: Array) -> Array:
+    """The right operand -> [pair][pass][quarter][depth][columns of the panel]."""
+    shape = (layout.passes, 2, layout.tiling.depth, layout.pairs, 2, -1)
+    matrix = layout.problem.matrices(array).reshape(shape)
+    return np.ascontiguousarray(matrix.transpose(3, 0, 1, 4, 2, 5)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Units of rows from `first` up to `last`, in the nth pass over the depth."""
+
+    first: Value
+    last: Value
+    nth: Value
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A pair of panels against a block of rows: which one, and where its sums begin."""
+
+    block: _Block
+    nth: Value
+    sums: Value
+
+
+class _Task:
+    """The code of one task while it is emitted."""
 
     def __init__(
-        self, region: Region, device: Device, product: Product, problem: Problem, tiling: Tiling
+        self, d: Draft, product: Product, layout: Layout, memory: Pointer, task: Value
     ) -> None:
-        self.product, self.problem, self.tiling = product, problem, tiling
-        self.lanes, self.depth = product.mac.lanes, tiling.depth
-        self.wide = tiling.vectors * self.lanes
-        self.pairs = problem.width // (2 * self.wide)
-        self.passes = problem.depth // (2 * self.depth)
-        self.cut = Cut.of(-(-problem.rows // 2), tiling.rows)
-        slots = tiling.block * self.cut.size
-        self.line = device.core.line_bytes // 4
-        self.row_step = row_step(device.core, self.depth)
-        self.left_step = slots * self.row_step + self.line
-        self.slot_step = slot_step(device.core, self.wide)
-        self.pair_step = slots * self.slot_step if self.passes > 1 else 0
-        self.left_size = PRODUCTS * self.left_step
-        self.right_size = self.depth * self.wide
-        most = -(-self.pairs // tiling.column_tasks) if self.passes > 1 else 1
-        sums_size = most * slots * self.slot_step
-        self.task_size = self.left_size + self.right_size + sums_size
-        tile = f"{tiling.rows}x{self.wide}"
-        shape = f"{problem.rows}x{problem.width}x{problem.depth}"
-        self.d = Draft(f"{region.root.op}_strassen_{shape}_{tile}", region, device)  # type: ignore[union-attr]
-        self.b, self.m, self.root = self.d.b, self.d.m, self.d.root
-        self.x, self.w = (self.d.pointers[i] for i in self.root.operands[:2])
-
-    def kernel(self) -> Kernel:
-        """Emit all of it."""
-        b, d, t = self.b, self.d, self.tiling
-        memory = d.scratch("float32")
-        with b.parallel(t.tasks) as task:
-            mine = b.let(task * self.task_size, "mine")
-            self.left = memory + mine
-            self.right = memory + b.let(mine + self.left_size, "right")
-            self.sums = memory + b.let(mine + (self.left_size + self.right_size), "sums")
-            self.after = d.epilogue
-            self._task(task // t.column_tasks, task % t.column_tasks)
-        return d.kernel(
-            tasks=t.tasks,
-            scratch_bytes=self.task_size * 4 * t.tasks,
-            pack={d.region.inputs.index(self.problem.right): self._pack},
-            in_place=in_place_candidates(d.region),
-            macs=self.problem.macs,
-        )
-
-    def _pack(self, array: Array) -> Array:
-        """The right operand -> [pair][pass][quarter][depth][columns of the panel]."""
-        matrix = self.problem.matrices(array).reshape(self.passes, 2, self.depth, self.pairs, 2, -1)
-        return np.ascontiguousarray(matrix.transpose(3, 0, 1, 4, 2, 5)).reshape(-1)
+        self.d, self.b, self.m, self.product, self.layout = d, d.b, d.m, product, layout
+        self.problem, self.lanes, self.wide = layout.problem, layout.lanes, layout.wide
+        self.depth, self.cut = layout.tiling.depth, layout.cut
+        self.x, self.w = (d.pointers[i] for i in d.root.operands[:2])
+        mine = d.b.let(task * layout.task_size, "mine")
+        self.left = memory + mine
+        self.right = memory + d.b.let(mine + PRODUCTS * layout.left_step, "right")
+        self.sums = memory + d.b.let(mine + layout.sums_at, "sums")
+        self.epilogue = d.epilogue
+        self.task = task
 
     # -- loops
 
-    def _task(self, row_task: Value, column_task: Value) -> None:
-        b, t = self.b, self.tiling
+    def run(self) -> None:
+        """All blocks of the task."""
+        b, t = self.b, self.layout.tiling
+        row_task, column_task = self.task // t.column_tasks, self.task % t.column_tasks
         begin, end = share_of(b, self.cut.pieces, row_task, t.row_tasks)
-        first_pair, last_pair = share_of(b, self.pairs, column_task, t.column_tasks)
+        first_pair, last_pair = share_of(b, self.layout.pairs, column_task, t.column_tasks)
         blocks = b.let(tirx.floordiv(tir.const(0) + end - begin + (t.block - 1), t.block), "blocks")
         with b.serial(blocks, "block") as i:
-            self.first = b.let(begin + i * t.block, "first")
-            self.last = b.let(tirx.Min(self.first + t.block, tir.const(0) + end), "last")
-            with b.serial(self.passes, "pass") as turn:
-                self.turn = turn
+            first = b.let(begin + i * t.block, "first")
+            last = b.let(tirx.Min(first + t.block, tir.const(0) + end), "last")
+            with b.serial(self.layout.passes, "pass") as nth:
+                block = _Block(first, last, nth)
                 for start, count, rows, at in self.cut.runs():
-                    with segment(b, (self.first, self.last), start, count, "unit") as unit:
-                        slot, row = self._place(unit, start, rows, at)
-                        self._rows(slot, row, rows, self._spread)
-                with b.serial(last_pair - first_pair, "pair") as nth:
-                    self.pair = b.let(first_pair + nth, "pair")
-                    self.here = b.let(nth * self.pair_step, "here")
-                    for number in range(PRODUCTS):
-                        self._multiply(number)
+                    with segment(b, (first, last), start, count, "unit") as unit:
+                        slot, row = self._place(block, unit, start, rows, at)
+                        self._rows(slot, row, rows, partial(self._spread, block))
+                with b.serial(last_pair - first_pair, "pair") as i:
+                    number = b.let(first_pair + i, "pair")
+                    pair = _Pair(block, number, b.let(i * self.layout.pair_step, "here"))
+                    for product in range(PRODUCTS):
+                        self._multiply(pair, product)
 
     def _rows(self, slot: Value, row: Value, rows: int, body: Callable[..., None]) -> None:
         """body(slot, pair of rows, how many of them there are) for a tile's pairs of rows."""
@@ -224,16 +228,18 @@ class _Strassen:
             with b.when(row + rows > whole):
                 body(b.let(slot + count, "slot"), tir.const(whole), 1)
 
-    def _place(self, unit: Value, start: int, rows: int, at: int) -> tuple[Value, Value]:
+    def _place(
+        self, block: _Block, unit: Value, start: int, rows: int, at: int
+    ) -> tuple[Value, Value]:
         """A tile of a run -> its first slot of the block, and its first pair of rows."""
-        slot = self.b.let((unit - self.first) * self.cut.size, "slot")
+        slot = self.b.let((unit - block.first) * self.cut.size, "slot")
         return slot, self.b.let((unit - start) * rows + at, "row")
 
-    def _spread(self, slot: Value, row: Value, there: int) -> None:
+    def _spread(self, block: _Block, slot: Value, row: Value, there: int) -> None:
         """A pair of rows -> what the seven products multiply; a row that is not there is zero."""
         b, p = self.b, self.problem
-        start = b.let(row * (2 * p.depth) + self.turn * (2 * self.depth), "start")
-        target = b.let(slot * self.row_step, "target")
+        start = b.let(row * (2 * p.depth) + block.nth * (2 * self.depth), "start")
+        target = b.let(slot * self.layout.row_step, "target")
 
         def vector(k: Value, count: int) -> None:
             at = b.let(start + k, "at")
@@ -245,15 +251,15 @@ class _Strassen:
             quarters += [tir.const(0.0, "float32", self.lanes)] * (4 - len(quarters))
             for number, terms in enumerate(LEFT):
                 value = _sum(terms, quarters.__getitem__)
-                self.left.store(target + (number * self.left_step + k), value)
+                self.left.store(target + (number * self.layout.left_step + k), value)
 
         sweep(b, self.depth, self.lanes, vector)
 
-    def _multiply(self, number: int) -> None:
+    def _multiply(self, pair: _Pair, number: int) -> None:
         """One product of a block and a pair of panels."""
-        b, terms = self.b, RIGHT[number]
+        b, terms, block = self.b, RIGHT[number], pair.block
         quarter = self.depth * self.wide
-        at = b.let((self.pair * self.passes + self.turn) * (4 * quarter), "panels")
+        at = b.let((pair.nth * self.layout.passes + block.nth) * (4 * quarter), "panels")
 
         def whole(step: Value, v: int) -> Value:
             return self.w.load(
@@ -263,76 +269,81 @@ class _Strassen:
         def made(step: Value, v: int) -> Value:
             return self.right.load(step * self.wide + v * self.lanes, self.lanes)
 
-        ahead = _AHEAD.get(number)
-        later = 4 * quarter * self.passes  # where the next pair's panels are
+        prefetched = _PREFETCHED.get(number)
+        later = 4 * quarter * self.layout.passes  # where the next pair's panels are
 
         def make(step: Value, v: int) -> Value:
             where = b.let(step * self.wide + v * self.lanes, "where")
-            if ahead is not None and v * self.lanes % self.line == 0:
-                self.w.prefetch(at + (later + ahead * quarter) + where, level=2)
+            if prefetched is not None and v * self.lanes % self.layout.line == 0:
+                self.w.prefetch(at + (later + prefetched * quarter) + where, level=2)
             value = _sum(terms, lambda q: self.w.load(at + q * quarter + where, self.lanes))
             value = b.let(value, "sum")
             self.right.store(where, value)
             return value
 
         if len(terms) == 1:
-            self._tiles(number, (self.first, self.last), whole)
+            self._tiles(pair, number, (block.first, block.last), whole)
             return
-        second = b.let(self.first + 1, "second")
-        self._tiles(number, (self.first, second), make)
-        self._tiles(number, (second, self.last), made)
+        second = b.let(block.first + 1, "second")
+        self._tiles(pair, number, (block.first, second), make)
+        self._tiles(pair, number, (second, block.last), made)
 
     def _tiles(
-        self, number: int, span: tuple[Value, Value], load: Callable[[Value, int], Value]
+        self,
+        pair: _Pair,
+        number: int,
+        span: tuple[Value, Value],
+        load: Callable[[Value, int], Value],
     ) -> None:
         """A product's tiles: their sums, and behind the last product the output."""
-        b, vectors = self.b, self.tiling.vectors
+        b, vectors = self.b, self.layout.tiling.vectors
         for start, count, rows, at in self.cut.runs():
             with segment(b, span, start, count, "unit") as unit:
-                slot, row = self._place(unit, start, rows, at)
-                offsets = tuple(r * self.row_step for r in range(rows))
+                slot, row = self._place(pair.block, unit, start, rows, at)
+                offsets = tuple(r * self.layout.row_step for r in range(rows))
                 left = Left(self.left, offsets, (), self.depth, guarded=False)
-                base = b.let(slot * self.row_step + number * self.left_step, "base")
+                base = b.let(slot * self.layout.row_step + number * self.layout.left_step, "base")
                 made = sums(b, self.product, left, base, Right(vectors, load))
-                self._keep(made, b.let(self._kept(slot) + number * self.wide, "target"), rows)
+                target = b.let(self._kept(pair, slot) + number * self.wide, "target")
+                self._keep(pair.block, made, target, rows)
                 if number == PRODUCTS - 1:
-                    self._finish(slot, row, rows)
+                    self._finish(pair, slot, row, rows)
 
-    def _kept(self, slot: Value) -> Value:
+    def _kept(self, pair: _Pair, slot: Value) -> Value:
         """Where a pair of rows' products are."""
-        return self.here + slot * self.slot_step
+        return pair.sums + slot * self.layout.slot_step
 
-    def _keep(self, made: Registers, target: Value, rows: int) -> None:
+    def _keep(self, block: _Block, made: Registers, target: Value, rows: int) -> None:
         """Store a tile's sums, from the second block of depth on with those before."""
-        b, vectors = self.b, self.tiling.vectors
+        b, vectors = self.b, self.layout.tiling.vectors
         places = [
-            (r * vectors + v, target + (r * self.slot_step + v * self.lanes))
+            (r * vectors + v, target + (r * self.layout.slot_step + v * self.lanes))
             for r in range(rows)
             for v in range(vectors)
         ]
-        if self.passes > 1:
-            with b.when(self.turn > 0):
+        if self.layout.passes > 1:
+            with b.when(block.nth > 0):
                 for i, at in places:
                     made[i] = made[i] + self.sums.load(at, self.lanes)
         for i, at in places:
             self.sums.store(at, made[i])
 
-    def _finish(self, slot: Value, row: Value, rows: int) -> None:
+    def _finish(self, pair: _Pair, slot: Value, row: Value, rows: int) -> None:
         """A tile's part of the output, once its products are whole."""
-        if self.passes == 1:
-            self._rows(slot, row, rows, self._gather)
-            return
-        with self.b.when(tirx.EQ(self.turn, self.passes - 1)):
-            self._rows(slot, row, rows, self._gather)
+        last = self.layout.passes - 1
+        with self.b.when(tirx.EQ(pair.block.nth, last)) if last else nullcontext():
+            self._rows(slot, row, rows, partial(self._gather, pair))
 
-    def _gather(self, slot: Value, row: Value, there: int) -> None:
+    def _gather(self, pair: _Pair, slot: Value, row: Value, there: int) -> None:
         """The seven products of a pair of rows -> its parts of the output."""
         b, p = self.b, self.problem
-        at = b.let(self._kept(slot), "at")
-        column = b.let(self.pair * (2 * self.wide), "column")
+        at = b.let(self._kept(pair, slot), "at")
+        column = b.let(pair.nth * (2 * self.wide), "column")
         places = [b.let(row * 2 + y, "y") for y in range(there)]
-        rows = [self.after.row(y) for y in places]
-        for v in range(self.tiling.vectors):  # a loop within would weigh more than that of the sums
+        rows = [self.epilogue.row(y) for y in places]
+        for v in range(
+            self.layout.tiling.vectors
+        ):  # a loop within would weigh more than that of the sums
             here = b.let(at + v * self.lanes, "here")
             made = [
                 b.let(self.sums.load(here + i * self.wide, self.lanes), "product")
@@ -343,7 +354,7 @@ class _Strassen:
                 n = b.let(column + (v * self.lanes + x * self.wide), "n")
                 value = b.let(_sum(RESULT[quarter], made.__getitem__), "sum")
                 vec = Vec(self.m, value, "float32", self.lanes)
-                self.d.put(self.after, rows[y], places[y] * p.width + n, n, self.lanes, vec)
+                self.d.put(self.epilogue, rows[y], places[y] * p.width + n, n, self.lanes, vec)
 
 
 def _sum(terms: Terms, part: Callable[[int], Value]) -> Value:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Device
 from qcompiler.kernels.cpu.contraction import blocking as direct
-from qcompiler.kernels.cpu.contraction.blocking import Cut
+from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Product
 from qcompiler.kernels.cpu.contraction.problem import Problem
 
@@ -24,32 +24,61 @@ NEAR = 0.95  # of the second-level cache, for what is read again and again
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """`rows` pairs of rows by `vectors` vectors of columns in registers; blocks of `block` times so
-    many pairs and of twice `depth`; tasks along rows and columns.
+class Tiling(direct.Tiling):
+    """Rows are pairs of rows; blocks are of twice `depth`."""
+
+    depth: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How work is cut, and how many elements lie where in a task's scratch: sums of the left
+    operand's quarters, of the right one's, and the seven products of every pair of rows.
     """
 
-    rows: int
-    vectors: int
-    block: int
-    depth: int
-    row_tasks: int
-    column_tasks: int
+    problem: Problem
+    tiling: Tiling
+    lanes: int
+    wide: int
+    """Columns of a panel."""
+    pairs: int
+    """Pairs of panels."""
+    passes: int
+    """Blocks of the depth."""
+    cut: Cut
+    """Pairs of rows in tiles."""
+    line: int
+    """Elements of a cache line."""
+    row_step: int
+    """From one row's left operand to the next one's: an odd number of cache lines."""
+    left_step: int
+    """From one product's left operand to the next one's."""
+    slot_step: int
+    """From one row's seven sums to the next one's."""
+    pair_step: int
+    """From one pair of panels' sums to the next one's, where they wait for other passes."""
+    sums_at: int
+    """Where sums begin, behind those of both operands' quarters."""
+    task_size: int
+
+    @staticmethod
+    def of(problem: Problem, tiling: Tiling, core: Core, lanes: int) -> Layout:
+        """What a tiling decides."""
+        wide, depth = tiling.vectors * lanes, tiling.depth
+        pairs, passes = problem.width // (2 * wide), problem.depth // (2 * depth)
+        cut, line = Cut.of(-(-problem.rows // 2), tiling.rows), core.line_bytes // 4
+        slots, row = tiling.block * cut.size, core.odd_lines(4 * depth) // 4
+        slot = core.odd_lines(4 * PRODUCTS * wide) // 4
+        steps = (row, slots * row + line, slot, slots * slot if passes > 1 else 0)
+        sums_at = PRODUCTS * steps[1] + depth * wide
+        held = -(-pairs // tiling.column_tasks) if passes > 1 else 1
+        size = sums_at + held * slots * slot
+        return Layout(problem, tiling, lanes, wide, pairs, passes, cut, line, *steps, sums_at, size)
 
     @property
-    def tasks(self) -> int:
-        """Tasks in all."""
-        return self.row_tasks * self.column_tasks
-
-
-def row_step(core: Core, depth: int) -> int:
-    """Elements from one row's left operand to the next one's: an odd number of cache lines."""
-    return core.odd_lines(4 * depth) // 4
-
-
-def slot_step(core: Core, wide: int) -> int:
-    """Elements from one row's seven sums to the next one's."""
-    return core.odd_lines(4 * PRODUCTS * wide) // 4
+    def near_bytes(self) -> int:
+        """What a block reads again and again."""
+        return 4 * (self.task_size - PRODUCTS * self.line + 2 * self.tiling.depth * self.wide)
 
 
 def losses(problem: Problem, product: Product, device: Device) -> float:
@@ -67,7 +96,6 @@ def losses(problem: Problem, product: Product, device: Device) -> float:
 
 def tilings(problem: Problem, product: Product, device: Device) -> Iterator[Tiling]:
     """Every tiling worth pricing."""
-    tasks = device.threads
     lanes, free = product.mac.lanes, device.isa.registers - 2 - product.mac.temporaries
     half = -(-problem.rows // 2)
     for v in range(1, 5):
@@ -79,17 +107,16 @@ def tilings(problem: Problem, product: Product, device: Device) -> Iterator[Tili
             if r * v + v > free:
                 continue
             cut = Cut.of(half, r)
-            for across in range(1, tasks + 1):
-                along = tasks // across
-                if tasks % across or across > pairs or along > cut.pieces:
+            for along, across in direct.dealt(device.threads, pairs):
+                if along > cut.pieces:
                     continue
                 share = -(-cut.pieces // along)
                 for blocks in range(1, 65):
                     block = -(-share // blocks)
                     for depth in _depths(problem.depth):
-                        t = Tiling(r, v, block, depth, along, across)
-                        size = _bytes(device.core, t, problem, lanes, cut.size)
-                        if size < device.l2_bytes * NEAR:
+                        t = Tiling(r, v, block, along, across, depth=depth)
+                        near = Layout.of(problem, t, device.core, lanes).near_bytes
+                        if near < device.l2_bytes * NEAR:
                             yield t
                             break
                     if block == 1:
@@ -103,24 +130,12 @@ def _depths(depth: int) -> Iterator[int]:
             yield depth // (2 * passes)
 
 
-def _bytes(core: Core, tiling: Tiling, problem: Problem, lanes: int, size: int) -> int:
-    """What a block reads again and again."""
-    slots, wide = tiling.block * size, tiling.vectors * lanes
-    left = PRODUCTS * slots * row_step(core, tiling.depth)
-    right = 3 * tiling.depth * wide
-    pairs = problem.width // (2 * wide)
-    again = tiling.depth * 2 < problem.depth
-    sums = (-(-pairs // tiling.column_tasks) if again else 1) * slots * slot_step(core, wide)
-    return 4 * (left + right + sums)
-
-
-def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
+def cycles(layout: Layout, core: Core) -> float:
     """What the slowest task takes."""
-    core = device.core
-    cut = Cut.of(-(-problem.rows // 2), tiling.rows)
+    tiling, cut = layout.tiling, layout.cut
+    lanes, passes = layout.lanes, layout.passes
     units = -(-cut.pieces // tiling.row_tasks)
-    pairs = -(-(problem.width // (2 * tiling.vectors * lanes)) // tiling.column_tasks)
-    passes = problem.depth // (2 * tiling.depth)
+    pairs = -(-layout.pairs // tiling.column_tasks)
     rows = units * cut.size
     macs, loads = cut.size * tiling.vectors, cut.size + tiling.vectors
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
@@ -130,7 +145,5 @@ def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> floa
     make = blocks * pairs * passes * 5 * tiling.vectors * tiling.depth * core.cycles(MAKE_CYCLES)
     spread = rows * passes * -(-tiling.depth // lanes) * core.cycles(SPREAD_CYCLES)
     gather = rows * pairs * tiling.vectors * core.cycles(GATHER_CYCLES)
-    fetch = (
-        blocks * pairs * 2 * tiling.vectors * lanes * problem.depth * 4 / core.l3_bytes_per_cycle
-    )
+    fetch = blocks * pairs * 2 * layout.wide * layout.problem.depth * 4 / core.l3_bytes_per_cycle
     return core.overlapped(multiply, fetch) + make + spread + gather

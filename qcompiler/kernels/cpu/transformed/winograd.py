@@ -27,21 +27,17 @@ from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import indices, sweep
-from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.contraction.blocking import Cut
 from qcompiler.kernels.cpu.contraction.loops import segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
-from qcompiler.kernels.cpu.contraction.operands import Panels, Product, Run, product_of
+from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
+from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.transformed.winograd_blocking import (
-    Problem,
-    Tiling,
+    Grid,
+    Layout,
     cycles,
-    problems,
-    product_step,
-    row_step,
-    scratch,
-    slot_step,
+    grids,
     tilings,
 )
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
@@ -50,24 +46,24 @@ from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 @candidates("conv")
 def winograd(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     """Tiles of some outputs along each axis, by as many products as these have inputs."""
-    found = refuse(region) or _problems(region, device)
+    found = refuse(region) or _grids(region, device)
     if isinstance(found, Skip):
         return found
-    product, problems = found
-    seconds, lanes = device.core.seconds, product.mac.lanes
+    product, grids = found
 
-    def build(problem: Problem, tiling: Tiling) -> Kernel:
-        return _Winograd(region, device, product, problem, tiling).kernel()
+    def way(layout: Layout) -> Candidate:
+        build = partial(_emitted, region, device, product, layout)
+        return Candidate(layout.tiling, device.core.seconds(cycles(layout, device)), build)
 
     return (
-        Candidate(t, seconds(cycles(p, device, t, lanes)), partial(build, p, t))
-        for p in problems
-        for t in tilings(p, product, device)
+        way(Layout.of(g, t, device.core, product.mac.lanes))
+        for g in grids
+        for t in tilings(g, product, device)
     )
 
 
-def _problems(region: Region, device: Device) -> tuple[Product, list[Problem]] | Skip:
-    """The product of floats, and the region's problem for each pair of filters."""
+def _grids(region: Region, device: Device) -> tuple[Product, list[Grid]] | Skip:
+    """The product of floats, and the region's tiles for each pair of filters."""
     root = region.root
     assert root is not None
     x, w = root.operands
@@ -87,7 +83,8 @@ def _problems(region: Region, device: Device) -> tuple[Product, list[Problem]] |
         return Skip("nothing to compute, or padding that is not zero")
     if reason := too_large(region):
         return reason
-    found = problems(root)
+    problem = problem_of(root, product.mac.lanes, device.core)
+    found = problem if isinstance(problem, Skip) else grids(problem)
     if isinstance(found, Skip):
         return found
     if x.type.dims[-1] < product.mac.lanes // 2:
@@ -95,75 +92,60 @@ def _problems(region: Region, device: Device) -> tuple[Product, list[Problem]] |
     return product, list(found)
 
 
-class _Winograd:
-    """One kernel while it is emitted."""
+def _emitted(region: Region, device: Device, product: Product, layout: Layout) -> Kernel:
+    """What was decided -> the kernel."""
+    p, t = layout.grid, layout.tiling
+    filters = "x".join(f"{a.filter.outputs}f{a.filter.taps}" for a in (p.rows, p.columns))
+    tile = f"{t.rows}x{t.vectors * layout.lanes}"
+    d = Draft(f"winograd{filters}_{p.tiles}x{p.width}x{p.depth}_{tile}", region, device)
+    memory = d.scratch("float32")
+    with d.b.parallel(t.tasks) as task:
+        _Task(d, product, layout, memory, task).run()
+    return d.kernel(
+        tasks=t.tasks,
+        scratch_bytes=layout.task_size * 4 * t.tasks,
+        pack={region.inputs.index(d.root.operands[1]): partial(_packed, layout)},
+        in_place=in_place_candidates(region),
+        macs=d.root.type.size * p.depth * p.rows.filter.taps * p.columns.filter.taps,
+    )
+
+
+def _packed(layout: Layout, array: Array) -> Array:
+    """w[*kernel, C, O] -> [panel][product][C][columns of the panel]."""
+    p, lanes, cut = layout.grid, layout.lanes, layout.panels.cut
+    taps = array.reshape(p.rows.filter.taps, p.columns.filter.taps, p.depth, p.width)
+    made = p.columns.filter.weights(np.moveaxis(taps, 1, -1))
+    made = p.rows.filter.weights(np.moveaxis(made, 0, -1))  # [C, O, columns, rows]
+    whole = np.zeros((p.products, p.depth, cut.length * lanes), np.float32)
+    whole[:, :, : p.width] = made.transpose(3, 2, 0, 1).reshape(p.products, p.depth, p.width)
+    ends = np.cumsum(cut.sizes)[:-1] * lanes
+    return np.concatenate([part.reshape(-1) for part in np.split(whole, ends, axis=2)])
+
+
+class _Task:
+    """The code of one task while it is emitted."""
 
     def __init__(
-        self, region: Region, device: Device, product: Product, problem: Problem, tiling: Tiling
+        self, d: Draft, product: Product, layout: Layout, memory: Pointer, task: Value
     ) -> None:
-        self.product, self.problem, self.tiling = product, problem, tiling
-        self.lanes = product.mac.lanes
-        self.panels = Panels.of(problem.width, self.lanes, tiling.vectors)
-        self.cut = Cut.of(problem.tiles, tiling.rows)
-        self.d = Draft(self._name(region), region, device)
-        self.b, self.m = self.d.b, self.d.m
-        slots, core = tiling.block * self.cut.size, device.core
-        self.row_step = row_step(core, problem)
-        self.product_step = product_step(core, problem, slots)
-        self.slot_step = slot_step(core, problem, self.panels.vectors, self.lanes)
-        self.left_bytes, sums_bytes = scratch(core, problem, tiling, self.lanes)
-        self.task_bytes = self.left_bytes + sums_bytes
-        self.root = self.d.root
-        self.x = self.d.pointers[self.root.operands[0]]
-        self.w = self.d.pointers[self.root.operands[1]].view("float32")
-
-    def _name(self, region: Region) -> str:
-        p = self.problem
-        filters = "x".join(f"{a.filter.outputs}f{a.filter.taps}" for a in (p.rows, p.columns))
-        tile = f"{self.tiling.rows}x{self.tiling.vectors * self.lanes}"
-        return f"winograd{filters}_{p.tiles}x{p.width}x{p.depth}_{tile}"
-
-    def kernel(self) -> Kernel:
-        """Emit all of it."""
-        b, d, t, p = self.b, self.d, self.tiling, self.problem
-        memory = d.scratch("float32")
-        with b.parallel(t.tasks) as task:
-            mine = b.let(task * (self.task_bytes // 4), "mine")
-            self.left = memory + mine
-            self.sums = memory + b.let(mine + self.left_bytes // 4, "sums")
-            self.after = d.epilogue
-            self._task(task // t.column_tasks, task % t.column_tasks)
-        root = self.root
-        return d.kernel(
-            tasks=t.tasks,
-            scratch_bytes=self.task_bytes * t.tasks,
-            pack={d.region.inputs.index(root.operands[1]): self._pack},
-            in_place=in_place_candidates(d.region),
-            macs=root.type.size * p.depth * p.rows.filter.taps * p.columns.filter.taps,
-        )
-
-    def _pack(self, array: Array) -> Array:
-        """w[*kernel, C, O] -> [panel][product][C][columns of the panel]."""
-        p, lanes = self.problem, self.lanes
-        taps = array.reshape(p.rows.filter.taps, p.columns.filter.taps, p.depth, p.width)
-        made = p.columns.filter.weights(np.moveaxis(taps, 1, -1))
-        made = p.rows.filter.weights(np.moveaxis(made, 0, -1))  # [C, O, columns, rows]
-        padded = -(-p.width // lanes) * lanes
-        whole = np.zeros((p.products, p.depth, padded), np.float32)
-        whole[:, :, : p.width] = made.transpose(3, 2, 0, 1).reshape(p.products, p.depth, p.width)
-        sizes = [self.panels.vectors] * self.panels.count
-        sizes += [self.panels.vectors - 1] * self.panels.rest
-        ends = np.cumsum(sizes) * lanes
-        return np.concatenate(
-            [whole[:, :, e - s * lanes : e].reshape(-1) for e, s in zip(ends, sizes, strict=True)]
-        )
+        self.d, self.b, self.m, self.product, self.layout = d, d.b, d.m, product, layout
+        self.grid, self.lanes, self.cut = layout.grid, layout.lanes, layout.cut
+        self.x, weights = (d.pointers[i] for i in d.root.operands[:2])
+        self.w = weights.view("float32")
+        mine = d.b.let(task * layout.task_size, "mine")
+        self.left = memory + mine
+        self.sums = memory + d.b.let(mine + layout.sums_at, "sums")
+        self.epilogue = d.epilogue
+        t = layout.tiling
+        row_task, column_task = task // t.column_tasks, task % t.column_tasks
+        self.span = share_of(d.b, self.cut.pieces, row_task, t.row_tasks)
+        self.mine = share_of(d.b, layout.panels.panels, column_task, t.column_tasks)
 
     # -- loops
 
-    def _task(self, row_task: Value, column_task: Value) -> None:
-        b, t = self.b, self.tiling
-        begin, end = share_of(b, self.cut.pieces, row_task, t.row_tasks)
-        self.mine = share_of(b, self.panels.panels, column_task, t.column_tasks)
+    def run(self) -> None:
+        """All blocks of the task."""
+        b, t, (begin, end) = self.b, self.layout.tiling, self.span
         if isinstance(begin, int):
             blocks: Value = -(-(end - begin) // t.block)
         else:
@@ -172,7 +154,7 @@ class _Winograd:
             first = b.let(begin + i * t.block, "first")
             last = b.let(tirx.Min(first + t.block, tir.const(0) + end), "last")
             self._tiles(first, last, self._spread)
-            for run in self.panels.runs():
+            for run in self.layout.panels.runs():
                 with segment(b, self.mine, run.first, run.count, "panel") as panel:
                     nth = b.let(panel - run.first, "nth") if run.first else panel
                     self._multiply(first, last, run, nth)
@@ -180,7 +162,7 @@ class _Winograd:
 
     def _tiles(self, first: Value, last: Value, body: Callable[..., None]) -> None:
         """body(slot, image, row, column) for every tile of the units from `first` to `last`."""
-        b, p, size = self.b, self.problem, self.cut.size
+        b, p, size = self.b, self.grid, self.cut.size
         with b.serial(last - first, "unit", first) as unit:
             begin, count = unit * size, size
             if self.cut.rest:
@@ -192,16 +174,18 @@ class _Winograd:
             begin = b.let(begin, "begin")
             with b.serial(count, "tile") as i:
                 slot = b.let((unit - first) * size + i, "slot")
-                body(slot, *indices(b, begin + i, (p.images, p.rows.tiles, p.columns.tiles)))
+                body(
+                    slot, *indices(b, begin + i, (p.problem.images, p.rows.tiles, p.columns.tiles))
+                )
 
     def _spread(self, slot: Value, image: Value, row: Value, column: Value) -> None:
         """One tile's inputs, transformed, to where the products read them."""
-        b, p = self.b, self.problem
+        b, p = self.b, self.grid
         axes = ((row, p.rows), (column, p.columns))
         y, x = (b.let(i * a.filter.outputs - a.before) for i, a in axes)
         start = (image * p.rows.size + y) * p.columns.size + x
         start = b.let(start * p.depth, "start")
-        target = b.let(slot * self.row_step, "target")
+        target = b.let(slot * self.layout.row_step, "target")
 
         def place(i: int, j: int) -> Value:
             return start + (i * p.columns.size + j) * p.depth
@@ -236,7 +220,7 @@ class _Winograd:
     def _input(self, at: Value, count: Value) -> Value:
         """A vector of channels, the first `count` of them, in float32."""
         raw = self.b.let(self.x.load_first(count, at, self.lanes), "input")
-        return self.product.convert_left(raw, self.root.operands[0].dtype)
+        return self.product.convert_left(raw, self.d.root.operands[0].dtype)
 
     def _either(
         self, conditions: list[Value] | None, usual: Callable[[], None], other: Callable[[], None]
@@ -251,7 +235,7 @@ class _Winograd:
             other()
 
     def _spread_channels(self, target: Value, load: Callable[..., Value]) -> None:
-        b, p = self.b, self.problem
+        b, p = self.b, self.grid
         down, across = p.rows.filter, p.columns.filter
 
         def vector(c: Value, count: int) -> None:
@@ -262,53 +246,55 @@ class _Winograd:
             for i in range(down.products):
                 made = across.spread(b, [column[i] for column in columns])
                 for j, value in enumerate(made):
-                    at = target + (i * across.products + j) * self.product_step + c
+                    at = target + (i * across.products + j) * self.layout.product_step + c
                     self.left.store(at, value)
 
         sweep(b, p.depth, self.lanes, vector)
 
     def _multiply(self, first: Value, last: Value, run: Run, nth: Value) -> None:
         """A panel's sums for all products of a block."""
-        b, p, lanes = self.b, self.problem, self.lanes
+        b, p, lanes = self.b, self.grid, self.lanes
         size, wide = self.cut.size, run.vectors * lanes
         core = self.d.device.core
-        line, ahead = core.line_bytes // 4, core.prefetch_bytes // 4
+        line, distance = core.line_bytes // 4, core.prefetch_bytes // 4
         panel = (run.column + nth * wide) * (p.products * p.depth)
         panel = b.let(panel, "panel")
         with b.serial(p.products, "product") as n:
             weights = b.let(panel + n * (p.depth * wide), "weights")
-            here = b.let(n * self.product_step, "here")
+            here = b.let(n * self.layout.product_step, "here")
             for start, count, rows, _ in self.cut.runs():
                 with segment(b, (first, last), start, count, "unit") as unit:
                     slot = b.let((unit - first) * size, "slot")
-                    offsets = tuple(r * self.row_step for r in range(rows))
+                    offsets = tuple(r * self.layout.row_step for r in range(rows))
                     left = Left(self.left, offsets, (), p.depth, guarded=False)
 
                     def load(k: Value, v: int) -> Value:
                         at = weights + k * wide + v * lanes
                         if v * lanes % line == 0:
-                            self.w.prefetch(at + ahead, level=2)  # hardware stops at a page's end
+                            self.w.prefetch(
+                                at + distance, level=2
+                            )  # hardware stops at a page's end
                         return self.w.load(at, lanes)
 
                     right = Right(run.vectors, load)
-                    base = b.let(here + slot * self.row_step, "base")
+                    base = b.let(here + slot * self.layout.row_step, "base")
                     registers = sums(b, self.product, left, base, right)
-                    target = b.let(slot * self.slot_step + n * lanes, "target")
+                    target = b.let(slot * self.layout.slot_step + n * lanes, "target")
                     for r in range(rows):
                         for v in range(run.vectors):
-                            at = target + (r * self.slot_step + v * p.products * lanes)
+                            at = target + (r * self.layout.slot_step + v * p.products * lanes)
                             self.sums.store(at, registers[r * run.vectors + v])
 
     def _gather(
         self, run: Run, nth: Value, slot: Value, image: Value, row: Value, column: Value
     ) -> None:
         """One tile's sums -> its outputs."""
-        b, p, lanes = self.b, self.problem, self.lanes
+        b, p, lanes = self.b, self.grid, self.lanes
         start = b.let(run.column + nth * (run.vectors * lanes), "column")
 
         def vectors(first: int, number: int, count: int) -> None:
             with b.serial(number, "v", first) as v:
-                at = b.let(slot * self.slot_step + v * (p.products * lanes), "at")
+                at = b.let(slot * self.layout.slot_step + v * (p.products * lanes), "at")
                 self._outputs(at, image, row, column, b.let(start + v * lanes, "n"), count)
 
         if run.tail == lanes:
@@ -321,7 +307,7 @@ class _Winograd:
     def _outputs(
         self, at: Value, image: Value, row: Value, column: Value, n: Value, count: int
     ) -> None:
-        b, p, lanes = self.b, self.problem, self.lanes
+        b, p, lanes = self.b, self.grid, self.lanes
         down, across = p.rows.filter, p.columns.filter
         made = []
         for j in range(across.products):
@@ -337,7 +323,7 @@ class _Winograd:
         def put(i: int, j: int) -> None:
             here = b.let(pixel + (i * p.columns.outputs + j), "pixel")
             value = Vec(self.m, values[i][j], "float32", lanes)
-            self.d.put(self.after, self.after.row(here), here * p.width + n, n, count, value)
+            self.d.put(self.epilogue, self.epilogue.row(here), here * p.width + n, n, count, value)
 
         places = [(i, j) for i in range(down.outputs) for j in range(across.outputs)]
 

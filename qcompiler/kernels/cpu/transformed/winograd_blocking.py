@@ -5,18 +5,18 @@ convolutions are priced with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import product as combinations
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Node
 from qcompiler.kernels.cpu.contraction import blocking as direct
-from qcompiler.kernels.cpu.contraction.blocking import Cut
+from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product
+from qcompiler.kernels.cpu.contraction.problem import Problem
 from qcompiler.kernels.cpu.transformed.winograd_filter import PAIRS, Filter
-from qcompiler.ops.window import Window
 
 # Cycles of the reference core:
 SPREAD_CYCLES = 2.5  # a vector of one product's left operand: load, transform, store
@@ -53,19 +53,27 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """images x rows x columns of tiles; `depth` channels in, `width` channels out."""
+class Grid:
+    """A convolution cut into tiles: rows x columns of them in each image."""
 
-    images: int
+    problem: Problem
     rows: Axis
     columns: Axis
-    depth: int
-    width: int
+
+    @property
+    def depth(self) -> int:
+        """Channels in."""
+        return self.problem.channels
+
+    @property
+    def width(self) -> int:
+        """Channels out."""
+        return self.problem.width
 
     @property
     def tiles(self) -> int:
         """All tiles of all images."""
-        return self.images * self.rows.tiles * self.columns.tiles
+        return self.problem.images * self.rows.tiles * self.columns.tiles
 
     @property
     def products(self) -> int:
@@ -74,50 +82,67 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """Tiles of `down` by `across` outputs; `rows` tiles by `vectors` vectors of sums in registers;
-    blocks of `block` times so many tiles; tasks along tiles and output channels.
+class Tiling(direct.Tiling):
+    """`rows` tiles of `down` by `across` outputs at a time; a unit is so many tiles."""
+
+    down: int = field(kw_only=True)
+    across: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How work is cut, and how many elements lie where in a task's scratch: spread inputs, and a
+    panel's sums; steps are odd numbers of cache lines, so that they use all sets of a cache.
     """
 
-    down: int
-    across: int
-    rows: int
-    vectors: int
-    block: int
-    row_tasks: int
-    column_tasks: int
+    grid: Grid
+    tiling: Tiling
+    lanes: int
+    panels: Panels
+    """Of the weights."""
+    cut: Cut
+    """Tiles in units."""
+    row_step: int
+    """From one tile's spread inputs to the next one's."""
+    product_step: int
+    """From one product's left operand to the next one's."""
+    slot_step: int
+    """From one tile's sums to the next one's."""
+    sums_at: int
+    """Where sums begin, behind spread inputs."""
+    task_size: int
 
-    @property
-    def tasks(self) -> int:
-        """Tasks in all."""
-        return self.row_tasks * self.column_tasks
+    @staticmethod
+    def of(grid: Grid, tiling: Tiling, core: Core, lanes: int) -> Layout:
+        """What a tiling decides."""
+        panels = Panels.of(grid.width, lanes, tiling.vectors)
+        cut = Cut.of(grid.tiles, tiling.rows)
+        slots, row = tiling.block * cut.size, core.odd_lines(4 * grid.depth) // 4
+        product = core.odd_lines(4 * slots * row) // 4
+        slot = core.odd_lines(4 * panels.vectors * grid.products * lanes) // 4
+        sums_at = grid.products * product
+        size = sums_at + slots * slot
+        return Layout(grid, tiling, lanes, panels, cut, row, product, slot, sums_at, size)
 
 
-def problems(root: Node) -> Iterator[Problem] | Skip:
-    """A conv node -> the same problem for every pair of filters there is."""
-    x, w = root.operands
-    images, *sizes, depth = x.type.dims
-    if len(sizes) > 2:
-        return Skip(f"{len(sizes)} spatial dimensions")
-    window = Window.of(root, sizes, w.type.dims[:-2])
+def grids(problem: Problem) -> Iterator[Grid] | Skip:
+    """A convolution -> its tiles for every pair of filters there is."""
+    root, taps = problem.root, problem.window.kernel
+    if root.type.rank > 4:
+        return Skip(f"{root.type.rank - 2} spatial dimensions")
     if root.int("group") != 1:
         return Skip("groups")
-    if max(*window.strides, *window.dilations) > 1:
+    if max(*problem.window.strides, *problem.window.dilations) > 1:
         return Skip("strides or dilations")
-    taps = (1, *window.kernel)[-2:]
     choices = [_filters(r) for r in taps]
     if taps == (1, 1) or not all(choices):
         return Skip(f"no filters of {taps[0]} x {taps[1]} taps")
-    inputs = [1, *sizes][-2:]
-    outputs = [1, *root.type.dims[1:-1]][-2:]
-    before = [0, *(p[0] if p else 0 for p in window.pads)][-2:]
+    top, left = problem.begins
     return (
-        Problem(
-            images,
-            Axis(inputs[0], outputs[0], before[0], along),
-            Axis(inputs[1], outputs[1], before[1], across),
-            depth,
-            root.type.dims[-1],
+        Grid(
+            problem,
+            Axis(problem.frame.height, problem.rows, top, along),
+            Axis(problem.breadth, problem.columns, left, across),
         )
         for along, across in combinations(*choices)
     )
@@ -130,105 +155,61 @@ def _filters(taps: int) -> list[Filter]:
     return [Filter(n + 1 - taps, taps) for n in PAIRS if n > taps]
 
 
-def tilings(problem: Problem, product: Product, device: Device, tasks: int = 0) -> Iterator[Tiling]:
+def tilings(grid: Grid, product: Product, device: Device, tasks: int = 0) -> Iterator[Tiling]:
     """Every tiling worth pricing, for as many tasks as the work is worth, or for so many."""
     free = device.isa.registers - 1 - product.mac.temporaries
-    wide = range(1, min(-(-problem.width // product.mac.lanes), free // 2) + 1)
-    shares = tasks or _threads(problem, product, device)
+    wide = range(1, min(-(-grid.width // product.mac.lanes), free // 2) + 1)
+    work = grid.tiles * grid.products * grid.depth * grid.width / product.mac.lanes
+    shares = tasks or direct.threads_for(work, device)
     for v in wide:
-        panels = Panels.of(problem.width, product.mac.lanes, v)
+        panels = Panels.of(grid.width, product.mac.lanes, v)
         if panels.vectors != v:
             continue
-        most = min(direct.highest(product, v, free), problem.tiles)
-        for r in {Cut.of(problem.tiles, max(1, m)).size for m in (most, most // 2)}:
+        most = min(direct.highest(product, v, free), grid.tiles)
+        for r in {Cut.of(grid.tiles, max(1, m)).size for m in (most, most // 2)}:
             if direct.fits(product, r, v, device.isa.registers):
-                yield from _dealt(problem, panels, r, v, shares)
+                yield from _dealt(grid, panels, r, v, shares)
 
 
-def _threads(problem: Problem, product: Product, device: Device) -> int:
-    """One where the work is too little to share."""
-    work = problem.tiles * problem.products * problem.depth * problem.width / product.mac.lanes
-    return 1 if work < device.core.worth_sharing else device.threads
-
-
-def _dealt(
-    problem: Problem, panels: Panels, rows: int, vectors: int, tasks: int
-) -> Iterator[Tiling]:
+def _dealt(grid: Grid, panels: Panels, rows: int, vectors: int, tasks: int) -> Iterator[Tiling]:
     """How tasks and blocks may be cut."""
-    units = Cut.of(problem.tiles, rows).pieces
-    outputs = problem.rows.filter.outputs, problem.columns.filter.outputs
-    for across in range(1, tasks + 1):
-        along = tasks // across
-        if tasks % across or across > panels.panels or along > units:
+    units = Cut.of(grid.tiles, rows).pieces
+    made = partial(Tiling, down=grid.rows.filter.outputs, across=grid.columns.filter.outputs)
+    for along, across in direct.dealt(tasks, panels.panels):
+        if along > units:
             continue
         share = -(-units // along)
         sizes = {min(n, share) for n in range(1, 9)} | {-(-share // n) for n in range(1, 5)}
         for block in sorted(sizes):
-            yield Tiling(*outputs, rows, vectors, block, along, across)
+            yield made(rows, vectors, block, along, across)
 
 
-def cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
+def cycles(layout: Layout, device: Device) -> float:
     """What the slowest task takes."""
-    core = device.core
-    panels = Panels.of(problem.width, lanes, tiling.vectors)
-    size = Cut.of(problem.tiles, tiling.rows).size
-    share = -(-Cut.of(problem.tiles, tiling.rows).pieces // tiling.row_tasks)
+    core, grid, tiling, lanes = device.core, layout.grid, layout.tiling, layout.lanes
+    panels, size = layout.panels, layout.cut.size
+    share = -(-layout.cut.pieces // tiling.row_tasks)
     blocks = -(-share // tiling.block)
     mine = -(-panels.panels // tiling.column_tasks)
-    near = sum(scratch(core, problem, tiling, lanes))
-    far = FAR[_level(device, near)]
-    weights = mine * problem.products * problem.depth * panels.vectors * lanes * 4
-    inputs = -(-problem.depth // lanes) * problem.products * core.cycles(SPREAD_CYCLES)
-    outputs = mine * panels.vectors * core.cycles(problem.products * GATHER_CYCLES + TILE_CYCLES)
-    multiply = tiling.block * mine * problem.products * _unit_cycles(problem, device, tiling, lanes)
-    again = _level(device, weights + near) if blocks > 1 else 3
+    near = 4 * layout.task_size
+    far = FAR[direct.level(device, near, 5)]
+    weights = mine * grid.products * grid.depth * panels.vectors * lanes * 4
+    inputs = -(-grid.depth // lanes) * grid.products * core.cycles(SPREAD_CYCLES)
+    outputs = mine * panels.vectors * core.cycles(grid.products * GATHER_CYCLES + TILE_CYCLES)
+    multiply = tiling.block * mine * grid.products * _unit_cycles(grid, device, tiling, lanes)
+    again = direct.level(device, weights + near, 5) if blocks > 1 else 3
     fetch = weights / (core.bytes_per_cycle[again] * STREAMED[again])
     transforms = tiling.block * size * (inputs + outputs) * far
     return blocks * (transforms + core.overlapped(multiply * far, fetch))
 
 
-def _unit_cycles(problem: Problem, device: Device, tiling: Tiling, lanes: int) -> float:
+def _unit_cycles(grid: Grid, device: Device, tiling: Tiling, lanes: int) -> float:
     """One tile of sums for one product, its operands in the second cache."""
     rows, vectors = tiling.rows, tiling.vectors
     macs, loads = rows * vectors, rows + vectors
     core = device.core
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles + 1)
-    left, right = (problem.depth * n * 4 for n in (rows, vectors * lanes))
+    left, right = (grid.depth * n * 4 for n in (rows, vectors * lanes))
     fetch = left / 2 if left + right <= device.l1_bytes * 3 // 4 else left / 2 + right
-    arithmetic = problem.depth * step + core.cycles(macs + TILE_CYCLES)
+    arithmetic = grid.depth * step + core.cycles(macs + TILE_CYCLES)
     return core.overlapped(arithmetic, fetch / core.l2_bytes_per_cycle)
-
-
-def _level(device: Device, size: int) -> int:
-    """Which cache holds so many bytes while others pass through it."""
-    for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
-        if size <= capacity * 5 // 8:
-            return level
-    return 3
-
-
-def scratch(core: Core, problem: Problem, tiling: Tiling, lanes: int) -> tuple[int, int]:
-    """Bytes of a block's spread inputs, and of its sums for one panel."""
-    vectors = Panels.of(problem.width, lanes, tiling.vectors).vectors
-    slots = tiling.block * Cut.of(problem.tiles, tiling.rows).size
-    return (
-        4 * problem.products * product_step(core, problem, slots),
-        4 * slots * slot_step(core, problem, vectors, lanes),
-    )
-
-
-def row_step(core: Core, problem: Problem) -> int:
-    """Elements from one tile's spread inputs to the next one's: an odd number of cache lines, so
-    that tiles fall into different sets of a cache.
-    """
-    return core.odd_lines(4 * problem.depth) // 4
-
-
-def product_step(core: Core, problem: Problem, slots: int) -> int:
-    """Elements from one product's left operand to the next one's."""
-    return core.odd_lines(4 * slots * row_step(core, problem)) // 4
-
-
-def slot_step(core: Core, problem: Problem, vectors: int, lanes: int) -> int:
-    """Elements from one tile's sums to the next one's."""
-    return core.odd_lines(4 * vectors * problem.products * lanes) // 4

@@ -29,7 +29,7 @@ from qcompiler.hardware.isa import Device
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
-from qcompiler.kernels.cpu.code.epilogue import Fused, load, store
+from qcompiler.kernels.cpu.code.epilogue import load, store
 from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes, rearranged, repacked
 from qcompiler.kernels.cpu.code.loops import sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
@@ -53,7 +53,7 @@ _MOST_COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class Tiling:
+class Tile:
     """Number of output columns in a tile."""
 
     columns: int
@@ -86,23 +86,15 @@ def depthwise(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     if integer and product is None:
         return Skip(f"no product of {x.dtype} and {w.dtype}")
     shape = Shape.of(region)
-
-    def build(tiling: Tiling) -> Kernel:
-        return _Depthwise(region, device, shape, product, tiling).kernel()
-
-    most = device.isa.registers // 2 // _parts(shape, product, device)
+    filters = _filters(region, device, shape, product)
+    parts = min(filters.block // filters.lanes, -(-channels // filters.lanes))
+    most = device.isa.registers // 2 // parts
     seconds = _seconds(shape, product, device)
+    build = partial(_emitted, region, device, filters)
     return (
-        Candidate(Tiling(n), seconds * (1 + _BEGIN / n), partial(build, Tiling(n)))
+        Candidate(Tile(n), seconds * (1 + _BEGIN / n), partial(build, Tile(n)))
         for n in range(max(2, min(_MOST_COLUMNS, most)), 1, -1)
     )
-
-
-def _parts(shape: Shape, product: Product | None, device: Device) -> int:
-    """Vectors of sums for a block of channels."""
-    lanes = device.isa.lanes(4)
-    block = device.isa.vector_bytes if product else lanes
-    return min(block // lanes, -(-shape.channels // lanes))
 
 
 def _seconds(shape: Shape, product: Product | None, device: Device) -> float:
@@ -128,138 +120,97 @@ class _Columns:
     """Whether the tile's nth input column is in memory rather than padding."""
 
 
-class _Depthwise:
-    """One kernel while it is emitted."""
+def _emitted(region: Region, device: Device, filters: Filters, tile: Tile) -> Kernel:
+    """What was decided -> the kernel."""
+    shape = filters.shape
+    d = Draft(_kind(shape, region), region, device)
+    ns = _NS_EACH_VECTOR_TAP * d.root.type.size / filters.lanes * filters.taps
+    ns /= 4 if filters.product else 1
+    count = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
+    x, w = d.root.operands
+    line_bytes = device.core.whole_lines(shape.width * shape.channels * tir.bits(x.dtype) // 8)
+    line_bytes += _GUARD
+    scratch = d.scratch() if shape.padded_rows else None
+    with d.b.parallel(count) as task:
+        mine = scratch and scratch + d.b.let(task * line_bytes, "mine")
+        one = _Task(d, filters, tile.columns, mine)
+        total = shape.images * shape.rows
+        begin = d.b.let(task * total // count, "begin")
+        end = d.b.let((task + 1) * total // count, "end")
+        with d.b.serial(end - begin, "row", begin) as row:
+            one.row(row)
+    return d.kernel(
+        tasks=count,
+        scratch_bytes=line_bytes * count if scratch else 0,
+        pack={**_unpacked_rows(region, filters), region.inputs.index(w): filters.pack},
+        in_place=in_place_candidates(region),
+        macs=d.root.type.size * filters.taps,
+    )
 
-    def __init__(
-        self, region: Region, device: Device, shape: Shape, product: Product | None, tiling: Tiling
-    ) -> None:
-        self.d = Draft(_kind(shape, region), region, device)
-        self.b, self.isa, self.s, self.product = self.d.b, device.isa, shape, product
-        root = self.d.root
-        self.x, self.w = root.operands
-        self.summed, self.bias = bias_of(region)
-        self.lanes = device.isa.lanes(4)
-        self.long = device.isa.intrinsics.get("multiply_long") if product else None
-        self.chain = region.known(self.w).run
-        self.block = device.isa.vector_bytes if product else self.lanes
-        self.parts = _parts(shape, product, device)
-        self.tile = tiling.columns
-        self.unpacked = self._may_unpack()
-        long = self.long is not None
-        self.filters = Filters(shape, product, self.lanes, self.block, self.unpacked, long)
-        self.weights = self.d.pointers[self.w].view("uint8") if product else self.d.pointers[self.w]
-        ns = _NS_EACH_VECTOR_TAP * root.type.size / self.lanes * self.filters.taps
-        ns /= 4 if product else 1
-        self.tasks = tasks(device, device.core.product_ns(ns), shape.images * shape.rows)
-        line = shape.width * shape.channels * tir.bits(self.x.dtype) // 8
-        self.line_bytes = device.core.whole_lines(line) + _GUARD
 
-    @property
-    def _taps(self) -> int:
-        return self.s.window.kernel[0] * self.s.window.kernel[1]
+def _filters(region: Region, device: Device, shape: Shape, product: Product | None) -> Filters:
+    """How weights and channels lie."""
+    lanes = device.isa.lanes(4)
+    block = device.isa.vector_bytes if product else lanes
+    long = product is not None and "multiply_long" in device.isa.intrinsics
+    unpacked = product is not None and product.mac.k == 4 and not long and lanes * 4 == block
+    unpacked = unpacked and _may_unpack(region, shape.channels, block)
+    return Filters(shape, product, lanes, block, unpacked, long)
 
-    def kernel(self) -> Kernel:
-        """Emit the whole kernel."""
-        s, d = self.s, self.d
-        scratch_bytes = self.line_bytes * self.tasks if s.padded_rows else 0
-        scratch = d.scratch() if scratch_bytes else None
-        with self.b.parallel(self.tasks) as task:
-            self._rows(task, scratch)
-        right = d.region.inputs.index(self.w)
-        return d.kernel(
-            tasks=self.tasks,
-            scratch_bytes=scratch_bytes,
-            pack={**self._unpacked_rows(), right: self.filters.pack},
-            in_place=in_place_candidates(d.region),
-            macs=d.root.type.size * self.filters.taps,
-        )
 
-    # -- operands of one number a channel
+def _may_unpack(region: Region, channels: int, block: int) -> bool:
+    """May channels be in `unpacked` order until they are packed to bytes? Only if the result is
+    bytes, and all other operands of the epilogue are constants or scalars.
+    """
+    assert region.root is not None
+    operands = region.root.operands
+    rows = [n for n in region.inputs if n not in operands and n.type.size > 1]
+    known = all(n.is_constant and n.type.size in (256, channels) for n in rows)
+    return known and region.output.dtype in ("uint8", "int8") and channels >= block
 
-    def _may_unpack(self) -> bool:
-        """May channels be in `unpacked` order until they are packed to bytes? Only if the result is
-        bytes, and all other operands of the epilogue are constants or scalars.
-        """
-        if self.product is None or self.product.mac.k != 4 or self.s.channels < self.block:
-            return False
-        if self.long is not None:
-            return False
-        rows = [n for n in self.d.region.inputs if n not in (self.x, self.w) and n.type.size > 1]
-        known = all(n.is_constant and n.type.size in (256, self.s.channels) for n in rows)
-        last = self.d.region.output
-        return known and last.dtype in ("uint8", "int8") and self.lanes * 4 == self.block
 
-    def _unpacked_rows(self) -> dict[int, Callable[[Array], Array]]:
-        """How constants with a number for each channel are packed."""
-        if not self.unpacked:
-            return {}
-        inputs, channels = self.d.region.inputs, self.s.channels
-        tables = {n.operands[1] for n in self.d.region.nodes if n.op == "lookup"}
-        rows = [
-            n for n in inputs if n.type.size == channels and n not in tables and n is not self.w
-        ]
+def _unpacked_rows(region: Region, filters: Filters) -> dict[int, Callable[[Array], Array]]:
+    """How constants with a number for each channel are packed."""
+    if not filters.unpacked:
+        return {}
+    assert region.root is not None
+    tables = {n.operands[1] for n in region.nodes if n.op == "lookup"}
+    others = (*tables, region.root.operands[1])
+    channels = filters.shape.channels
+    rows = [n for n in region.inputs if n.type.size == channels and n not in others]
 
-        def rearrange(array: Array) -> Array:
-            return rearranged(array.reshape(-1), self.block)
+    def rearrange(array: Array) -> Array:
+        return rearranged(array.reshape(-1), filters.block)
 
-        return {inputs.index(n): rearrange for n in rows}
+    return {region.inputs.index(n): rearrange for n in rows}
+
+
+class _Task:
+    """The code of one task while it is emitted."""
+
+    def __init__(self, d: Draft, filters: Filters, columns: int, scratch: Pointer | None) -> None:
+        self.d, self.b, self.isa, self.filters, self.tile = d, d.b, d.isa, filters, columns
+        self.s, self.product, self.unpacked = filters.shape, filters.product, filters.unpacked
+        self.lanes, self.block = filters.lanes, filters.block
+        self.x, self.w = d.root.operands
+        self.summed, self.bias = bias_of(d.region)
+        self.long = d.isa.intrinsics["multiply_long"] if filters.long else None
+        self.chain = d.region.known(self.w).run
+        self.weights = d.pointers[self.w].view("uint8") if self.product else d.pointers[self.w]
+        self.padding = scratch and scratch.view(self.x.dtype)
+        if self.padding is not None:
+            self._fill(self.padding)
+        self.fused = d.writing(self.summed)  # loads scalars here, once
 
     # -- loops
 
-    def _rows(self, task: Value, scratch: Pointer | None) -> None:
-        """One task's output rows."""
-        s, b = self.s, self.b
-        padding = None
-        if scratch is not None:
-            mine = scratch + b.let(task * self.line_bytes, "mine")
-            padding = mine.view(self.x.dtype)
-            self._fill(padding)
-        nodes = [n for n in self.d.region.nodes if n not in (self.d.root, self.summed)]
-        given = (self.summed,)  # loads scalars here, once
-        region, pointers = self.d.region, self.d.pointers
-        self.fused = Fused(self.d.m, region, nodes, region.output, pointers, given=given)
-        total = s.images * s.rows
-        begin = b.let(task * total // self.tasks, "begin")
-        end = b.let((task + 1) * total // self.tasks, "end")
-        with b.serial(end - begin, "row", begin) as row:
-            y = b.let(row % s.rows if s.images > 1 else row, "y")
-            image = b.let(row // s.rows, "image") if s.images > 1 else tir.const(0)
-            first = b.let(y * s.window.strides[0] - s.top, "first")
-            origin, lines = self._lines(image, first, padding)
-            self._row(row, origin, lines)
-
-    def _lines(
-        self, image: Value, first: Value, padding: Pointer | None
-    ) -> tuple[Value, tuple[Pointer, ...]]:
-        """The input rows of an output row, from row `first` on: their offset in the pointers, and a
-        pointer for each.
-        """
-        s, b, x = self.s, self.b, self.d.pointers[self.x]
-        line = s.width * s.channels
-        steps = [i * s.window.dilations[0] for i in range(s.window.kernel[0])]
-        start = b.let((image * s.height + first) * line, "start")
-        if padding is None:
-            return start, tuple(x + tir.const(i * line) for i in steps)
-        found = []
-        for i in steps:
-            there = tirx.all(first >= -i, first < s.height - i)
-            found.append(b.either(there, x + (start + i * line), padding, "line"))
-        return tir.const(0), tuple(found)
-
-    def _fill(self, padding: Pointer) -> None:
-        """Fill a line of padding."""
-        lanes = self.isa.vector_bytes * 8 // tir.bits(self.x.dtype)
-        value = tir.const(self.d.root.int("pad_value"), padding.dtype, lanes)
-
-        def put(at: Value, count: int) -> None:
-            padding.store_first(count, at, value)
-
-        sweep(self.b, self.s.width * self.s.channels, lanes, put)
-
-    def _row(self, row: Value, origin: Value, lines: tuple[Pointer, ...]) -> None:
+    def row(self, row: Value) -> None:
         """An output row."""
         s, b = self.s, self.b
+        y = b.let(row % s.rows if s.images > 1 else row, "y")
+        image = b.let(row // s.rows, "image") if s.images > 1 else tir.const(0)
+        first = b.let(y * s.window.strides[0] - s.top, "first")
+        origin, lines = self._lines(image, first)
         low, high = s.inside()
 
         def block(channel: Value, count: int, weights: Value) -> None:
@@ -274,6 +225,32 @@ class _Depthwise:
             self._tiles(tile, low, high)
 
         self._each_block(block)
+
+    def _lines(self, image: Value, first: Value) -> tuple[Value, tuple[Pointer, ...]]:
+        """The input rows of an output row, from row `first` on: their offset in the pointers, and a
+        pointer for each.
+        """
+        s, b, x = self.s, self.b, self.d.pointers[self.x]
+        line = s.width * s.channels
+        steps = [i * s.window.dilations[0] for i in range(s.window.kernel[0])]
+        start = b.let((image * s.height + first) * line, "start")
+        if self.padding is None:
+            return start, tuple(x + tir.const(i * line) for i in steps)
+        found = []
+        for i in steps:
+            there = tirx.all(first >= -i, first < s.height - i)
+            found.append(b.either(there, x + (start + i * line), self.padding, "line"))
+        return tir.const(0), tuple(found)
+
+    def _fill(self, padding: Pointer) -> None:
+        """Fill a line of padding."""
+        lanes = self.isa.vector_bytes * 8 // tir.bits(self.x.dtype)
+        value = tir.const(self.d.root.int("pad_value"), padding.dtype, lanes)
+
+        def put(at: Value, count: int) -> None:
+            padding.store_first(count, at, value)
+
+        sweep(self.b, self.s.width * self.s.channels, lanes, put)
 
     def _tiles(self, tile: Callable[[Value, int, int | None], None], low: int, high: int) -> None:
         """Tiles over a row: unrolled at the edges, in a loop between."""

@@ -15,6 +15,7 @@ from tvm import tirx
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
@@ -26,8 +27,6 @@ from qcompiler.ops.window import Window
 _UNROLLED = 25
 """Windows of more taps than this always loop over them."""
 
-_NARROW = ("float16", "bfloat16")
-
 
 @kernel("max_pool", "average_pool")
 def pool(region: Region, device: Device) -> Kernel | Skip:
@@ -38,47 +37,41 @@ def pool(region: Region, device: Device) -> Kernel | Skip:
     assert root is not None
     if 0 in (*root.type.dims, *root.operands[0].type.dims):
         return Skip("nothing to pool")
-    return _Pool(region, device).kernel()
+    window = Window.of(root, root.operands[0].type.dims[1:-1])
+    kernel_shape, shape = ("x".join(map(str, s)) for s in (window.kernel, root.type.dims))
+    return _emitted(Draft(f"{root.op}{kernel_shape}_{shape}", region, device), window)
 
 
-class _Pool:
-    """One kernel while it is emitted."""
+def _emitted(d: Draft, window: Window) -> Kernel:
+    """All pixels, shared among tasks."""
+    root = d.root
+    pixels = prod(root.type.dims[:-1])
+    taps = prod(window.kernel)
+    moved = root.type.bytes * (1 + taps) + sum(n.type.bytes for n in d.region.inputs)
+    count = tasks(d.device, d.device.core.moved_ns(moved), pixels)
+    with share(d.b, count, pixels) as (first, iterations):
+        task = _Task(d, window)
+        with d.b.serial(iterations, "pixel", first) as pixel:
+            task.pixel(pixel)
+    return d.kernel(tasks=count, macs=0)
 
-    def __init__(self, region: Region, device: Device) -> None:
-        root = region.root
-        assert root is not None
-        x = root.operands[0]
-        self.root = root
-        self.images, *sizes, self.channels = x.type.dims
-        self.sizes = tuple(sizes)
-        self.outputs = root.type.dims[1:-1]
-        self.window = Window.of(root, self.sizes)
-        self.starts = [-(p or (0, 0))[0] for p in self.window.pads]
-        in_float = root.dtype in _NARROW or root.op == "average_pool"
-        self.dtype = "float32" if in_float else root.dtype
-        kernel_shape, shape = ("x".join(map(str, s)) for s in (self.window.kernel, root.type.dims))
-        kind = f"{root.op}{kernel_shape}_{shape}"
-        self.d = Draft(kind, region, device)
-        self.b, self.m = self.d.b, self.d.m
 
-    def kernel(self) -> Kernel:
-        """Emit the whole kernel."""
-        d, b = self.d, self.b
-        pixels = self.images * prod(self.outputs)
-        taps = prod(self.window.kernel)
-        moved = d.root.type.bytes * (1 + taps) + sum(n.type.bytes for n in d.region.inputs)
-        count = tasks(d.device, d.device.core.moved_ns(moved), pixels)
-        with share(b, count, pixels) as (first, iterations):
-            self.prologue, self.epilogue = d.prologue, d.epilogue
-            self.lanes = min(self.prologue.lanes(), self.epilogue.lanes(), self._root_lanes())
-            with b.serial(iterations, "pixel", first) as pixel:
-                self._pixel(pixel)
-        return d.kernel(tasks=count, macs=0)
+class _Task:
+    """The code of one task while it is emitted."""
 
-    def _root_lanes(self) -> int:
-        return self.d.isa.lanes(max(tir.bits(self.dtype) // 8, 1))
+    def __init__(self, d: Draft, window: Window) -> None:
+        self.d, self.b, self.m, self.root, self.window = d, d.b, d.m, d.root, window
+        self.images, *sizes, self.channels = d.root.operands[0].type.dims
+        self.sizes, self.outputs = tuple(sizes), d.root.type.dims[1:-1]
+        self.starts = [-(p or (0, 0))[0] for p in window.pads]
+        in_float = d.root.dtype in HALF_FLOATS or d.root.op == "average_pool"
+        self.dtype = "float32" if in_float else d.root.dtype
+        self.prologue, self.epilogue = d.prologue, d.epilogue
+        own = d.isa.lanes(max(tir.bits(self.dtype) // 8, 1))
+        self.lanes = min(self.prologue.lanes(), self.epilogue.lanes(), own)
 
-    def _pixel(self, pixel: Value) -> None:
+    def pixel(self, pixel: Value) -> None:
+        """One output pixel."""
         b, w = self.b, self.window
         image, *place = indices(b, pixel, (self.images, *self.outputs))
         corners = [

@@ -57,7 +57,10 @@ def resize(region: Region, device: Device) -> Kernel | Skip:
         return Skip("elementwise work before the last axis is resized")
     if np.prod([t.count for t in taps]) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
-    return _Resize(region, device, given[0], axes, taps).kernel()
+    shape = "x".join(map(str, root.type.dims))
+    d = Draft(f"resize_{root.str('mode')}_{shape}", region, device)
+    last = taps[-1] if root.type.rank - 1 in axes else None
+    return _emitted(d, _Layout(given[0], axes, taps, last))
 
 
 @dataclass(frozen=True)
@@ -113,39 +116,17 @@ Seen = tuple[Vec, Value | None]
 """A vector of such a row, and the row's weight."""
 
 
-class _Resize:
-    """One kernel while it is emitted."""
+@dataclass(frozen=True)
+class _Layout:
+    """What is resized: the operand whose place the table takes, and the taps along some axes."""
 
-    def __init__(
-        self, region: Region, device: Device, given: Node, axes: list[int], taps: list[Taps]
-    ) -> None:
-        root = region.root
-        assert root is not None
-        self.root, self.given, self.axes, self.taps = root, given, axes, taps
-        shape = "x".join(map(str, root.type.dims))
-        self.d = Draft(f"resize_{root.str('mode')}_{shape}", region, device)
-        self.b, self.m = self.d.b, self.d.m
-        self.copies = root.str("mode") == "nearest"
-        self.gathered = taps[-1] if root.type.rank - 1 in axes else None
+    given: Node
+    axes: list[int]
+    taps: list[Taps]
+    gathered: Taps | None
+    """Those along the last axis."""
 
-    def kernel(self) -> Kernel:
-        """Emit the whole kernel."""
-        d, b, dims = self.d, self.b, self.root.type.dims
-        rows = int(np.prod(dims[:-1]))
-        pixels = int(np.prod([t.count for t in self.taps]))
-        moved = self.root.type.bytes * (1 + pixels)
-        count = tasks(d.device, d.device.core.moved_ns(moved), rows)
-        with share(b, count, rows) as (first, iterations):
-            self.prologue, self.epilogue = d.prologue, d.epilogue
-            self.lanes = min(self.prologue.lanes(), self.epilogue.lanes())
-            if not self.copies or self.gathered:
-                self.lanes = min(self.lanes, d.isa.lanes(4))
-            with b.serial(iterations, "row", first) as row:
-                self._row(row)
-        at = d.region.inputs.index(self.given)
-        return d.kernel(tasks=count, pack={at: self._table})
-
-    def _table(self, _: Array) -> Array:
+    def pack(self, _: Array) -> Array:
         """For every axis: indices, then weights, as 32-bit words in elements of `given`."""
         pairs = [(t.index, t.weight.view(np.int32)) for t in self.taps]
         if self.gathered:  # one tap's vector after the other
@@ -154,6 +135,33 @@ class _Resize:
         words = np.concatenate([p.reshape(-1) for p in parts] or [np.zeros(1, np.int32)])
         return words.astype(np.int64) if self.given.dtype == "int64" else words
 
+
+def _emitted(d: Draft, layout: _Layout) -> Kernel:
+    """All rows, shared among tasks."""
+    rows = int(np.prod(d.root.type.dims[:-1]))
+    pixels = int(np.prod([t.count for t in layout.taps]))
+    moved = d.root.type.bytes * (1 + pixels)
+    count = tasks(d.device, d.device.core.moved_ns(moved), rows)
+    with share(d.b, count, rows) as (first, iterations):
+        task = _Task(d, layout)
+        with d.b.serial(iterations, "row", first) as row:
+            task.row(row)
+    at = d.region.inputs.index(layout.given)
+    return d.kernel(tasks=count, pack={at: layout.pack})
+
+
+class _Task:
+    """The code of one task while it is emitted."""
+
+    def __init__(self, d: Draft, layout: _Layout) -> None:
+        self.d, self.b, self.m, self.root = d, d.b, d.m, d.root
+        self.given, self.axes, self.taps = layout.given, layout.axes, layout.taps
+        self.gathered = layout.gathered
+        self.copies = d.root.str("mode") == "nearest"
+        self.prologue, self.epilogue = d.prologue, d.epilogue
+        lanes = min(self.prologue.lanes(), self.epilogue.lanes())
+        self.lanes = lanes if self.copies and not self.gathered else min(lanes, d.isa.lanes(4))
+
     def _word(self, at: Value, lanes: int = 1, count: int = 1) -> Value:
         """A word of the table, or a vector of which `count` words exist."""
         pointer = self.d.pointers[self.given]
@@ -161,7 +169,7 @@ class _Resize:
             return tir.cast(pointer.load_first(count, at, lanes), "int32")
         return pointer.view("int32").load_first(count, at, lanes)
 
-    def _row(self, row: Value) -> None:
+    def row(self, row: Value) -> None:
         """One output pixel: its whole last axis."""
         b, dims = self.b, self.root.type.dims
         place = indices(b, row, dims[:-1])
