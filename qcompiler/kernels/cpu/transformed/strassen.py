@@ -177,13 +177,14 @@ class _Strassen:
             self.sums = memory + b.let(mine + (self.left_size + self.right_size), "sums")
             self.after = d.epilogue
             self._task(task // t.column_tasks, task % t.column_tasks)
-        return d.kernel(
+        made = d.kernel(
             tasks=t.tasks,
             scratch_bytes=self.task_size * 4 * t.tasks,
             pack={d.region.inputs.index(self.problem.right): self._pack},
             in_place=in_place_candidates(d.region),
             macs=self.problem.macs,
         )
+        return replace(made, mixes_rows=True)
 
     def _pack(self, array: Array) -> Array:
         """The right operand -> [pair][pass][quarter][depth][columns of the panel]."""
