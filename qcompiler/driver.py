@@ -187,7 +187,8 @@ class Compilation:
             return None
         found = read_records(self.options.tuning_records)
         if found.stale:
-            log.warning("%d tuning records are of other generators: ignored", len(found.stale))
+            names = sorted({f"{x.record.generator} {x.record.version}" for x in found.stale})
+            log.warning("tuning records of other generators are ignored: %s", ", ".join(names))
         return found
 
     @cached_property
