@@ -258,9 +258,12 @@ class Compilation:
     @cached_property
     def plan(self) -> Plan:
         """Kernels, memory and threads."""
+        return self.planned(self.records)
+
+    def planned(self, records: Records | None) -> Plan:
+        """The plan that some records give."""
         asked = self.options.threads > 0
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
-        records = self.records
         return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
 
     @cached_property
