@@ -24,7 +24,7 @@ from qcompiler.autotune.tasks import Choice, Task
 from qcompiler.autotune.trial import Place
 from qcompiler.errors import Error, Skip
 
-BUILD_SECONDS = 60.0
+BUILD_SECONDS = 120.0
 """A trial that is not made by then never will be."""
 _ENDING_SECONDS = 5.0
 

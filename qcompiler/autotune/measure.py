@@ -32,9 +32,9 @@ AGAIN = 3
 SLOW = 1.2
 """A choice that takes longer than the best, times this, is not measured again."""
 _TURN_SECONDS, _MOST_ROUNDS, _LEAST_ROUNDS = 0.04, 20, 3
-_STARTING_SECONDS = 5.0
+_STARTING_SECONDS = 15.0
 """What opening an artifact may take on a busy machine, and a hang costs at least."""
-_DEFAULT_SECONDS = 60.0
+_DEFAULT_SECONDS = 120.0
 _PATIENCE = 10.0
 """Times that a trial may take longer than if all of it were as fast as the default."""
 FAULTS = 3

@@ -127,6 +127,11 @@ class Search:
             if state.task.key == key and result.choice in state.left:
                 self._take(state, result)
 
+    def fit(self) -> None:
+        """Learn from what was remembered."""
+        for model in self.models.values():
+            model.fit()
+
     def run(self, seconds: float) -> None:
         """Measure for so long, or until it is not worth it, or Ctrl-C."""
         end = time.monotonic() + seconds

@@ -16,6 +16,7 @@ from qcompiler.plan.plan import Plan, Step
 from qcompiler.plan.regions import split
 from qcompiler.tune.records import APART_VERSION, Key, described
 
+MOST_EVICTED = 64 << 20
 NARROW = 3
 """So many of a generator's candidates for fewer threads, the best, are tried."""
 
@@ -78,7 +79,7 @@ def tasks_of(plans: Iterable[tuple[Plan, str]], only: Sequence[str] = ()) -> lis
     found: dict[Key, Task] = {}
     unused = set(only)
     for plan, target in plans:
-        touched = sum(s.bytes for s in plan.steps)
+        touched = evicted(plan)
         for step in plan.steps:
             hits = {w for w in only if _names(w, step.name)}
             unused -= hits
@@ -93,6 +94,17 @@ def tasks_of(plans: Iterable[tuple[Plan, str]], only: Sequence[str] = ()) -> lis
     if unused:
         raise Error(f"no step is called {min(unused)!r}", where="--only", hint="inspect --plan")
     return sorted(found.values(), key=lambda t: -t.seconds)
+
+
+def evicted(plan: Plan) -> int:
+    """Bytes that a plan's run touches between two runs of a step, as far as they matter: none where
+    all stays near the core, no more than throw everything out of the last cache.
+    """
+    touched = sum(s.bytes for s in plan.steps)
+    device = plan.device
+    if touched <= device.l2_bytes // 2:
+        return 0
+    return min(touched, 2 * device.l3_bytes, MOST_EVICTED)
 
 
 def _names(word: str, step: str) -> bool:

@@ -1,16 +1,17 @@
 """Models, options, seconds, places -> a file of records with which they are faster, and a report.
 
-First the plans as wholes (threads, parts of a batch), then the kernels; at last every model is
-compiled with what was found and measured against the one without. What does not make it faster is
-not chosen.
+First the models as wholes (nodes in float, passes, threads, parts of a batch), then the kernels; at
+last every model is compiled with what was found and measured against the one without. What does not
+make it faster is not chosen.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,16 +23,32 @@ from qcompiler.autotune.places import Gone, Place
 from qcompiler.autotune.request import Tuning
 from qcompiler.autotune.search import Search, State
 from qcompiler.autotune.tasks import Task, tasks_of
-from qcompiler.autotune.whole import Pair, Verdict
+from qcompiler.autotune.variants import (
+    Variant,
+    float_artifact,
+    in_float,
+    plan_choices,
+    without_passes,
+)
+from qcompiler.autotune.whole import Pair, Verdict, inputs_of
 from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.kernels.registry import Record
-from qcompiler.plan.batches import parts_of
 from qcompiler.plan.plan import Plan
-from qcompiler.plan.sharing import VERSION, WHOLE, key_of
+from qcompiler.plan.sharing import key_of
 from qcompiler.tune.journal import Journal
-from qcompiler.tune.records import CHOSEN, FAILED, MEASURED, Key, Line, Measured, described
+from qcompiler.tune.records import (
+    CHOSEN,
+    FAILED,
+    MEASURED,
+    Key,
+    Line,
+    Measured,
+    described,
+    model_key,
+    names_in,
+)
 from qcompiler.version import __version__
 
 log = logging.getLogger(__name__)
@@ -47,12 +64,16 @@ _STRONG = 0.95
 
 @dataclass(eq=False)
 class Subject:
-    """A model that is tuned: its compilation, its plan without records, what was found."""
+    """A model that is tuned, and what was found."""
 
+    base: Compilation
+    """As it is compiled without records."""
     made: Compilation
+    """As it is best compiled."""
     plan: Plan
-    line: Line | None = None
-    """What is best for its plan as a whole."""
+    """Of that, without records of kernels."""
+    lines: dict[Key, Line] = field(default_factory=dict)
+    """What makes it so."""
     verdict: Verdict | None = None
     build_seconds: float = 0.0
     """That compiling it takes."""
@@ -67,8 +88,24 @@ class Subject:
     @property
     def target(self) -> str:
         """The name of its device."""
-        given = self.made.options.target
+        given = self.base.options.target
         return given if isinstance(given, str) else given[0]
+
+    @property
+    def device(self) -> str:
+        """The device, as records have it."""
+        return described(self.base.device)
+
+    @property
+    def keys(self) -> tuple[Key, Key]:
+        """What records of its graph, and of its plan, are of."""
+        graph = model_key(self.base.float_graph, self.precision)
+        return Key(graph, self.device), Key(key_of(self.made.lowered), self.device)
+
+    @property
+    def precision(self) -> str:
+        """That it is compiled with."""
+        return self.base.options.precision
 
 
 @dataclass
@@ -122,16 +159,28 @@ class Tuner:
         """All of it. Its time begins when the models are compiled as they are."""
         for subject in self.subjects:
             begin = time.monotonic()
-            _ = subject.made.built
+            _ = subject.base.built
             subject.build_seconds = time.monotonic() - begin
+            self._adopt(subject)
         self._begin = time.monotonic()
         if self.tuning.plans and not self.tuning.only:
             for subject in self.subjects:
-                self._tune_plan(subject, _PLANS * self.tuning.time / len(self.subjects))
+                self._tune_whole(subject, _PLANS * self.tuning.time / len(self.subjects))
         search = self._kernels()
         self._confirm(search)
         seconds = time.monotonic() - self._begin
         return Report(self.subjects, search, seconds, self.wrong, search.interrupted)
+
+    def _adopt(self, subject: Subject) -> None:
+        """Begin where an earlier run has arrived with a model as a whole."""
+        known = self.journal.found.chosen
+        graph, _ = subject.keys
+        if graph in known and known[graph].record.knobs:
+            names = [names_in(known[graph].record, knob) for knob in ("exclude", "disabled")]
+            subject.made = subject.base.having(settled=subject.base.varied(*names))
+        subject.lines = {k: known[k] for k in subject.keys if k in known and known[k].record.knobs}
+        if subject.lines:
+            subject.plan = subject.made.planned(Measured(tuple(subject.lines.values())))
 
     def _kernels(self) -> Search:
         plans = [(s.plan, s.target) for s in self.subjects]
@@ -139,6 +188,7 @@ class Tuner:
         search = Search(tasks, self.benches, self._saw, lambda s: self._told(s, self.left))
         for line, result in remembered(self.journal.found, tasks, self.host, self.compiler):
             search.remember(line.key, result)
+        search.fit()
         usable = [t for t in tasks if t.choices]
         if usable:
             search.run(max(_LEAST_SECONDS, self.left * _SEARCH))
@@ -170,35 +220,83 @@ class Tuner:
             self.compiler,
         )
 
-    def _tune_plan(self, subject: Subject, seconds: float) -> None:
-        """Try other threads and parts of a batch for a whole plan, as far as so long allows."""
+    def _tune_whole(self, subject: Subject, seconds: float) -> None:
+        """Try other ways to compile a whole model, as far as so long allows: first what becomes of
+        its graph, then the plan.
+        """
         end = time.monotonic() + seconds - subject.build_seconds
-        whole_key = Key(key_of(subject.made.lowered), described(subject.made.device))
-        for record in plan_choices(subject):
+        key, _ = subject.keys
+        for other in self._variants(subject.base, end):
+            if other is not None and self._better(subject, other.made, key, other.record, seconds):
+                subject.made, subject.plan = other.made, other.made.planned(None)
             if time.monotonic() > end:
-                return
-            line = Line(CHOSEN, whole_key, record, step=subject.name, host=self.host)
-            verdict = self._compared(subject, Measured((line,)), min(1.0, seconds / 4))
-            if verdict is None:
-                continue
-            seen = replaced(line, verdict, self.compiler)
-            self.journal.add(Line(**{**vars(seen), "line": MEASURED}))
-            best = 1.0 if subject.line is None else subject.line.ratio
-            if verdict.faster and verdict.ratio + verdict.noise < best:
-                subject.line = seen
-        if subject.line is not None:
-            subject.plan = subject.made.planned(Measured((subject.line,)))
+                break
+        _, key = subject.keys
+        for record in plan_choices(subject.made, subject.plan):
+            if time.monotonic() > end:
+                break
+            self._better(subject, subject.made, key, record, seconds)
+        subject.plan = subject.made.planned(Measured(tuple(subject.lines.values())))
 
-    def _compared(self, subject: Subject, records: Measured, seconds: float) -> Verdict | None:
-        """A model with records, measured against the one without; None where it cannot be."""
+    def _variants(self, made: Compilation, end: float) -> Iterator[Variant | None]:
+        """What may become of a graph; nothing where there is no time for it."""
+        if time.monotonic() > end:
+            return
+        floats = float_artifact(made)
+        if floats is not None:
+            steps = [self._steps(artifact) for artifact in (made.built, floats)]
+            yield from in_float(made, *steps)
+        yield from without_passes(made, made.planned(None))
+
+    def _better(
+        self, subject: Subject, made: Compilation, key: Key, record: Record, seconds: float
+    ) -> bool:
+        """Measure a model compiled otherwise; what is faster than all before is kept."""
+        line = Line(CHOSEN, key, record, step=subject.name, host=self.host, compiler=self.compiler)
+        same = {k: x for k, x in subject.lines.items() if k.region.split()[0] != _kind(key)}
+        verdict = self._compared(
+            subject, made, Measured((*same.values(), line)), min(1.0, seconds / 4)
+        )
+        if verdict is None:
+            return False
+        line = measured(line, verdict)
+        self.journal.add(replace(line, line=MEASURED))
+        best = min((x.ratio for x in subject.lines.values()), default=1.0)
+        if not verdict.faster or verdict.ratio + verdict.noise >= best:
+            return False
+        subject.lines = {**same, key: line}
+        return True
+
+    def _steps(self, artifact: Artifact) -> dict[str, float]:
+        """Seconds of a model's steps by name."""
+        bench = self.benches[0]
+        path = saved(artifact, bench.builder.folder / "steps.qc")
+        inputs = inputs_of(path)
         try:
-            after = assemble(subject.made.planned(records))
+            run = partial(bench.place.run, path, inputs, rounds=9, limit=60.0)
+            ran = bench.start(run).result()
+        except (Gone, Error) as e:
+            log.info("its steps were not timed: %s", e)
+            return {}
+        found: dict[str, float] = {}
+        for step, taken in zip(artifact.manifest.variants[0].steps, ran.steps, strict=True):
+            found[step.name] = found.get(step.name, 0.0) + taken
+        return found
+
+    def _compared(
+        self, subject: Subject, made: Compilation, records: Measured, seconds: float
+    ) -> Verdict | None:
+        """A model compiled with records, measured against the one that is compiled without; None
+        where it cannot be.
+        """
+        try:
+            after = assemble(made.planned(records))
         except Error as e:
             log.info("%s cannot be compiled so: %s", subject.name, e)
             return None
         bench = self.benches[0]
         folder = bench.builder.folder
-        usual = saved(subject.made.built, folder / "before.qc")
+        usual = saved(subject.base.built, folder / "before.qc")
         mine = saved(after, folder / "after.qc")
         try:
             return bench.start(lambda: _compare(bench.place, usual, mine, seconds)).result()
@@ -208,41 +306,60 @@ class Tuner:
             if not self.benches:
                 raise Error(f"nothing is left to measure on: {e}", where=bench.place.name) from e
             log.warning("%s is lost: %s", bench.place.name, e)
-            return self._compared(subject, records, seconds)
+            return self._compared(subject, made, records, seconds)
 
     def _confirm(self, search: Search) -> None:
-        """Compile every model with what was found, and choose what makes all of them faster."""
-        won = [s for s in search.states if s.final is not None]
+        """Compile every model with what was found, and choose what makes all of them faster. What
+        an earlier run chose, and this one had no time for, stands with it.
+        """
+        known = self.journal.found.chosen
+        found: dict[Key, Line] = {}
+        for state in search.states:
+            key = state.task.key
+            if state.final is not None:
+                found[key] = self._chosen(state)
+            elif not state.settled and key in known and known[key].ratio < 1:
+                found[key] = known[key]
         refused: set[Key] = set()
         for subject in self.subjects:
-            kept = self._kept(subject, won)
-            refused |= {s.task.key for s in won if _of(subject, s)} - {s.task.key for s in kept}
-        chosen = [s for s in won if s.task.key not in refused]
-        lines = [self._chosen(s) for s in chosen]
-        lines += [s.line for s in self.subjects if s.line is not None]
-        known = self.journal.found.chosen
-        for state in search.states:  # what was chosen before, and is not any more
-            if state.task.key in known and state not in chosen and state.results:
-                usual = Result(state.task.default, 1.0, seconds=state.seconds)
-                lines.append(self._line(CHOSEN, state.task, usual))
-        self.journal.add(*lines)
+            mine = [found[s.task.key] for s in search.states if _of(subject, s, found)]
+            kept = {x.key for x in self._kept(subject, mine)}
+            refused |= {x.key for x in mine} - kept
+        lines = [x for k, x in found.items() if k not in refused]
+        lines += [x for s in self.subjects for x in s.lines.values()]
+        lines += self._defaults(search, {x.key for x in lines})
+        self.journal.add(*(x for x in lines if x != known.get(x.key)))
 
-    def _kept(self, subject: Subject, won: Sequence[State]) -> list[State]:
+    def _defaults(self, search: Search, chosen: set[Key]) -> Iterator[Line]:
+        """Lines that take back what an earlier run chose."""
+        known = self.journal.found.chosen
+        for state in search.states:
+            key = state.task.key
+            if key in known and key not in chosen and known[key].ratio < 1:
+                usual = Result(state.task.default, 1.0, seconds=state.seconds)
+                yield self._line(CHOSEN, state.task, usual)
+        for subject in self.subjects:
+            for key in subject.keys:
+                if key in known and key not in chosen and known[key].record.knobs:
+                    made = replace(known[key].record, knobs={}, threads=0, seconds=0.0)
+                    yield replace(known[key], record=made, ratio=1.0, noise=0.0)
+
+    def _kept(self, subject: Subject, mine: Sequence[Line]) -> Sequence[Line]:
         """Of the kernels that won those that make a model faster; its verdict is noted."""
-        mine = [s for s in won if _of(subject, s)]
-        strong = [s for s in mine if s.ratio < _STRONG]
+        strong = [x for x in mine if x.ratio < _STRONG]
+        own = tuple(subject.lines.values())
         tries = [mine, *([strong] if len(strong) < len(mine) else [])]
-        own = () if subject.line is None else (subject.line,)
+        tries += [[]] if own and tries[-1] else []
         for some in tries:
             if not some and not own:
                 break
-            records = Measured((*own, *map(self._chosen, some)))
-            seconds = max(self.left / len(self.subjects) / len(tries), 1.0)
-            subject.verdict = self._compared(subject, records, min(seconds, 10.0))
+            records = Measured((*own, *some))
+            seconds = min(max(self.left / len(self.subjects) / len(tries), 1.0), 10.0)
+            subject.verdict = self._compared(subject, subject.made, records, seconds)
             if subject.verdict is not None and subject.verdict.faster:
                 subject.chosen = len(records.lines)
-                return list(some)
-        subject.line = None
+                return some
+        subject.lines = {}
         return []
 
     def _chosen(self, state: State) -> Line:
@@ -252,18 +369,7 @@ class Tuner:
 
 def subject_of(made: Compilation) -> Subject:
     """A compilation -> what is tuned of it: the plan that it has without records."""
-    return Subject(made, made.planned(None))
-
-
-def plan_choices(subject: Subject) -> list[Record]:
-    """Other numbers of threads, and of parts of a batch, than a plan has."""
-    plan, device = subject.plan, subject.made.device
-    threads = {device.threads >> i for i in range(device.threads.bit_length())}
-    found = [(t, plan.parts) for t in sorted(threads - {plan.device.threads})]
-    fitting = parts_of(plan.graph)
-    near = [p for p in fitting if p != plan.parts and plan.parts / 4 <= p <= plan.parts * 4]
-    found += [(plan.device.threads, p) for p in near]
-    return [Record(WHOLE, VERSION, {"parts": p}, 0.0, t) for t, p in found]
+    return Subject(made, made, made.planned(None))
 
 
 def remembered(
@@ -292,13 +398,15 @@ def _mark(record: Record) -> tuple[object, ...]:
     return record.generator, record.version, record.threads, knobs
 
 
-def replaced(line: Line, verdict: Verdict, compiler: str) -> Line:
+def measured(line: Line, verdict: Verdict) -> Line:
     """A line with what was measured of it."""
-    r = line.record
-    seconds = verdict.seconds * verdict.ratio
-    record = Record(r.generator, r.version, r.knobs, seconds, r.threads)
-    more = {"ratio": verdict.ratio, "noise": verdict.noise, "compiler": compiler}
-    return Line(**{**vars(line), "record": record, **more})
+    record = replace(line.record, seconds=verdict.seconds * verdict.ratio)
+    return replace(line, record=record, ratio=verdict.ratio, noise=verdict.noise)
+
+
+def _kind(key: Key) -> str:
+    """What a record of a whole model is of: its graph or its plan."""
+    return key.region.split()[0]
 
 
 def saved(artifact: Artifact, path: Path) -> Path:
@@ -312,8 +420,10 @@ def _compare(place: Place, before: Path, after: Path, seconds: float) -> Verdict
         return pair.compare(before, after, seconds)
 
 
-def _of(subject: Subject, state: State) -> bool:
-    """Is a task one of a model's?"""
+def _of(subject: Subject, state: State, found: Mapping[Key, Line]) -> bool:
+    """Is a task one of a model's, for which something was found?"""
+    if state.task.key not in found:
+        return False
     names = {s.name for s in subject.plan.steps}
     device = described(subject.plan.device)
     return state.task.key.device == device and not names.isdisjoint(state.task.names)

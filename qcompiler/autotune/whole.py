@@ -18,7 +18,7 @@ from qcompiler.autotune.trial import numbers
 from qcompiler.ir import Array, Type
 
 _TURNS, _TURN_SECONDS, _MOST_RUNS = 5, 0.1, 200
-_LIMIT_SECONDS = 60.0
+_LIMIT_SECONDS = 120.0
 _FAR = 0.05
 """Relative to the largest value: outputs of models whose every kernel was found to be right are
 nearer than this, also where int8 rounds differently."""

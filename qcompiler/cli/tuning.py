@@ -74,11 +74,11 @@ def _places(a: Namespace, subjects: Sequence[Subject]) -> list[Place]:
     from qcompiler.runtime.remote.token import token
 
     if not a.remote:
-        lacks = subjects[0].made.device.isa.lacks
+        lacks = subjects[0].base.device.isa.lacks
         if lacks:
             what = f"this machine cannot run it: it lacks {' '.join(lacks)}"
             raise Error(what, where="--target", hint="tune on a device that can, with --remote")
-        return [Here(subjects[0].made.device.threads)]
+        return [Here(subjects[0].base.device.threads)]
     secret, found, faults = token(a.token_file), [], []
     for address in a.remote:
         try:

@@ -59,8 +59,9 @@ def recorded(graph: Graph, device: Device, records: Records | None) -> Record | 
     """What was measured to be best for a plan as a whole: its threads, and the parts of its batch
     (knob "parts")."""
     best = None if records is None else records.best(key_of(graph), device)
-    fitting = best is not None and (best.generator, best.version) == (WHOLE, VERSION)
-    return best if fitting else None
+    if best is None or (best.generator, best.version) != (WHOLE, VERSION):
+        return None
+    return best if best.knobs else None  # none of them: as without records
 
 
 def key_of(graph: Graph) -> str:

@@ -11,6 +11,7 @@ another version of its generator counts for nothing: its knobs may mean other co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from pathlib import Path
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.hardware.isa import Device
+from qcompiler.ir import Graph, text
 from qcompiler.kernels.registry import GENERATORS, Record
 from qcompiler.plan.choose import APART
 from qcompiler.plan.sharing import VERSION, WHOLE
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 MEASURED, FAILED, CHOSEN = "measured", "failed", "chosen"
 APART_VERSION = 1
+MODEL, MODEL_VERSION = "model", 1
+"""Stands for a generator in records of whole models: passes that are better left out (knob
+"disabled"), and nodes that are better left in float ("exclude"), as lists in JSON."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,22 @@ def described(device: Device) -> str:
     """What must be equal of two devices for the times of one to count on the other."""
     caches = f"{device.l1_bytes}/{device.l2_bytes}/{device.l3_bytes}"
     return f"{device.name} {device.isa.name} threads={device.threads} caches={caches}"
+
+
+def model_key(graph: Graph, precision: str) -> str:
+    """What stands for a region's key in records of a model: its fused graph, and the precision."""
+    return f"model {precision} {hashlib.sha256(text.write(graph)[0].encode()).hexdigest()}"
+
+
+def names_in(record: Record, knob: str) -> tuple[str, ...]:
+    """The list that a knob of a model's record holds. Raises Error where it holds anything else."""
+    try:
+        found = json.loads(str(record.knobs.get(knob, "[]")))
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(n, str) for n in found):
+        raise Error(f"{knob!r} of a model's tuning record is no list of names")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ class Line:
 
 def _now() -> set[tuple[str, int]]:
     """The generators that there are, and their versions."""
-    own = {(WHOLE, VERSION), (APART, APART_VERSION)}
+    own = {(WHOLE, VERSION), (APART, APART_VERSION), (MODEL, MODEL_VERSION)}
     return own | {(g.name, g.version) for some in GENERATORS.values() for g in some}
 
 
@@ -127,8 +148,7 @@ def read(path: str | Path) -> Measured:
 
     A last line without an end is one that was being written when a tuner was killed: left out.
     """
-    text = contents(path)
-    whole, _, torn = text.rpartition(b"\n")
+    whole, _, torn = contents(path).rpartition(b"\n")
     if torn:
         log.warning("%s: the last line is not whole, and left out", path)
     lines = []
@@ -175,9 +195,9 @@ def _text(knobs: Mapping[str, int | str]) -> str:
     return json.dumps(dict(knobs), sort_keys=True)
 
 
-def _read_line(text: bytes, where: str) -> Line:
+def _read_line(line: bytes, where: str) -> Line:
     try:
-        entry = json.loads(text)
+        entry = json.loads(line)
     except ValueError as e:
         raise Error(f"no JSON: {e}", where=where, hint="a file that `qcompiler tune` wrote") from e
     if not isinstance(entry, dict) or "format" not in entry:

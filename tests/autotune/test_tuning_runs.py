@@ -157,10 +157,9 @@ def test_a_plan_is_tuned_as_a_whole(model: Path, tmp_path: Path) -> None:
     subject = subject_of(small(model))
     path = tmp_path / "records.jsonl"
     with Journal(path) as journal, Tuner([subject], Tuning(time=30.0), journal, [MadeUp(1)]) as t:
-        _ = subject.made.built
-        t._tune_plan(subject, 30.0)
-        assert subject.line is not None
-        assert subject.plan.parts == subject.line.record.knobs["parts"] > 1
+        t._tune_whole(subject, 30.0)
+        (line,) = subject.lines.values()
+        assert subject.plan.parts == line.record.knobs["parts"] > 1
     assert {x.line for x in records.read(path).lines} == {MEASURED}  # not yet confirmed
 
 
@@ -259,7 +258,7 @@ def test_a_compiler_that_hangs_or_crashes_is_an_error_and_the_next_one_runs() ->
     with Builder(seconds=1e-3) as builder:
         with pytest.raises(Error, match=r"it was not compiled within 0\.001 s"):
             builder.trial(t, [t.default])
-        builder.seconds = 60.0
+        builder.seconds = 300.0
         path, _ = builder.trial(t, [t.default])
         assert path.exists()
         process = builder._process
@@ -322,11 +321,11 @@ def killed(model: Path, folder: Path, lines: int) -> None:
     words = [sys.executable, "-m", "qcompiler", "tune", model, *FLAGS, "--time", "60s", "-o", path]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
-            for _ in range(1200):
+            for _ in range(3000):
                 if path.exists() and path.read_bytes().count(b"\n") >= lines:
                     break
                 assert process.poll() in (None, 0)
-                time.sleep(0.02)
+                time.sleep(0.1)
         finally:
             process.kill()
     before = records.read(path).lines
@@ -416,7 +415,7 @@ def test_a_trial_on_this_machine_gives_outputs_and_times(tmp_path: Path) -> None
         ran = here.run(path, inputs, rounds=2, iterations=3, limit=60.0)
         here.close()
     assert len(ran.times) == 3
-    assert len(ran.steps) == len(set(place.steps)) * 2 + 4  # evicted and written, for both
+    assert len(ran.steps) == len(set(place.steps)) * 2 + 2  # what is read is written, for both
     meant = check.meaning(region_file.alone(t.region), inputs)
     assert meant is not None
     assert not check.difference(ran.outputs[place.output], meant, t.region)

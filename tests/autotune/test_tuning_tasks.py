@@ -12,7 +12,7 @@ from tuning_harness import digits, product, task
 from qcompiler import plugins
 from qcompiler.autotune import check, region_file, trial
 from qcompiler.autotune.builder import choice_of, written
-from qcompiler.autotune.tasks import Choice, tasks_of
+from qcompiler.autotune.tasks import Choice, evicted, tasks_of
 from qcompiler.errors import Error, Skip
 from qcompiler.kernels.facts import sealed
 from qcompiler.plan.choose import APART
@@ -34,6 +34,19 @@ def test_a_task_stands_for_all_steps_of_its_region() -> None:
 def test_a_batch_in_parts_counts_every_part() -> None:
     plan = product()
     assert [t.count for t in tasks_of([(replace(plan, parts=3), "host")])] == [6]
+
+
+def test_what_a_model_touches_is_written_between_runs() -> None:
+    plan = product()
+    touched = sum(s.bytes for s in plan.steps)
+    for l2_bytes, l3_bytes, found in (
+        (4 * touched, 1 << 30, 0),
+        (touched, 1 << 30, touched),
+        (touched, touched // 4, 2 * (touched // 4)),
+        (1 << 10, 1 << 40, touched),
+    ):
+        device = replace(plan.device, l2_bytes=l2_bytes, l3_bytes=l3_bytes)
+        assert evicted(replace(plan, device=device)) == found
 
 
 def test_only_some_steps_are_tuned() -> None:
@@ -78,13 +91,13 @@ def test_a_region_comes_back_from_its_files(tmp_path: Path, precision: str) -> N
         region_file.load(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("evicted", [0, 1 << 16])
-def test_a_trial_runs_every_choice_as_the_region_means(evicted: int) -> None:
+@pytest.mark.parametrize("written_between", [0, 1 << 16])
+def test_a_trial_runs_every_choice_as_the_region_means(written_between: int) -> None:
     plugins.load_all()
     t = task(threads=2)
     region = region_file.alone(t.region)
     some = [t.default, *t.choices[:4], *(c for c in t.choices if c.threads or c.generator == APART)]
-    made = trial.trial(region, t.device, some, evicted=evicted)
+    made = trial.trial(region, t.device, some, evicted=written_between)
     assert isinstance(made, trial.Trial)
     inputs = trial.values(region, 5)
     meant = check.meaning(region, inputs)
@@ -99,7 +112,7 @@ def test_a_trial_runs_every_choice_as_the_region_means(evicted: int) -> None:
     apart = places[[c.generator for c in some].index(APART)]
     assert len(apart.steps) == 2
     assert all(steps[s].kernel.startswith("matmul") for p in places for s in p.steps[:1])
-    assert any("expand" in s.kernel for s in steps) == bool(evicted)
+    assert any("expand" in s.kernel for s in steps) == bool(written_between)
 
 
 def test_choices_of_the_same_code_share_a_place_and_known_code_has_none() -> None:
