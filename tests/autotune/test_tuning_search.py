@@ -81,6 +81,29 @@ def test_no_time_means_no_turn_and_ctrl_c_means_no_more() -> None:
         assert not bench.asked
 
 
+def test_ctrl_c_ends_the_turns_and_a_second_one_everything() -> None:
+    def interrupt(_: Search) -> None:
+        raise KeyboardInterrupt
+
+    with search(bench := Guessed(other_vectors)) as s:
+        s._told = interrupt
+        s.run(60.0)
+        assert s.interrupted
+        tried = len(bench.asked)
+        assert 0 < tried == s.tried
+        s._told = lambda _: None
+        s.settle(60.0)
+        assert s.states[0].settled
+
+    def pressed(task: Task, choice: Choice) -> Exception | None:
+        raise KeyboardInterrupt
+
+    tasks = tasks_of([(digits("float32").plan, "host")])
+    both = Guessed(as_predicted, pressed), Guessed(as_predicted, pressed)
+    with search(*both, tasks=tasks) as s, pytest.raises(KeyboardInterrupt):
+        s.run(60.0)
+
+
 def test_a_gain_within_noise_is_none() -> None:
     def little(task: Task, choice: Choice) -> float:
         return task.default.seconds * (1.0 if choice == task.default else 0.995)
