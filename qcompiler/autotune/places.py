@@ -17,7 +17,6 @@ from qcompiler.artifact.artifact import open_artifact
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.ir import Array
-from qcompiler.runtime.model import named, wanted
 from qcompiler.runtime.remote import Device, connect, facts
 from qcompiler.runtime.remote.wire import Lost
 from qcompiler.runtime.remote.worker import Worker
@@ -95,7 +94,7 @@ class Here:
     ) -> Ran:
         """See `Place`."""
         manifest = open_artifact(artifact).manifest
-        data = b"".join(a.tobytes() for a in named(wanted(manifest.inputs), dict(inputs)))
+        data = b"".join(inputs[v.name].tobytes() for v in manifest.inputs)
         request = {
             "artifact": str(artifact),
             "threads": 0,
