@@ -32,6 +32,8 @@ WORTH = 0.002
 SURE = 0.01
 """A choice that gains no more is not one."""
 FINALISTS, _FINAL_REQUESTS = 3, 5
+_MOST_BYTES = 128 << 20
+"""Of outputs in one answer."""
 _NEAR = 4.0
 """What is predicted to take so many times as long as the default is tried last."""
 _HOPE = 2.0
@@ -47,6 +49,8 @@ class State:
     task: Task
     left: list[Choice]
     results: dict[Choice, Result] = field(default_factory=dict)
+    hints: list[Choice] = field(default_factory=list)
+    """What to try first."""
     seconds: float = 0.0
     """Of the default, measured; 0: not yet."""
     doubts: float = 1.0
@@ -267,9 +271,9 @@ class Search:
         return state.share * max(0.0, state.ratio - hoped)
 
     def _some(self, state: State) -> list[Choice]:
-        """What to measure next: the best predicted, after the first two one with something that
-        was not yet tried (a generator, a number of threads, a knob's value), else the middle of
-        what is left; more than of a turn, since several may be the same code.
+        """What to measure next: hints, then the best predicted, after the first two one with
+        something that was not yet tried (a generator, a number of threads, a knob's value), else
+        the middle of what is left; more than of a turn, since several may be the same code.
         """
         ranked = [c for _, c in self._model(state.task).ranked(state.task, state.left)]
         some, rest = ranked[: SPARE * BATCH], ranked[SPARE * BATCH :]
@@ -277,7 +281,8 @@ class Search:
         tried = {k for c in (*state.results, *some[:2], state.task.default) for k in _marks(c)}
         new = [c for c in near if not tried.issuperset(_marks(c))]
         more = new[:1] or rest[len(rest) // 2 : len(rest) // 2 + 1]
-        return [*some[:2], *more, *some[2:]]
+        first = [c for c in state.hints if c in state.left]
+        return list(dict.fromkeys([*first, *some[:2], *more, *some[2:]]))
 
 
 def _marks(choice: Choice) -> set[tuple[object, ...]]:
@@ -306,9 +311,13 @@ class Found:
 def _measured(bench: Bench, turn: Turn) -> Found:
     task = turn.state.task
     seconds = bench.baseline(task).seconds
+    room = _MOST_BYTES // max(task.region.output.type.bytes, 1)
+    most = max(1, min(BATCH, room - 2))  # the default's outputs are there twice
     if turn.final:
-        return Found(seconds, bench.results(task, turn.choices, _FINAL_REQUESTS, anew=True))
-    return Found(seconds, bench.results(task, turn.choices, most=BATCH))
+        found = bench.results(task, turn.choices[:most], _FINAL_REQUESTS, anew=True)
+    else:
+        found = bench.results(task, turn.choices, most=most)
+    return Found(seconds, found)
 
 
 def _winner(found: Sequence[Result]) -> Result | None:

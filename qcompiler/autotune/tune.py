@@ -23,6 +23,7 @@ from qcompiler.autotune.places import Gone, Place
 from qcompiler.autotune.request import Tuning
 from qcompiler.autotune.search import Search, State
 from qcompiler.autotune.tasks import Task, tasks_of
+from qcompiler.autotune.transfer import hints
 from qcompiler.autotune.variants import (
     Variant,
     float_artifact,
@@ -189,6 +190,8 @@ class Tuner:
         for line, result in remembered(self.journal.found, tasks, self.host, self.compiler):
             search.remember(line.key, result)
         search.fit()
+        for state in search.states:
+            state.hints = hints(state.task, self.journal.found.chosen.values())
         usable = [t for t in tasks if t.choices]
         if usable:
             search.run(max(_LEAST_SECONDS, self.left * _SEARCH))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
-from tuning_harness import Guessed, digits, task
+from tuning_harness import Guessed, digits, product, task
 
 from qcompiler.autotune.learn import Model
 from qcompiler.autotune.measure import Fault, Result, Wrong
 from qcompiler.autotune.places import Gone
 from qcompiler.autotune.search import Search
 from qcompiler.autotune.tasks import Choice, Task, tasks_of
+from qcompiler.autotune.transfer import hints
 from qcompiler.errors import Error
+from qcompiler.tune.records import CHOSEN, Line
 
 
 @contextmanager
@@ -165,6 +168,24 @@ def test_what_was_measured_before_is_not_measured_again() -> None:
         s.run(60.0)
     assert bench.asked
     assert not set(again.asked) & set(known)
+
+
+def test_what_was_chosen_for_near_shapes_is_tried_first() -> None:
+    t = task()
+
+    def chosen(rows: int, columns: int, way: Choice) -> Line:
+        (other,) = tasks_of([(product(rows=rows, columns=columns), "host")])
+        return Line(CHOSEN, other.key, way.record(1e-6), 0.9)
+
+    far, near, mine = t.choices[40], t.choices[50], t.choices[60]
+    lines = [chosen(128, 160, far), chosen(64, 96, near), Line(CHOSEN, t.key, mine.record(1e-6))]
+    assert hints(t, lines) == [near, far]
+    elsewhere = [replace(x, key=replace(x.key, device="another")) for x in lines]
+    assert not hints(t, elsewhere)
+    with search(bench := Guessed(as_predicted), tasks=[t]) as s:
+        s.states[0].hints = hints(t, lines)
+        s.run(60.0)
+    assert bench.asked[:2] == [near, far]
 
 
 def test_a_model_learns_what_a_cost_model_has_wrong() -> None:
