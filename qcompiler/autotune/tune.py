@@ -190,8 +190,9 @@ class Tuner:
         for line, result in remembered(self.journal.found, tasks, self.host, self.compiler):
             search.remember(line.key, result)
         search.fit()
+        known = self.journal.found.chosen
         for state in search.states:
-            state.hints = hints(state.task, self.journal.found.chosen.values())
+            state.hints = hints(state.task, known.values())
         usable = [t for t in tasks if t.choices]
         if usable:
             search.run(max(_LEAST_SECONDS, self.left * _SEARCH))
@@ -302,7 +303,9 @@ class Tuner:
         usual = saved(subject.base.built, folder / "before.qc")
         mine = saved(after, folder / "after.qc")
         try:
-            return bench.start(lambda: _compare(bench.place, usual, mine, seconds)).result()
+            rounded = made.settled.options != subject.base.settled.options
+            run = partial(_compare, bench.place, usual, mine, seconds, rounded=rounded)
+            return bench.start(run).result()
         except Gone as e:
             self.benches.remove(bench)
             bench.close()
@@ -418,9 +421,9 @@ def saved(artifact: Artifact, path: Path) -> Path:
     return path
 
 
-def _compare(place: Place, before: Path, after: Path, seconds: float) -> Verdict:
+def _compare(place: Place, before: Path, after: Path, seconds: float, *, rounded: bool) -> Verdict:
     with Pair(place) as pair:
-        return pair.compare(before, after, seconds)
+        return pair.compare(before, after, seconds, rounded=rounded)
 
 
 def _of(subject: Subject, state: State, found: Mapping[Key, Line]) -> bool:

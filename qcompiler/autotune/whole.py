@@ -5,7 +5,7 @@ run in turn.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,9 +19,9 @@ from qcompiler.ir import Array, Type
 
 _TURNS, _TURN_SECONDS, _MOST_RUNS = 5, 0.1, 200
 _LIMIT_SECONDS = 120.0
-_FAR = 0.05
-"""Relative to the largest value: outputs of models whose every kernel was found to be right are
-nearer than this, also where int8 rounds differently."""
+_FAR, _ROUNDED = 0.05, 0.5
+"""Norms of outputs' differences, relative to their own: a model whose every kernel is right is
+nearer, also where it rounds otherwise to int8."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ class Pair:
         for place in self._places:
             place.close()
 
-    def compare(self, before: Path, after: Path, seconds: float) -> Verdict:
-        """Run both in turn, for so long or a few times. Raises Error where one of them does not
-        run, and Gone where the place is lost.
+    def compare(
+        self, before: Path, after: Path, seconds: float, *, rounded: bool = False
+    ) -> Verdict:
+        """Run both in turn, for so long or a few times; `rounded`: not the same values are int8 in
+        both. Raises Error where one of them does not run, and Gone where the place is lost.
         """
         inputs = inputs_of(before)
         end = time.monotonic() + seconds
@@ -70,7 +72,8 @@ class Pair:
             ]
             usual, mine = (median(r.times) for r in ran)
             if not times:
-                wrong = difference(ran[0].outputs, ran[1].outputs)
+                far = _ROUNDED if rounded else _FAR
+                wrong = difference(ran[0].outputs, ran[1].outputs, far)
                 runs = min(max(1, int(_TURN_SECONDS / max(usual, 1e-9))), _MOST_RUNS)
                 times.append(usual)
                 continue
@@ -88,7 +91,7 @@ def inputs_of(artifact: Path) -> Mapping[str, Array]:
     return {v.name: numbers(Type(v.dtype, v.shape), rng) for v in manifest.inputs}
 
 
-def difference(meant: list[Array], found: list[Array]) -> str:
+def difference(meant: Sequence[Array], found: Sequence[Array], far: float) -> str:
     """What is wrong with a model's outputs, or nothing."""
     for i, (right, mine) in enumerate(zip(meant, found, strict=True)):
         if right.dtype.kind in "biu":
@@ -97,8 +100,8 @@ def difference(meant: list[Array], found: list[Array]) -> str:
         if not np.array_equal(np.isfinite(wide), np.isfinite(other)):
             return f"output {i} is not finite where it was"
         known = np.isfinite(wide)
-        largest = float(np.abs(wide[known]).max(initial=0.0))
-        error = float(np.abs(wide[known] - other[known]).max(initial=0.0))
-        if error > _FAR * largest:
-            return f"output {i} is off by {error:.3g}, where its largest value is {largest:.3g}"
+        norm = float(np.linalg.norm(wide[known]))
+        error = float(np.linalg.norm(wide[known] - other[known]))
+        if error > far * norm:
+            return f"output {i} is off by {error / max(norm, 1e-300):.1%}"
     return ""

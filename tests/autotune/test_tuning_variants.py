@@ -12,6 +12,7 @@ from tuning_harness import product, small
 
 from qcompiler.autotune.tasks import tasks_of
 from qcompiler.autotune.variants import in_float, plan_choices, predicted, variant
+from qcompiler.autotune.whole import difference
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Type, constant, placeholder
@@ -102,3 +103,11 @@ def test_records_of_one_model_serve_another_with_the_same_kernels() -> None:
     for step in steps:
         assert step.decision is not None
         assert step.decision.recorded
+
+
+def test_outputs_of_whole_models_are_compared_by_their_norm() -> None:
+    right = np.arange(8, dtype=np.float32)
+    assert not difference([right], [right * np.float32(1.04)], 0.05)
+    assert "off by 10.0%" in difference([right], [right * np.float32(1.1)], 0.05)
+    assert "not finite" in difference([right], [np.where(right > 3, np.nan, right)], 0.05)
+    assert not difference([right.astype(np.int64)], [right.astype(np.int64) + 1], 0.05)
