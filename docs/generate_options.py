@@ -11,6 +11,7 @@ from pathlib import Path
 
 import generated
 
+from qcompiler.autotune.request import Tuning
 from qcompiler.export.request import Exporting
 from qcompiler.options import GROUPS, Keywords, Option, options_of
 from qcompiler.quality.demand import Demand
@@ -38,6 +39,9 @@ EXECUTE = """\
 `qcompiler.Executor` ([executor.md](executor.md)) takes these; those with a flag are options of
 `qcompiler bench` and `serve` too:
 """
+TUNE = """\
+`qcompiler tune` ([tuning.md](tuning.md)) takes these in addition, but `--tuning-records`:
+"""
 RETRAIN = """\
 `qcompiler retrain` takes these in addition:
 """
@@ -64,6 +68,8 @@ def page() -> str:
     lines += ["## Accuracy", "", SEARCH, *table(list(options_of(Demand)), "field of `Demand`")]
     own = [o for o in options_of(Exporting) if o not in options_of(Keywords)]
     lines += ["## Exporting", "", EXPORT, *table(own, "keyword")]
+    tuned = list(options_of(Tuning))
+    lines += ["## Tuning", "", TUNE, *table(tuned, "field of `Tuning`")]
     trained = list(options_of(Training))
     lines += ["## Retraining", "", RETRAIN, *table(trained, "field of `Training`")]
     lines += ["## Executing", "", EXECUTE, *table(list(options_of(Executing)), "keyword")]

@@ -41,6 +41,7 @@ from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, run_stage
 from qcompiler.tune import timing
+from qcompiler.tune.records import MODEL, model_key, names_in
 from qcompiler.tune.records import read as read_records
 
 if TYPE_CHECKING:
@@ -187,7 +188,8 @@ class Compilation:
             return None
         found = read_records(self.options.tuning_records)
         if found.stale:
-            log.warning("%d tuning records are of other generators: ignored", len(found.stale))
+            names = sorted({f"{x.record.generator} {x.record.version}" for x in found.stale})
+            log.warning("tuning records of other generators are ignored: %s", ", ".join(names))
         return found
 
     @cached_property
@@ -212,6 +214,26 @@ class Compilation:
         }
         demand_nodes(list(mentions(flags, asked.options)), graph, made)
         return made
+
+    @cached_property
+    def settled(self) -> Choice:
+        """The passes to run after the model is read and fused, with what records say of it."""
+        record = None
+        if self.records is not None:
+            key = model_key(self.float_graph, self.options.precision)
+            record = self.records.best(key, self.device)
+        if record is None or record.generator != MODEL:
+            return self.choice
+        exclude, disabled = (names_in(record, knob) for knob in ("exclude", "disabled"))
+        return self.varied(exclude, disabled)
+
+    def varied(self, exclude: Sequence[str], disabled: Sequence[str]) -> Choice:
+        """`choice`, with more nodes that stay in float, and passes that are left out."""
+        options = {
+            name: {**o, "exclude": (*o["exclude"], *exclude)} if "exclude" in o else o  # type: ignore[misc]  # names
+            for name, o in self.choice.options.items()
+        }
+        return Choice(options, self.choice.disabled | frozenset(disabled))
 
     @cached_property
     def came_quantized(self) -> bool:
@@ -244,7 +266,8 @@ class Compilation:
         """
         if self.came_quantized:
             return self.calibrated
-        return self._through(self.calibrated, "quantize", data=self.calibration)
+        choice = self.settled
+        return self._through(self.calibrated, "quantize", data=self.calibration, choice=choice)
 
     @cached_property
     def lowered(self) -> Graph:
@@ -252,14 +275,18 @@ class Compilation:
         stages: tuple[str, ...] = ("integer", "layout")
         if self.came_quantized:
             stages = ("integer", "quantize", *stages)  # quantize what the other tool left in float
-        return self._through(self.quantized, *stages, data=self.calibration)
+        choice = self.settled
+        return self._through(self.quantized, *stages, data=self.calibration, choice=choice)
 
     @cached_property
     def plan(self) -> Plan:
         """Kernels, memory and threads."""
+        return self.planned(self.records)
+
+    def planned(self, records: Records | None) -> Plan:
+        """The plan that some records give."""
         asked = self.options.threads > 0
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
-        records = self.records
         return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
 
     @cached_property
@@ -336,11 +363,12 @@ class Compilation:
         *stages: str,
         data: Calibration | None = None,
         watch: Watch | None = None,
+        choice: Choice | None = None,
     ) -> Graph:
         """A graph -> the graph after some stages, whose passes calibrate with `data`."""
-        watch = watch or self.watch
+        watch, choice = watch or self.watch, choice or self.choice
         for stage in stages:
-            graph = run_stage(graph, stage, watch.skipped, self.choice, self.device, data)
+            graph = run_stage(graph, stage, watch.skipped, choice, self.device, data)
             watch.saw(stage, graph)
         return graph
 

@@ -26,6 +26,8 @@ FILES = (
     "__init__.py",
     "__main__.py",
     "artifact/*.py",
+    "autotune/__init__.py",
+    "autotune/request.py",
     "cli/__init__.py",
     "cli/arguments.py",
     "cli/commands.py",

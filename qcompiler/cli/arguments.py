@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from qcompiler.autotune.request import Tuning
 from qcompiler.cli import flags
 from qcompiler.cli.flags import count
 from qcompiler.errors import Error
@@ -15,6 +17,9 @@ from qcompiler.quality.demand import Demand
 from qcompiler.runtime.executor.options import Executing
 from qcompiler.training.request import Training
 from qcompiler.version import __version__
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
     export.add_argument("--format", choices=("c",), default="c", help="for whom (default: c)")
     _compile_flags(export, Exporting)
+
+    _tune_commands(commands, common)
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
@@ -152,6 +159,41 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--output", type=Path, default=Path("qcompiler-demo"), help="folder")
     demo.add_argument("--target", default="host")
     return top
+
+
+def _tune_commands(commands: _Commands, common: argparse.ArgumentParser) -> None:
+    tune = commands.add_parser(
+        "tune", parents=[common], help="measure which kernels are fastest for ONNX models"
+    )
+    tune.add_argument("models", type=Path, nargs="+", help="one or more .onnx files")
+    tune.add_argument(
+        "-o", "--output", type=Path, help="records to add to (default: MODEL.records.jsonl)"
+    )
+    flags.add(tune, Tuning)
+    tune.add_argument("--dry-run", action="store_true", help="print what there is to tune")
+    _compile_flags(tune, omit=("tuning_records",))
+    group = tune.add_argument_group("another machine")
+    group.add_argument(
+        "--remote",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="measure there, where `qcompiler serve-device` runs; several that are alike share the"
+        " work",
+    )
+    _token_flag(group)
+    group.add_argument(
+        "--wait", type=_seconds, default=60.0, help="seconds that others may keep a device busy"
+    )
+
+    records = commands.add_parser(
+        "records", parents=[common], help="show, merge or prune files of tuning records"
+    )
+    records.add_argument("do", choices=("show", "merge", "prune"))
+    records.add_argument(
+        "files", type=Path, nargs="+", help="where several choose, the last counts"
+    )
+    records.add_argument("-o", "--output", type=Path, help="file to write (merge and prune)")
 
 
 def _compile_flags(

@@ -14,9 +14,10 @@ def _making(name: str) -> Command:
     """A command that makes something; the runtime alone comes without these."""
 
     def command(arguments: Namespace) -> int:
-        from qcompiler.cli import exporting, making
+        from qcompiler.cli import exporting, making, tuning
 
-        found: Command = getattr(exporting if name == "export" else making, name)
+        rooms = {"export": exporting, "tune": tuning, "records": tuning}
+        found: Command = getattr(rooms.get(name, making), name)
         return found(arguments)
 
     return command
@@ -27,6 +28,8 @@ COMMANDS: Mapping[str, Command] = {
     "quantize": _making("quantize"),
     "retrain": _making("retrain"),
     "export": _making("export"),
+    "tune": _making("tune"),
+    "records": _making("records"),
     "run": using.run,
     "bench": using.bench,
     "inspect": using.inspect,

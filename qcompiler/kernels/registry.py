@@ -18,7 +18,7 @@ They get sealed regions (facts.py), and can read nothing that is not in the regi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, wraps
 from heapq import nsmallest
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -141,16 +141,21 @@ GENERATORS: dict[str, list[Generator]] = {}
 class Records(Protocol):
     """What a tuner has measured."""
 
-    def best(self, region: str, device: Device, generator: str, version: int) -> Record | None:
-        """The best knobs of a generator for a region's key on a device, if any were measured."""
+    def best(self, region: str, device: Device) -> Record | None:
+        """What is best for a region's key on a device, if that was measured."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Knobs, and their measured seconds."""
+    """What was measured to be best: a generator of a version, its knobs, the threads that its
+    kernel is made for (0: the device's), and the seconds that it takes.
+    """
 
+    generator: str
+    version: int
     knobs: Setting
     seconds: float
+    threads: int = 0
 
 
 def candidates(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callable[[Ways], Ways]:
@@ -270,40 +275,51 @@ class Decision:
 def choose(region: Region, device: Device, records: Records | None = None) -> Decision:
     """The kernel recorded as fastest, or else predicted to be."""
     region = sealed(region, device)
+    known = _recorded(region, device, records)
     offers: list[Offer] = []
-    measured: list[tuple[float, Offer]] = []
     skips: list[tuple[str, str]] = []
-    asked = [g for g in GENERATORS.get(op_of(region), []) if isinstance(device, g.kind)]
-    for generator in sorted(asked, key=lambda g: g.name, reverse=True):  # the last of equals wins
+    for generator in asked(region, device):
         found = generator.ways(region, device)
         if isinstance(found, Skip):
             skips.append((generator.name, found.reason))
             continue
-        if records is not None:
-            found = list(found)
-            measured += _measured(found, generator, region, device, records)
         best = nsmallest(KEPT, found, key=lambda c: c.seconds)
         if not best:
             skips.append((generator.name, "nothing that it could choose fits"))
         offers += [Offer(generator.name, c) for c in best]
     offers.sort(key=lambda o: o.candidate.seconds)
-    known = [o for _, o in sorted(measured, key=lambda m: m[0])]
     return _first_built(region, known, offers, skips)
 
 
-def _measured(
-    found: Sequence[Candidate],
-    generator: Generator,
-    region: Region,
-    device: Device,
-    records: Records,
-) -> list[tuple[float, Offer]]:
-    """The candidate of a generator that is recorded as best, with its measured time."""
-    record = records.best(region.key, device, generator.name, generator.version)
+def asked(region: Region, device: Device) -> list[Generator]:
+    """The generators for a region on a device; of equals the last by name is preferred."""
+    found = [g for g in GENERATORS.get(op_of(region), []) if isinstance(device, g.kind)]
+    return sorted(found, key=lambda g: g.name, reverse=True)
+
+
+def _recorded(region: Region, device: Device, records: Records | None) -> list[Offer]:
+    """The candidate that is recorded to be best, where it is still offered."""
+    record = None if records is None else records.best(region.key, device)
     if record is None:
         return []
-    same = (c for c in found if setting(c.knobs) == record.knobs)
-    return [(record.seconds, Offer(generator.name, c)) for c in same][:1]
+    return [
+        Offer(generator.name, c)
+        for generator in asked(region, device)
+        if (generator.name, generator.version) == (record.generator, record.version)
+        for c in offered(generator, region, device, record.threads)
+        if setting(c.knobs) == record.knobs
+    ][:1]
+
+
+def offered(
+    generator: Generator, region: Region, device: Device, threads: int = 0
+) -> list[Candidate]:
+    """A generator's candidates for a sealed region, for fewer threads than the device's if so many
+    are given.
+    """
+    some = replace(device, threads=threads) if 0 < threads < device.threads else device
+    found = generator.ways(region, some)
+    return [] if isinstance(found, Skip) else list(found)
 
 
 def op_of(region: Region) -> str:

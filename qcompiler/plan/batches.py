@@ -39,12 +39,16 @@ _ALONG = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormaliza
 """Operators that work along one axis, or from one axis on."""
 
 
-def in_parts(graph: Graph, device: Device) -> tuple[Graph, int]:
-    """Graph (static shapes, every output made by a node) -> the graph of a part, number of parts;
-    the graph itself and 1 where parts do not help or are impossible.
+def in_parts(graph: Graph, device: Device, wanted: int = 0) -> tuple[Graph, int]:
+    """Graph (static shapes, every output made by a node) -> the graph of a part, number of parts:
+    so many as are `wanted`, if they can be equal, or, for 0, as are predicted to help; the graph
+    itself and 1 where parts cannot be.
     """
     batch = _batch(graph)
-    size = _size(graph, batch, device) if batch > 1 else batch
+    if wanted:
+        size = batch // wanted if batch and batch % wanted == 0 else batch
+    else:
+        size = _size(graph, batch, device) if batch > 1 else batch
     if size == batch:
         return graph, 1
     part = _Part(batch, size).graph(graph)
@@ -58,6 +62,11 @@ def apart(graph: Graph) -> bool:
     """Is it known of a graph over a batch that each image's outputs are made of it alone?"""
     batch = _batch(graph)
     return batch > 1 and not isinstance(_Part(batch, batch).graph(graph), Skip)
+
+
+def parts_of(graph: Graph) -> list[int]:
+    """The numbers of equal parts that a graph's batch has."""
+    return sorted(set(_divisors(_batch(graph)))) if _batch(graph) else [1]
 
 
 def _batch(graph: Graph) -> int:

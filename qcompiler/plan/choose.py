@@ -15,6 +15,10 @@ from qcompiler.plan.regions import split
 
 log = logging.getLogger(__name__)
 
+APART = "apart"
+"""Stands for a generator in records of regions whose anchor and elementwise nodes are faster as
+kernels of their own."""
+
 
 class Chooser:
     """Regions -> kernels; regions of equal keys share one."""
@@ -29,15 +33,22 @@ class Chooser:
     def kernels(self, region: Region) -> list[tuple[Region, Decision]]:
         """A kernel for the region, or for each of its parts if no generator makes the whole."""
         handed = sealed(region, self.device)
+        parts = split(region)
+        if parts and self.apart(handed):
+            return [found for part in parts for found in self.kernels(part)]
         if handed.key not in self.known:
             self.known[handed.key] = self.decide(handed, name_of(region))
         how = self.known[handed.key]
         if isinstance(how.kernel, Kernel):
             return [(region, how)]
-        parts = split(region)
         if not parts:
             self.missing.append(_maker(region))
         return [found for part in parts for found in self.kernels(part)]
+
+    def apart(self, region: Region) -> bool:
+        """Is a sealed region recorded to be faster in parts?"""
+        best = None if self.records is None else self.records.best(region.key, self.device)
+        return best is not None and best.generator == APART
 
     def decide(self, region: Region, name: str) -> Decision:
         """A sealed region, and its name in reported skips -> its kernel."""

@@ -8,7 +8,7 @@ caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -110,13 +110,15 @@ def plan(
     progress: Progress | None = None,
     reasons: Reasons = MappingProxyType({}),
     records: Records | None = None,
+    parts: int = 0,
 ) -> Plan:
     """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is called
     before every region; `reasons`: why the layout stage skipped nodes, by name; `records`: measured
-    decisions, which are used where there are any.
+    decisions, which are used where there are any; `parts`: how many a batch runs in, 0: as many as
+    are predicted to help.
     """
     graph = with_copies(graph)
-    whole, (graph, parts) = graph, in_parts(graph, device)
+    whole, (graph, parts) = graph, in_parts(graph, device, parts)
     chosen = Chooser(device, records)
     made: list[tuple[Region, Decision]] = []
     todo = regions(graph)
@@ -125,6 +127,16 @@ def plan(
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
     chosen.demand_all(reasons)
+    one = laid_out(graph, device, made, parts)
+    return replace(one, graph=whole, skips=tuple(chosen.skips))
+
+
+def laid_out(
+    graph: Graph, device: Device, made: Sequence[tuple[Region, Decision]], parts: int = 1
+) -> Plan:
+    """Regions of a graph in the order they run, and their kernels -> the plan: places for all that
+    they read and write, and whose turn it is.
+    """
     weights = Weights()
     memory = Memory(graph, [r for r, _ in made])
     steps = [_step(i, region, how, weights, memory) for i, (region, how) in enumerate(made)]
@@ -141,17 +153,9 @@ def plan(
     order = slots([_work(s) for s in final], min(device.threads, MOST_UNITS))
     final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
-    skips = tuple(chosen.skips)
+    separate = not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(graph))
     return Plan(
-        whole,
-        device,
-        tuple(final),
-        weights.blob(),
-        memory.bytes,
-        blocks,
-        skips,
-        parts,
-        apart=not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(whole)),
+        graph, device, tuple(final), weights.blob(), memory.bytes, blocks, (), parts, separate
     )
 
 

@@ -7,17 +7,21 @@ programs.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from math import prod
 
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node, numpy_dtype
 from qcompiler.ir.refusals import Reasons
-from qcompiler.kernels.registry import Records
+from qcompiler.ir.text import write
+from qcompiler.kernels.registry import Record, Records
 from qcompiler.ops.work import PACE, work
 from qcompiler.plan.plan import Plan, Progress, Step, plan
 from qcompiler.plan.regions import regions
 
+WHOLE, VERSION = "plan", 1
+"""Stands for a generator in records of whole plans."""
 _LEAST = 20.0
 """What threads must save of a run to be worth their cores, in times of waking one. Dividing steps
 of a few microseconds makes them up to a tenth longer in all, which counts where no core is free.
@@ -36,16 +40,35 @@ def planned(
     asked: bool,
     records: Records | None = None,
 ) -> Plan:
-    """A plan; unless a number of threads was asked for, for one thread if more are not worth it.
-    `reasons` and `records` as for `plan`.
+    """A plan; unless a number of threads was asked for, for one where more are not worth it.
+    `reasons` and `records` as of `plan`, and these may say how many threads, and parts of a batch.
     """
     one = replace(device, threads=1)
+    if (best := recorded(graph, device, records)) is not None:
+        some = replace(device, threads=best.threads or device.threads)
+        return plan(graph, some, progress, reasons, records, int(best.knobs.get("parts", 0)))
     if not asked and at_most(graph, device) < least(device):
         return plan(graph, one, progress, reasons, records)
     made = plan(graph, device, progress, reasons, records)
     if asked or device.threads == 1 or saving(made) >= least(device):
         return made
     return plan(graph, one, progress, reasons, records)
+
+
+def recorded(graph: Graph, device: Device, records: Records | None) -> Record | None:
+    """What was measured to be best for a plan as a whole: its threads, and the parts of its batch
+    (knob "parts")."""
+    best = None if records is None else records.best(key_of(graph), device)
+    if best is None or (best.generator, best.version) != (WHOLE, VERSION):
+        return None
+    return best if best.knobs else None  # none of them: as without records
+
+
+def key_of(graph: Graph) -> str:
+    """Text that is equal for graphs of the same operators, types and links: what stands for a
+    region's key in records of plans.
+    """
+    return f"plan {hashlib.sha256(write(graph)[0].encode()).hexdigest()}"
 
 
 def least(device: Device) -> float:

@@ -1,36 +1,48 @@
-"""What a tuner measured <-> a JSON file: the best knobs by region, device, generator and version.
+"""What a tuner measured <-> a file of JSON lines: a line a measurement, and a line a choice.
 
-    {"format": 1, "records": [{"region": "%0 ...", "device": "zen4 ...", "generator": "tiled",
-        "version": 1, "knobs": {"rows": 6, ...}, "seconds": 1e-05}, ...]}
+    {"format": 2, "line": "measured", "region": "%0 ...", "device": "zen4 ...",
+        "generator": "tiled", "version": 1, "threads": 0, "knobs": {"rows": 6, ...},
+        "seconds": 1e-05, "ratio": 0.97, "noise": 0.01, "step": "conv1", "host": "...",
+        "compiler": "..."}
 
-A record counts for the version of the generator that it was measured with: knobs of another may
-mean other code, so they are kept in the file and never found.
+A compilation reads the lines "chosen" alone, and of one region and device the last. One that is of
+another version of its generator counts for nothing: its knobs may mean other code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.hardware.isa import Device
+from qcompiler.ir import Graph, text
 from qcompiler.kernels.registry import GENERATORS, Record
+from qcompiler.plan.choose import APART
+from qcompiler.plan.sharing import VERSION, WHOLE
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+MEASURED, FAILED, CHOSEN = "measured", "failed", "chosen"
+APART_VERSION = 1
+MODEL, MODEL_VERSION = "model", 1
+"""Stands for a generator in records of whole models: passes that are better left out (knob
+"disabled"), and nodes that are better left in float ("exclude"), as lists in JSON."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a record is of: a region's key, a device as `described`, a generator of a version."""
+    """What a record is of: a region's key, and a device as `described`."""
 
     region: str
     device: str
-    generator: str
-    version: int
 
 
 def described(device: Device) -> str:
@@ -39,70 +51,204 @@ def described(device: Device) -> str:
     return f"{device.name} {device.isa.name} threads={device.threads} caches={caches}"
 
 
+def model_key(graph: Graph, precision: str) -> str:
+    """What stands for a region's key in records of a model: its fused graph, and the precision."""
+    return f"model {precision} {hashlib.sha256(text.write(graph)[0].encode()).hexdigest()}"
+
+
+def names_in(record: Record, knob: str) -> tuple[str, ...]:
+    """The list that a knob of a model's record holds. Raises Error where it holds anything else."""
+    try:
+        found = json.loads(str(record.knobs.get(knob, "[]")))
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(n, str) for n in found):
+        raise Error(f"{knob!r} of a model's tuning record is no list of names")
+    return tuple(found)
+
+
 @dataclass(frozen=True)
-class Measured:
-    """Records by key (see `kernels.registry.Records`)."""
+class Line:
+    """A line of the file.
 
-    records: Mapping[Key, Record] = field(default_factory=dict)
+    `ratio` is its time divided by that of what would be chosen without records, in the same runs;
+    `noise` how far such ratios were from each other. `step` names one that the region is of; `why`
+    says of a failed one what happened.
+    """
 
-    def best(self, region: str, device: Device, generator: str, version: int) -> Record | None:
-        """The best knobs of a generator for a region's key on a device, if any were measured."""
-        return self.records.get(Key(region, described(device), generator, version))
-
-    def added(self, key: Key, record: Record) -> Measured:
-        """With one more; of two of the same key the faster one stays."""
-        known = self.records.get(key)
-        if known is not None and known.seconds <= record.seconds:
-            return self
-        return Measured({**self.records, key: record})
+    line: str
+    key: Key
+    record: Record
+    ratio: float = 1.0
+    noise: float = 0.0
+    step: str = ""
+    why: str = ""
+    host: str = ""
+    compiler: str = ""
 
     @property
-    def stale(self) -> tuple[Key, ...]:
-        """Those of generators that there are no more, or of another version."""
-        now = {(g.name, g.version) for some in GENERATORS.values() for g in some}
-        return tuple(k for k in self.records if (k.generator, k.version) not in now)
+    def made_by(self) -> tuple[str, int]:
+        """The generator, and its version."""
+        return self.record.generator, self.record.version
+
+
+def _now() -> set[tuple[str, int]]:
+    """The generators that there are, and their versions."""
+    own = {(WHOLE, VERSION), (APART, APART_VERSION), (MODEL, MODEL_VERSION)}
+    return own | {(g.name, g.version) for some in GENERATORS.values() for g in some}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The lines of a file, in order (see `kernels.registry.Records`)."""
+
+    lines: tuple[Line, ...] = field(default=(), repr=False)
+    chosen: Mapping[Key, Line] = field(init=False, compare=False)
+    """The choices that count."""
+
+    def __post_init__(self) -> None:
+        now = _now()
+        made = (x for x in self.lines if x.line == CHOSEN)
+        object.__setattr__(self, "chosen", {x.key: x for x in made if x.made_by in now})
+
+    def best(self, region: str, device: Device) -> Record | None:
+        """What was chosen last for a region's key on a device, if anything was."""
+        found = self.chosen.get(Key(region, described(device)))
+        return None if found is None else found.record
+
+    @property
+    def stale(self) -> tuple[Line, ...]:
+        """The choices of generators that there are no more, or of another version."""
+        now = _now()
+        return tuple(x for x in self.lines if x.line == CHOSEN and x.made_by not in now)
+
+    def __or__(self, other: Measured) -> Measured:
+        """All lines of both, each once; where both chose, the other's choice counts."""
+        last = {written(x): x for x in reversed((*self.lines, *other.lines))}
+        return Measured(tuple(reversed(last.values())))
+
+    def pruned(self) -> Measured:
+        """Without what counts for nothing: stale lines, choices that later ones replace, and all
+        but the last measurement of each candidate."""
+        now, kept = _now(), dict[tuple[object, ...], Line]()
+        for x in self.lines:
+            if x.made_by not in now:
+                continue
+            if x.line == CHOSEN:
+                mark: tuple[object, ...] = (CHOSEN, x.key)
+            else:
+                mark = (x.key, x.record.generator, x.record.threads, _text(x.record.knobs), x.host)
+            kept.pop(mark, None)
+            kept[mark] = x
+        return Measured(tuple(kept.values()))
 
 
 def read(path: str | Path) -> Measured:
-    """A file -> its records. Raises Error where it cannot be read, or holds anything else."""
-    try:
-        document = json.loads(contents(path))
-    except ValueError as e:
-        raise Error(f"no JSON: {e}", where=str(path)) from e
-    if not isinstance(document, dict) or not isinstance(document.get("records"), list):
-        raise Error("no tuning records", where=str(path))
-    if document.get("format") != FORMAT:
-        raise Error(
-            f"records of format {document.get('format')!r}, not {FORMAT}",
-            where=str(path),
-            hint="tune again with this version",
-        )
-    found = Measured()
-    for i, entry in enumerate(document["records"]):
-        try:
-            found = found.added(*_entry(entry))
-        except (KeyError, TypeError, ValueError) as e:
-            raise Error(f"record {i} is broken: {e!r}", where=str(path)) from e
-    return found
+    """A file -> its lines. Raises Error where it cannot be read, or holds anything else.
+
+    A last line without an end is one that was being written when a tuner was killed: left out.
+    """
+    whole, _, torn = contents(path).rpartition(b"\n")
+    if torn:
+        log.warning("%s: the last line is not whole, and left out", path)
+    lines = []
+    for number, each in enumerate(whole.split(b"\n"), 1):
+        if each.strip():
+            lines.append(_read_line(each, f"{path}, line {number}"))
+    return Measured(tuple(lines))
 
 
 def write(path: str | Path, measured: Measured) -> None:
-    """Records -> a file, whole or not at all. Raises Error where it cannot be written."""
-    entries = [{**asdict(k), **asdict(r)} for k, r in measured.records.items()]
-    text = ",\n".join(json.dumps(e) for e in entries)
-    write_text(path, f'{{"format": {FORMAT}, "records": [\n{text}\n]}}\n')
+    """Lines -> a file, whole or not at all. Raises Error where it cannot be written."""
+    write_text(path, "".join(map(written, measured.lines)))
 
 
-def _entry(entry: Mapping[str, object]) -> tuple[Key, Record]:
+def written(line: Line) -> str:
+    """A line as it stands in a file, with its end."""
+    r = line.record
+    entry: dict[str, object] = {
+        "format": FORMAT,
+        "line": line.line,
+        "region": line.key.region,
+        "device": line.key.device,
+        "generator": r.generator,
+        "version": r.version,
+        "threads": r.threads,
+        "knobs": dict(r.knobs),
+        "seconds": r.seconds,
+        "ratio": line.ratio,
+        "noise": line.noise,
+    }
+    words = {"step": line.step, "why": line.why, "host": line.host, "compiler": line.compiler}
+    return json.dumps({**entry, **{k: v for k, v in words.items() if v}}) + "\n"
+
+
+def merged(files: Iterable[Measured]) -> Measured:
+    """Several files -> all they hold; of choices for one region that of the last file counts."""
+    whole = Measured()
+    for each in files:
+        whole = whole | each
+    return whole
+
+
+def _text(knobs: Mapping[str, int | str]) -> str:
+    return json.dumps(dict(knobs), sort_keys=True)
+
+
+def _read_line(line: bytes, where: str) -> Line:
+    try:
+        entry = json.loads(line)
+    except ValueError as e:
+        raise Error(f"no JSON: {e}", where=where, hint="a file that `qcompiler tune` wrote") from e
+    if not isinstance(entry, dict) or "format" not in entry:
+        raise Error("no tuning record", where=where)
+    if entry["format"] != FORMAT:
+        raise Error(
+            f"a record of format {entry['format']!r}, not {FORMAT}",
+            where=where,
+            hint="tune again with this version",
+        )
+    try:
+        return _line(entry)
+    except (KeyError, TypeError, ValueError) as e:
+        raise Error(f"the record is broken: {e!r}", where=where) from e
+
+
+def _line(entry: Mapping[str, object]) -> Line:
     """Raises KeyError, TypeError or ValueError where it is no record."""
-    words = {name: entry[name] for name in ("region", "device", "generator")}
-    version, knobs, seconds = entry["version"], entry["knobs"], entry["seconds"]
-    if not all(isinstance(w, str) for w in words.values()) or type(version) is not int:
-        raise TypeError("its key is of other types")
+    if entry["line"] not in (MEASURED, FAILED, CHOSEN):
+        raise ValueError(f"a line {entry['line']!r}")
+    words = {n: _word(entry.get(n, "")) for n in ("step", "why", "host", "compiler")}
+    knobs = entry["knobs"]
     if not isinstance(knobs, dict) or any(type(v) not in (int, str) for v in knobs.values()):
         raise TypeError("its knobs are no whole numbers and words")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError("its seconds are no number")
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError("its seconds are no time")
-    return Key(**words, version=version), Record(knobs, float(seconds))  # type: ignore[arg-type]
+    record = Record(
+        _word(entry["generator"]),
+        _whole(entry["version"]),
+        knobs,
+        _time(entry["seconds"]),
+        _whole(entry["threads"]),
+    )
+    key = Key(_word(entry["region"]), _word(entry["device"]))
+    ratio, noise = _time(entry["ratio"]), _time(entry["noise"])
+    return Line(_word(entry["line"]), key, record, ratio, noise, **words)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _time(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is no time")
+    return float(value)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 FLOORS = (
     ("cli",),
-    ("quality", "training", "demo", "export"),
+    ("quality", "training", "demo", "export", "autotune"),
     ("driver",),
     ("stages", "tune"),
     ("pruning", "quantization", "data"),

@@ -1,0 +1,1 @@
+"""Choosing by measurement: models and seconds -> a file of tuning records."""

@@ -1,0 +1,110 @@
+"""A model -> other ways to compile all of it: nodes that stay in float where int8 is slower, passes
+that are left out, fewer threads, other parts of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from qcompiler.artifact.artifact import Artifact
+from qcompiler.driver import Compilation
+from qcompiler.errors import Error
+from qcompiler.kernels.registry import Record
+from qcompiler.plan.batches import parts_of
+from qcompiler.plan.plan import Plan
+from qcompiler.plan.sharing import VERSION, WHOLE
+from qcompiler.rewrite import PASSES, stage_of
+from qcompiler.tune.records import MODEL, MODEL_VERSION
+
+SLOWER = 1.05
+"""A step is slower in int8 where it takes so many times as long as in float."""
+LIKELY = 1.1
+"""A variant that is predicted to take so many times as long is not measured."""
+_STAGES = ("integer", "layout")
+_NEAR = 4
+"""Parts of a batch up to so many times more, or fewer, are tried."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model compiled otherwise, and the record that makes it so again."""
+
+    made: Compilation
+    record: Record
+
+
+def in_float(
+    made: Compilation, steps: Mapping[str, float], floats: Mapping[str, float]
+) -> Iterator[Variant]:
+    """Nodes that take longer in int8 (seconds of `steps`, by name) than in float, all and the half
+    that loses most.
+    """
+    known = {n.name for n in made.float_graph.nodes if n.name}
+    lost = {
+        name: taken - floats[name]
+        for name, taken in steps.items()
+        if name in known and name in floats and taken > SLOWER * floats[name]
+    }
+    ranked = sorted(lost, key=lambda name: -lost[name])
+    sizes = [len(ranked), (len(ranked) + 1) // 2] if len(ranked) > 1 else [len(ranked)]
+    for size in sizes:
+        if size:
+            yield variant(made, exclude=ranked[:size])
+
+
+def without_passes(made: Compilation, plan: Plan) -> Iterator[Variant | None]:
+    """Each pass of the late stages left out, where that changes the plan and the cost model does
+    not say that it is much slower; None for the others, which take time too.
+    """
+    usual, same = predicted(plan), str(plan)
+    for name in sorted(PASSES):
+        if stage_of(name) not in _STAGES or not made.choice.wants(name):
+            continue
+        other = variant(made, disabled=[name])
+        try:
+            its = other.made.planned(None)
+        except Error:  # it has to run
+            yield None
+            continue
+        fitting = str(its) != same and predicted(its) < LIKELY * usual
+        yield other if fitting else None
+
+
+def variant(
+    made: Compilation, exclude: list[str] | None = None, disabled: list[str] | None = None
+) -> Variant:
+    """A compilation with more nodes in float, or passes left out."""
+    exclude, disabled = exclude or [], disabled or []
+    knobs = {"exclude": json.dumps(exclude), "disabled": json.dumps(disabled)}
+    given = {name: text for name, text in knobs.items() if text != "[]"}
+    other = made.having(settled=made.varied(exclude, disabled))
+    return Variant(other, Record(MODEL, MODEL_VERSION, given, 0.0))
+
+
+def predicted(plan: Plan) -> float:
+    """Seconds of all steps, as the cost model has them."""
+    found = (s.decision.chosen for s in plan.steps if s.decision is not None)
+    return plan.parts * sum(o.candidate.seconds for o in found if o is not None)
+
+
+def float_artifact(made: Compilation) -> Artifact | None:
+    """The same model in float; None where it is not quantized, or came so."""
+    if made.came_quantized or made.quantized is made.calibrated:
+        return None
+    return made.having(quantized=made.calibrated).built
+
+
+def plan_choices(made: Compilation, plan: Plan) -> list[Record]:
+    """Other numbers of threads, and of parts of a batch, than a plan has."""
+    device = made.device
+    threads = {device.threads >> i for i in range(device.threads.bit_length())}
+    found = [(t, plan.parts) for t in sorted(threads - {plan.device.threads})]
+    near = [
+        p
+        for p in parts_of(plan.graph)
+        if p != plan.parts and plan.parts <= p * _NEAR and p <= plan.parts * _NEAR
+    ]
+    found += [(plan.device.threads, p) for p in near]
+    return [Record(WHOLE, VERSION, {"parts": p}, 0.0, t) for t, p in found]

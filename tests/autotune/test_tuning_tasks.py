@@ -1,0 +1,165 @@
+"""What there is to tune of plans, and trials of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tuning_harness import digits, product, task
+
+from qcompiler import plugins
+from qcompiler.autotune import check, region_file, trial
+from qcompiler.autotune.builder import choice_of, written
+from qcompiler.autotune.tasks import Choice, evicted, tasks_of
+from qcompiler.errors import Error, Skip
+from qcompiler.kernels.facts import sealed
+from qcompiler.plan.choose import APART
+from qcompiler.runtime import load
+
+
+def test_a_task_stands_for_all_steps_of_its_region() -> None:
+    plan = digits("int8").plan
+    tasks = tasks_of([(plan, "host"), (plan, "host")])
+    assert len(tasks) == len({sealed(s.region, plan.device).key for s in plan.steps})
+    assert sum(t.count for t in tasks) == 2 * len(plan.steps)
+    assert [t.seconds for t in tasks] == sorted((t.seconds for t in tasks), reverse=True)
+    for t in tasks:
+        assert t.default not in t.choices
+        assert len({*t.choices}) == len(t.choices)
+        assert [c.seconds for c in t.choices] == sorted(c.seconds for c in t.choices)
+
+
+def test_a_batch_in_parts_counts_every_part() -> None:
+    plan = product()
+    assert [t.count for t in tasks_of([(replace(plan, parts=3), "host")])] == [6]
+
+
+def test_what_a_model_touches_is_written_between_runs() -> None:
+    plan = product()
+    touched = sum(s.bytes for s in plan.steps)
+    for l2_bytes, l3_bytes, found in (
+        (4 * touched, 1 << 30, 0),
+        (touched, 1 << 30, touched),
+        (touched, touched // 4, 2 * (touched // 4)),
+        (1 << 10, 1 << 40, touched),
+    ):
+        device = replace(plan.device, l2_bytes=l2_bytes, l3_bytes=l3_bytes)
+        assert evicted(replace(plan, device=device)) == found
+
+
+def test_only_some_steps_are_tuned() -> None:
+    plan = digits("int8").plan
+    (name, *_) = (s.name for s in plan.steps if s.name.startswith("block2"))
+    assert {n for t in tasks_of([(plan, "host")], [name]) for n in t.names} == {name}
+    found = tasks_of([(plan, "host")], [r"block\d.*"])
+    assert found
+    assert all(n.startswith("block") for t in found for n in t.names)
+    with pytest.raises(Error, match="no step is called 'nowhere'"):
+        tasks_of([(plan, "host")], [name, "nowhere"])
+    with pytest.raises(Error, match="no regular expression"):
+        tasks_of([(plan, "host")], ["("])
+
+
+def test_fewer_threads_and_parts_of_a_region_are_ways_too() -> None:
+    found = task(threads=2).choices
+    assert {c.threads for c in found} == {0, 1}
+    assert [c.generator for c in found].count(APART) == 1
+    assert {c.threads for c in task().choices} == {0}
+
+
+def test_a_choice_comes_back_from_json() -> None:
+    for c in task(threads=2).choices:
+        assert choice_of(written(c)) == c
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_region_comes_back_from_its_files(tmp_path: Path, precision: str) -> None:
+    plan = digits(precision).plan
+    for t in tasks_of([(plan, "host")]):
+        region_file.save(t.region, tmp_path / "region", more=3)
+        found, told = region_file.load(tmp_path / "region")
+        assert sealed(found, t.device).key == t.key.region
+        assert told["more"] == 3
+        inputs = trial.values(found, 1)
+        meant = check.meaning(found, inputs)
+        alone = check.meaning(region_file.alone(t.region), inputs)
+        assert meant is not None
+        np.testing.assert_array_equal(meant, alone)
+    with pytest.raises(Error, match="cannot be read"):
+        region_file.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("written_between", [0, 1 << 16])
+def test_a_trial_runs_every_choice_as_the_region_means(written_between: int) -> None:
+    plugins.load_all()
+    t = task(threads=2)
+    region = region_file.alone(t.region)
+    some = [t.default, *t.choices[:4], *(c for c in t.choices if c.threads or c.generator == APART)]
+    made = trial.trial(region, t.device, some, evicted=written_between)
+    assert isinstance(made, trial.Trial)
+    inputs = trial.values(region, 5)
+    meant = check.meaning(region, inputs)
+    assert meant is not None
+    outputs = list(load(made.artifact).run(dict(inputs)).values())
+    for output in outputs:
+        assert not check.difference(output, meant, region)
+    steps = made.artifact.manifest.variants[0].steps
+    places = [p for p in made.places if isinstance(p, trial.Place)]
+    assert len(places) == len(some)
+    assert len({p.output for p in places}) + 1 == len(outputs)
+    apart = places[[c.generator for c in some].index(APART)]
+    assert len(apart.steps) == 2
+    assert all(steps[s].kernel.startswith("matmul") for p in places for s in p.steps[:1])
+    assert any("expand" in s.kernel for s in steps) == bool(written_between)
+
+
+def test_choices_of_the_same_code_share_a_place_and_known_code_has_none() -> None:
+    plugins.load_all()
+    t = task()
+    region = region_file.alone(t.region)
+    made = trial.trial(region, t.device, [t.default, *t.choices[:3], *t.choices[:3]])
+    assert isinstance(made, trial.Trial)
+    places = [p for p in made.places if isinstance(p, trial.Place)]
+    assert places[1:4] == places[4:]
+    again = trial.trial(region, t.device, [t.default, *t.choices[:3]], known=[places[1].code])
+    assert isinstance(again, trial.Trial)
+    (_, first, *_) = again.places
+    assert first == trial.Place(-1, (), places[1].code)
+
+
+def test_no_more_different_code_is_made_than_wanted() -> None:
+    plugins.load_all()
+    t = task()
+    made = trial.trial(region_file.alone(t.region), t.device, [t.default, *t.choices], most=2)
+    assert isinstance(made, trial.Trial)
+    assert len(made.artifact.manifest.outputs) == 4  # the default first and last, and two
+    assert made.places[-1] is None
+
+
+def test_what_is_not_offered_is_left_out() -> None:
+    plugins.load_all()
+    t = task()
+    none = Choice("tiled", 1, (("rows", 12345),))
+    made = trial.trial(region_file.alone(t.region), t.device, [t.default, none])
+    assert isinstance(made, trial.Trial)
+    assert made.places[1] == Skip("it is not offered")
+
+
+def test_outputs_are_compared_as_their_kind_allows() -> None:
+    t = task()
+    region = region_file.alone(t.region)
+    right = check.meaning(region, trial.values(region, 3))
+    assert right is not None
+    assert not check.difference(right * np.float32(1 + 1e-6), right, region)
+    assert "off by" in check.difference(right + np.float32(0.01 * right.max()), right, region)
+    broken = right.copy()
+    broken[3, 4] = np.nan
+    assert "not finite" in check.difference(broken, right, region)
+    assert "instead of" in check.difference(right[:1], right, region)
+    ints = digits("int8").plan
+    whole = next(x for x in tasks_of([(ints, "host")]) if x.region.output.dtype == "uint8")
+    if whole.region.root is not None and whole.region.root.op == "conv":
+        sure = np.zeros((2, 2), np.uint8)
+        assert check.difference(sure + np.uint8(1), sure, whole.region)
