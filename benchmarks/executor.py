@@ -1,0 +1,237 @@
+"""Models under many requests -> requests a second of the executor, OpenVINO and onnxruntime.
+
+    python -m benchmarks.executor resnet50 mobilenetv2 bert_base --precision int8
+    python -m benchmarks.executor mobilenetv2 --rates --seconds 60
+
+Closed loop: every engine is kept busy for a turn, then the next one, again and again, so a slow
+minute slows all of them; the medians of the turns count. Engines: the executor as its throughput
+hint chooses and with one stream of one thread; OpenVINO with its THROUGHPUT hint, and with a stream
+a core; onnxruntime with one request at a time on all cores, and with one thread a request and as
+many requests as cores. With --rates also the largest rate of random arrivals (a Poisson process) at
+which the 99th percentile stays within twice the latency of a request alone, found by halving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import qcompiler
+from benchmarks.engines import ENGINES, Job, Settings
+from benchmarks.networks import NETWORKS
+from benchmarks.subjects import Feed, Subject, prepare
+from qcompiler.hardware import cpu
+
+Submit = Callable[[Callable[[], None]], object]
+"""Begins a request, and calls back when it is answered; waits where it cannot be begun."""
+
+WITHIN = 2.0
+"""Times the latency of a request alone, for the 99th percentile."""
+HALVINGS = 6
+
+
+@dataclass
+class Contender:
+    """An engine, and what was measured of it."""
+
+    name: str
+    submit: Submit
+    concurrency: int
+    """Requests that keep it busy."""
+    rates: list[float] = field(default_factory=list)
+    """Requests a second, of every turn."""
+    latency: float = 0.0
+    """Seconds of a request alone."""
+    open_rate: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return statistics.median(self.rates)
+
+
+def busy(each: Contender, seconds: float) -> float:
+    """Keep an engine busy -> requests answered a second."""
+    room, lock, answered = threading.Semaphore(each.concurrency), threading.Lock(), 0
+
+    def done() -> None:
+        nonlocal answered
+        with lock:
+            answered += 1
+        room.release()
+
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        room.acquire()
+        each.submit(done)
+    for _ in range(each.concurrency):
+        room.acquire()
+    return answered / (time.perf_counter() - begin)
+
+
+def arrivals(each: Contender, rate: float, seconds: float, seed: int) -> list[float]:
+    """Random arrivals -> latencies, from when each should have come."""
+    random, found, lock = np.random.default_rng(seed), [], threading.Lock()
+    count, left = max(20, int(rate * seconds)), threading.Semaphore(0)
+
+    def done(due: float) -> None:
+        with lock:
+            found.append(time.perf_counter() - due)
+        left.release()
+
+    due = time.perf_counter()
+    for gap in random.exponential(1 / rate, count):
+        due += float(gap)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        each.submit(partial(done, due))
+    for _ in range(count):
+        left.acquire()
+    return found
+
+
+def alone(each: Contender, seconds: float) -> float:
+    """Median latency of one request after the other."""
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < 5:
+        over = threading.Event()
+        start = time.perf_counter()
+        each.submit(over.set)
+        over.wait()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def largest_rate(each: Contender, seconds: float) -> float:
+    """The most arrivals a second whose 99th percentile stays within the limit."""
+    low, high = 0.0, each.rate
+    for turn in range(HALVINGS):
+        rate = (low + high) / 2
+        tail = float(np.percentile(arrivals(each, rate, seconds, turn), 99))
+        low, high = (rate, high) if tail <= WITHIN * each.latency else (low, rate)
+    return low
+
+
+def contenders(subject: Subject, precision: str, folder: Path) -> Iterator[Contender]:
+    """All engines, loaded and warm."""
+    feed, cores = subject.samples()[0], cpu.cores()
+    settings = Settings(cores)
+    paths = {}
+    for maker in ("qcompiler", "openvino", "onnxruntime"):
+        place = folder / maker
+        place.mkdir(parents=True, exist_ok=True)
+        paths[maker] = ENGINES[f"{maker} {precision}"].build(Job(subject, place, settings))
+    yield _executor(paths["qcompiler"], feed, hint="throughput")
+    yield _executor(paths["qcompiler"], feed, streams=1, threads=1)
+    yield _openvino(paths["openvino"], feed, {"PERFORMANCE_HINT": "THROUGHPUT"})
+    yield _openvino(paths["openvino"], feed, {"NUM_STREAMS": cores})
+    yield _onnxruntime(paths["onnxruntime"], feed, requests=1, threads=cores)
+    yield _onnxruntime(paths["onnxruntime"], feed, requests=cores, threads=1)
+
+
+def _executor(path: Path, feed: Feed, **options: object) -> Contender:
+    executor = qcompiler.Executor(path, **options)  # type: ignore[arg-type]
+
+    def submit(done: Callable[[], None]) -> None:
+        executor.submit(feed).add_done_callback(lambda _: done())
+
+    choice = executor.choice
+    name = f"executor, {choice.streams} x {choice.threads}"
+    return Contender(name, submit, choice.streams)
+
+
+def _openvino(path: Path, feed: Feed, options: Mapping[str, object]) -> Contender:
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(core.read_model(path), "CPU", dict(options))
+    jobs = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    queue = openvino.AsyncInferQueue(model, max(64, jobs))
+    queue.set_callback(lambda request, done: done())
+    streams = model.get_property("NUM_STREAMS")
+    told = ", ".join(map(str, options.values()))
+
+    def submit(done: Callable[[], None]) -> None:
+        queue.start_async(feed, userdata=done, share_inputs=True)
+
+    return Contender(f"OpenVINO {told}, {streams} streams", submit, jobs)
+
+
+def _onnxruntime(path: Path, feed: Feed, *, requests: int, threads: int) -> Contender:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    pool = ThreadPoolExecutor(requests)
+
+    def run(done: Callable[[], None]) -> None:
+        session.run(None, feed)
+        done()
+
+    name = f"onnxruntime, {requests} x {threads}"
+    return Contender(name, lambda done: pool.submit(run, done), requests)
+
+
+def measure(found: Sequence[Contender], seconds: float, turns: int, *, rates: bool) -> None:
+    """All of them in turns."""
+    for each in found:
+        busy(each, 0.5)
+    for _ in range(turns):
+        for each in found:
+            each.rates.append(busy(each, seconds / turns))
+    for each in found if rates else ():
+        each.latency = alone(each, seconds / 10)
+        each.open_rate = largest_rate(each, seconds / HALVINGS)
+
+
+def table(results: Mapping[str, Sequence[Contender]], *, rates: bool) -> str:
+    """Markdown: a row a model and engine, and how many times as much the executor answers."""
+    heads = ["model", "engine", "requests/s", "executor is"]
+    heads += ["alone, ms", "most at p99 within twice that"] if rates else []
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, found in results.items():
+        for each in found:
+            cells = [name, each.name, f"{each.rate:.1f}", f"{found[0].rate / each.rate:.2f}x"]
+            cells += [f"{each.latency * 1e3:.2f}", f"{each.open_rate:.1f}"] if rates else []
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print."""
+    p = argparse.ArgumentParser(prog="python -m benchmarks.executor", description=__doc__)
+    p.add_argument("models", nargs="+", help=f"files, or networks: {', '.join(NETWORKS)}")
+    p.add_argument("--precision", default="int8", help="float32, bfloat16 or int8")
+    p.add_argument("--seconds", type=float, default=20, help="for each engine")
+    p.add_argument("--turns", type=int, default=10)
+    p.add_argument("--rates", action="store_true", help="also find the largest rate of arrivals")
+    p.add_argument("--size", nargs="*", default=[], metavar="SYMBOL=N")
+    a = p.parse_args()
+    sizes = {k: int(v) for k, _, v in (s.partition("=") for s in a.size)}
+    results: dict[str, list[Contender]] = {}
+    with tempfile.TemporaryDirectory(prefix="executor-") as work:
+        for name in a.models:
+            model = NETWORKS[name]() if name in NETWORKS else onnx.load(name)
+            folder = Path(work) / Path(name).stem
+            subject = prepare(model, folder, batch=1, sizes=sizes, given={})
+            results[subject.name] = list(contenders(subject, a.precision, folder))
+            measure(results[subject.name], a.seconds, a.turns, rates=a.rates)
+    sys.stdout.write(table(results, rates=a.rates))
+
+
+if __name__ == "__main__":
+    main()
