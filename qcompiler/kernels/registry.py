@@ -64,6 +64,10 @@ class Kernel:
     """In-place candidates: inputs whose memory the output may reuse (each element is read before
     its own is written).
     """
+    mixes_rows: bool = False
+    """Whether what is in one row of an operand shows in other rows of the output, by rounding or by
+    values that are not finite, though it should not.
+    """
 
     def __post_init__(self) -> None:
         """Mark the pointers as not aliasing, unless the output may reuse an input's memory.

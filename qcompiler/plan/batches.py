@@ -144,6 +144,8 @@ class _Part:
         """Does every image of a node's output depend on one image of its operands only?"""
         if any(t.rank == 0 or t.dims[0] != self.batch for t in node.types):
             return False
+        if self.size == self.batch and self._apart_as_a_whole(node):
+            return True
         first, others = node.operands[0], node.operands[1:]
         alone = first in self.batched and not self.batched.intersection(others)
         rank, attrs = first.types[0].rank, node.attrs
@@ -167,11 +169,39 @@ class _Part:
             return alone and others[0].is_constant and first.type.dims[0] == self.batch
         return alone and self._other_axes(node, rank)
 
+    def _apart_as_a_whole(self, node: Node) -> bool:
+        """The same of what is not cut into parts: rows of a table by index, and constants that are
+        the same for all images.
+        """
+        operands = node.operands
+        if node.op == "Gather":
+            table, index = operands
+            axis = node.int("axis") % table.type.rank
+            return index in self.batched and table not in self.batched and axis == 0
+        if node.op == "Concat":
+            apart = all(i in self.batched or _is_repeated(i) for i in operands)
+            return apart and node.int("axis") % node.types[0].rank != 0
+        if node.op in ("attention", "Attention"):
+            scores = 4  # [image, head, query, key]: what the mask is added to
+            masks = all(
+                i.type.rank == scores if i in self.batched else self._is_shared(i, scores)
+                for i in operands[3:]
+            )
+            return masks and self.batched.issuperset(operands[:3])
+        if is_elementwise(node):
+            return all(_is_repeated(i) or self._in_step(i, node) for i in operands)
+        return False
+
     def _in_step(self, operand: Node, node: Node) -> bool:
         """Is an operand of an elementwise node batched like it, or the same for all images?"""
         rank = node.types[0].rank
         if operand in self.batched:
             return operand.type.rank == rank
+        return self._is_shared(operand, rank)
+
+    @staticmethod
+    def _is_shared(operand: Node, rank: int) -> bool:
+        """Whether an operand that is not batched is the same for all images."""
         return operand.type.rank < rank or operand.type.dims[0] == 1
 
     def _other_axes(self, node: Node, rank: int) -> bool:
@@ -185,3 +215,10 @@ class _Part:
         axes = known_value(node.inputs[place])
         rank += axes.size if node.op == "Unsqueeze" and axes is not None else 0
         return axes is not None and axes.size > 0 and bool((axes % rank != 0).all())
+
+
+def _is_repeated(node: Node) -> bool:
+    """Whether a constant is the same for all images."""
+    if not node.is_constant or not node.type.rank:
+        return False
+    return bool((node.array == node.array[:1]).all())

@@ -151,7 +151,7 @@ def plan(
         blocks,
         skips,
         parts,
-        apart=parts > 1 or apart(whole),
+        apart=not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(whole)),
     )
 
 

@@ -10,7 +10,7 @@ from qcompiler.emit.assemble import assemble
 from qcompiler.hardware.isa import Device, host
 from qcompiler.ir import Array, Graph, text
 from qcompiler.ops import evaluate, make
-from qcompiler.plan.batches import in_parts
+from qcompiler.plan.batches import apart, in_parts
 from qcompiler.plan.plan import plan
 from qcompiler.plugins import load_all
 from qcompiler.runtime import load
@@ -29,13 +29,18 @@ def graph(lines: str, result: str) -> Graph:
     def array(name: str, t: object) -> Array:
         shape, dtype = t.dims, t.dtype  # type: ignore[attr-defined]
         values = np.random.default_rng(len(name)).standard_normal(shape)
-        return np.asarray(values).astype(dtype)
+        values = np.asarray(values)
+        return (np.broadcast_to(values[:1], shape) if name == "same" else values).astype(dtype)
 
     body = f"""graph "g" (%x: float32[{BATCH},8,8,8]) {{
       %w: float32[1,3,8,8] = constant #conv
       %v: float32[8,8] = constant #matrix
       %b: float32[8] = constant #b
+      %same: float32[{BATCH},1,8,8] = constant #same
+      %other: float32[{BATCH},1,8,8] = constant #another
       %axes: int64[2] = constant [1, 2]
+      %last: int64[1] = constant [3]
+      %keys: int64[4] = constant [{BATCH}, 1, 1, 64]
       %all: int64[3] = constant [0, 1, 2]
       %rows: int64[3] = constant [{BATCH}, 64, 8]
       %free: int64[2] = constant [-1, 512]
@@ -94,6 +99,29 @@ MIXED = {
 }
 
 
+AS_A_WHOLE = {
+    "a constant that is the same for all images": ("%1 = Concat(%x, %same) {axis=1}", "1"),
+    "the same, added": ("%1 = Add(%x, %same)", "1"),
+    "rows of a table by index": (
+        """%1 = Cast(%x) {to="int64"}
+      %2 = Gather(%v, %1) {axis=0}""",
+        "2",
+    ),
+    "a mask of each image": (
+        """%4 = ReduceMean(%x, %last) {keepdims=0}
+      %1 = Reshape(%4, %keys)
+      %2 = Reshape(%x, %rows)
+      %3 = attention(%2, %2, %2, %1) {q_num_heads=2, kv_num_heads=2, scale=1.0}""",
+        "3",
+    ),
+}
+"""Images are apart, but the batch is not cut."""
+OF_PLACE = {
+    "a constant that is another one for each image": ("%1 = Concat(%x, %other) {axis=1}", "1"),
+    "the same, added": ("%1 = Add(%x, %other)", "1"),
+}
+
+
 def value(g: Graph, x: Array) -> NDArray[Any]:
     return np.asarray(evaluate(g, {"x": x})["y"])
 
@@ -107,6 +135,26 @@ def test_parts_make_what_the_whole_makes(name: str) -> None:
     x = np.random.default_rng(0).standard_normal((BATCH, 8, 8, 8)).astype(np.float32)
     made = [value(part, x[i : i + size]) for i in range(0, BATCH, size)]
     np.testing.assert_allclose(np.concatenate(made), value(whole, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", APART)
+def test_images_that_are_apart_are_known_to_be(name: str) -> None:
+    assert apart(graph(*APART[name]))
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_images_that_meet_are_not_apart(name: str) -> None:
+    assert not apart(graph(*MIXED[name]))
+
+
+@pytest.mark.parametrize("name", AS_A_WHOLE)
+def test_what_is_the_same_for_all_images_keeps_them_apart(name: str) -> None:
+    assert apart(graph(*AS_A_WHOLE[name]))
+
+
+@pytest.mark.parametrize("name", OF_PLACE)
+def test_what_depends_on_the_place_in_the_batch_is_not_apart(name: str) -> None:
+    assert not apart(graph(*OF_PLACE[name]))
 
 
 @pytest.mark.parametrize("name", MIXED)

@@ -10,6 +10,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from test_executor import Gate, occupied
 
 from qcompiler import Artifact, Error, Executor, compile, load
@@ -140,8 +141,6 @@ def test_samples_that_mix_are_not_gathered() -> None:
 
 
 def _scalar() -> Artifact:
-    from onnx import TensorProto, helper
-
     graph = helper.make_graph(
         [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
         "sum",
@@ -150,6 +149,22 @@ def _scalar() -> Artifact:
     )
     opsets = [helper.make_opsetid("", 20)]
     return compile(helper.make_model(graph, opset_imports=opsets, ir_version=10), threads=1)
+
+
+def test_rows_that_meet_by_rounding_are_not_gathered() -> None:
+    """Strassen's products pair neighbouring rows: a value that is not finite shows in both."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [768, 768])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [768, 768])],
+        [numpy_helper.from_array(np.ones((768, 768), np.float32), "w")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    made = compile(model, target="zen4", threads=1).manifest
+    assert "strassen" in made.steps[0].kernel
+    assert not made.apart
 
 
 def test_many_clients_get_what_is_theirs(batched: Path) -> None:

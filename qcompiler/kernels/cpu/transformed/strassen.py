@@ -141,13 +141,14 @@ def _emitted(region: Region, device: Device, product: Product, layout: Layout) -
     memory = d.scratch("float32")
     with d.b.parallel(t.tasks) as task:
         _Task(d, product, layout, memory, task).run()
-    return d.kernel(
+    made = d.kernel(
         tasks=t.tasks,
         scratch_bytes=layout.task_size * 4 * t.tasks,
         pack={region.inputs.index(p.right): partial(_packed, layout)},
         in_place=in_place_candidates(region),
         macs=p.macs,
     )
+    return replace(made, mixes_rows=True)
 
 
 def _packed(layout: Layout, array: Array) -> Array:
