@@ -28,6 +28,7 @@ FILES = (
     "artifact/*.py",
     "cli/__init__.py",
     "cli/arguments.py",
+    "cli/batch.py",
     "cli/commands.py",
     "cli/executing.py",
     "cli/flags.py",
