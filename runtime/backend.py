@@ -30,6 +30,7 @@ FILES = (
     "autotune/request.py",
     "cli/__init__.py",
     "cli/arguments.py",
+    "cli/batch.py",
     "cli/commands.py",
     "cli/executing.py",
     "cli/flags.py",

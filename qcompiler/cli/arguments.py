@@ -12,7 +12,7 @@ from qcompiler.cli import flags
 from qcompiler.cli.flags import count
 from qcompiler.errors import Error
 from qcompiler.export.request import Exporting
-from qcompiler.options import Options
+from qcompiler.options import Options, options_of
 from qcompiler.quality.demand import Demand
 from qcompiler.runtime.executor.options import Executing
 from qcompiler.training.request import Training
@@ -20,6 +20,8 @@ from qcompiler.version import __version__
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+_OF_JOBS = ("engine", "streams", "isolation", "spin_us")
+"""Options of an executor that `run` takes for many files."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +77,11 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
     _input_flags(run)
-    run.add_argument("--outputs", type=Path, help=".npz file to write the outputs to")
+    run.add_argument(
+        "--outputs",
+        type=Path,
+        help=".npz file to write the outputs to; with many files as inputs (a pattern) a folder",
+    )
     run.add_argument("--print-time", action="store_true", help="print the time of the run")
     run.add_argument("--threads", type=count(), default=0, help="default: as compiled")
     _variant_flag(run)
@@ -96,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--per-step", action="store_true", help="also time each step alone")
     _executor_flags(bench)
 
+    group = run.add_argument_group("many files", "which are run in streams, each once")
+    flags.add(group, Executing, [o.name for o in options_of(Executing) if o.name not in _OF_JOBS])
     _remote_flags(run)
     _remote_flags(bench)
 

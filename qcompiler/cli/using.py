@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact
-from qcompiler.cli import executing, remote, show
+from qcompiler.cli import batch, executing, remote, show
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.inputs import inputs_of
 from qcompiler.cli.places import demand_writable, save_npz
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 def run(a: Namespace) -> int:
     """Artifact and inputs -> outputs."""
+    if batch.wanted(a):
+        return batch.run(a)
     if a.outputs:
         demand_writable(a.outputs, a.artifact, a.inputs)
     with _load(a) as model:

@@ -32,6 +32,7 @@ DOORS = {
     },
     "data/samples.py": {"google.protobuf.message", "onnx", "onnx_io.tensors"},
     "dtypes.py": {"ml_dtypes"},
+    "runtime/executor/ray_engine.py": {"ray"},
 }
 """Where the runtime's files import what it does not hold, when that is asked for: each ends in an
 Error that says what is missing, as test_numpy_only.py shows.

@@ -25,13 +25,14 @@ from qcompiler.runtime.executor.errors import Full, Late
 from qcompiler.runtime.executor.intake import Intake
 from qcompiler.runtime.executor.line import Line
 from qcompiler.runtime.executor.options import Executing
-from qcompiler.runtime.executor.pool import default_pool
+from qcompiler.runtime.executor.pool import Pool, default_pool
 from qcompiler.runtime.executor.processes import Process
+from qcompiler.runtime.executor.ray_engine import Actor, StoredModel, cluster_cores
 from qcompiler.runtime.executor.requests import Future, Request
 from qcompiler.runtime.executor.shared import SharedModel
 from qcompiler.runtime.executor.streams import Runner, Streams
 from qcompiler.runtime.executor.tally import Counts, Tally
-from qcompiler.runtime.model import Interface, input_specs, load
+from qcompiler.runtime.model import Interface, Model, input_specs, load
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,18 +61,14 @@ class Executor(Interface):
         self.variant = model.variant
         most = self._most_samples(keywords.max_batch)
         self._intake = Intake(input_specs(model.inputs), most)
-        pool_threads = keywords.pool.threads if keywords.pool else cpu.cores()
-        self.choice: Choice = chosen(
-            model,
-            keywords.hint,
-            streams=keywords.streams,
-            threads=keywords.threads,
-            cores=pool_threads,
-            remember=keywords.remember,
-        )
+        self.choice = self._choose(model)
         self._model = model
         self._shared: SharedModel | None = None
-        if keywords.isolation == "processes":
+        self._stored: StoredModel | None = None
+        if keywords.engine == "ray":
+            self._stored = StoredModel(model.artifact)
+            model.close()
+        elif keywords.isolation == "processes":
             self._shared = SharedModel(model.artifact)
             model.close()  # what it held, the workers map
         self._closed = False
@@ -98,11 +95,29 @@ class Executor(Interface):
             )
         return min(asked, sizes.pop())
 
+    def _choose(self, model: Model) -> Choice:
+        """How many streams there are, and threads of each."""
+        asked = self.options
+        if asked.engine == "ray":
+            threads = max(1, asked.threads)
+            streams = asked.streams or max(1, cluster_cores() // threads)
+            return Choice(streams, threads, "the cores of the cluster")
+        return chosen(
+            model,
+            asked.hint,
+            streams=asked.streams,
+            threads=asked.threads,
+            cores=asked.pool.threads if asked.pool else cpu.cores(),
+            remember=asked.remember,
+        )
+
     def _maker(self) -> Callable[[], Runner]:
         """What makes the runner of a stream."""
         choice = self.choice
         crowded = choice.streams * choice.threads > cpu.cores()
         spin_us = 0 if crowded else self.options.spin_us
+        if self._stored is not None:
+            return partial(Actor, self._stored, self._tally, threads=choice.threads)
         if self._shared is None:
             return partial(self._model.caller, threads=choice.threads, spin_us=spin_us)
         return partial(
@@ -132,7 +147,7 @@ class Executor(Interface):
         streams = Streams(
             self._line,
             self._tally,
-            options.pool or default_pool(),
+            self._pool(),
             self._maker(),
             [v.name for v in self.manifest.outputs],
             threads=self.choice.threads,
@@ -144,6 +159,12 @@ class Executor(Interface):
         self._streams = streams
         self._dropped = weakref.finalize(self, streams.close, drain=True)
         self._dropped.atexit = False  # its threads end with the process
+
+    def _pool(self) -> Pool:
+        """Who says how many run at once: of a cluster's streams none waits for another."""
+        if self.options.engine:
+            return Pool(self.choice.streams * self.choice.threads)
+        return self.options.pool or default_pool()
 
     def submit(self, *inputs: Any, priority: int = 0, deadline_ms: float = 0.0) -> Future:
         """Inputs in order, or one {name: array} -> a future of the outputs.

@@ -45,6 +45,12 @@ class Executing:
         "where requests run: in threads of this process, or in processes, whose end is no harm",
         choices=("threads", "processes"),
     )
+    engine: str = option(
+        "",
+        "where streams run: ray is a Ray cluster (the extra [ray]), by default one on each of its"
+        " cores; empty: this machine",
+        choices=("ray",),
+    )
     spin_us: int = option(
         300,
         "microseconds that threads of a stream look for work before they sleep; none where there"

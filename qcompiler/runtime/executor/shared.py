@@ -60,7 +60,7 @@ class SharedModel:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        (variant,), (binary,) = artifact.manifest.variants, artifact.binaries
+        (binary,) = artifact.binaries
         weights, code = binary.weights, binary.code
         at = _up(weights.nbytes + GUARD, _PAGE)
         self.file = _new(at + len(code))
@@ -68,12 +68,10 @@ class SharedModel:
         _write(self.file, memoryview(code), at)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, seals)
-        alone = replace(artifact.manifest, variants=(replace(variant, blobs=()),), blobs=())
         self.told: Mapping[str, Any] = {
-            "manifest": written(alone).decode(),
+            **told_of(artifact),
             "weights": weights.nbytes,
             "code": [at, len(code)],
-            "digest": binary.digest,
         }
         self._closing = weakref.finalize(self, _close, self.file)
         self._closing.atexit = False
@@ -81,6 +79,13 @@ class SharedModel:
     def close(self) -> None:
         """Close the descriptor."""
         self._closing()
+
+
+def told_of(artifact: Artifact) -> dict[str, Any]:
+    """An artifact of one variant -> what another process must know besides code and weights."""
+    (variant,), (binary,) = artifact.manifest.variants, artifact.binaries
+    alone = replace(artifact.manifest, variants=(replace(variant, blobs=()),), blobs=())
+    return {"manifest": written(alone).decode(), "digest": binary.digest}
 
 
 def opened(file: int, told: Mapping[str, Any]) -> Artifact:
