@@ -19,9 +19,7 @@ def serve(a: Namespace) -> int:
     except ImportError as e:
         if (e.name or "").split(".")[0] not in ("starlette", "uvicorn", "anyio"):
             raise
-        raise Error(
-            f"this needs the package {e.name}", hint="pip install 'qcompiler-tvm[serve]'"
-        ) from e
+        raise Error(f"this needs the package {e.name}", hint="pip install starlette uvicorn") from e
     from qcompiler.runtime.executor import Executor
 
     keywords = flags.read(Executing, a)

@@ -28,7 +28,7 @@ def ray() -> Any:
     try:
         import ray as found
     except ImportError as e:
-        raise Error("engine='ray' needs ray", hint="pip install 'qcompiler-tvm[ray]'") from e
+        raise Error("engine='ray' needs ray", hint="pip install ray") from e
     if not found.is_initialized():
         found.init(log_to_driver=False, include_dashboard=False)
     return found
