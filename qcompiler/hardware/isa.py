@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.products import BlockMac, Mac, MacKey, TileMac, VectorMac, sizes
+from qcompiler.hardware.products import BlockMac, Mac, MacKey, ShortMac, TileMac, VectorMac, sizes
 
 EVERY_SIZE = frozenset((1, 2, 4, 8))
 """Sizes of elements in bytes."""
@@ -40,6 +40,8 @@ class Isa:
     vector_bytes: int
     macs: tuple[Mac, ...] = ()
     """Its own products, besides those of what it extends."""
+    short: ShortMac | None = None
+    """The product of constants with short sums."""
     intrinsics: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
     permission: tuple[int, ...] = ()
     extends: Isa | None = None
@@ -57,6 +59,8 @@ class Isa:
             held = mac.lanes * sizes(mac.key)[2]
             if not isinstance(mac, TileMac) and held != self.vector_bytes:
                 raise ValueError(f"{self.name}: {mac.key} has {held} bytes of sums in a vector")
+        if self.short and self.short.lanes * sizes(self.short.key)[0] != self.vector_bytes:
+            raise ValueError(f"{self.name}: {self.short.lanes} short sums in a vector")
 
     def lanes(self, itemsize: int = 4) -> int:
         """Elements of this many bytes in one vector register."""
@@ -122,6 +126,7 @@ def isa(
     registers: int = 0,
     vector_bytes: int = 0,
     macs: Sequence[Mac] = (),
+    short: ShortMac | None = None,
     intrinsics: Mapping[str, Callable[..., Any] | None] | None = None,
     permission: tuple[int, ...] = (),
     masked: frozenset[int] | None = None,
@@ -145,6 +150,7 @@ def isa(
         registers=registers or (base.registers if base else 0),
         vector_bytes=vector_bytes or (base.vector_bytes if base else 0),
         macs=tuple(macs),
+        short=short or (base.short if base else None),
         intrinsics={n: f for n, f in merged.items() if f is not None},
         permission=permission or (base.permission if base else ()),
         extends=base,

@@ -1,5 +1,5 @@
 """What a multiply-accumulate instruction computes, and how its operands lie: a vector product,
-a product of small blocks inside vectors, a product of tile registers.
+a product with short sums, a product of small blocks inside vectors, a product of tile registers.
 """
 
 from __future__ import annotations
@@ -76,6 +76,54 @@ class VectorMac:
         """The lanes of sums that belong to a row, by column."""
         assert row == 0
         return range(self.lanes)
+
+
+@dataclass(frozen=True)
+class ShortMac:
+    """A vector instruction whose sums are as short as its operands: sums[lanes] += left * right[
+    lanes], for at most `steps` steps, after which they are added to float32 sums, two vectors of
+    them for one of short sums.
+
+    `emit(sums, left, right)` takes and returns TIR vector expressions of `lanes` elements. Short
+    sums must not overflow where float32 ones would not, so the right operand is a constant: each
+    of its columns is multiplied by a power of two, such that the absolute values that meet in a
+    short sum add up to at most `most`; the float32 sums are scaled back.
+    """
+
+    key: MacKey
+    lanes: int
+    steps: int
+    emit: Callable[..., Any]
+    by_lane: int = 1
+
+    k = rows = 1
+    temporaries = 0
+    exact = True
+    halves = False
+
+    def __post_init__(self) -> None:
+        _check(self.key, lanes=self.lanes, by_lane=self.by_lane)
+        if self.key != ("f16", "f16", "f32"):
+            raise ValueError(f"short sums of {self.key[0]}, not of f16")
+        if self.steps % self.by_lane or not 0 < self.steps <= 256:
+            raise ValueError(f"{self.steps} steps of {self.by_lane} that are loaded at once")
+
+    @property
+    def most(self) -> float:
+        """What absolute weights that meet may sum up to, at most 1: each of the steps rounds, by
+        half of 2^-10, and what is rounded must stay below the largest left operand.
+        """
+        return 1 - self.steps * 2.0**-10
+
+    @property
+    def width(self) -> int:
+        """Columns of the right operand that one instruction multiplies."""
+        return self.lanes
+
+    @property
+    def multiplies(self) -> int:
+        """Multiply-accumulates of one instruction."""
+        return self.lanes
 
 
 @dataclass(frozen=True)

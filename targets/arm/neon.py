@@ -59,6 +59,16 @@ def smlal(sums: Value, left: Value, right: Value) -> Value:
     return sums
 
 
+def fmax(a: Value, b: Value) -> Value:
+    """Floats: the larger one, NaN if either is NaN."""
+    return llvm(tir.dtype_of(a), tir.lanes_of(a), "llvm.maximum", a, b)
+
+
+def fmin(a: Value, b: Value) -> Value:
+    """Floats: the smaller one, NaN if either is NaN."""
+    return llvm(tir.dtype_of(a), tir.lanes_of(a), "llvm.minimum", a, b)
+
+
 def fcvtns(x: Value) -> Value:
     """float32 -> int32, halves to even; out of range the nearest, NaN gives 0."""
     return llvm("int32", 4, "llvm.aarch64.neon.fcvtns.v4i32.v4f32", x)
@@ -131,6 +141,8 @@ NEON = isa(
     ),
     intrinsics={
         "round_to_int": fcvtns,
+        "maximum": fmax,
+        "minimum": fmin,
         "quantize": quantize,
         "table": tbl,
         "multiply_long": smull,

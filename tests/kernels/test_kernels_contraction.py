@@ -73,8 +73,18 @@ def check(
     values |= {n: n.array for n in region.inputs if n.is_constant}
     got, want = run(kernel, region, isa, values), expected(graph, values)
     depth = kernel.macs / max(root.type.size, 1)
-    compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth)
+    loose = 8e-3 * depth**0.5 if short(root, isa) else 0.0  # test_short_sums.py says how exact
+    compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth + loose)
     return kernel
+
+
+def short(root: Node, isa: Isa) -> bool:
+    """Are sums float16 for some steps?"""
+    return (
+        isa.short is not None
+        and root.operands[0].dtype == "float16"
+        and (root.operands[1].is_constant)
+    )
 
 
 def matmul(m: int, n: int, k: int, left: str, right: str, **attrs: int) -> Node:

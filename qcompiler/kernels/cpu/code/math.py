@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from qcompiler.hardware.isa import Isa
 from qcompiler.kernels.cpu.code import casts, hidden, integers, polynomials, tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
+
+Better = Callable[[Value, Value], Value]
+"""A comparison that chooses."""
 
 
 @dataclass(frozen=True)
@@ -269,26 +272,45 @@ class TirMath:
         """`max` in one instruction: NaN in `b` is kept, NaN in `a` is not."""
         return self.choose(tirx.GT, a, b)
 
-    def _extreme(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+    def _extreme(self, better: Better, a: Any, b: Any) -> Vec:
         a, b = (self.like(a, b), b) if isinstance(b, Vec) else (a, self.like(b, a))
         if b.value is not None or (a.value is None and b.lanes < a.lanes):
             a, b = b, a
+        if found := self._by_instruction(better, *self.join(a, b)):
+            return found
         chosen = self.choose(better, a, b)
         if not a.is_float or (a.value is not None and not isnan(a.value)):
             return chosen
         return self.where(self.is_nan(a), a, chosen)
 
-    def choose(self, better: Callable[[Value, Value], Value], a: Any, b: Any) -> Vec:
+    def choose(self, better: Better, a: Any, b: Any) -> Vec:
         """The first where it is better, else the second."""
         a, b = self.join(a, b)
         if a.dtype in casts.HALF_FLOATS:
             return self._wide(lambda x, y: self.choose(better, x, y), a, b)
+        known = a.value is not None and not isnan(a.value)
+        if known and (found := self._by_instruction(better, a, b)):
+            return found
         return self.where(self.condition(better(a.expr, b.expr)), a, b)
+
+    def _by_instruction(self, better: Better, a: Vec, b: Vec) -> Vec | None:
+        """The larger or the smaller one, NaN if either is, where one instruction does that."""
+        find = self.isa.intrinsics.get("maximum" if better is tirx.GT else "minimum")
+        if find is None or a.dtype not in ("float32", "float64"):
+            return None
+        return self.vec(find(a.expr, b.expr), a.dtype)
 
     def clip(self, x: Vec, low: Any, high: Any) -> Vec:
         """At least `low`, then at most `high`; bounds that are None or NaN are ignored."""
-        x = x if low is None else self.choose(tirx.GT, self.like(low, x), x)
-        return x if high is None else self.choose(tirx.LT, self.like(high, x), x)
+        x = x if low is None else self._bounded(tirx.GT, self.like(low, x), x, -inf)
+        return x if high is None else self._bounded(tirx.LT, self.like(high, x), x, inf)
+
+    def _bounded(self, better: Better, bound: Vec, x: Vec, none: float) -> Vec:
+        """`choose`, or an instruction, with `none` for a bound that is NaN."""
+        if bound.value is None and self._by_instruction(better, bound, bound):
+            bound = self.where(self.is_nan(bound), self.like(none, bound), bound)
+            return self._extreme(better, bound, x)
+        return self.choose(better, bound, x)
 
     def is_nan(self, x: Vec) -> Vec:
         """A condition: x is not a number."""

@@ -15,9 +15,10 @@ from math import gcd
 
 from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Device
+from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.loops import Cut
-from qcompiler.kernels.cpu.contraction.operands import Panels, Product, panel_bytes
+from qcompiler.kernels.cpu.contraction.operands import Panels, Product, panel_bytes, sections
 from qcompiler.kernels.cpu.contraction.problem import Problem
 
 TOGETHER = 4  # vectors of sums that are finished and stored at once
@@ -28,6 +29,7 @@ TO_FLOATS = dict.fromkeys(TO_BYTES, 4.0)  # for one of so many vectors that stay
 ROW_INSTRUCTIONS = 3.0  # where a row is written
 LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
+JOIN_INSTRUCTIONS = 7.0  # widen a vector of short sums, scale and add it to two others
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
 
@@ -305,6 +307,9 @@ def _by_instructions(
     issued += vectors / 2 + LOOP_INSTRUCTIONS / product.unroll  # vectors are loaded in pairs
     each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
     finish = rows * sum(n * each[n] for n in powers_of_two(vectors))
+    if isinstance(product.mac, ShortMac):
+        joins, _ = sections(product.mac.steps, problem.tap_count, problem.depth)
+        finish = 2 * finish + joins * high * vectors * JOIN_INSTRUCTIONS
     beside = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * problem.tap_count
     begun = (steps * issued + finish + beside) / core.issue_per_cycle
     chain = 1.0 if product.temporaries else core.latency_cycles

@@ -13,7 +13,12 @@ from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.contraction.blocking import priced
-from qcompiler.kernels.cpu.contraction.operands import Product, block_product_of, product_of
+from qcompiler.kernels.cpu.contraction.operands import (
+    Product,
+    block_product_of,
+    product_of,
+    short_product_of,
+)
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.region import Region
 
@@ -48,13 +53,17 @@ def direct(region: Region, device: Device) -> tuple[Problem, Product] | Skip:
 
 
 def _product(root: Node, device: Device) -> Product | Skip:
-    """That of blocks where an image has as many rows as one takes, else that of vectors."""
+    """That of blocks where an image has as many rows as one takes, else that with short sums or
+    that of vectors.
+    """
     left, right = (i.dtype for i in root.operands)
     if found := block_product_of(device.isa, left, right, root.dtype):
         problem = problem_of(root, found.mac.width, device.core)
         if not isinstance(problem, Skip) and problem.rows * problem.columns >= found.mac.rows:
             return found
     constant = root.operands[1].is_constant
+    if constant and (short := short_product_of(device.isa, left, right, root.dtype)):
+        return short
     product = product_of(device.isa, left, right, root.dtype, packed=constant)
     return product or Skip(f"no product of {left} and {right}")
 

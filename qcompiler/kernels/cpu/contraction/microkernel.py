@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from qcompiler.hardware.products import VectorMac
+from qcompiler.hardware.products import BlockMac, VectorMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.cpu.contraction.operands import Product
@@ -48,7 +48,8 @@ class Leftovers:
 class Right:
     """The right operand of a tile: `load(step, vector)` gives one multiply-accumulate's vector.
 
-    `step` counts through all taps. `start`, if any, gives what a vector of sums begins with.
+    `step` counts through all taps. `start`, if any, gives what a vector of sums begins with, and
+    `scale`, if any, what a vector of short sums is multiplied by.
     `beside(step)`, if any, is emitted with every step: to prefetch what comes later. `column` is
     its first one, `panel` where it lies if the next one follows it.
     """
@@ -60,6 +61,7 @@ class Right:
     beside: Callable[[Value], None] | None = None
     column: Value = 0
     panel: Pointer | None = None
+    scale: Callable[[int], Value] | None = None
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -80,33 +82,33 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     whole = steps if left.guarded else left.depth // mac.k
 
     def some(words: Sequence[Sequence[Value]], step: Value) -> None:
-        loads = [_loads(right, step + i) for i in range(len(words))]
-        _steps(b, product, registers, words, loads)
+        loads = [loads_of(right, step + i) for i in range(len(words))]
+        multiplied(b, product, registers, words, loads)
 
     def over_k(at: Value, first: Value) -> None:
         with b.serial(whole // unroll, "k") as k:
             where, step = b.let(at + k * (unroll * mac.k), "at"), b.let(first + k * unroll, "step")
             if right.beside:
                 right.beside(step)
-            words = _lefts(b, product, left, where, [mac.k] * unroll)
+            words = lefts_of(b, product, left, where, [mac.k] * unroll)
             for i in range(0, unroll, run):
                 some(words[i : i + run], step + i)
         rest = left.depth - whole * mac.k
         more = [mac.k] * (whole % unroll) + [rest] * (whole < steps)
         done = whole - whole % unroll
-        for piece in _pieces(more, product):
-            words = _lefts(b, product, left, b.let(at + done * mac.k, "at"), piece)
+        for piece in pieces(more, product):
+            words = lefts_of(b, product, left, b.let(at + done * mac.k, "at"), piece)
             for i, word in enumerate(words):
                 some([word], b.let(first + (done + i), "step"))
             done += len(piece)
 
-    _over_taps(b, left.taps, steps, base, 0, over_k)
+    over_taps(b, left.taps, steps, base, 0, over_k)
     if right.leftovers:
         with b.serial(right.leftovers.count, "leftover") as i:
             where = b.let(base + right.leftovers.offset(i), "at")
             loads = [right.leftovers.load(i, v) for v in range(right.vectors)]
-            words = _lefts(b, product, left, where, [mac.k])
-            _steps(b, product, registers, words, [loads])
+            words = lefts_of(b, product, left, where, [mac.k])
+            multiplied(b, product, registers, words, [loads])
     return registers
 
 
@@ -116,25 +118,27 @@ def of_row(
     """The sums of a row of a tile so many vectors wide, in some of those vectors, end to end."""
     several, nth = divmod(row, product.mac.rows)
     held = [registers[several * vectors + v] for v in some]
-    if product.mac.rows > 1:
+    if isinstance(product.mac, BlockMac):
         held = [tir.shuffle(sums, product.mac.of_row(nth)) for sums in held]
     return tir.concat(held)
 
 
 def _for_rows(product: Product, value: Value) -> Value:
     """A number for each column -> the same for all rows of a vector of sums."""
-    rows = range(product.mac.rows)
-    if len(rows) == 1:
+    mac = product.mac
+    if not isinstance(mac, BlockMac):
         return value
-    column = {lane: c for r in rows for c, lane in enumerate(product.mac.of_row(r))}
-    return tir.shuffle2([value for _ in rows], [column[i] for i in range(product.mac.lanes)])
+    rows = range(mac.rows)
+    column = {lane: c for r in rows for c, lane in enumerate(mac.of_row(r))}
+    return tir.shuffle2([value for _ in rows], [column[i] for i in range(mac.lanes)])
 
 
-def _loads(right: Right, step: Value) -> list[Value]:
+def loads_of(right: Right, step: Value) -> list[Value]:
+    """A step's vectors of the right operand."""
     return [right.load(step, v) for v in range(right.vectors)]
 
 
-def _over_taps(
+def over_taps(
     b: Builder,
     taps: Sequence[tuple[int, int]],
     steps: int,
@@ -148,10 +152,10 @@ def _over_taps(
         return
     count, elements = taps[0]
     with b.serial(count, "tap") as i:
-        _over_taps(b, taps[1:], steps, at + i * elements, tap * count + i, body)
+        over_taps(b, taps[1:], steps, at + i * elements, tap * count + i, body)
 
 
-def _pieces(elements: Sequence[int], product: Product) -> list[list[int]]:
+def pieces(elements: Sequence[int], product: Product) -> list[list[int]]:
     """Steps of so many elements each, fewer than an iteration's -> those whose left operands are
     loaded at once, the most first; a step of less than k elements is alone.
     """
@@ -160,7 +164,7 @@ def _pieces(elements: Sequence[int], product: Product) -> list[list[int]]:
     return [[product.mac.k] * size for size in sizes] + [[e] for e in elements[whole:]]
 
 
-def _lefts(
+def lefts_of(
     b: Builder, product: Product, left: Left, at: Value, elements: Sequence[int]
 ) -> list[list[Value]]:
     """What some steps multiply by, each so many elements: for every step the left operand of each
@@ -206,7 +210,7 @@ def _in_parts(product: Product) -> list[int]:
     return [n for p in range(parts) for _ in lanes for n in range(p, product.mac.k, parts)]
 
 
-def _steps(
+def multiplied(
     b: Builder,
     product: Product,
     registers: Registers,
@@ -237,11 +241,12 @@ def _operand(product: Product, words: list[Value]) -> Value:
     whose rows are no multiple of a block's, is the last one again.
     """
     mac = product.mac
-    if isinstance(mac, VectorMac):
+    if mac.rows == 1:
         value = tir.broadcast(words[0], mac.lanes)
         if product.parts > 1:
             return tir.shuffle(tir.reinterpret(value, product.left), _in_parts(product))
         return value
+    assert isinstance(mac, BlockMac)
     rows = words + words[-1:] * (mac.rows - len(words))
     return tir.concat(rows * mac.blocks)
 

@@ -8,6 +8,8 @@ no pair can, and the little that was cut off is multiplied on its own afterwards
 leftovers that every panel's head points to: [vector][lane][step], then where in the left operand.
 Where weights are small enough that little is cut off even so, several pairs are added in 16 bits
 before they go on to 32.
+
+A product with short sums has its columns scaled, each by a power of two that a panel's head says.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.hardware.isa import Isa
-from qcompiler.hardware.products import BlockMac, MacKey, TileMac, VectorMac
+from qcompiler.hardware.products import BlockMac, MacKey, ShortMac, TileMac, VectorMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Value
@@ -52,7 +54,7 @@ class Product:
     sum of its weights.
     """
 
-    mac: VectorMac | BlockMac
+    mac: VectorMac | BlockMac | ShortMac
     left: str
     right: str
     sums: str
@@ -99,14 +101,23 @@ class Product:
         return self.mac.width * 4 if self.flipped else 0
 
     @property
+    def scale_bytes(self) -> int:
+        """Bytes of a panel's head for the scales of one vector's columns."""
+        return self.mac.width * 4 if isinstance(self.mac, ShortMac) else 0
+
+    @property
     def head_bytes(self) -> int:
-        """Bytes of a panel's head a vector: corrections, then where the leftovers are."""
-        return self.correction_bytes + (self.vector_bytes if self.leftovers else 0)
+        """Bytes of a panel's head a vector: corrections or scales, then where the leftovers are."""
+        rest = self.vector_bytes if self.leftovers else 0
+        return self.correction_bytes + self.scale_bytes + rest
 
     @property
     def name(self) -> str:
-        """ "u8i8"; of blocks "u8i8mm"."""
-        return _SHORT[self.left] + _SHORT[self.right] + ("mm" if self.mac.rows > 1 else "")
+        """ "u8i8"; of blocks "u8i8mm", with short sums "f16f16f16"."""
+        after = "mm" if self.mac.rows > 1 else ""
+        if isinstance(self.mac, ShortMac):
+            after = _SHORT[self.left]
+        return _SHORT[self.left] + _SHORT[self.right] + after
 
     @property
     def vector_bytes(self) -> int:
@@ -197,6 +208,14 @@ def block_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | No
         if found := isa.block(_key(kind, right, sums)):
             return Product(found, tir.stored(kind), tir.stored(right), sums, shift)
     return None
+
+
+def short_product_of(isa: Isa, left: str, right: str, sums: str) -> Product | None:
+    """The product with short sums by a constant right operand, if there is one."""
+    mac = isa.short
+    if mac is None or not {left, right, sums} <= _SHORT.keys():
+        return None
+    return Product(mac, left, right, sums) if mac.key == _key(left, right, sums) else None
 
 
 def tile_of(isa: Isa, root: Node) -> TileMac | None:
@@ -357,6 +376,34 @@ def longest_run(weights: Array, limit: Limit = Limit()) -> int:
     return min(costs, key=costs.__getitem__)
 
 
+def sections(steps: int, taps: int, depth: int) -> tuple[int, int]:
+    """How many short sums of at most so many steps are added one after the other, and how many
+    steps each has: all taps in one if they are as few, else one tap's in equal parts and a rest.
+    """
+    if taps * depth <= steps:
+        return 1, taps * depth
+    return taps * -(-depth // steps), min(steps, depth)
+
+
+def scaled(weights: Array, mac: ShortMac) -> tuple[Array, Array]:
+    """float16 weights [taps, depth, width] -> the same, each column over a power of two, and these
+    as float32 [width]: those that meet in a short sum add up to at most `mac.most`. What becomes
+    too small is the smallest number: infinity times it is no NaN.
+    """
+    taps, depth, width = weights.shape
+    count, size = sections(mac.steps, taps, depth)
+    sizes = np.abs(np.where(np.isfinite(weights), weights, 0).astype(np.float64))
+    if count > 1:
+        sizes = np.pad(sizes, ((0, 0), (0, -depth % size), (0, 0)))
+    largest = sizes.reshape(count, -1, width).sum(1).max(0)
+    exponents = np.where(largest > 0, np.frexp(largest / mac.most)[1], 0)
+    wide = np.ldexp(weights.astype(np.float64), -exponents)
+    made = wide.astype(weights.dtype)
+    least = np.copysign(np.finfo(np.float16).smallest_subnormal, wide)
+    made = np.where((made == 0) & (weights != 0), least, made).astype(weights.dtype)
+    return made, np.ldexp(np.float32(1), exponents)
+
+
 class _Writer:
     """Packed panels of matrices while they are written."""
 
@@ -374,6 +421,9 @@ class _Writer:
         if product.flipped:
             sums = -product.shift * full.astype(np.int64).sum((0, 1))
             parts.append(sums.astype(np.int32).view(np.uint8))
+        if isinstance(product.mac, ShortMac):
+            kept, scales = scaled(full, product.mac)
+            parts.append(scales.view(np.uint8))
         if product.leftovers:
             entries = self._entries(np.subtract(full, kept, dtype=np.int16))
             head = np.zeros(full.shape[-1] // product.mac.width * product.vector_bytes, np.uint8)

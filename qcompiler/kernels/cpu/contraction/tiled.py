@@ -37,6 +37,7 @@ from qcompiler.kernels.cpu.contraction.microkernel import Left, Leftovers, Right
 from qcompiler.kernels.cpu.contraction.operands import Run, bias_of, leftover_bytes, panel_bytes
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
 from qcompiler.kernels.cpu.contraction.problem import Batch
+from qcompiler.kernels.cpu.contraction.short import short_sums
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 
@@ -116,7 +117,8 @@ class Task:
 
     def _sums(self, left: Left, base: Value, right: Right) -> Registers:
         """The sums of one tile."""
-        return sums(self.b, self.product, left, base, right)
+        make = short_sums if right.scale else sums
+        return make(self.b, self.product, left, base, right)
 
     # -- loops
 
@@ -274,9 +276,13 @@ class Task:
         def correction(v: int) -> Value:
             return memory.load(at + v * lanes * 4, lanes * 4, "int32")
 
+        def scale(v: int) -> Value:
+            return memory.load(at + v * lanes * 4, lanes * 4, "float32")
+
         start = self._start(column, run, correction if product.flipped else None)
         leftovers = self._leftovers(memory, at, run) if product.leftovers else None
-        return Right(run.vectors, load, start, leftovers, panel=panel)
+        scales = scale if product.scale_bytes else None
+        return Right(run.vectors, load, start, leftovers, panel=panel, scale=scales)
 
     def _leftovers(self, memory: Pointer, at: Value, run: Run) -> Leftovers:
         """The list that a panel's head points to."""

@@ -7,7 +7,8 @@ for each task (a share of the output rows)
         sums[column] += input column * weights   for every output column and tap that uses it
       store(epilogue(sums))
 
-Floats multiply one kernel row at a time. Integers take four kernel rows at once: the bytes of four
+Floats multiply one kernel row at a time, float16 with short sums where the instruction set has such
+a product. Integers take four kernel rows at once: the bytes of four
 input rows are interleaved, so that each lane of a four-way byte product holds one channel's column,
 and all output columns that use it share that work. If an instruction multiplies bytes to 16 bits,
 but none four ways, bytes are multiplied without interleaving and added in 16 bits while sums
@@ -26,17 +27,25 @@ from tvm import tirx
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import load, store
-from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes, rearranged, repacked
+from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes, repacked
 from qcompiler.kernels.cpu.code.loops import sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import powers_of_two
-from qcompiler.kernels.cpu.contraction.operands import Product, bias_of, product_of
-from qcompiler.kernels.cpu.windows.depthwise_filters import Filters, Shape
+from qcompiler.kernels.cpu.contraction.operands import (
+    Product,
+    bias_of,
+    product_of,
+)
+from qcompiler.kernels.cpu.windows.depthwise_filters import (
+    Filters,
+    Shape,
+    filters_of,
+    unpacked_rows,
+)
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _GUARD = 64
@@ -86,10 +95,10 @@ def depthwise(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     if integer and product is None:
         return Skip(f"no product of {x.dtype} and {w.dtype}")
     shape = Shape.of(region)
-    filters = _filters(region, device, shape, product)
+    filters = filters_of(region, device, shape, product)
     parts = min(filters.block // filters.lanes, -(-channels // filters.lanes))
     most = device.isa.registers // 2 // parts
-    seconds = _seconds(shape, product, device)
+    seconds = _seconds(shape, product, device) / (2 if filters.short else 1)
     build = partial(_emitted, region, device, filters)
     return (
         Candidate(Tile(n), seconds * (1 + _BEGIN / n), partial(build, Tile(n)))
@@ -142,47 +151,10 @@ def _emitted(region: Region, device: Device, filters: Filters, tile: Tile) -> Ke
     return d.kernel(
         tasks=count,
         scratch_bytes=line_bytes * count if scratch else 0,
-        pack={**_unpacked_rows(region, filters), region.inputs.index(w): filters.pack},
+        pack={**unpacked_rows(region, filters), region.inputs.index(w): filters.pack},
         in_place=in_place_candidates(region),
         macs=d.root.type.size * filters.taps,
     )
-
-
-def _filters(region: Region, device: Device, shape: Shape, product: Product | None) -> Filters:
-    """How weights and channels lie."""
-    lanes = device.isa.lanes(4)
-    block = device.isa.vector_bytes if product else lanes
-    long = product is not None and "multiply_long" in device.isa.intrinsics
-    unpacked = product is not None and product.mac.k == 4 and not long and lanes * 4 == block
-    unpacked = unpacked and _may_unpack(region, shape.channels, block)
-    return Filters(shape, product, lanes, block, unpacked, long)
-
-
-def _may_unpack(region: Region, channels: int, block: int) -> bool:
-    """May channels be in `unpacked` order until they are packed to bytes? Only if the result is
-    bytes, and all other operands of the epilogue are constants or scalars.
-    """
-    assert region.root is not None
-    operands = region.root.operands
-    rows = [n for n in region.inputs if n not in operands and n.type.size > 1]
-    known = all(n.is_constant and n.type.size in (256, channels) for n in rows)
-    return known and region.output.dtype in ("uint8", "int8") and channels >= block
-
-
-def _unpacked_rows(region: Region, filters: Filters) -> dict[int, Callable[[Array], Array]]:
-    """How constants with a number for each channel are packed."""
-    if not filters.unpacked:
-        return {}
-    assert region.root is not None
-    tables = {n.operands[1] for n in region.nodes if n.op == "lookup"}
-    others = (*tables, region.root.operands[1])
-    channels = filters.shape.channels
-    rows = [n for n in region.inputs if n.type.size == channels and n not in others]
-
-    def rearrange(array: Array) -> Array:
-        return rearranged(array.reshape(-1), filters.block)
-
-    return {region.inputs.index(n): rearrange for n in rows}
 
 
 class _Task:
@@ -295,7 +267,9 @@ class _Task:
         """`size` output columns of one block of channels, of which `count` exist."""
         parts = -(-count // self.lanes)
         sums = self.b.registers(self.d.root.dtype, self.lanes, size * parts, "sums")
-        if self.product is None:
+        if self.filters.short is not None:
+            self._short_sums(sums, columns, size, channel, count, weights)
+        elif self.product is None:
             self._float_sums(sums, columns, size, channel, count, weights)
         else:
             self._integer_sums(sums, columns, size, channel, count, weights)
@@ -363,6 +337,40 @@ class _Task:
                 for t, k in meets:
                     w = self.weights_float(weights, i * width + k)
                     sums[t] = tir.fma(value, w, sums[t])
+
+    def _short_sums(
+        self,
+        sums: Registers,
+        columns: _Columns,
+        size: int,
+        channel: Value,
+        count: int,
+        weights: Value,
+    ) -> None:
+        """All taps are added in short floats, then, as the scales say, to the bias."""
+        mac, block = self.filters.short, self.block
+        assert mac is not None
+        short = self.b.registers(self.x.dtype, self.lanes, size, "short")
+        begun: set[int] = set()
+        height, width = self.s.window.kernel
+        for i in range(height):
+            for j in range(self._reach(size)):
+                meets = self._meets(j, size)
+                if not meets or not columns.known(j):
+                    continue  # unused, or zero
+                at = columns.base + j * columns.step
+                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
+                value = self.b.let(x.expr, "x")
+                for t, k in meets:
+                    w = self.weights.load(weights + block * (2 + i * width + k), block)
+                    short[t] = mac.emit(short[t], value, w) if t in begun else value * w
+                    begun.add(t)
+        scale = self.b.let(self.weights.load(weights, block * 2, "float32"), "scale")
+        (bias,) = self._bias(channel, count)
+        for t in range(size):
+            if t not in begun:  # all of its window is padding
+                short[t] = tir.const(0, self.x.dtype, self.lanes)
+            sums[t] = tir.fma(tir.cast(short[t], "float32"), scale, bias)
 
     def weights_float(self, start: Value, tap: int) -> Value:
         """One tap's weights of a block."""

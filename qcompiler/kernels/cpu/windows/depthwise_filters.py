@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from qcompiler.ir import Array
+from qcompiler.hardware.isa import Device
+from qcompiler.hardware.products import ShortMac
+from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code.interleave import rearranged
-from qcompiler.kernels.cpu.contraction.operands import Product
+from qcompiler.kernels.cpu.contraction.operands import Product, scaled, short_product_of
 from qcompiler.kernels.region import Region
 from qcompiler.ops.window import Window
 
@@ -74,7 +78,7 @@ class Filters:
     Of bytes: initial sums, int32, then [rows of 4][column][part], where a part is the right operand
     of one multiply-accumulate for `lanes` channels (two of them, for pairs of int16); `unpacked`:
     whole blocks are in `unpacked` order; `long`: [tap][channel] instead, for products of 16 bits.
-    Of floats: [tap][channel].
+    Of floats: [tap][channel]; `short`: before them every channel's scale (see ShortMac).
     """
 
     shape: Shape
@@ -83,6 +87,7 @@ class Filters:
     block: int
     unpacked: bool
     long: bool = False
+    short: ShortMac | None = None
 
     @property
     def taps(self) -> int:
@@ -107,6 +112,8 @@ class Filters:
     @property
     def block_size(self) -> int:
         """Elements of a packed block."""
+        if self.short is not None:
+            return self.block * (2 + self.taps)
         if self.product is None:
             return self.taps * self.block
         if self.long:
@@ -119,7 +126,17 @@ class Filters:
 
     def pack(self, w: Array) -> Array:
         """w[*kernel, 1, channels] -> packed weights."""
+        if self.short is not None:
+            return self._shorts(w, self.short)
         return self._bytes(w) if self.product else self._floats(w)
+
+    def _shorts(self, w: Array, mac: ShortMac) -> Array:
+        taps = w.reshape(1, self.taps, self.shape.channels)
+        more = self._blocks * self.block - self.shape.channels
+        made, scales = scaled(np.pad(taps, ((0, 0), (0, 0), (0, more))), mac)
+        each = made.reshape(self.taps, self._blocks, self.block).transpose(1, 0, 2)
+        parts = (scales.reshape(self._blocks, -1), each.reshape(self._blocks, -1))
+        return np.concatenate([np.ascontiguousarray(p).view(np.float16) for p in parts], axis=1)
 
     def _floats(self, w: Array) -> Array:
         taps = w.reshape(self.taps, self.shape.channels).astype(np.float32)
@@ -147,6 +164,54 @@ class Filters:
             parts = fours
         flat = np.ascontiguousarray(parts).reshape(self._blocks, -1).view(np.uint8)
         return np.concatenate([starts, flat], axis=1)
+
+
+def filters_of(region: Region, device: Device, shape: Shape, product: Product | None) -> Filters:
+    """How weights and channels lie."""
+    assert region.root is not None
+    short = _short(shape, region.root, device)
+    lanes = short.lanes if short else device.isa.lanes(4)
+    block = device.isa.vector_bytes if product else lanes
+    long = product is not None and "multiply_long" in device.isa.intrinsics
+    unpacked = product is not None and product.mac.k == 4 and not long and lanes * 4 == block
+    unpacked = unpacked and _may_unpack(region, shape.channels, block)
+    return Filters(shape, product, lanes, block, unpacked, long, short)
+
+
+def _short(shape: Shape, root: Node, device: Device) -> ShortMac | None:
+    """The product whose sums are short, if it can add all taps of a window there."""
+    x, w = root.operands
+    found = short_product_of(device.isa, x.dtype, w.dtype, root.dtype)
+    mac = found.mac if found else None
+    taps = prod(shape.window.kernel[:2])
+    return mac if isinstance(mac, ShortMac) and taps <= mac.steps else None
+
+
+def _may_unpack(region: Region, channels: int, block: int) -> bool:
+    """May channels be in `unpacked` order until they are packed to bytes? Only if the result is
+    bytes, and all other operands of the epilogue are constants or scalars.
+    """
+    assert region.root is not None
+    operands = region.root.operands
+    rows = [n for n in region.inputs if n not in operands and n.type.size > 1]
+    known = all(n.is_constant and n.type.size in (256, channels) for n in rows)
+    return known and region.output.dtype in ("uint8", "int8") and channels >= block
+
+
+def unpacked_rows(region: Region, filters: Filters) -> dict[int, Callable[[Array], Array]]:
+    """How constants with a number for each channel are packed."""
+    if not filters.unpacked:
+        return {}
+    assert region.root is not None
+    tables = {n.operands[1] for n in region.nodes if n.op == "lookup"}
+    others = (*tables, region.root.operands[1])
+    channels = filters.shape.channels
+    rows = [n for n in region.inputs if n.type.size == channels and n not in others]
+
+    def rearrange(array: Array) -> Array:
+        return rearranged(array.reshape(-1), filters.block)
+
+    return {region.inputs.index(n): rearrange for n in rows}
 
 
 def longest_chain(w: Array) -> int:
