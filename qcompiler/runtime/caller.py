@@ -42,6 +42,10 @@ class Caller:
         frame.table[frame.words.first], frame.table[frame.words.last] = 0, self._steps
         frame.launch(self._code, self._team)
 
+    def close(self) -> None:
+        """The same as `end`, for contextlib.closing."""
+        self.end()
+
     def end(self) -> None:
         """End the team's threads; it cannot be called again."""
         team, self._team = self._team, None

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.hardware import cpu
 from qcompiler.runtime.arrays import Array
+from qcompiler.runtime.caller import Caller
 from qcompiler.runtime.model import Model, input_specs
 from qcompiler.version import __version__
 
@@ -112,31 +113,40 @@ def _measured(model: Model, hint: str, candidates: Sequence[tuple[int, int]]) ->
 
 def _rate(model: Model, arrays: Sequence[Array], streams: int, threads: int) -> float:
     """Runs a second of so many streams, each at least once after one that is not counted."""
-    counts, ready = [0] * streams, threading.Barrier(streams)
-    spans: list[tuple[float, float]] = []
+    ready = threading.Barrier(streams)
+    spans: list[tuple[float, float, int]] = []
+    failures: list[Exception] = []
 
-    def work(number: int) -> None:
-        caller = model.caller(threads=threads)
+    def work() -> None:
         try:
-            caller.run(arrays)
-            ready.wait()
-            start = now = time.perf_counter()
-            while now < start + _SECONDS:
+            with closing(model.caller(threads=threads)) as caller:
                 caller.run(arrays)
-                counts[number] += 1
-                now = time.perf_counter()
-            spans.append((start, now))
-        finally:
-            caller.end()
+                ready.wait()
+                spans.append(_span(caller, arrays))
+        except Exception as e:
+            failures.append(e)
+            ready.abort()  # nobody waits for this one
 
-    workers = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(streams)]
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(streams)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    if len(spans) < streams:
-        raise Error("the model cannot be run to measure it", where=model.manifest.name)
-    return sum(counts) / (max(end for _, end in spans) - min(start for start, _ in spans))
+    if failures:
+        raise failures[0]
+    begin, end = min(s[0] for s in spans), max(s[1] for s in spans)
+    return sum(s[2] for s in spans) / (end - begin)
+
+
+def _span(caller: Caller, arrays: Sequence[Array]) -> tuple[float, float, int]:
+    """Run for a moment -> its begin and end, and how many runs there were."""
+    start = now = time.perf_counter()
+    count = 0
+    while now < start + _SECONDS:
+        caller.run(arrays)
+        count += 1
+        now = time.perf_counter()
+    return start, now, count
 
 
 def _inputs(model: Model) -> list[Array]:

@@ -172,8 +172,8 @@ class Executor(Interface):
         What is wrong with the inputs is raised by the future. Of those that wait, the highest
         priority runs first. A request that cannot end within `deadline_ms` (0: no deadline) fails
         with Late: at once, if that can be predicted from what runs took so far, else when its turn
-        comes. Where as many requests wait as may, this waits or, with when_full="refuse", raises
-        Full. Raises Closed when the executor is closed.
+        comes. Where as many requests wait as may, this waits or, with when_full="refuse" and in
+        callbacks of futures, raises Full. Raises Closed when the executor is closed.
         """
         request = self._request(inputs, priority, deadline_ms)
         self._put(request, wait=self.options.when_full == "wait")
@@ -311,11 +311,15 @@ class Executor(Interface):
         if request.accepted:  # and failed
             return
         try:
-            self._line.put(request, wait=wait)
+            self._line.put(request, wait=wait and not self._is_stream())
         except Full:
             self._tally.add("refused")
             raise
         self._accepted(request)
+
+    def _is_stream(self) -> bool:
+        """Whether a stream submits, in a callback: it must not wait for what it shall run."""
+        return self._streams is not None and self._streams.is_one()
 
     def _accepted(self, request: Request) -> None:
         """Count what becomes of it; a cancelled one leaves the line."""

@@ -92,6 +92,10 @@ class Streams:
                     closed = Closed("the executor was closed before the request was begun")
                     request.future.set_exception(closed)
 
+    def is_one(self) -> bool:
+        """Whether the calling thread is one of them."""
+        return threading.current_thread() in self._started
+
     def join(self) -> None:
         """Wait until all have ended; who is one of them waits for the others."""
         for thread in self._started:

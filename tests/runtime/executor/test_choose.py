@@ -11,7 +11,8 @@ import models
 import numpy as np
 import pytest
 
-from qcompiler import Executor, load
+from qcompiler import Error, Executor, load
+from qcompiler.runtime import Model
 from qcompiler.runtime.executor import choose
 
 
@@ -142,6 +143,23 @@ def test_what_is_asked_for_is_not_measured(four: Path, monkeypatch: pytest.Monke
         with Executor(four, **options) as executor:  # type: ignore[arg-type]
             assert (executor.choice.streams, executor.choice.threads) == found
     assert not asked
+
+
+def test_what_fails_while_it_is_measured_is_told(
+    product: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    caller = Model.caller
+
+    def scarce(model: Model, **options: int) -> object:
+        made.append(options)
+        if len(made) > 1:
+            raise Error("no memory for its workspace")
+        return caller(model, **options)
+
+    monkeypatch.setattr(Model, "caller", scarce)
+    with pytest.raises(Error, match="no memory"):
+        choose._rate(load(product), [models.sample(0)], 4, 1)
 
 
 def test_a_model_is_measured_in_a_moment(product: Path) -> None:

@@ -272,6 +272,24 @@ def test_a_callback_that_fails_or_asks_for_more_does_no_harm(doubling: Path) -> 
         np.testing.assert_array_equal(more[0].result(), 2 * x)
 
 
+def test_a_callback_does_not_wait_for_its_own_stream(doubling: Path) -> None:
+    gate, x, said = Gate(), np.ones(8, np.float32), []
+    with Executor(doubling, streams=1, threads=1, max_queue_size=1, pool=gate.pool) as executor:
+
+        def ask(_: Any) -> None:
+            try:
+                executor.submit(x)
+            except Full as e:
+                said.append(e)
+
+        first = occupied(executor, x)
+        first.add_done_callback(ask)
+        second = executor.submit(x)
+        gate.open()
+        np.testing.assert_array_equal(second.result(30), 2 * x)
+    assert len(said) == 1
+
+
 def test_closing_runs_what_was_taken(slow: Path) -> None:
     x = np.ones((256, 256), np.float32)
     executor = Executor(slow, **TWO)

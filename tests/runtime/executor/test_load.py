@@ -72,8 +72,8 @@ def test_what_an_open_loop_cannot_submit_is_refused(doubling: Path) -> None:
     with Executor(doubling, when_full="refuse", **options) as executor:
         timer.start()
         load = poisson(executor, X, rate=1e4, requests=50, seconds=0)
-    assert load.refused == 47
-    assert len(load.latencies) == 3
+    assert load.refused + len(load.latencies) == 50
+    assert load.refused in (47, 48)  # two wait, and the stream has one, once it has looked
 
 
 def bench(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
