@@ -19,7 +19,7 @@ from runtime_wheel import ROOT, built, files, here, unpacked
 MOST_BYTES = 200_000
 DOORS = {
     "__init__.py": {"driver", "export.c"},
-    "cli/commands.py": {"cli.exporting", "cli.making"},
+    "cli/commands.py": {"cli.exporting", "cli.making", "cli.tuning"},
     "cli/using.py": {
         "cli.making",
         "hardware.isa",
