@@ -1,5 +1,5 @@
 """Whole networks, compiled here for ARM and run on processors that qemu emulates: int8 gives bit
-for bit what its graph means in numpy, float32 what it means up to rounding."""
+for bit what its graph means in numpy, floats what it means up to rounding."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
     plan = with_bytes(made).plan
     artifact = assemble(plan)
     threads = max(s.kernel.tasks for s in plan.steps)
+    close = 1e-4 if made.options.precision != "float16" else 1e-2
     runs = [board.run_artifact(artifact, samples, cpu, threads=threads, poison=p) for p in POISONS]
     for sample, *found in zip(samples, *runs, strict=True):
         want = evaluate(plan.graph, sample)
@@ -39,10 +40,10 @@ def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
             if array.dtype.kind in "iu":
                 assert np.array_equal(array, want[name])
             else:
-                np.testing.assert_allclose(array, want[name], rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(array, want[name], rtol=close, atol=close)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize(("isa", "cpu"), CASES)
 def test_the_demo_network(isa: str, cpu: str, precision: str) -> None:
     board.demand()
@@ -59,7 +60,7 @@ def test_the_demo_network(isa: str, cpu: str, precision: str) -> None:
     same(Compilation(MODEL, options), images, cpu)
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize(("isa", "cpu"), CASES)
 def test_resnet8(material: Path, isa: str, cpu: str, precision: str) -> None:
     board.demand()
