@@ -18,6 +18,7 @@ from qcompiler.data.calibrate import Calibration
 from qcompiler.data.columns import by_rows, rows, unrows
 from qcompiler.ir import Graph, Node, constant
 from qcompiler.ops import make
+from qcompiler.ops.window import Window
 from qcompiler.quantization.correction import corrections
 from qcompiler.quantization.reconstruct import Grid, Moments
 from qcompiler.quantization.rounding import Scheme, grid_of, importance, round_rows, seen
@@ -121,7 +122,7 @@ def _shift(node: Node, real: Numbers, places: Places, found: Moments | None) -> 
         return None
     error = real - numbers(node.operands[1])
     if found is None:
-        return mean_response(error, mean, node.int("group"))
+        return mean_response(error * _inside(node), mean, node.int("group"))
     response: Numbers = np.einsum("gok,gk->go", rows(node, error), found.first).reshape(-1)
     return response
 
@@ -195,12 +196,21 @@ def _with_integers(node: Node, step: Numbers | None, whole: Whole) -> Node:
     return node.with_inputs(inputs) if len(inputs) == len(node.inputs) else rebuilt(node, inputs)
 
 
+def _inside(conv: Node) -> Numbers:
+    """How much of a mean input each filter position of a convolution sees: padding is zero."""
+    sizes = conv.operands[0].type.dims[2:]
+    known = [s for s in sizes if isinstance(s, int)]
+    if len(known) < len(sizes):
+        return np.ones(())
+    found: Numbers = Window.of(conv, known, conv.operands[1].type.dims[2:]).inside(known)
+    return found
+
+
 def mean_response(weights: Numbers, mean: Numbers, group: int) -> Numbers:
     """The mean output [O] of a convolution by w[O,C/g,*K] for inputs of means [C].
 
     For the rounding errors of the weights it is the bias they cause (Nagel et al.,
     "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2).
-    Padding is ignored.
     """
     taps = weights.reshape(*weights.shape[:2], -1).sum(axis=2)
     grouped = taps.reshape(group, -1, taps.shape[1])

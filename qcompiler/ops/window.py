@@ -97,6 +97,19 @@ class Window:
         # A window that starts in the end padding is left out.
         return count - 1 if (count - 1) * stride >= size + pads[0] else count
 
+    def inside(self, sizes: Sequence[int]) -> Any:
+        """Of each filter position, [*kernel], in what share of the windows it is not on padding."""
+        shares = np.ones(())
+        outputs = self.outputs(sizes)
+        for i, (size, count) in enumerate(zip(sizes, outputs, strict=True)):
+            pads = self.pads[i]
+            assert pads is not None
+            assert isinstance(count, int)
+            first = np.arange(count)[:, None] * self.strides[i] - pads[0]
+            at = first + np.arange(self.kernel[i]) * self.dilations[i]
+            shares = shares[..., None] * ((at >= 0) & (at < size)).mean(axis=0)
+        return shares
+
     def taps(self, x: Any, outputs: Sequence[int], first: int = 1) -> Iterator[Any]:
         """A padded array -> for each filter position, in order, its values in all windows.
 

@@ -432,6 +432,34 @@ def test_bias_correction_takes_the_mean_error_of_rounding_away() -> None:
 # Dynamic and half precision.
 
 
+def test_bias_correction_leaves_windows_of_padding_alone() -> None:
+    """Their outputs are the bias, which the errors of weights that meet zeros cannot move."""
+    rng = np.random.default_rng(3)
+    x = placeholder("x", Type("float32", (1, 16, 1, 7)))
+    w, b = rng.normal(size=(6, 16, 1, 1)).astype("f4"), np.full(6, 1e-3, "f4")
+    y = make("Conv", x, constant(w), constant(b), pads=(1, 0, 0, 0), strides=(2, 1))
+    graph = Graph((x,), (y,), ("y",))
+    samples = [{"x": rng.normal(1, 0.3, x.type.dims).astype("f4")} for _ in range(4)]
+    found = ops.evaluate(statically(graph, samples), samples[0])["y"]
+    np.testing.assert_allclose(found, 1e-3, rtol=0.1)
+
+
+def test_bias_correction_counts_padding_as_zero() -> None:
+    """Of a small image most windows see some: with means of the whole input, corrections go too
+    far.
+    """
+    rng = np.random.default_rng(4)
+    x = placeholder("x", Type("float32", (4, 32, 3, 3)))
+    w = rng.normal(size=(8, 32, 3, 3)).astype("f4")
+    y = make("Conv", x, constant(w), pads=(1, 1, 1, 1))
+    graph = Graph((x,), (y,), ("y",))
+    samples = [{"x": rng.normal(2, 0.2, x.type.dims).astype("f4")} for _ in range(4)]
+    pairs = statically(graph, samples, weight_bits=4)
+    errors = [ops.evaluate(pairs, s)["y"] - ops.evaluate(graph, s)["y"] for s in samples]
+    mean = np.mean(errors, axis=(0, 1, 3, 4))
+    assert np.abs(mean).max() < 0.1 * np.std(errors)
+
+
 def test_dynamic_int8_serves_rows_of_any_size() -> None:
     net = Net(2, 6, 32)
     graph = transformer(net, -1e4)
