@@ -29,8 +29,6 @@ DRIFT = 0.03
 """Where the default's two times differ by more, they are taken again."""
 AGAIN = 3
 """So many times at most."""
-SLOW = 1.2
-"""A choice that takes longer than the best, times this, is not measured again."""
 _TURN_SECONDS, _MOST_ROUNDS, _LEAST_ROUNDS = 0.04, 20, 3
 _STARTING_SECONDS = 15.0
 """What opening an artifact may take on a busy machine, and a hang costs at least."""
