@@ -18,7 +18,7 @@ at the top or the bottom, the same code reads missing rows from a line of paddin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -315,6 +315,21 @@ class _Task:
     def _reach(self, size: int) -> int:
         return (size - 1) * self.s.window.strides[1] + self.s.reach[1]
 
+    def _inputs(
+        self, columns: _Columns, size: int, count: int, dtype: str
+    ) -> Iterator[tuple[Value, list[tuple[int, int]]]]:
+        """Each vector of inputs that a tile uses, as `dtype`; its (output column, tap) pairs."""
+        height, width = self.s.window.kernel
+        for i in range(height):
+            for j in range(self._reach(size)):
+                meets = self._meets(j, size)
+                if not meets or not columns.known(j):
+                    continue  # unused, or zero
+                at = columns.base + j * columns.step
+                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
+                value = self.b.let(self.d.m.cast(x, dtype).expr, "x")
+                yield value, [(t, i * width + k) for t, k in meets]
+
     def _float_sums(
         self,
         sums: Registers,
@@ -325,18 +340,9 @@ class _Task:
         weights: Value,
     ) -> None:
         self._begin(sums, size, self._bias(channel, count))
-        height, width = self.s.window.kernel
-        for i in range(height):
-            for j in range(self._reach(size)):
-                meets = self._meets(j, size)
-                if not meets or not columns.known(j):
-                    continue  # unused, or zero
-                at = columns.base + j * columns.step
-                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
-                value = self.b.let(self.d.m.cast(x, "float32").expr, "x")
-                for t, k in meets:
-                    w = self.weights_float(weights, i * width + k)
-                    sums[t] = tir.fma(value, w, sums[t])
+        for value, taps in self._inputs(columns, size, count, "float32"):
+            for t, tap in taps:
+                sums[t] = tir.fma(value, self.weights_float(weights, tap), sums[t])
 
     def _short_sums(
         self,
@@ -352,19 +358,11 @@ class _Task:
         assert mac is not None
         short = self.b.registers(self.x.dtype, self.lanes, size, "short")
         begun: set[int] = set()
-        height, width = self.s.window.kernel
-        for i in range(height):
-            for j in range(self._reach(size)):
-                meets = self._meets(j, size)
-                if not meets or not columns.known(j):
-                    continue  # unused, or zero
-                at = columns.base + j * columns.step
-                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
-                value = self.b.let(x.expr, "x")
-                for t, k in meets:
-                    w = self.weights.load(weights + block * (2 + i * width + k), block)
-                    short[t] = mac.emit(short[t], value, w) if t in begun else value * w
-                    begun.add(t)
+        for value, taps in self._inputs(columns, size, count, self.x.dtype):
+            for t, tap in taps:
+                w = self.weights.load(weights + block * (2 + tap), block)
+                short[t] = mac.emit(short[t], value, w) if t in begun else value * w
+                begun.add(t)
         scale = self.b.let(self.weights.load(weights, block * 2, "float32"), "scale")
         (bias,) = self._bias(channel, count)
         for t in range(size):
