@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from contextlib import suppress
 
@@ -13,3 +14,9 @@ def ended(process: subprocess.Popen[bytes], patience: float) -> int | None:
     process.kill()
     process.wait()
     return None
+
+
+def crash(code: int) -> str:
+    """The negative exit status of a child that a signal ended -> that signal's name."""
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"{name} (its memory may have run out)" if name == "SIGKILL" else name

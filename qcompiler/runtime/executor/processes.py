@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -17,7 +16,7 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Kind
-from qcompiler.runtime.children import ended
+from qcompiler.runtime.children import crash, ended
 from qcompiler.runtime.executor.errors import WorkerLost
 from qcompiler.runtime.executor.shared import Arena, SharedModel, filled
 from qcompiler.runtime.executor.tally import Tally
@@ -166,10 +165,7 @@ def _how(code: int | None) -> str:
     """An exit status -> what happened."""
     if code is None:
         return "it did not end by itself"
-    if code >= 0:
-        return f"exit status {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"{name} (its memory may have run out)" if name == "SIGKILL" else name
+    return f"exit status {code}" if code >= 0 else crash(code)
 
 
 def _forget() -> None:

@@ -21,6 +21,7 @@ from qcompiler.runtime.remote import facts, wire
 from qcompiler.runtime.remote.store import Store
 from qcompiler.runtime.remote.wire import Channel, Lost
 from qcompiler.runtime.remote.worker import Worker
+from qcompiler.runtime.sockets import listening
 from qcompiler.version import __version__
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Server:
         self._live: dict[threading.Thread, socket.socket] = {}
         self._closed = False
         self._pending = threading.BoundedSemaphore(self.limits.connections + _UNAUTHENTICATED)
-        self._listener = _listening(address)
+        self._listener = listening(address, backlog=64)
 
     @property
     def address(self) -> str:
@@ -238,13 +239,3 @@ def _this_machine() -> dict[str, object]:
         "features": sorted(cpu.features()),
         "version": __version__,
     }
-
-
-def _listening(address: tuple[str, int]) -> socket.socket:
-    host, port = address
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=64)
-    except (OSError, OverflowError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise Error(f"cannot listen there ({reason})", where=f"{host}:{port}") from e

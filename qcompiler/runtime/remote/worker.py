@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qcompiler.errors import Error
-from qcompiler.runtime.children import ended
+from qcompiler.runtime.children import crash, ended
 from qcompiler.runtime.remote import facts
 from qcompiler.runtime.remote.wire import Channel, Lost, Message, pair, readable
 
@@ -136,6 +135,4 @@ def _how(code: int | None) -> str:
         return "the process that ran it did not answer"
     if code >= 0:
         return f"the process that ran it ended with status {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    short = " (its memory may have run out)" if name == "SIGKILL" else ""
-    return f"it crashed on the device: {name}{short}"
+    return f"it crashed on the device: {crash(code)}"

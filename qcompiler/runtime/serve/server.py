@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 
 import uvicorn
 
-from qcompiler.errors import Error
 from qcompiler.runtime.executor import Executor
 from qcompiler.runtime.serve.app import Application
+from qcompiler.runtime.sockets import listening
 
 _KEEP_ALIVE_SECONDS = 30
 
@@ -26,7 +25,7 @@ def serve(
     """Serve until SIGINT or SIGTERM, which is raised again after the requests that were begun have
     been answered, or so many seconds have passed. `ready` is told the URL.
     """
-    listener = _listening(address)
+    listener = listening(address, backlog=1024)
     application = Application(executors, body_bytes=body_bytes)
     config = uvicorn.Config(
         application.asgi,
@@ -45,13 +44,3 @@ def serve(
     ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     with listener:
         server.run(sockets=[listener])
-
-
-def _listening(address: tuple[str, int]) -> socket.socket:
-    host, port = address
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise Error(f"cannot listen there ({reason})", where=f"{host}:{port}") from e
