@@ -1,25 +1,10 @@
-"""Artifacts and servers that these tests share."""
+"""A server that these tests share."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "executor"))
-
-import models
 from served import Server, serving
-
-
-@pytest.fixture(scope="session")
-def batched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.product(batch=8).save(tmp_path_factory.mktemp("served") / "batched.qc")
-
-
-@pytest.fixture(scope="session")
-def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.doubling().save(tmp_path_factory.mktemp("served") / "doubling.qc")
 
 
 @pytest.fixture(scope="session")
