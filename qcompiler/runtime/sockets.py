@@ -1,8 +1,10 @@
-"""Addresses that servers listen at."""
+"""Sockets: listening at an address, and receiving a known number of bytes."""
 
 from __future__ import annotations
 
 import socket
+import time
+from math import inf
 
 from qcompiler.errors import Error
 
@@ -16,3 +18,21 @@ def listening(address: tuple[str, int], backlog: int) -> socket.socket:
     except (OSError, OverflowError) as e:
         reason = getattr(e, "strerror", None) or e
         raise Error(f"cannot listen there ({reason})", where=f"{host}:{port}") from e
+
+
+def receive_all(connection: socket.socket, size: int, end: float = inf) -> bytearray:
+    """Receive `size` bytes before the time `end` (time.monotonic). Raises OSError where the other
+    side closes the connection before, or is late.
+    """
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        left = end - time.monotonic()
+        connection.settimeout(None if end == inf else max(1e-3, left))
+        count = connection.recv_into(rest)
+        if not count:
+            raise ConnectionResetError("the connection was closed in the middle")
+        rest = rest[count:]
+        if rest and time.monotonic() >= end:  # byte after byte, just in time
+            raise socket.timeout("it is too slow")  # another class on Python 3.9
+    return data

@@ -16,4 +16,4 @@ class Late(Error):
 
 
 class WorkerLost(Error):
-    """The process that ran it died, and so did the next one."""
+    """The worker that ran it died, or was ended because it hung, and so was the next one."""

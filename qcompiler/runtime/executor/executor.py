@@ -73,7 +73,11 @@ class Executor(Interface):
             model.close()  # what it held, the workers map
         self._closed = False
         self._forget()
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            self._release()
+            raise
         _executors.add(self)
 
     def _most_samples(self, asked: int) -> int:
@@ -116,8 +120,15 @@ class Executor(Interface):
         choice = self.choice
         crowded = choice.streams * choice.threads > cpu.cores()
         spin_us = 0 if crowded else self.options.spin_us
+        timeout_seconds = self.options.run_timeout_ms * 1e-3
         if self._stored is not None:
-            return partial(Actor, self._stored, self._tally, threads=choice.threads)
+            return partial(
+                Actor,
+                self._stored,
+                self._tally,
+                threads=choice.threads,
+                timeout_seconds=timeout_seconds,
+            )
         if self._shared is None:
             return partial(self._model.caller, threads=choice.threads, spin_us=spin_us)
         return partial(
@@ -128,6 +139,7 @@ class Executor(Interface):
             self._tally,
             threads=choice.threads,
             spin_us=spin_us,
+            timeout_seconds=timeout_seconds,
         )
 
     def _forget(self) -> None:
@@ -246,8 +258,15 @@ class Executor(Interface):
             streams.close(drain=wait)
             if wait:
                 streams.join()
+        if wait:
+            self._release()
+        else:
+            self._model.close()
+
+    def _release(self) -> None:
+        """Give back the model, where no stream runs it."""
         self._model.close()
-        if self._shared is not None and wait:
+        if self._shared is not None:
             self._shared.close()
 
     def __enter__(self) -> Executor:

@@ -45,6 +45,12 @@ class Executing:
         "where requests run: in threads of this process, or in processes, whose end is no harm",
         choices=("threads", "processes"),
     )
+    run_timeout_ms: int = option(
+        300_000,
+        "milliseconds that one run may take in a process or in a cluster before its worker is"
+        " ended, because it hangs, and replaced; 0: any time",
+        metavar="MS",
+    )
     engine: str = option(
         "",
         "where streams run: ray is a Ray cluster (the extra [ray]), by default one on each of its"

@@ -8,9 +8,11 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from qcompiler.runtime.executor.errors import WorkerLost
 from qcompiler.runtime.executor.shared import Arena, SharedModel, filled
 from qcompiler.runtime.executor.tally import Tally
 from qcompiler.runtime.library import aligned
+from qcompiler.runtime.sockets import receive_all
 
 GO, DONE, FAILED = b"g", b"d", b"f"
 LENGTH = struct.Struct("<I")
@@ -32,7 +35,7 @@ _sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 class _Died(Exception):
-    """The worker has; how, is its message."""
+    """The worker died, or was ended because it hung; how, is the message."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class _Child:
 
 
 class Process:
-    """A worker process, and the next one when that dies: the run that it died of is tried once
-    more. One thread uses it, and it ends with that thread.
+    """A worker process, and the next one when that dies, or has not answered within
+    `timeout_seconds` (0: there is no limit): the run that it died of is tried once more. One thread
+    uses it, and it ends with that thread.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class Process:
         *,
         threads: int,
         spin_us: int,
+        timeout_seconds: float = 0.0,
     ) -> None:
         self._model, self._tally = model, tally
+        self._timeout_seconds = timeout_seconds
         self._arena = Arena([*inputs, *outputs])
         self._inputs = self._arena.arrays[: len(inputs)]
         self._outputs = self._arena.arrays[len(inputs) :]
@@ -64,8 +70,11 @@ class Process:
         self._child: _Child | None = None
         try:
             self._start()
-        except _Died as e:
-            raise Error(f"a worker process died when it started: {e}") from e
+        except BaseException as e:
+            self._arena.close()
+            if isinstance(e, _Died):
+                raise Error(f"a worker process died when it started: {e}") from e
+            raise
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Inputs just as the model takes them -> new outputs. Raises WorkerLost where a second
@@ -78,7 +87,7 @@ class Process:
             try:
                 self._run(arrays)
             except _Died as e:
-                raise WorkerLost(f"its worker process died, and so did the next: {e}") from None
+                raise WorkerLost(f"its worker process ended, and so did the next: {e}") from None
         made = [aligned(place.dtype, place.shape).array for place in self._outputs]
         for array, place in zip(made, self._outputs):
             np.copyto(array, place)
@@ -94,26 +103,28 @@ class Process:
             self._tally.add("restarted")
             self._start()
         filled(arrays, self._inputs)
-        self._ask(GO)
+        self._ask(GO, self._timeout_seconds)
 
-    def _ask(self, words: bytes) -> None:
-        """Send this, and wait until it is done. Raises Error if the worker says so, _Died if that
-        is its end.
+    def _ask(self, words: bytes, seconds: float) -> None:
+        """Send this, and wait until it is done. Raises Error if the worker answers with one, _Died
+        if that is its end, or it does not answer in time.
         """
         assert self._child is not None
         connection = self._child.connection
+        end = time.monotonic() + (seconds or inf)
         try:
+            connection.settimeout(seconds or None)
             connection.sendall(words)
-            kind = connection.recv(1)
-            if kind == DONE:
+            if receive_all(connection, 1, end) == DONE:
                 return
-            if kind == FAILED:
-                (size,) = LENGTH.unpack(exactly(connection, LENGTH.size))
-                told = json.loads(exactly(connection, size))
-                raise Error(told["what"], where=told["where"], hint=told["hint"])
-        except OSError:  # closed, or too slow when it starts
-            pass
-        raise _Died(_how(self._end(_ENDING_SECONDS)))
+            (size,) = LENGTH.unpack(receive_all(connection, LENGTH.size, end))
+            told = json.loads(receive_all(connection, size, end))
+        except socket.timeout:  # another class on Python 3.9
+            self._end(0.0)
+            raise _Died(f"it did not answer within {seconds:g} s") from None
+        except OSError:
+            raise _Died(_how(self._end(_ENDING_SECONDS))) from None
+        raise Error(told["what"], where=told["where"], hint=told["hint"])
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -132,13 +143,11 @@ class Process:
             ours.close()
             raise Error(f"no worker process can be started ({e.strerror or e})") from e
         self._child = _Child(process, ours)
-        ours.settimeout(_STARTING_SECONDS)
         try:
-            self._ask(LENGTH.pack(len(self._told)) + self._told)
+            self._ask(LENGTH.pack(len(self._told)) + self._told, _STARTING_SECONDS)
         except Error:
             self._end(0.0)
             raise
-        ours.settimeout(None)
 
     def _end(self, patience: float) -> int | None:
         """End the worker -> its exit status, where it ended by itself within so many seconds."""
@@ -147,18 +156,6 @@ class Process:
             return None
         child.connection.close()
         return ended(child.process, patience)
-
-
-def exactly(connection: socket.socket, size: int) -> bytes:
-    """So many bytes. Raises OSError where the other end is closed before."""
-    parts = []
-    while size:
-        part = connection.recv(size)
-        if not part:
-            raise ConnectionResetError("the other end is closed")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
 
 
 def _how(code: int | None) -> str:

@@ -1,7 +1,8 @@
 """A stream's model in an actor of a Ray cluster: arrays -> arrays, on whichever node has room.
 
 Machine code and weights are in the object store once, from which every node maps one copy. An actor
-that dies, with its node or alone, is made again elsewhere, and its run is tried once more.
+that dies, with its node or alone, or hangs, is made again elsewhere, and its run is tried once
+more.
 """
 
 from __future__ import annotations
@@ -49,11 +50,18 @@ class StoredModel:
 
 
 class Actor:
-    """An actor, and the next one when that dies. One thread uses it."""
+    """An actor, and the next one when that dies, or has not answered within `timeout_seconds` (0:
+    there is no limit). One thread uses it.
+    """
 
-    def __init__(self, model: StoredModel, tally: Tally, *, threads: int) -> None:
+    def __init__(
+        self, model: StoredModel, tally: Tally, *, threads: int, timeout_seconds: float = 0.0
+    ) -> None:
         self._model, self._tally, self._threads = model, tally, threads
+        self._timeout_seconds = timeout_seconds
         self._ray = ray()
+        errors = self._ray.exceptions
+        self._lost = (errors.RayActorError, errors.GetTimeoutError)
         self._actor: Any = None
         self._ready()
 
@@ -63,16 +71,16 @@ class Actor:
         """
         try:
             found = self._run(arrays)
-        except self._ray.exceptions.RayActorError:
-            self._actor = None
+        except self._lost:
+            self.end()
             self._tally.add("retried")
             try:
                 self._tally.add("restarted")
                 self._ready()
                 found = self._run(arrays)
-            except self._ray.exceptions.RayActorError as e:
-                self._actor = None
-                raise WorkerLost("its actor died, and so did the next") from e
+            except self._lost as e:
+                self.end()
+                raise WorkerLost(f"its actor ended, and so did the next: {self._how(e)}") from e
         made = [aligned(array.dtype, array.shape).array for array in found]
         for array, place in zip(found, made):
             np.copyto(place, array)
@@ -96,11 +104,17 @@ class Actor:
     def _run(self, arrays: Sequence[Array]) -> Sequence[Array]:
         if self._actor is None:
             self._ready()
+        answer = self._actor.run.remote(*arrays)
         try:
-            found: Sequence[Array] = self._ray.get(self._actor.run.remote(*arrays))
+            found: Sequence[Array] = self._ray.get(answer, timeout=self._timeout_seconds or None)
         except self._ray.exceptions.RayTaskError as e:
             raise e.as_instanceof_cause() from None
         return found
+
+    def _how(self, error: Exception) -> str:
+        if isinstance(error, self._ray.exceptions.GetTimeoutError):
+            return f"it did not answer within {self._timeout_seconds:g} s"
+        return "it died"
 
 
 class _Worker:

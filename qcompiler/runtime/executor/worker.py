@@ -16,10 +16,11 @@ from contextlib import suppress
 
 from qcompiler.errors import Error
 from qcompiler.runtime.caller import Caller
-from qcompiler.runtime.executor.processes import DONE, FAILED, LENGTH, exactly
+from qcompiler.runtime.executor.processes import DONE, FAILED, LENGTH
 from qcompiler.runtime.executor.shared import Arena, opened
 from qcompiler.runtime.library import Memory
 from qcompiler.runtime.model import Model, input_specs
+from qcompiler.runtime.sockets import receive_all
 
 _PR_SET_PDEATHSIG = 1  # linux/uapi/linux/prctl.h
 
@@ -55,8 +56,8 @@ def _alone(parent: int) -> None:
 
 def _ready(connection: socket.socket, arena: int, model: int) -> tuple[Caller, list[Memory]]:
     """What is told of the model -> what runs it, and the arrays that it runs on."""
-    (size,) = LENGTH.unpack(exactly(connection, LENGTH.size))
-    told = json.loads(exactly(connection, size))
+    (size,) = LENGTH.unpack(receive_all(connection, LENGTH.size))
+    told = json.loads(receive_all(connection, size))
     made = Model(opened(model, told), threads=told["threads"])
     os.close(model)
     kinds = [spec[2:] for spec in (*input_specs(made.inputs), *input_specs(made.outputs))]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Union
 
 from qcompiler.errors import Error
+from qcompiler.runtime import sockets
 
 VERSION = 1
 DEVICE, CLIENT = b"qcdevice", b"qcclient"
@@ -185,20 +186,10 @@ def send_all(connection: socket.socket, data: Data, seconds: float) -> None:
 
 def receive_all(connection: socket.socket, size: int, end: float) -> bytearray:
     """Receive `size` bytes before the time `end` (time.monotonic)."""
-    data = bytearray(size)
-    rest = memoryview(data)
     try:
-        while rest:
-            connection.settimeout(max(1e-3, end - time.monotonic()))
-            count = connection.recv_into(rest)
-            if not count:
-                raise Lost("the connection was closed in the middle")
-            rest = rest[count:]
-            if rest and time.monotonic() >= end:  # byte after byte, just in time
-                raise Lost("it is too slow")
+        return sockets.receive_all(connection, size, end)
     except OSError as e:
         raise Lost(_reason(e)) from e
-    return data
 
 
 def _reason(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -115,6 +116,49 @@ def test_two_deaths_fail_the_request_and_nothing_else(
         assert executor.counts.failed == 1
 
 
+def hung(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """As many runs from now on find their worker stopped, and do not wait long for it."""
+    from qcompiler.runtime.executor import processes
+
+    real, left = processes.Process._ask, [times]
+
+    def ask(self: processes.Process, words: bytes, seconds: float) -> None:
+        if words == processes.GO and left[0]:
+            left[0] -= 1
+            assert self._child is not None
+            os.kill(self._child.process.pid, signal.SIGSTOP)
+            seconds = 0.1
+        real(self, words, seconds)
+
+    monkeypatch.setattr(processes.Process, "_ask", ask)
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_request_run_again(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.ones(8, np.float32)
+    hung(monkeypatch, times=1)
+    with Executor(doubling, **ONE) as executor:
+        np.testing.assert_array_equal(executor.run(x), 2 * x)
+        counts = executor.counts
+    assert (counts.restarted, counts.retried, counts.failed) == (1, 1, 0)
+    assert children() == []
+
+
+def test_a_request_of_which_two_workers_hang_fails_alone(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.ones(8, np.float32)
+    hung(monkeypatch, times=2)
+    with Executor(doubling, **ONE) as executor:
+        bad, good = executor.submit(x), executor.submit(x)
+        error = bad.exception(60)
+        assert isinstance(error, WorkerLost)
+        assert "did not answer within 0.1 s" in str(error)
+        np.testing.assert_array_equal(good.result(60), 2 * x)
+        assert executor.counts.failed == 1
+
+
 def test_a_model_that_no_process_can_load_is_an_error(
     doubling: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +191,7 @@ def test_executors_leave_no_descriptors_and_no_processes(doubling: Path) -> None
                 executor.run(x)
 
     cycle(killing=True)
+    gc.collect()  # a failed request's traceback holds what its stream had mapped
     before = len(os.listdir("/proc/self/fd"))
     for turn in range(3):
         cycle(killing=bool(turn % 2))
