@@ -119,9 +119,9 @@ def _named(task: Task, names: tuple[str, ...]) -> Task:
 
 
 def _task(step: Step, device: Device, target: str, touched: int) -> Task | None:
-    """None where nothing was chosen."""
+    """None where nothing was chosen, or the step runs side by side with others, for one thread."""
     how = step.decision
-    if how is None or how.chosen is None:
+    if how is None or how.chosen is None or step.branch is not None:
         return None
     region = sealed(step.region, device)
     default = _choice(how.chosen, region, device, 0)

@@ -107,4 +107,8 @@ def plan_choices(made: Compilation, plan: Plan) -> list[Record]:
         if p != plan.parts and plan.parts <= p * _NEAR and p <= plan.parts * _NEAR
     ]
     found += [(plan.device.threads, p) for p in near]
-    return [Record(WHOLE, VERSION, {"parts": p}, 0.0, t) for t, p in found]
+    records = [Record(WHOLE, VERSION, {"parts": p}, 0.0, t) for t, p in found]
+    if any(s.branch is not None for s in plan.steps):
+        knobs = {"parts": plan.parts, "branches": 0}
+        records.append(Record(WHOLE, VERSION, knobs, 0.0, plan.device.threads))
+    return records

@@ -41,6 +41,11 @@ class Work:
     writes: tuple[Span, ...]
     shared: bool
     cost: float = 1.0
+    thread: int = SHARED
+    """The task that a step which is not shared is meant for; SHARED: whichever has least to do."""
+    group: int = 0
+    """With it begin so many steps that are meant to run side by side: a barrier that one of them
+    needs stands before all."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,10 @@ def slots(steps: Sequence[Work], tasks: int) -> list[Slot]:
     """Steps in the order they run, number of tasks -> a slot for each step."""
     found: list[Slot] = []
     phase = _Phase(tasks)
-    for step in steps:
+    for i, step in enumerate(steps):
         slot = phase.slot(step)
+        if any(phase.slot(other).waits for other in steps[i + 1 : i + step.group]):
+            slot = Slot(True, slot.owner)
         if slot.waits:
             phase = _Phase(tasks)
         phase.add(step, slot.owner)
@@ -87,12 +94,15 @@ class _Phase:
     def slot(self, step: Work) -> Slot:
         earlier = self.writes.owners(step.reads)
         earlier |= self.writes.owners(step.writes) | self.reads.owners(step.writes)
-        lightest = min(range(self.tasks), key=lambda t: self.load[t])
+        if step.shared:
+            return Slot(bool(earlier), SHARED)
+        if step.thread != SHARED:
+            return Slot(bool(earlier - {step.thread}), step.thread)
         if not earlier:
-            return Slot(False, SHARED if step.shared else lightest)
-        if not step.shared and len(earlier) == 1 and SHARED not in earlier:
+            return Slot(False, min(range(self.tasks), key=lambda t: self.load[t]))
+        if len(earlier) == 1 and SHARED not in earlier:
             return Slot(False, earlier.pop())
-        return Slot(True, SHARED if step.shared else 0)
+        return Slot(True, 0)
 
     def add(self, step: Work, owner: int) -> None:
         self.reads.add(step.reads, owner)

@@ -26,6 +26,7 @@ class Chooser:
     def __init__(self, device: Device, records: Records | None) -> None:
         self.device, self.records = device, records
         self.known: dict[str, Decision] = {}
+        self.single: dict[str, Decision] = {}
         self.names: dict[str, int] = {}
         self.skips: list[tuple[str, str, str]] = []
         self.missing: list[Node] = []  # nodes without a kernel
@@ -54,13 +55,27 @@ class Chooser:
         """A sealed region, and its name in reported skips -> its kernel."""
         how = choose(region, self.device, self.records)
         self.skips.extend((name, generator, reason) for generator, reason in how.skips)
-        found = how.kernel
-        if isinstance(found, Skip):
-            log.info("%s: %s", name, found.reason)
+        if isinstance(how.kernel, Skip):
+            log.info("%s: %s", name, how.kernel.reason)
+        return self._named(how)
+
+    def alone(self, region: Region) -> Decision:
+        """The kernel of a region for one thread, by the model alone: records are of all threads."""
+        one = replace(self.device, threads=1)
+        handed = sealed(region, one)
+        if handed.key not in self.single:
+            self.single[handed.key] = self._named(choose(handed, one))
+        return self.single[handed.key]
+
+    def _named(self, how: Decision) -> Decision:
+        """A decision whose kernel has a name that no other has."""
+        if isinstance(how.kernel, Skip):
             return how
-        count = self.names.get(found.name, 0)
-        self.names[found.name] = count + 1
-        return replace(how, kernel=replace(found, name=f"{found.name}_{count}")) if count else how
+        count = self.names.get(how.kernel.name, 0)
+        self.names[how.kernel.name] = count + 1
+        if not count:
+            return how
+        return replace(how, kernel=replace(how.kernel, name=f"{how.kernel.name}_{count}"))
 
     def demand_all(self, reasons: Reasons) -> None:
         """Raise an Error that names every node without a kernel, if there are any."""

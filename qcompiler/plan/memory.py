@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 
 from qcompiler.ir.graph import Graph, Node
 from qcompiler.kernels.registry import Region
+from qcompiler.plan.branches import Branch
 from qcompiler.plan.places import Place, room
 from qcompiler.plan.regions import base
 
@@ -18,11 +19,14 @@ FITTED = 2000
 
 @dataclass(eq=False)
 class _Buffer:
-    """Bytes needed from step `first` to step `last`."""
+    """Bytes needed from step `first` to step `last`; `branch`: of the step that writes them first,
+    if others run side by side with it.
+    """
 
     bytes: int
     first: int
     last: int
+    branch: Branch | None = None
     offset: int = -1
     place: Place = field(init=False)
 
@@ -39,13 +43,28 @@ class _Buffer:
         """The first offset after it."""
         return self.offset + self.room
 
+    @property
+    def begin(self) -> int:
+        """The first step that may run when it is needed."""
+        return self.first if self.branch is None else self.branch.first
+
+    def meets(self, other: _Buffer) -> bool:
+        """Are both needed at once?"""
+        mine, its = self.branch, other.branch
+        if mine and its and mine.first == its.first and mine.thread != its.thread:
+            return True
+        return other.first <= self.last and self.first <= other.last
+
 
 class Memory:
     """Lifetimes -> offsets in one workspace: the largest first, each at the lowest offset free
     during its lifetime; beyond FITTED buffers, the rest after them in order of first use.
     """
 
-    def __init__(self, graph: Graph, order: Sequence[Region]) -> None:
+    def __init__(
+        self, graph: Graph, order: Sequence[Region], branches: Sequence[Branch | None] = ()
+    ) -> None:
+        self.branches = branches or [None] * len(order)
         self.inputs = {
             n: Place("input", i, n.type.bytes, n.type) for i, n in enumerate(graph.inputs)
         }
@@ -53,8 +72,11 @@ class Memory:
             base(n): Place("output", i, n.type.bytes, n.type) for i, n in enumerate(graph.outputs)
         }
         self.last: dict[Node, int] = {}
+        makers = {region.output: i for i, region in enumerate(order)}
         for i, region in enumerate(order):
-            self.last.update((base(n), i) for n in region.inputs)
+            for source in map(base, region.inputs):
+                last = max(self.last.get(source, 0), self._until(i, makers.get(source, -1)))
+                self.last[source] = last
         self.buffers: dict[Node, _Buffer] = {}
         self.scratches: list[_Buffer] = []
         self.bytes = 0
@@ -81,13 +103,20 @@ class Memory:
                 old.last = last
                 self.buffers[node] = old
                 return old.place
-        self.buffers[node] = _Buffer(node.type.bytes, index, last)
+        self.buffers[node] = _Buffer(node.type.bytes, index, last, self.branches[index])
         return self.buffers[node].place
 
     def scratch(self, size: int, index: int) -> Place:
         """Memory that lives for one step."""
-        self.scratches.append(_Buffer(size, index, index))
+        self.scratches.append(_Buffer(size, index, index, self.branches[index]))
         return self.scratches[-1].place
+
+    def _until(self, index: int, maker: int) -> int:
+        """The last step at which what a step reads is needed: in branches the last of their group,
+        unless the same thread made it there.
+        """
+        branch = self.branches[index]
+        return index if branch is None or branch == _at(self.branches, maker) else branch.last
 
     def placed(self) -> dict[Place, Place]:
         """Decide all offsets -> {provisional place: final place}."""
@@ -106,7 +135,7 @@ def _fit(buffers: Sequence[_Buffer]) -> None:
     for buffer in buffers:
         offset = 0
         for other in placed:
-            if other.first <= buffer.last and buffer.first <= other.last:
+            if buffer.meets(other):
                 if offset + buffer.room <= other.offset:
                     break
                 offset = max(offset, other.end)
@@ -121,8 +150,8 @@ def _queue(buffers: Sequence[_Buffer], start: int) -> None:
     gaps: list[tuple[int, int]] = []  # (offset, bytes), by offset
     end = start
     live: list[tuple[int, int, int]] = []  # (last step, offset, bytes), the earliest on top
-    for buffer in sorted(buffers, key=lambda b: b.first):
-        while live and live[0][0] < buffer.first:
+    for buffer in sorted(buffers, key=lambda b: b.begin):
+        while live and live[0][0] < buffer.begin:
             _, offset, size = heappop(live)
             _free(gaps, offset, size)
         at = next((i for i, (_, size) in enumerate(gaps) if size >= buffer.room), None)
@@ -132,7 +161,12 @@ def _queue(buffers: Sequence[_Buffer], start: int) -> None:
             buffer.offset, size = gaps.pop(at)
             if size > buffer.room:
                 gaps.insert(at, (buffer.offset + buffer.room, size - buffer.room))
-        heappush(live, (buffer.last, buffer.offset, buffer.room))
+        last = buffer.last if buffer.branch is None else max(buffer.last, buffer.branch.last)
+        heappush(live, (last, buffer.offset, buffer.room))
+
+
+def _at(branches: Sequence[Branch | None], index: int) -> Branch | None:
+    return branches[index] if index >= 0 else None
 
 
 def _free(gaps: list[tuple[int, int]], offset: int, size: int) -> None:

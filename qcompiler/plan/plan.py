@@ -20,6 +20,7 @@ from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
 from qcompiler.plan.batches import apart, in_parts
+from qcompiler.plan.branches import Branch, side_by_side
 from qcompiler.plan.choose import Chooser, name_of
 from qcompiler.plan.memory import Memory
 from qcompiler.plan.places import Place
@@ -44,6 +45,8 @@ class Step:
     decision: Decision | None = None
     """How the kernel was chosen."""
     slot: Slot = AFTER_ALL
+    branch: Branch | None = None
+    """Where it stands, if it runs side by side with others."""
 
     @property
     def bytes(self) -> int:
@@ -111,11 +114,13 @@ def plan(
     reasons: Reasons = MappingProxyType({}),
     records: Records | None = None,
     parts: int = 0,
+    branches: bool = True,
 ) -> Plan:
     """Graph (after the layout stage, static shapes) -> plan. `progress(done, all, name)` is called
     before every region; `reasons`: why the layout stage skipped nodes, by name; `records`: measured
     decisions, which are used where there are any; `parts`: how many a batch runs in, 0: as many as
-    are predicted to help.
+    are predicted to help; `branches`: run independent ones side by side where that is predicted to
+    help.
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device, parts)
@@ -127,19 +132,28 @@ def plan(
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
     chosen.demand_all(reasons)
-    one = laid_out(graph, device, made, parts)
+    beside: list[Branch | None] = []
+    if branches:
+        made, beside = side_by_side(made, chosen)
+    one = laid_out(graph, device, made, parts, beside)
     return replace(one, graph=whole, skips=tuple(chosen.skips))
 
 
 def laid_out(
-    graph: Graph, device: Device, made: Sequence[tuple[Region, Decision]], parts: int = 1
+    graph: Graph,
+    device: Device,
+    made: Sequence[tuple[Region, Decision]],
+    parts: int = 1,
+    branches: Sequence[Branch | None] = (),
 ) -> Plan:
-    """Regions of a graph in the order they run, and their kernels -> the plan: places for all that
-    they read and write, and whose turn it is.
+    """Regions of a graph in the order they run, their kernels, and the branch of each, if there are
+    any -> the plan: places for all that they read and write, and whose turn it is.
     """
     weights = Weights()
-    memory = Memory(graph, [r for r, _ in made])
+    branches = branches or [None] * len(made)
+    memory = Memory(graph, [r for r, _ in made], branches)
     steps = [_step(i, region, how, weights, memory) for i, (region, how) in enumerate(made)]
+    steps = [replace(s, branch=b) for s, b in zip(steps, branches, strict=True)]
     placed = memory.placed()
     final = [
         replace(
@@ -150,7 +164,7 @@ def laid_out(
         )
         for s in steps
     ]
-    order = slots([_work(s) for s in final], min(device.threads, MOST_UNITS))
+    order = slots([_work(i, s) for i, s in enumerate(final)], min(device.threads, MOST_UNITS))
     final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
     separate = not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(graph))
@@ -175,6 +189,11 @@ def _step(index: int, region: Region, how: Decision, weights: Weights, memory: M
     return Step(name_of(region), region, kernel, tuple(operands), output, scratch, how)
 
 
-def _work(step: Step) -> Work:
+def _work(index: int, step: Step) -> Work:
     cost = 1000 + step.kernel.macs + step.bytes
-    return Work(step.operands, step.writes, step.kernel.tasks > 1, cost)
+    work = Work(step.operands, step.writes, step.kernel.tasks > 1, cost)
+    if step.branch is None:
+        return work
+    begins = step.branch.first == index
+    group = step.branch.last - step.branch.first + 1 if begins else 0
+    return replace(work, thread=step.branch.thread, group=group)

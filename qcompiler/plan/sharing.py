@@ -46,7 +46,8 @@ def planned(
     one = replace(device, threads=1)
     if (best := recorded(graph, device, records)) is not None:
         some = replace(device, threads=best.threads or device.threads)
-        return plan(graph, some, progress, reasons, records, int(best.knobs.get("parts", 0)))
+        parts, branches = int(best.knobs.get("parts", 0)), bool(best.knobs.get("branches", 1))
+        return plan(graph, some, progress, reasons, records, parts, branches)
     if not asked and at_most(graph, device) < least(device):
         return plan(graph, one, progress, reasons, records)
     made = plan(graph, device, progress, reasons, records)
@@ -56,8 +57,8 @@ def planned(
 
 
 def recorded(graph: Graph, device: Device, records: Records | None) -> Record | None:
-    """What was measured to be best for a plan as a whole: its threads, and the parts of its batch
-    (knob "parts")."""
+    """What was measured to be best for a plan as a whole: its threads, the parts of its batch (knob
+    "parts"), and whether branches run side by side (knob "branches": 0, they do not)."""
     best = None if records is None else records.best(key_of(graph), device)
     if best is None or (best.generator, best.version) != (WHOLE, VERSION):
         return None
@@ -88,7 +89,7 @@ def at_most(graph: Graph, device: Device) -> float:
         moved = sum(n.type.bytes for n in (*region.inputs, region.output))
         if root is not None and root.op == "conv" and root.dtype.startswith("float"):
             moved += (_WINOGRAD - 1) * root.operands[1].type.bytes
-        found += max(0.0, _predicted(macs, root, moved, device) * share - device.core.barrier_ns)
+        found += _predicted(macs, root, moved, device) * share  # without barriers: side by side
     return found
 
 
@@ -102,13 +103,16 @@ def _products(root: Node) -> float:
 def saving(made: Plan) -> float:
     """Nanoseconds that the plan's threads are predicted to save, compared with one thread."""
     threads, core = made.device.threads, made.device.core
-    saved = -core.wake_ns
+    saved = 0.0
+    loads: dict[int, list[float]] = {}  # of the threads, by the first step of a group of branches
     for step in made.steps:
-        units = min(step.kernel.tasks, threads)
-        if units > 1:
-            alone = nanoseconds(step, made.device)
-            saved += made.parts * (alone * (1 - 1 / units) - core.barrier_ns)
-    return saved
+        alone, units = nanoseconds(step, made.device), min(step.kernel.tasks, threads)
+        if step.branch is not None:
+            loads.setdefault(step.branch.first, [0.0] * threads)[step.branch.thread] += alone
+        elif units > 1:
+            saved += alone * (1 - 1 / units) - core.barrier_ns
+    saved += sum(sum(some) - max(some) - core.barrier_ns for some in loads.values())
+    return made.parts * saved - core.wake_ns
 
 
 def nanoseconds(step: Step, device: Device) -> float:
