@@ -32,7 +32,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         isa=device.isa.name,
         triple=device.isa.triple,
         cpu_flags=tuple(sorted(device.isa.cpu_flags)),
-        threads=device.threads,
+        threads=made.useful_threads,
         workspace_bytes=made.workspace_bytes,
         steps=steps,
     )

@@ -144,7 +144,7 @@ def _signature(plan: Plan) -> tirx.PrimFunc:
     inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
     named = zip(graph.output_names, graph.outputs, strict=True)
     outputs = [(name, n.dtype, n.type.dims) for name, n in named]
-    sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.device.threads)
+    sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.useful_threads)
     isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
     machine = (isa.name, isa.triple, isa.cpu_flags)
     signed = signature(inputs, outputs, sizes, machine, weights.digest)

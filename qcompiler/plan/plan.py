@@ -77,6 +77,12 @@ class Plan:
     apart: bool = False
     """Whether every sample of the batch is known to be computed by itself."""
 
+    @property
+    def useful_threads(self) -> int:
+        """The most threads that have work at the same time."""
+        tasks = (max(s.kernel.tasks, s.slot.owner + 1) for s in self.steps)
+        return min(self.device.threads, max(tasks, default=1))
+
     def __str__(self) -> str:
         rows = [("step", "kernel", "threads", "runs", "reads", "writes", "scratch", "type")]
         for s in self.steps:

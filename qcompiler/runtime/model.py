@@ -295,8 +295,7 @@ def _usable_threads(asked: int, variant: Variant) -> int:
             f"{asked!r} threads",
             hint="use at least 1; 0 means as many as compiled for, where this process may use them",
         )
-    useful = max((s.tasks for s in variant.steps), default=1)
-    return max(1, min(int(asked) or min(variant.threads, cpu.cores()), useful))
+    return min(int(asked) or cpu.cores(), variant.threads)
 
 
 def _dtype(value: Value) -> np.dtype[Any]:

@@ -155,6 +155,15 @@ def test_towers_run_side_by_side(threads: int) -> None:
     ran(made)
 
 
+def test_steps_of_one_task_side_by_side_have_a_thread_each() -> None:
+    made = plan(towers((3, 3)), host(4))
+    assert {s.kernel.tasks for s in made.steps} == {1}
+    with load(assemble(made), threads=4) as model:
+        assert model.threads == made.useful_threads == 2
+    single = plan(towers((3,)), host(4))
+    assert load(assemble(single), threads=4).threads == single.useful_threads == 1
+
+
 def test_the_longest_branch_is_dealt_out_first() -> None:
     made = plan(towers((2, 2, 6, 2)), host(2))
     others = [threads_of(made, f"t{t}_") for t in (0, 1, 3)]
