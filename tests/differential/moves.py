@@ -148,6 +148,8 @@ def gather(b: Builder) -> None:
     x = ranked(b, 1, 4)
     axis = b.between(0, x.rank - 1)
     length = x.shape[axis]
+    if not length:
+        return  # no index is in range
     shape = b.choose(((), (1,), (3,), (2, 2)))
     if b.chance(0.3):
         i = indices(b, shape or (1,), length)
@@ -165,6 +167,8 @@ def indices(b: Builder, shape: tuple[int, ...], length: int) -> Value:
 def gather_elements(b: Builder) -> None:
     x = ranked(b, 1, 4)
     axis = b.between(0, x.rank - 1)
+    if 0 in x.shape:
+        return  # no index is in range, or there is nothing to index
     shape = tuple(b.between(1, d) if i != axis else b.between(1, 5) for i, d in enumerate(x.shape))
     length = x.shape[axis]
     i = b.constant(b.rng.integers(-length, length, shape).astype(np.int64))
