@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from qcompiler import plugins
 from qcompiler.autotune import check, region_file, trial
@@ -18,12 +19,12 @@ from qcompiler.runtime import load
 def again(path: Path) -> str:
     """A kept file -> what is wrong with its candidate, or nothing."""
     plugins.load_all()
-    region, told = region_file.load(path)
-    if "choice" not in told:
+    region, kept = region_file.load(path)
+    if "choice" not in kept:
         raise Error("no candidate that was wrong", where=str(path))
-    facts: dict[str, object] = dict(told)
+    facts: dict[str, Any] = dict(kept)
     device = plugins.device(str(facts["target"]), int(str(facts["threads"])))
-    choices = [choice_of(told[name]) for name in ("default", "choice")]  # type: ignore[arg-type]
+    choices = [choice_of(facts[name]) for name in ("default", "choice")]
     made = trial.trial(region, device, choices)
     if isinstance(made, Skip):
         raise Error(made.reason, where=str(path))

@@ -136,17 +136,17 @@ def written(choice: Choice) -> dict[str, object]:
     return {**vars(choice), "knobs": dict(choice.knobs)}
 
 
-def choice_of(told: Mapping[str, Any]) -> Choice:
+def choice_of(facts: Mapping[str, Any]) -> Choice:
     """The same back."""
-    return Choice(**{**told, "knobs": tuple(told["knobs"].items())})
+    return Choice(**{**facts, "knobs": tuple(facts["knobs"].items())})
 
 
-def _place(told: Mapping[str, Any] | None) -> Place | Skip | None:
-    if told is None:
+def _place(facts: Mapping[str, Any] | None) -> Place | Skip | None:
+    if facts is None:
         return None
-    if "reason" in told:
-        return Skip(told["reason"])
-    return Place(told["output"], tuple(told["steps"]), told["code"])
+    if "reason" in facts:
+        return Skip(facts["reason"])
+    return Place(facts["output"], tuple(facts["steps"]), facts["code"])
 
 
 def _serve(talk: Connection) -> None:

@@ -48,7 +48,7 @@ class Model:
     _errors: dict[Task, tuple[list[Choice], Array]] = field(default_factory=dict)
     _known: dict[tuple[Task, Choice], dict[str, float]] = field(default_factory=dict)
 
-    def saw(self, task: Task, choice: Choice, ratio: float) -> None:
+    def observe(self, task: Task, choice: Choice, ratio: float) -> None:
         """One more measurement; `fit` takes it into account."""
         self.seen.append((task, choice, math.log(min(max(ratio, 1 / _FAR), _FAR))))
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from qcompiler.autotune import check, region_file, trial
 from qcompiler.autotune.builder import Builder
-from qcompiler.autotune.places import Gone, Place, Ran
+from qcompiler.autotune.places import Gone, Place, Ran, Runs
 from qcompiler.autotune.tasks import Choice, Task
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Array
@@ -36,7 +36,7 @@ _DEFAULT_SECONDS = 120.0
 _PATIENCE = 10.0
 """Times that a trial may take longer than if all of it were as fast as the default."""
 FAULTS = 3
-"""A place where the default fails so many times in a row is of no use."""
+"""A place where the default fails this many times in a row is of no use."""
 SEED = 7
 
 
@@ -112,7 +112,7 @@ class Bench:
         assert isinstance(mine, trial.Place)
         inputs = trial.values(region_file.alone(task.region), SEED)
         try:
-            ran = self.place.run(artifact, inputs, rounds=_LEAST_ROUNDS, limit=_DEFAULT_SECONDS)
+            ran = self.place.run(artifact, inputs, Runs(_DEFAULT_SECONDS, rounds=_LEAST_ROUNDS))
         except Error as e:
             raise Fault(e.what, where=e.where, hint=e.hint) from e
         seconds = sum(ran.steps[s] for s in mine.steps)
@@ -131,7 +131,7 @@ class Bench:
         most: int = 0,
         anew: bool = False,
     ) -> list[Result]:
-        """What is found of each choice, or of so many of different code at `most`; those of code
+        """The result of each choice, or of at most `most` of different code; those of code
         that was measured take its result, unless all is to be measured `anew`. Raises Gone where
         the place is lost.
         """
@@ -197,7 +197,7 @@ class Bench:
         requests: int,
         default: trial.Place | Skip | None,
     ) -> list[tuple[Ran, float, bool]]:
-        """Requests of an artifact of so many choices: what each gave, the default's seconds in it,
+        """Requests of an artifact of `count` choices: what each gave, the default's seconds in it,
         and whether these drifted.
         """
         assert isinstance(default, trial.Place)
@@ -208,7 +208,7 @@ class Bench:
         steady: list[tuple[Ran, float, bool]] = []
         drifted: list[tuple[Ran, float, bool]] = []
         while len(steady) < requests and len(steady) + len(drifted) < requests + AGAIN:
-            ran = self.place.run(artifact, base.inputs, rounds=rounds, limit=limit)
+            ran = self.place.run(artifact, base.inputs, Runs(limit, rounds=rounds))
             length = len(default.steps)
             first = sum(ran.steps[s] for s in default.steps)
             last = sum(ran.steps[-length:])

@@ -35,6 +35,17 @@ class Ran:
     times: list[float]
 
 
+@dataclass(frozen=True)
+class Runs:
+    """What to do with an artifact: `rounds` of its steps one by one, `iterations` of it as a whole,
+    both within `limit` seconds.
+    """
+
+    limit: float
+    rounds: int = 0
+    iterations: int = 0
+
+
 class Place(Protocol):
     """Runs artifacts. One thread uses it at a time."""
 
@@ -46,19 +57,9 @@ class Place(Protocol):
     def host(self) -> str:
         """What is equal for the same hardware."""
 
-    def run(
-        self,
-        artifact: Path,
-        inputs: Mapping[str, Array],
-        *,
-        rounds: int = 0,
-        iterations: int = 0,
-        limit: float,
-    ) -> Ran:
-        """Run an artifact: so many rounds of its steps one by one, so many runs as a whole.
-
-        Raises Gone where the place is lost, Error where the artifact crashes or takes longer than
-        `limit` seconds.
+    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
+        """Run an artifact. Raises Gone where the place is lost, Error where the artifact crashes or
+        takes too long.
         """
 
     def again(self) -> Place:
@@ -83,15 +84,7 @@ class Here:
         self._folder = tempfile.TemporaryDirectory(prefix="qcompiler-")
         self._worker = Worker(self._folder.name)
 
-    def run(
-        self,
-        artifact: Path,
-        inputs: Mapping[str, Array],
-        *,
-        rounds: int = 0,
-        iterations: int = 0,
-        limit: float,
-    ) -> Ran:
+    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
         """See `Place`."""
         manifest = open_artifact(artifact).manifest
         data = b"".join(inputs[v.name].tobytes() for v in manifest.inputs)
@@ -99,16 +92,16 @@ class Here:
             "artifact": str(artifact),
             "threads": 0,
             "variant": "",
-            "iterations": iterations,
+            "iterations": runs.iterations,
             "seconds": 0.0,
-            "warmup": 1 if iterations else 0,
-            "steps": rounds,
+            "warmup": 1 if runs.iterations else 0,
+            "steps": runs.rounds,
         }
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, _processors(self._threads))  # the child takes it over
         try:
             answer, made = self._worker.ask(
-                request, data, seconds=limit, most_bytes=_MOST_BYTES, meanwhile=lambda: None
+                request, data, seconds=runs.limit, most_bytes=_MOST_BYTES, meanwhile=lambda: None
             )
         finally:
             os.sched_setaffinity(0, before)
@@ -150,20 +143,15 @@ class There:
             frozenset(map(str, features)) if isinstance(features, list) else frozenset(),
         )
 
-    def run(
-        self,
-        artifact: Path,
-        inputs: Mapping[str, Array],
-        *,
-        rounds: int = 0,
-        iterations: int = 0,
-        limit: float,
-    ) -> Ran:
+    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
         """See `Place`."""
         try:
-            model = self._device.load(artifact, wait=self._wait, limit=limit)
+            model = self._device.load(artifact, wait=self._wait, limit=runs.limit)
             found = model.measure(
-                dict(inputs), iterations=iterations, warmup=1 if iterations else 0, steps=rounds
+                dict(inputs),
+                iterations=runs.iterations,
+                warmup=1 if runs.iterations else 0,
+                steps=runs.rounds,
             )
         except (Lost, OSError) as e:
             raise Gone(str(e)) from e

@@ -54,9 +54,9 @@ def _root(region: Region) -> str:
 def save(region: Region, path: Path, **more: object) -> None:
     """A region, and facts that JSON takes -> files. Raises Error where they cannot be written."""
     written, arrays = text.write(graph_of(region))
-    told = {"root": _root(region), "graph": written, **more}
+    facts = {"root": _root(region), "graph": written, **more}
     try:
-        path.with_suffix(".json").write_text(json.dumps(told, indent=1))
+        path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
         raw = {k: np.ascontiguousarray(v).reshape(-1).view(np.uint8) for k, v in arrays.items()}
         np.savez(path.with_suffix(".npz"), **raw)  # type: ignore[arg-type]  # its stubs
     except OSError as e:
@@ -66,11 +66,11 @@ def save(region: Region, path: Path, **more: object) -> None:
 def load(path: Path) -> tuple[Region, Mapping[str, object]]:
     """Files -> the region, and all facts. Raises Error where there are no such files."""
     try:
-        told = json.loads(contents(path.with_suffix(".json")))
+        facts = json.loads(contents(path.with_suffix(".json")))
         with np.load(path.with_suffix(".npz")) as file:
             raw = {name: file[name] for name in file.files}
-        graph = text.read(told["graph"], lambda name, type: _typed(raw[name], type))
-        return region_in(graph, told["root"]), told
+        graph = text.read(facts["graph"], lambda name, type: _typed(raw[name], type))
+        return region_in(graph, facts["root"]), facts
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise Error(f"no region: {e!r}", where=str(path)) from e
 

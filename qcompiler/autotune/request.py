@@ -32,6 +32,12 @@ class Tuning:
     only: Sequence[str] = option(
         (), "tune only the kernels of these steps: names, or regular expressions", metavar="STEP"
     )
+    engine: str = option(
+        "",
+        "where to measure: ray is every node of a Ray cluster (the extra [ray]); empty: this"
+        " machine, or the devices of --remote",
+        choices=("ray",),
+    )
     plans: bool = option(
         True, "also try fewer threads and other parts of a batch for whole models", flags=()
     )

@@ -35,7 +35,7 @@ FINALISTS, _FINAL_REQUESTS = 3, 5
 _MOST_BYTES = 128 << 20
 """Of outputs in one answer."""
 _NEAR = 4.0
-"""What is predicted to take so many times as long as the default is tried last."""
+"""What is predicted to take more than this many times as long as the default is tried last."""
 _HOPE = 2.0
 """Standard deviations of the model that a choice may be better than predicted."""
 _CALM = 0.5
@@ -92,18 +92,22 @@ class Point:
     ratio: float
 
 
-Told = Callable[["Search"], None]
-Saw = Callable[[Task, Result], None]
+Notify = Callable[["Search"], None]
+OnResult = Callable[[Task, Result], None]
 
 
 class Search:
     """The tasks, places to measure them, and what is found."""
 
     def __init__(
-        self, tasks: Sequence[Task], benches: Sequence[Bench], saw: Saw, told: Told | None = None
+        self,
+        tasks: Sequence[Task],
+        benches: Sequence[Bench],
+        on_result: OnResult,
+        notify: Notify | None = None,
     ) -> None:
-        """`saw` is called with every result, before anything else is done with it; `told` whenever
-        there is news.
+        """`on_result` is called with every result, before anything else is done with it; `notify`
+        whenever there is news.
         """
         self.states = [State(t, list(t.choices)) for t in tasks]
         self.benches = list(benches)
@@ -111,7 +115,7 @@ class Search:
         self.points: list[Point] = []
         self.interrupted = False
         """By Ctrl-C: no more turns are given; a second one ends all at once."""
-        self._saw, self._told = saw, told or (lambda _: None)
+        self._on_result, self._notify = on_result, notify or (lambda _: None)
         self._begin = time.monotonic()
 
     @property
@@ -137,13 +141,13 @@ class Search:
             model.fit()
 
     def run(self, seconds: float) -> None:
-        """Measure for so long, or until it is not worth it, or Ctrl-C."""
+        """Measure for `seconds`, or until it is not worth it, or Ctrl-C."""
         end = time.monotonic() + seconds
         self._each(lambda: None if time.monotonic() > end else self._next())
 
     def settle(self, seconds: float) -> None:
-        """Measure the best of each task again, beside the default, for about so long: they count if
-        they are faster by more than noise. The most promising ones come first.
+        """Measure the best of each task again, beside the default, for about `seconds`: they count
+        if they are faster by more than noise. The most promising ones come first.
         """
         end, self.interrupted = time.monotonic() + seconds, False
         todo = [s for s in self.states if s.best is not None and not s.broken]
@@ -209,7 +213,7 @@ class Search:
             state.broken = e.what
             log.info("%s cannot be tuned: %s", state.task.names[0], e)
             if isinstance(e, Wrong):
-                self._saw(state.task, Result(state.task.default, why=e.what, wrong=True))
+                self._on_result(state.task, Result(state.task.default, why=e.what, wrong=True))
             return True
         bench.faults = 0
         self._found(state, found, final=turn.final)
@@ -228,7 +232,7 @@ class Search:
         before = state.ratio
         state.seconds = found.seconds
         for result in found.results:
-            self._saw(state.task, result)
+            self._on_result(state.task, result)
             if not final:
                 self._take(state, result)
         if final:
@@ -239,14 +243,14 @@ class Search:
             better = state.ratio < before * (1 - SURE)
             state.doubts = 1.0 if better else state.doubts * _CALM
         self.points.append(Point(time.monotonic() - self._begin, self.tried, self.ratio))
-        self._told(self)
+        self._notify(self)
 
     def _take(self, state: State, result: Result) -> None:
         state.results[result.choice] = result
         if result.choice in state.left:
             state.left.remove(result.choice)
         if result.counts:
-            self._model(state.task).saw(state.task, result.choice, result.ratio)
+            self._model(state.task).observe(state.task, result.choice, result.ratio)
 
     def _model(self, task: Task) -> Model:
         return self.models.setdefault(task.key.device, Model())

@@ -18,7 +18,7 @@ from qcompiler.tune.records import APART_VERSION, Key, described
 
 MOST_EVICTED = 64 << 20
 NARROW = 3
-"""So many of a generator's candidates for fewer threads, the best, are tried."""
+"""This many of a generator's candidates for fewer threads, the best, are tried."""
 
 
 @dataclass(frozen=True)

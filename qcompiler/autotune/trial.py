@@ -176,7 +176,7 @@ class _Maker:
 
 
 def _written(size: int) -> Node:
-    """A node that writes so many bytes."""
+    """A node that writes `size` bytes."""
     words = np.array([-(-size // 4)], np.int64)
     return make("Expand", constant(np.zeros(1, np.int32)), constant(words))
 

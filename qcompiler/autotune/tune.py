@@ -19,7 +19,7 @@ from qcompiler.artifact.artifact import Artifact
 from qcompiler.autotune import check
 from qcompiler.autotune.builder import Builder
 from qcompiler.autotune.measure import SEED, Bench, Result
-from qcompiler.autotune.places import Gone, Place
+from qcompiler.autotune.places import Gone, Place, Runs
 from qcompiler.autotune.request import Tuning
 from qcompiler.autotune.search import Search, State
 from qcompiler.autotune.tasks import Task, tasks_of
@@ -121,8 +121,8 @@ class Report:
     interrupted: bool = False
 
 
-Told = Callable[[Search, float], None]
-"""Told of news, with the seconds that are left."""
+Notify = Callable[[Search, float], None]
+"""Notify of news, with the seconds that are left."""
 
 
 class Tuner:
@@ -134,14 +134,14 @@ class Tuner:
         tuning: Tuning,
         journal: Journal,
         places: Sequence[Place],
-        told: Told | None = None,
+        notify: Notify | None = None,
     ) -> None:
         self.subjects, self.tuning, self.journal = list(subjects), tuning, journal
         self.benches = [Bench(p, Builder()) for p in places]
         self.host = places[0].host
         self.compiler = f"qcompiler {__version__}, tvm {version('apache-tvm')}"
         self.wrong: list[Path] = []
-        self._told = told or (lambda search, left: None)
+        self._notify = notify or (lambda search, left: None)
         self._begin = time.monotonic()
 
     def __enter__(self) -> Tuner:
@@ -186,7 +186,7 @@ class Tuner:
     def _kernels(self) -> Search:
         plans = [(s.plan, s.target) for s in self.subjects]
         tasks = tasks_of(plans, self.tuning.only)
-        search = Search(tasks, self.benches, self._saw, lambda s: self._told(s, self.left))
+        search = Search(tasks, self.benches, self._on_result, lambda s: self._notify(s, self.left))
         for line, result in remembered(self.journal.found, tasks, self.host, self.compiler):
             search.remember(line.key, result)
         search.fit()
@@ -201,7 +201,7 @@ class Tuner:
             search.interrupted |= stopped
         return search
 
-    def _saw(self, task: Task, result: Result) -> None:
+    def _on_result(self, task: Task, result: Result) -> None:
         """Write a result down at once; keep what is needed to see a wrong one again."""
         if result.wrong:
             folder = self.journal.path.with_suffix(".wrong")
@@ -225,7 +225,7 @@ class Tuner:
         )
 
     def _tune_whole(self, subject: Subject, seconds: float) -> None:
-        """Try other ways to compile a whole model, as far as so long allows: first what becomes of
+        """Try other ways to compile a whole model, as far as `seconds` allow: first what becomes of
         its graph, then the plan.
         """
         end = time.monotonic() + seconds - subject.build_seconds
@@ -277,7 +277,7 @@ class Tuner:
         path = saved(artifact, bench.builder.folder / "steps.qc")
         inputs = inputs_of(path)
         try:
-            run = partial(bench.place.run, path, inputs, rounds=9, limit=60.0)
+            run = partial(bench.place.run, path, inputs, Runs(rounds=9, limit=60.0))
             ran = bench.start(run).result()
         except (Gone, Error) as e:
             log.info("its steps were not timed: %s", e)

@@ -19,12 +19,12 @@ from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.tune.records import MODEL, MODEL_VERSION
 
 SLOWER = 1.05
-"""A step is slower in int8 where it takes so many times as long as in float."""
+"""A step is slower in int8 where it takes more than this many times as long as in float."""
 LIKELY = 1.1
-"""A variant that is predicted to take so many times as long is not measured."""
+"""A variant that is predicted to take more than this many times as long is not measured."""
 _STAGES = ("integer", "layout")
 _NEAR = 4
-"""Parts of a batch up to so many times more, or fewer, are tried."""
+"""Up to this many times more, or fewer, parts of a batch are tried."""
 
 
 @dataclass(frozen=True)

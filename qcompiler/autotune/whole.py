@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 from qcompiler.artifact.artifact import open_artifact
-from qcompiler.autotune.places import Place
+from qcompiler.autotune.places import Place, Runs
 from qcompiler.autotune.trial import numbers
 from qcompiler.ir import Array, Type
 
@@ -57,8 +57,8 @@ class Pair:
     def compare(
         self, before: Path, after: Path, seconds: float, *, rounded: bool = False
     ) -> Verdict:
-        """Run both in turn, for so long or a few times; `rounded`: not the same values are int8 in
-        both. Raises Error where one of them does not run, and Gone where the place is lost.
+        """Run both in turn, for `seconds` or a few times; `rounded`: not the same values are int8
+        in both. Raises Error where one of them does not run, and Gone where the place is lost.
         """
         inputs = inputs_of(before)
         end = time.monotonic() + seconds
@@ -67,7 +67,7 @@ class Pair:
         runs, wrong = 1, ""
         while len(ratios) < _TURNS or (time.monotonic() < end and len(ratios) < 10 * _TURNS):
             ran = [
-                place.run(path, inputs, iterations=runs, limit=_LIMIT_SECONDS)
+                place.run(path, inputs, Runs(iterations=runs, limit=_LIMIT_SECONDS))
                 for place, path in zip(self._places, (before, after), strict=True)
             ]
             usual, mine = (median(r.times) for r in ran)

@@ -38,7 +38,7 @@ def tune(a: Namespace) -> int:
     subjects = _subjects(a)
     if a.dry_run:
         return _dry_run(a, subjects, tuning)
-    places = _places(a, subjects)
+    places = _places(a, subjects, tuning.engine)
     live = Live(enabled=not a.no_progress and not a.json)
     with Journal(output) as journal, Tuner(subjects, tuning, journal, places, live) as tuner:
         try:
@@ -68,18 +68,35 @@ def _subjects(a: Namespace) -> list[Subject]:
     return found
 
 
-def _places(a: Namespace, subjects: Sequence[Subject]) -> list[Place]:
-    """The devices that --remote names, those that answer; else this machine."""
-    from qcompiler.autotune.places import Here, There
-    from qcompiler.runtime.remote.token import token
+def _places(a: Namespace, subjects: Sequence[Subject], engine: str) -> list[Place]:
+    """The nodes of a cluster, or the devices that --remote names, those that answer; else this
+    machine.
+    """
+    from qcompiler.autotune.places import Here
 
+    if engine:
+        from qcompiler.autotune.cluster import nodes
+
+        if a.remote:
+            raise Error("measure on devices or in a cluster, not both", where="--engine")
+        return _alike(nodes(subjects[0].base.device.threads), "--engine")
     if not a.remote:
         lacks = subjects[0].base.device.isa.lacks
         if lacks:
             what = f"this machine cannot run it: it lacks {' '.join(lacks)}"
             raise Error(what, where="--target", hint="tune on a device that can, with --remote")
         return [Here(subjects[0].base.device.threads)]
-    secret, found, faults = token(a.token_file), [], []
+    return _alike(_devices(a), "--remote")
+
+
+def _devices(a: Namespace) -> list[Place]:
+    """The devices that answer. Raises Error where none does."""
+    from qcompiler.autotune.places import There
+    from qcompiler.runtime.remote.token import token
+
+    secret = token(a.token_file)
+    found: list[Place] = []
+    faults: list[Error] = []
     for address in a.remote:
         try:
             found.append(There(address, secret, a.wait))
@@ -88,10 +105,14 @@ def _places(a: Namespace, subjects: Sequence[Subject]) -> list[Place]:
             sys.stderr.write(f"left out: {show.plain(str(e))}\n")
     if not found:
         raise faults[0]
-    hosts = {p.host for p in found}
-    if len(hosts) > 1:
-        raise Error("these devices are not alike", where="--remote", hint="a run for each kind")
-    return list(found)
+    return found
+
+
+def _alike(places: Sequence[Place], where: str) -> list[Place]:
+    """Places, unless their hardware differs."""
+    if len({p.host for p in places}) > 1:
+        raise Error("these devices are not alike", where=where, hint="a run for each kind")
+    return list(places)
 
 
 def _dry_run(a: Namespace, subjects: Sequence[Subject], tuning: Tuning) -> int:

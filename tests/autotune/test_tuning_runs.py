@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from qcompiler.artifact.artifact import open_artifact
 from qcompiler.autotune import again, check, measure, region_file, trial
 from qcompiler.autotune.builder import Builder
 from qcompiler.autotune.measure import Bench
-from qcompiler.autotune.places import Gone, Here, Ran, There
+from qcompiler.autotune.places import Gone, Here, Ran, Runs, There
 from qcompiler.autotune.request import Tuning, seconds
 from qcompiler.autotune.tasks import tasks_of
 from qcompiler.autotune.tune import Report, Tuner, subject_of
@@ -36,7 +37,7 @@ from qcompiler.runtime import load
 from qcompiler.runtime.remote.device import Limits, Server
 from qcompiler.tune import records
 from qcompiler.tune.journal import Journal
-from qcompiler.tune.records import CHOSEN, MEASURED
+from qcompiler.tune.records import CHOSEN, MEASURED, Line
 
 TOKEN = b"a token of a test's own"
 FLAGS = ["--threads", "1", "--no-progress"]
@@ -54,21 +55,14 @@ class MadeUp(Here):
     after = 0.9
     """Of a tuned model's time, of that before."""
 
-    def run(
-        self,
-        artifact: Path,
-        inputs: Mapping[str, Array],
-        *,
-        rounds: int = 0,
-        iterations: int = 0,
-        limit: float,
-    ) -> Ran:
-        found = super().run(artifact, inputs, rounds=min(rounds, 1), limit=limit)
+    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
+        few = replace(runs, rounds=min(runs.rounds, 1), iterations=0)
+        found = super().run(artifact, inputs, few)
         facts = open_artifact(artifact).manifest.variants[0].steps
         products = [s.kernel for s in facts if s.kernel.startswith("matmul")]
         steps = [made_up(s.kernel) if s.kernel not in products[:1] else 1e-5 for s in facts]
         whole = 1e-3 * (self.after if artifact.name == "after.qc" else 1.0)
-        return Ran(found.outputs, steps if rounds else [], [whole] * iterations)
+        return Ran(found.outputs, steps if runs.rounds else [], [whole] * runs.iterations)
 
     def again(self) -> MadeUp:
         other = MadeUp(1)
@@ -287,7 +281,7 @@ def test_a_fleet_goes_on_without_a_device_that_is_lost(model: Path, tmp_path: Pa
         assert len({p.host for p in places}) == 1
         news = 0
 
-        def told(*_: object) -> None:
+        def notified(*_: object) -> None:
             nonlocal news
             news += 1
             if news == 2:
@@ -295,7 +289,7 @@ def test_a_fleet_goes_on_without_a_device_that_is_lost(model: Path, tmp_path: Pa
 
         with Journal(path) as journal:
             asked = Tuning(time=5.0, plans=False)
-            with Tuner([subject], asked, journal, places, told) as tuner:
+            with Tuner([subject], asked, journal, places, notified) as tuner:
                 report = tuner.run()
                 left = [x.place.name for x in tuner.benches]
     assert news > 2
@@ -306,32 +300,48 @@ def test_a_fleet_goes_on_without_a_device_that_is_lost(model: Path, tmp_path: Pa
 
 
 def test_a_killed_run_loses_nothing_that_was_written(model: Path, tmp_path: Path) -> None:
-    killed(model, tmp_path, lines=3)
+    path = tmp_path / "records.jsonl"
+    killed(model, path, lines=3, delay=0.0)
+    found = records.read(path).lines
+    assert len(found) >= 3
+    with Journal(path) as journal:
+        assert journal.found.lines == found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lines", range(1, 40, 2))
-def test_runs_killed_at_many_moments_lose_nothing(model: Path, tmp_path: Path, lines: int) -> None:
-    killed(model, tmp_path, lines)
+def test_a_run_that_is_killed_twenty_times_goes_on_each_time(model: Path, tmp_path: Path) -> None:
+    """At random moments: while the model is compiled, a trial is built, runs, or is written."""
+    path, chance = tmp_path / "records.jsonl", random.Random(0)
+    kept: tuple[Line, ...] = ()
+    for _ in range(20):
+        killed(model, path, lines=chance.randrange(4), delay=chance.uniform(0, 1))
+        found = records.read(path).lines if path.exists() else ()
+        assert found[: len(kept)] == kept
+        kept = found
+    kernels = [x for x in kept if x.line != CHOSEN and not x.key.region.startswith("plan ")]
+    ways = {(x.key, x.record.generator, x.record.threads, str(x.record.knobs)) for x in kernels}
+    report = tuned(model, path, 5.0)
+    assert report.search.tried >= len(ways) > 0
+    assert not report.wrong
+    assert records.read(path).lines[: len(kept)] == kept
 
 
-def killed(model: Path, folder: Path, lines: int) -> None:
-    """Kill a run when so many lines are there."""
-    path = folder / "records.jsonl"
+def killed(model: Path, path: Path, lines: int, delay: float) -> None:
+    """Start a run, and kill it so many seconds after so many more lines are there, unless it has
+    ended before.
+    """
+    before = path.read_bytes().count(b"\n") if path.exists() else 0
     words = [sys.executable, "-m", "qcompiler", "tune", model, *FLAGS, "--time", "60s", "-o", path]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         try:
-            for _ in range(3000):
-                if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            while process.poll() is None:
+                if path.exists() and path.read_bytes().count(b"\n") >= before + lines:
                     break
-                assert process.poll() in (None, 0)
-                time.sleep(0.1)
+                time.sleep(0.05)
+            time.sleep(delay)
+            assert process.poll() in (None, 0)
         finally:
             process.kill()
-    before = records.read(path).lines
-    assert len(before) >= min(lines, 1)
-    with Journal(path) as journal:
-        assert journal.found.lines == before
 
 
 def test_the_command_says_what_there_is_to_tune(
@@ -412,7 +422,7 @@ def test_a_trial_on_this_machine_gives_outputs_and_times(tmp_path: Path) -> None
         assert isinstance(place, trial.Place)
         inputs = trial.values(region_file.alone(t.region), 2)
         here = Here(1)
-        ran = here.run(path, inputs, rounds=2, iterations=3, limit=60.0)
+        ran = here.run(path, inputs, Runs(rounds=2, iterations=3, limit=60.0))
         here.close()
     assert len(ran.times) == 3
     assert len(ran.steps) == len(set(place.steps)) * 2 + 2  # what is read is written, for both

@@ -89,12 +89,12 @@ def test_ctrl_c_ends_the_turns_and_a_second_one_everything() -> None:
         raise KeyboardInterrupt
 
     with search(bench := Guessed(other_vectors)) as s:
-        s._told = interrupt
+        s._notify = interrupt
         s.run(60.0)
         assert s.interrupted
         tried = len(bench.asked)
         assert 0 < tried == s.tried
-        s._told = lambda _: None
+        s._notify = lambda _: None
         s.settle(60.0)
         assert s.states[0].settled
 
@@ -200,7 +200,7 @@ def test_a_model_learns_what_a_cost_model_has_wrong() -> None:
     model, usual = Model(), real(t.default)
     tiled = [c for c in t.choices if c.generator == "tiled" and c.seconds < 3 * t.default.seconds]
     for c in tiled[::7]:
-        model.saw(t, c, real(c) / usual)
+        model.observe(t, c, real(c) / usual)
     model.fit()
     best = min(tiled, key=real)
     before = sorted(tiled, key=lambda c: c.seconds).index(best)

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper, save
 from qcompiler import plugins
 from qcompiler.autotune.builder import Builder
 from qcompiler.autotune.measure import Baseline, Bench, Result
-from qcompiler.autotune.places import Here, Ran
+from qcompiler.autotune.places import Here, Ran, Runs
 from qcompiler.autotune.tasks import Choice, Task, tasks_of
 from qcompiler.demo import MODEL
 from qcompiler.driver import Compilation
@@ -121,15 +121,7 @@ class Scripted:
     host: str = "scripted"
     runs: list[Path] = field(default_factory=list)
 
-    def run(
-        self,
-        artifact: Path,
-        inputs: Mapping[str, Array],
-        *,
-        rounds: int = 0,
-        iterations: int = 0,
-        limit: float,
-    ) -> Ran:
+    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
         self.runs.append(artifact)
         return self.answer(artifact, inputs)
 

@@ -7,6 +7,9 @@ import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,16 @@ from runtime_wheel import unpacked
 
 import qcompiler
 from qcompiler.artifact.artifact import open_artifact
+from qcompiler.autotune import measure
+from qcompiler.autotune.places import There
+from qcompiler.autotune.request import Tuning
+from qcompiler.autotune.tune import Tuner, subject_of
 from qcompiler.demo import DATA, MODEL
+from qcompiler.driver import Compilation
+from qcompiler.options import Options
 from qcompiler.runtime.remote import connect
+from qcompiler.tune import records as tuning_records
+from qcompiler.tune.journal import Journal
 
 pytestmark = pytest.mark.slow
 
@@ -109,17 +120,28 @@ def test_what_the_processor_lacks_is_refused(python: Path, digits: Path) -> None
     assert "this machine is aarch64" in error
 
 
-def test_a_device_serves_there(python: Path, digits: Path, tmp_path: Path) -> None:
+@contextmanager
+def serving(python: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A device there: its address, and its process."""
+    folder.mkdir(exist_ok=True)
     served = subprocess.Popen(
         command(python, "serve-device", "--port", 0, "--json"),
         stdout=subprocess.PIPE,
         text=True,
         cwd=python.parent,
-        env={**os.environ, "QCOMPILER_TOKEN": TOKEN, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "QCOMPILER_TOKEN": TOKEN, "TMPDIR": str(folder)},
     )
     assert served.stdout
     try:
-        address = json.loads("".join(served.stdout.readline() for _ in range(3)))["address"]
+        text = "".join(served.stdout.readline() for _ in range(3))
+        yield json.loads(text)["address"], served
+    finally:
+        served.terminate()
+        served.communicate(timeout=60)
+
+
+def test_a_device_serves_there(python: Path, digits: Path, tmp_path: Path) -> None:
+    with serving(python, tmp_path) as (address, _):
         image, scores = wanted(digits)
         with connect(address, TOKEN) as device:
             assert device.facts["machine"] == "aarch64"
@@ -127,7 +149,50 @@ def test_a_device_serves_there(python: Path, digits: Path, tmp_path: Path) -> No
             found = model.measure({"image": image}, iterations=2, steps=1)
         np.testing.assert_array_equal(found.outputs["scores"], scores)
         assert len(found.steps) == len(model.variant.steps)
-    finally:
-        served.terminate()
-        served.communicate(timeout=60)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fleet_there_is_tuned_and_loses_a_device(
+    python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times there mean nothing; what is measured, checked, written and compiled again does."""
+    monkeypatch.setattr(measure, "_STARTING_SECONDS", 120.0)  # an emulator starts slowly
+    asked = Options(
+        target="raspberry_pi_5",
+        threads=1,
+        precision="int8",
+        calibration="synthetic",
+        input_shapes={"image": (1, 1, 8, 8)},
+    )
+    subject = subject_of(Compilation(MODEL, asked))
+    records, news = tmp_path / "records.jsonl", 0
+    with ExitStack() as stack:
+        served = [stack.enter_context(serving(python, tmp_path / n)) for n in "abc"]
+        places = [There(address, TOKEN.encode(), 120.0) for address, _ in served]
+
+        def notified(*_: object) -> None:
+            nonlocal news
+            news += 1
+            if news == 2:
+                served[1][1].kill()
+
+        journal = stack.enter_context(Journal(records))
+        tuning = Tuning(time=60.0, plans=False)
+        tuner = stack.enter_context(Tuner([subject], tuning, journal, places, notified))
+        report = tuner.run()
+        assert report.search.tried > 0
+        assert not report.wrong
+        assert served[1][0] not in {b.place.name for b in report.search.benches}
+        lines = tuning_records.read(records).lines
+        assert {x.host for x in lines} == {places[0].host}
+        assert places[0].host.startswith("aarch64-")
+
+        with np.load(DATA) as data:
+            image = data["calibration"][:1, None]
+        made = Compilation(MODEL, replace(asked, tuning_records=records)).built
+        with connect(served[0][0], TOKEN) as device:
+            found = device.load(made.save(tmp_path / "tuned.qc")).run({"image": image})
+            usual = device.load(subject.base.built.save(tmp_path / "usual.qc")).run(
+                {"image": image}
+            )
+        np.testing.assert_array_equal(found["scores"], usual["scores"])

@@ -47,7 +47,7 @@ class Batcher:
 
 
 def parts(arrays: Sequence[Array], most: int) -> list[list[Array]]:
-    """Arrays of many samples -> parts of at most so many, the last one maybe smaller."""
+    """Arrays of many samples -> parts of at most `most`, the last one maybe smaller."""
     rows = arrays[0].shape[0]
     return [[a[at : at + most] for a in arrays] for at in range(0, rows, most)]
 

@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".executor.json"
 _SECONDS, _ROUNDS = 0.12, 3
-"""Every candidate runs for so long, so many times, in turns with the others."""
+"""Every candidate runs for this long, this many times, in turn with the others."""
 _CLEARLY = 1.03
-"""A candidate that takes more threads a stream must be so many times better."""
+"""A candidate that takes more threads a stream must be this many times better."""
 _MOST_KEPT = 64
 
 
@@ -61,10 +61,10 @@ def chosen(
         return Choice(streams, threads, "as asked")
     if streams:
         each = model.useful(max(1, cores // streams))
-        return Choice(streams, each, "so many streams were asked for, which share the cores")
+        return Choice(streams, each, "as many streams as were asked for share the cores")
     if threads:
         count = 1 if hint == "latency" else max(1, cores // threads)
-        return Choice(count, threads, f"so many threads were asked for, and {hint}")
+        return Choice(count, threads, f"threads as asked, streams for {hint}")
     candidates = _candidates(model, hint, cores)
     if len(candidates) == 1:
         return Choice(*candidates[0], f"all there is to choose for {hint}")
@@ -112,7 +112,7 @@ def _measured(model: Model, hint: str, candidates: Sequence[tuple[int, int]]) ->
 
 
 def _rate(model: Model, arrays: Sequence[Array], streams: int, threads: int) -> float:
-    """Runs a second of so many streams, each at least once after one that is not counted."""
+    """Runs a second of `streams` streams, each at least once after one that is not counted."""
     ready = threading.Barrier(streams)
     spans: list[tuple[float, float, int]] = []
     failures: list[Exception] = []
@@ -161,7 +161,7 @@ def _inputs(model: Model) -> list[Array]:
 
 def _key(model: Model, hint: str, cores: int) -> str:
     origin = model.artifact.origin
-    told = [
+    facts = [
         __version__,
         origin.digest if origin else "",
         model.variant.isa,
@@ -169,7 +169,7 @@ def _key(model: Model, hint: str, cores: int) -> str:
         cores,
         sorted(cpu.features()),
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _path(model: Model) -> Path | None:

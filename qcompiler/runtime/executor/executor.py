@@ -23,10 +23,10 @@ from qcompiler.runtime.executor.batches import parts, together
 from qcompiler.runtime.executor.choose import Choice, chosen
 from qcompiler.runtime.executor.errors import Full, Late
 from qcompiler.runtime.executor.intake import Intake
-from qcompiler.runtime.executor.line import Line
 from qcompiler.runtime.executor.options import Executing
 from qcompiler.runtime.executor.pool import Pool, default_pool
 from qcompiler.runtime.executor.processes import Process
+from qcompiler.runtime.executor.queue import RequestQueue
 from qcompiler.runtime.executor.ray_engine import Actor, StoredModel, cluster_cores
 from qcompiler.runtime.executor.requests import Future, Request
 from qcompiler.runtime.executor.shared import SharedModel
@@ -147,17 +147,17 @@ class Executor(Interface):
         threads are not, and its locks may be held for ever.
         """
         self._starting = threading.Lock()
-        self._line, self._tally = Line(self.options.max_queue_size), Tally()
+        self._queue, self._tally = RequestQueue(self.options.max_queue_size), Tally()
         self._streams: Streams | None = None
         if self._closed:
-            self._line.close()
+            self._queue.close()
 
     def _begin(self) -> None:
         """Start the streams."""
         options, most = self.options, self._intake.most
         kinds = [spec[2:] for spec in input_specs(self.manifest.inputs)]
         streams = Streams(
-            self._line,
+            self._queue,
             self._tally,
             self._pool(),
             self._maker(),
@@ -198,7 +198,7 @@ class Executor(Interface):
             self._put(request, wait=False)
             return await request.future
         while not request.accepted:
-            signal = self._line.offer(request)
+            signal = self._queue.offer(request)
             if signal is None:
                 self._accepted(request)
             else:
@@ -252,7 +252,7 @@ class Executor(Interface):
         that were not begun fail with Closed, and those that run end by themselves.
         """
         self._closed = True
-        self._line.close()
+        self._queue.close()
         streams = self._streams
         if streams is not None:
             streams.close(drain=wait)
@@ -294,7 +294,7 @@ class Executor(Interface):
     @property
     def waiting(self) -> int:
         """Requests that wait now."""
-        return len(self._line)
+        return len(self._queue)
 
     def _request(self, inputs: tuple[Any, ...], priority: int, deadline_ms: float) -> Request:
         """A request; its future is done already where the inputs or the deadline cannot be met."""
@@ -310,7 +310,7 @@ class Executor(Interface):
             return self._failed(Request((), 0, False), e)
         request = Request(arrays, rows, named, priority=priority, due=due, submitted=now)
         if due < inf and now + self._predicted() > due:
-            ahead = len(self._line)
+            ahead = len(self._queue)
             what = f"it cannot end within {deadline_ms:g} ms: {ahead} requests wait"
             return self._failed(request, Late(what))
         return request
@@ -323,14 +323,14 @@ class Executor(Interface):
 
     def _predicted(self) -> float:
         """Seconds until a request that comes now has ended, at the least."""
-        rounds = len(self._line) // (self.choice.streams * max(1, self._intake.most))
+        rounds = len(self._queue) // (self.choice.streams * max(1, self._intake.most))
         return self._tally.predicted * (1 + rounds)
 
     def _put(self, request: Request, *, wait: bool) -> None:
         if request.accepted:  # and failed
             return
         try:
-            self._line.put(request, wait=wait and not self._is_stream())
+            self._queue.put(request, wait=wait and not self._is_stream())
         except Full:
             self._tally.add("refused")
             raise
@@ -341,12 +341,12 @@ class Executor(Interface):
         return self._streams is not None and self._streams.is_one()
 
     def _accepted(self, request: Request) -> None:
-        """Count what becomes of it; a cancelled one leaves the line."""
-        tally, line = self._tally, self._line
+        """Count what becomes of it; a cancelled one leaves the queue."""
+        tally, queue = self._tally, self._queue
 
         def done(future: concurrent.futures.Future[Any]) -> None:
             if future.cancelled():
-                line.withdraw(request)
+                queue.withdraw(request)
                 tally.add("cancelled")
             elif future.exception() is None:
                 tally.add("answered")

@@ -1,8 +1,8 @@
 """An executor under load -> what its requests took.
 
-Closed loop: so many requests are under way at any time; whoever is answered asks again. Open loop:
-requests come at random times (a Poisson process) whether others were answered or not, and their
-latencies count from when they should have come, so a queue that grows is seen.
+Closed loop: a fixed number of requests is under way at any time; every answer starts the next. Open
+loop: requests come at random times (a Poisson process) whether others were answered or not, and
+their latencies count from when they should have come, so a queue that grows is seen.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Load:
 def closed(
     executor: Executor, inputs: Any, *, concurrency: int, requests: int, seconds: float
 ) -> Load:
-    """`requests` of them (0: as many as come in so many seconds), so many at a time."""
+    """`requests` of them (0: for `seconds`), `concurrency` at a time."""
     most = executor.options.max_queue_size
     if most and concurrency > most:
         raise Error(f"{concurrency} requests at a time, {most} may wait", hint="--max-queue-size")
@@ -112,7 +112,7 @@ def poisson(
     seed: int = 0,
     deadline_ms: float = 0.0,
 ) -> Load:
-    """`requests` of them (0: for so many seconds), `rate` a second on average."""
+    """`requests` of them (0: for `seconds`), `rate` a second on average."""
     rng, made, futures = np.random.default_rng(seed), Load(), []
     lock = threading.Lock()
     begin = due = time.perf_counter()

@@ -34,7 +34,7 @@ class Executing:
     max_batch: int = option(
         0,
         "gather samples of several requests into one run of an artifact that was compiled for a"
-        " batch, so many at most; 0: do not",
+        " batch, N at most; 0: do not",
         metavar="N",
     )
     max_queue_delay_us: int = option(

@@ -32,7 +32,7 @@ class Pool:
         self._waiting: deque[tuple[int, threading.Lock]] = deque()
 
     def enter(self, threads: int) -> None:
-        """Wait for the turn of so many."""
+        """Wait until `threads` threads may run."""
         with self._lock:
             if not self._waiting and self._fits(threads):
                 self._running += threads

@@ -66,7 +66,9 @@ class Process:
         self._arena = Arena([*inputs, *outputs])
         self._inputs = self._arena.arrays[: len(inputs)]
         self._outputs = self._arena.arrays[len(inputs) :]
-        self._told = json.dumps({**model.told, "threads": threads, "spin_us": spin_us}).encode()
+        self._description = json.dumps(
+            {**model.description, "threads": threads, "spin_us": spin_us}
+        ).encode()
         self._child: _Child | None = None
         try:
             self._start()
@@ -118,13 +120,13 @@ class Process:
             if receive_all(connection, 1, end) == DONE:
                 return
             (size,) = LENGTH.unpack(receive_all(connection, LENGTH.size, end))
-            told = json.loads(receive_all(connection, size, end))
+            answer = json.loads(receive_all(connection, size, end))
         except socket.timeout:  # another class on Python 3.9
             self._end(0.0)
             raise _Died(f"it did not answer within {seconds:g} s") from None
         except OSError:
             raise _Died(_how(self._end(_ENDING_SECONDS))) from None
-        raise Error(told["what"], where=told["where"], hint=told["hint"])
+        raise Error(answer["what"], where=answer["where"], hint=answer["hint"])
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -144,13 +146,13 @@ class Process:
             raise Error(f"no worker process can be started ({e.strerror or e})") from e
         self._child = _Child(process, ours)
         try:
-            self._ask(LENGTH.pack(len(self._told)) + self._told, _STARTING_SECONDS)
+            self._ask(LENGTH.pack(len(self._description)) + self._description, _STARTING_SECONDS)
         except Error:
             self._end(0.0)
             raise
 
     def _end(self, patience: float) -> int | None:
-        """End the worker -> its exit status, where it ended by itself within so many seconds."""
+        """End the worker -> its exit status, where it ended by itself within `patience` seconds."""
         child, self._child = self._child, None
         if child is None:
             return None

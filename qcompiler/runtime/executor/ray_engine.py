@@ -18,7 +18,7 @@ from qcompiler.artifact.manifest import read
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.executor.errors import WorkerLost
-from qcompiler.runtime.executor.shared import told_of
+from qcompiler.runtime.executor.shared import description_of
 from qcompiler.runtime.executor.tally import Tally
 from qcompiler.runtime.library import aligned
 from qcompiler.runtime.model import Model
@@ -40,12 +40,16 @@ def cluster_cores() -> int:
     return max(1, int(ray().cluster_resources().get("CPU", 1)))
 
 
+_STARTS = 3
+"""So often an actor is started that is lost before it has loaded the model."""
+
+
 class StoredModel:
     """A model in the object store."""
 
     def __init__(self, artifact: Artifact) -> None:
         (binary,) = artifact.binaries
-        self.told = ray().put({**told_of(artifact), "code": binary.code})
+        self.description = ray().put({**description_of(artifact), "code": binary.code})
         self.weights = ray().put(binary.weights)
 
 
@@ -76,7 +80,7 @@ class Actor:
             self._tally.add("retried")
             try:
                 self._tally.add("restarted")
-                self._ready()
+                self._ready(reserved=False)
                 found = self._run(arrays)
             except self._lost as e:
                 self.end()
@@ -92,10 +96,23 @@ class Actor:
             self._ray.kill(self._actor)
             self._actor = None
 
-    def _ready(self) -> None:
-        """Have an actor that has loaded the model."""
-        make = _remote().options(num_cpus=self._threads)
-        self._actor = make.remote(self._model.told, self._model.weights, self._threads)
+    def _ready(self, *, reserved: bool = True) -> None:
+        """Have an actor that has loaded the model, on cores that are `reserved` for it. After the
+        loss of a node there may be none left, and the others share theirs; and until a cluster
+        notices the loss, it places new actors on that node.
+        """
+        for left in reversed(range(_STARTS)):
+            try:
+                self._start(reserved=reserved)
+                return
+            except self._lost:
+                self.end()
+                if not left:
+                    raise
+
+    def _start(self, *, reserved: bool) -> None:
+        make = _remote().options(num_cpus=self._threads if reserved else 0)
+        self._actor = make.remote(self._model.description, self._model.weights, self._threads)
         try:
             self._ray.get(self._actor.ready.remote())
         except self._ray.exceptions.RayTaskError as e:
@@ -103,7 +120,7 @@ class Actor:
 
     def _run(self, arrays: Sequence[Array]) -> Sequence[Array]:
         if self._actor is None:
-            self._ready()
+            self._ready(reserved=False)
         answer = self._actor.run.remote(*arrays)
         try:
             found: Sequence[Array] = self._ray.get(answer, timeout=self._timeout_seconds or None)
@@ -120,10 +137,12 @@ class Actor:
 class _Worker:
     """What an actor does."""
 
-    def __init__(self, told: dict[str, Any], weights: Array, threads: int) -> None:
-        binary = Binary(told["code"], weights)
-        binary.__dict__["digest"] = told["digest"]
-        artifact = Artifact(read(told["manifest"].encode(), "a model in the store"), (binary,))
+    def __init__(self, description: dict[str, Any], weights: Array, threads: int) -> None:
+        binary = Binary(description["code"], weights)
+        binary.__dict__["digest"] = description["digest"]
+        artifact = Artifact(
+            read(description["manifest"].encode(), "a model in the store"), (binary,)
+        )
         self._caller = Model(artifact, threads=threads).caller(threads=threads)
 
     def ready(self) -> bool:

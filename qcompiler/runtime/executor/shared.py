@@ -55,8 +55,8 @@ class Arena:
 
 
 class SharedModel:
-    """Machine code and weights of a model, in memory that nobody can change any more. `told` is
-    what another process needs besides the descriptor.
+    """Machine code and weights of a model, in memory that nobody can change any more. `description`
+    is what another process needs besides the descriptor.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -68,8 +68,8 @@ class SharedModel:
         _write(self.file, memoryview(code), at)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, seals)
-        self.told: Mapping[str, Any] = {
-            **told_of(artifact),
+        self.description: Mapping[str, Any] = {
+            **description_of(artifact),
             "weights": weights.nbytes,
             "code": [at, len(code)],
         }
@@ -81,21 +81,21 @@ class SharedModel:
         self._closing()
 
 
-def told_of(artifact: Artifact) -> dict[str, Any]:
+def description_of(artifact: Artifact) -> dict[str, Any]:
     """An artifact of one variant -> what another process must know besides code and weights."""
     (variant,), (binary,) = artifact.manifest.variants, artifact.binaries
     alone = replace(artifact.manifest, variants=(replace(variant, blobs=()),), blobs=())
     return {"manifest": written(alone).decode(), "digest": binary.digest}
 
 
-def opened(file: int, told: Mapping[str, Any]) -> Artifact:
-    """A shared model's descriptor, and what is told of it -> the artifact, its weights mapped."""
-    size, (at, length) = told["weights"], told["code"]
+def opened(file: int, description: Mapping[str, Any]) -> Artifact:
+    """A shared model's descriptor, and its description -> the artifact, its weights mapped."""
+    size, (at, length) = description["weights"], description["code"]
     whole = _mapped(file, at + length, writable=False)
     weights = np.frombuffer(whole, np.uint8, size)
     binary = Binary(bytes(whole[at : at + length]), weights)
-    binary.__dict__["digest"] = told["digest"]  # it was checked by whoever shared it
-    return Artifact(read(told["manifest"].encode(), "a shared model"), (binary,))
+    binary.__dict__["digest"] = description["digest"]  # it was checked by whoever shared it
+    return Artifact(read(description["manifest"].encode(), "a shared model"), (binary,))
 
 
 def filled(arrays: Sequence[Array], places: Sequence[Array]) -> None:
@@ -105,7 +105,7 @@ def filled(arrays: Sequence[Array], places: Sequence[Array]) -> None:
 
 
 def _new(size: int) -> int:
-    """A descriptor of so many bytes, zeros."""
+    """A descriptor of `size` bytes, zeros."""
     if not hasattr(os, "memfd_create"):
         raise Error("this system has no anonymous files for processes to share")
     file = os.memfd_create("qcompiler-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

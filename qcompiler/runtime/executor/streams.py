@@ -1,4 +1,4 @@
-"""Requests from a line -> threads that run them, one or a batch at a time, and answer each once."""
+"""A queue of requests -> threads that run them, one or a batch at a time, and answer each once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Kind
 from qcompiler.runtime.executor.batches import Batcher
 from qcompiler.runtime.executor.errors import Closed, Late
-from qcompiler.runtime.executor.line import Line
 from qcompiler.runtime.executor.pool import Pool
+from qcompiler.runtime.executor.queue import RequestQueue
 from qcompiler.runtime.executor.requests import Request
 from qcompiler.runtime.executor.tally import Tally
 
@@ -33,7 +33,7 @@ class Runner(Protocol):
 
 
 class Streams:
-    """Threads that run what waits in `line`, and end when it is closed. They know nothing of the
+    """Threads that run what waits in `queue`, and end when it is closed. They know nothing of the
     executor, so that it can be dropped.
 
     `make` makes the runner of each; `names` are those of the outputs; `batch` has the dtype and
@@ -42,7 +42,7 @@ class Streams:
 
     def __init__(
         self,
-        line: Line,
+        queue: RequestQueue,
         tally: Tally,
         pool: Pool,
         make: Callable[[], Runner],
@@ -53,7 +53,7 @@ class Streams:
         most: int = 0,
         delay_seconds: float = 0.0,
     ) -> None:
-        self.line, self.tally = line, tally
+        self.queue, self.tally = queue, tally
         self._pool, self._make, self._names, self._threads = pool, make, names, threads
         self._batch, self._most, self._delay = batch, most, delay_seconds
         self._gathering = threading.Lock()
@@ -63,7 +63,7 @@ class Streams:
         self._started: list[threading.Thread] = []
 
     def start(self, count: int) -> None:
-        """Start so many. Raises Error where one of them cannot be."""
+        """Start `count` streams. Raises Error where one of them cannot be."""
         failures: list[BaseException] = []
         ready = threading.Semaphore(0)
         for number in range(count):
@@ -80,14 +80,14 @@ class Streams:
                 failures.append(Error("a stream has not started in time"))
                 break
         if failures:
-            self.line.close()
+            self.queue.close()
             raise failures[0]
 
     def close(self, *, drain: bool) -> None:
         """Take no more requests. `drain`: those that wait are still run; else they fail at once."""
-        self.line.close()
+        self.queue.close()
         if not drain:
-            for request in self.line.clear():
+            for request in self.queue.clear():
                 if request.future.set_running_or_notify_cancel():
                     closed = Closed("the executor was closed before the request was begun")
                     request.future.set_exception(closed)
@@ -121,7 +121,7 @@ class Streams:
     def _next(self) -> list[Request]:
         """What to run next, all in time and not cancelled; empty: nothing comes any more."""
         if not self._batch:
-            while first := self.line.take():
+            while first := self.queue.take():
                 if self._begun(first):
                     return [first]
             return []
@@ -134,9 +134,9 @@ class Streams:
         rows, until = 0, 0.0
         while rows < self._most:
             if found:
-                request = self.line.take_fitting(self._most - rows, until)
+                request = self.queue.take_fitting(self._most - rows, until)
             else:
-                request = self.line.take()
+                request = self.queue.take()
             if request is None:
                 break
             if self._begun(request):

@@ -65,7 +65,7 @@ class Tally:
             self._counts[what] = self._counts.get(what, 0) + count
 
     def ran(self, waited: Sequence[float], seconds: float, rows: int) -> None:
-        """A run of requests that had waited so long each."""
+        """A run of requests that had `waited` that many seconds each."""
         with self._lock:
             for one in waited:
                 self._waited[bisect_left(BOUNDS, one)] += 1

@@ -55,16 +55,16 @@ def _alone(parent: int) -> None:
 
 
 def _ready(connection: socket.socket, arena: int, model: int) -> tuple[Caller, list[Memory]]:
-    """What is told of the model -> what runs it, and the arrays that it runs on."""
+    """The model's description -> what runs it, and the arrays that it runs on."""
     (size,) = LENGTH.unpack(receive_all(connection, LENGTH.size))
-    told = json.loads(receive_all(connection, size))
-    made = Model(opened(model, told), threads=told["threads"])
+    description = json.loads(receive_all(connection, size))
+    made = Model(opened(model, description), threads=description["threads"])
     os.close(model)
     kinds = [spec[2:] for spec in (*input_specs(made.inputs), *input_specs(made.outputs))]
     places = Arena(kinds, arena).places
-    return made.caller(threads=told["threads"], spin_us=told["spin_us"]), places
+    return made.caller(threads=description["threads"], spin_us=description["spin_us"]), places
 
 
 def _say(connection: socket.socket, error: Error) -> None:
-    told = json.dumps({"what": error.what, "where": error.where, "hint": error.hint}).encode()
-    connection.sendall(FAILED + LENGTH.pack(len(told)) + told)
+    text = json.dumps({"what": error.what, "where": error.where, "hint": error.hint}).encode()
+    connection.sendall(FAILED + LENGTH.pack(len(text)) + text)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import models
@@ -76,6 +77,9 @@ def test_a_request_that_kills_two_actors_fails(doubling: Path) -> None:
 
         def deadly(self: ray_engine.Actor, arrays: object) -> object:
             ray.kill(self._actor)
+            with suppress(ray.exceptions.RayActorError):
+                while True:  # until it is dead
+                    ray.get(self._actor.ready.remote())
             return real(self, arrays)  # type: ignore[arg-type]
 
         ray_engine.Actor._run = deadly  # type: ignore[method-assign, assignment]

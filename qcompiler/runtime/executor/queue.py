@@ -14,12 +14,12 @@ from qcompiler.runtime.executor.errors import Closed, Full
 from qcompiler.runtime.executor.requests import Request
 
 _SLACK = 64
-"""So many withdrawn requests may lie among those that wait."""
+"""This many withdrawn requests may lie among those that wait."""
 
 Entry = tuple[int, int, Request]
 
 
-class Line:
+class RequestQueue:
     """A bounded queue; `most` may wait (0: any number). Any threads use it."""
 
     def __init__(self, most: int) -> None:
@@ -27,7 +27,7 @@ class Line:
         self._lock = threading.Lock()
         self._filled, self._room = threading.Condition(self._lock), threading.Condition(self._lock)
         self._heap: list[Entry] = []
-        self._hopeful: deque[Signal[None]] = deque()
+        self._waiters: deque[Signal[None]] = deque()
         self._order = count()
         self._waiting = 0
         self._closed = False
@@ -53,11 +53,11 @@ class Line:
                 self._add(request)
                 return None
             signal: Signal[None] = Signal()
-            self._hopeful.append(signal)
+            self._waiters.append(signal)
             return signal
 
     def take(self) -> Request | None:
-        """The first in line, as soon as there is one; None: none will come any more."""
+        """The first, as soon as there is one; None: none will come any more."""
         with self._lock:
             while True:
                 found = self._pop(lambda _: True)
@@ -69,7 +69,7 @@ class Line:
         return found
 
     def take_fitting(self, rows: int, until: float) -> Request | None:
-        """The first in line if it has at most so many rows; waits until then (time.monotonic) for
+        """The first if it has at most `rows` rows; waits until `until` (time.monotonic) for
         one to come. None: there is none, or it does not fit.
         """
         with self._lock:
@@ -101,9 +101,9 @@ class Line:
             self._closed = True
             self._filled.notify_all()
             self._room.notify_all()
-            hopeful, self._hopeful = self._hopeful, deque()
-        for signal in hopeful:
-            _told(signal)
+            waiters, self._waiters = self._waiters, deque()
+        for signal in waiters:
+            _notified(signal)
 
     def clear(self) -> list[Request]:
         """All that wait, in order, which do so no more."""
@@ -140,15 +140,15 @@ class Line:
         return found
 
     def _invite(self) -> None:
-        """Tell the first who hopes for room, and has not given up, that there may be. Not under the
-        lock: whoever is told may come back at once.
+        """Notify the first that waits for room, and has not given up, that there may be some. Not
+        under the lock: who is notified may come back at once.
         """
-        while self._hopeful:
+        while self._waiters:
             with self._lock:
-                if not self._hopeful or (self.most and self._waiting >= self.most):
+                if not self._waiters or (self.most and self._waiting >= self.most):
                     return
-                signal = self._hopeful.popleft()
-            if _told(signal):
+                signal = self._waiters.popleft()
+            if _notified(signal):
                 return
 
 
@@ -156,8 +156,8 @@ def _place(entry: Entry) -> tuple[int, int]:
     return entry[:2]
 
 
-def _told(signal: Signal[None]) -> bool:
-    heard = signal.set_running_or_notify_cancel()
-    if heard:
+def _notified(signal: Signal[None]) -> bool:
+    alive = signal.set_running_or_notify_cancel()
+    if alive:
         signal.set_result(None)
-    return heard
+    return alive
