@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code.epilogue import DTYPES, Fused, Row, Walk, load, store
 from qcompiler.kernels.cpu.code.math import TirMath
@@ -56,7 +56,7 @@ class Draft:
         self,
         kind: str,
         region: Region,
-        device: Device,
+        device: Cpu,
         *,
         name: str = "",
         packed: Node | None = None,
