@@ -141,9 +141,11 @@ def _limits(model: Model | RemoteModel) -> Limits | None:
         return None
     try:
         from qcompiler import plugins
+        from qcompiler.hardware.isa import Cpu
         from qcompiler.tune import limits
 
-        return limits.measure(plugins.device(model.variant.isa, model.threads))
+        device = plugins.device(model.variant.isa, model.threads)
+        return limits.measure(device) if isinstance(device, Cpu) else None
     except ImportError as e:
         if compiler_missing(e) is None:
             raise

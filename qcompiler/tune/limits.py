@@ -18,7 +18,7 @@ import numpy as np
 from qcompiler.artifact.artifact import StepFact
 from qcompiler.emit.native import emit_kernel
 from qcompiler.hardware.isa import Cpu, Isa
-from qcompiler.hardware.products import BlockMac, Mac, TileMac, VectorMac
+from qcompiler.hardware.products import BlockMac, Mac, TileMac, VectorMac, WarpMac
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer
@@ -103,6 +103,7 @@ def products(device: Cpu, mac: Mac, sums: int = 0) -> float:
         if isinstance(mac, TileMac):
             count = _tiles(b, device.isa, mac, source, mine)
         else:
+            assert not isinstance(mac, WarpMac), "a CPU has no warps"
             count = _vectors(b, device.isa, mac, source, mine, sums)
     done = 2 * count * _ITERATIONS * mac.multiplies * device.threads
     return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))

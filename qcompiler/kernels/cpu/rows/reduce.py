@@ -68,6 +68,12 @@ def reduce(region: Region, device: Cpu) -> Kernel | Skip:
     """Any axes."""
     if reason := refuse(region):
         return reason
+    axes = axes_of(region)
+    return axes if isinstance(axes, Skip) else _emitted(region, device, axes)
+
+
+def axes_of(region: Region) -> list[int] | Skip:
+    """The axes that a region reduces, in order."""
     root = region.root
     assert root is not None
     x = root.operands[0]
@@ -82,7 +88,7 @@ def reduce(region: Region, device: Cpu) -> Kernel | Skip:
         return Skip("nothing to reduce")
     if x.dtype == "bool" and root.op not in ("ReduceMax", "ReduceMin"):
         return Skip(f"{root.op} of bool")
-    return _emitted(region, device, sorted(set(axes)))
+    return sorted(set(axes))
 
 
 def _emitted(region: Region, device: Cpu, axes: list[int]) -> Kernel:
