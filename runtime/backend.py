@@ -55,6 +55,7 @@ FILES = (
     "quality/__init__.py",
     "quality/demand.py",
     "runtime/*.py",
+    "runtime/cuda/*.py",
     "runtime/executor/*.py",
     "runtime/remote/*.py",
     "runtime/serve/*.py",

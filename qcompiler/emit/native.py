@@ -19,11 +19,11 @@ import tvm
 from tvm import tirx
 
 from qcompiler.artifact.abi import MOST_UNITS, Table
-from qcompiler.artifact.artifact import Binary, signature
 from qcompiler.emit import entries, team
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
 from qcompiler.emit.sections import Call, Section, sections
+from qcompiler.emit.signed import signature_of
 from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
 from qcompiler.hardware.isa import Isa
 from qcompiler.kernels.cpu.code.tir import Builder, Value, const
@@ -140,16 +140,8 @@ def _team_entries() -> dict[str, tirx.PrimFunc]:
 
 def _signature(plan: Plan) -> tirx.PrimFunc:
     """The function that returns what the manifest must agree with (artifact.signature)."""
-    graph = plan.graph
-    inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
-    named = zip(graph.output_names, graph.outputs, strict=True)
-    outputs = [(name, n.dtype, n.type.dims) for name, n in named]
-    sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.useful_threads)
-    isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
-    machine = (isa.name, isa.triple, isa.cpu_flags)
-    signed = signature(inputs, outputs, sizes, machine, weights.digest)
     b = Builder("qcompiler_signature")
-    b.pointer("found", "int32").store(0, const(signed))
+    b.pointer("found", "int32").store(0, const(signature_of(plan)))
     return b.function()
 
 
