@@ -25,7 +25,8 @@ from qcompiler.emit.machine import Layer, build_objects, modules
 from qcompiler.emit.sections import Call, Section, sections
 from qcompiler.emit.signed import signature_of
 from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
-from qcompiler.hardware.isa import Isa
+from qcompiler.errors import Error
+from qcompiler.hardware.isa import Cpu, Isa
 from qcompiler.kernels.cpu.code.tir import Builder, Value, const
 from qcompiler.kernels.registry import Kernel
 from qcompiler.plan.barriers import SHARED
@@ -70,6 +71,8 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
     """Plan -> the functions: every phase of a kernel once, the sections, and the entries. `team`:
     with those of a thread team, and the signature.
     """
+    if not isinstance(plan.device, Cpu):
+        raise Error(f"{plan.device.isa.name} is a GPU, and C code is for CPUs", where="--target")
     units = min(plan.device.threads, MOST_UNITS)
     known: dict[str, tuple[Part, ...]] = {}
     for step in plan.steps:

@@ -66,3 +66,24 @@ def test_each_channel_has_a_filter(case: dict[str, tuple[int, ...]], dtype: str)
     kernel = check(out, y, [values], (x,), gpu(), rtol=1e-5, atol=1e-5)
     assert kernel.name.startswith("depthwise")
     assert kernel.grid is not None
+
+
+@pytest.mark.parametrize("op", ["max_pool", "average_pool"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "attrs"),
+    [
+        ((1, 8, 7, 8), dict(kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))),
+        ((2, 6, 6, 3), dict(kernel_shape=(2, 3), strides=(1, 2))),
+        ((1, 9, 16), dict(kernel_shape=(4,), strides=(3,), pads=(1, 2))),
+    ],
+)
+def test_windows_are_pooled(
+    op: str, dtype: str, shape: tuple[int, ...], attrs: dict[str, tuple[int, ...]]
+) -> None:
+    rng, kind = np.random.default_rng(0), numpy_dtype(dtype)
+    values = (rng.integers(0, 256, shape) if dtype == "uint8" else normal(shape)).astype(kind)
+    x = placeholder("x", Type(dtype, shape))
+    y = make(op, x, **attrs)
+    kernel = check(y, y, [values], (x,), gpu(), rtol=1e-2 if dtype == "bfloat16" else 1e-6)
+    assert kernel.grid is not None

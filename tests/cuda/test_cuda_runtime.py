@@ -178,8 +178,15 @@ def test_the_demo_network_runs_end_to_end(
     else:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert made.manifest.steps
-    with pytest.raises(Error, match="nvptx64"):
+    with pytest.raises(Error, match=r"nvptx64(.|\n)*qcompiler.runtime.cuda.load"):
         qcompiler.load(made)
+
+
+def test_code_for_c_is_for_cpus(artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(Error, match="is a GPU"):
+        qcompiler.export_c(artifact, tmp_path / "c")
+    with pytest.raises(Error, match="is a GPU"):
+        qcompiler.export_c(small(), tmp_path / "c", target="sm_80")
 
 
 def test_several_architectures_are_variants_of_one_artifact(
