@@ -20,6 +20,7 @@ from qcompiler.emit import cuda, nvrtc
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import family
 from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, tensor
 from qcompiler.kernels.gpu.contraction.tiled import TILES, tiled
 from qcompiler.kernels.registry import Kernel, Ways
 from qcompiler.ops import make
@@ -116,6 +117,28 @@ def test_bytes_are_multiplied_four_at_a_time(tmp_path: Path) -> None:
     for architecture in ("sm_80", "sm_90"):
         text = instructions(product("int8")(0), architecture, tmp_path)
         assert text.count("IDP.4A.S8.S8") >= 8 * 64
+
+
+@pytest.mark.parametrize("blocking", range(len(BLOCKINGS)))
+@pytest.mark.parametrize(
+    ("dtype", "word"),
+    [
+        ("float16", "HMMA.16816.F32"),
+        ("bfloat16", "HMMA.16816.F32.BF16"),
+        ("int8", "IMMA.16832.S8.S8"),
+    ],
+)
+def test_tensor_cores_multiply_what_comes_as_matrices(
+    dtype: str, word: str, blocking: int, tmp_path: Path
+) -> None:
+    for architecture in ("sm_80", "sm_90"):
+        text = instructions(product(dtype, tensor)(blocking), architecture, tmp_path)
+        how = BLOCKINGS[blocking]
+        steps, rest = divmod(text.count(word), 2 * how.matrices_down * how.matrices_across)
+        assert steps  # as many as the compiler unrolls
+        assert not rest
+        assert "LDSM.16.M88.4" in text
+        assert re.search(r"LDG\.E\.128", text)
 
 
 def test_elements_move_sixteen_bytes_at_a_time(tmp_path: Path) -> None:

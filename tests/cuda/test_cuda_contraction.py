@@ -7,8 +7,9 @@ from kernel_harness import compare, expected, normal, region_of
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, tensor
 from qcompiler.kernels.gpu.contraction.tiled import TILES, tiled
-from qcompiler.kernels.registry import Kernel, Ways
+from qcompiler.kernels.registry import Kernel, Ways, choose
 from qcompiler.ops import make
 
 
@@ -114,7 +115,67 @@ def test_short_floats_are_summed_in_float32(dtype: str) -> None:
 
 def test_every_tile_is_one_that_a_block_can_hold() -> None:
     device = gpu("sm_75")
-    for tile in TILES:
+    for tile in (*TILES, *BLOCKINGS):
         held = device.multiprocessor.occupancy(tile.threads, tile.registers, tile.shared_bytes)
         assert held >= 1
         assert tile.shared_bytes <= 48 << 10  # more would have to be asked for
+
+
+def numbers(shape: tuple[int, ...], dtype: str, seed: int = 0) -> Array:
+    rng = np.random.default_rng((seed, *shape))
+    if "float" in dtype:
+        return rng.standard_normal(shape).astype(numpy_dtype(dtype))
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max + 1, shape).astype(dtype)
+
+
+PAIRS = [("float16",) * 2, ("bfloat16",) * 2, ("int8",) * 2, ("uint8", "int8")]
+
+
+@pytest.mark.parametrize("dtypes", PAIRS)
+@pytest.mark.parametrize(("m", "k", "n"), [(5, 16, 3), (33, 48, 36), (130, 80, 70)])
+def test_tensor_cores_multiply_matrices_of_any_size(
+    dtypes: tuple[str, str], m: int, k: int, n: int
+) -> None:
+    x = placeholder("x", Type(dtypes[0], (m, k)))
+    y = make("matmul", x, constant(numbers((k, n), dtypes[1])))
+    every_tile(y, y, (x,), [numbers((m, k), dtypes[0], 1)], tensor)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_tensor_cores_multiply_batches(dtype: str) -> None:
+    x = placeholder("x", Type(dtype, (2, 3, 20, 32)))
+    w = placeholder("w", Type(dtype, (3, 18, 32)))
+    y = make("matmul", x, w, transpose_b=1)
+    arrays = [numbers((2, 3, 20, 32), dtype), numbers((3, 18, 32), dtype, 1)]
+    every_tile(y, y, (x, w), arrays, tensor)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "case"),
+    [
+        (PAIRS[0], dict(x=(1, 6, 7, 8), w=(3, 3, 8, 12), pads=(1, 1, 1, 1))),
+        (PAIRS[2], dict(x=(1, 7, 6, 16), w=(3, 3, 16, 8), pads=(1, 0, 0, 1), pad_value=-5)),
+        (PAIRS[3], dict(x=(1, 7, 6, 32), w=(2, 2, 16, 10), group=2, strides=(2, 1), pad_value=9)),
+        (PAIRS[1], dict(x=(2, 5, 5, 16), w=(1, 1, 16, 24))),
+    ],
+    ids=["f16", "i8", "u8", "bf16"],
+)
+def test_tensor_cores_gather_windows(
+    dtypes: tuple[str, str], case: dict[str, tuple[int, ...]]
+) -> None:
+    attrs = {k: v for k, v in case.items() if k not in "xw"}
+    x = placeholder("x", Type(dtypes[0], case["x"]))
+    y = make("conv", x, constant(numbers(case["w"], dtypes[1])), **attrs)
+    out = make("Relu", make("Cast", y, to="float32"))
+    every_tile(out, y, (x,), [numbers(case["x"], dtypes[0], 1)], tensor)
+
+
+def test_tensor_cores_are_preferred_for_large_products() -> None:
+    x = placeholder("x", Type("float16", (512, 512)))
+    y = make("matmul", x, constant(numbers((512, 512), "float16")))
+    region = region_of(Graph((x,), (y,), ("y",)), y)
+    for architecture, generator in (("sm_80", "tensor"), ("sm_75", "tiled")):
+        chosen = choose(region, gpu(architecture)).chosen
+        assert chosen is not None
+        assert chosen.generator == generator
