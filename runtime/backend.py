@@ -34,6 +34,7 @@ FILES = (
     "cli/commands.py",
     "cli/executing.py",
     "cli/flags.py",
+    "cli/gpu.py",
     "cli/inputs.py",
     "cli/places.py",
     "cli/remote.py",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from qcompiler.errors import Error
@@ -37,6 +37,30 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a function takes of a multiprocessor."""
+
+    registers: int
+    """Of a thread; 0: not known."""
+    frame_bytes: int
+    """Memory of a thread for what did not fit its registers."""
+    shared_bytes: int
+    """Of a block."""
+    occupancy: float
+    """Threads that run at the same time, of the most that could."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a step is predicted to take, and what most of it is due to: "memory", "arithmetic",
+    "latency" or "launch".
+    """
+
+    seconds: float
+    bound: str
+
+
+@dataclass(frozen=True)
 class Program:
     """Modules by architecture, as many for each; launches; the driver that is needed, as
     1000 * major + 10 * minor; and what the code expects of its manifest.
@@ -46,6 +70,10 @@ class Program:
     launches: tuple[Launch, ...]
     driver: int
     signature: int
+    uses: Mapping[str, Use]
+    """By function."""
+    forecasts: tuple[Forecast, ...]
+    """By step."""
 
 
 def written(program: Program) -> bytes:
@@ -59,6 +87,8 @@ def written(program: Program) -> bytes:
         ],
         "driver": program.driver,
         "signature": program.signature,
+        "uses": {name: astuple(use) for name, use in program.uses.items()},
+        "forecasts": [astuple(f) for f in program.forecasts],
     }
     text = json.dumps(head, separators=(",", ":")).encode()
     return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, *(code for _, code in modules)))
@@ -89,7 +119,18 @@ def _read(code: bytes) -> Program:
     counts = {len(codes) for codes in modules.values()}
     if len(counts) != 1 or any(not 0 <= c.module < min(counts) for c in launches):
         raise ValueError("a launch names no module")
-    return Program(modules, launches, int(head["driver"]), int(head["signature"]))
+    uses = {str(n): _use(*raw) for n, raw in head["uses"].items()}
+    if any(c.function not in uses for c in launches):
+        raise ValueError("a launch names no function")
+    forecasts = tuple(Forecast(float(s), str(b)) for s, b in head["forecasts"])
+    if any(not 0 <= c.step < len(forecasts) for c in launches):
+        raise ValueError("a launch is of no step")
+    driver, signature = int(head["driver"]), int(head["signature"])
+    return Program(modules, launches, driver, signature, uses, forecasts)
+
+
+def _use(registers: Any, frame: Any, shared: Any, occupancy: Any) -> Use:
+    return Use(int(registers), int(frame), int(shared), float(occupancy))
 
 
 def _launch(raw: Sequence[Any]) -> Launch:

@@ -90,3 +90,9 @@ class Gpu:
         """Seconds of multiply-accumulates, at the rate of operands of a dtype."""
         rate = self.macs_per_cycle.get(dtype, self.macs_per_cycle["f32"])
         return macs / (rate * self.multiprocessors * self.hz)
+
+    def bound(self, seconds: float, size: float) -> str:
+        """What most of a kernel's predicted seconds are due to, which moves so many bytes."""
+        if 1e-9 * (self.launch_ns + self.latency_ns) > 0.5 * seconds:
+            return "launch"
+        return "memory" if self.moved_seconds(size) > 0.99 * seconds else "arithmetic"

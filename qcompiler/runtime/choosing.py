@@ -66,7 +66,7 @@ def _of_this_machine(
     others = " and ".join(dict.fromkeys(map(_machine, variants.values())))
     hint = "compile it for this machine, or copy it to one that it is for"
     if others.startswith("nvptx"):
-        hint = "qcompiler.runtime.cuda.load runs it on a GPU of this machine"
+        hint = 'a GPU of this machine runs it: load(..., device="cuda"), or --device cuda'
     raise Error(
         f"{whose} is for {others}, this machine is {machine}",
         where=manifest.name,

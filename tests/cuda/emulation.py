@@ -20,7 +20,7 @@ from kernel_harness import Fenced, compare, expected, region_of
 from poison import twice
 
 from qcompiler import plugins
-from qcompiler.emit import cuda
+from qcompiler.emit import cuda, nvrtc
 from qcompiler.hardware.gpu import Gpu
 from qcompiler.hardware.isa import ISAS
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
@@ -96,6 +96,13 @@ def host_code(source: str) -> Path:
     source = source.replace("#include <cuda_fp16.h>", "")
     exact = ("-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv")
     return compiled(head + source + bounds, *exact)
+
+
+def put_for_this_cpu(patch: pytest.MonkeyPatch) -> None:
+    """What is compiled from now on is for this CPU."""
+    patch.setattr(nvrtc, "compile", lambda source, _: host_code(source).read_bytes())
+    patch.setattr(nvrtc, "driver", lambda: 13000)
+    patch.setattr(nvrtc, "available", lambda: "")
 
 
 class Code:

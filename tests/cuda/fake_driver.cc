@@ -4,6 +4,7 @@
 // until the stream is waited for, so that a result that is read too early is found; memory is full
 // of rubbish when it is handed out, and must have been freed in the end.
 
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -21,7 +22,7 @@ extern "C" const char *emulate(void *, const unsigned *, unsigned, const int64_t
                                uint64_t, uint64_t, int);
 
 namespace {
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, LAUNCH = 719 };
+enum { OK = 0, NOT_READY = 600, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, LAUNCH = 719 };
 typedef std::function<int()> Work;
 struct Module {
   void *library;
@@ -37,11 +38,14 @@ struct Stream {
   bool recording = false;
   std::vector<Work> recorded;
 };
+struct Event {
+  double ms = 0; // 0: has not come
+};
 struct Graph {
   std::vector<Work> work;
 };
 struct Counts {
-  int64_t bytes = 0, modules = 0, streams = 0, graphs = 0, launches = 0, graph_launches = 0;
+  int64_t bytes = 0, modules = 0, streams = 0, graphs = 0, launches = 0, graph_launches = 0, events = 0;
 } counts;
 
 std::recursive_mutex lock;
@@ -176,6 +180,27 @@ int cuGraphLaunch(Graph *graph, Stream *stream) {
   for (auto &work : graph->work)
     if (int status = put(stream, work)) return status;
   return OK;
+}
+
+int cuEventCreate(Event **made, unsigned) {
+  LOCKED;
+  return counts.events++, *made = new Event, OK;
+}
+int cuEventDestroy_v2(Event *event) {
+  LOCKED;
+  return counts.events--, delete event, OK;
+}
+int cuEventRecord(Event *event, Stream *stream) {
+  LOCKED;
+  return put(stream, [=] {
+    auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return event->ms = std::chrono::duration<double, std::milli>(now).count(), OK;
+  });
+}
+int cuEventElapsedTime(float *ms, Event *from, Event *to) {
+  LOCKED;
+  if (!from->ms || !to->ms) return NOT_READY;
+  return *ms = to->ms - from->ms, OK;
 }
 
 int cuModuleLoadData(Module **made, const unsigned char *image) {

@@ -4,54 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from emulation import HERE, compiled, emulator, host_code
+from emulation import put_for_this_cpu
 
 import qcompiler
 from qcompiler import demo
 from qcompiler.artifact.artifact import Artifact, reading
-from qcompiler.emit import nvrtc
 from qcompiler.errors import Error
 from qcompiler.runtime.cuda import CudaModel, load
 from qcompiler.runtime.cuda import driver as drivers
 
+pytestmark = pytest.mark.usefixtures("for_this_cpu")
 AMPLE = 1 << 40
 
 
-@pytest.fixture(scope="module")
-def library() -> str:
-    """The path of the driver."""
-    emulator()
-    return str(compiled((HERE / "fake_driver.cc").read_text(), "-O1"))
-
-
-@pytest.fixture
-def fake(library: str) -> Iterator[ctypes.CDLL]:
-    """The driver, of an A100 that has enough memory."""
-    found = ctypes.CDLL(library)
-    found.fake_set(13050, 8, 0, ctypes.c_int64(AMPLE))
-    yield found
-    found.fake_set(13050, 8, 0, ctypes.c_int64(AMPLE))
-    drivers._held.clear()
-
-
-@pytest.fixture(autouse=True)
-def _for_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code for this CPU in the place of cubins."""
-    monkeypatch.setattr(nvrtc, "compile", lambda source, _: host_code(source).read_bytes())
-    monkeypatch.setattr(nvrtc, "driver", lambda: 13000)
-
-
 def counts(fake: ctypes.CDLL) -> list[int]:
-    """Bytes, modules, streams and graphs that are not freed; launches, launches of graphs."""
+    """Bytes, modules, streams and graphs that are not freed; launches, launches of graphs; events
+    that are not freed.
+    """
     gc.collect()
-    found = (ctypes.c_int64 * 6)()
+    found = (ctypes.c_int64 * 7)()
     fake.fake_counts(found)
     return list(found)
 
@@ -71,8 +48,7 @@ def small() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def artifact() -> Artifact:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nvrtc, "compile", lambda source, _: host_code(source).read_bytes())
-        patch.setattr(nvrtc, "driver", lambda: 13000)
+        put_for_this_cpu(patch)
         return qcompiler.compile(small(), target="sm_80")
 
 
@@ -178,7 +154,7 @@ def test_the_demo_network_runs_end_to_end(
     else:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert made.manifest.steps
-    with pytest.raises(Error, match=r"nvptx64(.|\n)*qcompiler.runtime.cuda.load"):
+    with pytest.raises(Error, match=r"nvptx64(.|\n)*--device cuda"):
         qcompiler.load(made)
 
 

@@ -154,6 +154,30 @@ class Stream:
             call("cuGraphDestroy", recorded)
 
 
+class Event:
+    """A moment in a stream."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        with gpu.current() as call:
+            self.handle = call.handle("cuEventCreate", 0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            with self.gpu.current() as call:
+                call("cuEventDestroy_v2", self.handle)
+
+    def record(self, call: Driver, stream: ctypes.c_void_p) -> None:
+        """The moment when all before it in a stream is done."""
+        call("cuEventRecord", self.handle, stream)
+
+    def since(self, call: Driver, earlier: Event) -> float:
+        """Seconds from another moment; both have come."""
+        found = ctypes.c_float()
+        call("cuEventElapsedTime", ctypes.byref(found), earlier.handle, self.handle)
+        return found.value / 1e3
+
+
 def _flags() -> ctypes.c_uint64:
     return ctypes.c_uint64(0)
 

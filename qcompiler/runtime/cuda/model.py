@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import queue
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -37,17 +39,28 @@ _ARCHITECTURE = "nvptx"
 def load(
     artifact: str | Path | Artifact,
     *,
-    device: int = 0,
+    device: int | str = 0,
     variant: str = "",
-    library: str = driver.LIBRARY,
+    library: str = "",
 ) -> CudaModel:
-    """Path or artifact -> a model that runs on the GPU of a number: of the named variant, or of the
-    best one for that GPU. `library`: the driver's.
+    """Path or artifact -> a model that runs on a GPU, by its number or as "cuda:1": of the named
+    variant, or of the best one for that GPU. `library`: the driver's, if not the system's.
     """
+    number, library = _number(device), library or driver.LIBRARY
     if isinstance(artifact, Artifact):
-        return _best(artifact, device, variant, library)
+        return _best(artifact, number, variant, library)
     with reading(artifact) as file:
-        return _best(file, device, variant, library)
+        return _best(file, number, variant, library)
+
+
+def _number(device: int | str) -> int:
+    """The number of a GPU. Raises Error for another name than "cuda" and "cuda:N"."""
+    if isinstance(device, int):
+        return device
+    found = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if found is None:
+        raise Error(f"there is no device {device!r}", hint='"cpu", "cuda", or "cuda:1"')
+    return int(found[1] or 0)
 
 
 def _best(source: Artifact | ArtifactFile, device: int, variant: str, library: str) -> CudaModel:
@@ -56,7 +69,10 @@ def _best(source: Artifact | ArtifactFile, device: int, variant: str, library: s
         named = {n: i for n, i in named.items() if n == variant}
     where = source.manifest.name
     if not named:
-        raise Error("there is no such variant for a GPU", where=where)
+        known = ", ".join(v.isa for v in source.manifest.variants)
+        what = f"there is no variant {variant!r} for a GPU" if variant else "it is for no GPU"
+        hint = f"it is for {known}; compile it with --target sm_80 or another GPU"
+        raise Error(what, where=where, hint=hint)
     gpu = driver.Gpu(driver.driver(library), device)
     found = gpu.fitting(list(named))
     if found is None:
@@ -117,6 +133,7 @@ class CudaModel(Interface):
         with gpu.current() as call:
             copied = np.ascontiguousarray(binary.weights)
             call("cuMemcpyHtoD_v2", _u64(weights.address), _at(copied), _size(copied.nbytes))
+        self.threads = 1
         self._specs = input_specs(self.manifest.inputs)
         self._held: _Held | None = _Held(gpu, modules, [known[n] for n in names], weights)
 
@@ -129,6 +146,17 @@ class CudaModel(Interface):
         """{input name: array} -> {output name: array}."""
         results = self._call(arrays_in_order(self._specs, inputs))
         return dict(zip([v.name for v in self.manifest.outputs], results))
+
+    def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
+        """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
+        by the GPU's clock, launched one after the other.
+        """
+        if repeat < 1:
+            raise Error(f"{repeat} rounds", hint="use at least 1")
+        arrays = arrays_in_order(self._specs, inputs)
+        with self._context() as context:
+            times = [context.timed(arrays) for _ in range(repeat)]
+        return [float(t) for t in np.median(times, axis=0)]
 
     def close(self) -> None:
         """Free the GPU's memory as soon as running calls have ended; further calls raise Error."""
@@ -158,6 +186,12 @@ class CudaModel(Interface):
         return found
 
     def _call(self, arrays: Sequence[Array]) -> list[Array]:
+        with self._context() as context:
+            return context.run(arrays)
+
+    @contextmanager
+    def _context(self) -> Iterator[_Context]:
+        """What a run needs for itself, idle or new."""
         held = self._held
         if held is None:
             raise Error("the model is closed", where=self.manifest.name, hint="load it again")
@@ -166,7 +200,7 @@ class CudaModel(Interface):
         except queue.Empty:
             context = _Context(self, held)
         try:
-            return context.run(arrays)
+            yield context
         finally:
             held.contexts.put(context)
 
@@ -187,9 +221,11 @@ class _Context:
         count = len(sizes[0])
         self.inputs, self.outputs, self.workspace = starts[:count], starts[count:-1], starts[-1]
         self.stream = driver.Stream(self.gpu)
+        self.launches = list(zip(model.program.launches, held.functions))
+        self.steps = len(model.variant.steps)
         with self.gpu.current() as call:
             self.stream.begin(call)
-            for launch, function in zip(model.program.launches, held.functions):
+            for launch, function in self.launches:
                 self._launch(call, launch, function)
             self.graph = self.stream.end(call)
 
@@ -223,15 +259,35 @@ class _Context:
         given = [np.ascontiguousarray(a) for a in arrays]
         made: list[Array] = [np.empty(shape, dtype) for dtype, shape in self.kinds[1]]
         with self.gpu.current() as call:
-            for array, address in zip(given, self.inputs):
-                size = _size(array.nbytes)
-                call("cuMemcpyHtoDAsync_v2", _u64(address), _at(array), size, self.handle)
+            self._send(call, given)
             call("cuGraphLaunch", self.graph.handle, self.handle)
             for array, address in zip(made, self.outputs):
                 size = _size(array.nbytes)
                 call("cuMemcpyDtoHAsync_v2", _at(array), _u64(address), size, self.handle)
             call("cuStreamSynchronize", self.handle)
         return made
+
+    def timed(self, arrays: Sequence[Array]) -> list[float]:
+        """Inputs -> seconds of each step."""
+        given = [np.ascontiguousarray(a) for a in arrays]
+        marks = [driver.Event(self.gpu) for _ in range(self.steps + 1)]
+        with self.gpu.current() as call:
+            self._send(call, given)
+            done = 0
+            for launch, function in self.launches:
+                while done <= launch.step:
+                    marks[done].record(call, self.handle)
+                    done += 1
+                self._launch(call, launch, function)
+            for mark in marks[done:]:
+                mark.record(call, self.handle)
+            call("cuStreamSynchronize", self.handle)
+            return [b.since(call, a) for a, b in zip(marks, marks[1:])]
+
+    def _send(self, call: driver.Driver, arrays: Sequence[Array]) -> None:
+        for array, address in zip(arrays, self.inputs):
+            size = _size(array.nbytes)
+            call("cuMemcpyHtoDAsync_v2", _u64(address), _at(array), size, self.handle)
 
 
 def _laid_out(sizes: Sequence[int]) -> tuple[list[int], int]:
