@@ -35,13 +35,49 @@ static __device__ __forceinline__ int dot4_u8i8(int sum, int a, int b) {
   asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(made) : "r"(a), "r"(b), "r"(sum));
   return made;
 }
-static __device__ __forceinline__ void load_matrices(unsigned *to, const unsigned *from) {
+template <class U> static __device__ __forceinline__ void load_matrices(unsigned *to, U *from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"((unsigned)__cvta_generic_to_shared(from))
                : "memory");
 }
+template <class U>
+static __device__ __forceinline__ void load_transposed(unsigned *to, U *from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"((unsigned)__cvta_generic_to_shared(from))
+               : "memory");
+}
+static __device__ __forceinline__ float power2(float x) {
+  float made;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(made) : "f"(x));
+  return made;
+}
 #if __CUDA_ARCH__ >= 800
+template <class T, class U>
+static __device__ __forceinline__ void copy_async16(T *to, U *from, int size) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"((unsigned)__cvta_generic_to_shared(to)), "l"(__cvta_generic_to_global(from)),
+                 "r"(size)
+               : "memory");
+}
+static __device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+#define WAIT_COPIES(n)                                                                             \
+  static __device__ __forceinline__ void wait_copies##n() {                                        \
+    asm volatile("cp.async.wait_group " #n ";" ::: "memory");                                      \
+  }
+WAIT_COPIES(0) WAIT_COPIES(1) WAIT_COPIES(2)
+#define PACK(name, words)                                                                          \
+  static __device__ __forceinline__ unsigned name(float low, float high) {                         \
+    unsigned made;                                                                                 \
+    asm("cvt.rn." words ".f32 %0, %1, %2;" : "=r"(made) : "f"(high), "f"(low));                    \
+    return made;                                                                                   \
+  }
+PACK(pack_f16, "f16x2")
+PACK(pack_bf16, "bf16x2")
 #define WARP_PRODUCT(name, words, T, letter)                                                       \
   static __device__ __forceinline__ void name(T *c, const unsigned *a, const unsigned *b) {        \
     asm volatile("mma.sync.aligned." words " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "       \

@@ -40,7 +40,7 @@ def gpu(architecture: str = "sm_80") -> Gpu:
         hz=1e9,
         memory_bytes_per_second=500e9,
         l2_bytes=4 << 20,
-        macs_per_cycle={"f32": 128, "f16": 512, "i8": 1024},
+        macs_per_cycle={"f32": 128, "f16": 512, "bf16": 512, "i8": 1024},
     )
 
 

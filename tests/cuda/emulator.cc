@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <ucontext.h>
 #include <vector>
 
@@ -24,7 +25,13 @@ namespace {
 enum { READY, AT_BARRIER, IN_WARP, DONE };
 const unsigned STACK = 256 << 10;
 
+struct Copy {
+  void *to;
+  const void *from;
+  int size;
+};
 struct Fiber {
+  std::deque<std::vector<Copy>> copies; // by groups, the last of which is not committed
   ucontext_t start;
   jmp_buf at;
   bool fresh;
@@ -50,12 +57,18 @@ unsigned any(unsigned below) {
   return (unsigned)(seed >> 32) % below;
 }
 
+void fail(const char *what) {
+  snprintf(failure, sizeof failure, "%s", what);
+}
+
 void body() {
   const int64_t *a = given;
   kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13],
          a[14], a[15], a[16], a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26],
          a[27], a[28], a[29], a[30], a[31]);
   fibers[current].state = DONE;
+  for (auto &group : fibers[current].copies)
+    if (!group.empty()) fail("a thread ends before its copies have come");
   _longjmp(home, 1);
 }
 
@@ -86,7 +99,7 @@ void run_block() {
   waiting = 0;
   ready.clear();
   for (Warp &warp : warps) warp.arrived = 0;
-  for (unsigned i = 0; i < threads; i++) fibers[i].fresh = true, wake(i);
+  for (unsigned i = 0; i < threads; i++) fibers[i].fresh = true, fibers[i].copies.assign(1, {}), wake(i);
   while (!ready.empty() && !failure[0]) run_next();
   unsigned done = 0;
   for (unsigned i = 0; i < threads; i++) done += fibers[i].state == DONE;
@@ -131,6 +144,22 @@ const unsigned char *warp_exchange(const void *own, unsigned size) {
       if (i != current) wake(i);
   }
   return left[0];
+}
+
+void start_copy(void *to, const void *from, int size) {
+  if ((uintptr_t)to % 16 || (size && (uintptr_t)from % 16)) fail("16 bytes at another address");
+  if (size != 0 && size != 16) fail("a copy of another size than 16 bytes");
+  memset(to, 0xff, 16);
+  fibers[current].copies.back().push_back({to, from, size});
+}
+void commit_copies() { fibers[current].copies.emplace_back(); }
+void finish_copies(unsigned pending) {
+  auto &groups = fibers[current].copies;
+  for (; groups.size() > pending + 1; groups.pop_front())
+    for (Copy &copy : groups.front()) {
+      memset(copy.to, 0, 16);
+      memcpy(copy.to, copy.from, copy.size);
+    }
 }
 
 void misaligned(const void *address, unsigned size) {

@@ -23,6 +23,10 @@ void block_barrier();
 // Every lane of the warp leaves `size` bytes, and gets what all left, 64 bytes apart.
 const unsigned char *warp_exchange(const void *own, unsigned size);
 unsigned warp_lane();
+// A copy is done when it is waited for, and rubbish until then.
+void start_copy(void *to, const void *from, int size);
+void commit_copies();
+void finish_copies(unsigned pending);
 }
 
 template <class T> static T of_lane(const unsigned char *all, unsigned lane) {
@@ -50,11 +54,44 @@ static inline int dot4_u8i8(int sum, int a, int b) {
   return sum;
 }
 
-static inline void load_matrices(unsigned *to, const unsigned *from) {
+template <class U> static void load_matrices(unsigned *to, U *from) {
   const unsigned char *rows = warp_exchange(&from, sizeof from);
   unsigned lane = warp_lane();
   for (unsigned i = 0; i < 4; i++)
     to[i] = of_lane<const unsigned *>(rows, 8 * i + lane / 4)[lane % 4];
+}
+
+template <class U> static void load_transposed(unsigned *to, U *from) {
+  const unsigned char *rows = warp_exchange(&from, sizeof from);
+  unsigned lane = warp_lane();
+  for (unsigned i = 0; i < 4; i++) {
+    uint16_t pair[2];
+    for (unsigned k = 0; k < 2; k++)
+      pair[k] = ((const uint16_t *)of_lane<const unsigned *>(rows, 8 * i + lane % 4 * 2 + k))[lane / 4];
+    memcpy(&to[i], pair, 4);
+  }
+}
+static inline float power2(float x) { return x < -126 ? 0 : exp2f(x); }
+template <class T, class U> static void copy_async16(T *to, U *from, int size) {
+  start_copy((void *)to, (const void *)from, size);
+}
+static inline void wait_copies0() { finish_copies(0); }
+static inline void wait_copies1() { finish_copies(1); }
+static inline void wait_copies2() { finish_copies(2); }
+
+static inline unsigned pack_f16(float low, float high) {
+  half pair[2] = {(half)low, (half)high};
+  unsigned made;
+  memcpy(&made, pair, 4);
+  return made;
+}
+static inline unsigned upper_half(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static inline unsigned pack_bf16(float low, float high) {
+  return upper_half(low) | upper_half(high) << 16;
 }
 
 template <class T> static float short_float(unsigned word, int i) {

@@ -20,13 +20,18 @@ from qcompiler.emit import cuda, nvrtc
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import family
 from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.gpu.attention.tensor import tensor_attention
 from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, tensor
 from qcompiler.kernels.gpu.contraction.tiled import TILES, tiled
 from qcompiler.kernels.registry import Kernel, Ways
 from qcompiler.ops import make
 
 plugins.load_all()
-ARCHITECTURES = [i.name for i in family("cuda")]
+DEFAULT = ("sm_75", "sm_80", "sm_90")
+ARCHITECTURES = [
+    i.name if i.name in DEFAULT else pytest.param(i.name, marks=pytest.mark.slow)
+    for i in family("cuda")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +106,10 @@ def test_equal_kernels_give_equal_code() -> None:
 
 
 @pytest.mark.parametrize("tile", range(len(TILES)))
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["sm_80", *[pytest.param(a, marks=pytest.mark.slow) for a in ("sm_75", "sm_90")]],
+)
 def test_products_are_what_the_main_loop_is_made_of(
     architecture: str, tile: int, tmp_path: Path
 ) -> None:
@@ -113,13 +121,34 @@ def test_products_are_what_the_main_loop_is_made_of(
     assert text.count("LDS") <= text.count("FFMA")
 
 
-def test_bytes_are_multiplied_four_at_a_time(tmp_path: Path) -> None:
-    for architecture in ("sm_80", "sm_90"):
-        text = instructions(product("int8")(0), architecture, tmp_path)
-        assert text.count("IDP.4A.S8.S8") >= 8 * 64
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_bytes_are_multiplied_four_at_a_time(architecture: str, tmp_path: Path) -> None:
+    text = instructions(product("int8")(0), architecture, tmp_path)
+    assert text.count("IDP.4A.S8.S8") >= 8 * 64
 
 
-@pytest.mark.parametrize("blocking", range(len(BLOCKINGS)))
+@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+def test_attention_is_made_of_matrices_that_come_while_others_are_multiplied(
+    architecture: str, tmp_path: Path
+) -> None:
+    operands = [placeholder(n, Type("float16", (1, 2, 128, 64))) for n in "qkv"]
+    y = make("attention", *operands)
+    (candidate, *_) = tensor_attention(region_of(Graph(tuple(operands), (y,), ("y",)), y), gpu())
+    kernel = candidate.build()
+    assert isinstance(kernel, Kernel), kernel
+    text = instructions(kernel, architecture, tmp_path)
+    assert text.count("HMMA.16816.F32") >= 2 * 4 * 8  # 16 queries by 64 keys by 64 values, twice
+    assert "LDSM.16.M88.4" in text
+    assert "LDSM.16.MT88.4" in text  # values, transposed
+    assert re.search(r"LDGSTS\.E\.BYPASS(\.LTC128B)?\.128", text)
+    assert "MUFU.EX2" in text
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "blocking", [pytest.param(0, marks=pytest.mark.slow), *range(1, len(BLOCKINGS))]
+)
 @pytest.mark.parametrize(
     ("dtype", "word"),
     [
@@ -129,16 +158,15 @@ def test_bytes_are_multiplied_four_at_a_time(tmp_path: Path) -> None:
     ],
 )
 def test_tensor_cores_multiply_what_comes_as_matrices(
-    dtype: str, word: str, blocking: int, tmp_path: Path
+    dtype: str, word: str, blocking: int, architecture: str, tmp_path: Path
 ) -> None:
-    for architecture in ("sm_80", "sm_90"):
-        text = instructions(product(dtype, tensor)(blocking), architecture, tmp_path)
-        how = BLOCKINGS[blocking]
-        steps, rest = divmod(text.count(word), 2 * how.matrices_down * how.matrices_across)
-        assert steps  # as many as the compiler unrolls
-        assert not rest
-        assert "LDSM.16.M88.4" in text
-        assert re.search(r"LDG\.E\.128", text)
+    text = instructions(product(dtype, tensor)(blocking), architecture, tmp_path)
+    how = BLOCKINGS[blocking]
+    steps, rest = divmod(text.count(word), 2 * how.matrices_down * how.matrices_across)
+    assert steps  # as many as the compiler unrolls
+    assert not rest
+    assert "LDSM.16.M88.4" in text
+    assert re.search(r"LDG\.E\.128", text)
 
 
 def test_elements_move_sixteen_bytes_at_a_time(tmp_path: Path) -> None:

@@ -37,7 +37,15 @@ def every_tile(
 
 
 @pytest.mark.parametrize(
-    ("m", "k", "n"), [(1, 8, 4), (5, 7, 3), (33, 20, 36), (64, 64, 64), (130, 12, 132)]
+    ("m", "k", "n"),
+    [
+        (5, 7, 3),
+        (33, 20, 36),
+        *[
+            pytest.param(*s, marks=pytest.mark.slow)
+            for s in ((1, 8, 4), (64, 64, 64), (130, 12, 132))
+        ],
+    ],
 )
 def test_matrices_of_any_size_are_multiplied(m: int, k: int, n: int) -> None:
     x = placeholder("x", Type("float32", (m, k)))
@@ -74,7 +82,7 @@ def test_windows_are_gathered_while_they_are_multiplied(case: dict[str, tuple[in
     every_tile(make("Add", y, other), y, (x,), [normal(case["x"], 1)])
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["int8", pytest.param("uint8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "case",
     [
@@ -133,7 +141,13 @@ PAIRS = [("float16",) * 2, ("bfloat16",) * 2, ("int8",) * 2, ("uint8", "int8")]
 
 
 @pytest.mark.parametrize("dtypes", PAIRS)
-@pytest.mark.parametrize(("m", "k", "n"), [(5, 16, 3), (33, 48, 36), (130, 80, 70)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"),
+    [
+        (33, 48, 36),
+        *[pytest.param(*s, marks=pytest.mark.slow) for s in ((5, 16, 3), (130, 80, 70))],
+    ],
+)
 def test_tensor_cores_multiply_matrices_of_any_size(
     dtypes: tuple[str, str], m: int, k: int, n: int
 ) -> None:

@@ -31,6 +31,39 @@ def move(size: int, to: Pointer, source: Pointer) -> Value:
     return tirx.call_extern("void", f"move{size}", to.address(), source.address())
 
 
+def power2(x: Value) -> Value:
+    """2^x of a float32, by the instruction that is made for it; its error is about 2 ulp, and
+    denormals are zero.
+    """
+    return tir.extern("float32", 1, "power2", x)
+
+
+def copy_async(to: Pointer, source: Pointer, size: Value) -> Value:
+    """Start to copy 16 bytes from memory to shared memory: `size` (0 or 16) of them, then zeros."""
+    return tirx.call_extern("void", "copy_async16", to.address(), source.address(), size)
+
+
+def commit_copies() -> Value:
+    """What this thread started to copy since the last time is one group."""
+    return tirx.call_extern("void", "commit_copies")
+
+
+def wait_copies(pending: int) -> Value:
+    """Wait until no more than the newest `pending` groups of this thread are on their way."""
+    return tirx.call_extern("void", f"wait_copies{pending}")
+
+
+def packed_pair(dtype: str, low: Value, high: Value) -> Value:
+    """Two float32, each rounded to a 16-bit float, in one word."""
+    short = {"float16": "f16", "bfloat16": "bf16"}[dtype]
+    return tir.extern("uint32", 1, f"pack_{short}", low, high)
+
+
+def load_transposed(to: Pointer, source: Pointer) -> Value:
+    """As `load_matrices`, of matrices of 16-bit values, each transposed on the way."""
+    return tirx.call_extern("void", "load_transposed", to.address(), source.address())
+
+
 def dot4_u8(sums: Value, left: Value, right: Value) -> Value:
     """Four uint8 of a word by four int8 of another: their products and the sum, in int32."""
     return tir.extern("int32", 1, "dot4_u8i8", sums, left, right)
