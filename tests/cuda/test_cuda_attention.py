@@ -9,8 +9,8 @@ from kernel_harness import compare, expected, region_of
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
-from qcompiler.kernels.gpu.attention.general import general_attention
-from qcompiler.kernels.gpu.attention.tensor import tensor_attention
+from qcompiler.kernels.gpu.attention.general import gpu_attention
+from qcompiler.kernels.gpu.attention.tensor import gpu_tensor_attention
 from qcompiler.kernels.registry import Kernel, Ways
 from qcompiler.ops import make
 
@@ -94,7 +94,7 @@ def every_way(root: Node, inputs: list[Node], arrays: list[Array], ways: Ways) -
 )
 def test_attention_of_any_dtype_and_size(name: str, dtype: str) -> None:
     causal = name == "shared keys"
-    every_way(*attention(name, dtype, causal=causal), general_attention)
+    every_way(*attention(name, dtype, causal=causal), gpu_attention)
 
 
 @pytest.mark.parametrize(
@@ -110,20 +110,20 @@ def test_attention_of_any_dtype_and_size(name: str, dtype: str) -> None:
     ],
 )
 def test_tensor_cores_attend(name: str, dtype: str) -> None:
-    every_way(*attention(name, dtype), tensor_attention)
+    every_way(*attention(name, dtype), gpu_tensor_attention)
 
 
 @pytest.mark.parametrize("name", ["shared keys", pytest.param("many", marks=pytest.mark.slow)])
 def test_queries_see_no_later_keys(name: str) -> None:
-    every_way(*attention(name, "float16", causal=True), tensor_attention)
+    every_way(*attention(name, "float16", causal=True), gpu_tensor_attention)
 
 
 @pytest.mark.parametrize(
     ("dtype", "ways"),
     [
-        ("float16", tensor_attention),
-        pytest.param("float32", general_attention, marks=pytest.mark.slow),
-        pytest.param("int8", general_attention, marks=pytest.mark.slow),
+        ("float16", gpu_tensor_attention),
+        pytest.param("float32", gpu_attention, marks=pytest.mark.slow),
+        pytest.param("int8", gpu_attention, marks=pytest.mark.slow),
     ],
 )
 def test_queries_that_see_nothing_give_zeros(dtype: str, ways: Ways) -> None:
@@ -133,7 +133,7 @@ def test_queries_that_see_nothing_give_zeros(dtype: str, ways: Ways) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_scores_are_capped(dtype: str) -> None:
-    ways = general_attention if dtype == "float32" else tensor_attention
+    ways = gpu_attention if dtype == "float32" else gpu_tensor_attention
     every_way(*attention("masked", dtype, softcap=2.0, scale=0.5), ways)
 
 

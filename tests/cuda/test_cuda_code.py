@@ -20,9 +20,9 @@ from qcompiler.emit import cuda, nvrtc
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import family
 from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
-from qcompiler.kernels.gpu.attention.tensor import tensor_attention
-from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, tensor
-from qcompiler.kernels.gpu.contraction.tiled import TILES, tiled
+from qcompiler.kernels.gpu.attention.tensor import gpu_tensor_attention
+from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, gpu_tensor
+from qcompiler.kernels.gpu.contraction.tiled import TILES, gpu_tiled
 from qcompiler.kernels.registry import Kernel, Ways
 from qcompiler.ops import make
 
@@ -59,7 +59,7 @@ def instructions(kernel: Kernel, architecture: str, folder: Path) -> str:
     return found.stdout
 
 
-def product(dtype: str, generator: Ways = tiled) -> Callable[[int], Kernel]:
+def product(dtype: str, generator: Ways = gpu_tiled) -> Callable[[int], Kernel]:
     """Tile number -> a kernel of 256 x 256 x 256 products of a dtype."""
     x = placeholder("x", Type(dtype, (256, 256)))
     w = constant((10 * normal((256, 256))).astype(numpy_dtype(dtype)))
@@ -134,7 +134,9 @@ def test_attention_is_made_of_matrices_that_come_while_others_are_multiplied(
 ) -> None:
     operands = [placeholder(n, Type("float16", (1, 2, 128, 64))) for n in "qkv"]
     y = make("attention", *operands)
-    (candidate, *_) = tensor_attention(region_of(Graph(tuple(operands), (y,), ("y",)), y), gpu())
+    (candidate, *_) = gpu_tensor_attention(
+        region_of(Graph(tuple(operands), (y,), ("y",)), y), gpu()
+    )
     kernel = candidate.build()
     assert isinstance(kernel, Kernel), kernel
     text = instructions(kernel, architecture, tmp_path)
@@ -160,7 +162,7 @@ def test_attention_is_made_of_matrices_that_come_while_others_are_multiplied(
 def test_tensor_cores_multiply_what_comes_as_matrices(
     dtype: str, word: str, blocking: int, architecture: str, tmp_path: Path
 ) -> None:
-    text = instructions(product(dtype, tensor)(blocking), architecture, tmp_path)
+    text = instructions(product(dtype, gpu_tensor)(blocking), architecture, tmp_path)
     how = BLOCKINGS[blocking]
     steps, rest = divmod(text.count(word), 2 * how.matrices_down * how.matrices_across)
     assert steps  # as many as the compiler unrolls

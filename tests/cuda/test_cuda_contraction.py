@@ -7,8 +7,8 @@ from kernel_harness import compare, expected, normal, region_of
 
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
-from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, tensor
-from qcompiler.kernels.gpu.contraction.tiled import TILES, tiled
+from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, gpu_tensor
+from qcompiler.kernels.gpu.contraction.tiled import TILES, gpu_tiled
 from qcompiler.kernels.registry import Kernel, Ways, choose
 from qcompiler.ops import make
 
@@ -18,7 +18,7 @@ def every_tile(
     root: Node,
     inputs: tuple[Node, ...],
     arrays: list[Array],
-    generator: Ways = tiled,
+    generator: Ways = gpu_tiled,
 ) -> None:
     """Run the region's kernel of each tile, and compare: exactly for integers."""
     graph = Graph(inputs, (output,), ("y",))
@@ -153,7 +153,7 @@ def test_tensor_cores_multiply_matrices_of_any_size(
 ) -> None:
     x = placeholder("x", Type(dtypes[0], (m, k)))
     y = make("matmul", x, constant(numbers((k, n), dtypes[1])))
-    every_tile(y, y, (x,), [numbers((m, k), dtypes[0], 1)], tensor)
+    every_tile(y, y, (x,), [numbers((m, k), dtypes[0], 1)], gpu_tensor)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -162,7 +162,7 @@ def test_tensor_cores_multiply_batches(dtype: str) -> None:
     w = placeholder("w", Type(dtype, (3, 18, 32)))
     y = make("matmul", x, w, transpose_b=1)
     arrays = [numbers((2, 3, 20, 32), dtype), numbers((3, 18, 32), dtype, 1)]
-    every_tile(y, y, (x, w), arrays, tensor)
+    every_tile(y, y, (x, w), arrays, gpu_tensor)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +182,14 @@ def test_tensor_cores_gather_windows(
     x = placeholder("x", Type(dtypes[0], case["x"]))
     y = make("conv", x, constant(numbers(case["w"], dtypes[1])), **attrs)
     out = make("Relu", make("Cast", y, to="float32"))
-    every_tile(out, y, (x,), [numbers(case["x"], dtypes[0], 1)], tensor)
+    every_tile(out, y, (x,), [numbers(case["x"], dtypes[0], 1)], gpu_tensor)
 
 
 def test_tensor_cores_are_preferred_for_large_products() -> None:
     x = placeholder("x", Type("float16", (512, 512)))
     y = make("matmul", x, constant(numbers((512, 512), "float16")))
     region = region_of(Graph((x,), (y,), ("y",)), y)
-    for architecture, generator in (("sm_80", "tensor"), ("sm_75", "tiled")):
+    for architecture, generator in (("sm_80", "gpu_tensor"), ("sm_75", "gpu_tiled")):
         chosen = choose(region, gpu(architecture)).chosen
         assert chosen is not None
         assert chosen.generator == generator

@@ -71,7 +71,7 @@ def _best(source: Artifact | ArtifactFile, device: int, variant: str, library: s
     if not named:
         known = ", ".join(v.isa for v in source.manifest.variants)
         what = f"there is no variant {variant!r} for a GPU" if variant else "it is for no GPU"
-        hint = f"it is for {known}; compile it with --target sm_80 or another GPU"
+        hint = f"it is for {known}; compile it for a GPU: `qcompiler targets`"
         raise Error(what, where=where, hint=hint)
     gpu = driver.Gpu(driver.driver(library), device)
     found = gpu.fitting(list(named))

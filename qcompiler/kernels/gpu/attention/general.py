@@ -67,7 +67,7 @@ class Blocking:
 
 
 @candidates("Attention", "attention", kind=Gpu)
-def general_attention(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
+def gpu_attention(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     """Any heads, an added or boolean mask, causal or not."""
     if reason := refuse_attention(region) or too_large(region):
         return reason

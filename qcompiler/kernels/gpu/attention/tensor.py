@@ -90,7 +90,7 @@ class Blocking:
 
 
 @candidates("Attention", "attention", kind=Gpu)
-def tensor_attention(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
+def gpu_tensor_attention(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     """float16 and bfloat16, heads of at most 128 values, any mask, causal or not."""
     if reason := refuse_attention(region) or too_large(region):
         return reason

@@ -78,7 +78,7 @@ BLOCKINGS = (Blocking(2, 4, 4, 4), Blocking(2, 2, 2, 4), Blocking(1, 2, 1, 2))
 
 
 @candidates("conv", "matmul", kind=Gpu)
-def tensor(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
+def gpu_tensor(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     """Blocks of several sizes."""
     if reason := refuse(region) or too_large(region):
         return reason

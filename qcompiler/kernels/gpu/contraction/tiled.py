@@ -67,7 +67,7 @@ TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4), Tile(128, 32, 8, 4), Tile(32,
 
 
 @candidates("conv", "matmul", kind=Gpu)
-def tiled(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
+def gpu_tiled(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     """Tiles of several sizes."""
     if reason := refuse(region) or too_large(region):
         return reason

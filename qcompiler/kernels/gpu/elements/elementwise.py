@@ -12,7 +12,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 
 
 @kernel("elementwise", kind=Gpu)
-def elementwise(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_elementwise(region: Region, device: Gpu) -> Kernel | Skip:
     """Any broadcast of operands; the output may reuse the memory of an operand of its size."""
     if reason := refuse(region) or too_large(region):
         return reason

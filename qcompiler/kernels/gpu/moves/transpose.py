@@ -23,7 +23,7 @@ _TILE, _LINES = 32, 8
 
 
 @kernel("Transpose", kind=Gpu)
-def transpose(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_transpose(region: Region, device: Gpu) -> Kernel | Skip:
     """Any permutation of axes."""
     if reason := refuse(region) or too_large(region):
         return reason

@@ -22,7 +22,7 @@ def _add(a: Vec, b: Vec) -> Vec:
 
 
 @kernel("Softmax", "LogSoftmax", kind=Gpu)
-def softmax(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_softmax(region: Region, device: Gpu) -> Kernel | Skip:
     """Along the last axis; the largest value is subtracted first, so nothing overflows."""
     if reason := refuse(region) or too_large(region):
         return reason
@@ -53,7 +53,7 @@ def softmax(region: Region, device: Gpu) -> Kernel | Skip:
 
 
 @kernel("LayerNormalization", "RMSNormalization", kind=Gpu)
-def layer_norm(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_layer_norm(region: Region, device: Gpu) -> Kernel | Skip:
     """Over all axes from one on; mean and variance in two passes over registers."""
     if reason := refuse(region) or too_large(region):
         return reason

@@ -26,7 +26,7 @@ _ROWS = 8
 
 
 @kernel(*WAYS, kind=Gpu)
-def reduce(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_reduce(region: Region, device: Gpu) -> Kernel | Skip:
     """Of axes that are neighbours."""
     if reason := refuse(region) or too_large(region):
         return reason

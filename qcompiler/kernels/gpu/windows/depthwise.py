@@ -24,7 +24,7 @@ from qcompiler.ops.window import Window
 
 
 @kernel("conv", kind=Gpu)
-def depthwise(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_depthwise(region: Region, device: Gpu) -> Kernel | Skip:
     """One filter for each channel."""
     if reason := refuse(region) or too_large(region):
         return reason

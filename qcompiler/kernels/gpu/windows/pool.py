@@ -24,7 +24,7 @@ _NARROW = ("float16", "bfloat16")
 
 
 @kernel("max_pool", "average_pool", kind=Gpu)
-def pool(region: Region, device: Gpu) -> Kernel | Skip:
+def gpu_pool(region: Region, device: Gpu) -> Kernel | Skip:
     """Any number of spatial dimensions, any window."""
     if reason := refuse(region) or too_large(region):
         return reason
