@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompiler import load, plugins
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import numpy_dtype
 from qcompiler.runtime import Model
 from qcompiler.tune import limits
@@ -41,6 +42,7 @@ def measured(model: Model, rounds: int) -> tuple[Limits, list[Point]]:
     multiply.
     """
     device = plugins.device(model.variant.isa, model.threads)
+    assert isinstance(device, Cpu)
     rng = np.random.default_rng(0)
     inputs = {v.name: rng.random(v.shape).astype(numpy_dtype(v.dtype)) for v in model.inputs}
     most = limits.measure(device)

@@ -24,7 +24,7 @@ from qcompiler.autotune.request import Tuning, seconds
 from qcompiler.autotune.tune import Tuner, subject_of
 from qcompiler.autotune.whole import Pair, Verdict
 from qcompiler.driver import Compilation
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Options
 from qcompiler.tune.journal import Journal
 from qcompiler.tune.probe import Probe, toml
@@ -32,19 +32,20 @@ from qcompiler.tune.probe import Probe, toml
 WRONG = ("small caches", "doubled caches", "in-order core")
 
 
-def devices(right: Device) -> Mapping[str, Device]:
+def devices(right: Cpu) -> Mapping[str, Cpu]:
     """Devices of the same instruction set whose facts are those of others."""
     l2, l3 = 2 * right.l2_bytes, 2 * right.l3_bytes
-    slow = plugins.device("raspberry_pi_3").core
+    slow = plugins.device("raspberry_pi_3")
+    assert isinstance(slow, Cpu)
     made = (
         replace(right, l1_bytes=32 << 10, l2_bytes=256 << 10, l3_bytes=8 << 20),
         replace(right, l1_bytes=2 * right.l1_bytes, l2_bytes=l2, l3_bytes=l3),
-        replace(right, core=slow),
+        replace(right, core=slow.core),
     )
     return dict(zip(WRONG, made, strict=True))
 
 
-def written(device: Device, path: Path) -> Path:
+def written(device: Cpu, path: Path) -> Path:
     """A device -> its file, with all facts of its core."""
     facts = "\n".join(f"{k} = {v!r}" for k, v in vars(device.core).items())
     path.write_text(f"{toml(Probe(device, (), (), ()), 'for a benchmark')}{facts}\n")
@@ -87,6 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
     data = "synthetic" if a.precision in ("int8", "int4") else None
     options = Options(threads=a.threads, precision=a.precision, calibration=data)
     right = plugins.device("host", a.threads)
+    assert isinstance(right, Cpu)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for model in a.models:

@@ -14,6 +14,7 @@ import onnx
 from qcompiler.passes.quantize.integers import WEIGHT_AXIS
 
 from qcompiler import plugins
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.registry import GENERATORS
 from qcompiler.onnx_io import contrib
 from qcompiler.ops import OPERATORS
@@ -51,8 +52,9 @@ def runs_as(op: str) -> str:
         return "view"
     if OPERATORS[op].formula is not None:
         return "elementwise"
-    if op in GENERATORS and op not in _EITHER:
-        return ", ".join(sorted(f"`{g.name}`" for g in GENERATORS[op]))
+    kernels = [f"`{g.name}`" for g in GENERATORS.get(op, []) if g.kind is Cpu]
+    if kernels and op not in _EITHER:
+        return ", ".join(sorted(kernels))
     if op in _BY_ITEM:
         return _BY_ITEM[op]
     rules = [n for n, p in PASSES.items() if isinstance(p, Rule) and op in p.pattern.ops]
@@ -60,7 +62,7 @@ def runs_as(op: str) -> str:
         n for n in rules if stage_of(n) in ("fold", "integer") and n not in _DROPS
     ]
     if lowering:
-        either = [f", or `{g.name}`" for g in GENERATORS.get(op, [])]
+        either = [f", or {k}" for k in kernels]
         return "rewritten: " + ", ".join(f"`{n}`" for n in sorted(lowering)) + "".join(either)
     return "folded only"
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from qcompiler.artifact.artifact import Artifact
 from qcompiler.errors import Error, compiler_needed
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from qcompiler.export.c import Exported
     from qcompiler.runtime import Model
+    from qcompiler.runtime.cuda import CudaModel
     from qcompiler.runtime.executor import Executor
 
 __all__ = ["Artifact", "Error", "Executor", "__version__", "compile", "export_c", "load"]
@@ -64,11 +65,27 @@ def export_c(
     return export(model, folder, keywords, Watch(progress=keywords.progress))
 
 
-def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
+@overload
+def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model: ...
+
+
+@overload
+def load(
+    artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "", device: str
+) -> Model | CudaModel: ...
+
+
+def load(
+    artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "", device: str = "cpu"
+) -> Model | CudaModel:
     """Path or artifact -> a model that is ready to run: the best variant for this CPU, or the one
-    that `variant` names. `threads` defaults to the number it was compiled for. `close()`, or the
-    end of a `with` block, frees its memory at once.
+    that `variant` names. `threads` defaults to the number it was compiled for. `device`: "cpu", or
+    a GPU ("cuda", "cuda:1"). `close()`, or the end of a `with` block, frees its memory at once.
     """
+    if device != "cpu":
+        from qcompiler.runtime import cuda
+
+        return cuda.load(artifact, variant=variant, device=device)
     from qcompiler.runtime import load as load_model
 
     return load_model(artifact, threads=threads, variant=variant)

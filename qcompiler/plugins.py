@@ -9,15 +9,18 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from qcompiler.errors import Error
 from qcompiler.files import contents
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import ISAS, Device, Isa, family, host, on_host
+from qcompiler.hardware.gpu import Gpu
+from qcompiler.hardware.isa import ISAS, Cpu, Device, Isa, family, host, on_host
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -95,9 +98,11 @@ def device(target: str, threads: int = 0) -> Device:
         return on_host(new[-1], threads)
     if target.endswith(".toml"):
         return _read_device(Path(target), threads)
-    if target in ISAS:
-        return on_host(ISAS[target], threads)
     files = devices()
+    if target in ISAS and ISAS[target].multiprocessor is None:
+        return on_host(ISAS[target], threads)
+    if target in ISAS:
+        return _gpu_of(ISAS[target])
     if target in files:
         return _read_device(files[target], threads)
     known = ", ".join(["host", *ISAS, *files])
@@ -128,6 +133,23 @@ def devices() -> dict[str, Path]:
     return {p.stem: p for root in folder.__path__ for p in sorted(Path(root).glob("*.toml"))}
 
 
+def _gpu_of(isa: Isa) -> Gpu:
+    """The first installed GPU of an architecture, as all have its code."""
+    for path in devices().values():
+        if f'isa = "{isa.name}"' in path.read_text(encoding="utf-8"):
+            found = _read_device(path, 0)
+            assert isinstance(found, Gpu)
+            return replace(found, name=isa.name)
+    raise Error(f"no GPU of {isa.name} is known", hint="give a .toml file of one's facts")
+
+
+_GPU_FIELDS = {
+    "multiprocessors": int,
+    "hz": float,
+    "memory_bytes_per_second": float,
+    "l2_bytes": int,
+    "macs_per_cycle": dict,
+}
 _DEVICE_FIELDS = {"isa": str, "threads": int, "l1_bytes": int, "l2_bytes": int, "l3_bytes": int}
 
 
@@ -138,6 +160,8 @@ def _read_device(path: Path, threads: int) -> Device:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise Error(f"cannot read the device: {e}", where=str(path)) from e
     facts = {k: v for k, v in facts.items() if k not in ("description", "source")}
+    if "gpu" in facts:
+        return _read_gpu(path, facts)
     core = facts.pop("core", {})
     if not isinstance(core, dict):
         raise Error("core is not a table of facts", where=str(path))
@@ -147,22 +171,47 @@ def _read_device(path: Path, threads: int) -> Device:
     unknown = sorted(set(facts) - set(_DEVICE_FIELDS))
     if unknown:
         raise Error(f"unknown fact {unknown[0]!r}", where=str(path))
-    if facts["isa"] not in ISAS:
-        raise Error(
-            f"unknown instruction set {facts['isa']!r}",
-            where=str(path),
-            hint=f"one of {', '.join(ISAS)}",
-        )
+    known = _known_isa(facts["isa"], path)
     try:
         found = Core.of(core)
     except Error as e:
         raise Error(e.what, where=str(path), hint=e.hint) from e
-    return Device(
+    return Cpu(
         name=path.stem,
-        isa=ISAS[facts["isa"]],
+        isa=known,
         threads=threads or facts["threads"],
         l1_bytes=facts["l1_bytes"],
         l2_bytes=facts["l2_bytes"],
         l3_bytes=facts["l3_bytes"],
         core=found,
     )
+
+
+def _known_isa(name: object, path: Path) -> Isa:
+    if name not in ISAS:
+        raise Error(
+            f"unknown instruction set {name!r}",
+            where=str(path),
+            hint=f"one of {', '.join(ISAS)}",
+        )
+    return ISAS[str(name)]
+
+
+def _read_gpu(path: Path, facts: Mapping[str, Any]) -> Gpu:
+    """The facts of a GPU's file -> the device."""
+    if unknown := sorted(set(facts) - {"isa", "gpu"}):
+        raise Error(f"unknown fact {unknown[0]!r}", where=str(path))
+    isa, given = _known_isa(facts.get("isa"), path), facts["gpu"]
+    if isa.multiprocessor is None or not isinstance(given, dict):
+        raise Error(f"{isa.name} is no GPU's, or gpu no table of facts", where=str(path))
+    for key, kind in _GPU_FIELDS.items():
+        if not isinstance(given.get(key), kind) or isinstance(given[key], bool):
+            raise Error(f"gpu.{key} is missing or not {kind.__name__}", where=str(path))
+    if unknown := sorted(set(given) - set(_GPU_FIELDS)):
+        raise Error(f"unknown fact gpu.{unknown[0]}", where=str(path))
+    rates = given["macs_per_cycle"]
+    if "f32" not in rates or any(type(r) is not int or r < 1 for r in rates.values()):
+        raise Error("gpu.macs_per_cycle has no f32, or a rate below 1", where=str(path))
+    if min(v for k, v in given.items() if k != "macs_per_cycle") <= 0:
+        raise Error("a fact of the GPU is not above 0", where=str(path))
+    return Gpu(name=path.stem, isa=isa, **given)

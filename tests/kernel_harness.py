@@ -21,7 +21,7 @@ from poison import POISONS, other, same, twice
 from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import ISAS, Device, Isa
+from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
 from qcompiler.kernels.registry import Kernel, Region, Setting, Ways, choose, setting
 from qcompiler.ops import evaluate
@@ -59,11 +59,11 @@ def vector_isas() -> tuple[Isa, ...]:
     return tuple(first.values())
 
 
-def device(isa: Isa, threads: int = 1) -> Device:
-    return Device("test", isa, threads)
+def device(isa: Isa, threads: int = 1) -> Cpu:
+    return Cpu("test", isa, threads)
 
 
-def sharing(device: Device) -> Device:
+def sharing(device: Cpu) -> Cpu:
     """A device that shares even the smallest work among its threads."""
     return replace(device, core=replace(device.core, launch_ns=1e-6))
 
@@ -71,7 +71,7 @@ def sharing(device: Device) -> Device:
 def made(
     generator: Ways,
     region: Region,
-    device: Device,
+    device: Cpu,
     wanted: Callable[[Setting], bool] = lambda knobs: True,
 ) -> Kernel | Skip:
     """The kernel that a generator predicts to be fastest, of those with the wanted knobs."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.prediction.assembly import ASKED, COUNTS, Block, instrument
 from qcompiler.emit.machine import machine_code, modules
 from qcompiler.emit.native import layers, plan_sections
+from qcompiler.hardware.isa import Cpu
 from qcompiler.plan.plan import Plan
 from qcompiler.runtime.library import Frame, Memory, aligned
 
@@ -96,7 +97,8 @@ def _emulator() -> ModuleType:
 def _steps(
     plan: Plan, library: Path, blocks: int, feed: dict[str, NDArray[np.generic]]
 ) -> Iterator[tuple[list[Task], int]]:
-    emulator = _emulator()
+    emulator, device = _emulator(), plan.device
+    assert isinstance(device, Cpu)
     emulator.load()
     tracer = emulator.compile_library(Path(__file__).with_name("trace.c"))
     code = ctypes.CDLL(str(library))
@@ -105,8 +107,8 @@ def _steps(
         ctypes.c_void_p(counters),
         ctypes.c_void_p(asked),
         ctypes.c_size_t(blocks),
-        plan.device.l1_bytes,
-        plan.device.l2_bytes,
+        device.l1_bytes,
+        device.l2_bytes,
     )
     emulator.observe(ctypes.cast(tracer.trace_tile, ctypes.c_void_p))
     arrays = [_copied(np.ascontiguousarray(feed[n.name])) for n in plan.graph.inputs]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 
 from qcompiler.errors import Error
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Offer, Record, Region, asked, offered, setting
 from qcompiler.plan.choose import APART
@@ -102,6 +102,7 @@ def evicted(plan: Plan) -> int:
     """
     touched = sum(s.bytes for s in plan.steps)
     device = plan.device
+    assert isinstance(device, Cpu), "only kernels of CPUs are tuned"
     if touched <= device.l2_bytes // 2:
         return 0
     return min(touched, 2 * device.l3_bytes, MOST_EVICTED)

@@ -35,6 +35,7 @@ from qcompiler.autotune.whole import Pair, Verdict, inputs_of
 from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.registry import Record
 from qcompiler.plan.plan import Plan
 from qcompiler.plan.sharing import key_of
@@ -374,7 +375,11 @@ class Tuner:
 
 
 def subject_of(made: Compilation) -> Subject:
-    """A compilation -> what is tuned of it: the plan that it has without records."""
+    """A compilation -> what is tuned of it: the plan that it has without records. Error for a GPU:
+    only kernels of CPUs are tuned.
+    """
+    if not isinstance(made.device, Cpu):
+        raise Error(f"kernels of GPUs cannot be tuned yet: {made.device.name}", where="--target")
     return Subject(made, made, made.planned(None))
 
 

@@ -332,6 +332,12 @@ def _variant_flag(parser: argparse.ArgumentParser) -> None:
         metavar="ISA",
         help="run this variant (default: the best for the CPU)",
     )
+    parser.add_argument(
+        "--device",
+        default="",
+        metavar="cpu|cuda[:N]",
+        help="where to run it (default: the CPU, or GPU 0 if the artifact is for GPUs alone)",
+    )
 
 
 def percentiles(text: str) -> tuple[float, ...]:

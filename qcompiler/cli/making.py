@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.cli import decisions, quality, show
+from qcompiler.cli import decisions, gpu, quality, show
 from qcompiler.cli.flags import read
 from qcompiler.cli.places import demand_writable, save_npz
 from qcompiler.errors import Error
@@ -18,6 +18,7 @@ from qcompiler.options import Options, Watch
 
 if TYPE_CHECKING:
     from qcompiler.artifact.artifact import Artifact
+    from qcompiler.artifact.program import Program
     from qcompiler.driver import Compilation
     from qcompiler.ir import Graph, Node
     from qcompiler.plan.plan import Plan
@@ -224,8 +225,25 @@ def say_plan(a: Namespace) -> int:
 
 
 def _plan_text(a: Namespace, plan: Plan) -> str:
-    """A plan, with --explain also the candidates that its kernels were chosen among."""
-    return f"{plan}\n\n{decisions.text(plan)}" if a.explain else str(plan)
+    """A plan, with --explain also the candidates that its kernels were chosen among; for a GPU also
+    what the compiled kernels take.
+    """
+    parts = [str(plan)]
+    if isinstance(program := _program(plan), str):
+        parts.append(f"registers and occupancy are not known: {program}")
+    elif program is not None:
+        parts.append(gpu.text(program, [s.name for s in plan.steps]))
+    return "\n\n".join([*parts, decisions.text(plan)] if a.explain else parts)
+
+
+def _program(plan: Plan) -> Program | str | None:
+    """What a plan for a GPU becomes, or why that cannot be compiled here; None for a CPU."""
+    from qcompiler.emit import nvrtc, program
+    from qcompiler.hardware.gpu import Gpu
+
+    if not isinstance(plan.device, Gpu):
+        return None
+    return nvrtc.available() or program.program_of(plan)
 
 
 def _say_batch(notes: Mapping[str, str]) -> None:
@@ -280,7 +298,11 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
         }
         for s in plan.steps
     ]
+    program, kernels = _program(plan), {}
+    if program is not None and not isinstance(program, str):
+        kernels["kernels"] = gpu.as_json(program, [s.name for s in plan.steps])
     return {
+        **kernels,
         "target": plan.device.isa.name,
         "threads": plan.device.threads,
         "notes": dict(plan.graph.notes),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact
-from qcompiler.cli import batch, executing, remote, show
+from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact, reading
+from qcompiler.artifact.program import read
+from qcompiler.cli import batch, executing, gpu, remote, show
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.inputs import inputs_of
 from qcompiler.cli.places import demand_writable, save_npz
@@ -24,6 +25,7 @@ from qcompiler.runtime.choosing import lacking
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
+    from qcompiler.runtime.cuda import CudaModel
     from qcompiler.runtime.remote import RemoteModel
     from qcompiler.runtime.timing import Measured
     from qcompiler.tune.limits import Limits
@@ -91,21 +93,23 @@ def bench(a: Namespace) -> int:
 
 
 def _measured(
-    a: Namespace, model: Model | RemoteModel, inputs: Mapping[str, Array], loaded: float
+    a: Namespace, model: Model | CudaModel | RemoteModel, inputs: Mapping[str, Array], loaded: float
 ) -> Measured:
     """What a model takes, here or on its device."""
-    from qcompiler.runtime import Model
+    from qcompiler.runtime.remote import RemoteModel
     from qcompiler.runtime.timing import Measured, again, once
 
     asked = {"iterations": a.iterations, "seconds": a.duration, "warmup": a.warmup}
-    if not isinstance(model, Model):
+    if isinstance(model, RemoteModel):
         return model.measure(inputs, **asked)
     first = once(lambda: model.run(inputs))
     times = again(lambda: model.run(inputs), **asked)
     return Measured(times, first, loaded, model.threads)
 
 
-def _step_rows(model: Model | RemoteModel, inputs: Mapping[str, Array]) -> list[dict[str, object]]:
+def _step_rows(
+    model: Model | CudaModel | RemoteModel, inputs: Mapping[str, Array]
+) -> list[dict[str, object]]:
     """Every step: its time, and, where the compiler is installed to measure that, how near it comes
     to what this machine can do.
     """
@@ -123,7 +127,7 @@ def _step_rows(model: Model | RemoteModel, inputs: Mapping[str, Array]) -> list[
                 "threads": step.tasks,
                 "ms": taken * 1e3,
                 "percent": 100 * taken / whole,
-                "gops": 2 * step.macs / taken / 1e9,
+                "gops": 2 * step.macs / max(taken, 1e-9) / 1e9,
                 "bound": ("arithmetic" if arithmetic > traffic else "memory") if most else None,
                 "percent_of_limit": 100 * max(arithmetic, traffic) / taken if most else None,
             }
@@ -131,9 +135,9 @@ def _step_rows(model: Model | RemoteModel, inputs: Mapping[str, Array]) -> list[
     return rows
 
 
-def _limits(model: Model | RemoteModel) -> Limits | None:
+def _limits(model: Model | CudaModel | RemoteModel) -> Limits | None:
     """What this machine can do at most; None where the compiler's packages are not installed, and
-    of another machine.
+    of a GPU or another machine.
     """
     from qcompiler.runtime import Model
 
@@ -141,9 +145,12 @@ def _limits(model: Model | RemoteModel) -> Limits | None:
         return None
     try:
         from qcompiler import plugins
+        from qcompiler.hardware.isa import Cpu
         from qcompiler.tune import limits
 
-        return limits.measure(plugins.device(model.variant.isa, model.threads))
+        device = plugins.device(model.variant.isa, model.threads)
+        assert isinstance(device, Cpu)
+        return limits.measure(device)
     except ImportError as e:
         if compiler_missing(e) is None:
             raise
@@ -195,9 +202,15 @@ def inspect(a: Namespace) -> int:
 
 def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
     manifest = artifact.manifest
+    pairs = list(zip(manifest.variants, artifact.binaries))
     if a.json:
         shared = {"weights_bytes": artifact.weights_bytes, "shared_bytes": artifact.shared_bytes}
-        show.say_json({**asdict(manifest), **shared})
+        kernels = {
+            v.isa: gpu.as_json(read(b.code, v.isa), [s.name for s in v.steps])
+            for v, b in pairs
+            if a.plan and gpu.is_gpu(v)
+        }
+        show.say_json({**asdict(manifest), **shared, **({"kernels": kernels} if kernels else {})})
         return 0
     head = {
         "artifact": manifest.name,
@@ -207,13 +220,15 @@ def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
         **manifest.notes,
     }
     show.say(show.facts(head))
-    pairs = list(zip(manifest.variants, artifact.binaries))
     if len(pairs) > 1:
         show.say("\n" + show.table(_VARIANT, [_variant_row(v, b) for v, b in pairs]))
         show.say(show.sharing(artifact))
     for variant, binary in pairs:
         show.say("\n" + show.facts(_variant_facts(variant, binary)))
-        if a.plan:
+        if a.plan and gpu.is_gpu(variant):
+            program = read(binary.code, variant.isa)
+            show.say("\n" + gpu.text(program, [s.name for s in variant.steps]))
+        elif a.plan:
             rows = [(s.name, s.kernel, s.tasks, s.macs, s.bytes) for s in variant.steps]
             show.say("\n" + show.table(("step", "kernel", "threads", "MACs", "bytes"), rows))
     return 0
@@ -365,14 +380,21 @@ def _say_this_machine(a: Namespace) -> int:
     return 0
 
 
-def _load(a: Namespace) -> Model | RemoteModel:
-    """The artifact, here or on the device that --remote names."""
-    from qcompiler.runtime import load
+def _load(a: Namespace) -> Model | CudaModel | RemoteModel:
+    """The artifact, here, or on the GPU that --device names, or on the device of --remote."""
+    from qcompiler.runtime import cuda, load
 
     threads = a.threads if "threads" in a else 0
+    if a.remote and a.device:
+        raise Error("--device is a GPU of this machine, --remote another machine")
     if a.remote:
         return remote.model(a, threads)
-    return load(a.artifact, threads=threads, variant=a.variant)
+    with reading(a.artifact) as file:
+        only_gpus = all(map(gpu.is_gpu, file.manifest.variants))
+    device = a.device or ("cuda" if only_gpus else "cpu")
+    if device == "cpu":
+        return load(a.artifact, threads=threads, variant=a.variant)
+    return cuda.load(a.artifact, variant=a.variant, device=device)
 
 
 def _is_artifact(path: Path) -> bool:

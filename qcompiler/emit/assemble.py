@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from qcompiler.artifact.artifact import Artifact, Binary, Manifest, StepFact, Value, Variant
-from qcompiler.emit.native import emit
+from qcompiler.emit import native, program
+from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan, Step
 from qcompiler.version import __version__
@@ -15,7 +16,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
     """Plan -> artifact of one variant: code, weights, and a manifest that describes them."""
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
-    code = emit(made)
+    code = native.emit(made) if isinstance(made.device, Cpu) else program.emit(made)
     graph, device = made.graph, made.device
     steps = tuple(
         StepFact(

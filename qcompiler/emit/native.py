@@ -19,13 +19,14 @@ import tvm
 from tvm import tirx
 
 from qcompiler.artifact.abi import MOST_UNITS, Table
-from qcompiler.artifact.artifact import Binary, signature
 from qcompiler.emit import entries, team
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
 from qcompiler.emit.sections import Call, Section, sections
+from qcompiler.emit.signed import signature_of
 from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
-from qcompiler.hardware.isa import Isa
+from qcompiler.errors import Error
+from qcompiler.hardware.isa import Cpu, Isa
 from qcompiler.kernels.cpu.code.tir import Builder, Value, const
 from qcompiler.kernels.registry import Kernel
 from qcompiler.plan.barriers import SHARED
@@ -70,6 +71,8 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
     """Plan -> the functions: every phase of a kernel once, the sections, and the entries. `team`:
     with those of a thread team, and the signature.
     """
+    if not isinstance(plan.device, Cpu):
+        raise Error(f"{plan.device.isa.name} is a GPU, and C code is for CPUs", where="--target")
     units = min(plan.device.threads, MOST_UNITS)
     known: dict[str, tuple[Part, ...]] = {}
     for step in plan.steps:
@@ -140,16 +143,8 @@ def _team_entries() -> dict[str, tirx.PrimFunc]:
 
 def _signature(plan: Plan) -> tirx.PrimFunc:
     """The function that returns what the manifest must agree with (artifact.signature)."""
-    graph = plan.graph
-    inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
-    named = zip(graph.output_names, graph.outputs, strict=True)
-    outputs = [(name, n.dtype, n.type.dims) for name, n in named]
-    sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.useful_threads)
-    isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
-    machine = (isa.name, isa.triple, isa.cpu_flags)
-    signed = signature(inputs, outputs, sizes, machine, weights.digest)
     b = Builder("qcompiler_signature")
-    b.pointer("found", "int32").store(0, const(signed))
+    b.pointer("found", "int32").store(0, const(signature_of(plan)))
     return b.function()
 
 

@@ -165,6 +165,8 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
     facts, binary = variants[found[0]], made.binaries[found[0]]
     if facts.isa not in ISAS:
         raise Error(f"this version knows no instruction set {facts.isa!r}", where=source)
+    if ISAS[facts.isa].multiprocessor is not None:
+        raise Error(f"{facts.isa} is a GPU, and C code is for CPUs", where=source)
     return _Model(
         source=Path(source).name,
         isa=ISAS[facts.isa],

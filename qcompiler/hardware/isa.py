@@ -13,7 +13,17 @@ from typing import Any, TypeAlias
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.products import BlockMac, Mac, MacKey, ShortMac, TileMac, VectorMac, sizes
+from qcompiler.hardware.gpu import Gpu, Multiprocessor
+from qcompiler.hardware.products import (
+    BlockMac,
+    Mac,
+    MacKey,
+    ShortMac,
+    TileMac,
+    VectorMac,
+    WarpMac,
+    sizes,
+)
 
 EVERY_SIZE = frozenset((1, 2, 4, 8))
 """Sizes of elements in bytes."""
@@ -53,11 +63,13 @@ class Isa:
     machine, and by the runtime from an artifact of several."""
     family: str = ""
     """One artifact may be made for all instruction sets of a family, called FAMILY:all."""
+    multiprocessor: Multiprocessor | None = None
+    """What one multiprocessor holds; None for CPUs."""
 
     def __post_init__(self) -> None:
         for mac in self.macs:
             held = mac.lanes * sizes(mac.key)[2]
-            if not isinstance(mac, TileMac) and held != self.vector_bytes:
+            if not isinstance(mac, TileMac | WarpMac) and held != self.vector_bytes:
                 raise ValueError(f"{self.name}: {mac.key} has {held} bytes of sums in a vector")
         if self.short and self.short.lanes * sizes(self.short.key)[0] != self.vector_bytes:
             raise ValueError(f"{self.name}: {self.short.lanes} short sums in a vector")
@@ -83,6 +95,10 @@ class Isa:
         """The nearest product of tile registers."""
         return next((m for m in self.inherited if isinstance(m, TileMac) and m.key == key), None)
 
+    def warp(self, key: MacKey) -> WarpMac | None:
+        """The nearest product of a warp's matrices."""
+        return next((m for m in self.inherited if isinstance(m, WarpMac) and m.key == key), None)
+
     def best_product(self, keys: Sequence[MacKey]) -> Mac | None:
         """The best product of any of these dtypes: exact before saturating, then by the products of
         an instruction, then in the order of the keys.
@@ -102,6 +118,8 @@ class Isa:
         """What it needs and this machine lacks: features of the CPU, or else the permission to use
         them.
         """
+        if self.multiprocessor is not None:
+            return ("a GPU",)
         missing = tuple(sorted(self.cpu_flags - cpu.features()))
         if missing or cpu.granted(self.permission):
             return missing
@@ -132,6 +150,7 @@ def isa(
     masked: frozenset[int] | None = None,
     preference: int | None = None,
     family: str = "",
+    multiprocessor: Multiprocessor | None = None,
 ) -> Isa:
     """Register an instruction set; what is left out is inherited from the one it extends, to which
     it is preferred. An intrinsic that is None is not inherited: there is something better.
@@ -157,6 +176,7 @@ def isa(
         masked=(base.masked if base else EVERY_SIZE) if masked is None else masked,
         preference=(base.preference + 1 if base else 0) if preference is None else preference,
         family=family or (base.family if base else ""),
+        multiprocessor=multiprocessor or (base.multiprocessor if base else None),
     )
     return ISAS[name]
 
@@ -186,12 +206,16 @@ class Cpu:
     l3_bytes: int = 8 << 20
     core: Core = REFERENCE
 
+    def moved_seconds(self, size: float) -> float:
+        """Seconds to move so many bytes sequentially, on one core."""
+        return 1e-9 * self.core.moved_ns(size)
 
-Device: TypeAlias = Cpu
+
+Device: TypeAlias = Cpu | Gpu
 """What code is made for; kernels are registered for one kind of device (kernels/registry.py)."""
 
 
-def host(threads: int = 0) -> Device:
+def host(threads: int = 0) -> Cpu:
     """This machine, with the most preferred instruction set that its CPU supports and the system
     permits.
     """
@@ -202,9 +226,9 @@ def host(threads: int = 0) -> Device:
     return on_host(best, threads)
 
 
-def on_host(isa: Isa, threads: int = 0) -> Device:
+def on_host(isa: Isa, threads: int = 0) -> Cpu:
     """This machine's cores and caches, restricted to an instruction set."""
-    return Device(
+    return Cpu(
         name="host",
         isa=isa,
         threads=threads or cpu.cores(),

@@ -222,10 +222,50 @@ class TileMac:
         return self.rows * self.lanes * self.k
 
 
-Mac = VectorMac | BlockMac | TileMac
-"""A multiply-accumulate instruction, by where its operands are. A warp product, whose operands are
-spread over the registers of several threads, would be another kind.
-"""
+@dataclass(frozen=True)
+class WarpMac:
+    """A product of small matrices by the threads of a warp, over whose registers they are spread:
+    sums[16, 8] += left[16, k] * right[k, 8], of 32 bytes along k.
+
+    `emit(sums, left, right)` takes pointers to a thread's own 4 sums, 4 and 2 words, and returns a
+    statement. Thread t holds words t % 4 and t % 4 + 4 (along k) of rows t / 4 and t / 4 + 8 of the
+    left operand: [word][row]; of column t / 4 of the right one; and sums 2 (t % 4) and the next of
+    both rows. `rate`: what a device's rate of these products is known by.
+    """
+
+    key: MacKey
+    emit: Callable[..., Any]
+    rate: str
+
+    exact = True
+    rows, lanes = 16, 8
+
+    def __post_init__(self) -> None:
+        _check(self.key)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an operand's value."""
+        return sizes(self.key)[0]
+
+    @property
+    def k(self) -> int:
+        """Values along k."""
+        return 32 // self.itemsize
+
+    @property
+    def width(self) -> int:
+        """Columns of the right operand that one instruction multiplies."""
+        return self.lanes
+
+    @property
+    def multiplies(self) -> int:
+        """Multiply-accumulates of one instruction."""
+        return self.rows * self.lanes * self.k
+
+
+Mac = VectorMac | BlockMac | TileMac | WarpMac
+"""A multiply-accumulate instruction, by where its operands are."""
 
 
 def sizes(key: MacKey) -> tuple[int, int, int]:

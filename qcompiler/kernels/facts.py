@@ -21,7 +21,7 @@ from math import inf, isfinite, prod
 import numpy as np
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.kernels.cpu.contraction.operands import longest_run, product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
@@ -201,6 +201,8 @@ def _weights(region: Region, device: Device) -> tuple[int, bool]:
     """
     root = region.root
     if root is None or root.op not in ("conv", "matmul") or root.dtype != "int32":
+        return 1, False
+    if not isinstance(device, Cpu):
         return 1, False
     x, w = root.operands
     weights = _array(w) if w.dtype == "int8" and x.dtype in ("int8", "uint8") else None

@@ -33,6 +33,7 @@ __all__ = [
     "GENERATORS",
     "Candidate",
     "Generator",
+    "Grid",
     "Kernel",
     "Region",
     "candidates",
@@ -44,6 +45,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Grid:
+    """How a GPU starts a kernel: blocks along x, y and z, and threads of a block."""
+
+    blocks: tuple[int, int, int]
+    threads: int
+    shared_bytes: int = 0
+    """Shared memory of a block."""
+
+    def __post_init__(self) -> None:
+        x, y, z = self.blocks
+        if not (1 <= x < 1 << 31 and 1 <= y < 1 << 16 and 1 <= z < 1 << 16):
+            raise Unfit(f"a grid of {x} x {y} x {z} blocks")
+        if not 1 <= self.threads <= 1024:
+            raise Unfit(f"a block of {self.threads} threads")
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A generated kernel.
 
@@ -51,7 +69,9 @@ class Kernel:
     (in order), the output, then, if `scratch_bytes` > 0, a 64-byte aligned scratch area of that
     many bytes in all (the kernel divides it among its tasks). It returns int32 0. `pack` maps the
     position of a constant input to the function that packs its array for this kernel, at compile
-    time. `tasks` is the number of threads it can use (1: no parallel launch).
+    time. `tasks` is the number of threads it can use (1: no parallel launch). A kernel written for
+    the blocks of a GPU has a `grid` instead, and returns nothing; on a GPU, the tasks of one
+    without are threads.
     """
 
     name: str
@@ -68,6 +88,7 @@ class Kernel:
     """Whether what is in one row of an operand shows in other rows of the output, by rounding or by
     values that are not finite, though it should not.
     """
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
         """Mark the pointers as not aliasing, unless the output may reuse an input's memory.
@@ -117,8 +138,9 @@ class Candidate:
     build: Callable[[], Kernel | Skip]
 
 
-Ways = Callable[[Region, Device], Iterable[Candidate] | Skip]
-Make = Callable[[Region, Device], Kernel | Skip]
+Ways = Callable[[Region, Any], Iterable[Candidate] | Skip]
+"""A generator; its second argument is a device of the kind that it is registered for."""
+Make = Callable[[Region, Any], Kernel | Skip]
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,9 @@ class Generator:
 
 
 GENERATORS: dict[str, list[Generator]] = {}
-"""Generators by operator ("elementwise" for regions without a root)."""
+"""Generators by operator ("elementwise" for regions without a root, EVERY for all operators)."""
+
+EVERY = "every operator"
 
 
 class Records(Protocol):
@@ -205,8 +229,8 @@ def kernel(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callable[[M
 
 
 def streamed(region: Region, device: Device) -> float:
-    """Seconds to move a region's operands and output, on one core."""
-    return 1e-9 * device.core.moved_ns(sum(n.type.bytes for n in (*region.inputs, region.output)))
+    """Seconds to move a region's operands and output, on one core or all of a GPU."""
+    return device.moved_seconds(sum(n.type.bytes for n in (*region.inputs, region.output)))
 
 
 def _fitting(make: Callable[[], T | Skip]) -> T | Skip:
@@ -293,8 +317,10 @@ def choose(region: Region, device: Device, records: Records | None = None) -> De
 
 def asked(region: Region, device: Device) -> list[Generator]:
     """The generators for a region on a device; of equals the last by name is preferred."""
-    found = [g for g in GENERATORS.get(op_of(region), []) if isinstance(device, g.kind)]
-    return sorted(found, key=lambda g: g.name, reverse=True)
+    known = [*GENERATORS.get(op_of(region), []), *GENERATORS.get(EVERY, [])]
+    return sorted(
+        (g for g in known if isinstance(device, g.kind)), key=lambda g: g.name, reverse=True
+    )
 
 
 def _recorded(region: Region, device: Device, records: Records | None) -> list[Offer]:

@@ -16,7 +16,7 @@ from math import isqrt
 import numpy as np
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.ops import make
 from qcompiler.ops.evaluate import known_value
@@ -45,10 +45,11 @@ def in_parts(graph: Graph, device: Device, wanted: int = 0) -> tuple[Graph, int]
     itself and 1 where parts cannot be.
     """
     batch = _batch(graph)
+    size = batch  # a GPU needs all images to be busy
     if wanted:
         size = batch // wanted if batch and batch % wanted == 0 else batch
-    else:
-        size = _size(graph, batch, device) if batch > 1 else batch
+    elif batch > 1 and isinstance(device, Cpu):
+        size = _size(graph, batch, device)
     if size == batch:
         return graph, 1
     part = _Part(batch, size).graph(graph)
@@ -78,7 +79,7 @@ def _batch(graph: Graph) -> int:
     return found.pop() if len(found) == 1 else 0
 
 
-def _size(graph: Graph, batch: int, device: Device) -> int:
+def _size(graph: Graph, batch: int, device: Cpu) -> int:
     """Images of a part: the most whose largest step fits the last-level cache; the whole batch if
     parts gain nothing.
     """

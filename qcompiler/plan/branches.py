@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from qcompiler.artifact.abi import MOST_UNITS
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.kernels.registry import Decision, Kernel, Region
 from qcompiler.plan.regions import base
 
@@ -58,9 +58,10 @@ def side_by_side(made: Sequence[Made], kernels: Kernels) -> tuple[list[Made], li
     """Regions, each after those it reads, and their kernels -> the order in which they run, those
     of branches with kernels for one thread, and the branch of each.
     """
-    if kernels.device.threads == 1:
+    device = kernels.device
+    if device.threads == 1 or not isinstance(device, Cpu):
         return list(made), [None] * len(made)
-    return _Schedule(made, kernels).run()
+    return _Schedule(made, kernels, device).run()
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class _Item:
 class _Schedule:
     made: Sequence[Made]
     kernels: Kernels
+    device: Cpu
     order: list[Made] = field(default_factory=list)
     branches: list[Branch | None] = field(default_factory=list)
 
@@ -132,7 +134,7 @@ class _Schedule:
                 self.items[i] = self._item(i)
         found = [item for i in ready[:MOST_BRANCHES] if (item := self.items[i]) is not None]
         found.sort(key=lambda item: -item.alone)
-        barrier = self.kernels.device.core.barrier_ns * 1e-9
+        barrier = self.device.core.barrier_ns * 1e-9
         best: list[_Item] = []
         most = 0.0
         for first in range(len(found) - 1):
@@ -145,7 +147,7 @@ class _Schedule:
 
     @property
     def _threads(self) -> int:
-        return min(self.kernels.device.threads, MOST_UNITS)
+        return min(self.device.threads, MOST_UNITS)
 
     def _item(self, begin: int) -> _Item | None:
         """The branch that begins with a ready step: what needs nothing else that is to be done."""
@@ -171,7 +173,7 @@ class _Schedule:
     def _seconds(self, step: int) -> tuple[float, float] | None:
         """Of a step on one thread, and on all; None where one thread is not tried."""
         region, how = self.made[step]
-        core = self.kernels.device.core
+        core = self.device.core
         offers = [o for o in (how.chosen, *how.lost) if o is not None]
         if not offers or not isinstance(how.kernel, Kernel):
             return None

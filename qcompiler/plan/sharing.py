@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import replace
 from math import prod
 
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, Node, numpy_dtype
 from qcompiler.ir.refusals import Reasons
 from qcompiler.ir.text import write
@@ -43,6 +43,8 @@ def planned(
     """A plan; unless a number of threads was asked for, for one where more are not worth it.
     `reasons` and `records` as of `plan`, and these may say how many threads, and parts of a batch.
     """
+    if not isinstance(device, Cpu):
+        return plan(graph, device, progress, reasons, records)
     one = replace(device, threads=1)
     if (best := recorded(graph, device, records)) is not None:
         some = replace(device, threads=best.threads or device.threads)
@@ -72,12 +74,12 @@ def key_of(graph: Graph) -> str:
     return f"plan {hashlib.sha256(write(graph)[0].encode()).hexdigest()}"
 
 
-def least(device: Device) -> float:
+def least(device: Cpu) -> float:
     """Nanoseconds that threads must save in a run."""
     return _LEAST * device.core.wake_ns
 
 
-def at_most(graph: Graph, device: Device) -> float:
+def at_most(graph: Graph, device: Cpu) -> float:
     """An upper bound of a plan's `saving`, without making kernels: that takes most of the time of
     planning, and a small network need be planned only once.
     """
@@ -102,11 +104,13 @@ def _products(root: Node) -> float:
 
 def saving(made: Plan) -> float:
     """Nanoseconds that the plan's threads are predicted to save, compared with one thread."""
-    threads, core = made.device.threads, made.device.core
+    device = made.device
+    assert isinstance(device, Cpu), "only steps of a CPU share threads"
+    threads, core = device.threads, device.core
     saved = 0.0
     loads: dict[int, list[float]] = {}  # of the threads, by the first step of a group of branches
     for step in made.steps:
-        alone, units = nanoseconds(step, made.device), min(step.kernel.tasks, threads)
+        alone, units = nanoseconds(step, device), min(step.kernel.tasks, threads)
         if step.branch is not None:
             loads.setdefault(step.branch.first, [0.0] * threads)[step.branch.thread] += alone
         elif units > 1:
@@ -115,14 +119,14 @@ def saving(made: Plan) -> float:
     return made.parts * saved - core.wake_ns
 
 
-def nanoseconds(step: Step, device: Device) -> float:
+def nanoseconds(step: Step, device: Cpu) -> float:
     """Predicted nanoseconds of a step on one core, by its vector products and by the bytes that it
     moves through the outer caches.
     """
     return _predicted(step.kernel.macs, step.region.root, step.bytes, device)
 
 
-def _predicted(macs: float, root: Node | None, moved: int, device: Device) -> float:
+def _predicted(macs: float, root: Node | None, moved: int, device: Cpu) -> float:
     core = device.core
     multiplies = macs and root is not None and root.operands
     itemsize = numpy_dtype(root.operands[0].types[0].dtype).itemsize if multiplies and root else 4

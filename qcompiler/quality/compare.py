@@ -18,6 +18,7 @@ from qcompiler.tune.timing import medians
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
+    from qcompiler.runtime.cuda import CudaModel
 
 DEVICE_SECONDS = 0.5
 
@@ -72,7 +73,7 @@ def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> Outp
 
 
 def against_onnxruntime(
-    model: Model | RemoteModel, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
+    model: Model | CudaModel | RemoteModel, onnx_file: Path, samples: Sequence[Mapping[str, Array]]
 ) -> Report:
     """Artifact, its ONNX file, inputs -> report; both get the same number of threads, on one
     machine unless the artifact is on a device.

@@ -64,10 +64,13 @@ def _of_this_machine(
     if found:
         return found
     others = " and ".join(dict.fromkeys(map(_machine, variants.values())))
+    hint = "compile it for this machine, or copy it to one that it is for"
+    if others.startswith("nvptx"):
+        hint = 'a GPU of this machine runs it: load(..., device="cuda"), or --device cuda'
     raise Error(
         f"{whose} is for {others}, this machine is {machine}",
         where=manifest.name,
-        hint="compile it for this machine, or copy it to one that it is for",
+        hint=hint,
     )
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from qcompiler.artifact.artifact import StepFact
 from qcompiler.emit.native import emit_kernel
-from qcompiler.hardware.isa import Device, Isa
-from qcompiler.hardware.products import BlockMac, Mac, TileMac, VectorMac
+from qcompiler.hardware.isa import Cpu, Isa
+from qcompiler.hardware.products import BlockMac, Mac, TileMac, VectorMac, WarpMac
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer
@@ -79,7 +79,7 @@ def kind_of(dtype: str) -> str:
     return _KINDS.get(dtype, "f32")
 
 
-def measure(device: Device) -> Limits:
+def measure(device: Cpu) -> Limits:
     """Time both kinds of limit on this machine, with the device's threads; about two seconds."""
     ops: dict[str, float] = {}
     for mac in device.isa.inherited:
@@ -92,7 +92,7 @@ def measure(device: Device) -> Limits:
     return Limits(ops, (*levels, (math.inf, bandwidth(device, _MEMORY_BYTES))))
 
 
-def products(device: Device, mac: Mac, sums: int = 0) -> float:
+def products(device: Cpu, mac: Mac, sums: int = 0) -> float:
     """Operations per second of one product, over all threads, with `sums` independent sums; 0: as
     many as registers hold.
     """
@@ -103,6 +103,7 @@ def products(device: Device, mac: Mac, sums: int = 0) -> float:
         if isinstance(mac, TileMac):
             count = _tiles(b, device.isa, mac, source, mine)
         else:
+            assert not isinstance(mac, WarpMac), "a CPU has no warps"
             count = _vectors(b, device.isa, mac, source, mine, sums)
     done = 2 * count * _ITERATIONS * mac.multiplies * device.threads
     return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))
@@ -153,7 +154,7 @@ def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) ->
     return 4
 
 
-def bandwidth(device: Device, size: int) -> float:
+def bandwidth(device: Cpu, size: int) -> float:
     """Bytes per second of repeated reads of `size` bytes, split among threads."""
     lanes, slots, threads = device.isa.lanes(4), 8, device.threads
     group = lanes * slots
@@ -174,7 +175,7 @@ def bandwidth(device: Device, size: int) -> float:
     return done / min(times(b, device, 4 * group * iterations * threads, 4 * group * threads))
 
 
-def times(b: Builder, device: Device, source: int | Array, out: int | Array) -> list[float]:
+def times(b: Builder, device: Cpu, source: int | Array, out: int | Array) -> list[float]:
     """A kernel of two pointers, and the data of each (an array, or a number of bytes set to 1) ->
     the seconds of each run.
     """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.tune.probe_core import NOISY, Cycles, Fact, clock
 from qcompiler.tune.probe_threads import shared_work
 
@@ -16,13 +16,13 @@ from qcompiler.tune.probe_threads import shared_work
 class Probe:
     """Facts of the core, other measurements, and doubts about them."""
 
-    device: Device
+    device: Cpu
     facts: tuple[Fact, ...]
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
 
 
-def probe(device: Device) -> Probe:
+def probe(device: Cpu) -> Probe:
     """Measure this machine, restricted to an instruction set; takes a few seconds. `device` gives
     the instruction set, threads and caches.
     """

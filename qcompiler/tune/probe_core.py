@@ -19,7 +19,7 @@ from qcompiler.emit.machine import machine_code
 from qcompiler.emit.native import emit_kernel
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import Mac, MacKey, TileMac, VectorMac
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
@@ -56,7 +56,7 @@ class Fact:
     how: str
 
 
-def clock(device: Device) -> tuple[float, tuple[str, ...]]:
+def clock(device: Cpu) -> tuple[float, tuple[str, ...]]:
     """Cycles per second, and reasons to doubt the measurement."""
     b, chain = Builder("clock"), 16
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
@@ -82,7 +82,7 @@ def clock(device: Device) -> tuple[float, tuple[str, ...]]:
     return hz, ()
 
 
-def _floats(device: Device) -> VectorMac:
+def _floats(device: Cpu) -> VectorMac:
     """The float32 vector product, which every instruction set has."""
     found = device.isa.vector(FLOAT)
     assert found is not None, f"{device.isa.name} has no product of float32"
@@ -94,7 +94,7 @@ def _unsteady(taken: Sequence[float]) -> float:
     return median(taken) / min(taken) - 1
 
 
-def built(b: Builder, device: Device) -> Code:
+def built(b: Builder, device: Cpu) -> Code:
     """A kernel of two pointers -> its machine code, with one task per thread."""
     return Code(emit_kernel(Kernel(b.name, b.function(), tasks=device.threads), device.isa))
 
@@ -136,7 +136,7 @@ def _whole(operation: str, a: Value, b: Value) -> Value:
 class Cycles:
     """Rates and latencies of one core in cycles, at a given clock."""
 
-    def __init__(self, device: Device, hz: float) -> None:
+    def __init__(self, device: Cpu, hz: float) -> None:
         self.device, self.hz = device, hz
         self.vector_bytes = device.isa.vector_bytes
         self.mac = _floats(device)
@@ -312,7 +312,7 @@ class Cycles:
 _WINDOW = "most instructions between two loads from memory that still overlap"
 
 
-def far_bytes(device: Device) -> int:
+def far_bytes(device: Cpu) -> int:
     """Bytes of memory beyond all caches."""
     return min(max(4 * device.l3_bytes, _FAR_BYTES[0]), _FAR_BYTES[1]) >> 20 << 20
 
@@ -332,7 +332,7 @@ def ring(size: int, seed: int) -> Array:
     return ring
 
 
-def _two_chains(device: Device) -> Builder:
+def _two_chains(device: Cpu) -> Builder:
     """Two chains of loads with independent instructions between them, as many as the third element
     of `out` selects; the first two elements are the starts of the chains.
     """

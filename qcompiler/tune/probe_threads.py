@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.runtime.library import Code
 from qcompiler.tune import limits
@@ -18,7 +18,7 @@ _HELPED = 0.85
 """Largest ratio of two threads' time to one's if the second has a core of its own."""
 
 
-def shared_work(device: Device) -> tuple[list[Fact], list[str]]:
+def shared_work(device: Cpu) -> tuple[list[Fact], list[str]]:
     """The costs of sharing work, and reasons to doubt them; empty for one thread."""
     if device.threads == 1:
         return [], []
@@ -36,7 +36,7 @@ def shared_work(device: Device) -> tuple[list[Fact], list[str]]:
     return found, doubts
 
 
-def _barrier(device: Device) -> float | None:
+def _barrier(device: Cpu) -> float | None:
     """Nanoseconds of a barrier, with a microsecond of work per thread and step; None if no thread
     helped the caller.
     """
@@ -51,7 +51,7 @@ def _barrier(device: Device) -> float | None:
     return max((together - alone / device.threads) / _ROUNDS, 1.0)
 
 
-def _wake(device: Device) -> float | None:
+def _wake(device: Cpu) -> float | None:
     """Additional nanoseconds of a run whose workers sleep; None if they did not help."""
     b = Builder("shares")
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")

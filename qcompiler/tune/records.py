@@ -21,7 +21,7 @@ from pathlib import Path
 
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, text
 from qcompiler.kernels.registry import GENERATORS, Record
 from qcompiler.plan.choose import APART
@@ -47,6 +47,8 @@ class Key:
 
 def described(device: Device) -> str:
     """What must be equal of two devices for the times of one to count on the other."""
+    if not isinstance(device, Cpu):
+        return f"{device.name} {device.isa.name}"
     caches = f"{device.l1_bytes}/{device.l2_bytes}/{device.l3_bytes}"
     return f"{device.name} {device.isa.name} threads={device.threads} caches={caches}"
 

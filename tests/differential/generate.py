@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from qcompiler import plugins
 from qcompiler.errors import Error
-from qcompiler.hardware.isa import ISAS, Device
+from qcompiler.hardware.isa import ISAS, Cpu
 from qcompiler.ir import Array
 
 from . import arithmetic, moves, products, quantized, sequences, windows
@@ -82,7 +82,7 @@ class Case:
     precision: str
     model: ModelProto
     feeds: tuple[Mapping[str, Array], ...]
-    device: Device
+    device: Cpu
 
     @property
     def title(self) -> str:
@@ -144,7 +144,7 @@ def _grow(b: Builder, steps: Sequence[Step]) -> None:
             continue
 
 
-def _device(b: Builder, rng: np.random.Generator) -> Device:
+def _device(b: Builder, rng: np.random.Generator) -> Cpu:
     """An instruction set of this CPU, with caches that are usual, or so small that small problems
     are cut into blocks and batches into parts.
     """
@@ -152,4 +152,4 @@ def _device(b: Builder, rng: np.random.Generator) -> Device:
     isas = [i for i in ISAS.values() if i.cpu_flags and not i.lacks]
     small = b.chance(0.3)
     l1, l2, l3 = (2 << 10, 8 << 10, 16 << 10) if small else (32 << 10, 1 << 20, 8 << 20)
-    return Device("test", b.choose(isas), 2, l1, l2, l3)
+    return Cpu("test", b.choose(isas), 2, l1, l2, l3)

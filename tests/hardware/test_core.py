@@ -12,7 +12,7 @@ from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.isa import Device, host
+from qcompiler.hardware.isa import Cpu, host
 from qcompiler.ir import Type, placeholder
 from qcompiler.kernels.cpu.contraction import blocking
 from qcompiler.kernels.cpu.contraction.operands import Product, product_of
@@ -31,13 +31,13 @@ def described(tmp_path: Path, core: str) -> Path:
     return path
 
 
-def product(device: Device) -> Product:
+def product(device: Cpu) -> Product:
     found = product_of(device.isa, "float32", "float32", "float32")
     assert found is not None
     return found
 
 
-def matmul(rows: int, depth: int, width: int, device: Device) -> Problem:
+def matmul(rows: int, depth: int, width: int, device: Cpu) -> Problem:
     left, right = (
         placeholder(name, Type("float32", dims))
         for name, dims in (("x", (rows, depth)), ("w", (depth, width)))

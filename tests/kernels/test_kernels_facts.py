@@ -18,7 +18,7 @@ from kernel_harness import device, region_of
 
 from qcompiler import plugins
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import ISAS, Device, Isa
+from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.kernels.facts import NUMBERS, sealed
 from qcompiler.kernels.region import Facts, Region
@@ -239,7 +239,7 @@ def gather(rng: Rng) -> tuple[Node, Node | None]:
     return make("Add", root, some(rng, "float32", 12)), root
 
 
-def handed(drawing: tuple[Node, Node | None], to: Device) -> Region:
+def handed(drawing: tuple[Node, Node | None], to: Cpu) -> Region:
     """What generators see of a drawn region."""
     output, root = drawing
     graph = Graph((), (output,), ("y",))
@@ -397,7 +397,7 @@ def test_every_generator_is_handed_sealed_regions_only() -> None:
     seen: list[Region] = []
 
     @candidates("elementwise")
-    def curious(region: Region, device: Device) -> Skip:
+    def curious(region: Region, device: Cpu) -> Skip:
         seen.append(region)
         return Skip("only looking")
 
@@ -412,15 +412,15 @@ def test_every_generator_is_handed_sealed_regions_only() -> None:
     assert all(r.facts is not None and r.inputs != region.inputs for r in seen)
 
 
-class Other(Device):
+class Other(Cpu):
     """Another kind of device."""
 
 
 def test_generators_are_asked_for_their_own_kind_of_device_only() -> None:
-    seen: list[Device] = []
+    seen: list[Cpu] = []
 
     @candidates("elementwise", kind=Other)
-    def curious(region: Region, device: Device) -> Skip:
+    def curious(region: Region, device: Cpu) -> Skip:
         seen.append(device)
         return Skip("only looking")
 

@@ -25,7 +25,7 @@ from qcompiler.emit.native import emit_kernel
 from qcompiler.errors import Skip
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.isa import ISAS, Device, Isa, host
+from qcompiler.hardware.isa import ISAS, Cpu, Isa, host
 from qcompiler.hardware.products import TileMac
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.code import tir
@@ -59,8 +59,8 @@ def isa(request: pytest.FixtureRequest) -> Isa:
     return found
 
 
-def device(isa: Isa, threads: int = 1) -> Device:
-    return Device("test", isa, threads, l1_bytes=48 << 10, l2_bytes=2 << 20)
+def device(isa: Isa, threads: int = 1) -> Cpu:
+    return Cpu("test", isa, threads, l1_bytes=48 << 10, l2_bytes=2 << 20)
 
 
 def random(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:

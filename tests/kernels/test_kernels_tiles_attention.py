@@ -9,7 +9,7 @@ from kernel_harness import check, region_of
 from test_kernels_attention import given, numbers, steps
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import ISAS, Device, Isa
+from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.hardware.products import TileMac
 from qcompiler.ir import Graph, Node
 from qcompiler.kernels.cpu.matrix.attention import tile_attention
@@ -71,4 +71,4 @@ def test_few_queries_and_odd_heads_are_left_to_vectors(isa: Isa) -> None:
     ):
         root, _, inputs = made(case, "int8")
         region = region_of(Graph(tuple(inputs), (root,), ("y",)), root)
-        assert isinstance(tile_attention(region, Device("test", isa, 1)), Skip)
+        assert isinstance(tile_attention(region, Cpu("test", isa, 1)), Skip)

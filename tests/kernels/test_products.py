@@ -66,7 +66,7 @@ def test_the_best_product_of_bytes(machine: Isa, sign: str, kind: type, exact: b
     best = machine.best_product(BYTE_PRODUCTS)
     assert isinstance(best, kind)
     assert (best.key[0], best.exact) == (sign, exact)
-    assert has_exact_product(isa.Device("d", machine, 1)) == exact
+    assert has_exact_product(isa.Cpu("d", machine, 1)) == exact
 
 
 def test_a_nearer_product_stands_for_those_below_it() -> None:
@@ -165,7 +165,7 @@ def test_a_right_operand_that_is_no_constant_is_packed_for_blocks(
 def test_limits_measure_products_of_blocks() -> None:
     mac = BLOCKS.block(BYTES)
     assert mac is not None
-    assert limits.products(isa.Device("d", BLOCKS, 1), mac) > 0
+    assert limits.products(isa.Cpu("d", BLOCKS, 1), mac) > 0
 
 
 def test_a_real_product_of_blocks_fills_its_loop() -> None:
@@ -180,7 +180,7 @@ def test_a_real_product_of_blocks_fills_its_loop() -> None:
     arm = Isa("arm", triple, features, frozenset(), 32, 16, macs, masked=frozenset())
     root = matmul(8, 8, 64, "uint8", "int8")
     graph = Graph(root.operands[:1], (root,), ("y",))
-    device, tile = isa.Device("d", arm, 1), (8, 4)
+    device, tile = isa.Cpu("d", arm, 1), (8, 4)
     kernel = made(
         tiled, region_of(graph, root), device, lambda k: (k["rows"], k["vectors"]) == tile
     )

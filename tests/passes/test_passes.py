@@ -20,7 +20,7 @@ import pytest
 import qcompiler.passes
 
 from qcompiler import ops, plugins, stages
-from qcompiler.hardware.isa import Device, Isa
+from qcompiler.hardware.isa import Cpu, Isa
 from qcompiler.hardware.products import VectorMac
 from qcompiler.ir import Array, Attr, Graph, Type, numpy_dtype, text
 from qcompiler.rewrite import PASSES, Rule, rewrite
@@ -121,7 +121,7 @@ def run(case: Case, graph: Graph, explain: list[str] | None = None) -> Graph:
     device = None
     if match := re.search(r"device=(\w+)", options):
         isa = Isa(match[1], "", (), frozenset(), 32, 64, (DEVICES[match[1]],))
-        device = Device(match[1], isa, 1)
+        device = Cpu(match[1], isa, 1)
         options = options.replace(match[0], "").strip(" ,")
     rules = [p for n in case.passes if isinstance(p := PASSES[n], Rule)]
     others = [n for n in case.passes if not isinstance(PASSES[n], Rule)]

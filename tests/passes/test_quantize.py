@@ -17,7 +17,7 @@ import qcompiler
 from qcompiler import ops
 from qcompiler.data.calibrate import calibrate
 from qcompiler.errors import Error
-from qcompiler.hardware.isa import Device, Isa
+from qcompiler.hardware.isa import Cpu, Isa
 from qcompiler.hardware.products import VectorMac
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.onnx_io.reader import read
@@ -332,11 +332,11 @@ def test_every_calibration_method_keeps_a_residual_network(method: str) -> None:
 # Options.
 
 
-def saturating(exact: bool) -> Device:
+def saturating(exact: bool) -> Cpu:
     half = None if exact else lambda *a: a
     key = ("u8", "i8", "i32")
     mac = VectorMac(key, 16, 4, lambda *a: a, exact=exact, pairs=half, join=half)
-    return Device("d", Isa("d", "", (), frozenset(), 16, 64, (mac,)), 1)
+    return Cpu("d", Isa("d", "", (), frozenset(), 16, 64, (mac,)), 1)
 
 
 @pytest.mark.parametrize(

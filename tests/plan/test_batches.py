@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qcompiler.emit.assemble import assemble
-from qcompiler.hardware.isa import Device, host
+from qcompiler.hardware.isa import Cpu, host
 from qcompiler.ir import Array, Graph, text
 from qcompiler.ops import evaluate, make
 from qcompiler.plan.batches import apart, in_parts
@@ -19,10 +19,10 @@ load_all()
 BATCH = 6
 
 
-def small(threads: int = 1) -> Device:
+def small(threads: int = 1) -> Cpu:
     """A device whose caches hold two of the six images."""
     here = host(threads)
-    return Device("small", here.isa, threads, l3_bytes=12_000)
+    return Cpu("small", here.isa, threads, l3_bytes=12_000)
 
 
 def graph(lines: str, result: str) -> Graph:

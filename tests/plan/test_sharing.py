@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import compile_time
 from qcompiler.driver import Compilation
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Graph
 from qcompiler.options import Options
 from qcompiler.plan import sharing
@@ -61,7 +61,7 @@ def test_a_small_network_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> Non
     threads: list[int] = []
     real = sharing.plan
 
-    def counted(graph: Graph, device: Device, *others: object) -> Plan:
+    def counted(graph: Graph, device: Cpu, *others: object) -> Plan:
         threads.append(device.threads)
         return real(graph, device, *others)  # type: ignore[arg-type]
 

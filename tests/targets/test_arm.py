@@ -23,7 +23,7 @@ from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import machine_code
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
-from qcompiler.hardware.isa import ISAS, Device, Isa
+from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.ir import Graph, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.contraction.tiled import tiled
 from qcompiler.kernels.registry import Kernel
@@ -127,7 +127,7 @@ def assembly(isa: Isa, left: str, right: str) -> str:
     w = constant(np.zeros((64, 32), numpy_dtype(right)))
     root = make("matmul", placeholder("x", Type(left, (8, 64))), w)
     graph = Graph(root.operands[:1], (root,), ("y",))
-    kernel = made(tiled, region_of(graph, root), Device("d", isa, 1))
+    kernel = made(tiled, region_of(graph, root), Cpu("d", isa, 1))
     assert isinstance(kernel, Kernel)
     return str(machine_code({"kernel": kernel.func}, isa, "").inspect_source("asm"))
 

@@ -10,7 +10,7 @@ from kernel_harness import isas
 from qcompiler import plugins
 from qcompiler.artifact.artifact import StepFact
 from qcompiler.emit.machine import compile_functions
-from qcompiler.hardware.isa import ISAS, Device, Isa
+from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.kernels.cpu.code.tir import Builder
 from qcompiler.tune import limits
 
@@ -26,7 +26,7 @@ PRODUCTS = {
 def test_every_limit_is_measured(isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_ROUNDS", 2)
     monkeypatch.setattr(limits, "_MEMORY_BYTES", 32 << 20)
-    found = limits.measure(Device("test", isa, 1))
+    found = limits.measure(Cpu("test", isa, 1))
     assert found.ops["f32"] > 1e8
     assert found.ops["integer"] > found.ops["f32"] / 4
     assert [holds for holds, _ in found.levels][-1] == math.inf
@@ -38,14 +38,14 @@ def test_the_products_stand_in_the_loop(name: str, monkeypatch: pytest.MonkeyPat
     plugins.load_all()
     isa, text = ISAS[name], ""
 
-    def keep(b: Builder, device: Device, source: int, out: int) -> list[float]:
+    def keep(b: Builder, device: Cpu, source: int, out: int) -> list[float]:
         nonlocal text
         text += compile_functions([(b.name, b.function())], device.isa).inspect_source("asm")
         return [1.0]
 
     monkeypatch.setattr(limits, "times", keep)
     for mac in isa.inherited:
-        limits.products(Device("test", isa, 1), mac)
+        limits.products(Cpu("test", isa, 1), mac)
     for product in PRODUCTS[name]:
         assert text.count(product) >= 4
 

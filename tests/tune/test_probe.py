@@ -14,7 +14,7 @@ from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.isa import Device, host
+from qcompiler.hardware.isa import Cpu, host
 from qcompiler.options import Options
 from qcompiler.tune import limits, probe
 from qcompiler.tune.probe import Probe
@@ -101,7 +101,7 @@ def test_facts_are_read_as_they_were_written(tmp_path: Path) -> None:
         Fact("window", 0, "c"),
         Fact("launch_ns", 123456.0, "d"),
     )
-    device = Device("host", host().isa, 3, l1_bytes=32768, l2_bytes=1 << 20, l3_bytes=1 << 23)
+    device = Cpu("host", host().isa, 3, l1_bytes=32768, l2_bytes=1 << 20, l3_bytes=1 << 23)
     path = tmp_path / "mine.toml"
     path.write_text(probe.toml(Probe(device, facts, ("a note",), ("a doubt",)), "2026-01-01"))
     assert path.read_text().startswith("# Doubtful, measure again when nothing else runs: a doubt")
@@ -141,7 +141,7 @@ def test_a_ring_visits_every_line_once() -> None:
 
 def test_a_noisy_machine_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "runs", lambda *_: [1e-3, 2e-3, 3e-3])
-    _, doubts = clock(Device("test", host().isa, 1))
+    _, doubts = clock(Cpu("test", host().isa, 1))
     assert doubts == ("half of the runs took 100% longer than the shortest",)
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import ClassVar
 
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.loops import shared_seconds, tasks
@@ -27,7 +27,7 @@ class Layout:
     heads: tuple[Heads, Heads, Heads]
     for_scores: Product
     for_values: Product
-    device: Device
+    device: Cpu
     suffix: ClassVar[str] = ""
     """Of the kernel's name."""
 

@@ -24,7 +24,7 @@ from math import log2, sqrt
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.attention.layout import Layout
 from qcompiler.kernels.cpu.attention.operands import Heads, products_of
 from qcompiler.kernels.cpu.code import polynomials, tir
@@ -44,7 +44,7 @@ _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
 
 
 @candidates("Attention", "attention")
-def attention(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def attention(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Any heads, an added or boolean mask, causal or not."""
     if reason := refuse_attention(region):
         return reason

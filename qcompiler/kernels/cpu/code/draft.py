@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code.epilogue import DTYPES, Fused, Row, Walk, load, store
 from qcompiler.kernels.cpu.code.math import TirMath
@@ -56,7 +56,7 @@ class Draft:
         self,
         kind: str,
         region: Region,
-        device: Device,
+        device: Cpu,
         *,
         name: str = "",
         packed: Node | None = None,
@@ -66,7 +66,7 @@ class Draft:
         that is read as bytes. With `flush`, the denormals of bfloat16 products become zero.
         """
         self.region, self.device, self.isa = region, device, device.isa
-        self.name = name or _name(kind, region)
+        self.name = name or name_of(kind, region)
         self.b = Builder(self.name, Tails.of(device.isa))
         root = region.root
         flush &= root is not None and root.op in _PRODUCTS and root.operands[0].dtype == "bfloat16"
@@ -165,7 +165,7 @@ class Draft:
         return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place)
 
 
-def _name(kind: str, region: Region) -> str:
+def name_of(kind: str, region: Region) -> str:
     """conv3x3 and a region of conv, add, relu to uint8 -> "conv3x3_add_relu_u8"."""
     short = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "bool": "b"}
     others = [n.op.lower() for n in region.nodes if n is not region.root][:6]

@@ -111,6 +111,10 @@ class Fused:
         """Elements of a row."""
         return self.dims[-1]
 
+    def strides(self, operand: Node) -> tuple[int, ...]:
+        """An operand's steps along the dimensions of the output as they are merged here."""
+        return self._strides[operand]
+
     def lanes(self) -> int:
         """Lanes of vectors of the widest dtype of nodes and operands."""
         sizes = [numpy_dtype(n.dtype).itemsize for n in (*self.nodes, *self.operands)]

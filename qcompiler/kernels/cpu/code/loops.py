@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 from tvm import tirx
 
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Value
 
 
-def tasks(device: Device, nanoseconds: float, parts: int) -> int:
+def tasks(device: Cpu, nanoseconds: float, parts: int) -> int:
     """An estimate of one core's time, and the parts that work can be divided into -> number of
     threads to use.
     """
     return 1 if nanoseconds < device.core.launch_ns else max(1, min(device.threads, parts))
 
 
-def shared_seconds(device: Device, nanoseconds: float, count: int) -> float:
+def shared_seconds(device: Cpu, nanoseconds: float, count: int) -> float:
     """One core's time, and the tasks that share it -> predicted seconds; sharing work of just
     `launch_ns` gains nothing.
     """

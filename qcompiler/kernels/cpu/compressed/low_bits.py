@@ -26,7 +26,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import refuse, too_large
@@ -49,7 +49,7 @@ _TILES = 3  # of rows that make it worth decoding a panel before
 
 
 @candidates("matmul_narrow")
-def narrow(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def narrow(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Weights are decoded between memory and the multiply-add."""
     root = region.root
     assert root is not None
@@ -78,7 +78,7 @@ def narrow(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     return (Candidate(t, device.core.seconds(c), partial(build, t)) for c, t in found)
 
 
-def _priced(problem: Problem, product: Product, device: Device) -> list[tuple[float, Tiling]]:
+def _priced(problem: Problem, product: Product, device: Cpu) -> list[tuple[float, Tiling]]:
     """Those that floats have, where the best of them decodes panels before; else those that leave
     registers for each vector's words and zero points.
     """

@@ -25,7 +25,7 @@ from math import ceil
 import numpy as np
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import refuse, too_large
@@ -53,7 +53,7 @@ _LIST_CYCLES = 0.5
 
 
 @candidates("conv", "matmul")
-def sparse(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def sparse(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Only blocks of weights that are not zero."""
     root = region.root
     assert root is not None
@@ -87,7 +87,7 @@ def sparse(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     return (Candidate(t, seconds(c + lists), partial(build, t)) for c, t in found)
 
 
-def _product(region: Region, root: Node, device: Device) -> Product | Skip:
+def _product(region: Region, root: Node, device: Cpu) -> Product | Skip:
     """The product of the operands' dtypes, where lists of blocks may stand for the right one."""
     left, right = (i.dtype for i in root.operands)
     if not root.operands[1].is_constant:
@@ -103,7 +103,7 @@ def _product(region: Region, root: Node, device: Device) -> Product | Skip:
     return whole or Skip(f"no product of {left} and {right}")
 
 
-def _apart(problem: Problem, product: Product, device: Device) -> Problem:
+def _apart(problem: Problem, product: Product, device: Cpu) -> Problem:
     """Rows that push one another out of the first cache are copied further apart: blocks of all k
     are read in any order, where dense code reads a cache line of each row to its end.
     """
@@ -115,7 +115,7 @@ def _apart(problem: Problem, product: Product, device: Device) -> Problem:
     return replace(problem, frame=replace(problem.frame, right=problem.frame.right + gap))
 
 
-def _list_cycles(thin: Problem, product: Product, device: Device, tiling: Tiling) -> float:
+def _list_cycles(thin: Problem, product: Product, device: Cpu, tiling: Tiling) -> float:
     """What one task's walk through lists of blocks takes beside multiplying them. Taller tiles walk
     less often, but no faster were they when measured: all are charged what the cheapest takes.
     """

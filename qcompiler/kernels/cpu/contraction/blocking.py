@@ -14,7 +14,7 @@ from functools import cache, lru_cache, partial
 from math import gcd
 
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.loops import Cut
@@ -86,7 +86,7 @@ def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
 
 @lru_cache(maxsize=4)
 def priced(
-    problem: Problem, product: Product, device: Device, *, vectors: int = 0
+    problem: Problem, product: Product, device: Cpu, *, vectors: int = 0
 ) -> list[tuple[float, Tiling]]:
     """Every tiling worth a thought, with the cycles that it takes; of so many `vectors` unless 0.
     Tasks are as many as the work is worth, and there is work for. Several generators ask for those
@@ -101,7 +101,7 @@ def priced(
 
 
 def tilings(
-    problem: Problem, product: Product, device: Device, *, tasks: int, vectors: int = 0
+    problem: Problem, product: Product, device: Cpu, *, tasks: int, vectors: int = 0
 ) -> Iterator[Tiling]:
     """Every tiling worth pricing; 0 vectors: any."""
     registers, lanes = device.isa.registers, product.mac.width
@@ -146,13 +146,13 @@ def _heights(problem: Problem, most: int) -> list[int]:
     return sorted(found)
 
 
-def _threads(problem: Problem, product: Product, device: Device) -> int:
+def _threads(problem: Problem, product: Product, device: Cpu) -> int:
     """For all multiplications, or to read the right operand."""
     work = problem.macs / (product.mac.multiplies)
     return threads_for(max(work, _read_once(problem, product, device)), device)
 
 
-def threads_for(cycles: float, device: Device) -> int:
+def threads_for(cycles: float, device: Cpu) -> int:
     """One where the work is too little to share."""
     return 1 if cycles < device.core.worth_sharing else device.threads
 
@@ -164,7 +164,7 @@ def dealt(tasks: int, columns: int) -> Iterator[tuple[int, int]]:
             yield tasks // across, across
 
 
-def _read_once(problem: Problem, product: Product, device: Device) -> float:
+def _read_once(problem: Problem, product: Product, device: Cpu) -> float:
     """Cycles to read the right operand from memory."""
     size = problem.groups * problem.tap_count * problem.depth * problem.width
     images = problem.images if any(problem.right_images.strides) else 1
@@ -184,9 +184,7 @@ def _blocks(problem: Problem, rows: int, vectors: int, along: int, across: int) 
         block = -(-block // 2)
 
 
-def _cycles(
-    problem: Problem, product: Product, device: Device, tiling: Tiling, tile: Tile
-) -> float:
+def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, tile: Tile) -> float:
     """What the slowest task takes; `tile` is `_tile_cycles`."""
     core = device.core
     panels = Panels.of(problem.width, product.mac.width, tiling.vectors)
@@ -219,7 +217,7 @@ def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
 
 
 def prefetch_pace(
-    problem: Problem, product: Product, device: Device, tiling: Tiling, vectors: int
+    problem: Problem, product: Product, device: Cpu, tiling: Tiling, vectors: int
 ) -> int:
     """Bytes of the next panel to prefetch with every step of every tile; 0: none.
 
@@ -243,7 +241,7 @@ def prefetch_pace(
 def _panel_cycles(
     problem: Problem,
     product: Product,
-    device: Device,
+    device: Cpu,
     tiling: Tiling,
     vectors: int,
     left: int,
@@ -271,9 +269,7 @@ def _panel_cycles(
     return total * tiling.block
 
 
-def _tile_cycles(
-    problem: Problem, product: Product, device: Device, rows: int, vectors: int
-) -> float:
+def _tile_cycles(problem: Problem, product: Product, device: Cpu, rows: int, vectors: int) -> float:
     """One tile whose operands are near."""
     core = device.core
     if product.mac.by_lane > 1:
@@ -333,7 +329,7 @@ def powers_of_two(vectors: int) -> list[int]:
     return [TOGETHER] * (vectors // TOGETHER) + [w for w in (2, 1) if rest & w]
 
 
-def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> float:
+def conflicts(problem: Problem, product: Product, device: Cpu, rows: int) -> float:
     """Cycles a step when rows of the tile push one another out of the first cache."""
     apart = problem.column * tir.bits(product.left) // 8
     if problem.columns == 1:
@@ -346,7 +342,7 @@ def conflicts(problem: Problem, product: Product, device: Device, rows: int) -> 
     return rows * core.line_bytes / core.l2_bytes_per_cycle
 
 
-def level(device: Device, size: int, eighths: int = 6) -> int:
+def level(device: Cpu, size: int, eighths: int = 6) -> int:
     """Which cache holds so many bytes that are read again and again, in a part of it."""
     for level, capacity in enumerate((device.l1_bytes, device.l2_bytes, device.l3_bytes)):
         if size <= capacity * eighths // 8:

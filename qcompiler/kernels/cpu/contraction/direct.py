@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import inf
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import refuse, too_large
@@ -23,7 +23,7 @@ from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.region import Region
 
 
-def direct(region: Region, device: Device) -> tuple[Problem, Product] | Skip:
+def direct(region: Region, device: Cpu) -> tuple[Problem, Product] | Skip:
     """What tiled.py multiplies, and by which product."""
     root = region.root
     assert root is not None
@@ -52,7 +52,7 @@ def direct(region: Region, device: Device) -> tuple[Problem, Product] | Skip:
     return problem, product
 
 
-def _product(root: Node, device: Device) -> Product | Skip:
+def _product(root: Node, device: Cpu) -> Product | Skip:
     """That of blocks where an image has as many rows as one takes, else that with short sums or
     that of vectors.
     """
@@ -68,6 +68,6 @@ def _product(root: Node, device: Device) -> Product | Skip:
     return product or Skip(f"no product of {left} and {right}")
 
 
-def least(problem: Problem, product: Product, device: Device) -> float:
+def least(problem: Problem, product: Product, device: Cpu) -> float:
     """Cycles of the best tiling; inf if none fits the registers."""
     return min((cycles for cycles, _ in priced(problem, product, device)), default=inf)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units, needs_copy
@@ -23,7 +23,7 @@ class Layout:
     """How work is cut, and where operands and their copies lie."""
 
     region: Region
-    device: Device
+    device: Cpu
     problem: Problem
     product: Product
     tiling: Tiling

@@ -12,7 +12,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import refuse
@@ -34,7 +34,7 @@ TAP_NS = 5.0  # and each tap of its window
 
 
 @candidates("conv", "matmul")
-def plain(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def plain(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Nested loops over the output, the window and the channels."""
     root = region.root
     assert root is not None
@@ -48,7 +48,7 @@ def plain(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     return [Candidate(Fixed(), seconds, partial(_plain, region, device, macs, count))]
 
 
-def _nanoseconds(root: Node, depth: int, pixels: int, device: Device) -> float:
+def _nanoseconds(root: Node, depth: int, pixels: int, device: Cpu) -> float:
     """One core's time. Weights are read again for every pixel, and their rows lie apart: no
     hardware prefetches them, so they come half as fast as those that are packed; what has fewer
     bits than the sums is widened each time, and comes no faster.
@@ -64,7 +64,7 @@ def _nanoseconds(root: Node, depth: int, pixels: int, device: Device) -> float:
     return 1e9 * core.seconds(core.overlapped(multiply, fetch))
 
 
-def _vectors(root: Node, device: Device) -> int:
+def _vectors(root: Node, device: Cpu) -> int:
     """How many vectors of sums an output pixel takes, as `_Sums.along` goes through them."""
     width, lanes = root.type.dims[-1], device.isa.lanes(tir.bits(root.dtype) // 8)
     if root.op == "matmul":
@@ -73,7 +73,7 @@ def _vectors(root: Node, device: Device) -> int:
     return groups * -(-width // groups // lanes)
 
 
-def _plain(region: Region, device: Device, macs: int, count: int) -> Kernel:
+def _plain(region: Region, device: Cpu, macs: int, count: int) -> Kernel:
     root, out = region.root, region.output
     assert root is not None
     b = Builder(
@@ -102,7 +102,7 @@ def _plain(region: Region, device: Device, macs: int, count: int) -> Kernel:
     return Kernel(b.name, b.function(), tasks=count, macs=macs)
 
 
-def _fused(b: Builder, device: Device, region: Region, pointers: Mapping[Node, Pointer]) -> Fused:
+def _fused(b: Builder, device: Cpu, region: Region, pointers: Mapping[Node, Pointer]) -> Fused:
     assert region.root is not None
     nodes = [n for n in region.nodes if n is not region.root]
     m = TirMath(b, device.isa)

@@ -18,7 +18,7 @@ from functools import partial
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
 from qcompiler.kernels.cpu.code.epilogue import store
@@ -42,7 +42,7 @@ from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 
 @candidates("conv", "matmul")
-def tiled(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def tiled(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Sums in registers, rows of pixels by vectors of columns."""
     found = direct(region, device)
     if isinstance(found, Skip):

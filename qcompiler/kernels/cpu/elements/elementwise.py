@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import Fused, Row, store
@@ -33,7 +33,7 @@ def nanoseconds(region: Region, core: Core) -> float:
 
 
 @kernel("elementwise")
-def elementwise(region: Region, device: Device) -> Kernel | Skip:
+def elementwise(region: Region, device: Cpu) -> Kernel | Skip:
     """Any broadcast of operands; the output may reuse the memory of an operand of its size."""
     if reason := refuse(region):
         return reason

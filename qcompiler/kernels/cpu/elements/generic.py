@@ -15,7 +15,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -47,7 +47,7 @@ def means(*ops: str) -> Callable[[Meaning], Meaning]:
     return register
 
 
-def elements(region: Region, device: Device) -> Kernel | Skip:
+def elements(region: Region, device: Cpu) -> Kernel | Skip:
     """Every element of the output separately, shared among threads."""
     root = region.root
     assert root is not None

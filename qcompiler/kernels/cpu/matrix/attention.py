@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from itertools import product
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import MacKey, TileMac, VectorMac
 from qcompiler.kernels.cpu.attention.layout import Layout
 from qcompiler.kernels.cpu.attention.operands import Heads, Values
@@ -52,7 +52,7 @@ _FEW_QUERIES = 4
 
 
 @candidates("Attention", "attention")
-def tile_attention(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def tile_attention(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Both products in tile registers."""
     if reason := refuse_attention(region):
         return reason
@@ -83,7 +83,7 @@ def tile_attention(region: Region, device: Device) -> Iterable[Candidate] | Skip
     return [Candidate(Fixed(), seconds, partial(emitted, region, layout, _Tiles))]
 
 
-def _macs(device: Device, dtype: str) -> tuple[TileMac, TileMac] | None:
+def _macs(device: Cpu, dtype: str) -> tuple[TileMac, TileMac] | None:
     """The tile products for operands of a dtype, if there are both."""
     first, second = (device.isa.tile(key) for key, _, _ in _PRODUCTS[dtype])
     return None if first is None or second is None else (first, second)

@@ -19,7 +19,7 @@ from math import ceil
 
 from tvm import tirx
 
-from qcompiler.hardware.isa import Device, Isa
+from qcompiler.hardware.isa import Cpu, Isa
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.matrix.layout import PANEL_TILES, WORD, Layout
@@ -116,7 +116,7 @@ class Products:
     def __init__(
         self,
         b: Builder,
-        device: Device,
+        device: Cpu,
         layout: Layout,
         heights: tuple[int, ...],
         near: Near,

@@ -24,7 +24,7 @@ from math import inf, isfinite
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import TileMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
@@ -55,7 +55,7 @@ _FEW_BLOCKS = 16
 
 
 @candidates("conv", "matmul", version=2)
-def tiles(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def tiles(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Sums in tile registers, 32 rows by 32 columns."""
     root = region.root
     assert root is not None
@@ -76,7 +76,7 @@ def tiles(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     )
 
 
-def _vectors(region: Region, device: Device, mine: float) -> tuple[float, float]:
+def _vectors(region: Region, device: Cpu, mine: float) -> tuple[float, float]:
     """Cycles of vector products of the region, by this model and by that of the other kernels. The
     two were fitted on different machines: this brings their seconds to one scale.
     """
@@ -85,7 +85,7 @@ def _vectors(region: Region, device: Device, mine: float) -> tuple[float, float]
     return (mine, theirs) if isfinite(mine) and isfinite(theirs) else (1.0, 1.0)
 
 
-def _problem(region: Region, root: Node, device: Device) -> tuple[Problem, TileMac] | Skip:
+def _problem(region: Region, root: Node, device: Cpu) -> tuple[Problem, TileMac] | Skip:
     """A region -> its root's problem and product, or why tiles are no use for it."""
     mac = tile_of(device.isa, root)
     if mac is None:
@@ -152,7 +152,7 @@ class _Block:
     right: Value
 
 
-def emitted(region: Region, device: Device, choice: Choice) -> Kernel:
+def emitted(region: Region, device: Cpu, choice: Choice) -> Kernel:
     """What was decided -> the kernel."""
     layout, tasks, p = choice.layout, choice.tiling.tasks, choice.layout.problem
     constant, size = p.right.is_constant, choice.task_bytes(device.core)

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
@@ -39,7 +39,7 @@ class Left:
     def __init__(
         self,
         b: Builder,
-        device: Device,
+        device: Cpu,
         layout: Layout,
         lines: int,
         source: Pointer,

@@ -16,7 +16,7 @@ from functools import cached_property
 from math import ceil
 
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device, Isa
+from qcompiler.hardware.isa import Cpu, Isa
 from qcompiler.hardware.products import MacKey, TileMac, VectorMac
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.contraction import blocking
@@ -132,7 +132,7 @@ def _node_cycles(node: Node) -> float:
     return LONG_NODES.get(node.op, NODE_CYCLES)
 
 
-def priced(p: Problem, mac: TileMac, device: Device, finish: float) -> list[tuple[Cost, Choice]]:
+def priced(p: Problem, mac: TileMac, device: Cpu, finish: float) -> list[tuple[Cost, Choice]]:
     """Every choice worth a thought, and its cost by the model: for one task where that takes less
     than is worth sharing.
     """
@@ -156,7 +156,7 @@ def choices(p: Problem, mac: TileMac, threads: int) -> Iterator[Choice]:
                     yield choice
 
 
-def cost(choice: Choice, device: Device, finish: float) -> Cost:
+def cost(choice: Choice, device: Cpu, finish: float) -> Cost:
     """What a choice takes; `finish` cycles a vector of sums."""
     core = device.core
     layout, p, t = choice.layout, choice.layout.problem, choice.tiling
@@ -196,7 +196,7 @@ def cost(choice: Choice, device: Device, finish: float) -> Cost:
     return Cost(products, loads, finishes, right / _l3_bytes(core), copies, total)
 
 
-def near(choice: Choice, device: Device) -> Near:
+def near(choice: Choice, device: Cpu) -> Near:
     """What is prefetched before it is loaded: left rows that come by once for each panel (those of
     wider windows meet again in the next tap), panels that do not stay or are not read often.
     """
@@ -213,20 +213,20 @@ def near(choice: Choice, device: Device) -> Near:
     )
 
 
-def _reads_once(device: Device, layout: Layout, left: float, panel: float) -> bool:
+def _reads_once(device: Cpu, layout: Layout, left: float, panel: float) -> bool:
     """Do the rows of the left operand pass by while a panel stays in the first-level cache?"""
     size = device.l1_bytes * CACHE_SHARE
     hint = "tile_load_once" in device.isa.intrinsics
     return hint and layout.taps == (1, 1) and panel <= size < left + panel
 
 
-def _panel_stays(device: Device, layout: Layout, blocks: int, left: float, panel: float) -> bool:
+def _panel_stays(device: Cpu, layout: Layout, blocks: int, left: float, panel: float) -> bool:
     """Is a panel in the first-level cache from block to block?"""
     beside = 0 if _reads_once(device, layout, left, panel) else left / blocks
     return panel + beside <= device.l1_bytes * CACHE_SHARE
 
 
-def _beyond_l1(choice: Choice, device: Device, panels: int, panel: float) -> tuple[float, float]:
+def _beyond_l1(choice: Choice, device: Cpu, panels: int, panel: float) -> tuple[float, float]:
     """Cycles that the second-level cache (or the third) takes to feed one block, of what is loaded
     from there and of what was prefetched: what stays near is read once by all blocks of a panel, by
     all panels of a part.
@@ -244,7 +244,7 @@ def _beyond_l1(choice: Choice, device: Device, panels: int, panel: float) -> tup
     return from_left + from_right - fetched, fetched
 
 
-def _first_read(device: Device, left: float, right: float, panel: float, units: int) -> float:
+def _first_read(device: Cpu, left: float, right: float, panel: float, units: int) -> float:
     """Cycles to fetch a panel; it comes from afar unless all of them stay from part to part."""
     stays = right + left <= device.l2_bytes * CACHE_SHARE
     return panel / _l3_bytes(device.core) * (1 / units if stays else 1.0)
@@ -260,7 +260,7 @@ def _l3_bytes(core: Core) -> float:
     return L3_GAIN * core.l3_bytes_per_cycle
 
 
-def _copies(choice: Choice, device: Device) -> float:
+def _copies(choice: Choice, device: Cpu) -> float:
     """Cycles to copy a part's left operand, at the pace of the second-level cache."""
     core, vector = device.core, device.isa.vector_bytes
     run = core.cycles(RUN_CYCLES)
@@ -279,7 +279,7 @@ def _copies(choice: Choice, device: Device) -> float:
     return total
 
 
-def vector_cycles(p: Problem, tile: TileMac, device: Device, finish: float) -> float:
+def vector_cycles(p: Problem, tile: TileMac, device: Cpu, finish: float) -> float:
     """What the best vector product of the same instruction set would take, about."""
     core, mac = device.core, _vector_mac(device.isa, tile.key)
     if mac is None:

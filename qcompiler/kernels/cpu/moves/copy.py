@@ -19,7 +19,7 @@ from itertools import product
 from math import prod
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -44,7 +44,7 @@ _ROWS_A_TASK = 4
     *("Transpose", "Slice", "item of Split", "Expand", "Tile", "Concat", "Pad"),
     *("DepthToSpace", "SpaceToDepth"),
 )
-def copy(region: Region, device: Device) -> Kernel | Skip:
+def copy(region: Region, device: Cpu) -> Kernel | Skip:
     """Operators that step evenly through their operands; see views.py."""
     root = region.root
     assert root is not None

@@ -16,7 +16,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -81,7 +81,7 @@ _KINDS = {"Gather": _gather, "GatherElements": _gather_elements, "GatherND": _ga
 
 
 @kernel(*_KINDS)
-def gather(region: Region, device: Device) -> Kernel | Skip:
+def gather(region: Region, device: Cpu) -> Kernel | Skip:
     """Vectors along the operand's last axis where an index picks whole rows, else single values."""
     if reason := refuse(region):
         return reason
@@ -179,7 +179,7 @@ def wrapped(d: Draft, places: Node, offset: Value, size: int) -> Value:
 
 
 @kernel("ScatterElements", "ScatterND")
-def scatter(region: Region, device: Device) -> Kernel | Skip:
+def scatter(region: Region, device: Cpu) -> Kernel | Skip:
     """One task, so that updates of one place keep their order."""
     if reason := refuse(region):
         return reason

@@ -13,7 +13,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
@@ -25,7 +25,7 @@ from qcompiler.kernels.registry import Kernel, Region, kernel
 
 
 @kernel("ArgMax", "ArgMin")
-def best_index(region: Region, device: Device) -> Kernel | Skip:
+def best_index(region: Region, device: Cpu) -> Kernel | Skip:
     """The first (or last) index of the largest (or smallest) value along one axis."""
     if reason := refuse(region):
         return reason
@@ -41,7 +41,7 @@ def best_index(region: Region, device: Device) -> Kernel | Skip:
 class _Search:
     """One kernel while it is written."""
 
-    def __init__(self, region: Region, device: Device) -> None:
+    def __init__(self, region: Region, device: Cpu) -> None:
         root = region.root
         assert root is not None
         x = root.operands[0]

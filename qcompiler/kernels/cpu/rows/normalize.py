@@ -13,7 +13,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load
@@ -147,7 +147,7 @@ class _Total:
 
 
 @kernel("LayerNormalization", "RMSNormalization")
-def layer_norm(region: Region, device: Device) -> Kernel | Skip:
+def layer_norm(region: Region, device: Cpu) -> Kernel | Skip:
     """Over all axes from one on; mean and variance in two passes over scratch, in float32."""
     if reason := refuse(region):
         return reason
@@ -204,7 +204,7 @@ def layer_norm(region: Region, device: Device) -> Kernel | Skip:
 
 
 @kernel("Softmax", "LogSoftmax")
-def softmax(region: Region, device: Device) -> Kernel | Skip:
+def softmax(region: Region, device: Cpu) -> Kernel | Skip:
     """Along any axis; the largest value is subtracted first, so nothing overflows."""
     if reason := refuse(region):
         return reason
@@ -220,7 +220,7 @@ def softmax(region: Region, device: Device) -> Kernel | Skip:
     return _softmax_beside(kind, region, device, axis)
 
 
-def _softmax_along(kind: str, region: Region, device: Device) -> Kernel:
+def _softmax_along(kind: str, region: Region, device: Cpu) -> Kernel:
     d = Draft(kind, region, device)
     b, m, lanes = d.b, d.m, d.isa.lanes(4)
     logarithm = d.root.op == "LogSoftmax"
@@ -250,7 +250,7 @@ def _softmax_along(kind: str, region: Region, device: Device) -> Kernel:
     return _each_row(d, d.root.type.rank - 1, row)
 
 
-def _softmax_beside(kind: str, region: Region, device: Device, axis: int) -> Kernel:
+def _softmax_beside(kind: str, region: Region, device: Cpu, axis: int) -> Kernel:
     """Vectors of columns, a softmax in each lane; the input is read three times."""
     d = Draft(kind, region, device)
     b, m, root = d.b, d.m, d.root

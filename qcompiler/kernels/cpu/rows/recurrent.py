@@ -27,7 +27,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node, numpy_dtype
 from qcompiler.kernels.cpu.code import polynomials, tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -53,7 +53,7 @@ ALL: Share = (tir.const(0), 1)
 
 
 @kernel("recurrent")
-def recurrent(region: Region, device: Device) -> Kernel | Skip:
+def recurrent(region: Region, device: Cpu) -> Kernel | Skip:
     """float32 or float64; any activations, both directions, sequences of any lengths."""
     if reason := refuse(region):
         return reason
@@ -101,7 +101,7 @@ Phase = tuple[range, Finish]
 class _Layer:
     """One kernel while it is written."""
 
-    def __init__(self, region: Region, device: Device) -> None:
+    def __init__(self, region: Region, device: Cpu) -> None:
         self.d = d = Draft("recurrent", region, device)
         self.b, self.m, self.root = d.b, d.m, d.root
         self.kind, self.dtype = self.root.str("kind"), self.root.dtype

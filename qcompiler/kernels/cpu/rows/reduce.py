@@ -13,7 +13,7 @@ from math import inf, prod
 import numpy as np
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
@@ -64,10 +64,16 @@ def start_of(way: Way, dtype: str) -> float:
 
 
 @kernel(*WAYS)
-def reduce(region: Region, device: Device) -> Kernel | Skip:
+def reduce(region: Region, device: Cpu) -> Kernel | Skip:
     """Any axes."""
     if reason := refuse(region):
         return reason
+    axes = axes_of(region)
+    return axes if isinstance(axes, Skip) else _emitted(region, device, axes)
+
+
+def axes_of(region: Region) -> list[int] | Skip:
+    """The axes that a region reduces, in order."""
     root = region.root
     assert root is not None
     x = root.operands[0]
@@ -82,10 +88,10 @@ def reduce(region: Region, device: Device) -> Kernel | Skip:
         return Skip("nothing to reduce")
     if x.dtype == "bool" and root.op not in ("ReduceMax", "ReduceMin"):
         return Skip(f"{root.op} of bool")
-    return _emitted(region, device, sorted(set(axes)))
+    return sorted(set(axes))
 
 
-def _emitted(region: Region, device: Device, axes: list[int]) -> Kernel:
+def _emitted(region: Region, device: Cpu, axes: list[int]) -> Kernel:
     """All outputs, shared among tasks."""
     root = region.root
     assert root is not None

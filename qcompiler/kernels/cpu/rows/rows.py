@@ -13,7 +13,7 @@ from math import inf, prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -119,7 +119,7 @@ def _given(region: Region, *, only: str = "") -> Skip | None:
 
 
 @kernel("CumSum", "CumProd")
-def cumulate(region: Region, device: Device) -> Kernel | Skip:
+def cumulate(region: Region, device: Cpu) -> Kernel | Skip:
     """Cumulative sums or products."""
     if reason := _given(region):
         return reason
@@ -146,7 +146,7 @@ def cumulate(region: Region, device: Device) -> Kernel | Skip:
 
 
 @kernel("Hardmax")
-def hardmax(region: Region, device: Device) -> Kernel | Skip:
+def hardmax(region: Region, device: Cpu) -> Kernel | Skip:
     """1 at the first largest value, 0 elsewhere."""
     if reason := _given(region):
         return reason
@@ -171,7 +171,7 @@ def hardmax(region: Region, device: Device) -> Kernel | Skip:
 
 
 @kernel("LpNormalization")
-def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
+def lp_normalization(region: Region, device: Cpu) -> Kernel | Skip:
     """Values divided by their norm; zeros stay zeros."""
     if reason := _given(region, only="float"):
         return reason
@@ -191,7 +191,7 @@ def lp_normalization(region: Region, device: Device) -> Kernel | Skip:
 
 
 @kernel("MeanVarianceNormalization")
-def mean_variance(region: Region, device: Device) -> Kernel | Skip:
+def mean_variance(region: Region, device: Cpu) -> Kernel | Skip:
     """(x - mean) / (deviation + 1e-9)."""
     if reason := _given(region, only="float"):
         return reason
@@ -210,7 +210,7 @@ def mean_variance(region: Region, device: Device) -> Kernel | Skip:
 
 
 @kernel("ReduceLogSumExp")
-def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
+def log_sum_exp(region: Region, device: Cpu) -> Kernel | Skip:
     """max + log(sum(exp(x - max))); of integers in float64."""
     if reason := _given(region):
         return reason
@@ -234,7 +234,7 @@ def log_sum_exp(region: Region, device: Device) -> Kernel | Skip:
 
 
 @kernel("item of TopK")
-def top_k(region: Region, device: Device) -> Kernel | Skip:
+def top_k(region: Region, device: Cpu) -> Kernel | Skip:
     """Output 0 (values) or 1 (indices) of TopK: the best so far are kept in order, and a value
     better than the last is inserted, which becomes rare.
     """
@@ -341,7 +341,7 @@ def _after(region: Region) -> set[Node]:
 
 
 @kernel("item of DynamicQuantizeLinear")
-def dynamic_quantize(region: Region, device: Device) -> Kernel | Skip:
+def dynamic_quantize(region: Region, device: Cpu) -> Kernel | Skip:
     """An output of DynamicQuantizeLinear. Every task computes the extremes of all values."""
     root = region.root
     assert root is not None

@@ -32,7 +32,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
@@ -87,7 +87,7 @@ _PREFETCHED = {2: 0, 3: 1, 5: 2, 6: 3}
 
 
 @candidates("conv", "matmul")
-def strassen(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def strassen(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Pairs of rows by vectors of columns in registers."""
     found = refuse(region) or _problem(region, device)
     if isinstance(found, Skip):
@@ -104,7 +104,7 @@ def strassen(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     return (way(Layout.of(problem, t, device.core, product.mac.lanes)) for t in cuts)
 
 
-def _problem(region: Region, device: Device) -> tuple[Product, Problem] | Skip:
+def _problem(region: Region, device: Cpu) -> tuple[Product, Problem] | Skip:
     """The product of floats, and the region's problem where its matrices have quarters."""
     root = region.root
     assert root is not None
@@ -133,7 +133,7 @@ def _problem(region: Region, device: Device) -> tuple[Product, Problem] | Skip:
     return product, problem
 
 
-def _emitted(region: Region, device: Device, product: Product, layout: Layout) -> Kernel:
+def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> Kernel:
     """What was decided -> the kernel."""
     p, t = layout.problem, layout.tiling
     shape = f"{p.rows}x{p.width}x{p.depth}_{t.rows}x{layout.wide}"

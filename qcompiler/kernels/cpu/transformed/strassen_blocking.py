@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.contraction import blocking as direct
 from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Product
@@ -81,7 +81,7 @@ class Layout:
         return 4 * (self.task_size - PRODUCTS * self.line + 2 * self.tiling.depth * self.wide)
 
 
-def losses(problem: Problem, product: Product, device: Device) -> float:
+def losses(problem: Problem, product: Product, device: Cpu) -> float:
     """How much longer a product takes than its multiplications alone. `cycles` counts little
     beside these, and the code that multiplies quarters loses as much to the ends of tiles and to
     waiting for operands as the same code does in a direct product, of which the model knows.
@@ -94,7 +94,7 @@ def losses(problem: Problem, product: Product, device: Device) -> float:
     return least / work
 
 
-def tilings(problem: Problem, product: Product, device: Device) -> Iterator[Tiling]:
+def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]:
     """Every tiling worth pricing."""
     lanes, free = product.mac.lanes, device.isa.registers - 2 - product.mac.temporaries
     half = -(-problem.rows // 2)

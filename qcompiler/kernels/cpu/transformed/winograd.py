@@ -22,7 +22,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
@@ -44,7 +44,7 @@ from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 
 @candidates("conv")
-def winograd(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def winograd(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Tiles of some outputs along each axis, by as many products as these have inputs."""
     found = refuse(region) or _grids(region, device)
     if isinstance(found, Skip):
@@ -62,7 +62,7 @@ def winograd(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     )
 
 
-def _grids(region: Region, device: Device) -> tuple[Product, list[Grid]] | Skip:
+def _grids(region: Region, device: Cpu) -> tuple[Product, list[Grid]] | Skip:
     """The product of floats, and the region's tiles for each pair of filters."""
     root = region.root
     assert root is not None
@@ -92,7 +92,7 @@ def _grids(region: Region, device: Device) -> tuple[Product, list[Grid]] | Skip:
     return product, list(found)
 
 
-def _emitted(region: Region, device: Device, product: Product, layout: Layout) -> Kernel:
+def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> Kernel:
     """What was decided -> the kernel."""
     p, t = layout.grid, layout.tiling
     filters = "x".join(f"{a.filter.outputs}f{a.filter.taps}" for a in (p.rows, p.columns))

@@ -11,7 +11,7 @@ from itertools import product as combinations
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import Core
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.contraction import blocking as direct
 from qcompiler.kernels.cpu.contraction.loops import Cut
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product
@@ -155,7 +155,7 @@ def _filters(taps: int) -> list[Filter]:
     return [Filter(n + 1 - taps, taps) for n in PAIRS if n > taps]
 
 
-def tilings(grid: Grid, product: Product, device: Device, tasks: int = 0) -> Iterator[Tiling]:
+def tilings(grid: Grid, product: Product, device: Cpu, tasks: int = 0) -> Iterator[Tiling]:
     """Every tiling worth pricing, for as many tasks as the work is worth, or for so many."""
     free = device.isa.registers - 1 - product.mac.temporaries
     wide = range(1, min(-(-grid.width // product.mac.lanes), free // 2) + 1)
@@ -184,7 +184,7 @@ def _dealt(grid: Grid, panels: Panels, rows: int, vectors: int, tasks: int) -> I
             yield made(rows, vectors, block, along, across)
 
 
-def cycles(layout: Layout, device: Device) -> float:
+def cycles(layout: Layout, device: Cpu) -> float:
     """What the slowest task takes."""
     core, grid, tiling, lanes = device.core, layout.grid, layout.tiling, layout.lanes
     panels, size = layout.panels, layout.cut.size
@@ -203,7 +203,7 @@ def cycles(layout: Layout, device: Device) -> float:
     return blocks * (transforms + core.overlapped(multiply * far, fetch))
 
 
-def _unit_cycles(grid: Grid, device: Device, tiling: Tiling, lanes: int) -> float:
+def _unit_cycles(grid: Grid, device: Cpu, tiling: Tiling, lanes: int) -> float:
     """One tile of sums for one product, its operands in the second cache."""
     rows, vectors = tiling.rows, tiling.vectors
     macs, loads = rows * vectors, rows + vectors

@@ -26,7 +26,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import load, store
@@ -69,7 +69,7 @@ class Tile:
 
 
 @candidates("conv")
-def depthwise(region: Region, device: Device) -> Iterable[Candidate] | Skip:
+def depthwise(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """One input channel a group and one filter for it; any window, stride and padding."""
     if reason := refuse(region):
         return reason
@@ -106,7 +106,7 @@ def depthwise(region: Region, device: Device) -> Iterable[Candidate] | Skip:
     )
 
 
-def _seconds(shape: Shape, product: Product | None, device: Device) -> float:
+def _seconds(shape: Shape, product: Product | None, device: Cpu) -> float:
     """Predicted seconds of the slowest task, whatever its tiles. Small work counts as shared even
     if it is not: kernels that share it lose as much by waiting, which no model counts.
     """
@@ -129,7 +129,7 @@ class _Columns:
     """Whether the tile's nth input column is in memory rather than padding."""
 
 
-def _emitted(region: Region, device: Device, filters: Filters, tile: Tile) -> Kernel:
+def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kernel:
     """What was decided -> the kernel."""
     shape = filters.shape
     d = Draft(_kind(shape, region), region, device)

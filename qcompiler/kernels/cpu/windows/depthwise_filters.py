@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.hardware.products import ShortMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code.interleave import rearranged
@@ -166,7 +166,7 @@ class Filters:
         return np.concatenate([starts, flat], axis=1)
 
 
-def filters_of(region: Region, device: Device, shape: Shape, product: Product | None) -> Filters:
+def filters_of(region: Region, device: Cpu, shape: Shape, product: Product | None) -> Filters:
     """How weights and channels lie."""
     assert region.root is not None
     short = _short(shape, region.root, device)
@@ -178,7 +178,7 @@ def filters_of(region: Region, device: Device, shape: Shape, product: Product | 
     return Filters(shape, product, lanes, block, unpacked, long, short)
 
 
-def _short(shape: Shape, root: Node, device: Device) -> ShortMac | None:
+def _short(shape: Shape, root: Node, device: Cpu) -> ShortMac | None:
     """The product whose sums are short, if it can add all taps of a window there."""
     x, w = root.operands
     found = short_product_of(device.isa, x.dtype, w.dtype, root.dtype)

@@ -11,7 +11,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.loops import indices, share, tasks
@@ -104,7 +104,7 @@ def _col2im(e: Elements, place: Place) -> Vec:
 
 
 @kernel("item of MaxPool")
-def places(region: Region, device: Device) -> Kernel | Skip:
+def places(region: Region, device: Cpu) -> Kernel | Skip:
     """Output 1 of MaxPool: the index in the whole input of each window's largest value, the first
     of equals; NaN is the largest.
     """

@@ -13,7 +13,7 @@ from math import prod
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -29,7 +29,7 @@ _UNROLLED = 25
 
 
 @kernel("max_pool", "average_pool")
-def pool(region: Region, device: Device) -> Kernel | Skip:
+def pool(region: Region, device: Cpu) -> Kernel | Skip:
     """Any number of spatial dimensions, any window."""
     if reason := refuse(region):
         return reason

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
@@ -31,7 +31,7 @@ _MOST_TAPS = 64
 
 
 @kernel("Resize")
-def resize(region: Region, device: Device) -> Kernel | Skip:
+def resize(region: Region, device: Cpu) -> Kernel | Skip:
     """Any mode. Vectors along the last axis: contiguous where it keeps its size (always with
     channels last), else gathered.
     """

@@ -1,0 +1,87 @@
+"""Plan for a GPU -> its program: every kernel's code once, compiled for an architecture, and the
+launches of all steps in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from qcompiler.artifact.program import Forecast, Launch, Program, Use, written
+from qcompiler.emit import cuda, nvrtc
+from qcompiler.emit.cubin import Taken, taken
+from qcompiler.emit.signed import signature_of
+from qcompiler.hardware import cpu
+from qcompiler.hardware.gpu import Gpu
+from qcompiler.hardware.isa import Device
+from qcompiler.plan.plan import Plan, Step
+
+_FUNCTIONS_A_MODULE = 8
+
+
+def emit(plan: Plan) -> bytes:
+    """Plan -> the bytes of its program. Raises Error without the compiler for CUDA."""
+    return written(program_of(plan))
+
+
+def program_of(plan: Plan) -> Program:
+    """Plan -> its program. Raises Error without the compiler for CUDA."""
+    known: dict[str, cuda.Launched] = {}
+    for step in plan.steps:
+        if step.kernel.name not in known:
+            known[step.kernel.name] = cuda.launched(step.kernel)
+    functions = {n: f for made in known.values() for n, f in made.functions.items()}
+    names = list(functions)
+    of = {n: i // _FUNCTIONS_A_MODULE for i, n in enumerate(names)}
+    parts = [
+        {n: functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}
+        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
+    ]
+    isa = plan.device.isa
+    sources = [cuda.source(part, isa) for part in parts]
+    with ThreadPoolExecutor(cpu.cores()) as pool:
+        codes = list(pool.map(lambda text: nvrtc.compile(text, isa.name), sources))
+    launches = tuple(
+        _launch(i, step, launch, of[launch.function], plan.parts)
+        for i, step in enumerate(plan.steps)
+        for launch in known[step.kernel.name].launches
+    )
+    uses = _uses(plan, [c for made in known.values() for c in made.launches], codes)
+    forecasts = tuple(forecast(step, plan.device) for step in plan.steps)
+    signature = signature_of(plan)
+    return Program({isa.name: codes}, launches, nvrtc.driver(), signature, uses, forecasts)
+
+
+def forecast(step: Step, device: Device) -> Forecast:
+    """What the model of a GPU predicts for a step."""
+    assert isinstance(device, Gpu)
+    chosen = None if step.decision is None else step.decision.chosen
+    if chosen is None:
+        return Forecast(0.0, "launch")
+    seconds = chosen.candidate.seconds
+    if step.kernel.grid is None:
+        return Forecast(seconds, "latency")  # of threads whose neighbours read other memory
+    return Forecast(seconds, device.bound(seconds, step.bytes))
+
+
+def _uses(plan: Plan, launches: Sequence[cuda.Launch], codes: Sequence[bytes]) -> dict[str, Use]:
+    """What the functions that are launched take, by the compiler's account."""
+    assert isinstance(plan.device, Gpu)
+    sm = plan.device.multiprocessor
+    told = {name: own for code in codes for name, own in taken(code).items()}
+    found = {}
+    for launch in launches:
+        own, grid = told.get(launch.function, Taken()), launch.grid
+        blocks = sm.occupancy(grid.threads, own.registers, grid.shared_bytes)
+        share = blocks * grid.threads / sm.threads
+        found[launch.function] = Use(own.registers, own.frame_bytes, grid.shared_bytes, share)
+    return found
+
+
+def _launch(index: int, step: Step, launch: cuda.Launch, module: int, parts: int) -> Launch:
+    assert parts == 1, "a GPU takes a batch as a whole"
+    operands = tuple((p.space, p.offset) for p in (*step.operands, *step.writes))
+    grid = launch.grid
+    return Launch(
+        index, module, launch.function, grid.blocks, grid.threads, operands, launch.numbers
+    )

@@ -1,0 +1,1 @@
+"""Kernels for GPUs, a room for each family of operators."""

@@ -1,0 +1,1 @@
+"""softmax(q k' + mask) v, with its scores in registers and shared memory only."""

@@ -1,0 +1,323 @@
+"""conv and matmul of 16-bit floats and bytes -> tensor cores: products of small matrices, whose
+operands and sums are spread over the registers of a warp.
+
+Both operands of a step lie in shared memory as rows of 64 bytes: the left one's pixels, the right
+one's columns, each along k. The four 16-byte pieces of a row are exchanged in a pattern that
+repeats every eight rows, so that neither stores nor the loads of matrices meet in a bank of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from tvm import tirx
+
+from qcompiler.errors import Skip
+from qcompiler.hardware.gpu import WARP, Gpu
+from qcompiler.hardware.products import WarpMac
+from qcompiler.ir import Array
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import in_place_candidates, refuse, too_large
+from qcompiler.kernels.cpu.code.epilogue import Fused, Row
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
+from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.gpu.code.device import load_matrices, move
+from qcompiler.kernels.gpu.code.draft import GridDraft
+from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem
+from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
+
+_SHORT = {"float16": "f16", "bfloat16": "bf16", "int8": "i8", "uint8": "u8"}
+_PIECE, _PIECES = 16, 4
+"""Bytes of a piece, and pieces of a row in a step."""
+_ROW_WORDS = _PIECE * _PIECES // 4
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """Warps of a block, down and across; matrices of a warp: rows of 16, columns of 8."""
+
+    down: int
+    across: int
+    matrices_down: int
+    matrices_across: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the output that a block makes."""
+        return self.down * self.matrices_down * 16
+
+    @property
+    def columns(self) -> int:
+        """Columns of the output that a block makes."""
+        return self.across * self.matrices_across * 8
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.down * self.across * WARP
+
+    @property
+    def registers(self) -> int:
+        """An estimate of a thread's registers: sums, operands, what is on its way, addresses."""
+        sums = 4 * self.matrices_down * self.matrices_across
+        held = 4 * self.matrices_down + 4
+        coming = (self.rows + self.columns) * _ROW_WORDS // self.threads
+        return sums + held + coming + 40
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return 2 * (self.rows + self.columns) * _PIECE * _PIECES
+
+
+BLOCKINGS = (Blocking(2, 4, 4, 4), Blocking(2, 2, 2, 4), Blocking(1, 2, 1, 2))
+
+
+@candidates("conv", "matmul", kind=Gpu)
+def gpu_tensor(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
+    """Blocks of several sizes."""
+    if reason := refuse(region) or too_large(region):
+        return reason
+    root = region.root
+    assert root is not None
+    p = Problem.of(root)
+    if isinstance(p, Skip):
+        return p
+    left, right = (_SHORT.get(n.dtype, "") for n in root.operands[:2])
+    mac = device.isa.warp((left, right, "i32" if p.bytes else "f32"))
+    if mac is None:
+        return Skip("no product of matrices of these dtypes")
+    if p.neighbours % (_PIECE // mac.itemsize):
+        return Skip("values of k that do not come 16 bytes at a time")
+    if not (root.operands[1].is_constant or p.transposed):
+        return Skip("the right operand lies across, and is no constant")
+    return [
+        Candidate(
+            how, _seconds(p, mac, how, region, device), partial(_made, region, device, p, mac, how)
+        )
+        for how in BLOCKINGS
+    ]
+
+
+def _seconds(p: Problem, mac: WarpMac, how: Blocking, region: Region, device: Gpu) -> float:
+    """Whole waves of blocks; half of the rate of tensor cores, as their operands come by way of
+    registers and shared memory; or the bytes, if those take longer.
+    """
+    blocks = -(-p.rows // how.rows) * -(-p.width // how.columns) * p.images
+    at_once = max(1, device.multiprocessor.occupancy(how.threads, how.registers, how.shared_bytes))
+    macs = how.rows * how.columns * p.depth
+    waves = -(-blocks // (device.multiprocessors * at_once))
+    rate = 0.5 * device.macs_per_cycle.get(mac.rate, device.macs_per_cycle["f32"])
+    multiply = waves * at_once * macs / rate / device.hz + 2e-9 * device.latency_ns
+    moved = sum(n.type.bytes for n in (*region.inputs, region.output))
+    return max(multiply + 1e-9 * device.launch_ns, device.moved_seconds(moved))
+
+
+def _made(region: Region, device: Gpu, p: Problem, mac: WarpMac, how: Blocking) -> Kernel:
+    return _Tensor(region, device, p, mac, how).kernel()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """16 bytes of a row that a thread brings in each step."""
+
+    source: Pointer
+    own: Pointer
+    row: LeftRow | None
+    """The row of the left operand; None: of the right one."""
+    base: Value
+    inside: Value | None
+    first: Value
+    """Its first value in the step."""
+    shared: Pointer
+    to: Value
+    words: int
+    """Words of a half of the shared memory."""
+    there: Value | None
+
+
+class _Tensor:
+    """A kernel while it is written."""
+
+    def __init__(
+        self, region: Region, device: Gpu, p: Problem, mac: WarpMac, how: Blocking
+    ) -> None:
+        self.region, self.p, self.mac, self.how = region, p, mac, how
+        dtypes = f"tensor_{p.root.operands[0].dtype}_{p.rows}x{p.width}x{p.depth}"
+        self.d = d = GridDraft(f"{p.root.op}_{dtypes}", region, device, how.threads)
+        self.b, self.m = d.b, d.m
+        d.b.blocks(-(-p.rows // how.rows), -(-p.width // how.columns), p.images)
+        self.values = _PIECE // mac.itemsize
+        self.step = self.values * _PIECES
+        self.top = d.b.let(d.b.x * how.rows, "top")
+        self.first = d.b.let(d.b.y * how.columns, "first")
+
+    def kernel(self) -> Kernel:
+        """The whole kernel."""
+        b, p, how = self.b, self.p, self.how
+        self.lane = b.let(tirx.floormod(b.thread, WARP), "lane")
+        warp = b.let(tirx.floordiv(b.thread, WARP), "warp")
+        self.down = b.let(tirx.floordiv(warp, how.across) * (how.matrices_down * 16), "down")
+        self.across = b.let(tirx.floormod(warp, how.across) * (how.matrices_across * 8), "across")
+        words = [n * _ROW_WORDS for n in (how.rows, how.columns)]
+        self.left, self.right = (b.shared("uint32", 2 * w) for w in words)
+        self.sums = b.local(p.element, 4 * how.matrices_down * how.matrices_across, "sums")
+        for i in range(4 * how.matrices_down * how.matrices_across):
+            self.sums.store(i, tir.const(0, p.element))
+        pieces = [*self._left_pieces(words[0]), *self._right_pieces(words[1])]
+        steps = -(-p.depth // self.step)
+        self._fetch(pieces, tir.const(0))
+        self._put(pieces, tir.const(0))
+        b.barrier()
+        with b.serial(steps, "step") as step:
+            more = step + 1 < steps
+            half = b.let(tirx.floormod(step, 2), "half")
+            with b.when(more):
+                self._fetch(pieces, b.let(step + 1, "next"))
+            self._multiply(half, words)
+            with b.when(more):
+                self._put(pieces, b.let(1 - half, "other"))
+            b.barrier()
+        self._store()
+        right = p.root.operands[1]
+        pack = {} if not right.is_constant else {self.region.inputs.index(right): self._packed}
+        in_place = in_place_candidates(self.region)
+        return self.d.kernel(pack=pack, in_place=in_place, macs=p.macs)
+
+    def _packed(self, right: Array) -> Array:
+        """A constant right operand -> [image, n, k]."""
+        p = self.p
+        if p.root.op == "conv":
+            return np.ascontiguousarray(
+                right.reshape(p.depth, p.groups, p.width).transpose(1, 2, 0)
+            )
+        return np.ascontiguousarray(right if p.transposed else np.swapaxes(right, -1, -2))
+
+    def _pieces(self, rows: int) -> Iterable[tuple[Value, Value, Value | None]]:
+        """(row, piece of it, whether the thread has it) of each of a thread's pieces."""
+        b, count = self.b, rows * _PIECES
+        for i in range(-(-count // b.threads)):
+            at = b.let(b.thread + i * b.threads, "at")
+            there = None if (i + 1) * b.threads <= count else at < count
+            row = b.let(tirx.floordiv(at, _PIECES), "row")
+            yield row, b.let(tirx.floormod(at, _PIECES), "piece"), there
+
+    def _place(self, row: Value, piece: Value) -> Value:
+        """The word of shared memory where a piece of a row lies."""
+        pattern = tirx.bitwise_and(tirx.shift_right(row, tir.const(1)), tir.const(3))
+        moved = tirx.bitwise_xor(piece, pattern)
+        return self.b.let(row * _ROW_WORDS + moved * (_PIECE // 4), "place")
+
+    def _left_pieces(self, words: int) -> Iterable[_Piece]:
+        b, source = self.b, self.d.pointers[self.p.root.operands[0]]
+        for row, piece, there in self._pieces(self.how.rows):
+            found = LeftRow(b, self.p, b.z, b.let(self.top + row, "m"))
+            own = b.local("uint32", _PIECE // 4, "coming")
+            first, to = b.let(piece * self.values), self._place(row, piece)
+            zero = tir.const(0)
+            yield _Piece(source, own, found, zero, None, first, self.left, to, words, there)
+
+    def _right_pieces(self, words: int) -> Iterable[_Piece]:
+        b, p = self.b, self.p
+        right = p.root.operands[1]
+        source, image = self.d.pointers[right], self._image()
+        for row, piece, there in self._pieces(self.how.columns):
+            n = b.let(self.first + row, "n")
+            own = b.local("uint32", _PIECE // 4, "coming")
+            first, to = b.let(piece * self.values), self._place(row, piece)
+            base = b.let(image + n * p.depth, "base")
+            inside = n < p.width
+            yield _Piece(source, own, None, base, inside, first, self.right, to, words, there)
+
+    def _image(self) -> Value:
+        """Where the right operand of the block's image begins."""
+        b, p = self.b, self.p
+        if p.root.op == "conv":
+            return b.let(b.z * (p.width * p.depth), "image")
+        return p.right_image(b, b.z)
+
+    def _fetch(self, pieces: list[_Piece], step: Value) -> None:
+        b, p = self.b, self.p
+        pad = p.root.int("pad_value") if p.root.op == "conv" else 0
+        for piece in pieces:
+            with nullcontext() if piece.there is None else b.when(piece.there):
+                k = b.let(step * self.step + piece.first, "k")
+                fill = 0
+                if piece.row is not None:
+                    at, exists = piece.row.at(k)
+                    fill = (pad & 0xFF) * 0x01010101 if p.bytes else 0
+                else:
+                    at, exists = piece.base + k, tirx.And(piece.inside, k < p.depth)
+                with b.when(exists):
+                    b.emit(move(_PIECE, piece.own, piece.source + at))
+                with b.otherwise():
+                    for i in range(_PIECE // 4):
+                        piece.own.store(i, tir.const(fill, "uint32"))
+
+    def _put(self, pieces: list[_Piece], half: Value) -> None:
+        for piece in pieces:
+            with nullcontext() if piece.there is None else self.b.when(piece.there):
+                to = self.b.let(half * piece.words + piece.to, "to")
+                self.b.emit(move(_PIECE, piece.shared + to, piece.own))
+
+    def _multiply(self, half: Value, words: list[int]) -> None:
+        """Both products along k that a row's four pieces hold."""
+        b, how, lane = self.b, self.how, self.lane
+        left = self.left + b.let(half * words[0], "left")
+        right = self.right + b.let(half * words[1], "right")
+        low, high = tirx.bitwise_and(lane, tir.const(7)), tirx.floordiv(lane, 16)
+        middle = tirx.bitwise_and(tirx.floordiv(lane, 8), tir.const(1))
+        for k in (0, 2):
+            held = []
+            for i in range(how.matrices_down):
+                row = b.let(self.down + i * 16 + tirx.bitwise_and(lane, tir.const(15)), "row")
+                held.append(self._matrices(left + self._place(row, b.let(high + k, "piece"))))
+            for j in range(0, how.matrices_across, 2):
+                row = b.let(self.across + j * 8 + low + high * 8, "row")
+                both = self._matrices(right + self._place(row, b.let(middle + k, "piece")))
+                for i in range(how.matrices_down):
+                    for n in (0, 1):
+                        at = 4 * (i * how.matrices_across + j + n)
+                        b.emit(self.mac.emit(self.sums + at, held[i], both + 2 * n))
+
+    def _matrices(self, source: Pointer) -> Pointer:
+        """Four matrices of 8 x 16 bytes, of which each lane names a row."""
+        own = self.b.local("uint32", 4, "matrices")
+        self.b.emit(load_matrices(own, source))
+        return own
+
+    def _store(self) -> None:
+        """Store the sums, two neighbours of each of two rows in a matrix."""
+        b, d, p, how = self.b, self.d, self.p, self.how
+        f, root = d.writing(), p.root
+        width = 1 if f.columns % 2 or p.width % 2 else 2
+        for i in range(how.matrices_down):
+            for part in (0, 1):
+                at = self.top + self.down + i * 16 + part * 8 + tirx.floordiv(self.lane, 4)
+                m = b.let(at, "m")
+                with b.when(m < p.rows):
+                    line = m if root.op == "conv" else b.let(b.z * p.rows + m, "line")
+                    row = f.row(line)
+                    for j in range(how.matrices_across):
+                        start = self.first + self.across + j * 8 + tirx.floormod(self.lane, 4) * 2
+                        for e in range(0, 2, width):
+                            n = b.let(start + e, "n")
+                            sums = 4 * (i * how.matrices_across + j) + 2 * part + e
+                            with b.when(n < p.width):
+                                self._neighbours(f, row, line, n, [sums + x for x in range(width)])
+
+    def _neighbours(self, f: Fused, row: Row, line: Value, n: Value, sums: list[int]) -> None:
+        """Store sums that are neighbours in a row of the output."""
+        b, p = self.b, self.p
+        column = b.let(b.z * p.width + n) if p.groups > 1 else n
+        given = [self._sum(i) for i in sums]
+        made = self.d.along(f, row, column, len(sums), lambda x: {p.root: given[x]})
+        self.d.store(b.let(line * f.columns + column, "at"), made)
+
+    def _sum(self, at: int) -> Vec:
+        value = Vec(self.m, self.sums.load(at), self.p.element, 1)
+        return self.m.cast(self.m.vec(value.expr), self.p.root.dtype)

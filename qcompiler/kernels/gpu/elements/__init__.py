@@ -1,0 +1,1 @@
+"""Elementwise formulas, and the threads that run kernels written for tasks."""

@@ -1,0 +1,1 @@
+"""Softmax, normalization and reductions: numbers that all threads of a row share."""

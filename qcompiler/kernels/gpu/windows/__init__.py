@@ -1,0 +1,1 @@
+"""Windows that see each channel by itself."""

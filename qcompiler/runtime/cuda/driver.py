@@ -1,0 +1,214 @@
+"""NVIDIA's driver, by ctypes: no toolkit and no library but libcuda, which comes with the driver.
+
+Every call that fails raises Error with the driver's own name of what is wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from qcompiler.errors import Error
+
+LIBRARY = "libcuda.so.1"
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_OUT_OF_MEMORY = 2
+_held: dict[str, Driver] = {}
+_lock = threading.Lock()
+
+
+def driver(path: str = LIBRARY) -> Driver:
+    """The driver, loaded once. Raises Error where there is none."""
+    with _lock:
+        if path not in _held:
+            _held[path] = Driver(path)
+        return _held[path]
+
+
+class Driver:
+    """The loaded library; `version` as 1000 * major + 10 * minor."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.library = ctypes.CDLL(path)
+        except OSError as e:
+            raise Error(
+                "there is no driver for NVIDIA's GPUs",
+                where=path,
+                hint="install NVIDIA's driver, or compile for this machine's CPU",
+            ) from e
+        self("cuInit", 0)
+        found = ctypes.c_int()
+        self("cuDriverGetVersion", ctypes.byref(found))
+        self.version = found.value
+
+    def __call__(self, name: str, *given: Any) -> None:
+        """Call a function of the driver."""
+        status = int(getattr(self.library, name)(*given))
+        if status == 0:
+            return
+        word = ctypes.c_char_p()
+        self.library.cuGetErrorName(status, ctypes.byref(word))
+        what = (word.value or b"an unknown error").decode()
+        hint = "use a smaller batch, or a GPU with more memory" if status == _OUT_OF_MEMORY else ""
+        raise Error(f"the GPU's driver: {name}: {what} ({status})", hint=hint)
+
+    def handle(self, name: str, *given: Any) -> ctypes.c_void_p:
+        """Call a function that makes something, where its first operand says -> what it made."""
+        made = ctypes.c_void_p()
+        self(name, ctypes.byref(made), *given)
+        return made
+
+
+class Gpu:
+    """One GPU, with its primary context, which other libraries in the process share."""
+
+    def __init__(self, driver: Driver, number: int) -> None:
+        count = ctypes.c_int()
+        driver("cuDeviceGetCount", ctypes.byref(count))
+        if not 0 <= number < count.value:
+            raise Error(f"there is no GPU {number}: {count.value} were found", where="device")
+        self.call, self.number = driver, number
+        device = ctypes.c_int()
+        driver("cuDeviceGet", ctypes.byref(device), number)
+        self.device = device.value
+        major, minor = (self._attribute(which) for which in (_MAJOR, _MINOR))
+        self.capability = (major, minor)
+        self.context = driver.handle("cuDevicePrimaryCtxRetain", self.device)
+
+    def _attribute(self, which: int) -> int:
+        found = ctypes.c_int()
+        self.call("cuDeviceGetAttribute", ctypes.byref(found), which, self.device)
+        return found.value
+
+    @contextmanager
+    def current(self) -> Iterator[Driver]:
+        """Calls inside are about this GPU; afterwards those of this thread are about what they were
+        about before.
+        """
+        self.call("cuCtxPushCurrent_v2", self.context)
+        try:
+            yield self.call
+        finally:
+            self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def fitting(self, architectures: Sequence[str]) -> str | None:
+        """The best of some architectures whose code runs here: of the same major number,
+        and no higher minor one; the same for the chips of boards (8.7).
+        """
+        major, minor = self.capability
+        known = {name: divmod(int(name.removeprefix("sm_")), 10) for name in architectures}
+        if self.capability == (8, 7):
+            return next((n for n, found in known.items() if found == (8, 7)), None)
+        fit = {
+            n: m for n, (j, m) in known.items() if j == major and m <= minor and (j, m) != (8, 7)
+        }
+        return max(fit, key=lambda n: fit[n], default=None)
+
+
+class Memory:
+    """Memory of a GPU, freed with the last reference."""
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        self.gpu, self.size = gpu, size
+        self._address = ctypes.c_uint64()
+        with gpu.current() as call:
+            call("cuMemAlloc_v2", ctypes.byref(self._address), ctypes.c_size_t(max(size, 1)))
+        self.address = int(self._address.value)
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            with self.gpu.current() as call:
+                call("cuMemFree_v2", ctypes.c_uint64(self.address))
+
+
+class Stream:
+    """An order of work on a GPU."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        with gpu.current() as call:
+            self.handle = call.handle("cuStreamCreate", _NON_BLOCKING)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            with self.gpu.current() as call:
+                call("cuStreamDestroy_v2", self.handle)
+
+    def begin(self, call: Driver) -> None:
+        """Record what follows instead of doing it."""
+        call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
+
+    def end(self, call: Driver) -> Graph:
+        """What was recorded, ready to be launched at once."""
+        recorded = ctypes.c_void_p()
+        call("cuStreamEndCapture", self.handle, ctypes.byref(recorded))
+        try:
+            return Graph(self.gpu, call.handle("cuGraphInstantiateWithFlags", recorded, _flags()))
+        finally:
+            call("cuGraphDestroy", recorded)
+
+
+class Event:
+    """A moment in a stream."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        with gpu.current() as call:
+            self.handle = call.handle("cuEventCreate", 0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            with self.gpu.current() as call:
+                call("cuEventDestroy_v2", self.handle)
+
+    def record(self, call: Driver, stream: ctypes.c_void_p) -> None:
+        """The moment when all before it in a stream is done."""
+        call("cuEventRecord", self.handle, stream)
+
+    def since(self, call: Driver, earlier: Event) -> float:
+        """Seconds from another moment; both have come."""
+        found = ctypes.c_float()
+        call("cuEventElapsedTime", ctypes.byref(found), earlier.handle, self.handle)
+        return found.value / 1e3
+
+
+def _flags() -> ctypes.c_uint64:
+    return ctypes.c_uint64(0)
+
+
+class Graph:
+    """Recorded work."""
+
+    def __init__(self, gpu: Gpu, handle: ctypes.c_void_p) -> None:
+        self.gpu, self.handle = gpu, handle
+
+    def __del__(self) -> None:
+        with self.gpu.current() as call:
+            call("cuGraphExecDestroy", self.handle)
+
+
+class Modules:
+    """Loaded machine code, unloaded with the last reference."""
+
+    def __init__(self, gpu: Gpu, codes: Sequence[bytes]) -> None:
+        self.gpu, self._codes = gpu, [ctypes.create_string_buffer(c, len(c)) for c in codes]
+        self._loaded: list[ctypes.c_void_p] = []
+        with gpu.current() as call:
+            for code in self._codes:
+                self._loaded.append(call.handle("cuModuleLoadData", code))
+
+    def function(self, module: int, name: str) -> ctypes.c_void_p:
+        """A function of a module."""
+        with self.gpu.current() as call:
+            return call.handle("cuModuleGetFunction", self._loaded[module], name.encode())
+
+    def __del__(self) -> None:
+        for module in self._loaded:
+            with self.gpu.current() as call:
+                call("cuModuleUnload", module)

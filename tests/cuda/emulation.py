@@ -1,0 +1,204 @@
+"""Kernels for a GPU, and arrays -> what they make of these, run on this CPU.
+
+The source that would be compiled for the GPU is compiled by g++ instead, and emulator.cc runs it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_harness import Fenced, compare, expected, region_of
+from poison import twice
+
+from qcompiler import plugins
+from qcompiler.emit import cuda, nvrtc
+from qcompiler.hardware.gpu import Gpu
+from qcompiler.hardware.isa import ISAS
+from qcompiler.ir import Array, Graph, Node, numpy_dtype
+from qcompiler.kernels.registry import Grid, Kernel, Region, choose
+
+HERE = Path(__file__).parent
+_MOST_PARAMETERS = 32
+
+
+def gpu(architecture: str = "sm_80") -> Gpu:
+    """A GPU of an architecture."""
+    plugins.load_all()
+    return Gpu(
+        name="test",
+        isa=ISAS[architecture],
+        multiprocessors=16,
+        hz=1e9,
+        memory_bytes_per_second=500e9,
+        l2_bytes=4 << 20,
+        macs_per_cycle={"f32": 128, "f16": 512, "bf16": 512, "i8": 1024},
+    )
+
+
+@cache
+def _folder() -> Path:
+    """Where compiled code is kept during this session."""
+    return Path(tempfile.mkdtemp(prefix="emulated-"))
+
+
+@cache
+def compiler() -> str:
+    """g++, without which kernels cannot be run."""
+    found = os.environ.get("CXX", "g++")
+    try:
+        subprocess.run([found, "--version"], check=True, capture_output=True)
+    except OSError:
+        pytest.skip("there is no g++ to compile kernels for this CPU")
+    return found
+
+
+def compiled(text: str, *options: str, libraries: Sequence[Path] = ()) -> Path:
+    """C++ -> the path of a shared library; equal sources are compiled once."""
+    name = hashlib.sha256("\0".join((text, *options)).encode()).hexdigest()[:24]
+    path = _folder() / f"{name}.so"
+    if not path.exists():
+        words = [compiler(), "-std=c++17", "-shared", "-fPIC", "-w", *options, "-x", "c++", "-"]
+        words += ["-x", "none", *map(str, libraries), "-o", str(path)]
+        made = subprocess.run(words, input=text, text=True, capture_output=True)
+        assert made.returncode == 0, made.stderr[:3000]
+    return path
+
+
+@cache
+def emulator() -> ctypes.CDLL:
+    """The library that runs kernels, for all others to see."""
+    path = compiled((HERE / "emulator.cc").read_text(), "-O2")
+    library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    library.emulate.restype = ctypes.c_char_p
+    return library
+
+
+def host_code(source: str) -> Path:
+    """CUDA C++ -> a shared library of the same functions for this CPU, and the bounds of its shared
+    memory.
+    """
+    bounds = (
+        "__attribute__((used)) __shared__ char no_shared_memory[1];\n"
+        "extern char __start_shared_memory[], __stop_shared_memory[];\n"
+        'extern "C" void *shared_bound(int end) {'
+        " return end ? __stop_shared_memory : __start_shared_memory; }\n"
+    )
+    head = f'#include "{HERE / "on_cpu.h"}"\n'
+    source = source.replace("#include <cuda_fp16.h>", "")
+    exact = ("-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv")
+    return compiled(head + source + bounds, *exact)
+
+
+def put_for_this_cpu(patch: pytest.MonkeyPatch) -> None:
+    """What is compiled from now on is for this CPU."""
+    patch.setattr(nvrtc, "compile", lambda source, _: host_code(source).read_bytes())
+    patch.setattr(nvrtc, "driver", lambda: 13000)
+    patch.setattr(nvrtc, "available", lambda: "")
+
+
+class Code:
+    """Functions for this CPU."""
+
+    def __init__(self, source: str) -> None:
+        self.emulator = emulator()
+        self.library = ctypes.CDLL(str(host_code(source)))
+        self.library.shared_bound.restype = ctypes.c_void_p
+        self.begin, self.end = (self.library.shared_bound(end) for end in (0, 1))
+        self.seed = 1
+
+    def launch(self, name: str, grid: Grid, values: Sequence[int], rubbish: int) -> None:
+        """Run a function on a grid, the threads of each block in an order of their own."""
+        self.seed = self.seed * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
+        assert len(values) <= _MOST_PARAMETERS
+        given = (ctypes.c_int64 * _MOST_PARAMETERS)(*values)
+        error = self.emulator.emulate(
+            ctypes.cast(self.library[name], ctypes.c_void_p),
+            (ctypes.c_uint * 3)(*grid.blocks),
+            grid.threads,
+            given,
+            ctypes.c_void_p(self.begin),
+            ctypes.c_uint64(self.end - self.begin),
+            ctypes.c_uint64(self.seed),
+            rubbish,
+        )
+        assert error is None, f"{name}: {error.decode()}"
+
+
+def run(kernel: Kernel, region: Region, device: Gpu, values: Mapping[Node, Array]) -> Array:
+    """A kernel on arrays, in fenced memory."""
+    made = cuda.launched(kernel)
+    code = Code(cuda.source(made.functions, device.isa))
+    operands = []
+    for i, node in enumerate(region.inputs):
+        array = np.ascontiguousarray(values[node])
+        if i in kernel.pack:
+            array = np.ascontiguousarray(kernel.pack[i](array))
+        operands.append(_Room(array.nbytes))
+        operands[-1].hold(array)
+    type = region.output.type
+    written = [_Room(type.bytes)]
+    if kernel.scratch_bytes:
+        written.append(_Room(-(-kernel.scratch_bytes // 64) * 64))
+
+    def call(arrays: Mapping[Node, Array], poison: int) -> Array:
+        for node, memory in zip(region.inputs, operands, strict=True):
+            if not node.is_constant:
+                memory.hold(np.ascontiguousarray(arrays[node]))
+        for memory in written:
+            memory.bytes[:] = poison
+        places = [m.address for m in (*operands, *written)]
+        for launch in made.launches:
+            code.launch(launch.function, launch.grid, [*places, *launch.numbers], poison)
+        return written[0].bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
+
+    return twice(call, values)
+
+
+class _Room(Fenced):
+    """Fenced memory that begins at a multiple of 16 bytes, as memory of a GPU does."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(-(-size // 16) * 16)
+        self.bytes = self.bytes[:size]
+
+
+def made(
+    output: Node, root: Node | None, inputs: Sequence[Node], device: Gpu
+) -> tuple[Kernel, Region]:
+    """The kernel chosen for the region that ends in `output`."""
+    region = region_of(Graph(tuple(inputs), (output,), ("y",)), root)
+    kernel = choose(region, device).kernel
+    assert isinstance(kernel, Kernel), kernel
+    return kernel, region
+
+
+def check(
+    output: Node,
+    root: Node | None,
+    arrays: Sequence[Array],
+    inputs: Sequence[Node],
+    device: Gpu,
+    *,
+    ulp: float = 0,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> Kernel:
+    """Make the kernel of the region that ends in `output`, run it, and compare, by default
+    exactly.
+    """
+    kernel, region = made(output, root, inputs, device)
+    values = dict(zip(inputs, arrays, strict=True))
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    graph = Graph(tuple(inputs), (output,), ("y",))
+    want = expected(graph, values)
+    compare(run(kernel, region, device, values), want, ulp=ulp, rtol=rtol, atol=atol)
+    return kernel

@@ -1,0 +1,196 @@
+"""Code for real architectures, by NVIDIA's compiler: that it compiles, and its instructions.
+
+Without the extra `[cuda]` these tests skip; without nvidia-cuda-nvdisasm some of them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from emulation import gpu, made
+from kernel_harness import normal, region_of
+
+from qcompiler import plugins
+from qcompiler.emit import cuda, nvrtc
+from qcompiler.errors import Error
+from qcompiler.hardware.isa import family
+from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.gpu.attention.tensor import gpu_tensor_attention
+from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, gpu_tensor
+from qcompiler.kernels.gpu.contraction.tiled import TILES, gpu_tiled
+from qcompiler.kernels.registry import Kernel, Ways
+from qcompiler.ops import make
+
+plugins.load_all()
+DEFAULT = ("sm_75", "sm_80", "sm_90")
+ARCHITECTURES = [
+    i.name if i.name in DEFAULT else pytest.param(i.name, marks=pytest.mark.slow)
+    for i in family("cuda")
+]
+
+
+@pytest.fixture(autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> None:
+    if "without" not in request.node.name and (reason := nvrtc.available()):
+        pytest.skip(reason)
+
+
+@cache
+def disassembler() -> Path | None:
+    """NVIDIA's disassembler, beside its compiler."""
+    return next(nvrtc._folder().glob("bin/nvdisasm"), None)
+
+
+def instructions(kernel: Kernel, architecture: str, folder: Path) -> str:
+    """A kernel -> what the disassembler prints."""
+    program = disassembler()
+    if program is None:
+        pytest.skip("nvidia-cuda-nvdisasm is not installed")
+    source = cuda.source(cuda.launched(kernel).functions, gpu(architecture).isa)
+    path = folder / "code.cubin"
+    path.write_bytes(nvrtc.compile(source, architecture))
+    found = subprocess.run([str(program), str(path)], capture_output=True, text=True, check=True)
+    assert not re.search(r"\b(LDL|STL)\b", found.stdout), "registers are kept in memory"
+    return found.stdout
+
+
+def product(dtype: str, generator: Ways = gpu_tiled) -> Callable[[int], Kernel]:
+    """Tile number -> a kernel of 256 x 256 x 256 products of a dtype."""
+    x = placeholder("x", Type(dtype, (256, 256)))
+    w = constant((10 * normal((256, 256))).astype(numpy_dtype(dtype)))
+    y = make("matmul", x, w)
+
+    def of(tile: int) -> Kernel:
+        (candidate,) = list(generator(region_of(Graph((x,), (y,), ("y",)), y), gpu()))[tile:][:1]
+        kernel = candidate.build()
+        assert isinstance(kernel, Kernel), kernel
+        return kernel
+
+    return of
+
+
+def halves() -> tuple[Node, Node]:
+    x = placeholder("x", Type("float16", (64, 64)))
+    return x, make("Tanh", make("Add", x, x))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_compiled_for(architecture: str) -> None:
+    x, y = halves()
+    soft = make("Softmax", x, axis=-1)
+    kernels = [
+        made(y, None, (x,), gpu(architecture))[0],
+        made(soft, soft, (x,), gpu(architecture))[0],
+        product("float32")(1),
+        product("int8")(1),
+    ]
+    functions = {n: f for k in kernels for n, f in cuda.launched(k).functions.items()}
+    code = nvrtc.compile(cuda.source(functions, gpu(architecture).isa), architecture)
+    assert code.startswith(b"\x7fELF")
+    assert all(name.encode() in code for name in functions)
+
+
+def test_equal_kernels_give_equal_code() -> None:
+    codes = []
+    for _ in range(2):
+        x, y = halves()
+        kernel = made(y, None, (x,), gpu())[0]
+        source = cuda.source(cuda.launched(kernel).functions, gpu().isa)
+        codes.append(nvrtc.compile(source, "sm_80"))
+    assert codes[0] == codes[1]
+
+
+@pytest.mark.parametrize("tile", range(len(TILES)))
+@pytest.mark.parametrize(
+    "architecture",
+    ["sm_80", *[pytest.param(a, marks=pytest.mark.slow) for a in ("sm_75", "sm_90")]],
+)
+def test_products_are_what_the_main_loop_is_made_of(
+    architecture: str, tile: int, tmp_path: Path
+) -> None:
+    text = instructions(product("float32")(tile), architecture, tmp_path)
+    sums = TILES[tile].thread_rows * TILES[tile].thread_columns
+    assert text.count("FFMA") >= 8 * sums
+    assert re.search(r"LDS(\.U)?\.128", text)
+    assert re.search(r"LDG\.E\.128", text)
+    assert text.count("LDS") <= text.count("FFMA")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_bytes_are_multiplied_four_at_a_time(architecture: str, tmp_path: Path) -> None:
+    text = instructions(product("int8")(0), architecture, tmp_path)
+    assert text.count("IDP.4A.S8.S8") >= 8 * 64
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+def test_attention_is_made_of_matrices_that_come_while_others_are_multiplied(
+    architecture: str, tmp_path: Path
+) -> None:
+    operands = [placeholder(n, Type("float16", (1, 2, 128, 64))) for n in "qkv"]
+    y = make("attention", *operands)
+    (candidate, *_) = gpu_tensor_attention(
+        region_of(Graph(tuple(operands), (y,), ("y",)), y), gpu()
+    )
+    kernel = candidate.build()
+    assert isinstance(kernel, Kernel), kernel
+    text = instructions(kernel, architecture, tmp_path)
+    assert text.count("HMMA.16816.F32") >= 2 * 4 * 8  # 16 queries by 64 keys by 64 values, twice
+    assert "LDSM.16.M88.4" in text
+    assert "LDSM.16.MT88.4" in text  # values, transposed
+    assert re.search(r"LDGSTS\.E\.BYPASS(\.LTC128B)?\.128", text)
+    assert "MUFU.EX2" in text
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "blocking", [pytest.param(0, marks=pytest.mark.slow), *range(1, len(BLOCKINGS))]
+)
+@pytest.mark.parametrize(
+    ("dtype", "word"),
+    [
+        ("float16", "HMMA.16816.F32"),
+        ("bfloat16", "HMMA.16816.F32.BF16"),
+        ("int8", "IMMA.16832.S8.S8"),
+    ],
+)
+def test_tensor_cores_multiply_what_comes_as_matrices(
+    dtype: str, word: str, blocking: int, architecture: str, tmp_path: Path
+) -> None:
+    text = instructions(product(dtype, gpu_tensor)(blocking), architecture, tmp_path)
+    how = BLOCKINGS[blocking]
+    steps, rest = divmod(text.count(word), 2 * how.matrices_down * how.matrices_across)
+    assert steps  # as many as the compiler unrolls
+    assert not rest
+    assert "LDSM.16.M88.4" in text
+    assert re.search(r"LDG\.E\.128", text)
+
+
+def test_elements_move_sixteen_bytes_at_a_time(tmp_path: Path) -> None:
+    x, y = halves()
+    text = instructions(made(y, None, (x,), gpu())[0], "sm_80", tmp_path)
+    assert re.search(r"LDG\.E\.128", text)
+    assert re.search(r"STG\.E\.128", text)
+
+
+def test_refused_code_is_an_error() -> None:
+    with pytest.raises(Error, match="error"):
+        nvrtc.compile("this is no code;", "sm_80")
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: None)
+    nvrtc._folder.cache_clear()
+    nvrtc._library.cache_clear()
+    try:
+        with pytest.raises(Error, match="the compiler for CUDA is not installed") as e:
+            nvrtc.compile("", "sm_80")
+        assert "[cuda]" in e.value.hint
+    finally:
+        nvrtc._folder.cache_clear()
+        nvrtc._library.cache_clear()

@@ -1,0 +1,133 @@
+"""The command line with artifacts for GPUs: with a driver over the emulator, and without one."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from emulation import put_for_this_cpu
+
+import qcompiler
+from qcompiler import cli
+from qcompiler.emit import nvrtc
+from qcompiler.runtime.cuda import driver as drivers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A product and a Softmax."""
+    path = tmp_path_factory.mktemp("tools") / "model.onnx"
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        small (float[6, 40] x, float[40, 8] w) => (float[6, 8] y) {
+            h = MatMul(x, w)
+            y = Softmax(h)
+        }
+    """
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def artifact(model: Path) -> Path:
+    path = model.with_suffix(".qc")
+    with pytest.MonkeyPatch.context() as patch:
+        put_for_this_cpu(patch)
+        qcompiler.compile(model, target="sm_80").save(path)
+    return path
+
+
+def say(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> str:
+    """Words -> what the command says, or its error."""
+    assert cli.main([*map(str, words)]) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return err if code else out
+
+
+def test_commands_run_what_is_for_gpus_on_the_first_of_them(
+    artifact: Path,
+    model: Path,
+    installed: ctypes.CDLL,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran = json.loads(say(capsys, "run", artifact, "--json"))
+    assert ran["outputs"]["y"]["shape"] == [6, 8]
+    words = ("--iterations", 3, "--per-step", "--json", "--device", "cuda:0")
+    timed = json.loads(say(capsys, "bench", artifact, *words))
+    assert timed["runs"] == 3
+    assert timed["variant"] == "sm_80"
+    assert len(timed["steps"]) == 2
+    assert all(s["ms"] > 0 for s in timed["steps"])
+    same = json.loads(say(capsys, "compare", artifact, model, "--atol", 1e-4, "--json"))
+    assert same["failures"] == []
+
+
+def test_the_time_of_steps_is_asked_of_the_gpu(artifact: Path, installed: ctypes.CDLL) -> None:
+    with qcompiler.load(artifact, device="cuda") as loaded:
+        inputs = {v.name: np.zeros(v.shape, np.float32) for v in loaded.inputs}
+        seconds = loaded.profile(inputs, repeat=2)
+    assert len(seconds) == len(loaded.variant.steps)
+    assert min(seconds) > 0
+
+
+def test_without_a_driver_every_command_says_so(
+    artifact: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(drivers, "LIBRARY", "libno_such_driver.so.1")
+    for words in (("run", artifact), ("bench", artifact), ("compare", artifact, model)):
+        told = say(capsys, *words, code=1)
+        assert "there is no driver for NVIDIA's GPUs" in told
+    told = say(capsys, "run", artifact, "--device", "cpu", code=1)
+    assert "--device cuda" in told
+    told = say(capsys, "run", artifact, "--device", "gpu", code=1)
+    assert "there is no device 'gpu'" in told
+
+
+def test_what_is_for_cpus_is_for_no_gpu(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cpu.qc"
+    qcompiler.compile(model).save(path)
+    told = say(capsys, "run", path, "--device", "cuda", code=1)
+    assert "it is for no GPU" in told
+    assert "qcompiler targets" in told
+
+
+def test_kernels_of_gpus_cannot_be_tuned_yet(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("tune", model, "--target", "sm_80", "--time", "1s", "-o", tmp_path / "r.jsonl")
+    assert "kernels of GPUs cannot be tuned" in say(capsys, *words, code=1)
+
+
+def test_an_artifact_s_plan_says_what_its_kernels_take(
+    artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = say(capsys, "inspect", artifact, "--plan")
+    head = next(line for line in told.splitlines() if line.startswith("step"))
+    for word in ("grid", "registers", "shared", "spilled", "occupancy", "us", "bound"):
+        assert word in head.split()
+    assert "us a run" in told
+    kernels = json.loads(say(capsys, "inspect", artifact, "--plan", "--json"))["kernels"]["sm_80"]
+    assert [k["bound"] for k in kernels] == ["launch", "launch"]
+    assert all(k["seconds"] > 0 for k in kernels)
+    assert kernels[0]["shared_bytes"] > 0
+
+
+def test_a_model_s_plan_has_the_compiler_s_own_numbers(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if reason := nvrtc.available():
+        pytest.skip(reason)
+    told = json.loads(say(capsys, "inspect", model, "--plan", "--target", "a100", "--json"))
+    product, softmax = told["kernels"]
+    assert 16 < product["registers"] <= 255
+    assert product["spilled_bytes"] == softmax["spilled_bytes"] == 0
+    assert 0 < product["occupancy"] <= 1
+    text = say(capsys, "inspect", model, "--plan", "--target", "a100")
+    assert f" {product['registers']} " in text
