@@ -3,6 +3,7 @@ for bit what its graph means in numpy, floats what it means up to rounding."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import board
@@ -28,9 +29,8 @@ CASES = [(isa, cpu) for isa, cpus in board.CPUS.items() for cpu in cpus]
 
 
 def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
-    """A compilation's artifact on a processor, against what its graph means: integers exactly."""
-    plan = with_bytes(made).plan
-    artifact = assemble(plan)
+    """What `with_bytes` gives, on a processor, against what its graph means: integers exactly."""
+    plan, artifact = made.plan, made.built
     threads = max(s.kernel.tasks for s in plan.steps)
     close = 1e-4 if made.options.precision != "float16" else 1e-2
     runs = [board.run_artifact(artifact, samples, cpu, threads=threads, poison=p) for p in POISONS]
@@ -43,12 +43,10 @@ def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
                 np.testing.assert_allclose(array, want[name], rtol=close, atol=close)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-@pytest.mark.parametrize(("isa", "cpu"), CASES)
-def test_the_demo_network(isa: str, cpu: str, precision: str) -> None:
-    board.demand()
+@cache
+def demo(isa: str, precision: str) -> Compilation:
+    """The demo's network; several processors of an instruction set run it."""
     with np.load(DATA, allow_pickle=False) as digits:
-        images = [{"image": i[None]} for i in digits["test_images"][:IMAGES]]
         calibration = [{"image": i[None]} for i in digits["calibration"][:16]]
     options = Options(
         target=isa,
@@ -57,7 +55,16 @@ def test_the_demo_network(isa: str, cpu: str, precision: str) -> None:
         input_shapes={"image": (1, 1, 8, 8)},
         threads=2,
     )
-    same(Compilation(MODEL, options), images, cpu)
+    return with_bytes(Compilation(MODEL, options))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(("isa", "cpu"), CASES)
+def test_the_demo_network(isa: str, cpu: str, precision: str) -> None:
+    board.demand()
+    with np.load(DATA, allow_pickle=False) as digits:
+        images = [{"image": i[None]} for i in digits["test_images"][:IMAGES]]
+    same(demo(isa, precision), images, cpu)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
@@ -70,7 +77,7 @@ def test_resnet8(material: Path, isa: str, cpu: str, precision: str) -> None:
     name = Compilation(model, Options()).float_graph.inputs[0]
     samples = [{name.name: i[None].reshape(name.type.dims)} for i in images]
     options = Options(target=isa, precision=precision, calibration=samples[1:], threads=1)
-    same(Compilation(model, options), samples[:1], cpu)
+    same(with_bytes(Compilation(model, options)), samples[:1], cpu)
 
 
 def test_code_for_a_newer_processor_ends_on_an_older_one() -> None:
