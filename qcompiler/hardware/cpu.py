@@ -24,11 +24,11 @@ _HWCAPS: Mapping[str, Mapping[str, tuple[int, int]]] = {
         "i8mm": (26, 13),
         "bf16": (26, 14),
     },
-    "armv7": {"asimd": (16, 12), "vfpv4": (16, 16)},
+    "armv7": {"simd": (16, 12), "vfpv4": (16, 16)},
     "riscv64": {"v": (16, 21)},
 }
 """Features of an architecture -> word of the auxiliary vector (AT_HWCAP, AT_HWCAP2) and bit in it
-(arch/{arm64,arm,riscv}/include/uapi/asm/hwcap.h of the kernel); names as for 64 bits.
+(arch/{arm64,arm,riscv}/include/uapi/asm/hwcap.h of the kernel).
 """
 _SAME = {"armv7l": "armv7", "armv8l": "armv7"}
 """What Linux calls an architecture -> what compilers call it."""

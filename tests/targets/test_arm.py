@@ -52,8 +52,8 @@ WORDS: Mapping[str, tuple[Mapping[int, int], set[str]]] = {
     "nothing": ({}, set()),
 }
 OTHERS: Mapping[str, tuple[str, Mapping[int, int], set[str]]] = {
-    "Cortex-A7": ("armv7", {16: 0x7B0D7}, {"asimd", "vfpv4"}),
-    "Cortex-A9": ("armv7", {16: 0x3EB0D7 & ~(1 << 16)}, {"asimd"}),
+    "Cortex-A7": ("armv7", {16: 0x7B0D7}, {"simd", "vfpv4"}),
+    "Cortex-A9": ("armv7", {16: 0x3EB0D7 & ~(1 << 16)}, {"simd"}),
     "SpacemiT K1": ("riscv64", {16: 0x20112D | 1 << 21}, {"v"}),
 }
 
@@ -74,7 +74,7 @@ def test_linux_calls_32_bit_arm_by_other_names(monkeypatch: pytest.MonkeyPatch) 
     made = Compilation(MODEL, options("arm_v7")).artifact
     for name in ("armv7l", "armv8l"):
         monkeypatch.setattr("platform.machine", lambda name=name: name)
-        monkeypatch.setattr(cpu, "features", lambda: frozenset({"asimd", "vfpv4"}))
+        monkeypatch.setattr(cpu, "features", lambda: frozenset({"simd", "vfpv4"}))
         assert fitting(made.manifest) == [0]
 
 
