@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import poison
 import pytest
@@ -34,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run kernels for this instruction set, as arm_neon:cortex-a72, on an emulated CPU",
     )
     parser.addoption(
+        "--share",
+        default="",
+        help="of the tests that take an instruction set only a share: 2/7 is the third of seven",
+    )
+    parser.addoption(
         "--seed", type=int, default=0, help="other random models than the usual ones (differential)"
     )
 
@@ -44,6 +50,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
         isa, _, cpu = asked.partition(":")
         board.chosen[:] = [isa, cpu or board.CPUS[isa][0]]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a share of the tests, by their names: every test is in one, whatever is tested besides,
+    and whichever the instruction set is.
+    """
+    if not (asked := config.getoption("--share")):
+        return
+    number, of = map(int, asked.split("/"))
+    kept, dropped = [], []
+    for item in items:
+        names = getattr(item, "callspec", None) and item.callspec.params
+        isa = next((v.name for k, v in (names or {}).items() if k == "isa"), "")
+        name = item.nodeid.replace(isa, "") if isa else ""
+        (kept if isa and crc32(name.encode()) % of == number else dropped).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
 
 
 @pytest.fixture(scope="session", autouse=True)

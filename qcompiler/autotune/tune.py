@@ -259,18 +259,32 @@ class Tuner:
         """Measure a model compiled otherwise; what is faster than all before is kept."""
         line = Line(CHOSEN, key, record, step=subject.name, host=self.host, compiler=self.compiler)
         same = {k: x for k, x in subject.lines.items() if k.region.split()[0] != _kind(key)}
-        verdict = self._compared(
-            subject, made, Measured((*same.values(), line)), min(1.0, seconds / 4)
-        )
-        if verdict is None:
-            return False
-        line = measured(line, verdict)
-        self.journal.add(replace(line, line=MEASURED))
+        known = self._known(line)
+        if known is None:
+            records = Measured((*same.values(), line))
+            verdict = self._compared(subject, made, records, min(1.0, seconds / 4))
+            if verdict is None:
+                return False
+            why = f"{_WRONG}{verdict.wrong}" if verdict.wrong else ""
+            known = replace(measured(line, verdict), line=FAILED if why else MEASURED, why=why)
+            self.journal.add(known)
         best = min((x.ratio for x in subject.lines.values()), default=1.0)
-        if not verdict.faster or verdict.ratio + verdict.noise >= best:
+        if known.why or known.ratio + known.noise >= best:
             return False
-        subject.lines = {**same, key: line}
+        subject.lines = {**same, key: replace(known, line=CHOSEN)}
         return True
+
+    def _known(self, line: Line) -> Line | None:
+        """What an earlier run measured of a whole model that is compiled so."""
+        wanted = line.key, _mark(line.record), line.host, line.compiler
+        return next(
+            (
+                x
+                for x in reversed(self.journal.found.lines)
+                if x.line == MEASURED and (x.key, _mark(x.record), x.host, x.compiler) == wanted
+            ),
+            None,
+        )
 
     def _steps(self, artifact: Artifact) -> dict[str, float]:
         """Seconds of a model's steps by name."""

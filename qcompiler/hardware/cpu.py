@@ -13,26 +13,37 @@ from functools import cache
 from math import inf
 from pathlib import Path
 
-_HWCAPS: Mapping[str, tuple[int, int]] = {
-    "asimd": (16, 1),
-    "atomics": (16, 8),
-    "fphp": (16, 9),
-    "asimdhp": (16, 10),
-    "asimddp": (16, 20),
-    "asimdfhm": (16, 23),
-    "i8mm": (26, 13),
-    "bf16": (26, 14),
+_HWCAPS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "aarch64": {
+        "asimd": (16, 1),
+        "atomics": (16, 8),
+        "fphp": (16, 9),
+        "asimdhp": (16, 10),
+        "asimddp": (16, 20),
+        "asimdfhm": (16, 23),
+        "i8mm": (26, 13),
+        "bf16": (26, 14),
+    },
+    "armv7": {"simd": (16, 12), "vfpv4": (16, 16)},
+    "riscv64": {"v": (16, 21)},
 }
-"""Features of 64-bit ARM -> word of the auxiliary vector (AT_HWCAP, AT_HWCAP2) and bit in it
-(arch/arm64/include/uapi/asm/hwcap.h of the kernel).
+"""Features of an architecture -> word of the auxiliary vector (AT_HWCAP, AT_HWCAP2) and bit in it
+(arch/{arm64,arm,riscv}/include/uapi/asm/hwcap.h of the kernel).
 """
+_SAME = {"armv7l": "armv7", "armv8l": "armv7"}
+"""What Linux calls an architecture -> what compilers call it."""
+
+
+def machine() -> str:
+    """This machine's architecture, as a triple's first word; empty when unknown."""
+    return _SAME.get(platform.machine(), platform.machine())
 
 
 @cache
 def features() -> frozenset[str]:
     """Feature names of the CPU as the kernel spells them in /proc/cpuinfo; empty when unknown."""
-    if platform.machine() == "aarch64" and platform.system() == "Linux":
-        return features_of(_auxiliary)
+    if machine() in _HWCAPS and platform.system() == "Linux":
+        return features_of(_auxiliary, machine())
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -96,11 +107,11 @@ def _group_quota(group: Path) -> float:
     return found if found > 0 else inf  # version 1 has -1 for no limit
 
 
-def features_of(word: Callable[[int], int]) -> frozenset[str]:
-    """The features of a 64-bit ARM by `word`, the auxiliary vector's words by number. That is what
-    this process has; /proc may be another machine's, under emulation.
+def features_of(word: Callable[[int], int], machine: str = "aarch64") -> frozenset[str]:
+    """The features of an architecture by `word`, the auxiliary vector's words by number. That is
+    what this process has; /proc may be another machine's, under emulation.
     """
-    return frozenset(name for name, (at, bit) in _HWCAPS.items() if word(at) >> bit & 1)
+    return frozenset(name for name, (at, bit) in _HWCAPS[machine].items() if word(at) >> bit & 1)
 
 
 def _auxiliary(number: int) -> int:

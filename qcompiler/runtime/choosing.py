@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 
 from qcompiler.artifact.artifact import Manifest, Variant
@@ -44,7 +43,7 @@ def fitting(manifest: Manifest, wanted: str = "") -> list[int]:
 
 def lacking(variant: Variant) -> str:
     """What a variant needs and this machine lacks; empty where it lacks nothing."""
-    machine = platform.machine()
+    machine = cpu.machine()
     if machine not in ("", _machine(variant)):
         return _machine(variant)
     return " ".join(sorted(set(variant.cpu_flags) - cpu.features()))
@@ -59,7 +58,7 @@ def _of_this_machine(
     manifest: Manifest, variants: Mapping[int, Variant], whose: str
 ) -> dict[int, Variant]:
     """The variants for this architecture; all of them where it is not known."""
-    machine = platform.machine()
+    machine = cpu.machine()
     found = {i: v for i, v in variants.items() if machine in ("", _machine(v))}
     if found:
         return found

@@ -1,1 +1,1 @@
-"""Instruction sets of ARM, 64 bits."""
+"""Instruction sets of ARM, 64 and 32 bits."""

@@ -154,7 +154,13 @@ def test_a_plan_is_tuned_as_a_whole(model: Path, tmp_path: Path) -> None:
         t._tune_whole(subject, 30.0)
         (line,) = subject.lines.values()
         assert subject.plan.parts == line.record.knobs["parts"] > 1
-    assert {x.line for x in records.read(path).lines} == {MEASURED}  # not yet confirmed
+    found = records.read(path).lines
+    assert {x.line for x in found} == {MEASURED}  # not yet confirmed
+    again_ = subject_of(small(model))
+    with Journal(path) as journal, Tuner([again_], Tuning(time=30.0), journal, [MadeUp(1)]) as t:
+        t._tune_whole(again_, 30.0)
+    assert again_.lines == subject.lines
+    assert records.read(path).lines == found  # nothing is measured twice
 
 
 def test_what_crashes_among_others_is_found_and_thrown_away() -> None:
@@ -318,10 +324,14 @@ def test_a_run_that_is_killed_twenty_times_goes_on_each_time(model: Path, tmp_pa
         found = records.read(path).lines if path.exists() else ()
         assert found[: len(kept)] == kept
         kept = found
-    kernels = [x for x in kept if x.line != CHOSEN and not x.key.region.startswith("plan ")]
-    ways = {(x.key, x.record.generator, x.record.threads, str(x.record.knobs)) for x in kernels}
+    tried = [x for x in kept if x.line != CHOSEN]
+    ways = {(x.key, x.record.generator, x.record.threads, str(x.record.knobs)) for x in tried}
+    whole = [x for x in tried if x.key.region.startswith("plan ")]
+    assert len({str(x.record.knobs) for x in whole}) == len(whole)  # measured once
     report = tuned(model, path, 5.0)
-    assert report.search.tried >= len(ways) > 0
+    keys = {s.task.key for s in report.search.states}
+    assert report.search.tried >= len([way for way in ways if way[0] in keys])
+    assert len(ways) > len(whole)
     assert not report.wrong
     assert records.read(path).lines[: len(kept)] == kept
 

@@ -1,6 +1,6 @@
 """Kernels of every family, on every instruction set of another architecture, as its processors run
-them: some of each by default, all that this folder tests, of every shape and dtype, where marked
-slow.
+them: some of each by default; all that this folder tests, of every shape and dtype, dealt out among
+them where marked slow.
 """
 
 from __future__ import annotations
@@ -107,30 +107,40 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
 }
 
 
+ALL = ("arm_neon", "arm_bf16", "arm_v7", "riscv_v")
 CASES = [
     pytest.param(isa, family, id=f"{isa.name}-{family}")
     for isa in SETS
     for family in FAMILIES
-    if isa in (SETS[0], SETS[-1]) or re.search(r"product|convolution|depthwise|attention", family)
+    if isa.name in ALL or re.search(r"product|convolution|depthwise|attention", family)
 ]
-"""All families on the poorest and the richest, on others those that multiply by what they add."""
+"""All families on the poorest and the richest of an architecture, on others those that multiply by
+what they add.
+"""
 
 
 @pytest.mark.parametrize(("isa", "family"), CASES)
 def test_kernels_of_every_family(isa: Isa, family: str) -> None:
-    board.demand()
+    board.demand_for(isa.name)
     FAMILIES[family](isa)
 
 
+BOARDS = [(isa, cpu) for isa, cpus in board.CPUS.items() for cpu in cpus]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("isa", "cpu"), [(isa, cpu) for isa, cpus in board.CPUS.items() for cpu in cpus]
-)
-def test_all_kernels(isa: str, cpu: str) -> None:
-    """The tests of this folder once more, with what they run for this machine run there."""
-    board.demand()
+@pytest.mark.parametrize("number", range(len(BOARDS)), ids=[":".join(b) for b in BOARDS])
+def test_a_share_of_all_kernels(number: int) -> None:
+    """Every test of this folder that takes an instruction set, each on one processor. All of them
+    on one take half an hour: `pytest tests/kernels --board arm_neon:cortex-a53 --share 0/1`.
+    """
+    board.demand_for(BOARDS[number][0])
     here = Path(__file__).parent
-    others = [f"--ignore={p}" for p in (Path(__file__), *here.glob("test_kernels_tiles*.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "--board", f"{isa}:{cpu}", *others, str(here)]
+    models = here / "test_shared_kernels.py"  # loads what it compiles
+    tiles = here.glob("test_kernels_tiles*.py")  # are not of these
+    others = [f"--ignore={p}" for p in (Path(__file__), models, *tiles)]
+    chosen = ["--board", ":".join(BOARDS[number]), "--share", f"{number}/{len(BOARDS)}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *chosen, *others, str(here)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import board
 import numpy as np
 import pytest
 from kernel_harness import check, compare, device, expected, region_of, vector_isas
@@ -67,6 +68,10 @@ def sweep() -> Array:
     return np.concatenate([np.array(SPECIAL, np.float32), patterns, near, small])
 
 
+TINY = 2.0**-125
+"""What processors make zeros of, where they do, is smaller."""
+
+
 def far_off(got: Array, exact: Array) -> Array:
     """The error in units in the last place of the exact value's float32; 0 where both are the same
     infinity or NaN."""
@@ -88,6 +93,8 @@ def test_functions_are_as_accurate_as_promised(op: str, isa: Isa) -> None:
     got: list[Array] = []
     try_ulp(make(op, node), [x], [node], isa, got)
     error = far_off(got[0], exact)
+    if isa.name in board.FLUSHES:
+        error[(np.abs(x) < TINY) | (np.abs(exact) < TINY)] = 0
     worst = int(np.argmax(error))
     assert error[worst] <= bound, f"{error[worst]} ulp at {x[worst]!r}"
 

@@ -2,15 +2,14 @@
 instructions.
 """
 
-import ctypes
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from kernel_harness import Fenced, isas, unmasked
+from kernel_harness import called, isas, unmasked
 
-from qcompiler.emit.machine import compile_functions, machine_code
+from qcompiler.emit.machine import machine_code
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import numpy_dtype
 from qcompiler.kernels.cpu.code import tir
@@ -19,7 +18,7 @@ from qcompiler.kernels.cpu.code.tir import Builder
 
 ARM = Isa("no masks", "aarch64-unknown-linux-gnu", ("+neon",), frozenset(), 32, 16)
 ARM = replace(ARM, masked=frozenset())
-POINTERS = {ARM.triple: (r"\[x0", r"\[x1"), isas()[0].triple: (r"\(%rdi\b", r"\(%rsi\b")}
+POINTERS = {"aarch64": (r"\[x0", r"\[x1"), "x86_64": (r"\(%rdi\b", r"\(%rsi\b")}
 """The registers of the first two arguments, where memory is addressed by them."""
 DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
@@ -41,20 +40,15 @@ def moving(isa: Isa, dtype: str, lanes: int, count: int | None, memory: str = ""
 def moved(isa: Isa, dtype: str, lanes: int, count: int, *, known: bool, memory: str = "") -> None:
     """Run it, with memory that ends with the last element, and compare with numpy."""
     size = numpy_dtype(dtype).itemsize
-    made = compile_functions(
-        [("moving", moving(isa, dtype, lanes, count if known else None, memory))], isa
-    )
-    source, target = Fenced((1 + count) * size), Fenced((1 + count) * size)
-    source.bytes[:] = np.random.default_rng(count).integers(0, 256, source.size)
-    target.bytes[:] = 0xA5
-    number = Fenced(4)
-    number.bytes[:] = np.array([count], np.int32).view(np.uint8)
-    used = (source, target) if known else (source, target, number)
-    made["moving"](*(ctypes.c_void_p(m.address) for m in used))
-    want = source.bytes[size:].copy()
+    function = moving(isa, dtype, lanes, count if known else None, memory)
+    source = np.random.default_rng(count).integers(0, 256, (1 + count) * size, dtype=np.uint8)
+    target = np.full_like(source, 0xA5)
+    used = [source, target] if known else [source, target, np.array([count], np.int32)]
+    found = called(function, isa, used)[1]
+    want = source[size:].copy()
     want[::size] ^= 1
-    assert np.array_equal(target.bytes[size:], want)
-    assert (target.bytes[:size] == 0xA5).all()
+    assert np.array_equal(found[size:], want)
+    assert (found[:size] == 0xA5).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,7 +56,7 @@ def moved(isa: Isa, dtype: str, lanes: int, count: int, *, known: bool, memory: 
 def test_a_part_of_a_vector_is_moved_and_nothing_else_is_touched(isa: Isa, dtype: str) -> None:
     lanes = min(isa.lanes(numpy_dtype(dtype).itemsize), 16)
     for known in (True, False):
-        for count in range(lanes + 1) if known else (0, 1, 3, lanes - 1, lanes):
+        for count in range(lanes + 1) if known else {0, 1, min(3, lanes), lanes - 1, lanes}:
             moved(isa, dtype, lanes, count, known=known)
 
 
@@ -76,13 +70,15 @@ def accesses(isa: Isa, dtype: str, lanes: int, count: int | None) -> tuple[int, 
     """Instructions that read the elements, and that write them."""
     made = machine_code({"moving": moving(isa, dtype, lanes, count)}, isa, "")
     text = made.inspect_source("asm").partition("\nmoving:")[2].partition(".Lfunc_end")[0]
-    source, target = POINTERS[isa.triple]
+    source, target = POINTERS[isa.triple.partition("-")[0]]
     return len(re.findall(source, text)), len(re.findall(target, text))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("isa", [ARM, unmasked(isas()[0])], ids=lambda i: i.triple)
 def test_without_masks_no_lane_moves_on_its_own(isa: Isa, dtype: str) -> None:
+    if isa.triple.partition("-")[0] not in POINTERS:
+        pytest.skip("another assembly")
     lanes = isa.lanes(numpy_dtype(dtype).itemsize)
     for count in range(2, lanes):
         pieces = 1 if count.bit_count() == 1 else 2

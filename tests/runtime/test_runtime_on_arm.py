@@ -19,7 +19,7 @@ from runtime_wheel import unpacked
 import qcompiler
 from qcompiler.artifact.artifact import open_artifact
 from qcompiler.autotune import measure
-from qcompiler.autotune.places import There
+from qcompiler.autotune.places import Ran, There
 from qcompiler.autotune.request import Tuning
 from qcompiler.autotune.tune import Tuner, subject_of
 from qcompiler.demo import DATA, MODEL
@@ -165,20 +165,24 @@ def test_a_fleet_there_is_tuned_and_loses_a_device(
         input_shapes={"image": (1, 1, 8, 8)},
     )
     subject = subject_of(Compilation(MODEL, asked))
-    records, news = tmp_path / "records.jsonl", 0
+    records = tmp_path / "records.jsonl"
     with ExitStack() as stack:
         served = [stack.enter_context(serving(python, tmp_path / n)) for n in "abc"]
         places = [There(address, TOKEN.encode(), 120.0) for address, _ in served]
 
-        def notified(*_: object) -> None:
-            nonlocal news
-            news += 1
-            if news == 2:
-                served[1][1].kill()
+        real, runs = places[1].run, []
 
+        def unplugged(*given: object) -> Ran:
+            runs.append(given)
+            if len(runs) == 2:  # the first is of a default
+                served[1][1].kill()
+                served[1][1].wait()
+            return real(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(places[1], "run", unplugged)
         journal = stack.enter_context(Journal(records))
-        tuning = Tuning(time=60.0, plans=False)
-        tuner = stack.enter_context(Tuner([subject], tuning, journal, places, notified))
+        tuning = Tuning(time=15.0, plans=False)
+        tuner = stack.enter_context(Tuner([subject], tuning, journal, places))
         report = tuner.run()
         assert report.search.tried > 0
         assert not report.wrong
@@ -188,7 +192,7 @@ def test_a_fleet_there_is_tuned_and_loses_a_device(
         assert places[0].host.startswith("aarch64-")
 
         with np.load(DATA) as data:
-            image = data["calibration"][:1, None]
+            image = data["calibration"][:1]
         made = Compilation(MODEL, replace(asked, tuning_records=records)).built
         with connect(served[0][0], TOKEN) as device:
             found = device.load(made.save(tmp_path / "tuned.qc")).run({"image": image})

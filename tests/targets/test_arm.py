@@ -1,10 +1,9 @@
-"""Instruction sets of ARM: what they need of a processor, what they link to, which instructions
-they make."""
+"""Instruction sets of ARM and RISC-V: what they need of a processor, what they link to, which
+instructions they make."""
 
 from __future__ import annotations
 
 import re
-import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +21,7 @@ from qcompiler.emit import link
 from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import machine_code
 from qcompiler.errors import Error
+from qcompiler.export.elf import DYNSYM, UNDEFINED, read
 from qcompiler.hardware import cpu
 from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.ir import Graph, Type, constant, numpy_dtype, placeholder
@@ -29,9 +29,10 @@ from qcompiler.kernels.cpu.contraction.tiled import tiled
 from qcompiler.kernels.registry import Kernel
 from qcompiler.ops import make
 from qcompiler.options import Options
+from qcompiler.runtime.choosing import fitting
 
 plugins.load_all()
-SETS = [i for i in ISAS.values() if i.triple.startswith("aarch64")]
+SETS = [ISAS[name] for name in board.CPUS]
 LIBC = {"sched_yield", "sem_init", "sem_post", "sem_wait", "memcpy", "memset", "memmove"}
 
 
@@ -40,7 +41,8 @@ def options(target: str) -> Options:
 
 
 def test_every_instruction_set_has_processors_to_be_tried_on() -> None:
-    assert {i.name for i in SETS} == set(board.CPUS)
+    linux = {i for i in ISAS.values() if "linux" in i.triple and i.family != "x86-64"}
+    assert linux == set(SETS)
 
 
 WORDS: Mapping[str, tuple[Mapping[int, int], set[str]]] = {
@@ -49,12 +51,31 @@ WORDS: Mapping[str, tuple[Mapping[int, int], set[str]]] = {
     "of matrices": ({16: 1 << 1, 26: 1 << 13 | 1 << 14}, {"asimd", "i8mm", "bf16"}),
     "nothing": ({}, set()),
 }
+OTHERS: Mapping[str, tuple[str, Mapping[int, int], set[str]]] = {
+    "Cortex-A7": ("armv7", {16: 0x7B0D7}, {"simd", "vfpv4"}),
+    "Cortex-A9": ("armv7", {16: 0x3EB0D7 & ~(1 << 16)}, {"simd"}),
+    "SpacemiT K1": ("riscv64", {16: 0x20112D | 1 << 21}, {"v"}),
+}
 
 
 @pytest.mark.parametrize("name", WORDS)
 def test_the_kernel_tells_a_process_what_its_processor_has(name: str) -> None:
     words, want = WORDS[name]
     assert cpu.features_of(lambda at: words.get(at, 0)) == want
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_features_of_other_architectures(name: str) -> None:
+    machine, words, want = OTHERS[name]
+    assert cpu.features_of(lambda at: words.get(at, 0), machine) == want
+
+
+def test_linux_calls_32_bit_arm_by_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Compilation(MODEL, options("arm_v7")).artifact
+    for name in ("armv7l", "armv8l"):
+        monkeypatch.setattr("platform.machine", lambda name=name: name)
+        monkeypatch.setattr(cpu, "features", lambda: frozenset({"simd", "vfpv4"}))
+        assert fitting(made.manifest) == [0]
 
 
 def test_another_machine_s_artifact_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,24 +90,16 @@ def test_another_machine_s_artifact_is_refused_by_name(monkeypatch: pytest.Monke
 
 def undefined(library: bytes) -> set[str]:
     """The names that a shared library leaves to others."""
-    (at,) = struct.unpack_from("<Q", library, 40)
-    size, count = struct.unpack_from("<HH", library, 58)
-    heads = [struct.unpack_from("<IIQQQQIIQQ", library, at + i * size) for i in range(count)]
-    table = next(h for h in heads if h[1] == 11)  # SHT_DYNSYM
-    names = heads[table[6]]
-    found = set()
-    for i in range(1, table[5] // 24):
-        name, _, _, section = struct.unpack_from("<IBBH", library, table[4] + 24 * i)
-        start = names[4] + name
-        if not section:
-            found.add(library[start : library.index(b"\0", start)].decode())
-    return found
+    file = read(library, DYNSYM)
+    return {s.name for s in file.symbols if s.section == UNDEFINED and s.name}
 
 
 @pytest.mark.parametrize("isa", SETS, ids=lambda i: i.name)
 def test_libraries_ask_for_the_c_library_only(isa: Isa) -> None:
     made = assemble(Compilation(MODEL, options(isa.name)).plan)
-    assert undefined(made.binaries[0].code) <= LIBC
+    found = undefined(made.binaries[0].code)
+    helpers = {n for n in found if n.startswith("__aeabi_")} if isa.name == "arm_v7" else set()
+    assert found - helpers <= LIBC
 
 
 def test_the_linker_of_a_package_does_where_the_system_has_none(
@@ -143,12 +156,18 @@ def assembly(isa: Isa, left: str, right: str) -> str:
         ("arm_i8mm", ("int8", "int8"), "smmla"),
         ("arm_i8mm", ("uint8", "uint8"), "ummla"),
         ("arm_bf16", ("bfloat16", "bfloat16"), "bfmmla"),
+        ("arm_v7", ("float32", "float32"), "vfma.f32"),
+        ("arm_v7", ("int8", "int8"), "vmull.s8"),
+        ("riscv_v", ("float32", "float32"), "vfmacc.vf"),
+        ("riscv_v", ("int8", "int8"), "vwmul.vv"),
     ],
 )
 def test_products_are_the_instructions_meant(
     name: str, pair: tuple[str, str], instruction: str
 ) -> None:
-    found = re.findall(rf"^\s+{instruction}2?\s", assembly(ISAS[name], *pair), re.MULTILINE)
+    found = re.findall(
+        rf"^\s+{re.escape(instruction)}2?\s", assembly(ISAS[name], *pair), re.MULTILINE
+    )
     assert len(found) >= 8
 
 

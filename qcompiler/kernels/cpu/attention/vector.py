@@ -27,7 +27,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.attention.layout import Layout
 from qcompiler.kernels.cpu.attention.operands import Heads, products_of
-from qcompiler.kernels.cpu.code import polynomials, tir
+from qcompiler.kernels.cpu.code import casts, polynomials, tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load
 from qcompiler.kernels.cpu.code.loops import across, slots, sweep
@@ -334,7 +334,7 @@ class AttentionTask:
         """float32 -> int32, halves to even."""
         near = self.d.isa.intrinsics.get("round_to_int")
         if near is None:
-            return self.m.converted(self.m.round(value), "int32")
+            return casts.rounded(self.m, value)
         return self.m.vec(near(value.expr))
 
     # -- output

@@ -124,8 +124,25 @@ def quantize(
     if "round_to_int" in m.isa.intrinsics and lanes == m.isa.lanes():
         whole = m.vec(m.isa.intrinsics["round_to_int"](scaled.expr))
     else:
-        whole = m.converted(m.round(scaled), "int32")
+        whole = rounded(m, scaled)
     return m.cast(whole + zero, dtype)
+
+
+def own(m: TirMath, name: str, x: Vec) -> Vec | None:
+    """A function that LLVM knows, of float32 in whole vectors, as the instruction set's own code
+    for one vector (an intrinsic of LLVM's name); None where it has none.
+    """
+    function, lanes = m.isa.intrinsics.get(name), m.isa.lanes()
+    if function is None or x.dtype != "float32" or x.lanes % lanes:
+        return None
+    parts = (tir.shuffle(x.expr, range(i, i + lanes)) for i in range(0, x.lanes, lanes))
+    return m.vec(tir.concat([function(m.vec(part).expr) for part in parts]))
+
+
+def rounded(m: TirMath, x: Vec) -> Vec:
+    """Floats within the range of int32 -> int32, halves to even."""
+    found = own(m, "llvm.lrint", x)
+    return m.converted(m.round(x), "int32") if found is None else found
 
 
 def _in_range(m: TirMath, x: Vec, dtype: str) -> Vec:

@@ -390,8 +390,9 @@ class TirMath:
         if not x.is_float:
             return x
         if x.dtype in casts.HALF_FLOATS:
-            return self._wide(lambda v: self.llvm(name, v), x)
-        return self.llvm(name, x)
+            return self._wide(lambda v: self._unary(name, v), x)
+        own = casts.own(self, name, x)
+        return self.llvm(name, x) if own is None else own
 
     # -- functions
 
@@ -472,7 +473,8 @@ class TirMath:
 
     def converted(self, x: Vec, dtype: str) -> Vec:
         """LLVM's conversion; the value must be in the dtype's range."""
-        return self.vec(tir.cast(x.expr, dtype))
+        own = casts.own(self, "fptosi", x) if dtype == "int32" else None
+        return self.vec(tir.cast(x.expr, dtype)) if own is None else own
 
     def saturate(self, x: Vec, dtype: str) -> Vec:
         """Clip to an integer dtype's range, then cast; NaN becomes the lowest value."""
