@@ -462,7 +462,8 @@ def _noted(graph: Graph, data: Calibration | None) -> Graph:
 
 def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
     """ONNX file or model -> its graph with static shapes."""
-    shapes = {k: tuple(v) for k, v in (options.input_shapes or {}).items()}
+    given = options.input_shapes or {}
+    shapes = {k: v if v is None else tuple(v) for k, v in given.items()}
     batch = ""
 
     def settle(types: dict[str, Type]) -> dict[str, Type]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from qcompiler.artifact.entropy import decode, encode
 from qcompiler.artifact.manifest import (
+    Check,
     Manifest,
     StepFact,
     Value,
@@ -46,6 +47,7 @@ __all__ = [
     "ArtifactFile",
     "Binary",
     "Bytes",
+    "Check",
     "Manifest",
     "Origin",
     "StepFact",

@@ -14,7 +14,7 @@ from typing import Union
 from qcompiler.artifact.shrink import Piece
 from qcompiler.errors import Error
 
-FORMAT = 8
+FORMAT = 9
 
 Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 
@@ -45,6 +45,15 @@ class StepFact:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Booleans that a run leaves in its workspace, and what is wrong if one of them is false."""
+
+    what: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Variant:
     """What must be known of machine code for one instruction set before it is mapped, and where a
     file holds it: from `code` on, empty until it is saved.
@@ -68,6 +77,8 @@ class Variant:
     weights_bytes: int = 0
     blobs: tuple[tuple[int, int], ...] = ()
     """(index among the manifest's blobs, offset in the weights) of each of its constants."""
+    checks: tuple[Check, ...] = ()
+    """Of operands that runs are given, which the shapes it was compiled for permit or not."""
 
     @property
     def member(self) -> str:
@@ -110,7 +121,13 @@ class Manifest:
         inputs, outputs = (
             [(v.name, v.dtype, v.shape) for v in side] for side in (self.inputs, self.outputs)
         )
-        sizes = (weights_bytes, variant.workspace_bytes, len(variant.steps), variant.threads)
+        sizes: tuple[int, ...] = (
+            weights_bytes,
+            variant.workspace_bytes,
+            len(variant.steps),
+            variant.threads,
+        )
+        sizes += tuple(n for c in variant.checks for n in (c.offset, c.bytes))
         machine = (variant.isa, variant.triple, variant.cpu_flags)
         return signature(inputs, outputs, sizes, machine, weights_digest)
 
@@ -203,7 +220,16 @@ def _variant(raw: Json) -> Variant:
         weights=_string(v["weights"]),
         weights_bytes=_int(v["weights_bytes"]),
         blobs=tuple((_int(blob), _int(offset)) for blob, offset in pairs),
+        checks=_checks(v["checks"], _int(v["workspace_bytes"])),
     )
+
+
+def _checks(raw: Json, workspace_bytes: int) -> tuple[Check, ...]:
+    found = [_object(c) for c in _list(raw)]
+    made = tuple(Check(_string(c["what"]), _int(c["offset"]), _int(c["bytes"])) for c in found)
+    if any(c.offset + c.bytes > workspace_bytes for c in made):
+        raise ValueError("a check lies outside the workspace")
+    return made
 
 
 def _value(raw: Json) -> Value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qcompiler.artifact.artifact import Artifact, Binary, Manifest, StepFact, Value, Variant
+from qcompiler.artifact.artifact import Artifact, Binary, Check, Manifest, StepFact, Value, Variant
 from qcompiler.emit import native, program
 from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Watch
@@ -36,14 +36,12 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         threads=made.useful_threads,
         workspace_bytes=made.workspace_bytes,
         steps=steps,
+        checks=tuple(Check(what, p.offset, p.bytes) for what, p in made.checks.items()),
     )
     manifest = Manifest(
         name=graph.name,
         inputs=tuple(Value(n.name, n.dtype, n.type.dims) for n in graph.inputs),
-        outputs=tuple(
-            Value(name, n.dtype, n.type.dims)
-            for name, n in zip(graph.output_names, graph.outputs, strict=True)
-        ),
+        outputs=tuple(Value(name, n.dtype, n.type.dims) for name, n in graph.results.items()),
         variants=(variant,),
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes=dict(graph.notes),

@@ -79,7 +79,7 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
         if step.kernel.name not in known:
             known[step.kernel.name] = phases(step.kernel, units)
     made = [p for parts in known.values() for p in parts]
-    body = _Body([_places(s) for s in plan.steps], len(plan.graph.inputs), len(plan.graph.outputs))
+    body = _Body([_places(s) for s in plan.steps], len(plan.graph.inputs), len(plan.graph.results))
     whole = {**_team_entries(), "qcompiler_signature": _signature(plan)} if team else {}
     found = plan_sections(plan, known)
     isa, steps = plan.device.isa, len(plan.steps)

@@ -10,9 +10,10 @@ def signature_of(plan: Plan) -> int:
     """What the code of a plan expects of its manifest."""
     graph = plan.graph
     inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
-    named = zip(graph.output_names, graph.outputs, strict=True)
-    outputs = [(name, n.dtype, n.type.dims) for name, n in named]
-    sizes = (plan.weights.nbytes, plan.workspace_bytes, len(plan.steps), plan.useful_threads)
+    outputs = [(name, n.dtype, n.type.dims) for name, n in graph.results.items()]
+    sizes: tuple[int, ...] = (plan.weights.nbytes, plan.workspace_bytes)
+    sizes += (len(plan.steps), plan.useful_threads)
+    sizes += tuple(n for p in plan.checks.values() for n in (p.offset, p.bytes))
     isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
     machine = (isa.name, isa.triple, isa.cpu_flags)
     return signature(inputs, outputs, sizes, machine, weights.digest)

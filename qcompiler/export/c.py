@@ -6,7 +6,7 @@ NAME.h  NAME.hpp  NAME.o  [NAME.weights]  [NAME_pool.h]
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, Union
@@ -137,14 +137,14 @@ def is_artifact(path: Path) -> bool:
 def _of_model(made: Compilation) -> _Model:
     plan, model = made.plan, made.model
     graph, isa = plan.graph, plan.device.isa
-    named = zip(graph.output_names, graph.outputs, strict=True)
+    _demand_unchecked(graph.checks, graph.name)
     return _Model(
         source=str(Path(model).name) if isinstance(model, (str, Path)) else graph.name,
         isa=isa,
         target=plan.device.name if plan.device.name != "host" else isa.name,
         objects=tuple(read(code) for code in emit_objects(plan)),
         inputs=[Value(n.name, n.dtype, n.type.dims) for n in graph.inputs],
-        outputs=[Value(name, n.dtype, n.type.dims) for name, n in named],
+        outputs=[Value(name, n.dtype, n.type.dims) for name, n in graph.results.items()],
         steps=len(plan.steps),
         workspace_bytes=plan.workspace_bytes,
         weights=plan.weights,
@@ -167,6 +167,7 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
         raise Error(f"this version knows no instruction set {facts.isa!r}", where=source)
     if ISAS[facts.isa].multiprocessor is not None:
         raise Error(f"{facts.isa} is a GPU, and C code is for CPUs", where=source)
+    _demand_unchecked([c.what for c in facts.checks], source)
     return _Model(
         source=Path(source).name,
         isa=ISAS[facts.isa],
@@ -181,6 +182,14 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
         plan=None,
         kernels=[(s.name, s.kernel) for s in facts.steps],
     )
+
+
+def _demand_unchecked(checks: Collection[str], source: str) -> None:
+    """Raise Error for a model whose runs must be checked, which C code would not do."""
+    if checks:
+        what = "a run must check operands that it is given, which code for C does not: "
+        hint = "make these operands constants (initializers) of the model"
+        raise Error(what + next(iter(checks)), where=source, hint=hint)
 
 
 def _facts(made: _Model, name: str, options: Exporting) -> Facts:

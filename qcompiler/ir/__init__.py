@@ -1,6 +1,7 @@
 """Graphs: immutable nodes with types, and their text form."""
 
 from qcompiler.ir.graph import (
+    CHECK,
     MAX_ELEMENTS,
     MAX_RANK,
     Array,
@@ -17,6 +18,7 @@ from qcompiler.ir.graph import (
 )
 
 __all__ = [
+    "CHECK",
     "MAX_ELEMENTS",
     "MAX_RANK",
     "Array",

@@ -195,6 +195,11 @@ def placeholder(name: str, type: Type) -> Node:
     return Node("input", (), {}, (type,), name)
 
 
+CHECK = "check: "
+"""Begins the name of an output that no caller gets: a run fails, with the rest of the name, unless
+all of that output is true."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """Inputs and outputs, in the model's order; its nodes are what the outputs reach."""
@@ -210,6 +215,18 @@ class Graph:
     def nodes(self) -> tuple[Node, ...]:
         """The inputs and every node the outputs reach, in topological order."""
         return tuple(walk((*self.inputs, *self.outputs)))
+
+    @cached_property
+    def results(self) -> dict[str, Node]:
+        """The outputs that a caller gets, by name."""
+        pairs = zip(self.output_names, self.outputs, strict=True)
+        return {name: node for name, node in pairs if not name.startswith(CHECK)}
+
+    @cached_property
+    def checks(self) -> dict[str, Node]:
+        """What must be all true -> what is wrong otherwise: the outputs that no caller gets."""
+        pairs = zip(self.output_names, self.outputs, strict=True)
+        return {n.removeprefix(CHECK): node for n, node in pairs if n.startswith(CHECK)}
 
     @cached_property
     def readers(self) -> Counter[Node]:

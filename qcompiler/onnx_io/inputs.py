@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import GraphProto, TensorProto
+from onnx import TensorProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Type
@@ -31,14 +31,14 @@ def first_double(names: Sequence[str]) -> str:
 
 
 def input_types(
-    proto: GraphProto,
+    infos: Sequence[onnx.ValueInfoProto],
     initializers: Mapping[str, TensorProto],
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Type]:
     """Types of the graph's inputs with `input_shapes` applied; initializers are not inputs."""
     declared: dict[str, Type] = {}
     symbols: dict[str, str] = {}
-    for info in proto.input:
+    for info in infos:
         if info.name in initializers:
             continue
         name = checked_name(info.name, "input")
@@ -131,8 +131,8 @@ def _pin(
     if len(declared) != len(wanted):
         raise Error(f"shape {spelled(wanted)} does not fit {spelled(declared)}", where=where)
     for have, want in zip(declared, wanted, strict=True):
-        if want < 1:
-            raise Error(f"shape {spelled(wanted)} has a dimension below 1", where=where)
+        if want < 0:
+            raise Error(f"shape {spelled(wanted)} has a dimension below 0", where=where)
         if isinstance(have, int) and have != want:
             raise Error(
                 f"shape {spelled(wanted)} contradicts the model's {spelled(declared)}",

@@ -1,7 +1,8 @@
 """Loop and Scan -> their unrolled bodies.
 
-The trip count must follow from constants and shapes: a Loop's maximum and condition, the length of
-a Scan's sequences. Then every iteration's nodes are as if the file listed them.
+The number of iterations follows from constants and shapes: a Loop's maximum and condition, the
+length of a Scan's sequences. Then every iteration's nodes are as if the file listed them. If a Loop's
+is known at run time only, the declared length of a stacked output says it, and runs are checked.
 """
 
 from __future__ import annotations
@@ -12,44 +13,120 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Node, constant
+from qcompiler.onnx_io.sequences import Held
+from qcompiler.onnx_io.settle import Settling
 from qcompiler.onnx_io.tensors import Unsupported
 from qcompiler.ops import known_value, make
 
 MAX_ITERATIONS = 4096
 _OPEN = "export the model with a fixed number of iterations"
 
-Body = Callable[[int, Sequence[Node]], Sequence[Node]]
+Body = Callable[[int, Sequence[Held]], Sequence[Held]]
 """(iteration, inputs of the body) -> its outputs."""
 
 
-def loop(inputs: Sequence[Node | None], body: Body, name: str) -> list[Node]:
+def known_count(inputs: Sequence[Held], name: str) -> int | None:
+    """The most iterations of a Loop (MAX_ITERATIONS: no limit), if they and its first condition are
+    known when the model is read.
+    """
+    most, going = (*inputs[:2], None, None)[:2]
+    known = [known_value(i) for i in (most, going) if isinstance(i, Node)]
+    if any(k is None or k.size != 1 for k in known):
+        return None
+    limit = known_value(most) if isinstance(most, Node) else None
+    return MAX_ITERATIONS + 1 if limit is None else int(limit.reshape(()))
+
+
+def loop(s: Settling, inputs: Sequence[Held], body: Body, name: str) -> list[Held]:
     """Loop(trip count, condition, carried values...) -> the final carried values, then the scan
     outputs, stacked along a new first axis."""
-    most, going = (_known(i, name) for i in (*inputs[:2], None, None)[:2])
+    count = known_count(inputs, name)
+    if count is None:
+        return repeated(s, inputs, body, 0)
+    first = inputs[1] if len(inputs) > 1 else None
+    going: Held = first if isinstance(first, Node) else constant(np.array(True))
     state = [_given(i, name) for i in inputs[2:]]
     stacked: list[list[Node]] = []
     iteration = 0
     goes_on = constant(np.array(True))
-    while (most is None or iteration < int(most)) and (going is None or bool(going)):
+    while iteration < count and _known(going):
         if iteration == MAX_ITERATIONS:
             what = f"a loop of more than {MAX_ITERATIONS} iterations"
             raise Unsupported(what, hint=_OPEN, where=name)
         made = body(iteration, [constant(np.array(iteration, np.int64)), goes_on, *state])
-        condition, state, rest = made[0], list(made[1 : 1 + len(state)]), made[1 + len(state) :]
-        going = _known(condition, name)
+        going, state, rest = made[0], list(made[1 : 1 + len(state)]), made[1 + len(state) :]
+        if not isinstance(going, Node) or known_value(going) is None:
+            return repeated(s, inputs, body, count)
         stacked = stacked or [[] for _ in rest]
         for rows, row in zip(stacked, rest, strict=True):
-            rows.append(row)
+            rows.append(_tensor(row, name))
         iteration += 1
+    stacked = stacked or _nothing(s, inputs, body)
     return [*state, *(_joined(rows, 0) for rows in stacked)]
 
 
-def scan(
-    attrs: Mapping[str, Attr], inputs: Sequence[Node | None], body: Body, name: str
-) -> list[Node]:
+def repeated(s: Settling, inputs: Sequence[Held], body: Body, most: int) -> list[Held]:
+    """A Loop whose number of iterations is known at run time only.
+
+    A stacked output's declared length is that number: as many bodies, and a check that the
+    conditions say the same. Without one, a known maximum of iterations: those that come after a
+    condition has become false leave the carried values as they are.
+    """
+    name = f"{s.call.name} (Loop)"
+    state = [_given(i, name) for i in inputs[2:]]
+    lengths = [h[0] for h in s.shapes[len(state) :] if h]
+    if not lengths and not (0 < most <= MAX_ITERATIONS and s.call.outputs <= len(state)):
+        raise Unsupported("a number of iterations known at run time only", hint=_OPEN, where=name)
+    count = lengths[0] if lengths else most
+    if count > MAX_ITERATIONS:
+        raise Unsupported(f"a loop of {count} iterations", hint=_OPEN, where=name)
+    limit, first = (*inputs[:2], None, None)[:2]
+    going = s.flag(first) if isinstance(first, Node) else constant(np.ones(1, np.bool_))
+    stacked: list[list[Node]] = []
+    for iteration in range(count):
+        if isinstance(limit, Node):
+            going = s.node("And", going, s.node("Less", s.ints([iteration]), s.flat(limit)))
+        if lengths:
+            s.check(going, f"it ends before iteration {count}, as an output's shape says")
+        start = constant(np.array(iteration, np.int64))
+        made = body(iteration, [start, constant(np.array(True)), *state])
+        new, rest = list(made[1 : 1 + len(state)]), made[1 + len(state) :]
+        state = new if lengths else [_kept(s, going, a, b) for a, b in zip(new, state, strict=True)]
+        going = s.node("And", going, s.flag(_tensor(made[0], name)))
+        stacked = stacked or [[] for _ in rest]
+        for rows, row in zip(stacked, rest, strict=True):
+            rows.append(_tensor(row, name))
+    if lengths:
+        if isinstance(limit, Node):
+            going = s.node("And", going, s.node("Less", s.ints([count]), s.flat(limit)))
+        s.check(s.node("Not", going), f"it goes on after {count} iterations")
+    stacked = stacked if count else _nothing(s, inputs, body)
+    return [*state, *(_joined(rows, 0) for rows in stacked)]
+
+
+def _kept(s: Settling, going: Node, new: Held, old: Held) -> Held:
+    """A carried value: the new one while the loop goes on."""
+    if not isinstance(new, Node) or not isinstance(old, Node) or new.type != old.type:
+        what = "carried values of changing shapes, and iterations known at run time only"
+        raise s.call.unsupported(what, _OPEN)
+    scalar = s.node("Reshape", going, s.ints(np.zeros(0, np.int64)))  # type: ignore[arg-type]
+    return s.node("Where", scalar, new, old)
+
+
+def _nothing(s: Settling, inputs: Sequence[Held], body: Body) -> list[list[Node]]:
+    """No iterations -> for each stacked output its row's type, as a stack of length 0."""
+    state = [_given(i, s.call.name) for i in inputs[2:]]
+    if s.call.outputs <= len(state):
+        return []
+    given = [constant(np.array(0, np.int64)), constant(np.array(True)), *state]
+    rows = body(0, given)[1 + len(state) :]
+    return [[s.node("Slice", _tensor(r, s.call.name), [0], [0])] for r in rows]
+
+
+def scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str) -> list[Held]:
     """Scan(carried values..., sequences...) -> the final carried values, then the stacked scan
     outputs."""
-    given = [_given(i, name) for i in inputs]
+    given = [_tensor(i, name) for i in inputs]
     count = attrs["num_scan_inputs"]
     assert isinstance(count, int)
     if not 1 <= count <= len(given):
@@ -71,8 +148,8 @@ def scan(
             )
             for s, a, b in zip(sequences, axes, back, strict=True)
         ]
-        made = body(iteration, [*state, *pieces])
-        state, rest = list(made[: len(state)]), made[len(state) :]
+        made = [_tensor(v, name) for v in body(iteration, [*state, *pieces])]
+        state, rest = made[: len(state)], made[len(state) :]
         stacked = stacked or [[] for _ in rest]
         for rows, row in zip(stacked, rest, strict=True):
             rows.append(row)
@@ -82,21 +159,23 @@ def scan(
     return [*state, *(_joined(rows, axis) for rows, axis in zip(whole, to, strict=True))]
 
 
-def _given(node: Node | None, name: str) -> Node:
+def _given(node: Held, name: str) -> Held:
     if node is None:
         raise Error("an input is missing", where=name)
     return node
 
 
-def _known(node: Node | None, name: str) -> int | None:
-    """An integer that must be known; None if absent."""
-    if node is None:
-        return None
-    value = known_value(node)
-    if value is None or value.size != 1:
-        what = "a number of iterations known at run time only"
-        raise Unsupported(what, hint=_OPEN, where=name)
-    return int(value.reshape(()))
+def _tensor(value: Held, name: str) -> Node:
+    if not isinstance(value, Node):
+        raise Error("a tensor is missing", where=name)
+    return value
+
+
+def _known(node: Held) -> bool:
+    """A condition that is known."""
+    value = known_value(node) if isinstance(node, Node) else None
+    assert value is not None
+    return bool(value.any())
 
 
 def _numbers(attrs: Mapping[str, Attr], key: str, count: int) -> list[int]:

@@ -156,34 +156,8 @@ def _batch_norm_of_channels(call: Call) -> Call:
 
 @until(14, "BatchNormalization")
 def _batch_norm_training(call: Call) -> Call:
-    if call.outputs > 1:
-        raise call.unsupported(
-            "batch normalization in training mode", "export the model for inference"
-        )
-    return call
-
-
-@always("BatchNormalization")
-def _batch_norm_by_batch(call: Call) -> Result:
-    """In training mode, mean and variance are the batch's (used to standardize weights)."""
-    if not call.get("training_mode"):
-        return call
-    x = call.need(0)
-    if call.read > 1 or x.type.rank < 2:
-        raise call.unsupported(
-            "batch normalization in training mode", "export the model for inference"
-        )
-    axes = call.constant("axes", [a for a in range(x.type.rank) if a != 1])
-    shape = call.constant("shape", (-1, *[1] * (x.type.rank - 2)))
-    scale, bias = (call.node(f"row{i}", "Reshape", call.need(i), shape) for i in (1, 2))
-    centred = call.node("centred", "Sub", x, call.node("mean", "ReduceMean", x, axes))
-    square = call.node("square", "Mul", centred, centred)
-    epsilon = call.constant("epsilon", call.real("epsilon"), x.dtype)
-    variance = call.node("variance", "ReduceMean", square, axes)
-    deviation = call.node("deviation", "Sqrt", call.node("sum", "Add", variance, epsilon))
-    normal = call.node("normal", "Div", centred, deviation)
-    scaled = call.node("scaled", "Mul", normal, scale)
-    return make("Add", scaled, bias, name=call.name)
+    """Old: in training mode if it has more outputs than one."""
+    return call.but(training_mode=int(call.outputs > 1))
 
 
 @until(9, "Upsample")
@@ -272,16 +246,6 @@ def _group_norm_of_channels(call: Call) -> Call:
 @always("Scatter")
 def _scatter(call: Call) -> Call:
     return call.but(op="ScatterElements")
-
-
-@always("Dropout")
-def _dropout(call: Call) -> Node:
-    """The identity at inference. The mask, rarely used, is not made."""
-    training = call.input(2)
-    value = known_value(training)
-    if training is not None and (value is None or value.any()):
-        raise call.unsupported("dropout in training mode", "export the model for inference")
-    return call.need(0)
 
 
 # Implicit semantics made explicit.

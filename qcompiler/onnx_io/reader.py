@@ -15,30 +15,32 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
-from qcompiler.onnx_io import contrib, opsets, windows  # noqa: F401
+from qcompiler.onnx_io import contrib, control, opsets, rare, selecting, sequences, windows  # noqa: F401
 from qcompiler.onnx_io.call import Call, adapted, finish, newest
+from qcompiler.onnx_io.control import controlled
 from qcompiler.onnx_io.file import initializers, load, opset_versions
+from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
-from qcompiler.onnx_io.loops import loop, scan
 from qcompiler.onnx_io.schema import (
     bound,
     check_inputs,
     checked_attributes,
     constant_of,
-    function_body,
     schema,
     value_of,
 )
+from qcompiler.onnx_io.sequences import Absent, Held, Items, outputs_of
+from qcompiler.onnx_io.settle import Settling, Shape, declared, settled, settling, spread
 from qcompiler.onnx_io.structure import (
     MAX_DEPTH,
     MAX_GROWTH,
@@ -88,7 +90,7 @@ class _Missing:
     why: str = ""
 
 
-Value = Node | _Missing | None
+Value = Node | _Missing | Items | Absent | None
 """None: an omitted optional input of a function."""
 
 
@@ -103,6 +105,8 @@ class _Scope:
     outer: _Scope | None = None
     read: Collection[str] = ()
     """The names read in this scope."""
+    declared: dict[str, Shape] = field(default_factory=dict)
+    """Shapes that the file states, or that follow from these for what a value is made of."""
     prefix: str = ""
     depth: int = 0
 
@@ -121,6 +125,7 @@ class _Reader:
         self.unsupported: dict[tuple[str, str], list[str]] = {}
         self.names: dict[str, int] = {}  # the last suffix given to each name
         self.count = 0
+        self.checks: dict[str, Node] = {}
         listed = sum(1 for _ in all_nodes(model.graph.node))
         self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
@@ -131,10 +136,14 @@ class _Reader:
     ) -> Graph:
         """The model's graph. Raises an Error that lists everything unsupported."""
         proto = self.model.graph
-        scope = _Scope(self.opsets, initializers=initializers(proto))
-        types = settle(input_types(proto, scope.initializers, input_shapes))
+        scope = _Scope(self.opsets, initializers=initializers(proto), declared=declared(proto))
+        infos, shapes, held = sequences.flattened(proto.input, input_shapes)
+        types = settle(input_types(infos, scope.initializers, shapes))
         inputs = [placeholder(name, type) for name, type in types.items()]
         scope.values.update({i.name: i for i in inputs})
+        for name, parts in held.items():
+            elements = None if parts is None else tuple(scope.values[p] for p in parts)
+            scope.values[name] = Absent() if elements is None else Items(elements)  # type: ignore[arg-type]
         names = tuple(checked_name(o.name, "output") for o in proto.output)
         if len(set(names)) != len(names):
             raise Error(f"two outputs have the name {first_double(names)!r}")
@@ -143,11 +152,25 @@ class _Reader:
             self.raise_unsupported()
         except Error as e:
             raise with_open_sizes(e, inputs) from e
-        nodes = tuple(o for o in outputs if isinstance(o, Node))
+        pairs = [
+            pair
+            for o, v in zip(names, outputs, strict=True)
+            if not isinstance(v, _Missing)
+            for pair in outputs_of(o, v)
+        ]
+        lists = {
+            n: len(v.nodes) for n, v in scope.values.items() if isinstance(v, Items) and n in held
+        }
+        lists |= {
+            n: len(v.nodes) for n, v in zip(names, outputs, strict=True) if isinstance(v, Items)
+        }
         notes = {
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
             "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
         }
+        pairs += [(CHECK + what, node) for what, node in self.checks.items()]
+        names, nodes = (tuple(side) for side in zip(*pairs, strict=True))
+        notes |= {f"sequence {n}": str(length) for n, length in lists.items()}
         return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
 
     def body(
@@ -158,6 +181,7 @@ class _Reader:
             raise Error(f"functions or branches nest deeper than {MAX_DEPTH}", where=where)
         order = list(needed(tuple(nodes), outputs, {*scope.values, *scope.initializers}))
         scope.read = {*outputs, *(i for node in order for i in reads(node))}
+        spread(order, scope.declared)
         for proto in order:
             self.count += 1
             if self.count > self.most:
@@ -228,7 +252,7 @@ class _Reader:
             scope.values[output] = absent if value is None else value
 
     def apply(
-        self, proto: NodeProto, inputs: list[Node | None], name: str, scope: _Scope
+        self, proto: NodeProto, inputs: list[Held], name: str, scope: _Scope
     ) -> Node | Sequence[Value]:
         """An operator on its inputs -> a node, or the values of its outputs."""
         where = f"{name} ({proto.op_type})"
@@ -240,11 +264,13 @@ class _Reader:
         ]
         if function is not None:
             expanded_size(key, self.functions, self.sizes)
-            return self.call_function(function, inputs, attributes, name, scope)
+            shapes = tuple(scope.declared.get(o) for o in proto.output)
+            return self.call_function(function, inputs, attributes, name, scope, shapes)
         self.check_known(proto, scope, where)
         if contrib.known(domain, proto.op_type, scope.opsets):
             given = {a.name: value_of(a, self.external, where) for a in attributes}
-            call = Call(proto.op_type, tuple(inputs), given, len(proto.output), 0, name)
+            tensors = tuple(i if isinstance(i, Node) else None for i in inputs)
+            call = Call(proto.op_type, tensors, given, len(proto.output), 0, name)
             with _Malformed(where):
                 return contrib.translate(call)
         return self.operator(proto, inputs, attributes, name, scope)
@@ -252,7 +278,7 @@ class _Reader:
     def operator(
         self,
         proto: NodeProto,
-        inputs: Sequence[Node | None],
+        inputs: Sequence[Held],
         attributes: Sequence[AttributeProto],
         name: str,
         scope: _Scope,
@@ -264,20 +290,43 @@ class _Reader:
         if spec is None:
             raise Unsupported(f"not in opset {opset}", where=where)
         attrs = checked_attributes(spec, attributes, self.external, where)
-        check_inputs(spec, inputs, where)
         if proto.op_type == "Constant":
             return constant_of(attrs, proto.output[0] if proto.output else name, where)
-        if proto.op_type == "If":
-            return self.choice(attributes, inputs, name, scope)
-        if proto.op_type in ("Loop", "Scan"):
-            return self.unrolled(proto, attributes, attrs, inputs, name, scope)
-        body = function_body(proto.op_type, opset)
-        if body is not None and not (proto.op_type in OPERATORS or adapted(proto.op_type)):
-            return self.call_function(body, inputs, attributes, name, scope)
         read = max((i for i, o in enumerate(proto.output, 1) if o in scope.read), default=0)
-        call = Call(proto.op_type, tuple(inputs), attrs, len(proto.output), read, name)
+        shapes = tuple(scope.declared.get(o) for o in proto.output)
+        tensors = tuple(i if isinstance(i, Node) else None for i in inputs)
+        call = Call(proto.op_type, tensors, attrs, len(proto.output), read, name)
+        if proto.op_type in control.OPERATORS:
+            graphs = {a.name: a.g for a in attributes if a.type == AttributeProto.GRAPH}
+            if proto.op_type == "Scan" and opset < 9:
+                raise Unsupported("a batched scan (opset 8)", where=where)
+            with _Malformed(where):
+                branch = partial(self.branch, scope=scope)
+                return controlled(call, inputs, graphs, branch, shapes, self.require)  # type: ignore[return-value]
+        if sequences.takes(proto.op_type, inputs):
+            with _Malformed(where):
+                return (sequences.applied(call, inputs, Settling(call, (), self.require)),)
+        if any(isinstance(i, (Items, Absent)) for i in inputs):
+            raise Unsupported("a sequence where a tensor is needed", where=where)
+        check_inputs(spec, tensors, where)
         with _Malformed(where):
-            return finish(newest(call, opset))
+            result = settled(call, shapes, self.require)
+            if not isinstance(result, Call):
+                return finish(result)
+            body = body_of(result, opset, attributes)
+            if body is None:
+                return finish(newest(result, opset))
+        return self.call_function(body, result.inputs, attributes, name, scope, shapes)
+
+    def require(self, holds: Node, what: str) -> None:
+        """Make a run fail, with what is wrong, unless all of a value is true."""
+        known = known_value(holds)
+        if known is None:
+            while what in self.checks:
+                what += "."
+            self.checks[what] = holds
+        elif not known.all():
+            raise Error(what)
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Raise Unsupported if an operator has no definition here."""
@@ -289,82 +338,15 @@ class _Reader:
                 f"the model does not import the domain {domain or 'ai.onnx'!r}", where=where
             )
         op, opset = proto.op_type, scope.opsets[domain]
-        known = op in OPERATORS or adapted(op) or op in ("Constant", "If", "Loop", "Scan")
+        known = op in OPERATORS or adapted(op) or settling(op)
+        known = known or op == "Constant" or op in control.OPERATORS | sequences.OPERATORS
         if contrib.known(domain, op, scope.opsets):
             return
-        if domain or not (known or function_body(op, opset) is not None):
+        if domain or not (known or has_function(op, opset)):
             raise Unsupported("unknown operator", where=where)
 
-    def choice(
-        self,
-        attributes: Sequence[AttributeProto],
-        inputs: Sequence[Node | None],
-        name: str,
-        scope: _Scope,
-    ) -> Sequence[Value]:
-        """An If with a constant condition -> the outputs of the branch taken.
-
-        With a condition known at run time only, both branches are computed (they have no side
-        effects) and one result is selected.
-        """
-        where = f"{name} (If)"
-        graphs = {a.name: a.g for a in attributes}
-        condition = inputs[0]
-        assert condition is not None
-        known = known_value(condition)
-        if known is not None:
-            taken = "then_branch" if known.any() else "else_branch"
-            return self.branch(graphs[taken], name, scope)
-        sides = [
-            self.branch(graphs[key], f"{name}/{key}", scope)
-            for key in ("then_branch", "else_branch")
-        ]
-        if len(sides[0]) != len(sides[1]):
-            raise Error("its branches have different numbers of outputs", where=where)
-        no_dims = constant(np.zeros(0, np.int64), f"{name}.no_dims")
-        scalar = make("Reshape", condition, no_dims, name=f"{name}.condition")
-        picked: list[Value] = []
-        for index, (yes, no) in enumerate(zip(*sides, strict=True)):
-            if not isinstance(yes, Node) or not isinstance(no, Node):
-                picked.append(_Missing())
-            elif yes.type != no.type:
-                types = f"{yes.type} and {no.type}"
-                raise Unsupported(
-                    f"a condition known at run time only, between {types}", where=where
-                )
-            else:
-                picked.append(make("Where", scalar, yes, no, name=f"{name}.{index}"))
-        return picked
-
-    def unrolled(
-        self,
-        proto: NodeProto,
-        attributes: Sequence[AttributeProto],
-        attrs: Mapping[str, Attr],
-        inputs: Sequence[Node | None],
-        name: str,
-        scope: _Scope,
-    ) -> Sequence[Value]:
-        """A Loop or Scan -> its outputs, with the body unrolled."""
-        where = f"{name} ({proto.op_type})"
-        (graph,) = (a.g for a in attributes if a.name == "body")
-
-        def body(iteration: int, given: Sequence[Node]) -> Sequence[Node]:
-            made = self.branch(graph, f"{name}/{iteration}", scope, given)
-            nodes = [v for v in made if isinstance(v, Node)]
-            if len(nodes) < len(made):
-                raise Unsupported("a body with unsupported operators", where=where)
-            return nodes
-
-        with _Malformed(where):
-            if proto.op_type == "Loop":
-                return loop(inputs, body, where)
-            if scope.opsets[""] < 9:
-                raise Unsupported("a batched scan (opset 8)", where=where)
-            return scan(attrs, inputs, body, where)
-
     def branch(
-        self, graph: GraphProto, name: str, scope: _Scope, given: Sequence[Node] = ()
+        self, graph: GraphProto, name: str, given: Sequence[Value], scope: _Scope
     ) -> Sequence[Value]:
         """The outputs of one branch, or of a body on given inputs."""
         if len(graph.input) != len(given):
@@ -374,6 +356,7 @@ class _Reader:
             values={i.name: node for i, node in zip(graph.input, given, strict=True)},
             initializers=initializers(graph),
             attributes=scope.attributes,
+            declared=declared(graph),
             outer=scope,
             prefix=f"{name}/",
             depth=scope.depth + 1,
@@ -383,12 +366,13 @@ class _Reader:
     def call_function(
         self,
         function: FunctionProto,
-        inputs: Sequence[Node | None],
+        inputs: Sequence[Held],
         attributes: Sequence[AttributeProto],
         name: str,
         scope: _Scope,
+        shapes: Sequence[Shape | None] = (),
     ) -> Sequence[Value]:
-        """A call of a model's function -> the outputs of its body."""
+        """A call of a function, its outputs' shapes if known -> the outputs of its body."""
         where = f"{name} ({function.name})"
         if len(inputs) > len(function.input):
             raise Error(f"{len(inputs)} inputs where {len(function.input)} are taken", where=where)
@@ -400,6 +384,11 @@ class _Reader:
             attributes=given,
             prefix=f"{name}/",
             depth=scope.depth + 1,
+            declared={
+                o: shape
+                for o, shape in zip(function.output, shapes, strict=False)
+                if shape is not None
+            },
         )
         return self.body(function.node, function.output, inner, where)
 

@@ -37,7 +37,7 @@ OLDEST = 6
 
 DTYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "stash_type", "to")
 _KINDS = dict(AttributeProto.AttributeType.items())
-_SUBGRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+_UNREAD = (AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TYPE_PROTO)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def checked_attributes(
             raise Error(f"unknown attribute {proto.name!r}", where=where)
         if proto.type != wanted:
             raise Error(f"attribute {proto.name!r} is of the wrong type", where=where)
-        if proto.type not in _SUBGRAPHS:
+        if proto.type not in _UNREAD:
             given[proto.name] = value_of(proto, external, where)
     missing = sorted(spec.required - seen)
     if missing:

@@ -24,5 +24,5 @@ PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul"})
 MEASURED = PRODUCTS | {"Attention"}
 """Timed and evaluated one by one: most of a network's time and error is theirs."""
 
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+VIEWS = frozenset({"BitCast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that leave the bytes in memory as they are."""

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Dim, Node, Type
+from qcompiler.ir import Array, Dim, Node, Type, numpy_dtype
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.registry import Numbers, broadcast, fresh, operator, optional, required, typed
 from qcompiler.ops.shapes import (
@@ -35,6 +35,21 @@ def ints(values: Numbers) -> tuple[int, ...]:
 @operator("Identity")
 def identity(node: Node, x: Array) -> Array:
     return x
+
+
+@operator("BitCast", to=required())
+def bit_cast(node: Node, x: Numbers) -> Numbers:
+    """The same bits as another type."""
+    return np.ascontiguousarray(x).view(numpy_dtype(node.dtype)).reshape(x.shape)
+
+
+@typed(bit_cast)
+def _(node: Node) -> Type:
+    x, to = node.operands[0].type, node.str("to")
+    packed = {"int4", "uint4"} & {x.dtype, to}
+    if packed or numpy_dtype(to).itemsize != numpy_dtype(x.dtype).itemsize:
+        raise Error(f"the bits of {x.dtype} are not those of {to}")
+    return Type(to, x.shape)
 
 
 @operator("Dropout", seed=None, outputs=1)

@@ -69,7 +69,8 @@ class Memory:
             n: Place("input", i, n.type.bytes, n.type) for i, n in enumerate(graph.inputs)
         }
         self.outputs = {
-            base(n): Place("output", i, n.type.bytes, n.type) for i, n in enumerate(graph.outputs)
+            base(n): Place("output", i, n.type.bytes, n.type)
+            for i, n in enumerate(graph.results.values())
         }
         self.last: dict[Node, int] = {}
         makers = {region.output: i for i, region in enumerate(order)}
@@ -77,6 +78,7 @@ class Memory:
             for source in map(base, region.inputs):
                 last = max(self.last.get(source, 0), self._until(i, makers.get(source, -1)))
                 self.last[source] = last
+        self.last.update((base(n), len(order)) for n in graph.checks.values())
         self.buffers: dict[Node, _Buffer] = {}
         self.scratches: list[_Buffer] = []
         self.bytes = 0

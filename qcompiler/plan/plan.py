@@ -8,8 +8,8 @@ caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from qcompiler.artifact.abi import MOST_UNITS
@@ -76,6 +76,8 @@ class Plan:
     """Parts of the batch (batches.py): all steps run once for each; their sizes are of one part."""
     apart: bool = False
     """Whether every sample of the batch is known to be computed by itself."""
+    checks: Mapping[str, Place] = field(default_factory=dict)
+    """What is wrong -> where in the workspace a run leaves booleans that tell (false: it is)."""
 
     @property
     def useful_threads(self) -> int:
@@ -173,9 +175,19 @@ def laid_out(
     order = slots([_work(i, s) for i, s in enumerate(final)], min(device.threads, MOST_UNITS))
     final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
+    checks = {what: placed[memory.read(base(n))] for what, n in graph.checks.items()}
     separate = not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(graph))
     return Plan(
-        graph, device, tuple(final), weights.blob(), memory.bytes, blocks, (), parts, separate
+        graph,
+        device,
+        tuple(final),
+        weights.blob(),
+        memory.bytes,
+        blocks,
+        (),
+        parts,
+        separate,
+        checks,
     )
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.artifact.abi import ALIGN
+from qcompiler.artifact.manifest import Check
+from qcompiler.errors import Error
 from qcompiler.runtime.library import Frame, Memory, aligned, aligned_copy
 
 Array = NDArray[Any]
@@ -32,8 +34,14 @@ class Context:
     """An execution context: a frame and the arrays it reads and writes, for one run at a time."""
 
     def __init__(
-        self, inputs: Sequence[Kind], outputs: Sequence[Kind], weights: Memory, workspace: int
+        self,
+        inputs: Sequence[Kind],
+        outputs: Sequence[Kind],
+        weights: Memory,
+        workspace: int,
+        checks: Sequence[Check] = (),
     ) -> None:
+        self._checks = checks
         self.frame = Frame(len(inputs) + len(outputs), weights, workspace)
         self._staged = [_staged(dtype, shape) for dtype, shape in inputs]
         for i, memory in enumerate(self._staged):
@@ -57,6 +65,13 @@ class Context:
             self.frame.table[i] = memory.address
             kept.append(memory)
         return kept
+
+    def demand_fit(self) -> None:
+        """Raise Error if a check of the last run failed."""
+        for check in self._checks:
+            if not self.frame.workspace.array[check.offset : check.offset + check.bytes].all():
+                hint = "compile the model for the shapes that these values give"
+                raise Error(check.what, hint=hint)
 
     def make(self) -> list[Array]:
         """Enter new arrays for the outputs into the table -> the arrays."""

@@ -41,6 +41,7 @@ class Caller:
         frame = self._context.frame
         frame.table[frame.words.first], frame.table[frame.words.last] = 0, self._steps
         frame.launch(self._code, self._team)
+        self._context.demand_fit()
 
     def close(self) -> None:
         """The same as `end`, for contextlib.closing."""

@@ -127,6 +127,8 @@ class Model(Interface):
         code.demand_permission(len(self._input_specs) + len(self._output_kinds))
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
+        notes = self.manifest.notes
+        self._lists = {k[9:]: int(v) for k, v in notes.items() if k.startswith("sequence ")}
         held = replace(artifact, binaries=(replace(binary, weights=weights.array),))
         self._held: _Held | None = _Held(held, code, weights)
 
@@ -165,8 +167,29 @@ class Model(Interface):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
+        if self._lists:
+            return self._run_lists(inputs)
         results = self._call(self._open(), arrays_in_order(self._input_specs, inputs))
         return dict(zip(self._names, results))
+
+    def _run_lists(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """`run` of a model with sequences: lists of arrays for these."""
+        flat: dict[str, Any] = {}
+        for name, value in dict(inputs).items():
+            if name not in self._lists:
+                flat[name] = value
+            elif len(value) != self._lists[name]:
+                what = f"{len(value)} tensors given, {self._lists[name]} wanted"
+                raise Error(what, where=f"input {name!r}", hint="compile for another length")
+            else:
+                flat.update((f"{name}[{i}]", v) for i, v in enumerate(value))
+        results = self._call(self._open(), arrays_in_order(self._input_specs, flat))
+        made: dict[str, Any] = dict(zip(self._names, results))
+        taken = {v.name.rpartition("[")[0] for v in self.manifest.inputs}
+        for name, length in self._lists.items():
+            if name not in taken and (length or name not in inputs):
+                made[name] = [made.pop(f"{name}[{i}]") for i in range(length)]
+        return made
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
@@ -213,6 +236,7 @@ class Model(Interface):
             kept = context.take(arrays)
             outputs = context.make()
             context.frame.run(held.code, self.threads, 0, self._steps)
+            context.demand_fit()
             del kept
         finally:
             held.contexts.put(context)
@@ -235,7 +259,7 @@ class Model(Interface):
     def _new_context(self, held: _Held) -> Context:
         taken, size = [v[2:] for v in self._input_specs], self.variant.workspace_bytes
         try:
-            return Context(taken, self._output_kinds, held.weights, size)
+            return Context(taken, self._output_kinds, held.weights, size, self.variant.checks)
         except MemoryError as e:
             what = f"no memory for its workspace of {size} bytes"
             raise Error(what, where=self.manifest.name) from e

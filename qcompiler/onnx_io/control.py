@@ -1,0 +1,101 @@
+"""If, Loop, Scan and SequenceMap: graphs among a node's attributes -> the values they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from onnx import GraphProto
+
+from qcompiler.errors import Error
+from qcompiler.ir import Node, constant
+from qcompiler.onnx_io.call import Call
+from qcompiler.onnx_io.loops import loop, scan
+from qcompiler.onnx_io.sequences import Absent, Held, Items, merged
+from qcompiler.onnx_io.settle import Require, Settling, Shape
+from qcompiler.onnx_io.tensors import Unsupported
+from qcompiler.ops import known_value, make
+
+Branch = Callable[[GraphProto, str, Sequence[Held]], Sequence[object]]
+"""(graph, name, its inputs) -> its outputs; any but Node, Items and Absent is missing."""
+
+OPERATORS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+def controlled(
+    call: Call,
+    inputs: Sequence[Held],
+    graphs: Mapping[str, GraphProto],
+    branch: Branch,
+    shapes: Sequence[Shape | None],
+    require: Require,
+) -> Sequence[object]:
+    """A call of one of OPERATORS, with its graphs and its outputs' declared shapes -> its outputs."""
+    s = Settling(call, tuple(shapes), require)
+    if call.op == "If":
+        return _choice(s, inputs[0], graphs, branch)
+    where = f"{call.name} ({call.op})"
+
+    def body(iteration: int, given: Sequence[Held]) -> Sequence[Held]:
+        made = branch(graphs["body"], f"{call.name}/{iteration}", given)
+        held = [v for v in made if isinstance(v, (Node, Items, Absent))]
+        if len(held) < len(made):
+            raise Unsupported("a body with unsupported operators", where=where)
+        return held
+
+    if call.op == "SequenceMap":
+        return _mapped(call, inputs, body)
+    if call.op == "Loop":
+        return loop(s, inputs, body, where)
+    return scan(call.attrs, inputs, body, where)
+
+
+def _choice(
+    s: Settling, condition: Held, graphs: Mapping[str, GraphProto], branch: Branch
+) -> Sequence[object]:
+    """An If with a constant condition -> the outputs of the branch taken.
+
+    With a condition known at run time only, both branches are computed (they have no side effects)
+    and one result is selected.
+    """
+    name = s.call.name
+    assert isinstance(condition, Node)
+    known = known_value(condition)
+    if known is not None:
+        return branch(graphs["then_branch" if known.any() else "else_branch"], name, ())
+    sides = [branch(graphs[key], f"{name}/{key}", ()) for key in ("then_branch", "else_branch")]
+    if len(sides[0]) != len(sides[1]):
+        raise s.call.error("its branches have different numbers of outputs")
+    no_dims = constant(np.zeros(0, np.int64), f"{name}.no_dims")
+    scalar = make("Reshape", condition, no_dims, name=f"{name}.condition")
+    picked: list[object] = []
+    for yes, no in zip(*sides, strict=True):
+        held = (Node, Items, Absent)
+        if isinstance(yes, held) and isinstance(no, held):
+            picked.append(merged(s, scalar, yes, no))
+        else:
+            picked.append(yes if not isinstance(yes, held) else no)
+    return picked
+
+
+def _mapped(
+    call: Call,
+    inputs: Sequence[Held],
+    body: Callable[[int, Sequence[Held]], Sequence[Held]],
+) -> Sequence[object]:
+    """The body on every element of the first sequence, with those of the others, and tensors."""
+    first = inputs[0]
+    if not isinstance(first, Items):
+        raise call.error("the first input is not a sequence")
+    rows: list[list[Node]] = [[] for _ in range(call.outputs)]
+    for at in range(len(first.nodes)):
+        given: list[Held] = []
+        for i in inputs:
+            if isinstance(i, Items) and len(i.nodes) != len(first.nodes):
+                raise call.error("its sequences have different lengths")
+            given.append(i.nodes[at] if isinstance(i, Items) else i)
+        for row, value in zip(rows, body(at, given), strict=True):
+            if not isinstance(value, Node):
+                raise Error("its body makes a sequence", where=f"{call.name} ({call.op})")
+            row.append(value)
+    return [Items(tuple(row)) for row in rows]

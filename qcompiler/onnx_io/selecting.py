@@ -1,0 +1,165 @@
+"""NonZero, Compress, Unique, NonMaxSuppression: calls whose data decide how many results there are
+-> calls of other operators, for the number that the model declares, which every run checks.
+
+How many are selected is a sum of flags; a selected value goes to the place that the flags before it
+add up to.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from qcompiler.ir import Node, constant
+from qcompiler.onnx_io.call import Result, axis_of
+from qcompiler.onnx_io.settle import Settling, settles
+from qcompiler.ops import make
+
+MOST_PAIRS = 1 << 24
+"""Most numbers that Unique compares."""
+
+
+def _selected(s: Settling, flags: Node, count: int) -> Node:
+    """int64 flags[n] -> the places of the first `count` ones; that there are so many is checked."""
+    size = flags.type.size
+    if not size or not count:
+        s.check(s.node("Equal", s.node("ReduceSum", flags, [0]), count), _not(count))
+        return s.ints(np.zeros(0, np.int64))  # type: ignore[arg-type]
+    ends = s.node("CumSum", flags, 0)
+    s.check(s.node("Equal", s.node("Slice", ends, [size - 1], [size]), count), _not(count))
+    return _placed(s, flags, s.node("Sub", ends, 1), s.ints(range(size)), count)
+
+
+def _not(count: int) -> str:
+    return f"its data do not select {count} values, as the output's shape says"
+
+
+def _placed(s: Settling, flags: Node, places: Node, values: Node, count: int) -> Node:
+    """values[n] whose flag is 1, each at its place -> [count]; the others go to one place more."""
+    chosen = s.node("Where", s.node("Equal", flags, 1), s.node("Min", places, count), count)
+    none = s.ints([0] * (count + 1))
+    return s.node("Slice", s.node("ScatterElements", none, chosen, values, axis=0), [0], [count])
+
+
+def _flags(s: Settling, x: Node) -> Node:
+    """A tensor -> 1 where it is not zero, as a vector of int64."""
+    flat = s.node("Reshape", x, [x.type.size])
+    if x.dtype != "bool":
+        zero = constant(np.zeros((), np.int8).astype(x.dtype))
+        flat = s.node("Not", s.node("Equal", flat, zero))
+    return s.node("Cast", flat, to="int64")
+
+
+@settles("NonZero", operands=(0,))
+def _non_zero(s: Settling) -> Result:
+    x = s.call.need(0)
+    dims = x.type.dims or (1,)
+    places = _selected(s, _flags(s, x), s.shape[1])
+    rows = []
+    for axis, size in enumerate(dims):
+        behind = prod(dims[axis + 1 :])
+        index = s.node("Mod", s.node("Div", places, max(behind, 1)), max(size, 1))
+        rows.append(s.node("Unsqueeze", index, [0]))
+    return make("Concat", *rows, axis=0, name=s.call.name)
+
+
+@settles("Compress", operands=(1,))
+def _compress(s: Settling) -> Result:
+    x, axis = s.call.need(0), s.call.get("axis")
+    if axis is None:
+        x, at = s.node("Reshape", x, [x.type.size]), 0
+    else:
+        at = axis_of(s.call, s.call.number("axis"), x.type.rank)
+    places = _selected(s, s.node("Cast", s.call.need(1), to="int64"), s.shape[at])
+    return make("Gather", x, places, axis=at, name=s.call.name)
+
+
+@settles("Unique", operands=(0,))
+def _unique(s: Settling) -> Result:
+    """By comparing all pairs of slices: a slice is new if none before it is equal; it is placed
+    behind the new ones that are smaller, or, unsorted, that come before it.
+    """
+    x, given = s.call.need(0), s.call.get("axis")
+    axis = 0 if given is None else axis_of(s.call, s.call.number("axis"), x.type.rank)
+    rows = s.node("Reshape", x, [x.type.size, 1]) if given is None else _slices(s, x, axis)
+    n, length = rows.type.dims
+    if n * n * max(length, 1) > MOST_PAIRS or not n:
+        raise s.call.unsupported(f"unique values among {n} slices of {length} values")
+    known = [h for h in (s.shapes[0], *s.shapes[1:2], *s.shapes[3:4]) if h is not None]
+    if not known:
+        raise s.refusal()
+    count = s.shapes[0][axis] if s.shapes[0] is not None else known[0][0]
+    equal, less = _compared(s, rows)
+    first = s.node("ArgMax", s.node("Cast", equal, to="int32"), axis=1, keepdims=0)
+    own = s.ints(range(n))
+    new = s.node("Cast", s.node("Equal", first, own), to="int64")
+    total = s.node("ReduceSum", new, [0], keepdims=1)
+    s.check(s.node("Equal", total, count), _not(count))
+    before = s.node("Cast", less, to="int64") if s.call.number("sorted") else _earlier(s, n)
+    place = s.node("ReduceSum", s.node("Mul", before, new), [1], keepdims=0)
+    indices = _placed(s, new, place, own, count)
+    counts = s.node("ReduceSum", s.node("Cast", equal, to="int64"), [1], keepdims=0)
+    values = s.node("Reshape", x, [n]) if given is None else x
+    return (
+        s.node("Gather", values, indices, axis=axis),
+        indices,
+        s.node("Gather", place, first, axis=0),
+        _placed(s, new, place, counts, count),
+    )
+
+
+def _slices(s: Settling, x: Node, axis: int) -> Node:
+    """A tensor -> its slices along an axis, as rows."""
+    order = (axis, *(i for i in range(x.type.rank) if i != axis))
+    size = x.type.dims[axis]
+    moved = s.node("Transpose", x, perm=order)
+    return s.node("Reshape", moved, [size, x.type.size // max(size, 1)])
+
+
+def _compared(s: Settling, rows: Node) -> tuple[Node, Node]:
+    """rows[n, m] -> equal[n, n], less[n, n]: whether row j equals row i, and comes before it."""
+    n, length = rows.type.dims
+    mine, other = s.node("Unsqueeze", rows, [1]), s.node("Unsqueeze", rows, [0])
+    if rows.dtype == "bool":
+        mine, other = (s.node("Cast", i, to="uint8") for i in (mine, other))
+    differs = s.node("Not", s.node("Equal", mine, other))
+    number = s.node("Cast", differs, to="int32")
+    equal = s.node("Equal", s.node("ReduceMax", number, [2], keepdims=0), _int32(0))
+    at = s.node("ArgMax", number, axis=2, keepdims=1)  # where rows first differ
+    smaller = s.node("Cast", s.node("Less", other, mine), to="int32")
+    picked = s.node("GatherElements", smaller, at, axis=2) if length > 1 else smaller
+    less = s.node("Equal", s.node("Reshape", picked, [n, n]), _int32(1))
+    return equal, less
+
+
+def _int32(value: int) -> Node:
+    return constant(np.array(value, np.int32))
+
+
+def _earlier(s: Settling, n: int) -> Node:
+    """1 where j < i, [n, n]."""
+    return s.ints(np.tril(np.ones((n, n), np.int64), -1))  # type: ignore[arg-type]
+
+
+@settles("NonMaxSuppression", operands=(0, 1, 2, 3, 4))
+def _non_max_suppression(s: Settling) -> Result:
+    count = s.shape[0]
+    boxes, scores = s.call.need(0), s.call.need(1)
+    most = s.call.input(2) or s.ints([0])
+    thresholds = [
+        s.call.input(3) or constant(np.zeros(1, np.float32)),
+        s.call.input(4) or constant(np.full(1, -np.inf, np.float32)),
+    ]
+    flat = [s.node("Reshape", i, [1]) for i in (most, *thresholds)]
+    found = s.node(
+        "non_max_suppression",
+        boxes,
+        scores,
+        *flat,
+        most=count,
+        center=s.call.number("center_point_box"),
+    )
+    total = s.node("Slice", found, [count, 0], [count + 1, 1], [0, 1])
+    s.check(s.node("Equal", total, count), _not(count))
+    return make("Slice", found, s.ints([0]), s.ints([count]), s.ints([0]), name=s.call.name)

@@ -1,0 +1,527 @@
+"""A call whose axes, shapes or sizes are known at run time only -> one whose sizes are known.
+
+Kernels are made for known shapes. Where the model declares the shape of an output, that shape says
+what a target shape, a number of repeats or a k must be: then the operand becomes a constant, and a
+check fails the runs that are given another. Operands that a shape leaves open (where a slice
+begins, which axis to sum along) are used as they are: as indices, or by choosing among the few
+results that are possible.
+
+`@settles(op, operands)` registers how the calls of an operator are settled if one of the operands
+at these positions is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+from onnx import GraphProto, NodeProto
+
+from qcompiler.errors import Error
+from qcompiler.ir import Attr, Node, constant
+from qcompiler.onnx_io.call import Call, Result, axis_of
+from qcompiler.ops import OPERATORS, known_value, make
+
+Shape = tuple[int, ...]
+Require = Callable[[Node, str], None]
+"""(booleans that must all be true, what is wrong otherwise)."""
+
+MOST = 64
+"""Most results among which a choice is made at run time."""
+
+
+class Open(Exception):
+    """A call that cannot be settled, and what to say of it."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.what)
+        self.error = error
+
+
+@dataclass
+class Settling:
+    """A call, the declared shapes of its outputs (None: unknown), and where checks go."""
+
+    call: Call
+    shapes: tuple[Shape | None, ...]
+    require: Require
+    count: list[int] = field(default_factory=list)
+
+    @property
+    def shape(self) -> Shape:
+        """The first known shape of an output. Raises Open if none is."""
+        found = next((s for s in self.shapes if s is not None), None)
+        if found is None:
+            raise self.refusal()
+        return found
+
+    def refusal(self) -> Open:
+        """The exception for a call that cannot be settled."""
+        return Open(
+            self.call.unsupported(
+                "its output's shape depends on what is known at run time only",
+                "make that operand a constant (an initializer), or declare the output's shape",
+            )
+        )
+
+    def node(self, op: str, *inputs: Node | Sequence[int] | int | None, **attrs: Attr) -> Node:
+        """One of the nodes that the call becomes; numbers become int64 constants."""
+        self.count.append(0)
+        given = [i if i is None or isinstance(i, Node) else self.ints(i) for i in inputs]
+        return self.call.node(f"{op}{len(self.count)}", op, *given, **attrs)
+
+    def ints(self, values: Sequence[int] | int) -> Node:
+        """Numbers -> a constant."""
+        return constant(np.asarray(values, np.int64))
+
+    def vector(self, index: int) -> Node:
+        """An integer operand as a vector of int64."""
+        return self.flat(self.call.need(index))
+
+    def flat(self, node: Node) -> Node:
+        """An integer value as a vector of int64."""
+        wide = node if node.dtype == "int64" else self.node("Cast", node, to="int64")
+        return wide if wide.type.rank == 1 else self.node("Reshape", wide, [wide.type.size])
+
+    def flag(self, node: Node) -> Node:
+        """A condition as a vector of one bool."""
+        return self.node("Reshape", node, [1])
+
+    def same(self, node: Node, wanted: Sequence[int], what: str) -> None:
+        """Check that a vector holds these numbers."""
+        if node.type.size != len(wanted):
+            raise self.call.error(f"{what} has {node.type.size} numbers, not {len(wanted)}")
+        if wanted:
+            equal = self.node("Equal", node, list(wanted))
+            self.check(equal, f"{what} is not {list(wanted)}, as the output's shape says")
+
+    def check(self, holds: Node, what: str) -> None:
+        """Check that all of `holds` is true."""
+        self.require(holds, f"{self.call.name} ({self.call.op}): {what}")
+
+    def replaced(self, index: int, value: Sequence[int] | int) -> Call:
+        """The call with an operand replaced by a constant of its type and shape."""
+        old = self.call.need(index)
+        array = np.asarray(value).astype(old.dtype).reshape(old.type.dims)
+        inputs = list(self.call.inputs)
+        inputs[index] = constant(array, f"{self.call.name}.{index}")
+        return self.call.but(inputs=inputs)
+
+    def chosen(self, key: Node, results: Sequence[tuple[int, Node]]) -> Node:
+        """Of (number, result), that whose number is `key`, a vector of one."""
+        scalar = self.node("Reshape", key, self.ints(np.zeros(0, np.int64)))  # type: ignore[arg-type]
+        *rest, (_, made) = results
+        for number, result in reversed(rest):
+            made = self.node("Where", self.node("Equal", scalar, number), result, made)
+        return made
+
+
+Settle = Callable[[Settling], Call | Result]
+
+_SETTLES: dict[str, tuple[tuple[int, ...], Settle]] = {}
+
+
+def settles(*ops: str, operands: tuple[int, ...]) -> Callable[[Settle], Settle]:
+    """Register how calls are settled that have an unknown operand at one of the positions."""
+
+    def register(settle: Settle) -> Settle:
+        _SETTLES.update({op: (operands, settle) for op in ops})
+        return settle
+
+    return register
+
+
+def settling(op: str) -> bool:
+    """Are calls of an operator settled here?"""
+    return op in _SETTLES
+
+
+def settled(call: Call, shapes: tuple[Shape | None, ...], require: Require) -> Result:
+    """A call -> the call, its operands constant where they must be, or its finished outputs."""
+    call = _with_empty(call)
+    operands, settle = _SETTLES.get(call.op, ((), None))
+    given = [call.input(i) for i in operands]
+    if settle is None or all(i is None or known_value(i) is not None for i in given):
+        return call
+    if not all(i is None or i.type.static for i in call.inputs):
+        return call  # a refusal elsewhere names what made the size unknown
+    try:
+        return settle(Settling(call, shapes, require))
+    except Open as e:
+        if call.op not in OPERATORS:
+            raise e.error from e
+        return call
+
+
+def _with_empty(call: Call) -> Call:
+    """Operands of no elements, but the first, are constants: there is nothing to know of them."""
+    inputs = [
+        constant(np.zeros(i.type.dims, np.int64).astype(i.dtype), f"{call.name}.{at}")
+        if at and i is not None and not i.is_constant and i.dtype in ("int32", "int64")
+        and i.type.static and not i.type.size
+        else i
+        for at, i in enumerate(call.inputs)
+    ]  # fmt: skip
+    return call.but(inputs=inputs)
+
+
+def declared(graph: GraphProto) -> dict[str, Shape]:
+    """The shapes that a graph states of its outputs and inner values, where all sizes are known."""
+    found = {}
+    for info in (*graph.value_info, *graph.output):
+        kind = info.type.tensor_type
+        dims = kind.shape.dim
+        if kind.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            found[info.name] = tuple(d.dim_value for d in dims)
+    return found
+
+
+_OF_ONE = frozenset(
+    {"Abs", "Cast", "Ceil", "Exp", "Floor", "Identity", "Log", "Neg", "Not", "Reciprocal", "Relu"}
+    | {"Round", "Sigmoid", "Sqrt", "Tanh", "CastLike", "Clip"}
+)
+"""Operators whose output has their first input's shape."""
+
+
+def spread(nodes: Sequence[NodeProto], known: dict[str, Shape]) -> None:
+    """Nodes in order: shapes that are known of outputs hold for what they are made of, too."""
+    for node in reversed(nodes):
+        if node.op_type in _OF_ONE and node.input and node.output[0] in known:
+            known.setdefault(node.input[0], known[node.output[0]])
+
+
+# Operands that follow from the output's shape.
+
+
+@settles("Reshape", operands=(1,))
+def _reshape(s: Settling) -> Result:
+    x, wanted = s.call.need(0), s.shape
+    target = s.vector(1)
+    if target.type.size != len(wanted):
+        raise s.call.error(f"a shape of {target.type.size} numbers where {len(wanted)} are needed")
+    if wanted:
+        fits = s.node("Or", s.node("Equal", target, list(wanted)), s.node("Equal", target, -1))
+        if not s.call.get("allowzero"):
+            kept = [i < x.type.rank and x.type.dims[i] == d for i, d in enumerate(wanted)]
+            zero = s.node("And", s.node("Equal", target, 0), constant(np.array(kept)))
+            fits = s.node("Or", fits, zero)
+        s.check(fits, f"its shape is not {list(wanted)}")
+    return make("Reshape", x, s.ints(wanted), name=s.call.name, allowzero=1)
+
+
+@settles("Expand", operands=(1,))
+def _expand(s: Settling) -> Result:
+    x, wanted = s.call.need(0).type.dims, s.shape
+    target = s.vector(1)
+    given = target.type.size
+    if max(len(x), given) != len(wanted):
+        raise s.call.error(f"an expansion to {given} dimensions, not {len(wanted)}")
+    own = (1,) * (len(wanted) - len(x)) + x
+    if given:
+        same = s.node("Equal", target, list(wanted[-given:]))
+        stays = constant(np.array([a == b for a, b in zip(own, wanted, strict=True)][-given:]))
+        fits = s.node("Or", same, s.node("And", s.node("Equal", target, 1), stays))
+        s.check(fits, f"it does not expand to {list(wanted)}")
+    return s.call.but(inputs=(s.call.need(0), s.ints(wanted)))
+
+
+@settles("Tile", operands=(1,))
+def _tile(s: Settling) -> Result:
+    x = s.call.need(0).type.dims
+    if len(x) != len(s.shape) or any(b % a if a else b for a, b in zip(x, s.shape, strict=True)):
+        raise s.call.error(f"{list(x)} does not repeat to {list(s.shape)}")
+    if 0 in x:
+        return s.replaced(1, [1] * len(x))
+    repeats = [b // a for a, b in zip(x, s.shape, strict=True)]
+    s.same(s.vector(1), repeats, "the number of repeats")
+    return s.replaced(1, repeats)
+
+
+@settles("ConstantOfShape", operands=(0,))
+def _constant_of_shape(s: Settling) -> Result:
+    s.same(s.vector(0), s.shape, "the shape")
+    return s.replaced(0, s.shape)
+
+
+@settles("TopK", operands=(1,))
+def _top_k(s: Settling) -> Result:
+    axis = axis_of(s.call, s.call.number("axis"), len(s.shape))
+    s.same(s.vector(1), s.shape[axis : axis + 1], "k")
+    return s.replaced(1, s.shape[axis])
+
+
+@settles("OneHot", operands=(1,))
+def _one_hot(s: Settling) -> Result:
+    axis = axis_of(s.call, s.call.number("axis"), len(s.shape))
+    s.same(s.vector(1), s.shape[axis : axis + 1], "the depth")
+    return s.replaced(1, s.shape[axis])
+
+
+@settles("Split", operands=(1,))
+def _split(s: Settling) -> Result:
+    x, shapes = s.call.need(0), [h for h in s.shapes if h is not None]
+    if len(shapes) < s.call.outputs:
+        raise s.refusal()
+    axis = axis_of(s.call, s.call.number("axis"), x.type.rank)
+    sizes = [shape[axis] for shape in shapes]
+    s.same(s.vector(1), sizes, "the list of sizes")
+    return s.replaced(1, sizes)
+
+
+@settles("AffineGrid", operands=(1,))
+def _affine_grid(s: Settling) -> Result:
+    sizes, inner = s.vector(1), s.shape[1:-1]
+    s.same(s.node("Slice", sizes, [0], [1]), s.shape[:1], "the batch")
+    s.same(s.node("Slice", sizes, [2], [2 + len(inner)]), inner, "the size of the image")
+    return s.replaced(1, (s.shape[0], 1, *inner))
+
+
+@settles("CenterCropPad", operands=(1,))
+def _center_crop_pad(s: Settling) -> Result:
+    axes = s.call.numbers("axes") or range(s.call.need(0).type.rank)
+    wanted = [s.shape[axis_of(s.call, a, len(s.shape))] for a in axes]
+    s.same(s.vector(1), wanted, "the shape")
+    return s.replaced(1, wanted)
+
+
+@settles("HannWindow", "HammingWindow", "BlackmanWindow", operands=(0,))
+def _window(s: Settling) -> Result:
+    s.same(s.vector(0), s.shape, "the size")
+    return s.replaced(0, s.shape)
+
+
+@settles("MaxUnpool", operands=(2,))
+def _max_unpool(s: Settling) -> Result:
+    s.same(s.vector(2), s.shape, "the output's shape")
+    return s.replaced(2, s.shape)
+
+
+# Axes: a choice among the few that the output's shape permits.
+
+
+def _mask(s: Settling, axes: Node, rank: int) -> Node:
+    """Axes -> the sum of 2 ** axis, in a vector of one: it tells sets of axes apart."""
+    powers = s.ints([1 << a for a in range(rank)])
+    return s.node("ReduceSum", s.node("Gather", powers, axes, axis=0), [0], keepdims=1)
+
+
+def _sets(s: Settling, axes: Node, rank: int, fits: Callable[[Shape], bool]) -> list[Shape]:
+    """The sets of axes, of as many as are given, that fit the output's shape; checked at run
+    time.
+    """
+    found = [c for c in combinations(range(rank), axes.type.size) if fits(c)]
+    if not found:
+        raise s.call.error(f"no axes give the output's shape {list(s.shape)}")
+    if len(found) > MOST or rank > 60:
+        raise s.refusal()
+    return found
+
+
+def _checked_mask(s: Settling, axes: Node, rank: int, found: Sequence[Shape]) -> Node:
+    """Which of some sets of axes is given, by its mask; that it is one of them is checked."""
+    mask = _mask(s, axes, rank)
+    masks = s.ints([sum(1 << a for a in c) for c in found])
+    hits = s.node("Cast", s.node("Equal", mask, masks), to="int64")
+    total = s.node("ReduceSum", hits, [0], keepdims=1)
+    s.check(s.node("Equal", total, 1), f"its axes do not give the shape {list(s.shape)}")
+    return mask
+
+
+@settles("Squeeze", operands=(1,))
+def _squeeze(s: Settling) -> Result:
+    x, axes = s.call.need(0).type.dims, s.vector(1)
+
+    def fits(gone: Shape) -> bool:
+        left = tuple(d for i, d in enumerate(x) if i not in gone)
+        return left == s.shape and all(x[i] == 1 for i in gone)
+
+    _checked_mask(s, axes, len(x), _sets(s, axes, len(x), fits))
+    return make("Reshape", s.call.need(0), s.ints(s.shape), name=s.call.name, allowzero=1)
+
+
+@settles("Unsqueeze", operands=(1,))
+def _unsqueeze(s: Settling) -> Result:
+    x, axes = s.call.need(0).type.dims, s.vector(1)
+
+    def fits(new: Shape) -> bool:
+        left = tuple(d for i, d in enumerate(s.shape) if i not in new)
+        return left == x and all(s.shape[i] == 1 for i in new)
+
+    rank = len(s.shape)
+    _checked_mask(s, axes, rank, _sets(s, axes, rank, fits))
+    return make("Reshape", s.call.need(0), s.ints(s.shape), name=s.call.name, allowzero=1)
+
+
+_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
+
+
+@settles(*(f"Reduce{kind}" for kind in _REDUCTIONS), operands=(1,))
+def _reduce(s: Settling) -> Result:
+    x, axes = s.call.need(0).type.dims, s.vector(1)
+    keep = bool(s.call.get("keepdims"))
+
+    def fits(over: Shape) -> bool:
+        kept = tuple(1 if i in over else d for i, d in enumerate(x) if keep or i not in over)
+        return kept == s.shape
+
+    found = _sets(s, axes, len(x), fits)
+    mask = _checked_mask(s, axes, len(x), found)
+    results = []
+    for over in found:
+        made = s.node(s.call.op, s.call.need(0), list(over), **s.call.attrs)
+        results.append((sum(1 << a for a in over), made))
+    return s.chosen(mask, results)
+
+
+@settles("CumSum", "CumProd", operands=(1,))
+def _cumulate(s: Settling) -> Result:
+    """An axis out of range, of which the meaning is open, counts as the last."""
+    x, axis = s.call.need(0), s.vector(1)
+    results = [(1 << a, s.node(s.call.op, x, a, **s.call.attrs)) for a in range(x.type.rank)]
+    _in_range(s, axis, x.type.rank)
+    return s.chosen(_mask(s, axis, x.type.rank), results)
+
+
+def _in_range(s: Settling, axes: Node, rank: int) -> None:
+    """Check that axes exist."""
+    low, high = s.node("GreaterOrEqual", axes, -rank), s.node("Less", axes, rank)
+    s.check(s.node("And", low, high), f"an axis does not exist in {rank} dimensions")
+
+
+# Operands that become indices.
+
+
+def _each_axis(s: Settling, values: Node, axes: Node | None, rank: int, default: int) -> list[Node]:
+    """A vector of a number for each of some axes -> a vector of one for every axis."""
+    known = range(values.type.size) if axes is None else known_value(axes)
+    if known is not None:
+        places = [axis_of(s.call, int(a), rank) for a in np.asarray(known).ravel()]
+        none = s.ints([default])
+        return [
+            s.node("Slice", values, [places.index(a)], [places.index(a) + 1])
+            if a in places
+            else none
+            for a in range(rank)
+        ]
+    assert axes is not None
+    flat = s.flat(axes)
+    _in_range(s, flat, rank)
+    whole = s.ints([default] * rank)
+    full = s.node("ScatterElements", whole, flat, values, axis=0)
+    return [s.node("Slice", full, [a], [a + 1]) for a in range(rank)]
+
+
+def _length(s: Settling, start: Node, end: Node, step: Node) -> Node:
+    """max(ceil((end - start) / step), 0), exact, as vectors of float64."""
+    distance, by = (s.node("Cast", i, to="float64") for i in (s.node("Sub", end, start), step))
+    steps = s.node("Ceil", s.node("Div", distance, by))
+    return s.node("Max", steps, constant(np.zeros(1, np.float64)))
+
+
+def _clipped(s: Settling, value: Node, low: Node, high: Node) -> Node:
+    return s.node("Max", s.node("Min", value, high), low)
+
+
+@settles("Slice", operands=(1, 2, 3, 4))
+def _slice(s: Settling) -> Result:
+    x, wanted = s.call.need(0), s.shape
+    rank = x.type.rank
+    if len(wanted) != rank:
+        raise s.call.error(f"a slice of {x.type} has {rank} dimensions, not {len(wanted)}")
+    axes = s.call.input(3)
+    ends = [(1 << 63) - 1, 1]
+    starts = _each_axis(s, s.vector(1), axes, rank, 0)
+    ends_of = _each_axis(s, s.vector(2), axes, rank, ends[0])
+    steps = (
+        [s.ints([1])] * rank
+        if s.call.input(4) is None
+        else _each_axis(s, s.vector(4), axes, rank, 1)
+    )
+    made = x
+    for axis, size in enumerate(x.type.dims):
+        places = _slice_places(s, (starts[axis], ends_of[axis], steps[axis]), size, wanted[axis])
+        if 0 not in wanted and (known := known_value(places)) is not None:
+            if np.array_equal(known, np.arange(size)):
+                continue
+        if 0 not in wanted:
+            made = s.node("Gather", made, places, axis=axis)
+    if 0 in wanted:
+        return constant(np.zeros(wanted, np.int8).astype(x.dtype), s.call.name)
+    return made
+
+
+def _slice_places(s: Settling, cut: tuple[Node, Node, Node], size: int, count: int) -> Node:
+    """The places that a slice reads along an axis; their number is checked."""
+    start, end, step = cut
+    back, zero = s.node("Less", step, 0), s.ints([0])
+    high = s.node("Where", back, [size - 1], [size])
+    start, end = (s.node("Where", s.node("Less", i, 0), s.node("Add", i, size), i) for i in cut[:2])
+    start = _clipped(s, start, zero, high)
+    end = _clipped(s, end, s.node("Where", back, [-1], [0]), high)
+    right = s.node("Equal", _length(s, start, end, step), constant(np.array([count], np.float64)))
+    s.check(right, f"a slice of {size} values does not have {count}")
+    return s.node("Add", start, s.node("Mul", step, list(range(count))))
+
+
+@settles("Pad", operands=(1, 3))
+def _pad(s: Settling) -> Result:
+    x, wanted, pads = s.call.need(0), s.shape, s.vector(1)
+    count, rank = pads.type.size // 2, x.type.rank
+    axes = s.call.input(3)
+    before = _each_axis(s, s.node("Slice", pads, [0], [count]), axes, rank, 0)
+    after = _each_axis(s, s.node("Slice", pads, [count], [2 * count]), axes, rank, 0)
+    mode, made = s.call.get("mode"), x
+    inside: Node | None = None
+    for axis, (size, new) in enumerate(zip(x.type.dims, wanted, strict=True)):
+        total = s.node("Add", s.node("Add", before[axis], after[axis]), size)
+        s.same(total, [new], "the size of a padded dimension")
+        places = s.node("Sub", list(range(new)), before[axis])
+        if mode == "constant":
+            own = s.node("And", s.node("GreaterOrEqual", places, 0), s.node("Less", places, size))
+            column = s.node("Reshape", own, [new] + [1] * (rank - 1 - axis))
+            inside = column if inside is None else s.node("And", inside, column)
+        if size == 0 or new == 0:
+            continue
+        made = s.node("Gather", made, _padding_places(s, places, size, str(mode)), axis=axis)
+    if inside is None:
+        return made
+    value = s.call.input(2)
+    if value is None:
+        value = constant(np.zeros((), np.int8).astype(x.dtype))
+    if 0 in x.type.dims:
+        made = s.node("Expand", s.node("Reshape", value, [1]), list(wanted))
+    return s.node("Where", inside, made, s.node("Reshape", value, [1]))
+
+
+def _padding_places(s: Settling, places: Node, size: int, mode: str) -> Node:
+    """Places of a padded dimension -> those of the operand that they show."""
+    last = s.ints([size - 1])
+    if mode == "reflect":
+        period = max(2 * (size - 1), 1)
+        folded = s.node("Mod", places, period)
+        return (
+            s.node("Min", folded, s.node("Sub", period, folded))
+            if size > 1
+            else s.node("Mul", places, 0)
+        )
+    if mode == "wrap":
+        return s.node("Mod", places, size)
+    return _clipped(s, places, s.ints([0]), last)
+
+
+@settles("Range", operands=(0, 1, 2))
+def _range(s: Settling) -> Result:
+    (count,) = s.shape
+    ends = [s.node("Reshape", s.call.need(i), [1]) for i in range(3)]
+    start, limit, step = (s.node("Cast", i, to="float64") for i in ends)
+    steps = s.node("Ceil", s.node("Div", s.node("Sub", limit, start), step))
+    steps = s.node("Max", steps, constant(np.zeros(1, np.float64)))
+    right = s.node("Equal", steps, constant(np.array([count], np.float64)))
+    s.check(right, f"the range does not have {count} numbers")
+    dtype = ends[0].dtype
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+    first, by = (s.node("Cast", i, to=wide) for i in (ends[0], ends[2]))
+    numbers = s.node("Cast", list(range(count)), to=wide)
+    return s.node("Cast", s.node("Add", first, s.node("Mul", numbers, by)), to=dtype)
