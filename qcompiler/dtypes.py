@@ -20,8 +20,11 @@ NARROW = (
     "float8_e4m3fnuz",
     "float8_e5m2",
     "float8_e5m2fnuz",
+    "float4_e2m1fn",
     "int4",
     "uint4",
+    "int2",
+    "uint2",
 )
 """Dtypes that ml_dtypes adds to numpy; it is imported on first use."""
 

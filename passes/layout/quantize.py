@@ -10,9 +10,10 @@ A scale per index of an axis is reshaped to broadcast along that axis.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
-from qcompiler.ir import Node
+from qcompiler.ir import Node, numpy_dtype
 from qcompiler.ops import make, meaning
 from qcompiler.quantization.scales import by
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
@@ -22,8 +23,8 @@ from qcompiler.rewrite.matching import channel_shape, const, input_at, reshape, 
 @rule(op("QuantizeLinear", ANY, ANY, OPTIONAL))
 def layout_quantize(node: Node) -> Node | Skip:
     """QuantizeLinear(x, scale, zero) -> quantize(x, scale, zero)."""
-    if node.dtype not in ("uint8", "int8", "uint16", "int16"):
-        return Skip(f"there is no kernel for {node.dtype}")
+    if node.dtype not in ("uint8", "int8", "uint16", "int16") or _unusual(node):
+        return _quantized(node)
     parts = _parts(node)
     if isinstance(parts, Skip):
         return parts
@@ -39,8 +40,9 @@ def layout_quantize(node: Node) -> Node | Skip:
 @rule(op("DequantizeLinear", ANY, ANY, OPTIONAL))
 def layout_dequantize(node: Node) -> Node | Skip:
     """DequantizeLinear(x, scale, zero) -> dequantize(x, scale, zero)."""
-    if node.operands[0].dtype not in ("uint8", "int8", "int32", "uint16", "int16"):
-        return Skip(f"there is no kernel for {node.operands[0].dtype}")
+    usual = ("uint8", "int8", "int32", "uint16", "int16")
+    if node.operands[0].dtype not in usual or _unusual(node):
+        return _dequantized(node)
     parts = _parts(node)
     return parts if isinstance(parts, Skip) else to_dtype(make("dequantize", *parts), node.dtype)
 
@@ -54,6 +56,56 @@ def layout_dequantize_blocks(node: Node) -> Node | None:
         return None
     arrays = tuple(None if i is None else i.array for i in node.inputs)
     return const(meaning(node, arrays)[0])
+
+
+def _unusual(node: Node) -> bool:
+    """A scale per block, or one that float32 does not hold."""
+    wide = any(i.dtype == "float64" for i in node.operands)
+    return bool(node.attrs.get("block_size")) or wide
+
+
+def _quantized(node: Node) -> Node:
+    """QuantizeLinear as ONNX says it: divide, round, add, clip, cast."""
+    x, scale = node.operands[:2]
+    precision = str(node.attrs["precision"] or scale.dtype)
+    dtype = "float64" if precision == "float64" else "float32"
+    divisor = to_dtype(to_dtype(_spread(node, scale), precision), dtype)
+    ratio = make("Div", to_dtype(x, dtype), divisor)
+    zero = input_at(node, 2)
+    shift = None if zero is None else to_dtype(_spread(node, zero), dtype)
+    if "float" in node.dtype:
+        moved = ratio if shift is None else make("Add", ratio, shift)
+        return make("Cast", moved, to=node.dtype, saturate=node.int("saturate"))
+    whole = make("Round", ratio)
+    moved = whole if shift is None else make("Add", whole, shift)
+    info = ml_dtypes.iinfo(numpy_dtype(node.dtype))  # type: ignore[no-untyped-call]
+    ends = (const(np.array(end, np.dtype(dtype))) for end in (info.min, info.max))
+    return to_dtype(make("Clip", moved, *ends), node.dtype)
+
+
+def _dequantized(node: Node) -> Node:
+    """DequantizeLinear as ONNX says it: subtract, multiply, cast."""
+    x, scale = node.operands[:2]
+    dtype = "float64" if scale.dtype == "float64" else "float32"
+    exact = "float32" if x.dtype.startswith("float") else "int64"
+    values, zero = to_dtype(x, exact), input_at(node, 2)
+    if zero is not None:
+        values = make("Sub", values, to_dtype(_spread(node, zero), exact))
+    made = make("Mul", to_dtype(values, dtype), to_dtype(_spread(node, scale), dtype))
+    return to_dtype(made, node.dtype)
+
+
+def _spread(node: Node, numbers: Node) -> Node:
+    """Scales or zero points, per tensor, axis or block -> a value that broadcasts to x."""
+    x = node.operands[0].type
+    if numbers.type.size == 1:
+        return reshape(numbers, ())
+    axis = node.int("axis") % x.rank
+    if numbers.type.rank == 1:
+        return reshape(numbers, (-1, *[1] * (x.rank - axis - 1)))
+    size = x.dims[axis]
+    blocks = np.arange(size) // min(node.int("block_size"), size)
+    return make("Gather", numbers, const(blocks), axis=axis)
 
 
 def _parts(node: Node) -> tuple[Node, Node, Node] | Skip:

@@ -25,7 +25,16 @@ from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
-from qcompiler.onnx_io import contrib, control, opsets, rare, selecting, sequences, windows  # noqa: F401
+from qcompiler.onnx_io import (  # noqa: F401
+    contrib,
+    control,
+    opsets,
+    rare,
+    resizing,
+    selecting,
+    sequences,
+    windows,
+)
 from qcompiler.onnx_io.call import Call, adapted, finish, newest
 from qcompiler.onnx_io.control import controlled
 from qcompiler.onnx_io.file import initializers, load, opset_versions

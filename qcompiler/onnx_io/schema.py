@@ -23,10 +23,11 @@ _SPELLED = {
     "float16": "tensor(float16)",
     "float32": "tensor(float)",
     "float64": "tensor(double)",
+    "float4_e2m1fn": "tensor(float4e2m1)",
     **{
         d: f"tensor({d.replace('_', '')})"
         for d in CODES
-        if d not in ("float16", "float32", "float64")
+        if d not in ("float16", "float32", "float64", "float4_e2m1fn")
     },
 }
 """dtype -> its spelling in schemas."""

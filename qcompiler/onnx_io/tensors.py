@@ -40,6 +40,9 @@ DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT8E5M2FNUZ: "float8_e5m2fnuz",
     onnx.TensorProto.UINT4: "uint4",
     onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.FLOAT4E2M1: "float4_e2m1fn",
+    onnx.TensorProto.UINT2: "uint2",
+    onnx.TensorProto.INT2: "int2",
 }
 CODES = {name: code for code, name in DTYPES.items()}
 """dtype -> its number in ONNX's TensorProto.DataType."""
@@ -59,7 +62,8 @@ _DATA_FIELDS = (
     "uint64_data",
     "string_data",
 )
-_PACKED = ("int4", "uint4")
+_PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+"""dtype -> bits of an element where several share a byte."""
 
 
 class Unsupported(Error):
@@ -184,7 +188,7 @@ def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Arra
     if tensor.HasField("segment"):
         raise Unsupported("tensors in segments are not supported", where=where)
     count = prod(shape)
-    stored = (count + 1) // 2 if dtype in _PACKED else count * numpy_dtype(dtype).itemsize
+    stored = _bytes(dtype, count) if dtype in _PACKED else count * numpy_dtype(dtype).itemsize
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         array = _from_bytes(external.bytes(tensor, stored, where), dtype, count)
     elif tensor.HasField("raw_data"):
@@ -210,12 +214,22 @@ def _from_bytes(raw: NDArray[np.uint8], dtype: str, count: int) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
+def _bytes(dtype: str, count: int) -> int:
+    """Bytes of so many elements of which several share a byte."""
+    return -(-count * _PACKED[dtype] // 8)
+
+
 def _unpack(raw: NDArray[np.uint8], dtype: str, count: int) -> Array:
-    """Bytes of two 4-bit numbers each, low half first -> one number per element."""
-    halves = np.stack([raw & 15, raw >> 4], axis=-1).ravel()[:count].astype(np.int8)
-    if dtype == "int4":
-        halves = (halves ^ 8) - 8
-    return halves.astype(numpy_dtype(dtype))
+    """Bytes of several small numbers each, the lowest bits first -> one number per element."""
+    bits = _PACKED[dtype]
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts = (raw[:, None] >> shifts & ((1 << bits) - 1)).ravel()[:count]
+    if dtype.startswith("float"):
+        return np.ascontiguousarray(parts).view(numpy_dtype(dtype))
+    numbers = parts.astype(np.int8)
+    if dtype.startswith("int"):
+        numbers = (numbers ^ (1 << (bits - 1))) - (1 << (bits - 1))
+    return numbers.astype(numpy_dtype(dtype))
 
 
 def _from_fields(tensor: onnx.TensorProto, dtype: str, count: int, where: str) -> Array:
@@ -224,7 +238,7 @@ def _from_fields(tensor: onnx.TensorProto, dtype: str, count: int, where: str) -
     if wrong:
         raise Error(f"{dtype} data is in {wrong[0]}", where=where)
     values: Sequence[int | float] = getattr(tensor, field)
-    needed = (count + 1) // 2 if dtype in _PACKED else count
+    needed = _bytes(dtype, count) if dtype in _PACKED else count
     if len(values) != needed:
         raise Error(f"{len(values)} values of data where {needed} are needed", where=where)
     if field != "int32_data":
@@ -249,9 +263,13 @@ def encode(array: Array, name: str = "") -> onnx.TensorProto:
         raise Error(f"ONNX has no tensors of {dtype}", where=name)
     tensor = onnx.TensorProto(name=name, data_type=CODES[dtype], dims=array.shape)
     if dtype in _PACKED:
-        halves = array.ravel().astype(np.int8).view(np.uint8) & 15
-        halves = np.append(halves, np.zeros(halves.size % 2, np.uint8))
-        tensor.raw_data = (halves[::2] | halves[1::2] << 4).astype(np.uint8).tobytes()
+        bits, flat = _PACKED[dtype], np.ascontiguousarray(array).ravel()
+        whole = flat.view(np.uint8) if dtype.startswith("float") else flat.astype(np.int8)
+        codes = whole.view(np.uint8) & ((1 << bits) - 1)
+        codes = np.append(codes, np.zeros(-codes.size % (8 // bits), np.uint8))
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        packed = np.bitwise_or.reduce(codes.reshape(-1, 8 // bits) << shifts, axis=1)
+        tensor.raw_data = packed.astype(np.uint8).tobytes()
     else:
         tensor.raw_data = np.ascontiguousarray(array).tobytes()
     return tensor

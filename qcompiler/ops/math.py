@@ -205,8 +205,11 @@ _WIDE = {
     "float8_e4m3fnuz": "float32",
     "float8_e5m2": "float32",
     "float8_e5m2fnuz": "float32",
+    "float4_e2m1fn": "float32",
     "int4": "int8",
     "uint4": "uint8",
+    "int2": "int8",
+    "uint2": "uint8",
 }
 
 _ERF_STEP = 1 / 512

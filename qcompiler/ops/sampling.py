@@ -194,6 +194,10 @@ def _coordinates(node: Node, count: int, size: int, scale: Scale, part: tuple[fl
     Other scales are used in float32, as in ONNX's reference and onnxruntime.
     """
     mode, y = node.str("coordinate_transformation_mode"), np.arange(count, dtype=np.int64)
+    if mode == "align_corners" and not isinstance(scale, Fraction):
+        width = scale * np.float32(size)  # not a whole number, as in ONNX's reference
+        steps = y.astype(np.float32) * np.float32(size - 1) / (width - np.float32(1))
+        return _At.of(y * np.float32(0) if width == 1 else steps)
     if mode == "align_corners":
         return _At.ratio(y * (size - 1), max(count - 1, 1))
     if mode == "tf_crop_and_resize":

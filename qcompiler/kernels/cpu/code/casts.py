@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import tirx
 
-from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code import narrow, tir
 
 if TYPE_CHECKING:
     from qcompiler.kernels.cpu.code.math import TirMath
@@ -23,6 +23,10 @@ def cast(m: TirMath, x: Vec, dtype: str) -> Vec:
     """
     if dtype == x.dtype:
         return x
+    if x.dtype in narrow.NARROW:
+        return m.cast(narrow.widened(m, x), dtype)
+    if dtype in narrow.NARROW:
+        return narrow.narrowed(m, x, dtype)
     if x.value is not None and dtype not in (*HALF_FLOATS, "bool") and np.isfinite(x.value):
         return m.splat(int(x.value) if "int" in dtype else x.value, dtype, x.lanes)
     if dtype == "bool":

@@ -23,6 +23,7 @@ from qcompiler.kernels.cpu.code import polynomials, tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.math import Table, TirMath
+from qcompiler.kernels.cpu.code.narrow import FLOATS, INTEGERS, NARROW
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.region import Region
@@ -30,10 +31,13 @@ from qcompiler.ops import OPERATORS
 from qcompiler.ops.quantized import TABLES
 
 DTYPES = frozenset(
-    ["bool", "float16", "bfloat16", "float32", "float64"]
+    ["bool", "float16", "bfloat16", "float32", "float64", *NARROW]
     + [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
 )
 """The dtypes that kernels can hold in vectors."""
+
+_IN_FLOAT32 = frozenset({*HALF_FLOATS, *FLOATS})
+"""Floats that are computed with in float32."""
 
 _SHORTER: Mapping[str, Callable[..., Vec]] = {
     "Gelu": polynomials.gelu,
@@ -118,7 +122,7 @@ class Fused:
     def lanes(self) -> int:
         """Lanes of vectors of the widest dtype of nodes and operands."""
         sizes = [numpy_dtype(n.dtype).itemsize for n in (*self.nodes, *self.operands)]
-        if any(n.dtype in HALF_FLOATS for n in (*self.nodes, *self.operands)):
+        if any(n.dtype in _IN_FLOAT32 for n in (*self.nodes, *self.operands)):
             sizes.append(4)
         return self.m.isa.lanes(max(sizes, default=4))
 
@@ -184,8 +188,10 @@ class Fused:
         return self.m.cast(value, node.dtype)
 
     def _wide(self, value: Vec | Table) -> Vec | Table:
-        if isinstance(value, Vec) and value.dtype in HALF_FLOATS:
+        if isinstance(value, Vec) and value.dtype in _IN_FLOAT32:
             return self.m.cast(value, "float32")
+        if isinstance(value, Vec) and value.dtype in INTEGERS:
+            return self.m.cast(value, "uint8" if value.dtype.startswith("u") else "int8")
         return value
 
     def _load(self, node: Node, offset: Value, lanes: int, count: Value, step: int = 1) -> Vec:

@@ -21,7 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.hardware.isa import Isa
-from qcompiler.kernels.cpu.code import casts, hidden, integers, polynomials, tir
+from qcompiler.kernels.cpu.code import casts, hidden, integers, narrow, polynomials, tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 
@@ -60,8 +60,10 @@ class TirMath:
 
     def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
         """A number in every lane."""
-        if dtype in casts.HALF_FLOATS:
+        if dtype in casts.HALF_FLOATS or dtype in narrow.FLOATS:
             return self.cast(self.splat(value, "float32", lanes), dtype)
+        if dtype in narrow.INTEGERS:
+            return self.cast(self.splat(value, "int8", lanes), dtype)
         kind = np.dtype(dtype).type(value).item() if np.isfinite(value) else float(value)
         return Vec(self, tir.const(kind, dtype, lanes), dtype, lanes, kind)
 

@@ -44,7 +44,7 @@ _WRAPPING = {"+": "add", "-": "sub", "*": "mul"}
 
 def stored(dtype: str) -> str:
     """A tensor's dtype -> the dtype its elements have inside kernels ("bfloat16" -> "uint16")."""
-    if dtype.startswith("float8"):
+    if dtype.startswith(("float8", "float4", "int4", "uint4", "int2", "uint2")):
         return "uint8"
     return _STORED.get(dtype, dtype)
 
