@@ -30,7 +30,7 @@ def controlled(
     shapes: Sequence[Shape | None],
     require: Require,
 ) -> Sequence[object]:
-    """A call of one of OPERATORS, with its graphs and its outputs' declared shapes -> its outputs."""
+    """A call of one of OPERATORS, its graphs, its outputs' declared shapes -> its outputs."""
     s = Settling(call, tuple(shapes), require)
     if call.op == "If":
         return _choice(s, inputs[0], graphs, branch)

@@ -1,8 +1,9 @@
 """Loop and Scan -> their unrolled bodies.
 
 The number of iterations follows from constants and shapes: a Loop's maximum and condition, the
-length of a Scan's sequences. Then every iteration's nodes are as if the file listed them. If a Loop's
-is known at run time only, the declared length of a stacked output says it, and runs are checked.
+length of a Scan's sequences. Then every iteration's nodes are as if the file listed them. If a
+Loop's is known at run time only, the declared length of a stacked output says it, and runs are
+checked.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from qcompiler.ir.refusals import with_open_sizes
 from qcompiler.onnx_io import (  # noqa: F401
     contrib,
     control,
+    indexed,
     opsets,
     rare,
     resizing,

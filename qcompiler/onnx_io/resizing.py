@@ -107,7 +107,7 @@ def _by_sizes(s: Settling) -> Result:
     hits = s.node("Cast", s.node("Equal", ratio, keys), to="int64")
     total = s.node("ReduceSum", hits, [0], keepdims=1)
     s.check(s.node("Equal", total, 1), f"its sizes do not give the shape {list(s.shape)}")
-    results = []
+    results: list[tuple[int, Node]] = []
     for at, r in fitting:
         beyond = 1 << 20 if policy == "not_larger" else 0
         forced = [a if i == at else max(ceil(r * b), 1) + beyond for i, (a, b) in

@@ -7,6 +7,7 @@ Det                   elimination with row exchanges, one matrix after the other
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from math import prod
 
 import numpy as np
@@ -74,21 +75,20 @@ class _Suppression:
         self.going.fill(1)
         wide = self.d.pointers[self.each].load(0)
         wide = tirx.Max(tirx.Min(wide, tir.const(self.count, "int64")), tir.const(0, "int64"))
-        with b.serial(b.let(tir.cast(wide, "int32"), "each"), "kept"):
-            with b.when(tirx.EQ(self.going[0], 1)):
-                self._next(image, group, row)
+        each = b.let(tir.cast(wide, "int32"), "each")
+        with b.serial(each, "kept"), b.when(tirx.EQ(self.going[0], 1)):
+            self._next(image, group, row)
 
     def _next(self, image: Value, group: Value, row: Value) -> None:
         """Keep the best box that is left, if there is one."""
         b = self.b
         self.best.fill(-1)
-        with b.serial(self.count, "box") as n:
-            with b.when(tirx.NE(self.left.load(n), tir.const(0, "uint8"))):
-                at = tirx.Max(self.best[0], tir.const(0))
-                better = self.d.read(self.scores, row + n) > self.d.read(self.scores, row + at)
-                none = tirx.LT(self.best[0], tir.const(0))
-                with b.when(tirx.Or(none, self._true(better))):
-                    self.best[0] = n
+        with b.serial(self.count, "box") as n, self._left(n):
+            at = tirx.Max(self.best[0], tir.const(0))
+            better = self.d.read(self.scores, row + n) > self.d.read(self.scores, row + at)
+            none = tirx.LT(self.best[0], tir.const(0))
+            with b.when(tirx.Or(none, self._true(better))):
+                self.best[0] = n
         with b.when(tirx.LT(self.best[0], tir.const(0))):
             self.going.fill(0)
         with b.otherwise():
@@ -98,23 +98,26 @@ class _Suppression:
             self.total[0] = self.total[0] + 1
             self._suppress(image)
 
+    def _left(self, n: Value) -> AbstractContextManager[None]:
+        """The statements inside run for a box that may still be kept."""
+        return self.b.when(tirx.NE(self.left.load(n), tir.const(0, "uint8")))
+
     def _suppress(self, image: Value) -> None:
         """Remove the box just kept, and all that overlap it too much."""
         b, m = self.b, self.m
         own = self._corners(image, self.best[0])
         self.left.store(self.best[0], tir.const(0, "uint8"))
         most = self.d.read(self.overlap, 0)
-        with b.serial(self.count, "box") as n:
-            with b.when(tirx.NE(self.left.load(n), tir.const(0, "uint8"))):
-                other = self._corners(image, n)
-                sides = [m.min(own[2 + i], other[2 + i]) - m.max(own[i], other[i]) for i in (0, 1)]
-                areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (own, other)]
-                both = sides[0] * sides[1]
-                share = both / (areas[0] + areas[1] - both)
-                parts = [*(s > 0 for s in sides), *(a > 0 for a in areas)]
-                some = parts[0] & parts[1] & parts[2] & parts[3]
-                with b.when(self._true(m.where(some, share, 0.0) > most)):
-                    self.left.store(n, tir.const(0, "uint8"))
+        with b.serial(self.count, "box") as n, self._left(n):
+            other = self._corners(image, n)
+            sides = [m.min(own[2 + i], other[2 + i]) - m.max(own[i], other[i]) for i in (0, 1)]
+            areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (own, other)]
+            both = sides[0] * sides[1]
+            share = both / (areas[0] + areas[1] - both)
+            parts = [*(s > 0 for s in sides), *(a > 0 for a in areas)]
+            some = parts[0] & parts[1] & parts[2] & parts[3]
+            with b.when(self._true(m.where(some, share, 0.0) > most)):
+                self.left.store(n, tir.const(0, "uint8"))
 
     def _corners(self, image: Value, n: Value) -> Sequence[Vec]:
         """A box's smaller coordinates, then its larger ones."""

@@ -1,0 +1,147 @@
+"""Slice, Pad and Range by operands known at run time only -> gathers by indices made of these.
+
+The declared shape of the output says how many indices there are along each axis; every run checks
+that the operands say the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcompiler.ir import Node, constant
+from qcompiler.onnx_io.call import Result, axis_of
+from qcompiler.onnx_io.settle import Settling, in_range, settles
+from qcompiler.ops import known_value
+
+
+def _each_axis(s: Settling, values: Node, axes: Node | None, rank: int, default: int) -> list[Node]:
+    """A vector of a number for each of some axes -> a vector of one for every axis."""
+    known = range(values.type.size) if axes is None else known_value(axes)
+    if known is not None:
+        places = [axis_of(s.call, int(a), rank) for a in np.asarray(known).ravel()]
+        none = s.ints([default])
+        return [
+            s.node("Slice", values, [places.index(a)], [places.index(a) + 1])
+            if a in places
+            else none
+            for a in range(rank)
+        ]
+    assert axes is not None
+    flat = s.flat(axes)
+    in_range(s, flat, rank)
+    whole = s.ints([default] * rank)
+    full = s.node("ScatterElements", whole, flat, values, axis=0)
+    return [s.node("Slice", full, [a], [a + 1]) for a in range(rank)]
+
+
+def _length(s: Settling, start: Node, end: Node, step: Node) -> Node:
+    """max(ceil((end - start) / step), 0), exact, as vectors of float64."""
+    distance, by = (s.node("Cast", i, to="float64") for i in (s.node("Sub", end, start), step))
+    steps = s.node("Ceil", s.node("Div", distance, by))
+    return s.node("Max", steps, constant(np.zeros(1, np.float64)))
+
+
+def _clipped(s: Settling, value: Node, low: Node, high: Node) -> Node:
+    return s.node("Max", s.node("Min", value, high), low)
+
+
+@settles("Slice", operands=(1, 2, 3, 4))
+def _slice(s: Settling) -> Result:
+    x, wanted = s.call.need(0), s.shape
+    rank = x.type.rank
+    if len(wanted) != rank:
+        raise s.call.error(f"a slice of {x.type} has {rank} dimensions, not {len(wanted)}")
+    axes = s.call.input(3)
+    ends = [(1 << 63) - 1, 1]
+    starts = _each_axis(s, s.vector(1), axes, rank, 0)
+    ends_of = _each_axis(s, s.vector(2), axes, rank, ends[0])
+    steps = (
+        [s.ints([1])] * rank
+        if s.call.input(4) is None
+        else _each_axis(s, s.vector(4), axes, rank, 1)
+    )
+    made = x
+    for axis, size in enumerate(x.type.dims):
+        places = _slice_places(s, (starts[axis], ends_of[axis], steps[axis]), size, wanted[axis])
+        known = known_value(places)
+        if 0 in wanted or (known is not None and np.array_equal(known, np.arange(size))):
+            continue
+        made = s.node("Gather", made, places, axis=axis)
+    if 0 in wanted:
+        return constant(np.zeros(wanted, np.int8).astype(x.dtype), s.call.name)
+    return made
+
+
+def _slice_places(s: Settling, cut: tuple[Node, Node, Node], size: int, count: int) -> Node:
+    """The places that a slice reads along an axis; their number is checked."""
+    start, end, step = cut
+    back, zero = s.node("Less", step, 0), s.ints([0])
+    high = s.node("Where", back, [size - 1], [size])
+    start, end = (s.node("Where", s.node("Less", i, 0), s.node("Add", i, size), i) for i in cut[:2])
+    start = _clipped(s, start, zero, high)
+    end = _clipped(s, end, s.node("Where", back, [-1], [0]), high)
+    right = s.node("Equal", _length(s, start, end, step), constant(np.array([count], np.float64)))
+    s.check(right, f"a slice of {size} values does not have {count}")
+    return s.node("Add", start, s.node("Mul", step, list(range(count))))
+
+
+@settles("Pad", operands=(1, 3))
+def _pad(s: Settling) -> Result:
+    x, wanted, pads = s.call.need(0), s.shape, s.vector(1)
+    count, rank = pads.type.size // 2, x.type.rank
+    axes = s.call.input(3)
+    before = _each_axis(s, s.node("Slice", pads, [0], [count]), axes, rank, 0)
+    after = _each_axis(s, s.node("Slice", pads, [count], [2 * count]), axes, rank, 0)
+    mode, made = s.call.get("mode"), x
+    inside: Node | None = None
+    for axis, (size, new) in enumerate(zip(x.type.dims, wanted, strict=True)):
+        total = s.node("Add", s.node("Add", before[axis], after[axis]), size)
+        s.same(total, [new], "the size of a padded dimension")
+        places = s.node("Sub", list(range(new)), before[axis])
+        if mode == "constant":
+            own = s.node("And", s.node("GreaterOrEqual", places, 0), s.node("Less", places, size))
+            column = s.node("Reshape", own, [new] + [1] * (rank - 1 - axis))
+            inside = column if inside is None else s.node("And", inside, column)
+        if size == 0 or new == 0:
+            continue
+        made = s.node("Gather", made, _padding_places(s, places, size, str(mode)), axis=axis)
+    if inside is None:
+        return made
+    value = s.call.input(2)
+    if value is None:
+        value = constant(np.zeros((), np.int8).astype(x.dtype))
+    if 0 in x.type.dims:
+        made = s.node("Expand", s.node("Reshape", value, [1]), list(wanted))
+    return s.node("Where", inside, made, s.node("Reshape", value, [1]))
+
+
+def _padding_places(s: Settling, places: Node, size: int, mode: str) -> Node:
+    """Places of a padded dimension -> those of the operand that they show."""
+    last = s.ints([size - 1])
+    if mode == "reflect":
+        period = max(2 * (size - 1), 1)
+        folded = s.node("Mod", places, period)
+        return (
+            s.node("Min", folded, s.node("Sub", period, folded))
+            if size > 1
+            else s.node("Mul", places, 0)
+        )
+    if mode == "wrap":
+        return s.node("Mod", places, size)
+    return _clipped(s, places, s.ints([0]), last)
+
+
+@settles("Range", operands=(0, 1, 2))
+def _range(s: Settling) -> Result:
+    (count,) = s.shape
+    ends = [s.node("Reshape", s.call.need(i), [1]) for i in range(3)]
+    start, limit, step = (s.node("Cast", i, to="float64") for i in ends)
+    steps = s.node("Ceil", s.node("Div", s.node("Sub", limit, start), step))
+    steps = s.node("Max", steps, constant(np.zeros(1, np.float64)))
+    right = s.node("Equal", steps, constant(np.array([count], np.float64)))
+    s.check(right, f"the range does not have {count} numbers")
+    dtype = ends[0].dtype
+    wide = "float32" if dtype in ("float16", "bfloat16") else dtype
+    first, by = (s.node("Cast", i, to=wide) for i in (ends[0], ends[2]))
+    numbers = s.node("Cast", list(range(count)), to=wide)
+    return s.node("Cast", s.node("Add", first, s.node("Mul", numbers, by)), to=dtype)
