@@ -31,6 +31,7 @@ from qcompiler.ir.refusals import demand_known, demand_static
 from qcompiler.kernels.registry import Records
 from qcompiler.onnx_io.inputs import batch_of_one
 from qcompiler.onnx_io.reader import read
+from qcompiler.onnx_io.text import without_text
 from qcompiler.options import PRECISIONS, Options, Watch
 from qcompiler.plan.plan import Plan
 from qcompiler.plan.sharing import planned
@@ -474,7 +475,7 @@ def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool
         return types
 
     try:
-        graph = read(model, shapes, settle)
+        graph = without_text(read(model, shapes, settle))
     except Error as e:
         if not batch or e.hint:
             raise

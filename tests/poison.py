@@ -8,12 +8,14 @@ former call left, nor what lay in the memory, nor what lies behind an array can 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import cycle
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
+from qcompiler.errors import Error
 from qcompiler.ir import Array
 from qcompiler.runtime import arrays, library, model
 
@@ -80,7 +82,8 @@ def install(patch: pytest.MonkeyPatch) -> None:
         if len(calls) >= CALLS:
             return call(self, held, given)
         calls.append(None)
-        call(self, held, [other(a) for a in given])
+        with suppress(Error):  # other numbers may be axes or sizes that do not exist
+            call(self, held, [other(a) for a in given])
         first, second = call(self, held, given), call(self, held, given)
         same(first, second)
         return second

@@ -70,7 +70,7 @@ def fuse_attention_without_nan(
 def _fused(product: Node, softmax: Node, hidden_are_zero: bool = False) -> Node | Skip | None:
     v, scores_of = product.operands[1], softmax.operands[0]
     rank = product.type.rank
-    if softmax.int("axis") not in (-1, rank - 1) or product.dtype not in FLOATS:
+    if softmax.int("axis") not in (-1, rank - 1) or product.dtype not in FLOATS - {"float64"}:
         return None
     scores = _scores(scores_of)
     if scores is None or isinstance(scores, Skip):

@@ -31,6 +31,7 @@ from qcompiler.export.unlink import unlink
 from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan
+from qcompiler.runtime.text import NOTE
 
 if TYPE_CHECKING:
     import onnx
@@ -138,6 +139,7 @@ def _of_model(made: Compilation) -> _Model:
     plan, model = made.plan, made.model
     graph, isa = plan.graph, plan.device.isa
     _demand_unchecked(graph.checks, graph.name)
+    _demand_no_text(graph.notes, graph.name)
     return _Model(
         source=str(Path(model).name) if isinstance(model, (str, Path)) else graph.name,
         isa=isa,
@@ -168,6 +170,7 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
     if ISAS[facts.isa].multiprocessor is not None:
         raise Error(f"{facts.isa} is a GPU, and C code is for CPUs", where=source)
     _demand_unchecked([c.what for c in facts.checks], source)
+    _demand_no_text(made.manifest.notes, source)
     return _Model(
         source=Path(source).name,
         isa=ISAS[facts.isa],
@@ -190,6 +193,13 @@ def _demand_unchecked(checks: Collection[str], source: str) -> None:
         what = "a run must check operands that it is given, which code for C does not: "
         hint = "make these operands constants (initializers) of the model"
         raise Error(what + next(iter(checks)), where=source, hint=hint)
+
+
+def _demand_no_text(notes: Mapping[str, str], source: str) -> None:
+    """Raise Error for a model that has strings, which Python handles."""
+    if NOTE in notes:
+        hint = "cut the operators on strings off the model"
+        raise Error("operators on strings run in Python only", where=source, hint=hint)
 
 
 def _facts(made: _Model, name: str, options: Exporting) -> Facts:

@@ -187,7 +187,8 @@ def constant(array: Array | float | int, name: str = "") -> Node:
     """numpy array -> constant node (the array is made read-only)."""
     value = np.asarray(array)
     value.setflags(write=False)
-    return Node("constant", (), {"value": value}, (Type(value.dtype.name, value.shape),), name)
+    dtype = "string" if value.dtype == object else value.dtype.name
+    return Node("constant", (), {"value": value}, (Type(dtype, value.shape),), name)
 
 
 def placeholder(name: str, type: Type) -> Node:

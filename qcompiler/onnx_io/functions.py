@@ -15,7 +15,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto, helper
 from qcompiler.errors import Error
 from qcompiler.ir import Node
 from qcompiler.onnx_io.call import Call, adapted
-from qcompiler.onnx_io.schema import function_body
+from qcompiler.onnx_io.schema import NEWEST, function_body
 from qcompiler.onnx_io.tensors import CODES
 from qcompiler.ops import OPERATORS
 
@@ -37,7 +37,8 @@ def _rare_attention(call: Call) -> bool:
     """Past keys, lengths, windows, and outputs besides the first."""
     windows = (call.get("left_window_size"), call.get("right_window_size"))
     extra = any(i is not None for i in call.inputs[4:])
-    return extra or call.read > 1 or any(w not in (None, -1) for w in windows)
+    wide = call.need(0).dtype == "float64"
+    return wide or extra or call.read > 1 or any(w not in (None, -1) for w in windows)
 
 
 @by_function("LayerNormalization")
@@ -46,29 +47,33 @@ def _with_statistics(call: Call) -> bool:
     return call.read > 1
 
 
-def has_function(op: str, opset: int) -> bool:
+def has_function(op: str, opset: int, domain: str = "") -> bool:
     """Does ONNX define the operator as a function, maybe of its inputs' types?"""
     try:
-        found = onnx.defs.get_schema(op, opset, "")
+        found = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return False
     return bool(found.has_function or found.has_context_dependent_function)  # type: ignore[attr-defined]
 
 
-def body_of(call: Call, opset: int, attributes: Sequence[AttributeProto]) -> FunctionProto | None:
+def body_of(
+    call: Call, opset: int, attributes: Sequence[AttributeProto], domain: str = ""
+) -> FunctionProto | None:
     """The body by which to read a call, whose attributes have passed the schema's check; None: our
     own operators define it.
     """
     own = call.op in OPERATORS or adapted(call.op)
     if own and not (call.op in _FORMS and _FORMS[call.op](call)):
         return None
-    fixed = function_body(call.op, opset)
-    return _built(call, opset, attributes) if fixed is None else fixed
+    fixed = None if domain else function_body(call.op, opset)
+    return _built(call, opset, attributes, domain) if fixed is None else fixed
 
 
-def _built(call: Call, opset: int, attributes: Sequence[AttributeProto]) -> FunctionProto | None:
+def _built(
+    call: Call, opset: int, attributes: Sequence[AttributeProto], domain: str
+) -> FunctionProto | None:
     """The body that depends on how the operator is called."""
-    schema = onnx.defs.get_schema(call.op, opset, "")
+    schema = onnx.defs.get_schema(call.op, opset, domain)
     versions = [
         v
         for v in schema.context_dependent_function_opset_versions  # type: ignore[attr-defined]
@@ -76,7 +81,7 @@ def _built(call: Call, opset: int, attributes: Sequence[AttributeProto]) -> Func
     ]
     if not versions:
         return None
-    node = NodeProto(op_type=call.op)
+    node = NodeProto(op_type=call.op, domain=domain)
     node.input.extend(f"i{i}" if x is not None else "" for i, x in enumerate(call.inputs))
     node.output.extend(f"o{i}" for i in range(call.outputs))
     node.attribute.extend(attributes)
@@ -91,6 +96,8 @@ def _built(call: Call, opset: int, attributes: Sequence[AttributeProto]) -> Func
             f"its inputs and attributes do not fit ({e})", where=f"{call.name} ({call.op})"
         ) from e
     body.ParseFromString(made)
+    if all(i.domain for i in body.opset_import):
+        body.opset_import.add(version=NEWEST)
     given = {a.name for a in attributes}
     body.attribute_proto.extend(
         a.default_value

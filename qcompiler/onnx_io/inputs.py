@@ -92,9 +92,8 @@ def _input_type(
     if kind != "tensor_type":
         raise Error(f"inputs of kind {kind} are not supported", where=where)
     tensor = info.type.tensor_type
-    if tensor.elem_type == TensorProto.STRING:
-        raise Error("string tensors are not supported", where=where)
-    dtype = dtype_name(tensor.elem_type, where)
+    text = tensor.elem_type == TensorProto.STRING
+    dtype = "string" if text else dtype_name(tensor.elem_type, where)
     if not tensor.HasField("shape"):
         if wanted is None:
             raise Error(

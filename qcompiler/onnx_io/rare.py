@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import Error
 from qcompiler.ir import Node, constant, numpy_dtype
 from qcompiler.onnx_io.call import Call, Result, always
-from qcompiler.onnx_io.settle import Settling, settles
+from qcompiler.onnx_io.settle import Settling, in_range, settles
 from qcompiler.onnx_io.tensors import dtype_name
 from qcompiler.ops import known_value, make
 from qcompiler.ops.window import Window
@@ -292,6 +292,118 @@ def _deform_conv(call: Call) -> Result:
     weights = s.node("Reshape", w, (w.type.dims[0], w.type.dims[1] * ways, 1, 1))
     bias = call.input(3)
     return make("Conv", columns, weights, bias, name=call.name, group=group)
+
+
+# Spectra.
+
+
+@settles("DFT", operands=(1, 2))
+def _dft(s: Settling) -> Result:
+    """One of the few axes along which the output's shape may arise."""
+    x, axis, length = s.call.need(0).type.dims, s.call.input(2), s.call.input(1)
+    places = range(len(x) - 1)
+    known = np.array(-2) if axis is None else known_value(axis)
+    if known is not None:
+        places = range((at := int(known.ravel()[0]) % len(x)), at + 1)
+    results = []
+    for at in places:
+        half = s.call.number("onesided") and s.call.number("inverse")
+        whole = 2 * x[at] - 2 if half else x[at]
+        sizes = [whole] if length is None else _lengths(s, at)
+        results += [(at, n) for n in sizes if _transformed(s, x, at, n) == s.shape]
+    if not results or len(results) > 16:
+        raise s.refusal()
+    weight = max(n for _, n in results) + 1
+    given = s.ints([0])
+    if known is None:
+        assert axis is not None
+        flat = s.flat(axis)
+        in_range(s, flat, len(x))
+        given = s.node("Mul", s.node("Mod", flat, len(x)), weight)
+    else:
+        given = s.ints([places[0] * weight])
+    own = [n for _, n in results]
+    given = s.node("Add", given, s.ints([own[0]]) if length is None else s.flat(length))
+    keys = [at * weight + (n if length is not None else own[0]) for at, n in results]
+    hits = s.node("Cast", s.node("Equal", given, keys), to="int64")
+    total = s.node("ReduceSum", hits, [0], keepdims=1)
+    s.check(s.node("Equal", total, 1), f"its axis and length do not give {list(s.shape)}")
+    kept = {"inverse": s.call.number("inverse"), "onesided": s.call.number("onesided")}
+    made = [
+        s.node("DFT", s.call.need(0), None if length is None else n, at, **kept)
+        for at, n in results
+    ]
+    return s.chosen(given, list(zip(keys, made, strict=True)))
+
+
+def _lengths(s: Settling, axis: int) -> list[int]:
+    """The lengths of a transform that give the output's size along an axis."""
+    known = known_value(s.call.input(1))
+    if known is not None:
+        return [int(known.ravel()[0])]
+    size = s.shape[axis]
+    half = s.call.number("onesided") and not s.call.number("inverse")
+    return [2 * size - 2, 2 * size - 1] if half else [size]
+
+
+def _transformed(s: Settling, x: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    """The shape of a transform of so many values along an axis."""
+    one_sided, inverse = s.call.number("onesided"), s.call.number("inverse")
+    size = length // 2 + 1 if one_sided and not inverse else length
+    return (*x[:axis], size, *x[axis + 1 : -1], 1 if one_sided and inverse else 2)
+
+
+@settles("STFT", operands=(1, 3))
+def _stft(s: Settling) -> Result:
+    """The frame's length follows from the number of frequencies, its step from that of frames."""
+    window, length, x = s.call.input(2), s.call.input(3), s.call.need(0).type.dims
+    frames, bins = s.shape[1:3]
+    sizes = [bins] if not s.call.number("onesided") else [2 * bins - 2, 2 * bins - 1]
+    if window is not None:
+        sizes = [window.type.size]
+    known = known_value(length)
+    if known is not None:
+        sizes = [int(known.ravel()[0])]
+    pairs = [
+        (step, n)
+        for n in sizes
+        for step in range(1, x[1] + 1)
+        if n <= x[1] and (x[1] - n) // step + 1 == frames
+    ]
+    if not pairs or len(pairs) > 16:
+        raise s.refusal()
+    weight = max(n for _, n in pairs) + 1
+    given = s.node("Mul", s.vector(1), weight)
+    given = s.node("Add", given, s.ints([sizes[0]]) if length is None else s.vector(3))
+    keys = [step * weight + n for step, n in pairs]
+    hits = s.node("Cast", s.node("Equal", given, keys), to="int64")
+    total = s.node("ReduceSum", hits, [0], keepdims=1)
+    s.check(s.node("Equal", total, 1), f"its step and length do not give {list(s.shape)}")
+    made = [_frames(s, step, n) for step, n in pairs]
+    return s.chosen(given, list(zip(keys, made, strict=True)))
+
+
+@always("STFT")
+def _stft_of_known(call: Call) -> Result:
+    """With a window known at run time only: frames times the window, transformed."""
+    step, window, length = known_value(call.need(1)), call.input(2), known_value(call.input(3))
+    if window is None or known_value(window) is not None or step is None:
+        return call
+    size = window.type.size if length is None else int(length.ravel()[0])
+    return _frames(_plain(call), int(step.ravel()[0]), size)
+
+
+def _frames(s: Settling, step: int, size: int) -> Node:
+    """An STFT of a known step and length."""
+    x, window = s.call.need(0), s.call.input(2)
+    first = np.arange((x.type.dims[1] - size) // step + 1) * step
+    frames = s.node("Gather", x, s.ints(first[:, None] + np.arange(size)), axis=1)  # type: ignore[arg-type]
+    if window is not None:
+        frames = s.node("Mul", frames, s.node("Reshape", window, [size, 1]))
+    return s.node("DFT", frames, None, 2, onesided=s.call.number("onesided"))
+
+
+# Patches, put together again.
 
 
 @settles("Col2Im", operands=(1, 2))

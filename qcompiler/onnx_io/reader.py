@@ -29,7 +29,9 @@ from qcompiler.onnx_io import (  # noqa: F401
     contrib,
     control,
     indexed,
+    oldest,
     opsets,
+    optimizers,
     rare,
     resizing,
     selecting,
@@ -71,6 +73,9 @@ log = logging.getLogger(__name__)
 
 LISTED = 20
 """Most unsupported operators, and most nodes of each, listed in an Error."""
+
+_PREVIEWS = ("", "ai.onnx.preview", optimizers.DOMAIN)
+"""Domains whose operators ONNX defines."""
 
 _MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 """Exceptions of Python and numpy when a type rule meets invalid numbers."""
@@ -191,7 +196,8 @@ class _Reader:
             raise Error(f"functions or branches nest deeper than {MAX_DEPTH}", where=where)
         order = list(needed(tuple(nodes), outputs, {*scope.values, *scope.initializers}))
         scope.read = {*outputs, *(i for node in order for i in reads(node))}
-        spread(order, scope.declared)
+        single = {n for n, v in scope.values.items() if isinstance(v, Node) and v.shape == ()}
+        spread(order, scope.declared, single)
         for proto in order:
             self.count += 1
             if self.count > self.most:
@@ -295,11 +301,13 @@ class _Reader:
     ) -> Node | Sequence[Value]:
         """An operator of ONNX's domain on its inputs -> a node, or the values of its outputs."""
         where = f"{name} ({proto.op_type})"
-        opset = scope.opsets[""]
-        spec = schema(proto.op_type, opset)
+        domain = domain_of(proto.domain)
+        opset = scope.opsets[domain]
+        spec = schema(proto.op_type, opset, domain)
         if spec is None:
             raise Unsupported(f"not in opset {opset}", where=where)
         attrs = checked_attributes(spec, attributes, self.external, where)
+        attrs.pop("consumed_inputs", None)  # up to opset 5: which memory might be used again
         if proto.op_type == "Constant":
             return constant_of(attrs, proto.output[0] if proto.output else name, where)
         read = max((i for i, o in enumerate(proto.output, 1) if o in scope.read), default=0)
@@ -323,7 +331,7 @@ class _Reader:
             result = settled(call, shapes, self.require)
             if not isinstance(result, Call):
                 return finish(result)
-            body = body_of(result, opset, attributes)
+            body = body_of(result, opset, attributes, domain)
             if body is None:
                 return finish(newest(result, opset))
         return self.call_function(body, result.inputs, attributes, name, scope, shapes)
@@ -352,7 +360,8 @@ class _Reader:
         known = known or op == "Constant" or op in control.OPERATORS | sequences.OPERATORS
         if contrib.known(domain, op, scope.opsets):
             return
-        if domain or not (known or has_function(op, opset)):
+        known = known and domain in ("", optimizers.DOMAIN)
+        if not (known or (domain in _PREVIEWS and has_function(op, opset, domain))):
             raise Unsupported("unknown operator", where=where)
 
     def branch(

@@ -33,8 +33,7 @@ _SPELLED = {
 """dtype -> its spelling in schemas."""
 NEWEST = 28
 """The newest opset reviewed; none since 26, the one of our graphs, changed semantics."""
-OLDEST = 6
-"""Older opsets have attributes for in-place operation, and shapes as attributes."""
+OLDEST = 1
 
 DTYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "stash_type", "to")
 _KINDS = dict(AttributeProto.AttributeType.items())
@@ -66,14 +65,14 @@ class Schema:
 
 
 @cache
-def schema(op: str, opset: int) -> Schema | None:
-    """The schema of an operator of ONNX's domain at an opset, or None."""
+def schema(op: str, opset: int, domain: str = "") -> Schema | None:
+    """The schema of an operator of a domain of ONNX's at an opset, or None."""
     try:
-        found = onnx.defs.get_schema(op, opset, "")
+        found = onnx.defs.get_schema(op, opset, domain)
     except onnx.defs.SchemaError:
         return None
     constraints = {c.type_param_str: c.allowed_type_strs for c in found.type_constraints}
-    known = {spelled: dtype for dtype, spelled in _SPELLED.items()}
+    known = {spelled: dtype for dtype, spelled in _SPELLED.items()} | {"tensor(string)": "string"}
     inputs = tuple(
         Formal(
             i.name,

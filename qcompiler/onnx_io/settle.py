@@ -179,17 +179,52 @@ def declared(graph: GraphProto) -> dict[str, Shape]:
 
 
 _OF_ONE = frozenset(
-    {"Abs", "Cast", "Ceil", "Exp", "Floor", "Identity", "Log", "Neg", "Not", "Reciprocal", "Relu"}
-    | {"Round", "Sigmoid", "Sqrt", "Tanh", "CastLike", "Clip"}
+    {
+        "Abs",
+        "Cast",
+        "Ceil",
+        "Cos",
+        "Exp",
+        "Floor",
+        "Identity",
+        "Log",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+    }
+    | {"Round", "Sigmoid", "Sin", "Sqrt", "Tanh", "CastLike", "Clip"}
 )
 """Operators whose output has their first input's shape."""
 
 
-def spread(nodes: Sequence[NodeProto], known: dict[str, Shape]) -> None:
-    """Nodes in order: shapes that are known of outputs hold for what they are made of, too."""
+_OF_TWO = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
+"""Operators whose output has one input's shape if the other is a scalar."""
+
+
+def spread(nodes: Sequence[NodeProto], known: dict[str, Shape], scalars: set[str]) -> None:
+    """Nodes in order: shapes that are known of outputs hold for what they are made of, too.
+    `scalars`: the names of values that are known to have no dimensions.
+    """
+    for node in nodes:
+        made = _is_scalar(node) if node.op_type == "Constant" else False
+        elementwise = node.op_type in _OF_ONE | _OF_TWO and bool(node.input)
+        if made or (elementwise and all(i in scalars for i in node.input)):
+            scalars.update(node.output)
     for node in reversed(nodes):
-        if node.op_type in _OF_ONE and node.input and node.output[0] in known:
+        if not node.input or node.output[0] not in known:
+            continue
+        if node.op_type in _OF_ONE:
             known.setdefault(node.input[0], known[node.output[0]])
+        if node.op_type in _OF_TWO:  # a guess for two tensors; what relies on it is checked
+            for name in set(node.input) - scalars:
+                known.setdefault(name, known[node.output[0]])
+
+
+def _is_scalar(constant: NodeProto) -> bool:
+    tensors = (a for a in constant.attribute if a.name == "value")
+    single = any(a.name in ("value_float", "value_int") for a in constant.attribute)
+    return single or any(not a.t.dims for a in tensors)
 
 
 # Operands that follow from the output's shape.

@@ -182,7 +182,7 @@ def _map_contained(model: Path, location: str, where: str) -> NDArray[np.uint8]:
 def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Array:
     """TensorProto -> read-only array. Never makes more elements than the file has data for."""
     if tensor.data_type == onnx.TensorProto.STRING:
-        raise Unsupported("string tensors are not supported", where=where)
+        return _strings(tensor, where)
     dtype = dtype_name(tensor.data_type, where)
     shape = checked_type(Type(dtype, tuple(map(int, tensor.dims))), where).dims
     if tensor.HasField("segment"):
@@ -201,6 +201,21 @@ def decode(tensor: onnx.TensorProto, external: ExternalData, where: str) -> Arra
     else:
         array = _from_fields(tensor, dtype, count, where)
     array = array.reshape(shape)
+    array.setflags(write=False)
+    return array
+
+
+def _strings(tensor: onnx.TensorProto, where: str) -> Array:
+    """TensorProto of strings -> array of str."""
+    if len(tensor.string_data) != prod(tensor.dims):
+        raise Error(f"{len(tensor.string_data)} strings for {list(tensor.dims)}", where=where)
+    try:
+        values = [s.decode() for s in tensor.string_data]
+    except UnicodeDecodeError as e:
+        raise Error("a string is not text (UTF-8)", where=where) from e
+    array = np.empty(len(values), object)
+    array[:] = values
+    array = array.reshape(tuple(tensor.dims))
     array.setflags(write=False)
     return array
 

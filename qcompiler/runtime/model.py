@@ -35,6 +35,7 @@ from qcompiler.runtime.library import (
     aligned_copy,
     shared_code,
 )
+from qcompiler.runtime.text import NOTE, Program
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
@@ -128,6 +129,7 @@ class Model(Interface):
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
         notes = self.manifest.notes
+        self._text = Program(notes[NOTE]) if NOTE in notes else None
         self._lists = {k[9:]: int(v) for k, v in notes.items() if k.startswith("sequence ")}
         held = replace(artifact, binaries=(replace(binary, weights=weights.array),))
         self._held: _Held | None = _Held(held, code, weights)
@@ -162,15 +164,26 @@ class Model(Interface):
 
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in order -> the output, or a tuple of them."""
+        if self._text:
+            made = self._run_text(dict(zip(self._text.inputs, arrays)))
+            return made.popitem()[1] if len(made) == 1 else tuple(made.values())
         results = self._call(self._open(), arrays_checked(self._input_specs, arrays))
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        if self._lists:
-            return self._run_lists(inputs)
+        if self._lists or self._text:
+            return self._run_lists(inputs) if self._lists else self._run_text(inputs)
         results = self._call(self._open(), arrays_in_order(self._input_specs, inputs))
         return dict(zip(self._names, results))
+
+    def _run_text(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """`run` of a model with strings."""
+        assert self._text is not None
+        taken, made = self._text.run(inputs)
+        results = self._call(self._open(), arrays_in_order(self._input_specs, taken))
+        made.update(zip(self._names, results))
+        return {name: made[name] for name in self._text.outputs}
 
     def _run_lists(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """`run` of a model with sequences: lists of arrays for these."""

@@ -1,0 +1,117 @@
+"""Operators on strings, which run in Python before a model's machine code: arrays of str -> arrays.
+
+A program is a JSON object: `inputs` and `outputs` (all of the model's, in order), `strings` (the
+inputs that are text, with their shapes), `constants`, `steps` (operator, attributes, and the names
+of what it reads and makes) and `feeds` (what the machine code takes from them).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import Error
+
+NOTE = "text"
+"""The manifest's note that holds the program."""
+
+Array = NDArray[Any]
+Attrs = Mapping[str, Any]
+
+
+def concat(attrs: Attrs, x: Array, y: Array) -> tuple[Array, ...]:
+    """Strings, one after the other."""
+    return (np.asarray(np.add(x, y), object),)
+
+
+def equal(attrs: Attrs, x: Array, y: Array) -> tuple[Array, ...]:
+    """Whether strings are equal."""
+    return (np.asarray(np.equal(x, y), np.bool_),)
+
+
+def full_match(attrs: Attrs, x: Array) -> tuple[Array, ...]:
+    """Whether whole strings fit a regular expression."""
+    pattern = re.compile(str(attrs["pattern"] or ""))
+    found = [pattern.fullmatch(s) is not None for s in x.ravel()]
+    return (np.array(found, np.bool_).reshape(x.shape),)
+
+
+def split(attrs: Attrs, x: Array) -> tuple[Array, ...]:
+    """Strings -> their parts, filled up with empty ones, and the number of parts of each."""
+    most = attrs["maxsplit"]
+    rows = [s.split(attrs["delimiter"] or None, -1 if most is None else most) for s in x.ravel()]
+    counts = np.array([len(row) for row in rows], np.int64).reshape(x.shape)
+    made = np.full((len(rows), max(map(len, rows), default=0)), "", object)
+    for i, row in enumerate(rows):
+        made[i, : len(row)] = row
+    return made.reshape(*x.shape, made.shape[1]), counts
+
+
+def normalized(attrs: Attrs, x: Array) -> tuple[Array, ...]:
+    """[C] or [1, C] without the stop words, in upper or lower case; one empty string if none is
+    left.
+    """
+    change = {"LOWER": str.lower, "UPPER": str.upper}.get(attrs["case_change_action"], str)
+    exact = bool(attrs["is_case_sensitive"])
+    away = {s if exact else s.lower() for s in attrs["stopwords"] or ()}
+    kept = [s for s in x.ravel() if (s if exact else s.lower()) not in away]
+    made = np.array([change(s) for s in kept] or [""], object)
+    return (made.reshape(1, -1) if x.ndim == 2 else made,)
+
+
+MEANINGS: dict[str, Callable[..., tuple[Array, ...]]] = {
+    "Equal": equal,
+    "Identity": lambda attrs, x: (x,),
+    "RegexFullMatch": full_match,
+    "StringConcat": concat,
+    "StringNormalizer": normalized,
+    "StringSplit": split,
+}
+
+
+class Program:
+    """The steps of a model's text."""
+
+    def __init__(self, note: str) -> None:
+        raw = json.loads(note)
+        self.inputs: list[str] = raw["inputs"]
+        self.outputs: list[str] = raw["outputs"]
+        self._strings: dict[str, list[Any]] = raw["strings"]
+        self._constants = {
+            k: np.array(v[1], object).reshape(v[0]) for k, v in raw["constants"].items()
+        }
+        self._steps: list[list[Any]] = raw["steps"]
+        self._feeds: dict[str, str] = raw["feeds"]
+        self._made: dict[str, str] = raw["made"]
+
+    def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
+        """The model's inputs -> what its machine code takes, and the outputs that are made here."""
+        missing = [n for n in self._strings if n not in inputs]
+        if missing:
+            raise Error(f"input {missing[0]!r} is missing")
+        values = dict(self._constants)
+        for name, shape in self._strings.items():
+            values[name] = strings_of(name, shape, inputs[name])
+        for op, attrs, read, made in self._steps:
+            values.update(zip(made, MEANINGS[op](attrs, *(values[i] for i in read))))
+        rest = {n: v for n, v in inputs.items() if n not in self._strings}
+        rest.update((taken, values[name]) for taken, name in self._feeds.items())
+        return rest, {name: values[value] for name, value in self._made.items()}
+
+
+def strings_of(name: str, shape: Sequence[Any], given: object) -> Array:
+    """An input of text as given -> an array of str. Raises Error."""
+    array = np.asarray(given)
+    where = f"input {name!r}"
+    if array.dtype.kind not in "UO" or not all(isinstance(s, str) for s in array.ravel()):
+        raise Error(f"{array.dtype} given, strings wanted", where=where)
+    fits = array.ndim == len(shape)
+    fits = fits and all(isinstance(d, str) or d == n for d, n in zip(shape, array.shape))
+    if not fits:
+        raise Error(f"shape {list(array.shape)} given, {list(shape)} wanted", where=where)
+    return array.astype(object)

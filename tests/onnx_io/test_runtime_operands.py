@@ -1,0 +1,176 @@
+"""Axes, shapes and positions that a model takes as inputs: right where the declared shapes permit
+them, an Error of the run where they do not; what a model selects by its data; lists; strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.helper import make_node, make_tensor_value_info
+
+import qcompiler
+from qcompiler.errors import Error
+from qcompiler.ir import Array
+
+Given = dict[str, Array]
+_KINDS = {np.dtype(np.float32): 1, np.dtype(np.int64): 7, np.dtype(np.bool_): 9}
+
+
+def compiled(op: str, given: Given, shape: Sequence[int] | None, **attrs: Any) -> qcompiler.Model:
+    """An operator on inputs of these types, with an output of a declared shape."""
+    node = make_node(op, list(given), ["y"], op.lower(), **attrs)
+    kind = TensorProto.INT64 if op in ("NonZero", "NonMaxSuppression") else 1
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [make_tensor_value_info(n, _KINDS[a.dtype], a.shape) for n, a in given.items()],
+        [make_tensor_value_info("y", kind, shape)],
+    )
+    opset = helper.make_opsetid("", 21)
+    return qcompiler.load(qcompiler.compile(helper.make_model(graph, opset_imports=[opset])))
+
+
+def numbers(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+X = np.random.default_rng(5).standard_normal((4, 3, 4)).astype(np.float32)
+
+
+def test_one_model_reduces_along_whichever_axis_it_is_given() -> None:
+    model = compiled("ReduceSum", {"x": X, "axes": numbers(0)}, (3, 4), keepdims=0)
+    for axis in (0, -3):
+        found = model.run({"x": X, "axes": numbers(axis)})["y"]
+        np.testing.assert_allclose(found, X.sum(axis), rtol=1e-5)
+    square = np.ascontiguousarray(X[:3].transpose(1, 0, 2))
+    model = compiled("ReduceMax", {"x": square, "axes": numbers(0)}, (3, 4), keepdims=0)
+    for axis in (0, 1):  # the shapes are equal, the results are not
+        found = model.run({"x": square, "axes": numbers(axis)})["y"]
+        np.testing.assert_array_equal(found, square.max(axis))
+
+
+def test_axes_that_do_not_give_the_declared_shape_fail_the_run() -> None:
+    model = compiled("ReduceSum", {"x": X, "axes": numbers(0)}, (3, 4), keepdims=0)
+    for axis in (1, 7):
+        with pytest.raises(Error, match=r"reducesum .*: its axes do not give the shape \[3, 4\]"):
+            model.run({"x": X, "axes": numbers(axis)})
+    np.testing.assert_allclose(model.run({"x": X, "axes": numbers(0)})["y"], X.sum(0), rtol=1e-5)
+
+
+def test_a_slice_of_a_declared_length_begins_and_steps_as_the_run_says() -> None:
+    x = np.arange(12, dtype=np.float32)
+    given = {"x": x, "starts": numbers(0), "ends": numbers(6), "axes": numbers(0)}
+    model = compiled("Slice", {**given, "steps": numbers(2)}, (3,))
+    for start, end, step in product(range(-14, 14, 3), range(-14, 14, 3), (-4, -2, -1, 1, 2, 4)):
+        feeds = {
+            **given,
+            "starts": numbers(start),
+            "ends": numbers(end),
+            "steps": numbers(step),
+        }
+        begin = start + 12 if start < 0 else start
+        stop = end + 12 if end < 0 else end
+        if step > 0:
+            want = x[min(max(begin, 0), 12) : min(max(stop, 0), 12) : step]
+        else:
+            first, last = min(max(begin, 0), 11), min(max(stop, -1), 11)
+            want = x[[i for i in range(first, last, step)]]
+        if len(want) == 3:
+            np.testing.assert_array_equal(model.run(feeds)["y"], want)
+        else:
+            with pytest.raises(Error, match="a slice of 12 values does not have 3"):
+                model.run(feeds)
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+def test_pads_of_a_declared_total_lie_where_the_run_says(mode: str) -> None:
+    x = X[0]
+    given = {"x": x, "pads": numbers(1, 0, 1, 2)}
+    model = compiled("Pad", given, (5, 6), mode=mode)
+    for top, left in product(range(3), range(3)):
+        pads = numbers(top, left, 2 - top, 2 - left)
+        want = np.pad(x, [(top, 2 - top), (left, 2 - left)], mode)  # type: ignore[call-overload]
+        np.testing.assert_array_equal(model.run({"x": x, "pads": pads})["y"], want)
+    with pytest.raises(Error, match="the size of a padded dimension"):
+        model.run({"x": x, "pads": numbers(1, 1, 1, 2)})
+
+
+def test_scales_known_at_run_time_only_resize_as_constants_do() -> None:
+    x = np.random.default_rng(2).standard_normal((1, 1, 5, 6)).astype(np.float32)
+    scales = np.array([1, 1, 1.45, 0.6], np.float32)
+    for mode, place in product(("linear", "cubic"), ("half_pixel", "align_corners", "asymmetric")):
+        attrs = {"mode": mode, "coordinate_transformation_mode": place}
+        given = {"x": x, "roi": np.zeros(0, np.float32), "scales": scales}
+        model = compiled("Resize", given, (1, 1, 7, 3), **attrs)
+        node = make_node("Resize", ["x", "roi", "scales"], ["y"], **attrs)
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [make_tensor_value_info("x", 1, x.shape)],
+            [make_tensor_value_info("y", 1, None)],
+            [onnx.numpy_helper.from_array(given[n], n) for n in ("roi", "scales")],
+        )
+        fixed = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+        want = qcompiler.load(qcompiler.compile(fixed)).run({"x": x})["y"]
+        np.testing.assert_allclose(model.run(given)["y"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_selects_as_many_values_as_it_declares() -> None:
+    x = np.array([[0, 2, 0], [3, 0, 4]], np.float32)
+    model = compiled("NonZero", {"x": x}, (2, 3))
+    np.testing.assert_array_equal(model.run({"x": x})["y"], np.nonzero(x))
+    np.testing.assert_array_equal(model.run({"x": x[:, ::-1]})["y"], np.nonzero(x[:, ::-1]))
+    for other in (x * 0, x + 1):
+        with pytest.raises(Error, match="its data do not select 3 values"):
+            model.run({"x": other})
+
+
+def test_boxes_are_kept_as_a_plain_search_keeps_them() -> None:
+    rng = np.random.default_rng(11)
+    corner = rng.uniform(0, 4, (2, 9, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.5, 3, (2, 9, 2))], 2).astype(np.float32)
+    scores = rng.uniform(0, 1, (2, 3, 9)).astype(np.float32)
+    each, overlap, least = numbers(4), np.array([0.3], np.float32), np.array([0.2], np.float32)
+    given = {"b": boxes, "s": scores, "n": each, "o": overlap, "l": least}
+    want = [
+        (b, c, i)
+        for b, c in np.ndindex(2, 3)
+        for i in _kept(boxes[b], scores[b, c], int(each[0]), float(overlap[0]), float(least[0]))
+    ]
+    model = compiled("NonMaxSuppression", given, (len(want), 3))
+    np.testing.assert_array_equal(model.run(given)["y"], want)
+    with pytest.raises(Error, match="do not select"):
+        model.run({**given, "n": numbers(1)})
+
+
+def _kept(boxes: Array, scores: Array, most: int, overlap: float, least: float) -> list[int]:
+    kept: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        a = boxes[i]
+        if scores[i] <= least or len(kept) == most:
+            continue
+        shares = []
+        for b in boxes[kept]:
+            width, height = (min(a[k + 2], b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+            both = max(width, 0) * max(height, 0)
+            areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
+            shares.append(both / (sum(areas) - both))
+        if max(shares, default=0) <= overlap:
+            kept.append(i)
+    return kept
+
+
+def test_code_for_c_refuses_runs_that_must_be_checked(tmp_path: Path) -> None:
+    node = make_node("NonZero", ["x"], ["y"])
+    sides = [make_tensor_value_info("x", 1, [3])], [make_tensor_value_info("y", 7, [1, 2])]
+    model = helper.make_model(helper.make_graph([node], "g", *sides))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(Error, match="a run must check operands"):
+        qcompiler.export_c(tmp_path / "m.onnx", tmp_path / "m")
