@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from qcompiler.artifact.artifact import Artifact, Binary, Check, Manifest, StepFact, Value, Variant
 from qcompiler.emit import native, program
+from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan, Step
@@ -16,6 +17,9 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
     """Plan -> artifact of one variant: code, weights, and a manifest that describes them."""
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
+    if made.checks and not isinstance(made.device, Cpu):
+        hint = "make these operands constants (initializers) of the model"
+        raise Error(f"runs on a GPU are not checked: {next(iter(made.checks))}", hint=hint)
     code = native.emit(made) if isinstance(made.device, Cpu) else program.emit(made)
     graph, device = made.graph, made.device
     steps = tuple(

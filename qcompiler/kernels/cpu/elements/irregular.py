@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.tir import Value
@@ -32,7 +32,7 @@ def _alone(region: Region, most: int) -> Skip | None:
 
 
 @kernel("non_max_suppression")
-def non_max_suppression(region: Region, device: Device) -> Kernel | Skip:
+def non_max_suppression(region: Region, device: Cpu) -> Kernel | Skip:
     """For each class of each image: as many scans as boxes are kept."""
     if reason := _alone(region, 1 << 28):
         return reason
@@ -132,7 +132,7 @@ class _Suppression:
 
 
 @kernel("Det")
-def det(region: Region, device: Device) -> Kernel | Skip:
+def det(region: Region, device: Cpu) -> Kernel | Skip:
     """In float64: a product of pivots, the largest of a column each."""
     if reason := _alone(region, 1 << 28):
         return reason
