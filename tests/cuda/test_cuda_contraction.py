@@ -89,6 +89,7 @@ def test_windows_are_gathered_while_they_are_multiplied(case: dict[str, tuple[in
         dict(x=(1, 5, 6, 4), w=(3, 3, 4, 8), pads=(1, 1, 1, 1), pad_value=7),
         dict(x=(1, 5, 5, 16), w=(1, 1, 16, 5)),
         dict(x=(1, 6, 6, 8), w=(3, 3, 4, 8), group=2),
+        dict(x=(1, 9, 7, 3), w=(3, 3, 3, 8), pads=(1, 1, 1, 1), pad_value=5),
     ],
     ids=lambda c: "x".join(map(str, c["w"])),
 )
@@ -101,6 +102,19 @@ def test_bytes_are_multiplied_exactly(case: dict[str, tuple[int, ...]], dtype: s
     info = np.iinfo(dtype)
     values = rng.integers(info.min, info.max + 1, case["x"]).astype(dtype)
     every_tile(y, y, (x,), [values])
+
+
+def test_bytes_may_be_multiplied_by_what_is_no_constant() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.integers(0, 256, (2, 9, 12)).astype(np.uint8),
+        rng.integers(-128, 128, (2, 12, 6)).astype(np.int8),
+    ]
+    inputs = tuple(
+        placeholder(n, Type(a.dtype.name, a.shape)) for n, a in zip("xw", arrays, strict=True)
+    )
+    y = make("matmul", *inputs)
+    every_tile(y, y, inputs, arrays)
 
 
 def test_what_follows_a_product_of_bytes_is_fused() -> None:

@@ -265,6 +265,8 @@ def test_every_formula_means_what_numpy_says(op: str, isa: Isa) -> None:
     widest = isa is vector_isas()[-1]
     for dtype in ("float32", "float16", "int32", "bool") if widest else ("float32", "int32"):
         arrays = [values(dtype, (3, 37), i) for i in range(max(arity(op), 1))]
+        if isa.name in board.FLUSHES and dtype == "float32":
+            arrays = [np.where(np.abs(a) < TINY, np.float32(0), a) for a in arrays]
         if op == "Where":
             arrays[0] = values("bool", (3, 37))
         if op in ("Gelu", "Swish", "SwiGLU", "Mish", "Sigmoid", "Elu", "Celu", "Selu", "Softplus"):

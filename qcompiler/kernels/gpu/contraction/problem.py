@@ -54,13 +54,19 @@ class Problem:
 
     @property
     def bytes(self) -> bool:
-        """Are bytes multiplied, four of a word at once?"""
+        """Are bytes multiplied?"""
         return self.root.dtype == "int32"
+
+    @property
+    def words(self) -> bool:
+        """Can four bytes of a word be multiplied at once?"""
+        constant = self.root.operands[1].is_constant and not self.transposed
+        return self.bytes and constant and self.neighbours % 4 == 0
 
     @property
     def per(self) -> int:
         """Values of k that one element of a tile holds."""
-        return 4 if self.bytes else 1
+        return 4 if self.words else 1
 
     @property
     def element(self) -> str:
@@ -106,7 +112,7 @@ class Problem:
         transposed) lie, in values.
         """
         right = self.root.operands[1]
-        if self.bytes:
+        if self.words:
             shared = prod(right.type.dims[:-2]) == 1 and self.root.op == "matmul"
             each = 0 if shared else self.depth * self.width
             return b.let(image * each), self.width * 4

@@ -3,7 +3,7 @@
 Both operands of a step lie in shared memory, [k][m] and [k][n]. While a step is multiplied the next
 one is already on its way from memory to registers, and goes to the other half of shared memory: one
 barrier a step. A thread multiplies some rows by some columns, kept in registers: float32 with one
-rounding each, 16-bit floats widened to it, bytes four at a time where the architecture can.
+rounding each, 16-bit floats widened to it, bytes four at a time where they come in words.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ def gpu_tiled(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     p = Problem.of(root)
     if isinstance(p, Skip):
         return p
-    if p.bytes and _dot(p, device) is None:
+    if p.words and _dot(p, device) is None:
         return Skip("no product of four bytes")
-    if p.bytes and (p.neighbours % 4 or not root.operands[1].is_constant or p.transposed):
-        return Skip("bytes that do not come in words, or are multiplied by no constant")
     if p.root.op == "conv" and p.neighbours == p.width == 1:
         return Skip("a channel by itself has no matrix")
     return [
@@ -154,7 +152,7 @@ class _Tiled:
         dtypes = f"{p.root.operands[0].dtype}_{p.rows}x{p.width}x{p.depth}"
         self.d = d = GridDraft(f"{p.root.op}_{dtypes}", region, device, tile.threads)
         self.b, self.m = d.b, d.m
-        self.dot = _dot(p, device) if p.bytes else None
+        self.dot = _dot(p, device) if p.words else None
         self.left, self.right = p.root.operands[:2]
         down, right = -(-p.rows // tile.rows), -(-p.width // tile.columns)
         d.b.blocks(down, right, p.images)
@@ -188,7 +186,7 @@ class _Tiled:
                 self._put(units, b.let(1 - half, "other"))
             b.barrier()
         self._store()
-        pack = {self.region.inputs.index(self.right): p.packed} if p.bytes else {}
+        pack = {self.region.inputs.index(self.right): p.packed} if p.words else {}
         in_place = in_place_candidates(self.region)
         return self.d.kernel(pack=pack, in_place=in_place, macs=p.macs)
 
@@ -203,7 +201,7 @@ class _Tiled:
         for i in range(-(-units // threads)):
             unit = b.let(b.thread + i * threads, "unit")
             there = None if (i + 1) * threads <= units else unit < units
-            dtype = "int32" if self.p.bytes else operand.dtype
+            dtype = "int32" if self.p.words else operand.dtype
             own = b.local(dtype, count, "coming")
 
             def made(
@@ -228,7 +226,7 @@ class _Tiled:
         p, b = self.p, self.b
         count = 4 if p.neighbours % (4 * p.per) == 0 else 1
         pad = p.root.int("pad_value") if p.root.op == "conv" else 0
-        fill = _word(pad) if p.bytes else pad
+        fill = _word(pad) if p.words else pad
         found = []
         lines = self.tile.rows
         for made, line, first in self._units_of(
@@ -300,7 +298,7 @@ class _Tiled:
                     self.b.emit(move(16, unit.shared + to, unit.own))
                     continue
                 for i in range(unit.count):
-                    dtype = self.p.element if self.p.bytes else unit.operand.dtype
+                    dtype = self.p.element if self.p.words else unit.operand.dtype
                     value = load(self.m, unit.own, dtype, i, 1, 1)
                     wide = self.m.cast(value, self.p.element)
                     unit.shared.store(to + i * unit.apart, wide.expr)
@@ -322,6 +320,8 @@ class _Tiled:
     def _product(self, left: Value, right: Value, sums: Value) -> Value:
         if self.dot is not None:
             return self.dot.emit(sums, left, right)
+        if self.p.bytes:
+            return left * right + sums
         return tir.fma(left, right, sums)
 
     def _fragment(
