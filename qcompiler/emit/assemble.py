@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qcompiler.artifact.artifact import Artifact, Binary, Manifest, StepFact, Value, Variant
+from qcompiler.artifact.artifact import Artifact, Binary, Manifest, StepFact, Variant
 from qcompiler.emit import native, program
 from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Watch
@@ -17,7 +17,8 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
     code = native.emit(made) if isinstance(made.device, Cpu) else program.emit(made)
-    graph, device = made.graph, made.device
+    graph, device, opened = made.graph, made.device, made.opened
+    inputs, outputs = made.sides
     steps = tuple(
         StepFact(
             s.name,
@@ -36,18 +37,17 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         threads=made.useful_threads,
         workspace_bytes=made.workspace_bytes,
         steps=steps,
+        batches=opened.batches if opened else (),
     )
     manifest = Manifest(
         name=graph.name,
-        inputs=tuple(Value(n.name, n.dtype, n.type.dims) for n in graph.inputs),
-        outputs=tuple(
-            Value(name, n.dtype, n.type.dims)
-            for name, n in zip(graph.output_names, graph.outputs, strict=True)
-        ),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
         variants=(variant,),
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes=dict(graph.notes),
         apart=made.apart,
+        symbols=(opened.symbol,) if opened else (),
     )
     return Artifact(manifest, (Binary(code, made.weights, made.blocks),))
 
