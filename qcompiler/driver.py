@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact, joined
+from qcompiler.artifact.manifest import Symbol
+from qcompiler.artifact.sizes import Size
 from qcompiler.data.calibrate import (
     Calibration,
     Observe,
@@ -24,16 +26,18 @@ from qcompiler.data.calibrate import (
 from qcompiler.data.samples import samples
 from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import makes
-from qcompiler.errors import Error
+from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Array, Graph, Node, Type
-from qcompiler.ir.refusals import demand_known, demand_static
+from qcompiler.ir import Array, Dim, Graph, Node
+from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
-from qcompiler.onnx_io.inputs import batch_of_one
+from qcompiler.onnx_io.dims import SAMPLES, open_symbol, read_pinned
 from qcompiler.onnx_io.reader import read
-from qcompiler.onnx_io.text import without_text
 from qcompiler.options import PRECISIONS, Options, Watch
-from qcompiler.plan.plan import Plan
+from qcompiler.plan import open_plan
+from qcompiler.plan.alone import demand_alone
+from qcompiler.plan.batches import cut
+from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.pruning.request import pruning
 from qcompiler.quantization.agreement import Agreement, agreement
@@ -124,6 +128,7 @@ class Compilation:
             device=device,
             choice=choice or Choice(),
             records=records,
+            opened=None,
             float_graph=graph,
             came_quantized=False,
             pruned=graph,
@@ -156,7 +161,8 @@ class Compilation:
             stage=tell and (lambda stage, graph: tell(f"{stage}_{device.isa.name}", graph)),
         )
         made = replace(self, options=replace(self.options, target=target), watch=watch)
-        shared = {"records": self.records, "float_graph": self.float_graph, "seen": self.seen}
+        shared: dict[str, object] = {"records": self.records, "opened": self.opened}
+        shared |= {"float_graph": self.float_graph, "seen": self.seen}
         vars(made).update(device=device, **shared)
         return made
 
@@ -199,11 +205,28 @@ class Compilation:
         return self._through(read(self.model, {}), "fold", "fuse", watch=Watch())
 
     @cached_property
+    def opened(self) -> Opened | None:
+        """The batch that stays open in the artifact, proven to be one; None if none is to."""
+        symbol = _symbol(self.options)
+        if symbol is None:
+            return None
+        batch = Size.of(symbol.name)
+        graph = _read(self.model, self.options, False, {symbol.name: batch})
+        graph = self._through(graph, "fold", watch=Watch())
+        demand_alone(graph, batch)
+        sides = (graph.inputs, graph.outputs)
+        inputs, outputs = (tuple(n.type.shape for n in side) for side in sides)
+        return Opened(symbol, (inputs, outputs))
+
+    @cached_property
     def float_graph(self) -> Graph:
-        """The model as it was trained: read, folded and fused."""
-        options = self.options
+        """The model as it was trained: read, folded and fused; of an open batch, that of so many
+        samples as it is best at.
+        """
+        options, opened = self.options, self.opened
         asked = choose(options.passes, options.disabled_passes)
-        graph = _read(self.model, options, self.one_batch)
+        best: dict[str, Dim] = {opened.symbol.name: opened.symbol.best} if opened else {}
+        graph = _read(self.model, options, self.one_batch, best)
         self.watch.saw("read", graph)
         folded = self._through(graph, "fold")
         demand_known(folded)
@@ -288,7 +311,26 @@ class Compilation:
         """The plan that some records give."""
         asked = self.options.threads > 0
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
+        if self.opened is not None:
+            graphs = self._sized(self.opened.symbol)
+            return open_plan.planned(
+                graphs, self.opened, self.device, tell, reasons, asked=asked, records=records
+            )
         return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
+
+    def _sized(self, symbol: Symbol) -> list[tuple[int, Graph]]:
+        """The graphs of an open batch: of so many samples as it is best at, and of one."""
+        if symbol.best == 1:
+            return [(1, self.lowered)]
+        one = cut(self.lowered, symbol.best, 1)
+        if not isinstance(one, Skip):
+            return [(symbol.best, self.lowered), (1, one)]
+        log.info("samples are computed one by one: %s", one.reason)
+        assert self.opened is not None
+        opened = replace(self.opened, symbol=replace(symbol, best=1))
+        alone = replace(self, options=replace(self.options, opt_dims={symbol.name: 1}))
+        vars(alone).update(device=self.device, records=self.records, seen=self.seen, opened=opened)
+        return [(1, alone.lowered)]
 
     @cached_property
     def built(self) -> Artifact:
@@ -461,23 +503,17 @@ def _noted(graph: Graph, data: Calibration | None) -> Graph:
     return graph if data is None else graph.note(**data.notes)
 
 
-def _read(model: str | Path | onnx.ModelProto, options: Options, one_batch: bool) -> Graph:
-    """ONNX file or model -> its graph with static shapes."""
-    given = options.input_shapes or {}
-    shapes = {k: v if v is None else tuple(v) for k, v in given.items()}
-    batch = ""
+def _symbol(options: Options) -> Symbol | None:
+    """The size that stays open, as asked for; None if none is to."""
+    calibrated = PRECISIONS[options.precision][0] == "quantize_static"
+    return open_symbol(options.dims, options.opt_dims, 1 if calibrated else SAMPLES)
 
-    def settle(types: dict[str, Type]) -> dict[str, Type]:
-        nonlocal batch
-        if one_batch and not shapes:
-            types, batch = batch_of_one(types)
-        demand_static(types)
-        return types
 
-    try:
-        graph = without_text(read(model, shapes, settle))
-    except Error as e:
-        if not batch or e.hint:
-            raise
-        raise Error(e.what, where=e.where, hint=f"the batch is {batch}") from e
-    return graph.note(batch=batch) if batch else graph
+def _read(
+    model: str | Path | onnx.ModelProto,
+    options: Options,
+    one_batch: bool,
+    sizes: Mapping[str, Dim],
+) -> Graph:
+    """ONNX file or model -> its graph, with static shapes but for symbols among `sizes`."""
+    return read_pinned(model, options.input_shapes or {}, options.dims, one_batch, sizes)

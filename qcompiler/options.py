@@ -148,6 +148,22 @@ def shape(word: str) -> tuple[str, tuple[int, ...]]:
     return name, dims
 
 
+def dim(word: str) -> tuple[str, str]:
+    """ "batch=1..64" -> ("batch", "1..64")."""
+    name, equals, text = word.partition("=")
+    if not equals or not name or not text:
+        raise Error(f"{word!r} is not NAME=LO..HI", where="--dim", hint="batch=1..64")
+    return name, text
+
+
+def opt_dim(word: str) -> tuple[str, int]:
+    """ "batch=8" -> ("batch", 8)."""
+    name, _, text = word.partition("=")
+    if not name or not text.isascii() or not text.isdigit():
+        raise Error(f"{word!r} is not NAME=N", where="--opt-dim", hint="batch=8")
+    return name, int(text)
+
+
 @dataclass(frozen=True)
 class Options:
     """How to compile. Raises Error for an invalid value."""
@@ -164,6 +180,21 @@ class Options:
         flags=("--input-shape", "--input-shapes"),
         metavar="NAME=1x3x224x224",
         read=shape,
+    )
+    dims: Mapping[str, int | str] | None = option(
+        None,
+        "what a size that inputs leave open may be: batch=1..64 stays open in the artifact (also"
+        " batch=1.. without an upper bound), height=224 is pinned",
+        flags=("--dim", "--dims"),
+        metavar="NAME=LO..HI",
+        read=dim,
+    )
+    opt_dims: Mapping[str, int] | None = option(
+        None,
+        "number that an open size will be most often, to be fastest at",
+        flags=("--opt-dim", "--opt-dims"),
+        metavar="NAME=N",
+        read=opt_dim,
     )
     threads: int = option(
         0, "threads that the artifact may use; 0: all cores, or one if more would gain little"

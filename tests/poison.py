@@ -17,7 +17,7 @@ import pytest
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
-from qcompiler.runtime import arrays, library, model
+from qcompiler.runtime import arrays, library, model, open_batch
 
 POISONS = (0xFF, 0xAA)
 """NaN or -1, and numbers that are small in float32 and far off as integers."""
@@ -88,7 +88,15 @@ def install(patch: pytest.MonkeyPatch) -> None:
         same(first, second)
         return second
 
-    for place in (library, arrays):
+    outputs = model.OpenModel._outputs
+
+    def poisoned_workspace(self: model.OpenModel, *given: Any) -> list[Array]:
+        context = given[1]
+        context.frame.workspace.array[:] = next(poisons)
+        return outputs(self, *given)
+
+    patch.setattr(model.OpenModel, "_outputs", poisoned_workspace)
+    for place in (library, arrays, open_batch):
         patch.setattr(place, "aligned", poisoned_memory)
     patch.setattr(arrays.Context, "make", poisoned_outputs)
     patch.setattr(library.Frame, "run", poisoned_run)

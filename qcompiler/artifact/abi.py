@@ -91,7 +91,8 @@ class Table:
     """The words of a table: the addresses of the inputs, then of the outputs, `arrays` in all; of
     the weights and the workspace; the first step to run and the one after the last (a run has all
     steps, timing has one; with none the code only requests registers); permission, 0 at first, then
-    REFUSED or GRANTED if the code must request registers.
+    REFUSED or GRANTED if the code must request registers; and, where the batch is open, how often
+    the steps run, each time for the next samples.
     """
 
     arrays: int
@@ -122,6 +123,11 @@ class Table:
         return self.arrays + 4
 
     @property
+    def parts(self) -> int:
+        """Index of the number of parts of an open batch."""
+        return self.arrays + 5
+
+    @property
     def words(self) -> int:
         """Number of words."""
-        return self.arrays + 5
+        return self.arrays + 6

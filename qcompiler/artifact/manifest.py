@@ -8,15 +8,44 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Union
 
 from qcompiler.artifact.shrink import Piece
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 
 FORMAT = 9
 
 Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A size that an artifact leaves open: its name, the least and the largest number that it may
+    be, and the one that it was compiled to be best at.
+    """
+
+    name: str
+    low: int
+    high: int
+    best: int
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Steps from `first` to before `last` compute so many samples, in predicted nanoseconds."""
+
+    samples: int
+    first: int
+    last: int
+    nanoseconds: int
+
+    def __str__(self) -> str:
+        return f"{self.samples} by steps {self.first} to {self.last - 1}"
 
 
 @dataclass(frozen=True)
@@ -26,9 +55,21 @@ class Value:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    """Where sizes are open, one of the shapes that it may have."""
+    open: tuple[int | str, ...] = ()
+    """The shape with open sizes as expressions of symbols; empty if there are none."""
+
+    @property
+    def dims(self) -> tuple[int | str, ...]:
+        """The shape, with open sizes as expressions."""
+        return self.open or self.shape
+
+    def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers, for numbers of the open sizes."""
+        return tuple(d if isinstance(d, int) else Size.of(d).at(sizes) for d in self.dims)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
+        return f"{self.name}: {self.dtype}[{','.join(map(str, self.dims))}]"
 
 
 @dataclass(frozen=True)
@@ -75,6 +116,8 @@ class Variant:
     weights: str = ""
     """The digest of its weights (see `digest_of`)."""
     weights_bytes: int = 0
+    batches: tuple[Batch, ...] = ()
+    """Of an open batch: what runs are made of, the largest first and the last of one sample."""
     blobs: tuple[tuple[int, int], ...] = ()
     """(index among the manifest's blobs, offset in the weights) of each of its constants."""
     checks: tuple[Check, ...] = ()
@@ -106,6 +149,8 @@ class Manifest:
     """Whether every sample of the batch, the first dimension of all inputs and outputs, is known to
     be computed by itself, so that requests may be gathered into batches.
     """
+    symbols: tuple[Symbol, ...] = ()
+    """The sizes that inputs leave open."""
     format: int = FORMAT
 
     @property
@@ -129,7 +174,10 @@ class Manifest:
         )
         sizes += tuple(n for c in variant.checks for n in (c.offset, c.bytes))
         machine = (variant.isa, variant.triple, variant.cpu_flags)
-        return signature(inputs, outputs, sizes, machine, weights_digest)
+        symbols, batches = map(astuple, self.symbols), map(astuple, variant.batches)
+        sides = (v.open for v in (*self.inputs, *self.outputs)) if self.symbols else ()
+        opened = [*symbols, *batches, *sides]
+        return signature(inputs, outputs, sizes, machine, weights_digest, opened)
 
 
 def signature(
@@ -138,14 +186,17 @@ def signature(
     sizes: Sequence[int],
     machine: tuple[str, str, Iterable[str]],
     weights_digest: str,
+    opened: Sequence[Sequence[object]] = (),
 ) -> int:
     """What machine code expects of its manifest -> 31 bits, which the code returns too. `inputs`,
     `outputs`: (name, dtype, shape); `sizes`: bytes of weights and workspace, numbers of steps and
-    threads; `machine`: instruction set, triple, flags that the CPU must have.
+    threads; `machine`: instruction set, triple, flags that the CPU must have; `opened`: symbols,
+    batches and shapes of an open batch.
     """
     sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
     isa, triple, cpu_flags = machine
-    text = json.dumps([*sides, list(sizes), isa, triple, sorted(cpu_flags), weights_digest])
+    open_ = [list(opened)] if opened else []
+    text = json.dumps([*sides, list(sizes), isa, triple, sorted(cpu_flags), weights_digest, *open_])
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
@@ -186,8 +237,10 @@ def read(text: bytes, where: str) -> Manifest:
         notes=_strings(raw["notes"]),
         blobs=tuple(_piece(p) for p in _list(raw["blobs"])),
         apart=_bool(raw["apart"]),
+        symbols=tuple(_symbol(s) for s in _list(raw.get("symbols", []))),
     )
     _demand_whole(made)
+    _demand_sizes(made)
     return made
 
 
@@ -204,6 +257,44 @@ def _demand_whole(made: Manifest) -> None:
         raise ValueError("the variants' constants are not those that are kept")
 
 
+def _demand_sizes(made: Manifest) -> None:
+    """Raise ValueError unless all open sizes are of known symbols, and batches are of known steps,
+    down to one sample.
+    """
+    if len(made.symbols) > 1:
+        raise ValueError("more than one size is open")
+    ranges = {s.name: (s.low, s.high) for s in made.symbols}
+    for value in (*made.inputs, *made.outputs):
+        open_ = [d for d in value.open if isinstance(d, str)]
+        try:
+            low = min((Size.of(d).bounds(ranges)[0] for d in open_), default=0)
+        except Error as e:
+            raise ValueError(str(e)) from e
+        ranks = len(value.open) in (0, len(value.shape))
+        first = open_ == list(value.open[:1]) if made.symbols else not value.open
+        if low < 0 or not ranks or not first:
+            raise ValueError(f"{value} has sizes that are not known")
+    for symbol in made.symbols:
+        if not 1 <= symbol.low <= symbol.high < 1 << 31 or not 1 <= symbol.best <= symbol.high:
+            raise ValueError(f"{symbol} is no range")
+    for variant in made.variants:
+        sizes = [b.samples for b in variant.batches]
+        apart = sizes == sorted(set(sizes), reverse=True) and sizes[-1:] == [1]
+        inside = all(b.first < b.last <= len(variant.steps) for b in variant.batches)
+        if bool(sizes) != bool(made.symbols) or (sizes and not (apart and inside)):
+            raise ValueError(f"{variant} has batches that are not known")
+
+
+def _symbol(raw: Json) -> Symbol:
+    s = _object(raw)
+    return Symbol(_string(s["name"]), *(_int(s[k]) for k in ("low", "high", "best")))
+
+
+def _batch(raw: Json) -> Batch:
+    b = _object(raw)
+    return Batch(*(_int(b[k]) for k in ("samples", "first", "last", "nanoseconds")))
+
+
 def _variant(raw: Json) -> Variant:
     v = _object(raw)
     pairs = [_list(b) for b in _list(v["blobs"])]
@@ -215,6 +306,7 @@ def _variant(raw: Json) -> Variant:
         workspace_bytes=_int(v["workspace_bytes"]),
         steps=tuple(_step(s) for s in _list(v["steps"])),
         notes=_strings(v["notes"]),
+        batches=tuple(_batch(b) for b in _list(v.get("batches", []))),
         code=_string(v["code"]),
         code_bytes=_int(v["code_bytes"]),
         weights=_string(v["weights"]),
@@ -234,7 +326,9 @@ def _checks(raw: Json, workspace_bytes: int) -> tuple[Check, ...]:
 
 def _value(raw: Json) -> Value:
     v = _object(raw)
-    return Value(str(v["name"]), str(v["dtype"]), tuple(_int(d) for d in _list(v["shape"])))
+    shape = tuple(_int(d) for d in _list(v["shape"]))
+    open_ = tuple(d if isinstance(d, str) else _int(d) for d in _list(v.get("open", [])))
+    return Value(str(v["name"]), str(v["dtype"]), shape, open_)
 
 
 def _piece(raw: Json) -> Piece:

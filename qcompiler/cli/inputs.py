@@ -19,7 +19,7 @@ def inputs_of(a: Namespace, model: Interface, count: int = 1) -> list[dict[str, 
 
         from qcompiler.data.samples import samples
 
-        types = {v.name: (v.dtype, v.shape) for v in model.inputs}
+        types = {v.name: (v.dtype, v.dims) for v in model.inputs}
         found = list(islice(samples(str(a.inputs), types), count))
         if not found:
             raise Error("no samples", where=str(a.inputs))

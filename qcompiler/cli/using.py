@@ -216,6 +216,7 @@ def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
         "artifact": manifest.name,
         "inputs": "; ".join(map(str, manifest.inputs)),
         "outputs": "; ".join(map(str, manifest.outputs)),
+        **({"open": ", ".join(map(str, manifest.symbols))} if manifest.symbols else {}),
         **manifest.producer,
         **manifest.notes,
     }
@@ -256,6 +257,7 @@ def _variant_facts(variant: Variant, binary: Binary) -> dict[str, object]:
         "code": size(len(binary.code)),
         "weights": size(binary.weights.nbytes),
         "workspace": size(variant.workspace_bytes),
+        **({"samples": ", then ".join(map(str, variant.batches))} if variant.batches else {}),
         **variant.notes,
     }
 

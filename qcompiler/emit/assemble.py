@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from qcompiler.artifact.artifact import Artifact, Binary, Check, Manifest, StepFact, Value, Variant
+from qcompiler.artifact.artifact import Artifact, Binary, Check, Manifest, StepFact, Variant
 from qcompiler.emit import native, program
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu
@@ -21,7 +21,8 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         hint = "make these operands constants (initializers) of the model"
         raise Error(f"runs on a GPU are not checked: {next(iter(made.checks))}", hint=hint)
     code = native.emit(made) if isinstance(made.device, Cpu) else program.emit(made)
-    graph, device = made.graph, made.device
+    graph, device, opened = made.graph, made.device, made.opened
+    inputs, outputs = made.sides
     steps = tuple(
         StepFact(
             s.name,
@@ -41,15 +42,17 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         workspace_bytes=made.workspace_bytes,
         steps=steps,
         checks=tuple(Check(what, p.offset, p.bytes) for what, p in made.checks.items()),
+        batches=opened.batches if opened else (),
     )
     manifest = Manifest(
         name=graph.name,
-        inputs=tuple(Value(n.name, n.dtype, n.type.dims) for n in graph.inputs),
-        outputs=tuple(Value(name, n.dtype, n.type.dims) for name, n in graph.results.items()),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
         variants=(variant,),
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes=dict(graph.notes),
         apart=made.apart,
+        symbols=(opened.symbol,) if opened else (),
     )
     return Artifact(manifest, (Binary(code, made.weights, made.blocks),))
 

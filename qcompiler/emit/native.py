@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import tvm
 from tvm import tirx
@@ -83,7 +84,7 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
     whole = {**_team_entries(), "qcompiler_signature": _signature(plan)} if team else {}
     found = plan_sections(plan, known)
     isa, steps = plan.device.isa, len(plan.steps)
-    return _layers(found, body, made, steps, plan.parts, isa, whole)
+    return _layers(found, body, made, steps, 0 if plan.opened else plan.parts, isa, whole)
 
 
 def plan_sections(plan: Plan, known: dict[str, tuple[Part, ...]] | None = None) -> list[Section]:
@@ -109,7 +110,8 @@ def _layers(
     pieces = list(_pieces(found))
     runs = {f"qcompiler_piece{i}": body.piece(piece) for i, piece in enumerate(pieces)}
     shell = _dispatch(pieces)
-    text = team.text(isa, _facts(found, steps, parts, body.table.first))
+    facts = _facts(found, steps, parts, body.table.first)
+    text = team.text(isa, facts if parts else replace(facts, parts_at=body.table.parts))
     text += entries.text(isa, body.table.permission)
     return [
         Layer(kernels),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import astuple
+
 from qcompiler.artifact.artifact import Binary, signature
 from qcompiler.plan.plan import Plan
 
 
 def signature_of(plan: Plan) -> int:
     """What the code of a plan expects of its manifest."""
-    graph = plan.graph
-    inputs = [(n.name, n.dtype, n.type.dims) for n in graph.inputs]
-    outputs = [(name, n.dtype, n.type.dims) for name, n in graph.results.items()]
+    sides, opened = plan.sides, plan.opened
+    inputs, outputs = ([(v.name, v.dtype, v.shape) for v in side] for side in sides)
+    open_: list[Sequence[object]] = []
+    if opened:
+        batches = [astuple(b) for b in opened.batches]
+        open_ = [astuple(opened.symbol), *batches, *(v.open for side in sides for v in side)]
     sizes: tuple[int, ...] = (plan.weights.nbytes, plan.workspace_bytes)
     sizes += (len(plan.steps), plan.useful_threads)
     sizes += tuple(n for p in plan.checks.values() for n in (p.offset, p.bytes))
     isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
     machine = (isa.name, isa.triple, isa.cpu_flags)
-    return signature(inputs, outputs, sizes, machine, weights.digest)
+    return signature(inputs, outputs, sizes, machine, weights.digest, open_)

@@ -42,6 +42,8 @@ class Sections:
     ends: Sequence[int]
     parts: int
     first_at: int
+    parts_at: int = 0
+    """Which word holds the number of parts, if the batch is open."""
 
 
 def text(isa: Isa, sections: Sections) -> str:
@@ -56,7 +58,8 @@ def text(isa: Isa, sections: Sections) -> str:
         "BEGINS": array(sections.begins),
         "ENDS": array(sections.ends),
         "STEPS": str(max(len(sections.begins), 1)),
-        "PARTS": str(sections.parts),
+        "PARTS": "%parts" if sections.parts_at else str(sections.parts),
+        "COUNT": _COUNT.replace("@AT", str(sections.parts_at)) if sections.parts_at else "",
         "FIRST_AT": str(sections.first_at),
     }
     made = TABLE + _JOB + _ALONE + _LAUNCH + _READ + LOOP + WAIT
@@ -160,6 +163,9 @@ done:
 """
 """Where loops over parts %p and their sections %s go on, and where they end."""
 
+_COUNT = "  %parts = call i32 @team_number(ptr %table, i32 @AT)\n"
+"""How an open batch's number of parts is read."""
+
 _ALONE = """
 define internal void @team_alone(ptr %table) alwaysinline {
 entry:
@@ -169,7 +175,7 @@ entry:
   br label %part
 part:
   %p = phi i32 [ 0, %entry ], [ %next_part, %part_done ]
-  %more_parts = icmp slt i32 %p, @PARTS
+@COUNT  %more_parts = icmp slt i32 %p, @PARTS
   br i1 %more_parts, label %section, label %done
 section:
   %s = phi i32 [ %first, %part ], [ %next_section, %section_done ]
@@ -197,7 +203,7 @@ _LAUNCH = """
 define internal void @team_launch(ptr %team, ptr %table, i32 %threads) alwaysinline {
 entry:
   %length = call i32 @team_length(ptr %table)
-  %total = mul i32 %length, @PARTS
+@COUNT  %total = mul i32 %length, @PARTS
   %some = icmp sgt i32 %total, 0
   br i1 %some, label %look, label %done
 look:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeGuard, Union
 from qcompiler import plugins
 from qcompiler.artifact.abi import ALIGN, SEAL_BYTES, seal
 from qcompiler.artifact.artifact import Artifact, Bytes, Value, open_artifact
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.driver import Compilation
 from qcompiler.emit.c_entry import ENTRY, SHARED, WEIGHTS, Taken, c_entry
 from qcompiler.emit.native import emit_objects
@@ -135,7 +136,15 @@ def is_artifact(path: Path) -> bool:
         return False
 
 
+def demand_closed(symbols: Sequence[Symbol], where: str) -> None:
+    """Raise Error where sizes are open: C is told the size of every array."""
+    for symbol in symbols:
+        hint = f"pin it: --dim {symbol.name}=N"
+        raise Error(f"{symbol.name} is open, C needs fixed sizes", where=where, hint=hint)
+
+
 def _of_model(made: Compilation) -> _Model:
+    demand_closed([made.opened.symbol] if made.opened else [], str(made.model)[:200])
     plan, model = made.plan, made.model
     graph, isa = plan.graph, plan.device.isa
     _demand_unchecked(graph.checks, graph.name)
@@ -157,6 +166,7 @@ def _of_model(made: Compilation) -> _Model:
 
 
 def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
+    demand_closed(made.manifest.symbols, source)
     plugins.load_all()
     variants = made.manifest.variants
     found = [i for i, v in enumerate(variants) if wanted in ("", v.isa)]

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size
 from qcompiler.dtypes import Array as Array
 from qcompiler.dtypes import Dim as Dim
 from qcompiler.dtypes import numpy_dtype as numpy_dtype
@@ -46,6 +47,13 @@ class Type:
     def static(self) -> bool:
         """Is every dimension a number?"""
         return all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        """The symbols of its unknown dimensions."""
+        return frozenset[str]().union(
+            *(Size.of(d).symbols for d in self.shape if isinstance(d, str))
+        )
 
     @property
     def dims(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto
 
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Type
 from qcompiler.ir.refusals import pins
@@ -99,13 +100,15 @@ def _input_type(
             raise Error(
                 "its rank is not known", where=where, hint=f"--input-shape {info.name}=1x3x224x224"
             )
-        return Type(dtype, tuple(_symbol(f"{info.name}_{i}", symbols) for i in range(len(wanted))))
+        names = (f"{info.name}_{i}" for i in range(len(wanted)))
+        return Type(dtype, tuple(Size.of(_symbol(n, symbols)) for n in names))
     shape: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             shape.append(dim.dim_value)
         else:
-            shape.append(_symbol(dim.dim_param or f"{info.name}_{axis}", symbols))
+            name = dim.dim_param or f"{info.name}_{axis}"
+            shape.append(Size.of(_symbol(name, symbols)))
     return checked_type(Type(dtype, tuple(shape)), where)
 
 

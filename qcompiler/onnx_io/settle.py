@@ -23,6 +23,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Attr, Node, constant
 from qcompiler.onnx_io.call import Call, Result, axis_of
 from qcompiler.ops import OPERATORS, known_value, make
+from qcompiler.ops.known_sizes import known_sizes
 
 Shape = tuple[int, ...]
 Require = Callable[[Node, str], None]
@@ -143,7 +144,7 @@ def settled(call: Call, shapes: tuple[Shape | None, ...], require: Require) -> R
     call = _with_empty(call)
     operands, settle = _SETTLES.get(call.op, ((), None))
     given = [call.input(i) for i in operands]
-    if settle is None or all(i is None or known_value(i) is not None for i in given):
+    if settle is None or all(i is None or _is_known(i) for i in given):
         return call
     if not all(i is None or i.type.static for i in call.inputs):
         return call  # a refusal elsewhere names what made the size unknown
@@ -153,6 +154,11 @@ def settled(call: Call, shapes: tuple[Shape | None, ...], require: Require) -> R
         if call.op not in OPERATORS:
             raise e.error from e
         return call
+
+
+def _is_known(node: Node) -> bool:
+    """Are its numbers known, or sizes that only depend on those that the model leaves open?"""
+    return known_value(node) is not None or known_sizes(node) is not None
 
 
 def _with_empty(call: Call) -> Call:

@@ -9,7 +9,7 @@ from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, typed
-from qcompiler.ops.shapes import count_of, known_ints
+from qcompiler.ops.shapes import count_of, known_dims
 
 
 @operator("ConstantOfShape", value=None)
@@ -30,7 +30,7 @@ def _(node: Node) -> Type:
 
 def _dims_of(node: Node) -> tuple[Dim, ...]:
     """The shape given by a tensor's values; new symbols where they are unknown."""
-    known = known_ints(node)
+    known = known_dims(node)
     return tuple(fresh() for _ in range(count_of(node))) if known is None else known
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Dim, Node, Type, numpy_dtype
 from qcompiler.ops.evaluate import known_value
@@ -17,6 +17,7 @@ from qcompiler.ops.shapes import (
     axes_of,
     axis_of,
     count_of,
+    known_dims,
     known_ints,
     need_rank,
     need_shape,
@@ -97,9 +98,10 @@ def _(node: Node) -> Type:
     return Type("int64", ())
 
 
-def reshaped(shape: Sequence[Dim], target: Sequence[int], allowzero: bool) -> tuple[Dim, ...]:
+def reshaped(shape: Sequence[Dim], target: Sequence[Dim], allowzero: bool) -> tuple[Dim, ...]:
     """0 copies a dimension (unless `allowzero`), -1 is inferred."""
-    if target.count(-1) > 1 or min(target, default=0) < -1:
+    given = [d for d in target if isinstance(d, int)]
+    if given.count(-1) > 1 or min(given, default=0) < -1:
         raise Error(f"cannot reshape to {list(target)}")
     dims: list[Dim] = []
     for i, d in enumerate(target):
@@ -109,19 +111,14 @@ def reshaped(shape: Sequence[Dim], target: Sequence[int], allowzero: bool) -> tu
             dims.append(shape[i])
         else:
             dims.append(d)
-    copied = [d for d in dims if isinstance(d, str)]
-    rest = list((Counter(d for d in shape if isinstance(d, str)) - Counter(copied)).elements())
-    have = prod(d for d in shape if isinstance(d, int))
-    want = prod(d for d in dims if isinstance(d, int) and d != -1)
+    have, want = total(shape), total([d for d in dims if d != -1])
     if -1 in target:
-        at = target.index(-1)
-        if rest:
-            dims[at] = rest[0] if len(rest) == 1 and have == want else fresh()
-        elif not want or have % want:
+        whole = Size.of(have).over(want) if want else None
+        numbers = isinstance(have, int) and isinstance(want, int)
+        if whole is None and (numbers or not want):
             raise Error(f"{list(shape)} does not divide into {list(target)}")
-        else:
-            dims[at] = have // want
-    elif not rest and have != want:
+        dims[target.index(-1)] = fresh() if whole is None else settled(whole)
+    elif not agree(have, want):
         raise Error(f"cannot reshape {list(shape)} to {list(target)}")
     return tuple(dims)
 
@@ -135,7 +132,7 @@ def reshape(node: Node, x: Numbers, target: Numbers) -> Numbers:
 @typed(reshape)
 def _(node: Node) -> Type:
     x, target = node.operands
-    known = known_ints(target)
+    known = known_dims(target)
     if known is None:
         return Type(x.dtype, tuple(fresh() for _ in range(count_of(target))))
     return Type(x.dtype, reshaped(x.shape, known, bool(node.int("allowzero"))))
@@ -224,11 +221,11 @@ def expand(node: Node, x: Numbers, target: Numbers) -> Numbers:
 @typed(expand)
 def _(node: Node) -> Type:
     x, target = node.operands
-    known = known_ints(target)
+    known = known_dims(target)
     if known is None:
         rank = max(x.type.rank, count_of(target))
         return Type(x.dtype, tuple(fresh() for _ in range(rank)))
-    if min(known, default=0) < 0:
+    if min((d for d in known if isinstance(d, int)), default=0) < 0:
         raise Error(f"cannot expand to {list(known)}")
     return Type(x.dtype, broadcast(x.shape, known))
 
@@ -284,7 +281,7 @@ def _(node: Node) -> Type:
     def over(size: Dim, by: int) -> Dim:
         if isinstance(size, int) and size % by:
             raise Error(f"{by} does not divide {size} of {x}")
-        return size // by if isinstance(size, int) else fresh()
+        return size // by if isinstance(size, int) else settled(Size.of(size) // by)
 
     if node.op == "DepthToSpace":
         return Type(x.dtype, (n, over(c, b * b), total((h, b)), total((w, b))))

@@ -8,7 +8,16 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
-from qcompiler.ops.shapes import MOST, agree, axes_of, axis_of, count_of, known_ints, unite
+from qcompiler.ops.shapes import (
+    MOST,
+    agree,
+    axes_of,
+    axis_of,
+    count_of,
+    known_ints,
+    together,
+    unite,
+)
 
 
 @operator("Concat", axis=required())
@@ -27,12 +36,7 @@ def _(node: Node) -> Type:
         others = [*x.shape[:axis], dims[axis], *x.shape[axis + 1 :]]
         dims = [unite(a, b) for a, b in zip(dims, others, strict=True)]
         along.append(x.shape[axis])
-    wide = [d for d in along if d != 0]
-    numbers = [d for d in wide if isinstance(d, int)]
-    if len(numbers) == len(wide):
-        dims[axis] = sum(numbers)
-    else:
-        dims[axis] = wide[0] if len(wide) == 1 else fresh()
+    dims[axis] = together(along)
     return Type(first.dtype, tuple(dims))
 
 
@@ -181,8 +185,8 @@ def _(node: Node) -> Type:
             if left < 0 or (left == 0 and max(begin, end) > 0 and node.str("mode") != "constant"):
                 raise Error(f"pads {begin} and {end} leave nothing of {size} values")
             dims[axis] = size + begin + end
-        elif begin or end:
-            dims[axis] = fresh()
+        else:
+            dims[axis] = together((size, begin, end))
     return Type(x.dtype, tuple(dims))
 
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Attr, Dim, Node, Type
 from qcompiler.ops.math import NUMPY
@@ -191,9 +192,9 @@ def optional(node: Node, index: int) -> Node | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def fresh() -> str:
+def fresh() -> Size:
     """A new unique symbol for a dimension known at run time only."""
-    return f"?{next(_symbols)}"
+    return Size.of(f"?{next(_symbols)}")
 
 
 def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from math import prod
+from operator import add
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.evaluate import known_value
-from qcompiler.ops.registry import fresh
+from qcompiler.ops.known_sizes import known_sizes
 
 MOST = 1 << 16
 """Most dimensions, or pieces of a value, that a vector may describe."""
@@ -37,6 +40,15 @@ def known_ints(node: Node | None) -> tuple[int, ...] | None:
     return None if value is None else tuple(int(v) for v in value.ravel())
 
 
+def known_dims(node: Node) -> tuple[Dim, ...] | None:
+    """The sizes in a small integer tensor, flattened, some of them open; None if unknown."""
+    known = known_ints(node)
+    if known is not None:
+        return known
+    sizes = known_sizes(node)
+    return None if sizes is None else tuple(sizes.ravel().tolist())
+
+
 def count_of(node: Node) -> int:
     """How many numbers a vector holds whose values are not known, but which decide a rank."""
     if node.type.rank != 1 or not isinstance(node.shape[0], int):
@@ -47,8 +59,10 @@ def count_of(node: Node) -> int:
 
 
 def agree(a: Dim, b: Dim) -> bool:
-    """Can two dimensions be equal? Only two different numbers cannot."""
-    return isinstance(a, str) or isinstance(b, str) or a == b
+    """Can two dimensions be equal? Two that always differ by the same number cannot."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return a == b or isinstance(settled(Size.of(a) - b), str)
 
 
 def unite(a: Dim, b: Dim) -> Dim:
@@ -59,12 +73,17 @@ def unite(a: Dim, b: Dim) -> Dim:
 
 
 def total(dims: Sequence[Dim]) -> Dim:
-    """The product of dimensions; a new symbol unless it is a number or one symbol."""
+    """The product of dimensions."""
     numbers = prod(d for d in dims if isinstance(d, int))
-    symbols = [d for d in dims if isinstance(d, str)]
-    if not symbols or not numbers:
-        return numbers
-    return symbols[0] if len(symbols) == 1 and numbers == 1 else fresh()
+    symbols = [Size.of(d) for d in dims if isinstance(d, str)]
+    return settled(prod(symbols, start=Size.of(numbers))) if symbols and numbers else numbers
+
+
+def together(dims: Sequence[Dim]) -> Dim:
+    """The sum of dimensions."""
+    numbers = sum(d for d in dims if isinstance(d, int))
+    symbols = [Size.of(d) for d in dims if isinstance(d, str)]
+    return settled(reduce(add, symbols, Size.of(numbers))) if symbols else numbers
 
 
 def need_rank(node: Node, least: int, what: str) -> Type:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Attr, Dim, Node
 from qcompiler.ops.registry import fresh
@@ -84,8 +85,11 @@ class Window:
 
     def _output(self, axis: int, size: Dim) -> Dim:
         pads, reach, stride = self.pads[axis], self.reach[axis], self.strides[axis]
-        if isinstance(size, str) or pads is None:
-            return size if stride == 1 and pads is not None and sum(pads) == reach - 1 else fresh()
+        if pads is None:
+            return fresh()
+        if isinstance(size, str):
+            rest = Size.of(size) + (sum(pads) - reach)
+            return fresh() if self.ceil and stride > 1 else settled(rest // stride + 1)
         if size + sum(pads) > MAX_ELEMENTS:
             raise Error(f"{size} padded by {pads} is beyond {MAX_ELEMENTS}")
         room = size + sum(pads) - reach

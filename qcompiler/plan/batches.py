@@ -15,7 +15,7 @@ from math import isqrt
 
 import numpy as np
 
-from qcompiler.errors import Skip
+from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.ops import make
@@ -106,11 +106,23 @@ def _divisors(number: int) -> Iterator[int]:
             yield from (low, number // low)
 
 
-class _Part:
-    """Makes the nodes of a part from those of the whole."""
+def cut(graph: Graph, batch: int, size: int) -> Graph | Skip:
+    """A graph over a batch of samples that are known not to meet -> the graph of `size` of them, or
+    why there is none.
+    """
+    try:
+        return _Part(batch, size, cuts=True).graph(graph)
+    except Error as e:
+        return Skip(f"a part of the batch makes no sense: {e.what}")
 
-    def __init__(self, batch: int, size: int) -> None:
-        self.batch, self.size = batch, size
+
+class _Part:
+    """Makes the nodes of a part from those of the whole. `cuts`: also of constants that are the
+    same for all images, and where an image has several rows of the first dimension.
+    """
+
+    def __init__(self, batch: int, size: int, *, cuts: bool = False) -> None:
+        self.batch, self.size, self.cuts = batch, size, cuts
         self.made: dict[Node, Node] = {}
         self.batched: set[Node] = set()
 
@@ -136,10 +148,10 @@ class _Part:
         mixed = Skip(f"{node.name or 'a node'} ({node.op}) may mix the images of a batch")
         if not self._apart(node):
             return mixed
-        inputs = [None if i is None else self.made[i] for i in node.inputs]
+        inputs = [None if i is None else self._operand(i, node) for i in node.inputs]
         if node.op == "Reshape":
             target = np.array(node.operands[1].array)
-            target[0] = self.size
+            target[0] = self._rows(node.type.dims[0])
             inputs[1] = constant(target)
         made = make(node.op, *inputs, name=node.name, **node.attrs)
         if made.types != tuple(map(self._type, node.types)):
@@ -147,14 +159,33 @@ class _Part:
         self.batched.add(node)
         return made
 
+    def _operand(self, operand: Node, node: Node) -> Node:
+        """An operand's part; of a constant that has a row for each image, so many rows."""
+        made = self.made[operand]
+        rows = operand.is_constant and operand.type.rank == node.types[0].rank
+        repeated = rows and operand.type.dims[0] == node.types[0].dims[0] > 1
+        if not (repeated and self.cuts) or not (node.op == "Concat" or is_elementwise(node)):
+            return made
+        kept = operand.array[: self._rows(operand.type.dims[0])]
+        return constant(np.ascontiguousarray(kept), operand.name)
+
+    def _rows(self, whole: int) -> int:
+        """Rows of the whole batch -> those of the part."""
+        return whole * self.size // self.batch
+
+    def _spans(self, type: Type) -> bool:
+        """Does the first dimension go over the images?"""
+        rows = type.dims[0] if type.rank else 0
+        return rows == self.batch or (self.cuts and rows > 0 and rows % self.batch == 0)
+
     def _type(self, whole: Type) -> Type:
-        return Type(whole.dtype, (self.size, *whole.shape[1:]))
+        return Type(whole.dtype, (self._rows(whole.dims[0]), *whole.shape[1:]))
 
     def _apart(self, node: Node) -> bool:
         """Does every image of a node's output depend on one image of its operands only?"""
-        if any(t.rank == 0 or t.dims[0] != self.batch for t in node.types):
+        if not all(map(self._spans, node.types)):
             return False
-        if self.size == self.batch and self._apart_as_a_whole(node):
+        if (self.cuts or self.size == self.batch) and self._apart_as_a_whole(node):
             return True
         first, others = node.operands[0], node.operands[1:]
         alone = first in self.batched and not self.batched.intersection(others)
@@ -176,7 +207,7 @@ class _Part:
         if node.op == "Flatten":
             return alone and attrs["axis"] == 1
         if node.op == "Reshape":
-            return alone and others[0].is_constant and first.type.dims[0] == self.batch
+            return alone and others[0].is_constant and self._spans(first.type)
         return alone and self._other_axes(node, rank)
 
     def _apart_as_a_whole(self, node: Node) -> bool:

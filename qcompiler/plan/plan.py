@@ -14,8 +14,9 @@ from types import MappingProxyType
 
 from qcompiler.artifact.abi import MOST_UNITS
 from qcompiler.artifact.artifact import Bytes
+from qcompiler.artifact.manifest import Batch, Symbol, Value
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Graph
+from qcompiler.ir import Dim, Graph
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
@@ -28,6 +29,20 @@ from qcompiler.plan.regions import base, regions, with_copies
 from qcompiler.plan.weights import Weights
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open batch: its symbol, the shapes of inputs and outputs with it, and the batches of fixed
+    sizes that runs are made of, the largest first.
+    """
+
+    symbol: Symbol
+    shapes: tuple[tuple[tuple[Dim, ...], ...], tuple[tuple[Dim, ...], ...]]
+    batches: tuple[Batch, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.symbol}: {', then '.join(map(str, self.batches))}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,21 @@ class Plan:
     """Whether every sample of the batch is known to be computed by itself."""
     checks: Mapping[str, Place] = field(default_factory=dict)
     """What is wrong -> where in the workspace a run leaves booleans that tell (false: it is)."""
+    opened: Opened | None = None
+    """Of an open batch: its sizes, and the steps that run for so many samples."""
+
+    @property
+    def sides(self) -> tuple[list[Value], list[Value]]:
+        """The inputs and the outputs."""
+        graph, opened = self.graph, self.opened
+        ins = [(n.name, n) for n in graph.inputs]
+        outs = list(graph.results.items())
+        opens = opened.shapes if opened else (((),) * len(ins), ((),) * len(outs))
+        inputs, outputs = (
+            [Value(name, n.dtype, n.type.dims, open_) for (name, n), open_ in pairs]
+            for pairs in (zip(ins, opens[0], strict=True), zip(outs, opens[1], strict=True))
+        )
+        return inputs, outputs
 
     @property
     def useful_threads(self) -> int:
@@ -111,6 +141,7 @@ class Plan:
             f"{len(self.steps)} steps, {len({s.kernel.name for s in self.steps})} kernels, "
             f"weights {self.weights.nbytes} bytes, workspace {self.workspace_bytes} bytes"
             + (f", for each of {self.parts} parts of the batch" if self.parts > 1 else "")
+            + (f", {self.opened}" if self.opened else "")
         )
         return "\n".join([head, *lines])
 
@@ -153,11 +184,13 @@ def laid_out(
     made: Sequence[tuple[Region, Decision]],
     parts: int = 1,
     branches: Sequence[Branch | None] = (),
+    weights: Weights | None = None,
 ) -> Plan:
     """Regions of a graph in the order they run, their kernels, and the branch of each, if there are
-    any -> the plan: places for all that they read and write, and whose turn it is.
+    any -> the plan: places for all that they read and write, and whose turn it is. `weights`: those
+    of other plans, to share.
     """
-    weights = Weights()
+    weights = weights or Weights()
     branches = branches or [None] * len(made)
     memory = Memory(graph, [r for r, _ in made], branches)
     steps = [_step(i, region, how, weights, memory) for i, (region, how) in enumerate(made)]

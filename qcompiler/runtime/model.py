@@ -35,6 +35,7 @@ from qcompiler.runtime.library import (
     aligned_copy,
     shared_code,
 )
+from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, samples_of
 from qcompiler.runtime.text import NOTE, Program
 
 
@@ -58,7 +59,8 @@ def _best(source: Artifact | ArtifactFile, threads: int, variant: str) -> Model:
     refused: Refused | None = None
     for number in fitting(source.manifest, variant):
         try:
-            return Model(source.only(number), threads=threads, variant=variant)
+            made = OpenModel if source.manifest.symbols else Model
+            return made(source.only(number), threads=threads, variant=variant)
         except Refused as e:
             refused = refused or e
     assert refused is not None
@@ -149,7 +151,7 @@ class Model(Interface):
 
     def __copy__(self) -> Model:
         threads, variant = self._asked
-        return Model(self._open().artifact, threads=threads, variant=variant)
+        return type(self)(self._open().artifact, threads=threads, variant=variant)
 
     def __deepcopy__(self, memo: object) -> Model:
         return self.__copy__()
@@ -246,13 +248,16 @@ class Model(Interface):
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
         context = self._context(held)
         try:
-            kept = context.take(arrays)
-            outputs = context.make()
-            context.frame.run(held.code, self.threads, 0, self._steps)
-            context.demand_fit()
-            del kept
+            return self._outputs(held, context, arrays)
         finally:
             held.contexts.put(context)
+
+    def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
+        kept = context.take(arrays)
+        outputs = context.make()
+        context.frame.run(held.code, self.threads, 0, self._steps)
+        context.demand_fit()
+        del kept
         return outputs
 
     def _open(self) -> _Held:
@@ -276,6 +281,30 @@ class Model(Interface):
         except MemoryError as e:
             what = f"no memory for its workspace of {size} bytes"
             raise Error(what, where=self.manifest.name) from e
+
+
+class OpenModel(Model):
+    """A model whose batch is open: it takes any number of samples in the range of its symbol, and
+    returns outputs of as many. The workspace is the same for every number.
+    """
+
+    def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
+        """Raises Error: its steps run several times in a call."""
+        demand_closed(self.manifest, "a profile")
+        return []
+
+    def caller(self, *, threads: int = 0, spin_us: int = SPIN_US) -> Caller:
+        """Raises Error: a caller runs in arrays of one shape."""
+        demand_closed(self.manifest, "a caller")
+        return super().caller(threads=threads, spin_us=spin_us)
+
+    def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
+        (symbol,) = self.manifest.symbols
+        count = samples_of(symbol, self.inputs, arrays)
+        sizes = {symbol.name: count}
+        kinds = [(dtype, v.at(sizes)) for v, (dtype, _) in zip(self.outputs, self._output_kinds)]
+        frame, threads = context.frame, self.threads
+        return in_batches(frame, held.code, threads, self.variant, arrays, kinds, count)
 
 
 InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]
@@ -347,9 +376,9 @@ def _dtype(value: Value) -> np.dtype[Any]:
 def _checked(value: Value, dtype: np.dtype[Any], shape: tuple[int, ...], given: Any) -> Array:
     """An input as given -> an array of the right dtype and shape. Raises Error."""
     array = array_of_dtype(value, dtype, given)
-    if array.shape != shape:
+    if array.shape != shape and not fits(value.open, array.shape):
         raise Error(
-            f"shape {list(array.shape)} given, {list(value.shape)} wanted",
+            f"shape {list(array.shape)} given, {list(value.dims)} wanted",
             where=f"input {value.name!r}",
             hint="compile for another shape with --input-shape",
         )

@@ -33,7 +33,8 @@ COMMANDS = [
 def test_flags_left_out_are_the_defaults_of_the_fields(made: type, words: list[str]) -> None:
     a = parser().parse_args(words)
     more = {Training: {"data": 0}, Demand: {"drop": 0.0, "data": 0}}.get(made, {})
-    wanted = made(**({"input_shapes": {}} if issubclass(made, Options) else more))
+    maps = {"input_shapes": {}, "dims": {}, "opt_dims": {}}
+    wanted = made(**(maps if issubclass(made, Options) else more))
     assert flags.read(made, a, **more) == wanted
 
 
@@ -46,7 +47,8 @@ def test_flags_become_the_fields_that_they_name() -> None:
     words = (
         "compile m.onnx --target x86_avx2 --precision int8 --calibration-data-path c.npz"
         " --calibration-method mse --calibration-samples 7 --threads 3 --compress"
-        " --input-shape x=1x3 --input-shapes a=b=[2,4] --pass p.py --pass q{a=1}"
+        " --input-shape x=1x3 --input-shapes a=b=[2,4]"
+        " --dim n=1..8 --dim h=224 --opt-dim n=4 --pass p.py --pass q{a=1}"
         " --disabled-pass r --tuning-records t.json --exclude Conv --nodes-to-exclude .*head"
         " --prune 2:4 --prune-include A --prune-exclude B"
     )
@@ -59,6 +61,8 @@ def test_flags_become_the_fields_that_they_name() -> None:
         threads=3,
         compress=True,
         input_shapes={"x": (1, 3), "a=b": (2, 4)},
+        dims={"n": "1..8", "h": "224"},
+        opt_dims={"n": 4},
         passes=("p.py", "q{a=1}"),
         disabled_passes=("r",),
         tuning_records="t.json",

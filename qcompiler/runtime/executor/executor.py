@@ -33,6 +33,7 @@ from qcompiler.runtime.executor.shared import SharedModel
 from qcompiler.runtime.executor.streams import Runner, Streams
 from qcompiler.runtime.executor.tally import Counts, Tally
 from qcompiler.runtime.model import Interface, Model, input_specs, load
+from qcompiler.runtime.open_batch import demand_closed
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -59,6 +60,7 @@ class Executor(Interface):
         model = load(artifact, variant=keywords.variant)
         self.manifest: Manifest = model.manifest
         self.variant = model.variant
+        demand_closed(self.manifest, "an executor")
         most = self._most_samples(keywords.max_batch)
         self._intake = Intake(input_specs(model.inputs), most)
         self.choice = self._choose(model)

@@ -25,6 +25,7 @@ from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import opened
 from qcompiler.runtime.model import Interface, arrays_in_order, input_specs
+from qcompiler.runtime.open_batch import demand_closed
 from qcompiler.runtime.remote import facts, wire
 from qcompiler.runtime.remote.facts import arrays
 from qcompiler.runtime.remote.wire import Lost
@@ -201,6 +202,7 @@ class RemoteModel(Interface):
         manifest: Manifest,
         asked: tuple[int, str, float, float],
     ) -> None:
+        demand_closed(manifest, "another machine")
         self.device, self.manifest = device, manifest
         self._source, self._digest = source, digest
         self._threads, self._variant, self._wait, self._limit = asked

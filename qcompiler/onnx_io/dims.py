@@ -1,0 +1,121 @@
+"""What the user says of sizes that a model leaves open -> ranges, and input types with them.
+
+batch=1..64    stays open, between these       batch=1..    stays open, without an upper bound
+height=224     pinned
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qcompiler.artifact.manifest import Symbol
+from qcompiler.errors import Error
+from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
+from qcompiler.ir.refusals import demand_static
+from qcompiler.onnx_io.inputs import batch_of_one
+from qcompiler.onnx_io.reader import read
+from qcompiler.onnx_io.text import without_text
+
+if TYPE_CHECKING:
+    import onnx
+
+Range = tuple[int, int]
+"""The least and the largest number that a size may be; equal if it is pinned."""
+
+SAMPLES = 8
+"""So many samples of an open batch are computed at once, where that is faster."""
+
+_WORD = re.compile(r"(\d{1,10})(?:(\.\.)(\d{0,10}))?")
+
+
+def ranges(dims: Mapping[str, int | str] | None) -> dict[str, Range]:
+    """{name: number or text} -> {name: range}. Raises Error for other text, and numbers below 1."""
+    return {name: _range(name, value) for name, value in (dims or {}).items()}
+
+
+def _range(name: str, value: int | str) -> Range:
+    found = _WORD.fullmatch(str(value).strip())
+    if found is None:
+        raise Error(f"{value!r} is no range of sizes", where=f"--dim {name}", hint="1..64, or 8")
+    low = int(found[1])
+    high = (int(found[3]) if found[3] else MAX_ELEMENTS) if found[2] else low
+    if not 1 <= low <= high <= MAX_ELEMENTS:
+        hint = f"from 1 up, at most {MAX_ELEMENTS}"
+        raise Error(f"a size from {low} to {high}", where=f"--dim {name}", hint=hint)
+    return low, high
+
+
+def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str, Type]:
+    """Input types by name -> the same with these symbols replaced by numbers. Raises Error for one
+    that no input has.
+    """
+    known = sorted({d for t in types.values() for d in t.shape if isinstance(d, str)})
+    for name in sizes:
+        if name not in known:
+            hint = f"open are {', '.join(known)}" if known else "the model leaves none open"
+            raise Error(f"no input has an open size {name!r}", where="--dim", hint=hint)
+    return {
+        name: Type(t.dtype, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in t.shape))
+        for name, t in types.items()
+    }
+
+
+def open_symbol(
+    dims: Mapping[str, int | str] | None, opt_dims: Mapping[str, int] | None, usual: int
+) -> Symbol | None:
+    """What is asked for -> the size that stays open, best at `usual` unless asked otherwise; None
+    if none is to.
+    """
+    asked, best = ranges(dims), dict(opt_dims or {})
+    open_ = [name for name, (low, high) in asked.items() if low < high]
+    if len(open_) > 1:
+        raise Error(
+            f"{' and '.join(open_)} cannot both stay open",
+            where="--dim",
+            hint="one size can, that of the batch; pin the others: --dim NAME=N",
+        )
+    if wrong := [name for name in best if name not in open_]:
+        raise Error(f"{wrong[0]!r} does not stay open", where="--opt-dim", hint="--dim NAME=LO..HI")
+    if not open_:
+        return None
+    (name,) = open_
+    low, high = asked[name]
+    found = best.get(name, min(usual, high))
+    if not 1 <= found <= high:
+        raise Error(f"{found} is not in 1 to {high}", where=f"--opt-dim {name}")
+    return Symbol(name, low, high, found)
+
+
+def read_pinned(
+    model: str | Path | onnx.ModelProto,
+    input_shapes: Mapping[str, Sequence[int]],
+    dims: Mapping[str, int | str] | None,
+    one_batch: bool,
+    sizes: Mapping[str, Dim],
+) -> Graph:
+    """ONNX file or model -> its graph with static shapes, except for symbols among `sizes`, which
+    says what to put in place of sizes that `dims` leaves open. `one_batch`: if nothing is said of
+    sizes, an open batch size is 1, with a note that says so.
+    """
+    shapes = {k: v if v is None else tuple(v) for k, v in input_shapes.items()}
+    pinned = {name: low for name, (low, high) in ranges(dims).items() if low == high}
+    batch = ""
+
+    def settle(types: dict[str, Type]) -> dict[str, Type]:
+        nonlocal batch
+        types = with_sizes(types, {**pinned, **sizes})
+        if one_batch and not shapes and not sizes:
+            types, batch = batch_of_one(types)
+        demand_static({n: t for n, t in types.items() if not sizes.keys() >= t.symbols})
+        return types
+
+    try:
+        graph = without_text(read(model, shapes, settle))
+    except Error as e:
+        if not batch or e.hint:
+            raise
+        raise Error(e.what, where=e.where, hint=f"the batch is {batch}") from e
+    return graph.note(batch=batch) if batch else graph

@@ -1,0 +1,209 @@
+"""Arithmetic on shapes -> the sizes that it computes, some of them open.
+
+Exporters compute the target of a Reshape or Expand by Shape, Gather, Concat, Mul and the like. What
+these compute is known as an expression of the sizes that the model leaves open, before it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.artifact.sizes import Size, settled
+from qcompiler.ir import Dim, Node
+from qcompiler.ops.evaluate import known_value
+from qcompiler.ops.registry import OPERATORS
+
+Sizes = NDArray[Any]
+"""An array of dtype object, of numbers and sizes."""
+
+MOST, DEEPEST = 64, 100
+"""Most sizes in a tensor, and longest chain, that are followed."""
+
+_MOVES = frozenset({"Identity", "Cast", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze"})
+_MOVES |= {"Reshape", "Expand", "Flatten", "Transpose"}
+"""Operators whose numpy meaning only moves elements, whatever these are."""
+
+_known: WeakKeyDictionary[Node, Sizes | None] = WeakKeyDictionary()
+
+
+def known_sizes(node: Node | None, depth: int = 0) -> Sizes | None:
+    """The values of a small integer or bool tensor that depend on constants and on shapes only;
+    None for others.
+    """
+    if node is None or len(node.types) != 1 or not node.type.static or node.type.size > MOST:
+        return None
+    if not node.dtype.startswith(("int", "uint", "bool")) or depth > DEEPEST:
+        return None
+    if node not in _known:
+        _known[node] = _sizes(node, depth + 1)
+    return _known[node]
+
+
+def is_open(node: Node) -> bool:
+    """Is it arithmetic on shapes whose result depends on an open size?"""
+    found = known_sizes(node)
+    return found is not None and any(isinstance(d, str) for d in found.ravel())
+
+
+def _sizes(node: Node, depth: int) -> Sizes | None:
+    number = known_value(node)
+    if number is not None:
+        return np.asarray(number).astype(object)
+    if node.op == "Shape":
+        end = node.int("end") if node.attrs["end"] is not None else None
+        return _array(node.operands[0].shape[node.int("start") : end])
+    if node.op == "Size":
+        return _array([_product(node.operands[0].shape)]).reshape(())
+    if node.op == "item":
+        return _piece(node, depth)
+    if node.op in _MOVES:
+        return _moved(node, depth)
+    rule = _RULES.get(node.op)
+    operands = [known_sizes(i, depth) for i in node.operands]
+    if rule is None or any(o is None for o in operands):
+        return None
+    made = _each(rule, *operands)
+    return None if any(d is None for d in made.ravel()) else made
+
+
+def _moved(node: Node, depth: int) -> Sizes | None:
+    """An operator that moves elements; only the first operand (of Concat: all) may be open."""
+    moved = node.operands if node.op == "Concat" else node.operands[:1]
+    values: list[Any] = []
+    for i in node.inputs:
+        value = None if i is None else known_sizes(i, depth) if i in moved else known_value(i)
+        if i is not None and value is None:
+            return None
+        values.append(value)
+    if node.op == "Cast":
+        only: Sizes = values[0]
+        return only
+    made = OPERATORS[node.op].meaning(node, *values)
+    return made if isinstance(made, np.ndarray) else _array([made]).reshape(())
+
+
+def _piece(node: Node, depth: int) -> Sizes | None:
+    """An output of a Split."""
+    whole = node.operands[0]
+    if whole.op != "Split" or any(known_value(i) is None for i in whole.operands[1:]):
+        return None
+    value = known_sizes(whole.operands[0], depth)
+    if value is None:
+        return None
+    sizes = [known_value(i) for i in whole.operands[1:]]
+    made: Sizes = OPERATORS["Split"].meaning(whole, value, *sizes)[node.int("index")]
+    return made
+
+
+def _array(values: Any) -> Sizes:
+    made = np.empty(len(values), object)
+    made[:] = values
+    return made
+
+
+def _each(rule: Callable[..., Dim | bool | None], *operands: Any) -> Sizes:
+    """A rule for each element of the broadcast operands."""
+    wide = np.broadcast_arrays(*operands)
+    made = np.empty(wide[0].shape, object)
+    for at in np.ndindex(made.shape):
+        made[at] = rule(*(w[at] for w in wide))
+    return made
+
+
+def _product(dims: Any) -> Dim:
+    return settled(reduce(lambda a, b: a * b, map(Size.of, dims), Size.of(1)))
+
+
+def _positive(a: Dim) -> bool:
+    """Is it certainly at least 0? Symbols are positive."""
+    return all(c >= 0 for c in Size.of(a).terms.values())
+
+
+def _add(a: Dim, b: Dim) -> Dim:
+    return settled(Size.of(a) + b)
+
+
+def _sub(a: Dim, b: Dim) -> Dim:
+    return settled(Size.of(a) - b)
+
+
+def _mul(a: Dim, b: Dim) -> Dim:
+    return settled(Size.of(a) * b)
+
+
+def _div(a: Dim, b: Dim) -> Dim | None:
+    """ONNX divides towards 0, which is down for what is positive."""
+    even = Size.of(a).over(b) if b != 0 else None
+    if even is not None:
+        return settled(even)
+    positive = isinstance(b, int) and b > 0 and _positive(a)
+    return settled(Size.of(a) // b) if positive else None
+
+
+def _mod(a: Dim, b: Dim) -> Dim | None:
+    positive = isinstance(b, int) and b > 0 and _positive(a)
+    return settled(Size.of(a) % b) if positive else None
+
+
+def _difference(a: Dim, b: Dim) -> int | None:
+    """The sign of a - b, where it is the same whatever the open sizes are."""
+    found = settled(Size.of(a) - b)
+    if isinstance(found, int):
+        return (found > 0) - (found < 0)
+    terms = Size.of(found).terms
+    least = sum(terms.values())  # every symbol is at least 1; a quotient at least 0
+    plain = all("(" not in factor for monomial in terms for factor, _ in monomial)
+    rising = plain and all(c > 0 for m, c in terms.items() if m)
+    falling = plain and all(c < 0 for m, c in terms.items() if m)
+    if rising and least > 0:
+        return 1
+    return -1 if falling and least < 0 else None
+
+
+def _compare(wanted: Callable[[int], bool]) -> Callable[[Dim, Dim], bool | None]:
+    def rule(a: Dim, b: Dim) -> bool | None:
+        sign = _difference(a, b)
+        return None if sign is None else wanted(sign)
+
+    return rule
+
+
+def _where(condition: bool, a: Dim, b: Dim) -> Dim:
+    return a if condition else b
+
+
+def _min(a: Dim, b: Dim) -> Dim | None:
+    sign = _difference(a, b)
+    return None if sign is None else b if sign > 0 else a
+
+
+def _max(a: Dim, b: Dim) -> Dim | None:
+    sign = _difference(a, b)
+    return None if sign is None else a if sign > 0 else b
+
+
+_RULES: Mapping[str, Callable[..., Dim | bool | None]] = {
+    "Add": _add,
+    "Sub": _sub,
+    "Mul": _mul,
+    "Div": _div,
+    "Mod": _mod,
+    "Min": _min,
+    "Max": _max,
+    "Where": _where,
+    "Equal": _compare(lambda sign: sign == 0),
+    "Less": _compare(lambda sign: sign < 0),
+    "Greater": _compare(lambda sign: sign > 0),
+    "LessOrEqual": _compare(lambda sign: sign <= 0),
+    "GreaterOrEqual": _compare(lambda sign: sign >= 0),
+    "And": lambda a, b: bool(a) and bool(b),
+    "Or": lambda a, b: bool(a) or bool(b),
+    "Not": lambda a: not a,
+}
+"""An operator -> what it does to one element; None where that depends on more than is known."""

@@ -1,0 +1,258 @@
+"""A graph with an open batch -> proof that each sample's outputs are made of that sample alone, and
+that nothing else depends on how many samples there are; or the Error that names what mixes them.
+
+A value is *batched* if one of its dimensions is a multiple k of the batch and all others are
+numbers: sample i is then elements i * k to (i + 1) * k along it. An operator keeps samples alone if
+every sample of its output depends on the same sample of its batched operands. Arithmetic on shapes
+may contain the batch, and may only say how to shape a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from qcompiler.artifact.sizes import Size
+from qcompiler.errors import Error
+from qcompiler.ir import Graph, Node, Type
+from qcompiler.ir.refusals import described
+from qcompiler.ops import known_value
+from qcompiler.ops.known_sizes import is_open, known_sizes
+from qcompiler.ops.registry import is_elementwise
+from qcompiler.ops.shapes import total
+from qcompiler.runtime.text import NOTE
+
+_IMAGES = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Resize"})
+_IMAGES |= {"AveragePool", "LpPool"}
+_IMAGES |= {f"Global{kind}Pool" for kind in ("Max", "Average", "Lp")}
+_IMAGES |= {"InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth"}
+"""Operators that treat the rows of their first operand one by one; the others are parameters."""
+_RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+_ALONG = frozenset({"Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization"})
+_ALONG |= {"LpNormalization", "ArgMax", "ArgMin", "TopK", "Split"}
+"""Operators that work along one axis, or from one axis on."""
+_FROM = frozenset({"LayerNormalization", "RMSNormalization"})
+"""Those that work from one axis on."""
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_TARGETS: Mapping[str, int] = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Operators that read a shape, and which of their inputs it is."""
+
+
+def demand_alone(graph: Graph, batch: Size) -> None:
+    """Raise Error unless it is proven of a graph that the open size `batch` is one of samples that
+    do not meet.
+    """
+    if NOTE in graph.notes:
+        raise _refused(batch, "strings are computed for all samples at once")
+    for what in graph.checks:
+        raise _refused(batch, f"every run checks that its operands fit ({what})")
+    found = _Alone(batch)
+    for node in graph.inputs:
+        if found.axis(node.type) != 0 or node.shape[0] != batch:
+            raise _refused(batch, f"the input {node.name}: {node.type} does not begin with it")
+    for node in graph.nodes:
+        found.see(node)
+    for name, node in zip(graph.output_names, graph.outputs, strict=True):
+        if node not in found.batched or found.axis(node.type) != 0:
+            raise _refused(batch, f"the output {name} is not one for each sample")
+
+
+def _refused(batch: Size, reason: str, where: str = "") -> Error:
+    return Error(
+        f"the size {batch} cannot stay open: {reason}",
+        where=where,
+        hint=f"only a batch of samples that do not meet can; pin it: --dim {batch}=N",
+    )
+
+
+class _Alone:
+    """The batched values of a graph, found inputs first."""
+
+    def __init__(self, batch: Size) -> None:
+        self.batch = batch
+        self.batched: set[Node] = set()
+
+    def axis(self, type: Type) -> int:
+        """The dimension that is a multiple of the batch, if all others are numbers; else -1."""
+        open_ = [i for i, d in enumerate(type.shape) if isinstance(d, str)]
+        if len(open_) != 1:
+            return -1
+        k = Size.of(type.shape[open_[0]]).over(self.batch)
+        return open_[0] if k is not None and not k.symbols and k.at({}) > 0 else -1
+
+    def see(self, node: Node) -> None:
+        """Find out about a node, after those it reads."""
+        if node.op == "input":
+            self.batched.add(node)
+            return
+        if known_sizes(node) is not None:
+            return
+        reads = [i for i in node.operands if i in self.batched]
+        shaped = [at for at, i in enumerate(node.inputs) if i is not None and is_open(i)]
+        if not reads and not shaped:
+            if all(t.static for t in node.types):
+                return  # the same for all samples
+            raise self._mixes(node)
+        if shaped and shaped != [_TARGETS.get(node.op)]:
+            raise self._mixes(node)
+        if any(self.axis(t) < 0 for t in node.types) or not self._alone(node):
+            raise self._mixes(node)
+        self.batched.add(node)
+
+    def _mixes(self, node: Node) -> Error:
+        where = described(node)
+        shapes = ", ".join(str(i.types[0]) for i in node.operands)
+        made = ", ".join(map(str, node.types))
+        return _refused(self.batch, f"{node.op} may mix the samples of {shapes} in {made}", where)
+
+    def _alone(self, node: Node) -> bool:
+        """Does every sample of a node's output depend on its own of the batched operands?"""
+        if node.op in _RESHAPES:
+            return self._first_only(node) and self._reshapes(node.operands[0].type, node.types[0])
+        if node.op in ("Expand", "ConstantOfShape"):
+            return node.op == "ConstantOfShape" or self._in_step(node.operands[0], node.types[0])
+        types = [*node.types, *(i.types[0] for i in node.operands if i in self.batched)]
+        if len({t.shape[self.axis(t)] for t in types}) > 1:
+            return False
+        rule = _RULES.get(node.op)
+        if rule is not None:
+            return rule(self, node)
+        if node.op in _IMAGES:
+            return self._first_only(node) and self._at(node) == 0
+        if node.op in _ALONG:
+            return self._first_only(node) and self._other_axis(node)
+        if is_elementwise(node):
+            return all(self._in_step(i, node.types[0]) for i in node.operands)
+        if node.op.startswith("Reduce"):
+            return self._first_only(node) and self._other_axes(node, 1)
+        return False
+
+    def _at(self, node: Node) -> int:
+        """The batch's dimension of the first operand."""
+        return self.axis(node.operands[0].types[0])
+
+    def _first_only(self, node: Node) -> bool:
+        """Is the first operand batched, and no other?"""
+        first, *others = node.operands
+        return first in self.batched and not self.batched.intersection(others)
+
+    def _reshapes(self, old: Type, new: Type) -> bool:
+        """Do samples stay where they are in memory?"""
+        before = {total(t.shape[: self.axis(t)]) for t in (old, new)}
+        return total(old.shape) == total(new.shape) and len(before) == 1
+
+    def _in_step(self, operand: Node, out: Type) -> bool:
+        """Is an operand that is broadcast to a batched type batched along the same dimension, or
+        the same for all samples?
+        """
+        type = operand.types[0]
+        axis = self.axis(out) - (out.rank - type.rank)
+        if operand in self.batched:
+            return axis == self.axis(type) and type.shape[axis] == out.shape[self.axis(out)]
+        return axis < 0 or type.shape[axis] == 1
+
+    def _other_axis(self, node: Node) -> bool:
+        """Does a node work along another dimension than the batch's, or only those after it?"""
+        axis = node.int("axis") % node.operands[0].types[0].rank
+        return axis > self._at(node) if node.op in _FROM else axis != self._at(node)
+
+    def _other_axes(self, node: Node, place: int) -> bool:
+        """Does an input name axes, and not the batch's?"""
+        axes = known_value(node.inputs[place]) if len(node.inputs) > place else None
+        rank = node.operands[0].type.rank
+        return axes is not None and axes.size > 0 and bool((axes % rank != self._at(node)).all())
+
+    def _together(self, node: Node) -> bool:
+        """Are all operands batched along one dimension, and put together along another? What is the
+        same for all samples is expanded before.
+        """
+        axes = {self.axis(i.types[0]) for i in node.operands}
+        together = self.batched.issuperset(node.operands) and len(axes) == 1
+        return together and self._other_axis(node)
+
+    def _product(self, node: Node) -> bool:
+        """A matrix product: sample by sample, or rows or columns of samples by one matrix."""
+        sides, others = node.operands[:2], node.operands[2:]
+        if self.batched.intersection(others) or min(i.type.rank for i in sides) < 2:
+            return False
+        at = self.axis(node.types[0]) - node.types[0].rank  # counted from the end
+        for operand, free, summed in zip(sides, (-2, -1), (-1, -2), strict=True):
+            if operand in self.batched:
+                if self.axis(operand.type) != at + operand.type.rank or at == summed:
+                    return False
+            elif at == free or (at < -2 and not self._in_step(operand, node.types[0])):
+                return False
+        return True
+
+    def _gemm(self, node: Node) -> bool:
+        added = all(self._in_step(i, node.type) for i in node.operands[2:])
+        first = node.operands[0] in self.batched and node.operands[1] not in self.batched
+        return first and added and self._at(node) == 0 and not node.int("transA")
+
+    def _gather(self, node: Node) -> bool:
+        """Rows of a table by index, or along another axis."""
+        table, index = node.operands
+        if index in self.batched:
+            return table not in self.batched
+        return node.int("axis") % table.type.rank != self.axis(table.type)
+
+    def _attention(self, node: Node) -> bool:
+        """Scores are [image, head, query, key]: masks are added to these."""
+        scores = 4
+        first = all(self.axis(i.type) == 0 for i in node.operands[:3])
+        masks = all(
+            i.type.rank == scores and self.axis(i.type) == 0
+            if i in self.batched
+            else i.type.rank < scores or i.shape[0] == 1
+            for i in node.operands[3:]
+        )
+        return self.batched.issuperset(node.operands[:3]) and first and masks
+
+    def _recurrent(self, node: Node) -> bool:
+        """x[time, batch, input], lengths[batch], states[direction, batch, hidden]; or the batch
+        first, in all of them. Weights are the same for all samples.
+        """
+        at = 0 if node.attrs.get("layout") else 1
+        x, w, r, bias, lengths, *states = (*node.inputs, *[None] * 5)[:8]
+        fixed = not any(i in self.batched for i in (w, r, bias, *states[2:]))
+        moving = [x, *states[:2]]
+        along = all(i is None or (i in self.batched and self.axis(i.type) == at) for i in moving)
+        return fixed and along and (lengths is None or lengths in self.batched)
+
+    def _pad(self, node: Node) -> bool:
+        if len(node.operands) > 3:
+            return self._first_only(node) and self._other_axes(node, 3)
+        pads, rank = known_value(node.operands[1]), node.type.rank
+        if pads is None or not self._first_only(node):
+            return False
+        return not pads.ravel()[self._at(node) :: rank].any()
+
+    def _quantizer(self, node: Node) -> bool:
+        one = node.operands[1].type.size == 1
+        return self._first_only(node) and (one or self._other_axis(node))
+
+    def _tile(self, node: Node) -> bool:
+        repeats = known_value(node.operands[1])
+        if repeats is None or not self._first_only(node):
+            return False
+        return bool(repeats.ravel()[self._at(node)] == 1)
+
+
+_RULES: Mapping[str, Callable[[_Alone, Node], bool]] = {
+    "Concat": _Alone._together,
+    "MatMul": _Alone._product,
+    "MatMulInteger": _Alone._product,
+    "Gemm": _Alone._gemm,
+    "Gather": _Alone._gather,
+    "GatherElements": _Alone._together,
+    "Attention": _Alone._attention,
+    "Pad": _Alone._pad,
+    "Tile": _Alone._tile,
+    "BatchNormalization": lambda s, n: s._at(n) == 0 and not n.int("training_mode"),
+    "MaxPool": lambda s, n: s._first_only(n) and s._at(n) == 0 and len(n.types) == 1,
+    **dict.fromkeys(("Transpose", "item"), lambda s, n: s._first_only(n)),
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), _Alone._recurrent),
+    "Slice": lambda s, n: s._first_only(n) and s._other_axes(n, 3),
+    "CumSum": lambda s, n: s._first_only(n) and s._other_axes(n, 1),
+    **dict.fromkeys(_QUANTIZERS, _Alone._quantizer),
+}
+"""What is peculiar to an operator; all batched operands have as many rows as the output."""
