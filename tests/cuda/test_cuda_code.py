@@ -168,7 +168,7 @@ def test_tensor_cores_multiply_what_comes_as_matrices(
     assert steps  # as many as the compiler unrolls
     assert not rest
     assert "LDSM.16.M88.4" in text
-    assert re.search(r"LDG\.E\.128", text)
+    assert re.search(r"LDGSTS\.E\.BYPASS(\.LTC128B)?\.128", text)
 
 
 def test_elements_move_sixteen_bytes_at_a_time(tmp_path: Path) -> None:

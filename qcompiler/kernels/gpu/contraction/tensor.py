@@ -2,8 +2,9 @@
 operands and sums are spread over the registers of a warp.
 
 Both operands of a step lie in shared memory as rows of 64 bytes: the left one's pixels, the right
-one's columns, each along k. The four 16-byte pieces of a row are exchanged in a pattern that
-repeats every eight rows, so that neither stores nor the loads of matrices meet in a bank of memory.
+one's columns, each along k. Asynchronous copies bring them two steps ahead. The four 16-byte pieces
+of a row are exchanged in a pattern that repeats every eight rows, so that neither stores nor the
+loads of matrices meet in a bank of memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from qcompiler.kernels.cpu.code.draft import in_place_candidates, refuse, too_la
 from qcompiler.kernels.cpu.code.epilogue import Fused, Row
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.gpu.code.device import load_matrices, move
+from qcompiler.kernels.gpu.code.device import (
+    commit_copies,
+    copy_async,
+    load_matrices,
+    wait_copies,
+)
 from qcompiler.kernels.gpu.code.draft import GridDraft
 from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
@@ -34,6 +40,8 @@ _SHORT = {"float16": "f16", "bfloat16": "bf16", "int8": "i8", "uint8": "u8"}
 _PIECE, _PIECES = 16, 4
 """Bytes of a piece, and pieces of a row in a step."""
 _ROW_WORDS = _PIECE * _PIECES // 4
+_STAGES = 3
+"""Steps that shared memory holds: one is multiplied while the others come."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +70,16 @@ class Blocking:
 
     @property
     def registers(self) -> int:
-        """An estimate of a thread's registers: sums, operands, what is on its way, addresses."""
+        """An estimate of a thread's registers: sums, operands, addresses."""
         sums = 4 * self.matrices_down * self.matrices_across
         held = 4 * self.matrices_down + 4
-        coming = (self.rows + self.columns) * _ROW_WORDS // self.threads
-        return sums + held + coming + 40
+        pieces = -(-(self.rows + self.columns) * _PIECES // self.threads)
+        return sums + held + 4 * pieces + 32
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        return 2 * (self.rows + self.columns) * _PIECE * _PIECES
+        return _STAGES * (self.rows + self.columns) * _PIECE * _PIECES
 
 
 BLOCKINGS = (Blocking(2, 4, 4, 4), Blocking(2, 2, 2, 4), Blocking(1, 2, 1, 2))
@@ -126,7 +134,6 @@ class _Piece:
     """16 bytes of a row that a thread brings in each step."""
 
     source: Pointer
-    own: Pointer
     row: LeftRow | None
     """The row of the left operand; None: of the right one."""
     base: Value
@@ -136,7 +143,7 @@ class _Piece:
     shared: Pointer
     to: Value
     words: int
-    """Words of a half of the shared memory."""
+    """Words of a stage of the shared memory."""
     there: Value | None
 
 
@@ -164,24 +171,24 @@ class _Tensor:
         self.down = b.let(tirx.floordiv(warp, how.across) * (how.matrices_down * 16), "down")
         self.across = b.let(tirx.floormod(warp, how.across) * (how.matrices_across * 8), "across")
         words = [n * _ROW_WORDS for n in (how.rows, how.columns)]
-        self.left, self.right = (b.shared("uint32", 2 * w) for w in words)
+        self.left, self.right = (b.shared("uint32", _STAGES * w) for w in words)
         self.sums = b.local(p.element, 4 * how.matrices_down * how.matrices_across, "sums")
         for i in range(4 * how.matrices_down * how.matrices_across):
             self.sums.store(i, tir.const(0, p.element))
         pieces = [*self._left_pieces(words[0]), *self._right_pieces(words[1])]
         steps = -(-p.depth // self.step)
-        self._fetch(pieces, tir.const(0))
-        self._put(pieces, tir.const(0))
-        b.barrier()
+        for ahead in range(_STAGES - 1):
+            if ahead < steps:
+                self._fetch(pieces, tir.const(ahead), tir.const(ahead))
+            b.emit(commit_copies())
         with b.serial(steps, "step") as step:
-            more = step + 1 < steps
-            half = b.let(tirx.floormod(step, 2), "half")
-            with b.when(more):
-                self._fetch(pieces, b.let(step + 1, "next"))
-            self._multiply(half, words)
-            with b.when(more):
-                self._put(pieces, b.let(1 - half, "other"))
+            b.emit(wait_copies(_STAGES - 2))
             b.barrier()
+            coming = b.let(step + (_STAGES - 1), "coming")
+            with b.when(coming < steps):
+                self._fetch(pieces, coming, b.let(tirx.floormod(coming, _STAGES), "stage"))
+            b.emit(commit_copies())
+            self._multiply(b.let(tirx.floormod(step, _STAGES), "stage"), words)
         self._store()
         right = p.root.operands[1]
         pack = {} if not right.is_constant else {self.region.inputs.index(right): self._packed}
@@ -216,10 +223,8 @@ class _Tensor:
         b, source = self.b, self.d.pointers[self.p.root.operands[0]]
         for row, piece, there in self._pieces(self.how.rows):
             found = LeftRow(b, self.p, b.z, b.let(self.top + row, "m"))
-            own = b.local("uint32", _PIECE // 4, "coming")
             first, to = b.let(piece * self.values), self._place(row, piece)
-            zero = tir.const(0)
-            yield _Piece(source, own, found, zero, None, first, self.left, to, words, there)
+            yield _Piece(source, found, tir.const(0), None, first, self.left, to, words, there)
 
     def _right_pieces(self, words: int) -> Iterable[_Piece]:
         b, p = self.b, self.p
@@ -227,11 +232,10 @@ class _Tensor:
         source, image = self.d.pointers[right], self._image()
         for row, piece, there in self._pieces(self.how.columns):
             n = b.let(self.first + row, "n")
-            own = b.local("uint32", _PIECE // 4, "coming")
             first, to = b.let(piece * self.values), self._place(row, piece)
             base = b.let(image + n * p.depth, "base")
             inside = n < p.width
-            yield _Piece(source, own, None, base, inside, first, self.right, to, words, there)
+            yield _Piece(source, None, base, inside, first, self.right, to, words, there)
 
     def _image(self) -> Value:
         """Where the right operand of the block's image begins."""
@@ -240,35 +244,38 @@ class _Tensor:
             return b.let(b.z * (p.width * p.depth), "image")
         return p.right_image(b, b.z)
 
-    def _fetch(self, pieces: list[_Piece], step: Value) -> None:
+    def _fetch(self, pieces: list[_Piece], step: Value, stage: Value) -> None:
+        """Start to copy a step's pieces to a stage of shared memory."""
         b, p = self.b, self.p
-        pad = p.root.int("pad_value") if p.root.op == "conv" else 0
         for piece in pieces:
             with nullcontext() if piece.there is None else b.when(piece.there):
                 k = b.let(step * self.step + piece.first, "k")
-                fill = 0
                 if piece.row is not None:
                     at, exists = piece.row.at(k)
-                    fill = (pad & 0xFF) * 0x01010101 if p.bytes else 0
                 else:
                     at, exists = piece.base + k, tirx.And(piece.inside, k < p.depth)
-                with b.when(exists):
-                    b.emit(move(_PIECE, piece.own, piece.source + at))
-                with b.otherwise():
-                    for i in range(_PIECE // 4):
-                        piece.own.store(i, tir.const(fill, "uint32"))
+                to = piece.shared + b.let(stage * piece.words + piece.to, "to")
+                self._bring(to, piece, at, exists)
 
-    def _put(self, pieces: list[_Piece], half: Value) -> None:
-        for piece in pieces:
-            with nullcontext() if piece.there is None else self.b.when(piece.there):
-                to = self.b.let(half * piece.words + piece.to, "to")
-                self.b.emit(move(_PIECE, piece.shared + to, piece.own))
+    def _bring(self, to: Pointer, piece: _Piece, at: Value, exists: Value) -> None:
+        """Start to copy a piece; what does not exist is zero, or the padding of bytes."""
+        b, p = self.b, self.p
+        pad = p.root.int("pad_value") if p.root.op == "conv" and piece.row is not None else 0
+        if not pad:
+            inside = b.let(tirx.Cast("int32", exists), "inside")
+            b.emit(copy_async(to, piece.source + at * inside, inside * _PIECE))
+            return
+        with b.when(exists):
+            b.emit(copy_async(to, piece.source + at, tir.const(_PIECE)))
+        with b.otherwise():
+            for i in range(_PIECE // 4):
+                to.store(i, tir.const((pad & 0xFF) * 0x01010101, "uint32"))
 
-    def _multiply(self, half: Value, words: list[int]) -> None:
+    def _multiply(self, stage: Value, words: list[int]) -> None:
         """Both products along k that a row's four pieces hold."""
         b, how, lane = self.b, self.how, self.lane
-        left = self.left + b.let(half * words[0], "left")
-        right = self.right + b.let(half * words[1], "right")
+        left = self.left + b.let(stage * words[0], "left")
+        right = self.right + b.let(stage * words[1], "right")
         low, high = tirx.bitwise_and(lane, tir.const(7)), tirx.floordiv(lane, 16)
         middle = tirx.bitwise_and(tirx.floordiv(lane, 8), tir.const(1))
         for k in (0, 2):
