@@ -48,7 +48,7 @@ class Regret:
 def regret(bench: Bench, task: Task, near: float) -> Regret:
     """Measure a kernel's candidates. Raises Error where the default does not run."""
     some = [c for c in task.choices if c.seconds <= near * task.default.seconds]
-    results = list(_results(bench, task, some))
+    results = list(results_of(bench, task, some))
     distinct = {r.code: r for r in results if r.counts}
     faster = [r for r in distinct.values() if r.ratio < 1]
     best = min(faster, key=lambda r: r.ratio, default=None)
@@ -63,7 +63,8 @@ def regret(bench: Bench, task: Task, near: float) -> Regret:
     )
 
 
-def _results(bench: Bench, task: Task, choices: Sequence[Choice]) -> Iterator[Result]:
+def results_of(bench: Bench, task: Task, choices: Sequence[Choice]) -> Iterator[Result]:
+    """Measure choices of a kernel."""
     for i in range(0, len(choices), BATCH):
         part = choices[i : i + BATCH]
         yield from bench.start(lambda part=part: bench.results(task, part)).result()  # type: ignore[misc]

@@ -107,7 +107,7 @@ class Model:
     def _difference(self, task: Task, choice: Choice) -> dict[str, float]:
         """What tells a choice from its task's default."""
         if (task, choice) not in self._known:
-            self._known[task, choice] = _difference(task, choice)
+            self._known[task, choice] = features_of(task, choice)
         return self._known[task, choice]
 
 
@@ -136,8 +136,10 @@ def _coded(choices: Sequence[Choice], codes: dict[object, int]) -> Array:
     return np.array([row + [0] * (width - len(row)) for row in rows]).reshape(len(rows), width)
 
 
-def _difference(task: Task, choice: Choice) -> dict[str, float]:
-    """What tells a choice from its task's default."""
+def features_of(task: Task, choice: Choice) -> dict[str, float]:
+    """What tells a choice from its task's default: the logarithm of the predicted ratio, and the
+    differences of knobs.
+    """
     mine, usual = _features(choice), _features(task.default)
     found = {n: mine.get(n, 0.0) - usual.get(n, 0.0) for n in (*mine, *usual)}
     ratio = choice.seconds / task.default.seconds if task.default.seconds > 0 else 1.0
