@@ -57,14 +57,14 @@ def with_itself(b: Builder) -> None:
     perm = list(range(x.rank))
     perm[-1], perm[-2] = perm[-2], perm[-1]
     y = b.add("MatMul", x, b.add("Transpose", x, perm=perm))
-    b.add("Mul", y, b.constant(np.float32(x.shape[-1] ** -0.5)))
+    b.add("Mul", y, b.constant(np.float32(max(x.shape[-1], 1) ** -0.5)))
 
 
 def two_values(b: Builder) -> None:
     x = ranked(b, 2, 4)
     y = b.pick(lambda v: v.rank in (2, x.rank) and v.shape[-2] == x.shape[-1])
     z = b.add("MatMul", x, y)
-    b.add("Mul", z, b.constant(np.float32(x.shape[-1] ** -0.5)))
+    b.add("Mul", z, b.constant(np.float32(max(x.shape[-1], 1) ** -0.5)))
 
 
 def gemm(b: Builder) -> None:

@@ -140,7 +140,7 @@ def both_quantized(b: Builder) -> None:
     if kind == "MatMul":
         perm = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
         y = b.add("MatMul", x, b.add("Transpose", x, perm=perm))
-        y = b.add("Mul", y, b.constant(np.float32(x.shape[-1] ** -0.5)))
+        y = b.add("Mul", y, b.constant(np.float32(max(x.shape[-1], 1) ** -0.5)))
     else:
         z = stepped(b, b.pick(lambda v: v.shape == x.shape))
         more = {"axis": b.between(0, x.rank - 1)} if kind == "Concat" else {}

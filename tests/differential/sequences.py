@@ -13,7 +13,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 def recurrent(b: Builder) -> None:
-    x = b.pick(lambda v: v.rank == 3 and v.shape[0] <= 12)
+    x = b.pick(lambda v: v.rank == 3 and v.shape[0] <= 12 and v.shape[2] > 0)
     steps, batch, width = x.shape
     op, hidden = b.choose(("LSTM", "GRU", "RNN")), b.choose((1, 3, 4, 8, 9, 16))
     direction = b.choose(("forward", "reverse", "bidirectional"))
