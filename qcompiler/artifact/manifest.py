@@ -122,6 +122,9 @@ class Variant:
     """(index among the manifest's blobs, offset in the weights) of each of its constants."""
     checks: tuple[Check, ...] = ()
     """Of operands that runs are given, which the shapes it was compiled for permit or not."""
+    extents: tuple[tuple[str, int], ...] = ()
+    """(output, offset in the workspace): where a run leaves the size of an output, as int64, if its
+    data decide it; the output's shape is the largest."""
 
     @property
     def member(self) -> str:
@@ -173,6 +176,7 @@ class Manifest:
             variant.threads,
         )
         sizes += tuple(n for c in variant.checks for n in (c.offset, c.bytes))
+        sizes += tuple(offset for _, offset in variant.extents)
         machine = (variant.isa, variant.triple, variant.cpu_flags)
         symbols, batches = map(astuple, self.symbols), map(astuple, variant.batches)
         sides = (v.open for v in (*self.inputs, *self.outputs)) if self.symbols else ()
@@ -313,6 +317,7 @@ def _variant(raw: Json) -> Variant:
         weights_bytes=_int(v["weights_bytes"]),
         blobs=tuple((_int(blob), _int(offset)) for blob, offset in pairs),
         checks=_checks(v["checks"], _int(v["workspace_bytes"])),
+        extents=_extents(v["extents"]),
     )
 
 
@@ -322,6 +327,11 @@ def _checks(raw: Json, workspace_bytes: int) -> tuple[Check, ...]:
     if any(c.offset + c.bytes > workspace_bytes for c in made):
         raise ValueError("a check lies outside the workspace")
     return made
+
+
+def _extents(raw: Json) -> tuple[tuple[str, int], ...]:
+    pairs = [_list(e) for e in _list(raw)]
+    return tuple((_string(name), _int(offset)) for name, offset in pairs)
 
 
 def _value(raw: Json) -> Value:

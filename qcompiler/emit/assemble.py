@@ -17,9 +17,10 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
     """Plan -> artifact of one variant: code, weights, and a manifest that describes them."""
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
-    if made.checks and not isinstance(made.device, Cpu):
+    if (made.checks or made.extents) and not isinstance(made.device, Cpu):
+        first = next(iter((*made.checks, *made.extents)))
         hint = "make these operands constants (initializers) of the model"
-        raise Error(f"runs on a GPU are not checked: {next(iter(made.checks))}", hint=hint)
+        raise Error(f"on a GPU, no run is checked for its sizes: {first}", hint=hint)
     code = native.emit(made) if isinstance(made.device, Cpu) else program.emit(made)
     graph, device, opened = made.graph, made.device, made.opened
     inputs, outputs = made.sides
@@ -41,6 +42,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         threads=made.useful_threads,
         workspace_bytes=made.workspace_bytes,
         steps=steps,
+        extents=tuple((name, p.offset) for name, p in made.extents.items()),
         checks=tuple(Check(what, p.offset, p.bytes) for what, p in made.checks.items()),
         batches=opened.batches if opened else (),
     )

@@ -20,6 +20,7 @@ def signature_of(plan: Plan) -> int:
     sizes: tuple[int, ...] = (plan.weights.nbytes, plan.workspace_bytes)
     sizes += (len(plan.steps), plan.useful_threads)
     sizes += tuple(n for p in plan.checks.values() for n in (p.offset, p.bytes))
+    sizes += tuple(p.offset for p in plan.extents.values())
     isa, weights = plan.device.isa, Binary(b"", plan.weights, plan.blocks)
     machine = (isa.name, isa.triple, isa.cpu_flags)
     return signature(inputs, outputs, sizes, machine, weights.digest, open_)

@@ -147,7 +147,7 @@ def _of_model(made: Compilation) -> _Model:
     demand_closed([made.opened.symbol] if made.opened else [], str(made.model)[:200])
     plan, model = made.plan, made.model
     graph, isa = plan.graph, plan.device.isa
-    _demand_unchecked(graph.checks, graph.name)
+    _demand_unchecked([*graph.checks, *graph.extents], graph.name)
     _demand_no_text(graph.notes, graph.name)
     return _Model(
         source=str(Path(model).name) if isinstance(model, (str, Path)) else graph.name,
@@ -179,7 +179,8 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
         raise Error(f"this version knows no instruction set {facts.isa!r}", where=source)
     if ISAS[facts.isa].multiprocessor is not None:
         raise Error(f"{facts.isa} is a GPU, and C code is for CPUs", where=source)
-    _demand_unchecked([c.what for c in facts.checks], source)
+    unchecked = [*(c.what for c in facts.checks), *(name for name, _ in facts.extents)]
+    _demand_unchecked(unchecked, source)
     _demand_no_text(made.manifest.notes, source)
     return _Model(
         source=Path(source).name,
@@ -200,7 +201,7 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
 def _demand_unchecked(checks: Collection[str], source: str) -> None:
     """Raise Error for a model whose runs must be checked, which C code would not do."""
     if checks:
-        what = "a run must check operands that it is given, which code for C does not: "
+        what = "a run must check sizes that operands or data decide, which code for C does not: "
         hint = "make these operands constants (initializers) of the model"
         raise Error(what + next(iter(checks)), where=source, hint=hint)
 

@@ -2,6 +2,7 @@
 
 from qcompiler.ir.graph import (
     CHECK,
+    EXTENT,
     MAX_ELEMENTS,
     MAX_RANK,
     Array,
@@ -19,6 +20,7 @@ from qcompiler.ir.graph import (
 
 __all__ = [
     "CHECK",
+    "EXTENT",
     "MAX_ELEMENTS",
     "MAX_RANK",
     "Array",

@@ -208,6 +208,10 @@ CHECK = "check: "
 """Begins the name of an output that no caller gets: a run fails, with the rest of the name, unless
 all of that output is true."""
 
+EXTENT = "extent: "
+"""Begins the name of an output that says, in int64, how large the one of the rest of the name is,
+where data decide it: a caller gets that one cut to this size."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -229,13 +233,19 @@ class Graph:
     def results(self) -> dict[str, Node]:
         """The outputs that a caller gets, by name."""
         pairs = zip(self.output_names, self.outputs, strict=True)
-        return {name: node for name, node in pairs if not name.startswith(CHECK)}
+        return {name: node for name, node in pairs if not name.startswith((CHECK, EXTENT))}
 
     @cached_property
     def checks(self) -> dict[str, Node]:
         """What must be all true -> what is wrong otherwise: the outputs that no caller gets."""
         pairs = zip(self.output_names, self.outputs, strict=True)
         return {n.removeprefix(CHECK): node for n, node in pairs if n.startswith(CHECK)}
+
+    @cached_property
+    def extents(self) -> dict[str, Node]:
+        """Outputs whose size data decide -> what says it."""
+        pairs = zip(self.output_names, self.outputs, strict=True)
+        return {n.removeprefix(EXTENT): node for n, node in pairs if n.startswith(EXTENT)}
 
     @cached_property
     def readers(self) -> Counter[Node]:

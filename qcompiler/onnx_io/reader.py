@@ -21,7 +21,7 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, EXTENT, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
@@ -38,6 +38,7 @@ from qcompiler.onnx_io import (  # noqa: F401
     sequences,
     windows,
 )
+from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, adapted, finish, newest
 from qcompiler.onnx_io.control import controlled
 from qcompiler.onnx_io.file import initializers, load, opset_versions
@@ -141,6 +142,7 @@ class _Reader:
         self.names: dict[str, int] = {}  # the last suffix given to each name
         self.count = 0
         self.checks: dict[str, Node] = {}
+        self.bounds = Bounds()
         listed = sum(1 for _ in all_nodes(model.graph.node))
         self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
@@ -183,10 +185,21 @@ class _Reader:
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
             "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
         }
+        pairs += self.extents(pairs)
         pairs += [(CHECK + what, node) for what, node in self.checks.items()]
         names, nodes = (tuple(side) for side in zip(*pairs, strict=True))
         notes |= {f"sequence {n}": str(length) for n, length in lists.items()}
         return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
+
+    def extents(self, outputs: Sequence[tuple[str, Node]]) -> list[tuple[str, Node]]:
+        """How large the outputs are whose size data decide."""
+        found = []
+        for name, node in outputs:
+            if node in self.bounds.known:
+                call = Call("extent", (node,), {}, 1, 1, f"{name}.extent")
+                sizes = self.bounds.shape(Settling(call, (None,), self.require), node)
+                found.append((EXTENT + name, sizes))
+        return found
 
     def body(
         self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: _Scope, where: str
@@ -319,22 +332,62 @@ class _Reader:
             if proto.op_type == "Scan" and opset < 9:
                 raise Unsupported("a batched scan (opset 8)", where=where)
             with _Malformed(where):
-                branch = partial(self.branch, scope=scope)
+                self.bounds.demand_none(call)
+                fixed = proto.op_type == "If" and known_value(call.need(0)) is not None
+                branch: control.Branch = partial(self.branch, scope=scope)
+                branch = branch if fixed else partial(self.of_known_sizes, call, branch)
                 return controlled(call, inputs, graphs, branch, shapes, self.require)  # type: ignore[return-value]
         if sequences.takes(proto.op_type, inputs):
             with _Malformed(where):
+                self.demand_known_sizes(call, inputs)
                 return (sequences.applied(call, inputs, Settling(call, (), self.require)),)
         if any(isinstance(i, (Items, Absent)) for i in inputs):
             raise Unsupported("a sequence where a tensor is needed", where=where)
         check_inputs(spec, tensors, where)
         with _Malformed(where):
-            result = settled(call, shapes, self.require)
-            if not isinstance(result, Call):
-                return finish(result)
-            body = body_of(result, opset, attributes, domain)
+            before = len(self.bounds.known)
+            result = settled(call, shapes, self.require, self.bounds.put)
+            if len(self.bounds.known) > before:
+                self.bounds.demand_none(call)
+            if call.op == "Shape" and call.need(0) in self.bounds.known:
+                return self.shape(call)
+            body = None
+            if isinstance(result, Call):
+                body = body_of(result, opset, attributes, domain)
+                result = newest(result, opset) if body is None else result
             if body is None:
-                return finish(newest(result, opset))
+                made = finish(result)
+                self.bounds.carry(call, made)
+                return made
+            assert isinstance(result, Call)
         return self.call_function(body, result.inputs, attributes, name, scope, shapes)
+
+    def of_known_sizes(
+        self,
+        call: Call,
+        branch: control.Branch,
+        graph: GraphProto,
+        name: str,
+        given: Sequence[Held],
+    ) -> Sequence[object]:
+        """The outputs of a branch or body. Raises Unsupported if data decide the size of one."""
+        made = branch(graph, name, given)
+        self.demand_known_sizes(call, made)
+        return made
+
+    def demand_known_sizes(self, call: Call, values: Sequence[object]) -> None:
+        """Raise Unsupported if data decide the size of a value, or of an element of one."""
+        items = [n for v in values for n in (v.nodes if isinstance(v, Items) else (v,))]
+        nodes = tuple(n for n in items if isinstance(n, Node))
+        self.bounds.demand_none(call.but(inputs=nodes))
+
+    def shape(self, call: Call) -> Node:
+        """The Shape of a value whose size data decide."""
+        s = Settling(call, (None,), self.require)
+        whole = self.bounds.shape(s, call.need(0))
+        end = call.get("end")
+        last = whole.type.size if end is None else int(end)  # type: ignore[arg-type]
+        return s.node("Slice", whole, [call.number("start")], [last])
 
     def require(self, holds: Node, what: str) -> None:
         """Make a run fail, with what is wrong, unless all of a value is true."""

@@ -1,5 +1,6 @@
 """NonZero, Compress, Unique, NonMaxSuppression: calls whose data decide how many results there are
--> calls of other operators, for the number that the model declares, which every run checks.
+-> calls of other operators, for the number that the model declares, which every run checks; where
+it declares none, for the largest there may be, and every run tells how many there are (bounded.py).
 
 How many are selected is a sum of flags; a selected value goes to the place that the flags before it
 add up to.
@@ -14,21 +15,49 @@ import numpy as np
 from qcompiler.ir import Node, constant
 from qcompiler.onnx_io.call import Result, axis_of
 from qcompiler.onnx_io.settle import Settling, settles
-from qcompiler.ops import make
+from qcompiler.ops import known_value, make
 
 MOST_PAIRS = 1 << 24
 """Most numbers that Unique compares."""
 
 
-def _selected(s: Settling, flags: Node, count: int) -> Node:
-    """int64 flags[n] -> the places of the first `count` ones; that there are so many is checked."""
+def _count(s: Settling, axis: int) -> int | None:
+    """The number of selected values that the model declares along an axis of the first output; None:
+    a run counts them. Raises Open if nobody could be told.
+    """
+    shape = s.shapes[0]
+    if shape is None and s.bound is None:
+        raise s.refusal()
+    return None if shape is None else shape[axis]
+
+
+def _agreed(s: Settling, total: Node, count: int | None) -> None:
+    """Check the number of selected values, if it is declared."""
+    if count is not None:
+        s.check(s.node("Equal", total, count), _not(count))
+
+
+def _told(s: Settling, node: Node, axis: int, total: Node, count: int | None) -> Node:
+    """A result, of which is said how many elements it has if that is not declared."""
+    if count is None and s.bound is not None:
+        s.bound(node, {axis: total})
+    return node
+
+
+def _selected(s: Settling, flags: Node, count: int | None) -> tuple[Node, Node]:
+    """int64 flags[n] -> the places of the first `count` ones (None: of all, then zeros), and the
+    number of all.
+    """
     size = flags.type.size
-    if not size or not count:
-        s.check(s.node("Equal", s.node("ReduceSum", flags, [0]), count), _not(count))
-        return s.ints(np.zeros(0, np.int64))  # type: ignore[arg-type]
+    most = size if count is None else count
+    if not size or not most:
+        total = s.node("ReduceSum", flags, [0], keepdims=1)
+        _agreed(s, total, count)
+        return s.ints(np.zeros(0, np.int64)), total  # type: ignore[arg-type]
     ends = s.node("CumSum", flags, 0)
-    s.check(s.node("Equal", s.node("Slice", ends, [size - 1], [size]), count), _not(count))
-    return _placed(s, flags, s.node("Sub", ends, 1), s.ints(range(size)), count)
+    total = s.node("Slice", ends, [size - 1], [size])
+    _agreed(s, total, count)
+    return _placed(s, flags, s.node("Sub", ends, 1), s.ints(range(size)), most), total
 
 
 def _not(count: int) -> str:
@@ -55,13 +84,14 @@ def _flags(s: Settling, x: Node) -> Node:
 def _non_zero(s: Settling) -> Result:
     x = s.call.need(0)
     dims = x.type.dims or (1,)
-    places = _selected(s, _flags(s, x), s.shape[1])
+    count = _count(s, 1)
+    places, total = _selected(s, _flags(s, x), count)
     rows = []
     for axis, size in enumerate(dims):
         behind = prod(dims[axis + 1 :])
         index = s.node("Mod", s.node("Div", places, max(behind, 1)), max(size, 1))
         rows.append(s.node("Unsqueeze", index, [0]))
-    return make("Concat", *rows, axis=0, name=s.call.name)
+    return _told(s, make("Concat", *rows, axis=0, name=s.call.name), 1, total, count)
 
 
 @settles("Compress", operands=(1,))
@@ -71,8 +101,10 @@ def _compress(s: Settling) -> Result:
         x, at = s.node("Reshape", x, [x.type.size]), 0
     else:
         at = axis_of(s.call, s.call.number("axis"), x.type.rank)
-    places = _selected(s, s.node("Cast", s.call.need(1), to="int64"), s.shape[at])
-    return make("Gather", x, places, axis=at, name=s.call.name)
+    count = _count(s, at)
+    places, total = _selected(s, s.node("Cast", s.call.need(1), to="int64"), count)
+    made = make("Gather", x, places, axis=at, name=s.call.name)
+    return _told(s, made, at, total, count)
 
 
 @settles("Unique", operands=(0,))
@@ -86,26 +118,25 @@ def _unique(s: Settling) -> Result:
     n, length = rows.type.dims
     if n * n * max(length, 1) > MOST_PAIRS or not n:
         raise s.call.unsupported(f"unique values among {n} slices of {length} values")
-    known = [h for h in (s.shapes[0], *s.shapes[1:2], *s.shapes[3:4]) if h is not None]
-    if not known:
-        raise s.refusal()
-    count = s.shapes[0][axis] if s.shapes[0] is not None else known[0][0]
+    stated = [h[0] for h in (*s.shapes[1:2], *s.shapes[3:4]) if h is not None]
+    count = stated[0] if s.shapes[0] is None and stated else _count(s, axis)
+    most = n if count is None else count
     equal, less = _compared(s, rows)
     first = s.node("ArgMax", s.node("Cast", equal, to="int32"), axis=1, keepdims=0)
     own = s.ints(range(n))
     new = s.node("Cast", s.node("Equal", first, own), to="int64")
     total = s.node("ReduceSum", new, [0], keepdims=1)
-    s.check(s.node("Equal", total, count), _not(count))
+    _agreed(s, total, count)
     before = s.node("Cast", less, to="int64") if s.call.number("sorted") else _earlier(s, n)
     place = s.node("ReduceSum", s.node("Mul", before, new), [1], keepdims=0)
-    indices = _placed(s, new, place, own, count)
+    indices = _placed(s, new, place, own, most)
     counts = s.node("ReduceSum", s.node("Cast", equal, to="int64"), [1], keepdims=0)
     values = s.node("Reshape", x, [n]) if given is None else x
     return (
-        s.node("Gather", values, indices, axis=axis),
-        indices,
+        _told(s, s.node("Gather", values, indices, axis=axis), axis, total, count),
+        _told(s, indices, 0, total, count),
         s.node("Gather", place, first, axis=0),
-        _placed(s, new, place, counts, count),
+        _told(s, _placed(s, new, place, counts, most), 0, total, count),
     )
 
 
@@ -144,22 +175,27 @@ def _earlier(s: Settling, n: int) -> Node:
 
 @settles("NonMaxSuppression", operands=(0, 1, 2, 3, 4))
 def _non_max_suppression(s: Settling) -> Result:
-    count = s.shape[0]
     boxes, scores = s.call.need(0), s.call.need(1)
-    most = s.call.input(2) or s.ints([0])
+    each = s.call.input(2) or s.ints([0])
+    images, classes, size = scores.type.dims
+    limit = known_value(each)
+    kept = size if limit is None else min(size, max(int(limit.ravel()[0]), 0))
+    count = _count(s, 0)
+    most = images * classes * kept if count is None else count
     thresholds = [
         s.call.input(3) or constant(np.zeros(1, np.float32)),
         s.call.input(4) or constant(np.full(1, -np.inf, np.float32)),
     ]
-    flat = [s.node("Reshape", i, [1]) for i in (most, *thresholds)]
+    flat = [s.node("Reshape", i, [1]) for i in (each, *thresholds)]
     found = s.node(
         "non_max_suppression",
         boxes,
         scores,
         *flat,
-        most=count,
+        most=most,
         center=s.call.number("center_point_box"),
     )
-    total = s.node("Slice", found, [count, 0], [count + 1, 1], [0, 1])
-    s.check(s.node("Equal", total, count), _not(count))
-    return make("Slice", found, s.ints([0]), s.ints([count]), s.ints([0]), name=s.call.name)
+    total = s.node("Reshape", s.node("Slice", found, [most, 0], [most + 1, 1], [0, 1]), [1])
+    _agreed(s, total, count)
+    made = make("Slice", found, s.ints([0]), s.ints([most]), s.ints([0]), name=s.call.name)
+    return _told(s, made, 0, total, count)

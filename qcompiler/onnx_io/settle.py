@@ -48,6 +48,8 @@ class Settling:
     call: Call
     shapes: tuple[Shape | None, ...]
     require: Require
+    bound: Callable[[Node, dict[int, Node]], None] | None = None
+    """Says how many elements a result has along some axes, where data decide it; None: no."""
     count: list[int] = field(default_factory=list)
 
     @property
@@ -139,7 +141,12 @@ def settling(op: str) -> bool:
     return op in _SETTLES
 
 
-def settled(call: Call, shapes: tuple[Shape | None, ...], require: Require) -> Result:
+def settled(
+    call: Call,
+    shapes: tuple[Shape | None, ...],
+    require: Require,
+    bound: Callable[[Node, dict[int, Node]], None] | None = None,
+) -> Result:
     """A call -> the call, its operands constant where they must be, or its finished outputs."""
     call = _with_empty(call)
     operands, settle = _SETTLES.get(call.op, ((), None))
@@ -149,7 +156,7 @@ def settled(call: Call, shapes: tuple[Shape | None, ...], require: Require) -> R
     if not all(i is None or i.type.static for i in call.inputs):
         return call  # a refusal elsewhere names what made the size unknown
     try:
-        return settle(Settling(call, shapes, require))
+        return settle(Settling(call, shapes, require, bound))
     except Open as e:
         if call.op not in OPERATORS:
             raise e.error from e

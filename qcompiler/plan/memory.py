@@ -78,7 +78,8 @@ class Memory:
             for source in map(base, region.inputs):
                 last = max(self.last.get(source, 0), self._until(i, makers.get(source, -1)))
                 self.last[source] = last
-        self.last.update((base(n), len(order)) for n in graph.checks.values())
+        kept = (*graph.checks.values(), *graph.extents.values())
+        self.last.update((base(n), len(order)) for n in kept)
         self.buffers: dict[Node, _Buffer] = {}
         self.scratches: list[_Buffer] = []
         self.bytes = 0

@@ -93,6 +93,8 @@ class Plan:
     """Whether every sample of the batch is known to be computed by itself."""
     checks: Mapping[str, Place] = field(default_factory=dict)
     """What is wrong -> where in the workspace a run leaves booleans that tell (false: it is)."""
+    extents: Mapping[str, Place] = field(default_factory=dict)
+    """Output whose size data decide -> where a run leaves that size, in int64."""
     opened: Opened | None = None
     """Of an open batch: its sizes, and the steps that run for so many samples."""
 
@@ -209,6 +211,7 @@ def laid_out(
     final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
     checks = {what: placed[memory.read(base(n))] for what, n in graph.checks.items()}
+    extents = {name: placed[memory.read(base(n))] for name, n in graph.extents.items()}
     separate = not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(graph))
     return Plan(
         graph,
@@ -221,6 +224,7 @@ def laid_out(
         parts,
         separate,
         checks,
+        extents,
     )
 
 

@@ -40,8 +40,10 @@ class Context:
         weights: Memory,
         workspace: int,
         checks: Sequence[Check] = (),
+        extents: Sequence[tuple[int, int]] = (),
     ) -> None:
-        self._checks = checks
+        """`extents`: which outputs are cut to the sizes that lie at which offsets in the workspace."""
+        self._checks, self._extents = checks, extents
         self.frame = Frame(len(inputs) + len(outputs), weights, workspace)
         self._staged = [_staged(dtype, shape) for dtype, shape in inputs]
         for i, memory in enumerate(self._staged):
@@ -65,6 +67,22 @@ class Context:
             self.frame.table[i] = memory.address
             kept.append(memory)
         return kept
+
+    def cut(self, outputs: list[Array]) -> list[Array]:
+        """The outputs of the last run, to the sizes that its data decided. Raises Error if a check
+        of it failed.
+        """
+        self.demand_fit()
+        for at, offset in self._extents:
+            whole = outputs[at]
+            raw = self.frame.workspace.array[offset : offset + 8 * whole.ndim]
+            outputs[at] = whole[tuple(slice(int(n)) for n in raw.view(np.int64))]
+        return outputs
+
+    def demand_whole(self) -> None:
+        """Raise Error if data decide the size of an output, which then has no array of its own."""
+        if self._extents:
+            raise Error("data decide the size of an output", hint="run the model by itself")
 
     def demand_fit(self) -> None:
         """Raise Error if a check of the last run failed."""

@@ -30,18 +30,19 @@ class Caller:
         outputs = self._context.make()
         self._launch()
         del kept
-        return outputs
+        return self._context.cut(outputs)
 
     def run_in(self, arrays: Sequence[Memory]) -> None:
         """Run where all inputs, then all outputs lie."""
+        self._context.demand_whole()
         self._context.frame.fill(arrays)
         self._launch()
+        self._context.demand_fit()
 
     def _launch(self) -> None:
         frame = self._context.frame
         frame.table[frame.words.first], frame.table[frame.words.last] = 0, self._steps
         frame.launch(self._code, self._team)
-        self._context.demand_fit()
 
     def close(self) -> None:
         """The same as `end`, for contextlib.closing."""

@@ -130,6 +130,7 @@ class Model(Interface):
         code.demand_permission(len(self._input_specs) + len(self._output_kinds))
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
+        self._extents = [(self._names.index(n), at) for n, at in self.variant.extents]
         notes = self.manifest.notes
         self._text = Program(notes[NOTE]) if NOTE in notes else None
         self._lists = {k[9:]: int(v) for k, v in notes.items() if k.startswith("sequence ")}
@@ -256,7 +257,7 @@ class Model(Interface):
         kept = context.take(arrays)
         outputs = context.make()
         context.frame.run(held.code, self.threads, 0, self._steps)
-        context.demand_fit()
+        outputs = context.cut(outputs)
         del kept
         return outputs
 
@@ -277,7 +278,9 @@ class Model(Interface):
     def _new_context(self, held: _Held) -> Context:
         taken, size = [v[2:] for v in self._input_specs], self.variant.workspace_bytes
         try:
-            return Context(taken, self._output_kinds, held.weights, size, self.variant.checks)
+            checks = self.variant.checks
+            kinds = self._output_kinds
+            return Context(taken, kinds, held.weights, size, checks, self._extents)
         except MemoryError as e:
             what = f"no memory for its workspace of {size} bytes"
             raise Error(what, where=self.manifest.name) from e

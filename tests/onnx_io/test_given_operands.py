@@ -172,5 +172,65 @@ def test_code_for_c_refuses_runs_that_must_be_checked(tmp_path: Path) -> None:
     sides = [make_tensor_value_info("x", 1, [3])], [make_tensor_value_info("y", 7, [1, 2])]
     model = helper.make_model(helper.make_graph([node], "g", *sides))
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(Error, match="a run must check operands"):
+    with pytest.raises(Error, match="a run must check sizes"):
         qcompiler.export_c(tmp_path / "m.onnx", tmp_path / "m")
+
+
+def test_what_data_select_comes_cut_to_its_size_if_no_number_is_declared() -> None:
+    x = np.random.default_rng(3).standard_normal((5, 7)).astype(np.float32)
+    model = compiled("NonZero", {"x": x}, ("r", "n"))
+    for limit in (-9, 0, 9):
+        seen = np.where(x > limit, x, 0).astype(np.float32)
+        found = model.run({"x": seen})["y"]
+        np.testing.assert_array_equal(found, np.nonzero(seen))
+
+
+def test_boxes_that_are_kept_are_gathered_and_their_number_goes_with_them() -> None:
+    rng = np.random.default_rng(4)
+    corner = rng.uniform(0, 4, (1, 12, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.5, 3, (1, 12, 2))], 2).astype(np.float32)
+    nodes = [
+        make_node("NonMaxSuppression", ["boxes", "scores", "each", "overlap", "least"], ["kept"]),
+        make_node("Gather", ["kept", "two"], ["column"], axis=1),
+        make_node("Squeeze", ["column", "one"], ["index"]),
+        make_node("Gather", ["boxes", "index"], ["picked"], axis=1),
+        make_node("Mul", ["picked", "half"], ["scaled"]),
+        make_node("Shape", ["scaled"], ["size"]),
+        make_node("ReduceSum", ["picked", "axis"], ["sums"]),
+    ]
+    values = {
+        "each": numbers(5),
+        "overlap": np.array([0.4], np.float32),
+        "least": np.array([0.3], np.float32),
+        "two": numbers(2),
+        "one": numbers(1),
+        "axis": numbers(1),
+        "half": np.array(0.5, np.float32),
+    }
+
+    def model_of(*outputs: tuple[str, int]) -> qcompiler.Model:
+        graph = helper.make_graph(
+            nodes,
+            "g",
+            [
+                make_tensor_value_info(n, 1, s)
+                for n, s in (("boxes", boxes.shape), ("scores", (1, 1, 12)))
+            ],
+            [make_tensor_value_info(n, kind, None) for n, kind in outputs],
+            [onnx.numpy_helper.from_array(v, n) for n, v in values.items()],
+        )
+        opset = helper.make_opsetid("", 21)
+        return qcompiler.load(qcompiler.compile(helper.make_model(graph, opset_imports=[opset])))
+
+    model = model_of(("scaled", 1), ("size", 7), ("kept", 7))
+    for top in (1.0, 0.31, 0.1):
+        scores = rng.uniform(0, top, (1, 1, 12)).astype(np.float32)
+        want = _kept(boxes[0], scores[0, 0], 5, 0.4, 0.3)
+        made = model.run({"boxes": boxes, "scores": scores})
+        np.testing.assert_array_equal(
+            made["kept"], np.array([(0, 0, i) for i in want]).reshape(-1, 3)
+        )
+        np.testing.assert_array_equal(made["scaled"], boxes[:, want] * np.float32(0.5))
+        assert made["size"].tolist() == [1, len(want), 4]
+    with pytest.raises(Error, match=r"ReduceSum .*: an operand whose size is decided by data"):
+        model_of(("sums", 1))  # a sum over boxes that are not there
