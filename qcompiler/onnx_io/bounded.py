@@ -7,13 +7,14 @@ carry it on; all others refuse. An output of the model is cut to its size when a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from qcompiler.ir import Node
+from qcompiler.ir import EXTENT, Node
 from qcompiler.onnx_io.call import Call
-from qcompiler.onnx_io.settle import Settling
+from qcompiler.onnx_io.sequences import Items
+from qcompiler.onnx_io.settle import Settling, plain
 from qcompiler.ops import OPERATORS, known_value
 
 Counts = Mapping[int, Node]
@@ -40,11 +41,33 @@ class Bounds:
         if counts:
             self.known[node] = counts
 
-    def shape(self, s: Settling, node: Node) -> Node:
+    def shape_of(self, call: Call) -> Node:
+        """The Shape of such a value: what a run sees."""
+        s = plain(call)
+        whole = self._sizes(s, call.need(0))
+        end = call.get("end")
+        last = whole.type.size if end is None else int(end)  # type: ignore[arg-type]
+        return s.node("Slice", whole, [call.number("start")], [last])
+
+    def extents(self, outputs: Sequence[tuple[str, Node]]) -> list[tuple[str, Node]]:
+        """Outputs of the model -> the outputs that say how large such ones are."""
+        found = []
+        for name, node in outputs:
+            if node in self.known:
+                s = plain(Call("extent", (node,), {}, 1, 1, f"{name}.extent"))
+                found.append((EXTENT + name, self._sizes(s, node)))
+        return found
+
+    def _sizes(self, s: Settling, node: Node) -> Node:
         """The sizes of a value, as a run sees them: an int64 vector."""
         counts = self.of(node)
         parts = [counts.get(a) or s.ints([d]) for a, d in enumerate(node.type.dims)]
         return s.node("Concat", *parts, axis=0)
+
+    def demand_none_in(self, call: Call, values: Sequence[object]) -> None:
+        """Raise Unsupported if data decide the size of a value, or of an element of one."""
+        items = [n for v in values for n in (v.nodes if isinstance(v, Items) else (v,))]
+        self.demand_none(call.but(inputs=[n for n in items if isinstance(n, Node)]))
 
     def demand_none(self, call: Call) -> None:
         """Raise Unsupported if data decide the size of an operand of a call."""

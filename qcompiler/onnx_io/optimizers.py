@@ -12,7 +12,7 @@ import numpy as np
 
 from qcompiler.ir import Node, constant
 from qcompiler.onnx_io.call import Call, Result, always
-from qcompiler.onnx_io.settle import Settling
+from qcompiler.onnx_io.settle import plain
 
 DOMAIN = "ai.onnx.preview.training"
 
@@ -24,10 +24,7 @@ class _Step:
     """A call while its nodes are made; arithmetic in the tensors' dtype."""
 
     def __init__(self, call: Call) -> None:
-        def never(holds: Node, what: str) -> None:
-            raise AssertionError(what)
-
-        self.s, self.call = Settling(call, (None,), never), call
+        self.s, self.call = plain(call), call
         self.dtype = call.need(2).dtype
         self.rate, self.count = (self._scalar(i) for i in (0, 1))
 

@@ -16,21 +16,12 @@ from numpy.typing import NDArray
 from qcompiler.errors import Error
 from qcompiler.ir import Node, constant, numpy_dtype
 from qcompiler.onnx_io.call import Call, Result, always
-from qcompiler.onnx_io.settle import Settling, in_range, settles
+from qcompiler.onnx_io.settle import Settling, in_range, plain, settles
 from qcompiler.onnx_io.tensors import dtype_name
 from qcompiler.ops import known_value, make
 from qcompiler.ops.window import Window
 
 Floats = NDArray[np.float64]
-
-
-def _plain(call: Call) -> Settling:
-    """A call of known sizes, to write its nodes with."""
-
-    def never(holds: Node, what: str) -> None:
-        raise AssertionError(what)
-
-    return Settling(call, (None,), never)
 
 
 # Random numbers.
@@ -70,7 +61,7 @@ def _random_like(call: Call) -> Result:
 @always("Multinomial")
 def _multinomial(call: Call) -> Result:
     """The first class whose share, with those before it, exceeds a number drawn from [0, 1)."""
-    s, x = _plain(call), call.need(0)
+    s, x = plain(call), call.need(0)
     rows, classes = x.type.dims
     count = call.number("sample_size")
     dtype = dtype_name(call.number("dtype"), f"{call.name} ({call.op})")
@@ -85,7 +76,7 @@ def _multinomial(call: Call) -> Result:
 @always("Dropout")
 def _dropout(call: Call) -> Result:
     """The identity, unless in training mode: then values of a drawn mask become zero."""
-    s, x, training = _plain(call), call.need(0), call.input(2)
+    s, x, training = plain(call), call.need(0), call.input(2)
     known = np.array(False) if training is None else known_value(training)
     true = constant(np.ones((1,), np.bool_))
     all_kept = s.node("ConstantOfShape", s.node("Shape", x), value=true.array)
@@ -117,7 +108,7 @@ def _batch_norm_in_training(call: Call) -> Result:
     """In training mode, mean and variance are the batch's, and also make the running ones."""
     if not call.get("training_mode"):
         return call
-    s, x = _plain(call), call.need(0)
+    s, x = plain(call), call.need(0)
     if x.type.rank < 2:
         raise call.error(f"{x.type} has no channels")
     axes = [a for a in range(x.type.rank) if a != 1]
@@ -161,7 +152,7 @@ def _mel_of_known(call: Call) -> Result:
     bins, length = (known_value(call.need(i)) for i in (0, 1))
     if bins is None or length is None:
         raise call.unsupported("its sizes are known at run time only", "make them constants")
-    return _mel(_plain(call), int(length.ravel()[0]) // 2 + 1, int(bins.ravel()[0]))
+    return _mel(plain(call), int(length.ravel()[0]) // 2 + 1, int(bins.ravel()[0]))
 
 
 def _mel(s: Settling, rows: int, bins: int) -> Node:
@@ -212,7 +203,7 @@ def _mel(s: Settling, rows: int, bins: int) -> Node:
 @always("TfIdfVectorizer")
 def _tf_idf(call: Call) -> Result:
     """How often each n-gram of the pool occurs, items being up to `max_skip_count` apart."""
-    s, x = _plain(call), call.need(0)
+    s, x = plain(call), call.need(0)
     pool = call.numbers("pool_int64s")
     if pool is None:
         raise call.unsupported("n-grams of strings", "look strings up before the model runs")
@@ -260,7 +251,7 @@ def _weighted(s: Settling, counts: Node, indexes: tuple[int, ...]) -> Node:
 @always("DeformConv")
 def _deform_conv(call: Call) -> Result:
     """Sample the image where the offsets say, then a convolution of one tap over what is seen."""
-    s, x, w, offset = _plain(call), *(call.need(i) for i in range(3))
+    s, x, w, offset = plain(call), *(call.need(i) for i in range(3))
     if x.type.rank != 4:
         raise call.unsupported("more or fewer than two dimensions of an image")
     batch, channels, *image = x.type.dims
@@ -390,7 +381,7 @@ def _stft_of_known(call: Call) -> Result:
     if window is None or known_value(window) is not None or step is None:
         return call
     size = window.type.size if length is None else int(length.ravel()[0])
-    return _frames(_plain(call), int(step.ravel()[0]), size)
+    return _frames(plain(call), int(step.ravel()[0]), size)
 
 
 def _frames(s: Settling, step: int, size: int) -> Node:

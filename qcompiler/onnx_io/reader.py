@@ -21,7 +21,7 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, EXTENT, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
@@ -185,21 +185,11 @@ class _Reader:
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
             "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
         }
-        pairs += self.extents(pairs)
+        pairs += self.bounds.extents(pairs)
         pairs += [(CHECK + what, node) for what, node in self.checks.items()]
         names, nodes = (tuple(side) for side in zip(*pairs, strict=True))
         notes |= {f"sequence {n}": str(length) for n, length in lists.items()}
         return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
-
-    def extents(self, outputs: Sequence[tuple[str, Node]]) -> list[tuple[str, Node]]:
-        """How large the outputs are whose size data decide."""
-        found = []
-        for name, node in outputs:
-            if node in self.bounds.known:
-                call = Call("extent", (node,), {}, 1, 1, f"{name}.extent")
-                sizes = self.bounds.shape(Settling(call, (None,), self.require), node)
-                found.append((EXTENT + name, sizes))
-        return found
 
     def body(
         self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: _Scope, where: str
@@ -339,7 +329,7 @@ class _Reader:
                 return controlled(call, inputs, graphs, branch, shapes, self.require)  # type: ignore[return-value]
         if sequences.takes(proto.op_type, inputs):
             with _Malformed(where):
-                self.demand_known_sizes(call, inputs)
+                self.bounds.demand_none_in(call, inputs)
                 return (sequences.applied(call, inputs, Settling(call, (), self.require)),)
         if any(isinstance(i, (Items, Absent)) for i in inputs):
             raise Unsupported("a sequence where a tensor is needed", where=where)
@@ -350,7 +340,7 @@ class _Reader:
             if len(self.bounds.known) > before:
                 self.bounds.demand_none(call)
             if call.op == "Shape" and call.need(0) in self.bounds.known:
-                return self.shape(call)
+                return self.bounds.shape_of(call)
             body = None
             if isinstance(result, Call):
                 body = body_of(result, opset, attributes, domain)
@@ -372,22 +362,8 @@ class _Reader:
     ) -> Sequence[object]:
         """The outputs of a branch or body. Raises Unsupported if data decide the size of one."""
         made = branch(graph, name, given)
-        self.demand_known_sizes(call, made)
+        self.bounds.demand_none_in(call, made)
         return made
-
-    def demand_known_sizes(self, call: Call, values: Sequence[object]) -> None:
-        """Raise Unsupported if data decide the size of a value, or of an element of one."""
-        items = [n for v in values for n in (v.nodes if isinstance(v, Items) else (v,))]
-        nodes = tuple(n for n in items if isinstance(n, Node))
-        self.bounds.demand_none(call.but(inputs=nodes))
-
-    def shape(self, call: Call) -> Node:
-        """The Shape of a value whose size data decide."""
-        s = Settling(call, (None,), self.require)
-        whole = self.bounds.shape(s, call.need(0))
-        end = call.get("end")
-        last = whole.type.size if end is None else int(end)  # type: ignore[arg-type]
-        return s.node("Slice", whole, [call.number("start")], [last])
 
     def require(self, holds: Node, what: str) -> None:
         """Make a run fail, with what is wrong, unless all of a value is true."""

@@ -22,8 +22,8 @@ MOST_PAIRS = 1 << 24
 
 
 def _count(s: Settling, axis: int) -> int | None:
-    """The number of selected values that the model declares along an axis of the first output; None:
-    a run counts them. Raises Open if nobody could be told.
+    """The number of selected values that the model declares along an axis of the first output;
+    None: a run counts them. Raises Open if nobody could be told.
     """
     shape = s.shapes[0]
     if shape is None and s.bound is None:

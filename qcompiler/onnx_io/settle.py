@@ -121,6 +121,15 @@ class Settling:
         return made
 
 
+def plain(call: Call) -> Settling:
+    """A call of known sizes, to write its nodes with."""
+
+    def never(holds: Node, what: str) -> None:
+        raise AssertionError(what)
+
+    return Settling(call, (None,), never)
+
+
 Settle = Callable[[Settling], Call | Result]
 
 _SETTLES: dict[str, tuple[tuple[int, ...], Settle]] = {}

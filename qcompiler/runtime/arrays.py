@@ -42,7 +42,7 @@ class Context:
         checks: Sequence[Check] = (),
         extents: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """`extents`: which outputs are cut to the sizes that lie at which offsets in the workspace."""
+        """`extents`: which outputs are cut to the size at which offset in the workspace."""
         self._checks, self._extents = checks, extents
         self.frame = Frame(len(inputs) + len(outputs), weights, workspace)
         self._staged = [_staged(dtype, shape) for dtype, shape in inputs]
