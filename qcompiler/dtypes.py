@@ -20,6 +20,7 @@ NARROW = (
     "float8_e4m3fnuz",
     "float8_e5m2",
     "float8_e5m2fnuz",
+    "float8_e8m0fnu",
     "float4_e2m1fn",
     "int4",
     "uint4",

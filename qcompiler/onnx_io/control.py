@@ -10,7 +10,7 @@ from onnx import GraphProto
 from qcompiler.errors import Error
 from qcompiler.ir import Node, constant
 from qcompiler.onnx_io.call import Call
-from qcompiler.onnx_io.loops import loop, scan
+from qcompiler.onnx_io.loops import batched_scan, loop, scan
 from qcompiler.onnx_io.sequences import Absent, Held, Items, merged
 from qcompiler.onnx_io.settle import Require, Settling, Shape
 from qcompiler.onnx_io.tensors import Unsupported
@@ -29,8 +29,11 @@ def controlled(
     branch: Branch,
     shapes: Sequence[Shape | None],
     require: Require,
+    batched: bool = False,
 ) -> Sequence[object]:
-    """A call of one of OPERATORS, its graphs, its outputs' declared shapes -> its outputs."""
+    """A call of one of OPERATORS, its graphs, its outputs' declared shapes -> its outputs.
+    `batched`: a Scan is one of opset 8.
+    """
     s = Settling(call, tuple(shapes), require)
     if call.op == "If":
         return _choice(s, inputs[0], graphs, branch)
@@ -47,6 +50,8 @@ def controlled(
         return _mapped(call, inputs, body)
     if call.op == "Loop":
         return loop(s, inputs, body, where)
+    if batched:
+        return batched_scan(call.attrs, inputs, body, where)
     return scan(call.attrs, inputs, body, where)
 
 

@@ -160,6 +160,28 @@ def scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: st
     return [*state, *(_joined(rows, axis) for rows, axis in zip(whole, to, strict=True))]
 
 
+def batched_scan(
+    attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str
+) -> list[Held]:
+    """Scan of opset 8, (lengths, carried values..., sequences...) of a batch -> a Scan of each
+    sample, stacked.
+    """
+    if inputs[0] is not None:
+        raise Unsupported("a scan of sequences of different lengths", hint=_OPEN, where=name)
+    whole = [_tensor(i, name) for i in inputs[1:]]
+    sizes = {n.shape[0] for n in whole if n.shape}
+    (size,) = sizes if len(sizes) == 1 else ("",)
+    if not isinstance(size, int) or not 1 <= size <= MAX_ITERATIONS:
+        raise Unsupported("a scan of an unknown number of samples", hint=_OPEN, where=name)
+    plain = {"num_scan_inputs": attrs["num_scan_inputs"]}
+    plain["scan_input_directions"] = attrs.get("directions")
+    samples = []
+    for at in range(size):
+        given = [make("Gather", n, constant(np.array(at)), axis=0) for n in whole]
+        samples.append([_tensor(v, name) for v in scan(plain, given, body, name)])
+    return [_joined(rows, 0) for rows in zip(*samples, strict=True)]
+
+
 def _given(node: Held, name: str) -> Held:
     if node is None:
         raise Error("an input is missing", where=name)

@@ -319,18 +319,18 @@ class _Reader:
         call = Call(proto.op_type, tensors, attrs, len(proto.output), read, name)
         if proto.op_type in control.OPERATORS:
             graphs = {a.name: a.g for a in attributes if a.type == AttributeProto.GRAPH}
-            if proto.op_type == "Scan" and opset < 9:
-                raise Unsupported("a batched scan (opset 8)", where=where)
             with _Malformed(where):
                 self.bounds.demand_none(call)
                 fixed = proto.op_type == "If" and known_value(call.need(0)) is not None
                 branch: control.Branch = partial(self.branch, scope=scope)
                 branch = branch if fixed else partial(self.of_known_sizes, call, branch)
-                return controlled(call, inputs, graphs, branch, shapes, self.require)  # type: ignore[return-value]
+                return controlled(call, inputs, graphs, branch, shapes, self.require, opset < 9)  # type: ignore[return-value]
         if sequences.takes(proto.op_type, inputs):
             with _Malformed(where):
-                self.bounds.demand_none_in(call, inputs)
-                return (sequences.applied(call, inputs, Settling(call, (), self.require)),)
+                if proto.op_type not in sequences.WHOLE:
+                    self.bounds.demand_none_in(call, inputs)
+                s = Settling(call, (), self.require, self.bounds.put)
+                return (sequences.applied(call, inputs, s),)
         if any(isinstance(i, (Items, Absent)) for i in inputs):
             raise Unsupported("a sequence where a tensor is needed", where=where)
         check_inputs(spec, tensors, where)

@@ -24,10 +24,11 @@ _SPELLED = {
     "float32": "tensor(float)",
     "float64": "tensor(double)",
     "float4_e2m1fn": "tensor(float4e2m1)",
+    "float8_e8m0fnu": "tensor(float8e8m0)",
     **{
         d: f"tensor({d.replace('_', '')})"
         for d in CODES
-        if d not in ("float16", "float32", "float64", "float4_e2m1fn")
+        if d not in ("float16", "float32", "float64", "float4_e2m1fn", "float8_e8m0fnu")
     },
 }
 """dtype -> its spelling in schemas."""

@@ -44,6 +44,12 @@ OPERATORS = frozenset(
     | {"SplitToSequence"}
 )
 
+WHOLE = frozenset(
+    {"Identity", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceConstruct"}
+    | {"SequenceLength"}
+)
+"""Operators that leave all elements as they are."""
+
 Rule = Callable[[Call, Sequence[Held], Settling], Held]
 _RULES: dict[str, Rule] = {}
 
@@ -159,6 +165,8 @@ def _split(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
     whole = x.type.dims[axis]
     each = s.ints(1) if sizes is None else _tensor(call, sizes)
     known = known_value(each)
+    if known is None and each.type.rank == 1 and s.bound is not None:
+        return _pieces(s, x, axis, each)
     if known is None:
         raise call.unsupported(
             "input 'split', known at run time only, decides how long the sequence is",
@@ -178,6 +186,27 @@ def _split(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
     if sizes is None and not call.number("keepdims"):
         parts = [s.node("Squeeze", p, [axis]) for p in parts]
     return Items(tuple(parts))
+
+
+def _pieces(s: Settling, x: Node, axis: int, sizes: Node) -> Items:
+    """A tensor cut into pieces of sizes known at run time only; each is as long as the whole, and
+    how much of it there is goes with it.
+    """
+    whole, lengths = x.type.dims[axis], s.flat(sizes)
+    total = s.node("ReduceSum", lengths, [0], keepdims=1)
+    s.check(s.node("Equal", total, whole), f"its sizes do not make up {whole}")
+    s.check(s.node("GreaterOrEqual", lengths, 0), "a size is negative")
+    if not whole:
+        return Items((x,) * lengths.type.size)
+    starts = s.node("Sub", s.node("CumSum", lengths, 0), lengths)
+    made = []
+    for i in range(lengths.type.size):
+        start, length = (s.node("Slice", n, [i], [i + 1]) for n in (starts, lengths))
+        places = s.node("Min", s.node("Add", start, list(range(whole))), whole - 1)
+        made.append(s.node("Gather", x, places, axis=axis))
+        assert s.bound is not None
+        s.bound(made[-1], {axis: length})
+    return Items(tuple(made))
 
 
 @_rule("Optional")

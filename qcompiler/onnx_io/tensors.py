@@ -40,6 +40,7 @@ DTYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT8E5M2FNUZ: "float8_e5m2fnuz",
     onnx.TensorProto.UINT4: "uint4",
     onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.FLOAT8E8M0: "float8_e8m0fnu",
     onnx.TensorProto.FLOAT4E2M1: "float4_e2m1fn",
     onnx.TensorProto.UINT2: "uint2",
     onnx.TensorProto.INT2: "int2",

@@ -324,6 +324,8 @@ def _cast_type(node: Node) -> Type:
         known = numpy_dtype(to).kind not in "cOSU"
     except TypeError:
         known = False
+    if to == "float8_e8m0fnu" and node.str("round_mode") == "nearest":
+        raise Error("a cast to powers of two with round_mode 'nearest' is not supported")
     if not known or x.dtype == "string":
         raise Error(f"a cast from {x.dtype} to {to} is not supported")
     return Type(to, x.shape)
@@ -335,6 +337,11 @@ def cast(m: Math, x: V, *, to: str, saturate: int = 1, round_mode: str = "up") -
 
     `round_mode` is for the types that hold only powers of two.
     """
+    if to == "float8_e8m0fnu":  # a product just below twice x: a power of two keeps its exponent
+        size = m.abs(m.cast(x, "float32"))
+        size = size * (2 - 2.0**-23) if round_mode == "up" else size
+        bounded = m.where(size > 2.0**127, 2.0**127, size) if saturate else size
+        return m.cast(bounded, to)
     if saturate and to in _FLOAT8:
         x = m.clip(m.cast(x, "float32"), -_FLOAT8[to], _FLOAT8[to])
     return m.cast(x, to)

@@ -176,6 +176,9 @@ class NumpyMath:
 
     def cast(self, x: V, dtype: str) -> V:
         x, kind = np.asarray(x), numpy_dtype(dtype)
+        if dtype == "float8_e8m0fnu":  # the exponent, whatever the mantissa and the sign
+            raw = np.ascontiguousarray(x.astype(np.float32)).view(np.uint32).reshape(x.shape)
+            return np.asarray(raw >> 23 & 0xFF, np.uint8).view(kind)
         whole = kind.kind in "iu" and x.dtype.kind == "f"
         return (_whole(x, kind) if whole else x).astype(kind)
 
@@ -205,6 +208,7 @@ _WIDE = {
     "float8_e4m3fnuz": "float32",
     "float8_e5m2": "float32",
     "float8_e5m2fnuz": "float32",
+    "float8_e8m0fnu": "float32",
     "float4_e2m1fn": "float32",
     "int4": "int8",
     "uint4": "uint8",

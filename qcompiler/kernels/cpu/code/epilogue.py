@@ -23,7 +23,7 @@ from qcompiler.kernels.cpu.code import polynomials, tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.math import Table, TirMath
-from qcompiler.kernels.cpu.code.narrow import FLOATS, INTEGERS, NARROW
+from qcompiler.kernels.cpu.code.narrow import FLOATS, INTEGERS, NARROW, POWERS
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.region import Region
@@ -36,7 +36,7 @@ DTYPES = frozenset(
 )
 """The dtypes that kernels can hold in vectors."""
 
-_IN_FLOAT32 = frozenset({*HALF_FLOATS, *FLOATS})
+_IN_FLOAT32 = frozenset({*HALF_FLOATS, *FLOATS, POWERS})
 """Floats that are computed with in float32."""
 
 _SHORTER: Mapping[str, Callable[..., Vec]] = {

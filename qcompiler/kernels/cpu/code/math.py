@@ -60,7 +60,7 @@ class TirMath:
 
     def splat(self, value: float, dtype: str, lanes: int = 1) -> Vec:
         """A number in every lane."""
-        if dtype in casts.HALF_FLOATS or dtype in narrow.FLOATS:
+        if dtype in casts.HALF_FLOATS or dtype in (*narrow.FLOATS, narrow.POWERS):
             return self.cast(self.splat(value, "float32", lanes), dtype)
         if dtype in narrow.INTEGERS:
             return self.cast(self.splat(value, "int8", lanes), dtype)

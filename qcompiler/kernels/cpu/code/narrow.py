@@ -48,7 +48,10 @@ FLOATS = {
 INTEGERS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 """dtype -> its bits."""
 
-NARROW = frozenset({*FLOATS, *INTEGERS})
+POWERS = "float8_e8m0fnu"
+"""The exponent of a float32, and nothing else."""
+
+NARROW = frozenset({*FLOATS, *INTEGERS, POWERS})
 
 
 def widened(m: TirMath, x: Vec) -> Vec:
@@ -56,8 +59,11 @@ def widened(m: TirMath, x: Vec) -> Vec:
     code = Vec(m, x.expr, "uint8", x.lanes)
     if x.dtype in INTEGERS:
         return _integer(m, code, x.dtype)
-    f = FLOATS[x.dtype]
     wide = m.cast(code, "int32")
+    if x.dtype == POWERS:
+        value = m.bits(m.where(wide == 0, 1 << 22, wide << 23), "float32")
+        return m.where(wide == 255, np.nan, value)
+    f = FLOATS[x.dtype]
     size = wide & ((1 << f.sign) - 1)
     normal = m.bits((size << (23 - f.mantissa)) + ((127 - f.bias) << 23), "float32")
     tiny = m.cast(size, "float32") * 2.0 ** (1 - f.bias - f.mantissa)
@@ -85,8 +91,12 @@ def narrowed(m: TirMath, x: Vec, dtype: str) -> Vec:
         whole = m.cast(x, "int32") if x.is_float or x.dtype == "bool" else x
         code = m.cast(whole, "uint8") & ((1 << INTEGERS[dtype]) - 1)
         return Vec(m, code.expr, dtype, code.lanes)
-    f, x = FLOATS[dtype], m.cast(x, "float32")
+    x = m.cast(x, "float32")
     raw = m.bits(x, "int32")
+    if dtype == POWERS:
+        code = m.cast((raw >> 23) & 255, "uint8")
+        return Vec(m, code.expr, dtype, code.lanes)
+    f = FLOATS[dtype]
     size, shift = raw & 0x7FFFFFFF, 23 - f.mantissa
     odd = (size >> shift) & 1
     rounded = (size + odd + ((1 << (shift - 1)) - 1)) >> shift
