@@ -63,7 +63,8 @@ def evaluate(
     inputs: Mapping[str, Array],
     observe: Callable[[Node, Array], None] | None = None,
 ) -> dict[str, Array]:
-    """Run a graph in numpy: {input name: array} -> {output name: array}.
+    """Run a graph in numpy: {input name: array} -> {output name: array}, cut to the sizes that data
+    decide. Raises Error if a check fails.
 
     `observe` is called with every single-output node and its value. Values are dropped after their
     last reader, so memory stays near the largest set of live activations.
@@ -88,7 +89,13 @@ def evaluate(
             left[i] -= 1
             if not left[i]:
                 del values[i]
-    return {n: values[o][0] for n, o in zip(graph.output_names, graph.outputs, strict=True)}
+    for what, node in graph.checks.items():
+        if not values[node][0].all():
+            raise Error(what)
+    found = {name: values[node][0] for name, node in graph.results.items()}
+    for name, node in graph.extents.items():
+        found[name] = found[name][tuple(slice(int(n)) for n in values[node][0])]
+    return found
 
 
 _KNOWN: WeakKeyDictionary[Node, tuple[Array, ...] | None] = WeakKeyDictionary()

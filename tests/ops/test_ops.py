@@ -22,11 +22,10 @@ from qcompiler.ops.registry import required
 ONNX_OPERATORS = sorted(op for op in OPERATORS if op[0].isupper())
 
 BEYOND_US = re.compile(
-    "string|sequence_type|optional_type|training mode|a condition known|is older than"
-    "|output 1 of Dropout|FLOAT4E2M1|FLOAT8E8M0|INT2 are|UINT2 are|which dimensions of .* are 1"
-    "|a number of iterations known at run"
+    "a condition known|which dimensions of .* are 1|a number of iterations known at run"
+    "|the length of a sequence must be known|optional_type|unlike sequences"
 )
-"""Unsupported parts of ONNX: strings, sequences, training, dynamic control flow, 2-bit dtypes."""
+"""Unsupported parts of ONNX: dynamic control flow; and sequences, of lengths not given here."""
 
 
 def assert_close(got: Array, want: Array, rtol: float, atol: float) -> None:
@@ -50,16 +49,17 @@ def run_case(case: TestCase) -> None:
             assert_close(value, want, case.rtol, case.atol)
 
 
-CONTRADICTED = (
-    "test_resize_downsample_scales_cubic_align_corners",
-    "test_resize_downsample_scales_linear_align_corners",
+DRAWN = (
+    "test_bernoulli_expanded",
+    "test_bernoulli_double_expanded",
+    "test_bernoulli_seed_expanded",
 )
-"""Cases that take a resized length as a fraction, unlike ONNX's text and onnxruntime."""
+"""Cases of random numbers: ONNX says of their data that no implementation need give the same."""
 
 
 def failure(case: TestCase) -> str:
     """Why a case fails, or "" if it passes or is unsupported."""
-    if case.name in CONTRADICTED:
+    if case.name in DRAWN:
         return ""
     try:
         run_case(case)
