@@ -5,7 +5,8 @@ QuantizeLinear(x, 2^k, zero)      ->  quantize(x, 2^-k, int32(zero))    the prod
 DequantizeLinear(x, scale, zero)  ->  dequantize(x, scale, int32(zero))
 
 DequantizeLinear of constants that are not bytes, or have a scale per block, becomes a constant.
-A scale per index of an axis is reshaped to broadcast along that axis.
+A scale per index of an axis is reshaped to broadcast along that axis. Of other types than bytes and
+16-bit integers, and in blocks, both become the operators that ONNX defines them by.
 """
 
 from __future__ import annotations
@@ -16,19 +17,16 @@ import numpy as np
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.ops import make, meaning
 from qcompiler.quantization.scales import by
-from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule
+from qcompiler.rewrite import ANY, OPTIONAL, op, rule
 from qcompiler.rewrite.matching import channel_shape, const, input_at, reshape, to_dtype
 
 
 @rule(op("QuantizeLinear", ANY, ANY, OPTIONAL))
-def layout_quantize(node: Node) -> Node | Skip:
+def layout_quantize(node: Node) -> Node:
     """QuantizeLinear(x, scale, zero) -> quantize(x, scale, zero)."""
     if node.dtype not in ("uint8", "int8", "uint16", "int16") or _unusual(node):
         return _quantized(node)
-    parts = _parts(node)
-    if isinstance(parts, Skip):
-        return parts
-    x, scale, zero = parts
+    x, scale, zero = _parts(node)
     x = to_dtype(x, "float32")
     divide = 1
     if scale.is_constant:
@@ -38,13 +36,12 @@ def layout_quantize(node: Node) -> Node | Skip:
 
 
 @rule(op("DequantizeLinear", ANY, ANY, OPTIONAL))
-def layout_dequantize(node: Node) -> Node | Skip:
+def layout_dequantize(node: Node) -> Node | None:
     """DequantizeLinear(x, scale, zero) -> dequantize(x, scale, zero)."""
     usual = ("uint8", "int8", "int32", "uint16", "int16")
     if node.operands[0].dtype not in usual or _unusual(node):
-        return _dequantized(node)
-    parts = _parts(node)
-    return parts if isinstance(parts, Skip) else to_dtype(make("dequantize", *parts), node.dtype)
+        return None if all(i.is_constant for i in node.operands) else _dequantized(node)
+    return to_dtype(make("dequantize", *_parts(node)), node.dtype)
 
 
 @rule(op("DequantizeLinear"))
@@ -108,11 +105,9 @@ def _spread(node: Node, numbers: Node) -> Node:
     return make("Gather", numbers, const(blocks), axis=axis)
 
 
-def _parts(node: Node) -> tuple[Node, Node, Node] | Skip:
+def _parts(node: Node) -> tuple[Node, Node, Node]:
     """The value, its float32 scale and its int32 zero point, broadcasting along the node's axis."""
     x, scale = node.operands[:2]
-    if node.attrs.get("block_size"):
-        return Skip("a scale per block")
     zero = input_at(node, 2)
     zero = const(np.zeros(scale.type.dims, np.int32)) if zero is None else to_dtype(zero, "int32")
     scale = to_dtype(scale, "float32")
