@@ -20,6 +20,7 @@ from pathlib import Path
 from . import damage, mutants
 from .checks import Outcome, check, described
 from .generate import Case, generate
+from .opened import check_opened
 from .shards import Job, Result, alone, done_before, results
 from .shrink import save, shrink
 
@@ -34,7 +35,7 @@ def main() -> int:
     add = parser.add_argument
     add("--cases", type=int, default=300)
     add("--seed", type=int, default=0)
-    add("--kind", choices=("graphs", "passes", "onnx", "artifact"), default="graphs")
+    add("--kind", choices=("graphs", "passes", "open", "onnx", "artifact"), default="graphs")
     add("--workers", type=int, default=os.cpu_count() or 1)
     add("--out", type=Path, default=Path("build/differential"))
     add("--tries", type=int, default=120, help="of making a failing case smaller; 0 for none")
@@ -86,13 +87,13 @@ def jobs(given: argparse.Namespace) -> Job:
         return mutants.job(given.out)
     if given.kind == "artifact":
         return damage.job(given.out)
-    only = given.kind == "passes"
-    return lambda seed: checked(generate(seed), passes_only=only)
+    return lambda seed: checked(generate(seed), given.kind)
 
 
-def checked(case: Case, *, passes_only: bool = False) -> Result:
+def checked(case: Case, kind: str = "graphs") -> Result:
     """A case -> its result, as a log has it."""
-    outcome: Outcome = check(case, passes_only=passes_only)
+    opened = kind == "open"
+    outcome: Outcome = check_opened(case) if opened else check(case, passes_only=kind == "passes")
     return {
         "kind": case.kind,
         "isa": case.device.isa.name,
@@ -118,11 +119,10 @@ def told(given: argparse.Namespace, job: Job, result: Result) -> str:
     head = f"seed {seed}: {result.get('kind', '')} {result.get('isa', '')}: {text}"
     if given.kind in ("onnx", "artifact") or not given.tries:
         return head
-    only = given.kind == "passes"
     case = generate(seed)
 
     def fails(smaller: Case) -> bool:
-        again = alone(lambda _: checked(smaller, passes_only=only), seed)
+        again = alone(lambda _: checked(smaller, given.kind), seed)
         return sign(again) == sign(result)
 
     small = shrink(case, fails, given.tries)

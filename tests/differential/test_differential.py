@@ -16,11 +16,12 @@ from qcompiler.ops import make
 from . import damage, mutants
 from .checks import check, described, differs
 from .generate import KINDS, Case, generate
+from .opened import check_opened
 from .reference import references
 from .shards import alone, results
 from .shrink import save, shrink
 
-CASES, PASSES, MUTANTS, DAMAGED = 200, 300, 60, 60
+CASES, PASSES, OPENED, MUTANTS, DAMAGED = 200, 300, 60, 60, 60
 """How many are tried unless `--cases` says otherwise."""
 A_TEST = 10
 """Cases in one test: a test for each would take longer to report than to run."""
@@ -29,7 +30,7 @@ A_TEST = 10
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = metafunc.config.getoption("cases")
     first = metafunc.config.getoption("seed") * 1_000_000
-    counts = {"graphs": cases or CASES, "passes": cases or PASSES}
+    counts = {"graphs": cases or CASES, "passes": cases or PASSES, "opened": cases or OPENED}
     counts |= {"models": cases or MUTANTS, "artifacts": cases or DAMAGED}
     for name, count in counts.items():
         if name in metafunc.fixturenames:
@@ -48,6 +49,19 @@ def test_artifacts_of_random_models_do_what_the_models_mean(graphs: range) -> No
 def test_passes_keep_the_meaning_of_random_models(passes: range) -> None:
     told = [told_of(generate(seed + 500_000), passes_only=True) for seed in passes]
     assert not any(told), "\n".join(filter(None, told))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_samples_of_open_batches_of_random_models_do_not_meet(opened: range) -> None:
+    ended = [(seed, check_opened(generate(seed), passes_only=True)) for seed in opened]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_artifacts_with_an_open_batch_do_what_random_models_mean() -> None:
+    ended = [(seed, check_opened(generate(seed))) for seed in range(8)]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+    assert sum(not o.refused for _, o in ended) >= 2
 
 
 def told_of(case: Case, *, passes_only: bool) -> str:
