@@ -103,12 +103,37 @@ _KNOWN: WeakKeyDictionary[Node, tuple[Array, ...] | None] = WeakKeyDictionary()
 None if unknown."""
 
 
+_KNOWN_BESIDES: WeakKeyDictionary[Node, tuple[Array, ...] | None] = WeakKeyDictionary()
+"""The same, of values that are made of shapes with open sizes, but not of these."""
+
+Leaf = Callable[[Node], "Array | None"]
+LEAVES: list[Leaf] = []
+"""What knows values that are made of shapes with open sizes (known_sizes.py)."""
+
+
 def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | None:
     """A value computed from constants and shapes only, if all of it is small; else None."""
+    found = plain_value(node, limit_bytes)
+    if node is None or found is not None or limit_bytes != KNOWN_BYTES or not LEAVES:
+        return found
+    return _computed(node, limit_bytes, _KNOWN_BESIDES, LEAVES[0])
+
+
+def plain_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | None:
+    """The same, if all sizes of these shapes are known."""
     if node is None:
         return None
     known = _KNOWN if limit_bytes == KNOWN_BYTES else WeakKeyDictionary()
-    for n in _cone(node, limit_bytes, known):
+    return _computed(node, limit_bytes, known, None)
+
+
+def _computed(
+    node: Node,
+    limit_bytes: int,
+    known: MutableMapping[Node, tuple[Array, ...] | None],
+    leaf: Leaf | None,
+) -> Array | None:
+    for n in _cone(node, limit_bytes, known, leaf):
         if n.is_constant:
             known[n] = (n.array,)
         elif n.op in _OF_TYPE:
@@ -122,9 +147,12 @@ def known_value(node: Node | None, limit_bytes: int = KNOWN_BYTES) -> Array | No
 
 
 def _cone(
-    root: Node, limit_bytes: int, known: MutableMapping[Node, tuple[Array, ...] | None]
+    root: Node,
+    limit_bytes: int,
+    known: MutableMapping[Node, tuple[Array, ...] | None],
+    leaf: Leaf | None,
 ) -> list[Node]:
-    """The nodes to compute for a value, inputs first.
+    """The nodes to compute for a value, inputs first; `leaf` tells values that need no computing.
 
     If any of them is large or has an unknown size, the result is empty, and `known` maps the value
     and the nodes on the way to it to None.
@@ -138,6 +166,10 @@ def _cone(
             order.append(node)
         elif node not in seen and known.get(node, ()) == ():
             seen.add(node)
+            told = None if leaf is None or len(node.types) > 1 else leaf(node)
+            if told is not None:
+                known[node] = (told,)
+                continue
             stack.append((node, True))
             if not _may_be_known(node, limit_bytes):
                 known.update((n, None) for n, inside in stack if inside)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.artifact.sizes import Size, settled
-from qcompiler.ir import Dim, Node
-from qcompiler.ops.evaluate import known_value
+from qcompiler.ir import Array, Dim, Node, numpy_dtype
+from qcompiler.ops.evaluate import LEAVES, plain_value
 from qcompiler.ops.registry import OPERATORS
 
 Sizes = NDArray[Any]
@@ -51,8 +51,19 @@ def is_open(node: Node) -> bool:
     return found is not None and any(isinstance(d, str) for d in found.ravel())
 
 
+def _numbers(node: Node) -> Array | None:
+    """The values, if no open size is among them."""
+    found = known_sizes(node)
+    if found is None or any(isinstance(d, str) for d in found.ravel()):
+        return None
+    return found.astype(numpy_dtype(node.dtype))
+
+
+LEAVES.append(_numbers)
+
+
 def _sizes(node: Node, depth: int) -> Sizes | None:
-    number = known_value(node)
+    number = plain_value(node)
     if number is not None:
         return np.asarray(number).astype(object)
     if node.op == "Shape":
@@ -77,7 +88,7 @@ def _moved(node: Node, depth: int) -> Sizes | None:
     moved = node.operands if node.op == "Concat" else node.operands[:1]
     values: list[Any] = []
     for i in node.inputs:
-        value = None if i is None else known_sizes(i, depth) if i in moved else known_value(i)
+        value = None if i is None else known_sizes(i, depth) if i in moved else plain_value(i)
         if i is not None and value is None:
             return None
         values.append(value)
@@ -91,12 +102,12 @@ def _moved(node: Node, depth: int) -> Sizes | None:
 def _piece(node: Node, depth: int) -> Sizes | None:
     """An output of a Split."""
     whole = node.operands[0]
-    if whole.op != "Split" or any(known_value(i) is None for i in whole.operands[1:]):
+    if whole.op != "Split" or any(plain_value(i) is None for i in whole.operands[1:]):
         return None
     value = known_sizes(whole.operands[0], depth)
     if value is None:
         return None
-    sizes = [known_value(i) for i in whole.operands[1:]]
+    sizes = [plain_value(i) for i in whole.operands[1:]]
     made: Sizes = OPERATORS["Split"].meaning(whole, value, *sizes)[node.int("index")]
     return made
 
