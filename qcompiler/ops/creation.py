@@ -7,6 +7,7 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops.evaluate import known_value
+from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, typed
 from qcompiler.ops.shapes import count_of, known_dims
@@ -61,8 +62,19 @@ def _(node: Node) -> Type:
     known = [known_value(i) for i in node.operands]
     start, limit, delta = known
     if start is None or limit is None or delta is None:
-        return Type(node.operands[0].dtype, (fresh(),))
+        return Type(node.operands[0].dtype, (_count_up(node) or fresh(),))
     return Type(node.operands[0].dtype, (_steps(start, limit, delta),))
+
+
+def _count_up(node: Node) -> Dim | None:
+    """The length of 0, 1, 2, ... up to an open size."""
+    start, limit, delta = node.operands
+    first, by, sizes = known_value(start), known_value(delta), known_sizes(limit)
+    if first is None or by is None or sizes is None or limit.type.size != 1:
+        return None
+    steps = (first.ravel().tolist(), by.ravel().tolist()) == ([0], [1])
+    size: Dim = sizes.ravel()[0]
+    return size if steps else None
 
 
 @operator("EyeLike", dtype=None, k=0)

@@ -10,6 +10,7 @@ may contain the batch, and may only say how to shape a value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
@@ -64,12 +65,30 @@ def _refused(batch: Size, reason: str, where: str = "") -> Error:
     )
 
 
+@dataclass(frozen=True)
+class Index:
+    """Integers that at sample i are from stride * i + low to stride * i + high."""
+
+    stride: int
+    low: int
+    high: int
+
+    def but(self, op: str, low: int, high: int) -> Index | None:
+        """Times one number above 0, or plus numbers in a range."""
+        if op == "Add":
+            return Index(self.stride, self.low + low, self.high + high)
+        if low != high or low < 1:
+            return None
+        return Index(self.stride * low, self.low * low, self.high * low)
+
+
 class _Alone:
     """The batched values of a graph, found inputs first."""
 
     def __init__(self, batch: Size) -> None:
         self.batch = batch
         self.batched: set[Node] = set()
+        self.indices: dict[Node, Index] = {}
 
     def axis(self, type: Type) -> int:
         """The dimension that is a multiple of the batch, if all others are numbers; else -1."""
@@ -86,11 +105,17 @@ class _Alone:
             return
         if known_sizes(node) is not None:
             return
+        if (index := self._index(node)) is not None:
+            self.indices[node] = index
+            return
         reads = [i for i in node.operands if i in self.batched]
         shaped = [at for at, i in enumerate(node.inputs) if i is not None and is_open(i)]
         if not reads and not shaped:
             if all(t.static for t in node.types):
                 return  # the same for all samples
+            raise self._mixes(node)
+        numbered = self.indices.keys() & set(node.operands)
+        if numbered and not self._gathers_own(node):
             raise self._mixes(node)
         if shaped and shaped != [_TARGETS.get(node.op)]:
             raise self._mixes(node)
@@ -111,7 +136,8 @@ class _Alone:
         if node.op in ("Expand", "ConstantOfShape"):
             return node.op == "ConstantOfShape" or self._in_step(node.operands[0], node.types[0])
         types = [*node.types, *(i.types[0] for i in node.operands if i in self.batched)]
-        if len({t.shape[self.axis(t)] for t in types}) > 1:
+        numbered = bool(self.indices.keys() & set(node.operands))
+        if not numbered and len({t.shape[self.axis(t)] for t in types}) > 1:
             return False
         rule = _RULES.get(node.op)
         if rule is not None:
@@ -125,6 +151,43 @@ class _Alone:
         if node.op.startswith("Reduce"):
             return self._first_only(node) and self._other_axes(node, 1)
         return False
+
+    def _index(self, node: Node) -> Index | None:
+        """What integers say of the samples' numbers: Range(batch), times and plus numbers that are
+        the same for all samples.
+        """
+        first = self.indices.get(node.operands[0]) if node.operands else None
+        if len(node.types) != 1 or self.axis(node.type) < 0 or not node.dtype.startswith("int"):
+            return None
+        if node.op == "Range":
+            return Index(1, 0, 0) if node.shape == (self.batch,) else None
+        if node.op in _RESHAPES and first is not None:
+            return first if self._reshapes(node.operands[0].type, node.type) else None
+        if node.op == "Cast":
+            return first
+        if node.op not in ("Mul", "Add") or not self.indices.keys() & set(node.operands):
+            return None
+        one, other = node.operands
+        index, number = (one, other) if one in self.indices else (other, one)
+        value = known_value(number)
+        if value is None or not value.size or not self._in_step(number, node.type):
+            return None
+        axis = self.axis(index.type) - index.type.rank
+        if axis != self.axis(node.type) - node.type.rank:
+            return None
+        return self.indices[index].but(node.op, int(value.min()), int(value.max()))
+
+    def _gathers_own(self, node: Node) -> bool:
+        """Does a Gather read from each sample what is that sample's own?"""
+        if node.op != "Gather" or node.operands[0] not in self.batched:
+            return False
+        table, index = node.operands
+        found = self.indices.get(index)
+        if found is None or node.int("axis") % table.type.rank or self.axis(table.type) != 0:
+            return False
+        rows = Size.of(table.shape[0]).over(self.batch)
+        own = rows is not None and rows.at({}) == found.stride
+        return own and 0 <= found.low <= found.high < found.stride
 
     def _at(self, node: Node) -> int:
         """The batch's dimension of the first operand."""
@@ -191,8 +254,8 @@ class _Alone:
     def _gather(self, node: Node) -> bool:
         """Rows of a table by index, or along another axis."""
         table, index = node.operands
-        if index in self.batched:
-            return table not in self.batched
+        if index in self.batched or index in self.indices:
+            return index in self.indices or table not in self.batched
         return node.int("axis") % table.type.rank != self.axis(table.type)
 
     def _attention(self, node: Node) -> bool:

@@ -15,6 +15,9 @@ CONSTANTS = """
     minus = Constant <value = int64[1] {-1}> ()
     w = Constant <value = float[4,4] {1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}> ()
     r = Constant <value = float[1,4,4] {1,2,3,4,1,2,3,4,1,2,3,4,1,2,3,4}> ()
+    first = Constant <value = int64 {0}> ()
+    by = Constant <value = int64 {1}> ()
+    wide = Constant <value = int64 {16}> ()
     shape = Shape(x)
     n = Gather(shape, zero)
 """
@@ -28,7 +31,14 @@ def prove(body: str) -> None:
     demand_alone(read(model), Size.of("n"))
 
 
+FLAT = """
+    f = Reshape(x, minus) count = Squeeze(n, zero) i = Range(first, count, by)
+    u = Unsqueeze(i, one) m = Mul(u, wide)
+"""
+"""All samples in one dimension, and where each begins."""
+
 ALONE = [
+    FLAT + "k = Constant<value = int64[3] {0, 5, 15}>() a = Add(k, m) y = Gather<axis=0>(f, a)",
     "y = Relu(x)",
     "a = Add(x, w) y = Softmax<axis=1>(a)",
     "y = MatMul(x, w)",
@@ -50,6 +60,12 @@ ALONE = [
 ]
 
 MIXED = [
+    FLAT + "k = Constant<value = int64[3] {0, 5, 16}>() a = Add(k, m) y = Gather<axis=0>(f, a)",
+    FLAT + "k = Constant<value = int64[3] {-1, 5, 9}>() a = Add(k, m) y = Gather<axis=0>(f, a)",
+    FLAT + "y = Gather<axis=0>(f, u)",
+    FLAT + "y = Cast<to=1>(m)",
+    FLAT + "y = Mul(u, u)",
+    FLAT + "y = Identity(i)",
     "y = ReduceMean<keepdims=1>(x, zero)",
     "y = Softmax<axis=0>(x)",
     "s = Cast<to=1>(n) y = Div(x, s)",
