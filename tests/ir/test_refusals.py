@@ -76,18 +76,19 @@ def test_a_shape_that_is_calculated_names_the_input_that_it_comes_from() -> None
 
 
 def test_a_missing_kernel_is_reported_with_its_dtype_and_the_rule_s_reason() -> None:
-    nodes = [NODE("DequantizeLinear", ["x", "s"], ["y"], name="mine", axis=0, block_size=2)]
-    whole = model(nodes, {"x": np.ones((4, 3), np.int8)}, {"s": np.ones((2, 3), np.float32)})
+    nodes = [NODE("STFT", ["x", "step", "", "length"], ["y"], name="mine")]
+    sizes = {"step": np.array(64), "length": np.array(1 << 13)}
+    whole = model(nodes, {"x": np.ones((1, 1 << 14, 1), np.float32)}, sizes)
     with pytest.raises(qcompiler.Error) as e:
         qcompiler.compile(whole)
-    assert "DequantizeLinear of int8: mine (a scale per block)" in str(e.value)
+    assert "STFT of float32: mine (it needs a matrix of 8192 by 8194)" in str(e.value)
 
 
 def test_a_missing_kernel_is_reported_with_the_operand_known_only_at_run_time() -> None:
-    nodes = [NODE("CumSum", ["x", "s"], ["y"], name="mine")]
+    nodes = [NODE("ScatterElements", ["x", "s", "x"], ["y"], name="mine")]
     with pytest.raises(qcompiler.Error) as e:
-        qcompiler.compile(model(nodes, {"x": X, "s": np.array(0)}))
-    assert "CumSum of float32: mine" in str(e.value)
+        qcompiler.compile(model(nodes, {"x": X > 0, "s": np.zeros(X.shape, np.int64)}))
+    assert "ScatterElements of bool: mine" in str(e.value)
     assert "its input 1 is the model's input 's'" in str(e.value)
 
 
