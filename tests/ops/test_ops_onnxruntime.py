@@ -247,6 +247,8 @@ def test_resizes(mode: str, coordinates: str, data: st.DataObject) -> None:
         )
     if data.draw(st.booleans()):
         scales = [1, 1, *(data.draw(st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0])) for _ in "hw")]
+        if coordinates == "align_corners":  # ONNX's own data take a resized length as a fraction
+            scales = [s if s * n == int(s * n) else 2.0 for s, n in zip(scales, shape, strict=True)]
         agree("Resize", floats(0, shape), None, np.array(scales, np.float32), rtol=1e-4, **attrs)
     else:
         counts = np.array([1, 2, *data.draw(sizes(2, 2, 1, 9))])
