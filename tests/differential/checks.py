@@ -155,13 +155,16 @@ def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
 def _otherwise(node: NodeProto) -> bool:
     """What onnxruntime computes otherwise: a Resize to the nearest, whose places it rounds, so that
     it may read a neighbour, one that keeps the aspect of axes counted from the end, which it does
-    not find, or one that crops to the size that was there, which it leaves alone; a variance as
-    a difference of squares, which may come out below zero.
+    not find, or one that crops to the size that was there, which it leaves alone, or one by scales
+    with aligned corners, whose resized length it rounds; a variance as a difference of squares,
+    which may come out below zero.
     """
     if node.op_type == "MeanVarianceNormalization":
         return True
     attrs = {a.name: a for a in node.attribute}
     known = any(a.s in (b"nearest", b"tf_crop_and_resize") for a in node.attribute)
+    scaled = len(node.input) > 2 and bool(node.input[2])
+    known = known or (scaled and any(a.s == b"align_corners" for a in node.attribute))
     from_end = "axes" in attrs and min(attrs["axes"].ints, default=0) < 0
     return node.op_type == "Resize" and (
         known or (from_end and "keep_aspect_ratio_policy" in attrs)
