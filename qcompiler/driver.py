@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SEEN = ("quantize_static", "quantize_dynamic")
+"""Passes whose scales follow what they see, so that two graphs of one model may have others."""
+
 _QUANTIZED = frozenset({"DequantizeLinear", "QLinearConv", "QLinearMatMul", "dequantize"})
 
 
@@ -325,12 +328,15 @@ class Compilation:
         one = cut(self.lowered, symbol.best, 1)
         if not isinstance(one, Skip):
             return [(symbol.best, self.lowered), (1, one)]
-        log.info("samples are computed one by one: %s", one.reason)
         assert self.opened is not None
         opened = replace(self.opened, symbol=replace(symbol, best=1))
         alone = replace(self, options=replace(self.options, opt_dims={symbol.name: 1}))
         vars(alone).update(device=self.device, records=self.records, seen=self.seen, opened=opened)
-        return [(1, alone.lowered)]
+        seen = PRECISIONS[self.options.precision][0] in _SEEN
+        if seen or self.options.prune or self.options.passes:
+            log.info("samples are computed one by one: %s", one.reason)
+            return [(1, alone.lowered)]
+        return [(symbol.best, self.lowered), (1, alone.lowered)]
 
     @cached_property
     def built(self) -> Artifact:
