@@ -31,10 +31,13 @@ from qcompiler.autotune.places import Here
 from qcompiler.autotune.search import Search
 from qcompiler.autotune.tasks import Task, tasks_of
 from qcompiler.driver import Compilation
+from qcompiler.hardware.isa import Isa
 from qcompiler.options import Options
 
 TRIALS = 16
 """That MetaSchedule makes of a layer before it turns to the next."""
+BUILD_SECONDS = 300.0
+"""For one of them, also where other programs run."""
 
 
 @dataclass
@@ -109,9 +112,8 @@ def theirs(tasks: Sequence[Task], seconds: float) -> Curve:
     import tvm
     from tvm.s_tir import meta_schedule as ms
 
-    isa = tasks[0].device.isa
-    facts = {"kind": "llvm", "mtriple": isa.triple, "mattr": list(isa.llvm), "num-cores": 1}
-    target = tvm.target.Target(facts)
+    target = tvm.target.Target(_facts(tasks[0].device.isa))
+    builder = ms.builder.LocalBuilder(max_workers=1, timeout_sec=BUILD_SECONDS)
     curve, begin = Curve(), time.monotonic()
     strategy = ms.search_strategy.EvolutionarySearch(
         population_size=64, init_measured_ratio=0.1, init_min_unmeasured=16, genetic_num_iters=2
@@ -128,6 +130,7 @@ def theirs(tasks: Sequence[Task], seconds: float) -> Curve:
                     max_trials_global=trials,
                     num_trials_per_iter=TRIALS,
                     cost_model=_cost_model(),
+                    builder=builder,
                     strategy=strategy,
                     seed=1,
                 )
@@ -137,6 +140,14 @@ def theirs(tasks: Sequence[Task], seconds: float) -> Curve:
                 if time.monotonic() - begin > seconds:
                     break
     return curve
+
+
+def _facts(isa: Isa) -> dict[str, Any]:
+    """What MetaSchedule is told of the device: one core of an instruction set."""
+    cpus = [word for word in isa.llvm if word[0] not in "+-"]
+    features = [word for word in isa.llvm if word[0] in "+-"]
+    found = {"kind": "llvm", "mtriple": isa.triple, "mattr": features, "num-cores": 1}
+    return {**found, "mcpu": cpus[-1]} if cpus else found
 
 
 def _cost_model() -> str:

@@ -66,7 +66,7 @@ class Boosted(Model):
         """Predicted ratios to the default's time."""
         found = [features_of(task, c) for c in choices]
         logs = np.array([f.get("predicted", 0.0) for f in found])
-        if self._trees is not None:
+        if self._trees is not None and found:
             logs = logs + self._trees.predict(self._rows(found))
         ratios: Array = np.exp(logs)
         return ratios

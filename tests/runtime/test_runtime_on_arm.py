@@ -181,7 +181,7 @@ def test_a_fleet_there_is_tuned_and_loses_a_device(
 
         monkeypatch.setattr(places[1], "run", unplugged)
         journal = stack.enter_context(Journal(records))
-        tuning = Tuning(time=15.0, plans=False)
+        tuning = Tuning(time=10.0, plans=False)
         tuner = stack.enter_context(Tuner([subject], tuning, journal, places))
         report = tuner.run()
         assert report.search.tried > 0
