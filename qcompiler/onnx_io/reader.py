@@ -44,6 +44,7 @@ from qcompiler.onnx_io.control import controlled
 from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
+from qcompiler.onnx_io.pins import Pins, pinned
 from qcompiler.onnx_io.schema import (
     bound,
     check_inputs,
@@ -96,7 +97,11 @@ def read(
     path = None if isinstance(model, ModelProto) else Path(model)
     proto = model if isinstance(model, ModelProto) else load(Path(model))
     check_text(proto)
-    return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle)
+
+    def made(pins: Pins) -> Graph:
+        return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle, pins)
+
+    return pinned(made({}), proto.graph, made)
 
 
 @dataclass
@@ -150,6 +155,7 @@ class _Reader:
         self,
         input_shapes: Mapping[str, tuple[int, ...]],
         settle: Callable[[dict[str, Type]], dict[str, Type]],
+        pins: Pins,
     ) -> Graph:
         """The model's graph. Raises an Error that lists everything unsupported."""
         proto = self.model.graph
@@ -158,6 +164,10 @@ class _Reader:
         types = settle(input_types(infos, scope.initializers, shapes))
         inputs = [placeholder(name, type) for name, type in types.items()]
         scope.values.update({i.name: i for i in inputs})
+        for i in [i for i in inputs if i.name in pins]:
+            scope.values[i.name] = value = constant(pins[i.name], f"{i.name} pinned")
+            what = f"input {i.name!r} is not {value.array.tolist()}, as the output's shape says"
+            self.require(make("Equal", i, value), what)
         for name, parts in held.items():
             elements = None if parts is None else tuple(scope.values[p] for p in parts)
             scope.values[name] = Absent() if elements is None else Items(elements)  # type: ignore[arg-type]
@@ -175,12 +185,7 @@ class _Reader:
             if not isinstance(v, _Missing)
             for pair in outputs_of(o, v)
         ]
-        lists = {
-            n: len(v.nodes) for n, v in scope.values.items() if isinstance(v, Items) and n in held
-        }
-        lists |= {
-            n: len(v.nodes) for n, v in zip(names, outputs, strict=True) if isinstance(v, Items)
-        }
+        lists = [*((n, scope.values[n]) for n in held), *zip(names, outputs, strict=True)]
         notes = {
             "producer": f"{self.model.producer_name} {self.model.producer_version}".strip(),
             "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
@@ -188,7 +193,7 @@ class _Reader:
         pairs += self.bounds.extents(pairs)
         pairs += [(CHECK + what, node) for what, node in self.checks.items()]
         names, nodes = (tuple(side) for side in zip(*pairs, strict=True))
-        notes |= {f"sequence {n}": str(length) for n, length in lists.items()}
+        notes |= {f"sequence {n}": str(len(v.nodes)) for n, v in lists if isinstance(v, Items)}
         return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
 
     def body(

@@ -262,11 +262,11 @@ _graph_attack("unknown domain", [make_node("Relu", ["x"], ["y"], domain="org.evi
 _graph_attack("unknown attribute", [make_node("Relu", ["x"], ["y"], alpha=1.0)])
 _graph_attack("attribute of a wrong type", [make_node("Softmax", ["x"], ["y"], axis="last")])
 _graph_attack("attribute absent", [make_node("Concat", ["x", "x"], ["y"])])
-_graph_attack("opset 5", [make_node("Relu", ["x"], ["y"])], opset=5)
+_graph_attack("opset 0", [make_node("Relu", ["x"], ["y"])], opset=0)
 _graph_attack("opset of the future", [make_node("Relu", ["x"], ["y"])], opset=1 << 40)
 _graph_attack("negative opset", [make_node("Relu", ["x"], ["y"])], opset=-1)
 _graph_attack("Loop", [make_node("Loop", ["", "", "x"], ["y"], body=GraphProto(name="b"))])
-_graph_attack("strings", [make_node("Identity", ["x"], ["y"])], dtype=TensorProto.STRING)
+_graph_attack("strings", [make_node("Relu", ["x"], ["y"])], dtype=TensorProto.STRING)
 _graph_attack("rank unknown", [make_node("Relu", ["x"], ["y"])], inputs={"x": None})
 
 for _op, _attrs in (

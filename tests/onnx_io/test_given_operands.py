@@ -234,3 +234,28 @@ def test_boxes_that_are_kept_are_gathered_and_their_number_goes_with_them() -> N
         assert made["size"].tolist() == [1, len(want), 4]
     with pytest.raises(Error, match=r"ReduceSum .*: an operand whose size is decided by data"):
         model_of(("sums", 1))  # a sum over boxes that are not there
+
+
+def test_a_shape_that_only_the_result_tells_is_pinned_to_it() -> None:
+    nodes = [
+        make_node("Shape", ["x"], ["have"]),
+        make_node("Max", ["have", "shape"], ["whole"]),
+        make_node("Sub", ["whole", "have"], ["after"]),
+        make_node("Concat", ["none", "after"], ["pads"], axis=0),
+        make_node("Pad", ["x", "pads"], ["padded"]),
+        make_node("Slice", ["padded", "none", "shape"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [make_tensor_value_info("x", 1, [3, 4]), make_tensor_value_info("shape", 7, [2])],
+        [make_tensor_value_info("y", 1, [5, 2])],
+        [onnx.numpy_helper.from_array(numbers(0, 0), "none")],
+    )
+    opset = helper.make_opsetid("", 21)
+    model = qcompiler.load(qcompiler.compile(helper.make_model(graph, opset_imports=[opset])))
+    x = X[0]
+    found = model.run({"x": x, "shape": numbers(5, 2)})["y"]
+    np.testing.assert_array_equal(found, np.pad(x, [(0, 2), (0, 0)])[:, :2])
+    with pytest.raises(Error, match=r"input 'shape' is not \[5, 2\]"):
+        model.run({"x": x, "shape": numbers(2, 5)})
