@@ -259,3 +259,63 @@ def test_a_shape_that_only_the_result_tells_is_pinned_to_it() -> None:
     np.testing.assert_array_equal(found, np.pad(x, [(0, 2), (0, 0)])[:, :2])
     with pytest.raises(Error, match=r"input 'shape' is not \[5, 2\]"):
         model.run({"x": x, "shape": numbers(2, 5)})
+
+
+def test_lists_of_tensors_go_in_and_come_out() -> None:
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, ["n"]))
+    nodes = [
+        make_node("SequenceInsert", ["given", "x", "at"], ["more"]),
+        make_node("SequenceErase", ["more"], ["y"]),
+        make_node("SequenceLength", ["y"], ["length"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_value_info("given", kind),
+            make_tensor_value_info("x", 1, [3]),
+            make_tensor_value_info("at", 7, []),
+        ],
+        [helper.make_value_info("y", kind), make_tensor_value_info("length", 7, [])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    with pytest.raises(Error, match="the length of a sequence must be known"):
+        qcompiler.compile(model)
+    made = qcompiler.load(qcompiler.compile(model, input_shapes={"given": [(3,), (3,)]}))
+    rows = [np.full(3, i, np.float32) for i in range(3)]
+    for at in (-2, 0, 1, 2):
+        found = made.run({"given": rows[:2], "x": rows[2], "at": np.array(at)})
+        want = rows[:2]
+        want.insert(at, rows[2])
+        assert [list(r) for r in found["y"]] == [list(r) for r in want[:-1]]
+        assert found["length"] == 2
+    with pytest.raises(Error, match="no such position in a sequence of 2"):
+        made.run({"given": rows[:2], "x": rows[2], "at": np.array(5)})
+    with pytest.raises(Error, match="3 tensors given, 2 wanted"):
+        made.run({"given": rows, "x": rows[2], "at": np.array(0)})
+
+
+def test_strings_are_handled_before_the_machine_code(tmp_path: Path) -> None:
+    nodes = [
+        make_node("StringSplit", ["text"], ["words", "counts"], delimiter=" "),
+        make_node("Cast", ["counts"], ["real"], to=1),
+        make_node("Mul", ["real", "x"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [make_tensor_value_info("text", 8, [2]), make_tensor_value_info("x", 1, [2])],
+        [make_tensor_value_info("words", 8, None), make_tensor_value_info("y", 1, [2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    artifact = qcompiler.compile(model)
+    artifact.save(tmp_path / "m.qc")
+    made = qcompiler.load(tmp_path / "m.qc")
+    x = np.array([2, 3], np.float32)
+    found = made.run({"text": np.array(["a b c", "d"], object), "x": x})
+    assert found["words"].tolist() == [["a", "b", "c"], ["d", "", ""]]
+    assert found["y"].tolist() == [6, 3]
+    with pytest.raises(Error, match="float32 given, strings wanted"):
+        made.run({"text": x, "x": x})
+    with pytest.raises(Error, match="operators on strings run in Python only"):
+        qcompiler.export_c(model, tmp_path / "c")
