@@ -22,6 +22,7 @@ from qcompiler.dtypes import Array
 from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
 from qcompiler.runtime.choosing import lacking
+from qcompiler.runtime.text import NOTE, Program
 
 if TYPE_CHECKING:
     from qcompiler.runtime import Model
@@ -218,8 +219,10 @@ def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
         "outputs": "; ".join(map(str, manifest.outputs)),
         **({"open": ", ".join(map(str, manifest.symbols))} if manifest.symbols else {}),
         **manifest.producer,
-        **manifest.notes,
+        **{k: v for k, v in manifest.notes.items() if k != NOTE},
     }
+    if NOTE in manifest.notes:
+        head["in Python"] = Program(manifest.notes[NOTE]).operators
     show.say(show.facts(head))
     if len(pairs) > 1:
         show.say("\n" + show.table(_VARIANT, [_variant_row(v, b) for v, b in pairs]))

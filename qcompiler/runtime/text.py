@@ -89,6 +89,11 @@ class Program:
         self._feeds: dict[str, str] = raw["feeds"]
         self._made: dict[str, str] = raw["made"]
 
+    @property
+    def operators(self) -> str:
+        """What runs in Python."""
+        return ", ".join(dict.fromkeys(str(op) for op, *_ in self._steps))
+
     def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
         """The model's inputs -> what its machine code takes, and the outputs that are made here."""
         missing = [n for n in self._strings if n not in inputs]

@@ -4,6 +4,9 @@ them, an Error of the run where they do not; what a model selects by its data; l
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -317,5 +320,12 @@ def test_strings_are_handled_before_the_machine_code(tmp_path: Path) -> None:
     assert found["y"].tolist() == [6, 3]
     with pytest.raises(Error, match="float32 given, strings wanted"):
         made.run({"text": x, "x": x})
+    shown = subprocess.run(
+        [sys.executable, "-m", "qcompiler", "inspect", tmp_path / "m.qc"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"in Python\s+StringSplit\n", shown.stdout)
     with pytest.raises(Error, match="operators on strings run in Python only"):
         qcompiler.export_c(model, tmp_path / "c")
