@@ -36,6 +36,8 @@ TARGETS = {
     "max": "graviton3",
 }
 """Processors that qemu emulates -> the device whose code they run."""
+NOTHING = (0, 0)
+"""Steps: none."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -49,7 +51,9 @@ def plugin() -> Iterator[str]:
 
 
 def count(artifact: Artifact, sample: Arrays, cpu: str, made: str, *steps: int) -> float:
-    """Instructions of one run of an artifact, or of the steps from one up to another."""
+    """Instructions of one run of an artifact, or of the steps from one up to another; without those
+    of a run of no steps, which are of the program around it: it fills the memory.
+    """
     found = []
     for runs in (1, 3):
         said: list[str] = []
@@ -59,7 +63,8 @@ def count(artifact: Artifact, sample: Arrays, cpu: str, made: str, *steps: int) 
         match = re.search(r"instructions (\d+)", said[0])
         assert match, said
         found.append(int(match[1]))
-    return (found[1] - found[0]) / 2
+    each = (found[1] - found[0]) / 2
+    return each if steps == NOTHING else each - count(artifact, sample, cpu, made, *NOTHING)
 
 
 def random_inputs(artifact: Artifact) -> Arrays:

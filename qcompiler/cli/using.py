@@ -70,6 +70,9 @@ def bench(a: Namespace) -> int:
         found = _measured(a, model, inputs, loaded)
         steps = _step_rows(model, inputs) if a.per_step else []
     macs = sum(s.macs for s in model.variant.steps)
+    for alone in model.variant.batches[-1:]:  # of an open batch: those of one sample, each time
+        samples = len(next(iter(inputs.values())))
+        macs = samples * sum(s.macs for s in model.variant.steps[alone.first : alone.last])
     answer: dict[str, object] = {
         **({"device": a.remote} if a.remote else {}),
         "runs": len(found.times),

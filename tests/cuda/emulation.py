@@ -25,6 +25,7 @@ from qcompiler.hardware.gpu import Gpu
 from qcompiler.hardware.isa import ISAS
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
 from qcompiler.kernels.registry import Grid, Kernel, Region, choose
+from qcompiler.runtime.cuda import driver as drivers
 
 HERE = Path(__file__).parent
 _MOST_PARAMETERS = 32
@@ -115,8 +116,11 @@ class Code:
         self.begin, self.end = (self.library.shared_bound(end) for end in (0, 1))
         self.seed = 1
 
-    def launch(self, name: str, grid: Grid, values: Sequence[int], rubbish: int) -> None:
+    def launch(
+        self, name: str, grid: Grid, rooms: Sequence[_Room], numbers: Sequence[int], rubbish: int
+    ) -> None:
         """Run a function on a grid, the threads of each block in an order of their own."""
+        values = [*(r.address for r in rooms), *numbers]
         self.seed = self.seed * 6364136223846793005 + 1442695040888963407 & (1 << 64) - 1
         assert len(values) <= _MOST_PARAMETERS
         given = (ctypes.c_int64 * _MOST_PARAMETERS)(*values)
@@ -133,10 +137,44 @@ class Code:
         assert error is None, f"{name}: {error.decode()}"
 
 
+class OnGpu:
+    """Functions for the GPU of this machine: what benchmarks/gpu.sh checks."""
+
+    def __init__(self, source: str) -> None:
+        self.gpu = drivers.Gpu(drivers.driver(drivers.LIBRARY), 0)
+        major, minor = self.gpu.capability
+        self.modules = drivers.Modules(self.gpu, [nvrtc.compile(source, f"sm_{major}{minor}")])
+        self.stream = drivers.Stream(self.gpu)
+
+    def launch(
+        self, name: str, grid: Grid, rooms: Sequence[_Room], numbers: Sequence[int], rubbish: int
+    ) -> None:
+        """Run a function on a grid; `rooms` are copied there and back."""
+        function = self.modules.function(0, name)
+        memory = [drivers.Memory(self.gpu, r.bytes.nbytes) for r in rooms]
+        with self.gpu.current() as call:
+            for room, there in zip(rooms, memory, strict=True):
+                call("cuMemcpyHtoD_v2", *_copied(there.address, room.address, room.bytes.nbytes))
+            given = [*(m.address for m in memory), *numbers]
+            self.stream.launch(call, function, grid.blocks, grid.threads, given)
+            for room, there in zip(rooms, memory, strict=True):
+                to, source, size = _copied(room.address, there.address, room.bytes.nbytes)
+                call("cuMemcpyDtoHAsync_v2", to, source, size, self.stream.handle)
+            call("cuStreamSynchronize", self.stream.handle)
+
+
+def _copied(
+    to: int, source: int, size: int
+) -> tuple[ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t]:
+    """The operands of a copy."""
+    return ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(size)
+
+
 def run(kernel: Kernel, region: Region, device: Gpu, values: Mapping[Node, Array]) -> Array:
-    """A kernel on arrays, in fenced memory."""
+    """A kernel on arrays, in fenced memory; on this machine's GPU with QCOMPILER_ON_GPU=1."""
     made = cuda.launched(kernel)
-    code = Code(cuda.source(made.functions, device.isa))
+    place = OnGpu if os.environ.get("QCOMPILER_ON_GPU") else Code
+    code = place(cuda.source(made.functions, device.isa))
     operands = []
     for i, node in enumerate(region.inputs):
         array = np.ascontiguousarray(values[node])
@@ -155,9 +193,9 @@ def run(kernel: Kernel, region: Region, device: Gpu, values: Mapping[Node, Array
                 memory.hold(np.ascontiguousarray(arrays[node]))
         for memory in written:
             memory.bytes[:] = poison
-        places = [m.address for m in (*operands, *written)]
+        rooms = [*operands, *written]
         for launch in made.launches:
-            code.launch(launch.function, launch.grid, [*places, *launch.numbers], poison)
+            code.launch(launch.function, launch.grid, rooms, launch.numbers, poison)
         return written[0].bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
 
     return twice(call, values)

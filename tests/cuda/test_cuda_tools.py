@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from emulation import put_for_this_cpu
+from emulation import check, gpu, put_for_this_cpu
+from kernel_harness import normal
 
 import qcompiler
 from qcompiler import cli
 from qcompiler.emit import nvrtc
+from qcompiler.ir import Type, placeholder
+from qcompiler.ops import make
 from qcompiler.runtime.cuda import driver as drivers
 
 
@@ -131,3 +134,17 @@ def test_a_model_s_plan_has_the_compiler_s_own_numbers(
     assert 0 < product["occupancy"] <= 1
     text = say(capsys, "inspect", model, "--plan", "--target", "a100")
     assert f" {product['registers']} " in text
+
+
+def test_what_checks_kernels_on_a_gpu_runs_them_by_the_driver(
+    installed: ctypes.CDLL, for_this_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCOMPILER_ON_GPU", "1")
+    x = placeholder("x", Type("float32", (3, 50)))
+    y = make("Softmax", x, axis=-1)
+    before = (ctypes.c_int64 * 7)()
+    installed.fake_counts(before)
+    check(y, y, [normal((3, 50))], (x,), gpu(), rtol=1e-5, atol=1e-6)
+    after = (ctypes.c_int64 * 7)()
+    installed.fake_counts(after)
+    assert after[4] > before[4]  # launches

@@ -140,6 +140,22 @@ class Stream:
             with self.gpu.current() as call:
                 call("cuStreamDestroy_v2", self.handle)
 
+    def launch(
+        self,
+        call: Driver,
+        function: ctypes.c_void_p,
+        blocks: Sequence[int],
+        threads: int,
+        given: Sequence[int],
+    ) -> None:
+        """Start a function of addresses and numbers on blocks of threads."""
+        values = (ctypes.c_int64 * len(given))(*given)
+        at, size = ctypes.addressof(values), ctypes.sizeof(ctypes.c_int64)
+        each = [ctypes.c_void_p(at + i * size) for i in range(len(values))]
+        pointers = (ctypes.c_void_p * (len(values) + 1))(*each)  # the last is null
+        sizes = map(ctypes.c_uint, (*blocks, threads, 1, 1, 0))
+        call("cuLaunchKernel", function, *sizes, self.handle, pointers, None)
+
     def begin(self, call: Driver) -> None:
         """Record what follows instead of doing it."""
         call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)

@@ -46,14 +46,14 @@ def load(
     """Path or artifact -> a model that runs on a GPU, by its number or as "cuda:1": of the named
     variant, or of the best one for that GPU. `library`: the driver's, if not the system's.
     """
-    number, library = _number(device), library or driver.LIBRARY
+    number, library = number_of(device), library or driver.LIBRARY
     if isinstance(artifact, Artifact):
         return _best(artifact, number, variant, library)
     with reading(artifact) as file:
         return _best(file, number, variant, library)
 
 
-def _number(device: int | str) -> int:
+def number_of(device: int | str) -> int:
     """The number of a GPU. Raises Error for another name than "cuda" and "cuda:N"."""
     if isinstance(device, int):
         return device
@@ -233,14 +233,8 @@ class _Context:
         self, call: driver.Driver, launch: program.Launch, function: ctypes.c_void_p
     ) -> None:
         addresses = [self._address(space, offset) for space, offset in launch.operands]
-        values = (ctypes.c_int64 * (len(addresses) + len(launch.numbers)))(
-            *addresses, *launch.numbers
-        )
-        at, size = ctypes.addressof(values), ctypes.sizeof(ctypes.c_int64)
-        each = [ctypes.c_void_p(at + i * size) for i in range(len(values))]
-        given = (ctypes.c_void_p * (len(values) + 1))(*each)  # the last is null
-        sizes = (*launch.blocks, launch.threads, 1, 1, 0)
-        call("cuLaunchKernel", function, *map(ctypes.c_uint, sizes), self.handle, given, None)
+        values = (*addresses, *launch.numbers)
+        self.stream.launch(call, function, launch.blocks, launch.threads, values)
 
     @cached_property
     def handle(self) -> ctypes.c_void_p:

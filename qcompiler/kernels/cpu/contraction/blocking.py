@@ -74,14 +74,18 @@ class Units:
         return Units(False, Cut.of(problem.columns, rows), problem.rows)
 
 
-def fits(product: Product, rows: int, vectors: int, registers: int) -> bool:
+def fits(product: Product, rows: int, vectors: int, registers: int, *, short: bool = False) -> bool:
     """Do the sums, the right operand's vectors and the left one's, one or a vector of each row, fit
-    the registers?
+    the registers? `short`: sums are of few steps.
     """
     high = product.high(rows)
     lefts = rows if product.mac.by_lane > 1 else product.run
     needed = high * vectors + product.run * vectors + lefts
-    return needed + product.temporaries + spare(product) <= registers
+    return needed + product.temporaries + spare(product, short) <= registers
+
+
+_SHORT = 32
+"""Longest sums of which LLVM writes out all steps, and keeps all weights at hand meanwhile."""
 
 
 @lru_cache(maxsize=4)
@@ -106,7 +110,8 @@ def tilings(
     """Every tiling worth pricing; 0 vectors: any."""
     registers, lanes = device.isa.registers, product.mac.width
     run = product.run
-    free = registers - run - product.temporaries - spare(product)
+    short = problem.depth <= _SHORT
+    free = registers - run - product.temporaries - spare(product, short)
     widest = min(-(-problem.width // lanes), free // (1 + run))
     for v in [vectors] if vectors else range(1, widest + 1):
         panels = Panels.of(problem.width, lanes, v)
@@ -114,18 +119,21 @@ def tilings(
             continue  # the same panels as with fewer
         most = min(highest(product, v, free), problem.rows * problem.columns)
         for r in _heights(problem, most):
-            if not fits(product, r, v, registers):
+            if not fits(product, r, v, registers, short=short):
                 continue
             columns = problem.groups if problem.groups > 1 else panels.panels
             for along, across in dealt(tasks, columns):
                 yield from _blocks(problem, r, v, along, across)
 
 
-def spare(product: Product) -> int:
+def spare(product: Product, short: bool) -> int:
     """Registers left to what finishes one row while the next is multiplied: LLVM mixes both where
-    so many instructions follow each other without a load, and would spill sums.
+    so many instructions follow each other without a load, and would spill sums. Where they are
+    `short`, and rows are multiplied one by one, it mixes more: it writes out all of their steps.
     """
-    return 3 if product.mac.by_lane > 1 else 0
+    if product.mac.by_lane == 1:
+        return 0
+    return 7 if short and product.mac.rows == 1 and product.mac.k == 4 else 3
 
 
 def highest(product: Product, vectors: int, free: int) -> int:

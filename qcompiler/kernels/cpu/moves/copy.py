@@ -54,7 +54,7 @@ def copy(region: Region, device: Cpu) -> Kernel | Skip:
     if isinstance(found, Skip):
         return found
     d = Draft(root.op.lower(), region, device)
-    moves = [_Move(d, box, _joined(d, box)) for box in found]
+    moves = moves_of(d, found)
     parts = max((m.parts for m in moves), default=1)
     slowness = max((m.slowness for m in moves), default=1)
     count = tasks(device, nanoseconds(region, device.core) * slowness, parts)
@@ -62,6 +62,11 @@ def copy(region: Region, device: Cpu) -> Kernel | Skip:
         for move in moves:
             move.emit(task, count)
     return d.kernel(tasks=count)
+
+
+def moves_of(d: Draft, found: Sequence[Box]) -> list[Move]:
+    """Boxes -> what moves each, before any loop."""
+    return [Move(d, box, _joined(d, box)) for box in found]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def _joined(d: Draft, box: Box) -> _Joined:
     return _Joined(dims, walk("prologue"), walk("epilogue"), out, base)
 
 
-class _Move:
+class Move:
     """One box: its loops, chosen by the operand's layout."""
 
     def __init__(self, d: Draft, box: Box, joined: _Joined) -> None:
@@ -194,12 +199,12 @@ class _Move:
         if rows >= _ROWS_A_TASK * count or vectors < count:
             first, iterations = part(self.b, task, count, rows)
             with self.b.serial(iterations, "row", first) as i:
-                row = self._row(indices(self.b, i, outer))
+                row = self.row(indices(self.b, i, outer))
                 sweep(self.b, columns, lanes, lambda n, c: row(n, lanes, c))
             return
         first, iterations = part(self.b, task, count, vectors)
         with self.b.serial(rows, "row") as i:
-            row = self._row(indices(self.b, i, outer))
+            row = self.row(indices(self.b, i, outer))
             with self.b.serial(iterations, "v", first) as v:
                 row(self.b.let(v * lanes), lanes, lanes)
             if columns % lanes:
@@ -216,7 +221,7 @@ class _Move:
         moved = not self.epilogue.nodes and not (self.prologue and self.prologue.nodes)
         return self.d.isa.lanes(own if moved else max(sizes))
 
-    def _row(self, place: Sequence[Value]) -> Callable[[Value, int, int], None]:
+    def row(self, place: Sequence[Value]) -> Callable[[Value, int, int], None]:
         """A place in the outer loops -> a function that writes vectors of that row."""
         where = [*place, 0]
         source = self.prologue.place(where, -1) if self.prologue else None

@@ -78,9 +78,10 @@ def _gather_nd(node: Node) -> tuple[list[_Loop], list[_Pick]]:
 
 
 _KINDS = {"Gather": _gather, "GatherElements": _gather_elements, "GatherND": _gather_nd}
+GATHERS = tuple(_KINDS)
 
 
-@kernel(*_KINDS)
+@kernel(*GATHERS)
 def gather(region: Region, device: Cpu) -> Kernel | Skip:
     """Vectors along the operand's last axis where an index picks whole rows, else single values."""
     if reason := refuse(region):
@@ -90,10 +91,15 @@ def gather(region: Region, device: Cpu) -> Kernel | Skip:
     if 0 in root.type.dims or 0 in root.operands[0].type.dims:
         return Skip("nothing to pick")
     d = Draft(root.op.lower(), region, device)
-    return _Gathering(d, *_KINDS[root.op](root)).kernel()
+    return gathering_of(d).kernel()
 
 
-class _Gathering:
+def gathering_of(d: Draft) -> Gathering:
+    """What picks a region's values, before any loop."""
+    return Gathering(d, *_KINDS[d.root.op](d.root))
+
+
+class Gathering:
     """One kernel while it is written."""
 
     def __init__(self, d: Draft, loops: Sequence[_Loop], picks: Sequence[_Pick]) -> None:
@@ -141,6 +147,11 @@ class _Gathering:
             else:
                 sweep(self.b, self.dims[-1], lanes, self._row(i, [*place, 0], lanes))
         return self.d.kernel(tasks=count)
+
+    def element(self, number: Value) -> None:
+        """Write the output's element of a number."""
+        row = self.b.let(tirx.floordiv(number, self.dims[-1]), "row")
+        self._row(row, indices(self.b, number, self.dims))(tir.const(0), 1)
 
     def _lanes(self) -> int:
         parts = {self.d.root, self.d.region.output, *self.epilogue.nodes, *self.epilogue.operands}
