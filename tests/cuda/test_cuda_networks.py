@@ -71,15 +71,15 @@ def test_resnet_20(precision: str, installed: ctypes.CDLL, tmp_path: Path) -> No
     compare(resnet(3, 32), image(32), precision, tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=slow)])
+@slow
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_mobilenet(precision: str, installed: ctypes.CDLL, tmp_path: Path) -> None:
     model = compare(mobilenet(32), image(32), precision, tmp_path)
     assert "depthwise3x3" in kernels(model)
 
 
-@pytest.mark.parametrize(
-    "precision", ["bfloat16", *[pytest.param(p, marks=slow) for p in ("float32", "int8")]]
-)
+@slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float32", "int8"])
 def test_an_encoder_of_text(precision: str, installed: ctypes.CDLL, tmp_path: Path) -> None:
     model = compare(encoder(2, 16, 64, 2), words(16), precision, tmp_path)
     assert ("attention_tensor" in kernels(model)) == (precision == "bfloat16")

@@ -14,7 +14,7 @@ from onnx import parser
 import qcompiler
 from qcompiler.runtime.cuda import CudaModel
 
-pytestmark = pytest.mark.usefixtures("for_this_cpu")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("for_this_cpu")]
 
 MOVES = (
     "float[2,3,4,6] x, int64[2,2] i",

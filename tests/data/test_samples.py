@@ -264,6 +264,11 @@ def test_what_holds_no_samples_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"not a \.npz file"):
         samples(tmp_path / "c.npz", IMAGE)
     (tmp_path / "c.npz").unlink()
-    (tmp_path / "input_0.pb").write_bytes(TensorProto(data_type=8).SerializeToString())
-    with pytest.raises(Error, match="string tensors"):
-        list(samples(tmp_path, IMAGE))
+    for unfit, match in (
+        (TensorProto(data_type=TensorProto.COMPLEX64), "type COMPLEX64 are not supported"),
+        (TensorProto(data_type=TensorProto.STRING), r"0 strings for \[\]"),
+        (TensorProto(data_type=TensorProto.STRING, string_data=[b"a"]), "where float32 is needed"),
+    ):
+        (tmp_path / "input_0.pb").write_bytes(unfit.SerializeToString())
+        with pytest.raises(Error, match=match):
+            list(samples(tmp_path, IMAGE))
