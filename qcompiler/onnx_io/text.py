@@ -16,14 +16,15 @@ from qcompiler.runtime.text import MEANINGS, NOTE
 
 def without_text(graph: Graph) -> Graph:
     """The graph itself if it has no strings."""
-    found = [n for n in graph.nodes if _is_text(n)]
+    strings = {n for n in graph.nodes if any(t.dtype == "string" for t in n.types)}
+    found = [n for n in graph.nodes if n in strings or not strings.isdisjoint(n.operands)]
     if not found:
         return graph
     names = {n: str(i) for i, n in enumerate(found)}
-    steps, constants, strings = [], {}, {}
+    steps, constants, inputs = [], {}, {}
     for node in found:
         if node.op == "input":
-            strings[node.name] = [str(d) if isinstance(d, str) else d for d in node.shape]
+            inputs[node.name] = [str(d) if isinstance(d, str) else d for d in node.shape]
             names[node] = node.name
         elif node.is_constant:
             constants[names[node]] = [list(node.type.dims), node.array.ravel().tolist()]
@@ -44,7 +45,7 @@ def without_text(graph: Graph) -> Graph:
     program = {
         "inputs": [i.name for i in graph.inputs],
         "outputs": list(graph.results),
-        "strings": strings,
+        "strings": inputs,
         "constants": constants,
         "steps": steps,
         "feeds": {p.name: name for name, p in taken.items()},
@@ -56,11 +57,6 @@ def without_text(graph: Graph) -> Graph:
     rest = substitute(rest, lambda n: whole.get(n, n)) if taken else rest
     rest = replace(rest, inputs=(*kept, *taken.values()))
     return rest.note(**{NOTE: json.dumps(program)})
-
-
-def _is_text(node: Node) -> bool:
-    types = [*node.types, *(t for i in node.operands for t in i.types)]
-    return any(t.dtype == "string" for t in types)
 
 
 def _step(node: Node, names: dict[Node, str]) -> list[object]:

@@ -79,7 +79,26 @@ def test_mobilenet(precision: str, installed: ctypes.CDLL, tmp_path: Path) -> No
 
 
 @slow
-@pytest.mark.parametrize("precision", ["bfloat16", "float32", "int8"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_an_encoder_of_text(precision: str, installed: ctypes.CDLL, tmp_path: Path) -> None:
     model = compare(encoder(2, 16, 64, 2), words(16), precision, tmp_path)
     assert ("attention_tensor" in kernels(model)) == (precision == "bfloat16")
+
+
+@slow
+def test_an_int8_encoder_differs_less_from_the_cpus_than_that_from_float(
+    installed: ctypes.CDLL, tmp_path: Path
+) -> None:
+    """Sums of floats between its products come in another order, so a byte may round up there and
+    down here: no bound of floats holds.
+    """
+    model, feed = encoder(2, 16, 64, 2), words(16)
+    options = {"precision": "int8", "calibration": [feed]}
+    real = qcompiler.load(qcompiler.compile(model)).run(feed)
+    want = qcompiler.load(qcompiler.compile(model, **options)).run(feed)
+    qcompiler.compile(model, target="sm_80", **options).save(tmp_path / "network.qc")
+    made = qcompiler.load(tmp_path / "network.qc", device="cuda").run(feed)
+    for name, value in want.items():
+        loss = np.linalg.norm(value - real[name])
+        assert 0 < loss < 0.02 * np.linalg.norm(value)
+        assert np.linalg.norm(made[name] - value) < loss
