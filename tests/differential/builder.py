@@ -80,7 +80,9 @@ class Builder:
         return bool(self.rng.random() < share)
 
     def between(self, low: int, high: int) -> int:
-        """An integer of low..high."""
+        """An integer of low..high; Error where there is none, as of an empty dimension."""
+        if low > high:
+            raise Error(f"no number from {low} to {high}")
         return int(self.rng.integers(low, high + 1))
 
     def normal(self, *shape: int, scale: float = 1.0) -> Array:
