@@ -61,12 +61,17 @@ class Outcome:
 
 def check(case: Case, *, passes_only: bool = False) -> Outcome:
     """Compile a case and compare all that it goes through."""
+    return outcome_of(lambda outcome: _check(case, outcome, passes_only))
+
+
+def outcome_of(run: Callable[[Outcome], None]) -> Outcome:
+    """What comes of checks: an Error refuses the case, any other exception is a fault."""
     outcome = Outcome()
     try:
-        _check(case, outcome, passes_only)
+        run(outcome)
     except Error as e:
         outcome.refused = str(e)
-    except Exception as e:  # anything else is a fault of its own
+    except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         place = f"{last.filename.rpartition('/')[2]}:{last.name}"
         outcome.fault("exception", f"{type(e).__name__} in {place}: {str(e)[:200]}")
@@ -126,7 +131,8 @@ def differs(got: Array, want: Reference) -> str:
     )
 
 
-def _compare(where: str, got: Mapping[str, Array], wanted: References, outcome: Outcome) -> bool:
+def compare(where: str, got: Mapping[str, Array], wanted: References, outcome: Outcome) -> bool:
+    """Do all arrays match their references? The first that does not is a fault."""
     for name, reference in wanted.items():
         text = differs(np.asarray(got[name]), reference) if name in got else "is missing"
         if text:
@@ -149,7 +155,7 @@ def _peer(case: Case, wanted: list[References], outcome: Outcome) -> None:
             return
         if coarser:
             references_ = references(graph, feed, kernels=False, in_order=True)
-        _compare("meaning against onnxruntime", got, references_, outcome)
+        compare("meaning against onnxruntime", got, references_, outcome)
 
 
 def _otherwise(node: NodeProto) -> bool:
@@ -198,7 +204,7 @@ def _stages(
             wanted = [references(graph, f, kernels=False) for f in case.feeds[:2]]
             continue
         for feed, references_ in zip(case.feeds, wanted, strict=False):
-            if not _compare(f"stage {name}", _plain(graph, feed), references_, outcome):
+            if not compare(f"stage {name}", _plain(graph, feed), references_, outcome):
                 return
 
 
@@ -252,7 +258,7 @@ def _artifact(case: Case, graph: Graph, outcome: Outcome) -> None:
                     stir(model, byte)
                     got = model.run(case.feeds[turn])
                 where = f"artifact, {threads} threads, run {turn}"
-                if not _compare(where, got, wanted[turn], outcome):
+                if not compare(where, got, wanted[turn], outcome):
                     return
                 if first and turn == 0 and not _same(first, got):
                     outcome.fault(where, "the same inputs gave other bits")

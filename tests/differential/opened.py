@@ -4,20 +4,18 @@ what the model means at each.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 
 import numpy as np
 from onnx import ModelProto
 
 from qcompiler.driver import Compilation
-from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph
 from qcompiler.onnx_io.reader import read
 from qcompiler.options import Options
 from qcompiler.runtime import load
 
-from .checks import Outcome, differs
+from .checks import Outcome, compare, outcome_of
 from .generate import Case
 from .poison import BYTES, poisoned, stir
 from .reference import Reference, references
@@ -30,16 +28,7 @@ def check_opened(case: Case, *, passes_only: bool = False) -> Outcome:
     """Open the first dimension of all inputs. Refused where samples may meet, or sizes are written
     into the model; `passes_only`: look at the proof alone, in numpy.
     """
-    outcome = Outcome()
-    try:
-        _check(case, outcome, passes_only)
-    except Error as e:
-        outcome.refused = str(e)
-    except Exception as e:  # anything else is a fault of its own
-        last = traceback.extract_tb(e.__traceback__)[-1]
-        place = f"{last.filename.rpartition('/')[2]}:{last.name}"
-        outcome.fault("exception", f"{type(e).__name__} in {place}: {str(e)[:200]}")
-    return outcome
+    return outcome_of(lambda outcome: _check(case, outcome, passes_only))
 
 
 def _check(case: Case, outcome: Outcome, passes_only: bool) -> None:
@@ -59,7 +48,7 @@ def _check(case: Case, outcome: Outcome, passes_only: bool) -> None:
         for n, byte in zip(wanted, (*BYTES, BYTES[0]), strict=False):
             with poisoned(byte):
                 stir(opened, byte)
-                _compare(f"{n} samples", opened.run(_part(feed, 0, n)), wanted[n], outcome)
+                compare(f"{n} samples", opened.run(_part(feed, 0, n)), wanted[n], outcome)
 
 
 def with_open_batch(model: ModelProto) -> ModelProto:
@@ -105,11 +94,4 @@ def _proven(
     one = _at(model, 1)
     alone = [references(one, _part(feed, i, 1), kernels=True) for i in range(9)]
     together = {k: np.concatenate([a[k].value for a in alone]) for k in wanted}
-    _compare("samples alone", together, wanted, outcome)
-
-
-def _compare(where: str, got: Feed, wanted: Mapping[str, Reference], outcome: Outcome) -> None:
-    for name, reference in wanted.items():
-        if text := differs(got[name], reference):
-            outcome.fault(where, f"{name}: {text}")
-            return
+    compare("samples alone", together, wanted, outcome)
