@@ -18,10 +18,12 @@ from tvm import tirx
 from qcompiler.errors import Skip
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.contraction.problem import Batch
 from qcompiler.kernels.gpu.code.block import Block
+from qcompiler.kernels.registry import Region
 from qcompiler.ops.window import Window
 
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -120,6 +122,14 @@ class Problem:
             return b.let(image * self.width), right.type.dims[-1]
         at = _batch_offset(b, image, self.dims, right)
         return at, self.depth if self.transposed else self.width
+
+
+def problem_of(region: Region) -> Problem | Skip:
+    """A region whose root is a product -> its problem, if kernels of products can make it."""
+    if reason := refuse(region) or too_large(region):
+        return reason
+    assert region.root is not None
+    return Problem.of(region.root)
 
 
 def _matmul(root: Node) -> Problem:

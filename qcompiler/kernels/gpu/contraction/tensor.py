@@ -22,7 +22,7 @@ from qcompiler.hardware.gpu import WARP, Gpu
 from qcompiler.hardware.products import WarpMac
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import in_place_candidates, refuse, too_large
+from qcompiler.kernels.cpu.code.draft import in_place_candidates
 from qcompiler.kernels.cpu.code.epilogue import Fused, Row
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -33,7 +33,7 @@ from qcompiler.kernels.gpu.code.device import (
     wait_copies,
 )
 from qcompiler.kernels.gpu.code.draft import GridDraft
-from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem
+from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem, problem_of
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _SHORT = {"float16": "f16", "bfloat16": "bf16", "int8": "i8", "uint8": "u8"}
@@ -88,20 +88,16 @@ BLOCKINGS = (Blocking(2, 4, 4, 4), Blocking(2, 2, 2, 4), Blocking(1, 2, 1, 2))
 @candidates("conv", "matmul", kind=Gpu)
 def gpu_tensor(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     """Blocks of several sizes."""
-    if reason := refuse(region) or too_large(region):
-        return reason
-    root = region.root
-    assert root is not None
-    p = Problem.of(root)
+    p = problem_of(region)
     if isinstance(p, Skip):
         return p
-    left, right = (_SHORT.get(n.dtype, "") for n in root.operands[:2])
+    left, right = (_SHORT.get(n.dtype, "") for n in p.root.operands[:2])
     mac = device.isa.warp((left, right, "i32" if p.bytes else "f32"))
     if mac is None:
         return Skip("no product of matrices of these dtypes")
     if p.neighbours % (_PIECE // mac.itemsize):
         return Skip("values of k that do not come 16 bytes at a time")
-    if not (root.operands[1].is_constant or p.transposed):
+    if not (p.root.operands[1].is_constant or p.transposed):
         return Skip("the right operand lies across, and is no constant")
     return [
         Candidate(

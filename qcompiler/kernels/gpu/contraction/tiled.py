@@ -20,13 +20,13 @@ from qcompiler.hardware.gpu import Gpu
 from qcompiler.hardware.products import MacKey, VectorMac
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.draft import in_place_candidates, refuse, too_large
+from qcompiler.kernels.cpu.code.draft import in_place_candidates
 from qcompiler.kernels.cpu.code.epilogue import Fused, Row, load
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.gpu.code.device import move
 from qcompiler.kernels.gpu.code.draft import GridDraft
-from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem
+from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem, problem_of
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _STEP = 8
@@ -69,11 +69,7 @@ TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4), Tile(128, 32, 8, 4), Tile(32,
 @candidates("conv", "matmul", kind=Gpu)
 def gpu_tiled(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
     """Tiles of several sizes."""
-    if reason := refuse(region) or too_large(region):
-        return reason
-    root = region.root
-    assert root is not None
-    p = Problem.of(root)
+    p = problem_of(region)
     if isinstance(p, Skip):
         return p
     if p.words and _dot(p, device) is None:
