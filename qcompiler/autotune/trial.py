@@ -92,8 +92,9 @@ def trial(
     most: int = 0,
 ) -> Trial | Skip:
     """A region of a graph of its own, choices, the default first -> all of them in an artifact,
-    those of code that is `known` left out; or, besides the default, as many of different code as
-    are wanted at `most`. A Skip where the default cannot be made.
+    those of code that is `known` left out, but never the default, which the others' times are
+    ratios to; or, besides the default, as many of different code as are wanted at `most`. A Skip
+    where the default cannot be made.
     """
     maker = _Maker(region, device, evicted)
     places: list[Place | Skip | None] = []
@@ -107,7 +108,7 @@ def trial(
             continue
         code = " + ".join(digest(how.kernel) for _, how in parts if isinstance(how.kernel, Kernel))
         same = next((p for p in places if isinstance(p, Place) and p.code == code), None)
-        if same is None and code in known:
+        if same is None and places and code in known:
             same = Place(-1, (), code)
         places.append(same or maker.add(parts, code))
     first = decided(region, device, choices[0])

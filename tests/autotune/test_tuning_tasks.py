@@ -129,6 +129,20 @@ def test_choices_of_the_same_code_share_a_place_and_known_code_has_none() -> Non
     assert first == trial.Place(-1, (), places[1].code)
 
 
+def test_the_default_is_always_measured_though_its_code_is_known() -> None:
+    plugins.load_all()
+    t = task()
+    region = region_file.alone(t.region)
+    made = trial.trial(region, t.device, [t.default, *t.choices[:2]])
+    assert isinstance(made, trial.Trial)
+    codes = [p.code for p in made.places if isinstance(p, trial.Place)]
+    again = trial.trial(region, t.device, [t.default, *t.choices[:2], t.default], known=codes)
+    assert isinstance(again, trial.Trial)
+    assert again.places[0] == made.places[0]
+    assert again.places[3] == made.places[0]
+    assert all(isinstance(p, trial.Place) and not p.steps for p in again.places[1:3])
+
+
 def test_no_more_different_code_is_made_than_wanted() -> None:
     plugins.load_all()
     t = task()
