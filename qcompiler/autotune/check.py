@@ -21,6 +21,8 @@ from qcompiler.ops.work import work
 
 CHEAP = 30_000_000
 """Operations of a region that numpy computes in about a second."""
+_ROUNDED = frozenset({"Cast", "dequantize", "Add", "Sub", "Mul", "Min", "Max", "Relu", "Clip"})
+"""Operators whose floats every kernel rounds alike, where their operands are."""
 _EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
@@ -28,8 +30,8 @@ def difference(found: Array, meant: Array, region: Region) -> str:
     """What is wrong with an output, or nothing.
 
     Floats: the largest error, of the largest magnitude, grows with the square root of the length of
-    the sums; transforms (Winograd's, Strassen's) double it. Integers rounded from float sums may be
-    next to each other.
+    the sums; transforms (Winograd's, Strassen's) double it. Integers rounded from float sums, or
+    from functions such as those in attention, may be next to each other.
     """
     if found.shape != meant.shape or found.dtype != meant.dtype:
         return f"{found.dtype}{list(found.shape)} instead of {meant.dtype}{list(meant.shape)}"
@@ -48,9 +50,10 @@ def _allowed(region: Region, largest: float) -> float:
     reads = [n.dtype for n in region.nodes] + [n.dtype for n in region.inputs]
     narrow = max((_EPS.get(d, 0.0) for d in reads), default=0.0)
     root = region.root
-    floats = root is not None and root.operands and root.operands[0].dtype in _EPS
     if region.output.dtype not in _EPS:
-        return 1.0 if floats else 0.0
+        summed = root is not None and bool(root.operands) and root.operands[0].dtype in _EPS
+        inexact = any(n.dtype in _EPS and n.op not in _ROUNDED for n in region.nodes)
+        return 1.0 if summed or inexact else 0.0
     length = 1 if root is None else _length(root)
     return narrow * (16 + 8 * math.sqrt(length)) * max(largest, 1e-30)
 

@@ -14,9 +14,14 @@ from qcompiler.autotune import check, region_file, trial
 from qcompiler.autotune.builder import choice_of, written
 from qcompiler.autotune.tasks import Choice, evicted, tasks_of
 from qcompiler.errors import Error, Skip
+from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.kernels.facts import sealed
+from qcompiler.ops import make
 from qcompiler.plan.choose import APART
+from qcompiler.plan.plan import plan
 from qcompiler.runtime import load
+
+WEIGHTS = np.ones((32, 8), np.int8)
 
 
 def test_a_task_stands_for_all_steps_of_its_region() -> None:
@@ -172,8 +177,20 @@ def test_outputs_are_compared_as_their_kind_allows() -> None:
     broken[3, 4] = np.nan
     assert "not finite" in check.difference(broken, right, region)
     assert "instead of" in check.difference(right[:1], right, region)
-    ints = digits("int8").plan
-    whole = next(x for x in tasks_of([(ints, "host")]) if x.region.output.dtype == "uint8")
-    if whole.region.root is not None and whole.region.root.op == "conv":
-        sure = np.zeros((2, 2), np.uint8)
-        assert check.difference(sure + np.uint8(1), sure, whole.region)
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong"), [("Relu", "off by 1, where 0 may be"), ("Gelu", "")]
+)
+def test_bytes_may_be_next_to_each_other_where_a_function_is_rounded(
+    function: str, wrong: str
+) -> None:
+    sums = make("matmul", placeholder("x", Type("uint8", (4, 32))), constant(WEIGHTS, "w"))
+    floats = make(function, make("Cast", sums, to="float32"))
+    scale, zero = constant(np.float32(0.1)), constant(np.int32(3))
+    made = make("quantize", floats, scale, zero, dtype="uint8")
+    graph = Graph(tuple(i for i in sums.inputs if i and not i.is_constant), (made,), ("y",))
+    (step,) = plan(graph, plugins.device("host", 1)).steps
+    right = np.full((4, 8), 7, np.uint8)
+    assert check.difference(right + np.uint8(1), right, step.region) == wrong
+    assert "off by 2" in check.difference(right + np.uint8(2), right, step.region)
