@@ -161,18 +161,28 @@ IMAGES, CLASSES = floats("input", "batch", 3, 224, 224), floats("output", "batch
 
 def resnet50() -> onnx.ModelProto:
     """ResNet-50 v1.5 (strides on the 3x3), `input` [batch,3,224,224] -> `output` [batch,1000]."""
+    return resnet("resnet50", (3, 4, 6, 3))
+
+
+def resnet101() -> onnx.ModelProto:
+    """The same with 23 blocks instead of 6 in the third stage."""
+    return resnet("resnet101", (3, 4, 23, 3))
+
+
+def resnet(name: str, blocks: Sequence[int]) -> onnx.ModelProto:
+    """A ResNet of bottlenecks, so many in each stage."""
     b = Builder(opset=17)
     x = b.op("Relu", "relu", b.batch_norm("bn1", b.conv("conv1", "input", 3, 64, 7, stride=2), 64))
     x = b.op("MaxPool", "maxpool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     ins = 64
-    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)], start=1):
-        for i in range(blocks):
+    for stage, (count, width) in enumerate(zip(blocks, (64, 128, 256, 512), strict=True), start=1):
+        for i in range(count):
             stride = 2 if i == 0 and stage > 1 else 1
             x = _bottleneck(b, f"layer{stage}.{i}", x, ins, width, stride)
             ins = width * 4
     x = b.op("Flatten", "flatten", b.op("GlobalAveragePool", "avgpool", x))
     b.rename(b.gemm("fc", x, 2048, 1000), "output")
-    return b.model("resnet50", [IMAGES], [CLASSES])
+    return b.model(name, [IMAGES], [CLASSES])
 
 
 def _bottleneck(b: Builder, name: str, x: str, ins: int, width: int, stride: int) -> str:

@@ -13,12 +13,14 @@ product alone, in the same layout. Run it where nothing else runs; MetaSchedule 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -109,37 +111,46 @@ def ours(tasks: Sequence[Task], seconds: float) -> Curve:
 
 def theirs(tasks: Sequence[Task], seconds: float) -> Curve:
     """MetaSchedule, some trials of each layer in turn."""
+    curve, begin = Curve(), time.monotonic()
+    isa, end = tasks[0].device.isa, begin + seconds
+    searches = [searched(workload(task), isa, end) for task in tasks]
+    while time.monotonic() < end:
+        for i, search in enumerate(searches):
+            for when, best in itertools.islice(search, 1):
+                if best < inf:
+                    curve.found.append((when - begin, i, best))
+    return curve
+
+
+def searched(func: Any, isa: Isa, end: float) -> Iterator[tuple[float, float]]:
+    """A function, and when to end -> after each turn of MetaSchedule's trials the time, and the
+    seconds of the fastest so far.
+    """
     import tvm
     from tvm.s_tir import meta_schedule as ms
 
-    target = tvm.target.Target(_facts(tasks[0].device.isa))
+    target, trials = tvm.target.Target(_facts(isa)), 0
     builder = ms.builder.LocalBuilder(max_workers=1, timeout_sec=BUILD_SECONDS)
-    curve, begin = Curve(), time.monotonic()
     strategy = ms.search_strategy.EvolutionarySearch(
         population_size=64, init_measured_ratio=0.1, init_min_unmeasured=16, genetic_num_iters=2
     )
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
     with tempfile.TemporaryDirectory() as folder:
-        trials = 0
-        while time.monotonic() - begin < seconds:
+        while time.monotonic() < end:
             trials += TRIALS
-            for i, task in enumerate(tasks):
-                found = ms.tune_tir(
-                    tvm.IRModule({"main": workload(task).with_attr("global_symbol", "main")}),
-                    target,
-                    f"{folder}/{i}",
-                    max_trials_global=trials,
-                    num_trials_per_iter=TRIALS,
-                    cost_model=_cost_model(),
-                    builder=builder,
-                    strategy=strategy,
-                    seed=1,
-                )
-                times = [float(s) for r in found.get_all_tuning_records() for s in r.run_secs]
-                if times:
-                    curve.found.append((time.monotonic() - begin, i, min(times)))
-                if time.monotonic() - begin > seconds:
-                    break
-    return curve
+            found = ms.tune_tir(
+                module,
+                target,
+                folder,
+                max_trials_global=trials,
+                num_trials_per_iter=TRIALS,
+                cost_model=_cost_model(),
+                builder=builder,
+                strategy=strategy,
+                seed=1,
+            )
+            times = [float(s) for r in found.get_all_tuning_records() for s in r.run_secs]
+            yield time.monotonic(), min(times, default=inf)
 
 
 def _facts(isa: Isa) -> dict[str, Any]:

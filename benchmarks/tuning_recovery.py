@@ -6,7 +6,8 @@ The model is compiled for this machine, and for devices with its instruction set
 the caches of a small core, doubled caches, the facts of an in-order core. Each is tuned for
 `--time` from there. All are measured in turn with the one that has the right facts; recovered is
 the part of what was lost that tuning wins back. With `--gain` the right facts are tuned, too, which
-shows what there is to win besides. Run it where nothing else runs.
+shows what there is to win besides; with `--probe` this machine is measured (`targets --probe`) and
+the model compiled with what was found, untuned. Run it where nothing else runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from qcompiler.driver import Compilation
 from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Options
 from qcompiler.tune.journal import Journal
-from qcompiler.tune.probe import Probe, toml
+from qcompiler.tune.probe import Probe, probe, toml
 
 WRONG = ("small caches", "doubled caches", "in-order core")
 
@@ -84,6 +85,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time", type=seconds, default=60.0)
     parser.add_argument("--gain", action="store_true", help="tune with the right facts, too")
+    parser.add_argument("--probe", action="store_true", help="compile with probed facts, too")
+    parser.add_argument("--only-gain", action="store_true", help="no wrong facts")
     a = parser.parse_args(words)
     data = "synthetic" if a.precision in ("int8", "int4") else None
     options = Options(threads=a.threads, precision=a.precision, calibration=data)
@@ -91,12 +94,19 @@ def main(words: Sequence[str] | None = None) -> None:
     assert isinstance(right, Cpu)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if a.probe:
+            probed = folder / "probed.toml"
+            probed.write_text(toml(probe(right), "for a benchmark"))
         for model in a.models:
             best = Compilation(model, options).built.save(folder / "right.qc")
-            if a.gain:
+            if a.probe:
+                made = Compilation(model, replace(options, target=str(probed)))
+                mine = made.built.save(folder / "probed.qc")
+                _say(model, "probed facts", compared(best, mine, a.threads))
+            if a.gain or a.only_gain:
                 _, after = tuned(model, options, a.time, folder)
                 _say(model, "right facts, tuned", compared(best, after, a.threads))
-            for what, device in devices(right).items():
+            for what, device in () if a.only_gain else devices(right).items():
                 target = str(written(device, folder / f"{what.replace(' ', '_')}.toml"))
                 own = replace(options, target=target)
                 before, after = tuned(model, own, a.time, folder)

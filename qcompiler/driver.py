@@ -46,8 +46,9 @@ from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, run_stage
 from qcompiler.tune import timing
-from qcompiler.tune.records import MODEL, model_key, names_in
+from qcompiler.tune.records import MODEL, Measured, joined_records, model_key, names_in
 from qcompiler.tune.records import read as read_records
+from qcompiler.tune.shipped import shipped
 
 if TYPE_CHECKING:
     import onnx
@@ -193,14 +194,17 @@ class Compilation:
 
     @cached_property
     def records(self) -> Records | None:
-        """What was measured to be fastest; None without a file of it."""
-        if not self.options.tuning_records:
-            return None
-        found = read_records(self.options.tuning_records)
-        if found.stale:
-            names = sorted({f"{x.record.generator} {x.record.version}" for x in found.stale})
-            log.warning("tuning records of other generators are ignored: %s", ", ".join(names))
-        return found
+        """What was measured to be fastest: records that ship, and those of a file, which count
+        first; None where there are none.
+        """
+        found = Measured() if self.options.no_shipped_records else shipped()
+        if self.options.tuning_records:
+            given = read_records(self.options.tuning_records)
+            if given.stale:
+                names = sorted({f"{x.record.generator} {x.record.version}" for x in given.stale})
+                log.warning("tuning records of other generators are ignored: %s", ", ".join(names))
+            found = found | given
+        return found if found.lines else None
 
     @cached_property
     def open_graph(self) -> Graph:
@@ -308,21 +312,22 @@ class Compilation:
     @cached_property
     def plan(self) -> Plan:
         """Kernels, memory and threads."""
-        return self.planned(self.records)
+        return self.planned()
 
-    def planned(self, records: Records | None) -> Plan:
-        """The plan that some records give."""
+    def planned(self, more: Measured | None = None) -> Plan:
+        """The plan that its records give, and more of them, which count first."""
+        records = joined_records(self.records, more)
         asked = self.options.threads > 0
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
         if self.opened is not None:
-            graphs = self._sized(self.opened.symbol)
+            graphs = self.sized(self.opened.symbol)
             return open_plan.planned(
                 graphs, self.opened, self.device, tell, reasons, asked=asked, records=records
             )
         return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
 
-    def _sized(self, symbol: Symbol) -> list[tuple[int, Graph]]:
-        """The graphs of an open batch: of so many samples as it is best at, and of one."""
+    def sized(self, symbol: Symbol) -> list[tuple[int, Graph]]:
+        """The lowered graphs of an open batch: of so many samples as it is best at, and of one."""
         if symbol.best == 1:
             return [(1, self.lowered)]
         one = cut(self.lowered, symbol.best, 1)

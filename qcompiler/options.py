@@ -218,6 +218,10 @@ class Options:
         "file of what was measured to be fastest, which decides how kernels are made where it can",
         metavar="FILE",
     )
+    no_shipped_records: bool = option(
+        False,
+        "choose by the cost model also where records of what was measured ship with the package",
+    )
     precision: str = option(
         "float32",
         "int8 and int4 (int8 with weights of 4 bits) need calibration data; int8-dynamic (matrix"

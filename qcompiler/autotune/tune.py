@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -18,17 +18,22 @@ from pathlib import Path
 from qcompiler.artifact.artifact import Artifact
 from qcompiler.autotune import check
 from qcompiler.autotune.builder import Builder
+from qcompiler.autotune.inside import inside
 from qcompiler.autotune.measure import SEED, Bench, Result
 from qcompiler.autotune.places import Gone, Place, Runs
 from qcompiler.autotune.request import Tuning
 from qcompiler.autotune.search import Search, State
+from qcompiler.autotune.sized import Sized
 from qcompiler.autotune.tasks import Task, tasks_of
 from qcompiler.autotune.transfer import hints
 from qcompiler.autotune.variants import (
     Variant,
+    Without,
     float_artifact,
     in_float,
     plan_choices,
+    variant,
+    without_of,
     without_passes,
 )
 from qcompiler.autotune.whole import Pair, Verdict, inputs_of
@@ -36,6 +41,7 @@ from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu
+from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Record
 from qcompiler.plan.plan import Plan
 from qcompiler.plan.sharing import key_of
@@ -49,13 +55,12 @@ from qcompiler.tune.records import (
     Measured,
     described,
     model_key,
-    names_in,
 )
 from qcompiler.version import __version__
 
 log = logging.getLogger(__name__)
 
-_PLANS, _SEARCH, _SETTLE = 0.15, 0.65, 0.15
+_PLANS, _SEARCH, _SETTLE = 0.2, 0.65, 0.15
 """Shares of the time: for plans, for kernels, for the best of these again; what is left of all goes
 to whole models."""
 _LEAST_SECONDS = 0.1
@@ -103,6 +108,13 @@ class Subject:
         """What records of its graph, and of its plan, are of."""
         graph = model_key(self.base.float_graph, self.precision)
         return Key(graph, self.device), Key(key_of(self.made.lowered), self.device)
+
+    @property
+    def whole(self) -> bool:
+        """May it be compiled otherwise as a whole? Not where it is one size of an open batch: what
+        makes one faster need not make the others so.
+        """
+        return not isinstance(self.base, Sized)
 
     @property
     def precision(self) -> str:
@@ -166,7 +178,7 @@ class Tuner:
             self._adopt(subject)
         self._begin = time.monotonic()
         if self.tuning.plans and not self.tuning.only:
-            for subject in self.subjects:
+            for subject in filter(lambda s: s.whole, self.subjects):
                 self._tune_whole(subject, _PLANS * self.tuning.time / len(self.subjects))
         search = self._kernels()
         self._confirm(search)
@@ -175,11 +187,12 @@ class Tuner:
 
     def _adopt(self, subject: Subject) -> None:
         """Begin where an earlier run has arrived with a model as a whole."""
+        if not subject.whole:
+            return
         known = self.journal.found.chosen
         graph, _ = subject.keys
         if graph in known and known[graph].record.knobs:
-            names = [names_in(known[graph].record, knob) for knob in ("exclude", "disabled")]
-            subject.made = subject.base.having(settled=subject.base.varied(*names))
+            subject.made = variant(subject.base, without_of(known[graph].record)).made
         subject.lines = {k: known[k] for k in subject.keys if k in known and known[k].record.knobs}
         if subject.lines:
             subject.plan = subject.made.planned(Measured(tuple(subject.lines.values())))
@@ -231,9 +244,9 @@ class Tuner:
         """
         end = time.monotonic() + seconds - subject.build_seconds
         key, _ = subject.keys
-        for other in self._variants(subject.base, end):
+        for other in self._variants(subject, end):
             if other is not None and self._better(subject, other.made, key, other.record, seconds):
-                subject.made, subject.plan = other.made, other.made.planned(None)
+                subject.made, subject.plan = other.made, other.made.planned()
             if time.monotonic() > end:
                 break
         _, key = subject.keys
@@ -243,15 +256,21 @@ class Tuner:
             self._better(subject, subject.made, key, record, seconds)
         subject.plan = subject.made.planned(Measured(tuple(subject.lines.values())))
 
-    def _variants(self, made: Compilation, end: float) -> Iterator[Variant | None]:
+    def _variants(self, subject: Subject, end: float) -> Iterator[Variant | None]:
         """What may become of a graph; nothing where there is no time for it."""
+        made, (key, _) = subject.base, subject.keys
         if time.monotonic() > end:
             return
         floats = float_artifact(made)
         if floats is not None:
             steps = [self._steps(artifact) for artifact in (made.built, floats)]
             yield from in_float(made, *steps)
-        yield from without_passes(made, made.planned(None))
+
+        def best() -> tuple[Without, Plan]:
+            line = subject.lines.get(key)
+            return without_of(None if line is None else line.record), subject.plan
+
+        yield from without_passes(made, best)
 
     def _better(
         self, subject: Subject, made: Compilation, key: Key, record: Record, seconds: float
@@ -343,7 +362,8 @@ class Tuner:
                 found[key] = known[key]
         refused: set[Key] = set()
         for subject in self.subjects:
-            mine = [found[s.task.key] for s in search.states if _of(subject, s, found)]
+            own = keys_of(subject.plan)
+            mine = [line for key, line in found.items() if key in own]
             kept = {x.key for x in self._kept(subject, mine)}
             refused |= {x.key for x in mine} - kept
         lines = [x for k, x in found.items() if k not in refused]
@@ -360,28 +380,48 @@ class Tuner:
                 usual = Result(state.task.default, 1.0, seconds=state.seconds)
                 yield self._line(CHOSEN, state.task, usual)
         for subject in self.subjects:
-            for key in subject.keys:
+            for key in subject.keys if subject.whole else ():
                 if key in known and key not in chosen and known[key].record.knobs:
                     made = replace(known[key].record, knobs={}, threads=0, seconds=0.0)
                     yield replace(known[key], record=made, ratio=1.0, noise=0.0)
 
     def _kept(self, subject: Subject, mine: Sequence[Line]) -> Sequence[Line]:
-        """Of the kernels that won those that make a model faster; its verdict is noted."""
-        strong = [x for x in mine if x.ratio < _STRONG]
+        """Of the kernels that won those that make a model fastest; its verdict is noted."""
         own = tuple(subject.lines.values())
-        tries = [mine, *([strong] if len(strong) < len(mine) else [])]
-        tries += [[]] if own and tries[-1] else []
+        best: tuple[Verdict, Sequence[Line]] | None = None
+        tries = self._tries(subject, own, mine)
         for some in tries:
-            if not some and not own:
-                break
-            records = Measured((*own, *some))
             seconds = min(max(self.left / len(self.subjects) / len(tries), 1.0), 10.0)
-            subject.verdict = self._compared(subject, subject.made, records, seconds)
-            if subject.verdict is not None and subject.verdict.faster:
-                subject.chosen = len(records.lines)
-                return some
-        subject.lines = {}
-        return []
+            verdict = self._compared(subject, subject.made, Measured((*own, *some)), seconds)
+            subject.verdict = verdict or subject.verdict
+            if verdict is None or not verdict.faster:
+                continue
+            if best is None or verdict.ratio < best[0].ratio:
+                best = verdict, some
+        if best is None:
+            subject.lines = {}
+            return []
+        subject.verdict, kept = best
+        subject.chosen = len(own) + len(kept)
+        return kept
+
+    def _tries(
+        self, subject: Subject, own: Sequence[Line], mine: Sequence[Line]
+    ) -> list[Sequence[Line]]:
+        """What may make a model faster: all kernels that won, those that also do inside it, those
+        that won by much, none but what is known of the whole.
+        """
+        if not mine:
+            return [[]] if own else []
+        strong = [x for x in mine if x.ratio < _STRONG]
+        found = [list(mine), self._inside(subject, own, mine), strong, *([[]] if own else [])]
+        return [x for i, x in enumerate(found) if (x or own) and x not in found[:i]]
+
+    def _inside(self, subject: Subject, own: Sequence[Line], mine: Sequence[Line]) -> list[Line]:
+        try:
+            return inside(self.benches[0], subject.made, own, mine)
+        except Gone:  # the comparison that follows says so
+            return list(mine)
 
     def _chosen(self, state: State) -> Line:
         assert state.final is not None
@@ -394,7 +434,7 @@ def subject_of(made: Compilation) -> Subject:
     """
     if not isinstance(made.device, Cpu):
         raise Error(f"kernels of GPUs cannot be tuned yet: {made.device.name}", where="--target")
-    return Subject(made, made, made.planned(None))
+    return Subject(made, made, made.planned())
 
 
 def remembered(
@@ -445,10 +485,7 @@ def _compare(place: Place, before: Path, after: Path, seconds: float, *, rounded
         return pair.compare(before, after, seconds, rounded=rounded)
 
 
-def _of(subject: Subject, state: State, found: Mapping[Key, Line]) -> bool:
-    """Is a task one of a model's, for which something was found?"""
-    if state.task.key not in found:
-        return False
-    names = {s.name for s in subject.plan.steps}
-    device = described(subject.plan.device)
-    return state.task.key.device == device and not names.isdisjoint(state.task.names)
+def keys_of(plan: Plan) -> set[Key]:
+    """What records of a plan's kernels are of."""
+    device = described(plan.device)
+    return {Key(sealed(s.region, plan.device).key, device) for s in plan.steps}

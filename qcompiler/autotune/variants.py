@@ -1,12 +1,13 @@
 """A model -> other ways to compile all of it: nodes that stay in float where int8 is slower, passes
-that are left out, fewer threads, other parts of a batch.
+that are left out, fewer threads, other parts of a batch. Each way is tried with what was found to
+be faster before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from qcompiler.artifact.artifact import Artifact
 from qcompiler.driver import Compilation
@@ -16,7 +17,7 @@ from qcompiler.plan.batches import parts_of
 from qcompiler.plan.plan import Plan
 from qcompiler.plan.sharing import VERSION, WHOLE
 from qcompiler.rewrite import PASSES, stage_of
-from qcompiler.tune.records import MODEL, MODEL_VERSION
+from qcompiler.tune.records import MODEL, MODEL_VERSION, names_in
 
 SLOWER = 1.05
 """A step is slower in int8 where it takes more than this many times as long as in float."""
@@ -28,11 +29,23 @@ _NEAR = 4
 
 
 @dataclass(frozen=True)
+class Without:
+    """Nodes that stay in float, and passes that are left out."""
+
+    exclude: tuple[str, ...] = ()
+    disabled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Variant:
     """A model compiled otherwise, and the record that makes it so again."""
 
     made: Compilation
     record: Record
+
+
+Best = Callable[[], tuple[Without, Plan]]
+"""What is best so far: what it is without, and its plan."""
 
 
 def in_float(
@@ -51,20 +64,22 @@ def in_float(
     sizes = [len(ranked), (len(ranked) + 1) // 2] if len(ranked) > 1 else [len(ranked)]
     for size in sizes:
         if size:
-            yield variant(made, exclude=ranked[:size])
+            yield variant(made, Without(exclude=tuple(ranked[:size])))
 
 
-def without_passes(made: Compilation, plan: Plan) -> Iterator[Variant | None]:
-    """Each pass of the late stages left out, where that changes the plan and the cost model does
-    not say that it is much slower; None for the others, which take time too.
+def without_passes(made: Compilation, best: Best) -> Iterator[Variant | None]:
+    """Each pass of the late stages left out of what is best by then, where that changes the plan
+    and the cost model does not say that it is much slower; None for the others, which take time
+    too.
     """
-    usual, same = predicted(plan), str(plan)
     for name in sorted(PASSES):
         if stage_of(name) not in _STAGES or not made.choice.wants(name):
             continue
-        other = variant(made, disabled=[name])
+        without, plan = best()
+        usual, same = predicted(plan), str(plan)
+        other = variant(made, replace(without, disabled=(*without.disabled, name)))
         try:
-            its = other.made.planned(None)
+            its = other.made.planned()
         except Error:  # it has to run
             yield None
             continue
@@ -72,15 +87,18 @@ def without_passes(made: Compilation, plan: Plan) -> Iterator[Variant | None]:
         yield other if fitting else None
 
 
-def variant(
-    made: Compilation, exclude: list[str] | None = None, disabled: list[str] | None = None
-) -> Variant:
+def variant(made: Compilation, without: Without) -> Variant:
     """A compilation with more nodes in float, or passes left out."""
-    exclude, disabled = exclude or [], disabled or []
-    knobs = {"exclude": json.dumps(exclude), "disabled": json.dumps(disabled)}
-    given = {name: text for name, text in knobs.items() if text != "[]"}
-    other = made.having(settled=made.varied(exclude, disabled))
-    return Variant(other, Record(MODEL, MODEL_VERSION, given, 0.0))
+    knobs = {name: json.dumps(some) for name, some in vars(without).items() if some}
+    other = made.having(settled=made.varied(without.exclude, without.disabled))
+    return Variant(other, Record(MODEL, MODEL_VERSION, knobs, 0.0))
+
+
+def without_of(record: Record | None) -> Without:
+    """What a record of a model says."""
+    if record is None:
+        return Without()
+    return Without(names_in(record, "exclude"), names_in(record, "disabled"))
 
 
 def predicted(plan: Plan) -> float:

@@ -18,6 +18,8 @@ from qcompiler.autotune.trial import numbers
 from qcompiler.ir import Array, Type
 
 _TURNS, _TURN_SECONDS, _MOST_RUNS = 5, 0.1, 200
+_ROUNDS = 5
+"""Runs step by step, of each turn."""
 _LIMIT_SECONDS = 120.0
 _FAR, _ROUNDED = 0.05, 0.5
 """Norms of outputs' differences, relative to their own: a model whose every kernel is right is
@@ -82,6 +84,21 @@ class Pair:
         middle = median(ratios)
         noise = median(abs(r - middle) for r in ratios)
         return Verdict(median(times[1:]), middle, noise, wrong)
+
+    def steps(self, before: Path, after: Path) -> tuple[Sequence[float], Sequence[float]]:
+        """Run both step by step, in turn -> the median seconds of the steps of each. Raises as
+        `compare`.
+        """
+        inputs = inputs_of(before)
+        runs = Runs(rounds=_ROUNDS, limit=_LIMIT_SECONDS)
+        turns = [
+            [p.run(path, inputs, runs).steps for p, path in zip(self._places, paths, strict=True)]
+            for paths in [(before, after)] * _TURNS
+        ]
+        mine, other = (
+            [median(t) for t in zip(*some, strict=True)] for some in zip(*turns, strict=True)
+        )
+        return mine, other
 
 
 def inputs_of(artifact: Path) -> Mapping[str, Array]:

@@ -56,6 +56,6 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str, str, str]]:
 
 def _weighed(decision: Decision) -> Iterator[tuple[str, Offer]]:
     if decision.chosen is not None:
-        yield ("recorded" if decision.recorded else "chosen"), decision.chosen
+        yield decision.origin or "chosen", decision.chosen
     for offer in decision.lost:
         yield "lost", offer

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qcompiler.autotune.tune import Report, Subject
     from qcompiler.tune.records import Line, Measured
 
-_SHOWN, _EVERY_SECONDS = 12, 0.5
+_SHOWN, _EVERY_SECONDS, _BAR = 12, 0.5, 40
 _HEAD = ("step", "runs", "share", "default us", "best", "tried", "left", "gain left", "best way")
 
 
@@ -54,9 +54,10 @@ def tune(a: Namespace) -> int:
 
 def _subjects(a: Namespace) -> list[Subject]:
     from qcompiler import driver
+    from qcompiler.autotune.sized import sized
     from qcompiler.autotune.tune import subject_of
 
-    found = []
+    found: list[Subject] = []
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         for model in a.models:
             watch, _ = watch_of(a, bar)
@@ -64,7 +65,7 @@ def _subjects(a: Namespace) -> list[Subject]:
             if len(made) > 1:
                 hint = "a run for each of them; they may share a file of records"
                 raise Error("one target is tuned at a time", where="--target", hint=hint)
-            found.append(subject_of(made[0]))
+            found += map(subject_of, sized(made[0]))
     return found
 
 
@@ -219,7 +220,10 @@ def text(report: Report, output: Path) -> str:
     """What a run found, for people."""
     lines = [show.table(_HEAD, _rows(report.search)), ""]
     lines += ["best so far, of all kernels' time with the defaults:"]
-    lines += [f"  {p.seconds:7.1f} s  {p.tried:6} tried  {p.ratio:.4f}" for p in _curve(report)]
+    lines += [
+        f"  {p.seconds:7.1f} s  {p.tried:6} tried  {p.ratio:.4f}  {'#' * round(_BAR * p.ratio)}"
+        for p in _curve(report)
+    ]
     lines += ["", *map(_verdict, report.subjects)]
     if report.interrupted:
         lines.append("interrupted: run the same command again to go on")

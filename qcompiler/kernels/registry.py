@@ -180,6 +180,8 @@ class Record:
     knobs: Setting
     seconds: float
     threads: int = 0
+    origin: str = field(default="recorded", compare=False)
+    """What `--explain` calls it."""
 
 
 def candidates(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callable[[Ways], Ways]:
@@ -288,18 +290,30 @@ class Decision:
 
     kernel: Kernel | Skip
     chosen: Offer | None = None
-    recorded: bool = False
-    """Whether a record chose it rather than the model."""
+    origin: str = ""
+    """Of the record that chose it rather than the model."""
     lost: tuple[Offer, ...] = ()
     """The best candidates that were not chosen."""
     skips: tuple[tuple[str, str], ...] = ()
     """(generator, why it cannot make the kernel)."""
 
+    @property
+    def recorded(self) -> bool:
+        """Whether a record chose it."""
+        return bool(self.origin)
+
+    @property
+    def predicted(self) -> float:
+        """Seconds by the model, also where a record chose; 0 where nothing was chosen."""
+        offers = [o for o in (self.chosen, *self.lost) if o is not None]
+        return min((o.candidate.seconds for o in offers), default=0.0)
+
 
 def choose(region: Region, device: Device, records: Records | None = None) -> Decision:
     """The kernel recorded as fastest, or else predicted to be."""
     region = sealed(region, device)
-    known = _recorded(region, device, records)
+    record = None if records is None else records.best(region.key, device)
+    known = [] if record is None else _recorded(region, device, record)
     offers: list[Offer] = []
     skips: list[tuple[str, str]] = []
     for generator in asked(region, device):
@@ -312,7 +326,8 @@ def choose(region: Region, device: Device, records: Records | None = None) -> De
             skips.append((generator.name, "nothing that it could choose fits"))
         offers += [Offer(generator.name, c) for c in best]
     offers.sort(key=lambda o: o.candidate.seconds)
-    return _first_built(region, known, offers, skips)
+    origin = "" if record is None else record.origin
+    return _first_built(region, (known, origin), offers, skips)
 
 
 def asked(region: Region, device: Device) -> list[Generator]:
@@ -323,11 +338,8 @@ def asked(region: Region, device: Device) -> list[Generator]:
     )
 
 
-def _recorded(region: Region, device: Device, records: Records | None) -> list[Offer]:
+def _recorded(region: Region, device: Device, record: Record) -> list[Offer]:
     """The candidate that is recorded to be best, where it is still offered."""
-    record = None if records is None else records.best(region.key, device)
-    if record is None:
-        return []
     return [
         Offer(generator.name, c)
         for generator in asked(region, device)
@@ -359,15 +371,22 @@ def op_of(region: Region) -> str:
 
 
 def _first_built(
-    region: Region, known: Sequence[Offer], offers: list[Offer], skips: list[tuple[str, str]]
+    region: Region,
+    known: tuple[Sequence[Offer], str],
+    offers: list[Offer],
+    skips: list[tuple[str, str]],
 ) -> Decision:
-    """The first kernel that can be built, of the best offers, then of all others."""
+    """The first kernel that can be built: of what a record of some origin chose, of the best
+    offers, then of all others.
+    """
     unfit: list[Offer] = []
-    for i, offer in enumerate((*known, *offers)):
+    recorded, origin = known
+    for i, offer in enumerate((*recorded, *offers)):
         made = offer.candidate.build()
         if isinstance(made, Kernel):
             lost = tuple(o for o in offers if not o.same(offer) and not any(map(o.same, unfit)))
-            return Decision(made, offer, i < len(known), lost, tuple(skips))
+            chose = origin if i < len(recorded) else ""
+            return Decision(made, offer, chose, lost, tuple(skips))
         skips.append((offer.generator, made.reason))
         unfit.append(offer)
     reasons = "; ".join(f"{n}: {r}" for n, r in skips) or "no generator is registered"

@@ -106,8 +106,7 @@ def _chosen(size: int, graph: Graph, chosen: Chooser, progress: Progress | None)
         if progress is not None:
             progress(i, len(todo), region.output.name)
         made.extend(chosen.kernels(region))
-    offers = [how.chosen for _, how in made]
-    return size, graph, made, sum(o.candidate.seconds for o in offers if o is not None)
+    return size, graph, made, sum(how.predicted for _, how in made)
 
 
 def _after_all(steps: Sequence[Step]) -> list[Step]:

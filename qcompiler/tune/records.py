@@ -23,7 +23,7 @@ from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, text
-from qcompiler.kernels.registry import GENERATORS, Record
+from qcompiler.kernels.registry import GENERATORS, Record, Records
 from qcompiler.plan.choose import APART
 from qcompiler.plan.sharing import VERSION, WHOLE
 
@@ -143,6 +143,25 @@ class Measured:
             kept.pop(mark, None)
             kept[mark] = x
         return Measured(tuple(kept.values()))
+
+
+def joined_records(first: Records | None, more: Measured | None) -> Records | None:
+    """Records, and more of them that count before these."""
+    if first is None or more is None:
+        return first if more is None else more
+    return _Both(first, more)
+
+
+@dataclass(frozen=True)
+class _Both:
+    """See `kernels.registry.Records`."""
+
+    first: Records
+    more: Measured
+
+    def best(self, region: str, device: Device) -> Record | None:
+        found = self.more.best(region, device)
+        return self.first.best(region, device) if found is None else found
 
 
 def read(path: str | Path) -> Measured:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tuning_harness import Scripted, product, small, task
+from tuning_harness import MadeUp, Scripted, product, small, task, tuned
 
 from qcompiler.artifact.artifact import open_artifact
 from qcompiler.autotune import again, check, measure, region_file, trial
@@ -43,46 +42,11 @@ TOKEN = b"a token of a test's own"
 FLAGS = ["--threads", "1", "--no-progress"]
 
 
-def made_up(kernel: str) -> float:
-    """Seconds that are always the same, whatever else is in an artifact."""
-    name, _, _ = kernel.rpartition("_")
-    return 1e-5 * (0.7 + zlib.crc32(name.encode()) % 16 / 100)
-
-
-class MadeUp(Here):
-    """Runs artifacts, and makes up how long that takes: the default's kernel longest."""
-
-    after = 0.9
-    """Of a tuned model's time, of that before."""
-
-    def run(self, artifact: Path, inputs: Mapping[str, Array], runs: Runs) -> Ran:
-        few = replace(runs, rounds=min(runs.rounds, 1), iterations=0)
-        found = super().run(artifact, inputs, few)
-        facts = open_artifact(artifact).manifest.variants[0].steps
-        products = [s.kernel for s in facts if s.kernel.startswith("matmul")]
-        steps = [made_up(s.kernel) if s.kernel not in products[:1] else 1e-5 for s in facts]
-        whole = 1e-3 * (self.after if artifact.name == "after.qc" else 1.0)
-        return Ran(found.outputs, steps if runs.rounds else [], [whole] * runs.iterations)
-
-    def again(self) -> MadeUp:
-        other = MadeUp(1)
-        other.after = self.after
-        return other
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "small.onnx"
     small(path)
     return path
-
-
-def tuned(model: Path, path: Path, time: float, place: MadeUp | None = None) -> Report:
-    subject = subject_of(small(model))
-    with Journal(path) as journal:
-        asked = Tuning(time=time, plans=False)
-        with Tuner([subject], asked, journal, [place or MadeUp(1)]) as tuner:
-            return tuner.run()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from tuning_harness import product, small
 
 from qcompiler.autotune.tasks import tasks_of
-from qcompiler.autotune.variants import in_float, plan_choices, predicted, variant
+from qcompiler.autotune.variants import Without, in_float, plan_choices, predicted, variant
 from qcompiler.autotune.whole import difference
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
@@ -59,7 +59,7 @@ def test_nodes_that_int8_makes_slower_stay_in_float(quantized: Compilation, tmp_
 
 
 def test_a_pass_is_left_out_as_a_record_says(quantized: Compilation, tmp_path: Path) -> None:
-    made = variant(quantized, disabled=["integer_matmul"])
+    made = variant(quantized, Without(disabled=("integer_matmul",)))
     asked = Compilation(quantized.model, replace(INT8, disabled_passes=("integer_matmul",)))
     again = recorded(quantized, made.record, tmp_path / "records.jsonl")
     assert str(again.plan) == str(made.made.plan) == str(asked.plan) != str(quantized.plan)

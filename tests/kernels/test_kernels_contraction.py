@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from qcompiler import plugins
 from qcompiler.emit.machine import compile_functions
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import REFERENCE
-from qcompiler.hardware.isa import ISAS, Isa
+from qcompiler.hardware.isa import ISAS, Cpu, Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.contraction import blocking
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, prefetch_pace
@@ -28,7 +29,15 @@ from qcompiler.kernels.cpu.contraction.operands import (
 from qcompiler.kernels.cpu.contraction.plain import plain
 from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.contraction.tiled import tiled
-from qcompiler.kernels.registry import Kernel, Ways, choose
+from qcompiler.kernels.registry import (
+    Candidate,
+    Kernel,
+    Region,
+    Setting,
+    Ways,
+    choose,
+    setting,
+)
 from qcompiler.ops import make
 
 plugins.load_all()
@@ -370,6 +379,51 @@ def test_the_plain_kernel_computes_anything(isa: Isa, pair: tuple[str, str]) -> 
     x, y = (placeholder(n, Type(d, (3, 5, 6))) for n, d in zip("xy", pair, strict=True))
     root = make("matmul", x, y, transpose_b=1)
     check(root, root, isa, generator=plain)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int32", "int64"])
+def test_plain_sums_of_several_pixels_and_vectors_are_the_same(dtype: str) -> None:
+    """Of dtypes that no other generator multiplies."""
+    isa = isas()[-1]
+    lanes = isa.lanes(8)
+    for rows, columns, deep in ((8, 5 * lanes + 3, 13), (3, 17 * lanes, 7)):
+        root = matmul(rows, columns, deep, dtype, dtype)
+        blocks = every_block(root, isa)
+        assert len(blocks) > 1
+        assert all(rows % p == 0 for p, _ in blocks)
+    x, w = (placeholder(n, Type(dtype, (3, 4, s))) for n, s in (("x", 6), ("w", 6)))
+    assert {v for _, v in every_block(make("matmul", x, w, transpose_b=1), isa)} == {1}
+
+
+def test_plain_windows_sum_several_vectors() -> None:
+    isa = isas()[-1]
+    wide = 2 * isa.lanes(8) + 5
+    root = conv((1, 5, 6, 8), (3, 3, 8, wide), "float64", "float64", pads=(1,) * 4)
+    assert {p for p, _ in every_block(root, isa)} == {1}
+    root = conv((1, 5, 6, 8), (3, 3, 4, 2 * wide), "float64", "float64", group=2)
+    assert len(every_block(root, isa)) > 1
+
+
+def test_where_products_have_tiles_plain_sums_are_single() -> None:
+    root = matmul(8, 64, 32, "float32", "float32")
+    assert every_block(root, isas()[-1]) == {(1, 1)}
+
+
+def every_block(root: Node, isa: Isa) -> set[tuple[int, int]]:
+    """Check each kernel that `plain` offers -> the pixels and vectors of their sums."""
+    found = plain(region_of(Graph((), (root,), ("y",)), root), device(isa))
+    assert not isinstance(found, Skip)
+    blocks = set()
+    for knobs in (setting(c.knobs) for c in found):
+
+        def only(region: Region, device: Cpu, knobs: Setting = knobs) -> Iterable[Candidate]:
+            some = plain(region, device)
+            assert not isinstance(some, Skip)
+            return [c for c in some if setting(c.knobs) == knobs]
+
+        check(root, root, isa, threads=2, generator=only)
+        blocks.add((int(knobs.get("pixels", 1)), int(knobs.get("vectors", 1))))
+    return blocks
 
 
 def test_panels_hold_every_column_once() -> None:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_harness import check, vector_isas
+from kernel_harness import (
+    check,
+    compare,
+    device,
+    expected,
+    region_of,
+    run,
+    sharing,
+    vector_isas,
+)
 
 import qcompiler.kernels.cpu.elements.generic
-import qcompiler.kernels.cpu.rows.rows  # noqa: F401  (registers its generators)
-from qcompiler.ir import Array, Node, Type, constant, numpy_dtype, placeholder
+import qcompiler.kernels.cpu.rows.rows
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.facts import sealed
+from qcompiler.kernels.registry import Kernel, asked, offered, setting
 from qcompiler.ops import make
 
 ISA = vector_isas()[-1]
@@ -176,3 +187,76 @@ def test_work_before_and_after_is_fused() -> None:
     agrees(make("Mul", total, scale), x, root=total)
     kept = make("Trilu", make("Relu", x[0]), upper=1)
     agrees(make("Cast", kept, to="bfloat16"), x, root=kept)
+
+
+def every_way(made: Node, root: Node, *pairs: Pair, close: float = 0) -> list[str]:
+    """Compare each kernel that is offered for a region -> what tells it from others."""
+    inputs, arrays = tuple(p[0] for p in pairs), [p[1] for p in pairs]
+    graph, shared = Graph(inputs, (made,), ("y",)), sharing(device(ISA, 2))
+    region = region_of(graph, root)
+    handed = sealed(region, shared)
+    (generator,) = asked(handed, shared)
+    values = dict(zip(inputs, arrays, strict=True))
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    want, ways = expected(graph, values), []
+    for candidate in offered(generator, handed, shared):
+        kernel = candidate.build()
+        assert isinstance(kernel, Kernel)
+        compare(run(kernel, region, ISA, values), want, rtol=close, atol=close)
+        ways.append(" ".join(f"{k} {v}" for k, v in setting(candidate.knobs).items()))
+    return ways
+
+
+WAYS = ["", "along 0", "along 2", "along 3"]
+
+
+def test_loops_along_any_dimension_compute_the_same() -> None:
+    x = given("float32", (2, 1, 7, 9))
+    made = make("Trilu", x[0], number(1), upper=1)
+    assert every_way(made, made, x) == WAYS
+    row, column = given("float32", (9,), 1), given("float32", (7, 1), 2)
+    before = make("Add", make("Mul", x[0], column[0]), row[0])
+    root = make("Trilu", before, number(-2), upper=0)
+    after = make("Relu", make("Sub", root, column[0]))
+    assert every_way(after, root, x, column, row, close=1e-6) == WAYS
+    one = make("Add", root, constant(np.ones((1, 1, 1, 1, 9), np.float32)))
+    assert every_way(one, root, x, column, row, close=1e-6) == WAYS
+    grid = value(np.random.default_rng(1).uniform(-1, 1, (2, 4, 3, 2)).astype(np.float32), 1)
+    sampled = make("GridSample", x[0], grid[0])
+    assert every_way(sampled, sampled, x, grid, close=2e-5) == WAYS
+
+
+def test_neighbours_at_once_are_computed_the_same() -> None:
+    lanes = ISA.lanes(4)
+    last = f"lanes {lanes}"
+    x = given("float32", (2, 3, 2 * lanes + 5))
+    each = [given("float32", (3,), i) for i in range(1, 5)]
+    each = [(n, np.abs(a) + np.float32(1)) for n, a in each]
+    root = make("BatchNormalization", x[0], *(n for n, _ in each))
+    made = make("Relu", make("Sub", root, (wide := given("float32", (2 * lanes + 5,), 9))[0]))
+    assert last in every_way(made, root, x, *each, wide, close=1e-5)
+    flat = [given("float32", (lanes + 1,), i) for i in range(5)]
+    flat = [(n, np.abs(a) + np.float32(1)) for n, a in flat]
+    x = given("float32", (4, lanes + 1))
+    root = make("BatchNormalization", x[0], *(n for n, _ in flat[1:]))
+    assert last in every_way(root, root, x, *flat[1:], close=1e-5)
+    grid = value(np.random.default_rng(1).uniform(-1.3, 1.3, (2, 3, 35, 2)).astype(np.float32), 1)
+    image = given("float32", (2, 3, 5, 6))
+    for how in ("linear", "nearest", "cubic"):
+        made = make("GridSample", image[0], grid[0], mode=how, padding_mode="reflection")
+        assert last in every_way(made, made, image, grid, close=2e-5)
+    for interleaved, part in ((0, 0), (1, 0), (0, 8), (1, 8)):
+        x = given("float32", (2, 3, 4, 36))
+        tables = [given("float32", (2, 4, (part or 36) // 2), i) for i in (1, 2)]
+        how_ = {"interleaved": interleaved, "rotary_embedding_dim": part}
+        made = make("RotaryEmbedding", x[0], *(n for n, _ in tables), **how_)
+        assert last in every_way(made, made, x, *tables, close=1e-6)
+
+
+def test_what_an_epilogue_makes_larger_has_one_loop() -> None:
+    x, wide = given("float32", (7, 9)), given("float32", (3, 7, 9), 1)
+    root = make("Trilu", x[0], number(0), upper=1)
+    region = region_of(Graph((x[0], wide[0]), (made := make("Add", root, wide[0]),), ("y",)), root)
+    assert made.type.dims == (3, 7, 9)
+    found = qcompiler.kernels.cpu.elements.generic._loops(region)
+    assert found == []

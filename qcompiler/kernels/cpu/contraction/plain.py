@@ -1,11 +1,13 @@
 """conv and matmul of any rank, dtype and machine -> TIR loops; what answers when nothing else does.
 
-One output pixel at a time, a vector of its channels in a register; operands are read as they lie.
+Output pixels one at a time, a vector of channels in a register, or, where no other generator has a
+product of these dtypes, several of both; operands are read as they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -23,14 +25,32 @@ from qcompiler.kernels.cpu.code.tails import Tails
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import level
+from qcompiler.kernels.cpu.contraction.direct import direct
 from qcompiler.kernels.cpu.contraction.problem import Batch
-from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candidates
+from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Knobs, Region, candidates
 from qcompiler.ops.window import Window
+
+Add = Callable[[Sequence[Value], Value], None]
+"""(a number of each pixel, the place of the weights) -> code."""
 
 MACS_PER_NS = 1.0  # of the reference core; of what is worth sharing
 STEP_NS = 2.0  # a product of a vector waits for the one before, and for its operands
 PIXEL_NS = 20.0  # to begin an output pixel
 TAP_NS = 5.0  # and each tap of its window
+LOAD_NS = 0.3  # a vector, or a number in all lanes of one
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sums that are computed side by side: of pixels, and of vectors of each one's channels."""
+
+    pixels: int
+    vectors: int
+
+
+_ONE = Block(1, 1)
+_MOST_SUMS = 16
+"""Vectors of sums: more leave no registers for what they are made of."""
 
 
 @candidates("conv", "matmul")
@@ -43,25 +63,53 @@ def plain(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     left, right = root.operands
     depth = left.type.dims[-1] if root.op == "matmul" else prod(right.type.dims[:-1])
     macs, pixels = root.type.size * depth, prod(root.type.dims[:-1])
-    count = tasks(device, device.core.mixed_ns(macs / MACS_PER_NS), pixels)
-    seconds = 1e-9 * _nanoseconds(root, depth, pixels, device)  # one core's, however many share
-    return [Candidate(Fixed(), seconds, partial(_plain, region, device, macs, count))]
+    found: list[Candidate] = []
+    for block in _blocks(root, device) if isinstance(direct(region, device), Skip) else [_ONE]:
+        parts = pixels // block.pixels
+        count = tasks(device, device.core.mixed_ns(macs / MACS_PER_NS), parts)
+        seconds = 1e-9 * _nanoseconds(root, depth, pixels, device, block)  # one core's
+        knobs: Knobs = Fixed() if block == _ONE else block
+        build = partial(_plain, region, device, macs, count, block)
+        found.append(Candidate(knobs, seconds, build))
+    return found
 
 
-def _nanoseconds(root: Node, depth: int, pixels: int, device: Cpu) -> float:
-    """One core's time. Weights are read again for every pixel, and their rows lie apart: no
-    hardware prefetches them, so they come half as fast as those that are packed; what has fewer
-    bits than the sums is widened each time, and comes no faster.
+def _blocks(root: Node, device: Cpu) -> list[Block]:
+    """Those that the registers hold and that divide the output: pixels of one row of a matrix."""
+    lanes, width = device.isa.lanes(tir.bits(root.dtype) // 8), root.type.dims[-1]
+    matmul = root.op == "matmul"
+    along = width if matmul else width // max(root.int("group"), 1)
+    rows = root.type.dims[-2] if matmul and root.type.rank > 1 and lanes > 1 else 1
+    most = min(-(-along // lanes), device.isa.lanes(1) // lanes)
+    vectors = [1] if matmul and root.int("transpose_b") else [v for v in _POWERS if v <= most]
+    pixels = [p for p in _POWERS if rows and rows % p == 0]
+    return [Block(p, v) for p in pixels for v in vectors or [1] if p * v <= _MOST_SUMS]
+
+
+_POWERS = (1, 2, 4, 8)
+
+
+def _nanoseconds(root: Node, depth: int, pixels: int, device: Cpu, block: Block) -> float:
+    """One core's time. Weights are read again for every pixel, or for several at once, and their
+    rows lie apart: no hardware prefetches them, so they come half as fast as those that are packed;
+    what has fewer bits than the sums is widened each time, and comes no faster.
     """
     core, itemsize = device.core, tir.bits(root.dtype) // 8
     steps = _vectors(root, device) * depth
     size = 2 * steps * device.isa.lanes(tir.bits(root.dtype) // 8) * itemsize
     again = core.bytes_per_cycle[level(device, root.operands[1].type.bytes)]
-    fetch = size / core.memory_bytes_per_cycle + (max(pixels, 1) - 1) * size / again
+    turns = max(pixels, 1) / block.pixels
+    fetch = size / core.memory_bytes_per_cycle + max(turns - 1, 0) * size / again
     taps = prod(root.operands[1].type.dims[:-2]) if root.op == "conv" else 1
-    ns = core.mixed_ns(pixels * (steps * STEP_NS + taps * TAP_NS + PIXEL_NS))
+    step = max(STEP_NS / (block.pixels * block.vectors), _load_ns(block))
+    ns = core.mixed_ns(pixels * (steps * step + taps * TAP_NS + PIXEL_NS))
     multiply = core.hz * 1e-9 * ns
     return 1e9 * core.seconds(core.overlapped(multiply, fetch))
+
+
+def _load_ns(block: Block) -> float:
+    """What loading the operands of a product takes: a number and a vector serve several."""
+    return LOAD_NS * (1 / block.pixels + 1 / block.vectors)
 
 
 def _vectors(root: Node, device: Cpu) -> int:
@@ -73,7 +121,7 @@ def _vectors(root: Node, device: Cpu) -> int:
     return groups * -(-width // groups // lanes)
 
 
-def _plain(region: Region, device: Cpu, macs: int, count: int) -> Kernel:
+def _plain(region: Region, device: Cpu, macs: int, count: int, block: Block) -> Kernel:
     root, out = region.root, region.output
     assert root is not None
     b = Builder(
@@ -85,20 +133,20 @@ def _plain(region: Region, device: Cpu, macs: int, count: int) -> Kernel:
     rows = prod(dims)
     if not root.type.size:
         return Kernel(b.name, b.function())
-    with share(b, count, rows) as (first, turns):
+    with share(b, count, rows // block.pixels) as (first, turns):
         fused = _fused(b, device, region, pointers)
-        with b.serial(turns, "row", first) as row:
-            place = indices(b, row, tuple(dims))
-            emit = _Sums(b, root, pointers, place)
-            values = fused.row(row)
+        with b.serial(turns, "row", first) as turn:
+            row = turn if block.pixels == 1 else b.let(turn * block.pixels, "row")
+            emit = _Sums(b, root, pointers, indices(b, row, tuple(dims)), block.pixels)
+            lines = [fused.row(row + i) for i in range(block.pixels)]
 
             def vector(column: Value, lanes: int, count: int) -> None:
-                sums = emit.at(column, lanes, count)
-                given: Mapping[Node, Vec] = {root: Vec(fused.m, sums, root.dtype, lanes)}
-                made = fused.at(values, column, lanes, count, given)
-                store(fused.m, target, row * width + column, made, count)
+                for i, sums in enumerate(emit.at(column, lanes, count)):
+                    given: Mapping[Node, Vec] = {root: Vec(fused.m, sums, root.dtype, lanes)}
+                    made = fused.at(lines[i], column, lanes, count, given)
+                    store(fused.m, target, (row + i) * width + column, made, count)
 
-            emit.along(width, device.isa.lanes(tir.bits(root.dtype) // 8), vector)
+            emit.along(width, device.isa.lanes(tir.bits(root.dtype) // 8), block.vectors, vector)
     return Kernel(b.name, b.function(), tasks=count, macs=macs)
 
 
@@ -110,18 +158,27 @@ def _fused(b: Builder, device: Cpu, region: Region, pointers: Mapping[Node, Poin
 
 
 class _Sums:
-    """The sums of one output pixel."""
+    """The sums of some output pixels, neighbours in a row of a matrix if several."""
 
     def __init__(
-        self, b: Builder, root: Node, pointers: Mapping[Node, Pointer], place: list[Value]
+        self,
+        b: Builder,
+        root: Node,
+        pointers: Mapping[Node, Pointer],
+        place: list[Value],
+        pixels: int,
     ) -> None:
-        self.b, self.root, self.place = b, root, place
+        self.b, self.root, self.place, self.pixels = b, root, place, pixels
         self.left, self.right = root.operands
         self.x, self.w = pointers[self.left], pointers[self.right]
         self.outputs = root.type.dims[-1]
 
-    def along(self, width: int, lanes: int, body: Callable[[Value, int, int], None]) -> None:
-        """Call body(column, lanes, how many count): vectors where weights are neighbours."""
+    def along(
+        self, width: int, lanes: int, vectors: int, body: Callable[[Value, int, int], None]
+    ) -> None:
+        """Call body(column, lanes, how many count): some vectors where weights are neighbours, as
+        one of more lanes; then what is left, one by one.
+        """
         if self.root.op == "matmul" and self.root.int("transpose_b"):
             with self.b.serial(width, "column") as column:
                 body(column, 1, 1)
@@ -132,31 +189,35 @@ class _Sums:
             lanes = 1
         with self.b.serial(groups, "group") as group:
             start = self.b.let(group * each, "start")
+            wide = each - each % (lanes * vectors) if vectors > 1 else 0
+            for length, many in ((wide, lanes * vectors), (each - wide, lanes)):
 
-            def vector(column: Value, count: int) -> None:
-                body(column, lanes, count)
+                def vector(column: Value, count: int, many: int = many) -> None:
+                    body(column, many, count)
 
-            sweep(self.b, each, lanes, vector, start=start)
+                sweep(self.b, length, many, vector, start=start if many > lanes else start + wide)
 
-    def at(self, column: Value, lanes: int, count: int) -> Value:
-        """Those of `lanes` columns from one on, of which `count` are there."""
-        sums = self.b.registers(self.root.dtype, lanes, 1, "sum")
+    def at(self, column: Value, lanes: int, count: int) -> list[Value]:
+        """Those of `lanes` columns from one on, of which `count` are there, for each pixel."""
+        sums = self.b.registers(self.root.dtype, lanes, self.pixels, "sum")
         sums.fill(0)
 
-        def add(x: Value, at: Value) -> None:
-            left = tir.broadcast(self._widen(x, self.left.dtype), lanes)
+        def add(numbers: Sequence[Value], at: Value) -> None:
             row = self.w.load(at) if lanes == 1 else self.w.load_first(count, at, lanes)
             right = self._widen(row, self.right.dtype)
-            if "int" in self.root.dtype:
-                sums[0] = tir.wrapping("+", sums[0], tir.wrapping("*", left, right))
-            else:
-                sums[0] = sums[0] + left * right
+            right = right if self.pixels == 1 else self.b.hold(right)
+            for i, x in enumerate(numbers):
+                left = tir.broadcast(self._widen(x, self.left.dtype), lanes)
+                if "int" in self.root.dtype:
+                    sums[i] = tir.wrapping("+", sums[i], tir.wrapping("*", left, right))
+                else:
+                    sums[i] = sums[i] + left * right
 
         if self.root.op == "matmul":
             self._over_depth(column, add)
         else:
             self._over_window(column, add)
-        return self.b.let(sums[0], "sums")
+        return [self.b.let(sums[i], "sums") for i in range(self.pixels)]
 
     def _widen(self, value: Value, dtype: str) -> Value:
         if dtype != "bfloat16":
@@ -165,8 +226,8 @@ class _Sums:
         shifted = tirx.op.shift_left(wide, tir.const(16, "uint32", tir.lanes_of(wide)))
         return tir.reinterpret(shifted, "float32")
 
-    def _over_depth(self, column: Value, add: Callable[[Value, Value], None]) -> None:
-        """A row of the left matrix against columns of the right one."""
+    def _over_depth(self, column: Value, add: Add) -> None:
+        """Rows of the left matrix against columns of the right one."""
         *batch, row = self.place
         *dims, rows, _ = self.root.type.dims
         depth = self.left.type.dims[-1]
@@ -178,9 +239,10 @@ class _Sums:
         transposed = bool(self.root.int("transpose_b"))
         with self.b.serial(depth, "k") as k:
             at = column * depth + k if transposed else k * self.outputs + column
-            add(self.x.load(starts[0] + row * depth + k), starts[1] + at)
+            each = [row + i for i in range(self.pixels)]
+            add([self.x.load(starts[0] + r * depth + k) for r in each], starts[1] + at)
 
-    def _over_window(self, column: Value, add: Callable[[Value, Value], None]) -> None:
+    def _over_window(self, column: Value, add: Add) -> None:
         """All that a window sees; padding counts as its value."""
         b, root = self.b, self.root
         _, *sizes, channels = self.left.type.dims
@@ -192,7 +254,7 @@ class _Sums:
         def channel_loop(at: Value, tap: Value, inside: bool) -> None:
             with b.serial(each, "channel") as c:
                 x = self.x.load(at * channels + group * each + c) if inside else padding
-                add(x, (tap * each + c) * self.outputs + column)
+                add([x], (tap * each + c) * self.outputs + column)
 
         def nest(axis: int, at: Value, tap: Value, fits: Value) -> None:
             if axis == len(sizes):

@@ -1,17 +1,19 @@
 """Operators without a kernel of their own -> TIR that computes one element after the other.
 
 A meaning gives the root's value at one place of its output; loops, threads, prologue and epilogue
-are the same for all. Correct for everything, fast for nothing in particular.
+are the same for all. The innermost loop goes along one dimension of the output, so no index costs a
+division, what does not depend on that dimension is computed before the loop, and LLVM may make
+vectors of the rest; which dimension is a tuner's choice. Meanings whose indices may be vectors give
+several neighbours at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
-from itertools import product
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 
-import numpy as np
 from tvm import tirx
 
 from qcompiler.errors import Skip
@@ -19,35 +21,69 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
-from qcompiler.kernels.cpu.code.epilogue import steps_of
-from qcompiler.kernels.cpu.code.loops import indices, share, tasks
+from qcompiler.kernels.cpu.code.epilogue import Fused, Walk, load, read_by, steps_of
+from qcompiler.kernels.cpu.code.loops import indices, share, shared_seconds, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.registry import Kernel, Region, kernel
+from qcompiler.kernels.registry import (
+    Candidate,
+    Fixed,
+    Kernel,
+    Region,
+    candidates,
+    streamed,
+)
 
 Place = Sequence[Value]
 Meaning = Callable[["Elements", Place], Vec]
 """(kernel, index for each dimension of the output) -> the root's value there."""
 
 _NS = 4.0
-"""The reference core's time for one element."""
+"""The reference core's time for one element among all others, whose indices are divided out ..."""
+_LAST_NS, _OTHER_NS = 1.0, 2.0
+"""... in a loop along the last dimension, and along another ..."""
+_VECTOR_NS = 4.0
+"""... and for a vector of neighbours; ..."""
+_ROW_NS = 6.0
+"""... and to begin such a loop."""
 
 _MEANINGS: dict[str, Meaning] = {}
+_IN_VECTORS: set[str] = set()
 
 
-def means(*ops: str) -> Callable[[Meaning], Meaning]:
-    """Register the meaning of operators at one place of the output."""
+def means(*ops: str, vectors: bool = False) -> Callable[[Meaning], Meaning]:
+    """Register the meaning of operators at one place of the output; with `vectors`, its last index
+    may be one of several neighbours.
+    """
 
     def register(meaning: Meaning) -> Meaning:
         _MEANINGS.update({op: meaning for op in ops})
+        _IN_VECTORS.update(ops if vectors else ())
         for op in ops:
-            kernel(op)(elements)
+            candidates(op)(elements)
         return meaning
 
     return register
 
 
-def elements(region: Region, device: Cpu) -> Kernel | Skip:
+@dataclass(frozen=True)
+class Nest:
+    """The dimension of the output that the innermost loop goes along."""
+
+    along: int
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How many neighbours along the last dimension are computed at once."""
+
+    lanes: int
+
+
+Way = Fixed | Nest | Vectors
+
+
+def elements(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     """Every element of the output separately, shared among threads."""
     root = region.root
     assert root is not None
@@ -55,8 +91,64 @@ def elements(region: Region, device: Cpu) -> Kernel | Skip:
         return reason
     if len(root.types) > 1 or root.type.size == 0:
         return Skip("several outputs, or none")
-    d = Draft(root.op.lower(), region, device)
-    return Elements(d).kernel(_MEANINGS[root.op])
+    ways: list[Way] = [Fixed(), *map(Nest, _loops(region)), *map(Vectors, _lanes(region, device))]
+    return [
+        Candidate(way, _seconds(region, device, way), partial(_made, region, device, way))
+        for way in ways
+    ]
+
+
+def _loops(region: Region) -> list[int]:
+    """The dimensions that a loop may go along: none where the output has another shape."""
+    assert region.root is not None
+    dims, out = region.root.type.dims, region.output.type.dims
+    ahead = len(out) - len(dims)
+    if ahead < 0 or out[ahead:] != dims or prod(out[:ahead]) != 1:
+        return []
+    return [axis for axis, size in enumerate(dims) if size > 1]
+
+
+def _lanes(region: Region, device: Cpu) -> list[int]:
+    """Of vectors; none where it has none, its operand is computed, or rows are shorter."""
+    root = region.root
+    assert root is not None
+    last = root.type.rank - 1
+    if root.op not in _IN_VECTORS or last not in _loops(region) or root.operands[0] in region.nodes:
+        return []
+    lanes = device.isa.lanes(max(4, tir.bits(root.dtype) // 8))
+    return [lanes] if 1 < lanes <= root.type.dims[-1] else []
+
+
+def _seconds(region: Region, device: Cpu, way: Way) -> float:
+    assert region.root is not None
+    dims = region.root.type.dims
+    parts = prod(dims)
+    if not isinstance(way, Fixed):
+        parts //= dims[way.along if isinstance(way, Nest) else -1]
+    ns = device.core.mixed_ns(_nanoseconds(dims, way))
+    return streamed(region, device) + shared_seconds(device, ns, tasks(device, ns, parts))
+
+
+def _nanoseconds(dims: tuple[int, ...], way: Way) -> float:
+    """The reference core's time."""
+    if isinstance(way, Fixed):
+        return prod(dims) * _NS
+    if isinstance(way, Vectors):
+        whole, rest = divmod(dims[-1], way.lanes)
+        return prod(dims[:-1]) * (_ROW_NS + whole * _VECTOR_NS + rest * _LAST_NS)
+    each = _LAST_NS if way.along == len(dims) - 1 else _OTHER_NS
+    return prod(dims) * (_ROW_NS / dims[way.along] + each)
+
+
+def _made(region: Region, device: Cpu, way: Way) -> Kernel:
+    assert region.root is not None
+    d = Draft(region.root.op.lower(), region, device)
+    made: Elements
+    if isinstance(way, Vectors):
+        made = InVectors(d, way)
+    else:
+        made = Nested(d, way.along) if isinstance(way, Nest) else Elements(d)
+    return made.kernel(_MEANINGS[region.root.op])
 
 
 class Elements:
@@ -66,13 +158,17 @@ class Elements:
         """`operand` is what `x` reads; by default the root's first."""
         self.d, self.b, self.m, self.root = d, d.b, d.m, d.root
         self.operand = operand or d.root.operands[0]
-        self._before = d.reading(self.operand, whole=True)
-        self._after = d.writing(whole=True)
+        self._before, self._after = self._around()
+
+    def _around(self) -> tuple[Fused, Fused]:
+        """The first operand's prologue, and the epilogue."""
+        return self.d.reading(self.operand, whole=True), self.d.writing(whole=True)
 
     def kernel(self, meaning: Meaning) -> Kernel:
         """The kernel of all elements."""
         dims = self.root.type.dims
-        count = tasks(self.d.device, self.d.device.core.mixed_ns(prod(dims) * _NS), prod(dims))
+        ns = self.d.device.core.mixed_ns(_nanoseconds(dims, Fixed()))
+        count = tasks(self.d.device, ns, prod(dims))
         with (
             share(self.b, count, prod(dims)) as (first, iterations),
             self.b.serial(iterations, "element", first) as i,
@@ -118,6 +214,111 @@ class Elements:
     def choose(self, condition: Value, a: Vec, b: Vec) -> Vec:
         """`a` where a condition on indices holds."""
         return self.m.where(self.m.vec(condition, "bool"), a, b)
+
+
+class Nested(Elements):
+    """A kernel whose innermost loop goes along a dimension of the output."""
+
+    def __init__(self, d: Draft, along: int) -> None:
+        self.along = along
+        super().__init__(d)
+
+    def _around(self) -> tuple[Fused, Fused]:
+        d, x, y = self.d, self.operand, self.d.region.output
+        before = d.reading(x, walk=_unmerged(x, read_by(d.prologue_nodes(x), x)))
+        after = _unmerged(y, read_by(d.epilogue_nodes(), y, (self.root,)))
+        return before, d.writing(walk=after)
+
+    def kernel(self, meaning: Meaning) -> Kernel:
+        """The kernel of all elements."""
+        b, device, dims, along = self.b, self.d.device, self.root.type.dims, self.along
+        others = (*dims[:along], *dims[along + 1 :])
+        rows = prod(others)
+        count = tasks(device, device.core.mixed_ns(self._nanoseconds()), rows)
+        with (
+            share(b, count, rows) as (first, iterations),
+            b.serial(iterations, "row", first) as row,
+        ):
+            self._row(indices(b, row, others), meaning)
+        return self.d.kernel(tasks=count)
+
+    def _nanoseconds(self) -> float:
+        return _nanoseconds(self.root.type.dims, Nest(self.along))
+
+    def _row(self, around: list[Value], meaning: Meaning, start: int = 0) -> None:
+        """All elements from one on, at the other indices."""
+        count = self.root.type.dims[self.along] - start
+        with self.b.serial(count, "element", start) as i:
+            place = [*around[: self.along], i, *around[self.along :]]
+            self._put(place, meaning(self, place))
+
+    def _put(self, place: Place, value: Vec) -> None:
+        """Store the root's value at a place, through the epilogue, to the output."""
+        ahead = [tir.const(0)] * (len(self._after.dims) - len(place))
+        row = self._after.place([*ahead, *place], -1)
+        self.d.put(self._after, row, self.flat(self.root, place), tir.const(0), 1, value)
+
+    def x(self, place: Place) -> Vec:
+        """The first operand, with its prologue, at a place."""
+        row = self._before.place(list(place) or [tir.const(0)], -1)
+        return self._before.at(row, tir.const(0), 1)
+
+
+class InVectors(Nested):
+    """A kernel that computes neighbours along the last dimension at once: there, a place's last
+    index is a vector of all their indices.
+    """
+
+    def __init__(self, d: Draft, way: Vectors) -> None:
+        super().__init__(d, d.root.type.rank - 1)
+        self.way = way
+        self._first: Value = 0
+        self._all: Value = None
+
+    def _nanoseconds(self) -> float:
+        return _nanoseconds(self.root.type.dims, self.way)
+
+    def _row(self, around: list[Value], meaning: Meaning, start: int = 0) -> None:
+        """Whole vectors, then the other elements one by one."""
+        b, lanes, size = self.b, self.way.lanes, self.root.type.dims[-1]
+        ahead = [tir.const(0)] * (len(self._after.dims) - len(around) - 1)
+        row = self._after.place([*ahead, *around, tir.const(0)], -1)
+        with b.serial(size // lanes, "v") as v:
+            self._first = b.let(v * lanes, "first")
+            self._all = tir.ramp(self._first, lanes)
+            value = self.m.widen(meaning(self, [*around, self._all]), lanes)
+            offset = self.flat(self.root, [*around, self._first])
+            self.d.put(self._after, row, offset, self._first, lanes, value)
+        self._all = None
+        if size % lanes:
+            super()._row(around, meaning, size // lanes * lanes)
+
+    def x(self, place: Place) -> Vec:
+        """The first operand, which has no prologue."""
+        return self.read(self.operand, place)
+
+    def read(self, node: Node, place: Place) -> Vec:
+        """An operand at a place: neighbours at once where the last index of all is one of its own,
+        one by one where others are vectors.
+        """
+        lanes, pointer = self.way.lanes, self.d.pointers[node]
+        steps = steps_of(node.type.dims, node.type.dims)
+        wide = [(p, s) for p, s in zip(place, steps, strict=True) if s and tir.lanes_of(p) > 1]
+        if self.d.region.known(node).zero:
+            return self.m.splat(0, node.dtype)
+        if not wide:
+            return self.d.read(node, self.flat(node, place))
+        if len(wide) == 1 and wide[0][0] is self._all:
+            start = self.flat(node, [self._first if p is self._all else p for p in place])
+            return load(self.m, pointer, node.dtype, start, lanes, lanes, wide[0][1])
+        raw = self.m.vec(pointer.gather(self.flat(node, place)))
+        return raw != 0 if node.dtype == "bool" else Vec(self.m, raw.expr, node.dtype, lanes)
+
+
+def _unmerged(output: Node, operands: Sequence[Node]) -> Walk:
+    """A loop for each dimension of an output, and how its operands are walked through."""
+    dims = output.type.dims or (1,)
+    return Walk(dims, {n: tuple(steps_of(n.type.dims, dims)) for n in operands})
 
 
 @means("Trilu")
@@ -174,7 +375,7 @@ def _tensor_scatter(e: Elements, place: Place) -> Vec:
     return e.choose(inside, e.read(update, source), e.x(place))
 
 
-@means("BatchNormalization")
+@means("BatchNormalization", vectors=True)
 def _batch_normalization(e: Elements, place: Place) -> Vec:
     channel = [place[1] if len(place) > 1 else tir.const(0)]
     wide = [e.m.cast(e.read(n, channel), "float32") for n in e.root.operands[1:]]
@@ -184,7 +385,7 @@ def _batch_normalization(e: Elements, place: Place) -> Vec:
     return e.m.cast(value, e.root.dtype)
 
 
-@means("RotaryEmbedding")
+@means("RotaryEmbedding", vectors=True)
 def _rotary_embedding(e: Elements, place: Place) -> Vec:
     """Each value rotated with its partner, half the vector (or one place) away."""
     root = e.root
@@ -195,12 +396,10 @@ def _rotary_embedding(e: Elements, place: Place) -> Vec:
     batch, step = (place[0], place[1]) if x.type.rank == 3 else (place[0], place[2])
     at = e.b.let(tirx.floormod(place[-1], size))
     if root.int("interleaved"):
-        pair, first = e.b.let(tirx.floordiv(at, 2)), tirx.EQ(tirx.floormod(at, 2), 0)
-        away = 1
+        pair, first, away = tirx.floordiv(at, 2), tirx.floormod(at, 2) < 1, 1
     else:
-        pair, first = e.b.let(tirx.floormod(at, rotated // 2)), at < rotated // 2
-        away = rotated // 2
-    pair = e.b.let(tirx.Min(pair, tir.const(rotated // 2 - 1)))
+        pair, first, away = at, at < rotated // 2, rotated // 2
+    pair = e.b.let(tirx.floormod(pair, rotated // 2))
     inside = at < rotated
     other = tirx.Select(inside, tirx.Select(first, at + away, at - away), at)
     where = [*place[:-1], e.b.let(place[-1] - at + other)]
@@ -212,142 +411,3 @@ def _rotary_embedding(e: Elements, place: Place) -> Vec:
     own, partner = (e.m.cast(e.x(p), "float32") for p in (place, where))
     made = e.choose(first, c * own - s * partner, s * partner + c * own)
     return e.m.cast(e.choose(inside, made, own), root.dtype)
-
-
-# GridSample.
-
-
-@means("GridSample")
-def _grid_sample(e: Elements, place: Place) -> Vec:
-    x, grid = e.root.operands
-    sizes = x.type.dims[2:]
-    rank = len(sizes)
-    cubic = e.root.str("mode") == "cubic"
-    at = []
-    for axis, size in enumerate(sizes):
-        where = [place[0], *place[2:], tir.const(rank - 1 - axis)]
-        coordinate = _denormalized(e, e.m.cast(e.read(grid, where), "float32"), size)
-        at.append(coordinate if cubic else _bounded(e, coordinate, size))
-    total = e.m.splat(0, "float32")
-    for chosen in product(*(_taps(e, a) for a in at)):
-        weights, source = [], []
-        for (coordinate, weight), size in zip(chosen, sizes, strict=True):
-            coordinate = _bounded(e, coordinate, size)
-            inside = (coordinate >= 0) & (coordinate <= size - 1)
-            weights.append(e.m.where(inside, weight, 0.0))
-            source.append(e.m.cast(e.m.where(inside, coordinate, 0.0), "int32").expr)
-        value = e.m.cast(e.x([place[0], place[1], *source]), "float32")
-        total = total + value * reduce(lambda a, b: a * b, weights)
-    return e.m.cast(total, e.root.dtype)
-
-
-def _denormalized(e: Elements, at: Vec, size: int) -> Vec:
-    if e.root.int("align_corners"):
-        return (at + 1.0) / 2.0 * (size - 1)
-    return ((at + 1.0) * size - 1.0) / 2.0
-
-
-def _bounded(e: Elements, at: Vec, size: int) -> Vec:
-    """The coordinate that the padding mode reads instead of one outside."""
-    mode, m = e.root.str("padding_mode"), e.m
-    finite = m.abs(at) < np.inf
-    at = m.where(finite, at, -1e6 if mode == "zeros" else 0.0)
-    if mode == "zeros":
-        return m.clip(at, -1e6, 1e9)
-    if mode == "reflection":
-        low, high = (0.0, size - 1.0) if e.root.int("align_corners") else (-0.5, size - 0.5)
-        span = high - low
-        if span <= 0:
-            return at * 0.0
-        folded = m.remainder(at - low, 2 * span)
-        at = m.min(folded, 2 * span - folded) + low
-    return m.clip(at, 0.0, size - 1.0)
-
-
-def _taps(e: Elements, at: Vec) -> list[tuple[Vec, Vec]]:
-    """A coordinate -> the places to read, and their weights."""
-    mode, m = e.root.str("mode"), e.m
-    if mode == "nearest":
-        return [(m.round(at), m.splat(1, "float32"))]
-    base, made = m.floor(at), []
-    for offset in (0, 1) if mode == "linear" else (-1, 0, 1, 2):
-        distance = m.abs(base + float(offset) - at)
-        made.append(
-            (base + float(offset), 1.0 - distance if mode == "linear" else _cubic(distance))
-        )
-    return made
-
-
-def _cubic(distance: Vec) -> Vec:
-    """Keys' kernel with a = -0.75."""
-    a = -0.75
-    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1.0
-    beyond = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    return distance.m.where(distance <= 1.0, near, distance.m.where(distance < 2.0, beyond, 0.0))
-
-
-# RoiAlign.
-
-
-@means("RoiAlign")
-def _roi_align(e: Elements, place: Place) -> Vec:
-    """The average (or largest) of a grid of samples of a bin, each between four pixels."""
-    b, m, root = e.b, e.m, e.root
-    x, rois, batch = root.operands
-    images, _, *sizes = x.type.dims
-    image = b.let(tirx.Max(tirx.Min(e.index(batch, place[0]), tir.const(images - 1)), tir.const(0)))
-    average, half = root.str("mode") == "avg", _half_pixel(root)
-    counts = (root.int("output_height"), root.int("output_width"))
-    bins = [_bin(e, rois, place, axis, counts[axis], half) for axis in (0, 1)]
-    total = b.registers("float64", 1, 1, "total")
-    total.fill(0 if average else -np.inf)
-    with b.serial(bins[0][2], "y") as i, b.serial(bins[1][2], "x") as j:
-        sides = [
-            _neighbours(e, start + step * (m.cast(e.number(n), "float64") + 0.5), size)
-            for (start, step, _), n, size in zip(bins, (i, j), sizes, strict=True)
-        ]
-        parts = []
-        for (row, below), (column, beside) in product(*sides):
-            value = m.cast(e.x([image, place[1], row, column]), "float64")
-            parts.append(value * (below * beside))
-        seen = reduce(lambda a, c: a + c if average else m.max(a, c), parts)
-        before = m.vec(total[0])
-        total[0] = (before + seen if average else m.max(before, seen)).expr
-    found = m.vec(total[0])
-    if average:
-        found = found / m.cast(e.number(bins[0][2] * bins[1][2]), "float64")
-    return m.cast(found, root.dtype)
-
-
-def _half_pixel(root: Node) -> bool:
-    return root.str("coordinate_transformation_mode") == "half_pixel"
-
-
-def _bin(
-    e: Elements, rois: Node, place: Place, axis: int, count: int, half: bool
-) -> tuple[Vec, Vec, Value]:
-    """Along an axis: where the bin of a place begins, the distance and number of its samples."""
-    m, given = e.m, e.root.int("sampling_ratio")
-    scale = e.root.float("spatial_scale")
-    ends = [
-        m.cast(e.read(rois, [place[0], tir.const(k - axis)]), "float64") * scale - half / 2
-        for k in (1, 3)
-    ]
-    length = ends[1] - ends[0] if half else m.max(ends[1] - ends[0], 1.0)
-    each = length / float(count)
-    many = tir.const(given) if given else m.cast(m.max(m.ceil(each), 1.0), "int32").expr
-    many = e.b.let(many, "samples")
-    start = ends[0] + each * m.cast(e.number(place[2 + axis]), "float64")
-    return start, each / m.cast(e.number(many), "float64"), many
-
-
-def _neighbours(e: Elements, at: Vec, size: int) -> list[tuple[Value, Vec]]:
-    """A coordinate -> the pixels on both sides of it and their weights; none far outside."""
-    m = e.m
-    inside = (at >= -1.0) & (at <= float(size))
-    bounded = m.clip(at, 0.0, size - 1.0)
-    low = m.floor(bounded)
-    share = bounded - low
-    high = m.min(low + 1.0, size - 1.0)
-    weights = [m.where(inside, w, 0.0) for w in (1.0 - share, share)]
-    return [(m.cast(p, "int32").expr, w) for p, w in zip((low, high), weights, strict=True)]
