@@ -7,6 +7,7 @@ make it faster is not chosen.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +156,7 @@ class Tuner:
         self.compiler = f"qcompiler {__version__}, tvm {version('apache-tvm')}"
         self.wrong: list[Path] = []
         self._notify = notify or (lambda search, left: None)
+        self._names = itertools.count()
         self._begin = time.monotonic()
 
     def __enter__(self) -> Tuner:
@@ -308,7 +310,8 @@ class Tuner:
     def _steps(self, artifact: Artifact) -> dict[str, float]:
         """Seconds of a model's steps by name."""
         bench = self.benches[0]
-        path = saved(artifact, bench.builder.folder / "steps.qc")
+        name = f"steps{next(self._names)}.qc"  # a place keeps the last artifact of a name
+        path = saved(artifact, bench.builder.folder / name)
         inputs = inputs_of(path)
         try:
             run = partial(bench.place.run, path, inputs, Runs(rounds=9, limit=60.0))

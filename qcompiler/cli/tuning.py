@@ -204,14 +204,14 @@ class Live:
         told += [f"{search.tried} tried, {search.ratio:.3f} of the time, {max(left, 0):.0f} s left"]
         self.close()
         lines = [show.plain(line)[:160] for line in (*table, *told)]
-        self.stream.write("\n".join(lines) + "\n")
+        self.stream.write("\r\x1b[K" + "\n".join(lines) + "\n")  # a progress bar may be there
         self.stream.flush()
         self._lines = len(lines)
 
     def close(self) -> None:
         """Clear it."""
         if self._lines:
-            self.stream.write(f"\x1b[{self._lines}A\x1b[J")
+            self.stream.write(f"\r\x1b[{self._lines}A\x1b[J")
             self.stream.flush()
             self._lines = 0
 

@@ -10,8 +10,20 @@ import numpy as np
 import pytest
 from tuning_harness import product, small
 
+from qcompiler.autotune.places import Here
+from qcompiler.autotune.request import Tuning
 from qcompiler.autotune.tasks import tasks_of
-from qcompiler.autotune.variants import Without, in_float, plan_choices, predicted, variant
+from qcompiler.autotune.tune import Tuner, subject_of
+from qcompiler.autotune.variants import (
+    Without,
+    float_artifact,
+    in_float,
+    plan_choices,
+    predicted,
+    variant,
+    without_of,
+    without_passes,
+)
 from qcompiler.autotune.whole import difference
 from qcompiler.driver import Compilation
 from qcompiler.errors import Error
@@ -20,6 +32,7 @@ from qcompiler.kernels.registry import Record
 from qcompiler.ops import make
 from qcompiler.options import Options
 from qcompiler.plan.plan import plan
+from qcompiler.tune.journal import Journal
 from qcompiler.tune.records import (
     CHOSEN,
     MODEL,
@@ -29,6 +42,7 @@ from qcompiler.tune.records import (
     Measured,
     described,
     model_key,
+    names_in,
     write,
 )
 
@@ -56,6 +70,33 @@ def test_nodes_that_int8_makes_slower_stay_in_float(quantized: Compilation, tmp_
     again = recorded(quantized, found[0].record, tmp_path / "records.jsonl")
     assert str(again.plan) == str(found[0].made.plan) == str(asked.plan) != str(quantized.plan)
     assert predicted(again.plan) == predicted(asked.plan)
+
+
+def test_steps_of_the_model_and_of_its_float_form_are_told_apart(
+    quantized: Compilation, tmp_path: Path
+) -> None:
+    floats = float_artifact(quantized)
+    assert floats is not None
+    with (
+        Journal(tmp_path / "records.jsonl") as journal,
+        Tuner([subject_of(quantized)], Tuning(), journal, [Here(1)]) as tuner,
+    ):
+        for artifact in (quantized.built, floats):
+            found = tuner._steps(artifact)
+            assert set(found) == {s.name for s in artifact.manifest.variants[0].steps}
+
+
+def test_what_is_left_out_adds_to_what_was_left_out_before(quantized: Compilation) -> None:
+    before = Without(exclude=("second",), disabled=("integer_matmul",))
+    best = variant(quantized, before).made.planned()
+    found = [v for v in without_passes(quantized, lambda: (before, best)) if v is not None]
+    for other in found:
+        exclude, disabled = (names_in(other.record, k) for k in ("exclude", "disabled"))
+        assert exclude == ("second",)
+        assert disabled[0] == "integer_matmul"
+        assert len(disabled) == 2
+        assert without_of(other.record) == Without(exclude, disabled)
+    assert without_of(None) == Without()
 
 
 def test_a_pass_is_left_out_as_a_record_says(quantized: Compilation, tmp_path: Path) -> None:

@@ -47,18 +47,26 @@ _VECTOR_NS = 4.0
 _ROW_NS = 6.0
 """... and to begin such a loop."""
 
+_SCATTERED = 5.0
+"""Times that a vector of neighbours takes as long as one element where their operands lie apart."""
+
 _MEANINGS: dict[str, Meaning] = {}
 _IN_VECTORS: set[str] = set()
+_APART: dict[str, tuple[int, float]] = {}
 
 
-def means(*ops: str, vectors: bool = False) -> Callable[[Meaning], Meaning]:
+def means(
+    *ops: str, vectors: bool = False, apart: tuple[int, float] | None = None
+) -> Callable[[Meaning], Meaning]:
     """Register the meaning of operators at one place of the output; with `vectors`, its last index
-    may be one of several neighbours.
+    may be one of several neighbours. `apart`: a dimension, and the nanoseconds of work (of the
+    reference core) that an element takes in addition which does not depend on that dimension.
     """
 
     def register(meaning: Meaning) -> Meaning:
         _MEANINGS.update({op: meaning for op in ops})
         _IN_VECTORS.update(ops if vectors else ())
+        _APART.update({op: apart for op in ops if apart is not None})
         for op in ops:
             candidates(op)(elements)
         return meaning
@@ -120,24 +128,28 @@ def _lanes(region: Region, device: Cpu) -> list[int]:
 
 
 def _seconds(region: Region, device: Cpu, way: Way) -> float:
-    assert region.root is not None
-    dims = region.root.type.dims
-    parts = prod(dims)
+    root = region.root
+    assert root is not None
+    dims, parts = root.type.dims, root.type.size
     if not isinstance(way, Fixed):
         parts //= dims[way.along if isinstance(way, Nest) else -1]
-    ns = device.core.mixed_ns(_nanoseconds(dims, way))
+    ns = device.core.mixed_ns(_nanoseconds(root, way))
     return streamed(region, device) + shared_seconds(device, ns, tasks(device, ns, parts))
 
 
-def _nanoseconds(dims: tuple[int, ...], way: Way) -> float:
+def _nanoseconds(root: Node, way: Way) -> float:
     """The reference core's time."""
+    dims, size = root.type.dims, root.type.size
+    dimension, more = _APART.get(root.op, (-1, 0.0))
     if isinstance(way, Fixed):
-        return prod(dims) * _NS
+        return size * (_NS + more)
     if isinstance(way, Vectors):
         whole, rest = divmod(dims[-1], way.lanes)
-        return prod(dims[:-1]) * (_ROW_NS + whole * _VECTOR_NS + rest * _LAST_NS)
+        vectors = whole * (_VECTOR_NS + _SCATTERED * more)
+        return prod(dims[:-1]) * (_ROW_NS + vectors + rest * (_LAST_NS + more))
     each = _LAST_NS if way.along == len(dims) - 1 else _OTHER_NS
-    return prod(dims) * (_ROW_NS / dims[way.along] + each)
+    rows = size // dims[way.along]
+    return rows * _ROW_NS + size * each + more * (rows if way.along == dimension else size)
 
 
 def _made(region: Region, device: Cpu, way: Way) -> Kernel:
@@ -167,7 +179,7 @@ class Elements:
     def kernel(self, meaning: Meaning) -> Kernel:
         """The kernel of all elements."""
         dims = self.root.type.dims
-        ns = self.d.device.core.mixed_ns(_nanoseconds(dims, Fixed()))
+        ns = self.d.device.core.mixed_ns(_nanoseconds(self.root, Fixed()))
         count = tasks(self.d.device, ns, prod(dims))
         with (
             share(self.b, count, prod(dims)) as (first, iterations),
@@ -243,7 +255,7 @@ class Nested(Elements):
         return self.d.kernel(tasks=count)
 
     def _nanoseconds(self) -> float:
-        return _nanoseconds(self.root.type.dims, Nest(self.along))
+        return _nanoseconds(self.root, Nest(self.along))
 
     def _row(self, around: list[Value], meaning: Meaning, start: int = 0) -> None:
         """All elements from one on, at the other indices."""
@@ -276,7 +288,7 @@ class InVectors(Nested):
         self._all: Value = None
 
     def _nanoseconds(self) -> float:
-        return _nanoseconds(self.root.type.dims, self.way)
+        return _nanoseconds(self.root, self.way)
 
     def _row(self, around: list[Value], meaning: Meaning, start: int = 0) -> None:
         """Whole vectors, then the other elements one by one."""

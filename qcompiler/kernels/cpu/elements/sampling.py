@@ -20,7 +20,7 @@ from qcompiler.kernels.cpu.elements.generic import Elements, Place, means
 # GridSample.
 
 
-@means("GridSample", vectors=True)
+@means("GridSample", vectors=True, apart=(1, 10.0))
 def _grid_sample(e: Elements, place: Place) -> Vec:
     x, grid = e.root.operands
     sizes = x.type.dims[2:]
