@@ -9,7 +9,8 @@ from dataclasses import replace
 from qcompiler.driver import Compilation
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph
-from qcompiler.plan.plan import Plan, plan
+from qcompiler.plan.open_plan import fixed
+from qcompiler.plan.plan import Plan
 from qcompiler.tune.records import Measured, joined_records
 
 
@@ -20,7 +21,7 @@ class Sized(Compilation):
         """As a part of the plan of the open batch, which runs no part of a batch by itself."""
         records = joined_records(self.records, more)
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
-        return plan(self.lowered, self.device, tell, reasons, records, parts=1)
+        return fixed(self.lowered, self.device, tell, reasons, records)
 
 
 def sized(made: Compilation) -> list[Compilation]:

@@ -22,7 +22,7 @@ from qcompiler.kernels.registry import Decision, Records, Region
 from qcompiler.plan.barriers import Slot
 from qcompiler.plan.branches import side_by_side
 from qcompiler.plan.choose import Chooser
-from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out
+from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
 from qcompiler.plan.regions import regions, with_copies
 from qcompiler.plan.sharing import at_most, least, saving
 from qcompiler.plan.weights import Weights
@@ -61,6 +61,17 @@ def planned(
     return _plan(graphs, opened, one, progress, reasons, records)
 
 
+def fixed(
+    graph: Graph,
+    device: Device,
+    progress: Progress | None,
+    reasons: Reasons,
+    records: Records | None = None,
+) -> Plan:
+    """A graph of one of these numbers of samples by itself: the steps that the plan has for it."""
+    return plan(graph, device, progress, reasons, records, parts=1)
+
+
 def _plan(
     graphs: Sequence[Sized],
     opened: Opened,
@@ -82,9 +93,9 @@ def _plan(
         plans.append(laid_out(graph, device, ordered, branches=branches, weights=weights))
     steps: list[Step] = []
     batches: list[Batch] = []
-    for plan, (size, _, _, seconds) in zip(plans, kept, strict=True):
+    for one, (size, _, _, seconds) in zip(plans, kept, strict=True):
         first = len(steps)
-        steps += [_later(s, first) for s in _after_all(plan.steps)]
+        steps += [_later(s, first) for s in _after_all(one.steps)]
         batches.append(Batch(size, first, len(steps), round(seconds * 1e9)))
     return replace(
         plans[0],
