@@ -90,8 +90,10 @@ def _sampled(te: Any, topi: Any) -> Any:
 
 
 def _across(te: Any, topi: Any) -> Any:
+    from tvm import tirx
+
     x = te.placeholder((16, 256, 256), "float32", "x")
-    return [x, topi.trilu(x, 0, False)]
+    return [x, topi.trilu(x, tirx.const(0, "int32"), False)]
 
 
 def _hot(te: Any, topi: Any) -> Any:

@@ -15,7 +15,7 @@ from qcompiler.errors import Error
 from qcompiler.kernels.registry import Record
 from qcompiler.plan.batches import parts_of
 from qcompiler.plan.plan import Plan
-from qcompiler.plan.sharing import VERSION, WHOLE
+from qcompiler.plan.sharing import VERSION, WHOLE, key_of
 from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.tune.records import MODEL, MODEL_VERSION, names_in
 
@@ -79,7 +79,8 @@ def without_passes(made: Compilation, best: Best) -> Iterator[Variant | None]:
         usual, same = predicted(plan), str(plan)
         other = variant(made, replace(without, disabled=(*without.disabled, name)))
         try:
-            its = other.made.planned()
+            idle = key_of(other.made.lowered) == key_of(plan.graph)
+            its = plan if idle else other.made.planned()
         except Error:  # it has to run
             yield None
             continue
@@ -90,7 +91,9 @@ def without_passes(made: Compilation, best: Best) -> Iterator[Variant | None]:
 def variant(made: Compilation, without: Without) -> Variant:
     """A compilation with more nodes in float, or passes left out."""
     knobs = {name: json.dumps(some) for name, some in vars(without).items() if some}
-    other = made.having(settled=made.varied(without.exclude, without.disabled))
+    settled = made.varied(without.exclude, without.disabled)
+    same = {} if without.exclude else {"quantized": made.quantized}  # late passes come later
+    other = made.having(settled=settled, **same)
     return Variant(other, Record(MODEL, MODEL_VERSION, knobs, 0.0))
 
 

@@ -43,7 +43,7 @@ class Lying(MadeUp):
 
 def test_what_a_place_computes_wrongly_is_never_chosen(tmp_path: Path) -> None:
     small(model := tmp_path / "small.onnx")
-    report = tuned(model, path := tmp_path / "records.jsonl", 1.0, Lying(1))
+    report = tuned(model, path := tmp_path / "records.jsonl", 0.1, Lying(1))
     assert report.wrong
     assert all(p.exists() and p.parent.name == "records.wrong" for p in report.wrong)
     lines = records.read(path).lines
@@ -84,7 +84,7 @@ def test_a_full_disk_ends_a_run_and_the_next_goes_on(
             tuned(model, path, 60.0)
     before = records.read(path).lines
     assert len(before) >= Full.room
-    report = tuned(model, path, 1.0)
+    report = tuned(model, path, 0.1)
     assert report.search.tried > len(before)
     assert records.read(path).lines[: len(before)] == before
 
@@ -108,7 +108,7 @@ def test_a_process_that_hangs_is_ended_and_the_next_one_runs() -> None:
 
 def test_records_of_a_model_make_another_that_has_its_kernels(tmp_path: Path) -> None:
     small(model := tmp_path / "small.onnx")
-    tuned(model, path := tmp_path / "records.jsonl", 2.0)
+    tuned(model, path := tmp_path / "records.jsonl", 0.1)
     chosen = records.read(path).chosen
     assert chosen
     small(deeper := tmp_path / "deeper.onnx", seed=1, copies=3)

@@ -381,12 +381,12 @@ def test_the_plain_kernel_computes_anything(isa: Isa, pair: tuple[str, str]) -> 
     check(root, root, isa, generator=plain)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int32", "int64"])
+@pytest.mark.parametrize("dtype", ["float64", "int32"])
 def test_plain_sums_of_several_pixels_and_vectors_are_the_same(dtype: str) -> None:
     """Of dtypes that no other generator multiplies."""
     isa = isas()[-1]
     lanes = isa.lanes(8)
-    for rows, columns, deep in ((8, 5 * lanes + 3, 13), (3, 17 * lanes, 7)):
+    for rows, columns, deep in ((8, 5 * lanes + 3, 13), (3, 9 * lanes, 7)):
         root = matmul(rows, columns, deep, dtype, dtype)
         blocks = every_block(root, isa)
         assert len(blocks) > 1

@@ -242,10 +242,10 @@ def test_neighbours_at_once_are_computed_the_same() -> None:
     assert last in every_way(root, root, x, *flat[1:], close=1e-5)
     grid = value(np.random.default_rng(1).uniform(-1.3, 1.3, (2, 3, 35, 2)).astype(np.float32), 1)
     image = given("float32", (2, 3, 5, 6))
-    for how in ("linear", "nearest", "cubic"):
-        made = make("GridSample", image[0], grid[0], mode=how, padding_mode="reflection")
+    for how, outside in (("linear", "zeros"), ("nearest", "border")):
+        made = make("GridSample", image[0], grid[0], mode=how, padding_mode=outside)
         assert last in every_way(made, made, image, grid, close=2e-5)
-    for interleaved, part in ((0, 0), (1, 0), (0, 8), (1, 8)):
+    for interleaved, part in ((0, 8), (1, 0)):
         x = given("float32", (2, 3, 4, 36))
         tables = [given("float32", (2, 4, (part or 36) // 2), i) for i in (1, 2)]
         how_ = {"interleaved": interleaved, "rotary_embedding_dim": part}
