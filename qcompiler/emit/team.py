@@ -4,16 +4,18 @@ after the other.
 A run is a list of sections; a section has up to 32 independent units. artifact/abi.py describes the
 team's memory.
 
-A thread claims a unit by a compare-and-swap of one word: first the unit of its own number, for its
-caches, then units that nobody has claimed. Section numbers are never reused, so the swap fails for
-a thread that comes late, with the job of a finished run: only the holder of a claim touches a run's
-memory and code. The thread that finishes a section's last unit opens the next section and claims a
-unit of it; it runs sections of one unit without publishing them. So the calling thread does all
-work that no worker has claimed, and waits only for claimed units. A waiting thread spins as often
-as the team's memory says, yields its core meanwhile, then sleeps until a section is opened or the
-run ends. Waking costs the thread that opens a section microseconds. So where woken workers come too
-late to claim anything, run after run, only every second, fourth, ... 64th run wakes them. Workers
-return when the team's memory says that it ends.
+A thread claims a unit by clearing its bit in one word: first the unit of its own number, for its
+caches, then units that nobody has claimed. Clearing is one atomic operation, which need not be
+repeated where many threads claim at once; who found the bit set has the unit, of whichever section
+is open by then, and reads number and job only afterwards, when they stay as they are until it has
+finished. So a thread that comes late claims what is there or nothing, and only the holder of a
+claim touches a run's memory and code. The thread that finishes a section's last unit opens the next
+section and claims a unit of it; it runs sections of one unit without publishing them. So the
+calling thread does all work that no worker has claimed, and waits only for claimed units. A waiting
+thread spins as often as the team's memory says, yields its core meanwhile, then sleeps until a
+section is opened or the run ends. Waking costs the thread that opens a section microseconds. So
+where woken workers come too late to claim anything, run after run, only every second, fourth, ...
+64th run wakes them. Workers return when the team's memory says that it ends.
 """
 
 from __future__ import annotations
@@ -300,4 +302,4 @@ define internal void @team_read(ptr %team, ptr %job) alwaysinline {{
 {_COPIES}  ret void
 }}
 """
-"""How a thread reads the job before it claims a unit."""
+"""How a thread reads the job of the unit that it has claimed."""

@@ -34,16 +34,18 @@ look:
   %some = icmp ne i32 %mask, 0
   br i1 %some, label %claim, label %idle
 claim:
-  call void @team_read(ptr %team, ptr %job)
   %unit = call i32 @team_pick(i32 %mask, i32 %thread)
   %unit64 = zext i32 %unit to i64
   %bit64 = shl i64 1, %unit64
-  %left = xor i64 %word, %bit64
-  %pair = cmpxchg ptr %team, i64 %word, i64 %left acq_rel monotonic, align 8
-  %won = extractvalue { i64, i1 } %pair, 1
+  %keep64 = xor i64 %bit64, -1
+  %before64 = atomicrmw and ptr %team, i64 %keep64 acq_rel
+  %had = and i64 %before64, %bit64
+  %won = icmp ne i64 %had, 0
   br i1 %won, label %mine, label %look
 mine:
-  %number64 = lshr i64 %word, 32
+  call void @team_read(ptr %team, ptr %job)
+  %now = load atomic i64, ptr %team monotonic, align 8
+  %number64 = lshr i64 %now, 32
   %number = trunc i64 %number64 to i32
   %base = load i32, ptr %base_at, align 4
   %here = sub i32 %number, %base
