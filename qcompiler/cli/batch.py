@@ -117,7 +117,7 @@ def _run(executor: Executor, parts: list[Part], model: str, bar: show.ProgressBa
     """
     from qcompiler.data.samples import samples
 
-    types = {v.name: (v.dtype, v.shape) for v in executor.inputs}
+    types = {v.name: (v.dtype, v.dims) for v in executor.inputs}
     read: deque[tuple[Part, int]] = deque()
     """Parts all of whose samples have been read, and how many those are."""
 

@@ -52,7 +52,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         outputs=tuple(outputs),
         variants=(variant,),
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
-        notes=dict(graph.notes),
+        notes={**graph.notes, **({"parts": str(made.parts)} if made.parts > 1 else {})},
         apart=made.apart,
         symbols=(opened.symbol,) if opened else (),
     )

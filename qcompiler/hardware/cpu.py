@@ -71,6 +71,30 @@ def cores() -> int:
     return max(1, int(min(len(allowed) or os.cpu_count() or 1, quota())))
 
 
+def nodes(root: Path = Path("/")) -> list[frozenset[int]]:
+    """The processors of each NUMA node that this process may use, in the nodes' order; one node of
+    all where the system does not tell.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    paths = root.glob("sys/devices/system/node/node[0-9]*/cpulist")
+    found = []
+    for path in sorted(paths, key=lambda p: int(p.parent.name[len("node") :])):
+        try:
+            found.append(frozenset(_listed(path.read_text()) & allowed))
+        except (OSError, ValueError):
+            return [frozenset(allowed)]
+    return [node for node in found if node] or [frozenset(allowed)]
+
+
+def _listed(text: str) -> set[int]:
+    """ "0-3,8" -> {0, 1, 2, 3, 8}; nothing for no word (a node of memory alone)."""
+    found: set[int] = set()
+    for word in text.strip().split(",") if text.strip() else ():
+        first, _, last = word.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
 def quota(root: Path = Path("/")) -> float:
     """CPU time a second that control groups (of both versions) grant this process; infinite without
     a limit.

@@ -4,52 +4,60 @@ thread team of its own, which nobody else waits for or takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
-from qcompiler.artifact.abi import MOST_UNITS
+import numpy as np
+
 from qcompiler.runtime.arrays import Array, Context
-from qcompiler.runtime.library import Code, Memory, Team
+from qcompiler.runtime.library import Code, Crew, Memory
+
+Outputs = Callable[[Context, Sequence[Array]], "list[Array]"]
+"""Runs a model in a context: inputs -> new outputs."""
 
 
 class Caller:
     """One thread uses it at a time: best the one that made it, which is the first to touch its
-    workspace. It keeps code, weights and team until `end`.
+    workspace. It keeps code, weights and its crew, which runs it, until `end`.
     """
 
     def __init__(
-        self, keep: object, code: Code, context: Context, steps: int, threads: int, spin_us: int
+        self, outputs: Outputs, code: Code, context: Context, steps: int, crew: Crew
     ) -> None:
-        self._keep = keep  # whatever owns the weights
-        self._code, self._context, self._steps = code, context, steps
-        threads = min(threads, MOST_UNITS)
-        self._team = Team(threads, code, spin_us) if threads > 1 else None
+        self._outputs, self._code, self._steps = outputs, code, steps
+        self._context, self._crew = context, crew
+        context.frame.crew = crew
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Inputs just as the model takes them -> new outputs."""
-        kept = self._context.take(arrays)
-        outputs = self._context.make()
-        self._launch()
-        del kept
-        return self._context.cut(outputs)
+        return self._outputs(self._context, arrays)
 
     def run_in(self, arrays: Sequence[Memory]) -> None:
-        """Run where all inputs, then all outputs lie."""
+        """Run where all inputs, then all outputs lie; of a model of fixed sizes."""
         self._context.demand_whole()
         self._context.frame.fill(arrays)
-        self._launch()
+        self._crew.run(self._context.frame, self._code, 0, self._steps)
         self._context.demand_fit()
 
-    def _launch(self) -> None:
-        frame = self._context.frame
-        frame.table[frame.words.first], frame.table[frame.words.last] = 0, self._steps
-        frame.launch(self._code, self._team)
+    def seconds(self, arrays: Sequence[Array], rounds: int) -> list[float]:
+        """Inputs -> median seconds of every step, each timed alone. Every round runs all steps in
+        order, so each finds its input in the caches as in a run.
+        """
+        context = self._context
+        kept = (context.take(arrays), context.make())
+        times = np.zeros((rounds, self._steps))
+        for round_ in range(rounds):
+            for step in range(self._steps):
+                start = time.perf_counter()
+                self._crew.run(context.frame, self._code, step, step + 1)
+                times[round_, step] = time.perf_counter() - start
+        del kept
+        return [float(t) for t in np.median(times, axis=0)]
 
     def close(self) -> None:
         """The same as `end`, for contextlib.closing."""
         self.end()
 
     def end(self) -> None:
-        """End the team's threads; it cannot be called again."""
-        team, self._team = self._team, None
-        if team is not None:
-            team.end()
+        """End its threads; it cannot be called again."""
+        self._crew.end()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,8 @@ class Frame:
         self.table[self.words.weights] = weights.address
         self.table[self.words.workspace] = self.workspace.address
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
+        self.crew: Crew | None = None
+        """Who runs it; None: a team that no other call uses just now."""
 
     def fill(self, arrays: Iterable[Memory]) -> None:
         """Enter all inputs, then all outputs, into the table."""
@@ -140,26 +142,38 @@ class Frame:
             self.table[i] = memory.address
 
     def run(self, code: Code, threads: int, first: int, last: int) -> None:
-        """Run steps `first` to `last` - 1 with up to `threads` threads."""
-        table, words = self.table, self.words
-        table[words.first], table[words.last] = first, last
+        """Run steps `first` to `last` - 1: by its crew, or with up to `threads` threads."""
+        if self.crew is not None:
+            self.crew.run(self, code, first, last)
+            return
         team = _free_team(min(threads, MOST_UNITS), code)
         try:
-            self.launch(code, team)
+            self.launch(code, team, first, last)
         finally:
             if team is not None:
                 team.free()
 
-    def launch(self, code: Code, team: Team | None) -> None:
-        """Run the steps that the table names: by a team that nobody else uses, or None, alone."""
+    def launch(self, code: Code, team: Team | None, first: int, last: int) -> None:
+        """Run these steps by a team that nobody else uses, or None, alone."""
         table, words = self.table, self.words
-        if team is None:
+        table[words.first], table[words.last] = first, last
+        if team is None or team.threads == 1:
             code.run(self._pointer)
         else:
             code.launch(team.memory.address, self._pointer, team.threads)
         if table[words.permission] == REFUSED:
             table[words.permission] = 0
             raise _refused()
+
+
+class Crew(Protocol):
+    """Runs the steps of frames for one caller at a time."""
+
+    def run(self, frame: Frame, code: Code, first: int, last: int) -> None:
+        """Run steps `first` to `last` - 1."""
+
+    def end(self) -> None:
+        """Give back what it holds; it runs no more."""
 
 
 SPIN_US = 300
@@ -184,7 +198,6 @@ class Team:
     """A thread team: the calling thread and workers that run sections together (emit/team.py).
 
     Workers wait in machine code, without Python's lock: spinning for a moment, then asleep. A team
-    Workers wait in machine code, without Python's lock: spinning for a moment, then asleep. A team
     serves one run at a time, of any artifact. It lives until it is ended, and so does the code its
     workers wait in; the teams that models share are never ended. Workers touch a launch's memory
     only after claiming a unit of it, and a launch returns when all claimed units are finished.
@@ -207,6 +220,10 @@ class Team:
                 break
             self._workers.append(worker)
             self.threads += 1
+
+    def run(self, frame: Frame, code: Code, first: int, last: int) -> None:
+        """Run steps `first` to `last` - 1."""
+        frame.launch(code, self, first, last)
 
     def end(self) -> None:
         """Let the workers return, and wait until they have. Nothing may run, or be run later."""

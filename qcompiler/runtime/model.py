@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qcompiler.artifact.abi import MOST_UNITS
 from qcompiler.artifact.artifact import (
     Artifact,
     ArtifactFile,
@@ -30,12 +32,14 @@ from qcompiler.runtime.feeds import array_of, named_arrays
 from qcompiler.runtime.library import (
     SPIN_US,
     Code,
+    Crew,
     Memory,
     Refused,
+    Team,
     aligned_copy,
     shared_code,
 )
-from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, samples_of
+from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, sizes_of
 from qcompiler.runtime.text import NOTE, Program
 
 
@@ -209,26 +213,13 @@ class Model(Interface):
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
-        each timed alone.
-
-        Every round runs all steps in order, so each finds its input in the caches as in a run.
+        each timed alone, in `repeat` rounds of all steps.
         """
         if repeat < 1:
             raise Error(f"{repeat} rounds", hint="use at least 1")
-        held, arrays, count = self._open(), arrays_in_order(self._input_specs, inputs), self._steps
-        context = self._context(held)
-        try:
-            kept = (context.take(arrays), context.make())
-            times = np.zeros((repeat, count))
-            for round_ in range(repeat):
-                for step in range(count):
-                    start = time.perf_counter()
-                    context.frame.run(held.code, self.threads, step, step + 1)
-                    times[round_, step] = time.perf_counter() - start
-            del kept
-        finally:
-            held.contexts.put(context)
-        return [float(t) for t in np.median(times, axis=0)]
+        arrays = arrays_in_order(self._input_specs, inputs)
+        with closing(self.caller()) as alone:
+            return alone.seconds(arrays, repeat)
 
     @property
     def artifact(self) -> Artifact:
@@ -239,12 +230,16 @@ class Model(Interface):
         """Of so many threads those that a call could use."""
         return _usable_threads(threads, self.variant)
 
-    def caller(self, *, threads: int = 0, spin_us: int = SPIN_US) -> Caller:
-        """The model for one thread that calls it again and again, with a workspace and a team of
-        `threads` (0: the model's own number) that nobody else uses.
+    def caller(
+        self, *, threads: int = 0, spin_us: int = SPIN_US, crew: Crew | None = None
+    ) -> Caller:
+        """The model for one thread that calls it again and again, with a workspace that nobody else
+        uses, and a crew: a team of `threads` (0: the model's own number), unless it is given.
         """
         held, threads = self._open(), self.useful(threads) if threads else self.threads
-        return Caller(held, held.code, self._new_context(held), self._steps, threads, spin_us)
+        context = self._new_context(held)
+        team = crew or Team(min(threads, MOST_UNITS), held.code, spin_us)
+        return Caller(partial(self._outputs, held), held.code, context, self._steps, team)
 
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
         context = self._context(held)
@@ -296,15 +291,9 @@ class OpenModel(Model):
         demand_closed(self.manifest, "a profile")
         return []
 
-    def caller(self, *, threads: int = 0, spin_us: int = SPIN_US) -> Caller:
-        """Raises Error: a caller runs in arrays of one shape."""
-        demand_closed(self.manifest, "a caller")
-        return super().caller(threads=threads, spin_us=spin_us)
-
     def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
-        (symbol,) = self.manifest.symbols
-        count = samples_of(symbol, self.inputs, arrays)
-        sizes = {symbol.name: count}
+        sizes = sizes_of(self.manifest, arrays)
+        (count,) = sizes.values()
         kinds = [(dtype, v.at(sizes)) for v, (dtype, _) in zip(self.outputs, self._output_kinds)]
         frame, threads = context.frame, self.threads
         return in_batches(frame, held.code, threads, self.variant, arrays, kinds, count)

@@ -40,6 +40,13 @@ def samples_of(symbol: Symbol, inputs: Sequence[Value], arrays: Sequence[Array])
     return int(count)
 
 
+def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
+    """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error for
+    sizes that the artifact does not take.
+    """
+    return {s.name: samples_of(s, manifest.inputs, arrays) for s in manifest.symbols}
+
+
 def rounds(batches: Sequence[Batch], count: int) -> Iterator[Rounds]:
     """Batches, the largest first and the last of one sample -> what computes so many samples."""
     at = 0

@@ -281,9 +281,7 @@ def test_what_needs_fixed_sizes_says_so(small: Artifact, tmp_path: Path) -> None
     model = qcompiler.load(small)
     hint = "--dim batch=N"
     for refused in (
-        lambda: model.caller(),
         lambda: model.profile({"x": images(layers(), 2)}),
-        lambda: qcompiler.Executor(small),
         lambda: qcompiler.export_c(small, tmp_path / "c"),
     ):
         with pytest.raises(Error) as e:

@@ -185,6 +185,7 @@ def test_machine_code_runs_part_after_part(threads: int) -> None:
     assert made.parts > 1
     assert f"{made.parts} parts" in str(made)
     model = load(assemble(made))
+    assert model.manifest.notes["parts"] == str(made.parts)
     x = np.random.default_rng(0).standard_normal((BATCH, 8, 8, 8)).astype(np.float32)
     for _ in range(3):
         np.testing.assert_allclose(model.run({"x": x})["y"], value(whole, x), rtol=1e-4, atol=1e-5)

@@ -17,6 +17,16 @@ def batched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.opened().save(tmp_path_factory.mktemp("opened") / "opened.qc")
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.chain().save(tmp_path_factory.mktemp("chain") / "chain.qc")
+
+
+@pytest.fixture(scope="session")
 def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.doubling().save(tmp_path_factory.mktemp("doubling") / "doubling.qc")
 

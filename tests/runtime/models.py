@@ -34,6 +34,41 @@ def product(batch: int = ROWS, threads: int = 2, name: str = "product") -> Artif
     return compile(_model(graph), threads=threads)
 
 
+def opened(dims: str = "1..64", best: int = 8, precision: str = "float32") -> Artifact:
+    """The product of any number of samples."""
+    model = _layers(1, "batch")
+    data = "synthetic" if precision == "int8" else None
+    given = {"dims": {"batch": dims}, "opt_dims": {"batch": best}}
+    return compile(model, threads=2, precision=precision, calibration=data, **given)
+
+
+def chain(steps: int = 12, threads: int = 2) -> Artifact:
+    """y = relu(... relu(relu(x w0) w1) ...), of one sample and so many steps; z = -x."""
+    return compile(_layers(steps, 1), threads=threads)
+
+
+def _layers(steps: int, batch: int | str) -> object:
+    rng = np.random.default_rng(0)
+    shape = [batch, WIDTH]
+    names = ["x", *(f"v{i}" for i in range(steps - 1)), "y"]
+    nodes, held = [helper.make_node("Neg", ["x"], ["z"])], []
+    for i, (a, b) in enumerate(pairwise(names)):
+        weights = rng.standard_normal((WIDTH, WIDTH)) / 5
+        held.append(numpy_helper.from_array(weights.astype(np.float32), f"w{i}"))
+        nodes += [
+            helper.make_node("MatMul", [a, f"w{i}"], [f"p{i}"]),
+            helper.make_node("Relu", [f"p{i}"], [b]),
+        ]
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("y", "z")],
+        held,
+    )
+    return _model(graph)
+
+
 def doubling(size: int = 8) -> Artifact:
     """y = 2 x, as fast as a run can be."""
     graph = helper.make_graph(

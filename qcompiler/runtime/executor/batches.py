@@ -17,27 +17,33 @@ from qcompiler.runtime.library import aligned
 
 
 class Batcher:
-    """Arrays of one batch, used again and again by one stream."""
+    """Arrays of the largest batch, used again and again by one stream. The model takes `least`
+    samples at the least.
+    """
 
-    def __init__(self, inputs: Sequence[Kind]) -> None:
-        self._size = inputs[0][1][0]
+    def __init__(self, inputs: Sequence[Kind], least: int) -> None:
+        self._least = least
         self._arrays = [aligned(np.dtype(dtype), shape).array for dtype, shape in inputs]
 
     def joined(self, requests: Sequence[Request]) -> list[Array]:
-        """What the model takes: all samples in order, filled up with copies of the first."""
-        if len(requests) == 1 and requests[0].rows == self._size:
+        """What the model takes: all samples in order, filled up with copies of the first where
+        these are too few.
+        """
+        rows = sum(r.rows for r in requests)
+        if len(requests) == 1 and rows >= self._least:
             return list(requests[0].arrays)
-        for number, whole in enumerate(self._arrays):
+        made = [whole[: max(rows, self._least)] for whole in self._arrays]
+        for number, whole in enumerate(made):
             at = 0
             for request in requests:
                 whole[at : at + request.rows] = request.arrays[number]
                 at += request.rows
             whole[at:] = whole[:1]
-        return self._arrays
+        return made
 
     def split(self, requests: Sequence[Request], outputs: Sequence[Array]) -> list[list[Array]]:
         """The outputs of a run -> those of each request, in arrays of its own."""
-        if len(requests) == 1 and requests[0].rows == self._size:
+        if len(requests) == 1 and requests[0].rows >= self._least:
             return [list(outputs)]
         made, at = [], 0
         for request in requests:

@@ -1,4 +1,4 @@
-"""A hint -> how many streams, and threads of each: measured for a moment, and remembered.
+"""A hint -> how many streams, threads of each, and stages: measured for a moment, and remembered.
 
 What was measured is kept in a file beside the artifact, by all that it depends on: the artifact's
 digest and variant, the hint, the cores of this process, and the CPU's features.
@@ -13,11 +13,12 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from qcompiler.files import contents, write_text
 from qcompiler.hardware import cpu
 from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.caller import Caller
+from qcompiler.runtime.executor.pipeline import Line, demand_stages, parts, stages_of
+from qcompiler.runtime.executor.pool import Pool
+from qcompiler.runtime.library import SPIN_US
 from qcompiler.runtime.model import Model, input_specs
 from qcompiler.version import __version__
 
@@ -39,6 +43,14 @@ _CLEARLY = 1.03
 _MOST_KEPT = 64
 
 
+class Setup(NamedTuple):
+    """Streams, and threads of each; where there are several stages, these have the threads."""
+
+    streams: int
+    threads: int
+    stages: int = 1
+
+
 @dataclass(frozen=True)
 class Choice:
     """How many streams there are, and threads of each; why; and what was measured of each."""
@@ -46,17 +58,52 @@ class Choice:
     streams: int
     threads: int
     why: str
-    measured: tuple[tuple[int, int, float], ...] = ()
-    """(Streams, threads, seconds of a run for latency, runs a second for throughput)."""
+    measured: tuple[tuple[int, int, int, float], ...] = ()
+    """(Streams, threads, stages, seconds of a run for latency, runs a second for throughput)."""
+    bounds: tuple[int, ...] = ()
+    """Of a pipeline: the first step of every stage, and the one after the last. Each stage has so
+    many threads, and so many streams of samples are on their way.
+    """
+
+    @property
+    def stages(self) -> int:
+        """Stages of a pipeline; 1: there is none."""
+        return max(1, len(self.bounds) - 1)
+
+    @property
+    def busy(self) -> int:
+        """Threads that may run at once."""
+        return self.threads * (self.stages if self.bounds else self.streams)
 
     def __str__(self) -> str:
-        return f"{self.streams} streams of {self.threads} threads: {self.why}"
+        if self.bounds:
+            what = f"{self.stages} stages of {self.threads} threads, {self.streams} samples in them"
+        else:
+            what = f"{self.streams} streams of {self.threads} threads"
+        return f"{what}: {self.why}"
+
+
+def piped(model: Model, stages: int, *, streams: int, threads: int, cores: int) -> Choice:
+    """The stages that are asked for. Raises Error for a model that has none."""
+    demand_stages(model)
+    threads = model.useful(threads or max(1, cores // stages))
+    bounds = stages_of(model, stages, threads, _inputs(model))
+    return Choice(streams or len(bounds), threads, "stages as asked", bounds=bounds)
 
 
 def chosen(
-    model: Model, hint: str, *, streams: int, threads: int, cores: int, remember: bool
+    model: Model,
+    hint: str,
+    *,
+    streams: int,
+    threads: int,
+    cores: int,
+    remember: bool,
+    stages: bool = True,
 ) -> Choice:
-    """What is asked for (0: not), by the hint where it is not."""
+    """What is asked for (0: not), by the hint where it is not; `stages`: a pipeline, too, if that
+    may be the best.
+    """
     if streams and threads:
         return Choice(streams, threads, "as asked")
     if streams:
@@ -66,10 +113,11 @@ def chosen(
         count = 1 if hint == "latency" else max(1, cores // threads)
         return Choice(count, threads, f"threads as asked, streams for {hint}")
     candidates = _candidates(model, hint, cores)
+    candidates += _pipelines(model, cores) if stages and hint == "throughput" else []
     if len(candidates) == 1:
-        return Choice(*candidates[0], f"all there is to choose for {hint}")
+        return Choice(*candidates[0][:2], f"all there is to choose for {hint}")
     key, path = _key(model, hint, cores), _path(model) if remember else None
-    known = _recalled(path, key, candidates)
+    known = _recalled(path, key, candidates, len(model.variant.steps))
     if known is not None:
         return known
     made = _measured(model, hint, candidates)
@@ -79,23 +127,39 @@ def chosen(
     return made
 
 
-def _candidates(model: Model, hint: str, cores: int) -> list[tuple[int, int]]:
-    """(Streams, threads), the fewest threads first."""
+def _candidates(model: Model, hint: str, cores: int) -> list[Setup]:
+    """All without stages, the fewest threads first."""
     counts = []
     threads = 1
     while threads < cores:
         counts.append(threads)
         threads *= 2
     useful = sorted({model.useful(t) for t in (*counts, cores)})
-    return [(1 if hint == "latency" else max(1, cores // t), t) for t in useful]
+    return [Setup(1 if hint == "latency" else max(1, cores // t), t) for t in useful]
 
 
-def _measured(model: Model, hint: str, candidates: Sequence[tuple[int, int]]) -> Choice:
+def _pipelines(model: Model, cores: int) -> list[Setup]:
+    """A pipeline where it may be the best: a core's own cache does not keep all weights, but the
+    cores' together do, so each stage finds its part there again and again.
+    """
+    cache, weights = cpu.cache_bytes(2), model.artifact.binaries[0].weights.nbytes
+    if not cache or not cache < weights <= cache * cores or len(model.variant.steps) < 2:
+        return []
+    if model.manifest.symbols or parts(model) > 1:
+        return []
+    stages = -(-weights // cache)
+    return [Setup(stages + 1, model.useful(cores // stages), stages)]
+
+
+def _measured(model: Model, hint: str, candidates: Sequence[Setup]) -> Choice:
     arrays = _inputs(model)
     found: list[list[float]] = [[] for _ in candidates]
+    bounds = [
+        stages_of(model, c.stages, c.threads, arrays) if c.stages > 1 else () for c in candidates
+    ]
     for _ in range(_ROUNDS):
-        for (streams, threads), kept in zip(candidates, found):
-            kept.append(_rate(model, arrays, streams, threads))
+        for setup, cut, kept in zip(candidates, bounds, found):
+            kept.append(_rate(model, arrays, setup, cut))
     rates = [statistics.median(kept) for kept in found]
     best = 0
     for number in range(1, len(candidates)):
@@ -103,23 +167,33 @@ def _measured(model: Model, hint: str, candidates: Sequence[tuple[int, int]]) ->
             best = number
     latency = hint == "latency"
     measured = tuple((*c, (c[0] / rate if latency else rate)) for c, rate in zip(candidates, rates))
+    streams, threads, _ = candidates[best]
     why = (
         f"{1e3 / rates[best]:.3g} ms a run, the least"
         if latency
         else f"{rates[best]:.4g} runs a second, the most"
     )
-    return Choice(*candidates[best], why, measured)
+    return Choice(streams, threads, why, measured, bounds[best])
 
 
-def _rate(model: Model, arrays: Sequence[Array], streams: int, threads: int) -> float:
-    """Runs a second of `streams` streams, each at least once after one that is not counted."""
+def _rate(model: Model, arrays: Sequence[Array], setup: Setup, bounds: Sequence[int]) -> float:
+    """Runs a second of all streams, each at least once after one that is not counted."""
+    streams, threads, _ = setup
+    make = partial(model.caller, threads=threads)
+    if bounds:
+        pool = Pool(threads * setup.stages)
+        make = partial(Line(bounds, pool, threads=threads, spin_us=SPIN_US).caller, model)
+    return _rate_of(make, arrays, streams)
+
+
+def _rate_of(make: Callable[[], Caller], arrays: Sequence[Array], streams: int) -> float:
     ready = threading.Barrier(streams)
     spans: list[tuple[float, float, int]] = []
     failures: list[Exception] = []
 
     def work() -> None:
         try:
-            with closing(model.caller(threads=threads)) as caller:
+            with closing(make()) as caller:
                 caller.run(arrays)
                 ready.wait()
                 spans.append(_span(caller, arrays))
@@ -177,21 +251,32 @@ def _path(model: Model) -> Path | None:
     return Path(origin.path + SUFFIX) if origin else None
 
 
-def _recalled(path: Path | None, key: str, candidates: Sequence[tuple[int, int]]) -> Choice | None:
+def _recalled(
+    path: Path | None, key: str, candidates: Sequence[Setup], steps: int
+) -> Choice | None:
     """What was measured before, if it still makes sense."""
     raw = _kept(path).get(key) if path is not None else None
     if not isinstance(raw, dict):
         return None
     with suppress(KeyError, TypeError, ValueError):
-        pair = int(raw["streams"]), int(raw["threads"])
-        if pair in candidates:
-            return Choice(*pair, f"{raw['why']}, as measured before", tuple(_rows(raw["measured"])))
+        bounds = tuple(int(b) for b in raw["bounds"])
+        why, rows = f"{raw['why']}, as measured before", tuple(_rows(raw["measured"]))
+        made = Choice(int(raw["streams"]), int(raw["threads"]), why, rows, bounds)
+        sound = not bounds or (bounds[0] == 0 and bounds[-1] == steps)
+        sound = sound and sorted(set(bounds)) == list(bounds)
+        if sound and (made.streams, made.threads, bool(bounds)) in _kinds(candidates):
+            return made
     return None
 
 
-def _rows(raw: Any) -> Iterator[tuple[int, int, float]]:
-    for streams, threads, value in raw:
-        yield int(streams), int(threads), float(value)
+def _kinds(candidates: Sequence[Setup]) -> set[tuple[int, int, bool]]:
+    """Without the number of stages, of which there are fewer where there are few steps."""
+    return {(c.streams, c.threads, c.stages > 1) for c in candidates}
+
+
+def _rows(raw: Any) -> Iterator[tuple[int, int, int, float]]:
+    for streams, threads, stages, value in raw:
+        yield int(streams), int(threads), int(stages), float(value)
 
 
 def _kept(path: Path) -> dict[str, Any]:

@@ -20,10 +20,13 @@ from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.options import takes
 from qcompiler.runtime.executor.batches import parts, together
-from qcompiler.runtime.executor.choose import Choice, chosen
+from qcompiler.runtime.executor.choose import Choice, chosen, piped
 from qcompiler.runtime.executor.errors import Full, Late
+from qcompiler.runtime.executor.gathering import gathering, most_samples
 from qcompiler.runtime.executor.intake import Intake
+from qcompiler.runtime.executor.nodes import Nodes
 from qcompiler.runtime.executor.options import Executing
+from qcompiler.runtime.executor.pipeline import Line
 from qcompiler.runtime.executor.pool import Pool, default_pool
 from qcompiler.runtime.executor.processes import Process
 from qcompiler.runtime.executor.queue import RequestQueue
@@ -32,8 +35,7 @@ from qcompiler.runtime.executor.requests import Future, Request
 from qcompiler.runtime.executor.shared import SharedModel
 from qcompiler.runtime.executor.streams import Runner, Streams
 from qcompiler.runtime.executor.tally import Counts, Tally
-from qcompiler.runtime.model import Interface, Model, input_specs, load
-from qcompiler.runtime.open_batch import demand_closed
+from qcompiler.runtime.model import Interface, Model, load
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,10 +62,10 @@ class Executor(Interface):
         model = load(artifact, variant=keywords.variant)
         self.manifest: Manifest = model.manifest
         self.variant = model.variant
-        demand_closed(self.manifest, "an executor")
-        most = self._most_samples(keywords.max_batch)
-        self._intake = Intake(input_specs(model.inputs), most)
+        most = most_samples(self.manifest, keywords.max_batch)
+        self._intake = Intake(self.manifest, most)
         self.choice = self._choose(model)
+        self._nodes = Nodes(self.choice.threads)
         self._model = model
         self._shared: SharedModel | None = None
         self._stored: StoredModel | None = None
@@ -82,66 +84,51 @@ class Executor(Interface):
             raise
         _executors.add(self)
 
-    def _most_samples(self, asked: int) -> int:
-        """Of one run; 0: requests are not gathered."""
-        if not asked:
-            return 0
-        sides = (*self.manifest.inputs, *self.manifest.outputs)
-        sizes = {v.shape[0] if v.shape else 0 for v in sides}
-        if len(sizes) > 1 or 0 in sizes:
-            raise Error("the model's inputs and outputs have no batch in common", hint=_NO_BATCH)
-        if sizes == {1}:
-            raise Error("the artifact was compiled for a batch of 1", hint=_NO_BATCH)
-        if not self.manifest.apart:
-            raise Error(
-                "it is not known of the model that it treats every sample by itself, so requests"
-                " cannot be gathered",
-                where=self.manifest.name,
-                hint="run it without max_batch; an artifact of an older version: compile it again",
-            )
-        return min(asked, sizes.pop())
-
     def _choose(self, model: Model) -> Choice:
-        """How many streams there are, and threads of each."""
+        """How many streams there are, threads of each, and stages."""
         asked = self.options
+        here = asked.isolation == "threads" and not asked.engine
+        if asked.pipeline > 1 and not here:
+            raise Error(
+                "the stages of a pipeline are threads of one process",
+                hint="leave out the pipeline, or isolation and engine",
+            )
         if asked.engine == "ray":
             threads = max(1, asked.threads)
             streams = asked.streams or max(1, cluster_cores() // threads)
             return Choice(streams, threads, "the cores of the cluster")
+        cores = asked.pool.threads if asked.pool else cpu.cores()
+        if asked.pipeline > 1:
+            given = {"streams": asked.streams, "threads": asked.threads}
+            return piped(model, asked.pipeline, cores=cores, **given)
         return chosen(
             model,
             asked.hint,
             streams=asked.streams,
             threads=asked.threads,
-            cores=asked.pool.threads if asked.pool else cpu.cores(),
+            cores=cores,
             remember=asked.remember,
+            stages=here and not asked.pipeline,
         )
 
     def _maker(self) -> Callable[[], Runner]:
-        """What makes the runner of a stream."""
-        choice = self.choice
-        crowded = choice.streams * choice.threads > cpu.cores()
-        spin_us = 0 if crowded else self.options.spin_us
-        timeout_seconds = self.options.run_timeout_ms * 1e-3
+        """What makes the runner of a stream, in its thread."""
+        choice, options, model = self.choice, self.options, self._model
+        spin_us = 0 if choice.busy > cpu.cores() else options.spin_us
+        threads, seconds = choice.threads, options.run_timeout_ms * 1e-3
         if self._stored is not None:
-            return partial(
-                Actor,
-                self._stored,
-                self._tally,
-                threads=choice.threads,
-                timeout_seconds=timeout_seconds,
-            )
+            actor = partial(Actor, self._stored, self._tally)
+            return partial(actor, threads=threads, timeout_seconds=seconds)
+        if choice.bounds:
+            pool = options.pool or default_pool()
+            line = Line(choice.bounds, pool, threads=threads, spin_us=spin_us)
+            return partial(line.caller, model)
         if self._shared is None:
-            return partial(self._model.caller, threads=choice.threads, spin_us=spin_us)
+            call = partial(type(model).caller, threads=threads, spin_us=spin_us)
+            return partial(self._nodes.settled, call, model)
+        start = partial(Process, self._shared, self.manifest, self._tally)
         return partial(
-            Process,
-            self._shared,
-            [spec[2:] for spec in input_specs(self.manifest.inputs)],
-            [spec[2:] for spec in input_specs(self.manifest.outputs)],
-            self._tally,
-            threads=choice.threads,
-            spin_us=spin_us,
-            timeout_seconds=timeout_seconds,
+            self._nodes.bound, start, threads=threads, spin_us=spin_us, timeout_seconds=seconds
         )
 
     def _forget(self) -> None:
@@ -156,8 +143,6 @@ class Executor(Interface):
 
     def _begin(self) -> None:
         """Start the streams."""
-        options, most = self.options, self._intake.most
-        kinds = [spec[2:] for spec in input_specs(self.manifest.inputs)]
         streams = Streams(
             self._queue,
             self._tally,
@@ -165,9 +150,7 @@ class Executor(Interface):
             self._maker(),
             [v.name for v in self.manifest.outputs],
             threads=self.choice.threads,
-            batch=kinds if most else (),
-            most=most,
-            delay_seconds=options.max_queue_delay_us * 1e-6,
+            gather=gathering(self.manifest, self.variant, self.options),
         )
         streams.start(self.choice.streams)
         self._streams = streams
@@ -175,8 +158,10 @@ class Executor(Interface):
         self._dropped.atexit = False  # its threads end with the process
 
     def _pool(self) -> Pool:
-        """Who says how many run at once: of a cluster's streams none waits for another."""
-        if self.options.engine:
+        """Who says how many streams run at once: those of a cluster need not wait for each other,
+        and of a pipeline the stages wait for their turns.
+        """
+        if self.options.engine or self.choice.bounds:
             return Pool(self.choice.streams * self.choice.threads)
         return self.options.pool or default_pool()
 
@@ -268,6 +253,7 @@ class Executor(Interface):
     def _release(self) -> None:
         """Give back the model, where no stream runs it."""
         self._model.close()
+        self._nodes.close()
         if self._shared is not None:
             self._shared.close()
 
@@ -348,7 +334,8 @@ class Executor(Interface):
 
         def done(future: concurrent.futures.Future[Any]) -> None:
             if future.cancelled():
-                queue.withdraw(request)
+                if queue.withdraw(request):
+                    future.set_running_or_notify_cancel()  # for concurrent.futures.wait
                 tally.add("cancelled")
             elif future.exception() is None:
                 tally.add("answered")
@@ -368,8 +355,6 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
-
-_NO_BATCH = "compile it for the largest batch with --input-shape, or leave out max_batch"
 
 
 def _outcome(future: Future, return_errors: bool) -> Any:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qcompiler.artifact.artifact import Manifest
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
-from qcompiler.runtime.model import InputSpec, array_of_dtype, arrays_checked, arrays_in_order
+from qcompiler.runtime.model import (
+    InputSpec,
+    array_of_dtype,
+    arrays_checked,
+    arrays_in_order,
+    input_specs,
+)
+from qcompiler.runtime.open_batch import sizes_of
 
 
 class Intake:
@@ -15,8 +23,8 @@ class Intake:
     run (0: a request is just what the model takes), so a request may have 1 to `most` of them.
     """
 
-    def __init__(self, taken: Sequence[InputSpec], most: int = 0) -> None:
-        self._taken, self.most = list(taken), most
+    def __init__(self, manifest: Manifest, most: int = 0) -> None:
+        self._manifest, self._taken, self.most = manifest, input_specs(manifest.inputs), most
 
     def take(self, inputs: Sequence[Any]) -> tuple[list[Array], int, bool]:
         """-> arrays in order, samples, and whether they were named. Raises Error if the model does
@@ -25,8 +33,11 @@ class Intake:
         named_ones = len(inputs) == 1 and isinstance(inputs[0], Mapping)
         if not self.most:
             if named_ones:
-                return arrays_in_order(self._taken, inputs[0]), 1, True
-            return arrays_checked(self._taken, inputs), 1, False
+                arrays = arrays_in_order(self._taken, inputs[0])
+            else:
+                arrays = arrays_checked(self._taken, inputs)
+            sizes_of(self._manifest, arrays)  # raises Error for those that it does not take
+            return arrays, 1, named_ones
         arrays = self.samples(inputs)
         rows = arrays[0].shape[0]
         if rows > self.most:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qcompiler.errors import Error
 from qcompiler.options import check, option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qcompiler.runtime.executor.pool import Pool
 
 HINTS = ("latency", "throughput")
@@ -25,6 +28,12 @@ class Executing:
     )
     streams: int = option(0, "requests that run at once; 0: as the hint says")
     threads: int = option(0, "threads of each stream; 0: as the hint says")
+    pipeline: int = option(
+        0,
+        "cut the steps into so many stages with threads of their own, through which samples pass"
+        " in turn; 0: as the hint says, 1: do not",
+        metavar="STAGES",
+    )
     max_queue_size: int = option(256, "requests that may wait; 0: any number", metavar="N")
     when_full: str = option(
         "wait",
@@ -34,8 +43,16 @@ class Executing:
     max_batch: int = option(
         0,
         "gather samples of several requests into one run of an artifact that was compiled for a"
-        " batch, N at most; 0: do not",
+        " batch, fixed or open, N at most; 0: do not",
         metavar="N",
+    )
+    preferred_batch: Sequence[int] = option(
+        (),
+        "a batch of so many samples does not wait for more; by default those that an open batch is"
+        " computed by",
+        metavar="N",
+        least=1,
+        read=int,
     )
     max_queue_delay_us: int = option(
         0, "microseconds that a request may wait for others to fill its batch", metavar="US"
@@ -71,3 +88,5 @@ class Executing:
 
     def __post_init__(self) -> None:
         check(self)
+        if any(n < 1 for n in self.preferred_batch):
+            raise Error(f"{min(self.preferred_batch)} preferred batch", hint="at least 1")

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-import numpy as np
-
+from qcompiler.artifact.artifact import Manifest
 from qcompiler.errors import Error
-from qcompiler.runtime.arrays import Array, Kind
+from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.children import crash, ended
 from qcompiler.runtime.executor.errors import WorkerLost
-from qcompiler.runtime.executor.shared import Arena, SharedModel, filled
+from qcompiler.runtime.executor.shared import Arena, SharedModel, filled, kinds_of
 from qcompiler.runtime.executor.tally import Tally
 from qcompiler.runtime.library import aligned
+from qcompiler.runtime.open_batch import sizes_of
 from qcompiler.runtime.sockets import receive_all
 
 GO, DONE, FAILED = b"g", b"d", b"f"
@@ -53,8 +53,7 @@ class Process:
     def __init__(
         self,
         model: SharedModel,
-        inputs: Sequence[Kind],
-        outputs: Sequence[Kind],
+        manifest: Manifest,
         tally: Tally,
         *,
         threads: int,
@@ -63,9 +62,9 @@ class Process:
     ) -> None:
         self._model, self._tally = model, tally
         self._timeout_seconds = timeout_seconds
-        self._arena = Arena([*inputs, *outputs])
-        self._inputs = self._arena.arrays[: len(inputs)]
-        self._outputs = self._arena.arrays[len(inputs) :]
+        self._manifest, self._sizes = manifest, struct.Struct(f"<{len(manifest.symbols)}q")
+        self._arena = Arena()
+        self._arrays = self._arena.arrays(kinds_of(manifest, {}))
         self._description = json.dumps(
             {**model.description, "threads": threads, "spin_us": spin_us}
         ).encode()
@@ -82,17 +81,21 @@ class Process:
         """Inputs just as the model takes them -> new outputs. Raises WorkerLost where a second
         worker died of it, too.
         """
+        sizes = sizes_of(self._manifest, arrays)
+        if sizes:
+            self._arrays = self._arena.arrays(kinds_of(self._manifest, sizes))
+        words = GO + self._sizes.pack(*sizes.values())
         try:
-            self._run(arrays)
+            self._run(arrays, words)
         except _Died:
             self._tally.add("retried")
             try:
-                self._run(arrays)
+                self._run(arrays, words)
             except _Died as e:
                 raise WorkerLost(f"its worker process ended, and so did the next: {e}") from None
-        made = [aligned(place.dtype, place.shape).array for place in self._outputs]
-        for array, place in zip(made, self._outputs):
-            np.copyto(array, place)
+        outputs = self._arrays[len(arrays) :]
+        made = [aligned(place.dtype, place.shape).array for place in outputs]
+        filled(outputs, made)
         return made
 
     def end(self) -> None:
@@ -100,12 +103,12 @@ class Process:
         self._end(_ENDING_SECONDS)
         self._arena.close()
 
-    def _run(self, arrays: Sequence[Array]) -> None:
+    def _run(self, arrays: Sequence[Array], words: bytes) -> None:
         if self._child is None:
             self._tally.add("restarted")
             self._start()
-        filled(arrays, self._inputs)
-        self._ask(GO, self._timeout_seconds)
+        filled(arrays, self._arrays)
+        self._ask(words, self._timeout_seconds)
 
     def _ask(self, words: bytes, seconds: float) -> None:
         """Send this, and wait until it is done. Raises Error if the worker answers with one, _Died

@@ -82,11 +82,13 @@ class RequestQueue:
         self._invite()
         return found
 
-    def withdraw(self, request: Request) -> None:
-        """A request that was cancelled no longer waits."""
+    def withdraw(self, request: Request) -> bool:
+        """A request that was cancelled no longer waits -> whether it did; else whoever took it
+        finds out.
+        """
         with self._lock:
             if not request.waiting:
-                return
+                return False
             request.waiting = False
             self._waiting -= 1
             if len(self._heap) > 2 * self._waiting + _SLACK:
@@ -94,6 +96,7 @@ class RequestQueue:
                 heapify(self._heap)
             self._room.notify()
         self._invite()
+        return True
 
     def close(self) -> None:
         """Take no more; those that wait are still given out."""

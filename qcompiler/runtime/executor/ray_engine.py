@@ -21,7 +21,7 @@ from qcompiler.runtime.executor.errors import WorkerLost
 from qcompiler.runtime.executor.shared import description_of
 from qcompiler.runtime.executor.tally import Tally
 from qcompiler.runtime.library import aligned
-from qcompiler.runtime.model import Model
+from qcompiler.runtime.model import load
 
 
 def ray() -> Any:
@@ -143,7 +143,7 @@ class _Worker:
         artifact = Artifact(
             read(description["manifest"].encode(), "a model in the store"), (binary,)
         )
-        self._caller = Model(artifact, threads=threads).caller(threads=threads)
+        self._caller = load(artifact, threads=threads).caller(threads=threads)
 
     def ready(self) -> bool:
         """Whether the model is loaded."""

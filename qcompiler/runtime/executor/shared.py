@@ -17,37 +17,46 @@ from typing import Any
 import numpy as np
 
 from qcompiler.artifact.abi import ALIGN, GUARD
-from qcompiler.artifact.artifact import Artifact, Binary
+from qcompiler.artifact.artifact import Artifact, Binary, Manifest
 from qcompiler.artifact.manifest import read, written
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Kind
-from qcompiler.runtime.library import Memory, address
+from qcompiler.runtime.model import input_specs
 
 _PAGE = 4096
 
 
 class Arena:
-    """The inputs and outputs of one worker, at fixed places."""
+    """The inputs and outputs of one worker's runs, in memory that grows as they need it."""
 
-    def __init__(self, kinds: Sequence[Kind], file: int = -1) -> None:
-        """`file`: the descriptor of an arena of the same arrays; -1: make a new one."""
+    def __init__(self, file: int = -1) -> None:
+        """`file`: the descriptor of the other side's arena; -1: make a new one."""
+        self.file = _new(_PAGE) if file < 0 else file
+        self._whole = _mapped(self.file, _PAGE, writable=True)
+        self._closing = weakref.finalize(self, _close, self.file)
+        self._closing.atexit = False
+
+    def arrays(self, kinds: Sequence[Kind]) -> list[Array]:
+        """Where arrays of these dtypes and shapes lie: at the same places for both sides, of which
+        the one that asks first makes room.
+        """
         offsets, size = [], 0
         for dtype, shape in kinds:
             offsets.append(size)
             size += _up(prod(shape) * dtype.itemsize + GUARD, ALIGN)
-        size = _up(size + GUARD, _PAGE)
-        self.file = _new(size) if file < 0 else file
-        whole = _mapped(self.file, size, writable=True)
-        self.arrays = [
-            np.ndarray(shape, dtype, whole, at) for (dtype, shape), at in zip(kinds, offsets)
+        self._hold(_up(size + GUARD, _PAGE))
+        return [
+            np.ndarray(shape, dtype, self._whole, at) for (dtype, shape), at in zip(kinds, offsets)
         ]
-        self._closing = weakref.finalize(self, _close, self.file)
-        self._closing.atexit = False
 
-    @property
-    def places(self) -> list[Memory]:
-        """All of them, with their addresses."""
-        return [Memory(array, address(array)) for array in self.arrays]
+    def _hold(self, size: int) -> None:
+        if size <= len(self._whole):
+            return
+        there = os.fstat(self.file).st_size
+        if there < size:
+            there = max(size, 2 * there)
+            os.ftruncate(self.file, there)
+        self._whole = _mapped(self.file, there, writable=True)
 
     def close(self) -> None:
         """Close the descriptor; what is mapped stays as long as it is used."""
@@ -98,8 +107,16 @@ def opened(file: int, description: Mapping[str, Any]) -> Artifact:
     return Artifact(read(description["manifest"].encode(), "a shared model"), (binary,))
 
 
+def kinds_of(manifest: Manifest, sizes: Mapping[str, int]) -> list[Kind]:
+    """dtypes and shapes of all inputs, then all outputs, for these open sizes; without any, one of
+    the shapes that they may have.
+    """
+    specs = input_specs((*manifest.inputs, *manifest.outputs))
+    return [(dtype, value.at(sizes) if sizes else shape) for value, _, dtype, shape in specs]
+
+
 def filled(arrays: Sequence[Array], places: Sequence[Array]) -> None:
-    """Copy arrays to where a worker reads them."""
+    """Copy arrays to the first of these places."""
     for array, place in zip(arrays, places):
         np.copyto(place, array)
 

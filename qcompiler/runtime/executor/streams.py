@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from qcompiler.errors import Error
@@ -32,12 +33,28 @@ class Runner(Protocol):
         """Give back what it holds."""
 
 
+@dataclass(frozen=True)
+class Gather:
+    """How requests are gathered into batches."""
+
+    inputs: Sequence[Kind]
+    """The model's inputs, of the largest batch."""
+    most: int
+    """Samples of a batch."""
+    least: int
+    """What has fewer is filled up."""
+    preferred: Container[int] = ()
+    """A batch of so many does not wait for more."""
+    delay_seconds: float = 0.0
+    """Any other waits so long."""
+
+
 class Streams:
     """Threads that run what waits in `queue`, and end when it is closed. They know nothing of the
     executor, so that it can be dropped.
 
-    `make` makes the runner of each; `names` are those of the outputs; `batch` has the dtype and
-    shape of each input where requests are gathered, up to `most` samples, else it is empty.
+    `make` makes the runner of each; `names` are those of the outputs; `gather` says how requests
+    are gathered, if they are.
     """
 
     def __init__(
@@ -49,13 +66,11 @@ class Streams:
         names: Sequence[str],
         *,
         threads: int,
-        batch: Sequence[Kind] = (),
-        most: int = 0,
-        delay_seconds: float = 0.0,
+        gather: Gather | None = None,
     ) -> None:
         self.queue, self.tally = queue, tally
         self._pool, self._make, self._names, self._threads = pool, make, names, threads
-        self._batch, self._most, self._delay = batch, most, delay_seconds
+        self._gather = gather
         self._gathering = threading.Lock()
         """Held by the stream that waits for requests, where they are gathered: two would share what
         one could run as a whole batch.
@@ -105,7 +120,8 @@ class Streams:
     def _work(self, ready: threading.Semaphore, failures: list[BaseException]) -> None:
         try:
             runner = self._make()
-            batcher = Batcher(self._batch) if self._batch else None
+            gather = self._gather
+            batcher = Batcher(gather.inputs, gather.least) if gather else None
         except BaseException as e:
             failures.append(e)
             return
@@ -120,27 +136,28 @@ class Streams:
 
     def _next(self) -> list[Request]:
         """What to run next, all in time and not cancelled; empty: nothing comes any more."""
-        if not self._batch:
+        if self._gather is None:
             while first := self.queue.take():
                 if self._begun(first):
                     return [first]
             return []
         with self._gathering:
-            return self._gathered()
+            return self._gathered(self._gather)
 
-    def _gathered(self) -> list[Request]:
+    def _gathered(self, gather: Gather) -> list[Request]:
         """Requests of at most as many samples as a batch has."""
         found: list[Request] = []
         rows, until = 0, 0.0
-        while rows < self._most:
+        while rows < gather.most:
             if found:
-                request = self.queue.take_fitting(self._most - rows, until)
+                wait = 0.0 if rows in gather.preferred else until
+                request = self.queue.take_fitting(gather.most - rows, wait)
             else:
                 request = self.queue.take()
             if request is None:
                 break
             if self._begun(request):
-                until = until or time.monotonic() + self._delay
+                until = until or time.monotonic() + gather.delay_seconds
                 found.append(request)
                 rows += request.rows
         return found

@@ -11,15 +11,19 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
+from qcompiler.artifact.artifact import Manifest
 from qcompiler.errors import Error
 from qcompiler.runtime.caller import Caller
-from qcompiler.runtime.executor.processes import DONE, FAILED, LENGTH
-from qcompiler.runtime.executor.shared import Arena, opened
-from qcompiler.runtime.library import Memory
-from qcompiler.runtime.model import Model, input_specs
+from qcompiler.runtime.executor.processes import DONE, FAILED, GO, LENGTH
+from qcompiler.runtime.executor.shared import Arena, filled, kinds_of, opened
+from qcompiler.runtime.library import Memory, address
+from qcompiler.runtime.model import load
 from qcompiler.runtime.sockets import receive_all
 
 _PR_SET_PDEATHSIG = 1  # linux/uapi/linux/prctl.h
@@ -31,14 +35,14 @@ def main(handle: int, arena: int, model: int, parent: int) -> None:
     connection = socket.socket(fileno=handle)
     with suppress(OSError):
         try:
-            caller, arrays = _ready(connection, arena, model)
+            run = _ready(connection, arena, model)
         except Error as e:
             _say(connection, e)
             return
         connection.sendall(DONE)
-        while connection.recv(1):
+        while connection.recv(len(GO)):
             try:
-                caller.run_in(arrays)
+                run()
             except Error as e:
                 _say(connection, e)
             else:
@@ -54,15 +58,27 @@ def _alone(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _ready(connection: socket.socket, arena: int, model: int) -> tuple[Caller, list[Memory]]:
-    """The model's description -> what runs it, and the arrays that it runs on."""
+def _ready(connection: socket.socket, arena: int, model: int) -> Callable[[], None]:
+    """The model's description -> what runs it in the arena once."""
     (size,) = LENGTH.unpack(receive_all(connection, LENGTH.size))
     description = json.loads(receive_all(connection, size))
-    made = Model(opened(model, description), threads=description["threads"])
+    made = load(opened(model, description), threads=description["threads"])
     os.close(model)
-    kinds = [spec[2:] for spec in (*input_specs(made.inputs), *input_specs(made.outputs))]
-    places = Arena(kinds, arena).places
-    return made.caller(threads=description["threads"], spin_us=description["spin_us"]), places
+    memory, manifest = Arena(arena), made.manifest
+    caller = made.caller(threads=description["threads"], spin_us=description["spin_us"])
+    if manifest.symbols:
+        return partial(_run_open, connection, caller, manifest, memory)
+    arrays = memory.arrays(kinds_of(manifest, {}))
+    return partial(caller.run_in, [Memory(array, address(array)) for array in arrays])
+
+
+def _run_open(connection: socket.socket, caller: Caller, manifest: Manifest, memory: Arena) -> None:
+    """Run for the open sizes that come next."""
+    words = struct.Struct(f"<{len(manifest.symbols)}q")
+    counts = words.unpack(receive_all(connection, words.size))
+    sizes = dict(zip((s.name for s in manifest.symbols), counts))
+    arrays, inputs = memory.arrays(kinds_of(manifest, sizes)), len(manifest.inputs)
+    filled(caller.run(arrays[:inputs]), arrays[inputs:])
 
 
 def _say(connection: socket.socket, error: Error) -> None:

@@ -121,10 +121,11 @@ def answered(name: str, ask: Asked, outputs: Mapping[str, Array]) -> Answer:
 def metadata(
     name: str, inputs: Sequence[Value], outputs: Sequence[Value], *, any_batch: bool
 ) -> dict[str, object]:
-    """What a model is. `any_batch`: requests may have any number of samples."""
+    """What a model is; -1 is an open size. `any_batch`: requests may have any number of samples."""
 
     def told(value: Value) -> dict[str, object]:
-        shape = [-1, *value.shape[1:]] if any_batch else list(value.shape)
+        shape = [d if isinstance(d, int) else -1 for d in value.dims]
+        shape[:1] = [-1] if any_batch else shape[:1]
         return {"name": value.name, "datatype": DATATYPES[value.dtype], "shape": shape}
 
     return {

@@ -20,9 +20,9 @@ def rates(monkeypatch: pytest.MonkeyPatch, table: dict[tuple[int, int], float]) 
     """Measurements find this; -> what was measured."""
     asked: list[object] = []
 
-    def rate(model: object, arrays: object, streams: int, threads: int) -> float:
-        asked.append((streams, threads))
-        return table[streams, threads]
+    def rate(model: object, arrays: object, setup: choose.Setup, bounds: object) -> float:
+        asked.append(setup)
+        return table[setup[:2]]
 
     monkeypatch.setattr(choose, "_rate", rate)
     monkeypatch.setattr("qcompiler.hardware.cpu.cores", lambda: 4)
@@ -42,7 +42,7 @@ def test_throughput_takes_the_most_runs_a_second(
     with Executor(four, hint="throughput") as executor:
         choice = executor.choice
         assert (choice.streams, choice.threads) == (2, 2)
-        assert choice.measured == ((4, 1, 100.0), (2, 2, 110.0), (1, 4, 90.0))
+        assert choice.measured == ((4, 1, 1, 100.0), (2, 2, 1, 110.0), (1, 4, 1, 90.0))
         assert "110 runs a second" in str(choice)
         assert executor.run(models.sample(0, 512))[0].shape == (512, models.WIDTH)
     assert len(asked) == 9
@@ -159,7 +159,7 @@ def test_what_fails_while_it_is_measured_is_told(
 
     monkeypatch.setattr(Model, "caller", scarce)
     with pytest.raises(Error, match="no memory"):
-        choose._rate(load(product), [models.sample(0)], 4, 1)
+        choose._rate(load(product), [models.sample(0)], choose.Setup(4, 1), ())
 
 
 def test_a_model_is_measured_in_a_moment(product: Path) -> None:

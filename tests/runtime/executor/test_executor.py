@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from qcompiler import Error, Executor, load
+from qcompiler.hardware import cpu
 from qcompiler.ir import Array
-from qcompiler.runtime.executor import Closed, Full, Late, Pool
+from qcompiler.runtime.executor import Closed, Full, Late, Pool, pool
 
 TWO = {"streams": 2, "threads": 1}
 
@@ -42,9 +43,9 @@ class Gate:
 
 
 def occupied(executor: Executor, sample: Array) -> Any:
-    """A request that a stream has begun, where its gate is shut."""
+    """A request that the only stream has begun, and nothing else: it stands at the shut gate."""
     future = executor.submit(sample)
-    while not future.running():
+    while not executor.options.pool._waiting:  # type: ignore[union-attr]
         time.sleep(1e-3)
     return future
 
@@ -175,6 +176,19 @@ def test_a_full_queue_makes_submitters_wait(doubling: Path) -> None:
         third.join(30)
         assert all(np.array_equal(f.result(), 2 * x) for f in futures)
         assert len(futures) == 3
+
+
+def test_who_waits_for_cancelled_requests_is_told(doubling: Path) -> None:
+    gate, x = Gate(), np.ones(8, np.float32)
+    with Executor(doubling, streams=1, threads=1, pool=gate.pool) as executor:
+        first = occupied(executor, x)
+        futures = [executor.submit(x) for _ in range(5)]
+        assert all(f.cancel() for f in futures)
+        done, left = wait(futures, timeout=60)
+        assert (len(done), len(left)) == (5, 0)
+        gate.open()
+        assert np.array_equal(first.result(), 2 * x)
+    assert executor.counts.cancelled == 5
 
 
 def test_a_cancelled_request_makes_room(doubling: Path) -> None:
@@ -533,12 +547,14 @@ IDLE = """
 import sys, time
 import numpy as np
 from qcompiler import Executor
-with Executor(sys.argv[1], streams=2, threads=2) as executor:
+options = {"streams": 2, "threads": 2}, {"pipeline": 2, "threads": 2}, {"streams": 1, "threads": 1}
+executors = [Executor(sys.argv[1], **o) for o in options]
+for executor in executors:
     list(executor.map(np.ones((64, 48), np.float32) for _ in range(200)))
-    time.sleep(0.1)
-    before = time.process_time()
-    time.sleep(2)
-    sys.exit(time.process_time() - before > 0.02)
+time.sleep(0.1)
+before = time.process_time()
+time.sleep(2)
+sys.exit(time.process_time() - before > 0.02)
 """
 
 
@@ -552,11 +568,13 @@ import numpy as np
 from qcompiler import Executor
 x = np.ones((256, 256), np.float32)
 executor = Executor(sys.argv[1], streams=2, threads=1)
-def busy():
+staged = Executor(sys.argv[1], pipeline=2, threads=1)
+def busy(some):
     while True:
-        executor.run(x)
-for _ in range(3): threading.Thread(target=busy, daemon=True).start()
+        some.run(x)
+for some in 3 * (executor, staged): threading.Thread(target=busy, args=[some], daemon=True).start()
 executor.run(x)
+staged.run(x)
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -587,3 +605,15 @@ with Executor(sys.argv[1], hint="throughput", remember=False) as executor:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_one_core_gets_one_stream_of_one_thread(product: Path) -> None:
     subprocess.run([sys.executable, "-c", ONE_CORE, str(product)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(1.5, (1, 1)), (3.0, (3, 1))])
+def test_a_quota_of_the_control_group_bounds_streams_and_pool(
+    slow: Path, share: float, wanted: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "quota", lambda: share)
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(pool, "_default", [])
+    with Executor(slow, hint="throughput", remember=False) as executor:
+        assert (executor.choice.streams, executor.choice.threads) == wanted
+        assert pool.default_pool().threads == wanted[0]

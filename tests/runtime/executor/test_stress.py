@@ -30,15 +30,24 @@ def check(stress: Stress, executor: Executor) -> None:
     assert min(ended[k] for k in ("answered", "late", "cancelled", "wrong")) > 0
 
 
+MODES = {
+    "threads": ("batched", {"streams": 2, "threads": 2}),
+    "pipeline": ("batched", {"pipeline": 2, "threads": 2}),
+    "open": ("opened", {"streams": 2, "threads": 2}),
+}
+
+
 @pytest.mark.parametrize("when_full", ["wait", "refuse"])
 @pytest.mark.parametrize("requests", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_threads(batched: Path, requests: int, when_full: str) -> None:
-    stress = Stress(batched, requests)
-    options = {"streams": 2, "threads": 2, "max_batch": 8, "max_queue_size": 12}
-    with Executor(batched, when_full=when_full, **options) as executor:
+@pytest.mark.parametrize("mode", MODES)
+def test_threads(mode: str, requests: int, when_full: str, request: pytest.FixtureRequest) -> None:
+    path, options = request.getfixturevalue(MODES[mode][0]), MODES[mode][1]
+    stress = Stress(path, requests)
+    options = {**options, "max_batch": 8, "max_queue_size": 12}
+    with Executor(path, when_full=when_full, **options) as executor:
         stress.run(executor)
         descriptors, memory = held()
-        again = Stress(batched, requests)
+        again = Stress(path, requests)
         again.run(executor)
         now, grown = held()
     check_two(stress, again, executor)
@@ -55,10 +64,14 @@ def check_two(first: Stress, second: Stress, executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("requests", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_processes_of_which_some_are_killed(batched: Path, requests: int) -> None:
-    stress = Stress(batched, requests)
+@pytest.mark.parametrize("artifact", ["batched", "opened"])
+def test_processes_of_which_some_are_killed(
+    artifact: str, requests: int, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(artifact)
+    stress = Stress(path, requests)
     options = {"streams": 2, "threads": 1, "max_batch": 8, "isolation": "processes"}
-    with Executor(batched, **options) as executor:
+    with Executor(path, **options) as executor:
         descriptors, memory = held()
         with Killer(children, 0.4) as killer:
             stress.run(executor)

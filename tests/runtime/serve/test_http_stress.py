@@ -28,9 +28,9 @@ class Client:
     """Requests of one connection, made anew where it was left."""
 
     def __init__(
-        self, server: Server, samples: list[Array], wanted: list[Array], seed: int
+        self, server: Server, name: str, samples: list[Array], wanted: list[Array], seed: int
     ) -> None:
-        self._place = server.url.removeprefix("http://")
+        self._place, self._path = server.url.removeprefix("http://"), f"/v2/models/{name}/infer"
         self._samples, self._wanted = samples, wanted
         self._luck = random.Random(seed)
         self._connection = http.client.HTTPConnection(self._place, timeout=120)
@@ -61,7 +61,7 @@ class Client:
         text = json.dumps({"inputs": [told], "parameters": parameters}).encode()
         headers = {"Inference-Header-Content-Length": str(len(text))}
         body = text + (body[:-4] if kind == "short" else body)
-        self._connection.request("POST", "/v2/models/batched/infer", body, headers)
+        self._connection.request("POST", self._path, body, headers)
         if kind == "leave":
             self._leave()
             return "left"
@@ -78,18 +78,32 @@ class Client:
         return str(answer.status)
 
 
+MODES = {
+    "threads": ("batched", ("--streams", "2")),
+    "processes": ("batched", ("--streams", "2", "--isolation", "processes")),
+    "pipeline": ("batched", ("--pipeline", "2")),
+    "open": ("opened", ("--streams", "2")),
+}
+
+
+def _alone(path: Path, samples: list[Array]) -> list[Array]:
+    model = load(path)
+    if not model.manifest.symbols:
+        samples = [
+            np.concatenate([x, np.zeros((8 - len(x), models.WIDTH), np.float32)]) for x in samples
+        ]
+    return [model(x)[0] for x in samples]
+
+
 @pytest.mark.parametrize("requests", [40, pytest.param(625, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("isolation", ["threads", "processes"])
-def test_everybody_is_answered(batched: Path, requests: int, isolation: str) -> None:
-    model = load(batched)
+@pytest.mark.parametrize("mode", MODES)
+def test_everybody_is_answered(mode: str, requests: int, request: pytest.FixtureRequest) -> None:
+    path, words = request.getfixturevalue(MODES[mode][0]), MODES[mode][1]
     samples = [models.sample(i, 1 + i % 8) for i in range(24)]
-    padded = [
-        np.concatenate([x, np.zeros((8 - len(x), models.WIDTH), np.float32)]) for x in samples
-    ]
-    wanted = [model(whole)[0][: len(x)] for x, whole in zip(samples, padded, strict=True)]
-    words = ("--streams", "2", "--threads", "1", "--max-batch", "8", "--max-queue-size", "12")
-    with serving(batched, *words, "--isolation", isolation) as server:
-        clients = [Client(server, samples, wanted, seed) for seed in range(CLIENTS)]
+    wanted = [y[: len(x)] for x, y in zip(samples, _alone(path, samples), strict=True)]
+    more = ("--threads", "1", "--max-batch", "8", "--max-queue-size", "12")
+    with serving(path, *words, *more) as server:
+        clients = [Client(server, path.stem, samples, wanted, seed) for seed in range(CLIENTS)]
         workers = [threading.Thread(target=c.run, args=(requests,)) for c in clients]
         for worker in workers:
             worker.start()
