@@ -289,6 +289,9 @@ def _executor_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests under way without --rate (default: what all streams run)",
     )
+    group.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="write a page with plots of the latencies"
+    )
     flags.add(group, Executing, ("threads", "variant"), hint="")
 
 

@@ -11,14 +11,25 @@ import numpy as np
 from qcompiler.cli import flags, show
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.inputs import inputs_of
+from qcompiler.cli.load_page import page
 from qcompiler.errors import Error
+from qcompiler.files import write_text
 from qcompiler.runtime.executor.options import Executing
 
 if TYPE_CHECKING:
     from qcompiler.runtime.executor import Executor
     from qcompiler.runtime.executor.load import Load
 
-_WANTED = ("hint", "streams", "requests", "rate", "concurrency", "max_batch")
+_WANTED = (
+    "hint",
+    "streams",
+    "pipeline",
+    "requests",
+    "rate",
+    "concurrency",
+    "max_batch",
+    "report",
+)
 """Any of these flags means that an executor is benchmarked, not single runs."""
 
 
@@ -44,6 +55,9 @@ def bench(a: Namespace) -> int:
         _load(executor, a, given, concurrency, warm=True)
         load = _load(executor, a, given, concurrency)
         answer = _answer(a, executor, load, points, concurrency)
+        if a.report:
+            times = [s * 1e3 for s in load.latencies]
+            write_text(a.report, page(executor.manifest.name, answer, times))
     if a.json:
         show.say_json(answer)
         return 0
@@ -89,6 +103,7 @@ def _answer(
         "variant": executor.variant.isa,
         "streams": choice.streams,
         "threads": choice.threads,
+        **({"stages": choice.stages} if choice.bounds else {}),
         "chosen": choice.why,
         **arrivals,
         "requests": len(times),

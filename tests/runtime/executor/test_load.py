@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,16 @@ def test_bench_refuses_what_does_not_go_together(
 ) -> None:
     assert main(["bench", str(doubling), "--hint", "latency", "--per-step"]) == 1
     assert "single runs" in capsys.readouterr().err
+
+
+def test_bench_writes_a_page_with_plots(doubling: Path, tmp_path: Path) -> None:
+    file = tmp_path / "load.html"
+    words = ["--requests", "50", "--streams", "1", "--threads", "1", "--report", str(file)]
+    assert main(["bench", str(doubling), *words]) == 0
+    text = file.read_text()
+    assert text.count("<rect") > 0
+    assert "doubling: requests under load" in text
+    assert all(word in text for word in ("p50", "p90", "p99", "requests_per_second"))
+    assert "http" not in text  # nothing is loaded from elsewhere
+    xml.etree.ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    assert main(["bench", str(doubling), "--requests", "1", *words[2:]]) == 0
