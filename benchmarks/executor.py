@@ -2,13 +2,16 @@
 
     python -m benchmarks.executor resnet50 mobilenetv2 bert_base --precision int8
     python -m benchmarks.executor mobilenetv2 --rates --seconds 60
+    python -m benchmarks.executor resnet50 mobilenetv2 bert_base --folder kept --prepare
 
 Closed loop: every engine is kept busy for a turn, then the next one, again and again, so a slow
 minute slows all of them; the medians of the turns count. Engines: the executor as its throughput
 hint chooses and with one stream of one thread; OpenVINO with its THROUGHPUT hint, and with a stream
 a core; onnxruntime with one request at a time on all cores, and with one thread a request and as
-many requests as cores. With --rates also the largest rate of random arrivals (a Poisson process) at
-which the 99th percentile stays within twice the latency of a request alone, found by halving.
+many requests as cores; with --http, `qcompiler serve` too, under clients on this machine. With
+--rates also the largest rate of random arrivals (a Poisson process) at which the 99th percentile
+stays within twice the latency of a request alone, found by halving, of every maker's fastest.
+--folder keeps what is compiled for the next time, and --prepare measures nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +35,7 @@ import onnx
 import qcompiler
 from benchmarks.engines import ENGINES, Job, Settings
 from benchmarks.networks import NETWORKS
+from benchmarks.served import Clients, client, server
 from benchmarks.subjects import Feed, Subject, prepare
 from qcompiler.hardware import cpu
 
@@ -40,6 +45,8 @@ Submit = Callable[[Callable[[], None]], object]
 WITHIN = 2.0
 """Times the latency of a request alone, for the 99th percentile."""
 HALVINGS = 6
+ARRIVALS = 150
+"""So many at the least, however few seconds there are."""
 
 
 @dataclass
@@ -50,6 +57,7 @@ class Contender:
     submit: Submit
     concurrency: int
     """Requests that keep it busy."""
+    maker: str = "qcompiler"
     rates: list[float] = field(default_factory=list)
     """Requests a second, of every turn."""
     latency: float = 0.0
@@ -84,7 +92,7 @@ def busy(each: Contender, seconds: float) -> float:
 def arrivals(each: Contender, rate: float, seconds: float, seed: int) -> list[float]:
     """Random arrivals -> latencies, from when each should have come."""
     random, found, lock = np.random.default_rng(seed), [], threading.Lock()
-    count, left = max(20, int(rate * seconds)), threading.Semaphore(0)
+    count, left = max(ARRIVALS, int(rate * seconds)), threading.Semaphore(0)
 
     def done(due: float) -> None:
         with lock:
@@ -127,21 +135,49 @@ def largest_rate(each: Contender, seconds: float) -> float:
 def contenders(subject: Subject, precision: str, folder: Path) -> Iterator[Contender]:
     """All engines, loaded and warm."""
     feed, cores = subject.samples()[0], cpu.cores()
-    settings = Settings(cores)
-    paths = {}
-    for maker in ("qcompiler", "openvino", "onnxruntime"):
-        place = folder / maker
-        place.mkdir(parents=True, exist_ok=True)
-        paths[maker] = ENGINES[f"{maker} {precision}"].build(Job(subject, place, settings))
-    yield _executor(paths["qcompiler"], feed, hint="throughput")
-    yield _executor(paths["qcompiler"], feed, streams=1, threads=1)
+    paths = {maker: built(maker, precision, subject, folder) for maker in MAKERS}
+    yield executor_of(paths["qcompiler"], feed, hint="throughput")
+    yield executor_of(paths["qcompiler"], feed, streams=1, threads=1)
     yield _openvino(paths["openvino"], feed, {"PERFORMANCE_HINT": "THROUGHPUT"})
     yield _openvino(paths["openvino"], feed, {"NUM_STREAMS": cores})
     yield _onnxruntime(paths["onnxruntime"], feed, requests=1, threads=cores)
     yield _onnxruntime(paths["onnxruntime"], feed, requests=cores, threads=1)
 
 
-def _executor(path: Path, feed: Feed, **options: object) -> Contender:
+MAKERS = ("qcompiler", "openvino", "onnxruntime")
+
+
+def built(maker: str, precision: str, subject: Subject, folder: Path) -> Path:
+    """A maker's own form of a subject: what was made before, if it is there."""
+    place = folder / maker
+    note = place / f"{precision}.txt"
+    if not note.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        job = Job(subject, place, Settings(cpu.cores()))
+        made = ENGINES[f"{maker} {precision}"].build(job)
+        note.write_text(str(made.relative_to(place)))
+    return place / note.read_text()
+
+
+def subject_of(name: str, folder: Path, sizes: Mapping[str, int]) -> Subject:
+    """A network, or a file, prepared in a folder: what was prepared before, if it is there."""
+    if (folder / "samples.npz").exists():
+        return Subject(folder)
+    model = NETWORKS[name]() if name in NETWORKS else onnx.load(name)
+    return prepare(model, folder, batch=1, sizes=sizes, given={})
+
+
+@contextmanager
+def over_http(path: Path, feed: Feed) -> Iterator[Contender]:
+    """The executor behind its server, for twice as many clients as streams."""
+    with server(path, "--hint", "throughput") as place:
+        name, make = client(place, feed)
+        count = 2 * cpu.cores()
+        yield Contender(f"executor by HTTP, {name} x {count}", Clients(make, count).submit, count)
+
+
+def executor_of(path: Path, feed: Feed, **options: object) -> Contender:
+    """An executor with these keywords."""
     executor = qcompiler.Executor(path, **options)  # type: ignore[arg-type]
 
     def submit(done: Callable[[], None]) -> None:
@@ -149,6 +185,8 @@ def _executor(path: Path, feed: Feed, **options: object) -> Contender:
 
     choice = executor.choice
     name = f"executor, {choice.streams} x {choice.threads}"
+    if choice.bounds:
+        name = f"executor, {choice.stages} stages x {choice.threads}"
     return Contender(name, submit, choice.streams)
 
 
@@ -166,7 +204,7 @@ def _openvino(path: Path, feed: Feed, options: Mapping[str, object]) -> Contende
     def submit(done: Callable[[], None]) -> None:
         queue.start_async(feed, userdata=done, share_inputs=True)
 
-    return Contender(f"OpenVINO {told}, {streams} streams", submit, jobs)
+    return Contender(f"OpenVINO {told}, {streams} streams", submit, jobs, "openvino")
 
 
 def _onnxruntime(path: Path, feed: Feed, *, requests: int, threads: int) -> Contender:
@@ -183,17 +221,18 @@ def _onnxruntime(path: Path, feed: Feed, *, requests: int, threads: int) -> Cont
         done()
 
     name = f"onnxruntime, {requests} x {threads}"
-    return Contender(name, lambda done: pool.submit(run, done), requests)
+    return Contender(name, lambda done: pool.submit(run, done), requests, "onnxruntime")
 
 
-def measure(found: Sequence[Contender], seconds: float, turns: int, *, rates: bool) -> None:
-    """All of them in turns."""
+def measure(found: Sequence[Contender], seconds: float, turns: int, *, rates: bool = False) -> None:
+    """All of them in turns; then, with `rates`, the fastest of every maker with random arrivals."""
     for each in found:
         busy(each, 0.5)
     for _ in range(turns):
         for each in found:
             each.rates.append(busy(each, seconds / turns))
-    for each in found if rates else ():
+    fastest = {each.maker: each for each in sorted(found, key=lambda each: each.rate)}
+    for each in fastest.values() if rates else ():
         each.latency = alone(each, seconds / 10)
         each.open_rate = largest_rate(each, seconds / HALVINGS)
 
@@ -206,7 +245,9 @@ def table(results: Mapping[str, Sequence[Contender]], *, rates: bool) -> str:
     for name, found in results.items():
         for each in found:
             cells = [name, each.name, f"{each.rate:.1f}", f"{found[0].rate / each.rate:.2f}x"]
-            cells += [f"{each.latency * 1e3:.2f}", f"{each.open_rate:.1f}"] if rates else []
+            if rates:
+                told = (f"{each.latency * 1e3:.2f}", f"{each.open_rate:.1f}")
+                cells += told if each.latency else ("", "")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -219,17 +260,28 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=20, help="for each engine")
     p.add_argument("--turns", type=int, default=10)
     p.add_argument("--rates", action="store_true", help="also find the largest rate of arrivals")
+    p.add_argument("--http", action="store_true", help="also `qcompiler serve` and its clients")
     p.add_argument("--size", nargs="*", default=[], metavar="SYMBOL=N")
+    p.add_argument("--folder", type=Path, help="keeps what is compiled")
+    p.add_argument("--prepare", action="store_true", help="compile only, into --folder")
     a = p.parse_args()
     sizes = {k: int(v) for k, _, v in (s.partition("=") for s in a.size)}
     results: dict[str, list[Contender]] = {}
     with tempfile.TemporaryDirectory(prefix="executor-") as work:
         for name in a.models:
-            model = NETWORKS[name]() if name in NETWORKS else onnx.load(name)
-            folder = Path(work) / Path(name).stem
-            subject = prepare(model, folder, batch=1, sizes=sizes, given={})
-            results[subject.name] = list(contenders(subject, a.precision, folder))
-            measure(results[subject.name], a.seconds, a.turns, rates=a.rates)
+            folder = (a.folder or Path(work)) / Path(name).stem
+            subject = subject_of(name, folder, sizes)
+            own = built("qcompiler", a.precision, subject, folder)
+            if a.prepare:
+                for maker in MAKERS:
+                    built(maker, a.precision, subject, folder)
+                continue
+            with ExitStack() as stack:
+                found = results[subject.name] = list(contenders(subject, a.precision, folder))
+                if a.http:
+                    feed = subject.samples()[0]
+                    found.insert(1, stack.enter_context(over_http(own, feed)))
+                measure(found, a.seconds, a.turns, rates=a.rates)
     sys.stdout.write(table(results, rates=a.rates))
 
 
