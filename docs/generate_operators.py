@@ -119,9 +119,11 @@ def page() -> str:
 
 
 _READ = """\
-`If` is read too: a constant condition selects its branch, any other computes both and selects.
-`Constant` becomes a constant. `Loop`, `Scan` and `SequenceMap` are unrolled if constants and shapes
-determine the number of iterations, or the declared length of an output does. The lengths of
+`If` is read too: a constant condition selects its branch; of any other both branches are compiled,
+and a run skips the steps of the one that it does not take. `Constant` becomes a constant. `Loop`,
+`Scan` and `SequenceMap` are unrolled: up to the number of iterations that constants and shapes
+determine, that the declared length of an output tells, or that is the most there can be; runs that
+end earlier skip the steps of the rest. The lengths of
 sequences, and whether an optional holds a value, must be known when compiling (`input_shapes={"s":
 [(3,), (5,)]}` gives the shapes of a sequence's elements).
 
@@ -129,11 +131,12 @@ Operands that say how to compute (axes, shapes, starts, pads, sizes, scales, k) 
 model where the declared shape of an output determines the sizes; a run whose values do not give
 that shape fails with an Error. Operators whose data decide how many results there are (NonZero,
 Compress, Unique, NonMaxSuppression) select as many as the model declares, or, if it declares no
-number, as many as there are: outputs are then cut to that size, and operators that treat elements
-along that axis separately (elementwise ones, Gather by such indices, Cast, Squeeze, Transpose, ...)
-may follow. Random numbers (RandomNormal, Bernoulli, Dropout in training mode, ...) are drawn once,
-when the model is read. Strings are handled in Python, before the machine code, which code for C
-does not have."""
+number, as many as there are: what follows is compiled for the largest size that there may be, and
+reads and returns what is there (elementwise operators, Reshape, Expand, Slice, Concat, Gather,
+Scatter, TopK, reductions, Softmax, products, NonMaxSuppression, RoiAlign, convolutions over such a
+batch, Shape and arithmetic on it, ...); what knows no such sizes refuses them by name. Random
+numbers (RandomNormal, Bernoulli, Dropout in training mode, ...) are drawn once, when the model is
+read. Strings are handled in Python, before the machine code, which code for C does not have."""
 
 
 def _read_away(standard: set[str]) -> list[str]:

@@ -201,7 +201,7 @@ def _value(terms: Terms, values: Mapping[str, int]) -> int:
 
 def _factor(factor: str, values: Mapping[str, int]) -> int:
     if factor[0] == "(":
-        above, below = _parts(factor)
+        above, below = parts(factor)
         return Size.of(above).at(values) // Size.of(below).at(values)
     if factor not in values:
         raise Error(f"the size {factor!r} is not known")
@@ -225,14 +225,14 @@ def _factor_bounds(factor: str, ranges: Mapping[str, tuple[int, int]]) -> tuple[
         if factor not in ranges:
             raise Error(f"the size {factor!r} is not known")
         return ranges[factor]
-    above, below = (Size.of(part).bounds(ranges) for part in _parts(factor))
+    above, below = (Size.of(part).bounds(ranges) for part in parts(factor))
     if below[0] <= 0:
         raise Error(f"{factor} may divide by 0")
     corners = [x // y for x in above for y in below]
     return min(corners), max(corners)
 
 
-def _parts(factor: str) -> tuple[str, str]:
+def parts(factor: str) -> tuple[str, str]:
     """ "((a)//(b))" -> its dividend and divisor."""
     depth = 0
     for i, letter in enumerate(factor):

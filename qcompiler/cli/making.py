@@ -288,6 +288,7 @@ def _plan_json(plan: Plan, skips: list[tuple[str, str, str]]) -> dict[str, objec
         {
             "name": s.name,
             "kernel": s.kernel.name,
+            "generic": s.kernel.generic,
             "threads": s.kernel.tasks,
             "reads": [str(p) for p in s.operands],
             "writes": str(s.output),

@@ -55,7 +55,7 @@ def emit_kernel(kernel: Kernel, isa: Isa) -> bytes:
     made = phases(kernel, min(kernel.tasks, MOST_UNITS))
     owner = SHARED if kernel.tasks > 1 else 0
     whole = [Section(0, [Call(0, made, owner)])]
-    body = _Body([places], pointers, 0)
+    body = _Body([places], pointers, 0, [[]])
     return _library(_layers(whole, body, made, 1, 1, isa, _team_entries()), isa)
 
 
@@ -80,7 +80,8 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
         if step.kernel.name not in known:
             known[step.kernel.name] = phases(step.kernel, units)
     made = [p for parts in known.values() for p in parts]
-    body = _Body([_places(s) for s in plan.steps], len(plan.graph.inputs), len(plan.graph.results))
+    sides = len(plan.graph.inputs), len(plan.graph.results)
+    body = _Body([_places(s) for s in plan.steps], *sides, [s.guards for s in plan.steps])
     whole = {**_team_entries(), "qcompiler_signature": _signature(plan)} if team else {}
     found = plan_sections(plan, known)
     isa, steps = plan.device.isa, len(plan.steps)
@@ -182,12 +183,18 @@ def _dispatch(pieces: Sequence[Sequence[Section]]) -> tirx.PrimFunc:
 
 
 class _Body:
-    """The calls of kernels, with addresses read from the table. `places`: of every step; `inputs`,
-    `outputs`: how many the table begins with.
+    """The calls of kernels, with addresses read from the table. `places` and `guards`: of every
+    step; `inputs`, `outputs`: how many the table begins with.
     """
 
-    def __init__(self, places: Sequence[Sequence[Place]], inputs: int, outputs: int) -> None:
-        self.places, self.inputs = places, inputs
+    def __init__(
+        self,
+        places: Sequence[Sequence[Place]],
+        inputs: int,
+        outputs: int,
+        guards: Sequence[Sequence[tuple[Place, bool]]],
+    ) -> None:
+        self.places, self.inputs, self.guards = places, inputs, guards
         self.table = Table(inputs + outputs)
 
     def piece(self, piece: Sequence[Section]) -> tirx.PrimFunc:
@@ -209,6 +216,9 @@ class _Body:
             pointers = [found.address(p) for p in self.places[call.step]]
             within = params[2] - _int(section.begin)
             what = _parts(call.parts, pointers, within, params[3], call.owner)
+            for place, value in self.guards[call.step]:
+                held = tirx.EQ(found.flag(place), tirx.IntImm("uint8", int(value)))
+                what = tirx.IfThenElse(held, what, None)
             made.append(tirx.IfThenElse(wanted, what, None))
         return _sequence(made)
 
@@ -270,6 +280,10 @@ class _Addresses:
 
     def address(self, place: Place) -> Value:
         """The address of a place."""
+        return tirx.address_of(self.flag(place))
+
+    def flag(self, place: Place) -> Value:
+        """The first byte at a place."""
         body = self.body
         if place.space in ("input", "output"):
             index = place.offset + (body.inputs if place.space == "output" else 0)
@@ -284,7 +298,7 @@ class _Addresses:
             buffer = tirx.decl_buffer((1 << 40,), "uint8", f"bytes{index}", layout=None)
             self.statements.append(tirx.DeclBuffer(buffer, data=pointer))
             self.buffers[index] = buffer
-        return tirx.address_of(tirx.BufferLoad(self.buffers[index], [offset]))
+        return tirx.BufferLoad(self.buffers[index], [offset])
 
 
 def _params() -> list[Value]:

@@ -89,6 +89,8 @@ class Kernel:
     values that are not finite, though it should not.
     """
     grid: Grid | None = None
+    generic: bool = False
+    """Whether its loops are those of any operator, one element after the other."""
 
     def __post_init__(self) -> None:
         """Mark the pointers as not aliasing, unless the output may reuse an input's memory.
@@ -98,6 +100,11 @@ class Kernel:
         (emit/machine.py).
         """
         object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
+
+    @property
+    def label(self) -> str:
+        """Its name, as people read it."""
+        return f"{self.name} (generic)" if self.generic else self.name
 
 
 _BEYOND = "Literal value"

@@ -1,191 +1,285 @@
-"""Values whose size data decide: a tensor of the largest size there may be, and beside it how many
-of its elements along an axis are there, a number of each run.
+"""Values whose sizes data decide: a tensor of the largest size there may be, and beside it its
+*twin*, a node of the same meaning whose type says the true sizes as expressions of symbols, each of
+which a number of the run stands for.
 
-Elements behind that number are of no meaning. Operators that keep elements apart along such an axis
-carry it on; all others refuse. An output of the model is cut to its size when a run has ended.
+Elements behind the true size are of no meaning: operators that mix elements along such an axis read
+them masked (carried.py). Sizes of results, and arithmetic on shapes, follow from the type rules of
+the twins. An output of the model is cut to its size when a run has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from functools import reduce
+from typing import Any
 
-from qcompiler.ir import EXTENT, Node
-from qcompiler.onnx_io.call import Call
+import numpy as np
+
+from qcompiler.artifact.sizes import Size, parts, settled
+from qcompiler.ir import EXTENT, Dim, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.onnx_io.call import Call, finish
+from qcompiler.onnx_io.checks import Checks
 from qcompiler.onnx_io.sequences import Items
 from qcompiler.onnx_io.settle import Settling, plain
-from qcompiler.ops import OPERATORS, known_value
+from qcompiler.ops import make
+from qcompiler.ops.known_sizes import known_sizes
 
-Counts = Mapping[int, Node]
-"""Axis -> the number of elements along it, an int64 vector of one."""
-
-Rule = Callable[[Call, Node, "Bounds"], dict[int, Node] | None]
-"""(call, what it made, the counts of values) -> the counts of what it made; None: not carried."""
-
-_RULES: dict[str, Rule] = {}
+_HINT = "declare the shapes of what is selected by data, if their sizes are known"
 
 
 @dataclass
 class Bounds:
-    """The values of a model whose size data decide."""
+    """The values of a model whose sizes data decide."""
 
-    known: dict[Node, dict[int, Node]] = field(default_factory=dict)
+    checks: Checks
+    twins: dict[Node, Node] = field(default_factory=dict)
+    """What is read -> the same of open sizes, or of values that depend on these."""
+    counts: dict[str, tuple[Node, int]] = field(default_factory=dict)
+    """Symbol -> the number that a run has for it, an int64 vector of one, and the most it may be.
+    A symbol stands for one more than that: symbols are positive, and the number may be 0.
+    """
+    symbols: dict[object, str] = field(default_factory=dict)
+    """Whatever tells a number from others -> its symbol."""
+    numbers: dict[Dim, Node] = field(default_factory=dict)
+    above: dict[Dim, frozenset[Dim]] = field(default_factory=dict)
+    """Sizes that are the smallest of others -> these."""
+    masks: dict[object, Node] = field(default_factory=dict)
 
-    def of(self, node: Node | None) -> Counts:
-        """A value's counts."""
-        return self.known.get(node, {}) if node is not None else {}
+    # What is known of values.
 
-    def put(self, node: Node, counts: dict[int, Node]) -> None:
-        """Say how many elements a value has."""
-        if counts:
-            self.known[node] = counts
+    def twin(self, node: Node) -> Node:
+        """The node of true sizes; itself if data do not decide them."""
+        if node.op == "item" and node.operands[0] in self.twins:
+            return make("item", self.twins[node.operands[0]], index=node.int("index"))
+        return self.twins.get(node, node)
+
+    def reads(self, call: Call) -> bool:
+        """Do data decide the sizes, or the values by sizes, of an operand?"""
+        return any(i is not None and self.twin(i) is not i for i in call.inputs)
+
+    def counted(self, node: Node | None) -> dict[int, Dim]:
+        """The axes along which data decide a value's size, and that size."""
+        twin = node if node is None else self.twin(node)
+        if twin is None or twin is node or len(twin.types) > 1:
+            return {}
+        return {a: d for a, d in enumerate(twin.shape) if isinstance(d, str)}
+
+    def most(self, size: Dim) -> int:
+        """The largest that a size may be."""
+        ranges = {s: (1, most + 1) for s, (_, most) in self.counts.items()}
+        return int(size) if isinstance(size, int) else Size.of(size).bounds(ranges)[1]
+
+    def least(self, size: Dim) -> int:
+        """The smallest that a size may be."""
+        ranges = {s: (1, most + 1) for s, (_, most) in self.counts.items()}
+        return int(size) if isinstance(size, int) else Size.of(size).bounds(ranges)[0]
+
+    def known(self, size: Dim) -> bool:
+        """Is it made of what a run has numbers for?"""
+        return isinstance(size, int) or Size.of(size).symbols <= self.counts.keys()
+
+    # New sizes.
+
+    def size(self, key: object, count: Node, most: int) -> Dim:
+        """A number of a run, an int64 vector of one -> the size that stands for it."""
+        if key not in self.symbols:
+            symbol = f"?n{len(self.symbols)}"
+            self.symbols[key] = symbol
+            self.counts[symbol] = count, most
+            self.numbers[Size.of(symbol) - 1] = count
+        return Size.of(self.symbols[key]) - 1
+
+    def put(self, node: Node, counts: Mapping[int, Node]) -> None:
+        """Say how many elements a value has along some axes."""
+        dims: list[Dim] = list(node.type.dims)
+        for axis, count in counts.items():
+            dims[axis] = self.size(count, count, node.type.dims[axis])
+        self.put_sizes(node, dims)
+
+    def put_sizes(self, node: Node, dims: Sequence[Dim]) -> Node:
+        """Say which sizes a value has; the value."""
+        if tuple(dims) != node.shape:
+            self.twins[node] = placeholder(node.name, Type(node.dtype, tuple(dims)))
+        return node
+
+    def number(self, size: Dim) -> Node:
+        """A size -> what a run has for it, an int64 vector of one."""
+        if size not in self.numbers:
+            self.numbers[size] = self._computed(size)
+        return self.numbers[size]
+
+    def _computed(self, size: Dim) -> Node:
+        s = plain(Call("extent", (), {}, 1, 1, f"size {size}"))
+        if isinstance(size, int):
+            return s.ints([size])
+        parts = []
+        for monomial, c in Size.of(size).terms.items():
+            factors = [self._factor(s, f) for f, power in monomial for _ in range(power)]
+            factors += [s.ints([c])] if c != 1 or not factors else []
+            parts.append(reduce(lambda a, b: s.node("Mul", a, b), factors))
+        return reduce(lambda a, b: s.node("Add", a, b), parts)
+
+    def _factor(self, s: Settling, factor: str) -> Node:
+        if factor in self.counts:
+            return s.node("Add", self.counts[factor][0], 1)
+        above, below = parts(factor)
+        return s.node("Div", self.number(settled(above)), self.number(settled(below)))
+
+    def smaller(self, sizes: Sequence[Dim]) -> Dim:
+        """The smallest of sizes; a new one where that is not known."""
+        left = list(dict.fromkeys(sizes))
+        left = [a for a in left if not any(a in self.above.get(b, ()) for b in left)]
+        for size in [*left]:
+            others = [o for o in left if o != size]
+            if any(self.most(o) <= self.least(size) for o in others):
+                left.remove(size)
+        if len(left) == 1:
+            return left[0]
+        key = ("smallest", frozenset(left))
+        if key in self.symbols:
+            return Size.of(self.symbols[key]) - 1
+        s = plain(Call("smallest", (), {}, 1, 1, f"smallest of {left}"))
+        count = reduce(lambda a, b: s.node("Min", a, b), map(self.number, left))
+        made = self.size(key, count, min(map(self.most, left)))
+        self.above[made] = frozenset(left)
+        return made
+
+    # Calls.
+
+    def carried(self, call: Call) -> Node:
+        """A call that keeps elements apart along open axes: its operands that say sizes become the
+        largest there may be. Raises Unsupported where the sizes of what it makes are not known.
+        """
+        twin = self.typed(call, [i and self.twin(i) for i in call.inputs])
+        open_ = any(isinstance(d, str) for t in twin.types for d in t.shape)
+        inputs = list(call.inputs)
+        for at in _SIZES.get(call.op, ()) if open_ else ():
+            given = call.input(at)
+            values = None if given is None else known_sizes(self.twin(given))
+            if given is not None and values is not None:
+                most = np.array([self.most(v) for v in values.ravel()], np.int64)
+                inputs[at] = constant(most.reshape(values.shape).astype(given.dtype))
+        made = self.typed(call, inputs)
+        return self.twinned(call, made, twin)
+
+    def typed(self, call: Call, inputs: Sequence[Node | None]) -> Node:
+        """The node of a call at the newest opset on other operands."""
+        made = finish(call.but(inputs=inputs))
+        assert isinstance(made, Node)
+        return made
+
+    def twinned(self, call: Call, made: Node, twin: Node) -> Node:
+        """A node and its twin, whose sizes must be those that the node has room for."""
+        for own, true in zip(made.types, twin.types, strict=True):
+            sizes = zip(own.shape, true.shape, strict=True)
+            if not all(self.known(d) and self.most(d) == room for room, d in sizes):
+                raise self.refusal(call)
+        if not all(t.static for t in twin.types):
+            self.twins[made] = twin
+        elif len(twin.types) == 1:
+            values = twin if known_sizes(twin) is not None else self._values(call, twin)
+            if values is not None:
+                self.twins[made] = values
+        return made
+
+    def _values(self, call: Call, twin: Node) -> Node | None:
+        """The smallest of some sizes, where it is not known which of them that is -> a twin of new
+        sizes.
+        """
+        if call.op not in ("Min", "ReduceMin"):
+            return None
+        read = [known_sizes(i) for i in twin.operands[: None if call.op == "Min" else 1]]
+        found = [r for r in read if r is not None]
+        if len(found) < len(read) or (call.op == "ReduceMin" and twin.type.size != 1):
+            return None
+        rows = np.broadcast_arrays(*found) if call.op == "Min" else list(found[0].ravel())
+        columns = zip(*(np.ravel(r) for r in rows), strict=True)
+        sizes = [self.smaller(list(c)) for c in columns]
+        if not all(self.known(d) and self.least(d) >= 0 for d in sizes):
+            return None
+        shape = make("Shape", placeholder("", Type("bool", tuple(sizes))))
+        wide = make("Reshape", shape, constant(np.array(twin.type.dims, np.int64)))
+        return make("Cast", wide, to=twin.dtype)
 
     def shape_of(self, call: Call) -> Node:
-        """The Shape of such a value: what a run sees."""
-        s = plain(call)
-        whole = self._sizes(s, call.need(0))
-        end = call.get("end")
-        last = whole.type.size if end is None else int(end)  # type: ignore[arg-type]
-        return s.node("Slice", whole, [call.number("start")], [last])
+        """The Shape or the Size of such a value: what a run sees."""
+        s, x = plain(call), self.twin(call.need(0))
+        made = self.typed(call, [x])
+        sizes = known_sizes(made)
+        if sizes is None:
+            raise self.refusal(call)
+        parts = [self.number(d) for d in sizes.ravel()]
+        whole = s.node("Concat", *parts, axis=0) if parts else s.ints([])
+        real = s.node("Reshape", whole, s.ints(list(made.type.dims)))
+        self.twins[real] = made
+        return real
+
+    # Masks.
+
+    def there(self, s: Settling, size: Dim, room: int) -> Node:
+        """Which of the elements along an axis are there: bool[room]."""
+        key = (size, room)
+        if key not in self.masks:
+            self.masks[key] = s.node("Less", list(range(room)), self.number(size))
+        return self.masks[key]
+
+    def masked(self, s: Settling, x: Node, axes: Sequence[int], fill: Any) -> Node:
+        """A value with a number where nothing is along open axes."""
+        made = x
+        for axis, size in self.counted(x).items():
+            if axis not in axes:
+                continue
+            room = x.type.dims[axis]
+            column = [room if a == axis else 1 for a in range(x.type.rank)]
+            own = s.node("Reshape", self.there(s, size, room), column)
+            value = constant(np.asarray(fill).astype(numpy_dtype(x.dtype)))
+            made = s.node("Where", own, made, value)
+        if made is not x:
+            self.twins[made] = self.twin(x)
+        return made
+
+    # The outputs of the model, and what is refused.
 
     def extents(self, outputs: Sequence[tuple[str, Node]]) -> list[tuple[str, Node]]:
         """Outputs of the model -> the outputs that say how large such ones are."""
         found = []
         for name, node in outputs:
-            if node in self.known:
+            if self.counted(node):
                 s = plain(Call("extent", (node,), {}, 1, 1, f"{name}.extent"))
-                found.append((EXTENT + name, self._sizes(s, node)))
+                parts = [self.number(d) for d in self.twin(node).shape]
+                found.append((EXTENT + name, s.node("Concat", *parts, axis=0)))
         return found
 
-    def _sizes(self, s: Settling, node: Node) -> Node:
-        """The sizes of a value, as a run sees them: an int64 vector."""
-        counts = self.of(node)
-        parts = [counts.get(a) or s.ints([d]) for a, d in enumerate(node.type.dims)]
-        return s.node("Concat", *parts, axis=0)
+    def same(self, call: Call, a: Dim, b: Dim) -> None:
+        """Make runs fail in which two sizes differ."""
+        if a != b:
+            s = plain(call)
+            equal = s.node("Equal", self.number(a), self.number(b))
+            self.checks.require(equal, f"{call.name} ({call.op}): sizes differ that must be equal")
+
+    def refusal(self, call: Call) -> Exception:
+        """The exception for a call that is given what data decide the size of."""
+        what = "an operand whose size is decided by data, when the model runs"
+        return call.unsupported(what, _HINT)
+
+    def demand_none(self, call: Call) -> None:
+        """Raise Unsupported if data decide the size of an operand of a call."""
+        if any(self.counted(i) for i in call.inputs):
+            raise self.refusal(call)
 
     def demand_none_in(self, call: Call, values: Sequence[object]) -> None:
         """Raise Unsupported if data decide the size of a value, or of an element of one."""
         items = [n for v in values for n in (v.nodes if isinstance(v, Items) else (v,))]
         self.demand_none(call.but(inputs=[n for n in items if isinstance(n, Node)]))
 
-    def demand_none(self, call: Call) -> None:
-        """Raise Unsupported if data decide the size of an operand of a call."""
-        if any(i in self.known for i in call.inputs):
-            raise call.unsupported(
-                "an operand whose size is decided by data, when the model runs",
-                "declare the shapes of what is selected by data, if their sizes are known",
-            )
 
-    def carry(self, call: Call, made: Node | tuple[Node | None, ...]) -> None:
-        """Say how many elements the results of a call have. Raises Unsupported if that is not known
-        of an operator.
-        """
-        if not any(i in self.known for i in call.inputs):
-            return
-        rule = _RULES.get(call.op)
-        if rule is None and call.op in OPERATORS and OPERATORS[call.op].formula is not None:
-            rule = _elementwise
-        nodes = [made] if isinstance(made, Node) else [n for n in made if n is not None]
-        for node in nodes:
-            if node in self.known:
-                continue
-            counts = None if rule is None or len(node.types) > 1 else rule(call, node, self)
-            if counts is None:
-                self.demand_none(call)
-            else:
-                self.put(node, counts)
-
-
-def _carries(*ops: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(ops, rule))
-        return rule
-
-    return register
-
-
-@_carries("Identity", "Dropout", "Cast", "CastLike")
-def _elementwise(call: Call, made: Node, bounds: Bounds) -> dict[int, Node] | None:
-    """Operands of one size along an axis have one count."""
-    found: dict[int, Node] = {}
-    rank = made.type.rank
-    for axis, size in enumerate(made.type.dims):
-        counts = []
-        for i in call.inputs:
-            at = axis - rank + (i.type.rank if i is not None else 0)
-            if i is None or at < 0:
-                continue
-            count = bounds.of(i).get(at)
-            if i.type.dims[at] == size and (size > 1 or count is not None):
-                counts.append(count)
-            elif count is not None:
-                return None  # of one element, or none
-        if any(c is not counts[0] for c in counts):
-            return None
-        if counts and counts[0] is not None:
-            found[axis] = counts[0]
-    return found
-
-
-@_carries("Gather")
-def _gather(call: Call, made: Node, bounds: Bounds) -> dict[int, Node] | None:
-    x, places = call.need(0), call.need(1)
-    axis = call.number("axis") % x.type.rank
-    if axis in bounds.of(x):
-        return None  # an index might be behind the last element, or count from there
-    found = {axis + a: c for a, c in bounds.of(places).items()}
-    more = places.type.rank - 1
-    found.update({a if a < axis else a + more: c for a, c in bounds.of(x).items()})
-    return found
-
-
-@_carries("Transpose")
-def _transpose(call: Call, made: Node, bounds: Bounds) -> dict[int, Node]:
-    order = made.ints("perm") if made.attrs.get("perm") else range(made.type.rank)[::-1]
-    counts = bounds.of(call.need(0))
-    return {new: counts[old] for new, old in enumerate(order) if old in counts}
-
-
-@_carries("Squeeze", "Unsqueeze", "Reshape", "Flatten")
-def _reshaped(call: Call, made: Node, bounds: Bounds) -> dict[int, Node] | None:
-    """Along an axis that is in both shapes, with as many elements before it."""
-    x, new = call.need(0).type.dims, made.type.dims
-    found = {}
-    for axis, count in bounds.of(call.need(0)).items():
-        before = prod(x[:axis])
-        fits = [a for a, d in enumerate(new) if d == x[axis] and prod(new[:a]) == before]
-        if not fits or 0 in x or (x[axis] == 1 and len(fits) > 1):
-            return None
-        found[fits[-1] if x[axis] > 1 else fits[0]] = count
-    return found
-
-
-@_carries("Slice")
-def _slice(call: Call, made: Node, bounds: Bounds) -> dict[int, Node] | None:
-    """Along other axes."""
-    axes = known_value(call.input(3))
-    if axes is None:
-        return None
-    cut = {int(a) % made.type.rank for a in axes.ravel()}
-    counts = bounds.of(call.need(0))
-    return None if cut & set(counts) else dict(counts)
-
-
-@_carries("Concat")
-def _concat(call: Call, made: Node, bounds: Bounds) -> dict[int, Node] | None:
-    """Along other axes, of equal counts."""
-    axis = call.number("axis") % made.type.rank
-    found = [dict(bounds.of(i)) for i in call.inputs]
-    same = all(f.keys() == found[0].keys() for f in found)
-    same = same and all(f[a] is found[0][a] for f in found for a in f)
-    return found[0] if same and axis not in found[0] else None
-
-
-@_carries("Softmax", "LogSoftmax", "ArgMax", "ArgMin")
-def _along(call: Call, made: Node, bounds: Bounds) -> dict[int, Node] | None:
-    """Along other axes, which are kept."""
-    counts, axis = bounds.of(call.need(0)), call.number("axis")
-    if axis % call.need(0).type.rank in counts or made.type.rank != call.need(0).type.rank:
-        return None
-    return dict(counts)
+_SIZES: Mapping[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Range": (1,),
+    "Reshape": (1,),
+    "Tile": (1,),
+    "TopK": (1,),
+}
+"""Operands that say sizes."""

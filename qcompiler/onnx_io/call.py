@@ -7,6 +7,7 @@ implicit. Omitted attributes already have the defaults of the call's own opset.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from qcompiler.ir import Attr, Node, constant, numpy_dtype
 from qcompiler.onnx_io.schema import known_attributes
 from qcompiler.onnx_io.tensors import Unsupported
 from qcompiler.ops import OPERATORS, make
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -168,3 +171,25 @@ def finish(result: Result) -> Node | tuple[Node | None, ...]:
     if "outputs" in OPERATORS[result.op].defaults:  # as many as its readers use
         attrs["outputs"] = max(result.read, 1)
     return make(result.op, *inputs, name=result.name, **attrs)
+
+
+_FAILURES = (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+"""Exceptions of Python and numpy when a type rule meets invalid numbers."""
+
+
+class Malformed:
+    """Converts a type rule's exception over invalid numbers into an Error that names the node."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, _FAILURES):
+            log.debug("a type rule failed", exc_info=error)
+            raise Error(
+                f"its inputs and attributes do not fit ({error or type(error).__name__})",
+                where=self.where,
+            ) from error

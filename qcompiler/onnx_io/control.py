@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 from onnx import GraphProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Node, constant
+from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call
+from qcompiler.onnx_io.carried import chosen, unlike
 from qcompiler.onnx_io.loops import batched_scan, loop, scan
 from qcompiler.onnx_io.sequences import Absent, Held, Items, merged
-from qcompiler.onnx_io.settle import Require, Settling, Shape
+from qcompiler.onnx_io.settle import Settling
 from qcompiler.onnx_io.tensors import Unsupported
 from qcompiler.ops import known_value, make
+from qcompiler.ops.known_sizes import known_sizes
 
 Branch = Callable[[GraphProto, str, Sequence[Held]], Sequence[object]]
 """(graph, name, its inputs) -> its outputs; any but Node, Items and Absent is missing."""
@@ -23,24 +27,24 @@ OPERATORS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 def controlled(
-    call: Call,
+    s: Settling,
     inputs: Sequence[Held],
     graphs: Mapping[str, GraphProto],
     branch: Branch,
-    shapes: Sequence[Shape | None],
-    require: Require,
+    bounds: Bounds,
     batched: bool = False,
 ) -> Sequence[object]:
-    """A call of one of OPERATORS, its graphs, its outputs' declared shapes -> its outputs.
-    `batched`: a Scan is one of opset 8.
-    """
-    s = Settling(call, tuple(shapes), require)
+    """A call of one of OPERATORS, its graphs -> its outputs. `batched`: a Scan of opset 8."""
+    call = s.call
     if call.op == "If":
-        return _choice(s, inputs[0], graphs, branch)
+        return _choice(s, inputs[0], graphs, branch, bounds)
     where = f"{call.name} ({call.op})"
 
-    def body(iteration: int, given: Sequence[Held]) -> Sequence[Held]:
-        made = branch(graphs["body"], f"{call.name}/{iteration}", given)
+    def body(iteration: int, given: Sequence[Held], going: Node | None = None) -> Sequence[Held]:
+        """`going`: runs in which it is false do not come to this iteration."""
+        wanted = nullcontext() if going is None else bounds.checks.only_if(going, True)
+        with wanted:
+            made = branch(graphs["body"], f"{call.name}/{iteration}", given)
         held = [v for v in made if isinstance(v, (Node, Items, Absent))]
         if len(held) < len(made):
             raise Unsupported("a body with unsupported operators", where=where)
@@ -49,19 +53,25 @@ def controlled(
     if call.op == "SequenceMap":
         return _mapped(call, inputs, body)
     if call.op == "Loop":
-        return loop(s, inputs, body, where)
+        turns = known_sizes(bounds.twin(inputs[0])) if isinstance(inputs[0], Node) else None
+        most = 0 if turns is None else bounds.most(turns.ravel()[0])
+        return loop(s, inputs, body, where, most)
     if batched:
         return batched_scan(call.attrs, inputs, body, where)
     return scan(call.attrs, inputs, body, where)
 
 
 def _choice(
-    s: Settling, condition: Held, graphs: Mapping[str, GraphProto], branch: Branch
+    s: Settling,
+    condition: Held,
+    graphs: Mapping[str, GraphProto],
+    branch: Branch,
+    bounds: Bounds,
 ) -> Sequence[object]:
     """An If with a constant condition -> the outputs of the branch taken.
 
     With a condition known at run time only, both branches are computed (they have no side effects)
-    and one result is selected.
+    and one result is selected; where their sizes differ, data decide the size of the result.
     """
     name = s.call.name
     assert isinstance(condition, Node)
@@ -76,7 +86,10 @@ def _choice(
     picked: list[object] = []
     for yes, no in zip(*sides, strict=True):
         held = (Node, Items, Absent)
-        if isinstance(yes, held) and isinstance(no, held):
+        if isinstance(yes, Node) and isinstance(no, Node) and unlike(bounds, yes, no):
+            picked.append(chosen(s, bounds, scalar, yes, no))
+        elif isinstance(yes, held) and isinstance(no, held):
+            bounds.demand_none_in(s.call, (yes, no))
             picked.append(merged(s, scalar, yes, no))
         else:
             picked.append(yes if not isinstance(yes, held) else no)

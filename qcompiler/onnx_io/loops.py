@@ -22,8 +22,8 @@ from qcompiler.ops import known_value, make
 MAX_ITERATIONS = 4096
 _OPEN = "export the model with a fixed number of iterations"
 
-Body = Callable[[int, Sequence[Held]], Sequence[Held]]
-"""(iteration, inputs of the body) -> its outputs."""
+Body = Callable[..., Sequence[Held]]
+"""(iteration, inputs of the body, [a condition under which a run comes to it]) -> its outputs."""
 
 
 def known_count(inputs: Sequence[Held], name: str) -> int | None:
@@ -38,12 +38,13 @@ def known_count(inputs: Sequence[Held], name: str) -> int | None:
     return MAX_ITERATIONS + 1 if limit is None else int(limit.reshape(()))
 
 
-def loop(s: Settling, inputs: Sequence[Held], body: Body, name: str) -> list[Held]:
+def loop(s: Settling, inputs: Sequence[Held], body: Body, name: str, most: int = 0) -> list[Held]:
     """Loop(trip count, condition, carried values...) -> the final carried values, then the scan
-    outputs, stacked along a new first axis."""
+    outputs, stacked along a new first axis. `most`: no run has more iterations (0: not known).
+    """
     count = known_count(inputs, name)
     if count is None:
-        return repeated(s, inputs, body, 0)
+        return repeated(s, inputs, body, most)
     first = inputs[1] if len(inputs) > 1 else None
     going: Held = first if isinstance(first, Node) else constant(np.array(True))
     state = [_given(i, name) for i in inputs[2:]]
@@ -71,12 +72,14 @@ def repeated(s: Settling, inputs: Sequence[Held], body: Body, most: int) -> list
 
     A stacked output's declared length is that number: as many bodies, and a check that the
     conditions say the same. Without one, a known maximum of iterations: those that come after a
-    condition has become false leave the carried values as they are.
+    condition has become false leave the carried values as they are (runs skip their steps, as
+    nothing else reads them), and how many there were goes with stacked outputs.
     """
     name = f"{s.call.name} (Loop)"
     state = [_given(i, name) for i in inputs[2:]]
     lengths = [h[0] for h in s.shapes[len(state) :] if h]
-    if not lengths and not (0 < most <= MAX_ITERATIONS and s.call.outputs <= len(state)):
+    stacks = s.call.outputs > len(state)
+    if not lengths and (not 0 < most <= MAX_ITERATIONS or (stacks and s.bound is None)):
         raise Unsupported("a number of iterations known at run time only", hint=_OPEN, where=name)
     count = lengths[0] if lengths else most
     if count > MAX_ITERATIONS:
@@ -84,13 +87,16 @@ def repeated(s: Settling, inputs: Sequence[Held], body: Body, most: int) -> list
     limit, first = (*inputs[:2], None, None)[:2]
     going = s.flag(first) if isinstance(first, Node) else constant(np.ones(1, np.bool_))
     stacked: list[list[Node]] = []
+    goings: list[Node] = []
     for iteration in range(count):
         if isinstance(limit, Node):
             going = s.node("And", going, s.node("Less", s.ints([iteration]), s.flat(limit)))
+        goings.append(going)
         if lengths:
             s.check(going, f"it ends before iteration {count}, as an output's shape says")
         start = constant(np.array(iteration, np.int64))
-        made = body(iteration, [start, constant(np.array(True)), *state])
+        wanted = None if lengths else going
+        made = body(iteration, [start, constant(np.array(True)), *state], wanted)
         new, rest = list(made[1 : 1 + len(state)]), made[1 + len(state) :]
         state = new if lengths else [_kept(s, going, a, b) for a, b in zip(new, state, strict=True)]
         going = s.node("And", going, s.flag(_tensor(made[0], name)))
@@ -102,7 +108,13 @@ def repeated(s: Settling, inputs: Sequence[Held], body: Body, most: int) -> list
             going = s.node("And", going, s.node("Less", s.ints([count]), s.flat(limit)))
         s.check(s.node("Not", going), f"it goes on after {count} iterations")
     stacked = stacked if count else _nothing(s, inputs, body)
-    return [*state, *(_joined(rows, 0) for rows in stacked)]
+    joined = [_joined(rows, 0) for rows in stacked]
+    if joined and not lengths and s.bound is not None:
+        flags = s.node("Cast", s.node("Concat", *goings, axis=0), to="int64")
+        turns = s.node("ReduceSum", flags, [0], keepdims=1)
+        for whole in joined:
+            s.bound(whole, {0: turns})
+    return [*state, *joined]
 
 
 def _kept(s: Settling, going: Node, new: Held, old: Held) -> Held:

@@ -26,6 +26,7 @@ from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
 from qcompiler.onnx_io import (  # noqa: F401
+    carried_by_index,
     contrib,
     control,
     indexed,
@@ -39,7 +40,9 @@ from qcompiler.onnx_io import (  # noqa: F401
     windows,
 )
 from qcompiler.onnx_io.bounded import Bounds
-from qcompiler.onnx_io.call import Call, adapted, finish, newest
+from qcompiler.onnx_io.call import Call, Malformed, adapted, finish, newest
+from qcompiler.onnx_io.carried import applied
+from qcompiler.onnx_io.checks import Checks
 from qcompiler.onnx_io.control import controlled
 from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
@@ -78,9 +81,6 @@ LISTED = 20
 
 _PREVIEWS = ("", "ai.onnx.preview", optimizers.DOMAIN)
 """Domains whose operators ONNX defines."""
-
-_MALFORMED = (AssertionError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-"""Exceptions of Python and numpy when a type rule meets invalid numbers."""
 
 
 def read(
@@ -146,8 +146,9 @@ class _Reader:
         self.unsupported: dict[tuple[str, str], list[str]] = {}
         self.names: dict[str, int] = {}  # the last suffix given to each name
         self.count = 0
-        self.checks: dict[str, Node] = {}
-        self.bounds = Bounds()
+        self.checks = Checks()
+        self.require = self.checks.require
+        self.bounds = Bounds(self.checks)
         listed = sum(1 for _ in all_nodes(model.graph.node))
         self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
@@ -191,7 +192,7 @@ class _Reader:
             "opset": ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in sorted(self.opsets.items())),
         }
         pairs += self.bounds.extents(pairs)
-        pairs += [(CHECK + what, node) for what, node in self.checks.items()]
+        pairs += [(CHECK + what, node) for what, node in self.checks.made.items()]
         names, nodes = (tuple(side) for side in zip(*pairs, strict=True))
         notes |= {f"sequence {n}": str(len(v.nodes)) for n, v in lists if isinstance(v, Items)}
         return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
@@ -295,7 +296,7 @@ class _Reader:
             given = {a.name: value_of(a, self.external, where) for a in attributes}
             tensors = tuple(i if isinstance(i, Node) else None for i in inputs)
             call = Call(proto.op_type, tensors, given, len(proto.output), 0, name)
-            with _Malformed(where):
+            with Malformed(where):
                 return contrib.translate(call)
         return self.operator(proto, inputs, attributes, name, scope)
 
@@ -324,38 +325,50 @@ class _Reader:
         call = Call(proto.op_type, tensors, attrs, len(proto.output), read, name)
         if proto.op_type in control.OPERATORS:
             graphs = {a.name: a.g for a in attributes if a.type == AttributeProto.GRAPH}
-            with _Malformed(where):
+            with Malformed(where):
                 self.bounds.demand_none(call)
-                fixed = proto.op_type == "If" and known_value(call.need(0)) is not None
                 branch: control.Branch = partial(self.branch, scope=scope)
-                branch = branch if fixed else partial(self.of_known_sizes, call, branch)
-                return controlled(call, inputs, graphs, branch, shapes, self.require, opset < 9)  # type: ignore[return-value]
+                if proto.op_type != "If":
+                    branch = partial(self.of_known_sizes, call, branch)
+                elif known_value(call.need(0)) is None:
+                    branch = partial(self.side, call.need(0), graphs["then_branch"], branch)
+                s = Settling(call, shapes, self.require, self.bounds.put)
+                return controlled(s, inputs, graphs, branch, self.bounds, opset < 9)  # type: ignore[return-value]
         if sequences.takes(proto.op_type, inputs):
-            with _Malformed(where):
-                if proto.op_type not in sequences.WHOLE:
-                    self.bounds.demand_none_in(call, inputs)
+            with Malformed(where):
                 s = Settling(call, (), self.require, self.bounds.put)
-                return (sequences.applied(call, inputs, s),)
+                made = sequences.applied(call, inputs, s)
+                if not sequences.are_among(made, inputs):
+                    self.bounds.demand_none_in(call, inputs)
+                return (made,)
         if any(isinstance(i, (Items, Absent)) for i in inputs):
             raise Unsupported("a sequence where a tensor is needed", where=where)
         check_inputs(spec, tensors, where)
-        with _Malformed(where):
-            before = len(self.bounds.known)
+        with Malformed(where):
+            if self.bounds.reads(call) and body_of(call, opset, attributes, domain) is None:
+                return finish(applied(call, opset, self.bounds, shapes))
             result = settled(call, shapes, self.require, self.bounds.put)
-            if len(self.bounds.known) > before:
-                self.bounds.demand_none(call)
-            if call.op == "Shape" and call.need(0) in self.bounds.known:
-                return self.bounds.shape_of(call)
             body = None
             if isinstance(result, Call):
                 body = body_of(result, opset, attributes, domain)
                 result = newest(result, opset) if body is None else result
             if body is None:
-                made = finish(result)
-                self.bounds.carry(call, made)
-                return made
+                return finish(result)
             assert isinstance(result, Call)
         return self.call_function(body, result.inputs, attributes, name, scope, shapes)
+
+    def side(
+        self,
+        condition: Node,
+        yes: GraphProto,
+        branch: control.Branch,
+        graph: GraphProto,
+        name: str,
+        given: Sequence[Held],
+    ) -> Sequence[object]:
+        """The outputs of a branch, whose checks matter only to runs that take it."""
+        with self.checks.only_if(condition, graph is yes):
+            return branch(graph, name, given)
 
     def of_known_sizes(
         self,
@@ -369,16 +382,6 @@ class _Reader:
         made = branch(graph, name, given)
         self.bounds.demand_none_in(call, made)
         return made
-
-    def require(self, holds: Node, what: str) -> None:
-        """Make a run fail, with what is wrong, unless all of a value is true."""
-        known = known_value(holds)
-        if known is None:
-            while what in self.checks:
-                what += "."
-            self.checks[what] = holds
-        elif not known.all():
-            raise Error(what)
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Raise Unsupported if an operator has no definition here."""
@@ -479,21 +482,3 @@ class _Reader:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-class _Malformed:
-    """Converts a type rule's exception over invalid numbers into an Error that names the node."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, _MALFORMED):
-            log.debug("a type rule failed", exc_info=error)
-            raise Error(
-                f"its inputs and attributes do not fit ({error or type(error).__name__})",
-                where=self.where,
-            ) from error

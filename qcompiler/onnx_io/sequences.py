@@ -44,12 +44,6 @@ OPERATORS = frozenset(
     | {"SplitToSequence"}
 )
 
-WHOLE = frozenset(
-    {"Identity", "Optional", "OptionalGetElement", "OptionalHasElement", "SequenceConstruct"}
-    | {"SequenceLength"}
-)
-"""Operators that leave all elements as they are."""
-
 Rule = Callable[[Call, Sequence[Held], Settling], Held]
 _RULES: dict[str, Rule] = {}
 
@@ -70,6 +64,15 @@ def applied(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
 def takes(op: str, inputs: Sequence[object]) -> bool:
     """Is this a call of an operator of this file?"""
     return op in OPERATORS or (op == "Identity" and not isinstance(inputs[0], Node))
+
+
+def are_among(value: Held, inputs: Sequence[Held]) -> bool:
+    """Is a value made of nothing but what is in the inputs, or of no tensor?"""
+    own, given = (
+        {n for v in values for n in (v.nodes if isinstance(v, Items) else (v,)) if n is not None}
+        for values in ((value,), inputs)
+    )
+    return all(not isinstance(n, Node) or n.is_constant or n in given for n in own)
 
 
 @_rule("Identity")

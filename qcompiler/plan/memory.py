@@ -10,6 +10,7 @@ from heapq import heappop, heappush
 from qcompiler.ir.graph import Graph, Node
 from qcompiler.kernels.registry import Region
 from qcompiler.plan.branches import Branch
+from qcompiler.plan.guards import Guard
 from qcompiler.plan.places import Place, room
 from qcompiler.plan.regions import base
 
@@ -62,8 +63,13 @@ class Memory:
     """
 
     def __init__(
-        self, graph: Graph, order: Sequence[Region], branches: Sequence[Branch | None] = ()
+        self,
+        graph: Graph,
+        order: Sequence[Region],
+        branches: Sequence[Branch | None] = (),
+        conditions: Sequence[Sequence[Guard]] = (),
     ) -> None:
+        """`conditions`: what each step reads besides, if anything."""
         self.branches = branches or [None] * len(order)
         self.inputs = {
             n: Place("input", i, n.type.bytes, n.type) for i, n in enumerate(graph.inputs)
@@ -75,7 +81,8 @@ class Memory:
         self.last: dict[Node, int] = {}
         makers = {region.output: i for i, region in enumerate(order)}
         for i, region in enumerate(order):
-            for source in map(base, region.inputs):
+            beside = [n for n, _ in conditions[i]] if conditions else []
+            for source in (*map(base, region.inputs), *beside):
                 last = max(self.last.get(source, 0), self._until(i, makers.get(source, -1)))
                 self.last[source] = last
         kept = (*graph.checks.values(), *graph.extents.values())

@@ -23,6 +23,7 @@ from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
 from qcompiler.plan.batches import apart, in_parts
 from qcompiler.plan.branches import Branch, side_by_side
 from qcompiler.plan.choose import Chooser, name_of
+from qcompiler.plan.guards import guards
 from qcompiler.plan.memory import Memory
 from qcompiler.plan.places import Place
 from qcompiler.plan.regions import base, regions, with_copies
@@ -62,6 +63,8 @@ class Step:
     slot: Slot = AFTER_ALL
     branch: Branch | None = None
     """Where it stands, if it runs side by side with others."""
+    guards: tuple[tuple[Place, bool], ...] = ()
+    """Booleans in memory, and what they must be: other runs skip it (guards.py)."""
 
     @property
     def bytes(self) -> int:
@@ -125,9 +128,9 @@ class Plan:
             rows.append(
                 (
                     s.name,
-                    s.kernel.name,
+                    s.kernel.label,
                     str(s.kernel.tasks),
-                    str(s.slot),
+                    str(s.slot) + (" if" if s.guards else ""),
                     reads,
                     str(s.output),
                     scratch,
@@ -194,9 +197,14 @@ def laid_out(
     """
     weights = weights or Weights()
     branches = branches or [None] * len(made)
-    memory = Memory(graph, [r for r, _ in made], branches)
+    conditions = guards(graph, [r for r, _ in made]) if parts == 1 else [[] for _ in made]
+    conditions = [[] if b else c for b, c in zip(branches, conditions, strict=True)]
+    memory = Memory(graph, [r for r, _ in made], branches, conditions)
     steps = [_step(i, region, how, weights, memory) for i, (region, how) in enumerate(made)]
-    steps = [replace(s, branch=b) for s, b in zip(steps, branches, strict=True)]
+    steps = [
+        replace(s, branch=b, guards=tuple((memory.read(n), wanted) for n, wanted in c))
+        for s, b, c in zip(steps, branches, conditions, strict=True)
+    ]
     placed = memory.placed()
     final = [
         replace(
@@ -204,6 +212,7 @@ def laid_out(
             operands=tuple(placed.get(o, o) for o in s.operands),
             output=placed.get(s.output, s.output),
             scratch=None if s.scratch is None else placed[s.scratch],
+            guards=tuple((placed.get(p, p), wanted) for p, wanted in s.guards),
         )
         for s in steps
     ]
@@ -246,7 +255,8 @@ def _step(index: int, region: Region, how: Decision, weights: Weights, memory: M
 
 def _work(index: int, step: Step) -> Work:
     cost = 1000 + step.kernel.macs + step.bytes
-    work = Work(step.operands, step.writes, step.kernel.tasks > 1, cost)
+    reads = (*step.operands, *(p for p, _ in step.guards))
+    work = Work(reads, step.writes, step.kernel.tasks > 1, cost)
     if step.branch is None:
         return work
     begins = step.branch.first == index

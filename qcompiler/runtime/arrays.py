@@ -6,8 +6,9 @@ input is copied to a fixed buffer, and a small output is cut from a block of kno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ CUT_BYTES, BLOCK_BYTES = 2 << 10, 32 << 10
 """Outputs up to the first size are cut from blocks of the second; a block lives as long as any
 output in it.
 """
+_NOTHING: Mapping[int, Memory] = MappingProxyType({})
 
 
 class Context:
@@ -55,17 +57,23 @@ class Context:
         ]
         self._block, self._at = aligned(np.dtype(np.uint8), (0,)), 0
 
-    def take(self, arrays: Sequence[Array]) -> list[Memory]:
-        """Enter inputs into the table -> arrays that must live until the run has ended."""
+    def take(
+        self, arrays: Sequence[Array | None], own: Mapping[int, Memory] = _NOTHING
+    ) -> list[Memory]:
+        """Enter inputs into the table -> arrays that must live until the run has ended. `own`:
+        where those inputs are that have no array here.
+        """
         kept = []
         for i, array in enumerate(arrays):
             staged = self._staged[i]
-            if staged is not None:
+            if array is None:
+                self.frame.table[i] = own[i].address
+            elif staged is not None:
                 np.copyto(staged.array, array)
-                continue
-            memory = aligned_copy(array)
-            self.frame.table[i] = memory.address
-            kept.append(memory)
+            else:
+                memory = aligned_copy(array)
+                self.frame.table[i] = memory.address
+                kept.append(memory)
         return kept
 
     def cut(self, outputs: list[Array]) -> list[Array]:
@@ -91,12 +99,16 @@ class Context:
                 hint = "compile the model for the shapes that these values give"
                 raise Error(check.what, hint=hint)
 
-    def make(self) -> list[Array]:
-        """Enter new arrays for the outputs into the table -> the arrays."""
+    def make(self, own: Mapping[int, Memory] = _NOTHING) -> list[Array]:
+        """Enter new arrays for the outputs into the table, `own` for some -> the arrays."""
         made: list[Array] = []
         place, table = len(self._staged), self.frame.table
         for dtype, shape, size, room in self._made:
-            if size > CUT_BYTES:
+            if place - len(self._staged) in own:
+                memory = own[place - len(self._staged)]
+                made.append(memory.array)
+                table[place] = memory.address
+            elif size > CUT_BYTES:
                 memory = aligned(dtype, shape)
                 made.append(memory.array)
                 table[place] = memory.address

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from qcompiler.runtime.library import (
 )
 from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, sizes_of
 from qcompiler.runtime.text import NOTE, Program
+
+if TYPE_CHECKING:
+    from qcompiler.runtime.state import Bound
 
 
 def load(artifact: str | Path | Artifact, *, threads: int = 0, variant: str = "") -> Model:
@@ -240,6 +243,28 @@ class Model(Interface):
         context = self._new_context(held)
         team = crew or Team(min(threads, MOST_UNITS), held.code, spin_us)
         return Caller(partial(self._outputs, held), held.code, context, self._steps, team)
+
+    def bind(self, input: str, output: str) -> Bound:
+        """Runs in which an input reads what an output of the run before was, as caches of decoders
+        do, in memory that stays: `model.bind("past", "present").run({"ids": ids})`. `bind` of the
+        result binds further pairs. Raises Error if their types differ.
+        """
+        from qcompiler.runtime.state import Bound  # which imports this file
+
+        if self._text or self._lists:
+            raise Error("a model of strings or sequences has no memory", where=self.manifest.name)
+        demand_closed(self.manifest, "memory between runs")
+        held, threads, steps = self._open(), self.threads, self._steps
+
+        def new() -> Context:
+            made = self._new_context(held)
+            made.demand_whole()
+            return made
+
+        def launch(context: Context) -> None:
+            context.frame.run(held.code, threads, 0, steps)
+
+        return Bound(launch, new, self, {input: output})
 
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
         context = self._context(held)

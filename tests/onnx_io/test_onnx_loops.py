@@ -77,6 +77,33 @@ def test_a_loop_that_only_running_the_model_ends_is_refused() -> None:
         read(model)
 
 
+UNTIL = """
+    <ir_version: 8, opset_import: ["": 17]>
+    until (float[3] x, float limit) => (float[3] last, float[n, 3] all)
+    <int64 count = {5}, bool yes = {1}>
+    {
+        last, all = Loop <body = iteration (int64 i, bool going, float[3] now)
+            => (bool on, float[3] next, float[3] seen) {
+                next = Add(now, x)
+                total = ReduceSum <keepdims = 0> (next)
+                on = Less(total, limit)
+                seen = Neg(next)
+            }> (count, yes, x)
+    }
+"""
+
+
+def test_a_loop_stacks_as_many_rows_as_it_has_iterations() -> None:
+    model = parser.parse_model(UNTIL)
+    graph = read(model)
+    for limit in (-1.0, 7.0, 10.0, 100.0):
+        given = {"x": np.array([0.5, 1, 1], np.float32), "limit": np.array(limit, np.float32)}
+        found = evaluate(graph, given)
+        for name, want in onnxruntime_outputs(model, given).items():
+            assert found[name].shape == want.shape
+            np.testing.assert_allclose(found[name], want, rtol=1e-6)
+
+
 def test_a_loop_without_end_is_refused() -> None:
     endless = POWERS.replace("Less(i, three)", "Identity(going)").replace("{4}", "{99999}")
     with pytest.raises(Error, match="make more than 20448 nodes"):

@@ -159,10 +159,11 @@ class Draft:
         pack: Mapping[int, Callable[[Array], Array]] | None = None,
         in_place: tuple[int, ...] = (),
         macs: int = 0,
+        generic: bool = False,
     ) -> Kernel:
         """The finished kernel."""
-        func = self.b.function()
-        return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place)
+        func, pack = self.b.function(), pack or {}
+        return Kernel(self.name, func, pack, scratch_bytes, tasks, macs, in_place, generic=generic)
 
 
 def name_of(kind: str, region: Region) -> str:

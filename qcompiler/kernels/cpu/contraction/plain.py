@@ -147,7 +147,7 @@ def _plain(region: Region, device: Cpu, macs: int, count: int, block: Block) -> 
                     store(fused.m, target, (row + i) * width + column, made, count)
 
             emit.along(width, device.isa.lanes(tir.bits(root.dtype) // 8), block.vectors, vector)
-    return Kernel(b.name, b.function(), tasks=count, macs=macs)
+    return Kernel(b.name, b.function(), tasks=count, macs=macs, generic=True)
 
 
 def _fused(b: Builder, device: Cpu, region: Region, pointers: Mapping[Node, Pointer]) -> Fused:

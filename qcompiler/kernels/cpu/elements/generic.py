@@ -186,7 +186,7 @@ class Elements:
             self.b.serial(iterations, "element", first) as i,
         ):
             self.put(i, meaning(self, indices(self.b, i, dims)))
-        return self.d.kernel(tasks=count)
+        return self.d.kernel(tasks=count, generic=True)
 
     def put(self, flat: Value, value: Vec) -> None:
         """Store the root's value number `flat`, through the epilogue, to the output."""

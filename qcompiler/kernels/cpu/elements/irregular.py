@@ -52,6 +52,7 @@ class _Suppression:
         self.total = d.b.registers("int32", 1, 1, "total")
         self.best = d.b.registers("int32", 1, 1, "best")
         self.going = d.b.registers("int32", 1, 1, "going")
+        self.end = d.b.registers("int32", 1, 1, "end")  # no box from here on may be kept
 
     def kernel(self) -> Kernel:
         """All images and classes in order, then the number of boxes kept."""
@@ -69,9 +70,12 @@ class _Suppression:
         b = self.b
         row = b.let((image * self.classes + group) * self.count)
         least = self.d.read(self.least, 0)
+        self.end.fill(0)
         with b.serial(self.count, "box") as n:
             above = self.d.read(self.scores, row + n) > least
             self.left.store(n, tir.cast(self._true(above), "uint8"))
+            with b.when(self._true(above)):
+                self.end[0] = n + 1
         self.going.fill(1)
         wide = self.d.pointers[self.each].load(0)
         wide = tirx.Max(tirx.Min(wide, tir.const(self.count, "int64")), tir.const(0, "int64"))
@@ -83,7 +87,7 @@ class _Suppression:
         """Keep the best box that is left, if there is one."""
         b = self.b
         self.best.fill(-1)
-        with b.serial(self.count, "box") as n, self._left(n):
+        with b.serial(b.let(self.end[0], "end"), "box") as n, self._left(n):
             at = tirx.Max(self.best[0], tir.const(0))
             better = self.d.read(self.scores, row + n) > self.d.read(self.scores, row + at)
             none = tirx.LT(self.best[0], tir.const(0))
@@ -108,7 +112,7 @@ class _Suppression:
         own = self._corners(image, self.best[0])
         self.left.store(self.best[0], tir.const(0, "uint8"))
         most = self.d.read(self.overlap, 0)
-        with b.serial(self.count, "box") as n, self._left(n):
+        with b.serial(b.let(self.end[0], "end"), "box") as n, self._left(n):
             other = self._corners(image, n)
             sides = [m.min(own[2 + i], other[2 + i]) - m.max(own[i], other[i]) for i in (0, 1)]
             areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (own, other)]

@@ -141,7 +141,7 @@ class _Places:
             self.b.serial(iterations, "element", first) as i,
         ):
             self._one(i, indices(self.b, i, dims))
-        return self.d.kernel(tasks=count)
+        return self.d.kernel(tasks=count, generic=True)
 
     def _one(self, element: Value, place: Place) -> None:
         b, m, dtype = self.b, self.m, self.x.dtype

@@ -1,0 +1,444 @@
+"""Calls on operands whose sizes data decide (bounded.py) -> calls on operands of the largest sizes,
+and how large their results truly are.
+
+Operators that keep elements apart along such an axis are as they are. Those that mix elements read
+a number that changes nothing where no element is; those that select or join elements move what is
+there to the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qcompiler.artifact import sizes as expressions
+from qcompiler.artifact.sizes import Size
+from qcompiler.ir import Dim, Node, Type, constant, numpy_dtype
+from qcompiler.onnx_io.bounded import Bounds
+from qcompiler.onnx_io.call import Call, Result, axis_of, newest
+from qcompiler.onnx_io.settle import Settling, Shape, plain, settled
+from qcompiler.ops import OPERATORS, known_value
+from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.shapes import together, total
+
+Rule = Callable[[Call, Bounds], Result]
+_RULES: dict[str, Rule] = {}
+_END = (1 << 31) - 1
+"""At least so large is the end of a slice that has none."""
+
+
+def carries(*ops: str) -> Callable[[Rule], Rule]:
+    """Register what becomes of the calls of operators."""
+
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(ops, rule))
+        return rule
+
+    return register
+
+
+def applied(call: Call, opset: int, bounds: Bounds, shapes: tuple[Shape | None, ...]) -> Result:
+    """A call some of whose operands have sizes, or values made of sizes, that data decide, and the
+    declared shapes of its outputs -> the finished outputs, or a call like any other. Raises
+    Unsupported where nothing is known of an operator.
+    """
+    result = newest(call, opset)
+    if not isinstance(result, Call):
+        bounds.demand_none(call)
+        return result
+    rule = _RULES.get(result.op)
+    if rule is None and result.op in OPERATORS and OPERATORS[result.op].formula is not None:
+        rule = _elementwise
+    if rule is None:
+        bounds.demand_none(result)
+    else:
+        result = rule(result, bounds)
+    if isinstance(result, Call):
+        return settled(result, shapes, bounds.checks.require, bounds.put)
+    return result
+
+
+# Each element by itself.
+
+
+@carries("Identity", "Dropout", "Transpose", "Unsqueeze", "Squeeze", "ConstantOfShape", "Range")
+def _apart(call: Call, bounds: Bounds) -> Node:
+    if call.op != "Squeeze" or call.input(1) is not None:
+        return bounds.carried(call)
+    sizes = bounds.twin(call.need(0)).shape
+    axes = constant(np.array([a for a, d in enumerate(sizes) if d == 1], np.int64))
+    return bounds.carried(call.but(inputs=(call.need(0), axes)))
+
+
+@carries("Shape", "Size")
+def _shape(call: Call, bounds: Bounds) -> Node:
+    return bounds.shape_of(call)
+
+
+def _elementwise(call: Call, bounds: Bounds) -> Node:
+    """Operands of one size along an axis; where that is not known, runs are checked."""
+    rank = max((i.type.rank for i in call.inputs if i is not None), default=0)
+    dims: list[Dim] = []
+    clear = True
+    for axis in range(-rank, 0):
+        given = [i for i in call.inputs if i is not None and i.type.rank >= -axis]
+        pairs = [(bounds.twin(i).shape[axis], i.shape[axis]) for i in given]
+        wide = list(dict.fromkeys(p for p in pairs if p[0] != 1))
+        for size, room in wide[1:]:
+            if room != wide[0][1]:
+                raise bounds.refusal(call)
+            bounds.same(call, wide[0][0], size)
+            clear = False
+        dims.append(wide[0][0] if wide else 1)
+    if clear:
+        return bounds.carried(call)
+    made = bounds.typed(call, call.inputs)
+    return bounds.put_sizes(made, dims)
+
+
+@carries("Expand")
+def _expand(call: Call, bounds: Bounds) -> Node:
+    sizes = known_sizes(bounds.twin(call.need(1)))
+    if sizes is None:
+        raise bounds.refusal(call)
+    own, wanted = bounds.twin(call.need(0)).shape, tuple(sizes.ravel())
+    rank = max(len(own), len(wanted))
+    wide = ((1,) * (rank - len(d)) + d for d in (own, wanted))
+    for a, b in zip(*wide, strict=True):
+        if 1 not in (a, b):
+            bounds.same(call, a, b)
+    return bounds.carried(call)
+
+
+# Axes that become others.
+
+
+@carries("Reshape", "Flatten")
+def _reshape(call: Call, bounds: Bounds) -> Node:
+    x = call.need(0)
+    twin = bounds.typed(call, [i and bounds.twin(i) for i in call.inputs])
+    new, old = twin.shape, bounds.twin(x).shape
+    if not all(map(bounds.known, new)) or not _in_front(old, new, bounds):
+        raise bounds.refusal(call)
+    target = constant(np.array([bounds.most(d) for d in new], np.int64))
+    plain_call = call.but(op="Reshape", inputs=(x, target), drop=("axis",), allowzero=1)
+    return bounds.twinned(call, bounds.typed(plain_call, plain_call.inputs), twin)
+
+
+def _in_front(old: Sequence[Dim], new: Sequence[Dim], bounds: Bounds) -> bool:
+    """Do elements that are there stay in front of those that are not, along every open axis? Only
+    the first axis of a group of axes that becomes another group may be open.
+    """
+    sides = [[d for d in dims if d != 1] for dims in (old, new)]
+    while sides[0] and sides[1]:
+        groups: list[list[Dim]] = [[s.pop(0)] for s in sides]
+        while (sizes := [total(g) for g in groups])[0] != sizes[1]:
+            room = [bounds.most(size) for size in sizes]
+            short = 0 if room[0] < room[1] else 1
+            if room[0] == room[1] or not sides[short]:
+                return False
+            groups[short].append(sides[short].pop(0))
+        if any(isinstance(d, str) for g in groups for d in g[1:]):
+            return False
+    return not sides[0] and not sides[1]
+
+
+# Along one axis.
+
+
+def _others(*axes_of_call: str) -> Rule:
+    """Operators that treat rows along other axes by themselves."""
+
+    def rule(call: Call, bounds: Bounds) -> Node:
+        x = call.need(0)
+        begin = axis_of(call, call.number(axes_of_call[0]), x.type.rank)
+        along = range(begin, x.type.rank) if len(axes_of_call) > 1 else [begin]
+        if any(a in along for a in bounds.counted(x)) or any(map(bounds.counted, call.inputs[1:])):
+            raise bounds.refusal(call)
+        return bounds.carried(call)
+
+    return rule
+
+
+_RULES.update(dict.fromkeys(("Hardmax", "LpNormalization"), _others("axis")))
+_RULES.update(
+    dict.fromkeys(("LayerNormalization", "RMSNormalization"), _others("axis", "and behind"))
+)
+
+
+@carries("Softmax", "LogSoftmax", "ArgMax", "ArgMin", "CumSum", "CumProd")
+def _rows(call: Call, bounds: Bounds) -> Node:
+    """Along an open axis, what is not there is so small, or great, that it does not count."""
+    x, s = call.need(0), plain(call)
+    if call.op in ("CumSum", "CumProd"):
+        known = known_value(call.need(1))
+        if known is None:
+            raise bounds.refusal(call)
+        axis, fill = int(known.ravel()[0]), float(call.op == "CumProd")
+        masks = bool(call.get("reverse"))
+    else:
+        axis, masks = call.number("axis"), True
+        fill = _least(x) if call.op != "ArgMin" else _greatest(x)
+    axis = axis_of(call, axis, x.type.rank)
+    if axis in bounds.counted(x) and call.get("select_last_index"):
+        raise bounds.refusal(call)
+    own = bounds.masked(s, x, [axis], fill) if masks else x
+    return bounds.carried(call.but(inputs=(own, *call.inputs[1:])))
+
+
+@carries("TopK")
+def _top_k(call: Call, bounds: Bounds) -> Node:
+    x, k, s = call.need(0), call.need(1), plain(call)
+    axis = axis_of(call, call.number("axis"), x.type.rank)
+    size = bounds.counted(x).get(axis)
+    wanted = known_sizes(bounds.twin(k))
+    if wanted is None:
+        raise bounds.refusal(call)
+    number: Dim = wanted.ravel()[0]
+    if size is not None and number != bounds.smaller([number, size]):
+        enough = s.node("LessOrEqual", bounds.number(number), bounds.number(size))
+        bounds.checks.require(enough, f"{call.name} (TopK): k is above the number of values")
+    own = bounds.masked(s, x, [axis], _least(x) if call.number("largest") else _greatest(x))
+    most = constant(np.array([bounds.most(number)], np.int64))
+    made = bounds.typed(call, [own, most])
+    dims = list(bounds.twin(x).shape)
+    dims[axis] = number
+    twin = Node("TopK", (), {}, tuple(Type(t.dtype, tuple(dims)) for t in made.types), call.name)
+    return bounds.twinned(call, made, twin)
+
+
+_FILLS: dict[str, float] = dict.fromkeys(("Sum", "L1", "L2", "SumSquare", "LogSum", "Mean"), 0.0)
+_FILLS["Prod"] = 1.0
+
+
+@carries(*(f"Reduce{k}" for k in (*_FILLS, "Max", "Min", "LogSumExp")))
+def _reduce(call: Call, bounds: Bounds) -> Result:
+    x, s = call.need(0), plain(call)
+    axes = call.input(1)
+    known = np.zeros(0, np.int64) if axes is None else known_value(axes)
+    if known is None:
+        raise bounds.refusal(call)
+    if not known.size and call.get("noop_with_empty_axes"):
+        return _apart(call, bounds)
+    over = [axis_of(call, int(a), x.type.rank) for a in known.ravel()] or list(range(x.type.rank))
+    gone = [a for a in over if a in bounds.counted(x)]
+    kind = call.op.removeprefix("Reduce")
+    fill = _greatest(x) if kind == "Min" else _FILLS.get(kind, _least(x))
+    own = bounds.masked(s, x, gone, fill)
+    if kind != "Mean" or not gone:
+        return bounds.carried(call.but(inputs=(own, *call.inputs[1:])))
+    if "float" not in x.dtype:
+        raise bounds.refusal(call)
+    summed = bounds.carried(call.but(op="ReduceSum", inputs=(own, *call.inputs[1:])))
+    number = bounds.number(total([bounds.twin(x).shape[a] for a in over]))
+    wide = s.node("Cast", s.node("Reshape", number, _no_dims()), to=x.dtype)
+    return bounds.carried(call.but(op="Div", inputs=(summed, wide), drop=tuple(call.attrs)))
+
+
+def _no_dims() -> Node:
+    return constant(np.zeros(0, np.int64))
+
+
+def _least(x: Node) -> Any:
+    kind = numpy_dtype(x.dtype)
+    if x.dtype == "bool":
+        return False
+    return np.iinfo(kind).min if kind.kind in "iu" else -np.inf
+
+
+def _greatest(x: Node) -> Any:
+    kind = numpy_dtype(x.dtype)
+    if x.dtype == "bool":
+        return True
+    return np.iinfo(kind).max if kind.kind in "iu" else np.inf
+
+
+# Parts and wholes.
+
+
+@carries("Slice")
+def _slice(call: Call, bounds: Bounds) -> Node:
+    x, s = call.need(0), plain(call)
+    starts, axes, steps = (known_value(call.input(i)) for i in (1, 3, 4))
+    ends = known_sizes(bounds.twin(call.need(2)))
+    absent = (call.input(3) is None, call.input(4) is None)
+    if starts is None or ends is None or (axes is None and not absent[0]):
+        raise bounds.refusal(call)
+    if steps is None and not absent[1]:
+        raise bounds.refusal(call)
+    named = range(starts.size) if axes is None else axes.ravel()
+    places = [axis_of(call, int(a), x.type.rank) for a in named]
+    dims, limits = list(bounds.twin(x).shape), []
+    for i, axis in enumerate(places):
+        step = 1 if steps is None else int(steps.ravel()[i])
+        start, end = int(starts.ravel()[i]), ends.ravel()[i]
+        if isinstance(dims[axis], int) and isinstance(end, int):
+            limits.append(end)
+            continue
+        if step != 1 or start < 0:
+            raise bounds.refusal(call)
+        dims[axis] = _cut(s, bounds, dims[axis], start, end)
+        limits.append(start + bounds.most(dims[axis]))
+    cut = call.but(inputs=(x, call.input(1), s.ints(limits), *call.inputs[3:]))
+    made = bounds.typed(cut, cut.inputs)
+    touched = [a for a in range(x.type.rank) if isinstance(dims[a], str)]
+    true = [dims[a] if a in touched else d for a, d in enumerate(made.type.dims)]
+    if any(bounds.most(d) != room for d, room in zip(true, made.type.dims, strict=True)):
+        raise bounds.refusal(call)
+    twin = bounds.typed(call, [bounds.twin(x), *call.inputs[1:]]) if not touched else None
+    return bounds.put_sizes(made, true) if twin is None else bounds.twinned(call, made, twin)
+
+
+def _cut(s: Settling, bounds: Bounds, size: Dim, start: int, end: Dim) -> Dim:
+    """How many elements of so many a slice of step 1 has."""
+    last = expressions.settled(Size.of(size) + end) if isinstance(end, int) and end < 0 else end
+    if isinstance(last, int) and last >= _END:
+        last = size
+    last = bounds.smaller([size, last])
+    length = expressions.settled(Size.of(last) - start)
+    if bounds.least(length) >= 0:
+        return length
+    count = s.node("Max", s.node("Sub", bounds.number(last), start), 0)
+    return bounds.size(("length", last, start), count, max(bounds.most(length), 0))
+
+
+@carries("Split")
+def _split(call: Call, bounds: Bounds) -> Result:
+    x = call.need(0)
+    axis = axis_of(call, call.number("axis"), x.type.rank)
+    if axis not in bounds.counted(x):
+        return bounds.carried(call)
+    if call.outputs == 1:  # the whole; its size is checked
+        sizes = call.input(1)
+        own = None if sizes is None else known_sizes(bounds.twin(sizes))
+        if own is not None and own.ravel().tolist() == [bounds.counted(x)[axis]]:
+            return (x,)
+    raise bounds.refusal(call)
+
+
+@carries("Concat")
+def _concat(call: Call, bounds: Bounds) -> Node:
+    nodes = [i for i in call.inputs if i is not None]
+    axis = axis_of(call, call.number("axis"), nodes[0].type.rank)
+    shapes = [bounds.twin(n).shape for n in nodes]
+    for shape, node in zip(shapes[1:], nodes[1:], strict=True):
+        for a in range(len(shape)):
+            if a != axis and shape[a] != shapes[0][a]:
+                if node.shape[a] != nodes[0].shape[a]:
+                    raise bounds.refusal(call)
+                bounds.same(call, shapes[0][a], shape[a])
+    if all(isinstance(shape[axis], int) for shape in shapes[:-1]):
+        return bounds.carried(call)
+    made = bounds.typed(call, nodes)
+    along = [(shape[axis], n.type.dims[axis]) for shape, n in zip(shapes, nodes, strict=True)]
+    picked = plain(call).node("Gather", made, _packed(plain(call), bounds, along), axis=axis)
+    dims = list(shapes[0])
+    dims[axis] = together([size for size, _ in along])
+    return bounds.put_sizes(picked, dims)
+
+
+def _packed(s: Settling, bounds: Bounds, along: Sequence[tuple[Dim, int]]) -> Node:
+    """(size, room) of parts that lie behind each other -> where what is there lies, in order."""
+    key = ("packed", tuple(along))
+    if key not in bounds.masks:
+        parts = [
+            constant(np.ones(room, np.bool_))
+            if isinstance(size, int)
+            else bounds.there(s, size, room)
+            for size, room in along
+        ]
+        flags = s.node("Cast", s.node("Concat", *parts, axis=0), to="int64")
+        room = sum(r for _, r in along)
+        ends = s.node("CumSum", flags, 0)
+        before = s.node("Sub", ends, flags)
+        to = s.node("Where", s.node("Equal", flags, 1), before, room)
+        empty = s.ints([0] * (room + 1))
+        moved = s.node("ScatterElements", empty, to, list(range(room)), axis=0)
+        bounds.masks[key] = s.node("Slice", moved, [0], [room])
+    return bounds.masks[key]
+
+
+@carries("Pad", "Tile")
+def _around(call: Call, bounds: Bounds) -> Node:
+    """Along other axes."""
+    x, numbers = call.need(0), known_value(call.need(1))
+    counted = bounds.counted(x)
+    if numbers is None and not counted:
+        return bounds.carried(call)
+    if numbers is None or (call.op == "Pad" and call.input(3) is not None):
+        raise bounds.refusal(call)
+    rows = numbers.reshape(-1, x.type.rank)
+    if any(rows[:, a].any() if call.op == "Pad" else rows[0, a] != 1 for a in counted):
+        raise bounds.refusal(call)
+    return bounds.carried(call)
+
+
+# Products, windows and regions.
+
+
+@carries("MatMul", "Gemm")
+def _product(call: Call, bounds: Bounds) -> Node:
+    """What is summed over reads zeros where nothing is."""
+    a, b, s = call.need(0), call.need(1), plain(call)
+    if a.type.rank < 2 or b.type.rank < 2:
+        raise bounds.refusal(call)
+    inner = a.type.rank - (2 if call.get("transA") else 1)
+    outer = b.type.rank - (1 if call.get("transB") else 2)
+    sizes = bounds.twin(a).shape[inner], bounds.twin(b).shape[outer]
+    bounds.same(call, *sizes)
+    left, right = bounds.masked(s, a, [inner], 0), bounds.masked(s, b, [outer], 0)
+    return bounds.carried(call.but(inputs=(left, right, *call.inputs[2:])))
+
+
+@carries("RoiAlign")
+def _roi_align(call: Call, bounds: Bounds) -> Node:
+    x, rois, images = (call.need(i) for i in range(3))
+    if bounds.counted(x):
+        raise bounds.refusal(call)
+    own = bounds.masked(plain(call), images, [0], 0)
+    made = bounds.typed(call, [x, rois, own])
+    return bounds.put_sizes(made, (bounds.twin(rois).shape[0], *made.type.dims[1:]))
+
+
+@carries("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+@carries("BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace")
+@carries("SpaceToDepth", "Resize", "LRN", "GridSample")
+def _samples(call: Call, bounds: Bounds) -> Node:
+    """A batch whose number of samples data decide."""
+    x = call.need(0)
+    if set(bounds.counted(x)) - {0} or any(map(bounds.counted, call.inputs[1:])):
+        raise bounds.refusal(call)
+    made = bounds.typed(call, call.inputs)
+    if len(made.types) > 1:
+        raise bounds.refusal(call)
+    size = bounds.twin(x).shape[0]
+    return bounds.put_sizes(made, (size, *made.type.dims[1:]))
+
+
+def unlike(bounds: Bounds, yes: Node, no: Node) -> bool:
+    """Are two values of unlike sizes, or of such as data decide, that could be one?"""
+    if yes.dtype != no.dtype or yes.type.rank != no.type.rank:
+        return False
+    return bool(yes.type != no.type or bounds.counted(yes) or bounds.counted(no))
+
+
+def chosen(s: Settling, bounds: Bounds, condition: Node, yes: Node, no: Node) -> Node:
+    """Of two values of unlike sizes, that which a condition selects: as large as either may be."""
+    sides = [(n, bounds.twin(n).shape) for n in (yes, no)]
+    room = [max(a, b) for a, b in zip(yes.type.dims, no.type.dims, strict=True)]
+    wide = []
+    for node, _ in sides:
+        more = [r - d for r, d in zip(room, node.type.dims, strict=True)]
+        pads = [*[0] * len(room), *more]
+        wide.append(s.node("Pad", node, pads) if any(more) else node)
+    made = s.node("Where", condition, *wide)
+    dims: list[Dim] = []
+    for axis, (a, b) in enumerate(zip(sides[0][1], sides[1][1], strict=True)):
+        if a == b:
+            dims.append(a)
+            continue
+        count = s.node("Where", s.flag(condition), bounds.number(a), bounds.number(b))
+        dims.append(bounds.size(("either", condition, a, b), count, room[axis]))
+    return bounds.put_sizes(made, dims)

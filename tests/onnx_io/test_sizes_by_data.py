@@ -1,0 +1,133 @@
+"""Sizes that data decide go through what follows them: each operator on what NonZero and Compress
+select, as onnxruntime computes it; a whole detector's end; branches of unlike sizes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.ir import Array
+from qcompiler.onnx_io.reader import read
+from qcompiler.ops import evaluate
+from tests.oracles import session
+
+HEAD = """<ir_version: 8, opset_import: ["": 18]>
+g (float[7,3] x, float[7] z) => ({kind} y) {{
+  i0 = Constant<value = int64[1] {{0}}>()
+  i1 = Constant<value = int64[1] {{1}}>()
+  i2 = Constant<value = int64[1] {{2}}>()
+  m1 = Constant<value = int64[1] {{-1}}>()
+  big = Constant<value = int64[1] {{9223372036854775807}}>()
+  c = Constant<value = float {{0.5}}>()
+  picked = Greater(z, c)
+  places = NonZero(picked)
+  rows = Transpose<perm = [1, 0]>(places)
+  v = GatherND(x, rows)
+  s = Compress<axis = 0>(z, picked)
+  at = Squeeze(places, i0)
+  {lines}
+}}"""
+
+CASES = {
+    "sums": "y = ReduceSum<keepdims = 0>(v, i0)",
+    "means": "y = ReduceMean<keepdims = 1>(v, i0)",
+    "least": "y = ReduceMin<keepdims = 0>(v)",
+    "of rows": "y = ReduceMax<keepdims = 0>(v, i1)",
+    "soft": "y = Softmax<axis = 0>(v)",
+    "soft rows": "y = Softmax<axis = 1>(v)",
+    "flat": "y = Reshape(v, m1)",
+    "flat and back": """f = Reshape(v, m1)
+  three = Constant<value = int64[2] {{-1, 3}}>()
+  y = Reshape(f, three)""",
+    "by its own shape": """sh = Shape(v)
+  n = Gather<axis = 0>(sh, i0)
+  target = Concat<axis = 0>(n, m1, i1)
+  y = Reshape(v, target)""",
+    "filled": """sh = Shape(v)
+  y = ConstantOfShape<value = float[1] {{3.0}}>(sh)""",
+    "expanded": """sh = Shape(v)
+  y = Expand(c, sh)""",
+    "counted": """sh = Shape(v)
+  zero = Constant<value = int64 {{0}}>()
+  one = Constant<value = int64 {{1}}>()
+  n = Gather<axis = 0>(sh, zero)
+  r = Range(zero, n, one)
+  y = Cast<to = 1>(r)""",
+    "joined": "y = Concat<axis = 0>(v, x, v)",
+    "joined beside": "y = Concat<axis = 1>(v, v)",
+    "behind": "y = Concat<axis = 0>(x, v)",
+    "cut": "y = Slice(v, i1, big, i0)",
+    "cut short": "y = Slice(v, i0, i2, i0)",
+    "all but the last": "y = Slice(v, i0, m1, i0)",
+    "columns": "y = Slice(v, i1, i2, i1)",
+    "from the end": "y = Gather<axis = 0>(s, m1)",
+    "best": """sh = Shape(s)
+  two = Concat<axis = 0>(i2, sh)
+  k = ReduceMin<keepdims = 1>(two)
+  y, j = TopK(s, k)""",
+    "best rows": """sh = Shape(s)
+  two = Concat<axis = 0>(i2, sh)
+  k = ReduceMin<keepdims = 1>(two)
+  t, j = TopK<largest = 0>(s, k)
+  y = Gather<axis = 0>(v, j)""",
+    "again": """less = Less(s, c)
+  more = Not(less)
+  y = Compress<axis = 0>(v, more)""",
+    "product": "t = Transpose<perm = [1, 0]>(v)\n  y = MatMul(t, v)",
+    "product of rows": "t = Transpose<perm = [1, 0]>(x)\n  y = MatMul(v, t)",
+    "linear": "y = Gemm<transA = 1>(v, v)",
+    "written": "y = ScatterElements<axis = 0>(z, at, s)",
+    "written rows": "y = ScatterND(x, rows, v)",
+    "with one another": "w = Mul(s, c)\n  u = Unsqueeze(w, i1)\n  y = Add(v, u)",
+    "running": "y = CumSum<reverse = 1>(s, i0)",
+    "first": "a = ArgMax<axis = 0>(v)\n  y = Cast<to = 1>(a)",
+    "size": "n = Size(v)\n  y = Cast<to = 1>(n)",
+    "parts": "y, w = Split<axis = 1>(v, parts)",
+    "either": """n = Size(v)
+  none = Constant<value = int64 {{0}}>()
+  empty = Equal(n, none)
+  y = If(empty) <
+    then_branch = a () => (float[k, 3] p) {{ p = Identity(x) }},
+    else_branch = b () => (float[k, 3] q) {{ q = Add(v, v) }}
+  >""",
+}
+
+
+def _model(name: str) -> onnx.ModelProto:
+    lines = CASES[name].replace("{{", "{").replace("}}", "}")
+    if name == "parts":
+        lines = "parts = Constant<value = int64[2] {1, 2}>()\n  " + lines
+    model = onnx.parser.parse_model(HEAD.format(kind="float[?]", lines=lines))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model
+
+
+def _samples() -> list[dict[str, Array]]:
+    rng = np.random.default_rng(6)
+    made = []
+    for low in (0.6, 0.3, 0.0):  # all are picked, some, few
+        z = rng.uniform(low, 0.4 + low, 7).astype(np.float32)
+        made.append({"x": rng.standard_normal((7, 3)).astype(np.float32), "z": z})
+    made[2]["z"][4] = 0.9
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_data_select_goes_through(name: str) -> None:
+    model = _model(name)
+    graph = read(model)
+    engine = session(model)
+    for given in _samples():
+        (want,) = engine.run(None, given)
+        found = evaluate(graph, given)["y"]
+        assert found.shape == want.shape
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_selected_leaves_nothing() -> None:
+    given = {"x": np.ones((7, 3), np.float32), "z": np.zeros(7, np.float32)}
+    for name, shape in {"joined": (7, 3), "flat": (0,), "best": (0,), "either": (7, 3)}.items():
+        assert evaluate(read(_model(name)), given)["y"].shape == shape
+    assert not evaluate(read(_model("sums")), given)["y"].any()
