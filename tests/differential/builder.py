@@ -227,6 +227,22 @@ class Builder:
         self.read.update(read)
         self.nodes.append(helper.make_node(op, read, outputs, name=f"{op}_{outputs[0]}", **spelled))
 
+    def unsized(self, op: str, *inputs: str, **attrs: Any) -> str:
+        """A node whose data decide its size: the name of its output, which no other step reads."""
+        name = self.name("u")
+        self.read.update(inputs)
+        self.nodes.append(helper.make_node(op, inputs, [name], name=f"{op}_{name}", **attrs))
+        return name
+
+    def sized(self, op: str, inputs: Sequence[str], array: Array, **attrs: Any) -> Value:
+        """A node whose output has a fixed size again, and what that is on the first feed."""
+        if not self._tame(array):
+            raise Error("too large, or nothing finite")
+        name = self.unsized(op, *inputs, **attrs)
+        node = placeholder(name, Type(array.dtype.name, array.shape))
+        self.values.append(Value(name, node, array))
+        return self.values[-1]
+
     # The whole.
 
     def outputs(self) -> list[Value]:
@@ -238,7 +254,7 @@ class Builder:
         if inner and (not found or self.chance(0.3)):
             found.append(self.choose(inner))
         if self.chance(0.06) and self.inputs:
-            found.append(self.choose([v for v in self.values if v.node.op == "input"]))
+            found.append(self.choose([v for v in self.values if v.name in self.feeds[0]]))
         return found
 
     def model(self, outputs: Sequence[Value]) -> ModelProto:

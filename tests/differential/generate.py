@@ -13,7 +13,7 @@ from qcompiler.errors import Error
 from qcompiler.hardware.isa import ISAS, Cpu
 from qcompiler.ir import Array
 
-from . import arithmetic, moves, products, quantized, sequences, windows
+from . import arithmetic, moves, products, quantized, selected, sequences, windows
 from .builder import Builder
 
 Step = Callable[[Builder], None]
@@ -56,6 +56,7 @@ QUANTIZED: Sequence[Step] = (
     *[quantized.pair, quantized.twice, quantized.per_axis, quantized.dynamic],
     *[quantized.integer_conv, quantized.linear_conv, quantized.linear_matmul],
 )
+SELECTED: Sequence[Step] = (selected.written_back, selected.summed_up)
 FLOATS = (*ELEMENTWISE, *MOVES, *PRODUCTS, *PRODUCTS, *WINDOWS, *SEQUENCES)
 ALL = (*FLOATS, *INTEGERS, *INDEXED)
 
@@ -69,6 +70,7 @@ KINDS: Mapping[str, tuple[float, str, Sequence[Step]]] = {
     "int8-weights": (0.03, "int8-weights", FLOATS),
     "bfloat16": (0.07, "bfloat16", FLOATS),
     "float16": (0.03, "float16", FLOATS),
+    "selected": (0.02, "float32", (*SELECTED * 4, *ELEMENTWISE, *MOVES)),
 }
 """Kind -> its share of all cases, the precision to compile with, and the steps it is made of."""
 

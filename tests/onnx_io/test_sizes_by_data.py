@@ -4,10 +4,13 @@ select, as onnxruntime computes it; a whole detector's end; branches of unlike s
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
 
+import qcompiler
 from qcompiler.ir import Array
 from qcompiler.onnx_io.reader import read
 from qcompiler.ops import evaluate
@@ -124,6 +127,30 @@ def test_what_data_select_goes_through(name: str) -> None:
         found = evaluate(graph, given)["y"]
         assert found.shape == want.shape
         np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
+def test_machine_code_computes_the_same() -> None:
+    """All but branches in one model, so that it is compiled once."""
+    names = [n for n in CASES if n not in ("either", "parts")]
+    lines = "\n  ".join(_renamed(CASES[n], f"_{i}") for i, n in enumerate(names))
+    text = HEAD.format(kind="float[?]", lines=lines.replace("{{", "{").replace("}}", "}"))
+    outputs = ", ".join(f"float[?] y_{i}" for i in range(len(names)))
+    model = onnx.parser.parse_model(text.replace("float[?] y)", f"{outputs})"))
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    engine, compiled = session(model), qcompiler.load(qcompiler.compile(model, threads=2))
+    for given in _samples():
+        made = compiled.run(given)
+        for name, i, want in zip(names, range(len(names)), engine.run(None, given), strict=True):
+            assert made[f"y_{i}"].shape == want.shape, name
+            np.testing.assert_allclose(made[f"y_{i}"], want, 1e-4, 1e-5, err_msg=name)
+
+
+def _renamed(lines: str, suffix: str) -> str:
+    """Lines whose own names end in a suffix."""
+    own = {w.strip() for line in lines.splitlines() for w in line.split(" = ")[0].split(",")}
+    pattern = "|".join(map(re.escape, own))
+    return re.sub(rf"\b({pattern})\b", rf"\1{suffix}", lines)
 
 
 def test_nothing_selected_leaves_nothing() -> None:
