@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import cycle
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,8 +67,10 @@ def install(patch: pytest.MonkeyPatch) -> None:
         raw[:] = next(poisons)
         return memory
 
-    def poisoned_outputs(context: arrays.Context) -> list[Array]:
-        made, poison = make(context), next(poisons)
+    def poisoned_outputs(
+        context: arrays.Context, own: Mapping[int, library.Memory] = MappingProxyType({})
+    ) -> list[Array]:
+        made, poison = make(context, own), next(poisons)
         for array in made:
             array.reshape(-1).view(np.uint8)[:] = poison
         return made

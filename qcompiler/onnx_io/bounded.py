@@ -22,7 +22,7 @@ from qcompiler.onnx_io.call import Call, finish
 from qcompiler.onnx_io.checks import Checks
 from qcompiler.onnx_io.sequences import Items
 from qcompiler.onnx_io.settle import Settling, plain
-from qcompiler.ops import make
+from qcompiler.ops import known_value, make
 from qcompiler.ops.known_sizes import known_sizes
 
 _HINT = "declare the shapes of what is selected by data, if their sizes are known"
@@ -152,6 +152,9 @@ class Bounds:
         largest there may be. Raises Unsupported where the sizes of what it makes are not known.
         """
         twin = self.typed(call, [i and self.twin(i) for i in call.inputs])
+        value = None if len(twin.types) > 1 else known_value(twin)
+        if value is not None:
+            return constant(value, call.name)
         open_ = any(isinstance(d, str) for t in twin.types for d in t.shape)
         inputs = list(call.inputs)
         for at in _SIZES.get(call.op, ()) if open_ else ():
@@ -209,6 +212,9 @@ class Bounds:
         sizes = known_sizes(made)
         if sizes is None:
             raise self.refusal(call)
+        if all(isinstance(d, int) for d in sizes.ravel()):
+            value = sizes.astype(np.int64).reshape(made.type.dims)
+            return constant(value, call.name)
         parts = [self.number(d) for d in sizes.ravel()]
         whole = s.node("Concat", *parts, axis=0) if parts else s.ints([])
         real = s.node("Reshape", whole, s.ints(list(made.type.dims)))

@@ -1,8 +1,9 @@
 """Regions -> the conditions under which their results matter: those of the Wheres that select among
 them, as If and loops that end early become. Runs in which one does not hold skip the step.
 
-What selects takes whole values: its condition is one boolean. A skipped step leaves memory as it
-is, which nothing then reads but what does not select it.
+What selects takes whole values: its condition is one boolean. Of an And of two, the second matters
+only if the first is true. A skipped step leaves memory as it is, which nothing then reads but what
+does not select it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _conditions(graph: Graph) -> dict[Node, frozenset[Guard]]:
     known: dict[Node, frozenset[Guard]] = {o: frozenset() for o in graph.outputs}
     for node in reversed(graph.nodes):
         own = known.get(node, frozenset())
-        chooses = node.op == "Where" and node.operands[0].type.size == 1
+        chooses = node.op in ("Where", "And") and node.operands[0].type.size == 1
         for at, operand in enumerate(node.inputs):
             if operand is None:
                 continue

@@ -50,6 +50,8 @@ class Bound:
             raise Error("an output is bound to two inputs")
         self._free = [spec for name, spec in specs.items() if name not in self.pairs]
         self._bound = set(self.pairs.values())
+        self.inputs = tuple(v for v in model.inputs if v.name not in self.pairs)
+        self.outputs = tuple(v for v in model.outputs if v.name not in self._bound)
 
     def bind(self, input: str, output: str) -> Bound:
         """The same with one more input that reads what an output was; all are zeros again."""

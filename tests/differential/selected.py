@@ -1,4 +1,4 @@
-"""Steps whose data decide how many values they select; what comes of these has a fixed size again."""
+"""Steps whose data decide how many values they select; what they come to has a fixed size again."""
 
 from __future__ import annotations
 
