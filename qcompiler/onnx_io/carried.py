@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompiler.artifact import sizes as expressions
 from qcompiler.artifact.sizes import Size
-from qcompiler.ir import Dim, Node, Type, constant, numpy_dtype
+from qcompiler.ir import Dim, Node, Type, constant
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, Result, axis_of, newest
 from qcompiler.onnx_io.settle import Settling, Shape, plain, settled
@@ -242,17 +242,15 @@ def _no_dims() -> Node:
 
 
 def _least(x: Node) -> Any:
-    kind = numpy_dtype(x.dtype)
     if x.dtype == "bool":
         return False
-    return np.iinfo(kind).min if kind.kind in "iu" else -np.inf
+    return int(np.iinfo(x.dtype).min) if "int" in x.dtype else -np.inf
 
 
 def _greatest(x: Node) -> Any:
-    kind = numpy_dtype(x.dtype)
     if x.dtype == "bool":
         return True
-    return np.iinfo(kind).max if kind.kind in "iu" else np.inf
+    return int(np.iinfo(x.dtype).max) if "int" in x.dtype else np.inf
 
 
 # Parts and wholes.

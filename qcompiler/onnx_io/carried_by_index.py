@@ -57,7 +57,7 @@ def not_negative(node: Node, depth: int = 40) -> bool:
     """Is it plain that no number of it is below zero?"""
     known = known_value(node)
     if known is not None:
-        return bool((known >= 0).all())
+        return bool((known.astype(np.int64) >= 0).all())
     if node.op in ("ArgMax", "ArgMin", "non_max_suppression", "Shape", "Size"):
         return True
     if node.op == "item":

@@ -46,10 +46,11 @@ class GridDraft(Draft):
         pack: Mapping[int, Callable[[Array], Array]] | None = None,
         in_place: tuple[int, ...] = (),
         macs: int = 0,
+        generic: bool = False,
     ) -> Kernel:
         """The finished kernel."""
-        func, grid = self.b.function(), self.b.grid
-        return Kernel(self.name, func, pack or {}, scratch_bytes, tasks, macs, in_place, grid=grid)
+        func, grid, pack = self.b.function(), self.b.grid, pack or {}
+        return Kernel(self.name, func, pack, scratch_bytes, tasks, macs, in_place, grid, generic)
 
     def width(self, f: Fused) -> int:
         """Columns that a thread computes at once: those of its widest access of the widest dtype,
