@@ -50,7 +50,17 @@ class GridDraft(Draft):
     ) -> Kernel:
         """The finished kernel."""
         func, grid, pack = self.b.function(), self.b.grid, pack or {}
-        return Kernel(self.name, func, pack, scratch_bytes, tasks, macs, in_place, grid, generic)
+        return Kernel(
+            self.name,
+            func,
+            pack,
+            scratch_bytes,
+            tasks,
+            macs,
+            in_place,
+            grid=grid,
+            generic=generic,
+        )
 
     def width(self, f: Fused) -> int:
         """Columns that a thread computes at once: those of its widest access of the widest dtype,
