@@ -51,8 +51,8 @@ Best = Callable[[], tuple[Without, Plan]]
 def in_float(
     made: Compilation, steps: Mapping[str, float], floats: Mapping[str, float]
 ) -> Iterator[Variant]:
-    """Nodes that take longer in int8 (seconds of `steps`, by name) than in float, all and the half
-    that loses most.
+    """Nodes that take longer in int8 (seconds of `steps`, by name) than in float: all, the half
+    that loses most, and the half of that.
     """
     known = {n.name for n in made.float_graph.nodes if n.name}
     lost = {
@@ -61,8 +61,7 @@ def in_float(
         if name in known and name in floats and taken > SLOWER * floats[name]
     }
     ranked = sorted(lost, key=lambda name: -lost[name])
-    sizes = [len(ranked), (len(ranked) + 1) // 2] if len(ranked) > 1 else [len(ranked)]
-    for size in sizes:
+    for size in dict.fromkeys(-(-len(ranked) // part) for part in (1, 2, 4)):
         if size:
             yield variant(made, Without(exclude=tuple(ranked[:size])))
 
