@@ -83,6 +83,10 @@ class StepFact:
     bytes: int = 0
     operands: str = ""
     """The dtype that it multiplies; "" if none."""
+    ram: int | None = None
+    """Bytes of the workspace in use while it runs; None in artifacts of earlier versions."""
+    weights: int | None = None
+    """Bytes of its weights that no earlier step reads; None as above."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +360,13 @@ def _step(raw: Json) -> StepFact:
         macs=_int(s["macs"]),
         bytes=_int(s["bytes"]),
         operands=str(s["operands"]),
+        ram=_known(s.get("ram")),
+        weights=_known(s.get("weights")),
     )
+
+
+def _known(raw: Json) -> int | None:
+    return None if raw is None else _int(raw)
 
 
 def _object(raw: Json) -> dict[str, Json]:

@@ -10,6 +10,7 @@ from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan, Step
+from qcompiler.plan.shares import shares
 from qcompiler.version import __version__
 
 
@@ -32,8 +33,10 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
             s.kernel.macs * made.parts,
             s.bytes * made.parts,
             multiplied(s),
+            share.ram,
+            share.weights,
         )
-        for s in made.steps
+        for s, share in zip(made.steps, shares(made), strict=True)
     )
     variant = Variant(
         isa=device.isa.name,

@@ -20,7 +20,7 @@ from qcompiler.emit.c_entry import ENTRY, SHARED, WEIGHTS, Taken, c_entry
 from qcompiler.emit.native import emit_objects
 from qcompiler.emit.parallel import parallel
 from qcompiler.errors import Error
-from qcompiler.export import cost
+from qcompiler.export import cost, stack
 from qcompiler.export.elf import ALLOC, EXECUTE, FUNCTION, Elf, read, write
 from qcompiler.export.folder import replacing_folder
 from qcompiler.export.header import Facts, Scale, bytes_of, header, identifier, wrapper
@@ -32,6 +32,7 @@ from qcompiler.export.unlink import unlink
 from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan
+from qcompiler.plan.shares import shares
 from qcompiler.runtime.text import NOTE
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class _Model:
     weights: Bytes
     scales: Mapping[str, Scale]
     plan: Plan | None
-    kernels: Sequence[tuple[str, str]]
-    """(step, kernel)"""
+    known: Sequence[cost.Known]
+    """What is known of each step."""
 
 
 def export_c(
@@ -92,6 +93,7 @@ def export_c(
         name = identifier(options.name or _stem(model))
         facts = _facts(made, name, options)
         file = _merged(made, facts)
+        facts = replace(facts, stack_bytes=stack.most(file, {s.kernel for s in made.known}))
         found = _cost(made, facts, file)
         cost.demand(found, options.ram, options.flash)
         (place / f"{name}.h").write_text(header(facts))
@@ -161,7 +163,10 @@ def _of_model(made: Compilation) -> _Model:
         weights=plan.weights,
         scales=scales(made.quantized),
         plan=plan,
-        kernels=[(s.name, s.kernel.name) for s in plan.steps],
+        known=[
+            cost.Known(s.name, s.kernel.name, share.ram, share.weights)
+            for s, share in zip(plan.steps, shares(plan), strict=True)
+        ],
     )
 
 
@@ -194,7 +199,7 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
         weights=binary.weights,
         scales={},
         plan=None,
-        kernels=[(s.name, s.kernel) for s in facts.steps],
+        known=[cost.Known(s.name, s.kernel, s.ram, s.weights) for s in facts.steps],
     )
 
 
@@ -252,11 +257,6 @@ def _merged(made: _Model, facts: Facts) -> Elf:
 
 
 def _cost(made: _Model, facts: Facts, file: Elf) -> cost.Cost:
-    sizes = names(file, {FUNCTION})
-    if made.plan is not None:
-        found = cost.layers(made.plan, sizes)
-    else:
-        found = cost.of_code(made.kernels, sizes)
     stored = 0 if facts.in_file else facts.weights_bytes
     return cost.Cost(
         workspace=facts.workspace_bytes,
@@ -264,5 +264,6 @@ def _cost(made: _Model, facts: Facts, file: Elf) -> cost.Cost:
         code=sized(file, ALLOC | EXECUTE) + sized(file, ALLOC) - stored,
         weights=facts.weights_bytes,
         in_file=facts.in_file,
-        layers=found,
+        layers=cost.layers(made.known, names(file, {FUNCTION})),
+        stack=facts.stack_bytes,
     )

@@ -1,8 +1,7 @@
-"""Plan and code -> RAM and flash, by layer.
+"""Steps and code -> RAM and flash, by layer.
 
-RAM of a layer is the workspace in use while it runs: its inputs and outputs, its scratch memory,
-and every value kept for a later layer, without the caller's own arrays. Flash of a layer is its
-weights and its kernel's code. What several layers share counts for the first.
+RAM of a layer is the workspace in use while it runs, without the caller's own arrays. Flash of a
+layer is its weights and its kernel's code. What several layers share counts for the first.
 """
 
 from __future__ import annotations
@@ -13,13 +12,23 @@ from dataclasses import dataclass
 
 from qcompiler.errors import Error
 from qcompiler.files import size
-from qcompiler.plan.places import Place, room
-from qcompiler.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Known:
+    """A step, its kernel, and its bytes of RAM and weights; None in an artifact that an earlier
+    version has made.
+    """
+
+    name: str
+    kernel: str
+    ram: int | None
+    weights: int | None
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Bytes of one step; None where the plan is unknown."""
+    """Bytes of one step; None where they are not known."""
 
     name: str
     kernel: str
@@ -30,7 +39,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of a model. `arrays`: the caller's inputs and outputs; `weights`: in flash or file."""
+    """Bytes of a model. `arrays`: the caller's inputs and outputs; `weights`: in flash or file;
+    `stack`: the most that a run takes, None where that is not known.
+    """
 
     workspace: int
     arrays: int
@@ -38,6 +49,7 @@ class Cost:
     weights: int
     in_file: bool
     layers: tuple[Layer, ...]
+    stack: int | None = None
 
     @property
     def ram(self) -> int:
@@ -59,6 +71,7 @@ class Cost:
             "flash_bytes": self.flash,
             "code_bytes": self.code,
             "weights_bytes": self.weights,
+            "stack_bytes": self.stack,
             "layers": [
                 {
                     "name": x.name,
@@ -72,60 +85,21 @@ class Cost:
         }
 
 
-def layers(plan: Plan, code: Mapping[str, int]) -> tuple[Layer, ...]:
-    """A plan, and the size of each function -> the bytes of each step."""
-    held = _held(plan)
-    seen: set[object] = set()
+def layers(steps: Sequence[Known], code: Mapping[str, int]) -> tuple[Layer, ...]:
+    """Steps, and the size of each function -> the bytes of each step."""
+    seen: set[str] = set()
     found = []
-    for step, ram in zip(plan.steps, held, strict=True):
-        weights = 0
-        for place in step.operands:
-            if place.space == "weights" and place not in seen:
-                seen.add(place)
-                weights += room(place.bytes)
-        kernel = step.kernel.name
-        own = 0 if kernel in seen else _code(kernel, code)
-        seen.add(kernel)
-        found.append(Layer(step.name, kernel, ram, weights, own))
+    for step in steps:
+        own = 0 if step.kernel in seen else _code(step.kernel, code)
+        seen.add(step.kernel)
+        found.append(Layer(step.name, step.kernel, step.ram, step.weights, own))
     return tuple(found)
-
-
-def of_code(steps: Sequence[tuple[str, str]], code: Mapping[str, int]) -> tuple[Layer, ...]:
-    """(step, kernel) of an artifact, size of each function -> what is known of each step."""
-    first = {kernel: i for i, (_, kernel) in reversed(list(enumerate(steps)))}
-    return tuple(
-        Layer(name, kernel, None, None, _code(kernel, code) if first[kernel] == i else 0)
-        for i, (name, kernel) in enumerate(steps)
-    )
 
 
 def _code(kernel: str, sizes: Mapping[str, int]) -> int:
     """Size of a kernel, which is a function or one for each of its phases."""
     phase = re.compile(re.escape(kernel) + r"(_phase\d+)?")
     return sum(size for name, size in sizes.items() if phase.fullmatch(name))
-
-
-def _held(plan: Plan) -> list[int]:
-    """Bytes of the workspace in use at every step."""
-    steps = plan.steps
-    held = [0] * len(steps)
-    writers: dict[Place, int] = {}
-    spans: list[tuple[Place, int, int]] = []
-    for i, step in enumerate(steps):
-        for place in step.operands:
-            if place in writers:
-                spans.append((place, writers[place], i))
-        for place in step.writes:
-            if place.space == "workspace":
-                writers[place] = i
-                spans.append((place, i, i))
-    last: dict[tuple[Place, int], int] = {}
-    for place, first, end in spans:
-        last[place, first] = max(end, last.get((place, first), first))
-    for i in range(len(steps)):
-        alive = {place for (place, first), end in last.items() if first <= i <= end}
-        held[i] = sum(room(place.bytes) for place in alive)
-    return held
 
 
 def demand(cost: Cost, ram: int, flash: int) -> None:
@@ -171,6 +145,7 @@ def table(cost: Cost) -> str:
         for r in rows
     ]
     kept = "a file" if cost.in_file else "the object"
+    stack = "an unknown number of" if cost.stack is None else f"at most {cost.stack}"
     return "\n".join(
         [
             *lines,
@@ -178,5 +153,6 @@ def table(cost: Cost) -> str:
             f"inputs and outputs {cost.arrays}",
             f"flash {cost.flash} bytes ({size(cost.flash)}): code {cost.code}, "
             f"weights {cost.weights} in {kept}",
+            f"stack {stack} bytes, besides",
         ]
     )

@@ -46,7 +46,8 @@ class Scale:
 class Facts:
     """The facts in a header: names and sizes; `digest`: SHA-256 of the weights; `threads`: "" for
     none, "callback" or "pthread"; `units`: the most units that threads may share; `scales`: of
-    quantized inputs and outputs, where known.
+    quantized inputs and outputs, where known; `stack_bytes`: the most that a run takes, None where
+    that is not known.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Facts:
     threads: str = ""
     units: int = 1
     scales: Mapping[str, Scale] = field(default_factory=dict)
+    stack_bytes: int | None = None
 
     @property
     def macro(self) -> str:
@@ -161,10 +163,12 @@ def _top(facts: Facts) -> str:
 
 def _sizes(facts: Facts) -> str:
     m = facts.macro
+    most = "of a run, without functions of C" if facts.stack_bytes is not None else ""
     lines = [
         f"#define {m}_ALIGN {ALIGN} /* of arrays, the workspace, and weights in a file */",
         f"#define {m}_WORKSPACE_BYTES {facts.workspace_bytes}",
         f"#define {m}_WORKSPACE_ALIGN {ALIGN}",
+        *([f"#define {m}_STACK_BYTES {facts.stack_bytes} /* {most} */"] if most else []),
         f"#define {m}_WEIGHTS_BYTES {facts.weights_bytes}",
         f'#define {m}_WEIGHTS_SHA256 "{facts.digest}"',
         f"#define {m}_INPUTS {len(facts.inputs)}",

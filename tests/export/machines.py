@@ -1,7 +1,8 @@
 """An exported model -> what it computes, on this machine or on one that qemu emulates.
 
 A program around it reads samples from a file and writes what the model gives to another, in memory
-whose bytes before and behind the workspace are looked at. Microcontrollers are boards that qemu
+whose bytes before and behind the workspace are looked at, and on a stack that is painted before
+each run, so that it shows how much of it a run has taken. Microcontrollers are boards that qemu
 knows, with nothing on them but that program, which reaches files by semihosting.
 """
 
@@ -18,7 +19,9 @@ import numpy as np
 import pytest
 
 from qcompiler.dtypes import numpy_dtype
+from qcompiler.export.elf import read
 from qcompiler.export.header import Facts, members
+from qcompiler.export.merge import undefined
 from qcompiler.ir import Array
 
 HERE = Path(__file__).parent / "cortex_m"
@@ -46,16 +49,23 @@ def _board(target: str, triple: str, machine: str, flash: int, ram: int, size: i
     return Machine(target, (clang,), ((*qemu, *calls),), (flash, ram, size))
 
 
-def _linux(target: str, cpu: str) -> Machine:
-    emulators = tuple((name, "-cpu", cpu) for name in ("qemu-aarch64", "qemu-aarch64-static"))
-    return Machine(target, (("aarch64-linux-gnu-gcc", "-static"),), emulators)
+def _linux(target: str, cpu: str, machine: str = "aarch64", abi: str = "") -> Machine:
+    emulators = tuple((f"qemu-{machine}{end}", "-cpu", cpu) for end in ("", "-static"))
+    return Machine(target, ((f"{machine}-linux-gnu{abi}-gcc", "-static"),), emulators)
 
 
 MEGABYTE = 1 << 20
+SLACK = 512
+"""Bytes of stack that a run may leave of what it says it takes: functions that it does not reach
+from its largest kernel, and the frame of the function that looks.
+"""
+OF_C = 64
+"""Bytes of stack that memcpy and memset may take."""
 MACHINES = {
-    "x86-64": Machine("x86_avx2", (("gcc",), ("clang",))),
+    "x86-64": Machine("x86_avx2", (("gcc", "-static"), ("clang", "-static"))),
     "cortex-a53": _linux("raspberry_pi_3", "cortex-a53"),
     "cortex-a76": _linux("raspberry_pi_5", "cortex-a76"),
+    "cortex-a7": _linux("generic_armv7", "cortex-a7", "arm", "eabihf"),
     "cortex-m4": _board(
         "cortex_m4", "thumbv7em-none-eabihf", "mps2-an386", 0, 0x20000000, 4 * MEGABYTE
     ),
@@ -103,8 +113,21 @@ def run(
             row[value.name] = np.frombuffer(data, dtype, count, at).reshape(value.shape)
             at += count * dtype.itemsize
         found.append(row)
+        _demand_stack(facts, folder, int.from_bytes(data[at : at + 4], "little"))
+        at += 4
     assert at == len(data)
     return found
+
+
+def _demand_stack(facts: Facts, folder: Path, taken: int) -> None:
+    """What a run has taken of the stack is at most what the header says, and what functions of C
+    take if it calls any; and not much less: on x86 this counts pushes and the red zone for every
+    function, whether it has them or not.
+    """
+    assert facts.stack_bytes is not None
+    calls = undefined(read((folder / f"{facts.name}.o").read_bytes()))
+    assert 0 < taken <= facts.stack_bytes + (OF_C if calls else 0)
+    assert facts.stack_bytes <= taken + (2048 if facts.target.startswith("x86") else SLACK)
 
 
 def build(machine: Machine, folder: Path, name: str) -> None:
@@ -142,6 +165,7 @@ def program(facts: Facts) -> str:
             size = f"{m}_{side.upper()}_{member.upper()}_BYTES"
             align = f"_Alignas({m}_ALIGN)"
             lines.append(f"{align} static unsigned char {side}_{member}[{size}];")
+    lines.append(_STACK.replace("@M", m))
     lines += ["int main(void) {", '    int in = open_file("in.bin", 0);']
     lines += ['    int out = open_file("out.bin", 1);', "    if (in < 0 || out < 0) return 60;"]
     for side, values in sides.items():
@@ -153,12 +177,15 @@ def program(facts: Facts) -> str:
     lines.append("    for (;;) {")
     for member in members(facts.inputs):
         lines.append(f"        if (read_file(in, input_{member}, sizeof input_{member})) return 0;")
+    lines.append("        stack(1);")
     lines.append(f"        int status = {n}_run(&inputs, &outputs, memory + GUARD);")
+    lines.append("        uint32_t taken = stack(0);")
     lines.append("        if (status) return 80 + status;")
     for member in members(facts.outputs):
         lines.append(f"        if (write_file(out, output_{member}, sizeof output_{member}))")
         lines.append("            return 61;")
     lines += [
+        "        if (write_file(out, &taken, sizeof taken)) return 61;",
         "        for (size_t i = 0; i < GUARD; i++) {",
         f"            size_t behind = GUARD + {m}_WORKSPACE_BYTES + i;",
         "            if (memory[i] != (unsigned char)(i * 7)) return 62;",
@@ -168,6 +195,22 @@ def program(facts: Facts) -> str:
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+_STACK = """
+/* Paints the stack below its caller; or tells how much of the paint is gone. */
+__attribute__((noinline)) static uint32_t stack(int paint) {
+    enum { BYTES = @M_STACK_BYTES + 1024 };
+    volatile unsigned char area[BYTES], *at = area;
+    __asm__ volatile("" : "+r"(at));
+    size_t i = 0;
+    if (paint)
+        for (; i < BYTES; i++) at[i] = 0xA5;
+    else
+        while (i < BYTES && at[i] == 0xA5) i++;
+    return (uint32_t)(BYTES - i);
+}
+"""
 
 
 def _found(commands: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 
 import qcompiler
 from qcompiler.artifact.abi import GUARD
+from qcompiler.artifact.manifest import read as read_manifest
+from qcompiler.artifact.manifest import written
 from qcompiler.cli import main
 from qcompiler.demo import DATA, MODEL
 from qcompiler.errors import Error
 from qcompiler.export.c import ALLOWED
+from qcompiler.export.cost import table
 from qcompiler.export.elf import GLOBAL, UNDEFINED, read
 from qcompiler.hardware.isa import host
 
@@ -109,6 +113,32 @@ def test_an_artifact_exports_to_the_same_outputs(scores: np.ndarray, tmp_path: P
     out = tmp_path / "out"
     run(tool("gcc"), *C, "-I", out, EXAMPLES / "main.c", out / "digits.o", "-o", program)
     np.testing.assert_array_equal(printed(program, tmp_path), scores)
+
+
+def test_an_artifact_tells_the_memory_of_its_layers_as_the_model_does(tmp_path: Path) -> None:
+    shape = {"input_shapes": {"image": (1, 1, 8, 8)}, "threads": 1}
+    of_model = qcompiler.export_c(MODEL, tmp_path / "a", **shape).cost
+    qcompiler.compile(MODEL, **shape).save(tmp_path / "a.qc")
+    found = qcompiler.export_c(tmp_path / "a.qc", tmp_path / "b").cost
+    layers = [(x.name, x.ram, x.weights) for x in of_model.layers]
+    assert [(x.name, x.ram, x.weights) for x in found.layers] == layers
+    assert all(ram for _, ram, _ in layers[:-1])
+    assert sum(weights or 0 for _, _, weights in layers) == of_model.weights == found.weights
+    assert max(ram or 0 for _, ram, _ in layers) <= found.workspace
+
+
+def test_artifacts_of_earlier_versions_do_not_know_the_memory_of_layers(tmp_path: Path) -> None:
+    made = qcompiler.compile(MODEL, input_shapes={"image": (1, 1, 8, 8)}, threads=1)
+    (variant,) = made.manifest.variants
+    steps = tuple(replace(s, ram=None, weights=None) for s in variant.steps)
+    older = replace(made.manifest, variants=(replace(variant, steps=steps),))
+    raw = json.loads(written(older))
+    for step in raw["variants"][0]["steps"]:
+        del step["ram"], step["weights"]
+    assert read_manifest(json.dumps(raw).encode(), "a.qc") == older
+    found = qcompiler.export_c(replace(made, manifest=older), tmp_path / "b").cost
+    assert {(x.ram, x.weights) for x in found.layers} == {(None, None)}
+    assert "?" in table(found)
 
 
 def test_of_an_artifact_of_several_variants_one_is_exported(
@@ -310,6 +340,7 @@ def test_budgets_fail_with_the_numbers(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     made = qcompiler.export_c(MODEL, tmp_path / "d", ram=1 << 18, flash=1 << 20, **INT8)
     assert made.cost.ram <= 1 << 18
+    assert made.cost.stack
     largest = max(x.ram or 0 for x in made.cost.layers)
     assert 0 < largest <= made.cost.workspace
     shares = sum((x.weights or 0) + x.code for x in made.cost.layers)

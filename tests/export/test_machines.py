@@ -1,8 +1,12 @@
-"""Whole networks, exported to C and run where they are to run: this machine, 64-bit ARM, and boards
-with a Cortex-M and nothing else. Integers are what the graph means in numpy, bit for bit."""
+"""Whole networks, exported to C and run where they are to run: this machine, ARM of 64 and 32 bits,
+and boards with a Cortex-M and nothing else. Integers are what the graph means in numpy, bit for
+bit."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import machines
@@ -31,8 +35,7 @@ def same(name: str, made: Compilation, samples: list[dict[str, Array]], folder: 
     machine = MACHINES[name]
     made = with_bytes(made)
     exported = export_c(made, folder / "net", Exporting(name="net"))
-    if machine.board:
-        demand_alone(folder / "net" / "net.o")
+    demand_alone(folder / "net" / "net.o", ALLOWED if not machine.board else {"memcpy", "memset"})
     found = machines.run(machine, exported.facts, folder / "net", samples)
     integers = 0
     for sample, got in zip(samples, found, strict=True):
@@ -92,16 +95,20 @@ def test_ds_cnn(material: Path, name: str, tmp_path: Path) -> None:
     same(name, made, samples[:1], tmp_path)
 
 
-def demand_alone(path: Path) -> None:
-    """A microcontroller's object needs memcpy and memset only, shows its entry only, and has no
-    data that would have to be copied to RAM.
+def demand_alone(path: Path, allowed: Collection[str]) -> None:
+    """An object needs these functions only, shows its entry only, has no data that would have to be
+    copied to RAM, and is nothing that readelf warns of.
     """
     file = read(path.read_bytes())
     missing = {s.name for s in file.symbols if s.name and s.section == UNDEFINED}
-    assert missing <= {"memcpy", "memset"} <= ALLOWED
+    assert missing <= set(allowed)
     shown = {s.name for s in file.symbols if s.bind == GLOBAL} - missing
     assert shown == {"net_run"}
     assert not [s for s in file.sections if s.flags & 1 and s.size]
+    if tool := shutil.which("readelf"):
+        words = [tool, "-aW", str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+        assert not done.stderr, done.stderr
 
 
 def test_a_board_without_a_system_has_no_artifacts(
