@@ -141,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     served.add_argument(
         "--host", default="127.0.0.1", help="the address to listen at; default: this machine only"
     )
+    _tracker_flags(served, "offer this device to an RPC tracker of TVM")
     _token_flag(served)
     served.add_argument(
         "--store",
@@ -300,6 +301,7 @@ def _remote_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--remote", metavar="HOST:PORT", help="run it there, where `qcompiler serve-device` runs"
     )
+    _tracker_flags(group, "ask this RPC tracker of TVM for a device")
     _token_flag(group)
     group.add_argument(
         "--wait", type=_seconds, default=60.0, help="seconds that others may keep the device busy"
@@ -307,6 +309,11 @@ def _remote_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--limit", type=_seconds, default=600.0, help="seconds that the device may take"
     )
+
+
+def _tracker_flags(parser: argparse._ActionsContainer, use: str) -> None:
+    parser.add_argument("--tracker", metavar="HOST:PORT", help=f"{use} (with --key)")
+    parser.add_argument("--key", metavar="NAME", help="the kind of device, as the tracker knows it")
 
 
 def _token_flag(parser: argparse._ActionsContainer) -> None:

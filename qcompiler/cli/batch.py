@@ -65,7 +65,7 @@ def wanted(a: Namespace) -> bool:
 
 def run(a: Namespace) -> int:
     """Artifact and files -> files."""
-    if a.remote:
+    if a.remote or a.tracker:
         raise Error("many files are run here, or with --engine ray, not with --remote")
     parts = _parts(a)
     keywords = flags.read(Executing, a, hint="throughput")

@@ -43,7 +43,7 @@ def bench(a: Namespace) -> int:
     from qcompiler.runtime.executor import Executor
 
     points = percentiles(a.percentile)
-    if a.remote or a.per_step or a.iterations:
+    if a.remote or a.tracker or a.per_step or a.iterations:
         raise Error("--remote, --per-step and --iterations time single runs, not requests")
     hint = a.hint or ("latency" if a.streams == 1 else "throughput")
     keywords = flags.read(Executing, a, hint=hint)

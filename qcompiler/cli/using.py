@@ -393,9 +393,9 @@ def _load(a: Namespace) -> Model | CudaModel | RemoteModel:
     from qcompiler.runtime import cuda, load
 
     threads = a.threads if "threads" in a else 0
-    if a.remote and a.device:
+    if remote.elsewhere(a) and a.device:
         raise Error("--device is a GPU of this machine, --remote another machine")
-    if a.remote:
+    if remote.elsewhere(a):
         return remote.model(a, threads)
     with reading(a.artifact) as file:
         only_gpus = all(map(gpu.is_gpu, file.manifest.variants))

@@ -63,11 +63,11 @@ def connect(address: str, token: bytes | str) -> Device:
         raise
 
 
-def split(address: str) -> tuple[str, int]:
-    """ "host:port" -> both; the port defaults to PORT."""
+def split(address: str, usual: int = PORT) -> tuple[str, int]:
+    """ "host:port" -> both, the usual port where there is none."""
     host, colon, port = address.rpartition(":")
     if not colon or address.endswith("]"):
-        host, port = address, str(PORT)
+        host, port = address, str(usual)
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not port.isdecimal() or not 0 < int(port[:9]) < 1 << 16:
         raise Error("this is no host:port", where=address, hint="rpi5.local:8347")

@@ -60,6 +60,8 @@ class Server:
         """Held by the connection whose artifact runs."""
         self._room = threading.BoundedSemaphore(self.limits.connections)
         self._live: dict[threading.Thread, socket.socket] = {}
+        self._admitted: set[str] = set()
+        """Clients that have proved that they know the token."""
         self._closed = False
         self._pending = threading.BoundedSemaphore(self.limits.connections + _UNAUTHENTICATED)
         self._listener = listening(address, backlog=64)
@@ -116,9 +118,11 @@ class Server:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 channel = wire.admit(connection, self._token, self._enter)
                 log.info("%s: connected", name)
+                self._admitted.add(name)
                 try:
                     _Session(self, channel).serve()
                 finally:
+                    self._admitted.discard(name)
                     self._room.release()
             except (Error, Gone, OSError) as e:
                 log.info("%s: %s", name, e)
@@ -130,6 +134,11 @@ class Server:
 
     def _enter(self) -> bool:
         return self._room.acquire(blocking=False)
+
+    @property
+    def busy(self) -> bool:
+        """Is a client connected that has proved that it knows the token?"""
+        return bool(self._admitted)
 
     def acquire_run_lock(self, seconds: float, meanwhile: Callable[[], None]) -> None:
         """Wait up to `seconds` until nothing else runs here. Raises Error after that."""
