@@ -38,8 +38,12 @@ class Isa:
     are missing. "quantize" takes two or four float32 vectors, an int32 zero point of at most 15
     bits (None: 0) and a dtype, uint8 or int8 -> as many bytes: rounded to nearest even, the zero
     point added, clipped; NaN gives the least (`bounded`: all are within 1e9; `numbers`: none is
-    NaN). `permission` is a system call (its number, then arguments) that requests registers
-    which a process gets only on request; the artifact's own code makes it (emit/entries.py).
+    NaN). "quantize_short" does the same, faster for numbers of which none is NaN and all fit int16
+    when they are rounded (`short`), or for int8 with a zero point of -128 (`least`). "again" makes
+    a pointer of another, through which integers that sums begin with are loaded once more for each
+    row, rather than copied. `permission` is a system call (its number, then arguments) that
+    requests registers which a process gets only on request; the artifact's own code makes it
+    (emit/entries.py).
     """
 
     name: str

@@ -6,6 +6,8 @@ after, gets arrays. What may be known of an operand depends on its role:
 what says how to compute (starts, axes, sizes)   every number                            `numbers`
 what an elementwise node reads in step           whether all is zero, as zero points are `zero`
 multipliers of a `quantize`, scales, addends     whether what it rounds fits int32       `fits`
+... and weights, where instructions care         whether it fits int16                   `short`
+zero points of a `quantize` to int8, there       whether it is -128                      `least`
 weights of products that saturate at 16 bits     how many may be added there             `run`
 ... of one filter a channel                      whether two rows' always fit            `pairs_fit`
 ... multiplied to 16 bits                        how many taps' always fit               `run`
@@ -16,7 +18,7 @@ There are few facts on purpose: each one that two layers do not share means anot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, isfinite, prod
+from math import prod
 
 import numpy as np
 
@@ -31,8 +33,8 @@ from qcompiler.ops import OPERATORS, known_value
 from qcompiler.ops.kinds import VIEWS
 from qcompiler.ops.quantized import TABLES
 
-Bound = float | None
-"""A bound of absolute values, none of which is NaN; None: unknown."""
+Bound = float | Array | None
+"""A bound of absolute values, none of which is NaN, or one for each column; None: unknown."""
 
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 
@@ -52,6 +54,8 @@ _DTYPES = ("float32", "int32")
 _FLOAT32 = float(np.finfo(np.float32).max)
 _WHOLE = 1e9
 """Numbers up to this certainly fit int32 after rounding."""
+_SHORT = 32000.0
+"""The same of int16, and of sums that were rounded to float32 before."""
 
 
 def sealed(region: Region, device: Device) -> Region:
@@ -75,7 +79,8 @@ def _stand_in(node: Node) -> Node:
 
 def _known(region: Region, device: Device) -> dict[Node, Facts]:
     """All that may be known of the region's inputs and nodes."""
-    numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region)
+    numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region, _WHOLE)
+    short, least = _shortened(region, device)
     run, pairs_fit = _weights(region, device)
     right = region.root.operands[1] if region.root and len(region.root.operands) > 1 else None
     return {
@@ -83,6 +88,8 @@ def _known(region: Region, device: Device) -> dict[Node, Facts]:
             numbers=numbers.get(n),
             zero=n in zeros,
             fits=n in fitting,
+            short=n in short,
+            least=n in least,
             run=run if n is right else 1,
             pairs_fit=pairs_fit and n is right,
         )
@@ -129,23 +136,97 @@ def _zeros(region: Region) -> set[Node]:
     return {n for n, a in _examined(region).items() if not a.reshape(-1).view(np.int32).any()}
 
 
-def _fitting(region: Region) -> set[Node]:
-    """The `quantize` nodes whose scaled values always fit int32."""
+def _fitting(region: Region, most: float, columns: int = 0) -> set[Node]:
+    """The `quantize` nodes whose scaled values are never beyond a number; `columns`: with bounds
+    for each of so many columns, and of sums by what the weights allow.
+    """
     if not any(n.op == "quantize" for n in region.nodes):
         return set()
     constants = _examined(region)
     bounds: dict[Node, Bound] = {}
     for i in region.inputs:
-        most = float(np.abs(constants[i].astype(np.float64)).max()) if i in constants else inf
-        bounds[i] = most if isfinite(most) else _largest(i)
+        size = _size(constants[i], columns) if i in constants else None
+        bounds[i] = _largest(i) if size is None else size
     fitting = set()
+    spans: dict[Node, tuple[Array, Array]] = {}
     for node in region.nodes:
         if node.op == "quantize":
             scaled = _scaled(node, bounds, constants)
-            if scaled is not None and scaled <= _WHOLE:
+            if scaled is not None and float(np.max(scaled)) <= most:
                 fitting.add(node)
         bounds[node] = _bound(node, [bounds[i] for i in node.operands])
+        if columns and (span := _span(node, region.root, spans, constants)) is not None:
+            spans[node] = span
+            bounds[node] = np.minimum(np.abs(span[0]) + span[1], 2.0**31)
     return fitting
+
+
+def _size(array: Array, columns: int) -> Bound:
+    """A constant's absolute values; None where there is one that is no number."""
+    sizes = np.abs(array.astype(np.float64))
+    if not np.isfinite(sizes).all():
+        return None
+    each = columns > 1 and array.size == columns == array.shape[-1]
+    return sizes.reshape(-1) if each else float(sizes.max())
+
+
+def _span(
+    node: Node,
+    root: Node | None,
+    spans: Mapping[Node, tuple[Array, Array]],
+    constants: Mapping[Node, Array],
+) -> tuple[Array, Array] | None:
+    """For each column the middle of all values that a sum may have before it wraps around, and half
+    the width of their range: of a root, and of one to which a row is added.
+    """
+    if node is root:
+        return _sums(node)
+    if node.op != "Add" or node.dtype != "int32":
+        return None
+    one, other = node.operands
+    sums, row = (one, other) if one in spans else (other, one)
+    if sums not in spans or row not in constants:
+        return None
+    middle, half = spans[sums]
+    added = constants[row]
+    if added.size not in (1, middle.size) or added.shape[-1:] not in ((), (added.size,)):
+        return None
+    return middle + added.reshape(-1).astype(np.float64), half
+
+
+def _sums(root: Node) -> tuple[Array, Array] | None:
+    """The same of sums of bytes by constant weights; None for others."""
+    if root.op not in ("conv", "matmul") or root.dtype != "int32":
+        return None
+    x, w = root.operands
+    weights = _array(w) if {x.dtype, w.dtype} <= {"int8", "uint8"} else None
+    if weights is None or (root.op == "matmul" and weights.ndim != 2):
+        return None
+    turned = root.op == "matmul" and root.int("transpose_b")
+    rows = (weights.T if turned else weights).astype(np.float64)
+    rows = rows.reshape(-1, rows.shape[-1])
+    info = np.iinfo(x.dtype)
+    middle, half = (info.max + info.min) / 2, (info.max - info.min) / 2
+    return rows.sum(0) * middle, np.abs(rows).sum(0) * half
+
+
+def _shortened(region: Region, device: Device) -> tuple[set[Node], set[Node]]:
+    """The `quantize` nodes whose scaled values always fit int16, and those to int8 whose zero point
+    is -128; none where no instruction gains by it.
+    """
+    if not isinstance(device, Cpu) or "quantize_short" not in device.isa.intrinsics:
+        return set(), set()
+    root = region.root
+    columns = root.type.dims[-1] if root is not None and root.type.rank and root.type.static else 0
+    short = _fitting(region, _SHORT, columns)
+    constants = _examined(region)
+    least = {
+        n
+        for n in region.nodes
+        if n.op == "quantize" and n.dtype == "int8" and n.operands[2] in constants
+        if (constants[n.operands[2]] == -128).all()
+    }
+    return short, least
 
 
 def _scaled(node: Node, bounds: Mapping[Node, Bound], constants: Mapping[Node, Array]) -> Bound:
@@ -164,8 +245,8 @@ def _bound(node: Node, operands: Sequence[Bound]) -> Bound:
     unbounded = len(node.types) > 1 or node.dtype not in _DTYPES
     made = None if rule is None or unbounded else rule(*operands)
     if limit is None:
-        return made if made is not None and made <= _FLOAT32 else None
-    return limit if made is None else min(made, limit)
+        return made if made is not None and float(np.max(made)) <= _FLOAT32 else None
+    return limit if made is None else np.minimum(made, limit)
 
 
 def _product(*bounds: Bound) -> Bound:
@@ -187,7 +268,7 @@ _BOUNDS: Mapping[str, Callable[..., Bound]] = {
 """Bounds of results, from those of the operands."""
 
 
-def _largest(node: Node) -> Bound:
+def _largest(node: Node) -> float | None:
     """The largest absolute value of an integer dtype."""
     dtype = node.dtype if len(node.types) == 1 else "several"
     if "int" not in dtype:

@@ -29,6 +29,10 @@ class Facts:
     """Every element is zero (not negative zero), so it need not be loaded."""
     fits: bool = False
     """Of a `quantize`: what it rounds always fits int32, and is never NaN."""
+    short: bool = False
+    """The same of int16; asked only where the instruction set gains by it."""
+    least: bool = False
+    """Of a `quantize` to int8: its zero point is -128; asked only there, too."""
     run: int = 1
     """Of weights: steps whose products should be added in 16 bits (cpu/contraction/operands.py)."""
     pairs_fit: bool = False

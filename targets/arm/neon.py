@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import VectorMac
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.tir import Value, llvm
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value, llvm
 
 _LOW, _HIGH = range(8), range(8, 16)
 
@@ -81,19 +81,31 @@ def quantize(
     *,
     bounded: bool = False,
     numbers: bool = False,
+    short: bool = False,
+    least: bool = False,
 ) -> Value:
-    """The intrinsic "quantize" (see `Isa`)."""
-    if not bounded and not numbers:  # maxnum of NaN and a number is the number
-        least = tir.const(-1e9, "float32", 4)
-        vectors = [llvm("float32", 4, "llvm.maxnum", x, least) for x in vectors]
-    words = [llvm("int16", 4, "llvm.aarch64.neon.sqxtn.v4i16", fcvtns(x)) for x in vectors]
-    eights = [tir.concat(words[i : i + 2]) for i in range(0, len(words), 2)]
-    if zero is not None:
+    """The intrinsics "quantize" and "quantize_short" (see `Isa`). The lower halves of `short`
+    integers are these numbers (UZP1), others saturate (SQXTN). To clip x - 128 to int8 is to clip x
+    to uint8 and change the sign.
+    """
+    if not bounded and not numbers and not short:  # maxnum of NaN and a number is the number
+        lowest = tir.const(-1e9, "float32", 4)
+        vectors = [llvm("float32", 4, "llvm.maxnum", x, lowest) for x in vectors]
+    whole = [fcvtns(x) for x in vectors]
+    if short:
+        eights = [tir.cast(tir.concat(whole[i : i + 2]), "int16") for i in range(0, len(whole), 2)]
+    else:
+        words = [llvm("int16", 4, "llvm.aarch64.neon.sqxtn.v4i16", w) for w in whole]
+        eights = [tir.concat(words[i : i + 2]) for i in range(0, len(words), 2)]
+    if zero is not None and not least:
         shift = tir.broadcast(tir.cast(zero, "int16"), 8)
         eights = [llvm("int16", 8, "llvm.sadd.sat", w, shift) for w in eights]
-    saturating = {"uint8": "sqxtun", "int8": "sqxtn"}[dtype]
+    saturating = "sqxtn" if dtype == "int8" and not least else "sqxtun"
     made = [llvm("int8", 8, f"llvm.aarch64.neon.{saturating}.v8i8", w) for w in eights]
-    return tir.reinterpret(tir.concat(made), dtype)
+    found = tir.reinterpret(tir.concat(made), "uint8")
+    if least:
+        found = found ^ tir.const(128, "uint8", tir.lanes_of(found))
+    return tir.reinterpret(found, dtype)
 
 
 def tbl(index: Value, table: Sequence[Value]) -> Value:
@@ -107,6 +119,13 @@ def tbl(index: Value, table: Sequence[Value]) -> Value:
         four = parts[first // 16 : first // 16 + 4]
         found = llvm("int8", 16, "llvm.aarch64.neon.tbx4.v16i8", found, *four, here)
     return tir.reinterpret(found, "uint8")
+
+
+def again(b: Builder, pointer: Pointer) -> Pointer:
+    """The intrinsic "again" (see `Isa`): LDP loads two vectors, a copy takes the place of a
+    multiplication.
+    """
+    return b.again(pointer)
 
 
 def pause() -> str:
@@ -144,6 +163,8 @@ NEON = isa(
         "maximum": fmax,
         "minimum": fmin,
         "quantize": quantize,
+        "quantize_short": quantize,
+        "again": again,
         "table": tbl,
         "multiply_long": smull,
         "pause": pause,

@@ -94,6 +94,9 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
     "quantize with a sign": lambda isa: math.test_quantize_equals_its_meaning_bit_for_bit(
         "int8", isa
     ),
+    "quantize what fits 16 bits": lambda isa: (
+        math.test_quantize_of_what_fits_16_bits_equals_its_meaning("int8", isa)
+    ),
     "tables": lambda isa: math.test_dequantize_and_tables_take_every_byte("int8", isa),
     "integers": lambda isa: math.test_integers_wrap_around_and_never_trap("int32", isa),
     "casts": lambda isa: math.test_casts_are_cs("float16", isa),

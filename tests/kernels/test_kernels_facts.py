@@ -364,6 +364,35 @@ def test_bounds_hold_where_integers_wrap_around_and_numbers_are_none() -> None:
     assert not fits(make("Exp", bytes_), numbers(1e-5))
 
 
+def test_what_fits_16_bits_is_known_by_column_where_instructions_gain() -> None:
+    """By the weights of each column, its addend and its scale."""
+    gains, other = device(ISAS["arm_dotprod"]), device(SETS[0])
+    rng = np.random.default_rng(0)
+    weights = np.ones((1, 1, 64, 3), np.int8) * np.array([1, 10, 100], np.int8)
+    weights *= rng.choice([-1, 1], weights.shape).astype(np.int8)
+    scales = np.float32([1, 0.1, 0.01])  # 8,192 by each column's scale
+
+    def known(on: Cpu, scale: Array, addend: int = 0, zero: int = -128) -> Facts:
+        root = make("conv", value("int8", 1, 4, 4, 64), constant(weights))
+        sums = make("Add", root, constant(np.int32([addend, 0, 0])))
+        floats, zeros = make("Cast", sums, to="float32"), constant(np.int32(zero))
+        made = make("quantize", floats, constant(scale), zeros, dtype="int8")
+        region = handed((made, root), on)
+        return region.known(region.output)
+
+    assert known(gains, scales).short
+    assert not known(gains, np.float32(0.1)).short
+    assert not known(gains, scales[::-1].copy()).short
+    assert known(gains, scales, 20_000).short
+    assert not known(gains, scales, -30_000).short
+    assert not known(gains, np.float32([1, np.nan, 0.01])).short
+    assert known(gains, scales).least
+    assert not known(gains, scales, zero=-127).least
+    assert known(gains, np.float32(0.1)).least
+    assert not known(other, scales).short
+    assert not known(other, scales).least
+
+
 # -- generators cannot see more than the key says
 
 

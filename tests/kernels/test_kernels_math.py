@@ -370,6 +370,21 @@ def test_quantize_equals_its_meaning_bit_for_bit(dtype: str, isa: Isa) -> None:
 
 @ISAS
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_quantize_of_what_fits_16_bits_equals_its_meaning(dtype: str, isa: Isa) -> None:
+    """Every byte, scaled to less than 32,000 and to halves, with any zero point."""
+    x = np.arange(256).astype(np.uint8).view("int8").reshape(2, 128)
+    node = placeholder("x", Type("int8", x.shape))
+    nothing = constant(np.int32(0))
+    for most in (31_990, 200, 64):
+        floats = make("dequantize", node, constant(np.float32(most / 128)), nothing)
+        for zero in (-128, -127, 0, 5, 127):
+            given = constant(np.int32(zero))
+            made = make("quantize", floats, constant(np.float32(1)), given, dtype=dtype)
+            check(made, None, [x], [node], isa)
+
+
+@ISAS
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_dequantize_and_tables_take_every_byte(dtype: str, isa: Isa) -> None:
     x = np.arange(256).astype(np.uint8).view(dtype)
     node = placeholder("x", Type(dtype, x.shape))

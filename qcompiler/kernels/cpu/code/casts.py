@@ -104,26 +104,33 @@ def quantize(
     divide: int = 0,
     fits: bool = False,
     numbers: bool = False,
+    short: bool = False,
+    least: bool = False,
 ) -> Vec:
     """The operator `quantize`, bit for bit, in half its instructions: clipped to integers before
-    rounding, it needs no rounded sum in float32. `fits`: rounded values are known to fit int32;
-    `numbers`: known not to be NaN.
+    rounding, it needs no rounded sum in float32. `fits`, `short`: rounded values are known to fit
+    int32, or int16; `numbers`: known not to be NaN; `least`: the zero point is known to be -128 and
+    the dtype int8. Both `short` and `least` are known only where there is "quantize_short".
     """
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     shift = m.cast(zero, "float32")
     scaled = x / factor if divide else x * factor
     if high >= 1 << 22:  # float32 cannot hold the limits minus a zero point
         return m.saturate(m.round(scaled) + shift, dtype)
-    least, most = low - shift, high - shift
+    lowest, most = low - shift, high - shift
     lanes = scaled.lanes
     several, own = m.isa.intrinsics.get("quantize"), m.isa.lanes()
     nothing = zero.value == 0
     if several and lanes in (2 * own, 4 * own) and high < 256 and (nothing or zero.lanes == 1):
         parts = (tir.shuffle(scaled.expr, range(i, i + own)) for i in range(0, lanes, own))
         held, add = [m.vec(p).expr for p in parts], None if nothing else zero.expr
-        made = several(held, add, dtype, bounded=fits, numbers=numbers)
+        known = {"bounded": fits, "numbers": numbers}
+        if short or least:
+            several = m.isa.intrinsics["quantize_short"]
+            known |= {"short": short, "least": least}
+        made = several(held, add, dtype, **known)
         return m.vec(made, dtype)
-    scaled = m.choose(tirx.GT, scaled, m.widen(least, lanes))  # NaN: the least
+    scaled = m.choose(tirx.GT, scaled, m.widen(lowest, lanes))  # NaN: the least
     scaled = m.choose(tirx.LT, scaled, m.widen(most, lanes))
     if "round_to_int" in m.isa.intrinsics and lanes == m.isa.lanes():
         whole = m.vec(m.isa.intrinsics["round_to_int"](scaled.expr))

@@ -178,8 +178,14 @@ class Fused:
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
         formula = _SHORTER.get(node.op, entry.formula) if short else entry.formula
         if short and node.op == "quantize":
-            fits, whole = self._region.known(node).fits, _of_integers(node)
-            formula = partial(TirMath.quantize, fits=fits, numbers=whole)
+            facts, whole = self._region.known(node), _of_integers(node)
+            formula = partial(
+                TirMath.quantize,
+                fits=facts.fits,
+                numbers=whole,
+                short=facts.short,
+                least=facts.least,
+            )
         if short and node in self._rounded:
             formula = partial(_ROUNDED[node.op], to=self._rounded[node])
         assert formula is not None, f"{node.op} is not elementwise"

@@ -167,10 +167,12 @@ def _wrapping_name(op: str, size: int, lanes: int) -> str:
 
 
 def wrapping_ir() -> str:
-    """LLVM functions behind `wrapping` and `Builder.either`."""
+    """LLVM functions behind `wrapping`, `Builder.either` and `Builder.again`."""
     text = [
+        "define internal ptr @again_pointer(ptr %p) alwaysinline {\n"
+        '  %r = call ptr asm sideeffect "", "=r,0"(ptr %p)\n  ret ptr %r\n}\n',
         "define internal ptr @either_pointer(i32 %c, ptr %a, ptr %b) alwaysinline {\n"
-        "  %d = icmp ne i32 %c, 0\n  %r = select i1 %d, ptr %a, ptr %b\n  ret ptr %r\n}\n"
+        "  %d = icmp ne i32 %c, 0\n  %r = select i1 %d, ptr %a, ptr %b\n  ret ptr %r\n}\n",
     ]
     for op, word in _WRAPPING.items():
         for size in (32, 64):
@@ -265,6 +267,11 @@ class Pointer:
         self.builder.emit(call)
 
 
+def nth_vector(pointer: Pointer, lanes: int, nth: int) -> Value:
+    """One of the vectors that lie one after the other."""
+    return pointer.load(nth * lanes, lanes)
+
+
 class Registers:
     """Vectors that LLVM keeps in registers, read and written by constant index only."""
 
@@ -339,9 +346,22 @@ class Builder:
         var = Var(self._fresh(name), kind)
         chosen = (tirx.Cast("int32", condition), one.address(), other.address())
         self.emit(tirx.Bind(var, tirx.op.call_pure_extern(kind, "either_pointer", *chosen)))
-        buffer = tirx.decl_buffer((_UNBOUNDED,), one.dtype, f"{var.name}_memory", layout=None)
+        return self._behind(var, one.dtype)
+
+    def again(self, pointer: Pointer) -> Pointer:
+        """The same pointer, of which LLVM cannot know that: what is loaded through it is not what
+        was loaded before.
+        """
+        kind = PointerType(PrimType(pointer.dtype))
+        var = Var(self._fresh("again"), kind)
+        call = tirx.op.call_extern(kind, "again_pointer", pointer.address())
+        self.emit(tirx.Bind(var, call))
+        return self._behind(var, pointer.dtype)
+
+    def _behind(self, var: Value, dtype: str) -> Pointer:
+        buffer = tirx.decl_buffer((_UNBOUNDED,), dtype, f"{var.name}_memory", layout=None)
         self.emit(tirx.DeclBuffer(buffer, data=var))
-        return Pointer(self, buffer, one.dtype)
+        return Pointer(self, buffer, dtype)
 
     def let(self, value: Value, name: str = "v") -> Value:
         """Name a value that may be an index or a bound; it is computed once, here.

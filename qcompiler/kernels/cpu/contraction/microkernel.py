@@ -9,7 +9,7 @@ which `of_row` takes apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -50,6 +50,7 @@ class Right:
 
     `step` counts through all taps. `start`, if any, gives what a vector of sums begins with, and
     `scale`, if any, what a vector of short sums is multiplied by.
+    `again`, if any, gives for one row after the other what `start` gives, loaded once more.
     `beside(step)`, if any, is emitted with every step: to prefetch what comes later. `column` is
     its first one, `panel` where it lies if the next one follows it.
     """
@@ -62,6 +63,7 @@ class Right:
     column: Value = 0
     panel: Pointer | None = None
     scale: Callable[[int], Value] | None = None
+    again: Callable[[], Iterator[Callable[[int], Value]]] | None = None
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -70,7 +72,11 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     """
     mac, high = product.mac, product.high(len(left.offsets))
     registers = b.registers(product.sums, mac.lanes, high * right.vectors, "sum")
-    for v in range(right.vectors):
+    if right.again is not None:
+        for r, begin in zip(range(high), right.again(), strict=False):
+            for v in range(right.vectors):
+                registers[r * right.vectors + v] = begin(v)
+    for v in range(right.vectors) if right.again is None else ():
         zero = tir.const(0, product.sums, mac.lanes)
         start = b.let(_for_rows(product, right.start(v)), "start") if right.start else zero
         for r in range(high):

@@ -11,7 +11,7 @@ for each task (a share of the output rows, of the columns, or of both)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -280,9 +280,11 @@ class Task:
             return memory.load(at + v * lanes * 4, lanes * 4, "float32")
 
         start = self._start(column, run, correction if product.flipped else None)
+        head_of = (memory + at).view("int32") if product.flipped else None
         leftovers = self._leftovers(memory, at, run) if product.leftovers else None
         scales = scale if product.scale_bytes else None
-        return Right(run.vectors, load, start, leftovers, panel=panel, scale=scales)
+        again = self._again(column, run, head_of)
+        return Right(run.vectors, load, start, leftovers, panel=panel, scale=scales, again=again)
 
     def _leftovers(self, memory: Pointer, at: Value, run: Run) -> Leftovers:
         """The list that a panel's head points to."""
@@ -315,6 +317,32 @@ class Task:
             return tir.wrapping("+", bias, correction(v)) if correction else bias
 
         return start
+
+    def _again(
+        self, column: Value, run: Run, correction: Pointer | None
+    ) -> Callable[[], Iterator[Callable[[int], Value]]] | None:
+        """The same for one row after the other, loaded instead of copied, where vectors are loaded
+        in pairs and copies take the place of multiplications (the intrinsic "again"): if there is
+        one of both, of whole vectors.
+        """
+        again, lanes = self.d.isa.intrinsics.get("again"), self.product.mac.width
+        one = (self.bias is None) != (correction is None)
+        whole = run.tail == lanes and self.product.mac.rows == 1
+        if again is None or not one or not whole or self.product.sums != "int32":
+            return None
+        if correction is not None:
+            first = correction
+        else:
+            assert self.bias is not None
+            first = self.d.pointers[self.bias] + column
+
+        def rows() -> Iterator[Callable[[int], Value]]:
+            pointer = first
+            while True:
+                pointer = again(self.b, pointer)
+                yield partial(tir.nth_vector, pointer, lanes)
+
+        return rows
 
     def _right_in_place(self, matrix: Value, run: Run, column: Value) -> Right:
         """Rows of the right matrix, read as they are."""

@@ -306,6 +306,20 @@ class _Task:
             for t in range(size):
                 sums[t * len(starts) + p] = value
 
+    def _begin_again(self, sums: Registers, size: int, channel: Value, count: int) -> bool:
+        """The same with biases loaded for every column, where that is better than to copy them (the
+        intrinsic "again"); False where it is not, or they are no whole vectors.
+        """
+        again, parts = self.isa.intrinsics.get("again"), count // self.lanes
+        if again is None or self.bias is None or count % self.lanes:
+            return False
+        pointer = self.d.pointers[self.bias] + channel
+        for t in range(size):
+            pointer = again(self.b, pointer)
+            for p in range(parts):
+                sums[t * parts + p] = tir.nth_vector(pointer, self.lanes, p)
+        return True
+
     def _meets(self, j: int, size: int) -> list[tuple[int, int]]:
         """The (output column, kernel column) pairs of a tile that use its input column j."""
         stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
@@ -397,7 +411,8 @@ class _Task:
                 sums, columns, size, [self.b.let(s, "start") for s in starts], count, weights
             )
             return
-        self._begin(sums, size, starts)
+        if product.flipped or not self._begin_again(sums, size, channel, count):
+            self._begin(sums, size, starts)
         head = self.block * 4
         for g in range(self.filters.groups):
             for j in range(self._reach(size)):
