@@ -1,0 +1,142 @@
+"""Models -> executed instructions an inference beside onnxruntime's build for ARM, one thread, on
+processors that qemu emulates.
+
+    tests/runtime/arm64_python.sh ROOT        # a CPython for 64-bit ARM with numpy
+    pip download --no-deps --only-binary=:all: --platform manylinux_2_28_aarch64 \\
+        --python-version 3.11 -d ROOT onnxruntime==1.23.2
+    python -m zipfile -e ROOT/onnxruntime-*.whl ROOT/site
+    python -m benchmarks.arm_peers ROOT mobilenetv2.onnx resnet50 --cpu cortex-a76
+
+A model is a file, or a network of benchmarks/networks.py. Both get the same random inputs and
+calibration data; onnxruntime's int8 is its own static quantization here (QDQ, weights per channel).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.arm_instructions import TARGETS, count, plugin
+from benchmarks.engines import Job, Settings
+from benchmarks.engines.ort import static_int8
+from benchmarks.networks import NETWORKS
+from benchmarks.subjects import Subject, prepare
+from qcompiler.driver import compile
+from qcompiler.options import Options, Watch
+from tests.board import emulator
+
+SAMPLES = 2
+"""To calibrate with."""
+PEER = """
+import sys, numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feed = dict(np.load(sys.argv[2]))
+for _ in range(int(sys.argv[3])):
+    session.run(None, feed)
+"""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The folder of an interpreter for ARM, and the plugin that counts."""
+
+    root: Path
+    plugin: str
+
+    def count(self, model: Path, feed: Path, cpu: str, runs: int) -> float:
+        """Instructions of one run: of so many more than one, divided."""
+        (feed.parent / "peer.py").write_text(PEER)
+        found = []
+        for n in (1, runs):
+            words = (feed.parent / "peer.py", model, feed, n)
+            done = subprocess.run(
+                [*self._command(cpu), *map(str, words)], capture_output=True, text=True, check=False
+            )
+            match = re.search(r"instructions (\d+)", done.stderr)
+            if done.returncode or not match:
+                raise RuntimeError(
+                    f"onnxruntime ended with {done.returncode}: {done.stderr[-500:]}"
+                )
+            found.append(int(match[1]))
+        return (found[1] - found[0]) / (runs - 1)
+
+    def _command(self, cpu: str) -> list[str]:
+        system = self.root / "system"
+        (python,) = (system / "usr" / "bin").glob("python3.[0-9]*[0-9]")
+        places = {"PYTHONHOME": system / "usr", "PYTHONPATH": self.root / "site"}
+        told = [word for k, v in places.items() for word in ("-E", f"{k}={v}")]
+        emulated = [emulator("aarch64"), "-plugin", self.plugin, "-cpu", cpu]
+        return [*emulated, "-L", str(system), *told, str(python)]
+
+
+def ours(subject: Subject, cpu: str, precision: str, made: str) -> float:
+    """Instructions of one run of what is compiled for the device that stands for a processor."""
+    samples = subject.samples()[:SAMPLES]
+    data = samples if precision == "int8" else None
+    options = Options(target=TARGETS[cpu], precision=precision, calibration=data, threads=1)
+    return count(compile(str(subject.model), options, Watch()), samples[0], cpu, made)
+
+
+def theirs(peer: Peer, subject: Subject, cpu: str, precision: str, runs: int) -> float:
+    """The same of onnxruntime."""
+    folder = subject.folder / precision
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "feed.npz", **subject.samples()[0])  # type: ignore[arg-type]
+    model = subject.model
+    if precision == "int8":
+        model = folder / "int8.onnx"
+        if not model.exists():
+            static_int8(Job(subject, folder, Settings(1)))
+    return peer.count(model, folder / "feed.npz", cpu, runs)
+
+
+def rows(peer: Peer, subject: Subject, a: argparse.Namespace) -> None:
+    """Print a row of the table for each processor and precision."""
+    for cpu in a.cpu:
+        for precision in a.precision:
+            mine = ours(subject, cpu, precision, peer.plugin) / 1e6
+            try:
+                its = theirs(peer, subject, cpu, precision, a.runs) / 1e6
+                end = f"{its:.1f} | {mine / its:.2f}"
+            except RuntimeError as e:
+                end = f"{' '.join(str(e).split())} | "
+            name = subject.name
+            print(f"| {name} | `{cpu}` | {precision} | {mine:.1f} | {end} |", flush=True)
+
+
+def subject_of(name: str, folder: Path, sizes: Mapping[str, int]) -> Subject:
+    """A model's file, or a network's name -> the model with its shapes pinned, and samples."""
+    model = NETWORKS[name]() if name in NETWORKS else onnx.load(name)
+    return prepare(model, folder / Path(name).stem, batch=1, sizes=sizes, given={})
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("model", nargs="+")
+    parser.add_argument("--cpu", nargs="+", default=["cortex-a72", "cortex-a76", "max"])
+    parser.add_argument("--precision", nargs="+", default=["float32", "int8"])
+    parser.add_argument("--size", action="append", default=[], help="SYMBOL=NUMBER")
+    parser.add_argument("--runs", type=int, default=3, help="of onnxruntime, less the first")
+    a = parser.parse_args(words)
+    sizes = {name: int(number) for name, _, number in (s.partition("=") for s in a.size)}
+    print("| network | processor | precision | qcompiler | onnxruntime | ratio |")
+    print("|---|---|---|---:|---:|---:|")
+    with plugin() as made, tempfile.TemporaryDirectory() as folder:
+        for name in a.model:
+            rows(Peer(a.root, made), subject_of(name, Path(folder), sizes), a)
+
+
+if __name__ == "__main__":
+    main()
