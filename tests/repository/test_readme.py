@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from oracles import onnxruntime_runs
 
 from qcompiler.demo import MODEL
@@ -41,6 +43,23 @@ def test_everything_that_is_shown_runs_in_its_order(tmp_path: Path) -> None:
             wanted = (theirs or "compare" not in line) and (_links() or "raspberry_pi" not in line)
             if line.startswith("qcompiler ") and wanted:
                 _run([sys.executable, "-m", *shlex.split(line)], tmp_path)
+
+
+def test_the_program_in_c_runs_in_a_clone(tmp_path: Path) -> None:
+    """The section's lines, after those that make the model and its images."""
+    if shutil.which("cc") is None:
+        pytest.skip("no cc here")
+    section = README.split("## In C\n")[1].split("```")[1]
+    lines = [line for line in section.splitlines()[1:] if not line.startswith("#")]
+    files = next(text for language, text in BLOCKS if language == "python" and "savez" in text)
+    _run([sys.executable, "-c", files], tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    export, *others = lines
+    _run([sys.executable, "-m", *shlex.split(export)], tmp_path)
+    for line in others:
+        words = shlex.split(line, comments=True)
+        _run([sys.executable if words[0] == "python3" else words[0], *words[1:]], tmp_path)
+    assert len(lines) < 5
 
 
 def _links() -> bool:
