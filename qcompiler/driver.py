@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact, joined
-from qcompiler.artifact.manifest import Symbol
+from qcompiler.artifact.manifest import Pinned, Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.data.calibrate import (
     Calibration,
@@ -23,26 +23,29 @@ from qcompiler.data.calibrate import (
     fingerprint,
     value_names,
 )
+from qcompiler.data.padded import Sampled
 from qcompiler.data.samples import samples
 from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import makes
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Array, Dim, Graph, Node
+from qcompiler.ir import SIZE, Array, Dim, Graph, Node
 from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
-from qcompiler.onnx_io.dims import SAMPLES, open_symbol, read_pinned
+from qcompiler.onnx_io.dims import SAMPLES, open_symbols, read_pinned
 from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch
 from qcompiler.plan import open_plan
-from qcompiler.plan.alone import demand_alone
 from qcompiler.plan.batches import cut
+from qcompiler.plan.opened import opened
 from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.pruning.request import pruning
 from qcompiler.quantization.agreement import Agreement, agreement
 from qcompiler.rewrite import stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
+from qcompiler.rewrite.padding.pad import Result
+from qcompiler.rewrite.padding.pinned import paddings
 from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, run_stage
 from qcompiler.tune import timing
@@ -133,6 +136,8 @@ class Compilation:
             choice=choice or Choice(),
             records=records,
             opened=None,
+            paddings=(),
+            padding=None,
             float_graph=graph,
             came_quantized=False,
             pruned=graph,
@@ -166,6 +171,7 @@ class Compilation:
         )
         made = replace(self, options=replace(self.options, target=target), watch=watch)
         shared: dict[str, object] = {"records": self.records, "opened": self.opened}
+        shared |= {"paddings": self.paddings}
         shared |= {"float_graph": self.float_graph, "seen": self.seen}
         vars(made).update(device=device, **shared)
         return made
@@ -213,17 +219,37 @@ class Compilation:
 
     @cached_property
     def opened(self) -> Opened | None:
-        """The batch that stays open in the artifact, proven to be one; None if none is to."""
-        symbol = _symbol(self.options)
-        if symbol is None:
+        """The sizes that stay open in the artifact, proven to be right; None if none is to."""
+        symbols = _symbols(self.options)
+        if not symbols:
             return None
-        batch = Size.of(symbol.name)
-        graph = _read(self.model, self.options, False, {symbol.name: batch})
-        graph = self._through(graph, "fold", watch=Watch())
-        demand_alone(graph, batch)
-        sides = (graph.inputs, graph.outputs)
-        inputs, outputs = (tuple(n.type.shape for n in side) for side in sides)
-        return Opened(symbol, (inputs, outputs))
+        graph = _read(self.model, self.options, False, {s.name: Size.of(s.name) for s in symbols})
+        folded = self._through(graph, "fold", watch=Watch())
+        return opened(graph, folded, symbols, self.options.opt_dims or {})
+
+    @cached_property
+    def paddings(self) -> tuple[Result, ...]:
+        """The model of the largest sizes, exact for all, and of smaller ones, where that is faster;
+        none if no size but the batch is open.
+        """
+        asked, low = self.opened, PRECISIONS[self.options.precision][0]
+        if asked is None or not asked.inner:
+            return ()
+        names = " ".join(f"--dim {s.name}=N" for s in asked.inner)
+        if low == "quantize_dynamic":
+            what = f"scales of {self.options.precision} are those of whole tensors"
+            raise Error(f"{what}, of which some sizes are open", hint=f"pin them: {names}")
+        sizes: dict[str, Dim] = {s.name: Size.of(s.name) for s in asked.inner}
+        if asked.batched:
+            sizes[asked.symbol.name] = 1
+        graph = _read(self.model, self.options, False, sizes)
+        one = low in _SEEN or self.options.prune or self.options.passes  # others have other scales
+        return paddings(graph, asked.inner, one=bool(one))
+
+    @cached_property
+    def padding(self) -> Result | None:
+        """That of the largest sizes."""
+        return self.paddings[0] if self.paddings else None
 
     @cached_property
     def float_graph(self) -> Graph:
@@ -233,7 +259,11 @@ class Compilation:
         options, opened = self.options, self.opened
         asked = choose(options.passes, options.disabled_passes)
         best: dict[str, Dim] = {opened.symbol.name: opened.symbol.best} if opened else {}
-        graph = _read(self.model, options, self.one_batch, best)
+        padding = self.padding
+        if padding is not None:
+            graph = padding.graph
+        else:
+            graph = _read(self.model, options, self.one_batch, best)
         self.watch.saw("read", graph)
         folded = self._through(graph, "fold")
         demand_known(folded)
@@ -319,12 +349,24 @@ class Compilation:
         records = joined_records(self.records, more)
         asked = self.options.threads > 0
         tell, reasons = self.watch.on("choosing kernels"), self.watch.reasons
-        if self.opened is not None:
-            graphs = self.sized(self.opened.symbol)
-            return open_plan.planned(
-                graphs, self.opened, self.device, tell, reasons, asked=asked, records=records
-            )
-        return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
+        opened = self.opened
+        if opened is None:
+            return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
+        if opened.inner:
+            sizes = tuple(Pinned(tuple(p.top.values()), 0, 0) for p in self.paddings)
+            opened = replace(opened, sizes=self.paddings[0].sizes, pinned=sizes)
+            graphs = [(1, self.lowered), *((1, self._smaller(p)) for p in self.paddings[1:])]
+        else:
+            graphs = self.sized(opened.symbol)
+        return open_plan.planned(
+            graphs, opened, self.device, tell, reasons, asked=asked, records=records
+        )
+
+    def _smaller(self, padding: Result) -> Graph:
+        """The input of the plan, of smaller sizes."""
+        made = self.having(padding=padding)
+        vars(made).update(watch=Watch(), device=self.device)
+        return made.lowered
 
     def sized(self, symbol: Symbol) -> list[tuple[int, Graph]]:
         """The lowered graphs of an open batch: of so many samples as it is best at, and of one."""
@@ -334,7 +376,7 @@ class Compilation:
         if not isinstance(one, Skip):
             return [(symbol.best, self.lowered), (1, one)]
         assert self.opened is not None
-        opened = replace(self.opened, symbol=replace(symbol, best=1))
+        opened = replace(self.opened, symbols=(replace(symbol, best=1),))
         alone = replace(self, options=replace(self.options, opt_dims={symbol.name: 1}))
         vars(alone).update(device=self.device, records=self.records, seen=self.seen, opened=opened)
         seen = PRECISIONS[self.options.precision][0] in _SEEN
@@ -394,18 +436,35 @@ class Compilation:
                 " int8-dynamic, which needs none; or, to try the speed only,"
                 " --calibration synthetic",
             )
+        wanted: dict[str, tuple[str, Sequence[Dim]]]
         wanted = {n.name: (n.dtype, n.shape) for n in graph.inputs}
+        sampled = self.sampled
+        if sampled is not None and options.calibration != "synthetic":
+            wanted = {k: (wanted[k][0], shape) for k, shape in sampled.shapes.items()}
         found = samples(options.calibration, wanted, options.calibration_samples)
         count = found.count or options.calibration_samples
         return Calibration(
             found,
-            _Runner(self.watch, self.seen, self.records),
+            _Runner(self.watch, self.seen, self.records, sampled=sampled),
             options.calibration_method,
             synthetic=found.synthetic,
             progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
             notes=found.describe(),
             known=self.seen.statistics,
         )
+
+    @property
+    def sampled(self) -> Sampled | None:
+        """How samples of any sizes run; None if all have one."""
+        if self.padding is None:
+            return None
+        assert self.opened is not None
+        given = self.padding.graph.inputs
+        names = [n.name for n in given if not n.name.startswith(SIZE)]
+        shapes = dict(zip(names, self.opened.shapes[0], strict=True))
+        if self.opened.batched:
+            shapes = {k: (1, *shape[1:]) for k, shape in shapes.items()}
+        return Sampled(self.padding, shapes)
 
     def step_seconds(self, sample: Mapping[str, Array]) -> dict[str, float]:
         """The seconds that each step takes on this machine, by name."""
@@ -500,11 +559,13 @@ class _Runner:
     seen: Seen
     records: Records | None = None
     last: tuple[Graph, Run] | None = None
+    sampled: Sampled | None = None
 
     def __call__(self, graph: Graph) -> Run:
         ran = self.seen.ran
         if ran is None or not (ran[0] is graph or fingerprint(ran[0]) == fingerprint(graph)):
-            ran = graph, observing(graph, self.watch, self.records)
+            run = observing(graph, self.watch, self.records)
+            ran = graph, self.sampled.running(run, graph) if self.sampled else run
         self.seen.ran = ran
         self.last = graph, ran[1]
         return ran[1]
@@ -514,10 +575,10 @@ def _noted(graph: Graph, data: Calibration | None) -> Graph:
     return graph if data is None else graph.note(**data.notes)
 
 
-def _symbol(options: Options) -> Symbol | None:
-    """The size that stays open, as asked for; None if none is to."""
+def _symbols(options: Options) -> tuple[Symbol, ...]:
+    """The sizes that stay open, as asked for."""
     calibrated = PRECISIONS[options.precision][0] == "quantize_static"
-    return open_symbol(options.dims, options.opt_dims, 1 if calibrated else SAMPLES)
+    return open_symbols(options.dims, options.opt_dims, 1 if calibrated else SAMPLES)
 
 
 def _read(

@@ -184,7 +184,7 @@ class Options:
     dims: Mapping[str, int | str] | None = option(
         None,
         "what a size that inputs leave open may be: batch=1..64 stays open in the artifact (also"
-        " batch=1.. without an upper bound), height=224 is pinned",
+        " batch=1.. without an upper bound), and so do others, as seq=1..512; height=224 is pinned",
         flags=("--dim", "--dims"),
         metavar="NAME=LO..HI",
         read=dim,

@@ -18,7 +18,7 @@ import pytest
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array
-from qcompiler.runtime import arrays, library, model, open_batch
+from qcompiler.runtime import arrays, library, model, open_batch, open_sizes
 
 POISONS = (0xFF, 0xAA)
 """NaN or -1, and numbers that are small in float32 and far off as integers."""
@@ -99,7 +99,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
         return outputs(self, *given)
 
     patch.setattr(model.OpenModel, "_outputs", poisoned_workspace)
-    for place in (library, arrays, open_batch):
+    for place in (library, arrays, open_batch, open_sizes):
         patch.setattr(place, "aligned", poisoned_memory)
     patch.setattr(arrays.Context, "make", poisoned_outputs)
     patch.setattr(library.Frame, "run", poisoned_run)

@@ -5,6 +5,7 @@ MatMul(Where(IsNaN(p), 0, p), v), p = Softmax(... + Where(keep, 0, -inf))
                                                             ->  Attention(q, k, v, keep)
 MatMul(Softmax(tanh(MatMul(q, Transpose(k)) / c) * c), v)   ->  Attention(q, k, v){softcap=c}
 (MatMul(q, k) * c + mask) + other                           ->  MatMul(q, k) * c + (mask + other)
+MatMul(Softmax(Where(position < size, scores, -inf)), v)   ->  Attention(q, k, v, mask)
 Attention(q, repeat(k), repeat(v))                          ->  Attention(q, k, v)
 
 c and d are numbers: products or divisions, before q k' (on q, on k, or its square root on both) or
@@ -14,12 +15,13 @@ v[B,H,T,E] keep their layout; products of three dimensions get a fourth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 
 import numpy as np
+from ml_dtypes import finfo
 
-from qcompiler.ir import Node
+from qcompiler.ir import SIZE, Node, numpy_dtype
 from qcompiler.ops import make
 from qcompiler.rewrite import ANY, OPTIONAL, Skip, op, rule, taken
 from qcompiler.rewrite.matching import (
@@ -119,6 +121,8 @@ def _with_heads(mask: Node) -> Node:
 
 def _scores(node: Node) -> Scores | Skip | None:
     """The softmax's input -> q, k, scale, cap and mask."""
+    if node.op == "Where" and number(node.operands[2]) == -inf and _never_empty(node.operands[0]):
+        return _hiding(node.operands[0], _scores(node.operands[1]))
     outer, node = _unscaled(node)
     mask = None
     if node.op == "Add":
@@ -163,6 +167,33 @@ def _chosen(where: Node) -> tuple[Node, Node] | Skip | None:
         pair = (const(0.0, like=where), const(lowest, like=where))
         return make("Where", condition, *(pair if kept else pair[::-1])), scores
     return None
+
+
+def _hiding(valid: Node, scores: Scores | Skip | None) -> Scores | Skip | None:
+    """Scores of which only valid ones count, also in a row where all of these are masked: what
+    else is masked stays above what is not valid.
+    """
+    if scores is None or isinstance(scores, Skip):
+        return scores
+    if scores.mask is None:
+        return replace(scores, mask=valid)
+    lowest = finfo(numpy_dtype(scores.mask.dtype)).min  # type: ignore[no-untyped-call]
+    least = max(-1e38, float(lowest))
+    raised = make("Max", scores.mask, const(least, like=scores.mask))
+    return replace(scores, mask=make("Where", valid, raised, const(-inf, like=scores.mask)))
+
+
+def _never_empty(mask: Node) -> bool:
+    """Is it where positions are below sizes of a run, and so true at the first?"""
+    while mask.op in ("Reshape", "And"):
+        if mask.op == "And" and not _never_empty(mask.operands[1]):
+            return False
+        mask = mask.operands[0]
+    if mask.op != "Less" or not mask.operands[0].is_constant:
+        return False
+    places, size = mask.operands[0].array, mask.operands[1]
+    first = places.size > 0 and not places.flat[0]
+    return bool(first and size.op == "input" and size.name.startswith(SIZE))
 
 
 def _keeps_some(condition: Node, kept: bool) -> bool:

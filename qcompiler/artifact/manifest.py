@@ -49,6 +49,20 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """Steps from `first` to before `last` compute open sizes up to these, one for each symbol but
+    that of a batch.
+    """
+
+    sizes: tuple[int, ...]
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"to {'x'.join(map(str, self.sizes))} by steps {self.first} to {self.last - 1}"
+
+
+@dataclass(frozen=True)
 class Value:
     """A model's input or output: its name, dtype and static shape."""
 
@@ -122,6 +136,8 @@ class Variant:
     weights_bytes: int = 0
     batches: tuple[Batch, ...] = ()
     """Of an open batch: what runs are made of, the largest first and the last of one sample."""
+    pinned: tuple[Pinned, ...] = ()
+    """Of other open sizes: which steps run for which, those of the largest first."""
     blobs: tuple[tuple[int, int], ...] = ()
     """(index among the manifest's blobs, offset in the weights) of each of its constants."""
     checks: tuple[Check, ...] = ()
@@ -157,7 +173,10 @@ class Manifest:
     be computed by itself, so that requests may be gathered into batches.
     """
     symbols: tuple[Symbol, ...] = ()
-    """The sizes that inputs leave open."""
+    """The sizes that inputs leave open; that of the batch first, if variants have batches."""
+    sizes: tuple[str, ...] = ()
+    """Inputs that no caller gives, behind the others: these sizes in a run, as expressions of open
+    ones, each an int32."""
     format: int = FORMAT
 
     @property
@@ -184,7 +203,8 @@ class Manifest:
         machine = (variant.isa, variant.triple, variant.cpu_flags)
         symbols, batches = map(astuple, self.symbols), map(astuple, variant.batches)
         sides = (v.open for v in (*self.inputs, *self.outputs)) if self.symbols else ()
-        opened = [*symbols, *batches, *sides]
+        hidden = [self.sizes] * bool(self.sizes)
+        opened = [*symbols, *batches, *map(astuple, variant.pinned), *sides, *hidden]
         return signature(inputs, outputs, sizes, machine, weights_digest, opened)
 
 
@@ -246,6 +266,7 @@ def read(text: bytes, where: str) -> Manifest:
         blobs=tuple(_piece(p) for p in _list(raw["blobs"])),
         apart=_bool(raw["apart"]),
         symbols=tuple(_symbol(s) for s in _list(raw.get("symbols", []))),
+        sizes=tuple(_string(s) for s in _list(raw.get("sizes", []))),
     )
     _demand_whole(made)
     _demand_sizes(made)
@@ -269,28 +290,68 @@ def _demand_sizes(made: Manifest) -> None:
     """Raise ValueError unless all open sizes are of known symbols, and batches are of known steps,
     down to one sample.
     """
-    if len(made.symbols) > 1:
-        raise ValueError("more than one size is open")
-    ranges = {s.name: (s.low, s.high) for s in made.symbols}
+    batched = any(v.batches for v in made.variants)
+    if batched and not made.symbols:
+        raise ValueError("batches of a size that is not open")
+    if len({s.name for s in made.symbols}) < len(made.symbols):
+        raise ValueError("two open sizes have one name")
     for value in (*made.inputs, *made.outputs):
-        open_ = [d for d in value.open if isinstance(d, str)]
-        try:
-            low = min((Size.of(d).bounds(ranges)[0] for d in open_), default=0)
-        except Error as e:
-            raise ValueError(str(e)) from e
-        ranks = len(value.open) in (0, len(value.shape))
-        first = open_ == list(value.open[:1]) if made.symbols else not value.open
-        if low < 0 or not ranks or not first:
+        ranks = len(value.open) in (0, len(value.shape)) if made.symbols else not value.open
+        if not ranks or not _fits(made, value, batched):
             raise ValueError(f"{value} has sizes that are not known")
+    inner = {s.name: s.high for s in made.symbols[batched:]}
+    for size in made.sizes:
+        _at(size, inner)
     for symbol in made.symbols:
         if not 1 <= symbol.low <= symbol.high < 1 << 31 or not 1 <= symbol.best <= symbol.high:
             raise ValueError(f"{symbol} is no range")
+        if not any(symbol.name in v.open for v in made.inputs):
+            raise ValueError(f"{symbol} is the size of no input")
     for variant in made.variants:
         sizes = [b.samples for b in variant.batches]
         apart = sizes == sorted(set(sizes), reverse=True) and sizes[-1:] == [1]
         inside = all(b.first < b.last <= len(variant.steps) for b in variant.batches)
-        if bool(sizes) != bool(made.symbols) or (sizes and not (apart and inside)):
+        wanted = batched and (len(made.symbols) == 1 or sizes == [1])
+        if bool(sizes) != batched or (sizes and not (apart and inside and wanted)):
             raise ValueError(f"{variant} has batches that are not known")
+        _demand_pinned(variant, [s.high for s in made.symbols[batched:]])
+
+
+def _demand_pinned(variant: Variant, highest: list[int]) -> None:
+    """Raise ValueError unless known steps compute the largest sizes, then smaller and smaller."""
+    last = highest
+    for i, pinned in enumerate(variant.pinned):
+        smaller = all(1 <= n <= m for n, m in zip(pinned.sizes, last))
+        first = i > 0 or list(pinned.sizes) == highest
+        inside = pinned.first < pinned.last <= len(variant.steps)
+        if not (len(pinned.sizes) == len(highest) and smaller and first and inside):
+            raise ValueError(f"{variant} has sizes that are not known")
+        last = list(pinned.sizes)
+    if bool(variant.pinned) != bool(highest):
+        raise ValueError(f"{variant} does not say which steps run")
+
+
+def _fits(made: Manifest, value: Value, batched: bool) -> bool:
+    """Is a value's shape that of its largest sizes, but for its first one, of a batch?"""
+    first = made.symbols[:batched]
+    sizes = {s.name: s.high for s in made.symbols}
+    rest = value.open[1:] if batched and value.open else value.open
+    if any(s.name in Size.of(d).symbols for s in first for d in rest if isinstance(d, str)):
+        return False
+    if first and (not value.open or not isinstance(value.open[0], str)):
+        return False
+    if first and _at(value.open[0], {**sizes, first[0].name: first[0].low}) < 0:
+        return False
+    largest = tuple(_at(d, sizes) for d in rest)
+    return largest == value.shape[len(value.open) - len(rest) :] or not value.open
+
+
+def _at(size: int | str, sizes: Mapping[str, int]) -> int:
+    """A size in numbers. Raises ValueError where it is made of others."""
+    try:
+        return size if isinstance(size, int) else Size.of(size).at(sizes)
+    except (Error, ZeroDivisionError) as e:
+        raise ValueError(str(e)) from e
 
 
 def _symbol(raw: Json) -> Symbol:
@@ -301,6 +362,12 @@ def _symbol(raw: Json) -> Symbol:
 def _batch(raw: Json) -> Batch:
     b = _object(raw)
     return Batch(*(_int(b[k]) for k in ("samples", "first", "last", "nanoseconds")))
+
+
+def _pinned(raw: Json) -> Pinned:
+    p = _object(raw)
+    sizes = tuple(_int(s) for s in _list(p["sizes"]))
+    return Pinned(sizes, _int(p["first"]), _int(p["last"]))
 
 
 def _variant(raw: Json) -> Variant:
@@ -315,6 +382,7 @@ def _variant(raw: Json) -> Variant:
         steps=tuple(_step(s) for s in _list(v["steps"])),
         notes=_strings(v["notes"]),
         batches=tuple(_batch(b) for b in _list(v.get("batches", []))),
+        pinned=tuple(_pinned(p) for p in _list(v.get("pinned", []))),
         code=_string(v["code"]),
         code_bytes=_int(v["code_bytes"]),
         weights=_string(v["weights"]),

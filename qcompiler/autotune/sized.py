@@ -26,7 +26,7 @@ class Sized(Compilation):
 
 def sized(made: Compilation) -> list[Compilation]:
     """A compilation without records -> those of each size; of a fixed batch it is the only one."""
-    if made.opened is None or made.plan.opened is None:
+    if made.opened is None or made.opened.inner or made.plan.opened is None:
         return [made]
     graphs, device = dict(made.sized(made.opened.symbol)), made.plan.device
     sizes = [b.samples for b in made.plan.opened.batches]

@@ -70,8 +70,9 @@ def bench(a: Namespace) -> int:
         found = _measured(a, model, inputs, loaded)
         steps = _step_rows(model, inputs) if a.per_step else []
     macs = sum(s.macs for s in model.variant.steps)
-    for alone in model.variant.batches[-1:]:  # of an open batch: those of one sample, each time
-        samples = len(next(iter(inputs.values())))
+    open_ = model.variant.pinned[:1] or model.variant.batches[-1:]
+    for alone in open_:  # those of the largest sizes, or of one sample of a batch each time
+        samples = len(next(iter(inputs.values()))) if model.variant.batches else 1
         macs = samples * sum(s.macs for s in model.variant.steps[alone.first : alone.last])
     answer: dict[str, object] = {
         **({"device": a.remote} if a.remote else {}),
@@ -257,13 +258,15 @@ def _variant_row(variant: Variant, binary: Binary) -> tuple[object, ...]:
 
 
 def _variant_facts(variant: Variant, binary: Binary) -> dict[str, object]:
+    rounds = variant.batches and not variant.pinned
     return {
         "target": f"{variant.isa} ({variant.triple}), {variant.threads} threads",
         "needs": " ".join(variant.cpu_flags),
         "code": size(len(binary.code)),
         "weights": size(binary.weights.nbytes),
         "workspace": size(variant.workspace_bytes),
-        **({"samples": ", then ".join(map(str, variant.batches))} if variant.batches else {}),
+        **({"samples": ", then ".join(map(str, variant.batches))} if rounds else {}),
+        **({"sizes": ", ".join(map(str, variant.pinned))} if variant.pinned else {}),
         **variant.notes,
     }
 

@@ -21,7 +21,7 @@ from qcompiler.data.columns import Read, reads
 from qcompiler.data.histogram import BINS, Floats, Histogram, best_range, divergence, squared_error
 from qcompiler.errors import Error
 from qcompiler.files import contents, write_text
-from qcompiler.ir import Array, Graph, Node, text
+from qcompiler.ir import SIZE, Array, Graph, Node, text
 from qcompiler.ops import evaluate
 from qcompiler.options import METHODS
 
@@ -351,6 +351,8 @@ def _check_sample(graph: Graph, sample: Mapping[str, Array], number: int) -> Non
     """Raise Error unless every input is present and finite."""
     where = f"calibration sample {number}"
     for node in graph.inputs:
+        if node.name.startswith(SIZE):
+            continue
         if node.name not in sample:
             raise Error(f"input {node.name!r} is missing", where=where)
         array = np.asarray(sample[node.name])

@@ -48,6 +48,7 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         extents=tuple((name, p.offset) for name, p in made.extents.items()),
         checks=tuple(Check(what, p.offset, p.bytes) for what, p in made.checks.items()),
         batches=opened.batches if opened else (),
+        pinned=opened.pinned if opened else (),
     )
     manifest = Manifest(
         name=graph.name,
@@ -57,7 +58,8 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
         producer={"qcompiler": __version__, "apache-tvm": version("apache-tvm")},
         notes={**graph.notes, **({"parts": str(made.parts)} if made.parts > 1 else {})},
         apart=made.apart,
-        symbols=(opened.symbol,) if opened else (),
+        symbols=opened.symbols if opened else (),
+        sizes=opened.sizes if opened else (),
     )
     return Artifact(manifest, (Binary(code, made.weights, made.blocks),))
 

@@ -85,7 +85,15 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
     whole = {**_team_entries(), "qcompiler_signature": _signature(plan)} if team else {}
     found = plan_sections(plan, known)
     isa, steps = plan.device.isa, len(plan.steps)
-    return _layers(found, body, made, steps, 0 if plan.opened else plan.parts, isa, whole)
+    return _layers(
+        found,
+        body,
+        made,
+        steps,
+        0 if plan.opened and plan.opened.batches else plan.parts,
+        isa,
+        whole,
+    )
 
 
 def plan_sections(plan: Plan, known: dict[str, tuple[Part, ...]] | None = None) -> list[Section]:

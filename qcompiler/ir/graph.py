@@ -213,6 +213,11 @@ EXTENT = "extent: "
 where data decide it: a caller gets that one cut to this size."""
 
 
+SIZE = "size: "
+"""Begins the name of an input, int32[1], that no caller gives: the rest of the name is an
+expression of open sizes, whose value in a run, 1 or more, it is."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """Inputs and outputs, in the model's order; its nodes are what the outputs reach."""

@@ -316,8 +316,10 @@ class Decision:
         return min((o.candidate.seconds for o in offers), default=0.0)
 
 
-def choose(region: Region, device: Device, records: Records | None = None) -> Decision:
-    """The kernel recorded as fastest, or else predicted to be."""
+def choose(
+    region: Region, device: Device, records: Records | None = None, *, apart: bool = False
+) -> Decision:
+    """The kernel recorded as fastest, or else predicted to be. `apart`: none that mixes rows."""
     region = sealed(region, device)
     record = None if records is None else records.best(region.key, device)
     known = [] if record is None else _recorded(region, device, record)
@@ -334,7 +336,7 @@ def choose(region: Region, device: Device, records: Records | None = None) -> De
         offers += [Offer(generator.name, c) for c in best]
     offers.sort(key=lambda o: o.candidate.seconds)
     origin = "" if record is None else record.origin
-    return _first_built(region, (known, origin), offers, skips)
+    return _first_built(region, (known, origin), offers, skips, apart)
 
 
 def asked(region: Region, device: Device) -> list[Generator]:
@@ -382,6 +384,7 @@ def _first_built(
     known: tuple[Sequence[Offer], str],
     offers: list[Offer],
     skips: list[tuple[str, str]],
+    apart: bool,
 ) -> Decision:
     """The first kernel that can be built: of what a record of some origin chose, of the best
     offers, then of all others.
@@ -390,6 +393,8 @@ def _first_built(
     recorded, origin = known
     for i, offer in enumerate((*recorded, *offers)):
         made = offer.candidate.build()
+        if apart and isinstance(made, Kernel) and made.mixes_rows:
+            made = Skip("it mixes rows, some of which are behind the end of an open size")
         if isinstance(made, Kernel):
             lost = tuple(o for o in offers if not o.same(offer) and not any(map(o.same, unfit)))
             chose = origin if i < len(recorded) else ""

@@ -63,30 +63,21 @@ def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str,
     }
 
 
-def open_symbol(
+def open_symbols(
     dims: Mapping[str, int | str] | None, opt_dims: Mapping[str, int] | None, usual: int
-) -> Symbol | None:
-    """What is asked for -> the size that stays open, best at `usual` unless asked otherwise; None
-    if none is to.
-    """
+) -> tuple[Symbol, ...]:
+    """What is asked for -> the sizes that stay open, best at `usual` unless asked otherwise."""
     asked, best = ranges(dims), dict(opt_dims or {})
-    open_ = [name for name, (low, high) in asked.items() if low < high]
-    if len(open_) > 1:
-        raise Error(
-            f"{' and '.join(open_)} cannot both stay open",
-            where="--dim",
-            hint="one size can, that of the batch; pin the others: --dim NAME=N",
-        )
+    open_ = {name: (low, high) for name, (low, high) in asked.items() if low < high}
     if wrong := [name for name in best if name not in open_]:
         raise Error(f"{wrong[0]!r} does not stay open", where="--opt-dim", hint="--dim NAME=LO..HI")
-    if not open_:
-        return None
-    (name,) = open_
-    low, high = asked[name]
-    found = best.get(name, min(usual, high))
-    if not 1 <= found <= high:
-        raise Error(f"{found} is not in 1 to {high}", where=f"--opt-dim {name}")
-    return Symbol(name, low, high, found)
+    for name, (_, high) in open_.items():
+        if not 1 <= best.get(name, 1) <= high:
+            raise Error(f"{best[name]} is not in 1 to {high}", where=f"--opt-dim {name}")
+    return tuple(
+        Symbol(name, low, high, best.get(name, min(usual, high)))
+        for name, (low, high) in open_.items()
+    )
 
 
 def read_pinned(

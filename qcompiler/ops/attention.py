@@ -124,7 +124,7 @@ def _scores(node: Node, q: Numbers, k: Numbers, bias: Numbers) -> tuple[Numbers,
     scores = scores * scores.dtype.type(scale)
     cap = node.float("softcap")
     capped = scores if cap <= 0 else np.tanh(scores / cap) * cap
-    biased = capped + bias
+    biased = np.where(np.isneginf(bias), bias, capped + bias)  # NaN is masked, too
     seen = {0: scores, 1: capped, 2: biased}.get(node.int("qk_matmul_output_mode"), biased)
     return np.broadcast_to(seen, biased.shape), biased
 

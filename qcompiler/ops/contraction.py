@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops.registry import (
@@ -193,11 +194,15 @@ def transposed(
         raise Error(f"output_padding or output_shape does not fit {rank} dimensions")
     pads, outputs = list(window.pads), [fresh() if wanted is None else w for w in wanted or sizes]
     for i, (size, stride) in enumerate(zip(sizes, window.strides, strict=True)):
+        fixed = pads[i]
+        plain = wanted is None and not node.str("auto_pad").startswith("SAME")
+        if isinstance(size, str) and fixed is not None and plain and size != "?":
+            rest = window.reach[i] + added[i] - sum(fixed) - stride
+            outputs[i] = settled(Size.of(size) * stride + rest)
         if not isinstance(size, int):
             continue
         whole = (size - 1) * stride + window.reach[i] + added[i]
-        fixed = pads[i]
-        if wanted is None and fixed is not None and not node.str("auto_pad").startswith("SAME"):
+        if fixed is not None and plain:
             outputs[i] = whole - sum(fixed)
             continue
         output = size * stride if wanted is None else wanted[i]

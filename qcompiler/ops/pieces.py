@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.movement import ints
@@ -14,6 +15,7 @@ from qcompiler.ops.shapes import (
     axes_of,
     axis_of,
     count_of,
+    known_dims,
     known_ints,
     together,
     unite,
@@ -112,7 +114,7 @@ def _slice_of(start: int, end: int, step: int, size: int) -> slice:
 @typed(slice_)
 def _(node: Node) -> Type:
     x = node.operands[0].type
-    starts, ends = known_ints(node.operands[1]), known_ints(node.operands[2])
+    starts, ends = known_dims(node.operands[1]), known_dims(node.operands[2])
     axes, steps = optional(node, 3), optional(node, 4)
     if axes is not None:
         known_axes = known_ints(axes)
@@ -131,11 +133,26 @@ def _(node: Node) -> Type:
         raise Error("starts, ends, axes and steps differ in length")
     for axis, start, end, step in zip(over, starts, ends, by, strict=True):
         size = dims[axis]
-        if isinstance(size, int):
+        if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
             dims[axis] = len(range(*_slice_of(start, end, step, size).indices(size)))
-        elif not (start == 0 and step == 1 and end >= np.iinfo(np.int32).max):
-            dims[axis] = fresh()
+        else:
+            dims[axis] = _count(size, start, end) if step == 1 else fresh()
     return Type(x.dtype, tuple(dims))
+
+
+def _count(size: Dim, start: Dim, end: Dim) -> Dim:
+    """How many elements a slice of or to an open size has, if it ends inside: what relies on that
+    proves it.
+    """
+    if isinstance(end, int) and end >= np.iinfo(np.int32).max:
+        end = size
+    elif isinstance(end, int) and end < 0:
+        end = settled(Size.of(size) + end)
+    elif isinstance(end, int):
+        return fresh()
+    if isinstance(start, int) and start < 0:
+        start = settled(Size.of(size) + start)
+    return settled(Size.of(end) - start)
 
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")

@@ -16,7 +16,7 @@ from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
-from qcompiler.ops.shapes import axes_of, known_ints, need_rank
+from qcompiler.ops.shapes import axes_of, known_dims, known_ints, need_rank, scaled
 
 _COORDINATES = (
     "half_pixel",
@@ -314,7 +314,7 @@ def _(node: Node) -> Type:
     before = [x.shape[a] for a in axes]
     numbers = [d for d in before if isinstance(d, int)]
     if values is None or len(numbers) < len(before):
-        counts: Sequence[Dim] = [fresh() for _ in axes]
+        counts: Sequence[Dim] = _open_counts(node, before, scales, sizes)
     elif scales is not None:
         counts, _ = _resized(node, numbers, values, None)
     else:
@@ -324,6 +324,19 @@ def _(node: Node) -> Type:
             raise Error(f"nothing to resize in {x}")
         dims[axis] = count
     return Type(x.dtype, tuple(dims))
+
+
+def _open_counts(
+    node: Node, before: Sequence[Dim], scales: Node | None, sizes: Node | None
+) -> list[Dim]:
+    """The number of outputs along each axis, some of them open."""
+    wanted = None if sizes is None or scales is not None else known_dims(sizes)
+    if wanted is not None and node.str("keep_aspect_ratio_policy") == "stretch":
+        return list(wanted)
+    factors = known_value(scales)
+    if factors is None or factors.size != len(before):
+        return [fresh() for _ in before]
+    return [scaled(d, float(f)) or fresh() for d, f in zip(before, factors.ravel(), strict=True)]
 
 
 @operator("GridSample", align_corners=0, mode="linear", padding_mode="zeros")

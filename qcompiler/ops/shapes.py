@@ -7,6 +7,8 @@ from functools import reduce
 from math import prod
 from operator import add
 
+import numpy as np
+
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
@@ -84,6 +86,18 @@ def together(dims: Sequence[Dim]) -> Dim:
     numbers = sum(d for d in dims if isinstance(d, int))
     symbols = [Size.of(d) for d in dims if isinstance(d, str)]
     return settled(reduce(add, symbols, Size.of(numbers))) if symbols else numbers
+
+
+def scaled(size: Dim, factor: float) -> Dim | None:
+    """floor(size * factor) in float32; of an open size by a whole number, or a power of two, else
+    None.
+    """
+    if isinstance(size, int):
+        return int(float(np.float32(size) * np.float32(factor)) // 1)
+    if factor >= 1 and factor == int(factor):
+        return settled(Size.of(size) * int(factor))
+    powers = [k for k in (2, 4, 8, 16, 32) if factor * k == 1]
+    return settled(Size.of(size) // powers[0]) if powers else None
 
 
 def need_rank(node: Node, least: int, what: str) -> Type:

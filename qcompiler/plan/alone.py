@@ -1,15 +1,15 @@
 """A graph with an open batch -> proof that each sample's outputs are made of that sample alone, and
 that nothing else depends on how many samples there are; or the Error that names what mixes them.
 
-A value is *batched* if one of its dimensions is a multiple k of the batch and all others are
-numbers: sample i is then elements i * k to (i + 1) * k along it. An operator keeps samples alone if
+A value is *batched* if one of its dimensions is a multiple k of the batch and no other depends on
+it: sample i is then elements i * k to (i + 1) * k along it. An operator keeps samples alone if
 every sample of its output depends on the same sample of its batched operands. Arithmetic on shapes
 may contain the batch, and may only say how to shape a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from qcompiler.artifact.sizes import Size
@@ -17,7 +17,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, Type
 from qcompiler.ir.refusals import described
 from qcompiler.ops import known_value
-from qcompiler.ops.known_sizes import is_open, known_sizes
+from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.registry import is_elementwise
 from qcompiler.ops.shapes import total
 from qcompiler.runtime.text import NOTE
@@ -38,15 +38,15 @@ _TARGETS: Mapping[str, int] = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, 
 """Operators that read a shape, and which of their inputs it is."""
 
 
-def demand_alone(graph: Graph, batch: Size) -> None:
+def demand_alone(graph: Graph, batch: Size, others: Collection[str] = ()) -> None:
     """Raise Error unless it is proven of a graph that the open size `batch` is one of samples that
-    do not meet.
+    do not meet, whatever the `others` are.
     """
     if NOTE in graph.notes:
         raise _refused(batch, "strings are computed for all samples at once")
     for what in graph.checks:
         raise _refused(batch, f"every run checks that its operands fit ({what})")
-    found = _Alone(batch)
+    found = _Alone(batch, frozenset(others))
     for node in graph.inputs:
         if found.axis(node.type) != 0 or node.shape[0] != batch:
             raise _refused(batch, f"the input {node.name}: {node.type} does not begin with it")
@@ -85,18 +85,29 @@ class Index:
 class _Alone:
     """The batched values of a graph, found inputs first."""
 
-    def __init__(self, batch: Size) -> None:
-        self.batch = batch
+    def __init__(self, batch: Size, others: frozenset[str]) -> None:
+        self.batch, self.others = batch, others
         self.batched: set[Node] = set()
         self.indices: dict[Node, Index] = {}
 
     def axis(self, type: Type) -> int:
-        """The dimension that is a multiple of the batch, if all others are numbers; else -1."""
-        open_ = [i for i, d in enumerate(type.shape) if isinstance(d, str)]
+        """The dimension that is a multiple of the batch, if no other depends on it; else -1."""
+        open_ = [i for i, d in enumerate(type.shape) if self._depends(d)]
         if len(open_) != 1:
             return -1
         k = Size.of(type.shape[open_[0]]).over(self.batch)
-        return open_[0] if k is not None and not k.symbols and k.at({}) > 0 else -1
+        if k is None or not k.symbols <= self.others:
+            return -1
+        return open_[0] if k.symbols or k.at({}) > 0 else -1
+
+    def _depends(self, size: object) -> bool:
+        """May a size, or a number computed from sizes, depend on the batch?"""
+        return isinstance(size, str) and not Size.of(size).symbols <= self.others
+
+    def _shapes(self, node: Node) -> bool:
+        """Is it arithmetic on shapes that depends on the batch?"""
+        found = known_sizes(node)
+        return found is not None and any(map(self._depends, found.ravel().tolist()))
 
     def see(self, node: Node) -> None:
         """Find out about a node, after those it reads."""
@@ -109,9 +120,9 @@ class _Alone:
             self.indices[node] = index
             return
         reads = [i for i in node.operands if i in self.batched]
-        shaped = [at for at, i in enumerate(node.inputs) if i is not None and is_open(i)]
+        shaped = [at for at, i in enumerate(node.inputs) if i is not None and self._shapes(i)]
         if not reads and not shaped:
-            if all(t.static for t in node.types):
+            if not any(self._depends(d) for t in node.types for d in t.shape):
                 return  # the same for all samples
             raise self._mixes(node)
         numbered = self.indices.keys() & set(node.operands)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir.graph import Node
+from qcompiler.ir import SIZE, Graph, Node
 from qcompiler.ir.refusals import Reasons, missing
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region, choose
@@ -21,10 +21,12 @@ kernels of their own."""
 
 
 class Chooser:
-    """Regions -> kernels; regions of equal keys share one."""
+    """Regions -> kernels; regions of equal keys share one. `padded`: sizes are open, and rows that
+    do not count may hold anything, which must not show in others.
+    """
 
-    def __init__(self, device: Device, records: Records | None) -> None:
-        self.device, self.records = device, records
+    def __init__(self, device: Device, records: Records | None, *, padded: bool = False) -> None:
+        self.device, self.records, self.padded = device, records, padded
         self.known: dict[str, Decision] = {}
         self.single: dict[str, Decision] = {}
         self.names: dict[str, int] = {}
@@ -53,21 +55,21 @@ class Chooser:
 
     def decide(self, region: Region, name: str) -> Decision:
         """A sealed region, and its name in reported skips -> its kernel."""
-        how = choose(region, self.device, self.records)
+        how = choose(region, self.device, self.records, apart=self.padded)
         self.skips.extend((name, generator, reason) for generator, reason in how.skips)
         if isinstance(how.kernel, Skip):
             log.info("%s: %s", name, how.kernel.reason)
-        return self._named(how)
+        return self.named(how)
 
     def alone(self, region: Region) -> Decision:
         """The kernel of a region for one thread, by the model alone: records are of all threads."""
         one = replace(self.device, threads=1)
         handed = sealed(region, one)
         if handed.key not in self.single:
-            self.single[handed.key] = self._named(choose(handed, one))
+            self.single[handed.key] = self.named(choose(handed, one, apart=self.padded))
         return self.single[handed.key]
 
-    def _named(self, how: Decision) -> Decision:
+    def named(self, how: Decision) -> Decision:
         """A decision whose kernel has a name that no other has."""
         if isinstance(how.kernel, Skip):
             return how
@@ -82,6 +84,11 @@ class Chooser:
         if self.missing:
             last = {step: reason for step, _, reason in self.skips}  # of the most general generator
             raise missing(self.missing, {**last, **reasons})
+
+
+def padded(graph: Graph) -> bool:
+    """Are there sizes that differ between runs?"""
+    return any(n.name.startswith(SIZE) for n in graph.inputs)
 
 
 def _maker(region: Region) -> Node:

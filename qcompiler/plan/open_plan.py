@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qcompiler.artifact.manifest import Batch
+from qcompiler.artifact.manifest import Batch, Pinned
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Records, Region
+from qcompiler.plan.alike import Alike
 from qcompiler.plan.barriers import Slot
 from qcompiler.plan.branches import side_by_side
-from qcompiler.plan.choose import Chooser
+from qcompiler.plan.choose import Chooser, padded
 from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
 from qcompiler.plan.regions import regions, with_copies
 from qcompiler.plan.sharing import at_most, least, saving
@@ -32,7 +33,8 @@ WORTH = 0.9
 
 Sized = tuple[int, Graph]
 """A number of samples, and a graph over so many."""
-Chosen = tuple[int, Graph, list[tuple[Region, Decision]], float]
+Made = list[tuple[Region, Decision]]
+Chosen = tuple[int, Graph, Made, float]
 """The same, with its kernels and their predicted seconds."""
 
 
@@ -46,17 +48,16 @@ def planned(
     asked: bool,
     records: Records | None = None,
 ) -> Plan:
-    """Graphs of fewer and fewer samples, down to one -> the plan; other arguments as of
-    `plan.sharing.planned`.
+    """Graphs of fewer and fewer samples, down to one, or of smaller and smaller sizes, -> the plan;
+    other arguments as of `plan.sharing.planned`.
     """
-    if not isinstance(device, Cpu):
-        hint = f"pin it: --dim {opened.symbol.name}=N"
-        raise Error(f"{opened.symbol.name} is open, {device.name} takes fixed sizes", hint=hint)
+    device = demand_cpu(device, opened)
     one = replace(device, threads=1)
     if not asked and at_most(graphs[0][1], device) < least(device):
         device = one
     made = _plan(graphs, opened, device, progress, reasons, records)
-    if asked or device.threads == 1 or saving(made) >= least(device):
+    steps = made.steps[: made.opened.pinned[0].last] if made.opened and opened.inner else made.steps
+    if asked or device.threads == 1 or saving(replace(made, steps=steps)) >= least(device):
         return made
     return _plan(graphs, opened, one, progress, reasons, records)
 
@@ -72,6 +73,14 @@ def fixed(
     return plan(graph, device, progress, reasons, records, parts=1)
 
 
+def demand_cpu(device: Device, opened: Opened) -> Cpu:
+    """Raise Error for a device that takes fixed sizes only."""
+    if isinstance(device, Cpu):
+        return device
+    hint = f"pin it: --dim {opened.symbol.name}=N"
+    raise Error(f"{opened.symbol.name} is open, {device.name} takes fixed sizes", hint=hint)
+
+
 def _plan(
     graphs: Sequence[Sized],
     opened: Opened,
@@ -80,38 +89,65 @@ def _plan(
     reasons: Reasons,
     records: Records | None,
 ) -> Plan:
-    chosen = Chooser(device, records)
+    chosen = Chooser(device, records, padded=padded(graphs[0][1]))
     found = [_chosen(size, with_copies(graph), chosen, progress) for size, graph in graphs]
     chosen.demand_all(reasons)
+    if opened.inner:
+        return _pinned(found, opened, device, chosen)
     size, _, _, alone = found[-1]
     assert size == 1, "a batch may have one sample"
     kept = [f for f in found[:-1] if f[3] <= WORTH * f[0] * alone] + found[-1:]
+    made, spans = _in_a_row([f[1:3] for f in kept], device, chosen)
+    pairs = zip(spans, kept, strict=True)
+    batches = tuple(Batch(f[0], *span, round(f[3] * 1e9)) for span, f in pairs)
+    apart = not any(s.kernel.mixes_rows for s in made.steps)
+    return replace(made, apart=apart, opened=replace(opened, batches=batches))
+
+
+def _pinned(found: Sequence[Chosen], opened: Opened, device: Cpu, chosen: Chooser) -> Plan:
+    """Graphs of smaller and smaller sizes -> the plan of those that are worth it."""
+    alike = Alike(chosen)
+    kept, sizes = [found[0]], [opened.pinned[0].sizes]
+    for one, smaller in zip(found[1:], opened.pinned[1:], strict=True):
+        if one[3] <= WORTH * kept[-1][3]:
+            kept.append(one)
+            sizes.append(smaller.sizes)
+    made, spans = _in_a_row([(f[1], alike(f[2])) for f in kept], device, chosen)
+    pinned = tuple(Pinned(n, *span) for n, span in zip(sizes, spans, strict=True))
+    batches = (Batch(1, *spans[0], round(kept[0][3] * 1e9)),) if opened.batched else ()
+    return replace(made, apart=False, opened=replace(opened, batches=batches, pinned=pinned))
+
+
+def _in_a_row(
+    graphs: Sequence[tuple[Graph, Made]], device: Cpu, chosen: Chooser
+) -> tuple[Plan, list[tuple[int, int]]]:
+    """Graphs with their kernels -> a plan of the steps of each, in one workspace, with weights in
+    common; and which steps those are.
+    """
     weights = Weights()
     plans = []
-    for _, graph, made, _ in kept:
+    for graph, made in graphs:
         ordered, branches = side_by_side(made, chosen)
         plans.append(laid_out(graph, device, ordered, branches=branches, weights=weights))
     steps: list[Step] = []
-    batches: list[Batch] = []
-    for one, (size, _, _, seconds) in zip(plans, kept, strict=True):
+    spans: list[tuple[int, int]] = []
+    for one in plans:
         first = len(steps)
         steps += [_later(s, first) for s in _after_all(one.steps)]
-        batches.append(Batch(size, first, len(steps), round(seconds * 1e9)))
-    return replace(
+        spans.append((first, len(steps)))
+    made_of_all = replace(
         plans[0],
-        graph=with_copies(graphs[0][1]),
         steps=tuple(steps),
         weights=weights.blob(),
         workspace_bytes=max(p.workspace_bytes for p in plans),
         blocks=tuple((p.offset, p.bytes) for p in weights.known.values()),
         skips=tuple(chosen.skips),
-        apart=not any(s.kernel.mixes_rows for s in steps),
-        opened=replace(opened, batches=tuple(batches)),
     )
+    return made_of_all, spans
 
 
 def _chosen(size: int, graph: Graph, chosen: Chooser, progress: Progress | None) -> Chosen:
-    made: list[tuple[Region, Decision]] = []
+    made: Made = []
     todo = regions(graph)
     for i, region in enumerate(todo):
         if progress is not None:

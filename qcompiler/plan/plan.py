@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from qcompiler.artifact.abi import MOST_UNITS
 from qcompiler.artifact.artifact import Bytes
-from qcompiler.artifact.manifest import Batch, Symbol, Value
+from qcompiler.artifact.manifest import Batch, Pinned, Symbol, Value
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Dim, Graph
 from qcompiler.ir.refusals import Reasons
@@ -22,7 +22,7 @@ from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
 from qcompiler.plan.batches import apart, in_parts
 from qcompiler.plan.branches import Branch, side_by_side
-from qcompiler.plan.choose import Chooser, name_of
+from qcompiler.plan.choose import Chooser, name_of, padded
 from qcompiler.plan.guards import guards
 from qcompiler.plan.memory import Memory
 from qcompiler.plan.places import Place
@@ -34,16 +34,37 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Opened:
-    """An open batch: its symbol, the shapes of inputs and outputs with it, and the batches of fixed
-    sizes that runs are made of, the largest first.
+    """Open sizes: their symbols, the shapes of inputs and outputs with them, and what runs are made
+    of.
     """
 
-    symbol: Symbol
+    symbols: tuple[Symbol, ...]
+    """That of the batch first, if the batch is open."""
     shapes: tuple[tuple[tuple[Dim, ...], ...], tuple[tuple[Dim, ...], ...]]
     batches: tuple[Batch, ...] = ()
+    """Of an open batch: the batches of fixed sizes that runs are made of, the largest first."""
+    pinned: tuple[Pinned, ...] = ()
+    """Of other open sizes: the sizes up to which steps compute, the largest first."""
+    batched: bool = False
+    """Is the first symbol that of a batch?"""
+    sizes: tuple[str, ...] = ()
+    """What the graph's last inputs are, which no caller gives: sizes, as expressions of symbols."""
+
+    @property
+    def symbol(self) -> Symbol:
+        """The first symbol, that of the batch if the batch is open."""
+        return self.symbols[0]
+
+    @property
+    def inner(self) -> tuple[Symbol, ...]:
+        """The symbols of other sizes than the batch."""
+        return self.symbols[self.batched :]
 
     def __str__(self) -> str:
-        return f"{self.symbol}: {', then '.join(map(str, self.batches))}"
+        open_ = ", ".join(map(str, self.symbols))
+        if self.pinned:
+            return f"{open_}: {', '.join(map(str, self.pinned))}"
+        return f"{open_}: {', then '.join(map(str, self.batches))}" if self.batches else open_
 
 
 @dataclass(frozen=True)
@@ -99,13 +120,14 @@ class Plan:
     extents: Mapping[str, Place] = field(default_factory=dict)
     """Output whose size data decide -> where a run leaves that size, in int64."""
     opened: Opened | None = None
-    """Of an open batch: its sizes, and the steps that run for so many samples."""
+    """Of open sizes: which, and the steps that run for so many samples."""
 
     @property
     def sides(self) -> tuple[list[Value], list[Value]]:
         """The inputs and the outputs."""
         graph, opened = self.graph, self.opened
-        ins = [(n.name, n) for n in graph.inputs]
+        given = graph.inputs[: len(graph.inputs) - len(opened.sizes)] if opened else graph.inputs
+        ins = [(n.name, n) for n in given]
         outs = list(graph.results.items())
         opens = opened.shapes if opened else (((),) * len(ins), ((),) * len(outs))
         inputs, outputs = (
@@ -168,7 +190,7 @@ def plan(
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device, parts)
-    chosen = Chooser(device, records)
+    chosen = Chooser(device, records, padded=padded(graph))
     made: list[tuple[Region, Decision]] = []
     todo = regions(graph)
     for i, region in enumerate(todo):

@@ -76,6 +76,13 @@ class Context:
                 kept.append(memory)
         return kept
 
+    def stage(self, at: int) -> Array:
+        """The fixed buffer of a small input, entered into the table."""
+        memory = self._staged[at]
+        assert memory is not None
+        self.frame.table[at] = memory.address
+        return memory.array
+
     def cut(self, outputs: list[Array]) -> list[Array]:
         """The outputs of the last run, to the sizes that its data decided. Raises Error if a check
         of it failed.

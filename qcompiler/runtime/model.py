@@ -40,6 +40,7 @@ from qcompiler.runtime.library import (
     shared_code,
 )
 from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, sizes_of
+from qcompiler.runtime.open_sizes import HIDDEN, Sizes
 from qcompiler.runtime.text import NOTE, Program
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class Model(Interface):
         weights = aligned_copy(binary.weights)
         self._input_specs = input_specs(self.manifest.inputs)
         self._output_kinds = [(_dtype(v), v.shape) for v in self.manifest.outputs]
-        code.demand_permission(len(self._input_specs) + len(self._output_kinds))
+        hidden = len(self.manifest.sizes)
+        code.demand_permission(len(self._input_specs) + hidden + len(self._output_kinds))
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
         self._extents = [(self._names.index(n), at) for n, at in self.variant.extents]
@@ -297,6 +299,7 @@ class Model(Interface):
 
     def _new_context(self, held: _Held) -> Context:
         taken, size = [v[2:] for v in self._input_specs], self.variant.workspace_bytes
+        taken += [HIDDEN] * len(self.manifest.sizes)
         try:
             checks = self.variant.checks
             kinds = self._output_kinds
@@ -307,9 +310,13 @@ class Model(Interface):
 
 
 class OpenModel(Model):
-    """A model whose batch is open: it takes any number of samples in the range of its symbol, and
-    returns outputs of as many. The workspace is the same for every number.
+    """A model with open sizes: it takes arrays of any sizes in the ranges of its symbols, and
+    returns outputs of those that follow. The workspace is the same for all.
     """
+
+    def __init__(self, artifact: Artifact, *, threads: int = 0, variant: str = "") -> None:
+        super().__init__(artifact, threads=threads, variant=variant)
+        self._sizes = Sizes(self.manifest, self.variant)
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """Raises Error: its steps run several times in a call."""
@@ -317,11 +324,16 @@ class OpenModel(Model):
         return []
 
     def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
-        sizes = sizes_of(self.manifest, arrays)
-        (count,) = sizes.values()
-        kinds = [(dtype, v.at(sizes)) for v, (dtype, _) in zip(self.outputs, self._output_kinds)]
-        frame, threads = context.frame, self.threads
-        return in_batches(frame, held.code, threads, self.variant, arrays, kinds, count)
+        sizes = self._sizes
+        found = sizes_of(self.manifest, arrays)
+        fitted = sizes.fitting(found)
+        taken, made = sizes.padded(arrays, fitted), sizes.shapes(fitted)
+        kinds = [(dtype, shape) for shape, (dtype, _) in zip(made, self._output_kinds)]
+        frame, hidden = context.frame, len(self.manifest.sizes)
+        sizes.enter(context, found)
+        count = found[sizes.batch] if sizes.batch else 1
+        run = fitted.batches, taken, kinds, count, hidden
+        return sizes.cut(in_batches(frame, held.code, self.threads, *run), found)
 
 
 InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]

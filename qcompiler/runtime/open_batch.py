@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qcompiler.artifact.artifact import Value, Variant
-from qcompiler.artifact.manifest import Batch, Manifest, Symbol
+from qcompiler.artifact.manifest import Batch, Manifest
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Kind
 from qcompiler.runtime.library import Code, Frame, aligned, aligned_copy
@@ -25,26 +24,26 @@ def fits(shape: Sequence[int | str], found: Sequence[int]) -> bool:
     return len(shape) == len(found) > 0 and same
 
 
-def samples_of(symbol: Symbol, inputs: Sequence[Value], arrays: Sequence[Array]) -> int:
-    """The number of samples, the first dimension of all inputs. Raises Error where they differ or
-    are too few or too many.
-    """
-    counts = {value.name: array.shape[0] for value, array in zip(inputs, arrays)}
-    if len(set(counts.values())) > 1:
-        found = ", ".join(f"{n} in {name}" for name, n in counts.items())
-        raise Error(f"{symbol.name} is not the same in all inputs: {found}")
-    (count,) = set(counts.values())
-    if not symbol.low <= count <= symbol.high:
-        hint = f"compile with --dim {symbol.name}=LO..HI for others"
-        raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
-    return int(count)
-
-
 def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
-    """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error for
-    sizes that the artifact does not take.
+    """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error where
+    one is outside its range, or not the same in all inputs.
     """
-    return {s.name: samples_of(s, manifest.inputs, arrays) for s in manifest.symbols}
+    found: dict[str, int] = {}
+    for symbol in manifest.symbols:
+        places = [
+            (value.name, int(array.shape[axis]))
+            for value, array in zip(manifest.inputs, arrays)
+            for axis, d in enumerate(value.dims)
+            if d == symbol.name
+        ]
+        if len({n for _, n in places}) > 1:
+            listed = ", ".join(f"{n} in {name}" for name, n in places)
+            raise Error(f"{symbol.name} is not the same in all inputs: {listed}")
+        count = found[symbol.name] = places[0][1]
+        if not symbol.low <= count <= symbol.high:
+            hint = f"compile with --dim {symbol.name}=LO..HI for others"
+            raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
+    return found
 
 
 def rounds(batches: Sequence[Batch], count: int) -> Iterator[Rounds]:
@@ -84,18 +83,23 @@ def in_batches(
     frame: Frame,
     code: Code,
     threads: int,
-    variant: Variant,
+    batches: Sequence[Batch],
     arrays: Sequence[Array],
     kinds: Sequence[Kind],
     count: int,
+    hidden: int = 0,
 ) -> list[Array]:
-    """Run on the arrays of so many samples -> new outputs of these dtypes and shapes."""
+    """Run on the arrays of so many samples -> new outputs of these dtypes and shapes. `hidden`:
+    inputs behind the arrays, already in the table, which are the same for all samples.
+    """
     outputs = [aligned(*kind) for kind in kinds]
-    places = [*map(aligned_copy, arrays), *outputs]
-    each = [p.array.nbytes // count for p in places]
-    for batch, first, times in rounds(variant.batches, count):
-        for i, place in enumerate(places):
-            frame.table[i] = place.address + first * each[i]
-        frame.table[frame.words.parts] = times
-        frame.run(code, threads, batch.first, batch.last)
+    inputs = [*map(aligned_copy, arrays)]
+    numbered = [*enumerate(inputs), *enumerate(outputs, len(inputs) + hidden)]
+    for batch, first, times in rounds(batches, count):
+        once = times if hidden else 1
+        for at in range(first, first + once * batch.samples, batch.samples):
+            for i, place in numbered:
+                frame.table[i] = place.address + at * (place.array.nbytes // count)
+            frame.table[frame.words.parts] = times // once
+            frame.run(code, threads, batch.first, batch.last)
     return [o.array for o in outputs]

@@ -39,6 +39,9 @@ from qcompiler.kernels.registry import Candidate, Fixed, Kernel, Region, candida
 from qcompiler.ops.attention import LEAST
 
 _LOG2_E = 1.4426950408889634
+BEHIND = -3.4e38
+"""The score behind the last key: below that of masked keys, so that it gets no weight in a row
+where all keys are masked."""
 
 _UNSUPPORTED = {"left_window_size": -1, "right_window_size": -1, "outputs": 1}
 
@@ -251,7 +254,7 @@ class AttentionTask:
             seen = tir.ramp(at, lanes) <= tir.broadcast(query, lanes)
             value = m.where(m.vec(seen), value, LEAST)
         if there < lanes:
-            value = m.where(m.vec(tir.first_lanes(lanes, there)), value, LEAST)
+            value = m.where(m.vec(tir.first_lanes(lanes, there)), value, BEHIND)
         return value
 
     def _bias(

@@ -1,0 +1,97 @@
+"""Samples of any sizes -> runs of a graph of the largest sizes, and what counts of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from qcompiler.artifact.sizes import Size
+from qcompiler.data.calibrate import Observe, Run, value_names
+from qcompiler.ir import SIZE, Array, Dim, Graph, Node
+from qcompiler.rewrite.padding.digits import Digits, is_open
+from qcompiler.rewrite.padding.pad import Result
+
+Dims = tuple[Digits, ...]
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A padded graph, and the shapes of its inputs with their symbols."""
+
+    padding: Result
+    shapes: Mapping[str, Sequence[Dim]]
+
+    def sizes(self, sample: Mapping[str, Array]) -> Sizes:
+        """The open sizes of a sample."""
+        pairs = [
+            (d, n) for k, a in sample.items() for d, n in zip(self.shapes[k], a.shape, strict=True)
+        ]
+        return {d: n for d, n in pairs if isinstance(d, str)}
+
+    def whole(self, sample: Mapping[str, Array]) -> dict[str, Array]:
+        """A sample -> all inputs of the padded graph."""
+        sizes = self.sizes(sample)
+        made: dict[str, Array] = {}
+        for node in self.padding.graph.inputs:
+            if node.name.startswith(SIZE):
+                size = Size.of(node.name[len(SIZE) :]).at(sizes)
+                made[node.name] = np.array([size], np.int32)
+                continue
+            given = sample[node.name]
+            made[node.name] = np.zeros(node.type.dims, given.dtype)
+            made[node.name][tuple(map(slice, given.shape))] = given
+        return made
+
+    def running(self, run: Run, graph: Graph) -> Run:
+        """A run of the padded graph -> one that takes samples, and reports what counts."""
+        names = value_names(graph)
+        dims = {names[n]: d for n, d in self.dims(graph).items() if n in names}
+
+        def made(sample: Mapping[str, Array], observe: Observe) -> None:
+            sizes, top = self.sizes(sample), self.padding.top
+
+            def told(name: str, array: Array) -> None:
+                observe(name, valid(array, dims[name], sizes, top) if name in dims else array)
+
+            run(self.whole(sample), told)
+
+        return made
+
+    def dims(self, graph: Graph) -> dict[Node, Dims]:
+        """The digits of values, by their names, or as they are those of an operand."""
+        found: dict[Node, Dims] = {}
+        for node in graph.nodes:
+            if len(node.types) != 1:
+                continue
+            named = self.padding.dims.get(node.name)
+            given = [named] if named else []
+            given += [found[i] for i in node.operands if i in found and i.shape == node.shape]
+            fitting = [d for d in given if self._fits(d, node)]
+            if fitting:
+                found[node] = fitting[0]
+        return found
+
+    def _fits(self, dims: Dims, node: Node) -> bool:
+        top = self.padding.top
+        sizes = [prod(d if isinstance(d, int) else Size.of(d).at(top) for d in g) for g in dims]
+        return sizes == list(node.shape)
+
+
+def valid(array: Array, dims: Dims, sizes: Sizes, top: Sizes) -> Array:
+    """The part of an array of the sizes `top` that counts, of the same rank."""
+    if not any(map(is_open, dims)):
+        return array
+    return array[np.ix_(*(_kept(g, sizes, top) for g in dims))]
+
+
+def _kept(digits: Digits, sizes: Sizes, top: Sizes) -> Array:
+    """The positions of a dimension that are valid."""
+    made = np.zeros(1, np.int64)
+    for d in digits:
+        most, count = (d, d) if isinstance(d, int) else (Size.of(d).at(s) for s in (top, sizes))
+        made = (made[:, None] * most + np.arange(count)).ravel()
+    return made

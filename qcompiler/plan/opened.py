@@ -1,0 +1,47 @@
+"""A graph with symbols -> which of its sizes stay open, and how: the batch by rounds over samples
+that do not meet, others by padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qcompiler.artifact.manifest import Symbol
+from qcompiler.artifact.sizes import Size
+from qcompiler.errors import Error
+from qcompiler.ir import MAX_ELEMENTS, Graph
+from qcompiler.plan.alone import demand_alone
+from qcompiler.plan.plan import Opened
+
+
+def opened(
+    graph: Graph, folded: Graph, symbols: Sequence[Symbol], best: Mapping[str, int]
+) -> Opened:
+    """A graph as read, and folded, the symbols in it, and what they are asked to be best at -> what
+    stays open. Raises Error where that is known to be impossible.
+    """
+    first = {n.shape[0] if n.type.rank else 0 for n in graph.inputs}
+    batch: Symbol | None = next((s for s in symbols if first == {s.name}), None)
+    others = [s for s in symbols if s is not batch]
+    if batch is not None:
+        try:
+            demand_alone(folded, Size.of(batch.name), {s.name for s in others})
+        except Error:
+            if others or batch.high == MAX_ELEMENTS:
+                raise
+            others, batch = [batch], None
+    inner = [replace(s, best=best.get(s.name, s.high)) for s in others]
+    for symbol in inner:
+        if symbol.high == MAX_ELEMENTS:
+            hint = "name the largest: --dim NAME=LO..HI"
+            raise Error(f"{symbol.name} has no upper bound", where="--dim", hint=hint)
+    sides = [tuple(n.type.shape for n in side) for side in (graph.inputs, graph.outputs)]
+    kept = [] if batch is None else [replace(batch, best=1) if others else batch]
+    for name, shape in zip(graph.output_names, sides[1], strict=True):
+        if kept and inner and Size.of(shape[0]).symbols != {kept[0].name}:
+            raise Error(
+                f"the output {name} is not one for each sample: {list(shape)}",
+                hint=f"pin one: --dim {kept[0].name}=N",
+            )
+    return Opened((*kept, *inner), (sides[0], sides[1]), batched=bool(kept))

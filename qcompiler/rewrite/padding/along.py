@@ -1,0 +1,195 @@
+"""Operators along open dimensions: reductions, softmax, extremes, sorts and scans.
+
+What is not valid is hidden behind what changes nothing: 0 in a sum, the lowest number in a maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf
+
+import ml_dtypes
+
+from qcompiler.ir import Dim, Node, Type, numpy_dtype
+from qcompiler.ops import make
+from qcompiler.ops.pooling import lowest
+from qcompiler.ops.shapes import axes_of, total
+from qcompiler.rewrite.matching import const, int64s, to_dtype
+from qcompiler.rewrite.padding.digits import Digits, is_open
+from qcompiler.rewrite.padding.frame import Padded, Padding
+from qcompiler.rewrite.padding.products import want_finite_keys
+from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, outputs, pads
+
+
+def highest(dtype: str) -> float | int:
+    """The highest value of a dtype."""
+    if "int" in dtype:
+        return int(ml_dtypes.iinfo(numpy_dtype(dtype)).max)  # type: ignore[no-untyped-call]
+    return True if dtype == "bool" else inf
+
+
+_NEUTRAL: dict[str, Callable[[str], float | int]] = {
+    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2"), lambda _: 0),
+    **dict.fromkeys(("ReduceSumSquare", "ReduceLogSum"), lambda _: 0),
+    "ReduceMax": lowest,
+    "ReduceMin": highest,
+    "ReduceProd": lambda _: 1,
+    "ReduceLogSumExp": lambda _: -inf,
+}
+"""A reduction -> what changes no result."""
+
+
+@pads(*_NEUTRAL)
+def _reduce(p: Padding, node: Node) -> Padded:
+    x = p.value(node.operands[0])
+    axes = _axes(p, node, x.rank)
+    if len(node.operands) > 1 and p.numbers(node.operands[1]) is None:
+        raise p.refused("its axes are not known")
+    return reduced(p, node.op, x, axes, node.type, keep=bool(node.int("keepdims")))
+
+
+def _axes(p: Padding, node: Node, rank: int) -> tuple[int, ...]:
+    given = p.numbers(node.operands[1]) if len(node.operands) > 1 else ()
+    if not given:
+        return () if node.int("noop_with_empty_axes") else tuple(range(rank))
+    return axes_of(given, rank)
+
+
+def reduced(
+    p: Padding, op: str, x: Padded, axes: Sequence[int], type: Type, *, keep: bool
+) -> Padded:
+    """A reduction along some dimensions, each position of the others by itself."""
+    kept = [(i, d) for i, d in enumerate(x.dims) if keep or i not in axes]
+    dims = tuple(() if i in axes else d for i, d in kept)
+    open_ = [a for a in axes if is_open(x.dims[a])]
+    if not axes:
+        return x
+    over, wide = int64s(axes), x
+    hidden = p.masked(wide, open_, _NEUTRAL[op](x.node.dtype))
+    if op != "ReduceMean" or not open_:
+        return Padded(make(op, hidden.node, over, keepdims=int(keep), name=p.node.name), dims)
+    if "float" not in x.node.dtype:
+        raise p.refused("a mean of integers")
+    count = p.size(total([d for a in axes for d in x.dims[a]]), "float32")
+    exact = "float64" if x.node.dtype == "float64" else "float32"
+    values = to_dtype(hidden.node, exact)
+    sums = make("ReduceSum", values, over, keepdims=int(keep))
+    mean = make("Div", sums, make("Reshape", to_dtype(count, exact), int64s([1] * sums.type.rank)))
+    return Padded(to_dtype(mean, x.node.dtype), dims)
+
+
+@pads("Softmax", "LogSoftmax", "Hardmax")
+def _softmax(p: Padding, node: Node) -> Padded:
+    """exp(-inf) is 0, so what is not valid gets no weight, not even of equals."""
+    x, axis = p.value(node.operands[0]), node.int("axis") % node.type.rank
+    hidden = p.masked(x, [axis], -inf)
+    if is_open(x.dims[axis]) and axis == x.rank - 1:
+        want_finite_keys(p, node.operands[0])
+    made = Padded(made_of(p, node, hidden.node), x.dims)
+    if node.op == "Softmax" and is_open(x.dims[axis]):
+        return replace(made, zero=frozenset([axis]), calm=frozenset([axis]))
+    return made
+
+
+@pads("ArgMax", "ArgMin")
+def _arg(p: Padding, node: Node) -> Padded:
+    """Of equals the first counts, which is a valid one."""
+    x, axis = p.value(node.operands[0]), node.int("axis") % node.operands[0].type.rank
+    if is_open(x.dims[axis]):
+        if node.int("select_last_index"):
+            raise p.refused("the last of equals along an open size")
+        x = p.prefix(x, axis)
+        x = p.masked(x, [axis], (lowest if node.op == "ArgMax" else highest)(x.node.dtype))
+    return Padded(made_of(p, node, x.node), _without(x.dims, axis, bool(node.int("keepdims"))))
+
+
+def _without(dims: tuple[Digits, ...], axis: int, keep: bool) -> tuple[Digits, ...]:
+    return (*dims[:axis], *[()] * keep, *dims[axis + 1 :])
+
+
+@pads("TopK")
+def _top(p: Padding, node: Node) -> tuple[Padded, ...]:
+    """Of equals the first count, which are valid ones, as there are k of these."""
+    x, axis = p.value(node.operands[0]), node.int("axis") % node.operands[0].type.rank
+    k = p.numbers(node.operands[1])
+    if k is None:
+        raise p.refused("k depends on a size")
+    if is_open(x.dims[axis]):
+        if p.bounds(node.operands[0].type.shape[axis])[0] < k[0]:
+            raise p.refused(f"there may be fewer than {k[0]}", "a larger LO in --dim may help")
+        x = p.prefix(x, axis)
+        x = p.masked(x, [axis], (lowest if node.int("largest") else highest)(x.node.dtype))
+    size: Dim = k[0]
+    dims = (*x.dims[:axis], () if size == 1 else (size,), *x.dims[axis + 1 :])
+    return outputs(p, made_of(p, node, x.node), [dims, dims])
+
+
+@pads("CumSum", "CumProd")
+def _cumulate(p: Padding, node: Node) -> Padded:
+    x, given = p.value(node.operands[0]), p.numbers(node.operands[1])
+    if given is None:
+        raise p.refused("its axis is not known")
+    axis = given[0] % x.rank
+    x = p.prefix(x, axis)
+    if node.int("reverse"):
+        x = p.masked(x, [axis], 0 if node.op == "CumSum" else 1)
+    return Padded(made_of(p, node, x.node), x.dims)
+
+
+@pads("GlobalAveragePool", "GlobalMaxPool")
+def _global(p: Padding, node: Node) -> Padded:
+    x = p.value(node.operands[0])
+    op = "ReduceMean" if node.op == "GlobalAveragePool" else "ReduceMax"
+    return reduced(p, op, x, range(2, x.rank), node.type, keep=True)
+
+
+@pads("InstanceNormalization", "GroupNormalization")
+def _normalize(p: Padding, node: Node) -> Padded:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32, over what is valid."""
+    x, rank = p.value(node.operands[0]), node.type.rank
+    demand_closed(p, node)
+    demand_axis(p, x, [0, 1])
+    batch, channels = x.node.type.dims[:2]
+    groups = channels if node.op == "InstanceNormalization" else node.int("num_groups")
+    wide = replace(x, node=to_dtype(x.node, "float32"))
+    split = p.reshaped(wide, (batch, groups, channels // groups, *node.type.shape[2:]))
+    over = range(2, rank + 1)
+    mean = reduced(p, "ReduceMean", split, over, node.type, keep=True)
+    centred = replace(split, node=make("Sub", split.node, mean.node))
+    squares = replace(split, node=make("Mul", centred.node, centred.node))
+    variance = reduced(p, "ReduceMean", squares, over, node.type, keep=True)
+    epsilon = const(node.float("epsilon"), "float32")
+    deviation = make("Sqrt", make("Add", variance.node, epsilon))
+    whole = p.reshaped(replace(split, node=make("Div", centred.node, deviation)), node.type.shape)
+    made = whole.node
+    for op, place in (("Mul", 1), ("Add", 2)):
+        factor = to_dtype(p.value(node.operands[place]).node, "float32")
+        made = make(op, made, make("Reshape", factor, int64s([-1, *[1] * (rank - 2)])))
+    return Padded(to_dtype(made, node.dtype), x.dims)
+
+
+@pads("RNN", "GRU", "LSTM")
+def _recurrent(p: Padding, node: Node) -> tuple[Padded, ...]:
+    """Along an open time, every sequence is as long as the run is."""
+    inputs = [None if i is None else p.value(i) for i in (*node.inputs, *[None] * 5)[:8]]
+    x = inputs[0]
+    assert x is not None
+    at = 1 if node.attrs.get("layout") else 0
+    if any(i is not None and i.open for i in inputs[1:]):
+        raise p.refused("an operand besides the first has open sizes")
+    demand_axis(p, x, [a for a in range(3) if a != at])
+    if x.open and inputs[4] is None:
+        batch = x.node.type.dims[1 - at]
+        count = p.size(node.operands[0].type.shape[at])
+        inputs[4] = Padded(make("Expand", count, int64s([batch])), ((batch,),))
+    nodes = [None if i is None else i.node for i in inputs]
+    while nodes[-1] is None:
+        nodes.pop()
+    made = make(node.op, *nodes, name=node.name, **node.attrs)
+    time = x.dims[at]
+    first = tuple(
+        () if d == 1 else time if isinstance(d, str) else (d,) for d in node.types[0].shape
+    )
+    dims = [first, *(p.closed(t) for t in node.types[1:])]
+    return outputs(p, made, dims)

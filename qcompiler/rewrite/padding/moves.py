@@ -1,0 +1,260 @@
+"""Movement of padded values: shapes, pieces, indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qcompiler.artifact.sizes import Size, settled
+from qcompiler.ir import Dim, Node
+from qcompiler.ops import make
+from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.rewrite.matching import const, int64s, perm_of, reshape
+from qcompiler.rewrite.padding.digits import digits_of, is_open
+from qcompiler.rewrite.padding.frame import Padded, Padding
+from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads, together
+
+
+@pads("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def _reshape(p: Padding, node: Node) -> Padded:
+    return p.reshaped(p.value(node.operands[0]), node.type.shape)
+
+
+@pads("Transpose")
+def _transpose(p: Padding, node: Node) -> Padded:
+    x, perm = p.value(node.operands[0]), perm_of(node)
+    zero, calm = (
+        frozenset(i for i, a in enumerate(perm) if a in kept) for kept in (x.zero, x.calm)
+    )
+    made = make("Transpose", x.node, perm=perm, name=node.name)
+    return Padded(made, tuple(x.dims[a] for a in perm), zero, calm)
+
+
+@pads("Expand")
+def _expand(p: Padding, node: Node) -> Padded:
+    x, rank = p.value(node.operands[0]), node.type.rank
+    given = (*[()] * (rank - x.rank), *x.dims)
+    dims = tuple(d or digits_of([s]) for d, s in zip(given, node.type.shape, strict=True))
+    made = make("Expand", x.node, int64s(map(p.at, node.type.shape)), name=node.name)
+    return Padded(made, dims)
+
+
+@pads("ConstantOfShape")
+def _constant_of_shape(p: Padding, node: Node) -> Padded:
+    shape = int64s(map(p.at, node.type.shape))
+    made = make("ConstantOfShape", shape, name=node.name, **node.attrs)
+    return Padded(made, tuple(digits_of([d]) for d in node.type.shape))
+
+
+@pads("Range")
+def _range(p: Padding, node: Node) -> Padded:
+    """0, 1, 2, ... up to an open size: the same numbers, and more."""
+    (size,) = node.type.shape
+    return Padded(const(np.arange(p.at(size)), node.dtype), (digits_of([size]),))
+
+
+@pads("Tile")
+def _tile(p: Padding, node: Node) -> Padded:
+    x, repeats = p.value(node.operands[0]), p.numbers(node.operands[1])
+    if repeats is None:
+        raise p.refused("the number of repeats depends on a size")
+    dims = tuple(digits_of([r, *d]) for r, d in zip(repeats, x.dims, strict=True))
+    return Padded(make("Tile", x.node, int64s(repeats), name=node.name), dims)
+
+
+@pads("Trilu")
+def _trilu(p: Padding, node: Node) -> Padded:
+    x = p.prefix(p.prefix(p.value(node.operands[0]), -1), -2)
+    demand_closed(p, node)
+    return Padded(made_of(p, node, x.node), x.dims)
+
+
+@pads("DepthToSpace", "SpaceToDepth")
+def _blocks(p: Padding, node: Node) -> Padded:
+    x = p.value(node.operands[0])
+    demand_axis(p, x, [1])
+    for axis in (2, 3):
+        x = p.prefix(x, axis)
+        if node.op == "SpaceToDepth" and Size.of(node.operands[0].shape[axis]).over(
+            node.int("blocksize")
+        ) is None:  # fmt: skip
+            raise p.refused(f"{node.int('blocksize')} may not divide {node.operands[0].type}")
+    made = make(node.op, x.node, name=node.name, **node.attrs)
+    return Padded(made, (x.dims[0], *(digits_of([d]) for d in node.type.shape[1:])))
+
+
+@pads("Concat")
+def _concat(p: Padding, node: Node) -> Padded:
+    """Pieces behind an open one move to where it ends in this run."""
+    rank = node.type.rank
+    axis = node.int("axis") % rank
+    values = [p.prefix(p.value(i), axis) for i in node.operands]
+    bare = [Padded(v.node, (*v.dims[:axis], (), *v.dims[axis + 1 :])) for v in values]
+    same, dims = together(p, bare, rank)
+    made = make("Concat", *(v.node for v in same), axis=axis, name=node.name)
+    sizes = [i.shape[axis] for i in node.operands]
+    whole = digits_of([node.type.shape[axis]])
+    zero = frozenset.intersection(*(v.zero for v in values)) - {axis}
+    calm = frozenset.intersection(*(v.calm | v.zero for v in values)) - {axis}
+    value = Padded(made, (*dims[:axis], whole, *dims[axis + 1 :]), zero, calm)
+    if not any(isinstance(s, str) for s in sizes[:-1]):
+        return value
+    return p.take(value, axis, _joined(p, sizes), whole)
+
+
+def _joined(p: Padding, sizes: Sequence[Dim]) -> Node:
+    """Sizes of pieces in a row -> where each element of them lies, each of its largest size."""
+    steps = p.steps(sum(map(p.at, sizes)))
+    made, end, moved = steps, Size.of(0), 0
+    for size in sizes[:-1]:
+        end, moved = end + size, moved + p.at(size)
+        behind = make("GreaterOrEqual", steps, p.size(settled(end)))
+        there = make("Add", make("Sub", steps, p.size(settled(end))), const([moved], "int32"))
+        made = make("Where", behind, there, made)
+    return make("Min", made, const([steps.type.size - 1], "int32"))
+
+
+def piece(p: Padding, value: Padded, axis: int, start: Dim, step: int, size: Dim) -> Padded:
+    """So many elements along a dimension, from `start` on, with a step between them."""
+    value = p.prefix(value, axis)
+    digits, count = digits_of([size]), p.at(size)
+    last = p.whole(value.dims[axis]) - 1
+    if isinstance(start, int) and step > 0 and start + (count - 1) * step <= last:
+        cut = (int64s([n]) for n in (start, start + (count - 1) * step + 1, axis, step))
+        made = make("Slice", value.node, *cut)
+        dims = (*value.dims[:axis], digits, *value.dims[axis + 1 :])
+        return Padded(made, dims, value.zero - {axis}, value.calm - {axis})
+    index = make("Add", const(np.arange(count) * step, "int32"), p.size(start))
+    index = make("Max", make("Min", index, const([last], "int32")), const([0], "int32"))
+    return p.take(value, axis, index, digits)
+
+
+@pads("Slice")
+def _slice(p: Padding, node: Node) -> Padded:
+    x, source = p.value(node.operands[0]), node.operands[0].type.shape
+    given = [None if i is None else known_sizes(i) for i in (*node.inputs[1:], None, None)[:4]]
+    starts, ends = ([*g.ravel()] if g is not None else None for g in given[:2])
+    if starts is None or ends is None:
+        raise p.refused("where it begins or ends depends on data")
+    axes = range(len(starts)) if given[2] is None else [int(a) % x.rank for a in given[2].ravel()]
+    steps = [1] * len(starts) if given[3] is None else [int(s) for s in given[3].ravel()]
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        old, new = source[axis], node.type.shape[axis]
+        if old == new and start == 0 and step == 1:
+            continue
+        begin = _begin(p, old, start, end, step, new)
+        x = piece(p, x, axis, begin, step, new)
+    return x
+
+
+def _begin(p: Padding, size: Dim, start: Dim, end: Dim, step: int, count: Dim) -> Dim:
+    """Where a slice begins. Raises Error unless it is sure to lie inside, and to have so many."""
+    if isinstance(size, int) and isinstance(count, int) and isinstance(start, int):
+        return min(start if start >= 0 else max(start + size, 0), size - 1 if step < 0 else size)
+    begin = settled(Size.of(size) + start) if isinstance(start, int) and start < 0 else start
+    behind = settled(Size.of(begin) + Size.of(count) * step)
+    inside = step > 0 and p.bounds(begin)[0] >= 0
+    if not inside or p.bounds(settled(Size.of(size) - behind))[0] < 0:
+        sizes = f"from {start} to {end} of {size}"
+        raise p.refused(f"a slice {sizes} may reach beyond", "a smaller HI in --dim may help")
+    return begin
+
+
+@pads("Split")
+def _split(p: Padding, node: Node) -> tuple[Padded, ...]:
+    x, axis = p.value(node.operands[0]), node.int("axis") % node.operands[0].type.rank
+    if not is_open(x.dims[axis]):
+        made = made_of(p, node, x.node)
+        others = frozenset(range(x.rank)) - {axis}
+        items = [make("item", made, index=i, name=node.name) for i in range(len(node.types))]
+        if len(node.types) == 1:
+            items = [made]
+        sizes = [digits_of([t.shape[axis]]) for t in node.types]
+        dims = [(*x.dims[:axis], s, *x.dims[axis + 1 :]) for s in sizes]
+        pairs = zip(items, dims, strict=True)
+        return tuple(Padded(i, d, x.zero & others, x.calm & others) for i, d in pairs)
+    pieces, at = [], Size.of(0)
+    for type in node.types:
+        pieces.append(piece(p, x, axis, settled(at), 1, type.shape[axis]))
+        at = at + type.shape[axis]
+    if settled(at) != node.operands[0].type.shape[axis]:
+        raise p.refused("its pieces do not make up the whole")
+    return tuple(pieces)
+
+
+@pads("Gather")
+def _gather(p: Padding, node: Node) -> Padded:
+    """Indices from behind count from where the dimension ends in this run."""
+    x, index = p.value(node.operands[0]), p.value(node.operands[1])
+    axis = node.int("axis") % x.rank
+    size = node.operands[0].type.shape[axis]
+    at = index.node
+    if is_open(x.dims[axis]):
+        x = p.prefix(x, axis)
+        at = _counted(p, node.operands[1], at, size)
+    made = make("Gather", x.node, at, axis=axis, name=node.name)
+    return Padded(made, (*x.dims[:axis], *index.dims, *x.dims[axis + 1 :]))
+
+
+def _counted(p: Padding, index: Node, at: Node, size: Dim) -> Node:
+    """Indices along an open dimension, counted from its begin."""
+    known = p.numbers(index)
+    if known is not None and min(known, default=0) >= 0:
+        if max(known, default=0) >= p.bounds(size)[0]:
+            low = "a larger LO in --dim NAME=LO..HI helps"
+            raise p.refused(f"index {max(known)} may reach beyond {size}", low)
+        return at
+    whole = p.size(size, at.dtype)
+    behind = make("Add", at, whole if at.type.rank else reshape(whole, ()))
+    return make("Where", make("Less", at, const(0, at.dtype)), behind, at)
+
+
+@pads("GatherElements")
+def _gather_elements(p: Padding, node: Node) -> Padded:
+    """Along a closed dimension, with indices of the same shape in the others."""
+    x, index = (p.value(i) for i in node.operands)
+    axis = node.int("axis") % x.rank
+    demand_axis(p, x, [axis])
+    demand_axis(p, index, [axis])
+    (x, index), dims = together(p, [x, index], x.rank)
+    made = make("GatherElements", x.node, index.node, axis=axis, name=node.name)
+    return Padded(made, (*dims[:axis], index.dims[axis], *dims[axis + 1 :]))
+
+
+@pads("Pad")
+def _pad(p: Padding, node: Node) -> Padded:
+    """The padding behind an open dimension begins where it ends in this run."""
+    x = p.value(node.operands[0])
+    widths, axes = p.numbers(node.operands[1]), p.numbers((*node.inputs, None, None)[3])
+    if widths is None or (axes is None and len(node.operands) > 3):
+        raise p.refused("its widths depend on a size, or on data")
+    over = range(x.rank) if axes is None else [a % x.rank for a in axes]
+    fill: float | Node = 0.0
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        value = p.value(node.inputs[2]).node
+        fill = make("Reshape", value, int64s([1])) if value.type.rank else value
+    for i, axis in enumerate(over):
+        begin, end = widths[i], widths[i + len(over)]
+        if not is_open(x.dims[axis]) or (begin == 0 and end == 0):
+            continue
+        x = p.prefix(x, axis)
+        if end < 0 or begin < 0 or (node.str("mode") != "constant" and end):
+            raise p.refused("it pads an open size otherwise than with a constant")
+        if node.str("mode") != "constant" and begin >= p.bounds(node.operands[0].shape[axis])[0]:
+            raise p.refused("it may pad by more than there is")
+        x = p.masked(x, [axis], fill) if end else x
+    made = made_of(p, node, x.node)
+    dims = zip(x.dims, node.type.shape, node.operands[0].shape, strict=True)
+    return Padded(made, tuple(d if new == old else digits_of([new]) for d, new, old in dims))
+
+
+@pads("OneHot")
+def _one_hot(p: Padding, node: Node) -> Padded:
+    index, axis = p.value(node.operands[0]), node.int("axis") % node.type.rank
+    demand_closed(p, node)
+    if is_open(digits_of([node.type.shape[axis]])):
+        raise p.refused("its depth is an open size")
+    depth = digits_of([node.type.shape[axis]])
+    dims = (*index.dims[:axis], depth, *index.dims[axis:])
+    return Padded(made_of(p, node, index.node), dims)

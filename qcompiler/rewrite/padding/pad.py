@@ -1,0 +1,87 @@
+"""A graph with open sizes -> the same of their largest sizes, with the sizes of a run as inputs.
+
+For every run, an output's first elements along each dimension are exactly what the graph means in
+that run's sizes; what lies behind them is arbitrary. Inputs may hold anything behind their own.
+What is not proven to be so is refused by an Error that names the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from qcompiler.artifact.manifest import Symbol
+from qcompiler.artifact.sizes import Size
+from qcompiler.errors import Error
+from qcompiler.ir import Graph, Node, Type, placeholder, walk
+from qcompiler.rewrite.padding import along, moves, products, windows
+from qcompiler.rewrite.padding.digits import Digits, digits_of
+from qcompiler.rewrite.padding.frame import Padded, Padding
+from qcompiler.rewrite.padding.rules import see
+from qcompiler.runtime.text import NOTE
+
+__all__ = ["Result", "along", "moves", "padded", "products", "windows"]
+
+_WALKS = 16
+"""So often a graph is walked, at most: each time, more is set to 0 where it helps most."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A graph of the largest sizes."""
+
+    graph: Graph
+    sizes: tuple[str, ...]
+    """Which expressions its last inputs are, each int32[1]."""
+    top: Mapping[str, int]
+    """The largest size of each symbol."""
+    dims: Mapping[str, tuple[Digits, ...]]
+    """The digits of values, by the names of the nodes that make them."""
+
+
+def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
+    """A graph with symbols in its types -> that of their largest numbers. Raises Error for what
+    cannot be padded.
+    """
+    names = " ".join(f"--dim {s.name}=N" for s in symbols)
+    if NOTE in graph.notes or graph.checks or graph.extents:
+        what = "strings, sizes that data decide, or operands that every run checks"
+        raise Error(f"the sizes cannot stay open: {what}", hint=f"pin them: {names}")
+    zeroed: frozenset[Node] = frozenset()
+    for _ in range(_WALKS):
+        p = Padding(symbols, zeroed)
+        inputs = [_input(p, node) for node in graph.inputs]
+        for node in graph.nodes:
+            see(p, node)
+        if p.wanted <= zeroed:
+            break
+        zeroed |= p.wanted
+    else:
+        raise Error(
+            "the sizes cannot stay open: what they mix is not found", hint=f"pin them: {names}"
+        )
+    outputs = [_output(p, node) for node in graph.outputs]
+    read = set(walk(outputs))
+    sizes = {str(size): node for size, node in p.sizes.items() if node in read}
+    made = replace(graph, inputs=(*inputs, *sizes.values()), outputs=tuple(outputs))
+    dims = {n.name: v[0].dims for n, v in p.known.items() if n.name and len(v) == 1}
+    return Result(made, tuple(sizes), p.top, dims)
+
+
+def _input(p: Padding, node: Node) -> Node:
+    p.node = node
+    for d in node.type.shape:
+        if isinstance(d, str) and not Size.of(d).symbols <= p.ranges.keys():
+            raise p.refused(f"{d} is open, too", f"--dim {d}=N")
+    made = placeholder(node.name, Type(node.dtype, tuple(map(p.at, node.type.shape))))
+    p.known[node] = (Padded(made, tuple(digits_of([d]) for d in node.type.shape)),)
+    return made
+
+
+def _output(p: Padding, node: Node) -> Node:
+    """An output, with its valid positions first."""
+    p.node = node
+    value = p.value(node)
+    for axis in range(value.rank):
+        value = p.prefix(value, axis)
+    return value.node

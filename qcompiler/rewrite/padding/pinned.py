@@ -1,0 +1,62 @@
+"""Ranges of open sizes -> the sizes that kernels are made for, the largest first.
+
+A run pays for the least of these that its sizes fit into. Each has about half the elements of the
+one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qcompiler.artifact.manifest import Symbol
+from qcompiler.ir import SIZE, Graph, placeholder
+from qcompiler.rewrite.padding.frame import SIZED
+from qcompiler.rewrite.padding.pad import Result, padded
+
+MOST, LEAST = 5, 8
+"""Most sizes, unless one is asked for besides; and the least size that is worth one."""
+ROUND = 16
+"""Sizes above this are multiples of it, as rows are computed some at a time."""
+
+
+def pinned(symbols: Sequence[Symbol]) -> list[tuple[int, ...]]:
+    """Symbols -> numbers for them, each list of which fits into the one before."""
+    found = [tuple(s.high for s in symbols)]
+    for i in range(1, MOST):
+        share = 0.5 ** (i / len(symbols))
+        found.append(tuple(_rounded(s, share) for s in symbols))
+    found.append(tuple(s.best for s in symbols))
+    ordered = sorted(set(found), reverse=True)
+    kept = ordered[:1]
+    for sizes in ordered[1:]:
+        if all(n <= m for n, m in zip(sizes, kept[-1], strict=True)) and max(sizes) >= LEAST:
+            kept.append(sizes)
+    return kept
+
+
+def _rounded(symbol: Symbol, share: float) -> int:
+    size = max(symbol.low, round(symbol.high * share))
+    return min(symbol.high, -(-size // ROUND) * ROUND) if size > ROUND else size
+
+
+def paddings(graph: Graph, symbols: Sequence[Symbol], *, one: bool) -> tuple[Result, ...]:
+    """A graph with symbols in its types -> padded graphs, with the same inputs, of the largest
+    sizes and of smaller ones; `one`: of the largest alone. Raises Error as `padded`.
+    """
+    each = pinned(symbols)[: 1 if one else None]
+    made = [padded(graph, _up_to(symbols, sizes)) for sizes in each]
+    hidden = tuple(dict.fromkeys(s for m in made for s in m.sizes))
+    return tuple(_reading(m, hidden) for m in made)
+
+
+def _up_to(symbols: Sequence[Symbol], sizes: Sequence[int]) -> list[Symbol]:
+    return [replace(s, high=n, best=n) for s, n in zip(symbols, sizes, strict=True)]
+
+
+def _reading(made: Result, hidden: tuple[str, ...]) -> Result:
+    """A padded graph that takes these sizes, some of which it may not read."""
+    known = {n.name: n for n in made.graph.inputs}
+    given = [n for n in made.graph.inputs if not n.name.startswith(SIZE)]
+    more = [known.get(f"{SIZE}{s}") or placeholder(f"{SIZE}{s}", SIZED) for s in hidden]
+    return replace(made, graph=replace(made.graph, inputs=(*given, *more)), sizes=hidden)

@@ -1,0 +1,215 @@
+"""Products of padded values. Along an open size that is summed, what is not valid is 0 on one side,
+and finite on the other.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+
+from qcompiler.ir import Node
+from qcompiler.ops import make
+from qcompiler.rewrite.matching import const, int64s
+from qcompiler.rewrite.padding.digits import digits_of, is_open
+from qcompiler.rewrite.padding.frame import Padded, Padding
+from qcompiler.rewrite.padding.rules import NONE, demand_closed, made_of, pads, together
+
+_LINEAR = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "item", "Split"})
+_LINEAR |= {"Add", "Sub", "Mul", "Div", "Cast"}
+"""What is followed from values of attention to the product that they come from."""
+_SCORES = frozenset({"Add", "Mul", "Div"})
+"""What is followed from scores to their product."""
+
+
+def finite(p: Padding, value: Padded, axis: int, source: Node) -> Padded:
+    """A value that is finite where it is not valid along a dimension. Where it is made by a product
+    with constants, what that product reads is best set to 0: it serves several such values.
+    """
+    if not is_open(value.dims[axis]) or axis in value.zero | value.calm:
+        return value
+    origin = _origin(p, source)
+    if origin is not None:
+        p.wanted.add(origin)
+    return p.masked(value, [axis], 0)
+
+
+def want_finite_keys(p: Padding, scores: Node) -> None:
+    """See to it that scores of keys that are not valid are finite, so that a mask which is added
+    hides them as well as one that selects: attention is one kernel then.
+    """
+    while scores.op in _SCORES:
+        scores = next((i for i in scores.operands if not i.is_constant and i in p.known), scores)
+        if scores.op not in (*_SCORES, "MatMul"):
+            return
+    keys = scores.operands[1] if scores.op == "MatMul" else None
+    if keys is None or keys not in p.known or keys.is_constant:
+        return
+    value = p.value(keys)
+    axis = value.rank - 1
+    if value.rank > 1 and is_open(value.dims[axis]) and axis not in value.zero | value.calm:
+        origin = _origin(p, keys)
+        p.wanted.add(keys if origin is None or origin in p.zeroed else origin)
+
+
+def _origin(p: Padding, node: Node) -> Node | None:
+    """What the product with constants reads that a value is made by; None for other values."""
+    while node.op in _LINEAR:
+        moving = [i for i in node.operands if i in p.known and not i.is_constant]
+        if not moving or any(not p.value(i).node.is_constant for i in moving[1:]):
+            return None
+        node = moving[0]
+    if node.op not in ("MatMul", "Gemm") or not p.value(node.operands[1]).node.is_constant:
+        return None
+    source = node.operands[0]
+    return source if source.op not in ("input", "item") and len(source.types) == 1 else None
+
+
+@pads("MatMul")
+def _matmul(p: Padding, node: Node) -> Padded:
+    a, b = (p.value(i) for i in node.operands)
+    if min(a.rank, b.rank) < 2 and (a.open or b.open):
+        (a, b), (one, other) = (_matrix(p, v, i) for i, v in enumerate((a, b))), (a, b)
+        made = _product(p, node, a, b)
+        axes = ([made.rank - 2] if one.rank < 2 else []) + (
+            [made.rank - 1] if other.rank < 2 else []
+        )
+        return _dropped(p, made, axes)
+    return _product(p, node, a, b)
+
+
+def _matrix(p: Padding, value: Padded, side: int) -> Padded:
+    """A vector as a row on the left, or a column on the right."""
+    if value.rank > 1:
+        return value
+    count = value.node.type.size
+    shape = (1, count) if side == 0 else (count, 1)
+    dims = ((), value.dims[0]) if side == 0 else (value.dims[0], ())
+    return Padded(make("Reshape", value.node, int64s(shape)), dims)
+
+
+def _dropped(p: Padding, value: Padded, axes: list[int]) -> Padded:
+    kept = [i for i in range(value.rank) if i not in axes]
+    shape = int64s([value.node.type.dims[i] for i in kept])
+    return Padded(make("Reshape", value.node, shape), tuple(value.dims[i] for i in kept))
+
+
+def _product(p: Padding, node: Node, a: Padded, b: Padded) -> Padded:
+    if a.dims[-1] != b.dims[-2]:
+        a, b = p.prefix(a, -1), p.prefix(b, -2)
+    if a.dims[-1] != b.dims[-2]:
+        raise p.refused("what it sums is only equally long for some sizes")
+    if is_open(a.dims[-1]):
+        k, other = a.rank - 1, b.rank - 2
+        if k not in a.zero and other in b.zero:
+            a = finite(p, a, k, node.operands[0])
+        else:
+            a, b = p.masked(a, [k], 0), finite(p, b, other, node.operands[1])
+    batch = max(a.rank, b.rank) - 2
+    outer = [Padded(v.node, v.dims[:-2]) for v in (a, b)]
+    same, dims = together(p, outer, batch)
+    a, b = (
+        Padded(s.node, (*s.dims, *v.dims[-2:]), v.zero, v.calm)
+        for s, v in zip(same, (a, b), strict=True)
+    )
+    made = make("MatMul", a.node, b.node, name=node.name)
+    rows = NONE
+    if b.node.is_constant and _finite(b.node):
+        rows = a.zero - {a.rank - 1}
+    return Padded(made, (*dims, a.dims[-2], b.dims[-1]), rows, rows)
+
+
+def _finite(constant: Node) -> bool:
+    return bool(np.isfinite(constant.array.astype(np.float64)).all())
+
+
+@pads("Gemm")
+def _gemm(p: Padding, node: Node) -> Padded:
+    a, b = (p.value(i) for i in node.operands[:2])
+    summed = (0 if node.int("transA") else 1, 1 if node.int("transB") else 0)
+    if a.dims[summed[0]] != b.dims[summed[1]]:
+        a, b = p.prefix(a, summed[0]), p.prefix(b, summed[1])
+    if is_open(a.dims[summed[0]]):
+        a, b = p.masked(a, [summed[0]], 0), p.masked(b, [summed[1]], 0)
+    dims = (a.dims[1 - summed[0]], b.dims[1 - summed[1]])
+    nodes = [a.node, b.node]
+    for i in node.operands[2:]:
+        c = p.value(i)
+        shifted = dict(zip(range(2 - c.rank, 2), c.dims, strict=True))
+        if any(d and d != dims[at] for at, d in shifted.items()):
+            raise p.refused("what it adds is not open as the product is")
+        nodes.append(c.node)
+    made = make("Gemm", *nodes, name=node.name, **node.attrs)
+    plain = all(n.is_constant and _finite(n) for n in nodes[1:]) and not node.int("transA")
+    calm = a.zero & {0} if plain else NONE
+    return Padded(made, dims, NONE, calm)
+
+
+@pads("Einsum")
+def _einsum(p: Padding, node: Node) -> Padded:
+    """Letters that are summed are 0 on all sides where they are not valid."""
+    left, arrow, right = node.str("equation").replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or not arrow or any(len(set(t)) < len(t) for t in terms):
+        raise p.refused("an equation with dots, without a result, or with a diagonal")
+    values = [p.value(i) for i in node.operands]
+    letters: dict[str, tuple[object, ...]] = {}
+    for term, value in zip(terms, values, strict=True):
+        for axis, letter in enumerate(term):
+            if value.dims[axis] != letters.setdefault(letter, value.dims[axis]):
+                raise p.refused(f"{letter} is only equally long for some sizes")
+    hidden = [
+        p.masked(v, [i for i, letter in enumerate(t) if letter not in right], 0)
+        for t, v in zip(terms, values, strict=True)
+    ]
+    made = make("Einsum", *(h.node for h in hidden), name=node.name, **node.attrs)
+    found = {n: v.dims[i] for t, v in zip(terms, values, strict=True) for i, n in enumerate(t)}
+    return Padded(made, tuple(found[n] for n in right))
+
+
+@pads("MatMulInteger", "QLinearMatMul")
+def _integers(p: Padding, node: Node) -> Padded:
+    """Rows of integers by a constant matrix."""
+    x = p.value(node.operands[0])
+    demand_closed(p, node)
+    if is_open(x.dims[-1]) or x.rank < 2:
+        raise p.refused("integers are summed along an open size")
+    width = digits_of([node.type.shape[-1]])
+    return Padded(made_of(p, node, x.node), (*x.dims[:-1], width))
+
+
+@pads("Attention")
+def _attention(p: Padding, node: Node) -> Padded:
+    """Keys that are not valid are hidden by a mask."""
+    if any(node.inputs[4:]) or len(node.types) > 1:
+        raise p.refused("past keys, lengths, or several outputs")
+    q, k, v = (p.value(i) for i in node.operands[:3])
+    at = q.rank - 2
+    for x in (q, k, v):
+        if any(is_open(d) for i, d in enumerate(x.dims) if i not in (0, at)):
+            raise p.refused("heads of open size")
+    q, k, v = (p.prefix(x, at) for x in (q, k, v))
+    if k.dims[at] != v.dims[at] or not q.dims[0] == k.dims[0] == v.dims[0]:
+        raise p.refused("keys and values are only equally long for some sizes")
+    dims = (*q.dims[: q.rank - 1], digits_of([node.type.shape[-1]]))
+    mask = None if len(node.operands) < 4 else p.value(node.operands[3])
+    k, v = finite(p, k, at, node.operands[1]), finite(p, v, at, node.operands[2])
+    if is_open(k.dims[at]) and not (node.int("is_causal") and q.dims[at] == k.dims[at]):
+        mask = _hiding(p, mask, k.dims[at])
+    nodes = [q.node, k.node, v.node, *([mask.node] if mask else [])]
+    return Padded(make("Attention", *nodes, name=node.name, **node.attrs), dims)
+
+
+def _hiding(p: Padding, mask: Padded | None, keys: tuple[int | str, ...]) -> Padded:
+    """A mask that also hides keys that are not valid."""
+    valid = p.valid(keys)
+    if mask is None:
+        return Padded(make("Reshape", valid, int64s((1, 1, 1, valid.type.size))), ())
+    if mask.dims[-1] != keys:
+        raise p.refused("its mask is not as long as the keys")
+    both = (
+        make("And", mask.node, valid)
+        if mask.node.dtype == "bool"
+        else make("Where", valid, mask.node, const(-inf, mask.node.dtype))
+    )
+    return Padded(both, mask.dims)

@@ -1,0 +1,98 @@
+"""A run of open sizes: arrays of any sizes -> those of the largest, in which kernels run, and back.
+
+What lies behind an array's end may be anything: what is made of it is never read (rewrite/padding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.artifact.manifest import Batch, Manifest, Value, Variant
+from qcompiler.artifact.sizes import Size
+from qcompiler.runtime.arrays import Array, Context, Kind
+from qcompiler.runtime.library import aligned
+
+HIDDEN: Kind = (np.dtype(np.int32), (1,))
+"""dtype and shape of an input that says a size of the run."""
+BEHIND: Mapping[str, int] = {}
+"""What lies behind an array's end, by the kind of its dtype; 0 where it does not say. Nothing
+depends on it, which tests make sure of; only 0 is sure to be no slow number."""
+
+Found = Mapping[str, int]
+"""The open sizes of a run."""
+Dims = Sequence["int | Size"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The sizes in which a run's kernels run, and the batches of steps to run."""
+
+    sizes: Found
+    batches: Sequence[Batch]
+
+
+class Sizes:
+    """What a manifest says of open sizes, ready for runs."""
+
+    def __init__(self, manifest: Manifest, variant: Variant) -> None:
+        self.batch = manifest.symbols[0].name if variant.batches else ""
+        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        self._taken = [_dims(v) for v in self.inputs]
+        self._made = [_dims(v) for v in self.outputs]
+        self._hidden = [Size.of(s) for s in manifest.sizes]
+        names = [s.name for s in manifest.symbols if s.name != self.batch]
+        self._pinned = [
+            Fitted(dict(zip(names, p.sizes)), (Batch(1, p.first, p.last, 0),))
+            for p in reversed(variant.pinned)
+        ] or [Fitted({}, variant.batches)]
+
+    def fitting(self, found: Found) -> Fitted:
+        """The least sizes that kernels were made for and these fit into, but for the batch."""
+        fits = (p for p in self._pinned if all(found[k] <= n for k, n in p.sizes.items()))
+        one = next(fits)
+        rows = {self.batch: found[self.batch]} if self.batch else {}
+        return Fitted({**one.sizes, **rows}, one.batches)
+
+    def padded(self, arrays: Sequence[Array], fitted: Fitted) -> list[Array]:
+        """Arrays of a run -> arrays of these sizes."""
+        return [_padded(a, _at(dims, fitted.sizes)) for a, dims in zip(arrays, self._taken)]
+
+    def shapes(self, fitted: Fitted) -> list[tuple[int, ...]]:
+        """The shapes of outputs in these sizes."""
+        return [_at(dims, fitted.sizes) for dims in self._made]
+
+    def cut(self, arrays: Sequence[Array], found: Found) -> list[Array]:
+        """Outputs as kernels made them -> those of the run."""
+        made = []
+        for array, dims in zip(arrays, self._made):
+            shape = _at(dims, found)
+            whole = shape == array.shape
+            made.append(array if whole else np.array(array[tuple(map(slice, shape))]))
+        return made
+
+    def enter(self, context: Context, found: Found) -> None:
+        """Enter the sizes that kernels read."""
+        first = len(self.inputs)
+        for at, size in enumerate(self._hidden, first):
+            context.stage(at)[0] = size.at(found)
+
+
+def _dims(value: Value) -> Dims:
+    return [d if isinstance(d, int) else Size.of(d) for d in value.dims]
+
+
+def _at(dims: Dims, sizes: Found) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else d.at(sizes) for d in dims)
+
+
+def _padded(array: Array, shape: tuple[int, ...]) -> Array:
+    """An array at the begin of one of a larger shape."""
+    if array.shape == shape:
+        return array
+    made = aligned(array.dtype, shape).array
+    made.fill(BEHIND.get(array.dtype.kind, 0))
+    made[tuple(map(slice, array.shape))] = array
+    return made

@@ -1,0 +1,178 @@
+"""Artifacts with open sizes answer for every size as those for that size do, with NaN wherever
+nothing counts.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import qcompiler
+from qcompiler import Error
+from qcompiler.ir import Array
+from qcompiler.onnx_io.dims import read_pinned
+from qcompiler.ops import evaluate
+from qcompiler.runtime import open_sizes
+from tests.rewrite.test_padding import IMAGE, IMAGES, SEQ, SEQUENCES, model_of, random_feed
+
+LAYER = """
+    q0{i} = MatMul(x{i}, wq) q1{i} = Add(q0{i}, b) q2{i} = Reshape(q1{i}, heads)
+    q{i} = Transpose<perm=[0,2,1,3]>(q2{i})
+    k0{i} = MatMul(x{i}, wk) k1{i} = Add(k0{i}, c) k2{i} = Reshape(k1{i}, heads)
+    k{i} = Transpose<perm=[0,2,3,1]>(k2{i})
+    v0{i} = MatMul(x{i}, wv) v1{i} = Add(v0{i}, b) v2{i} = Reshape(v1{i}, heads)
+    v{i} = Transpose<perm=[0,2,1,3]>(v2{i})
+    s0{i} = MatMul(q{i}, k{i}) s1{i} = Mul(s0{i}, half) s2{i} = Add(s1{i}, bias)
+    p{i} = Softmax<axis=-1>(s2{i}) o0{i} = MatMul(p{i}, v{i})
+    o1{i} = Transpose<perm=[0,2,1,3]>(o0{i}) o2{i} = Reshape(o1{i}, back)
+    r0{i} = MatMul(o2{i}, wo) r1{i} = Add(r0{i}, x{i})
+    n{i} = LayerNormalization<axis=-1>(r1{i}, g, b)
+    f0{i} = MatMul(n{i}, wk) f1{i} = Gelu(f0{i}) f2{i} = MatMul(f1{i}, wq) f3{i} = Add(f2{i}, n{i})
+    x{j} = LayerNormalization<axis=-1>(f3{i}, g, c)
+"""
+ENCODER = f"""(int64[batch,seq] ids, int64[batch,seq] keep) =>
+    (float[batch,seq,16] h, float[batch,16] y)
+    <float[7,16] words = {{@112}}, float[1,48,16] table = {{@768}}, float[16,16] wq = {{@256}},
+     float[16,16] wk = {{@256}}, float[16,16] wv = {{@256}}, float[16,16] wo = {{@256}},
+     float[16] b = {{@16}}, float[16] c = {{@16}}, float[16] g = {{@16}}> {{
+    shape = Shape(ids) one = Constant<value_ints=[1]>() zero = Constant<value_ints=[0]>()
+    seq = Gather(shape, one) four = Constant<value_ints=[4]>() wide = Constant<value_ints=[16]>()
+    batch = Gather(shape, zero) heads = Concat<axis=0>(batch, seq, four, four)
+    back = Concat<axis=0>(batch, seq, wide) half = Constant<value_float=0.5>()
+    e = Gather(words, ids) p = Slice(table, zero, seq, one) x0 = Add(e, p)
+    axes = Constant<value_ints=[1,2]>() m0 = Unsqueeze(keep, axes) m1 = Cast<to=1>(m0)
+    all = Constant<value_float=1.0>() m2 = Sub(all, m1) low = Constant<value_float=-3.4e38>()
+    bias = Mul(m2, low) {LAYER.format(i=0, j=1)} {LAYER.format(i=1, j=2)}
+    h = Identity(x2) y = ReduceMean<keepdims=0>(x2, one) }}"""
+LENGTHS = (1, 2, 15, 16, 17, 23, 33, 48, 5)
+"""One, a vector less one to one more, primes, the most; then fewer again."""
+
+
+@pytest.fixture(autouse=True)
+def nan_behind_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_sizes, "BEHIND", {"f": float("nan"), "i": 1})
+
+
+def encoder() -> onnx.ModelProto:
+    return model_of(f"g {ENCODER}")
+
+
+def sentence(batch: int, length: int) -> dict[str, Array]:
+    """Ids, and which of them count; of the first sample none do."""
+    random = np.random.default_rng(length)
+    keep = (random.random((batch, length)) < 0.7).astype(np.int64)
+    keep[0] = 0
+    return {"ids": random.integers(0, 7, (batch, length)), "keep": keep}
+
+
+def meant(model: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
+    shapes = {k: v.shape for k, v in feed.items()}
+    return evaluate(read_pinned(model, shapes, {}, False, {}), feed)
+
+
+@pytest.mark.parametrize("name", ["masked attention", "LSTM", "reductions", "pieces", "last"])
+def test_an_artifact_takes_sequences_of_any_length(name: str) -> None:
+    compare(f"g {SEQUENCES[name]}", SEQ)
+
+
+@pytest.mark.parametrize("name", ["convolutions", "patches"])
+def test_an_artifact_takes_images_of_any_size(name: str) -> None:
+    compare(f"g {IMAGES[name]}", IMAGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SEQUENCES, *IMAGES])
+def test_every_rule_holds_in_artifacts(name: str) -> None:
+    compare(f"g {SEQUENCES.get(name) or IMAGES[name]}", SEQ if name in SEQUENCES else IMAGE)
+
+
+def compare(text: str, ranges: Mapping[str, tuple[int, int]]) -> None:
+    model = model_of(text)
+    dims = {k: f"{low}..{high}" for k, (low, high) in ranges.items()}
+    opened = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1))
+    each = [sorted({low, (low + high) // 2, high}) for low, high in ranges.values()]
+    for seed, numbers in enumerate(product(*each)):
+        sizes = dict(zip(ranges, numbers, strict=True))
+        feed = random_feed(model, sizes, seed)
+        found = opened.run(feed)
+        for key, value in meant(model, feed).items():
+            np.testing.assert_allclose(found[key], value, 2e-3, 2e-4, err_msg=f"{key} at {sizes}")
+
+
+def test_an_encoder_takes_texts_of_any_length() -> None:
+    model = encoder()
+    artifact = qcompiler.compile(model, dims={"batch": 2, "seq": "1..48"}, threads=1)
+    opened = qcompiler.load(artifact)
+    assert len(artifact.manifest.variants[0].pinned) > 1
+    assert "attention" in " ".join(s.kernel for s in artifact.manifest.steps)
+    for length in LENGTHS:
+        feed = sentence(2, length)
+        found = opened.run(feed)
+        for name, value in meant(model, feed).items():
+            assert found[name].shape == value.shape
+            np.testing.assert_allclose(found[name], value, 1e-4, 1e-4, err_msg=f"{length}")
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.05), ("int8-weights", 1e-4)])
+def test_an_encoder_of_few_bits_is_as_one_of_that_length(precision: str, error: float) -> None:
+    options = {"precision": precision, "threads": 1}
+    dims = {"batch": 2, "seq": "1..48"}
+    opened = qcompiler.load(qcompiler.compile(encoder(), dims=dims, **options))
+    for length in (15, 33):
+        pinned = {"batch": 2, "seq": length}
+        alone = qcompiler.load(qcompiler.compile(encoder(), dims=pinned, **options))
+        feed = sentence(2, length)
+        found, wanted = (m.run(feed)["h"].astype(np.float32) for m in (opened, alone))
+        assert np.linalg.norm(found - wanted) <= error * np.linalg.norm(wanted)
+
+
+def test_texts_of_any_length_and_number(tmp_path: Path) -> None:
+    dims = {"batch": "1..5", "seq": "1..24"}
+    saved = qcompiler.compile(encoder(), dims=dims, threads=1).save(tmp_path / "encoder.qc")
+    opened = qcompiler.load(saved)
+    assert str(opened.inputs[0]) == "ids: int64[batch,seq]"
+    for batch, length in ((1, 1), (5, 24), (3, 17), (2, 2)):
+        feed = sentence(batch, length)
+        found = opened.run(feed)
+        for name, value in meant(encoder(), feed).items():
+            np.testing.assert_allclose(found[name], value, 1e-4, 1e-4)
+
+
+def test_an_encoder_is_calibrated_with_texts_of_different_lengths() -> None:
+    data = [sentence(1, length) for length in (3, 9, 17, 24, 30, 40, 48)]
+    dims = {"batch": 1, "seq": "1..48"}
+    made = qcompiler.compile(encoder(), dims=dims, precision="int8", calibration=data, threads=1)
+    opened = qcompiler.load(made)
+    for length in (1, 16, 17, 48):
+        feed = sentence(1, length)
+        y, wanted = opened.run(feed)["y"], meant(encoder(), feed)["y"]
+        assert np.abs(y - wanted).max() < 0.2 * np.abs(wanted).max()
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    dims = {"batch": 1, "seq": "2..16"}
+    opened = qcompiler.load(qcompiler.compile(encoder(), dims=dims, threads=1))
+    for feed, words in (
+        (sentence(1, 17), "seq is 17, the artifact takes seq = 2 to 16"),
+        (sentence(1, 1), "seq is 1"),
+        ({"ids": sentence(1, 3)["ids"], "keep": sentence(1, 4)["keep"]}, "not the same in all"),
+        (sentence(2, 3), "shape"),
+    ):
+        with pytest.raises(Error, match=words):
+            opened.run(feed)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dims": {"batch": 1, "seq": "1.."}}, "no upper bound"),
+        ({"dims": {"batch": 1, "seq": "1..64"}}, "may reach beyond"),
+        ({"dims": {"batch": 1, "seq": "1..8"}, "precision": "int8-dynamic"}, "whole tensors"),
+    ],
+)
+def test_what_cannot_stay_open_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(Error, match=words):
+        qcompiler.compile(encoder(), **options)
