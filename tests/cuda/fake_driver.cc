@@ -16,13 +16,14 @@
 #include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <utility>
 #include <vector>
 
 extern "C" const char *emulate(void *, const unsigned *, unsigned, const int64_t *, unsigned char *,
                                uint64_t, uint64_t, int);
 
 namespace {
-enum { OK = 0, NOT_READY = 600, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, LAUNCH = 719 };
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_READY = 600, LAUNCH = 719, UNSAFE = 900, UNJOINED = 904 };
 typedef std::function<int()> Work;
 struct Module {
   void *library;
@@ -35,33 +36,64 @@ struct Function {
 };
 struct Stream {
   std::deque<Work> work;
+  uint64_t given = 0, done = 0; // pieces of work
   bool recording = false;
   std::vector<Work> recorded;
+  Stream *joined = nullptr; // whose recording its work is part of
+  bool apart = false;       // what it recorded there is waited for by nobody yet
 };
 struct Event {
   double ms = 0; // 0: has not come
+  Stream *in = nullptr;
+  uint64_t at = 0;             // all work of `in` before that is done then
+  Stream *recorder = nullptr; // in whose recording it is
 };
 struct Graph {
   std::vector<Work> work;
 };
 struct Counts {
-  int64_t bytes = 0, modules = 0, streams = 0, graphs = 0, launches = 0, graph_launches = 0, events = 0;
+  int64_t bytes = 0, modules = 0, streams = 0, graphs = 0, launches = 0, graph_launches = 0, events = 0, pinned = 0;
 } counts;
 
 std::recursive_mutex lock;
 thread_local int contexts = 0;
 uint64_t seed = 88172645463325252u;
-int version = 13050, major_ = 8, minor_ = 0;
+int version = 13050, major_ = 8, minor_ = 0, pools = 1;
 int64_t limit = (int64_t)1 << 40;
 std::vector<std::pair<void *, size_t>> handed;
 
+Stream default_stream;
+std::vector<Stream *> streams{&default_stream};
+thread_local int capture_mode = 0; // CU_STREAM_CAPTURE_MODE_GLOBAL
+
+Stream *known(Stream *stream) { return stream <= (Stream *)2 ? &default_stream : stream; }
+Stream *recorder(Stream *stream) {
+  return stream->recording ? stream : stream->joined;
+}
 int put(Stream *stream, Work work) {
   if (!contexts) return NO_CONTEXT;
-  if (stream->recording)
-    stream->recorded.push_back(work);
+  stream = known(stream);
+  if (Stream *into = recorder(stream))
+    into->recorded.push_back(work), stream->apart = stream != into;
   else
-    stream->work.push_back(work);
+    stream->work.push_back(work), stream->given++;
   return OK;
+}
+int run_until(Stream *stream, uint64_t count) {
+  while (stream->done < count) {
+    Work next = stream->work.front();
+    stream->work.pop_front();
+    stream->done++;
+    if (int status = next()) return status;
+  }
+  return OK;
+}
+// Whether a call that may disturb what somebody records is made all the same.
+bool unsafe() {
+  if (capture_mode == 2) return false;
+  for (Stream *s : streams)
+    if (s->recording) return true;
+  return false;
 }
 bool holds(uint64_t address, size_t size) {
   for (auto &h : handed)
@@ -75,6 +107,7 @@ extern "C" {
 void fake_set(int driver_version, int major, int minor, int64_t most_bytes) {
   version = driver_version, major_ = major, minor_ = minor, limit = most_bytes;
 }
+void fake_pools(int there) { pools = there; }
 void fake_counts(int64_t *into) { memcpy(into, &counts, sizeof counts); }
 
 int cuInit(unsigned) { return OK; }
@@ -82,7 +115,7 @@ int cuDriverGetVersion(int *found) { return *found = version, OK; }
 int cuDeviceGetCount(int *found) { return *found = 1, OK; }
 int cuDeviceGet(int *found, int number) { return *found = number, number ? INVALID : OK; }
 int cuDeviceGetAttribute(int *found, int which, int) {
-  return *found = which == 75 ? major_ : which == 76 ? minor_ : 0, OK;
+  return *found = which == 75 ? major_ : which == 76 ? minor_ : which == 115 ? pools : 0, OK;
 }
 int cuDevicePrimaryCtxRetain(void **made, int) { return *made = &lock, OK; }
 int cuCtxPushCurrent_v2(void *context) { return contexts++, context == &lock ? OK : INVALID; }
@@ -93,6 +126,8 @@ int cuGetErrorName(int status, const char **name) {
   *name = status < 3                ? names[status]
           : status == BAD_IMAGE     ? "CUDA_ERROR_INVALID_IMAGE"
           : status == NO_CONTEXT    ? "CUDA_ERROR_INVALID_CONTEXT"
+          : status == UNSAFE        ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+          : status == UNJOINED      ? "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"
                                     : "CUDA_ERROR_LAUNCH_FAILED";
   return OK;
 }
@@ -100,6 +135,7 @@ int cuGetErrorName(int status, const char **name) {
 int cuMemAlloc_v2(uint64_t *made, size_t size) {
   LOCKED;
   if (!contexts) return NO_CONTEXT;
+  if (unsafe()) return UNSAFE;
   if (counts.bytes + (int64_t)size > limit) return NO_MEMORY;
   size_t whole = (size + 255) / 256 * 256;
   void *memory = aligned_alloc(256, whole);
@@ -108,8 +144,7 @@ int cuMemAlloc_v2(uint64_t *made, size_t size) {
   counts.bytes += size;
   return *made = (uint64_t)memory, OK;
 }
-int cuMemFree_v2(uint64_t address) {
-  LOCKED;
+static int set_free(uint64_t address) {
   for (auto h = handed.begin(); h != handed.end(); ++h)
     if ((uint64_t)h->first == address) {
       counts.bytes -= h->second;
@@ -118,6 +153,58 @@ int cuMemFree_v2(uint64_t address) {
       return OK;
     }
   return INVALID;
+}
+int cuMemFree_v2(uint64_t address) {
+  LOCKED;
+  if (unsafe()) return UNSAFE;
+  for (Stream *s : streams)
+    if (int status = run_until(s, s->given)) return status;
+  return set_free(address);
+}
+int cuMemAllocAsync(uint64_t *made, size_t size, Stream *stream) {
+  LOCKED;
+  if (!pools || recorder(known(stream))) return INVALID;
+  return cuMemAlloc_v2(made, size);
+}
+int cuMemFreeAsync(uint64_t address, Stream *stream) {
+  LOCKED;
+  if (!pools) return INVALID;
+  return put(stream, [=] { return set_free(address); });
+}
+int cuMemHostAlloc(void **made, size_t size, unsigned) {
+  LOCKED;
+  if (!contexts) return NO_CONTEXT;
+  if (unsafe()) return UNSAFE;
+  *made = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+  return memset(*made, 0xff, size), counts.pinned++, OK;
+}
+int cuMemFreeHost(void *memory) {
+  LOCKED;
+  return free(memory), counts.pinned--, OK;
+}
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+  std::swap(*mode, capture_mode);
+  return OK;
+}
+int cuCtxSynchronize() {
+  LOCKED;
+  if (!contexts) return NO_CONTEXT;
+  for (Stream *s : streams)
+    if (s->recording) return UNSAFE;
+  for (Stream *s : streams)
+    if (int status = run_until(s, s->given)) return status;
+  return OK;
+}
+int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) {
+  LOCKED;
+  if (!contexts) return NO_CONTEXT;
+  if (!holds(from, size)) return INVALID;
+  return memcpy(to, (void *)from, size), OK;
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream *stream) {
+  LOCKED;
+  if (!holds(to, size) || !holds(from, size)) return INVALID;
+  return put(stream, [=] { return memcpy((void *)to, (void *)from, size), OK; });
 }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) {
   LOCKED;
@@ -139,31 +226,51 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, Stream *stream) {
 
 int cuStreamCreate(Stream **made, unsigned) {
   LOCKED;
-  return counts.streams++, *made = new Stream, OK;
+  return counts.streams++, streams.push_back(*made = new Stream), OK;
 }
-int cuStreamDestroy_v2(Stream *stream) {
+int cuStreamDestroy_v2(Stream *stream) { // kept: moments in it may be asked for
   LOCKED;
-  return counts.streams--, delete stream, OK;
+  return counts.streams--, run_until(stream, stream->given);
 }
 int cuStreamSynchronize(Stream *stream) {
   LOCKED;
-  while (!stream->work.empty()) {
-    int status = stream->work.front()();
-    stream->work.pop_front();
-    if (status) return status;
-  }
-  return OK;
+  stream = known(stream);
+  return recorder(stream) ? UNSAFE : run_until(stream, stream->given);
+}
+int cuStreamIsCapturing(Stream *stream, int *state) {
+  LOCKED;
+  return *state = recorder(known(stream)) != nullptr, OK;
 }
 int cuStreamBeginCapture_v2(Stream *stream, int) {
   LOCKED;
-  if (stream->recording || !stream->work.empty()) return INVALID;
+  if (recorder(stream) || stream->done < stream->given) return INVALID;
   return stream->recorded.clear(), stream->recording = true, OK;
 }
 int cuStreamEndCapture(Stream *stream, Graph **made) {
   LOCKED;
   if (!stream->recording) return INVALID;
-  stream->recording = false, counts.graphs++;
+  stream->recording = false;
+  bool apart = false;
+  for (Stream *s : streams)
+    if (s->joined == stream) apart |= s->apart, s->joined = nullptr, s->apart = false;
+  if (apart) return *made = nullptr, UNJOINED;
+  counts.graphs++;
   return *made = new Graph{stream->recorded}, OK;
+}
+int cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {
+  LOCKED;
+  stream = known(stream);
+  if (event->recorder) {
+    if (!event->recorder->recording) return INVALID; // it was only ever recorded
+    if (event->recorder != stream && !stream->recording) stream->joined = event->recorder;
+    if (event->in) event->in->apart = false;
+    return OK;
+  }
+  if (!event->in) return OK;
+  if (recorder(stream)) return UNSAFE;
+  Stream *in = event->in;
+  uint64_t at = event->at;
+  return put(stream, [=] { return run_until(in, at); });
 }
 int cuGraphInstantiateWithFlags(Graph **made, Graph *graph, uint64_t) {
   LOCKED;
@@ -188,14 +295,28 @@ int cuEventCreate(Event **made, unsigned) {
 }
 int cuEventDestroy_v2(Event *event) {
   LOCKED;
-  return counts.events--, delete event, OK;
+  return counts.events--, OK; // kept: its moment may still come
 }
 int cuEventRecord(Event *event, Stream *stream) {
   LOCKED;
+  stream = known(stream);
+  event->in = stream, event->recorder = recorder(stream);
+  if (event->recorder) return OK;
+  event->ms = 0;
+  event->at = stream->given + 1;
   return put(stream, [=] {
     auto now = std::chrono::steady_clock::now().time_since_epoch();
     return event->ms = std::chrono::duration<double, std::milli>(now).count(), OK;
   });
+}
+int cuEventSynchronize(Event *event) {
+  LOCKED;
+  return event->recorder ? UNSAFE : event->in ? run_until(event->in, event->at) : OK;
+}
+int cuEventQuery(Event *event) {
+  LOCKED;
+  if (unsafe()) return UNSAFE;
+  return !event->in || event->in->done >= event->at ? OK : NOT_READY;
 }
 int cuEventElapsedTime(float *ms, Event *from, Event *to) {
   LOCKED;

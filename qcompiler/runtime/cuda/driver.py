@@ -11,12 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from qcompiler.errors import Error
 
 LIBRARY = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_THREAD_LOCAL, _RELAXED = 1, 2  # CU_STREAM_CAPTURE_MODE_*
+_POOLS = 115  # CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED
+_UNTIMED = 2  # CU_EVENT_DISABLE_TIMING
+_NOT_READY = 600
 _OUT_OF_MEMORY = 2
 _held: dict[str, Driver] = {}
 _lock = threading.Lock()
@@ -49,7 +54,10 @@ class Driver:
 
     def __call__(self, name: str, *given: Any) -> None:
         """Call a function of the driver."""
-        status = int(getattr(self.library, name)(*given))
+        self.check(name, int(getattr(self.library, name)(*given)))
+
+    def check(self, name: str, status: int) -> None:
+        """Raise Error if a function of the driver did not succeed."""
         if status == 0:
             return
         word = ctypes.c_char_p()
@@ -63,6 +71,17 @@ class Driver:
         made = ctypes.c_void_p()
         self(name, ctypes.byref(made), *given)
         return made
+
+
+@contextmanager
+def relaxed(call: Driver) -> Iterator[None]:
+    """Calls inside may allocate and free also while somebody else's work is being recorded."""
+    mode = ctypes.c_int(_RELAXED)
+    call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
 
 class Gpu:
@@ -79,6 +98,8 @@ class Gpu:
         self.device = device.value
         major, minor = (self._attribute(which) for which in (_MAJOR, _MINOR))
         self.capability = (major, minor)
+        self.pools = bool(self._attribute(_POOLS))
+        """Whether memory can be had and freed in the order of a stream."""
         self.context = driver.handle("cuDevicePrimaryCtxRetain", self.device)
 
     def _attribute(self, which: int) -> int:
@@ -117,14 +138,31 @@ class Memory:
     def __init__(self, gpu: Gpu, size: int) -> None:
         self.gpu, self.size = gpu, size
         self._address = ctypes.c_uint64()
-        with gpu.current() as call:
+        with gpu.current() as call, relaxed(call):
             call("cuMemAlloc_v2", ctypes.byref(self._address), ctypes.c_size_t(max(size, 1)))
         self.address = int(self._address.value)
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):
-            with self.gpu.current() as call:
+            with self.gpu.current() as call, relaxed(call):
                 call("cuMemFree_v2", ctypes.c_uint64(self.address))
+
+
+class HostMemory:
+    """Memory of the CPU that a GPU reads and writes while the CPU does something else."""
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        self.gpu, self.address = gpu, 0
+        made = ctypes.c_void_p()
+        with gpu.current() as call, relaxed(call):
+            call("cuMemHostAlloc", ctypes.byref(made), ctypes.c_size_t(max(size, 1)), 0)
+        self.address = int(made.value or 0)
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address))
+
+    def __del__(self) -> None:
+        if self.address:
+            with self.gpu.current() as call, relaxed(call):
+                call("cuMemFreeHost", ctypes.c_void_p(self.address))
 
 
 class Stream:
@@ -156,6 +194,12 @@ class Stream:
         sizes = map(ctypes.c_uint, (*blocks, threads, 1, 1, 0))
         call("cuLaunchKernel", function, *sizes, self.handle, pointers, None)
 
+    def recorded_by_others(self, call: Driver) -> bool:
+        """Whether it waits for a stream whose work somebody records, so that its own is, too."""
+        state = ctypes.c_int()
+        call("cuStreamIsCapturing", self.handle, ctypes.byref(state))
+        return state.value != 0
+
     def begin(self, call: Driver) -> None:
         """Record what follows instead of doing it."""
         call("cuStreamBeginCapture_v2", self.handle, _THREAD_LOCAL)
@@ -171,12 +215,12 @@ class Stream:
 
 
 class Event:
-    """A moment in a stream."""
+    """A moment in a stream; `timed`: whose time can be asked."""
 
-    def __init__(self, gpu: Gpu) -> None:
+    def __init__(self, gpu: Gpu, *, timed: bool = True) -> None:
         self.gpu = gpu
         with gpu.current() as call:
-            self.handle = call.handle("cuEventCreate", 0)
+            self.handle = call.handle("cuEventCreate", 0 if timed else _UNTIMED)
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
@@ -186,6 +230,17 @@ class Event:
     def record(self, call: Driver, stream: ctypes.c_void_p) -> None:
         """The moment when all before it in a stream is done."""
         call("cuEventRecord", self.handle, stream)
+
+    def delay(self, call: Driver, stream: ctypes.c_void_p) -> None:
+        """What a stream is given from now on waits for this moment."""
+        call("cuStreamWaitEvent", stream, self.handle, 0)
+
+    def has_come(self, call: Driver) -> bool:
+        """Whether all before it is done."""
+        status = int(call.library.cuEventQuery(self.handle))
+        if status != _NOT_READY:
+            call.check("cuEventQuery", status)
+        return status != _NOT_READY
 
     def since(self, call: Driver, earlier: Event) -> float:
         """Seconds from another moment; both have come."""

@@ -1,4 +1,5 @@
-"""Artifact for a GPU -> CudaModel: arrays in, arrays out, from any number of threads at once.
+"""Artifact for a GPU -> CudaModel: arrays or tensors in, the same out, from any number of threads
+at once.
 
 All steps of a run are one CUDA graph, recorded when a context is made: each run copies the inputs,
 launches the graph, and copies the outputs.
@@ -11,26 +12,20 @@ import queue
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qcompiler.artifact import program
-from qcompiler.artifact.abi import ALIGN, GUARD
+from qcompiler.artifact.abi import GUARD
 from qcompiler.artifact.artifact import Artifact, ArtifactFile, Variant, reading
-from qcompiler.dtypes import numpy_dtype
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.cuda import driver
+from qcompiler.runtime.cuda.context import Context, Held
+from qcompiler.runtime.cuda.tensors import like, on_gpu
 from qcompiler.runtime.model import Interface, arrays_checked, arrays_in_order, input_specs
-
-_ALIGN = 256
-"""Memory of a GPU is handed out in multiples of this; arrays inside it begin so, too."""
-
 
 _ARCHITECTURE = "nvptx"
 """How the triple of a variant for a GPU begins."""
@@ -94,20 +89,14 @@ def unfitting(gpu: driver.Gpu, architectures: Sequence[str], where: str) -> Erro
     )
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What a model holds until it is closed, and every call until it has ended."""
-
-    gpu: driver.Gpu
-    modules: driver.Modules
-    functions: Sequence[ctypes.c_void_p]
-    weights: driver.Memory
-    contexts: queue.SimpleQueue[_Context] = field(default_factory=queue.SimpleQueue)
-
-
 class CudaModel(Interface):
     """A model on a GPU: `model(x)` or `model.run({"name": array})`; safe to call from several
     threads at once. Arrays must have exactly the dtype and shape of the model's inputs.
+
+    Tensors in the GPU's memory (of torch, cupy, or whatever has `__dlpack__`) are taken as they
+    lie, if elements follow each other; the outputs are then tensors of the same library, with
+    memory of their own, and nobody waits: see runtime/cuda/tensors.py. A call whose input is being
+    recorded for a CUDA graph is recorded with it; the model must outlive that graph.
 
     Raises Error where there is no driver, no such GPU, or neither fits the artifact.
     """
@@ -132,20 +121,29 @@ class CudaModel(Interface):
         weights = driver.Memory(gpu, binary.weights.nbytes + GUARD)
         with gpu.current() as call:
             copied = np.ascontiguousarray(binary.weights)
-            call("cuMemcpyHtoD_v2", _u64(weights.address), _at(copied), _size(copied.nbytes))
+            at, size = ctypes.c_void_p(copied.ctypes.data), ctypes.c_size_t(copied.nbytes)
+            call("cuMemcpyHtoD_v2", ctypes.c_uint64(weights.address), at, size)
         self.threads = 1
         self._specs = input_specs(self.manifest.inputs)
-        self._held: _Held | None = _Held(gpu, modules, [known[n] for n in names], weights)
+        launches = [(c, known[name]) for c, name in zip(self.program.launches, names)]
+        room, steps = self.variant.workspace_bytes, len(self.variant.steps)
+        held = Held(gpu, self.manifest, launches, modules, weights, room, steps)
+        self._held: Held | None = held
 
-    def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
+    def __call__(self, *given: Any) -> Any:
         """Inputs in order -> the output, or a tuple of them."""
-        results = self._call(arrays_checked(self._specs, arrays))
+        results = self._call(given) if any(map(on_gpu, given)) else self._called(given)
         return results[0] if len(results) == 1 else tuple(results)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """{input name: array} -> {output name: array}."""
-        results = self._call(arrays_in_order(self._specs, inputs))
-        return dict(zip([v.name for v in self.manifest.outputs], results))
+        names = [v.name for v in self.inputs]
+        if isinstance(inputs, Mapping) and set(inputs) == set(names):
+            results = self(*(inputs[n] for n in names))
+            made = results if isinstance(results, tuple) else (results,)
+        else:
+            made = tuple(self._called(arrays_in_order(self._specs, inputs)))
+        return dict(zip([v.name for v in self.outputs], made))
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
@@ -185,12 +183,27 @@ class CudaModel(Interface):
             raise unfitting(gpu, known, self.manifest.name)
         return found
 
-    def _call(self, arrays: Sequence[Array]) -> list[Array]:
+    def _called(self, given: Sequence[Any]) -> list[Array]:
+        """Arrays of the CPU -> arrays of the CPU."""
+        arrays = arrays_checked(self._specs, given)
         with self._context() as context:
             return context.run(arrays)
 
+    def _call(self, given: Sequence[Any]) -> list[Any]:
+        """Inputs of which some lie on the GPU -> outputs there, of the first one's library."""
+        if len(given) != len(self._specs):
+            arrays_checked(self._specs, given)
+        taken = [
+            one if on_gpu(one) else arrays_checked([spec], [one])[0]
+            for spec, one in zip(self._specs, given)
+        ]
+        with self._context() as context:
+            made = context.run_there(taken)
+        first = next(filter(on_gpu, given))
+        return [like(first, tensor) for tensor in made]
+
     @contextmanager
-    def _context(self) -> Iterator[_Context]:
+    def _context(self) -> Iterator[Context]:
         """What a run needs for itself, idle or new."""
         held = self._held
         if held is None:
@@ -198,112 +211,15 @@ class CudaModel(Interface):
         try:
             context = held.contexts.get_nowait()
         except queue.Empty:
-            context = _Context(self, held)
+            context = Context(held)
         try:
             yield context
         finally:
-            held.contexts.put(context)
-
-
-class _Context:
-    """What one run needs for itself: a stream, memory of inputs, outputs and the workspace, and the
-    recorded steps.
-    """
-
-    def __init__(self, model: CudaModel, held: _Held) -> None:
-        self.held, self.gpu = held, held.gpu
-        sides = (model.manifest.inputs, model.manifest.outputs)
-        self.kinds = [[(numpy_dtype(v.dtype), v.shape) for v in side] for side in sides]
-        sizes = [[prod(shape) * dtype.itemsize for dtype, shape in side] for side in self.kinds]
-        places, total = _laid_out([*sizes[0], *sizes[1], model.variant.workspace_bytes])
-        self.memory = driver.Memory(self.gpu, total)
-        starts = [self.memory.address + p for p in places]
-        count = len(sizes[0])
-        self.inputs, self.outputs, self.workspace = starts[:count], starts[count:-1], starts[-1]
-        self.stream = driver.Stream(self.gpu)
-        self.launches = list(zip(model.program.launches, held.functions))
-        self.steps = len(model.variant.steps)
-        with self.gpu.current() as call:
-            self.stream.begin(call)
-            for launch, function in self.launches:
-                self._launch(call, launch, function)
-            self.graph = self.stream.end(call)
-
-    def _launch(
-        self, call: driver.Driver, launch: program.Launch, function: ctypes.c_void_p
-    ) -> None:
-        addresses = [self._address(space, offset) for space, offset in launch.operands]
-        values = (*addresses, *launch.numbers)
-        self.stream.launch(call, function, launch.blocks, launch.threads, values)
-
-    @cached_property
-    def handle(self) -> ctypes.c_void_p:
-        """The stream's handle."""
-        return self.stream.handle
-
-    def _address(self, space: str, offset: int) -> int:
-        if space == "weights":
-            return self.held.weights.address + offset
-        if space == "workspace":
-            return self.workspace + offset
-        return (self.inputs if space == "input" else self.outputs)[offset]
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Inputs -> new outputs."""
-        given = [np.ascontiguousarray(a) for a in arrays]
-        made: list[Array] = [np.empty(shape, dtype) for dtype, shape in self.kinds[1]]
-        with self.gpu.current() as call:
-            self._send(call, given)
-            call("cuGraphLaunch", self.graph.handle, self.handle)
-            for array, address in zip(made, self.outputs):
-                size = _size(array.nbytes)
-                call("cuMemcpyDtoHAsync_v2", _at(array), _u64(address), size, self.handle)
-            call("cuStreamSynchronize", self.handle)
-        return made
-
-    def timed(self, arrays: Sequence[Array]) -> list[float]:
-        """Inputs -> seconds of each step."""
-        given = [np.ascontiguousarray(a) for a in arrays]
-        marks = [driver.Event(self.gpu) for _ in range(self.steps + 1)]
-        with self.gpu.current() as call:
-            self._send(call, given)
-            done = 0
-            for launch, function in self.launches:
-                while done <= launch.step:
-                    marks[done].record(call, self.handle)
-                    done += 1
-                self._launch(call, launch, function)
-            for mark in marks[done:]:
-                mark.record(call, self.handle)
-            call("cuStreamSynchronize", self.handle)
-            return [b.since(call, a) for a, b in zip(marks, marks[1:])]
-
-    def _send(self, call: driver.Driver, arrays: Sequence[Array]) -> None:
-        for array, address in zip(arrays, self.inputs):
-            size = _size(array.nbytes)
-            call("cuMemcpyHtoDAsync_v2", _u64(address), _at(array), size, self.handle)
-
-
-def _laid_out(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Sizes -> the offset of each, and the size of all; bytes behind each may be read."""
-    places, at = [], 0
-    for size in sizes:
-        places.append(at)
-        at += -(-(size + max(ALIGN, GUARD)) // _ALIGN) * _ALIGN
-    return places, at
+            if context.recorded:
+                held.recorded.append(context)
+            else:
+                held.contexts.put(context)
 
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def _u64(value: int) -> ctypes.c_uint64:
-    return ctypes.c_uint64(value)
-
-
-def _size(value: int) -> ctypes.c_size_t:
-    return ctypes.c_size_t(value)
-
-
-def _at(array: Array) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
