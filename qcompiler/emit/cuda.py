@@ -52,12 +52,16 @@ class Launched:
 def launched(kernel: Kernel) -> Launched:
     """A kernel -> its functions and launches."""
     if kernel.grid is not None:
-        return Launched({kernel.name: kernel.func}, (Launch(kernel.name, kernel.grid),))
+        functions, launches = {kernel.name: kernel.func}, [Launch(kernel.name, kernel.grid)]
+        if kernel.after is not None:
+            name = f"{kernel.name}_after"
+            functions[name], grid = kernel.after
+            launches.append(Launch(name, grid))
+        return Launched(functions, tuple(launches))
     parts = phases(kernel, _MOST_UNITS)
     found = list(_in_order(parts, ()))
-    functions = {phase.name: _of_threads(phase) for phase, _ in found}
-    launches = tuple(Launch(phase.name, _grid(phase), numbers) for phase, numbers in found)
-    return Launched(functions, launches)
+    made = {phase.name: _of_threads(phase) for phase, _ in found}
+    return Launched(made, tuple(Launch(p.name, _grid(p), numbers) for p, numbers in found))
 
 
 def _in_order(

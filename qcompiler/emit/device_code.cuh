@@ -89,6 +89,40 @@ WARP_PRODUCT(warp_f16, "m16n8k16.row.col.f32.f16.f16.f32", float, "f")
 WARP_PRODUCT(warp_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32", float, "f")
 WARP_PRODUCT(warp_i8i8, "m16n8k32.row.col.s32.s8.s8.s32", int, "r")
 WARP_PRODUCT(warp_u8i8, "m16n8k32.row.col.s32.u8.s8.s32", int, "r")
+#elif __CUDA_ARCH__ >= 750
+// The same products by the smaller ones there are; a copy has come when it was started.
+template <class T, class U>
+static __device__ __forceinline__ void copy_async16(T *to, U *from, int size) {
+  Words4 held = {0, 0, 0, 0};
+  if (size) held = *(const Words4 *)from;
+  *(Words4 *)to = held;
+}
+static __device__ __forceinline__ void commit_copies() {}
+static __device__ __forceinline__ void wait_copies0() {}
+static __device__ __forceinline__ void wait_copies1() {}
+static __device__ __forceinline__ void wait_copies2() {}
+static __device__ __forceinline__ unsigned pack_f16(float low, float high) {
+  unsigned made;
+  asm("{.reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b};}"
+      : "=r"(made) : "f"(low), "f"(high));
+  return made;
+}
+static __device__ __forceinline__ void warp_f16(float *c, const unsigned *a, const unsigned *b) {
+  for (int k = 0; k < 2; k++)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, "
+                 "{%6}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));
+}
+#define WARP_BYTES(name, words)                                                                    \
+  static __device__ __forceinline__ void name(int *c, const unsigned *a, const unsigned *b) {      \
+    for (int part = 0; part < 4; part++)                                                           \
+      asm volatile("mma.sync.aligned.m8n8k16.row.col." words " {%0, %1}, {%2}, {%3}, {%0, %1};"    \
+                   : "+r"(c[part % 2 * 2]), "+r"(c[part % 2 * 2 + 1])                              \
+                   : "r"(a[part]), "r"(b[part / 2]));                                              \
+  }
+WARP_BYTES(warp_i8i8, "s32.s8.s8.s32")
+WARP_BYTES(warp_u8i8, "s32.u8.s8.s32")
 #endif
 template <class T, class U> static __device__ __forceinline__ void move16(T *to, U *from) {
   *(Words4 *)to = *(const Words4 *)from;

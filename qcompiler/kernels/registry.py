@@ -91,6 +91,8 @@ class Kernel:
     grid: Grid | None = None
     generic: bool = False
     """Whether its loops are those of any operator, one element after the other."""
+    after: tuple[Any, Grid] | None = None
+    """A function of the same pointers that is launched when all blocks of `grid` have ended."""
 
     def __post_init__(self) -> None:
         """Mark the pointers as not aliasing, unless the output may reuse an input's memory.
@@ -100,6 +102,10 @@ class Kernel:
         (emit/machine.py).
         """
         object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
+        if self.after is not None:
+            func, grid = self.after
+            alone = func.with_attr("tirx.noalias", not self.in_place)
+            object.__setattr__(self, "after", (alone, grid))
 
     @property
     def label(self) -> str:

@@ -6,8 +6,8 @@ Capability".
 
 from qcompiler.hardware.gpu import Multiprocessor
 from qcompiler.hardware.isa import isa
-from qcompiler.hardware.products import VectorMac
-from qcompiler.kernels.gpu.code.device import dot4_i8, dot4_u8
+from qcompiler.hardware.products import VectorMac, WarpMac
+from qcompiler.kernels.gpu.code.device import dot4_i8, dot4_u8, warp_product
 
 SM_75 = isa(
     "sm_75",
@@ -17,6 +17,9 @@ SM_75 = isa(
     macs=(
         VectorMac(("u8", "i8", "i32"), lanes=1, k=4, emit=dot4_u8),
         VectorMac(("i8", "i8", "i32"), lanes=1, k=4, emit=dot4_i8),
+        WarpMac(("f16", "f16", "f32"), warp_product("warp_f16"), rate="f16"),
+        WarpMac(("u8", "i8", "i32"), warp_product("warp_u8i8"), rate="i8"),
+        WarpMac(("i8", "i8", "i32"), warp_product("warp_i8i8"), rate="i8"),
     ),
     masked=frozenset(),
     family="cuda",

@@ -10,12 +10,7 @@ from qcompiler.kernels.gpu.code.device import warp_product
 SM_80 = isa(
     "sm_80",
     extends=SM_75,
-    macs=(
-        WarpMac(("f16", "f16", "f32"), warp_product("warp_f16"), rate="f16"),
-        WarpMac(("bf16", "bf16", "f32"), warp_product("warp_bf16"), rate="bf16"),
-        WarpMac(("u8", "i8", "i32"), warp_product("warp_u8i8"), rate="i8"),
-        WarpMac(("i8", "i8", "i32"), warp_product("warp_i8i8"), rate="i8"),
-    ),
+    macs=(WarpMac(("bf16", "bf16", "f32"), warp_product("warp_bf16"), rate="bf16"),),
     multiprocessor=Multiprocessor(
         threads=2048,
         blocks=32,

@@ -59,14 +59,17 @@ def instructions(kernel: Kernel, architecture: str, folder: Path) -> str:
     return found.stdout
 
 
-def product(dtype: str, generator: Ways = gpu_tiled) -> Callable[[int], Kernel]:
-    """Tile number -> a kernel of 256 x 256 x 256 products of a dtype."""
-    x = placeholder("x", Type(dtype, (256, 256)))
-    w = constant((10 * normal((256, 256))).astype(numpy_dtype(dtype)))
+def product(
+    dtype: str, generator: Ways = gpu_tiled, architecture: str = "sm_80", depth: int = 256
+) -> Callable[[int], Kernel]:
+    """Tile number -> a kernel of 256 x 256 sums of products of a dtype."""
+    x = placeholder("x", Type(dtype, (256, depth)))
+    w = constant((10 * normal((depth, 256))).astype(numpy_dtype(dtype)))
     y = make("matmul", x, w)
 
     def of(tile: int) -> Kernel:
-        (candidate,) = list(generator(region_of(Graph((x,), (y,), ("y",)), y), gpu()))[tile:][:1]
+        region, device = region_of(Graph((x,), (y,), ("y",)), y), gpu(architecture)
+        (candidate,) = list(generator(region, device))[tile:][:1]
         kernel = candidate.build()
         assert isinstance(kernel, Kernel), kernel
         return kernel
@@ -145,6 +148,72 @@ def test_attention_is_made_of_matrices_that_come_while_others_are_multiplied(
     assert "LDSM.16.MT88.4" in text  # values, transposed
     assert re.search(r"LDGSTS\.E\.BYPASS(\.LTC128B)?\.128", text)
     assert "MUFU.EX2" in text
+
+
+@pytest.mark.parametrize("blocking", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize(
+    ("dtype", "word", "each"), [("float16", "HMMA.1688.F32", 2), ("int8", "IMMA.8816.S8.S8", 4)]
+)
+def test_smaller_products_make_up_those_that_an_architecture_lacks(
+    dtype: str, word: str, each: int, blocking: int, tmp_path: Path
+) -> None:
+    text = instructions(product(dtype, gpu_tensor, "sm_75")(blocking), "sm_75", tmp_path)
+    how = BLOCKINGS[blocking]
+    steps, rest = divmod(text.count(word), each * 2 * how.matrices_down * how.matrices_across)
+    assert steps
+    assert not rest
+    assert "LDSM.16.M88.4" in text
+    assert re.search(r"LDG\.E\.128", text)
+    assert "STS.128" in text
+
+
+def main_loop(text: str, word: str) -> list[str]:
+    """What the disassembler prints -> the instructions of the loop that has most of a kind, without
+    those that are never executed.
+    """
+    lines: list[str] = []
+    labels, found = {}, []
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(lines)
+        elif made := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            lines.append(made[1])
+    for i, line in enumerate(lines):
+        if back := re.search(r"(?:BRA|CALL)\b.*`\((\.L_x_\d+)\)", line):
+            found.append(lines[labels[back[1]] : i + 1])
+    loop = max(found, key=lambda body: sum(word in line for line in body))
+    return [line for line in loop if not re.match(r"@!U?PT\b", line)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "architecture", "slots"),
+    [
+        ("float32", "sm_80", 1),
+        ("float16", "sm_90", 4),
+        *[
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("float32", "sm_90", 1),
+                ("float16", "sm_80", 8),
+                ("bfloat16", "sm_90", 4),
+                ("int8", "sm_80", 8),
+            )
+        ],
+    ],
+)
+def test_four_fifths_of_a_main_loop_are_products(
+    dtype: str, architecture: str, slots: int, tmp_path: Path
+) -> None:
+    """`slots`: cycles that a product occupies its unit, of one of four that a multiprocessor has,
+    at the rate of the data sheet (A100, H100); every other instruction is issued in one.
+    """
+    generator = gpu_tiled if dtype == "float32" else gpu_tensor
+    word = "FFMA" if dtype == "float32" else "MMA"
+    kernel = product(dtype, generator, architecture, depth=2048)(0)
+    loop = main_loop(instructions(kernel, architecture, tmp_path), word)
+    products = sum(word in line for line in loop)
+    assert products >= 64
+    assert slots * products >= 0.8 * (slots * products + len(loop) - products)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])

@@ -6,6 +6,7 @@ from emulation import check, gpu, run
 from kernel_harness import compare, expected, normal, region_of
 
 from qcompiler.errors import Skip
+from qcompiler.hardware.gpu import Gpu
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.gpu.contraction.tensor import BLOCKINGS, gpu_tensor
 from qcompiler.kernels.gpu.contraction.tiled import TILES, gpu_tiled
@@ -19,20 +20,27 @@ def every_tile(
     inputs: tuple[Node, ...],
     arrays: list[Array],
     generator: Ways = gpu_tiled,
+    device: Gpu | None = None,
+    parts: int = 1,
 ) -> None:
-    """Run the region's kernel of each tile, and compare: exactly for integers."""
+    """Run the region's kernel of each tile, and compare: exactly for integers. `parts`: only those
+    whose sums are cut into so many.
+    """
+    device = device or gpu()
     graph = Graph(inputs, (output,), ("y",))
     region = region_of(graph, root)
     values = dict(zip(inputs, arrays, strict=True))
     values |= {n: n.array for n in region.inputs if n.is_constant}
     want = expected(graph, values)
-    found = generator(region, gpu())
+    found = generator(region, device)
     assert not isinstance(found, Skip), found
-    for candidate in list(found):
+    chosen = [c for c in found if c.knobs.parts == parts]  # type: ignore[attr-defined]
+    assert chosen
+    for candidate in chosen:
         kernel = candidate.build()
         assert isinstance(kernel, Kernel), kernel
         depth = kernel.macs / root.type.size
-        got = run(kernel, region, gpu(), values)
+        got = run(kernel, region, device, values)
         compare(got, want, rtol=1e-6 * depth**0.5, atol=4e-7 * depth)
 
 
@@ -199,11 +207,46 @@ def test_tensor_cores_gather_windows(
     every_tile(out, y, (x,), [numbers(case["x"], dtypes[0], 1)], gpu_tensor)
 
 
+@pytest.mark.parametrize("dtypes", [PAIRS[0], PAIRS[2], PAIRS[3]])
+def test_without_asynchronous_copies_steps_come_by_registers(dtypes: tuple[str, str]) -> None:
+    x = placeholder("x", Type(dtypes[0], (1, 5, 6, 32)))
+    y = make("conv", x, constant(numbers((3, 3, 32, 12), dtypes[1])), pads=(1, 1, 1, 1))
+    every_tile(y, y, (x,), [numbers((1, 5, 6, 32), dtypes[0], 1)], gpu_tensor, gpu("sm_75"))
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "n"), [(("float32",) * 2, 12), (("uint8", "int8"), 12), (("float32",) * 2, 5)]
+)
+def test_sums_may_be_cut_into_parts(dtypes: tuple[str, str], n: int) -> None:
+    x = placeholder("x", Type(dtypes[0], (3, 288)))
+    y = make("matmul", x, constant(numbers((288, n), dtypes[1])))
+    out = make("Add", make("Cast", y, to="float32"), constant(normal((n,))))
+    every_tile(out, y, (x,), [numbers((3, 288), dtypes[0], 1)], parts=2)
+
+
+@pytest.mark.parametrize(("dtypes", "n"), [(PAIRS[0], 12), (PAIRS[3], 20), (PAIRS[1], 5)])
+def test_sums_of_tensor_cores_may_be_cut_into_parts(dtypes: tuple[str, str], n: int) -> None:
+    x = placeholder("x", Type(dtypes[0], (1, 3, 4, 128)))
+    w = constant(numbers((3, 3, 64, 2 * n), dtypes[1]))
+    y = make("conv", x, w, pads=(1, 1, 1, 1), group=2)
+    out = make("Relu", make("Cast", y, to="float32"))
+    every_tile(out, y, (x,), [numbers((1, 3, 4, 128), dtypes[0], 1)], gpu_tensor, parts=2)
+
+
+def test_few_rows_of_a_long_product_are_cut_into_parts() -> None:
+    x = placeholder("x", Type("float16", (49, 4608)))
+    y = make("matmul", x, constant(np.zeros((4608, 64), np.float16)))
+    found = choose(region_of(Graph((x,), (y,), ("y",)), y), gpu())
+    assert found.chosen is not None
+    assert found.chosen.candidate.knobs.parts > 1  # type: ignore[attr-defined]
+    assert found.kernel.scratch_bytes == 4 * found.chosen.candidate.knobs.parts * 49 * 64
+
+
 def test_tensor_cores_are_preferred_for_large_products() -> None:
     x = placeholder("x", Type("float16", (512, 512)))
     y = make("matmul", x, constant(numbers((512, 512), "float16")))
     region = region_of(Graph((x,), (y,), ("y",)), y)
-    for architecture, generator in (("sm_80", "gpu_tensor"), ("sm_75", "gpu_tiled")):
+    for architecture in ("sm_75", "sm_80"):
         chosen = choose(region, gpu(architecture)).chosen
         assert chosen is not None
-        assert chosen.generator == generator
+        assert chosen.generator == "gpu_tensor"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tvm import tirx
 
@@ -16,7 +17,7 @@ from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.gpu.code.block import Block
 from qcompiler.kernels.gpu.code.device import move
-from qcompiler.kernels.registry import Kernel, Region
+from qcompiler.kernels.registry import Grid, Kernel, Region
 
 WIDEST = 16
 """Bytes of the widest access of a thread."""
@@ -47,8 +48,9 @@ class GridDraft(Draft):
         in_place: tuple[int, ...] = (),
         macs: int = 0,
         generic: bool = False,
+        after: tuple[Any, Grid] | None = None,
     ) -> Kernel:
-        """The finished kernel."""
+        """The finished kernel; `after`: see Kernel."""
         func, grid, pack = self.b.function(), self.b.grid, pack or {}
         return Kernel(
             self.name,
@@ -60,6 +62,7 @@ class GridDraft(Draft):
             in_place,
             grid=grid,
             generic=generic,
+            after=after,
         )
 
     def width(self, f: Fused) -> int:

@@ -4,14 +4,15 @@ operands and sums are spread over the registers of a warp.
 Both operands of a step lie in shared memory as rows of 64 bytes: the left one's pixels, the right
 one's columns, each along k. Asynchronous copies bring them two steps ahead. The four 16-byte pieces
 of a row are exchanged in a pattern that repeats every eight rows, so that neither stores nor the
-loads of matrices meet in a bank of memory.
+loads of matrices meet in a bank of memory. Where there are no asynchronous copies, a step comes by
+way of registers while another is multiplied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -30,9 +31,11 @@ from qcompiler.kernels.gpu.code.device import (
     commit_copies,
     copy_async,
     load_matrices,
+    move,
     wait_copies,
 )
 from qcompiler.kernels.gpu.code.draft import GridDraft
+from qcompiler.kernels.gpu.contraction import split
 from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem, problem_of
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
@@ -46,12 +49,15 @@ _STAGES = 3
 
 @dataclass(frozen=True)
 class Blocking:
-    """Warps of a block, down and across; matrices of a warp: rows of 16, columns of 8."""
+    """Warps of a block, down and across; matrices of a warp: rows of 16, columns of 8; parts that
+    the sums are cut into.
+    """
 
     down: int
     across: int
     matrices_down: int
     matrices_across: int
+    parts: int = 1
 
     @property
     def rows(self) -> int:
@@ -82,7 +88,7 @@ class Blocking:
         return _STAGES * (self.rows + self.columns) * _PIECE * _PIECES
 
 
-BLOCKINGS = (Blocking(2, 4, 4, 4), Blocking(2, 2, 2, 4), Blocking(1, 2, 1, 2))
+BLOCKINGS = (Blocking(2, 2, 4, 8), Blocking(2, 2, 2, 4), Blocking(1, 2, 1, 2))
 
 
 @candidates("conv", "matmul", kind=Gpu)
@@ -99,26 +105,39 @@ def gpu_tensor(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
         return Skip("values of k that do not come 16 bytes at a time")
     if not (p.root.operands[1].is_constant or p.transposed):
         return Skip("the right operand lies across, and is no constant")
+    step = _PIECE * _PIECES // mac.itemsize
+    ways = [*BLOCKINGS, *(cut for how in BLOCKINGS for cut in _cut(p, how, step, device))]
     return [
         Candidate(
             how, _seconds(p, mac, how, region, device), partial(_made, region, device, p, mac, how)
         )
-        for how in BLOCKINGS
+        for how in ways
     ]
+
+
+def _cut(p: Problem, how: Blocking, step: int, device: Gpu) -> list[Blocking]:
+    """A blocking with sums in parts, where that keeps more of the GPU busy."""
+    steps = -(-p.depth // step)
+    return [replace(how, parts=n) for n in split.worthwhile(_blocks(p, how), steps, device)]
+
+
+def _blocks(p: Problem, how: Blocking) -> int:
+    return -(-p.rows // how.rows) * -(-p.width // how.columns) * p.images
 
 
 def _seconds(p: Problem, mac: WarpMac, how: Blocking, region: Region, device: Gpu) -> float:
     """Whole waves of blocks; half of the rate of tensor cores, as their operands come by way of
     registers and shared memory; or the bytes, if those take longer.
     """
-    blocks = -(-p.rows // how.rows) * -(-p.width // how.columns) * p.images
+    blocks = _blocks(p, how) * how.parts
     at_once = max(1, device.multiprocessor.occupancy(how.threads, how.registers, how.shared_bytes))
-    macs = how.rows * how.columns * p.depth
+    macs = how.rows * how.columns * -(-p.depth // how.parts)
     waves = -(-blocks // (device.multiprocessors * at_once))
     rate = 0.5 * device.macs_per_cycle.get(mac.rate, device.macs_per_cycle["f32"])
     multiply = waves * at_once * macs / rate / device.hz + 2e-9 * device.latency_ns
     moved = sum(n.type.bytes for n in (*region.inputs, region.output))
-    return max(multiply + 1e-9 * device.launch_ns, device.moved_seconds(moved))
+    whole = max(multiply + 1e-9 * device.launch_ns, device.moved_seconds(moved))
+    return whole + split.seconds(p, how.parts, device)
 
 
 def _made(region: Region, device: Gpu, p: Problem, mac: WarpMac, how: Blocking) -> Kernel:
@@ -138,9 +157,9 @@ class _Piece:
     """Its first value in the step."""
     shared: Pointer
     to: Value
-    words: int
-    """Words of a stage of the shared memory."""
     there: Value | None
+    own: Pointer | None
+    """Registers that it comes by, where copies are not asynchronous."""
 
 
 class _Tensor:
@@ -149,11 +168,15 @@ class _Tensor:
     def __init__(
         self, region: Region, device: Gpu, p: Problem, mac: WarpMac, how: Blocking
     ) -> None:
-        self.region, self.p, self.mac, self.how = region, p, mac, how
+        self.region, self.device, self.p, self.mac, self.how = region, device, p, mac, how
         dtypes = f"tensor_{p.root.operands[0].dtype}_{p.rows}x{p.width}x{p.depth}"
         self.d = d = GridDraft(f"{p.root.op}_{dtypes}", region, device, how.threads)
         self.b, self.m = d.b, d.m
-        d.b.blocks(-(-p.rows // how.rows), -(-p.width // how.columns), p.images)
+        self.direct = device.multiprocessor.async_copies
+        self.scratch = d.scratch(p.element) if how.parts > 1 else None
+        d.b.blocks(-(-p.rows // how.rows), -(-p.width // how.columns), p.images * how.parts)
+        self.image = d.b.let(tirx.floordiv(d.b.z, how.parts), "image")
+        self.part = d.b.let(tirx.floormod(d.b.z, how.parts), "part")
         self.values = _PIECE // mac.itemsize
         self.step = self.values * _PIECES
         self.top = d.b.let(d.b.x * how.rows, "top")
@@ -167,29 +190,71 @@ class _Tensor:
         self.down = b.let(tirx.floordiv(warp, how.across) * (how.matrices_down * 16), "down")
         self.across = b.let(tirx.floormod(warp, how.across) * (how.matrices_across * 8), "across")
         words = [n * _ROW_WORDS for n in (how.rows, how.columns)]
-        self.left, self.right = (b.shared("uint32", _STAGES * w) for w in words)
+        self.stage_words = sum(words)
+        self.left = b.shared("uint32", _STAGES * self.stage_words)
+        self.right = self.left + words[0]
         self.sums = b.local(p.element, 4 * how.matrices_down * how.matrices_across, "sums")
         for i in range(4 * how.matrices_down * how.matrices_across):
             self.sums.store(i, tir.const(0, p.element))
-        pieces = [*self._left_pieces(words[0]), *self._right_pieces(words[1])]
+        pieces = [*self._left_pieces(), *self._right_pieces()]
         steps = -(-p.depth // self.step)
-        for ahead in range(_STAGES - 1):
-            if ahead < steps:
-                self._fetch(pieces, tir.const(ahead), tir.const(ahead))
-            b.emit(commit_copies())
-        with b.serial(steps, "step") as step:
-            b.emit(wait_copies(_STAGES - 2))
-            b.barrier()
-            coming = b.let(step + (_STAGES - 1), "coming")
-            with b.when(coming < steps):
-                self._fetch(pieces, coming, b.let(tirx.floormod(coming, _STAGES), "stage"))
-            b.emit(commit_copies())
-            self._multiply(b.let(tirx.floormod(step, _STAGES), "stage"), words)
+        self._steps(pieces, -(-steps // how.parts))
         self._store()
-        right = p.root.operands[1]
+        right, cut = p.root.operands[1], how.parts > 1
         pack = {} if not right.is_constant else {self.region.inputs.index(right): self._packed}
-        in_place = in_place_candidates(self.region)
-        return self.d.kernel(pack=pack, in_place=in_place, macs=p.macs)
+        return self.d.kernel(
+            pack=pack,
+            in_place=in_place_candidates(self.region),
+            macs=p.macs,
+            scratch_bytes=split.scratch_bytes(p, how.parts),
+            after=split.added(self.region, self.device, p, how.parts) if cut else None,
+        )
+
+    def _steps(self, pieces: list[_Piece], steps: int) -> None:
+        """Multiply a part of k; the steps after the one that is multiplied are on their way. A
+        stage is known by its first word.
+        """
+        b = self.b
+        self.begin = b.let(self.part * steps, "begin")
+        for ahead in range(min(_STAGES - 1, steps)):
+            stage = tir.const(ahead * self.stage_words)
+            self._fetch(pieces, tir.const(ahead), stage)
+            self._arrive(pieces, stage)
+        if self.direct:
+            for _ in range(steps, _STAGES - 1):
+                b.emit(commit_copies())
+        with b.serial(-(-steps // _STAGES), "turn") as turn:
+            for number in range(min(_STAGES, steps)):
+                step = b.let(turn * _STAGES + number, "step")
+                with nullcontext() if steps % _STAGES == 0 else b.when(step < steps):
+                    self._step(pieces, step, steps, number)
+
+    def _step(self, pieces: list[_Piece], step: Value, steps: int, stage: int) -> None:
+        """Multiply the step that lies in a stage, and start to fetch another to the one before."""
+        b, before = self.b, tir.const((stage - 1) % _STAGES * self.stage_words)
+        if self.direct:
+            b.emit(wait_copies(_STAGES - 2))
+        b.barrier()
+        coming = b.let(step + (_STAGES - 1), "coming")
+        with b.when(coming < steps):
+            self._fetch(pieces, coming, before)
+        if self.direct:
+            b.emit(commit_copies())
+        self._multiply(tir.const(stage * self.stage_words))
+        if not self.direct:
+            with b.when(coming < steps):
+                self._arrive(pieces, before)
+
+    def _arrive(self, pieces: list[_Piece], stage: Value) -> None:
+        """What was started to be fetched is one group, or goes from registers to its stage."""
+        if self.direct:
+            self.b.emit(commit_copies())
+            return
+        for piece in pieces:
+            assert piece.own is not None
+            with nullcontext() if piece.there is None else self.b.when(piece.there):
+                to = piece.shared + self.b.let(stage + piece.to, "to")
+                self.b.emit(move(_PIECE, to, piece.own))
 
     def _packed(self, right: Array) -> Array:
         """A constant right operand -> [image, n, k]."""
@@ -215,14 +280,15 @@ class _Tensor:
         moved = tirx.bitwise_xor(piece, pattern)
         return self.b.let(row * _ROW_WORDS + moved * (_PIECE // 4), "place")
 
-    def _left_pieces(self, words: int) -> Iterable[_Piece]:
+    def _left_pieces(self) -> Iterable[_Piece]:
         b, source = self.b, self.d.pointers[self.p.root.operands[0]]
         for row, piece, there in self._pieces(self.how.rows):
-            found = LeftRow(b, self.p, b.z, b.let(self.top + row, "m"))
+            found = LeftRow(b, self.p, self.image, b.let(self.top + row, "m"))
             first, to = b.let(piece * self.values), self._place(row, piece)
-            yield _Piece(source, found, tir.const(0), None, first, self.left, to, words, there)
+            zero, own = tir.const(0), self._own()
+            yield _Piece(source, found, zero, None, first, self.left, to, there, own)
 
-    def _right_pieces(self, words: int) -> Iterable[_Piece]:
+    def _right_pieces(self) -> Iterable[_Piece]:
         b, p = self.b, self.p
         right = p.root.operands[1]
         source, image = self.d.pointers[right], self._image()
@@ -231,32 +297,43 @@ class _Tensor:
             first, to = b.let(piece * self.values), self._place(row, piece)
             base = b.let(image + n * p.depth, "base")
             inside = n < p.width
-            yield _Piece(source, None, base, inside, first, self.right, to, words, there)
+            own = self._own()
+            yield _Piece(source, None, base, inside, first, self.right, to, there, own)
+
+    def _own(self) -> Pointer | None:
+        return None if self.direct else self.b.local("uint32", _PIECE // 4, "coming")
 
     def _image(self) -> Value:
         """Where the right operand of the block's image begins."""
         b, p = self.b, self.p
         if p.root.op == "conv":
-            return b.let(b.z * (p.width * p.depth), "image")
-        return p.right_image(b, b.z)
+            return b.let(self.image * (p.width * p.depth), "start")
+        return p.right_image(b, self.image)
 
     def _fetch(self, pieces: list[_Piece], step: Value, stage: Value) -> None:
         """Start to copy a step's pieces to a stage of shared memory."""
         b, p = self.b, self.p
         for piece in pieces:
             with nullcontext() if piece.there is None else b.when(piece.there):
-                k = b.let(step * self.step + piece.first, "k")
+                k = b.let((self.begin + step) * self.step + piece.first, "k")
                 if piece.row is not None:
                     at, exists = piece.row.at(k)
                 else:
                     at, exists = piece.base + k, tirx.And(piece.inside, k < p.depth)
-                to = piece.shared + b.let(stage * piece.words + piece.to, "to")
+                to = piece.shared + b.let(stage + piece.to, "to")
                 self._bring(to, piece, at, exists)
 
     def _bring(self, to: Pointer, piece: _Piece, at: Value, exists: Value) -> None:
         """Start to copy a piece; what does not exist is zero, or the padding of bytes."""
         b, p = self.b, self.p
         pad = p.root.int("pad_value") if p.root.op == "conv" and piece.row is not None else 0
+        word = tir.const((pad & 0xFF) * 0x01010101, "uint32")
+        if piece.own is not None:
+            for i in range(_PIECE // 4):
+                piece.own.store(i, word)
+            with b.when(exists):
+                b.emit(move(_PIECE, piece.own, piece.source + at))
+            return
         if not pad:
             inside = b.let(tirx.Cast("int32", exists), "inside")
             b.emit(copy_async(to, piece.source + at * inside, inside * _PIECE))
@@ -265,13 +342,12 @@ class _Tensor:
             b.emit(copy_async(to, piece.source + at, tir.const(_PIECE)))
         with b.otherwise():
             for i in range(_PIECE // 4):
-                to.store(i, tir.const((pad & 0xFF) * 0x01010101, "uint32"))
+                to.store(i, word)
 
-    def _multiply(self, stage: Value, words: list[int]) -> None:
+    def _multiply(self, stage: Value) -> None:
         """Both products along k that a row's four pieces hold."""
         b, how, lane = self.b, self.how, self.lane
-        left = self.left + b.let(stage * words[0], "left")
-        right = self.right + b.let(stage * words[1], "right")
+        left, right = self.left + stage, self.right + stage
         low, high = tirx.bitwise_and(lane, tir.const(7)), tirx.floordiv(lane, 16)
         middle = tirx.bitwise_and(tirx.floordiv(lane, 8), tir.const(1))
         for k in (0, 2):
@@ -303,7 +379,7 @@ class _Tensor:
                 at = self.top + self.down + i * 16 + part * 8 + tirx.floordiv(self.lane, 4)
                 m = b.let(at, "m")
                 with b.when(m < p.rows):
-                    line = m if root.op == "conv" else b.let(b.z * p.rows + m, "line")
+                    line = m if root.op == "conv" else b.let(self.image * p.rows + m, "line")
                     row = f.row(line)
                     for j in range(how.matrices_across):
                         start = self.first + self.across + j * 8 + tirx.floormod(self.lane, 4) * 2
@@ -316,7 +392,12 @@ class _Tensor:
     def _neighbours(self, f: Fused, row: Row, line: Value, n: Value, sums: list[int]) -> None:
         """Store sums that are neighbours in a row of the output."""
         b, p = self.b, self.p
-        column = b.let(b.z * p.width + n) if p.groups > 1 else n
+        column = b.let(self.image * p.width + n) if p.groups > 1 else n
+        if self.scratch is not None:
+            at = b.let(self.part * p.root.type.size + line * f.columns + column, "at")
+            whole = [Vec(self.m, self.sums.load(i), p.element, 1) for i in sums]
+            split.put(self.d, self.scratch, at, whole)
+            return
         given = [self._sum(i) for i in sums]
         made = self.d.along(f, row, column, len(sums), lambda x: {p.root: given[x]})
         self.d.store(b.let(line * f.columns + column, "at"), made)

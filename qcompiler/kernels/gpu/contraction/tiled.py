@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tvm import tirx
@@ -26,6 +26,7 @@ from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.gpu.code.device import move
 from qcompiler.kernels.gpu.code.draft import GridDraft
+from qcompiler.kernels.gpu.contraction import split
 from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem, problem_of
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
@@ -37,12 +38,15 @@ _PAD = 4
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and columns of a block, and of each thread: multiples of four."""
+    """Rows and columns of a block, and of each thread: multiples of four; parts that the sums are
+    cut into.
+    """
 
     rows: int
     columns: int
     thread_rows: int
     thread_columns: int
+    parts: int = 1
 
     @property
     def threads(self) -> int:
@@ -76,10 +80,20 @@ def gpu_tiled(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
         return Skip("no product of four bytes")
     if p.root.op == "conv" and p.neighbours == p.width == 1:
         return Skip("a channel by itself has no matrix")
+    steps = -(-p.depth // (_STEP * p.per))
+    cut = [
+        replace(tile, parts=parts)
+        for tile in TILES
+        for parts in split.worthwhile(_blocks(p, tile), steps, device)
+    ]
     return [
         Candidate(tile, _seconds(p, tile, region, device), partial(_made, region, device, p, tile))
-        for tile in TILES
+        for tile in (*TILES, *cut)
     ]
+
+
+def _blocks(p: Problem, tile: Tile) -> int:
+    return -(-p.rows // tile.rows) * -(-p.width // tile.columns) * p.images
 
 
 def _dot(p: Problem, device: Gpu) -> VectorMac | None:
@@ -95,21 +109,21 @@ def _seconds(p: Problem, tile: Tile, region: Region, device: Gpu) -> float:
     A product of a thread takes its share of loads from shared memory, 16 bytes each, which are
     issued as the products are.
     """
-    down, right = -(-p.rows // tile.rows), -(-p.width // tile.columns)
-    blocks = down * right * p.images
+    blocks = _blocks(p, tile) * tile.parts
     sm = device.multiprocessor
     at_once = max(1, sm.occupancy(tile.threads, tile.registers, tile.shared_bytes))
     busy = device.multiprocessors * at_once
     sums = tile.thread_rows * tile.thread_columns
     loads = (tile.thread_rows + tile.thread_columns) / 4
-    slots = tile.threads * (sums + 4 * loads) * -(-p.depth // p.per)
+    slots = tile.threads * (sums + 4 * loads) * -(-p.depth // (p.per * tile.parts))
     a_block = slots / device.macs_per_cycle["f32"] * at_once / device.hz
     waves = -(-blocks // busy)
     last = blocks - (waves - 1) * busy
     share = min(1.0, -(-last // device.multiprocessors) / at_once)
     multiply = a_block * (waves - 1 + share) + 1e-9 * device.latency_ns * 2
     moved = sum(n.type.bytes for n in (*region.inputs, region.output))
-    return max(multiply + 1e-9 * device.launch_ns, device.moved_seconds(moved))
+    whole = max(multiply + 1e-9 * device.launch_ns, device.moved_seconds(moved))
+    return whole + split.seconds(p, tile.parts, device)
 
 
 def _made(region: Region, device: Gpu, p: Problem, tile: Tile) -> Kernel:
@@ -144,14 +158,17 @@ class _Tiled:
     """A kernel while it is written."""
 
     def __init__(self, region: Region, device: Gpu, p: Problem, tile: Tile) -> None:
-        self.region, self.p, self.tile = region, p, tile
+        self.region, self.device, self.p, self.tile = region, device, p, tile
         dtypes = f"{p.root.operands[0].dtype}_{p.rows}x{p.width}x{p.depth}"
         self.d = d = GridDraft(f"{p.root.op}_{dtypes}", region, device, tile.threads)
         self.b, self.m = d.b, d.m
         self.dot = _dot(p, device) if p.words else None
         self.left, self.right = p.root.operands[:2]
         down, right = -(-p.rows // tile.rows), -(-p.width // tile.columns)
-        d.b.blocks(down, right, p.images)
+        self.scratch = d.scratch(p.element) if tile.parts > 1 else None
+        d.b.blocks(down, right, p.images * tile.parts)
+        self.image = d.b.let(tirx.floordiv(d.b.z, tile.parts), "image")
+        self.part = d.b.let(tirx.floormod(d.b.z, tile.parts), "part")
         self.top = d.b.let(d.b.x * tile.rows, "top")
         self.first = d.b.let(d.b.y * tile.columns, "first")
         self.a_row = tile.rows + _PAD
@@ -168,23 +185,30 @@ class _Tiled:
         self.sums = b.registers(p.element, 1, tile.thread_rows * tile.thread_columns, "sum")
         self.sums.fill(0)
         units = [*self._left_units(), *self._right_units()]
-        steps = -(-p.depth // (_STEP * p.per))
-        self._fetch(units, tir.const(0))
+        every = -(-p.depth // (_STEP * p.per))
+        steps = -(-every // tile.parts)
+        self.begin = b.let(self.part * steps, "begin")
+        self._fetch(units, self.begin)
         self._put(units, tir.const(0))
         b.barrier()
         with b.serial(steps, "step") as step:
             more = step + 1 < steps
             half = b.let(tirx.floormod(step, 2), "half")
             with b.when(more):
-                self._fetch(units, b.let(step + 1, "next"))
+                self._fetch(units, b.let(self.begin + step + 1, "next"))
             self._multiply(half)
             with b.when(more):
                 self._put(units, b.let(1 - half, "other"))
             b.barrier()
         self._store()
         pack = {self.region.inputs.index(self.right): p.packed} if p.words else {}
-        in_place = in_place_candidates(self.region)
-        return self.d.kernel(pack=pack, in_place=in_place, macs=p.macs)
+        return self.d.kernel(
+            pack=pack,
+            in_place=in_place_candidates(self.region),
+            macs=p.macs,
+            scratch_bytes=split.scratch_bytes(p, tile.parts),
+            after=split.added(self.region, self.device, p, tile.parts) if tile.parts > 1 else None,
+        )
 
     def _units_of(
         self, operand: Node, shared: Pointer, lines: int, line: int, count: int, fill: int = 0
@@ -228,7 +252,7 @@ class _Tiled:
         for made, line, first in self._units_of(
             self.left, self.shared_a, lines, _STEP, count, fill
         ):
-            row = LeftRow(b, p, b.z, b.let(self.top + line, "m"))
+            row = LeftRow(b, p, self.image, b.let(self.top + line, "m"))
 
             def place(step: Value, row: LeftRow = row, first: Value = first) -> tuple[Value, Value]:
                 return row.at(b.let((step * _STEP + first) * p.per, "k"))
@@ -240,7 +264,7 @@ class _Tiled:
     def _right_units(self) -> list[_Unit]:
         """Units along n of the rows of a step; along k of the columns where it is transposed."""
         p, b, columns = self.p, self.b, self.tile.columns
-        base, apart = p.right_place(b, b.z)
+        base, apart = p.right_place(b, self.image)
         found = []
         if p.transposed:
             count = 4 if p.depth % 4 == 0 else 1
@@ -339,14 +363,18 @@ class _Tiled:
             four, rest = divmod(i, 4)
             m = b.let(self.top + self.ty * 4 + four * 4 * (tile.rows // tile.thread_rows) + rest)
             with b.when(m < p.rows):
-                line = m if p.root.op == "conv" else b.let(b.z * p.rows + m, "line")
+                line = m if p.root.op == "conv" else b.let(self.image * p.rows + m, "line")
                 row = f.row(line)
                 for j in range(0, tile.thread_columns, 4):
                     n = b.let(
                         self.first + self.tx * 4 + j * (tile.columns // tile.thread_columns), "n"
                     )
-                    column = b.let(b.z * p.width + n) if p.groups > 1 else n
-                    sums = [self._sum(i * tile.thread_columns + j + e) for e in range(4)]
+                    column = b.let(self.image * p.width + n) if p.groups > 1 else n
+                    first = i * tile.thread_columns + j
+                    if self.scratch is not None:
+                        self._put_part(self.scratch, line * f.columns + column, n, first, whole)
+                        continue
+                    sums = [self._sum(first + e) for e in range(4)]
                     if whole:
                         with b.when(n < p.width):
                             self._four(f, row, line, column, sums)
@@ -354,6 +382,15 @@ class _Tiled:
                     for e in range(4):
                         with b.when(n + e < p.width):
                             self._one(f, row, line, b.let(column + e, "column"), sums[e])
+
+    def _put_part(self, scratch: Pointer, at: Value, n: Value, first: int, whole: bool) -> None:
+        """Store four sums of a part, those that the product has."""
+        b, p, width = self.b, self.p, 4 if whole else 1
+        base = b.let(self.part * p.root.type.size + at, "at")
+        for e in range(0, 4, width):
+            with b.when(n + e < p.width):
+                sums = [Vec(self.m, self.sums[first + e + x], p.element, 1) for x in range(width)]
+                split.put(self.d, scratch, base + e, sums)
 
     def _sum(self, at: int) -> Vec:
         value = Vec(self.m, self.sums[at], self.p.element, 1)
