@@ -27,6 +27,7 @@ from qcompiler.data.padded import Sampled
 from qcompiler.data.samples import samples
 from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import makes
+from qcompiler.emit.program import foremost
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import SIZE, Array, Dim, Graph, Node
@@ -68,7 +69,7 @@ def compile(model: str | Path | onnx.ModelProto, options: Options, watch: Watch)
     """ONNX file or model -> artifact with a variant for each target. Raises Error if anything is
     wrong with the model or the options.
     """
-    made = joined([c.artifact for c in compilations(model, options, watch)])
+    made = joined(foremost([c.artifact for c in compilations(model, options, watch)]))
     return replace(made, compress=options.compress)
 
 

@@ -3,7 +3,8 @@ launches in order <-> bytes.
 
     "QCGPU" 0 0 0 | u64: length of what follows | JSON | the modules, one after the other
 
-The JSON names each module's architecture and size, the functions of each, and the launches.
+The JSON names each module's architecture and size, the functions of each, and the launches. Modules
+of "compute_80" are PTX, which the driver of a GPU later than sm_80 compiles.
 """
 
 from __future__ import annotations
@@ -19,6 +20,21 @@ from qcompiler.errors import Error
 _MAGIC = b"QCGPU\0\0\0"
 SPACES = ("input", "output", "weights", "workspace")
 """What an operand's offset counts: the caller's arrays by their numbers, bytes in the others."""
+
+
+def for_gpu(triple: str) -> bool:
+    """Whether a variant's code is for a GPU."""
+    return triple.startswith("nvptx")
+
+
+def number_of(architecture: str) -> int:
+    """ "sm_80", "compute_80" -> 80."""
+    return int(architecture.rpartition("_")[2])
+
+
+def later(architecture: str) -> str:
+    """An architecture -> how modules are called that GPUs later than it run."""
+    return f"compute_{number_of(architecture)}"
 
 
 @dataclass(frozen=True)

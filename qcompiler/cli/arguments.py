@@ -293,7 +293,7 @@ def _executor_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--report", type=Path, metavar="FILE.html", help="write a page with plots of the latencies"
     )
-    flags.add(group, Executing, ("threads", "variant"), hint="")
+    flags.add(group, Executing, ("threads", "variant", "device"), hint="")
 
 
 def _remote_flags(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qcompiler.artifact.artifact import Variant
-from qcompiler.artifact.program import Program
+from qcompiler.artifact.program import Program, for_gpu
 from qcompiler.cli import show
 
 _HEAD = ("step", "kernel", "grid", "registers", "shared", "spilled", "occupancy", "us", "bound")
@@ -13,14 +13,14 @@ _HEAD = ("step", "kernel", "grid", "registers", "shared", "spilled", "occupancy"
 
 def is_gpu(variant: Variant) -> bool:
     """Is a variant's code for a GPU?"""
-    return variant.triple.startswith("nvptx")
+    return for_gpu(variant.triple)
 
 
 def text(program: Program, steps: Sequence[str]) -> str:
     """A table of launches in order: what each takes of a multiprocessor, and what its step is
     predicted to take; then the sum.
     """
-    rows, told = [], -1
+    rows, last = [], -1
     for launch in program.launches:
         use, forecast = program.uses[launch.function], program.forecasts[launch.step]
         blocks = "x".join(str(n) for n in launch.blocks)
@@ -33,13 +33,15 @@ def text(program: Program, steps: Sequence[str]) -> str:
                 use.shared_bytes,
                 use.frame_bytes,
                 f"{use.occupancy:.0%}",
-                "" if launch.step == told else f"{1e6 * forecast.seconds:.1f}",
-                "" if launch.step == told else forecast.bound,
+                "" if launch.step == last else f"{1e6 * forecast.seconds:.1f}",
+                "" if launch.step == last else forecast.bound,
             )
         )
-        told = launch.step
+        last = launch.step
     seconds = sum(f.seconds for f in program.forecasts)
-    return f"{show.table(_HEAD, rows)}\npredicted: {1e6 * seconds:.1f} us a run"
+    told = f"{show.table(_HEAD, rows)}\npredicted: {1e6 * seconds:.1f} us a run"
+    texts = [n.removeprefix("compute_") for n in program.modules if n.startswith("compute_")]
+    return told + "".join(f"\nGPUs later than sm_{n}: their driver compiles it" for n in texts)
 
 
 def as_json(program: Program, steps: Sequence[str]) -> list[dict[str, object]]:

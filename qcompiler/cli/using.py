@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact, reading
+from qcompiler.artifact.artifact import Artifact, Binary, Variant, open_artifact
 from qcompiler.artifact.program import read
 from qcompiler.cli import batch, executing, gpu, remote, show
 from qcompiler.cli.arguments import percentiles
@@ -400,9 +400,7 @@ def _load(a: Namespace) -> Model | CudaModel | RemoteModel:
         raise Error("--device is a GPU of this machine, --remote another machine")
     if remote.elsewhere(a):
         return remote.model(a, threads)
-    with reading(a.artifact) as file:
-        only_gpus = all(map(gpu.is_gpu, file.manifest.variants))
-    device = a.device or ("cuda" if only_gpus else "cpu")
+    device = cuda.place_of(a.artifact, a.device)
     if device == "cpu":
         return load(a.artifact, threads=threads, variant=a.variant)
     return cuda.load(a.artifact, variant=a.variant, device=device)

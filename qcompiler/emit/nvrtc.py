@@ -20,6 +20,11 @@ def compile(source: str, architecture: str) -> bytes:
     """CUDA C++ -> a cubin, the same for the same source and version of the compiler. Raises Error
     where the compiler is missing or refuses the source.
     """
+    return both(source, architecture)[0]
+
+
+def both(source: str, architecture: str) -> tuple[bytes, bytes]:
+    """CUDA C++ -> a cubin, and the PTX that it was made of, for GPUs to come."""
     return _Program(source).compiled(architecture)
 
 
@@ -89,15 +94,15 @@ class _Program:
             )
         )
 
-    def compiled(self, architecture: str) -> bytes:
-        """The program's cubin."""
+    def compiled(self, architecture: str) -> tuple[bytes, bytes]:
+        """The program's cubin and PTX."""
         try:
             options = [f"--gpu-architecture={architecture}", f"-I{_folder() / 'include'}"]
             words = [o.encode() for o in (*options, *_OPTIONS)]
             given = (ctypes.c_char_p * len(words))(*words)
             status = self.library.nvrtcCompileProgram(self.handle, len(words), given)
             _check(status, self._read("ProgramLog").rstrip(b"\0").decode(errors="replace"))
-            return self._read("CUBIN")
+            return self._read("CUBIN"), self._read("PTX")
         finally:
             self.library.nvrtcDestroyProgram(ctypes.byref(self.handle))
 

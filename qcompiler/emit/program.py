@@ -6,8 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from qcompiler.artifact.program import Forecast, Launch, Program, Use, written
+from qcompiler.artifact.artifact import Artifact, Variant
+from qcompiler.artifact.program import (
+    Forecast,
+    Launch,
+    Program,
+    Use,
+    for_gpu,
+    later,
+    number_of,
+    read,
+    written,
+)
 from qcompiler.emit import cuda, nvrtc
 from qcompiler.emit.cubin import Taken, taken
 from qcompiler.emit.signed import signature_of
@@ -40,7 +52,8 @@ def program_of(plan: Plan) -> Program:
     isa = plan.device.isa
     sources = [cuda.source(part, isa) for part in parts]
     with ThreadPoolExecutor(cpu.cores()) as pool:
-        codes = list(pool.map(lambda text: nvrtc.compile(text, isa.name), sources))
+        compiled = list(pool.map(lambda text: nvrtc.both(text, isa.name), sources))
+    codes = [cubin for cubin, _ in compiled]
     launches = tuple(
         _launch(i, step, launch, of[launch.function], plan.parts)
         for i, step in enumerate(plan.steps)
@@ -49,7 +62,30 @@ def program_of(plan: Plan) -> Program:
     uses = _uses(plan, [c for made in known.values() for c in made.launches], codes)
     forecasts = tuple(forecast(step, plan.device) for step in plan.steps)
     signature = signature_of(plan)
-    return Program({isa.name: codes}, launches, nvrtc.driver(), signature, uses, forecasts)
+    modules = {isa.name: codes, later(isa.name): [text for _, text in compiled]}
+    return Program(modules, launches, nvrtc.driver(), signature, uses, forecasts)
+
+
+def foremost(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Artifacts of one model for different targets -> the same, of which only that for the newest
+    architecture keeps what later GPUs run.
+    """
+    numbers = {i: number_of(v.isa) for i, a in enumerate(artifacts) for v in _of_gpus(a)}
+    newest = max(numbers, key=lambda i: numbers[i], default=None)
+    others = [i for i in numbers if i != newest]
+    return [_alone(a) if i in others else a for i, a in enumerate(artifacts)]
+
+
+def _of_gpus(artifact: Artifact) -> list[Variant]:
+    return [v for v in artifact.manifest.variants if for_gpu(v.triple)]
+
+
+def _alone(artifact: Artifact) -> Artifact:
+    """An artifact of a variant for a GPU, without what later ones run."""
+    (variant,), (binary,) = artifact.manifest.variants, artifact.binaries
+    found = read(binary.code, artifact.manifest.name)
+    own = replace(found, modules={variant.isa: found.modules[variant.isa]})
+    return replace(artifact, binaries=(replace(binary, code=written(own)),))
 
 
 def forecast(step: Step, device: Device) -> Forecast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kernel_harness import normal
 import qcompiler
 from qcompiler import cli
 from qcompiler.emit import nvrtc
+from qcompiler.errors import Error
 from qcompiler.ir import Type, placeholder
 from qcompiler.ops import make
 from qcompiler.runtime.cuda import driver as drivers
@@ -116,6 +118,7 @@ def test_an_artifact_s_plan_says_what_its_kernels_take(
     for word in ("grid", "registers", "shared", "spilled", "occupancy", "us", "bound"):
         assert word in head.split()
     assert "us a run" in told
+    assert "GPUs later than sm_80: their driver compiles it" in told
     kernels = json.loads(say(capsys, "inspect", artifact, "--plan", "--json"))["kernels"]["sm_80"]
     assert [k["bound"] for k in kernels] == ["launch", "launch"]
     assert all(k["seconds"] > 0 for k in kernels)
@@ -134,6 +137,40 @@ def test_a_model_s_plan_has_the_compiler_s_own_numbers(
     assert 0 < product["occupancy"] <= 1
     text = say(capsys, "inspect", model, "--plan", "--target", "a100")
     assert f" {product['registers']} " in text
+
+
+def test_an_executor_s_streams_run_on_a_gpu(artifact: Path, installed: ctypes.CDLL) -> None:
+    rng = np.random.default_rng(0)
+    given = [
+        {
+            "x": rng.standard_normal((6, 40), np.float32),
+            "w": rng.standard_normal((40, 8), np.float32),
+        }
+        for _ in range(6)
+    ]
+    with qcompiler.load(artifact, device="cuda") as model:
+        want = [model.run(one)["y"] for one in given]
+    del model
+    gc.collect()
+    before = (ctypes.c_int64 * 8)()
+    installed.fake_counts(before)
+    with qcompiler.Executor(artifact, device="cuda:0", streams=3) as executor:
+        assert (executor.choice.streams, executor.choice.threads) == (3, 1)
+        for made, array in zip(executor.map(given), want, strict=True):
+            np.testing.assert_array_equal(made["y"], array)
+        during = (ctypes.c_int64 * 8)()
+        installed.fake_counts(during)
+        assert during[2] - before[2] == 3  # streams
+    with qcompiler.Executor(artifact, hint="throughput") as executor:  # it is for GPUs alone
+        assert executor.choice.streams == 2
+        np.testing.assert_array_equal(executor.run(given[0])["y"], want[0])
+
+
+def test_streams_on_a_gpu_are_threads_of_this_process(
+    artifact: Path, installed: ctypes.CDLL
+) -> None:
+    with pytest.raises(Error, match="streams on cuda are threads of this process"):
+        qcompiler.Executor(artifact, isolation="processes")
 
 
 def test_what_checks_kernels_on_a_gpu_runs_them_by_the_driver(

@@ -1,5 +1,5 @@
 """Artifacts for GPUs -> models that run there, through NVIDIA's driver alone."""
 
-from qcompiler.runtime.cuda.model import CudaModel, load
+from qcompiler.runtime.cuda.model import CudaModel, load, place_of
 
-__all__ = ["CudaModel", "load"]
+__all__ = ["CudaModel", "load", "place_of"]

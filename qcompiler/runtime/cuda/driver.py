@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompiler.artifact.program import number_of
 from qcompiler.errors import Error
 
 LIBRARY = "libcuda.so.1"
@@ -22,7 +23,10 @@ _THREAD_LOCAL, _RELAXED = 1, 2  # CU_STREAM_CAPTURE_MODE_*
 _POOLS = 115  # CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED
 _UNTIMED = 2  # CU_EVENT_DISABLE_TIMING
 _NOT_READY = 600
-_OUT_OF_MEMORY = 2
+_HINTS = {
+    2: "use a smaller batch, or a GPU with more memory",  # CUDA_ERROR_OUT_OF_MEMORY
+    222: "install a newer driver, or compile for this GPU",  # CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+}
 _held: dict[str, Driver] = {}
 _lock = threading.Lock()
 
@@ -63,8 +67,7 @@ class Driver:
         word = ctypes.c_char_p()
         self.library.cuGetErrorName(status, ctypes.byref(word))
         what = (word.value or b"an unknown error").decode()
-        hint = "use a smaller batch, or a GPU with more memory" if status == _OUT_OF_MEMORY else ""
-        raise Error(f"the GPU's driver: {name}: {what} ({status})", hint=hint)
+        raise Error(f"the GPU's driver: {name}: {what} ({status})", hint=_HINTS.get(status, ""))
 
     def handle(self, name: str, *given: Any) -> ctypes.c_void_p:
         """Call a function that makes something, where its first operand says -> what it made."""
@@ -120,16 +123,24 @@ class Gpu:
 
     def fitting(self, architectures: Sequence[str]) -> str | None:
         """The best of some architectures whose code runs here: of the same major number,
-        and no higher minor one; the same for the chips of boards (8.7).
+        and no higher minor one; the same for the chips of boards (8.7). Or one whose PTX the driver
+        can compile: "compute_80", where this GPU is later.
         """
         major, minor = self.capability
-        known = {name: divmod(int(name.removeprefix("sm_")), 10) for name in architectures}
+        known = {n: divmod(number_of(n), 10) for n in architectures if n.startswith("sm_")}
         if self.capability == (8, 7):
-            return next((n for n, found in known.items() if found == (8, 7)), None)
+            same = next((n for n, found in known.items() if found == (8, 7)), None)
+            return same or self._compiled_here(architectures)
         fit = {
             n: m for n, (j, m) in known.items() if j == major and m <= minor and (j, m) != (8, 7)
         }
-        return max(fit, key=lambda n: fit[n], default=None)
+        return max(fit, key=lambda n: fit[n], default=self._compiled_here(architectures))
+
+    def _compiled_here(self, architectures: Sequence[str]) -> str | None:
+        major, minor = self.capability
+        texts = [n for n in architectures if n.startswith("compute_")]
+        older = [n for n in texts if divmod(number_of(n), 10) <= (major, minor)]
+        return max(older, key=number_of, default=None)
 
 
 class Memory:

@@ -27,9 +27,6 @@ from qcompiler.runtime.cuda.context import Context, Held
 from qcompiler.runtime.cuda.tensors import like, on_gpu
 from qcompiler.runtime.model import Interface, arrays_checked, arrays_in_order, input_specs
 
-_ARCHITECTURE = "nvptx"
-"""How the triple of a variant for a GPU begins."""
-
 
 def load(
     artifact: str | Path | Artifact,
@@ -69,14 +66,28 @@ def _best(source: Artifact | ArtifactFile, device: int, variant: str, library: s
         hint = f"it is for {known}; compile it for a GPU: `qcompiler targets`"
         raise Error(what, where=where, hint=hint)
     gpu = driver.Gpu(driver.driver(library), device)
-    found = gpu.fitting(list(named))
+    texts = {program.later(n): n for n in named}
+    found = gpu.fitting([*named, *texts])  # whether the newest has PTX, its code says
     if found is None:
         raise unfitting(gpu, list(named), where)
-    return CudaModel(source.only(named[found]), device=device, library=library)
+    number = named[texts.get(found, found)]
+    return CudaModel(source.only(number), device=device, library=library)
+
+
+def place_of(artifact: str | Path | Artifact, asked: str) -> str:
+    """Where an artifact runs: where it is asked for, else on the CPU, or on the first GPU if it is
+    for GPUs alone.
+    """
+    if asked or not isinstance(artifact, (str, Path, Artifact)):
+        return asked or "cpu"
+    if isinstance(artifact, Artifact):
+        return "cuda" if all(map(_for_gpu, artifact.manifest.variants)) else "cpu"
+    with reading(artifact) as file:
+        return "cuda" if all(map(_for_gpu, file.manifest.variants)) else "cpu"
 
 
 def _for_gpu(variant: Variant) -> bool:
-    return variant.triple.startswith(_ARCHITECTURE)
+    return program.for_gpu(variant.triple)
 
 
 def unfitting(gpu: driver.Gpu, architectures: Sequence[str], where: str) -> Error:
@@ -115,7 +126,9 @@ class CudaModel(Interface):
                 hint="the file was changed; compile the model again",
             )
         gpu = driver.Gpu(self._new_enough(driver.driver(library)), device)
-        modules = driver.Modules(gpu, self.program.modules[self._architecture(gpu)])
+        self.architecture = self._architecture(gpu)
+        """Whose code runs: "compute_80" is what the driver compiled, because the GPU is later."""
+        modules = driver.Modules(gpu, self.program.modules[self.architecture])
         names = [(c.module, c.function) for c in self.program.launches]
         known = {name: modules.function(*name) for name in dict.fromkeys(names)}
         weights = driver.Memory(gpu, binary.weights.nbytes + GUARD)
@@ -156,6 +169,12 @@ class CudaModel(Interface):
             times = [context.timed(arrays) for _ in range(repeat)]
         return [float(t) for t in np.median(times, axis=0)]
 
+    def caller(self, *, threads: int = 0, spin_us: int = 0) -> Caller:
+        """The model for one thread that calls it again and again, with a stream and memory that
+        nobody else uses; a GPU needs neither threads nor spinning.
+        """
+        return Caller(Context(self._open()))
+
     def close(self) -> None:
         """Free the GPU's memory as soon as running calls have ended; further calls raise Error."""
         self._held = None
@@ -180,8 +199,14 @@ class CudaModel(Interface):
         known = list(self.program.modules)
         found = gpu.fitting(known)
         if found is None:
-            raise unfitting(gpu, known, self.manifest.name)
+            own = [n for n in known if n.startswith("sm_")]
+            raise unfitting(gpu, own, self.manifest.name)
         return found
+
+    def _open(self) -> Held:
+        if self._held is None:
+            raise Error("the model is closed", where=self.manifest.name, hint="load it again")
+        return self._held
 
     def _called(self, given: Sequence[Any]) -> list[Array]:
         """Arrays of the CPU -> arrays of the CPU."""
@@ -205,9 +230,7 @@ class CudaModel(Interface):
     @contextmanager
     def _context(self) -> Iterator[Context]:
         """What a run needs for itself, idle or new."""
-        held = self._held
-        if held is None:
-            raise Error("the model is closed", where=self.manifest.name, hint="load it again")
+        held = self._open()
         try:
             context = held.contexts.get_nowait()
         except queue.Empty:
@@ -219,6 +242,22 @@ class CudaModel(Interface):
                 held.recorded.append(context)
             else:
                 held.contexts.put(context)
+
+
+class Caller:
+    """A model on a GPU for one thread."""
+
+    def __init__(self, context: Context) -> None:
+        self._context: Context | None = context
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Inputs just as the model takes them -> new outputs."""
+        assert self._context is not None, "it has ended"
+        return self._context.run(arrays)
+
+    def end(self) -> None:
+        """Free its memory; it cannot be called again."""
+        self._context = None
 
 
 def _version(number: int) -> str:

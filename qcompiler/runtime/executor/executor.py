@@ -19,6 +19,8 @@ from qcompiler.artifact.artifact import Artifact, Manifest
 from qcompiler.errors import Error
 from qcompiler.hardware import cpu
 from qcompiler.options import takes
+from qcompiler.runtime.cuda import CudaModel, place_of
+from qcompiler.runtime.cuda import load as cuda_load
 from qcompiler.runtime.executor.batches import parts, together
 from qcompiler.runtime.executor.choose import Choice, chosen, piped
 from qcompiler.runtime.executor.errors import Full, Late
@@ -59,7 +61,7 @@ class Executor(Interface):
     def __init__(self, artifact: str | Path | Artifact, keywords: Executing) -> None:
         """Path or artifact -> ready to run. Raises Error as `load` does. The keywords:"""
         self.options = keywords
-        model = load(artifact, variant=keywords.variant)
+        model = _loaded(artifact, keywords)
         self.manifest: Manifest = model.manifest
         self.variant = model.variant
         most = most_samples(self.manifest, keywords.max_batch)
@@ -69,7 +71,9 @@ class Executor(Interface):
         self._model = model
         self._shared: SharedModel | None = None
         self._stored: StoredModel | None = None
-        if keywords.engine == "ray":
+        if isinstance(model, CudaModel):
+            pass  # its streams are here
+        elif keywords.engine == "ray":
             self._stored = StoredModel(model.artifact)
             model.close()
         elif keywords.isolation == "processes":
@@ -84,9 +88,13 @@ class Executor(Interface):
             raise
         _executors.add(self)
 
-    def _choose(self, model: Model) -> Choice:
+    def _choose(self, model: Model | CudaModel) -> Choice:
         """How many streams there are, threads of each, and stages."""
         asked = self.options
+        if isinstance(model, CudaModel):
+            usual = 1 if asked.hint == "latency" else _GPU_STREAMS
+            why = "as asked" if asked.streams else f"what a GPU gets for {asked.hint}, not measured"
+            return Choice(asked.streams or usual, 1, why)
         here = asked.isolation == "threads" and not asked.engine
         if asked.pipeline > 1 and not here:
             raise Error(
@@ -114,6 +122,8 @@ class Executor(Interface):
     def _maker(self) -> Callable[[], Runner]:
         """What makes the runner of a stream, in its thread."""
         choice, options, model = self.choice, self.options, self._model
+        if isinstance(model, CudaModel):
+            return model.caller
         spin_us = 0 if choice.busy > cpu.cores() else options.spin_us
         threads, seconds = choice.threads, options.run_timeout_ms * 1e-3
         if self._stored is not None:
@@ -158,10 +168,11 @@ class Executor(Interface):
         self._dropped.atexit = False  # its threads end with the process
 
     def _pool(self) -> Pool:
-        """Who says how many streams run at once: those of a cluster need not wait for each other,
-        and of a pipeline the stages wait for their turns.
+        """Who says how many streams run at once: those of a cluster and of a GPU need not wait for
+        each other, and of a pipeline the stages wait for their turns.
         """
-        if self.options.engine or self.choice.bounds:
+        elsewhere = bool(self.options.engine) or isinstance(self._model, CudaModel)
+        if elsewhere or self.choice.bounds:
             return Pool(self.choice.streams * self.choice.threads)
         return self.options.pool or default_pool()
 
@@ -355,6 +366,21 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
+
+
+_GPU_STREAMS = 2
+"""One request is copied while another runs."""
+
+
+def _loaded(artifact: str | Path | Artifact, asked: Executing) -> Model | CudaModel:
+    """The model, on the CPU or a GPU. Raises Error for what is not done on a GPU."""
+    place = place_of(artifact, asked.device)
+    if place == "cpu":
+        return load(artifact, variant=asked.variant)
+    if asked.engine or asked.isolation != "threads" or asked.pipeline > 1:
+        what = f"streams on {place} are threads of this process, each of which runs whole requests"
+        raise Error(what, hint="leave out engine, isolation and pipeline, or run on the CPU")
+    return cuda_load(artifact, variant=asked.variant, device=place)
 
 
 def _outcome(future: Future, return_errors: bool) -> Any:

@@ -81,6 +81,12 @@ class Executing:
         metavar="US",
     )
     variant: str = option("", "run this variant; empty: the best for the CPU", metavar="ISA")
+    device: str = option(
+        "",
+        "where to run: the CPU, or a GPU, whose streams have memory of their own and one thread"
+        " each; empty: the CPU, or GPU 0 if the artifact is for GPUs alone",
+        metavar="cpu|cuda[:N]",
+    )
     remember: bool = option(True, "keep beside the artifact what was measured", flags=())
     pool: Pool | None = option(
         None, "who says how many threads run at once; None: the process's own", flags=()
