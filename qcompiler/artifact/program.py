@@ -4,7 +4,7 @@ launches in order <-> bytes.
     "QCGPU" 0 0 0 | u64: length of what follows | JSON | the modules, one after the other
 
 The JSON names each module's architecture and size, the functions of each, and the launches. Modules
-of "compute_80" are PTX, which the driver of a GPU later than sm_80 compiles.
+of "compute_N" are PTX, which the driver of a GPU later than architecture N compiles.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def for_gpu(triple: str) -> bool:
 
 
 def number_of(architecture: str) -> int:
-    """ "sm_80", "compute_80" -> 80."""
+    """The number at the end of an architecture's name."""
     return int(architecture.rpartition("_")[2])
 
 

@@ -207,7 +207,9 @@ def test_tensor_cores_gather_windows(
     every_tile(out, y, (x,), [numbers(case["x"], dtypes[0], 1)], gpu_tensor)
 
 
-@pytest.mark.parametrize("dtypes", [PAIRS[0], PAIRS[2], PAIRS[3]])
+@pytest.mark.parametrize(
+    "dtypes", [PAIRS[0], *(pytest.param(p, marks=pytest.mark.slow) for p in PAIRS[2:])]
+)
 def test_without_asynchronous_copies_steps_come_by_registers(dtypes: tuple[str, str]) -> None:
     x = placeholder("x", Type(dtypes[0], (1, 5, 6, 32)))
     y = make("conv", x, constant(numbers((3, 3, 32, 12), dtypes[1])), pads=(1, 1, 1, 1))
@@ -215,7 +217,11 @@ def test_without_asynchronous_copies_steps_come_by_registers(dtypes: tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "n"), [(("float32",) * 2, 12), (("uint8", "int8"), 12), (("float32",) * 2, 5)]
+    ("dtypes", "n"),
+    [
+        (("uint8", "int8"), 12),
+        *(pytest.param(("float32",) * 2, n, marks=pytest.mark.slow) for n in (12, 5)),
+    ],
 )
 def test_sums_may_be_cut_into_parts(dtypes: tuple[str, str], n: int) -> None:
     x = placeholder("x", Type(dtypes[0], (3, 288)))
@@ -224,7 +230,13 @@ def test_sums_may_be_cut_into_parts(dtypes: tuple[str, str], n: int) -> None:
     every_tile(out, y, (x,), [numbers((3, 288), dtypes[0], 1)], parts=2)
 
 
-@pytest.mark.parametrize(("dtypes", "n"), [(PAIRS[0], 12), (PAIRS[3], 20), (PAIRS[1], 5)])
+@pytest.mark.parametrize(
+    ("dtypes", "n"),
+    [
+        (PAIRS[0], 12),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((PAIRS[3], 20), (PAIRS[1], 5))),
+    ],
+)
 def test_sums_of_tensor_cores_may_be_cut_into_parts(dtypes: tuple[str, str], n: int) -> None:
     x = placeholder("x", Type(dtypes[0], (1, 3, 4, 128)))
     w = constant(numbers((3, 3, 64, 2 * n), dtypes[1]))
