@@ -112,10 +112,10 @@ class Subject:
 
     @property
     def whole(self) -> bool:
-        """May it be compiled otherwise as a whole? Not where it is one size of an open batch: what
-        makes one faster need not make the others so.
+        """May it be compiled otherwise as a whole? Not where sizes are open: what makes one faster
+        need not make the others so.
         """
-        return not isinstance(self.base, Sized)
+        return self.base.opened is None and not isinstance(self.base, Sized)
 
     @property
     def precision(self) -> str:

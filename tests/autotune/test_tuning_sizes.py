@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper, save
 from tuning_harness import product
 
 from qcompiler.autotune.inside import won
@@ -72,6 +73,25 @@ def test_records_of_a_size_serve_the_open_batch(made: Compilation, tmp_path: Pat
         mine, usual = (load(m.artifact).run(x) for m in (again, made))
         for name, output in usual.items():
             np.testing.assert_allclose(mine[name], output, rtol=1e-4, atol=1e-5)
+
+
+def test_other_open_sizes_are_tuned_together(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
+    sides = [helper.make_tensor_value_info(n, 1, (1, "S", d)) for n, d in (("x", 32), ("y", 64))]
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    parts = [product], "open", sides[:1], sides[1:], [numpy_helper.from_array(weights, "w")]
+    model = helper.make_model(
+        helper.make_graph(*parts), opset_imports=[helper.make_opsetid("", 20)]
+    )
+    save(model, tmp_path / "open.onnx")
+    options = Options(threads=1, dims={"S": "1..256"})
+    (one,) = sized(made := Compilation(tmp_path / "open.onnx", options))
+    assert one is made
+    subject = subject_of(one)
+    assert not subject.whole
+    found = {t.region.output.type.dims for t in tasks_of([(subject.plan, "host")])}
+    assert made.plan.opened is not None
+    assert len(found) >= len(made.plan.opened.pinned) > 0
 
 
 def test_a_fixed_batch_is_tuned_as_it_is() -> None:
