@@ -10,7 +10,7 @@ import numpy as np
 
 from qcompiler.ir import Node, constant
 from qcompiler.onnx_io.call import Result, axis_of
-from qcompiler.onnx_io.settle import Settling, in_range, settles
+from qcompiler.onnx_io.settle import Bound, Settling, in_range, settles
 from qcompiler.ops import known_value
 
 
@@ -47,8 +47,11 @@ def _clipped(s: Settling, value: Node, low: Node, high: Node) -> Node:
 
 @settles("Slice", operands=(1, 2, 3, 4))
 def _slice(s: Settling) -> Result:
-    x, wanted = s.call.need(0), s.shape
+    x = s.call.need(0)
     rank = x.type.rank
+    if s.shapes[0] is None and s.bound is not None:
+        return _bounded_slice(s, s.bound)
+    wanted = s.shape
     if len(wanted) != rank:
         raise s.call.error(f"a slice of {x.type} has {rank} dimensions, not {len(wanted)}")
     axes = s.call.input(3)
@@ -69,6 +72,40 @@ def _slice(s: Settling) -> Result:
         made = s.node("Gather", made, places, axis=axis)
     if 0 in wanted:
         return constant(np.zeros(wanted, np.int8).astype(x.dtype), s.call.name)
+    return made
+
+
+def _bounded_slice(s: Settling, bound: Bound) -> Node:
+    """A slice of step 1 whose length a run decides: as long as the whole, and how much of it there
+    is goes with it.
+    """
+    x, axes = s.call.need(0), known_value(s.call.input(3))
+    steps = known_value(s.call.input(4))
+    if s.call.input(3) is not None and axes is None:
+        raise s.refusal()
+    if s.call.input(4) is not None and (steps is None or (steps != 1).any()):
+        raise s.refusal()
+    starts, ends = s.vector(1), s.vector(2)
+    named = range(starts.type.size) if axes is None else axes.ravel()
+    made, counts = x, {}
+    for i, axis in enumerate(axis_of(s.call, int(a), x.type.rank) for a in named):
+        size = x.type.dims[axis]
+        if not size:
+            raise s.refusal()
+        cut = [s.node("Slice", ends_of, [i], [i + 1]) for ends_of in (starts, ends)]
+        start, end = (
+            _clipped(
+                s,
+                s.node("Where", s.node("Less", at, 0), s.node("Add", at, size), at),
+                s.ints([0]),
+                s.ints([size]),
+            )
+            for at in cut
+        )
+        counts[axis] = s.node("Max", s.node("Sub", end, start), 0)
+        places = s.node("Min", s.node("Add", start, list(range(size))), size - 1)
+        made = s.node("Gather", made, places, axis=axis)
+    bound(made, counts)
     return made
 
 

@@ -28,6 +28,8 @@ from qcompiler.ops.known_sizes import known_sizes
 Shape = tuple[int, ...]
 Require = Callable[[Node, str], None]
 """(booleans that must all be true, what is wrong otherwise)."""
+Bound = Callable[[Node, dict[int, Node]], None]
+"""(a value, along which axes there are how many elements of it: vectors of one)."""
 
 MOST = 64
 """Most results among which a choice is made at run time."""
@@ -48,7 +50,7 @@ class Settling:
     call: Call
     shapes: tuple[Shape | None, ...]
     require: Require
-    bound: Callable[[Node, dict[int, Node]], None] | None = None
+    bound: Bound | None = None
     """Says how many elements a result has along some axes, where data decide it; None: no."""
     count: list[int] = field(default_factory=list)
 
@@ -154,7 +156,7 @@ def settled(
     call: Call,
     shapes: tuple[Shape | None, ...],
     require: Require,
-    bound: Callable[[Node, dict[int, Node]], None] | None = None,
+    bound: Bound | None = None,
 ) -> Result:
     """A call -> the call, its operands constant where they must be, or its finished outputs."""
     call = _with_empty(call)

@@ -34,6 +34,15 @@ g (float[7,3] x, float[7] z) => ({kind} y) {{
 }}"""
 
 CASES = {
+    "cut by data": """one = ReduceSum<keepdims = 1>(at, i0)
+  seven = Constant<value = int64[1] {{7}}>()
+  from = Mod(one, seven)
+  w = Slice(x, from, m1, i0)
+  y = ReduceSum<keepdims = 0>(w, i0)""",
+    "cut by data, and returned": """one = ReduceSum<keepdims = 1>(at, i0)
+  seven = Constant<value = int64[1] {{7}}>()
+  to = Mod(one, seven)
+  y = Slice(x, i1, to, i0)""",
     "sums": "y = ReduceSum<keepdims = 0>(v, i0)",
     "means": "y = ReduceMean<keepdims = 1>(v, i0)",
     "least": "y = ReduceMin<keepdims = 0>(v)",
