@@ -395,7 +395,7 @@ def _roi_align(call: Call, bounds: Bounds) -> Node:
     x, rois, images = (call.need(i) for i in range(3))
     if bounds.counted(x):
         raise bounds.refusal(call)
-    own = bounds.masked(plain(call), images, [0], 0)
+    own = bounds.masked(plain(call), images, [0], -1)  # which takes no time
     made = bounds.typed(call, [x, rois, own])
     return bounds.put_sizes(made, (bounds.twin(rois).shape[0], *made.type.dims[1:]))
 

@@ -455,11 +455,15 @@ def _(node: Node) -> Type:
     spatial_scale=1.0,
 )
 def roi_align(node: Node, x: Numbers, rois: Numbers, batch: Numbers) -> Numbers:
-    """Each region of an image divided into output_height by output_width bins."""
+    """Each region of an image divided into output_height by output_width bins; zeros for a region
+    of image -1, which is none.
+    """
     counts = (node.int("output_height"), node.int("output_width"))
     made = np.zeros((len(rois), x.shape[1], *counts), x.dtype)
     half = node.str("coordinate_transformation_mode") == "half_pixel"
     for i, roi in enumerate(rois.astype(np.float64) * node.float("spatial_scale")):
+        if batch[i] < 0:
+            continue
         weights = []
         for axis in (0, 1):
             start, end = roi[1 - axis] - half / 2, roi[3 - axis] - half / 2

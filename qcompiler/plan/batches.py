@@ -203,7 +203,8 @@ class _Part:
             paired = all(i in self.batched and i.type.rank == rank for i in node.operands)
             return (paired and rank > 2) or (alone and others[0].type.rank == 2)
         if node.op == "Transpose":
-            return alone and node.ints("perm")[0] == 0
+            turned = node.attrs["perm"] is None and rank > 1
+            return alone and not turned and (rank == 1 or node.ints("perm")[0] == 0)
         if node.op == "Flatten":
             return alone and attrs["axis"] == 1
         if node.op == "Reshape":

@@ -93,6 +93,12 @@ CASES = {
     "written": "y = ScatterElements<axis = 0>(z, at, s)",
     "written rows": "y = ScatterND(x, rows, v)",
     "with one another": "w = Mul(s, c)\n  u = Unsqueeze(w, i1)\n  y = Add(v, u)",
+    "regions": """image_shape = Constant<value = int64[4] {{1, 1, 7, 3}}>()
+  image = Reshape(x, image_shape)
+  column = Unsqueeze(s, i1)
+  corners = Concat<axis = 1>(v, column)
+  none = Sub(at, at)
+  y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 2>(image, corners, none)""",
     "running": "y = CumSum<reverse = 1>(s, i0)",
     "first": "a = ArgMax<axis = 0>(v)\n  y = Cast<to = 1>(a)",
     "size": "n = Size(v)\n  y = Cast<to = 1>(n)",

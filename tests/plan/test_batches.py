@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from qcompiler.emit.assemble import assemble
 from qcompiler.hardware.isa import Cpu, host
-from qcompiler.ir import Array, Graph, text
+from qcompiler.ir import Array, Graph, Type, placeholder, text
 from qcompiler.ops import evaluate, make
 from qcompiler.plan.batches import apart, in_parts
 from qcompiler.plan.plan import plan
@@ -190,3 +190,9 @@ def test_machine_code_runs_part_after_part(threads: int) -> None:
     for _ in range(3):
         np.testing.assert_allclose(model.run({"x": x})["y"], value(whole, x), rtol=1e-4, atol=1e-5)
     assert len(model.profile({"x": x}, repeat=2)) == len(made.steps)
+
+
+def test_a_matrix_that_is_turned_has_no_parts() -> None:
+    x = placeholder("x", Type("float32", (8, 8)))
+    turned = Graph((x,), (make("Transpose", x),), ("y",))
+    assert not apart(turned)

@@ -98,13 +98,16 @@ def _roi_align(e: Elements, place: Place) -> Vec:
     b, m, root = e.b, e.m, e.root
     x, rois, batch = root.operands
     images, _, *sizes = x.type.dims
-    image = b.let(tirx.Max(tirx.Min(e.index(batch, place[0]), tir.const(images - 1)), tir.const(0)))
+    index = b.let(e.index(batch, place[0]), "image")
+    image = b.let(tirx.Max(tirx.Min(index, tir.const(images - 1)), tir.const(0)))
+    there = tirx.GE(index, tir.const(0))
     average, half = root.str("mode") == "avg", _half_pixel(root)
     counts = (root.int("output_height"), root.int("output_width"))
     bins = [_bin(e, rois, place, axis, counts[axis], half) for axis in (0, 1)]
     total = b.registers("float64", 1, 1, "total")
     total.fill(0 if average else -np.inf)
-    with b.serial(bins[0][2], "y") as i, b.serial(bins[1][2], "x") as j:
+    rows = b.let(tirx.Select(there, bins[0][2], tir.const(0)), "rows")
+    with b.serial(rows, "y") as i, b.serial(bins[1][2], "x") as j:
         sides = [
             _neighbours(e, start + step * (m.cast(e.number(n), "float64") + 0.5), size)
             for (start, step, _), n, size in zip(bins, (i, j), sizes, strict=True)
@@ -119,6 +122,8 @@ def _roi_align(e: Elements, place: Place) -> Vec:
     found = m.vec(total[0])
     if average:
         found = found / m.cast(e.number(bins[0][2] * bins[1][2]), "float64")
+    else:
+        found = m.vec(tirx.Select(there, found.expr, tir.const(0.0, "float64")))
     return m.cast(found, root.dtype)
 
 

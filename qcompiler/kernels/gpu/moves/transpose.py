@@ -32,9 +32,10 @@ def gpu_transpose(region: Region, device: Gpu) -> Kernel | Skip:
     dims = root.operands[0].type.dims
     if 0 in dims:
         return Skip("no element")
-    sizes, steps = merged(dims, root.ints("perm"))
+    perm = root.ints("perm") if root.attrs["perm"] is not None else tuple(range(len(dims)))[::-1]
+    sizes, steps = merged(dims, perm)
     shape = "x".join(map(str, dims))
-    order = "".join(map(str, root.ints("perm")))
+    order = "".join(map(str, perm))
     d = GridDraft(f"transpose{order}_{shape}", region, device, _TILE * _LINES)
     if steps[-1] == 1:
         _along(d, sizes, steps)
