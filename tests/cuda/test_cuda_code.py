@@ -131,6 +131,19 @@ def test_bytes_are_multiplied_four_at_a_time(architecture: str, tmp_path: Path) 
     assert text.count("IDP.4A.S8.S8") >= 8 * 64
 
 
+@pytest.mark.slow
+def test_attention_of_architectures_without_asynchronous_copies(tmp_path: Path) -> None:
+    operands = [placeholder(n, Type("float16", (1, 2, 128, 64))) for n in "qkv"]
+    y = make("attention", *operands)
+    region = region_of(Graph(tuple(operands), (y,), ("y",)), y)
+    (candidate, *_) = gpu_tensor_attention(region, gpu("sm_75"))
+    kernel = candidate.build()
+    assert isinstance(kernel, Kernel), kernel
+    text = instructions(kernel, "sm_75", tmp_path)
+    assert text.count("HMMA.1688.F32") >= 2 * 2 * 4 * 8
+    assert "LDSM.16.MT88.4" in text
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
 def test_attention_is_made_of_matrices_that_come_while_others_are_multiplied(
     architecture: str, tmp_path: Path
