@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +67,10 @@ def bench(a: Namespace) -> int:
     with _load(a) as model:
         loaded = time.perf_counter() - start
         inputs = next(iter(inputs_of(a, model)))
+        told = _energy_counter(model)
+        before = told() if told else 0
         found = _measured(a, model, inputs, loaded)
+        energy = (told() - before) / (len(found.times) + a.warmup + 1) if told else 0.0
         steps = _step_rows(model, inputs) if a.per_step else []
     macs = sum(s.macs for s in model.variant.steps)
     open_ = model.variant.pinned[:1] or model.variant.batches[-1:]
@@ -84,6 +87,7 @@ def bench(a: Namespace) -> int:
         "mean_ms": float(np.mean(found.times)) * 1e3,
         **{f"p{p:g}_ms": float(np.percentile(found.times, p)) * 1e3 for p in wanted},
         "gops": 2 * macs / float(np.median(found.times)) / 1e9,
+        **({"millijoules": energy} if told else {}),
     }
     if a.json:
         show.say_json({**answer, **({"steps": steps} if steps else {})})
@@ -95,6 +99,13 @@ def bench(a: Namespace) -> int:
         rows = [[_cell(v) for v in s.values()] for s in steps]
         show.say("\n" + show.table(head, rows))
     return 0
+
+
+def _energy_counter(model: Model | CudaModel | RemoteModel) -> Callable[[], int] | None:
+    """What tells the millijoules that a GPU has taken, if it is one and tells."""
+    from qcompiler.runtime.cuda import CudaModel
+
+    return model.energy_counter() if isinstance(model, CudaModel) else None
 
 
 def _measured(

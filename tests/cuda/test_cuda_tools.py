@@ -20,6 +20,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Type, placeholder
 from qcompiler.ops import make
 from qcompiler.runtime.cuda import driver as drivers
+from qcompiler.runtime.cuda import energy
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,21 @@ def test_a_model_s_plan_has_the_compiler_s_own_numbers(
     assert 0 < product["occupancy"] <= 1
     text = say(capsys, "inspect", model, "--plan", "--target", "a100")
     assert f" {product['registers']} " in text
+
+
+def test_bench_tells_the_energy_of_a_run_where_the_driver_does(
+    artifact: Path,
+    installed: ctypes.CDLL,
+    library: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("bench", artifact, "--iterations", 3, "--warmup", 1, "--json")
+    monkeypatch.setattr(energy, "LIBRARY", "libno_such_library.so.1")
+    assert "millijoules" not in json.loads(say(capsys, *words))
+    monkeypatch.setattr(energy, "LIBRARY", library)
+    told = json.loads(say(capsys, *words))
+    assert told["millijoules"] == 5 * 2  # of the launches of a run
 
 
 def test_an_executor_s_streams_run_on_a_gpu(artifact: Path, installed: ctypes.CDLL) -> None:

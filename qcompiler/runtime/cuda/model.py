@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from qcompiler.artifact.abi import GUARD
 from qcompiler.artifact.artifact import Artifact, ArtifactFile, Variant, reading
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
-from qcompiler.runtime.cuda import driver
+from qcompiler.runtime.cuda import driver, energy
 from qcompiler.runtime.cuda.context import Context, Held
 from qcompiler.runtime.cuda.tensors import like, on_gpu
 from qcompiler.runtime.model import Interface, arrays_checked, arrays_in_order, input_specs
@@ -174,6 +174,12 @@ class CudaModel(Interface):
         nobody else uses; a GPU needs neither threads nor spinning.
         """
         return Caller(Context(self._open()))
+
+    def energy_counter(self) -> Callable[[], int] | None:
+        """What tells the millijoules that its GPU has taken, for all programs; None where nothing
+        does.
+        """
+        return energy.counter(self._open().gpu)
 
     def close(self) -> None:
         """Free the GPU's memory as soon as running calls have ended; further calls raise Error."""
