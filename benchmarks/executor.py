@@ -46,7 +46,9 @@ WITHIN = 2.0
 """Times the latency of a request alone, for the 99th percentile."""
 HALVINGS = 6
 ARRIVALS = 150
-"""So many at the least, however few seconds there are."""
+"""So many at the least, however few seconds there are,"""
+LONGEST = 8.0
+"""except where they would take more seconds than this."""
 
 
 @dataclass
@@ -92,7 +94,8 @@ def busy(each: Contender, seconds: float) -> float:
 def arrivals(each: Contender, rate: float, seconds: float, seed: int) -> list[float]:
     """Random arrivals -> latencies, from when each should have come."""
     random, found, lock = np.random.default_rng(seed), [], threading.Lock()
-    count, left = max(ARRIVALS, int(rate * seconds)), threading.Semaphore(0)
+    least = max(20, min(ARRIVALS, int(rate * LONGEST)))
+    count, left = max(least, int(rate * seconds)), threading.Semaphore(0)
 
     def done(due: float) -> None:
         with lock:
