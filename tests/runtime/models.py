@@ -42,14 +42,20 @@ def opened(dims: str = "1..64", best: int = 8, precision: str = "float32") -> Ar
     return compile(model, threads=2, precision=precision, calibration=data, **given)
 
 
+def lengths() -> Artifact:
+    """The product of one text of any length, whose rows are its positions."""
+    model = _layers(1, 1, "length")
+    return compile(model, threads=2, dims={"length": "1..32"})
+
+
 def chain(steps: int = 12, threads: int = 2) -> Artifact:
     """y = relu(... relu(relu(x w0) w1) ...), of one sample and so many steps; z = -x."""
     return compile(_layers(steps, 1), threads=threads)
 
 
-def _layers(steps: int, batch: int | str) -> object:
+def _layers(steps: int, *rows: int | str) -> object:
     rng = np.random.default_rng(0)
-    shape = [batch, WIDTH]
+    shape = [*rows, WIDTH]
     names = ["x", *(f"v{i}" for i in range(steps - 1)), "y"]
     nodes, held = [helper.make_node("Neg", ["x"], ["z"])], []
     for i, (a, b) in enumerate(pairwise(names)):

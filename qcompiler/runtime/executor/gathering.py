@@ -32,6 +32,8 @@ def most_samples(manifest: Manifest, asked: int) -> int:
             where=manifest.name,
             hint="run it without max_batch; an artifact of an older version: compile it again",
         )
+    if any(isinstance(d, str) for v in (*manifest.inputs, *manifest.outputs) for d in v.dims[1:]):
+        raise Error("only samples of one shape are gathered", where=manifest.name, hint=_NO_BATCH)
     (size,) = sizes
     return min(asked, size if isinstance(size, int) else _range(manifest, size)[1])
 
@@ -60,6 +62,6 @@ def gathering(manifest: Manifest, variant: Variant, options: Executing) -> Gathe
 def _range(manifest: Manifest, name: str) -> tuple[int, int]:
     """The least and the largest number of samples of an open batch."""
     for symbol in manifest.symbols:
-        if symbol.name == name and len(manifest.symbols) == 1:
+        if symbol.name == name:
             return symbol.low, symbol.high
-    raise Error("only samples of one shape are gathered", where=manifest.name, hint=_NO_BATCH)
+    raise Error(f"the batch is {name}, which is not known", where=manifest.name, hint=_NO_BATCH)

@@ -157,3 +157,16 @@ def test_the_server_tells_clients_that_the_batch_is_open(opened: Path) -> None:
     model = load(opened)
     told = protocol.metadata("opened", model.inputs, model.outputs, any_batch=False)
     assert [v["shape"] for v in (*told["inputs"], *told["outputs"])] == [[-1, models.WIDTH]] * 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("where", WHERE, ids=str)
+def test_texts_of_any_length_run_too(where: dict) -> None:
+    made = models.lengths()
+    model = load(made)
+    texts = [models.sample(i, n)[None] for i, n in enumerate((1, 31, 32, 5, 17))]
+    with Executor(made, streams=2, threads=1, **where) as executor:
+        for x, found in zip(texts, executor.map(texts), strict=True):
+            same(found, model(x))
+        assert isinstance(executor.submit(models.sample(0, 33)[None]).exception(), Error)
+    with pytest.raises(Error, match=r"batch of 1|one shape"):
+        Executor(made, max_batch=4, **where)
