@@ -159,6 +159,10 @@ SEQUENCES = {
     "split between samples": """(float[2,s,3] x) => (float[m] y, float[s,6] z) {
         t = Constant<value_ints=[-1]>() y = Reshape(x, t) u = Constant<value_ints=[-1,6]>()
         z = Reshape(y, u) }""",
+    "elements by index": """(float[2,s,3] x) => (float[2,1,3] y, float[2,1,3] z) {
+        a = ArgMax<axis=1>(x) y = GatherElements<axis=1>(x, a) two = Constant<value_int=2>()
+        k = Mod(a, two) one = Constant<value_int=1>() b = Add(k, one) c = Neg(b)
+        z = GatherElements<axis=1>(x, c) }""",
     "outer product": """(float[2,s,3] x) => (float[2,3,3] y) {
         t = Transpose<perm=[0,2,1]>(x) y = MatMul(t, x) }""",
     "Einsum": """(float[2,s,3] x) => (float[2,3,3] y, float[2,s,s] z) {
@@ -240,6 +244,7 @@ REFUSED = {
     "a table that is too short": """(float[s,4] x) => (float[s,4] y) <float[5,4] t = {@20}> {
         sh = Shape(x) z = Constant<value_ints=[0]>() n = Gather(sh, z) u = Slice(t, z, n, z)
         y = Add(x, u) }""",
+    "a norm along it": "(float[s] x) => (float[s] y) { y = LpNormalization<axis=0>(x) }",
     "a data-dependent size": "(float[s] x) => (int64[1,n] y) { y = NonZero(x) }",
     "an operator that is not known": """(float[s,4] x, int64[s,4] i) => (float[s,4] y) {
         y = ScatterElements(x, i, x) }""",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -212,14 +213,17 @@ def _counted(p: Padding, index: Node, at: Node, size: Dim) -> Node:
 
 @pads("GatherElements")
 def _gather_elements(p: Padding, node: Node) -> Padded:
-    """Along a closed dimension, with indices of the same shape in the others."""
+    """Indices of the same shape in the other dimensions; from behind, they count from the end."""
     x, index = (p.value(i) for i in node.operands)
     axis = node.int("axis") % x.rank
-    demand_axis(p, x, [axis])
-    demand_axis(p, index, [axis])
-    (x, index), dims = together(p, [x, index], x.rank)
+    x, along = p.prefix(x, axis), index.dims[axis]
+    at = index.node
+    if is_open(x.dims[axis]):
+        at = _counted(p, node.operands[1], at, node.operands[0].type.shape[axis])
+    bare = [replace(v, dims=(*v.dims[:axis], (), *v.dims[axis + 1 :])) for v in (x, index)]
+    (x, index), dims = together(p, [bare[0], replace(bare[1], node=at)], x.rank)
     made = make("GatherElements", x.node, index.node, axis=axis, name=node.name)
-    return Padded(made, (*dims[:axis], index.dims[axis], *dims[axis + 1 :]))
+    return Padded(made, (*dims[:axis], along, *dims[axis + 1 :]))
 
 
 @pads("Pad")

@@ -210,6 +210,6 @@ def _per_position(p: Padding, node: Node) -> Padded:
     axis = 1 if node.op in ("BatchNormalization", "LRN") else node.int("axis")
     if node.op in ("LayerNormalization", "RMSNormalization"):
         demand_axis(p, x, range(axis % x.rank, x.rank))
-    elif x.rank > 1 and (node.op not in _QUANTIZERS or node.operands[1].type.size > 1):
-        demand_axis(p, x, [axis])
+    elif node.op not in _QUANTIZERS or node.operands[1].type.size > 1:
+        demand_axis(p, x, [axis] if x.rank > 1 or node.op == "LpNormalization" else [0])
     return Padded(made_of(p, node, x.node), x.dims)
