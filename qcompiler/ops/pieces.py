@@ -136,11 +136,11 @@ def _(node: Node) -> Type:
         if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
             dims[axis] = len(range(*_slice_of(start, end, step, size).indices(size)))
         else:
-            dims[axis] = _count(size, start, end) if step == 1 else fresh()
+            dims[axis] = _count(size, start, end, step) if step > 0 else fresh()
     return Type(x.dtype, tuple(dims))
 
 
-def _count(size: Dim, start: Dim, end: Dim) -> Dim:
+def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
     """How many elements a slice of or to an open size has, if it ends inside: what relies on that
     proves it.
     """
@@ -152,7 +152,7 @@ def _count(size: Dim, start: Dim, end: Dim) -> Dim:
         return fresh()
     if isinstance(start, int) and start < 0:
         start = settled(Size.of(size) + start)
-    return settled(Size.of(end) - start)
+    return settled((Size.of(end) - start + (step - 1)) // step)
 
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")

@@ -214,6 +214,11 @@ IMAGES = {
     "norms": """(float[1,4,h,w] x) => (float[1,4,h,w] y, float[1,4,h,w] z)
         <float[4] g = {1,2,3,4}, float[4] b = {4,3,2,1}> {
         y = InstanceNormalization(x, g, b) z = GroupNormalization<num_groups=2>(x, g, b) }""",
+    "every second": """(float[1,2,h,w] x) => (float[1,4,m,n] y) <float[4,4,3,3] k = {@144}> {
+        a = Constant<value_ints=[0]>() b = Constant<value_ints=[1]>() t = Constant<value_ints=[2]>()
+        far = Constant<value_ints=[9223372036854775807]>() three = Constant<value_ints=[3]>()
+        r = Slice(x, a, far, t, t) e = Slice(r, b, far, three, t) o = Slice(r, b, far, three, t)
+        c = Concat<axis=1>(e, o) y = Conv<pads=[1,1,1,1]>(c, k) }""",
     "shuffled": """(float[1,4,h,w] x) => (float[1,1,m,n] y, float[1,4,h,w] z) {
         y = DepthToSpace<blocksize=2>(x) i = Constant<value_ints=[1,2,2,-1]>() sh = Shape(x)
         z0 = Transpose<perm=[0,1,3,2]>(x) z = Transpose<perm=[0,1,3,2]>(z0) }""",

@@ -155,6 +155,8 @@ def _begin(p: Padding, size: Dim, start: Dim, end: Dim, step: int, count: Dim) -
         return min(start if start >= 0 else max(start + size, 0), size - 1 if step < 0 else size)
     begin = settled(Size.of(size) + start) if isinstance(start, int) and start < 0 else start
     behind = settled(Size.of(begin) + Size.of(count) * step)
+    to_end = isinstance(end, int) and end >= np.iinfo(np.int32).max  # as many as there are
+    behind = begin if to_end else behind
     inside = step > 0 and p.bounds(begin)[0] >= 0
     if not inside or p.bounds(settled(Size.of(size) - behind))[0] < 0:
         sizes = f"from {start} to {end} of {size}"
