@@ -21,6 +21,7 @@ from . import damage, mutants
 from .checks import Outcome, check, described
 from .generate import Case, generate
 from .opened import check_opened
+from .opened_sizes import check_sizes
 from .shards import Job, Result, alone, done_before, results
 from .shrink import save, shrink
 
@@ -35,7 +36,11 @@ def main() -> int:
     add = parser.add_argument
     add("--cases", type=int, default=300)
     add("--seed", type=int, default=0)
-    add("--kind", choices=("graphs", "passes", "open", "onnx", "artifact"), default="graphs")
+    add(
+        "--kind",
+        choices=("graphs", "passes", "open", "sizes", "onnx", "artifact"),
+        default="graphs",
+    )
     add("--workers", type=int, default=os.cpu_count() or 1)
     add("--out", type=Path, default=Path("build/differential"))
     add("--tries", type=int, default=120, help="of making a failing case smaller; 0 for none")
@@ -92,8 +97,11 @@ def jobs(given: argparse.Namespace) -> Job:
 
 def checked(case: Case, kind: str = "graphs") -> Result:
     """A case -> its result, as a log has it."""
-    opened = kind == "open"
-    outcome: Outcome = check_opened(case) if opened else check(case, passes_only=kind == "passes")
+    outcome: Outcome
+    if kind in ("open", "sizes"):
+        outcome = (check_opened if kind == "open" else check_sizes)(case)
+    else:
+        outcome = check(case, passes_only=kind == "passes")
     return {
         "kind": case.kind,
         "isa": case.device.isa.name,

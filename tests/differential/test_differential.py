@@ -17,11 +17,12 @@ from . import damage, mutants
 from .checks import check, described, differs
 from .generate import KINDS, Case, generate
 from .opened import check_opened
+from .opened_sizes import check_sizes
 from .reference import references
 from .shards import alone, results
 from .shrink import save, shrink
 
-CASES, PASSES, OPENED, MUTANTS, DAMAGED = 200, 300, 60, 60, 60
+CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES = 200, 300, 60, 60, 60, 100
 """How many are tried unless `--cases` says otherwise."""
 A_TEST = 10
 """Cases in one test: a test for each would take longer to report than to run."""
@@ -31,6 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = metafunc.config.getoption("cases")
     first = metafunc.config.getoption("seed") * 1_000_000
     counts = {"graphs": cases or CASES, "passes": cases or PASSES, "opened": cases or OPENED}
+    counts |= {"sizes": cases or SIZES}
     counts |= {"models": cases or MUTANTS, "artifacts": cases or DAMAGED}
     for name, count in counts.items():
         if name in metafunc.fixturenames:
@@ -62,6 +64,18 @@ def test_artifacts_with_an_open_batch_do_what_random_models_mean() -> None:
     ended = [(seed, check_opened(generate(seed))) for seed in range(4)]
     assert not [(seed, o.faults) for seed, o in ended if o.faults]
     assert any(not o.refused for _, o in ended)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_open_sizes_of_random_models_are_padded_exactly(sizes: range) -> None:
+    ended = [(seed, check_sizes(generate(seed), passes_only=True)) for seed in sizes]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_artifacts_with_open_sizes_do_what_random_models_mean() -> None:
+    ended = [(seed, check_sizes(generate(seed))) for seed in range(7, 10)]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
 
 
 def told_of(case: Case, *, passes_only: bool) -> str:

@@ -25,7 +25,7 @@ from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of,
 def _image(p: Padding, node: Node) -> Padded:
     """An image, with valid positions first along its spatial dimensions."""
     x = p.value(node.operands[0])
-    demand_axis(p, x, [1])
+    demand_axis(p, x, [1] if x.rank > 1 else [])
     for axis in range(2, x.rank):
         x = p.prefix(x, axis)
     return x
@@ -123,7 +123,7 @@ def _resize(p: Padding, node: Node) -> Padded:
     """
     x = _image(p, node)
     before, after = node.operands[0].type.shape, node.type.shape
-    demand_axis(p, x, [0, 1] if x.rank > 2 else [])
+    demand_axis(p, x, range(min(2, x.rank)))
     scales = [_scale(p, a, b) for a, b in zip(before, after, strict=True)]
     mode, coordinates = node.str("mode"), node.str("coordinate_transformation_mode")
     if coordinates not in ("half_pixel", "asymmetric", "pytorch_half_pixel") or node.int(
