@@ -4,6 +4,7 @@ that do not meet, others by padding.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Graph
 from qcompiler.plan.alone import demand_alone
 from qcompiler.plan.plan import Opened
+
+log = logging.getLogger(__name__)
 
 
 def opened(
@@ -27,9 +30,10 @@ def opened(
     if batch is not None:
         try:
             demand_alone(folded, Size.of(batch.name), {s.name for s in others})
-        except Error:
+        except Error as e:
             if others or batch.high == MAX_ELEMENTS:
                 raise
+            log.warning("%s; a run computes as many as the next larger batch of a few", e)
             others, batch = [batch], None
     inner = [replace(s, best=best.get(s.name, s.high)) for s in others]
     for symbol in inner:
