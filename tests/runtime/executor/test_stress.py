@@ -37,9 +37,21 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("when_full", ["wait", "refuse"])
-@pytest.mark.parametrize("requests", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mode", MODES)
+def many(*values: object) -> object:
+    """A case of many requests."""
+    return pytest.param(*values, MANY, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("mode", "when_full", "requests"),
+    [
+        *((mode, full, FEW) for mode in MODES for full in ("wait", "refuse")),
+        many("threads", "wait"),
+        many("threads", "refuse"),
+        many("pipeline", "wait"),
+        many("open", "refuse"),
+    ],
+)
 def test_threads(mode: str, requests: int, when_full: str, request: pytest.FixtureRequest) -> None:
     path, options = request.getfixturevalue(MODES[mode][0]), MODES[mode][1]
     stress = Stress(path, requests)
@@ -63,8 +75,9 @@ def check_two(first: Stress, second: Stress, executor: Executor) -> None:
     check(first, executor)
 
 
-@pytest.mark.parametrize("requests", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("artifact", ["batched", "opened"])
+@pytest.mark.parametrize(
+    ("artifact", "requests"), [("batched", FEW), ("opened", FEW), many("batched")]
+)
 def test_processes_of_which_some_are_killed(
     artifact: str, requests: int, request: pytest.FixtureRequest
 ) -> None:

@@ -95,8 +95,13 @@ def _alone(path: Path, samples: list[Array]) -> list[Array]:
     return [model(x)[0] for x in samples]
 
 
-@pytest.mark.parametrize("requests", [40, pytest.param(625, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "requests"),
+    [
+        *((mode, 40) for mode in MODES),
+        *(pytest.param(m, 625, marks=pytest.mark.slow) for m in ("threads", "processes", "open")),
+    ],
+)
 def test_everybody_is_answered(mode: str, requests: int, request: pytest.FixtureRequest) -> None:
     path, words = request.getfixturevalue(MODES[mode][0]), MODES[mode][1]
     samples = [models.sample(i, 1 + i % 8) for i in range(24)]
