@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from benchmarks.accuracy import recent
 from benchmarks.arm_instructions import TARGETS, count, plugin
 from benchmarks.engines import Job, Settings
 from benchmarks.engines.ort import static_int8
@@ -116,7 +117,7 @@ def rows(peer: Peer, subject: Subject, a: argparse.Namespace) -> None:
 
 def subject_of(name: str, folder: Path, sizes: Mapping[str, int]) -> Subject:
     """A model's file, or a network's name -> the model with its shapes pinned, and samples."""
-    model = NETWORKS[name]() if name in NETWORKS else onnx.load(name)
+    model = NETWORKS[name]() if name in NETWORKS else recent(onnx.load(name))
     return prepare(model, folder / Path(name).stem, batch=1, sizes=sizes, given={})
 
 
