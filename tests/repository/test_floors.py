@@ -6,6 +6,7 @@
 import ast
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import networkx as nx
@@ -76,7 +77,8 @@ def floor(name: str) -> int:
     return found[0]
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """The qcompiler modules that a file imports at run time, anywhere in it."""
     names: set[str] = set()
     tree = ast.parse(path.read_text())
@@ -94,7 +96,7 @@ def imports(path: Path) -> set[str]:
             names.update(f"{node.module}.{a.name}" for a in node.names)
         elif isinstance(node, ast.Import):
             names.update(a.name for a in node.names)
-    return names
+    return frozenset(names)
 
 
 def rooms_used(path: Path) -> set[str]:
