@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.subjects import Array
+from qcompiler.data.activations import observing
 from qcompiler.data.calibrate import Calibration
-from qcompiler.driver import Compilation, observing
+from qcompiler.driver import Compilation, here
 from qcompiler.ir import Graph
 from qcompiler.onnx_io.reader import read
-from qcompiler.options import METHODS, Options, Watch
+from qcompiler.options import METHODS, Options
 from qcompiler.quantization.reconstruct import moments
 
 _STATUS = Path("/proc/self/status")
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for n in read(given.model, {}).inputs
     }
     graph = Compilation(given.model, Options(input_shapes=shapes)).float_graph
-    run = observing(graph, Watch())
+    run = observing(graph, here())
     data = Calibration(Made(graph, given.samples), lambda _: run, given.method)
     run(next(iter(data.samples)), lambda name, array: None)  # its workspace and first outputs
     activations = sum(t.bytes for n in graph.nodes if not n.is_constant for t in n.types)

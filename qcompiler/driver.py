@@ -5,7 +5,7 @@ target.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,8 @@ from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact, joined
 from qcompiler.artifact.manifest import Pinned, Symbol
 from qcompiler.artifact.sizes import Size
-from qcompiler.data.calibrate import (
-    Calibration,
-    Observe,
-    Run,
-    Statistics,
-    fingerprint,
-    value_names,
-)
+from qcompiler.data.activations import Compile, Runner, Seen
+from qcompiler.data.calibrate import Calibration
 from qcompiler.data.padded import Sampled
 from qcompiler.data.samples import samples
 from qcompiler.emit.assemble import assemble
@@ -30,7 +24,7 @@ from qcompiler.emit.machine import makes
 from qcompiler.emit.program import foremost
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import SIZE, Array, Dim, Graph, Node
+from qcompiler.ir import SIZE, Array, Dim, Graph
 from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
 from qcompiler.onnx_io.dims import SAMPLES, open_symbols, read_pinned
@@ -41,14 +35,13 @@ from qcompiler.plan.batches import cut
 from qcompiler.plan.opened import opened
 from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
-from qcompiler.pruning.request import pruning
 from qcompiler.quantization.agreement import Agreement, agreement
 from qcompiler.rewrite import stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.rewrite.padding.pad import Result
 from qcompiler.rewrite.padding.pinned import paddings
 from qcompiler.runtime import load
-from qcompiler.stages import Choice, choose, run_stage
+from qcompiler.stages import Choice, choose, chosen, run_stage
 from qcompiler.tune import timing
 from qcompiler.tune.records import MODEL, Measured, joined_records, model_key, names_in
 from qcompiler.tune.records import read as read_records
@@ -287,15 +280,7 @@ class Compilation:
         if record is None or record.generator != MODEL:
             return self.choice
         exclude, disabled = (names_in(record, knob) for knob in ("exclude", "disabled"))
-        return self.varied(exclude, disabled)
-
-    def varied(self, exclude: Sequence[str], disabled: Sequence[str]) -> Choice:
-        """`choice`, with more nodes that stay in float, and passes that are left out."""
-        options = {
-            name: {**o, "exclude": (*o["exclude"], *exclude)} if "exclude" in o else o  # type: ignore[misc]  # names
-            for name, o in self.choice.options.items()
-        }
-        return Choice(options, self.choice.disabled | frozenset(disabled))
+        return self.choice.without(exclude, disabled)
 
     @cached_property
     def came_quantized(self) -> bool:
@@ -398,7 +383,7 @@ class Compilation:
         """
         data, graph = self.calibration, self.quantized
         runner = None if data is None or graph is self.calibrated else data.run_by
-        if data is None or not isinstance(runner, _Runner) or runner.last is None:
+        if data is None or not isinstance(runner, Runner) or runner.last is None:
             return None
         found = agreement(*runner.last, graph, self.built, data.samples)
         if found is not None:
@@ -446,7 +431,9 @@ class Compilation:
         count = found.count or options.calibration_samples
         return Calibration(
             found,
-            _Runner(self.watch, self.seen, self.records, sampled=sampled),
+            Runner(
+                here(self.watch.only("calibration model"), self.records), self.seen, sampled=sampled
+            ),
             options.calibration_method,
             synthetic=found.synthetic,
             progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
@@ -487,89 +474,14 @@ class Compilation:
         return graph
 
 
-def chosen(options: Options) -> Choice:
-    """The requested passes, and those that implement precision, pruning and compression. Raises
-    Error for an unknown pass.
-    """
-    asked = choose(options.passes, options.disabled_passes)
-    name, given = PRECISIONS[options.precision]
-    exclude = tuple(options.exclude)
-    extra = dict(pruning(options.prune, options.prune_include, options.prune_exclude))
-    if name:
-        extra[name] = {**given, "exclude": exclude}
-    if name in ("quantize_static", "quantize_dynamic"):
-        extra["quantize_tables"] = {"exclude": exclude}
-    if options.compress or "quantize_weights" in (name, *asked.options):
-        extra["layout_compact"] = {}  # transformed weights would have more distinct values
-    merged = {k: {**v, **asked.options.get(k, {})} for k, v in extra.items()}
-    return Choice({**asked.options, **merged}, asked.disabled)
+def here(watch: Watch | None = None, records: Records | None = None) -> Compile:
+    """What compiles fused graphs as they are, for this machine."""
 
+    def made(graph: Graph) -> Artifact:
+        device = plugins.device("host")
+        return Compilation.of(graph, device, watch=watch, records=records).artifact
 
-def tapped(
-    graph: Graph,
-    nodes: Sequence[Node],
-    watch: Watch | None = None,
-    records: Records | None = None,
-) -> Callable[[Mapping[str, Array]], list[Array]]:
-    """A fused graph -> a function that runs one sample on this machine and returns the values of
-    these nodes.
-    """
-    names = tuple(f"tap{i}" for i in range(len(nodes)))
-    whole = replace(graph, outputs=tuple(nodes), output_names=names)
-    here = plugins.device("host")
-    model = load(Compilation.of(whole, here, watch=watch, records=records).artifact)
-
-    def run(sample: Mapping[str, Array]) -> list[Array]:
-        found = model.run({v.name: sample[v.name] for v in model.inputs})
-        return [found[n] for n in names]
-
-    return run
-
-
-def observing(graph: Graph, watch: Watch, records: Records | None = None) -> Run:
-    """Graph -> a function that runs one sample on this machine and reports every activation."""
-    names = value_names(graph)
-    seen = [n for n in names if n.dtype.startswith("float")]
-    inner = [n for n in seen if n.op != "input"]
-    values = tapped(graph, inner, watch.only("calibration model"), records)
-
-    def run(sample: Mapping[str, Array], observe: Observe) -> None:
-        for node in graph.inputs:
-            if node in seen:
-                observe(names[node], sample[node.name])
-        for node, array in zip(inner, values(sample), strict=True):
-            observe(names[node], array)
-
-    return run
-
-
-@dataclass
-class Seen:
-    """What was compiled to calibrate with, and what it showed: serves every target."""
-
-    ran: tuple[Graph, Run] | None = None
-    """The last graph that was made to run on this machine."""
-    statistics: list[Statistics] = field(default_factory=list)
-
-
-@dataclass
-class _Runner:
-    """Compiles graphs to run on this machine; keeps the last one, for comparison."""
-
-    watch: Watch
-    seen: Seen
-    records: Records | None = None
-    last: tuple[Graph, Run] | None = None
-    sampled: Sampled | None = None
-
-    def __call__(self, graph: Graph) -> Run:
-        ran = self.seen.ran
-        if ran is None or not (ran[0] is graph or fingerprint(ran[0]) == fingerprint(graph)):
-            run = observing(graph, self.watch, self.records)
-            ran = graph, self.sampled.running(run, graph) if self.sampled else run
-        self.seen.ran = ran
-        self.last = graph, ran[1]
-        return ran[1]
+    return made
 
 
 def _noted(graph: Graph, data: Calibration | None) -> Graph:

@@ -19,7 +19,9 @@ from qcompiler.data.calibrate import Calibration
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node
+from qcompiler.options import PRECISIONS, Options
 from qcompiler.plugins import load_file, load_passes
+from qcompiler.pruning.request import pruning
 from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
 from qcompiler.rewrite.rules import unsettled
 
@@ -37,6 +39,14 @@ class Choice:
 
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     disabled: frozenset[str] = frozenset()
+
+    def without(self, exclude: Sequence[str], disabled: Sequence[str]) -> Choice:
+        """The same, with more nodes that stay in float, and passes that are left out."""
+        options = {
+            name: {**o, "exclude": (*o["exclude"], *exclude)} if "exclude" in o else o  # type: ignore[misc]  # names
+            for name, o in self.options.items()
+        }
+        return Choice(options, self.disabled | frozenset(disabled))
 
     def wants(self, name: str) -> bool:
         """A pass runs unless it is disabled; with `default = False` only if requested."""
@@ -57,6 +67,24 @@ def choose(specs: Sequence[str] = (), disabled: Sequence[str] = ()) -> Choice:
 
 _load_user = cache(load_file)
 """Loads a user's file of passes, once per process."""
+
+
+def chosen(options: Options) -> Choice:
+    """The requested passes, and those that implement precision, pruning and compression. Raises
+    Error for an unknown pass.
+    """
+    asked = choose(options.passes, options.disabled_passes)
+    name, given = PRECISIONS[options.precision]
+    exclude = tuple(options.exclude)
+    extra = dict(pruning(options.prune, options.prune_include, options.prune_exclude))
+    if name:
+        extra[name] = {**given, "exclude": exclude}
+    if name in ("quantize_static", "quantize_dynamic"):
+        extra["quantize_tables"] = {"exclude": exclude}
+    if options.compress or "quantize_weights" in (name, *asked.options):
+        extra["layout_compact"] = {}  # transformed weights would have more distinct values
+    merged = {k: {**v, **asked.options.get(k, {})} for k, v in extra.items()}
+    return Choice({**asked.options, **merged}, asked.disabled)
 
 
 def run_stage(

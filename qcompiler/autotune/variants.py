@@ -90,7 +90,7 @@ def without_passes(made: Compilation, best: Best) -> Iterator[Variant | None]:
 def variant(made: Compilation, without: Without) -> Variant:
     """A compilation with more nodes in float, or passes left out."""
     knobs = {name: json.dumps(some) for name, some in vars(without).items() if some}
-    settled = made.varied(without.exclude, without.disabled)
+    settled = made.choice.without(without.exclude, without.disabled)
     same = {} if without.exclude else {"quantized": made.quantized}  # late passes come later
     other = made.having(settled=settled, **same)
     return Variant(other, Record(MODEL, MODEL_VERSION, knobs, 0.0))

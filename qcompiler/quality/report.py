@@ -18,10 +18,11 @@ import numpy as np
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact
+from qcompiler.data.activations import tapped
 from qcompiler.data.calibrate import Calibration
 from qcompiler.data.columns import rows, takes
 from qcompiler.data.samples import Sample
-from qcompiler.driver import Compilation, tapped
+from qcompiler.driver import Compilation, here
 from qcompiler.ir import Array, Graph, Node
 from qcompiler.ops.kinds import MEASURED
 from qcompiler.ops.registry import Numbers
@@ -217,7 +218,8 @@ def _layers(
     pairs = list(zip((made.float_graph, made.calibrated, made.quantized), graphs, strict=True))
     if not made.is_pruned:
         del pairs[0]
-    runs = [tapped(g, [p[n] for n in names], records=made.records) for g, p in pairs]
+    compiled = here(records=made.records)
+    runs = [tapped(g, [p[n] for n in names], compiled) for g, p in pairs]
     sums: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     wide: dict[str, Numbers] = {n: np.zeros(4) for n in names}
     first: dict[str, tuple[Array, Array]] = {}

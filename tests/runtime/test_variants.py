@@ -22,6 +22,7 @@ from qcompiler import Artifact, Error, compile, driver, load, plugins
 from qcompiler.artifact import artifact as artifact_module
 from qcompiler.artifact import members
 from qcompiler.artifact.artifact import joined, open_artifact
+from qcompiler.data import activations
 from qcompiler.demo import DATA, MODEL
 from qcompiler.hardware import cpu, isa
 
@@ -228,7 +229,9 @@ def test_the_model_is_read_and_calibrated_once(monkeypatch: pytest.MonkeyPatch) 
         return real(*args, **named)
 
     monkeypatch.setattr(driver, "_read", partial(counted, "read", driver._read))
-    monkeypatch.setattr(driver, "observing", partial(counted, "observed", driver.observing))
+    monkeypatch.setattr(
+        activations, "observing", partial(counted, "observed", activations.observing)
+    )
 
     def reported(what: str, done: int, count: int, item: str) -> None:
         counts["samples"] += what == "calibrating"
