@@ -36,7 +36,6 @@ FILES = (
     "cli/flags.py",
     "cli/gpu.py",
     "cli/inputs.py",
-    "cli/load_page.py",
     "cli/places.py",
     "cli/remote.py",
     "cli/serving.py",

@@ -11,8 +11,7 @@ import numpy as np
 from qcompiler.cli import flags, show
 from qcompiler.cli.arguments import percentiles
 from qcompiler.cli.inputs import inputs_of
-from qcompiler.cli.load_page import page
-from qcompiler.errors import Error
+from qcompiler.errors import Error, compiler_needed
 from qcompiler.files import write_text
 from qcompiler.runtime.executor.options import Executing
 
@@ -45,6 +44,9 @@ def bench(a: Namespace) -> int:
     points = percentiles(a.percentile)
     if a.remote or a.tracker or a.per_step or a.iterations:
         raise Error("--remote, --per-step and --iterations time single runs, not requests")
+    if a.report:
+        with compiler_needed():
+            from qcompiler.cli.load_page import page
     hint = a.hint or ("latency" if a.streams == 1 else "throughput")
     keywords = flags.read(Executing, a, hint=hint)
     with Executor(a.artifact, **vars(keywords)) as executor:

@@ -48,7 +48,6 @@ SHAPED_BY_DATA = {
     "ReduceSum": (["x", "s"], ints(0)),
     "Split": (["x", "s"], ints(1, 1)),
     "Resize": (["x", "", "", "s"], ints(2, 3, 8)),
-    "Slice": (["x", "s", "s"], ints(1)),
     "ConstantOfShape": (["s"], ints(2)),
 }
 

@@ -24,8 +24,8 @@ RTOL, ATOL = 1e-3, 1e-4
 """Of each number, and of the range (largest - smallest) of the output it is in."""
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-LARGE = ("vgg19",)
-"""Their half gigabyte of weights takes too long to be packed in every run of the tests."""
+LARGE = ("vgg19", "zfnet512", "bvlc_alexnet", "inception_v2", "densenet121")
+"""Their weights or their many kernels take too long for every run of the tests."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 Feed = dict[str, Array]

@@ -145,6 +145,9 @@ def test_what_needs_the_compiler_says_so(place: Path, folder: Path) -> None:
         ["inspect", model, "--plan"],
         ["demo", "-o", folder / "demo"],
     )
+    if place != ROOT:
+        page = ["--hint", "latency", "--report", folder / "page.html"]
+        said += commands(place, ["bench", folder / "float32.qc", *page])
     for code, _, error in said:
         assert code == 1
         missing = "its package " if place == ROOT else "the runtime alone "

@@ -20,6 +20,7 @@ MOST_BYTES = 200_000
 DOORS = {
     "__init__.py": {"driver", "export.c"},
     "cli/commands.py": {"cli.exporting", "cli.making", "cli.tuning"},
+    "cli/executing.py": {"cli.load_page"},
     "cli/using.py": {
         "cli.making",
         "hardware.isa",
