@@ -36,6 +36,7 @@ from qcompiler.plan.opened import opened
 from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.quantization.agreement import Agreement, agreement
+from qcompiler.quantization.resized import differences, resized
 from qcompiler.rewrite import stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.rewrite.padding.pad import Result
@@ -237,8 +238,10 @@ class Compilation:
         if asked.batched:
             sizes[asked.symbol.name] = 1
         graph = _read(self.model, self.options, False, sizes)
-        one = low in _SEEN or self.options.prune or self.options.passes  # others have other scales
-        return paddings(graph, asked.inner, one=bool(one))
+        one = bool(self.options.prune or self.options.passes)  # others may not be the same
+        if one:
+            log.info("pruned, or with passes of its own, the model has the largest sizes alone")
+        return paddings(graph, asked.inner, one=one)
 
     @cached_property
     def padding(self) -> Result | None:
@@ -326,6 +329,19 @@ class Compilation:
         return self._through(self.quantized, *stages, data=self.calibration, choice=choice)
 
     @cached_property
+    def fitting(self) -> list[tuple[Result, Graph]]:
+        """The models of the largest sizes and of smaller ones, each with its input of the plan."""
+        found = [(self.paddings[0], self.lowered)]
+        for padding in self.paddings[1:]:
+            graph = self._smaller(padding)
+            if isinstance(graph, Skip):
+                sizes = "x".join(map(str, padding.top.values()))
+                log.info("there are no steps for sizes to %s: %s", sizes, graph.reason)
+            else:
+                found.append((padding, graph))
+        return found
+
+    @cached_property
     def plan(self) -> Plan:
         """Kernels, memory and threads."""
         return self.planned()
@@ -339,20 +355,29 @@ class Compilation:
         if opened is None:
             return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
         if opened.inner:
-            sizes = tuple(Pinned(tuple(p.top.values()), 0, 0) for p in self.paddings)
+            sizes = tuple(Pinned(tuple(p.top.values()), 0, 0) for p, _ in self.fitting)
             opened = replace(opened, sizes=self.paddings[0].sizes, pinned=sizes)
-            graphs = [(1, self.lowered), *((1, self._smaller(p)) for p in self.paddings[1:])]
+            graphs = [(1, graph) for _, graph in self.fitting]
         else:
             graphs = self.sized(opened.symbol)
         return open_plan.planned(
             graphs, opened, self.device, tell, reasons, asked=asked, records=records
         )
 
-    def _smaller(self, padding: Result) -> Graph:
-        """The input of the plan, of smaller sizes."""
+    def _smaller(self, padding: Result) -> Graph | Skip:
+        """The input of the plan, of smaller sizes; or why its scales would not be the same."""
         made = self.having(padding=padding)
         vars(made).update(watch=Watch(), device=self.device)
-        return made.lowered
+        if PRECISIONS[self.options.precision][0] not in _SEEN:
+            return made.lowered
+        if self.came_quantized:
+            return Skip("a part of the model came quantized")
+        same = resized(self.quantized, self.calibrated, made.float_graph)
+        if isinstance(same, Skip):
+            return same
+        lowered = made.having(settled=self.settled, calibration=None, quantized=same).lowered
+        others = differences(self.lowered, lowered)
+        return Skip(f"integers would be others: {others}") if others else lowered
 
     def sized(self, symbol: Symbol) -> list[tuple[int, Graph]]:
         """The lowered graphs of an open batch: of so many samples as it is best at, and of one."""

@@ -15,7 +15,7 @@ from qcompiler import Error
 from qcompiler.ir import Array
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
-from qcompiler.runtime import open_sizes
+from qcompiler.runtime import Model, open_sizes
 from tests.rewrite.test_padding import IMAGE, IMAGES, SEQ, SEQUENCES, model_of, random_feed
 
 LAYER = """
@@ -71,6 +71,18 @@ def sentence(batch: int, length: int) -> dict[str, Array]:
 def meant(model: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:
     shapes = {k: v.shape for k, v in feed.items()}
     return evaluate(read_pinned(model, shapes, {}, False, {}), feed)
+
+
+def answers(
+    model: Model, feed: Mapping[str, Array], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Array]]:
+    """What each of the sizes that kernels were made for answers, the largest last."""
+    found = []
+    for at in range(len(model.variant.pinned)):
+        with monkeypatch.context() as patch:
+            patch.setattr(open_sizes.Sizes, "fitting", lambda self, _, at=at: self._pinned[at])
+            found.append(model.run(feed))
+    return found
 
 
 @pytest.mark.parametrize("name", ["masked attention", "LSTM", "reductions", "pieces", "last"])
@@ -141,7 +153,9 @@ def test_texts_of_any_length_and_number(tmp_path: Path) -> None:
             np.testing.assert_allclose(found[name], value, 1e-4, 1e-4)
 
 
-def test_an_encoder_is_calibrated_with_texts_of_different_lengths() -> None:
+def test_an_encoder_is_calibrated_with_texts_of_different_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = [sentence(1, length) for length in (3, 9, 17, 24, 30, 40, 48)]
     dims = {"batch": 1, "seq": "1..48"}
     made = qcompiler.compile(encoder(), dims=dims, precision="int8", calibration=data, threads=1)
@@ -150,6 +164,11 @@ def test_an_encoder_is_calibrated_with_texts_of_different_lengths() -> None:
         feed = sentence(1, length)
         y, wanted = opened.run(feed)["y"], meant(encoder(), feed)["y"]
         assert np.abs(y - wanted).max() < 0.2 * np.abs(wanted).max()
+    *smaller, largest = answers(opened, sentence(1, 5), monkeypatch)
+    assert smaller
+    for found, (key, value) in product(smaller, largest.items()):
+        # Softmax and norms are float: its last bits may move a value by a step of 256.
+        np.testing.assert_allclose(found[key], value, atol=0.02 * np.abs(value).max())
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
