@@ -115,7 +115,8 @@ class _Errors:
     def add(self, exact: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Add one sample; `exact` is keyed by names of values."""
         for place, (output, name) in enumerate(self.outputs.items()):
-            a, b = exact[name].astype(np.float64), got[output].astype(np.float64)
+            b = got[output].astype(np.float64)
+            a = exact[name][tuple(map(slice, b.shape))].astype(np.float64)  # of open sizes, more
             signal, noise = self.powers[output]
             self.powers[output] = signal + np.square(a).sum(), noise + np.square(a - b).sum()
             if not place and a.ndim == 2 and a.shape[1] > 1:

@@ -20,7 +20,7 @@ from qcompiler.options import Options, Watch
 from qcompiler.quantization.resized import differences, resized
 from qcompiler.runtime import open_sizes
 from tests.networks.test_open_sizes import answers
-from tests.rewrite.test_padding import IMAGES, model_of
+from tests.rewrite.test_padding import IMAGES, SEQUENCES, model_of, random_feed
 
 LAYERS = """g (float[1,seq,16] x) => (float[1,seq,16] h, uint8[1,seq,16] y)
     <float[16,16] v = {@256}, float[16,16] w = {@256}, float[16] b = {@16}> {
@@ -141,6 +141,13 @@ def test_weights_that_differ_are_refused() -> None:
     found = resized(quantized, exact, substitute(exact, scaled))
     assert isinstance(found, Skip)
     assert "may depend on the sizes" in found.reason
+
+
+def test_outputs_of_fewer_rows_than_inputs_are_compared_with_float() -> None:
+    model = model_of(f"g {SEQUENCES['last']}")
+    data = [random_feed(model, {"s": n}, n) for n in (3, 8)]
+    made = qcompiler.compile(model, dims={"s": "2..9"}, precision="int8", calibration=data)
+    assert "SQNR inf dB" in made.manifest.notes["agreement"]
 
 
 def test_pruned_models_have_the_largest_sizes_alone() -> None:
