@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import Union
 
 from qcompiler.artifact.shrink import Piece
-from qcompiler.artifact.sizes import Size
+from qcompiler.artifact.sizes import Size, multiple
 from qcompiler.errors import Error
 
 FORMAT = 9
@@ -23,16 +23,30 @@ Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 @dataclass(frozen=True)
 class Symbol:
     """A size that an artifact leaves open: its name, the least and the largest number that it may
-    be, and the one that it was compiled to be best at.
+    be, the one that it was compiled to be best at, and what all that it may be are multiples of.
     """
 
     name: str
     low: int
     high: int
     best: int
+    step: int = 1
+
+    @property
+    def size(self) -> Size:
+        """The size as an expression, which says what it is a multiple of: `32*((h)//(32))`."""
+        return multiple(self.name, self.step)
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """What machine code was made for. A step of 1 is left out, as it was before there were any;
+        a runtime that does not know of steps finds that the signature of others differs.
+        """
+        return astuple(self) if self.step > 1 else astuple(self)[:-1]
 
     def __str__(self) -> str:
-        return f"{self.name} = {self.low} to {self.high}"
+        by = f" in steps of {self.step}" if self.step > 1 else ""
+        return f"{self.name} = {self.low} to {self.high}{by}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +215,7 @@ class Manifest:
         sizes += tuple(n for c in variant.checks for n in (c.offset, c.bytes))
         sizes += tuple(offset for _, offset in variant.extents)
         machine = (variant.isa, variant.triple, variant.cpu_flags)
-        symbols, batches = map(astuple, self.symbols), map(astuple, variant.batches)
+        symbols, batches = (s.facts for s in self.symbols), map(astuple, variant.batches)
         sides = (v.open for v in (*self.inputs, *self.outputs)) if self.symbols else ()
         hidden = [self.sizes] * bool(self.sizes)
         opened = [*symbols, *batches, *map(astuple, variant.pinned), *sides, *hidden]
@@ -305,6 +319,8 @@ def _demand_sizes(made: Manifest) -> None:
     for symbol in made.symbols:
         if not 1 <= symbol.low <= symbol.high < 1 << 31 or not 1 <= symbol.best <= symbol.high:
             raise ValueError(f"{symbol} is no range")
+        if symbol.step < 1 or any(n % symbol.step for n in (symbol.low, symbol.high)):
+            raise ValueError(f"{symbol} does not start and end with a multiple of its step")
         if not any(symbol.name in v.open for v in made.inputs):
             raise ValueError(f"{symbol} is the size of no input")
     for variant in made.variants:
@@ -356,7 +372,8 @@ def _at(size: int | str, sizes: Mapping[str, int]) -> int:
 
 def _symbol(raw: Json) -> Symbol:
     s = _object(raw)
-    return Symbol(_string(s["name"]), *(_int(s[k]) for k in ("low", "high", "best")))
+    low, high, best = (_int(s[k]) for k in ("low", "high", "best"))
+    return Symbol(_string(s["name"]), low, high, best, _int(s.get("step", 1)))
 
 
 def _batch(raw: Json) -> Batch:

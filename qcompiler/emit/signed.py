@@ -16,7 +16,8 @@ def signature_of(plan: Plan) -> int:
     open_: list[Sequence[object]] = []
     if opened:
         batches = [astuple(b) for b in opened.batches]
-        open_ = [*map(astuple, opened.symbols), *batches, *map(astuple, opened.pinned)]
+        symbols = [s.facts for s in opened.symbols]
+        open_ = [*symbols, *batches, *map(astuple, opened.pinned)]
         open_ += [*(v.open for side in sides for v in side), *([opened.sizes] * bool(opened.sizes))]
     sizes: tuple[int, ...] = (plan.weights.nbytes, plan.workspace_bytes)
     sizes += (len(plan.steps), plan.useful_threads)

@@ -1,7 +1,7 @@
 """What the user says of sizes that a model leaves open -> ranges, and input types with them.
 
 batch=1..64    stays open, between these       batch=1..    stays open, without an upper bound
-height=224     pinned
+height=224     pinned                          height=64..512:32    stays open, a multiple of 32
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from qcompiler.artifact.manifest import Symbol
+from qcompiler.artifact.sizes import multiple
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
 from qcompiler.ir.refusals import demand_static
@@ -22,13 +23,21 @@ from qcompiler.onnx_io.text import without_text
 if TYPE_CHECKING:
     import onnx
 
-Range = tuple[int, int]
-"""The least and the largest number that a size may be; equal if it is pinned."""
+
+class Range(NamedTuple):
+    """The least and the largest number that a size may be, equal if it is pinned, and what it is a
+    multiple of.
+    """
+
+    low: int
+    high: int
+    step: int = 1
+
 
 SAMPLES = 8
 """So many samples of an open batch are computed at once, where that is faster."""
 
-_WORD = re.compile(r"(\d{1,10})(?:(\.\.)(\d{0,10}))?")
+_WORD = re.compile(r"(\d{1,10})(?:(\.\.)(\d{0,10})(?::(\d{1,10}))?)?")
 
 
 def ranges(dims: Mapping[str, int | str] | None) -> dict[str, Range]:
@@ -39,13 +48,29 @@ def ranges(dims: Mapping[str, int | str] | None) -> dict[str, Range]:
 def _range(name: str, value: int | str) -> Range:
     found = _WORD.fullmatch(str(value).strip())
     if found is None:
-        raise Error(f"{value!r} is no range of sizes", where=f"--dim {name}", hint="1..64, or 8")
+        raise Error(
+            f"{value!r} is no range of sizes", where=f"--dim {name}", hint="1..64, 32..512:32, or 8"
+        )
     low = int(found[1])
     high = (int(found[3]) if found[3] else MAX_ELEMENTS) if found[2] else low
     if not 1 <= low <= high <= MAX_ELEMENTS:
         hint = f"from 1 up, at most {MAX_ELEMENTS}"
         raise Error(f"a size from {low} to {high}", where=f"--dim {name}", hint=hint)
-    return low, high
+    return _stepped(name, low, high, int(found[4] or 1), bounded=bool(found[3]))
+
+
+def _stepped(name: str, low: int, high: int, step: int, bounded: bool) -> Range:
+    """A range of multiples of `step`. Raises Error unless its ends are."""
+    where = f"--dim {name}"
+    if step < 1 or (step > 1 and not bounded and low < high):
+        hint = f"a step from 1 up, and an upper bound: {name}=32..512:32"
+        raise Error(f"no range of sizes from {low} by {step}", where=where, hint=hint)
+    for end in (low, high) if step > 1 else ():
+        if end % step:
+            first, last = -(-low // step) * step, high // step * step
+            hint = f"{name}={first}..{last}:{step}" if first <= last else ""
+            raise Error(f"{end} is no multiple of the step {step}", where=where, hint=hint)
+    return Range(low, high, step)
 
 
 def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str, Type]:
@@ -68,15 +93,18 @@ def open_symbols(
 ) -> tuple[Symbol, ...]:
     """What is asked for -> the sizes that stay open, best at `usual` unless asked otherwise."""
     asked, best = ranges(dims), dict(opt_dims or {})
-    open_ = {name: (low, high) for name, (low, high) in asked.items() if low < high}
+    open_ = {name: found for name, found in asked.items() if found.low < found.high}
     if wrong := [name for name in best if name not in open_]:
         raise Error(f"{wrong[0]!r} does not stay open", where="--opt-dim", hint="--dim NAME=LO..HI")
-    for name, (_, high) in open_.items():
+    for name, (_, high, step) in open_.items():
         if not 1 <= best.get(name, 1) <= high:
             raise Error(f"{best[name]} is not in 1 to {high}", where=f"--opt-dim {name}")
+        if best.get(name, 0) % step:
+            what = f"{best[name]} is no multiple of the step {step}"
+            raise Error(what, where=f"--opt-dim {name}")
     return tuple(
-        Symbol(name, low, high, best.get(name, min(usual, high)))
-        for name, (low, high) in open_.items()
+        Symbol(name, low, high, best.get(name, min(usual, high)), step)
+        for name, (low, high, step) in open_.items()
     )
 
 
@@ -92,7 +120,11 @@ def read_pinned(
     sizes, an open batch size is 1, with a note that says so.
     """
     shapes = {k: v if v is None else tuple(v) for k, v in input_shapes.items()}
-    pinned = {name: low for name, (low, high) in ranges(dims).items() if low == high}
+    asked = ranges(dims)
+    pinned = {name: low for name, (low, high, _) in asked.items() if low == high}
+    sizes = {
+        k: multiple(k, asked[k].step) if k == d and k in asked else d for k, d in sizes.items()
+    }
     batch = ""
 
     def settle(types: dict[str, Type]) -> dict[str, Type]:

@@ -40,7 +40,13 @@ def opened(
         if symbol.high == MAX_ELEMENTS:
             hint = "name the largest: --dim NAME=LO..HI"
             raise Error(f"{symbol.name} has no upper bound", where="--dim", hint=hint)
-    sides = [tuple(n.type.shape for n in side) for side in (graph.inputs, graph.outputs)]
+    names = {s.size: Size.of(s.name) for s in symbols}  # what the user knows them by
+    sides = [
+        tuple(
+            tuple(names.get(d, d) if isinstance(d, Size) else d for d in n.type.shape) for n in side
+        )
+        for side in (graph.inputs, graph.outputs)
+    ]
     kept = [] if batch is None else [replace(batch, best=1) if others else batch]
     for name, shape in zip(graph.output_names, sides[1], strict=True):
         if kept and inner and Size.of(shape[0]).symbols != {kept[0].name}:

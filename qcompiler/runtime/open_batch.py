@@ -26,7 +26,7 @@ def fits(shape: Sequence[int | str], found: Sequence[int]) -> bool:
 
 def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
     """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error where
-    one is outside its range, or not the same in all inputs.
+    one is outside its range, no multiple of its step, or not the same in all inputs.
     """
     found: dict[str, int] = {}
     for symbol in manifest.symbols:
@@ -40,7 +40,7 @@ def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
             listed = ", ".join(f"{n} in {name}" for name, n in places)
             raise Error(f"{symbol.name} is not the same in all inputs: {listed}")
         count = found[symbol.name] = places[0][1]
-        if not symbol.low <= count <= symbol.high:
+        if not symbol.low <= count <= symbol.high or count % symbol.step:
             hint = f"compile with --dim {symbol.name}=LO..HI for others"
             raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
     return found

@@ -17,7 +17,7 @@ from qcompiler.rewrite.padding.pad import Result, padded
 MOST, LEAST = 5, 8
 """Most sizes, unless one is asked for besides; and the least size that is worth one."""
 ROUND = 16
-"""Sizes above this are multiples of it, as rows are computed some at a time."""
+"""Sizes above this are multiples of it, as rows are computed some at a time; or of their step."""
 
 
 def pinned(symbols: Sequence[Symbol]) -> list[tuple[int, ...]]:
@@ -37,7 +37,8 @@ def pinned(symbols: Sequence[Symbol]) -> list[tuple[int, ...]]:
 
 def _rounded(symbol: Symbol, share: float) -> int:
     size = max(symbol.low, round(symbol.high * share))
-    return min(symbol.high, -(-size // ROUND) * ROUND) if size > ROUND else size
+    by = ROUND if size > ROUND and ROUND % symbol.step == 0 else symbol.step
+    return min(symbol.high, -(-size // by) * by)
 
 
 def paddings(graph: Graph, symbols: Sequence[Symbol], *, one: bool) -> tuple[Result, ...]:
