@@ -44,6 +44,10 @@ class Symbol:
         """
         return astuple(self) if self.step > 1 else astuple(self)[:-1]
 
+    def takes(self, number: int) -> bool:
+        """Is it one of the numbers that the size may be?"""
+        return self.low <= number <= self.high and number % self.step == 0
+
     def __str__(self) -> str:
         by = f" in steps of {self.step}" if self.step > 1 else ""
         return f"{self.name} = {self.low} to {self.high}{by}"

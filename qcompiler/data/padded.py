@@ -10,6 +10,7 @@ import numpy as np
 
 from qcompiler.artifact.sizes import Size
 from qcompiler.data.calibrate import Observe, Run, value_names
+from qcompiler.errors import Error
 from qcompiler.ir import SIZE, Array, Dim, Graph, Node
 from qcompiler.rewrite.padding.digits import Digits, is_open
 from qcompiler.rewrite.padding.pad import Result
@@ -26,11 +27,18 @@ class Sampled:
     shapes: Mapping[str, Sequence[Dim]]
 
     def sizes(self, sample: Mapping[str, Array]) -> Sizes:
-        """The open sizes of a sample."""
+        """The open sizes of a sample. Raises Error for one that a run could not have."""
         pairs = [
             (d, n) for k, a in sample.items() for d, n in zip(self.shapes[k], a.shape, strict=True)
         ]
-        return {d: n for d, n in pairs if isinstance(d, str)}
+        found = {d: n for d, n in pairs if isinstance(d, str)}
+        for symbol in self.padding.symbols:
+            count = found.get(symbol.name, symbol.high)
+            if not symbol.takes(count):
+                what = f"{symbol.name} is {count} in a sample, and is to be {symbol}"
+                hint = f"resize the samples, or another --dim {symbol.name}=LO..HI"
+                raise Error(what, where="--calibration", hint=hint)
+        return found
 
     def whole(self, sample: Mapping[str, Array]) -> dict[str, Array]:
         """A sample -> all inputs of the padded graph."""

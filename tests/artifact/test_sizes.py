@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qcompiler.artifact.sizes import Size, settled
+from qcompiler.artifact.sizes import Size, multiple, settled
 from qcompiler.errors import Error
 
 BATCH, SEQ = Size.of("batch"), Size.of("seq")
@@ -86,3 +86,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_symbol_without_a_number_is_named() -> None:
     with pytest.raises(Error, match="'seq' is not known"):
         (BATCH + SEQ).at({"batch": 2})
+
+
+def test_a_multiple_is_divided_evenly_by_what_divides_its_step() -> None:
+    size = multiple("h", 32)
+    assert Size.of(str(size)) == size
+    assert size.symbols == {"h"}
+    assert size // 2 == (size + 1) // 2 == (size - 1) // 2 + 1 == size // 4 * 2
+    assert size % 16 == "0"
+    assert size.over(8) == size // 8
+    assert size.over(64) is None
+    assert (size // 32 + 1) // 2 != size // 64
+    assert size.at({"h": 96}) == 96
+    assert size.bounds({"h": (64, 512)}) == (64, 512)
+    assert multiple("h", 1) == "h"

@@ -17,6 +17,7 @@ from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
 from qcompiler.runtime import Model, open_sizes
 from tests.rewrite.test_padding import IMAGE, IMAGES, SEQ, SEQUENCES, model_of, random_feed
+from tests.runtime.test_variants import forged, parts_of
 
 LAYER = """
     q0{i} = MatMul(x{i}, wq) q1{i} = Add(q0{i}, b) q2{i} = Reshape(q1{i}, heads)
@@ -195,3 +196,98 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_what_cannot_stay_open_is_refused(options: dict, words: str) -> None:
     with pytest.raises(Error, match=words):
         qcompiler.compile(encoder(), **options)
+
+
+PYRAMID = """(float[1,3,h,w] x) => (float[1,7,h,w] y, float[1,n,4] z)
+    <float[4,12,3,3] k = {@432}, float[4,4,3,3] l = {@144}> {
+    zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()
+    two = Constant<value_ints=[2]>() far = Constant<value_ints=[9223372036854775807]>()
+    three = Constant<value_ints=[3]>() flat = Constant<value_ints=[1,4,-1]>()
+    scales = Constant<value_floats=[1.0,1.0,4.0,4.0]>()
+    r0 = Slice(x, zero, far, two, two) r1 = Slice(x, one, far, two, two)
+    a = Slice(r0, zero, far, three, two) b = Slice(r0, one, far, three, two)
+    c = Slice(r1, zero, far, three, two) d = Slice(r1, one, far, three, two)
+    focus = Concat<axis=1>(a, b, c, d) fine = Conv<pads=[1,1,1,1]>(focus, k)
+    coarse = Conv<pads=[1,1,1,1], strides=[2,2]>(fine, l)
+    up = Resize<mode="nearest", coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor">(coarse, , scales)
+    y = Concat<axis=1>(up, x)
+    p = Reshape(coarse, flat) q = Reshape(fine, flat) places = Concat<axis=2>(p, q)
+    z = Transpose<perm=[0,2,1]>(places) }"""
+"""Every second row beside every other one, a level above one of half its size: multiples of 4."""
+
+
+def test_a_pyramid_takes_multiples_and_is_refused_without_a_step(tmp_path: Path) -> None:
+    model = model_of(f"g {PYRAMID}")
+    with pytest.raises(Error, match="only equal for some sizes") as refused:
+        qcompiler.compile(model, dims={"h": "4..12", "w": "4..12"}, threads=1)
+    assert "LO..HI:STEP" in refused.value.hint
+    made = qcompiler.compile(model, dims={"h": "4..12:4", "w": "4..12:4"}, threads=1)
+    assert [str(s) for s in made.manifest.symbols] == [f"{k} = 4 to 12 in steps of 4" for k in "hw"]
+    opened = qcompiler.load(made.save(tmp_path / "pyramid.qc"))
+    assert [str(v) for v in opened.inputs] == ["x: float32[1,3,h,w]"]
+    for h, w in product((4, 8, 12), repeat=2):
+        feed = random_feed(model, {"h": h, "w": w}, h * w)
+        found = opened.run(feed)
+        for key, value in meant(model, feed).items():
+            assert found[key].shape == value.shape
+            np.testing.assert_allclose(found[key], value, 2e-3, 2e-4, err_msg=f"{key} {h}x{w}")
+    for h, w in ((8, 10), (6, 8), (16, 8)):
+        with pytest.raises(Error, match=r"takes [hw] = 4 to 12 in steps of 4"):
+            opened.run(random_feed(model, {"h": h, "w": w}, 1))
+
+
+@pytest.mark.parametrize("step", [None, 1, 2, 0, 5])
+def test_a_manifest_with_another_step_is_refused(step: int | None, tmp_path: Path) -> None:
+    """None: as a runtime that does not know of steps reads it."""
+    text = "g (float[1,s] x) => (float[1,s] y) { y = Relu(x) }"
+    made = qcompiler.compile(model_of(text), dims={"s": "4..12:4"}, threads=1)
+    manifest, others = parts_of(made.save(tmp_path / "made.qc"))
+    if step is None:
+        del manifest["symbols"][0]["step"]
+    else:
+        manifest["symbols"][0]["step"] = step
+    with pytest.raises(Error):
+        qcompiler.load(forged(tmp_path / "made.qc", manifest, others))
+
+
+@pytest.mark.parametrize(
+    ("dims", "opt_dims", "words"),
+    [
+        ("4..21:4", {}, "21 is no multiple of the step 4"),
+        ("5..20:4", {}, "5 is no multiple of the step 4"),
+        ("4..:4", {}, "no range of sizes from 4 by 4"),
+        ("4..20:0", {}, "no range of sizes from 4 by 0"),
+        ("4:4", {}, "'4:4' is no range of sizes"),
+        ("4..20:4", {"h": 6}, "6 is no multiple of the step 4"),
+    ],
+)
+def test_a_step_that_does_not_fit_its_range_is_refused(
+    dims: str, opt_dims: dict[str, int], words: str
+) -> None:
+    with pytest.raises(Error, match=words):
+        qcompiler.compile(model_of(f"g {PYRAMID}"), dims={"h": dims, "w": 4}, opt_dims=opt_dims)
+
+
+def test_samples_are_multiples_of_the_step_too() -> None:
+    text = "g (float[1,2,s] x) => (float[1,2,s] y) <float[2,2,1] k = {@4}> { y = Conv(x, k) }"
+    model, dims = model_of(text), {"s": "8..16:4"}
+    good = [random_feed(model, {"s": s}, s) for s in (8, 12, 16)]
+    opened = qcompiler.load(
+        qcompiler.compile(model, dims=dims, precision="int8", calibration=good, threads=1)
+    )
+    y, wanted = opened.run(good[1])["y"], meant(model, good[1])["y"]
+    assert np.abs(y - wanted).max() < 0.1 * np.abs(wanted).max()
+    bad = [*good, random_feed(model, {"s": 10}, 1)]
+    with pytest.raises(Error, match="s is 10 in a sample, and is to be s = 8 to 16 in steps of 4"):
+        qcompiler.compile(model, dims=dims, precision="int8", calibration=bad, threads=1)
+
+
+def test_a_batch_may_be_a_multiple() -> None:
+    text = """g (float[batch,3] x) => (float[half,6] y) { s = Constant<value_ints=[-1,6]>()
+        r = Reshape(x, s) y = Tanh(r) }"""
+    model = model_of(text)
+    opened = qcompiler.load(qcompiler.compile(model, dims={"batch": "2..8:2"}, threads=1))
+    for batch in (2, 4, 8):
+        feed = random_feed(model, {"batch": batch}, batch)
+        np.testing.assert_allclose(opened.run(feed)["y"], meant(model, feed)["y"], 1e-5, 1e-5)

@@ -33,10 +33,15 @@ class Result:
     graph: Graph
     sizes: tuple[str, ...]
     """Which expressions its last inputs are, each int32[1]."""
-    top: Mapping[str, int]
-    """The largest size of each symbol."""
+    symbols: tuple[Symbol, ...]
+    """The open sizes, and what they may be."""
     dims: Mapping[str, tuple[Digits, ...]]
     """The digits of values, by the names of the nodes that make them."""
+
+    @property
+    def top(self) -> Mapping[str, int]:
+        """The largest size of each symbol."""
+        return {s.name: s.high for s in self.symbols}
 
 
 def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
@@ -65,7 +70,7 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     sizes = {str(size): node for size, node in p.sizes.items() if node in read}
     made = replace(graph, inputs=(*inputs, *sizes.values()), outputs=tuple(outputs))
     dims = {n.name: v[0].dims for n, v in p.known.items() if n.name and len(v) == 1}
-    return Result(made, tuple(sizes), p.top, dims)
+    return Result(made, tuple(sizes), tuple(symbols), dims)
 
 
 def _input(p: Padding, node: Node) -> Node:

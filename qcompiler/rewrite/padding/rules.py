@@ -156,7 +156,8 @@ def together(
         found = {made[i].dims[axis] for i in having}
         if len(found) > 1:
             sizes = " and ".join(sorted("*".join(map(str, d)) for d in found))
-            raise p.refused(f"{sizes} are only equal for some sizes")
+            hint = "multiples may be, --dim NAME=LO..HI:STEP; or pin them, --dim NAME=N"
+            raise p.refused(f"{sizes} are only equal for some sizes", hint)
         dims.append(found.pop() if found else ())
     return made, tuple(dims)
 
