@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from typing import Union
 
 from qcompiler.artifact.shrink import Piece
-from qcompiler.artifact.sizes import Size, multiple
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 
 FORMAT = 9
@@ -23,7 +23,7 @@ Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 @dataclass(frozen=True)
 class Symbol:
     """A size that an artifact leaves open: its name, the least and the largest number that it may
-    be, the one that it was compiled to be best at, and what all that it may be are multiples of.
+    be, and the one that it was compiled to be best at; multiples of `step` alone.
     """
 
     name: str
@@ -33,19 +33,12 @@ class Symbol:
     step: int = 1
 
     @property
-    def size(self) -> Size:
-        """The size as an expression, which says what it is a multiple of: `32*((h)//(32))`."""
-        return multiple(self.name, self.step)
-
-    @property
     def facts(self) -> tuple[object, ...]:
-        """What machine code was made for. A step of 1 is left out, as it was before there were any;
-        a runtime that does not know of steps finds that the signature of others differs.
-        """
-        return astuple(self) if self.step > 1 else astuple(self)[:-1]
+        """All of it; a step, which older runtimes do not know, if there is one."""
+        return astuple(self)[: 4 + (self.step > 1)]
 
     def takes(self, number: int) -> bool:
-        """Is it one of the numbers that the size may be?"""
+        """May the size be this number?"""
         return self.low <= number <= self.high and number % self.step == 0
 
     def __str__(self) -> str:
@@ -321,10 +314,9 @@ def _demand_sizes(made: Manifest) -> None:
     for size in made.sizes:
         _at(size, inner)
     for symbol in made.symbols:
-        if not 1 <= symbol.low <= symbol.high < 1 << 31 or not 1 <= symbol.best <= symbol.high:
+        inside = 1 <= symbol.step <= symbol.low <= symbol.high < 1 << 31
+        if not inside or not 1 <= symbol.best <= symbol.high:
             raise ValueError(f"{symbol} is no range")
-        if symbol.step < 1 or any(n % symbol.step for n in (symbol.low, symbol.high)):
-            raise ValueError(f"{symbol} does not start and end with a multiple of its step")
         if not any(symbol.name in v.open for v in made.inputs):
             raise ValueError(f"{symbol} is the size of no input")
     for variant in made.variants:
@@ -376,8 +368,8 @@ def _at(size: int | str, sizes: Mapping[str, int]) -> int:
 
 def _symbol(raw: Json) -> Symbol:
     s = _object(raw)
-    low, high, best = (_int(s[k]) for k in ("low", "high", "best"))
-    return Symbol(_string(s["name"]), low, high, best, _int(s.get("step", 1)))
+    numbers = [_int(s[k]) for k in ("low", "high", "best")]
+    return Symbol(_string(s["name"]), *numbers, _int(s.get("step", 1)))
 
 
 def _batch(raw: Json) -> Batch:

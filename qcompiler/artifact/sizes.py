@@ -93,14 +93,6 @@ class Size(str):
         return _bounds(self.terms, ranges)
 
 
-def multiple(name: str, step: int) -> Size:
-    """A symbol that is known to be a multiple of `step`, as an expression that says so: divisions
-    of it by what divides the step come out even. Its value is wrong where it is none.
-    """
-    size = Size.of(name)
-    return size // step * step
-
-
 def settled(value: Number) -> Number:
     """A size -> its number, if it has no symbols; else the size."""
     if isinstance(value, int):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qcompiler.artifact.manifest import Symbol
-from qcompiler.artifact.sizes import multiple
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
 from qcompiler.ir.refusals import demand_static
@@ -71,6 +71,13 @@ def _stepped(name: str, low: int, high: int, step: int, bounded: bool) -> Range:
             hint = f"{name}={first}..{last}:{step}" if first <= last else ""
             raise Error(f"{end} is no multiple of the step {step}", where=where, hint=hint)
     return Range(low, high, step)
+
+
+def multiple(name: str, step: int) -> Size:
+    """A size that is a multiple of `step`, as an expression that says so: divisions by what divides
+    the step come out even. Its value is wrong for other numbers.
+    """
+    return Size.of(name) // step * step
 
 
 def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str, Type]:

@@ -40,7 +40,9 @@ def opened(
         if symbol.high == MAX_ELEMENTS:
             hint = "name the largest: --dim NAME=LO..HI"
             raise Error(f"{symbol.name} has no upper bound", where="--dim", hint=hint)
-    names = {s.size: Size.of(s.name) for s in symbols}  # what the user knows them by
+    names = {
+        Size.of(s.name) // s.step * s.step: Size.of(s.name) for s in symbols
+    }  # what the user knows them by
     sides = [
         tuple(
             tuple(names.get(d, d) if isinstance(d, Size) else d for d in n.type.shape) for n in side

@@ -26,7 +26,7 @@ def fits(shape: Sequence[int | str], found: Sequence[int]) -> bool:
 
 def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
     """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error where
-    one is outside its range, no multiple of its step, or not the same in all inputs.
+    one is outside its range, or not the same in all inputs.
     """
     found: dict[str, int] = {}
     for symbol in manifest.symbols:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from qcompiler.artifact.sizes import Size, multiple, settled
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
+from qcompiler.onnx_io.dims import multiple
 
 BATCH, SEQ = Size.of("batch"), Size.of("seq")
 Rule = Callable[[dict[str, int]], int]
