@@ -184,8 +184,8 @@ class Options:
     dims: Mapping[str, int | str] | None = option(
         None,
         "what a size that inputs leave open may be: batch=1..64 stays open in the artifact (also"
-        " batch=1.. without an upper bound), and so do others, as seq=1..512, or multiples of 32,"
-        " as height=64..512:32; height=224 is pinned",
+        " batch=1.. without an upper bound), as do seq=1..512 and height=64..512:32, a multiple of"
+        " 32; height=224 is pinned",
         flags=("--dim", "--dims"),
         metavar="NAME=LO..HI[:STEP]",
         read=dim,

@@ -23,7 +23,7 @@ Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]
 @dataclass(frozen=True)
 class Symbol:
     """A size that an artifact leaves open: its name, the least and the largest number that it may
-    be, and the one that it was compiled to be best at; multiples of `step` alone.
+    be, and the one that it was compiled to be best at; multiples of `step`.
     """
 
     name: str
@@ -32,18 +32,9 @@ class Symbol:
     best: int
     step: int = 1
 
-    @property
-    def facts(self) -> tuple[object, ...]:
-        """All of it; a step, which older runtimes do not know, if there is one."""
-        return astuple(self)[: 4 + (self.step > 1)]
-
-    def takes(self, number: int) -> bool:
-        """May the size be this number?"""
-        return self.low <= number <= self.high and number % self.step == 0
-
     def __str__(self) -> str:
-        by = f" in steps of {self.step}" if self.step > 1 else ""
-        return f"{self.name} = {self.low} to {self.high}{by}"
+        steps = f" in steps of {self.step}" * (self.step > 1)
+        return f"{self.name} = {self.low} to {self.high}{steps}"
 
 
 @dataclass(frozen=True)
@@ -212,7 +203,8 @@ class Manifest:
         sizes += tuple(n for c in variant.checks for n in (c.offset, c.bytes))
         sizes += tuple(offset for _, offset in variant.extents)
         machine = (variant.isa, variant.triple, variant.cpu_flags)
-        symbols, batches = (s.facts for s in self.symbols), map(astuple, variant.batches)
+        symbols = [astuple(s)[: 4 + (s.step > 1)] for s in self.symbols]
+        batches = map(astuple, variant.batches)
         sides = (v.open for v in (*self.inputs, *self.outputs)) if self.symbols else ()
         hidden = [self.sizes] * bool(self.sizes)
         opened = [*symbols, *batches, *map(astuple, variant.pinned), *sides, *hidden]
@@ -315,7 +307,7 @@ def _demand_sizes(made: Manifest) -> None:
         _at(size, inner)
     for symbol in made.symbols:
         inside = 1 <= symbol.step <= symbol.low <= symbol.high < 1 << 31
-        if not inside or not 1 <= symbol.best <= symbol.high:
+        if not (inside and 1 <= symbol.best <= symbol.high):
             raise ValueError(f"{symbol} is no range")
         if not any(symbol.name in v.open for v in made.inputs):
             raise ValueError(f"{symbol} is the size of no input")
@@ -368,8 +360,8 @@ def _at(size: int | str, sizes: Mapping[str, int]) -> int:
 
 def _symbol(raw: Json) -> Symbol:
     s = _object(raw)
-    numbers = [_int(s[k]) for k in ("low", "high", "best")]
-    return Symbol(_string(s["name"]), *numbers, _int(s.get("step", 1)))
+    s.setdefault("step", 1)
+    return Symbol(_string(s["name"]), *(_int(s[k]) for k in ("low", "high", "best", "step")))
 
 
 def _batch(raw: Json) -> Batch:

@@ -34,7 +34,7 @@ class Sampled:
         found = {d: n for d, n in pairs if isinstance(d, str)}
         for symbol in self.padding.symbols:
             count = found.get(symbol.name, symbol.high)
-            if not symbol.takes(count):
+            if count not in range(symbol.low, symbol.high + 1, symbol.step):
                 what = f"{symbol.name} is {count} in a sample, and is to be {symbol}"
                 hint = f"resize the samples, or another --dim {symbol.name}=LO..HI"
                 raise Error(what, where="--calibration", hint=hint)

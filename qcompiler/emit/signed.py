@@ -16,7 +16,8 @@ def signature_of(plan: Plan) -> int:
     open_: list[Sequence[object]] = []
     if opened:
         batches = [astuple(b) for b in opened.batches]
-        symbols = [s.facts for s in opened.symbols]
+        # older artifacts have no step, and older runtimes are to refuse any but 1
+        symbols = [astuple(s)[: 4 + (s.step > 1)] for s in opened.symbols]
         open_ = [*symbols, *batches, *map(astuple, opened.pinned)]
         open_ += [*(v.open for side in sides for v in side), *([opened.sizes] * bool(opened.sizes))]
     sizes: tuple[int, ...] = (plan.weights.nbytes, plan.workspace_bytes)

@@ -40,7 +40,7 @@ def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
             listed = ", ".join(f"{n} in {name}" for name, n in places)
             raise Error(f"{symbol.name} is not the same in all inputs: {listed}")
         count = found[symbol.name] = places[0][1]
-        if not symbol.takes(count):
+        if count not in range(symbol.low, symbol.high + 1, symbol.step):
             hint = f"compile with --dim {symbol.name}=LO..HI for others"
             raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
     return found
