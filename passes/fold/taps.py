@@ -24,7 +24,7 @@ def fold_taps(conv: Node, w: Node) -> Node | Skip | None:
     """Conv(x, w) -> Conv(x, the taps of w that read x)."""
     x = conv.operands[0]
     sizes = [d for d in x.shape[2:] if isinstance(d, int)]
-    if len(sizes) < x.type.rank - 2 or not conv.type.size:
+    if len(sizes) < x.type.rank - 2 or 0 in conv.shape:
         return None
     window = Window.of(conv, sizes, w.type.dims[2:])
     axes = [_kept(window, i, size) for i, size in enumerate(sizes)]
