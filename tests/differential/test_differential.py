@@ -22,7 +22,7 @@ from .reference import references
 from .shards import alone, results
 from .shrink import save, shrink
 
-CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES = 200, 300, 60, 60, 60, 100
+CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES = 100, 150, 30, 30, 30, 50
 """How many are tried unless `--cases` says otherwise."""
 A_TEST = 10
 """Cases in one test: a test for each would take longer to report than to run."""
