@@ -9,10 +9,10 @@ middle tap of nine ever reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from qcompiler.errors import Error
 from qcompiler.ir import Node
 from qcompiler.ops.window import Window
 from qcompiler.rewrite import ANY, CONST, OPTIONAL, Skip, op, rule, taken
@@ -27,7 +27,8 @@ def fold_taps(conv: Node, w: Node) -> Node | Skip | None:
     if len(sizes) < x.type.rank - 2 or 0 in conv.shape:
         return None
     window = Window.of(conv, sizes, w.type.dims[2:])
-    axes = [_kept(window, i, size) for i, size in enumerate(sizes)]
+    inside = window.inside(sizes) > 0
+    axes = [_kept(conv, window, i, np.flatnonzero(_along(inside, i))) for i in range(len(sizes))]
     if all(a.last - a.first + 1 == k for a, k in zip(axes, window.kernel, strict=True)):
         return None
     if not np.isfinite(w.array.astype(np.float64)).all():
@@ -57,19 +58,20 @@ class _Axis:
     end: int
 
 
-def _kept(window: Window, axis: int, size: int) -> _Axis:
+def _along(inside: Any, axis: int) -> Any:
+    """Which taps along a dimension read the image, with any tap along the others."""
+    return inside.any(axis=tuple(i for i in range(inside.ndim) if i != axis))
+
+
+def _kept(conv: Node, window: Window, axis: int, read: Any) -> _Axis:
+    """`read`: the taps along the dimension that read the image."""
     taps, stride, step = (p[axis] for p in (window.kernel, window.strides, window.dilations))
-    pads = window.pads[axis]
-    if pads is None:
-        raise Error("the padding of a fixed size is known")
-    (count,) = Window((taps,), (stride,), (step,), (pads,)).outputs([size])
-    windows = np.arange(int(count))[:, None] * stride - pads[0]
-    places = windows + np.arange(taps) * step
-    read = np.flatnonzero(((places >= 0) & (places < size)).any(axis=0))
+    pads, size, count = window.pads[axis], *(n.shape[2 + axis] for n in (conv.operands[0], conv))
+    assert pads is not None
     if not read.size:
         return _Axis(0, taps - 1, *pads)
     first = min(int(read[0]), pads[0] // step)  # the padding stays at 0 or above
     last = int(read[-1])
     begin = pads[0] - first * step
-    end = (int(count) - 1) * stride + (last - first) * step + 1 - size - begin
-    return _Axis(first, last, begin, max(end, 0))
+    reach = (int(count) - 1) * stride + (last - first) * step + 1
+    return _Axis(first, last, begin, max(reach - int(size) - begin, 0))

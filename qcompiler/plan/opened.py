@@ -12,6 +12,7 @@ from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Graph
+from qcompiler.onnx_io.dims import multiple
 from qcompiler.plan.alone import demand_alone
 from qcompiler.plan.plan import Opened
 
@@ -40,9 +41,7 @@ def opened(
         if symbol.high == MAX_ELEMENTS:
             hint = "name the largest: --dim NAME=LO..HI"
             raise Error(f"{symbol.name} has no upper bound", where="--dim", hint=hint)
-    names = {
-        Size.of(s.name) // s.step * s.step: Size.of(s.name) for s in symbols
-    }  # what the user knows them by
+    names = {multiple(s.name, s.step): Size.of(s.name) for s in symbols}  # as the user knows them
     sides = [
         tuple(
             tuple(names.get(d, d) if isinstance(d, Size) else d for d in n.type.shape) for n in side

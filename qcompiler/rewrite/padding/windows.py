@@ -53,6 +53,12 @@ def _flat(window: Window) -> tuple[int, ...]:
     return (*begins, *ends)
 
 
+def _made(p: Padding, node: Node, x: Padded, window: Window, channels: Dim) -> Padded:
+    """The same operator on an image, with the window's padding as numbers."""
+    made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
+    return _spatial(Padded(made, x.dims), node, channels)
+
+
 def _spatial(x: Padded, node: Node, channels: Dim) -> Padded:
     """The dimensions of what a window makes of an image."""
     dims = (x.dims[0], digits_of([channels]), *(digits_of([d]) for d in node.types[0].shape[2:]))
@@ -68,9 +74,7 @@ def _conv(p: Padding, node: Node) -> Padded:
     if node.op == "ConvInteger":
         zero = (*node.inputs, None, None)[2]
         fill = 0.0 if zero is None else p.value(zero).node
-    x = p.masked(x, reached, fill)
-    made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
-    return _spatial(Padded(made, x.dims), node, node.type.shape[1])
+    return _made(p, node, p.masked(x, reached, fill), window, node.type.shape[1])
 
 
 @pads("ConvTranspose")
@@ -91,9 +95,7 @@ def _max_pool(p: Padding, node: Node) -> Padded:
     x = _image(p, node)
     window, reached = _window(p, node, None)
     fill = lowest(x.node.dtype) if node.op == "MaxPool" else 0
-    x = p.masked(x, reached, fill)
-    made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
-    return _spatial(Padded(made, x.dims), node, node.type.shape[1])
+    return _made(p, node, p.masked(x, reached, fill), window, node.type.shape[1])
 
 
 @pads("AveragePool")
@@ -104,10 +106,9 @@ def _average_pool(p: Padding, node: Node) -> Padded:
     if window.ceil and reached:
         raise p.refused("ceil_mode along an open size")
     hidden = p.masked(x, reached, 0)
-    own = {"auto_pad": "NOTSET", "pads": _flat(window)}
     if not reached or node.int("count_include_pad"):
-        made = made_of(p, node, hidden.node, **own)
-        return _spatial(Padded(made, x.dims), node, node.type.shape[1])
+        return _made(p, node, hidden, window, node.type.shape[1])
+    own = {"auto_pad": "NOTSET", "pads": _flat(window)}
     sums = made_of(p, node, hidden.node, **own, count_include_pad=1)
     ones = Padded(const(np.ones((1, 1, *x.node.type.dims[2:])), node.dtype), ((), (), *x.dims[2:]))
     share = made_of(p, node, p.masked(ones, reached, 0).node, **own, count_include_pad=1)
