@@ -14,7 +14,9 @@ def listening(address: tuple[str, int], backlog: int) -> socket.socket:
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=backlog)
+        made = socket.create_server((host, port), family=family, backlog=backlog)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # of accepted ones
+        return made
     except (OSError, OverflowError) as e:
         reason = getattr(e, "strerror", None) or e
         raise Error(f"cannot listen there ({reason})", where=f"{host}:{port}") from e

@@ -115,7 +115,6 @@ class Server:
         with connection:
             try:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 channel = wire.admit(connection, self._token, self._enter)
                 log.info("%s: connected", name)
                 self._admitted.add(name)
