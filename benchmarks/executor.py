@@ -45,6 +45,8 @@ Submit = Callable[[Callable[[], None]], object]
 WITHIN = 2.0
 """Times the latency of a request alone, for the 99th percentile."""
 HALVINGS = 6
+TRIES = 3
+"""So often a rate is tried, and the median counts: a pause of the machine fails one of them."""
 ARRIVALS = 150
 """So many at the least, however few seconds there are,"""
 LONGEST = 8.0
@@ -130,8 +132,10 @@ def largest_rate(each: Contender, seconds: float) -> float:
     low, high = 0.0, each.rate
     for turn in range(HALVINGS):
         rate = (low + high) / 2
-        tail = float(np.percentile(arrivals(each, rate, seconds, turn), 99))
-        low, high = (rate, high) if tail <= WITHIN * each.latency else (low, rate)
+        seeds = range(turn * TRIES, (turn + 1) * TRIES)
+        tails = [float(np.percentile(arrivals(each, rate, seconds, s), 99)) for s in seeds]
+        within = statistics.median(tails) <= WITHIN * each.latency
+        low, high = (rate, high) if within else (low, rate)
     return low
 
 
@@ -237,7 +241,7 @@ def measure(found: Sequence[Contender], seconds: float, turns: int, *, rates: bo
     fastest = {each.maker: each for each in sorted(found, key=lambda each: each.rate)}
     for each in fastest.values() if rates else ():
         each.latency = alone(each, seconds / 10)
-        each.open_rate = largest_rate(each, seconds / HALVINGS)
+        each.open_rate = largest_rate(each, seconds / (HALVINGS * TRIES))
 
 
 def table(results: Mapping[str, Sequence[Contender]], *, rates: bool) -> str:
