@@ -17,12 +17,15 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.registry import Region
 from qcompiler.ops import evaluate
+from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.work import work
 
 CHEAP = 30_000_000
 """Operations of a region that numpy computes in about a second."""
 _ROUNDED = frozenset({"Cast", "dequantize", "Add", "Sub", "Mul", "Min", "Max", "Relu", "Clip"})
 """Operators whose floats every kernel rounds alike, where their operands are."""
+FLIPPED = 2
+"""Weights of a row of int8 attention that may be rounded up in one kernel and down in another."""
 _EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
 
@@ -53,9 +56,26 @@ def _allowed(region: Region, largest: float) -> float:
     if region.output.dtype not in _EPS:
         summed = root is not None and bool(root.operands) and root.operands[0].dtype in _EPS
         inexact = any(n.dtype in _EPS and n.op not in _ROUNDED for n in region.nodes)
-        return 1.0 if summed or inexact else 0.0
+        return (1.0 if summed or inexact else 0.0) + _flipped(region)
     length = 1 if root is None else _length(root)
-    return narrow * (16 + 8 * math.sqrt(length)) * max(largest, 1e-30)
+    return narrow * (16 + 8 * math.sqrt(length)) * max(largest, 1e-30) + _flipped(region)
+
+
+def _flipped(region: Region) -> float:
+    """What weights of int8 attention that are rounded otherwise do to the output."""
+    root = region.root
+    if root is None or root.op != "attention" or root.operands[0].dtype != "int8":
+        return 0.0
+    return FLIPPED * max((_factor(n) for n in region.nodes if n.inputs[:1] == (root,)), default=1.0)
+
+
+def _factor(node: Node) -> float:
+    """What a reader multiplies its first operand by, at the most."""
+    factor = known_value(node.operands[1]) if node.op in ("quantize", "Mul") else None
+    if factor is None:
+        return 1.0
+    divided = node.op == "quantize" and node.int("divide")
+    return float(np.abs(1 / factor if divided else factor).max())
 
 
 def _length(root: Node) -> int:

@@ -194,3 +194,18 @@ def test_bytes_may_be_next_to_each_other_where_a_function_is_rounded(
     right = np.full((4, 8), 7, np.uint8)
     assert check.difference(right + np.uint8(1), right, step.region) == wrong
     assert "off by 2" in check.difference(right + np.uint8(2), right, step.region)
+
+
+@pytest.mark.parametrize(("factor", "most"), [(0.5, 2), (3.0, 7)])
+def test_a_weight_of_attention_in_bytes_may_be_rounded_the_other_way(
+    factor: float, most: int
+) -> None:
+    shape = Type("int8", (1, 2, 8, 16))
+    q, k, v = (placeholder(name, shape) for name in "qkv")
+    scale = constant(np.float32(1e-3))
+    floats = make("attention", q, k, v, None, scale)
+    made = make("quantize", floats, constant(np.float32(factor)), constant(np.int32(0)))
+    (step,) = plan(Graph((q, k, v), (made,), ("y",)), plugins.device("host", 1)).steps
+    right = np.full((1, 2, 8, 16), 100, np.uint8)
+    assert not check.difference(right + np.uint8(most), right, step.region)
+    assert "off by" in check.difference(right + np.uint8(most + 1), right, step.region)
