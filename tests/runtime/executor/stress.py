@@ -20,6 +20,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+from clients import together
 
 from qcompiler import Error, Executor, load
 from qcompiler.ir import Array
@@ -55,14 +56,7 @@ class Stress:
 
     def run(self, executor: Executor) -> None:
         """All clients, until all requests have ended."""
-        clients = [
-            threading.Thread(target=self._client, args=(executor, random.Random(i)))
-            for i in range(self.clients)
-        ]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
+        together(lambda i: self._client(executor, random.Random(i)), self.clients)
 
     def _more(self) -> bool:
         with self._lock:

@@ -18,6 +18,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+from clients import fork_while_busy
 
 from qcompiler import Error, Executor, load
 from qcompiler.hardware import cpu
@@ -513,34 +514,9 @@ def test_a_forked_child_has_streams_of_its_own(doubling: Path) -> None:
     subprocess.run([sys.executable, "-c", FORKED, str(doubling)], check=True, timeout=120)
 
 
-BUSY_FORK = """
-import os, sys, threading
-import numpy as np
-from qcompiler import Executor
-x = np.ones(8, np.float32)
-executor = Executor(sys.argv[1], streams=2, threads=1)
-stop = threading.Event()
-def busy():
-    while not stop.is_set():
-        executor.run(x)
-clients = [threading.Thread(target=busy) for _ in range(3)]
-for client in clients: client.start()
-failed = 0
-for _ in range(20):
-    pid = os.fork()
-    if not pid:
-        os._exit(0 if np.array_equal(executor.run(x), 2 * x) else 1)
-    failed += os.waitpid(pid, 0)[1] != 0
-stop.set()
-for client in clients: client.join()
-executor.close()
-sys.exit(failed)
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_in_the_middle_of_requests_is_safe(doubling: Path) -> None:
-    subprocess.run([sys.executable, "-c", BUSY_FORK, str(doubling)], check=True, timeout=120)
+    fork_while_busy(doubling, 20, streams=2)
 
 
 IDLE = """

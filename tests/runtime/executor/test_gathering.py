@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import wait
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+from clients import together
 from onnx import TensorProto, helper, numpy_helper
 from test_executor import Gate, occupied
 
@@ -168,7 +168,7 @@ def test_rows_that_meet_by_rounding_are_not_gathered() -> None:
 
 
 def test_many_clients_get_what_is_theirs(batched: Path) -> None:
-    model, wrong = load(batched), []
+    model = load(batched)
 
     def client(seed: int, executor: Executor) -> None:
         rng = np.random.default_rng(seed)
@@ -176,16 +176,8 @@ def test_many_clients_get_what_is_theirs(batched: Path) -> None:
             rows = int(rng.integers(1, 9))
             x = models.sample(1000 * seed + turn, rows)
             whole = np.concatenate([x, np.zeros((8 - rows, models.WIDTH), np.float32)])
-            found = executor.run(x)
-            if any(
-                not np.array_equal(a, b[:rows]) for a, b in zip(found, model(whole), strict=True)
-            ):
-                wrong.append((seed, turn))
+            for found, wanted in zip(executor.run(x), model(whole), strict=True):
+                np.testing.assert_array_equal(found, wanted[:rows])
 
     with Executor(batched, max_batch=8, max_queue_delay_us=200, streams=2, threads=1) as executor:
-        clients = [threading.Thread(target=client, args=(i, executor)) for i in range(8)]
-        for thread in clients:
-            thread.start()
-        for thread in clients:
-            thread.join()
-    assert not wrong
+        together(lambda seed: client(seed, executor))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from concurrent.futures import wait
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+from clients import together
 from test_executor import Gate, occupied
 
 from qcompiler import Error, Executor, load
@@ -120,24 +120,16 @@ def test_a_preferred_batch_is_at_least_one_sample(opened: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_many_clients_of_many_shapes_get_what_is_theirs(precision: str, tmp_path: Path) -> None:
     path = models.opened(precision=precision).save(tmp_path / "model.qc")
-    model, wrong = load(path), []
+    model = load(path)
 
     def client(seed: int, executor: Executor) -> None:
         luck = random.Random(seed)
         for turn in range(40):
             x = models.sample(1000 * seed + turn, luck.randrange(1, 30))
-            try:
-                same(executor.run(x), rows_of(model, x))
-            except AssertionError as e:
-                wrong.append(e)
+            same(executor.run(x), rows_of(model, x))
 
     with Executor(path, max_batch=32, max_queue_delay_us=200, streams=2, threads=1) as executor:
-        clients = [threading.Thread(target=client, args=(i, executor)) for i in range(8)]
-        for thread in clients:
-            thread.start()
-        for thread in clients:
-            thread.join()
-    assert wrong == []
+        together(lambda seed: client(seed, executor))
 
 
 def test_a_worker_that_died_gets_the_run_of_any_size_again(opened: Path) -> None:

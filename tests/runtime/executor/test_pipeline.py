@@ -6,8 +6,6 @@ import gc
 import json
 import os
 import random
-import subprocess
-import sys
 import threading
 from concurrent.futures import wait
 from dataclasses import replace
@@ -17,6 +15,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+from clients import fork_while_busy
 from test_executor import Gate
 
 from qcompiler import Error, Executor, load
@@ -280,35 +279,6 @@ def test_steps_are_cut_by_what_they_take(chain: Path) -> None:
     assert len(bounds) <= 4
 
 
-FORKED = """
-import os, sys, threading
-import numpy as np
-from qcompiler import Executor, load
-x = np.ones((1, 48), np.float32)
-wanted = load(sys.argv[1])(x)[0]
-executor = Executor(sys.argv[1], pipeline=2, threads=1)
-stop = threading.Event()
-def busy():
-    while not stop.is_set():
-        executor.run(x)
-clients = [threading.Thread(target=busy) for _ in range(3)]
-for client in clients: client.start()
-failed = 0
-for _ in range(10):
-    pid = os.fork()
-    if not pid:
-        ok = np.array_equal(executor.run(x)[0], wanted)
-        executor.close()
-        os._exit(0 if ok else 1)
-    failed += os.waitpid(pid, 0)[1] != 0
-stop.set()
-for client in clients: client.join()
-ok = np.array_equal(executor.run(x)[0], wanted)
-executor.close()
-sys.exit(not ok or failed != 0)
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_in_the_middle_of_requests_is_safe(chain: Path) -> None:
-    subprocess.run([sys.executable, "-c", FORKED, str(chain)], check=True, timeout=120)
+    fork_while_busy(chain, 10, pipeline=2)

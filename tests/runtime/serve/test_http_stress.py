@@ -5,13 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import random
-import threading
 from collections import Counter
 from pathlib import Path
 
 import models
 import numpy as np
 import pytest
+from clients import together
 from served import Server, serving
 
 from qcompiler import load
@@ -109,11 +109,7 @@ def test_everybody_is_answered(mode: str, requests: int, request: pytest.Fixture
     more = ("--threads", "1", "--max-batch", "8", "--max-queue-size", "12")
     with serving(path, *words, *more) as server:
         clients = [Client(server, path.stem, samples, wanted, seed) for seed in range(CLIENTS)]
-        workers = [threading.Thread(target=c.run, args=(requests,)) for c in clients]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        together(lambda i: clients[i].run(requests), CLIENTS)
         status, page = server.ask("/metrics")
         assert status == 200
         assert server.end() == 143

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+from clients import together
 from served import Server, serving
 
 from qcompiler import load
@@ -207,11 +207,7 @@ def test_batches_are_gathered_for_clients(batched: Path) -> None:
             told = {"name": "x", "datatype": "FP32", "shape": [1, models.WIDTH], "data": data}
             found[number] = server.ask("/v2/models/batched/infer", {"inputs": [told]})
 
-        clients = [threading.Thread(target=client, args=(i,)) for i in range(8)]
-        for thread in clients:
-            thread.start()
-        for thread in clients:
-            thread.join()
+        together(client)
         for number, (status, told) in found.items():
             assert status == 200
             np.testing.assert_array_equal(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import pytest
+from clients import together
 from served import Server
 
 from qcompiler import load
@@ -79,25 +79,13 @@ def test_the_client_is_told_what_is_wrong(server: Server) -> None:
 
 
 def test_many_clients_at_once_are_all_answered(server: Server) -> None:
-    wrong: list[object] = []
-
     def work(seed: int) -> None:
         with client(server) as triton:
             for turn in range(25):
                 x = np.full(8, 100 * seed + turn, np.float32)
-                try:
-                    found = triton.infer("two", inputs(x)).as_numpy("y")
-                    if not np.array_equal(found, 2 * x):
-                        wrong.append((seed, turn))
-                except BaseException as e:
-                    wrong.append(e)
+                np.testing.assert_array_equal(triton.infer("two", inputs(x)).as_numpy("y"), 2 * x)
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
+    together(work)
 
 
 def test_requests_in_flight_are_answered_each(server: Server) -> None:
