@@ -16,7 +16,7 @@ import numpy as np
 from qcompiler.ir import Node
 from qcompiler.ops import known_value, make
 from qcompiler.ops.registry import Numbers
-from qcompiler.ops.sampling import MAX_TAPS, sampled
+from qcompiler.ops.resize import MAX_TAPS, sampled
 from qcompiler.rewrite import Skip, op, rule
 from qcompiler.rewrite.matching import const, input_at, to_dtype, transpose
 

@@ -24,7 +24,7 @@ from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.registry import Kernel, Region, kernel
-from qcompiler.ops.sampling import MAX_TAPS, sampled
+from qcompiler.ops.resize import MAX_TAPS, sampled
 
 _MOST_TAPS = 64
 """The most input pixels of one output pixel, over all axes, that are unrolled."""
