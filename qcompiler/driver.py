@@ -45,8 +45,7 @@ from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, chosen, run_stage
 from qcompiler.tune import timing
 from qcompiler.tune.records import MODEL, Measured, joined_records, model_key, names_in
-from qcompiler.tune.records import read as read_records
-from qcompiler.tune.shipped import shipped
+from qcompiler.tune.shipped import known
 
 if TYPE_CHECKING:
     import onnx
@@ -74,24 +73,13 @@ def compilations(
     what does not depend on the target is done once. Raises Error as `Compilation`, and for two
     targets between which nobody could choose.
     """
-    names = plugins.names(options.target, makes)
-    found = {name: plugins.device(name, options.threads) for name in names}
-    names.sort(key=lambda name: (found[name].isa.family, found[name].isa.preference))
-    for i, name in enumerate(names):
-        same = [other for other in names[:i] if found[other].isa is found[name].isa]
-        if same:
-            raise Error(
-                f"{same[0]} and {name} are both {found[name].isa.name}: nothing that a CPU reports"
-                " tells them apart",
-                where="--target",
-                hint="name one of them",
-            )
-    base = Compilation(model, replace(options, target=names[0]), watch)
-    vars(base).update(device=found[names[0]])
-    if len(names) == 1:
+    first, *others = plugins.targeted(options.target, options.threads, makes).items()
+    base = Compilation(model, replace(options, target=first[0]), watch)
+    vars(base).update(device=first[1])
+    if not others:
         yield base
     else:
-        yield from (base.aimed(name, found[name]) for name in names)
+        yield from (base.aimed(name, device) for name, device in (first, *others))
 
 
 @dataclass(frozen=True)
@@ -165,10 +153,8 @@ class Compilation:
             stage=tell and (lambda stage, graph: tell(f"{stage}_{device.isa.name}", graph)),
         )
         made = replace(self, options=replace(self.options, target=target), watch=watch)
-        shared: dict[str, object] = {"records": self.records, "opened": self.opened}
-        shared |= {"paddings": self.paddings}
-        shared |= {"float_graph": self.float_graph, "seen": self.seen}
-        vars(made).update(device=device, **shared)
+        shared = ("records", "opened", "paddings", "float_graph", "seen")
+        vars(made).update({form: getattr(self, form) for form in shared}, device=device)
         return made
 
     @cached_property
@@ -179,14 +165,7 @@ class Compilation:
     @cached_property
     def device(self) -> Device:
         """The device that the artifact is compiled for."""
-        names = plugins.names(self.options.target, makes)
-        if len(names) > 1:
-            raise Error(
-                f"one target is wanted, these are {len(names)}: {', '.join(names)}",
-                where="--target",
-                hint="several can be compiled for, without --max-drop and --report",
-            )
-        return plugins.device(names[0], self.options.threads)
+        return plugins.only_device(self.options.target, self.options.threads, makes)
 
     @cached_property
     def choice(self) -> Choice:
@@ -195,17 +174,8 @@ class Compilation:
 
     @cached_property
     def records(self) -> Records | None:
-        """What was measured to be fastest: records that ship, and those of a file, which count
-        first; None where there are none.
-        """
-        found = Measured() if self.options.no_shipped_records else shipped()
-        if self.options.tuning_records:
-            given = read_records(self.options.tuning_records)
-            if given.stale:
-                names = sorted({f"{x.record.generator} {x.record.version}" for x in given.stale})
-                log.warning("tuning records of other generators are ignored: %s", ", ".join(names))
-            found = found | given
-        return found if found.lines else None
+        """What was measured to be fastest; None where nothing was."""
+        return known(self.options.tuning_records, ships=not self.options.no_shipped_records)
 
     @cached_property
     def open_graph(self) -> Graph:

@@ -127,6 +127,38 @@ def names(target: str | Sequence[str], makes: Callable[[Isa], bool] | None = Non
     return list(dict.fromkeys(found))
 
 
+def targeted(
+    target: str | Sequence[str], threads: int, makes: Callable[[Isa], bool]
+) -> dict[str, Device]:
+    """What may be several targets (as in `names`) -> the device of each name, the most preferred
+    of a family last. Raises Error for two between which nobody could choose.
+    """
+    found = {name: device(name, threads) for name in names(target, makes)}
+    order = sorted(found, key=lambda n: (found[n].isa.family, found[n].isa.preference))
+    for i, name in enumerate(order):
+        same = [other for other in order[:i] if found[other].isa is found[name].isa]
+        if same:
+            raise Error(
+                f"{same[0]} and {name} are both {found[name].isa.name}: nothing that a CPU reports"
+                " tells them apart",
+                where="--target",
+                hint="name one of them",
+            )
+    return {name: found[name] for name in order}
+
+
+def only_device(target: str | Sequence[str], threads: int, makes: Callable[[Isa], bool]) -> Device:
+    """The device of what must be one target."""
+    found = names(target, makes)
+    if len(found) > 1:
+        raise Error(
+            f"one target is wanted, these are {len(found)}: {', '.join(found)}",
+            where="--target",
+            hint="several can be compiled for, without --max-drop and --report",
+        )
+    return device(found[0], threads)
+
+
 def devices() -> dict[str, Path]:
     """Device name -> its TOML file, for every installed device."""
     folder = importlib.import_module("qcompiler.targets.devices")
