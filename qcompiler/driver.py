@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompiler import plugins
-from qcompiler.artifact.artifact import Artifact, joined
+from qcompiler.artifact.artifact import Artifact
 from qcompiler.artifact.manifest import Pinned, Symbol
+from qcompiler.artifact.saving import joined
 from qcompiler.artifact.sizes import Size
 from qcompiler.data.activations import Compile, Runner, Seen
 from qcompiler.data.calibrate import Calibration

@@ -1,4 +1,4 @@
-"""Manifest, machine code, weights <-> one file on disk (`model.qc`).
+"""One file on disk (`model.qc`) -> manifest, machine code, weights (saving.py has the way back).
 
 A zip of stored members, each at a multiple of 64 bytes: `manifest.json` (manifest.py), the machine
 code of every variant (`ISA.so`), and `weights.bin`, the constants of all variants, equal ones once.
@@ -13,7 +13,7 @@ import hashlib
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.entropy import decode, encode
+from qcompiler.artifact.entropy import decode
 from qcompiler.artifact.manifest import (
     Check,
     Manifest,
@@ -34,13 +34,11 @@ from qcompiler.artifact.manifest import (
     Variant,
     digest_of,
     read,
-    signature,
-    written,
 )
-from qcompiler.artifact.members import Member, aligned, aside, changed, layout, parts, write
-from qcompiler.artifact.shrink import LEAST_BYTES, MOST_GROWTH, demand_apart, expand, shrink
-from qcompiler.errors import Error
-from qcompiler.files import opened, replacing
+from qcompiler.artifact.members import Member, aligned, aside, changed, layout, parts
+from qcompiler.artifact.pieces import LEAST_BYTES, MOST_GROWTH, demand_apart, expand
+from qcompiler.errors import Error, compiler_needed
+from qcompiler.files import opened
 
 __all__ = [
     "Artifact",
@@ -53,10 +51,8 @@ __all__ = [
     "StepFact",
     "Value",
     "Variant",
-    "joined",
     "open_artifact",
     "reading",
-    "signature",
 ]
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.bin"
@@ -155,7 +151,7 @@ class Artifact:
     @property
     def weights_bytes(self) -> int:
         """Size of all constants; equal ones count once."""
-        return sum(size for size, _ in self._blobs)
+        return sum(size for size, _ in self.blobs)
 
     @property
     def shared_bytes(self) -> int:
@@ -164,7 +160,7 @@ class Artifact:
         return sum(size for keys in each for size, _ in keys) - self.weights_bytes
 
     @property
-    def _blobs(self) -> dict[Key, Bytes]:
+    def blobs(self) -> dict[Key, Bytes]:
         """Size and SHA-256 of every constant of any variant -> its bytes."""
         return {
             (size, digest): binary.weights[offset : offset + size]
@@ -177,65 +173,9 @@ class Artifact:
         seen. `compress`: entropy-code weights and code, which are decoded when it is opened (None:
         as requested when it was compiled).
         """
-        compress = self.compress if compress is None else compress
-        path = Path(path)
-        blobs = self._blobs
-        pieces, kept = shrink(list(blobs.values()), code=compress)
-        numbers = {key: number for number, key in enumerate(blobs)}
-        members: dict[str, Sequence[memoryview]] = {}
-        variants: list[Variant] = []
-        for variant, binary in zip(self.manifest.variants, self.binaries):
-            code = encode(np.frombuffer(binary.code, np.uint8)) if compress else binary.code
-            members[variant.member] = [memoryview(code)]
-            variants.append(_stored(variant, binary, numbers, code, coded=compress))
-        members[WEIGHTS] = [blob.data for blob in kept]
-        manifest = written(replace(self.manifest, variants=tuple(variants), blobs=pieces))
-        with replacing(path) as file:
-            write(file, {MANIFEST: [memoryview(manifest)], **members})
-            _, places = layout(file, MANIFEST)
-            for name, data in members.items():
-                if Member(file, places[name]).digest != _sha256(data):
-                    raise changed(name, str(path))
-        return path
-
-
-def _stored(
-    variant: Variant, binary: Binary, numbers: Mapping[Key, int], code: bytes, *, coded: bool
-) -> Variant:
-    """A variant's description in a file. `numbers`: indices of the blobs; `code`: its member,
-    entropy-coded if `coded`.
-    """
-    return replace(
-        variant,
-        code=_sha256([code]),
-        code_bytes=len(binary.code) if coded else 0,
-        weights=binary.digest,
-        weights_bytes=binary.weights.nbytes,
-        blobs=tuple((numbers[size, digest], offset) for offset, size, digest in binary.constants),
-    )
-
-
-def joined(artifacts: Sequence[Artifact]) -> Artifact:
-    """Artifacts of one model for different instruction sets, the most preferred last -> an artifact
-    of all variants.
-    """
-    manifests = [a.manifest for a in artifacts]
-    first = manifests[0]
-    if len(artifacts) == 1:
-        return artifacts[0]
-    if any((m.inputs, m.outputs) != (first.inputs, first.outputs) for m in manifests):
-        raise ValueError("these artifacts are of different models")
-    same = {k: v for k, v in first.notes.items() if all(m.notes.get(k) == v for m in manifests)}
-    variants = tuple(
-        replace(v, notes={**{k: n for k, n in m.notes.items() if k not in same}, **v.notes})
-        for m in manifests
-        for v in m.variants
-    )
-    apart = all(m.apart for m in manifests)
-    manifest = replace(first, variants=variants, notes=same, apart=apart)
-    return replace(
-        artifacts[0], manifest=manifest, binaries=tuple(b for a in artifacts for b in a.binaries)
-    )
+        with compiler_needed():
+            from qcompiler.artifact.saving import save
+        return save(self, Path(path), compress=self.compress if compress is None else compress)
 
 
 def open_artifact(path: str | Path) -> Artifact:
@@ -273,7 +213,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _sha256(parts: Iterable[memoryview | bytes]) -> str:
+def sha256(parts: Iterable[memoryview | bytes]) -> str:
     found = hashlib.sha256()
     for part in parts:
         found.update(part)

@@ -7,11 +7,11 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from typing import Union
 
-from qcompiler.artifact.shrink import Piece
+from qcompiler.artifact.pieces import Piece
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 
@@ -190,45 +190,22 @@ class Manifest:
         return self.variants[0].steps
 
     def signature(self, variant: Variant, weights_bytes: int, weights_digest: str) -> int:
-        """What a variant's machine code must return as its signature."""
-        inputs, outputs = (
-            [(v.name, v.dtype, v.shape) for v in side] for side in (self.inputs, self.outputs)
-        )
-        sizes: tuple[int, ...] = (
-            weights_bytes,
-            variant.workspace_bytes,
-            len(variant.steps),
-            variant.threads,
-        )
-        sizes += tuple(n for c in variant.checks for n in (c.offset, c.bytes))
-        sizes += tuple(offset for _, offset in variant.extents)
-        machine = (variant.isa, variant.triple, variant.cpu_flags)
-        symbols = [astuple(s)[: 4 + (s.step > 1)] for s in self.symbols]
-        batches = map(astuple, variant.batches)
-        sides = (v.open for v in (*self.inputs, *self.outputs)) if self.symbols else ()
-        hidden = [self.sizes] * bool(self.sizes)
-        opened = [*symbols, *batches, *map(astuple, variant.pinned), *sides, *hidden]
-        return signature(inputs, outputs, sizes, machine, weights_digest, opened)
-
-
-def signature(
-    inputs: Sequence[tuple[str, str, Sequence[int]]],
-    outputs: Sequence[tuple[str, str, Sequence[int]]],
-    sizes: Sequence[int],
-    machine: tuple[str, str, Iterable[str]],
-    weights_digest: str,
-    opened: Sequence[Sequence[object]] = (),
-) -> int:
-    """What machine code expects of its manifest -> 31 bits, which the code returns too. `inputs`,
-    `outputs`: (name, dtype, shape); `sizes`: bytes of weights and workspace, numbers of steps and
-    threads; `machine`: instruction set, triple, flags that the CPU must have; `opened`: symbols,
-    batches and shapes of an open batch.
-    """
-    sides = [[[name, dtype, *shape] for name, dtype, shape in side] for side in (inputs, outputs)]
-    isa, triple, cpu_flags = machine
-    open_ = [list(opened)] if opened else []
-    text = json.dumps([*sides, list(sizes), isa, triple, sorted(cpu_flags), weights_digest, *open_])
-    return zlib.crc32(text.encode()) & 0x7FFFFFFF
+        """What a variant's machine code must return as its signature: 31 bits of all that it was
+        made for.
+        """
+        sides = [[[v.name, v.dtype, *v.shape] for v in s] for s in (self.inputs, self.outputs)]
+        sizes = [weights_bytes, variant.workspace_bytes, len(variant.steps), variant.threads]
+        sizes += [n for c in variant.checks for n in (c.offset, c.bytes)]
+        sizes += [offset for _, offset in variant.extents]
+        machine = (variant.isa, variant.triple, sorted(variant.cpu_flags))
+        # older artifacts have no step, and older runtimes are to refuse any but 1
+        opened: list[object] = [astuple(s)[: 4 + (s.step > 1)] for s in self.symbols]
+        if self.symbols:
+            opened += [*map(astuple, variant.batches), *map(astuple, variant.pinned)]
+            opened += [v.open for v in (*self.inputs, *self.outputs)]
+            opened += [self.sizes] * bool(self.sizes)
+        text = json.dumps([*sides, sizes, *machine, weights_digest, *([opened] if opened else [])])
+        return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
 def digest_of(constants: Iterable[tuple[int, int, bytes]]) -> str:

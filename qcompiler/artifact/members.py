@@ -1,4 +1,4 @@
-"""Named bytes <-> a zip of stored members, each at a multiple of 64 bytes.
+"""A zip of stored members, each at a multiple of 64 bytes -> named bytes.
 
 Bytes are hashed as they are read, so the bytes that are used are those that were checked.
 """
@@ -12,7 +12,7 @@ import queue
 import struct
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from qcompiler.artifact.abi import ALIGN
 from qcompiler.errors import Error
 
-_PADDING_FIELD = 0xD935  # the zip extra field that Android's zipalign uses for alignment
-_LARGE_BYTES = 1 << 30  # zip has two forms of header; zipfile takes the small one up to 2 GiB
 _MAX_TEXT_BYTES = 64 << 20
 _CHUNK = 1 << 20  # stays in a cache between reading and hashing
 _ASIDE_BYTES = 4 << 20  # from here on a thread pays, and mapped memory
@@ -172,20 +170,3 @@ def aligned(size: int) -> Bytes:
     raw = np.zeros(size + ALIGN, np.uint8)
     skip = -int(raw.__array_interface__["data"][0]) % ALIGN
     return raw[skip : skip + size]
-
-
-def write(file: BinaryIO, members: Mapping[str, Sequence[memoryview]]) -> None:
-    """Write members, of several parts each, as a zip to an empty file."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members.items():
-            size = sum(map(len, data))
-            info = zipfile.ZipInfo(name)  # its default date, 1980: equal inputs give equal files
-            large = size >= _LARGE_BYTES
-            header = file.tell() + 30 + len(name.encode()) + (20 if large else 0) + 4
-            padding = -header % ALIGN
-            info.extra = struct.pack("<HH", _PADDING_FIELD, padding) + bytes(padding)
-            info.file_size = size
-            with archive.open(info, "w", force_zip64=large) as member:
-                for part in data:
-                    member.write(part)
-    file.flush()

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.errors import Error
 
-_MAGIC = b"QCGPU\0\0\0"
+MAGIC = b"QCGPU\0\0\0"
 SPACES = ("input", "output", "weights", "workspace")
 """What an operand's offset counts: the caller's arrays by their numbers, bytes in the others."""
 
@@ -92,24 +92,6 @@ class Program:
     """By step."""
 
 
-def written(program: Program) -> bytes:
-    """A program -> bytes, the same for equal programs."""
-    modules = [(name, code) for name, codes in program.modules.items() for code in codes]
-    head = {
-        "modules": [[name, len(code)] for name, code in modules],
-        "launches": [
-            [c.step, c.module, c.function, c.blocks, c.threads, c.operands, c.numbers]
-            for c in program.launches
-        ],
-        "driver": program.driver,
-        "signature": program.signature,
-        "uses": {name: astuple(use) for name, use in program.uses.items()},
-        "forecasts": [astuple(f) for f in program.forecasts],
-    }
-    text = json.dumps(head, separators=(",", ":")).encode()
-    return b"".join((_MAGIC, struct.pack("<Q", len(text)), text, *(code for _, code in modules)))
-
-
 def read(code: bytes, where: str) -> Program:
     """Bytes -> the program. Raises Error if they are none."""
     try:
@@ -119,10 +101,10 @@ def read(code: bytes, where: str) -> Program:
 
 
 def _read(code: bytes) -> Program:
-    if not code.startswith(_MAGIC):
+    if not code.startswith(MAGIC):
         raise ValueError("it does not begin as one")
-    (length,) = struct.unpack_from("<Q", code, len(_MAGIC))
-    at = len(_MAGIC) + 8
+    (length,) = struct.unpack_from("<Q", code, len(MAGIC))
+    at = len(MAGIC) + 8
     head = json.loads(code[at : at + length])
     at += length
     modules: dict[str, list[bytes]] = {}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def compile(a: Namespace) -> int:
     """ONNX model -> artifact."""
-    from qcompiler.artifact.artifact import joined
+    from qcompiler.artifact.saving import joined
 
     if a.dry_run:
         return say_plan(a)

@@ -21,10 +21,10 @@ from tvm import tirx
 
 from qcompiler.artifact.abi import MOST_UNITS, Table
 from qcompiler.emit import entries, team
+from qcompiler.emit.described import signature_of
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
 from qcompiler.emit.sections import Call, Section, sections
-from qcompiler.emit.signed import signature_of
 from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu, Isa
@@ -153,7 +153,7 @@ def _team_entries() -> dict[str, tirx.PrimFunc]:
 
 
 def _signature(plan: Plan) -> tirx.PrimFunc:
-    """The function that returns what the manifest must agree with (artifact.signature)."""
+    """The function that returns what the manifest must agree with (Manifest.signature)."""
     b = Builder("qcompiler_signature")
     b.pointer("found", "int32").store(0, const(signature_of(plan)))
     return b.function()

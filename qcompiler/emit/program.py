@@ -4,12 +4,15 @@ launches of all steps in order.
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from qcompiler.artifact.artifact import Artifact, Variant
 from qcompiler.artifact.program import (
+    MAGIC,
     Forecast,
     Launch,
     Program,
@@ -18,11 +21,10 @@ from qcompiler.artifact.program import (
     later,
     number_of,
     read,
-    written,
 )
 from qcompiler.emit import cuda, nvrtc
 from qcompiler.emit.cubin import Taken, taken
-from qcompiler.emit.signed import signature_of
+from qcompiler.emit.described import signature_of
 from qcompiler.hardware import cpu
 from qcompiler.hardware.gpu import Gpu
 from qcompiler.hardware.isa import Device
@@ -34,6 +36,24 @@ _FUNCTIONS_A_MODULE = 8
 def emit(plan: Plan) -> bytes:
     """Plan -> the bytes of its program. Raises Error without the compiler for CUDA."""
     return written(program_of(plan))
+
+
+def written(program: Program) -> bytes:
+    """A program -> bytes, the same for equal programs."""
+    modules = [(name, code) for name, codes in program.modules.items() for code in codes]
+    head = {
+        "modules": [[name, len(code)] for name, code in modules],
+        "launches": [
+            [c.step, c.module, c.function, c.blocks, c.threads, c.operands, c.numbers]
+            for c in program.launches
+        ],
+        "driver": program.driver,
+        "signature": program.signature,
+        "uses": {name: astuple(use) for name, use in program.uses.items()},
+        "forecasts": [astuple(f) for f in program.forecasts],
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    return b"".join((MAGIC, struct.pack("<Q", len(text)), text, *(code for _, code in modules)))
 
 
 def program_of(plan: Plan) -> Program:

@@ -20,7 +20,7 @@ import pytest
 
 from qcompiler import Artifact, Error, load, plugins
 from qcompiler.artifact import artifact as artifact_module
-from qcompiler.artifact import members
+from qcompiler.artifact import members, saving
 from qcompiler.artifact.artifact import (
     Binary,
     Manifest,
@@ -187,7 +187,7 @@ def test_members_of_gigabytes_lie_where_they_should(tmp_path: Path, size: int) -
     zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     given = {"manifest.json": b"{}", "code.so": b"code" * 99, "weights.bin": zeros}
     with Sparse(tmp_path / "large.qc", "w+") as file:
-        members.write(file, {k: [memoryview(v)] for k, v in given.items()})
+        saving.write(file, {k: [memoryview(v)] for k, v in given.items()})
         text, places = members.layout(file, "manifest.json")
         assert text == b"{}"
         assert {n: p.size for n, p in places.items()} == {n: len(d) for n, d in given.items()}
@@ -197,11 +197,13 @@ def test_members_of_gigabytes_lie_where_they_should(tmp_path: Path, size: int) -
 def test_what_cannot_be_read_again_is_not_saved(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write = saving.write
+
     def losing(file: Any, given: Any) -> None:
-        members.write(file, {**given, "weights.bin": [memoryview(bytes(128))]})
+        write(file, {**given, "weights.bin": [memoryview(bytes(128))]})
 
     changed = replace(artifact.binaries[0], weights=np.ones(128, np.uint8))
-    monkeypatch.setattr(artifact_module, "write", losing)
+    monkeypatch.setattr(saving, "write", losing)
     with pytest.raises(Error, match=r"weights\.bin is not what was compiled"):
         replace(artifact, binaries=(changed,)).save(tmp_path / "model.qc")
     assert not list(tmp_path.iterdir())
@@ -416,7 +418,7 @@ def test_a_manifest_of_numbers_that_make_no_sense_is_refused_or_harmless(
         before, holder[key] = holder[key], number
         with (tmp_path / "lies.qc").open("wb") as file:
             changed = {**given, "manifest.json": json.dumps(facts).encode()}
-            members.write(file, {n: [memoryview(d)] for n, d in changed.items()})
+            saving.write(file, {n: [memoryview(d)] for n, d in changed.items()})
         holder[key] = before
         try:
             model = load(tmp_path / "lies.qc")

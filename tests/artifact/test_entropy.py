@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.artifact import entropy
-from qcompiler.artifact.entropy import decode, encode
+from qcompiler.artifact.encode import encode
+from qcompiler.artifact.entropy import decode
 
 
 def bytes_of(array: np.ndarray) -> np.ndarray:
@@ -71,7 +72,7 @@ def test_damaged_bytes_are_refused_or_give_as_many(data: st.DataObject) -> None:
 
 
 def test_a_bomb_is_cut_off_at_the_size_that_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = lzma.compress(bytes(1 << 21), lzma.FORMAT_RAW, filters=entropy._FILTERS[1])
+    bomb = lzma.compress(bytes(1 << 21), lzma.FORMAT_RAW, filters=entropy.FILTERS[1])
     data = np.frombuffer(bytes([0]) + struct.pack("<BQ", 1, len(bomb)) + bomb, np.uint8)
     largest = 0
     real = entropy._decompressed

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import open_artifact
-from qcompiler.artifact.shrink import Bytes, Piece, demand_apart, expand, shrink
+from qcompiler.artifact.pieces import Bytes, Piece, demand_apart, expand
+from qcompiler.artifact.shrink import shrink
 from qcompiler.emit.assemble import assemble
 from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.ops import make

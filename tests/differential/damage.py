@@ -23,7 +23,7 @@ import numpy as np
 
 import qcompiler
 from qcompiler.artifact.manifest import digest_of
-from qcompiler.artifact.shrink import Piece, expand
+from qcompiler.artifact.pieces import Piece, expand
 from qcompiler.demo import DATA, MODEL
 from qcompiler.errors import Error
 

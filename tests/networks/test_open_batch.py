@@ -251,7 +251,7 @@ def test_a_manifest_with_other_sizes_is_refused(
     manifest = json.loads(members["manifest.json"])
     change(manifest)  # type: ignore[operator]
     members["manifest.json"] = json.dumps(manifest).encode()
-    from qcompiler.artifact.members import write
+    from qcompiler.artifact.saving import write
 
     with path.open("wb") as out:
         write(out, {name: [memoryview(data)] for name, data in members.items()})

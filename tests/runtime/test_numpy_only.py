@@ -153,13 +153,18 @@ def test_what_needs_the_compiler_says_so(place: Path, folder: Path) -> None:
         missing = "its package " if place == ROOT else "the runtime alone "
         assert error.startswith(f"error: this needs the compiler, and {missing}")
         assert len(error.splitlines()) == 2
-    done = bare(
-        place,
-        "import qcompiler\n"
-        f"try: qcompiler.compile({str(model)!r})\n"
-        "except qcompiler.Error as e: print(e.what)",
-    )
-    assert "this needs the compiler" in done
+    wanted = [f"qcompiler.compile({str(model)!r})"]
+    if place != ROOT:
+        wanted += [f"open_artifact({str(folder / 'int8.qc')!r}).save({str(folder / 'new.qc')!r})"]
+    for call in wanted:
+        done = bare(
+            place,
+            "import qcompiler\n"
+            "from qcompiler.artifact.artifact import open_artifact\n"
+            f"try: {call}\n"
+            "except qcompiler.Error as e: print(e.what)",
+        )
+        assert "this needs the compiler" in done
 
 
 @pytest.mark.slow

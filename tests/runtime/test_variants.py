@@ -21,7 +21,8 @@ from emulator import load_or_skip
 from qcompiler import Artifact, Error, compile, driver, load, plugins
 from qcompiler.artifact import artifact as artifact_module
 from qcompiler.artifact import members
-from qcompiler.artifact.artifact import joined, open_artifact
+from qcompiler.artifact.artifact import open_artifact
+from qcompiler.artifact.saving import joined
 from qcompiler.data import activations
 from qcompiler.demo import DATA, MODEL
 from qcompiler.hardware import cpu, isa
