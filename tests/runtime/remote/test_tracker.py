@@ -75,6 +75,8 @@ class Tracker:
                 mine = [f for f in self.free if f[1] == message[1]]
                 while not mine:
                     self.changed.wait()
+                    if gone(connection):
+                        raise OSError("it waits no more")
                     mine = [f for f in self.free if f[1] == message[1]]
                 self.free.remove(mine[0])
                 self.changed.notify_all()
@@ -88,6 +90,13 @@ class Tracker:
         with self.changed:
             while len(self.free) != free or self.puts < puts:
                 assert self.changed.wait(60)
+
+
+def gone(connection: socket.socket) -> bool:
+    """Has the other side closed it? Nothing is read."""
+    with suppress(BlockingIOError):
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return False
 
 
 @pytest.fixture
