@@ -25,7 +25,7 @@ GUARD = 64
 """Bytes that kernels may read past the end of a constant or of a workspace buffer."""
 
 SPINS_PER_US = 20
-"""So often, about, a thread looks for a unit in a microsecond."""
+"""About how many times per microsecond a waiting thread looks for a unit."""
 
 MOST_UNITS = 32
 """Most units of a section and threads of a team: the bits of half a word."""

@@ -90,7 +90,7 @@ class Value:
 
 @dataclass(frozen=True)
 class StepFact:
-    """What profiles need to know of a step."""
+    """Facts of a step, for profiles."""
 
     name: str
     kernel: str

@@ -37,7 +37,7 @@ def taken(code: bytes) -> dict[str, Taken]:
 
 
 def _sections(code: bytes) -> dict[str, bytes]:
-    """Those with contents, by name."""
+    """The sections that have contents, by name."""
     (table,) = struct.unpack_from("<Q", code, 40)
     size, count, strings = struct.unpack_from("<HHH", code, 58)
     heads = [struct.unpack_from("<IIQQQQ", code, table + i * size) for i in range(count)]

@@ -124,7 +124,7 @@ def source(functions: Mapping[str, Function], isa: Isa) -> str:
 
 @cache
 def device_code() -> str:
-    """What all code calls."""
+    """Functions that all kernels may call."""
     return (Path(__file__).parent / "device_code.cuh").read_text(encoding="utf-8")
 
 

@@ -145,7 +145,7 @@ def _facts(found: Sequence[Section], steps: int, parts: int, first_at: int) -> t
 
 
 def _team_entries() -> dict[str, tirx.PrimFunc]:
-    """What the runtime calls, besides `qcompiler_run`."""
+    """The entries for thread teams, besides `qcompiler_run`."""
     return {
         "qcompiler_launch": _shell("entry_launch", [_BYTES, _BYTES, _INT]),
         "qcompiler_work": _shell("team_work", [_BYTES, _INT]),

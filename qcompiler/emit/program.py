@@ -121,7 +121,7 @@ def forecast(step: Step, device: Device) -> Forecast:
 
 
 def _uses(plan: Plan, launches: Sequence[cuda.Launch], codes: Sequence[bytes]) -> dict[str, Use]:
-    """What the functions that are launched take, by the compiler's account."""
+    """Registers and memory of the launched functions, as the compiler reports them."""
     assert isinstance(plan.device, Gpu)
     sm = plan.device.multiprocessor
     told = {name: own for code in codes for name, own in taken(code).items()}

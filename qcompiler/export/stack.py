@@ -17,7 +17,7 @@ from qcompiler.export.elf import FUNCTION, UNDEFINED, Elf
 _PIECE = re.compile(r"qcompiler_piece\d+")
 """Functions that call kernels, one after the other (emit/native.py)."""
 _NEVER = frozenset(("qcompiler_launch", "qcompiler_work", "qcompiler_signature"))
-"""What the runtime calls, but no run from C; in the code of an artifact."""
+"""Functions in an artifact's code that the runtime calls, and no run from C."""
 
 
 class _Unknown(Exception):

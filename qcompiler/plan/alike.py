@@ -56,7 +56,7 @@ class Alike:
         return how
 
     def _offers(self, region: Region, seconds: float) -> list[Offer]:
-        """What takes no longer, by generator and by how it would cut the work."""
+        """Candidates that take no longer, by generator and by how they divide the work."""
         device = self.chooser.device
         one = sealed(region, device)
         every = (Offer(g.name, c) for g in asked(one, device) for c in offered(g, one, device))
@@ -65,7 +65,7 @@ class Alike:
 
 
 def _packed(region: Region, kernel: object) -> Iterator[bytes]:
-    """What tells a region's packed weights from others."""
+    """The keys of a region's packed weights."""
     if not isinstance(kernel, Kernel):
         return
     for place, pack in kernel.pack.items():

@@ -32,7 +32,7 @@ _ALONG = frozenset({"Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "R
 _ALONG |= {"LpNormalization", "ArgMax", "ArgMin", "TopK", "Split"}
 """Operators that work along one axis, or from one axis on."""
 _FROM = frozenset({"LayerNormalization", "RMSNormalization"})
-"""Those that work from one axis on."""
+"""Of these, operators that work from one axis on."""
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _TARGETS: Mapping[str, int] = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
 """Operators that read a shape, and which of their inputs it is."""

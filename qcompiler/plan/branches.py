@@ -24,7 +24,7 @@ from qcompiler.plan.regions import base
 MOST_STEPS = 64
 """Of a branch: what is longer is cut, and goes on after the others have ended."""
 MOST_BRANCHES = 16
-"""That are looked at together."""
+"""Of a group that is considered together."""
 GAIN = 1.1
 """A group must be predicted to be so many times as fast: predictions of single steps err."""
 _LONG = 50.0
@@ -43,7 +43,7 @@ class Branch:
 
 
 class Kernels(Protocol):
-    """What chooses kernels."""
+    """Chooses kernels."""
 
     device: Device
 

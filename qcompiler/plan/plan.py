@@ -39,7 +39,7 @@ class Opened:
     """
 
     symbols: tuple[Symbol, ...]
-    """That of the batch first, if the batch is open."""
+    """The symbol of the batch first, if the batch is open."""
     shapes: tuple[tuple[tuple[Dim, ...], ...], tuple[tuple[Dim, ...], ...]]
     batches: tuple[Batch, ...] = ()
     """Of an open batch: the batches of fixed sizes that runs are made of, the largest first."""

@@ -99,7 +99,7 @@ class Code:
 
     @property
     def signature(self) -> int:
-        """What a whole model's code expects of its manifest (see artifact.signature)."""
+        """What a whole model's code expects of its manifest (`Manifest.signature`)."""
         found = ctypes.c_int32()
         try:
             self._library.qcompiler_signature(ctypes.byref(found))
@@ -134,7 +134,7 @@ class Frame:
         self.table[self.words.workspace] = self.workspace.address
         self._pointer = ctypes.c_void_p(ctypes.addressof(self.table))
         self.crew: Crew | None = None
-        """Who runs it; None: a team that no other call uses just now."""
+        """The threads that run it; None: a team that no other call is using."""
 
     def fill(self, arrays: Iterable[Memory]) -> None:
         """Enter all inputs, then all outputs, into the table."""
@@ -177,7 +177,7 @@ class Crew(Protocol):
 
 
 SPIN_US = 300
-"""So long workers look for work before they fall asleep, unless asked otherwise."""
+"""Default microseconds that workers look for work before they fall asleep."""
 _ENDING_SECONDS = 5.0
 
 

@@ -26,7 +26,7 @@ from qcompiler.runtime.cuda.capsules import CUDA, MANAGED, Borrowed, capsule_of,
 _LEGACY = 1
 """The default stream, by the number that both DLPack and the driver give it."""
 _UNORDERED = -1
-"""Of DLPack: whoever takes it sees to the order."""
+"""DLPack's number for: the consumer ensures the order."""
 
 
 def on_gpu(given: object) -> bool:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".executor.json"
 _SECONDS, _ROUNDS = 0.12, 3
-"""Every candidate runs for this long, this many times, in turn with the others."""
+"""Each candidate runs for this long, this many times, interleaved with the others."""
 _CLEARLY = 1.03
 """A candidate that takes more threads a stream must be this many times better."""
 _MOST_KEPT = 64
@@ -224,7 +224,7 @@ def _span(caller: Caller, arrays: Sequence[Array]) -> tuple[float, float, int]:
 
 
 def _inputs(model: Model) -> list[Array]:
-    """Zeros and ones in turns: valid as indices, and not all the same."""
+    """Zeros and ones, alternating: valid as indices, and not all the same."""
     made = []
     for _, _, dtype, shape in input_specs(model.inputs):
         array = np.zeros(shape, dtype)

@@ -1,4 +1,4 @@
-"""Why a request has no result, besides what is wrong with itself."""
+"""Why a valid request has no result."""
 
 from qcompiler.errors import Error
 
@@ -8,11 +8,11 @@ class Closed(Error):
 
 
 class Full(Error):
-    """As many requests wait as may, and it was asked to refuse rather than to wait."""
+    """The queue is full, and the request was to be refused rather than to wait."""
 
 
 class Late(Error):
-    """It cannot be in time, or could not."""
+    """The request's deadline cannot be met, or has passed."""
 
 
 class WorkerLost(Error):

@@ -168,8 +168,8 @@ class Executor(Interface):
         self._dropped.atexit = False  # its threads end with the process
 
     def _pool(self) -> Pool:
-        """Who says how many streams run at once: those of a cluster and of a GPU need not wait for
-        each other, and of a pipeline the stages wait for their turns.
+        """The limit of running threads: streams of a cluster or a GPU need none, and the stages of
+        a pipeline ask for their threads themselves.
         """
         elsewhere = bool(self.options.engine) or isinstance(self._model, CudaModel)
         if elsewhere or self.choice.bounds:

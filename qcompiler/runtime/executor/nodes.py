@@ -21,7 +21,7 @@ from qcompiler.runtime.model import Model
 
 Made = TypeVar("Made")
 _turn = count()
-"""Streams of all executors take the nodes in turn."""
+"""The streams of all executors are distributed over the nodes in order."""
 
 
 class Nodes:

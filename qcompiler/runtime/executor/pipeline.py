@@ -23,7 +23,7 @@ from qcompiler.runtime.library import Code, Frame, Team
 from qcompiler.runtime.model import Model
 
 _ROUNDS = 9
-"""So often steps are timed before they are cut into stages."""
+"""How many times steps are timed before they are cut into stages."""
 _HALVINGS = 40
 
 

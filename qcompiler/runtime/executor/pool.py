@@ -1,7 +1,7 @@
-"""How many threads may run at once -> turns for those who want to run.
+"""A limit of running threads that the executors of a process share.
 
-Executors of one process share its cores by it: a stream waits for its turn, so that there are never
-more runnable threads than the affinity, the control group's quota and `threads` allow.
+A stream waits until it may run, so that there are never more runnable threads than the affinity,
+the control group's quota and `threads` allow.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
-    """Turns for `threads` threads (0: as many as this process may use cores), first come first
-    served. More than that is given only to who asks for it in one piece, while nothing else runs.
+    """Lets at most `threads` threads run (0: as many as this process may use cores), first come
+    first served. A single request for more is granted while nothing else runs.
     """
 
     def __init__(self, threads: int = 0) -> None:
@@ -40,10 +40,10 @@ class Pool:
             gate = threading.Lock()
             gate.acquire()
             self._waiting.append((threads, gate))
-        gate.acquire()  # whoever leaves opens it, and counts us
+        gate.acquire()  # `leave` opens it, and has counted these threads
 
     def leave(self, threads: int) -> None:
-        """Give the turn back."""
+        """Let others run instead."""
         with self._lock:
             self._running -= threads
             while self._waiting and self._fits(self._waiting[0][0]):
@@ -59,7 +59,7 @@ _default: list[Pool] = []
 
 
 def default_pool() -> Pool:
-    """That of the process, made when it is first asked for."""
+    """The pool of the process, made at its first use."""
     if not _default:
         _default.append(Pool())
     return _default[0]

@@ -83,8 +83,8 @@ class RequestQueue:
         return found
 
     def withdraw(self, request: Request) -> bool:
-        """A request that was cancelled no longer waits -> whether it did; else whoever took it
-        finds out.
+        """Take a cancelled request out of the queue -> whether it was there; the stream that has
+        taken it finds out by itself.
         """
         with self._lock:
             if not request.waiting:

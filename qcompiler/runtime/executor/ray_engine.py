@@ -41,7 +41,7 @@ def cluster_cores() -> int:
 
 
 _STARTS = 3
-"""So often an actor is started that is lost before it has loaded the model."""
+"""How many times an actor is started at most, if it is lost before it has loaded the model."""
 
 
 class StoredModel:

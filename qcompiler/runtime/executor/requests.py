@@ -29,7 +29,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         return super().result(timeout)
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:  # noqa: UP045
-        """What went wrong, when that is known; None: nothing."""
+        """The error, once there is one."""
         self._demand_own()
         return super().exception(timeout)
 

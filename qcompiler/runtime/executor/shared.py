@@ -103,7 +103,7 @@ def opened(file: int, description: Mapping[str, Any]) -> Artifact:
     whole = _mapped(file, at + length, writable=False)
     weights = np.frombuffer(whole, np.uint8, size)
     binary = Binary(bytes(whole[at : at + length]), weights)
-    binary.__dict__["digest"] = description["digest"]  # it was checked by whoever shared it
+    binary.__dict__["digest"] = description["digest"]  # checked by the process that shares it
     return Artifact(read(description["manifest"].encode(), "a shared model"), (binary,))
 
 

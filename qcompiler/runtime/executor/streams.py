@@ -42,11 +42,11 @@ class Gather:
     most: int
     """Samples of a batch."""
     least: int
-    """What has fewer is filled up."""
+    """Batches of fewer samples are filled up to this number."""
     preferred: Container[int] = ()
-    """A batch of so many does not wait for more."""
+    """Numbers of samples at which a batch does not wait for more."""
     delay_seconds: float = 0.0
-    """Any other waits so long."""
+    """How long other batches wait for more samples."""
 
 
 class Streams:

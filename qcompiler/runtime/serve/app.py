@@ -20,7 +20,7 @@ from qcompiler.runtime.executor import Closed, Executor, Full, Late, WorkerLost
 from qcompiler.runtime.serve import metrics, protocol
 
 BODY_SECONDS = 60.0
-"""A request's body must have come after so long."""
+"""Seconds in which the body of a request must have arrived."""
 _DISCARDED = 4
 """A body up to so many times the limit is read and thrown away, so that its client, which listens
 only when all is sent, hears why it is refused.

@@ -79,8 +79,8 @@ def narrow(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
 
 
 def _priced(problem: Problem, product: Product, device: Cpu) -> list[tuple[float, Tiling]]:
-    """Those that floats have, where the best of them decodes panels before; else those that leave
-    registers for each vector's words and zero points.
+    """The tilings of float products if the best of them decodes whole panels first; else those that
+    leave registers for the words and zero points of each vector.
     """
     usual = blocking.priced(problem, product, device)
     best = min(usual, key=lambda p: p[0], default=None)

@@ -53,8 +53,8 @@ def direct(region: Region, device: Cpu) -> tuple[Problem, Product] | Skip:
 
 
 def _product(root: Node, device: Cpu) -> Product | Skip:
-    """That of blocks where an image has as many rows as one takes, else that with short sums or
-    that of vectors.
+    """The product to use: of blocks if an image has as many rows as a block, else with short sums,
+    or of vectors.
     """
     left, right = (i.dtype for i in root.operands)
     if found := block_product_of(device.isa, left, right, root.dtype):

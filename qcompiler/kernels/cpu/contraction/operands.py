@@ -40,8 +40,8 @@ _SHORT = {
 }
 _FLIP = 128
 _SHIFTS = {"int8": _FLIP, "uint8": -_FLIP}
-"""What is added to bytes that are to have the other sign."""
-_SAMPLE = 256  # columns that tell about all
+"""Added to bytes to change their signedness."""
+_SAMPLE = 256  # columns that stand for all
 _BESIDE = 16  # columns of a usual panel
 
 

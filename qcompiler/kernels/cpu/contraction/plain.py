@@ -75,7 +75,7 @@ def plain(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
 
 
 def _blocks(root: Node, device: Cpu) -> list[Block]:
-    """Those that the registers hold and that divide the output: pixels of one row of a matrix."""
+    """Blocks that fit the registers and divide the output: pixels of one row of a matrix."""
     lanes, width = device.isa.lanes(tir.bits(root.dtype) // 8), root.type.dims[-1]
     matmul = root.op == "matmul"
     along = width if matmul else width // max(root.int("group"), 1)
@@ -198,7 +198,7 @@ class _Sums:
                 sweep(self.b, length, many, vector, start=start if many > lanes else start + wide)
 
     def at(self, column: Value, lanes: int, count: int) -> list[Value]:
-        """Those of `lanes` columns from one on, of which `count` are there, for each pixel."""
+        """The sums of each pixel for `lanes` columns from `column` on, of which `count` exist."""
         sums = self.b.registers(self.root.dtype, lanes, self.pixels, "sum")
         sums.fill(0)
 

@@ -124,7 +124,7 @@ class _Layout:
     axes: list[int]
     taps: list[Taps]
     gathered: Taps | None
-    """Those along the last axis."""
+    """The taps along the last axis, if they are gathered."""
 
     def pack(self, _: Array) -> Array:
         """For every axis: indices, then weights, as 32-bit words in elements of `given`."""
