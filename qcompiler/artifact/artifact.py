@@ -205,7 +205,9 @@ def _damage_as_error(path: Path) -> Iterator[None]:
         raise Error(
             f"not a whole qcompiler artifact ({detail})",
             where=str(path),
-            hint="it may be truncated or changed; compile the model again",
+            hint="it is a model: `qcompiler compile` makes an artifact of it"
+            if path.suffix == ".onnx"
+            else "it may be truncated or changed; compile the model again",
         ) from e
 
 

@@ -46,12 +46,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str] | None) -> int:
     """Parse and run the command; flush its output, or raise OSError if that fails."""
-    from qcompiler.cli.arguments import parser
+    from qcompiler.cli.arguments import parsed
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal with few characters still shows words
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments = parser().parse_args(words)
+        arguments = parsed(words)
     except SystemExit:  # --help, --version, wrong usage
         sys.stdout.flush()
         raise

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from qcompiler.autotune.request import Tuning
 from qcompiler.cli import flags
@@ -19,20 +20,47 @@ from qcompiler.training.request import Training
 from qcompiler.version import __version__
 
 if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    _Commands = argparse._SubParsersAction["Parser"]
 _OF_JOBS = ("engine", "streams", "isolation", "spin_us")
 """Options of an executor that `run` takes for many files."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are short: `--help` has the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with status 2."""
+        names = [str(a.metavar or a.dest) for a in self._get_positional_actions()]
+        usage = " ".join([f"usage: {self.prog} [flags]", *names])
+        hint = f"`{self.prog} --help` lists all that it takes"
+        self.exit(2, f"{usage}\nerror: {message}\nhint: {hint}\n")
+
+
+def parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command line (None: of this process) -> its arguments. Wrong usage ends the
+    process with status 2.
+    """
+    top = parser()
+    found, unknown = top.parse_known_args(words)
+    if unknown:
+        commands = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+        command = commands.choices[found.command]
+        wrong = next((w for w in unknown if w.startswith("-")), unknown[0]).partition("=")[0]
+        near = get_close_matches(wrong, command._option_string_actions, 1)
+        meant = f", did you mean {near[0]}?" if near else ""
+        command.error(f"unrecognized argument {wrong}{meant}")
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; commands.py maps each command to its function."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="qcompiler",
         description="Turn an ONNX model into a small native artifact that runs it fast.",
     )
     top.add_argument("--version", action="version", version=f"qcompiler {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the answer as JSON")
     common.add_argument(
         "--log-level", default="warning", choices=("debug", "info", "warning", "error")
@@ -170,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _tune_commands(commands: _Commands, common: argparse.ArgumentParser) -> None:
+def _tune_commands(commands: _Commands, common: Parser) -> None:
     tune = commands.add_parser(
         "tune", parents=[common], help="measure which kernels are fastest for ONNX models"
     )
@@ -198,7 +226,8 @@ def _tune_commands(commands: _Commands, common: argparse.ArgumentParser) -> None
     records = commands.add_parser(
         "records", parents=[common], help="show, merge or prune files of tuning records"
     )
-    records.add_argument("do", choices=("show", "merge", "prune"))
+    does = ("show", "merge", "prune")
+    records.add_argument("do", choices=does, metavar="|".join(does))
     records.add_argument(
         "files", type=Path, nargs="+", help="where several choose, the last counts"
     )

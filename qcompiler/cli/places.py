@@ -26,7 +26,8 @@ def demand_writable(output: Path, *sources: Path | str | None) -> None:
         raise Error(f"the folder {str(folder)!r} cannot be written to", where=str(output))
     read = [Path(s) for s in sources if s]
     if output.exists() and any(s.exists() and output.samefile(s) for s in read):
-        raise Error("this would overwrite what is read", where=str(output))
+        hint = "name another output (-o, --outputs)"
+        raise Error("this would overwrite what is read", where=str(output), hint=hint)
 
 
 def save_npz(path: Path, arrays: Mapping[str, Array]) -> None:

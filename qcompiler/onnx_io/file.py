@@ -20,6 +20,15 @@ from qcompiler.onnx_io.structure import domain_of
 
 MAX_FILE_BYTES = (1 << 31) - 1
 
+_TORCH = "export it from PyTorch: torch.onnx.export(model, (example,), 'model.onnx')"
+_TENSORFLOW = "convert it to ONNX, by tf2onnx (pip install tf2onnx)"
+_HINTS = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".safetensors"), _TORCH),
+    **dict.fromkeys((".pb", ".h5", ".keras", ".tflite"), _TENSORFLOW),
+    ".qc": "this is an artifact, compiled already: `qcompiler run` and `bench` take it",
+}
+"""What to do with files of other tools, by their suffix."""
+
 
 def load(path: Path) -> ModelProto:
     """An ONNX file -> its protobuf message."""
@@ -40,7 +49,8 @@ def load(path: Path) -> ModelProto:
     try:
         model: ModelProto = ModelProto.FromString(data)
     except DecodeError as e:
-        raise Error("not an ONNX model, or a damaged one", where=where) from e
+        hint = _HINTS.get(path.suffix.lower(), "")
+        raise Error("not an ONNX model, or a damaged one", where=where, hint=hint) from e
     return model
 
 

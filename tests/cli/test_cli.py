@@ -312,7 +312,29 @@ def test_other_sizes_that_are_open_are_an_error(
     ],
 )
 def test_wrong_usage_ends_with_2(words: list[str], refused: Refused) -> None:
-    assert "usage: qcompiler" in refused(*words, code=2)
+    said = refused(*words, code=2)
+    assert said.startswith("usage: qcompiler")
+    assert [line.partition(" ")[0] for line in said.splitlines()] == ["usage:", "error:", "hint:"]
+
+
+def test_an_unknown_flag_names_the_nearest(refused: Refused) -> None:
+    said = refused("compile", "a.onnx", "--precison", "int8", code=2)
+    assert "--precison, did you mean --precision?" in said
+    assert "did you mean" not in refused("compile", "a.onnx", "--zzz", code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("net.pt", "torch.onnx.export"), ("net.h5", "tf2onnx"), ("net.qc", "run")]
+)
+def test_a_file_of_another_tool_gets_a_hint(
+    name: str, hint: str, refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 of another tool")
+    assert hint in refused("compile", tmp_path / name, "-o", tmp_path / "new.qc")
+
+
+def test_a_model_is_no_artifact(refused: Refused, folder: Path) -> None:
+    assert "qcompiler compile" in refused("run", folder / "model.onnx")
 
 
 def test_the_version(say: Say) -> None:
