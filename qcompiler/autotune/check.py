@@ -75,7 +75,8 @@ def _factor(node: Node) -> float:
     if factor is None:
         return 1.0
     divided = node.op == "quantize" and node.int("divide")
-    return float(np.abs(1 / factor if divided else factor).max())
+    wide = np.abs(factor.astype(np.float64))
+    return float((1 / wide if divided else wide).max())
 
 
 def _length(root: Node) -> int:
