@@ -1,1 +1,3 @@
 """Measurements of this machine."""
+
+import qcompiler.kernels  # noqa: F401  (TVM is imported as kernels import it)
