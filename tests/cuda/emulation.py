@@ -62,15 +62,31 @@ def compiler() -> str:
     return found
 
 
+_ALWAYS = ("-std=c++17", "-fPIC", "-w")
+
+
 def compiled(text: str, *options: str, libraries: Sequence[Path] = ()) -> Path:
     """C++ -> the path of a shared library; equal sources are compiled once."""
     name = hashlib.sha256("\0".join((text, *options)).encode()).hexdigest()[:24]
     path = _folder() / f"{name}.so"
     if not path.exists():
-        words = [compiler(), "-std=c++17", "-shared", "-fPIC", "-w", *options, "-x", "c++", "-"]
+        words = [compiler(), *_ALWAYS, "-shared", *options, "-x", "c++", "-"]
         words += ["-x", "none", *map(str, libraries), "-o", str(path)]
         made = subprocess.run(words, input=text, text=True, capture_output=True)
         assert made.returncode == 0, made.stderr[:3000]
+    return path
+
+
+_EXACT = ("-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv")
+
+
+@cache
+def _header() -> Path:
+    """on_cpu.h, compiled once for all kernels."""
+    path = _folder() / "on_cpu.h"
+    path.write_bytes((HERE / path.name).read_bytes())
+    words = [compiler(), *_ALWAYS, *_EXACT, "-x", "c++-header", str(path), "-o", f"{path}.gch"]
+    subprocess.run(words, check=True, capture_output=True)
     return path
 
 
@@ -93,10 +109,9 @@ def host_code(source: str) -> Path:
         'extern "C" void *shared_bound(int end) {'
         " return end ? __stop_shared_memory : __start_shared_memory; }\n"
     )
-    head = f'#include "{HERE / "on_cpu.h"}"\n'
+    head = f'#include "{_header()}"\n'
     source = source.replace("#include <cuda_fp16.h>", "")
-    exact = ("-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv")
-    return compiled(head + source + bounds, *exact)
+    return compiled(head + source + bounds, *_EXACT)
 
 
 def put_for_this_cpu(patch: pytest.MonkeyPatch) -> None:

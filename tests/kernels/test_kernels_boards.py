@@ -1,5 +1,5 @@
 """Kernels of every family, on every instruction set of another architecture, as its processors run
-them: some of each by default; all that this folder tests, of every shape and dtype, dealt out among
+them: a few by default; all that this folder tests, of every shape and dtype, dealt out among
 them where marked slow.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import board
@@ -111,18 +111,24 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
 
 
 ALL = ("arm_neon", "arm_bf16", "arm_v7", "riscv_v")
-CASES = [
-    pytest.param(isa, family, id=f"{isa.name}-{family}")
-    for isa in SETS
-    for family in FAMILIES
-    if isa.name in ALL or re.search(r"product|convolution|depthwise|attention", family)
-]
-"""All families on the poorest and the richest of an architecture, on others those that multiply by
-what they add.
-"""
+USUAL = ("arm_neon", "arm_bf16")
+FEW = re.compile(r"products of uint8 and int8|depthwise int8|attention of bytes|quantize$")
 
 
-@pytest.mark.parametrize(("isa", "family"), CASES)
+def _cases() -> Iterator[object]:
+    """All families on the poorest and the richest instruction set of an architecture, on others
+    those that multiply, by whose products they differ. By default, of those that are not `USUAL`,
+    a few.
+    """
+    for isa in SETS:
+        for family in FAMILIES:
+            if isa.name in ALL or re.search(r"product|convolution|depthwise|attention", family):
+                usual = isa.name in USUAL or FEW.search(family)
+                marks = () if usual else pytest.mark.slow
+                yield pytest.param(isa, family, id=f"{isa.name}-{family}", marks=marks)
+
+
+@pytest.mark.parametrize(("isa", "family"), tuple(_cases()))
 def test_kernels_of_every_family(isa: Isa, family: str) -> None:
     board.demand_for(isa.name)
     FAMILIES[family](isa)

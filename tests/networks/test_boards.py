@@ -28,7 +28,7 @@ IMAGES = 5
 POISONS = (0xFF, 0xAA)
 TUNED = [i for i in board.CPUS if ISAS[i].triple.startswith("aarch64")]
 CASES = [
-    pytest.param(isa, cpu, marks=() if isa in TUNED or cpu == cpus[0] else pytest.mark.slow)
+    pytest.param(isa, cpu, marks=() if cpu == cpus[0] else pytest.mark.slow)
     for isa, cpus in board.CPUS.items()
     for cpu in cpus
 ]

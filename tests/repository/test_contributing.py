@@ -22,11 +22,13 @@ FILES = {
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The package as a wheel installs it, in a folder that nothing else uses."""
-    cache = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "qcompiler", tmp_path / "qcompiler", ignore=cache)
+    """The package as a wheel installs it, with the bytecode that Python has made so far, in a
+    folder that nothing else uses.
+    """
+    unfinished = shutil.ignore_patterns("*.pyc.*")  # written by another process at this moment
+    shutil.copytree(ROOT / "qcompiler", tmp_path / "qcompiler", ignore=unfinished)
     for top in ("passes", "targets"):
-        shutil.copytree(ROOT / top, tmp_path / "qcompiler" / top, ignore=cache)
+        shutil.copytree(ROOT / top, tmp_path / "qcompiler" / top, ignore=unfinished)
     return tmp_path
 
 
