@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,16 @@ def workload(task: Task) -> Any:
     root = task.region.root
     if root is None or root.op not in ("conv", "matmul") or root.dtype != "float32":
         return None
+    left, right = (n.type.dims for n in root.operands[:2])
+    if root.op == "matmul":
+        if len(right) != 2 or root.attrs.get("transpose_b"):
+            return None
+        left = (prod(left[:-1]), left[-1])  # rows of one matrix, as the weights are the same
     x, w = (
-        te.placeholder(n.type.dims, "float32", name)
-        for n, name in zip(root.operands[:2], "xw", strict=True)
+        te.placeholder(dims, "float32", name)
+        for dims, name in zip((left, right), "xw", strict=True)
     )
     if root.op == "matmul":
-        if len(x.shape) != 2 or len(w.shape) != 2 or root.attrs.get("transpose_b"):
-            return None
         return te.create_prim_func([x, w, topi.matmul(x, w)])
     if root.attrs.get("group", 1) != 1 or len(x.shape) != 4:
         return None
