@@ -11,6 +11,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -105,10 +106,10 @@ def device(target: str, threads: int = 0) -> Device:
         return _gpu_of(ISAS[target])
     if target in files:
         return _read_device(files[target], threads)
-    known = ", ".join(["host", *ISAS, *files])
+    near = " or ".join(get_close_matches(target, ["host", *ISAS, *files]))
+    others = f"`qcompiler targets` lists them; or a .toml or .py file, a,b or FAMILY{EVERY}"
     raise Error(
-        f"unknown target {target!r}",
-        hint=f"one of {known}, a .toml or .py file; or several: a,b or FAMILY{EVERY}",
+        f"unknown target {target!r}", hint=f"did you mean {near}? {others}" if near else others
     )
 
 

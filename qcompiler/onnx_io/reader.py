@@ -94,6 +94,9 @@ def read(
     in one input is pinned everywhere. `settle` may change the input types before nodes are made.
     Raises Error for every defect or unsupported feature.
     """
+    if not isinstance(model, (str, Path, ModelProto)):
+        what = f"{type(model).__name__} given, an ONNX file or onnx.ModelProto wanted"
+        raise Error(what, hint="a PyTorch module is exported by torch.onnx.export first")
     path = None if isinstance(model, ModelProto) else Path(model)
     proto = model if isinstance(model, ModelProto) else load(Path(model))
     check_text(proto)

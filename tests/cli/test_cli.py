@@ -16,7 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 from oracles import onnxruntime_outputs, session
 
-from qcompiler import cli, driver, load, plugins
+from qcompiler import Error, cli, compile, driver, load, plugins
 from qcompiler.demo import main as demo_main
 from qcompiler.driver import Compilation
 from qcompiler.hardware import cpu, isa
@@ -331,6 +331,16 @@ def test_a_file_of_another_tool_gets_a_hint(
 ) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04 of another tool")
     assert hint in refused("compile", tmp_path / name, "-o", tmp_path / "new.qc")
+
+
+def test_an_unknown_target_names_the_nearest(refused: Refused, folder: Path) -> None:
+    assert "did you mean zen4" in refused("compile", folder / "model.onnx", "--target", "zen9")
+    assert "qcompiler targets" in refused("compile", folder / "model.onnx", "--target", "???")
+
+
+def test_what_is_no_model_is_one_error() -> None:
+    with pytest.raises(Error, match="dict given, an ONNX file"):
+        compile({})  # type: ignore[arg-type]
 
 
 def test_a_model_is_no_artifact(refused: Refused, folder: Path) -> None:
