@@ -13,6 +13,9 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
+LONGEST = "test_everything_that_is_shown_runs"
+
+
 @pytest.fixture(scope="session")
 def material() -> Path:
     """Real models with labelled data; they are not part of the repository."""
@@ -53,9 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a share of the tests, by their names: every test is in one, whatever is tested besides,
-    and whichever the instruction set is.
+    """Begin with the longest, so that no worker is left with it while the others have ended; and
+    keep a share of the tests, by their names: every test is in one, whatever is tested besides, and
+    whichever the instruction set is.
     """
+    items.sort(key=lambda item: LONGEST not in item.nodeid)
     if not (asked := config.getoption("--share")):
         return
     number, of = map(int, asked.split("/"))

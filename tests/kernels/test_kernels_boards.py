@@ -111,20 +111,21 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
 
 
 ALL = ("arm_neon", "arm_bf16", "arm_v7", "riscv_v")
-USUAL = ("arm_neon", "arm_bf16")
-FEW = re.compile(r"products of uint8 and int8|depthwise int8|attention of bytes|quantize$")
+PRODUCTS = re.compile("product|convolution|depthwise|attention")
+FEW = re.compile("products of uint8 and int8|depthwise int8|attention of bytes|quantize$")
 
 
 def _cases() -> Iterator[object]:
     """All families on the poorest and the richest instruction set of an architecture, on others
-    those that multiply, by whose products they differ. By default, of those that are not `USUAL`,
-    a few.
+    those that multiply, by whose products they differ. By default all on `arm_neon`, those that
+    multiply on `arm_bf16`, and a few on others.
     """
     for isa in SETS:
         for family in FAMILIES:
-            if isa.name in ALL or re.search(r"product|convolution|depthwise|attention", family):
-                usual = isa.name in USUAL or FEW.search(family)
-                marks = () if usual else pytest.mark.slow
+            multiplies = PRODUCTS.search(family)
+            if isa.name in ALL or multiplies:
+                usual = isa.name == "arm_neon" or (isa.name == "arm_bf16" and multiplies)
+                marks = () if usual or FEW.search(family) else pytest.mark.slow
                 yield pytest.param(isa, family, id=f"{isa.name}-{family}", marks=marks)
 
 
