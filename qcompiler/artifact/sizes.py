@@ -187,7 +187,20 @@ def _quotient(a: Terms, b: Terms) -> Terms:
     left = _number(rest)
     if left is not None:
         return _sum(even, {(): left // divisor})
-    return _sum(even, {((f"(({_made(rest)})//({divisor}))", 1),): 1})
+    above, below = _at_once(rest, divisor)
+    return _sum(even, {((f"(({_made(above)})//({below}))", 1),): 1})
+
+
+def _at_once(rest: Terms, divisor: int) -> tuple[Terms, int]:
+    """A quotient and a number, divided again: (a // m + c) // n -> (a + c * m) // (m * n)."""
+    first, *others = [m for m in rest if m]
+    if others or rest[first] != 1 or len(first) != 1 or first[0][1] != 1 or first[0][0][0] != "(":
+        return rest, divisor
+    above, below = (_parsed(part) for part in parts(first[0][0]))
+    by = _number(below)
+    if by is None or by < 1 or divisor < 1:
+        return rest, divisor
+    return _sum(above, {(): rest.get((), 0) * by}), by * divisor
 
 
 def _number(terms: Terms) -> int | None:

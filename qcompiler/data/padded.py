@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from qcompiler.errors import Error
 from qcompiler.ir import SIZE, Array, Dim, Graph, Node
 from qcompiler.rewrite.padding.digits import Digits, is_open
 from qcompiler.rewrite.padding.pad import Result
+from qcompiler.rewrite.padding.traced import Dims, rooms, through
 
-Dims = tuple[Digits, ...]
 Sizes = Mapping[str, int]
 
 
@@ -70,23 +69,19 @@ class Sampled:
         return made
 
     def dims(self, graph: Graph) -> dict[Node, Dims]:
-        """The digits of values, by their names, or as they are those of an operand."""
+        """The digits of values: by their names, or as they follow from those of operands."""
         found: dict[Node, Dims] = {}
         for node in graph.nodes:
             if len(node.types) != 1:
                 continue
-            named = self.padding.dims.get(node.name)
-            given = [named] if named else []
-            given += [found[i] for i in node.operands if i in found and i.shape == node.shape]
-            fitting = [d for d in given if self._fits(d, node)]
+            given = [self.padding.dims.get(node.name), through(node, found, self.padding.top)]
+            fitting = [d for d in given if d is not None and self._fits(d, node)]
             if fitting:
                 found[node] = fitting[0]
         return found
 
     def _fits(self, dims: Dims, node: Node) -> bool:
-        top = self.padding.top
-        sizes = [prod(d if isinstance(d, int) else Size.of(d).at(top) for d in g) for g in dims]
-        return sizes == list(node.shape)
+        return [rooms(g, self.padding.top) for g in dims] == list(node.shape)
 
 
 def valid(array: Array, dims: Dims, sizes: Sizes, top: Sizes) -> Array:

@@ -161,6 +161,8 @@ class Bounds:
             given = call.input(at)
             values = None if given is None else known_sizes(self.twin(given))
             if given is not None and values is not None:
+                if not all(map(self.known, values.ravel())):
+                    raise self.refusal(call)
                 most = np.array([self.most(v) for v in values.ravel()], np.int64)
                 inputs[at] = constant(most.reshape(values.shape).astype(given.dtype))
         made = self.typed(call, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops.evaluate import known_value
@@ -67,14 +68,16 @@ def _(node: Node) -> Type:
 
 
 def _count_up(node: Node) -> Dim | None:
-    """The length of 0, 1, 2, ... up to an open size."""
-    start, limit, delta = node.operands
-    first, by, sizes = known_value(start), known_value(delta), known_sizes(limit)
-    if first is None or by is None or sizes is None or limit.type.size != 1:
+    """The number of steps from one open size up to another: what relies on that proves that it is
+    none below 0.
+    """
+    first, last, by = (known_sizes(i) for i in node.operands)
+    if first is None or last is None or by is None or not first.size == last.size == by.size == 1:
         return None
-    steps = (first.ravel().tolist(), by.ravel().tolist()) == ([0], [1])
-    size: Dim = sizes.ravel()[0]
-    return size if steps else None
+    step: Dim = by.ravel()[0]
+    if not isinstance(step, int) or step < 1:
+        return None
+    return settled((Size.of(last.ravel()[0]) - first.ravel()[0] + (step - 1)) // step)
 
 
 @operator("EyeLike", dtype=None, k=0)

@@ -12,7 +12,7 @@ from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
-from qcompiler.ops.shapes import agree, axis_of, need_shape, total
+from qcompiler.ops.shapes import agree, axis_of, known_dims, need_shape, total
 
 _REDUCTIONS: dict[str, Callable[..., None]] = {
     "add": np.add.at,
@@ -221,7 +221,9 @@ def _(node: Node) -> Type:
     known = known_value(depth)
     if known is not None and known.size != 1:
         raise Error(f"depth {depth.type} is not a scalar")
+    sizes = known_dims(depth) if known is None and "int" in depth.dtype else None
     count: Dim = fresh() if known is None else int(known.ravel()[0])
+    count = sizes[0] if sizes else count
     return Type(values.dtype, (*indices.shape[:axis], count, *indices.shape[axis:]))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Array, Dim, Node, numpy_dtype
-from qcompiler.ops.evaluate import LEAVES, plain_value
+from qcompiler.ops.evaluate import LEAVES, known_value, plain_value
 from qcompiler.ops.registry import OPERATORS
 
 Sizes = NDArray[Any]
@@ -26,7 +26,7 @@ MOST, DEEPEST = 64, 100
 """Most sizes in a tensor, and longest chain, that are followed."""
 
 _MOVES = frozenset({"Identity", "Cast", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze"})
-_MOVES |= {"Reshape", "Expand", "Flatten", "Transpose"}
+_MOVES |= {"Reshape", "Expand", "Flatten", "Transpose", "OneHot"}
 """Operators whose numpy meaning only moves elements, whatever these are."""
 
 _known: WeakKeyDictionary[Node, Sizes | None] = WeakKeyDictionary()
@@ -75,7 +75,9 @@ def _sizes(node: Node, depth: int) -> Sizes | None:
         return _piece(node, depth)
     if node.op in _MOVES:
         return _moved(node, depth)
-    rule = _RULES.get(node.op)
+    if node.op in ("ReduceProd", "ReduceSum"):
+        return _reduced(node, known_sizes(node.operands[0], depth))
+    rule = _fmod if node.attrs.get("fmod") else _RULES.get(node.op)
     operands = [known_sizes(i, depth) for i in node.operands]
     if rule is None or any(o is None for o in operands):
         return None
@@ -84,8 +86,17 @@ def _sizes(node: Node, depth: int) -> Sizes | None:
 
 
 def _moved(node: Node, depth: int) -> Sizes | None:
-    """An operator that moves elements; only the first operand (of Concat: all) may be open."""
-    moved = node.operands if node.op == "Concat" else node.operands[:1]
+    """An operator that moves elements; only the first operand may be open, of Concat all, of OneHot
+    the values.
+    """
+    if node.op == "Cast" and "float" in node.operands[0].dtype:
+        numbers = known_value(node.operands[0])  # such as the root of a size that is known
+        if numbers is None or node.dtype == "bool" or not np.isfinite(numbers).all():
+            return None
+        whole = np.trunc(numbers).astype(np.int64)
+        return _array(whole.ravel().tolist()).reshape(whole.shape)
+    at = {"Concat": slice(None), "OneHot": slice(2, 3)}.get(node.op, slice(1))
+    moved = node.operands[at]
     values: list[Any] = []
     for i in node.inputs:
         value = None if i is None else known_sizes(i, depth) if i in moved else plain_value(i)
@@ -112,6 +123,16 @@ def _piece(node: Node, depth: int) -> Sizes | None:
     return made
 
 
+def _reduced(node: Node, sizes: Sizes | None) -> Sizes | None:
+    """The product or the sum of a list of sizes."""
+    axes = plain_value(node.operands[1]) if len(node.operands) > 1 else np.zeros(1, np.int64)
+    if sizes is None or sizes.ndim != 1 or axes is None or axes.size != 1:
+        return None
+    rule = _mul if node.op == "ReduceProd" else _add
+    first: Dim = 1 if node.op == "ReduceProd" else 0
+    return _array([reduce(rule, sizes, first)]).reshape(node.type.dims)
+
+
 def _array(values: Any) -> Sizes:
     made = np.empty(len(values), object)
     made[:] = values
@@ -131,9 +152,13 @@ def _product(dims: Any) -> Dim:
     return settled(reduce(lambda a, b: a * b, map(Size.of, dims), Size.of(1)))
 
 
-def _positive(a: Dim) -> bool:
-    """Is it certainly at least 0? Symbols are positive."""
-    return all(c >= 0 for c in Size.of(a).terms.values())
+def never_below_0(a: Dim) -> bool:
+    """Is it certainly at least 0? Symbols are positive, quotients of sizes at least 0."""
+    terms = Size.of(a).terms
+    if any(c < 0 for m, c in terms.items() if m):
+        return False
+    plain = [c for m, c in terms.items() if all(factor[0] != "(" for factor, _ in m)]
+    return sum(plain) >= 0
 
 
 def _add(a: Dim, b: Dim) -> Dim:
@@ -153,13 +178,18 @@ def _div(a: Dim, b: Dim) -> Dim | None:
     even = Size.of(a).over(b) if b != 0 else None
     if even is not None:
         return settled(even)
-    positive = isinstance(b, int) and b > 0 and _positive(a)
+    positive = isinstance(b, int) and b > 0 and never_below_0(a)
     return settled(Size.of(a) // b) if positive else None
 
 
 def _mod(a: Dim, b: Dim) -> Dim | None:
-    positive = isinstance(b, int) and b > 0 and _positive(a)
-    return settled(Size.of(a) % b) if positive else None
+    """ONNX's rest of integers has the sign of what is divided by, as here."""
+    return settled(Size.of(a) % b) if isinstance(b, int) and b > 0 else None
+
+
+def _fmod(a: Dim, b: Dim) -> Dim | None:
+    """That of C has the sign of what is divided."""
+    return _mod(a, b) if never_below_0(a) else None
 
 
 def _difference(a: Dim, b: Dim) -> int | None:
@@ -167,14 +197,9 @@ def _difference(a: Dim, b: Dim) -> int | None:
     found = settled(Size.of(a) - b)
     if isinstance(found, int):
         return (found > 0) - (found < 0)
-    terms = Size.of(found).terms
-    least = sum(terms.values())  # every symbol is at least 1; a quotient at least 0
-    plain = all("(" not in factor for monomial in terms for factor, _ in monomial)
-    rising = plain and all(c > 0 for m, c in terms.items() if m)
-    falling = plain and all(c < 0 for m, c in terms.items() if m)
-    if rising and least > 0:
+    if never_below_0(Size.of(found) - 1):
         return 1
-    return -1 if falling and least < 0 else None
+    return -1 if never_below_0(-Size.of(found) - 1) else None
 
 
 def _compare(wanted: Callable[[int], bool]) -> Callable[[Dim, Dim], bool | None]:

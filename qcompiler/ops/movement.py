@@ -238,11 +238,11 @@ def tile(node: Node, x: Numbers, repeats: Numbers) -> Numbers:
 @typed(tile)
 def _(node: Node) -> Type:
     x, repeats = node.operands
-    known = known_ints(repeats)
+    known = known_dims(repeats)
     need_shape(repeats, (x.type.rank,), "repeats")
     if known is None:
         return Type(x.dtype, tuple(fresh() for _ in x.shape))
-    if min(known, default=0) < 0:
+    if min((r for r in known if isinstance(r, int)), default=0) < 0:
         raise Error(f"negative repeats {list(known)}")
     dims = (total((d, r)) for d, r in zip(x.shape, known, strict=True))
     return Type(x.dtype, tuple(dims))

@@ -62,10 +62,11 @@ def _even(node: Node, size: int) -> tuple[int, ...]:
 def _(node: Node) -> tuple[Type, ...]:
     x, sizes = node.operands[0].type, optional(node, 1)
     axis = axis_of(node.int("axis"), x.rank)
-    known = known_ints(sizes)
+    known = None if sizes is None else known_dims(sizes)
     lengths: tuple[Dim, ...]
     if known is not None:
-        if min(known, default=-1) < 0 or not agree(sum(known), x.shape[axis]):
+        least = min((d for d in known if isinstance(d, int)), default=0) if known else -1
+        if least < 0 or not agree(together(known), x.shape[axis]):
             raise Error(f"pieces of {list(known)} do not make up {x.shape[axis]}")
         lengths = known
     else:
@@ -78,8 +79,13 @@ def _(node: Node) -> tuple[Type, ...]:
         whole = x.shape[axis]
         if not 1 <= count <= MOST:
             raise Error(f"a split into {count} pieces")
-        even = sizes is None and isinstance(whole, int)
-        lengths = _even(node, int(whole)) if even else tuple(fresh() for _ in range(count))
+        if sizes is not None:
+            lengths = tuple(fresh() for _ in range(count))
+        elif isinstance(whole, int):
+            lengths = _even(node, whole)
+        else:
+            each = settled((Size.of(whole) + (count - 1)) // count)
+            lengths = (*[each] * (count - 1), settled(Size.of(whole) - Size.of(each) * (count - 1)))
     return tuple(Type(x.dtype, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in lengths)
 
 
@@ -136,7 +142,7 @@ def _(node: Node) -> Type:
         if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
             dims[axis] = len(range(*_slice_of(start, end, step, size).indices(size)))
         else:
-            dims[axis] = _count(size, start, end, step) if step > 0 else fresh()
+            dims[axis] = _count(size, start, end, step)
     return Type(x.dtype, tuple(dims))
 
 
@@ -144,16 +150,22 @@ def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
     """How many elements a slice of or to an open size has, if it ends inside: what relies on that
     proves it.
     """
+    if step < 0:
+        whole = start == -1 and isinstance(end, int) and end <= np.iinfo(np.int32).min
+        return settled((Size.of(size) - (step + 1)) // -step) if whole else fresh()
     if isinstance(end, int) and end >= np.iinfo(np.int32).max:
         end = size
     elif isinstance(end, int) and end < 0:
         end = settled(Size.of(size) + end)
-    elif isinstance(end, int):
+    elif isinstance(end, int) and not (isinstance(size, str) and end <= FEW):
         return fresh()
     if isinstance(start, int) and start < 0:
         start = settled(Size.of(size) + start)
     return settled((Size.of(end) - start + (step - 1)) // step)
 
+
+FEW = 16
+"""A slice that ends here at the latest is taken to lie inside an open size, longer ones may not."""
 
 _PAD_MODES = ("constant", "reflect", "edge", "wrap")
 """Mode names shared with numpy."""
@@ -184,7 +196,7 @@ def pad(
 
 @typed(pad)
 def _(node: Node) -> Type:
-    x, pads = node.operands[0].type, known_ints(node.operands[1])
+    x, pads = node.operands[0].type, known_dims(node.operands[1])
     if node.str("mode") not in _PAD_MODES:
         raise Error(f"unknown mode {node.str('mode')!r}")
     axes = optional(node, 3)
@@ -197,13 +209,11 @@ def _(node: Node) -> Type:
     dims = list(x.shape)
     for i, axis in enumerate(over):
         begin, end, size = pads[i], pads[i + len(over)], dims[axis]
-        if isinstance(size, int):
+        if isinstance(size, int) and isinstance(begin, int) and isinstance(end, int):
             left = size + min(begin, 0) + min(end, 0)
             if left < 0 or (left == 0 and max(begin, end) > 0 and node.str("mode") != "constant"):
                 raise Error(f"pads {begin} and {end} leave nothing of {size} values")
-            dims[axis] = size + begin + end
-        else:
-            dims[axis] = together((size, begin, end))
+        dims[axis] = together((size, begin, end))
     return Type(x.dtype, tuple(dims))
 
 

@@ -31,8 +31,8 @@ from qcompiler.ops.elementwise import (
     thresholded_relu,
 )
 from qcompiler.ops.math import NUMPY
-from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
-from qcompiler.ops.shapes import agree, need_shape
+from qcompiler.ops.registry import Numbers, operator, optional, required, typed
+from qcompiler.ops.shapes import agree, need_shape, together
 
 State = tuple[Numbers, ...]
 """The state carried between steps: the hidden state, and an LSTM's cell."""
@@ -248,8 +248,7 @@ def _(node: Node) -> Type:
     need_shape(optional(node, 5), (count, batch, hidden), "initial cell")
     need_shape(optional(node, 6), (count, 3 * hidden), "peepholes")
     activations(node)
-    rows: Dim = time + states_of(node) if isinstance(time, int) else fresh()
-    return Type(sums.dtype, (rows, count, batch, hidden))
+    return Type(sums.dtype, (together((time, states_of(node))), count, batch, hidden))
 
 
 # The layers of ONNX.

@@ -14,7 +14,7 @@ from qcompiler.ops.math import NUMPY
 from qcompiler.ops.normalization import mean_over
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
-from qcompiler.ops.shapes import axes_of, axis_of, known_ints
+from qcompiler.ops.shapes import axes_of, axis_of, known_dims, known_ints
 
 Axes = tuple[int, ...]
 Reduce = Callable[[Any, Axes], Any]
@@ -142,7 +142,7 @@ def top_k(node: Node, x: Numbers, k: Numbers) -> tuple[Numbers, Numbers]:
 def _(node: Node) -> tuple[Type, Type]:
     x = node.operands[0].type
     axis = axis_of(node.int("axis"), x.rank)
-    k = known_ints(node.operands[1])
+    k = known_dims(node.operands[1])
     if k is not None and len(k) != 1:
         raise Error(f"k is {list(k)}, not a scalar")
     count: Dim = fresh() if k is None else k[0]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from functools import reduce
-from math import prod
+from math import isfinite, prod
 from operator import add
 
 import numpy as np
@@ -89,15 +90,19 @@ def together(dims: Sequence[Dim]) -> Dim:
 
 
 def scaled(size: Dim, factor: float) -> Dim | None:
-    """floor(size * factor) in float32; of an open size by a whole number, or a power of two, else
-    None.
+    """floor(size * factor) in float32; of an open size by a ratio that float32 computes exactly,
+    else None.
     """
     if isinstance(size, int):
         return int(float(np.float32(size) * np.float32(factor)) // 1)
-    if factor >= 1 and factor == int(factor):
-        return settled(Size.of(size) * int(factor))
-    powers = [k for k in (2, 4, 8, 16, 32) if factor * k == 1]
-    return settled(Size.of(size) // powers[0]) if powers else None
+    ratio = plain_ratio(factor)
+    return None if ratio is None else settled(Size.of(size) * ratio.numerator // ratio.denominator)
+
+
+def plain_ratio(factor: float) -> Fraction | None:
+    """A factor as a ratio of small numbers, the lower one a power of 2; None for others."""
+    ratio = Fraction(factor) if isfinite(factor) else Fraction(0)
+    return ratio if ratio.denominator <= 64 and 0 < ratio.numerator <= 4096 else None
 
 
 def need_rank(node: Node, least: int, what: str) -> Type:

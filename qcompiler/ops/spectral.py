@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
@@ -125,10 +126,10 @@ def _(node: Node) -> Type:
         known = known_value(length)
         size = fresh() if known is None else _whole(known)
     frames: Dim = fresh()
-    if step is not None and isinstance(size, int) and isinstance(x.shape[1], int):
-        hop = _whole(step)
-        if hop < 1 or not 1 <= size <= x.shape[1]:
+    if step is not None and isinstance(size, int):
+        hop, signal = _whole(step), x.shape[1]
+        if hop < 1 or size < 1 or (isinstance(signal, int) and size > signal):
             raise Error(f"frames of {size}, {hop} apart, of {x}")
-        frames = (x.shape[1] - size) // hop + 1
+        frames = settled((Size.of(signal) - size) // hop + 1)
     bins = _half(size) if node.int("onesided") else size
     return Type(x.dtype, (x.shape[0], frames, bins, 2))

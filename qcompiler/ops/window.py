@@ -85,11 +85,15 @@ class Window:
 
     def _output(self, axis: int, size: Dim) -> Dim:
         pads, reach, stride = self.pads[axis], self.reach[axis], self.strides[axis]
-        if pads is None:
-            return fresh()
+        if pads is None:  # those of SAME, over an open size
+            return settled((Size.of(size) + (stride - 1)) // stride)
         if isinstance(size, str):
             rest = Size.of(size) + (sum(pads) - reach)
-            return fresh() if self.ceil and stride > 1 else settled(rest // stride + 1)
+            if not self.ceil or stride == 1:
+                return settled(rest // stride + 1)
+            # Where a window may start in the end padding, it is left out of some runs.
+            apart = pads[1] + stride > reach
+            return fresh() if apart else settled((rest + (stride - 1)) // stride + 1)
         if size + sum(pads) > MAX_ELEMENTS:
             raise Error(f"{size} padded by {pads} is beyond {MAX_ELEMENTS}")
         room = size + sum(pads) - reach

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
-from qcompiler.ir import Graph, Node, Type
+from qcompiler.ir import Dim, Graph, Node, Type
 from qcompiler.ir.refusals import described
 from qcompiler.ops import known_value
-from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.known_sizes import known_sizes, never_below_0
 from qcompiler.ops.registry import is_elementwise
 from qcompiler.ops.shapes import total
 from qcompiler.runtime.text import NOTE
@@ -34,7 +34,8 @@ _ALONG |= {"LpNormalization", "ArgMax", "ArgMin", "TopK", "Split"}
 _FROM = frozenset({"LayerNormalization", "RMSNormalization"})
 """Of these, operators that work from one axis on."""
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_TARGETS: Mapping[str, int] = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+_TARGETS: dict[str, int] = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+_TARGETS |= {"Tile": 1}
 """Operators that read a shape, and which of their inputs it is."""
 
 
@@ -69,17 +70,23 @@ def _refused(batch: Size, reason: str, where: str = "") -> Error:
 class Index:
     """Integers that at sample i are from stride * i + low to stride * i + high."""
 
-    stride: int
-    low: int
-    high: int
+    stride: Size
+    low: Size
+    high: Size
 
-    def but(self, op: str, low: int, high: int) -> Index | None:
+    def but(self, op: str, low: Size, high: Size) -> Index | None:
         """Times one number above 0, or plus numbers in a range."""
         if op == "Add":
             return Index(self.stride, self.low + low, self.high + high)
-        if low != high or low < 1:
+        if low != high or not never_below_0(low - 1):
             return None
         return Index(self.stride * low, self.low * low, self.high * low)
+
+
+def _counts_up(node: Node) -> bool:
+    """Is a Range 0, 1, 2, ...?"""
+    start, step = (known_value(node.operands[i]) for i in (0, 2))
+    return start is not None and step is not None and (start.item(), step.item()) == (0, 1)
 
 
 class _Alone:
@@ -171,7 +178,8 @@ class _Alone:
         if len(node.types) != 1 or self.axis(node.type) < 0 or not node.dtype.startswith("int"):
             return None
         if node.op == "Range":
-            return Index(1, 0, 0) if node.shape == (self.batch,) else None
+            own, nil = _counts_up(node) and node.shape == (self.batch,), Size.of(0)
+            return Index(Size.of(1), nil, nil) if own else None
         if node.op in _RESHAPES and first is not None:
             return first if self._reshapes(node.operands[0].type, node.type) else None
         if node.op == "Cast":
@@ -180,13 +188,35 @@ class _Alone:
             return None
         one, other = node.operands
         index, number = (one, other) if one in self.indices else (other, one)
-        value = known_value(number)
-        if value is None or not value.size or not self._in_step(number, node.type):
+        span = self._span(number)
+        if span is None or not self._in_step(number, node.type):
             return None
         axis = self.axis(index.type) - index.type.rank
         if axis != self.axis(node.type) - node.type.rank:
             return None
-        return self.indices[index].but(node.op, int(value.min()), int(value.max()))
+        return self.indices[index].but(node.op, *span)
+
+    def _span(self, node: Node, depth: int = 20) -> tuple[Size, Size] | None:
+        """The least and the largest of integers that are the same for all samples."""
+        if known_value(node) is None and self._shapes(node):
+            return None
+        found = known_sizes(node)
+        values = set() if found is None else set(found.ravel().tolist())
+        if values and all(isinstance(v, int) for v in values):
+            return Size.of(min(values)), Size.of(max(values))
+        if len(values) == 1:
+            return Size.of(*values), Size.of(*values)
+        if values or not depth or len(node.types) != 1 or self._depends_on(node.type):
+            return None
+        if node.op == "Range" and _counts_up(node):
+            return Size.of(0), Size.of(node.shape[0]) - 1
+        if node.op in _RESHAPES or node.op in ("Cast", "Expand", "Transpose"):
+            whole = node.operands[0].dtype.startswith("int")
+            return self._span(node.operands[0], depth - 1) if whole else None
+        return None
+
+    def _depends_on(self, type: Type) -> bool:
+        return any(map(self._depends, type.shape))
 
     def _gathers_own(self, node: Node) -> bool:
         """Does a Gather read from each sample what is that sample's own?"""
@@ -197,8 +227,8 @@ class _Alone:
         if found is None or node.int("axis") % table.type.rank or self.axis(table.type) != 0:
             return False
         rows = Size.of(table.shape[0]).over(self.batch)
-        own = rows is not None and rows.at({}) == found.stride
-        return own and 0 <= found.low <= found.high < found.stride
+        inside = never_below_0(found.low) and never_below_0(found.stride - 1 - found.high)
+        return rows == found.stride and inside
 
     def _at(self, node: Node) -> int:
         """The batch's dimension of the first operand."""
@@ -281,6 +311,37 @@ class _Alone:
         )
         return self.batched.issuperset(node.operands[:3]) and first and masks
 
+    def _einsum(self, node: Node) -> bool:
+        """One letter is the batch wherever there is one, and in no other operand."""
+        left, arrow, right = node.str("equation").replace(" ", "").partition("->")
+        terms = left.split(",")
+        if "." in left or not arrow:
+            return False
+        pairs = list(zip(terms, node.operands, strict=True))
+        letters = {t[self.axis(i.type)] for t, i in pairs if i in self.batched}
+        one, *others = letters or {"none"}
+        if others or right.count(one) != 1 or right.find(one) != self.axis(node.type):
+            return False
+        return all(t.count(one) == (i in self.batched) for t, i in pairs)
+
+    def _each(self, node: Node) -> bool:
+        """Are all operands batched along their first dimension?"""
+        each = self.batched.issuperset(node.operands)
+        return each and all(self.axis(i.type) == 0 for i in node.operands)
+
+    def _rotary(self, node: Node) -> bool:
+        """Tables of positions are the same for all samples, the other operands batched."""
+        tables = node.operands[1:3] if len(node.operands) > 3 else ()
+        own = [i for i in node.operands if i not in tables]
+        fixed = not self.batched.intersection(tables)
+        return fixed and all(i in self.batched and self.axis(i.type) == 0 for i in own)
+
+    def _reverse(self, node: Node) -> bool:
+        x, lengths = node.operands
+        return {x, lengths} <= self.batched and node.int("batch_axis") % x.type.rank == self._at(
+            node
+        )
+
     def _recurrent(self, node: Node) -> bool:
         """x[time, batch, input], lengths[batch], states[direction, batch, hidden]; or the batch
         first, in all of them. Weights are the same for all samples.
@@ -290,6 +351,15 @@ class _Alone:
         fixed = not any(i in self.batched for i in (w, r, bias, *states[2:]))
         moving = [x, *states[:2]]
         along = all(i is None or (i in self.batched and self.axis(i.type) == at) for i in moving)
+        return fixed and along and (lengths is None or lengths in self.batched)
+
+    def _folded(self, node: Node) -> bool:
+        """recurrent(sums[time, batch, gates], weights, bias, lengths[batch], states): as above."""
+        sums, r, bias, lengths, *states = (*node.inputs, *[None] * 5)[:7]
+        fixed = not any(i in self.batched for i in (r, bias, *states[2:]))
+        along = all(
+            i is None or (i in self.batched and self.axis(i.type) == 1) for i in (sums, *states[:2])
+        )
         return fixed and along and (lengths is None or lengths in self.batched)
 
     def _pad(self, node: Node) -> bool:
@@ -305,10 +375,14 @@ class _Alone:
         return self._first_only(node) and (one or self._other_axis(node))
 
     def _tile(self, node: Node) -> bool:
-        repeats = known_value(node.operands[1])
-        if repeats is None or not self._first_only(node):
+        """A batch repeated along other axes; or what is the same for all samples, for each."""
+        x, repeats = node.operands[0], known_sizes(node.operands[1])
+        if repeats is None:
             return False
-        return bool(repeats.ravel()[self._at(node)] == 1)
+        if x in self.batched:
+            return bool(repeats.ravel()[self._at(node)] == 1)
+        times: Dim = repeats.ravel()[self.axis(node.type)]
+        return Size.of(times).over(self.batch) is not None
 
 
 _RULES: Mapping[str, Callable[[_Alone, Node], bool]] = {
@@ -325,8 +399,19 @@ _RULES: Mapping[str, Callable[[_Alone, Node], bool]] = {
     "MaxPool": lambda s, n: s._first_only(n) and s._at(n) == 0 and len(n.types) == 1,
     **dict.fromkeys(("Transpose", "item"), lambda s, n: s._first_only(n)),
     **dict.fromkeys(("RNN", "GRU", "LSTM"), _Alone._recurrent),
+    "recurrent": _Alone._folded,
     "Slice": lambda s, n: s._first_only(n) and s._other_axes(n, 3),
-    "CumSum": lambda s, n: s._first_only(n) and s._other_axes(n, 1),
+    **dict.fromkeys(("CumSum", "CumProd"), lambda s, n: s._first_only(n) and s._other_axes(n, 1)),
+    "Einsum": _Alone._einsum,
+    "GatherND": lambda s, n: s._each(n) and n.int("batch_dims") > 0,
+    **dict.fromkeys(("GridSample", "TensorScatter"), _Alone._each),
+    "ScatterElements": _Alone._together,
+    "RotaryEmbedding": _Alone._rotary,
+    "ReverseSequence": _Alone._reverse,
+    **dict.fromkeys(("OneHot", "BitCast"), lambda s, n: s._first_only(n)),
+    **dict.fromkeys(
+        ("Trilu", "Det"), lambda s, n: s._first_only(n) and s._at(n) < n.operands[0].type.rank - 2
+    ),
     **dict.fromkeys(_QUANTIZERS, _Alone._quantizer),
 }
 """What is peculiar to an operator; all batched operands have as many rows as the output."""

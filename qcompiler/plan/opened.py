@@ -32,10 +32,10 @@ def opened(
         try:
             demand_alone(folded, Size.of(batch.name), {s.name for s in others})
         except Error as e:
-            if others or batch.high == MAX_ELEMENTS:
+            if batch.high == MAX_ELEMENTS:
                 raise
             log.warning("%s; a run computes as many as the next larger batch of a few", e)
-            others, batch = [batch], None
+            others, batch = [batch, *others], None
     inner = [replace(s, best=best.get(s.name, s.high)) for s in others]
     for symbol in inner:
         if symbol.high == MAX_ELEMENTS:

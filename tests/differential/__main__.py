@@ -21,7 +21,7 @@ from . import damage, mutants
 from .checks import Outcome, check, described
 from .generate import Case, generate
 from .opened import check_opened
-from .opened_sizes import check_sizes
+from .opened_sizes import check_sizes, check_two_sizes
 from .shards import Job, Result, alone, done_before, results
 from .shrink import save, shrink
 
@@ -38,7 +38,7 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add(
         "--kind",
-        choices=("graphs", "passes", "open", "sizes", "onnx", "artifact"),
+        choices=("graphs", "passes", "open", "sizes", "pairs", "onnx", "artifact"),
         default="graphs",
     )
     add("--workers", type=int, default=os.cpu_count() or 1)
@@ -98,8 +98,9 @@ def jobs(given: argparse.Namespace) -> Job:
 def checked(case: Case, kind: str = "graphs") -> Result:
     """A case -> its result, as a log has it."""
     outcome: Outcome
-    if kind in ("open", "sizes"):
-        outcome = (check_opened if kind == "open" else check_sizes)(case)
+    opened = {"open": check_opened, "sizes": check_sizes, "pairs": check_two_sizes}
+    if kind in opened:
+        outcome = opened[kind](case)
     else:
         outcome = check(case, passes_only=kind == "passes")
     return {

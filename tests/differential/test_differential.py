@@ -17,12 +17,12 @@ from . import damage, mutants
 from .checks import check, described, differs
 from .generate import KINDS, Case, generate
 from .opened import check_opened
-from .opened_sizes import check_sizes
+from .opened_sizes import check_sizes, check_two_sizes
 from .reference import references
 from .shards import alone, results
 from .shrink import save, shrink
 
-CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES = 60, 90, 20, 20, 20, 30
+CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES, PAIRS = 60, 90, 20, 20, 20, 30, 20
 """How many are tried unless `--cases` says otherwise, as a step of .ci/run does."""
 A_TEST = 10
 """Cases in one test: a test for each would take longer to report than to run."""
@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = metafunc.config.getoption("cases")
     first = metafunc.config.getoption("seed") * 1_000_000
     counts = {"graphs": cases or CASES, "passes": cases or PASSES, "opened": cases or OPENED}
-    counts |= {"sizes": cases or SIZES}
+    counts |= {"sizes": cases or SIZES, "pairs": cases or PAIRS}
     counts |= {"models": cases or MUTANTS, "artifacts": cases or DAMAGED}
     for name, count in counts.items():
         if name in metafunc.fixturenames:
@@ -69,6 +69,18 @@ def test_artifacts_with_an_open_batch_do_what_random_models_mean() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_open_sizes_of_random_models_are_padded_exactly(sizes: range) -> None:
     ended = [(seed, check_sizes(generate(seed), passes_only=True)) for seed in sizes]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_open_sizes_of_random_models_are_padded_exactly(pairs: range) -> None:
+    ended = [(seed, check_two_sizes(generate(seed), passes_only=True)) for seed in pairs]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_artifacts_with_two_open_sizes_do_what_random_models_mean() -> None:
+    ended = [(seed, check_two_sizes(generate(seed))) for seed in range(2)]
     assert not [(seed, o.faults) for seed, o in ended if o.faults]
 
 

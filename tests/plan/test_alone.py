@@ -57,6 +57,11 @@ ALONE = [
     "<hidden_size=4>(t, r, r) y = Transpose<perm=[1,0,2]>(h)",
     "i = ArgMax<axis=1>(x) c = Squeeze(i, one) y = Gather<axis=0>(w, c)",
     "y = Slice(x, zero, two, one)",
+    'y = Einsum<equation="nij,njk->nik">(x, x)',
+    'y = Einsum<equation="nij,jk->nik">(x, w)',
+    "i = ArgMax<axis=2>(x) s = Slice(x, zero, one, two) y = ScatterElements<axis=2>(x, i, s)",
+    "y = Trilu(x)",
+    "i = ArgMax<axis=2>(x) k = Slice(i, zero, two, one) y = GatherND<batch_dims=1>(x, k)",
 ]
 
 MIXED = [
@@ -84,6 +89,11 @@ MIXED = [
     "y = Tile(x, shape)",
     "p, y = MaxPool<kernel_shape=[2]>(x)",
     "y, s, z = DynamicQuantizeLinear(x)",
+    'y = Einsum<equation="nij,mjk->nik">(x, x)',
+    'y = Einsum<equation="nij,njk->ik">(x, x)',
+    "i = ArgMax<axis=2>(x) s = Slice(x, zero, one, two) y = ScatterElements<axis=0>(x, i, s)",
+    "i = ArgMax<axis=2>(x) k = Slice(i, zero, two, one) y = GatherND(x, k)",
+    "t = Transpose<perm=[1,0,2]>(x) u = Trilu(t) y = Transpose<perm=[1,0,2]>(u)",
 ]
 
 

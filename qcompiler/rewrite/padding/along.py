@@ -11,12 +11,14 @@ from math import inf
 
 import ml_dtypes
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops import make
+from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.shapes import axes_of, total
 from qcompiler.rewrite.matching import const, int64s, to_dtype
-from qcompiler.rewrite.padding.digits import Digits, is_open
+from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.products import want_finite_keys
 from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, outputs, pads
@@ -112,17 +114,21 @@ def _without(dims: tuple[Digits, ...], axis: int, keep: bool) -> tuple[Digits, .
 def _top(p: Padding, node: Node) -> tuple[Padded, ...]:
     """Of equals the first count, which are valid ones, as there are k of these."""
     x, axis = p.value(node.operands[0]), node.int("axis") % node.operands[0].type.rank
-    k = p.numbers(node.operands[1])
-    if k is None:
-        raise p.refused("k depends on a size")
-    if is_open(x.dims[axis]):
-        if p.bounds(node.operands[0].type.shape[axis])[0] < k[0]:
-            raise p.refused(f"there may be fewer than {k[0]}", "a larger LO in --dim may help")
+    given = known_sizes(node.operands[1])
+    if given is None:
+        raise p.refused("k depends on data")
+    k: Dim = given.ravel()[0]
+    if is_open(x.dims[axis]) or isinstance(k, str):
+        if not p.at_least(settled(Size.of(node.operands[0].shape[axis]) - k), 0):
+            raise p.refused(f"there may be fewer than {k}", "a larger LO in --dim may help")
+        if isinstance(k, str) and not node.int("sorted"):
+            raise p.refused("the first of unsorted ones, as many as a size")
         x = p.prefix(x, axis)
         x = p.masked(x, [axis], (lowest if node.int("largest") else highest)(x.node.dtype))
-    size: Dim = k[0]
-    dims = (*x.dims[:axis], () if size == 1 else (size,), *x.dims[axis + 1 :])
-    return outputs(p, made_of(p, node, x.node), [dims, dims])
+    dims = (*x.dims[:axis], digits_of([k]), *x.dims[axis + 1 :])
+    most = int64s([p.at(k)])
+    made = make(node.op, x.node, most, name=node.name, **node.attrs)
+    return outputs(p, made, [dims, dims])
 
 
 @pads("CumSum", "CumProd")
@@ -149,8 +155,8 @@ def _normalize(p: Padding, node: Node) -> Padded:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32, over what is valid."""
     x, rank = p.value(node.operands[0]), node.type.rank
     demand_closed(p, node)
-    demand_axis(p, x, [0, 1])
-    batch, channels = x.node.type.dims[:2]
+    demand_axis(p, x, [1])
+    batch, channels = node.type.shape[0], x.node.type.dims[1]
     groups = channels if node.op == "InstanceNormalization" else node.int("num_groups")
     wide = replace(x, node=to_dtype(x.node, "float32"))
     split = p.reshaped(wide, (batch, groups, channels // groups, *node.type.shape[2:]))
@@ -176,20 +182,37 @@ def _recurrent(p: Padding, node: Node) -> tuple[Padded, ...]:
     x = inputs[0]
     assert x is not None
     at = 1 if node.attrs.get("layout") else 0
-    if any(i is not None and i.open for i in inputs[1:]):
-        raise p.refused("an operand besides the first has open sizes")
-    demand_axis(p, x, [a for a in range(3) if a != at])
-    if x.open and inputs[4] is None:
-        batch = x.node.type.dims[1 - at]
-        count = p.size(node.operands[0].type.shape[at])
-        inputs[4] = Padded(make("Expand", count, int64s([batch])), ((batch,),))
+    batch = x.dims[1 - at]
+    demand_axis(p, x, [2])
+    x = inputs[0] = p.prefix(x, at)
+    _demand_states(p, inputs, batch, 0 if at else 1)
+    if is_open(x.dims[at]) and inputs[4] is None:
+        count, rows = p.size(node.operands[0].type.shape[at]), x.node.type.dims[1 - at]
+        inputs[4] = Padded(make("Expand", count, int64s([rows])), (batch,))
     nodes = [None if i is None else i.node for i in inputs]
     while nodes[-1] is None:
         nodes.pop()
     made = make(node.op, *nodes, name=node.name, **node.attrs)
-    time = x.dims[at]
-    first = tuple(
-        () if d == 1 else time if isinstance(d, str) else (d,) for d in node.types[0].shape
-    )
-    dims = [first, *(p.closed(t) for t in node.types[1:])]
+    one, states = digits_of([node.types[0].shape[2 if at else 1]]), x.dims[:2]
+    features = digits_of([node.types[0].shape[-1]])
+    if at:
+        dims = [(*states, one, features), *[(batch, one, features)] * (len(node.types) - 1)]
+    else:
+        dims = [
+            (states[0], one, batch, features),
+            *[(one, batch, features)] * (len(node.types) - 1),
+        ]
     return outputs(p, made, dims)
+
+
+def _demand_states(p: Padding, inputs: Sequence[Padded | None], batch: Digits, axis: int) -> None:
+    """Raise Error unless lengths and states are open along the batch alone, as the sequences."""
+    lengths, states = inputs[4], inputs[5:7]
+    own = [lengths.dims] if lengths is not None else []
+    own += [(*s.dims[:axis], *s.dims[axis + 1 :]) for s in states if s is not None]
+    fits = all(s is None or s.dims[axis] == batch for s in states)
+    if not fits or (lengths is not None and lengths.dims != (batch,)):
+        raise p.refused("its states or lengths are only as many as its sequences for some sizes")
+    others = [i for i in (*inputs[1:4], inputs[7]) if i is not None and i.open]
+    if others or any(is_open(d) for dims in own[lengths is not None :] for d in dims):
+        raise p.refused("an operand besides sequences and states has open sizes")

@@ -6,8 +6,9 @@ that the runtime fills before it starts. Masks and indices are ordinary nodes, m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -19,11 +20,14 @@ from qcompiler.ir import SIZE, Dim, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import described
 from qcompiler.ops import known_value, make
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.registry import Numbers
 from qcompiler.ops.shapes import total
 from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open, regrouped
 
 Axes = frozenset[int]
+_RUNS = 1 << 16
+"""At most so many combinations of sizes are looked at one by one."""
 SIZED = Type("int32", (1,))
 """The type of a size as an input."""
 
@@ -58,6 +62,7 @@ class Padding:
         """`zeroed`: nodes of which an earlier walk found that it pays to set them to 0 where they
         are not valid.
         """
+        self.symbols = tuple(symbols)
         self.ranges = {s.name: (s.low, s.high) for s in symbols}
         self.top = {s.name: s.high for s in symbols}
         self.zeroed, self.wanted = zeroed, set[Node]()
@@ -79,6 +84,31 @@ class Padding:
     def bounds(self, size: Dim) -> tuple[int, int]:
         """The least and the largest number that a size may be, or beyond."""
         return (size, size) if isinstance(size, int) else Size.of(size).bounds(self.ranges)
+
+    @cached_property
+    def _runs(self) -> Mapping[str, Numbers] | None:
+        """The sizes of all possible runs, if these are few enough to be looked at one by one."""
+        each = [np.arange(s.low, s.high + 1, s.step) for s in self.symbols]
+        if prod(map(len, each)) > _RUNS:
+            return None
+        grid = np.meshgrid(*each, indexing="ij")
+        return {s.name: g.ravel() for s, g in zip(self.symbols, grid, strict=True)}
+
+    def _in_all_runs(self, size: Dim) -> Numbers | None:
+        """A size in every possible run; None if that is not known."""
+        if self._runs is None:
+            return None
+        values = Size.of(size).at(self._runs)  # type: ignore[arg-type]  # arrays count alike
+        return np.asarray(values)
+
+    def at_least(self, size: Dim, least: int) -> bool:
+        """Is a size as large in all runs?"""
+        if self.bounds(size)[0] >= least:
+            return True
+        if self.bounds(size)[1] < least:
+            return False
+        found = self._in_all_runs(size)
+        return found is not None and bool(found.min() >= least)
 
     def size(self, size: Dim, dtype: str = "int32") -> Node:
         """A size in this run, as a tensor of one number."""

@@ -11,7 +11,7 @@ from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.ops.known_sizes import known_sizes
-from qcompiler.rewrite.matching import const, int64s, perm_of, reshape
+from qcompiler.rewrite.matching import const, int64s, perm_of, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads, together
@@ -50,21 +50,28 @@ def _constant_of_shape(p: Padding, node: Node) -> Padded:
 
 @pads("Range")
 def _range(p: Padding, node: Node) -> Padded:
-    """0, 1, 2, ... up to an open size: the same numbers, and more."""
+    """As many steps as there may be, from where this run begins."""
     (size,) = node.type.shape
-    return Padded(const(np.arange(p.at(size)), node.dtype), (digits_of([size]),))
+    start, step = (p.value(node.operands[i]).node for i in (0, 2))
+    steps = const(np.arange(p.at(size)), node.dtype)
+    dims = (digits_of([size]),)
+    if all(p.numbers(node.operands[i]) == (i // 2,) for i in (0, 2)):
+        return Padded(steps, dims)
+    made = make("Add", reshape(start, (1,)), make("Mul", steps, reshape(step, (1,))))
+    return Padded(made, dims)
 
 
 @pads("Tile")
 def _tile(p: Padding, node: Node) -> Padded:
-    x, repeats = p.value(node.operands[0]), p.numbers(node.operands[1])
+    x, repeats = p.value(node.operands[0]), known_sizes(node.operands[1])
     if repeats is None:
-        raise p.refused("the number of repeats depends on a size")
-    dims = tuple(digits_of([r, *d]) for r, d in zip(repeats, x.dims, strict=True))
-    return Padded(make("Tile", x.node, int64s(repeats), name=node.name), dims)
+        raise p.refused("the number of repeats depends on data")
+    times: list[Dim] = repeats.ravel().tolist()
+    dims = tuple(digits_of([r, *d]) for r, d in zip(times, x.dims, strict=True))
+    return Padded(make("Tile", x.node, int64s(map(p.at, times)), name=node.name), dims)
 
 
-@pads("Trilu")
+@pads("Trilu", "EyeLike")
 def _trilu(p: Padding, node: Node) -> Padded:
     x = p.prefix(p.prefix(p.value(node.operands[0]), -1), -2)
     demand_closed(p, node)
@@ -154,11 +161,13 @@ def _begin(p: Padding, size: Dim, start: Dim, end: Dim, step: int, count: Dim) -
     if isinstance(size, int) and isinstance(count, int) and isinstance(start, int):
         return min(start if start >= 0 else max(start + size, 0), size - 1 if step < 0 else size)
     begin = settled(Size.of(size) + start) if isinstance(start, int) and start < 0 else start
+    if step < 0 and start == -1 and isinstance(end, int) and end <= np.iinfo(np.int32).min:
+        return begin  # all of it, from behind
     behind = settled(Size.of(begin) + Size.of(count) * step)
     to_end = isinstance(end, int) and end >= np.iinfo(np.int32).max  # as many as there are
     behind = begin if to_end else behind
-    inside = step > 0 and p.bounds(begin)[0] >= 0
-    if not inside or p.bounds(settled(Size.of(size) - behind))[0] < 0:
+    inside = step > 0 and p.at_least(begin, 0)
+    if not inside or not p.at_least(settled(Size.of(size) - behind), 0):
         sizes = f"from {start} to {end} of {size}"
         raise p.refused(f"a slice {sizes} may reach beyond", "a smaller HI in --dim may help")
     return begin
@@ -195,16 +204,16 @@ def _gather(p: Padding, node: Node) -> Padded:
     at = index.node
     if is_open(x.dims[axis]):
         x = p.prefix(x, axis)
-        at = _counted(p, node.operands[1], at, size)
+        at = counted(p, node.operands[1], at, size)
     made = make("Gather", x.node, at, axis=axis, name=node.name)
     return Padded(made, (*x.dims[:axis], *index.dims, *x.dims[axis + 1 :]))
 
 
-def _counted(p: Padding, index: Node, at: Node, size: Dim) -> Node:
-    """Indices along an open dimension, counted from its begin."""
+def counted(p: Padding, index: Node, at: Node, size: Dim) -> Node:
+    """Indices along a dimension, counted from its begin."""
     known = p.numbers(index)
     if known is not None and min(known, default=0) >= 0:
-        if max(known, default=0) >= p.bounds(size)[0]:
+        if not p.at_least(size, max(known, default=0) + 1):
             low = "a larger LO in --dim NAME=LO..HI helps"
             raise p.refused(f"index {max(known)} may reach beyond {size}", low)
         return at
@@ -221,46 +230,22 @@ def _gather_elements(p: Padding, node: Node) -> Padded:
     x, along = p.prefix(x, axis), index.dims[axis]
     at = index.node
     if is_open(x.dims[axis]):
-        at = _counted(p, node.operands[1], at, node.operands[0].type.shape[axis])
+        at = counted(p, node.operands[1], at, node.operands[0].type.shape[axis])
     bare = [replace(v, dims=(*v.dims[:axis], (), *v.dims[axis + 1 :])) for v in (x, index)]
     (x, index), dims = together(p, [bare[0], replace(bare[1], node=at)], x.rank)
     made = make("GatherElements", x.node, index.node, axis=axis, name=node.name)
     return Padded(made, (*dims[:axis], along, *dims[axis + 1 :]))
 
 
-@pads("Pad")
-def _pad(p: Padding, node: Node) -> Padded:
-    """The padding behind an open dimension begins where it ends in this run."""
-    x = p.value(node.operands[0])
-    widths, axes = p.numbers(node.operands[1]), p.numbers((*node.inputs, None, None)[3])
-    if widths is None or (axes is None and len(node.operands) > 3):
-        raise p.refused("its widths depend on a size, or on data")
-    over = range(x.rank) if axes is None else [a % x.rank for a in axes]
-    fill: float | Node = 0.0
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        value = p.value(node.inputs[2]).node
-        fill = make("Reshape", value, int64s([1])) if value.type.rank else value
-    for i, axis in enumerate(over):
-        begin, end = widths[i], widths[i + len(over)]
-        if not is_open(x.dims[axis]) or (begin == 0 and end == 0):
-            continue
-        x = p.prefix(x, axis)
-        if end < 0 or begin < 0 or (node.str("mode") != "constant" and end):
-            raise p.refused("it pads an open size otherwise than with a constant")
-        if node.str("mode") != "constant" and begin >= p.bounds(node.operands[0].shape[axis])[0]:
-            raise p.refused("it may pad by more than there is")
-        x = p.masked(x, [axis], fill) if end else x
-    made = made_of(p, node, x.node)
-    dims = zip(x.dims, node.type.shape, node.operands[0].shape, strict=True)
-    return Padded(made, tuple(d if new == old else digits_of([new]) for d, new, old in dims))
-
-
 @pads("OneHot")
 def _one_hot(p: Padding, node: Node) -> Padded:
+    """Of an open depth, indices from behind count from where it ends in this run."""
     index, axis = p.value(node.operands[0]), node.int("axis") % node.type.rank
-    demand_closed(p, node)
-    if is_open(digits_of([node.type.shape[axis]])):
-        raise p.refused("its depth is an open size")
-    depth = digits_of([node.type.shape[axis]])
-    dims = (*index.dims[:axis], depth, *index.dims[axis:])
-    return Padded(made_of(p, node, index.node), dims)
+    size = node.type.shape[axis]
+    depth, dims = digits_of([size]), (*index.dims[:axis], digits_of([size]), *index.dims[axis:])
+    if not is_open(depth):
+        return Padded(made_of(p, node, index.node), dims)
+    at = counted(p, node.operands[0], to_dtype(index.node, "int64"), size)
+    values = p.value(node.operands[2]).node
+    most = const([p.at(size)], "int64")
+    return Padded(make("OneHot", at, most, values, name=node.name, axis=node.int("axis")), dims)

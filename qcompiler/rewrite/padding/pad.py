@@ -14,13 +14,25 @@ from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, Node, Type, placeholder, walk
-from qcompiler.rewrite.padding import along, moves, products, windows
+from qcompiler.rewrite.padding import (
+    alone,
+    along,
+    borders,
+    moves,
+    products,
+    resampling,
+    scatters,
+    windows,
+)
 from qcompiler.rewrite.padding.digits import Digits, digits_of
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import see
 from qcompiler.runtime.text import NOTE
 
-__all__ = ["Result", "along", "moves", "padded", "products", "windows"]
+__all__ = ["Result", "padded"]
+
+RULES_OF = (alone, along, borders, moves, products, resampling, scatters, windows)
+"""Where the rules are."""
 
 _WALKS = 16
 """So often a graph is walked, at most: each time, more is set to 0 where it helps most."""
@@ -65,12 +77,28 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
         raise Error(
             "the sizes cannot stay open: what they mix is not found", hint=f"pin them: {names}"
         )
-    outputs = [_output(p, node) for node in graph.outputs]
+    outputs = _named(p, [_output(p, node) for node in graph.outputs])
     read = set(walk(outputs))
     sizes = {str(size): node for size, node in p.sizes.items() if node in read}
     made = replace(graph, inputs=(*inputs, *sizes.values()), outputs=tuple(outputs))
     dims = {n.name: v[0].dims for n, v in p.known.items() if n.name and len(v) == 1}
     return Result(made, tuple(sizes), tuple(symbols), dims)
+
+
+def _named(p: Padding, outputs: Sequence[Node]) -> list[Node]:
+    """The same outputs, in a graph in which a name is that of the value of its node, not of what
+    was made on the way to it.
+    """
+    names: dict[Node, str] = {}
+    for node, values in p.known.items():
+        if node.name and len(values) == 1:
+            names.setdefault(values[0].node, node.name)
+    taken, made = set(names.values()), dict[Node, Node]()
+    for node in walk(outputs):
+        name = names.get(node, "" if node.name in taken else node.name)
+        one = node if name == node.name else replace(node, name=name)
+        made[node] = one.with_inputs(None if i is None else made[i] for i in node.inputs)
+    return [made[node] for node in outputs]
 
 
 def _input(p: Padding, node: Node) -> Node:

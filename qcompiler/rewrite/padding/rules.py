@@ -14,6 +14,7 @@ import numpy as np
 from qcompiler.artifact.sizes import Size
 from qcompiler.ir import Node, constant
 from qcompiler.ops import is_elementwise, make, meaning
+from qcompiler.ops.known_sizes import is_open as sizes_open
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.rewrite.padding.digits import Digits, is_open
 from qcompiler.rewrite.padding.frame import Axes, Padded, Padding
@@ -25,6 +26,8 @@ NONE: Axes = frozenset()
 _FOLDED = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"})
 _FOLDED |= {"Slice", "Gather", "Concat", "Add", "Sub", "Mul", "Div"}
 """What is computed here where it reads constants, which rules look at."""
+_SIZED = frozenset({"Range", "Slice", "Pad", "Tile", "OneHot", "TopK", "Split"})
+"""What may be of one size in all runs, though it is computed from open ones."""
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
@@ -64,7 +67,7 @@ def _demand_sizes(p: Padding, node: Node) -> None:
             if isinstance(d, str):
                 if not Size.of(d).symbols <= p.ranges.keys():
                     raise p.refused(f"the size of {type} depends on data, or is not known")
-                if p.bounds(d)[0] < 1:
+                if not p.at_least(d, 1):
                     low = "a larger LO in --dim NAME=LO..HI may help"
                     raise p.refused(f"the size {d} of {type} may be below 1", low)
 
@@ -72,6 +75,8 @@ def _demand_sizes(p: Padding, node: Node) -> None:
 def _closed(p: Padding, node: Node) -> bool:
     """Is nothing open in what a node reads and writes, besides numbers that it computes with?"""
     if not all(t.static for t in node.types):
+        return False
+    if node.op in _SIZED and any(map(sizes_open, node.operands)):
         return False
     return not any(v.open for i in node.operands for v in p.known.get(i, ()))
 
@@ -187,10 +192,10 @@ def _moderate(array: object) -> bool:
 
 
 @pads("Identity", "Dropout")
-def _identity(p: Padding, node: Node) -> Padded:
-    if len(node.types) > 1:
-        raise p.refused("its second output is not supported")
-    return p.value(node.operands[0])
+def _identity(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
+    x = p.value(node.operands[0])
+    kept = constant(np.ones(x.node.type.dims, np.bool_))
+    return x if len(node.types) == 1 else (x, Padded(kept, x.dims))
 
 
 @pads(
@@ -198,19 +203,20 @@ def _identity(p: Padding, node: Node) -> Padded:
     "LRN",
     "DequantizeLinear",
     "QuantizeLinear",
-    "LpNormalization",
     "LayerNormalization",
     "RMSNormalization",
 )
-def _per_position(p: Padding, node: Node) -> Padded:
+def _per_position(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
     """What computes each position by itself, or along a dimension that is not open."""
     x = p.value(node.operands[0])
     demand_closed(p, node)
-    if len(node.types) > 1:
-        raise p.refused(f"{node.op} of several outputs is not supported")
-    axis = 1 if node.op in ("BatchNormalization", "LRN") else node.int("axis")
+    if node.attrs.get("training_mode"):
+        raise p.refused("what is seen of a batch in training")
+    by_channel = node.op in ("BatchNormalization", "LRN")
+    axis = 1 if by_channel else node.int("axis") % max(x.rank, 1)
     if node.op in ("LayerNormalization", "RMSNormalization"):
-        demand_axis(p, x, range(axis % x.rank, x.rank))
+        demand_axis(p, x, range(axis, x.rank))
     elif node.op not in _QUANTIZERS or node.operands[1].type.size > 1:
-        demand_axis(p, x, [axis] if x.rank > 1 or node.op == "LpNormalization" else [0])
-    return Padded(made_of(p, node, x.node), x.dims)
+        demand_axis(p, x, [axis] if x.rank > 1 else [0])
+    rows = (*x.dims[:axis], *[()] * (x.rank - axis))
+    return outputs(p, made_of(p, node, x.node), [x.dims, *[rows] * (len(node.types) - 1)])

@@ -1,4 +1,4 @@
-"""Windows over padded images: convolutions, pools, resizing.
+"""Windows over padded images: convolutions and pools.
 
 Behind an image is what its padding is: 0 for sums, the lowest number for a maximum. Windows that
 never reach behind an image's end, in any size, need nothing.
@@ -7,16 +7,17 @@ never reach behind an image's end, in any size, need nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from qcompiler.artifact.sizes import Size
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.window import Window
 from qcompiler.rewrite.matching import const
+from qcompiler.rewrite.padding.borders import bordered
 from qcompiler.rewrite.padding.digits import digits_of
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads
@@ -31,21 +32,40 @@ def _image(p: Padding, node: Node) -> Padded:
     return x
 
 
-def _window(p: Padding, node: Node, kernel: Sequence[Dim] | None) -> tuple[Window, list[int]]:
-    """Its window, the padding as numbers; and the dimensions along which it may reach beyond an
-    end that differs between runs.
+def _windowed(
+    p: Padding, node: Node, kernel: Sequence[Dim] | None, fill: float | Node
+) -> tuple[Padded, Window, list[int]]:
+    """An image behind whose end is what its padding is, the window, its padding as numbers; and
+    the dimensions along which it may reach beyond an end that differs between runs.
     """
-    sizes = node.operands[0].type.shape[2:]
+    x, sizes = _image(p, node), node.operands[0].type.shape[2:]
     window = Window.of(node, sizes, kernel)
     overlaps = any(k > s for k, s in zip(window.kernel, window.strides, strict=True))
     beside = overlaps and node.op == "Conv"  # kernels may compute a few windows together
-    reached = []
+    same, masked = [], []
     for i, (size, pads_) in enumerate(zip(sizes, window.pads, strict=True)):
         if pads_ is None:
-            raise p.refused(f"its padding depends on {size}", "export it with explicit pads")
-        if isinstance(size, str) and (pads_[1] or window.ceil or beside):
-            reached.append(2 + i)
-    return window, reached
+            x = _same(p, node, x, i, window, fill)
+            same.append(2 + i)
+        elif isinstance(size, str) and (pads_[1] or window.ceil or beside):
+            masked.append(2 + i)
+    return p.masked(x, masked, fill), window, same + masked
+
+
+def _same(p: Padding, node: Node, x: Padded, at: int, window: Window, fill: float | Node) -> Padded:
+    """An image with the padding along a dimension that makes as many windows as SAME wants."""
+    size, reach, stride = node.operands[0].type.shape[2 + at], window.reach[at], window.strides[at]
+    count = node.types[0].shape[2 + at]
+    needed = Size.of((Size.of(count) - 1) * stride + reach - size)
+    if p.at_least(settled(-needed), 0):  # windows that do not touch each other
+        needed = Size.of(0)
+    if not p.at_least(settled(needed), 0):
+        raise p.refused(f"its padding, {needed}, may be below 0", "export it with explicit pads")
+    less, more = needed // 2, needed - needed // 2
+    border = (less, more) if node.str("auto_pad") == "SAME_UPPER" else (more, less)
+    room = (p.at(count) - 1) * stride + reach
+    widths = settled(border[0]), settled(border[1])
+    return bordered(p, x, 2 + at, size, widths, "constant", fill, room)
 
 
 def _flat(window: Window) -> tuple[int, ...]:
@@ -65,16 +85,14 @@ def _spatial(x: Padded, node: Node, channels: Dim) -> Padded:
     return Padded(x.node, dims)
 
 
-@pads("Conv", "ConvInteger")
+@pads("Conv", "ConvInteger", "QLinearConv")
 def _conv(p: Padding, node: Node) -> Padded:
-    x = _image(p, node)
     demand_closed(p, node)
-    window, reached = _window(p, node, node.operands[1].type.shape[2:])
-    fill: float | Node = 0.0
-    if node.op == "ConvInteger":
-        zero = (*node.inputs, None, None)[2]
-        fill = 0.0 if zero is None else p.value(zero).node
-    return _made(p, node, p.masked(x, reached, fill), window, node.type.shape[1])
+    weights = node.operands[3 if node.op == "QLinearConv" else 1]
+    zero = None if node.op == "Conv" else (*node.inputs, None, None)[2]
+    fill = 0.0 if zero is None else p.value(zero).node
+    x, window, _ = _windowed(p, node, weights.type.shape[2:], fill)
+    return _made(p, node, x, window, node.type.shape[1])
 
 
 @pads("ConvTranspose")
@@ -89,74 +107,54 @@ def _conv_transpose(p: Padding, node: Node) -> Padded:
 
 
 @pads("MaxPool", "LpPool")
-def _max_pool(p: Padding, node: Node) -> Padded:
-    if len(node.types) > 1:
-        raise p.refused("indices of a MaxPool")
-    x = _image(p, node)
-    window, reached = _window(p, node, None)
-    fill = lowest(x.node.dtype) if node.op == "MaxPool" else 0
-    return _made(p, node, p.masked(x, reached, fill), window, node.type.shape[1])
+def _max_pool(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
+    fill = lowest(node.operands[0].dtype) if node.op == "MaxPool" else 0
+    x, window, _ = _windowed(p, node, None, fill)
+    channels = node.types[0].shape[1]
+    if len(node.types) == 1:
+        return _made(p, node, x, window, channels)
+    if node.int("storage_order") or None in window.pads:
+        raise p.refused("indices of a MaxPool by columns, or with padding that differs")
+    made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
+    best, found = (make("item", made, index=i, name=node.name) for i in (0, 1))
+    index = _numbered(p, found, x.node.type.dims, node.operands[0].type.shape)
+    return tuple(_spatial(Padded(n, x.dims), node, channels) for n in (best, index))
+
+
+def _numbered(p: Padding, found: Node, rooms: Sequence[int], sizes: Sequence[Dim]) -> Node:
+    """Numbers of elements in memory -> those of the same elements in this run."""
+    left, made, step = found, const([0], "int64"), const([1], "int64")
+    for room, size in zip(reversed(rooms), reversed(sizes), strict=True):
+        place = make("Mod", left, const([room], "int64"))
+        left = make("Div", left, const([room], "int64"))
+        made = make("Add", made, make("Mul", place, step))
+        step = make("Mul", step, p.size(size, "int64"))
+    return made
 
 
 @pads("AveragePool")
 def _average_pool(p: Padding, node: Node) -> Padded:
     """Where padding does not count, the average of what does, divided by its share."""
-    x = _image(p, node)
-    window, reached = _window(p, node, None)
-    if window.ceil and reached:
-        raise p.refused("ceil_mode along an open size")
-    hidden = p.masked(x, reached, 0)
-    if not reached or node.int("count_include_pad"):
+    hidden, window, reached = _windowed(p, node, None, 0)
+    counts = bool(node.int("count_include_pad"))
+    if counts and window.ceil and reached:
+        raise p.refused("ceil_mode along an open size, where padding counts")
+    if not reached or counts:
         return _made(p, node, hidden, window, node.type.shape[1])
-    own = {"auto_pad": "NOTSET", "pads": _flat(window)}
-    sums = made_of(p, node, hidden.node, **own, count_include_pad=1)
-    ones = Padded(const(np.ones((1, 1, *x.node.type.dims[2:])), node.dtype), ((), (), *x.dims[2:]))
-    share = made_of(p, node, p.masked(ones, reached, 0).node, **own, count_include_pad=1)
-    return _spatial(
-        Padded(make("Div", sums, share, name=node.name), x.dims), node, node.type.shape[1]
-    )
+    own: dict[str, Any] = {"auto_pad": "NOTSET", "pads": _flat(window), "count_include_pad": 1}
+    sums = made_of(p, node, hidden.node, **own)
+    share = make(node.op, _inside(p, node, window), **{**node.attrs, **own})
+    made = make("Div", sums, share, name=node.name)
+    return _spatial(Padded(made, hidden.dims), node, node.type.shape[1])
 
 
-@pads("Resize")
-def _resize(p: Padding, node: Node) -> Padded:
-    """By a number that is the same in all runs. The last row is repeated behind an image, where
-    outputs may read beyond its end.
-    """
+def _inside(p: Padding, node: Node, window: Window) -> Node:
+    """1 where an image is, 0 behind its end and on padding that a run computes."""
     x = _image(p, node)
-    before, after = node.operands[0].type.shape, node.type.shape
-    demand_axis(p, x, range(min(2, x.rank)))
-    scales = [_scale(p, a, b) for a, b in zip(before, after, strict=True)]
-    mode, coordinates = node.str("mode"), node.str("coordinate_transformation_mode")
-    if coordinates not in ("half_pixel", "asymmetric", "pytorch_half_pixel") or node.int(
-        "antialias"
-    ):
-        raise p.refused(f"Resize by {coordinates}, or antialiased")
-    if mode == "cubic" or node.attrs["axes"] is not None or node.int("exclude_outside"):
-        raise p.refused(f"Resize {mode}, of some axes, or that leaves out what is outside")
-    for axis in x.open:
-        if coordinates == "pytorch_half_pixel" and p.bounds(after[axis])[0] < 2:
-            raise p.refused(f"{after[axis]} may be 1", "a larger LO in --dim NAME=LO..HI helps")
-        if scales[axis] != 1 and (mode != "nearest" or scales[axis].denominator != 1):
-            x = _extended(p, x, axis, before[axis])
-    factors = const([float(s) for s in scales], "float32")
-    made = make("Resize", x.node, None, factors, name=node.name, **node.attrs)
-    dims = (*x.dims[:2], *(digits_of([d]) for d in after[2:]))
-    return Padded(made, dims)
-
-
-def _scale(p: Padding, before: Dim, after: Dim) -> Fraction:
-    """Outputs for each input. Raises Error where it differs between sizes."""
-    if isinstance(before, int) and isinstance(after, int):
-        return Fraction(after, before)
-    for by in range(1, 65):
-        for over, under, up in ((after, before, True), (before, after, False)):
-            if Size.of(over) == Size.of(under) * by:
-                return Fraction(by) if up else Fraction(1, by)
-    raise p.refused(f"{before} is resized to {after}, which is no constant ratio")
-
-
-def _extended(p: Padding, x: Padded, axis: int, size: Dim) -> Padded:
-    """Behind the end of a dimension, its last element again and again."""
-    last = make("Sub", p.size(size), const([1], "int32"))
-    index = make("Min", p.steps(p.whole(x.dims[axis])), last)
-    return p.take(x, axis, index, x.dims[axis])
+    ones = Padded(const(np.ones((1, 1, *x.node.type.dims[2:])), node.dtype), ((), (), *x.dims[2:]))
+    for i, pads_ in enumerate(window.pads):
+        if pads_ is None:
+            ones = _same(p, node, ones, i, window, 0)
+        else:
+            ones = p.masked(ones, [2 + i], 0)
+    return ones.node

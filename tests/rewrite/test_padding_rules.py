@@ -1,0 +1,225 @@
+"""More rules of padding: indices, resizing, borders, and what works along a few dimensions, with
+NaN wherever nothing counts.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from qcompiler.errors import Error
+from tests.rewrite.test_padding import IMAGE, Ranges, check, model_of, opened
+
+EDGES: Ranges = {"n": (2, 6), "e": (1, 5)}
+SMALL: Ranges = {"h": (4, 9), "w": (5, 8)}
+SCALED: Ranges = {"h": (2, 5), "a": (1, 9)}
+SEQ: Ranges = {"s": (3, 9)}
+
+COUNT = "sh = Shape(x) zero = Constant<value_ints=[0]>() count = Gather(sh, zero)"
+INDICES = {
+    "sums by index": f"""(float[n,4] x, int64[e] to, float[e,4] m) => (float[n,4] y, float[n,4] z)
+        {{ {COUNT} i = Mod(to, count) one = Constant<value_ints=[1]>() j = Unsqueeze(i, one)
+        ms = Shape(m) k = Expand(j, ms) y = ScatterElements<axis=0, reduction="add">(x, k, m)
+        back = Sub(k, count) z = ScatterElements<axis=0, reduction="max">(x, back, m) }}""",
+    "a few elements by index": f"""(float[n,4] x, int64[1,4] to, float[1,4] m) => (float[n,4] y)
+        {{ {COUNT} i = Mod(to, count) j = Sub(i, count) y = ScatterElements<axis=0>(x, j, m) }}""",
+    "along a closed axis": """(float[n,4] x, int64[n,2] to, float[n,2] m) => (float[n,4] y) {
+        four = Constant<value_ints=[4]>() i = Mod(to, four) j = Sub(i, four)
+        y = ScatterElements<axis=1, reduction="add">(x, j, m) }""",
+    "rows by index": f"""(float[n,4] x, int64[e] to, float[e,4] m) => (float[n,4] y, float[e,4] g)
+        {{ {COUNT} i = Mod(to, count) one = Constant<value_ints=[1]>() j = Unsqueeze(i, one)
+        k = Sub(j, count) y = ScatterND<reduction="add">(x, k, m) g = GatherND(x, k) }}""",
+    "elements by two indices": f"""(float[n,n] x, int64[e,2] to, float[e] m) => (float[n,n] y,
+        float[e] g) {{ {COUNT} i = Mod(to, count) k = Sub(i, count)
+        y = ScatterND<reduction="add">(x, k, m) g = GatherND(x, k) }}""",
+    "rows of each sample": """(float[e,n,4] x, int64[e,2,1] to) => (float[e,2,4] g) {
+        sh = Shape(x) one = Constant<value_ints=[1]>() count = Gather(sh, one) i = Mod(to, count)
+        g = GatherND<batch_dims=1>(x, i) }""",
+    "a depth that is open": f"""(float[n,2] x, int64[e] i) => (float[e,n] y, float[n,e] z) {{
+        {COUNT} v = Constant<value_floats=[-1.0,2.0]>() k = Mod(i, count) j = Sub(k, count)
+        y = OneHot(j, count, v) z = OneHot<axis=0>(k, count, v) }}""",
+    "as many as": """(float[2,n] x, float[e] z) => (float[2,m] y, float[2,o] t, int64[k] r) {
+        sh = Shape(z) rows = Constant<value_ints=[1]>() times = Concat<axis=0>(rows, sh)
+        y = Tile(x, times) sx = Shape(x) one = Constant<value_ints=[1]>() n = Gather(sx, one)
+        less = Sub(n, one) t, places = TopK(x, less) ten = Constant<value_ints=[10]>()
+        end = Add(ten, n) two = Constant<value_ints=[2]>() s0 = Squeeze(less) s1 = Squeeze(end)
+        s2 = Squeeze(two) r = Range(s0, s1, s2) }""",
+    "backwards": """(float[n,e] x) => (float[n,e] y, float[m,e] z) {
+        last = Constant<value_ints=[-1]>() far = Constant<value_ints=[-9223372036854775807]>()
+        zero = Constant<value_ints=[0]>() two = Constant<value_ints=[-2]>()
+        y = Slice(x, last, far, zero, last) z = Slice(x, last, far, zero, two) }""",
+    "sequences of their own lengths": """(float[n,e,2] x, int64[e] l) => (float[n,e,2] y) {
+        sh = Shape(x) zero = Constant<value_ints=[0]>() n = Gather(sh, zero) k = Mod(l, n)
+        one = Constant<value_ints=[1]>() m = Add(k, one) y = ReverseSequence(x, m) }""",
+    "a cache": """(float[e,2,n,3] x, float[e,2,1,3] u, int64[e] i) => (float[e,2,n,3] y) {
+        sh = Shape(x) two = Constant<value_ints=[2]>() n = Gather(sh, two) k = Mod(i, n)
+        y = TensorScatter(x, u, k) }""",
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_indices_into_open_sizes(name: str) -> None:
+    check(
+        f"g {INDICES[name]}",
+        {k: v for k, v in EDGES.items() if f",{k}" in INDICES[name] or f"[{k}" in INDICES[name]},
+        24,
+    )
+
+
+MODES = {
+    "nearest, down": 'mode="nearest", nearest_mode="floor"',
+    "nearest, up": 'mode="nearest", nearest_mode="ceil"',
+    "nearest, half down": 'mode="nearest", nearest_mode="round_prefer_floor"',
+    "nearest, half up": 'mode="nearest", nearest_mode="round_prefer_ceil"',
+    "linear": 'mode="linear"',
+    "cubic": 'mode="cubic"',
+    "cubic inside": 'mode="cubic", exclude_outside=1',
+}
+COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_images_are_resized_to_any_size(mode: str, coordinates: str) -> None:
+    attrs = f'{MODES[mode]}, coordinate_transformation_mode="{coordinates}"'
+    check(
+        f"""g (float[1,2,h,3] x, float[a] z) => (float[1,2,a,7] y, float[1,2,a,h] u) {{
+        front = Constant<value_ints=[1,2]>() seven = Constant<value_ints=[7]>() sz = Shape(z)
+        sizes = Concat<axis=0>(front, sz, seven) y = Resize<{attrs}>(x, , , sizes)
+        sh = Shape(x) two = Constant<value_ints=[2]>() h = Gather(sh, two)
+        both = Concat<axis=0>(sz, h) u = Resize<{attrs}, axes=[2,3]>(x, , , both) }}""",
+        SCALED,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "align_corners"])
+@pytest.mark.parametrize("scale", ["2.0", "3.0", "0.5", "1.5"])
+def test_images_are_resized_by_any_number(mode: str, coordinates: str, scale: str) -> None:
+    attrs = f'{MODES[mode]}, coordinate_transformation_mode="{coordinates}"'
+    text = f"""g (float[1,2,h,3] x) => (float[1,2,m,4] y) {{
+        by = Constant<value_floats=[{scale},1.6]>() y = Resize<{attrs}, axes=[2,3]>(x, , by) }}"""
+    rounded = scale in ("0.5", "1.5")
+    if rounded and (coordinates == "align_corners" or "exclude" in attrs):
+        with pytest.raises(Error, match="come out even"):
+            opened(model_of(text), {"h": (3, 8)})
+    else:
+        check(text, {"h": (3, 8)})
+
+
+GRIDS = {
+    "places": """(float[1,2,4,5] x, float[1,h,w,2] g) => (float[1,2,h,w] y) {
+        y = GridSample(x, g) }""",
+    "an open image": """(float[2,2,h,w] x, float[2,3,3,2] g) => (float[2,2,3,3] a, float[2,2,3,3] b,
+        float[2,2,3,3] c, float[2,2,3,3] d) {
+        a = GridSample(x, g) b = GridSample<padding_mode="border">(x, g)
+        c = GridSample<align_corners=1>(x, g) d = GridSample<mode="cubic">(x, g) }""",
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_open_images_are_sampled_at_places(name: str) -> None:
+    check(f"g {GRIDS[name]}", SMALL)
+
+
+BORDERS = {
+    "SAME": """(float[1,2,h,w] x) => (float[1,2,m,n] a, float[1,2,m,n] b, float[1,2,o,n] c,
+        float[1,2,m,n] d, float[1,2,m,n] e, float[1,2,q,r] f) <float[2,2,3,3] k = {@36},
+        float[2,2,3,1] l = {@12}, float[2,2,1,1] i = {@4}> {
+        a = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, k)
+        b = Conv<auto_pad="SAME_LOWER", strides=[2,2]>(x, k)
+        c = Conv<auto_pad="SAME_UPPER", strides=[3,2]>(x, l)
+        d = MaxPool<auto_pad="SAME_LOWER", kernel_shape=[3,3], strides=[2,2]>(x)
+        e = AveragePool<auto_pad="SAME_UPPER", kernel_shape=[3,2], strides=[2,2]>(x)
+        f = Conv<auto_pad="SAME_LOWER", strides=[2,3]>(x, i) }""",
+    "ceil": """(float[1,2,h,w] x) => (float[1,2,m,n] a, float[1,2,m,n] b) {
+        a = MaxPool<ceil_mode=1, kernel_shape=[3,3], strides=[2,2]>(x)
+        b = AveragePool<ceil_mode=1, kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }""",
+    "indices": """(float[2,3,h,w] x) => (float[2,3,m,n] a, int64[2,3,m,n] i) {
+        a, i = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }""",
+    "Pad": """(float[1,2,h,w] x) => (float[1,2,m,n] a, float[1,2,m,n] b, float[1,2,m,n] c,
+        float[1,3,m,n] d, float[1,2,m,n] e) {
+        p = Constant<value_ints=[0,0,3,1,0,0,2,3]>() a = Pad<mode="reflect">(x, p)
+        b = Pad<mode="edge">(x, p) c = Pad<mode="wrap">(x, p)
+        q = Constant<value_ints=[0,0,-2,1,0,1,1,-3]>() one = Constant<value_float=1.5>()
+        d = Pad(x, q, one) r = Constant<value_ints=[2,-1]>() ax = Constant<value_ints=[2]>()
+        e = Pad<mode="edge">(x, r, , ax) }""",
+    "up to a multiple": """(float[1,2,h,w] x) => (float[1,2,m,w] a, float[1,2,h,n] b) {
+        sh = Shape(x) two = Constant<value_ints=[2]>() three = Constant<value_ints=[3]>()
+        h = Gather(sh, two) w = Gather(sh, three) four = Constant<value_ints=[4]>()
+        zeros = Constant<value_ints=[0,0,0]>() zero = Constant<value_ints=[0]>()
+        h0 = Mod(h, four) h1 = Sub(four, h0) h2 = Mod(h1, four)
+        p = Concat<axis=0>(zeros, zeros, h2, zero) a = Pad(x, p)
+        q = Concat<axis=0>(zeros, h2, zeros, w) b = Pad<mode="wrap">(x, q) }""",
+    "in equal parts": """(float[1,2,h,w] x) => (float[1,1,h,w] y, float[1,2,m,w] z) {
+        p, q = Split<axis=1, num_outputs=2>(x) y = Sub(p, q) t = Concat<axis=2>(x, x)
+        u, v = Split<axis=2, num_outputs=2>(t) z = Sub(u, v) }""",
+}
+
+
+@pytest.mark.parametrize("name", BORDERS)
+def test_borders_begin_where_a_run_ends(name: str) -> None:
+    check(f"g {BORDERS[name]}", SMALL)
+
+
+OTHERS = {
+    "norms": """(float[2,s,3] x) => (float[2,s,3] a, float[2,s,3] b, float[2,s,3] c, float[2,s,3] d,
+        float[2,s,1] e, float[2,s,1] f) <float[3] g = {1,2,3}> {
+        a = LpNormalization<axis=1>(x) b = LpNormalization<axis=1, p=1>(x)
+        c = MeanVarianceNormalization<axes=[0,1]>(x)
+        d, e, f = LayerNormalization<axis=2>(x, g) }""",
+    "pool": "(float[1,2,s,3] x) => (float[1,2,1,1] y) { y = GlobalLpPool<p=3>(x) }",
+    "bytes": """(float[2,s] x) => (uint8[2,s] y, float sc, uint8 z) {
+        y, sc, z = DynamicQuantizeLinear(x) }""",
+    "bits": """(float[2,s] x) => (float16[2,s] y, int32[2,s] z) <float16[1] h = {1}> {
+        y = CastLike(x, h) z = BitCast<to=6>(x) }""",
+    "matrices": """(float[s,3,3] x, float[s,4] y) => (float[s] d, float[s,4] e, float[s,4,2] f,
+        bool[s,4] m, float[s,4] n) {
+        d = Det(x) e = EyeLike<k=1>(y) last = Constant<value_ints=[2]>() u = Unsqueeze(y, last)
+        one = Constant<value_int=1>() f = DFT(u, , one) n, m = Dropout(y) }""",
+    "rotated": """(float[2,2,s,4] x, float[2,s,2] c, int64[2,s] p) => (float[2,2,s,4] y,
+        float[2,2,s,4] z) <float[7,2] table = {@14}> {
+        y = RotaryEmbedding(x, c, c) z = RotaryEmbedding(x, table, table, p) }""",
+    "regions": """(float[2,2,6,6] x, float[s,4] r, int64[s] i) => (float[s,2,2,2] y) {
+        one = Constant<value_ints=[2]>() k = Mod(i, one) ten = Constant<value_float=3.0>()
+        r0 = Mul(r, ten) a = Abs(r0) y = RoiAlign<output_height=2, output_width=2,
+        sampling_ratio=2>(x, a, k) }""",
+    "frames": """(float[1,s,1] x) => (float[1,m,2,2] y) {
+        hop = Constant<value_int=2>() n = Constant<value_int=3>() y = STFT(x, hop, , n) }""",
+}
+
+
+PAIRS = {
+    "norms of each sample": """(float[n,4,e] x) => (float[n,4,e] y, float[n,4,e] z)
+        <float[4] g = {1,2,3,4}, float[4] b = {4,3,2,1}> {
+        y = InstanceNormalization(x, g, b) z = GroupNormalization<num_groups=2>(x, g, b) }""",
+    "LSTM": """(float[e,n,3] x, float[1,n,4] h0) => (float[e,1,n,4] y, float[1,n,4] h,
+        float[1,n,4] c) <float[1,16,3] w = {@48}, float[1,16,4] r = {@64}, float[1,32] b = {@32}> {
+        y, h, c = LSTM<hidden_size=4>(x, w, r, b, , h0, h0) }""",
+    "GRU, both ways": """(float[e,n,3] x) => (float[e,2,n,4] y, float[2,n,4] h)
+        <float[2,12,3] w = {@72}, float[2,12,4] r = {@96}> {
+        y, h = GRU<hidden_size=4, direction="bidirectional">(x, w, r) }""",
+    "the batch first": """(float[n,e,3] x) => (float[n,e,1,4] y, float[n,1,4] h)
+        <float[1,4,3] w = {@12}, float[1,4,4] r = {@16}> {
+        y, h = RNN<hidden_size=4, layout=1>(x, w, r) }""",
+    "a first piece": """(float[n,e,3] x) => (float[n,1,3] y, float[2,e,3] z) {
+        zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()
+        two = Constant<value_ints=[2]>() y = Slice(x, zero, one, one) z = Slice(x, zero, two, zero)
+        }""",
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_sizes_are_open_at_once(name: str) -> None:
+    check(f"g {PAIRS[name]}", EDGES)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_operators_along_a_few_dimensions(name: str) -> None:
+    check(f"g {OTHERS[name]}", SEQ, 26)
+
+
+def test_convolutions_one_after_the_other_meet_one_of_their_stride() -> None:
+    text = """g (float[1,2,h,w] x) => (float[1,2,m,n] y) <float[2,2,1,1] k = {@4}> {
+        a = Conv<strides=[2,2]>(x, k) b = Conv<strides=[2,2]>(a, k)
+        c = Conv<strides=[4,4]>(x, k) y = Add(b, c) }"""
+    check(text, IMAGE)
