@@ -184,6 +184,8 @@ def _div(a: Dim, b: Dim) -> Dim | None:
 
 def _mod(a: Dim, b: Dim) -> Dim | None:
     """ONNX's rest of integers has the sign of what is divided by, as here."""
+    if b != 0 and Size.of(a).over(b) is not None:
+        return 0
     return settled(Size.of(a) % b) if isinstance(b, int) and b > 0 else None
 
 

@@ -249,8 +249,8 @@ REFUSED = {
     "a table that is too short": """(float[s,4] x) => (float[s,4] y) <float[5,4] t = {@20}> {
         sh = Shape(x) z = Constant<value_ints=[0]>() n = Gather(sh, z) u = Slice(t, z, n, z)
         y = Add(x, u) }""",
-    "a norm along it": """(float[2,s] x) => (float[2,s] y) <float[1] g = {1}> {
-        y = LayerNormalization(x, g) }""",
+    "channels that become blocks": """(float[1,s,4,4] x) => (float[1,m,8,8] y) {
+        y = DepthToSpace<blocksize=2>(x) }""",
     "a data-dependent size": "(float[s] x) => (int64[1,n] y) { y = NonZero(x) }",
     "an operator that is not known": """(float[1,1,s] x, int64[1,1,s] i) => (float[1,1,m] y) {
         y = MaxUnpool<kernel_shape=[1]>(x, i) }""",

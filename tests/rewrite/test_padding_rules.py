@@ -201,6 +201,31 @@ PAIRS = {
     "the batch first": """(float[n,e,3] x) => (float[n,e,1,4] y, float[n,1,4] h)
         <float[1,4,3] w = {@12}, float[1,4,4] r = {@16}> {
         y, h = RNN<hidden_size=4, layout=1>(x, w, r) }""",
+    "channels": """(float[2,n,5] x, float[3,n,3] w, float[n,2,2] v, float[e,n,2] u, float[e] b) =>
+        (float[2,3,5] y, float[2,2,6] z, float[2,e,4] o, float[2,n,3] p, float[2,n,3] q,
+        int64[2,n,3] i) {
+        y = Conv<pads=[1,1]>(x, w) z = ConvTranspose(x, v) o = Conv(x, u, b)
+        p = AveragePool<kernel_shape=[3]>(x) q, i = MaxPool<kernel_shape=[3]>(x) }""",
+    "norms along it": """(float[2,n,e] x, float[n,e] g, float[n,e] b, float[e] s) =>
+        (float[2,n,e] y, float[2,1,1] m, float[2,1,1] v, float[2,n,e] z, float[2,n,e] w) {
+        y, m, v = LayerNormalization<axis=1>(x, g, b) z = RMSNormalization(x, s)
+        w = LayerNormalization(x, s) }""",
+    "the last of equals": """(float[n,e] x) => (int64[1,e] y, int64[n] z, int64[1,e] f) {
+        one = Constant<value_float=0.0>() l = Less(x, one) k = Cast<to=1>(l)
+        y = ArgMax<axis=0, select_last_index=1>(k)
+        z = ArgMin<axis=1, keepdims=0, select_last_index=1>(k) inf = Log(k)
+        f = ArgMax<axis=0, select_last_index=1>(inf) }""",
+    "integers": """(uint8[n,e] x, uint8[e,3] w, uint8[3,n] v) => (int32[n,3] y, int32[n,n] z,
+        uint8[n,3] q) <uint8 a = {3}, uint8 b = {2}, float s = {0.5}> {
+        y = MatMulInteger(x, w, a, b) u = Cast<to=2>(y) z = MatMulInteger(u, v)
+        q = QLinearMatMul(x, s, a, w, s, b, s, a) }""",
+    "attention of any heads": """(float[1,n,3,e] q, float[1,n,4,e] k, float[1,n,4,2] v) =>
+        (float[1,n,3,2] y, float[1,n,3,2] z) { y = Attention(q, k, v)
+        z = Attention<scale=0.3>(q, k, v) }""",
+    "numbers for each channel": """(float[2,n,e] x, float[n] g, float[n] b, uint8[n] z) =>
+        (float[2,n,e] y, uint8[2,n,e] q, float[2,n,e] d) {
+        v = Mul(b, b) y = BatchNormalization(x, g, b, b, v) s = Exp(g)
+        q = QuantizeLinear<axis=1>(x, s, z) d = DequantizeLinear<axis=1>(q, s, z) }""",
     "a first piece": """(float[n,e,3] x) => (float[n,1,3] y, float[2,e,3] z) {
         zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()
         two = Constant<value_ints=[2]>() y = Slice(x, zero, one, one) z = Slice(x, zero, two, zero)

@@ -17,11 +17,20 @@ from qcompiler.ops import make
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.shapes import axes_of, total
-from qcompiler.rewrite.matching import const, int64s, to_dtype
+from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
+from qcompiler.rewrite.padding.moves import piece
 from qcompiler.rewrite.padding.products import want_finite_keys
-from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, outputs, pads
+from qcompiler.rewrite.padding.rules import (
+    NONE,
+    demand_axis,
+    demand_closed,
+    made_of,
+    outputs,
+    pads,
+    together,
+)
 
 
 def highest(dtype: str) -> float | int:
@@ -98,12 +107,20 @@ def _softmax(p: Padding, node: Node) -> Padded:
 def _arg(p: Padding, node: Node) -> Padded:
     """Of equals the first counts, which is a valid one."""
     x, axis = p.value(node.operands[0]), node.int("axis") % node.operands[0].type.rank
-    if is_open(x.dims[axis]):
-        if node.int("select_last_index"):
-            raise p.refused("the last of equals along an open size")
-        x = p.prefix(x, axis)
-        x = p.masked(x, [axis], (lowest if node.op == "ArgMax" else highest)(x.node.dtype))
-    return Padded(made_of(p, node, x.node), _without(x.dims, axis, bool(node.int("keepdims"))))
+    keep = bool(node.int("keepdims"))
+    if not is_open(x.dims[axis]):
+        return Padded(made_of(p, node, x.node), _without(x.dims, axis, keep))
+    size = node.operands[0].type.shape[axis]
+    last = settled(Size.of(size) - 1)
+    if node.int("select_last_index"):  # the first from behind
+        x = piece(p, x, axis, last, -1, size)
+    x = p.prefix(x, axis)
+    x = p.masked(x, [axis], (lowest if node.op == "ArgMax" else highest)(x.node.dtype))
+    made = make(node.op, x.node, axis=axis, keepdims=int(keep))
+    if node.int("select_last_index"):
+        end = p.size(last, "int64")
+        made = make("Sub", end if made.type.rank else reshape(end, ()), made)
+    return Padded(made, _without(x.dims, axis, keep))
 
 
 def _without(dims: tuple[Digits, ...], axis: int, keep: bool) -> tuple[Digits, ...]:
@@ -173,6 +190,34 @@ def _normalize(p: Padding, node: Node) -> Padded:
         factor = to_dtype(p.value(node.operands[place]).node, "float32")
         made = make(op, made, make("Reshape", factor, int64s([-1, *[1] * (rank - 2)])))
     return Padded(to_dtype(made, node.dtype), x.dims)
+
+
+@pads("LayerNormalization", "RMSNormalization")
+def _layer(p: Padding, node: Node) -> tuple[Padded, ...]:
+    """Along open dimensions: with the mean over what is valid, in float32."""
+    x, axis = p.value(node.operands[0]), node.int("axis") % node.types[0].rank
+    others = [p.value(i) for i in node.operands[1:]]
+    rows = (*x.dims[:axis], *[()] * (x.rank - axis))
+    if not any(map(is_open, x.dims[axis:])):
+        demand_closed(p, node)
+        dims = [x.dims, *[rows] * (len(node.types) - 1)]
+        return outputs(p, made_of(p, node, x.node), dims)
+    over, type = range(axis, x.rank), node.operands[0].type
+    wide = replace(x, node=to_dtype(x.node, "float32"), zero=NONE, calm=NONE)
+    mean = None
+    if node.op == "LayerNormalization":
+        mean = reduced(p, "ReduceMean", wide, over, type, keep=True)
+        wide = replace(wide, node=make("Sub", wide.node, mean.node))
+    squares = replace(wide, node=make("Mul", wide.node, wide.node))
+    variance = reduced(p, "ReduceMean", squares, over, type, keep=True)
+    spread = make("Sqrt", make("Add", variance.node, const(node.float("epsilon"), "float32")))
+    value = replace(wide, node=to_dtype(make("Div", wide.node, spread), node.types[0].dtype))
+    for op, other in zip(("Mul", "Add"), others, strict=False):
+        (a, b), dims_ = together(p, [value, other], x.rank)
+        value = Padded(make(op, a.node, b.node), dims_)
+    more = [] if mean is None else [mean.node, make("Reciprocal", spread)]
+    kinds = [t.dtype for t in node.types[1:]]
+    return (value, *(Padded(to_dtype(n, k), rows) for n, k in zip(more, kinds, strict=False)))
 
 
 @pads("RNN", "GRU", "LSTM")

@@ -10,10 +10,10 @@ import numpy as np
 
 from qcompiler.ir import Node
 from qcompiler.ops import make
-from qcompiler.rewrite.matching import const, int64s
+from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
-from qcompiler.rewrite.padding.rules import NONE, demand_closed, made_of, pads, together
+from qcompiler.rewrite.padding.rules import NONE, pads, together
 
 _LINEAR = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "item", "Split"})
 _LINEAR |= {"Add", "Sub", "Mul", "Div", "Cast"}
@@ -167,37 +167,73 @@ def _einsum(p: Padding, node: Node) -> Padded:
     return Padded(made, tuple(found[n] for n in right))
 
 
+_PLACES = {"MatMulInteger": (1, 2, 3), "QLinearMatMul": (3, 2, 5)}
+"""Where the right matrix, and the zero points of both, are among operands."""
+
+
 @pads("MatMulInteger", "QLinearMatMul")
 def _integers(p: Padding, node: Node) -> Padded:
-    """Rows of integers by a constant matrix."""
-    x = p.value(node.operands[0])
-    demand_closed(p, node)
-    if is_open(x.dims[-1]) or x.rank < 2:
-        raise p.refused("integers are summed along an open size")
-    width = digits_of([node.type.shape[-1]])
-    return Padded(made_of(p, node, x.node), (*x.dims[:-1], width))
+    """What is not valid is the zero point along the size that is summed."""
+    right, *zeros = _PLACES[node.op]
+    given = (*node.inputs, None, None, None)
+    sides = [p.value(node.operands[0]), p.value(node.operands[right])]
+    others = [i for at, i in enumerate(node.inputs) if at not in (0, right) and i is not None]
+    if any(p.value(i).open for i in others) or min(s.rank for s in sides) < 2:
+        raise p.refused("scales, zero points, or vectors of an open size")
+    a, b = p.prefix(sides[0], -1), p.prefix(sides[1], -2)
+    if is_open(a.dims[-1]) or is_open(b.dims[-2]):
+        if a.dims[-1] != b.dims[-2]:
+            raise p.refused("what it sums is only equally long for some sizes")
+        points = [None if n is None else p.value(n).node for n in (given[z] for z in zeros)]
+        if any(z is not None and z.type.size > 1 for z in points):
+            raise p.refused("several zero points, of a sum along an open size")
+        fills = [0.0 if z is None else reshape(z, ()) for z in points]
+        a, b = p.masked(a, [a.rank - 1], fills[0]), p.masked(b, [b.rank - 2], fills[1])
+    outer = [Padded(v.node, v.dims[:-2]) for v in (a, b)]
+    (left, other), dims = together(p, outer, max(a.rank, b.rank) - 2)
+    nodes = [None if i is None else p.value(i).node for i in node.inputs]
+    nodes[0], nodes[right] = left.node, other.node
+    made = make(node.op, *nodes, name=node.name, **node.attrs)
+    return Padded(made, (*dims, a.dims[-2], b.dims[-1]))
 
 
 @pads("Attention")
 def _attention(p: Padding, node: Node) -> Padded:
-    """Keys that are not valid are hidden by a mask."""
+    """Keys that are not valid are hidden by a mask; features that are not valid are 0."""
     if any(node.inputs[4:]) or len(node.types) > 1:
         raise p.refused("past keys, lengths, or several outputs")
     q, k, v = (p.value(i) for i in node.operands[:3])
     at = q.rank - 2
-    for x in (q, k, v):
-        if any(is_open(d) for i, d in enumerate(x.dims) if i not in (0, at)):
-            raise p.refused("heads of open size")
     q, k, v = (p.prefix(x, at) for x in (q, k, v))
     if k.dims[at] != v.dims[at] or not q.dims[0] == k.dims[0] == v.dims[0]:
         raise p.refused("keys and values are only equally long for some sizes")
-    dims = (*q.dims[: q.rank - 1], digits_of([node.type.shape[-1]]))
+    width = digits_of([node.type.shape[-1]])
+    if any(is_open(d) for x in (q, k, v) for d in (*x.dims[1:at], x.dims[-1])):
+        q, k = _open_heads(p, node, q, k, v)
+        width = v.dims[-1]
+    dims = (*q.dims[: q.rank - 1], width)
     mask = None if len(node.operands) < 4 else p.value(node.operands[3])
+    if mask is not None and mask.dims[-2] not in ((), q.dims[at]):
+        raise p.refused("its mask is only as long as the queries for some sizes")
     k, v = finite(p, k, at, node.operands[1]), finite(p, v, at, node.operands[2])
     if is_open(k.dims[at]) and not (node.int("is_causal") and q.dims[at] == k.dims[at]):
         mask = _hiding(p, mask, k.dims[at])
     nodes = [q.node, k.node, v.node, *([mask.node] if mask else [])]
     return Padded(make("Attention", *nodes, name=node.name, **node.attrs), dims)
+
+
+def _open_heads(p: Padding, node: Node, q: Padded, k: Padded, v: Padded) -> tuple[Padded, Padded]:
+    """Queries and keys of any number of heads, or of features, by which the scores are divided."""
+    if q.rank != 4 or not q.dims[1] == k.dims[1] == v.dims[1] or q.dims[3] != k.dims[3]:
+        raise p.refused("heads of open size")
+    if not is_open(q.dims[3]):
+        return q, k
+    q, k = (p.masked(x, [3], 0) for x in (q, k))
+    if node.attrs["scale"] is None:
+        size = p.size(node.operands[0].type.shape[3], "float32")
+        share = make("Sqrt", make("Div", const([p.whole(q.dims[3])], "float32"), size))
+        q = Padded(make("Mul", q.node, to_dtype(share, q.node.dtype)), q.dims, q.zero)
+    return q, k
 
 
 def _hiding(p: Padding, mask: Padded | None, keys: tuple[int | str, ...]) -> Padded:

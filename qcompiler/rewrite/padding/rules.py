@@ -198,25 +198,20 @@ def _identity(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
     return x if len(node.types) == 1 else (x, Padded(kept, x.dims))
 
 
-@pads(
-    "BatchNormalization",
-    "LRN",
-    "DequantizeLinear",
-    "QuantizeLinear",
-    "LayerNormalization",
-    "RMSNormalization",
-)
-def _per_position(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
-    """What computes each position by itself, or along a dimension that is not open."""
+@pads("BatchNormalization", "LRN", "DequantizeLinear", "QuantizeLinear")
+def _per_position(p: Padding, node: Node) -> Padded:
+    """What computes each position by itself, with numbers for each position along a dimension."""
     x = p.value(node.operands[0])
-    demand_closed(p, node)
     if node.attrs.get("training_mode"):
         raise p.refused("what is seen of a batch in training")
     by_channel = node.op in ("BatchNormalization", "LRN")
     axis = 1 if by_channel else node.int("axis") % max(x.rank, 1)
-    if node.op in ("LayerNormalization", "RMSNormalization"):
-        demand_axis(p, x, range(axis, x.rank))
+    axis = min(axis, max(x.rank - 1, 0))
+    others = [p.value(i) for i in node.operands[1:]]
+    if any(v.open for v in others) or node.op == "LRN":
+        if any(v.rank and v.dims != (x.dims[axis],) for v in others):
+            raise p.refused("its operands are only as many for some sizes")
+        demand_axis(p, x, [axis] if node.op == "LRN" else [])
     elif node.op not in _QUANTIZERS or node.operands[1].type.size > 1:
-        demand_axis(p, x, [axis] if x.rank > 1 else [0])
-    rows = (*x.dims[:axis], *[()] * (x.rank - axis))
-    return outputs(p, made_of(p, node, x.node), [x.dims, *[rows] * (len(node.types) - 1)])
+        demand_axis(p, x, [axis] if x.rank else [])
+    return Padded(made_of(p, node, x.node), x.dims)

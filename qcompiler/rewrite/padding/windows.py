@@ -18,7 +18,7 @@ from qcompiler.ops.pooling import lowest
 from qcompiler.ops.window import Window
 from qcompiler.rewrite.matching import const
 from qcompiler.rewrite.padding.borders import bordered
-from qcompiler.rewrite.padding.digits import digits_of
+from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads
 
@@ -26,7 +26,6 @@ from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of,
 def _image(p: Padding, node: Node) -> Padded:
     """An image, with valid positions first along its spatial dimensions."""
     x = p.value(node.operands[0])
-    demand_axis(p, x, [1] if x.rank > 1 else [])
     for axis in range(2, x.rank):
         x = p.prefix(x, axis)
     return x
@@ -73,52 +72,72 @@ def _flat(window: Window) -> tuple[int, ...]:
     return (*begins, *ends)
 
 
-def _made(p: Padding, node: Node, x: Padded, window: Window, channels: Dim) -> Padded:
+def _made(p: Padding, node: Node, x: Padded, window: Window, *more: Node) -> Node:
     """The same operator on an image, with the window's padding as numbers."""
-    made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
-    return _spatial(Padded(made, x.dims), node, channels)
+    return made_of(p, node, x.node, *more, auto_pad="NOTSET", pads=_flat(window))
 
 
-def _spatial(x: Padded, node: Node, channels: Dim) -> Padded:
-    """The dimensions of what a window makes of an image."""
-    dims = (x.dims[0], digits_of([channels]), *(digits_of([d]) for d in node.types[0].shape[2:]))
-    return Padded(x.node, dims)
+def _spatial(made: Node, node: Node, batch: Digits, channels: Digits) -> Padded:
+    """What a window makes of an image."""
+    return Padded(made, (batch, channels, *(digits_of([d]) for d in node.types[0].shape[2:])))
 
 
 @pads("Conv", "ConvInteger", "QLinearConv")
 def _conv(p: Padding, node: Node) -> Padded:
-    demand_closed(p, node)
-    weights = node.operands[3 if node.op == "QLinearConv" else 1]
+    place = 3 if node.op == "QLinearConv" else 1
     zero = None if node.op == "Conv" else (*node.inputs, None, None)[2]
     fill = 0.0 if zero is None else p.value(zero).node
-    x, window, _ = _windowed(p, node, weights.type.shape[2:], fill)
-    return _made(p, node, x, window, node.type.shape[1])
+    x, window, _ = _windowed(p, node, node.operands[place].type.shape[2:], fill)
+    if node.op == "Conv":
+        x, w = _channels(p, node, x, 1)
+        return _spatial(_made(p, node, x, window, w.node), node, x.dims[0], w.dims[0])
+    demand_closed(p, node)
+    demand_axis(p, x, [1])
+    made = _made(p, node, x, window)
+    return _spatial(made, node, x.dims[0], digits_of([node.type.shape[1]]))
+
+
+def _channels(p: Padding, node: Node, x: Padded, summed: int) -> tuple[Padded, Padded]:
+    """An image and weights, whose channels may be open, too: what is not valid adds 0."""
+    w = p.value(node.operands[1])
+    if not (is_open(x.dims[1]) or w.open):
+        demand_closed(p, node)
+        return x, w
+    if node.int("group") != 1 or any(map(is_open, w.dims[2:])):
+        raise p.refused("weights of an open size, of groups or of windows")
+    x, w = p.prefix(x, 1), p.prefix(w, summed)
+    if x.dims[1] != w.dims[summed]:
+        raise p.refused("its channels are only as many as those of its weights for some sizes")
+    bias = p.value(node.operands[2]) if len(node.operands) > 2 else None
+    if bias is not None and bias.dims[0] != w.dims[1 - summed]:
+        raise p.refused("its bias is only as long for some sizes")
+    return p.masked(x, [1], 0), p.masked(w, [summed], 0)
 
 
 @pads("ConvTranspose")
 def _conv_transpose(p: Padding, node: Node) -> Padded:
     """Every input adds to a window of outputs; those that are not valid add 0."""
-    x = _image(p, node)
-    demand_closed(p, node)
     if node.str("auto_pad") not in ("NOTSET", "VALID") or node.attrs.get("output_shape"):
         raise p.refused("its padding depends on its size", "export it with explicit pads")
+    x, w = _channels(p, node, _image(p, node), 0)
     x = p.masked(x, range(2, x.rank), 0)
-    return _spatial(Padded(made_of(p, node, x.node), x.dims), node, node.type.shape[1])
+    channels = digits_of([node.type.shape[1]])
+    return _spatial(made_of(p, node, x.node, w.node), node, x.dims[0], channels)
 
 
 @pads("MaxPool", "LpPool")
 def _max_pool(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
     fill = lowest(node.operands[0].dtype) if node.op == "MaxPool" else 0
     x, window, _ = _windowed(p, node, None, fill)
-    channels = node.types[0].shape[1]
     if len(node.types) == 1:
-        return _made(p, node, x, window, channels)
+        return _spatial(_made(p, node, x, window), node, *x.dims[:2])
+    x = p.prefix(p.prefix(x, 0), 1)
     if node.int("storage_order") or None in window.pads:
         raise p.refused("indices of a MaxPool by columns, or with padding that differs")
     made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
     best, found = (make("item", made, index=i, name=node.name) for i in (0, 1))
     index = _numbered(p, found, x.node.type.dims, node.operands[0].type.shape)
-    return tuple(_spatial(Padded(n, x.dims), node, channels) for n in (best, index))
+    return tuple(_spatial(n, node, *x.dims[:2]) for n in (best, index))
 
 
 def _numbered(p: Padding, found: Node, rooms: Sequence[int], sizes: Sequence[Dim]) -> Node:
@@ -140,12 +159,12 @@ def _average_pool(p: Padding, node: Node) -> Padded:
     if counts and window.ceil and reached:
         raise p.refused("ceil_mode along an open size, where padding counts")
     if not reached or counts:
-        return _made(p, node, hidden, window, node.type.shape[1])
+        return _spatial(_made(p, node, hidden, window), node, *hidden.dims[:2])
     own: dict[str, Any] = {"auto_pad": "NOTSET", "pads": _flat(window), "count_include_pad": 1}
     sums = made_of(p, node, hidden.node, **own)
     share = make(node.op, _inside(p, node, window), **{**node.attrs, **own})
     made = make("Div", sums, share, name=node.name)
-    return _spatial(Padded(made, hidden.dims), node, node.type.shape[1])
+    return _spatial(made, node, *hidden.dims[:2])
 
 
 def _inside(p: Padding, node: Node, window: Window) -> Node:
