@@ -209,9 +209,11 @@ class Compilation:
         if asked.batched:
             sizes[asked.symbol.name] = 1
         graph = _read(self.model, self.options, False, sizes)
-        one = bool(self.options.prune or self.options.passes)  # others may not be the same
+        # Others may not be the same; and a check is in one place.
+        one = bool(self.options.prune or self.options.passes or graph.checks)
         if one:
-            log.info("pruned, or with passes of its own, the model has the largest sizes alone")
+            what = "pruned, with passes of its own, or checked in every run"
+            log.info("%s, the model has the largest sizes alone", what)
         return paddings(graph, asked.inner, one=one)
 
     @cached_property

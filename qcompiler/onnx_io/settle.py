@@ -20,10 +20,11 @@ import numpy as np
 from onnx import GraphProto, NodeProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Node, constant
+from qcompiler.ir import Attr, Dim, Node, constant
 from qcompiler.onnx_io.call import Call, Result, axis_of
 from qcompiler.ops import OPERATORS, known_value, make
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.shapes import agree
 
 Shape = tuple[int, ...]
 Require = Callable[[Node, str], None]
@@ -164,7 +165,8 @@ def settled(
     given = [call.input(i) for i in operands]
     if settle is None or all(i is None or _is_known(i) for i in given):
         return call
-    if not all(i is None or i.type.static for i in call.inputs):
+    static = all(i is None or i.type.static for i in call.inputs)
+    if not static and not (call.op in _ANY_SIZES and all(_of_known_rank(i) for i in given)):
         return call  # a refusal elsewhere names what made the size unknown
     try:
         return settle(Settling(call, shapes, require, bound))
@@ -172,6 +174,18 @@ def settled(
         if call.op not in OPERATORS:
             raise e.error from e
         return call
+
+
+_ANY_SIZES = (
+    frozenset({"CumSum", "CumProd"})
+    | {f"Reduce{kind}" for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare")}
+    | {"ReduceLogSum", "ReduceLogSumExp"}
+)
+"""Calls whose first operand may be of open sizes."""
+
+
+def _of_known_rank(node: Node | None) -> bool:
+    return node is None or node.type.static
 
 
 def _is_known(node: Node) -> bool:
@@ -418,14 +432,19 @@ _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "Lo
 
 @settles(*(f"Reduce{kind}" for kind in _REDUCTIONS), operands=(1,))
 def _reduce(s: Settling) -> Result:
-    x, axes = s.call.need(0).type.dims, s.vector(1)
+    x, axes = s.call.need(0).type.shape, s.vector(1)
     keep = bool(s.call.get("keepdims"))
 
+    def kept(over: Shape) -> tuple[Dim, ...]:
+        return tuple(1 if i in over else d for i, d in enumerate(x) if keep or i not in over)
+
     def fits(over: Shape) -> bool:
-        kept = tuple(1 if i in over else d for i, d in enumerate(x) if keep or i not in over)
-        return kept == s.shape
+        made = kept(over)
+        return len(made) == len(s.shape) and all(map(agree, made, s.shape))
 
     found = _sets(s, axes, len(x), fits)
+    if len(set(map(kept, found))) > 1:
+        raise s.refusal()
     mask = _checked_mask(s, axes, len(x), found)
     results = []
     for over in found:

@@ -46,10 +46,10 @@ def opened(
         tuple(
             tuple(names.get(d, d) if isinstance(d, Size) else d for d in n.type.shape) for n in side
         )
-        for side in (graph.inputs, graph.outputs)
+        for side in (graph.inputs, graph.results.values())
     ]
     kept = [] if batch is None else [replace(batch, best=1) if others else batch]
-    for name, shape in zip(graph.output_names, sides[1], strict=True):
+    for name, shape in zip(graph.results, sides[1], strict=True):
         if kept and inner and Size.of(shape[0]).symbols != {kept[0].name}:
             raise Error(
                 f"the output {name} is not one for each sample: {list(shape)}",

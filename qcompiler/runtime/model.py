@@ -333,7 +333,9 @@ class OpenModel(Model):
         sizes.enter(context, found)
         count = found[sizes.batch] if sizes.batch else 1
         run = fitted.batches, taken, kinds, count, hidden
-        return sizes.cut(in_batches(frame, held.code, self.threads, *run), found)
+        outputs = in_batches(frame, held.code, self.threads, *run)
+        context.demand_fit()
+        return sizes.cut(outputs, found)
 
 
 InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]

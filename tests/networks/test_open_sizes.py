@@ -198,6 +198,17 @@ def test_what_cannot_stay_open_is_refused(options: dict, words: str) -> None:
         qcompiler.compile(encoder(), **options)
 
 
+def test_an_axis_that_a_run_is_given_is_checked_in_runs_of_any_size() -> None:
+    model = model_of("g (float[2,s,3] x, int64[1] a) => (float[2,1,3] y) { y = ReduceSum(x, a) }")
+    opened = qcompiler.load(qcompiler.compile(model, dims={"s": "2..9"}, threads=1))
+    for length in (2, 5, 9):
+        x = random_feed(model, {"s": length}, length)["x"]
+        found = opened.run({"x": x, "a": np.array([1])})["y"]
+        np.testing.assert_allclose(found, x.sum(1, keepdims=True), 1e-5, 1e-5)
+        with pytest.raises(Error, match="its axes do not give the shape"):
+            opened.run({"x": x, "a": np.array([0])})
+
+
 PYRAMID = """(float[1,3,h,w] x) => (float[1,7,h,w] y, float[1,n,4] z)
     <float[4,12,3,3] k = {@432}, float[4,4,3,3] l = {@144}> {
     zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
-from qcompiler.ir import Graph, Node, Type, placeholder, walk
+from qcompiler.ir import CHECK, Graph, Node, Type, placeholder, walk
 from qcompiler.rewrite.padding import (
     alone,
     along,
@@ -61,8 +61,8 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     cannot be padded.
     """
     names = " ".join(f"--dim {s.name}=N" for s in symbols)
-    if NOTE in graph.notes or graph.checks or graph.extents:
-        what = "strings, sizes that data decide, or operands that every run checks"
+    if NOTE in graph.notes or graph.extents:
+        what = "strings, or sizes that data decide"
         raise Error(f"the sizes cannot stay open: {what}", hint=f"pin them: {names}")
     zeroed: frozenset[Node] = frozenset()
     for _ in range(_WALKS):
@@ -77,7 +77,9 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
         raise Error(
             "the sizes cannot stay open: what they mix is not found", hint=f"pin them: {names}"
         )
-    outputs = _named(p, [_output(p, node) for node in graph.outputs])
+    pairs = zip(graph.output_names, graph.outputs, strict=True)
+    made_of = [_check(p, n) if name.startswith(CHECK) else _output(p, n) for name, n in pairs]
+    outputs = _named(p, made_of)
     read = set(walk(outputs))
     sizes = {str(size): node for size, node in p.sizes.items() if node in read}
     made = replace(graph, inputs=(*inputs, *sizes.values()), outputs=tuple(outputs))
@@ -109,6 +111,13 @@ def _input(p: Padding, node: Node) -> Node:
     made = placeholder(node.name, Type(node.dtype, tuple(map(p.at, node.type.shape))))
     p.known[node] = (Padded(made, tuple(digits_of([d]) for d in node.type.shape)),)
     return made
+
+
+def _check(p: Padding, node: Node) -> Node:
+    """What must be true in every run, where it is valid."""
+    p.node = node
+    value = p.value(node)
+    return p.masked(value, value.open, True).node
 
 
 def _output(p: Padding, node: Node) -> Node:
