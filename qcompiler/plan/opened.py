@@ -31,6 +31,7 @@ def opened(
     if batch is not None:
         try:
             demand_alone(folded, Size.of(batch.name), {s.name for s in others})
+            _demand_rows(graph, batch, others)
         except Error as e:
             if batch.high == MAX_ELEMENTS:
                 raise
@@ -49,10 +50,14 @@ def opened(
         for side in (graph.inputs, graph.results.values())
     ]
     kept = [] if batch is None else [replace(batch, best=1) if others else batch]
-    for name, shape in zip(graph.results, sides[1], strict=True):
-        if kept and inner and Size.of(shape[0]).symbols != {kept[0].name}:
-            raise Error(
-                f"the output {name} is not one for each sample: {list(shape)}",
-                hint=f"pin one: --dim {kept[0].name}=N",
-            )
     return Opened((*kept, *inner), (sides[0], sides[1]), batched=bool(kept))
+
+
+def _demand_rows(graph: Graph, batch: Symbol, others: Sequence[Symbol]) -> None:
+    """Raise Error unless outputs with other open sizes have rows for each sample, so many each."""
+    for name, node in graph.results.items() if others else ():
+        if Size.of(node.type.shape[0]).symbols != {batch.name}:
+            raise Error(
+                f"the output {name} is not one for each sample: {list(node.type.shape)}",
+                hint=f"pin one: --dim {batch.name}=N",
+            )

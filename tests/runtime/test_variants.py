@@ -22,7 +22,7 @@ from qcompiler import Artifact, Error, compile, driver, load, plugins
 from qcompiler.artifact import artifact as artifact_module
 from qcompiler.artifact import members
 from qcompiler.artifact.artifact import open_artifact
-from qcompiler.artifact.saving import joined
+from qcompiler.artifact.saving import joined, write
 from qcompiler.data import activations
 from qcompiler.demo import DATA, MODEL
 from qcompiler.hardware import cpu, isa
@@ -288,7 +288,7 @@ def forged(path: Path, manifest: Mapping[str, Any], others: Mapping[str, bytes])
     made = path.with_name("forged.qc")
     given = {"manifest.json": json.dumps(manifest).encode(), **others}
     with made.open("wb") as file:
-        members.write(file, {n: [memoryview(d)] for n, d in given.items()})
+        write(file, {n: [memoryview(d)] for n, d in given.items()})
     return made
 
 
