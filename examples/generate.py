@@ -1,9 +1,9 @@
 """A decoder as ONNX -> text generated token by token, as token numbers.
 
-Decoders with caches of a fixed greatest length (inputs `past...` whose types are those of outputs
-`present...`) keep them in the model's memory: `model.bind`. Of others, which read all tokens so
-far, a window of fixed length moves along; what a causal model says of a token does not depend on
-what is behind it.
+Decoders with caches (inputs `past...` and outputs `present...`), that grow or are of a fixed
+greatest length, keep them in the model's memory, where each token adds its rows: `model.bind`. Of
+others, which read all tokens so far, a window of fixed length moves along; what a causal model says
+of a token does not depend on what is behind it.
 
 python examples/generate.py DECODER.onnx --prompt 1,5,9 --tokens 40
 """
@@ -20,7 +20,7 @@ import qcompiler
 from qcompiler.artifact.manifest import Value
 
 WINDOW = 128
-"""Tokens that a model without caches reads at once."""
+"""Tokens that a model without caches reads at once, and the most in caches that grow."""
 Next = Callable[[list[int]], np.ndarray]
 """Tokens so far -> the scores of all words to come next."""
 
@@ -40,7 +40,8 @@ def windowed(path: Path) -> Next:
 
 def cached(path: Path, pairs: dict[str, str]) -> Next:
     """A model of one token a run, and of its caches; inputs that are neither tell the position."""
-    model = qcompiler.load(qcompiler.compile(path))
+    model = qcompiler.load(qcompiler.compile(path, dims=_dims(path, pairs)))
+    symbols = [s.name for s in model.manifest.symbols]
     (first, second), *more = pairs.items()
     session = model.bind(first, second)
     for past, present in more:
@@ -50,7 +51,9 @@ def cached(path: Path, pairs: dict[str, str]) -> Next:
     def scores(tokens: list[int]) -> np.ndarray:
         nonlocal done
         while done < len(tokens):
-            made = session.run({v.name: _fed(v, tokens[done], done) for v in session.inputs})
+            shapes = {v.name: v.at(dict.fromkeys(symbols, done)) for v in session.inputs}
+            feed = {v.name: _fed(v, shapes[v.name], tokens[done], done) for v in session.inputs}
+            made = session.run(feed)
             done += 1
         found = made[session.outputs[0].name]
         return found.reshape(-1, found.shape[-1])[-1]
@@ -58,13 +61,28 @@ def cached(path: Path, pairs: dict[str, str]) -> Next:
     return scores
 
 
-def _fed(value: Value, token: int, position: int) -> np.ndarray:
+def _dims(path: Path, pairs: dict[str, str]) -> dict[str, int | str]:
+    """What the sizes are that a decoder leaves open: any length of caches that grow, else 1."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    shapes = {
+        v.name: [d.dim_param for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.input, *graph.output)
+    }
+    known = {d for v in graph.input for d in shapes[v.name] if d}
+    both = [zip(shapes[i], shapes[o], strict=True) for i, o in pairs.items()]
+    growing = {past for pair in both for past, present in pair if past != present}
+    return {d: f"0..{WINDOW - 1}" if d in growing else 1 for d in known}
+
+
+def _fed(value: Value, shape: tuple[int, ...], token: int, position: int) -> np.ndarray:
     """What an input reads: the token, a mask of the positions so far, or the position."""
     dtype = np.dtype(value.dtype)
     if "mask" in value.name:
-        return (np.arange(value.shape[-1]) <= position).astype(dtype).reshape(value.shape)
+        return (np.arange(shape[-1]) <= position).astype(dtype).reshape(shape)
     is_token = "id" in value.name and "pos" not in value.name
-    return np.full(value.shape, token if is_token else position, dtype)
+    return np.full(shape, token if is_token else position, dtype)
 
 
 def _only_input(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import Artifact
-from qcompiler.artifact.manifest import Pinned, Symbol
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.saving import joined
 from qcompiler.artifact.sizes import Size
 from qcompiler.data.activations import Compile, Runner, Seen
@@ -28,12 +28,12 @@ from qcompiler.hardware.isa import Device
 from qcompiler.ir import SIZE, Array, Dim, Graph
 from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
-from qcompiler.onnx_io.dims import SAMPLES, open_symbols, read_pinned
+from qcompiler.onnx_io.dims import SAMPLES, open_symbols, positive, read_pinned
 from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch
 from qcompiler.plan import open_plan
 from qcompiler.plan.batches import cut
-from qcompiler.plan.opened import opened
+from qcompiler.plan.opened import fitted, opened
 from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.quantization.agreement import Agreement, agreement
@@ -205,16 +205,18 @@ class Compilation:
         if low == "quantize_dynamic":
             what = f"scales of {self.options.precision} are those of whole tensors"
             raise Error(f"{what}, of which some sizes are open", hint=f"pin them: {names}")
-        sizes: dict[str, Dim] = {s.name: Size.of(s.name) for s in asked.inner}
-        if asked.batched:
-            sizes[asked.symbol.name] = 1
+        inner = [positive(s) for s in asked.inner]
+        if low == "quantize_static" and inner != [*asked.inner]:
+            raise Error(f"in {self.options.precision} no size may be 0", hint="--dim NAME=1..HI")
+        sizes: dict[str, Dim] = {asked.symbol.name: 1} if asked.batched else {}
+        sizes |= {s.name: Size.of(s.name) for s in asked.inner}
         graph = _read(self.model, self.options, False, sizes)
         # Others may not be the same; and a check is in one place.
         one = bool(self.options.prune or self.options.passes or graph.checks)
         if one:
             what = "pruned, with passes of its own, or checked in every run"
             log.info("%s, the model has the largest sizes alone", what)
-        return paddings(graph, asked.inner, one=one)
+        return paddings(graph, inner, one=one)
 
     @cached_property
     def padding(self) -> Result | None:
@@ -328,11 +330,8 @@ class Compilation:
         if opened is None:
             return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
         if opened.inner:
-            sizes = tuple(Pinned(tuple(p.top.values()), 0, 0) for p, _ in self.fitting)
-            opened = replace(opened, sizes=self.paddings[0].sizes, pinned=sizes)
-            graphs = [(1, graph) for _, graph in self.fitting]
-        else:
-            graphs = self.sized(opened.symbol)
+            opened = fitted(opened, [padding for padding, _ in self.fitting])
+        graphs = [(1, g) for _, g in self.fitting] if opened.inner else self.sized(opened.symbol)
         return open_plan.planned(
             graphs, opened, self.device, tell, reasons, asked=asked, records=records
         )

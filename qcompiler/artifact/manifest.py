@@ -74,6 +74,8 @@ class Value:
     """Where sizes are open, one of the shapes that it may have."""
     open: tuple[int | str, ...] = ()
     """The shape with open sizes as expressions of symbols; empty if there are none."""
+    room: tuple[int | str, ...] = ()
+    """The same of its memory, where an input has room for what runs put behind it."""
 
     @property
     def dims(self) -> tuple[int | str, ...]:
@@ -147,6 +149,8 @@ class Variant:
     extents: tuple[tuple[str, int], ...] = ()
     """(output, offset in the workspace): where a run leaves the size of an output, as int64, if its
     data decide it; the output's shape is the largest."""
+    in_place: tuple[tuple[str, str], ...] = ()
+    """(input, output) that may be one memory, and then are worked on in place."""
 
     @property
     def member(self) -> str:
@@ -202,8 +206,10 @@ class Manifest:
         opened: list[object] = [astuple(s)[: 4 + (s.step > 1)] for s in self.symbols]
         if self.symbols:
             opened += [*map(astuple, variant.batches), *map(astuple, variant.pinned)]
-            opened += [v.open for v in (*self.inputs, *self.outputs)]
+            values = (*self.inputs, *self.outputs)
+            opened += [*(v.open for v in values), *(v.room for v in values if v.room)]
             opened += [self.sizes] * bool(self.sizes)
+        opened += variant.in_place
         text = json.dumps([*sides, sizes, *machine, weights_digest, *([opened] if opened else [])])
         return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
@@ -276,14 +282,16 @@ def _demand_sizes(made: Manifest) -> None:
     if len({s.name for s in made.symbols}) < len(made.symbols):
         raise ValueError("two open sizes have one name")
     for value in (*made.inputs, *made.outputs):
-        ranks = len(value.open) in (0, len(value.shape)) if made.symbols else not value.open
-        if not ranks or not _fits(made, value, batched):
+        ranks = {len(value.open), len(value.room)}
+        known = {0, len(value.shape)} if made.symbols else {0}
+        if not ranks <= known or not _fits(made, value, batched):
             raise ValueError(f"{value} has sizes that are not known")
     inner = {s.name: s.high for s in made.symbols[batched:]}
     for size in made.sizes:
         _at(size, inner)
     for symbol in made.symbols:
-        inside = 1 <= symbol.step <= symbol.low <= symbol.high < 1 << 31
+        inside = 1 <= symbol.step <= (symbol.low or symbol.step)
+        inside = inside and 0 <= symbol.low <= symbol.high < 1 << 31
         if not (inside and 1 <= symbol.best <= symbol.high):
             raise ValueError(f"{symbol} is no range")
         if not any(symbol.name in v.open for v in made.inputs):
@@ -316,7 +324,8 @@ def _fits(made: Manifest, value: Value, batched: bool) -> bool:
     """Is a value's shape that of its largest sizes, but for its first one, of a batch?"""
     first = made.symbols[:batched]
     sizes = {s.name: s.high for s in made.symbols}
-    rest = value.open[1:] if batched and value.open else value.open
+    dims = value.room or value.open
+    rest = dims[1:] if batched and dims else dims
     if any(s.name in Size.of(d).symbols for s in first for d in rest if isinstance(d, str)):
         return False
     if first and (not value.open or not isinstance(value.open[0], str)):
@@ -324,7 +333,7 @@ def _fits(made: Manifest, value: Value, batched: bool) -> bool:
     if first and _at(value.open[0], {**sizes, first[0].name: first[0].low}) < 0:
         return False
     largest = tuple(_at(d, sizes) for d in rest)
-    return largest == value.shape[len(value.open) - len(rest) :] or not value.open
+    return largest == value.shape[len(dims) - len(rest) :] or not value.open
 
 
 def _at(size: int | str, sizes: Mapping[str, int]) -> int:
@@ -372,6 +381,9 @@ def _variant(raw: Json) -> Variant:
         blobs=tuple((_int(blob), _int(offset)) for blob, offset in pairs),
         checks=_checks(v["checks"], _int(v["workspace_bytes"])),
         extents=_extents(v["extents"]),
+        in_place=tuple(
+            (_string(i), _string(o)) for i, o in map(_list, _list(v.get("in_place", [])))
+        ),
     )
 
 
@@ -391,8 +403,11 @@ def _extents(raw: Json) -> tuple[tuple[str, int], ...]:
 def _value(raw: Json) -> Value:
     v = _object(raw)
     shape = tuple(_int(d) for d in _list(v["shape"]))
-    open_ = tuple(d if isinstance(d, str) else _int(d) for d in _list(v.get("open", [])))
-    return Value(str(v["name"]), str(v["dtype"]), shape, open_)
+    open_, room = (
+        tuple(d if isinstance(d, str) else _int(d) for d in _list(v.get(key, [])))
+        for key in ("open", "room")
+    )
+    return Value(str(v["name"]), str(v["dtype"]), shape, open_, room)
 
 
 def _piece(raw: Json) -> Piece:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from qcompiler.dtypes import Array
 from qcompiler.errors import Error, compiler_missing
 from qcompiler.files import opened, size, write_text
 from qcompiler.runtime.choosing import lacking
+from qcompiler.runtime.open_sizes import turns
 from qcompiler.runtime.text import NOTE, Program
 
 if TYPE_CHECKING:
@@ -71,12 +72,10 @@ def bench(a: Namespace) -> int:
         before = told() if told else 0
         found = _measured(a, model, inputs, loaded)
         energy = (told() - before) / (len(found.times) + a.warmup + 1) if told else 0.0
-        steps = _step_rows(model, inputs) if a.per_step else []
-    macs = sum(s.macs for s in model.variant.steps)
-    open_ = model.variant.pinned[:1] or model.variant.batches[-1:]
-    for alone in open_:  # those of the largest sizes, or of one sample of a batch each time
-        samples = len(next(iter(inputs.values()))) if model.variant.batches else 1
-        macs = samples * sum(s.macs for s in model.variant.steps[alone.first : alone.last])
+        arrays = [inputs[v.name] for v in model.inputs] if model.manifest.symbols else []
+        often = turns(model.manifest, model.variant, arrays)
+        steps = _step_rows(model, inputs, often) if a.per_step else []
+    macs = sum(n * s.macs for s, n in zip(model.variant.steps, often))
     answer: dict[str, object] = {
         **({"device": a.remote} if a.remote else {}),
         "runs": len(found.times),
@@ -124,17 +123,19 @@ def _measured(
 
 
 def _step_rows(
-    model: Model | CudaModel | RemoteModel, inputs: Mapping[str, Array]
+    model: Model | CudaModel | RemoteModel, inputs: Mapping[str, Array], often: Sequence[int]
 ) -> list[dict[str, object]]:
-    """Every step: its time, and, where the compiler is installed to measure that, how near it comes
-    to what this machine can do.
+    """Every step that runs, so often: its time, and, where the compiler is installed to measure
+    that, how near it comes to what this machine can do.
     """
     before = _limits(model)
     seconds = model.profile(inputs)
     most = before and before | (_limits(model) or before)
     whole = sum(seconds)
     rows: list[dict[str, object]] = []
-    for step, taken in zip(model.variant.steps, seconds):
+    for step, taken, n in zip(model.variant.steps, seconds, often):
+        if not n:
+            continue
         arithmetic, traffic = (most.arithmetic(step), most.traffic(step)) if most else (0.0, 0.0)
         rows.append(
             {
@@ -143,9 +144,9 @@ def _step_rows(
                 "threads": step.tasks,
                 "ms": taken * 1e3,
                 "percent": 100 * taken / whole,
-                "gops": 2 * step.macs / max(taken, 1e-9) / 1e9,
+                "gops": 2 * n * step.macs / max(taken, 1e-9) / 1e9,
                 "bound": ("arithmetic" if arithmetic > traffic else "memory") if most else None,
-                "percent_of_limit": 100 * max(arithmetic, traffic) / taken if most else None,
+                "percent_of_limit": 100 * n * max(arithmetic, traffic) / taken if most else None,
             }
         )
     return rows

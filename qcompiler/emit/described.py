@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from qcompiler.artifact.artifact import Binary, Check, Manifest, StepFact, Variant
+from qcompiler.plan.in_place import in_place
 from qcompiler.plan.plan import Plan, Step
 from qcompiler.plan.shares import shares
 from qcompiler.version import __version__
@@ -44,6 +45,7 @@ def manifest_of(made: Plan) -> Manifest:
         checks=tuple(Check(what, p.offset, p.bytes) for what, p in made.checks.items()),
         batches=opened.batches if opened else (),
         pinned=opened.pinned if opened else (),
+        in_place=tuple(in_place(made)),
     )
     return Manifest(
         name=graph.name,

@@ -1,6 +1,7 @@
 """What the user says of sizes that a model leaves open -> ranges, and input types with them.
 
 batch=1..64    stays open, between these       batch=1..    stays open, without an upper bound
+past=0..512    stays open, and may be none
 height=224     pinned                          height=64..512:32    stays open, a multiple of 32
 """
 
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qcompiler.artifact.manifest import Symbol
-from qcompiler.artifact.sizes import Size
+from qcompiler.artifact.sizes import Number, Size
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
 from qcompiler.ir.refusals import demand_static
@@ -41,7 +43,7 @@ _WORD = re.compile(r"(\d{1,10})(?:(\.\.)(\d{0,10})(?::(\d{1,10}))?)?")
 
 
 def ranges(dims: Mapping[str, int | str] | None) -> dict[str, Range]:
-    """{name: number or text} -> {name: range}. Raises Error for other text, and numbers below 1."""
+    """{name: number or text} -> {name: range}. Raises Error for other text."""
     return {name: _range(name, value) for name, value in (dims or {}).items()}
 
 
@@ -53,8 +55,8 @@ def _range(name: str, value: int | str) -> Range:
         )
     low = int(found[1])
     high = (int(found[3]) if found[3] else MAX_ELEMENTS) if found[2] else low
-    if not 1 <= low <= high <= MAX_ELEMENTS:
-        hint = f"from 1 up, at most {MAX_ELEMENTS}"
+    if not (low <= high <= MAX_ELEMENTS and high):
+        hint = f"from 0 up, at most {MAX_ELEMENTS}"
         raise Error(f"a size from {low} to {high}", where=f"--dim {name}", hint=hint)
     return _stepped(name, low, high, int(found[4] or 1), bounded=bool(found[3]))
 
@@ -78,6 +80,34 @@ def multiple(name: str, step: int) -> Size:
     the step come out even. Its value is wrong for other numbers.
     """
     return Size.of(name) // step * step
+
+
+def in_types(name: str, low: int, step: int) -> Size:
+    """How types write a size. Their symbols are positive: one that may be 0 is a symbol less 1."""
+    return Size.of(name) - 1 if _may_be_0(low, step) else multiple(name, step)
+
+
+def _may_be_0(low: int, step: int) -> bool:
+    return low == 0 and step == 1  # a quotient by the step may be 0 as it is
+
+
+def positive(symbol: Symbol) -> Symbol:
+    """A symbol as types have it."""
+    if not _may_be_0(symbol.low, symbol.step):
+        return symbol
+    return replace(symbol, low=1, high=symbol.high + 1, best=symbol.best + 1)
+
+
+def as_asked(size: Number, symbols: Sequence[Symbol]) -> Number:
+    """A size in types -> the same by the sizes that the user has named."""
+    for symbol in symbols if isinstance(size, str) else ():
+        if size == in_types(symbol.name, symbol.low, symbol.step):
+            return Size.of(symbol.name)
+    names = [s.name for s in symbols if _may_be_0(s.low, s.step)]
+    if isinstance(size, int) or not names:
+        return size
+    word = rf"\b({'|'.join(map(re.escape, names))})\b"
+    return Size.of(re.sub(word, r"(\1 + 1)", size))
 
 
 def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str, Type]:
@@ -130,7 +160,8 @@ def read_pinned(
     asked = ranges(dims)
     pinned = {name: low for name, (low, high, _) in asked.items() if low == high}
     sizes = {
-        k: multiple(k, asked[k].step) if k == d and k in asked else d for k, d in sizes.items()
+        k: in_types(k, asked[k].low, asked[k].step) if k == d and k in asked else d
+        for k, d in sizes.items()
     }
     batch = ""
 

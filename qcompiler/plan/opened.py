@@ -8,13 +8,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qcompiler.artifact.manifest import Symbol
+from qcompiler.artifact.manifest import Pinned, Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Graph
-from qcompiler.onnx_io.dims import multiple
+from qcompiler.onnx_io.dims import as_asked, positive
 from qcompiler.plan.alone import demand_alone
 from qcompiler.plan.plan import Opened
+from qcompiler.rewrite.padding.pad import Result
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,8 @@ def opened(
         if symbol.high == MAX_ELEMENTS:
             hint = "name the largest: --dim NAME=LO..HI"
             raise Error(f"{symbol.name} has no upper bound", where="--dim", hint=hint)
-    names = {multiple(s.name, s.step): Size.of(s.name) for s in symbols}  # as the user knows them
     sides = [
-        tuple(
-            tuple(names.get(d, d) if isinstance(d, Size) else d for d in n.type.shape) for n in side
-        )
+        tuple(tuple(as_asked(d, symbols) for d in n.type.shape) for n in side)
         for side in (graph.inputs, graph.results.values())
     ]
     kept = [] if batch is None else [replace(batch, best=1) if others else batch]
@@ -61,3 +59,15 @@ def _demand_rows(graph: Graph, batch: Symbol, others: Sequence[Symbol]) -> None:
                 f"the output {name} is not one for each sample: {list(node.type.shape)}",
                 hint=f"pin one: --dim {batch.name}=N",
             )
+
+
+def fitted(asked: Opened, made: Sequence[Result]) -> Opened:
+    """What stays open, and the graphs that there are -> the same with the sizes that these are for,
+    those that they read, and the shapes in memory of inputs with room for more.
+    """
+    more = [positive(s).high - s.high for s in asked.inner]
+    tops = [tuple(one.top.values()) for one in made]
+    pinned = [Pinned(tuple(n - m for n, m in zip(t, more, strict=True)), 0, 0) for t in tops]
+    sizes = tuple(str(as_asked(Size.of(s), asked.inner)) for s in made[0].sizes)
+    rooms = {k: tuple(as_asked(d, asked.inner) for d in v) for k, v in made[0].rooms.items()}
+    return replace(asked, sizes=sizes, pinned=tuple(pinned), rooms=rooms)

@@ -49,6 +49,8 @@ class Opened:
     """Is the first symbol that of a batch?"""
     sizes: tuple[str, ...] = ()
     """What the graph's last inputs are, which no caller gives: sizes, as expressions of symbols."""
+    rooms: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
+    """Inputs that have room for more in memory -> their shapes there."""
 
     @property
     def symbol(self) -> Symbol:
@@ -130,8 +132,12 @@ class Plan:
         ins = [(n.name, n) for n in given]
         outs = list(graph.results.items())
         opens = opened.shapes if opened else (((),) * len(ins), ((),) * len(outs))
+        rooms = opened.rooms if opened else {}
         inputs, outputs = (
-            [Value(name, n.dtype, n.type.dims, open_) for (name, n), open_ in pairs]
+            [
+                Value(name, n.dtype, n.type.dims, open_, rooms.get(name, ()))
+                for (name, n), open_ in pairs
+            ]
             for pairs in (zip(ins, opens[0], strict=True), zip(outs, opens[1], strict=True))
         )
         return inputs, outputs

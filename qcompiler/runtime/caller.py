@@ -10,10 +10,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qcompiler.runtime.arrays import Array, Context
-from qcompiler.runtime.library import Code, Crew, Memory
+from qcompiler.runtime.library import Code, Crew, Frame, Memory
 
 Outputs = Callable[[Context, Sequence[Array]], "list[Array]"]
 """Runs a model in a context: inputs -> new outputs."""
+
+
+class _OneByOne:
+    """A crew that runs one step at a time, and adds the seconds of each to those `taken`."""
+
+    def __init__(self, crew: Crew, taken: Array) -> None:
+        self._crew, self._taken = crew, taken
+
+    def run(self, frame: Frame, code: Code, first: int, last: int) -> None:
+        """Run steps `first` to `last` - 1."""
+        for step in range(first, last):
+            start = time.perf_counter()
+            self._crew.run(frame, code, step, step + 1)
+            self._taken[step] += time.perf_counter() - start
+
+    def end(self) -> None:
+        """It holds nothing."""
 
 
 class Caller:
@@ -40,18 +57,18 @@ class Caller:
         self._context.demand_fit()
 
     def seconds(self, arrays: Sequence[Array], rounds: int) -> list[float]:
-        """Inputs -> median seconds of every step, each timed alone. Every round runs all steps in
-        order, so each finds its input in the caches as in a run.
+        """Inputs -> median seconds of every step in a run, each timed alone: of all its turns
+        together where sizes are open, 0 if it has none. Every round runs the steps in order, so
+        each finds its input in the caches as in a run.
         """
-        context = self._context
-        kept = (context.take(arrays), context.make())
         times = np.zeros((rounds, self._steps))
-        for round_ in range(rounds):
-            for step in range(self._steps):
-                start = time.perf_counter()
-                self._crew.run(context.frame, self._code, step, step + 1)
-                times[round_, step] = time.perf_counter() - start
-        del kept
+        frame = self._context.frame
+        try:
+            for taken in times:
+                frame.crew = _OneByOne(self._crew, taken)
+                self.run(arrays)
+        finally:
+            frame.crew = self._crew
         return [float(t) for t in np.median(times, axis=0)]
 
     def close(self) -> None:

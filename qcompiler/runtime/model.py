@@ -218,7 +218,8 @@ class Model(Interface):
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.variant.steps` names them),
-        each timed alone, in `repeat` rounds of all steps.
+        each timed alone, in `repeat` rounds of all steps. Where sizes are open, those of all its
+        turns in a run of these inputs.
         """
         if repeat < 1:
             raise Error(f"{repeat} rounds", hint="use at least 1")
@@ -251,22 +252,24 @@ class Model(Interface):
         do, in memory that stays: `model.bind("past", "present").run({"ids": ids})`. `bind` of the
         result binds further pairs. Raises Error if their types differ.
         """
-        from qcompiler.runtime.state import Bound  # which imports this file
+        from qcompiler.runtime.state import Bound, OpenBound, Runs  # which imports this file
 
         if self._text or self._lists:
             raise Error("a model of strings or sequences has no memory", where=self.manifest.name)
-        demand_closed(self.manifest, "memory between runs")
-        held, threads, steps = self._open(), self.threads, self._steps
+        if self.variant.batches:
+            demand_closed(self.manifest, "memory between runs")
+        held, threads = self._open(), self.threads
 
         def new() -> Context:
             made = self._new_context(held)
             made.demand_whole()
             return made
 
-        def launch(context: Context) -> None:
-            context.frame.run(held.code, threads, 0, steps)
+        def launch(context: Context, first: int, last: int) -> None:
+            context.frame.run(held.code, threads, first, last)
 
-        return Bound(launch, new, self, {input: output})
+        kind = OpenBound if self.manifest.symbols else Bound
+        return kind(Runs(launch, new, self, self.variant), {input: output})
 
     def _call(self, held: _Held, arrays: Sequence[Array]) -> list[Array]:
         context = self._context(held)
@@ -318,11 +321,6 @@ class OpenModel(Model):
         super().__init__(artifact, threads=threads, variant=variant)
         self._sizes = Sizes(self.manifest, self.variant)
 
-    def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
-        """Raises Error: its steps run several times in a call."""
-        demand_closed(self.manifest, "a profile")
-        return []
-
     def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
         sizes = self._sizes
         found = sizes_of(self.manifest, arrays)
@@ -331,8 +329,7 @@ class OpenModel(Model):
         kinds = [(dtype, shape) for shape, (dtype, _) in zip(made, self._output_kinds)]
         frame, hidden = context.frame, len(self.manifest.sizes)
         sizes.enter(context, found)
-        count = found[sizes.batch] if sizes.batch else 1
-        run = fitted.batches, taken, kinds, count, hidden
+        run = fitted.batches, taken, kinds, fitted.count, hidden
         outputs = in_batches(frame, held.code, self.threads, *run)
         context.demand_fit()
         return sizes.cut(outputs, found)
@@ -351,6 +348,12 @@ def arrays_in_order(taken: Sequence[InputSpec], inputs: Mapping[str, Any]) -> li
     """{input name: array} -> the arrays in order. Raises Error for any that the model does not
     take as it is.
     """
+    given = by_name(taken, inputs)
+    return [_checked(v, dtype, shape, a) for (v, _, dtype, shape), a in zip(taken, given)]
+
+
+def by_name(taken: Sequence[InputSpec], inputs: Mapping[str, Any]) -> list[Any]:
+    """{input name: anything} -> these in order. Raises Error unless there is one for each input."""
     if type(inputs) is not dict:
         named_arrays(inputs, "inputs", "arrays in the inputs' order: model(x, y)")
     if len(inputs) != len(taken) or any(v[1] not in inputs for v in taken):
@@ -358,7 +361,7 @@ def arrays_in_order(taken: Sequence[InputSpec], inputs: Mapping[str, Any]) -> li
         unknown = sorted(map(repr, set(inputs) - {name for _, name, _, _ in taken}))
         what = f"unknown input {unknown[0]}" if unknown else f"input {missing[0]!r} is missing"
         raise Error(what, hint=f"the model's inputs are {_listing([v for v, _, _, _ in taken])}")
-    return [_checked(value, dtype, shape, inputs[name]) for value, name, dtype, shape in taken]
+    return [inputs[name] for _, name, _, _ in taken]
 
 
 def arrays_checked(taken: Sequence[InputSpec], arrays: Sequence[Any]) -> list[Array]:

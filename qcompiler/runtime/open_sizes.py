@@ -10,16 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompiler.artifact.manifest import Batch, Manifest, Value, Variant
+from qcompiler.artifact.manifest import Batch, Manifest, Variant
 from qcompiler.artifact.sizes import Size
 from qcompiler.runtime.arrays import Array, Context, Kind
 from qcompiler.runtime.library import aligned
+from qcompiler.runtime.open_batch import rounds, sizes_of
 
 HIDDEN: Kind = (np.dtype(np.int32), (1,))
 """dtype and shape of an input that says a size of the run."""
 BEHIND: Mapping[str, int] = {}
 """What lies behind an array's end, by the kind of its dtype; 0 where it does not say. Nothing
-depends on it, which tests make sure of; only 0 is sure to be no slow number."""
+depends on it, which tests make sure of; only 0 is sure to be no slow number. It is 0 behind an
+input with room for more."""
 
 Found = Mapping[str, int]
 """The open sizes of a run."""
@@ -32,6 +34,8 @@ class Fitted:
 
     sizes: Found
     batches: Sequence[Batch]
+    count: int = 1
+    """How many samples they compute."""
 
 
 class Sizes:
@@ -40,8 +44,8 @@ class Sizes:
     def __init__(self, manifest: Manifest, variant: Variant) -> None:
         self.batch = manifest.symbols[0].name if variant.batches else ""
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
-        self._taken = [_dims(v) for v in self.inputs]
-        self._made = [_dims(v) for v in self.outputs]
+        self._taken = [_dims(v.room or v.dims) for v in self.inputs]
+        self._made = [_dims(v.dims) for v in self.outputs]
         self._hidden = [Size.of(s) for s in manifest.sizes]
         names = [s.name for s in manifest.symbols if s.name != self.batch]
         self._pinned = [
@@ -53,12 +57,21 @@ class Sizes:
         """The least sizes that kernels were made for and these fit into, but for the batch."""
         fits = (p for p in self._pinned if all(found[k] <= n for k, n in p.sizes.items()))
         one = next(fits)
-        rows = {self.batch: found[self.batch]} if self.batch else {}
-        return Fitted({**one.sizes, **rows}, one.batches)
+        if not self.batch:
+            return one
+        count = found[self.batch]
+        return Fitted({**one.sizes, self.batch: count}, one.batches, count)
 
     def padded(self, arrays: Sequence[Array], fitted: Fitted) -> list[Array]:
         """Arrays of a run -> arrays of these sizes."""
-        return [_padded(a, _at(dims, fitted.sizes)) for a, dims in zip(arrays, self._taken)]
+        return [
+            _padded(a, shape, {} if v.room else BEHIND)
+            for v, a, shape in zip(self.inputs, arrays, self.rooms(fitted))
+        ]
+
+    def rooms(self, fitted: Fitted) -> list[tuple[int, ...]]:
+        """The shapes of inputs in these sizes."""
+        return [_at(dims, fitted.sizes) for dims in self._taken]
 
     def shapes(self, fitted: Fitted) -> list[tuple[int, ...]]:
         """The shapes of outputs in these sizes."""
@@ -80,19 +93,31 @@ class Sizes:
             context.stage(at)[0] = size.at(found)
 
 
-def _dims(value: Value) -> Dims:
-    return [d if isinstance(d, int) else Size.of(d) for d in value.dims]
+def turns(manifest: Manifest, variant: Variant, arrays: Sequence[Array]) -> list[int]:
+    """How often each step runs for these inputs."""
+    if not manifest.symbols:
+        return [1] * len(variant.steps)
+    fitted = Sizes(manifest, variant).fitting(sizes_of(manifest, arrays))
+    found = [0] * len(variant.steps)
+    for batch, _, times in rounds(fitted.batches, fitted.count):
+        for step in range(batch.first, batch.last):
+            found[step] += times
+    return found
+
+
+def _dims(dims: Sequence[int | str]) -> Dims:
+    return [d if isinstance(d, int) else Size.of(d) for d in dims]
 
 
 def _at(dims: Dims, sizes: Found) -> tuple[int, ...]:
     return tuple(d if isinstance(d, int) else d.at(sizes) for d in dims)
 
 
-def _padded(array: Array, shape: tuple[int, ...]) -> Array:
-    """An array at the begin of one of a larger shape."""
+def _padded(array: Array, shape: tuple[int, ...], behind: Mapping[str, int]) -> Array:
+    """An array at the begin of one of a larger shape, with what lies behind."""
     if array.shape == shape:
         return array
     made = aligned(array.dtype, shape).array
-    made.fill(BEHIND.get(array.dtype.kind, 0))
+    made.fill(behind.get(array.dtype.kind, 0))
     made[tuple(map(slice, array.shape))] = array
     return made

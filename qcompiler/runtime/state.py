@@ -1,26 +1,42 @@
 """A model that reads what its last run wrote, as a decoder reads its caches: that stays in memory
 of its own, and no run copies it.
 
-An input that is bound to an output has two buffers, which change places after every run.
+An input that is bound to an output has two buffers, which change places after every run; or one, if
+the model works there in place, as where rows are added to a cache: then only these are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from qcompiler.artifact.manifest import Value
+from qcompiler.artifact.manifest import Value, Variant
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Context
 from qcompiler.runtime.feeds import array_of
-from qcompiler.runtime.library import Memory, aligned
-from qcompiler.runtime.model import Interface, arrays_in_order, input_specs
+from qcompiler.runtime.library import Memory, aligned, aligned_copy
+from qcompiler.runtime.model import Interface, array_of_dtype, arrays_in_order, input_specs
+from qcompiler.runtime.open_batch import fits, sizes_of
+from qcompiler.runtime.open_sizes import Sizes
 
-Launch = Callable[[Context], None]
 Pairs = Mapping[str, str]
 """Input -> the output whose value it reads in the next run."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What runs: `launch(context, first, last)` runs steps of the model in a context that is `new`.
+    Pairs `in_place` may have one buffer.
+    """
+
+    launch: Callable[[Context, int, int], None]
+    new: Callable[[], Context]
+    model: Interface
+    variant: Variant
 
 
 class Bound:
@@ -29,14 +45,10 @@ class Bound:
     What a bound input reads is zeros first, and after a run that failed what it was before.
     """
 
-    def __init__(
-        self, launch: Launch, new: Callable[[], Context], model: Interface, pairs: Pairs
-    ) -> None:
-        """`launch`: runs the model in a context that is `new`. Raises Error for what is no input or
-        output, is bound twice, or does not fit.
-        """
-        self._launch, self._new, self._model, self.pairs = launch, new, model, dict(pairs)
-        self._context = new()
+    def __init__(self, runs: Runs, pairs: Pairs) -> None:
+        """Raises Error for what is no input or output, is bound twice, or does not fit."""
+        self._runs, self.pairs, model = runs, dict(pairs), runs.model
+        self._context = runs.new()
         inputs, outputs = ({v.name: v for v in side} for side in (model.inputs, model.outputs))
         self._ins, self._outs = list(inputs), list(outputs)
         specs = {spec[1]: spec for spec in input_specs(model.inputs)}
@@ -44,8 +56,10 @@ class Bound:
         self._next: dict[str, Memory] = {}
         for name, source in self.pairs.items():
             value = _named(inputs, name, "input")
-            _demand_fit(value, _named(outputs, source, "output"))
-            self._now[name], self._next[name] = (_zeros(*specs[name][2:]) for _ in range(2))
+            self._demand_fit(value, _named(outputs, source, "output"))
+            now = self._now[name] = _zeros(*specs[name][2:])
+            one = (name, source) in runs.variant.in_place
+            self._next[name] = now if one else _zeros(*specs[name][2:])
         if len(set(self.pairs.values())) < len(self.pairs):
             raise Error("an output is bound to two inputs")
         self._free = [spec for name, spec in specs.items() if name not in self.pairs]
@@ -57,8 +71,7 @@ class Bound:
         """The same with one more input that reads what an output was; all are zeros again."""
         if input in self.pairs:
             raise Error("it is bound already", where=f"input {input!r}")
-        pairs = {**self.pairs, input: output}
-        return Bound(self._launch, self._new, self._model, pairs)
+        return type(self)(self._runs, {**self.pairs, input: output})
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input that is not bound: array} -> {output that is not bound: array}."""
@@ -68,7 +81,7 @@ class Bound:
         reads = {self._ins.index(i): memory for i, memory in self._now.items()}
         kept = self._context.take(arrays, reads)
         outputs = self._context.make(writes)
-        self._launch(self._context)
+        self._runs.launch(self._context, 0, len(self._runs.variant.steps))
         outputs = self._context.cut(outputs)
         del kept
         self._now, self._next = self._next, self._now
@@ -76,11 +89,11 @@ class Bound:
 
     def value(self, input: str) -> Array:
         """A copy of what a bound input reads next."""
-        return self._held(input).array.copy()
+        return self._memory(input).array.copy()
 
     def put(self, input: str, array: Any) -> None:
         """Let a bound input read this next."""
-        held, given = self._held(input).array, array_of(array, f"input {input!r}")
+        held, given = self._memory(input).array, array_of(array, f"input {input!r}")
         if given.dtype != held.dtype or given.shape != held.shape:
             what = f"{given.dtype}{list(given.shape)} given, {held.dtype}{list(held.shape)} wanted"
             raise Error(what, where=f"input {input!r}")
@@ -91,10 +104,106 @@ class Bound:
         for memory in self._now.values():
             memory.array[...] = 0
 
-    def _held(self, input: str) -> Memory:
+    def _demand_fit(self, value: Value, source: Value) -> None:
+        if (value.dtype, value.dims) != (source.dtype, source.dims):
+            what = f"{source} does not fit {value}"
+            hint = (
+                "a cache must have the same type in and out: export one of a fixed greatest length"
+            )
+            raise Error(what, where=f"input {value.name!r}", hint=hint)
+
+    def _memory(self, input: str) -> Memory:
         if input not in self._now:
             raise Error("it is not bound", where=f"input {input!r}")
         return self._now[input]
+
+
+class OpenBound(Bound):
+    """The same of a model with open sizes, whose caches grow: a bound input has the size that its
+    output had, the least that it may have at first. Memory is that of the largest sizes, laid out
+    anew when steps for larger ones run.
+    """
+
+    def __init__(self, runs: Runs, pairs: Pairs) -> None:
+        super().__init__(runs, pairs)
+        model = runs.model
+        self._sizes = Sizes(model.manifest, runs.variant)
+        self._values = {v.name: v for v in (*model.inputs, *model.outputs)}
+        self._laid = {name: memory.array.shape for name, memory in self._now.items()}
+        self._held: dict[str, tuple[int, ...]] = {}
+        self.reset()
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """{input that is not bound: array} -> {output that is not bound: array}."""
+        sizes, context = self._sizes, self._context
+        given = iter(arrays_in_order(self._free, inputs))
+        arrays = [self._rows(n) if n in self._now else next(given) for n in self._ins]
+        found = sizes_of(self._runs.model.manifest, arrays)
+        fitted = sizes.fitting(found)
+        for i, (name, shape) in enumerate(zip(self._ins, sizes.rooms(fitted))):
+            if name in self._now:
+                self._lay(name, shape)
+                arrays[i] = _first(self._now[name].array, shape)
+        kept = [aligned_copy(a) for a in sizes.padded(arrays, fitted)]
+        context.frame.fill(kept)
+        sizes.enter(context, found)
+        own = {self._outs.index(o): self._next[i] for i, o in self.pairs.items()}
+        outputs = context.make(own)
+        (steps,) = fitted.batches
+        self._runs.launch(context, steps.first, steps.last)
+        del kept
+        for name, output in self.pairs.items():
+            self._held[name] = self._values[output].at(found)
+        self._now, self._next = self._next, self._now
+        made = {}
+        for name, array, shape in zip(self._outs, outputs, sizes.shapes(fitted)):
+            if name not in self._bound:
+                valid = map(slice, self._values[name].at(found))
+                made[name] = _first(array, shape)[tuple(valid)].copy()
+        return made
+
+    def value(self, input: str) -> Array:
+        """A copy of what a bound input reads next."""
+        self._memory(input)
+        return self._rows(input).copy()
+
+    def put(self, input: str, array: Any) -> None:
+        """Let a bound input read this next, of any size that it may have."""
+        whole, value = self._memory(input).array, self._values[input]
+        given = array_of_dtype(value, whole.dtype, array)
+        room = zip(given.shape, whole.shape)
+        if not fits(value.dims, given.shape) or any(n > most for n, most in room):
+            raise Error(f"{list(given.shape)} given, {value} wanted", where=f"input {input!r}")
+        self._laid[input] = whole.shape
+        self._fill(input, given)
+
+    def reset(self) -> None:
+        """Let all bound inputs be of the least size that they may have, of zeros, next."""
+        least = {s.name: s.low for s in self._runs.model.manifest.symbols}
+        for name, memory in self._now.items():
+            memory.array[...] = 0
+            self._held[name] = self._values[name].at(least)
+
+    def _rows(self, name: str) -> Array:
+        """What a bound input reads next, where it lies."""
+        laid = _first(self._now[name].array, self._laid[name])
+        return laid[tuple(map(slice, self._held[name]))]
+
+    def _lay(self, name: str, shape: tuple[int, ...]) -> None:
+        """Lay a bound input out as an array of this shape."""
+        if shape != self._laid[name]:
+            kept = self._rows(name).copy()
+            self._laid[name] = shape
+            self._fill(name, kept)
+
+    def _fill(self, name: str, array: Array) -> None:
+        self._now[name].array[...] = 0
+        self._held[name] = array.shape
+        self._rows(name)[...] = array
+
+    def _demand_fit(self, value: Value, source: Value) -> None:
+        if value.room != source.dims or value.dtype != source.dtype:
+            super()._demand_fit(value, source)
 
 
 def _zeros(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Memory:
@@ -109,8 +218,6 @@ def _named(values: Mapping[str, Value], name: str, what: str) -> Value:
     return values[name]
 
 
-def _demand_fit(value: Value, source: Value) -> None:
-    if (value.dtype, value.shape) != (source.dtype, source.shape):
-        what = f"{source} does not fit {value}"
-        hint = "a cache must have the same type in and out: export one of a fixed greatest length"
-        raise Error(what, where=f"input {value.name!r}", hint=hint)
+def _first(array: Array, shape: tuple[int, ...]) -> Array:
+    """The first elements of an array's memory, in another shape."""
+    return array.reshape(-1)[: prod(shape)].reshape(shape)

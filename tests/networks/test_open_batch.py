@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qcompiler
 from qcompiler import Artifact, Error
 from qcompiler.ir import Array
+from qcompiler.runtime.open_sizes import turns
 
 SIZES = (1, 7, 8, 9, 13, 40, 3)
 """One, a round of many samples less one, of one more, a prime, the most; then fewer again."""
@@ -266,7 +267,8 @@ def test_a_manifest_with_other_sizes_is_refused(
         ({"dims": {"other": "1..8"}}, "no input has an open size 'other'"),
         ({"dims": {"batch": "8..1"}}, "a size from 8 to 1"),
         ({"dims": {"batch": "few"}}, "'few' is no range of sizes"),
-        ({"dims": {"batch": "0..4"}}, "a size from 0 to 4"),
+        ({"dims": {"batch": "0..4"}}, "may be below 1"),
+        ({"dims": {"batch": "0..0"}}, "a size from 0 to 0"),
         ({"dims": {"batch": 4}, "opt_dims": {"batch": 4}}, "'batch' does not stay open"),
         ({"dims": {"batch": "1..8"}, "opt_dims": {"batch": 9}}, "9 is not in 1 to 8"),
         ({"dims": {"batch": "1..8"}, "input_shapes": {"x": (4, 24)}}, "no input has an open size"),
@@ -277,13 +279,12 @@ def test_sizes_that_make_no_sense_are_refused(options: dict, words: str) -> None
         qcompiler.compile(layers(), **options)
 
 
-def test_what_needs_fixed_sizes_says_so(small: Artifact, tmp_path: Path) -> None:
+def test_a_profile_adds_up_the_turns_of_every_step(small: Artifact) -> None:
     model = qcompiler.load(small)
-    hint = "--dim batch=N"
-    for refused in (
-        lambda: model.profile({"x": images(layers(), 2)}),
-        lambda: qcompiler.export_c(small, tmp_path / "c"),
-    ):
-        with pytest.raises(Error) as e:
-            refused()
-        assert hint in str(e.value)
+    many, one = model.variant.batches
+    feed = {"x": images(layers(), 2 * many.samples + 1)}
+    often = turns(model.manifest, model.variant, [feed["x"]])
+    assert often[many.first] * many.samples + often[one.first] > 2 * many.samples
+    assert [s > 0 for s in model.profile(feed, repeat=1)] == [n > 0 for n in often]
+    few = model.profile({"x": feed["x"][:2]}, repeat=1)
+    assert [s > 0 for s in few] == [one.first <= i < one.last for i in range(len(few))]

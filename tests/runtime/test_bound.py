@@ -77,6 +77,41 @@ def test_caches_stay_in_the_models_memory(model: qcompiler.Model) -> None:
     np.testing.assert_array_equal(session.value("past_key"), kept)
 
 
+def test_rows_are_written_in_place(model: qcompiler.Model) -> None:
+    pairs = {"past_key": "present_key", "past_value": "present_value"}
+    assert set(model.variant.in_place) == set(pairs.items())
+    session = model.bind("past_key", "present_key")
+    before = session.value("past_key")
+    session.put("past_key", np.full_like(before, np.nan))
+    zeros = np.zeros_like(before)
+    session.run({**fed(2, 1), "past_value": zeros})  # attention reads the first rows: NaN
+    kept = session.value("past_key")
+    assert np.isnan(kept[0, 0, [0, 2, 3, 4, 5]]).all()
+    assert not np.isnan(kept[0, 0, 1]).any()
+
+
+def test_what_is_read_twice_is_not_in_place() -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    step (float[4] x, float[4] past) => (float[4] present, float[4] y) {
+      present = Add(past, x) y = Mul(past, x) }"""
+    model = qcompiler.load(qcompiler.compile(onnx.parser.parse_model(text), threads=1))
+    assert model.variant.in_place == ()
+    session, x = model.bind("past", "present"), np.arange(4, dtype=np.float32)
+    for i in range(3):
+        np.testing.assert_array_equal(session.run({"x": x})["y"], i * x * x)
+
+
+def test_a_sum_is_kept_in_place() -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    step (float[4] x, float[4] past) => (float[4] present) { present = Add(past, x) }"""
+    model = qcompiler.load(qcompiler.compile(onnx.parser.parse_model(text), threads=1))
+    assert ("past", "present") in model.variant.in_place
+    session, x = model.bind("past", "present"), np.arange(4, dtype=np.float32)
+    for _ in range(3):
+        assert session.run({"x": x}) == {}
+    np.testing.assert_array_equal(session.value("past"), 3 * x)
+
+
 def test_what_does_not_fit_is_not_bound(model: qcompiler.Model) -> None:
     for given, output, what in (
         ("past", "present_key", "no such input"),

@@ -58,14 +58,20 @@ class Padded:
 class Padding:
     """One walk over a graph: values by node, and what was made besides."""
 
-    def __init__(self, symbols: Sequence[Symbol], zeroed: frozenset[Node] = frozenset()) -> None:
+    def __init__(
+        self,
+        symbols: Sequence[Symbol],
+        zeroed: frozenset[Node] = frozenset(),
+        grown: frozenset[Node] = frozenset(),
+    ) -> None:
         """`zeroed`: nodes of which an earlier walk found that it pays to set them to 0 where they
-        are not valid.
+        are not valid; `grown`: those that put rows behind a cache (caches.py).
         """
         self.symbols = tuple(symbols)
         self.ranges = {s.name: (s.low, s.high) for s in symbols}
         self.top = {s.name: s.high for s in symbols}
         self.zeroed, self.wanted = zeroed, set[Node]()
+        self.grown = grown
         self.sizes: dict[Dim, Node] = {}
         self.known: dict[Node, tuple[Padded, ...]] = {}
         self.node = constant(0)

@@ -12,6 +12,7 @@ from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.rewrite.matching import const, int64s, perm_of, reshape, to_dtype
+from qcompiler.rewrite.padding.caches import grown
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads, together
@@ -95,6 +96,8 @@ def _blocks(p: Padding, node: Node) -> Padded:
 @pads("Concat")
 def _concat(p: Padding, node: Node) -> Padded:
     """Pieces behind an open one move to where it ends in this run."""
+    if node in p.grown:
+        return grown(p, node)
     rank = node.type.rank
     axis = node.int("axis") % rank
     values = [p.prefix(p.value(i), axis) for i in node.operands]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, Graph, Node, Type, placeholder, walk
+from qcompiler.ir import CHECK, Dim, Graph, Node, Type, placeholder, walk
 from qcompiler.rewrite.padding import (
     alone,
     along,
@@ -24,6 +24,7 @@ from qcompiler.rewrite.padding import (
     scatters,
     windows,
 )
+from qcompiler.rewrite.padding.caches import room_of, rooms
 from qcompiler.rewrite.padding.digits import Digits, digits_of
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import see
@@ -49,6 +50,8 @@ class Result:
     """The open sizes, and what they may be."""
     dims: Mapping[str, tuple[Digits, ...]]
     """The digits of values, by the names of the nodes that make them."""
+    rooms: Mapping[str, tuple[Dim, ...]]
+    """The shapes in memory of inputs that have room for more."""
 
     @property
     def top(self) -> Mapping[str, int]:
@@ -65,9 +68,10 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
         what = "strings, or sizes that data decide"
         raise Error(f"the sizes cannot stay open: {what}", hint=f"pin them: {names}")
     zeroed: frozenset[Node] = frozenset()
+    caches = rooms(graph)
     for _ in range(_WALKS):
-        p = Padding(symbols, zeroed)
-        inputs = [_input(p, node) for node in graph.inputs]
+        p = Padding(symbols, zeroed, frozenset(caches.values()))
+        inputs = [_input(p, node, room_of(node, caches)) for node in graph.inputs]
         for node in graph.nodes:
             see(p, node)
         if p.wanted <= zeroed:
@@ -84,7 +88,8 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     sizes = {str(size): node for size, node in p.sizes.items() if node in read}
     made = replace(graph, inputs=(*inputs, *sizes.values()), outputs=tuple(outputs))
     dims = {n.name: v[0].dims for n, v in p.known.items() if n.name and len(v) == 1}
-    return Result(made, tuple(sizes), tuple(symbols), dims)
+    larger = {node.name: room_of(node, caches) for node in caches}
+    return Result(made, tuple(sizes), tuple(symbols), dims, larger)
 
 
 def _named(p: Padding, outputs: Sequence[Node]) -> list[Node]:
@@ -103,12 +108,12 @@ def _named(p: Padding, outputs: Sequence[Node]) -> list[Node]:
     return [made[node] for node in outputs]
 
 
-def _input(p: Padding, node: Node) -> Node:
+def _input(p: Padding, node: Node, room: Sequence[Dim]) -> Node:
     p.node = node
     for d in node.type.shape:
         if isinstance(d, str) and not Size.of(d).symbols <= p.ranges.keys():
             raise p.refused(f"{d} is open, too", f"--dim {d}=N")
-    made = placeholder(node.name, Type(node.dtype, tuple(map(p.at, node.type.shape))))
+    made = placeholder(node.name, Type(node.dtype, tuple(map(p.at, room))))
     p.known[node] = (Padded(made, tuple(digits_of([d]) for d in node.type.shape)),)
     return made
 

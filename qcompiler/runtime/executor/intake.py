@@ -9,10 +9,10 @@ from qcompiler.artifact.artifact import Manifest
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.model import (
-    InputSpec,
     array_of_dtype,
     arrays_checked,
     arrays_in_order,
+    by_name,
     input_specs,
 )
 from qcompiler.runtime.open_batch import sizes_of
@@ -50,7 +50,7 @@ class Intake:
     def samples(self, inputs: Sequence[Any]) -> list[Array]:
         """Arrays of any number of samples, the same in each."""
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-            given = _by_name(self._taken, inputs[0])
+            given = by_name(self._taken, inputs[0])
         else:
             given = list(inputs)
         if len(given) != len(self._taken):
@@ -68,14 +68,3 @@ class Intake:
         if len({a.shape[0] for a in arrays}) > 1:
             raise Error("the inputs have different numbers of samples")
         return arrays
-
-
-def _by_name(taken: Sequence[InputSpec], inputs: Any) -> list[object]:
-    names = [name for _, name, _, _ in taken]
-    for name in names:
-        if name not in inputs:
-            raise Error(f"input {name!r} is missing", hint=f"the inputs are {', '.join(names)}")
-    for name in inputs:
-        if name not in names:
-            raise Error(f"unknown input {name!r}", hint=f"the inputs are {', '.join(names)}")
-    return [inputs[name] for name in names]

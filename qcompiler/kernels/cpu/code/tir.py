@@ -167,8 +167,10 @@ def _wrapping_name(op: str, size: int, lanes: int) -> str:
 
 
 def wrapping_ir() -> str:
-    """LLVM functions behind `wrapping`, `Builder.either` and `Builder.again`."""
+    """LLVM functions behind `wrapping`, and `again`, `either` and `same` of a Builder."""
     text = [
+        "define internal i32 @same_pointer(ptr %a, ptr %b) alwaysinline {\n"
+        "  %c = icmp eq ptr %a, %b\n  %r = zext i1 %c to i32\n  ret i32 %r\n}\n",
         "define internal ptr @again_pointer(ptr %p) alwaysinline {\n"
         '  %r = call ptr asm sideeffect "", "=r,0"(ptr %p)\n  ret ptr %r\n}\n',
         "define internal ptr @either_pointer(i32 %c, ptr %a, ptr %b) alwaysinline {\n"
@@ -347,6 +349,12 @@ class Builder:
         chosen = (tirx.Cast("int32", condition), one.address(), other.address())
         self.emit(tirx.Bind(var, tirx.op.call_pure_extern(kind, "either_pointer", *chosen)))
         return self._behind(var, one.dtype)
+
+    def same(self, one: Pointer, other: Pointer) -> Value:
+        """Whether two pointers are one, which they may be where a kernel works in place."""
+        pair = one.address(), other.address()
+        found = tirx.op.call_pure_extern("int32", "same_pointer", *pair)
+        return tirx.NE(self.let(found, "same"), 0)
 
     def again(self, pointer: Pointer) -> Pointer:
         """The same pointer, of which LLVM cannot know that: what is loaded through it is not what

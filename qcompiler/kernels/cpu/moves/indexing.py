@@ -1,7 +1,8 @@
 """Regions that gather or scatter values by indices known at run time -> TIR.
 
 Gather, GatherElements, GatherND     loops over the output; the operand is read where indices say
-ScatterElements, ScatterND           the operand is copied, then the updates one after the other
+ScatterElements, ScatterND           the operand is copied, unless the output is in its place, then
+TensorScatter                        the updates one after the other
 
 Negative indices count from the end. An index outside the operand accesses its edge, so no other
 memory is ever touched.
@@ -189,7 +190,7 @@ def wrapped(d: Draft, places: Node, offset: Value, size: int) -> Value:
 # Scatter.
 
 
-@kernel("ScatterElements", "ScatterND")
+@kernel("ScatterElements", "ScatterND", "TensorScatter")
 def scatter(region: Region, device: Cpu) -> Kernel | Skip:
     """One task, so that updates of one place keep their order."""
     if reason := refuse(region):
@@ -201,16 +202,18 @@ def scatter(region: Region, device: Cpu) -> Kernel | Skip:
     if 0 in root.type.dims or root.dtype == "bool":
         return Skip(f"nothing to put into {root.type}")
     d = Draft(root.op.lower(), region, device)
-    x, _, updates = root.operands
+    x, others = root.operands[0], root.operands[1:]
     whole, lanes = root.type.size, device.isa.lanes(numpy_dtype(root.dtype).itemsize)
 
     def keep(at: Value, count: int) -> None:
         store(d.m, d.out, at, d.read(x, at, lanes, count), count)
 
-    sweep(d.b, whole, lanes, keep)
-    if updates.type.size:
-        (_put_elements if root.op == "ScatterElements" else _put_rows)(d)
-    return d.kernel()
+    with d.b.when(tirx.Not(d.b.same(d.pointers[x], d.out))):
+        sweep(d.b, whole, lanes, keep)
+    if all(n.type.size for n in others):
+        _PUT[root.op](d)
+    alone = root.type.size > 1 and x not in others
+    return d.kernel(in_place=(region.inputs.index(x),) if alone else ())
 
 
 def _joined(d: Draft, at: Value, offset: Value, lanes: int, count: int) -> None:
@@ -255,3 +258,34 @@ def _put_rows(d: Draft) -> None:
             start = start * x[axis] + index
         start = d.b.let(start * inner)
         sweep(d.b, inner, lanes, lambda n, c: _joined(d, start + n, i * inner + n, lanes, c))
+
+
+def _put_slices(d: Draft) -> None:
+    """Rows from a start on, one for each sample; those that would lie outside are left out."""
+    cache, update = d.root.operands[:2]
+    dims, axis = cache.type.dims, d.root.int("axis") % cache.type.rank
+    size, count, inner = dims[axis], update.type.dims[axis], prod(dims[axis + 1 :])
+    lanes = d.isa.lanes(numpy_dtype(d.root.dtype).itemsize) if inner > 1 else 1
+    given = d.pointers[d.root.operands[2]] if len(d.root.operands) > 2 else None
+    between = prod(dims[1:axis])
+    with d.b.serial(dims[0], "sample") as i:
+        start = tir.const(0) if given is None else d.b.let(tir.cast(given.load(i), "int32"))
+        with d.b.serial(between, "outer") as j, d.b.serial(count, "row") as k:
+            block = d.b.let(i * between + j)
+            row: Value = start + k
+            if d.root.str("mode") == "circular":
+                row = tirx.floormod(row, size)
+            row, source = d.b.let(row), d.b.let((block * count + k) * inner)
+            with d.b.when(tirx.And(row >= 0, row < size)):
+                target = d.b.let((block * size + row) * inner)
+                _rows(d, update, source, target, inner, lanes)
+
+
+def _rows(d: Draft, update: Node, source: Value, target: Value, size: int, lanes: int) -> None:
+    def put(at: Value, count: int) -> None:
+        store(d.m, d.out, target + at, d.read(update, source + at, lanes, count), count)
+
+    sweep(d.b, size, lanes, put)
+
+
+_PUT = {"ScatterElements": _put_elements, "ScatterND": _put_rows, "TensorScatter": _put_slices}

@@ -1,0 +1,144 @@
+"""Caches that grow: a model with an open cache length reads what its last run wrote, in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import qcompiler
+from qcompiler.errors import Error
+from qcompiler.ir import Array
+from qcompiler.onnx_io.dims import read_pinned
+from qcompiler.ops.evaluate import evaluate
+
+HEADS, SIZE, WORDS = 2, 4, 7
+HEAD = """<ir_version: 10, opset_import: ["": 23]>
+step (int64[1,seq] ids, float[1,2,past,4] past_key, float[1,2,past,4] past_value)
+  => (float[1,seq,7] scores, float[1,2,all,4] present_key, float[1,2,all,4] present_value) {
+  x = Gather(words, ids) apart = Constant<value_ints = [0,0,2,4]>()
+  q0 = MatMul(x, wq) q1 = Reshape(q0, apart) q = Transpose<perm = [0,2,1,3]>(q1)
+  k0 = MatMul(x, wk) k1 = Reshape(k0, apart) k = Transpose<perm = [0,2,1,3]>(k1)
+  v0 = MatMul(x, wv) v1 = Reshape(v0, apart) v = Transpose<perm = [0,2,1,3]>(v1)
+"""
+TAIL = """
+  y1 = Transpose<perm = [0,2,1,3]>(y) flat = Constant<value_ints = [0,0,8]>()
+  y2 = Reshape(y1, flat) y3 = Add(y2, x) scores = MatMul(y3, out) }"""
+CONCAT = """
+  present_key = Concat<axis = 2>(past_key, k) present_value = Concat<axis = 2>(past_value, v)
+  kt = Transpose<perm = [0,1,3,2]>(present_key) s0 = MatMul(q, kt)
+  half = Constant<value_float = 0.5>() s1 = Mul(s0, half) p = Softmax<axis = -1>(s1)
+  y = MatMul(p, present_value)
+"""
+ATTENTION = """
+  y, present_key, present_value = Attention<is_causal = 1>(q, k, v, , past_key, past_value)
+"""
+CACHES = {"past_key": "present_key", "past_value": "present_value"}
+
+
+def decoder(body: str) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(HEAD + body + TAIL)
+    rng = np.random.default_rng(2)
+    shapes = {"words": (WORDS, 8), "out": (8, WORDS), **dict.fromkeys(("wq", "wk", "wv"), (8, 8))}
+    for name, shape in shapes.items():
+        value = (rng.standard_normal(shape) / 2).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return model
+
+
+def meant(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
+    shapes = {k: v.shape for k, v in feed.items()}
+    return evaluate(read_pinned(model, shapes, {}, False, {}), feed)
+
+
+def empty() -> dict[str, Array]:
+    return {name: np.zeros((1, HEADS, 0, SIZE), np.float32) for name in CACHES}
+
+
+def close(found: Array, wanted: Array) -> None:
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, 1e-4, 1e-5)
+
+
+def bound(model: qcompiler.Model) -> qcompiler.runtime.state.Bound:
+    (first, second), *more = CACHES.items()
+    session = model.bind(first, second)
+    for past, present in more:
+        session = session.bind(past, present)
+    return session
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_cache_grows_token_by_token(precision: str) -> None:
+    text = decoder(CONCAT)
+    dims = {"seq": 1, "past": "0..39"}
+    model = qcompiler.load(qcompiler.compile(text, dims=dims, threads=2, precision=precision))
+    assert len(model.variant.pinned) > 1
+    if precision == "float32":
+        assert set(model.variant.in_place) == set(CACHES.items())
+    session = bound(model)
+    assert session.value("past_key").shape == (1, HEADS, 0, SIZE)
+    ids = np.random.default_rng(0).integers(0, WORDS, 40)
+    past = empty()
+    for token in ids:
+        feed = {"ids": np.array([[token]])}
+        wanted = meant(text, {**feed, **past})
+        found = session.run(feed)
+        assert list(found) == ["scores"]
+        if precision == "float32":
+            close(found["scores"], wanted["scores"])
+        else:
+            np.testing.assert_allclose(found["scores"], wanted["scores"], 0.1, 0.1)
+        past = {k: wanted[v] for k, v in CACHES.items()}
+    if precision == "float32":
+        close(session.value("past_key"), past["past_key"])
+    with pytest.raises(Error, match="past is 40, the artifact takes past = 0 to 39"):
+        session.run({"ids": np.array([[1]])})
+
+
+def test_a_prompt_is_read_at_once_and_what_follows_one_by_one() -> None:
+    text = decoder(ATTENTION)
+    model = qcompiler.load(
+        qcompiler.compile(text, dims={"seq": "1..8", "past": "0..24"}, threads=1)
+    )
+    session, past = bound(model), empty()
+    for count in (5, 1, 1, 8, 3, 1):
+        feed = {"ids": np.random.default_rng(count).integers(0, WORDS, (1, count))}
+        wanted = meant(text, {**feed, **past})
+        close(session.run(feed)["scores"], wanted["scores"])
+        past = {k: wanted[v] for k, v in CACHES.items()}
+        for name, array in past.items():
+            close(session.value(name), array)
+
+
+def test_caches_are_given_and_taken_back() -> None:
+    text = decoder(CONCAT)
+    model = qcompiler.load(qcompiler.compile(text, dims={"seq": 1, "past": "0..20"}, threads=1))
+    session, other = bound(model), bound(model)
+    feed = {"ids": np.array([[3]])}
+    for _ in range(4):
+        session.run(feed)
+    kept = {name: session.value(name) for name in CACHES}
+    wanted = session.run(feed)["scores"]
+    for name, array in kept.items():
+        other.put(name, array)
+    np.testing.assert_array_equal(other.run(feed)["scores"], wanted)
+    session.reset()
+    first = session.run(feed)["scores"]
+    close(first, meant(text, {**feed, **empty()})["scores"])
+    whole = model.run({**feed, **kept})
+    np.testing.assert_array_equal(whole["scores"], wanted)
+    assert whole["present_key"].shape == (1, HEADS, 5, SIZE)
+    with pytest.raises(Error, match="wanted"):
+        other.put("past_key", kept["past_key"][:, :1])
+    with pytest.raises(Error, match="float64 given"):
+        other.put("past_key", kept["past_key"].astype(np.float64))
+    with pytest.raises(Error, match="does not fit"):
+        model.bind("past_key", "scores")
+    for name, array in kept.items():  # more than there was, and that kernels for few take
+        other.put(name, np.tile(array, (1, 1, 5, 1)))
+    whole = model.run({**feed, **{n: np.tile(a, (1, 1, 5, 1)) for n, a in kept.items()}})
+    np.testing.assert_array_equal(other.run(feed)["scores"], whole["scores"])
+    other.put("past_key", kept["past_key"][:, :, :1])
+    with pytest.raises(Error, match="past is not the same in all inputs"):
+        other.run(feed)
