@@ -36,23 +36,6 @@ the system refused, and nothing was run; or it granted them, and later runs with
 ask.
 """
 
-STATUS: Mapping[str, tuple[int, str]] = {
-    "OK": (0, "the outputs are written"),
-    "REFUSED": (REFUSED, "the system refuses registers that the code needs; nothing was run"),
-    "BAD_POINTER": (2, "an address is null or not aligned; nothing was run"),
-    "OTHER_WEIGHTS": (3, "the weights are not this model's; nothing was run"),
-}
-"""The values that `NAME_run` returns, and their meanings."""
-
-SEAL_BYTES = 64
-"""A file of weights has this many bytes after them, which begin with `seal`."""
-
-
-def seal(digest: str) -> int:
-    """SHA-256 of the weights -> the 8-byte word that follows them in a file."""
-    return int(digest[:16], 16)
-
-
 TEAM: Mapping[str, int] = {
     "REMAINING": 64,
     "SLEEPERS": 128,

@@ -8,11 +8,33 @@ so any number of runs may be active at once.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qcompiler.artifact.abi import ALIGN, REFUSED, STATUS, Table
+from qcompiler.artifact.abi import ALIGN, REFUSED, Table
+from qcompiler.emit import c_open
+from qcompiler.emit.c_open import Open
 from qcompiler.emit.machine import text_object
 from qcompiler.hardware.isa import Isa
+
+STATUS: Mapping[str, tuple[int, str]] = {
+    "OK": (0, "the outputs are written"),
+    "REFUSED": (REFUSED, "the system refuses registers that the code needs; nothing was run"),
+    "BAD_POINTER": (2, "an address is null or not aligned; nothing was run"),
+    "OTHER_WEIGHTS": (3, "the weights are not this model's; nothing was run"),
+}
+"""The values that `NAME_run` returns, and their meanings."""
+BAD_SIZE = (4, "an open size is not one that the model takes; nothing was run")
+"""One more, where sizes are open."""
+
+SEAL_BYTES = 64
+"""A file of weights has this many bytes after them, which begin with `seal`."""
+
+
+def seal(digest: str) -> int:
+    """SHA-256 of the weights -> the 8-byte word that follows them in a file."""
+    return int(digest[:16], 16)
+
 
 ENTRY, SHARED = "qcompiler_c_run", "qcompiler_c_run_threads"
 """The functions' names before they get the model's: run by the calling thread, and by the caller's
@@ -27,7 +49,7 @@ WEIGHTS = "qcompiler_weights"
 class Taken:
     """What a run takes: numbers of inputs, outputs and steps; `file`: size of weights in a file and
     the word that follows them (None: they are in the object file); `threads`: whether there is a
-    run by threads too.
+    run by threads too; `opened`: of open sizes, which the caller says in words of so many `bits`.
     """
 
     inputs: int
@@ -35,6 +57,8 @@ class Taken:
     steps: int
     file: tuple[int, int] | None = None
     threads: bool = False
+    opened: Open | None = None
+    bits: int = 64
 
 
 def c_entry(taken: Taken, isa: Isa) -> bytes:
@@ -43,11 +67,17 @@ def c_entry(taken: Taken, isa: Isa) -> bytes:
 
 
 def _text(taken: Taken, asks: bool) -> str:
-    table = Table(taken.inputs + taken.outputs)
-    values = {
+    opened, word = taken.opened, f"i{taken.bits}"
+    hidden = len(opened.sizes) if opened else 0
+    table = Table(taken.inputs + hidden + taken.outputs)
+    values: dict[str, object] = {
+        "SIZES": f", {c_open.parameters(opened, word)}" if opened else "",
+        "ONLY_SIZES": c_open.parameters(opened, word) if opened else "",
         "WORDS": table.words,
         "INPUTS": taken.inputs,
         "OUTPUTS": taken.outputs,
+        "OUTPUTS_AT": taken.inputs + hidden,
+        "ARRAYS": taken.inputs + hidden + taken.outputs,
         "WEIGHTS_AT": table.weights,
         "WORKSPACE_AT": table.workspace,
         "FIRST_AT": table.first,
@@ -58,21 +88,31 @@ def _text(taken: Taken, asks: bool) -> str:
         "LOW": ALIGN - 1,
         "BAD": STATUS["BAD_POINTER"][0],
         "OTHER": STATUS["OTHER_WEIGHTS"][0],
+        "BAD_SIZE": BAD_SIZE[0],
+        "PARTS_AT": table.parts,
     }
     if taken.file is None:
         weights = _IN_OBJECT.replace("@SYMBOL", f"@{WEIGHTS}")
     else:
-        size, word = taken.file
-        values |= {"WEIGHTS_BYTES": size, "SEAL": word - (1 << 64) if word >> 63 else word}
+        size, seal_word = taken.file
+        values |= {"WEIGHTS_BYTES": size, "SEAL": _signed(seal_word)}
         weights = _IN_FILE
     known, know = (_LOAD_PERMISSION, _STORE_PERMISSION) if asks else ("add i64 0, 0", "")
     run = _RUN.replace("@WEIGHTS_TEXT", weights)
-    run = run.replace("@DO", (_ASK if asks else "") + _DO_SHARED if taken.threads else _DO)
+    ask = _ASK if asks else ""
+    do = ask + _DO_OPEN if opened else ask + _DO_SHARED if taken.threads else _DO
+    run = run.replace("@DO", do)
     made = _TAKE + (_PERMISSION if asks else "") + run + (_THREADS if taken.threads else _ALONE)
+    made += c_open.text(opened, word) if opened else ""
     made = made.replace("@KNOWN", known).replace("@KNOW", know)
     if taken.file is None:
         made += f"\n@{WEIGHTS} = external hidden constant i8\n"
     return re.sub("@([A-Z][A-Z0-9_]*)", lambda found: str(values[found[1]]), made)
+
+
+def _signed(word: int) -> int:
+    """A word of 64 bits as LLVM writes it."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 _TAKE = """
@@ -113,12 +153,12 @@ instruction sets that need permission. After a refusal the request is repeated.
 """
 
 _RUN = """
-define internal i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr %threads) noinline {
+define internal i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr %threads@SIZES) noinline {
 entry:
   %table = alloca [@WORDS x i64], align 8
   %own = alloca ptr
   store ptr %workspace, ptr %own
-  %outputs_at = getelementptr i64, ptr %table, i32 @INPUTS
+  %outputs_at = getelementptr i64, ptr %table, i32 @OUTPUTS_AT
   %weights_at = getelementptr i64, ptr %table, i32 @WEIGHTS_AT
   %workspace_at = getelementptr i64, ptr %table, i32 @WORKSPACE_AT
   %first_at = getelementptr i64, ptr %table, i32 @FIRST_AT
@@ -151,6 +191,16 @@ bad:
 _DO = """  %result = call i32 @qcompiler_run(ptr %table)
   br label %finish"""
 
+_DO_OPEN = """  %fit = call i1 @c_sizes(@ONLY_SIZES)
+  br i1 %fit, label %sized, label %other_size
+other_size:
+  ret i32 @BAD_SIZE
+sized:
+  %parts_at = getelementptr i64, ptr %table, i32 @PARTS_AT
+  store i64 1, ptr %parts_at, align 8
+  call void @c_open(ptr %table, ptr %workspace@SIZES)
+  br label %finish"""
+
 _DO_SHARED = """  %alone = icmp eq ptr %threads, null
   br i1 %alone, label %one, label %several
 one:
@@ -174,8 +224,8 @@ granted:
 """A run of no steps requests registers for all threads of the process."""
 
 _ALONE = """
-define i32 @qcompiler_c_run(ptr %inputs, ptr %outputs, ptr %workspace) {
-  %status = call i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr null)
+define i32 @qcompiler_c_run(ptr %inputs, ptr %outputs, ptr %workspace@SIZES) {
+  %status = call i32 @c_run(ptr %inputs, ptr %outputs, ptr %workspace, ptr null@SIZES)
   ret i32 %status
 }
 """

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, Union
 
 from qcompiler import plugins
-from qcompiler.artifact.abi import ALIGN, SEAL_BYTES, seal
+from qcompiler.artifact.abi import ALIGN
 from qcompiler.artifact.artifact import Artifact, Bytes, Value, open_artifact
-from qcompiler.artifact.manifest import Symbol
 from qcompiler.driver import Compilation
-from qcompiler.emit.c_entry import ENTRY, SHARED, WEIGHTS, Taken, c_entry
+from qcompiler.emit.c_entry import ENTRY, SEAL_BYTES, SHARED, WEIGHTS, Taken, c_entry, seal
+from qcompiler.emit.c_open import Open
 from qcompiler.emit.native import emit_objects
 from qcompiler.emit.parallel import parallel
 from qcompiler.errors import Error
@@ -31,7 +31,7 @@ from qcompiler.export.scales import scales
 from qcompiler.export.unlink import unlink
 from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.options import Watch
-from qcompiler.plan.plan import Plan
+from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.shares import shares
 from qcompiler.runtime.text import NOTE
 
@@ -76,6 +76,7 @@ class _Model:
     plan: Plan | None
     known: Sequence[cost.Known]
     """What is known of each step."""
+    opened: Open | None = None
 
 
 def export_c(
@@ -121,6 +122,8 @@ def _made(model: Source, options: Exporting, watch: Watch) -> _Model:
         return _of_artifact(model, model.manifest.name, options.variant)
     if _is_file_of_one(model):
         return _of_artifact(open_artifact(model), str(model), options.variant)
+    if options.parallel and options.dims and any(".." in str(d) for d in options.dims.values()):
+        raise Error("of open sizes, the export is for one thread", hint="leave out --parallel")
     options = options if options.parallel else replace(options, threads=1)
     return _of_model(Compilation(model, options, watch))
 
@@ -138,26 +141,19 @@ def is_artifact(path: Path) -> bool:
         return False
 
 
-def demand_closed(symbols: Sequence[Symbol], where: str) -> None:
-    """Raise Error where sizes are open: C is told the size of every array."""
-    for symbol in symbols:
-        hint = f"pin it: --dim {symbol.name}=N"
-        raise Error(f"{symbol.name} is open, C needs fixed sizes", where=where, hint=hint)
-
-
 def _of_model(made: Compilation) -> _Model:
-    demand_closed([made.opened.symbol] if made.opened else [], str(made.model)[:200])
-    plan, model = made.plan, made.model
+    plan, model, opened = made.plan, made.model, made.plan.opened
     graph, isa = plan.graph, plan.device.isa
     _demand_unchecked([*graph.checks, *graph.extents], graph.name)
     _demand_no_text(graph.notes, graph.name)
+    inputs, outputs = plan.sides
     return _Model(
         source=str(Path(model).name) if isinstance(model, (str, Path)) else graph.name,
         isa=isa,
         target=plan.device.name if plan.device.name != "host" else isa.name,
         objects=tuple(read(code) for code in emit_objects(plan)),
-        inputs=[Value(n.name, n.dtype, n.type.dims) for n in graph.inputs],
-        outputs=[Value(name, n.dtype, n.type.dims) for name, n in graph.results.items()],
+        inputs=inputs,
+        outputs=outputs,
         steps=len(plan.steps),
         workspace_bytes=plan.workspace_bytes,
         weights=plan.weights,
@@ -167,13 +163,20 @@ def _of_model(made: Compilation) -> _Model:
             cost.Known(s.name, s.kernel.name, share.ram, share.weights)
             for s, share in zip(plan.steps, shares(plan), strict=True)
         ],
+        opened=_open(opened, plan.workspace_bytes, inputs, outputs) if opened else None,
     )
 
 
+def _open(opened: Opened, offset: int, inputs: Sequence[Value], outputs: Sequence[Value]) -> Open:
+    """A plan's open sizes, as C code reads them."""
+    steps = opened.batches, opened.pinned
+    return Open(opened.symbols, inputs, outputs, *steps, opened.sizes, offset)
+
+
 def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
-    demand_closed(made.manifest.symbols, source)
+    manifest = made.manifest
     plugins.load_all()
-    variants = made.manifest.variants
+    variants = manifest.variants
     found = [i for i, v in enumerate(variants) if wanted in ("", v.isa)]
     if len(found) != 1:
         what = f"there is no variant {wanted!r}" if wanted else "it has several variants"
@@ -186,20 +189,31 @@ def _of_artifact(made: Artifact, source: str, wanted: str) -> _Model:
         raise Error(f"{facts.isa} is a GPU, and C code is for CPUs", where=source)
     unchecked = [*(c.what for c in facts.checks), *(name for name, _ in facts.extents)]
     _demand_unchecked(unchecked, source)
-    _demand_no_text(made.manifest.notes, source)
+    _demand_no_text(manifest.notes, source)
     return _Model(
         source=Path(source).name,
         isa=ISAS[facts.isa],
         target=facts.isa,
         objects=(unlink(binary.code),),
-        inputs=made.manifest.inputs,
-        outputs=made.manifest.outputs,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
         steps=len(facts.steps),
         workspace_bytes=facts.workspace_bytes,
         weights=binary.weights,
         scales={},
         plan=None,
         known=[cost.Known(s.name, s.kernel, s.ram, s.weights) for s in facts.steps],
+        opened=Open(
+            manifest.symbols,
+            manifest.inputs,
+            manifest.outputs,
+            facts.batches,
+            facts.pinned,
+            manifest.sizes,
+            facts.workspace_bytes,
+        )
+        if manifest.symbols
+        else None,
     )
 
 
@@ -226,20 +240,34 @@ def _facts(made: _Model, name: str, options: Exporting) -> Facts:
         needs=sorted(made.isa.cpu_flags),
         inputs=made.inputs,
         outputs=made.outputs,
-        workspace_bytes=max(made.workspace_bytes, ALIGN),
+        workspace_bytes=max(_workspace(made), ALIGN),
         weights_bytes=made.weights.nbytes,
         digest=hashlib.sha256(made.weights.data).hexdigest(),
         in_file=options.weights == "file",
         threads=options.parallel,
         units=max((s.kernel.tasks for s in made.plan.steps), default=1) if made.plan else 1,
         scales=made.scales,
+        symbols=made.opened.symbols if made.opened else (),
     )
+
+
+def _workspace(made: _Model) -> int:
+    """Bytes of the workspace, with what a run of open sizes needs."""
+    return made.opened.workspace_bytes if made.opened else made.workspace_bytes
 
 
 def _merged(made: _Model, facts: Facts) -> Elf:
     """Everything in one object file that exports only NAME_run, and NAME_run_threads if wanted."""
     file = (facts.weights_bytes, seal(facts.digest)) if facts.in_file else None
-    taken = Taken(len(made.inputs), len(made.outputs), made.steps, file, bool(facts.threads))
+    taken = Taken(
+        len(made.inputs),
+        len(made.outputs),
+        made.steps,
+        file,
+        bool(facts.threads),
+        made.opened,
+        made.objects[0].bits,
+    )
     parts = [*made.objects, read(c_entry(taken, made.isa))]
     if facts.threads and made.plan is not None:
         parts.append(read(parallel(made.plan)))
@@ -256,11 +284,17 @@ def _merged(made: _Model, facts: Facts) -> Elf:
     return whole
 
 
+def _largest(made: _Model) -> list[Value]:
+    """The inputs and outputs; of open sizes those of one sample, of the largest sizes."""
+    values, opened = [*made.inputs, *made.outputs], made.opened
+    return [replace(v, shape=opened.largest(v)) for v in values] if opened else values
+
+
 def _cost(made: _Model, facts: Facts, file: Elf) -> cost.Cost:
     stored = 0 if facts.in_file else facts.weights_bytes
     return cost.Cost(
         workspace=facts.workspace_bytes,
-        arrays=sum(map(bytes_of, (*facts.inputs, *facts.outputs))),
+        arrays=sum(map(bytes_of, _largest(made))),
         code=sized(file, ALLOC | EXECUTE) + sized(file, ALLOC) - stored,
         weights=facts.weights_bytes,
         in_file=facts.in_file,

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from qcompiler.artifact.abi import ALIGN, STATUS
+from qcompiler.artifact.abi import ALIGN
 from qcompiler.artifact.artifact import Value
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.dtypes import numpy_dtype
+from qcompiler.emit.c_entry import BAD_SIZE, STATUS
 from qcompiler.errors import Error
+from qcompiler.export.sizes import arguments, expression
 from qcompiler.version import __version__
 
 _KEYWORDS = """
@@ -47,7 +50,7 @@ class Facts:
     """The facts in a header: names and sizes; `digest`: SHA-256 of the weights; `threads`: "" for
     none, "callback" or "pthread"; `units`: the most units that threads may share; `scales`: of
     quantized inputs and outputs, where known; `stack_bytes`: the most that a run takes, None where
-    that is not known.
+    that is not known; `symbols`: the sizes that are open.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Facts:
     units: int = 1
     scales: Mapping[str, Scale] = field(default_factory=dict)
     stack_bytes: int | None = None
+    symbols: Sequence[Symbol] = ()
 
     @property
     def macro(self) -> str:
@@ -116,6 +120,7 @@ def header(facts: Facts) -> str:
         f"#ifndef {m}_H\n#define {m}_H\n\n#include <stddef.h>\n#include <stdint.h>\n",
         '#ifdef __cplusplus\nextern "C" {\n#endif\n',
         _sizes(facts),
+        *([_ranges(facts)] if facts.symbols else []),
         *(_macros(facts, side, values) for side, values in _sides(facts)),
         _tensor(facts),
         *(_struct(facts, side, values) for side, values in _sides(facts)),
@@ -164,6 +169,7 @@ def _top(facts: Facts) -> str:
 def _sizes(facts: Facts) -> str:
     m = facts.macro
     most = "of a run, without functions of C" if facts.stack_bytes is not None else ""
+    status = {**STATUS, **({"BAD_SIZE": BAD_SIZE} if facts.symbols else {})}
     lines = [
         f"#define {m}_ALIGN {ALIGN} /* of arrays, the workspace, and weights in a file */",
         f"#define {m}_WORKSPACE_BYTES {facts.workspace_bytes}",
@@ -175,24 +181,32 @@ def _sizes(facts: Facts) -> str:
         f"#define {m}_OUTPUTS {len(facts.outputs)}",
         *([f"#define {m}_UNITS {facts.units}"] if facts.threads else []),
         "",
-        *(f"#define {m}_{n} {v} /* {text} */" for n, (v, text) in STATUS.items()),
+        *(f"#define {m}_{n} {v} /* {text} */" for n, (v, text) in status.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _ranges(facts: Facts) -> str:
+    """The ranges of open sizes."""
+    lines = []
+    for symbol, name in zip(facts.symbols, arguments(facts.symbols), strict=True):
+        m = f"{facts.macro}_SIZE_{name.upper()}"
+        lines += [f"/* open: {_comment(str(symbol))} */"]
+        lines += [f"#define {m}_MIN {symbol.low}", f"#define {m}_MAX {symbol.high}"]
+        lines += [f"#define {m}_STEP {symbol.step}", ""]
+    return "\n".join(lines)
 
 
 def _macros(facts: Facts, side: str, values: Sequence[Value]) -> str:
     lines = []
     for value, member in zip(values, members(values), strict=True):
         m = _macro(facts, side, member)
-        dims = ", ".join(map(str, value.shape)) or "1"
         lines += [
             f"/* {side} {_comment(str(value))} */",
             f"#define {m}_NAME {_quoted(value.name)}",
             f'#define {m}_DTYPE "{value.dtype}"',
             f"#define {m}_RANK {len(value.shape)}",
-            f"#define {m}_SHAPE {{{dims}}}",
-            f"#define {m}_ELEMENTS {prod(value.shape)}",
-            f"#define {m}_BYTES {bytes_of(value)}",
+            *(_open_extent(facts, m, value) if value.open else _extent(m, value)),
         ]
         if known := facts.scales.get(value.name):
             lines += [
@@ -203,14 +217,41 @@ def _macros(facts: Facts, side: str, values: Sequence[Value]) -> str:
     return "\n".join(lines)
 
 
+def _extent(m: str, value: Value) -> list[str]:
+    dims = ", ".join(map(str, value.shape)) or "1"
+    return [
+        f"#define {m}_SHAPE {{{dims}}}",
+        f"#define {m}_ELEMENTS {prod(value.shape)}",
+        f"#define {m}_BYTES {bytes_of(value)}",
+    ]
+
+
+def _open_extent(facts: Facts, m: str, value: Value) -> list[str]:
+    """The same as macros of the open sizes."""
+    names = arguments(facts.symbols)
+    known = dict(zip((s.name for s in facts.symbols), names, strict=True))
+    given = ", ".join(names)
+    dims = [expression(d, known) for d in value.open]
+    item = numpy_dtype(value.dtype).itemsize
+    return [
+        f"#define {m}_SHAPE({given}) {{{', '.join(dims)}}}",
+        f"#define {m}_ELEMENTS({given}) ({' * '.join(dims)})",
+        f"#define {m}_BYTES({given}) ({m}_ELEMENTS({given}) * {item})",
+    ]
+
+
 def _float(value: float) -> str:
     text = f"{value:.9g}"
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
+def _open_note(facts: Facts) -> str:
+    return " Sizes that are open are 0 here." if facts.symbols else ""
+
+
 def _tensor(facts: Facts) -> str:
     return f"""/* An input or output. Quantized integers represent scale * (integer - zero_point);
- * a scale of 0 means that values are not quantized. */
+ * a scale of 0 means that values are not quantized.{_open_note(facts)} */
 struct {facts.name}_tensor {{
     const char *name;
     const char *dtype;
@@ -222,10 +263,14 @@ struct {facts.name}_tensor {{
 """
 
 
+def _shape(value: Value) -> str:
+    return f"[{', '.join(map(str, value.dims))}]"
+
+
 def _struct(facts: Facts, side: str, values: Sequence[Value]) -> str:
     const = "const " if side == "input" else ""
     lines = [
-        f"    {const}{c_type(v)} *{n}; /* {v.dtype}{_comment(str(list(v.shape)))} */"
+        f"    {const}{c_type(v)} *{n}; /* {v.dtype}{_comment(_shape(v))} */"
         for v, n in zip(values, members(values), strict=True)
     ]
     if side == "input" and facts.in_file:
@@ -240,8 +285,13 @@ def _function(facts: Facts) -> str:
     return (
         f"/* One run; {facts.macro}_OK, or why not. */\n"
         f"int {n}_run(const struct {n}_inputs *inputs, const struct {n}_outputs *outputs,\n"
-        f"        void *workspace);\n"
+        f"        void *workspace{_parameters(facts, 'size_t')});\n"
     )
+
+
+def _parameters(facts: Facts, kind: str) -> str:
+    """The open sizes behind other parameters, or, without a type, arguments."""
+    return "".join(f", {kind} {name}".replace("  ", " ") for name in arguments(facts.symbols))
 
 
 def _shared(facts: Facts) -> str:
@@ -265,13 +315,13 @@ def _table(facts: Facts, side: str, values: Sequence[Value]) -> str:
         m = _macro(facts, side, member)
         known = value.name in facts.scales
         scale, zero = (f"{m}_SCALE", f"{m}_ZERO_POINT") if known else ("0.0f", "0")
+        extent = "0, 0" if value.open else f"{m}_ELEMENTS, {m}_BYTES"
         rows.append(
-            f"        {{{m}_NAME, {m}_DTYPE, {member}_shape, {m}_RANK, {m}_ELEMENTS, {m}_BYTES,"
-            f" {scale}, {zero}}},"
+            f"        {{{m}_NAME, {m}_DTYPE, {member}_shape, {m}_RANK, {extent}, {scale}, {zero}}},"
         )
     shapes = [
-        f"    static const size_t {member}_shape[] = {_macro(facts, side, member)}_SHAPE;"
-        for member in members(values)
+        f"    static const size_t {member}_shape[] = {_known_shape(facts, side, member, value)};"
+        for value, member in zip(values, members(values), strict=True)
     ]
     lines = [
         f"/* The {side} of index i; null after the last. */",
@@ -284,6 +334,13 @@ def _table(facts: Facts, side: str, values: Sequence[Value]) -> str:
     else:
         lines.append("    (void)i;\n    return NULL;")
     return "\n".join([*lines, "}", ""])
+
+
+def _known_shape(facts: Facts, side: str, member: str, value: Value) -> str:
+    """A shape, with 0 for what is open."""
+    if not value.open:
+        return f"{_macro(facts, side, member)}_SHAPE"
+    return f"{{{', '.join(str(d) if isinstance(d, int) else '0' for d in value.open)}}}"
 
 
 def wrapper(facts: Facts) -> str:
@@ -312,8 +369,9 @@ public:
     }}
 
     // Throws std::invalid_argument for a status other than {m}_OK.
-    void run(const {n}_inputs &inputs, const {n}_outputs &outputs) const {{
-        if ({n}_run(&inputs, &outputs, workspace_) != {m}_OK)
+    void run(const {n}_inputs &inputs, const {n}_outputs &outputs{_parameters(facts, "size_t")})
+        const {{
+        if ({n}_run(&inputs, &outputs, workspace_{_parameters(facts, "")}) != {m}_OK)
             throw std::invalid_argument("{n}_run: see the {m}_ values in {n}.h");
     }}
 

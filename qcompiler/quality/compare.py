@@ -50,17 +50,20 @@ class Report:
 
 
 def errors(name: str, ours: Sequence[Array], reference: Sequence[Array]) -> OutputError:
-    """One output's arrays over all samples, ours and the reference's -> the error between them."""
-    a = np.stack([np.asarray(x, np.float64) for x in ours])
-    b = np.stack([np.asarray(x, np.float64) for x in reference])
+    """One output's arrays over all samples, ours and the reference's, of any shapes -> the error
+    between them.
+    """
+    sides = [[np.asarray(x, np.float64) for x in side] for side in (ours, reference)]
+    a, b = (np.concatenate([x.reshape(-1) for x in side]) for side in sides)
     with np.errstate(invalid="ignore"):  # infinity - infinity, if both are infinite
         difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
     finite = b[np.isfinite(b)]
     spread = float(np.ptp(finite)) if finite.size else 0.0
     norm = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     top1 = None
-    if b.ndim > 1 and b.shape[-1] > 1:
-        top1 = float(np.mean(a.argmax(-1) == b.argmax(-1)))
+    if all(x.ndim and x.shape[-1] > 1 for x in sides[1]):
+        hits = [(x.argmax(-1) == y.argmax(-1)).reshape(-1) for x, y in zip(*sides, strict=True)]
+        top1 = float(np.mean(np.concatenate(hits)))
     worst = float(difference.max(initial=0.0))
     return OutputError(
         name=name,
@@ -88,12 +91,11 @@ def against_onnxruntime(
         )
     ours = [model.run(s) for s in samples]
     theirs = [dict(zip(names, peer.run(s), strict=True)) for s in samples]
-    for name in names:
-        if ours[0][name].shape != theirs[0][name].shape:
-            raise Error(
-                f"shapes {ours[0][name].shape} and {theirs[0][name].shape}",
-                where=f"output {name!r}",
-            )
+    for our, their in zip(ours, theirs, strict=True):
+        for name in names:
+            if our[name].shape != their[name].shape:
+                what = f"shapes {our[name].shape} and {their[name].shape}"
+                raise Error(what, where=f"output {name!r}")
     found = [errors(n, [o[n] for o in ours], [t[n] for t in theirs]) for n in names]
     first = dict(samples[0])
     if isinstance(model, RemoteModel):

@@ -1,7 +1,8 @@
 """The process in which a device runs what it was sent: messages in, messages out.
 
-    {artifact, bytes, threads, variant, iterations, seconds, warmup, steps} + inputs  ->
-    {bytes, times, steps, threads, variant, load_seconds, first_seconds} + outputs, times, steps
+    {artifact, bytes, shapes, threads, variant, iterations, seconds, warmup, steps} + inputs  ->
+    {bytes, shapes, times, steps, threads, variant, load_seconds, first_seconds}
+        + outputs, times, steps
 
 Inputs and outputs are the arrays' bytes, in the manifest's order; times and steps float64. Where
 native code crashes this process, the server goes on.
@@ -79,7 +80,7 @@ def _run(held: Held, request: Message, data: bytearray) -> tuple[Message, bytes]
     """Run it once, then time it as requested."""
     path, variant = facts.text(request, "artifact"), facts.text(request, "variant")
     model, loaded = _model(held, path, facts.count(request, "threads"), variant)
-    inputs = facts.arrays(model.inputs, data)
+    inputs = facts.arrays(model.inputs, data, request)
     outputs: dict[str, Array] = {}
 
     def run() -> None:
@@ -92,10 +93,11 @@ def _run(held: Held, request: Message, data: bytearray) -> tuple[Message, bytes]
         times = again(run, iterations=iterations, seconds=seconds, warmup=warmup)
     rounds = facts.count(request, "steps")
     steps = model.profile(inputs, repeat=rounds) if rounds else []
-    arrays = [*(outputs[v.name] for v in model.outputs), np.array(times), np.array(steps)]
-    made = b"".join(a.tobytes() for a in arrays)
+    results = [outputs[v.name] for v in model.outputs]
+    made = b"".join(a.tobytes() for a in (*results, np.array(times), np.array(steps)))
     return {
         "bytes": len(made),
+        "shapes": [a.shape for a in results],
         "times": len(times),
         "steps": len(steps),
         "threads": model.threads,

@@ -25,7 +25,6 @@ from qcompiler.dtypes import Array
 from qcompiler.errors import Error
 from qcompiler.files import opened
 from qcompiler.runtime.model import Interface, arrays_in_order, input_specs
-from qcompiler.runtime.open_batch import demand_closed
 from qcompiler.runtime.remote import facts, wire
 from qcompiler.runtime.remote.facts import arrays
 from qcompiler.runtime.remote.wire import Lost
@@ -202,7 +201,6 @@ class RemoteModel(Interface):
         manifest: Manifest,
         asked: tuple[int, str, float, float],
     ) -> None:
-        demand_closed(manifest, "another machine")
         self.device, self.manifest = device, manifest
         self._source, self._digest = source, digest
         self._threads, self._variant, self._wait, self._limit = asked
@@ -249,10 +247,12 @@ class RemoteModel(Interface):
         """Run once on the device; then, if `iterations` or `seconds` is not 0, `warmup` times
         untimed and that many times, or seconds, timed; then every step alone, `steps` times.
         """
-        data = b"".join(a.tobytes() for a in arrays_in_order(self._input_specs, inputs))
+        given = arrays_in_order(self._input_specs, inputs)
+        data = b"".join(a.tobytes() for a in given)
         request = {
             "artifact": self._digest,
             "bytes": len(data),
+            "shapes": [a.shape for a in given],
             "threads": self._threads,
             "variant": self._variant,
             "iterations": iterations,
@@ -276,7 +276,7 @@ class RemoteModel(Interface):
         seconds = np.frombuffer(made[cut:], "<f8").tolist()
         self._variant = facts.text(answer, "variant")
         return Answer(
-            outputs=arrays(self.manifest.outputs, made[:cut]),
+            outputs=arrays(self.manifest.outputs, made[:cut], answer),
             times=seconds[:times],
             steps=seconds[times:],
             first_seconds=facts.seconds(answer, "first_seconds"),

@@ -198,6 +198,7 @@ class _Session:
         digest, wait = facts.digest(request, "artifact"), facts.seconds(request, "wait")
         limit = min(limits.run_seconds, facts.seconds(request, "limit"))
         asked: dict[str, object] = {k: facts.count(request, k) for k in _COUNTS}
+        asked["shapes"] = facts.shapes(request)
         asked["seconds"] = facts.seconds(request, "seconds")
         asked["variant"] = facts.text(request, "variant")
         if size > limits.data_bytes:

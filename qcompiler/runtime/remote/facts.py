@@ -61,16 +61,28 @@ def raised(message: Mapping[str, object]) -> Error | None:
     return Error(what, where=where, hint=hint)
 
 
-def arrays(values: tuple[Value, ...], data: bytearray) -> dict[str, Array]:
-    """The bytes of arrays, one after the other -> the arrays."""
+def shapes(message: Mapping[str, object]) -> list[list[int]]:
+    """The shapes of the arrays that come with a message."""
+    found = message.get("shapes")
+    if not isinstance(found, list) or not all(isinstance(s, list) for s in found):
+        raise Lost("it sent a message without sensible 'shapes'")
+    return [[count({"shape": n}, "shape") for n in shape] for shape in found]
+
+
+def arrays(
+    values: tuple[Value, ...], data: bytearray, message: Mapping[str, object]
+) -> dict[str, Array]:
+    """The bytes of arrays, one after the other, and the message with their shapes -> the arrays."""
     found: dict[str, Array] = {}
-    at = 0
-    for value in values:
+    at, all_ = 0, shapes(message)
+    if len(all_) != len(values):
+        raise Error(f"{len(all_)} arrays given, {len(values)} wanted")
+    for value, shape in zip(values, all_):
         dtype = numpy_dtype(value.dtype)
-        size = prod(value.shape) * dtype.itemsize
+        size = prod(shape) * dtype.itemsize
         if at + size <= len(data):
             flat = np.frombuffer(data, np.uint8, size, at) if size else np.zeros(0, np.uint8)
-            found[value.name] = flat.view(dtype).reshape(value.shape)
+            found[value.name] = flat.view(dtype).reshape(shape)
         at += size
     if at != len(data):
         raise Error(f"{len(data)} bytes of arrays given, {at} wanted")

@@ -27,7 +27,7 @@ from typing import Union
 from qcompiler.errors import Error
 from qcompiler.runtime import sockets
 
-VERSION = 1
+VERSION = 2
 DEVICE, CLIENT = b"qcdevice", b"qcclient"
 WELCOME, WRONG_TOKEN, FULL = b"welcome ", b"token?  ", b"full    "
 MOST_TEXT, PART = 1 << 20, 1 << 18

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from remote_proxy import TOKEN, Proxy
 
@@ -73,6 +74,31 @@ def running(model: RemoteModel, data: Data) -> Iterator[threading.Thread]:
             there._channel.socket.shutdown(socket.SHUT_RDWR)
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_a_device_runs_open_sizes(device: Server) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+    net (float[n,m] x) => (float[n,m] y) { y = Abs(x) }""")
+    here = qcompiler.compile(model, dims={"n": "1..9", "m": "1..8"}, threads=1)
+    with connect(device.address, TOKEN) as there:
+        opened = there.load(here)
+        for shape in ((1, 1), (9, 8), (4, 3)):
+            x = np.full(shape, -2, np.float32)
+            answer = opened.measure({"x": x}, steps=1)
+            np.testing.assert_array_equal(answer.outputs["y"], -x)
+            assert len(answer.steps) == len(opened.variant.steps)
+            assert sum(answer.steps) > 0
+        with pytest.raises(Error, match="n is 10"):
+            opened.run({"x": np.zeros((10, 2), np.float32)})
+
+
+def test_a_device_answers_outputs_whose_size_data_decide(device: Server) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+    net (float[3,4] x) => (int64[2,k] places) { places = NonZero(x) }""")
+    x = np.eye(3, 4, dtype=np.float32)
+    with connect(device.address, TOKEN) as there:
+        found = there.load(qcompiler.compile(model, threads=1)).run({"x": x})["places"]
+    np.testing.assert_array_equal(found, np.nonzero(x))
 
 
 def test_a_device_answers_what_this_machine_does(

@@ -146,7 +146,7 @@ GARBAGE = [
     b"\0" * 1000,
     b"\x16\x03\x01" + bytes(range(200)),
     struct.pack(">8sH32s", b"qcclient", 9, bytes(32)) + bytes(32),
-    struct.pack(">8sH32s", b"qcclient", 1, bytes(32)) + bytes(32),
+    struct.pack(">8sH32s", b"qcclient", wire.VERSION, bytes(32)) + bytes(32),
     b"",
 ]
 
@@ -179,6 +179,17 @@ def test_a_stranger_who_says_nothing_or_little_is_not_waited_for(
         assert ended(slow)
 
 
+_COUNTS = ("threads", "iterations", "warmup", "steps")
+_RUN = {
+    "do": "run",
+    "bytes": 0,
+    "artifact": "0" * 64,
+    **dict.fromkeys(_COUNTS, 0),
+    **dict.fromkeys(("wait", "limit", "seconds"), 0.0),
+    "variant": "",
+}
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -190,6 +201,10 @@ def test_a_stranger_who_says_nothing_or_little_is_not_waited_for(
         {"do": "run", "bytes": "many"},
         {"do": "run", "bytes": 0, "artifact": 7},
         {"do": "run", "bytes": 0, "artifact": "0" * 64, "threads": 1e300},
+        {**_RUN, "shapes": 3},
+        {**_RUN, "shapes": [3]},
+        {**_RUN, "shapes": [[-1]]},
+        {**_RUN, "shapes": [["1"]]},
     ],
 )
 def test_nonsense_from_a_client_with_the_token_ends_that_connection_only(
@@ -233,13 +248,19 @@ HELLO = struct.Struct(">8sH32s")
         (lambda c: c.recv(1), "in time"),
         (lambda c: c.sendall(HELLO.pack(b"qcdevice", 9, bytes(32))), "version 9"),
         (
-            lambda c: (c.sendall(HELLO.pack(b"qcdevice", 1, bytes(32)) + b"whatever"), c.recv(1)),
+            lambda c: (
+                c.sendall(HELLO.pack(b"qcdevice", wire.VERSION, bytes(32)) + b"whatever"),
+                c.recv(1),
+            ),
             "sense",
         ),
         (
             lambda c: (
                 c.sendall(
-                    HELLO.pack(b"qcdevice", 1, bytes(32)) + wire.WELCOME + bytes(8) + bytes(32)
+                    HELLO.pack(b"qcdevice", wire.VERSION, bytes(32))
+                    + wire.WELCOME
+                    + bytes(8)
+                    + bytes(32)
                 ),
                 c.recv(100),
             ),
