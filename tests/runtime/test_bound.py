@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -129,13 +130,39 @@ def test_what_does_not_fit_is_not_bound(model: qcompiler.Model) -> None:
         session.run(fed(1, 0))
 
 
-def test_the_example_generates_with_caches_and_without(tmp_path: Path) -> None:
+def example_of() -> Any:
+    """examples/generate.py."""
     place = Path(__file__).parents[2] / "examples" / "generate.py"
     spec = importlib.util.spec_from_file_location("generate", place)
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
+    return example
+
+
+def test_the_example_generates_with_caches_that_grow(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    step (int64[batch,seq] ids, float[batch,past,5] past_seen)
+      => (float[batch,seq,5] scores, float[batch,all,5] present_seen) <float[5,5] words = {
+      4.0,3.0,0.0,0.0,0.0, 0.0,4.0,3.0,0.0,0.0, 0.0,0.0,4.0,3.0,0.0, 0.0,0.0,0.0,4.0,3.0,
+      3.0,0.0,0.0,0.0,4.0}> {
+      x = Gather(words, ids) present_seen = Concat<axis = 1>(past_seen, x)
+      one = Constant<value_ints = [1]>() sum = ReduceSum(present_seen, one)
+      scores = Sub(x, sum) }"""
+    model = onnx.parser.parse_model(text)
+    onnx.save(model, tmp_path / "decoder.onnx")
+    example = example_of()
+    found = example.generate(example.decoder(tmp_path / "decoder.onnx"), [3, 1], 6)
+    words = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    tokens = [3, 1]
+    while len(tokens) < 8:
+        tokens.append(int((words[tokens[-1]] - words[tokens].sum(0)).argmax()))
+    assert found == tokens
+
+
+def test_the_example_generates_with_caches_and_without(tmp_path: Path) -> None:
+    example = example_of()
     onnx.save(decoder(), tmp_path / "decoder.onnx")
     found = example.generate(example.decoder(tmp_path / "decoder.onnx"), [3, 1], 4)
     tokens = [3, 1]
