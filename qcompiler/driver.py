@@ -25,7 +25,7 @@ from qcompiler.emit.machine import makes
 from qcompiler.emit.program import foremost
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import SIZE, Array, Dim, Graph
+from qcompiler.ir import SIZE, Dim, Graph
 from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
 from qcompiler.onnx_io.dims import SAMPLES, open_symbols, positive, read_pinned
@@ -42,9 +42,7 @@ from qcompiler.rewrite import stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.rewrite.padding.pad import Result
 from qcompiler.rewrite.padding.pinned import paddings
-from qcompiler.runtime import load
 from qcompiler.stages import Choice, choose, chosen, run_stage
-from qcompiler.tune import timing
 from qcompiler.tune.records import MODEL, Measured, joined_records, model_key, names_in
 from qcompiler.tune.shipped import known
 
@@ -450,10 +448,6 @@ class Compilation:
         if self.opened.batched:
             shapes = {k: (1, *shape[1:]) for k, shape in shapes.items()}
         return Sampled(self.padding, shapes)
-
-    def step_seconds(self, sample: Mapping[str, Array]) -> dict[str, float]:
-        """The seconds that each step takes on this machine, by name."""
-        return timing.of_steps(load(self.artifact), sample)
 
     def _through(
         self,

@@ -274,7 +274,7 @@ class _Search:
             return {}
         names = sorted({n.name for n in self.graph.nodes if n.op in MEASURED and n.name})
         made = self.made("int8", "mse", Mixture(halves=tuple(names)))
-        taken, (variant,) = made.step_seconds(self.data[0]), made.artifact.manifest.variants
+        taken, (variant,) = self.step_seconds(made), made.artifact.manifest.variants
         return {s.name: taken.get(s.name, 0.0) for s in variant.steps if s.operands == "bfloat16"}
 
     def quantized(self, graph: Graph, statistics: Statistics, **more: object) -> Graph:
@@ -343,11 +343,15 @@ class _Search:
             raise Error(f"the score of the samples is {points}", where=self.metric)
         return points
 
+    def step_seconds(self, made: Compilation) -> dict[str, float]:
+        """The seconds that each step takes on this machine, by name."""
+        return timing.of_steps(load(made.artifact), self.data[0])
+
     # Which products leave int8.
 
     def layers(self, trier: Trier, quantized: Compilation, ranges: Ranges) -> tuple[Layer, ...]:
         """All products, those with the largest loss for the least time first."""
-        slow, fast = (m.step_seconds(self.data[0]) for m in (self.floating, quantized))
+        slow, fast = map(self.step_seconds, (self.floating, quantized))
         made = []
         for i, (name, op) in enumerate(trier.units.items()):
             self.say("sensitivity", i, len(trier.units), name)
