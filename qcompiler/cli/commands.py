@@ -10,13 +10,13 @@ from qcompiler.cli import remote, serving, using
 Command = Callable[[Namespace], int]
 
 
-def _making(name: str) -> Command:
-    """A command that makes something; the runtime alone comes without these."""
+def _compiling(name: str) -> Command:
+    """A command that needs the compiler; the runtime alone comes without these."""
 
     def command(arguments: Namespace) -> int:
-        from qcompiler.cli import exporting, making, tuning
+        from qcompiler.cli import describing, exporting, making, tuning
 
-        rooms = {"export": exporting, "tune": tuning, "records": tuning}
+        rooms = {"export": exporting, "tune": tuning, "records": tuning, "compare": describing}
         found: Command = getattr(rooms.get(name, making), name)
         return found(arguments)
 
@@ -24,18 +24,18 @@ def _making(name: str) -> Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "compile": _making("compile"),
-    "quantize": _making("quantize"),
-    "retrain": _making("retrain"),
-    "export": _making("export"),
-    "tune": _making("tune"),
-    "records": _making("records"),
+    "compile": _compiling("compile"),
+    "quantize": _compiling("quantize"),
+    "retrain": _compiling("retrain"),
+    "export": _compiling("export"),
+    "tune": _compiling("tune"),
+    "records": _compiling("records"),
     "run": using.run,
     "bench": using.bench,
     "inspect": using.inspect,
-    "compare": using.compare,
+    "compare": _compiling("compare"),
     "targets": using.targets,
     "serve": serving.serve,
     "serve-device": remote.serve_device,
-    "demo": _making("demo"),
+    "demo": _compiling("demo"),
 }
