@@ -151,6 +151,7 @@ class OpenBound(Bound):
         outputs = context.make(own)
         (steps,) = fitted.batches
         self._runs.launch(context, steps.first, steps.last)
+        context.demand_fit()
         del kept
         for name, output in self.pairs.items():
             self._held[name] = self._values[output].at(found)

@@ -142,3 +142,18 @@ def test_caches_are_given_and_taken_back() -> None:
     other.put("past_key", kept["past_key"][:, :, :1])
     with pytest.raises(Error, match="past is not the same in all inputs"):
         other.run(feed)
+
+
+def test_a_run_that_fails_a_check_leaves_what_was_there() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 23]>
+    step (float[2,past,3] seen, float[2,1,3] row, int64[1] axis)
+      => (float[2,all,3] more, float[2,1,3] y) {
+      more = Concat<axis = 1>(seen, row) y = ReduceSum(more, axis) }""")
+    opened = qcompiler.load(qcompiler.compile(model, dims={"past": "0..9"}, threads=1))
+    assert opened.variant.in_place == ()
+    session, row = opened.bind("seen", "more"), np.ones((2, 1, 3), np.float32)
+    for count in (1, 2):
+        np.testing.assert_array_equal(session.run({"row": row, "axis": [1]})["y"], count * row)
+        with pytest.raises(Error, match="its axes do not give the shape"):
+            session.run({"row": row, "axis": [0]})
+    assert session.value("seen").shape == (2, 2, 3)
