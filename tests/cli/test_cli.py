@@ -551,9 +551,7 @@ def test_a_full_disk_leaves_no_file(
     assert "No space left" in said
 
 
-@pytest.mark.parametrize(
-    "place", ["qcompiler.driver.assemble", "qcompiler.artifact.artifact.write"]
-)
+@pytest.mark.parametrize("place", ["qcompiler.driver.assemble", "qcompiler.artifact.saving.write"])
 def test_an_interrupted_compile_leaves_no_file(
     place: str, refused: Refused, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
