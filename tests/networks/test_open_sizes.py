@@ -17,6 +17,7 @@ from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
 from qcompiler.runtime import Model, open_sizes
 from tests.rewrite.test_padding import IMAGE, IMAGES, SEQ, SEQUENCES, model_of, random_feed
+from tests.rewrite.test_padding_rules import MORE
 from tests.runtime.test_variants import forged, parts_of
 
 LAYER = """
@@ -97,13 +98,20 @@ def test_an_artifact_takes_images_of_any_size(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_more_rules_hold_in_artifacts(name: str) -> None:
+    text, ranges, opset = MORE[name]
+    compare(f"g {text}", ranges, opset)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SEQUENCES, *IMAGES])
 def test_every_rule_holds_in_artifacts(name: str) -> None:
     compare(f"g {SEQUENCES.get(name) or IMAGES[name]}", SEQ if name in SEQUENCES else IMAGE)
 
 
-def compare(text: str, ranges: Mapping[str, tuple[int, int]]) -> None:
-    model = model_of(text)
+def compare(text: str, ranges: Mapping[str, tuple[int, int]], opset: int = 23) -> None:
+    model = model_of(text, opset)
     dims = {k: f"{low}..{high}" for k, (low, high) in ranges.items()}
     opened = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1))
     each = [sorted({low, (low + high) // 2, high}) for low, high in ranges.values()]

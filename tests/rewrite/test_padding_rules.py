@@ -4,6 +4,8 @@ NaN wherever nothing counts.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qcompiler.errors import Error
@@ -54,15 +56,6 @@ INDICES = {
         sh = Shape(x) two = Constant<value_ints=[2]>() n = Gather(sh, two) k = Mod(i, n)
         y = TensorScatter(x, u, k) }""",
 }
-
-
-@pytest.mark.parametrize("name", INDICES)
-def test_indices_into_open_sizes(name: str) -> None:
-    check(
-        f"g {INDICES[name]}",
-        {k: v for k, v in EDGES.items() if f",{k}" in INDICES[name] or f"[{k}" in INDICES[name]},
-        24,
-    )
 
 
 MODES = {
@@ -116,11 +109,6 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_open_images_are_sampled_at_places(name: str) -> None:
-    check(f"g {GRIDS[name]}", SMALL)
-
-
 BORDERS = {
     "SAME": """(float[1,2,h,w] x) => (float[1,2,m,n] a, float[1,2,m,n] b, float[1,2,o,n] c,
         float[1,2,m,n] d, float[1,2,m,n] e, float[1,2,q,r] f) <float[2,2,3,3] k = {@36},
@@ -154,11 +142,6 @@ BORDERS = {
         p, q = Split<axis=1, num_outputs=2>(x) y = Sub(p, q) t = Concat<axis=2>(x, x)
         u, v = Split<axis=2, num_outputs=2>(t) z = Sub(u, v) }""",
 }
-
-
-@pytest.mark.parametrize("name", BORDERS)
-def test_borders_begin_where_a_run_ends(name: str) -> None:
-    check(f"g {BORDERS[name]}", SMALL)
 
 
 OTHERS = {
@@ -233,14 +216,34 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_two_sizes_are_open_at_once(name: str) -> None:
-    check(f"g {PAIRS[name]}", EDGES)
+RESIZED = {
+    "resized": """(float[1,2,h,3] x, float[a] z) => (float[1,2,a,7] y, float[1,2,a,7] u,
+        float[1,2,a,7] v) {
+        front = Constant<value_ints=[1,2]>() seven = Constant<value_ints=[7]>() sz = Shape(z)
+        sizes = Concat<axis=0>(front, sz, seven) y = Resize<mode="linear">(x, , , sizes)
+        u = Resize<mode="cubic", coordinate_transformation_mode="align_corners">(x, , , sizes)
+        v = Resize<mode="nearest", nearest_mode="ceil">(x, , , sizes) }""",
+}
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_operators_along_a_few_dimensions(name: str) -> None:
-    check(f"g {OTHERS[name]}", SEQ, 26)
+def edges(text: str) -> Ranges:
+    """The sizes among EDGES that a model has."""
+    return {k: v for k, v in EDGES.items() if re.search(rf"[\[,]{k}[,\]]", text)}
+
+
+MORE: dict[str, tuple[str, Ranges, int]] = {
+    **{k: (v, edges(v), 24) for k, v in (INDICES | PAIRS).items()},
+    **{k: (v, SMALL, 23) for k, v in (GRIDS | BORDERS).items()},
+    **{k: (v, SEQ, 26) for k, v in OTHERS.items()},
+    **{k: (v, SCALED, 23) for k, v in RESIZED.items()},
+}
+"""Models, their sizes, and opsets."""
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_operators_take_any_sizes(name: str) -> None:
+    text, ranges, opset = MORE[name]
+    check(f"g {text}", ranges, opset)
 
 
 def test_convolutions_one_after_the_other_meet_one_of_their_stride() -> None:
