@@ -209,10 +209,11 @@ class Compilation:
         sizes: dict[str, Dim] = {asked.symbol.name: 1} if asked.batched else {}
         sizes |= {s.name: Size.of(s.name) for s in asked.inner}
         graph = _read(self.model, self.options, False, sizes)
-        # Others may not be the same; and a check is in one place.
-        one = bool(self.options.prune or self.options.passes or graph.checks)
+        # Others may not be the same; and a check, or a size that data decide, is in one place.
+        own = self.options.prune or self.options.passes
+        one = bool(own or graph.checks or graph.extents)
         if one:
-            what = "pruned, with passes of its own, or checked in every run"
+            what = "pruned, with passes of its own, or with sizes or checks of every run"
             log.info("%s, the model has the largest sizes alone", what)
         return paddings(graph, inner, one=one)
 

@@ -331,8 +331,7 @@ class OpenModel(Model):
         sizes.enter(context, found)
         run = fitted.batches, taken, kinds, fitted.count, hidden
         outputs = in_batches(frame, held.code, self.threads, *run)
-        context.demand_fit()
-        return sizes.cut(outputs, found)
+        return context.cut(sizes.cut(outputs, found))
 
 
 InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]

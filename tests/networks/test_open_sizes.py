@@ -217,6 +217,25 @@ def test_an_axis_that_a_run_is_given_is_checked_in_runs_of_any_size() -> None:
             opened.run({"x": x, "a": np.array([0])})
 
 
+SELECTED = """g (float[1,1,h,w] x) => (int64[4,n] places, float[m] values) {
+    sizes = Constant<value_ints=[1,1,4,4]>() r = Resize<mode="linear">(x, , , sizes)
+    zero = Constant<value_float=0.0>() above = Greater(r, zero) places = NonZero(above)
+    flat = Constant<value_ints=[-1]>() f = Reshape(above, flat) v = Reshape(r, flat)
+    values = Compress(v, f) }"""
+
+
+def test_data_select_from_what_is_of_one_size_in_images_of_any() -> None:
+    model = model_of(SELECTED)
+    dims = {"h": "3..9", "w": "3..9"}
+    opened = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1))
+    for h, w in ((3, 9), (9, 9), (5, 4)):
+        feed = random_feed(model, {"h": h, "w": w}, h * w)
+        found = opened.run(feed)
+        for name, value in meant(model, feed).items():
+            assert found[name].shape == value.shape
+            np.testing.assert_allclose(found[name], value, 1e-4, 1e-5)
+
+
 PYRAMID = """(float[1,3,h,w] x) => (float[1,7,h,w] y, float[1,n,4] z)
     <float[4,12,3,3] k = {@432}, float[4,4,3,3] l = {@144}> {
     zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()

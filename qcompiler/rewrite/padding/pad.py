@@ -64,8 +64,8 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     cannot be padded.
     """
     names = " ".join(f"--dim {s.name}=N" for s in symbols)
-    if NOTE in graph.notes or graph.extents:
-        what = "strings, or sizes that data decide"
+    if NOTE in graph.notes or not all(graph.results[n].type.static for n in graph.extents):
+        what = "strings, or outputs whose sizes both data and the run decide"
         raise Error(f"the sizes cannot stay open: {what}", hint=f"pin them: {names}")
     zeroed: frozenset[Node] = frozenset()
     caches = rooms(graph)
