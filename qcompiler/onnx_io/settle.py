@@ -167,6 +167,9 @@ def settled(
         return call
     static = all(i is None or i.type.static for i in call.inputs)
     if not static and not (call.op in _ANY_SIZES and all(_of_known_rank(i) for i in given)):
+        if call.op not in OPERATORS:
+            what = "an operand whose size is open, or decided by data"
+            raise call.unsupported(what, "pin it: --dim NAME=N, or --input-shape")
         return call  # a refusal elsewhere names what made the size unknown
     try:
         return settle(Settling(call, shapes, require, bound))
