@@ -30,7 +30,7 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import load, store
-from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes, repacked
+from qcompiler.kernels.cpu.code.interleave import repacked
 from qcompiler.kernels.cpu.code.loops import sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -40,6 +40,7 @@ from qcompiler.kernels.cpu.contraction.operands import (
     bias_of,
     product_of,
 )
+from qcompiler.kernels.cpu.windows.depthwise_columns import Columns, Interleaved
 from qcompiler.kernels.cpu.windows.depthwise_filters import (
     Filters,
     Shape,
@@ -59,13 +60,18 @@ _NEAR = 0.5
 _BEGIN = 0.1
 """Fraction of a column's time that each tile costs: its first and last inputs are read twice."""
 _MOST_COLUMNS = 8
+_MOVING = 4
+"""Registers to load and interleave a column with."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Number of output columns in a tile."""
+    """Number of output columns in a tile; `kept`: input columns that the next tile reads, too, stay
+    interleaved in registers.
+    """
 
     columns: int
+    kept: bool = False
 
 
 @candidates("conv")
@@ -100,10 +106,24 @@ def depthwise(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     most = device.isa.registers // 2 // parts
     seconds = _seconds(shape, product, device) / (2 if filters.short else 1)
     build = partial(_emitted, region, device, filters)
+    tiles = [Tile(n) for n in range(max(2, min(_MOST_COLUMNS, most)), 1, -1)]
+    tiles += [Tile(n, kept=True) for n in _keeping(filters, device)]
     return (
-        Candidate(Tile(n), seconds * (1 + _BEGIN / n), partial(build, Tile(n)))
-        for n in range(max(2, min(_MOST_COLUMNS, most)), 1, -1)
+        Candidate(t, seconds * (1 + (0 if t.kept else _BEGIN) / t.columns), partial(build, t))
+        for t in tiles
     )
+
+
+def _keeping(filters: Filters, device: Cpu) -> list[int]:
+    """Columns of tiles that keep interleaved input, the best first: where an instruction to move is
+    as dear as one to multiply, and all weights, sums, and what is kept fit the registers.
+    """
+    shared, isa = filters.shared, device.isa
+    if not filters.interleaves or "again" not in isa.intrinsics or shared < 1:
+        return []
+    parts = filters.block // filters.lanes
+    held = parts * (filters.groups * (filters.shape.window.kernel[1] + shared))
+    return [n for n in (3, 2) if held + parts * n + _MOVING <= isa.registers]
 
 
 def _seconds(shape: Shape, product: Product | None, device: Cpu) -> float:
@@ -114,19 +134,6 @@ def _seconds(shape: Shape, product: Product | None, device: Cpu) -> float:
     ns = device.core.product_ns(_NS_EACH_VECTOR_TAP * vectors * prod(shape.window.kernel[:2]))
     ns *= _NEAR / (4 if product else 1)
     return 1e-9 * ns / min(device.threads, shape.images * shape.rows)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The input of a tile: where its column 0 is, and which of its columns are in memory."""
-
-    lines: tuple[Pointer, ...]
-    """The line that each kernel row multiplies, of the image or of padding."""
-    base: Value
-    step: int
-    """Elements from one input column to the next."""
-    known: Callable[[int], bool]
-    """Whether the tile's nth input column is in memory rather than padding."""
 
 
 def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kernel:
@@ -142,7 +149,7 @@ def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kerne
     scratch = d.scratch() if shape.padded_rows else None
     with d.b.parallel(count) as task:
         mine = scratch and scratch + d.b.let(task * line_bytes, "mine")
-        one = _Task(d, filters, tile.columns, mine)
+        one = _Task(d, filters, tile, mine)
         total = shape.images * shape.rows
         begin = d.b.let(task * total // count, "begin")
         end = d.b.let((task + 1) * total // count, "end")
@@ -160,8 +167,8 @@ def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kerne
 class _Task:
     """The code of one task while it is emitted."""
 
-    def __init__(self, d: Draft, filters: Filters, columns: int, scratch: Pointer | None) -> None:
-        self.d, self.b, self.isa, self.filters, self.tile = d, d.b, d.isa, filters, columns
+    def __init__(self, d: Draft, filters: Filters, tile: Tile, scratch: Pointer | None) -> None:
+        self.d, self.b, self.isa, self.filters, self.tile = d, d.b, d.isa, filters, tile.columns
         self.s, self.product, self.unpacked = filters.shape, filters.product, filters.unpacked
         self.lanes, self.block = filters.lanes, filters.block
         self.x, self.w = d.root.operands
@@ -173,6 +180,10 @@ class _Task:
         if self.padding is not None:
             self._fill(self.padding)
         self.fused = d.writing(self.summed)  # loads scalars here, once
+        self.kept = tile.kept
+        if self.product is not None:
+            pad, shared = d.root.int("pad_value"), filters.shared if tile.kept else 0
+            self.columns = Interleaved(d.b, filters, pad, self.x.dtype, shared)
 
     # -- loops
 
@@ -191,10 +202,12 @@ class _Task:
                 column = x * s.window.strides[1] - s.left
                 base = b.let(origin + column * s.channels + channel, "base")
                 known = (lambda j: True) if left is None else (lambda j: 0 <= left + j < s.width)
-                columns = _Columns(lines, base, s.channels, known)
+                columns = Columns(lines, base, s.channels, known, left == -s.left)
                 self._tile(columns, row, x, size, channel, count, weights)
 
-            self._tiles(tile, low, high)
+            if self.product is not None:
+                self.columns.begin(count)
+            self._tiles(tile, max(low, int(self.kept)), high)
 
         self._each_block(block)
 
@@ -256,7 +269,7 @@ class _Task:
 
     def _tile(
         self,
-        columns: _Columns,
+        columns: Columns,
         row: Value,
         x: Value,
         size: int,
@@ -330,7 +343,7 @@ class _Task:
         return (size - 1) * self.s.window.strides[1] + self.s.reach[1]
 
     def _inputs(
-        self, columns: _Columns, size: int, count: int, dtype: str
+        self, columns: Columns, size: int, count: int, dtype: str
     ) -> Iterator[tuple[Value, list[tuple[int, int]]]]:
         """Each vector of inputs that a tile uses, as `dtype`; its (output column, tap) pairs."""
         height, width = self.s.window.kernel
@@ -347,7 +360,7 @@ class _Task:
     def _float_sums(
         self,
         sums: Registers,
-        columns: _Columns,
+        columns: Columns,
         size: int,
         channel: Value,
         count: int,
@@ -361,7 +374,7 @@ class _Task:
     def _short_sums(
         self,
         sums: Registers,
-        columns: _Columns,
+        columns: Columns,
         size: int,
         channel: Value,
         count: int,
@@ -378,11 +391,12 @@ class _Task:
                 short[t] = mac.emit(short[t], value, w) if t in begun else value * w
                 begun.add(t)
         scale = self.b.let(self.weights.load(weights, block * 2, "float32"), "scale")
-        (bias,) = self._bias(channel, count)
+        if not self._begin_again(sums, size, channel, count):
+            self._begin(sums, size, self._bias(channel, count))
         for t in range(size):
             if t not in begun:  # all of its window is padding
                 short[t] = tir.const(0, self.x.dtype, self.lanes)
-            sums[t] = tir.fma(tir.cast(short[t], "float32"), scale, bias)
+            sums[t] = tir.fma(tir.cast(short[t], "float32"), scale, sums[t])
 
     def weights_float(self, start: Value, tap: int) -> Value:
         """One tap's weights of a block."""
@@ -391,7 +405,7 @@ class _Task:
     def _integer_sums(
         self,
         sums: Registers,
-        columns: _Columns,
+        columns: Columns,
         size: int,
         channel: Value,
         count: int,
@@ -419,7 +433,7 @@ class _Task:
                 meets = self._meets(j, size)
                 if not meets:
                     continue
-                fours = self._interleaved(columns, g, j, count)[:parts]
+                fours = self.columns.column(columns, g, j, size, count)
                 for p, four in enumerate(fours):
                     lefts = [self.b.let(v, "left") for v in self._operands(four)]
                     for t, k in meets:
@@ -436,7 +450,7 @@ class _Task:
     def _long_sums(
         self,
         sums: Registers,
-        columns: _Columns,
+        columns: Columns,
         size: int,
         starts: list[Value],
         count: int,
@@ -461,7 +475,7 @@ class _Task:
                 places = [(i, t * stride + k * dilation) for i, k in chain]
                 for place in places:
                     if place not in read:
-                        found = self._bytes(columns, *place, count, height)
+                        found = self.columns.bytes(columns, *place, count)
                         assert found is not None
                         read[place] = self.b.let(tir.reinterpret(found, "int8"), "x")
                 for h, half in enumerate(halves):
@@ -490,30 +504,6 @@ class _Task:
         odd = tirx.op.shift_right(both, eight)
         even = tirx.op.shift_right(tirx.op.shift_left(both, eight), eight)
         return [tir.reinterpret(v, "int16") for v in (even, odd)]
-
-    def _interleaved(self, columns: _Columns, group: int, j: int, count: int) -> list[Value]:
-        """Four kernel rows of an input column -> a vector for every `lanes` channels, in order;
-        each lane has the four bytes of one channel.
-        """
-        height = self.s.window.kernel[0]
-        rows = [self._bytes(columns, group * 4 + i, j, count, height) for i in range(4)]
-        return interleave(self.b, rows, ordered=not self.unpacked or count < self.block)
-
-    def _bytes(self, columns: _Columns, i: int, j: int, count: int, height: int) -> Value | None:
-        """A block of channels of one kernel row and input column; None after the last row."""
-        if i >= height:
-            return None
-        product = self.product
-        assert product is not None
-        width = self.block
-        if not columns.known(j):
-            raw = tir.const(self.d.root.int("pad_value"), self.x.dtype, width)
-        else:
-            at = self.b.let(columns.base + j * columns.step, "at")
-            raw = load_bytes(columns.lines[i], at, count, width)
-        if product.flipped:
-            raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
-        return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")
 
 
 def _kind(shape: Shape, region: Region) -> str:

@@ -100,6 +100,17 @@ class Filters:
         return -(-self.shape.window.kernel[0] // 4)
 
     @property
+    def interleaves(self) -> bool:
+        """Are four kernel rows interleaved for a product of four bytes?"""
+        return self.product is not None and self.product.mac.k == 4 and not self.long
+
+    @property
+    def shared(self) -> int:
+        """Input columns that a tile and the next one read, where none between is left out."""
+        window = self.shape.window
+        return self.shape.reach[1] - window.strides[1] if window.dilations[1] == 1 else 0
+
+    @property
     def part_bytes(self) -> int:
         """Size of one part."""
         return self.lanes * 4 * (2 if self.product and self.product.mac.k == 2 else 1)
