@@ -51,6 +51,7 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
         for name in ("a first layer", "groups", "dilated")
     },
     "tiles": _tiles,
+    "products of rows in pairs": contraction.test_many_columns_of_single_pixels,
     "what follows sums": contraction.test_what_follows_is_computed_on_the_sums,
     "products of activations": lambda isa: contraction.test_both_operands_may_be_activations(
         isa, ("uint8", "int8")

@@ -264,6 +264,22 @@ def test_what_follows_is_computed_on_the_sums(isa: Isa) -> None:
             assert "quantize" in kernel.name
 
 
+@pytest.mark.parametrize("isa", isas()[:1], ids=lambda i: i.name)
+def test_many_columns_of_single_pixels(isa: Isa) -> None:
+    """Rows of an odd number, and steps, of enough columns that rows are worth a copy where two are
+    multiplied at once; what follows may have a number for each column, or for each element.
+    """
+    for depth, dtype in ((16, "uint8"), (24, "int8"), (40, "uint8")):
+        for residual in (False, True):
+            root = conv((2, 5, 7, depth), (1, 1, depth, 96), dtype, "int8")
+            check(root, quantized(root, 96, residual), isa)
+    root = conv((1, 9, 7, 24), (1, 1, 24, 98), "uint8", "int8", strides=(2, 2))
+    check(root, quantized(root, 98, residual=False), isa)
+    check(root, root, isa)
+    root = conv((1, 5, 7, 20), (1, 1, 20, 100), "bfloat16", "bfloat16")
+    check(root, root, isa)
+
+
 @pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)
 def test_a_float_epilogue(isa: Isa) -> None:
     root = matmul(9, 35, 20, "float32", "float32")

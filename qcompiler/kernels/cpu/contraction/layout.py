@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qcompiler.hardware.isa import Cpu
+from qcompiler.hardware.products import BlockMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units, needs_copy
 from qcompiler.kernels.cpu.contraction.operands import Panels, Product, pack, panel_bytes
+from qcompiler.kernels.cpu.contraction.pairs import doubled
 from qcompiler.kernels.cpu.contraction.problem import Problem
 from qcompiler.kernels.registry import Region
 
 _GUARD = 64
 """Bytes behind a copy that a vector may reach into."""
+_ZIPPED_PANELS = 3
+"""As many panels have to read the left operand before it is worth a copy."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Layout:
     problem: Problem
     product: Product
     tiling: Tiling
+    pairs: bool = False
+    """Are both rows of a vector of sums finished together (pairs.py)?"""
+    twice: frozenset[Node] = frozenset()
+    """Constants that are packed for both rows."""
 
     @property
     def name(self) -> str:
@@ -89,6 +97,26 @@ class Layout:
             offsets = [o + i * elements for o in offsets for i in range(count)]
         return offsets
 
+    @cached_property
+    def zipped(self) -> bool:
+        """Are its rows copied once, as a product of blocks takes them, for all panels?"""
+        p, mac = self.problem, self.product.mac
+        plain = p.tap_count == 1 and not self.copied and p.groups == 1 and self.constant
+        blocks = isinstance(mac, BlockMac) and (mac.rows, mac.blocks, mac.by_lane) == (2, 1, 2)
+        several = self.panels.panels // self.tiling.column_tasks >= _ZIPPED_PANELS
+        return plain and blocks and several and p.depth % mac.k == 0
+
+    @cached_property
+    def pair_elements(self) -> int:
+        """Elements of rows that are zipped."""
+        return self.product.mac.rows * self.problem.depth
+
+    @cached_property
+    def tile_elements(self) -> int:
+        """Elements of a tile's rows, zipped."""
+        size = self.units.cut.size * (self.problem.columns if self.units.whole else 1)
+        return self.product.high(size) * self.pair_elements
+
     # -- the right operand
 
     @property
@@ -117,7 +145,11 @@ class Layout:
     @property
     def packers(self) -> Mapping[int, Callable[[Array], Array]]:
         """Constant inputs' positions -> how they are packed."""
-        return {self.region.inputs.index(self.problem.right): self.pack} if self.constant else {}
+        packed: dict[Node, Callable[[Array], Array]] = {}
+        if self.constant:
+            packed[self.problem.right] = self.pack
+        packed |= dict.fromkeys(self.twice, doubled(self.product))
+        return {self.region.inputs.index(n): pack for n, pack in packed.items()}
 
     # -- a task's scratch
 
@@ -125,7 +157,11 @@ class Layout:
     def packed_at(self) -> int:
         """Where right matrices that the kernel packs begin: behind the copy of the left operand."""
         elements = self.problem.planes.count * self.lines * self.problem.frame.padded_line
-        size = elements * tir.bits(self.product.left) // 8 + _GUARD if self.copied else 0
+        if self.zipped:
+            pieces = 1 if self.units.whole else self.units.cut.pieces
+            elements = self.tiling.block * pieces * self.tile_elements
+        used = self.copied or self.zipped
+        size = elements * tir.bits(self.product.left) // 8 + _GUARD if used else 0
         return self.device.core.whole_lines(size)
 
     @cached_property

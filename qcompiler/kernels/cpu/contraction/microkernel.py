@@ -10,7 +10,7 @@ which `of_row` takes apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm import tirx
 
@@ -19,13 +19,16 @@ from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.cpu.contraction.operands import Product
 
+_WORD = 64
+
 
 @dataclass(frozen=True)
 class Left:
     """The left operand of a tile: rows begin at `offsets` elements from a base that varies.
 
     `taps` are (count, elements) loops around the `depth` neighbouring elements. With `guarded`,
-    elements behind the last one may be read (they meet zero weights).
+    elements behind the last one may be read (they meet zero weights). `zipped`: each of `offsets`
+    is of as many rows as the product multiplies, whose operands for a step lie side by side.
     """
 
     pointer: Pointer
@@ -33,6 +36,17 @@ class Left:
     taps: tuple[tuple[int, int], ...]
     depth: int
     guarded: bool
+    zipped: bool = False
+    again: Callable[[Builder, Pointer], Pointer] | None = None
+    """Makes a pointer of another once an iteration (the intrinsic "again")."""
+
+    def high(self, product: Product) -> int:
+        """Multiply-accumulates for all rows."""
+        return len(self.offsets) if self.zipped else product.high(len(self.offsets))
+
+    def step(self, product: Product) -> int:
+        """Elements from one step's operand to the next one's."""
+        return product.mac.k * (product.mac.rows if self.zipped else 1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     """Emit the whole sum of one tile -> its registers, row by row, or so many rows at a time as the
     product multiplies.
     """
-    mac, high = product.mac, product.high(len(left.offsets))
+    mac, high, apart = product.mac, left.high(product), left.step(product)
     registers = b.registers(product.sums, mac.lanes, high * right.vectors, "sum")
     if right.again is not None:
         for r, begin in zip(range(high), right.again(), strict=False):
@@ -78,7 +92,7 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
                 registers[r * right.vectors + v] = begin(v)
     for v in range(right.vectors) if right.again is None else ():
         zero = tir.const(0, product.sums, mac.lanes)
-        start = b.let(_for_rows(product, right.start(v)), "start") if right.start else zero
+        start = b.let(for_rows(product, right.start(v)), "start") if right.start else zero
         for r in range(high):
             registers[r * right.vectors + v] = start
     # 64 bits: of a sum of 32 LLVM cannot always prove that it does not overflow, and then gives
@@ -93,17 +107,20 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
 
     def over_k(at: Value, first: Value) -> None:
         with b.serial(whole // unroll, "k") as k:
-            where, step = b.let(at + k * (unroll * mac.k), "at"), b.let(first + k * unroll, "step")
+            where, step = b.let(at + k * (unroll * apart), "at"), b.let(first + k * unroll, "step")
             if right.beside:
                 right.beside(step)
-            words = lefts_of(b, product, left, where, [mac.k] * unroll)
+            here = left
+            if left.again is not None:
+                here, where = replace(left, pointer=left.again(b, left.pointer + where)), 0
+            words = lefts_of(b, product, here, where, [mac.k] * unroll)
             for i in range(0, unroll, run):
                 some(words[i : i + run], step + i)
         rest = left.depth - whole * mac.k
         more = [mac.k] * (whole % unroll) + [rest] * (whole < steps)
         done = whole - whole % unroll
         for piece in pieces(more, product):
-            words = lefts_of(b, product, left, b.let(at + done * mac.k, "at"), piece)
+            words = lefts_of(b, product, left, b.let(at + done * apart, "at"), piece)
             for i, word in enumerate(words):
                 some([word], b.let(first + (done + i), "step"))
             done += len(piece)
@@ -122,17 +139,24 @@ def of_row(
     product: Product, registers: Registers, vectors: int, row: int, some: Iterable[int]
 ) -> Value:
     """The sums of a row of a tile so many vectors wide, in some of those vectors, end to end."""
-    several, nth = divmod(row, product.mac.rows)
-    held = [registers[several * vectors + v] for v in some]
-    if isinstance(product.mac, BlockMac):
-        held = [tir.shuffle(sums, product.mac.of_row(nth)) for sums in held]
-    return tir.concat(held)
-
-
-def _for_rows(product: Product, value: Value) -> Value:
-    """A number for each column -> the same for all rows of a vector of sums."""
     mac = product.mac
+    several, nth = divmod(row, mac.rows)
+    held = [registers[several * vectors + v] for v in some]
     if not isinstance(mac, BlockMac):
+        return tir.concat(held)
+    word = mac.columns * tir.bits(product.sums)
+    if mac.blocks > 1 or word > _WORD or len(held) % 2:
+        return tir.concat([tir.shuffle(sums, mac.of_row(nth)) for sums in held])
+    # LLVM moves halves of vectors by one instruction if they are words, else by two.
+    words = [tir.reinterpret(sums, f"int{word}") for sums in held]
+    pairs = [tir.shuffle2(words[i : i + 2], [nth, mac.rows + nth]) for i in range(0, len(held), 2)]
+    return tir.concat([tir.reinterpret(pair, product.sums) for pair in pairs])
+
+
+def for_rows(product: Product, value: Value) -> Value:
+    """A number for each column -> the same for all rows of a vector of sums, unless it is that."""
+    mac = product.mac
+    if not isinstance(mac, BlockMac) or tir.lanes_of(value) == mac.lanes:
         return value
     rows = range(mac.rows)
     column = {lane: c for r in rows for c, lane in enumerate(mac.of_row(r))}
@@ -178,6 +202,10 @@ def lefts_of(
     wherever it stands.
     """
     mac, rows = product.mac, product.mac.rows
+    if left.zipped:
+        size = left.step(product)
+        places = [at + i * size for i in range(len(elements))]
+        return [[left.pointer.load(i + o, size) for o in left.offsets] for i in places]
     groups = [left.offsets[i : i + rows] for i in range(0, len(left.offsets), rows)]
     found: list[list[Value]] = []
     for first in range(0, len(elements), mac.by_lane):

@@ -7,6 +7,7 @@ and written between two sections of k, where LLVM keeps them on the stack if the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from qcompiler.hardware.products import ShortMac
@@ -98,7 +99,10 @@ class _Tile:
     def _some(self, at: Value, first: Value, count: int) -> None:
         if self.right.beside:
             self.right.beside(first)
-        words = lefts_of(self.b, self.product, self.left, at, [1] * count)
+        left = self.left
+        if left.again is not None:
+            left, at = replace(left, pointer=left.again(self.b, left.pointer + at)), 0
+        words = lefts_of(self.b, self.product, left, at, [1] * count)
         for i, word in enumerate(words):
             loads = [loads_of(self.right, first + i)]
             multiplied(self.b, self.product, self.short, [word], loads)
@@ -107,8 +111,11 @@ class _Tile:
         """Add the short sums, as the scales say, to the others, or to what these start with."""
         right = self.right
         assert right.scale is not None
+        again = right.again() if right.again and starts is not None else None
         for v in range(right.vectors):
             scale = self.b.let(right.scale(v), "scale")
             for i in range(v, self.long.count, right.vectors):
                 before = self.long[i] if starts is None else starts[v]
+                if again is not None:
+                    before = next(again)(v)
                 self.long[i] = tir.fma(tir.cast(self.short[i], "float32"), scale, before)

@@ -11,7 +11,7 @@ for each task (a share of the output rows, of the columns, or of both)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,12 +19,14 @@ from tvm import tirx
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
+from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
 from qcompiler.kernels.cpu.code.epilogue import store
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import (
+    TOGETHER,
     Tiling,
     powers_of_two,
     prefetch_pace,
@@ -33,12 +35,23 @@ from qcompiler.kernels.cpu.contraction.blocking import (
 from qcompiler.kernels.cpu.contraction.direct import direct
 from qcompiler.kernels.cpu.contraction.layout import Layout
 from qcompiler.kernels.cpu.contraction.loops import offset_of, segment, share_of
-from qcompiler.kernels.cpu.contraction.microkernel import Left, Leftovers, Right, of_row, sums
+from qcompiler.kernels.cpu.contraction.microkernel import (
+    Left,
+    Leftovers,
+    Right,
+    for_rows,
+    of_row,
+    sums,
+)
 from qcompiler.kernels.cpu.contraction.operands import Run, bias_of, leftover_bytes, panel_bytes
+from qcompiler.kernels.cpu.contraction.pairs import paired, part, together, twice, zip_rows
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
 from qcompiler.kernels.cpu.contraction.problem import Batch
 from qcompiler.kernels.cpu.contraction.short import short_sums
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
+
+_PAIRS = 2048
+"""Bytes around an address that pairs of vectors are loaded from."""
 
 
 @candidates("conv", "matmul")
@@ -48,9 +61,10 @@ def tiled(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     if isinstance(found, Skip):
         return found
     problem, product = found
+    pairs = paired(region, problem, product), twice(region, problem, product)
 
     def build(tiling: Tiling) -> Kernel:
-        return emitted(Layout(region, device, problem, product, tiling), Task)
+        return emitted(Layout(region, device, problem, product, tiling, *pairs), Task)
 
     seconds = device.core.seconds
     return (
@@ -146,6 +160,8 @@ class Task:
             pointer = self.d.pointers[p.left]
             origin = b.let(start + row * self.layout.row, "origin")
         block = _Block(image, first, last, row, pointer, origin)
+        if self.layout.zipped:
+            self._zip(block)
         matrix = self._right_matrix(image)
         with b.serial(self.groups[1] - self.groups[0], "group", self.groups[0]) as group:
             for run in self.panels.runs():
@@ -177,35 +193,90 @@ class Task:
     def _tiles(self, block: _Block, group: Value, right: Right, column: Value, run: Run) -> None:
         """All tiles of a block against one panel."""
         b, p, layout = self.b, self.problem, self.layout
-        row, units = layout.row, layout.units
         origin = b.let(block.origin + group * p.channels, "origin")
         pace = 0
-        if right.panel is not None and units.whole:
+        if right.panel is not None and layout.units.whole:
             pace = prefetch_pace(p, self.product, layout.device, layout.tiling, run.vectors)
 
-        def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value = 0) -> None:
-            offsets = tuple(dy * row + dx * p.column for dy, dx in pixels)
-            left = Left(block.left, offsets, layout.taps, p.depth, guarded=self._guarded())
-            base = b.let(origin + (y - block.row) * row + x * p.column, "base")
+        def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value) -> None:
+            left, base = self._left(block, origin, (y, x), pixels, nth)
             index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
             places = [index + (dy * p.columns + dx) for dy, dx in pixels]
             self._prefetch_operands(places, column, run)
             beside = self._next_panel(right, nth, run, pace) if pace else None
             registers = self._sums(left, base, replace(right, beside=beside))
-            self._finish(registers, places, column, run)
+            finish = self._finish_pairs if layout.pairs else self._finish
+            finish(registers, places, column, run)
 
+        self._each_tile(block, tile)
+
+    def _each_tile(
+        self, block: _Block, body: Callable[[Value, Value, list[tuple[int, int]], Value], None]
+    ) -> None:
+        """body(y, x, pixels, n) for the nth tile of a block: where it begins, and its pixels as
+        seen from there.
+        """
+        b, p, units = self.b, self.problem, self.layout.units
         if units.whole:
             for first, count, size, start in units.cut.runs():
                 with segment(b, (block.first, block.last), first, count, "tile") as t:
                     y = b.let((t - first) * size + start, "y")
                     pixels = [(dy, dx) for dy in range(size) for dx in range(p.columns)]
-                    tile(y, 0, pixels, t - block.first)
+                    body(y, 0, pixels, t - block.first)
             return
         with b.serial(block.last - block.first, "y", block.first) as y:
-            for _, count, size, start in units.cut.runs():
+            for first, count, size, start in units.cut.runs():
                 with b.serial(count, "x") as t:
                     x = b.let(t * size + start, "x")
-                    tile(y, x, [(0, dx) for dx in range(size)])
+                    nth = (y - block.first) * units.cut.pieces + first + t
+                    body(y, x, [(0, dx) for dx in range(size)], nth)
+
+    def _left(
+        self,
+        block: _Block,
+        origin: Value,
+        place: tuple[Value, Value],
+        pixels: list[tuple[int, int]],
+        nth: Value,
+    ) -> tuple[Left, Value]:
+        """The left operand of a block's nth tile, which begins at a place, and its base."""
+        layout, p = self.layout, self.problem
+        if layout.zipped:
+            assert self.scratch is not None
+            pairs = range(self.product.high(len(pixels)))
+            offsets = tuple(n * layout.pair_elements for n in pairs)
+            memory = self.scratch.view(self.product.left)
+            left = Left(memory, offsets, (), p.depth, guarded=False, zipped=True)
+            return left, self.b.let(nth * layout.tile_elements, "base")
+        offsets = tuple(dy * layout.row + dx * p.column for dy, dx in pixels)
+        left = Left(block.left, offsets, layout.taps, p.depth, guarded=self._guarded())
+        if self._near(offsets):
+            left = replace(left, again=self.d.isa.intrinsics.get("again"))
+        y, x = place
+        base = origin + (y - block.row) * layout.row + x * p.column
+        return left, self.b.let(base, "base")
+
+    def _zip(self, block: _Block) -> None:
+        """Copy a block's rows as the product takes them."""
+        assert self.scratch is not None
+        b, p, layout = self.b, self.problem, self.layout
+        memory = self.scratch.view(self.product.left)
+
+        def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value) -> None:
+            base = b.let(block.origin + (y - block.row) * layout.row + x * p.column, "base")
+            target = memory + b.let(nth * layout.tile_elements, "to")
+            offsets = [dy * layout.row + dx * p.column for dy, dx in pixels]
+            zip_rows(b, self.product, block.left + base, offsets, target, p.depth)
+
+        self._each_tile(block, tile)
+
+    def _near(self, offsets: Sequence[int]) -> bool:
+        """Of windows: can one instruction load neighbours of a row and of another one's? LLVM then
+        loads those of several iterations at once, and spills sums for it.
+        """
+        mac, size = self.product.mac, tir.bits(self.product.left) // 8
+        apart, taps = max(offsets) - min(offsets), self.problem.tap_count
+        return mac.by_lane > 1 and mac.rows == 1 and taps > 1 and apart * size < _PAIRS
 
     def _guarded(self) -> bool:
         """May elements behind a left row be read? Floats could be NaN, which 0 does not end."""
@@ -310,11 +381,18 @@ class Task:
         if self.bias is None:
             return correction
         pointer, lanes = self.d.pointers[self.bias], self.product.mac.width
+        both, product = self.bias in self.layout.twice, self.product
 
         def start(v: int) -> Value:
-            count = run.tail if v == run.vectors - 1 else lanes
-            bias = pointer.load_first(count, column + v * lanes, lanes)
-            return tir.wrapping("+", bias, correction(v)) if correction else bias
+            if both:
+                bias = tir.nth_vector(pointer + 2 * column, product.mac.lanes, v)
+            else:
+                count = run.tail if v == run.vectors - 1 else lanes
+                bias = pointer.load_first(count, column + v * lanes, lanes)
+            if correction is None:
+                return bias
+            more = correction(v)
+            return tir.wrapping("+", bias, for_rows(product, more) if both else more)
 
         return start
 
@@ -325,16 +403,18 @@ class Task:
         in pairs and copies take the place of multiplications (the intrinsic "again"): if there is
         one of both, of whole vectors.
         """
-        again, lanes = self.d.isa.intrinsics.get("again"), self.product.mac.width
+        again, mac = self.d.isa.intrinsics.get("again"), self.product.mac
+        both, lanes = self.bias in self.layout.twice, mac.lanes
         one = (self.bias is None) != (correction is None)
-        whole = run.tail == lanes and self.product.mac.rows == 1
-        if again is None or not one or not whole or self.product.sums != "int32":
+        whole = run.tail == mac.width and (mac.rows == 1 or (both and correction is None))
+        short = isinstance(mac, ShortMac)
+        if again is None or not one or not whole or not (short or self.product.sums == "int32"):
             return None
         if correction is not None:
             first = correction
         else:
             assert self.bias is not None
-            first = self.d.pointers[self.bias] + column
+            first = self.d.pointers[self.bias] + column * (2 if both else 1)
 
         def rows() -> Iterator[Callable[[int], Value]]:
             pointer = first
@@ -397,4 +477,28 @@ class Task:
                 at = b.let(column + first * lanes, "n")
                 result = fused.at(row, at, width * lanes, count, {self.summed: value})
                 store(fused.m, self.d.out, index * columns + at, result, count)
+                first += width
+
+    def _finish_pairs(
+        self, registers: Registers, pixels: list[Value], column: Value, run: Run
+    ) -> None:
+        """The same, two rows at a time, whose bytes are parted at the end."""
+        b, fused, mac = self.b, self.fused, self.product.mac
+        root, row = self.problem.root, fused.row(tir.const(0))
+        for several in range(0, len(pixels), 2):
+            first = 0
+            for width in together(run.vectors):
+                made = []
+                for v in range(first, first + width, TOGETHER):
+                    count = min(width, TOGETHER)
+                    begin = several // 2 * run.vectors + v
+                    held = tir.concat([registers[begin + i] for i in range(count)])
+                    lanes = count * mac.lanes
+                    value = Vec(fused.m, b.let(held, "sums"), root.dtype, lanes)
+                    at = b.let(column * 2 + v * mac.lanes, "n")
+                    made.append(fused.at(row, at, lanes, lanes, {self.summed: value}))
+                parts = [b.let(v.expr, "bytes") for v in made]
+                for nth, pixel in enumerate(pixels[several : several + 2]):
+                    at = b.let(pixel * root.type.dims[-1] + (column + first * mac.width), "n")
+                    self.d.out.store(at, part(parts, mac.width, nth))
                 first += width

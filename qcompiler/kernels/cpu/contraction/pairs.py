@@ -1,0 +1,131 @@
+"""Products of blocks whose sums become bytes: both rows of a vector of sums are finished together.
+
+Bytes are a quarter as many vectors as sums, so it takes fewer instructions to part the rows when
+they are bytes. What each column is added to or multiplied by is packed for both rows: a vector's
+columns, then the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qcompiler.hardware.products import BlockMac
+from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.loops import sweep
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
+from qcompiler.kernels.cpu.contraction.blocking import TOGETHER
+from qcompiler.kernels.cpu.contraction.operands import Product, bias_of
+from qcompiler.kernels.cpu.contraction.problem import Problem
+from qcompiler.kernels.region import Region
+from qcompiler.ops.quantized import TABLES
+
+
+def paired(region: Region, problem: Problem, product: Product) -> bool:
+    """May rows be finished together? Only if the result is bytes, and all that the epilogue reads
+    are constants: a number for each column, or one for all.
+    """
+    bytes_of_sums = product.sums == "int32" and region.output.dtype in ("uint8", "int8")
+    same = region.output.shape == problem.root.shape
+    others = [n for n in _read(region) if n.type.size > 1]
+    rows = all(_is_row(n, problem) for n in others)
+    return _whole(region, problem, product) and bytes_of_sums and same and rows
+
+
+def twice(region: Region, problem: Problem, product: Product) -> frozenset[Node]:
+    """The constants that are packed for both rows: all that has a number for each column if rows
+    are finished together, else what sums begin with.
+    """
+    if paired(region, problem, product):
+        return frozenset(n for n in _read(region) if _is_row(n, problem))
+    _, bias = bias_of(region)
+    if bias is None or not _is_row(bias, problem) or not _whole(region, problem, product):
+        return frozenset()
+    return frozenset([bias])
+
+
+def _whole(region: Region, problem: Problem, product: Product) -> bool:
+    """Do columns fill vectors, which have two rows?"""
+    mac = product.mac
+    if not isinstance(mac, BlockMac) or (mac.rows, mac.blocks) != (2, 1):
+        return False
+    plain = problem.groups == 1 and set(problem.root.operands) <= set(region.inputs)
+    return plain and problem.width % mac.width == 0
+
+
+def _read(region: Region) -> list[Node]:
+    """What the epilogue reads elementwise."""
+    assert region.root is not None
+    tables = {n.operands[i] for n in region.nodes for i in TABLES.get(n.op, ())}
+    return [n for n in region.inputs if n not in (*region.root.operands, *tables)]
+
+
+def _is_row(node: Node, problem: Problem) -> bool:
+    width = problem.width
+    return node.is_constant and node.type.size == width == node.type.dims[-1] > 1
+
+
+def doubled(product: Product) -> Callable[[Array], Array]:
+    """How constants are packed for both rows."""
+    mac = product.mac
+
+    def pack(array: Array) -> Array:
+        columns = array.reshape(-1, 1, mac.width)
+        return np.ascontiguousarray(np.repeat(columns, mac.rows, axis=1))
+
+    return pack
+
+
+def together(vectors: int) -> list[int]:
+    """Vectors of sums whose bytes are parted at once: those of a whole vector of a row, or less."""
+    rest = vectors % (2 * TOGETHER)
+    return [2 * TOGETHER] * (vectors // (2 * TOGETHER)) + [w for w in (4, 2, 1) if rest & w]
+
+
+def part(made: Sequence[Value], columns: int, nth: int) -> Value:
+    """Finished bytes of two rows, so many columns of one and of the other in turn, in one vector or
+    two of a size -> those of the nth row.
+    """
+    word = f"uint{8 * columns}"
+    words = [tir.reinterpret(v, word) for v in made]
+    picked = range(nth, sum(map(tir.lanes_of, words)), 2)
+    found = tir.shuffle2(words, list(picked)) if len(words) > 1 else tir.shuffle(words[0], picked)
+    return tir.reinterpret(found, tir.dtype_of(made[0]))
+
+
+def zip_rows(
+    b: Builder,
+    product: Product,
+    source: Pointer,
+    offsets: Sequence[int],
+    target: Pointer,
+    depth: int,
+) -> None:
+    """Copy rows, of `depth` elements each, so that every step's operands of two of them lie side by
+    side: [pair][step][row][k]. An odd row is paired with itself.
+    """
+    k, last = product.mac.k, len(offsets) - 1
+    pairs = [(offsets[i], offsets[min(i + 1, last)]) for i in range(0, last + 1, 2)]
+
+    def steps(at: Value, count: int) -> None:
+        for n, pair in enumerate(pairs):
+            rows = [b.let(source.load(at + o, count), "row") for o in pair]
+            to = n * 2 * depth + 2 * at
+            for i, vector in enumerate(_zipped(rows, count // k)):
+                target.store(to + i * 2 * k, vector)
+
+    sweep(b, depth, 2 * k, steps)
+
+
+def _zipped(rows: Sequence[Value], steps: int) -> list[Value]:
+    """Some steps' operands of two rows -> each step's of both."""
+    dtype = tir.dtype_of(rows[0])
+    word = tir.lanes_of(rows[0]) * tir.bits(dtype) // steps
+    words = [tir.reinterpret(row, f"int{word}") for row in rows]
+    if steps == 1:
+        made = [tir.concat(words)]
+    else:
+        made = [tir.shuffle2(words, [i, steps + i]) for i in range(steps)]
+    return [tir.reinterpret(v, dtype) for v in made]
