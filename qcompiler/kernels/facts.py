@@ -8,6 +8,7 @@ what an elementwise node reads in step           whether all is zero, as zero po
 multipliers of a `quantize`, scales, addends     whether what it rounds fits int32       `fits`
 ... and weights, where instructions care         whether it fits int16                   `short`
 zero points of a `quantize` to int8, there       whether it is -128                      `least`
+bounds of a Clip, where float16 is multiplied    whether float16 has them                `halves`
 weights of products that saturate at 16 bits     how many may be added there             `run`
 ... of one filter a channel                      whether two rows' always fit            `pairs_fit`
 ... multiplied to 16 bits                        how many taps' always fit               `run`
@@ -81,6 +82,7 @@ def _known(region: Region, device: Device) -> dict[Node, Facts]:
     """All that may be known of the region's inputs and nodes."""
     numbers, zeros, fitting = _numbers(region), _zeros(region), _fitting(region, _WHOLE)
     short, least = _shortened(region, device)
+    halves = _halves(region, device)
     run, pairs_fit = _weights(region, device)
     right = region.root.operands[1] if region.root and len(region.root.operands) > 1 else None
     return {
@@ -90,6 +92,7 @@ def _known(region: Region, device: Device) -> dict[Node, Facts]:
             fits=n in fitting,
             short=n in short,
             least=n in least,
+            halves=n in halves,
             run=run if n is right else 1,
             pairs_fit=pairs_fit and n is right,
         )
@@ -227,6 +230,23 @@ def _shortened(region: Region, device: Device) -> tuple[set[Node], set[Node]]:
         if (constants[n.operands[2]] == -128).all()
     }
     return short, least
+
+
+def _halves(region: Region, device: Device) -> set[Node]:
+    """The Clip nodes whose bounds are numbers of float16; none where that is not computed with."""
+    if not isinstance(device, Cpu) or "half_maximum" not in device.isa.intrinsics:
+        return set()
+    constants = _examined(region)
+
+    def fits(bound: Node | None) -> bool:
+        array = None if bound is None else constants.get(bound)
+        if array is None:
+            return bound is None
+        with np.errstate(over="ignore"):
+            return bool((array.astype(np.float16).astype(array.dtype) == array).all())
+
+    clips = [n for n in region.nodes if n.op == "Clip" and n.dtype == "float32"]
+    return {n for n in clips if all(fits(i) for i in n.inputs[1:])}
 
 
 def _scaled(node: Node, bounds: Mapping[Node, Bound], constants: Mapping[Node, Array]) -> Bound:

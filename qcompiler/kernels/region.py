@@ -33,6 +33,8 @@ class Facts:
     """The same of int16; asked only where the instruction set gains by it."""
     least: bool = False
     """Of a `quantize` to int8: its zero point is -128; asked only there, too."""
+    halves: bool = False
+    """Of a Clip of float32: float16 has its bounds; asked only where that is multiplied."""
     run: int = 1
     """Of weights: steps whose products should be added in 16 bits (cpu/contraction/operands.py)."""
     pairs_fit: bool = False

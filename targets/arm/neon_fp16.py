@@ -1,6 +1,6 @@
 """Half-precision arithmetic of Armv8.2-A (Cortex-A55, A75 and later): eight float16 a vector."""
 
-from qcompiler.targets.arm.neon import NEON
+from qcompiler.targets.arm.neon import NEON, fmax, fmin
 
 from qcompiler.hardware.isa import isa
 from qcompiler.hardware.products import ShortMac
@@ -19,4 +19,5 @@ FP16 = isa(
     llvm="+fullfp16",
     cpu_flags="fphp asimdhp",
     short=ShortMac(("f16", "f16", "f32"), lanes=8, steps=64, emit=fmla, by_lane=8),
+    intrinsics={"half_maximum": fmax, "half_minimum": fmin},
 )

@@ -17,6 +17,7 @@ from qcompiler.kernels.cpu.contraction.blocking import Tiling
 from qcompiler.kernels.cpu.contraction.operands import scaled, sections
 from qcompiler.kernels.cpu.contraction.tiled import tiled
 from qcompiler.kernels.cpu.windows.depthwise import depthwise
+from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Kernel, Ways
 from qcompiler.ops import make
 
@@ -102,6 +103,35 @@ def test_every_tile_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
         for m, n in ((rows, vectors * 8), (rows + 1, vectors * 8 - 1), (rows, vectors * 8 + 1)):
             x = floats((m, 42))
             near(product(x, floats((42, n), 1)), x)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "known"), [(0, 6, True), (0, 0.1, False), (-1, None, True)]
+)
+def test_what_is_clipped_and_rounded_is_the_same_either_way(
+    low: float, high: float | None, known: bool
+) -> None:
+    """Bounds that float16 has are applied to what is rounded already; NaN stays what it is."""
+    board.demand()
+    x = floats((9, 40))
+    x[0, :3], x[1, 0], x[2, 0] = np.nan, np.inf, -np.inf
+    root = product(x, floats((40, 24), 1))
+    ends = [None if end is None else constant(np.float32(end)) for end in (low, high)]
+    plain = make("Add", root, constant(floats((24,), 2).astype(np.float32)))
+    clip = make("Clip", plain, *ends)
+    found = []
+    for output in (plain, make("Cast", clip, to="float16")):
+        region = region_of(Graph(root.operands[:1], (output,), ("y",)), root)
+        kernel = made(tiled, region, sharing(device(FP16, 2)))
+        assert isinstance(kernel, Kernel), kernel
+        values = {n: n.array for n in region.inputs if n.is_constant} | {root.operands[0]: x}
+        found.append(run(kernel, region, FP16, values))
+    facts = sealed(region, device(FP16)).facts
+    assert facts is not None
+    assert any(f.halves for f in facts.values()) == known
+    want = np.clip(found[0], low, high).astype(np.float16)
+    assert np.isnan(want).any()
+    assert np.array_equal(found[1], want, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [n for n in CONVOLUTIONS if n != "depthwise"])

@@ -95,6 +95,7 @@ class Fused:
         self._pointers = pointers
         self.operands = read_by(nodes, output, given)
         self._rounded = _rounded(nodes)
+        self._late = _late(region, nodes) if "half_maximum" in m.isa.intrinsics else {}
         tables = {n.operands[i] for n in nodes for i in TABLES.get(n.op, ())}
         if walk is None:
             shapes = {n: n.type.dims for n in self.operands}
@@ -165,14 +166,18 @@ class Fused:
         for n, offset in row.offsets.items():
             step = row.steps.get(n, 1)
             known[n] = self._load(n, offset + column * step, lanes, count, step)
+        late = self._late.values()
         for node in self.nodes:
-            known[node] = self._apply(node, known)
+            if node not in late:
+                known[node] = self._apply(node, known)
         value = known[self.output]
         assert isinstance(value, Vec)
         return self.m.widen(value, lanes)
 
     def _apply(self, node: Node, known: Mapping[Node, Vec | Table]) -> Vec:
         """One node's formula, in float32 for 16-bit floats."""
+        if node in self._late:
+            return self._clipped(self._late[node], known)
         operands = [None if i is None else self._wide(known[i]) for i in node.inputs]
         entry = OPERATORS[node.op]
         short = isinstance(operands[0], Vec) and operands[0].dtype == "float32"
@@ -192,6 +197,21 @@ class Fused:
         value = formula(self.m, *operands, **{k: node.attrs[k] for k in entry.defaults})
         assert isinstance(value, Vec), f"{node.op} gave {value!r}"
         return self.m.cast(value, node.dtype)
+
+    def _clipped(self, clip: Node, known: Mapping[Node, Vec | Table]) -> Vec:
+        """A Clip or Relu rounded to float16: rounded first, as half as many vectors are clipped."""
+        m = self.m
+        x, *bounds = (None if i is None else known[i] for i in clip.inputs)
+        assert isinstance(x, Vec)
+        value = m.cast(x, "float16")
+        ends = bounds if clip.op == "Clip" else [m.splat(0, "float32")]
+        for name, bound in zip(("half_maximum", "half_minimum"), ends, strict=False):
+            if bound is None:
+                continue
+            assert isinstance(bound, Vec)
+            end = m.widen(m.cast(bound, "float16"), value.lanes)
+            value = m.vec(m.isa.intrinsics[name](value.expr, end.expr), "float16")
+        return value
 
     def _wide(self, value: Vec | Table) -> Vec | Table:
         if isinstance(value, Vec) and value.dtype in _IN_FLOAT32:
@@ -233,6 +253,25 @@ def _rounded(nodes: Sequence[Node]) -> dict[Node, str]:
             found[n] = "byte"
         elif reader.op == "Cast" and reader.dtype == "bfloat16":
             found[n] = "bfloat16"
+    return found
+
+
+def _late(region: Region, nodes: Sequence[Node]) -> dict[Node, Node]:
+    """What rounds a Clip, or a Relu, of float32 to float16 -> that, if nothing else reads it and
+    float16 has its bounds: it does not matter then which is done first.
+    """
+    readers: dict[Node, list[Node]] = {}
+    for node in nodes:
+        for i in set(node.operands):
+            readers.setdefault(i, []).append(node)
+    found = {}
+    for clip in nodes:
+        fits = clip.op == "Relu" or (clip.op == "Clip" and region.known(clip).halves)
+        read = [n for n in readers.get(clip, []) if clip is not region.output]
+        if clip.dtype != "float32" or not fits or len(read) != 1:
+            continue
+        if read[0].op == "Cast" and read[0].dtype == "float16":
+            found[read[0]] = clip
     return found
 
 
