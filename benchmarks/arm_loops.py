@@ -32,17 +32,15 @@ CORES = {
     "raspberry_pi_5": "cortex-a76",
     "graviton2": "neoverse-n1",
     "graviton3": "neoverse-v1",
-    "generic_armv8": "cortex-a55",
+    "rk3568": "cortex-a55",
 }
-"""Devices -> the name that LLVM has for their cores; of the generic one, for the core whose model
-is that of a small core in order.
-"""
+"""Devices -> the name that LLVM has for their cores."""
 PRECISIONS = {
     "raspberry_pi_3": ("float32", "int8"),
     "raspberry_pi_5": ("float32", "int8"),
     "graviton2": ("float32", "int8"),
     "graviton3": ("float32", "int8", "bfloat16"),
-    "generic_armv8": ("float32", "int8"),
+    "rk3568": ("float32", "int8"),
 }
 LAYERS = {"MatMul 256x512x512": (), "Conv 3x3, 64 to 64, 28x28": (3, 3)}
 MULTIPLIES = re.compile(

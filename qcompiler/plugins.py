@@ -137,7 +137,7 @@ def targeted(
     found = {name: device(name, threads) for name in names(target, makes)}
     order = sorted(found, key=lambda n: (found[n].isa.family, found[n].isa.preference))
     for i, name in enumerate(order):
-        same = [other for other in order[:i] if found[other].isa is found[name].isa]
+        same = [other for other in order[:i] if found[other].isa.name == found[name].isa.name]
         if same:
             raise Error(
                 f"{same[0]} and {name} are both {found[name].isa.name}: nothing that a CPU reports"
@@ -184,6 +184,10 @@ _GPU_FIELDS = {
     "macs_per_cycle": dict,
 }
 _DEVICE_FIELDS = {"isa": str, "threads": int, "l1_bytes": int, "l2_bytes": int, "l3_bytes": int}
+_LLVM = "llvm"
+"""What else LLVM is told of a device: its name for the core, and features, as an instruction set's
+are said.
+"""
 
 
 def _read_device(path: Path, threads: int) -> Device:
@@ -201,10 +205,15 @@ def _read_device(path: Path, threads: int) -> Device:
     for key, kind in _DEVICE_FIELDS.items():
         if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool):
             raise Error(f"{key} is missing or not {kind.__name__}", where=str(path))
-    unknown = sorted(set(facts) - set(_DEVICE_FIELDS))
+    unknown = sorted(set(facts) - {*_DEVICE_FIELDS, _LLVM})
     if unknown:
         raise Error(f"unknown fact {unknown[0]!r}", where=str(path))
+    words = facts.get(_LLVM, "")
+    if not isinstance(words, str):
+        raise Error(f"{_LLVM} is not words", where=str(path))
     known = _known_isa(facts["isa"], path)
+    if words:
+        known = replace(known, llvm=(*known.llvm, *words.split()))
     try:
         found = Core.of(core)
     except Error as e:

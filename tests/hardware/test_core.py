@@ -10,6 +10,7 @@ import pytest
 from qcompiler import load, plugins
 from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
+from qcompiler.emit.machine import target
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import Cpu, host
@@ -69,6 +70,7 @@ def test_the_facts_of_a_core_are_read_from_its_table(tmp_path: Path) -> None:
         ("[core]\nline_bytes = 48", "core.line_bytes is 48, not a power of two"),
         ("[core]\nway_bytes = 32", "core.way_bytes is 32: less than a line"),
         ("core = 3", "core is not a table of facts"),
+        ("llvm = 3", "llvm is not words"),
     ],
 )
 def test_wrong_facts_are_refused_with_the_file(tmp_path: Path, core: str, said: str) -> None:
@@ -77,6 +79,20 @@ def test_wrong_facts_are_refused_with_the_file(tmp_path: Path, core: str, said: 
         plugins.device(str(path))
     assert said in str(e.value)
     assert str(path) in str(e.value)
+
+
+def test_a_device_may_say_more_to_llvm_than_its_instruction_set(tmp_path: Path) -> None:
+    plain, more = (
+        plugins.device(str(described(tmp_path, words)))
+        for words in ("", 'llvm = "znver1 +slow-3ops-lea"')
+    )
+    assert isinstance(plain, Cpu)
+    assert isinstance(more, Cpu)
+    assert more.isa.llvm == (*plain.isa.llvm, "znver1", "+slow-3ops-lea")
+    assert replace(more.isa, llvm=plain.isa.llvm) == plain.isa
+    text = str(target(more.isa))
+    assert "znver1" in text
+    assert "+slow-3ops-lea" in text
 
 
 def test_a_small_core_in_order_chooses_other_tiles() -> None:

@@ -133,6 +133,7 @@ def test_devices_of_arm_have_real_facts() -> None:
     assert len(found) >= 11
     assert plugins.device("raspberry_pi_4").isa.name == "arm_neon"
     assert plugins.device("raspberry_pi_5").isa.name == "arm_dotprod"
+    assert plugins.device("rk3568").isa.name == "arm_dotprod"
 
 
 def assembly(isa: Isa, left: str, right: str) -> str:

@@ -304,10 +304,12 @@ def _by_instructions(
 ) -> float:
     """A tile of short vectors, of which the left operand's bring several steps: there are so many
     instructions, those at its end among them, that how many can be begun decides, beside products.
+    In order, a whole vector's load begins beside no product.
     """
     high, steps = product.high(rows), problem.tap_count * product.steps(problem.depth)
     moved = rows / 2 if product.mac.rows > 1 else rows * (product.parts > 1)
-    issued = high * vectors * product.instructions + rows / product.mac.by_lane + moved
+    loads = rows / product.mac.by_lane
+    issued = high * vectors * product.instructions + loads + moved
     issued += vectors / 2 + LOOP_INSTRUCTIONS / product.unroll  # vectors are loaded in pairs
     each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
     finish = rows * sum(n * each[n] for n in powers_of_two(vectors))
@@ -318,6 +320,8 @@ def _by_instructions(
     begun = (steps * issued + finish + beside) / core.issue_per_cycle
     chain = 1.0 if product.temporaries else core.latency_cycles
     step = max(high * vectors * product.multiplications / core.macs_per_cycle, chain)
+    if core.in_order:
+        step += (loads + vectors) / core.loads_per_cycle
     multiplied = steps * step
     return max(begun, multiplied) + 0.1 * min(begun, multiplied)
 

@@ -209,6 +209,10 @@ def _unit_cycles(grid: Grid, device: Cpu, tiling: Tiling, lanes: int) -> float:
     macs, loads = rows * vectors, rows + vectors
     core = device.core
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles + 1)
+    mac = device.isa.vector(("f32", "f32", "f32"))
+    if core.in_order and mac is not None and mac.by_lane > 1:  # see blocking.py
+        begun = macs / core.macs_per_cycle + (rows / mac.by_lane + vectors) / core.loads_per_cycle
+        step = max(begun, core.latency_cycles + 1)
     left, right = (grid.depth * n * 4 for n in (rows, vectors * lanes))
     fetch = left / 2 if left + right <= device.l1_bytes * 3 // 4 else left / 2 + right
     arithmetic = grid.depth * step + core.cycles(macs + TILE_CYCLES)
