@@ -23,7 +23,7 @@ extern "C" const char *emulate(void *, const unsigned *, unsigned, const int64_t
                                uint64_t, uint64_t, int);
 
 namespace {
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_READY = 600, LAUNCH = 719, UNSAFE = 900, UNJOINED = 904 };
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_READY = 600, LAUNCH = 719, UNSAFE = 900, UNJOINED = 904, LOST = 700 };
 typedef std::function<int()> Work;
 struct Module {
   void *library;
@@ -56,7 +56,8 @@ struct Counts {
 } counts;
 
 std::recursive_mutex lock;
-thread_local int contexts = 0;
+thread_local std::vector<void *> contexts; // of this thread, the current one last
+int other_context, lost = 0, failing_in = -1;
 uint64_t seed = 88172645463325252u;
 int version = 13050, major_ = 8, minor_ = 0, pools = 1;
 int64_t limit = (int64_t)1 << 40;
@@ -67,11 +68,21 @@ std::vector<Stream *> streams{&default_stream};
 thread_local int capture_mode = 0; // CU_STREAM_CAPTURE_MODE_GLOBAL
 
 Stream *known(Stream *stream) { return stream <= (Stream *)2 ? &default_stream : stream; }
+// What is wrong before a call about this GPU does anything. One that is lost forgets its work.
+int refused() {
+  if (contexts.empty() || contexts.back() != &lock) return NO_CONTEXT;
+  if (failing_in >= 0 && failing_in-- == 0) {
+    lost = LOST;
+    for (Stream *s : streams)
+      s->work.clear(), s->done = s->given, s->recording = false, s->joined = nullptr;
+  }
+  return lost;
+}
 Stream *recorder(Stream *stream) {
   return stream->recording ? stream : stream->joined;
 }
 int put(Stream *stream, Work work) {
-  if (!contexts) return NO_CONTEXT;
+  if (int status = refused()) return status;
   stream = known(stream);
   if (Stream *into = recorder(stream))
     into->recorded.push_back(work), stream->apart = stream != into;
@@ -107,6 +118,9 @@ extern "C" {
 void fake_set(int driver_version, int major, int minor, int64_t most_bytes) {
   version = driver_version, major_ = major, minor_ = minor, limit = most_bytes;
 }
+// Somebody else's context; and the GPU is lost after so many more calls, or found again (-1).
+void *fake_other_context() { return &other_context; }
+void fake_lost(int calls) { failing_in = calls, lost = 0; }
 void fake_pools(int there) { pools = there; }
 void fake_counts(int64_t *into) { memcpy(into, &counts, sizeof counts); }
 
@@ -118,8 +132,17 @@ int cuDeviceGetAttribute(int *found, int which, int) {
   return *found = which == 75 ? major_ : which == 76 ? minor_ : which == 115 ? pools : 0, OK;
 }
 int cuDevicePrimaryCtxRetain(void **made, int) { return *made = &lock, OK; }
-int cuCtxPushCurrent_v2(void *context) { return contexts++, context == &lock ? OK : INVALID; }
-int cuCtxPopCurrent_v2(void **) { return contexts-- > 0 ? OK : NO_CONTEXT; }
+int cuCtxPushCurrent_v2(void *context) {
+  if (context != &lock && context != &other_context) return INVALID;
+  return contexts.push_back(context), OK;
+}
+int cuCtxPopCurrent_v2(void **was) {
+  if (contexts.empty()) return NO_CONTEXT;
+  return *was = contexts.back(), contexts.pop_back(), OK;
+}
+int cuCtxGetCurrent(void **found) {
+  return *found = contexts.empty() ? nullptr : contexts.back(), OK;
+}
 int cuDeviceGetPCIBusId(char *into, int size, int) {
   return snprintf(into, size, "0000:3B:00.0"), OK;
 }
@@ -138,6 +161,7 @@ int cuGetErrorName(int status, const char **name) {
   *name = status < 3                ? names[status]
           : status == BAD_IMAGE     ? "CUDA_ERROR_INVALID_IMAGE"
           : status == NO_CONTEXT    ? "CUDA_ERROR_INVALID_CONTEXT"
+          : status == LOST          ? "CUDA_ERROR_ILLEGAL_ADDRESS"
           : status == UNSAFE        ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
           : status == UNJOINED      ? "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"
                                     : "CUDA_ERROR_LAUNCH_FAILED";
@@ -146,7 +170,7 @@ int cuGetErrorName(int status, const char **name) {
 
 int cuMemAlloc_v2(uint64_t *made, size_t size) {
   LOCKED;
-  if (!contexts) return NO_CONTEXT;
+  if (int status = refused()) return status;
   if (unsafe()) return UNSAFE;
   if (counts.bytes + (int64_t)size > limit) return NO_MEMORY;
   size_t whole = (size + 255) / 256 * 256;
@@ -168,6 +192,7 @@ static int set_free(uint64_t address) {
 }
 int cuMemFree_v2(uint64_t address) {
   LOCKED;
+  if (int status = refused()) return status;
   if (unsafe()) return UNSAFE;
   for (Stream *s : streams)
     if (int status = run_until(s, s->given)) return status;
@@ -185,13 +210,14 @@ int cuMemFreeAsync(uint64_t address, Stream *stream) {
 }
 int cuMemHostAlloc(void **made, size_t size, unsigned) {
   LOCKED;
-  if (!contexts) return NO_CONTEXT;
+  if (int status = refused()) return status;
   if (unsafe()) return UNSAFE;
   *made = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
   return memset(*made, 0xff, size), counts.pinned++, OK;
 }
 int cuMemFreeHost(void *memory) {
   LOCKED;
+  if (int status = refused()) return status;
   return free(memory), counts.pinned--, OK;
 }
 int cuThreadExchangeStreamCaptureMode(int *mode) {
@@ -200,7 +226,7 @@ int cuThreadExchangeStreamCaptureMode(int *mode) {
 }
 int cuCtxSynchronize() {
   LOCKED;
-  if (!contexts) return NO_CONTEXT;
+  if (int status = refused()) return status;
   for (Stream *s : streams)
     if (s->recording) return UNSAFE;
   for (Stream *s : streams)
@@ -209,7 +235,7 @@ int cuCtxSynchronize() {
 }
 int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) {
   LOCKED;
-  if (!contexts) return NO_CONTEXT;
+  if (int status = refused()) return status;
   if (!holds(from, size)) return INVALID;
   return memcpy(to, (void *)from, size), OK;
 }
@@ -220,7 +246,7 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream *stream
 }
 int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) {
   LOCKED;
-  if (!contexts) return NO_CONTEXT;
+  if (int status = refused()) return status;
   if (!holds(to, size)) return INVALID;
   memcpy((void *)to, from, size);
   return OK;
@@ -238,6 +264,7 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, Stream *stream) {
 
 int cuStreamCreate(Stream **made, unsigned) {
   LOCKED;
+  if (int status = refused()) return status;
   return counts.streams++, streams.push_back(*made = new Stream), OK;
 }
 int cuStreamDestroy_v2(Stream *stream) { // kept: moments in it may be asked for
@@ -246,6 +273,7 @@ int cuStreamDestroy_v2(Stream *stream) { // kept: moments in it may be asked for
 }
 int cuStreamSynchronize(Stream *stream) {
   LOCKED;
+  if (int status = refused()) return status;
   stream = known(stream);
   return recorder(stream) ? UNSAFE : run_until(stream, stream->given);
 }
@@ -303,6 +331,7 @@ int cuGraphLaunch(Graph *graph, Stream *stream) {
 
 int cuEventCreate(Event **made, unsigned) {
   LOCKED;
+  if (int status = refused()) return status;
   return counts.events++, *made = new Event, OK;
 }
 int cuEventDestroy_v2(Event *event) {
@@ -323,6 +352,7 @@ int cuEventRecord(Event *event, Stream *stream) {
 }
 int cuEventSynchronize(Event *event) {
   LOCKED;
+  if (int status = refused()) return status;
   return event->recorder ? UNSAFE : event->in ? run_until(event->in, event->at) : OK;
 }
 int cuEventQuery(Event *event) {
@@ -338,6 +368,7 @@ int cuEventElapsedTime(float *ms, Event *from, Event *to) {
 
 int cuModuleLoadData(Module **made, const unsigned char *image) {
   LOCKED;
+  if (int status = refused()) return status;
   if (memcmp(image, ELFMAG, SELFMAG)) return BAD_IMAGE;
   const Elf64_Ehdr *head = (const Elf64_Ehdr *)image;
   size_t size = head->e_shoff + (size_t)head->e_shnum * head->e_shentsize;

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import queue
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -19,10 +20,11 @@ from qcompiler.artifact import program
 from qcompiler.artifact.abi import ALIGN, GUARD
 from qcompiler.artifact.artifact import Manifest
 from qcompiler.dtypes import numpy_dtype
+from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.cuda import driver
 from qcompiler.runtime.cuda.capsules import Borrowed
-from qcompiler.runtime.cuda.tensors import DeviceTensor, Lasting, allocated, borrowed
+from qcompiler.runtime.cuda.tensors import DeviceTensor, Lasting, all_allocated, borrowed
 
 _ALIGN = 256
 """Memory of a GPU is handed out in multiples of this; arrays inside it begin so, too."""
@@ -72,8 +74,21 @@ class Context:
 
     def __del__(self) -> None:
         if getattr(self, "pending", ()) and not self.recorded:
-            with self.gpu.current() as call, driver.relaxed(call):
+            with suppress(Error), self.gpu.current() as call, driver.relaxed(call):
                 self._settle(call, wait=True)
+
+    @contextmanager
+    def _running(self) -> Iterator[driver.Driver]:
+        """Calls inside give the stream work. Where one fails, what was given before has ended when
+        the error goes on: nobody's memory is read any more.
+        """
+        with self.gpu.current() as call, driver.relaxed(call):
+            try:
+                yield call
+            except BaseException:
+                with suppress(Error):
+                    call("cuStreamSynchronize", self.handle)
+                raise
 
     def _launch_all(self, call: driver.Driver) -> None:
         for launch, function in self.held.launches:
@@ -96,7 +111,7 @@ class Context:
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """Inputs -> new outputs."""
         count = len(self.inputs)
-        with self.gpu.current() as call, driver.relaxed(call):
+        with self._running() as call:
             self._settle(call, wait=True)
             for i, array in enumerate(arrays):
                 self._send(call, i, array)
@@ -119,7 +134,7 @@ class Context:
         """
         values, stream = self.held.manifest.inputs, self.stream
         here = any(isinstance(one, np.ndarray) for one in given)
-        with self.gpu.current() as call, driver.relaxed(call):
+        with self._running() as call:
             self._settle(call, wait=here)
             try:
                 lent = [
@@ -145,7 +160,7 @@ class Context:
         keep: Context | None = self if self.recorded else None
         addresses = self.outputs
         if keep is None:
-            addresses = [allocated(self.gpu, call, v, self.stream) for v in outputs]
+            addresses = all_allocated(self.gpu, call, outputs, self.stream)
             for to, source, size in zip(addresses, self.outputs, self.sizes[1]):
                 self._copy(call, to, source, size)
         ready = driver.Event(self.gpu, timed=False)
@@ -169,7 +184,7 @@ class Context:
     def timed(self, arrays: Sequence[Array]) -> list[float]:
         """Inputs -> seconds of each step."""
         marks = [driver.Event(self.gpu) for _ in range(self.held.steps + 1)]
-        with self.gpu.current() as call:
+        with self._running() as call:
             self._settle(call, wait=True)
             for i, array in enumerate(arrays):
                 self._send(call, i, array)

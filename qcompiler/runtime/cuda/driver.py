@@ -6,9 +6,10 @@ Every call that fails raises Error with the driver's own name of what is wrong.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,13 @@ _lock = threading.Lock()
 
 
 def driver(path: str = LIBRARY) -> Driver:
-    """The driver, loaded once. Raises Error where there is none."""
+    """The driver, loaded once. Raises Error where there is none, or where a process that has loaded
+    it has forked.
+    """
     with _lock:
         if path not in _held:
             _held[path] = Driver(path)
+        _held[path].check_process()
         return _held[path]
 
 
@@ -51,6 +55,7 @@ class Driver:
                 where=path,
                 hint="install NVIDIA's driver, or compile for this machine's CPU",
             ) from e
+        self.process = os.getpid()
         self("cuInit", 0)
         found = ctypes.c_int()
         self("cuDriverGetVersion", ctypes.byref(found))
@@ -59,6 +64,17 @@ class Driver:
     def __call__(self, name: str, *given: Any) -> None:
         """Call a function of the driver."""
         self.check(name, int(getattr(self.library, name)(*given)))
+
+    def check_process(self) -> None:
+        """Raise Error in a process that was forked from the one that has loaded the driver, which
+        works there only.
+        """
+        if os.getpid() != self.process:
+            raise Error(
+                "this process was forked from one that uses the GPU",
+                hint='start processes by multiprocessing.get_context("spawn"), or load models in'
+                " the new one only",
+            )
 
     def check(self, name: str, status: int) -> None:
         """Raise Error if a function of the driver did not succeed."""
@@ -115,11 +131,19 @@ class Gpu:
         """Calls inside are about this GPU; afterwards those of this thread are about what they were
         about before.
         """
+        self.call.check_process()
         self.call("cuCtxPushCurrent_v2", self.context)
         try:
             yield self.call
         finally:
             self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def free(self, name: str, what: Any) -> None:
+        """Free something by a function of the driver. What cannot be freed is left: a GPU that is
+        lost holds nothing any more, nor does a process that was forked.
+        """
+        with suppress(Error), self.current() as call, relaxed(call):
+            call(name, what)
 
     def fitting(self, architectures: Sequence[str]) -> str | None:
         """The best of some architectures whose code runs here: of the same major number,
@@ -155,8 +179,7 @@ class Memory:
 
     def __del__(self) -> None:
         if getattr(self, "address", 0):
-            with self.gpu.current() as call, relaxed(call):
-                call("cuMemFree_v2", ctypes.c_uint64(self.address))
+            self.gpu.free("cuMemFree_v2", ctypes.c_uint64(self.address))
 
 
 class HostMemory:
@@ -172,8 +195,7 @@ class HostMemory:
 
     def __del__(self) -> None:
         if self.address:
-            with self.gpu.current() as call, relaxed(call):
-                call("cuMemFreeHost", ctypes.c_void_p(self.address))
+            self.gpu.free("cuMemFreeHost", ctypes.c_void_p(self.address))
 
 
 class Stream:
@@ -186,8 +208,7 @@ class Stream:
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
-            with self.gpu.current() as call:
-                call("cuStreamDestroy_v2", self.handle)
+            self.gpu.free("cuStreamDestroy_v2", self.handle)
 
     def launch(
         self,
@@ -235,8 +256,7 @@ class Event:
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
-            with self.gpu.current() as call:
-                call("cuEventDestroy_v2", self.handle)
+            self.gpu.free("cuEventDestroy_v2", self.handle)
 
     def record(self, call: Driver, stream: ctypes.c_void_p) -> None:
         """The moment when all before it in a stream is done."""
@@ -271,8 +291,7 @@ class Graph:
         self.gpu, self.handle = gpu, handle
 
     def __del__(self) -> None:
-        with self.gpu.current() as call:
-            call("cuGraphExecDestroy", self.handle)
+        self.gpu.free("cuGraphExecDestroy", self.handle)
 
 
 class Modules:
@@ -292,5 +311,4 @@ class Modules:
 
     def __del__(self) -> None:
         for module in self._loaded:
-            with self.gpu.current() as call:
-                call("cuModuleUnload", module)
+            self.gpu.free("cuModuleUnload", module)

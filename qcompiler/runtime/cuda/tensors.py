@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -168,11 +168,25 @@ def _freed(call: driver.Driver, gpu: driver.Gpu, address: int, in_order: bool = 
         call("cuMemFree_v2", at)
 
 
-def allocated(gpu: driver.Gpu, call: driver.Driver, value: Value, stream: driver.Stream) -> int:
-    """The address of new memory for an output, for the work of a stream from now on."""
+def all_allocated(
+    gpu: driver.Gpu, call: driver.Driver, values: Sequence[Value], stream: driver.Stream
+) -> list[int]:
+    """The addresses of new memory for outputs, for the work of a stream from now on."""
     for held in [pair for pair in _unfreed if pair[0] is gpu]:
         _unfreed.remove(held)
         _freed(call, *held)
+    made: list[int] = []
+    try:
+        for value in values:
+            made.append(_allocated(gpu, call, value, stream))
+    except Error:
+        for address in made:
+            _freed(call, gpu, address)
+        raise
+    return made
+
+
+def _allocated(gpu: driver.Gpu, call: driver.Driver, value: Value, stream: driver.Stream) -> int:
     made = ctypes.c_uint64()
     size = ctypes.c_size_t(max(1, prod(value.shape) * numpy_dtype(value.dtype).itemsize))
     if gpu.pools:
