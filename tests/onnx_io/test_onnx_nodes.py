@@ -7,38 +7,21 @@ case that is refused but not listed fails, and so does one that is listed but no
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
-from onnx_cases import as_array, node_cases
-
-import qcompiler
-from qcompiler.ir import Array
-from qcompiler.onnx_io.tensors import DTYPES
+from onnx_cases import node_cases, outcome
 
 PARTS = 32
 OTHERS = ("simple", "pytorch-converted", "pytorch-operator")
 REFUSED = Path(__file__).parents[1] / "golden" / "onnx_nodes_refused.txt"
-ULPS = 3
-"""Tolerance of 16-bit floats in units in the last place: some references round every step."""
-
 SAMPLE = 60
 """Every so manieth case runs in every `pytest`."""
-DRAWN = ("test_bernoulli",)
-"""Cases of random numbers: ONNX says of their data that no implementation need give the same."""
-
-Value = Any
-"""An array; a list of arrays, of a sequence; None, of an optional without a value."""
-Sets = list[tuple[list[Value], list[Value]]]
 
 
 @cache
@@ -51,116 +34,6 @@ def cases() -> list[TestCase]:
             found += load_model_tests(kind=kind)
     ours = [c for c in found if not c.name.startswith("test_ai_onnx_ml")]
     return sorted(ours, key=lambda c: c.name)
-
-
-def loaded(case: TestCase) -> tuple[ModelProto, Sets]:
-    """A case's model and data."""
-    if case.model is not None:
-        sets = case.data_sets or []
-        return case.model, [(list(map(value, i)), list(map(value, o))) for i, o in sets]
-    folder = Path(case.model_dir)
-    model = onnx.load(folder / "model.onnx")
-    return model, [
-        (_tensors(data, "input"), _tensors(data, "output"))
-        for data in sorted(folder.iterdir())
-        if data.is_dir()
-    ]
-
-
-def value(given: Any) -> Value:
-    """What a case holds of an input or output -> arrays."""
-    if given is None or isinstance(given, list):
-        return given if given is None else [as_array(v) for v in given]
-    if isinstance(given, onnx.TensorProto) and given.data_type not in DTYPES:
-        return numpy_helper.to_array(given)
-    return as_array(given)
-
-
-def _tensors(folder: Path, stem: str) -> list[Array]:
-    count = len(list(folder.glob(f"{stem}_*.pb")))
-    files = (folder / f"{stem}_{i}.pb" for i in range(count))
-    return [numpy_helper.to_array(onnx.TensorProto.FromString(f.read_bytes())) for f in files]
-
-
-def results(model: ModelProto, inputs: list[Value]) -> list[Value]:
-    """The outputs of a model compiled for these shapes."""
-    given = {t.name for t in model.graph.initializer}
-    names = [i.name for i in model.graph.input]
-    if len(inputs) < len(names):
-        names = [n for n in names if n not in given]
-    feeds = dict(zip(names, inputs, strict=True))
-    if given & set(feeds):  # old models list weights with initializers as inputs
-        model, feeds = _with_weights(model, feeds, given)
-    shapes: dict[str, Any] = {}
-    for i in [i for i in model.graph.input if i.name in feeds]:
-        fed, kind = feeds[i.name], i.type.tensor_type
-        if isinstance(fed, list):
-            shapes[i.name] = [v.shape for v in fed]
-        elif fed is None:
-            shapes[i.name] = feeds.pop(i.name)
-        elif any(not d.HasField("dim_value") for d in kind.shape.dim) or not kind.HasField("shape"):
-            shapes[i.name] = tuple(fed.shape)
-    artifact = qcompiler.compile(model, input_shapes=shapes)
-    made = qcompiler.load(artifact).run(feeds)
-    return [made[o.name] for o in model.graph.output]
-
-
-def _with_weights(
-    model: ModelProto, feeds: dict[str, Value], given: set[str]
-) -> tuple[ModelProto, dict[str, Value]]:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    kept = [i for i in copy.graph.input if i.name not in given]
-    del copy.graph.input[:]
-    copy.graph.input.extend(kept)
-    return copy, {n: a for n, a in feeds.items() if n not in given}
-
-
-def assert_right(got: Value, want: Value, case: TestCase) -> None:
-    """Within the tolerance of the case, of its dtype, and of sums of its largest numbers."""
-    if isinstance(want, list):
-        assert len(got) == len(want)
-        for a, b in zip(got, want, strict=True):
-            assert_right(a, b, case)
-        return
-    if want.dtype.kind in "OU":
-        np.testing.assert_array_equal(got, want)
-        return
-    assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    if case.name.startswith(DRAWN):
-        assert set(got.ravel().tolist()) <= {0, 1}
-        return
-    if "float" not in want.dtype.name:
-        np.testing.assert_array_equal(got, want)
-        return
-    bits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(want.dtype.name, 23)
-    wide = want.astype(np.float64)
-    largest = np.abs(wide[np.isfinite(wide)]).max(initial=0)
-    atol = max(case.atol, ULPS * 2.0**-bits * largest) if bits > 10 else case.atol
-    rtol = max(case.rtol, ULPS * 2.0**-bits)
-    np.testing.assert_allclose(got.astype(np.float64), wide, rtol, atol)
-
-
-def outcome(case: TestCase) -> tuple[str, str]:
-    """-> ("passed", ""), ("refused", why) or ("wrong", how): anything but an Error is wrong."""
-    try:
-        model, sets = loaded(case)
-        for inputs, outputs in sets:
-            for got, want in zip(results(model, inputs), outputs, strict=True):
-                assert_right(got, want, case)
-    except qcompiler.Error as e:
-        return "refused", reason(e)
-    except AssertionError as e:
-        return "wrong", f"{case.name}: {e}"
-    except Exception as e:
-        return "wrong", f"{case.name}: {type(e).__name__}: {e}"
-    return "passed", ""
-
-
-def reason(error: qcompiler.Error) -> str:
-    """An Error's text, without the case's names and numbers."""
-    text = re.sub(r"'[^']*'|\b\w*test_\w*\b", "…", error.what)
-    return re.sub(r"\?\d+|\d+", "n", " ".join(text.split()))[:160]
 
 
 def listed() -> tuple[str, dict[str, str]]:
