@@ -53,10 +53,12 @@ def launched(kernel: Kernel) -> Launched:
     """A kernel -> its functions and launches."""
     if kernel.grid is not None:
         functions, launches = {kernel.name: kernel.func}, [Launch(kernel.name, kernel.grid)]
-        if kernel.after is not None:
-            name = f"{kernel.name}_after"
-            functions[name], grid = kernel.after
-            launches.append(Launch(name, grid))
+        names = [f"{kernel.name}_after{i}" for i in range(len(kernel.after))]
+        functions |= {n: a.func for n, a in zip(names, kernel.after, strict=True)}
+        rounds: list[tuple[int, ...]] = [(i,) for i in range(kernel.rounds)]
+        for numbers in rounds or [()]:
+            pairs = zip(names, kernel.after, strict=True)
+            launches += [Launch(n, a.grid, numbers) for n, a in pairs]
         return Launched(functions, tuple(launches))
     parts = phases(kernel, _MOST_UNITS)
     found = list(_in_order(parts, ()))

@@ -29,6 +29,7 @@ template <class T> static __device__ __forceinline__ T shuffle_down(T value, int
 template <class T> static __device__ __forceinline__ T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
+static __device__ __forceinline__ void atomic_max(int *to, int value) { atomicMax(to, value); }
 static __device__ __forceinline__ int dot4_i8i8(int sum, int a, int b) { return __dp4a(a, b, sum); }
 static __device__ __forceinline__ int dot4_u8i8(int sum, int a, int b) {
   int made;
@@ -54,12 +55,12 @@ static __device__ __forceinline__ float power2(float x) {
   return made;
 }
 #if __CUDA_ARCH__ >= 800
-template <class T, class U>
+template <int behind, class T, class U>
 static __device__ __forceinline__ void copy_async16(T *to, U *from, int size) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+  asm volatile("cp.async.cg.shared.global [%0], [%1 + %3], 16, %2;"
                :
                : "r"((unsigned)__cvta_generic_to_shared(to)), "l"(__cvta_generic_to_global(from)),
-                 "r"(size)
+                 "r"(size), "n"(behind)
                : "memory");
 }
 static __device__ __forceinline__ void commit_copies() {
@@ -91,10 +92,10 @@ WARP_PRODUCT(warp_i8i8, "m16n8k32.row.col.s32.s8.s8.s32", int, "r")
 WARP_PRODUCT(warp_u8i8, "m16n8k32.row.col.s32.u8.s8.s32", int, "r")
 #elif __CUDA_ARCH__ >= 750
 // The same products by the smaller ones there are; a copy has come when it was started.
-template <class T, class U>
+template <int behind, class T, class U>
 static __device__ __forceinline__ void copy_async16(T *to, U *from, int size) {
   Words4 held = {0, 0, 0, 0};
-  if (size) held = *(const Words4 *)from;
+  if (size) held = *(const Words4 *)((const char *)from + behind);
   *(Words4 *)to = held;
 }
 static __device__ __forceinline__ void commit_copies() {}
@@ -182,6 +183,19 @@ struct Address { // of elements of any kind
   const volatile void *at;
   template <class T> __device__ __forceinline__ operator T *() const { return (T *)at; }
 };
+// The same number or address, computed here and kept: nothing is known of how.
+DEVICE int again_index(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+template <class T> DEVICE Address again_pointer(T *pointer) {
+#ifdef QCOMPILER_ON_CPU
+  asm volatile("" : "+r"(pointer));
+#else
+  asm volatile("" : "+l"(pointer));
+#endif
+  return {(const volatile void *)pointer};
+}
 template <class T, class U> DEVICE Address either_pointer(int first, T *one, U *other) {
   return {first ? (const volatile void *)one : (const volatile void *)other};
 }

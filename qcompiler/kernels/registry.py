@@ -31,6 +31,7 @@ from qcompiler.kernels.region import Region
 
 __all__ = [
     "GENERATORS",
+    "After",
     "Candidate",
     "Generator",
     "Grid",
@@ -59,6 +60,14 @@ class Grid:
             raise Unfit(f"a grid of {x} x {y} x {z} blocks")
         if not 1 <= self.threads <= 1024:
             raise Unfit(f"a block of {self.threads} threads")
+
+
+@dataclass(frozen=True)
+class After:
+    """A function of a kernel's pointers that a GPU starts when all blocks before it have ended."""
+
+    func: Any
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,12 @@ class Kernel:
     grid: Grid | None = None
     generic: bool = False
     """Whether its loops are those of any operator, one element after the other."""
-    after: tuple[Any, Grid] | None = None
-    """A function of the same pointers that is launched when all blocks of `grid` have ended."""
+    after: tuple[After, ...] = ()
+    """What a GPU starts, in order, when all blocks of `grid` have ended ..."""
+    rounds: int = 0
+    """... so many times if not 0; each function then gets the number of the round after its
+    pointers.
+    """
 
     def __post_init__(self) -> None:
         """Mark the pointers as not aliasing, unless the output may reuse an input's memory.
@@ -101,11 +114,10 @@ class Kernel:
         to a caller that it inlines the function into; so callers are in other modules
         (emit/machine.py).
         """
-        object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", not self.in_place))
-        if self.after is not None:
-            func, grid = self.after
-            alone = func.with_attr("tirx.noalias", not self.in_place)
-            object.__setattr__(self, "after", (alone, grid))
+        alone = not self.in_place
+        object.__setattr__(self, "func", self.func.with_attr("tirx.noalias", alone))
+        marked = [replace(a, func=a.func.with_attr("tirx.noalias", alone)) for a in self.after]
+        object.__setattr__(self, "after", tuple(marked))
 
     @property
     def label(self) -> str:

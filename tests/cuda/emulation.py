@@ -21,10 +21,11 @@ from poison import twice
 
 from qcompiler import plugins
 from qcompiler.emit import cuda, nvrtc
+from qcompiler.errors import Skip
 from qcompiler.hardware.gpu import Gpu
 from qcompiler.hardware.isa import ISAS
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
-from qcompiler.kernels.registry import Grid, Kernel, Region, choose
+from qcompiler.kernels.registry import Grid, Kernel, Knobs, Region, Ways, choose
 from qcompiler.runtime.cuda import driver as drivers
 
 HERE = Path(__file__).parent
@@ -232,6 +233,33 @@ def made(
     kernel = choose(region, device).kernel
     assert isinstance(kernel, Kernel), kernel
     return kernel, region
+
+
+def check_all(
+    generator: Ways,
+    output: Node,
+    root: Node,
+    arrays: Sequence[Array],
+    inputs: Sequence[Node],
+    device: Gpu,
+    *,
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> list[Knobs]:
+    """As `check`, for every candidate of a generator; their knobs."""
+    region = region_of(Graph(tuple(inputs), (output,), ("y",)), root)
+    values = dict(zip(inputs, arrays, strict=True))
+    values |= {n: n.array for n in region.inputs if n.is_constant}
+    want = expected(Graph(tuple(inputs), (output,), ("y",)), values)
+    found = generator(region, device)
+    assert not isinstance(found, Skip), found
+    knobs = []
+    for candidate in found:
+        kernel = candidate.build()
+        assert isinstance(kernel, Kernel), kernel
+        compare(run(kernel, region, device, values), want, rtol=rtol, atol=atol)
+        knobs.append(candidate.knobs)
+    return knobs
 
 
 def check(

@@ -45,6 +45,9 @@ template <class T> static T shuffle_down(T value, int lane) {
 template <class T> static T shuffle(T value, int lane) {
   return of_lane<T>(warp_exchange(&value, sizeof(T)), lane & 31);
 }
+static inline void atomic_max(int *to, int value) {
+  if (*to < value) *to = value; // fibers run until they wait
+}
 static inline int dot4_i8i8(int sum, int a, int b) {
   for (int i = 0; i < 4; i++) sum += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
   return sum;
@@ -72,8 +75,8 @@ template <class U> static void load_transposed(unsigned *to, U *from) {
   }
 }
 static inline float power2(float x) { return x < -126 ? 0 : exp2f(x); }
-template <class T, class U> static void copy_async16(T *to, U *from, int size) {
-  start_copy((void *)to, (const void *)from, size);
+template <int behind, class T, class U> static void copy_async16(T *to, U *from, int size) {
+  start_copy((void *)to, (const char *)from + behind, size);
 }
 static inline void wait_copies0() { finish_copies(0); }
 static inline void wait_copies1() { finish_copies(1); }

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from emulation import gpu, made
 from kernel_harness import normal, region_of
@@ -210,11 +211,12 @@ def main_loop(text: str, word: str) -> list[str]:
                 ("float16", "sm_80", 8),
                 ("bfloat16", "sm_90", 4),
                 ("int8", "sm_80", 8),
+                ("int8", "sm_90", 4),
             )
         ],
     ],
 )
-def test_four_fifths_of_a_main_loop_are_products(
+def test_more_than_four_fifths_of_a_main_loop_are_products(
     dtype: str, architecture: str, slots: int, tmp_path: Path
 ) -> None:
     """`slots`: cycles that a product occupies its unit, of one of four that a multiprocessor has,
@@ -226,7 +228,7 @@ def test_four_fifths_of_a_main_loop_are_products(
     loop = main_loop(instructions(kernel, architecture, tmp_path), word)
     products = sum(word in line for line in loop)
     assert products >= 64
-    assert slots * products >= 0.8 * (slots * products + len(loop) - products)
+    assert slots * products >= 0.85 * (slots * products + len(loop) - products)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", pytest.param("sm_90", marks=pytest.mark.slow)])
@@ -251,6 +253,53 @@ def test_tensor_cores_multiply_what_comes_as_matrices(
     assert not rest
     assert "LDSM.16.M88.4" in text
     assert re.search(r"LDGSTS\.E\.BYPASS(\.LTC128B)?\.128", text)
+
+
+def others() -> Iterator[tuple[list[Node], Node]]:
+    """Inputs and outputs of operators that are no products."""
+
+    def of(*shape: int, dtype: str = "float32") -> Node:
+        return placeholder("x", Type(dtype, shape))
+
+    x = of(64, 1000)
+    yield [x], make("Softmax", x, axis=-1)
+    yield [x], make("ArgMax", x, axis=-1)
+    yield [x], make("CumSum", x, constant(np.array(1)))
+    x = of(1, 98304)
+    yield [x], make("ReduceSum", x, constant(np.array([1])))
+    yield [x], make("Softmax", x, axis=-1)
+    for k in (50, 5000):
+        best = make("TopK", x, constant(np.array([k])), axis=1, largest=1)
+        yield [x], make("item", best, index=0)
+    yield [x], make("item", make("DynamicQuantizeLinear", x), index=0)
+    x = of(1, 20, 20, 32)
+    yield [x], make("Resize", x, None, None, constant(np.array([1, 33, 31, 32])), mode="cubic")
+    given = [of(1000, 64), of(500, 1, dtype="int64"), of(500, 64)]
+    for reduction in ("none", "add"):
+        yield given, make("ScatterND", *given, reduction=reduction)
+    for kind, gates, size in (("LSTM", 4, 64), ("LSTM", 4, 256), ("GRU", 3, 256)):
+        x = of(16, 4, gates * size)
+        weights = constant(normal((1, size, gates * size)))
+        yield [x], make("recurrent", x, weights, kind=kind)
+    for rows in (1, 128):
+        x = of(rows, 1024)
+        codes = constant(np.zeros((1024, 1024), np.uint8))
+        scales = [constant(np.zeros((32, 1024), np.float32)) for _ in range(2)]
+        yield [x], make("matmul_narrow", x, codes, *scales, bits=4, group=32)
+    given = [of(1, 1000, 4), of(1, 8, 1000)]
+    bounds = [np.array([9]), np.array([0.5], np.float32), np.array([0.1], np.float32)]
+    yield given, make("non_max_suppression", *given, *map(constant, bounds), most=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+def test_other_kernels_keep_nothing_in_memory_either(architecture: str, tmp_path: Path) -> None:
+    for inputs, output in others():
+        kernel = made(output, output, inputs, gpu(architecture))[0]
+        assert kernel.grid is not None
+        text = instructions(kernel, architecture, tmp_path)
+        if output.op == "matmul_narrow":
+            assert text.count("FFMA") >= 32
 
 
 def test_elements_move_sixteen_bytes_at_a_time(tmp_path: Path) -> None:

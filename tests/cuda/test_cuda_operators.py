@@ -140,9 +140,7 @@ def test_every_operator_runs_there(kind: str, installed: ctypes.CDLL) -> None:
     loaded = qcompiler.load(qcompiler.compile(model, target="sm_80"), device="cuda")
     assert isinstance(loaded, CudaModel)
     made = loaded.run(feed)
-    if kind == "moves":  # all but Trilu have kernels of their own
-        assert {f.bound for f in loaded.program.forecasts} <= {"memory", "launch", "latency"}
-        assert sum(f.bound == "latency" for f in loaded.program.forecasts) <= 1
+    assert all(f.bound != "latency" for f in loaded.program.forecasts), "run as tasks"
     for name, value in want.items():
         if value.dtype.kind == "f":
             np.testing.assert_allclose(made[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -74,6 +74,11 @@ def means(
     return register
 
 
+def meaning_of(root: Node) -> Meaning | None:
+    """A node's meaning at one place of its output, if its operator has one."""
+    return _MEANINGS.get(root.op)
+
+
 @dataclass(frozen=True)
 class Nest:
     """The dimension of the output that the innermost loop goes along."""

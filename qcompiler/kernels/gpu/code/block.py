@@ -42,6 +42,12 @@ class Block(Builder):
         """How the kernel is started."""
         return Grid(self._blocks_of_grid, self.threads, self._shared_bytes)
 
+    def number(self, name: str) -> Value:
+        """The next parameter, after all pointers: an int32."""
+        param = Var(name, PrimType("int32"))
+        self._params.append(param)
+        return param
+
     def blocks(self, x: int, y: int = 1, z: int = 1) -> None:
         """Set the number of blocks."""
         self._blocks_of_grid = (x, y, z)

@@ -31,6 +31,11 @@ def move(size: int, to: Pointer, source: Pointer) -> Value:
     return tirx.call_extern("void", f"move{size}", to.address(), source.address())
 
 
+def atomic_max(to: Pointer, value: Value) -> Value:
+    """Make an int32 in memory at least a value, before or after what other threads do there."""
+    return tirx.call_extern("void", "atomic_max", to.address(), value)
+
+
 def power2(x: Value) -> Value:
     """2^x of a float32, by the instruction that is made for it; its error is about 2 ulp, and
     denormals are zero.
@@ -38,9 +43,18 @@ def power2(x: Value) -> Value:
     return tir.extern("float32", 1, "power2", x)
 
 
-def copy_async(to: Pointer, source: Pointer, size: Value) -> Value:
-    """Start to copy 16 bytes from memory to shared memory: `size` (0 or 16) of them, then zeros."""
-    return tirx.call_extern("void", "copy_async16", to.address(), source.address(), size)
+def again(value: Value) -> Value:
+    """The same int32, which the compiler then keeps, because it cannot know how to compute it."""
+    return tirx.call_extern("int32", "again_index", value)
+
+
+def copy_async(to: Pointer, source: Pointer, size: Value, behind: int = 0) -> Value:
+    """Start to copy 16 bytes from memory to shared memory: `size` (0 or 16) of them, then zeros; of
+    0 bytes nothing is read, whatever the address is. They lie `behind` bytes behind `source`, which
+    instructions add for nothing.
+    """
+    name = f"copy_async16<{behind}>"
+    return tirx.call_extern("void", name, to.address(), source.address(), size)
 
 
 def commit_copies() -> Value:

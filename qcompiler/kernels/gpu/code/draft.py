@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from tvm import tirx
 
@@ -17,7 +16,7 @@ from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.gpu.code.block import Block
 from qcompiler.kernels.gpu.code.device import move
-from qcompiler.kernels.registry import Grid, Kernel, Region
+from qcompiler.kernels.registry import After, Kernel, Region
 
 WIDEST = 16
 """Bytes of the widest access of a thread."""
@@ -39,6 +38,13 @@ class GridDraft(Draft):
         self.out = self.b.pointer("out", region.output.dtype)
         self._scratch: Pointer | None = None
 
+    def scratch(self, dtype: str = "uint8") -> Pointer:
+        """The scratch area, all of it of a dtype."""
+        if self._scratch is None:
+            self._scratch = self.b.pointer("scratch", dtype)
+        assert self._scratch.dtype == tir.stored(dtype), f"scratch of {self._scratch.dtype}"
+        return self._scratch
+
     def kernel(
         self,
         *,
@@ -48,9 +54,10 @@ class GridDraft(Draft):
         in_place: tuple[int, ...] = (),
         macs: int = 0,
         generic: bool = False,
-        after: tuple[Any, Grid] | None = None,
+        after: tuple[After, ...] = (),
+        rounds: int = 0,
     ) -> Kernel:
-        """The finished kernel; `after`: see Kernel."""
+        """The finished kernel; `after` and `rounds`: see Kernel."""
         func, grid, pack = self.b.function(), self.b.grid, pack or {}
         return Kernel(
             self.name,
@@ -63,7 +70,12 @@ class GridDraft(Draft):
             grid=grid,
             generic=generic,
             after=after,
+            rounds=rounds,
         )
+
+    def after(self) -> After:
+        """What is written here, as what another kernel of the same pointers starts."""
+        return After(self.b.function(), self.b.grid)
 
     def width(self, f: Fused) -> int:
         """Columns that a thread computes at once: those of its widest access of the widest dtype,

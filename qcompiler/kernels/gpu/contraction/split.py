@@ -7,7 +7,6 @@ are too few to keep a GPU busy; then a launch that adds the parts, always in the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from tvm import tirx
 
@@ -17,7 +16,7 @@ from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.gpu.code.device import move
 from qcompiler.kernels.gpu.code.draft import GridDraft
 from qcompiler.kernels.gpu.contraction.problem import Problem
-from qcompiler.kernels.registry import Grid, Region
+from qcompiler.kernels.registry import After, Region
 
 _LEAST_STEPS = 4
 """Of a part: its first step waits for memory."""
@@ -53,8 +52,10 @@ def put(d: GridDraft, scratch: Pointer, at: Value, sums: list[Vec]) -> None:
     d.b.emit(move(4 * len(sums), scratch + at, own))
 
 
-def added(region: Region, device: Gpu, p: Problem, parts: int) -> tuple[Any, Grid]:
-    """The function that adds the parts, and its grid: a thread for 16 bytes of a part."""
+def added(region: Region, device: Gpu, p: Problem, parts: int) -> tuple[After, ...]:
+    """What adds the parts, if there are several: a thread for 16 bytes of a part."""
+    if parts == 1:
+        return ()
     d = GridDraft("sum", region, device)
     scratch, f, root, m = d.scratch(p.element), d.writing(), p.root, d.m
     width = min(4, d.width(f))
@@ -76,4 +77,4 @@ def added(region: Region, device: Gpu, p: Problem, parts: int) -> tuple[Any, Gri
             sums.append(m.cast(m.vec(total.expr), root.dtype))
         values = d.along(f, f.row(row), column, width, lambda i: {root: sums[i]})
         d.store(at, values)
-    return d.b.function(), d.b.grid
+    return (d.after(),)

@@ -28,6 +28,7 @@ from qcompiler.kernels.cpu.code.epilogue import Fused, Row
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.gpu.code.device import (
+    again,
     commit_copies,
     copy_async,
     load_matrices,
@@ -150,11 +151,14 @@ class _Piece:
 
     source: Pointer
     row: LeftRow | None
-    """The row of the left operand; None: of the right one."""
+    """The row of a left operand whose values of k do not follow each other."""
     base: Value
+    """Where the first of a thread's other rows begins; ..."""
+    behind: int
+    """... how far behind that this one does; ..."""
     inside: Value | None
-    first: Value
-    """Its first value in the step."""
+    """... whether it exists, if that is not certain, and then 16, else 0."""
+    size: Value | None
     shared: Pointer
     to: Value
     there: Value | None
@@ -181,6 +185,9 @@ class _Tensor:
         self.step = self.values * _PIECES
         self.top = d.b.let(d.b.x * how.rows, "top")
         self.first = d.b.let(d.b.y * how.columns, "first")
+        steps = -(-p.depth // self.step)
+        self.even = p.depth % self.step == steps % how.parts == 0
+        """Whether all values of k of all steps exist."""
 
     def kernel(self) -> Kernel:
         """The whole kernel."""
@@ -196,18 +203,21 @@ class _Tensor:
         self.sums = b.local(p.element, 4 * how.matrices_down * how.matrices_across, "sums")
         for i in range(4 * how.matrices_down * how.matrices_across):
             self.sums.store(i, tir.const(0, p.element))
+        self.own = b.let(tirx.floordiv(b.thread, _PIECES), "own")
+        self.piece = b.let(tirx.floormod(b.thread, _PIECES), "piece")
+        self.places = [self._places_of(k) for k in (0, 2)]
         pieces = [*self._left_pieces(), *self._right_pieces()]
         steps = -(-p.depth // self.step)
         self._steps(pieces, -(-steps // how.parts))
         self._store()
-        right, cut = p.root.operands[1], how.parts > 1
+        right = p.root.operands[1]
         pack = {} if not right.is_constant else {self.region.inputs.index(right): self._packed}
         return self.d.kernel(
             pack=pack,
             in_place=in_place_candidates(self.region),
             macs=p.macs,
             scratch_bytes=split.scratch_bytes(p, how.parts),
-            after=split.added(self.region, self.device, p, how.parts) if cut else None,
+            after=split.added(self.region, self.device, p, how.parts),
         )
 
     def _steps(self, pieces: list[_Piece], steps: int) -> None:
@@ -224,8 +234,10 @@ class _Tensor:
             for _ in range(steps, _STAGES - 1):
                 b.emit(commit_copies())
         with b.serial(-(-steps // _STAGES), "turn") as turn:
+            first = b.let(turn * _STAGES, "first")
+            self.coming = self._heads(pieces, first)
             for number in range(min(_STAGES, steps)):
-                step = b.let(turn * _STAGES + number, "step")
+                step = b.let(first + number, "step")
                 with nullcontext() if steps % _STAGES == 0 else b.when(step < steps):
                     self._step(pieces, step, steps, number)
 
@@ -237,7 +249,10 @@ class _Tensor:
         b.barrier()
         coming = b.let(step + (_STAGES - 1), "coming")
         with b.when(coming < steps):
-            self._fetch(pieces, coming, before)
+            if self.coming:
+                self._follow(pieces, stage, before)
+            else:
+                self._fetch(pieces, coming, before)
         if self.direct:
             b.emit(commit_copies())
         self._multiply(tir.const(stage * self.stage_words))
@@ -265,14 +280,15 @@ class _Tensor:
             )
         return np.ascontiguousarray(right if p.transposed else np.swapaxes(right, -1, -2))
 
-    def _pieces(self, rows: int) -> Iterable[tuple[Value, Value, Value | None]]:
-        """(row, piece of it, whether the thread has it) of each of a thread's pieces."""
-        b, count = self.b, rows * _PIECES
-        for i in range(-(-count // b.threads)):
-            at = b.let(b.thread + i * b.threads, "at")
-            there = None if (i + 1) * b.threads <= count else at < count
-            row = b.let(tirx.floordiv(at, _PIECES), "row")
-            yield row, b.let(tirx.floormod(at, _PIECES), "piece"), there
+    def _pieces(self, rows: int) -> Iterable[tuple[int, Value, Value | None]]:
+        """(rows behind the thread's first, where in shared memory it goes, whether the thread has
+        it) of each of a thread's pieces, which is the same of all their rows.
+        """
+        apart = self.b.threads // _PIECES
+        place = self._place(self.own, self.piece)
+        for i in range(0, rows, apart):  # a pattern repeats every eight rows
+            there = None if i + apart <= rows else self.own + i < rows
+            yield i, place + i * _ROW_WORDS, there
 
     def _place(self, row: Value, piece: Value) -> Value:
         """The word of shared memory where a piece of a row lies."""
@@ -281,24 +297,44 @@ class _Tensor:
         return self.b.let(row * _ROW_WORDS + moved * (_PIECE // 4), "place")
 
     def _left_pieces(self) -> Iterable[_Piece]:
-        b, source = self.b, self.d.pointers[self.p.root.operands[0]]
-        for row, piece, there in self._pieces(self.how.rows):
-            found = LeftRow(b, self.p, self.image, b.let(self.top + row, "m"))
-            first, to = b.let(piece * self.values), self._place(row, piece)
-            zero, own = tir.const(0), self._own()
-            yield _Piece(source, found, zero, None, first, self.left, to, there, own)
+        b, p = self.b, self.p
+        source, even = self.d.pointers[p.root.operands[0]], p.rows % self.how.rows == 0
+        top = b.let(self.top + self.own, "m")
+        first = LeftRow(b, p, self.image, top)
+        for i, to, there in self._pieces(self.how.rows):
+            if p.window is not None:
+                row = LeftRow(b, p, self.image, b.let(top + i, "m")) if i else first
+                zero, own = tir.const(0), self._own()
+                yield _Piece(source, row, zero, 0, None, None, self.left, to, there, own)
+            else:
+                inside = None if even else top + i < p.rows
+                behind = i * p.root.operands[0].type.dims[-1]
+                yield self._piece(source, first.base, behind, inside, (self.left, to, there))
 
     def _right_pieces(self) -> Iterable[_Piece]:
         b, p = self.b, self.p
         right = p.root.operands[1]
-        source, image = self.d.pointers[right], self._image()
-        for row, piece, there in self._pieces(self.how.columns):
-            n = b.let(self.first + row, "n")
-            first, to = b.let(piece * self.values), self._place(row, piece)
-            base = b.let(image + n * p.depth, "base")
-            inside = n < p.width
-            own = self._own()
-            yield _Piece(source, None, base, inside, first, self.right, to, there, own)
+        first = b.let(self.first + self.own, "n")
+        base = b.let(self._image() + first * p.depth, "base")
+        for i, to, there in self._pieces(self.how.columns):
+            inside = None if p.width % self.how.columns == 0 else first + i < p.width
+            place = (self.right, to, there)
+            yield self._piece(self.d.pointers[right], base, i * p.depth, inside, place)
+
+    def _piece(
+        self,
+        source: Pointer,
+        base: Value,
+        behind: int,
+        inside: Value | None,
+        place: tuple[Pointer, Value, Value | None],
+    ) -> _Piece:
+        """A piece of a row whose values of k follow each other."""
+        size = None
+        if inside is not None:
+            inside = self.b.let(inside, "inside")
+            size = self.b.let(tirx.Cast("int32", inside) * _PIECE, "size")
+        return _Piece(source, None, base, behind, inside, size, *place, self._own())
 
     def _own(self) -> Pointer | None:
         return None if self.direct else self.b.local("uint32", _PIECE // 4, "coming")
@@ -310,18 +346,40 @@ class _Tensor:
             return b.let(self.image * (p.width * p.depth), "start")
         return p.right_image(b, self.image)
 
+    def _heads(self, pieces: list[_Piece], step: Value) -> list[Pointer]:
+        """Where pieces come from when a turn of stages begins, if all rows follow each other: the
+        steps of the turn are then so near that instructions add them for nothing.
+        """
+        b = self.b
+        if not (self.even and self.direct and all(piece.row is None for piece in pieces)):
+            return []
+        first = (self.begin + step + (_STAGES - 1)) * self.step + self.piece * self.values
+        k = b.let(first, "k")
+        return [b.again(p.source + (p.base + p.behind + k)) for p in pieces]
+
+    def _follow(self, pieces: list[_Piece], number: int, stage: Value) -> None:
+        """Start to copy the pieces of step `number` of the turn to a stage of shared memory."""
+        b, behind = self.b, number * self.step * self.mac.itemsize
+        for piece, head in zip(pieces, self.coming, strict=True):
+            with nullcontext() if piece.there is None else b.when(piece.there):
+                to = piece.shared + b.let(stage + piece.to, "to")
+                size = tir.const(_PIECE) if piece.size is None else piece.size
+                b.emit(copy_async(to, head, size, behind))
+
     def _fetch(self, pieces: list[_Piece], step: Value, stage: Value) -> None:
         """Start to copy a step's pieces to a stage of shared memory."""
         b, p = self.b, self.p
+        k = b.let((self.begin + step) * self.step + self.piece * self.values, "k")
         for piece in pieces:
             with nullcontext() if piece.there is None else b.when(piece.there):
-                k = b.let((self.begin + step) * self.step + piece.first, "k")
-                if piece.row is not None:
-                    at, exists = piece.row.at(k)
-                else:
-                    at, exists = piece.base + k, tirx.And(piece.inside, k < p.depth)
                 to = piece.shared + b.let(stage + piece.to, "to")
-                self._bring(to, piece, at, exists)
+                if piece.row is not None:
+                    self._bring(to, piece, *piece.row.at(k))
+                    continue
+                exists = k < p.depth
+                if piece.inside is not None:
+                    exists = tirx.And(piece.inside, exists)
+                self._bring(to, piece, piece.base + piece.behind + k, exists)
 
     def _bring(self, to: Pointer, piece: _Piece, at: Value, exists: Value) -> None:
         """Start to copy a piece; what does not exist is zero, or the padding of bytes."""
@@ -336,7 +394,7 @@ class _Tensor:
             return
         if not pad:
             inside = b.let(tirx.Cast("int32", exists), "inside")
-            b.emit(copy_async(to, piece.source + at * inside, inside * _PIECE))
+            b.emit(copy_async(to, piece.source + at, inside * _PIECE))
             return
         with b.when(exists):
             b.emit(copy_async(to, piece.source + at, tir.const(_PIECE)))
@@ -346,22 +404,31 @@ class _Tensor:
 
     def _multiply(self, stage: Value) -> None:
         """Both products along k that a row's four pieces hold."""
-        b, how, lane = self.b, self.how, self.lane
-        left, right = self.left + stage, self.right + stage
-        low, high = tirx.bitwise_and(lane, tir.const(7)), tirx.floordiv(lane, 16)
-        middle = tirx.bitwise_and(tirx.floordiv(lane, 8), tir.const(1))
-        for k in (0, 2):
-            held = []
-            for i in range(how.matrices_down):
-                row = b.let(self.down + i * 16 + tirx.bitwise_and(lane, tir.const(15)), "row")
-                held.append(self._matrices(left + self._place(row, b.let(high + k, "piece"))))
+        b, how = self.b, self.how
+        for left, right in self.places:
+            held = [
+                self._matrices(self.left + (left + (stage + i * 16 * _ROW_WORDS)))
+                for i in range(how.matrices_down)
+            ]
             for j in range(0, how.matrices_across, 2):
-                row = b.let(self.across + j * 8 + low + high * 8, "row")
-                both = self._matrices(right + self._place(row, b.let(middle + k, "piece")))
+                both = self._matrices(self.right + (right + (stage + j * 8 * _ROW_WORDS)))
                 for i in range(how.matrices_down):
                     for n in (0, 1):
                         at = 4 * (i * how.matrices_across + j + n)
                         b.emit(self.mac.emit(self.sums + at, held[i], both + 2 * n))
+
+    def _places_of(self, k: int) -> tuple[Value, Value]:
+        """Where pieces k and k + 1 of a warp's first matrices lie in a stage, of both operands: the
+        row that this lane names.
+        """
+        b, lane = self.b, self.lane
+        low, high = tirx.bitwise_and(lane, tir.const(7)), tirx.floordiv(lane, 16)
+        middle = tirx.bitwise_and(tirx.floordiv(lane, 8), tir.const(1))
+        row = b.let(self.down + tirx.bitwise_and(lane, tir.const(15)), "row")
+        column = b.let(self.across + low + high * 8, "row")
+        left = self._place(row, b.let(high + k, "piece"))
+        right = self._place(column, b.let(middle + k, "piece"))
+        return b.let(again(left), "left"), b.let(again(right), "right")
 
     def _matrices(self, source: Pointer) -> Pointer:
         """Four matrices of 8 x 16 bytes, of which each lane names a row."""

@@ -30,7 +30,7 @@ from qcompiler.kernels.gpu.contraction import split
 from qcompiler.kernels.gpu.contraction.problem import LeftRow, Problem, problem_of
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
-_STEP = 8
+STEP = 8
 """Elements of k in a step."""
 _PAD = 4
 """Elements between rows of [k][m], so that a warp's stores there meet in no bank of memory."""
@@ -58,13 +58,13 @@ class Tile:
         """An estimate of a thread's registers: sums, operands, what is on its way, addresses."""
         sums = self.thread_rows * self.thread_columns
         held = self.thread_rows + self.thread_columns
-        coming = _STEP * (self.rows + self.columns) // self.threads
+        coming = STEP * (self.rows + self.columns) // self.threads
         return sums + held + coming + 40
 
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
-        return 2 * _STEP * (self.rows + _PAD + self.columns) * 4
+        return 2 * STEP * (self.rows + _PAD + self.columns) * 4
 
 
 TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4), Tile(128, 32, 8, 4), Tile(32, 32, 4, 4))
@@ -80,14 +80,14 @@ def gpu_tiled(region: Region, device: Gpu) -> Iterable[Candidate] | Skip:
         return Skip("no product of four bytes")
     if p.root.op == "conv" and p.neighbours == p.width == 1:
         return Skip("a channel by itself has no matrix")
-    steps = -(-p.depth // (_STEP * p.per))
+    steps = -(-p.depth // (STEP * p.per))
     cut = [
         replace(tile, parts=parts)
         for tile in TILES
         for parts in split.worthwhile(_blocks(p, tile), steps, device)
     ]
     return [
-        Candidate(tile, _seconds(p, tile, region, device), partial(_made, region, device, p, tile))
+        Candidate(tile, seconds(p, tile, region, device), partial(_made, region, device, p, tile))
         for tile in (*TILES, *cut)
     ]
 
@@ -103,7 +103,7 @@ def _dot(p: Problem, device: Gpu) -> VectorMac | None:
     return device.isa.vector(key)
 
 
-def _seconds(p: Problem, tile: Tile, region: Region, device: Gpu) -> float:
+def seconds(p: Problem, tile: Tile, region: Region, device: Gpu) -> float:
     """Whole waves of blocks, each as long as its products; or the bytes, if those take longer.
 
     A product of a thread takes its share of loads from shared memory, 16 bytes each, which are
@@ -127,7 +127,7 @@ def _seconds(p: Problem, tile: Tile, region: Region, device: Gpu) -> float:
 
 
 def _made(region: Region, device: Gpu, p: Problem, tile: Tile) -> Kernel:
-    return _Tiled(region, device, p, tile).kernel()
+    return Tiled(region, device, p, tile).kernel()
 
 
 Place = Callable[[Value], tuple[Value, Value]]
@@ -135,7 +135,7 @@ Place = Callable[[Value], tuple[Value, Value]]
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """Neighbours of one operand that a thread brings from memory to shared memory in each step.
 
     `own` holds `count` elements on their way; element i goes to `to` + i * `apart` of a half of
@@ -154,7 +154,7 @@ class _Unit:
     there: Value | None
 
 
-class _Tiled:
+class Tiled:
     """A kernel while it is written."""
 
     def __init__(self, region: Region, device: Gpu, p: Problem, tile: Tile) -> None:
@@ -172,10 +172,23 @@ class _Tiled:
         self.top = d.b.let(d.b.x * tile.rows, "top")
         self.first = d.b.let(d.b.y * tile.columns, "first")
         self.a_row = tile.rows + _PAD
-        self.a_size, self.b_size = _STEP * self.a_row, _STEP * tile.columns
+        self.a_size, self.b_size = STEP * self.a_row, STEP * tile.columns
 
     def kernel(self) -> Kernel:
         """The whole kernel."""
+        self.emit()
+        p, parts = self.p, self.tile.parts
+        pack = {self.region.inputs.index(self.right): p.packed} if p.words else {}
+        return self.d.kernel(
+            pack=pack,
+            in_place=in_place_candidates(self.region),
+            macs=p.macs,
+            scratch_bytes=split.scratch_bytes(p, parts),
+            after=split.added(self.region, self.device, p, parts),
+        )
+
+    def emit(self) -> None:
+        """All statements."""
         b, p, tile = self.b, self.p, self.tile
         across = tile.columns // tile.thread_columns
         self.tx = b.let(tirx.floormod(b.thread, across), "tx")
@@ -185,7 +198,7 @@ class _Tiled:
         self.sums = b.registers(p.element, 1, tile.thread_rows * tile.thread_columns, "sum")
         self.sums.fill(0)
         units = [*self._left_units(), *self._right_units()]
-        every = -(-p.depth // (_STEP * p.per))
+        every = -(-p.depth // (STEP * p.per))
         steps = -(-every // tile.parts)
         self.begin = b.let(self.part * steps, "begin")
         self._fetch(units, self.begin)
@@ -201,18 +214,10 @@ class _Tiled:
                 self._put(units, b.let(1 - half, "other"))
             b.barrier()
         self._store()
-        pack = {self.region.inputs.index(self.right): p.packed} if p.words else {}
-        return self.d.kernel(
-            pack=pack,
-            in_place=in_place_candidates(self.region),
-            macs=p.macs,
-            scratch_bytes=split.scratch_bytes(p, tile.parts),
-            after=split.added(self.region, self.device, p, tile.parts) if tile.parts > 1 else None,
-        )
 
     def _units_of(
         self, operand: Node, shared: Pointer, lines: int, line: int, count: int, fill: int = 0
-    ) -> Iterator[tuple[Callable[[Place, Value, int, int], _Unit], Value, Value]]:
+    ) -> Iterator[tuple[Callable[[Place, Value, int, int], Unit], Value, Value]]:
         """A step's elements as `lines` lines of `line` elements -> for each unit of a thread, what
         makes it of its place, and its line and first element.
         """
@@ -231,8 +236,8 @@ class _Tiled:
                 size: int,
                 own: Pointer = own,
                 there: Value | None = there,
-            ) -> _Unit:
-                return _Unit(operand, own, count, place, shared, to, apart, size, fill, there)
+            ) -> Unit:
+                return Unit(operand, own, count, place, shared, to, apart, size, fill, there)
 
             pieces = line // count
             yield (
@@ -241,7 +246,7 @@ class _Tiled:
                 b.let(tirx.floormod(unit, pieces) * count, "from"),
             )
 
-    def _left_units(self) -> list[_Unit]:
+    def _left_units(self) -> list[Unit]:
         """Units along k of the rows of the tile; they are stored across."""
         p, b = self.p, self.b
         count = 4 if p.neighbours % (4 * p.per) == 0 else 1
@@ -249,19 +254,17 @@ class _Tiled:
         fill = _word(pad) if p.words else pad
         found = []
         lines = self.tile.rows
-        for made, line, first in self._units_of(
-            self.left, self.shared_a, lines, _STEP, count, fill
-        ):
+        for made, line, first in self._units_of(self.left, self.shared_a, lines, STEP, count, fill):
             row = LeftRow(b, p, self.image, b.let(self.top + line, "m"))
 
             def place(step: Value, row: LeftRow = row, first: Value = first) -> tuple[Value, Value]:
-                return row.at(b.let((step * _STEP + first) * p.per, "k"))
+                return row.at(b.let((step * STEP + first) * p.per, "k"))
 
             to = b.let(first * self.a_row + line, "to")
             found.append(made(place, to, self.a_row, self.a_size))
         return found
 
-    def _right_units(self) -> list[_Unit]:
+    def _right_units(self) -> list[Unit]:
         """Units along n of the rows of a step; along k of the columns where it is transposed."""
         p, b, columns = self.p, self.b, self.tile.columns
         base, apart = p.right_place(b, self.image)
@@ -269,12 +272,12 @@ class _Tiled:
         if p.transposed:
             count = 4 if p.depth % 4 == 0 else 1
             for made, line, first in self._units_of(
-                self.right, self.shared_b, columns, _STEP, count
+                self.right, self.shared_b, columns, STEP, count
             ):
                 n = b.let(self.first + line, "n")
 
                 def along(step: Value, n: Value = n, first: Value = first) -> tuple[Value, Value]:
-                    k = b.let(step * _STEP + first, "k")
+                    k = b.let(step * STEP + first, "k")
                     at = b.let(base + n * apart + k, "at")
                     return at, tirx.And(n < p.width, k < p.depth)
 
@@ -283,19 +286,19 @@ class _Tiled:
             return found
         whole = (apart // p.per) % 4 == 0 and p.width % 4 == 0
         for made, line, first in self._units_of(
-            self.right, self.shared_b, _STEP, columns, 4 if whole else 1
+            self.right, self.shared_b, STEP, columns, 4 if whole else 1
         ):
             n = b.let(self.first + first, "n")
 
             def across(step: Value, n: Value = n, line: Value = line) -> tuple[Value, Value]:
-                k = b.let(step * _STEP + line, "k")
+                k = b.let(step * STEP + line, "k")
                 at = b.let(base + k * apart + n * p.per, "at")
                 return at, tirx.And(n < p.width, k * p.per < p.depth)
 
             found.append(made(across, b.let(line * columns + first, "to"), 1, self.b_size))
         return found
 
-    def _fetch(self, units: list[_Unit], step: Value) -> None:
+    def _fetch(self, units: list[Unit], step: Value) -> None:
         """Start to load a step's units; what does not exist is `fill`."""
         for unit in units:
             with nullcontext() if unit.there is None else self.b.when(unit.there):
@@ -309,7 +312,7 @@ class _Tiled:
                     for i in range(unit.count):
                         unit.own.store(i, tir.const(unit.fill, unit.own.dtype))
 
-    def _put(self, units: list[_Unit], half: Value) -> None:
+    def _put(self, units: list[Unit], half: Value) -> None:
         """Store the units that have come to a half of shared memory."""
         for unit in units:
             with nullcontext() if unit.there is None else self.b.when(unit.there):
@@ -328,7 +331,7 @@ class _Tiled:
         b, tile = self.b, self.tile
         a = self.shared_a + b.let(half * self.a_size, "a")
         c = self.shared_b + b.let(half * self.b_size, "c")
-        with b.unrolled(_STEP, "k") as k:
+        with b.unrolled(STEP, "k") as k:
             left = self._fragment(a, k * self.a_row, self.ty, tile.rows, tile.thread_rows)
             right = self._fragment(c, k * tile.columns, self.tx, tile.columns, tile.thread_columns)
             for i in range(tile.thread_rows):
