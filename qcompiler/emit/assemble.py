@@ -5,7 +5,6 @@ from __future__ import annotations
 from qcompiler.artifact.artifact import Artifact, Binary
 from qcompiler.emit import native, program
 from qcompiler.emit.described import manifest_of
-from qcompiler.errors import Error
 from qcompiler.hardware.isa import Cpu
 from qcompiler.options import Watch
 from qcompiler.plan.plan import Plan
@@ -15,9 +14,5 @@ def assemble(made: Plan, watch: Watch | None = None) -> Artifact:
     """Plan -> artifact of one variant: code, weights, and a manifest that describes them."""
     if watch is not None and watch.progress is not None:
         watch.progress("machine code", 0, 1, made.device.isa.name)
-    if (made.checks or made.extents) and not isinstance(made.device, Cpu):
-        first = next(iter((*made.checks, *made.extents)))
-        hint = "make these operands constants (initializers) of the model"
-        raise Error(f"on a GPU, no run is checked for its sizes: {first}", hint=hint)
     code = native.emit(made) if isinstance(made.device, Cpu) else program.emit(made)
     return Artifact(manifest_of(made), (Binary(code, made.weights, made.blocks),))

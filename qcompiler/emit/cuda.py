@@ -111,6 +111,8 @@ def _without_ends(stmt: Any) -> Any:
 
 def source(functions: Mapping[str, Function], isa: Isa) -> str:
     """Functions by name -> CUDA C++, the same for the same functions."""
+    if not functions:
+        return device_code()
     _lower_instructions()
     target = tvm.target.Target({"kind": "cuda", "arch": isa.name})
     marks = {"target": target, "calling_conv": 2, "tirx.is_global_func": True}

@@ -67,8 +67,8 @@ def program_of(plan: Plan) -> Program:
     of = {n: i // _FUNCTIONS_A_MODULE for i, n in enumerate(names)}
     parts = [
         {n: functions[n] for n in names[i : i + _FUNCTIONS_A_MODULE]}
-        for i in range(0, len(names), _FUNCTIONS_A_MODULE)
-    ]
+        for i in range(0, max(len(names), 1), _FUNCTIONS_A_MODULE)
+    ]  # one, if only of what all code calls, where all is done in Python
     isa = plan.device.isa
     sources = [cuda.source(part, isa) for part in parts]
     with ThreadPoolExecutor(cpu.cores()) as pool:

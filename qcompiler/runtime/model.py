@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +41,7 @@ from qcompiler.runtime.library import (
 )
 from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, sizes_of
 from qcompiler.runtime.open_sizes import HIDDEN, Sizes
-from qcompiler.runtime.text import NOTE, Program
+from qcompiler.runtime.text import program_of
 
 if TYPE_CHECKING:
     from qcompiler.runtime.state import Bound
@@ -83,6 +83,37 @@ class _Held:
     code: Code
     weights: Memory
     contexts: queue.SimpleQueue[Context] = field(default_factory=queue.SimpleQueue)
+
+
+Run = Callable[[Mapping[str, Any]], dict[str, Array]]
+"""{input name: array} -> {output name: array}."""
+
+
+def lists_of(manifest: Manifest) -> dict[str, int]:
+    """The lengths of a model's sequences, by name."""
+    notes = manifest.notes
+    return {k[9:]: int(v) for k, v in notes.items() if k.startswith("sequence ")}
+
+
+def run_of_lists(
+    lists: Mapping[str, int], manifest: Manifest, inputs: Mapping[str, Any], run: Run
+) -> dict[str, Any]:
+    """A run of a model with sequences: lists of arrays for these."""
+    flat: dict[str, Any] = {}
+    for name, value in dict(inputs).items():
+        if name not in lists:
+            flat[name] = value
+        elif len(value) != lists[name]:
+            what = f"{len(value)} tensors given, {lists[name]} wanted"
+            raise Error(what, where=f"input {name!r}", hint="compile for another length")
+        else:
+            flat.update((f"{name}[{i}]", v) for i, v in enumerate(value))
+    made: dict[str, Any] = run(flat)
+    taken = {v.name.rpartition("[")[0] for v in manifest.inputs}
+    for name, length in lists.items():
+        if name not in taken and (length or name not in inputs):
+            made[name] = [made.pop(f"{name}[{i}]") for i in range(length)]
+    return made
 
 
 class Interface:
@@ -140,9 +171,7 @@ class Model(Interface):
         self._names = [v.name for v in self.manifest.outputs]
         self._steps = len(self.variant.steps)
         self._extents = [(self._names.index(n), at) for n, at in self.variant.extents]
-        notes = self.manifest.notes
-        self._text = Program(notes[NOTE]) if NOTE in notes else None
-        self._lists = {k[9:]: int(v) for k, v in notes.items() if k.startswith("sequence ")}
+        self._text, self._lists = program_of(self.manifest), lists_of(self.manifest)
         held = replace(artifact, binaries=(replace(binary, weights=weights.array),))
         self._held: _Held | None = _Held(held, code, weights)
 
@@ -177,44 +206,21 @@ class Model(Interface):
     def __call__(self, *arrays: Any) -> Array | tuple[Array, ...]:
         """Inputs in order -> the output, or a tuple of them."""
         if self._text:
-            made = self._run_text(dict(zip(self._text.inputs, arrays)))
+            made = self.run(dict(zip(self._text.inputs, arrays)))
             return made.popitem()[1] if len(made) == 1 else tuple(made.values())
         results = self._call(self._open(), arrays_checked(self._input_specs, arrays))
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """{input name: array} -> {output name: array}."""
-        if self._lists or self._text:
-            return self._run_lists(inputs) if self._lists else self._run_text(inputs)
+        if self._lists:
+            return run_of_lists(self._lists, self.manifest, inputs, self._run)
+        return self._text.run_with(inputs, self._run) if self._text else self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """`run` of arrays."""
         results = self._call(self._open(), arrays_in_order(self._input_specs, inputs))
         return dict(zip(self._names, results))
-
-    def _run_text(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """`run` of a model with strings."""
-        assert self._text is not None
-        taken, made = self._text.run(inputs)
-        results = self._call(self._open(), arrays_in_order(self._input_specs, taken))
-        made.update(zip(self._names, results))
-        return {name: made[name] for name in self._text.outputs}
-
-    def _run_lists(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """`run` of a model with sequences: lists of arrays for these."""
-        flat: dict[str, Any] = {}
-        for name, value in dict(inputs).items():
-            if name not in self._lists:
-                flat[name] = value
-            elif len(value) != self._lists[name]:
-                what = f"{len(value)} tensors given, {self._lists[name]} wanted"
-                raise Error(what, where=f"input {name!r}", hint="compile for another length")
-            else:
-                flat.update((f"{name}[{i}]", v) for i, v in enumerate(value))
-        results = self._call(self._open(), arrays_in_order(self._input_specs, flat))
-        made: dict[str, Any] = dict(zip(self._names, results))
-        taken = {v.name.rpartition("[")[0] for v in self.manifest.inputs}
-        for name, length in self._lists.items():
-            if name not in taken and (length or name not in inputs):
-                made[name] = [made.pop(f"{name}[{i}]") for i in range(length)]
-        return made
 
     def profile(self, inputs: Mapping[str, Any], *, repeat: int = 20) -> list[float]:
         """{input name: array} -> median seconds of every step (`model.variant.steps` names them),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.artifact.artifact import Manifest
 from qcompiler.errors import Error
 
 NOTE = "text"
@@ -94,6 +95,14 @@ class Program:
         """What runs in Python."""
         return ", ".join(dict.fromkeys(str(op) for op, *_ in self._steps))
 
+    def run_with(
+        self, inputs: Mapping[str, Any], run: Callable[[Mapping[str, Any]], dict[str, Array]]
+    ) -> dict[str, Any]:
+        """The model's inputs, and what runs its machine code -> its outputs."""
+        taken, made = self.run(inputs)
+        made.update(run(taken))
+        return {name: made[name] for name in self.outputs}
+
     def run(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
         """The model's inputs -> what its machine code takes, and the outputs that are made here."""
         missing = [n for n in self._strings if n not in inputs]
@@ -107,6 +116,11 @@ class Program:
         rest = {n: v for n, v in inputs.items() if n not in self._strings}
         rest.update((taken, values[name]) for taken, name in self._feeds.items())
         return rest, {name: values[value] for name, value in self._made.items()}
+
+
+def program_of(manifest: Manifest) -> Program | None:
+    """The steps of a model's text, if it has any."""
+    return Program(manifest.notes[NOTE]) if NOTE in manifest.notes else None
 
 
 def strings_of(name: str, shape: Sequence[Any], given: object) -> Array:

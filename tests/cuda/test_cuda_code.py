@@ -292,7 +292,7 @@ def others() -> Iterator[tuple[list[Node], Node]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
 def test_other_kernels_keep_nothing_in_memory_either(architecture: str, tmp_path: Path) -> None:
     for inputs, output in others():
         kernel = made(output, output, inputs, gpu(architecture))[0]

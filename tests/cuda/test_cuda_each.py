@@ -45,3 +45,14 @@ def test_boxes_are_kept_in_the_order_of_classes_and_scores(
     y = make("non_max_suppression", *nodes, *map(constant, given), most=most, center=center)
     kernel = check(y, y, [boxes, scores], nodes, gpu())
     assert len(kernel.after) == 1
+
+
+@pytest.mark.slow
+def test_determinants_and_places_of_largest_values() -> None:
+    x = placeholder("x", Type("float32", (3, 4, 4)))
+    y = make("Det", x)
+    assert check(y, y, [normal((3, 4, 4))], (x,), gpu(), rtol=1e-5, atol=1e-5).grid is not None
+    x = placeholder("x", Type("float32", (1, 2, 6, 7)))
+    pool = make("MaxPool", x, kernel_shape=(3, 2), strides=(2, 1), pads=(1, 0, 1, 1), outputs=2)
+    places = make("item", pool, index=1)
+    assert check(places, places, [normal((1, 2, 6, 7))], (x,), gpu()).grid is not None

@@ -63,6 +63,13 @@ class Context:
         self.sizes = sizes
         self.pinned = driver.HostMemory(self.gpu, places[-1])
         self.at_host = [self.pinned.bytes[p:] for p in places]
+        (variant,) = held.manifest.variants
+        names = [v.name for v in held.manifest.outputs]
+        self.extents = [(names.index(name), offset) for name, offset in variant.extents]
+        ranks = [(offset, 8 * len(self.kinds[1][at][1])) for at, offset in self.extents]
+        self.told = [*((c.offset, c.bytes) for c in variant.checks), *ranks]
+        """Offsets and bytes in the workspace of what a run says of itself."""
+        self.pinned_told = driver.HostMemory(self.gpu, sum(size for _, size in self.told))
         self.stream = driver.Stream(self.gpu)
         self.handle = self.stream.handle
         self.pending: list[tuple[driver.Event, list[Borrowed]]] = []
@@ -119,12 +126,36 @@ class Context:
             for i, address in enumerate(self.outputs):
                 to, size = ctypes.c_void_p(_at(self.at_host[count + i])), self.sizes[1][i]
                 call("cuMemcpyDtoHAsync_v2", to, _u64(address), _size(size), self.handle)
+            at = _at(self.pinned_told.bytes)
+            for offset, size in self.told:
+                source = _u64(self.workspace + offset)
+                call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(at), source, _size(size), self.handle)
+                at += size
             call("cuStreamSynchronize", self.handle)
+        return self._cut(self._made())
+
+    def _made(self) -> list[Array]:
+        """Copies of the outputs that have come."""
+        count = len(self.inputs)
         made: list[Array] = []
         for i, (dtype, shape) in enumerate(self.kinds[1]):
             raw = self.at_host[count + i][: self.sizes[1][i]]
             made.append(raw.view(dtype).reshape(shape).copy())
         return made
+
+    def _cut(self, outputs: list[Array]) -> list[Array]:
+        """Outputs to the sizes that data decided. Raises Error if a check of the run failed."""
+        (variant,) = self.held.manifest.variants
+        ends = np.cumsum([size for _, size in self.told])
+        told = np.split(self.pinned_told.bytes, ends[:-1]) if self.told else []
+        for check, seen in zip(variant.checks, told):
+            if not seen.all():
+                hint = "compile the model for the shapes that these values give"
+                raise Error(check.what, hint=hint)
+        for (at, _), raw in zip(self.extents, told[len(variant.checks) :]):
+            sizes = raw.copy().view(np.int64)
+            outputs[at] = outputs[at][tuple(slice(int(n)) for n in sizes)]
+        return outputs
 
     def run_there(self, given: Sequence[Any]) -> list[DeviceTensor]:
         """Inputs, some of which lie on the GPU -> new outputs there, which may not be written yet.
@@ -133,6 +164,9 @@ class Context:
         launch by launch, and its memory is nobody else's from then on.
         """
         values, stream = self.held.manifest.inputs, self.stream
+        if self.told:
+            what = "each run of this model is checked, or decides the sizes of its outputs"
+            raise Error(what, where=self.held.manifest.name, hint="give arrays of the CPU")
         here = any(isinstance(one, np.ndarray) for one in given)
         with self._running() as call:
             self._settle(call, wait=here)

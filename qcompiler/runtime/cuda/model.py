@@ -25,7 +25,15 @@ from qcompiler.runtime.arrays import Array
 from qcompiler.runtime.cuda import driver, energy
 from qcompiler.runtime.cuda.context import Context, Held
 from qcompiler.runtime.cuda.tensors import like, on_gpu
-from qcompiler.runtime.model import Interface, arrays_checked, arrays_in_order, input_specs
+from qcompiler.runtime.model import (
+    Interface,
+    arrays_checked,
+    arrays_in_order,
+    input_specs,
+    lists_of,
+    run_of_lists,
+)
+from qcompiler.runtime.text import program_of
 
 
 def load(
@@ -138,6 +146,7 @@ class CudaModel(Interface):
             call("cuMemcpyHtoD_v2", ctypes.c_uint64(weights.address), at, size)
         self.threads = 1
         self._specs = input_specs(self.manifest.inputs)
+        self._text, self._lists = program_of(self.manifest), lists_of(self.manifest)
         launches = [(c, known[name]) for c, name in zip(self.program.launches, names)]
         room, steps = self.variant.workspace_bytes, len(self.variant.steps)
         held = Held(gpu, self.manifest, launches, modules, weights, room, steps)
@@ -145,14 +154,25 @@ class CudaModel(Interface):
 
     def __call__(self, *given: Any) -> Any:
         """Inputs in order -> the output, or a tuple of them."""
+        if self._text:
+            made = self.run(dict(zip(self._text.inputs, given)))
+            return made.popitem()[1] if len(made) == 1 else tuple(made.values())
+        return self._of_arrays(*given)
+
+    def _of_arrays(self, *given: Any) -> Any:
         results = self._call(given) if any(map(on_gpu, given)) else self._called(given)
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """{input name: array} -> {output name: array}."""
+        if self._lists:
+            return run_of_lists(self._lists, self.manifest, inputs, self._run)
+        return self._text.run_with(inputs, self._run) if self._text else self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         names = [v.name for v in self.inputs]
         if isinstance(inputs, Mapping) and set(inputs) == set(names):
-            results = self(*(inputs[n] for n in names))
+            results = self._of_arrays(*(inputs[n] for n in names))
             made = results if isinstance(results, tuple) else (results,)
         else:
             made = tuple(self._called(arrays_in_order(self._specs, inputs)))

@@ -17,7 +17,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
-from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
@@ -141,36 +141,42 @@ def det(region: Region, device: Cpu) -> Kernel | Skip:
     if reason := _alone(region, 1 << 28):
         return reason
     d = Draft("det", region, device)
+    x = d.root.operands[0]
+    n, rows = x.type.dims[-1], d.scratch("float64")
+    with d.b.serial(prod(x.type.dims[:-2]), "matrix") as i:
+        determinant(d, i, rows)
+    return d.kernel(scratch_bytes=max(n * n, 1) * np.dtype(np.float64).itemsize)
+
+
+def determinant(d: Draft, i: Value, rows: Pointer) -> None:
+    """Matrix number i -> its determinant, in the output; `rows` has room for the matrix."""
     b, m = d.b, d.m
     x = d.root.operands[0]
     n = x.type.dims[-1]
-    rows = d.scratch("float64")
     product = b.registers("float64", 1, 1, "product")
     pivot = b.registers("int32", 1, 1, "pivot")
-    with b.serial(prod(x.type.dims[:-2]), "matrix") as i:
-        with b.serial(n * n, "copy") as j:
-            rows.store(j, m.cast(d.read(x, i * (n * n) + j), "float64").expr)
-        product.fill(1)
-        with b.serial(n, "step") as k:
-            pivot[0] = k
-            with b.serial(n, "row") as r:
-                old = m.abs(m.vec(rows.load(pivot[0] * n + k)))
-                larger = m.abs(m.vec(rows.load(r * n + k))) > old
-                with b.when(tirx.And(r > k, tirx.NE(m.cast(larger, "int32").expr, 0))):
-                    pivot[0] = r
-            with b.when(tirx.NE(pivot[0], k)):
-                product[0] = product[0] * tir.const(-1.0, "float64")
-                with b.serial(n, "swap") as c:
-                    kept = b.hold(rows.load(k * n + c))
-                    rows.store(k * n + c, rows.load(pivot[0] * n + c))
-                    rows.store(pivot[0] * n + c, kept)
-            product[0] = product[0] * rows.load(k * n + k)
-            nothing = tirx.EQ(rows.load(k * n + k), tir.const(0.0, "float64"))
-            with b.serial(n, "below") as r, b.when(tirx.And(r > k, tirx.Not(nothing))):
-                factor = b.hold(rows.load(r * n + k) / rows.load(k * n + k))
-                with b.serial(n, "column") as c:
-                    old = rows.load(r * n + c)
-                    rows.store(r * n + c, old - factor * rows.load(k * n + c))
-        made = m.cast(m.vec(product[0]), d.root.dtype)
-        d.out.store(i, tir.reinterpret(made.expr, d.out.dtype))
-    return d.kernel(scratch_bytes=max(n * n, 1) * np.dtype(np.float64).itemsize)
+    with b.serial(n * n, "copy") as j:
+        rows.store(j, m.cast(d.read(x, i * (n * n) + j), "float64").expr)
+    product.fill(1)
+    with b.serial(n, "step") as k:
+        pivot[0] = k
+        with b.serial(n, "row") as r:
+            old = m.abs(m.vec(rows.load(pivot[0] * n + k)))
+            larger = m.abs(m.vec(rows.load(r * n + k))) > old
+            with b.when(tirx.And(r > k, tirx.NE(m.cast(larger, "int32").expr, 0))):
+                pivot[0] = r
+        with b.when(tirx.NE(pivot[0], k)):
+            product[0] = product[0] * tir.const(-1.0, "float64")
+            with b.serial(n, "swap") as c:
+                kept = b.hold(rows.load(k * n + c))
+                rows.store(k * n + c, rows.load(pivot[0] * n + c))
+                rows.store(pivot[0] * n + c, kept)
+        product[0] = product[0] * rows.load(k * n + k)
+        nothing = tirx.EQ(rows.load(k * n + k), tir.const(0.0, "float64"))
+        with b.serial(n, "below") as r, b.when(tirx.And(r > k, tirx.Not(nothing))):
+            factor = b.hold(rows.load(r * n + k) / rows.load(k * n + k))
+            with b.serial(n, "column") as c:
+                old = rows.load(r * n + c)
+                rows.store(r * n + c, old - factor * rows.load(k * n + c))
+    made = m.cast(m.vec(product[0]), d.root.dtype)
+    d.out.store(i, tir.reinterpret(made.expr, d.out.dtype))

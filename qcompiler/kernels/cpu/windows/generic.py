@@ -117,10 +117,10 @@ def places(region: Region, device: Cpu) -> Kernel | Skip:
         return reason
     if set(region.nodes) != {root, source} or root.type.size == 0:
         return Skip("elementwise work around it, or nothing to look for")
-    return _Places(Draft("maxplaces", region, device)).kernel()
+    return Places(Draft("maxplaces", region, device)).kernel()
 
 
-class _Places:
+class Places:
     """A kernel while it is written."""
 
     def __init__(self, d: Draft) -> None:
@@ -140,10 +140,11 @@ class _Places:
             share(self.b, count, size) as (first, iterations),
             self.b.serial(iterations, "element", first) as i,
         ):
-            self._one(i, indices(self.b, i, dims))
+            self.one(i, indices(self.b, i, dims))
         return self.d.kernel(tasks=count, generic=True)
 
-    def _one(self, element: Value, place: Place) -> None:
+    def one(self, element: Value, place: Place) -> None:
+        """One element of the output."""
         b, m, dtype = self.b, self.m, self.x.dtype
         best = b.registers(tir.stored(dtype), 1, 1, "best")
         where = b.registers("int64", 1, 1, "where")
