@@ -11,7 +11,7 @@ mkdir -p gpu-results
 nvidia-smi --query-gpu=name,compute_cap,driver_version,memory.total --format=csv | tee gpu-results/gpu.csv
 
 echo "--- kernels on the GPU"
-QCOMPILER_ON_GPU=1 timeout 180 "$python" -m pytest tests/cuda/test_cuda_{attention,contraction,elementwise,lines,moves,narrow,recurrent,resize,rows,scatter}.py -m 'slow or not slow' -n 4 -q 2>&1 | tee gpu-results/kernels.txt | tail -n 20
+QCOMPILER_ON_GPU=1 timeout 180 "$python" -m pytest tests/cuda/test_cuda_{attention,contraction,each,elementwise,lines,moves,narrow,recurrent,resize,rows,scatter}.py -m 'slow or not slow' -n 4 -q 2>&1 | tee gpu-results/kernels.txt | tail -n 20
 
 echo "--- networks"
 timeout 290 "$python" -m benchmarks.gpu measure --seconds 240 2>&1 | tee gpu-results/networks.txt

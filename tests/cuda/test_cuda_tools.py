@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +203,26 @@ def test_what_checks_kernels_on_a_gpu_runs_them_by_the_driver(
     after = (ctypes.c_int64 * 8)()
     installed.fake_counts(after)
     assert after[4] > before[4]  # launches
+
+
+def test_the_script_for_a_day_with_a_gpu_runs_all_tests_of_kernels() -> None:
+    folder = Path(__file__).parent
+    script = (folder.parents[1] / "benchmarks" / "gpu.sh").read_text()
+    named = re.search(r"test_cuda_\{(.*?)\}\.py", script)
+    assert named is not None
+    checking = {
+        f.stem.removeprefix("test_cuda_")
+        for f in folder.glob("test_cuda_*.py")
+        if re.search(r"^from emulation import .*\b(check|check_all|run)\b", f.read_text(), re.M)
+    }
+    assert set(named[1].split(",")) == checking - {"tools"}
+    subprocess.run(["bash", "-n", folder.parents[1] / "benchmarks" / "gpu.sh"], check=True)
+
+
+def test_several_launches_of_a_kernel_go_through_the_driver_too(
+    installed: ctypes.CDLL, for_this_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCOMPILER_ON_GPU", "1")
+    x = placeholder("x", Type("float32", (70,)))
+    y = make("item", make("DynamicQuantizeLinear", x), index=0)
+    assert check(y, y, [normal((70,))], (x,), gpu()).after
