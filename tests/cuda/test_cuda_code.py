@@ -18,6 +18,7 @@ from kernel_harness import normal, region_of
 
 from qcompiler import plugins
 from qcompiler.emit import cuda, nvrtc
+from qcompiler.emit.cubin import taken
 from qcompiler.errors import Error
 from qcompiler.hardware.isa import family
 from qcompiler.ir import Graph, Node, Type, constant, numpy_dtype, placeholder
@@ -253,6 +254,14 @@ def test_tensor_cores_multiply_what_comes_as_matrices(
     assert not rest
     assert "LDSM.16.M88.4" in text
     assert re.search(r"LDGSTS\.E\.BYPASS(\.LTC128B)?\.128", text)
+    sm, (use,) = (
+        gpu(architecture).multiprocessor,
+        taken((tmp_path / "code.cubin").read_bytes()).values(),
+    )
+    found, assumed = (
+        sm.occupancy(how.threads, n, how.shared_bytes) for n in (use.registers, how.registers)
+    )
+    assert found >= assumed  # the model of time
 
 
 def others() -> Iterator[tuple[list[Node], Node]]:
