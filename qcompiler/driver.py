@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch
 from qcompiler.plan import open_plan
 from qcompiler.plan.batches import cut
-from qcompiler.plan.opened import fitted, opened
+from qcompiler.plan.opened import as_named, fitted, opened
 from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.quantization.agreement import Agreement, agreement
@@ -41,7 +41,7 @@ from qcompiler.quantization.resized import differences, resized
 from qcompiler.rewrite import stage_of
 from qcompiler.rewrite.mentions import demand_nodes, mentions
 from qcompiler.rewrite.padding.pad import Result
-from qcompiler.rewrite.padding.pinned import paddings
+from qcompiler.rewrite.padding.pinned import Paddings
 from qcompiler.stages import Choice, choose, chosen, run_stage
 from qcompiler.tune.records import MODEL, Measured, joined_records, model_key, names_in
 from qcompiler.tune.shipped import known
@@ -118,7 +118,7 @@ class Compilation:
             choice=choice or Choice(),
             records=records,
             opened=None,
-            paddings=(),
+            paddings=None,
             padding=None,
             float_graph=graph,
             came_quantized=False,
@@ -182,23 +182,28 @@ class Compilation:
         return self._through(read(self.model, {}), "fold", "fuse", watch=Watch())
 
     @cached_property
+    def symbolic(self) -> Graph:
+        """The graph as read, with all symbols that are to stay open."""
+        sizes = {s.name: Size.of(s.name) for s in _symbols(self.options)}
+        return _read(self.model, self.options, False, sizes)
+
+    @cached_property
     def opened(self) -> Opened | None:
         """The sizes that stay open in the artifact, proven to be right; None if none is to."""
         symbols = _symbols(self.options)
         if not symbols:
             return None
-        graph = _read(self.model, self.options, False, {s.name: Size.of(s.name) for s in symbols})
-        folded = self._through(graph, "fold", watch=Watch())
-        return opened(graph, folded, symbols, self.options.opt_dims or {})
+        fold = partial(self._through, self.symbolic, "fold", watch=Watch())
+        return opened(self.symbolic, fold, symbols, self.options.opt_dims or {})
 
     @cached_property
-    def paddings(self) -> tuple[Result, ...]:
-        """The model of the largest sizes, exact for all, and of smaller ones, where that is faster;
-        none if no size but the batch is open.
+    def paddings(self) -> Paddings | None:
+        """The model of the largest sizes, exact for all, and of smaller ones; None if no size but
+        the batch is open.
         """
         asked, low = self.opened, PRECISIONS[self.options.precision][0]
         if asked is None or not asked.inner:
-            return ()
+            return None
         names = " ".join(f"--dim {s.name}=N" for s in asked.inner)
         if low == "quantize_dynamic":
             what = f"scales of {self.options.precision} are those of whole tensors"
@@ -206,21 +211,22 @@ class Compilation:
         inner = [positive(s) for s in asked.inner]
         if low == "quantize_static" and inner != [*asked.inner]:
             raise Error(f"in {self.options.precision} no size may be 0", hint="--dim NAME=1..HI")
-        sizes: dict[str, Dim] = {asked.symbol.name: 1} if asked.batched else {}
-        sizes |= {s.name: Size.of(s.name) for s in asked.inner}
-        graph = _read(self.model, self.options, False, sizes)
+        graph = self.symbolic
+        if asked.batched:
+            sizes: dict[str, Dim] = {s.name: Size.of(s.name) for s in asked.inner}
+            graph = _read(self.model, self.options, False, {**sizes, asked.symbol.name: 1})
         # Others may not be the same; and a check, or a size that data decide, is in one place.
         own = self.options.prune or self.options.passes
         one = bool(own or graph.checks or graph.extents)
         if one:
             what = "pruned, with passes of its own, or with sizes or checks of every run"
             log.info("%s, the model has the largest sizes alone", what)
-        return paddings(graph, inner, one=one)
+        return Paddings(graph, inner, one=one)
 
     @cached_property
     def padding(self) -> Result | None:
         """That of the largest sizes."""
-        return self.paddings[0] if self.paddings else None
+        return self.paddings.largest if self.paddings else None
 
     @cached_property
     def float_graph(self) -> Graph:
@@ -303,17 +309,15 @@ class Compilation:
         return self._through(self.quantized, *stages, data=self.calibration, choice=choice)
 
     @cached_property
-    def fitting(self) -> list[tuple[Result, Graph]]:
-        """The models of the largest sizes and of smaller ones, each with its input of the plan."""
-        found = [(self.paddings[0], self.lowered)]
-        for padding in self.paddings[1:]:
-            graph = self._smaller(padding)
-            if isinstance(graph, Skip):
-                sizes = "x".join(map(str, padding.top.values()))
-                log.info("there are no steps for sizes to %s: %s", sizes, graph.reason)
-            else:
-                found.append((padding, graph))
-        return found
+    def smaller(self) -> list[open_plan.Smaller]:
+        """The inputs of the plan of smaller sizes than the largest, each made when it is needed."""
+        asked, paddings = self.opened, self.paddings
+        if asked is None or paddings is None:
+            return []
+        return [
+            open_plan.Smaller(as_named(asked, sizes), partial(self._smaller, sizes))
+            for sizes in paddings.smaller
+        ]
 
     @cached_property
     def plan(self) -> Plan:
@@ -329,14 +333,28 @@ class Compilation:
         if opened is None:
             return planned(self.lowered, self.device, tell, reasons, asked=asked, records=records)
         if opened.inner:
-            opened = fitted(opened, [padding for padding, _ in self.fitting])
-        graphs = [(1, g) for _, g in self.fitting] if opened.inner else self.sized(opened.symbol)
+            assert self.padding is not None
+            opened = fitted(opened, self.padding)
+            graphs, smaller = [(1, self.lowered)], self.smaller
+        else:
+            graphs, smaller = self.sized(opened.symbol), []
         return open_plan.planned(
-            graphs, opened, self.device, tell, reasons, asked=asked, records=records
+            graphs,
+            opened,
+            self.device,
+            tell,
+            reasons,
+            asked=asked,
+            records=records,
+            smaller=smaller,
         )
 
-    def _smaller(self, padding: Result) -> Graph | Skip:
+    def _smaller(self, sizes: Sequence[int]) -> Graph | Skip:
         """The input of the plan, of smaller sizes; or why its scales would not be the same."""
+        assert self.paddings is not None
+        padding = self.paddings.at(sizes)
+        if isinstance(padding, Skip):
+            return padding
         made = self.having(padding=padding)
         vars(made).update(watch=Watch(), device=self.device)
         if PRECISIONS[self.options.precision][0] not in _SEEN:
@@ -419,7 +437,8 @@ class Compilation:
                 " --calibration synthetic",
             )
         wanted: dict[str, tuple[str, Sequence[Dim]]]
-        wanted = {n.name: (n.dtype, n.shape) for n in graph.inputs}
+        given = [n for n in graph.inputs if not n.name.startswith(SIZE)]
+        wanted = {n.name: (n.dtype, n.shape) for n in given}
         sampled = self.sampled
         if sampled is not None and options.calibration != "synthetic":
             wanted = {k: (wanted[k][0], shape) for k, shape in sampled.shapes.items()}

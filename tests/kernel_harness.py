@@ -137,6 +137,19 @@ def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) 
     """A kernel on arrays, in fenced memory; for another architecture on an emulated processor."""
     if elsewhere(isa):
         return _run_elsewhere(kernel, region, isa, values)
+    return twice(caller(kernel, region, isa, values), values)
+
+
+def caller(
+    kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]
+) -> Callable[[Mapping[Node, Array], int], Array]:
+    """A kernel, and arrays of which the constants count -> (arrays, a byte that all memory that it
+    may write is full of) -> what it makes of these.
+    """
+    if elsewhere(isa):
+        return lambda arrays, poison: _emulated(
+            kernel, region, isa, [({**values, **arrays}, poison)]
+        )[0]
     module = compile_functions([(kernel.name, kernel.func)], isa)
     operands = []
     for i, node in enumerate(region.inputs):
@@ -161,29 +174,37 @@ def run(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) 
         module[kernel.name](*(ctypes.c_void_p(m.address) for m in (*operands, *made)))
         return made[0].bytes.view(numpy_dtype(type.dtype)).reshape(type.dims).copy()
 
-    return twice(call, values)
+    return call
 
 
 def _run_elsewhere(kernel: Kernel, region: Region, isa: Isa, values: Mapping[Node, Array]) -> Array:
     """The same, on an emulated processor."""
-    rounds = [({n: other(a) for n, a in values.items()}, POISONS[1])]
+    held = {n: a for n, a in values.items() if n.is_constant}
+    rounds = [({**{n: other(a) for n, a in values.items()}, **held}, POISONS[1])]
     rounds += [(dict(values), poison) for poison in POISONS]
+    _, *made = _emulated(kernel, region, isa, rounds)
+    same([made[0]], [made[1]])
+    return made[1]
+
+
+def _emulated(
+    kernel: Kernel, region: Region, isa: Isa, rounds: Sequence[tuple[Mapping[Node, Array], int]]
+) -> list[Array]:
+    """What each of some calls makes, one after the other, of arrays and a byte in other memory."""
     given = []
     for arrays, poison in rounds:
         operands = []
         for i, node in enumerate(region.inputs):
-            array = np.ascontiguousarray((values if node.is_constant else arrays)[node])
+            array = np.ascontiguousarray(arrays[node])
             packed = np.ascontiguousarray(kernel.pack[i](array)) if i in kernel.pack else array
             operands.append((64 if node.is_constant else 0, packed))
         given.append((operands, poison))
     type = region.output.type
     sizes = [type.bytes] + [-(-kernel.scratch_bytes // 64) * 64] * bool(kernel.scratch_bytes)
-    _, *made = (
+    return [
         np.frombuffer(raw, numpy_dtype(type.dtype)).reshape(type.dims)
         for raw in board.run_kernel(kernel, isa, processor(isa), given, sizes)
-    )
-    same([made[0]], [made[1]])
-    return made[1]
+    ]
 
 
 def expected(graph: Graph, values: Mapping[Node, Array]) -> Array:

@@ -192,10 +192,16 @@ def _copied(region: Region, new: dict[Node, Node]) -> Region:
     return Region(root, nodes, inputs, new[region.output])
 
 
+_ALL = 1 << 30
+"""More than any number of positions."""
+
+
 def values(region: Region, seed: int) -> Mapping[str, Array]:
     """Numbers for what a region reads besides constants, by name."""
     rng = np.random.default_rng(seed)
-    return {n.name: numbers(n.type, rng) for n in region.inputs if not n.is_constant}
+    given = {n.name: numbers(n.type, rng) for n in region.inputs if not n.is_constant}
+    count = region.count
+    return given if count is None else {**given, count.name: np.full(1, _ALL, np.int32)}
 
 
 def numbers(type: Type, rng: np.random.Generator) -> Array:

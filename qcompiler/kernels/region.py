@@ -55,8 +55,8 @@ class Region:
 
     `nodes` are in order, each after what it reads; `inputs` are the values read from outside
     (constants included), in the order of the kernel's pointers; `output` is the only node read from
-    outside. `facts` is None while these are nodes of a graph; otherwise the region is sealed, and
-    only then has a key and known facts.
+    outside. One more input may say how much of it counts (`count`). `facts` is None while these are
+    nodes of a graph; otherwise the region is sealed, and only then has a key and known facts.
     """
 
     root: Node | None
@@ -64,6 +64,15 @@ class Region:
     inputs: tuple[Node, ...]
     output: Node
     facts: Mapping[Node, Facts] | None = field(default=None, compare=False)
+
+    @cached_property
+    def count(self) -> Node | None:
+        """The input that no node reads, if there is one, an int32: how many positions along the
+        first dimension of more than one count in this run. A kernel need not compute others, nor
+        read what belongs to them.
+        """
+        read = {self.output, *(i for n in self.nodes for i in n.operands)}
+        return next((n for n in self.inputs if n not in read), None)
 
     def known(self, node: Node) -> Facts:
         """What a kernel may know of an input or a node."""

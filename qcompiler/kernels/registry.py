@@ -97,6 +97,8 @@ class Kernel:
     """Whether what is in one row of an operand shows in other rows of the output, by rounding or by
     values that are not finite, though it should not.
     """
+    counted: bool = False
+    """Whether it ends where what counts in a run does (`Region.count`)."""
     grid: Grid | None = None
     generic: bool = False
     """Whether its loops are those of any operator, one element after the other."""
@@ -161,6 +163,8 @@ class Candidate:
     knobs: Knobs
     seconds: float
     build: Callable[[], Kernel | Skip]
+    mixes_rows: bool = False
+    """As the kernel."""
 
 
 Ways = Callable[[Region, Any], Iterable[Candidate] | Skip]
@@ -224,7 +228,7 @@ def candidates(*ops: str, version: int = 1, kind: type[Device] = Cpu) -> Callabl
             found = _fitting(partial(generate, region, device))
             if isinstance(found, Skip):
                 return found
-            return (Candidate(c.knobs, c.seconds, partial(_built, region, c.build)) for c in found)
+            return (replace(c, build=partial(_built, region, c.build)) for c in found)
 
         for op in ops:
             entry = Generator(generate.__name__, guarded, version, kind)
@@ -335,9 +339,16 @@ class Decision:
 
 
 def choose(
-    region: Region, device: Device, records: Records | None = None, *, apart: bool = False
+    region: Region,
+    device: Device,
+    records: Records | None = None,
+    *,
+    apart: bool = False,
+    counted: bool = False,
 ) -> Decision:
-    """The kernel recorded as fastest, or else predicted to be. `apart`: none that mixes rows."""
+    """The kernel recorded as fastest, or else predicted to be. `apart`: none that mixes rows;
+    `counted`: only one that ends where what counts does.
+    """
     region = sealed(region, device)
     record = None if records is None else records.best(region.key, device)
     known = [] if record is None else _recorded(region, device, record)
@@ -348,13 +359,16 @@ def choose(
         if isinstance(found, Skip):
             skips.append((generator.name, found.reason))
             continue
+        if apart:
+            found = [c for c in found if not c.mixes_rows]
         best = nsmallest(KEPT, found, key=lambda c: c.seconds)
         if not best:
             skips.append((generator.name, "nothing that it could choose fits"))
         offers += [Offer(generator.name, c) for c in best]
     offers.sort(key=lambda o: o.candidate.seconds)
     origin = "" if record is None else record.origin
-    return _first_built(region, (known, origin), offers, skips, apart)
+    known = [o for o in known if not (apart and o.candidate.mixes_rows)]
+    return _first_built(region, (known, origin), offers, skips, counted)
 
 
 def asked(region: Region, device: Device) -> list[Generator]:
@@ -402,7 +416,7 @@ def _first_built(
     known: tuple[Sequence[Offer], str],
     offers: list[Offer],
     skips: list[tuple[str, str]],
-    apart: bool,
+    counted: bool,
 ) -> Decision:
     """The first kernel that can be built: of what a record of some origin chose, of the best
     offers, then of all others.
@@ -411,8 +425,8 @@ def _first_built(
     recorded, origin = known
     for i, offer in enumerate((*recorded, *offers)):
         made = offer.candidate.build()
-        if apart and isinstance(made, Kernel) and made.mixes_rows:
-            made = Skip("it mixes rows, some of which are behind the end of an open size")
+        if counted and isinstance(made, Kernel) and not made.counted:
+            made = Skip("it computes all positions")
         if isinstance(made, Kernel):
             lost = tuple(o for o in offers if not o.same(offer) and not any(map(o.same, unfit)))
             chose = origin if i < len(recorded) else ""

@@ -50,8 +50,10 @@ class Alike:
         most = how.chosen.candidate.seconds * NEAR
         for offer in self._offers(region, most):
             kernel = offer.candidate.build()
-            fits = isinstance(kernel, Kernel) and not kernel.mixes_rows
-            if fits and self.known.issuperset(_packed(region, kernel)):
+            if not isinstance(kernel, Kernel):
+                continue
+            ends = isinstance(how.kernel, Kernel) and how.kernel.counted
+            if kernel.counted == ends and self.known.issuperset(_packed(region, kernel)):
                 return self.chooser.named(replace(how, kernel=kernel, chosen=offer))
         return how
 
@@ -60,7 +62,7 @@ class Alike:
         device = self.chooser.device
         one = sealed(region, device)
         every = (Offer(g.name, c) for g in asked(one, device) for c in offered(g, one, device))
-        near = [o for o in every if o.candidate.seconds <= seconds]
+        near = [o for o in every if o.candidate.seconds <= seconds and not o.candidate.mixes_rows]
         return sorted(near, key=lambda o: o.candidate.seconds)[:MOST]
 
 

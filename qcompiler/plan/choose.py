@@ -66,7 +66,9 @@ class Chooser:
         one = replace(self.device, threads=1)
         handed = sealed(region, one)
         if handed.key not in self.single:
-            self.single[handed.key] = self.named(choose(handed, one, apart=self.padded))
+            ends = region.count is not None  # what it does not count may be no number
+            how = choose(handed, one, apart=self.padded, counted=ends)
+            self.single[handed.key] = self.named(how)
         return self.single[handed.key]
 
     def named(self, how: Decision) -> Decision:
@@ -83,7 +85,7 @@ class Chooser:
         """Raise an Error that names every node without a kernel, if there are any."""
         if self.missing:
             last = {step: reason for step, _, reason in self.skips}  # of the most general generator
-            raise missing(self.missing, {**last, **reasons})
+            raise missing(list(dict.fromkeys(self.missing)), {**last, **reasons})
 
 
 def padded(graph: Graph) -> bool:

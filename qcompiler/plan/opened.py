@@ -5,10 +5,10 @@ that do not meet, others by padding.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from qcompiler.artifact.manifest import Pinned, Symbol
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Graph
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 def opened(
-    graph: Graph, folded: Graph, symbols: Sequence[Symbol], best: Mapping[str, int]
+    graph: Graph, fold: Callable[[], Graph], symbols: Sequence[Symbol], best: Mapping[str, int]
 ) -> Opened:
-    """A graph as read, and folded, the symbols in it, and what they are asked to be best at -> what
-    stays open. Raises Error where that is known to be impossible.
+    """A graph as read, what folds it, the symbols in it, and what they are asked to be best at ->
+    what stays open. Raises Error where that is known to be impossible.
     """
     first = {n.shape[0] if n.type.rank else 0 for n in graph.inputs}
     batch: Symbol | None = next((s for s in symbols if first == {s.name}), None)
     others = [s for s in symbols if s is not batch]
     if batch is not None:
         try:
-            demand_alone(folded, Size.of(batch.name), {s.name for s in others})
+            demand_alone(fold(), Size.of(batch.name), {s.name for s in others})
             _demand_rows(graph, batch, others)
         except Error as e:
             if batch.high == MAX_ELEMENTS:
@@ -61,13 +61,16 @@ def _demand_rows(graph: Graph, batch: Symbol, others: Sequence[Symbol]) -> None:
             )
 
 
-def fitted(asked: Opened, made: Sequence[Result]) -> Opened:
-    """What stays open, and the graphs that there are -> the same with the sizes that these are for,
-    those that they read, and the shapes in memory of inputs with room for more.
+def fitted(asked: Opened, made: Result) -> Opened:
+    """What stays open, and the graph of the largest sizes -> the same with the sizes that it reads,
+    and the shapes in memory of inputs with room for more.
     """
-    more = [positive(s).high - s.high for s in asked.inner]
-    tops = [tuple(one.top.values()) for one in made]
-    pinned = [Pinned(tuple(n - m for n, m in zip(t, more, strict=True)), 0, 0) for t in tops]
-    sizes = tuple(str(as_asked(Size.of(s), asked.inner)) for s in made[0].sizes)
-    rooms = {k: tuple(as_asked(d, asked.inner) for d in v) for k, v in made[0].rooms.items()}
-    return replace(asked, sizes=sizes, pinned=tuple(pinned), rooms=rooms)
+    sizes = tuple(str(as_asked(Size.of(s), asked.inner)) for s in made.sizes)
+    rooms = {k: tuple(as_asked(d, asked.inner) for d in v) for k, v in made.rooms.items()}
+    return replace(asked, sizes=sizes, rooms=rooms)
+
+
+def as_named(asked: Opened, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes as types have them -> as the user has named them."""
+    more = (positive(s).high - s.high for s in asked.inner)
+    return tuple(n - m for n, m in zip(sizes, more, strict=True))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import numpy as np
+
 from qcompiler.artifact.abi import MOST_UNITS
 from qcompiler.artifact.artifact import Bytes
 from qcompiler.artifact.manifest import Batch, Pinned, Symbol, Value
@@ -221,9 +223,9 @@ def laid_out(
 ) -> Plan:
     """Regions of a graph in the order they run, their kernels, and the branch of each, if there are
     any -> the plan: places for all that they read and write, and whose turn it is. `weights`: those
-    of other plans, to share.
+    of other plans, to share, whose block it then does not hold.
     """
-    weights = weights or Weights()
+    shared, weights = weights is not None, weights or Weights()
     branches = branches or [None] * len(made)
     conditions = guards(graph, [r for r, _ in made]) if parts == 1 else [[] for _ in made]
     conditions = [[] if b else c for b, c in zip(branches, conditions, strict=True)]
@@ -254,7 +256,7 @@ def laid_out(
         graph,
         device,
         tuple(final),
-        weights.blob(),
+        np.zeros(0, np.uint8) if shared else weights.blob(),
         memory.bytes,
         blocks,
         (),

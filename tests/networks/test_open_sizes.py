@@ -3,6 +3,7 @@ nothing counts.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 
 import qcompiler
 from qcompiler import Error
+from qcompiler.driver import Compilation
 from qcompiler.ir import Array
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
+from qcompiler.options import Options, Watch
 from qcompiler.runtime import Model, open_sizes
+from qcompiler.runtime.open_batch import sizes_of
 from tests.rewrite.test_padding import IMAGE, IMAGES, SEQ, SEQUENCES, model_of, random_feed
 from tests.rewrite.test_padding_rules import MORE
 from tests.runtime.test_variants import forged, parts_of
@@ -78,9 +82,12 @@ def meant(model: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]
 def answers(
     model: Model, feed: Mapping[str, Array], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Array]]:
-    """What each of the sizes that kernels were made for answers, the largest last."""
+    """What each of the sizes answers that kernels were made for and these fit, the largest last."""
     found = []
-    for at in range(len(model.variant.pinned)):
+    sizes = sizes_of(model.manifest, [feed[v.name] for v in model.inputs]).values()
+    for at, pinned in enumerate(reversed(model.variant.pinned)):
+        if any(n > most for n, most in zip(sizes, pinned.sizes, strict=True)):
+            continue
         with monkeypatch.context() as patch:
             patch.setattr(open_sizes.Sizes, "fitting", lambda self, _, at=at: self._pinned[at])
             found.append(model.run(feed))
@@ -137,17 +144,36 @@ def test_an_encoder_takes_texts_of_any_length() -> None:
             np.testing.assert_allclose(found[name], value, 1e-4, 1e-4, err_msg=f"{length}")
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("precision", "error"), [("bfloat16", 0.05), ("int8-weights", 1e-4)])
-def test_an_encoder_of_few_bits_is_as_one_of_that_length(precision: str, error: float) -> None:
+def test_an_encoder_of_few_bits_is_as_one_of_that_length(
+    precision: str, error: float, batch: int
+) -> None:
     options = {"precision": precision, "threads": 1}
-    dims = {"batch": 2, "seq": "1..48"}
+    dims = {"batch": batch, "seq": "1..48"}
     opened = qcompiler.load(qcompiler.compile(encoder(), dims=dims, **options))
     for length in (15, 33):
-        pinned = {"batch": 2, "seq": length}
+        pinned = {"batch": batch, "seq": length}
         alone = qcompiler.load(qcompiler.compile(encoder(), dims=pinned, **options))
-        feed = sentence(2, length)
+        feed = sentence(batch, length)
         found, wanted = (m.run(feed)["h"].astype(np.float32) for m in (opened, alone))
         assert np.linalg.norm(found - wanted) <= error * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_text_costs_what_its_words_do(threads: int) -> None:
+    """One plan has all lengths but 1: its kernels end where the words do."""
+    model = encoder()
+    dims = {"batch": 1, "seq": "1..48"}
+    made = Compilation(model, Options(dims=dims, threads=threads), Watch())
+    many = replace(made.device, core=replace(made.device.core, launch_ns=1e-6, wake_ns=1e-6))
+    opened = qcompiler.load(made.having(device=many).artifact, threads=threads)
+    assert [p.sizes for p in opened.variant.pinned] == [(48,), (1,)]
+    for length in (*range(48, 0, -1), 31, 47):
+        feed = sentence(1, length)
+        found = opened.run(feed)
+        for name, value in meant(model, feed).items():
+            np.testing.assert_allclose(found[name], value, 1e-4, 1e-4, err_msg=f"{length}")
 
 
 def test_texts_of_any_length_and_number(tmp_path: Path) -> None:
@@ -167,7 +193,8 @@ def test_an_encoder_is_calibrated_with_texts_of_different_lengths(
 ) -> None:
     data = [sentence(1, length) for length in (3, 9, 17, 24, 30, 40, 48)]
     dims = {"batch": 1, "seq": "1..48"}
-    made = qcompiler.compile(encoder(), dims=dims, precision="int8", calibration=data, threads=1)
+    options = {"opt_dims": {"seq": 16}, "precision": "int8", "threads": 1}
+    made = qcompiler.compile(encoder(), dims=dims, calibration=data, **options)
     opened = qcompiler.load(made)
     for length in (1, 16, 17, 48):
         feed = sentence(1, length)

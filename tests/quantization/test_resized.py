@@ -49,7 +49,8 @@ def pixels(size: int) -> Feed:
 
 def compilation(precision: str = "int8") -> Compilation:
     data = [rows(n) for n in (3, 17, 40, 64)]
-    options = Options(dims=DIMS, precision=precision, calibration=data, threads=1)
+    asked = {"dims": DIMS, "opt_dims": {"seq": 8}}  # so that this size has steps, too
+    options = Options(**asked, precision=precision, calibration=data, threads=1)
     return Compilation(model_of(LAYERS), options, Watch())
 
 
@@ -58,10 +59,11 @@ def test_integers_are_the_same_whichever_steps_compute_them(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = compilation(precision).artifact
-    assert [p.sizes for p in made.manifest.variants[0].pinned] == [(64,), (32,), (16,), (8,)]
+    assert [p.sizes for p in made.manifest.variants[0].pinned] == [(64,), (8,), (1,)]
     model = qcompiler.load(made)
     for length in (1, 7, 8):
         *smaller, largest = answers(model, rows(length), monkeypatch)
+        assert len(smaller) == 1 + (length == 1)
         for found in smaller:
             np.testing.assert_array_equal(found["y"], largest["y"])
             np.testing.assert_allclose(found["h"], largest["h"], 1e-6, 1e-6)
@@ -80,7 +82,7 @@ def test_images_are_the_same_whichever_steps_compute_them(monkeypatch: pytest.Mo
 
 def test_weights_are_kept_once() -> None:
     made = compilation()
-    alone = made.having(paddings=made.paddings[:1])
+    alone = made.having(smaller=[])
     assert len(made.plan.weights) < 1.2 * len(alone.plan.weights)
 
 
@@ -88,10 +90,11 @@ def test_sizes_whose_integers_would_be_others_have_no_steps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(driver, "resized", lambda quantized, *_: _with_another_weight(quantized))
-    with caplog.at_level(logging.INFO, "qcompiler.driver"):
-        made = compilation()
-        assert [padding.top["seq"] for padding, _ in made.fitting] == [64]
-    assert "no steps for sizes to 32: integers would be others: int8[16,16]" in caplog.text
+    with caplog.at_level(logging.INFO, "qcompiler.plan.open_plan"):
+        opened = compilation().plan.opened
+    assert opened is not None
+    assert [p.sizes for p in opened.pinned] == [(64,)]
+    assert "no steps for sizes to 8: integers would be others: int8[16,16]" in caplog.text
 
 
 def _with_another_weight(graph: Graph) -> Graph:
@@ -153,4 +156,4 @@ def test_outputs_of_fewer_rows_than_inputs_are_compared_with_float() -> None:
 def test_pruned_models_have_the_largest_sizes_alone() -> None:
     made = compilation()
     pruned = replace(made, options=replace(made.options, prune=["2:4"]))
-    assert len(pruned.paddings) == 1
+    assert not pruned.smaller

@@ -7,7 +7,7 @@ So keys are packed into [key / lanes][size / k][lanes][k] and values into [size 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tvm import tirx
@@ -16,7 +16,7 @@ from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.interleave import interleave, load_bytes
-from qcompiler.kernels.cpu.code.loops import sweep, transposed
+from qcompiler.kernels.cpu.code.loops import sweep, transposed, up
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.contraction.operands import Product, product_of
 
@@ -91,6 +91,30 @@ class Heads:
         return batch * steps[0] + head * steps[1] + position * steps[2] + self.start
 
 
+def pieces(
+    b: Builder,
+    length: int,
+    size: int,
+    name: str,
+    body: Callable[[Value, int], None],
+    end: Value | None,
+) -> None:
+    """Call body(piece, what it holds) for all pieces of a length; or for those that hold something
+    before an `end`. `name`: of one.
+    """
+    whole, rest = divmod(length, size)
+    here = None if end is None else up(b, end, size)
+    if whole:
+        count = whole if here is None else b.let(tirx.Min(here, tir.const(whole)), "whole")
+        with b.serial(count, name) as i:
+            body(i, size)
+    if rest and here is not None:
+        with b.when(here > whole):
+            body(tir.const(whole), rest)
+    elif rest:
+        body(tir.const(whole), rest)
+
+
 class Keys:
     """Panels of a head's keys: `vectors` of 32-bit lanes each, of which `head` are a correction."""
 
@@ -101,8 +125,12 @@ class Keys:
         self.vectors = product.steps(keys.size) + self.head
         self.bytes = -(-keys.length // self.lanes) * self.lanes * self.vectors * 4
 
-    def pack(self, b: Builder, source: Pointer, start: Value, panels: Pointer) -> None:
-        """Pack a head's keys, from an offset on, into panels, with zeros after the last key."""
+    def pack(
+        self, b: Builder, source: Pointer, start: Value, panels: Pointer, end: Value | None = None
+    ) -> None:
+        """Pack a head's keys, from an offset on, into panels, with zeros after the last key; `end`:
+        only those panels that have one of so many keys.
+        """
         lanes, step = self.lanes, self.keys.steps[2]
 
         def panel(index: Value, count: int) -> None:
@@ -110,12 +138,7 @@ class Keys:
             to = b.let(index * (self.vectors * lanes), "to")
             self._panel(b, source, at, panels + to, count)
 
-        whole, rest = divmod(self.keys.length, lanes)
-        if whole:
-            with b.serial(whole, "panel") as i:
-                panel(i, lanes)
-        if rest:
-            panel(tir.const(whole), rest)
+        pieces(b, self.keys.length, lanes, "panel", panel, end)
 
     def _panel(self, b: Builder, source: Pointer, at: Value, panel: Pointer, count: int) -> None:
         """Pack `count` keys and zeros, and a correction if queries have the other sign."""
@@ -169,8 +192,12 @@ class Values:
         vectors = self.steps + self.head
         self.bytes = self.panels * self.lanes * vectors * 4 if self.packed else 0
 
-    def pack(self, b: Builder, source: Pointer, start: Value, panels: Pointer) -> None:
-        """Pack a head's values, from an offset on, into panels, with zeros after the last key."""
+    def pack(
+        self, b: Builder, source: Pointer, start: Value, panels: Pointer, end: Value | None = None
+    ) -> None:
+        """Pack a head's values, from an offset on, into panels, with zeros after the last key;
+        `end`: of so many keys only.
+        """
         lanes, k = self.lanes, self.product.mac.k
         size, step = self.values.size, self.values.steps[2]
         added = b.registers("int32", lanes, self.panels, "added") if self.head else None
@@ -182,18 +209,18 @@ class Values:
             for column in range(0, size, lanes * k):
                 there = min(lanes * k, size - column)
                 rows = [self._row(b, source, at + (i * step + column), there) for i in range(count)]
+                if end is not None:  # what is behind may be no number, and is multiplied by 0
+                    zero = tir.const(0, self.product.right, lanes * k)
+                    kept = [index * k + i < end for i in range(count)]
+                    chosen = (tirx.Select(c, r, zero) for c, r in zip(kept, rows, strict=True))
+                    rows = [b.let(r, "row") for r in chosen]
                 for i, vector in enumerate(self._interleaved(b, rows)[: -(-there // lanes)]):
                     nth, word = column // lanes + i, tir.reinterpret(vector, "int32")
                     panels.store(self._at(nth, index), word)
                     if added is not None:
                         added[nth] = self.product.mac.emit(added[nth], _flip(lanes), word)
 
-        whole, rest = divmod(self.values.length, k)
-        if whole:
-            with b.serial(whole, "group") as i:
-                group(i, k)
-        if rest:
-            group(tir.const(whole), rest)
+        pieces(b, self.values.length, k, "group", group, end)
         if added is not None:
             for nth in range(self.panels):
                 none = tir.const(0, "int32", lanes)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import log2, sqrt
+from typing import ClassVar
 
 from tvm import tirx
 
@@ -30,7 +31,7 @@ from qcompiler.kernels.cpu.attention.operands import Heads, products_of
 from qcompiler.kernels.cpu.code import casts, polynomials, tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load
-from qcompiler.kernels.cpu.code.loops import across, slots, sweep
+from qcompiler.kernels.cpu.code.loops import across, slots, slots_until, sweep, up
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
@@ -78,7 +79,7 @@ def refuse_attention(region: Region) -> Skip | None:
     return None
 
 
-def emitted(region: Region, layout: Layout, kind: Callable[..., AttentionTask]) -> Kernel:
+def emitted(region: Region, layout: Layout, kind: type[AttentionTask]) -> Kernel:
     """A decided layout -> its kernel, whose tasks are of some kind."""
     q, k, _ = layout.heads
     name = f"attention{q.heads}x{q.length}x{k.length}x{q.size}"
@@ -86,8 +87,9 @@ def emitted(region: Region, layout: Layout, kind: Callable[..., AttentionTask]) 
     d, tasks = Draft(name + short, region, layout.device), layout.tasks
     b, scratch = d.b, d.scratch("uint8")
     total = q.batch * q.heads * layout.parts
+    until = d.counted(q.length, k.length) if kind.ends and q.batch == 1 else q.length
     with b.parallel(tasks) as task:
-        one = kind(d, layout, scratch, task)
+        one = kind(d, layout, scratch, task, None if isinstance(until, int) else until)
         begin = b.let(task * total // tasks, "begin")
         end = b.let((task + 1) * total // tasks, "end")
         with b.serial(end - begin, "head", begin) as unit:
@@ -96,9 +98,15 @@ def emitted(region: Region, layout: Layout, kind: Callable[..., AttentionTask]) 
 
 
 class AttentionTask:
-    """The code of a task while it is emitted."""
+    """The code of a task while it is emitted; `end`: how many queries and keys count in a run."""
 
-    def __init__(self, d: Draft, layout: Layout, scratch: Pointer, task: Value) -> None:
+    ends: ClassVar[bool] = True
+    """Does it look at the end?"""
+
+    def __init__(
+        self, d: Draft, layout: Layout, scratch: Pointer, task: Value, end: Value | None = None
+    ) -> None:
+        self.end = end
         self.d, self.b, self.m, self.root, self.layout = d, d.b, d.m, d.root, layout
         self.q, self.k, self.v = layout.heads
         self.for_scores, self.for_values = layout.for_scores, layout.for_values
@@ -122,6 +130,7 @@ class AttentionTask:
         self.inverses = area("inverses", "float32")
         self.epilogue = d.epilogue
         self.factor = self._factor()
+        self.vectors = -(-self.k.length // self.lanes) if end is None else up(d.b, end, self.lanes)
 
     # -- loops
 
@@ -136,23 +145,29 @@ class AttentionTask:
         group = b.let(head // shared, "group") if shared > 1 else head
         pointers = self.d.pointers
         keys = b.let(self.k.at(image, group, 0), "keys")
-        self.packed_keys.pack(b, pointers[self.k.node], keys, self.key_panels)
+        self.packed_keys.pack(b, pointers[self.k.node], keys, self.key_panels, self.end)
         values = b.let(self.v.at(image, group, 0), "values")
         if self.packed_values.packed:
-            self.packed_values.pack(b, pointers[self.v.node], values, self.value_panels)
+            pointer = pointers[self.v.node]
+            self.packed_values.pack(b, pointer, values, self.value_panels, self.end)
         whole, rest = divmod(self.q.length, block)
-        part = unit % parts
-        first = b.let(part * whole // parts, "first")
-        behind = b.let((part + 1) * whole // parts, "behind")
+        part, count = unit % parts, whole
+        if self.end is not None:
+            count = b.let(tirx.Min(up(b, self.end, block), tir.const(whole)), "count")
+        first = b.let(part * count // parts, "first")
+        behind = b.let((part + 1) * count // parts, "behind")
         with b.serial(behind - first, "block", first) as i:
             self._queries(image, head, values, b.let(i * block, "query"), block)
         if not rest:
             return
         last = tir.const(whole * block)
-        if parts == 1:
+        if parts == 1 and self.end is None:
             self._queries(image, head, values, last, rest)
             return
-        with b.when(tirx.EQ(part, tir.const(parts - 1))):
+        mine = tirx.EQ(part, tir.const(parts - 1))
+        if self.end is not None:
+            mine = tirx.And(mine, self.end > last)
+        with b.when(mine):
             self._queries(image, head, values, last, rest)
 
     def _queries(self, image: Value, head: Value, values: Value, query: Value, count: int) -> None:
@@ -169,7 +184,7 @@ class AttentionTask:
         tops.fill(LEAST)
         mask = self._mask_offset(image, head, query)
         for run in Panels.of(self.k.length, self.lanes, self.layout.vectors).runs():
-            with b.serial(run.count, "panel") as i:
+            with b.serial(self._panels(run), "panel") as i:
                 first = b.let(run.column // self.lanes + i * run.vectors, "first")
                 self._scores(left, start, first, run, tops, mask, query)
         for r in range(count):
@@ -177,6 +192,13 @@ class AttentionTask:
         with b.serial(count, "row") as r:
             self._weights(r)
         self._outputs(image, head, values, query, count)
+
+    def _panels(self, run: Run) -> Value:
+        """How many panels of a run have a key that counts."""
+        if self.end is None:
+            return run.count
+        here = up(self.b, self.vectors - run.column // self.lanes, run.vectors)
+        return self.b.let(tirx.Min(here, tir.const(run.count)), "panels")
 
     def _copy_queries(self, start: Value, count: int) -> None:
         """Copy a block of queries in the product's dtype and layout."""
@@ -253,7 +275,10 @@ class AttentionTask:
         if root.int("is_causal"):
             seen = tir.ramp(at, lanes) <= tir.broadcast(query, lanes)
             value = m.where(m.vec(seen), value, LEAST)
-        if there < lanes:
+        if self.end is not None:  # it may be made of what is no number
+            seen = tir.ramp(at, lanes) < tir.broadcast(self.end, lanes)
+            value = m.where(m.vec(seen), value, BEHIND)
+        elif there < lanes:
             value = m.where(m.vec(tir.first_lanes(lanes, there)), value, BEHIND)
         return value
 
@@ -312,7 +337,10 @@ class AttentionTask:
             totals[slot] = (total + weight).expr
             self.weights.store(start + at, self._as_operand(weight))
 
-        slots(b, self.keys, lanes, count, weigh)
+        if self.end is None:
+            slots(b, self.keys, lanes, count, weigh)
+        else:
+            slots_until(b, self.vectors, lanes, count, weigh)
         total = m.vec(totals[0])
         for slot in range(1, count):
             total = total + m.vec(totals[slot])
@@ -346,7 +374,8 @@ class AttentionTask:
         """Store weights * values / sum of weights, through the epilogue, to the output."""
         b, lanes, size = self.b, self.lanes, self.v.size
         offsets = tuple(r * self.row for r in range(count))
-        left = Left(self.weights, offsets, (), self.k.length, guarded=True)
+        steps = None if self.end is None else up(b, self.end, self.for_values.mac.k)
+        left = Left(self.weights, offsets, (), self.k.length, guarded=True, steps=steps)
         for run in Panels.of(size, lanes, self.layout.vectors).runs():
             for panel in range(run.count):
                 column = run.column + panel * run.vectors * lanes

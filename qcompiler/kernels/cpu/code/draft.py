@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
+from tvm import tirx
+
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
+from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.epilogue import DTYPES, Fused, Row, Walk, load, store
 from qcompiler.kernels.cpu.code.math import TirMath
 from qcompiler.kernels.cpu.code.tails import Tails
@@ -77,12 +80,24 @@ class Draft:
         }
         self.out = self.b.pointer("out", region.output.dtype)
         self._scratch: Pointer | None = None
+        self.is_counted = False
 
     def scratch(self, dtype: str = "uint8") -> Pointer:
         """The scratch area as elements of a dtype; to be called before any statement."""
         if self._scratch is None:
             self._scratch = self.b.pointer("scratch", "uint8")
         return self._scratch.view(dtype)
+
+    def counted(self, total: int, most: int) -> Value:
+        """Of `total` iterations in the order of `most` positions, those that count in this run; to
+        be asked outside of loops over what it says.
+        """
+        count = self.region.count
+        if count is None or total % most:
+            return total
+        self.is_counted = True
+        found = self.b.let(self.pointers[count].load(), "found")
+        return self.b.hold(tirx.Min(found, tir.const(most)) * (total // most), "counted")
 
     @property
     def root(self) -> Node:
@@ -163,7 +178,17 @@ class Draft:
     ) -> Kernel:
         """The finished kernel."""
         func, pack = self.b.function(), pack or {}
-        return Kernel(self.name, func, pack, scratch_bytes, tasks, macs, in_place, generic=generic)
+        return Kernel(
+            self.name,
+            func,
+            pack,
+            scratch_bytes,
+            tasks,
+            macs,
+            in_place,
+            counted=self.is_counted,
+            generic=generic,
+        )
 
 
 def name_of(kind: str, region: Region) -> str:

@@ -40,16 +40,19 @@ def sweep(
 
 
 @contextmanager
-def share(b: Builder, count: int, total: int) -> Iterator[tuple[Value, Value]]:
+def share(b: Builder, count: int, total: Value) -> Iterator[tuple[Value, Value]]:
     """Split `total` iterations among `count` tasks -> this task's first, and their number."""
     with b.parallel(count) as task:
         yield part(b, task, count, total)
 
 
-def part(b: Builder, task: Value, count: int, total: int) -> tuple[Value, Value]:
+def part(b: Builder, task: Value, count: int, total: Value) -> tuple[Value, Value]:
     """A task's share of `total` iterations: the first, and their number."""
     if count == 1:
-        return tir.const(0), tir.const(total)
+        return tir.const(0), tir.const(total) if isinstance(total, int) else total
+    if not isinstance(total, int):
+        first = b.let(task * total // count, "first")
+        return first, (task + 1) * total // count - first
     each, more = divmod(total, count)
     first = b.let(task * each + tirx.Min(task, tir.const(more)), "first")
     iterations = tirx.Select(task < more, tir.const(each + 1), tir.const(each)) if more else each
@@ -79,6 +82,19 @@ def slots(
         body(tir.const(at), min(lanes, length - at), slot % count)
 
 
+def slots_until(
+    b: Builder, vectors: Value, lanes: int, count: int, body: Callable[[Value, int, int], None]
+) -> None:
+    """The same for so many whole vectors as only a run knows."""
+    done = b.let(vectors - vectors % count, "done")
+    with b.serial(vectors // count, "v") as i:
+        for slot in range(count):
+            body(b.let((i * count + slot) * lanes), lanes, slot)
+    if count > 1:
+        with b.serial(vectors - done, "v", done) as i:
+            body(b.let(i * lanes), lanes, 0)
+
+
 def across(b: Builder, value: Value, join: Callable[[Value, Value], Value]) -> Value:
     """Reduce all lanes of a vector to one number, halves with halves."""
     lanes = tir.lanes_of(value)
@@ -89,6 +105,16 @@ def across(b: Builder, value: Value, join: Callable[[Value, Value], Value]) -> V
         high = tir.shuffle(value, range(lanes, 2 * lanes))
         value = b.let(join(low, high), "half")
     return value
+
+
+def up(b: Builder, total: Value, size: int) -> Value:
+    """How many pieces of a size hold a number that is known at run time."""
+    return total if size == 1 else b.let((total + (size - 1)) // size, "pieces")
+
+
+def first_of(dims: Sequence[int]) -> int:
+    """A shape's first dimension of more than one position; the last if there is none."""
+    return next((a for a, n in enumerate(dims) if n > 1), len(dims) - 1)
 
 
 def transposed(b: Builder, rows: Sequence[Value]) -> list[Value]:

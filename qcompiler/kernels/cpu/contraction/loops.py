@@ -50,11 +50,11 @@ class Cut:
             yield self.count, self.rest, self.size - 1, self.count * self.size
 
 
-def share_of(b: Builder, total: int, task: Value, tasks: int) -> tuple[Value, Value]:
+def share_of(b: Builder, total: Value, task: Value, tasks: int) -> tuple[Value, Value]:
     """The part of `total` iterations that is a task's: (first, behind the last)."""
     if tasks == 1:
         return 0, total
-    if total % tasks == 0:
+    if isinstance(total, int) and total % tasks == 0:
         first = b.let(task * (total // tasks), "begin")
         return first, first + total // tasks
     return b.let(task * total // tasks, "begin"), b.let((task + 1) * total // tasks, "end")
@@ -62,15 +62,18 @@ def share_of(b: Builder, total: int, task: Value, tasks: int) -> tuple[Value, Va
 
 @contextmanager
 def segment(
-    b: Builder, span: tuple[Value, Value], first: int, count: int, name: str
+    b: Builder, span: tuple[Value, Value], first: Value, count: Value, name: str
 ) -> Iterator[Value]:
     """A loop over those of `count` iterations from `first` on that lie in a span."""
     low, high = span
     if isinstance(low, int) and isinstance(high, int):
         low, high = max(low, first), min(high, first + count)
     else:
-        low = b.let(tirx.Max(low, tir.const(first)), "low")
-        high = b.let(tirx.Min(high, tir.const(first + count)), "high")
+        begin, behind = first, first + count
+        if isinstance(first, int) and isinstance(count, int):
+            begin, behind = tir.const(first), tir.const(behind)
+        low = b.let(tirx.Max(low, begin), "low")
+        high = b.let(tirx.Min(high, behind), "high")
     with b.serial(high - low, name, low) as i:
         yield i
 

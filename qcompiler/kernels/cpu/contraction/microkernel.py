@@ -29,6 +29,8 @@ class Left:
     `taps` are (count, elements) loops around the `depth` neighbouring elements. With `guarded`,
     elements behind the last one may be read (they meet zero weights). `zipped`: each of `offsets`
     is of as many rows as the product multiplies, whose operands for a step lie side by side.
+    `steps` is how many times k elements there are, where only a run knows; then they are `guarded`,
+    and there are no taps.
     """
 
     pointer: Pointer
@@ -37,6 +39,7 @@ class Left:
     depth: int
     guarded: bool
     zipped: bool = False
+    steps: Value | None = None
     again: Callable[[Builder, Pointer], Pointer] | None = None
     """Makes a pointer of another once an iteration (the intrinsic "again")."""
 
@@ -100,10 +103,17 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     base = b.let(tir.cast(base, "int64"), "base")
     steps, run, unroll = product.steps(left.depth), product.run, product.unroll
     whole = steps if left.guarded else left.depth // mac.k
+    if left.steps is not None:
+        whole = steps = left.steps
 
     def some(words: Sequence[Sequence[Value]], step: Value) -> None:
         loads = [loads_of(right, step + i) for i in range(len(words))]
         multiplied(b, product, registers, words, loads)
+
+    def over_rest(at: Value) -> None:
+        done = b.let(whole - whole % unroll, "done")
+        with b.serial(whole - done, "k", done) as k:
+            some(lefts_of(b, product, left, b.let(at + k * apart, "at"), [mac.k]), k)
 
     def over_k(at: Value, first: Value) -> None:
         with b.serial(whole // unroll, "k") as k:
@@ -116,6 +126,10 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
             words = lefts_of(b, product, here, where, [mac.k] * unroll)
             for i in range(0, unroll, run):
                 some(words[i : i + run], step + i)
+        if left.steps is not None:
+            if unroll > 1:
+                over_rest(at)
+            return
         rest = left.depth - whole * mac.k
         more = [mac.k] * (whole % unroll) + [rest] * (whole < steps)
         done = whole - whole % unroll

@@ -23,6 +23,7 @@ from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
 from qcompiler.kernels.cpu.code.epilogue import store
+from qcompiler.kernels.cpu.code.loops import first_of, up
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import (
@@ -32,6 +33,7 @@ from qcompiler.kernels.cpu.contraction.blocking import (
     prefetch_pace,
     priced,
 )
+from qcompiler.kernels.cpu.contraction.counted import Tiles
 from qcompiler.kernels.cpu.contraction.direct import direct
 from qcompiler.kernels.cpu.contraction.layout import Layout
 from qcompiler.kernels.cpu.contraction.loops import offset_of, segment, share_of
@@ -99,7 +101,7 @@ def emitted(layout: Layout, kind: Callable[..., Task]) -> Kernel:
         tasks=count,
         scratch_bytes=layout.scratch_bytes,
         pack=layout.packers,
-        in_place=in_place_candidates(region),
+        in_place=() if d.is_counted else in_place_candidates(region),  # some rows are read again
         macs=p.macs,
     )
 
@@ -121,7 +123,23 @@ class Task:
         self.groups = mine if p.groups > 1 else (0, 1)
         self.my_panels = (0, self.panels.panels) if p.groups > 1 else mine
         self.patch = self._patch() if layout.copied else None
-        self.blocks = share_of(self.b, p.images * layout.blocks, row_task, t.row_tasks)
+        self.size, self.count = t.block, layout.blocks
+        self.tiles = self._counted() if p.root.op == "matmul" and p.images == 1 else None
+        self.blocks = share_of(self.b, p.images * self.count, row_task, t.row_tasks)
+
+    def _counted(self) -> Tiles | None:
+        """The tiles of the rows that count, where only a run knows these."""
+        b, p, tasks = self.b, self.problem, self.layout.tiling.row_tasks
+        dims = p.left.type.dims
+        rows = self.d.counted(p.rows, dims[first_of(dims)])
+        if isinstance(rows, int):
+            return None
+        tiles = Tiles.of(b, self.layout.units.cut.size, p.rows, rows)
+        if tasks > 1:
+            share = tirx.Max(up(b, tiles.count, tasks), tir.const(1))
+            self.size = b.hold(tirx.Min(share, tir.const(self.size)), "size")
+        self.count = b.hold((tiles.count + self.size - 1) // self.size, "blocks")
+        return tiles
 
     def _patch(self) -> Patch:
         assert self.scratch is not None
@@ -138,20 +156,28 @@ class Task:
 
     def run(self) -> None:
         """All blocks of the task."""
-        b, count, (begin, end) = self.b, self.layout.blocks, self.blocks
+        b, count, (begin, end) = self.b, self.count, self.blocks
         with b.serial(end - begin, "block", begin) as block:
-            self._block(b.let(block // count, "image"), b.let(block % count, "part"))
+            if self.tiles is not None:
+                self._block(tir.const(0), block)
+            else:
+                self._block(b.let(block // count, "image"), b.let(block % count, "part"))
 
     def _block(self, image: Value, part: Value) -> None:
         """The output rows of one block, against every panel."""
         b, p = self.b, self.problem
-        size, units = self.layout.tiling.block, self.layout.units.count
+        size, units, tiles = self.size, self.layout.units.count, self.tiles
         first = b.let(part * size, "first")
         last = first + size
-        if self.layout.blocks * size != units:
+        if tiles is not None:
+            last = b.let(tirx.Min(last, tiles.count), "last")
+        elif self.count * size != units:
             last = b.let(tirx.Min(last, tir.const(units)), "last")
         row = b.let(self._row_of(first), "row")
         end = b.let(self._row_of(last), "end")
+        if tiles is not None:
+            row = b.let(tiles.at_most(row, tiles.heights[0]), "row")
+            end = b.let(tiles.at_most(end, 0), "end")
         if self.patch is not None:
             self._copy_patch(image, row, end)
             pointer, origin = self.patch.target, tir.const(0)
@@ -184,6 +210,8 @@ class Task:
     def _row_of(self, unit: Value) -> Value:
         """The first output row of a unit (of an image)."""
         cut = self.layout.units.cut
+        if self.tiles is not None:
+            return self.tiles.row_of(unit)
         if not self.layout.units.whole:
             return unit
         if not cut.rest:
@@ -194,16 +222,18 @@ class Task:
         """All tiles of a block against one panel."""
         b, p, layout = self.b, self.problem, self.layout
         origin = b.let(block.origin + group * p.channels, "origin")
-        pace = 0
+        pace: Value = 0
         if right.panel is not None and layout.units.whole:
             pace = prefetch_pace(p, self.product, layout.device, layout.tiling, run.vectors)
+            pace = self._pace(pace, block, run)
 
         def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value) -> None:
             left, base = self._left(block, origin, (y, x), pixels, nth)
             index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
             places = [index + (dy * p.columns + dx) for dy, dx in pixels]
             self._prefetch_operands(places, column, run)
-            beside = self._next_panel(right, nth, run, pace) if pace else None
+            ahead = not isinstance(pace, int) or pace
+            beside = self._next_panel(right, nth, run, pace) if ahead else None
             registers = self._sums(left, base, replace(right, beside=beside))
             finish = self._finish_pairs if layout.pairs else self._finish
             finish(registers, places, column, run)
@@ -217,6 +247,12 @@ class Task:
         seen from there.
         """
         b, p, units = self.b, self.problem, self.layout.units
+        if self.tiles is not None:
+            for first, count, size, start in self.tiles.runs(b):
+                with segment(b, (block.first, block.last), first, count, "tile") as t:
+                    y = b.let(self.tiles.at_most((t - first) * size + start, size), "y")
+                    body(y, 0, [(dy, 0) for dy in range(size)], t - block.first)
+            return
         if units.whole:
             for first, count, size, start in units.cut.runs():
                 with segment(b, (block.first, block.last), first, count, "tile") as t:
@@ -439,7 +475,19 @@ class Task:
 
         return Right(run.vectors, load, self._start(column, run, None))
 
-    def _next_panel(self, right: Right, nth: Value, run: Run, pace: int) -> Callable[[Value], None]:
+    def _pace(self, pace: int, block: _Block, run: Run) -> Value:
+        """The same of the tiles that a block has in a run."""
+        if self.tiles is None or not pace:
+            return pace
+        p, product, line = self.problem, self.product, self.layout.device.core.line_bytes
+        each = p.tap_count * product.steps(p.depth)
+        size = panel_bytes(product, p.tap_count, p.depth, run.vectors)
+        steps = self.b.hold((block.last - block.first) * each, "steps")
+        return self.b.hold(tirx.Min((size + steps - 1) // steps, tir.const(line)), "pace")
+
+    def _next_panel(
+        self, right: Right, nth: Value, run: Run, pace: Value
+    ) -> Callable[[Value], None]:
         """What prefetches the next panel beside the steps of a block's nth tile."""
         p, product = self.problem, self.product
         size = panel_bytes(product, p.tap_count, p.depth, run.vectors)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+from tvm import tirx
+
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import Fused, Row, store
-from qcompiler.kernels.cpu.code.loops import part, share, sweep, tasks
+from qcompiler.kernels.cpu.code.loops import first_of, part, share, sweep, tasks, up
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
@@ -41,8 +43,9 @@ def elementwise(region: Region, device: Cpu) -> Kernel | Skip:
     f = d.writing(whole=True)
     if f.rows >= 4 * device.threads or f.columns // f.lanes() < f.rows:
         count = tasks(device, nanoseconds(region, device.core), f.rows)
+        rows = d.counted(f.rows, _most(region))
         with (
-            share(d.b, count, f.rows) as (first, iterations),
+            share(d.b, count, rows) as (first, iterations),
             d.b.serial(iterations, "row", first) as i,
         ):
             _row(d, f, i, f.row(i), 0, f.columns)
@@ -59,8 +62,12 @@ def _by_columns(d: Draft, f: Fused) -> int:
     width = _several(f)
     vectors, rest = divmod(f.columns, width)
     count = tasks(d.device, nanoseconds(d.region, d.device.core), vectors)
+    counted = d.counted(f.columns, _most(d.region)) if f.rows == 1 else f.columns
+    needed: Value = vectors
+    if not isinstance(counted, int):  # what is behind the last whole vector is made in any case
+        needed = d.b.let(tirx.Min(up(d.b, counted, width), tir.const(vectors)), "vectors")
     with d.b.parallel(count) as task:
-        first, iterations = part(d.b, task, count, vectors)
+        first, iterations = part(d.b, task, count, needed)
         if vectors:
             with d.b.serial(f.rows, "row") as i:
                 row = f.row(i)
@@ -71,6 +78,12 @@ def _by_columns(d: Draft, f: Fused) -> int:
             with last, d.b.serial(f.rows, "row") as i:
                 _row(d, f, i, f.row(i), vectors * width, rest)
     return count
+
+
+def _most(region: Region) -> int:
+    """Positions along the output's first dimension of more than one."""
+    dims = region.output.type.dims
+    return dims[first_of(dims)] if dims else 1
 
 
 def _row(d: Draft, f: Fused, index: Value, row: Row, start: int, length: int) -> None:

@@ -176,6 +176,7 @@ class _Tiles(AttentionTask):
     """The code of a task while it is emitted."""
 
     layout: _Layout
+    ends = False
 
     # -- loops
 

@@ -22,7 +22,7 @@ from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import Walk, load, read_by, steps_of, store
-from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
+from qcompiler.kernels.cpu.code.loops import first_of, indices, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.elements.elementwise import nanoseconds
@@ -137,8 +137,10 @@ class Gathering:
         count = tasks(self.d.device, ns, rows)
         if rows < count:
             count = 1
+        dims = self.d.region.output.type.dims
+        counted = self.d.counted(rows, dims[first_of(dims)]) if dims else rows
         with (
-            share(self.b, count, rows) as (first, iterations),
+            share(self.b, count, counted) as (first, iterations),
             self.b.serial(iterations, "row", first) as i,
         ):
             place = indices(self.b, i, self.dims[:-1])

@@ -17,7 +17,7 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import load
-from qcompiler.kernels.cpu.code.loops import across, share, slots, sweep, tasks
+from qcompiler.kernels.cpu.code.loops import across, first_of, share, slots, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.elements.elementwise import nanoseconds
@@ -35,10 +35,11 @@ def _each_row(d: Draft, axis: int, body: Callable[[_Rows, Value], None]) -> Kern
     ns = core.moved_ns(x.type.bytes) + core.mixed_ns(x.type.size * _EXP_NS)
     ns += nanoseconds(d.region, core)
     count = tasks(d.device, ns, rows)
+    counted = d.counted(rows, x.type.dims[first_of(x.type.dims)])
     with b.parallel(count) as task:
         mine = _Rows(d, axis, scratch + b.let(task * (row_bytes // 4), "mine"))
-        first = b.let(task * rows // count, "first")
-        behind = b.let((task + 1) * rows // count, "behind")
+        first = b.let(task * counted // count, "first")
+        behind = b.let((task + 1) * counted // count, "behind")
         with b.serial(behind - first, "row", first) as row:
             body(mine, row)
     return d.kernel(tasks=count, scratch_bytes=row_bytes * count)

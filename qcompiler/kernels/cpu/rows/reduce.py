@@ -18,7 +18,7 @@ from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
-from qcompiler.kernels.cpu.code.loops import across, indices, share, slots, tasks
+from qcompiler.kernels.cpu.code.loops import across, first_of, indices, share, slots, tasks
 from qcompiler.kernels.cpu.code.math import TirMath
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -105,7 +105,8 @@ def _emitted(region: Region, device: Cpu, axes: list[int]) -> Kernel:
     blocks = -(-width // lanes)
     total = prod(outer) // width * blocks
     count = tasks(device, device.core.moved_ns(x.type.bytes), total)
-    with share(d.b, count, total) as (first, iterations):
+    counted = total if first_of(dims) in axes else d.counted(total, dims[first_of(dims)])
+    with share(d.b, count, counted) as (first, iterations):
         task = _Task(d, axes, dtype, lanes)
         with d.b.serial(iterations, "each", first) as each:
             if along:
@@ -134,7 +135,10 @@ class _Task:
         self.way = WAYS[d.root.op]
         self.count = prod(self.dims[a] for a in axes)
         self.prologue, self.epilogue = d.prologue, d.writing(whole=False)
-        along = len(self.dims) - 1 in axes
+        self.extents: list[Value] = list(self.dims)
+        along, axis = len(self.dims) - 1 in axes, first_of(self.dims)
+        if axis in axes and axis < len(self.dims) - 1 and d.root.op != "ReduceMean":
+            self.extents[axis] = d.counted(self.dims[axis], self.dims[axis])
         self.lanes = min(lanes, self.prologue.lanes()) if along else lanes
 
     def _vector(self, value: Vec) -> Vec:
@@ -145,7 +149,7 @@ class _Task:
         if not axes:
             body()
             return
-        with self.b.serial(self.dims[axes[0]], "r") as i:
+        with self.b.serial(self.extents[axes[0]], "r") as i:
             place[axes[0]] = i
             self._over(axes[1:], place, body)
 

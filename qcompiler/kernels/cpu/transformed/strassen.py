@@ -98,7 +98,8 @@ def strassen(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
 
     def way(layout: Layout) -> Candidate:
         seconds = device.core.seconds(cycles(layout, device.core) * lost)
-        return Candidate(layout.tiling, seconds, partial(_emitted, region, device, product, layout))
+        build = partial(_emitted, region, device, product, layout)
+        return Candidate(layout.tiling, seconds, build, mixes_rows=True)
 
     cuts = tilings(problem, product, device)
     return (way(Layout.of(problem, t, device.core, product.mac.lanes)) for t in cuts)

@@ -1,0 +1,205 @@
+"""Kernels that are told how many positions count compute these as if there were no others, whatever
+lies behind them, and write nowhere else but to rows behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kernel_harness import caller, compare, device, elsewhere, expected, isas, region_of, sharing
+from poison import POISONS
+
+from qcompiler.hardware.isa import Isa
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.registry import Kernel, choose
+from qcompiler.ops import make
+
+MOST = 45
+"""Positions in memory: vectors, tiles and blocks have other sizes."""
+COUNTS = (1, 2, 7, 16, 17, 31, 44, 45, 1 << 30)
+"""The last is more than there are: that writes no more, either."""
+RNG = np.random.default_rng(3)
+
+Case = tuple[Sequence[Node], Node | None, Node]
+"""Inputs, root and output."""
+
+
+def given(name: str, dtype: str, *shape: int) -> Node:
+    return placeholder(name, Type(dtype, shape))
+
+
+def fixed(*shape: int, dtype: str = "float32", seed: int = 1) -> Node:
+    rng = np.random.default_rng((seed, *shape))
+    if dtype == "int8":
+        return constant(rng.integers(-128, 128, shape).astype(np.int8))
+    return constant(rng.standard_normal(shape).astype(numpy_dtype(dtype)))
+
+
+def of_axes(*axes: int) -> Node:
+    return constant(np.array(axes, np.int64))
+
+
+def product(n: int) -> Case:
+    x, other = given("x", "float32", 1, n, 24), given("z", "float32", 1, n, 70)
+    root = make("matmul", x, fixed(24, 70))
+    return [x, other], root, make("Gelu", make("Add", make("Add", root, fixed(70)), other))
+
+
+def product_of_heads(n: int) -> Case:
+    x = given("x", "float32", 1, n, 3, 8)
+    root = make("matmul", x, fixed(8, 20))
+    return [x], root, root
+
+
+def product_of_bytes(n: int) -> Case:
+    x = given("x", "uint8", n, 36)
+    root = make("matmul", x, fixed(36, 50, dtype="int8"))
+    return [x], root, make("Add", root, constant(np.arange(50, dtype=np.int32)))
+
+
+def product_of_halves(n: int) -> Case:
+    x = given("x", "bfloat16", 1, n, 32)
+    root = make("matmul", x, fixed(32, 48, dtype="bfloat16"))
+    return [x], root, root
+
+
+def sums_of_two(n: int) -> Case:
+    x, z = given("x", "float32", 1, n, 33), given("z", "float32", n, 1)
+    return [x, z], None, make("Relu", make("Mul", make("Add", x, fixed(33)), z))
+
+
+def one_row(n: int) -> Case:
+    x = given("x", "float32", 1, n, 7)
+    return [x], None, make("Exp", make("Neg", x))
+
+
+def norm(n: int) -> Case:
+    x, z = given("x", "float32", 1, n, 40), given("z", "float32", 1, n, 40)
+    total = make("Add", x, z)
+    root = make("LayerNormalization", total, fixed(40), fixed(40, seed=2), axis=2)
+    return [x, z], root, root
+
+
+def softmax(n: int) -> Case:
+    x = given("x", "float32", 1, n, 2, 19)
+    root = make("Softmax", x, axis=-1)
+    return [x], root, root
+
+
+def words(n: int) -> Case:
+    ids = given("ids", "int64", 1, n)
+    root = make("Gather", fixed(5, 40), ids, axis=0)
+    return [ids], root, make("Add", root, fixed(40))
+
+
+def sums_of_rows(n: int) -> Case:
+    x = given("x", "float32", 1, n, 33)
+    root = make("ReduceSum", x, of_axes(2), keepdims=0)
+    return [x], root, root
+
+
+def largest_of_columns(n: int) -> Case:
+    x = given("x", "float32", n, 5, 24)
+    root = make("ReduceMax", x, of_axes(1), keepdims=0)
+    return [x], root, root
+
+
+def sum_over_positions(n: int) -> Case:
+    x, z = given("x", "float32", 1, n, 40), given("z", "float32", 1, n, 1)
+    root = make("ReduceSum", make("Mul", x, z), of_axes(1), keepdims=0)
+    return [x, z], root, make("Mul", root, constant(np.float32(0.5)))
+
+
+def attention(n: int, dtype: str = "float32", mask: Sequence[int] = (), kind: str = "") -> Case:
+    q, k, v = (given(name, dtype, 1, n, 3 * 16) for name in "qkv")
+    masks = [given("m", kind, *mask)] if kind else []
+    scale = constant(np.float32(1e-4)) if dtype == "int8" else None
+    hidden = masks[0] if masks else None
+    root = make("attention", q, k, v, hidden, scale, q_num_heads=3, kv_num_heads=3)
+    return [q, k, v, *masks], root, root
+
+
+def packed_attention(n: int) -> Case:
+    x = given("x", "float32", 1, n, 3 * 2 * 8)
+    root = make("attention", x, is_causal=1, q_num_heads=2, kv_num_heads=2)
+    return [x], root, root
+
+
+CASES: dict[str, Callable[[int], Case]] = {
+    "product": product,
+    "product of heads": product_of_heads,
+    "product of bytes": product_of_bytes,
+    "product of halves": product_of_halves,
+    "elementwise": sums_of_two,
+    "elementwise, one row": one_row,
+    "norm": norm,
+    "softmax": softmax,
+    "words": words,
+    "sums of rows": sums_of_rows,
+    "largest of columns": largest_of_columns,
+    "sum over positions": sum_over_positions,
+    "attention": lambda n: attention(n, mask=(1, 1, 1, n), kind="bool"),
+    "attention, each its mask": lambda n: attention(n, mask=(1, 1, n, n), kind="float32"),
+    "attention of bytes": lambda n: attention(n, "int8"),
+    "attention of halves": lambda n: attention(n, "bfloat16", (1, 1, 1, n), "bool"),
+    "packed attention": packed_attention,
+}
+BOUNDS = {"product of halves": 0.02, "attention of halves": 0.03, "attention of bytes": 0.3}
+
+
+def numbers(node: Node, most: Node) -> tuple[Array, Array]:
+    """An input's array, and the same at the begin of one of more positions, behind which is what is
+    no number, or no index.
+    """
+    dtype, dims = numpy_dtype(node.dtype), node.type.dims
+    if dtype.kind in "iub":
+        some = RNG.integers(0, {"b": 2, "i": 5}.get(dtype.kind, 256), dims).astype(dtype)
+        whole = np.full(most.type.dims, 1 if dtype.kind == "b" else 77, dtype)
+    else:
+        some = RNG.standard_normal(dims).astype(dtype)
+        whole = np.full(most.type.dims, np.nan, dtype)
+    whole[tuple(map(slice, dims))] = some
+    return some, whole
+
+
+def kernel_of(name: str, isa: Isa, threads: int) -> tuple[Kernel, Callable[[int], None]]:
+    """A case's kernel, and what checks it for a number of positions."""
+    inputs, root, output = CASES[name](MOST)
+    count = placeholder("count", Type("int32", (1,)))
+    region = region_of(Graph(tuple(inputs), (output,), ("y",)), root)
+    region = replace(region, inputs=(*region.inputs, count))
+    where = device(isa, threads) if threads == 1 else sharing(device(isa, threads))
+    kernel = choose(region, where, apart=True).kernel
+    assert isinstance(kernel, Kernel), kernel
+    held = {n: n.array for n in region.inputs if n.is_constant}
+    empty = {n: np.zeros(n.type.dims, numpy_dtype(n.dtype)) for n in (*inputs, count)}
+    call = caller(kernel, region, isa, {**held, **empty})
+
+    def check(n: int) -> None:
+        few, _, cut = CASES[name](min(n, MOST))
+        pairs = [numbers(a, b) for a, b in zip(few, inputs, strict=True)]
+        graph = Graph(tuple(few), (cut,), ("y",))
+        want = expected(graph, {a: p for a, (p, _) in zip(few, pairs, strict=True)})
+        values = {a: p for a, (_, p) in zip(inputs, pairs, strict=True)}
+        for poison in POISONS:
+            got = call({**held, **values, count: np.array([n], np.int32)}, poison)
+            got = got[tuple(map(slice, want.shape))]
+            compare(got, want, rtol=2e-5, atol=BOUNDS.get(name, 2e-5))
+
+    return kernel, check
+
+
+BEST = isas()[-1]
+WAYS = dict.fromkeys(((isas()[0], 1), (BEST, 1), *([] if elsewhere(BEST) else [(BEST, 3)])))
+
+
+@pytest.mark.parametrize(("isa", "threads"), WAYS, ids=[f"{i.name}-{t}" for i, t in WAYS])
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_ends_where_what_counts_does(name: str, isa: Isa, threads: int) -> None:
+    kernel, check = kernel_of(name, isa, threads)
+    assert kernel.counted
+    for count in COUNTS:
+        check(count)
