@@ -6,10 +6,11 @@ from zlib import crc32
 
 import poison
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# The same cases every time; `--hypothesis-profile=default` looks at others.
-settings.register_profile("repeatable", derandomize=True)
+# The same cases every time, however slow the machine; `--hypothesis-profile=default` tries others.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("repeatable", derandomize=True, deadline=None, suppress_health_check=SLOW)
 settings.load_profile("repeatable")
 
 
