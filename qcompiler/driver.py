@@ -33,7 +33,7 @@ from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch
 from qcompiler.plan import open_plan
 from qcompiler.plan.batches import cut
-from qcompiler.plan.opened import as_named, fitted, opened
+from qcompiler.plan.opened import fitted, opened
 from qcompiler.plan.plan import Opened, Plan
 from qcompiler.plan.sharing import planned
 from qcompiler.quantization.agreement import Agreement, agreement
@@ -311,13 +311,8 @@ class Compilation:
     @cached_property
     def smaller(self) -> list[open_plan.Smaller]:
         """The inputs of the plan of smaller sizes than the largest, each made when it is needed."""
-        asked, paddings = self.opened, self.paddings
-        if asked is None or paddings is None:
-            return []
-        return [
-            open_plan.Smaller(as_named(asked, sizes), partial(self._smaller, sizes))
-            for sizes in paddings.smaller
-        ]
+        each = self.paddings.smaller if self.paddings is not None else ()
+        return [open_plan.Smaller(sizes, partial(self._smaller, sizes)) for sizes in each]
 
     @cached_property
     def plan(self) -> Plan:

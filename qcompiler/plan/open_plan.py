@@ -21,11 +21,13 @@ from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Records, Region
+from qcompiler.onnx_io.dims import positive
 from qcompiler.plan.alike import Alike
 from qcompiler.plan.barriers import Slot
 from qcompiler.plan.branches import side_by_side
 from qcompiler.plan.choose import Chooser, padded
 from qcompiler.plan.counted import ending, ending_share
+from qcompiler.plan.opened import as_named
 from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
 from qcompiler.plan.regions import regions, with_copies
 from qcompiler.plan.sharing import at_most, least, saving
@@ -50,7 +52,9 @@ Chosen = tuple[int, Graph, Made, float]
 
 @dataclass(frozen=True)
 class Smaller:
-    """Sizes, and what makes the graph of these when it is needed, or says why there is none."""
+    """Sizes as types have them, and what makes the graph of these when it is needed, or says why
+    there is none.
+    """
 
     sizes: tuple[int, ...]
     make: Callable[[], Graph | Skip]
@@ -161,7 +165,8 @@ def _pinned(
     chosen.demand_all(reasons)
     alike = Alike(chosen)
     made, spans = _in_a_row([(f[1], alike(f[2])) for _, f in kept], chosen)
-    pinned = tuple(Pinned(k[0], *span) for k, span in zip(kept, spans, strict=True))
+    named = [kept[0][0], *(as_named(opened, sizes) for sizes, _ in kept[1:])]
+    pinned = tuple(Pinned(n, *span) for n, span in zip(named, spans, strict=True))
     seconds = kept[0][1][3]
     batches = (Batch(1, *spans[0], round(seconds * 1e9)),) if opened.batched else ()
     return replace(made, apart=False, opened=replace(opened, batches=batches, pinned=pinned))
@@ -169,7 +174,7 @@ def _pinned(
 
 def _few(smaller: Sequence[Smaller], opened: Opened) -> list[Smaller]:
     """The sizes asked for, and the smallest that there is a graph of."""
-    best = tuple(s.best for s in opened.inner)
+    best = tuple(positive(s).best for s in opened.inner)
     least = [s for s in reversed(smaller) if max(s.sizes) <= FEW]
     first = next((s for s in least if s.graph is not None), None)
     return [s for s in smaller if s is first or s.sizes == best]
