@@ -38,7 +38,7 @@ class Tiles:
         rows = b.hold(rows, "rows")  # TVM would write all that follows in terms of it
         count = b.hold((rows + (largest - 1)) // largest, "tiles")
         high, low = tir.const(heights[0]), tir.const(heights[min(1, len(heights) - 1)])
-        for height, less in zip(heights[1:], (*heights[2:], 1), strict=True):
+        for height, less in zip(heights[1:], (*heights[2:], 1), strict=False):  # none of one row
             enough = rows <= count * height
             high = b.hold(tirx.Select(enough, tir.const(height), high), "high")
             low = b.hold(tirx.Select(enough, tir.const(less), low), "low")
