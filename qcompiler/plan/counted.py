@@ -123,8 +123,9 @@ class Rows:
             alike = all(n in self.counts and n.type.rank == 3 for n in heads)
             counts = {(self.counts[n], n.type.dims[1]) for n in heads} if alike else set()
             return Places(range(len(heads))) if len(counts) == 1 else Places()
+        # Integers that are summed may be zero points behind those that count, not 0.
         x = node.operands[0] if node.op in _SUMS else None
-        if x is None or x not in self.counts:
+        if x is None or "float" not in x.dtype or x not in self.counts:
             return Places()
         axes = _axes(node)
         return Places([0]) if axes is not None and _first(x) in axes else Places()
