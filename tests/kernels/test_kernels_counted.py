@@ -12,9 +12,12 @@ import pytest
 from kernel_harness import caller, compare, device, elsewhere, expected, isas, region_of, sharing
 from poison import POISONS
 
+from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
-from qcompiler.kernels.registry import Kernel, choose
+from qcompiler.kernels.cpu.contraction.blocking import Tiling
+from qcompiler.kernels.cpu.contraction.tiled import tiled
+from qcompiler.kernels.registry import Kernel, Region, choose
 from qcompiler.ops import make
 
 MOST = 45
@@ -165,15 +168,25 @@ def numbers(node: Node, most: Node) -> tuple[Array, Array]:
     return some, whole
 
 
+def region_counted(name: str) -> Region:
+    """A case's region, whose last input says how many positions count."""
+    inputs, root, output = CASES[name](MOST)
+    region = region_of(Graph(tuple(inputs), (output,), ("y",)), root)
+    return replace(region, inputs=(*region.inputs, placeholder("count", Type("int32", (1,)))))
+
+
 def kernel_of(name: str, isa: Isa, threads: int) -> tuple[Kernel, Callable[[int], None]]:
     """A case's kernel, and what checks it for a number of positions."""
-    inputs, root, output = CASES[name](MOST)
-    count = placeholder("count", Type("int32", (1,)))
-    region = region_of(Graph(tuple(inputs), (output,), ("y",)), root)
-    region = replace(region, inputs=(*region.inputs, count))
+    region = region_counted(name)
     where = device(isa, threads) if threads == 1 else sharing(device(isa, threads))
     kernel = choose(region, where, apart=True).kernel
     assert isinstance(kernel, Kernel), kernel
+    return kernel, checker(name, region, kernel, isa)
+
+
+def checker(name: str, region: Region, kernel: Kernel, isa: Isa) -> Callable[[int], None]:
+    """What checks a kernel of a case's region for a number of positions."""
+    *inputs, count = (n for n in region.inputs if not n.is_constant)
     held = {n: n.array for n in region.inputs if n.is_constant}
     empty = {n: np.zeros(n.type.dims, numpy_dtype(n.dtype)) for n in (*inputs, count)}
     call = caller(kernel, region, isa, {**held, **empty})
@@ -189,7 +202,7 @@ def kernel_of(name: str, isa: Isa, threads: int) -> tuple[Kernel, Callable[[int]
             got = got[tuple(map(slice, want.shape))]
             compare(got, want, rtol=2e-5, atol=BOUNDS.get(name, 2e-5))
 
-    return kernel, check
+    return check
 
 
 BEST = isas()[-1]
@@ -203,3 +216,17 @@ def test_a_kernel_ends_where_what_counts_does(name: str, isa: Isa, threads: int)
     assert kernel.counted
     for count in COUNTS:
         check(count)
+
+
+@pytest.mark.parametrize("name", ["product", "product of bytes"])
+def test_low_tiles_and_high_ones_end_where_what_counts_does(name: str) -> None:
+    region = region_counted(name)
+    found = tiled(region, device(BEST, 1))
+    assert not isinstance(found, Skip), found.reason
+    heights = {c.knobs.rows: c for c in found if isinstance(c.knobs, Tiling)}
+    for height in (1, 2, 5, max(heights)):
+        kernel = heights[height].build()
+        assert isinstance(kernel, Kernel), kernel
+        check = checker(name, region, kernel, BEST)
+        for count in (1, 2, 13, 17, MOST):
+            check(count)
