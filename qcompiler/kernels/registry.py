@@ -150,8 +150,8 @@ Setting = Mapping[str, int | str]
 
 
 def setting(knobs: Knobs) -> Setting:
-    """Knobs -> how a file holds them."""
-    return asdict(knobs)
+    """The values of knobs by name, as records hold them: a flag is 0 or 1."""
+    return {k: int(v) if isinstance(v, bool) else v for k, v in asdict(knobs).items()}
 
 
 @dataclass(frozen=True)

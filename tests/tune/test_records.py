@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,18 @@ def record(
     generator: str, candidate: Candidate, seconds: float = 1e-6, version: int = 1
 ) -> Measured:
     return Measured((chosen(generator, candidate, seconds, version),))
+
+
+def test_knobs_are_whole_numbers_and_words_in_records() -> None:
+    @dataclass(frozen=True)
+    class Flagged:
+        flag: bool = True
+        rows: int = 3
+        order: str = "kn"
+
+    found = setting(Flagged())
+    assert found == {"flag": 1, "rows": 3, "order": "kn"}
+    assert {type(v) for v in found.values()} == {int, str}
 
 
 def test_the_least_predicted_seconds_win_and_losers_are_kept() -> None:
