@@ -94,6 +94,20 @@ def heads() -> onnx.ModelProto:
     return b.model(inputs, outputs)
 
 
+def subnets() -> onnx.ModelProto:
+    """Classes and boxes as RetinaNet has them, five convolutions each, on the same pixels."""
+    b, outputs = Wide(), {}
+    inputs = {f"x{size}": (1, 32, size, size) for size in (8, 4, 2)}
+    for x, (_, _, size, _) in inputs.items():
+        for outs in (36, 80):
+            y = x
+            for _ in range(4):
+                y = b.conv(y, 32, 32, 3)
+            y = b.conv(y, 32, outs, 3)
+            outputs[y] = (1, outs, size, size)
+    return b.model(inputs, outputs)
+
+
 def towers() -> onnx.ModelProto:
     """Two towers of six layers of 8 x 256 values, joined at the end."""
     b, ends = Wide(), []
@@ -108,6 +122,7 @@ def towers() -> onnx.ModelProto:
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "inception": inception,
     "heads": heads,
+    "subnets": subnets,
     "towers": towers,
 }
 
