@@ -52,6 +52,9 @@ INDICES = {
     "sequences of their own lengths": """(float[n,e,2] x, int64[e] l) => (float[n,e,2] y) {
         sh = Shape(x) zero = Constant<value_ints=[0]>() n = Gather(sh, zero) k = Mod(l, n)
         one = Constant<value_ints=[1]>() m = Add(k, one) y = ReverseSequence(x, m) }""",
+    "sequences that are said to be longer": """(float[n,e,2] x, int64[e] l) => (float[n,e,2] y) {
+        sh = Shape(x) zero = Constant<value_ints=[0]>() n = Gather(sh, zero) k = Mod(l, n)
+        many = Constant<value_ints=[100]>() m = Add(k, many) y = ReverseSequence(x, m) }""",
     "a cache": """(float[e,2,n,3] x, float[e,2,1,3] u, int64[e] i) => (float[e,2,n,3] y) {
         sh = Shape(x) two = Constant<value_ints=[2]>() n = Gather(sh, two) k = Mod(i, n)
         y = TensorScatter(x, u, k) }""",

@@ -135,7 +135,10 @@ def _tensor_scatter(p: Padding, node: Node) -> Padded:
 
 @pads("ReverseSequence")
 def _reverse(p: Padding, node: Node) -> Padded:
-    """What is behind a sequence stays where it is."""
+    """What is behind a sequence stays where it is. None is longer than a run's."""
     x = p.prefix(p.value(node.operands[0]), node.int("time_axis"))
     lengths, x = _matched(p, p.value(node.operands[1]), 0, x, node.int("batch_axis") % x.rank)
-    return Padded(make(node.op, x.node, lengths.node, name=node.name, **node.attrs), x.dims)
+    ends, steps = lengths.node, node.operands[0].shape[node.int("time_axis") % x.rank]
+    if not isinstance(steps, int):
+        ends = make("Min", ends, p.size(steps, ends.dtype))
+    return Padded(make(node.op, x.node, ends, name=node.name, **node.attrs), x.dims)
