@@ -112,7 +112,9 @@ def conv(b: Builder) -> None:
     x = ranked(b, 3, 5)
     channels, spatial = x.shape[1], x.rank - 2
     attrs = windows(b, spatial, x.shape[2:])
-    group = b.choose([g for g in (1, 1, 1, 2, 3, 4, channels, channels) if channels % g == 0])
+    group = b.choose(
+        [g for g in (1, 1, 1, 2, 3, 4, max(channels, 1), max(channels, 1)) if channels % g == 0]
+    )
     outputs = group * b.choose((1, 1, 2, 3, 5, 8, 16, 17))
     if outputs > 96:
         raise Error("too many channels")
@@ -127,7 +129,7 @@ def equal_convs(b: Builder) -> None:
     """Convolutions of one shape in a row, each with its own weights, bias and end."""
     x = b.pick(lambda v: v.rank == 4)
     channels, k = x.shape[1], b.choose((1, 3))
-    group = channels if b.chance(0.3) else 1
+    group = max(channels, 1) if b.chance(0.3) else 1
     for _ in range(b.between(2, 4)):
         fan = channels // group * k * k
         w = b.constant(b.numbers(channels, channels // group, k, k, scale=max(fan, 1) ** -0.5))
@@ -147,7 +149,7 @@ def transposed_conv(b: Builder) -> None:
     x = ranked(b, 3, 4)
     channels, spatial = x.shape[1], x.rank - 2
     attrs = windows(b, spatial, tuple(99 for _ in range(spatial)))
-    group = b.choose([g for g in (1, 1, 2, channels) if channels % g == 0])
+    group = b.choose([g for g in (1, 1, 2, max(channels, 1)) if channels % g == 0])
     each = b.choose((1, 2, 3, 8))
     kernel, strides = attrs["kernel_shape"], attrs["strides"]
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, attrs["dilations"], strict=True)]

@@ -113,7 +113,7 @@ def conv(b: Builder) -> None:
     x = stepped(b, b.pick(lambda v: v.rank in (3, 4)))
     channels = x.shape[1]
     attrs = windows(b, x.rank - 2, x.shape[2:])
-    group = b.choose([g for g in (1, 1, 2, 4, channels) if channels % g == 0])
+    group = b.choose([g for g in (1, 1, 2, 4, max(channels, 1)) if channels % g == 0])
     outputs, each = group * b.choose((1, 2, 3, 8, 16, 17)), channels // group
     if outputs > 64:
         raise Error("too many channels")

@@ -128,7 +128,7 @@ def norm(b: Builder) -> None:
         b.add("MeanVarianceNormalization", x)
     elif op == "group":
         n = x.shape[1]
-        groups = b.choose([g for g in (1, 2, 3, 4, n) if n % g == 0])
+        groups = b.choose([g for g in (1, 2, 3, 4, max(n, 1)) if n % g == 0])
         values = b.constant(b.numbers(n)), b.constant(b.numbers(n))
         b.add("GroupNormalization", x, *values, num_groups=groups, epsilon=1e-2)
     else:
