@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,28 @@ def resize(region: Region, device: Cpu) -> Kernel | Skip:
     """
     if reason := refuse(region):
         return reason
+    root, found = region.root, taps_of(region)
+    assert root is not None
+    if isinstance(found, Skip):
+        return found
+    given, each = found
+    axes, taps = list(each), list(each.values())
+    if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
+        return Skip("elementwise work before the last axis is resized")
+    d = Draft(name_of(root), region, device)
+    last = taps[-1] if root.type.rank - 1 in axes else None
+    return _emitted(d, _Layout(given, axes, taps, last))
+
+
+def name_of(root: Node) -> str:
+    """Of a Resize's kernel."""
+    return f"resize_{root.str('mode')}_{'x'.join(map(str, root.type.dims))}"
+
+
+def taps_of(region: Region) -> tuple[Node, dict[int, Taps]] | Skip:
+    """A Resize's region -> its operand with the scales or sizes, and the taps of each axis that is
+    resized, if they are known and few.
+    """
     root = region.root
     assert root is not None
     given = [i for i in root.inputs[1:] if i is not None and i.type.size]
@@ -52,15 +75,9 @@ def resize(region: Region, device: Cpu) -> Kernel | Skip:
     found = resized(root, given[0], numbers)
     if isinstance(found, Skip):
         return found
-    axes, taps = list(found), list(found.values())
-    if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
-        return Skip("elementwise work before the last axis is resized")
-    if np.prod([t.count for t in taps]) > _MOST_TAPS:
+    if prod(t.count for t in found.values()) > _MOST_TAPS:
         return Skip(f"more than {_MOST_TAPS} inputs for one output")
-    shape = "x".join(map(str, root.type.dims))
-    d = Draft(f"resize_{root.str('mode')}_{shape}", region, device)
-    last = taps[-1] if root.type.rank - 1 in axes else None
-    return _emitted(d, _Layout(given[0], axes, taps, last))
+    return given[0], found
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,9 @@ from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.windows.resize import Taps, resized
+from qcompiler.kernels.cpu.windows.resize import Taps, name_of, taps_of
 from qcompiler.kernels.gpu.code.draft import GridDraft
 from qcompiler.kernels.registry import Kernel, Region, kernel
-
-_MOST_TAPS = 64
-"""The most inputs of one output, over all axes, that are unrolled."""
 
 
 @kernel("Resize", kind=Gpu)
@@ -34,28 +31,13 @@ def gpu_resize(region: Region, device: Gpu) -> Kernel | Skip:
     """Any mode, by scales or sizes that are known."""
     if reason := refuse(region) or too_large(region):
         return reason
-    root = region.root
+    root, found = region.root, taps_of(region)
     assert root is not None
-    given = [i for i in root.inputs[1:] if i is not None and i.type.size]
-    if len(given) != 1 or (len(root.inputs) > 1 and root.inputs[1] in given):
-        return Skip("a region of interest")
-    numbers = region.known(given[0]).numbers
-    if numbers is None:
-        return Skip("scales that are not known")
-    if root.str("keep_aspect_ratio_policy") != "stretch":
-        return Skip(f"keep_aspect_ratio_policy {root.str('keep_aspect_ratio_policy')}")
-    if 0 in root.type.dims:
-        return Skip("nothing to resize")
-    found = resized(root, given[0], numbers)
     if isinstance(found, Skip):
         return found
-    if prod(t.count for t in found.values()) > _MOST_TAPS:
-        return Skip(f"more than {_MOST_TAPS} inputs for one output")
-    shape = "x".join(map(str, root.type.dims))
-    d = GridDraft(f"resize_{root.str('mode')}_{shape}", region, device)
-    table = _Table(given[0], found)
+    d, table = GridDraft(name_of(root), region, device), _Table(*found)
     _Resize(d, table).emit()
-    return d.kernel(pack={region.inputs.index(given[0]): table.packed})
+    return d.kernel(pack={region.inputs.index(table.given): table.packed})
 
 
 @dataclass(frozen=True)
