@@ -80,6 +80,22 @@ def taps_of(region: Region) -> tuple[Node, dict[int, Taps]] | Skip:
     return given[0], found
 
 
+def combined(
+    options: Sequence[Sequence[tuple[Value, Value | None]]], sizes: Sequence[int]
+) -> Iterator[tuple[Value, Value | None]]:
+    """The indices and weights that an output reads along each of some axes, of these sizes -> the
+    places that it reads, and the products of their weights; None where no axis has any.
+    """
+    for chosen in product(*options):
+        flat: Value = tir.const(0)
+        weight: Value | None = None
+        for (index, part), size in zip(chosen, sizes, strict=False):
+            flat = flat * size + index
+            if part is not None:
+                weight = part if weight is None else weight * part
+        yield flat, weight
+
+
 @dataclass(frozen=True)
 class Taps:
     """Along one axis: the input index and the weight of each of `count` taps of every output."""
@@ -271,16 +287,7 @@ class _Task:
                 ]
             )
             start = weights + taps.weight.size
-        sizes = self.root.operands[0].type.dims
-        found = []
-        for chosen in product(*options):
-            flat: Value = tir.const(0)
-            weight: Value | None = None
-            for (index, part), size in zip(chosen, sizes, strict=False):
-                flat = flat * size + index
-                if part is not None:
-                    weight = part if weight is None else weight * part
-            found.append(
-                (b.let(flat, "pixel"), None if weight is None else b.let(weight, "weight"))
-            )
-        return found
+        return [
+            (b.let(flat, "pixel"), None if weight is None else b.let(weight, "weight"))
+            for flat, weight in combined(options, self.root.operands[0].type.dims)
+        ]

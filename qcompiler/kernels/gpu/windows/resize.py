@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 
 import numpy as np
@@ -21,7 +20,7 @@ from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.loops import indices
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
-from qcompiler.kernels.cpu.windows.resize import Taps, name_of, taps_of
+from qcompiler.kernels.cpu.windows.resize import Taps, combined, name_of, taps_of
 from qcompiler.kernels.gpu.code.draft import GridDraft
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
@@ -128,19 +127,12 @@ class _Resize:
 
     def _rows(self, place: Sequence[Value]) -> list[Tap]:
         """An output's indices but the last -> the rows of the input that it reads, with weights."""
-        sizes = self.x.type.dims
         options = [
             self._taps(axis, index) if axis in self.table.taps else [(index, None)]
             for axis, index in enumerate(place)
         ]
         found = []
-        for chosen in product(*options):
-            flat: Value = tir.const(0)
-            weight: Value | None = None
-            for (index, part), size in zip(chosen, sizes, strict=False):
-                flat = flat * size + index
-                if part is not None:
-                    weight = part if weight is None else weight * part
+        for flat, weight in combined(options, self.x.type.dims):
             held = None if weight is None else self.b.hold(weight, "weight")
             found.append((self.b.let(flat, "row"), held))
         return found
