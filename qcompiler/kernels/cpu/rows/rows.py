@@ -209,20 +209,28 @@ def mean_variance(region: Region, device: Cpu) -> Kernel | Skip:
     return rows.each(row, 3)
 
 
+def axes_reduced(region: Region) -> Sequence[int] | Skip:
+    """The axes that a reduction is over; an operand may say which."""
+    root = region.root
+    assert root is not None
+    axes = region.known(root.operands[1]).numbers if len(root.operands) > 1 else ()
+    if axes is None:
+        return Skip("axes known at run time only")
+    if not axes and root.int("noop_with_empty_axes"):
+        return Skip("no axes to reduce")
+    return [int(a) for a in axes] or range(root.operands[0].type.rank)
+
+
 @kernel("ReduceLogSumExp")
 def log_sum_exp(region: Region, device: Cpu) -> Kernel | Skip:
     """max + log(sum(exp(x - max))); of integers in float64."""
     if reason := _given(region):
         return reason
     d = Draft("reducelogsumexp", region, device)
-    root, m = d.root, d.m
-    axes = region.known(root.operands[1]).numbers if len(root.operands) > 1 else ()
-    if axes is None:
-        return Skip("axes known at run time only")
-    if not axes and root.int("noop_with_empty_axes"):
-        return Skip("no axes to reduce")
-    rank = root.operands[0].type.rank
-    rows = Rows(d, [int(a) for a in axes] or range(rank), real=True)
+    root, m, axes = d.root, d.m, axes_reduced(region)
+    if isinstance(axes, Skip):
+        return axes
+    rows = Rows(d, axes, real=True)
 
     def row(number: Value, start: Value) -> None:
         top = rows.top(start)

@@ -13,6 +13,7 @@ from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code.draft import refuse, too_large
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.rows.rows import axes_reduced
 from qcompiler.kernels.gpu.code.draft import GridDraft
 from qcompiler.kernels.gpu.rows.held import Line, line_of
 from qcompiler.kernels.gpu.rows.lines import Lines
@@ -152,15 +153,11 @@ def gpu_log_sum_exp(region: Region, device: Gpu) -> Kernel | Skip:
     """max + log(sum(exp(x - max))); of integers in float64."""
     if reason := refused(region):
         return reason
-    root = region.root
+    root, axes = region.root, axes_reduced(region)
     assert root is not None
-    axes = region.known(root.operands[1]).numbers if len(root.operands) > 1 else ()
-    if axes is None:
-        return Skip("axes known at run time only")
-    if not axes and root.int("noop_with_empty_axes"):
-        return Skip("no axes to reduce")
-    rank = root.operands[0].type.rank
-    team = team_for(region, device, [int(a) for a in axes] or range(rank))
+    if isinstance(axes, Skip):
+        return axes
+    team = team_for(region, device, axes)
     m = team.m
     values = line(team, "float64" if "int" in root.operands[0].dtype else _summed(root))
     top = values.fold(m.max, -inf)
