@@ -23,7 +23,7 @@ extern "C" const char *emulate(void *, const unsigned *, unsigned, const int64_t
                                uint64_t, uint64_t, int);
 
 namespace {
-enum { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_READY = 600, LAUNCH = 719, UNSAFE = 900, UNJOINED = 904, LOST = 700 };
+enum { OK = 0, INVALID = 1, NO_MEMORY = 2, BAD_IMAGE = 200, NO_CONTEXT = 201, NOT_READY = 600, LAUNCH = 719, UNSAFE = 900, INVALIDATED = 901, UNJOINED = 904, LOST = 700 };
 typedef std::function<int()> Work;
 struct Module {
   void *library;
@@ -38,6 +38,7 @@ struct Stream {
   std::deque<Work> work;
   uint64_t given = 0, done = 0; // pieces of work
   bool recording = false;
+  bool spoilt = false; // what it records, by a call that may not be made meanwhile
   std::vector<Work> recorded;
   Stream *joined = nullptr; // whose recording its work is part of
   bool apart = false;       // what it recorded there is waited for by nobody yet
@@ -163,6 +164,7 @@ int cuGetErrorName(int status, const char **name) {
           : status == NO_CONTEXT    ? "CUDA_ERROR_INVALID_CONTEXT"
           : status == LOST          ? "CUDA_ERROR_ILLEGAL_ADDRESS"
           : status == UNSAFE        ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+          : status == INVALIDATED   ? "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
           : status == UNJOINED      ? "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"
                                     : "CUDA_ERROR_LAUNCH_FAILED";
   return OK;
@@ -227,8 +229,10 @@ int cuThreadExchangeStreamCaptureMode(int *mode) {
 int cuCtxSynchronize() {
   LOCKED;
   if (int status = refused()) return status;
+  bool any = false;
   for (Stream *s : streams)
-    if (s->recording) return UNSAFE;
+    any |= s->recording, s->spoilt = s->recording;
+  if (any) return UNSAFE;
   for (Stream *s : streams)
     if (int status = run_until(s, s->given)) return status;
   return OK;
@@ -284,7 +288,7 @@ int cuStreamIsCapturing(Stream *stream, int *state) {
 int cuStreamBeginCapture_v2(Stream *stream, int) {
   LOCKED;
   if (recorder(stream) || stream->done < stream->given) return INVALID;
-  return stream->recorded.clear(), stream->recording = true, OK;
+  return stream->recorded.clear(), stream->spoilt = false, stream->recording = true, OK;
 }
 int cuStreamEndCapture(Stream *stream, Graph **made) {
   LOCKED;
@@ -293,6 +297,7 @@ int cuStreamEndCapture(Stream *stream, Graph **made) {
   bool apart = false;
   for (Stream *s : streams)
     if (s->joined == stream) apart |= s->apart, s->joined = nullptr, s->apart = false;
+  if (stream->spoilt) return *made = nullptr, INVALIDATED;
   if (apart) return *made = nullptr, UNJOINED;
   counts.graphs++;
   return *made = new Graph{stream->recorded}, OK;

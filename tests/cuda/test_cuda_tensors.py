@@ -6,6 +6,7 @@ import ctypes
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import fake_tensors
@@ -133,16 +134,41 @@ def test_outputs_of_a_model_are_inputs_of_another(model: CudaModel, gpu: drivers
     np.testing.assert_array_equal(again[1].numpy(), model(model(x, b)[1], b)[1])
 
 
-def test_threads_with_tensors_do_not_meet(model: CudaModel, gpu: drivers.Gpu) -> None:
-    given = [arrays(seed) for seed in range(6)]
+def test_threads_with_tensors_do_not_meet(
+    artifact: Artifact, model: CudaModel, gpu: drivers.Gpu, library: str
+) -> None:
+    given = [arrays(seed) for seed in range(60)]
     want = [model(*pair)[0] for pair in given]
 
-    def one(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return model(*(Tensor(gpu, a) for a in pair))[0].numpy()
+    def one(number: int) -> np.ndarray:
+        own = load(artifact, library=library) if number % 2 else model  # whose steps are recorded
+        return own(*(Tensor(gpu, a) for a in given[number]))[0].numpy()
 
     with ThreadPoolExecutor(3) as pool:
-        for made, array in zip(pool.map(one, given), want, strict=True):
+        for made, array in zip(pool.map(one, range(60)), want, strict=True):
             np.testing.assert_array_equal(made, array)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "another library's"])
+def test_what_cannot_be_freed_while_somebody_records_is_freed_later(
+    model: CudaModel, fake: ctypes.CDLL, gpu: drivers.Gpu, ours: bool
+) -> None:
+    given = [Tensor(gpu, a) for a in arrays()]
+    want = model(*given)[0].numpy()
+    before, stream = held(fake, gpu), drivers.Stream(gpu)
+    made = model(*given)
+    with gpu.current() as call, drivers.recording if ours else nullcontext():
+        stream.begin(call)
+        del made
+        gc.collect()
+        made = model(*given)
+        with nullcontext() if ours else pytest.raises(Error, match="INVALIDATED"):
+            stream.end(call)
+    np.testing.assert_array_equal(made[0].numpy(), want)
+    assert held(fake, gpu)[0] > before[0]
+    del made
+    model(*given)
+    assert held(fake, gpu)[0] == before[0]
 
 
 def test_a_call_in_somebody_s_recording_is_recorded_with_it(

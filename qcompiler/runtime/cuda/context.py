@@ -74,7 +74,7 @@ class Context:
         self.handle = self.stream.handle
         self.pending: list[tuple[driver.Event, list[Borrowed]]] = []
         """What runs that may not have ended read, and their ends."""
-        with self.gpu.current() as call, driver.relaxed(call):
+        with self.gpu.current() as call, driver.relaxed(call), driver.recording:
             self.stream.begin(call)
             self._launch_all(call)
             self.graph = self.stream.end(call)

@@ -30,6 +30,8 @@ _HINTS = {
 }
 _held: dict[str, Driver] = {}
 _lock = threading.Lock()
+recording = threading.Lock()
+"""Held while a graph of ours is recorded: waiting for all work of the GPU would spoil it."""
 
 
 def driver(path: str = LIBRARY) -> Driver:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -140,27 +141,42 @@ class Lasting:
     def __del__(self) -> None:
         if self._keep is not None:
             return  # another owns the memory
+        in_order = self.gpu.pools and self._readers <= {_LEGACY}
         try:
             with self.gpu.current() as call, driver.relaxed(call):
-                self._free(call)
+                if in_order:
+                    self._ready.delay(call, ctypes.c_void_p(_LEGACY))
+                    _freed(call, self.gpu, self.address)
+                else:
+                    _free_later(call, self.gpu, self.address)
         except Error:  # somebody records the default stream
             _unfreed.append((self.gpu, self.address))
 
-    def _free(self, call: driver.Driver) -> None:
-        in_order = self.gpu.pools and self._readers <= {_LEGACY}
-        if in_order:
-            self._ready.delay(call, ctypes.c_void_p(_LEGACY))
-        _freed(call, self.gpu, self.address, in_order)
-
 
 _unfreed: list[tuple[driver.Gpu, int]] = []
-"""Memory that could not be freed when it should have been."""
+"""Memory to be freed when all work of its GPU has ended, of any thread."""
 
 
-def _freed(call: driver.Driver, gpu: driver.Gpu, address: int, in_order: bool = False) -> None:
-    """Free memory of an output, in the order of the default stream or after all work of the GPU."""
-    if not in_order:
-        call("cuCtxSynchronize")
+def _free_later(call: driver.Driver, gpu: driver.Gpu, *addresses: int) -> None:
+    """Free memory, and what is left from before, after all work of the GPU. While somebody records
+    work of it, which may not be waited for, all is left for another time.
+    """
+    _unfreed.extend((gpu, address) for address in addresses)
+    if not _unfreed or not driver.recording.acquire(blocking=False):
+        return
+    try:
+        left = [pair for pair in _unfreed if pair[0].number == gpu.number]
+        with suppress(Error):
+            call("cuCtxSynchronize")
+            for pair in left:
+                _freed(call, *pair)
+                _unfreed.remove(pair)
+    finally:
+        driver.recording.release()
+
+
+def _freed(call: driver.Driver, gpu: driver.Gpu, address: int) -> None:
+    """Free memory of an output, in the order of the default stream."""
     at = ctypes.c_uint64(address)
     if gpu.pools:
         call("cuMemFreeAsync", at, ctypes.c_void_p(_LEGACY))
@@ -172,16 +188,13 @@ def all_allocated(
     gpu: driver.Gpu, call: driver.Driver, values: Sequence[Value], stream: driver.Stream
 ) -> list[int]:
     """The addresses of new memory for outputs, for the work of a stream from now on."""
-    for held in [pair for pair in _unfreed if pair[0] is gpu]:
-        _unfreed.remove(held)
-        _freed(call, *held)
+    _free_later(call, gpu)
     made: list[int] = []
     try:
         for value in values:
             made.append(_allocated(gpu, call, value, stream))
     except Error:
-        for address in made:
-            _freed(call, gpu, address)
+        _free_later(call, gpu, *made)
         raise
     return made
 
