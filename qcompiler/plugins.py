@@ -20,6 +20,7 @@ from typing import Any
 from qcompiler.errors import Error
 from qcompiler.files import contents
 from qcompiler.hardware.core import Core
+from qcompiler.hardware.cpu import features
 from qcompiler.hardware.gpu import Gpu
 from qcompiler.hardware.isa import ISAS, Cpu, Device, Isa, family, host, on_host
 
@@ -83,25 +84,25 @@ def broken(error: BaseException, path: Path | str) -> Error:
 def device(target: str, threads: int = 0) -> Device:
     """A target's name -> the device to compile for.
 
-    "host" (this machine); an instruction set's name (this machine restricted to it); a device's
-    name (a TOML file in targets/devices); or the path of a user's own .toml device or .py
-    instruction set.
+    "host" (this machine, with the facts of the core of the device that its features tell); an
+    instruction set's name (this machine restricted to it); a device's name (a TOML file in
+    targets/devices); or the path of a user's own .toml device or .py instruction set.
     """
     load_all()
     if target == "host":
-        return host(threads)
+        return _recognized(host(threads))
     if target.endswith(".py"):
         before = set(ISAS)
         load_file(Path(target))
         new = [i for name, i in ISAS.items() if name not in before]
         if not new:
             raise Error("no instruction set is registered here", where=target)
-        return on_host(new[-1], threads)
+        return _recognized(on_host(new[-1], threads))
     if target.endswith(".toml"):
         return _read_device(Path(target), threads)
     files = devices()
     if target in ISAS and ISAS[target].multiprocessor is None:
-        return on_host(ISAS[target], threads)
+        return _recognized(on_host(ISAS[target], threads))
     if target in ISAS:
         return _gpu_of(ISAS[target])
     if target in files:
@@ -166,6 +167,28 @@ def devices() -> dict[str, Path]:
     return {p.stem: p for root in folder.__path__ for p in sorted(Path(root).glob("*.toml"))}
 
 
+def _recognized(here: Cpu) -> Cpu:
+    """This machine, with the facts of the core of the installed device that it is, if of any."""
+    have = features()
+    for isa, has, lacks, core in _known_cores():
+        if here.isa.name == isa and have >= has and have.isdisjoint(lacks):
+            return replace(here, core=core)
+    return here
+
+
+@cache
+def _known_cores() -> Sequence[tuple[str, frozenset[str], frozenset[str], Core]]:
+    """Of each installed device that can be recognized: its instruction set, features that a machine
+    has and lacks then, and the facts of its core, which are about whole vectors.
+    """
+    found = []
+    for path in devices().values():
+        facts = _facts(path)
+        if _HOST in facts:
+            found.append((facts["isa"], *_host_features(facts, path), _core(facts, path)))
+    return found
+
+
 def _gpu_of(isa: Isa) -> Gpu:
     """The first installed GPU of an architecture, as all have its code."""
     for path in devices().values():
@@ -190,34 +213,62 @@ are said.
 """
 
 
-def _read_device(path: Path, threads: int) -> Device:
-    """A TOML file of facts -> the device."""
+_HOST = "host"
+"""How a machine is recognized as the device: a table of two strings, the features that it `has` and
+those that it `lacks`, as the system calls them.
+"""
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A TOML file of facts, without the words for people."""
     try:
         facts = tomllib.loads(contents(path).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise Error(f"cannot read the device: {e}", where=str(path)) from e
-    facts = {k: v for k, v in facts.items() if k not in ("description", "source")}
+    return {k: v for k, v in facts.items() if k not in ("description", "source")}
+
+
+def _core(facts: Mapping[str, Any], path: Path) -> Core:
+    """The facts of a device's core."""
+    given = facts.get("core", {})
+    if not isinstance(given, dict):
+        raise Error("core is not a table of facts", where=str(path))
+    try:
+        return Core.of(given)
+    except Error as e:
+        raise Error(e.what, where=str(path), hint=e.hint) from e
+
+
+def _host_features(facts: Mapping[str, Any], path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """The features that a machine has, and those that it lacks, if it is the device."""
+    given = facts[_HOST]
+    if not isinstance(given, dict) or not given.keys() <= {"has", "lacks"} or "has" not in given:
+        raise Error(f"{_HOST} is not a table of what it has and lacks", where=str(path))
+    if not all(isinstance(words, str) for words in given.values()):
+        raise Error(f"{_HOST} holds what is not words", where=str(path))
+    return frozenset(given["has"].split()), frozenset(given.get("lacks", "").split())
+
+
+def _read_device(path: Path, threads: int) -> Device:
+    """A TOML file of facts -> the device."""
+    facts = _facts(path)
     if "gpu" in facts:
         return _read_gpu(path, facts)
-    core = facts.pop("core", {})
-    if not isinstance(core, dict):
-        raise Error("core is not a table of facts", where=str(path))
+    core = _core(facts, path)
     for key, kind in _DEVICE_FIELDS.items():
         if not isinstance(facts.get(key), kind) or isinstance(facts[key], bool):
             raise Error(f"{key} is missing or not {kind.__name__}", where=str(path))
-    unknown = sorted(set(facts) - {*_DEVICE_FIELDS, _LLVM})
+    unknown = sorted(set(facts) - {*_DEVICE_FIELDS, "core", _LLVM, _HOST})
     if unknown:
         raise Error(f"unknown fact {unknown[0]!r}", where=str(path))
+    if _HOST in facts:
+        _host_features(facts, path)
     words = facts.get(_LLVM, "")
     if not isinstance(words, str):
         raise Error(f"{_LLVM} is not words", where=str(path))
     known = _known_isa(facts["isa"], path)
     if words:
         known = replace(known, llvm=(*known.llvm, *words.split()))
-    try:
-        found = Core.of(core)
-    except Error as e:
-        raise Error(e.what, where=str(path), hint=e.hint) from e
     return Cpu(
         name=path.stem,
         isa=known,
@@ -225,7 +276,7 @@ def _read_device(path: Path, threads: int) -> Device:
         l1_bytes=facts["l1_bytes"],
         l2_bytes=facts["l2_bytes"],
         l3_bytes=facts["l3_bytes"],
-        core=found,
+        core=core,
     )
 
 

@@ -13,7 +13,7 @@ from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import target
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.isa import Cpu, host
+from qcompiler.hardware.isa import ISAS, Cpu, host
 from qcompiler.ir import Type, placeholder
 from qcompiler.kernels.cpu.contraction import blocking
 from qcompiler.kernels.cpu.contraction.operands import Product, product_of
@@ -71,6 +71,9 @@ def test_the_facts_of_a_core_are_read_from_its_table(tmp_path: Path) -> None:
         ("[core]\nway_bytes = 32", "core.way_bytes is 32: less than a line"),
         ("core = 3", "core is not a table of facts"),
         ("llvm = 3", "llvm is not words"),
+        ('host = "zen4"', "host is not a table of what it has and lacks"),
+        ('[host]\nlacks = "amx_tile"', "host is not a table of what it has and lacks"),
+        ("[host]\nhas = 3", "host holds what is not words"),
     ],
 )
 def test_wrong_facts_are_refused_with_the_file(tmp_path: Path, core: str, said: str) -> None:
@@ -79,6 +82,20 @@ def test_wrong_facts_are_refused_with_the_file(tmp_path: Path, core: str, said: 
         plugins.device(str(path))
     assert said in str(e.value)
     assert str(path) in str(e.value)
+
+
+def test_a_machine_that_is_a_known_device_has_the_facts_of_its_core(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zen4, here = plugins.device("zen4"), replace(host(), isa=ISAS["x86_avx512bf16"])
+    assert zen4.core.macs_per_cycle < REFERENCE.macs_per_cycle
+    monkeypatch.setattr(plugins, "host", lambda threads: here)
+    for more, core in (("", zen4.core), ("avx_vnni", REFERENCE), ("amx_tile", REFERENCE)):
+        flags = "avx512_bf16 avx512_vbmi2 clzero fma " + more
+        monkeypatch.setattr(plugins, "features", lambda flags=flags: frozenset(flags.split()))
+        assert plugins.device("host") == replace(here, core=core)
+    here = replace(here, isa=ISAS["x86_avx2"])  # whose vectors are shorter: other rates
+    assert plugins.device("host") == here
 
 
 def test_a_device_may_say_more_to_llvm_than_its_instruction_set(tmp_path: Path) -> None:
@@ -129,14 +146,14 @@ def layers() -> onnx.ModelProto:
     """A convolution, a product and a normalization, of sizes that have faster ways than usual."""
     model = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["": 18]>
-        g (float[1,32,28,28] x, float[512,1024] a) => (y, z) {
+        g (float[1,32,28,28] x, float[256,4096] a) => (y, z) {
             y = Conv<pads = [1, 1, 1, 1]>(x, w)
             b = MatMul(a, m)
             z = LayerNormalization(b, s)
         }
     """)
     rng = np.random.default_rng(0)
-    for name, shape in (("w", (32, 32, 3, 3)), ("m", (1024, 1024)), ("s", (1024,))):
+    for name, shape in (("w", (32, 32, 3, 3)), ("m", (4096, 1024)), ("s", (1024,))):
         weights = rng.standard_normal(shape).astype(np.float32) / 16
         model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
     return model
@@ -150,7 +167,7 @@ def test_cache_lines_of_another_size_change_where_values_lie_and_no_result(
     rng = np.random.default_rng(1)
     feeds = {
         "x": rng.standard_normal((1, 32, 28, 28)).astype(np.float32),
-        "a": rng.standard_normal((512, 1024)).astype(np.float32),
+        "a": rng.standard_normal((256, 4096)).astype(np.float32),
     }
     found, room = [], []
     for size in (64, line_bytes):

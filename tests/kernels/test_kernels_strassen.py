@@ -4,6 +4,7 @@ error.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from kernel_harness import (
 )
 
 from qcompiler import plugins
-from qcompiler.hardware.core import REFERENCE
+from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
 from qcompiler.kernels.cpu.contraction.operands import product_of
@@ -121,14 +122,17 @@ def test_its_error_stays_near_that_of_plain_sums() -> None:
 
 
 def test_it_is_used_where_it_spares_time_and_nowhere_else() -> None:
-    def chosen(*sizes: int) -> str:
+    def chosen(*sizes: int, core: Core = REFERENCE) -> str:
         root = matmul(*sizes)
         region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
-        kernel = choose(region, device(isas()[-1], 2)).kernel
+        kernel = choose(region, replace(device(isas()[-1], 2), core=core)).kernel
         assert isinstance(kernel, Kernel)
         return kernel.name
 
-    assert "strassen" in chosen(256, 768, 2048)
+    one_a_cycle = replace(REFERENCE, macs_per_cycle=1.0, loads_per_cycle=0.75)
+    assert "strassen" in chosen(256, 768, 2048, core=one_a_cycle)
+    assert "strassen" not in chosen(256, 768, 2048)  # products are as fast as what it adds
+    assert "strassen" in chosen(256, 3072, 768)  # other blocks wait for operands
     for other in (
         (1, 768, 2048),
         (8, 768, 2048),

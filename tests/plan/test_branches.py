@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qcompiler import plugins
 from qcompiler.autotune.variants import plan_choices
 from qcompiler.driver import Compilation
 from qcompiler.emit.assemble import assemble
+from qcompiler.hardware.core import REFERENCE
 from qcompiler.hardware.isa import Device
 from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.kernels.facts import sealed
@@ -93,7 +95,7 @@ def anything(seed: int) -> Graph:
 
 def host(threads: int) -> Device:
     plugins.load_all()
-    return plugins.device("host", threads)
+    return replace(plugins.device("host", threads), core=REFERENCE)
 
 
 def ran(made: Plan, seed: int = 0) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qcompiler.hardware.core import Core
 from qcompiler.hardware.isa import Cpu
@@ -13,13 +13,17 @@ from qcompiler.kernels.cpu.contraction.operands import Product
 from qcompiler.kernels.cpu.contraction.problem import Problem
 
 PRODUCTS = 7
+SUMS = 5
+"""Products of sums of the right operand's quarters: the first tile of a block reads two and writes
+one.
+"""
 # Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
 GATHER_CYCLES = 20.0  # a vector of each product: loads, sums, four that are finished
 STORE_CYCLES = 2.0  # a vector of sums
-MAKE_CYCLES = 1.6  # a vector of sums of the right operand's quarters, of which there are five
-ADD_CYCLES = 4.0  # a vector of sums to those of the blocks of depth before
+ADD_CYCLES = 1.0  # a vector of sums to those of the blocks of depth before
 TILE_CYCLES = 20.0
+DEEP = 768  # sums whose operands stay in the second-level cache
 NEAR = 0.95  # of the second-level cache, for what is read again and again
 
 
@@ -82,10 +86,12 @@ class Layout:
 
 
 def losses(problem: Problem, product: Product, device: Cpu) -> float:
-    """How much longer a product takes than its multiplications alone. `cycles` counts little
-    beside these, and the code that multiplies quarters loses as much to the ends of tiles and to
-    waiting for operands as the same code does in a direct product, of which the model knows.
+    """How much longer a product takes than its multiplications alone: the code that multiplies
+    quarters loses to the ends of tiles, and to waiting for the left operand, what the same code
+    does in a direct product, of which the model knows; one that is not so deep that it waits for
+    operands that blocks of the depth keep near.
     """
+    problem = replace(problem, depth=min(problem.depth, DEEP))
     found = direct.priced(problem, product, device)
     if not found:
         return 1.0
@@ -130,20 +136,23 @@ def _depths(depth: int) -> Iterator[int]:
             yield depth // (2 * passes)
 
 
-def cycles(layout: Layout, core: Core) -> float:
+def cycles(layout: Layout, device: Cpu) -> float:
     """What the slowest task takes."""
-    tiling, cut = layout.tiling, layout.cut
+    tiling, cut, core = layout.tiling, layout.cut, device.core
     lanes, passes = layout.lanes, layout.passes
     units = -(-cut.pieces // tiling.row_tasks)
     pairs = -(-layout.pairs // tiling.column_tasks)
-    rows = units * cut.size
+    blocks, rows = -(-units // tiling.block), units * cut.size
     macs, loads = cut.size * tiling.vectors, cut.size + tiling.vectors
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
     end = core.cycles(macs * (STORE_CYCLES if passes == 1 else ADD_CYCLES) + TILE_CYCLES)
-    multiply = units * pairs * passes * PRODUCTS * (tiling.depth * step + end)
-    blocks = -(-units // tiling.block)
-    make = blocks * pairs * passes * 5 * tiling.vectors * tiling.depth * core.cycles(MAKE_CYCLES)
+    left, right = (4 * tiling.depth * n for n in (cut.size, layout.wide))
+    near = left + right <= device.l1_bytes * 3 // 4
+    fetch = (left / 2 + (0 if near else right)) / core.l2_bytes_per_cycle
+    tile = core.overlapped(tiling.depth * step, fetch) + end
+    first = core.overlapped(tiling.depth * step, 3 * right / core.l2_bytes_per_cycle) + end
+    multiply = pairs * passes * (PRODUCTS * units * tile + SUMS * blocks * max(0.0, first - tile))
     spread = rows * passes * -(-tiling.depth // lanes) * core.cycles(SPREAD_CYCLES)
     gather = rows * pairs * tiling.vectors * core.cycles(GATHER_CYCLES)
-    fetch = blocks * pairs * 2 * layout.wide * layout.problem.depth * 4 / core.l3_bytes_per_cycle
-    return core.overlapped(multiply, fetch) + make + spread + gather
+    read = blocks * pairs * 2 * layout.wide * layout.problem.depth * 4 / core.l3_bytes_per_cycle
+    return core.overlapped(multiply, read) + spread + gather
