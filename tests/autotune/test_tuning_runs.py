@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tuning_harness import MadeUp, Scripted, product, small, task, tuned
+from tuning_harness import MadeUp, Scripted, others, product, small, task, tuned
 
 from qcompiler.artifact.artifact import open_artifact
 from qcompiler.autotune import again, check, measure, region_file, trial
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_told_kept_and_seen_again(tmp_path: Path) -> None:
         return Ran(outputs, [1e-6] * len(manifest.variants[0].steps), [])
 
     bench = Bench(Scripted(answer), Builder())
-    first, second = bench.results(t, t.choices[:2])
+    first, second = bench.results(t, others(t)[:2])
     bench.close()
     assert first.wrong
     assert "off by 3" in first.why

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tuning_harness import digits, product, task
+from tuning_harness import digits, others, product, task
 
 from qcompiler import plugins
 from qcompiler.autotune import check, region_file, trial
@@ -124,11 +124,12 @@ def test_choices_of_the_same_code_share_a_place_and_known_code_has_none() -> Non
     plugins.load_all()
     t = task()
     region = region_file.alone(t.region)
-    made = trial.trial(region, t.device, [t.default, *t.choices[:3], *t.choices[:3]])
+    some = others(t)[:3]
+    made = trial.trial(region, t.device, [t.default, *some, *some])
     assert isinstance(made, trial.Trial)
     places = [p for p in made.places if isinstance(p, trial.Place)]
     assert places[1:4] == places[4:]
-    again = trial.trial(region, t.device, [t.default, *t.choices[:3]], known=[places[1].code])
+    again = trial.trial(region, t.device, [t.default, *some], known=[places[1].code])
     assert isinstance(again, trial.Trial)
     (_, first, *_) = again.places
     assert first == trial.Place(-1, (), places[1].code)
@@ -138,10 +139,11 @@ def test_the_default_is_always_measured_though_its_code_is_known() -> None:
     plugins.load_all()
     t = task()
     region = region_file.alone(t.region)
-    made = trial.trial(region, t.device, [t.default, *t.choices[:2]])
+    some = others(t)[:2]
+    made = trial.trial(region, t.device, [t.default, *some])
     assert isinstance(made, trial.Trial)
     codes = [p.code for p in made.places if isinstance(p, trial.Place)]
-    again = trial.trial(region, t.device, [t.default, *t.choices[:2], t.default], known=codes)
+    again = trial.trial(region, t.device, [t.default, *some, t.default], known=codes)
     assert isinstance(again, trial.Trial)
     assert again.places[0] == made.places[0]
     assert again.places[3] == made.places[0]

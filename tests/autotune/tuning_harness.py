@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper, save
 
 from qcompiler import plugins
 from qcompiler.artifact.artifact import open_artifact
+from qcompiler.autotune import region_file, trial
 from qcompiler.autotune.builder import Builder
 from qcompiler.autotune.measure import Baseline, Bench, Result
 from qcompiler.autotune.places import Here, Ran, Runs
@@ -80,6 +81,18 @@ def product(threads: int = 1, rows: int = 64, inner: int = 96, columns: int = 80
 def task(threads: int = 1) -> Task:
     (found,) = tasks_of([(product(threads), "host")])
     return found
+
+
+def others(task: Task) -> list[Choice]:
+    """Of the choices predicted to be best, one for each code that is not the default's: which ones
+    are predicted to be best depends on the machine.
+    """
+    some = task.choices[:12]
+    made = trial.trial(region_file.alone(task.region), task.device, [task.default, *some])
+    assert isinstance(made, trial.Trial)
+    places = [p for p in made.places if isinstance(p, trial.Place)]
+    made_by = {p.code: c for c, p in zip(some, places[1:], strict=True)}
+    return [c for code, c in made_by.items() if code != places[0].code]
 
 
 class Guessed(Bench):
