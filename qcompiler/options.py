@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import update_wrapper
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -79,16 +82,49 @@ class Option:
         """Whether it has several entries, so that its flag may be repeated."""
         return self.type.startswith(("Sequence", "Mapping"))
 
-    def check(self, value: object) -> None:
-        """Raise Error for an invalid value."""
+    def checked(self, value: object) -> object:
+        """A value -> the same, an integer of numpy as Python's. Raises Error for an invalid one."""
         label = self.name.replace("_", " ")
         if self.choices and value not in (*self.choices, self.default):
             hint = f"choose one of {', '.join(self.choices)}"
             raise Error(f"unknown {label} {value!r}", hint=hint)
-        if self.type == "int" and isinstance(value, int) and value < self.least:
-            raise Error(f"{value} {label}", hint=f"at least {self.least}")
         if self.type == "Sequence[str]" and isinstance(value, str):
             raise Error(f"{label}: one word {value!r}, not a list", hint=f"[{value!r}]")
+        if not _fits(value, self.type):
+            raise Error(f"{label}: {value!r} given, {self.type} wanted")
+        if self.type != "int":
+            return value
+        number = int(cast("Any", value))
+        if number < self.least:
+            raise Error(f"{number} {label}", hint=f"at least {self.least}")
+        return number
+
+
+_KINDS: Mapping[str, Any] = {
+    "bool": bool,
+    "float": Real,
+    "int": Integral,
+    "Mapping": Mapping,
+    "None": type(None),
+    "Path": os.PathLike,
+    "Progress": Callable,
+    "Sequence": Collection,
+    "str": str,
+    "tuple": Collection,
+}
+
+
+def _fits(value: object, type: str) -> bool:
+    """Whether a value is what an annotation says; what a map holds is not looked at."""
+    kinds = {_KINDS.get(t, object) for t in re.sub(r"\[.*\]", "", type).split(" | ")}
+    if not isinstance(value, tuple(kinds)):
+        return False
+    if isinstance(value, bool) and not kinds & {bool, object}:
+        return False
+    entry = re.search(r"^(?:str \| )?(?:Sequence|tuple)\[(\w+)", type)
+    return (
+        not entry or isinstance(value, str) or all(_fits(v, entry[1]) for v in cast("Any", value))
+    )
 
 
 def option(
@@ -130,9 +166,9 @@ def options_of(made: Any) -> tuple[Option, ...]:
 
 
 def check(made: object) -> None:
-    """Raise Error for an option with an invalid value."""
+    """Raise Error for an option with an invalid value; integers of numpy become Python's."""
     for o in options_of(made):
-        o.check(getattr(made, o.name))
+        object.__setattr__(made, o.name, o.checked(getattr(made, o.name)))
 
 
 def shape(word: str) -> tuple[str, tuple[int, ...]]:
@@ -174,9 +210,10 @@ class Options:
         " a .toml or .py file; several, comma-separated (in Python also a list), or all of a family"
         " (x86-64:all) give an artifact with a variant for each",
     )
-    input_shapes: Mapping[str, Sequence[int]] | None = option(
+    input_shapes: Mapping[str, Sequence[int] | Sequence[Sequence[int]] | None] | None = option(
         None,
-        "shape of an input that the model leaves open; an open batch size alone defaults to 1",
+        "shape of an input that the model leaves open; an open batch size alone defaults to 1; in"
+        " Python also the shapes of a sequence's elements, or None for an optional that is absent",
         flags=("--input-shape", "--input-shapes"),
         metavar="NAME=1x3x224x224",
         read=shape,

@@ -126,6 +126,8 @@ def names(target: str | Sequence[str], makes: Callable[[Isa], bool] | None = Non
         every = name.endswith(EVERY)
         isas = family(name.removesuffix(EVERY)) if every else []
         found += [i.name for i in isas if makes is None or makes(i)] if every else [name]
+    if not found:
+        raise Error("no target is named", where="--target", hint="host is this machine")
     return list(dict.fromkeys(found))
 
 

@@ -151,4 +151,4 @@ def _write(wheel: zipfile.ZipFile, path: str, data: bytes) -> None:
     member = zipfile.ZipInfo(path, _DATE)
     member.external_attr = 0o644 << 16
     member.compress_type = zipfile.ZIP_DEFLATED
-    wheel.writestr(member, data)
+    wheel.writestr(member, data, compresslevel=9)

@@ -120,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--iterations", type=count(), default=0, help="timed runs (default: by time)"
     )
-    bench.add_argument("--duration", type=float, default=2.0, help="seconds to time for")
+    bench.add_argument("--duration", type=_duration, default=2.0, help="seconds to time for")
     bench.add_argument("--warmup", type=count(), default=5, help="runs before the timed ones")
     bench.add_argument("--threads", type=count(), default=0, help="default: as compiled")
     _variant_flag(bench)
@@ -362,6 +362,11 @@ def _seconds(text: str) -> float:
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def _duration(text: str) -> float:
+    """Seconds, or none at all: what is timed by them runs once at least."""
+    return 0.0 if text == "0" else _seconds(text)
 
 
 def _variant_flag(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGrou
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from qcompiler.errors import Error
 from qcompiler.options import GROUPS, Option, options_of
 
 T = TypeVar("T")
@@ -50,9 +51,15 @@ def _kind(o: Option, default: object) -> Mapping[str, object]:
 
 
 def _value(o: Option, given: Any) -> object:
-    if o.many and isinstance(given, list):
-        return dict(given) if o.type.startswith("Mapping") else tuple(given)
-    return given
+    if not (o.many and isinstance(given, list)):
+        return given
+    if not o.type.startswith("Mapping"):
+        return tuple(given)
+    entries = dict(given)
+    if len(entries) < len(given):
+        twice = next(name for name in entries if [n for n, _ in given].count(name) > 1)
+        raise Error(f"{twice!r} is given twice", where=o.flags[0])
+    return entries
 
 
 def count(least: int = 0) -> Callable[[str], int]:

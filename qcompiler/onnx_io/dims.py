@@ -8,10 +8,11 @@ height=224     pinned                          height=64..512:32    stays open, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Number, Size
@@ -129,7 +130,8 @@ def open_symbols(
     dims: Mapping[str, int | str] | None, opt_dims: Mapping[str, int] | None, usual: int
 ) -> tuple[Symbol, ...]:
     """What is asked for -> the sizes that stay open, best at `usual` unless asked otherwise."""
-    asked, best = ranges(dims), dict(opt_dims or {})
+    asked = ranges(dims)
+    best = {name: _whole(n, f"--opt-dim {name}", "8") for name, n in (opt_dims or {}).items()}
     open_ = {name: found for name, found in asked.items() if found.low < found.high}
     if wrong := [name for name in best if name not in open_]:
         raise Error(f"{wrong[0]!r} does not stay open", where="--opt-dim", hint="--dim NAME=LO..HI")
@@ -145,9 +147,27 @@ def open_symbols(
     )
 
 
+def _whole(value: object, where: str, hint: str) -> int:
+    """What Python or numpy has for an integer -> int. Raises Error for anything else."""
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise Error(f"{value!r} is no whole number", where=where, hint=hint) from None
+
+
+def _shape(name: str, given: object) -> tuple[Any, ...]:
+    """The shape that is asked for an input, or for each element of a sequence -> as tuples."""
+    where, hint = f"the shape of {name!r}", "(1, 3, 224, 224)"
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise Error(f"{given!r} is no shape", where=where, hint=hint)
+    return tuple(
+        _shape(name, i) if isinstance(i, Collection) else _whole(i, where, hint) for i in given
+    )
+
+
 def read_pinned(
     model: str | Path | onnx.ModelProto,
-    input_shapes: Mapping[str, Sequence[int]],
+    input_shapes: Mapping[str, Sequence[int] | Sequence[Sequence[int]] | None],
     dims: Mapping[str, int | str] | None,
     one_batch: bool,
     sizes: Mapping[str, Dim],
@@ -156,7 +176,9 @@ def read_pinned(
     says what to put in place of sizes that `dims` leaves open. `one_batch`: if nothing is said of
     sizes, an open batch size is 1, with a note that says so.
     """
-    shapes = {k: v if v is None else tuple(v) for k, v in input_shapes.items()}
+    shapes: dict[str, Any] = {
+        name: None if given is None else _shape(name, given) for name, given in input_shapes.items()
+    }
     asked = ranges(dims)
     pinned = {name: low for name, (low, high, _) in asked.items() if low == high}
     sizes = {

@@ -309,7 +309,10 @@ def flattened(
         kind, optional = info.type, False
         while kind.WhichOneof("value") == "optional_type":
             kind, optional = kind.optional_type.elem_type, True
-        if optional and info.name in wanted and wanted[info.name] is None:
+        if info.name in wanted and wanted[info.name] is None:
+            if not optional:
+                hint = "only an optional may be absent"
+                raise Error("None is no shape", where=f"input {info.name!r}", hint=hint)
             held[info.name] = None
             del shapes[info.name]
         elif kind.WhichOneof("value") == "sequence_type":

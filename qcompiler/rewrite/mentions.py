@@ -60,9 +60,9 @@ def demand_nodes(found: Sequence[Mention], model: Graph, graph: Graph) -> None:
     one that matches only nodes that were folded away.
     """
     for where, pattern in found:
-        if any(named(n, (pattern,)) for n in graph.nodes):
+        if any(n.name and named(n, (pattern,)) for n in graph.nodes):
             continue
-        if any(named(n, (pattern,)) for n in model.nodes):
+        if any(n.name and named(n, (pattern,)) for n in model.nodes):
             log.warning(
                 "%s: the nodes named by %r were merged into others, so it has no effect; "
                 "`qcompiler inspect --text` prints the remaining names",

@@ -240,6 +240,7 @@ def test_an_artifact_says_that_its_calibration_was_made_up(
         (["--input-shape", "x=1x8", "--disabled-pass", "nothing"], "nothing"),
         (["--input-shape", "x=1x8", "--pass", "./absent.py"], "absent.py"),
         (["--input-shape", "x=1x8", "--exclude", "haed"], "haed"),
+        (["--input-shape", "x=1x8", "--exclude", ""], "'' names no node"),
         (["--input-shape", "x=1x8", "--prune", "2:4", "--prune-include", "haed"], "haed"),
         (["--input-shape", "x=1x8", "--prune", "2:4", "--prune-exclude", "haed"], "haed"),
         (["--input-shape", "x=1x8", "--pass", 'quantize_dynamic{exclude=["haed"]}'], "haed"),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import qcompiler
+from qcompiler.autotune.request import Tuning
 from qcompiler.cli import flags
 from qcompiler.cli.arguments import parser
 from qcompiler.errors import Error
 from qcompiler.export.request import Exporting
 from qcompiler.options import Keywords, Options, options_of
 from qcompiler.quality.demand import Demand
+from qcompiler.runtime.executor.options import Executing
 from qcompiler.training.request import Training
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +96,12 @@ def test_a_flag_refuses_a_number_that_is_too_small(words: list[str]) -> None:
         parser().parse_args(["compile", "m.onnx", f"{words[0]}={words[1]}"])
 
 
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e99", "long"])
+def test_timing_refuses_what_is_no_number_of_seconds(seconds: str) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["bench", "m.qc", f"--duration={seconds}"])
+
+
 @pytest.mark.parametrize(
     ("function", "made", "first"),
     [
@@ -137,6 +147,52 @@ def test_a_keyword_that_cannot_be_meant_is_refused(given: dict[str, object], tol
     with pytest.raises(Error) as e:
         qcompiler.compile("m.onnx", **given)  # type: ignore[arg-type]
     assert told in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"threads": 1.5}, "threads: 1.5 given, int wanted"),
+        ({"threads": "2"}, "threads: '2' given, int wanted"),
+        ({"threads": True}, "threads: True given, int wanted"),
+        ({"threads": None}, "threads: None given, int wanted"),
+        ({"compress": "no"}, "compress: 'no' given, bool wanted"),
+        ({"target": None}, "target: None given, str | Sequence[str] wanted"),
+        ({"target": ["host", 3]}, "target: ['host', 3] given, str | Sequence[str] wanted"),
+        ({"passes": None}, "passes: None given, Sequence[str] wanted"),
+        ({"exclude": [3]}, "exclude: [3] given, Sequence[str] wanted"),
+        ({"dims": "N=1..2"}, "dims: 'N=1..2' given, Mapping"),
+        ({"input_shapes": [("x", (1,))]}, "input shapes: [('x', (1,))] given, Mapping"),
+        ({"tuning_records": 3}, "tuning records: 3 given, str | Path wanted"),
+        ({"progress": 3}, "progress: 3 given, Progress | None wanted"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(given: dict[str, object], told: str) -> None:
+    with pytest.raises(Error) as e:
+        qcompiler.compile("m.onnx", **given)  # type: ignore[arg-type]
+    assert told in str(e.value)
+
+
+def test_every_annotation_of_an_option_is_one_that_is_checked() -> None:
+    unchecked = set()
+    for made in (Exporting, Executing, Demand, Tuning, Training):
+        for o in options_of(made):
+            with contextlib.suppress(Error):
+                o.checked(object())
+                unchecked.add(o.type)
+    assert unchecked == {"object", "Pool | None", "str | Path | onnx.ModelProto | None"}
+
+
+def test_integers_of_numpy_become_integers_of_python() -> None:
+    threads = Options(threads=np.int64(2)).threads  # type: ignore[arg-type]
+    assert (type(threads), threads) == (int, 2)
+
+
+@pytest.mark.parametrize("flag", ["--input-shape=x=1x{}", "--dim=x={}", "--opt-dim=x={}"])
+def test_a_flag_that_names_one_thing_twice_is_refused(flag: str) -> None:
+    a = parser().parse_args(["compile", "m.onnx", flag.format(3), flag.format(4)])
+    with pytest.raises(Error, match=r"'x' is given twice"):
+        flags.read(Options, a)
 
 
 @pytest.mark.slow

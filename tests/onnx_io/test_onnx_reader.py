@@ -6,6 +6,7 @@ import gc
 import resource
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +28,7 @@ from oracles import onnxruntime_outputs
 from qcompiler.data.samples import samples
 from qcompiler.errors import Error
 from qcompiler.ir import Graph, numpy_dtype
+from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.onnx_io.reader import read
 from qcompiler.onnx_io.tensors import CODES, ExternalData, decode, encode
 from qcompiler.ops import evaluate
@@ -172,6 +174,29 @@ def test_shapes_that_do_not_fit_are_errors(shapes: dict[str, tuple[int, ...]], w
     with pytest.raises(Error) as error:
         read(two_inputs(), shapes)
     assert str(error.value) == what
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ("2x3x5", "'2x3x5' is no shape"),
+        (2, "2 is no shape"),
+        ((2.0, 3, 5), "2.0 is no whole number"),
+        ((2, 3, "5"), "'5' is no shape"),
+        ((2, 3, None), "None is no whole number"),
+        (None, "None is no shape\nhint: only an optional may be absent"),
+    ],
+)
+def test_what_is_no_shape_is_refused(given: Any, what: str) -> None:
+    with pytest.raises(Error) as error:
+        read_pinned(two_inputs(), {"x": given}, None, False, {})
+    assert what in str(error.value)
+
+
+def test_integers_of_numpy_are_sizes() -> None:
+    shapes = {"x": np.array([2, 3, 5])}
+    graph = read_pinned(two_inputs(), shapes, None, False, {})  # type: ignore[arg-type]
+    assert [i.type.dims for i in graph.inputs] == [(2, 3, 5), (2, 3, 5)]
 
 
 def test_an_input_of_unknown_rank_can_be_pinned() -> None:
