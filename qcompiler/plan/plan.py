@@ -17,8 +17,9 @@ import numpy as np
 from qcompiler.artifact.abi import MOST_UNITS
 from qcompiler.artifact.artifact import Bytes
 from qcompiler.artifact.manifest import Batch, Pinned, Symbol, Value
+from qcompiler.artifact.sizes import Size
 from qcompiler.hardware.isa import Device
-from qcompiler.ir import Dim, Graph
+from qcompiler.ir import Dim, Graph, Node
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region
 from qcompiler.plan.barriers import AFTER_ALL, Slot, Work, slots
@@ -137,12 +138,22 @@ class Plan:
         rooms = opened.rooms if opened else {}
         inputs, outputs = (
             [
-                Value(name, n.dtype, n.type.dims, open_, rooms.get(name, ()))
+                Value(name, n.dtype, self._shown(n, open_), open_, rooms.get(name, ()))
                 for (name, n), open_ in pairs
             ]
             for pairs in (zip(ins, opens[0], strict=True), zip(outs, opens[1], strict=True))
         )
         return inputs, outputs
+
+    def _shown(self, node: Node, open_: tuple[Dim, ...]) -> tuple[int, ...]:
+        """The shape of an input or output. With an open batch it is that of the number of samples
+        that will be most frequent, as plans for other devices may compute others at once.
+        """
+        if self.opened is None or not self.opened.batched or not open_:
+            return node.type.dims
+        most = {s.name: s.high for s in self.opened.symbols}
+        rows = Size.of(open_[0]).at({**most, self.opened.symbol.name: self.opened.symbol.best})
+        return (rows, *node.type.dims[1:])
 
     @property
     def useful_threads(self) -> int:

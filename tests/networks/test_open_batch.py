@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qcompiler
 from qcompiler import Artifact, Error
 from qcompiler.ir import Array
+from qcompiler.runtime.choosing import lacking
 from qcompiler.runtime.open_sizes import turns
 
 SIZES = (1, 7, 8, 9, 13, 40, 3)
@@ -288,3 +289,23 @@ def test_a_profile_adds_up_the_turns_of_every_step(small: Artifact) -> None:
     assert [s > 0 for s in model.profile(feed, repeat=1)] == [n > 0 for n in often]
     few = model.profile({"x": feed["x"][:2]}, repeat=1)
     assert [s > 0 for s in few] == [one.first <= i < one.last for i in range(len(few))]
+
+
+def test_variants_of_an_open_batch_may_compute_different_numbers_of_samples() -> None:
+    """Where eight samples at once are faster with one instruction set, and not with another."""
+    targets = ["x86_avx2", "x86_avx512vnni"]
+    fat = qcompiler.compile(
+        tokens(), precision="int8-dynamic", dims={"batch": "1..16"}, threads=3, target=targets
+    )
+    numbers = {v.isa: [b.samples for b in v.batches] for v in fat.manifest.variants}
+    assert numbers["x86_avx2"] != numbers["x86_avx512vnni"]
+    x = np.random.default_rng(0).standard_normal((9, 5, 16)).astype(np.float32)
+    for target in targets:
+        alone = qcompiler.compile(
+            tokens(), precision="int8-dynamic", dims={"batch": "1..16"}, threads=3, target=target
+        )
+        assert alone.manifest.inputs == fat.manifest.inputs
+        if not lacking(alone.manifest.variants[0]):
+            wanted = qcompiler.load(alone).run({"x": x})
+            found = qcompiler.load(fat, variant=target).run({"x": x})
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
