@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import qcompiler
 from qcompiler.errors import Error
 from qcompiler.files import contents
 from qcompiler.hardware.core import Core
@@ -28,6 +29,12 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+_CLONE = Path(__file__).resolve().parents[1]
+if (_CLONE / "targets" / "devices").is_dir() and str(_CLONE) not in qcompiler.__path__:
+    # Python run in a clone imports the folder that it stands in, whatever is installed; passes/ and
+    # targets/, which packages have inside, are beside it there.
+    qcompiler.__path__.append(str(_CLONE))
 
 EVERY = ":all"
 """Behind a family's name: all its instruction sets."""

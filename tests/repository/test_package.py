@@ -53,6 +53,23 @@ def test_a_top_folder_is_imported_from_inside_the_package(name: str) -> None:
     assert Path(run.stdout.strip()).parts[-2:] == (name, "__init__.py")
 
 
+def test_passes_and_targets_are_found_in_a_clone_that_is_not_what_is_installed() -> None:
+    """As in the folder of the clone after `pip install .`: the folder there is imported first."""
+    code = (
+        "import sys\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+        "from qcompiler import plugins\n"
+        "plugins.load_all()\n"
+        "import qcompiler.passes, qcompiler.targets.x86\n"
+        "print(qcompiler.passes.__file__, qcompiler.targets.x86.__file__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = [str(ROOT / f / "__init__.py") for f in ("passes", "targets/x86")]
+    assert run.stdout.split() == found
+
+
 def test_the_runtime_is_imported_without_the_compiler() -> None:
     code = (
         "import sys, qcompiler.runtime\n"
