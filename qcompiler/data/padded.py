@@ -37,6 +37,9 @@ class Sampled:
                 what = f"{symbol.name} is {count} in a sample, and is to be {symbol}"
                 hint = f"resize the samples, or another --dim {symbol.name}=LO..HI"
                 raise Error(what, where="--calibration", hint=hint)
+        for d, n in pairs:
+            if isinstance(d, str) and Size.of(d).at(found) != n:
+                raise Error(f"{d} is {n} in a sample with {found}", where="--calibration")
         return found
 
     def whole(self, sample: Mapping[str, Array]) -> dict[str, Array]:

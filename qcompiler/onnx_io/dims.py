@@ -19,7 +19,7 @@ from qcompiler.artifact.sizes import Number, Size
 from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
 from qcompiler.ir.refusals import demand_static
-from qcompiler.onnx_io.inputs import batch_of_one
+from qcompiler.onnx_io.inputs import batch_of_one, with_symbols
 from qcompiler.onnx_io.reader import read
 from qcompiler.onnx_io.text import without_text
 
@@ -115,15 +115,12 @@ def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str,
     """Input types by name -> the same with these symbols replaced by numbers. Raises Error for one
     that no input has.
     """
-    known = sorted({d for t in types.values() for d in t.shape if isinstance(d, str)})
+    known = sorted({s for t in types.values() for s in t.symbols})
     for name in sizes:
         if name not in known:
             hint = f"open are {', '.join(known)}" if known else "the model leaves none open"
             raise Error(f"no input has an open size {name!r}", where="--dim", hint=hint)
-    return {
-        name: Type(t.dtype, tuple(sizes.get(d, d) if isinstance(d, str) else d for d in t.shape))
-        for name, t in types.items()
-    }
+    return with_symbols(types, sizes)
 
 
 def open_symbols(

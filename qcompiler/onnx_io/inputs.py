@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 from onnx import TensorProto
@@ -12,6 +11,7 @@ from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Type
 from qcompiler.ir.refusals import pins
+from qcompiler.onnx_io.spellings import replaced, sizes_spelled
 from qcompiler.onnx_io.tensors import checked_type, dtype_name
 
 MAX_NAME = 4096
@@ -37,31 +37,42 @@ def input_types(
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Type]:
     """Types of the graph's inputs with `input_shapes` applied; initializers are not inputs."""
-    declared: dict[str, Type] = {}
-    symbols: dict[str, str] = {}
+    spelled: dict[str, Type] = {}
     for info in infos:
         if info.name in initializers:
             continue
         name = checked_name(info.name, "input")
-        if name in declared:
+        if name in spelled:
             raise Error(f"two inputs have the name {name!r}")
-        declared[name] = _input_type(info, symbols, input_shapes.get(name))
+        spelled[name] = _input_type(info, input_shapes.get(name))
     for name in input_shapes:
-        if name not in declared:
-            raise Error(f"no input {name!r}", hint=f"the inputs are {', '.join(declared)}")
+        if name not in spelled:
+            raise Error(f"no input {name!r}", hint=f"the inputs are {', '.join(spelled)}")
+    sizes = sizes_spelled(d for t in spelled.values() for d in t.shape if isinstance(d, str))
+    declared = {n: _with(t, lambda d: sizes[d], f"input {n!r}") for n, t in spelled.items()}
     pinned: dict[str, int] = {}
     for name, shape in input_shapes.items():
         _pin(name, declared[name].shape, shape, pinned)
+    made = with_symbols(declared, pinned)
+    for name, shape in input_shapes.items():
+        _demand_pinned(name, declared[name].shape, made[name].shape, shape)
+    return made
+
+
+def with_symbols(types: Mapping[str, Type], values: Mapping[str, Dim]) -> dict[str, Type]:
+    """Input types by name -> the same with symbols replaced by numbers or other sizes. Raises Error
+    for impossible sizes.
+    """
     return {
-        name: checked_type(_pinned(t, pinned), f"input {name!r}") for name, t in declared.items()
+        name: _with(t, lambda d: replaced(d, values), f"input {name!r}")
+        for name, t in types.items()
     }
 
 
-def _pinned(type: Type, pinned: Mapping[str, int]) -> Type:
-    """A type with the pinned symbols replaced by numbers."""
-    return Type(
-        type.dtype, tuple(pinned.get(d, d) if isinstance(d, str) else d for d in type.shape)
-    )
+def _with(type: Type, size: Callable[[str], Dim], where: str) -> Type:
+    """A type whose open sizes are those that a function makes of them."""
+    shape = tuple(size(d) if isinstance(d, str) else d for d in type.shape)
+    return checked_type(Type(type.dtype, shape), where)
 
 
 def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
@@ -71,23 +82,20 @@ def batch_of_one(types: Mapping[str, Type]) -> tuple[dict[str, Type], str]:
     A batch is the only unknown size, always the first dimension where it occurs, at least once
     followed by other dimensions, and not named like a length or a count of something.
     """
-    found = {d for t in types.values() for d in t.shape if isinstance(d, str)}
+    found = {s for t in types.values() for s in t.symbols}
     symbol = next(iter(found), "")
-    first = all(symbol not in t.shape[1:] for t in types.values())
+    first = all(t.static or Type(t.dtype, t.shape[1:]).static for t in types.values())
     before = any(t.rank > 1 and t.shape[0] == symbol for t in types.values())
     counts = any(word in symbol.lower() for word in _COUNTS)
     if len(found) != 1 or not first or not before or counts:
         return dict(types), ""
-    pinned = {
-        name: Type(t.dtype, tuple(1 if d == symbol else d for d in t.shape))
-        for name, t in types.items()
-    }
-    return pinned, f"1, since the model leaves {symbol} open; to change it: {pins(types)}"
+    return with_symbols(
+        types, {symbol: 1}
+    ), f"1, since the model leaves {symbol} open; to change it: {pins(types)}"
 
 
-def _input_type(
-    info: onnx.ValueInfoProto, symbols: dict[str, str], wanted: tuple[int, ...] | None
-) -> Type:
+def _input_type(info: onnx.ValueInfoProto, wanted: tuple[int, ...] | None) -> Type:
+    """An input's type, with open sizes as the file spells them."""
     where = f"input {info.name!r}"
     kind = info.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -100,27 +108,12 @@ def _input_type(
             raise Error(
                 "its rank is not known", where=where, hint=f"--input-shape {info.name}=1x3x224x224"
             )
-        names = (f"{info.name}_{i}" for i in range(len(wanted)))
-        return Type(dtype, tuple(Size.of(_symbol(n, symbols)) for n in names))
+        return Type(dtype, tuple(f"{info.name}_{i}" for i in range(len(wanted))))
     shape: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
-        if dim.HasField("dim_value") and dim.dim_value >= 0:
-            shape.append(dim.dim_value)
-        else:
-            name = dim.dim_param or f"{info.name}_{axis}"
-            shape.append(Size.of(_symbol(name, symbols)))
-    return checked_type(Type(dtype, tuple(shape)), where)
-
-
-def _symbol(spelled: str, symbols: dict[str, str]) -> str:
-    """A symbolic dimension's spelling -> a unique identifier for it."""
-    if spelled not in symbols:
-        word = re.sub(r"\W", "_", spelled[:MAX_NAME], flags=re.ASCII)
-        word = word if not word[:1].isdigit() else f"_{word}"
-        while word in symbols.values():
-            word += "_"
-        symbols[spelled] = word
-    return symbols[spelled]
+        known = dim.HasField("dim_value") and dim.dim_value >= 0
+        shape.append(dim.dim_value if known else dim.dim_param or f"{info.name}_{axis}")
+    return Type(dtype, tuple(shape))
 
 
 def _pin(
@@ -141,5 +134,16 @@ def _pin(
                 where=where,
                 hint=f"{want} is not {have}",
             )
-        if isinstance(have, str) and pinned.setdefault(have, want) != want:
-            raise Error(f"{have!r} cannot be both {pinned[have]} and {want}", where=where)
+        if Size.of(have).symbols == {have} and pinned.setdefault(str(have), want) != want:
+            raise Error(f"{have!r} cannot be both {pinned[str(have)]} and {want}", where=where)
+
+
+def _demand_pinned(
+    name: str, declared: Sequence[Dim], made: Sequence[Dim], wanted: Sequence[int]
+) -> None:
+    """Raise Error unless sizes that are computed from others came out as wanted."""
+    for size, have, want in zip(declared, made, wanted, strict=True):
+        if have != want:
+            what = f"{size} is to be {want}, and is {have} as other inputs are"
+            hint = "the shapes of other inputs decide it: --input-shape for each of these"
+            raise Error(what, where=f"input {name!r}", hint=hint)

@@ -67,6 +67,8 @@ def fitted(asked: Opened, made: Result) -> Opened:
     """
     sizes = tuple(str(as_asked(Size.of(s), asked.inner)) for s in made.sizes)
     rooms = {k: tuple(as_asked(d, asked.inner) for d in v) for k, v in made.rooms.items()}
+    if asked.batched:  # the graph is that of one sample
+        rooms = {k: (asked.symbol.name, *v[1:]) for k, v in rooms.items()}
     return replace(asked, sizes=sizes, rooms=rooms)
 
 

@@ -26,7 +26,7 @@ def fits(shape: Sequence[int | str], found: Sequence[int]) -> bool:
 
 def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
     """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error where
-    one is outside its range, or not the same in all inputs.
+    one is outside its range, not the same in all inputs, or not what it is computed from others.
     """
     found: dict[str, int] = {}
     for symbol in manifest.symbols:
@@ -43,6 +43,10 @@ def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
         if count not in range(symbol.low, symbol.high + 1, symbol.step):
             hint = f"compile with --dim {symbol.name}=LO..HI for others"
             raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
+    for value, array in zip(manifest.inputs, arrays) if found else ():
+        for d, n, wanted in zip(value.dims, array.shape, value.at(found)):
+            if n != wanted:
+                raise Error(f"{d} is {n}, and {wanted} by other inputs", where=f"input {value}")
     return found
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
-from qcompiler.errors import Error
+from qcompiler.errors import Error, Skip
 from qcompiler.ir import SIZE, Array, Graph
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
 from qcompiler.rewrite.padding.pad import Result, padded
+from qcompiler.rewrite.padding.pinned import Paddings
 
 Ranges = Mapping[str, tuple[int, int]]
 SEQ: Ranges = {"s": (2, 9)}
@@ -263,3 +264,36 @@ def test_what_is_not_proven_is_refused_and_the_node_is_named(name: str) -> None:
         opened(model_of(f"g {REFUSED[name]}"), SEQ)
     assert e.value.where
     assert "--dim" in e.value.hint
+
+
+LESS = """g (float[s,4] x, float[h,4] z) => (float[n,4] y, float[h,4] t) {
+    sh = Shape(z) k = Gather(sh, at) f = Constant<value_ints=[99999999999]>() y = Slice(x, k, f, at)
+    t = Neg(z) }"""
+
+
+def test_a_size_that_shrinks_with_another_is_refused() -> None:
+    """At the ends of ranges, s - h is not as large as it may be; memory would not do for it."""
+    text = LESS.replace(") {", ") <int64[1] at = {0}> {", 1)
+    with pytest.raises(Error, match="-h \\+ s is not largest where all sizes are"):
+        opened(model_of(text), {"s": (10, 20), "h": (1, 5)})
+    check(text.replace("float[h,4]", "float[5,4]"), {"s": (10, 20)})
+
+
+def test_a_size_that_repeats_is_as_large_as_its_sizes_need() -> None:
+    """s - 4*(s // 4) is largest at the end of 1 to 7, and of no smaller range."""
+    text = """g (float[s,4] x) => (float[n,4] y) <int64[1] four = {4}, int64[1] at = {0}> {
+        sh = Shape<end=1>(x) q = Div(sh, four) k = Mul(q, four)
+        f = Constant<value_ints=[99999999999]>() y0 = Slice(x, k, f, at)
+        pads = Constant<value_ints=[1,0,0,0]>() y = Pad(y0, pads) }"""
+    with pytest.raises(Error, match="may be below 1"):
+        opened(model_of(text), {"s": (1, 7)})
+    shifted = text.replace("Div(sh, four)", "Div(less, four)").replace(
+        "q = ", "one = Constant<value_ints=[1]>() less = Sub(sh, one) q = "
+    )
+    check(shifted, {"s": (1, 8)})
+    graph = read_pinned(model_of(shifted), {}, {"s": "1..32"}, False, {"s": Size.of("s")})
+    sizes = Paddings(graph, [Symbol("s", 1, 32, 10)], one=False)
+    assert isinstance(sizes.at((16,)), Result)
+    assert isinstance(sizes.at((10,)), Skip)  # 9 needs more
+    with pytest.raises(Error, match="is not largest"):
+        opened(model_of(shifted), {"s": (1, 6)})

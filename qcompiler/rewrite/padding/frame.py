@@ -6,15 +6,14 @@ that the runtime fills before it starts. Masks and indices are ordinary nodes, m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 
 import numpy as np
 
 from qcompiler.artifact.manifest import Symbol
-from qcompiler.artifact.sizes import Size
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import SIZE, Dim, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import described
@@ -91,21 +90,16 @@ class Padding:
         """The least and the largest number that a size may be, or beyond."""
         return (size, size) if isinstance(size, int) else Size.of(size).bounds(self.ranges)
 
-    @cached_property
-    def _runs(self) -> Mapping[str, Numbers] | None:
-        """The sizes of all possible runs, if these are few enough to be looked at one by one."""
-        each = [np.arange(s.low, s.high + 1, s.step) for s in self.symbols]
+    def _in_all_runs(self, size: Dim) -> Numbers | None:
+        """A size in every possible run; None if these are too many to be looked at one by one."""
+        named = Size.of(size).symbols
+        each = [np.arange(s.low, s.high + 1, s.step) for s in self.symbols if s.name in named]
         if prod(map(len, each)) > _RUNS:
             return None
         grid = np.meshgrid(*each, indexing="ij")
-        return {s.name: g.ravel() for s, g in zip(self.symbols, grid, strict=True)}
-
-    def _in_all_runs(self, size: Dim) -> Numbers | None:
-        """A size in every possible run; None if that is not known."""
-        if self._runs is None:
-            return None
-        values = Size.of(size).at(self._runs)  # type: ignore[arg-type]  # arrays count alike
-        return np.asarray(values)
+        names = [s.name for s in self.symbols if s.name in named]
+        runs = {name: g.ravel() for name, g in zip(names, grid, strict=True)}
+        return np.asarray(Size.of(size).at(runs))  # type: ignore[arg-type]  # arrays count alike
 
     def at_least(self, size: Dim, least: int) -> bool:
         """Is a size as large in all runs?"""
@@ -115,6 +109,11 @@ class Padding:
             return False
         found = self._in_all_runs(size)
         return found is not None and bool(found.min() >= least)
+
+    def demand_largest(self, size: Dim) -> None:
+        """Raise Error unless a size is largest where all that are open are: memory is for that."""
+        if not self.at_least(settled(self.at(size) - Size.of(size)), 0):
+            raise self.refused(f"{size} is not largest where all sizes are")
 
     def size(self, size: Dim, dtype: str = "int32") -> Node:
         """A size in this run, as a tensor of one number."""

@@ -113,6 +113,7 @@ def _input(p: Padding, node: Node, room: Sequence[Dim]) -> Node:
     for d in node.type.shape:
         if isinstance(d, str) and not Size.of(d).symbols <= p.ranges.keys():
             raise p.refused(f"{d} is open, too", f"--dim {d}=N")
+        p.demand_largest(d)
     made = placeholder(node.name, Type(node.dtype, tuple(map(p.at, room))))
     p.known[node] = (Padded(made, tuple(digits_of([d]) for d in node.type.shape)),)
     return made

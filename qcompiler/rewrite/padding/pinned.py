@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qcompiler.artifact.manifest import Symbol
-from qcompiler.errors import Skip
+from qcompiler.errors import Error, Skip
 from qcompiler.ir import SIZE, Graph, placeholder
 from qcompiler.rewrite.padding.frame import SIZED
 from qcompiler.rewrite.padding.pad import Result, padded
@@ -61,7 +61,10 @@ class Paddings:
 
     def at(self, sizes: Sequence[int]) -> Result | Skip:
         """That of smaller sizes, or why there is none."""
-        made = padded(self._graph, _up_to(self._symbols, sizes))
+        try:
+            made = padded(self._graph, _up_to(self._symbols, sizes))
+        except Error as e:  # a size that is largest in the middle of a range, and not at its end
+            return Skip(str(e))
         if others := [s for s in made.sizes if s not in self._hidden]:
             return Skip(f"it computes with {', '.join(others)}, too")
         return _reading(made, self._hidden)

@@ -61,7 +61,7 @@ def see(p: Padding, node: Node) -> None:
 
 
 def _demand_sizes(p: Padding, node: Node) -> None:
-    """Every size is made of those that are open, and never below 1."""
+    """Every size is made of those that are open, never below 1, and grows with them."""
     for type in node.types:
         for d in type.shape:
             if isinstance(d, str):
@@ -70,6 +70,7 @@ def _demand_sizes(p: Padding, node: Node) -> None:
                 if not p.at_least(d, 1):
                     low = "a larger LO in --dim NAME=LO..HI may help"
                     raise p.refused(f"the size {d} of {type} may be below 1", low)
+                p.demand_largest(d)
 
 
 def _closed(p: Padding, node: Node) -> bool:
