@@ -204,10 +204,6 @@ class Compilation:
         asked, low = self.opened, PRECISIONS[self.options.precision][0]
         if asked is None or not asked.inner:
             return None
-        names = " ".join(f"--dim {s.name}=N" for s in asked.inner)
-        if low == "quantize_dynamic":
-            what = f"scales of {self.options.precision} are those of whole tensors"
-            raise Error(f"{what}, of which some sizes are open", hint=f"pin them: {names}")
         inner = [positive(s) for s in asked.inner]
         if low == "quantize_static" and inner != [*asked.inner]:
             raise Error(f"in {self.options.precision} no size may be 0", hint="--dim NAME=1..HI")
