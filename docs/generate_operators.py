@@ -78,8 +78,12 @@ _BY_ITEM = {
     "TopK": "`top_k`",
     "DynamicQuantizeLinear": "`dynamic_quantize`",
     **dict.fromkeys(("RNN", "GRU", "LSTM"), "rewritten: `fold_recurrent`"),
+    "loop": "repeated steps",
+    "room": "memory",
 }
-"""Operators with several outputs: the kernel or rule belongs to `item`, which selects one."""
+"""Operators with several outputs, of which the kernel or rule belongs to `item`, which selects one;
+and those of loops, which have no kernel.
+"""
 _EITHER = frozenset({"ConvTranspose"})
 """Operators that a kernel computes only if the rule does not apply."""
 _DROPS = frozenset({"fold_no_change", "fold_one_operand", "fold_split_in_one", "fold_neutral"})
@@ -121,11 +125,17 @@ def page() -> str:
 _READ = """\
 `If` is read too: a constant condition selects its branch; of any other both branches are compiled,
 and a run skips the steps of the one that it does not take. `Constant` becomes a constant. `Loop`,
-`Scan` and `SequenceMap` are unrolled: up to the number of iterations that constants and shapes
-determine, that the declared length of an output tells, or that is the most there can be; runs that
-end earlier skip the steps of the rest. The lengths of
-sequences, and whether an optional holds a value, must be known when compiling (`input_shapes={"s":
-[(3,), (5,)]}` gives the shapes of a sequence's elements).
+`Scan` and `SequenceMap` are unrolled where there are few iterations: up to the number that
+constants and shapes determine, that the declared length of an output tells, or that is the most
+there can be; runs that end earlier skip the steps of the rest. A `Loop` or `Scan` whose iterations
+times its body's nodes are more than 2,000, and a `Loop` of which only a run knows how many
+iterations there are, stays a loop: the steps of its body are repeated inside the machine code, as
+often as a run needs. Bodies that carry sequences, change the type of what they carry, draw random
+numbers, or whose data decide a size are always unrolled, and so is every loop for a GPU; outputs
+that a loop stacks need a known or a largest length. In low precisions, the body of a loop that
+stays one is computed in float. The lengths of sequences, and whether an optional holds a value,
+must be known when compiling (`input_shapes={"s": [(3,), (5,)]}` gives the shapes of a sequence's
+elements).
 
 Operands that say how to compute (axes, shapes, starts, pads, sizes, scales, k) may be inputs of the
 model where the declared shape of an output determines the sizes; a run whose values do not give

@@ -24,7 +24,7 @@ from qcompiler.emit.assemble import assemble
 from qcompiler.emit.machine import makes
 from qcompiler.emit.program import foremost
 from qcompiler.errors import Error, Skip
-from qcompiler.hardware.isa import Device
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import SIZE, Dim, Graph
 from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
@@ -179,7 +179,7 @@ class Compilation:
     @cached_property
     def open_graph(self) -> Graph:
         """The float graph with shapes as open as they are in the model."""
-        return self._through(read(self.model, {}), "fold", "fuse", watch=Watch())
+        return self._through(read(self.model, {}, rolls=False), "fold", "fuse", watch=Watch())
 
     @cached_property
     def symbolic(self) -> Graph:
@@ -236,7 +236,8 @@ class Compilation:
         if padding is not None:
             graph = padding.graph
         else:
-            graph = _read(self.model, options, self.one_batch, best)
+            rolls = isinstance(self.device, Cpu)
+            graph = _read(self.model, options, self.one_batch, best, rolls=rolls)
         self.watch.saw("read", graph)
         folded = self._through(graph, "fold")
         demand_known(folded)
@@ -501,6 +502,11 @@ def _read(
     options: Options,
     one_batch: bool,
     sizes: Mapping[str, Dim],
+    *,
+    rolls: bool = False,
 ) -> Graph:
-    """ONNX file or model -> its graph, with static shapes but for symbols among `sizes`."""
-    return read_pinned(model, options.input_shapes or {}, options.dims, one_batch, sizes)
+    """ONNX file or model -> its graph, with static shapes but for symbols among `sizes`. `rolls`:
+    long loops may stay loops.
+    """
+    shapes = options.input_shapes or {}
+    return read_pinned(model, shapes, options.dims, one_batch, sizes, rolls)

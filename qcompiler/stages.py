@@ -11,7 +11,7 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,10 +23,14 @@ from qcompiler.options import PRECISIONS, Options
 from qcompiler.plugins import load_file, load_passes
 from qcompiler.pruning.request import pruning
 from qcompiler.rewrite import PASSES, Explain, Pass, Rule, rewrite, stage_of
+from qcompiler.rewrite.bodies import with_bodies
 from qcompiler.rewrite.rules import unsettled
 
 ALONG = {"fuse": ("fold",), "layout": ("fold",)}
 """Stage -> earlier stages whose rules also run in it, so that its results are folded at once."""
+
+IN_BODIES = frozenset({"fold", "fuse", "integer", "layout"})
+"""The stages that also change the bodies of loops; these are neither pruned nor quantized."""
 
 _MAX_ROUNDS = 50
 _FILLED = ("device", "explain", "data", "statistics")
@@ -95,7 +99,9 @@ def run_stage(
     device: Device | None = None,
     data: Calibration | None = None,
 ) -> Graph:
-    """Run a stage's rules to a fixed point, then its graph passes; repeat until nothing changes."""
+    """Run a stage's rules to a fixed point, then its graph passes; repeat until nothing changes;
+    then do so in the bodies of loops.
+    """
     load_passes()
     choice = options or Choice()
     report = _once(explain)
@@ -116,8 +122,15 @@ def run_stage(
             changed += [] if after is graph else [name]
             graph = after
         if graph is before:
-            return graph
-    raise unsettled(changed)
+            break
+    else:
+        raise unsettled(changed)
+    if stage not in IN_BODIES:
+        return graph
+    return with_bodies(
+        graph,
+        partial(run_stage, stage=stage, explain=explain, options=options, device=device, data=data),
+    )
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -151,6 +151,10 @@ class Variant:
     data decide it; the output's shape is the largest."""
     in_place: tuple[tuple[str, str], ...] = ()
     """(input, output) that may be one memory, and then are worked on in place."""
+    repeats: tuple[tuple[int, int, int], ...] = ()
+    """(first step, the one after the last, offset in the workspace) of loops, the outer before the
+    inner: these steps run again and again while the byte there is not 0.
+    """
 
     @property
     def member(self) -> str:
@@ -209,7 +213,7 @@ class Manifest:
             values = (*self.inputs, *self.outputs)
             opened += [*(v.open for v in values), *(v.room for v in values if v.room)]
             opened += [self.sizes] * bool(self.sizes)
-        opened += variant.in_place
+        opened += (*variant.in_place, *variant.repeats)
         text = json.dumps([*sides, sizes, *machine, weights_digest, *([opened] if opened else [])])
         return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
@@ -384,6 +388,7 @@ def _variant(raw: Json) -> Variant:
         in_place=tuple(
             (_string(i), _string(o)) for i, o in map(_list, _list(v.get("in_place", [])))
         ),
+        repeats=_repeats(v),
     )
 
 
@@ -393,6 +398,16 @@ def _checks(raw: Json, workspace_bytes: int) -> tuple[Check, ...]:
     if any(c.offset + c.bytes > workspace_bytes for c in made):
         raise ValueError("a check lies outside the workspace")
     return made
+
+
+def _repeats(v: Mapping[str, Json]) -> tuple[tuple[int, int, int], ...]:
+    found = []
+    for first, last, offset in map(_list, _list(v.get("repeats", []))):
+        found.append((_int(first), _int(last), _int(offset)))
+        inside = found[-1][0] < found[-1][1] <= len(_list(v["steps"]))
+        if not inside or found[-1][2] >= _int(v["workspace_bytes"]):
+            raise ValueError("a loop is not of its steps")
+    return tuple(found)
 
 
 def _extents(raw: Json) -> tuple[tuple[str, int], ...]:

@@ -46,6 +46,7 @@ def manifest_of(made: Plan) -> Manifest:
         batches=opened.batches if opened else (),
         pinned=opened.pinned if opened else (),
         in_place=tuple(in_place(made)),
+        repeats=tuple((r.first, r.last, r.going.offset) for r in made.repeats),
     )
     return Manifest(
         name=graph.name,

@@ -24,6 +24,8 @@ from qcompiler.emit import entries, team
 from qcompiler.emit.described import signature_of
 from qcompiler.emit.link import link
 from qcompiler.emit.machine import Layer, build_objects, modules
+from qcompiler.emit.repeats import Jump
+from qcompiler.emit.repeats import text as jumps_text
 from qcompiler.emit.sections import Call, Section, sections
 from qcompiler.emit.tasks import Part, Phase, Statement, flat, phases
 from qcompiler.errors import Error
@@ -33,6 +35,7 @@ from qcompiler.kernels.registry import Kernel
 from qcompiler.plan.barriers import SHARED
 from qcompiler.plan.places import Place
 from qcompiler.plan.plan import Plan, Step
+from qcompiler.plan.repeats import Repeat
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,7 @@ def layers(plan: Plan, *, team: bool = True) -> list[Layer]:
         0 if plan.opened and plan.opened.batches else plan.parts,
         isa,
         whole,
+        plan.repeats,
     )
 
 
@@ -114,12 +118,13 @@ def _layers(
     parts: int,
     isa: Isa,
     others: dict[str, tirx.PrimFunc],
+    repeats: Sequence[Repeat] = (),
 ) -> list[Layer]:
     kernels = {p.name: p.func for p in flat(tuple(made))}
     pieces = list(_pieces(found))
     runs = {f"qcompiler_piece{i}": body.piece(piece) for i, piece in enumerate(pieces)}
     shell = _dispatch(pieces)
-    facts = _facts(found, steps, parts, body.table.first)
+    facts = _facts(found, steps, parts, body.table, repeats)
     text = team.text(isa, facts if parts else replace(facts, parts_at=body.table.parts))
     text += entries.text(isa, body.table.permission)
     return [
@@ -132,16 +137,24 @@ def _layers(
 
 def section_facts(plan: Plan) -> team.Sections:
     """A plan's sections, as the team's loops need them."""
-    return _facts(plan_sections(plan), len(plan.steps), plan.parts, 0)
+    table = Table(len(plan.graph.inputs) + len(plan.graph.results))
+    return _facts(plan_sections(plan), len(plan.steps), plan.parts, table, plan.repeats)
 
 
-def _facts(found: Sequence[Section], steps: int, parts: int, first_at: int) -> team.Sections:
+def _facts(
+    found: Sequence[Section], steps: int, parts: int, table: Table, repeats: Sequence[Repeat]
+) -> team.Sections:
     begins, ends = [0] * steps, [0] * steps
     for section in found:
         for call in section.calls:
             begins[call.step] = section.begin
             ends[call.step] = section.begin + section.length
-    return team.Sections([m for s in found for m in s.masks], begins, ends, parts, first_at)
+    masks = [m for s in found for m in s.masks]
+    jumps = [
+        Jump(begins[r.first], ends[r.last - 1], r.going.offset, (r.first, r.last)) for r in repeats
+    ]
+    made = jumps_text(jumps, table) if jumps else ""
+    return team.Sections(masks, begins, ends, parts, table.first, repeats=made)
 
 
 def _team_entries() -> dict[str, tirx.PrimFunc]:

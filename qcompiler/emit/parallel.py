@@ -13,7 +13,7 @@ import re
 
 from qcompiler.emit.machine import text_object
 from qcompiler.emit.native import section_facts
-from qcompiler.emit.team import END_OF_LOOPS, array
+from qcompiler.emit.team import TABLE, array
 from qcompiler.plan.plan import Plan
 
 
@@ -21,12 +21,13 @@ def parallel(plan: Plan) -> bytes:
     """Plan -> an object file of `qcompiler_parallel`."""
     facts = section_facts(plan)
     values = {
-        "LOOPS": END_OF_LOOPS,
+        "LOOPS": facts.loops,
         "MASKS": array(facts.masks),
         "SECTIONS": str(len(facts.masks)),
         "PARTS": str(facts.parts),
     }
-    made = re.sub("@([A-Z]+)", lambda found: values[found[1]], _TEXT)
+    text = (TABLE + facts.repeats if facts.repeats else "") + _TEXT
+    made = re.sub("@([A-Z]+)", lambda found: values[found[1]], text)
     return text_object(made, plan.device.isa)
 
 
@@ -62,6 +63,8 @@ done:
 
 define i32 @qcompiler_parallel(ptr %table, ptr %parallel_for, ptr %pool) {
 entry:
+  %first = add i32 0, 0
+  %end = add i32 0, @SECTIONS
   %job = alloca %parallel_job
   %part_at = getelementptr %parallel_job, ptr %job, i32 0, i32 1
   %section_at = getelementptr %parallel_job, ptr %job, i32 0, i32 2
@@ -74,8 +77,8 @@ part:
   store i32 %p, ptr %part_at
   br i1 %more_parts, label %section, label %done
 section:
-  %s = phi i32 [ 0, %part ], [ %next_section, %section_done ]
-  %more_sections = icmp slt i32 %s, @SECTIONS
+  %s = phi i32 [ %first, %part ], [ %next_section, %section_done ]
+  %more_sections = icmp slt i32 %s, %end
   br i1 %more_sections, label %look, label %part_done
 look:
   %place = getelementptr i32, ptr @parallel_masks, i32 %s

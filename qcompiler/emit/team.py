@@ -46,6 +46,15 @@ class Sections:
     first_at: int
     parts_at: int = 0
     """Which word holds the number of parts, if the batch is open."""
+    repeats: str = ""
+    """LLVM text: the functions that say how loops go on (repeats.py), if there are any."""
+
+    @property
+    def loops(self) -> str:
+        """LLVM text: where loops over parts %p, and over their sections %s from %first to before
+        %end, go on, and where they end.
+        """
+        return _END_OF_LOOPS.replace("@NEXT", _JUMPS if self.repeats else _NEXT)
 
 
 def text(isa: Isa, sections: Sections) -> str:
@@ -53,7 +62,9 @@ def text(isa: Isa, sections: Sections) -> str:
     pause = isa.intrinsics["pause"]() if "pause" in isa.intrinsics else ""
     values = {
         **{name: str(offset) for name, offset in TEAM.items()},
-        "LOOPS": END_OF_LOOPS,
+        "LOOPS": sections.loops,
+        "ENTRY": _STRETCHES if sections.repeats else _WHOLE,
+        "INLINE": "" if sections.repeats else " alwaysinline",
         "PAUSE": pause,
         "YIELD_MASK": str(_YIELD_MASK),
         "MASKS": array(sections.masks),
@@ -64,7 +75,7 @@ def text(isa: Isa, sections: Sections) -> str:
         "COUNT": _COUNT.replace("@AT", str(sections.parts_at)) if sections.parts_at else "",
         "FIRST_AT": str(sections.first_at),
     }
-    made = TABLE + _JOB + _ALONE + _LAUNCH + _READ + LOOP + WAIT
+    made = TABLE + _JOB + sections.repeats + _ALONE + _LAUNCH + _READ + LOOP + WAIT
     return re.sub("@([A-Z_]+)", lambda found: values[found[1]], made)
 
 
@@ -154,16 +165,20 @@ define internal ptr @team_place(ptr %team, i32 %thread) alwaysinline {
 }
 """
 
-END_OF_LOOPS = """
+_END_OF_LOOPS = """
 section_done:
-  %next_section = add i32 %s, 1
-  br label %section
+@NEXT  br label %section
 part_done:
   %next_part = add i32 %p, 1
   br label %part
 done:
 """
-"""Where loops over parts %p and their sections %s go on, and where they end."""
+
+_NEXT = """  %next_section = add i32 %s, 1
+"""
+_JUMPS = """  %behind = add i32 %s, 1
+  %next_section = call i32 @repeats_next(ptr %table, i32 %behind)
+"""
 
 _COUNT = "  %parts = call i32 @team_number(ptr %table, i32 @AT)\n"
 """How an open batch's number of parts is read."""
@@ -202,9 +217,9 @@ call:
 """All sections by one thread, without a team."""
 
 _LAUNCH = """
-define internal void @team_launch(ptr %team, ptr %table, i32 %threads) alwaysinline {
+define internal void @team_stretch(
+    ptr %team, ptr %table, i32 %threads, i32 %first, i32 %length)@INLINE {
 entry:
-  %length = call i32 @team_length(ptr %table)
 @COUNT  %total = mul i32 %length, @PARTS
   %some = icmp sgt i32 %total, 0
   br i1 %some, label %look, label %done
@@ -222,7 +237,6 @@ set:
   %number = lshr i64 %word, 32
   %before = trunc i64 %number to i32
   %base = add i32 %before, 1
-  %first = call i32 @team_first(ptr %table)
   %job = getelementptr i8, ptr %team, i64 @JOB
   %f1 = getelementptr %team_job, ptr %job, i32 0, i32 1
   %f2 = getelementptr %team_job, ptr %job, i32 0, i32 2
@@ -244,7 +258,7 @@ set:
 done:
   ret void
 }
-
+@ENTRY
 define internal void @team_decide(ptr %team) alwaysinline {
   %launches_at = getelementptr i8, ptr %team, i64 @LAUNCHES
   %useless_at = getelementptr i8, ptr %team, i64 @USELESS
@@ -286,6 +300,39 @@ define internal void @team_work(ptr %team, i32 %thread) alwaysinline {
 }
 """
 """The entries of callers and workers."""
+
+_WHOLE = """
+define internal void @team_launch(ptr %team, ptr %table, i32 %threads) alwaysinline {
+  %first = call i32 @team_first(ptr %table)
+  %length = call i32 @team_length(ptr %table)
+  call void @team_stretch(ptr %team, ptr %table, i32 %threads, i32 %first, i32 %length)
+  ret void
+}
+"""
+_STRETCHES = """
+define internal void @team_launch(ptr %team, ptr %table, i32 %threads) noinline {
+entry:
+  %first = call i32 @team_first(ptr %table)
+  %length = call i32 @team_length(ptr %table)
+  %end = add i32 %first, %length
+  br label %look
+look:
+  %s = phi i32 [ %first, %entry ], [ %next, %run ]
+  %more = icmp slt i32 %s, %end
+  br i1 %more, label %run, label %done
+run:
+  %stop = call i32 @repeats_stop(i32 %s)
+  %sooner = icmp slt i32 %stop, %end
+  %to = select i1 %sooner, i32 %stop, i32 %end
+  %some = sub i32 %to, %s
+  call void @team_stretch(ptr %team, ptr %table, i32 %threads, i32 %s, i32 %some)
+  %next = call i32 @repeats_next(ptr %table, i32 %to)
+  br label %look
+done:
+  ret void
+}
+"""
+"""A launch: of all sections, or of those between the places where loops begin and end, in turn."""
 
 _FIELDS = (("ptr", 8),) * 3 + (("i32", 4),) * 4
 _COPIES = "".join(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from qcompiler.dtypes import Dim as Dim
 from qcompiler.dtypes import numpy_dtype as numpy_dtype
 from qcompiler.errors import Error
 
-Attr = int | float | str | None | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | Array
+_Attrs: TypeAlias = tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+Attr: TypeAlias = "int | float | str | _Attrs | Array | Graph | None"
 
 MAX_RANK = 32
 MAX_ELEMENTS = (1 << 31) - 1
@@ -176,6 +178,13 @@ class Node(_Watched):
         value = self.attrs[key]
         if not isinstance(value, str):
             raise self._wrong(key, "a string")
+        return value
+
+    def graph(self, key: builtins.str) -> Graph:
+        """An attribute that is a graph."""
+        value = self.attrs[key]
+        if not isinstance(value, Graph):
+            raise self._wrong(key, "a graph")
         return value
 
     def _wrong(self, key: builtins.str, kind: builtins.str) -> Error:

@@ -9,7 +9,7 @@
 
 Constants of at most 16 elements are printed in place; larger ones appear as `#name`, and `write`
 returns their arrays with the text. An absent optional input is `_`. An omitted type is inferred,
-if the reader is given a `make`.
+if the reader is given a `make`. The body of a loop stands among its attributes: `body=graph ...`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ _TOKEN = re.compile(
 
 def write(graph: Graph) -> tuple[str, dict[str, Array]]:
     """Graph -> (text, arrays of the constants printed as `#name`)."""
-    names = _value_names(graph)
     arrays: dict[str, Array] = {}
+    return f"{_text(graph, arrays)}\n", arrays
+
+
+def _text(graph: Graph, arrays: dict[str, Array], within: str = "", margin: str = "") -> str:
+    """A graph's text; `within` begins the names of its arrays, `margin` its lines but the first."""
+    names = _value_names(graph)
     inputs = ", ".join(f"%{names[i]}: {i.type}{_suffix(i, names[i])}" for i in graph.inputs)
     lines = [f"graph {_quote(graph.name)} ({inputs}) {{"]
     for node in graph.nodes:
@@ -48,18 +53,19 @@ def write(graph: Graph) -> tuple[str, dict[str, Array]]:
         types = ", ".join(map(str, node.types))
         types = types if len(node.types) == 1 else f"({types})"
         if node.is_constant:
-            body = f"constant {_array(node.array, name, arrays)}"
+            body = f"constant {_array(node.array, within + name, arrays)}"
         else:
             operands = ", ".join("_" if i is None else f"%{names[i]}" for i in node.inputs)
             attrs = ", ".join(
-                f"{k}={_attr(v, f'{name}.{k}', arrays)}" for k, v in sorted(node.attrs.items())
+                f"{k}={_attr(v, f'{within}{name}.{k}', arrays, margin)}"
+                for k, v in sorted(node.attrs.items())
             )
             body = f"{node.op}({operands})" + (f" {{{attrs}}}" if attrs else "")
-        lines.append(f"  %{name}: {types} = {body}{_suffix(node, name)}")
+        lines.append(f"{margin}  %{name}: {types} = {body}{_suffix(node, name)}")
     outputs = ", ".join(
         f"{_quote(n)}=%{names[o]}" for n, o in zip(graph.output_names, graph.outputs, strict=True)
     )
-    return "\n".join([*lines, f"  return {outputs}", "}", ""]), arrays
+    return "\n".join([*lines, f"{margin}  return {outputs}", f"{margin}}}"])
 
 
 def read(
@@ -116,7 +122,9 @@ def _array(array: Array, name: str, arrays: dict[str, Array]) -> str:
     return f"[{', '.join(_number(v) for v in array.ravel())}]"
 
 
-def _attr(value: Attr, name: str, arrays: dict[str, Array]) -> str:
+def _attr(value: Attr, name: str, arrays: dict[str, Array], margin: str) -> str:
+    if isinstance(value, Graph):
+        return _text(value, arrays, f"{name}/", f"{margin}  ")
     if isinstance(value, np.ndarray):
         return f"{Type(value.dtype.name, value.shape)} {_array(value, name, arrays)}"
     if isinstance(value, tuple):
@@ -239,6 +247,12 @@ class _Reader:
             return tuple(values)  # type: ignore[return-value]
         if self.accept("none"):
             return None
+        if self.token == "graph":
+            around, self.values = self.values, {}
+            try:
+                return self.graph()
+            finally:
+                self.values = around
         if self.kind == "word" and self.token not in ("true", "false", "inf", "nan"):
             return self.array(self.type())
         return self.scalar()

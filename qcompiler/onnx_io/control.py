@@ -8,12 +8,12 @@ from contextlib import nullcontext
 import numpy as np
 from onnx import GraphProto
 
-from qcompiler.errors import Error
 from qcompiler.ir import Node, constant
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call
 from qcompiler.onnx_io.carried import chosen, unlike
-from qcompiler.onnx_io.loops import batched_scan, loop, scan
+from qcompiler.onnx_io.loops import batched_scan, loop, most_iterations, rolled_scan, scan
+from qcompiler.onnx_io.rolled import Rolling, is_worth
 from qcompiler.onnx_io.sequences import Absent, Held, Items, merged
 from qcompiler.onnx_io.settle import Settling
 from qcompiler.onnx_io.tensors import Unsupported
@@ -22,6 +22,9 @@ from qcompiler.ops.known_sizes import known_sizes
 
 Branch = Callable[[GraphProto, str, Sequence[Held]], Sequence[object]]
 """(graph, name, its inputs) -> its outputs; any but Node, Items and Absent is missing."""
+
+Attempt = Callable[[Callable[[], Sequence[Held]]], Sequence[Held] | None]
+"""(what makes values) -> the values; None, and nothing else has changed, where it cannot."""
 
 OPERATORS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -32,15 +35,18 @@ def controlled(
     graphs: Mapping[str, GraphProto],
     branch: Branch,
     bounds: Bounds,
+    attempt: Attempt,
     batched: bool = False,
 ) -> Sequence[object]:
-    """A call of one of OPERATORS, its graphs -> its outputs. `batched`: a Scan of opset 8."""
+    """A call of one of OPERATORS, its graphs -> its outputs. `attempt` reads what may turn out to
+    make no sense; `batched`: a Scan of opset 8.
+    """
     call = s.call
     if call.op == "If":
         return _choice(s, inputs[0], graphs, branch, bounds)
     where = f"{call.name} ({call.op})"
 
-    def body(iteration: int, given: Sequence[Held], going: Node | None = None) -> Sequence[Held]:
+    def body(iteration: object, given: Sequence[Held], going: Node | None = None) -> Sequence[Held]:
         """`going`: runs in which it is false do not come to this iteration."""
         wanted = nullcontext() if going is None else bounds.checks.only_if(going, True)
         with wanted:
@@ -50,15 +56,22 @@ def controlled(
             raise Unsupported("a body with unsupported operators", where=where)
         return held
 
+    def rolling() -> Rolling:
+        return Rolling(s, bounds.checks, graphs["body"])
+
     if call.op == "SequenceMap":
         return _mapped(call, inputs, body)
     if call.op == "Loop":
         turns = known_sizes(bounds.twin(inputs[0])) if isinstance(inputs[0], Node) else None
         most = 0 if turns is None else bounds.most(turns.ravel()[0])
-        return loop(s, inputs, body, where, most)
+        made = None
+        if is_worth(most_iterations(s, inputs, most), graphs["body"]):
+            made = attempt(lambda: rolling().loop(inputs, body))
+        return made or loop(s, inputs, body, where, most)
     if batched:
         return batched_scan(call.attrs, inputs, body, where)
-    return scan(call.attrs, inputs, body, where)
+    made = attempt(lambda: rolled_scan(rolling(), call.attrs, inputs, body, where))
+    return made or scan(call.attrs, inputs, body, where)
 
 
 def _choice(
@@ -114,6 +127,6 @@ def _mapped(
             given.append(i.nodes[at] if isinstance(i, Items) else i)
         for row, value in zip(rows, body(at, given), strict=True):
             if not isinstance(value, Node):
-                raise Error("its body makes a sequence", where=f"{call.name} ({call.op})")
+                raise call.error("its body makes a sequence")
             row.append(value)
     return [Items(tuple(row)) for row in rows]

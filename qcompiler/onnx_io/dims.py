@@ -168,10 +168,11 @@ def read_pinned(
     dims: Mapping[str, int | str] | None,
     one_batch: bool,
     sizes: Mapping[str, Dim],
+    rolls: bool = True,
 ) -> Graph:
     """ONNX file or model -> its graph with static shapes, except for symbols among `sizes`, which
     says what to put in place of sizes that `dims` leaves open. `one_batch`: if nothing is said of
-    sizes, an open batch size is 1, with a note that says so.
+    sizes, an open batch size is 1, with a note that says so; `rolls` as of `read`.
     """
     shapes: dict[str, Any] = {
         name: None if given is None else _shape(name, given) for name, given in input_shapes.items()
@@ -193,7 +194,7 @@ def read_pinned(
         return types
 
     try:
-        graph = without_text(read(model, shapes, settle))
+        graph = without_text(read(model, shapes, settle, rolls))
     except Error as e:
         if not batch or e.hint:
             raise

@@ -1,4 +1,4 @@
-"""Loop and Scan -> their unrolled bodies.
+"""Loop and Scan -> their unrolled bodies; long ones are one loop (rolled.py).
 
 The number of iterations follows from constants and shapes: a Loop's maximum and condition, the
 length of a Scan's sequences. Then every iteration's nodes are as if the file listed them. If a
@@ -9,11 +9,13 @@ checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Node, constant
+from qcompiler.onnx_io.rolled import Rolling, Unrolled, is_worth
 from qcompiler.onnx_io.sequences import Held
 from qcompiler.onnx_io.settle import Settling
 from qcompiler.onnx_io.tensors import Unsupported
@@ -36,6 +38,15 @@ def known_count(inputs: Sequence[Held], name: str) -> int | None:
         return None
     limit = known_value(most) if isinstance(most, Node) else None
     return MAX_ITERATIONS + 1 if limit is None else int(limit.reshape(()))
+
+
+def most_iterations(s: Settling, inputs: Sequence[Held], most: int) -> int | None:
+    """The most iterations of a Loop, as far as is known when the model is read. `most` as below."""
+    lengths = [h[0] for h in s.shapes[len(inputs[2:]) :] if h]
+    limit = known_value(inputs[0]) if inputs and isinstance(inputs[0], Node) else None
+    known = [*lengths[:1], *([most] if most else [])]
+    known += [] if limit is None else [int(limit.reshape(()))]
+    return min(known, default=None)
 
 
 def loop(s: Settling, inputs: Sequence[Held], body: Body, name: str, most: int = 0) -> list[Held]:
@@ -136,40 +147,85 @@ def _nothing(s: Settling, inputs: Sequence[Held], body: Body) -> list[list[Node]
     return [[s.node("Slice", _tensor(r, s.call.name), [0], [0])] for r in rows]
 
 
-def scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str) -> list[Held]:
-    """Scan(carried values..., sequences...) -> the final carried values, then the stacked scan
-    outputs."""
+@dataclass(frozen=True)
+class _Scan:
+    """A Scan's operands: carried values; and sequences, each with its axis, and 1 if it is read
+    backward; where outputs are stacked, and 1 if backward.
+    """
+
+    attrs: Mapping[str, Attr]
+    states: list[Node]
+    pieces: list[tuple[Node, int, int]]
+    length: int
+    name: str
+
+    def stacked(self, rows: Sequence[Sequence[Node]]) -> list[Node]:
+        """Rows of outputs in the order of the iterations -> the outputs."""
+        to, back = self.ends(len(rows))
+        whole = [r[::-1] if b else r for r, b in zip(rows, back, strict=True)]
+        return [_joined(r, axis) for r, axis in zip(whole, to, strict=True)]
+
+    def ends(self, count: int) -> tuple[list[int], list[int]]:
+        """The axes of so many outputs, and which are stacked backward."""
+        to = _numbers(self.attrs, "scan_output_axes", count)
+        return to, _numbers(self.attrs, "scan_output_directions", count)
+
+
+def _scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], name: str) -> _Scan:
     given = [_tensor(i, name) for i in inputs]
     count = attrs["num_scan_inputs"]
     assert isinstance(count, int)
     if not 1 <= count <= len(given):
         raise Error(f"{count} sequences among {len(given)} inputs", where=name)
-    state, sequences = given[:-count], given[-count:]
     axes = _numbers(attrs, "scan_input_axes", count)
     back = _numbers(attrs, "scan_input_directions", count)
-    lengths = {s.shape[a] for s, a in zip(sequences, axes, strict=True)}
+    pieces = list(zip(given[-count:], axes, back, strict=True))
+    lengths = {x.shape[a] for x, a, _ in pieces}
     (length,) = lengths if len(lengths) == 1 else ("",)
     if not isinstance(length, int):
         raise Unsupported("sequences of unknown length", hint=_OPEN, where=name)
+    return _Scan(attrs, given[:-count], pieces, length, name)
+
+
+def rolled_scan(
+    rolling: Rolling, attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str
+) -> list[Held]:
+    """As `scan`, by one loop. Raises Unrolled."""
+    scan, s = _scan(attrs, inputs, name), rolling.s
+    if not scan.length or not is_worth(scan.length, rolling.graph):
+        raise Unrolled("it has few iterations")
+    states, stacks = rolling.scan(scan.states, scan.pieces, body)
+    made: list[Held] = [*states]
+    for stack, to, back in zip(stacks, *scan.ends(len(stacks)), strict=True):
+        if back:
+            turned = constant(np.arange(scan.length)[::-1].copy())
+            stack = s.node("Gather", stack, turned, axis=0)
+        order = list(range(1, stack.type.rank))
+        order.insert(to % stack.type.rank, 0)
+        made.append(s.node("Transpose", stack, perm=tuple(order)))
+    return made
+
+
+def scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str) -> list[Held]:
+    """Scan(carried values..., sequences...) -> the final carried values, then the stacked scan
+    outputs."""
+    made = _scan(attrs, inputs, name)
+    state, length = made.states, made.length
     if not 1 <= length <= MAX_ITERATIONS:
         raise Unsupported(f"a scan of {length} iterations", where=name)
     stacked: list[list[Node]] = []
     for iteration in range(length):
+        places = [length - 1 - iteration if back else iteration for _, _, back in made.pieces]
         pieces = [
-            make(
-                "Gather", s, constant(np.array(length - 1 - iteration if b else iteration)), axis=a
-            )
-            for s, a, b in zip(sequences, axes, back, strict=True)
+            make("Gather", x, constant(np.array(at)), axis=axis)
+            for at, (x, axis, _) in zip(places, made.pieces, strict=True)
         ]
-        made = [_tensor(v, name) for v in body(iteration, [*state, *pieces])]
-        state, rest = made[: len(state)], made[len(state) :]
+        found = [_tensor(v, name) for v in body(iteration, [*state, *pieces])]
+        state, rest = found[: len(state)], found[len(state) :]
         stacked = stacked or [[] for _ in rest]
         for rows, row in zip(stacked, rest, strict=True):
             rows.append(row)
-    to = _numbers(attrs, "scan_output_axes", len(stacked))
-    backward = _numbers(attrs, "scan_output_directions", len(stacked))
-    whole = [r[::-1] if b else r for r, b in zip(stacked, backward, strict=True)]
-    return [*state, *(_joined(rows, axis) for rows, axis in zip(whole, to, strict=True))]
+    return [*state, *made.stacked(stacked)]
 
 
 def batched_scan(

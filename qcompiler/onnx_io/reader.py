@@ -48,6 +48,7 @@ from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_io.pins import Pins, pinned
+from qcompiler.onnx_io.rolled import Unrolled
 from qcompiler.onnx_io.schema import (
     bound,
     check_inputs,
@@ -87,12 +88,13 @@ def read(
     model: str | Path | ModelProto,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     settle: Callable[[dict[str, Type]], dict[str, Type]] = dict,
+    rolls: bool = True,
 ) -> Graph:
     """ONNX file or ModelProto -> graph.
 
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
-    in one input is pinned everywhere. `settle` may change the input types before nodes are made.
-    Raises Error for every defect or unsupported feature.
+    in one input is pinned everywhere. `settle` may change the input types before nodes are made;
+    `rolls`: long loops may stay loops. Raises Error for every defect or unsupported feature.
     """
     if not isinstance(model, (str, Path, ModelProto)):
         what = f"{type(model).__name__} given, an ONNX file or onnx.ModelProto wanted"
@@ -102,7 +104,7 @@ def read(
     check_text(proto)
 
     def made(pins: Pins) -> Graph:
-        return _Reader(proto, ExternalData(path)).graph(input_shapes or {}, settle, pins)
+        return _Reader(proto, ExternalData(path), rolls).graph(input_shapes or {}, settle, pins)
 
     return pinned(made({}), proto.graph, made)
 
@@ -138,11 +140,12 @@ class _Scope:
 class _Reader:
     """The conversion of one model."""
 
-    def __init__(self, model: ModelProto, external: ExternalData) -> None:
+    def __init__(self, model: ModelProto, external: ExternalData, rolls: bool) -> None:
         if not model.HasField("graph") or not model.graph.output:
             raise Error("not an ONNX model: it has no graph with outputs")
         self.model = model
         self.external = external
+        self.rolls = rolls
         self.opsets = opset_versions(model.opset_import)
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
@@ -336,7 +339,9 @@ class _Reader:
                 elif known_value(call.need(0)) is None:
                     branch = partial(self.side, call.need(0), graphs["then_branch"], branch)
                 s = Settling(call, shapes, self.require, self.bounds.put)
-                return controlled(s, inputs, graphs, branch, self.bounds, opset < 9)  # type: ignore[return-value]
+                return controlled(  # type: ignore[return-value]
+                    s, inputs, graphs, branch, self.bounds, self.attempt, opset < 9
+                )
         if sequences.takes(proto.op_type, inputs):
             with Malformed(where):
                 s = Settling(call, (), self.require, self.bounds.put)
@@ -385,6 +390,25 @@ class _Reader:
         made = branch(graph, name, given)
         self.bounds.demand_none_in(call, made)
         return made
+
+    def attempt(self, make: Callable[[], Sequence[Held]]) -> Sequence[Held] | None:
+        """The values that are made; None where something is in the way, of which nothing stays. A
+        loop that is no longer one when it is unrolled tells more of what is wrong.
+        """
+        if not self.rolls:
+            return None
+        count, checks = self.count, dict(self.checks.made)
+        unsupported = {key: [*names] for key, names in self.unsupported.items()}
+        try:
+            made = make()
+            if self.unsupported == unsupported:
+                return made
+        except Unrolled as e:
+            log.info("a loop is unrolled: %s", e)
+        except Error as e:
+            log.info("a loop is unrolled: %s", e.what)
+        self.count, self.checks.made, self.unsupported = count, checks, unsupported
+        return None
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Raise Unsupported if an operator has no definition here."""

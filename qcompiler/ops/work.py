@@ -175,3 +175,9 @@ def _rows(node: Node) -> float:
 def _regions(node: Node) -> float:
     """The number of samples depends on each region's size, which is a value."""
     return inf
+
+
+@_takes("loop")
+def _iterations(node: Node) -> float:
+    """How many there are is a value."""
+    return inf

@@ -46,6 +46,8 @@ class Work:
     group: int = 0
     """With it begin so many steps that are meant to run side by side: a barrier that one of them
     needs stands before all."""
+    begins: bool = False
+    """A barrier stands before it in any case."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def slots(steps: Sequence[Work], tasks: int) -> list[Slot]:
     phase = _Phase(tasks)
     for i, step in enumerate(steps):
         slot = phase.slot(step)
-        if any(phase.slot(other).waits for other in steps[i + 1 : i + step.group]):
+        others = steps[i + 1 : i + step.group]
+        if step.begins or any(phase.slot(other).waits for other in others):
             slot = Slot(True, slot.owner)
         if slot.waits:
             phase = _Phase(tasks)

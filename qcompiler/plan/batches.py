@@ -21,6 +21,7 @@ from qcompiler.ir import Graph, Node, Type, constant, placeholder
 from qcompiler.ops import make
 from qcompiler.ops.evaluate import known_value
 from qcompiler.plan.regions import base, is_elementwise, regions
+from qcompiler.plan.repeats import has_loops
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def in_parts(graph: Graph, device: Device, wanted: int = 0) -> tuple[Graph, int]
     so many as are `wanted`, if they can be equal, or, for 0, as are predicted to help; the graph
     itself and 1 where parts cannot be.
     """
-    batch = _batch(graph)
+    batch = 0 if has_loops(graph) else _batch(graph)
     size = batch  # a GPU needs all images to be busy
     if wanted:
         size = batch // wanted if batch and batch % wanted == 0 else batch
@@ -62,7 +63,11 @@ def in_parts(graph: Graph, device: Device, wanted: int = 0) -> tuple[Graph, int]
 def apart(graph: Graph) -> bool:
     """Is it known of a graph over a batch that each image's outputs are made of it alone?"""
     batch = _batch(graph)
-    return batch > 1 and not isinstance(_Part(batch, batch).graph(graph), Skip)
+    return (
+        batch > 1
+        and not has_loops(graph)
+        and not isinstance(_Part(batch, batch).graph(graph), Skip)
+    )
 
 
 def parts_of(graph: Graph) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -13,6 +13,7 @@ from qcompiler.plan.branches import Branch
 from qcompiler.plan.guards import Guard
 from qcompiler.plan.places import Place, room
 from qcompiler.plan.regions import base
+from qcompiler.plan.repeats import Loop
 
 FITTED = 2000
 """Number of largest buffers that are placed by comparing every pair."""
@@ -68,9 +69,11 @@ class Memory:
         order: Sequence[Region],
         branches: Sequence[Branch | None] = (),
         conditions: Sequence[Sequence[Guard]] = (),
+        loops: Sequence[Loop] = (),
     ) -> None:
-        """`conditions`: what each step reads besides, if anything."""
+        """`conditions`: what each step reads besides, if anything; `loops`: among the steps."""
         self.branches = branches or [None] * len(order)
+        self.loops = loops
         self.inputs = {
             n: Place("input", i, n.type.bytes, n.type) for i, n in enumerate(graph.inputs)
         }
@@ -79,29 +82,54 @@ class Memory:
             for i, n in enumerate(graph.results.values())
         }
         self.last: dict[Node, int] = {}
+        self.reads: dict[Node, list[int]] = {}
         makers = {region.output: i for i, region in enumerate(order)}
+        makers.update((room, loop.first) for loop in loops for room in loop.rooms)
         for i, region in enumerate(order):
             beside = [n for n, _ in conditions[i]] if conditions else []
             for source in (*map(base, region.inputs), *beside):
                 last = max(self.last.get(source, 0), self._until(i, makers.get(source, -1)))
                 self.last[source] = last
+                self.reads.setdefault(source, []).append(i)
         kept = (*graph.checks.values(), *graph.extents.values())
         self.last.update((base(n), len(order)) for n in kept)
         self.buffers: dict[Node, _Buffer] = {}
         self.scratches: list[_Buffer] = []
         self.bytes = 0
+        self.homes: dict[Node, Node] = {}
+        """What loops write -> the state in whose place it comes."""
+        self.direct: dict[Node, tuple[Loop, Node]] = {}
+        """What a loop's copies read -> the state in whose place it may be written at once."""
+        for loop in reversed(loops):  # the inner first
+            self._keep(loop, order, makers)
+
+    def _keep(self, loop: Loop, order: Sequence[Region], makers: Mapping[Node, int]) -> None:
+        """Let a loop's states stay until it ends, and what it leaves there until it is read."""
+        for state, copy in zip(loop.states, loop.copies, strict=True):
+            ends = (loop.last - 1, self.last.get(copy, 0), self.last.get(state, 0))
+            self.last[state] = max(ends)
+            if copy is not state:
+                self.homes[copy] = state
+                (source,) = map(base, order[makers[copy]].inputs)
+                self.direct.setdefault(source, (loop, state))
+            if state in loop.rooms:
+                self.buffers[state] = _Buffer(state.type.bytes, loop.first, self.last[state])
 
     def read(self, source: Node) -> Place:
         """The place of an input, or of a value that was written."""
         known = self.inputs.get(source) or self.outputs.get(source)
         return known or self.buffers[source].place
 
-    def write(self, node: Node, index: int, candidates: Iterable[Node]) -> Place:
+    def write(self, node: Node, index: int, candidates: Collection[Node]) -> Place:
         """A place for a new value: that of the first in-place candidate (an operand that the kernel
         may overwrite) of its size that is not read later, or a new one.
         """
         if node in self.outputs:
             return self.outputs[node]
+        home = self.homes.get(node) or self._at_once(node, index, candidates)
+        if home is not None:
+            self.buffers[node] = self.buffers[home]
+            return self.buffers[home].place
         last = self.last.get(node, index)
         for candidate in candidates:
             old = self.buffers.get(candidate)
@@ -123,10 +151,24 @@ class Memory:
 
     def _until(self, index: int, maker: int) -> int:
         """The last step at which what a step reads is needed: in branches the last of their group,
-        unless the same thread made it there.
+        unless the same thread made it there; in a loop its last, unless it was made there.
         """
         branch = self.branches[index]
-        return index if branch is None or branch == _at(self.branches, maker) else branch.last
+        around = [x.last - 1 for x in self.loops if x.holds(index) and not x.holds(maker)]
+        if branch is None or branch == _at(self.branches, maker):
+            return max(around, default=index)
+        return branch.last
+
+    def _at_once(self, node: Node, index: int, candidates: Collection[Node]) -> Node | None:
+        """The state whose place a value may be written to at once: nothing in the body reads the
+        state later, and the step itself only if its kernel may overwrite it.
+        """
+        loop, state = self.direct.get(node, (None, node))
+        if loop is None or not loop.holds(index) or node.type.bytes != state.type.bytes:
+            return None
+        reads = [i for i in self.reads.get(state, ()) if loop.holds(i)]
+        free = index if state in candidates else index - 1
+        return state if max(reads, default=-1) <= free else None
 
     def placed(self) -> dict[Place, Place]:
         """Decide all offsets -> {provisional place: final place}."""

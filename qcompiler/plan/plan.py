@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from types import MappingProxyType
 
 import numpy as np
@@ -18,7 +19,8 @@ from qcompiler.artifact.abi import MOST_UNITS
 from qcompiler.artifact.artifact import Bytes
 from qcompiler.artifact.manifest import Batch, Pinned, Symbol, Value
 from qcompiler.artifact.sizes import Size
-from qcompiler.hardware.isa import Device
+from qcompiler.errors import Error
+from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Dim, Graph, Node
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Kernel, Records, Region
@@ -29,7 +31,8 @@ from qcompiler.plan.choose import Chooser, name_of, padded
 from qcompiler.plan.guards import guards
 from qcompiler.plan.memory import Memory
 from qcompiler.plan.places import Place
-from qcompiler.plan.regions import base, regions, with_copies
+from qcompiler.plan.regions import base, with_copies
+from qcompiler.plan.repeats import Loop, Repeat, flattened
 from qcompiler.plan.weights import Weights
 
 Progress = Callable[[int, int, str], None]
@@ -126,6 +129,8 @@ class Plan:
     """Output whose size data decide -> where a run leaves that size, in int64."""
     opened: Opened | None = None
     """Of open sizes: which, and the steps that run for so many samples."""
+    repeats: tuple[Repeat, ...] = ()
+    """Loops: steps that run again and again, the outer loops before the inner."""
 
     @property
     def sides(self) -> tuple[list[Value], list[Value]]:
@@ -189,7 +194,7 @@ class Plan:
             + (f", for each of {self.parts} parts of the batch" if self.parts > 1 else "")
             + (f", {self.opened}" if self.opened else "")
         )
-        return "\n".join([head, *lines])
+        return "\n".join([head, *lines, *map(str, self.repeats)])
 
 
 def plan(
@@ -209,18 +214,24 @@ def plan(
     """
     graph = with_copies(graph)
     whole, (graph, parts) = graph, in_parts(graph, device, parts)
+    flat = flattened(graph)
+    if flat.loops and not isinstance(device, Cpu):
+        what = f"{device.name} runs no loops in a plan"
+        raise Error(what, hint="export the model with fewer iterations, or compile for a CPU")
     chosen = Chooser(device, records, padded=padded(graph))
     made: list[tuple[Region, Decision]] = []
-    todo = regions(graph)
-    for i, region in enumerate(todo):
+    starts = [0]
+    for i, region in enumerate(flat.regions):
         if progress is not None:
-            progress(i, len(todo), region.output.name)
+            progress(i, len(flat.regions), region.output.name)
         made.extend(chosen.kernels(region))
+        starts.append(len(made))
     chosen.demand_all(reasons)
+    loops = [loop.moved(starts) for loop in flat.loops]
     beside: list[Branch | None] = []
-    if branches:
+    if branches and not loops:
         made, beside = side_by_side(made, chosen)
-    one = laid_out(graph, device, made, parts, beside)
+    one = laid_out(flat.graph, device, made, parts, beside, loops=loops, kept=flat.kept)
     return replace(one, graph=whole, skips=tuple(chosen.skips))
 
 
@@ -231,16 +242,20 @@ def laid_out(
     parts: int = 1,
     branches: Sequence[Branch | None] = (),
     weights: Weights | None = None,
+    loops: Sequence[Loop] = (),
+    kept: Graph | None = None,
 ) -> Plan:
     """Regions of a graph in the order they run, their kernels, and the branch of each, if there are
     any -> the plan: places for all that they read and write, and whose turn it is. `weights`: those
-    of other plans, to share, whose block it then does not hold.
+    of other plans, to share, whose block it then does not hold; `loops`: among the regions, and the
+    graph with their states `kept`.
     """
     shared, weights = weights is not None, weights or Weights()
     branches = branches or [None] * len(made)
-    conditions = guards(graph, [r for r, _ in made]) if parts == 1 else [[] for _ in made]
+    order = [r for r, _ in made]
+    conditions = guards(kept or graph, order) if parts == 1 else [[] for _ in made]
     conditions = [[] if b else c for b, c in zip(branches, conditions, strict=True)]
-    memory = Memory(graph, [r for r, _ in made], branches, conditions)
+    memory = Memory(graph, order, branches, conditions, loops)
     steps = [_step(i, region, how, weights, memory) for i, (region, how) in enumerate(made)]
     steps = [
         replace(s, branch=b, guards=tuple((memory.read(n), wanted) for n, wanted in c))
@@ -257,12 +272,16 @@ def laid_out(
         )
         for s in steps
     ]
-    order = slots([_work(i, s) for i, s in enumerate(final)], min(device.threads, MOST_UNITS))
-    final = [replace(s, slot=t) for s, t in zip(final, order, strict=True)]
+    final, repeats = _repeated(final, loops, placed, memory)
+    bounds = {at for r in repeats for at in (r.first, r.last)}
+    works = [replace(_work(i, s), begins=i in bounds) for i, s in enumerate(final)]
+    turns = slots(works, min(device.threads, MOST_UNITS))
+    final = [replace(s, slot=t) for s, t in zip(final, turns, strict=True)]
     blocks = tuple((p.offset, p.bytes) for p in weights.known.values())
     checks = {what: placed[memory.read(base(n))] for what, n in graph.checks.items()}
     extents = {name: placed[memory.read(base(n))] for name, n in graph.extents.items()}
     separate = not any(s.kernel.mixes_rows for s in final) and (parts > 1 or apart(graph))
+    separate = separate and not loops
     return Plan(
         graph,
         device,
@@ -275,7 +294,23 @@ def laid_out(
         separate,
         checks,
         extents,
+        repeats=repeats,
     )
+
+
+def _repeated(
+    steps: Sequence[Step], loops: Sequence[Loop], placed: Mapping[Place, Place], memory: Memory
+) -> tuple[list[Step], tuple[Repeat, ...]]:
+    """Steps without the copies of states that were written to their places at once, and which of
+    the others repeat.
+    """
+    copies = {n for loop in loops for n in loop.copies}
+    needed = [s.region.output not in copies or s.operands != (s.output,) for s in steps]
+    starts = [0, *accumulate(needed)]
+    left = [s for s, wanted in zip(steps, needed, strict=True) if wanted]
+    going = [placed[memory.read(loop.states[0])] for loop in loops]
+    moved = [loop.moved(starts) for loop in loops]
+    return left, tuple(Repeat(m.first, m.last, p) for m, p in zip(moved, going, strict=True))
 
 
 def _step(index: int, region: Region, how: Decision, weights: Weights, memory: Memory) -> Step:

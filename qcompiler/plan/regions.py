@@ -18,7 +18,7 @@ from qcompiler.kernels.registry import Region
 from qcompiler.ops import OPERATORS, make
 from qcompiler.ops.kinds import VIEWS
 
-NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention", "attention"})
+NO_PROLOGUE = frozenset({"conv", "matmul", "matmul_narrow", "Attention", "attention", "loop"})
 """Anchors that read their operands many times: an elementwise prologue would be repeated."""
 
 MAX_INPUTS = 24
@@ -28,8 +28,8 @@ MAX_NODES = 64
 
 
 def is_view(node: Node) -> bool:
-    """Does it only rename memory?"""
-    return node.op in VIEWS
+    """Does it only rename memory? So does what reads one of a loop's states."""
+    return node.op in VIEWS or (node.op == "item" and node.operands[0].op == "loop")
 
 
 def is_elementwise(node: Node) -> bool:
@@ -54,13 +54,19 @@ class _Group:
 
 
 def regions(graph: Graph) -> list[Region]:
-    """A graph of static types -> its regions, each after those it reads."""
+    """A graph of static types -> its regions, each after those it reads; a loop is one of them,
+    whose kernels are those of its body (repeats.py).
+    """
     groups: dict[Node, _Group] = {}  # by output
     moved = _fused_into_readers(graph)
     for node in graph.nodes:
-        if node.op in ("input", "constant") or is_view(node) or len(node.types) > 1:
+        if node.op in ("input", "constant", "room") or is_view(node):
             continue
-        if node in moved:
+        if node.op == "loop":
+            group = _Group(node, node, [node])
+        elif len(node.types) > 1:
+            continue
+        elif node in moved:
             group = _Group(node, None, [node])
         elif is_elementwise(node):
             group = _join(node, groups, graph)
@@ -202,28 +208,27 @@ def _ordered(found: list[Region]) -> list[Region]:
 
 def with_copies(graph: Graph) -> Graph:
     """Graph -> a graph whose outputs are each made by their own region: an output that is an input,
-    a constant, or shares another output's memory, is copied.
+    a constant, a state of a loop, or shares another output's memory, is copied.
     """
     taken: set[Node] = set()
     outputs = []
     for output in graph.outputs:
         source = base(output)
-        if source.op in ("input", "constant") or source in taken:
-            perm = tuple(range(output.type.rank))
-            output = (
-                make("Transpose", output, perm=perm, name=output.name)
-                if perm
-                else _scalar_copy(output)
-            )
+        if source.op in ("input", "constant", "loop") or source in taken:
+            output = copied(output, output.name)
             source = output
         taken.add(source)
         outputs.append(output)
     return graph.with_outputs(outputs)
 
 
-def _scalar_copy(node: Node) -> Node:
+def copied(node: Node, name: str) -> Node:
+    """What copies a value in memory."""
+    perm = tuple(range(node.type.rank))
+    if perm:
+        return make("Transpose", node, perm=perm, name=name)
     rows = make("Reshape", node, constant_shape((1,)))
-    return make("Reshape", make("Transpose", rows, perm=(0,)), constant_shape(()))
+    return make("Reshape", make("Transpose", rows, perm=(0,), name=name), constant_shape(()))
 
 
 def constant_shape(shape: tuple[int, ...]) -> Node:

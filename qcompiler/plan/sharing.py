@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 
 from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import Graph, Node, numpy_dtype
@@ -19,6 +19,7 @@ from qcompiler.kernels.registry import Record, Records
 from qcompiler.ops.work import PACE, work
 from qcompiler.plan.plan import Plan, Progress, Step, plan
 from qcompiler.plan.regions import regions
+from qcompiler.plan.repeats import has_loops
 
 WHOLE, VERSION = "plan", 1
 """Stands for a generator in records of whole plans."""
@@ -84,6 +85,8 @@ def at_most(graph: Graph, device: Cpu) -> float:
     planning, and a small network need be planned only once.
     """
     share = 1 - 1 / device.threads
+    if has_loops(graph):
+        return inf
     found = 0.0
     for region in regions(graph):
         root = region.root

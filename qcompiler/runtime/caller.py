@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qcompiler.artifact.manifest import Variant
 from qcompiler.runtime.arrays import Array, Context
 from qcompiler.runtime.library import Code, Crew, Frame, Memory
 
@@ -17,17 +18,31 @@ Outputs = Callable[[Context, Sequence[Array]], "list[Array]"]
 
 
 class _OneByOne:
-    """A crew that runs one step at a time, and adds the seconds of each to those `taken`."""
+    """A crew that runs one step at a time, and adds the seconds of each to those `taken`; steps of
+    loops (`Variant.repeats`) as often as in a run.
+    """
 
-    def __init__(self, crew: Crew, taken: Array) -> None:
-        self._crew, self._taken = crew, taken
+    def __init__(self, crew: Crew, taken: Array, repeats: Sequence[tuple[int, int, int]]) -> None:
+        self._crew, self._taken, self._repeats = crew, taken, repeats
 
     def run(self, frame: Frame, code: Code, first: int, last: int) -> None:
         """Run steps `first` to `last` - 1."""
-        for step in range(first, last):
+        step = first
+        while step < last:
             start = time.perf_counter()
             self._crew.run(frame, code, step, step + 1)
             self._taken[step] += time.perf_counter() - start
+            step = self._behind(step + 1, frame.workspace.array)
+
+    def _behind(self, step: int, memory: Array) -> int:
+        """The step where a run goes on (emit/repeats.py)."""
+        for first, last, going in reversed(self._repeats):
+            if step == last and memory[going]:
+                return first
+        for first, last, going in self._repeats:
+            if step == first and not memory[going]:
+                return self._behind(last, memory)
+        return step
 
     def end(self) -> None:
         """It holds nothing."""
@@ -39,9 +54,15 @@ class Caller:
     """
 
     def __init__(
-        self, outputs: Outputs, code: Code, context: Context, steps: int, crew: Crew
+        self,
+        outputs: Outputs,
+        code: Code,
+        context: Context,
+        variant: Variant,
+        crew: Crew,
     ) -> None:
-        self._outputs, self._code, self._steps = outputs, code, steps
+        self._outputs, self._code, self._steps = outputs, code, len(variant.steps)
+        self._repeats = variant.repeats
         self._context, self._crew = context, crew
         context.frame.crew = crew
 
@@ -65,7 +86,7 @@ class Caller:
         frame = self._context.frame
         try:
             for taken in times:
-                frame.crew = _OneByOne(self._crew, taken)
+                frame.crew = _OneByOne(self._crew, taken, self._repeats)
                 self.run(arrays)
         finally:
             frame.crew = self._crew

@@ -251,7 +251,7 @@ class Model(Interface):
         held, threads = self._open(), self.useful(threads) if threads else self.threads
         context = self._new_context(held)
         team = crew or Team(min(threads, MOST_UNITS), held.code, spin_us)
-        return Caller(partial(self._outputs, held), held.code, context, self._steps, team)
+        return Caller(partial(self._outputs, held), held.code, context, self.variant, team)
 
     def bind(self, input: str, output: str) -> Bound:
         """Runs in which an input reads what an output of the run before was, as caches of decoders

@@ -145,7 +145,7 @@ def _pipelines(model: Model, cores: int) -> list[Setup]:
     cache, weights = cpu.cache_bytes(2), model.artifact.binaries[0].weights.nbytes
     if not cache or not cache < weights <= cache * cores or len(model.variant.steps) < 2:
         return []
-    if model.manifest.symbols or parts(model) > 1:
+    if model.manifest.symbols or model.variant.repeats or parts(model) > 1:
         return []
     stages = -(-weights // cache)
     return [Setup(stages + 1, model.useful(cores // stages), stages)]

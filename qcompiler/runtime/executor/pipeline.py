@@ -140,6 +140,8 @@ def demand_stages(model: Model) -> None:
     """Raise Error for a model whose steps cannot be cut into stages."""
     for symbol in model.manifest.symbols:
         raise Error(f"steps are not cut into stages where {symbol.name} is open")
+    if model.variant.repeats:
+        raise Error("it cannot be cut into stages: some of its steps repeat, as loops do")
     if parts(model) > 1:
         what = f"all steps run for {parts(model)} parts of the batch, one after the other"
         raise Error(f"it cannot be cut into stages: {what}", hint="compile it for a smaller batch")
