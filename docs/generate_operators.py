@@ -79,7 +79,7 @@ _BY_ITEM = {
     "DynamicQuantizeLinear": "`dynamic_quantize`",
     **dict.fromkeys(("RNN", "GRU", "LSTM"), "rewritten: `fold_recurrent`"),
     "loop": "repeated steps",
-    "room": "memory",
+    "room": "`copy`",
 }
 """Operators with several outputs, of which the kernel or rule belongs to `item`, which selects one;
 and those of loops, which have no kernel.

@@ -86,13 +86,14 @@ class Compilation:
     """A model, how to compile it, and every form that it takes on the way to an artifact. Each form
     is made once, when it is first needed, and raises Error if anything is wrong with the model or
     the options. `one_batch`: if no shape is given, an open batch size defaults to 1, with a note
-    that says so.
+    that says so; `rolls`: for a CPU, long loops stay loops, which no ONNX file is written with.
     """
 
     model: str | Path | onnx.ModelProto
     options: Options
     watch: Watch = field(default_factory=Watch)
     one_batch: bool = True
+    rolls: bool = True
 
     def __post_init__(self) -> None:
         """Keep data that can be read only once: pruning, quantizing and reports all read it."""
@@ -236,7 +237,7 @@ class Compilation:
         if padding is not None:
             graph = padding.graph
         else:
-            rolls = isinstance(self.device, Cpu)
+            rolls = self.rolls and isinstance(self.device, Cpu)
             graph = _read(self.model, options, self.one_batch, best, rolls=rolls)
         self.watch.saw("read", graph)
         folded = self._through(graph, "fold")

@@ -145,7 +145,7 @@ def quantize(a: Namespace) -> int:
     demand_writable(output, a.model, a.calibration)
     with show.ProgressBar(enabled=not a.no_progress) as bar:
         watch, skips = watch_of(a, bar)
-        graph = driver.Compilation(a.model, read(Options, a), watch).quantized
+        graph = driver.Compilation(a.model, read(Options, a), watch, rolls=False).quantized
         save(graph, output)
     answer = {
         "model": str(output),

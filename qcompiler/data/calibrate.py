@@ -37,15 +37,15 @@ _FORMAT = 1
 
 
 def value_names(graph: Graph) -> dict[Node, str]:
-    """Every single-output node that is not a constant -> a unique name, which is the same for every
-    run over this graph.
+    """Every single-output node that is not a constant, or the memory of a loop, -> a unique name,
+    which is the same for every run over this graph.
 
     This is the node's name if that is unique; else the name, or the operator, with a number.
     """
     names: dict[Node, str] = {}
     taken: set[str] = set()
     for node in graph.nodes:
-        if node.is_constant or len(node.types) != 1:
+        if node.is_constant or node.op == "room" or len(node.types) != 1:
             continue
         stem = node.name or node.op
         name, count = stem, 1

@@ -24,7 +24,7 @@ Branch = Callable[[GraphProto, str, Sequence[Held]], Sequence[object]]
 """(graph, name, its inputs) -> its outputs; any but Node, Items and Absent is missing."""
 
 Attempt = Callable[[Callable[[], Sequence[Held]]], Sequence[Held] | None]
-"""(what makes values) -> the values; None, and nothing else has changed, where it cannot."""
+"""(what makes values) -> the values; None, and nothing of them is left, where it cannot."""
 
 OPERATORS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 

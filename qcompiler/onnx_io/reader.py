@@ -392,12 +392,12 @@ class _Reader:
         return made
 
     def attempt(self, make: Callable[[], Sequence[Held]]) -> Sequence[Held] | None:
-        """The values that are made; None where something is in the way, of which nothing stays. A
-        loop that is no longer one when it is unrolled tells more of what is wrong.
+        """The values that are made; None where something is in the way, of which nothing stays but
+        the count of nodes read: what is tried costs a part of the most there may be.
         """
         if not self.rolls:
             return None
-        count, checks = self.count, dict(self.checks.made)
+        checks = dict(self.checks.made)
         unsupported = {key: [*names] for key, names in self.unsupported.items()}
         try:
             made = make()
@@ -407,7 +407,7 @@ class _Reader:
             log.info("a loop is unrolled: %s", e)
         except Error as e:
             log.info("a loop is unrolled: %s", e.what)
-        self.count, self.checks.made, self.unsupported = count, checks, unsupported
+        self.checks.made, self.unsupported = checks, unsupported
         return None
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:

@@ -91,7 +91,9 @@ class Rolling:
             return on, made[1 : 1 + len(carried)], made[1 + len(carried) :]
 
         turns, found, stacks = self._made(begin, carried, rows, step)
-        if lengths:
+        if exact and rows != most:
+            raise Unrolled("the declared length of its outputs is not that which they have")
+        if lengths and not exact:
             what = f"it does not have {rows} iterations, as an output's shape says"
             s.check(s.node("Equal", turns, lengths[:1]), what)
         elif stacks and not exact:
@@ -162,7 +164,7 @@ class Rolling:
         return made
 
     def _put(self, row: Node, rows: int | None, turn: Node) -> Node:
-        """A row in its place among so many; what is not written is of no meaning."""
+        """A row in its place among so many; what is not written is 0."""
         s = self.s
         if not rows:
             raise Unrolled("how many rows its outputs have at most is not known")

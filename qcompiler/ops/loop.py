@@ -1,4 +1,4 @@
-"""A loop whose body is a graph, and memory that a loop fills.
+"""A loop whose body is a graph, and the zeros that a loop writes over.
 
 The body takes the states, the first of which is one boolean, then whatever it reads from around it;
 its outputs are the states of the next iteration:
@@ -42,7 +42,7 @@ def _(node: Node) -> tuple[Type, ...]:
 
 @operator("room", dtype=required(), shape=required())
 def room(node: Node) -> Array:
-    """What a loop writes before anything reads it: zeros here, and anything in memory."""
+    """Zeros that are never a constant: the memory of what a loop stacks, before it begins."""
     return np.zeros(node.ints("shape"), numpy_dtype(node.str("dtype")))
 
 

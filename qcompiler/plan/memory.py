@@ -84,7 +84,6 @@ class Memory:
         self.last: dict[Node, int] = {}
         self.reads: dict[Node, list[int]] = {}
         makers = {region.output: i for i, region in enumerate(order)}
-        makers.update((room, loop.first) for loop in loops for room in loop.rooms)
         for i, region in enumerate(order):
             beside = [n for n, _ in conditions[i]] if conditions else []
             for source in (*map(base, region.inputs), *beside):
@@ -112,8 +111,6 @@ class Memory:
                 self.homes[copy] = state
                 (source,) = map(base, order[makers[copy]].inputs)
                 self.direct.setdefault(source, (loop, state))
-            if state in loop.rooms:
-                self.buffers[state] = _Buffer(state.type.bytes, loop.first, self.last[state])
 
     def read(self, source: Node) -> Place:
         """The place of an input, or of a value that was written."""

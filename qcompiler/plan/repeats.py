@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from qcompiler.ir import Graph, Node
+import numpy as np
+
+from qcompiler.ir import Graph, Node, constant, numpy_dtype
 from qcompiler.kernels.registry import Region
+from qcompiler.ops import make
 from qcompiler.plan.places import Place
-from qcompiler.plan.regions import base, copied, regions
+from qcompiler.plan.regions import base, constant_shape, copied, regions
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,13 @@ class Repeat:
 @dataclass(frozen=True)
 class Loop:
     """A loop among regions in order: those of its body from `first` to before `last`; where its
-    states are, and what the copies behind the body write there, `going` first. States that need not
-    be set before it are `rooms`, too.
+    states are, and what the copies behind the body write there, `going` first.
     """
 
     first: int
     last: int
     states: tuple[Node, ...]
     copies: tuple[Node, ...]
-    rooms: frozenset[Node]
 
     def holds(self, index: int) -> bool:
         """Is a region in the body?"""
@@ -109,6 +110,13 @@ class _Part:
         self.regions.append(Region(root, (root,), root.operands, root))
         return made
 
+    def zeros(self, room: Node, name: str) -> Node:
+        """Zeros in memory, by a region behind the own."""
+        zero = constant(np.zeros((), numpy_dtype(room.dtype)))
+        root = make("Expand", zero, constant_shape(room.type.dims), name=name)
+        self.regions.append(Region(root, (root,), root.operands, root))
+        return root
+
 
 def _flat(graph: Graph, given: Mapping[Node, Node]) -> _Part:
     """A graph on given nodes for its inputs."""
@@ -140,8 +148,9 @@ def _repeated(node: Node, operands: Sequence[Node]) -> _Part:
     body, made, name = node.graph("body"), _Part(), node.name or "loop"
     states: list[Node] = []
     for i, operand in enumerate(operands[: len(body.outputs)]):
-        fresh = operand.op == "room"
-        states.append(replace(operand) if fresh else made.copy(operand, f"{name}/begin{i}"))
+        room = operand.op == "room"
+        begin = made.zeros if room else made.copy
+        states.append(begin(operand, f"{name}/begin{i}"))
     first = len(made.regions)
     inner = _flat(body, dict(zip(body.inputs, (*states, *operands[len(states) :]), strict=True)))
     made.add(inner)
@@ -154,8 +163,7 @@ def _repeated(node: Node, operands: Sequence[Node]) -> _Part:
         old if base(new) is place else made.copy(new, f"{name}/next{i}")
         for i, (new, old, place) in enumerate(zip(news, states, places, strict=True))
     ]
-    rooms = frozenset(s for s in states if s.op == "room")
     ends = tuple(base(c) for c in copies)
-    made.loops.append(Loop(first, len(made.regions), tuple(places), ends, rooms))
+    made.loops.append(Loop(first, len(made.regions), tuple(places), ends))
     made.outputs = tuple(copies)
     return made

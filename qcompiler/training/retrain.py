@@ -103,19 +103,22 @@ class _Retraining:
 
         self.torch_graph = torch_graph
         self.training, self.watch = training, watch
-        made = Compilation(model, options, watch, one_batch=False)
+        made = Compilation(model, options, watch, one_batch=False, rolls=False)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
         if training.gradual:
             self.pattern, kept = _gradual(options, made.device)
             levels = _zeros(made.pruned)
-            left = Compilation(model, replace(options, prune=kept), watch, one_batch=False)
+            left = Compilation(
+                model, replace(options, prune=kept), watch, one_batch=False, rolls=False
+            )
             made = left.having(float_graph=made.float_graph)
         self.made, self.exact = made, made.calibrated
         self.teacher = made.float_graph
         if training.teacher is not None:
             plain = Options(input_shapes=options.input_shapes)
-            self.teacher = Compilation(training.teacher, plain, watch, one_batch=False).float_graph
+            teacher = Compilation(training.teacher, plain, watch, one_batch=False, rolls=False)
+            self.teacher = teacher.float_graph
         wanted = {n.name: (n.dtype, n.shape) for n in self.exact.inputs}
         self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))
