@@ -62,8 +62,7 @@ def controlled(
     if call.op == "SequenceMap":
         return _mapped(call, inputs, body)
     if call.op == "Loop":
-        turns = known_sizes(bounds.twin(inputs[0])) if isinstance(inputs[0], Node) else None
-        most = 0 if turns is None else bounds.most(turns.ravel()[0])
+        most = _most(call, inputs[0], bounds)
         made = None
         if is_worth(most_iterations(s, inputs, most), graphs["body"]):
             made = attempt(lambda: rolling().loop(inputs, body))
@@ -72,6 +71,19 @@ def controlled(
         return batched_scan(call.attrs, inputs, body, where)
     made = attempt(lambda: rolled_scan(rolling(), call.attrs, inputs, body, where))
     return made or scan(call.attrs, inputs, body, where)
+
+
+def _most(call: Call, limit: Held, bounds: Bounds) -> int:
+    """The most that a Loop's trip count may be where data decide it; 0: they do not."""
+    sizes = known_sizes(bounds.twin(limit)) if isinstance(limit, Node) else None
+    if sizes is None:
+        return 0
+    if sizes.size != 1:
+        raise call.error(f"its trip count is {sizes.size} numbers")
+    (size,) = sizes.ravel()
+    if not bounds.known(size):
+        raise call.unsupported(f"{size} iterations, an open size", "pin it: --dim NAME=N")
+    return bounds.most(size)
 
 
 def _choice(

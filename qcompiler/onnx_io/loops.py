@@ -167,8 +167,8 @@ class _Scan:
 
     def ends(self, count: int) -> tuple[list[int], list[int]]:
         """The axes of so many outputs, and which are stacked backward."""
-        to = _numbers(self.attrs, "scan_output_axes", count)
-        return to, _numbers(self.attrs, "scan_output_directions", count)
+        to = _numbers(self.attrs, "scan_output_axes", count, self.name)
+        return to, _numbers(self.attrs, "scan_output_directions", count, self.name)
 
 
 def _scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], name: str) -> _Scan:
@@ -177,8 +177,8 @@ def _scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], name: str) -> _Scan
     assert isinstance(count, int)
     if not 1 <= count <= len(given):
         raise Error(f"{count} sequences among {len(given)} inputs", where=name)
-    axes = _numbers(attrs, "scan_input_axes", count)
-    back = _numbers(attrs, "scan_input_directions", count)
+    axes = _numbers(attrs, "scan_input_axes", count, name)
+    back = _numbers(attrs, "scan_input_directions", count, name)
     pieces = list(zip(given[-count:], axes, back, strict=True))
     lengths = {x.shape[a] for x, a, _ in pieces}
     (length,) = lengths if len(lengths) == 1 else ("",)
@@ -269,11 +269,11 @@ def _known(node: Held) -> bool:
     return bool(value.any())
 
 
-def _numbers(attrs: Mapping[str, Attr], key: str, count: int) -> list[int]:
+def _numbers(attrs: Mapping[str, Attr], key: str, count: int, name: str) -> list[int]:
     value = attrs.get(key)
     numbers = [int(v) for v in value if isinstance(v, int)] if isinstance(value, tuple) else []
     if numbers and len(numbers) != count:
-        raise Error(f"{len(numbers)} {key} where {count} are needed")
+        raise Error(f"{len(numbers)} {key} where {count} are needed", where=name)
     return numbers or [0] * count
 
 

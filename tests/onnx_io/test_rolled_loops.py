@@ -240,3 +240,28 @@ def test_a_graph_with_a_loop_is_written_and_read_back(always: None) -> None:
     feed = given(parser.parse_model(NESTED), 3, count=2)
     for name, want in evaluate(graph, feed).items():
         np.testing.assert_array_equal(evaluate(again, feed)[name], want)
+
+
+@pytest.mark.parametrize("rows", ["n", "4"])
+def test_as_many_iterations_as_an_open_size_are_refused_by_name(rows: str) -> None:
+    source = COUNTED.replace("float[3] x, int64 count", f"float[{rows}, 3] all, float[3] x")
+    source = source.replace("last = Loop", "count = Shape <start = 0, end = 1> (all) last = Loop")
+    model = parser.parse_model(source)
+    if rows == "4":
+        assert qcompiler.compile(model)
+        return
+    with pytest.raises(Error, match=r"n iterations, an open size; in Loop_last") as refused:
+        qcompiler.compile(model, dims={"n": "1..8"})
+    assert "--dim" in refused.value.hint
+    assert qcompiler.compile(model, dims={"n": 3})
+
+
+def test_errors_of_scans_and_trip_counts_name_the_node() -> None:
+    wrong = RUNNING.replace("scan_output_axes = [1, 0]", "scan_output_axes = [1]")
+    with pytest.raises(Error, match="1 scan_output_axes where 2 are needed") as refused:
+        read(parser.parse_model(wrong))
+    assert refused.value.where == "Scan_end (Scan)"
+    two = COUNTED.replace(", int64 count)", ")").replace("<bool", "<int64[2] count = {1, 2}, bool")
+    with pytest.raises(Error, match="its trip count is 2 numbers") as refused:
+        read(parser.parse_model(two))
+    assert refused.value.where == "Loop_last (Loop)"
