@@ -48,7 +48,7 @@ from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_io.pins import Pins, pinned
-from qcompiler.onnx_io.rolled import Unrolled
+from qcompiler.onnx_io.rolled import attempted
 from qcompiler.onnx_io.schema import (
     bound,
     check_inputs,
@@ -339,9 +339,8 @@ class _Reader:
                 elif known_value(call.need(0)) is None:
                     branch = partial(self.side, call.need(0), graphs["then_branch"], branch)
                 s = Settling(call, shapes, self.require, self.bounds.put)
-                return controlled(  # type: ignore[return-value]
-                    s, inputs, graphs, branch, self.bounds, self.attempt, opset < 9
-                )
+                attempt = partial(attempted, self.rolls, self.checks, self.unsupported)
+                return controlled(s, inputs, graphs, branch, self.bounds, attempt, opset < 9)  # type: ignore[return-value]
         if sequences.takes(proto.op_type, inputs):
             with Malformed(where):
                 s = Settling(call, (), self.require, self.bounds.put)
@@ -390,25 +389,6 @@ class _Reader:
         made = branch(graph, name, given)
         self.bounds.demand_none_in(call, made)
         return made
-
-    def attempt(self, make: Callable[[], Sequence[Held]]) -> Sequence[Held] | None:
-        """The values that are made; None where something is in the way, of which nothing stays but
-        the count of nodes read: what is tried costs a part of the most there may be.
-        """
-        if not self.rolls:
-            return None
-        checks = dict(self.checks.made)
-        unsupported = {key: [*names] for key, names in self.unsupported.items()}
-        try:
-            made = make()
-            if self.unsupported == unsupported:
-                return made
-        except Unrolled as e:
-            log.info("a loop is unrolled: %s", e)
-        except Error as e:
-            log.info("a loop is unrolled: %s", e.what)
-        self.checks.made, self.unsupported = checks, unsupported
-        return None
 
     def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
         """Raise Unsupported if an operator has no definition here."""

@@ -11,6 +11,7 @@ iteration. So are those of which only unrolling can make sense: Rolling raises U
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,6 +19,7 @@ from functools import reduce
 import numpy as np
 from onnx import GraphProto
 
+from qcompiler.errors import Error
 from qcompiler.ir import MAX_ELEMENTS, Graph, Node, constant, placeholder
 from qcompiler.ir.graph import walk
 from qcompiler.onnx_io.checks import Checks
@@ -25,6 +27,8 @@ from qcompiler.onnx_io.sequences import Held
 from qcompiler.onnx_io.settle import Settling
 from qcompiler.onnx_io.structure import all_nodes
 from qcompiler.ops import known_value, make
+
+log = logging.getLogger(__name__)
 
 UNROLLED = 2000
 """Most nodes that iterations are unrolled to, where they need not be."""
@@ -39,6 +43,34 @@ Body = Callable[..., Sequence[Held]]
 
 class Unrolled(Exception):
     """Why a loop must be unrolled."""
+
+
+def attempted(
+    allowed: bool,
+    checks: Checks,
+    unsupported: dict[tuple[str, str], list[str]],
+    make: Callable[[], Sequence[Held]],
+) -> Sequence[Held] | None:
+    """The values of a loop that stays one, if that is `allowed`; None where something is in the
+    way, of which nothing stays among the checks and what is unsupported.
+    """
+    if not allowed:
+        return None
+    held = dict(checks.made)
+    reported = {key: [*names] for key, names in unsupported.items()}
+    try:
+        made = make()
+        if unsupported == reported:
+            return made
+        log.info("a loop is unrolled: its body has unsupported operators")
+    except Unrolled as e:
+        log.info("a loop is unrolled: %s", e)
+    except Error as e:
+        log.info("a loop is unrolled: %s", e.what)
+    checks.made = held
+    unsupported.clear()
+    unsupported.update(reported)
+    return None
 
 
 def is_worth(iterations: int | None, body: GraphProto) -> bool:
