@@ -141,7 +141,8 @@ class _Writer:
         """Append one ONNX node."""
         spec = schema(op, OPSET)
         if spec is None:
-            hint = "write the graph before the layout stage, read with its loops unrolled"
+            hint = "write the graph before the layout stage"
+            hint = "read the model with its loops unrolled" if op in ("loop", "room") else hint
             raise Error(f"ONNX has no operator {op}", where=name, hint=hint if op.islower() else "")
         called = (
             _unique(name, self.called) if name else ""

@@ -127,7 +127,11 @@ def test_what_is_written_as_onnx_has_its_loops_unrolled() -> None:
     for rolls in (True, False):
         graph = Compilation(made, Options(), rolls=rolls).quantized
         assert any(n.op == "loop" for n in graph.nodes) == rolls
-        if not rolls:
+        if rolls:
+            with pytest.raises(Error, match=r"loop|room") as refused:
+                write(graph)
+            assert "unrolled" in refused.value.hint
+        else:
             assert len(write(graph).graph.node) > 2000
 
 
