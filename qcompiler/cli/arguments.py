@@ -354,11 +354,6 @@ def _token_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _duration(text: str) -> float:
-    """Seconds, or 0."""
-    return 0.0 if text.strip() == "0" else _seconds(text)
-
-
 def _seconds(text: str) -> float:
     try:
         value = float(text)
