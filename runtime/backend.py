@@ -1,6 +1,6 @@
 """The files of ../qcompiler that run artifacts -> the wheel `qcompiler-runtime` (PEP 517).
 
-The wheel holds these files in the folder `_qcompiler_runtime`, which `shim.py` makes importable as
+The wheel holds these files in the folder `_qcompiler`, which `shim.py` makes importable as
 `qcompiler`; the tree has no copies. Equal files give equal wheels.
 """
 
@@ -21,7 +21,7 @@ else:
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "qcompiler"
-FOLDER = "_qcompiler_runtime"
+FOLDER = "_qcompiler"
 FILES = (
     "__init__.py",
     "__main__.py",

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-_FOLDER = Path(__file__).resolve().with_name("_qcompiler_runtime")
+_FOLDER = Path(__file__).resolve().with_name("_qcompiler")
 
 
 def _spec() -> ModuleSpec:

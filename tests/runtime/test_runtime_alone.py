@@ -145,7 +145,7 @@ WHERE = "import qcompiler; print(qcompiler.__path__[0])"
 
 def test_the_compiler_goes_before_it_where_both_are_installed(tmp_path: Path) -> None:
     alone = unpacked(tmp_path)
-    assert _asked(WHERE, alone, NUMPY) == str(alone / "_qcompiler_runtime")
+    assert _asked(WHERE, alone, NUMPY) == str(alone / "_qcompiler")
     (alone / "qcompiler").mkdir()
     (alone / "qcompiler" / "__init__.py").write_text("")
     assert _asked(WHERE, alone, NUMPY) == str(alone / "qcompiler")
