@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from qcompiler.artifact.manifest import Batch, Manifest
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.runtime.arrays import Array, Kind
 from qcompiler.runtime.library import Code, Frame, aligned, aligned_copy
@@ -43,9 +44,9 @@ def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
         if count not in range(symbol.low, symbol.high + 1, symbol.step):
             hint = f"compile with --dim {symbol.name}=LO..HI for others"
             raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
-    for value, array in zip(manifest.inputs, arrays) if found else ():
-        for d, n, wanted in zip(value.dims, array.shape, value.at(found)):
-            if n != wanted:
+    for value, array in zip(manifest.inputs, arrays):
+        for d, n in zip(value.open, array.shape):
+            if isinstance(d, str) and d not in found and n != (wanted := Size.of(d).at(found)):
                 raise Error(f"{d} is {n}, and {wanted} by other inputs", where=f"input {value}")
     return found
 
