@@ -21,6 +21,7 @@ from qcompiler.ir import MAX_ELEMENTS, Dim, Graph, Type
 from qcompiler.ir.refusals import demand_static
 from qcompiler.onnx_io.inputs import batch_of_one, with_symbols
 from qcompiler.onnx_io.reader import read
+from qcompiler.onnx_io.spellings import replaced
 from qcompiler.onnx_io.text import without_text
 
 if TYPE_CHECKING:
@@ -104,11 +105,9 @@ def as_asked(size: Number, symbols: Sequence[Symbol]) -> Number:
     for symbol in symbols if isinstance(size, str) else ():
         if size == in_types(symbol.name, symbol.low, symbol.step):
             return Size.of(symbol.name)
-    names = [s.name for s in symbols if _may_be_0(s.low, s.step)]
-    if isinstance(size, int) or not names:
-        return size
-    word = rf"\b({'|'.join(map(re.escape, names))})\b"
-    return Size.of(re.sub(word, r"(\1 + 1)", size))
+    return replaced(
+        size, {s.name: Size.of(s.name) + 1 for s in symbols if _may_be_0(s.low, s.step)}
+    )
 
 
 def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str, Type]:
