@@ -33,14 +33,13 @@ def text(jumps: Sequence[Jump], table: Table) -> str:
     stops = sorted({at for j in jumps for at in (j.first, j.last)})
     blocks = "".join(_block(at, jumps) for at in stops)
     cases = " ".join(f"i32 {at}, label %at{at}" for at in stops)
-    chosen = ["i32 2147483647", *(f"%stop{at}" for at in reversed(stops))]
-    selects = "".join(
-        f"  %below{at} = icmp slt i32 %section, {at}\n"
-        f"  %stop{at} = select i1 %below{at}, i32 {at}, i32 {other.removeprefix('i32 ')}\n"
-        for at, other in zip(reversed(stops), chosen, strict=False)
-    )
+    least, selects = "2147483647", ""  # there is none
+    for at in reversed(stops):
+        selects += f"  %below{at} = icmp slt i32 %section, {at}\n"
+        selects += f"  %stop{at} = select i1 %below{at}, i32 {at}, i32 {least}\n"
+        least = f"%stop{at}"
     made = _TEXT.replace("@CASES", cases).replace("@BLOCKS", blocks)
-    made = made.replace("@SELECTS", selects).replace("@LEAST", chosen[-1].removeprefix("i32 "))
+    made = made.replace("@SELECTS", selects).replace("@LEAST", least)
     for word in ("WORKSPACE", "FIRST", "LAST"):
         made = made.replace(f"@{word}_AT", str(getattr(table, word.lower())))
     return made

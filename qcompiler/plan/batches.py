@@ -45,7 +45,7 @@ def in_parts(graph: Graph, device: Device, wanted: int = 0) -> tuple[Graph, int]
     so many as are `wanted`, if they can be equal, or, for 0, as are predicted to help; the graph
     itself and 1 where parts cannot be.
     """
-    batch = 0 if has_loops(graph) else _batch(graph)
+    batch = _batch(graph)
     size = batch  # a GPU needs all images to be busy
     if wanted:
         size = batch // wanted if batch and batch % wanted == 0 else batch
@@ -63,11 +63,7 @@ def in_parts(graph: Graph, device: Device, wanted: int = 0) -> tuple[Graph, int]
 def apart(graph: Graph) -> bool:
     """Is it known of a graph over a batch that each image's outputs are made of it alone?"""
     batch = _batch(graph)
-    return (
-        batch > 1
-        and not has_loops(graph)
-        and not isinstance(_Part(batch, batch).graph(graph), Skip)
-    )
+    return batch > 1 and not isinstance(_Part(batch, batch).graph(graph), Skip)
 
 
 def parts_of(graph: Graph) -> list[int]:
@@ -76,9 +72,11 @@ def parts_of(graph: Graph) -> list[int]:
 
 
 def _batch(graph: Graph) -> int:
-    """Number of images, the first dimension of all inputs and outputs; 0 if they differ."""
+    """Number of images, the first dimension of all inputs and outputs; 0 if they differ, and where
+    loops stay, of which it is not known what they do with images.
+    """
     sides = [n.type for n in (*graph.inputs, *graph.outputs)]
-    if not all(t.static for t in sides):
+    if has_loops(graph) or not all(t.static for t in sides):
         return 0
     found = {t.dims[0] if t.rank else 0 for t in sides}
     return found.pop() if len(found) == 1 else 0

@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,22 +104,20 @@ class _Retraining:
 
         self.torch_graph = torch_graph
         self.training, self.watch = training, watch
-        made = Compilation(model, options, watch, one_batch=False, rolls=False)
+        compiled = partial(Compilation, watch=watch, one_batch=False, rolls=False)
+        made = compiled(model, options)
         levels: dict[str, float] = {}
         self.pattern = Pattern()
         if training.gradual:
             self.pattern, kept = _gradual(options, made.device)
             levels = _zeros(made.pruned)
-            left = Compilation(
-                model, replace(options, prune=kept), watch, one_batch=False, rolls=False
-            )
+            left = compiled(model, replace(options, prune=kept))
             made = left.having(float_graph=made.float_graph)
         self.made, self.exact = made, made.calibrated
         self.teacher = made.float_graph
         if training.teacher is not None:
             plain = Options(input_shapes=options.input_shapes)
-            teacher = Compilation(training.teacher, plain, watch, one_batch=False, rolls=False)
-            self.teacher = teacher.float_graph
+            self.teacher = compiled(training.teacher, plain).float_graph
         wanted = {n.name: (n.dtype, n.shape) for n in self.exact.inputs}
         self.teacher = _before_softmax(self.teacher)
         self.batches = list(samples(training.data, wanted, training.count))
