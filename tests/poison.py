@@ -35,7 +35,7 @@ def other(array: Array) -> Array:
     """
     if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
         return np.roll(array, 1, axis=0) if array.ndim else array
-    return np.ascontiguousarray(array.reshape(-1)[::-1].reshape(array.shape))
+    return array.reshape(-1)[::-1].reshape(array.shape).copy()
 
 
 def twice(call: Callable[[Mapping[Key, Array], int], Array], values: Mapping[Key, Array]) -> Array:
