@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -105,15 +106,20 @@ def _tensors(folder: Path, stem: str) -> list[Array]:
     return [numpy_helper.to_array(onnx.TensorProto.FromString(f.read_bytes())) for f in files]
 
 
-def results(model: ModelProto, inputs: list[Value], target: str = "") -> list[Value]:
-    """The outputs of a model compiled for these shapes, and for a GPU if a target is named."""
+def feeds_of(model: ModelProto, inputs: list[Value]) -> tuple[ModelProto, dict[str, Value]]:
+    """A model and what a case gives it -> the model whose inputs these are, and they by name."""
     given = {t.name for t in model.graph.initializer}
     names = [i.name for i in model.graph.input]
     if len(inputs) < len(names):
         names = [n for n in names if n not in given]
     feeds = dict(zip(names, inputs, strict=True))
-    if given & set(feeds):  # old models list weights with initializers as inputs
-        model, feeds = _with_weights(model, feeds, given)
+    # old models list weights with initializers as inputs
+    return _with_weights(model, feeds, given) if given & set(feeds) else (model, feeds)
+
+
+def results(model: ModelProto, inputs: list[Value], target: str = "") -> list[Value]:
+    """The outputs of a model compiled for these shapes, and for a GPU if a target is named."""
+    model, feeds = feeds_of(model, inputs)
     shapes: dict[str, Any] = {}
     for i in [i for i in model.graph.input if i.name in feeds]:
         fed, kind = feeds[i.name], i.type.tensor_type
@@ -169,10 +175,17 @@ def assert_right(got: Value, want: Value, case: TestCase) -> None:
 
 def outcome(case: TestCase, target: str = "") -> tuple[str, str]:
     """-> ("passed", ""), ("refused", why) or ("wrong", how): anything but an Error is wrong."""
+    return outcome_of(case, lambda model, inputs, _: results(model, inputs, target))
+
+
+def outcome_of(
+    case: TestCase, made: Callable[[ModelProto, list[Value], list[Value]], list[Value]]
+) -> tuple[str, str]:
+    """The outcome of what makes outputs of a case's model, its inputs and wanted outputs."""
     try:
         model, sets = loaded(case)
         for inputs, outputs in sets:
-            for got, want in zip(results(model, inputs, target), outputs, strict=True):
+            for got, want in zip(made(model, inputs, outputs), outputs, strict=True):
                 assert_right(got, want, case)
     except qcompiler.Error as e:
         return "refused", reason(e)

@@ -15,7 +15,7 @@ from onnx import GraphProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Graph
-from qcompiler.onnx_io.settle import Shape, declared
+from qcompiler.onnx_io.settle import Stated, declared
 
 MOST = 8
 """Most numbers of an input that is pinned."""
@@ -34,12 +34,12 @@ def pinned(graph: Graph, proto: GraphProto, read: Callable[[Pins], Graph]) -> Gr
     return found[0] if len(found) == 1 else graph
 
 
-def _fits(graph: Graph, wanted: Mapping[str, Shape]) -> bool:
+def _fits(graph: Graph, wanted: Mapping[str, Stated]) -> bool:
     return all(graph.results[name].shape == shape for name, shape in wanted.items())
 
 
 def _tried(
-    graph: Graph, wanted: Mapping[str, Shape], read: Callable[[Pins], Graph]
+    graph: Graph, wanted: Mapping[str, Stated], read: Callable[[Pins], Graph]
 ) -> Iterator[Graph]:
     vectors = [
         i

@@ -21,7 +21,7 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
@@ -58,7 +58,7 @@ from qcompiler.onnx_io.schema import (
     value_of,
 )
 from qcompiler.onnx_io.sequences import Absent, Held, Items, outputs_of
-from qcompiler.onnx_io.settle import Settling, Shape, declared, settled, settling, spread
+from qcompiler.onnx_io.settle import Settling, Stated, declared, settled, settling, spread, stated
 from qcompiler.onnx_io.structure import (
     MAX_DEPTH,
     MAX_GROWTH,
@@ -131,7 +131,7 @@ class _Scope:
     outer: _Scope | None = None
     read: Collection[str] = ()
     """The names read in this scope."""
-    declared: dict[str, Shape] = field(default_factory=dict)
+    declared: dict[str, Stated] = field(default_factory=dict)
     """Shapes that the file states, or that follow from these for what a value is made of."""
     prefix: str = ""
     depth: int = 0
@@ -166,9 +166,11 @@ class _Reader:
     ) -> Graph:
         """The model's graph. Raises an Error that lists everything unsupported."""
         proto = self.model.graph
-        scope = _Scope(self.opsets, initializers=initializers(proto), declared=declared(proto))
+        scope = _Scope(self.opsets, initializers=initializers(proto))
         infos, shapes, held = sequences.flattened(proto.input, input_shapes)
-        types = settle(input_types(infos, scope.initializers, shapes))
+        named = input_types(infos, scope.initializers, shapes)
+        types = settle(named)
+        scope.declared = declared(proto, _sizes(named, types))
         inputs = [placeholder(name, type) for name, type in types.items()]
         scope.values.update({i.name: i for i in inputs})
         for i in [i for i in inputs if i.name in pins]:
@@ -326,7 +328,7 @@ class _Reader:
         if proto.op_type == "Constant":
             return constant_of(attrs, proto.output[0] if proto.output else name, where)
         read = max((i for i, o in enumerate(proto.output, 1) if o in scope.read), default=0)
-        shapes = tuple(scope.declared.get(o) for o in proto.output)
+        shapes = tuple(stated(proto.op_type, scope.declared.get(o)) for o in proto.output)
         tensors = tuple(i if isinstance(i, Node) else None for i in inputs)
         call = Call(proto.op_type, tensors, attrs, len(proto.output), read, name)
         if proto.op_type in control.OPERATORS:
@@ -362,7 +364,8 @@ class _Reader:
             if body is None:
                 return finish(result)
             assert isinstance(result, Call)
-        return self.call_function(body, result.inputs, attributes, name, scope, shapes)
+        outer = tuple(scope.declared.get(o) for o in proto.output)
+        return self.call_function(body, result.inputs, attributes, name, scope, outer)
 
     def side(
         self,
@@ -433,7 +436,7 @@ class _Reader:
         attributes: Sequence[AttributeProto],
         name: str,
         scope: _Scope,
-        shapes: Sequence[Shape | None] = (),
+        shapes: Sequence[Stated | None] = (),
     ) -> Sequence[Value]:
         """A call of a function, its outputs' shapes if known -> the outputs of its body."""
         where = f"{name} ({function.name})"
@@ -484,6 +487,12 @@ class _Reader:
             "the model uses unsupported features:\n" + "\n".join(f"  {line}" for line in lines),
             hint=hints[0] if hints else "",
         )
+
+
+def _sizes(named: Mapping[str, Type], types: Mapping[str, Type]) -> dict[str, Dim]:
+    """Types of inputs as the file has them, and as they are read -> what became of its names."""
+    pairs = [p for k, t in named.items() for p in zip(t.shape, types[k].shape, strict=True)]
+    return {str(d): size for d, size in pairs if isinstance(d, str)}
 
 
 def _listed(names: Sequence[str]) -> str:

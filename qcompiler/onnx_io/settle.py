@@ -12,12 +12,12 @@ at these positions is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
-from onnx import GraphProto, NodeProto
+from onnx import GraphProto, NodeProto, TensorShapeProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Dim, Node, constant
@@ -27,6 +27,8 @@ from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.shapes import agree
 
 Shape = tuple[int, ...]
+Stated = tuple[Dim, ...]
+"""A shape that a file states, which may name sizes of inputs that stay open."""
 Require = Callable[[Node, str], None]
 """(booleans that must all be true, what is wrong otherwise)."""
 Bound = Callable[[Node, dict[int, Node]], None]
@@ -182,9 +184,18 @@ def settled(
 _ANY_SIZES = (
     frozenset({"CumSum", "CumProd"})
     | {f"Reduce{kind}" for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare")}
-    | {"ReduceLogSum", "ReduceLogSumExp"}
+    | {"ReduceLogSum", "ReduceLogSumExp", "Squeeze", "Unsqueeze"}
 )
 """Calls whose first operand may be of open sizes."""
+
+
+def stated(op: str, shape: Stated | None) -> Shape | None:
+    """What is known of the shape of an output, as calls of an operator are settled by it: named
+    sizes are known where the first operand may be of open sizes.
+    """
+    if shape is None or (op not in _ANY_SIZES and any(isinstance(d, str) for d in shape)):
+        return None
+    return shape  # type: ignore[return-value]  # what is settled by named sizes expects them
 
 
 def _of_known_rank(node: Node | None) -> bool:
@@ -208,15 +219,25 @@ def _with_empty(call: Call) -> Call:
     return call.but(inputs=inputs)
 
 
-def declared(graph: GraphProto) -> dict[str, Shape]:
-    """The shapes that a graph states of its outputs and inner values, where all sizes are known."""
+def declared(graph: GraphProto, sizes: Mapping[str, Dim] | None = None) -> dict[str, Stated]:
+    """The shapes that a graph states of its outputs and inner values, where all sizes are known:
+    numbers, and names among `sizes`, of which one at least stays open.
+    """
     found = {}
     for info in (*graph.value_info, *graph.output):
         kind = info.type.tensor_type
-        dims = kind.shape.dim
-        if kind.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            found[info.name] = tuple(d.dim_value for d in dims)
+        shape = _named(kind.shape, sizes or {}) if kind.HasField("shape") else None
+        if shape is not None:
+            found[info.name] = shape
     return found
+
+
+def _named(shape: TensorShapeProto, sizes: Mapping[str, Dim]) -> Stated | None:
+    found = [d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param) for d in shape.dim]
+    dims = tuple(d for d in found if d is not None)
+    plain = all(d.HasField("dim_value") for d in shape.dim)
+    open_ = any(isinstance(d, str) for d in dims)
+    return dims if len(dims) == len(found) and (plain or open_) else None
 
 
 _OF_ONE = frozenset(
@@ -243,7 +264,7 @@ _OF_TWO = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
 """Operators whose output has one input's shape if the other is a scalar."""
 
 
-def spread(nodes: Sequence[NodeProto], known: dict[str, Shape], scalars: set[str]) -> None:
+def spread(nodes: Sequence[NodeProto], known: dict[str, Stated], scalars: set[str]) -> None:
     """Nodes in order: shapes that are known of outputs hold for what they are made of, too.
     `scalars`: the names of values that are known to have no dimensions.
     """
@@ -401,33 +422,38 @@ def _checked_mask(s: Settling, axes: Node, rank: int, found: Sequence[Shape]) ->
     masks = s.ints([sum(1 << a for a in c) for c in found])
     hits = s.node("Cast", s.node("Equal", mask, masks), to="int64")
     total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its axes do not give the shape {list(s.shape)}")
+    wanted = ", ".join(map(str, s.shape))
+    s.check(s.node("Equal", total, 1), f"its axes do not give the shape [{wanted}]")
     return mask
 
 
 @settles("Squeeze", operands=(1,))
 def _squeeze(s: Settling) -> Result:
-    x, axes = s.call.need(0).type.dims, s.vector(1)
+    """Of several sets of axes that fit, all give the same."""
+    x, axes = s.call.need(0).shape, s.vector(1)
 
     def fits(gone: Shape) -> bool:
         left = tuple(d for i, d in enumerate(x) if i not in gone)
         return left == s.shape and all(x[i] == 1 for i in gone)
 
-    _checked_mask(s, axes, len(x), _sets(s, axes, len(x), fits))
-    return make("Reshape", s.call.need(0), s.ints(s.shape), name=s.call.name, allowzero=1)
+    found = _sets(s, axes, len(x), fits)
+    _checked_mask(s, axes, len(x), found)
+    return make("Squeeze", s.call.need(0), s.ints(found[0]), name=s.call.name)
 
 
 @settles("Unsqueeze", operands=(1,))
 def _unsqueeze(s: Settling) -> Result:
-    x, axes = s.call.need(0).type.dims, s.vector(1)
+    """Of several sets of axes that fit, all give the same."""
+    x, axes = s.call.need(0).shape, s.vector(1)
 
     def fits(new: Shape) -> bool:
         left = tuple(d for i, d in enumerate(s.shape) if i not in new)
         return left == x and all(s.shape[i] == 1 for i in new)
 
     rank = len(s.shape)
-    _checked_mask(s, axes, rank, _sets(s, axes, rank, fits))
-    return make("Reshape", s.call.need(0), s.ints(s.shape), name=s.call.name, allowzero=1)
+    found = _sets(s, axes, rank, fits)
+    _checked_mask(s, axes, rank, found)
+    return make("Unsqueeze", s.call.need(0), s.ints(found[0]), name=s.call.name)
 
 
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
@@ -446,6 +472,7 @@ def _reduce(s: Settling) -> Result:
         return len(made) == len(s.shape) and all(map(agree, made, s.shape))
 
     found = _sets(s, axes, len(x), fits)
+    found = [over for over in found if kept(over) == s.shape] or found
     if len(set(map(kept, found))) > 1:
         raise s.refusal()
     mask = _checked_mask(s, axes, len(x), found)

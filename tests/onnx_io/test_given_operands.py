@@ -67,6 +67,67 @@ def test_axes_that_do_not_give_the_declared_shape_fail_the_run() -> None:
     np.testing.assert_allclose(model.run({"x": X, "axes": numbers(0)})["y"], X.sum(0), rtol=1e-5)
 
 
+def open_model(op: str, x: str, shape: str, **attrs: int) -> qcompiler.Model:
+    """An operator on a value and axes known at run time only, of sizes by name from 1 to 6."""
+    given = "".join(f" {k}={v}" for k, v in attrs.items())
+    text = f"""<ir_version: 10, opset_import: ["": 21]> g (float[{x}] x, int64[1] axes) =>
+        (float[{shape}] y) {{ y = {op}{f"<{given}>" if given else ""}(x, axes) }}"""
+    names = {n: "1..6" for n in re.findall("[a-z]+", x)}
+    made = qcompiler.compile(onnx.parser.parse_model(text), dims=names, threads=1)
+    assert {s.name for s in made.manifest.symbols} == names.keys()
+    return qcompiler.load(made)
+
+
+def _log_sum_exp(x: Array, axis: int, keepdims: bool) -> Array:
+    return np.asarray(np.log(np.exp(x).sum(axis, keepdims=keepdims)))
+
+
+REDUCTIONS = {"Sum": np.sum, "Mean": np.mean, "Max": np.max, "LogSumExp": _log_sum_exp}
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_axes_of_open_sizes_reduce_to_the_named_shape(kind: str) -> None:
+    over = REDUCTIONS[kind]
+    model = open_model(f"Reduce{kind}", "a,b,c", "a,1,c")
+    for sizes in product((1, 3, 6), (2, 6), (1, 4)):
+        x = np.random.default_rng(sizes).standard_normal(sizes).astype(np.float32)
+        for axis in (1, -2):
+            found = model.run({"x": x, "axes": numbers(axis)})["y"]
+            np.testing.assert_allclose(found, over(x, axis=1, keepdims=True), 1e-5, 1e-5)
+    with pytest.raises(Error, match=r"its axes do not give the shape \[a, 1, c\]"):
+        model.run({"x": x, "axes": numbers(2)})
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_either_of_two_axes_of_one_open_size_may_be_reduced(kind: str) -> None:
+    """The shapes are equal, the results are not."""
+    model = open_model(f"Reduce{kind}", "a,a,b", "a,b", keepdims=0)
+    for a, b in product((1, 3, 6), (1, 4)):
+        x = np.random.default_rng((a, b)).standard_normal((a, a, b)).astype(np.float32)
+        for axis in (0, 1):
+            found = model.run({"x": x, "axes": numbers(axis)})["y"]
+            wanted = REDUCTIONS[kind](x, axis=axis, keepdims=False)
+            np.testing.assert_allclose(found, wanted, 1e-5, 1e-5)
+
+
+def test_axes_of_open_sizes_squeeze_and_unsqueeze_to_the_named_shape() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    longer = open_model("Unsqueeze", "a,b", "a,1,b")
+    shorter = open_model("Squeeze", "a,1,b,1", "a,1,b")
+    np.testing.assert_array_equal(longer.run({"x": x, "axes": numbers(-2)})["y"], x[:, None])
+    given = x[:, None, :, None]
+    found = shorter.run({"x": given, "axes": numbers(3)})["y"]
+    np.testing.assert_array_equal(found, x[:, None])
+    for model, value in ((longer, x), (shorter, given)):
+        with pytest.raises(Error, match=r"its axes do not give the shape \[a, 1, b\]"):
+            model.run({"x": value, "axes": numbers(0)})
+
+
+def test_a_shape_that_names_no_size_of_an_input_says_nothing_of_open_sizes() -> None:
+    with pytest.raises(Error, match="cannot stay open"):
+        open_model("ReduceSum", "a,b", "n,1")
+
+
 def test_a_slice_of_a_declared_length_begins_and_steps_as_the_run_says() -> None:
     x = np.arange(12, dtype=np.float32)
     given = {"x": x, "starts": numbers(0), "ends": numbers(6), "axes": numbers(0)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -36,12 +37,12 @@ def cases() -> list[TestCase]:
     return sorted(ours, key=lambda c: c.name)
 
 
-def listed() -> tuple[str, dict[str, str]]:
+def listed(file: Path = REFUSED) -> tuple[str, dict[str, str]]:
     """The onnx version the list was made with, and {case: reason}."""
-    if not REFUSED.exists():
+    if not file.exists():
         return "", {}
     version, found, why = "", {}, ""
-    for line in REFUSED.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if line.startswith("onnx "):
             version = line.removeprefix("onnx ")
         elif line.startswith("  "):
@@ -61,25 +62,31 @@ def test_a_sample_of_onnx_cases_is_right_or_refused() -> None:
     check(cases()[7::SAMPLE])
 
 
-def check(mine: list[TestCase], *, update: bool = False) -> None:
-    """Each case is right, or refused as listed."""
-    version, expected = listed()
-    found = {c.name: outcome(c) for c in mine}
+def check(
+    mine: list[TestCase],
+    *,
+    update: bool = False,
+    file: Path = REFUSED,
+    run: Callable[[TestCase], tuple[str, str]] = outcome,
+) -> None:
+    """Each case is right, or refused as listed in a file."""
+    version, expected = listed(file)
+    found = {c.name: run(c) for c in mine}
     refused = {n: why for n, (kind, why) in found.items() if kind == "refused"}
     if update:
-        _record(refused, set(found))
+        _record(file, refused, set(found))
     wrong = [text for kind, text in found.values() if kind == "wrong"]
     assert not wrong, "\n\n".join(wrong)
     if version == onnx.__version__ and not update:
         new = {n: why for n, why in refused.items() if n not in expected}
         assert not new, f"passed before, refused now: {new}"
         passed = [n for n, (kind, _) in found.items() if kind == "passed" and n in expected]
-        assert not passed, f"passed now, to be taken off {REFUSED.name}: {passed}"
+        assert not passed, f"passed now, to be taken off {file.name}: {passed}"
 
 
-def _record(refused: dict[str, str], seen: set[str]) -> None:
+def _record(file: Path, refused: dict[str, str], seen: set[str]) -> None:
     """Add one part's results to the list; one process at a time (`-n 0`)."""
-    _, known = listed()
+    _, known = listed(file)
     known = {n: why for n, why in known.items() if n not in seen} | refused
     by_reason: dict[str, list[str]] = {}
     for name, why in sorted(known.items()):
@@ -87,6 +94,6 @@ def _record(refused: dict[str, str], seen: set[str]) -> None:
     lines = [f"onnx {onnx.__version__}"]
     for why, names in sorted(by_reason.items()):
         lines += [why, *(f"  {n}" for n in names)]
-    partial = REFUSED.with_suffix(".partial")
+    partial = file.with_suffix(".partial")
     partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, REFUSED)
+    os.replace(partial, file)
