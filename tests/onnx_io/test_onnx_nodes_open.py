@@ -29,7 +29,7 @@ REFUSED = Path(__file__).parents[1] / "golden" / "onnx_nodes_open_refused.txt"
 MORE = 3
 """The largest sizes are so much more than those of a case."""
 PARTS = 8
-SAMPLE, COMPILED = 60, 150
+SAMPLE, COMPILED = 90, 300
 """Every so manieth case runs in every `pytest`, and is compiled."""
 
 
