@@ -121,10 +121,15 @@ def _of(labels: Labels, node: Node) -> Axes:
 
 def _stay(labels: Labels, node: Node) -> Axes:
     """For unknown operators: keep all channels of the inputs."""
-    for i in node.operands:
+    _whole(labels, node.operands)
+    return (None,) * (node.types[0].rank)
+
+
+def _whole(labels: Labels, operands: Iterable[Node]) -> None:
+    """Keep all channels of these operands."""
+    for i in operands:
         if len(i.types) == 1:
             labels.fix(_of(labels, i))
-    return (None,) * (node.types[0].rank)
 
 
 def _item(labels: Labels, node: Node) -> Axes:
@@ -136,7 +141,9 @@ def _same(labels: Labels, node: Node) -> Axes:
 
 
 def _elementwise(labels: Labels, node: Node) -> Axes:
-    """Operands along the same axis are removed together; constants are cut to fit."""
+    """Operands along the same axis are removed together; constants are cut to fit. An operand that
+    is repeated along an axis keeps the one element that it has there.
+    """
     return _together(labels, node, node.operands, node.type.dims)
 
 
@@ -148,10 +155,12 @@ def _together(
         found, fixed = [], False
         for operand in operands:
             own = axis - len(dims) + operand.type.rank
-            if own < 0 or operand.type.dims[own] != dims[axis] or axis == skip:
+            if own < 0 or axis == skip:
                 continue
             ids = _of(labels, operand)[own]
-            if ids is not None:
+            if operand.type.dims[own] != dims[axis]:
+                labels.fix([ids])
+            elif ids is not None:
                 found.append(ids)
             elif not operand.is_constant and dims[axis] > 1:
                 fixed = True
@@ -165,11 +174,10 @@ def _together(
 
 def _conv(labels: Labels, node: Node) -> Axes:
     x, w = node.operands[:2]
-    ids = _of(labels, x)[1]
-    labels.fix(_of(labels, x)[2:])
     if not w.is_constant or not _constant_bias(node):
-        labels.fix([ids])
-        return (None,) * node.type.rank
+        return _stay(labels, node)
+    batch, ids, *spatial = _of(labels, x)
+    labels.fix(spatial)
     group, outputs = node.int("group"), w.type.dims[0]
     rest = (None,) * (node.type.rank - 2)
     if group == 1:
@@ -177,7 +185,7 @@ def _conv(labels: Labels, node: Node) -> Axes:
         _product(labels, node, ids, made)
     elif w.type.dims[1] == 1:  # depthwise
         if ids is None:
-            return (None, None, *rest)
+            return (batch, None, *rest)
         made = np.repeat(ids, outputs // group)
         labels.makes[node] = made
     else:  # remove as many from every group
@@ -187,7 +195,7 @@ def _conv(labels: Labels, node: Node) -> Axes:
                 labels.join(each[0], other)
         made = np.tile(labels.new(outputs // group), group)
         _product(labels, node, None if ids is None else ids[: w.type.dims[1]], made)
-    return (None, made, *rest)
+    return (batch, made, *rest)
 
 
 def _product(labels: Labels, node: Node, ids: Ids | None, made: Ids) -> None:
@@ -205,11 +213,11 @@ def _conv_transpose(labels: Labels, node: Node) -> Axes:
     w = node.operands[1]
     if node.int("group") != 1 or not w.is_constant or not _constant_bias(node):
         return _stay(labels, node)
-    x = _of(labels, node.operands[0])
-    labels.fix(x[2:])
+    batch, ids, *spatial = _of(labels, node.operands[0])
+    labels.fix(spatial)
     made = labels.new(w.type.dims[1])
-    _product(labels, node, x[1], made)
-    return (None, made, *(None for _ in x[2:]))
+    _product(labels, node, ids, made)
+    return (batch, made, *(None for _ in spatial))
 
 
 def _mat_mul(labels: Labels, node: Node) -> Axes:
@@ -237,8 +245,10 @@ def _batch(
         found = []
         for node, axes in (a, b):
             own = axis - len(dims) - 2 + node.type.rank
-            if own >= 0 and node.type.dims[own] == size and size > 1:
+            if own >= 0 and node.type.dims[own] == size:
                 found.append(axes[own])
+            elif own >= 0:
+                labels.fix([axes[own]])
         known = [i for i in found if i is not None]
         if len(known) == 2:
             labels.join(known[0], known[1])
@@ -254,11 +264,12 @@ def _attention(labels: Labels, node: Node) -> Axes:
     """
     if len(node.types) > 1 or len(node.operands) > 4 or node.type.rank != 4:
         return _stay(labels, node)
+    _whole(labels, node.operands[3:])
     q, k, v = (_of(labels, i) for i in node.operands[:3])
     labels.fix([q[0], q[2], q[3], *k[2:], v[2], k[0], v[0]])
     heads = [h for h in (q[1], k[1], v[1]) if h is not None]
     mask = input_at(node, 3)
-    if len(heads) < 3 or (mask is not None and mask.type.rank == 4 and mask.type.dims[1] > 1):
+    if len(heads) < 3 or (mask is not None and mask.type.rank > 2 and mask.type.dims[-3] > 1):
         labels.fix(heads)
     else:
         for h in heads[1:]:
@@ -270,6 +281,9 @@ def _within(labels: Labels, node: Node) -> Axes:
     """Softmax and similar operators need all elements of the axes they work along."""
     x = _of(labels, node.operands[0])
     axis = node.int("axis") % len(x)
+    if any(i.type.rank > len(x) - axis for i in node.operands[1:]):
+        return _stay(labels, node)
+    _whole(labels, node.operands[1:])
     last = axis + 1 if "max" in node.op else len(x)
     labels.fix(x[axis:last])
     return tuple(None if axis <= i < last else a for i, a in enumerate(x))
@@ -308,9 +322,9 @@ def reduced(node: Node) -> tuple[int, ...] | None:
     """The axes of a reduction, counted from the front; None if they are not known."""
     rank = node.operands[0].type.rank
     axes = input_at(node, 1)
-    if axes is None:
-        return () if node.attrs.get("noop_with_empty_axes") else tuple(range(rank))
-    values = ints(axes)
+    values = () if axes is None else ints(axes)
+    if values == () and not node.int("noop_with_empty_axes"):
+        return tuple(range(rank))
     return None if values is None else tuple(a % rank for a in values)
 
 

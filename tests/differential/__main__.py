@@ -22,6 +22,7 @@ from .checks import Outcome, check, described
 from .generate import Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
+from .pruned import check_pruned
 from .shards import Job, Result, alone, done_before, results
 from .shrink import save, shrink
 
@@ -38,7 +39,7 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add(
         "--kind",
-        choices=("graphs", "passes", "open", "sizes", "pairs", "onnx", "artifact"),
+        choices=("graphs", "passes", "open", "sizes", "pairs", "pruned", "onnx", "artifact"),
         default="graphs",
     )
     add("--workers", type=int, default=os.cpu_count() or 1)
@@ -92,15 +93,21 @@ def jobs(given: argparse.Namespace) -> Job:
         return mutants.job(given.out)
     if given.kind == "artifact":
         return damage.job(given.out)
-    return lambda seed: checked(generate(seed), given.kind)
+    return lambda seed: checked(drawn(seed, given.kind), given.kind)
+
+
+def drawn(seed: int, kind: str) -> Case:
+    """The case of a seed, made of what is to be checked."""
+    return generate(seed, "pruned" if kind == "pruned" else "")
 
 
 def checked(case: Case, kind: str = "graphs") -> Result:
     """A case -> its result, as a log has it."""
     outcome: Outcome
-    opened = {"open": check_opened, "sizes": check_sizes, "pairs": check_two_sizes}
-    if kind in opened:
-        outcome = opened[kind](case)
+    checks = {"open": check_opened, "sizes": check_sizes, "pairs": check_two_sizes}
+    checks["pruned"] = check_pruned
+    if kind in checks:
+        outcome = checks[kind](case)
     else:
         outcome = check(case, passes_only=kind == "passes")
     return {
@@ -128,7 +135,7 @@ def told(given: argparse.Namespace, job: Job, result: Result) -> str:
     head = f"seed {seed}: {result.get('kind', '')} {result.get('isa', '')}: {text}"
     if given.kind in ("onnx", "artifact") or not given.tries:
         return head
-    case = generate(seed)
+    case = drawn(seed, given.kind)
 
     def fails(smaller: Case) -> bool:
         again = alone(lambda _: checked(smaller, given.kind), seed)

@@ -96,6 +96,17 @@ def pair(b: Builder) -> None:
     b.add(op, x, y, *more)
 
 
+def repeated(b: Builder) -> None:
+    """A value and a part of another, computed one, that is repeated along some of its axes."""
+    x = b.pick(lambda v: v.rank > 0)
+    y = b.pick(lambda v: 0 < v.rank <= x.rank and 0 not in v.shape)
+    for axis, (size, wanted) in enumerate(zip(y.shape, x.shape[x.rank - y.rank :], strict=True)):
+        if size != wanted or (size > 1 and b.chance(0.4)):
+            at = b.between(0, size - 1)
+            y = b.add("Slice", y, b.ints(at), b.ints(at + 1), b.ints(axis))
+    b.add(b.choose(("Add", "Sub", "Mul", "Max")), *((x, y) if b.chance(0.5) else (y, x)))
+
+
 def itself(b: Builder) -> None:
     """One value read twice by one node, or by two nodes that meet again."""
     x = b.pick()

@@ -94,7 +94,7 @@ def _check(case: Case, outcome: Outcome, passes_only: bool) -> None:
     if made.quantized is not made.calibrated or case.precision == "int8-dynamic":
         _quantized(case, made, outcome)
     if not passes_only:
-        _artifact(case, lowered, outcome)
+        compare_artifact(case, lowered, outcome)
 
 
 def options(case: Case) -> Options:
@@ -245,7 +245,7 @@ def _quantized(case: Case, made: Compilation, outcome: Outcome) -> None:
             return  # an output that is nothing but rounding errors has others in few bits
 
 
-def _artifact(case: Case, graph: Graph, outcome: Outcome) -> None:
+def compare_artifact(case: Case, graph: Graph, outcome: Outcome) -> None:
     """The artifact, with one thread and two, each run on poisoned memory, the first input again."""
     with poisoned(BYTES[0]):
         artifact = assemble(plan(graph, case.device))

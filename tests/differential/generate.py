@@ -57,6 +57,12 @@ QUANTIZED: Sequence[Step] = (
     *[quantized.integer_conv, quantized.linear_conv, quantized.linear_matmul],
 )
 SELECTED: Sequence[Step] = (selected.written_back, selected.summed_up)
+PRUNED: Sequence[Step] = (
+    *[products.conv, products.matmul, products.equal_convs, sequences.attention] * 3,
+    *[products.residual, products.squeeze_excite, products.adapted, products.biased] * 2,
+    *[sequences.attention_itself, sequences.masked, windows.pool, windows.reduce] * 2,
+    *[windows.softmax, windows.norm, windows.layer_norm_spelled, arithmetic.repeated] * 2,
+)
 FLOATS = (*ELEMENTWISE, *MOVES, *PRODUCTS, *PRODUCTS, *WINDOWS, *SEQUENCES)
 ALL = (*FLOATS, *INTEGERS, *INDEXED)
 
@@ -71,8 +77,11 @@ KINDS: Mapping[str, tuple[float, str, Sequence[Step]]] = {
     "bfloat16": (0.07, "bfloat16", FLOATS),
     "float16": (0.03, "float16", FLOATS),
     "selected": (0.02, "float32", (*SELECTED * 4, *ELEMENTWISE, *MOVES)),
+    "pruned": (0.0, "float32", (*PRUNED, *PRUNED, *ELEMENTWISE, *MOVES, *PRODUCTS)),
 }
-"""Kind -> its share of all cases, the precision to compile with, and the steps it is made of."""
+"""Kind -> its share of all cases (0: of none but those that ask for it), the precision to compile
+with, and the steps it is made of.
+"""
 
 
 @dataclass(frozen=True)

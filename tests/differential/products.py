@@ -181,6 +181,41 @@ def residual(b: Builder) -> None:
         y = b.add("Relu", y)
 
 
+def adapted(b: Builder) -> None:
+    """A product whose weights are computed, by another product."""
+    x = ranked(b, 3, 4)
+    n, outputs = x.shape[1], b.choose((1, 4, 8))
+    size = n * outputs * (1 if x.rank == 3 else 9)
+    seed = b.constant(b.numbers(1, 4))
+    w = b.add("MatMul", b.add("Mul", seed, _mean(b, x)), b.constant(b.normal(4, size)))
+    w = b.add("Reshape", w, b.ints(outputs, n, *[1 if x.rank == 3 else 3] * (x.rank - 2)))
+    b.add("Conv", x, w, pads=[0 if x.rank == 3 else 1] * 2 * (x.rank - 2))
+
+
+def biased(b: Builder) -> None:
+    """A norm or a convolution whose last operands are computed, by another product."""
+    x = ranked(b, 3, 4)
+    if b.chance(0.5):
+        n = x.shape[1]
+        w = b.constant(b.normal(8, n, *[1] * (x.rank - 2), scale=n**-0.5))
+        b.add("Conv", x, w, _row(b, x, 8))
+    else:
+        n = x.shape[-1]
+        b.add("LayerNormalization", x, _row(b, x, n), _row(b, x, n))
+
+
+def _row(b: Builder, x: Value, n: int) -> Value:
+    """float32[n], computed from x."""
+    row = b.add("MatMul", _mean(b, x), b.constant(b.normal(1, n)))
+    return b.add("Reshape", row, b.ints(n))
+
+
+def _mean(b: Builder, x: Value) -> Value:
+    """The mean of all of x, [1, 1]."""
+    mean = b.add("ReduceMean", x, keepdims=0)
+    return b.add("Reshape", mean, b.ints(1, 1))
+
+
 def squeeze_excite(b: Builder) -> None:
     x = b.pick(lambda v: v.rank == 4 and v.shape[1] > 1)
     n, few = x.shape[1], max(1, x.shape[1] // 2)

@@ -58,13 +58,15 @@ def attention(b: Builder) -> None:
     b.add("Add", x, y)
 
 
-def projected(b: Builder, x: Value, heads: int) -> Value:
-    """x W as [batch, heads, steps, width / heads]."""
+def projected(b: Builder, x: Value, heads: int, made: int = 0) -> Value:
+    """x W as [batch, made (0: heads), steps, width / heads]."""
     batch, steps, width = x.shape
-    y = b.add("MatMul", x, b.constant(b.normal(width, width, scale=width**-0.5)))
+    made = made or heads
+    wide = width // heads * made
+    y = b.add("MatMul", x, b.constant(b.normal(width, wide, scale=width**-0.5)))
     if b.chance(0.5):
-        y = b.add("Add", y, b.constant(b.numbers(width)))
-    y = b.add("Reshape", y, b.ints(batch, steps, heads, width // heads))
+        y = b.add("Add", y, b.constant(b.numbers(wide)))
+    y = b.add("Reshape", y, b.ints(batch, steps, made, width // heads))
     return b.add("Transpose", y, perm=[0, 2, 1, 3])
 
 
@@ -80,6 +82,24 @@ def attention_itself(b: Builder) -> None:
         x = ranked(b, 4, 4)
         y = b.pick(lambda v: v.rank == 4 and v.shape == x.shape)
         b.add("Attention", x, y, x, is_causal=b.choose((0, 1)))
+
+
+def masked(b: Builder) -> None:
+    """Heads of products, and what is added to their scores, by another product."""
+    if b.opset < 23:
+        raise Error("the opset has no Attention")
+    x = b.pick(lambda v: v.rank == 3 and v.shape[2] > 1)
+    batch, steps, width = x.shape
+    heads = b.choose([h for h in (1, 2, 4) if width % h == 0])
+    shared = b.choose([h for h in (1, 2, 4) if heads % h == 0])
+    q = projected(b, x, heads)
+    k, v = (projected(b, x, heads, shared) for _ in range(2))
+    mask = b.add("MatMul", x, b.constant(b.normal(width, steps, scale=width**-0.5)))
+    if batch > 1:
+        mask = b.add("Unsqueeze", mask, b.ints(1))
+    y = b.add("Attention", q, k, v, mask if b.chance(0.7) else None)
+    y = b.add("Reshape", b.add("Transpose", y, perm=[0, 2, 1, 3]), b.ints(batch, steps, width))
+    b.add("MatMul", y, b.constant(b.normal(width, width, scale=width**-0.5)))
 
 
 def feed_forward(b: Builder) -> None:

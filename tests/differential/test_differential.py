@@ -18,11 +18,12 @@ from .checks import check, described, differs
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
+from .pruned import check_pruned
 from .reference import references
 from .shards import alone, results
 from .shrink import save, shrink
 
-CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES, PAIRS = 60, 90, 20, 20, 20, 30, 20
+CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES, PAIRS, PRUNED = 60, 90, 20, 20, 20, 30, 20, 20
 """How many are tried unless `--cases` says otherwise, as a step of .ci/run does."""
 A_TEST = 10
 """Cases in one test: a test for each would take longer to report than to run."""
@@ -32,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = metafunc.config.getoption("cases")
     first = metafunc.config.getoption("seed") * 1_000_000
     counts = {"graphs": cases or CASES, "passes": cases or PASSES, "opened": cases or OPENED}
-    counts |= {"sizes": cases or SIZES, "pairs": cases or PAIRS}
+    counts |= {"sizes": cases or SIZES, "pairs": cases or PAIRS, "pruned": cases or PRUNED}
     counts |= {"models": cases or MUTANTS, "artifacts": cases or DAMAGED}
     for name, count in counts.items():
         if name in metafunc.fixturenames:
@@ -87,6 +88,19 @@ def test_artifacts_with_two_open_sizes_do_what_random_models_mean() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_artifacts_with_open_sizes_do_what_random_models_mean() -> None:
     ended = [(seed, check_sizes(generate(seed))) for seed in range(7, 10)]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_models_without_channels_mean_what_zeros_would(pruned: range) -> None:
+    ended = [(i, check_pruned(generate(i, "pruned"), passes_only=True)) for i in pruned]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_artifacts_of_pruned_models_do_what_is_left_of_them() -> None:
+    ended = [(i, check_pruned(generate(i, "pruned"))) for i in range(9)]
     assert not [(seed, o.faults) for seed, o in ended if o.faults]
 
 

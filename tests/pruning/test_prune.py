@@ -132,6 +132,45 @@ def joint_heads() -> Graph:
     return graph(make("MatMul", merged, weights(16, 16)), source=WORDS)
 
 
+def one_channel_gates_all() -> Graph:
+    """The gate is a piece of one channel, which is repeated."""
+    parts = make("Split", conv(IMAGE, 17), ints(16, 1), axis=1)
+    a, gate = (make("item", parts, index=i) for i in range(2))
+    return graph(head(make("Mul", a, make("Sigmoid", gate))))
+
+
+def mask_of_a_product() -> Graph:
+    """What is added to the scores has a column for each key: the product that makes it stays."""
+    q, k, v = (
+        make("Reshape", make("MatMul", WORDS, weights(16, 16, seed=i)), ints(2, 5, 4, 4))
+        for i in range(3)
+    )
+    q, k, v = (make("Transpose", i, perm=(0, 2, 1, 3)) for i in (q, k, v))
+    mask = make("Unsqueeze", make("MatMul", WORDS, weights(16, 5)), ints(1))
+    seen = make("Attention", q, k, v, mask)
+    merged = make("Reshape", make("Transpose", seen, perm=(0, 2, 1, 3)), ints(2, 5, 16))
+    return graph(make("MatMul", merged, weights(16, 16)), source=WORDS)
+
+
+def operands_of_products() -> Graph:
+    """A convolution's weights and bias, and a norm's scale, that other products compute."""
+    x = make("Relu", conv(make("Relu", conv(IMAGE, 8)), 16))
+    row = make("ReduceMean", x, ints(0, 2, 3), keepdims=0)
+    flat = make("Unsqueeze", row, ints(0))
+    w = make("Reshape", make("MatMul", flat, weights(16, 64)), ints(4, 16, 1, 1))
+    bias = make("Reshape", make("MatMul", flat, weights(16, 4)), ints(4))
+    scale = make("Reshape", make("MatMul", flat, weights(16, 8)), ints(8))
+    normal = make("LayerNormalization", make("Conv", x, w, bias), scale, axis=-1)
+    return graph(make("MatMul", make("Transpose", normal, perm=(0, 2, 3, 1)), weights(4, 3)))
+
+
+def channels_become_the_batch() -> Graph:
+    x = make("Transpose", make("Relu", conv(IMAGE, 16)), perm=(1, 0, 2, 3))
+    each = make("Conv", x, weights(4, 2, 3, 3), pads=(1,) * 4)
+    back = make("Transpose", make("Relu", each), perm=(2, 3, 1, 0))
+    return graph(make("MatMul", back, weights(16, 3)))
+
+
 NETWORKS: list[Callable[[], Graph]] = [
     plain,
     residual,
@@ -142,6 +181,10 @@ NETWORKS: list[Callable[[], Graph]] = [
     flattened,
     attention_heads,
     joint_heads,
+    one_channel_gates_all,
+    mask_of_a_product,
+    operands_of_products,
+    channels_become_the_batch,
 ]
 
 
