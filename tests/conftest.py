@@ -1,9 +1,12 @@
 """What several test files share."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
+import numpy as np
 import poison
 import pytest
 from hypothesis import HealthCheck, settings
@@ -81,3 +84,22 @@ def _poisoned() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         poison.install(patch)
         yield
+
+
+_generators: list[tuple[np.random.Generator, Any]] = []
+"""Every generator of random numbers that a test file holds, and its state before the first test."""
+
+
+def pytest_collection_finish() -> None:
+    """Find them: in the files collected, and in those that they import."""
+    here = str(Path(__file__).parent)
+    for module in list(sys.modules.values()):
+        if (getattr(module, "__file__", None) or "").startswith(here):
+            held = [v for v in vars(module).values() if isinstance(v, np.random.Generator)]
+            _generators.extend((g, g.bit_generator.state) for g in held)
+
+
+def pytest_runtest_setup() -> None:
+    """Every test draws the same numbers, whichever ran before it."""
+    for generator, state in _generators:
+        generator.bit_generator.state = state

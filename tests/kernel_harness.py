@@ -223,10 +223,12 @@ def check(
     threads: int = 1,
     ulp: float = 0,
     rtol: float = 0.0,
-    atol: float = 0.0,
+    atol: float | Array = 0.0,
     want: Array | None = None,
 ) -> Kernel:
-    """Compile the region that ends in `output`, run it, and compare, by default exactly."""
+    """Compile the region that ends in `output`, run it, and compare, by default exactly; `atol` may
+    be an array of the output's shape.
+    """
     graph = Graph(tuple(inputs), (output,), ("y",))
     region = region_of(graph, root)
     kernel = choose(region, device(isa, threads)).kernel
@@ -235,7 +237,7 @@ def check(
     values |= {n: n.array for n in region.inputs if n.is_constant}
     got = run(kernel, region, isa, values)
     want = expected(graph, values) if want is None else want
-    atol = max(atol, 2.0**-126) if isa.name in board.FLUSHES else atol
+    atol = np.maximum(atol, 2.0**-126) if isa.name in board.FLUSHES else atol
     compare(got, want, ulp=ulp, rtol=rtol, atol=atol)
     return kernel
 
@@ -272,7 +274,7 @@ def check_fewer(
 
 
 def compare(
-    got: Array, want: Array, *, ulp: float = 0, rtol: float = 0.0, atol: float = 0.0
+    got: Array, want: Array, *, ulp: float = 0, rtol: float = 0.0, atol: float | Array = 0.0
 ) -> None:
     """Same bits (but any NaN is a NaN), or within some units in the last place, or close."""
     assert got.dtype == want.dtype

@@ -53,9 +53,7 @@ def attention(
     seen, scores = _scores(node, q4, present_key, bias)
     weights = np.where(np.isneginf(bias.max(-1, keepdims=True)), 0, softmax_of(scores, -1))
     y = multiply(weights.astype(q.dtype), _each_query_head(present_value, q4))
-    y = y.astype(q.dtype)
-    if q.ndim == 3:
-        y = np.moveaxis(y, 1, 2).reshape(*q.shape[:2], -1)
+    y = like_queries(y.astype(q.dtype), q)
     seen = weights if node.int("qk_matmul_output_mode") == 3 else seen
     outputs = (y, present_key, present_value, seen.astype(q.dtype))
     return outputs[: node.int("outputs")] if node.int("outputs") > 1 else y
@@ -146,26 +144,56 @@ def own_attention(
     round(255 * exp(score - the row's maximum)); the output is the exact sum of weights times v,
     divided by the sum of the weights.
     """
-    if k is None or v is None:
-        size = q.shape[-1] // _all_heads(node)
-        ends = np.cumsum([_count(node, key) * size for key in ("q_num_heads", "kv_num_heads")])
-        q, k, v = np.split(q, ends, -1)
     if q.dtype != np.int8:
-        made = attention(node, q, k, v, mask)
+        made = attention(node, *_apart(node, q, k, v), mask)
         assert not isinstance(made, tuple)
         return made
+    weights, values, seen = weights_of_bytes(node, q, k, v, mask, scale)
+    weights = np.rint(weights)
+    y = np.where(seen, multiply(weights, values) / weights.sum(-1, keepdims=True), 0)
+    return like_queries(np.asarray(y, np.float32), q)
+
+
+def weights_of_bytes(
+    node: Node,
+    q: Numbers,
+    k: Numbers | None = None,
+    v: Numbers | None = None,
+    mask: Numbers | None = None,
+    scale: Numbers | None = None,
+) -> tuple[Numbers, Numbers, Numbers]:
+    """An attention of int8 -> (its weights before they are rounded, float32 [batch, heads, queries,
+    keys]; values, int8 [batch, heads, keys, size]; whether a boolean mask lets each query see any
+    key, [batch or 1, heads or 1, queries, 1]).
+    """
+    assert scale is not None
+    q, k, v = _apart(node, q, k, v)
     q4 = _heads(q, _count(node, "q_num_heads"))
     k4, v4 = (_heads(i, _count(node, "kv_num_heads")) for i in (k, v))
-    assert scale is not None
     bias = _bias(mask, _allowed(node, q4, k4, None, None), "float32")
     steps = Node(node.op, node.inputs, {**node.attrs, "scale": float(scale)}, node.types)
     scores = np.maximum(_scores(steps, q4, k4, bias)[1], LEAST).astype(np.float32)
-    weights = np.rint(255 * np.exp(scores - scores.max(-1, keepdims=True)))
-    y = multiply(weights, _each_query_head(v4, q4)) / weights.sum(-1, keepdims=True)
-    if mask is not None and mask.dtype == np.bool_:
-        y = np.where(np.isneginf(bias.max(-1, keepdims=True)), 0, y)
-    y = np.asarray(y, np.float32)
+    weights = 255 * np.exp(scores - scores.max(-1, keepdims=True))
+    boolean = mask is not None and mask.dtype == np.bool_
+    seen = ~np.isneginf(bias.max(-1, keepdims=True)) | (not boolean)
+    return weights, _each_query_head(v4, q4), seen
+
+
+def like_queries(y: Numbers, q: Numbers) -> Numbers:
+    """[batch, heads, queries, size] -> the layout of the queries."""
     return y if q.ndim == 4 else np.moveaxis(y, 1, 2).reshape(*q.shape[:2], -1)
+
+
+def _apart(
+    node: Node, q: Numbers, k: Numbers | None, v: Numbers | None
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Queries, keys and values that are operands of their own, or side by side in q's rows."""
+    if k is not None and v is not None:
+        return q, k, v
+    size = q.shape[-1] // _all_heads(node)
+    ends = np.cumsum([_count(node, key) * size for key in ("q_num_heads", "kv_num_heads")])
+    queries, keys, values = np.split(q, ends, -1)
+    return queries, keys, values
 
 
 def _all_heads(node: Node) -> int:

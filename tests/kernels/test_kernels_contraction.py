@@ -288,7 +288,7 @@ def test_a_float_epilogue(isa: Isa) -> None:
 
 
 def test_sums_become_bfloat16_as_a_cast_makes_them() -> None:
-    """Halves to even, infinities and NaN; denormals may become zero."""
+    """Halves to even, infinities and NaN; denormals may become zero, as AVX512-BF16 has it."""
     isa, edges = isas()[-1], [0x3F80, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F, 0x0080, 0x8000]
     x = placeholder("x", Type("bfloat16", (40, 3)))
     w = constant(random("bfloat16", (3, 37), 7), "w")
@@ -306,10 +306,11 @@ def test_sums_become_bfloat16_as_a_cast_makes_them() -> None:
         want = results[0].astype(numpy_dtype("bfloat16"))
     nan = np.isnan(want.astype(np.float32))
     assert np.array_equal(nan, np.isnan(results[1].astype(np.float32)))
-    tame = nan | (np.abs(results[0]) < np.finfo(np.float32).tiny)
+    denormal = np.abs(results[0]) < np.finfo(np.float32).tiny
+    zero = denormal & (results[1].astype(np.float32) == 0)
     assert nan.any()
-    assert np.array_equal(results[1].view(np.uint16)[~tame], want.view(np.uint16)[~tame])
-    assert np.all(results[1][tame & ~nan].astype(np.float32) == 0)
+    assert denormal.any()
+    assert np.all(nan | zero | (results[1].view(np.uint16) == want.view(np.uint16)))
 
 
 def test_what_is_asked_for_ahead_changes_no_value() -> None:
@@ -515,8 +516,10 @@ def test_only_what_would_saturate_is_left_over() -> None:
 
 
 def test_the_next_panel_is_asked_for_where_weights_come_from_afar() -> None:
-    """A share with every step of every tile: all of it by the end of the block."""
-    isa = isas()[-1]
+    """A share with every step of every tile: all of it by the end of the block. Sizes are those of
+    vectors of 64 bytes.
+    """
+    isa = ISAS["x86_avx512vnni"]
     product = product_of(isa, "uint8", "int8", "int32", packed=True)
     assert product is not None
 

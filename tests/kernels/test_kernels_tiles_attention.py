@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from emulator import load_or_skip
 from kernel_harness import check, region_of
-from test_kernels_attention import given, numbers, steps
+from test_kernels_attention import bounds, given, numbers, steps
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import ISAS, Cpu, Isa
@@ -16,7 +16,6 @@ from qcompiler.kernels.cpu.matrix.attention import tile_attention
 from qcompiler.ops import make
 
 TILED = [i for i in ISAS.values() if any(isinstance(m, TileMac) for m in i.macs)]
-BOUNDS = {"int8": (1e-5, 0.3), "bfloat16": (2e-2, 1e-2)}  # as of test_kernels_attention.py
 
 CASES = [  # batch, heads, key heads, queries, keys, size, value size, flat, causal, mask
     (1, 2, 2, 32, 64, 64, 64, True, False, ()),
@@ -53,13 +52,13 @@ def made(case: tuple[object, ...], dtype: str) -> tuple[Node, list[np.ndarray], 
 
 
 @pytest.mark.parametrize("isa", TILED, ids=lambda i: i.name)
-@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_in_tiles_equals_numpy(case: tuple[object, ...], dtype: str, isa: Isa) -> None:
     root, arrays, inputs = made(case, dtype)
-    rtol, atol = BOUNDS[dtype]
+    near = bounds(root, arrays)
     for threads in (1, 2):
-        kernel = check(root, root, arrays, inputs, isa, threads=threads, rtol=rtol, atol=atol)
+        kernel = check(root, root, arrays, inputs, isa, threads=threads, **near)
         assert "_tiles" in kernel.name
 
 
