@@ -35,6 +35,8 @@ ATTRIBUTES: dict[str, Sequence[dict[str, object]]] = {
     "quantize": [{"dtype": d} for d in ("uint8", "int8", "uint16", "int16")],
 }
 """Those that choose between formulas."""
+LARGE = ("Cast", "Cos", "Mish", "Mod", "Pow", "Sin", "Softplus")
+"""Those of so much code that it takes seconds to make."""
 
 LENGTHS = (1, 2, 3)
 LONG = 30
@@ -84,7 +86,9 @@ def kinds(op: str) -> Iterator[tuple[dict[str, object], str]]:
 
 
 @pytest.mark.parametrize("elements", [1, 64], ids=["scalars", "vectors"])
-@pytest.mark.parametrize("op", ELEMENTWISE)
+@pytest.mark.parametrize(
+    "op", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in ELEMENTWISE]
+)
 def test_a_chain_of_one_operator_is_as_long_as_it_has_nodes(op: str, elements: int) -> None:
     made = 0
     for attrs, dtype in kinds(op):

@@ -24,7 +24,15 @@ RTOL, ATOL = 1e-3, 1e-4
 """Of each number, and of the range (largest - smallest) of the output it is in."""
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-LARGE = ("vgg19", "zfnet512", "bvlc_alexnet", "inception_v1", "inception_v2", "densenet121")
+LARGE = (
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "vgg19",
+    "zfnet512",
+)
 """Their weights or their many kernels take too long for every run of the tests."""
 
 Shapes = Mapping[str, tuple[int, ...]]

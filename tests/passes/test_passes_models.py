@@ -43,6 +43,7 @@ REAL: dict[str, tuple[Shapes, int]] = {
 data enters or leaves, and where a shuffle moves elements within the channels.
 """
 
+LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")
 LIGHT = {
     "bvlc_alexnet": 1,
     "densenet121": 1,
@@ -116,7 +117,9 @@ def test_a_real_model_keeps_its_meaning_in_channels_last(name: str, material: Pa
     assert staged(made) is made, "twice is not once"
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in LIGHT]
+)
 def test_a_model_of_onnx_keeps_its_meaning_in_channels_last(name: str) -> None:
     folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
     model = onnx.load(folder / f"light_{name}.onnx")

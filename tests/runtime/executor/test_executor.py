@@ -542,6 +542,7 @@ ENDED = """
 import signal, sys, threading, time
 import numpy as np
 from qcompiler import Executor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 x = np.ones((256, 256), np.float32)
 executor = Executor(sys.argv[1], streams=2, threads=1)
 staged = Executor(sys.argv[1], pipeline=2, threads=1)
