@@ -128,14 +128,14 @@ and a run skips the steps of the one that it does not take. `Constant` becomes a
 `Scan` and `SequenceMap` are unrolled where there are few iterations: up to the number that
 constants and shapes determine, that the declared length of an output tells, or that is the most
 there can be; runs that end earlier skip the steps of the rest. A `Loop` or `Scan` whose iterations
-times its body's nodes are more than 2,000, and a `Loop` of which only a run knows how many
-iterations there are, stays a loop: the steps of its body are repeated inside the machine code, as
-often as a run needs. Bodies that carry sequences, change the type of what they carry, draw random
-numbers, or whose data decide a size are always unrolled, and so is every loop for a GPU; outputs
-that a loop stacks need a known or a largest length. In low precisions, the body of a loop that
-stays one is computed in float. The lengths of sequences, and whether an optional holds a value,
-must be known when compiling (`input_shapes={"s": [(3,), (5,)]}` gives the shapes of a sequence's
-elements).
+times its body's nodes are more than 2,000, and one of which only a run knows how many iterations
+there are, from data or from an open size, stays a loop: the steps of its body are repeated inside
+the machine code, as often as a run needs. Bodies that carry sequences, change the type of what
+they carry, draw random numbers, or whose data decide a size are always unrolled, and so is every
+loop for a GPU; outputs that a loop stacks need a known or a largest length. In low precisions, the
+body of a loop that stays one is computed in float. The lengths of sequences, and whether an
+optional holds a value, must be known when compiling (`input_shapes={"s": [(3,), (5,)]}` gives the
+shapes of a sequence's elements).
 
 Operands that say how to compute (axes, shapes, starts, pads, sizes, scales, k) may be inputs of the
 model where the declared shape of an output determines the sizes; a run whose values do not give

@@ -186,7 +186,7 @@ class Compilation:
     def symbolic(self) -> Graph:
         """The graph as read, with all symbols that are to stay open."""
         sizes = {s.name: Size.of(s.name) for s in _symbols(self.options)}
-        return _read(self.model, self.options, False, sizes)
+        return _read(self.model, self.options, False, sizes, rolls=self._rolls)
 
     @cached_property
     def opened(self) -> Opened | None:
@@ -211,7 +211,8 @@ class Compilation:
         graph = self.symbolic
         if asked.batched:
             sizes: dict[str, Dim] = {s.name: Size.of(s.name) for s in asked.inner}
-            graph = _read(self.model, self.options, False, {**sizes, asked.symbol.name: 1})
+            sizes |= {asked.symbol.name: 1}
+            graph = _read(self.model, self.options, False, sizes, rolls=self._rolls)
         # Others may not be the same; and a check, or a size that data decide, is in one place.
         own = self.options.prune or self.options.passes
         one = bool(own or graph.checks or graph.extents)
@@ -237,8 +238,7 @@ class Compilation:
         if padding is not None:
             graph = padding.graph
         else:
-            rolls = self.rolls and isinstance(self.device, Cpu)
-            graph = _read(self.model, options, self.one_batch, best, rolls=rolls)
+            graph = _read(self.model, options, self.one_batch, best, rolls=self._rolls)
         self.watch.saw("read", graph)
         folded = self._through(graph, "fold")
         demand_known(folded)
@@ -407,6 +407,11 @@ class Compilation:
             return made
         notes = {**made.manifest.notes, "agreement": str(found)}
         return replace(made, manifest=replace(made.manifest, notes=notes))
+
+    @property
+    def _rolls(self) -> bool:
+        """Whether long loops stay loops."""
+        return self.rolls and isinstance(self.device, Cpu)
 
     @property
     def is_pruned(self) -> bool:

@@ -8,11 +8,12 @@ from contextlib import nullcontext
 import numpy as np
 from onnx import GraphProto
 
-from qcompiler.ir import Node, constant
+from qcompiler.errors import Skip
+from qcompiler.ir import Dim, Node, constant
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call
 from qcompiler.onnx_io.carried import chosen, unlike
-from qcompiler.onnx_io.loops import batched_scan, loop, most_iterations, rolled_scan, scan
+from qcompiler.onnx_io.loops import PIN, batched_scan, loop, most_iterations, rolled_scan, scan
 from qcompiler.onnx_io.rolled import Rolling, is_worth
 from qcompiler.onnx_io.sequences import Absent, Held, Items, merged
 from qcompiler.onnx_io.settle import Settling
@@ -23,8 +24,8 @@ from qcompiler.ops.known_sizes import known_sizes
 Branch = Callable[[GraphProto, str, Sequence[Held]], Sequence[object]]
 """(graph, name, its inputs) -> its outputs; any but Node, Items and Absent is missing."""
 
-Attempt = Callable[[Callable[[], Sequence[Held]]], Sequence[Held] | None]
-"""(what makes values) -> the values; None, and nothing of them is left, where it cannot."""
+Attempt = Callable[[Callable[[], Sequence[Held]]], Sequence[Held] | Skip]
+"""(what makes values) -> the values; or why it cannot, and nothing of them is left."""
 
 OPERATORS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
@@ -62,28 +63,34 @@ def controlled(
     if call.op == "SequenceMap":
         return _mapped(call, inputs, body)
     if call.op == "Loop":
-        most = _most(call, inputs[0], bounds)
-        made = None
-        if is_worth(most_iterations(s, inputs, most), graphs["body"]):
+        size = _most(call, inputs[0], bounds)
+        most = None if isinstance(size, str) else most_iterations(s, inputs, size)
+        if is_worth(most, graphs["body"]):
             made = attempt(lambda: rolling().loop(inputs, body))
-        return made or loop(s, inputs, body, where, most)
+            if not isinstance(made, Skip):
+                return made
+            if isinstance(size, str):
+                raise call.unsupported(f"{size} iterations, an open size: {made.reason}", PIN)
+        return loop(s, inputs, body, where, int(size))
     if batched:
         return batched_scan(call.attrs, inputs, body, where)
     made = attempt(lambda: rolled_scan(rolling(), call.attrs, inputs, body, where))
-    return made or scan(call.attrs, inputs, body, where)
+    if not isinstance(made, Skip):
+        return made
+    return scan(call.attrs, inputs, body, where, made.reason)
 
 
-def _most(call: Call, limit: Held, bounds: Bounds) -> int:
-    """The most that a Loop's trip count may be where data decide it; 0: they do not."""
+def _most(call: Call, limit: Held, bounds: Bounds) -> Dim:
+    """The most that a Loop's trip count may be where data decide it; the count, if it is an open
+    size; 0: neither.
+    """
     sizes = known_sizes(bounds.twin(limit)) if isinstance(limit, Node) else None
     if sizes is None:
         return 0
     if sizes.size != 1:
         raise call.error(f"its trip count is {sizes.size} numbers")
     (size,) = sizes.ravel()
-    if not bounds.known(size):
-        raise call.unsupported(f"{size} iterations, an open size", "pin it: --dim NAME=N")
-    return bounds.most(size)
+    return bounds.most(size) if bounds.known(size) else size
 
 
 def _choice(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Node, constant
+from qcompiler.ir import Attr, Dim, Node, constant
 from qcompiler.onnx_io.rolled import Rolling, Unrolled, is_worth
 from qcompiler.onnx_io.sequences import Held
 from qcompiler.onnx_io.settle import Settling
@@ -23,6 +23,7 @@ from qcompiler.ops import known_value, make
 
 MAX_ITERATIONS = 4096
 _OPEN = "export the model with a fixed number of iterations"
+PIN = "pin it: --dim NAME=N"
 
 Body = Callable[..., Sequence[Held]]
 """(iteration, inputs of the body, [a condition under which a run comes to it]) -> its outputs."""
@@ -156,7 +157,7 @@ class _Scan:
     attrs: Mapping[str, Attr]
     states: list[Node]
     pieces: list[tuple[Node, int, int]]
-    length: int
+    length: Dim
     name: str
 
     def stacked(self, rows: Sequence[Sequence[Node]]) -> list[Node]:
@@ -181,9 +182,9 @@ def _scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], name: str) -> _Scan
     back = _numbers(attrs, "scan_input_directions", count, name)
     pieces = list(zip(given[-count:], axes, back, strict=True))
     lengths = {x.shape[a] for x, a, _ in pieces}
-    (length,) = lengths if len(lengths) == 1 else ("",)
-    if not isinstance(length, int):
+    if len(lengths) > 1:
         raise Unsupported("sequences of unknown length", hint=_OPEN, where=name)
+    (length,) = lengths
     return _Scan(attrs, given[:-count], pieces, length, name)
 
 
@@ -192,25 +193,30 @@ def rolled_scan(
 ) -> list[Held]:
     """As `scan`, by one loop. Raises Unrolled."""
     scan, s = _scan(attrs, inputs, name), rolling.s
-    if not scan.length or not is_worth(scan.length, rolling.graph):
+    count = scan.length if isinstance(scan.length, int) else None
+    if count == 0 or not is_worth(count, rolling.graph):
         raise Unrolled("it has few iterations")
     states, stacks = rolling.scan(scan.states, scan.pieces, body)
     made: list[Held] = [*states]
     for stack, to, back in zip(stacks, *scan.ends(len(stacks)), strict=True):
         if back:
-            turned = constant(np.arange(scan.length)[::-1].copy())
-            stack = s.node("Gather", stack, turned, axis=0)
+            stack = s.node("Slice", stack, [-1], [np.iinfo(np.int64).min], [0], [-1])
         order = list(range(1, stack.type.rank))
         order.insert(to % stack.type.rank, 0)
         made.append(s.node("Transpose", stack, perm=tuple(order)))
     return made
 
 
-def scan(attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str) -> list[Held]:
+def scan(
+    attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str, why: str = ""
+) -> list[Held]:
     """Scan(carried values..., sequences...) -> the final carried values, then the stacked scan
-    outputs."""
+    outputs. `why`: what keeps it from staying a loop.
+    """
     made = _scan(attrs, inputs, name)
     state, length = made.states, made.length
+    if not isinstance(length, int):
+        raise Unsupported(f"{length} iterations, an open size: {why}", hint=PIN, where=name)
     if not 1 <= length <= MAX_ITERATIONS:
         raise Unsupported(f"a scan of {length} iterations", where=name)
     stacked: list[list[Node]] = []

@@ -6,7 +6,8 @@ far. What the body reads from around it, and does not change, is computed once, 
 
 A loop is read this way if its iterations times its body's nodes are more than UNROLLED, or if
 nobody knows how many there are; others are unrolled (loops.py), as more is then known of each
-iteration. So are those of which only unrolling can make sense: Rolling raises Unrolled.
+iteration. So are those of which only unrolling can make sense: Rolling raises Unrolled. A number of
+iterations may be an open size: then stacked outputs have memory for as many rows.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from functools import reduce
 import numpy as np
 from onnx import GraphProto
 
-from qcompiler.errors import Error
-from qcompiler.ir import MAX_ELEMENTS, Graph, Node, constant, placeholder
-from qcompiler.ir.graph import walk
+from qcompiler.artifact.sizes import Size, settled
+from qcompiler.errors import Error, Skip
+from qcompiler.ir import MAX_ELEMENTS, Node, constant, placeholder
 from qcompiler.onnx_io.checks import Checks
 from qcompiler.onnx_io.sequences import Held
 from qcompiler.onnx_io.settle import Settling
 from qcompiler.onnx_io.structure import all_nodes
 from qcompiler.ops import known_value, make
+from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.loop import looped
 
 log = logging.getLogger(__name__)
 
@@ -50,27 +53,29 @@ def attempted(
     checks: Checks,
     unsupported: dict[tuple[str, str], list[str]],
     make: Callable[[], Sequence[Held]],
-) -> Sequence[Held] | None:
-    """The values of a loop that stays one, if that is `allowed`; None where something is in the
-    way, of which nothing stays among the checks and what is unsupported.
+) -> Sequence[Held] | Skip:
+    """The values of a loop that stays one, if that is `allowed`; or what is in the way, of which
+    nothing stays among the checks and what is unsupported.
     """
     if not allowed:
-        return None
+        return Skip("loops stay loops where a CPU runs them")
     held = dict(checks.made)
     reported = {key: [*names] for key, names in unsupported.items()}
     try:
         made = make()
         if unsupported == reported:
             return made
-        log.info("a loop is unrolled: its body has unsupported operators")
+        new = (what for what, _ in unsupported.keys() - reported.keys())
+        reason = f"its body has unsupported operators: {', '.join(sorted(new))}"
     except Unrolled as e:
-        log.info("a loop is unrolled: %s", e)
+        reason = str(e)
     except Error as e:
-        log.info("a loop is unrolled: %s", e.what)
+        reason = e.what
+    log.info("a loop is unrolled: %s", reason)
     checks.made = held
     unsupported.clear()
     unsupported.update(reported)
-    return None
+    return Skip(reason)
 
 
 def is_worth(iterations: int | None, body: GraphProto) -> bool:
@@ -104,10 +109,10 @@ class Rolling:
         limit = s.flat(given) if isinstance(given, Node) else None
         begin = [s.flag(first)] if isinstance(first, Node) else []
         carried = _tensors(inputs[2:])
-        most = known_value(limit)
+        turns_known = known_sizes(limit)
         lengths = [h[0] for h in s.shapes[len(carried) :] if h]
-        rows = lengths[0] if lengths else None if most is None else int(most[0])
-        exact = most is not None and all(map(_is_true, begin))
+        rows = s.ints(lengths[:1]) if lengths else limit if turns_known is not None else None
+        exact = turns_known is not None and all(map(_is_true, begin))
         # One iteration more than an output's shape says is one too many, which a check finds.
         ends = [limit] if limit is not None else []
         ends += [s.ints([lengths[0] + 1])] if lengths else []
@@ -123,10 +128,10 @@ class Rolling:
             return on, made[1 : 1 + len(carried)], made[1 + len(carried) :]
 
         turns, found, stacks = self._made(begin, carried, rows, step)
-        if exact and rows != most:
+        if exact and lengths and turns_known is not None and lengths[0] != turns_known[0]:
             raise Unrolled("the declared length of its outputs is not that which they have")
         if lengths and not exact:
-            what = f"it does not have {rows} iterations, as an output's shape says"
+            what = f"it does not have {lengths[0]} iterations, as an output's shape says"
             s.check(s.node("Equal", turns, lengths[:1]), what)
         elif stacks and not exact:
             if s.bound is None:
@@ -143,25 +148,27 @@ class Rolling:
         the iterations. Raises Unrolled.
         """
         s = self.s
-        length = pieces[0][0].type.dims[pieces[0][1]]
+        length = _length(s, *pieces[0][:2])
+        last = s.node("Reshape", s.node("Sub", length, [1]), s.ints([]))
 
         def step(turn: Node, states: list[Node]) -> tuple[list[Node], list[Node], list[Node]]:
             forth = s.node("Reshape", turn, s.ints([]))
             parts = [
-                s.node("Gather", x, s.node("Sub", length - 1, forth) if back else forth, axis=axis)
+                s.node("Gather", x, s.node("Sub", last, forth) if back else forth, axis=axis)
                 for x, axis, back in pieces
             ]
             made = _tensors(body("body", [*states, *parts]))
-            on = [s.node("Less", s.node("Add", turn, [1]), [length])]
+            on = [s.node("Less", s.node("Add", turn, [1]), length)]
             return on, made[: len(states)], made[len(states) :]
 
         return self._made([], _tensors(states), length, step)[1:]
 
     def _made(
-        self, begin: Sequence[Node], carried: list[Node], rows: int | None, step: Step
+        self, begin: Sequence[Node], carried: list[Node], rows: Node | None, step: Step
     ) -> tuple[Node, list[Node], list[Node]]:
         """Conditions of a first iteration, carried values at first, how many rows there are at
-        most, and an iteration -> how many iterations there were, the last values, stacked rows.
+        most (a vector of one, which may be an open size), and an iteration -> how many iterations
+        there were, the last values, stacked rows.
         """
         s = self.s
         if any(n.op_type in _DRAWN for n in all_nodes(self.graph.node)):
@@ -176,7 +183,9 @@ class Rolling:
         stacks = [self._put(row, rows, turn) for row in made]
         fresh = {what: holds for what, holds in self.checks.made.items() if what not in before}
         held = [self._held(holds) for holds in fresh.values()]
-        found = self._closed([self._all(on), s.node("Add", turn, [1]), *new, *stacks, *held])
+        ends = [self._all(on), s.node("Add", turn, [1]), *new, *stacks, *held]
+        found = looped(self.firsts, self.given, ends, s.call.name)
+        _tensors(found[0].operands[0].operands)
         turns, values = found[1], found[2 : 2 + len(new)]
         whole = found[2 + len(new) : 2 + len(new) + len(stacks)]
         self.checks.made = {
@@ -195,19 +204,23 @@ class Rolling:
         self.given.append(made)
         return made
 
-    def _put(self, row: Node, rows: int | None, turn: Node) -> Node:
+    def _put(self, row: Node, rows: Node | None, turn: Node) -> Node:
         """A row in its place among so many; what is not written is 0."""
         s = self.s
-        if not rows:
+        known = known_sizes(rows)
+        if rows is None or known is None or known[0] == 0:
             raise Unrolled("how many rows its outputs have at most is not known")
         if row.dtype == "bool":
             row = s.node("Cast", row, to="uint8")
-        dims = row.type.dims
-        if rows * row.type.size > MAX_ELEMENTS:
-            raise Unrolled(f"{rows} rows of {row.type} do not fit")
-        stack = self._state(make("room", dtype=row.dtype, shape=(rows, *dims), name="rows"))
-        place = s.node("Reshape", s.node("Min", turn, [rows - 1]), [1, 1])
-        return s.node("ScatterND", stack, place, s.node("Reshape", row, [1, *dims]))
+        shape = (known[0], *row.type.shape)
+        most = settled(reduce(lambda a, b: a * b, shape, Size.of(1)))
+        if isinstance(most, int) and most > MAX_ELEMENTS:
+            raise Unrolled(f"{known[0]} rows of {row.type} do not fit")
+        stack = self._state(make("room", dtype=row.dtype, shape=shape, name="rows"))
+        place = s.node("Min", turn, s.node("Sub", rows, [1]))
+        return s.node(
+            "ScatterND", stack, s.node("Reshape", place, [1, 1]), s.node("Unsqueeze", row, [0])
+        )
 
     def _held(self, holds: Node) -> Node:
         """Whether what a body checks holds in this iteration and has in those before."""
@@ -221,35 +234,6 @@ class Rolling:
         unknown = [c for c in conditions if not _is_true(c)] or [constant(np.ones(1, np.bool_))]
         return reduce(lambda a, b: self.s.node("And", a, b), unknown)
 
-    def _closed(self, outputs: Sequence[Node]) -> list[Node]:
-        """What the body makes of its states -> what these are when the loop has ended."""
-        inside, around = set(self.given), dict[Node, Node]()
-        new: dict[Node, Node] = {n: n for n in self.given}
-        for node in walk(outputs):
-            if node in new or not any(i in inside for i in node.operands):
-                continue
-            inside.add(node)
-            new[node] = node.with_inputs(
-                i and (new.get(i) or _taken(i, around)) for i in node.inputs
-            )
-        ends = [new.get(o) or _taken(o, around) for o in outputs]
-        names = tuple(f"next{i}" for i in range(len(ends)))
-        body = Graph((*self.given, *around.values()), tuple(ends), names, "body")
-        name = self.s.call.name
-        made = make("loop", *self.firsts, *around, body=body, name=name)
-        return [make("item", made, index=i, name=f"{name}.{i}") for i in range(len(ends))]
-
-
-def _taken(node: Node, around: dict[Node, Node]) -> Node:
-    """What a body reads from around it: a constant, or one more of its inputs."""
-    known = node.array if node.is_constant else known_value(node)
-    if known is not None:
-        return node if node.is_constant else constant(known, node.name)
-    if node not in around:
-        _tensors([node])
-        around[node] = placeholder(f"around{len(around)}", node.type)
-    return around[node]
-
 
 def _tensors(values: Sequence[Held]) -> list[Node]:
     """Values that a loop may read or carry. Raises Unrolled for others."""
@@ -257,9 +241,17 @@ def _tensors(values: Sequence[Held]) -> list[Node]:
     if len(found) < len(values):
         raise Unrolled("it carries sequences")
     for node in found:
-        if not node.type.static or not node.type.size or node.dtype == "string":
+        if 0 in node.type.shape or node.dtype == "string":
             raise Unrolled(f"it carries or reads {node.type}")
     return found
+
+
+def _length(s: Settling, x: Node, axis: int) -> Node:
+    """The size of a value along an axis, as a vector of one."""
+    size = x.type.shape[axis]
+    if isinstance(size, int):
+        return s.ints([size])
+    return s.node("Shape", x, start=axis % x.type.rank, end=axis % x.type.rank + 1)
 
 
 def _is_true(condition: Node) -> bool:

@@ -8,12 +8,15 @@ its outputs are the states of the next iteration:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Array, Node, Type, numpy_dtype
-from qcompiler.ops.evaluate import evaluate
-from qcompiler.ops.registry import operator, required, typed
+from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder, walk
+from qcompiler.ops.evaluate import evaluate, known_value
+from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.registry import make, operator, required, typed
 
 
 @operator("loop", body=required())
@@ -43,9 +46,50 @@ def _(node: Node) -> tuple[Type, ...]:
 @operator("room", dtype=required(), shape=required())
 def room(node: Node) -> Array:
     """Zeros that are never a constant: the memory of what a loop stacks, before it begins."""
-    return np.zeros(node.ints("shape"), numpy_dtype(node.str("dtype")))
+    return np.zeros(node.type.dims, numpy_dtype(node.dtype))
 
 
 @typed(room)
 def _(node: Node) -> Type:
-    return Type(node.str("dtype"), node.ints("shape"))
+    shape = node.attrs["shape"]
+    assert isinstance(shape, tuple)
+    dims = (d if isinstance(d, str) else int(d) for d in shape if isinstance(d, (int, str)))
+    return Type(node.str("dtype"), tuple(dims))
+
+
+def looped(
+    firsts: Sequence[Node], states: Sequence[Node], outputs: Sequence[Node], name: str
+) -> list[Node]:
+    """What states are at first, placeholders for them, and what an iteration makes of these -> the
+    states when the loop has ended. What does not depend on them is read from around the loop.
+    """
+    around = _Around()
+    inside: dict[Node, Node] = {n: n for n in states}
+    for node in walk(outputs):
+        if node not in inside and any(i in inside for i in node.operands):
+            inside[node] = node.with_inputs(i and (inside.get(i) or around(i)) for i in node.inputs)
+    ends = tuple(inside.get(o) or around(o) for o in outputs)
+    names = tuple(f"next{i}" for i in range(len(ends)))
+    body = Graph((*states, *around.taken.values()), ends, names, "body")
+    made = make("loop", *firsts, *around.taken, body=body, name=name)
+    return [make("item", made, index=i, name=f"{name}.{i}") for i in range(len(ends))]
+
+
+class _Around:
+    """What a body reads from around it -> constants, or inputs of the body."""
+
+    def __init__(self) -> None:
+        self.taken: dict[Node, Node] = {}
+        """Nodes around the loop -> the inputs that stand for them."""
+
+    def __call__(self, node: Node) -> Node:
+        if node.is_constant:
+            return node
+        known = known_value(node)
+        if known is not None:
+            return constant(known, node.name)
+        if node.operands and known_sizes(node) is not None:  # it stays known inside
+            return node.with_inputs(i and self(i) for i in node.inputs)
+        if node not in self.taken:
+            self.taken[node] = placeholder(f"around{len(self.taken)}", node.type)
+        return self.taken[node]

@@ -96,6 +96,8 @@ class _Alone:
         self.batch, self.others = batch, others
         self.batched: set[Node] = set()
         self.indices: dict[Node, Index] = {}
+        self.loops: dict[Node, list[bool]] = {}
+        """Which of their states are batched."""
 
     def axis(self, type: Type) -> int:
         """The dimension that is a multiple of the batch, if no other depends on it; else -1."""
@@ -123,6 +125,16 @@ class _Alone:
             return
         if known_sizes(node) is not None:
             return
+        if node.op == "loop":
+            self._loop(node)
+            return
+        if node.op == "item" and node.operands[0] in self.loops:
+            if self.loops[node.operands[0]][node.int("index")]:
+                self.batched.add(node)
+            return
+        if node.op == "room" and self.axis(node.type) >= 0:
+            self.batched.add(node)
+            return
         if (index := self._index(node)) is not None:
             self.indices[node] = index
             return
@@ -140,6 +152,24 @@ class _Alone:
         if any(self.axis(t) < 0 for t in node.types) or not self._alone(node):
             raise self._mixes(node)
         self.batched.add(node)
+
+    def _loop(self, node: Node) -> None:
+        """Find out about a loop: every iteration keeps samples alone, and all make as many."""
+        body = node.graph("body")
+        states = body.inputs[: len(body.outputs)]
+        self.batched.difference_update(body.nodes)  # that another loop may have, too
+        if self.indices.keys() & set(node.operands):
+            raise self._mixes(node)
+        for inner, given in zip(body.inputs, node.operands, strict=True):
+            if given in self.batched:
+                self.batched.add(inner)
+        for inner in body.nodes:
+            if inner.op != "input":
+                self.see(inner)
+        ends = zip(states, body.outputs, strict=True)
+        if any((old in self.batched) != (new in self.batched) for old, new in ends):
+            raise self._mixes(node)
+        self.loops[node] = [state in self.batched for state in states]
 
     def _mixes(self, node: Node) -> Error:
         where = described(node)
@@ -311,6 +341,16 @@ class _Alone:
         )
         return self.batched.issuperset(node.operands[:3]) and first and masks
 
+    def _scatter_nd(self, node: Node) -> bool:
+        """Pieces that have all samples, put into others by indices that are the same for all."""
+        x, index, pieces = node.operands
+        if index in self.batched or not self.batched.issuperset((x, pieces)):
+            return False
+        depth, axis = index.shape[-1], self.axis(x.type)
+        if not isinstance(depth, int) or axis < depth:
+            return False
+        return self.axis(pieces.type) == axis - depth + index.type.rank - 1
+
     def _einsum(self, node: Node) -> bool:
         """One letter is the batch wherever there is one, and in no other operand."""
         left, arrow, right = node.str("equation").replace(" ", "").partition("->")
@@ -406,6 +446,7 @@ _RULES: Mapping[str, Callable[[_Alone, Node], bool]] = {
     "GatherND": lambda s, n: s._each(n) and n.int("batch_dims") > 0,
     **dict.fromkeys(("GridSample", "TensorScatter"), _Alone._each),
     "ScatterElements": _Alone._together,
+    "ScatterND": _Alone._scatter_nd,
     "RotaryEmbedding": _Alone._rotary,
     "ReverseSequence": _Alone._reverse,
     **dict.fromkeys(("OneHot", "BitCast"), lambda s, n: s._first_only(n)),

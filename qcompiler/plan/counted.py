@@ -28,7 +28,8 @@ from qcompiler.ops.kinds import VIEWS
 from qcompiler.ops.quantized import TABLES
 from qcompiler.plan.choose import Chooser
 from qcompiler.plan.plan import Opened, Progress
-from qcompiler.plan.regions import base, is_elementwise, regions
+from qcompiler.plan.regions import base, is_elementwise
+from qcompiler.plan.repeats import Flat
 
 Made = list[tuple[Region, Decision]]
 Rule = Callable[[Node, int, int], bool]
@@ -38,20 +39,28 @@ Places = frozenset[int]
 """Positions of operands."""
 
 
-def ending(graph: Graph, opened: Opened, chooser: Chooser, progress: Progress | None) -> Made:
-    """A graph of largest sizes -> its regions in order, or their parts, and their kernels."""
-    each = regions(graph)
+def ending(flat: Flat, opened: Opened, chooser: Chooser, progress: Progress | None) -> list[Made]:
+    """A graph of largest sizes -> its regions in order, or their parts, and their kernels. None in
+    a loop ends early: what it makes may be a state, of which a later iteration needs all rows.
+    """
+    graph, each = flat.kept, flat.regions
     rows = Rows(graph, opened)
     needs = _Needs(graph, rows)
+    for loop in flat.loops:
+        needs.demand((*loop.states, *loop.copies))
     found: list[Made] = []
-    for i, region in enumerate(reversed(each)):
+    for i, region in reversed([*enumerate(each)]):
         if progress is not None:
-            progress(i, len(each), region.output.name)
+            progress(len(each) - 1 - i, len(each), region.output.name)
+        if any(loop.holds(i) for loop in flat.loops):
+            found.append(chooser.kernels(region))
+            needs.demand(region.inputs)
+            continue
         made = _ending(region, rows, needs, chooser) or chooser.kernels(region)
         for part, how in reversed(made):
             needs.see(part, how)
         found.append(made)
-    return [one for made in reversed(found) for one in made]
+    return found[::-1]
 
 
 def _ending(region: Region, rows: Rows, needs: _Needs, chooser: Chooser) -> Made | None:
@@ -155,8 +164,7 @@ class _Needs:
         """Values of which all rows are needed."""
         for node in graph.outputs:
             self._read(node, whole=False)
-        for node in (*graph.checks.values(), *graph.extents.values()):
-            self._read(node, whole=True)
+        self.demand((*graph.checks.values(), *graph.extents.values()))
 
     def all_of(self, node: Node) -> bool:
         """Are all of its rows needed?"""
@@ -179,6 +187,11 @@ class _Needs:
                     self._read(operand, whole=at not in some)
                 elif at not in some:
                     whole.add(operand)
+
+    def demand(self, nodes: Sequence[Node]) -> None:
+        """All rows of these are needed."""
+        for node in nodes:
+            self._read(node, whole=True)
 
     def _read(self, node: Node, *, whole: bool) -> None:
         while not whole and node.op in VIEWS:

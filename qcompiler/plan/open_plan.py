@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 from qcompiler.artifact.manifest import Batch, Pinned
 from qcompiler.errors import Error, Skip
@@ -24,12 +25,13 @@ from qcompiler.kernels.registry import Decision, Records, Region
 from qcompiler.onnx_io.dims import positive
 from qcompiler.plan.alike import Alike
 from qcompiler.plan.barriers import Slot
-from qcompiler.plan.branches import side_by_side
+from qcompiler.plan.branches import Branch, side_by_side
 from qcompiler.plan.choose import Chooser, padded
 from qcompiler.plan.counted import ending, ending_share
 from qcompiler.plan.opened import as_named
 from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
-from qcompiler.plan.regions import regions, with_copies
+from qcompiler.plan.regions import with_copies
+from qcompiler.plan.repeats import Flat, Loop, Repeat, flattened
 from qcompiler.plan.sharing import at_most, least, saving
 from qcompiler.plan.weights import Weights
 
@@ -46,8 +48,21 @@ for smaller sizes, but for the smallest of at most so many positions.
 Sized = tuple[int, Graph]
 """A number of samples, and a graph over so many."""
 Made = list[tuple[Region, Decision]]
-Chosen = tuple[int, Graph, Made, float]
-"""The same, with its kernels and their predicted seconds."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A graph of so many samples: its kernels in order, and the loops among them."""
+
+    size: int
+    flat: Flat
+    made: Made
+    loops: tuple[Loop, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time, one iteration of each loop."""
+        return sum(how.predicted for _, how in self.made)
 
 
 @dataclass(frozen=True)
@@ -131,12 +146,13 @@ def _rounds(
     """Graphs of fewer and fewer samples -> the plan of those that are worth it, and of one."""
     found = [_chosen(size, with_copies(graph), chosen, progress) for size, graph in graphs]
     chosen.demand_all(reasons)
-    size, _, _, alone = found[-1]
-    assert size == 1, "a batch may have one sample"
-    kept = [f for f in found[:-1] if f[3] <= WORTH * f[0] * alone] + found[-1:]
-    made, spans = _in_a_row([f[1:3] for f in kept], chosen)
+    alone = found[-1]
+    assert alone.size == 1, "a batch may have one sample"
+    most = WORTH * alone.seconds
+    kept = [f for f in found[:-1] if f.seconds <= most * f.size] + [alone]
+    made, spans = _in_a_row(kept, chosen)
     pairs = zip(spans, kept, strict=True)
-    batches = tuple(Batch(f[0], *span, round(f[3] * 1e9)) for span, f in pairs)
+    batches = tuple(Batch(f.size, *span, round(f.seconds * 1e9)) for span, f in pairs)
     apart = not any(s.kernel.mixes_rows for s in made.steps)
     return replace(made, apart=apart, opened=replace(opened, batches=batches))
 
@@ -153,22 +169,22 @@ def _pinned(
     first = tuple(s.high for s in opened.inner)
     kept = [(first, _ended(largest, opened, chosen, progress))]
     chosen.demand_all(reasons)
-    ends = len(opened.inner) == 1 and ending_share(kept[0][1][2]) >= MOSTLY
+    ends = len(opened.inner) == 1 and ending_share(kept[0][1].made) >= MOSTLY
     for one in _few(smaller, opened) if ends else [s for s in smaller if max(s.sizes) > 1]:
         last = kept[-1][1]
         graph = one.graph
         if graph is None:
             continue
         found = _ended(graph, opened, chosen, progress)
-        if found[3] <= WORTH * last[3]:
+        if found.seconds <= WORTH * last.seconds:
             kept.append((one.sizes, found))
     chosen.demand_all(reasons)
     alike = Alike(chosen)
-    made, spans = _in_a_row([(f[1], alike(f[2])) for _, f in kept], chosen)
+    made, spans = _in_a_row([replace(f, made=alike(f.made)) for _, f in kept], chosen)
     named = [kept[0][0], *(as_named(opened, sizes) for sizes, _ in kept[1:])]
     pinned = tuple(Pinned(n, *span) for n, span in zip(named, spans, strict=True))
-    seconds = kept[0][1][3]
-    batches = (Batch(1, *spans[0], round(seconds * 1e9)),) if opened.batched else ()
+    nanoseconds = round(kept[0][1].seconds * 1e9)
+    batches = (Batch(1, *spans[0], nanoseconds),) if opened.batched else ()
     return replace(made, apart=False, opened=replace(opened, batches=batches, pinned=pinned))
 
 
@@ -180,26 +196,24 @@ def _few(smaller: Sequence[Smaller], opened: Opened) -> list[Smaller]:
     return [s for s in smaller if s is first or s.sizes == best]
 
 
-def _in_a_row(
-    graphs: Sequence[tuple[Graph, Made]], chosen: Chooser
-) -> tuple[Plan, list[tuple[int, int]]]:
+def _in_a_row(graphs: Sequence[Chosen], chosen: Chooser) -> tuple[Plan, list[tuple[int, int]]]:
     """Graphs with their kernels -> a plan of the steps of each, in one workspace, with weights in
     common; and which steps those are.
     """
     weights = Weights()
-    plans = []
-    for graph, made in graphs:
-        ordered, branches = side_by_side(made, chosen)
-        plans.append(laid_out(graph, chosen.device, ordered, branches=branches, weights=weights))
+    plans = [_laid_out(one, chosen, weights) for one in graphs]
     steps: list[Step] = []
+    repeats: list[Repeat] = []
     spans: list[tuple[int, int]] = []
     for one in plans:
         first = len(steps)
         steps += [_later(s, first) for s in _after_all(one.steps)]
+        repeats += [Repeat(r.first + first, r.last + first, r.going) for r in one.repeats]
         spans.append((first, len(steps)))
     made_of_all = replace(
         plans[0],
         steps=tuple(steps),
+        repeats=tuple(repeats),
         weights=weights.blob(),
         workspace_bytes=max(p.workspace_bytes for p in plans),
         blocks=tuple((p.offset, p.bytes) for p in weights.known.values()),
@@ -208,20 +222,42 @@ def _in_a_row(
     return made_of_all, spans
 
 
+def _laid_out(one: Chosen, chosen: Chooser, weights: Weights) -> Plan:
+    flat, ordered = one.flat, list(one.made)
+    branches: list[Branch | None] = []
+    if not one.loops:
+        ordered, branches = side_by_side(ordered, chosen)
+    return laid_out(
+        flat.graph,
+        chosen.device,
+        ordered,
+        branches=branches,
+        weights=weights,
+        loops=one.loops,
+        kept=flat.kept,
+    )
+
+
 def _chosen(size: int, graph: Graph, chosen: Chooser, progress: Progress | None) -> Chosen:
-    made: Made = []
-    todo = regions(graph)
-    for i, region in enumerate(todo):
+    flat = flattened(graph)
+    found: list[Made] = []
+    for i, region in enumerate(flat.regions):
         if progress is not None:
-            progress(i, len(todo), region.output.name)
-        made.extend(chosen.kernels(region))
-    return size, graph, made, sum(how.predicted for _, how in made)
+            progress(i, len(flat.regions), region.output.name)
+        found.append(chosen.kernels(region))
+    return _in_order(size, flat, found)
 
 
 def _ended(graph: Graph, opened: Opened, chosen: Chooser, progress: Progress | None) -> Chosen:
-    graph = with_copies(graph)
-    made = ending(graph, opened, chosen, progress)
-    return 1, graph, made, sum(how.predicted for _, how in made)
+    flat = flattened(with_copies(graph))
+    return _in_order(1, flat, ending(flat, opened, chosen, progress))
+
+
+def _in_order(size: int, flat: Flat, found: Sequence[Made]) -> Chosen:
+    """The kernels of each region of a graph -> all in a row."""
+    starts = [0, *accumulate(map(len, found))]
+    loops = tuple(loop.moved(starts) for loop in flat.loops)
+    return Chosen(size, flat, [one for made in found for one in made], loops)
 
 
 def _after_all(steps: Sequence[Step]) -> list[Step]:

@@ -35,6 +35,13 @@ CACHE = """<ir_version: 10, opset_import: ["": 21]>
 cache (float[1,2,1,4] row, float[1,2,past,4] old) => (float[1,2,all,4] made, float[1,2,1,4] y) {
     made = Concat<axis = 2>(old, row) axes = Constant<value_ints = [2]>()
     y = ReduceSum(made, axes) }"""
+STEPS = """<ir_version: 10, opset_import: ["": 17]>
+steps (float[2,3] start, float[t,2,3] x) => (float[2,3] end, float[t,2,3] all)
+    <float[3,3] w = {@9}> {
+    end, all = Scan<num_scan_inputs = 1, body = step (float[2,3] before, float[2,3] a)
+        => (float[2,3] after, float[2,3] seen) {
+            p = MatMul(before, w) q = Add(p, a) after = Tanh(q) seen = Sub(after, a)
+        }>(start, x) }"""
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -127,6 +134,7 @@ CASES = {
     "tokens": (TOKENS, {"batch": "1..5", "seq": "1..40"}, [(1, 1), (5, 40), (3, 17), (2, 33)]),
     "images": (IMAGES, {"height": "2..32:2", "width": "1..33"}, [(2, 1), (32, 33), (12, 7)]),
     "rows": (ROWS, {"n": "1.."}, [(1,), (8,), (9,), (15,), (40,)]),
+    "steps": (STEPS, {"t": "1..40"}, [(1,), (40,), (19,), (2,)]),
     "cache": (CACHE, {"past": "0..40"}, [(0,), (1,), (19,), (40,)]),
 }
 

@@ -18,6 +18,7 @@ from qcompiler.rewrite.padding import (
     alone,
     along,
     borders,
+    loops,
     moves,
     products,
     resampling,
@@ -32,7 +33,7 @@ from qcompiler.runtime.text import NOTE
 
 __all__ = ["Result", "padded"]
 
-RULES_OF = (alone, along, borders, moves, products, resampling, scatters, windows)
+RULES_OF = (alone, along, borders, loops, moves, products, resampling, scatters, windows)
 """Where the rules are."""
 
 _WALKS = 16
