@@ -200,8 +200,7 @@ def values(region: Region, seed: int) -> Mapping[str, Array]:
     """Numbers for what a region reads besides constants, by name."""
     rng = np.random.default_rng(seed)
     given = {n.name: numbers(n.type, rng) for n in region.inputs if not n.is_constant}
-    count = region.count
-    return given if count is None else {**given, count.name: np.full(1, _ALL, np.int32)}
+    return given | {n.name: np.full(1, _ALL, np.int32) for n in region.extents}
 
 
 def numbers(type: Type, rng: np.random.Generator) -> Array:

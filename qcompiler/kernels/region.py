@@ -55,7 +55,7 @@ class Region:
 
     `nodes` are in order, each after what it reads; `inputs` are the values read from outside
     (constants included), in the order of the kernel's pointers; `output` is the only node read from
-    outside. One more input may say how much of it counts (`count`). `facts` is None while these are
+    outside. More inputs may say how much of it counts (`extents`). `facts` is None while these are
     nodes of a graph; otherwise the region is sealed, and only then has a key and known facts.
     """
 
@@ -66,13 +66,21 @@ class Region:
     facts: Mapping[Node, Facts] | None = field(default=None, compare=False)
 
     @cached_property
-    def count(self) -> Node | None:
-        """The input that no node reads, if there is one, an int32: how many positions along the
-        first dimension of more than one count in this run. A kernel need not compute others, nor
-        read what belongs to them.
+    def extents(self) -> tuple[Node, ...]:
+        """The inputs that no node reads, each int32[1]. One is `count`; two are the height and the
+        width, in this run, of the images that its anchor reads, or that it computes where it has no
+        anchor. Their rows then lie one after the other, each as wide as this run's, in the memory
+        of images[n, height, width, channels] of the largest sizes.
         """
         read = {self.output, *(i for n in self.nodes for i in n.operands)}
-        return next((n for n in self.inputs if n not in read), None)
+        return tuple(n for n in self.inputs if n not in read)
+
+    @property
+    def count(self) -> Node | None:
+        """How many positions along the first dimension of more than one count in this run, if a
+        run knows. A kernel need not compute others, nor read what belongs to them.
+        """
+        return self.extents[0] if len(self.extents) == 1 else None
 
     def known(self, node: Node) -> Facts:
         """What a kernel may know of an input or a node."""

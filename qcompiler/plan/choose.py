@@ -53,6 +53,15 @@ class Chooser:
         best = None if self.records is None else self.records.best(region.key, self.device)
         return best is not None and best.generator == APART
 
+    def ending(self, region: Region) -> Decision | None:
+        """The kernel of a region with extents, if there is one that ends where they say."""
+        handed = sealed(region, self.device)
+        if handed.key not in self.known:
+            how = choose(handed, self.device, self.records, apart=self.padded, counted=True)
+            self.known[handed.key] = self.named(how)
+        how = self.known[handed.key]
+        return how if isinstance(how.kernel, Kernel) else None
+
     def decide(self, region: Region, name: str) -> Decision:
         """A sealed region, and its name in reported skips -> its kernel."""
         how = choose(region, self.device, self.records, apart=self.padded)
@@ -66,7 +75,7 @@ class Chooser:
         one = replace(self.device, threads=1)
         handed = sealed(region, one)
         if handed.key not in self.single:
-            ends = region.count is not None  # what it does not count may be no number
+            ends = bool(region.extents)  # what does not count may be no number
             how = choose(handed, one, apart=self.padded, counted=ends)
             self.single[handed.key] = self.named(how)
         return self.single[handed.key]

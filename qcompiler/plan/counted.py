@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from qcompiler.ir import SIZE, Graph, Node
 from qcompiler.kernels.region import Region
@@ -32,6 +33,8 @@ from qcompiler.plan.regions import base, is_elementwise
 from qcompiler.plan.repeats import Flat
 
 Made = list[tuple[Region, Decision]]
+Extents = tuple[Node, Node]
+"""The height and the width of images in a run, each int32[1]."""
 Rule = Callable[[Node, int, int], bool]
 """Is a node's output row by row that of its operand at a position, whose dimension `axis` is open?
 That its first dimension has as many positions is known."""
@@ -39,9 +42,25 @@ Places = frozenset[int]
 """Positions of operands."""
 
 
-def ending(flat: Flat, opened: Opened, chooser: Chooser, progress: Progress | None) -> list[Made]:
+class Refused(Exception):
+    """There are `nodes` without a kernel that ends where images do."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        super().__init__()
+        self.nodes = nodes
+
+
+def ending(
+    flat: Flat,
+    opened: Opened,
+    chooser: Chooser,
+    progress: Progress | None,
+    images: Mapping[Node, Extents] = MappingProxyType({}),
+) -> list[Made]:
     """A graph of largest sizes -> its regions in order, or their parts, and their kernels. None in
     a loop ends early: what it makes may be a state, of which a later iteration needs all rows.
+    `images`: those that lie in memory as a run's own (images.py). Raises Refused if one of these is
+    made or read by a region for which there is no such kernel.
     """
     graph, each = flat.kept, flat.regions
     rows = Rows(graph, opened)
@@ -49,6 +68,7 @@ def ending(flat: Flat, opened: Opened, chooser: Chooser, progress: Progress | No
     for loop in flat.loops:
         needs.demand((*loop.states, *loop.copies))
     found: list[Made] = []
+    refused: list[Node] = []
     for i, region in reversed([*enumerate(each)]):
         if progress is not None:
             progress(len(each) - 1 - i, len(each), region.output.name)
@@ -56,18 +76,37 @@ def ending(flat: Flat, opened: Opened, chooser: Chooser, progress: Progress | No
             found.append(chooser.kernels(region))
             needs.demand(region.inputs)
             continue
+        if extents := _extents(region, images):
+            ends = replace(region, inputs=(*region.inputs, *extents))
+            how = chooser.ending(ends)
+            if how is None:
+                refused += region.nodes if region.root is None else [region.root]
+            else:
+                found.append([(ends, how)])
+            continue
         made = _ending(region, rows, needs, chooser) or chooser.kernels(region)
         for part, how in reversed(made):
             needs.see(part, how)
         found.append(made)
+    if refused:
+        raise Refused(refused)
     return found[::-1]
+
+
+def _extents(region: Region, images: Mapping[Node, Extents]) -> Extents | None:
+    """The sizes of the images that a region's anchor reads, or that it makes by itself."""
+    root = region.root
+    if root is not None and root.op == "lay":  # it reads them as operands
+        return None
+    image = region.output if root is None else root.operands[0] if root.operands else root
+    return images.get(image)
 
 
 def _ending(region: Region, rows: Rows, needs: _Needs, chooser: Chooser) -> Made | None:
     """The kernel of a region if it may end early, and does."""
     root = region.root
     mixed = rows.mixed(root) if root is not None else Places()
-    summed = bool(mixed) and root is not None and root.op in _SUMS
+    summed = bool(mixed) and root is not None and root.op in SUMS
     count = rows.counts.get(root.operands[0] if summed and root is not None else region.output)
     if count is None or count in region.inputs or (needs.all_of(region.output) and not summed):
         return None
@@ -133,10 +172,10 @@ class Rows:
             counts = {(self.counts[n], n.type.dims[1]) for n in heads} if alike else set()
             return Places(range(len(heads))) if len(counts) == 1 else Places()
         # Integers that are summed may be zero points behind those that count, not 0.
-        x = node.operands[0] if node.op in _SUMS else None
+        x = node.operands[0] if node.op in SUMS else None
         if x is None or "float" not in x.dtype or x not in self.counts:
             return Places()
-        axes = _axes(node)
+        axes = axes_of(node)
         return Places([0]) if axes is not None and _first(x) in axes else Places()
 
     def picked(self, node: Node) -> Places:
@@ -218,7 +257,7 @@ def _heads(node: Node) -> list[Node]:
     return [n for n in node.inputs[:3] if n is not None]
 
 
-def _axes(node: Node) -> list[int] | None:
+def axes_of(node: Node) -> list[int] | None:
     """The dimensions that a reduction is over."""
     x = node.operands[0]
     given = known_value(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
@@ -262,7 +301,7 @@ def _behind(node: Node, at: int, axis: int) -> bool:
 
 
 def _reduced(node: Node, at: int, axis: int) -> bool:
-    axes = _axes(node)
+    axes = axes_of(node)
     return at == 0 and axes is not None and min(axes) > axis
 
 
@@ -292,17 +331,17 @@ def _attended(node: Node, at: int, axis: int) -> bool:
 
 
 _ATTENTION = frozenset({"Attention", "attention"})
-_SUMS = frozenset(
+SUMS = frozenset(
     {"ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 )
 _NORMS = ("LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax")
-_ENDING = frozenset({"matmul", "matmul_narrow", "Gather", "ReduceMean", *_SUMS, *_NORMS})
+_ENDING = frozenset({"matmul", "matmul_narrow", "Gather", "ReduceMean", *SUMS, *_NORMS})
 """Operators whose kernels may end early."""
 _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(VIEWS - {"BitCast"}, _viewed),
     **dict.fromkeys(("matmul", "matmul_narrow"), _multiplied),
     **dict.fromkeys((*_NORMS, "Split"), _behind),
-    **dict.fromkeys((*_SUMS, "ReduceMean"), _reduced),
+    **dict.fromkeys((*SUMS, "ReduceMean"), _reduced),
     **dict.fromkeys(_ATTENTION, _attended),
     "item": _viewed,
     "Gather": _gathered,

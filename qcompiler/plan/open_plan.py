@@ -19,7 +19,7 @@ from itertools import accumulate
 from qcompiler.artifact.manifest import Batch, Pinned
 from qcompiler.errors import Error, Skip
 from qcompiler.hardware.isa import Cpu, Device
-from qcompiler.ir import Graph
+from qcompiler.ir import Graph, Node
 from qcompiler.ir.refusals import Reasons
 from qcompiler.kernels.registry import Decision, Records, Region
 from qcompiler.onnx_io.dims import positive
@@ -27,7 +27,8 @@ from qcompiler.plan.alike import Alike
 from qcompiler.plan.barriers import Slot
 from qcompiler.plan.branches import Branch, side_by_side
 from qcompiler.plan.choose import Chooser, padded
-from qcompiler.plan.counted import ending, ending_share
+from qcompiler.plan.counted import Refused, ending, ending_share
+from qcompiler.plan.images import laid
 from qcompiler.plan.opened import as_named
 from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
 from qcompiler.plan.regions import with_copies
@@ -44,6 +45,9 @@ MOSTLY, FEW = 0.8, 8
 """Where kernels that take this share of the time end where what counts does, there are no others
 for smaller sizes, but for the smallest of at most so many positions.
 """
+
+TRIES = 8
+"""So often images are laid, without those that there was no kernel for the time before."""
 
 Sized = tuple[int, Graph]
 """A number of samples, and a graph over so many."""
@@ -169,13 +173,15 @@ def _pinned(
     first = tuple(s.high for s in opened.inner)
     kept = [(first, _ended(largest, opened, chosen, progress))]
     chosen.demand_all(reasons)
-    ends = len(opened.inner) == 1 and ending_share(kept[0][1].made) >= MOSTLY
+    kernels = kept[0][1].made
+    ends_images = any(len(r.extents) == 2 for r, _ in kernels)
+    ends = (len(opened.inner) == 1 or ends_images) and ending_share(kernels) >= MOSTLY
     for one in _few(smaller, opened) if ends else [s for s in smaller if max(s.sizes) > 1]:
         last = kept[-1][1]
         graph = one.graph
         if graph is None:
             continue
-        found = _ended(graph, opened, chosen, progress)
+        found = _ended(graph, opened, chosen, progress, images=ends_images)
         if found.seconds <= WORTH * last.seconds:
             kept.append((one.sizes, found))
     chosen.demand_all(reasons)
@@ -248,9 +254,31 @@ def _chosen(size: int, graph: Graph, chosen: Chooser, progress: Progress | None)
     return _in_order(size, flat, found)
 
 
-def _ended(graph: Graph, opened: Opened, chosen: Chooser, progress: Progress | None) -> Chosen:
-    flat = flattened(with_copies(graph))
-    return _in_order(1, flat, ending(flat, opened, chosen, progress))
+def _ended(
+    graph: Graph,
+    opened: Opened,
+    chosen: Chooser,
+    progress: Progress | None,
+    *,
+    images: bool = True,
+) -> Chosen:
+    """With `images`, kernels that end with a run's images, where these take most of the time."""
+    refused: frozenset[Node] = frozenset()
+    plain = flattened(with_copies(graph))
+    for _ in range(TRIES if images and not plain.loops else 0):
+        found = laid(graph, opened, refused)
+        if found is None:
+            break
+        flat = flattened(with_copies(found.graph))
+        try:
+            made = ending(flat, opened, chosen, progress, found.extents)
+        except Refused as e:
+            refused |= {found.origin[n] for n in e.nodes}
+            continue
+        if ending_share([one for some in made for one in some]) >= MOSTLY:
+            return _in_order(1, flat, made)
+        break
+    return _in_order(1, plain, ending(plain, opened, chosen, progress))
 
 
 def _in_order(size: int, flat: Flat, found: Sequence[Made]) -> Chosen:

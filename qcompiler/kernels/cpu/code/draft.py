@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from math import prod
 
 from tvm import tirx
 
@@ -88,10 +89,28 @@ class Draft:
             self._scratch = self.b.pointer("scratch", "uint8")
         return self._scratch.view(dtype)
 
-    def counted(self, total: int, most: int) -> Value:
-        """Of `total` iterations in the order of `most` positions, those that count in this run; to
-        be asked outside of loops over what it says.
+    def image(self) -> tuple[Value, Value]:
+        """The height and the width of images in this run (`Region.extents`), for a kernel that
+        computes no others; to be asked outside of loops over what it says.
         """
+        self.is_counted = True
+        extents = [self.b.let(self.pointers[n].load(), "found") for n in self.region.extents]
+        root = self.region.root
+        image = self.region.output if root is None else root.operands[0]
+        pairs = zip(extents, image.type.dims[1:3], strict=True)
+        height, width = (self.b.hold(tirx.Min(n, tir.const(most)), "size") for n, most in pairs)
+        return height, width
+
+    def counted(self, total: int, most: int) -> Value:
+        """Of `total` iterations in the order of `most` positions, or of the pixels of images, those
+        that count in this run; to be asked outside of loops over what it says.
+        """
+        if len(self.region.extents) == 2:
+            pixels = prod(self.region.output.type.dims[1:3])
+            if total % pixels:
+                return total
+            height, width = self.image()
+            return self.b.hold(height * width * (total // pixels), "counted")
         count = self.region.count
         if count is None or total % most:
             return total

@@ -59,13 +59,22 @@ def part(b: Builder, task: Value, count: int, total: Value) -> tuple[Value, Valu
     return first, iterations
 
 
-def indices(b: Builder, flat: Value, dims: tuple[int, ...]) -> list[Value]:
+def indices(b: Builder, flat: Value, dims: tuple[Value, ...]) -> list[Value]:
     """A flat index -> an index for each dimension."""
     found = []
     for size in reversed(dims[1:]):
-        found.append(b.let(tirx.floormod(flat, size)))
-        flat = b.let(tirx.floordiv(flat, size))
+        flat, place = divided(b, flat, size)
+        found.append(place)
     return [flat, *reversed(found)] if dims else []
+
+
+def divided(b: Builder, index: Value, size: Value) -> tuple[Value, Value]:
+    """An index, 0 or more -> how many whole sizes it holds, and the rest."""
+    if isinstance(size, int):
+        rest = b.let(tirx.floormod(index, size))
+        return b.let(tirx.floordiv(index, size)), rest
+    whole = b.hold(tirx.truncdiv(index, size), "whole")  # nothing is below 0
+    return whole, b.let(index - whole * size, "rest")
 
 
 def slots(

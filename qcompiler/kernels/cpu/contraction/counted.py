@@ -32,9 +32,14 @@ class Tiles:
     low: Value
 
     @staticmethod
-    def of(b: Builder, largest: int, most: int, rows: Value) -> Tiles:
-        """For at least one of `most` rows, in tiles of at most so many."""
+    def of(b: Builder, largest: int, most: int, rows: Value, *, few: bool = False) -> Tiles:
+        """For at least one of `most` rows, in tiles of at most so many; of a `few` heights where
+        there are many rows in most runs, as images have.
+        """
         heights = (*range(largest, 1, -STEP), 1)
+        if few:
+            found = {largest, -(-largest * 5 // 8), -(-largest // 4), 1}
+            heights = tuple(sorted(found, reverse=True))
         rows = b.hold(rows, "rows")  # TVM would write all that follows in terms of it
         count = b.hold((rows + (largest - 1)) // largest, "tiles")
         high, low = tir.const(heights[0]), tir.const(heights[min(1, len(heights) - 1)])

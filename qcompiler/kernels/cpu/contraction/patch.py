@@ -12,6 +12,7 @@ from tvm import tirx
 
 from qcompiler.hardware.isa import Isa
 from qcompiler.kernels.cpu.code import tir
+from qcompiler.kernels.cpu.code.images import OpenImage
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.contraction.microkernel import of_row
 from qcompiler.kernels.cpu.contraction.operands import Product, Run
@@ -20,7 +21,7 @@ from qcompiler.kernels.cpu.contraction.problem import Problem
 
 class Patch:
     """The lines that a block of output rows sees, padded and converted, in `target`: `lines` for
-    each plane.
+    each plane; of images of largest sizes, or of an `image` whose size a run knows.
     """
 
     def __init__(
@@ -32,9 +33,23 @@ class Patch:
         source: Pointer,
         target: Pointer,
         lines: int,
+        image: OpenImage | None = None,
     ) -> None:
         self.b, self.product, self.lines = b, product, lines
         self.frame, self.planes = problem.frame, problem.planes
+        frame = self.frame
+        self.height: Value = frame.height
+        self.line: Value = frame.line
+        self.source_line: Value = frame.source_line
+        self.right: Value = frame.right
+        self.open = image is not None
+        if image is not None:
+            self.height, apart = image.height, frame.apart or frame.pixel
+            self.line = b.let(image.width * apart, "line")
+            self.source_line = b.let(image.width * frame.pixel, "source_line")
+            _, right = image.window.pads[1] or (0, 0)
+            room = frame.line + frame.right - self.line  # the widest images need no more
+            self.right = b.let(tirx.Min(tir.const(right * apart), room), "right")
         self.dtype, self.source, self.target = problem.left.dtype, source, target
         widest = max(tir.bits(product.left), tir.bits(tir.stored(self.dtype))) // 8
         self.lanes = isa.lanes(widest)
@@ -43,11 +58,11 @@ class Patch:
     def _fill_sides(self) -> None:
         """Write the padding left and right of every line, once: copies leave it alone."""
         frame = self.frame
-        if not frame.left and not frame.right:
+        if not frame.left and not frame.right and not self.open:
             return
         with self.b.serial(self.planes.count * self.lines, "line") as i:
             self._fill(i * frame.padded_line, frame.left)
-            self._fill(i * frame.padded_line + (frame.left + frame.line), frame.right)
+            self._fill(i * frame.padded_line + (frame.left + self.line), self.right)
 
     def copy(self, image: Value, plane: Value, row: Value, end: Value) -> None:
         """The lines that output rows from `row` up to `end` see, in planes from one on (which may
@@ -60,54 +75,67 @@ class Patch:
             at = (p * self.lines + i) * frame.padded_line + frame.left
             target = b.let(at, "target")
             z, y = b.let(plane + p * planes.apart, "z"), b.let(first + i, "y")
-            source = b.let(image + (z * frame.height + y) * frame.source_line, "source")
+            source = b.let(image + (z * self.height + y) * self.source_line, "source")
             inside = []
             if planes.padded:
                 inside += [z >= 0, z < planes.size]
-            if frame.top or frame.bottom:
-                inside += [y >= 0, y < frame.height]
+            if frame.top or frame.bottom or self.open:
+                inside += [y >= 0, y < self.height]
             if not inside:
                 self._copy_line(source, target)
                 return
             with b.when(tirx.all(*inside)):
                 self._copy_line(source, target)
             with b.otherwise():
-                self._fill(target, frame.line)
+                self._fill(target, self.line)
 
     def _copy_line(self, source: Value, target: Value) -> None:
         frame = self.frame
         if not frame.apart:
-            self._copy(source, target, frame.line)
+            self._copy(source, target, self.line)
             return
-        with self.b.serial(frame.line // frame.apart, "pixel") as i:
+        with self.b.serial(self.line // frame.apart, "pixel") as i:
             self._copy(source + i * frame.pixel, target + i * frame.apart, frame.pixel)
 
-    def _copy(self, source: Value, target: Value, count: int) -> None:
-        def move(at: Value, lanes: int) -> None:
-            value = self.source.load(source + at, lanes)
-            self.target.store(target + at, self.product.convert_left(value, self.dtype))
+    def _copy(self, source: Value, target: Value, count: Value) -> None:
+        def move(at: Value, lanes: int, some: Value) -> None:
+            value = self.source.load_first(some, source + at, lanes)
+            made = self.product.convert_left(value, self.dtype)
+            self.target.store_first(some, target + at, made)
 
         self._along(count, move)
 
-    def _fill(self, target: Value, count: int) -> None:
+    def _fill(self, target: Value, count: Value) -> None:
         value = self.product.pad_value(self.frame.value)
 
-        def move(at: Value, lanes: int) -> None:
-            self.target.store(target + at, tir.const(value, self.product.left, lanes))
+        def move(at: Value, lanes: int, some: Value) -> None:
+            made = tir.const(value, self.product.left, lanes)
+            self.target.store_first(some, target + at, made)
 
         self._along(count, move)
 
-    def _along(self, count: int, move: Callable[[Value, int], None]) -> None:
-        """Vectors over `count` elements; the last one overlaps the one before it."""
+    def _along(self, count: Value, move: Callable[[Value, int, Value], None]) -> None:
+        """Vectors over `count` elements; the last one overlaps the one before it, or is a part of
+        one where only a run knows the count.
+        """
         lanes = self.lanes
+        if not isinstance(count, int):
+            whole = self.b.let(count // lanes, "whole")
+            with self.b.serial(whole, "v") as v:
+                move(v * lanes, lanes, lanes)
+            if lanes > 1:
+                rest = self.b.let(count - whole * lanes, "rest")
+                with self.b.when(rest > 0):
+                    move(whole * lanes, lanes, rest)
+            return
         while lanes > count:
             lanes //= 2
         if not count:
             return
         with self.b.serial(count // lanes, "v") as v:
-            move(v * lanes, lanes)
+            move(v * lanes, lanes, lanes)
         if count % lanes:
-            move(tir.const(count - lanes), lanes)
+            move(tir.const(count - lanes), lanes, lanes)
 
 
 class RightPacker:

@@ -173,6 +173,12 @@ class Problem:
         """Elements from one output pixel's left operand to the next one's."""
         return self.window.strides[1] * (self.frame.apart or self.pixel)
 
+    @property
+    def flat(self) -> bool:
+        """Is every output pixel, one after the other, of the input pixel of its number?"""
+        alone = self.images == self.columns == self.tap_count == 1 and not self.padded
+        return alone and (self.window.kernel, self.window.strides) == ((1, 1), (1, 1))
+
     @cached_property
     def tap_count(self) -> int:
         """Taps in all."""

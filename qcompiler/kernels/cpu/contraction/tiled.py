@@ -12,6 +12,7 @@ for each task (a share of the output rows, of the columns, or of both)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,7 +24,8 @@ from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
 from qcompiler.kernels.cpu.code.epilogue import store
-from qcompiler.kernels.cpu.code.loops import first_of, up
+from qcompiler.kernels.cpu.code.images import is_open
+from qcompiler.kernels.cpu.code.loops import divided, first_of, up
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import (
@@ -63,6 +65,8 @@ def tiled(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     if isinstance(found, Skip):
         return found
     problem, product = found
+    if is_open(region) and not problem.flat:
+        return Skip("windows of images whose sizes a run knows")
     pairs = paired(region, problem, product), twice(region, problem, product)
 
     def build(tiling: Tiling) -> Kernel:
@@ -75,7 +79,7 @@ def tiled(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """Output rows of an image from `row` on: units `first` up to `last`, whose left operand begins
     at `origin`.
     """
@@ -123,18 +127,25 @@ class Task:
         self.groups = mine if p.groups > 1 else (0, 1)
         self.my_panels = (0, self.panels.panels) if p.groups > 1 else mine
         self.patch = self._patch() if layout.copied else None
-        self.size, self.count = t.block, layout.blocks
-        self.tiles = self._counted() if p.root.op == "matmul" and p.images == 1 else None
+        self.size: Value = t.block
+        self.count: Value = layout.blocks
+        self.rows: Value = p.rows
+        self.columns: Value = p.columns
+        self.row: Value = layout.row
+        self.tiles = self._counted()
         self.blocks = share_of(self.b, p.images * self.count, row_task, t.row_tasks)
 
     def _counted(self) -> Tiles | None:
         """The tiles of the rows that count, where only a run knows these."""
         b, p, tasks = self.b, self.problem, self.layout.tiling.row_tasks
+        if not p.flat:
+            return None
         dims = p.left.type.dims
         rows = self.d.counted(p.rows, dims[first_of(dims)])
         if isinstance(rows, int):
             return None
-        tiles = Tiles.of(b, self.layout.units.cut.size, p.rows, rows)
+        few = is_open(self.d.region)
+        tiles = Tiles.of(b, self.layout.units.cut.size, p.rows, rows, few=few)
         if tasks > 1:
             share = tirx.Max(up(b, tiles.count, tasks), tir.const(1))
             self.size = b.hold(tirx.Min(share, tir.const(self.size)), "size")
@@ -161,18 +172,18 @@ class Task:
             if self.tiles is not None:
                 self._block(tir.const(0), block)
             else:
-                self._block(b.let(block // count, "image"), b.let(block % count, "part"))
+                self._block(*divided(b, block, count))
 
     def _block(self, image: Value, part: Value) -> None:
         """The output rows of one block, against every panel."""
         b, p = self.b, self.problem
-        size, units, tiles = self.size, self.layout.units.count, self.tiles
+        size, units, tiles = self.size, self._units(), self.tiles
         first = b.let(part * size, "first")
         last = first + size
         if tiles is not None:
-            last = b.let(tirx.Min(last, tiles.count), "last")
-        elif self.count * size != units:
-            last = b.let(tirx.Min(last, tir.const(units)), "last")
+            units = tiles.count
+        if not isinstance(units, int) or self.count * size != units:
+            last = b.let(tirx.Min(last, tir.const(0) + units), "last")
         row = b.let(self._row_of(first), "row")
         end = b.let(self._row_of(last), "end")
         if tiles is not None:
@@ -182,10 +193,9 @@ class Task:
             self._copy_patch(image, row, end)
             pointer, origin = self.patch.target, tir.const(0)
         else:
-            start = offset_of(b, image, p.left_images)
             pointer = self.d.pointers[p.left]
-            origin = b.let(start + row * self.layout.row, "origin")
-        block = _Block(image, first, last, row, pointer, origin)
+            origin = b.let(self._image_at(image) + row * self.row, "origin")
+        block = Block(image, first, last, row, pointer, origin)
         if self.layout.zipped:
             self._zip(block)
         matrix = self._right_matrix(image)
@@ -201,11 +211,19 @@ class Task:
         p, planes = self.problem, self.problem.planes
         assert self.patch is not None
         if planes.outputs == 1:
-            start, plane = offset_of(self.b, image, p.left_images), 0
+            start, plane = self._image_at(image), 0
         else:
             start = image // planes.outputs * p.left_images.strides[0]
             plane = image % planes.outputs * planes.step
         self.patch.copy(self.b.let(start), self.b.let(plane - planes.front), row, end)
+
+    def _units(self) -> Value:
+        """Units of an image."""
+        return self.layout.units.count
+
+    def _image_at(self, image: Value) -> Value:
+        """Where an image's left operand begins."""
+        return offset_of(self.b, image, self.problem.left_images)
 
     def _row_of(self, unit: Value) -> Value:
         """The first output row of a unit (of an image)."""
@@ -218,7 +236,7 @@ class Task:
             return unit * cut.size
         return unit * cut.size - tirx.Max(unit - cut.count, tir.const(0))
 
-    def _tiles(self, block: _Block, group: Value, right: Right, column: Value, run: Run) -> None:
+    def _tiles(self, block: Block, group: Value, right: Right, column: Value, run: Run) -> None:
         """All tiles of a block against one panel."""
         b, p, layout = self.b, self.problem, self.layout
         origin = b.let(block.origin + group * p.channels, "origin")
@@ -229,8 +247,8 @@ class Task:
 
         def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value) -> None:
             left, base = self._left(block, origin, (y, x), pixels, nth)
-            index = b.let((block.image * p.rows + y) * p.columns + x, "pixel")
-            places = [index + (dy * p.columns + dx) for dy, dx in pixels]
+            index = b.let((block.image * self.rows + y) * self.columns + x, "pixel")
+            places = [index + (dy * self.columns + dx) for dy, dx in pixels]
             self._prefetch_operands(places, column, run)
             ahead = not isinstance(pace, int) or pace
             beside = self._next_panel(right, nth, run, pace) if ahead else None
@@ -241,7 +259,7 @@ class Task:
         self._each_tile(block, tile)
 
     def _each_tile(
-        self, block: _Block, body: Callable[[Value, Value, list[tuple[int, int]], Value], None]
+        self, block: Block, body: Callable[[Value, Value, list[tuple[int, int]], Value], None]
     ) -> None:
         """body(y, x, pixels, n) for the nth tile of a block: where it begins, and its pixels as
         seen from there.
@@ -269,7 +287,7 @@ class Task:
 
     def _left(
         self,
-        block: _Block,
+        block: Block,
         origin: Value,
         place: tuple[Value, Value],
         pixels: list[tuple[int, int]],
@@ -289,17 +307,17 @@ class Task:
         if self._near(offsets):
             left = replace(left, again=self.d.isa.intrinsics.get("again"))
         y, x = place
-        base = origin + (y - block.row) * layout.row + x * p.column
+        base = origin + (y - block.row) * self.row + x * p.column
         return left, self.b.let(base, "base")
 
-    def _zip(self, block: _Block) -> None:
+    def _zip(self, block: Block) -> None:
         """Copy a block's rows as the product takes them."""
         assert self.scratch is not None
         b, p, layout = self.b, self.problem, self.layout
         memory = self.scratch.view(self.product.left)
 
         def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value) -> None:
-            base = b.let(block.origin + (y - block.row) * layout.row + x * p.column, "base")
+            base = b.let(block.origin + (y - block.row) * self.row + x * p.column, "base")
             target = memory + b.let(nth * layout.tile_elements, "to")
             offsets = [dy * layout.row + dx * p.column for dy, dx in pixels]
             zip_rows(b, self.product, block.left + base, offsets, target, p.depth)
@@ -475,7 +493,7 @@ class Task:
 
         return Right(run.vectors, load, self._start(column, run, None))
 
-    def _pace(self, pace: int, block: _Block, run: Run) -> Value:
+    def _pace(self, pace: int, block: Block, run: Run) -> Value:
         """The same of the tiles that a block has in a run."""
         if self.tiles is None or not pace:
             return pace
@@ -514,18 +532,24 @@ class Task:
         root = self.problem.root
         columns = root.type.dims[-1]
         for r, pixel in enumerate(pixels):
-            index = b.let(pixel, "pixel")
-            row = fused.row(index)
-            first = 0
-            for width in powers_of_two(run.vectors):
-                last = first + width == run.vectors
-                count = (width - 1) * lanes + (run.tail if last else lanes)
-                held = of_row(self.product, registers, run.vectors, r, range(first, first + width))
-                value = Vec(fused.m, b.let(held, "sums"), root.dtype, width * lanes)
-                at = b.let(column + first * lanes, "n")
-                result = fused.at(row, at, width * lanes, count, {self.summed: value})
-                store(fused.m, self.d.out, index * columns + at, result, count)
-                first += width
+            with self._there(r):
+                index = b.let(pixel, "pixel")
+                row = fused.row(index)
+                first = 0
+                for width in powers_of_two(run.vectors):
+                    last = first + width == run.vectors
+                    count = (width - 1) * lanes + (run.tail if last else lanes)
+                    some = range(first, first + width)
+                    held = of_row(self.product, registers, run.vectors, r, some)
+                    value = Vec(fused.m, b.let(held, "sums"), root.dtype, width * lanes)
+                    at = b.let(column + first * lanes, "n")
+                    result = fused.at(row, at, width * lanes, count, {self.summed: value})
+                    store(fused.m, self.d.out, index * columns + at, result, count)
+                    first += width
+
+    def _there(self, nth: int) -> AbstractContextManager[None]:
+        """What is to be done with a tile's nth pixel, if it is one of the output."""
+        return nullcontext()
 
     def _finish_pairs(
         self, registers: Registers, pixels: list[Value], column: Value, run: Run
@@ -547,6 +571,7 @@ class Task:
                     made.append(fused.at(row, at, lanes, lanes, {self.summed: value}))
                 parts = [b.let(v.expr, "bytes") for v in made]
                 for nth, pixel in enumerate(pixels[several : several + 2]):
-                    at = b.let(pixel * root.type.dims[-1] + (column + first * mac.width), "n")
-                    self.d.out.store(at, part(parts, mac.width, nth))
+                    with self._there(several + nth):
+                        at = b.let(pixel * root.type.dims[-1] + (column + first * mac.width), "n")
+                        self.d.out.store(at, part(parts, mac.width, nth))
                 first += width

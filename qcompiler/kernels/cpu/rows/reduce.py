@@ -18,6 +18,7 @@ from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import across, first_of, indices, share, slots, tasks
 from qcompiler.kernels.cpu.code.math import TirMath
 from qcompiler.kernels.cpu.code.tir import Value
@@ -68,8 +69,14 @@ def reduce(region: Region, device: Cpu) -> Kernel | Skip:
     """Any axes."""
     if reason := refuse(region):
         return reason
+    assert region.root is not None
     axes = axes_of(region)
-    return axes if isinstance(axes, Skip) else _emitted(region, device, axes)
+    if isinstance(axes, Skip):
+        return axes
+    assert region.root is not None
+    if is_open(region) and (axes != [1, 2] or region.root.op == "ReduceMean"):
+        return Skip("a mean, or another dimension, of images whose size a run knows")
+    return _emitted(region, device, axes)
 
 
 def axes_of(region: Region) -> list[int] | Skip:
@@ -105,7 +112,8 @@ def _emitted(region: Region, device: Cpu, axes: list[int]) -> Kernel:
     blocks = -(-width // lanes)
     total = prod(outer) // width * blocks
     count = tasks(device, device.core.moved_ns(x.type.bytes), total)
-    counted = total if first_of(dims) in axes else d.counted(total, dims[first_of(dims)])
+    within = first_of(dims) in axes or is_open(region)
+    counted = total if within else d.counted(total, dims[first_of(dims)])
     with share(d.b, count, counted) as (first, iterations):
         task = _Task(d, axes, dtype, lanes)
         with d.b.serial(iterations, "each", first) as each:
@@ -137,7 +145,9 @@ class _Task:
         self.prologue, self.epilogue = d.prologue, d.writing(whole=False)
         self.extents: list[Value] = list(self.dims)
         along, axis = len(self.dims) - 1 in axes, first_of(self.dims)
-        if axis in axes and axis < len(self.dims) - 1 and d.root.op != "ReduceMean":
+        if is_open(d.region):
+            self.extents[1:3] = d.image()
+        elif axis in axes and axis < len(self.dims) - 1 and d.root.op != "ReduceMean":
             self.extents[axis] = d.counted(self.dims[axis], self.dims[axis])
         self.lanes = min(lanes, self.prologue.lanes()) if along else lanes
 
@@ -156,7 +166,8 @@ class _Task:
     def _row(self, place: dict[int, Value]) -> Value:
         """The flat index over all axes but the last."""
         flat: Value = tir.const(0)
-        for axis, size in enumerate(self.dims[:-1]):
+        sizes = self.extents if is_open(self.d.region) else self.dims
+        for axis, size in enumerate(sizes[:-1]):
             flat = flat * size + place[axis]
         return self.b.let(flat, "row")
 

@@ -16,6 +16,7 @@ the way. Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Netwo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,21 +27,26 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
+from qcompiler.kernels.cpu.code.images import OpenImage, is_open
 from qcompiler.kernels.cpu.code.loops import indices, sweep
-from qcompiler.kernels.cpu.code.tir import Pointer, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.contraction.counted import Tiles
 from qcompiler.kernels.cpu.contraction.loops import segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
 from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.transformed.winograd_blocking import (
+    Axis,
     Grid,
     Layout,
     cycles,
     grids,
     tilings,
 )
+from qcompiler.kernels.cpu.transformed.winograd_filter import Filter
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
+from qcompiler.ops.window import Window
 
 
 @candidates("conv")
@@ -122,6 +128,36 @@ def _packed(layout: Layout, array: Array) -> Array:
     return np.concatenate([part.reshape(-1) for part in np.split(whole, ends, axis=2)])
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """An axis as `winograd_blocking.Axis`, whose numbers a run may know."""
+
+    size: Value
+    outputs: Value
+    before: int
+    filter: Filter
+    tiles: Value
+    whole: Value
+    inner: tuple[Value, Value]
+
+    @staticmethod
+    def of(b: Builder, axis: Axis, size: Value, outputs: Value) -> _Axis:
+        """The same axis of another size, of which a run has so many outputs."""
+        step, zero = axis.filter.outputs, tir.const(0)
+        tiles = b.hold((outputs + (step - 1)) // step, "tiles")
+        seen = tirx.Max(size + (axis.before - axis.filter.products), tir.const(-step))
+        last = b.hold(tirx.floordiv(seen, tir.const(step)) + 1, "last")
+        whole = b.hold(outputs // step, "whole")
+        inner = zero + axis.inner[0], last
+        return _Axis(size, outputs, axis.before, axis.filter, tiles, whole, inner)
+
+    @staticmethod
+    def known(axis: Axis) -> _Axis:
+        """The same axis."""
+        a = axis
+        return _Axis(a.size, a.outputs, a.before, a.filter, a.tiles, a.whole, a.inner)
+
+
 class _Task:
     """The code of one task while it is emitted."""
 
@@ -138,8 +174,24 @@ class _Task:
         self.epilogue = d.epilogue
         t = layout.tiling
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
-        self.span = share_of(d.b, self.cut.pieces, row_task, t.row_tasks)
+        self.rows, self.columns = _Axis.known(self.grid.rows), _Axis.known(self.grid.columns)
+        self.parts: Tiles | None = None
+        units: Value = self.cut.pieces
+        if is_open(d.region):
+            self.parts = self._counted()
+            units = self.parts.count
+        self.span = share_of(d.b, units, row_task, t.row_tasks)
         self.mine = share_of(d.b, layout.panels.panels, column_task, t.column_tasks)
+
+    def _counted(self) -> Tiles:
+        """The axes, and units of tiles, of images whose size a run knows."""
+        root, p = self.d.root, self.grid
+        x, w = root.operands
+        image = OpenImage.of(self.d, Window.of(root, x.type.dims[1:-1], w.type.dims[:-2]))
+        self.rows = _Axis.of(self.b, p.rows, image.height, image.rows)
+        self.columns = _Axis.of(self.b, p.columns, image.width, image.columns)
+        tiles = self.rows.tiles * self.columns.tiles * p.problem.images
+        return Tiles.of(self.b, self.cut.size, p.tiles, tiles, few=True)
 
     # -- loops
 
@@ -165,7 +217,12 @@ class _Task:
         b, p, size = self.b, self.grid, self.cut.size
         with b.serial(last - first, "unit", first) as unit:
             begin, count = unit * size, size
-            if self.cut.rest:
+            if self.parts is not None:
+                begin, several = self.parts.row_of(unit), self.parts
+                high = tirx.Select(unit < several.tall, several.high, several.low)
+                total = self.rows.tiles * self.columns.tiles * p.problem.images
+                count = b.hold(tirx.Min(high, total - begin), "tiles")
+            elif self.cut.rest:
                 begin = begin - tirx.Max(unit - self.cut.count, tir.const(0))
                 count = b.let(
                     tirx.Select(unit < self.cut.count, tir.const(size), tir.const(size - 1)),
@@ -174,21 +231,20 @@ class _Task:
             begin = b.let(begin, "begin")
             with b.serial(count, "tile") as i:
                 slot = b.let((unit - first) * size + i, "slot")
-                body(
-                    slot, *indices(b, begin + i, (p.problem.images, p.rows.tiles, p.columns.tiles))
-                )
+                dims = (p.problem.images, self.rows.tiles, self.columns.tiles)
+                body(slot, *indices(b, begin + i, dims))
 
     def _spread(self, slot: Value, image: Value, row: Value, column: Value) -> None:
         """One tile's inputs, transformed, to where the products read them."""
-        b, p = self.b, self.grid
-        axes = ((row, p.rows), (column, p.columns))
+        b, p, down, across = self.b, self.grid, self.rows, self.columns
+        axes = ((row, down), (column, across))
         y, x = (b.let(i * a.filter.outputs - a.before) for i, a in axes)
-        start = (image * p.rows.size + y) * p.columns.size + x
+        start = (image * down.size + y) * across.size + x
         start = b.let(start * p.depth, "start")
         target = b.let(slot * self.layout.row_step, "target")
 
         def place(i: int, j: int) -> Value:
-            return start + (i * p.columns.size + j) * p.depth
+            return start + (i * across.size + j) * p.depth
 
         def plain() -> None:
             def load(i: int, j: int, c: Value, count: int) -> Value:
@@ -197,13 +253,10 @@ class _Task:
             self._spread_channels(target, load)
 
         def guarded() -> None:
-            rows = [
-                b.let(_within(y + i, p.rows.size), "row") for i in range(p.rows.filter.products)
-            ]
-            columns = [
-                b.let(_within(x + j, p.columns.size), "column")
-                for j in range(p.columns.filter.products)
-            ]
+            rows, columns = (
+                [b.let(_within(at + i, a.size), "inside") for i in range(a.filter.products)]
+                for at, a in ((y, down), (x, across))
+            )
 
             def load(i: int, j: int, c: Value, count: int) -> Value:
                 inside = tirx.And(rows[i], columns[j])
@@ -262,7 +315,7 @@ class _Task:
         with b.serial(p.products, "product") as n:
             weights = b.let(panel + n * (p.depth * wide), "weights")
             here = b.let(n * self.layout.product_step, "here")
-            for start, count, rows, _ in self.cut.runs():
+            for start, count, rows in self._runs():
                 with segment(b, (first, last), start, count, "unit") as unit:
                     slot = b.let((unit - first) * size, "slot")
                     offsets = tuple(r * self.layout.row_step for r in range(rows))
@@ -284,6 +337,11 @@ class _Task:
                         for v in range(run.vectors):
                             at = target + (r * self.layout.slot_step + v * p.products * lanes)
                             self.sums.store(at, registers[r * run.vectors + v])
+
+    def _runs(self) -> list[tuple[Value, Value, int]]:
+        """(first unit, units, tiles of each) of the runs of equal ones."""
+        runs = self.cut.runs() if self.parts is None else self.parts.runs(self.b)
+        return [(first, count, size) for first, count, size, _ in runs]
 
     def _gather(
         self, run: Run, nth: Value, slot: Value, image: Value, row: Value, column: Value
@@ -318,10 +376,11 @@ class _Task:
             made.append(down.gather(b, held))
         values = [across.gather(b, [part[i] for part in made]) for i in range(down.outputs)]
         y, x = b.let(row * down.outputs, "y"), b.let(column * across.outputs, "x")
-        pixel = b.let((image * p.rows.outputs + y) * p.columns.outputs + x, "pixel")
+        rows, columns = self.rows, self.columns
+        pixel = b.let((image * rows.outputs + y) * columns.outputs + x, "pixel")
 
         def put(i: int, j: int) -> None:
-            here = b.let(pixel + (i * p.columns.outputs + j), "pixel")
+            here = b.let(pixel + (i * columns.outputs + j), "pixel")
             value = Vec(self.m, values[i][j], "float32", lanes)
             self.d.put(self.epilogue, self.epilogue.row(here), here * p.width + n, n, count, value)
 
@@ -333,18 +392,25 @@ class _Task:
 
         def some() -> None:
             for i, j in places:
-                with b.when(tirx.And(y + i < p.rows.outputs, x + j < p.columns.outputs)):
+                with b.when(tirx.And(y + i < rows.outputs, x + j < columns.outputs)):
                     put(i, j)
 
-        full = [i < a.whole for i, a in ((row, p.rows), (column, p.columns)) if a.whole < a.tiles]
+        axes = ((row, rows), (column, columns))
+        full = [i < a.whole for i, a in axes if not _is_known(a.whole, a.tiles)]
         self._either(full, all_, some)
 
 
-def _within(index: Value, size: int) -> Value:
+def _within(index: Value, size: Value) -> Value:
     return tirx.And(index >= 0, index < size)
 
 
-def _between(index: Value, span: tuple[int, int], count: int) -> list[Value]:
+def _is_known(limit: Value, count: Value) -> bool:
+    """Is every index below a count known to be below a limit?"""
+    return isinstance(limit, int) and limit >= count
+
+
+def _between(index: Value, span: tuple[Value, Value], count: Value) -> list[Value]:
     """Conditions under which an index below `count` lies in a span; none where it always does."""
     first, last = span
-    return [index >= first] * (first > 0) + [index < last] * (last < count)
+    known = isinstance(first, int) and first <= 0
+    return [index >= first] * (not known) + [index < last] * (not _is_known(last, count))

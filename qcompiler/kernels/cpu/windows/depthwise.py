@@ -30,8 +30,9 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import load, store
+from qcompiler.kernels.cpu.code.images import OpenImage, is_open
 from qcompiler.kernels.cpu.code.interleave import repacked
-from qcompiler.kernels.cpu.code.loops import sweep, tasks
+from qcompiler.kernels.cpu.code.loops import divided, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import powers_of_two
@@ -107,7 +108,10 @@ def depthwise(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     seconds = _seconds(shape, product, device) / (2 if filters.short else 1)
     build = partial(_emitted, region, device, filters)
     tiles = [Tile(n) for n in range(max(2, min(_MOST_COLUMNS, most)), 1, -1)]
-    tiles += [Tile(n, kept=True) for n in _keeping(filters, device)]
+    if is_open(region):
+        tiles = tiles[-3:]  # a row of fewer columns than a tile has is computed one by one
+    else:
+        tiles += [Tile(n, kept=True) for n in _keeping(filters, device)]
     return (
         Candidate(t, seconds * (1 + (0 if t.kept else _BEGIN) / t.columns), partial(build, t))
         for t in tiles
@@ -146,11 +150,11 @@ def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kerne
     x, w = d.root.operands
     line_bytes = device.core.whole_lines(shape.width * shape.channels * tir.bits(x.dtype) // 8)
     line_bytes += _GUARD
-    scratch = d.scratch() if shape.padded_rows else None
+    scratch = d.scratch() if shape.padded_rows or is_open(region) else None
     with d.b.parallel(count) as task:
         mine = scratch and scratch + d.b.let(task * line_bytes, "mine")
         one = _Task(d, filters, tile, mine)
-        total = shape.images * shape.rows
+        total = shape.images * one.rows
         begin = d.b.let(task * total // count, "begin")
         end = d.b.let((task + 1) * total // count, "end")
         with d.b.serial(end - begin, "row", begin) as row:
@@ -159,7 +163,7 @@ def _emitted(region: Region, device: Cpu, filters: Filters, tile: Tile) -> Kerne
         tasks=count,
         scratch_bytes=line_bytes * count if scratch else 0,
         pack={**unpacked_rows(region, filters), region.inputs.index(w): filters.pack},
-        in_place=in_place_candidates(region),
+        in_place=() if d.is_counted else in_place_candidates(region),  # columns are made twice
         macs=d.root.type.size * filters.taps,
     )
 
@@ -170,6 +174,15 @@ class _Task:
     def __init__(self, d: Draft, filters: Filters, tile: Tile, scratch: Pointer | None) -> None:
         self.d, self.b, self.isa, self.filters, self.tile = d, d.b, d.isa, filters, tile.columns
         self.s, self.product, self.unpacked = filters.shape, filters.product, filters.unpacked
+        self.image = OpenImage.of(d, filters.shape.window) if is_open(d.region) else None
+        self.height: Value = self.s.height
+        self.rows: Value = self.s.rows
+        self.outputs: Value = self.s.columns
+        self.line: Value = self.s.width * self.s.channels
+        if self.image is not None:
+            self.height, self.rows = self.image.height, self.image.rows
+            self.outputs = self.image.columns
+            self.line = self.b.let(self.image.width * self.s.channels, "line")
         self.lanes, self.block = filters.lanes, filters.block
         self.x, self.w = d.root.operands
         self.summed, self.bias = bias_of(d.region)
@@ -190,8 +203,7 @@ class _Task:
     def row(self, row: Value) -> None:
         """An output row."""
         s, b = self.s, self.b
-        y = b.let(row % s.rows if s.images > 1 else row, "y")
-        image = b.let(row // s.rows, "image") if s.images > 1 else tir.const(0)
+        image, y = divided(b, row, self.rows) if s.images > 1 else (tir.const(0), row)
         first = b.let(y * s.window.strides[0] - s.top, "first")
         origin, lines = self._lines(image, first)
         low, high = s.inside()
@@ -205,25 +217,73 @@ class _Task:
                 columns = Columns(lines, base, s.channels, known, left == -s.left)
                 self._tile(columns, row, x, size, channel, count, weights)
 
+            def edge(x: Value, size: int, left: bool, right: bool) -> None:
+                """A tile of which only a run knows what is in the image at these ends of it."""
+                assert self.image is not None
+                assert self.padding is not None
+                width = self.image.width
+                column = b.let(x * s.window.strides[1] - s.left, "column")
+                base = b.let(origin + column * s.channels + channel, "base")
+                beyond = self._reach(size) - (s.window.pads[1] or (0, 0))[1]
+
+                def known(j: int) -> Value:
+                    tests = [column >= -j] * left + [column < width - j] * (right and j >= beyond)
+                    return tirx.all(*tests) if tests else True
+
+                columns = Columns(lines, base, s.channels, known, padding=self.padding)
+                self._tile(columns, row, x, size, channel, count, weights)
+
             if self.product is not None:
                 self.columns.begin(count)
-            self._tiles(tile, max(low, int(self.kept)), high)
+            if self.image is None:
+                self._tiles(tile, max(low, int(self.kept)), high)
+            else:
+                self._open_tiles(tile, edge, low)
 
         self._each_block(block)
+
+    def _open_tiles(
+        self,
+        tile: Callable[[Value, int, int | None], None],
+        edge: Callable[[Value, int, bool, bool], None],
+        low: int,
+    ) -> None:
+        """Tiles over a row of as many columns as a run has: one at each edge that windows reach
+        across, others between, of which the last begins earlier where it would reach into the edge.
+        """
+        b, s, size, image = self.b, self.s, self.tile, self.image
+        assert image is not None
+        count, zero, stride = image.columns, tir.const(0), s.window.strides[1]
+        after = (s.window.pads[1] or (0, 0))[1]
+        whole = tirx.floordiv(image.width + (s.left - s.reach[1]), tir.const(stride)) + 1
+        high = b.hold(tirx.Min(whole, count), "high")  # columns whose windows end in the image
+        fits = b.let(tirx.all(high >= low + size, count - high <= size), "fits")
+        if low > size:  # more columns at the left edge than a tile has
+            fits = tirx.const(False, "bool")
+        with b.when(fits):
+            first = size if low else 0
+            if low:
+                tile(zero, size, -s.left)
+            with b.serial(b.hold((high - first + (size - 1)) // size, "middle"), "x") as i:
+                tile(b.let(tirx.Min(i * size + first, high - size), "column"), size, None)
+            if after:
+                edge(b.let(count - size, "column"), size, False, True)
+        with b.otherwise(), b.serial(count, "x") as x:
+            edge(x, 1, True, True)
 
     def _lines(self, image: Value, first: Value) -> tuple[Value, tuple[Pointer, ...]]:
         """The input rows of an output row, from row `first` on: their offset in the pointers, and a
         pointer for each.
         """
         s, b, x = self.s, self.b, self.d.pointers[self.x]
-        line = s.width * s.channels
+        line, height = self.line, self.height
         steps = [i * s.window.dilations[0] for i in range(s.window.kernel[0])]
-        start = b.let((image * s.height + first) * line, "start")
+        start = b.let((image * height + first) * line, "start")
         if self.padding is None:
             return start, tuple(x + tir.const(i * line) for i in steps)
         found = []
         for i in steps:
-            there = tirx.all(first >= -i, first < s.height - i)
+            there = tirx.all(first >= -i, first < height - i)
             found.append(b.either(there, x + (start + i * line), self.padding, "line"))
         return tir.const(0), tuple(found)
 
@@ -287,7 +347,7 @@ class _Task:
         else:
             self._integer_sums(sums, columns, size, channel, count, weights)
         for t in range(size):
-            pixel = self.b.let(row * self.s.columns + (x + t), "pixel")
+            pixel = self.b.let(row * self.outputs + (x + t), "pixel")
             place = self.fused.row(pixel)
             first = 0
             for several in powers_of_two(parts):
@@ -350,10 +410,10 @@ class _Task:
         for i in range(height):
             for j in range(self._reach(size)):
                 meets = self._meets(j, size)
-                if not meets or not columns.known(j):
+                memory = columns.at(i, j) if meets else None
+                if memory is None:
                     continue  # unused, or zero
-                at = columns.base + j * columns.step
-                x = load(self.d.m, columns.lines[i], self.x.dtype, at, self.lanes, count)
+                x = load(self.d.m, memory, self.x.dtype, tir.const(0), self.lanes, count)
                 value = self.b.let(self.d.m.cast(x, dtype).expr, "x")
                 yield value, [(t, i * width + k) for t, k in meets]
 

@@ -25,10 +25,21 @@ class Columns:
     base: Value
     step: int
     """Elements from one input column to the next."""
-    known: Callable[[int], bool]
-    """Whether the tile's nth input column is in memory rather than padding."""
+    known: Callable[[int], Value]
+    """Whether the tile's nth input column is in memory rather than padding; only a run may know."""
     first: bool = False
     """Is it the first tile of a row?"""
+    padding: Pointer | None = None
+    """What to read in a run that knows that it is padding."""
+
+    def at(self, i: int, j: int) -> Pointer | None:
+        """The jth input column of kernel row i; None if it is padding in all runs."""
+        known, line = self.known(j), self.lines[i]
+        here = line + line.builder.let(self.base + j * self.step, "at")
+        if isinstance(known, bool):
+            return here if known else None
+        assert self.padding is not None
+        return line.builder.either(known, here, self.padding, "column")
 
 
 class Interleaved:
@@ -82,11 +93,11 @@ class Interleaved:
         if i >= self.height:
             return None
         width = self.block
-        if not columns.known(j):
+        memory = columns.at(i, j)
+        if memory is None:
             raw = tir.const(self.pad, self.dtype, width)
         else:
-            at = self.b.let(columns.base + j * columns.step, "at")
-            raw = load_bytes(columns.lines[i], at, count, width)
+            raw = load_bytes(memory, tir.const(0), count, width)
         if self.product.flipped:
             raw = tir.reinterpret(raw, "uint8") ^ tir.const(128, "uint8", width)
         return self.b.let(tir.reinterpret(raw, "uint8"), "bytes")

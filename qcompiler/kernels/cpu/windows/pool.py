@@ -17,6 +17,7 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.casts import HALF_FLOATS
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.images import OpenImage, is_open
 from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
@@ -38,6 +39,8 @@ def pool(region: Region, device: Cpu) -> Kernel | Skip:
     if 0 in (*root.type.dims, *root.operands[0].type.dims):
         return Skip("nothing to pool")
     window = Window.of(root, root.operands[0].type.dims[1:-1])
+    if is_open(region) and window.ceil:
+        return Skip("ceil_mode over images whose size a run knows")
     kernel_shape, shape = ("x".join(map(str, s)) for s in (window.kernel, root.type.dims))
     return _emitted(Draft(f"{root.op}{kernel_shape}_{shape}", region, device), window)
 
@@ -45,12 +48,16 @@ def pool(region: Region, device: Cpu) -> Kernel | Skip:
 def _emitted(d: Draft, window: Window) -> Kernel:
     """All pixels, shared among tasks."""
     root = d.root
-    pixels = prod(root.type.dims[:-1])
+    image = OpenImage.of(d, window) if is_open(d.region) else None
+    pixels: Value = prod(root.type.dims[:-1])
+    most = prod(root.type.dims[:-1])
+    if image is not None:
+        pixels = d.b.hold(image.rows * image.columns * root.type.dims[0], "pixels")
     taps = prod(window.kernel)
     moved = root.type.bytes * (1 + taps) + sum(n.type.bytes for n in d.region.inputs)
-    count = tasks(d.device, d.device.core.moved_ns(moved), pixels)
+    count = tasks(d.device, d.device.core.moved_ns(moved), most)
     with share(d.b, count, pixels) as (first, iterations):
-        task = _Task(d, window)
+        task = _Task(d, window, image)
         with d.b.serial(iterations, "pixel", first) as pixel:
             task.pixel(pixel)
     return d.kernel(tasks=count, macs=0)
@@ -59,10 +66,15 @@ def _emitted(d: Draft, window: Window) -> Kernel:
 class _Task:
     """The code of one task while it is emitted."""
 
-    def __init__(self, d: Draft, window: Window) -> None:
+    def __init__(self, d: Draft, window: Window, image: OpenImage | None) -> None:
         self.d, self.b, self.m, self.root, self.window = d, d.b, d.m, d.root, window
         self.images, *sizes, self.channels = d.root.operands[0].type.dims
-        self.sizes, self.outputs = tuple(sizes), d.root.type.dims[1:-1]
+        self.padded = self._padded(sizes)
+        self.sizes: Sequence[Value] = sizes
+        self.outputs: Sequence[Value] = d.root.type.dims[1:-1]
+        if image is not None:
+            self.sizes, self.outputs = (image.height, image.width), (image.rows, image.columns)
+            self.padded = True
         self.starts = [-(p or (0, 0))[0] for p in window.pads]
         in_float = d.root.dtype in HALF_FLOATS or d.root.op == "average_pool"
         self.dtype = "float32" if in_float else d.root.dtype
@@ -84,7 +96,7 @@ class _Task:
         ]
         if prod(w.kernel) > _UNROLLED:
             self._reaching_over(pixel, image, corners)
-        elif not self._padded():
+        elif not self.padded:
             self._inside(pixel, image, corners)
         else:
             with b.when(tirx.all(*inside)):
@@ -92,16 +104,21 @@ class _Task:
             with b.otherwise():
                 self._reaching_over(pixel, image, corners)
 
-    def _padded(self) -> bool:
+    def _padded(self, sizes: Sequence[int]) -> bool:
         """Does any window cross the edge?"""
         w = self.window
         ends = [
-            (n - 1) * stride + start + reach > size
-            for n, stride, start, reach, size in zip(
-                self.outputs, w.strides, self.starts, w.reach, self.sizes, strict=True
+            (n - 1) * stride - begin + reach > size
+            for n, stride, (begin, _), reach, size in zip(
+                self.root.type.dims[1:-1],
+                w.strides,
+                [p or (0, 0) for p in w.pads],
+                w.reach,
+                sizes,
+                strict=True,
             )
         ]
-        return any(ends) or any(s < 0 for s in self.starts)
+        return any(ends) or any(begin > 0 for begin, _ in (p or (0, 0) for p in w.pads))
 
     def _inside(self, pixel: Value, image: Value, corners: Sequence[Value]) -> None:
         steps = [range(k) for k in self.window.kernel]

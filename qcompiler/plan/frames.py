@@ -1,0 +1,186 @@
+"""Which values of a padded graph are images of an open height or width, and their sizes in a run.
+
+A frame says along which two dimensions a value is such an image. Frames begin at inputs, and go
+along with operators that keep them, or whose windows make other sizes of them. A Where that sets to
+a number what does not count (rewrite/padding) is known by its condition: it is no more than
+comparisons of positions with the sizes of its frame, which are true within the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.artifact.sizes import Size
+from qcompiler.errors import Error
+from qcompiler.ir import SIZE, Array, Dim, Graph, Node
+from qcompiler.onnx_io.dims import in_types
+from qcompiler.ops import is_elementwise, known_value
+from qcompiler.ops.kinds import VIEWS
+from qcompiler.ops.window import Window
+from qcompiler.plan.plan import Opened
+
+WINDOWS = ("conv", "max_pool", "average_pool")
+
+Tests = list[tuple[Array, str]]
+"""Positions, in a shape that broadcasts to that of a condition, and the sizes they are below."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Images along dimensions `axis` and `axis + 1`: their height and width in a run."""
+
+    axis: int
+    height: Dim
+    width: Dim
+
+    @property
+    def sizes(self) -> tuple[Dim, Dim]:
+        """Both."""
+        return self.height, self.width
+
+
+class Frames:
+    """The frames of a graph's values, and the values that hide what is outside of theirs."""
+
+    def __init__(self, graph: Graph, opened: Opened) -> None:
+        self.sizes: dict[Dim, Node] = {
+            n.name.removeprefix(SIZE): n for n in graph.inputs if n.name.startswith(SIZE)
+        }
+        named = {s.name: str(in_types(s.name, s.low, s.step)) for s in opened.inner if s.low}
+        self._top: dict[str, int] = {}
+        self.of: dict[Node, Frame] = {}
+        self.hidden: set[Node] = set()
+        """Each Where that changes its second operand only where no image is."""
+        self._tests: dict[Node, Tests | None] = {}
+        for node, dims in zip(graph.inputs, opened.shapes[0], strict=False):
+            self._input(node, dims, named)
+        for node in graph.nodes:
+            frame = self._frame(node)
+            if frame is not None and self._is_known(node, frame):
+                self.of[node] = frame
+
+    def _input(self, node: Node, dims: tuple[Dim, ...], named: Mapping[str, str]) -> None:
+        """An image with its channels first, or last."""
+        open_ = {a for a, d in enumerate(dims) if isinstance(d, str)}
+        self._top.update((str(dims[a]), node.type.dims[a]) for a in open_)
+        axis = next((a for a in (2, 1) if open_ and open_ <= {a, a + 1}), -1)
+        if len(dims) != 4 or axis < 0 or not all(dims[a] in named for a in open_):
+            return
+        height, width = (named.get(str(d), d) for d in dims[axis : axis + 2])
+        self.of[node] = Frame(axis, height, width)
+
+    def _is_known(self, node: Node, frame: Frame) -> bool:
+        """Are its sizes those of memory, and told to kernels?"""
+        room = node.type.dims[frame.axis : frame.axis + 2]
+        for size, most in zip(frame.sizes, room, strict=True):
+            known = isinstance(size, int) or (
+                size in self.sizes and Size.of(size).symbols <= self._top.keys()
+            )
+            if not known or Size.of(size).at(self._top) != most:
+                return False
+        return True
+
+    def _frame(self, node: Node) -> Frame | None:
+        if node.op == "input":
+            return self.of.get(node)
+        if len(node.types) != 1 or not node.operands:
+            return None
+        first = self.of.get(node.operands[0])
+        if node.op == "Where" and (found := self._masked(node)):
+            return found
+        if node.op == "Transpose" and first is not None:
+            perm = node.ints("perm")
+            height, width = perm.index(first.axis), perm.index(first.axis + 1)
+            return Frame(height, *first.sizes) if width == height + 1 else None
+        if node.op in WINDOWS:
+            return None if first is None else _windowed(node, first)
+        return self._shared(node) if is_elementwise(node) else None
+
+    def _shared(self, node: Node) -> Frame | None:
+        """That of all operands that have one, in the same dimensions."""
+        rank = node.type.rank
+        found = set()
+        for n in node.operands:
+            if n in self.of:
+                frame = self.of[n]
+                found.add(Frame(frame.axis + rank - n.type.rank, *frame.sizes))
+        return found.pop() if len(found) == 1 else None
+
+    def _masked(self, node: Node) -> Frame | None:
+        """The frame of a Where that hides what is outside of it."""
+        condition, x = node.operands[:2]
+        tests = self._conditions(condition)
+        if not tests or x.type.dims != node.type.dims:
+            return None
+        found: dict[int, str] = {}
+        for positions, size in tests:
+            axis = _axis(positions, node.type.dims)
+            if axis < 0 or found.get(axis, size) != size:
+                return None
+            found[axis] = size
+        frame = self.of.get(x)
+        if frame is None and len(found) == 2:
+            frame = Frame(min(found), found[min(found)], found[max(found)])
+        if frame is None or max(found) > frame.axis + 1:
+            return None
+        own = dict(zip((frame.axis, frame.axis + 1), frame.sizes, strict=True))
+        if any(own.get(axis) != size for axis, size in found.items()):
+            return None
+        self.hidden.add(node)
+        return frame
+
+    def _conditions(self, node: Node) -> Tests | None:
+        """What a condition compares, if it is true where all of these are, and says no more."""
+        if node not in self._tests:
+            self._tests[node] = self._compared(node)
+        return self._tests[node]
+
+    def _compared(self, node: Node) -> Tests | None:
+        if node.op == "Less":
+            size = node.operands[1]
+            given, dims = known_value(node.operands[0]), node.type.dims
+            if given is None or not size.name.startswith(SIZE) or size.op != "input":
+                return None
+            return [(np.broadcast_to(given, dims), size.name.removeprefix(SIZE))]
+        if node.op not in ("And", "Transpose", *VIEWS) or node.dtype != "bool":
+            return None
+        each = [self._conditions(n) for n in node.operands[: 2 if node.op == "And" else 1]]
+        if None in each:
+            return None
+        tests = [test for some in each if some is not None for test in some]
+        if node.op == "And":
+            return tests
+        x, dims = node.operands[0], node.type.dims
+        whole = [(np.broadcast_to(positions, x.type.dims), size) for positions, size in tests]
+        if node.op == "Transpose":
+            return [(positions.transpose(node.ints("perm")), size) for positions, size in whole]
+        return [(positions.reshape(dims), size) for positions, size in whole]
+
+
+def _axis(positions: Array, dims: tuple[int, ...]) -> int:
+    """The dimension of a shape along which an array that broadcasts to it is 0, 1, 2, ...; -1 if
+    there is none.
+    """
+    whole = (1,) * (len(dims) - positions.ndim) + positions.shape
+    for axis, count in enumerate(dims):
+        if whole[axis] == count > 1:
+            steps = np.arange(count).reshape(-1, *[1] * (len(dims) - 1 - axis))
+            if np.array_equal(positions.reshape(whole), np.broadcast_to(steps, whole)):
+                return axis
+    return -1
+
+
+def _windowed(node: Node, frame: Frame) -> Frame | None:
+    """What windows over images make of them, channels last."""
+    x = node.operands[0]
+    if frame.axis != 1 or x.type.rank != 4:
+        return None
+    kernel = node.operands[1].type.dims[:-2] if node.op == "conv" else None
+    try:
+        rows, columns = Window.of(node, frame.sizes, kernel).outputs(frame.sizes)
+    except Error:
+        return None
+    return Frame(1, str(rows) if isinstance(rows, str) else rows, columns)

@@ -1,0 +1,175 @@
+"""A padded graph -> the same whose images lie in memory as those of a run's own size would.
+
+Kernels of the largest sizes compute images of an open height and width, and a smaller image lies
+at the beginning of its memory, row after row, each as wide as in this run. Kernels that know of it
+(`Region.extents`) do what they would if they had been made for that size: no pixel that does not
+count is computed or read, and none needs to be hidden, as a window sees padding behind the image's
+end. So each Where that hides what is outside is left out. An operator without such kernels finds
+images as a padded graph has them, and what it makes of these lies in that way; `lay` moves them
+from one way to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler.ir import Dim, Graph, Node, constant
+from qcompiler.ops import is_elementwise, make
+from qcompiler.ops.quantized import TABLES
+from qcompiler.plan.counted import SUMS, Extents, axes_of
+from qcompiler.plan.frames import WINDOWS, Frame, Frames
+from qcompiler.plan.plan import Opened
+from qcompiler.rewrite.matching import reshaped
+
+FEW = 4
+"""Images of so many channels are taken from planes as they are laid."""
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A graph, some of whose images lie in memory as those of a run's own size."""
+
+    graph: Graph
+    extents: Mapping[Node, Extents]
+    """These images."""
+    origin: Mapping[Node, Node]
+    """Their nodes, and what reads them, in the graph as it was."""
+
+
+def laid(graph: Graph, opened: Opened, refused: frozenset[Node] = frozenset()) -> Laid | None:
+    """A graph of largest sizes -> the same with as many images laid as it can have, but for what
+    the nodes `refused` make or read; None if it would have none.
+    """
+    laying = _Laying(graph, Frames(graph, opened), refused)
+    return laying.made() if laying.dense else None
+
+
+class _Laying:
+    """The nodes of the new graph: images as a run's own, and as a padded graph has them."""
+
+    def __init__(self, graph: Graph, frames: Frames, refused: frozenset[Node]) -> None:
+        self.graph, self.frames, self.refused = graph, frames, refused
+        self.dense: dict[Node, Node] = {}
+        self.padded: dict[Node, Node] = {}
+        self.extents: dict[Node, Extents] = {}
+        self.origin: dict[Node, Node] = {}
+        self._sizes: dict[tuple[Dim, Dim], Extents] = {}
+        self._laid: dict[object, Node] = {}
+        for node in graph.nodes:
+            self._see(node)
+
+    def made(self) -> Laid:
+        """The graph."""
+        outputs = [self._padded(n) for n in self.graph.outputs]
+        return Laid(self.graph.with_outputs(outputs), self.extents, self.origin)
+
+    def _see(self, node: Node) -> None:
+        """Compute a value where its operands allow it."""
+        if node in self.frames.hidden:
+            if node.operands[1] in self.dense:
+                self.dense[node] = self.dense[node.operands[1]]
+            return
+        if self._is_dense(node):
+            frame = self.frames.of[node]
+            inputs = [n and self._operand(node, n, i) for i, n in enumerate(node.inputs)]
+            self._keep(node, node.with_inputs(inputs), frame)
+            return
+        inputs = [n and self._padded(n) for n in node.inputs]
+        if self._sums(node):
+            inputs[0] = self.dense[node.operands[0]]
+        self.padded[node] = made = node.with_inputs(inputs)
+        self.origin[made] = node
+
+    def _keep(self, node: Node, made: Node, frame: Frame) -> None:
+        self.dense[node], self.extents[made], self.origin[made] = made, self._of(frame), node
+
+    def _is_dense(self, node: Node) -> bool:
+        """Is it computed as a run's own?"""
+        frame = self.frames.of.get(node)
+        if frame is None or frame.axis != 1 or node.type.rank != 4 or node in self.refused:
+            return False
+        if node.op in WINDOWS:
+            return node.op != "conv" or node.operands[1].is_constant
+        if not is_elementwise(node):
+            return False
+        tables = TABLES.get(node.op, ())
+        read = [n for i, n in enumerate(node.inputs) if n is not None and i not in tables]
+        return any(n in self.dense for n in read) and all(self._fits(node, n) for n in read)
+
+    def _fits(self, node: Node, operand: Node) -> bool:
+        """Is an operand of an elementwise node an image of its size, or the same for all pixels?"""
+        dims = operand.type.dims
+        if all(n == 1 for n in dims[:-1]):
+            return True
+        return len(dims) == 4 and dims[:3] == node.type.dims[:3]
+
+    def _sums(self, node: Node) -> bool:
+        """Is it a reduction over the pixels of images that it can read as they are?"""
+        if node.op not in SUMS or node in self.refused or node.operands[0] not in self.dense:
+            return False
+        x = node.operands[0]
+        return "float" in x.dtype and sorted(axes_of(node) or []) == [1, 2]
+
+    def _operand(self, node: Node, operand: Node, place: int) -> Node:
+        if node.op in WINDOWS:
+            return self._dense(operand) if not place else self._padded(operand)
+        is_image = operand.type.rank == 4 and operand.type.dims[:3] == node.type.dims[:3]
+        flat = all(n == 1 for n in operand.type.dims[:-1])
+        if operand in self.dense or (is_image and not flat):
+            return self._dense(operand, self.frames.of[node])
+        return self._padded(operand)
+
+    # -- from one way to the other
+
+    def _dense(self, node: Node, frame: Frame | None = None) -> Node:
+        """An image as a run's own; `frame`: its sizes, where it has none by itself."""
+        if node not in self.dense:
+            frame = self.frames.of.get(node) or frame
+            assert frame is not None
+            self._keep(node, self._moved(self._bare(node), frame, back=False), frame)
+        return self.dense[node]
+
+    def _bare(self, node: Node) -> Node:
+        """A padded image, of which it does not matter what is outside."""
+        if node in self.frames.hidden:
+            return self._bare(node.operands[1])
+        if node.op == "Transpose" and node.operands[0] in self.frames.hidden:
+            return make("Transpose", self._bare(node.operands[0]), perm=node.ints("perm"))
+        return self._padded(node)
+
+    def _padded(self, node: Node) -> Node:
+        """A value as a padded graph has it."""
+        if node not in self.padded:
+            if node in self.frames.hidden:
+                made = node.with_inputs(n and self._padded(n) for n in node.inputs)
+            else:
+                made = self._moved(self.dense[node], self.frames.of[node], back=True)
+            self.padded[node] = made
+            self.origin[made] = node
+        return self.padded[node]
+
+    def _moved(self, x: Node, frame: Frame, *, back: bool) -> Node:
+        """Images laid the other way."""
+        key = (x, frame.sizes, back)
+        if key not in self._laid:
+            planar = x.op == "Transpose" and x.ints("perm") == (0, 2, 3, 1) and not back
+            planar = planar and x.type.dims[3] <= FEW
+            source = x.operands[0] if planar else x
+            pixels = make("lay", source, *self._of(frame), back=int(back), planar=int(planar))
+            self._laid[key] = reshaped(pixels, x.type.dims, x.name)
+        return self._laid[key]
+
+    def _of(self, frame: Frame) -> Extents:
+        """What tells kernels the sizes of a frame: nodes that no node reads."""
+        if frame.sizes not in self._sizes:
+            height, width = (
+                constant(np.array([size], np.int32))
+                if isinstance(size, int)
+                else reshaped(self.frames.sizes[size], (1,))
+                for size in frame.sizes
+            )
+            self._sizes[frame.sizes] = height, width
+        return self._sizes[frame.sizes]

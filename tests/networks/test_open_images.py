@@ -1,0 +1,123 @@
+"""Kernels that end where a run's images do answer as those made for that size, with NaN wherever
+nothing counts.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import qcompiler
+from qcompiler.driver import Compilation
+from qcompiler.options import Options
+from qcompiler.plan import open_plan
+from qcompiler.runtime import Model, open_sizes
+from tests.networks.test_open_sizes import meant
+from tests.rewrite.test_padding import model_of, random_feed
+
+SIZES = ((1, 1), (2, 3), (7, 5), (13, 17), (5, 20), (20, 1), (19, 20), (20, 20), (16, 16))
+"""One pixel, less than a tile, primes, one side at its most, one less than the most, the most."""
+
+IMAGES = {
+    "windows": """(float[1,3,h,w] x) => (float[1,8,m,n] y) <float[16,3,3,3] a = {@432},
+        float[16] b = {@16}, float[16,1,3,3] d = {@144}, float[8,16,1,1] p = {@128}> {
+        x1 = Conv<pads=[1,1,1,1], strides=[2,2]>(x, a, b) x2 = Relu(x1)
+        x3 = Conv<pads=[1,1,1,1], group=16>(x2, d) x4 = Relu(x3) y = Conv(x4, p) }""",
+    "strides": """(float[1,16,h,w] x) => (float[1,16,m,n] y) <float[16,1,5,5] d = {@400},
+        float[16,16,1,1] p = {@256}, float[16,16,3,3] a = {@2304}> {
+        x1 = Conv<pads=[2,2,2,2], strides=[2,2], group=16>(x, d) x2 = Relu(x1)
+        x3 = Conv<strides=[2,2]>(x, p) x4 = Add(x2, x3)
+        y = Conv<pads=[2,2,2,2], dilations=[2,2]>(x4, a) }""",
+    "sums": """(float[1,16,h,w] x) => (float[1,16] y, float[1,16,1,1] z)
+        <float[16,16,3,3] a = {@2304}, float[16,16,1,1] p = {@256}> {
+        x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Relu(x1) x3 = GlobalAveragePool(x2)
+        s0 = Conv(x3, p) s = Sigmoid(s0) x4 = Mul(x2, s) x5 = Conv<pads=[1,1,1,1]>(x4, a)
+        x6 = GlobalAveragePool(x5) y = Flatten(x6) z = GlobalMaxPool(x5) }""",
+    "pools": """(float[1,16,h,w] x) => (float[1,16,m,n] y, float[1,16,h,w] z)
+        <float[16,16,3,3] a = {@2304}> { x1 = Conv<pads=[1,1,1,1]>(x, a)
+        x2 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x1)
+        y = Conv<pads=[1,1,1,1]>(x2, a)
+        z = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x1) }""",
+    "one side": """(float[1,16,h,9] x) => (float[1,16,m,9] y) <float[16,16,3,3] a = {@2304}> {
+        x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Relu(x1) y = Conv<pads=[1,1,1,1], strides=[2,1]>(x2, a)
+        }""",
+    "a batch": """(float[2,16,h,w] x) => (float[2,16,h,w] y, float[2,16,1,1] z)
+        <float[16,16,3,3] a = {@2304}, float[16,1,3,3] d = {@144}, float[16,16,1,1] p = {@256}> {
+        x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Conv<pads=[1,1,1,1], group=16>(x1, d)
+        x3 = Conv(x2, p) x4 = Add(x1, x3) y = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x4)
+        z = GlobalAveragePool(y) }""",
+    "other operators": """(float[1,16,h,w] x) => (float[1,16,w,h] y, float[1,32,h,w] z)
+        <float[16,16,3,3] a = {@2304}, float[16,32,1,1] p = {@512}> {
+        x1 = Conv<pads=[1,1,1,1]>(x, a) y = Transpose<perm=[0,1,3,2]>(x1)
+        x2 = Softmax<axis=3>(x1) x3 = Concat<axis=1>(x1, x2)
+        x4 = Conv(x3, p) x5 = Conv<pads=[1,1,1,1]>(x4, a) z = Concat<axis=1>(x5, x4) }""",
+}
+
+
+@pytest.fixture(autouse=True)
+def nan_behind_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_sizes, "BEHIND", {"f": float("nan"), "i": 1})
+    monkeypatch.setattr(open_plan, "MOSTLY", 0.0)  # small networks mostly move pixels
+
+
+def opened(model: onnx.ModelProto, threads: int = 1) -> Model:
+    names = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim}
+    dims = {name: "1..20" for name in names if name}
+    return qcompiler.load(qcompiler.compile(model, dims=dims, threads=threads))
+
+
+def compilation(name: str, **options: Any) -> Compilation:
+    dims = dict.fromkeys("hw" if ",w]" in IMAGES[name].split(")")[0] else "h", "1..20")
+    model = model_of(f"g {IMAGES[name]}")
+    return Compilation(model, Options(dims=dims, threads=1, **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "roots"),
+    {
+        "windows": ["conv", "conv", "conv"],
+        "strides": ["conv", "conv", "conv"],
+        "sums": ["ReduceMax", "ReduceSum", "ReduceSum", "conv", "conv", "elementwise"],
+        "pools": ["average_pool", "conv", "conv", "max_pool"],
+        "a batch": ["ReduceSum", "conv", "conv", "conv", "max_pool"],
+        "other operators": ["conv", "conv"],
+    }.items(),
+)
+def test_their_kernels_end_with_images(name: str, roots: list[str]) -> None:
+    plan = compilation(name).plan
+    assert plan.opened is not None
+    first = plan.steps[: plan.opened.pinned[0].last]
+    ends = [s.region.root for s in first if len(s.region.extents) == 2]
+    assert sorted("elementwise" if r is None else r.op for r in ends) == roots
+
+
+@pytest.mark.parametrize("name", ["windows", "strides", "pools", "a batch"])
+def test_integers_are_those_of_padded_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero points are not 0 here, and are what windows see behind an image's end."""
+    model, both = model_of(f"g {IMAGES[name]}"), []
+    data = [random_feed(model, {"h": 20, "w": 20}, seed) for seed in range(2)]
+    for tries in (open_plan.TRIES, 0):
+        monkeypatch.setattr(open_plan, "TRIES", tries)
+        one = compilation(name, precision="int8", calibration=data)
+        both.append(qcompiler.load(one.artifact))
+    for seed, (height, width) in enumerate(SIZES):
+        feed = random_feed(model, {"h": height, "w": width}, seed)
+        own, padded = (m.run(feed) for m in both)
+        for key, value in padded.items():
+            np.testing.assert_array_equal(own[key], value, f"{key}, {height} x {width}")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_any_size(name: str, threads: int) -> None:
+    model = model_of(f"g {IMAGES[name]}")
+    found = opened(model, threads)
+    for seed, (height, width) in enumerate(SIZES):
+        feed = random_feed(model, {"h": height, "w": width}, seed)
+        made = found.run(feed)
+        for key, value in meant(model, feed).items():
+            scale = float(np.abs(value).max())
+            np.testing.assert_allclose(
+                made[key], value, 1e-4, 5e-5 * scale, err_msg=f"{key}, {height} x {width}"
+            )
