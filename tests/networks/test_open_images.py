@@ -39,6 +39,13 @@ IMAGES = {
         x2 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x1)
         y = Conv<pads=[1,1,1,1]>(x2, a)
         z = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x1) }""",
+    "ceil": """(float[1,16,h,w] x) => (float[1,16,m,n] r, float[1,16,o,p] s, float[1,16,m,n] t)
+        <float[16,16,3,3] a = {@2304}> { x1 = Conv<pads=[1,1,1,1]>(x, a)
+        x2 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[2,2,1,1], ceil_mode=1>(x1)
+        x3 = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[2,2,1,1]>(x1)
+        x4 = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[2,2,1,1], ceil_mode=1>(x1)
+        r = Conv<pads=[1,1,1,1]>(x2, a) s = Conv<pads=[1,1,1,1]>(x3, a)
+        t = Conv<pads=[1,1,1,1]>(x4, a) }""",
     "one side": """(float[1,16,h,9] x) => (float[1,16,m,9] y) <float[16,16,3,3] a = {@2304}> {
         x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Relu(x1) y = Conv<pads=[1,1,1,1], strides=[2,1]>(x2, a)
         }""",
@@ -80,6 +87,7 @@ def compilation(name: str, **options: Any) -> Compilation:
         "strides": ["conv", "conv", "conv"],
         "sums": ["ReduceMax", "ReduceSum", "ReduceSum", "conv", "conv", "elementwise"],
         "pools": ["average_pool", "conv", "conv", "max_pool"],
+        "ceil": ["average_pool", "conv", "conv", "conv", "conv", "max_pool", "max_pool"],
         "a batch": ["ReduceSum", "conv", "conv", "conv", "max_pool"],
         "other operators": ["conv", "conv"],
     }.items(),

@@ -7,6 +7,7 @@ never reach behind an image's end, in any size, need nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,23 @@ def _flat(window: Window) -> tuple[int, ...]:
     return (*begins, *ends)
 
 
+def _floored(node: Node, window: Window) -> dict[str, Any]:
+    """The padding with which a pool has as many windows without ceil_mode, in every run."""
+    x, made = node.operands[0].type.shape[2:], node.types[0].shape[2:]
+    pads: list[tuple[int, int] | None] = []
+    for size, count, stride, reach, own in zip(
+        x, made, window.strides, window.reach, window.pads, strict=True
+    ):
+        if own is None or not window.ceil:
+            pads.append(own)
+        elif isinstance(size, str) or isinstance(count, str):
+            pads.append((own[0], own[1] + stride - 1))
+        else:
+            pads.append((own[0], max(own[1], (count - 1) * stride + reach - size - own[0])))
+    flat = _flat(replace(window, pads=tuple(pads)))
+    return {"auto_pad": "NOTSET", "ceil_mode": 0, "pads": flat}
+
+
 def _made(p: Padding, node: Node, x: Padded, window: Window, *more: Node) -> Node:
     """The same operator on an image, with the window's padding as numbers."""
     return made_of(p, node, x.node, *more, auto_pad="NOTSET", pads=_flat(window))
@@ -130,11 +148,12 @@ def _max_pool(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
     fill = lowest(node.operands[0].dtype) if node.op == "MaxPool" else 0
     x, window, _ = _windowed(p, node, None, fill)
     if len(node.types) == 1:
-        return _spatial(_made(p, node, x, window), node, *x.dims[:2])
+        made = made_of(p, node, x.node, **_floored(node, window))
+        return _spatial(made, node, *x.dims[:2])
     x = p.prefix(p.prefix(x, 0), 1)
     if node.int("storage_order") or None in window.pads:
         raise p.refused("indices of a MaxPool by columns, or with padding that differs")
-    made = made_of(p, node, x.node, auto_pad="NOTSET", pads=_flat(window))
+    made = made_of(p, node, x.node, **_floored(node, window))
     best, found = (make("item", made, index=i, name=node.name) for i in (0, 1))
     index = _numbered(p, found, x.node.type.dims, node.operands[0].type.shape)
     return tuple(_spatial(n, node, *x.dims[:2]) for n in (best, index))
@@ -160,7 +179,7 @@ def _average_pool(p: Padding, node: Node) -> Padded:
         raise p.refused("ceil_mode along an open size, where padding counts")
     if not reached or counts:
         return _spatial(_made(p, node, hidden, window), node, *hidden.dims[:2])
-    own: dict[str, Any] = {"auto_pad": "NOTSET", "pads": _flat(window), "count_include_pad": 1}
+    own = {**_floored(node, window), "count_include_pad": 1}
     sums = made_of(p, node, hidden.node, **own)
     share = make(node.op, _inside(p, node, window), **{**node.attrs, **own})
     made = make("Div", sums, share, name=node.name)

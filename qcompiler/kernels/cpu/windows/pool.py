@@ -39,8 +39,6 @@ def pool(region: Region, device: Cpu) -> Kernel | Skip:
     if 0 in (*root.type.dims, *root.operands[0].type.dims):
         return Skip("nothing to pool")
     window = Window.of(root, root.operands[0].type.dims[1:-1])
-    if is_open(region) and window.ceil:
-        return Skip("ceil_mode over images whose size a run knows")
     kernel_shape, shape = ("x".join(map(str, s)) for s in (window.kernel, root.type.dims))
     return _emitted(Draft(f"{root.op}{kernel_shape}_{shape}", region, device), window)
 
