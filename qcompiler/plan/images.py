@@ -55,6 +55,8 @@ class _Laying:
         self.dense: dict[Node, Node] = {}
         self.padded: dict[Node, Node] = {}
         self.extents: dict[Node, Extents] = {}
+        self.filled: set[Node] = set()
+        """Of those in `dense`: what is made of something that hides what is outside."""
         self.origin: dict[Node, Node] = {}
         self._sizes: dict[tuple[Dim, Dim], Extents] = {}
         self._laid: dict[object, Node] = {}
@@ -76,6 +78,10 @@ class _Laying:
             frame = self.frames.of[node]
             inputs = [n and self._operand(node, n, i) for i, n in enumerate(node.inputs)]
             self._keep(node, node.with_inputs(inputs), frame)
+            if is_elementwise(node) and any(
+                n in self.frames.hidden or n in self.filled for n in node.operands
+            ):
+                self.filled.add(node)
             return
         inputs = [n and self._padded(n) for n in node.inputs]
         if self._sums(node):
@@ -141,9 +147,11 @@ class _Laying:
         return self._padded(node)
 
     def _padded(self, node: Node) -> Node:
-        """A value as a padded graph has it."""
+        """A value as a padded graph has it. What follows from hidden numbers is computed again from
+        these, as its readers may know that it is 0, or finite, outside.
+        """
         if node not in self.padded:
-            if node in self.frames.hidden:
+            if node in self.frames.hidden or node in self.filled:
                 made = node.with_inputs(n and self._padded(n) for n in node.inputs)
             else:
                 made = self._moved(self.dense[node], self.frames.of[node], back=True)

@@ -54,6 +54,12 @@ IMAGES = {
         x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Conv<pads=[1,1,1,1], group=16>(x1, d)
         x3 = Conv(x2, p) x4 = Add(x1, x3) y = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x4)
         z = GlobalAveragePool(y) }""",
+    "rows of words": """(float[1,16,h,w] x) => (float[1,h,w,16] y, float[1,h,16,16] z)
+        <float[16,16,3,3] a = {@2304}, float[16,16] q = {@256}, float[16,16] k = {@256},
+        float s = {0.3}, float t = {0.01}> { x0 = Conv<pads=[1,1,1,1]>(x, a) x1 = Mul(x0, t)
+        x2 = Transpose<perm=[0,2,3,1]>(x1) x3 = MatMul(x2, q) x4 = MatMul(x2, k)
+        x5 = Transpose<perm=[0,1,3,2]>(x4) x6 = MatMul(x3, x5) x7 = Softmax(x6) x8 = Mul(x2, s)
+        y = MatMul(x7, x8) z = MatMul(x5, x8) }""",
     "other operators": """(float[1,16,h,w] x) => (float[1,16,w,h] y, float[1,32,h,w] z)
         <float[16,16,3,3] a = {@2304}, float[16,32,1,1] p = {@512}> {
         x1 = Conv<pads=[1,1,1,1]>(x, a) y = Transpose<perm=[0,1,3,2]>(x1)
