@@ -182,6 +182,7 @@ def read_pinned(
         k: in_types(k, asked[k].low, asked[k].step) if k == d and k in asked else d
         for k, d in sizes.items()
     }
+    plain = {k: (asked[k].low, asked[k].high) for k, d in sizes.items() if d == k and k in asked}
     batch = ""
 
     def settle(types: dict[str, Type]) -> dict[str, Type]:
@@ -193,7 +194,7 @@ def read_pinned(
         return types
 
     try:
-        graph = without_text(read(model, shapes, settle, rolls))
+        graph = without_text(read(model, shapes, settle, rolls, plain))
     except Error as e:
         if not batch or e.hint:
             raise

@@ -21,7 +21,7 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
@@ -29,6 +29,7 @@ from qcompiler.onnx_io import (  # noqa: F401
     carried_by_index,
     contrib,
     control,
+    equal,
     indexed,
     oldest,
     opsets,
@@ -73,12 +74,11 @@ from qcompiler.onnx_io.structure import (
     reads,
 )
 from qcompiler.onnx_io.tensors import ExternalData, Unsupported, decode
+from qcompiler.onnx_io.unsupported import demand_supported
 from qcompiler.ops import OPERATORS, known_value, make
+from qcompiler.ops.equal import Equal, noted
 
 log = logging.getLogger(__name__)
-
-LISTED = 20
-"""Most unsupported operators, and most nodes of each, listed in an Error."""
 
 _PREVIEWS = ("", "ai.onnx.preview", optimizers.DOMAIN)
 """Domains whose operators ONNX defines."""
@@ -89,12 +89,14 @@ def read(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     settle: Callable[[dict[str, Type]], dict[str, Type]] = dict,
     rolls: bool = True,
+    sizes: equal.Sizes | None = None,
 ) -> Graph:
     """ONNX file or ModelProto -> graph.
 
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
     in one input is pinned everywhere. `settle` may change the input types before nodes are made;
-    `rolls`: long loops may stay loops. Raises Error for every defect or unsupported feature.
+    `rolls`: long loops may stay loops. `sizes`: open sizes that may turn out to equal others.
+    Raises Error for every defect or unsupported feature.
     """
     if not isinstance(model, (str, Path, ModelProto)):
         what = f"{type(model).__name__} given, an ONNX file or onnx.ModelProto wanted"
@@ -103,10 +105,15 @@ def read(
     proto = model if isinstance(model, ModelProto) else load(Path(model))
     check_text(proto)
 
-    def made(pins: Pins) -> Graph:
-        return _Reader(proto, ExternalData(path), rolls).graph(input_shapes or {}, settle, pins)
+    def made(pins: Pins, known: equal.Settled, found: Equal | None = None) -> Graph:
+        found = found or Equal()
+        reader = _Reader(proto, ExternalData(path), rolls, known, found)
+        with noted(found if sizes else None):
+            graph = reader.graph(input_shapes or {}, settle, pins)
+        return equal.checked(graph, found, known)
 
-    return pinned(made({}), proto.graph, made)
+    graph, known = equal.with_equal_sizes(partial(made, {}), sizes or {})
+    return pinned(graph, proto.graph, partial(made, known=known))
 
 
 @dataclass
@@ -140,12 +147,21 @@ class _Scope:
 class _Reader:
     """The conversion of one model."""
 
-    def __init__(self, model: ModelProto, external: ExternalData, rolls: bool) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        external: ExternalData,
+        rolls: bool,
+        known: equal.Settled,
+        found: Equal,
+    ) -> None:
+        """`known`: sizes that equal others; `found`: where more of them are noted."""
         if not model.HasField("graph") or not model.graph.output:
             raise Error("not an ONNX model: it has no graph with outputs")
         self.model = model
         self.external = external
         self.rolls = rolls
+        self.known, self.found = known, found
         self.opsets = opset_versions(model.opset_import)
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
@@ -170,9 +186,10 @@ class _Reader:
         infos, shapes, held = sequences.flattened(proto.input, input_shapes)
         named = input_types(infos, scope.initializers, shapes)
         types = settle(named)
-        scope.declared = declared(proto, _sizes(named, types))
+        scope.declared = declared(proto, equal.sizes_of_names(named, types, self.known))
         inputs = [placeholder(name, type) for name, type in types.items()]
-        scope.values.update({i.name: i for i in inputs})
+        self.found.inputs = frozenset(equal.owners_of(inputs))
+        scope.values.update(equal.applied(inputs, self.known, self.require))
         for i in [i for i in inputs if i.name in pins]:
             scope.values[i.name] = value = constant(pins[i.name], f"{i.name} pinned")
             what = f"input {i.name!r} is not {value.array.tolist()}, as the output's shape says"
@@ -185,7 +202,7 @@ class _Reader:
             raise Error(f"two outputs have the name {first_double(names)!r}")
         try:
             outputs = self.body(proto.node, names, scope, "the graph's output")
-            self.raise_unsupported()
+            demand_supported(self.unsupported)
         except Error as e:
             raise with_open_sizes(e, inputs) from e
         pairs = [
@@ -253,7 +270,7 @@ class _Reader:
         """Convert one node of the file and bind its outputs in the scope."""
         first = next((o for o in proto.output if o), "")
         name = self.unique(scope.prefix + (proto.name or f"{proto.op_type}_{first}"))
-        where = f"{name} ({proto.op_type})"
+        self.found.where = where = f"{name} ({proto.op_type})"
         try:
             inputs = [self.value(i, scope, where) if i else None for i in proto.input]
             present = [i for i in inputs if not isinstance(i, _Missing)]
@@ -377,7 +394,7 @@ class _Reader:
         given: Sequence[Held],
     ) -> Sequence[object]:
         """The outputs of a branch, whose checks matter only to runs that take it."""
-        with self.checks.only_if(condition, graph is yes):
+        with self.checks.only_if(condition, graph is yes), noted(None):
             return branch(graph, name, given)
 
     def of_known_sizes(
@@ -389,7 +406,8 @@ class _Reader:
         given: Sequence[Held],
     ) -> Sequence[object]:
         """The outputs of a branch or body. Raises Unsupported if data decide the size of one."""
-        made = branch(graph, name, given)
+        with noted(None):  # a body that does not run needs nothing
+            made = branch(graph, name, given)
         self.bounds.demand_none_in(call, made)
         return made
 
@@ -474,27 +492,3 @@ class _Reader:
     def report(self, what: str, hint: str, name: str) -> None:
         """Record an unsupported feature and the node that uses it."""
         self.unsupported.setdefault((what, hint), []).append(name)
-
-    def raise_unsupported(self) -> None:
-        """Raise one Error for everything reported."""
-        if not self.unsupported:
-            return
-        lines = [f"{what}; in {_listed(names)}" for (what, _), names in self.unsupported.items()]
-        if len(lines) > LISTED:
-            lines[LISTED:] = [f"and {len(lines) - LISTED} more"]
-        hints = [hint for _, hint in self.unsupported if hint]
-        raise Error(
-            "the model uses unsupported features:\n" + "\n".join(f"  {line}" for line in lines),
-            hint=hints[0] if hints else "",
-        )
-
-
-def _sizes(named: Mapping[str, Type], types: Mapping[str, Type]) -> dict[str, Dim]:
-    """Types of inputs as the file has them, and as they are read -> what became of its names."""
-    pairs = [p for k, t in named.items() for p in zip(t.shape, types[k].shape, strict=True)]
-    return {str(d): size for d, size in pairs if isinstance(d, str)}
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

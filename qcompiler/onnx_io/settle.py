@@ -24,7 +24,7 @@ from qcompiler.ir import Attr, Dim, Node, constant
 from qcompiler.onnx_io.call import Call, Result, axis_of
 from qcompiler.ops import OPERATORS, known_value, make
 from qcompiler.ops.known_sizes import known_sizes
-from qcompiler.ops.shapes import agree
+from qcompiler.ops.shapes import may_equal
 
 Shape = tuple[int, ...]
 Stated = tuple[Dim, ...]
@@ -469,7 +469,7 @@ def _reduce(s: Settling) -> Result:
 
     def fits(over: Shape) -> bool:
         made = kept(over)
-        return len(made) == len(s.shape) and all(map(agree, made, s.shape))
+        return len(made) == len(s.shape) and all(map(may_equal, made, s.shape))
 
     found = _sets(s, axes, len(x), fits)
     found = [over for over in found if kept(over) == s.shape] or found

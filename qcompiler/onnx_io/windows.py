@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from qcompiler.ir import Dim
 from qcompiler.onnx_io.call import Call, always
+from qcompiler.ops.shapes import agree
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def _window(call: Call, weights: int | None) -> _Window:
         w = call.need(weights).type
         if w.rank != x.type.rank:
             raise call.error(f"weights {w} do not fit the input {x.type}")
+        for size, given in zip(w.shape[2:], kernel or (), strict=False):
+            agree(size, given)
         if not all(isinstance(d, int) for d in w.shape[2:]):
             raise call.error(f"the kernel's size is not known: {w}")
         own = tuple(int(d) for d in w.shape[2:])

@@ -7,12 +7,13 @@ from math import sqrt
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import multiply, sums_of
 from qcompiler.ops.normalization import softmax_of
 from qcompiler.ops.registry import Numbers, broadcast, fresh, operator, optional, typed
-from qcompiler.ops.shapes import agree, total, unite
+from qcompiler.ops.shapes import agree, note_divides, total, unite
 
 _ATTENTION: Mapping[str, object] = {
     "is_causal": 0,
@@ -265,8 +266,10 @@ def _head_dims(node: Node, index: int, besides: str = "") -> tuple[Dim, ...]:
     count = _count(node, "kv_num_heads" if index else "q_num_heads")
     if x.rank != 3 or count < 1 or (isinstance(x.shape[2], int) and x.shape[2] % count):
         raise Error(f"{x} does not divide into {count} heads")
-    size = x.shape[2] // count if isinstance(x.shape[2], int) else fresh()
-    return (x.shape[0], count, x.shape[1], size)
+    size = Size.of(x.shape[2]).over(count)
+    if size is None:
+        note_divides(x.shape[2], count)
+    return (x.shape[0], count, x.shape[1], fresh() if size is None else settled(size))
 
 
 def _joined(past: Node, new: tuple[Dim, ...]) -> Dim:

@@ -15,6 +15,7 @@ import numpy as np
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
+from qcompiler.ops.equal import note
 from qcompiler.ops.registry import (
     Numbers,
     broadcast,
@@ -115,6 +116,8 @@ def check_channels(channels: Dim, each: Dim, outputs: Dim, group: int) -> None:
         raise Error(f"{group} groups do not divide {outputs} output channels")
     if isinstance(channels, int) and channels % group:
         raise Error(f"{group} groups do not divide {channels} channels")
+    if isinstance(channels, str) and isinstance(each, int):
+        note(channels, each * group)
     if isinstance(channels, int) and not agree(channels // group, each):
         raise Error(f"weights for {each} channels per group, but there are {channels} in {group}")
 

@@ -21,6 +21,7 @@ from qcompiler.ops.shapes import (
     known_ints,
     need_rank,
     need_shape,
+    note_divides,
     total,
 )
 
@@ -117,6 +118,8 @@ def reshaped(shape: Sequence[Dim], target: Sequence[Dim], allowzero: bool) -> tu
         numbers = isinstance(have, int) and isinstance(want, int)
         if whole is None and (numbers or not want):
             raise Error(f"{list(shape)} does not divide into {list(target)}")
+        if whole is None:
+            note_divides(have, want)
         dims[target.index(-1)] = fresh() if whole is None else settled(whole)
     elif not agree(have, want):
         raise Error(f"cannot reshape {list(shape)} to {list(target)}")

@@ -32,7 +32,7 @@ from qcompiler.ops.elementwise import (
 )
 from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, operator, optional, required, typed
-from qcompiler.ops.shapes import agree, need_shape, together
+from qcompiler.ops.shapes import agree, need_shape, together, unite
 
 State = tuple[Numbers, ...]
 """The state carried between steps: the hidden state, and an LSTM's cell."""
@@ -339,7 +339,9 @@ def _(node: Node) -> tuple[Type, ...]:
     count = directions(node)
     time, batch = (1, 0) if node.int("layout") else (0, 1)
     hidden, gates = r.shape[2], GATES[node.op]
-    if not isinstance(hidden, int) or not agree(hidden, node.attrs["hidden_size"] or hidden):  # type: ignore[arg-type]
+    wanted = node.int("hidden_size") if node.attrs["hidden_size"] else hidden
+    hidden = unite(hidden, wanted) if agree(hidden, wanted) else ""
+    if not isinstance(hidden, int):
         raise Error(f"{r} is not of hidden size {node.attrs['hidden_size']}")
     need_shape(node.operands[1], (count, gates * hidden, x.shape[2]), "weights")
     need_shape(node.operands[2], (count, gates * hidden, hidden), "recurrent weights")

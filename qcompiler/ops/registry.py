@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import Array, Attr, Dim, Node, Type
+from qcompiler.ops.equal import note_broadcast
 from qcompiler.ops.math import NUMPY
 
 TypeRule = Callable[[Node], Type | tuple[Type, ...]]
@@ -208,6 +209,8 @@ def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
         dims = list(dict.fromkeys(s[axis] for s in shapes if len(s) >= -axis))
         wide = [d for d in dims if d != 1]
         numbers = [d for d in wide if isinstance(d, int)]
+        for d in wide[1:]:
+            note_broadcast(wide[0], d)
         if len(numbers) > 1:
             raise Error(f"shapes {' and '.join(_shape(s) for s in shapes)} do not broadcast")
         result.append((numbers or wide or [1])[0] if numbers or len(wide) < 2 else fresh())

@@ -13,7 +13,7 @@ from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.registry import Numbers, fresh, operator, typed
 from qcompiler.ops.resize import cubic
-from qcompiler.ops.shapes import known_ints, need_rank
+from qcompiler.ops.shapes import agree, known_ints, need_rank
 
 
 @operator("GridSample", align_corners=0, mode="linear", padding_mode="zeros")
@@ -82,7 +82,7 @@ def _taps(node: Node, at: Numbers) -> list[tuple[Numbers, Numbers]]:
 @typed(grid_sample)
 def _(node: Node) -> Type:
     x, grid = need_rank(node.operands[0], 3, "input"), node.operands[1].type
-    if grid.rank != x.rank or grid.shape[-1] != x.rank - 2 or x.rank > 5:
+    if grid.rank != x.rank or not agree(grid.shape[-1], x.rank - 2) or x.rank > 5:
         raise Error(f"grid {grid} does not fit {x}")
     if node.str("mode") not in ("linear", "nearest", "cubic"):
         raise Error(f"unknown mode {node.str('mode')!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import reduce
-from math import isfinite, prod
+from math import gcd, isfinite, prod
 from operator import add
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.equal import note
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.known_sizes import known_sizes
 
@@ -62,10 +63,36 @@ def count_of(node: Node) -> int:
 
 
 def agree(a: Dim, b: Dim) -> bool:
-    """Can two dimensions be equal? Two that always differ by the same number cannot."""
+    """Can two dimensions be equal, as they must? Not where they always differ by a number."""
+    possible = may_equal(a, b)
+    if possible:
+        note(a, b)
+    return possible
+
+
+def may_equal(a: Dim, b: Dim) -> bool:
+    """Are there sizes for which two dimensions are equal?"""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     return a == b or isinstance(settled(Size.of(a) - b), str)
+
+
+def note_divides(whole: Dim, by: Dim) -> None:
+    """A product must be a multiple of another: note so of the one size that decides it, if there is
+    one.
+    """
+    above, below = Size.of(whole).terms, Size.of(by).terms
+    if len(above) != 1 or len(below) != 1:
+        return
+    ((factors, c),), ((others, d),) = above.items(), below.items()
+    left = dict(factors)
+    for factor, power in others:
+        left[factor] = left.get(factor, 0) - power
+    left = {factor: power for factor, power in left.items() if power}
+    number = abs(d) // gcd(c, d)
+    if len(left) == 1 and set(left.values()) == {1} and number > 1:
+        (size,) = left
+        note(size, settled(Size.of(size) // number * number))
 
 
 def unite(a: Dim, b: Dim) -> Dim:

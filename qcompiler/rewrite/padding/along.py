@@ -228,7 +228,12 @@ def _recurrent(p: Padding, node: Node) -> tuple[Padded, ...]:
     assert x is not None
     at = 1 if node.attrs.get("layout") else 0
     batch = x.dims[1 - at]
-    demand_axis(p, x, [2])
+    w = inputs[1]
+    assert w is not None
+    if x.dims[2] != w.dims[2] or is_open(w.dims[0]) or is_open(w.dims[1]):
+        raise p.refused("its weights have open sizes")
+    x = p.masked(x, [2], 0)
+    inputs[1] = Padded(p.masked(w, [2], 0).node, p.closed(Type(w.node.dtype, w.node.type.dims)))
     x = inputs[0] = p.prefix(x, at)
     _demand_states(p, inputs, batch, 0 if at else 1)
     if is_open(x.dims[at]) and inputs[4] is None:

@@ -20,7 +20,25 @@ from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of,
 
 @pads("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def _reshape(p: Padding, node: Node) -> Padded:
-    return p.reshaped(p.value(node.operands[0]), node.type.shape)
+    x, (old, new) = p.value(node.operands[0]), (node.operands[0].type.shape, node.type.shape)
+    differ = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
+    if len(old) == len(new) and len(differ) == 1:
+        return _renamed(p, x, differ[0], new[differ[0]])
+    return p.reshaped(x, new)
+
+
+def _renamed(p: Padding, x: Padded, axis: int, size: Dim) -> Padded:
+    """A value whose other dimensions stay as they are, so that one is as long as before: its size
+    only has another name, and maybe another largest number.
+    """
+    x, most = p.prefix(x, axis), p.at(size)
+    dims = (*x.dims[:axis], digits_of([size]), *x.dims[axis + 1 :])
+    if p.whole(x.dims[axis]) < most:
+        last = const([p.whole(x.dims[axis]) - 1], "int32")
+        return p.take(x, axis, make("Min", p.steps(most), last), dims[axis])
+    if p.whole(x.dims[axis]) > most:
+        return replace(piece(p, x, axis, 0, 1, size), dims=dims, zero=x.zero, calm=x.calm)
+    return replace(x, dims=dims)
 
 
 @pads("Transpose")

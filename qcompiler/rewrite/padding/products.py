@@ -4,11 +4,13 @@ and finite on the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 import numpy as np
 
-from qcompiler.ir import Node
+from qcompiler.artifact.sizes import Size, settled
+from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import digits_of, is_open
@@ -202,14 +204,44 @@ def _attention(p: Padding, node: Node) -> Padded:
     """Keys that are not valid are hidden by a mask; features that are not valid are 0."""
     if any(node.inputs[4:]) or len(node.types) > 1:
         raise p.refused("past keys, lengths, or several outputs")
-    q, k, v = (p.value(i) for i in node.operands[:3])
-    at = q.rank - 2
-    q, k, v = (p.prefix(x, at) for x in (q, k, v))
+    values = [p.value(i) for i in node.operands[:3]]
+    if values[0].rank == 3 and any(is_open(v.dims[2]) for v in values):
+        return _of_open_width(p, node, values)
+    return _attended(p, node, values, node.type.shape[-1], node.operands[0].shape[-1])
+
+
+def _of_open_width(p: Padding, node: Node, values: Sequence[Padded]) -> Padded:
+    """[batch, length, heads * features], of an open number of features -> each head by itself."""
+    heads, sizes = [], list[Dim]()
+    counts = [node.int(f"{side}_num_heads") for side in ("q", "kv", "kv")]
+    for x, value, count in zip(node.operands, values, counts, strict=False):
+        batch, length, width = x.shape
+        size = Size.of(width).over(count)
+        if size is None:
+            raise p.refused(f"{width} does not divide into {count} heads for some sizes")
+        sizes.append(settled(size))
+        heads.append(_swapped(p.reshaped(value, (batch, length, count, sizes[-1]))))
+    made = _swapped(_attended(p, node, heads, sizes[2], sizes[0]))
+    return p.reshaped(made, node.type.shape)
+
+
+def _swapped(x: Padded) -> Padded:
+    """Length and heads change places."""
+    dims = (x.dims[0], x.dims[2], x.dims[1], x.dims[3])
+    return Padded(make("Transpose", x.node, perm=(0, 2, 1, 3)), dims)
+
+
+def _attended(
+    p: Padding, node: Node, values: Sequence[Padded], features: Dim, scaled: Dim
+) -> Padded:
+    """Attention to values of some features; `scaled`: those of queries and keys."""
+    at = values[0].rank - 2
+    q, k, v = (p.prefix(x, at) for x in values)
     if k.dims[at] != v.dims[at] or not q.dims[0] == k.dims[0] == v.dims[0]:
         raise p.refused("keys and values are only equally long for some sizes")
-    width = digits_of([node.type.shape[-1]])
+    width = digits_of([features])
     if any(is_open(d) for x in (q, k, v) for d in (*x.dims[1:at], x.dims[-1])):
-        q, k = _open_heads(p, node, q, k, v)
+        q, k = _open_heads(p, node, q, k, v, scaled)
         width = v.dims[-1]
     dims = (*q.dims[: q.rank - 1], width)
     mask = None if len(node.operands) < 4 else p.value(node.operands[3])
@@ -222,15 +254,19 @@ def _attention(p: Padding, node: Node) -> Padded:
     return Padded(make("Attention", *nodes, name=node.name, **node.attrs), dims)
 
 
-def _open_heads(p: Padding, node: Node, q: Padded, k: Padded, v: Padded) -> tuple[Padded, Padded]:
+def _open_heads(
+    p: Padding, node: Node, q: Padded, k: Padded, v: Padded, features: Dim
+) -> tuple[Padded, Padded]:
     """Queries and keys of any number of heads, or of features, by which the scores are divided."""
-    if q.rank != 4 or not q.dims[1] == k.dims[1] == v.dims[1] or q.dims[3] != k.dims[3]:
+    closed = not any(is_open(x.dims[1]) for x in (q, k, v) if x.rank == 4)
+    equal = closed or q.dims[1] == k.dims[1] == v.dims[1]
+    if q.rank != 4 or not equal or q.dims[3] != k.dims[3]:
         raise p.refused("heads of open size")
     if not is_open(q.dims[3]):
         return q, k
     q, k = (p.masked(x, [3], 0) for x in (q, k))
     if node.attrs["scale"] is None:
-        size = p.size(node.operands[0].type.shape[3], "float32")
+        size = p.size(features, "float32")
         share = make("Sqrt", make("Div", const([p.whole(q.dims[3])], "float32"), size))
         q = Padded(make("Mul", q.node, to_dtype(share, q.node.dtype)), q.dims, q.zero)
     return q, k

@@ -1,0 +1,240 @@
+"""Open sizes that must be equal to others, or to a number -> inputs whose types say so.
+
+    batch of one input, batch_1 of another; channels where weights have 64; a size in 8 heads
+
+What must be equal is found as the model is read. Inside the model, one of the sizes is then
+replaced by the other; every run checks that its inputs are so. Nothing is lost by that: runs in
+which they are not equal have no meaning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import gcd
+
+import numpy as np
+
+from qcompiler.artifact.sizes import Number, Size, parts, settled
+from qcompiler.errors import Error
+from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant
+from qcompiler.onnx_io.spellings import replaced
+from qcompiler.ops import make
+from qcompiler.ops.equal import Equal
+from qcompiler.ops.known_sizes import never_below_0
+
+log = logging.getLogger(__name__)
+
+Sizes = Mapping[str, tuple[int, int]]
+"""Open sizes by name, and the least and the largest number of each."""
+Settled = Mapping[str, tuple[Dim, str]]
+"""A symbol -> what it is equal to, and the node that needs it."""
+Owners = Mapping[str, tuple[Node, int]]
+"""Open sizes -> an input and its dimension that is of that size."""
+Require = Callable[[Node, str], None]
+
+
+def with_equal_sizes(
+    read: Callable[[Settled, Equal], Graph], sizes: Sizes
+) -> tuple[Graph, Settled]:
+    """Read a model until no more of its open sizes are found to be equal to others."""
+    known: dict[str, tuple[Dim, str]] = {}
+    while True:
+        found = Equal()
+        result: Graph | Error
+        try:
+            result = read(known, found)
+        except Error as e:
+            result = e
+        more = _solved(found, sizes, known)
+        if more is not None:
+            name, size, where = more
+            _demand_possible(name, size, where, sizes)
+            known = {k: (replaced(old, {name: size}), why) for k, (old, why) in known.items()}
+            known[name] = (size, where)
+        elif isinstance(result, Error):
+            raise result
+        else:
+            _warn(known)
+            return result, known
+
+
+def _warn(known: Settled) -> None:
+    for name, (size, where) in known.items():
+        if isinstance(size, int):
+            log.warning("the size %s can only be %s: %s", name, size, where)
+
+
+def checked(graph: Graph, found: Equal, known: Settled) -> Graph:
+    """A graph, with checks that fail the runs in which sizes differ that must be equal, where none
+    could be replaced by another.
+    """
+    owners = owners_of(graph.inputs)
+    names, nodes = list(graph.output_names), list(graph.outputs)
+    seen: set[tuple[Dim, Dim]] = {(name, size) for name, (size, _) in known.items()}
+    for (a, b), where in found.pairs.items():
+        pair = without_common(a, b)
+        if _symbols(a) | _symbols(b) <= found.inputs and not {pair, pair[::-1]} & seen:
+            seen.add(pair)
+            names.append(f"{CHECK}{where}: the size {pair[0]} is not {pair[1]}")
+            nodes.append(make("Equal", *(size_node(s, owners) for s in pair), name="same size"))
+    return replace(graph, output_names=tuple(names), outputs=tuple(nodes))
+
+
+def _solved(found: Equal, sizes: Sizes, known: Settled) -> tuple[str, Dim, str] | None:
+    """The first symbol that is found to equal something else."""
+    open_ = {
+        k: r
+        for k, r in sizes.items()
+        if k in found.inputs and (k not in known or k in _symbols(known[k][0]))
+    }
+    alike = {
+        pair: where
+        for pair, where in found.broadcast.items()
+        if all(_symbols(d) and _symbols(d) <= open_.keys() for d in pair)
+        and min(Size.of(d).bounds(open_)[0] for d in pair) > 1
+    }
+    for (a, b), where in {**found.pairs, **alike}.items():
+        if _symbols(a) | _symbols(b) <= open_.keys():
+            for name, size in _solutions(*without_common(a, b)):
+                whole = _refined(name, size, known)
+                if whole is not None:
+                    return *whole, where
+    return None
+
+
+def _refined(name: str, size: Dim, known: Settled) -> tuple[str, Dim] | None:
+    """What equals a symbol, or the quotient of one that is known to be a multiple -> what the
+    symbol equals; None for other quotients, and for symbols that are known.
+    """
+    if name[0] != "(":
+        return None if name in known else (name, size)
+    above, below = map(Size.of, parts(name))
+    multiple = settled(Size.of(name) * below)
+    if below.isdecimal() and above in known and known[above][0] == multiple:
+        return above, settled(Size.of(size) * below)
+    return None
+
+
+def without_common(a: Dim, b: Dim) -> tuple[Dim, Dim]:
+    """Two products -> the same without the factors that both have, which are not 0."""
+    both = [Size.of(s).terms for s in (a, b)]
+    if any(len(terms) != 1 for terms in both):
+        return a, b
+    ((mine, c),), ((others, d),) = (terms.items() for terms in both)
+    common = Size.of(gcd(c, d))
+    for factor, power in mine:
+        for _ in range(min(power, dict(others).get(factor, 0))):
+            common = common * factor
+    left = (Size.of(s).over(common) for s in (a, b))
+    one, other = (Size.of(0) if s is None else s for s in left)
+    return settled(one), settled(other)
+
+
+def _symbols(size: Dim) -> frozenset[str]:
+    return Size.of(size).symbols if isinstance(size, str) else frozenset()
+
+
+def _solutions(a: Dim, b: Dim) -> Iterator[tuple[str, Dim]]:
+    """Two sizes -> symbols, and what each must be for them to be equal; no differences, which may
+    be below 0.
+    """
+    for name, multiple in ((a, b), (b, a)):
+        if isinstance(name, str) and isinstance(multiple, str) and Size.of(name).symbols == {name}:
+            factor = multiple.partition("*")[0]
+            if factor.isdecimal() and multiple == Size.of(name) // int(factor) * int(factor):
+                yield name, multiple
+                return
+    atoms = {f for s in (a, b) for m in Size.of(s).terms for f, _ in m}
+    for name in sorted(atoms, reverse=True):
+        by = (Size.of(a) - b).terms.get(((name, 1),), 0)
+        rest = Size.of(a) - b - Size.of(name) * by
+        whole = (rest * -1).over(by) if by and not rest.symbols & _symbols(name) else None
+        if whole is not None and never_below_0(whole):
+            yield name, settled(whole)
+
+
+def _demand_possible(name: str, size: Dim, where: str, sizes: Sizes) -> None:
+    """Raise Error if no run can have a size that the model needs."""
+    low, high = sizes[name]
+    least, most = (size, size) if isinstance(size, int) else Size.of(size).bounds(sizes)
+    if most < low or least > high:
+        what = f"the size {name} can only be {size}, and not {low} to {high}"
+        raise Error(what, where=where, hint=f"--dim {name} must allow for it")
+
+
+def applied(inputs: Sequence[Node], equal: Settled, require: Require) -> dict[str, Node]:
+    """Inputs of a model -> their values by name, whose sizes are settled; runs check that these are
+    as settled.
+    """
+    owners = owners_of(inputs)
+    for name, (size, where) in equal.items():
+        holds = make("Equal", size_node(name, owners), size_node(size, owners), name="same size")
+        require(holds, f"{where}: the size {name} is not {size}")
+    values = {name: size for name, (size, _) in equal.items()}
+    return {node.name: _settled(node, values, owners) for node in inputs}
+
+
+def sizes_of_names(
+    named: Mapping[str, Type], types: Mapping[str, Type], equal: Settled
+) -> dict[str, Dim]:
+    """Types of inputs as the file has them, and as they are read -> what became of its names."""
+    values = {name: size for name, (size, _) in equal.items()}
+    pairs = [p for k, t in named.items() for p in zip(t.shape, types[k].shape, strict=True)]
+    return {str(d): replaced(size, values) for d, size in pairs if isinstance(d, str)}
+
+
+def owners_of(inputs: Sequence[Node]) -> Owners:
+    """Inputs -> open sizes, and which dimension of which input is of each."""
+    owners: dict[str, tuple[Node, int]] = {}
+    for node in inputs:
+        for axis, size in enumerate(node.shape):
+            if isinstance(size, str):
+                owners.setdefault(size, (node, axis))
+    return owners
+
+
+def _settled(node: Node, values: Mapping[str, Dim], owners: Owners) -> Node:
+    """An input -> the same, reshaped for each size that is settled."""
+    made = node
+    for axis, size in enumerate(node.shape):
+        other = replaced(size, values)
+        if other != size:
+            shape = [*made.shape[:axis], other, *made.shape[axis + 1 :]]
+            pieces = [size_node(d, owners) for d in shape]
+            target = make("Concat", *pieces, axis=0, name=f"{node.name}.shape")
+            made = make("Reshape", made, target, name=f"{node.name}.{axis}", allowzero=1)
+    return made
+
+
+def size_node(size: Number, owners: Owners) -> Node:
+    """A size of inputs that have its symbols as sizes -> int64[1] that computes it."""
+    if isinstance(size, int):
+        return constant(np.array([size]))
+    if size in owners:
+        node, axis = owners[size]
+        return make("Shape", node, start=axis, end=axis + 1, name=f"size {size}")
+    if Size.of(size).symbols == {size}:
+        raise Error(f"no input is of size {size}")
+    terms = [_term(factors, c, owners) for factors, c in Size.of(size).terms.items()]
+    return _over("Add", terms)
+
+
+def _term(factors: Sequence[tuple[str, int]], by: int, owners: Owners) -> Node:
+    each = [_factor(f, owners) for f, power in factors for _ in range(power)]
+    return _over("Mul", [*each, *([constant(np.array([by]))] if by != 1 or not each else [])])
+
+
+def _factor(factor: str, owners: Owners) -> Node:
+    if factor[0] != "(":
+        return size_node(factor, owners)
+    above, below = (size_node(settled(Size.of(p)), owners) for p in parts(factor))
+    return make("Div", above, below, name=f"size {factor}")
+
+
+def _over(op: str, nodes: Sequence[Node]) -> Node:
+    made = nodes[0]
+    for node in nodes[1:]:
+        made = make(op, made, node, name="size")
+    return made

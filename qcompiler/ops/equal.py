@@ -1,0 +1,54 @@
+"""Sizes that must be equal for a model to have a meaning, though nobody knows yet that they are.
+
+Type rules take an open size for equal to any other until the contrary is proven. What they take for
+equal so is noted here, while somebody listens: a run in which it is not has no meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from qcompiler.ir import Dim
+
+
+@dataclass
+class Equal:
+    """Pairs of sizes that must be equal, and the node that needs it."""
+
+    pairs: dict[tuple[Dim, Dim], str] = field(default_factory=dict)
+    broadcast: dict[tuple[Dim, Dim], str] = field(default_factory=dict)
+    """Those of which either may be 1 instead."""
+    inputs: frozenset[str] = frozenset()
+    """Symbols that are sizes of inputs as they are: no run need solve for them."""
+    where: str = ""
+    """The node at hand."""
+
+
+_listening: ContextVar[Equal | None] = ContextVar("listening", default=None)
+
+
+@contextmanager
+def noted(found: Equal | None) -> Iterator[None]:
+    """What is found to be equal inside is added to `found`; None: to nothing."""
+    token = _listening.set(found)
+    try:
+        yield
+    finally:
+        _listening.reset(token)
+
+
+def note(a: Dim, b: Dim) -> None:
+    """Two sizes must be equal."""
+    found = _listening.get()
+    if found is not None and a != b:
+        found.pairs.setdefault((a, b), found.where)
+
+
+def note_broadcast(a: Dim, b: Dim) -> None:
+    """Two sizes must be equal, unless one of them is 1."""
+    found = _listening.get()
+    if found is not None and a != b:
+        found.broadcast.setdefault((a, b), found.where)

@@ -1,0 +1,149 @@
+"""Sizes of different names that must be equal: one is replaced by the other, and runs check it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from itertools import product
+
+import numpy as np
+import pytest
+
+import qcompiler
+from qcompiler.errors import Error
+from qcompiler.onnx_io.dims import read_pinned
+from qcompiler.ops import evaluate
+from tests.rewrite.test_padding import behind_nan, model_of, opened, random_feed
+
+Sizes = dict[str, int]
+Ranges = Mapping[str, tuple[int, int]]
+
+HEADS = """g (float[2,n,w] q, float[2,k,w] x) => (float[2,n,w] y) {
+    y = Attention<q_num_heads=3, kv_num_heads=3>(q, x, x) }"""
+CHANNELS = """g (float[1,c,n] x) => (float[1,3,m] y) <float[3,4,2] w = {@24}>
+    { y = Conv(x, w) }"""
+
+CASES: dict[str, tuple[str, Ranges, str]] = {
+    "two names of a batch": (
+        "g (float[a,3] x, float[b,2] y) => (float[a,5] z) { z = Concat<axis=1>(x, y) }",
+        {"a": (1, 5), "b": (1, 9)},
+        "a == b",
+    ),
+    "two names of a batch, the last the smaller": (
+        "g (float[a,3] x, float[b,2] y) => (float[a,5] z) { z = Concat<axis=1>(x, y) }",
+        {"a": (1, 9), "b": (1, 5)},
+        "a == b",
+    ),
+    "what is summed": (
+        "g (float[a,k] x, float[l,b] y) => (float[a,b] z) { z = MatMul(x, y) }",
+        {"a": (1, 4), "k": (1, 6), "l": (1, 6), "b": (1, 3)},
+        "k == l",
+    ),
+    "channels of weights": (CHANNELS, {"c": (1, 7), "n": (2, 9)}, "c == 4"),
+    "a kernel that an attribute names": (
+        """g (float[1,2,n] x, float[3,2,k] w) => (float[1,3,m] y) {
+        y = Conv<kernel_shape=[3]>(x, w) }""",
+        {"n": (3, 9), "k": (1, 6)},
+        "k == 3",
+    ),
+    "heads": (HEADS, {"n": (1, 5), "k": (1, 4), "w": (3, 13)}, "w % 3 == 0"),
+    "heads of two widths": (
+        """g (float[2,n,v] q, float[2,n,w] x) => (float[2,n,u] y) {
+        y = Attention<q_num_heads=4, kv_num_heads=2>(q, x, x) }""",
+        {"n": (1, 5), "v": (4, 13), "w": (2, 7)},
+        "v == 2 * w and w % 2 == 0",
+    ),
+    "a length and its parts": (
+        """g (float[2,p] x, float[2,n] y, float[2,t] z) => (float[2,t] s) {
+        c = Concat<axis=1>(x, y) s = Add(c, z) }""",
+        {"p": (1, 4), "n": (2, 5), "t": (2, 9)},
+        "t == p + n",
+    ),
+    "a product of sizes": (
+        """g (float[a,b] x) => (float[3,4] y) {
+        s = Constant<value_ints=[3,4]>() y = Reshape(x, s) }""",
+        {"a": (1, 12), "b": (1, 12)},
+        "a * b == 12",
+    ),
+    "sizes that are added": (
+        "g (float[a] x, float[b] y) => (float[a] z) { z = Add(x, y) }",
+        {"a": (2, 6), "b": (2, 7)},
+        "a == b",
+    ),
+    "hidden states": (
+        """g (float[n,2,i] x, float[1,9,j] w, float[1,9,h] r) => (float[n,1,2,3] y) {
+        y = GRU<hidden_size=3>(x, w, r) }""",
+        {"n": (1, 4), "i": (1, 5), "j": (1, 5), "h": (1, 4)},
+        "i == j and h == 3",
+    ),
+}
+
+
+def runs(ranges: Ranges, condition: str) -> tuple[list[Sizes], list[Sizes]]:
+    """Sizes at the ends and between, for which a condition holds, and a few others."""
+    each = [
+        sorted({n for n in (low, low + 1, 3, 4, 6, high - 1, high) if low <= n <= high})
+        for low, high in ranges.values()
+    ]
+    every = [dict(zip(ranges, numbers, strict=True)) for numbers in product(*each)]
+    right = [s for s in every if eval(condition, {}, s)]
+    return right, [s for s in every if s not in right][::7]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_runs_of_equal_sizes_are_exact_and_others_fail(name: str) -> None:
+    """In numpy: the model of the largest sizes, with NaN behind what counts."""
+    text, ranges, condition = CASES[name]
+    model = model_of(text)
+    made = opened(model, ranges)
+    right, wrong = runs(ranges, condition)
+    assert right
+    assert wrong
+    for seed, sizes in enumerate(right):
+        feed = random_feed(model, sizes, seed)
+        found = evaluate(made.graph, behind_nan(made.graph, feed, sizes))
+        wanted = evaluate(read_pinned(model, {}, sizes, False, {}), feed)
+        for output, value in wanted.items():
+            cut = found[output][tuple(map(slice, value.shape))]
+            np.testing.assert_allclose(cut, value, 2e-4, 2e-5, err_msg=f"{output} at {sizes}")
+    for sizes in wrong:
+        feed = random_feed(model, sizes, 0)
+        with pytest.raises(Error, match="the size"):
+            evaluate(made.graph, behind_nan(made.graph, feed, sizes))
+
+
+def compiled(text: str, dims: Mapping[str, str]) -> qcompiler.Artifact:
+    return qcompiler.compile(model_of(text), dims=dims, threads=1)
+
+
+def test_an_artifact_keeps_the_names_and_says_which_sizes_differ(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        made = compiled(CHANNELS, {"c": "1..7", "n": "2..9"})
+    assert "the size c can only be 4: " in caplog.text
+    assert "(Conv)" in caplog.text
+    assert [s.name for s in made.manifest.symbols] == ["c", "n"]
+    model = qcompiler.load(made)
+    assert model.run({"x": np.ones((1, 4, 5), np.float32)})["y"].shape == (1, 3, 4)
+    with pytest.raises(Error, match="the size c is not 4"):
+        model.run({"x": np.ones((1, 5, 5), np.float32)})
+
+
+def test_a_range_without_the_only_size_is_refused() -> None:
+    with pytest.raises(Error, match="the size c can only be 4, and not 5 to 7"):
+        compiled(CHANNELS, {"c": "5..7", "n": "2..9"})
+
+
+def test_a_size_that_may_be_1_need_not_equal_what_it_is_added_to() -> None:
+    text = "g (float[a] x, float[b] y) => (float[a] z) { z = Add(x, y) }"
+    with pytest.raises(Error, match="sizes cannot stay open"):
+        compiled(text, {"a": "1..6", "b": "2..7"})
+
+
+def test_what_a_branch_needs_says_nothing_of_runs_that_do_not_take_it() -> None:
+    text = """g (float[a,3] x, float[b,3] y, bool c) => (float[a,m] z) {
+        z = If(c) <then_branch = yes () => (float[a,m] s) { s = Concat<axis=1>(x, y) },
+        else_branch = no () => (float[a,m] t) { t = Concat<axis=1>(x, x) }> }"""
+    with pytest.raises(Error, match="dimension 'b' is unknown"):
+        compiled(text, {"a": "1..6", "b": "1..6"})
