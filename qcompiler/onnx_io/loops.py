@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Dim, Node, constant
+from qcompiler.ir import Attr, Dim, Node, constant, numpy_dtype
 from qcompiler.onnx_io.rolled import Rolling, Unrolled, is_worth
 from qcompiler.onnx_io.sequences import Held
 from qcompiler.onnx_io.settle import Settling
@@ -75,7 +75,8 @@ def loop(s: Settling, inputs: Sequence[Held], body: Body, name: str, most: int =
         for rows, row in zip(stacked, rest, strict=True):
             rows.append(_tensor(row, name))
         iteration += 1
-    stacked = stacked or _nothing(s, inputs, body)
+    if not stacked:
+        return [*state, *_nothing(s, inputs, body)]
     return [*state, *(_joined(rows, 0) for rows in stacked)]
 
 
@@ -119,8 +120,7 @@ def repeated(s: Settling, inputs: Sequence[Held], body: Body, most: int) -> list
         if isinstance(limit, Node):
             going = s.node("And", going, s.node("Less", s.ints([count]), s.flat(limit)))
         s.check(s.node("Not", going), f"it goes on after {count} iterations")
-    stacked = stacked if count else _nothing(s, inputs, body)
-    joined = [_joined(rows, 0) for rows in stacked]
+    joined = [_joined(rows, 0) for rows in stacked] if count else _nothing(s, inputs, body)
     if joined and not lengths and s.bound is not None:
         flags = s.node("Cast", s.node("Concat", *goings, axis=0), to="int64")
         turns = s.node("ReduceSum", flags, [0], keepdims=1)
@@ -138,14 +138,19 @@ def _kept(s: Settling, going: Node, new: Held, old: Held) -> Held:
     return s.node("Where", scalar, new, old)
 
 
-def _nothing(s: Settling, inputs: Sequence[Held], body: Body) -> list[list[Node]]:
-    """No iterations -> for each stacked output its row's type, as a stack of length 0."""
+def _nothing(s: Settling, inputs: Sequence[Held], body: Body) -> list[Node]:
+    """No iterations -> each stacked output, of no rows of the type that they would have."""
     state = [_given(i, s.call.name) for i in inputs[2:]]
     if s.call.outputs <= len(state):
         return []
     given = [constant(np.array(0, np.int64)), constant(np.array(True)), *state]
-    rows = body(0, given)[1 + len(state) :]
-    return [[s.node("Slice", _tensor(r, s.call.name), [0], [0])] for r in rows]
+    rows = [_tensor(r, s.call.name) for r in body(0, given)[1 + len(state) :]]
+    return [
+        constant(np.zeros((0, *r.type.dims), numpy_dtype(r.dtype)))
+        if r.type.static and r.dtype != "string"
+        else s.node("Slice", s.node("Unsqueeze", r, [0]), [0], [0], [0])
+        for r in rows
+    ]
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,6 @@ def test_a_manifest_with_other_sizes_is_refused(
         ({"dims": {"other": "1..8"}}, "no input has an open size 'other'"),
         ({"dims": {"batch": "8..1"}}, "a size from 8 to 1"),
         ({"dims": {"batch": "few"}}, "'few' is no range of sizes"),
-        ({"dims": {"batch": "0..4"}}, "may be below 1"),
         ({"dims": {"batch": "0..0"}}, "a size from 0 to 0"),
         ({"dims": {"batch": 4}, "opt_dims": {"batch": 4}}, "'batch' does not stay open"),
         ({"dims": {"batch": "1..8"}, "opt_dims": {"batch": 9}}, "9 is not in 1 to 8"),
@@ -278,6 +277,14 @@ def test_a_manifest_with_other_sizes_is_refused(
 def test_sizes_that_make_no_sense_are_refused(options: dict, words: str) -> None:
     with pytest.raises(Error, match=words):
         qcompiler.compile(layers(), **options)
+
+
+def test_a_batch_may_have_no_samples() -> None:
+    model = qcompiler.load(qcompiler.compile(layers(), dims={"batch": "0..4"}, threads=1))
+    x = np.random.default_rng(0).random((4, 24), np.float32)
+    whole = model.run({"x": x})["y"]
+    for count in (0, 1, 0, 4):
+        np.testing.assert_allclose(model.run({"x": x[:count]})["y"], whole[: 3 * count], 1e-5)
 
 
 def test_a_profile_adds_up_the_turns_of_every_step(small: Artifact) -> None:

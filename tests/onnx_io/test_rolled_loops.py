@@ -263,3 +263,24 @@ def test_errors_of_scans_and_trip_counts_name_the_node() -> None:
     with pytest.raises(Error, match="its trip count is 2 numbers") as refused:
         read(parser.parse_model(two))
     assert refused.value.where == "Loop_last (Loop)"
+
+
+@pytest.mark.parametrize("declared", ["n", "0"])
+def test_what_no_iteration_stacks_has_no_rows(declared: str) -> None:
+    """Nor is the body computed, whose indices may reach beyond what there is."""
+    model = parser.parse_model(f"""{HEAD}
+        g (float[1, 4] x, int64 count) => (float[4] end, float[{declared}, 4] all)
+        <bool yes = {{1}}, int64 zero = {{0}}> {{
+            first = Gather <axis = 0> (x, zero)
+            end, all = Loop <body = iteration (int64 i, bool going, float[4] before)
+                => (bool on, float[4] after, float[4] row) {{
+                at = Constant <value_int = 1> ()
+                row = Gather <axis = 0> (x, at)
+                after = Add(before, row)
+                on = Identity(going)
+            }}> ({"count" if declared == "0" else "zero"}, yes, first)
+        }}""")
+    feed = given(model, 0, count=0)
+    found = qcompiler.load(qcompiler.compile(model)).run(feed)
+    assert found["all"].shape == (0, 4)
+    np.testing.assert_array_equal(found["end"], feed["x"][0])

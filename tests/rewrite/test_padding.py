@@ -266,6 +266,44 @@ def test_what_is_not_proven_is_refused_and_the_node_is_named(name: str) -> None:
     assert "--dim" in e.value.hint
 
 
+NONE = {
+    "the word before": """(float[2,s,3] x) => (float[2,s,6] y)
+        <int64[1] one = {1}, int64[1] nil = {0}, int64[1] end = {-1},
+        int64[6] pads = {0,1,0,0,0,0}> {
+        before = Slice(x, nil, end, one) b = Pad(before, pads) y = Concat<axis=-1>(b, x) }""",
+    "products, and softmax": """(float[2,s,3] x) => (float[2,m,m] a, float[2,m,3] y, float[2,3,3] z)
+        <int64[1] one = {1}, int64[1] far = {99999999999}> {
+        r = Slice(x, one, far, one) t = Transpose<perm=[0,2,1]>(r) a = MatMul(r, t)
+        w = Softmax<axis=-1>(a) y = MatMul(w, r) z = MatMul(t, r) }""",
+    "reshapes that move elements": """(float[s,h,4] x) => (float[n] y, float[k,l] z)
+        <int64[1] one = {1}, int64[1] nil = {0}, int64[1] far = {99999999999},
+        int64[1] all = {-1}> {
+        r = Slice(x, one, far, nil) y = Reshape(r, all) t = Transpose<perm=[1,0,2]>(r)
+        sh = Shape(t) k = Slice(sh, nil, one) l = Slice(sh, one, far) p = ReduceProd(l)
+        kl = Concat<axis=0>(k, p) z = Reshape(t, kl) }""",
+    "sums, rows by index, pieces": """(float[s,4] x, int64[2] i) => (float[4] y, float[n,2] z,
+        float[m,4] w) <int64[1] one = {1}, int64[1] nil = {0}, int64[1] far = {99999999999}> {
+        r = Slice(x, one, far, nil) y = ReduceSum<keepdims=0>(r, nil) at = Mod(i, four)
+        four = Constant<value_int=4>() z = Gather<axis=1>(r, at) n = Exp(r)
+        w = Concat<axis=0>(r, n, x) }""",
+}
+"""Of what they compute with there is nothing where s is 1."""
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_a_size_inside_may_be_0(name: str) -> None:
+    ranges = {"s": (1, 6), "h": (1, 3)} if "float[s,h" in NONE[name] else {"s": (1, 6)}
+    made = check(f"g {NONE[name]}", ranges)
+    assert 1 in [s.low for s in made.symbols]
+
+
+def test_the_greatest_of_nothing_is_refused() -> None:
+    source = NONE["sums, rows by index, pieces"].replace("ReduceSum", "ReduceMax")
+    with pytest.raises(Error, match=r"the size s - 1 of float32\[s - 1,4\] may be below 1"):
+        opened(model_of(f"g {source}"), {"s": (1, 6)})
+    check(f"g {source}", {"s": (2, 6)})
+
+
 LESS = """g (float[s,4] x, float[h,4] z) => (float[n,4] y, float[h,4] t) {
     sh = Shape(z) k = Gather(sh, at) f = Constant<value_ints=[99999999999]>() y = Slice(x, k, f, at)
     t = Neg(z) }"""
@@ -280,13 +318,12 @@ def test_a_size_that_shrinks_with_another_is_refused() -> None:
 
 
 def test_a_size_that_repeats_is_as_large_as_its_sizes_need() -> None:
-    """s - 4*(s // 4) is largest at the end of 1 to 7, and of no smaller range."""
+    """s - 4*(s // 4), 0 for 4, is largest at the end of 1 to 7, and of no smaller range."""
     text = """g (float[s,4] x) => (float[n,4] y) <int64[1] four = {4}, int64[1] at = {0}> {
         sh = Shape<end=1>(x) q = Div(sh, four) k = Mul(q, four)
         f = Constant<value_ints=[99999999999]>() y0 = Slice(x, k, f, at)
         pads = Constant<value_ints=[1,0,0,0]>() y = Pad(y0, pads) }"""
-    with pytest.raises(Error, match="may be below 1"):
-        opened(model_of(text), {"s": (1, 7)})
+    check(text, {"s": (1, 7)})
     shifted = text.replace("Div(sh, four)", "Div(less, four)").replace(
         "q = ", "one = Constant<value_ints=[1]>() less = Sub(sh, one) q = "
     )

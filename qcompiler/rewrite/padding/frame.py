@@ -238,6 +238,8 @@ class Padding:
         found, inner = const(np.zeros(count), "int32"), 1
         for i, digit in enumerate(reversed(source)):
             size = self.size(digit)
+            if not self.at_least(digit, 1):  # nothing counts then, and nothing is divided by 0
+                size = make("Max", size, const([1], "int32"))
             place = nth if i == len(source) - 1 else make("Mod", nth, size)
             nth = make("Div", nth, size)
             found = make("Add", found, make("Mul", place, const([inner], "int32")))

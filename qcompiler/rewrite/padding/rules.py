@@ -28,6 +28,12 @@ _FOLDED |= {"Slice", "Gather", "Concat", "Add", "Sub", "Mul", "Div"}
 """What is computed here where it reads constants, which rules look at."""
 _SIZED = frozenset({"Range", "Slice", "Pad", "Tile", "OneHot", "TopK", "Split"})
 """What may be of one size in all runs, though it is computed from open ones."""
+_OF_NONE = frozenset(
+    {"Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "MatMul", "Range"}
+)
+_OF_NONE |= {"ReduceMean", "ReduceSum", "Reshape", "ScatterND", "Slice", "Softmax", "Split"}
+_OF_NONE |= {"Squeeze", "Transpose", "Unsqueeze", "item", "loop", "room"}
+"""What is known to be right where a run has no elements along a dimension, besides elementwise."""
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
@@ -61,16 +67,28 @@ def see(p: Padding, node: Node) -> None:
 
 
 def _demand_sizes(p: Padding, node: Node) -> None:
-    """Every size is made of those that are open, never below 1, and grows with them."""
-    for type in node.types:
+    """Every size is made of those that are open, and grows with them; it may be 0 where that is
+    known to be right.
+    """
+    least = 0 if _works_on_none(node) else 1
+    read = (t for i in node.operands if i.op != "input" for t in i.types)
+    for type in (*node.types, *(read if least else ())):
         for d in type.shape:
             if isinstance(d, str):
                 if not Size.of(d).symbols <= p.ranges.keys():
                     raise p.refused(f"the size of {type} depends on data, or is not known")
-                if not p.at_least(d, 1):
+                if not p.at_least(d, least) or p.at(d) < 1:
                     low = "a larger LO in --dim NAME=LO..HI may help"
-                    raise p.refused(f"the size {d} of {type} may be below 1", low)
+                    raise p.refused(f"the size {d} of {type} may be below {least or 1}", low)
                 p.demand_largest(d)
+
+
+def _works_on_none(node: Node) -> bool:
+    return (
+        node.op in _OF_NONE
+        or is_elementwise(node)
+        or (node.op == "Pad" and node.str("mode") == "constant")
+    )
 
 
 def _closed(p: Padding, node: Node) -> bool:
