@@ -18,6 +18,7 @@ from qcompiler.errors import Error, Skip
 from qcompiler.ir import SIZE, Array, Graph
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
+from qcompiler.rewrite.padding.frame import Padding
 from qcompiler.rewrite.padding.pad import Result, padded
 from qcompiler.rewrite.padding.pinned import Paddings
 
@@ -315,6 +316,19 @@ def test_a_size_that_shrinks_with_another_is_refused() -> None:
     with pytest.raises(Error, match="-h \\+ s is not largest where all sizes are"):
         opened(model_of(text), {"s": (10, 20), "h": (1, 5)})
     check(text.replace("float[h,4]", "float[5,4]"), {"s": (10, 20)})
+
+
+def test_bounds_of_products_are_found_though_there_are_many_runs() -> None:
+    symbols = [Symbol("s", 3, 90_000, 9), Symbol("b", 1, 50_000, 8)]
+    p = Padding(symbols)
+    q = (Size.of("s") + 1) // 4 - Size.of("s") // 4 + Size.of("s") // 3
+    assert p.at_least(q, 1)
+    assert not p.at_least(q, 2)
+    assert p.at_least(q * "b", 1)
+    assert not p.at_least(q * "b" - 2, 0)
+    p.demand_largest(Size.of("s") * "b" * "b" - Size.of("b") * "b" * 2)
+    with pytest.raises(Error, match="is not largest"):
+        p.demand_largest((100 - Size.of("s") // 900) * Size.of("b"))
 
 
 def test_a_size_that_repeats_is_as_large_as_its_sizes_need() -> None:

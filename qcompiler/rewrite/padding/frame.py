@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -25,7 +26,7 @@ from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open, regrouped
 
 Axes = frozenset[int]
-_RUNS = 1 << 16
+_RUNS = 1 << 20
 """At most so many combinations of sizes are looked at one by one."""
 SIZED = Type("int32", (1,))
 """The type of a size as an input."""
@@ -52,6 +53,21 @@ class Padded:
     def rank(self) -> int:
         """Number of dimensions."""
         return len(self.dims)
+
+
+@lru_cache(maxsize=4096)
+def extremes(size: Size, symbols: tuple[Symbol, ...]) -> tuple[int, int] | None:
+    """The least and the largest value of a size among all runs; None if these are too many to be
+    looked at one by one.
+    """
+    named = [s for s in symbols if s.name in size.symbols]
+    each = [np.arange(s.low, s.high + 1, s.step) for s in named]
+    if prod(map(len, each)) > _RUNS:
+        return None
+    grid = np.meshgrid(*each, indexing="ij", sparse=True)
+    runs = {s.name: g for s, g in zip(named, grid, strict=True)}
+    found: Numbers = np.asarray(size.at(runs))  # type: ignore[arg-type]  # arrays count alike
+    return int(found.min()), int(found.max())
 
 
 class Padding:
@@ -90,30 +106,36 @@ class Padding:
         """The least and the largest number that a size may be, or beyond."""
         return (size, size) if isinstance(size, int) else Size.of(size).bounds(self.ranges)
 
-    def _in_all_runs(self, size: Dim) -> Numbers | None:
-        """A size in every possible run; None if these are too many to be looked at one by one."""
-        named = Size.of(size).symbols
-        each = [np.arange(s.low, s.high + 1, s.step) for s in self.symbols if s.name in named]
-        if prod(map(len, each)) > _RUNS:
-            return None
-        grid = np.meshgrid(*each, indexing="ij")
-        names = [s.name for s in self.symbols if s.name in named]
-        runs = {name: g.ravel() for name, g in zip(names, grid, strict=True)}
-        return np.asarray(Size.of(size).at(runs))  # type: ignore[arg-type]  # arrays count alike
-
     def at_least(self, size: Dim, least: int) -> bool:
-        """Is a size as large in all runs?"""
-        if self.bounds(size)[0] >= least:
+        """Is a size as large in all runs? `least`: from 0 up."""
+        low, high = self.bounds(size)
+        if low >= least or high < least:
+            return low >= least
+        factor = self._factor(size)
+        if factor is not None and self.at_least(factor, least):
             return True
-        if self.bounds(size)[1] < least:
-            return False
-        found = self._in_all_runs(size)
-        return found is not None and bool(found.min() >= least)
+        found = extremes(Size.of(size), self.symbols)
+        return found is not None and found[0] >= least
 
     def demand_largest(self, size: Dim) -> None:
         """Raise Error unless a size is largest where all that are open are: memory is for that."""
-        if not self.at_least(settled(self.at(size) - Size.of(size)), 0):
+        if not self._is_largest(size):
             raise self.refused(f"{size} is not largest where all sizes are")
+
+    def _is_largest(self, size: Dim) -> bool:
+        most = self.at(size)
+        if self.bounds(size)[1] <= most:
+            return True
+        factor = self._factor(size)
+        if factor is not None and self.at_least(factor, 0) and self._is_largest(factor):
+            return True
+        found = extremes(Size.of(size), self.symbols)
+        return found is not None and found[1] <= most
+
+    def _factor(self, size: Dim) -> Dim | None:
+        """A size divided by one that is open, if it is a multiple of it."""
+        each = (Size.of(size).over(s.name) for s in self.symbols if s.low >= 1)
+        return next((settled(d) for d in each if d is not None), None)
 
     def size(self, size: Dim, dtype: str = "int32") -> Node:
         """A size in this run, as a tensor of one number."""
