@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, SparseTensorProto, TensorProto
 
 from qcompiler.errors import Error
 from qcompiler.files import contents, opened
 from qcompiler.onnx_io.inputs import first_double
 from qcompiler.onnx_io.schema import NEWEST, OLDEST
-from qcompiler.onnx_io.structure import domain_of
+from qcompiler.onnx_io.structure import domain_of, initializer_names
 
 MAX_FILE_BYTES = (1 << 31) - 1
 
@@ -72,16 +72,10 @@ def opset_versions(imports: Iterable[OperatorSetIdProto]) -> dict[str, int]:
     return found
 
 
-def initializers(proto: GraphProto) -> dict[str, TensorProto]:
-    """The initializers of a graph by name."""
-    if proto.sparse_initializer:
-        name = proto.sparse_initializer[0].values.name
-        raise Error(
-            f"the sparse initializer {name!r} is not supported", hint="store it as a dense tensor"
-        )
-    found = {t.name: t for t in proto.initializer}
-    if len(found) != len(proto.initializer):
-        raise Error(
-            f"two initializers have the name {first_double([t.name for t in proto.initializer])!r}"
-        )
+def initializers(proto: GraphProto) -> dict[str, TensorProto | SparseTensorProto]:
+    """The initializers of a graph by name, dense and sparse."""
+    names = [*initializer_names(proto)]
+    found = dict(zip(names, (*proto.initializer, *proto.sparse_initializer), strict=True))
+    if len(found) != len(names):
+        raise Error(f"two initializers have the name {first_double(names)!r}")
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx
 from onnx import TensorProto
@@ -33,7 +33,7 @@ def first_double(names: Sequence[str]) -> str:
 
 def input_types(
     infos: Sequence[onnx.ValueInfoProto],
-    initializers: Mapping[str, TensorProto],
+    initializers: Collection[str],
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Type]:
     """Types of the graph's inputs with `input_shapes` applied; initializers are not inputs."""

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from qcompiler.errors import Error
 from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
@@ -73,7 +81,7 @@ from qcompiler.onnx_io.structure import (
     needed,
     reads,
 )
-from qcompiler.onnx_io.tensors import ExternalData, Unsupported, decode
+from qcompiler.onnx_io.tensors import ExternalData, Unsupported, decode, dense
 from qcompiler.onnx_io.unsupported import demand_supported
 from qcompiler.ops import OPERATORS, known_value, make
 from qcompiler.ops.equal import Equal, noted
@@ -133,7 +141,7 @@ class _Scope:
 
     opsets: Mapping[str, int]
     values: dict[str, Value] = field(default_factory=dict)
-    initializers: Mapping[str, TensorProto] = field(default_factory=dict)
+    initializers: Mapping[str, TensorProto | SparseTensorProto] = field(default_factory=dict)
     attributes: Mapping[str, AttributeProto] | None = None
     outer: _Scope | None = None
     read: Collection[str] = ()
@@ -258,10 +266,11 @@ class _Reader:
             around = around.outer
         raise Error(f"{name!r} is read, but nothing makes it", where=where)
 
-    def weight(self, name: str, tensor: TensorProto) -> Value:
+    def weight(self, name: str, tensor: TensorProto | SparseTensorProto) -> Value:
         """An initializer -> a constant."""
         try:
-            return constant(decode(tensor, self.external, f"initializer {name!r}"), name)
+            read = dense if isinstance(tensor, SparseTensorProto) else decode
+            return constant(read(tensor, self.external, f"initializer {name!r}"), name)
         except Unsupported as e:
             self.report(e.what, "", e.where)
             return _Missing()

@@ -16,7 +16,7 @@ from onnx import AttributeProto, FunctionProto
 
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Node, constant
-from qcompiler.onnx_io.tensors import CODES, ExternalData, Unsupported, decode, dtype_name
+from qcompiler.onnx_io.tensors import CODES, ExternalData, Unsupported, decode, dense, dtype_name
 from qcompiler.ops import OPERATORS
 
 _SPELLED = {
@@ -114,6 +114,8 @@ def value_of(proto: AttributeProto, external: ExternalData, where: str) -> Attr:
         return _text(proto.s, proto.name, where)
     if kind == AttributeProto.TENSOR:
         return decode(proto.t, external, f"{where}, attribute {proto.name!r}")
+    if kind == AttributeProto.SPARSE_TENSOR:
+        return dense(proto.sparse_tensor, external, f"{where}, attribute {proto.name!r}")
     if kind == AttributeProto.FLOATS:
         return tuple(proto.floats)
     if kind == AttributeProto.INTS:
@@ -197,7 +199,7 @@ def constant_of(attrs: Mapping[str, Attr], name: str, where: str) -> Node:
     if len(given) != 1:
         raise Error(f"{len(given)} values where 1 is needed", where=where)
     key, value = given[0]
-    if key == "value" and isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray):  # of value or sparse_value
         return constant(value, name)
     if key in ("value_int", "value_ints"):
         return constant(np.array(value, np.int64), name)

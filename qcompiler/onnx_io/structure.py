@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 from qcompiler.errors import Error
 
@@ -47,9 +55,9 @@ def _graph_texts(graph: GraphProto) -> Iterator[object]:
         yield info.name
         yield from (d.dim_param for d in info.type.tensor_type.shape.dim)
     yield from (o.name for o in graph.output)
-    for tensor in graph.initializer:
-        yield from (tensor.name, *(e.key for e in tensor.external_data))
-        yield from (e.value for e in tensor.external_data)
+    yield from initializer_names(graph)
+    for tensor in (*graph.initializer, *_parts(graph.sparse_initializer)):
+        yield from _external_texts(tensor)
     yield from _node_texts(graph.node)
 
 
@@ -58,11 +66,26 @@ def _node_texts(nodes: Iterable[NodeProto]) -> Iterator[object]:
         yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
         for attribute in node.attribute:
             yield from (attribute.name, attribute.ref_attr_name)
-            if attribute.type == AttributeProto.TENSOR:
-                yield from (e.key for e in attribute.t.external_data)
-                yield from (e.value for e in attribute.t.external_data)
+            for tensor in (attribute.t, *_parts([attribute.sparse_tensor])):
+                yield from _external_texts(tensor)
         for graph in branches(node):
             yield from _graph_texts(graph)
+
+
+def _external_texts(tensor: TensorProto) -> Iterator[object]:
+    for entry in tensor.external_data:
+        yield from (entry.key, entry.value)
+
+
+def _parts(tensors: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for sparse in tensors:
+        yield from (sparse.values, sparse.indices)
+
+
+def initializer_names(graph: GraphProto) -> Iterator[str]:
+    """The names of a graph's initializers; a sparse one has the name of its values."""
+    yield from (t.name for t in graph.initializer)
+    yield from (t.values.name for t in graph.sparse_initializer)
 
 
 def needed(
@@ -123,7 +146,7 @@ def reads(node: NodeProto) -> Iterator[str]:
     yield from node.input
     for graph in branches(node):
         made = {o for inner in graph.node for o in inner.output}
-        made.update(t.name for t in (*graph.initializer, *graph.input))
+        made.update((*initializer_names(graph), *(i.name for i in graph.input)))
         inside = [i for inner in graph.node for i in reads(inner)]
         inside.extend(o.name for o in graph.output)
         yield from (i for i in inside if i not in made)

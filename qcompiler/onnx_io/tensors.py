@@ -1,4 +1,5 @@
-"""TensorProto <-> numpy array. Sizes, offsets and paths from a file are checked before use.
+"""TensorProto <-> numpy array; SparseTensorProto -> numpy array. Sizes, indices, offsets and paths
+from a file are checked before use.
 
 External data must be in the model's own folder (links may not lead out of it) and is mapped into
 memory, not copied.
@@ -65,6 +66,14 @@ _DATA_FIELDS = (
 )
 _PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 """dtype -> bits of an element where several share a byte."""
+
+
+GROWTH = 64
+"""A dense tensor may have so many bytes for each one that the file has of a sparse tensor, as a
+compressed artifact may, so that a little file takes little memory.
+"""
+SMALL_BYTES = 1 << 16
+"""Up to here a dense tensor may have any number of zeros."""
 
 
 class Unsupported(Error):
@@ -270,6 +279,45 @@ def _from_fields(tensor: onnx.TensorProto, dtype: str, count: int, where: str) -
         return bits.astype(numpy_dtype(dtype))
     width = numpy_dtype(dtype).itemsize  # float16 and smaller: the number is the bit pattern
     return bits.astype(f"uint{8 * width}").view(numpy_dtype(dtype))
+
+
+def dense(sparse: onnx.SparseTensorProto, external: ExternalData, where: str) -> Array:
+    """SparseTensorProto -> read-only array, of zeros but for its values.
+
+    `indices` int64[n, rank] or int64[n] (row-major) say where the values[n] stand, in ascending
+    order. Raises Error for places outside the shape, and for far more zeros than values.
+    """
+    values = decode(sparse.values, external, f"{where}, values")
+    indices = decode(sparse.indices, external, f"{where}, indices")
+    shape = checked_type(Type(values.dtype.name, tuple(map(int, sparse.dims))), where).dims
+    if values.dtype == object or np.zeros(1, values.dtype).astype(np.float32)[0] != 0:
+        raise Unsupported(f"sparse tensors of {values.dtype.name} are not supported", where=where)
+    size, stored = prod(shape) * values.dtype.itemsize, values.nbytes + indices.nbytes
+    if size > max(SMALL_BYTES, GROWTH * stored):
+        hint = "store it as a dense tensor, or as a ScatterND into a ConstantOfShape"
+        raise Error(f"{stored} bytes would become {size}", where=where, hint=hint)
+    array = np.zeros(prod(shape), values.dtype)
+    array[_places(indices, values.size, shape, where)] = values.ravel()
+    array = array.reshape(shape)
+    array.setflags(write=False)
+    return array
+
+
+def _places(indices: Array, count: int, shape: tuple[int, ...], where: str) -> NDArray[np.int64]:
+    """The indices of a sparse tensor's `count` values -> row-major places, int64[count]."""
+    rank = len(shape)
+    if indices.dtype != np.int64 or indices.shape not in ((count,), (count, rank)):
+        given = f"{indices.dtype.name}{list(indices.shape)}"
+        raise Error(f"{given} cannot be indices of {count} values in {rank} axes", where=where)
+    dims = shape if indices.ndim == 2 else (prod(shape),)
+    rows = indices.astype(np.int64, copy=False).reshape(count, len(dims))
+    if np.any((rows < 0) | (rows >= np.array(dims, np.int64))):
+        raise Error(f"an index lies outside {list(shape)}", where=where)
+    strides = [prod(dims[i + 1 :]) for i in range(len(dims))]
+    places: NDArray[np.int64] = rows @ np.array(strides, np.int64)
+    if not (places[:-1] < places[1:]).all():
+        raise Error("the indices do not ascend, as ONNX wants them to", where=where)
+    return places
 
 
 def encode(array: Array, name: str = "") -> onnx.TensorProto:

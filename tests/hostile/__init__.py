@@ -11,7 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    helper,
+)
 from onnx.helper import make_node, make_opsetid, make_tensor_value_info
 
 from qcompiler.onnx_io.tensors import encode
@@ -221,6 +229,51 @@ _tensor_attack("complex", data_type=TensorProto.COMPLEX64, raw_data=bytes(16))
 _tensor_attack("unknown dtype", data_type=99, raw_data=bytes(8))
 _tensor_attack("undefined dtype", data_type=0, raw_data=bytes(8))
 _tensor_attack("segment", raw_data=bytes(8), segment=TensorProto.Segment(begin=0, end=1))
+
+
+def sparse_model(where: str = "weight", **fields: object) -> ModelProto:
+    """A sparse tensor float32[2, 3], an initializer or in a constant, added to x."""
+    parts = {"dims": [2, 3], "values": tensor("w", [1, 2]), "indices": tensor("", [1, 5], np.int64)}
+    sparse = SparseTensorProto(**{**parts, **fields})  # type: ignore[arg-type]
+    add = make_node("Add", ["x", "w"], ["y"])
+    if where == "weight":
+        model = model_of([add], inputs={"x": [2, 3]})
+        model.graph.sparse_initializer.append(sparse)
+        return model
+    constant = make_node("Constant", [], ["w"], sparse_value=sparse)
+    return model_of([constant, add], inputs={"x": [2, 3]})
+
+
+def _sparse_attack(name: str, to: dict[str, Attack] = REFUSED, **fields: object) -> None:
+    for where in ("weight", "constant"):
+        made = sparse_model(where, **fields)
+        _add_attack(f"sparse {where}: {name}", lambda m=made: m, to)  # type: ignore[misc]
+
+
+def _places(*indices: object) -> TensorProto:
+    return tensor("", indices, np.int64)
+
+
+_sparse_attack("past the end", indices=_places(1, 6))
+_sparse_attack("negative", indices=_places(-1, 5))
+_sparse_attack("far past the end", indices=_places(1, (1 << 63) - 1))
+_sparse_attack("past the end of a row", indices=_places([0, 3], [1, 2]))
+_sparse_attack("negative in a row", indices=_places([0, -1], [1, 2]))
+_sparse_attack("products overflow", indices=_places([0, 1], [1 << 62, 2]))
+_sparse_attack("twice the same place", indices=_places(5, 5))
+_sparse_attack("not in order", indices=_places(5, 1))
+_sparse_attack("fewer places than values", indices=_places(1))
+_sparse_attack("no places", indices=TensorProto())
+_sparse_attack("places of three axes", indices=_places([0, 0, 1], [0, 1, 2]))
+_sparse_attack("places in float", indices=tensor("", [1, 5]))
+_sparse_attack("negative dimension", dims=[-2, -3])
+_sparse_attack("2 ** 124 elements", dims=[1 << 62, 1 << 62])
+_sparse_attack("strings", values=helper.make_tensor("w", TensorProto.STRING, [2], [b"a", b"b"]))
+_sparse_attack("4 GB of zeros", dims=[1 << 15, 1 << 15], to=BOMBS)
+_sparse_attack("128 MB of zeros", dims=[1 << 25], to=BOMBS)
+OUTSIDE = TensorProto(name="w", data_type=FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+OUTSIDE.external_data.add(key="location", value="../secret.bin")
+_sparse_attack("values outside", values=OUTSIDE)
 
 
 # Graphs.

@@ -19,6 +19,7 @@ from hostile import (
     external_model,
     model_of,
     small_model,
+    sparse_model,
     tensor,
 )
 from onnx import ModelProto, TensorProto, helper
@@ -30,7 +31,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Graph, numpy_dtype
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.onnx_io.reader import read
-from qcompiler.onnx_io.tensors import CODES, ExternalData, decode, encode
+from qcompiler.onnx_io.tensors import CODES, ExternalData, decode, dense, encode
 from qcompiler.ops import evaluate
 
 LIGHT = sorted((Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx"))
@@ -369,6 +370,51 @@ def test_four_bit_numbers_lie_low_half_first() -> None:
     found = decode(proto, ExternalData(None), "w")
     assert found.dtype == np.dtype(ml_dtypes.int4)
     assert found.astype(int).tolist() == [1, -1, -8]
+
+
+@pytest.mark.parametrize("where", ["weight", "constant"])
+@pytest.mark.parametrize("indices", [[1, 5], [[0, 1], [1, 2]]], ids=["places", "rows and columns"])
+def test_sparse_tensors_are_dense_ones(where: str, indices: object) -> None:
+    graph = read(sparse_model(where, indices=tensor("", indices, np.int64)))
+    (found,) = (n.array for n in graph.nodes if n.is_constant)
+    np.testing.assert_array_equal(found, np.array([[0, 1, 0], [0, 0, 2]], np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.bfloat16, np.bool_, ml_dtypes.int4])
+def test_sparse_tensors_have_the_dtype_of_their_values(dtype: type) -> None:
+    model = sparse_model(values=tensor("w", [1, 2], dtype))
+    found = dense(model.graph.sparse_initializer[0], ExternalData(None), "w")
+    want = np.array([[0, 1, 0], [0, 0, 2]]).astype(dtype)
+    assert found.dtype == want.dtype
+    np.testing.assert_array_equal(found, want)
+
+
+def test_a_branch_has_sparse_tensors_of_its_own() -> None:
+    """They are not what its surroundings call so."""
+    body = sparse_model().graph
+    del body.input[:]
+    then = make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    model = model_of([then], [tensor("c", True, np.bool_)], inputs={"x": [2, 3]})
+    zeros = {"x": np.zeros((2, 3), np.float32)}
+    assert evaluate(read(model), zeros)["y"].tolist() == [[0, 1, 0], [0, 0, 2]]
+
+
+def test_sparse_tensors_mean_what_onnxruntime_says() -> None:
+    rng = np.random.default_rng(0)
+    places = np.sort(rng.permutation(64 * 48)[:300])
+    fields = {"dims": [64, 48], "values": tensor("w", rng.standard_normal(300))}
+    model = sparse_model(**fields, indices=tensor("", places, np.int64))
+    model.graph.node[0].op_type = "MatMul"
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
+    x = {"x": rng.standard_normal((2, 64)).astype(np.float32)}
+    want = onnxruntime_outputs(model, x)["y"]
+    np.testing.assert_allclose(evaluate(read(model), x)["y"], want, rtol=1e-5, atol=1e-5)
+
+
+def test_sparse_tensors_without_values_are_zeros() -> None:
+    nothing = {"values": tensor("w", []), "indices": tensor("", [], np.int64)}
+    (found,) = (n.array for n in read(sparse_model(**nothing)).nodes if n.is_constant)
+    np.testing.assert_array_equal(found, np.zeros((2, 3), np.float32))
 
 
 def test_external_data_is_mapped_from_the_models_folder(tmp_path: Path) -> None:
