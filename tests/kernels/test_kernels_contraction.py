@@ -276,8 +276,10 @@ def test_many_columns_of_single_pixels(isa: Isa) -> None:
     root = conv((1, 9, 7, 24), (1, 1, 24, 98), "uint8", "int8", strides=(2, 2))
     check(root, quantized(root, 98, residual=False), isa)
     check(root, root, isa)
-    root = conv((1, 5, 7, 20), (1, 1, 20, 100), "bfloat16", "bfloat16")
-    check(root, root, isa)
+    for dtype in ("bfloat16", "float32"):
+        for depth in (9, 20, 70):
+            root = conv((1, 5, 7, depth), (1, 1, depth, 50), dtype, dtype)
+            check(root, root, isa)
 
 
 @pytest.mark.parametrize("isa", isas(), ids=lambda i: i.name)

@@ -90,6 +90,9 @@ def near(root: Node, x: Array, **options: object) -> None:
         (9, 40, 64),
         (5, 24, 65),
         (6, 30, 200),
+        (35, 50, 9),
+        (17, 64, 130),
+        (50, 56, 200),
     ],
 )
 def test_products_are_within_the_bound(m: int, n: int, k: int) -> None:

@@ -30,6 +30,7 @@ ROW_INSTRUCTIONS = 3.0  # where a row is written
 LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 JOIN_INSTRUCTIONS = 7.0  # widen a vector of short sums, scale and add it to two others
+ZIP_INSTRUCTIONS = 1.0  # copy a row's left operand of a step
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
 
@@ -79,7 +80,7 @@ def fits(product: Product, rows: int, vectors: int, registers: int, *, short: bo
     the registers? `short`: sums are of few steps.
     """
     high = product.high(rows)
-    lefts = rows if product.mac.by_lane > 1 else product.run
+    lefts = product.lefts(rows) if product.mac.by_lane > 1 else product.run
     needed = high * vectors + product.run * vectors + lefts
     return needed + product.temporaries + spare(product, short) <= registers
 
@@ -130,15 +131,24 @@ def spare(product: Product, short: bool) -> int:
     """Registers left to what finishes one row while the next is multiplied: LLVM mixes both where
     so many instructions follow each other without a load, and would spill sums. Where they are
     `short`, and rows are multiplied one by one, it mixes more: it writes out all of their steps.
+    Rows that are zipped are loaded one more vector ahead.
     """
     if product.mac.by_lane == 1:
         return 0
+    if product.zipped and product.mac.rows == 1 and not short:
+        return 4
     return 7 if short and product.mac.rows == 1 and product.mac.k == 4 else 3
 
 
 def highest(product: Product, vectors: int, free: int) -> int:
     """Rows of the highest tile so many vectors wide."""
     rows = product.mac.rows
+    if product.zipped:
+        free -= vectors - 1
+        fit = (
+            r for r in range(rows, free + 1) if product.high(r) * vectors + product.lefts(r) <= free
+        )
+        return max(fit, default=rows)
     if product.mac.by_lane > 1:  # each multiply-accumulate of rows brings their left operands
         return max(1, (free - product.run * (vectors - 1)) // (vectors + rows)) * rows
     return max(1, free // vectors - product.run) * rows
@@ -212,6 +222,9 @@ def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, til
     block *= count * groups
     if needs_copy(problem, product):
         block += 2 * left / core.bytes_per_cycle[max(1, level(device, left))]
+    if product.zipped:
+        rows = tiling.block * (units.cut.size if units.whole else problem.columns)
+        block += rows * product.steps(problem.depth) * ZIP_INSTRUCTIONS / core.issue_per_cycle
     return block * my_blocks
 
 
@@ -309,6 +322,8 @@ def _by_instructions(
     high, steps = product.high(rows), problem.tap_count * product.steps(problem.depth)
     moved = rows / 2 if product.mac.rows > 1 else rows * (product.parts > 1)
     loads = rows / product.mac.by_lane
+    if product.zipped:  # vectors are loaded in pairs, here as in the right operand
+        moved, loads = 0, product.lefts(rows) / 2
     issued = high * vectors * product.instructions + loads + moved
     issued += vectors / 2 + LOOP_INSTRUCTIONS / product.unroll  # vectors are loaded in pairs
     each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
@@ -323,7 +338,7 @@ def _by_instructions(
     if core.in_order:
         step += (loads + vectors) / core.loads_per_cycle
     multiplied = steps * step
-    return max(begun, multiplied) + 0.1 * min(begun, multiplied)
+    return max(begun, multiplied) + 0.3 * min(begun, multiplied)
 
 
 def _to_bytes(core: Core, rows: int, vectors: int, multiplying: float, after: float) -> float:

@@ -20,6 +20,7 @@ from qcompiler.kernels.cpu.contraction.operands import (
     short_product_of,
 )
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
+from qcompiler.kernels.cpu.contraction.zipped import worth_zipping
 from qcompiler.kernels.region import Region
 
 
@@ -49,7 +50,7 @@ def direct(region: Region, device: Cpu) -> tuple[Problem, Product] | Skip:
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     if product.run > 1 and not priced(problem, product, device):
         product = replace(product, run=1)
-    return problem, product
+    return problem, replace(product, zipped=worth_zipping(problem, product))
 
 
 def _product(root: Node, device: Cpu) -> Product | Skip:

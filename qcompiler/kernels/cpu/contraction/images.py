@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 
 from tvm import tirx
@@ -39,16 +40,15 @@ def tiled_images(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     found = direct(region, device)
     if isinstance(found, Skip):
         return found
-    problem, product = found
+    problem, product = found[0], replace(found[1], zipped=False)
     if problem.flat:
         return Skip("pixels alone")
     if not needs_copy(problem, product) and any(lines for _, lines, _ in problem.taps):
         return Skip("lines of an image that is read as it lies, apart by a run's width")
     pairs = paired(region, problem, product), twice(region, problem, product)
 
-    def build(tiling: Tiling) -> Kernel | Skip:
-        layout = Layout(region, device, problem, product, tiling, *pairs)
-        return Skip("rows zipped") if layout.zipped else emitted(layout, _Images)
+    def build(tiling: Tiling) -> Kernel:
+        return emitted(Layout(region, device, problem, product, tiling, *pairs), _Images)
 
     seconds = device.core.seconds
     return (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qcompiler.hardware.isa import Cpu
-from qcompiler.hardware.products import BlockMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units, needs_copy
@@ -18,8 +17,6 @@ from qcompiler.kernels.registry import Region
 
 _GUARD = 64
 """Bytes behind a copy that a vector may reach into."""
-_ZIPPED_PANELS = 3
-"""As many panels have to read the left operand before it is worth a copy."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +95,10 @@ class Layout:
         return offsets
 
     @cached_property
-    def zipped(self) -> bool:
-        """Are its rows copied once, as a product of blocks takes them, for all panels?"""
-        p, mac = self.problem, self.product.mac
-        plain = p.tap_count == 1 and not self.copied and p.groups == 1 and self.constant
-        blocks = isinstance(mac, BlockMac) and (mac.rows, mac.blocks, mac.by_lane) == (2, 1, 2)
-        several = self.panels.panels // self.tiling.column_tasks >= _ZIPPED_PANELS
-        return plain and blocks and several and p.depth % mac.k == 0
-
-    @cached_property
-    def pair_elements(self) -> int:
-        """Elements of rows that are zipped."""
-        return self.product.mac.rows * self.problem.depth
-
-    @cached_property
     def tile_elements(self) -> int:
         """Elements of a tile's rows, zipped."""
         size = self.units.cut.size * (self.problem.columns if self.units.whole else 1)
-        return self.product.high(size) * self.pair_elements
+        return self.product.lefts(size) * self.product.together * self.problem.depth
 
     # -- the right operand
 
@@ -157,10 +140,10 @@ class Layout:
     def packed_at(self) -> int:
         """Where right matrices that the kernel packs begin: behind the copy of the left operand."""
         elements = self.problem.planes.count * self.lines * self.problem.frame.padded_line
-        if self.zipped:
+        if self.product.zipped:
             pieces = 1 if self.units.whole else self.units.cut.pieces
             elements = self.tiling.block * pieces * self.tile_elements
-        used = self.copied or self.zipped
+        used = self.copied or self.product.zipped
         size = elements * tir.bits(self.product.left) // 8 + _GUARD if used else 0
         return self.device.core.whole_lines(size)
 

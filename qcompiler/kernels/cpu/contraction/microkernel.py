@@ -27,8 +27,8 @@ class Left:
     """The left operand of a tile: rows begin at `offsets` elements from a base that varies.
 
     `taps` are (count, elements) loops around the `depth` neighbouring elements. With `guarded`,
-    elements behind the last one may be read (they meet zero weights). `zipped`: each of `offsets`
-    is of as many rows as the product multiplies, whose operands for a step lie side by side.
+    elements behind the last one may be read (they meet zero weights). `zipped`: the rows' operands
+    for a step lie side by side, filled up to whole vectors, and `offsets` only counts the rows.
     `steps` is how many times k elements there are, where only a run knows; then they are `guarded`,
     and there are no taps.
     """
@@ -45,11 +45,12 @@ class Left:
 
     def high(self, product: Product) -> int:
         """Multiply-accumulates for all rows."""
-        return len(self.offsets) if self.zipped else product.high(len(self.offsets))
+        return product.high(len(self.offsets))
 
     def step(self, product: Product) -> int:
         """Elements from one step's operand to the next one's."""
-        return product.mac.k * (product.mac.rows if self.zipped else 1)
+        rows = product.lefts(len(self.offsets)) * product.together if self.zipped else 1
+        return product.mac.k * rows
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,7 @@ def lefts_of(
     mac, rows = product.mac, product.mac.rows
     if left.zipped:
         size = left.step(product)
-        places = [at + i * size for i in range(len(elements))]
-        return [[left.pointer.load(i + o, size) for o in left.offsets] for i in places]
+        return [_zipped(b, product, left, at + i * size) for i in range(len(elements))]
     groups = [left.offsets[i : i + rows] for i in range(0, len(left.offsets), rows)]
     found: list[list[Value]] = []
     for first in range(0, len(elements), mac.by_lane):
@@ -231,6 +231,26 @@ def lefts_of(
         words = [[left_value(left.pointer, where + o, some[0], mac.k) for o in g] for g in groups]
         found.append([_operand(product, w) for w in words])
     return found
+
+
+def _zipped(b: Builder, product: Product, left: Left, at: Value) -> list[Value]:
+    """A step's left operands of all rows, which lie side by side."""
+    mac, count = product.mac, len(left.offsets)
+    size = product.together * mac.k
+    loads = [
+        b.let(left.pointer.load(at + i * size, size), "rows") for i in range(product.lefts(count))
+    ]
+    if mac.rows > 1:
+        return loads
+    words = [tir.reinterpret(v, _word(product, left.pointer)) for v in loads]
+    places = (divmod(row, product.together) for row in range(count))
+    return [_operand(product, [tir.shuffle(words[i], [lane])]) for i, lane in places]
+
+
+def _word(product: Product, pointer: Pointer) -> str:
+    """The dtype of one step's left operand of a row, in one number."""
+    k = product.mac.k
+    return f"int{k * tir.bits(pointer.dtype)}" if k > 1 else pointer.dtype
 
 
 def _vectors(
@@ -247,8 +267,7 @@ def _vectors(
             len(order) // (steps * mac.k)
         )  # TVM's shuffles give no more than they take
         return [tir.shuffle2(whole, [i * mac.k + n for n in order]) for i in range(steps)]
-    kind = f"int{mac.k * tir.bits(pointer.dtype)}" if mac.k > 1 else pointer.dtype
-    wide = [tir.reinterpret(v, kind) for v in loads]
+    wide = [tir.reinterpret(v, _word(product, pointer)) for v in loads]
     return [_operand(product, [tir.shuffle(v, [i]) for v in wide]) for i in range(steps)]
 
 

@@ -63,6 +63,10 @@ class Product:
     """Steps whose pairs are added in 16 bits; more than one for products in halves only."""
     halved: bool = False
     """Is it had as pairs in 16 bits, and their sum?"""
+    zipped: bool = False
+    """Are rows of the left operand copied once for all panels, `together` of them side by side for
+    every step?
+    """
 
     @property
     def leftovers(self) -> bool:
@@ -84,6 +88,15 @@ class Product:
     def unroll(self) -> int:
         """Steps of an iteration over k."""
         return max(self.run, self.mac.by_lane)
+
+    @property
+    def together(self) -> int:
+        """Rows whose left operands of one step fill a vector, of which instructions take a row, or
+        all of a block; 1 if there are no such instructions.
+        """
+        if isinstance(self.mac, BlockMac):
+            return self.mac.rows if self.mac.blocks == 1 and self.mac.by_lane > 1 else 1
+        return self.mac.by_lane if self.parts == 1 else 1
 
     @property
     def temporaries(self) -> int:
@@ -141,6 +154,10 @@ class Product:
     def high(self, rows: int) -> int:
         """Multiply-accumulates for so many rows of a tile."""
         return -(-rows // self.mac.rows)
+
+    def lefts(self, rows: int) -> int:
+        """Vectors of left operands of so many rows of a tile."""
+        return -(-rows // self.together) if self.zipped else rows
 
     def convert_left(self, value: Value, dtype: str) -> Value:
         """Elements of the left operand, stored as `dtype` -> as the product takes them."""

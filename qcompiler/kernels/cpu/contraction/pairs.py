@@ -14,8 +14,7 @@ import numpy as np
 from qcompiler.hardware.products import BlockMac
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.loops import sweep
-from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
+from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.contraction.blocking import TOGETHER
 from qcompiler.kernels.cpu.contraction.operands import Product, bias_of
 from qcompiler.kernels.cpu.contraction.problem import Problem
@@ -93,39 +92,3 @@ def part(made: Sequence[Value], columns: int, nth: int) -> Value:
     picked = range(nth, sum(map(tir.lanes_of, words)), 2)
     found = tir.shuffle2(words, list(picked)) if len(words) > 1 else tir.shuffle(words[0], picked)
     return tir.reinterpret(found, tir.dtype_of(made[0]))
-
-
-def zip_rows(
-    b: Builder,
-    product: Product,
-    source: Pointer,
-    offsets: Sequence[int],
-    target: Pointer,
-    depth: int,
-) -> None:
-    """Copy rows, of `depth` elements each, so that every step's operands of two of them lie side by
-    side: [pair][step][row][k]. An odd row is paired with itself.
-    """
-    k, last = product.mac.k, len(offsets) - 1
-    pairs = [(offsets[i], offsets[min(i + 1, last)]) for i in range(0, last + 1, 2)]
-
-    def steps(at: Value, count: int) -> None:
-        for n, pair in enumerate(pairs):
-            rows = [b.let(source.load(at + o, count), "row") for o in pair]
-            to = n * 2 * depth + 2 * at
-            for i, vector in enumerate(_zipped(rows, count // k)):
-                target.store(to + i * 2 * k, vector)
-
-    sweep(b, depth, 2 * k, steps)
-
-
-def _zipped(rows: Sequence[Value], steps: int) -> list[Value]:
-    """Some steps' operands of two rows -> each step's of both."""
-    dtype = tir.dtype_of(rows[0])
-    word = tir.lanes_of(rows[0]) * tir.bits(dtype) // steps
-    words = [tir.reinterpret(row, f"int{word}") for row in rows]
-    if steps == 1:
-        made = [tir.concat(words)]
-    else:
-        made = [tir.shuffle2(words, [i, steps + i]) for i in range(steps)]
-    return [tir.reinterpret(v, dtype) for v in made]

@@ -36,7 +36,7 @@ class _Tile:
     def __init__(self, b: Builder, product: Product, left: Left, right: Right) -> None:
         assert isinstance(product.mac, ShortMac)
         self.b, self.product, self.mac = b, product, product.mac
-        self.left, self.right = left, right
+        self.left, self.right, self.apart = left, right, left.step(product)
         count = len(left.offsets) * right.vectors
         self.long = b.registers(product.sums, self.mac.lanes, count, "sum")
         self.short = b.registers(product.left, self.mac.lanes, count, "short")
@@ -74,10 +74,12 @@ class _Tile:
         b, steps = self.b, self.mac.steps
         whole, rest = divmod(self.left.depth, steps)
         with b.serial(whole - done, "section", done) as i:
-            self._section(b.let(at + i * steps, "at"), b.let(first + i * steps, "step"), steps)
+            here = b.let(at + i * (steps * self.apart), "at")
+            self._section(here, b.let(first + i * steps, "step"), steps)
         if rest:
             done = whole * steps
-            self._section(b.let(at + done, "at"), b.let(first + done, "step"), rest)
+            here = b.let(at + done * self.apart, "at")
+            self._section(here, b.let(first + done, "step"), rest)
 
     def _section(
         self, at: Value, first: Value, steps: int, starts: Sequence[Value] | None = None
@@ -90,10 +92,12 @@ class _Tile:
         """Multiply some steps, from the left operand's element `at` on, and add them up."""
         b, unroll = self.b, self.product.unroll
         with b.serial(steps // unroll, "k") as k:
-            self._some(b.let(at + k * unroll, "at"), b.let(first + k * unroll, "step"), unroll)
+            here = b.let(at + k * (unroll * self.apart), "at")
+            self._some(here, b.let(first + k * unroll, "step"), unroll)
         done = steps - steps % unroll
         for piece in pieces([1] * (steps % unroll), self.product):
-            self._some(b.let(at + done, "at"), b.let(first + done, "step"), len(piece))
+            here = b.let(at + done * self.apart, "at")
+            self._some(here, b.let(first + done, "step"), len(piece))
             done += len(piece)
 
     def _some(self, at: Value, first: Value, count: int) -> None:

@@ -48,10 +48,11 @@ from qcompiler.kernels.cpu.contraction.microkernel import (
     sums,
 )
 from qcompiler.kernels.cpu.contraction.operands import Run, bias_of, leftover_bytes, panel_bytes
-from qcompiler.kernels.cpu.contraction.pairs import paired, part, together, twice, zip_rows
+from qcompiler.kernels.cpu.contraction.pairs import paired, part, together, twice
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
 from qcompiler.kernels.cpu.contraction.problem import Batch
 from qcompiler.kernels.cpu.contraction.short import short_sums
+from qcompiler.kernels.cpu.contraction.zipped import zip_rows
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _PAIRS = 2048
@@ -196,7 +197,7 @@ class Task:
             pointer = self.d.pointers[p.left]
             origin = b.let(self._image_at(image) + row * self.row, "origin")
         block = Block(image, first, last, row, pointer, origin)
-        if self.layout.zipped:
+        if self.product.zipped:
             self._zip(block)
         matrix = self._right_matrix(image)
         with b.serial(self.groups[1] - self.groups[0], "group", self.groups[0]) as group:
@@ -295,12 +296,10 @@ class Task:
     ) -> tuple[Left, Value]:
         """The left operand of a block's nth tile, which begins at a place, and its base."""
         layout, p = self.layout, self.problem
-        if layout.zipped:
+        if self.product.zipped:
             assert self.scratch is not None
-            pairs = range(self.product.high(len(pixels)))
-            offsets = tuple(n * layout.pair_elements for n in pairs)
-            memory = self.scratch.view(self.product.left)
-            left = Left(memory, offsets, (), p.depth, guarded=False, zipped=True)
+            memory, rows = self.scratch.view(self.product.left), tuple(range(len(pixels)))
+            left = Left(memory, rows, (), p.depth, guarded=False, zipped=True)
             return left, self.b.let(nth * layout.tile_elements, "base")
         offsets = tuple(dy * layout.row + dx * p.column for dy, dx in pixels)
         left = Left(block.left, offsets, layout.taps, p.depth, guarded=self._guarded())
