@@ -8,10 +8,13 @@ from typing import TypedDict
 import numpy as np
 import pytest
 from byte_attention import spread
-from kernel_harness import check, isas
+from kernel_harness import check, device, isas
 
-from qcompiler.hardware.isa import Isa
+from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
+from qcompiler.kernels.cpu.attention.layout import Layout
+from qcompiler.kernels.cpu.attention.operands import Heads, products_of
+from qcompiler.kernels.cpu.contraction.blocking import fits
 from qcompiler.kernels.cpu.contraction.operands import product_of
 from qcompiler.ops import evaluate, make
 
@@ -106,6 +109,23 @@ def test_attention_of_bytes(case: Case, isa: Isa) -> None:
 @pytest.mark.parametrize("case", CASES[1:3], ids=str)
 def test_attention_of_halves(case: Case, isa: Isa) -> None:
     attend(case, "bfloat16", isa)
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+def test_sums_and_operands_of_a_block_of_queries_fit_the_registers(dtype: str) -> None:
+    """On every instruction set that multiplies them by vectors."""
+    q, k, v = (placeholder(n, Type(dtype, (1, 2, 64, 64))) for n in "qkv")
+    heads = Heads.all(make("attention", q, k, v, None, steps(dtype, 1e-3)))
+    found = 0
+    for isa in ISAS.values():
+        products = products_of(isa, dtype, 64)
+        if products is not None:
+            layout = Layout(heads, *products, device(isa))
+            for product in products:
+                fit = fits(product, layout.held, layout.vectors, isa.registers)
+                assert layout.held == 1 or fit, isa.name
+                found += fit
+    assert found
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])

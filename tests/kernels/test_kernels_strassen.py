@@ -21,9 +21,11 @@ from kernel_harness import (
 )
 
 from qcompiler import plugins
+from qcompiler.errors import Skip
 from qcompiler.hardware.core import REFERENCE, Core
-from qcompiler.hardware.isa import Isa
+from qcompiler.hardware.isa import ISAS, Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, placeholder
+from qcompiler.kernels.cpu.contraction.blocking import fits
 from qcompiler.kernels.cpu.contraction.operands import product_of
 from qcompiler.kernels.cpu.contraction.problem import problem_of
 from qcompiler.kernels.cpu.transformed import strassen_blocking
@@ -33,6 +35,7 @@ from qcompiler.kernels.registry import Kernel, choose
 from qcompiler.ops import make
 
 plugins.load_all()
+VECTORS = [i for i in ISAS.values() if product_of(i, "float32", "float32", "float32")]
 
 
 def matmul(rows: int, depth: int, width: int) -> Node:
@@ -103,6 +106,18 @@ def test_tilings_fit_the_cache_and_the_work() -> None:
     assert {t.tasks for t in found} == {2}
     assert all(problem.depth % (2 * t.depth) == 0 for t in found)  # type: ignore[union-attr]
     assert {t.row_tasks for t in found} == {1, 2}
+
+
+@pytest.mark.parametrize("isa", VECTORS, ids=lambda i: i.name)
+def test_sums_and_operands_of_every_tiling_fit_the_registers(isa: Isa) -> None:
+    """Where an instruction takes a lane, a vector of each row is held."""
+    product = product_of(isa, "float32", "float32", "float32")
+    assert product is not None
+    problem = problem_of(matmul(64, 384, 1536), product.mac.lanes, REFERENCE)
+    assert not isinstance(problem, Skip)
+    found = list(strassen_blocking.tilings(problem, product, device(isa)))
+    assert found
+    assert all(fits(product, t.rows, t.vectors, isa.registers) for t in found)
 
 
 def test_its_error_stays_near_that_of_plain_sums() -> None:

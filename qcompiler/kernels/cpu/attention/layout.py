@@ -11,9 +11,11 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.attention.operands import Heads, Keys, Values
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.loops import shared_seconds, tasks
+from qcompiler.kernels.cpu.contraction.blocking import highest, spare
 from qcompiler.kernels.cpu.contraction.operands import Product
 
 _FLOPS_PER_NS = 40.0  # of the reference core
+_MOST_QUERIES = 12
 _GUARD = 64
 """Bytes behind a task's scratch that a vector may reach into."""
 
@@ -51,8 +53,10 @@ class Layout:
     @cached_property
     def held(self) -> int:
         """Queries that registers hold sums for."""
-        free = self.device.isa.registers - 2 - self.vectors
-        return min(self.heads[0].length, max(1, min(12, free // self.vectors)))
+        products, registers = (self.for_scores, self.for_values), self.device.isa.registers
+        free = (registers - 2 - p.temporaries - spare(p, short=False) for p in products)
+        most = (highest(p, self.vectors, f) for p, f in zip(products, free, strict=True))
+        return min(self.heads[0].length, _MOST_QUERIES, *most)
 
     @property
     def block(self) -> int:

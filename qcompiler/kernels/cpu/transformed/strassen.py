@@ -97,7 +97,7 @@ def strassen(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     lost = losses(problem, product, device)
 
     def way(layout: Layout) -> Candidate:
-        seconds = device.core.seconds(cycles(layout, device) * lost)
+        seconds = device.core.seconds(cycles(layout, product, device) * lost)
         build = partial(_emitted, region, device, product, layout)
         return Candidate(layout.tiling, seconds, build, mixes_rows=True)
 

@@ -102,16 +102,15 @@ def losses(problem: Problem, product: Product, device: Cpu) -> float:
 
 def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]:
     """Every tiling worth pricing."""
-    lanes, free = product.mac.lanes, device.isa.registers - 2 - product.mac.temporaries
+    lanes = product.mac.lanes
+    free = device.isa.registers - 2 - product.mac.temporaries - direct.spare(product, short=False)
     half = -(-problem.rows // 2)
     for v in range(1, 5):
-        if problem.width % (2 * v * lanes) or (free - v) // v < 1:
+        if problem.width % (2 * v * lanes) or free < 2 * v:
             continue
         pairs = problem.width // (2 * v * lanes)
-        most = min((free - v) // v, half)
+        most = min(direct.highest(product, v, free), half)
         for r in {Cut.of(half, m).size for m in (most, max(1, most * 2 // 3))}:
-            if r * v + v > free:
-                continue
             cut = Cut.of(half, r)
             for along, across in direct.dealt(device.threads, pairs):
                 if along > cut.pieces:
@@ -136,14 +135,14 @@ def _depths(depth: int) -> Iterator[int]:
             yield depth // (2 * passes)
 
 
-def cycles(layout: Layout, device: Cpu) -> float:
+def cycles(layout: Layout, product: Product, device: Cpu) -> float:
     """What the slowest task takes."""
     tiling, cut, core = layout.tiling, layout.cut, device.core
     lanes, passes = layout.lanes, layout.passes
     units = -(-cut.pieces // tiling.row_tasks)
     pairs = -(-layout.pairs // tiling.column_tasks)
     blocks, rows = -(-units // tiling.block), units * cut.size
-    macs, loads = cut.size * tiling.vectors, cut.size + tiling.vectors
+    macs, loads = cut.size * tiling.vectors, cut.size / product.mac.by_lane + tiling.vectors
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
     end = core.cycles(macs * (STORE_CYCLES if passes == 1 else ADD_CYCLES) + TILE_CYCLES)
     left, right = (4 * tiling.depth * n for n in (cut.size, layout.wide))
