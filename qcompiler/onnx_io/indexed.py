@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.ir import Node, constant
+from qcompiler.artifact.sizes import Size, settled
+from qcompiler.ir import Dim, Node, constant
+from qcompiler.onnx_io.axes import in_range
 from qcompiler.onnx_io.call import Result, axis_of
-from qcompiler.onnx_io.settle import Bound, Settling, in_range, settles
+from qcompiler.onnx_io.settle import Bound, Settling, settles
 from qcompiler.ops import known_value
+from qcompiler.ops.shapes import total
 
 
 def _each_axis(s: Settling, values: Node, axes: Node | None, rank: int, default: int) -> list[Node]:
     """A vector of a number for each of some axes -> a vector of one for every axis."""
+    if axes is None and not values.type.static:
+        each = s.steps(rank)
+        last = s.node("Sub", s.node("Shape", values), 1)
+        held = s.node("Gather", values, s.node("Min", each, last), axis=0)
+        full = s.node("Where", s.node("LessOrEqual", each, last), held, default)
+        s.check(s.node("Less", last, rank), f"more than {rank} numbers")
+        return [s.node("Slice", full, [a], [a + 1]) for a in range(rank)]
     known = range(values.type.size) if axes is None else known_value(axes)
     if known is not None:
         places = [axis_of(s.call, int(a), rank) for a in np.asarray(known).ravel()]
@@ -54,6 +64,8 @@ def _slice(s: Settling) -> Result:
     wanted = s.shape
     if len(wanted) != rank:
         raise s.call.error(f"a slice of {x.type} has {rank} dimensions, not {len(wanted)}")
+    if 0 in wanted and any(isinstance(d, str) for d in wanted):
+        raise s.refusal()
     axes = s.call.input(3)
     ends = [(1 << 63) - 1, 1]
     starts = _each_axis(s, s.vector(1), axes, rank, 0)
@@ -64,15 +76,19 @@ def _slice(s: Settling) -> Result:
         else _each_axis(s, s.vector(4), axes, rank, 1)
     )
     made = x
-    for axis, size in enumerate(x.type.dims):
+    for axis, size in enumerate(x.shape):
         places = _slice_places(s, (starts[axis], ends_of[axis], steps[axis]), size, wanted[axis])
         known = known_value(places)
-        if 0 in wanted or (known is not None and np.array_equal(known, np.arange(size))):
+        if 0 in wanted or (known is not None and known.tolist() == list(range(_count(size)))):
             continue
         made = s.node("Gather", made, places, axis=axis)
     if 0 in wanted:
         return constant(np.zeros(wanted, np.int8).astype(x.dtype), s.call.name)
     return made
+
+
+def _count(size: Dim) -> int:
+    return size if isinstance(size, int) else -1
 
 
 def _bounded_slice(s: Settling, bound: Bound) -> Node:
@@ -109,32 +125,36 @@ def _bounded_slice(s: Settling, bound: Bound) -> Node:
     return made
 
 
-def _slice_places(s: Settling, cut: tuple[Node, Node, Node], size: int, count: int) -> Node:
+def _slice_places(s: Settling, cut: tuple[Node, Node, Node], size: Dim, count: Dim) -> Node:
     """The places that a slice reads along an axis; their number is checked."""
     start, end, step = cut
     back, zero = s.node("Less", step, 0), s.ints([0])
-    high = s.node("Where", back, [size - 1], [size])
+    last = settled(Size.of(size) - 1)
+    high = s.node("Where", back, [last], [size])
     start, end = (s.node("Where", s.node("Less", i, 0), s.node("Add", i, size), i) for i in cut[:2])
     start = _clipped(s, start, zero, high)
     end = _clipped(s, end, s.node("Where", back, [-1], [0]), high)
-    right = s.node("Equal", _length(s, start, end, step), constant(np.array([count], np.float64)))
+    right = s.node("Equal", _length(s, start, end, step), s.node("Cast", [count], to="float64"))
     s.check(right, f"a slice of {size} values does not have {count}")
-    return s.node("Add", start, s.node("Mul", step, list(range(count))))
+    places = s.node("Add", start, s.node("Mul", step, s.steps(count)))
+    return places if isinstance(count, int) else _clipped(s, places, zero, s.ints([last]))
 
 
 @settles("Pad", operands=(1, 3))
 def _pad(s: Settling) -> Result:
     x, wanted, pads = s.call.need(0), s.shape, s.vector(1)
-    count, rank = pads.type.size // 2, x.type.rank
-    axes = s.call.input(3)
+    axes, rank = s.call.input(3), x.type.rank
+    count: Dim = rank if axes is None else s.flat(axes).shape[0]
+    if pads.shape[0] != total((2, count)):
+        raise s.refusal()
     before = _each_axis(s, s.node("Slice", pads, [0], [count]), axes, rank, 0)
-    after = _each_axis(s, s.node("Slice", pads, [count], [2 * count]), axes, rank, 0)
+    after = _each_axis(s, s.node("Slice", pads, [count], [pads.shape[0]]), axes, rank, 0)
     mode, made = s.call.get("mode"), x
     inside: Node | None = None
-    for axis, (size, new) in enumerate(zip(x.type.dims, wanted, strict=True)):
-        total = s.node("Add", s.node("Add", before[axis], after[axis]), size)
-        s.same(total, [new], "the size of a padded dimension")
-        places = s.node("Sub", list(range(new)), before[axis])
+    for axis, (size, new) in enumerate(zip(x.shape, wanted, strict=True)):
+        whole = s.node("Add", s.node("Add", before[axis], after[axis]), size)
+        s.same(whole, [new], "the size of a padded dimension")
+        places = s.node("Sub", s.steps(new), before[axis])
         if mode == "constant":
             own = s.node("And", s.node("GreaterOrEqual", places, 0), s.node("Less", places, size))
             column = s.node("Reshape", own, [new] + [1] * (rank - 1 - axis))
@@ -147,22 +167,21 @@ def _pad(s: Settling) -> Result:
     value = s.call.input(2)
     if value is None:
         value = constant(np.zeros((), np.int8).astype(x.dtype))
-    if 0 in x.type.dims:
+    if 0 in x.shape:
         made = s.node("Expand", s.node("Reshape", value, [1]), list(wanted))
     return s.node("Where", inside, made, s.node("Reshape", value, [1]))
 
 
-def _padding_places(s: Settling, places: Node, size: int, mode: str) -> Node:
+def _padding_places(s: Settling, places: Node, size: Dim, mode: str) -> Node:
     """Places of a padded dimension -> those of the operand that they show."""
-    last = s.ints([size - 1])
+    last = s.ints([settled(Size.of(size) - 1)])
     if mode == "reflect":
-        period = max(2 * (size - 1), 1)
+        if size == 1:
+            return s.node("Mul", places, 0)
+        period = s.node("Max", s.node("Mul", last, 2), 1)  # 1: of one value, all that there is
         folded = s.node("Mod", places, period)
-        return (
-            s.node("Min", folded, s.node("Sub", period, folded))
-            if size > 1
-            else s.node("Mul", places, 0)
-        )
+        folded = s.node("Min", folded, s.node("Sub", period, folded))
+        return folded if isinstance(size, int) else s.node("Min", folded, last)
     if mode == "wrap":
         return s.node("Mod", places, size)
     return _clipped(s, places, s.ints([0]), last)
@@ -175,10 +194,10 @@ def _range(s: Settling) -> Result:
     start, limit, step = (s.node("Cast", i, to="float64") for i in ends)
     steps = s.node("Ceil", s.node("Div", s.node("Sub", limit, start), step))
     steps = s.node("Max", steps, constant(np.zeros(1, np.float64)))
-    right = s.node("Equal", steps, constant(np.array([count], np.float64)))
+    right = s.node("Equal", steps, s.node("Cast", [count], to="float64"))
     s.check(right, f"the range does not have {count} numbers")
     dtype = ends[0].dtype
     wide = "float32" if dtype in ("float16", "bfloat16") else dtype
     first, by = (s.node("Cast", i, to=wide) for i in (ends[0], ends[2]))
-    numbers = s.node("Cast", list(range(count)), to=wide)
+    numbers = s.node("Cast", s.steps(count), to=wide)
     return s.node("Cast", s.node("Add", first, s.node("Mul", numbers, by)), to=dtype)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import Error
 from qcompiler.ir import Node, constant, numpy_dtype
+from qcompiler.onnx_io.axes import in_range
 from qcompiler.onnx_io.call import Call, Result, always
-from qcompiler.onnx_io.settle import Settling, in_range, plain, settles
+from qcompiler.onnx_io.settle import Settling, plain, settles
 from qcompiler.onnx_io.tensors import dtype_name
 from qcompiler.ops import known_value, make
 from qcompiler.ops.window import Window

@@ -29,11 +29,12 @@ from onnx import (
 )
 
 from qcompiler.errors import Error
-from qcompiler.ir import CHECK, Graph, Node, Type, constant, placeholder
+from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
 
 # Importing them registers their adapters.
 from qcompiler.onnx_io import (  # noqa: F401
+    axes,
     carried_by_index,
     contrib,
     control,
@@ -179,6 +180,7 @@ class _Reader:
         self.checks = Checks()
         self.require = self.checks.require
         self.bounds = Bounds(self.checks)
+        self.size: Callable[[Dim], Node] = partial(equal.size_node, owners={})
         listed = sum(1 for _ in all_nodes(model.graph.node))
         self.most = min(MAX_MADE + MAX_GROWTH * listed, MAX_NODES)
 
@@ -194,9 +196,12 @@ class _Reader:
         infos, shapes, held = sequences.flattened(proto.input, input_shapes)
         named = input_types(infos, scope.initializers, shapes)
         types = settle(named)
-        scope.declared = declared(proto, equal.sizes_of_names(named, types, self.known))
+        sizes = equal.sizes_of_names(named, types, self.known)
+        scope.declared = declared(proto, sizes, [n for n in sizes if n in self.known])
         inputs = [placeholder(name, type) for name, type in types.items()]
-        self.found.inputs = frozenset(equal.owners_of(inputs))
+        owners = equal.owners_of(inputs)
+        self.size = partial(equal.size_node, owners=owners)
+        self.found.inputs = frozenset(owners)
         scope.values.update(equal.applied(inputs, self.known, self.require))
         for i in [i for i in inputs if i.name in pins]:
             scope.values[i.name] = value = constant(pins[i.name], f"{i.name} pinned")
@@ -382,7 +387,7 @@ class _Reader:
         with Malformed(where):
             if self.bounds.reads(call) and body_of(call, opset, attributes, domain) is None:
                 return finish(applied(call, opset, self.bounds, shapes))
-            result = settled(call, shapes, self.require, self.bounds.put)
+            result = settled(call, shapes, self.require, self.bounds.put, self.size)
             body = None
             if isinstance(result, Call):
                 body = body_of(result, opset, attributes, domain)

@@ -12,9 +12,8 @@ at these positions is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorShapeProto
@@ -22,9 +21,9 @@ from onnx import GraphProto, NodeProto, TensorShapeProto
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Dim, Node, constant
 from qcompiler.onnx_io.call import Call, Result, axis_of
+from qcompiler.onnx_io.lengths import note_lengths
 from qcompiler.ops import OPERATORS, known_value, make
 from qcompiler.ops.known_sizes import known_sizes
-from qcompiler.ops.shapes import may_equal
 
 Shape = tuple[int, ...]
 Stated = tuple[Dim, ...]
@@ -33,9 +32,6 @@ Require = Callable[[Node, str], None]
 """(booleans that must all be true, what is wrong otherwise)."""
 Bound = Callable[[Node, dict[int, Node]], None]
 """(a value, along which axes there are how many elements of it: vectors of one)."""
-
-MOST = 64
-"""Most results among which a choice is made at run time."""
 
 
 class Open(Exception):
@@ -55,6 +51,8 @@ class Settling:
     require: Require
     bound: Bound | None = None
     """Says how many elements a result has along some axes, where data decide it; None: no."""
+    size: Callable[[Dim], Node] | None = None
+    """An open size -> int64[1], what it is in a run; None: no size is open."""
     count: list[int] = field(default_factory=list)
 
     @property
@@ -74,15 +72,29 @@ class Settling:
             )
         )
 
-    def node(self, op: str, *inputs: Node | Sequence[int] | int | None, **attrs: Attr) -> Node:
-        """One of the nodes that the call becomes; numbers become int64 constants."""
+    def node(self, op: str, *inputs: Node | Sequence[Dim] | Dim | None, **attrs: Attr) -> Node:
+        """One of the nodes that the call becomes; numbers and sizes become int64 values."""
         self.count.append(0)
         given = [i if i is None or isinstance(i, Node) else self.ints(i) for i in inputs]
         return self.call.node(f"{op}{len(self.count)}", op, *given, **attrs)
 
-    def ints(self, values: Sequence[int] | int) -> Node:
-        """Numbers -> a constant."""
-        return constant(np.asarray(values, np.int64))
+    def ints(self, values: Sequence[Dim] | Dim) -> Node:
+        """Numbers -> a constant; an open size -> a vector of one, several sizes -> a vector."""
+        listed = [values] if isinstance(values, str) else values
+        if isinstance(listed, int) or not any(isinstance(v, str) for v in listed):
+            return constant(np.asarray(listed, np.int64))
+        if self.size is None:
+            raise self.refusal()
+        parts = [self.size(v) for v in listed]
+        return parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=0)
+
+    def steps(self, count: Dim) -> Node:
+        """0, 1, 2, ..., so many."""
+        if isinstance(count, int):
+            return self.ints(list(range(count)))
+        none = constant(np.zeros((), np.int64))
+        end = self.node("Reshape", count, constant(np.zeros(0, np.int64)))
+        return self.node("Range", none, end, constant(np.ones((), np.int64)))
 
     def vector(self, index: int) -> Node:
         """An integer operand as a vector of int64."""
@@ -97,24 +109,29 @@ class Settling:
         """A condition as a vector of one bool."""
         return self.node("Reshape", node, [1])
 
-    def same(self, node: Node, wanted: Sequence[int], what: str) -> None:
+    def same(self, node: Node, wanted: Sequence[Dim], what: str) -> None:
         """Check that a vector holds these numbers."""
         if node.type.size != len(wanted):
             raise self.call.error(f"{what} has {node.type.size} numbers, not {len(wanted)}")
         if wanted:
             equal = self.node("Equal", node, list(wanted))
-            self.check(equal, f"{what} is not {list(wanted)}, as the output's shape says")
+            self.check(equal, f"{what} is not {listed(wanted)}, as the output's shape says")
 
     def check(self, holds: Node, what: str) -> None:
         """Check that all of `holds` is true."""
         self.require(holds, f"{self.call.name} ({self.call.op}): {what}")
 
-    def replaced(self, index: int, value: Sequence[int] | int) -> Call:
-        """The call with an operand replaced by a constant of its type and shape."""
-        old = self.call.need(index)
-        array = np.asarray(value).astype(old.dtype).reshape(old.type.dims)
+    def replaced(self, index: int, value: Sequence[Dim] | Dim) -> Call:
+        """The call with an operand replaced by numbers or sizes, of its type and shape."""
+        old, made = self.call.need(index), self.ints(value)
+        if made.is_constant:
+            array = np.asarray(made.array).astype(old.dtype).reshape(old.type.dims)
+            made = constant(array, f"{self.call.name}.{index}")
+        else:
+            made = self.node("Reshape", made, list(old.type.dims))
+            made = made if old.dtype == "int64" else self.node("Cast", made, to=old.dtype)
         inputs = list(self.call.inputs)
-        inputs[index] = constant(array, f"{self.call.name}.{index}")
+        inputs[index] = made
         return self.call.but(inputs=inputs)
 
     def chosen(self, key: Node, results: Sequence[tuple[int, Node]]) -> Node:
@@ -124,6 +141,11 @@ class Settling:
         for number, result in reversed(rest):
             made = self.node("Where", self.node("Equal", scalar, number), result, made)
         return made
+
+
+def listed(sizes: Sequence[Dim]) -> str:
+    """Sizes as an Error lists them."""
+    return f"[{', '.join(map(str, sizes))}]"
 
 
 def plain(call: Call) -> Settling:
@@ -160,21 +182,28 @@ def settled(
     shapes: tuple[Shape | None, ...],
     require: Require,
     bound: Bound | None = None,
+    size: Callable[[Dim], Node] | None = None,
 ) -> Result:
-    """A call -> the call, its operands constant where they must be, or its finished outputs."""
+    """A call -> the call, its operands constant where they must be, or its finished outputs. `size`
+    as of Settling.
+    """
     call = _with_empty(call)
+    note_lengths(call, shapes)
     operands, settle = _SETTLES.get(call.op, ((), None))
     given = [call.input(i) for i in operands]
     if settle is None or all(i is None or _is_known(i) for i in given):
         return call
     static = all(i is None or i.type.static for i in call.inputs)
-    if not static and not (call.op in _ANY_SIZES and all(_of_known_rank(i) for i in given)):
+    if any(i is not None and any(s[0] == "?" for s in i.type.symbols) for i in call.inputs):
+        return call  # what is not known of another value says nothing here
+    lengths = call.op in _ANY_LENGTHS or all(_of_known_rank(i) for i in given)
+    if not static and not (call.op in _ANY_SIZES and lengths):
         if call.op not in OPERATORS:
             what = "an operand whose size is open, or decided by data"
             raise call.unsupported(what, "pin it: --dim NAME=N, or --input-shape")
         return call  # a refusal elsewhere names what made the size unknown
     try:
-        return settle(Settling(call, shapes, require, bound))
+        return settle(Settling(call, shapes, require, bound, size))
     except Open as e:
         if call.op not in OPERATORS:
             raise e.error from e
@@ -185,8 +214,12 @@ _ANY_SIZES = (
     frozenset({"CumSum", "CumProd"})
     | {f"Reduce{kind}" for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare")}
     | {"ReduceLogSum", "ReduceLogSumExp", "Squeeze", "Unsqueeze"}
+    | {"Reshape", "Expand", "ConstantOfShape", "TopK", "OneHot", "Split", "AffineGrid"}
+    | {"CenterCropPad", "Slice", "Pad", "Range"}
 )
-"""Calls whose first operand may be of open sizes."""
+"""Calls whose operands and results may be of open sizes."""
+_ANY_LENGTHS = frozenset({"Expand", "Slice", "Pad"})
+"""Calls whose operands, as of the axes that they name, may be as many as only a run knows."""
 
 
 def stated(op: str, shape: Stated | None) -> Shape | None:
@@ -219,24 +252,29 @@ def _with_empty(call: Call) -> Call:
     return call.but(inputs=inputs)
 
 
-def declared(graph: GraphProto, sizes: Mapping[str, Dim] | None = None) -> dict[str, Stated]:
+def declared(
+    graph: GraphProto, sizes: Mapping[str, Dim] | None = None, equal: Collection[str] = ()
+) -> dict[str, Stated]:
     """The shapes that a graph states of its outputs and inner values, where all sizes are known:
-    numbers, and names among `sizes`, of which one at least stays open.
+    numbers, and names among `sizes`, of which one at least stays open, or is among those that were
+    found to be `equal` to others.
     """
     found = {}
     for info in (*graph.value_info, *graph.output):
         kind = info.type.tensor_type
-        shape = _named(kind.shape, sizes or {}) if kind.HasField("shape") else None
+        shape = _named(kind.shape, sizes or {}, equal) if kind.HasField("shape") else None
         if shape is not None:
             found[info.name] = shape
     return found
 
 
-def _named(shape: TensorShapeProto, sizes: Mapping[str, Dim]) -> Stated | None:
+def _named(
+    shape: TensorShapeProto, sizes: Mapping[str, Dim], equal: Collection[str]
+) -> Stated | None:
     found = [d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param) for d in shape.dim]
     dims = tuple(d for d in found if d is not None)
     plain = all(d.HasField("dim_value") for d in shape.dim)
-    open_ = any(isinstance(d, str) for d in dims)
+    open_ = any(isinstance(d, str) for d in dims) or any(d.dim_param in equal for d in shape.dim)
     return dims if len(dims) == len(found) and (plain or open_) else None
 
 
@@ -301,26 +339,32 @@ def _reshape(s: Settling) -> Result:
     if wanted:
         fits = s.node("Or", s.node("Equal", target, list(wanted)), s.node("Equal", target, -1))
         if not s.call.get("allowzero"):
-            kept = [i < x.type.rank and x.type.dims[i] == d for i, d in enumerate(wanted)]
+            kept = [i < x.type.rank and x.shape[i] == d for i, d in enumerate(wanted)]
             zero = s.node("And", s.node("Equal", target, 0), constant(np.array(kept)))
             fits = s.node("Or", fits, zero)
-        s.check(fits, f"its shape is not {list(wanted)}")
+        s.check(fits, f"its shape is not {listed(wanted)}")
     return make("Reshape", x, s.ints(wanted), name=s.call.name, allowzero=1)
 
 
 @settles("Expand", operands=(1,))
 def _expand(s: Settling) -> Result:
-    x, wanted = s.call.need(0).type.dims, s.shape
+    x, wanted, rank = s.call.need(0).shape, s.shape, len(s.shape)
     target = s.vector(1)
-    given = target.type.size
-    if max(len(x), given) != len(wanted):
-        raise s.call.error(f"an expansion to {given} dimensions, not {len(wanted)}")
-    own = (1,) * (len(wanted) - len(x)) + x
-    if given:
-        same = s.node("Equal", target, list(wanted[-given:]))
-        stays = constant(np.array([a == b for a, b in zip(own, wanted, strict=True)][-given:]))
-        fits = s.node("Or", same, s.node("And", s.node("Equal", target, 1), stays))
-        s.check(fits, f"it does not expand to {list(wanted)}")
+    (given,) = target.shape
+    if len(x) > rank or (isinstance(given, int) and max(len(x), given) != rank):
+        raise s.call.error(f"an expansion to {given} dimensions, not {rank}")
+    own = (1,) * (rank - len(x)) + x
+    if given != 0:
+        places = s.node("Add", s.node("Shape", target), list(range(-rank, 0)))
+        behind = s.node("GreaterOrEqual", places, 0)
+        whole = s.node("Gather", target, s.node("Max", places, 0), axis=0)
+        whole = s.node("Where", behind, whole, 1)
+        same = s.node("Equal", whole, list(wanted))
+        stays = constant(np.array([a == b for a, b in zip(own, wanted, strict=True)]))
+        fits = s.node("Or", same, s.node("And", s.node("Equal", whole, 1), stays))
+        s.check(fits, f"it does not expand to {listed(wanted)}")
+        if isinstance(given, str):
+            s.check(s.node("LessOrEqual", s.node("Shape", target), rank), "a target too long")
     return s.call.but(inputs=(s.call.need(0), s.ints(wanted)))
 
 
@@ -393,106 +437,3 @@ def _window(s: Settling) -> Result:
 def _max_unpool(s: Settling) -> Result:
     s.same(s.vector(2), s.shape, "the output's shape")
     return s.replaced(2, s.shape)
-
-
-# Axes: a choice among the few that the output's shape permits.
-
-
-def _mask(s: Settling, axes: Node, rank: int) -> Node:
-    """Axes -> the sum of 2 ** axis, in a vector of one: it tells sets of axes apart."""
-    powers = s.ints([1 << a for a in range(rank)])
-    return s.node("ReduceSum", s.node("Gather", powers, axes, axis=0), [0], keepdims=1)
-
-
-def _sets(s: Settling, axes: Node, rank: int, fits: Callable[[Shape], bool]) -> list[Shape]:
-    """The sets of axes, of as many as are given, that fit the output's shape; checked at run
-    time.
-    """
-    found = [c for c in combinations(range(rank), axes.type.size) if fits(c)]
-    if not found:
-        raise s.call.error(f"no axes give the output's shape {list(s.shape)}")
-    if len(found) > MOST or rank > 60:
-        raise s.refusal()
-    return found
-
-
-def _checked_mask(s: Settling, axes: Node, rank: int, found: Sequence[Shape]) -> Node:
-    """Which of some sets of axes is given, by its mask; that it is one of them is checked."""
-    mask = _mask(s, axes, rank)
-    masks = s.ints([sum(1 << a for a in c) for c in found])
-    hits = s.node("Cast", s.node("Equal", mask, masks), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    wanted = ", ".join(map(str, s.shape))
-    s.check(s.node("Equal", total, 1), f"its axes do not give the shape [{wanted}]")
-    return mask
-
-
-@settles("Squeeze", operands=(1,))
-def _squeeze(s: Settling) -> Result:
-    """Of several sets of axes that fit, all give the same."""
-    x, axes = s.call.need(0).shape, s.vector(1)
-
-    def fits(gone: Shape) -> bool:
-        left = tuple(d for i, d in enumerate(x) if i not in gone)
-        return left == s.shape and all(x[i] == 1 for i in gone)
-
-    found = _sets(s, axes, len(x), fits)
-    _checked_mask(s, axes, len(x), found)
-    return make("Squeeze", s.call.need(0), s.ints(found[0]), name=s.call.name)
-
-
-@settles("Unsqueeze", operands=(1,))
-def _unsqueeze(s: Settling) -> Result:
-    """Of several sets of axes that fit, all give the same."""
-    x, axes = s.call.need(0).shape, s.vector(1)
-
-    def fits(new: Shape) -> bool:
-        left = tuple(d for i, d in enumerate(s.shape) if i not in new)
-        return left == x and all(s.shape[i] == 1 for i in new)
-
-    rank = len(s.shape)
-    found = _sets(s, axes, rank, fits)
-    _checked_mask(s, axes, rank, found)
-    return make("Unsqueeze", s.call.need(0), s.ints(found[0]), name=s.call.name)
-
-
-_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
-
-
-@settles(*(f"Reduce{kind}" for kind in _REDUCTIONS), operands=(1,))
-def _reduce(s: Settling) -> Result:
-    x, axes = s.call.need(0).type.shape, s.vector(1)
-    keep = bool(s.call.get("keepdims"))
-
-    def kept(over: Shape) -> tuple[Dim, ...]:
-        return tuple(1 if i in over else d for i, d in enumerate(x) if keep or i not in over)
-
-    def fits(over: Shape) -> bool:
-        made = kept(over)
-        return len(made) == len(s.shape) and all(map(may_equal, made, s.shape))
-
-    found = _sets(s, axes, len(x), fits)
-    found = [over for over in found if kept(over) == s.shape] or found
-    if len(set(map(kept, found))) > 1:
-        raise s.refusal()
-    mask = _checked_mask(s, axes, len(x), found)
-    results = []
-    for over in found:
-        made = s.node(s.call.op, s.call.need(0), list(over), **s.call.attrs)
-        results.append((sum(1 << a for a in over), made))
-    return s.chosen(mask, results)
-
-
-@settles("CumSum", "CumProd", operands=(1,))
-def _cumulate(s: Settling) -> Result:
-    """An axis out of range, of which the meaning is open, counts as the last."""
-    x, axis = s.call.need(0), s.vector(1)
-    results = [(1 << a, s.node(s.call.op, x, a, **s.call.attrs)) for a in range(x.type.rank)]
-    in_range(s, axis, x.type.rank)
-    return s.chosen(_mask(s, axis, x.type.rank), results)
-
-
-def in_range(s: Settling, axes: Node, rank: int) -> None:
-    """Check that axes exist."""
-    low, high = s.node("GreaterOrEqual", axes, -rank), s.node("Less", axes, rank)
-    s.check(s.node("And", low, high), f"an axis does not exist in {rank} dimensions")

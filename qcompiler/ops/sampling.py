@@ -114,8 +114,9 @@ def places(counts: Sequence[int], *, corners: bool) -> Numbers:
 @typed(affine_grid)
 def _(node: Node) -> Type:
     theta, size = node.operands
-    rank = theta.shape[1] if theta.type.rank == 3 else 0
-    if rank not in (2, 3) or theta.shape[2] != rank + 1 or size.shape != (rank + 2,):
+    rank = size.shape[0] - 2 if size.type.rank == 1 and isinstance(size.shape[0], int) else 0
+    fits = theta.type.rank == 3 and all(map(agree, theta.shape[1:], (rank, rank + 1)))
+    if rank not in (2, 3) or not fits:
         raise Error(f"theta {theta.type} does not fit the size {size.type}")
     known = known_ints(size)
     counts: Sequence[Dim] = [fresh() for _ in range(rank)] if known is None else known[2:]
