@@ -60,6 +60,9 @@ IMAGES = {
         x2 = Transpose<perm=[0,2,3,1]>(x1) x3 = MatMul(x2, q) x4 = MatMul(x2, k)
         x5 = Transpose<perm=[0,1,3,2]>(x4) x6 = MatMul(x3, x5) x7 = Softmax(x6) x8 = Mul(x2, s)
         y = MatMul(x7, x8) z = MatMul(x5, x8) }""",
+    "a stride at the end": """(float[1,16,h,w] x) => (float[1,16,m,n] y)
+        <float[16,16,3,3] a = {@2304}, float[16] b = {@16}> { x1 = Conv<pads=[1,1,1,1]>(x, a, b)
+        y = Conv<pads=[1,1,1,1], strides=[2,2]>(x1, a) }""",
     "other operators": """(float[1,16,h,w] x) => (float[1,16,w,h] y, float[1,32,h,w] z)
         <float[16,16,3,3] a = {@2304}, float[16,32,1,1] p = {@512}> {
         x1 = Conv<pads=[1,1,1,1]>(x, a) y = Transpose<perm=[0,1,3,2]>(x1)
@@ -95,6 +98,7 @@ def compilation(name: str, **options: Any) -> Compilation:
         "pools": ["average_pool", "conv", "conv", "max_pool"],
         "ceil": ["average_pool", "conv", "conv", "conv", "conv", "max_pool", "max_pool"],
         "a batch": ["ReduceSum", "conv", "conv", "conv", "max_pool"],
+        "a stride at the end": ["conv"],
         "other operators": ["conv", "conv"],
     }.items(),
 )
@@ -106,7 +110,7 @@ def test_their_kernels_end_with_images(name: str, roots: list[str]) -> None:
     assert sorted("elementwise" if r is None else r.op for r in ends) == roots
 
 
-@pytest.mark.parametrize("name", ["windows", "strides", "pools", "a batch"])
+@pytest.mark.parametrize("name", ["windows", "strides", "pools", "a batch", "a stride at the end"])
 def test_integers_are_those_of_padded_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero points are not 0 here, and are what windows see behind an image's end."""
     model, both = model_of(f"g {IMAGES[name]}"), []
