@@ -72,11 +72,13 @@ def model_of(text: str) -> onnx.ModelProto:
     return onnx.parser.parse_model("".join(made))
 
 
-def program(folder: Path, model: qcompiler.Model) -> Path:
+def program(
+    folder: Path, model: qcompiler.Model, compilers: Sequence[str] = ("gcc", "clang")
+) -> Path:
     """A program of sizes: it reads arrays from its input, and writes what the model gives."""
-    compiler = shutil.which("gcc") or shutil.which("clang")
+    compiler = next(filter(None, map(shutil.which, compilers)), None)
     if compiler is None:
-        pytest.skip("no compiler of C here")
+        pytest.skip(f"none of {', '.join(compilers)} here")
     names = [s.name for s in model.manifest.symbols]
     given, made = ([v.name for v in side] for side in (model.inputs, model.outputs))
     call = f"({', '.join(names)})"
@@ -96,17 +98,22 @@ def program(folder: Path, model: qcompiler.Model) -> Path:
         writes="\n    ".join(f"fwrite({n}, 1, {n}_bytes, stdout);" for n in made),
     )
     (folder / "main.c").write_text(text)
-    words = [compiler, *STRICT, "-I", folder, folder / "main.c", folder / "net.o"]
+    words = [compiler, *STRICT, "-static", "-I", folder, folder / "main.c", folder / "net.o"]
     subprocess.run([*words, "-o", folder / "main"], check=True, timeout=120)
     return folder / "main"
 
 
 def asked(
-    path: Path, model: qcompiler.Model, sizes: Sequence[int], feed: Mapping[str, Array]
+    path: Path,
+    model: qcompiler.Model,
+    sizes: Sequence[int],
+    feed: Mapping[str, Array],
+    emulator: Sequence[str] = (),
 ) -> dict[str, Array]:
     """What a program answers."""
     raw = b"".join(feed[v.name].tobytes() for v in model.inputs)
-    done = subprocess.run([path, *map(str, sizes)], input=raw, capture_output=True, timeout=60)
+    words = [*emulator, path, *map(str, sizes)]
+    done = subprocess.run(words, input=raw, capture_output=True, timeout=60)
     assert done.returncode == 0
     found, at = {}, 0
     known = dict(zip([s.name for s in model.manifest.symbols], sizes, strict=True))
