@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import damage, mutants
 from .checks import Outcome, check, described
-from .generate import Case, generate
+from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
 from .pruned import check_pruned
@@ -39,7 +39,10 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add(
         "--kind",
-        choices=("graphs", "passes", "open", "sizes", "pairs", "pruned", "onnx", "artifact"),
+        choices=(
+            *("graphs", "passes", "open", "sizes", "pairs", "onnx", "artifact"),
+            *("pruned", "extreme", "extreme-odd"),
+        ),
         default="graphs",
     )
     add("--workers", type=int, default=os.cpu_count() or 1)
@@ -98,7 +101,7 @@ def jobs(given: argparse.Namespace) -> Job:
 
 def drawn(seed: int, kind: str) -> Case:
     """The case of a seed, made of what is to be checked."""
-    return generate(seed, "pruned" if kind == "pruned" else "")
+    return generate(seed, kind if kind in KINDS else "")
 
 
 def checked(case: Case, kind: str = "graphs") -> Result:

@@ -13,7 +13,7 @@ from qcompiler.errors import Error
 from qcompiler.hardware.isa import ISAS, Cpu
 from qcompiler.ir import Array
 
-from . import arithmetic, moves, products, quantized, selected, sequences, windows
+from . import arithmetic, extremes, moves, products, quantized, selected, sequences, windows
 from .builder import Builder
 
 Step = Callable[[Builder], None]
@@ -63,6 +63,9 @@ PRUNED: Sequence[Step] = (
     *[sequences.attention_itself, sequences.masked, windows.pool, windows.reduce] * 2,
     *[windows.softmax, windows.norm, windows.layer_norm_spelled, arithmetic.repeated] * 2,
 )
+EXTREMES: Sequence[Step] = (extremes.coarse, extremes.per_axis)
+EXTREMES = (*[extremes.conv, extremes.matmul] * 3, *EXTREMES * 2)
+SPREAD: Sequence[Step] = (extremes.transposed_conv, extremes.blocked)
 FLOATS = (*ELEMENTWISE, *MOVES, *PRODUCTS, *PRODUCTS, *WINDOWS, *SEQUENCES)
 ALL = (*FLOATS, *INTEGERS, *INDEXED)
 
@@ -77,6 +80,8 @@ KINDS: Mapping[str, tuple[float, str, Sequence[Step]]] = {
     "bfloat16": (0.07, "bfloat16", FLOATS),
     "float16": (0.03, "float16", FLOATS),
     "selected": (0.02, "float32", (*SELECTED * 4, *ELEMENTWISE, *MOVES)),
+    "extreme": (0.0, "float32", (*EXTREMES * 2, *SPREAD * 3, *QUANTIZED, *ELEMENTWISE, *MOVES)),
+    "extreme-odd": (0.0, "float32", (*EXTREMES * 2, *ELEMENTWISE, *MOVES)),
     "pruned": (0.0, "float32", (*PRUNED, *PRUNED, *ELEMENTWISE, *MOVES, *PRODUCTS)),
 }
 """Kind -> its share of all cases (0: of none but those that ask for it), the precision to compile
@@ -111,7 +116,7 @@ def generate(seed: int, kind: str = "") -> Case:
     kind = kind or drawn
     _, precision, steps = KINDS[kind]
     while True:
-        builder = Builder(rng, FEEDS, odd=kind == "odd")
+        builder = Builder(rng, FEEDS, odd=kind.endswith("odd"))
         builder.opset = builder.choose((20, 21, 21, 22, 23, 24))
         _inputs(builder)
         _grow(builder, _chosen(builder, steps))

@@ -11,14 +11,15 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Array
 
-from .builder import LENGTHS, Builder, Value
+from .builder import LARGEST, LENGTHS, Builder, Value
 from .moves import ranked
 from .products import windows
 
 
 def parameters(b: Builder, x: Array, dtype: str, fitting: bool = True) -> tuple[Value, Value]:
     """Scale and zero point for values like these; one in four does not fit them well."""
-    low, high = min(float(x.min(initial=0)), 0.0), max(float(x.max(initial=0)), 0.0)
+    usual = x[np.abs(x) <= LARGEST]  # the others, and those that are no numbers, are saturated
+    low, high = min(float(usual.min(initial=0)), 0.0), max(float(usual.max(initial=0)), 0.0)
     info = np.iinfo(dtype)
     if not fitting or b.chance(0.25):
         low, high = low * 0.6, high * 0.6

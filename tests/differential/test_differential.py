@@ -97,6 +97,13 @@ def test_random_models_without_channels_mean_what_zeros_would(pruned: range) -> 
     assert not [(seed, o.faults) for seed, o in ended if o.faults]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["extreme", "extreme-odd"])
+def test_parameters_at_the_ends_of_their_ranges_mean_what_they_say(kind: str) -> None:
+    ended = [(seed, check(generate(seed, kind), passes_only=True)) for seed in range(8)]
+    assert not [(seed, o.faults) for seed, o in ended if o.faults]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_artifacts_of_pruned_models_do_what_is_left_of_them() -> None:
