@@ -39,8 +39,8 @@ from qcompiler.runtime.library import (
     aligned_copy,
     shared_code,
 )
-from qcompiler.runtime.open_batch import demand_closed, fits, in_batches, sizes_of
-from qcompiler.runtime.open_sizes import HIDDEN, Sizes
+from qcompiler.runtime.open_batch import demand_closed, fits, in_batches
+from qcompiler.runtime.open_sizes import HIDDEN, Sizes, first
 from qcompiler.runtime.text import program_of
 
 if TYPE_CHECKING:
@@ -328,16 +328,14 @@ class OpenModel(Model):
         self._sizes = Sizes(self.manifest, self.variant)
 
     def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
-        sizes = self._sizes
-        found = sizes_of(self.manifest, arrays)
-        fitted = sizes.fitting(found)
-        taken, made = sizes.padded(arrays, fitted), sizes.shapes(fitted)
-        kinds = [(dtype, shape) for shape, (dtype, _) in zip(made, self._output_kinds)]
-        frame, hidden = context.frame, len(self.manifest.sizes)
-        sizes.enter(context, found)
-        run = fitted.batches, taken, kinds, fitted.count, hidden
-        outputs = in_batches(frame, held.code, self.threads, *run)
-        return context.cut(sizes.cut(outputs, found))
+        sizes, hidden = self._sizes, len(self.manifest.sizes)
+        run = sizes.run(arrays)
+        taken = sizes.padded(arrays, run.rooms)
+        kinds = [(dtype, shape) for shape, (dtype, _) in zip(run.made, self._output_kinds)]
+        sizes.enter(context, run.hidden)
+        how = run.fitted.batches, taken, kinds, run.fitted.count, hidden
+        outputs = in_batches(context.frame, held.code, self.threads, *how)
+        return context.cut([first(a, shape) for a, shape in zip(outputs, run.own)])
 
 
 InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]

@@ -23,9 +23,13 @@ BEHIND: Mapping[str, int] = {}
 depends on it, which tests make sure of; only 0 is sure to be no slow number. It is 0 behind an
 input with room for more."""
 
+RUNS = 256
+"""For so many shapes of inputs, what a run of them is stays known."""
+
 Found = Mapping[str, int]
 """The open sizes of a run."""
 Dims = Sequence["int | Size"]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,26 @@ class Fitted:
     """How many samples they compute."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """What all runs of inputs of some shapes have in common."""
+
+    fitted: Fitted
+    rooms: Sequence[Shape]
+    """The shapes of inputs as kernels read them."""
+    made: Sequence[Shape]
+    """Those of outputs as kernels make them."""
+    own: Sequence[Shape]
+    """Those of outputs of the run."""
+    hidden: Sequence[int]
+    """The sizes that kernels read."""
+
+
 class Sizes:
     """What a manifest says of open sizes, ready for runs."""
 
     def __init__(self, manifest: Manifest, variant: Variant) -> None:
+        self._manifest, self._runs = manifest, dict[tuple[Shape, ...], Run]()
         self.batch = manifest.symbols[0].name if variant.batches else ""
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         self._taken = [_dims(v.room or v.dims) for v in self.inputs]
@@ -62,35 +82,32 @@ class Sizes:
         count = found[self.batch]
         return Fitted({**one.sizes, self.batch: count}, one.batches, count)
 
-    def padded(self, arrays: Sequence[Array], fitted: Fitted) -> list[Array]:
-        """Arrays of a run -> arrays of these sizes."""
+    def run(self, arrays: Sequence[Array]) -> Run:
+        """What a run of these inputs is. Raises Error as `sizes_of`."""
+        shapes = tuple([a.shape for a in arrays])
+        run = self._runs.get(shapes)
+        if run is None:
+            found = sizes_of(self._manifest, arrays)
+            fitted = self.fitting(found)
+            sides = (self._taken, fitted.sizes), (self._made, fitted.sizes), (self._made, found)
+            rooms, made, own = ([_at(dims, at) for dims in side] for side, at in sides)
+            run = Run(fitted, rooms, made, own, [size.at(found) for size in self._hidden])
+            if len(self._runs) >= RUNS:
+                self._runs.clear()
+            self._runs[shapes] = run
+        return run
+
+    def padded(self, arrays: Sequence[Array], rooms: Sequence[Shape]) -> list[Array]:
+        """Arrays of a run -> arrays of these shapes."""
         return [
             _padded(a, shape, {} if v.room else BEHIND)
-            for v, a, shape in zip(self.inputs, arrays, self.rooms(fitted))
+            for v, a, shape in zip(self.inputs, arrays, rooms)
         ]
 
-    def rooms(self, fitted: Fitted) -> list[tuple[int, ...]]:
-        """The shapes of inputs in these sizes."""
-        return [_at(dims, fitted.sizes) for dims in self._taken]
-
-    def shapes(self, fitted: Fitted) -> list[tuple[int, ...]]:
-        """The shapes of outputs in these sizes."""
-        return [_at(dims, fitted.sizes) for dims in self._made]
-
-    def cut(self, arrays: Sequence[Array], found: Found) -> list[Array]:
-        """Outputs as kernels made them -> those of the run."""
-        made = []
-        for array, dims in zip(arrays, self._made):
-            shape = _at(dims, found)
-            whole = shape == array.shape
-            made.append(array if whole else np.array(array[tuple(map(slice, shape))]))
-        return made
-
-    def enter(self, context: Context, found: Found) -> None:
+    def enter(self, context: Context, hidden: Sequence[int]) -> None:
         """Enter the sizes that kernels read."""
-        first = len(self.inputs)
-        for at, size in enumerate(self._hidden, first):
-            context.stage(at)[0] = size.at(found)
+        for at, size in enumerate(hidden, len(self.inputs)):
+            context.stage(at)[0] = size
 
 
 def turns(manifest: Manifest, variant: Variant, arrays: Sequence[Array]) -> list[int]:
@@ -103,6 +120,11 @@ def turns(manifest: Manifest, variant: Variant, arrays: Sequence[Array]) -> list
         for step in range(batch.first, batch.last):
             found[step] += times
     return found
+
+
+def first(array: Array, shape: Shape) -> Array:
+    """An output of a run, of what kernels made."""
+    return array if array.shape == shape else np.array(array[tuple(map(slice, shape))])
 
 
 def _dims(dims: Sequence[int | str]) -> Dims:

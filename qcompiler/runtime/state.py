@@ -20,7 +20,7 @@ from qcompiler.runtime.arrays import Array, Context
 from qcompiler.runtime.feeds import array_of
 from qcompiler.runtime.library import Memory, aligned, aligned_copy
 from qcompiler.runtime.model import Interface, array_of_dtype, arrays_in_order, input_specs
-from qcompiler.runtime.open_batch import fits, sizes_of
+from qcompiler.runtime.open_batch import fits
 from qcompiler.runtime.open_sizes import Sizes
 
 Pairs = Mapping[str, str]
@@ -138,28 +138,27 @@ class OpenBound(Bound):
         sizes, context = self._sizes, self._context
         given = iter(arrays_in_order(self._free, inputs))
         arrays = [self._rows(n) if n in self._now else next(given) for n in self._ins]
-        found = sizes_of(self._runs.model.manifest, arrays)
-        fitted = sizes.fitting(found)
-        for i, (name, shape) in enumerate(zip(self._ins, sizes.rooms(fitted))):
+        run = sizes.run(arrays)
+        for i, (name, shape) in enumerate(zip(self._ins, run.rooms)):
             if name in self._now:
                 self._lay(name, shape)
                 arrays[i] = _first(self._now[name].array, shape)
-        kept = [aligned_copy(a) for a in sizes.padded(arrays, fitted)]
+        kept = [aligned_copy(a) for a in sizes.padded(arrays, run.rooms)]
         context.frame.fill(kept)
-        sizes.enter(context, found)
-        own = {self._outs.index(o): self._next[i] for i, o in self.pairs.items()}
-        outputs = context.make(own)
-        (steps,) = fitted.batches
+        sizes.enter(context, run.hidden)
+        outputs = context.make({self._outs.index(o): self._next[i] for i, o in self.pairs.items()})
+        (steps,) = run.fitted.batches
         self._runs.launch(context, steps.first, steps.last)
         context.demand_fit()
         del kept
+        own = dict(zip(self._outs, run.own))
         for name, output in self.pairs.items():
-            self._held[name] = self._values[output].at(found)
+            self._held[name] = own[output]
         self._now, self._next = self._next, self._now
         made = {}
-        for name, array, shape in zip(self._outs, outputs, sizes.shapes(fitted)):
+        for name, array, shape in zip(self._outs, outputs, run.made):
             if name not in self._bound:
-                valid = map(slice, self._values[name].at(found))
+                valid = map(slice, own[name])
                 made[name] = _first(array, shape)[tuple(valid)].copy()
         return made
 

@@ -2,6 +2,8 @@
 nothing counts.
 """
 
+import resource
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -90,6 +92,7 @@ def answers(
             continue
         with monkeypatch.context() as patch:
             patch.setattr(open_sizes.Sizes, "fitting", lambda self, _, at=at: self._pinned[at])
+            patch.setattr(model, "_sizes", open_sizes.Sizes(model.manifest, model.variant))
             found.append(model.run(feed))
     return found
 
@@ -384,3 +387,26 @@ def test_a_batch_may_be_a_multiple() -> None:
     for batch in (2, 4, 8):
         feed = random_feed(model, {"batch": batch}, batch)
         np.testing.assert_allclose(opened.run(feed)["y"], meant(model, feed)["y"], 1e-5, 1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc here")
+def test_memory_stays_flat_over_many_sizes() -> None:
+    """400 pairs of sizes, twice: what Python and numpy hold, and what the process does."""
+    source = SEQUENCES["attention"].replace("float[2,s,8]", "float[b,s,8]")
+    dims = {"b": "1..20", "s": "1..20"}
+    model = qcompiler.load(qcompiler.compile(model_of(f"g {source}"), dims=dims, threads=1))
+    x = np.random.default_rng(0).random((20, 20, 8), np.float32)
+
+    def all_sizes() -> tuple[int, int]:
+        for b, s in product(range(1, 21), range(1, 21)):
+            model.run({"x": x[:b, :s]})
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return tracemalloc.get_traced_memory()[0], pages * resource.getpagesize()
+
+    tracemalloc.start()
+    try:
+        first, second = all_sizes(), all_sizes()
+    finally:
+        tracemalloc.stop()
+    assert second[0] - first[0] < 64 << 10
+    assert second[1] - first[1] < 4 << 20
