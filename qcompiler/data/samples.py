@@ -172,12 +172,26 @@ def _checked(where: str, arrays: Mapping[str, object], wanted: Wanted) -> Sample
             for d, n in zip(shape, array.shape)
         )
         if not fits:
-            raise Error(f"shape {spell(array.shape)} where {spell(shape)} is needed", where=here)
+            what = f"shape {spell(array.shape)} where {spell(shape)} is needed"
+            batch = (
+                array.ndim > 0
+                and array.shape == (len(array), *shape[1:])
+                and isinstance(shape[0], int)
+            )
+            raise Error(what, where=here, hint=_other_batch(len(array)) if batch else "")
         if "float" in dtype and not np.isfinite(array).all():
             bad = "NaN" if np.isnan(array).any() else "infinity"
             raise Error(f"it contains {bad}", where=here)
         sample[name] = array
     return sample
+
+
+def _other_batch(count: int) -> str:
+    """What to do with so many samples at a time, where the model takes others."""
+    return (
+        "give all samples in one array, as many as one batch or more; or compile for batches of"
+        f" {count}: --opt-dim NAME={count} where the batch NAME stays open, else --input-shape"
+    )
 
 
 def _wrong_dtype(have: str, want: str, where: str) -> Error:
@@ -290,7 +304,8 @@ def _split(where: str, table: Table, want: tuple[str, Sequence[Dim]]) -> _Split:
     else:
         batch = 1 if isinstance(shape[0], str) else max(int(shape[0]), 1)
         if 0 < length < batch:
-            raise Error(f"{length} samples do not fill the model's batch of {batch}", where=where)
+            what = f"{length} samples do not fill the model's batch of {batch}"
+            raise Error(what, where=where, hint=_other_batch(length))
         split = _Split(table, batch, length // batch, more)
     if split.rows * prod(table.shape[1:]) * table.dtype.itemsize > MAX_SAMPLE_BYTES:
         raise Error(f"one sample is larger than {MAX_SAMPLE_BYTES >> 30} GB", where=where)

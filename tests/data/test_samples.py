@@ -40,8 +40,17 @@ def test_the_models_batch_cuts_the_samples(tmp_path: Path) -> None:
     found = samples(str(tmp_path / "c.npy"), {"x": ("float32", (2, 3, 4, 4))})
     assert found.count == 2
     np.testing.assert_array_equal(images_of(found), IMAGES[:4])
-    with pytest.raises(Error, match="5 samples do not fill the model's batch of 8"):
-        samples(tmp_path / "c.npy", {"x": ("float32", (8, 3, 4, 4))})
+    eight = {"x": ("float32", (8, 3, 4, 4))}
+    with pytest.raises(Error, match="5 samples do not fill the model's batch of 8") as refused:
+        samples(tmp_path / "c.npy", eight)
+    assert "--opt-dim NAME=5" in refused.value.hint
+    with pytest.raises(Error, match=r"shape \[1,3,4,4\] where \[8,3,4,4\] is needed") as refused:
+        list(samples([{"x": i[None]} for i in IMAGES], eight))
+    assert "all samples in one array" in refused.value.hint
+    for other in (IMAGES[:1, :2], IMAGES[0], np.zeros((), np.float32)):
+        with pytest.raises(Error, match="is needed") as refused:
+            list(samples([{"x": other}], eight))
+        assert not refused.value.hint
 
 
 def test_one_array_of_another_name_is_the_only_input(tmp_path: Path) -> None:
