@@ -154,7 +154,9 @@ def _serve(talk: Connection) -> None:
     its parent has open (a lock, connections) is the parent's alone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tuner, which ends this
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP is under nohup
+            signal.signal(number, signal.SIG_DFL)
     os.closerange(3, talk.fileno())
     os.closerange(talk.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -1,7 +1,7 @@
 """The command line: `qcompiler COMMAND`, one of commands.py.
 
 Exit codes: 0 success; 1 an error, or a comparison that exceeds its limits; 2 wrong usage; 130
-interrupted; 143 ended by SIGTERM.
+interrupted; 143 ended by SIGTERM; 129 by SIGHUP, as when its terminal is closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qcompiler.errors import Error, compiler_missing
 def main(words: Sequence[str] | None = None) -> int:
     """Command-line words -> exit code."""
     try:
-        with _ended_by_sigterm():
+        with _ended_by_signals():
             return _run(words)
     except Error as e:
         return _say_error(str(e))
@@ -66,8 +66,10 @@ def _run(words: Sequence[str] | None) -> int:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C: partly written files are removed on the way out."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command like Ctrl-C: partly written files and temporary folders
+    are removed on the way out. One that is ignored, as SIGHUP is under nohup, stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -75,11 +77,15 @@ def _ended_by_sigterm() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _drop_output() -> None:

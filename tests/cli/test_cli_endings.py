@@ -61,7 +61,9 @@ def test_a_limit_of_the_size_of_files_is_one_error(kilobytes: int, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_leaves_no_half_file(
     sent: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,15 +75,31 @@ def test_a_signal_leaves_no_half_file(
         return 0
 
     monkeypatch.setitem(commands.COMMANDS, "targets", write)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
     # What runs in the background may have been started with interrupts ignored.
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         ended = cli.main(["targets"])
     except SystemExit as e:
         ended = int(e.code or 0)
     finally:
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
         signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGHUP, hang_up)
     assert ended == code
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sent(arguments: object) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    monkeypatch.setitem(commands.COMMANDS, "targets", sent)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert cli.main(["targets"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
