@@ -202,12 +202,10 @@ class Compilation:
         """The model of the largest sizes, exact for all, and of smaller ones; None if no size but
         the batch is open.
         """
-        asked, low = self.opened, PRECISIONS[self.options.precision][0]
+        asked = self.opened
         if asked is None or not asked.inner:
             return None
         inner = [positive(s) for s in asked.inner]
-        if low == "quantize_static" and inner != [*asked.inner]:
-            raise Error(f"in {self.options.precision} no size may be 0", hint="--dim NAME=1..HI")
         graph = self.symbolic
         if asked.batched:
             sizes: dict[str, Dim] = {s.name: Size.of(s.name) for s in asked.inner}
@@ -438,8 +436,9 @@ class Compilation:
         given = [n for n in graph.inputs if not n.name.startswith(SIZE)]
         wanted = {n.name: (n.dtype, n.shape) for n in given}
         sampled = self.sampled
-        if sampled is not None and options.calibration != "synthetic":
-            wanted = {k: (wanted[k][0], shape) for k, shape in sampled.shapes.items()}
+        if sampled is not None:
+            shapes = sampled.largest if options.calibration == "synthetic" else sampled.shapes
+            wanted = {k: (wanted[k][0], shape) for k, shape in shapes.items()}
         found = samples(options.calibration, wanted, options.calibration_samples)
         count = found.count or options.calibration_samples
         return Calibration(
@@ -465,7 +464,7 @@ class Compilation:
         shapes = dict(zip(names, self.opened.shapes[0], strict=True))
         if self.opened.batched:
             shapes = {k: (1, *shape[1:]) for k, shape in shapes.items()}
-        return Sampled(self.padding, shapes)
+        return Sampled(self.padding, shapes, self.opened.inner)
 
     def _through(
         self,

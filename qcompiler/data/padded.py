@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.data.calibrate import Observe, Run, value_names
 from qcompiler.errors import Error
 from qcompiler.ir import SIZE, Array, Dim, Graph, Node
+from qcompiler.onnx_io.dims import positive
 from qcompiler.rewrite.padding.digits import Digits, is_open
 from qcompiler.rewrite.padding.pad import Result
 from qcompiler.rewrite.padding.traced import Dims, rooms, through
@@ -20,18 +22,28 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Sampled:
-    """A padded graph, and the shapes of its inputs with their symbols."""
+    """A padded graph, the shapes of its inputs with their symbols, and what these may be."""
 
     padding: Result
     shapes: Mapping[str, Sequence[Dim]]
+    symbols: Sequence[Symbol]
+    """As the user has named them: one that may be 0 is one more in the graph."""
+
+    @property
+    def largest(self) -> Mapping[str, Sequence[Dim]]:
+        """The shapes of its inputs where all sizes are largest."""
+        top = {s.name: s.high for s in self.symbols}
+        return {k: tuple(Size.of(d).at(top) for d in dims) for k, dims in self.shapes.items()}
 
     def sizes(self, sample: Mapping[str, Array]) -> Sizes:
-        """The open sizes of a sample. Raises Error for one that a run could not have."""
+        """The open sizes of a sample, as the graph has them. Raises Error for one that a run could
+        not have.
+        """
         pairs = [
             (d, n) for k, a in sample.items() for d, n in zip(self.shapes[k], a.shape, strict=True)
         ]
         found = {d: n for d, n in pairs if isinstance(d, str)}
-        for symbol in self.padding.symbols:
+        for symbol in self.symbols:
             count = found.get(symbol.name, symbol.high)
             if count not in range(symbol.low, symbol.high + 1, symbol.step):
                 what = f"{symbol.name} is {count} in a sample, and is to be {symbol}"
@@ -40,7 +52,8 @@ class Sampled:
         for d, n in pairs:
             if isinstance(d, str) and Size.of(d).at(found) != n:
                 raise Error(f"{d} is {n} in a sample with {found}", where="--calibration")
-        return found
+        more = {s.name: positive(s).high - s.high for s in self.symbols}
+        return {name: found[name] + by for name, by in more.items() if name in found}
 
     def whole(self, sample: Mapping[str, Array]) -> dict[str, Array]:
         """A sample -> all inputs of the padded graph."""
@@ -65,7 +78,9 @@ class Sampled:
             sizes, top = self.sizes(sample), self.padding.top
 
             def told(name: str, array: Array) -> None:
-                observe(name, valid(array, dims[name], sizes, top) if name in dims else array)
+                counts = valid(array, dims[name], sizes, top) if name in dims else array
+                if counts.size:
+                    observe(name, counts)
 
             run(self.whole(sample), told)
 

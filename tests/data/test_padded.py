@@ -50,7 +50,7 @@ def test_values_without_names_count_where_their_operands_do() -> None:
     symbols = [Symbol("s", 1, 9, 9)]
     graph = read_pinned(model_of(HEADS), {}, LONG, False, {"s": Size.of("s")})
     made = padded(graph, symbols)
-    sampled = Sampled(made, {"x": (1, "s", 8)})
+    sampled = Sampled(made, {"x": (1, "s", 8)}, symbols)
     sample = {"x": np.random.default_rng(0).standard_normal((1, 4, 8)).astype(np.float32)}
     for graph in (made.graph, unnamed(made.graph)):
         found = seen(graph, sampled, sample)
@@ -67,3 +67,16 @@ def test_digits_are_regrouped_as_a_reshape_does() -> None:
     assert regrouped((("s",), (2,), (4,)), (1, 9, 8), top) == ((), ("s",), (2, 4))
     assert regrouped(((2, "s"), (4,)), (2, 9, 4), top) == ((2,), ("s",), (4,))
     assert regrouped((("s",), (8,)), (3, 24), top) is None, "a digit would be cut"
+
+
+def test_of_what_a_sample_has_none_calibration_is_not_told() -> None:
+    text = """g (float[1,s,8] x) => (float[1,n,8] y)
+        <int64[1] one = {1}, int64[1] far = {99999999999}> {
+        r = Slice(x, one, far, one) e = Exp(r) y = Concat<axis=1>(x, e) }"""
+    symbols = [Symbol("s", 1, 9, 9)]
+    made = padded(read_pinned(model_of(text), {}, LONG, False, {"s": Size.of("s")}), symbols)
+    sampled = Sampled(made, {"x": (1, "s", 8)}, symbols)
+    for count in (1, 4):
+        found = seen(made.graph, sampled, {"x": np.ones((1, count, 8), np.float32)})
+        assert all(a.size for a in found.values())
+        assert ("Exp_e" in found) == (count > 1)

@@ -157,3 +157,40 @@ def test_a_run_that_fails_a_check_leaves_what_was_there() -> None:
         with pytest.raises(Error, match="its axes do not give the shape"):
             session.run({"row": row, "axis": [0]})
     assert session.value("seen").shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("calibration", ["samples", "synthetic"])
+def test_a_cache_in_int8_may_be_empty(calibration: str) -> None:
+    """It is calibrated with caches of any length, none of them too, and runs with any."""
+    text, rng = decoder(CONCAT), np.random.default_rng(4)
+
+    def sample(word: int, length: int) -> dict[str, Array]:
+        shape = (1, HEADS, length, SIZE)
+        caches = {name: rng.standard_normal(shape).astype(np.float32) / 4 for name in CACHES}
+        return {"ids": np.full((1, 1), word), **caches}
+
+    each = [sample(word, length) for word in range(WORDS) for length in (0, 1, 9, 20)]
+    given = each if calibration == "samples" else calibration
+    dims, how = {"seq": 1, "past": "0..20"}, {"precision": "int8", "calibration": given}
+    artifact = qcompiler.compile(text, dims=dims, threads=1, **how)
+    model = qcompiler.load(artifact)
+    for feed in each:
+        found, wanted = model.run(feed), meant(text, feed)
+        assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in wanted.items()}
+        if calibration == "samples":
+            np.testing.assert_allclose(found["scores"], wanted["scores"], atol=0.1)
+    session = bound(model)
+    for length in range(3):
+        assert session.value("past_key").shape == (1, HEADS, length, SIZE)
+        session.run({"ids": np.full((1, 1), length)})
+
+
+def test_samples_longer_than_a_cache_may_be_are_refused() -> None:
+    caches = {name: np.zeros((1, HEADS, 21, SIZE), np.float32) for name in CACHES}
+    with pytest.raises(Error, match="past is 21 in a sample, and is to be past = 0 to 20"):
+        qcompiler.compile(
+            decoder(CONCAT),
+            dims={"seq": 1, "past": "0..20"},
+            precision="int8",
+            calibration=[{"ids": np.zeros((1, 1), np.int64), **caches}],
+        )
