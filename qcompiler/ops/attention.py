@@ -249,7 +249,8 @@ def _(node: Node) -> tuple[Type, ...]:
 
 
 def _check_fit(q: tuple[Dim, ...], k: tuple[Dim, ...], v: tuple[Dim, ...]) -> None:
-    if k[1] != v[1] or not (agree(q[0], k[0]) and agree(k[0], v[0]) and agree(k[2], v[2])):
+    equal = ((k[1], v[1]), (q[0], k[0]), (k[0], v[0]), (k[2], v[2]))
+    if not all(agree(a, b) for a, b in equal):
         raise Error(f"queries {q}, keys {k} and values {v} do not fit together")
     if not agree(q[3], k[3]) or (isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]):
         raise Error(f"queries {q} and keys {k} do not fit together")

@@ -284,6 +284,8 @@ def _(node: Node) -> Type:
     def over(size: Dim, by: int) -> Dim:
         if isinstance(size, int) and size % by:
             raise Error(f"{by} does not divide {size} of {x}")
+        if Size.of(size).over(by) is None:
+            note_divides(size, by)
         return size // by if isinstance(size, int) else settled(Size.of(size) // by)
 
     if node.op == "DepthToSpace":

@@ -175,7 +175,8 @@ def _roi_bins(
 @typed(roi_align)
 def _(node: Node) -> Type:
     x, rois, batch = (i.type for i in node.operands)
-    if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 4 or batch.shape != rois.shape[:1]:
+    ranks = (x.rank, rois.rank, batch.rank) == (4, 2, 1)
+    if not ranks or not agree(rois.shape[1], 4) or not agree(batch.shape[0], rois.shape[0]):
         raise Error(f"regions {rois} of images {batch} do not fit {x}")
     if node.str("mode") not in ("avg", "max") or node.int("sampling_ratio") < 0:
         raise Error(f"unknown mode {node.str('mode')!r} or sampling ratio")
