@@ -249,7 +249,7 @@ class _Task:
         low: int,
     ) -> None:
         """Tiles over a row of as many columns as a run has: one at each edge that windows reach
-        across, others between, of which the last begins earlier where it would reach into the edge.
+        across, others between, of which the last begins earlier where it would reach across one.
         """
         b, s, size, image = self.b, self.s, self.tile, self.image
         assert image is not None
@@ -264,7 +264,8 @@ class _Task:
             first = size if low else 0
             if low:
                 tile(zero, size, -s.left)
-            with b.serial(b.hold((high - first + (size - 1)) // size, "middle"), "x") as i:
+            last = tirx.Max(count - size, tir.const(first)) if after else high
+            with b.serial(b.hold((last - first + (size - 1)) // size, "middle"), "x") as i:
                 tile(b.let(tirx.Min(i * size + first, high - size), "column"), size, None)
             if after:
                 edge(b.let(count - size, "column"), size, False, True)
