@@ -50,7 +50,10 @@ def direct(region: Region, device: Cpu) -> tuple[Problem, Product] | Skip:
     problem = replace(problem, result_bytes=tir.bits(tir.stored(region.output.dtype)) // 8)
     if product.run > 1 and not priced(problem, product, device):
         product = replace(product, run=1)
-    return problem, replace(product, zipped=worth_zipping(problem, product))
+    if worth_zipping(problem, product):  # or rows as they lie, which may bring as many steps
+        ways = (replace(product, zipped=True), product)
+        product = min(ways, key=lambda p: least(problem, p, device))
+    return problem, product
 
 
 def _product(root: Node, device: Cpu) -> Product | Skip:
