@@ -8,7 +8,7 @@ import board
 import numpy as np
 import pytest
 from kernel_harness import device, expected, made, region_of, run, sharing
-from test_kernels_contraction import CONVOLUTIONS, conv, force
+from test_kernels_contraction import CONVOLUTIONS, conv, force, side_by_side
 
 from qcompiler import plugins
 from qcompiler.hardware.isa import ISAS, Isa
@@ -90,12 +90,18 @@ def near(root: Node, x: Array, **options: object) -> None:
         (9, 40, 64),
         (5, 24, 65),
         (6, 30, 200),
-        (35, 50, 9),
-        (17, 64, 130),
-        (50, 56, 200),
     ],
 )
 def test_products_are_within_the_bound(m: int, n: int, k: int) -> None:
+    x = floats((m, k))
+    near(product(x, floats((k, n), 1)), x)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(35, 50, 9), (17, 64, 130), (50, 56, 200)])
+def test_products_of_rows_side_by_side(
+    m: int, n: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side_by_side(monkeypatch)
     x = floats((m, k))
     near(product(x, floats((k, n), 1)), x)
 
