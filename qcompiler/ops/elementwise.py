@@ -305,7 +305,8 @@ def _choice(node: Node) -> Type:
 
 
 @elementwise("Where", types=_choice)
-def where(m: Math, condition: V, a: V, b: V) -> V:
+def where(m: Math, condition: V, a: V, b: V, *, hides: int = 0) -> V:
+    """`hides`: 1 if the condition is which positions of a padded value count (rewrite/padding)."""
     return m.where(condition, a, b)
 
 

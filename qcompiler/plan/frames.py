@@ -3,7 +3,9 @@
 A frame says along which two dimensions a value is such an image. Frames begin at inputs, and go
 along with operators that keep them, or whose windows make other sizes of them. A Where that sets to
 a number what does not count (rewrite/padding) is known by its condition: it is no more than
-comparisons of positions with the sizes of its frame, which are true within the image.
+comparisons of positions with the sizes of its frame, which are true within the image. Where nothing
+else says the frame, these are its sizes if padding made the Where; a mask of the model's own may be
+of other sizes than its image.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class Frames:
                 return None
             found[axis] = size
         frame = self.of.get(x)
-        if frame is None and len(found) == 2:
+        if frame is None and len(found) == 2 and node.int("hides"):
             frame = Frame(min(found), found[min(found)], found[max(found)])
         if frame is None or max(found) > frame.axis + 1:
             return None

@@ -68,6 +68,20 @@ IMAGES = {
         x1 = Conv<pads=[1,1,1,1]>(x, a) y = Transpose<perm=[0,1,3,2]>(x1)
         x2 = Softmax<axis=3>(x1) x3 = Concat<axis=1>(x1, x2)
         x4 = Conv(x3, p) x5 = Conv<pads=[1,1,1,1]>(x4, a) z = Concat<axis=1>(x5, x4) }""",
+    "masks of halves, and of even sizes": """(float[1,16,h,w] x) =>
+        (float[1,16,h,w] y, float[1,16,h,w] z)
+        <float[16,16,3,3] a = {@2304}, float[16,16,1,1] p = {@256}, int64[1] two = {2},
+        float t = {0.3}, int64 zero = {0}, int64 one = {1}, int64[1] first = {0},
+        int64[1] last = {1}> {
+        h1 = Shape<start=2, end=3>(x) w1 = Shape<start=3>(x) h2 = Div(h1, two) w2 = Div(w1, two)
+        h3 = Cast<to=6>(h2) w3 = Cast<to=6>(w2) h4 = Mul(h2, two) w4 = Mul(w2, two)
+        h5 = Cast<to=6>(h4) w5 = Cast<to=6>(w4) h6 = Squeeze(h1, first) w6 = Squeeze(w1, first)
+        i0 = Range(zero, h6, one) j0 = Range(zero, w6, one) i1 = Cast<to=6>(i0) j = Cast<to=6>(j0)
+        i = Unsqueeze(i1, last) m0 = Less(i, h3) m1 = Less(j, w3) m = And(m0, m1)
+        e0 = Less(i, h5) e1 = Less(j, w5) e = And(e0, e1)
+        x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Softmax<axis=1>(x1) x3 = Where(m, x2, t)
+        x4 = Add(x3, x1) y = Conv<pads=[1,1,1,1]>(x4, a) x5 = Where(e, x2, t) z = Conv(x5, p)
+        }""",
 }
 
 

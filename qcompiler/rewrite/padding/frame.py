@@ -236,7 +236,7 @@ class Padding:
         if mask is None:
             return value
         other = fill if isinstance(fill, Node) else const(fill, value.node.dtype)
-        made = make("Where", mask, value.node, other)
+        made = make("Where", mask, value.node, other, hides=1)
         if is_zero:
             return replace(value, node=made, zero=value.zero | over, calm=value.calm | over)
         return replace(value, node=made, zero=value.zero - over, calm=value.calm - over)

@@ -95,11 +95,11 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
 
 def _named(p: Padding, outputs: Sequence[Node]) -> list[Node]:
     """The same outputs, in a graph in which a name is that of the value of its node, not of what
-    was made on the way to it.
+    was made on the way to it. Inputs keep theirs, also where a value is a size of the run.
     """
     names: dict[Node, str] = {}
     for node, values in p.known.items():
-        if node.name and len(values) == 1:
+        if node.name and len(values) == 1 and values[0].node.op != "input":
             names.setdefault(values[0].node, node.name)
     taken, made = set(names.values()), dict[Node, Node]()
     for node in walk(outputs):
