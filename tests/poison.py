@@ -7,7 +7,7 @@ former call left, nor what lay in the memory, nor what lies behind an array can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
 from types import MappingProxyType
@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
+from qcompiler.artifact.manifest import Batch
 from qcompiler.errors import Error
 from qcompiler.ir import Array
-from qcompiler.runtime import arrays, library, model, open_batch, open_sizes
+from qcompiler.runtime import arrays, library, model, open_batch, open_sizes, state
 
 POISONS = (0xFF, 0xAA)
 """NaN or -1, and numbers that are small in float32 and far off as integers."""
@@ -94,15 +95,27 @@ def install(patch: pytest.MonkeyPatch) -> None:
         same(first, second)
         return second
 
-    outputs = model.OpenModel._outputs
+    in_batches = open_batch.in_batches
 
-    def poisoned_workspace(self: model.OpenModel, *given: Any) -> list[Array]:
-        context = given[1]
-        context.frame.workspace.array[:] = next(poisons)
-        return outputs(self, *given)
+    def poisoned_batches(
+        frame: library.Frame,
+        launch: Callable[[int, int], None],
+        batches: Sequence[Batch],
+        inputs: Sequence[library.Memory],
+        outputs: Sequence[library.Memory],
+        *how: int,
+        again: bool = True,
+    ) -> None:
+        poison, given = next(poisons), {memory.address for memory in inputs}
+        frame.workspace.array[:] = poison
+        for memory in outputs:
+            if memory.address not in given:  # else in place of an input
+                memory.array.reshape(-1).view(np.uint8)[:] = poison
+        in_batches(frame, launch, batches, inputs, outputs, *how, again=again)
 
-    patch.setattr(model.OpenModel, "_outputs", poisoned_workspace)
-    for place in (library, arrays, open_batch, open_sizes):
+    for user in (model, state):
+        patch.setattr(user, "in_batches", poisoned_batches)
+    for place in (library, arrays, open_sizes):
         patch.setattr(place, "aligned", poisoned_memory)
     patch.setattr(arrays.Context, "make", poisoned_outputs)
     patch.setattr(library.Frame, "run", poisoned_run)

@@ -16,14 +16,10 @@ def in_place(plan: Plan) -> list[tuple[str, str]]:
     and may do so in place. None where a run may fail at its end, as the input is to be kept then.
     """
     opened = plan.opened
-    if (
-        not isinstance(plan.device, Cpu)
-        or plan.parts > 1
-        or plan.checks
-        or (opened and opened.batches)
-    ):
+    if not isinstance(plan.device, Cpu) or plan.parts > 1 or plan.checks:
         return []
-    spans = [(p.first, p.last) for p in opened.pinned] if opened else [(0, len(plan.steps))]
+    runs = (opened.pinned or opened.batches) if opened else ()
+    spans = [(r.first, r.last) for r in runs] or [(0, len(plan.steps))]
     found = [set(_pairs(plan.steps[first:last])) for first, last in spans]
     names = [n.name for n in plan.graph.inputs], list(plan.graph.results)
     return [(names[0][i], names[1][o]) for i, o in sorted(set.intersection(*found))]

@@ -36,10 +36,11 @@ from qcompiler.runtime.library import (
     Memory,
     Refused,
     Team,
+    aligned,
     aligned_copy,
     shared_code,
 )
-from qcompiler.runtime.open_batch import demand_closed, fits, in_batches
+from qcompiler.runtime.open_batch import fits, in_batches
 from qcompiler.runtime.open_sizes import HIDDEN, Sizes, first
 from qcompiler.runtime.text import program_of
 
@@ -262,8 +263,6 @@ class Model(Interface):
 
         if self._text or self._lists:
             raise Error("a model of strings or sequences has no memory", where=self.manifest.name)
-        if self.variant.batches:
-            demand_closed(self.manifest, "memory between runs")
         held, threads = self._open(), self.threads
 
         def new() -> Context:
@@ -329,13 +328,14 @@ class OpenModel(Model):
 
     def _outputs(self, held: _Held, context: Context, arrays: Sequence[Array]) -> list[Array]:
         sizes, hidden = self._sizes, len(self.manifest.sizes)
-        run = sizes.run(arrays)
-        taken = sizes.padded(arrays, run.rooms)
-        kinds = [(dtype, shape) for shape, (dtype, _) in zip(run.made, self._output_kinds)]
+        run = sizes.run(tuple([a.shape for a in arrays]))
+        inputs = [*map(aligned_copy, sizes.padded(arrays, run.rooms))]
+        made = [aligned(kind[0], shape) for shape, kind in zip(run.made, self._output_kinds)]
         sizes.enter(context, run.hidden)
-        how = run.fitted.batches, taken, kinds, run.fitted.count, hidden
-        outputs = in_batches(context.frame, held.code, self.threads, *how)
-        return context.cut([first(a, shape) for a, shape in zip(outputs, run.own)])
+        launch = partial(context.frame.run, held.code, self.threads)
+        how = run.fitted.batches, inputs, made, run.fitted.count, hidden
+        in_batches(context.frame, launch, *how)
+        return context.cut([first(o.array, shape) for o, shape in zip(made, run.own)])
 
 
 InputSpec = tuple[Value, str, "np.dtype[Any]", tuple[int, ...]]

@@ -7,13 +7,12 @@ sample, and computes some samples again, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from qcompiler.artifact.manifest import Batch, Manifest
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
-from qcompiler.runtime.arrays import Array, Kind
-from qcompiler.runtime.library import Code, Frame, aligned, aligned_copy
+from qcompiler.runtime.library import Frame, Memory
 
 Rounds = tuple[Batch, int, int]
 """A batch, the first sample, and how many rounds."""
@@ -25,15 +24,16 @@ def fits(shape: Sequence[int | str], found: Sequence[int]) -> bool:
     return len(shape) == len(found) > 0 and same
 
 
-def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
-    """The open sizes of a run with these inputs; none where all sizes are fixed. Raises Error where
-    one is outside its range, not the same in all inputs, or not what it is computed from others.
+def sizes_of(manifest: Manifest, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    """The open sizes of a run with inputs of these shapes; none where all sizes are fixed. Raises
+    Error where one is outside its range, not the same in all inputs, or not what it is computed
+    from others.
     """
     found: dict[str, int] = {}
     for symbol in manifest.symbols:
         places = [
-            (value.name, int(array.shape[axis]))
-            for value, array in zip(manifest.inputs, arrays)
+            (value.name, int(shape[axis]))
+            for value, shape in zip(manifest.inputs, shapes)
             for axis, d in enumerate(value.dims)
             if d == symbol.name
         ]
@@ -44,15 +44,17 @@ def sizes_of(manifest: Manifest, arrays: Sequence[Array]) -> dict[str, int]:
         if count not in range(symbol.low, symbol.high + 1, symbol.step):
             hint = f"compile with --dim {symbol.name}=LO..HI for others"
             raise Error(f"{symbol.name} is {count}, the artifact takes {symbol}", hint=hint)
-    for value, array in zip(manifest.inputs, arrays):
-        for d, n in zip(value.open, array.shape):
+    for value, shape in zip(manifest.inputs, shapes):
+        for d, n in zip(value.open, shape):
             if isinstance(d, str) and d not in found and n != (wanted := Size.of(d).at(found)):
                 raise Error(f"{d} is {n}, and {wanted} by other inputs", where=f"input {value}")
     return found
 
 
-def rounds(batches: Sequence[Batch], count: int) -> Iterator[Rounds]:
-    """Batches, the largest first and the last of one sample -> what computes so many samples."""
+def rounds(batches: Sequence[Batch], count: int, again: bool = True) -> Iterator[Rounds]:
+    """Batches, the largest first and the last of one sample -> what computes so many samples, each
+    once unless `again`.
+    """
     at = 0
     for i, batch in enumerate(batches):
         times, rest = divmod(count - at, batch.samples)
@@ -60,7 +62,7 @@ def rounds(batches: Sequence[Batch], count: int) -> Iterator[Rounds]:
             continue
         yield batch, at, times
         at += times * batch.samples
-        if rest and _seconds(batches[i + 1 :], rest) > batch.nanoseconds:
+        if again and rest and _seconds(batches[i + 1 :], rest) > batch.nanoseconds:
             yield batch, count - batch.samples, 1
             return
 
@@ -74,37 +76,25 @@ def _seconds(batches: Sequence[Batch], count: int) -> int:
     return total
 
 
-def demand_closed(manifest: Manifest, what: str) -> None:
-    """Raise Error for an open size, which `what` cannot run."""
-    for symbol in manifest.symbols:
-        raise Error(
-            f"{what} cannot run it, as {symbol.name} is open",
-            where=manifest.name,
-            hint=f"compile it for a fixed size: --dim {symbol.name}=N",
-        )
-
-
 def in_batches(
     frame: Frame,
-    code: Code,
-    threads: int,
+    launch: Callable[[int, int], None],
     batches: Sequence[Batch],
-    arrays: Sequence[Array],
-    kinds: Sequence[Kind],
+    inputs: Sequence[Memory],
+    outputs: Sequence[Memory],
     count: int,
-    hidden: int = 0,
-) -> list[Array]:
-    """Run on the arrays of so many samples -> new outputs of these dtypes and shapes. `hidden`:
-    inputs behind the arrays, already in the table, which are the same for all samples.
+    hidden: int,
+    again: bool = True,
+) -> None:
+    """Run on arrays of so many samples; `launch(first, last)` runs steps on the frame. `hidden`:
+    inputs behind these, already in the table, which are the same for all samples. `again`: may a
+    sample be computed twice? Not where its inputs are overwritten.
     """
-    outputs = [aligned(*kind) for kind in kinds]
-    inputs = [*map(aligned_copy, arrays)]
     numbered = [*enumerate(inputs), *enumerate(outputs, len(inputs) + hidden)]
-    for batch, first, times in rounds(batches, count):
+    for batch, first, times in rounds(batches, count, again):
         once = times if hidden else 1
         for at in range(first, first + once * batch.samples, batch.samples):
             for i, place in numbered:
                 frame.table[i] = place.address + at * (place.array.nbytes // count)
             frame.table[frame.words.parts] = times // once
-            frame.run(code, threads, batch.first, batch.last)
-    return [o.array for o in outputs]
+            launch(batch.first, batch.last)

@@ -82,12 +82,11 @@ class Sizes:
         count = found[self.batch]
         return Fitted({**one.sizes, self.batch: count}, one.batches, count)
 
-    def run(self, arrays: Sequence[Array]) -> Run:
-        """What a run of these inputs is. Raises Error as `sizes_of`."""
-        shapes = tuple([a.shape for a in arrays])
+    def run(self, shapes: tuple[Shape, ...]) -> Run:
+        """What a run of inputs of these shapes is. Raises Error as `sizes_of`."""
         run = self._runs.get(shapes)
         if run is None:
-            found = sizes_of(self._manifest, arrays)
+            found = sizes_of(self._manifest, shapes)
             fitted = self.fitting(found)
             sides = (self._taken, fitted.sizes), (self._made, fitted.sizes), (self._made, found)
             rooms, made, own = ([_at(dims, at) for dims in side] for side, at in sides)
@@ -114,7 +113,7 @@ def turns(manifest: Manifest, variant: Variant, arrays: Sequence[Array]) -> list
     """How often each step runs for these inputs."""
     if not manifest.symbols:
         return [1] * len(variant.steps)
-    fitted = Sizes(manifest, variant).fitting(sizes_of(manifest, arrays))
+    fitted = Sizes(manifest, variant).fitting(sizes_of(manifest, [a.shape for a in arrays]))
     found = [0] * len(variant.steps)
     for batch, _, times in rounds(fitted.batches, fitted.count):
         for step in range(batch.first, batch.last):

@@ -86,7 +86,7 @@ def answers(
 ) -> list[dict[str, Array]]:
     """What each of the sizes answers that kernels were made for and these fit, the largest last."""
     found = []
-    sizes = sizes_of(model.manifest, [feed[v.name] for v in model.inputs]).values()
+    sizes = sizes_of(model.manifest, [feed[v.name].shape for v in model.inputs]).values()
     for at, pinned in enumerate(reversed(model.variant.pinned)):
         if any(n > most for n, most in zip(sizes, pinned.sizes, strict=True)):
             continue

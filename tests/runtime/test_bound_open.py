@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops.evaluate import evaluate
+from qcompiler.runtime import open_sizes
 
 HEADS, SIZE, WORDS = 2, 4, 7
 HEAD = """<ir_version: 10, opset_import: ["": 23]>
@@ -36,8 +39,9 @@ ATTENTION = """
 CACHES = {"past_key": "present_key", "past_value": "present_value"}
 
 
-def decoder(body: str) -> onnx.ModelProto:
-    model = onnx.parser.parse_model(HEAD + body + TAIL)
+def decoder(body: str, batch: str = "1") -> onnx.ModelProto:
+    head = HEAD.replace("float[1,", f"float[{batch},").replace("int64[1,", f"int64[{batch},")
+    model = onnx.parser.parse_model(head + body + TAIL)
     rng = np.random.default_rng(2)
     shapes = {"words": (WORDS, 8), "out": (8, WORDS), **dict.fromkeys(("wq", "wk", "wv"), (8, 8))}
     for name, shape in shapes.items():
@@ -51,8 +55,8 @@ def meant(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
     return evaluate(read_pinned(model, shapes, {}, False, {}), feed)
 
 
-def empty() -> dict[str, Array]:
-    return {name: np.zeros((1, HEADS, 0, SIZE), np.float32) for name in CACHES}
+def empty(batch: int = 1) -> dict[str, Array]:
+    return {name: np.zeros((batch, HEADS, 0, SIZE), np.float32) for name in CACHES}
 
 
 def close(found: Array, wanted: Array) -> None:
@@ -142,6 +146,88 @@ def test_caches_are_given_and_taken_back() -> None:
     other.put("past_key", kept["past_key"][:, :, :1])
     with pytest.raises(Error, match="past is not the same in all inputs"):
         other.run(feed)
+
+
+@pytest.fixture(scope="module")
+def batched() -> Iterator[qcompiler.Model]:
+    """A decoder of which batch, prompt and caches are open; NaN lie behind a prompt's end."""
+    text = decoder(ATTENTION, "batch")
+    dims = {"batch": "1..5", "seq": "1..4", "past": "0..20"}
+    model = qcompiler.load(qcompiler.compile(text, dims=dims, threads=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_sizes, "BEHIND", {"f": np.nan})
+        yield model
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_caches_of_an_open_batch_grow_in_place(batched: qcompiler.Model, batch: int) -> None:
+    assert set(batched.variant.in_place) == set(CACHES.items())
+    session, past = bound(batched), empty(batch)
+    held = None
+    for count in (3, 1, 1, 4, 4, 4, 2, 1):
+        rng = np.random.default_rng(count)
+        feed = {"ids": rng.integers(0, WORDS, (batch, count))}
+        wanted = batched.run({**feed, **past})
+        np.testing.assert_array_equal(session.run(feed)["scores"], wanted["scores"])
+        past = {k: wanted[v] for k, v in CACHES.items()}
+        for name, array in past.items():
+            np.testing.assert_array_equal(session.value(name), array)
+        held = held or session._now["past_key"].address
+        assert session._now["past_key"].address == session._next["past_key"].address == held
+    assert past["past_key"].shape == (batch, HEADS, 20, SIZE)
+
+
+def test_a_session_has_the_batch_of_its_first_run(batched: qcompiler.Model) -> None:
+    text, session = decoder(ATTENTION, "batch"), bound(batched)
+    feeds = {n: {"ids": np.random.default_rng(n).integers(0, WORDS, (n, 2))} for n in range(7)}
+    for wrong in (0, 6):
+        with pytest.raises(Error, match=f"batch is {wrong}, the artifact takes batch = 1 to 5"):
+            session.run(feeds[wrong])
+    for count in (3, 1, 4):
+        close(
+            session.run(feeds[count])["scores"],
+            meant(text, {**feeds[count], **empty(count)})["scores"],
+        )
+        with pytest.raises(Error, match=f"batch is 2, and {count} in what is bound") as found:
+            session.run(feeds[2])
+        assert "reset" in found.value.hint
+        kept = {name: session.value(name) for name in CACHES}
+        assert kept["past_key"].shape == (count, HEADS, 2, SIZE)
+        again = session.run(feeds[count])["scores"]
+        with pytest.raises(Error, match="batch is 2, and"):
+            session.put("past_key", kept["past_key"][:1].repeat(2, 0))
+        session.reset()
+        for name, array in kept.items():
+            session.put(name, array)
+        np.testing.assert_array_equal(session.run(feeds[count])["scores"], again)
+        session.reset()
+
+
+RUNNING = """<ir_version: 10, opset_import: ["": 23]>
+step (float[batch,64] x, float[batch,64] seen) => (float[batch,64] more, float[batch,64] y) {
+  half = Constant<value_float = 0.5>() kept = Mul(seen, half) more = Add(kept, x)
+  y = MatMul(x, w) }"""
+
+
+def test_a_state_that_is_overwritten_is_computed_once_for_each_sample() -> None:
+    """Where rounds of many samples do not come out even, none may begin with samples that are
+    done.
+    """
+    model = onnx.parser.parse_model(RUNNING)
+    w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    opened = qcompiler.load(qcompiler.compile(model, dims={"batch": "1..100"}, threads=1))
+    most = opened.variant.batches[0].samples
+    assert most > 1
+    assert opened.variant.in_place == (("seen", "more"),)
+    for batch in (1, most - 1, most, most + 1, 2 * most - 1):
+        session, seen = opened.bind("seen", "more"), np.zeros((batch, 64), np.float32)
+        for step in range(3):
+            x = np.random.default_rng(step).standard_normal((batch, 64)).astype(np.float32)
+            wanted = opened.run({"x": x, "seen": seen})
+            np.testing.assert_array_equal(session.run({"x": x})["y"], wanted["y"])
+            seen = wanted["more"]
+            np.testing.assert_array_equal(session.value("seen"), seen)
 
 
 def test_a_run_that_fails_a_check_leaves_what_was_there() -> None:

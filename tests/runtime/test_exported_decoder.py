@@ -113,23 +113,24 @@ def test_the_mask_is_as_long_as_cache_and_words(total: str) -> None:
             run(given)
 
 
-def test_its_caches_stay_in_memory() -> None:
+@pytest.mark.parametrize(("batch", "count"), [(1, 1), ("1..3", 3)])
+def test_its_caches_stay_in_memory(batch: int | str, count: int) -> None:
     model = decoder()
-    dims = {BATCH: 1, NEW: "1..4", PAST: "0..20"}
+    dims = {BATCH: batch, NEW: "1..4", PAST: "0..20"}
     loaded = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1))
     caches = {f"past_key_values_0_{k}": f"present_0_{k}" for k in ("key", "value")}
     assert set(loaded.variant.in_place) == set(caches.items())
     (one, other) = caches.items()
     session = loaded.bind(*one).bind(*other)
-    rows = {name: array for name, array in feed(1, 1, 0).items() if name in caches}
+    rows = {name: array for name, array in feed(count, 1, 0).items() if name in caches}
     for new in (4, 1, 3, 1):
         past = rows[one[0]].shape[2]
-        given = {k: v for k, v in feed(1, new, past).items() if k not in caches}
+        given = {k: v for k, v in feed(count, new, past).items() if k not in caches}
         wanted = meant(model, {**given, **rows})
         equal(session.run(given), {"logits": wanted["logits"]})
         rows = {name: wanted[present] for name, present in caches.items()}
     with pytest.raises(Error, match="is 3, and 10 by other inputs"):
-        session.run({**given, "attention_mask": np.ones((1, 3), np.int64)})
+        session.run({**given, "attention_mask": np.ones((count, 3), np.int64)})
 
 
 def test_sizes_of_the_mask_follow_from_pinned_ones() -> None:

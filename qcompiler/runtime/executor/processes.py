@@ -81,7 +81,7 @@ class Process:
         """Inputs just as the model takes them -> new outputs. Raises WorkerLost where a second
         worker died of it, too.
         """
-        sizes = sizes_of(self._manifest, arrays)
+        sizes = sizes_of(self._manifest, [a.shape for a in arrays])
         if sizes:
             self._arrays = self._arena.arrays(kinds_of(self._manifest, sizes))
         words = GO + self._sizes.pack(*sizes.values())
