@@ -139,12 +139,15 @@ def _kept(s: Settling, going: Node, new: Held, old: Held) -> Held:
 
 
 def _nothing(s: Settling, inputs: Sequence[Held], body: Body) -> list[Node]:
-    """No iterations -> each stacked output, of no rows of the type that they would have."""
+    """No iterations -> each stacked output, of no rows of the type that they would have; what the
+    body checks matters to no run.
+    """
     state = [_given(i, s.call.name) for i in inputs[2:]]
     if s.call.outputs <= len(state):
         return []
     given = [constant(np.array(0, np.int64)), constant(np.array(True)), *state]
-    rows = [_tensor(r, s.call.name) for r in body(0, given)[1 + len(state) :]]
+    never = constant(np.zeros(1, np.bool_))
+    rows = [_tensor(r, s.call.name) for r in body(0, given, never)[1 + len(state) :]]
     return [
         constant(np.zeros((0, *r.type.dims), numpy_dtype(r.dtype)))
         if r.type.static and r.dtype != "string"

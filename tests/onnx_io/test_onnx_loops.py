@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -110,6 +112,40 @@ def test_a_loop_without_end_is_refused() -> None:
     )
     with pytest.raises(Error, match="make more than 20448 nodes"):
         read(parser.parse_model(endless))
+
+
+NEVER = """
+    <ir_version: 8, opset_import: ["": 17]>
+    never (float[2, 3] x, int64[1] axis, int64 times) => (float[2, 3] last, float[0, 3] rows)
+    <int64 none = {0}, bool yes = {1}>
+    {
+        last, rows = Loop <body = iteration (int64 i, bool going, float[2, 3] now)
+            => (bool on, float[2, 3] next, float[3] row) {
+                row = ReduceSum <keepdims = 0> (now, axis)
+                next = Add(now, row)
+                on = Identity(going)
+            }> (times, yes, x)
+    }
+"""
+
+
+@pytest.mark.parametrize("times", ["none", "times"])
+def test_what_the_body_of_a_loop_that_never_runs_checks_matters_to_no_run(times: str) -> None:
+    """The sums along axis 1 do not have the shape that the body declares."""
+    model = parser.parse_model(NEVER.replace("(times, yes", f"({times}, yes"))
+    graph = read(model)
+    given = {
+        "x": np.ones((2, 3), np.float32),
+        "axis": np.array([1], np.int64),
+        "times": np.array(0, np.int64),
+    }
+    found = evaluate(graph, given)
+    assert (found["last"].shape, found["rows"].shape) == ((2, 3), (0, 3))
+    held = evaluate(
+        replace(graph, outputs=(*graph.checks.values(),), output_names=(*graph.checks,)), given
+    )
+    assert len(held) == (times == "times")  # its own, that it ends at once
+    assert all(np.all(holds) for holds in held.values())
 
 
 def test_a_body_of_another_number_of_inputs_is_refused() -> None:
