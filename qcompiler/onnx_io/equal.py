@@ -92,7 +92,7 @@ def _solved(found: Equal, sizes: Sizes, known: Settled) -> tuple[str, Dim, str] 
     alike = {
         pair: where
         for pair, where in found.broadcast.items()
-        if all(_symbols(d) and _symbols(d) <= open_.keys() for d in pair)
+        if all(_symbols(d) <= open_.keys() for d in pair)
         and min(Size.of(d).bounds(open_)[0] for d in pair) > 1
     }
     for (a, b), where in {**found.pairs, **alike}.items():

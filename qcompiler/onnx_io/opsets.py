@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.ir import Node
+from qcompiler.ir import Node, Type
 from qcompiler.onnx_io.call import Call, Result, always, axis_of, newest, until
 from qcompiler.onnx_io.tensors import dtype_name
 from qcompiler.ops import known_value, make
+from qcompiler.ops.shapes import agree
 
 # Attributes that became inputs.
 
@@ -51,7 +52,7 @@ def _broadcast(call: Call) -> Call:
     x, inputs = call.need(0), list(call.inputs)
     last = call.need(len(inputs) - 1)
     allowed, axis = call.number("broadcast"), call.get("axis")
-    if not allowed and call.op != "Gemm" and last.shape != x.shape:
+    if not allowed and call.op != "Gemm" and not _alike(x.type, last.type):
         raise call.error(f"{x.type} and {last.type} need broadcast=1")
     if allowed and isinstance(axis, int) and call.op != "Gemm":
         begin = axis_of(call, axis, x.type.rank)
@@ -62,6 +63,10 @@ def _broadcast(call: Call) -> Call:
             axes = call.constant("axes", range(last.type.rank, last.type.rank + behind))
             inputs[-1] = call.node("broadcast", "Unsqueeze", last, axes)
     return call.but(inputs=inputs, drop=("broadcast", "axis"))
+
+
+def _alike(a: Type, b: Type) -> bool:
+    return a.rank == b.rank and all(map(agree, a.shape, b.shape))
 
 
 @until(7, "PRelu")

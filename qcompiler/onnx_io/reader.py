@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -420,7 +421,8 @@ class _Reader:
         given: Sequence[Held],
     ) -> Sequence[object]:
         """The outputs of a branch or body. Raises Unsupported if data decide the size of one."""
-        with noted(None):  # a body that does not run needs nothing
+        # A body that does not run needs nothing; that of a Scan runs once for each position.
+        with nullcontext() if call.op == "Scan" else noted(None):
             made = branch(graph, name, given)
         self.bounds.demand_none_in(call, made)
         return made

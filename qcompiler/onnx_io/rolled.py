@@ -30,6 +30,7 @@ from qcompiler.onnx_io.structure import all_nodes
 from qcompiler.ops import known_value, make
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.loop import looped
+from qcompiler.ops.shapes import agree
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ class Rolling:
                 for x, axis, back in pieces
             ]
             made = _tensors(body("body", [*states, *parts]))
+            for was, now in zip(states, made, strict=False):  # a Scan's states keep their shapes
+                all(map(agree, was.shape, now.shape))
             on = [s.node("Less", s.node("Add", turn, [1]), length)]
             return on, made[: len(states)], made[len(states) :]
 

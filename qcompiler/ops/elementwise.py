@@ -13,6 +13,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Node, Type, numpy_dtype
 from qcompiler.ops.math import NUMPY, Math, V
 from qcompiler.ops.registry import Numbers, broadcast, elementwise, operator, typed
+from qcompiler.ops.shapes import agree
 
 # Arithmetic.
 
@@ -378,7 +379,9 @@ def leaky_relu(m: Math, x: V, *, alpha: float = 0.01) -> V:
 def _slope_fits(node: Node) -> Type:
     """The slope broadcasts to x, and x not to the slope."""
     x, slope = node.operands
-    if broadcast(x.shape, slope.shape) != x.shape:
+    pairs = list(zip(reversed(x.shape), reversed(slope.shape), strict=False))
+    own = tuple(n if isinstance(d, int) and d > 1 and agree(n, d) else d for n, d in pairs)
+    if slope.type.rank > x.type.rank or broadcast(x.shape, own[::-1]) != x.shape:
         raise Error(f"slope {slope.type} does not broadcast to {x.type}")
     return x.type
 

@@ -135,8 +135,8 @@ def _(node: Node) -> Type:
     x, indices, updates = (i.type for i in node.operands)
     _check_reduction(node, x, updates)
     _need_indices(indices)
-    depth = indices.shape[-1] if indices.rank else 0
-    if not isinstance(depth, int) or not 1 <= depth <= x.rank:
+    depth = indices.rank - 1 + x.rank - updates.rank
+    if not 1 <= depth <= x.rank or not indices.rank or not agree(indices.shape[-1], depth):
         raise Error(f"indices {indices} do not fit {x}")
     wanted = (*indices.shape[:-1], *x.shape[depth:])
     if updates.rank != len(wanted) or not all(map(agree, updates.shape, wanted)):

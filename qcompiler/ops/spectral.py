@@ -11,6 +11,7 @@ from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.equal import note_broadcast
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
 
@@ -59,6 +60,8 @@ def dft_length(size: int, halved: bool) -> int:
 @typed(dft)
 def _(node: Node) -> Type:
     x = node.operands[0].type
+    if x.rank and isinstance(x.shape[-1], str):
+        note_broadcast(x.shape[-1], 2)
     if "float" not in x.dtype or x.rank < 2 or x.shape[-1] not in (1, 2):
         raise Error(f"{x} has no last dimension of real and imaginary parts")
     given = optional(node, 2)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import qcompiler
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
+from qcompiler.ir import CHECK
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
 from tests.rewrite.test_padding import behind_nan, model_of, opened, random_feed
@@ -68,6 +70,34 @@ CASES: dict[str, tuple[str, Ranges, str]] = {
     "sizes that are added": (
         "g (float[a] x, float[b] y) => (float[a] z) { z = Add(x, y) }",
         {"a": (2, 6), "b": (2, 7)},
+        "a == b",
+    ),
+    "a size above 1, and a number": (
+        "g (float[a] x) => (float[4] y) <float[4] w = {@4}> { y = Add(x, w) }",
+        {"a": (2, 6)},
+        "a == 4",
+    ),
+    "a slope": (
+        "g (float[a,b] x) => (float[a,b] y) <float[4] w = {@4}> { y = PRelu(x, w) }",
+        {"a": (1, 3), "b": (1, 6)},
+        "b == 4",
+    ),
+    "real and imaginary parts": (
+        "g (float[n,4,c] x) => (float[n,4,2] y) { y = DFT(x) }",
+        {"n": (1, 5), "c": (2, 4)},
+        "c == 2",
+    ),
+    "indices of elements": (
+        """g (float[3,3] x, int64[n,d] i, float[n] u) => (float[3,3] y) {
+        k = Constant<value_ints=[3]>() j = Mod(i, k) y = ScatterND<reduction="add">(x, j, u) }""",
+        {"n": (1, 4), "d": (1, 3)},
+        "d == 2",
+    ),
+    "what a scan carries": (
+        """g (float[a] s, float[t,b] x) => (float[a] e, float[t,b] y) {
+        e, y = Scan<num_scan_inputs=1, body = step (float[a] i, float[b] r)
+        => (float[b] o, float[b] p) { o = Add(i, r) p = Neg(o) }>(s, x) }""",
+        {"a": (2, 4), "t": (1, 3), "b": (2, 5)},
         "a == b",
     ),
     "hidden states": (
@@ -147,3 +177,12 @@ def test_what_a_branch_needs_says_nothing_of_runs_that_do_not_take_it() -> None:
         else_branch = no () => (float[a,m] t) { t = Concat<axis=1>(x, x) }> }"""
     with pytest.raises(Error, match="dimension 'b' is unknown"):
         compiled(text, {"a": "1..6", "b": "1..6"})
+
+
+def test_old_operators_add_what_is_of_one_size_unless_they_may_broadcast() -> None:
+    add = "g (float[a] x) => (float[m] y) <float[4] w = {@4}> { y = Add(x, w) }"
+    graph = read_pinned(model_of(add, 6), {}, {"a": "1..6"}, False, {"a": Size.of("a")})
+    assert graph.results["y"].type.shape == (4,)
+    spread = model_of(add.replace("Add(", "Add<broadcast=1>(").replace("a]", "3,a]"), 6)
+    graph = read_pinned(spread, {}, {"a": "1..6"}, False, {"a": Size.of("a")})
+    assert not any(name.startswith(CHECK) for name in graph.results)
