@@ -36,9 +36,8 @@ class Intake:
                 arrays = arrays_in_order(self._taken, inputs[0])
             else:
                 arrays = arrays_checked(self._taken, inputs)
-            sizes_of(
-                self._manifest, [a.shape for a in arrays]
-            )  # raises Error for those that it does not take
+            # Raises Error for those that it does not take.
+            sizes_of(self._manifest, [a.shape for a in arrays])
             return arrays, 1, named_ones
         arrays = self.samples(inputs)
         rows = arrays[0].shape[0]
