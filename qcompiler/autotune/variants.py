@@ -15,6 +15,7 @@ from qcompiler.errors import Error
 from qcompiler.kernels.registry import Record
 from qcompiler.plan.batches import parts_of
 from qcompiler.plan.plan import Plan
+from qcompiler.plan.repeats import turns
 from qcompiler.plan.sharing import VERSION, WHOLE, key_of
 from qcompiler.rewrite import PASSES, stage_of
 from qcompiler.tune.records import MODEL, MODEL_VERSION, names_in
@@ -105,8 +106,9 @@ def without_of(record: Record | None) -> Without:
 
 def predicted(plan: Plan) -> float:
     """Seconds of all steps, as the cost model has them."""
-    found = (s.decision.chosen for s in plan.steps if s.decision is not None)
-    return plan.parts * sum(o.candidate.seconds for o in found if o is not None)
+    often = zip(plan.steps, turns(plan.repeats, len(plan.steps)), strict=True)
+    found = [(s.decision.chosen, times) for s, times in often if s.decision is not None]
+    return plan.parts * sum(o.candidate.seconds * times for o, times in found if o is not None)
 
 
 def float_artifact(made: Compilation) -> Artifact | None:

@@ -75,6 +75,41 @@ def looped(
     return [make("item", made, index=i, name=f"{name}.{i}") for i in range(len(ends))]
 
 
+def most_iterations(node: Node) -> int | None:
+    """The most iterations that a loop may have, as far as it is known: what it goes on below, where
+    it counts a state up from 0, and the rows of what it stacks.
+    """
+    body, firsts = node.graph("body"), node.operands
+    known = [n.type.dims[0] for n in firsts if n.op == "room" and n.type.static and n.type.rank]
+    counted = [
+        state
+        for state, first, new in zip(body.inputs, firsts, body.outputs, strict=False)
+        if _number(first) == 0 and _follows(new, state)
+    ]
+    for condition in _all_of(body.outputs[0]):
+        if condition.op == "Less" and any(_follows(condition.operands[0], s) for s in counted):
+            limit = _number(condition.operands[1])
+            known += [] if limit is None else [limit]
+    return min(known, default=None)
+
+
+def _all_of(condition: Node) -> list[Node]:
+    """The conditions that are all true where this one is."""
+    if condition.op != "And":
+        return [condition]
+    return [c for operand in condition.operands for c in _all_of(operand)]
+
+
+def _follows(node: Node, state: Node) -> bool:
+    """Is a value a state and 1?"""
+    return node.op == "Add" and node.operands[0] is state and _number(node.operands[1]) == 1
+
+
+def _number(node: Node) -> int | None:
+    value = known_value(node) if node.type.size == 1 else None
+    return None if value is None else int(value.item())
+
+
 class _Around:
     """What a body reads from around it -> constants, or inputs of the body."""
 

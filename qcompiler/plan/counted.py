@@ -117,9 +117,12 @@ def _ending(region: Region, rows: Rows, needs: _Needs, chooser: Chooser) -> Made
     return made if len(made) == 1 and isinstance(kernel, Kernel) and kernel.counted else None
 
 
-def ending_share(made: Made) -> float:
-    """The share of predicted time of kernels that end early."""
-    each = [(isinstance(h.kernel, Kernel) and h.kernel.counted, h.predicted) for _, h in made]
+def ending_share(made: Made, turns: Sequence[int]) -> float:
+    """The share of predicted time of kernels that end early, each of which runs so often."""
+    each = [
+        (isinstance(how.kernel, Kernel) and how.kernel.counted, how.predicted * times)
+        for (_, how), times in zip(made, turns, strict=True)
+    ]
     return sum(s for ends, s in each if ends) / max(sum(s for _, s in each), 1e-12)
 
 

@@ -32,7 +32,7 @@ from qcompiler.plan.images import laid
 from qcompiler.plan.opened import as_named
 from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
 from qcompiler.plan.regions import with_copies
-from qcompiler.plan.repeats import Flat, Loop, Repeat, flattened
+from qcompiler.plan.repeats import Flat, Loop, Repeat, flattened, turns
 from qcompiler.plan.sharing import at_most, least, saving
 from qcompiler.plan.weights import Weights
 
@@ -65,8 +65,14 @@ class Chosen:
 
     @property
     def seconds(self) -> float:
-        """The predicted time, one iteration of each loop."""
-        return sum(how.predicted for _, how in self.made)
+        """The predicted time."""
+        each = zip(self.made, self.turns, strict=True)
+        return sum(how.predicted * times for (_, how), times in each)
+
+    @property
+    def turns(self) -> list[int]:
+        """How often each kernel runs, as far as it is known or likely."""
+        return turns(self.loops, len(self.made))
 
 
 @dataclass(frozen=True)
@@ -173,9 +179,9 @@ def _pinned(
     first = tuple(s.high for s in opened.inner)
     kept = [(first, _ended(largest, opened, chosen, progress))]
     chosen.demand_all(reasons)
-    kernels = kept[0][1].made
+    kernels, times = kept[0][1].made, kept[0][1].turns
     ends_images = any(len(r.extents) == 2 for r, _ in kernels)
-    ends = (len(opened.inner) == 1 or ends_images) and ending_share(kernels) >= MOSTLY
+    ends = (len(opened.inner) == 1 or ends_images) and ending_share(kernels, times) >= MOSTLY
     for one in _few(smaller, opened) if ends else [s for s in smaller if max(s.sizes) > 1]:
         last = kept[-1][1]
         graph = one.graph
@@ -214,7 +220,7 @@ def _in_a_row(graphs: Sequence[Chosen], chosen: Chooser) -> tuple[Plan, list[tup
     for one in plans:
         first = len(steps)
         steps += [_later(s, first) for s in _after_all(one.steps)]
-        repeats += [Repeat(r.first + first, r.last + first, r.going) for r in one.repeats]
+        repeats += [replace(r, first=r.first + first, last=r.last + first) for r in one.repeats]
         spans.append((first, len(steps)))
     made_of_all = replace(
         plans[0],
@@ -275,8 +281,9 @@ def _ended(
         except Refused as e:
             refused |= {found.origin[n] for n in e.nodes}
             continue
-        if ending_share([one for some in made for one in some]) >= MOSTLY:
-            return _in_order(1, flat, made)
+        one = _in_order(1, flat, made)
+        if ending_share(one.made, one.turns) >= MOSTLY:
+            return one
         break
     return _in_order(1, plain, ending(plain, opened, chosen, progress))
 

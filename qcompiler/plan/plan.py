@@ -310,7 +310,8 @@ def _repeated(
     left = [s for s, wanted in zip(steps, needed, strict=True) if wanted]
     going = [placed[memory.read(loop.states[0])] for loop in loops]
     moved = [loop.moved(starts) for loop in loops]
-    return left, tuple(Repeat(m.first, m.last, p) for m, p in zip(moved, going, strict=True))
+    pairs = zip(moved, going, strict=True)
+    return left, tuple(Repeat(m.first, m.last, place, m.times) for m, place in pairs)
 
 
 def _step(index: int, region: Region, how: Decision, weights: Weights, memory: Memory) -> Step:

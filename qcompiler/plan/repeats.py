@@ -19,8 +19,12 @@ import numpy as np
 from qcompiler.ir import Graph, Node, constant, numpy_dtype
 from qcompiler.kernels.registry import Region
 from qcompiler.ops import make
+from qcompiler.ops.loop import most_iterations
 from qcompiler.plan.places import Place
 from qcompiler.plan.regions import base, constant_shape, copied, regions
+
+LIKELY = 16
+"""Iterations of a loop of which a run alone knows how many there are, where times are predicted."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Repeat:
     first: int
     last: int
     going: Place
+    times: int = 1
+    """How often they do, as far as it is known or likely."""
 
     def __str__(self) -> str:
         return f"repeat steps {self.first} to {self.last - 1} while {self.going} is true"
@@ -38,13 +44,15 @@ class Repeat:
 @dataclass(frozen=True)
 class Loop:
     """A loop among regions in order: those of its body from `first` to before `last`; where its
-    states are, and what the copies behind the body write there, `going` first.
+    states are, and what the copies behind the body write there, `going` first; and how many
+    iterations it has, as far as that is known or likely.
     """
 
     first: int
     last: int
     states: tuple[Node, ...]
     copies: tuple[Node, ...]
+    times: int = 1
 
     def holds(self, index: int) -> bool:
         """Is a region in the body?"""
@@ -73,6 +81,15 @@ class Flat:
         graph = self.graph
         outputs, named = (*graph.outputs, *more), (*graph.output_names, *names)
         return replace(graph, outputs=outputs, output_names=named)
+
+
+def turns(loops: Sequence[Loop] | Sequence[Repeat], count: int) -> list[int]:
+    """How often each of so many regions or steps runs, as far as it is known or likely."""
+    found = [1] * count
+    for loop in loops:
+        for i in range(loop.first, min(loop.last, count)):
+            found[i] *= loop.times
+    return found
 
 
 def has_loops(graph: Graph) -> bool:
@@ -164,6 +181,8 @@ def _repeated(node: Node, operands: Sequence[Node]) -> _Part:
         for i, (new, old, place) in enumerate(zip(news, states, places, strict=True))
     ]
     ends = tuple(base(c) for c in copies)
-    made.loops.append(Loop(first, len(made.regions), tuple(places), ends))
+    times = most_iterations(node)
+    times = LIKELY if times is None else max(times, 1)
+    made.loops.append(Loop(first, len(made.regions), tuple(places), ends, times))
     made.outputs = tuple(copies)
     return made

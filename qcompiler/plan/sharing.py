@@ -19,7 +19,7 @@ from qcompiler.kernels.registry import Record, Records
 from qcompiler.ops.work import PACE, work
 from qcompiler.plan.plan import Plan, Progress, Step, plan
 from qcompiler.plan.regions import regions
-from qcompiler.plan.repeats import has_loops
+from qcompiler.plan.repeats import has_loops, turns
 
 WHOLE, VERSION = "plan", 1
 """Stands for a generator in records of whole plans."""
@@ -112,12 +112,12 @@ def saving(made: Plan) -> float:
     threads, core = device.threads, device.core
     saved = 0.0
     loads: dict[int, list[float]] = {}  # of the threads, by the first step of a group of branches
-    for step in made.steps:
+    for step, times in zip(made.steps, turns(made.repeats, len(made.steps)), strict=True):
         alone, units = nanoseconds(step, device), min(step.kernel.tasks, threads)
         if step.branch is not None:
             loads.setdefault(step.branch.first, [0.0] * threads)[step.branch.thread] += alone
         elif units > 1:
-            saved += alone * (1 - 1 / units) - core.barrier_ns
+            saved += times * (alone * (1 - 1 / units) - core.barrier_ns)
     saved += sum(sum(some) - max(some) - core.barrier_ns for some in loads.values())
     return made.parts * saved - core.wake_ns
 

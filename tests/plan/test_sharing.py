@@ -13,6 +13,7 @@ from qcompiler.ir import Graph
 from qcompiler.options import Options
 from qcompiler.plan import sharing
 from qcompiler.plan.plan import Plan
+from qcompiler.plan.repeats import LIKELY
 from qcompiler.plan.sharing import at_most, least, saving
 
 
@@ -68,3 +69,62 @@ def test_a_small_network_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sharing, "plan", counted)
     assert Compilation(products(64), Options()).plan
     assert threads == [1]
+
+
+def repeated(count: str, until: str = "") -> onnx.ModelProto:
+    """A product of square matrices, repeated; `batch` of them. `until`: makes `on`, whether it goes
+    on.
+    """
+    some = ", int64 some" if count == "some" else ""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 18]>
+        g (float[batch, 64, 64] x{some}) => (float[batch, 64, 64] y)
+        <bool yes = {{1}}, int64 few = {{2}}, int64 many = {{3000}}> {{
+            y = Loop <body = one (int64 i, bool going, float[batch, 64, 64] now)
+                => (bool on, float[batch, 64, 64] next) {{
+                m = MatMul(now, w)
+                next = Tanh(m)
+                {until or "on = Identity(going)"}
+            }}> ({count}, yes, x)
+        }}
+    """)
+    w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32) / 8
+    model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    return model
+
+
+@pytest.fixture
+def _rolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every loop that can be one stays one."""
+    monkeypatch.setattr("qcompiler.onnx_io.rolled.UNROLLED", -1)
+
+
+@pytest.mark.usefixtures("_rolled")
+@pytest.mark.parametrize(
+    ("count", "until", "times"),
+    [
+        ("few", "", 2),
+        ("many", "", 3000),
+        ("many", "least = ReduceMin <keepdims = 0> (next) on = Cast <to = 9> (least)", 3000),
+        ("some", "", LIKELY),
+    ],
+)
+def test_what_threads_save_is_counted_for_every_iteration(
+    count: str, until: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qcompiler.hardware.cpu.cores", lambda: 4)
+    made = Compilation(repeated(count, until), Options(dims={"batch": 1})).plan
+    assert [r.times for r in made.repeats] == [times]
+    assert made.device.threads == (4 if times == 3000 else 1)
+
+
+@pytest.mark.usefixtures("_rolled")
+def test_rounds_of_an_open_batch_are_predicted_with_all_iterations() -> None:
+    few, many = (
+        Compilation(repeated(count), Options(dims={"batch": "1..8"}, threads=1)).plan.opened
+        for count in ("few", "many")
+    )
+    assert few is not None
+    assert many is not None
+    ratio = many.batches[-1].nanoseconds / few.batches[-1].nanoseconds
+    assert 1000 < ratio < 1600
