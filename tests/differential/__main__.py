@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from . import damage, mutants
-from .checks import Outcome, check, described
+from .checks import Outcome, check
 from .generate import KINDS, Case, generate
 from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
@@ -50,20 +50,23 @@ def main() -> int:
     add("--tries", type=int, default=120, help="of making a failing case smaller; 0 for none")
     add("--only", type=int, help="one seed, as a log or a test names it")
     given = parser.parse_args()
-    if given.only is not None:
-        return one(given.only)
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.only is not None:
+        return one(given)
     check(generate(0), passes_only=True)  # loads everything once, before there are processes
     gc.freeze()
     return many(given)
 
 
-def one(seed: int) -> int:
-    """A single case, in this process."""
-    case = generate(seed)
-    outcome = check(case)
-    print(case.title, *described(outcome), outcome.refused, sep="\n")
-    return bool(outcome.faults)
+def one(given: argparse.Namespace) -> int:
+    """A single case, in this process -> exit status."""
+    result = jobs(given)(given.only)
+    title = f"{given.kind} {given.only}"
+    if given.kind not in ("onnx", "artifact"):
+        title = drawn(given.only, given.kind).title
+    faults = (f"{where}: {what}" for where, what in result.get("faults", ()))
+    print(title, *faults, result.get("refused", ""), sep="\n")
+    return bool(result.get("faults"))
 
 
 def many(given: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .opened import check_opened
 from .opened_sizes import check_sizes, check_two_sizes
 from .pruned import check_pruned
 from .reference import references
-from .shards import alone, results
+from .shards import Result, alone, results
 from .shrink import save, shrink
 
 CASES, PASSES, OPENED, MUTANTS, DAMAGED, SIZES, PAIRS, PRUNED = 60, 90, 20, 20, 20, 30, 20, 20
@@ -250,3 +251,23 @@ def test_wrong_answers_and_crashes_are_seen_and_made_small(tmp_path: Path) -> No
     assert save(small, tmp_path, "why").exists()
     assert "died" in alone(lambda _: {"never": [].pop()}, 0)
     assert alone(lambda i: {"it": i}, 7)["it"] == 7
+
+
+@pytest.mark.parametrize("kind", ["sizes", "pairs", "open", "pruned", "passes"])
+def test_one_case_is_checked_as_its_kind(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as one of another kind, which finds nothing."""
+    command = import_module("tests.differential.__main__")
+    seen = []
+
+    def checked(case: Case, kind: str) -> Result:
+        seen.append((case.seed, kind))
+        return {"faults": [["here", "wrong"]]}
+
+    monkeypatch.setattr(command, "checked", checked)
+    given = ["differential", "--only", "7", "--kind", kind, "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", given)
+    assert command.main() == 1
+    assert seen == [(7, kind)]
+    assert "here: wrong" in capsys.readouterr().out
