@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import Error
-from qcompiler.ir import Node, constant, numpy_dtype
+from qcompiler.ir import Attr, Node, constant, numpy_dtype
 from qcompiler.onnx_io.axes import in_range
 from qcompiler.onnx_io.call import Call, Result, always
 from qcompiler.onnx_io.settle import Settling, plain, settles
 from qcompiler.onnx_io.tensors import dtype_name
-from qcompiler.ops import known_value, make
+from qcompiler.ops import known_value, make, meaning
 from qcompiler.ops.window import Window
 
 Floats = NDArray[np.float64]
@@ -28,35 +28,45 @@ Floats = NDArray[np.float64]
 # Random numbers.
 
 
-def _generator(call: Call) -> np.random.RandomState:
-    """The generator of a call's seed; that of numpy's own, for an integer one."""
+def _seed(call: Call) -> int:
+    """The seed of numpy's generator for a call: its own, if that is an integer."""
     seed = call.get("seed")
     if isinstance(seed, int):
-        return np.random.RandomState(seed & 0xFFFFFFFF)
+        return seed & 0xFFFFFFFF
     text = call.name.encode() if seed is None else np.float32(seed).tobytes()  # type: ignore[arg-type]
-    return np.random.RandomState(zlib.crc32(text))
+    return zlib.crc32(text)
 
 
-def _drawn(call: Call, shape: tuple[int, ...], dtype: str) -> Node:
-    generator, uniform = _generator(call), call.op.startswith("RandomUniform")
-    ends = ("low", "high") if uniform else ("mean", "scale")
-    draw = generator.uniform if uniform else generator.normal
-    first, second = (call.real(key) for key in ends)
-    values = draw(first, second, shape)
-    return constant(np.asarray(values).astype(numpy_dtype(dtype)), call.name)
+def _drawn(call: Call, shape: Node, dtype: str) -> Node:
+    """Numbers of a shape, drawn as a call of Random* says."""
+    uniform = call.op.startswith("RandomUniform")
+    first, second = (call.real(k) for k in (("low", "high") if uniform else ("mean", "scale")))
+    s, kind = plain(call), "uniform" if uniform else "normal"
+    numbers = _numbers(s, shape, seed=_seed(call), kind=kind, first=first, second=second)
+    return s.node("Cast", numbers, to=dtype)
+
+
+def _numbers(s: Settling, shape: Node, **how: Attr) -> Node:
+    """float64 numbers of a shape: a constant, unless that is open."""
+    made = s.node("drawn", shape, **how)
+    if not made.type.static:
+        return made
+    (array,) = meaning(made, (np.array(made.type.dims, np.int64),))
+    return constant(array, made.name)
 
 
 @always("RandomNormal", "RandomUniform")
 def _random(call: Call) -> Result:
     dtype = dtype_name(call.number("dtype"), f"{call.name} ({call.op})")
-    return _drawn(call, call.numbers("shape") or (), dtype)
+    return _drawn(call, call.constant("shape", call.numbers("shape") or ()), dtype)
 
 
 @always("RandomNormalLike", "RandomUniformLike")
 def _random_like(call: Call) -> Result:
     x, code = call.need(0), call.get("dtype")
     where = f"{call.name} ({call.op})"
-    return _drawn(call, x.type.dims, x.dtype if code is None else dtype_name(int(code), where))  # type: ignore[arg-type]
+    dtype = x.dtype if code is None else dtype_name(int(code), where)  # type: ignore[arg-type]
+    return _drawn(call, plain(call).node("Shape", x), dtype)
 
 
 @always("Multinomial")
@@ -66,7 +76,8 @@ def _multinomial(call: Call) -> Result:
     rows, classes = x.type.dims
     count = call.number("sample_size")
     dtype = dtype_name(call.number("dtype"), f"{call.name} ({call.op})")
-    drawn = constant(_generator(call).uniform(size=(rows, count, 1)).astype(np.float32))
+    generator = np.random.RandomState(_seed(call))
+    drawn = constant(generator.uniform(size=(rows, count, 1)).astype(np.float32))
     shares = s.node("CumSum", s.node("Softmax", s.node("Cast", x, to="float32"), axis=1), 1)
     below = s.node("LessOrEqual", s.node("Unsqueeze", shares, [1]), drawn)
     index = s.node("ReduceSum", s.node("Cast", below, to=dtype), [2], keepdims=0)
@@ -85,7 +96,7 @@ def _dropout(call: Call) -> Result:
         return x, all_kept
     ratio = call.input(1) or constant(np.array(0.5, np.float32))
     seed = call.but(seed=call.get("seed") or 0)
-    drawn = constant(_generator(seed).uniform(0, 1, x.type.dims))
+    drawn = _numbers(s, s.node("Shape", x), seed=_seed(seed))
     one = constant(np.ones((), np.float64))
     share = s.node("Cast", ratio, to="float64")
     mask = s.node("GreaterOrEqual", drawn, share)

@@ -10,7 +10,7 @@ from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.movement import ints
-from qcompiler.ops.registry import Numbers, fresh, operator, typed
+from qcompiler.ops.registry import Numbers, fresh, operator, required, typed
 from qcompiler.ops.shapes import count_of, known_dims
 
 
@@ -34,6 +34,23 @@ def _dims_of(node: Node) -> tuple[Dim, ...]:
     """The shape given by a tensor's values; new symbols where they are unknown."""
     known = known_dims(node)
     return tuple(fresh() for _ in range(count_of(node))) if known is None else known
+
+
+@operator("drawn", seed=required(), kind="uniform", first=0.0, second=1.0)
+def drawn(node: Node, dims: Numbers) -> Numbers:
+    """float64 numbers of a shape, drawn between two numbers, or (`normal`) with this mean and
+    deviation: those of a seed, one after the other, so that fewer are the first of more.
+    """
+    generator = np.random.RandomState(node.int("seed"))
+    draw = generator.uniform if node.str("kind") == "uniform" else generator.normal
+    return np.asarray(draw(node.float("first"), node.float("second"), ints(dims)))
+
+
+@typed(drawn)
+def _(node: Node) -> Type:
+    if node.str("kind") not in ("uniform", "normal"):
+        raise Error(f"numbers that are {node.str('kind')}")
+    return Type("float64", _dims_of(node.operands[0]))
 
 
 @operator("Range", stash_type="float32")

@@ -187,6 +187,9 @@ PAIRS = {
     "the batch first": """(float[n,e,3] x) => (float[n,e,1,4] y, float[n,1,4] h)
         <float[1,4,3] w = {@12}, float[1,4,4] r = {@16}> {
         y, h = RNN<hidden_size=4, layout=1>(x, w, r) }""",
+    "drawn numbers": """(float[2,n,e] x) => (float[2,n,e] y, bool[2,n,e] m, float[2,n,e] z) {
+        r = Constant<value_float=0.4>() t = Constant<value_int=1>() u = Cast<to=9>(t)
+        y, m = Dropout<seed=3>(x, r, u) z = RandomNormalLike<seed=2.0>(x) }""",
     "channels": """(float[2,n,5] x, float[3,n,3] w, float[n,2,2] v, float[e,n,2] u, float[e] b) =>
         (float[2,3,5] y, float[2,2,6] z, float[2,e,4] o, float[2,n,3] p, float[2,n,3] q,
         int64[2,n,3] i) {

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from qcompiler.artifact.sizes import Size, settled
-from qcompiler.ir import Dim, Node
-from qcompiler.ops import make
+from qcompiler.ir import Dim, Node, constant
+from qcompiler.ops import make, meaning
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.shapes import total
 from qcompiler.rewrite.matching import const, int64s, perm_of, reshape, to_dtype
 from qcompiler.rewrite.padding.caches import grown
 from qcompiler.rewrite.padding.digits import digits_of, is_open
@@ -65,6 +66,15 @@ def _constant_of_shape(p: Padding, node: Node) -> Padded:
     shape = int64s(map(p.at, node.type.shape))
     made = make("ConstantOfShape", shape, name=node.name, **node.attrs)
     return Padded(made, tuple(digits_of([d]) for d in node.type.shape))
+
+
+@pads("drawn")
+def _drawn(p: Padding, node: Node) -> Padded:
+    """As many numbers as there may be, of which a run's are the first."""
+    count = total(node.type.shape)
+    whole = make("drawn", int64s([p.at(count)]), name=node.name, **node.attrs)
+    (numbers,) = meaning(whole, (np.array([p.at(count)]),))
+    return p.reshaped(Padded(constant(numbers), (digits_of([count]),)), node.type.shape)
 
 
 @pads("Range")
