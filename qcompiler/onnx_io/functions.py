@@ -18,6 +18,7 @@ from qcompiler.onnx_io.call import Call, adapted
 from qcompiler.onnx_io.schema import NEWEST, function_body
 from qcompiler.onnx_io.tensors import CODES
 from qcompiler.ops import OPERATORS
+from qcompiler.ops.shapes import agree
 
 _FORMS: dict[str, Callable[[Call], bool]] = {}
 
@@ -45,6 +46,16 @@ def _rare_attention(call: Call) -> bool:
 def _with_statistics(call: Call) -> bool:
     """With mean and inverse deviation as outputs."""
     return call.read > 1
+
+
+@by_function("CausalConvWithState")
+def _of_known_window(call: Call) -> bool:
+    """With as many channels, and weights, as are known."""
+    x, w = call.need(0).type, call.need(1).type
+    if x.rank != 3 or w.rank != 3:
+        return True
+    agree(x.shape[1], w.shape[0])
+    return all(isinstance(d, int) for d in (x.shape[1], *w.shape))
 
 
 def has_function(op: str, opset: int, domain: str = "") -> bool:

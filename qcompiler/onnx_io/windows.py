@@ -1,12 +1,18 @@
-"""Convolutions and pools -> with explicit kernel, strides, dilations and padding."""
+"""Convolutions and pools -> with explicit kernel, strides, dilations and padding; causal ones of
+open kernels -> products and sums.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qcompiler.ir import Dim
-from qcompiler.onnx_io.call import Call, always
+import numpy as np
+
+from qcompiler.ir import Dim, Node, constant, numpy_dtype
+from qcompiler.onnx_io.call import Call, Result, always
+from qcompiler.onnx_io.settle import Settling, plain
+from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.shapes import agree
 
 
@@ -98,8 +104,24 @@ def _explicit(call: Call, window: _Window) -> Call:
 
 
 @always("Conv", "ConvInteger", "QLinearConv")
-def _conv(call: Call) -> Call:
+def _conv(call: Call) -> Result:
+    if _is_open_by_channel(call):
+        s, x, w = plain(call), call.need(0), call.need(1)
+        length, kernel = (s.node("Shape", i, start=2, end=3) for i in (x, w))
+        count = s.node("Add", s.node("Sub", length, kernel), [1])
+        return _by_channel(s, x, w, call.input(2), count)
     return _explicit(call, _padded(call, _window(call, 3 if call.op == "QLinearConv" else 1)))
+
+
+def _is_open_by_channel(call: Call) -> bool:
+    """Is it a Conv of each channel by a filter of an open length, where it fits?"""
+    x, w = call.need(0).type, call.need(1).type
+    if call.op != "Conv" or x.rank != 3 or w.rank != 3 or call.numbers("kernel_shape"):
+        return False
+    plain_ = not any(call.numbers("pads") or ()) and call.get("auto_pad") in ("NOTSET", "VALID")
+    ones = {*(call.numbers("strides") or ()), *(call.numbers("dilations") or ())} <= {1}
+    own = w.shape[1] == 1 and x.shape[1] == w.shape[0] and isinstance(w.shape[2], str)
+    return plain_ and ones and own and agree(x.shape[1], call.number("group"))
 
 
 @always("AveragePool", "MaxPool", "LpPool")
@@ -154,3 +176,43 @@ def _conv_transpose(call: Call) -> Call:
         pads = _begins_then_ends([max(t, 0) for t in totals], more_at_end=mode == "SAME_UPPER")
         window = replace(window, pads=pads)
     return _explicit(call.but(drop=("output_shape",), output_padding=added), window)
+
+
+@always("CausalConvWithState")
+def _causal_conv(call: Call) -> Result:
+    """x[N,C,L] with weights[C,1,K] of an open size (others: ONNX's own function, a Conv), after
+    the K - 1 positions of a state.
+    """
+    s, x, w, past = plain(call), call.need(0), call.need(1), call.input(3)
+    kernel, length = (s.node("Shape", i, start=2, end=3) for i in (w, x))
+    if past is None:
+        shape = s.node("Concat", s.node("Shape", x, end=2), s.node("Sub", kernel, [1]), axis=0)
+        past = s.node("ConstantOfShape", shape, value=np.zeros(1, numpy_dtype(x.dtype)))
+    whole = s.node("Concat", past, x, axis=2)
+    state = s.node("Slice", whole, length, s.node("Shape", whole, start=2, end=3), [2])
+    made = _by_channel(s, whole, w, call.input(2), length)
+    if call.get("activation") in ("silu", "swish"):
+        wide = s.node("Cast", made, to=sums_of(x.dtype))
+        made = s.node("Cast", s.node("Mul", wide, s.node("Sigmoid", wide)), to=x.dtype)
+    return made, state
+
+
+def _by_channel(s: Settling, x: Node, w: Node, bias: Node | None, count: Node) -> Node:
+    """x[N,C,L], weights[C,1,K], bias[C], `count`: L - K + 1 -> [N,C,count]: each channel's products
+    with K positions, summed in float32 or wider.
+    """
+    steps = (_steps(s, n) for n in (count, s.node("Shape", w, start=2, end=3)))
+    first, place = (s.node("Unsqueeze", n, [axis]) for n, axis in zip(steps, (1, 0), strict=True))
+    seen = s.node("Gather", x, s.node("Add", first, place), axis=2)
+    sums = sums_of(x.dtype)
+    products = s.node("Mul", s.node("Cast", seen, to=sums), s.node("Cast", w, to=sums))
+    made = s.node("ReduceSum", products, [3], keepdims=0)
+    if bias is not None:
+        made = s.node("Add", made, s.node("Unsqueeze", s.node("Cast", bias, to=sums), [1]))
+    return s.node("Cast", made, to=x.dtype)
+
+
+def _steps(s: Settling, count: Node) -> Node:
+    """0, 1, 2, ..., as many as a vector of one says."""
+    scalar = s.node("Reshape", count, constant(np.zeros(0, np.int64)))
+    return s.node("Range", constant(np.array(0)), scalar, constant(np.array(1)))

@@ -142,6 +142,25 @@ def test_runs_of_equal_sizes_are_exact_and_others_fail(name: str) -> None:
             evaluate(made.graph, behind_nan(made.graph, feed, sizes))
 
 
+CAUSAL = """g (float[b,c,n] x, float[d,1,k] w, float[c] v) => (float[b,c,n] y, float[b,c,m] s,
+    float[b,c,n] z, float[b,c,m] t, float[b,3,n] u) {
+    y, s = CausalConvWithState(x, w, v) z, t = CausalConvWithState<activation="silu">(y, w, , s)
+    p = Concat<axis=2>(s, x) u = Conv<group=3>(p, w) }"""
+
+
+def test_causal_convolutions_of_any_kernel_keep_states() -> None:
+    """The same as ONNX's own function, and a Conv, compute."""
+    model = model_of(CAUSAL, 27)
+    made = opened(model, {"b": (1, 2), "c": (3, 5), "n": (1, 4), "d": (2, 5), "k": (2, 4)})
+    for seed, (n, k) in enumerate(product((1, 2, 4), (2, 3, 4))):
+        sizes = {"b": 1 + seed % 2, "c": 3, "n": n, "d": 3, "k": k}
+        feed = random_feed(model, sizes, seed)
+        found = evaluate(made.graph, behind_nan(made.graph, feed, sizes))
+        for output, value in evaluate(read_pinned(model, {}, sizes, False, {}), feed).items():
+            cut = found[output][tuple(map(slice, value.shape))]
+            np.testing.assert_allclose(cut, value, 2e-4, 2e-5, err_msg=f"{output} at {sizes}")
+
+
 def compiled(text: str, dims: Mapping[str, str]) -> qcompiler.Artifact:
     return qcompiler.compile(model_of(text), dims=dims, threads=1)
 
