@@ -333,7 +333,12 @@ def _(node: Node) -> Type:
     part = node.int("rotary_embedding_dim") or size
     if isinstance(part, int) and (part % 2 or part < 0 or (isinstance(size, int) and part > size)):
         raise Error(f"{part} of {size} values cannot be rotated in pairs")
-    half = part // 2 if isinstance(part, int) else fresh()
+    half: Dim = fresh()
+    if isinstance(part, int):
+        half = part // 2
+    elif cos.rank:
+        half = cos.shape[-1]
+        agree(x.shape[-1], settled(Size.of(half) * (2 * (count if x.rank == 3 else 1))))
     positions = optional(node, 3)
     if positions is not None and len(unite_all(positions.shape, (batch, sequence))) != 2:
         raise Error(f"positions {positions.type} do not fit {x}")

@@ -61,6 +61,22 @@ CASES: dict[str, tuple[str, Ranges, str]] = {
         {"p": (1, 4), "n": (2, 5), "t": (2, 9)},
         "t == p + n",
     ),
+    "rotated heads": (
+        """g (float[2,2,n,w] x, float[2,n,h] c, float[9,h] t, int64[2,n] i, float[2,n,1] f) =>
+        (float[2,2,n,w] y, float[2,2,n,w] z, float[2,2,n,w] u) {
+        k = Constant<value_ints=[9]>() j = Mod(i, k) y = RotaryEmbedding(x, c, c)
+        z = RotaryEmbedding<interleaved=1>(x, t, t, j)
+        u = RotaryEmbedding<rotary_embedding_dim=2>(x, f, f) }""",
+        {"n": (1, 4), "w": (2, 9), "h": (1, 5)},
+        "w == 2 * h",
+    ),
+    "rotated heads of a width": (
+        """g (float[2,n,w] x, float[m,h] t, int64[2,n] i) => (float[2,n,w] y) {
+        k = Constant<value_ints=[4]>() j = Mod(i, k)
+        y = RotaryEmbedding<num_heads=3>(x, t, t, j) }""",
+        {"n": (1, 3), "w": (6, 13), "h": (1, 3), "m": (4, 5)},
+        "w == 6 * h",
+    ),
     "a product of sizes": (
         """g (float[a,b] x) => (float[3,4] y) {
         s = Constant<value_ints=[3,4]>() y = Reshape(x, s) }""",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompiler.ir import Node
+import numpy as np
+
+from qcompiler.artifact.sizes import Size, settled
+from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
-from qcompiler.rewrite.matching import const, to_dtype
+from qcompiler.ops.contraction import sums_of
+from qcompiler.rewrite.matching import const, reshape, to_dtype
 from qcompiler.rewrite.padding.along import reduced
-from qcompiler.rewrite.padding.digits import digits_of
+from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
-from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, outputs, pads
+from qcompiler.rewrite.padding.moves import counted
+from qcompiler.rewrite.padding.rules import (
+    demand_axis,
+    demand_closed,
+    made_of,
+    outputs,
+    pads,
+    together,
+)
 
 
 @pads("CastLike", "BitCast")
@@ -102,7 +114,8 @@ def _mean_variance(p: Padding, node: Node) -> Padded:
 def _rotary(p: Padding, node: Node) -> Padded:
     """Every position by its own row of the tables."""
     x, *others = (p.value(i) for i in node.operands)
-    demand_axis(p, x, [x.rank - 1])
+    if any(is_open(v.dims[-1]) for v in (x, *others[:2])):
+        return _rotated(p, node, x, others)
     tables = others if len(others) < 3 else others[2:]
     if len(others) > 2 and any(t.open for t in others[:2]):
         raise p.refused("tables of an open size")
@@ -112,6 +125,62 @@ def _rotary(p: Padding, node: Node) -> Padded:
     rows = [p.masked(t, t.open, 0).node for t in tables]
     nodes = [*(t.node for t in others[:-1]), *rows] if len(others) > 2 else rows
     return Padded(make(node.op, x.node, *nodes, name=node.name, **node.attrs), x.dims)
+
+
+def _rotated(p: Padding, node: Node, x: Padded, given: list[Padded]) -> Padded:
+    """Heads of an open size: each value, and its partner, by its cosine and sine."""
+    (batch, *middle, width), part = node.type.shape, node.int("rotary_embedding_dim")
+    heads = 1
+    if x.rank == 3:  # [batch, sequence, heads, size]
+        count = node.int("num_heads")
+        size = Size.of(width).over(count)
+        if size is None:
+            raise p.refused(f"{width} does not divide into {count} heads for some sizes")
+        width, heads = settled(size), 2
+        x = p.reshaped(x, (batch, *middle, count, width))
+    if not p.at_least(settled(Size.of(width) - part), 0):
+        raise p.refused(f"there may be fewer than {part} values to rotate")
+    x = p.prefix(x, 3)
+    place = np.arange(p.whole(x.dims[3]))
+    at, half = const(place, "int32"), p.size(settled(Size.of(part or width) // 2))
+    first = make("Less", at, half)
+    partner = make("Where", first, make("Add", at, half), make("Sub", at, half))
+    row = make("Where", first, at, make("Sub", at, half))
+    if node.int("interleaved"):
+        first = const(place % 2 == 0, "bool")
+        partner, row = const(place ^ 1, "int32"), const(place // 2, "int32")
+    values = [x, p.take(x, 3, _up_to(partner, len(place)), x.dims[3])]
+    for table, source in zip(given[:2], node.operands[1:3], strict=True):
+        rows = table if len(given) < 3 else _looked_up(p, node, table, source.shape[0])
+        rows = p.prefix(rows, 2)
+        angles = p.take(rows, 2, _up_to(row, p.whole(rows.dims[2])), x.dims[3])
+        shape = list(angles.node.type.dims)
+        shape.insert(heads, 1)
+        dims = (*angles.dims[:heads], (), *angles.dims[heads:])
+        values.append(Padded(reshape(angles.node, shape), dims))
+    (x, *values), dims = together(p, values, 4)
+    wide = sums_of(node.dtype)
+    own, other, cos, sin = (to_dtype(v.node, wide) for v in (x, *values))
+    sign = make("Where", first, const([-1], wide), const([1], wide))
+    turned = make("Mul", make("Mul", other, sin), sign)
+    made = to_dtype(make("Add", make("Mul", own, cos), turned), node.dtype)
+    if part:
+        made = make("Where", make("Less", at, const([part], "int32")), made, x.node)
+    return p.reshaped(Padded(made, dims), node.type.shape)
+
+
+def _up_to(index: Node, count: int) -> Node:
+    """Indices of which those that are not valid are below a number, too."""
+    low, high = const([0], "int32"), const([count - 1], "int32")
+    return make("Min", make("Max", index, low), high)
+
+
+def _looked_up(p: Padding, node: Node, table: Padded, rows: Dim) -> Padded:
+    """The rows of a table at the positions that are given."""
+    places, table = p.value(node.operands[3]), p.prefix(table, 0)
+    at = counted(p, node.operands[3], places.node, rows)
+    index = p.masked(replace(places, node=at), places.open, 0)
+    return Padded(make("Gather", table.node, index.node, axis=0), (*index.dims, table.dims[1]))
 
 
 @pads("RoiAlign")
