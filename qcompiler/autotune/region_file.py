@@ -5,7 +5,7 @@ what is kept of one whose kernel was wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +34,18 @@ def graph_of(region: Region) -> Graph:
     return Graph(inputs, (new[region.output],), ("y",), "region")
 
 
-def region_in(graph: Graph, root: str) -> Region:
-    """Such a graph -> the region again."""
+def region_in(graph: Graph, root: str, least: Iterable[int] = ()) -> Region:
+    """Such a graph -> the region again; `least`: as the region has it."""
     named = {n.name: n for n in graph.nodes}
     inputs = [named[f"i{i}"] for i in range(sum(n[0] == "i" for n in named))]
     nodes = [named[f"n{i}"] for i in range(sum(n[0] == "n" for n in named))]
-    return Region(named[root] if root else None, tuple(nodes), tuple(inputs), graph.outputs[0])
+    anchor, output = named[root] if root else None, graph.outputs[0]
+    return Region(anchor, tuple(nodes), tuple(inputs), output, least=tuple(least))
 
 
 def alone(region: Region) -> Region:
     """A region -> the same of a graph of its own."""
-    return region_in(graph_of(region), _root(region))
+    return region_in(graph_of(region), _root(region), region.least)
 
 
 def _root(region: Region) -> str:
@@ -54,7 +55,7 @@ def _root(region: Region) -> str:
 def save(region: Region, path: Path, **more: object) -> None:
     """A region, and facts that JSON takes -> files. Raises Error where they cannot be written."""
     written, arrays = text.write(graph_of(region))
-    facts = {"root": _root(region), "graph": written, **more}
+    facts = {"root": _root(region), "least": region.least, "graph": written, **more}
     try:
         path.with_suffix(".json").write_text(json.dumps(facts, indent=1))
         raw = {k: np.ascontiguousarray(v).reshape(-1).view(np.uint8) for k, v in arrays.items()}
@@ -70,7 +71,7 @@ def load(path: Path) -> tuple[Region, Mapping[str, object]]:
         with np.load(path.with_suffix(".npz")) as file:
             raw = {name: file[name] for name in file.files}
         graph = text.read(facts["graph"], lambda name, type: _typed(raw[name], type))
-        return region_in(graph, facts["root"]), facts
+        return region_in(graph, facts["root"], facts["least"]), facts
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise Error(f"no region: {e!r}", where=str(path)) from e
 

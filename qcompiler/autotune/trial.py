@@ -189,7 +189,7 @@ def _copied(region: Region, new: dict[Node, Node]) -> Region:
         new[node] = Node(node.op, reads, node.attrs, node.types, node.name)
     nodes, inputs = (tuple(new[n] for n in old) for old in (region.nodes, region.inputs))
     root = None if region.root is None else new[region.root]
-    return Region(root, nodes, inputs, new[region.output])
+    return Region(root, nodes, inputs, new[region.output], least=region.least)
 
 
 _ALL = 1 << 30

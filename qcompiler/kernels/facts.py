@@ -70,7 +70,7 @@ def sealed(region: Region, device: Device) -> Region:
     facts = {new[n]: known for n, known in _known(region, device).items() if known != NOTHING}
     root = None if region.root is None else new[region.root]
     nodes, inputs = (tuple(new[n] for n in old) for old in (region.nodes, region.inputs))
-    return Region(root, nodes, inputs, new[region.output], facts)
+    return Region(root, nodes, inputs, new[region.output], facts, region.least)
 
 
 def _stand_in(node: Node) -> Node:

@@ -64,6 +64,8 @@ class Region:
     inputs: tuple[Node, ...]
     output: Node
     facts: Mapping[Node, Facts] | None = field(default=None, compare=False)
+    least: tuple[int, ...] = ()
+    """The least that each of `extents` is in any run; empty where that may be 1, or none."""
 
     @cached_property
     def extents(self) -> tuple[Node, ...]:
@@ -99,7 +101,8 @@ class Region:
             reads = ",".join("_" if i is None else index[i] for i in n.inputs)
             mark = "!" if n is self.root else ""
             parts.append(self._text(f"{mark}{n.op}({reads}){{{attrs}}}", n))
-        return ";".join([*parts, index[self.output]])
+        least = [f"least {','.join(map(str, self.least))}"] if self.least else []
+        return ";".join([*parts, *least, index[self.output]])
 
     def _text(self, what: str, node: Node) -> str:
         types = ",".join(map(str, node.types))

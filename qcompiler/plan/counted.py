@@ -17,7 +17,7 @@ early, nor do those that it needs all rows of in turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from qcompiler.ir import SIZE, Graph, Node
@@ -33,13 +33,19 @@ from qcompiler.plan.regions import base, is_elementwise
 from qcompiler.plan.repeats import Flat
 
 Made = list[tuple[Region, Decision]]
-Extents = tuple[Node, Node]
-"""The height and the width of images in a run, each int32[1]."""
 Rule = Callable[[Node, int, int], bool]
 """Is a node's output row by row that of its operand at a position, whose dimension `axis` is open?
 That its first dimension has as many positions is known."""
 Places = frozenset[int]
 """Positions of operands."""
+
+
+@dataclass(frozen=True)
+class Extents:
+    """The height and the width of images in a run, each int32[1], and the least that they are."""
+
+    sizes: tuple[Node, Node]
+    least: tuple[int, int]
 
 
 class Refused(Exception):
@@ -77,7 +83,8 @@ def ending(
             needs.demand(region.inputs)
             continue
         if extents := _extents(region, images):
-            ends = replace(region, inputs=(*region.inputs, *extents))
+            inputs = (*region.inputs, *extents.sizes)
+            ends = replace(region, inputs=inputs, least=extents.least)
             how = chooser.ending(ends)
             if how is None:
                 refused += region.nodes if region.root is None else [region.root]
@@ -112,7 +119,8 @@ def _ending(region: Region, rows: Rows, needs: _Needs, chooser: Chooser) -> Made
         return None
     if root is not None and not mixed and not (root.op in _ENDING and root in rows.counts):
         return None
-    made = chooser.kernels(replace(region, inputs=(*region.inputs, count)))
+    least = (max(rows.least[count.name], 1),)
+    made = chooser.kernels(replace(region, inputs=(*region.inputs, count), least=least))
     kernel = made[0][1].kernel
     return made if len(made) == 1 and isinstance(kernel, Kernel) and kernel.counted else None
 

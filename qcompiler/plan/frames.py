@@ -52,6 +52,7 @@ class Frames:
             n.name.removeprefix(SIZE): n for n in graph.inputs if n.name.startswith(SIZE)
         }
         named = {s.name: str(in_types(s.name, s.low, s.step)) for s in opened.inner if s.low}
+        self._ranges = {s.name: (s.low, s.high) for s in opened.inner}
         self._top: dict[str, int] = {}
         self.of: dict[Node, Frame] = {}
         self.hidden: set[Node] = set()
@@ -63,6 +64,11 @@ class Frames:
             frame = self._frame(node)
             if frame is not None and self._is_known(node, frame):
                 self.of[node] = frame
+
+    def least(self, frame: Frame) -> tuple[int, int]:
+        """The least height and width of such images in any run."""
+        height, width = (max(Size.of(n).bounds(self._ranges)[0], 1) for n in frame.sizes)
+        return height, width
 
     def _input(self, node: Node, dims: tuple[Dim, ...], named: Mapping[str, str]) -> None:
         """An image with its channels first, or last."""

@@ -166,7 +166,7 @@ class _Laying:
             planar = x.op == "Transpose" and x.ints("perm") == (0, 2, 3, 1) and not back
             planar = planar and x.type.dims[3] <= FEW
             source = x.operands[0] if planar else x
-            pixels = make("lay", source, *self._of(frame), back=int(back), planar=int(planar))
+            pixels = make("lay", source, *self._of(frame).sizes, back=int(back), planar=int(planar))
             self._laid[key] = reshaped(pixels, x.type.dims, x.name)
         return self._laid[key]
 
@@ -179,5 +179,5 @@ class _Laying:
                 else reshaped(self.frames.sizes[size], (1,))
                 for size in frame.sizes
             )
-            self._sizes[frame.sizes] = height, width
+            self._sizes[frame.sizes] = Extents((height, width), self.frames.least(frame))
         return self._sizes[frame.sizes]

@@ -16,6 +16,7 @@ from qcompiler.autotune.tasks import Choice, evicted, tasks_of
 from qcompiler.errors import Error, Skip
 from qcompiler.ir import Graph, Type, constant, placeholder
 from qcompiler.kernels.facts import sealed
+from qcompiler.kernels.registry import Region
 from qcompiler.ops import make
 from qcompiler.plan.choose import APART
 from qcompiler.plan.plan import plan
@@ -94,6 +95,16 @@ def test_a_region_comes_back_from_its_files(tmp_path: Path, precision: str) -> N
         np.testing.assert_array_equal(meant, alone)
     with pytest.raises(Error, match="cannot be read"):
         region_file.load(tmp_path / "nowhere")
+
+
+def test_a_region_of_open_rows_comes_back_with_the_least_of_them(tmp_path: Path) -> None:
+    x, count = placeholder("x", Type("float32", (4, 3))), placeholder("n", Type("int32", (1,)))
+    y = make("Relu", x)
+    region = Region(None, (y,), (x, count), y, least=(2,))
+    region_file.save(region, tmp_path / "region")
+    for found in (region_file.load(tmp_path / "region")[0], region_file.alone(region)):
+        assert found.least == (2,)
+        assert found.count is not None
 
 
 @pytest.mark.parametrize("written_between", [0, 1 << 16])

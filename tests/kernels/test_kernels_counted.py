@@ -17,6 +17,7 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Isa
 from qcompiler.ir import Array, Graph, Node, Type, constant, numpy_dtype, placeholder
 from qcompiler.kernels.cpu.contraction.blocking import Tiling
+from qcompiler.kernels.cpu.contraction.counted import SPARE, heights_of
 from qcompiler.kernels.cpu.contraction.tiled import tiled
 from qcompiler.kernels.registry import Kernel, Region, choose
 from qcompiler.ops import make
@@ -232,3 +233,39 @@ def test_low_tiles_and_high_ones_end_where_what_counts_does(name: str) -> None:
         check = checker(name, region, kernel, BEST)
         for count in (1, 2, 13, 17, MOST):
             check(count)
+
+
+@pytest.mark.parametrize(("least", "height"), [(9, 5), (17, 12)])
+def test_fewer_heights_of_tiles_do_where_no_run_has_few_rows(least: int, height: int) -> None:
+    region = replace(region_counted("product"), least=(least,))
+    found = tiled(region, device(BEST, 1))
+    assert not isinstance(found, Skip), found.reason
+    made = (c for c in found if isinstance(c.knobs, Tiling) and c.knobs.rows >= height)
+    kernel = min(made, key=lambda c: c.knobs.rows).build()
+    assert isinstance(kernel, Kernel), kernel
+    check = checker("product", region, kernel, BEST)
+    for count in (least, least + 1, 31, MOST):
+        check(count)
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("largest", [1, 2, 9, 14, 30])
+def test_a_left_out_height_costs_few_rows(largest: int, few: bool) -> None:
+    """Rows in tiles of two neighbouring heights, by all heights and by those that are left."""
+    every = heights_of(largest, 1, few)
+    assert len(heights_of(largest, SPARE * largest, few)) == 1
+    for least in (1, 2, 3, 8, 9, 36, 100, SPARE * largest):
+        kept = heights_of(largest, least, few)
+        assert set(kept) <= set(every)
+        for rows in range(least, least + 3 * largest):
+            most, needed = (computed(rows, heights) for heights in (kept, every))
+            assert needed <= most <= needed + least // SPARE, (least, rows)
+
+
+def computed(rows: int, heights: Sequence[int]) -> int:
+    """The rows that so many take in as few tiles as there can be."""
+    count = -(-rows // heights[0])
+    high = min(h for h in heights if rows <= count * h)
+    low = max((h for h in heights if h < high), default=high)
+    tall = -(-max(rows - count * low, 0) // max(high - low, 1))
+    return tall * high + (count - tall) * low

@@ -153,3 +153,16 @@ def test_images_of_any_size(name: str, threads: int) -> None:
             np.testing.assert_allclose(
                 made[key], value, 1e-4, 5e-5 * scale, err_msg=f"{key}, {height} x {width}"
             )
+
+
+def test_kernels_know_the_least_that_images_are() -> None:
+    model = model_of(f"g {IMAGES['windows']}")
+    one = Compilation(model, Options(dims={"h": "11..20", "w": "17..20"}, threads=1))
+    told = [s.region.least for s in one.plan.steps if s.region.extents]
+    assert told == [(11, 17), (6, 9), (6, 9)]
+    found = qcompiler.load(one.artifact)
+    for seed, (height, width) in enumerate([(11, 17), (13, 18), (20, 20)]):
+        feed = random_feed(model, {"h": height, "w": width}, seed)
+        made = found.run(feed)
+        for key, value in meant(model, feed).items():
+            np.testing.assert_allclose(made[key], value, 1e-4, 5e-5 * np.abs(value).max())

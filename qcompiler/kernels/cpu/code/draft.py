@@ -118,6 +118,13 @@ class Draft:
         found = self.b.let(self.pointers[count].load(), "found")
         return self.b.hold(tirx.Min(found, tir.const(most)) * (total // most), "counted")
 
+    def least(self, total: int, most: int) -> int:
+        """What `counted` says of the same, in a run in which it says least."""
+        sizes = self.region.least or (1,)
+        if len(self.region.extents) == 2:
+            most = prod(self.region.output.type.dims[1:3])
+        return prod(sizes) * (total // most)
+
     @property
     def root(self) -> Node:
         """The anchor."""

@@ -30,18 +30,30 @@ class OpenImage:
     width: Value
     rows: Value
     columns: Value
+    least: tuple[int, int]
+    """The least rows and columns in any run."""
 
     @staticmethod
     def of(d: Draft, window: Window) -> OpenImage:
         """Those that a kernel's window goes over, along both dimensions."""
         sizes = d.image()
+        axes = [
+            (sum(pads or ()) - reach, stride)
+            for pads, reach, stride in zip(window.pads, window.reach, window.strides, strict=True)
+        ]
         rows, columns = (
-            d.b.hold(tirx.floordiv(n + (sum(pads or ()) - reach), tir.const(stride)) + 1, "outputs")
-            for n, pads, reach, stride in zip(
-                sizes, window.pads, window.reach, window.strides, strict=True
-            )
+            d.b.hold(tirx.floordiv(n + more, tir.const(stride)) + 1, "outputs")
+            for n, (more, stride) in zip(sizes, axes, strict=True)
         )
-        return OpenImage(window, *sizes, rows, columns)
+        fewest = zip(least(d.region), axes, strict=True)
+        height, width = (max((n + more) // stride + 1, 1) for n, (more, stride) in fewest)
+        return OpenImage(window, *sizes, rows, columns, (height, width))
+
+
+def least(region: Region) -> tuple[int, int]:
+    """The least height and width, in any run, of a region's images of open sizes."""
+    height, width = region.least or (1, 1)
+    return height, width
 
 
 def is_open(region: Region) -> bool:

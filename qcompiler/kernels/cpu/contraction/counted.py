@@ -18,6 +18,8 @@ from qcompiler.kernels.cpu.code.tir import Builder, Value
 
 STEP = 3
 """Rows from one height to the next: fewer make more code, and more compute rows for nothing."""
+SPARE = 16
+"""One row of so many may be computed for nothing: where runs have many rows, fewer heights do."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,23 @@ class Tiles:
     low: Value
 
     @staticmethod
-    def of(b: Builder, largest: int, most: int, rows: Value, *, few: bool = False) -> Tiles:
-        """For at least one of `most` rows, in tiles of at most so many; of a `few` heights where
-        there are many rows in most runs, as images have.
+    def of(
+        b: Builder, largest: int, most: int, rows: Value, *, least: int = 1, few: bool = False
+    ) -> Tiles:
+        """For `least` to `most` rows, in tiles of at most so many; of a `few` heights where there
+        are many rows in most runs, as images have.
         """
-        heights = (*range(largest, 1, -STEP), 1)
-        if few:
-            found = {largest, -(-largest * 5 // 8), -(-largest // 4), 1}
-            heights = tuple(sorted(found, reverse=True))
+        heights = heights_of(largest, least, few)
         rows = b.hold(rows, "rows")  # TVM would write all that follows in terms of it
         count = b.hold((rows + (largest - 1)) // largest, "tiles")
         high, low = tir.const(heights[0]), tir.const(heights[min(1, len(heights) - 1)])
-        for height, less in zip(heights[1:], (*heights[2:], 1), strict=False):  # none of one row
+        for height, less in zip(heights[1:], (*heights[2:], heights[-1]), strict=False):
             enough = rows <= count * height
             high = b.hold(tirx.Select(enough, tir.const(height), high), "high")
             low = b.hold(tirx.Select(enough, tir.const(less), low), "low")
         step = tirx.Max(high - low, tir.const(1))
-        tall = b.hold((rows - count * low + step - 1) // step, "tall")
+        more = tirx.Max(rows - count * low, tir.const(0))
+        tall = b.hold((more + step - 1) // step, "tall")
         return Tiles(heights, most, count, tall, high, low)
 
     def runs(self, b: Builder) -> Iterator[tuple[Value, Value, int, Value]]:
@@ -68,3 +70,25 @@ class Tiles:
     def at_most(self, row: Value, height: int) -> Value:
         """Where so many rows from one on begin in memory."""
         return tirx.Min(row, tir.const(self.most - height))
+
+
+def heights_of(largest: int, least: int, few: bool) -> tuple[int, ...]:
+    """The heights of tiles that there is code for, from the largest down, where no run has fewer
+    than `least` rows.
+    """
+    known = [*range(largest, 1, -STEP), 1]
+    if few:
+        known = sorted({largest, -(-largest * 5 // 8), -(-largest // 4), 1}, reverse=True)
+    heights = [largest]
+    for lower in known[1:]:
+        if heights[-1] > least // SPARE and _gains(largest, heights[-1], lower, least):
+            heights.append(lower)
+    return tuple(heights)
+
+
+def _gains(largest: int, height: int, lower: int, least: int) -> bool:
+    """Has some run of at least so many rows fewer to compute, if a tile of one height is lower?"""
+    if height == largest:
+        return True
+    tiles = range(1, lower // (largest - height) + 2)
+    return any(max(least, (n - 1) * largest + 1) <= (n - 1) * height + lower for n in tiles)

@@ -81,7 +81,7 @@ class _Images(Task):
         self.size = b.hold(size, "rows")
         self.count = b.hold((image.rows + self.size - 1) // self.size, "blocks")
         longest = p.columns if units.whole else units.cut.size
-        self.parts = Tiles.of(b, longest, p.columns, image.columns, few=True)
+        self.parts = Tiles.of(b, longest, p.columns, image.columns, least=image.least[1], few=True)
         self.runs = list(self.parts.runs(b))
 
     def _patch(self) -> Patch:

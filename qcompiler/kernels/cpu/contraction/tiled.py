@@ -142,11 +142,12 @@ class Task:
         if not p.flat:
             return None
         dims = p.left.type.dims
-        rows = self.d.counted(p.rows, dims[first_of(dims)])
+        most = dims[first_of(dims)]
+        rows, least = self.d.counted(p.rows, most), self.d.least(p.rows, most)
         if isinstance(rows, int):
             return None
-        few = is_open(self.d.region)
-        tiles = Tiles.of(b, self.layout.units.cut.size, p.rows, rows, few=few)
+        largest, few = self.layout.units.cut.size, is_open(self.d.region)
+        tiles = Tiles.of(b, largest, p.rows, rows, least=least, few=few)
         if tasks > 1:
             share = tirx.Max(up(b, tiles.count, tasks), tir.const(1))
             self.size = b.hold(tirx.Min(share, tir.const(self.size)), "size")

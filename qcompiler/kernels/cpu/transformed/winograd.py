@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import numpy as np
 from tvm import tirx
@@ -191,7 +192,9 @@ class _Task:
         self.rows = _Axis.of(self.b, p.rows, image.height, image.rows)
         self.columns = _Axis.of(self.b, p.columns, image.width, image.columns)
         tiles = self.rows.tiles * self.columns.tiles * p.problem.images
-        return Tiles.of(self.b, self.cut.size, p.tiles, tiles, few=True)
+        axes = zip(image.least, (p.rows, p.columns), strict=True)
+        least = prod(-(-n // axis.filter.outputs) for n, axis in axes) * p.problem.images
+        return Tiles.of(self.b, self.cut.size, p.tiles, tiles, least=least, few=True)
 
     # -- loops
 

@@ -30,7 +30,7 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
 from qcompiler.kernels.cpu.code.epilogue import load, store
-from qcompiler.kernels.cpu.code.images import OpenImage, is_open
+from qcompiler.kernels.cpu.code.images import OpenImage, is_open, least
 from qcompiler.kernels.cpu.code.interleave import repacked
 from qcompiler.kernels.cpu.code.loops import divided, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
@@ -257,20 +257,35 @@ class _Task:
         after = (s.window.pads[1] or (0, 0))[1]
         whole = tirx.floordiv(image.width + (s.left - s.reach[1]), tir.const(stride)) + 1
         high = b.hold(tirx.Min(whole, count), "high")  # columns whose windows end in the image
-        fits = b.let(tirx.all(high >= low + size, count - high <= size), "fits")
-        if low > size:  # more columns at the left edge than a tile has
-            fits = tirx.const(False, "bool")
-        with b.when(fits):
+
+        def in_tiles() -> None:
             first = size if low else 0
             if low:
                 tile(zero, size, -s.left)
             last = tirx.Max(count - size, tir.const(first)) if after else high
-            with b.serial(b.hold((last - first + (size - 1)) // size, "middle"), "x") as i:
+            with b.serial(b.hold((last - first + (size - 1)) // size, "tiles"), "x") as i:
                 tile(b.let(tirx.Min(i * size + first, high - size), "column"), size, None)
             if after:
                 edge(b.let(count - size, "column"), size, False, True)
+
+        if all(self._fits(n, low) for n in range(least(self.d.region)[1], s.width + 1)):
+            in_tiles()
+            return
+        fits = b.let(tirx.all(high >= low + size, count - high <= size), "fits")
+        if low > size:  # more columns at the left edge than a tile has
+            fits = tirx.const(False, "bool")
+        with b.when(fits):
+            in_tiles()
         with b.otherwise(), b.serial(count, "x") as x:
             edge(x, 1, True, True)
+
+    def _fits(self, width: int, low: int) -> bool:
+        """Do tiles fit into a row of so many pixels, with one at an edge at most?"""
+        s, stride = self.s, self.s.window.strides[1]
+        around = sum(s.window.pads[1] or (0, 0))
+        count = (width + around - s.reach[1]) // stride + 1
+        high = min((width + s.left - s.reach[1]) // stride + 1, count)
+        return low + self.tile <= high and max(low, count - high) <= self.tile
 
     def _lines(self, image: Value, first: Value) -> tuple[Value, tuple[Pointer, ...]]:
         """The input rows of an output row, from row `first` on: their offset in the pointers, and a
