@@ -243,8 +243,9 @@ def test_two_sizes_of_equal_names_are_one() -> None:
 
 
 REFUSED = {
-    "one size equal to a number": """(float[s,4] x, float[9,4] z) => (float[9,4] y) {
-        y = Add(x, z) }""",
+    "one size equal to a number, or 1": """(float[s,4] x, float[9,4] z) => (float[9,4] y)
+        <int64[1] one = {1}, int64[1] far = {99999999999}, int64[1] nil = {0}> {
+        r = Slice(x, one, far, nil) y = Add(r, z) }""",
     "nothing left": """(float[s,4] x) => (float[n,4] y) { k = Constant<value_ints=[5]>()
         f = Constant<value_ints=[99999999999]>() z = Constant<value_ints=[0]>()
         y = Slice(x, k, f, z) }""",
