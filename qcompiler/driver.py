@@ -451,6 +451,7 @@ class Compilation:
             progress=None if tell is None else lambda done: tell("calibrating", done, count, ""),
             notes=found.describe(),
             known=self.seen.statistics,
+            sampled=sampled,
         )
 
     @property

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from qcompiler.files import contents, write_text
 from qcompiler.ir import SIZE, Array, Graph, Node, text
 from qcompiler.ops import evaluate
 from qcompiler.options import METHODS
+
+if TYPE_CHECKING:
+    from qcompiler.data.padded import Sampled
 
 Observe = Callable[[str, Array], None]
 """Called with a value's name (from `value_names`) and its array for one sample."""
@@ -256,6 +260,8 @@ class Calibration:
     """Notes about the samples, for graphs that are calibrated with them."""
     known: list[Statistics] = field(default_factory=list)
     """Statistics so far, whichever pass needed them: graphs of one fingerprint share them."""
+    sampled: Sampled | None = None
+    """How samples of any sizes are those of a graph of the largest ones; None if all have one."""
 
     def runner(self, graph: Graph) -> Run:
         """Float graph -> a function that runs one sample through it."""

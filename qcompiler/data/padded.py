@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,16 @@ class Sampled:
                     observe(name, counts)
 
             run(self.whole(sample), told)
+
+        return made
+
+    def counting(self, graph: Graph) -> Callable[[Node, Array, Mapping[str, Array]], Array]:
+        """A graph -> (a node of it, its value, the sample) -> what counts of the value."""
+        dims = self.dims(graph)
+
+        def made(node: Node, value: Array, sample: Mapping[str, Array]) -> Array:
+            known = dims.get(node)
+            return valid(value, known, self.sizes(sample), self.padding.top) if known else value
 
         return made
 

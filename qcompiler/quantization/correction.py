@@ -47,15 +47,27 @@ def corrections(
     batch = max(int(n.type.dims[0]) for n in products)
     count = max(1, min(MOST_IMAGES // max(batch, 1), budget_bytes // max(least, 1)))
     samples = list(islice(data.samples, count))
+    sampled = data.sampled
+    inputs: list[Mapping[str, Array]] = samples
+    if sampled is not None:
+        inputs = [sampled.whole(s) for s in samples]
+    counting = None if sampled is None else sampled.counting(graph)
+
+    def means(node: Node, values: list[Values]) -> Floats:
+        found = [v[0] for v in values]
+        if counting is not None:
+            found = [counting(node, v, s) for v, s in zip(found, samples, strict=True)]
+        return _means(found)
+
     wanted: dict[Node, Floats] = {}
     biases: dict[Node, Floats] = {}
     exact = set(products)
     twins = {twin: node for node, twin in products.items()}
-    for node, values in _walked(order, samples):
+    for node, values in _walked(order, inputs):
         if node in exact:
-            wanted[node] = _means(values)
+            wanted[node] = means(node, values)
         if node in twins:
-            shift = _means(values) - wanted[twins[node]]
+            shift = means(twins[node], values) - wanted[twins[node]]
             biases[twins[node]] = bias_of(node) - shift
             spread = shift.astype(np.float32).reshape(-1, *[1] * (node.type.rank - 2))
             values[:] = [(np.asarray(v[0] - spread),) for v in values]  # type: ignore[operator]
@@ -124,11 +136,13 @@ def _bytes(node: Node) -> int:
     return 0 if node.is_constant else sum(t.bytes for t in node.types if t.static)
 
 
-def _means(values: list[Values]) -> Floats:
-    """Values [N,C,*S] of all samples -> the mean of each channel."""
-    found: Floats = np.mean(
-        [v[0].mean(axis=(0, *range(2, v[0].ndim)), dtype=np.float64) for v in values], axis=0
-    )
+def _means(values: list[Array]) -> Floats:
+    """Values [N,C,*S] of all samples -> the mean of each channel; 0 if no sample has a position."""
+    each = [
+        v.mean(axis=(0, *range(2, v.ndim)), dtype=np.float64) if v.size else np.zeros(v.shape[1])
+        for v in values
+    ]
+    found: Floats = np.mean(each, axis=0)
     return found
 
 

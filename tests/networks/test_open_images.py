@@ -166,3 +166,13 @@ def test_kernels_know_the_least_that_images_are() -> None:
         made = found.run(feed)
         for key, value in meant(model, feed).items():
             np.testing.assert_allclose(made[key], value, 1e-4, 5e-5 * np.abs(value).max())
+
+
+def test_biases_are_corrected_by_the_pixels_that_count() -> None:
+    """Small samples of large images shift means as they do where images have that size."""
+    model = model_of(f"g {IMAGES['a stride at the end']}")
+    data = [random_feed(model, {"h": 5, "w": 7}, seed) for seed in range(2)]
+    given = {"precision": "int4", "calibration": data, "threads": 1}
+    own = qcompiler.load(qcompiler.compile(model, dims={"h": "5", "w": "7"}, **given))
+    found = qcompiler.load(qcompiler.compile(model, dims={"h": "1..20", "w": "1..20"}, **given))
+    np.testing.assert_allclose(found.run(data[0])["y"], own.run(data[0])["y"], 1e-4, 1e-4)
