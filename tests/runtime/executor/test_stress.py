@@ -86,11 +86,12 @@ def test_processes_of_which_some_are_killed(
     options = {"streams": 2, "threads": 1, "max_batch": 8, "isolation": "processes"}
     with Executor(path, **options) as executor:
         descriptors, memory = held()
-        with Killer(children, 0.4) as killer:
+        with Killer(children, 0.1 if requests == FEW else 0.4) as killer:
             stress.run(executor)
         now, grown = held()
     check(stress, executor)
-    assert killer.killed == 0 or executor.counts.restarted > 0
+    # The last one may have died when no request needed it any more.
+    assert killer.killed < 2 or executor.counts.restarted > 0
     assert now <= descriptors + 4  # a worker that was just killed, and its successor
     assert grown - memory < 30_000
     assert children() == []
