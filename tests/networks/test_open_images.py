@@ -85,6 +85,11 @@ IMAGES = {
 }
 
 
+def rare(*values: object) -> list[object]:
+    """Cases that every run of the tests leaves out."""
+    return [pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 @pytest.fixture(autouse=True)
 def nan_behind_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_sizes, "BEHIND", {"f": float("nan"), "i": 1})
@@ -124,7 +129,9 @@ def test_their_kernels_end_with_images(name: str, roots: list[str]) -> None:
     assert sorted("elementwise" if r is None else r.op for r in ends) == roots
 
 
-@pytest.mark.parametrize("name", ["windows", "strides", "pools", "a batch", "a stride at the end"])
+@pytest.mark.parametrize(
+    "name", ["windows", "a stride at the end", *rare("strides", "pools", "a batch")]
+)
 def test_integers_are_those_of_padded_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero points are not 0 here, and are what windows see behind an image's end."""
     model, both = model_of(f"g {IMAGES[name]}"), []
@@ -140,7 +147,7 @@ def test_integers_are_those_of_padded_images(name: str, monkeypatch: pytest.Monk
             np.testing.assert_array_equal(own[key], value, f"{key}, {height} x {width}")
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [*rare(1), 3])
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_of_any_size(name: str, threads: int) -> None:
     model = model_of(f"g {IMAGES[name]}")
