@@ -11,6 +11,7 @@ from qcompiler.ir import Dim, Node
 from qcompiler.onnx_io.call import Result
 from qcompiler.onnx_io.settle import Settling, Shape, listed, settles
 from qcompiler.ops import make
+from qcompiler.ops.reduce import REDUCTIONS
 from qcompiler.ops.shapes import may_equal
 
 MOST = 64
@@ -74,10 +75,7 @@ def _unsqueeze(s: Settling) -> Result:
     return make("Unsqueeze", s.call.need(0), s.ints(found[0]), name=s.call.name)
 
 
-_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
-
-
-@settles(*(f"Reduce{kind}" for kind in _REDUCTIONS), operands=(1,))
+@settles(*REDUCTIONS, operands=(1,))
 def _reduce(s: Settling) -> Result:
     x, axes = s.call.need(0).type.shape, s.vector(1)
     keep = bool(s.call.get("keepdims"))

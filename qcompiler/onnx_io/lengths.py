@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from qcompiler.ir import Dim, Node
 from qcompiler.onnx_io.call import Call
 from qcompiler.ops.equal import note
+from qcompiler.ops.reduce import REDUCTIONS
 from qcompiler.ops.shapes import total
 
 Stated = tuple[Dim, ...] | None
@@ -59,9 +60,8 @@ def _outputs(call: Call, shape: Stated) -> int:
     return call.outputs
 
 
-_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp")
 _LENGTHS: dict[str, dict[int, _Length]] = {
-    **{f"Reduce{kind}": {1: _reduced} for kind in _REDUCTIONS},
+    **{name: {1: _reduced} for name in REDUCTIONS},
     "AffineGrid": {1: _of_output},
     "CenterCropPad": {1: _axes},
     "Col2Im": {1: _of_image, 2: _of_image},

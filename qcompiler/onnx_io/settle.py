@@ -24,6 +24,7 @@ from qcompiler.onnx_io.call import Call, Result, axis_of
 from qcompiler.onnx_io.lengths import note_lengths
 from qcompiler.ops import OPERATORS, known_value, make
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.reduce import REDUCTIONS
 
 Shape = tuple[int, ...]
 Stated = tuple[Dim, ...]
@@ -211,9 +212,7 @@ def settled(
 
 
 _ANY_SIZES = (
-    frozenset({"CumSum", "CumProd"})
-    | {f"Reduce{kind}" for kind in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare")}
-    | {"ReduceLogSum", "ReduceLogSumExp", "Squeeze", "Unsqueeze"}
+    frozenset({"CumSum", "CumProd", "Squeeze", "Unsqueeze", *REDUCTIONS})
     | {"Reshape", "Expand", "ConstantOfShape", "TopK", "OneHot", "Split", "AffineGrid"}
     | {"CenterCropPad", "Slice", "Pad", "Range"}
 )

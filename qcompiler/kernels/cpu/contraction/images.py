@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 
 from tvm import tirx
 
@@ -20,15 +19,14 @@ from qcompiler.kernels.cpu.code.draft import Draft
 from qcompiler.kernels.cpu.code.images import OpenImage, is_open
 from qcompiler.kernels.cpu.code.loops import up
 from qcompiler.kernels.cpu.code.tir import Pointer, Value
-from qcompiler.kernels.cpu.contraction.blocking import Tiling, needs_copy, priced
+from qcompiler.kernels.cpu.contraction.blocking import needs_copy
 from qcompiler.kernels.cpu.contraction.counted import Tiles
 from qcompiler.kernels.cpu.contraction.direct import direct
 from qcompiler.kernels.cpu.contraction.layout import Layout
 from qcompiler.kernels.cpu.contraction.operands import Run
-from qcompiler.kernels.cpu.contraction.pairs import paired, twice
 from qcompiler.kernels.cpu.contraction.patch import Patch
-from qcompiler.kernels.cpu.contraction.tiled import Block, Task, emitted
-from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
+from qcompiler.kernels.cpu.contraction.tiled import Block, Task, tilings
+from qcompiler.kernels.registry import Candidate, Region, candidates
 from qcompiler.ops.window import Window
 
 
@@ -45,15 +43,7 @@ def tiled_images(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
         return Skip("pixels alone")
     if not needs_copy(problem, product) and any(lines for _, lines, _ in problem.taps):
         return Skip("lines of an image that is read as it lies, apart by a run's width")
-    pairs = paired(region, problem, product), twice(region, problem, product)
-
-    def build(tiling: Tiling) -> Kernel:
-        return emitted(Layout(region, device, problem, product, tiling, *pairs), _Images)
-
-    seconds = device.core.seconds
-    return (
-        Candidate(t, seconds(c), partial(build, t)) for c, t in priced(problem, product, device)
-    )
+    return tilings(region, device, problem, product, _Images)
 
 
 class _Images(Task):

@@ -47,10 +47,16 @@ from qcompiler.kernels.cpu.contraction.microkernel import (
     of_row,
     sums,
 )
-from qcompiler.kernels.cpu.contraction.operands import Run, bias_of, leftover_bytes, panel_bytes
+from qcompiler.kernels.cpu.contraction.operands import (
+    Product,
+    Run,
+    bias_of,
+    leftover_bytes,
+    panel_bytes,
+)
 from qcompiler.kernels.cpu.contraction.pairs import paired, part, together, twice
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
-from qcompiler.kernels.cpu.contraction.problem import Batch
+from qcompiler.kernels.cpu.contraction.problem import Batch, Problem
 from qcompiler.kernels.cpu.contraction.short import short_sums
 from qcompiler.kernels.cpu.contraction.zipped import zip_rows
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
@@ -68,10 +74,17 @@ def tiled(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
     problem, product = found
     if is_open(region) and not problem.flat:
         return Skip("windows of images whose sizes a run knows")
+    return tilings(region, device, problem, product, Task)
+
+
+def tilings(
+    region: Region, device: Cpu, problem: Problem, product: Product, kind: Callable[..., Task]
+) -> Iterable[Candidate]:
+    """Every tiling of a problem, whose tasks are of some kind."""
     pairs = paired(region, problem, product), twice(region, problem, product)
 
     def build(tiling: Tiling) -> Kernel:
-        return emitted(Layout(region, device, problem, product, tiling, *pairs), Task)
+        return emitted(Layout(region, device, problem, product, tiling, *pairs), kind)
 
     seconds = device.core.seconds
     return (
