@@ -21,7 +21,6 @@ from qcompiler.ops import is_elementwise, make
 from qcompiler.ops.quantized import TABLES
 from qcompiler.plan.counted import SUMS, Extents, axes_of
 from qcompiler.plan.frames import WINDOWS, Frame, Frames
-from qcompiler.plan.plan import Opened
 from qcompiler.rewrite.matching import reshaped
 
 FEW = 4
@@ -39,11 +38,11 @@ class Laid:
     """Their nodes, and what reads them, in the graph as it was."""
 
 
-def laid(graph: Graph, opened: Opened, refused: frozenset[Node] = frozenset()) -> Laid | None:
-    """A graph of largest sizes -> the same with as many images laid as it can have, but for what
-    the nodes `refused` make or read; None if it would have none.
+def laid(graph: Graph, frames: Frames, refused: frozenset[Node] = frozenset()) -> Laid | None:
+    """A graph of largest sizes, and its frames -> the same with as many images laid as it can have,
+    but for what the nodes `refused` make or read; None if it would have none.
     """
-    laying = _Laying(graph, Frames(graph, opened), refused)
+    laying = _Laying(graph, frames, refused)
     return laying.made() if laying.dense else None
 
 

@@ -28,11 +28,12 @@ from qcompiler.plan.barriers import Slot
 from qcompiler.plan.branches import Branch, side_by_side
 from qcompiler.plan.choose import Chooser, padded
 from qcompiler.plan.counted import Refused, ending, ending_share
+from qcompiler.plan.frames import Frames
 from qcompiler.plan.images import laid
 from qcompiler.plan.opened import as_named
 from qcompiler.plan.plan import Opened, Plan, Progress, Step, laid_out, plan
 from qcompiler.plan.regions import with_copies
-from qcompiler.plan.repeats import Flat, Loop, Repeat, flattened, turns
+from qcompiler.plan.repeats import Flat, Loop, Repeat, flattened, has_loops, turns
 from qcompiler.plan.sharing import at_most, least, saving
 from qcompiler.plan.weights import Weights
 
@@ -269,23 +270,29 @@ def _ended(
     images: bool = True,
 ) -> Chosen:
     """With `images`, kernels that end with a run's images, where these take most of the time."""
-    refused: frozenset[Node] = frozenset()
-    plain = flattened(with_copies(graph))
-    for _ in range(TRIES if images and not plain.loops else 0):
-        found = laid(graph, opened, refused)
+    if images and not has_loops(graph):
+        one = _ended_with_images(graph, opened, chosen, progress)
+        if one is not None and ending_share(one.made, one.turns) >= MOSTLY:
+            return one
+    flat = flattened(with_copies(graph))
+    return _in_order(1, flat, ending(flat, opened, chosen, progress))
+
+
+def _ended_with_images(
+    graph: Graph, opened: Opened, chosen: Chooser, progress: Progress | None
+) -> Chosen | None:
+    """As many images as there are kernels for lie in memory as a run's own; None if none does."""
+    frames, refused = Frames(graph, opened), frozenset[Node]()
+    for _ in range(TRIES):
+        found = laid(graph, frames, refused)
         if found is None:
-            break
+            return None
         flat = flattened(with_copies(found.graph))
         try:
-            made = ending(flat, opened, chosen, progress, found.extents)
+            return _in_order(1, flat, ending(flat, opened, chosen, progress, found.extents))
         except Refused as e:
             refused |= {found.origin[n] for n in e.nodes}
-            continue
-        one = _in_order(1, flat, made)
-        if ending_share(one.made, one.turns) >= MOSTLY:
-            return one
-        break
-    return _in_order(1, plain, ending(plain, opened, chosen, progress))
+    return None
 
 
 def _in_order(size: int, flat: Flat, found: Sequence[Made]) -> Chosen:
