@@ -102,14 +102,9 @@ class _Laying:
             return False
         tables = TABLES.get(node.op, ())
         read = [n for i, n in enumerate(node.inputs) if n is not None and i not in tables]
-        return any(n in self.dense for n in read) and all(self._fits(node, n) for n in read)
-
-    def _fits(self, node: Node, operand: Node) -> bool:
-        """Is an operand of an elementwise node an image of its size, or the same for all pixels?"""
-        dims = operand.type.dims
-        if all(n == 1 for n in dims[:-1]):
-            return True
-        return len(dims) == 4 and dims[:3] == node.type.dims[:3]
+        return any(n in self.dense for n in read) and all(
+            _is_flat(n) or _is_image(n, node) for n in read
+        )
 
     def _sums(self, node: Node) -> bool:
         """Is it a reduction over the pixels of images that it can read as they are?"""
@@ -121,9 +116,7 @@ class _Laying:
     def _operand(self, node: Node, operand: Node, place: int) -> Node:
         if node.op in WINDOWS:
             return self._dense(operand) if not place else self._padded(operand)
-        is_image = operand.type.rank == 4 and operand.type.dims[:3] == node.type.dims[:3]
-        flat = all(n == 1 for n in operand.type.dims[:-1])
-        if operand in self.dense or (is_image and not flat):
+        if operand in self.dense or (_is_image(operand, node) and not _is_flat(operand)):
             return self._dense(operand, self.frames.of[node])
         return self._padded(operand)
 
@@ -180,3 +173,13 @@ class _Laying:
             )
             self._sizes[frame.sizes] = Extents((height, width), self.frames.least(frame))
         return self._sizes[frame.sizes]
+
+
+def _is_flat(operand: Node) -> bool:
+    """Is it the same for all pixels?"""
+    return all(n == 1 for n in operand.type.dims[:-1])
+
+
+def _is_image(operand: Node, node: Node) -> bool:
+    """Is an operand an image of the size of its node's?"""
+    return operand.type.rank == 4 and operand.type.dims[:3] == node.type.dims[:3]
