@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +67,7 @@ from qcompiler.onnx_io.schema import (
     schema,
     value_of,
 )
+from qcompiler.onnx_io.scope import Missing, Scope, Value
 from qcompiler.onnx_io.sequences import Absent, Held, Items, outputs_of
 from qcompiler.onnx_io.settle import Settling, Stated, declared, settled, settling, spread, stated
 from qcompiler.onnx_io.structure import (
@@ -126,34 +126,6 @@ def read(
     return pinned(graph, proto.graph, partial(made, known=known))
 
 
-@dataclass
-class _Missing:
-    """A value that could not be made; `why` is empty if that has been reported."""
-
-    why: str = ""
-
-
-Value = Node | _Missing | Items | Absent | None
-"""None: an omitted optional input of a function."""
-
-
-@dataclass
-class _Scope:
-    """The names in a graph, branch or function body. A branch also sees the enclosing scopes."""
-
-    opsets: Mapping[str, int]
-    values: dict[str, Value] = field(default_factory=dict)
-    initializers: Mapping[str, TensorProto | SparseTensorProto] = field(default_factory=dict)
-    attributes: Mapping[str, AttributeProto] | None = None
-    outer: _Scope | None = None
-    read: Collection[str] = ()
-    """The names read in this scope."""
-    declared: dict[str, Stated] = field(default_factory=dict)
-    """Shapes that the file states, or that follow from these for what a value is made of."""
-    prefix: str = ""
-    depth: int = 0
-
-
 class _Reader:
     """The conversion of one model."""
 
@@ -193,7 +165,7 @@ class _Reader:
     ) -> Graph:
         """The model's graph. Raises an Error that lists everything unsupported."""
         proto = self.model.graph
-        scope = _Scope(self.opsets, initializers=initializers(proto))
+        scope = Scope(self.opsets, initializers=initializers(proto))
         infos, shapes, held = sequences.flattened(proto.input, input_shapes)
         named = input_types(infos, scope.initializers, shapes)
         types = settle(named)
@@ -222,7 +194,7 @@ class _Reader:
         pairs = [
             pair
             for o, v in zip(names, outputs, strict=True)
-            if not isinstance(v, _Missing)
+            if not isinstance(v, Missing)
             for pair in outputs_of(o, v)
         ]
         lists = [*((n, scope.values[n]) for n in held), *zip(names, outputs, strict=True)]
@@ -237,7 +209,7 @@ class _Reader:
         return Graph(tuple(inputs), nodes, names, proto.name or "main", notes)
 
     def body(
-        self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: _Scope, where: str
+        self, nodes: Iterable[NodeProto], outputs: Sequence[str], scope: Scope, where: str
     ) -> list[Value]:
         """Nodes in any order -> the values of `outputs`; nodes they do not need are not read."""
         if scope.depth > MAX_DEPTH:
@@ -256,13 +228,13 @@ class _Reader:
             self.convert(proto, scope)
         return [self.value(o, scope, where) for o in outputs]
 
-    def value(self, name: str, scope: _Scope, where: str) -> Value:
+    def value(self, name: str, scope: Scope, where: str) -> Value:
         """The value of a name; weights are decoded when first read."""
-        around: _Scope | None = scope
+        around: Scope | None = scope
         while around is not None:
             if name in around.values:
                 value = around.values[name]
-                if isinstance(value, _Missing) and value.why:
+                if isinstance(value, Missing) and value.why:
                     self.report(value.why, "", where)
                     value.why = ""
                 return value
@@ -279,16 +251,16 @@ class _Reader:
             return constant(read(tensor, self.external, f"initializer {name!r}"), name)
         except Unsupported as e:
             self.report(e.what, "", e.where)
-            return _Missing()
+            return Missing()
 
-    def convert(self, proto: NodeProto, scope: _Scope) -> None:
+    def convert(self, proto: NodeProto, scope: Scope) -> None:
         """Convert one node of the file and bind its outputs in the scope."""
         first = next((o for o in proto.output if o), "")
         name = self.unique(scope.prefix + (proto.name or f"{proto.op_type}_{first}"))
         self.found.where = where = f"{name} ({proto.op_type})"
         try:
             inputs = [self.value(i, scope, where) if i else None for i in proto.input]
-            present = [i for i in inputs if not isinstance(i, _Missing)]
+            present = [i for i in inputs if not isinstance(i, Missing)]
             if len(present) == len(inputs):  # else a missing input was reported
                 self.bind(proto, name, self.apply(proto, present, name, scope), scope)
                 return
@@ -297,10 +269,10 @@ class _Reader:
             domain = domain_of(proto.domain)
             self.report(f"{proto.op_type} ({domain or 'ai.onnx'}): {e.what}", e.hint, name)
         for output in proto.output:
-            scope.values[output] = _Missing()
+            scope.values[output] = Missing()
 
     def bind(
-        self, proto: NodeProto, name: str, result: Node | Sequence[Value], scope: _Scope
+        self, proto: NodeProto, name: str, result: Node | Sequence[Value], scope: Scope
     ) -> None:
         """Bind the outputs of a node to their names."""
         values: Sequence[Value]
@@ -313,11 +285,11 @@ class _Reader:
             values = [result] if isinstance(result, Node) else result
         for i, output in enumerate(proto.output):
             value = values[i] if i < len(values) else None
-            absent = _Missing(f"output {i} of {proto.op_type} is not supported")
+            absent = Missing(f"output {i} of {proto.op_type} is not supported")
             scope.values[output] = absent if value is None else value
 
     def apply(
-        self, proto: NodeProto, inputs: list[Held], name: str, scope: _Scope
+        self, proto: NodeProto, inputs: list[Held], name: str, scope: Scope
     ) -> Node | Sequence[Value]:
         """An operator on its inputs -> a node, or the values of its outputs."""
         where = f"{name} ({proto.op_type})"
@@ -346,7 +318,7 @@ class _Reader:
         inputs: Sequence[Held],
         attributes: Sequence[AttributeProto],
         name: str,
-        scope: _Scope,
+        scope: Scope,
     ) -> Node | Sequence[Value]:
         """An operator of ONNX's domain on its inputs -> a node, or the values of its outputs."""
         where = f"{name} ({proto.op_type})"
@@ -427,7 +399,7 @@ class _Reader:
         self.bounds.demand_none_in(call, made)
         return made
 
-    def check_known(self, proto: NodeProto, scope: _Scope, where: str) -> None:
+    def check_known(self, proto: NodeProto, scope: Scope, where: str) -> None:
         """Raise Unsupported if an operator has no definition here."""
         domain = domain_of(proto.domain)
         if (domain, proto.op_type, proto.overload) in self.functions:
@@ -446,12 +418,12 @@ class _Reader:
             raise Unsupported("unknown operator", where=where)
 
     def branch(
-        self, graph: GraphProto, name: str, given: Sequence[Value], scope: _Scope
+        self, graph: GraphProto, name: str, given: Sequence[Value], scope: Scope
     ) -> Sequence[Value]:
         """The outputs of one branch, or of a body on given inputs."""
         if len(graph.input) != len(given):
             raise Error(f"{len(graph.input)} inputs where {len(given)} are given", where=name)
-        inner = _Scope(
+        inner = Scope(
             scope.opsets,
             values={i.name: node for i, node in zip(graph.input, given, strict=True)},
             initializers=initializers(graph),
@@ -469,7 +441,7 @@ class _Reader:
         inputs: Sequence[Held],
         attributes: Sequence[AttributeProto],
         name: str,
-        scope: _Scope,
+        scope: Scope,
         shapes: Sequence[Stated | None] = (),
     ) -> Sequence[Value]:
         """A call of a function, its outputs' shapes if known -> the outputs of its body."""
@@ -478,7 +450,7 @@ class _Reader:
             raise Error(f"{len(inputs)} inputs where {len(function.input)} are taken", where=where)
         given = {a.name: a for a in function.attribute_proto} | {a.name: a for a in attributes}
         absent = (None,) * (len(function.input) - len(inputs))
-        inner = _Scope(
+        inner = Scope(
             opset_versions(function.opset_import) if function.opset_import else self.opsets,
             values=dict(zip(function.input, (*inputs, *absent), strict=True)),
             attributes=given,

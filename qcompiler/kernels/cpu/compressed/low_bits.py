@@ -208,7 +208,7 @@ class _Task(Task):
             words = step * (run.vectors * lanes) + v * lanes
             return memory.load(at + words * 4, lanes * 4, "int32")
 
-        right = Right(run.vectors, load, self._start(column, run, None), column=column)
+        right = Right(run.vectors, load, self.starts.of(column, run, None), column=column)
         return self._floats(right) if self.layout.decoded else right
 
     def _floats(self, right: Right) -> Right:

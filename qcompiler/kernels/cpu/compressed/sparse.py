@@ -188,7 +188,7 @@ class _Task(Task):
         def correction(v: int) -> Value:
             return memory.load(head + _HEAD, product.correction_bytes, "int32")
 
-        start = self._start(column, run, correction if product.flipped else None)
+        start = self.starts.of(column, run, correction if product.flipped else None)
         return Right(1, lambda step, v: load(step, v), start, Leftovers(count, offset, load))
 
     def _sums(self, left: Left, base: Value, right: Right) -> Registers:

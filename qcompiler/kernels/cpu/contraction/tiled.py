@@ -11,7 +11,7 @@ for each task (a share of the output rows, of the columns, or of both)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,18 +20,13 @@ from tvm import tirx
 
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
-from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
-from qcompiler.kernels.cpu.code.epilogue import store
 from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import divided, first_of, up
 from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
-from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import (
-    TOGETHER,
     Tiling,
-    powers_of_two,
     prefetch_pace,
     priced,
 )
@@ -43,21 +38,20 @@ from qcompiler.kernels.cpu.contraction.microkernel import (
     Left,
     Leftovers,
     Right,
-    for_rows,
-    of_row,
     sums,
 )
 from qcompiler.kernels.cpu.contraction.operands import (
     Product,
     Run,
-    bias_of,
     leftover_bytes,
     panel_bytes,
 )
-from qcompiler.kernels.cpu.contraction.pairs import paired, part, together, twice
+from qcompiler.kernels.cpu.contraction.pairs import paired, twice
 from qcompiler.kernels.cpu.contraction.patch import Patch, RightPacker
 from qcompiler.kernels.cpu.contraction.problem import Batch, Problem
+from qcompiler.kernels.cpu.contraction.results import Results
 from qcompiler.kernels.cpu.contraction.short import short_sums
+from qcompiler.kernels.cpu.contraction.starts import Starts
 from qcompiler.kernels.cpu.contraction.zipped import zip_rows
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
@@ -132,8 +126,7 @@ class Task:
     def __init__(self, d: Draft, layout: Layout, scratch: Pointer | None, task: Value) -> None:
         self.d, self.b, self.layout, self.scratch = d, d.b, layout, scratch
         self.problem, self.product, self.panels = layout.problem, layout.product, layout.panels
-        self.summed, self.bias = bias_of(d.region)
-        self.fused = d.writing(self.summed)
+        self.results, self.starts = Results(d, layout, self._there), Starts(d, layout)
         p, t = layout.problem, layout.tiling
         row_task, column_task = task // t.column_tasks, task % t.column_tasks
         shared = p.groups if p.groups > 1 else self.panels.panels
@@ -264,12 +257,11 @@ class Task:
             left, base = self._left(block, origin, (y, x), pixels, nth)
             index = b.let((block.image * self.rows + y) * self.columns + x, "pixel")
             places = [index + (dy * self.columns + dx) for dy, dx in pixels]
-            self._prefetch_operands(places, column, run)
+            self.results.prefetch(places, column, run)
             ahead = not isinstance(pace, int) or pace
             beside = self._next_panel(right, nth, run, pace) if ahead else None
             registers = self._sums(left, base, replace(right, beside=beside))
-            finish = self._finish_pairs if layout.pairs else self._finish
-            finish(registers, places, column, run)
+            self.results.write(registers, places, column, run)
 
         self._each_tile(block, tile)
 
@@ -417,11 +409,11 @@ class Task:
         def scale(v: int) -> Value:
             return memory.load(at + v * lanes * 4, lanes * 4, "float32")
 
-        start = self._start(column, run, correction if product.flipped else None)
+        start = self.starts.of(column, run, correction if product.flipped else None)
         head_of = (memory + at).view("int32") if product.flipped else None
         leftovers = self._leftovers(memory, at, run) if product.leftovers else None
         scales = scale if product.scale_bytes else None
-        again = self._again(column, run, head_of)
+        again = self.starts.again(column, run, head_of)
         return Right(run.vectors, load, start, leftovers, panel=panel, scale=scales, again=again)
 
     def _leftovers(self, memory: Pointer, at: Value, run: Run) -> Leftovers:
@@ -441,56 +433,6 @@ class Task:
 
         return Leftovers(count, offset, load)
 
-    def _start(
-        self, column: Value, run: Run, correction: Callable[[int], Value] | None
-    ) -> Callable[[int], Value] | None:
-        """What sums begin with: the bias, if one is added first of all, and the correction."""
-        if self.bias is None:
-            return correction
-        pointer, lanes = self.d.pointers[self.bias], self.product.mac.width
-        both, product = self.bias in self.layout.twice, self.product
-
-        def start(v: int) -> Value:
-            if both:
-                bias = tir.nth_vector(pointer + 2 * column, product.mac.lanes, v)
-            else:
-                count = run.tail if v == run.vectors - 1 else lanes
-                bias = pointer.load_first(count, column + v * lanes, lanes)
-            if correction is None:
-                return bias
-            more = correction(v)
-            return tir.wrapping("+", bias, for_rows(product, more) if both else more)
-
-        return start
-
-    def _again(
-        self, column: Value, run: Run, correction: Pointer | None
-    ) -> Callable[[], Iterator[Callable[[int], Value]]] | None:
-        """The same for one row after the other, loaded instead of copied, where vectors are loaded
-        in pairs and copies take the place of multiplications (the intrinsic "again"): if there is
-        one of both, of whole vectors.
-        """
-        again, mac = self.d.isa.intrinsics.get("again"), self.product.mac
-        both, lanes = self.bias in self.layout.twice, mac.lanes
-        one = (self.bias is None) != (correction is None)
-        whole = run.tail == mac.width and (mac.rows == 1 or (both and correction is None))
-        short = isinstance(mac, ShortMac)
-        if again is None or not one or not whole or not (short or self.product.sums == "int32"):
-            return None
-        if correction is not None:
-            first = correction
-        else:
-            assert self.bias is not None
-            first = self.d.pointers[self.bias] + column * (2 if both else 1)
-
-        def rows() -> Iterator[Callable[[int], Value]]:
-            pointer = first
-            while True:
-                pointer = again(self.b, pointer)
-                yield partial(tir.nth_vector, pointer, lanes)
-
-        return rows
-
     def _right_in_place(self, matrix: Value, run: Run, column: Value) -> Right:
         """Rows of the right matrix, read as they are."""
         memory, width, lanes = (
@@ -504,7 +446,7 @@ class Task:
             count = run.tail if v == run.vectors - 1 else lanes
             return memory.load_first(count, start + step * width + v * lanes, lanes)
 
-        return Right(run.vectors, load, self._start(column, run, None))
+        return Right(run.vectors, load, self.starts.of(column, run, None))
 
     def _pace(self, pace: int, block: Block, run: Run) -> Value:
         """The same of the tiles that a block has in a run."""
@@ -527,64 +469,6 @@ class Task:
         assert panel is not None
         return lambda step: panel.prefetch(first + step * pace, level=2)
 
-    # -- the way out
-
-    def _prefetch_operands(self, pixels: list[Value], column: Value, run: Run) -> None:
-        """Prefetch the epilogue's operands while a tile is multiplied."""
-        lanes = run.vectors * self.product.mac.width
-        for node in self.layout.prefetched:
-            line = self.d.device.core.line_bytes * 8 // tir.bits(tir.stored(node.dtype))
-            for pixel in pixels:
-                start = pixel * node.type.dims[-1] + column
-                for at in range(0, lanes, line):
-                    self.d.pointers[node].prefetch(start + at)
-
-    def _finish(self, registers: Registers, pixels: list[Value], column: Value, run: Run) -> None:
-        """Apply the elementwise nodes to a tile's sums and store it."""
-        b, fused, lanes = self.b, self.fused, self.product.mac.width
-        root = self.problem.root
-        columns = root.type.dims[-1]
-        for r, pixel in enumerate(pixels):
-            with self._there(r):
-                index = b.let(pixel, "pixel")
-                row = fused.row(index)
-                first = 0
-                for width in powers_of_two(run.vectors):
-                    last = first + width == run.vectors
-                    count = (width - 1) * lanes + (run.tail if last else lanes)
-                    some = range(first, first + width)
-                    held = of_row(self.product, registers, run.vectors, r, some)
-                    value = Vec(fused.m, b.let(held, "sums"), root.dtype, width * lanes)
-                    at = b.let(column + first * lanes, "n")
-                    result = fused.at(row, at, width * lanes, count, {self.summed: value})
-                    store(fused.m, self.d.out, index * columns + at, result, count)
-                    first += width
-
     def _there(self, nth: int) -> AbstractContextManager[None]:
         """What is to be done with a tile's nth pixel, if it is one of the output."""
         return nullcontext()
-
-    def _finish_pairs(
-        self, registers: Registers, pixels: list[Value], column: Value, run: Run
-    ) -> None:
-        """The same, two rows at a time, whose bytes are parted at the end."""
-        b, fused, mac = self.b, self.fused, self.product.mac
-        root, row = self.problem.root, fused.row(tir.const(0))
-        for several in range(0, len(pixels), 2):
-            first = 0
-            for width in together(run.vectors):
-                made = []
-                for v in range(first, first + width, TOGETHER):
-                    count = min(width, TOGETHER)
-                    begin = several // 2 * run.vectors + v
-                    held = tir.concat([registers[begin + i] for i in range(count)])
-                    lanes = count * mac.lanes
-                    value = Vec(fused.m, b.let(held, "sums"), root.dtype, lanes)
-                    at = b.let(column * 2 + v * mac.lanes, "n")
-                    made.append(fused.at(row, at, lanes, lanes, {self.summed: value}))
-                parts = [b.let(v.expr, "bytes") for v in made]
-                for nth, pixel in enumerate(pixels[several : several + 2]):
-                    with self._there(several + nth):
-                        at = b.let(pixel * root.type.dims[-1] + (column + first * mac.width), "n")
-                        self.d.out.store(at, part(parts, mac.width, nth))
-                first += width

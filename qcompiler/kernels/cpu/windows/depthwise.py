@@ -18,7 +18,7 @@ at the top or the bottom, the same code reads missing rows from a line of paddin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -29,11 +29,11 @@ from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse
-from qcompiler.kernels.cpu.code.epilogue import load, store
+from qcompiler.kernels.cpu.code.epilogue import store
 from qcompiler.kernels.cpu.code.images import OpenImage, is_open, least
 from qcompiler.kernels.cpu.code.interleave import repacked
 from qcompiler.kernels.cpu.code.loops import divided, sweep, tasks
-from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Pointer, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import powers_of_two
 from qcompiler.kernels.cpu.contraction.operands import (
@@ -41,13 +41,14 @@ from qcompiler.kernels.cpu.contraction.operands import (
     bias_of,
     product_of,
 )
-from qcompiler.kernels.cpu.windows.depthwise_columns import Columns, Interleaved
+from qcompiler.kernels.cpu.windows.depthwise_columns import Columns
 from qcompiler.kernels.cpu.windows.depthwise_filters import (
     Filters,
     Shape,
     filters_of,
     unpacked_rows,
 )
+from qcompiler.kernels.cpu.windows.depthwise_sums import Block, Sums
 from qcompiler.kernels.registry import Candidate, Kernel, Region, candidates
 
 _GUARD = 64
@@ -172,8 +173,8 @@ class _Task:
     """The code of one task while it is emitted."""
 
     def __init__(self, d: Draft, filters: Filters, tile: Tile, scratch: Pointer | None) -> None:
-        self.d, self.b, self.isa, self.filters, self.tile = d, d.b, d.isa, filters, tile.columns
-        self.s, self.product, self.unpacked = filters.shape, filters.product, filters.unpacked
+        self.d, self.b, self.isa, self.filters, self.tile = d, d.b, d.isa, filters, tile
+        self.s = filters.shape
         self.image = OpenImage.of(d, filters.shape.window) if is_open(d.region) else None
         self.height: Value = self.s.height
         self.rows: Value = self.s.rows
@@ -183,20 +184,12 @@ class _Task:
             self.height, self.rows = self.image.height, self.image.rows
             self.outputs = self.image.columns
             self.line = self.b.let(self.image.width * self.s.channels, "line")
-        self.lanes, self.block = filters.lanes, filters.block
-        self.x, self.w = d.root.operands
-        self.summed, self.bias = bias_of(d.region)
-        self.long = d.isa.intrinsics["multiply_long"] if filters.long else None
-        self.chain = d.region.known(self.w).run
-        self.weights = d.pointers[self.w].view("uint8") if self.product else d.pointers[self.w]
+        self.x, self.summed = d.root.operands[0], bias_of(d.region)[0]
         self.padding = scratch and scratch.view(self.x.dtype)
         if self.padding is not None:
             self._fill(self.padding)
         self.fused = d.writing(self.summed)  # loads scalars here, once
-        self.kept = tile.kept
-        if self.product is not None:
-            pad, shared = d.root.int("pad_value"), filters.shared if tile.kept else 0
-            self.columns = Interleaved(d.b, filters, pad, self.x.dtype, shared)
+        self.sums = Sums(d, filters, tile.kept)
 
     # -- loops
 
@@ -208,14 +201,14 @@ class _Task:
         origin, lines = self._lines(image, first)
         low, high = s.inside()
 
-        def block(channel: Value, count: int, weights: Value) -> None:
+        def tiles(block: Block) -> None:
             def tile(x: Value, size: int, left: int | None) -> None:
                 """`left`: the first input column, if known at compile time."""
                 column = x * s.window.strides[1] - s.left
-                base = b.let(origin + column * s.channels + channel, "base")
+                base = b.let(origin + column * s.channels + block.channel, "base")
                 known = (lambda j: True) if left is None else (lambda j: 0 <= left + j < s.width)
                 columns = Columns(lines, base, s.channels, known, left == -s.left)
-                self._tile(columns, row, x, size, channel, count, weights)
+                self._tile(columns, row, x, size, block)
 
             def edge(x: Value, size: int, left: bool, right: bool) -> None:
                 """A tile of which only a run knows what is in the image at these ends of it."""
@@ -223,24 +216,23 @@ class _Task:
                 assert self.padding is not None
                 width = self.image.width
                 column = b.let(x * s.window.strides[1] - s.left, "column")
-                base = b.let(origin + column * s.channels + channel, "base")
-                beyond = self._reach(size) - (s.window.pads[1] or (0, 0))[1]
+                base = b.let(origin + column * s.channels + block.channel, "base")
+                beyond = self.sums.reach(size) - (s.window.pads[1] or (0, 0))[1]
 
                 def known(j: int) -> Value:
                     tests = [column >= -j] * left + [column < width - j] * (right and j >= beyond)
                     return tirx.all(*tests) if tests else True
 
                 columns = Columns(lines, base, s.channels, known, padding=self.padding)
-                self._tile(columns, row, x, size, channel, count, weights)
+                self._tile(columns, row, x, size, block)
 
-            if self.product is not None:
-                self.columns.begin(count)
+            self.sums.begin(block)
             if self.image is None:
-                self._tiles(tile, max(low, int(self.kept)), high)
+                self._tiles(tile, max(low, int(self.tile.kept)), high)
             else:
                 self._open_tiles(tile, edge, low)
 
-        self._each_block(block)
+        self._each_block(tiles)
 
     def _open_tiles(
         self,
@@ -251,7 +243,7 @@ class _Task:
         """Tiles over a row of as many columns as a run has: one at each edge that windows reach
         across, others between, of which the last begins earlier where it would reach across one.
         """
-        b, s, size, image = self.b, self.s, self.tile, self.image
+        b, s, size, image = self.b, self.s, self.tile.columns, self.image
         assert image is not None
         count, zero, stride = image.columns, tir.const(0), s.window.strides[1]
         after = (s.window.pads[1] or (0, 0))[1]
@@ -285,7 +277,8 @@ class _Task:
         around = sum(s.window.pads[1] or (0, 0))
         count = (width + around - s.reach[1]) // stride + 1
         high = min((width + s.left - s.reach[1]) // stride + 1, count)
-        return low + self.tile <= high and max(low, count - high) <= self.tile
+        size = self.tile.columns
+        return low + size <= high and max(low, count - high) <= size
 
     def _lines(self, image: Value, first: Value) -> tuple[Value, tuple[Pointer, ...]]:
         """The input rows of an output row, from row `first` on: their offset in the pointers, and a
@@ -315,271 +308,51 @@ class _Task:
 
     def _tiles(self, tile: Callable[[Value, int, int | None], None], low: int, high: int) -> None:
         """Tiles over a row: unrolled at the edges, in a loop between."""
-        s, at = self.s, 0
+        s, at, most = self.s, 0, self.tile.columns
         stride = s.window.strides[1]
         while at < min(low, s.columns):
-            size = min(self.tile, s.columns - at)
+            size = min(most, s.columns - at)
             tile(tir.const(at), size, at * stride - s.left)
             at += size
-        middle = max((high - at) // self.tile, 0)
+        middle = max((high - at) // most, 0)
         if middle:
             with self.b.serial(middle, "x") as i:
-                tile(self.b.let(i * self.tile + at, "column"), self.tile, None)
-            at += middle * self.tile
+                tile(self.b.let(i * most + at, "column"), most, None)
+            at += middle * most
         while at < s.columns:
-            size = min(self.tile, s.columns - at)
+            size = min(most, s.columns - at)
             tile(tir.const(at), size, at * stride - s.left)
             at += size
 
-    def _each_block(self, body: Callable[[Value, int, Value], None]) -> None:
-        """body(first channel, number of channels, offset of the weights) for every block."""
-        whole, rest = divmod(self.s.channels, self.block)
-        size = self.filters.block_size
+    def _each_block(self, body: Callable[[Block], None]) -> None:
+        """Every block of channels, the last one with the rest."""
+        width, size = self.filters.block, self.filters.block_size
+        whole, rest = divmod(self.s.channels, width)
         if whole:
             with self.b.serial(whole, "block") as i:
-                body(self.b.let(i * self.block, "c"), self.block, self.b.let(i * size, "w"))
+                body(Block(self.b.let(i * width, "c"), width, self.b.let(i * size, "w")))
         if rest:
-            body(tir.const(whole * self.block), rest, tir.const(whole * size))
+            body(Block(tir.const(whole * width), rest, tir.const(whole * size)))
 
-    # -- a tile
-
-    def _tile(
-        self,
-        columns: Columns,
-        row: Value,
-        x: Value,
-        size: int,
-        channel: Value,
-        count: int,
-        weights: Value,
-    ) -> None:
-        """`size` output columns of one block of channels, of which `count` exist."""
-        parts = -(-count // self.lanes)
-        sums = self.b.registers(self.d.root.dtype, self.lanes, size * parts, "sums")
-        if self.filters.short is not None:
-            self._short_sums(sums, columns, size, channel, count, weights)
-        elif self.product is None:
-            self._float_sums(sums, columns, size, channel, count, weights)
-        else:
-            self._integer_sums(sums, columns, size, channel, count, weights)
+    def _tile(self, columns: Columns, row: Value, x: Value, size: int, block: Block) -> None:
+        """`size` output columns of one block, through the elementwise nodes to memory."""
+        lanes, count = self.filters.lanes, block.count
+        sums, parts = self.sums.of(columns, size, block), -(-count // lanes)
         for t in range(size):
             pixel = self.b.let(row * self.outputs + (x + t), "pixel")
             place = self.fused.row(pixel)
             first = 0
             for several in powers_of_two(parts):
-                lanes = several * self.lanes
+                width = several * lanes
                 held = tir.concat([sums[t * parts + first + p] for p in range(several)])
-                value = Vec(self.d.m, self.b.let(held, "held"), self.d.root.dtype, lanes)
-                at = self.b.let(channel + first * self.lanes, "n")
-                there = min(lanes, count - first * self.lanes)
-                made = self.fused.at(place, at, lanes, there, {self.summed: value})
-                if self.unpacked and count == self.block:
-                    made = Vec(self.d.m, repacked(made.expr), made.dtype, lanes)
+                value = Vec(self.d.m, self.b.let(held, "held"), self.d.root.dtype, width)
+                at = self.b.let(block.channel + first * lanes, "n")
+                there = min(width, count - first * lanes)
+                made = self.fused.at(place, at, width, there, {self.summed: value})
+                if self.filters.unpacked and count == self.filters.block:
+                    made = Vec(self.d.m, repacked(made.expr), made.dtype, width)
                 store(self.d.m, self.d.out, pixel * self.s.channels + at, made, there)
                 first += several
-
-    def _bias(self, channel: Value, count: int) -> list[Value]:
-        """The initial value of each vector of sums."""
-        lanes, dtype = self.lanes, self.d.root.dtype
-        if self.bias is None:
-            return [tir.const(0, dtype, lanes)] * -(-count // lanes)
-        pointer = self.d.pointers[self.bias]
-        return [
-            pointer.load_first(min(lanes, count - first), channel + first, lanes)
-            for first in range(0, count, lanes)
-        ]
-
-    def _begin(self, sums: Registers, size: int, starts: list[Value]) -> None:
-        for p, start in enumerate(starts):
-            value = self.b.let(start, "start")
-            for t in range(size):
-                sums[t * len(starts) + p] = value
-
-    def _begin_again(self, sums: Registers, size: int, channel: Value, count: int) -> bool:
-        """The same with biases loaded for every column, where that is better than to copy them (the
-        intrinsic "again"); False where it is not, or they are no whole vectors.
-        """
-        again, parts = self.isa.intrinsics.get("again"), count // self.lanes
-        if again is None or self.bias is None or count % self.lanes:
-            return False
-        pointer = self.d.pointers[self.bias] + channel
-        for t in range(size):
-            pointer = again(self.b, pointer)
-            for p in range(parts):
-                sums[t * parts + p] = tir.nth_vector(pointer, self.lanes, p)
-        return True
-
-    def _meets(self, j: int, size: int) -> list[tuple[int, int]]:
-        """The (output column, kernel column) pairs of a tile that use its input column j."""
-        stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
-        taps = range(self.s.window.kernel[1])
-        return [(t, k) for k in taps for t in range(size) if t * stride + k * dilation == j]
-
-    def _reach(self, size: int) -> int:
-        return (size - 1) * self.s.window.strides[1] + self.s.reach[1]
-
-    def _inputs(
-        self, columns: Columns, size: int, count: int, dtype: str
-    ) -> Iterator[tuple[Value, list[tuple[int, int]]]]:
-        """Each vector of inputs that a tile uses, as `dtype`; its (output column, tap) pairs."""
-        height, width = self.s.window.kernel
-        for i in range(height):
-            for j in range(self._reach(size)):
-                meets = self._meets(j, size)
-                memory = columns.at(i, j) if meets else None
-                if memory is None:
-                    continue  # unused, or zero
-                x = load(self.d.m, memory, self.x.dtype, tir.const(0), self.lanes, count)
-                value = self.b.let(self.d.m.cast(x, dtype).expr, "x")
-                yield value, [(t, i * width + k) for t, k in meets]
-
-    def _float_sums(
-        self,
-        sums: Registers,
-        columns: Columns,
-        size: int,
-        channel: Value,
-        count: int,
-        weights: Value,
-    ) -> None:
-        self._begin(sums, size, self._bias(channel, count))
-        for value, taps in self._inputs(columns, size, count, "float32"):
-            for t, tap in taps:
-                sums[t] = tir.fma(value, self.weights_float(weights, tap), sums[t])
-
-    def _short_sums(
-        self,
-        sums: Registers,
-        columns: Columns,
-        size: int,
-        channel: Value,
-        count: int,
-        weights: Value,
-    ) -> None:
-        """All taps are added in short floats, then, as the scales say, to the bias."""
-        mac, block = self.filters.short, self.block
-        assert mac is not None
-        short = self.b.registers(self.x.dtype, self.lanes, size, "short")
-        begun: set[int] = set()
-        for value, taps in self._inputs(columns, size, count, self.x.dtype):
-            for t, tap in taps:
-                w = self.weights.load(weights + block * (2 + tap), block)
-                short[t] = mac.emit(short[t], value, w) if t in begun else value * w
-                begun.add(t)
-        scale = self.b.let(self.weights.load(weights, block * 2, "float32"), "scale")
-        if not self._begin_again(sums, size, channel, count):
-            self._begin(sums, size, self._bias(channel, count))
-        for t in range(size):
-            if t not in begun:  # all of its window is padding
-                short[t] = tir.const(0, self.x.dtype, self.lanes)
-            sums[t] = tir.fma(tir.cast(short[t], "float32"), scale, sums[t])
-
-    def weights_float(self, start: Value, tap: int) -> Value:
-        """One tap's weights of a block."""
-        return self.d.pointers[self.w].view("float32").load(start + tap * self.block, self.lanes)
-
-    def _integer_sums(
-        self,
-        sums: Registers,
-        columns: Columns,
-        size: int,
-        channel: Value,
-        count: int,
-        weights: Value,
-    ) -> None:
-        product = self.product
-        assert product is not None
-        parts = -(-count // self.lanes)
-        starts = self._bias(channel, count)
-        if product.flipped:
-            for p, start in enumerate(starts):
-                at = weights + p * self.lanes * 4
-                correction = self.weights.load(at, self.lanes * 4, "int32")
-                starts[p] = tir.wrapping("+", start, correction)
-        if self.long is not None:
-            self._long_sums(
-                sums, columns, size, [self.b.let(s, "start") for s in starts], count, weights
-            )
-            return
-        if product.flipped or not self._begin_again(sums, size, channel, count):
-            self._begin(sums, size, starts)
-        head = self.block * 4
-        for g in range(self.filters.groups):
-            for j in range(self._reach(size)):
-                meets = self._meets(j, size)
-                if not meets:
-                    continue
-                fours = self.columns.column(columns, g, j, size, count)
-                for p, four in enumerate(fours):
-                    lefts = [self.b.let(v, "left") for v in self._operands(four)]
-                    for t, k in meets:
-                        at = head + (g * self.s.window.kernel[1] + k) * self.filters.step_bytes
-                        at += p * self.filters.part_bytes
-                        total = sums[t * parts + p]
-                        for i, left in enumerate(lefts):
-                            right = self.weights.load(
-                                weights + (at + i * self.lanes * 4), self.lanes * 4
-                            )
-                            total = product.mac.emit(total, left, right)
-                        sums[t * parts + p] = total
-
-    def _long_sums(
-        self,
-        sums: Registers,
-        columns: Columns,
-        size: int,
-        starts: list[Value],
-        count: int,
-        weights: Value,
-    ) -> None:
-        """Chains of taps whose products are added in 16 bits, then to the sums or their initial
-        values.
-        """
-        assert self.long is not None
-        height, width = self.s.window.kernel
-        taps = [(i, k) for i in range(height) for k in range(width)]
-        stride, dilation = self.s.window.strides[1], self.s.window.dilations[1]
-        read: dict[tuple[int, int], Value] = {}
-        halves = [range(p, p + 8) for p in range(0, self.block, 8)][: -(-len(starts) // 2)]
-        for first in range(0, len(taps), self.chain):
-            chain = taps[first : first + self.chain]
-            filters = []
-            for n in range(first, first + len(chain)):
-                at = weights + (self.block * 4 + n * self.block)
-                filters.append(self.b.let(self.weights.load(at, self.block, "int8"), "w"))
-            for t in range(size):
-                places = [(i, t * stride + k * dilation) for i, k in chain]
-                for place in places:
-                    if place not in read:
-                        found = self.columns.bytes(columns, *place, count)
-                        assert found is not None
-                        read[place] = self.b.let(tir.reinterpret(found, "int8"), "x")
-                for h, half in enumerate(halves):
-                    words = None
-                    for place, w in zip(places, filters, strict=True):
-                        one, other = (tir.shuffle(v, half) for v in (read[place], w))
-                        made = self.long(one, other)
-                        words = made if words is None else words + made
-                    words = self.b.let(words, "words")
-                    for p in range(2 * h, min(2 * h + 2, len(starts))):
-                        part = tir.cast(
-                            tir.shuffle(words, range(p % 2 * 4, p % 2 * 4 + 4)), "int32"
-                        )
-                        before = sums[t * len(starts) + p] if first else starts[p]
-                        sums[t * len(starts) + p] = tir.wrapping("+", before, part)
-
-    def _operands(self, four: Value) -> list[Value]:
-        """Four bytes a lane -> the product's operands: the bytes, or two pairs of int16."""
-        product = self.product
-        assert product is not None
-        if product.mac.k == 4:
-            return [four]
-        kind = "int16" if self.x.dtype == "int8" else "uint16"
-        both = tir.reinterpret(four, kind)
-        eight = tir.const(8, kind, tir.lanes_of(both))
-        odd = tirx.op.shift_right(both, eight)
-        even = tirx.op.shift_right(tirx.op.shift_left(both, eight), eight)
-        return [tir.reinterpret(v, "int16") for v in (even, odd)]
 
 
 def _kind(shape: Shape, region: Region) -> str:
