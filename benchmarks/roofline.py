@@ -45,9 +45,10 @@ def measured(model: Model, rounds: int) -> tuple[Limits, list[Point]]:
     assert isinstance(device, Cpu)
     rng = np.random.default_rng(0)
     inputs = {v.name: rng.random(v.shape).astype(numpy_dtype(v.dtype)) for v in model.inputs}
-    most = limits.measure(device)
+    gauge = limits.Gauge(device)
+    most = gauge.read()
     seconds = model.profile(inputs, repeat=rounds)
-    most |= limits.measure(device)
+    most |= gauge.read()
     steps = zip(model.variant.steps, seconds, strict=True)
     return most, [
         Point(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qcompiler.runtime.cuda import CudaModel
     from qcompiler.runtime.remote import RemoteModel
     from qcompiler.runtime.timing import Measured
-    from qcompiler.tune.limits import Limits
+    from qcompiler.tune.limits import Gauge
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +128,10 @@ def _step_rows(
     """Every step that runs, so often: its time, and, where the compiler is installed to measure
     that, how near it comes to what this machine can do.
     """
-    before = _limits(model)
+    gauge = _gauge(model)
+    before = gauge and gauge.read()
     seconds = model.profile(inputs)
-    most = before and before | (_limits(model) or before)
+    most = gauge and before and before | gauge.read()
     whole = sum(seconds)
     rows: list[dict[str, object]] = []
     for step, taken, n in zip(model.variant.steps, seconds, often):
@@ -152,9 +153,9 @@ def _step_rows(
     return rows
 
 
-def _limits(model: Model | CudaModel | RemoteModel) -> Limits | None:
-    """What this machine can do at most; None where the compiler's packages are not installed, and
-    of a GPU or another machine.
+def _gauge(model: Model | CudaModel | RemoteModel) -> Gauge | None:
+    """What measures how much this machine does at most of what the model's steps do; None where the
+    compiler's packages are not installed, and of a GPU or another machine.
     """
     from qcompiler.runtime import Model
 
@@ -167,7 +168,7 @@ def _limits(model: Model | CudaModel | RemoteModel) -> Limits | None:
 
         device = plugins.device(model.variant.isa, model.threads)
         assert isinstance(device, Cpu)
-        return limits.measure(device)
+        return limits.Gauge(device, {limits.kind_of(s.operands) for s in model.variant.steps})
     except ImportError as e:
         if compiler_missing(e) is None:
             raise

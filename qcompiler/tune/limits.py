@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,33 +80,69 @@ def kind_of(dtype: str) -> str:
 
 
 def measure(device: Cpu) -> Limits:
-    """Time both kinds of limit on this machine, with the device's threads; about two seconds."""
-    ops: dict[str, float] = {}
-    for mac in device.isa.inherited:
-        left = mac.key[0]
-        kind = "integer" if left in ("u8", "i8", "i16") else left
-        ops[kind] = max(ops.get(kind, 0.0), products(device, mac))
-    threads = device.threads
-    caches = (device.l1_bytes * threads, device.l2_bytes * threads, device.l3_bytes)
-    levels = [(float(size), bandwidth(device, size // 2)) for size in caches]
-    return Limits(ops, (*levels, (math.inf, bandwidth(device, _MEMORY_BYTES))))
+    """Time both kinds of limit on this machine, with the device's threads; about four seconds."""
+    return Gauge(device).read()
+
+
+class Gauge:
+    """Code that measures the limits of a device, compiled once; `kinds`: only products of these
+    kinds of operands, and of float32, which stands for what a device lacks.
+    """
+
+    def __init__(self, device: Cpu, kinds: Collection[str] | None = None) -> None:
+        self._products: list[tuple[str, _Timed]] = []
+        for mac in device.isa.inherited:
+            left = mac.key[0]
+            kind = "integer" if left in ("u8", "i8", "i16") else left
+            if kinds is None or kind in kinds or kind == "f32":
+                self._products.append((kind, _product(device, mac)))
+        self._reads = _Reads(device)
+        threads = device.threads
+        self._caches = device.l1_bytes * threads, device.l2_bytes * threads, device.l3_bytes
+
+    def read(self) -> Limits:
+        """Measure them now; about a second."""
+        ops: dict[str, float] = {}
+        for kind, product in self._products:
+            ops[kind] = max(ops.get(kind, 0.0), product.rate())
+        levels = [(float(size), self._reads.rate(size // 2)) for size in self._caches]
+        return Limits(ops, (*levels, (math.inf, self._reads.rate(_MEMORY_BYTES))))
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Machine code, what it does in a run, and the bytes of its source and its output."""
+
+    code: Code
+    threads: int
+    work: int
+    source: int
+    out: int
+
+    def rate(self) -> float:
+        """Its work per second, in the fastest of several runs."""
+        return self.work / min(runs(self.code, self.threads, self.source, self.out))
 
 
 def products(device: Cpu, mac: Mac, sums: int = 0) -> float:
     """Operations per second of one product, over all threads, with `sums` independent sums; 0: as
     many as registers hold.
     """
-    b = Builder("products")
+    return _product(device, mac, sums).rate()
+
+
+def _product(device: Cpu, mac: Mac, sums: int = 0) -> _Timed:
+    b, threads = Builder("products"), device.threads
     source, out = b.pointer("source", "uint8"), b.pointer("out", "uint8")
-    with b.parallel(device.threads) as task:
+    with b.parallel(threads) as task:
         mine = out + task * _OUT_BYTES
         if isinstance(mac, TileMac):
             count = _tiles(b, device.isa, mac, source, mine)
         else:
             assert not isinstance(mac, WarpMac), "a CPU has no warps"
             count = _vectors(b, device.isa, mac, source, mine, sums)
-    done = 2 * count * _ITERATIONS * mac.multiplies * device.threads
-    return done / min(times(b, device, _SOURCE_BYTES, _OUT_BYTES * device.threads))
+    done = 2 * count * _ITERATIONS * mac.multiplies * threads
+    return _Timed(built(b, device), threads, done, _SOURCE_BYTES, _OUT_BYTES * threads)
 
 
 def _vectors(
@@ -156,42 +192,63 @@ def _tiles(b: Builder, isa: Isa, mac: TileMac, source: Pointer, out: Pointer) ->
 
 def bandwidth(device: Cpu, size: int) -> float:
     """Bytes per second of repeated reads of `size` bytes, split among threads."""
-    lanes, slots, threads = device.isa.lanes(4), 8, device.threads
-    group = lanes * slots
-    iterations = max(size // threads // (4 * group), 1)
-    again = max(_PASS_BYTES // (iterations * group * 4), 1)
-    b = Builder("reads")
-    source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
-    with b.parallel(threads) as task:
-        seen = b.registers("int32", lanes, slots, "seen")
-        seen.fill(0)
-        with b.serial(again, "again"), b.serial(iterations, "i") as i:
-            at = b.let((task * iterations + i) * group)
+    return _Reads(device).rate(size)
+
+
+class _Reads:
+    """Code that reads some bytes again and again, split among the device's threads: how many, and
+    how often, is its second operand.
+    """
+
+    def __init__(self, device: Cpu) -> None:
+        lanes, slots = device.isa.lanes(4), 8
+        self.group, self.threads = lanes * slots, device.threads
+        b = Builder("reads")
+        source, sizes, out = (b.pointer(name, "int32") for name in ("source", "sizes", "out"))
+        with b.parallel(self.threads) as task:
+            iterations, again = b.let(sizes.load(0)), b.let(sizes.load(1))
+            seen = b.registers("int32", lanes, slots, "seen")
+            seen.fill(0)
+            with b.serial(again, "again"), b.serial(iterations, "i") as i:
+                at = b.let((task * iterations + i) * self.group)
+                for i in range(slots):
+                    seen[i] = seen[i] ^ source.load(at + i * lanes, lanes)
             for i in range(slots):
-                seen[i] = seen[i] ^ source.load(at + i * lanes, lanes)
-        for i in range(slots):
-            out.store(task * group + i * lanes, seen[i])
-    done = 4 * group * iterations * again * threads
-    return done / min(times(b, device, 4 * group * iterations * threads, 4 * group * threads))
+                out.store(task * self.group + i * lanes, seen[i])
+        self.code = built(b, device)
+
+    def rate(self, size: int) -> float:
+        """Bytes per second of reads of `size` bytes."""
+        group, threads = 4 * self.group, self.threads  # bytes
+        iterations = max(size // threads // group, 1)
+        again = max(_PASS_BYTES // (iterations * group), 1)
+        sizes = np.array([iterations, again], np.int32)
+        source, out = group * iterations * threads, group * threads
+        return source * again / min(runs(self.code, threads, source, sizes, out))
 
 
 def times(b: Builder, device: Cpu, source: int | Array, out: int | Array) -> list[float]:
     """A kernel of two pointers, and the data of each (an array, or a number of bytes set to 1) ->
     the seconds of each run.
     """
-    kernel = Kernel(b.name, b.function(), tasks=device.threads)
-    return runs(Code(emit_kernel(kernel, device.isa)), device.threads, source, out)
+    return runs(built(b, device), device.threads, source, out)
+
+
+def built(b: Builder, device: Cpu) -> Code:
+    """A kernel of pointers -> its machine code, with one task per thread."""
+    return Code(emit_kernel(Kernel(b.name, b.function(), tasks=device.threads), device.isa))
 
 
 def runs(
     code: Code,
     threads: int,
-    source: int | Array,
-    out: int | Array,
+    *operands: int | Array,
     before: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Machine code of such a kernel -> the seconds of each run, with `before` called first."""
-    memory = [_memory(each) for each in (source, out)]
+    """Machine code of such a kernel, and the data of each pointer -> the seconds of each run, with
+    `before` called first.
+    """
+    memory = [_memory(each) for each in operands]
     frame = Frame(len(memory), memory[0], 0)
     frame.fill(memory)
     taken: list[float] = []

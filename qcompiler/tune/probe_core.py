@@ -16,7 +16,6 @@ from statistics import median
 import numpy as np
 
 from qcompiler.emit.machine import machine_code
-from qcompiler.emit.native import emit_kernel
 from qcompiler.hardware import cpu
 from qcompiler.hardware.core import REFERENCE
 from qcompiler.hardware.isa import Cpu
@@ -24,8 +23,6 @@ from qcompiler.hardware.products import Mac, MacKey, TileMac, VectorMac
 from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
-from qcompiler.kernels.registry import Kernel
-from qcompiler.runtime.library import Code
 from qcompiler.tune import limits
 
 FLOAT: MacKey = ("f32", "f32", "f32")
@@ -74,7 +71,7 @@ def clock(device: Cpu) -> tuple[float, tuple[str, ...]]:
     filler.keep(out)
     for i in range(sums.count):
         out.view("float32").store((i + 1) * mac.lanes, sums[i])
-    code = built(b, device)
+    code = limits.built(b, device)
     taken = limits.runs(code, 1, OUT_BYTES, OUT_BYTES)
     hz = ITERATIONS * chain * 2 / min(taken)
     if _unsteady(taken) > 2 * NOISY:
@@ -92,11 +89,6 @@ def _floats(device: Cpu) -> VectorMac:
 def _unsteady(taken: Sequence[float]) -> float:
     """The fraction by which the median time exceeds the shortest."""
     return median(taken) / min(taken) - 1
-
-
-def built(b: Builder, device: Cpu) -> Code:
-    """A kernel of two pointers -> its machine code, with one task per thread."""
-    return Code(emit_kernel(Kernel(b.name, b.function(), tasks=device.threads), device.isa))
 
 
 class Filler:
@@ -297,7 +289,7 @@ class Cycles:
         counts = sorted(len(body) // 2 for body in loops(self._assembly(b)))
         if len(counts) != len(_FILLERS):
             return None
-        code, memory = built(b, self.device), ring(far_bytes(self.device), 2)
+        code, memory = limits.built(b, self.device), ring(far_bytes(self.device), 2)
         taken = []
         for i in range(len(counts)):
             out = np.zeros(16, np.int32)

@@ -9,7 +9,7 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.runtime.library import Code
 from qcompiler.tune import limits
-from qcompiler.tune.probe_core import ITERATIONS, OUT_BYTES, Fact, Filler, built
+from qcompiler.tune.probe_core import ITERATIONS, OUT_BYTES, Fact, Filler
 
 _ROUNDS = 200
 _SLEEP_SECONDS = 0.002
@@ -44,7 +44,7 @@ def _barrier(device: Cpu) -> float | None:
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     with b.serial(_ROUNDS), b.parallel(device.threads) as task:
         _work(b, source, out, task, ITERATIONS // 10)
-    code = built(b, device)
+    code = limits.built(b, device)
     together, alone = _least(code, device.threads), _least(code, 1)
     if together > _HELPED * alone:
         return None
@@ -57,7 +57,7 @@ def _wake(device: Cpu) -> float | None:
     source, out = b.pointer("source", "int32"), b.pointer("out", "int32")
     with b.parallel(device.threads) as task:
         _work(b, source, out, task, 5 * ITERATIONS)
-    code = built(b, device)
+    code = limits.built(b, device)
     awake, asleep = (_least(code, device.threads, before) for before in (_go_on, _sleep))
     if max(awake, asleep) > _HELPED * _least(code, 1):
         return None
@@ -74,7 +74,7 @@ def _work(b: Builder, source: Pointer, out: Pointer, task: Value, iterations: in
 
 def _least(code: Code, threads: int, before: Callable[[], None] | None = None) -> float:
     """Nanoseconds."""
-    return min(limits.runs(code, threads, OUT_BYTES, OUT_BYTES, before or _go_on)) * 1e9
+    return min(limits.runs(code, threads, OUT_BYTES, OUT_BYTES, before=before or _go_on)) * 1e9
 
 
 def _go_on() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from kernel_harness import isas
 
@@ -11,7 +12,9 @@ from qcompiler import plugins
 from qcompiler.artifact.artifact import StepFact
 from qcompiler.emit.machine import compile_functions
 from qcompiler.hardware.isa import ISAS, Cpu, Isa
+from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code.tir import Builder
+from qcompiler.runtime.library import Code, Frame, aligned_copy
 from qcompiler.tune import limits
 
 PRODUCTS = {
@@ -38,14 +41,12 @@ def test_the_products_stand_in_the_loop(name: str, monkeypatch: pytest.MonkeyPat
     plugins.load_all()
     isa, text = ISAS[name], ""
 
-    def keep(b: Builder, device: Cpu, source: int, out: int) -> list[float]:
+    def keep(b: Builder, device: Cpu) -> None:
         nonlocal text
         text += compile_functions([(b.name, b.function())], device.isa).inspect_source("asm")
-        return [1.0]
 
-    monkeypatch.setattr(limits, "times", keep)
-    for mac in isa.inherited:
-        limits.products(Cpu("test", isa, 1), mac)
+    monkeypatch.setattr(limits, "built", keep)
+    limits.Gauge(Cpu("test", isa, 1))
     for product in PRODUCTS[name]:
         assert text.count(product) >= 4
 
@@ -65,3 +66,37 @@ def test_the_higher_of_two_measurements_counts() -> None:
     a = limits.Limits({"f32": 1.0}, ((8.0, 5.0), (math.inf, 2.0)))
     b = limits.Limits({"f32": 3.0}, ((8.0, 4.0), (math.inf, 3.0)))
     assert a | b == limits.Limits({"f32": 3.0}, ((8.0, 5.0), (math.inf, 3.0)))
+
+
+def test_only_wanted_products_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "built", lambda b, device: None)
+    monkeypatch.setattr(limits, "runs", lambda code, threads, *operands: [1.0])
+    device = plugins.device("x86_avx512bf16")
+    assert isinstance(device, Cpu)
+    assert set(limits.Gauge(device, {"f32"}).read().ops) == {"f32"}
+    assert set(limits.Gauge(device, {"integer"}).read().ops) == {"f32", "integer"}
+    assert set(limits.Gauge(device).read().ops) == {"f32", "integer", "bf16"}
+
+
+def test_all_bytes_of_the_size_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps the sum, modulo two, of what it reads."""
+    device, found = Cpu("test", isas()[0], 2), []
+
+    def run(code: Code, threads: int, *operands: int | Array) -> list[float]:
+        size, sizes, out = operands
+        assert isinstance(size, int)
+        assert isinstance(sizes, np.ndarray)
+        assert isinstance(out, int)
+        words = np.random.default_rng(0).integers(0, 1 << 30, size // 4, np.int32)
+        memory = [aligned_copy(a) for a in (words, sizes, np.zeros(out // 4, np.int32))]
+        frame = Frame(len(memory), memory[0], 0)
+        frame.fill(memory)
+        frame.run(code, threads, 0, 1)
+        assert sizes[1] % 2 == 1  # an even number of times leaves nothing
+        found.append(np.bitwise_xor.reduce(memory[2].array) == np.bitwise_xor.reduce(words))
+        return [1.0]
+
+    monkeypatch.setattr(limits, "runs", run)
+    monkeypatch.setattr(limits, "_PASS_BYTES", 3 << 19)  # of each of two threads
+    assert limits.bandwidth(device, 1 << 20) == 3 << 20
+    assert found == [True]
