@@ -1,7 +1,8 @@
 """A process of its own that makes the artifacts of trials, so that no fault of a compiler ends a
 tuner: requests and answers are JSON.
 
-    {region, target, threads, choices, evicted, known, most, output} -> {places: [...]} or {error}
+    {region, target, threads, choices, evicted, ages, known, most, output}
+    -> {places: [...]} or {error}
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Builder:
             "threads": task.device.threads,
             "choices": [written(c) for c in choices],
             "evicted": task.evicted,
+            "ages": task.ages,
             "known": list(known),
             "most": most,
             "output": str(output),
@@ -180,7 +182,7 @@ def _answered(request: Mapping[str, Any]) -> dict[str, object]:
     if sealed(region, device).key != request["key"]:
         return {"error": "a region of its own has another key than in its model"}
     choices = [choice_of(c) for c in request["choices"]]
-    some = {name: request[name] for name in ("evicted", "known", "most")}
+    some = {name: request[name] for name in ("evicted", "ages", "known", "most")}
     made = trial.trial(region, device, choices, **some)
     if isinstance(made, Skip):
         return {"error": made.reason}

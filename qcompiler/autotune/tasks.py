@@ -12,6 +12,7 @@ from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Offer, Record, Region, asked, offered, setting
 from qcompiler.plan.choose import APART
+from qcompiler.plan.places import Place
 from qcompiler.plan.plan import Plan, Step
 from qcompiler.plan.regions import split
 from qcompiler.tune.records import APART_VERSION, Key, described
@@ -58,7 +59,12 @@ class Task:
     choices: tuple[Choice, ...]
     """All ways but the default, the best predicted first."""
     evicted: int
-    """Bytes that the model touches between two runs of the step."""
+    """Distinct bytes that the model touches between two runs of the step."""
+    ages: tuple[int, ...] = ()
+    """For what it reads besides constants, then for what it writes: distinct bytes that the model
+    touches between the last use of that memory and the step; the median where it runs several
+    times.
+    """
 
     @property
     def count(self) -> int:
@@ -77,10 +83,11 @@ def tasks_of(plans: Iterable[tuple[Plan, str]], only: Sequence[str] = ()) -> lis
     Raises Error for one of `only` that names no step.
     """
     found: dict[Key, Task] = {}
+    seen: dict[Key, list[tuple[int, ...]]] = {}
     unused = set(only)
     for plan, target in plans:
         touched = evicted(plan)
-        for step in plan.steps:
+        for i, step in enumerate(plan.steps):
             hits = {w for w in only if _names(w, step.name)}
             unused -= hits
             if only and not hits:
@@ -90,17 +97,19 @@ def tasks_of(plans: Iterable[tuple[Plan, str]], only: Sequence[str] = ()) -> lis
                 known = found.get(made.key, made)
                 more = (step.name,) * plan.parts
                 names = more if known is made else (*known.names, *more)
-                found[made.key] = _named(known, names)
+                seen.setdefault(made.key, []).append(_ages(plan, i, touched))
+                found[made.key] = replace(known, names=names)
     if unused:
         raise Error(f"no step is called {min(unused)!r}", where="--only", hint="inspect --plan")
-    return sorted(found.values(), key=lambda t: -t.seconds)
+    made_of = [replace(t, ages=_medians(seen[key])) for key, t in found.items()]
+    return sorted(made_of, key=lambda t: -t.seconds)
 
 
 def evicted(plan: Plan) -> int:
-    """Bytes that a plan's run touches between two runs of a step, as far as they matter: none where
-    all stays near the core, no more than throw everything out of the last cache.
+    """Distinct bytes that a plan's run touches between two runs of a step, as far as they matter:
+    none where all stays near the core, no more than throw everything out of the last cache.
     """
-    touched = sum(s.bytes for s in plan.steps)
+    touched = _distinct([p for s in plan.steps for p in _touched(s)])
     device = plan.device
     assert isinstance(device, Cpu), "only kernels of CPUs are tuned"
     if touched <= device.l2_bytes // 2:
@@ -108,15 +117,61 @@ def evicted(plan: Plan) -> int:
     return min(touched, 2 * device.l3_bytes, MOST_EVICTED)
 
 
+def _ages(plan: Plan, at: int, most: int) -> tuple[int, ...]:
+    """Of what a step reads besides constants, and of what it writes."""
+    step = plan.steps[at]
+    read = [p for p, n in zip(step.operands, step.region.inputs, strict=True) if not n.is_constant]
+    return tuple(min(_age(plan, at, place), most) for place in (*read, step.output))
+
+
+def _age(plan: Plan, at: int, place: Place) -> int:
+    """Distinct bytes touched since some step before used the place's memory; the caller has written
+    inputs just before the first step.
+    """
+    since: list[Place] = []
+    for step in reversed(plan.steps[:at]):
+        if any(_overlap(place, p) for p in _touched(step)):
+            return _distinct(since)
+        since += _touched(step)
+    return _distinct(since) if place.space == "input" else MOST_EVICTED
+
+
+def _touched(step: Step) -> tuple[Place, ...]:
+    return (*step.operands, *step.writes)
+
+
+def _overlap(a: Place, b: Place) -> bool:
+    (one, begin, end), (other, first, last) = _span(a), _span(b)
+    return one == other and begin < last and first < end
+
+
+def _distinct(places: Iterable[Place]) -> int:
+    """Bytes of all these places, each byte once."""
+    found, space, reached = 0, "", 0
+    for where, begin, end in sorted(map(_span, places)):
+        if where != space:
+            space, reached = where, 0
+        found += max(end - max(begin, reached), 0)
+        reached = max(reached, end)
+    return found
+
+
+def _span(place: Place) -> tuple[str, int, int]:
+    """A place's memory, and its first byte and the one after its last."""
+    if place.space in ("input", "output"):
+        return f"{place.space} {place.offset}", 0, place.bytes
+    return place.space, place.offset, place.offset + place.bytes
+
+
+def _medians(seen: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted(ages)[len(ages) // 2] for ages in zip(*seen, strict=True))
+
+
 def _names(word: str, step: str) -> bool:
     try:
         return word == step or re.fullmatch(word, step) is not None
     except re.error as e:
         raise Error(f"{word!r} is no regular expression: {e}", where="--only") from e
-
-
-def _named(task: Task, names: tuple[str, ...]) -> Task:
-    return replace(task, names=names)
 
 
 def _task(step: Step, device: Device, target: str, touched: int) -> Task | None:

@@ -1,9 +1,10 @@
 """A region and choices of its kernel -> an artifact that runs them one after the other.
 
 Each is run as a model would run it: other memory is written before, as much as the model touches
-between two runs of the step, so that its weights lie where the model leaves them; then what it
-reads is written, so that this lies in the caches. What is chosen without records runs first and
-last. The steps are timed one by one (`Model.profile`), so drift affects all alike.
+between two runs of the step, so that its weights lie where the model leaves them. In the midst of
+that, as long before the step as in the model, what it reads is written, and the memory of what it
+writes is used. What is chosen without records runs first and last. The steps are timed one by one
+(`Model.profile`), so drift affects all alike.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ from qcompiler.kernels.registry import (
     setting,
 )
 from qcompiler.ops import make
+from qcompiler.plan.barriers import AFTER_ALL
 from qcompiler.plan.choose import APART
 from qcompiler.plan.plan import laid_out
 from qcompiler.plan.regions import split
 from qcompiler.tune.digest import digest
+
+_NEAR = 1 << 16
 
 Parts = list[tuple[Region, Decision]]
 """Kernels that compute a region, one after the other."""
@@ -88,15 +92,16 @@ def trial(
     choices: Sequence[Choice],
     *,
     evicted: int = 0,
+    ages: Sequence[int] = (),
     known: Sequence[str] = (),
     most: int = 0,
 ) -> Trial | Skip:
     """A region of a graph of its own, choices, the default first -> all of them in an artifact,
     those of code that is `known` left out, but never the default, which the others' times are
     ratios to; or, besides the default, as many of different code as are wanted at `most`. A Skip
-    where the default cannot be made.
+    where the default cannot be made. `evicted` and `ages`: those of a Task.
     """
-    maker = _Maker(region, device, evicted)
+    maker = _Maker(region, device, evicted, ages)
     places: list[Place | Skip | None] = []
     for choice in choices:
         if most and len(maker.outputs) > most:
@@ -121,9 +126,16 @@ def trial(
 class _Maker:
     """Regions in the order they run, as it grows."""
 
-    def __init__(self, region: Region, device: Device, evicted: int) -> None:
-        self.region, self.device, self.evicted = region, device, evicted
+    def __init__(self, region: Region, device: Device, evicted: int, ages: Sequence[int]) -> None:
+        self.region, self.device = region, device
         self.inputs = {n: placeholder(n.name, n.type) for n in region.inputs if not n.is_constant}
+        used = (*self.inputs, region.output)
+        known = dict(zip(used, ages or (0,) * len(used), strict=True))
+        if known[region.output] >= evicted:
+            del known[region.output]  # nothing is left of that use
+        self.turns = _turns(known, evicted)
+        self.over: dict[int, int] = {}
+        """Steps that write where another one does: the numbers of both."""
         self.made: list[tuple[Region, Decision]] = []
         self.outputs: list[Node] = []
         self.decisions: dict[str, Decision] = {}
@@ -131,14 +143,22 @@ class _Maker:
 
     def add(self, parts: Parts, code: str) -> Place:
         """The kernels of one choice, with what runs before them."""
-        if self.evicted:
-            self._alone(_written(self.evicted))
         new: dict[Node, Node] = {n: n for n in self.region.inputs if n.is_constant}
-        new.update({n: self._fresh(given) for n, given in self.inputs.items()})
+        touch = None
+        for size, node in self.turns:
+            if size:
+                self._alone(_written(size))
+            if node in self.inputs:
+                new[node] = self._fresh(self.inputs[node])
+            elif node is not None:
+                touch = len(self.made)
+                self._alone(_written(node.type.bytes))
         first = len(self.made)
         for part, how in parts:
             copied = _copied(part, new)
             self.made.append((copied, replace(how, kernel=self._named(how))))
+        if touch is not None:
+            self.over[touch] = len(self.made) - 1
         self.outputs.append(new[self.region.output])
         return Place(len(self.outputs) - 1, tuple(range(first, len(self.made))), code)
 
@@ -146,7 +166,12 @@ class _Maker:
         """All of them."""
         names = tuple(f"y{i}" for i in range(len(self.outputs)))
         graph = Graph(tuple(self.inputs.values()), tuple(self.outputs), names, "trial")
-        return assemble(laid_out(graph, self.device, self.made))
+        plan = laid_out(graph, self.device, self.made)
+        steps = list(plan.steps)
+        for touch, real in self.over.items():
+            steps[touch] = replace(steps[touch], output=steps[real].output)
+            steps[real] = replace(steps[real], slot=AFTER_ALL)
+        return assemble(replace(plan, steps=tuple(steps)))
 
     def _fresh(self, given: Node) -> Node:
         """An input -> the same, just written."""
@@ -176,9 +201,25 @@ class _Maker:
         return replace(how.kernel, name=same.name)
 
 
+def _turns(ages: Mapping[Node, int], evicted: int) -> list[tuple[int, Node | None]]:
+    """How many bytes are written before each use of memory that the ages tell of, the oldest first,
+    and before the step (None).
+    """
+    made: list[tuple[int, Node | None]] = []
+    for node, age in sorted(ages.items(), key=lambda pair: -pair[1]):
+        made.append((max(evicted - _coarse(age), 0), node))
+        evicted = min(evicted, _coarse(age))
+    return [*made, (evicted, None)]
+
+
+def _coarse(age: int) -> int:
+    """A power of two, so that few kernels write that much; little lies near the core."""
+    return 0 if age < _NEAR else 1 << age.bit_length() - 1
+
+
 def _written(size: int) -> Node:
-    """A node that writes `size` bytes."""
-    words = np.array([-(-size // 4)], np.int64)
+    """A node that writes `size` bytes, or a few less."""
+    words = np.array([max(size // 4, 1)], np.int64)
     return make("Expand", constant(np.zeros(1, np.int32)), constant(words))
 
 

@@ -19,6 +19,7 @@ from qcompiler.kernels.facts import sealed
 from qcompiler.kernels.registry import Region
 from qcompiler.ops import make
 from qcompiler.plan.choose import APART
+from qcompiler.plan.places import Place
 from qcompiler.plan.plan import plan
 from qcompiler.runtime import load
 
@@ -43,8 +44,9 @@ def test_a_batch_in_parts_counts_every_part() -> None:
 
 
 def test_what_a_model_touches_is_written_between_runs() -> None:
+    """All bytes that its steps touch, each once: both read the same input."""
     plan = product()
-    touched = sum(s.bytes for s in plan.steps)
+    touched = sum(s.bytes for s in plan.steps) - plan.steps[0].operands[0].bytes
     for l2_bytes, l3_bytes, found in (
         (4 * touched, 1 << 30, 0),
         (touched, 1 << 30, touched),
@@ -53,6 +55,47 @@ def test_what_a_model_touches_is_written_between_runs() -> None:
     ):
         device = replace(plan.device, l2_bytes=l2_bytes, l3_bytes=l3_bytes)
         assert evicted(replace(plan, device=device)) == found
+
+
+def test_ages_are_what_is_touched_since_the_memory_was_used() -> None:
+    """Memory byte by byte, with the number of the step that touched it last."""
+    plan = digits("float32").plan
+    plan = replace(plan, device=replace(plan.device, l2_bytes=0, l3_bytes=1 << 40))
+    found = {n: t.ages for t in tasks_of([(plan, "host")]) for n in t.names}
+    whole = evicted(plan)
+    assert any(0 < age < whole for ages in found.values() for age in ages)
+    last = {b: -1 for p in plan.steps[0].operands if p.space == "input" for b in bytes_of(p)}
+    for i, step in enumerate(plan.steps):
+        read = [p for p in step.operands if p.space != "weights"]
+        meant = []
+        for place in (*read, step.output):
+            used = max(last.get(b, -2) for b in bytes_of(place))
+            since = sum(n > used for n in last.values() if n >= 0)
+            meant.append(whole if used == -2 else since)
+        assert found[step.name] == tuple(meant)
+        last |= {b: i for p in (*step.operands, *step.writes) for b in bytes_of(p)}
+    assert whole == len(last)
+
+
+def bytes_of(p: Place) -> list[tuple[str, int]]:
+    if p.space in ("input", "output"):
+        return [(f"{p.space} {p.offset}", i) for i in range(p.bytes)]
+    return [(p.space, p.offset + i) for i in range(p.bytes)]
+
+
+def test_memory_is_used_as_long_before_a_choice_as_in_the_model() -> None:
+    """What is written before the step, what it reads, and where it writes, in turn."""
+    plugins.load_all()
+    t = task()
+    region = region_file.alone(t.region)
+    ages = (1 << 18, 1 << 17)
+    made = trial.trial(region, t.device, [t.default], evicted=1 << 20, ages=ages)
+    assert isinstance(made, trial.Trial)
+    steps = made.artifact.manifest.variants[0].steps
+    kinds = [s.kernel.split("_")[0] for s in steps]
+    assert kinds[:6] == ["expand", "transpose", "expand", "expand", "expand", "matmul"]
+    sizes = [s.bytes for s in steps[:5] if s.kernel.startswith("expand")]
+    assert sizes == pytest.approx([3 << 18, 1 << 17, 64 * 80 * 4, 1 << 17], abs=64)
 
 
 def test_only_some_steps_are_tuned() -> None:
@@ -107,13 +150,16 @@ def test_a_region_of_open_rows_comes_back_with_the_least_of_them(tmp_path: Path)
         assert found.count is not None
 
 
-@pytest.mark.parametrize("written_between", [0, 1 << 16])
-def test_a_trial_runs_every_choice_as_the_region_means(written_between: int) -> None:
+@pytest.mark.parametrize(
+    ("written_between", "age"), [(0, 0), (1 << 16, 0), (1 << 18, 1 << 17), (1 << 16, 1 << 20)]
+)
+def test_a_trial_runs_every_choice_as_the_region_means(written_between: int, age: int) -> None:
     plugins.load_all()
     t = task(threads=2)
     region = region_file.alone(t.region)
     some = [t.default, *t.choices[:4], *(c for c in t.choices if c.threads or c.generator == APART)]
-    made = trial.trial(region, t.device, some, evicted=written_between)
+    ages = [age] * len(t.ages)
+    made = trial.trial(region, t.device, some, evicted=written_between, ages=ages)
     assert isinstance(made, trial.Trial)
     inputs = trial.values(region, 5)
     meant = check.meaning(region, inputs)
