@@ -18,6 +18,10 @@ settings.load_profile("repeatable")
 
 
 LONGEST = "test_everything_that_is_shown_runs"
+SLOW_SHARE = 3
+"""One of so many tests of kernels that take an instruction set is a slow one: whatever is tested is
+tested on most instruction sets in every run, and on all of them by CI.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         board.chosen[:] = [isa, cpu or board.CPUS[isa][0]]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest, so that no worker is left with it while the others have ended; and
     keep a share of the tests, by their names: every test is in one, whatever is tested besides, and
@@ -66,12 +71,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     items.sort(key=lambda item: LONGEST not in item.nodeid)
     if not (asked := config.getoption("--share")):
+        if not config.getoption("--board"):
+            mark_a_share_slow(items)
         return
     number, of = map(int, asked.split("/"))
     kept, dropped = [], []
     for item in items:
-        names = getattr(item, "callspec", None) and item.callspec.params
-        isa = next((v.name for k, v in (names or {}).items() if k == "isa"), "")
+        isa = instruction_set(item)
         name = item.nodeid.replace(isa, "") if isa else ""
         (kept if isa and crc32(name.encode()) % of == number else dropped).append(item)
     items[:] = kept
@@ -103,3 +109,17 @@ def pytest_runtest_setup() -> None:
     """Every test draws the same numbers, whichever ran before it."""
     for generator, state in _generators:
         generator.bit_generator.state = state
+
+
+def instruction_set(item: pytest.Item) -> str:
+    """That a test takes; or empty."""
+    names = item.callspec.params if hasattr(item, "callspec") else {}
+    return next((v.name for k, v in names.items() if k == "isa"), "")
+
+
+def mark_a_share_slow(items: list[pytest.Item]) -> None:
+    """By their names, which differ by the instruction set."""
+    for item in items:
+        ours = item.nodeid.startswith(("tests/kernels/", "tests/emit/"))
+        if ours and instruction_set(item) and crc32(item.nodeid.encode()) % SLOW_SHARE == 0:
+            item.add_marker(pytest.mark.slow)
