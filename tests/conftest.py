@@ -114,7 +114,8 @@ def pytest_runtest_setup() -> None:
 def instruction_set(item: pytest.Item) -> str:
     """That a test takes; or empty."""
     names = item.callspec.params if hasattr(item, "callspec") else {}
-    return next((v.name for k, v in names.items() if k == "isa"), "")
+    found = next((v for k, v in names.items() if k == "isa"), "")
+    return found if isinstance(found, str) else found.name
 
 
 def mark_a_share_slow(items: list[pytest.Item]) -> None:
