@@ -374,6 +374,27 @@ def test_the_product_becomes_its_instruction(
     assert "%rsp" not in loop, "sums are spilled to the stack"
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "instruction"),
+    [
+        ("x86_avx2", "float32", "vfmadd231ps"),
+        ("x86_avx512", "float32", "vfmadd231ps"),
+        ("x86_avx512bf16", "bfloat16", "vdpbf16ps"),
+    ],
+)
+def test_windows_that_overlap_are_read_again(name: str, dtype: str, instruction: str) -> None:
+    """LLVM keeps what neighbouring windows share in registers, if it can see that, and the sums in
+    memory: once for each product or two of them, here.
+    """
+    root = conv((1, 112, 112, 3), (3, 3, 3, 32), dtype, dtype, strides=(2, 2), pads=(1,) * 4)
+    region, isa = region_of(Graph((), (root,), ("y",)), root), ISAS[name]
+    kernel = made(tiled, region, device(isa))
+    assert isinstance(kernel, Kernel)
+    text = compile_functions([("kernel", kernel.func)], isa).inspect_source("asm")
+    loop = innermost_loop(text, instruction)
+    assert loop.count("%rsp") <= loop.count(instruction) / 8
+
+
 def innermost_loop(assembly: str, instruction: str) -> str:
     """The shortest stretch from a label back to itself that has the instruction most often."""
     lines = assembly.splitlines()

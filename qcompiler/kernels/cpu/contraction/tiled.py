@@ -24,7 +24,7 @@ from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
 from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import divided, first_of, up
-from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.cpu.contraction.blocking import (
     Tiling,
     prefetch_pace,
@@ -311,6 +311,8 @@ class Task:
         left = Left(block.left, offsets, layout.taps, p.depth, guarded=self._guarded())
         if self._near(offsets):
             left = replace(left, again=self.d.isa.intrinsics.get("again"))
+        if self._shared(offsets):
+            left = replace(left, again=Builder.again)
         y, x = place
         base = origin + (y - block.row) * self.row + x * p.column
         return left, self.b.let(base, "base")
@@ -336,6 +338,14 @@ class Task:
         mac, size = self.product.mac, tir.bits(self.product.left) // 8
         apart, taps = max(offsets) - min(offsets), self.problem.tap_count
         return mac.by_lane > 1 and mac.rows == 1 and taps > 1 and apart * size < _PAIRS
+
+    def _shared(self, offsets: Sequence[int]) -> bool:
+        """Of windows: does one row's operand of a step stand in another one's of a later step? LLVM
+        then keeps all of those in registers from step to step, and spills sums for it.
+        """
+        k, depth = self.product.mac.k, self.problem.depth
+        apart = {abs(a - b) for a in offsets for b in offsets} - {0}
+        return self.product.mac.by_lane == 1 and any(n < depth and n % k == 0 for n in apart)
 
     def _guarded(self) -> bool:
         """May elements behind a left row be read? Floats could be NaN, which 0 does not end."""
