@@ -316,7 +316,7 @@ def _demand_pinned(variant: Variant, highest: list[int]) -> None:
     for i, pinned in enumerate(variant.pinned):
         smaller = all(1 <= n <= m for n, m in zip(pinned.sizes, last))
         first = i > 0 or list(pinned.sizes) == highest
-        inside = pinned.first < pinned.last <= len(variant.steps)
+        inside = pinned.first <= pinned.last <= len(variant.steps)
         if not (len(pinned.sizes) == len(highest) and smaller and first and inside):
             raise ValueError(f"{variant} has sizes that are not known")
         last = list(pinned.sizes)

@@ -189,7 +189,7 @@ def _pinned(
         if graph is None:
             continue
         found = _ended(graph, opened, chosen, progress, images=ends_images)
-        if found.seconds <= WORTH * last.seconds:
+        if found.seconds < WORTH * last.seconds:
             kept.append((one.sizes, found))
     chosen.demand_all(reasons)
     alike = Alike(chosen)
@@ -304,8 +304,7 @@ def _in_order(size: int, flat: Flat, found: Sequence[Made]) -> Chosen:
 
 def _after_all(steps: Sequence[Step]) -> list[Step]:
     """Steps whose first one begins a section, so that no section is of two batches."""
-    first, *others = steps
-    return [replace(first, slot=Slot(True, first.slot.owner)), *others]
+    return [replace(s, slot=Slot(True, s.slot.owner)) for s in steps[:1]] + [*steps[1:]]
 
 
 def _later(step: Step, by: int) -> Step:

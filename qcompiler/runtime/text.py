@@ -108,14 +108,17 @@ class Program:
         missing = [n for n in self._strings if n not in inputs]
         if missing:
             raise Error(f"input {missing[0]!r} is missing")
-        values = dict(self._constants)
+        values, sizes = dict(self._constants), dict[str, int]()
         for name, shape in self._strings.items():
-            values[name] = strings_of(name, shape, inputs[name])
+            values[name] = strings_of(name, shape, inputs[name], sizes)
         for op, attrs, read, made in self._steps:
-            values.update(zip(made, MEANINGS[op](attrs, *(values[i] for i in read))))
+            try:
+                values.update(zip(made, MEANINGS[op](attrs, *(values[i] for i in read))))
+            except ValueError as e:  # open sizes that do not fit each other
+                raise Error(str(e), where=op) from e
         rest = {n: v for n, v in inputs.items() if n not in self._strings}
         rest.update((taken, values[name]) for taken, name in self._feeds.items())
-        return rest, {name: values[value] for name, value in self._made.items()}
+        return rest, {name: np.array(values[value]) for name, value in self._made.items()}
 
 
 def program_of(manifest: Manifest) -> Program | None:
@@ -123,14 +126,16 @@ def program_of(manifest: Manifest) -> Program | None:
     return Program(manifest.notes[NOTE]) if NOTE in manifest.notes else None
 
 
-def strings_of(name: str, shape: Sequence[Any], given: object) -> Array:
-    """An input of text as given -> an array of str. Raises Error."""
+def strings_of(name: str, shape: Sequence[Any], given: object, sizes: dict[str, int]) -> Array:
+    """An input of text as given -> an array of str. `sizes`: those open ones that other inputs
+    have, to which its own are added. Raises Error.
+    """
     array = np.asarray(given)
     where = f"input {name!r}"
     if array.dtype.kind not in "UO" or not all(isinstance(s, str) for s in array.ravel()):
         raise Error(f"{array.dtype} given, strings wanted", where=where)
-    fits = array.ndim == len(shape)
-    fits = fits and all(isinstance(d, str) or d == n for d, n in zip(shape, array.shape))
-    if not fits:
-        raise Error(f"shape {list(array.shape)} given, {list(shape)} wanted", where=where)
+    wanted, pairs = [sizes.get(d, d) for d in shape], zip(shape, array.shape)
+    fits = [n == (sizes.setdefault(d, n) if isinstance(d, str) else d) for d, n in pairs]
+    if array.ndim != len(shape) or not all(fits):
+        raise Error(f"shape {list(array.shape)} given, {wanted} wanted", where=where)
     return array.astype(object)

@@ -5,6 +5,7 @@ golden/onnx_nodes_open_refused.txt (`--update-golden` writes it anew). A few are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
 from qcompiler.rewrite.padding.pad import padded
 from qcompiler.runtime import open_sizes
+from qcompiler.runtime.text import NOTE, Program
 from tests.onnx_io.test_onnx_nodes import cases, check, listed
 from tests.rewrite.test_padding import behind_nan
 
@@ -102,7 +104,11 @@ def _padded(
     most = [Symbol(k, least[k], n + MORE, n + MORE) for k, n in sizes.items()]
     made = padded(graph, most).graph
     assert {s for i in graph.inputs for s in i.type.symbols} == sizes.keys()
-    return evaluate(made, behind_nan(made, feeds, sizes))
+
+    def run(taken: Mapping[str, Value]) -> dict[str, Value]:
+        return evaluate(made, behind_nan(made, taken, sizes))
+
+    return Program(made.notes[NOTE]).run_with(feeds, run) if NOTE in made.notes else run(feeds)
 
 
 def compiled(model: ModelProto, inputs: list[Value], outputs: list[Value]) -> list[Value]:

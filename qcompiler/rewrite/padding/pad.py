@@ -29,7 +29,6 @@ from qcompiler.rewrite.padding.caches import room_of, rooms
 from qcompiler.rewrite.padding.digits import Digits, digits_of
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import see
-from qcompiler.runtime.text import NOTE
 
 __all__ = ["Result", "padded"]
 
@@ -65,8 +64,8 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     cannot be padded.
     """
     names = " ".join(f"--dim {s.name}=N" for s in symbols)
-    if NOTE in graph.notes or not all(graph.results[n].type.static for n in graph.extents):
-        what = "strings, or outputs whose sizes both data and the run decide"
+    if not all(graph.results[n].type.static for n in graph.extents):
+        what = "outputs whose sizes both data and the run decide"
         raise Error(f"the sizes cannot stay open: {what}", hint=f"pin them: {names}")
     zeroed: frozenset[Node] = frozenset()
     caches = rooms(graph)
