@@ -41,7 +41,7 @@ def with_equal_sizes(
     """Read a model until no more of its open sizes are found to be equal to others."""
     known: dict[str, tuple[Dim, str]] = {}
     while True:
-        found = Equal()
+        found = Equal(ranges=sizes)
         result: Graph | Error
         try:
             result = read(known, found)

@@ -1,4 +1,4 @@
-"""Slice, Pad and Range by operands known at run time only -> gathers by indices made of these.
+"""Slice, Pad, Tile and Range by operands known at run time only -> gathers by indices.
 
 The declared shape of the output says how many indices there are along each axis; every run checks
 that the operands say the same.
@@ -12,7 +12,7 @@ from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node, constant
 from qcompiler.onnx_io.axes import in_range
 from qcompiler.onnx_io.call import Result, axis_of
-from qcompiler.onnx_io.settle import Bound, Settling, settles
+from qcompiler.onnx_io.settle import Bound, Settling, listed, settles
 from qcompiler.ops import known_value
 from qcompiler.ops.shapes import total
 
@@ -64,8 +64,6 @@ def _slice(s: Settling) -> Result:
     wanted = s.shape
     if len(wanted) != rank:
         raise s.call.error(f"a slice of {x.type} has {rank} dimensions, not {len(wanted)}")
-    if 0 in wanted and any(isinstance(d, str) for d in wanted):
-        raise s.refusal()
     axes = s.call.input(3)
     ends = [(1 << 63) - 1, 1]
     starts = _each_axis(s, s.vector(1), axes, rank, 0)
@@ -79,10 +77,11 @@ def _slice(s: Settling) -> Result:
     for axis, size in enumerate(x.shape):
         places = _slice_places(s, (starts[axis], ends_of[axis], steps[axis]), size, wanted[axis])
         known = known_value(places)
-        if 0 in wanted or (known is not None and known.tolist() == list(range(_count(size)))):
-            continue
-        made = s.node("Gather", made, places, axis=axis)
-    if 0 in wanted:
+        if wanted[axis] == 0:
+            made = s.node("Slice", made, [0], [0], [axis])
+        elif known is None or known.tolist() != list(range(_count(size))):
+            made = s.node("Gather", made, places, axis=axis)
+    if made.type.static and 0 in wanted:
         return constant(np.zeros(wanted, np.int8).astype(x.dtype), s.call.name)
     return made
 
@@ -185,6 +184,31 @@ def _padding_places(s: Settling, places: Node, size: Dim, mode: str) -> Node:
     if mode == "wrap":
         return s.node("Mod", places, size)
     return _clipped(s, places, s.ints([0]), last)
+
+
+@settles("Tile", operands=(1,))
+def _tile(s: Settling) -> Result:
+    x, wanted, given = s.call.need(0), s.shape, s.vector(1)
+    if x.type.static and all(isinstance(d, int) for d in wanted):
+        return _tile_of_known(s, x.type.dims)
+    if len(x.shape) != len(wanted):
+        raise s.call.error(f"{x.type} does not repeat to {listed(wanted)}")
+    for axis, (size, new) in enumerate(zip(x.shape, wanted, strict=True)):
+        times = s.node("Slice", given, [axis], [axis + 1])
+        s.same(s.node("Mul", times, [size]), [new], "the size of a repeated dimension")
+        if size != new:
+            x = s.node("Gather", x, s.node("Mod", s.steps(new), [size]), axis=axis)
+    return x
+
+
+def _tile_of_known(s: Settling, x: tuple[int, ...]) -> Result:
+    if len(x) != len(s.shape) or any(b % a if a else b for a, b in zip(x, s.shape, strict=True)):
+        raise s.call.error(f"{list(x)} does not repeat to {list(s.shape)}")
+    if 0 in x:
+        return s.replaced(1, [1] * len(x))
+    repeats = [b // a for a, b in zip(x, s.shape, strict=True)]
+    s.same(s.vector(1), repeats, "the number of repeats")
+    return s.replaced(1, repeats)
 
 
 @settles("Range", operands=(0, 1, 2))

@@ -47,6 +47,14 @@ def _axes(call: Call, shape: Stated) -> int:
     return len(call.numbers("axes") or ()) or _rank(call, shape)
 
 
+def _region(call: Call, shape: Stated) -> int | None:
+    """Of a part to resize, where it begins and ends; before opset 11, a scale."""
+    mode = call.get("coordinate_transformation_mode")
+    if mode in (None, "tf_crop_and_resize"):
+        return _axes(call, shape) * (1 if mode is None else 2)
+    return None  # nothing reads it
+
+
 def _pads(call: Call, shape: Stated) -> Dim:
     axes = call.input(3)
     return total((2, _rank(call, shape) if axes is None else axes.shape[0]))
@@ -69,7 +77,7 @@ _LENGTHS: dict[str, dict[int, _Length]] = {
     "MaxUnpool": {2: _rank},
     "Pad": {1: _pads},
     "Reshape": {1: _of_output},
-    "Resize": {2: _axes, 3: _axes},
+    "Resize": {1: _region, 2: _axes, 3: _axes},
     "Split": {1: _outputs},
     "Squeeze": {1: _removed},
     "Tile": {1: _rank},

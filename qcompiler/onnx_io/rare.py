@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import Error
 from qcompiler.ir import Attr, Node, constant, numpy_dtype
-from qcompiler.onnx_io.axes import in_range
 from qcompiler.onnx_io.call import Call, Result, always
 from qcompiler.onnx_io.settle import Settling, plain, settles
 from qcompiler.onnx_io.tensors import dtype_name
 from qcompiler.ops import known_value, make, meaning
+from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.shapes import together, total
 from qcompiler.ops.window import Window
 
 Floats = NDArray[np.float64]
@@ -297,121 +298,14 @@ def _deform_conv(call: Call) -> Result:
     return make("Conv", columns, weights, bias, name=call.name, group=group)
 
 
-# Spectra.
-
-
-@settles("DFT", operands=(1, 2))
-def _dft(s: Settling) -> Result:
-    """One of the few axes along which the output's shape may arise."""
-    x, axis, length = s.call.need(0).type.dims, s.call.input(2), s.call.input(1)
-    places = range(len(x) - 1)
-    known = np.array(-2) if axis is None else known_value(axis)
-    if known is not None:
-        places = range((at := int(known.ravel()[0]) % len(x)), at + 1)
-    results = []
-    for at in places:
-        half = s.call.number("onesided") and s.call.number("inverse")
-        whole = 2 * x[at] - 2 if half else x[at]
-        sizes = [whole] if length is None else _lengths(s, at)
-        results += [(at, n) for n in sizes if _transformed(s, x, at, n) == s.shape]
-    if not results or len(results) > 16:
-        raise s.refusal()
-    weight = max(n for _, n in results) + 1
-    given = s.ints([0])
-    if known is None:
-        assert axis is not None
-        flat = s.flat(axis)
-        in_range(s, flat, len(x))
-        given = s.node("Mul", s.node("Mod", flat, len(x)), weight)
-    else:
-        given = s.ints([places[0] * weight])
-    own = [n for _, n in results]
-    given = s.node("Add", given, s.ints([own[0]]) if length is None else s.flat(length))
-    keys = [at * weight + (n if length is not None else own[0]) for at, n in results]
-    hits = s.node("Cast", s.node("Equal", given, keys), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its axis and length do not give {list(s.shape)}")
-    kept = {"inverse": s.call.number("inverse"), "onesided": s.call.number("onesided")}
-    made = [
-        s.node("DFT", s.call.need(0), None if length is None else n, at, **kept)
-        for at, n in results
-    ]
-    return s.chosen(given, list(zip(keys, made, strict=True)))
-
-
-def _lengths(s: Settling, axis: int) -> list[int]:
-    """The lengths of a transform that give the output's size along an axis."""
-    known = known_value(s.call.input(1))
-    if known is not None:
-        return [int(known.ravel()[0])]
-    size = s.shape[axis]
-    half = s.call.number("onesided") and not s.call.number("inverse")
-    return [2 * size - 2, 2 * size - 1] if half else [size]
-
-
-def _transformed(s: Settling, x: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
-    """The shape of a transform of so many values along an axis."""
-    one_sided, inverse = s.call.number("onesided"), s.call.number("inverse")
-    size = length // 2 + 1 if one_sided and not inverse else length
-    return (*x[:axis], size, *x[axis + 1 : -1], 1 if one_sided and inverse else 2)
-
-
-@settles("STFT", operands=(1, 3))
-def _stft(s: Settling) -> Result:
-    """The frame's length follows from the number of frequencies, its step from that of frames."""
-    window, length, x = s.call.input(2), s.call.input(3), s.call.need(0).type.dims
-    frames, bins = s.shape[1:3]
-    sizes = [bins] if not s.call.number("onesided") else [2 * bins - 2, 2 * bins - 1]
-    if window is not None:
-        sizes = [window.type.size]
-    known = known_value(length)
-    if known is not None:
-        sizes = [int(known.ravel()[0])]
-    pairs = [
-        (step, n)
-        for n in sizes
-        for step in range(1, x[1] + 1)
-        if n <= x[1] and (x[1] - n) // step + 1 == frames
-    ]
-    if not pairs or len(pairs) > 16:
-        raise s.refusal()
-    weight = max(n for _, n in pairs) + 1
-    given = s.node("Mul", s.vector(1), weight)
-    given = s.node("Add", given, s.ints([sizes[0]]) if length is None else s.vector(3))
-    keys = [step * weight + n for step, n in pairs]
-    hits = s.node("Cast", s.node("Equal", given, keys), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its step and length do not give {list(s.shape)}")
-    made = [_frames(s, step, n) for step, n in pairs]
-    return s.chosen(given, list(zip(keys, made, strict=True)))
-
-
-@always("STFT")
-def _stft_of_known(call: Call) -> Result:
-    """With a window known at run time only: frames times the window, transformed."""
-    step, window, length = known_value(call.need(1)), call.input(2), known_value(call.input(3))
-    if window is None or known_value(window) is not None or step is None:
-        return call
-    size = window.type.size if length is None else int(length.ravel()[0])
-    return _frames(plain(call), int(step.ravel()[0]), size)
-
-
-def _frames(s: Settling, step: int, size: int) -> Node:
-    """An STFT of a known step and length."""
-    x, window = s.call.need(0), s.call.input(2)
-    first = np.arange((x.type.dims[1] - size) // step + 1) * step
-    frames = s.node("Gather", x, s.ints(first[:, None] + np.arange(size)), axis=1)  # type: ignore[arg-type]
-    if window is not None:
-        frames = s.node("Mul", frames, s.node("Reshape", window, [size, 1]))
-    return s.node("DFT", frames, None, 2, onesided=s.call.number("onesided"))
-
-
 # Patches, put together again.
 
 
 @settles("Col2Im", operands=(1, 2))
 def _col2im(s: Settling) -> Result:
     """The block is one of the few of as many taps that fit the number of columns."""
+    if not s.call.need(0).type.static or any(isinstance(d, str) for d in s.shape):
+        return _col2im_of_open(s)
     x, wanted = s.call.need(0).type.dims, s.shape[2:]
     s.same(s.vector(1), wanted, "the size of the image")
     call = s.replaced(1, wanted)
@@ -438,6 +332,65 @@ def _col2im(s: Settling) -> Result:
         for block in fitting
     ]
     return s.chosen(given, list(zip(keys, results, strict=True)))
+
+
+def _col2im_of_open(s: Settling) -> Node:
+    """Of open sizes: each value is added where it belongs, or behind the image."""
+    x, (channels, *wanted) = s.call.need(0), s.shape[1:]
+    batch, rank, block = x.shape[0], len(wanted), s.vector(2)
+    s.same(s.vector(1), wanted, "the size of the image")
+    ones = (1,) * rank
+    strides, gaps = (s.call.numbers(k) or ones for k in ("strides", "dilations"))
+    pads = s.call.numbers("pads") or (0,) * (2 * rank)
+    sides = [s.node("Slice", block, [i], [i + 1]) for i in range(rank)]
+    s.check(s.node("GreaterOrEqual", block, 1), "a block without a value")
+    counts = []
+    for i, size in enumerate(wanted):
+        reach = s.node("Mul", s.node("Sub", sides[i], 1), gaps[i])
+        room = s.node("Sub", s.node("Add", [size], pads[i] + pads[rank + i] - 1), reach)
+        s.check(s.node("GreaterOrEqual", room, 0), "a block larger than the image")
+        counts.append(s.node("Add", s.node("Div", room, strides[i]), 1))
+    row, tap = _digits(s, s.steps(x.shape[1]), sides)
+    none, seen = _digits(s, s.steps(x.shape[2]), counts)
+    taps, columns = (_over(s, n) for n in (sides, counts))
+    s.same(s.node("Mul", taps, [channels]), [x.shape[1]], "the number of values of a column")
+    s.same(columns, [x.shape[2]], "the number of columns")
+    place, inside = (
+        s.node("Unsqueeze", row, [1]),
+        s.node("Equal", s.node("Unsqueeze", none, [0]), 0),
+    )
+    for i, size in enumerate(wanted):
+        first = s.node("Sub", s.node("Mul", seen[i], strides[i]), pads[i])
+        own = s.node("Unsqueeze", s.node("Mul", tap[i], gaps[i]), [1])
+        at = s.node("Add", own, s.node("Unsqueeze", first, [0]))
+        there = s.node("And", s.node("GreaterOrEqual", at, 0), s.node("Less", at, [size]))
+        inside = s.node("And", inside, there)
+        place = s.node("Add", s.node("Mul", place, [size]), at)
+    whole = total((channels, *wanted))
+    place = s.node("Where", inside, place, [whole])
+    values = s.node("Reshape", s.node("Cast", x, to=sums_of(x.dtype)), [batch, -1])
+    index = s.node("Expand", s.node("Reshape", place, [1, -1]), s.node("Shape", values))
+    none = s.node("ConstantOfShape", [batch, together((whole, 1))], value=np.zeros(1, values.dtype))
+    made = s.node("ScatterElements", none, index, values, axis=1, reduction="add")
+    made = s.node("Slice", made, [0], [whole], [1])
+    return s.node("Cast", s.node("Reshape", made, [batch, channels, *wanted]), to=x.dtype)
+
+
+def _digits(s: Settling, numbers: Node, sizes: list[Node]) -> tuple[Node, list[Node]]:
+    """Numbers in digits of mixed radix -> what stands before these, and they, outermost first."""
+    found = []
+    for size in reversed(sizes):
+        found.append(s.node("Mod", numbers, size))
+        numbers = s.node("Div", numbers, size)
+    return numbers, found[::-1]
+
+
+def _over(s: Settling, numbers: list[Node]) -> Node:
+    """The product of numbers."""
+    made = numbers[0]
+    for n in numbers[1:]:
+        made = s.node("Mul", made, n)
+    return made
 
 
 def _columns(like: Node, image: tuple[int, ...], block: tuple[int, ...]) -> int:

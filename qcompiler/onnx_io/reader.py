@@ -47,6 +47,7 @@ from qcompiler.onnx_io import (  # noqa: F401
     resizing,
     selecting,
     sequences,
+    spectra,
     windows,
 )
 from qcompiler.onnx_io.bounded import Bounds

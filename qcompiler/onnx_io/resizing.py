@@ -8,12 +8,11 @@ coordinates, in float32 as in ONNX's reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil, floor
+from math import ceil
 
 import numpy as np
 
-from qcompiler.ir import Node, constant
+from qcompiler.ir import Dim, Node, constant
 from qcompiler.onnx_io.call import Result, axis_of
 from qcompiler.onnx_io.settle import Settling, settles
 from qcompiler.ops import known_value
@@ -35,7 +34,7 @@ def _upsample(s: Settling) -> Result:
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
-    return _resize(Settling(call, s.shapes, s.require))
+    return _resize(Settling(call, s.shapes, s.require, size=s.size))
 
 
 @settles("Resize", operands=(1, 2, 3))
@@ -43,7 +42,7 @@ def _resize(s: Settling) -> Result:
     if s.call.get("coordinate_transformation_mode") is None:  # opset 10: (X, scales)
         return _resize_10(s)
     x = s.call.need(0).type
-    if len(s.shape) != x.rank or 0 in (*s.shape, *x.dims):
+    if len(s.shape) != x.rank or 0 in (*s.shape, *x.shape):
         raise s.refusal()
     region, scales, sizes = (s.call.input(i) for i in (1, 2, 3))
     crops = s.call.get("coordinate_transformation_mode") == "tf_crop_and_resize"
@@ -62,9 +61,11 @@ def _resize(s: Settling) -> Result:
 
 
 def _resize_10(s: Settling) -> Result:
-    before, after = s.call.need(0).type.dims, s.shape
-    pairs = list(zip(before, after, strict=True))
-    shrinks, grows = any(b > a for b, a in pairs), any(b < a for b, a in pairs)
+    pairs = list(zip(s.call.need(0).shape, s.shape, strict=True))
+    known = [(b, a) for b, a in pairs if isinstance(b, int) and isinstance(a, int)]
+    if s.call.get("mode") == "nearest" and any(b != a and (b, a) not in known for b, a in pairs):
+        raise s.refusal()
+    shrinks, grows = any(b > a for b, a in known), any(b < a for b, a in known)
     if shrinks and grows and s.call.get("mode") == "nearest":
         raise s.refusal()
     call = s.call.but(
@@ -72,7 +73,7 @@ def _resize_10(s: Settling) -> Result:
         coordinate_transformation_mode="asymmetric",
         nearest_mode="ceil" if shrinks else "floor",
     )
-    return _resize(Settling(call, s.shapes, s.require))
+    return _resize(Settling(call, s.shapes, s.require, size=s.size))
 
 
 def _axes(s: Settling) -> tuple[int, ...]:
@@ -81,42 +82,23 @@ def _axes(s: Settling) -> tuple[int, ...]:
 
 
 def _by_sizes(s: Settling) -> Result:
-    """With sizes: constants, as the output's shape says; one of few if the aspect ratio is kept."""
+    """With sizes: those that the output's shape says; or all by one of their ratios to the input's
+    sizes, if the aspect ratio is kept.
+    """
     axes, given = _axes(s), s.vector(3)
-    before = [s.call.need(0).type.dims[a] for a in axes]
-    wanted = [s.shape[a] for a in axes]
     policy = s.call.get("keep_aspect_ratio_policy") or "stretch"
     if policy == "stretch":
+        wanted = [s.shape[a] for a in axes]
         s.same(given, wanted, "the list of sizes")
         return s.replaced(3, wanted)
-    half = Fraction(1, 2)
-    ratios = [Fraction(a, b) for a, b in zip(wanted, before, strict=True)]
-    fitting = [
-        (at, r)
-        for at, r in enumerate(ratios)
-        if all(floor(r * b + half) == a for a, b in zip(wanted, before, strict=True))
-        and r not in ratios[:at]
-    ]
-    if not fitting:
-        raise s.refusal()
-    wide = s.node("Cast", given, to="float64")
-    each = s.node("Div", wide, constant(np.array(before, np.float64)))
-    least = "ReduceMin" if policy == "not_larger" else "ReduceMax"
-    ratio = s.node(least, each, [0], keepdims=1)
-    keys = constant(np.array([float(r) for _, r in fitting]))
-    hits = s.node("Cast", s.node("Equal", ratio, keys), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its sizes do not give the shape {list(s.shape)}")
-    results: list[tuple[int, Node]] = []
-    for at, r in fitting:
-        beyond = 1 << 20 if policy == "not_larger" else 0
-        forced = [a if i == at else max(ceil(r * b), 1) + beyond for i, (a, b) in
-                  enumerate(zip(wanted, before, strict=True))]  # fmt: skip
-        forced = forced if beyond else [a if i == at else 0 for i, a in enumerate(wanted)]
-        call = s.replaced(3, forced)
-        results.append((len(results), s.node("Resize", *call.inputs, **call.attrs)))
-    index = s.node("ArgMax", hits, axis=0, keepdims=1)
-    return s.chosen(index, results)
+    before = s.ints([s.call.need(0).shape[a] for a in axes])
+    each = s.node("Div", *(s.node("Cast", i, to="float64") for i in (given, before)))
+    at = s.node("ArgMin" if policy == "not_larger" else "ArgMax", each, axis=0, keepdims=1)
+    over, under = (s.node("Gather", i, at, axis=0) for i in (given, before))
+    s.check(s.node("Greater", over, 0), "a size below 1")
+    scale = s.node("Div", *(s.node("Cast", i, to="float32") for i in (over, under)))
+    scales = s.node("Expand", scale, [len(axes)])
+    return _Resizing.of(s, scales, (over, under)).made()
 
 
 @dataclass
@@ -128,19 +110,21 @@ class _Resizing:
     scales: Node
     mode: str
     coordinates: str
+    ratio: tuple[Node, Node] | None = None
+    """The scale of all axes as a ratio of integers, if it is known to be one."""
 
     @classmethod
-    def of(cls, s: Settling) -> _Resizing:
-        """The Resize of a call."""
-        axes = _axes(s)
-        given = s.call.input(2)
+    def of(
+        cls, s: Settling, scales: Node | None = None, ratio: tuple[Node, Node] | None = None
+    ) -> _Resizing:
+        """The Resize of a call, by its own scales if none are given."""
+        axes, given = _axes(s), scales or s.call.input(2)
         if given is None or not given.type.size:
             x = s.call.need(0).type.dims
-            scales = _floats([s.shape[a] / x[a] for a in axes])
-        else:
-            scales = s.node("Reshape", given, [len(axes)])
+            given = _floats([s.shape[a] / x[a] for a in axes])
+        scales = s.node("Reshape", given, [len(axes)])
         coordinates = str(s.call.get("coordinate_transformation_mode"))
-        return cls(s, axes, scales, str(s.call.get("mode")), coordinates)
+        return cls(s, axes, scales, str(s.call.get("mode")), coordinates, ratio)
 
     def made(self) -> Node:
         """One axis after the other."""
@@ -150,19 +134,20 @@ class _Resizing:
             made = s.node("Cast", x, to="float64" if x.dtype == "float64" else "float32")
         outside: Node | None = None
         for i, axis in enumerate(self.axes):
-            size, count = x.type.dims[axis], s.shape[axis]
+            size, count = x.shape[axis], s.shape[axis]
             scale = s.node("Slice", self.scales, [i], [i + 1])
-            if known_value(scale) is None:
-                seen = s.node("Floor", s.node("Mul", scale, _floats([size])))
-                s.check(s.node("Equal", seen, _floats([count])), f"a scale does not give {count}")
+            self._demand(scale, size, count)
             at = self._at(i, scale, size, count)
+            whole, share = self._parts(at, size, count)
             if self.mode == "nearest":
-                made = s.node("Gather", made, self._nearest(at, size), axis=axis)
-            else:
+                made = s.node("Gather", made, self._nearest(whole, share, size), axis=axis)
+            elif s.call.get("antialias"):
                 made = self._product(made, axis, self._weights(at, scale, size, count))
+            else:
+                made = self._interpolated(made, axis, (whole, share), size)
             if self.coordinates == "tf_crop_and_resize":
                 low = s.node("Less", at, _floats(0))
-                missed = s.node("Or", low, s.node("Greater", at, _floats(size - 1)))
+                missed = s.node("Or", low, s.node("Greater", at, self._real(size, -1)))
                 column = s.node("Reshape", missed, [count] + [1] * (x.type.rank - 1 - axis))
                 outside = column if outside is None else s.node("Or", outside, column)
         if outside is not None:
@@ -173,28 +158,80 @@ class _Resizing:
             made = s.node("Clip", made, _floats(info.min), _floats(info.max))
         return s.node("Cast", made, to=x.dtype)
 
-    def _at(self, i: int, scale: Node, size: int, count: int) -> Node:
-        """The coordinate in the input of each output along an axis: float32[count]."""
-        s, y = self.s, np.arange(count)
+    def _demand(self, scale: Node, size: Dim, count: Dim) -> None:
+        """Check that a scale gives so many outputs."""
+        s = self.s
+        if self.ratio is not None:
+            over, under = self.ratio
+            twice = s.node("Add", s.node("Mul", s.node("Mul", over, [size]), 2), under)
+            seen = s.node("Div", twice, s.node("Mul", under, 2))
+            s.check(s.node("Equal", seen, [count]), f"its sizes do not give {count}")
+        elif known_value(scale) is None:
+            seen = s.node("Floor", s.node("Mul", scale, self._real(size)))
+            s.check(s.node("Equal", seen, self._real(count)), f"a scale does not give {count}")
+
+    def _real(self, size: Dim, more: int = 0) -> Node:
+        """A size and a number as float32[1]."""
+        if isinstance(size, int):
+            return _floats([size + more])
+        return self.s.node("Add", self.s.node("Cast", [size], to="float32"), _floats([more]))
+
+    def _parts(self, at: Node, size: Dim, count: Dim) -> tuple[Node, Node]:
+        """Coordinates -> rounded down, int64[count], and the rest, float32[count]; by a ratio of
+        integers exactly.
+        """
+        s = self.s
+        if self.ratio is None:
+            down = s.node("Floor", at)
+            return s.node("Cast", down, to="int64"), s.node("Sub", at, down)
+        over, under = self._quotient(*self.ratio, size, count)
+        whole = s.node("Sub", s.node("Div", s.node("Add", over, under), under), 1)
+        rest = s.node("Sub", over, s.node("Mul", whole, under))
+        return whole, s.node("Div", *(s.node("Cast", n, to="float32") for n in (rest, under)))
+
+    def _quotient(self, over: Node, under: Node, size: Dim, count: Dim) -> tuple[Node, Node]:
+        """The coordinate of each output, above -1, as a ratio of int64[count] and int64[1]."""
+        s, y = self.s, self.s.steps(count)
         if self.coordinates == "align_corners":
-            width = s.node("Mul", scale, _floats([size]))
-            steps = s.node("Div", _floats(y * (size - 1)), s.node("Sub", width, _floats(1)))
+            last = s.node("Max", s.node("Sub", [count], 1), 1)
+            return s.node("Mul", y, s.node("Sub", [size], 1)), last
+        if self.coordinates == "asymmetric":
+            return s.node("Mul", y, under), over
+        odd = s.node("Add", s.node("Mul", y, 2), 1)
+        at = s.node("Sub", s.node("Mul", odd, under), over)
+        if self.coordinates == "half_pixel_symmetric":
+            shift = s.node("Sub", s.node("Mul", over, [size]), s.node("Mul", under, [count]))
+            at = s.node("Add", at, shift)
+        if self.coordinates == "pytorch_half_pixel":
+            at = s.node("Where", s.node("Equal", [count], 1), 0, at)
+        return at, s.node("Mul", over, 2)
+
+    def _at(self, i: int, scale: Node, size: Dim, count: Dim) -> Node:
+        """The coordinate in the input of each output along an axis: float32[count]."""
+        s, y = self.s, self.s.node("Cast", self.s.steps(count), to="float32")
+        if self.coordinates == "align_corners":
+            width = s.node("Mul", scale, self._real(size))
+            steps = s.node("Mul", y, self._real(size, -1))
+            steps = s.node("Div", steps, s.node("Sub", width, _floats(1)))
             return s.node("Where", s.node("Equal", width, _floats(1)), _floats(0), steps)
         if self.coordinates == "tf_crop_and_resize":
             return self._cropped(i, size, count)
         if self.coordinates == "asymmetric":
-            return s.node("Div", _floats(y), scale)
-        if self.coordinates == "pytorch_half_pixel" and count == 1:
-            return _floats([0])
-        at = s.node("Sub", s.node("Div", _floats(y + 0.5), scale), _floats(0.5))
+            return s.node("Div", y, scale)
+        half = _floats(0.5)
+        at = s.node("Sub", s.node("Div", s.node("Add", y, half), scale), half)
+        if self.coordinates == "pytorch_half_pixel":
+            at = s.node("Where", s.node("Equal", [count], 1), _floats(0), at)
         if self.coordinates == "half_pixel_symmetric":
-            share = s.node("Div", _floats(count), s.node("Mul", scale, _floats(size)))
-            shift = s.node("Mul", s.node("Sub", _floats(1), share), _floats(size / 2))
-            at = s.node("Add", at, shift)
+            share = s.node("Div", self._real(count), s.node("Mul", scale, self._real(size)))
+            shift = s.node("Sub", _floats(1), share)
+            at = s.node("Add", at, s.node("Mul", shift, s.node("Mul", self._real(size), half)))
         return at
 
-    def _cropped(self, i: int, size: int, count: int) -> Node:
+    def _cropped(self, i: int, size: Dim, count: Dim) -> Node:
         s, region = self.s, self.s.call.need(1)
+        if isinstance(size, str) or isinstance(count, str):
+            raise s.refusal()
         flat = s.node("Cast", s.node("Reshape", region, [region.type.size]), to="float32")
         half = region.type.size // 2
         place = self.axes[i] if half == s.call.need(0).type.rank else i
@@ -207,22 +244,55 @@ class _Resizing:
         steps = _floats(np.arange(count) / (count - 1))
         return s.node("Add", start, s.node("Mul", s.node("Sub", end, start), steps))
 
-    def _nearest(self, at: Node, size: int) -> Node:
+    def _nearest(self, whole: Node, share: Node, size: Dim) -> Node:
         """The index that each coordinate is rounded to."""
         s, way = self.s, str(self.s.call.get("nearest_mode"))
-        if way == "round_prefer_floor":
-            at = s.node("Ceil", s.node("Sub", at, _floats(0.5)))
-        elif way == "round_prefer_ceil":
-            at = s.node("Floor", s.node("Add", at, _floats(0.5)))
-        else:
-            at = s.node(way.capitalize(), at)
-        bounded = s.node("Clip", at, _floats(0), _floats(size - 1))
-        return s.node("Cast", bounded, to="int64")
+        if way == "ceil":
+            up = s.node("Greater", share, _floats(0))
+        elif way != "floor":
+            compare = "Greater" if way == "round_prefer_floor" else "GreaterOrEqual"
+            up = s.node(compare, share, _floats(0.5))
+        if way != "floor":
+            whole = s.node("Add", whole, s.node("Cast", up, to="int64"))
+        return self._inside(whole, size)
 
-    def _weights(self, at: Node, scale: Node, size: int, count: int) -> Node:
-        """Weights of all inputs for each output: [count, size]; beyond an edge, of the edge."""
-        s, one = self.s, _floats(1)
-        narrow = s.node("Min", scale, one) if s.call.get("antialias") else one
+    def _inside(self, place: Node, size: Dim) -> Node:
+        """Positions, those outside moved to the ends of an axis."""
+        last = self.s.node("Sub", [size], 1)
+        return self.s.node("Max", self.s.node("Min", place, last), 0)
+
+    def _interpolated(self, x: Node, axis: int, at: tuple[Node, Node], size: Dim) -> Node:
+        """The sum of the inputs near each coordinate, by their weights."""
+        s, (whole, share) = self.s, at
+        taps = (0, 1) if self.mode == "linear" else (-1, 0, 1, 2)
+        places = [s.node("Add", whole, tap) for tap in taps]
+        weights = [self._kernel(s.node("Abs", s.node("Sub", share, _floats(tap)))) for tap in taps]
+        if s.call.get("exclude_outside"):
+            there = (s.node("Equal", p, self._inside(p, size)) for p in places)
+            weights = [
+                s.node("Where", t, w, _floats(0)) for t, w in zip(there, weights, strict=True)
+            ]
+        total, parts = weights[0], []
+        for weight in weights[1:]:
+            total = s.node("Add", total, weight)
+        column = [-1] + [1] * (x.type.rank - 1 - axis)
+        for place, weight in zip(places, weights, strict=True):
+            factor = s.node("Reshape", s.node("Div", weight, total), column)
+            seen = s.node("Gather", x, self._inside(place, size), axis=axis)
+            parts.append(s.node("Mul", seen, s.node("Cast", factor, to=x.dtype)))
+        made = parts[0]
+        for part in parts[1:]:
+            made = s.node("Add", made, part)
+        return made
+
+    def _weights(self, at: Node, scale: Node, size: Dim, count: Dim) -> Node:
+        """Weights of all inputs for each output of an antialiased Resize: [count, size];
+        beyond an edge, of the edge.
+        """
+        s = self.s
+        if isinstance(size, str) or isinstance(count, str):
+            raise s.refusal()
+        narrow = s.node("Min", scale, _floats(1))
         margin = 2 * ceil(max(size / count, 1)) + 2
         places = np.arange(-margin, size + margin)
         if count * len(places) > MOST:

@@ -89,8 +89,8 @@ class Settling:
         parts = [self.size(v) for v in listed]
         return parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=0)
 
-    def steps(self, count: Dim) -> Node:
-        """0, 1, 2, ..., so many."""
+    def steps(self, count: Dim | Node) -> Node:
+        """0, 1, 2, ..., so many, which may be a vector of one."""
         if isinstance(count, int):
             return self.ints(list(range(count)))
         none = constant(np.zeros((), np.int64))
@@ -214,7 +214,8 @@ def settled(
 _ANY_SIZES = (
     frozenset({"CumSum", "CumProd", "Squeeze", "Unsqueeze", *REDUCTIONS})
     | {"Reshape", "Expand", "ConstantOfShape", "TopK", "OneHot", "Split", "AffineGrid"}
-    | {"CenterCropPad", "Slice", "Pad", "Range"}
+    | {"CenterCropPad", "Slice", "Pad", "Range", "Tile", "Resize", "Upsample", "Col2Im"}
+    | {"DFT", "STFT"}
 )
 """Calls whose operands and results may be of open sizes."""
 _ANY_LENGTHS = frozenset({"Expand", "Slice", "Pad"})
@@ -365,18 +366,6 @@ def _expand(s: Settling) -> Result:
         if isinstance(given, str):
             s.check(s.node("LessOrEqual", s.node("Shape", target), rank), "a target too long")
     return s.call.but(inputs=(s.call.need(0), s.ints(wanted)))
-
-
-@settles("Tile", operands=(1,))
-def _tile(s: Settling) -> Result:
-    x = s.call.need(0).type.dims
-    if len(x) != len(s.shape) or any(b % a if a else b for a, b in zip(x, s.shape, strict=True)):
-        raise s.call.error(f"{list(x)} does not repeat to {list(s.shape)}")
-    if 0 in x:
-        return s.replaced(1, [1] * len(x))
-    repeats = [b // a for a, b in zip(x, s.shape, strict=True)]
-    s.same(s.vector(1), repeats, "the number of repeats")
-    return s.replaced(1, repeats)
 
 
 @settles("ConstantOfShape", operands=(0,))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qcompiler.ir import Dim, Node, constant, numpy_dtype
+from qcompiler.ir import Dim, Node, numpy_dtype
 from qcompiler.onnx_io.call import Call, Result, always
 from qcompiler.onnx_io.settle import Settling, plain
 from qcompiler.ops.contraction import sums_of
@@ -201,7 +201,7 @@ def _by_channel(s: Settling, x: Node, w: Node, bias: Node | None, count: Node) -
     """x[N,C,L], weights[C,1,K], bias[C], `count`: L - K + 1 -> [N,C,count]: each channel's products
     with K positions, summed in float32 or wider.
     """
-    steps = (_steps(s, n) for n in (count, s.node("Shape", w, start=2, end=3)))
+    steps = (s.steps(n) for n in (count, s.node("Shape", w, start=2, end=3)))
     first, place = (s.node("Unsqueeze", n, [axis]) for n, axis in zip(steps, (1, 0), strict=True))
     seen = s.node("Gather", x, s.node("Add", first, place), axis=2)
     sums = sums_of(x.dtype)
@@ -210,9 +210,3 @@ def _by_channel(s: Settling, x: Node, w: Node, bias: Node | None, count: Node) -
     if bias is not None:
         made = s.node("Add", made, s.node("Unsqueeze", s.node("Cast", bias, to=sums), [1]))
     return s.node("Cast", made, to=x.dtype)
-
-
-def _steps(s: Settling, count: Node) -> Node:
-    """0, 1, 2, ..., as many as a vector of one says."""
-    scalar = s.node("Reshape", count, constant(np.zeros(0, np.int64)))
-    return s.node("Range", constant(np.array(0)), scalar, constant(np.array(1)))

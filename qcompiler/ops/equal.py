@@ -6,7 +6,7 @@ equal so is noted here, while somebody listens: a run in which it is not has no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,6 +23,8 @@ class Equal:
     """Those of which either may be 1 instead."""
     inputs: frozenset[str] = frozenset()
     """Symbols that are sizes of inputs as they are: no run need solve for them."""
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """The least and the largest number of open sizes."""
     where: str = ""
     """The node at hand."""
 
@@ -38,6 +40,12 @@ def noted(found: Equal | None) -> Iterator[None]:
         yield
     finally:
         _listening.reset(token)
+
+
+def ranges() -> Mapping[str, tuple[int, int]]:
+    """The least and the largest number of those open sizes of which they are known."""
+    found = _listening.get()
+    return {} if found is None else found.ranges
 
 
 def note(a: Dim, b: Dim) -> None:

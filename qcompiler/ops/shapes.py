@@ -13,7 +13,7 @@ import numpy as np
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
-from qcompiler.ops.equal import note
+from qcompiler.ops.equal import note, ranges
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.known_sizes import known_sizes
 
@@ -75,6 +75,17 @@ def may_equal(a: Dim, b: Dim) -> bool:
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     return a == b or isinstance(settled(Size.of(a) - b), str)
+
+
+def in_ranges(a: Dim, b: Dim) -> bool:
+    """Are there sizes in the ranges that are known for which two dimensions are equal?"""
+    difference, known = settled(Size.of(a) - b), ranges()
+    if isinstance(difference, int):
+        return difference == 0
+    if not Size.of(difference).symbols <= known.keys():
+        return True
+    low, high = Size.of(difference).bounds(known)
+    return low <= 0 <= high
 
 
 def note_divides(whole: Dim, by: Dim) -> None:
