@@ -236,7 +236,7 @@ def _axes_attribute(node: Node, rank: int) -> tuple[int, ...]:
 
 @typed(center_crop_pad)
 def _(node: Node) -> Type:
-    x, known = node.operands[0].type, known_ints(node.operands[1])
+    x, known = node.operands[0].type, known_dims(node.operands[1])
     over = _axes_attribute(node, x.rank)
     if known is not None and len(known) != len(over):
         raise Error(f"shape {list(known)} is not one number for each of {len(over)} axes")

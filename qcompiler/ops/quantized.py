@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, numpy_dtype
 from qcompiler.ops.contraction import (
@@ -69,9 +70,11 @@ def _check_spread(node: Node) -> None:
     if scale.rank != x.rank or not size:
         raise Error(f"scale {scale} does not fit {x} in blocks of {size}")
     for i, (a, b) in enumerate(zip(scale.shape, x.shape, strict=True)):
-        if isinstance(a, str) or isinstance(b, str):
-            continue
-        if not (-(-b // size) <= a <= b if i == axis else a == b):
+        if isinstance(a, int) and isinstance(b, int):
+            fits = -(-b // size) <= a <= b if i == axis else a == b
+        else:
+            fits = agree(a, settled((Size.of(b) + (size - 1)) // size) if i == axis else b)
+        if not fits:
             raise Error(f"scale {scale} does not fit {x} in blocks of {size}")
 
 

@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Dim, Node, Type
+from qcompiler.ir import Attr, Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.registry import Numbers, fresh, operator, typed
 from qcompiler.ops.resize import cubic
@@ -123,15 +123,17 @@ def _(node: Node) -> Type:
     return Type(theta.dtype, (theta.shape[0], *counts, rank))
 
 
-@operator(
-    "RoiAlign",
-    coordinate_transformation_mode="half_pixel",
-    mode="avg",
-    output_height=1,
-    output_width=1,
-    sampling_ratio=0,
-    spatial_scale=1.0,
-)
+_REGIONS: dict[str, Attr] = {
+    "coordinate_transformation_mode": "half_pixel",
+    "mode": "avg",
+    "output_height": 1,
+    "output_width": 1,
+    "sampling_ratio": 0,
+    "spatial_scale": 1.0,
+}
+
+
+@operator("RoiAlign", **_REGIONS)
 def roi_align(node: Node, x: Numbers, rois: Numbers, batch: Numbers) -> Numbers:
     """Each region of an image divided into output_height by output_width bins; zeros for a region
     of image -1, which is none.
@@ -172,9 +174,18 @@ def _roi_bins(
     return np.asarray(bins.mean((2, 4)) if average else bins.max((2, 4)))
 
 
-@typed(roi_align)
+@operator("roi_align", **_REGIONS)
+def roi_align_within(
+    node: Node, x: Numbers, rois: Numbers, batch: Numbers, size: Numbers
+) -> Numbers:
+    """The same of images of a size, [2], that lie at the beginning of larger ones."""
+    height, width = (int(n) for n in size)
+    return np.asarray(roi_align(node, x[:, :, :height, :width], rois, batch))
+
+
+@typed(roi_align, roi_align_within)
 def _(node: Node) -> Type:
-    x, rois, batch = (i.type for i in node.operands)
+    x, rois, batch = (i.type for i in node.operands[:3])
     ranks = (x.rank, rois.rank, batch.rank) == (4, 2, 1)
     if not ranks or not agree(rois.shape[1], 4) or not agree(batch.shape[0], rois.shape[0]):
         raise Error(f"regions {rois} of images {batch} do not fit {x}")

@@ -171,7 +171,7 @@ def _rows(node: Node) -> float:
     return sum(node.types[0].dims) * ITERATION
 
 
-@_takes("RoiAlign")
+@_takes("RoiAlign", "roi_align")
 def _regions(node: Node) -> float:
     """The number of samples depends on each region's size, which is a value."""
     return inf

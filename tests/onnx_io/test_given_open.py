@@ -104,6 +104,13 @@ CASES: dict[str, Case] = {
         {"s": lambda n: ints(12 // n["h"], 1)},
         {"s": ints(5, 1)},
     ),
+    "CenterCropPad": (
+        "g (float[h,3] x, int64[2] s) => (float[6,4] y) { y = CenterCropPad(x, s) }",
+        18,
+        each(1, 2, 7, 12),
+        {"s": lambda _: ints(6, 4)},
+        {"s": ints(6, 3)},
+    ),
     "nothing of a Slice": (
         "g (float[h,4] x, int64[1] s) => (float[h,0] y) { a = Constant<value_ints=[1]>()"
         " y = Slice(x, s, s, a) }",

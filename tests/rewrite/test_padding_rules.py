@@ -11,7 +11,7 @@ import pytest
 from qcompiler.errors import Error
 from tests.rewrite.test_padding import IMAGE, Ranges, check, model_of, opened
 
-EDGES: Ranges = {"n": (2, 6), "e": (1, 5)}
+EDGES: Ranges = {"n": (2, 6), "e": (1, 5), "h": (5, 7)}
 SMALL: Ranges = {"h": (4, 9), "w": (5, 8)}
 SCALED: Ranges = {"h": (2, 5), "a": (1, 9)}
 SEQ: Ranges = {"s": (3, 9)}
@@ -55,6 +55,12 @@ INDICES = {
     "sequences that are said to be longer": """(float[n,e,2] x, int64[e] l) => (float[n,e,2] y) {
         sh = Shape(x) zero = Constant<value_ints=[0]>() n = Gather(sh, zero) k = Mod(l, n)
         many = Constant<value_ints=[100]>() m = Add(k, many) y = ReverseSequence(x, m) }""",
+    "a cache of rows as many as in a run": """(float[2,h,3] x, float[2,e,3] u, int64[2] i) =>
+        (float[2,h,3] y, float[2,h,3] z, float[2,h,3] t) {
+        sx = Shape(x) su = Shape(u) one = Constant<value_ints=[1]>() h = Gather(sx, one)
+        e = Gather(su, one) spare = Sub(h, e) some = Add(spare, one) k = Mod(i, some)
+        y = TensorScatter(x, u, k) z = TensorScatter(x, u) j = Mod(i, h)
+        t = TensorScatter<mode="circular">(x, u, j) }""",
     "a cache": """(float[e,2,n,3] x, float[e,2,1,3] u, int64[e] i) => (float[e,2,n,3] y) {
         sh = Shape(x) two = Constant<value_ints=[2]>() n = Gather(sh, two) k = Mod(i, n)
         y = TensorScatter(x, u, k) }""",
@@ -109,6 +115,27 @@ GRIDS = {
         float[2,2,3,3] c, float[2,2,3,3] d) {
         a = GridSample(x, g) b = GridSample<padding_mode="border">(x, g)
         c = GridSample<align_corners=1>(x, g) d = GridSample<mode="cubic">(x, g) }""",
+    **{
+        f"an open image, {mode}, {border}, {corners}": f"""(float[2,2,h,w] x, float[2,9,9,2] g) =>
+            (float[2,2,9,9] y) {{ two = Constant<value_float=2.0>() wide = Mul(g, two)
+            y = GridSample<mode="{mode}", padding_mode="{border}", align_corners={corners}>(x, wide)
+            }}"""
+        for mode, border in [
+            ("nearest", "zeros"),
+            ("nearest", "border"),
+            ("nearest", "reflection"),
+            ("linear", "reflection"),
+        ]
+        for corners in (0, 1)
+    },
+    "an open volume": """(float[1,2,h,3,w] x, float[1,2,3,4,3] g) => (float[1,2,2,3,4] y) {
+        y = GridSample<mode="nearest">(x, g) }""",
+    "regions of an open image": """(float[2,2,h,w] x, float[5,4] r, int64[5] i) =>
+        (float[5,2,2,3] y, float[5,2,2,3] z) { two = Constant<value_ints=[2]>() k = Mod(i, two)
+        four = Constant<value_float=4.0>() r0 = Mul(r, four) a = Abs(r0)
+        y = RoiAlign<output_height=2, output_width=3>(x, a, k)
+        z = RoiAlign<output_height=2, output_width=3, mode="max", sampling_ratio=2,
+        coordinate_transformation_mode="output_half_pixel">(x, a, k) }""",
 }
 
 
@@ -169,6 +196,14 @@ OTHERS = {
         one = Constant<value_ints=[2]>() k = Mod(i, one) ten = Constant<value_float=3.0>()
         r0 = Mul(r, ten) a = Abs(r0) y = RoiAlign<output_height=2, output_width=2,
         sampling_ratio=2>(x, a, k) }""",
+    "spectra": """(float[2,s,3,2] x, float[2,s,1] r) => (float[2,s,3,2] a, float[2,s,3,2] b,
+        float[2,m,2] c, float[2,n,3,1] d, float[2,5,3,2] e, float[2,5,3,1] f, float[2,s,2] g,
+        float[2,3,2] h, float[2,n,1] i) {
+        one = Constant<value_int=1>() five = Constant<value_int=5>() a = DFT(x, , one)
+        b = DFT<inverse=1>(x, , one) c = DFT<onesided=1>(r, , one)
+        d = DFT<onesided=1, inverse=1>(x, , one) e = DFT(x, five, one)
+        f = DFT<onesided=1, inverse=1>(x, five, one) g = DFT(r) h = DFT<onesided=1>(r, five, one)
+        i = DFT<onesided=1, inverse=1>(r) }""",
     "frames": """(float[1,s,1] x) => (float[1,m,2,2] y) {
         hop = Constant<value_int=2>() n = Constant<value_int=3>() y = STFT(x, hop, , n) }""",
 }
@@ -215,6 +250,32 @@ PAIRS = {
         (float[2,n,e] y, uint8[2,n,e] q, float[2,n,e] d) {
         v = Mul(b, b) y = BatchNormalization(x, g, b, b, v) s = Exp(g)
         q = QuantizeLinear<axis=1>(x, s, z) d = DequantizeLinear<axis=1>(q, s, z) }""",
+    "the middle, and 0 around it": """(float[n,e,3] x, float[e,n] z) => (float[e,4,3] y,
+        float[n,n,2] u, bool[n,n,2] v) { sz = Shape(z) zero = Constant<value_ints=[0]>()
+        one = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>()
+        four = Constant<value_ints=[4]>() e = Gather(sz, zero) n = Gather(sz, one)
+        s = Concat<axis=0>(e, four) y = CenterCropPad<axes=[0,-2]>(x, s)
+        t = Concat<axis=0>(n, n, two) u = CenterCropPad(x, t) b = Cast<to=9>(x)
+        v = CenterCropPad(b, t) }""",
+    "blocks of channels": """(float[1,n,e,3] x) => (float[1,n,p,6] y, float[1,n,p,6] z,
+        float[1,q,e,3] u, float[1,q,e,3] v) { c = Concat<axis=1>(x, x, x, x)
+        y = DepthToSpace<blocksize=2>(c) z = DepthToSpace<blocksize=2, mode="CRD">(c)
+        u = SpaceToDepth<blocksize=2>(y) v = SpaceToDepth<blocksize=2>(z) }""",
+    "norms of neighbouring channels": """(float[2,n,e] x) => (float[2,n,e] y, float[2,n,e] z) {
+        y = LRN<size=3, alpha=0.5>(x) z = LRN<size=4, alpha=0.5>(x) }""",
+    "determinants": "(float[e,n,n] x) => (float[e] y) { y = Det(x) }",
+    "diagonals, and what dots stand for": """(float[e,n,n] x, float[n] v, float[n,3] w) =>
+        (float[e,n] y, float[] z, float[e,n,3] t, float[e] u, float[e,n,n] k) {
+        y = Einsum<equation="...ii->...i">(x) z = Einsum<equation="i,i">(v, v)
+        t = Einsum<equation="...ij,jk->...ik">(x, w) u = Einsum<equation="...ii->...">(x)
+        k = Einsum<equation="... j i,...ij">(x, x) }""",
+    "numbers for each block": """(float[n,e] x) => (uint8[m,e] q, float[m,e] d, int8[n,e] r) {
+        two = Concat<axis=0>(x, x) s = Exp(x) h = Abs(x) z = Cast<to=2>(h)
+        q = QuantizeLinear<axis=0, block_size=2>(two, s, z)
+        d = DequantizeLinear<axis=0, block_size=2>(q, s, z) m = ReduceMax<keepdims=1>(s)
+        o = Constant<value_ints=[-1]>() p = ReduceMax(s, o) k = Constant<value_float=0.5>()
+        l = Mul(p, k) i = Constant<value_int=0>() c = Cast<to=3>(i) g = CastLike(p, c)
+        r = QuantizeLinear<axis=1, block_size=8>(x, l, g) }""",
     "a first piece": """(float[n,e,3] x) => (float[n,1,3] y, float[2,e,3] z) {
         zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()
         two = Constant<value_ints=[2]>() y = Slice(x, zero, one, one) z = Slice(x, zero, two, zero)

@@ -35,9 +35,22 @@ def _cast(p: Padding, node: Node) -> Padded:
 
 @pads("Det")
 def _det(p: Padding, node: Node) -> Padded:
+    """Of an open size: that of the matrix and, behind its end, the identity."""
     x = p.value(node.operands[0])
-    demand_axis(p, x, (x.rank - 2, x.rank - 1))
+    rows, columns = x.rank - 2, x.rank - 1
+    x = p.prefix(p.prefix(x, rows), columns)
+    if x.dims[rows] != x.dims[columns]:
+        raise p.refused("its matrices are only square for some sizes")
+    whole = const(np.eye(p.whole(x.dims[rows])), x.node.dtype)
+    x = p.masked(x, [rows, columns], whole)
     return Padded(made_of(p, node, x.node), x.dims[:-2])
+
+
+@pads("LRN")
+def _lrn(p: Padding, node: Node) -> Padded:
+    """Channels that are not there are 0, as beside the first."""
+    x = p.masked(p.prefix(p.value(node.operands[0]), 1), [1], 0)
+    return Padded(made_of(p, node, x.node), x.dims)
 
 
 @pads("DFT")
@@ -185,15 +198,19 @@ def _looked_up(p: Padding, node: Node, table: Padded, rows: Dim) -> Padded:
 
 @pads("RoiAlign")
 def _roi_align(p: Padding, node: Node) -> Padded:
-    """Any number of regions of images of one size."""
+    """Any number of regions of images of any size."""
     x, regions, images = (p.value(i) for i in node.operands)
-    demand_axis(p, x, [2, 3])
+    x = p.prefix(p.prefix(x, 2), 3)
     if regions.dims[0] != images.dims[0]:
         regions, images = p.prefix(regions, 0), p.prefix(images, 0)
     if regions.dims[0] != images.dims[0]:
         raise p.refused("regions and images are only equally many for some sizes")
     of_none = p.masked(images, [0], -1)
-    made = make(node.op, x.node, regions.node, of_none.node, name=node.name, **node.attrs)
+    nodes, name = [x.node, regions.node, of_none.node], node.op
+    if is_open(x.dims[2]) or is_open(x.dims[3]):
+        sizes = (p.size(d) for d in node.operands[0].type.shape[2:])
+        nodes, name = [*nodes, make("Concat", *sizes, axis=0)], "roi_align"
+    made = make(name, *nodes, name=node.name, **node.attrs)
     return Padded(
         made, (regions.dims[0], x.dims[1], *(digits_of([d]) for d in node.type.shape[2:]))
     )

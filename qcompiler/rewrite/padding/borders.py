@@ -1,4 +1,4 @@
-"""What stands around padded values: Pad, and the borders that windows look beyond.
+"""What stands around padded values: Pad, CenterCropPad, and the borders that windows look beyond.
 
 Where a run's value ends, a border begins that is computed in the run: indices, and where they fall
 outside, a number.
@@ -11,7 +11,7 @@ from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.rewrite.matching import const, int64s
-from qcompiler.rewrite.padding.digits import digits_of, is_open
+from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import pads
 
@@ -46,6 +46,42 @@ def _pad(p: Padding, node: Node) -> Padded:
     return Padded(made, tuple(digits_of([n]) if any(w) else d for d, n, w in new))
 
 
+@pads("CenterCropPad")
+def _center_crop_pad(p: Padding, node: Node) -> Padded:
+    """The middle of a dimension, or 0 around it, as this run's sizes say."""
+    x = p.value(node.operands[0])
+    for axis, (size, count) in enumerate(zip(node.operands[0].shape, node.shape, strict=True)):
+        if size == count:
+            continue
+        x, whole = p.prefix(x, axis), p.size(size)
+        first = make("Div", make("Sub", whole, p.size(count)), const([2], "int32"))  # towards 0
+        index = make("Add", p.steps(p.at(count)), first)
+        x = _shown(p, x, axis, index, whole, digits_of([count]), 0)
+    return x
+
+
+def _shown(
+    p: Padding,
+    x: Padded,
+    axis: int,
+    index: Node,
+    size: Node,
+    digits: Digits,
+    fill: float | Node | None,
+) -> Padded:
+    """A value at other positions along a dimension of so many elements; outside, a number, or what
+    is nearest (None).
+    """
+    zero, last = const([0], "int32"), const([p.whole(x.dims[axis]) - 1], "int32")
+    inside = make("And", make("GreaterOrEqual", index, zero), make("Less", index, size))
+    taken = p.take(x, axis, make("Min", make("Max", index, zero), last), digits)
+    if fill is None:
+        return taken
+    other = fill if isinstance(fill, Node) else const(fill, x.node.dtype)
+    mask = p.along(inside, axis, x.rank)
+    return Padded(make("Where", mask, taken.node, other), taken.dims)
+
+
 def _fill(p: Padding, node: Node) -> float | Node:
     """The number around it."""
     if len(node.inputs) < 3 or node.inputs[2] is None:
@@ -75,9 +111,7 @@ def bordered(
     if begin != 0:
         index = make("Sub", index, p.size(begin))
     demand_border(p, size, widths, mode)
-    last = const([p.whole(x.dims[axis]) - 1], "int32")
-    whole, zero, one = p.size(size), const([0], "int32"), const([1], "int32")
-    inside = make("And", make("GreaterOrEqual", index, zero), make("Less", index, whole))
+    whole, one = p.size(size), const([1], "int32")
     if mode == "wrap":
         index = make("Mod", index, whole)
     elif mode == "reflect":
@@ -85,13 +119,8 @@ def bordered(
         index = make("Sub", top, make("Abs", make("Sub", top, make("Abs", index))))
     elif mode == "edge":
         index = make("Min", index, make("Sub", whole, one))
-    index = make("Min", make("Max", index, zero), last)
-    taken = p.take(x, axis, index, digits_of([made_of_]) if room == p.at(made_of_) else (room,))
-    if mode != "constant":
-        return taken
-    mask = p.along(inside, axis, x.rank)
-    other = fill if isinstance(fill, Node) else const(fill, x.node.dtype)
-    return Padded(make("Where", mask, taken.node, other), taken.dims)
+    digits = digits_of([made_of_]) if room == p.at(made_of_) else (room,)
+    return _shown(p, x, axis, index, whole, digits, fill if mode == "constant" else None)
 
 
 def demand_border(p: Padding, size: Dim, widths: tuple[Dim, Dim], mode: str) -> None:

@@ -16,7 +16,7 @@ from qcompiler.rewrite.matching import const, int64s, perm_of, reshape, to_dtype
 from qcompiler.rewrite.padding.caches import grown
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
-from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads, together
+from qcompiler.rewrite.padding.rules import demand_closed, made_of, pads, together
 
 
 @pads("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -109,16 +109,29 @@ def _trilu(p: Padding, node: Node) -> Padded:
 
 @pads("DepthToSpace", "SpaceToDepth")
 def _blocks(p: Padding, node: Node) -> Padded:
-    x = p.value(node.operands[0])
-    demand_axis(p, x, [1])
+    """Of an open number of channels, by a Transpose of six dimensions."""
+    x, b, before = p.value(node.operands[0]), node.int("blocksize"), node.operands[0].type.shape
+    parts = {1: b * b} if node.op == "DepthToSpace" else {2: b, 3: b}
     for axis in (2, 3):
         x = p.prefix(x, axis)
-        if node.op == "SpaceToDepth" and Size.of(node.operands[0].shape[axis]).over(
-            node.int("blocksize")
-        ) is None:  # fmt: skip
-            raise p.refused(f"{node.int('blocksize')} may not divide {node.operands[0].type}")
-    made = make(node.op, x.node, name=node.name, **node.attrs)
-    return Padded(made, (x.dims[0], *(digits_of([d]) for d in node.type.shape[1:])))
+    for axis, by in parts.items():
+        if Size.of(before[axis]).over(by) is None:
+            raise p.refused(f"{by} may not divide {before[axis]} of {node.operands[0].type}")
+    if not is_open(x.dims[1]):
+        made = make(node.op, x.node, name=node.name, **node.attrs)
+        return Padded(made, (x.dims[0], *(digits_of([d]) for d in node.type.shape[1:])))
+    by_channel = node.str("mode") == "CRD"
+    split: tuple[Dim, ...]
+    if node.op == "DepthToSpace":
+        n, c, h, w = before[0], node.type.shape[1], *before[2:]
+        split = (n, c, b, b, h, w) if by_channel else (n, b, b, c, h, w)
+        perm = (0, 1, 4, 2, 5, 3) if by_channel else (0, 3, 4, 1, 5, 2)
+    else:
+        n, c, h, w = *before[:2], *node.type.shape[2:]
+        split, perm = (n, c, h, b, w, b), (0, 1, 3, 5, 2, 4) if by_channel else (0, 3, 5, 1, 2, 4)
+    blocks = p.reshaped(x, split)
+    moved = make("Transpose", blocks.node, perm=perm)
+    return p.reshaped(Padded(moved, tuple(blocks.dims[a] for a in perm)), node.type.shape)
 
 
 @pads("Concat")

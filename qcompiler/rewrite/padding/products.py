@@ -13,7 +13,7 @@ from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
-from qcompiler.rewrite.padding.digits import digits_of, is_open
+from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.rules import NONE, pads, together
 
@@ -150,23 +150,48 @@ def _gemm(p: Padding, node: Node) -> Padded:
 @pads("Einsum")
 def _einsum(p: Padding, node: Node) -> Padded:
     """Letters that are summed are 0 on all sides where they are not valid."""
-    left, arrow, right = node.str("equation").replace(" ", "").partition("->")
-    terms = left.split(",")
-    if "." in left or not arrow or any(len(set(t)) < len(t) for t in terms):
-        raise p.refused("an equation with dots, without a result, or with a diagonal")
     values = [p.value(i) for i in node.operands]
-    letters: dict[str, tuple[object, ...]] = {}
+    terms, result = _letters(node.str("equation"), [v.rank for v in values])
+    lengths = {n for t in terms for n in t}
+    for letter in lengths:
+        places = [(i, a) for i, t in enumerate(terms) for a, n in enumerate(t) if n == letter]
+        if len({values[i].dims[a] for i, a in places} - {()}) > 1:
+            for i, a in places:
+                values[i] = p.prefix(values[i], a)
+    found: dict[str, Digits] = {}
     for term, value in zip(terms, values, strict=True):
-        for axis, letter in enumerate(term):
-            if value.dims[axis] != letters.setdefault(letter, value.dims[axis]):
+        for letter, digits in zip(term, value.dims, strict=True):
+            if found.setdefault(letter, digits) in ((), digits) or not digits:
+                found[letter] = digits or found[letter]
+            else:
                 raise p.refused(f"{letter} is only equally long for some sizes")
     hidden = [
-        p.masked(v, [i for i, letter in enumerate(t) if letter not in right], 0)
+        p.masked(v, [i for i, letter in enumerate(t) if letter not in result], 0)
         for t, v in zip(terms, values, strict=True)
     ]
     made = make("Einsum", *(h.node for h in hidden), name=node.name, **node.attrs)
-    found = {n: v.dims[i] for t, v in zip(terms, values, strict=True) for i, n in enumerate(t)}
-    return Padded(made, tuple(found[n] for n in right))
+    return Padded(made, tuple(found[letter] for letter in result))
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """An equation -> the letters of each operand, and of the result; those that dots stand for
+    are numbers, from behind.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    most = 0
+    listed = []
+    for term, rank in zip(terms, ranks, strict=True):
+        before, dots, after = term.partition("...")
+        spare = rank - len(before + after) if dots else 0
+        most = max(most, spare)
+        listed.append([*before, *map(str, range(-spare, 0)), *after])
+    if not arrow:
+        once = sorted(n for n in set(left) if n.isalpha() and left.count(n) == 1)
+        right = "..." * ("..." in left) + "".join(once)
+    before, dots, after = right.partition("...")
+    stacked = map(str, range(-most, 0)) if dots else ()
+    return listed, [*before, *stacked, *after]
 
 
 _PLACES = {"MatMulInteger": (1, 2, 3), "QLinearMatMul": (3, 2, 5)}

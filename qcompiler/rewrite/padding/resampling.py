@@ -15,6 +15,7 @@ import numpy as np
 from qcompiler.artifact.sizes import Size
 from qcompiler.ir import Dim, Node
 from qcompiler.ops import known_value, make
+from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.shapes import plain_ratio
 from qcompiler.rewrite.matching import const, int64s, to_dtype
 from qcompiler.rewrite.padding.digits import digits_of, is_open
@@ -228,15 +229,20 @@ def _grid_sample(p: Padding, node: Node) -> Padded:
         raise p.refused("images and places are only equally many for some sizes")
     spatial = [a for a in range(2, x.rank) if is_open(x.dims[a])]
     mode, border = node.str("mode"), node.str("padding_mode")
-    if spatial and (mode == "nearest" or border == "reflection"):
-        raise p.refused(f"GridSample, {mode}, {border}, of an open size")
     for axis in spatial:
         x = p.prefix(x, axis)
         size = node.operands[0].type.shape[axis]
-        x = _extended(p, x, axis, size) if border == "border" else p.masked(x, [axis], 0)
-    at = _moved(p, node, x, grid.node) if spatial else grid.node
+        x = p.masked(x, [axis], 0) if border == "zeros" else _extended(p, x, axis, size)
     dims = (x.dims[0], x.dims[1], *grid.dims[1:-1])
-    return Padded(made_of(p, node, x.node, at), dims)
+    if not spatial:
+        return Padded(made_of(p, node, x.node, grid.node), dims)
+    if border != "reflection" and mode != "nearest":
+        return Padded(made_of(p, node, x.node, _moved(p, node, x, grid.node)), dims)
+    if mode == "cubic":
+        raise p.refused("GridSample, cubic, reflection, of an open size")
+    at = _placed(p, node, x, grid.node)
+    ends = border if border == "zeros" else "border"  # places are inside
+    return Padded(made_of(p, node, x.node, at, padding_mode=ends, align_corners=0), dims)
 
 
 def _moved(p: Padding, node: Node, x: Padded, grid: Node) -> Node:
@@ -250,3 +256,44 @@ def _moved(p: Padding, node: Node, x: Padded, grid: Node) -> Node:
     share = to_dtype(make("Concat", *parts, axis=0), grid.dtype)
     one = const([1], grid.dtype)
     return make("Sub", make("Mul", make("Add", grid, one), share), one)
+
+
+def _placed(p: Padding, node: Node, x: Padded, grid: Node) -> Node:
+    """Places from -1 to 1 of a run's image -> of pixels, or between these, in the image in memory,
+    by the steps in which GridSample computes which they are.
+    """
+    dtype, corners = sums_of(x.node.dtype), node.int("align_corners")
+    half, one, two = (const([n], dtype) for n in (0.5, 1, 2))
+    parts = []
+    for axis in range(x.rank - 1, 1, -1):
+        size = to_dtype(p.size(node.operands[0].type.shape[axis]), dtype)
+        last, room = make("Sub", size, one), p.whole(x.dims[axis])
+        at = make("Gather", grid, const([x.rank - 1 - axis], "int32"), axis=x.rank - 1)
+        at = make("Add", to_dtype(at, dtype), one)
+        if corners:
+            at = make("Mul", make("Div", at, two), last)
+        else:
+            at = make("Div", make("Sub", make("Mul", at, size), one), two)
+        at = _bounded(node, at, size)
+        at = make("Round", at) if node.str("mode") == "nearest" else at
+        share = make("Div", make("Add", at, half), const([room / 2], dtype))
+        parts.append(make("Sub", share, one))
+    return make("Concat", *parts, axis=x.rank - 1)
+
+
+def _bounded(node: Node, at: Node, size: Node) -> Node:
+    """Coordinates that are finite, and inside an image unless outside is 0."""
+    border, dtype = node.str("padding_mode"), at.dtype
+    zero, low = const([0], dtype), const([-1e6], dtype)
+    finite = make("Less", make("Abs", at), const([np.inf], dtype))
+    at = make("Where", finite, at, low if border == "zeros" else zero)
+    if border == "zeros":
+        return make("Min", make("Max", at, low), const([1e9], dtype))
+    last = make("Sub", size, const([1], dtype))
+    if border == "reflection":
+        first = zero if node.int("align_corners") else const([-0.5], dtype)
+        span = last if node.int("align_corners") else size
+        twice = make("Mul", span, const([2], dtype))
+        folded = make("Mod", make("Sub", at, first), make("Max", twice, const([1], dtype)))
+        at = make("Add", first, make("Min", folded, make("Sub", twice, folded)))
+    return make("Max", make("Min", at, last), zero)

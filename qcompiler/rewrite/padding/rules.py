@@ -217,20 +217,35 @@ def _identity(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
     return x if len(node.types) == 1 else (x, Padded(kept, x.dims))
 
 
-@pads("BatchNormalization", "LRN", "DequantizeLinear", "QuantizeLinear")
+@pads("BatchNormalization", "DequantizeLinear", "QuantizeLinear")
 def _per_position(p: Padding, node: Node) -> Padded:
     """What computes each position by itself, with numbers for each position along a dimension."""
     x = p.value(node.operands[0])
     if node.attrs.get("training_mode"):
         raise p.refused("what is seen of a batch in training")
-    by_channel = node.op in ("BatchNormalization", "LRN")
-    axis = 1 if by_channel else node.int("axis") % max(x.rank, 1)
+    axis = 1 if node.op == "BatchNormalization" else node.int("axis") % max(x.rank, 1)
     axis = min(axis, max(x.rank - 1, 0))
     others = [p.value(i) for i in node.operands[1:]]
-    if any(v.open for v in others) or node.op == "LRN":
+    if node.attrs.get("block_size") and (x.open or any(v.open for v in others)):
+        return _of_blocks(p, node, x, others, axis)
+    if any(v.open for v in others):
         if any(v.rank and v.dims != (x.dims[axis],) for v in others):
             raise p.refused("its operands are only as many for some sizes")
-        demand_axis(p, x, [axis] if node.op == "LRN" else [])
     elif node.op not in _QUANTIZERS or node.operands[1].type.size > 1:
         demand_axis(p, x, [axis] if x.rank else [])
     return Padded(made_of(p, node, x.node), x.dims)
+
+
+def _of_blocks(p: Padding, node: Node, x: Padded, others: Sequence[Padded], axis: int) -> Padded:
+    """Scales and zero points of blocks: each is repeated for every value of its block."""
+    x = p.prefix(x, axis)
+    block = np.arange(p.whole(x.dims[axis])) // node.int("block_size")
+    spread = []
+    for value in others:
+        last = value.node.type.dims[axis] - 1
+        index = constant(np.minimum(block, last).astype(np.int32))
+        spread.append(p.take(p.prefix(value, axis), axis, index, x.dims[axis]))
+    (x, *spread), dims = together(p, [x, *spread], x.rank)
+    attrs = {**node.attrs, "block_size": 1}
+    made = make(node.op, x.node, *(v.node for v in spread), name=node.name, **attrs)
+    return Padded(made, dims)

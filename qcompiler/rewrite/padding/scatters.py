@@ -12,7 +12,7 @@ import numpy as np
 
 from qcompiler.ir import Dim, Node
 from qcompiler.ops import known_value, make
-from qcompiler.rewrite.matching import const, int64s
+from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.moves import counted
@@ -116,21 +116,44 @@ def _counted(p: Padding, index: Node, value: Padded, sizes: Sequence[Dim]) -> No
 
 @pads("TensorScatter")
 def _tensor_scatter(p: Padding, node: Node) -> Padded:
-    """Rows that are written are as many in all runs."""
+    """Rows are written; or, where a run decides how many, or where the end is at which a circular
+    one begins anew, each place reads the row that is written there, if there is one.
+    """
     x, update = (p.value(i) for i in node.operands[:2])
     axis = node.int("axis") % x.rank
-    demand_axis(p, update, [axis])
-    if node.str("mode") == "circular":
-        demand_axis(p, x, [axis])
     for other in range(x.rank):
         if other != axis:
             x, update = _matched(p, x, other, update, other)
-    x = p.prefix(x, axis)
-    nodes = [x.node, update.node]
+    x, update = p.prefix(x, axis), p.prefix(update, axis)
+    starts: Padded | None = None
     if len(node.operands) > 2:
         starts, x = _matched(p, p.value(node.operands[2]), 0, x, 0)
+    circular = node.str("mode") == "circular"
+    if is_open(update.dims[axis]) or (circular and is_open(x.dims[axis])):
+        return _written(p, node, x, update, axis, starts)
+    nodes = [x.node, update.node]
+    if starts is not None:
         nodes.append(p.masked(starts, starts.open, 0).node)
     return Padded(make(node.op, *nodes, name=node.name, **node.attrs), x.dims)
+
+
+def _written(
+    p: Padding, node: Node, x: Padded, update: Padded, axis: int, starts: Padded | None
+) -> Padded:
+    size, count = (p.size(i.shape[axis]) for i in node.operands[:2])
+    row = p.along(p.steps(p.whole(x.dims[axis])), axis, x.rank)
+    if starts is not None:
+        start = to_dtype(starts.node, "int32")
+        row = make("Sub", row, reshape(start, (start.type.size, *[1] * (x.rank - 1))))
+    zero, one = const([0], "int32"), const([1], "int32")
+    if node.str("mode") == "circular":  # the last of those that are written to one place
+        last = make("Sub", count, one)
+        row = make("Sub", last, make("Mod", make("Sub", last, row), size))
+    there = make("And", make("GreaterOrEqual", row, zero), make("Less", row, count))
+    end = const([p.whole(update.dims[axis]) - 1], "int32")
+    index = make("Expand", make("Min", make("Max", row, zero), end), int64s(x.node.type.dims))
+    rows = make("GatherElements", update.node, index, axis=axis)
+    return Padded(make("Where", there, rows, x.node, name=node.name), x.dims)
 
 
 @pads("ReverseSequence")

@@ -92,12 +92,15 @@ def _cubic(distance: Vec) -> Vec:
 # RoiAlign.
 
 
-@means("RoiAlign")
+@means("RoiAlign", "roi_align")
 def _roi_align(e: Elements, place: Place) -> Vec:
     """The average (or largest) of a grid of samples of a bin, each between four pixels."""
     b, m, root = e.b, e.m, e.root
-    x, rois, batch = root.operands
-    images, _, *sizes = x.type.dims
+    x, rois, batch, *counted = root.operands
+    images, _, *rooms = x.type.dims
+    sizes = [m.splat(n, "float64") for n in rooms]
+    for given in counted:
+        sizes = [m.cast(e.read(given, [tir.const(axis)]), "float64") for axis in (0, 1)]
     index = b.let(e.index(batch, place[0]), "image")
     image = b.let(tirx.Max(tirx.Min(index, tir.const(images - 1)), tir.const(0)))
     there = tirx.GE(index, tir.const(0))
@@ -149,10 +152,10 @@ def _bin(
     return start, each / m.cast(e.number(many), "float64"), many
 
 
-def _neighbours(e: Elements, at: Vec, size: int) -> list[tuple[Value, Vec]]:
+def _neighbours(e: Elements, at: Vec, size: Vec) -> list[tuple[Value, Vec]]:
     """A coordinate -> the pixels on both sides of it and their weights; none far outside."""
     m = e.m
-    inside = (at >= -1.0) & (at <= float(size))
+    inside = (at >= -1.0) & (at <= size)
     bounded = m.clip(at, 0.0, size - 1.0)
     low = m.floor(bounded)
     share = bounded - low
