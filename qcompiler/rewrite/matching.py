@@ -17,10 +17,11 @@ FLOATS = frozenset({"float32", "float64", "float16", "bfloat16"})
 
 
 def number(node: Node | None) -> float | None:
-    """A one-element constant -> its value; anything else -> None."""
+    """A one-element constant -> its value, of integers exactly; anything else -> None."""
     if node is None or not node.is_constant or node.array.size != 1 or node.dtype == "string":
         return None
-    return float(node.array.reshape(()))
+    value = node.array.reshape(())
+    return int(value) if value.dtype.kind in "iu" else float(value)
 
 
 def ints(node: Node | None) -> tuple[int, ...] | None:
