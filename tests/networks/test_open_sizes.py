@@ -22,6 +22,7 @@ from qcompiler.ops import evaluate
 from qcompiler.options import Options, Watch
 from qcompiler.runtime import Model, open_sizes
 from qcompiler.runtime.open_batch import sizes_of
+from tests.onnx_io.test_given_open import CASES, check_runs, model_and_ranges
 from tests.rewrite.test_padding import IMAGE, IMAGES, SEQ, SEQUENCES, model_of, random_feed
 from tests.rewrite.test_padding_rules import MORE
 from tests.runtime.test_variants import forged, parts_of
@@ -105,6 +106,15 @@ def test_an_artifact_takes_sequences_of_any_length(name: str) -> None:
 @pytest.mark.parametrize("name", ["convolutions", "patches"])
 def test_an_artifact_takes_images_of_any_size(name: str) -> None:
     compare(f"g {IMAGES[name]}", IMAGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_operands_that_a_run_is_given_hold_in_artifacts(name: str) -> None:
+    model, ranges = model_and_ranges(name)
+    dims = {k: f"{low}..{high}" for k, (low, high) in ranges.items()}
+    made = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1))
+    check_runs(name, lambda feed, _: made.run(feed)["y"])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from qcompiler.errors import Error
 from qcompiler.ir import Array
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
-from tests.rewrite.test_padding import behind_nan, model_of, opened, random_feed
+from tests.rewrite.test_padding import Ranges, behind_nan, model_of, opened, random_feed
 
 Sizes = Mapping[str, int]
 Given = Callable[[Sizes], Array]
@@ -181,23 +181,33 @@ def with_constants(model: ModelProto, given: Mapping[str, Array]) -> ModelProto:
     return made
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_a_run_is_given_is_right_and_the_rest_fails(name: str) -> None:
-    text, opset, runs, right, wrong = CASES[name]
+def model_and_ranges(name: str) -> tuple[ModelProto, Ranges]:
+    """The model of a case, and its open sizes."""
+    text, opset, runs, *_ = CASES[name]
     model = model_of(text, opset)
-    names = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim} - {""}
-    ranges = {k: (min(n[k] for n in runs), max(n[k] for n in runs) + 1) for k in names}
-    made = opened(model, ranges)
-    for seed, run in enumerate(runs):
-        given = {k: value(run) for k, value in right.items()}
-        sizes = {k: run[k] for k in names}
+    named = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim} - {""}
+    return model, {k: (min(n[k] for n in runs), max(n[k] for n in runs) + 1) for k in named}
+
+
+def check_runs(name: str, run: Callable[[dict[str, Array], Sizes], Array]) -> None:
+    """All runs of a case, and one more of the first; then that others fail."""
+    model, ranges = model_and_ranges(name)
+    _, _, runs, right, wrong = CASES[name]
+    for seed, all_sizes in enumerate([*runs, runs[0], runs[-1]]):
+        given = {k: value(all_sizes) for k, value in right.items()}
+        sizes = {k: all_sizes[k] for k in ranges}
         fixed = with_constants(model, given)
         feed = random_feed(fixed, sizes, seed)
         (wanted,) = evaluate(read_pinned(fixed, {}, sizes, False, {}), feed).values()
-        found = evaluate(made.graph, behind_nan(made.graph, {**feed, **given}, sizes))["y"]
-        cut = found[tuple(map(slice, wanted.shape))]
-        assert cut.shape == wanted.shape
-        np.testing.assert_allclose(cut, wanted, 1e-4, 2e-5, err_msg=f"at {sizes}")
+        found = run({**feed, **given}, sizes)[tuple(map(slice, wanted.shape))]
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, 1e-4, 2e-5, err_msg=f"at {sizes}")
     if wrong:
         with pytest.raises(Error, match=r"_y \(\w+\): "):
-            evaluate(made.graph, behind_nan(made.graph, {**feed, **wrong}, sizes))
+            run({**feed, **wrong}, sizes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_run_is_given_is_right_and_the_rest_fails(name: str) -> None:
+    graph = opened(*model_and_ranges(name)).graph
+    check_runs(name, lambda feed, sizes: evaluate(graph, behind_nan(graph, feed, sizes))["y"])
