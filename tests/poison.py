@@ -50,7 +50,8 @@ def twice(call: Callable[[Mapping[Key, Array], int], Array], values: Mapping[Key
 def same(first: list[Array], second: list[Array]) -> None:
     """Two results of equal calls, to the bit, but any NaN is a NaN."""
     for a, b in zip(first, second, strict=True):
-        differ = a.reshape(-1).view(np.uint8) != b.reshape(-1).view(np.uint8)
+        one, other = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+        differ = one != other
         if differ.any() and not np.array_equal(a, b, equal_nan=a.dtype.kind not in "biu"):
             raise AssertionError(f"{differ.sum()} bytes depend on what was in the memory before")
 

@@ -9,9 +9,10 @@ the twins. An output of the model is cut to its size when a run has ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from qcompiler.onnx_io.checks import Checks
 from qcompiler.onnx_io.sequences import Items
 from qcompiler.onnx_io.settle import Settling, plain
 from qcompiler.ops import known_value, make
-from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.known_sizes import known_sizes, never_below_0
 
 _HINT = "declare the shapes of what is selected by data, if their sizes are known"
 
@@ -35,9 +36,10 @@ class Bounds:
     checks: Checks
     twins: dict[Node, Node] = field(default_factory=dict)
     """What is read -> the same of open sizes, or of values that depend on these."""
-    counts: dict[str, tuple[Node, int]] = field(default_factory=dict)
-    """Symbol -> the number that a run has for it, an int64 vector of one, and the most it may be.
-    A symbol stands for one more than that: symbols are positive, and the number may be 0.
+    counts: dict[str, tuple[Node, Dim]] = field(default_factory=dict)
+    """Symbol -> the number that a run has for it, an int64 vector of one, and the most it may be,
+    which may be a size that stays open. A symbol stands for one more than that: symbols are
+    positive, and the number may be 0.
     """
     symbols: dict[object, str] = field(default_factory=dict)
     """Whatever tells a number from others -> its symbol."""
@@ -45,6 +47,10 @@ class Bounds:
     above: dict[Dim, frozenset[Dim]] = field(default_factory=dict)
     """Sizes that are the smallest of others -> these."""
     masks: dict[object, Node] = field(default_factory=dict)
+    open_size: Callable[[Dim], Node] | None = None
+    """A size that stays open -> int64[1], what it is in a run; None: none does."""
+    open: frozenset[str] = frozenset()
+    """The symbols of sizes that stay open."""
 
     # What is known of values.
 
@@ -63,25 +69,55 @@ class Bounds:
         twin = node if node is None else self.twin(node)
         if twin is None or twin is node or len(twin.types) > 1:
             return {}
-        return {a: d for a, d in enumerate(twin.shape) if isinstance(d, str)}
+        return {a: d for a, d in enumerate(twin.shape) if self.varies(d)}
 
-    def most(self, size: Dim) -> int:
-        """The largest that a size may be."""
-        ranges = {s: (1, most + 1) for s, (_, most) in self.counts.items()}
-        return int(size) if isinstance(size, int) else Size.of(size).bounds(ranges)[1]
+    def varies(self, size: Dim) -> bool:
+        """Do data decide a size?"""
+        return isinstance(size, str) and not Size.of(size).symbols <= self.open
 
-    def least(self, size: Dim) -> int:
-        """The smallest that a size may be."""
-        ranges = {s: (1, most + 1) for s, (_, most) in self.counts.items()}
-        return int(size) if isinstance(size, int) else Size.of(size).bounds(ranges)[0]
+    def most(self, size: Dim) -> Dim:
+        """The largest that a size may be, as far as data decide it."""
+        return self._extreme(size, top=True)
+
+    def least(self, size: Dim) -> Dim:
+        """The smallest that a size may be, as far as data decide it."""
+        return self._extreme(size, top=False)
+
+    def _extreme(self, size: Dim, *, top: bool) -> Dim:
+        if not self.varies(size):
+            return size
+        counts = {s: self.counts[s][1] for s in Size.of(size).symbols if s in self.counts}
+        numbers = {s: (1, most + 1) for s, most in counts.items() if isinstance(most, int)}
+        if Size.of(size).symbols <= numbers.keys():
+            return Size.of(size).bounds(numbers)[top]
+        made = Size.of(0)
+        for monomial, c in Size.of(size).terms.items():
+            factors = [f for f, power in monomial for _ in range(power)]
+            made = made + prod(
+                (self._factor_extreme(f, top == (c > 0)) for f in factors), start=Size.of(c)
+            )
+        return settled(made)
+
+    def _factor_extreme(self, factor: str, top: bool) -> Size:
+        """That of a symbol or a quotient, none of which is below 0."""
+        if factor in self.counts:
+            return Size.of(self.counts[factor][1]) + 1 if top else Size.of(1)
+        if factor[0] != "(":
+            return Size.of(factor)
+        above, below = (settled(Size.of(part)) for part in parts(factor))
+        return Size.of(self._extreme(above, top=top)) // self._extreme(below, top=not top)
+
+    def reaches(self, size: Dim, other: Dim) -> bool:
+        """Is a size certainly not below another?"""
+        return never_below_0(Size.of(self.least(size)) - self.most(other))
 
     def known(self, size: Dim) -> bool:
         """Is it made of what a run has numbers for?"""
-        return isinstance(size, int) or Size.of(size).symbols <= self.counts.keys()
+        return isinstance(size, int) or Size.of(size).symbols <= self.counts.keys() | self.open
 
     # New sizes.
 
-    def size(self, key: object, count: Node, most: int) -> Dim:
+    def size(self, key: object, count: Node, most: Dim) -> Dim:
         """A number of a run, an int64 vector of one -> the size that stands for it."""
         if key not in self.symbols:
             symbol = f"?n{len(self.symbols)}"
@@ -92,9 +128,9 @@ class Bounds:
 
     def put(self, node: Node, counts: Mapping[int, Node]) -> None:
         """Say how many elements a value has along some axes."""
-        dims: list[Dim] = list(node.type.dims)
+        dims = list(node.shape)
         for axis, count in counts.items():
-            dims[axis] = self.size(count, count, node.type.dims[axis])
+            dims[axis] = self.size(count, count, node.shape[axis])
         self.put_sizes(node, dims)
 
     def put_sizes(self, node: Node, dims: Sequence[Dim]) -> Node:
@@ -110,8 +146,8 @@ class Bounds:
         return self.numbers[size]
 
     def _computed(self, size: Dim) -> Node:
-        s = plain(Call("extent", (), {}, 1, 1, f"size {size}"))
-        if isinstance(size, int):
+        s = self.settling(Call("extent", (), {}, 1, 1, f"size {size}"))
+        if not self.varies(size):
             return s.ints([size])
         parts = []
         for monomial, c in Size.of(size).terms.items():
@@ -123,6 +159,8 @@ class Bounds:
     def _factor(self, s: Settling, factor: str) -> Node:
         if factor in self.counts:
             return s.node("Add", self.counts[factor][0], 1)
+        if factor in self.open:
+            return s.ints([factor])
         above, below = parts(factor)
         return s.node("Div", self.number(settled(above)), self.number(settled(below)))
 
@@ -132,7 +170,7 @@ class Bounds:
         left = [a for a in left if not any(a in self.above.get(b, ()) for b in left)]
         for size in [*left]:
             others = [o for o in left if o != size]
-            if any(self.most(o) <= self.least(size) for o in others):
+            if any(self.reaches(size, o) for o in others):
                 left.remove(size)
         if len(left) == 1:
             return left[0]
@@ -141,7 +179,9 @@ class Bounds:
             return Size.of(self.symbols[key]) - 1
         s = plain(Call("smallest", (), {}, 1, 1, f"smallest of {left}"))
         count = reduce(lambda a, b: s.node("Min", a, b), map(self.number, left))
-        made = self.size(key, count, min(map(self.most, left)))
+        rooms = [self.most(size) for size in left]
+        numbers = [n for n in rooms if isinstance(n, int)]
+        made = self.size(key, count, min(numbers) if numbers else rooms[0])
         self.above[made] = frozenset(left)
         return made
 
@@ -155,7 +195,7 @@ class Bounds:
         value = None if len(twin.types) > 1 else known_value(twin)
         if value is not None:
             return constant(value, call.name)
-        open_ = any(isinstance(d, str) for t in twin.types for d in t.shape)
+        open_ = any(self.varies(d) for t in twin.types for d in t.shape)
         inputs = list(call.inputs)
         for at in _SIZES.get(call.op, ()) if open_ else ():
             given = call.input(at)
@@ -163,8 +203,8 @@ class Bounds:
             if given is not None and values is not None:
                 if not all(map(self.known, values.ravel())):
                     raise self.refusal(call)
-                most = np.array([self.most(v) for v in values.ravel()], np.int64)
-                inputs[at] = constant(most.reshape(values.shape).astype(given.dtype))
+                most = [self.most(v) for v in values.ravel()]
+                inputs[at] = self.settling(call).replaced(at, most).inputs[at]
         made = self.typed(call, inputs)
         return self.twinned(call, made, twin)
 
@@ -180,7 +220,7 @@ class Bounds:
             sizes = zip(own.shape, true.shape, strict=True)
             if not all(self.known(d) and self.most(d) == room for room, d in sizes):
                 raise self.refusal(call)
-        if not all(t.static for t in twin.types):
+        if any(self.varies(d) for t in twin.types for d in t.shape):
             self.twins[made] = twin
         elif len(twin.types) == 1:
             values = twin if known_sizes(twin) is not None else self._values(call, twin)
@@ -201,7 +241,7 @@ class Bounds:
         rows = np.broadcast_arrays(*found) if call.op == "Min" else list(found[0].ravel())
         columns = zip(*(np.ravel(r) for r in rows), strict=True)
         sizes = [self.smaller(list(c)) for c in columns]
-        if not all(self.known(d) and self.least(d) >= 0 for d in sizes):
+        if not all(self.known(d) and self.reaches(d, 0) for d in sizes):
             return None
         shape = make("Shape", placeholder("", Type("bool", tuple(sizes))))
         wide = make("Reshape", shape, constant(np.array(twin.type.dims, np.int64)))
@@ -225,11 +265,15 @@ class Bounds:
 
     # Masks.
 
-    def there(self, s: Settling, size: Dim, room: int) -> Node:
+    def settling(self, call: Call) -> Settling:
+        """A call, to write its nodes with, some of whose sizes may stay open."""
+        return replace(plain(call), size=self.open_size)
+
+    def there(self, s: Settling, size: Dim, room: Dim) -> Node:
         """Which of the elements along an axis are there: bool[room]."""
         key = (size, room)
         if key not in self.masks:
-            self.masks[key] = s.node("Less", list(range(room)), self.number(size))
+            self.masks[key] = s.node("Less", s.steps(room), self.number(size))
         return self.masks[key]
 
     def masked(self, s: Settling, x: Node, axes: Sequence[int], fill: Any) -> Node:
@@ -238,11 +282,10 @@ class Bounds:
         for axis, size in self.counted(x).items():
             if axis not in axes:
                 continue
-            room = x.type.dims[axis]
+            room = x.shape[axis]
             column = [room if a == axis else 1 for a in range(x.type.rank)]
             own = s.node("Reshape", self.there(s, size, room), column)
-            value = constant(np.asarray(fill).astype(numpy_dtype(x.dtype)))
-            made = s.node("Where", own, made, value)
+            made = s.node("Where", own, made, _filling(s, fill, x.dtype))
         if made is not x:
             self.twins[made] = self.twin(x)
         return made
@@ -280,6 +323,13 @@ class Bounds:
         """Raise Unsupported if data decide the size of a value, or of an element of one."""
         items = [n for v in values for n in (v.nodes if isinstance(v, Items) else (v,))]
         self.demand_none(call.but(inputs=[n for n in items if isinstance(n, Node)]))
+
+
+def _filling(s: Settling, fill: Any, dtype: str) -> Node:
+    """A number, or a size that stays open, as a value of a dtype."""
+    if isinstance(fill, str):
+        return s.node("Cast", s.ints([fill]), to=dtype)
+    return constant(np.asarray(fill).astype(numpy_dtype(dtype)))
 
 
 _SIZES: Mapping[str, tuple[int, ...]] = {

@@ -15,12 +15,12 @@ import numpy as np
 
 from qcompiler.artifact import sizes as expressions
 from qcompiler.artifact.sizes import Size
-from qcompiler.ir import Dim, Node, Type, constant
+from qcompiler.ir import Dim, Node, Type, constant, numpy_dtype
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, Result, axis_of, newest
-from qcompiler.onnx_io.settle import Settling, Shape, plain, settled
-from qcompiler.ops import OPERATORS, known_value
-from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.onnx_io.settle import Settling, Shape, settled, zeros
+from qcompiler.ops import OPERATORS, known_value, make
+from qcompiler.ops.known_sizes import known_sizes, never_below_0
 from qcompiler.ops.shapes import together, total
 
 Rule = Callable[[Call, Bounds], Result]
@@ -56,7 +56,7 @@ def applied(call: Call, opset: int, bounds: Bounds, shapes: tuple[Shape | None, 
     else:
         result = rule(result, bounds)
     if isinstance(result, Call):
-        return settled(result, shapes, bounds.checks.require, bounds.put)
+        return settled(result, shapes, bounds.checks.require, bounds.put, bounds.open_size)
     return result
 
 
@@ -122,7 +122,7 @@ def _reshape(call: Call, bounds: Bounds) -> Node:
     new, old = twin.shape, bounds.twin(x).shape
     if not all(map(bounds.known, new)) or not _in_front(old, new, bounds):
         raise bounds.refusal(call)
-    target = constant(np.array([bounds.most(d) for d in new], np.int64))
+    target = bounds.settling(call).ints([bounds.most(d) for d in new])
     plain_call = call.but(op="Reshape", inputs=(x, target), drop=("axis",), allowzero=1)
     return bounds.twinned(call, bounds.typed(plain_call, plain_call.inputs), twin)
 
@@ -135,12 +135,12 @@ def _in_front(old: Sequence[Dim], new: Sequence[Dim], bounds: Bounds) -> bool:
     while sides[0] and sides[1]:
         groups: list[list[Dim]] = [[s.pop(0)] for s in sides]
         while (sizes := [total(g) for g in groups])[0] != sizes[1]:
-            room = [bounds.most(size) for size in sizes]
-            short = 0 if room[0] < room[1] else 1
+            room = [Size.of(bounds.most(size)) for size in sizes]
+            short = 1 if never_below_0(room[0] - room[1]) else 0
             if room[0] == room[1] or not sides[short]:
                 return False
             groups[short].append(sides[short].pop(0))
-        if any(isinstance(d, str) for g in groups for d in g[1:]):
+        if any(bounds.varies(d) for g in groups for d in g[1:]):
             return False
     return not sides[0] and not sides[1]
 
@@ -171,7 +171,7 @@ _RULES.update(
 @carries("Softmax", "LogSoftmax", "ArgMax", "ArgMin", "CumSum", "CumProd")
 def _rows(call: Call, bounds: Bounds) -> Node:
     """Along an open axis, what is not there is so small, or great, that it does not count."""
-    x, s = call.need(0), plain(call)
+    x, s = call.need(0), bounds.settling(call)
     if call.op in ("CumSum", "CumProd"):
         known = known_value(call.need(1))
         if known is None:
@@ -189,24 +189,37 @@ def _rows(call: Call, bounds: Bounds) -> Node:
 
 
 @carries("TopK")
-def _top_k(call: Call, bounds: Bounds) -> Node:
-    x, k, s = call.need(0), call.need(1), plain(call)
+def _top_k(call: Call, bounds: Bounds) -> Result:
+    x, k, s = call.need(0), call.need(1), bounds.settling(call)
     axis = axis_of(call, call.number("axis"), x.type.rank)
-    size = bounds.counted(x).get(axis)
+    size = bounds.twin(x).shape[axis]
     wanted = known_sizes(bounds.twin(k))
     if wanted is None:
         raise bounds.refusal(call)
     number: Dim = wanted.ravel()[0]
-    if size is not None and number != bounds.smaller([number, size]):
+    if number != bounds.smaller([number, size]):
         enough = s.node("LessOrEqual", bounds.number(number), bounds.number(size))
         bounds.checks.require(enough, f"{call.name} (TopK): k is above the number of values")
-    own = bounds.masked(s, x, [axis], _least(x) if call.number("largest") else _greatest(x))
-    most = constant(np.array([bounds.most(number)], np.int64))
-    made = bounds.typed(call, [own, most])
+    fill = _least(x) if call.number("largest") else _greatest(x)
+    own, most = bounds.masked(s, x, [axis], fill), bounds.most(number)
     dims = list(bounds.twin(x).shape)
     dims[axis] = number
+    room = x.shape[axis]
+    if isinstance(room, str) and not bounds.reaches(room, most):  # it may be more than there are
+        rest = s.node(
+            "Expand", _filled(x, fill), [most if a == axis else d for a, d in enumerate(x.shape)]
+        )
+        made = bounds.typed(call, [s.node("Concat", own, rest, axis=axis), s.ints([most])])
+        values, places = (make("item", made, index=i, name=call.name) for i in (0, 1))
+        inside = s.node("Min", places, expressions.settled(Size.of(room) - 1))
+        return bounds.put_sizes(values, dims), bounds.put_sizes(inside, dims)
+    made = bounds.typed(call, [own, s.ints([most])])
     twin = Node("TopK", (), {}, tuple(Type(t.dtype, tuple(dims)) for t in made.types), call.name)
     return bounds.twinned(call, made, twin)
+
+
+def _filled(x: Node, value: Any) -> Node:
+    return constant(np.asarray(value).astype(numpy_dtype(x.dtype)))
 
 
 _FILLS: dict[str, float] = dict.fromkeys(("Sum", "L1", "L2", "SumSquare", "LogSum", "Mean"), 0.0)
@@ -215,7 +228,7 @@ _FILLS["Prod"] = 1.0
 
 @carries(*(f"Reduce{k}" for k in (*_FILLS, "Max", "Min", "LogSumExp")))
 def _reduce(call: Call, bounds: Bounds) -> Result:
-    x, s = call.need(0), plain(call)
+    x, s = call.need(0), bounds.settling(call)
     axes = call.input(1)
     known = np.zeros(0, np.int64) if axes is None else known_value(axes)
     if known is None:
@@ -258,7 +271,7 @@ def _greatest(x: Node) -> Any:
 
 @carries("Slice")
 def _slice(call: Call, bounds: Bounds) -> Node:
-    x, s = call.need(0), plain(call)
+    x, s = call.need(0), bounds.settling(call)
     starts, axes, steps = (known_value(call.input(i)) for i in (1, 3, 4))
     ends = known_sizes(bounds.twin(call.need(2)))
     absent = (call.input(3) is None, call.input(4) is None)
@@ -268,22 +281,22 @@ def _slice(call: Call, bounds: Bounds) -> Node:
         raise bounds.refusal(call)
     named = range(starts.size) if axes is None else axes.ravel()
     places = [axis_of(call, int(a), x.type.rank) for a in named]
-    dims, limits = list(bounds.twin(x).shape), []
+    dims, limits = list(bounds.twin(x).shape), list[Dim]()
     for i, axis in enumerate(places):
         step = 1 if steps is None else int(steps.ravel()[i])
         start, end = int(starts.ravel()[i]), ends.ravel()[i]
-        if isinstance(dims[axis], int) and isinstance(end, int):
+        if not bounds.varies(dims[axis]) and not bounds.varies(end):
             limits.append(end)
             continue
         if step != 1 or start < 0:
             raise bounds.refusal(call)
         dims[axis] = _cut(s, bounds, dims[axis], start, end)
-        limits.append(start + bounds.most(dims[axis]))
+        limits.append(expressions.settled(Size.of(bounds.most(dims[axis])) + start))
     cut = call.but(inputs=(x, call.input(1), s.ints(limits), *call.inputs[3:]))
     made = bounds.typed(cut, cut.inputs)
-    touched = [a for a in range(x.type.rank) if isinstance(dims[a], str)]
-    true = [dims[a] if a in touched else d for a, d in enumerate(made.type.dims)]
-    if any(bounds.most(d) != room for d, room in zip(true, made.type.dims, strict=True)):
+    touched = [a for a in range(x.type.rank) if bounds.varies(dims[a])]
+    true = [dims[a] if a in touched else d for a, d in enumerate(made.shape)]
+    if any(bounds.most(d) != room for d, room in zip(true, made.shape, strict=True)):
         raise bounds.refusal(call)
     twin = bounds.typed(call, [bounds.twin(x), *call.inputs[1:]]) if not touched else None
     return bounds.put_sizes(made, true) if twin is None else bounds.twinned(call, made, twin)
@@ -296,10 +309,15 @@ def _cut(s: Settling, bounds: Bounds, size: Dim, start: int, end: Dim) -> Dim:
         last = size
     last = bounds.smaller([size, last])
     length = expressions.settled(Size.of(last) - start)
-    if bounds.least(length) >= 0:
+    if bounds.reaches(length, 0):
         return length
     count = s.node("Max", s.node("Sub", bounds.number(last), start), 0)
-    return bounds.size(("length", last, start), count, max(bounds.most(length), 0))
+    most = bounds.most(length)
+    if isinstance(most, str) and not never_below_0(most):
+        most = bounds.most(last)  # as many as there are, at least
+    return bounds.size(
+        ("length", last, start), count, most if isinstance(most, str) else max(most, 0)
+    )
 
 
 @carries("Split")
@@ -327,33 +345,33 @@ def _concat(call: Call, bounds: Bounds) -> Node:
                 if node.shape[a] != nodes[0].shape[a]:
                     raise bounds.refusal(call)
                 bounds.same(call, shapes[0][a], shape[a])
-    if all(isinstance(shape[axis], int) for shape in shapes[:-1]):
+    if not any(bounds.varies(shape[axis]) for shape in shapes[:-1]):
         return bounds.carried(call)
-    made = bounds.typed(call, nodes)
-    along = [(shape[axis], n.type.dims[axis]) for shape, n in zip(shapes, nodes, strict=True)]
-    picked = plain(call).node("Gather", made, _packed(plain(call), bounds, along), axis=axis)
+    made, s = bounds.typed(call, nodes), bounds.settling(call)
+    along = [(shape[axis], n.shape[axis]) for shape, n in zip(shapes, nodes, strict=True)]
+    picked = s.node("Gather", made, _packed(s, bounds, along), axis=axis)
     dims = list(shapes[0])
     dims[axis] = together([size for size, _ in along])
     return bounds.put_sizes(picked, dims)
 
 
-def _packed(s: Settling, bounds: Bounds, along: Sequence[tuple[Dim, int]]) -> Node:
+def _packed(s: Settling, bounds: Bounds, along: Sequence[tuple[Dim, Dim]]) -> Node:
     """(size, room) of parts that lie behind each other -> where what is there lies, in order."""
     key = ("packed", tuple(along))
     if key not in bounds.masks:
         parts = [
-            constant(np.ones(room, np.bool_))
+            constant(np.ones(size, np.bool_))
             if isinstance(size, int)
             else bounds.there(s, size, room)
             for size, room in along
         ]
         flags = s.node("Cast", s.node("Concat", *parts, axis=0), to="int64")
-        room = sum(r for _, r in along)
+        room = together([r for _, r in along])
         ends = s.node("CumSum", flags, 0)
         before = s.node("Sub", ends, flags)
         to = s.node("Where", s.node("Equal", flags, 1), before, room)
-        empty = s.ints([0] * (room + 1))
-        moved = s.node("ScatterElements", empty, to, list(range(room)), axis=0)
+        empty = zeros(s, together((room, 1)))
+        moved = s.node("ScatterElements", empty, to, s.steps(room), axis=0)
         bounds.masks[key] = s.node("Slice", moved, [0], [room])
     return bounds.masks[key]
 
@@ -379,7 +397,7 @@ def _around(call: Call, bounds: Bounds) -> Node:
 @carries("MatMul", "Gemm")
 def _product(call: Call, bounds: Bounds) -> Node:
     """What is summed over reads zeros where nothing is."""
-    a, b, s = call.need(0), call.need(1), plain(call)
+    a, b, s = call.need(0), call.need(1), bounds.settling(call)
     if a.type.rank < 2 or b.type.rank < 2:
         raise bounds.refusal(call)
     inner = a.type.rank - (2 if call.get("transA") else 1)
@@ -395,9 +413,9 @@ def _roi_align(call: Call, bounds: Bounds) -> Node:
     x, rois, images = (call.need(i) for i in range(3))
     if bounds.counted(x):
         raise bounds.refusal(call)
-    own = bounds.masked(plain(call), images, [0], -1)  # which takes no time
+    own = bounds.masked(bounds.settling(call), images, [0], -1)  # which takes no time
     made = bounds.typed(call, [x, rois, own])
-    return bounds.put_sizes(made, (bounds.twin(rois).shape[0], *made.type.dims[1:]))
+    return bounds.put_sizes(made, (bounds.twin(rois).shape[0], *made.shape[1:]))
 
 
 @carries("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -412,7 +430,7 @@ def _samples(call: Call, bounds: Bounds) -> Node:
     if len(made.types) > 1:
         raise bounds.refusal(call)
     size = bounds.twin(x).shape[0]
-    return bounds.put_sizes(made, (size, *made.type.dims[1:]))
+    return bounds.put_sizes(made, (size, *made.shape[1:]))
 
 
 def unlike(bounds: Bounds, yes: Node, no: Node) -> bool:

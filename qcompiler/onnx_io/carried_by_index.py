@@ -77,7 +77,9 @@ def not_negative(node: Node, depth: int = 40) -> bool:
 @carries("GatherND")
 def _gather_nd(call: Call, bounds: Bounds) -> Node:
     x, places = call.need(0), call.need(1)
-    depth = places.type.dims[-1]
+    depth = places.shape[-1]
+    if not isinstance(depth, int):
+        raise bounds.refusal(call)
     indexed = range(int(call.number("batch_dims")) + depth)
     open_ = places.type.rank - 1 in bounds.counted(places) or call.number("batch_dims")
     if open_ or (any(a in indexed for a in bounds.counted(x)) and not not_negative(places)):
@@ -89,20 +91,19 @@ def _gather_nd(call: Call, bounds: Bounds) -> Node:
 def _scatter_elements(call: Call, bounds: Bounds) -> Node:
     """Updates that are not there go to a place behind the last."""
     x, places, updates = (call.need(i) for i in range(3))
-    axis, s = axis_of(call, call.number("axis"), x.type.rank), plain(call)
+    axis, s = axis_of(call, call.number("axis"), x.type.rank), bounds.settling(call)
     places = _from_start(call, bounds, places, bounds.counted(x).get(axis))
     if not bounds.counted(places) and bounds.counted(updates):
         raise bounds.refusal(call)
     if not bounds.counted(places):
         return bounds.put_sizes(bounds.typed(call, [x, places, updates]), bounds.twin(x).shape)
-    size = x.type.dims[axis]
-    shape = list(x.type.dims)
+    size, shape = x.shape[axis], list(x.shape)
     shape[axis] = 1
     more = s.node("Expand", constant(np.zeros(1, numpy_dtype(x.dtype))), shape)
     wide = s.node("Concat", x, more, axis=axis)
     if not not_negative(places):
         zero = constant(np.zeros(1, numpy_dtype(places.dtype)))
-        step = constant(np.array([size], numpy_dtype(places.dtype)))
+        step = s.node("Cast", s.ints([size]), to=places.dtype)
         moved = s.node("Where", s.node("Less", places, zero), s.node("Add", places, step), places)
         bounds.twins[moved] = bounds.twin(places)
         places = moved
@@ -115,9 +116,11 @@ def _scatter_elements(call: Call, bounds: Bounds) -> Node:
 @carries("ScatterND")
 def _scatter_nd(call: Call, bounds: Bounds) -> Node:
     x, places, updates = (call.need(i) for i in range(3))
-    s, size = plain(call), x.type.dims[0]
+    s, size, depth = bounds.settling(call), x.shape[0], places.shape[-1]
     open_ = bounds.counted(places)
-    indexed = range(places.type.dims[-1])
+    if not isinstance(depth, int):
+        raise bounds.refusal(call)
+    indexed = range(depth)
     if any(a in indexed for a in bounds.counted(x)) and not not_negative(places):
         raise bounds.refusal(call)
     if not open_ and bounds.counted(updates):
@@ -126,7 +129,7 @@ def _scatter_nd(call: Call, bounds: Bounds) -> Node:
         return bounds.put_sizes(bounds.typed(call, call.inputs), bounds.twin(x).shape)
     if not not_negative(places) or places.type.rank - 1 in open_:
         raise bounds.refusal(call)
-    more = s.node("Expand", constant(np.zeros(1, numpy_dtype(x.dtype))), [1, *x.type.dims[1:]])
+    more = s.node("Expand", constant(np.zeros(1, numpy_dtype(x.dtype))), [1, *x.shape[1:]])
     to = bounds.masked(s, places, range(places.type.rank), size)
     made = s.node("ScatterND", s.node("Concat", x, more, axis=0), to, updates, **call.attrs)
     return bounds.put_sizes(s.node("Slice", made, [0], [size], [0]), bounds.twin(x).shape)
@@ -145,7 +148,7 @@ def _one_hot(call: Call, bounds: Bounds) -> Node:
 @carries("NonZero")
 def _non_zero(call: Call, bounds: Bounds) -> Result:
     x = call.need(0)
-    own = bounds.masked(plain(call), x, range(x.type.rank), 0)
+    own = bounds.masked(bounds.settling(call), x, range(x.type.rank), 0)
     return call.but(inputs=(own,))
 
 
@@ -158,14 +161,14 @@ def _compress(call: Call, bounds: Bounds) -> Result:
         along = range(a := axis_of(call, call.number("axis"), x.type.rank), a + 1)
     if any(a not in along for a in counted) or (axis is None and x.type.rank > 1 and counted):
         raise bounds.refusal(call)
-    own = bounds.masked(plain(call), chosen, [0], False)
+    own = bounds.masked(bounds.settling(call), chosen, [0], False)
     return call.but(inputs=(x, own))
 
 
 @carries("NonMaxSuppression")
 def _non_max_suppression(call: Call, bounds: Bounds) -> Result:
     """Boxes that are not there have the lowest score, which is never enough."""
-    scores = bounds.masked(plain(call), call.need(1), [2], -np.inf)
+    scores = bounds.masked(bounds.settling(call), call.need(1), [2], -np.inf)
     if any(a != 2 for a in bounds.counted(call.need(1))):
         raise bounds.refusal(call)
     return call.but(inputs=(call.need(0), scores, *call.inputs[2:]))

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto
 
 from qcompiler.errors import Skip
-from qcompiler.ir import Dim, Node, constant
+from qcompiler.ir import Attr, Dim, Node, constant
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call
 from qcompiler.onnx_io.carried import chosen, unlike
@@ -72,12 +72,16 @@ def controlled(
             if isinstance(size, str):
                 raise call.unsupported(f"{size} iterations, an open size: {made.reason}", PIN)
         return loop(s, inputs, body, where, int(size))
+
+    def scanned(attrs: Mapping[str, Attr], given: Sequence[Held]) -> Sequence[Held]:
+        made = attempt(lambda: rolled_scan(rolling(), attrs, given, body, where))
+        if not isinstance(made, Skip):
+            return made
+        return scan(attrs, given, body, where, made.reason)
+
     if batched:
-        return batched_scan(call.attrs, inputs, body, where)
-    made = attempt(lambda: rolled_scan(rolling(), call.attrs, inputs, body, where))
-    if not isinstance(made, Skip):
-        return made
-    return scan(call.attrs, inputs, body, where, made.reason)
+        return batched_scan(call.attrs, inputs, scanned, where)
+    return scanned(call.attrs, inputs)
 
 
 def _most(call: Call, limit: Held, bounds: Bounds) -> Dim:

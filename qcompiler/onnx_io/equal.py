@@ -16,6 +16,7 @@ from math import gcd
 
 import numpy as np
 
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Number, Size, parts, settled
 from qcompiler.errors import Error
 from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant
@@ -23,6 +24,8 @@ from qcompiler.onnx_io.spellings import replaced
 from qcompiler.ops import make
 from qcompiler.ops.equal import Equal
 from qcompiler.ops.known_sizes import never_below_0
+from qcompiler.ops.runs import at_least
+from qcompiler.ops.shapes import multiple
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +69,9 @@ def _warn(known: Settled) -> None:
             log.warning("the size %s can only be %s: %s", name, size, where)
 
 
-def checked(graph: Graph, found: Equal, known: Settled) -> Graph:
+def checked(graph: Graph, found: Equal, known: Settled, sizes: Sizes) -> Graph:
     """A graph, with checks that fail the runs in which sizes differ that must be equal, where none
-    could be replaced by another.
+    could be replaced by another, or one is below what it must be, if it may be.
     """
     owners = owners_of(graph.inputs)
     names, nodes = list(graph.output_names), list(graph.outputs)
@@ -79,6 +82,15 @@ def checked(graph: Graph, found: Equal, known: Settled) -> Graph:
             seen.add(pair)
             names.append(f"{CHECK}{where}: the size {pair[0]} is not {pair[1]}")
             nodes.append(make("Equal", *(size_node(s, owners) for s in pair), name="same size"))
+    symbols = tuple(Symbol(name, low, high, high) for name, (low, high) in sizes.items())
+    for (least, size), where in found.least.items():
+        named = _symbols(least) | _symbols(size)
+        if not named <= found.inputs & sizes.keys():
+            continue
+        if not at_least(settled(Size.of(size) - least), 0, symbols):
+            names.append(f"{CHECK}{where}: the size {size} is below {least}")
+            sides = (size_node(s, owners) for s in (least, size))
+            nodes.append(make("LessOrEqual", *sides, name="large enough"))
     return replace(graph, output_names=tuple(names), outputs=tuple(nodes))
 
 
@@ -96,12 +108,33 @@ def _solved(found: Equal, sizes: Sizes, known: Settled) -> tuple[str, Dim, str] 
         and min(Size.of(d).bounds(open_)[0] for d in pair) > 1
     }
     for (a, b), where in {**found.pairs, **alike}.items():
-        if _symbols(a) | _symbols(b) <= open_.keys():
-            for name, size in _solutions(*without_common(a, b)):
+        pair = _known(*without_common(a, b))
+        if pair is not None and _symbols(pair[0]) | _symbols(pair[1]) <= open_.keys():
+            for name, size in (*_solutions(*pair), *_whole(*pair, known)):
                 whole = _refined(name, size, known)
                 if whole is not None:
-                    return *whole, where
+                    return whole[0], _only(whole[1], sizes), where
     return None
+
+
+def _only(size: Dim, sizes: Sizes) -> Dim:
+    """A size, or the only number in these ranges that it may be: of 4 to 7, the multiple of 4."""
+    if isinstance(size, str) and Size.of(size).symbols <= sizes.keys():
+        low, high = Size.of(size).bounds(sizes)
+        return low if low == high else size
+    return size
+
+
+def _known(a: Dim, b: Dim) -> tuple[Dim, Dim] | None:
+    """Two sizes -> what is known of them; of q = k * ?, where ? may be anything, that q is a
+    multiple of k. None if nothing is.
+    """
+    for whole, product in ((a, b), (b, a)):
+        unknown = [s for s in _symbols(product) if s[0] == "?"]
+        if len(unknown) == 1:
+            by = Size.of(product).over(unknown[0])
+            return None if by is None else multiple(whole, settled(by))
+    return a, b
 
 
 def _refined(name: str, size: Dim, known: Settled) -> tuple[str, Dim] | None:
@@ -140,12 +173,10 @@ def _solutions(a: Dim, b: Dim) -> Iterator[tuple[str, Dim]]:
     """Two sizes -> symbols, and what each must be for them to be equal; no differences, which may
     be below 0.
     """
-    for name, multiple in ((a, b), (b, a)):
-        if isinstance(name, str) and isinstance(multiple, str) and Size.of(name).symbols == {name}:
-            factor = multiple.partition("*")[0]
-            if factor.isdecimal() and multiple == Size.of(name) // int(factor) * int(factor):
-                yield name, multiple
-                return
+    for name, other in ((a, b), (b, a)):
+        if isinstance(name, str) and name.isidentifier() and _is_multiple(other, name):
+            yield name, other
+            return
     atoms = {f for s in (a, b) for m in Size.of(s).terms for f, _ in m}
     for name in sorted(atoms, reverse=True):
         by = (Size.of(a) - b).terms.get(((name, 1),), 0)
@@ -153,6 +184,36 @@ def _solutions(a: Dim, b: Dim) -> Iterator[tuple[str, Dim]]:
         whole = (rest * -1).over(by) if by and not rest.symbols & _symbols(name) else None
         if whole is not None and never_below_0(whole):
             yield name, settled(whole)
+
+
+def _whole(a: Dim, b: Dim, known: Settled) -> Iterator[tuple[str, Dim]]:
+    """s // 2 == (s + 1) // 2, as of two halves, says that s is a multiple of 2; where s is known to
+    be a multiple of 3, s // 6 == (s + 3) // 6 that s // 3 is one.
+    """
+    quotients = [s for s in (a, b) if isinstance(s, str) and list(Size.of(s).terms) == [((s, 1),)]]
+    if len(quotients) != 2 or any(q[0] != "(" for q in quotients):
+        return
+    (low, n), (high, m) = sorted(([*map(Size.of, parts(q))] for q in quotients), key=_added)
+    more = settled(high - low)
+    if n != m or not n.isdecimal() or not isinstance(more, int) or not low.isidentifier():
+        return
+    divisors = [d for d in range(1, int(n)) if int(n) % d == 0]
+    unit = next((d for d in divisors if low in known and known[low][0] == low // d * d), 1)
+    if 0 < int(n) - more <= unit:
+        yield str(low // unit), settled(low // n * (int(n) // unit))
+
+
+def _added(quotient: Sequence[Size]) -> int:
+    return quotient[0].terms.get((), 0)
+
+
+def _is_multiple(size: Dim, name: str) -> bool:
+    """Is a size the largest multiple of another that is not above the size of this name?"""
+    quotients = [f for m in Size.of(size).terms for f, _ in m if f[0] == "("]
+    if len(quotients) != 1:
+        return False
+    above, below = map(Size.of, parts(quotients[0]))
+    return above == name and size == above // below * below
 
 
 def _demand_possible(name: str, size: Dim, where: str, sizes: Sizes) -> None:

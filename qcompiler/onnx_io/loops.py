@@ -29,6 +29,10 @@ Body = Callable[..., Sequence[Held]]
 """(iteration, inputs of the body, [a condition under which a run comes to it]) -> its outputs."""
 
 
+Scanned = Callable[[Mapping[str, Attr], Sequence[Held]], Sequence[Held]]
+"""(attributes and inputs of a Scan) -> its outputs."""
+
+
 def known_count(inputs: Sequence[Held], name: str) -> int | None:
     """The most iterations of a Loop (MAX_ITERATIONS: no limit), if they and its first condition are
     known when the model is read.
@@ -243,7 +247,7 @@ def scan(
 
 
 def batched_scan(
-    attrs: Mapping[str, Attr], inputs: Sequence[Held], body: Body, name: str
+    attrs: Mapping[str, Attr], inputs: Sequence[Held], scanned: Scanned, name: str
 ) -> list[Held]:
     """Scan of opset 8, (lengths, carried values..., sequences...) of a batch -> a Scan of each
     sample, stacked.
@@ -260,7 +264,7 @@ def batched_scan(
     samples = []
     for at in range(size):
         given = [make("Gather", n, constant(np.array(at)), axis=0) for n in whole]
-        samples.append([_tensor(v, name) for v in scan(plain, given, body, name)])
+        samples.append([_tensor(v, name) for v in scanned(plain, given)])
     return [_joined(rows, 0) for rows in zip(*samples, strict=True)]
 
 

@@ -121,7 +121,7 @@ def read(
         reader = _Reader(proto, ExternalData(path), rolls, known, found)
         with noted(found if sizes else None):
             graph = reader.graph(input_shapes or {}, settle, pins)
-        return equal.checked(graph, found, known)
+        return equal.checked(graph, found, known, sizes or {})
 
     graph, known = equal.with_equal_sizes(partial(made, {}), sizes or {})
     return pinned(graph, proto.graph, partial(made, known=known))
@@ -176,6 +176,7 @@ class _Reader:
         owners = equal.owners_of(inputs)
         self.size = partial(equal.size_node, owners=owners)
         self.found.inputs = frozenset(owners)
+        self.bounds.open_size, self.bounds.open = self.size, frozenset(owners)
         scope.values.update(equal.applied(inputs, self.known, self.require))
         for i in [i for i in inputs if i.name in pins]:
             scope.values[i.name] = value = constant(pins[i.name], f"{i.name} pinned")
@@ -360,7 +361,8 @@ class _Reader:
         check_inputs(spec, tensors, where)
         with Malformed(where):
             if self.bounds.reads(call) and body_of(call, opset, attributes, domain) is None:
-                return finish(applied(call, opset, self.bounds, shapes))
+                with noted(None):  # sizes of memory say nothing of those of values
+                    return finish(applied(call, opset, self.bounds, shapes))
             result = settled(call, shapes, self.require, self.bounds.put, self.size)
             body = None
             if isinstance(result, Call):

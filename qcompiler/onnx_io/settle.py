@@ -158,6 +158,13 @@ def plain(call: Call) -> Settling:
     return Settling(call, (None,), never)
 
 
+def zeros(s: Settling, count: Dim) -> Node:
+    """So many zeros, a vector of int64."""
+    if isinstance(count, int):
+        return s.ints([0] * count)
+    return s.node("ConstantOfShape", [count], value=np.zeros(1, np.int64))
+
+
 Settle = Callable[[Settling], Call | Result]
 
 _SETTLES: dict[str, tuple[tuple[int, ...], Settle]] = {}
@@ -194,7 +201,7 @@ def settled(
     given = [call.input(i) for i in operands]
     if settle is None or all(i is None or _is_known(i) for i in given):
         return call
-    static = all(i is None or i.type.static for i in call.inputs)
+    static = all(i is None or i.type.static for i in call.inputs) or call.op in _SELECT
     if any(i is not None and any(s[0] == "?" for s in i.type.symbols) for i in call.inputs):
         return call  # what is not known of another value says nothing here
     lengths = call.op in _ANY_LENGTHS or all(_of_known_rank(i) for i in given)
@@ -218,6 +225,8 @@ _ANY_SIZES = (
     | {"DFT", "STFT"}
 )
 """Calls whose operands and results may be of open sizes."""
+_SELECT = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression"})
+"""Calls whose results are as many as data say, of operands of any sizes."""
 _ANY_LENGTHS = frozenset({"Expand", "Slice", "Pad"})
 """Calls whose operands, as of the axes that they name, may be as many as only a run knows."""
 

@@ -254,6 +254,8 @@ def _check_fit(q: tuple[Dim, ...], k: tuple[Dim, ...], v: tuple[Dim, ...]) -> No
         raise Error(f"queries {q}, keys {k} and values {v} do not fit together")
     if not agree(q[3], k[3]) or (isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]):
         raise Error(f"queries {q} and keys {k} do not fit together")
+    if q[1] != k[1]:
+        note_divides(q[1], k[1])
 
 
 def _head_dims(node: Node, index: int, besides: str = "") -> tuple[Dim, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from qcompiler.errors import Error
 from qcompiler.ir import Node, Type
 from qcompiler.ops.registry import Numbers, operator, required, typed
-from qcompiler.ops.shapes import agree, need_shape
+from qcompiler.ops.shapes import agree, need_shape, together
 
 
 @operator("non_max_suppression", most=required(), center=0)
@@ -18,7 +18,8 @@ def non_max_suppression(
     `most` triples (batch, class, box), zeros, and in the last row how many there are in all.
 
     Of a class up to `each` boxes are kept, the best score first (of equals the first), each with a
-    score above `least` and an overlap of at most `overlap` with those before it.
+    score above `least` and an overlap of at most `overlap` with those before it. `most` may be an
+    open size.
     """
     most = node.int("most")
     found = []
@@ -65,12 +66,13 @@ def _overlap(a: Numbers, b: Numbers) -> float:
 @typed(non_max_suppression)
 def _(node: Node) -> Type:
     boxes, scores = (i.type for i in node.operands[:2])
-    if boxes.rank != 3 or boxes.shape[2] != 4 or scores.rank != 3:
+    if boxes.rank != 3 or not agree(boxes.shape[2], 4) or scores.rank != 3:
         raise Error(f"boxes {boxes} and scores {scores} where [B,N,4] and [B,C,N] are needed")
     if not agree(boxes.shape[0], scores.shape[0]) or not agree(boxes.shape[1], scores.shape[2]):
         raise Error(f"boxes {boxes} do not fit scores {scores}")
     for i, what in enumerate(("most", "overlap", "least score")):
         need_shape(node.operands[2 + i], (1,), what)
-    if node.int("most") < 0:
-        raise Error(f"{node.int('most')} boxes")
-    return Type("int64", (node.int("most") + 1, 3))
+    most = node.attrs["most"]
+    if not isinstance(most, (int, str)) or (isinstance(most, int) and most < 0):
+        raise Error(f"{most} boxes")
+    return Type("int64", (together((most, 1)), 3))

@@ -1,7 +1,8 @@
 """Sizes that must be equal for a model to have a meaning, though nobody knows yet that they are.
 
-Type rules take an open size for equal to any other until the contrary is proven. What they take for
-equal so is noted here, while somebody listens: a run in which it is not has no meaning.
+Type rules take an open size for equal to any other until the contrary is proven, and for as large
+as is needed. What they take so is noted here, while somebody listens: a run in which it is not so
+has no meaning.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class Equal:
     pairs: dict[tuple[Dim, Dim], str] = field(default_factory=dict)
     broadcast: dict[tuple[Dim, Dim], str] = field(default_factory=dict)
     """Those of which either may be 1 instead."""
+    least: dict[tuple[Dim, Dim], str] = field(default_factory=dict)
+    """Pairs of which the first must not be above the second, and the node that needs it."""
     inputs: frozenset[str] = frozenset()
     """Symbols that are sizes of inputs as they are: no run need solve for them."""
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -60,3 +63,10 @@ def note_broadcast(a: Dim, b: Dim) -> None:
     found = _listening.get()
     if found is not None and a != b:
         found.broadcast.setdefault((a, b), found.where)
+
+
+def note_least(least: Dim, size: Dim) -> None:
+    """A size must be at least another."""
+    found = _listening.get()
+    if found is not None:
+        found.least.setdefault((least, size), found.where)

@@ -9,6 +9,7 @@ import numpy as np
 
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.equal import note_least
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, typed
@@ -32,7 +33,19 @@ def _(node: Node) -> Type:
     x, indices = (i.type for i in node.operands)
     axis = axis_of(node.int("axis"), x.rank)
     _need_indices(indices)
+    least = reach(node.operands[1])
+    if least is not None and isinstance(x.shape[axis], str):
+        note_least(least, x.shape[axis])
     return Type(x.dtype, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+
+
+def reach(indices: Node) -> int | None:
+    """How many positions there must be, at least, for indices that are known; None for others."""
+    known = known_value(indices)
+    if known is None:
+        return None
+    numbers = known.astype(np.int64)
+    return max(int(numbers.max(initial=-1)) + 1, -int(numbers.min(initial=0)))
 
 
 def _need_indices(type: Type) -> None:

@@ -77,6 +77,8 @@ def _sizes(node: Node, depth: int) -> Sizes | None:
         return _moved(node, depth)
     if node.op in ("ReduceProd", "ReduceSum"):
         return _reduced(node, known_sizes(node.operands[0], depth))
+    if node.op == "Where" and known_sizes(node.operands[0], depth) is None:
+        return _either(node, depth)
     rule = _fmod if node.attrs.get("fmod") else _RULES.get(node.op)
     operands = [known_sizes(i, depth) for i in node.operands]
     if rule is None or any(o is None for o in operands):
@@ -133,6 +135,48 @@ def _reduced(node: Node, sizes: Sizes | None) -> Sizes | None:
     return _array([reduce(rule, sizes, first)]).reshape(node.type.dims)
 
 
+def _either(node: Node, depth: int) -> Sizes | None:
+    """Where(a == b, x, y) of single sizes, which are equal where a and b are -> y; x of a != b."""
+    found = _compared(node.operands[0], depth)
+    sides = [known_sizes(i, depth) for i in node.operands[1:]]
+    if found is None or any(s is None or s.size != 1 for s in sides):
+        return None
+    equal, difference = found
+    yes, no = (s.item() for s in sides if s is not None)
+    if not _vanishes_with(Size.of(yes) - no, difference):
+        return None
+    return _array([no if equal else yes]).reshape(node.type.dims)
+
+
+def _compared(condition: Node, depth: int) -> tuple[bool, Size] | None:
+    """a == b -> True and a - b, a != b -> False and a - b, of single sizes; None for others."""
+    if condition.op == "Not":
+        found = _compared(condition.operands[0], depth)
+        return found and (not found[0], found[1])
+    if condition.op == "And":
+        known = [known_sizes(i, depth) for i in condition.operands]
+        left = [i for i, k in zip(condition.operands, known, strict=True) if k is None]
+        true = all(k is None or k.all() for k in known)
+        return _compared(left[0], depth) if len(left) == 1 and true else None
+    if condition.op != "Equal" or condition.operands[0].dtype == "bool":
+        return None
+    sides = [known_sizes(i, depth) for i in condition.operands]
+    if any(s is None or s.size != 1 for s in sides):
+        return None
+    a, b = (s.item() for s in sides if s is not None)
+    return True, Size.of(a) - b
+
+
+def _vanishes_with(size: Size, other: Size) -> bool:
+    """Is a size certainly 0 where another is?"""
+    if settled(size) == 0:
+        return True
+    factor = other.over(size)
+    if factor is not None:
+        return never_below_0(factor - 1)
+    return settled(other) != 0 and size.over(other) is not None
+
+
 def _array(values: Any) -> Sizes:
     made = np.empty(len(values), object)
     made[:] = values
@@ -178,7 +222,7 @@ def _div(a: Dim, b: Dim) -> Dim | None:
     even = Size.of(a).over(b) if b != 0 else None
     if even is not None:
         return settled(even)
-    positive = isinstance(b, int) and b > 0 and never_below_0(a)
+    positive = never_below_0(Size.of(b) - 1) and never_below_0(a)
     return settled(Size.of(a) // b) if positive else None
 
 
@@ -186,7 +230,7 @@ def _mod(a: Dim, b: Dim) -> Dim | None:
     """ONNX's rest of integers has the sign of what is divided by, as here."""
     if b != 0 and Size.of(a).over(b) is not None:
         return 0
-    return settled(Size.of(a) % b) if isinstance(b, int) and b > 0 else None
+    return settled(Size.of(a) % b) if never_below_0(Size.of(b) - 1) else None
 
 
 def _fmod(a: Dim, b: Dim) -> Dim | None:

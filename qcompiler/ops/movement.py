@@ -22,6 +22,7 @@ from qcompiler.ops.shapes import (
     need_rank,
     need_shape,
     note_divides,
+    target_dims,
     total,
 )
 
@@ -135,10 +136,7 @@ def reshape(node: Node, x: Numbers, target: Numbers) -> Numbers:
 @typed(reshape)
 def _(node: Node) -> Type:
     x, target = node.operands
-    known = known_dims(target)
-    if known is None:
-        return Type(x.dtype, tuple(fresh() for _ in range(count_of(target))))
-    return Type(x.dtype, reshaped(x.shape, known, bool(node.int("allowzero"))))
+    return Type(x.dtype, reshaped(x.shape, target_dims(target), bool(node.int("allowzero"))))
 
 
 @operator("Flatten", axis=1)
@@ -224,10 +222,7 @@ def expand(node: Node, x: Numbers, target: Numbers) -> Numbers:
 @typed(expand)
 def _(node: Node) -> Type:
     x, target = node.operands
-    known = known_dims(target)
-    if known is None:
-        rank = max(x.type.rank, count_of(target))
-        return Type(x.dtype, tuple(fresh() for _ in range(rank)))
+    known = target_dims(target)
     if min((d for d in known if isinstance(d, int)), default=0) < 0:
         raise Error(f"cannot expand to {list(known)}")
     return Type(x.dtype, broadcast(x.shape, known))

@@ -7,6 +7,8 @@ import numpy as np
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
+from qcompiler.ops.equal import note_least
+from qcompiler.ops.known_sizes import never_below_0
 from qcompiler.ops.movement import ints
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
 from qcompiler.ops.shapes import (
@@ -85,7 +87,8 @@ def _(node: Node) -> tuple[Type, ...]:
             lengths = _even(node, whole)
         else:
             each = settled((Size.of(whole) + (count - 1)) // count)
-            lengths = (*[each] * (count - 1), settled(Size.of(whole) - Size.of(each) * (count - 1)))
+            last = Size.of(whole) - Size.of(each) * (count - 1)
+            lengths = (*[each] * (count - 1), settled(Size.of(whole) // 2 if count == 2 else last))
     return tuple(Type(x.dtype, (*x.shape[:axis], n, *x.shape[axis + 1 :])) for n in lengths)
 
 
@@ -148,7 +151,7 @@ def _(node: Node) -> Type:
 
 def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
     """How many elements a slice of or to an open size has, if it ends inside: what relies on that
-    proves it.
+    proves it, or runs in which it does not fail.
     """
     if step < 0:
         whole = start == -1 and isinstance(end, int) and end <= np.iinfo(np.int32).min
@@ -161,6 +164,10 @@ def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
         return fresh()
     if isinstance(start, int) and start < 0:
         start = settled(Size.of(size) + start)
+    if never_below_0(Size.of(end) - size):
+        end = size
+    elif isinstance(size, str) and isinstance(end, str) and not never_below_0(Size.of(size) - end):
+        note_least(end, size)  # no range of one of them tells whether it ends inside
     return settled((Size.of(end) - start + (step - 1)) // step)
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
+from qcompiler.ops.equal import note_least
+from qcompiler.ops.known_sizes import never_below_0
 from qcompiler.ops.math import NUMPY
 from qcompiler.ops.normalization import mean_over
 from qcompiler.ops.pooling import lowest
@@ -149,6 +152,8 @@ def _(node: Node) -> tuple[Type, Type]:
     size = x.shape[axis]
     if isinstance(count, int) and isinstance(size, int) and not 0 <= count <= size:
         raise Error(f"{count} of {size} values")
+    if count != size and not never_below_0(Size.of(size) - count):
+        note_least(count, size)
     shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
     return Type(x.dtype, shape), Type("int64", shape)
 

@@ -16,6 +16,7 @@ from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.equal import note, ranges
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.registry import fresh
 
 MOST = 1 << 16
 """Most dimensions, or pieces of a value, that a vector may describe."""
@@ -51,6 +52,19 @@ def known_dims(node: Node) -> tuple[Dim, ...] | None:
         return known
     sizes = known_sizes(node)
     return None if sizes is None else tuple(sizes.ravel().tolist())
+
+
+def target_dims(node: Node) -> tuple[Dim, ...]:
+    """The sizes in a vector that says a shape; new symbols for those that are not known."""
+    known = known_dims(node)
+    if known is not None:
+        return known
+    count = count_of(node)
+    parts = [known_dims(i) for i in node.operands] if node.op == "Concat" else []
+    if not any(parts):
+        return tuple(fresh() for _ in range(count))
+    sizes = zip(parts, node.operands, strict=True)
+    return tuple(d for p, i in sizes for d in (p or tuple(fresh() for _ in range(count_of(i)))))
 
 
 def count_of(node: Node) -> int:
@@ -92,18 +106,41 @@ def note_divides(whole: Dim, by: Dim) -> None:
     """A product must be a multiple of another: note so of the one size that decides it, if there is
     one.
     """
+    found = multiple(whole, by)
+    if found is not None:
+        note(*found)
+
+
+def multiple(whole: Dim, by: Dim) -> tuple[Dim, Dim] | None:
+    """A product that is a multiple of another -> a size in it, and the multiple that this size must
+    be equal to: q, k -> q, k*((q)//(k)); None where no single size decides it.
+    """
     above, below = Size.of(whole).terms, Size.of(by).terms
     if len(above) != 1 or len(below) != 1:
-        return
+        return _multiple_of_sums(Size.of(whole), Size.of(by))
     ((factors, c),), ((others, d),) = above.items(), below.items()
     left = dict(factors)
     for factor, power in others:
         left[factor] = left.get(factor, 0) - power
-    left = {factor: power for factor, power in left.items() if power}
-    number = abs(d) // gcd(c, d)
-    if len(left) == 1 and set(left.values()) == {1} and number > 1:
-        (size,) = left
-        note(size, settled(Size.of(size) // number * number))
+    divisor = Size.of(abs(d) // gcd(c, d))
+    for factor in (f for f, power in left.items() for _ in range(-power)):
+        divisor = divisor * factor
+    sizes = [factor for factor, power in left.items() if power > 0]
+    if len(sizes) != 1 or left[sizes[0]] != 1 or divisor == "1":
+        return None
+    if divisor.symbols and d % c:  # the number may have a part of the divisor in it
+        return None
+    return sizes[0], settled(Size.of(sizes[0]) // divisor * divisor)
+
+
+def _multiple_of_sums(whole: Size, by: Size) -> tuple[Dim, Dim] | None:
+    """`multiple` of q * (n + p) and k * (n + p): of what both have in common, but for one size."""
+    for size in sorted(whole.symbols):
+        common = whole.over(size)
+        divisor = None if common is None else by.over(common)
+        if divisor is not None and divisor != "1":
+            return size, settled(Size.of(size) // divisor * divisor)
+    return None
 
 
 def unite(a: Dim, b: Dim) -> Dim:

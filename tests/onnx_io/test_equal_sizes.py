@@ -109,6 +109,68 @@ CASES: dict[str, tuple[str, Ranges, str]] = {
         {"n": (1, 4), "d": (1, 3)},
         "d == 2",
     ),
+    "grouped heads": (
+        """g (float[1,q,n,4] x, float[1,k,m,4] y) => (float[1,q,n,4] z, float[1,q,n,4] c) {
+        z = Attention(x, y, y) c = Attention<is_causal=1, scale=0.3>(x, y, y) }""",
+        {"q": (3, 12), "k": (1, 3), "n": (1, 3), "m": (1, 3)},
+        "q % k == 0",
+    ),
+    "grouped heads of a cache": (
+        """g (float[1,q,n,4] x, float[1,k,n,4] y, float[1,k,p,4] past) => (float[1,q,n,4] z,
+        float[1,k,t,4] keys, float[1,k,t,4] values) {
+        z, keys, values = Attention(x, y, y, , past, past) }""",
+        {"q": (4, 9), "k": (1, 3), "n": (1, 2), "p": (1, 3)},
+        "q % k == 0",
+    ),
+    "heads that are repeated": (
+        """g (float[2,q,n,3] x, float[2,k,n,3] y) => (float[2,q,n,3] z) {
+        heads = Shape<start=1,end=2>(x) own = Shape<start=1,end=2>(y) n = Shape<start=2,end=3>(y)
+        times = Div(heads, own) two = Constant<value_ints=[2]>() three = Constant<value_ints=[3]>()
+        target = Concat<axis=0>(two, own, times, n, three) u = Unsqueeze(y, two)
+        e = Expand(u, target) to = Shape(x) r = Reshape(e, to) z = Sub(x, r) }""",
+        {"q": (3, 12), "k": (1, 3), "n": (1, 4)},
+        "q % k == 0",
+    ),
+    "halves of equal width": (
+        """g (float[2,n] x) => (float[2,m] y) { a, b = Split<axis=1, num_outputs=2>(x)
+        y = Mul(a, b) }""",
+        {"n": (4, 11)},
+        "n % 2 == 0",
+    ),
+    "halves of thirds": (
+        """g (float[2,n] x) => (float[2,3,m] y) { s = Constant<value_ints=[2,3,-1]>()
+        t = Reshape(x, s) a, b = Split<axis=2, num_outputs=2>(t) y = Mul(a, b) }""",
+        {"n": (12, 24)},
+        "n % 6 == 0",
+    ),
+    "every second position": (
+        """g (float[2,n] x) => (float[2,m] y) { zero = Constant<value_ints=[0]>()
+        one = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>() end = Shape<start=1>(x)
+        a = Slice(x, zero, end, one, two) b = Slice(x, one, end, one, two) y = Mul(a, b) }""",
+        {"n": (4, 11)},
+        "n % 2 == 0",
+    ),
+    "the largest of as many as there are": (
+        """g (float[2,n] x, float[k] y) => (float[2,k] v, int64[2,k] i,
+        float[2,3] w, int64[2,3] j) {
+        k = Shape(y) v, i = TopK(x, k) three = Constant<value_ints=[3]>()
+        w, j = TopK<largest=0>(x, three) }""",
+        {"n": (1, 9), "k": (1, 6)},
+        "k <= n and n >= 3",
+    ),
+    "a table that is as long": (
+        """g (float[2,n] x, float[2,t] table) => (float[2,n] y) { end = Shape<start=1>(x)
+        zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()
+        rows = Slice(table, zero, end, one) y = Add(x, rows) }""",
+        {"n": (1, 5), "t": (1, 7)},
+        "n <= t",
+    ),
+    "positions that are named": (
+        """g (float[2,n] x) => (float[2,2] y, float[2] z) { i = Constant<value_ints=[0,3]>()
+        y = Gather<axis=1>(x, i) j = Constant<value_int=-5>() z = Gather<axis=1>(x, j) }""",
+        {"n": (1, 7)},
+        "n >= 5",
+    ),
     "what a scan carries": (
         """g (float[a] s, float[t,b] x) => (float[a] e, float[t,b] y) {
         e, y = Scan<num_scan_inputs=1, body = step (float[a] i, float[b] r)

@@ -136,7 +136,9 @@ def _top(p: Padding, node: Node) -> tuple[Padded, ...]:
         raise p.refused("k depends on data")
     k: Dim = given.ravel()[0]
     if is_open(x.dims[axis]) or isinstance(k, str):
-        if not p.at_least(settled(Size.of(node.operands[0].shape[axis]) - k), 0):
+        size = node.operands[0].shape[axis]
+        enough = (k, size) in p.checked or p.at_least(settled(Size.of(size) - k), 0)
+        if not enough or p.at(k) > p.whole(x.dims[axis]):
             raise p.refused(f"there may be fewer than {k}", "a larger LO in --dim may help")
         if isinstance(k, str) and not node.int("sorted"):
             raise p.refused("the first of unsorted ones, as many as a size")
@@ -146,6 +148,28 @@ def _top(p: Padding, node: Node) -> tuple[Padded, ...]:
     most = int64s([p.at(k)])
     made = make(node.op, x.node, most, name=node.name, **node.attrs)
     return outputs(p, made, [dims, dims])
+
+
+@pads("non_max_suppression")
+def _suppress(p: Padding, node: Node) -> Padded:
+    """Boxes that are not valid have the lowest score, which is never enough. Behind the most that a
+    run may keep comes how many it has kept.
+    """
+    boxes, scores = (p.value(i) for i in node.operands[:2])
+    for axis in range(3):
+        boxes, scores = p.prefix(boxes, axis), p.prefix(scores, axis)
+    if boxes.dims[:2] != (scores.dims[0], scores.dims[2]):
+        raise p.refused("boxes and scores are only equally many for some sizes")
+    scores = p.masked(scores, scores.open, -inf)
+    most, (rows, _) = node.attrs["most"], node.type.shape
+    assert isinstance(most, (int, str))
+    made = made_of(p, node, boxes.node, scores.node, most=p.at(most))
+    value = Padded(made, (digits_of([p.at(rows)]), digits_of([3])))
+    if isinstance(most, int):
+        return value
+    steps, last = p.steps(p.at(rows)), const([p.at(most)], "int32")
+    at = make("Where", make("Less", steps, p.size(most)), steps, last)
+    return p.take(value, 0, at, digits_of([rows]))
 
 
 @pads("CumSum", "CumProd")

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 
 import numpy as np
 
 from qcompiler.artifact.manifest import Symbol
-from qcompiler.artifact.sizes import Size, settled
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import SIZE, Dim, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import described
-from qcompiler.ops import known_value, make
+from qcompiler.ops import known_value, make, runs
 from qcompiler.ops.known_sizes import known_sizes
-from qcompiler.ops.registry import Numbers
 from qcompiler.ops.shapes import total
 from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open, regrouped
 
 Axes = frozenset[int]
-_RUNS = 1 << 20
-"""At most so many combinations of sizes are looked at one by one."""
 SIZED = Type("int32", (1,))
 """The type of a size as an input."""
 
@@ -55,21 +51,6 @@ class Padded:
         return len(self.dims)
 
 
-@lru_cache(maxsize=4096)
-def extremes(size: Size, symbols: tuple[Symbol, ...]) -> tuple[int, int] | None:
-    """The least and the largest value of a size among all runs; None if these are too many to be
-    looked at one by one.
-    """
-    named = [s for s in symbols if s.name in size.symbols]
-    each = [np.arange(s.low, s.high + 1, s.step) for s in named]
-    if prod(map(len, each)) > _RUNS:
-        return None
-    grid = np.meshgrid(*each, indexing="ij", sparse=True)
-    runs = {s.name: g for s, g in zip(named, grid, strict=True)}
-    found: Numbers = np.asarray(size.at(runs))  # type: ignore[arg-type]  # arrays count alike
-    return int(found.min()), int(found.max())
-
-
 class Padding:
     """One walk over a graph: values by node, and what was made besides."""
 
@@ -78,15 +59,17 @@ class Padding:
         symbols: Sequence[Symbol],
         zeroed: frozenset[Node] = frozenset(),
         grown: frozenset[Node] = frozenset(),
+        checked: frozenset[tuple[Dim, Dim]] = frozenset(),
     ) -> None:
         """`zeroed`: nodes of which an earlier walk found that it pays to set them to 0 where they
-        are not valid; `grown`: those that put rows behind a cache (caches.py).
+        are not valid; `grown`: those that put rows behind a cache (caches.py); `checked`: pairs of
+        sizes of which every run checks that the first is not above the second.
         """
         self.symbols = tuple(symbols)
         self.ranges = {s.name: (s.low, s.high) for s in symbols}
         self.top = {s.name: s.high for s in symbols}
         self.zeroed, self.wanted = zeroed, set[Node]()
-        self.grown = grown
+        self.grown, self.checked = grown, checked
         self.sizes: dict[Dim, Node] = {}
         self.known: dict[Node, tuple[Padded, ...]] = {}
         self.node = constant(0)
@@ -104,38 +87,27 @@ class Padding:
 
     def bounds(self, size: Dim) -> tuple[int, int]:
         """The least and the largest number that a size may be, or beyond."""
-        return (size, size) if isinstance(size, int) else Size.of(size).bounds(self.ranges)
+        return runs.bounds(size, self.symbols)
 
     def at_least(self, size: Dim, least: int) -> bool:
         """Is a size as large in all runs? `least`: from 0 up."""
-        low, high = self.bounds(size)
-        if low >= least or high < least:
-            return low >= least
-        factor = self._factor(size)
-        if factor is not None and self.at_least(factor, least):
-            return True
-        found = extremes(Size.of(size), self.symbols)
-        return found is not None and found[0] >= least
+        return runs.at_least(size, least, self.symbols)
 
     def demand_largest(self, size: Dim) -> None:
         """Raise Error unless a size is largest where all that are open are: memory is for that."""
-        if not self._is_largest(size):
+        if not self.is_largest(size):
             raise self.refused(f"{size} is not largest where all sizes are")
 
-    def _is_largest(self, size: Dim) -> bool:
+    def is_largest(self, size: Dim) -> bool:
+        """Is a size largest where all open sizes are?"""
         most = self.at(size)
         if self.bounds(size)[1] <= most:
             return True
-        factor = self._factor(size)
-        if factor is not None and self.at_least(factor, 0) and self._is_largest(factor):
+        factor = runs.factor_of(size, self.symbols)
+        if factor is not None and self.at_least(factor, 0) and self.is_largest(factor):
             return True
-        found = extremes(Size.of(size), self.symbols)
+        found = runs.extremes(Size.of(size), self.symbols)
         return found is not None and found[1] <= most
-
-    def _factor(self, size: Dim) -> Dim | None:
-        """A size divided by one that is open, if it is a multiple of it."""
-        each = (Size.of(size).over(s.name) for s in self.symbols if s.low >= 1)
-        return next((settled(d) for d in each if d is not None), None)
 
     def size(self, size: Dim, dtype: str = "int32") -> Node:
         """A size in this run, as a tensor of one number."""

@@ -10,17 +10,21 @@ import numpy as np
 from qcompiler.artifact.sizes import Size, settled
 from qcompiler.ir import Dim, Node, constant
 from qcompiler.ops import make, meaning
+from qcompiler.ops.indexing import reach
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.ops.shapes import total
 from qcompiler.rewrite.matching import const, int64s, perm_of, reshape, to_dtype
 from qcompiler.rewrite.padding.caches import grown
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
-from qcompiler.rewrite.padding.rules import demand_closed, made_of, pads, together
+from qcompiler.rewrite.padding.repeats import is_repeat, joined
+from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads, together
 
 
 @pads("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def _reshape(p: Padding, node: Node) -> Padded:
+    if is_repeat(p, node.operands[0]):
+        return joined(p, node.operands[0], node.type.shape)
     x, (old, new) = p.value(node.operands[0]), (node.operands[0].type.shape, node.type.shape)
     differ = [i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
     if len(old) == len(new) and len(differ) == 1:
@@ -207,11 +211,12 @@ def _begin(p: Padding, size: Dim, start: Dim, end: Dim, step: int, count: Dim) -
     begin = settled(Size.of(size) + start) if isinstance(start, int) and start < 0 else start
     if step < 0 and start == -1 and isinstance(end, int) and end <= np.iinfo(np.int32).min:
         return begin  # all of it, from behind
-    behind = settled(Size.of(begin) + Size.of(count) * step)
+    behind = settled(Size.of(begin) + (Size.of(count) - 1) * step + 1)
     to_end = isinstance(end, int) and end >= np.iinfo(np.int32).max  # as many as there are
     behind = begin if to_end else behind
     inside = step > 0 and p.at_least(begin, 0)
-    if not inside or not p.at_least(settled(Size.of(size) - behind), 0):
+    ends_inside = (behind, size) in p.checked or p.at_least(settled(Size.of(size) - behind), 0)
+    if not inside or not ends_inside:
         sizes = f"from {start} to {end} of {size}"
         raise p.refused(f"a slice {sizes} may reach beyond", "a smaller HI in --dim may help")
     return begin
@@ -234,7 +239,8 @@ def _split(p: Padding, node: Node) -> tuple[Padded, ...]:
     for type in node.types:
         pieces.append(piece(p, x, axis, settled(at), 1, type.shape[axis]))
         at = at + type.shape[axis]
-    if settled(at) != node.operands[0].type.shape[axis]:
+    rest = settled(Size.of(node.operands[0].type.shape[axis]) - at)
+    if not (p.at_least(rest, 0) and p.at_least(settled(-Size.of(rest)), 0)):
         raise p.refused("its pieces do not make up the whole")
     return tuple(pieces)
 
@@ -255,12 +261,15 @@ def _gather(p: Padding, node: Node) -> Padded:
 
 def counted(p: Padding, index: Node, at: Node, size: Dim) -> Node:
     """Indices along a dimension, counted from its begin."""
-    known = p.numbers(index)
-    if known is not None and min(known, default=0) >= 0:
-        if not p.at_least(size, max(known, default=0) + 1):
+    least = reach(index)
+    if least is not None:
+        if (least, size) not in p.checked and not p.at_least(size, least):
             low = "a larger LO in --dim NAME=LO..HI helps"
-            raise p.refused(f"index {max(known)} may reach beyond {size}", low)
-        return at
+            raise p.refused(
+                f"an index may reach beyond {size}: there may be fewer than {least}", low
+            )
+        if min(p.numbers(index) or (), default=0) >= 0:
+            return at
     whole = p.size(size, at.dtype)
     behind = make("Add", at, whole if at.type.rank else reshape(whole, ()))
     return make("Where", make("Less", at, const(0, at.dtype)), behind, at)

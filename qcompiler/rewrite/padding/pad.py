@@ -14,6 +14,7 @@ from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import CHECK, Dim, Graph, Node, Type, placeholder, walk
+from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.rewrite.padding import (
     alone,
     along,
@@ -64,13 +65,10 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     cannot be padded.
     """
     names = " ".join(f"--dim {s.name}=N" for s in symbols)
-    if not all(graph.results[n].type.static for n in graph.extents):
-        what = "outputs whose sizes both data and the run decide"
-        raise Error(f"the sizes cannot stay open: {what}", hint=f"pin them: {names}")
     zeroed: frozenset[Node] = frozenset()
-    caches = rooms(graph)
+    caches, checked = rooms(graph), _checked(graph)
     for _ in range(_WALKS):
-        p = Padding(symbols, zeroed, frozenset(caches.values()))
+        p = Padding(symbols, zeroed, frozenset(caches.values()), checked)
         inputs = [_input(p, node, room_of(node, caches)) for node in graph.inputs]
         for node in graph.nodes:
             see(p, node)
@@ -90,6 +88,14 @@ def padded(graph: Graph, symbols: Sequence[Symbol]) -> Result:
     dims = {n.name: v[0].dims for n, v in p.known.items() if n.name and len(v) == 1}
     larger = {node.name: room_of(node, caches) for node in caches}
     return Result(made, tuple(sizes), tuple(symbols), dims, larger)
+
+
+def _checked(graph: Graph) -> frozenset[tuple[Dim, Dim]]:
+    """Pairs of sizes of which every run checks that the first is not above the second."""
+    nodes = [n for n in graph.checks.values() if n.op == "LessOrEqual" and n.type.size == 1]
+    sides = [[known_sizes(i) for i in n.operands] for n in nodes]
+    found = [(a, b) for a, b in sides if a is not None and b is not None]
+    return frozenset((a.item(), b.item()) for a, b in found)
 
 
 def _named(p: Padding, outputs: Sequence[Node]) -> list[Node]:

@@ -15,6 +15,7 @@ from qcompiler.ops import make
 from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
+from qcompiler.rewrite.padding.repeats import repeated
 from qcompiler.rewrite.padding.rules import NONE, pads, together
 
 _LINEAR = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "item", "Split"})
@@ -266,7 +267,7 @@ def _attended(
         raise p.refused("keys and values are only equally long for some sizes")
     width = digits_of([features])
     if any(is_open(d) for x in (q, k, v) for d in (*x.dims[1:at], x.dims[-1])):
-        q, k = _open_heads(p, node, q, k, v, scaled)
+        q, k, v = _open_heads(p, node, q, k, v, scaled)
         width = v.dims[-1]
     dims = (*q.dims[: q.rank - 1], width)
     mask = None if len(node.operands) < 4 else p.value(node.operands[3])
@@ -281,20 +282,28 @@ def _attended(
 
 def _open_heads(
     p: Padding, node: Node, q: Padded, k: Padded, v: Padded, features: Dim
-) -> tuple[Padded, Padded]:
-    """Queries and keys of any number of heads, or of features, by which the scores are divided."""
+) -> tuple[Padded, Padded, Padded]:
+    """Queries, keys and values of any number of heads, or of features, by which the scores are
+    divided. Keys and values are repeated for the queries that share them.
+    """
     closed = not any(is_open(x.dims[1]) for x in (q, k, v) if x.rank == 4)
+    if q.rank == 4 and not closed and q.dims[1] != k.dims[1] == v.dims[1]:
+        heads, groups = (i.shape[1] for i in node.operands[:2])
+        share = Size.of(heads).over(groups)
+        if share is None:
+            raise p.refused(f"{heads} heads of queries may not be a multiple of {groups}")
+        k, v = (repeated(p, x, 1, settled(share), heads) for x in (k, v))
     equal = closed or q.dims[1] == k.dims[1] == v.dims[1]
     if q.rank != 4 or not equal or q.dims[3] != k.dims[3]:
         raise p.refused("heads of open size")
     if not is_open(q.dims[3]):
-        return q, k
+        return q, k, v
     q, k = (p.masked(x, [3], 0) for x in (q, k))
     if node.attrs["scale"] is None:
         size = p.size(features, "float32")
-        share = make("Sqrt", make("Div", const([p.whole(q.dims[3])], "float32"), size))
-        q = Padded(make("Mul", q.node, to_dtype(share, q.node.dtype)), q.dims, q.zero)
-    return q, k
+        scale = make("Sqrt", make("Div", const([p.whole(q.dims[3])], "float32"), size))
+        q = Padded(make("Mul", q.node, to_dtype(scale, q.node.dtype)), q.dims, q.zero)
+    return q, k, v
 
 
 def _hiding(p: Padding, mask: Padded | None, keys: tuple[int | str, ...]) -> Padded:

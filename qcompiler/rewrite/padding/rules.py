@@ -18,6 +18,7 @@ from qcompiler.ops.known_sizes import is_open as sizes_open
 from qcompiler.ops.known_sizes import known_sizes
 from qcompiler.rewrite.padding.digits import Digits, is_open
 from qcompiler.rewrite.padding.frame import Axes, Padded, Padding
+from qcompiler.rewrite.padding.repeats import is_repeat
 
 Rule = Callable[[Padding, Node], "Padded | tuple[Padded, ...]"]
 RULES: dict[str, Rule] = {}
@@ -52,6 +53,8 @@ def see(p: Padding, node: Node) -> None:
     p.node = node
     if node.op == "input" or known_sizes(node) is not None:
         return  # arithmetic on shapes is made where it is read
+    if is_repeat(p, node):
+        return  # so are repeats
     _demand_sizes(p, node)
     if node.op == "item":
         p.known[node] = (p.known[node.operands[0]][node.int("index")],)

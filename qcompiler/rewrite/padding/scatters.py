@@ -103,11 +103,13 @@ def _matched(p: Padding, a: Padded, i: int, b: Padded, j: int) -> tuple[Padded, 
 def _counted(p: Padding, index: Node, value: Padded, sizes: Sequence[Dim]) -> Node:
     """Indices of several dimensions in the last one, each counted from its begin."""
     known, at = known_value(index), value.node
-    if known is not None and known.min(initial=0) >= 0:
-        most = known.reshape(-1, len(sizes)).max(0, initial=0)
-        if not all(p.at_least(s, int(n) + 1) for s, n in zip(sizes, most, strict=True)):
+    if known is not None:
+        columns = known.reshape(-1, len(sizes)).astype(np.int64)
+        most = np.maximum(columns.max(0, initial=-1) + 1, -columns.min(0, initial=0))
+        if not all(p.at_least(s, int(n)) for s, n in zip(sizes, most, strict=True)):
             raise p.refused("an index may reach beyond", "a larger LO in --dim NAME=LO..HI helps")
-        return at
+        if columns.min(initial=0) >= 0:
+            return at
     each = [p.size(s, at.dtype) for s in sizes]
     whole = make("Concat", *each, axis=0) if len(each) > 1 else each[0]
     below = make("Less", at, const(0, at.dtype))
