@@ -72,6 +72,8 @@ def sizes_of(feeds: dict[str, Value]) -> dict[str, int]:
 
 
 def _name(type: TypeProto, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    while type.HasField("optional_type"):
+        type = type.optional_type.elem_type
     dims = type.tensor_type.shape
     del dims.dim[:]
     for n in shape:

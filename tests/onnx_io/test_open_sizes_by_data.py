@@ -163,3 +163,41 @@ def _following(name: str) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     model.graph.output[0].type.tensor_type.ClearField("shape")
     return model
+
+
+DETECTOR = """g (float[a,3] scores, float[a,4] boxes) => (float[m] s, int64[m] l, float[m,4] b) {
+    all = Constant<value_ints=[-1]>() zero = Constant<value_ints=[0]>()
+    one = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>()
+    few = Constant<value_ints=[4]>() kinds = Constant<value_ints=[3]>()
+    flat = Reshape(scores, all) least = Constant<value_float=0.3>() keep = Greater(flat, least)
+    places = NonZero(keep) rows = Transpose<perm=[1,0]>(places) kept = GatherND(flat, rows)
+    count = Shape(kept) either = Concat<axis=0>(few, count) k = ReduceMin<keepdims=1>(either)
+    v, i = TopK(kept, k) where = Squeeze(places, zero) at = Gather(where, i)
+    anchor = Div(at, kinds) label = Mod(at, kinds) own = Gather(boxes, anchor)
+    far = ReduceMax<keepdims=0>(own) above = Constant<value_float=1.0>() step = Add(far, above)
+    number = Cast<to=1>(label) moved = Mul(number, step) column = Unsqueeze(moved, one)
+    apart = Add(own, column) whole = Unsqueeze(apart, zero) both = Constant<value_ints=[0,1]>()
+    rank = Unsqueeze(v, both) many = Constant<value_ints=[9223372036854775807]>()
+    half = Constant<value_floats=[0.5]>() found = NonMaxSuppression(whole, rank, many, half)
+    three = Constant<value_ints=[3]>() column3 = Slice(found, two, three, one)
+    best = Squeeze(column3, one) s = Gather(v, best) l = Gather(label, best)
+    b = Gather(own, best) }"""
+"""The end of torchvision's detectors: the few best of those above a score, and of these what does
+not overlap.
+"""
+
+
+def test_the_end_of_a_detector_takes_any_number_of_anchors() -> None:
+    model = model_of(DETECTOR)
+    engine = session(model)
+    loaded = qcompiler.load(qcompiler.compile(model, dims={"a": "1..11"}, threads=1))
+    for a in (11, 1, 2, 7, 11):
+        rng = np.random.default_rng(a)
+        feed = {k: rng.random((a, n)).astype(np.float32) for k, n in (("scores", 3), ("boxes", 4))}
+        feed["scores"][a // 2, 1] = 0.9
+        feed["boxes"][:, 2:] += 0.5
+        names = [o.name for o in model.graph.output]
+        for name, want in zip(names, engine.run(None, feed), strict=True):
+            found = loaded.run(feed)[name]
+            assert found.shape == want.shape
+            np.testing.assert_allclose(found, want, 1e-5, 1e-6)

@@ -18,7 +18,7 @@ from qcompiler.rewrite.padding.caches import grown
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
 from qcompiler.rewrite.padding.repeats import is_repeat, joined
-from qcompiler.rewrite.padding.rules import demand_axis, demand_closed, made_of, pads, together
+from qcompiler.rewrite.padding.rules import demand_closed, made_of, pads, together
 
 
 @pads("Reshape", "Flatten", "Squeeze", "Unsqueeze")
