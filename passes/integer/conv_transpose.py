@@ -13,7 +13,6 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-from qcompiler.passes.layout.conv_transpose import MAX_GROWTH, MAX_WEIGHTS
 
 from qcompiler.ir import Array, Node, constant
 from qcompiler.ops import make
@@ -22,6 +21,9 @@ from qcompiler.rewrite import OPTIONAL, Skip, op, rule
 from qcompiler.rewrite.matching import input_at, int64s, per_channel, reshape, transpose
 
 Ints = tuple[int, ...]
+
+MAX_GROWTH, MAX_WEIGHTS = 64, 1 << 24
+"""Limit of the growth of the weights, mostly by zeros."""
 
 
 @rule(op("ConvTranspose", DATA, WEIGHTS, OPTIONAL))

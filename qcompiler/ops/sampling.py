@@ -13,7 +13,7 @@ from qcompiler.ir import Attr, Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.registry import Numbers, fresh, operator, typed
 from qcompiler.ops.resize import cubic
-from qcompiler.ops.shapes import agree, known_ints, need_rank
+from qcompiler.ops.shapes import agree, known_dims, need_rank
 
 
 @operator("GridSample", align_corners=0, mode="linear", padding_mode="zeros")
@@ -31,14 +31,15 @@ def grid_sample(node: Node, x: Numbers, grid: Numbers) -> Numbers:
     made: Numbers = np.zeros((*grid.shape[:-1], x.shape[1]), dtype)
     for chosen in product(*taps):
         weight: Numbers = np.ones(grid.shape[:-1], dtype)
+        there: Numbers = np.ones(grid.shape[:-1], np.bool_)
         index = []
         for (place, w), size in zip(chosen, x.shape[2:], strict=True):
             place = _bounded(node, place, size)
             inside = (place >= 0) & (place <= size - 1)
-            weight = weight * np.where(inside, w, 0)
+            weight, there = weight * w, there & inside
             index.append(np.where(inside, place, 0).astype(np.int64))
         values = np.moveaxis(x, 1, -1)[(batch, *index)]
-        made += values * weight[..., None]
+        made += np.where(there[..., None], values, 0) * np.where(there, weight, 0)[..., None]
     return np.moveaxis(made, -1, 1).astype(x.dtype)
 
 
@@ -118,8 +119,8 @@ def _(node: Node) -> Type:
     fits = theta.type.rank == 3 and all(map(agree, theta.shape[1:], (rank, rank + 1)))
     if rank not in (2, 3) or not fits:
         raise Error(f"theta {theta.type} does not fit the size {size.type}")
-    known = known_ints(size)
-    counts: Sequence[Dim] = [fresh() for _ in range(rank)] if known is None else known[2:]
+    known = known_dims(size)
+    counts = [fresh() for _ in range(rank)] if known is None else known[2:]
     return Type(theta.dtype, (theta.shape[0], *counts, rank))
 
 

@@ -33,14 +33,15 @@ def _grid_sample(e: Elements, place: Place) -> Vec:
         at.append(coordinate if cubic else _bounded(e, coordinate, size))
     total = e.m.splat(0, "float32")
     for chosen in product(*(_taps(e, a) for a in at)):
-        weights, source = [], []
+        weights, source, insides = [], [], []
         for (coordinate, weight), size in zip(chosen, sizes, strict=True):
             coordinate = _bounded(e, coordinate, size)
-            inside = (coordinate >= 0) & (coordinate <= size - 1)
-            weights.append(e.m.where(inside, weight, 0.0))
-            source.append(e.m.cast(e.m.where(inside, coordinate, 0.0), "int32").expr)
+            insides.append((coordinate >= 0) & (coordinate <= size - 1))
+            weights.append(weight)
+            source.append(e.m.cast(e.m.where(insides[-1], coordinate, 0.0), "int32").expr)
         value = e.m.cast(e.x([place[0], place[1], *source]), "float32")
-        total = total + value * reduce(lambda a, b: a * b, weights)
+        value = value * reduce(lambda a, b: a * b, weights)
+        total = total + e.m.where(reduce(lambda a, b: a & b, insides), value, 0.0)
     return e.m.cast(total, e.root.dtype)
 
 
