@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -122,6 +122,36 @@ def sampled(
         places, weights = _sampled(node, shape[axis], at, float(factor))
         found[axis] = Sampled(places, weights, at.outside(shape[axis]))
     return found
+
+
+def repeats(node: Node) -> dict[int, int] | None:
+    """How often a Resize repeats each position along the axes that it changes; None where it does
+    anything else, or only a run knows.
+    """
+    x, given = node.operands[0].type, (*node.inputs[1:], None, None, None)[:3]
+    arrays = tuple(None if i is None else known_value(i) for i in given)
+    plain = node.str("keep_aspect_ratio_policy") == "stretch" and not (
+        given[0] and given[0].type.size
+    )
+    if node.str("mode") != "nearest" or not plain or not (x.static and node.type.static):
+        return None
+    if any((i is None) != (a is None) for i, a in zip(given, arrays, strict=True)):
+        return None
+    return repeated(sampled(node, x.dims, (None, *arrays[1:])), x.dims)
+
+
+def repeated(found: Mapping[int, Sampled], dims: Sequence[int]) -> dict[int, int] | None:
+    """The sampling of resized axes of an input -> how often each position is repeated, if that is
+    all that happens.
+    """
+    made = {}
+    for axis, one in found.items():
+        count, rest = divmod(len(one.places), dims[axis])
+        steps = np.arange(len(one.places)) // max(count, 1)
+        if rest or one.weights is not None or not np.array_equal(one.places.ravel(), steps):
+            return None
+        made[axis] = count
+    return made
 
 
 def _wide(x: Numbers) -> str:

@@ -198,7 +198,7 @@ class Rows:
         if node.op == "Gather":
             return Places([0] if node.int("axis") % x.type.rank == axis else [])
         starts, ends = (known_value(n) for n in node.inputs[1:3])
-        axes, least = _sliced(node), self.least.get(self.counts[x].name, 0)
+        axes, least = sliced_axes(node), self.least.get(self.counts[x].name, 0)
         if starts is None or ends is None or axes is None or axis not in axes:
             return Places()
         start, end = (int(v.ravel()[axes.index(axis)]) for v in (starts, ends))
@@ -278,7 +278,7 @@ def axes_of(node: Node) -> list[int] | None:
     return [int(a) % x.type.rank for a in given.ravel()] or None
 
 
-def _sliced(node: Node) -> list[int] | None:
+def sliced_axes(node: Node) -> list[int] | None:
     """The dimensions that are cut."""
     x, given = node.operands[0], node.inputs[3] if len(node.inputs) > 3 else None
     if given is None:
@@ -328,7 +328,7 @@ def _joined(node: Node, at: int, axis: int) -> bool:
 
 
 def _cut(node: Node, at: int, axis: int) -> bool:
-    axes = _sliced(node)
+    axes = sliced_axes(node)
     return at == 0 and axes is not None and axis not in axes
 
 

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompiler.artifact.sizes import Size
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
 from qcompiler.ir import SIZE, Array, Dim, Graph, Node
 from qcompiler.onnx_io.dims import in_types
 from qcompiler.ops import is_elementwise, known_value
 from qcompiler.ops.kinds import VIEWS
+from qcompiler.ops.resize import repeats
 from qcompiler.ops.window import Window
+from qcompiler.plan.counted import sliced_axes
 from qcompiler.plan.plan import Opened
 
 WINDOWS = ("conv", "max_pool", "average_pool")
@@ -103,9 +105,12 @@ class Frames:
             perm = node.ints("perm")
             height, width = perm.index(first.axis), perm.index(first.axis + 1)
             return Frame(height, *first.sizes) if width == height + 1 else None
-        if node.op in WINDOWS:
-            return None if first is None else _windowed(node, first)
-        return self._shared(node) if is_elementwise(node) else None
+        if node.op == "Concat":
+            return _beside(node, self._shared(node))
+        if is_elementwise(node):
+            return self._shared(node)
+        rule = _windowed if node.op in WINDOWS else _RULES.get(node.op)
+        return None if first is None or rule is None else rule(node, first)
 
     def _shared(self, node: Node) -> Frame | None:
         """That of all operands that have one, in the same dimensions."""
@@ -191,4 +196,42 @@ def _windowed(node: Node, frame: Frame) -> Frame | None:
         rows, columns = Window.of(node, frame.sizes, kernel).outputs(frame.sizes)
     except Error:
         return None
-    return Frame(1, str(rows) if isinstance(rows, str) else rows, columns)
+    return Frame(1, rows, columns)
+
+
+def _beside(node: Node, frame: Frame | None) -> Frame | None:
+    """Images joined along another dimension than their height and width."""
+    axis = node.int("axis") % node.type.rank
+    return None if frame is None or axis in (frame.axis, frame.axis + 1) else frame
+
+
+def _cut(node: Node, frame: Frame) -> Frame | None:
+    """Every n-th row and column, from some on to the end. A Slice may end before that: there are
+    more then than count, which are what the padded graph has there.
+    """
+    numbers = [None if n is None else known_value(n) for n in (*node.inputs[1:], None, None)[:4]]
+    axes = sliced_axes(node)
+    if numbers[0] is None or axes is None or (node.inputs[4:] and numbers[3] is None):
+        return None
+    sizes, room = [*frame.sizes], node.operands[0].type.dims
+    steps = [1] * len(axes) if numbers[3] is None else numbers[3].ravel().tolist()
+    for axis, start, step in zip(axes, numbers[0].ravel().tolist(), steps, strict=True):
+        if axis - frame.axis in (0, 1):
+            if step < 1 or not 0 <= start < room[axis]:
+                return None
+            own = Size.of(sizes[axis - frame.axis])
+            sizes[axis - frame.axis] = settled((own - start + (step - 1)) // step)
+    return Frame(frame.axis, *sizes)
+
+
+def _enlarged(node: Node, frame: Frame) -> Frame | None:
+    """Every pixel repeated as often in all runs."""
+    times = repeats(node)
+    if times is None or not times.keys() <= {frame.axis, frame.axis + 1}:
+        return None
+    by = (times.get(frame.axis + i, 1) for i in (0, 1))
+    sizes = (settled(Size.of(n) * k) for n, k in zip(frame.sizes, by, strict=True))
+    return Frame(frame.axis, *sizes)
+
+
+_RULES = {"Resize": _enlarged, "Slice": _cut}

@@ -23,6 +23,9 @@ from qcompiler.plan.counted import SUMS, Extents, axes_of
 from qcompiler.plan.frames import WINDOWS, Frame, Frames
 from qcompiler.rewrite.matching import reshaped
 
+PICKED = ("Resize", "Slice")
+"""Operators that take pixels of images as they are."""
+
 FEW = 4
 """Images of so many channels are taken from planes as they are laid."""
 
@@ -77,7 +80,7 @@ class _Laying:
             frame = self.frames.of[node]
             inputs = [n and self._operand(node, n, i) for i, n in enumerate(node.inputs)]
             self._keep(node, node.with_inputs(inputs), frame)
-            if is_elementwise(node) and any(
+            if node.op not in WINDOWS and any(
                 n in self.frames.hidden or n in self.filled for n in node.operands
             ):
                 self.filled.add(node)
@@ -98,6 +101,10 @@ class _Laying:
             return False
         if node.op in WINDOWS:
             return node.op != "conv" or node.operands[1].is_constant
+        if node.op in PICKED:
+            return node.operands[0] in self.dense
+        if node.op == "Concat":
+            return any(n in self.dense for n in node.operands)
         if not is_elementwise(node):
             return False
         tables = TABLES.get(node.op, ())
@@ -114,7 +121,7 @@ class _Laying:
         return "float" in x.dtype and sorted(axes_of(node) or []) == [1, 2]
 
     def _operand(self, node: Node, operand: Node, place: int) -> Node:
-        if node.op in WINDOWS:
+        if node.op in (*WINDOWS, *PICKED):
             return self._dense(operand) if not place else self._padded(operand)
         if operand in self.dense or (_is_image(operand, node) and not _is_flat(operand)):
             return self._dense(operand, self.frames.of[node])

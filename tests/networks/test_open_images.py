@@ -68,6 +68,22 @@ IMAGES = {
         x1 = Conv<pads=[1,1,1,1]>(x, a) y = Transpose<perm=[0,1,3,2]>(x1)
         x2 = Softmax<axis=3>(x1) x3 = Concat<axis=1>(x1, x2)
         x4 = Conv(x3, p) x5 = Conv<pads=[1,1,1,1]>(x4, a) z = Concat<axis=1>(x5, x4) }""",
+    "joined, picked and repeated": """(float[1,3,h,w] x) => (float[1,16,m,n] y, float[1,16,h,w] z)
+        <float[16,3,3,3] a = {@432}, float[16,29,3,3] b = {@4176}, float[16,32,3,3] c = {@4608},
+        int64[3] first = {0,0,3}, int64[3] axes = {2,3,1},
+        int64[3] end = {9223372036854775807,9223372036854775807,16},
+        int64[3] by = {2,3,1}, int64[3] second = {0,0,0}, float[4] twice = {1.0,1.0,2.0,2.0},
+        float t = {0.1}> { x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Relu(x1)
+        p0 = Slice(x2, first, end, axes, by) p1 = Slice(x1, second, end, axes, by)
+        p2 = Concat<axis=1>(p0, p1) p3 = Add(p2, t) y = Conv<pads=[1,1,1,1]>(p3, b)
+        r0 = Resize<mode="nearest", coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor">(x2, , twice) r1 = Resize<mode="nearest">(x1, , twice)
+        r2 = Concat<axis=1>(r0, r1) r3 = Relu(r2)
+        z = Conv<pads=[1,1,1,1], strides=[2,2]>(r3, c) }""",
+    "joined with what is not an image": """(float[2,16,h,w] x) => (float[2,8,h,w] y)
+        <float[16,16,3,3] a = {@2304}, float[8,48,3,3] b = {@3456}, float t = {0.1}> {
+        x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Softmax<axis=3>(x1) x3 = Mul(x1, t)
+        x4 = Concat<axis=1>(x2, x3, x1) y = Conv<pads=[1,1,1,1]>(x4, b) }""",
     "masks of halves, and of even sizes": """(float[1,16,h,w] x) =>
         (float[1,16,h,w] y, float[1,16,h,w] z)
         <float[16,16,3,3] a = {@2304}, float[16,16,1,1] p = {@256}, int64[1] two = {2},
@@ -118,7 +134,12 @@ def compilation(name: str, **options: Any) -> Compilation:
         "ceil": ["average_pool", "conv", "conv", "conv", "conv", "max_pool", "max_pool"],
         "a batch": ["ReduceSum", "conv", "conv", "conv", "max_pool"],
         "a stride at the end": ["conv"],
-        "other operators": ["conv", "conv"],
+        "other operators": ["Concat", "Concat", "conv", "conv", "conv"],
+        "joined, picked and repeated": [
+            *("Concat", "Concat", "Resize", "Resize", "Slice", "Slice"),
+            *("conv", "conv", "conv", "elementwise"),
+        ],
+        "joined with what is not an image": ["Concat", "conv", "conv", "elementwise"],
     }.items(),
 )
 def test_their_kernels_end_with_images(name: str, roots: list[str]) -> None:
@@ -130,7 +151,12 @@ def test_their_kernels_end_with_images(name: str, roots: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["windows", "a stride at the end", *rare("strides", "pools", "a batch")]
+    "name",
+    [
+        "windows",
+        "a stride at the end",
+        *rare("strides", "pools", "a batch", "joined, picked and repeated"),
+    ],
 )
 def test_integers_are_those_of_padded_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero points are not 0 here, and are what windows see behind an image's end."""

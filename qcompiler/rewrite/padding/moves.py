@@ -174,16 +174,31 @@ def _joined(p: Padding, sizes: Sequence[Dim]) -> Node:
 def piece(p: Padding, value: Padded, axis: int, start: Dim, step: int, size: Dim) -> Padded:
     """So many elements along a dimension, from `start` on, with a step between them."""
     value = p.prefix(value, axis)
-    digits, count = digits_of([size]), p.at(size)
-    last = p.whole(value.dims[axis]) - 1
-    if isinstance(start, int) and step > 0 and start + (count - 1) * step <= last:
-        cut = (int64s([n]) for n in (start, start + (count - 1) * step + 1, axis, step))
-        made = make("Slice", value.node, *cut)
-        dims = (*value.dims[:axis], digits, *value.dims[axis + 1 :])
-        return Padded(made, dims, value.zero - {axis}, value.calm - {axis})
+    if _lies(p, value, axis, start, step, size):
+        return _cut(p, value, [(axis, int(start), step, size)])
+    count, last = p.at(size), p.whole(value.dims[axis]) - 1
     index = make("Add", const(np.arange(count) * step, "int32"), p.size(start))
     index = make("Max", make("Min", index, const([last], "int32")), const([0], "int32"))
-    return p.take(value, axis, index, digits)
+    return p.take(value, axis, index, digits_of([size]))
+
+
+def _lies(p: Padding, value: Padded, axis: int, start: Dim, step: int, size: Dim) -> bool:
+    """Are the elements of a piece those that they are in memory?"""
+    if not isinstance(start, int) or step < 1:
+        return False
+    return start + (p.at(size) - 1) * step < p.whole(value.dims[axis])
+
+
+def _cut(p: Padding, value: Padded, cuts: Sequence[tuple[int, int, int, Dim]]) -> Padded:
+    """Pieces along some dimensions, each (axis, start, step, size), as they are in memory."""
+    if not cuts:
+        return value
+    axes, starts, steps, sizes = zip(*cuts, strict=True)
+    ends = [a + (p.at(n) - 1) * s + 1 for _, a, s, n in cuts]
+    made = make("Slice", value.node, *map(int64s, (starts, ends, axes, steps)))
+    own = {a: digits_of([n]) for a, n in zip(axes, sizes, strict=True)}
+    dims = tuple(own.get(a, d) for a, d in enumerate(value.dims))
+    return Padded(made, dims, value.zero.difference(own), value.calm.difference(own))
 
 
 @pads("Slice")
@@ -195,13 +210,18 @@ def _slice(p: Padding, node: Node) -> Padded:
         raise p.refused("where it begins or ends depends on data")
     axes = range(len(starts)) if given[2] is None else [int(a) % x.rank for a in given[2].ravel()]
     steps = [1] * len(starts) if given[3] is None else [int(s) for s in given[3].ravel()]
+    cuts: list[tuple[int, int, int, Dim]] = []
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         old, new = source[axis], node.type.shape[axis]
         if old == new and start == 0 and step == 1:
             continue
         begin = _begin(p, old, start, end, step, new)
-        x = piece(p, x, axis, begin, step, new)
-    return x
+        x = p.prefix(x, axis)
+        if _lies(p, x, axis, begin, step, new):
+            cuts.append((axis, int(begin), step, new))
+        else:
+            x = piece(p, x, axis, begin, step, new)
+    return _cut(p, x, cuts)
 
 
 def _begin(p: Padding, size: Dim, start: Dim, end: Dim, step: int, count: Dim) -> Dim:

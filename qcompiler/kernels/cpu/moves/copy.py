@@ -24,10 +24,12 @@ from qcompiler.ir import Node, numpy_dtype
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import Row, Walk, load, read_by, steps_of, store
+from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import indices, part, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.elements.elementwise import nanoseconds
+from qcompiler.kernels.cpu.moves.images import of_images
 from qcompiler.kernels.cpu.moves.views import Box, boxes, merge, moved_by
 from qcompiler.kernels.registry import Kernel, Region, kernel
 
@@ -50,6 +52,8 @@ def copy(region: Region, device: Cpu) -> Kernel | Skip:
     assert root is not None
     if reason := refuse(region):
         return reason
+    if is_open(region):
+        return of_images(region, device)
     found = boxes(region)
     if isinstance(found, Skip):
         return found

@@ -1,14 +1,31 @@
-"""lay regions -> TIR: rows of images moved to where those of a run's own size are, or back."""
+"""Regions that move pixels of images whose size a run knows -> TIR.
+
+lay                    rows of pixels moved to where those of a run's own size are, or back
+Concat, Slice, Resize  pixels of images of a run's own size joined, picked, or repeated
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
 from qcompiler.errors import Skip
 from qcompiler.hardware.isa import Cpu
+from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
-from qcompiler.kernels.cpu.code.loops import divided, share, tasks
+from qcompiler.kernels.cpu.code.epilogue import Fused
+from qcompiler.kernels.cpu.code.loops import divided, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
+from qcompiler.kernels.cpu.moves.views import boxes
 from qcompiler.kernels.registry import Kernel, Region, kernel
+
+_OFTEN = 8
+"""At most so often a pixel is stored beside itself, by unrolled code."""
 
 
 @kernel("lay")
@@ -70,3 +87,132 @@ def _planar(d: Draft, row: Value, height: Value, width: Value) -> None:
     with b.serial(width - whole * lanes, "x", whole * lanes) as i:
         for c in range(channels):
             d.out.store(target + i * channels + c, pointer.load(source + i + c * plane))
+
+
+def of_images(region: Region, device: Cpu) -> Kernel | Skip:
+    """Images whose size a run knows: joined by their channels (Concat), or some of their pixels
+    and channels (Slice).
+    """
+    root = region.root
+    assert root is not None
+    if root.op not in ("Concat", "Slice") or root.type.rank != 4:
+        return Skip("images whose size a run knows")
+    return (_joined if root.op == "Concat" else _picked)(region, device)
+
+
+class _Pixels:
+    """Pixels of a region's root, made of those of its operands."""
+
+    def __init__(self, region: Region, device: Cpu, operands: Sequence[Node]) -> None:
+        """`operands`: those that pixels are of."""
+        assert region.root is not None
+        dims = region.root.type.dims
+        name = f"{region.root.op.lower()}_of_images_{'x'.join(map(str, dims))}"
+        self.d = Draft(name, region, device)
+        self.sources = [self.d.reading(x) for x in operands]
+        self.lanes = min(f.lanes() for f in (*self.sources, self.d.epilogue))
+        self.channels = dims[3]
+        moved = self.d.device.core.moved_ns(2 * region.root.type.bytes)
+        self.tasks = tasks(device, moved, dims[0] * dims[1])
+
+    def put(
+        self,
+        source: Fused,
+        pixel: Value,
+        to: Sequence[Value],
+        width: int,
+        channels: tuple[int, int] = (0, 0),
+    ) -> None:
+        """So many channels of a pixel, from the first of `channels` on -> the same of others, from
+        the second on.
+        """
+        after = self.d.epilogue
+        row, rows = source.row(pixel), [(n, after.row(n)) for n in to]
+
+        def body(column: Value, count: int) -> None:
+            value = source.at(row, channels[0] + column, self.lanes, count)
+            for n, place in rows:
+                at = channels[1] + column
+                self.d.put(after, place, n * self.channels + at, at, count, value)
+
+        sweep(self.d.b, width, self.lanes, body)
+
+
+def _joined(region: Region, device: Cpu) -> Kernel | Skip:
+    root = region.root
+    assert root is not None
+    if root.int("axis") % 4 != 3:
+        return Skip("images joined along another dimension than their channels")
+    made = _Pixels(region, device, root.operands)
+    b, total = made.d.b, prod(root.type.dims[:3])
+    with (
+        share(b, made.tasks, made.d.counted(total, total)) as (first, iterations),
+        b.serial(iterations, "pixel", first) as pixel,
+    ):
+        at = 0
+        for source, x in zip(made.sources, root.operands, strict=True):
+            made.put(source, pixel, [pixel], x.type.dims[3], (0, at))
+            at += x.type.dims[3]
+    return made.d.kernel(tasks=made.tasks)
+
+
+def _picked(region: Region, device: Cpu) -> Kernel | Skip:
+    root, found = region.root, boxes(region)
+    assert root is not None
+    if isinstance(found, Skip):
+        return found
+    if not found:
+        return Skip("nothing is left")
+    (box,) = found
+    steps = [loop.source[axis] for axis, loop in enumerate(box.loops)]
+    if min(steps) < 1 or steps[3] > 1:
+        return Skip("images from behind, or not all channels in a row")
+    made = _Pixels(region, device, root.operands[:1])
+    b, (height, width) = made.d.b, made.d.image()
+    rows, columns = (
+        b.hold(
+            tirx.Max(tirx.floordiv(n - start + (step - 1), tir.const(step)), tir.const(0)), "left"
+        )
+        for n, start, step in zip((height, width), box.source[1:3], steps[1:3], strict=True)
+    )
+    with (
+        share(b, made.tasks, b.hold(rows * root.type.dims[0], "rows")) as (first, iterations),
+        b.serial(iterations, "row", first) as row,
+    ):
+        image, y = divided(b, row, rows)
+        line = (image * steps[0] + box.source[0]) * height + y * steps[1] + box.source[1]
+        start, target = b.let(line * width + box.source[2], "start"), b.let(row * columns, "target")
+        with b.serial(columns, "x") as x:
+            pixel = b.let(start + x * steps[2], "pixel")
+            made.put(made.sources[0], pixel, [b.let(target + x)], made.channels, (box.source[3], 0))
+    return made.d.kernel(tasks=made.tasks)
+
+
+def repeated(region: Region, device: Cpu, taps: Mapping[int, NDArray[np.int32]]) -> Kernel | Skip:
+    """A Resize of images whose size a run knows, whose outputs along some axes are the inputs at
+    these indices [outputs, 1]: every pixel several times.
+    """
+    root = region.root
+    assert root is not None
+    x, times = root.operands[0], [1, 1, 1, 1]
+    for axis, index in taps.items():
+        times[axis] = root.type.dims[axis] // x.type.dims[axis]
+        steps = np.arange(root.type.dims[axis])[:, None] // max(times[axis], 1)
+        if not np.array_equal(index, steps) or root.str("mode") != "nearest":
+            return Skip("images whose size a run knows, of other pixels than each several times")
+    _, down, across, channels = times
+    if times[0] * channels > 1 or across > _OFTEN:
+        return Skip("images, or channels, several times, or pixels very often")
+    made = _Pixels(region, device, [x])
+    b, (height, width) = made.d.b, made.d.image()
+    rows = b.hold(height * (down * root.type.dims[0]), "rows")
+    with (
+        share(b, made.tasks, rows) as (first, iterations),
+        b.serial(iterations, "row", first) as row,
+    ):
+        start = b.let(divided(b, row, down)[0] * width, "start")
+        target = b.let(row * width * across, "target")
+        with b.serial(width, "x") as at:
+            to = [b.let(target + at * across + i) for i in range(across)]
+            made.put(made.sources[0], b.let(start + at), to, made.channels)
+    return made.d.kernel(tasks=made.tasks)

@@ -21,9 +21,11 @@ from qcompiler.hardware.isa import Cpu
 from qcompiler.ir import Array, Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
+from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import indices, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.moves.images import repeated
 from qcompiler.kernels.registry import Kernel, Region, kernel
 from qcompiler.ops.resize import MAX_TAPS, sampled
 
@@ -42,6 +44,8 @@ def resize(region: Region, device: Cpu) -> Kernel | Skip:
     assert root is not None
     if isinstance(found, Skip):
         return found
+    if is_open(region):
+        return repeated(region, device, {a: t.index for a, t in found[1].items()})
     given, each = found
     axes, taps = list(each), list(each.values())
     if root.type.rank - 1 in axes and root.operands[0] in region.nodes:
