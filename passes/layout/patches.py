@@ -13,6 +13,7 @@ import numpy as np
 
 from qcompiler.ir import Node, numpy_dtype
 from qcompiler.ops import make
+from qcompiler.ops.contraction import numbers
 from qcompiler.ops.patches import unpooled
 from qcompiler.rewrite import Skip, op, rule
 from qcompiler.rewrite.matching import const, input_at, int64s, ints, reshape
@@ -34,7 +35,7 @@ def layout_unpool(node: Node) -> Node | Skip:
     x, places = node.operands[:2]
     if not x.type.static or not node.type.static:
         return Skip("a shape is unknown")
-    whole = unpooled(node, x.type.dims)
+    whole = numbers(unpooled(node.attrs, x.type.dims))
     zeros = const(np.zeros(prod(whole), numpy_dtype(x.dtype)))
     flat = (reshape(i, (x.type.size,)) for i in (places, x))
     made = reshape(make("ScatterElements", zeros, *flat, axis=0, name=node.name), whole)

@@ -140,7 +140,7 @@ def _mapped(
     """The body on every element of the first sequence, with those of the others, and tensors."""
     first = inputs[0]
     if not isinstance(first, Items):
-        raise call.error("the first input is not a sequence")
+        raise call.error("the first input is not a sequence of a known length")
     rows: list[list[Node]] = [[] for _ in range(call.outputs)]
     for at in range(len(first.nodes)):
         given: list[Held] = []

@@ -20,7 +20,7 @@ from qcompiler.onnx_io.settle import Settling, plain, settles
 from qcompiler.onnx_io.tensors import dtype_name
 from qcompiler.ops import known_value, make, meaning
 from qcompiler.ops.contraction import sums_of
-from qcompiler.ops.shapes import together, total
+from qcompiler.ops.shapes import agree, together, total
 from qcompiler.ops.window import Window
 
 Floats = NDArray[np.float64]
@@ -225,24 +225,33 @@ def _tf_idf(call: Call) -> Result:
     starts = [*(call.numbers("ngram_counts") or ()), len(pool)]
     x = s.node("Cast", x, to="int64")
     rows = x if x.type.rank == 2 else s.node("Unsqueeze", x, [0])
-    batch, count = rows.type.dims
+    batch = s.node("Shape", rows, end=1)
     parts: list[Node] = []
     for n, (begin, end) in enumerate(pairwise(starts), 1):
         grams = np.array(pool[begin:end], np.int64).reshape(-1, n)
-        found: Node = s.node("Expand", 0, [batch, len(grams)])
+        found: Node = s.node("Expand", 0, s.node("Concat", batch, s.ints([len(grams)]), axis=0))
         for skip in range(call.number("max_skip_count") + 1 if n > 1 else 1):
-            positions = count - (n - 1) * (skip + 1)
-            if least <= n <= most and positions > 0 and len(grams):
-                places = np.arange(positions)[:, None] + np.arange(n) * (skip + 1)
-                seen = s.node("Gather", rows, s.ints(places), axis=1)  # type: ignore[arg-type]
-                same = s.node("Equal", s.node("Unsqueeze", seen, [2]), s.ints(grams))  # type: ignore[arg-type]
-                whole = s.node("ReduceMin", s.node("Cast", same, to="int32"), [3], keepdims=0)
-                each = s.node("ReduceSum", s.node("Cast", whole, to="int64"), [1], keepdims=0)
-                found = s.node("Add", found, each)
+            if least <= n <= most and len(grams):
+                found = s.node("Add", found, _occurring(s, rows, grams, skip + 1))
         parts.append(found)
     counts = s.node("Concat", *parts, axis=1)
     made = _weighted(s, counts, indexes)
     return made if x.type.rank == 2 else s.node("Squeeze", made, [0])
+
+
+def _occurring(s: Settling, rows: Node, grams: NDArray[np.int64], apart: int) -> Node:
+    """rows[batch, items], n-grams[grams, n] -> int64[batch, grams]: how often the items of each are
+    found so far apart.
+    """
+    count, n = s.node("Shape", rows, start=1), grams.shape[1]
+    first, reach = s.steps(rows.shape[1] if rows.type.static else count), (n - 1) * apart
+    places = s.node("Add", s.node("Unsqueeze", first, [1]), [i * apart for i in range(n)])
+    seen = s.node("Gather", rows, s.node("Min", places, s.node("Sub", count, 1)), axis=1)
+    same = s.node("Equal", s.node("Unsqueeze", seen, [2]), s.ints(grams))  # type: ignore[arg-type]
+    whole = s.node("ReduceMin", s.node("Cast", same, to="int32"), [3], keepdims=0)
+    there = s.node("Less", s.node("Add", s.node("Unsqueeze", first, [1]), reach), count)
+    found = s.node("Mul", s.node("Cast", whole, to="int64"), s.node("Cast", there, to="int64"))
+    return s.node("ReduceSum", found, [1], keepdims=0)
 
 
 def _weighted(s: Settling, counts: Node, indexes: tuple[int, ...]) -> Node:
@@ -267,35 +276,64 @@ def _deform_conv(call: Call) -> Result:
     s, x, w, offset = plain(call), *(call.need(i) for i in range(3))
     if x.type.rank != 4:
         raise call.unsupported("more or fewer than two dimensions of an image")
-    batch, channels, *image = x.type.dims
-    taps, sizes = tuple(w.type.dims[2:]), tuple(offset.type.dims[2:])
-    shifts, group = call.number("offset_group"), call.number("group")
+    shifts, taps = call.number("offset_group"), _deformed(call)
     steps, gaps = call.numbers("strides") or (1, 1), call.numbers("dilations") or (1, 1)
     begins = call.numbers("pads") or (0, 0, 0, 0)
     ways = prod(taps)
-    split = s.node("Reshape", offset, (batch * shifts, ways, 2, *sizes))
+
+    def shaped(value: Node, *parts: Node | list[int]) -> Node:
+        shape = [n if isinstance(n, Node) else s.ints(n) for n in parts]
+        return s.node("Reshape", value, s.node("Concat", *shape, axis=0))
+
+    batch, channels = (s.node("Shape", x, start=i, end=i + 1) for i in (0, 1))
+    rows, columns = (s.node("Shape", offset, start=i, end=i + 1) for i in (2, 3))
+    split = shaped(offset, [-1, ways, 2], rows, columns)
     sides = []
     for axis in (0, 1):
         own = np.arange(taps[axis]) * gaps[axis] - begins[axis]
-        first = np.arange(sizes[axis]) * steps[axis]
-        grid = (own[:, None], own)[axis] + np.zeros(taps)
-        place = (first[:, None], first)[axis] + np.zeros(sizes)
-        start = constant((grid.reshape(ways, 1, 1) + place).astype(x.dtype))
-        moved = s.node("Add", s.node("Gather", split, axis, axis=2), start)
-        scale = call.constant(f"scale{axis}", 2 / image[axis], x.dtype)
-        shift = call.constant(f"shift{axis}", 1 / image[axis] - 1, x.dtype)
+        grid = (own[:, None], own)[axis] + np.zeros(taps, np.int64)
+        first = s.node("Mul", s.steps((rows, columns)[axis]), steps[axis])
+        place = s.node("Unsqueeze", first, [1]) if axis == 0 else first
+        start = s.node("Add", constant(grid.reshape(ways, 1, 1)), place)
+        moved = s.node("Gather", split, axis, axis=2)
+        moved = s.node("Add", moved, s.node("Cast", start, to=x.dtype))
+        size = s.node("Cast", s.node("Shape", x, start=2 + axis, end=3 + axis), to=x.dtype)
+        scale = s.node("Div", call.constant("two", 2, x.dtype), size)
+        shift = s.node("Div", s.node("Sub", call.constant("one", 1, x.dtype), size), size)
         side = s.node("Add", s.node("Mul", moved, scale), shift)
-        sides.append(s.node("Reshape", side, (batch * shifts, ways * sizes[0], sizes[1], 1)))
-    pictures = s.node("Reshape", x, (batch * shifts, channels // shifts, *image))
+        sides.append(shaped(side, [-1], s.node("Mul", rows, ways), columns, [1]))
+    each = s.node("Div", channels, shifts)
+    pictures = shaped(x, [-1], each, s.node("Shape", x, start=2))
     seen = s.node("GridSample", pictures, s.node("Concat", *reversed(sides), axis=3))
-    seen = s.node("Reshape", seen, (batch, shifts, channels // shifts, ways, *sizes))
+    seen = shaped(seen, batch, [shifts], each, [ways], rows, columns)
     mask = call.input(4)
     if mask is not None:
-        seen = s.node("Mul", seen, s.node("Reshape", mask, (batch, shifts, 1, ways, *sizes)))
-    columns = s.node("Reshape", seen, (batch, channels * ways, *sizes))
-    weights = s.node("Reshape", w, (w.type.dims[0], w.type.dims[1] * ways, 1, 1))
-    bias = call.input(3)
-    return make("Conv", columns, weights, bias, name=call.name, group=group)
+        seen = s.node("Mul", seen, shaped(mask, batch, [shifts, 1, ways], rows, columns))
+    wide = shaped(seen, batch, s.node("Mul", channels, ways), rows, columns)
+    weights = shaped(w, s.node("Shape", w, end=1), [-1, 1, 1])
+    return make("Conv", wide, weights, call.input(3), name=call.name, group=call.number("group"))
+
+
+def _deformed(call: Call) -> tuple[int, ...]:
+    """The taps along each dimension of a DeformConv, whose offsets and mask fit them."""
+    x, w, offset = (call.need(i).type for i in range(3))
+    if w.rank != 4 or offset.rank != 4:
+        raise call.error(f"weights {w} or offsets {offset} do not fit the image {x}")
+    for size, given in zip(w.shape[2:], call.numbers("kernel_shape") or (), strict=False):
+        agree(size, given)
+    taps = tuple(d for d in w.shape[2:] if isinstance(d, int))
+    if len(taps) < 2:
+        raise call.error(f"the kernel's size is not known: {w}")
+    node = Node("DeformConv", (), call.attrs, ())
+    counts = Window.of(node, x.shape[2:], taps).outputs(x.shape[2:])
+    each = call.number("offset_group") * prod(taps)
+    shapes = [(offset, (x.shape[0], 2 * each, *counts))]
+    if (mask := call.input(4)) is not None:
+        shapes.append((mask.type, (x.shape[0], each, *counts)))
+    for type, wanted in shapes:
+        if type.rank != 4 or not all(map(agree, type.shape, wanted)):
+            raise call.error(f"{type} should be [{','.join(map(str, wanted))}]")
+    return taps
 
 
 # Patches, put together again.

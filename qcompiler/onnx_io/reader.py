@@ -69,7 +69,7 @@ from qcompiler.onnx_io.schema import (
     value_of,
 )
 from qcompiler.onnx_io.scope import Missing, Scope, Value
-from qcompiler.onnx_io.sequences import Absent, Held, Items, outputs_of
+from qcompiler.onnx_io.sequences import Absent, Held, Items, Pieces, outputs_of
 from qcompiler.onnx_io.settle import Settling, Stated, declared, settled, settling, spread, stated
 from qcompiler.onnx_io.structure import (
     MAX_DEPTH,
@@ -356,7 +356,7 @@ class _Reader:
                 if not sequences.are_among(made, inputs):
                     self.bounds.demand_none_in(call, inputs)
                 return (made,)
-        if any(isinstance(i, (Items, Absent)) for i in inputs):
+        if any(isinstance(i, (Items, Pieces, Absent)) for i in inputs):
             raise Unsupported("a sequence where a tensor is needed", where=where)
         check_inputs(spec, tensors, where)
         with Malformed(where):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnx import AttributeProto, SparseTensorProto, TensorProto
 
 from qcompiler.ir import Node
-from qcompiler.onnx_io.sequences import Absent, Items
+from qcompiler.onnx_io.sequences import Absent, Items, Pieces
 from qcompiler.onnx_io.settle import Stated
 
 
@@ -19,7 +19,7 @@ class Missing:
     why: str = ""
 
 
-Value = Node | Missing | Items | Absent | None
+Value = Node | Missing | Items | Pieces | Absent | None
 """None: an omitted optional input of a function."""
 
 

@@ -31,11 +31,24 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """A sequence of as many tensors as only a run knows: those of a tensor along an axis."""
+
+    length: Node
+    """int64, a scalar."""
+    x: Node | None
+    """What is cut into pieces of one; None: into others, of which only the number is asked."""
+    axis: int
+    keeps: bool
+    """Does a piece keep the axis?"""
+
+
+@dataclass(frozen=True)
 class Absent:
     """An optional that holds nothing."""
 
 
-Held = Node | Items | Absent | None
+Held = Node | Items | Pieces | Absent | None
 """What an operator of this file takes; None: no input."""
 
 OPERATORS = frozenset(
@@ -92,11 +105,15 @@ def _empty(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
 
 @_rule("SequenceLength")
 def _length(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
+    if isinstance(inputs[0], Pieces):
+        return inputs[0].length
     return constant(np.array(len(_items(call, inputs[0])), np.int64), call.name)
 
 
 @_rule("SequenceAt")
 def _at(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
+    if isinstance(inputs[0], Pieces) and inputs[0].x is not None:
+        return _piece(s, inputs[0], inputs[0].x, _tensor(call, inputs[1]))
     nodes, index = _items(call, inputs[0]), _tensor(call, inputs[1])
     known = known_value(index)
     if known is not None:
@@ -165,11 +182,19 @@ def _concat(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
 def _split(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
     x, sizes = _tensor(call, inputs[0]), inputs[1] if len(inputs) > 1 else None
     axis = call.number("axis") % max(x.type.rank, 1)
-    whole = x.type.dims[axis]
     each = s.ints(1) if sizes is None else _tensor(call, sizes)
+    if not each.type.static:
+        _demand_whole(s, x, axis, each)
+        return Pieces(_scalar(s, s.node("Shape", each)), None, axis, True)
     known = known_value(each)
+    if isinstance(x.shape[axis], str) and known is not None and known.tolist() == 1:
+        length = _scalar(s, s.node("Shape", x, start=axis, end=axis + 1))
+        return Pieces(length, x, axis, sizes is not None or bool(call.number("keepdims")))
+    whole = x.shape[axis]
+    if isinstance(whole, str):
+        raise call.unsupported(_OPEN, "pin it: --dim NAME=N, or --input-shape")
     if known is None and each.type.rank == 1 and s.bound is not None:
-        return _pieces(s, x, axis, each)
+        return _pieces(s, x, axis, whole, each)
     if known is None:
         raise call.unsupported(
             "input 'split', known at run time only, decides how long the sequence is",
@@ -191,14 +216,11 @@ def _split(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
     return Items(tuple(parts))
 
 
-def _pieces(s: Settling, x: Node, axis: int, sizes: Node) -> Items:
+def _pieces(s: Settling, x: Node, axis: int, whole: int, sizes: Node) -> Items:
     """A tensor cut into pieces of sizes known at run time only; each is as long as the whole, and
     how much of it there is goes with it.
     """
-    whole, lengths = x.type.dims[axis], s.flat(sizes)
-    total = s.node("ReduceSum", lengths, [0], keepdims=1)
-    s.check(s.node("Equal", total, whole), f"its sizes do not make up {whole}")
-    s.check(s.node("GreaterOrEqual", lengths, 0), "a size is negative")
+    lengths = _demand_whole(s, x, axis, sizes)
     if not whole:
         return Items((x,) * lengths.type.size)
     starts = s.node("Sub", s.node("CumSum", lengths, 0), lengths)
@@ -210,6 +232,28 @@ def _pieces(s: Settling, x: Node, axis: int, sizes: Node) -> Items:
         assert s.bound is not None
         s.bound(made[-1], {axis: length})
     return Items(tuple(made))
+
+
+def _demand_whole(s: Settling, x: Node, axis: int, sizes: Node) -> Node:
+    """Check that a tensor can be cut into pieces of these sizes, a vector; they as int64."""
+    lengths = s.flat(sizes)
+    total = s.node("ReduceSum", lengths, [0], keepdims=1)
+    whole = s.node("Shape", x, start=axis, end=axis + 1)
+    s.check(s.node("Equal", total, whole), f"its sizes do not make up {x.shape[axis]}")
+    s.check(s.node("GreaterOrEqual", lengths, 0), "a size is negative")
+    return lengths
+
+
+def _piece(s: Settling, pieces: Pieces, x: Node, index: Node) -> Node:
+    """A piece of one, by its number, from behind if that is negative."""
+    flat = s.flat(index)
+    low = s.node("GreaterOrEqual", s.node("Add", flat, pieces.length), 0)
+    s.check(s.node("And", low, s.node("Less", flat, pieces.length)), "no such position")
+    return s.node("Gather", x, flat if pieces.keeps else _scalar(s, flat), axis=pieces.axis)
+
+
+def _scalar(s: Settling, vector: Node) -> Node:
+    return s.node("Reshape", vector, constant(np.zeros(0, np.int64)))
 
 
 @_rule("Optional")
@@ -230,7 +274,12 @@ def _get(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
     return inputs[0]
 
 
+_OPEN = "a sequence of as many tensors as only a run knows"
+
+
 def _items(call: Call, value: Held) -> tuple[Node, ...]:
+    if isinstance(value, Pieces):
+        raise call.unsupported(_OPEN, "pin it: --dim NAME=N, or --input-shape")
     if not isinstance(value, Items):
         raise call.error("a tensor where a sequence is needed")
     return value.nodes
@@ -355,4 +404,6 @@ def outputs_of(name: str, value: Held) -> list[tuple[str, Node]]:
         return [(f"{name}[{i}]", node) for i, node in enumerate(value.nodes)]
     if isinstance(value, Node):
         return [(name, value)]
+    if isinstance(value, Pieces):
+        raise Error(_OPEN, where=f"output {name!r}", hint="pin it: --dim NAME=N")
     raise Error("an output holds nothing", where=f"output {name!r}")

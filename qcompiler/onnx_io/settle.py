@@ -19,12 +19,14 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorShapeProto
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Dim, Node, constant
+from qcompiler.ir import Attr, Dim, Node, constant, numpy_dtype
 from qcompiler.onnx_io.call import Call, Result, axis_of
 from qcompiler.onnx_io.lengths import note_lengths
 from qcompiler.ops import OPERATORS, known_value, make
 from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.patches import unpooled
 from qcompiler.ops.reduce import REDUCTIONS
+from qcompiler.ops.shapes import total
 
 Shape = tuple[int, ...]
 Stated = tuple[Dim, ...]
@@ -221,13 +223,13 @@ def settled(
 _ANY_SIZES = (
     frozenset({"CumSum", "CumProd", "Squeeze", "Unsqueeze", *REDUCTIONS})
     | {"Reshape", "Expand", "ConstantOfShape", "TopK", "OneHot", "Split", "AffineGrid"}
-    | {"CenterCropPad", "Slice", "Pad", "Range", "Tile", "Resize", "Upsample", "Col2Im"}
-    | {"DFT", "STFT"}
+    | {"CenterCropPad", "MaxUnpool", "Slice", "Pad", "Range", "Tile", "Resize", "Upsample"}
+    | {"Col2Im", "DFT", "STFT"}
 )
 """Calls whose operands and results may be of open sizes."""
 _SELECT = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression"})
 """Calls whose results are as many as data say, of operands of any sizes."""
-_ANY_LENGTHS = frozenset({"Expand", "Slice", "Pad"})
+_ANY_LENGTHS = frozenset({"Expand", "MaxUnpool", "Slice", "Pad"})
 """Calls whose operands, as of the axes that they name, may be as many as only a run knows."""
 
 
@@ -430,7 +432,23 @@ def _window(s: Settling) -> Result:
     return s.replaced(0, s.shape)
 
 
-@settles("MaxUnpool", operands=(2,))
-def _max_unpool(s: Settling) -> Result:
-    s.same(s.vector(2), s.shape, "the output's shape")
-    return s.replaced(2, s.shape)
+@settles("MaxUnpool", operands=(0, 2))
+def _max_unpool(s: Settling) -> Call | Result:
+    """Of images of open sizes, values go to their places in a row of zeros."""
+    given, x = s.call.input(2), s.call.need(0)
+    call = s.call
+    if given is not None and known_value(given) is None:
+        s.same(s.vector(2), s.shape, "the output's shape")
+        call = s.replaced(2, s.shape)
+    if x.type.static:
+        return call
+    whole = unpooled(s.call.attrs, x.shape)
+    flat = [s.node("Reshape", call.need(i), [-1]) for i in (0, 1)]
+    zeros = s.node("ConstantOfShape", [total(whole)], value=np.zeros(1, numpy_dtype(x.dtype)))
+    made = s.node("ScatterElements", zeros, flat[1], flat[0], axis=0)
+    made = s.node("Reshape", made, list(whole))
+    if given is None:
+        return made
+    ends = s.node("Sub", call.need(2), list(whole))
+    s.check(s.node("GreaterOrEqual", ends, 0), f"its output is smaller than {listed(whole)}")
+    return s.node("Pad", made, s.node("Concat", s.ints([0] * len(whole)), ends, axis=0))

@@ -1,5 +1,5 @@
-"""Convolutions and pools -> with explicit kernel, strides, dilations and padding; causal ones of
-open kernels -> products and sums.
+"""Convolutions and pools -> with explicit kernel, strides, dilations and padding; those of open
+kernels -> products and sums.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qcompiler.ir import Dim, Node, numpy_dtype
+from qcompiler.onnx_io import open_kernels
 from qcompiler.onnx_io.call import Call, Result, always
 from qcompiler.onnx_io.settle import Settling, plain
 from qcompiler.ops.contraction import sums_of
@@ -105,23 +106,10 @@ def _explicit(call: Call, window: _Window) -> Call:
 
 @always("Conv", "ConvInteger", "QLinearConv")
 def _conv(call: Call) -> Result:
-    if _is_open_by_channel(call):
-        s, x, w = plain(call), call.need(0), call.need(1)
-        length, kernel = (s.node("Shape", i, start=2, end=3) for i in (x, w))
-        count = s.node("Add", s.node("Sub", length, kernel), [1])
-        return _by_channel(s, x, w, call.input(2), count)
-    return _explicit(call, _padded(call, _window(call, 3 if call.op == "QLinearConv" else 1)))
-
-
-def _is_open_by_channel(call: Call) -> bool:
-    """Is it a Conv of each channel by a filter of an open length, where it fits?"""
-    x, w = call.need(0).type, call.need(1).type
-    if call.op != "Conv" or x.rank != 3 or w.rank != 3 or call.numbers("kernel_shape"):
-        return False
-    plain_ = not any(call.numbers("pads") or ()) and call.get("auto_pad") in ("NOTSET", "VALID")
-    ones = {*(call.numbers("strides") or ()), *(call.numbers("dilations") or ())} <= {1}
-    own = w.shape[1] == 1 and x.shape[1] == w.shape[0] and isinstance(w.shape[2], str)
-    return plain_ and ones and own and agree(x.shape[1], call.number("group"))
+    weights = 3 if call.op == "QLinearConv" else 1
+    if open_kernels.are_in(call, weights):
+        return open_kernels.OF[call.op](call)
+    return _explicit(call, _padded(call, _window(call, weights)))
 
 
 @always("AveragePool", "MaxPool", "LpPool")
@@ -149,8 +137,10 @@ def _pool(call: Call) -> Call:
 
 
 @always("ConvTranspose")
-def _conv_transpose(call: Call) -> Call:
+def _conv_transpose(call: Call) -> Result:
     """Padding from auto_pad or output_shape (total: the full output's excess over it)."""
+    if open_kernels.are_in(call, 1):
+        return open_kernels.OF[call.op](call)
     window = _window(call, 1)
     rank = len(window.kernel)
     added = call.numbers("output_padding") or (0,) * rank

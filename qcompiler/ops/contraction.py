@@ -227,7 +227,7 @@ def _(node: Node) -> Type:
         raise Error(f"weights {w.type} do not fit the input {x.type} in {group} groups")
     if isinstance(w.shape[0], int) and w.shape[0] % group:
         raise Error(f"{group} groups do not divide {w.shape[0]} channels")
-    channels = w.shape[1] * group if isinstance(w.shape[1], int) else fresh()
+    channels = settled(Size.of(w.shape[1]) * group)
     need_shape(optional(node, 2), (channels,), "bias")
     _, outputs = transposed(node, x.shape[2:], w.shape[2:])
     return Type(one_dtype(node), (x.shape[0], channels, *outputs))

@@ -10,7 +10,14 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.registry import Numbers, broadcast, operator, optional, required, typed
-from qcompiler.ops.shapes import axes_of, axis_of, need_floats, need_rank, need_shape
+from qcompiler.ops.shapes import (
+    axes_of,
+    axis_of,
+    need_floats,
+    need_rank,
+    need_shape,
+    note_divides,
+)
 
 
 def _wide(x: Numbers) -> Numbers:
@@ -131,6 +138,7 @@ def _(node: Node) -> Type:
     groups = node.int("num_groups") if node.op == "GroupNormalization" else 1
     if groups < 1 or (isinstance(x.shape[1], int) and x.shape[1] % groups):
         raise Error(f"{groups} groups do not divide {x.shape[1]} channels")
+    note_divides(x.shape[1], groups)
     return x
 
 

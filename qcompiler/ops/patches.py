@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
 import numpy as np
 
+from qcompiler.artifact.sizes import Size, settled
 from qcompiler.errors import Error
-from qcompiler.ir import Dim, Node, Type
-from qcompiler.ops.contraction import sums_of
+from qcompiler.ir import Attr, Dim, Node, Type
+from qcompiler.ops.contraction import numbers, sums_of
 from qcompiler.ops.math import NUMPY
 from qcompiler.ops.registry import Numbers, fresh, operator, optional, required, typed
 from qcompiler.ops.shapes import known_ints, need_rank, need_shape
@@ -91,7 +92,7 @@ def max_unpool(node: Node, x: Numbers, places: Numbers, shape: Numbers | None = 
 
     `places` index the flattened unpooled tensor. A larger `shape` is padded with zeros at its end.
     """
-    whole = unpooled(node, x.shape)
+    whole = numbers(unpooled(node.attrs, x.shape))
     made = np.zeros(prod(whole), x.dtype)
     if places.size and not 0 <= places.min() <= places.max() < made.size:
         raise Error(f"an index outside of {list(whole)}")
@@ -102,11 +103,12 @@ def max_unpool(node: Node, x: Numbers, places: Numbers, shape: Numbers | None = 
     return np.pad(made, [(0, int(n) - m) for n, m in zip(shape.ravel(), whole, strict=True)])
 
 
-def unpooled(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
+def unpooled(attrs: Mapping[str, Attr], shape: Sequence[Dim]) -> tuple[Dim, ...]:
     """The shape of MaxPool's input, as far as the attributes determine it."""
-    window = Window.of(node, ["?"] * (len(shape) - 2))
+    window = Window.of(Node("MaxUnpool", (), attrs, ()), ["?"] * (len(shape) - 2))
     steps = zip(shape[2:], window.strides, window.kernel, window.pads, strict=True)
-    return (*shape[:2], *((n - 1) * s + k - sum(p or ()) for n, s, k, p in steps))
+    whole = (Size.of(n) * s + (k - s - sum(p or ())) for n, s, k, p in steps)
+    return (*shape[:2], *map(settled, whole))
 
 
 @typed(max_unpool)
@@ -116,9 +118,7 @@ def _(node: Node) -> Type:
     need_shape(places, x.shape, "places")
     if places.dtype != "int64":
         raise Error(f"indices of {places.dtype}")
-    whole: tuple[Dim, ...] = tuple(fresh() for _ in x.shape)
-    if x.static:
-        whole = unpooled(node, x.dims)
+    whole = unpooled(node.attrs, x.shape)
     if given is None:
         return Type(x.dtype, whole)
     wanted = known_ints(given)

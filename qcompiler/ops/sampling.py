@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from qcompiler.errors import Error
-from qcompiler.ir import Attr, Dim, Node, Type
+from qcompiler.ir import Attr, Node, Type
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.registry import Numbers, fresh, operator, typed
 from qcompiler.ops.resize import cubic

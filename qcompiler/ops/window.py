@@ -88,12 +88,10 @@ class Window:
         if pads is None:  # those of SAME, over an open size
             return settled((Size.of(size) + (stride - 1)) // stride)
         if isinstance(size, str):
-            rest = Size.of(size) + (sum(pads) - reach)
-            if not self.ceil or stride == 1:
-                return settled(rest // stride + 1)
-            # Where a window may start in the end padding, it is left out of some runs.
-            apart = pads[1] + stride > reach
-            return fresh() if apart else settled((rest + (stride - 1)) // stride + 1)
+            if self.ceil and pads[1] > reach:
+                return fresh()
+            end = self.ceil_pad(axis, pads[1]) if self.ceil else pads[1]
+            return settled((Size.of(size) + (pads[0] + end - reach)) // stride + 1)
         if size + sum(pads) > MAX_ELEMENTS:
             raise Error(f"{size} padded by {pads} is beyond {MAX_ELEMENTS}")
         room = size + sum(pads) - reach
@@ -104,6 +102,12 @@ class Window:
         count = -(-room // stride) + 1
         # A window that starts in the end padding is left out.
         return count - 1 if (count - 1) * stride >= size + pads[0] else count
+
+    def ceil_pad(self, axis: int, end: int) -> int:
+        """The end padding, instead of `end`, with which there are as many windows without
+        ceil_mode, for every size: one more begins in what is left over, but none behind the image.
+        """
+        return min(end + self.strides[axis] - 1, self.reach[axis] - 1)
 
     def inside(self, sizes: Sequence[int]) -> Any:
         """Of each filter position, [*kernel], in what share of the windows it is not on padding."""

@@ -24,7 +24,6 @@ from qcompiler.rewrite.padding.moves import piece
 from qcompiler.rewrite.padding.products import want_finite_keys
 from qcompiler.rewrite.padding.rules import (
     NONE,
-    demand_axis,
     demand_closed,
     made_of,
     outputs,
@@ -194,13 +193,17 @@ def _global(p: Padding, node: Node) -> Padded:
 @pads("InstanceNormalization", "GroupNormalization")
 def _normalize(p: Padding, node: Node) -> Padded:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, in float32, over what is valid."""
-    x, rank = p.value(node.operands[0]), node.type.rank
-    demand_closed(p, node)
-    demand_axis(p, x, [1])
-    batch, channels = node.type.shape[0], x.node.type.dims[1]
+    x, rank = p.prefix(p.value(node.operands[0]), 1), node.type.rank
+    factors = [p.prefix(p.value(i), 0) for i in node.operands[1:]]
+    if any(f.dims[0] != x.dims[1] for f in factors):
+        raise p.refused("its scale and bias are only as many as the channels for some sizes")
+    batch, channels = node.type.shape[:2]
     groups = channels if node.op == "InstanceNormalization" else node.int("num_groups")
+    members = Size.of(channels).over(groups)
+    if members is None:
+        raise p.refused(f"{groups} groups may not divide {channels} channels")
     wide = replace(x, node=to_dtype(x.node, "float32"))
-    split = p.reshaped(wide, (batch, groups, channels // groups, *node.type.shape[2:]))
+    split = p.reshaped(wide, (batch, groups, settled(members), *node.type.shape[2:]))
     over = range(2, rank + 1)
     mean = reduced(p, "ReduceMean", split, over, node.type, keep=True)
     centred = replace(split, node=make("Sub", split.node, mean.node))
@@ -208,12 +211,13 @@ def _normalize(p: Padding, node: Node) -> Padded:
     variance = reduced(p, "ReduceMean", squares, over, node.type, keep=True)
     epsilon = const(node.float("epsilon"), "float32")
     deviation = make("Sqrt", make("Add", variance.node, epsilon))
-    whole = p.reshaped(replace(split, node=make("Div", centred.node, deviation)), node.type.shape)
+    split = replace(split, node=make("Div", centred.node, deviation))
+    whole = p.prefix(p.reshaped(split, node.type.shape), 1)
     made = whole.node
-    for op, place in (("Mul", 1), ("Add", 2)):
-        factor = to_dtype(p.value(node.operands[place]).node, "float32")
-        made = make(op, made, make("Reshape", factor, int64s([-1, *[1] * (rank - 2)])))
-    return Padded(to_dtype(made, node.dtype), x.dims)
+    for op, factor in zip(("Mul", "Add"), factors, strict=True):
+        numbers = to_dtype(factor.node, "float32")
+        made = make(op, made, make("Reshape", numbers, int64s([-1, *[1] * (rank - 2)])))
+    return Padded(to_dtype(made, node.dtype), whole.dims)
 
 
 @pads("LayerNormalization", "RMSNormalization")

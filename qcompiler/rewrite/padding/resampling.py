@@ -1,4 +1,4 @@
-"""Resize and GridSample of padded images.
+"""Resize, GridSample and AffineGrid of padded images.
 
 By a number that is the same in all runs, an image is resized as it is in memory, with its last row
 repeated behind its end. By other numbers, where every output lies between inputs is computed in the
@@ -17,10 +17,10 @@ from qcompiler.ir import Dim, Node
 from qcompiler.ops import known_value, make
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.shapes import plain_ratio
-from qcompiler.rewrite.matching import const, int64s, to_dtype
+from qcompiler.rewrite.matching import const, int64s, reshape, to_dtype
 from qcompiler.rewrite.padding.digits import digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
-from qcompiler.rewrite.padding.rules import made_of, pads
+from qcompiler.rewrite.padding.rules import demand_axis, made_of, pads
 
 _RATIOS = frozenset({"half_pixel", "pytorch_half_pixel", "asymmetric", "half_pixel_symmetric"})
 """Coordinates that an image's end does not change, if the ratio is the same in all runs."""
@@ -243,6 +243,30 @@ def _grid_sample(p: Padding, node: Node) -> Padded:
     at = _placed(p, node, x, grid.node)
     ends = border if border == "zeros" else "border"  # places are inside
     return Padded(made_of(p, node, x.node, at, padding_mode=ends, align_corners=0), dims)
+
+
+@pads("AffineGrid")
+def _affine_grid(p: Padding, node: Node) -> Padded:
+    """Any number of grids, for images of any size: each coordinate times its column of theta."""
+    theta, (batch, *counts, rank) = p.prefix(p.value(node.operands[0]), 0), node.type.shape
+    demand_axis(p, theta, [1, 2])
+    wide = to_dtype(theta.node, sums_of(node.dtype))
+    columns = [
+        reshape(make("Slice", wide, int64s([j]), int64s([j + 1]), int64s([2])),
+                (p.at(batch), *[1] * len(counts), p.at(rank)))
+        for j in range(len(counts) + 1)
+    ]  # fmt: skip
+    made = columns[-1]
+    inner = 0 if node.int("align_corners") else 1
+    for axis, count in enumerate(counts):
+        room, one = p.at(count), const([1], "int32")
+        size = make("Max", make("Sub", p.size(count), const([1 - inner], "int32")), one)
+        twice = const(2 * np.arange(room) + inner, wide.dtype)
+        at = make("Sub", make("Div", twice, to_dtype(size, wide.dtype)), const([1], wide.dtype))
+        at = reshape(at, (room, *[1] * (len(counts) - axis)))
+        made = make("Add", made, make("Mul", at, columns[len(counts) - 1 - axis]))
+    dims = (theta.dims[0], *(digits_of([d]) for d in (*counts, rank)))
+    return Padded(to_dtype(made, node.dtype), dims)
 
 
 def _moved(p: Padding, node: Node, x: Padded, grid: Node) -> Node:

@@ -17,7 +17,7 @@ from qcompiler.ir import Dim, Node
 from qcompiler.ops import make
 from qcompiler.ops.pooling import lowest
 from qcompiler.ops.window import Window
-from qcompiler.rewrite.matching import const
+from qcompiler.rewrite.matching import const, reshape, to_dtype
 from qcompiler.rewrite.padding.borders import bordered
 from qcompiler.rewrite.padding.digits import Digits, digits_of, is_open
 from qcompiler.rewrite.padding.frame import Padded, Padding
@@ -77,15 +77,14 @@ def _floored(node: Node, window: Window) -> dict[str, Any]:
     """The padding with which a pool has as many windows without ceil_mode, in every run."""
     x, made = node.operands[0].type.shape[2:], node.types[0].shape[2:]
     pads: list[tuple[int, int] | None] = []
-    for size, count, stride, reach, own in zip(
-        x, made, window.strides, window.reach, window.pads, strict=True
-    ):
+    for i, (size, count, own) in enumerate(zip(x, made, window.pads, strict=True)):
         if own is None or not window.ceil:
             pads.append(own)
         elif isinstance(size, str) or isinstance(count, str):
-            pads.append((own[0], own[1] + stride - 1))
+            pads.append((own[0], window.ceil_pad(i, own[1])))
         else:
-            pads.append((own[0], max(own[1], (count - 1) * stride + reach - size - own[0])))
+            last = (count - 1) * window.strides[i] + window.reach[i]
+            pads.append((own[0], max(last - size - own[0], 0)))
     flat = _flat(replace(window, pads=tuple(pads)))
     return {"auto_pad": "NOTSET", "ceil_mode": 0, "pads": flat}
 
@@ -151,11 +150,15 @@ def _max_pool(p: Padding, node: Node) -> Padded | tuple[Padded, ...]:
         made = made_of(p, node, x.node, **_floored(node, window))
         return _spatial(made, node, *x.dims[:2])
     x = p.prefix(p.prefix(x, 0), 1)
-    if node.int("storage_order") or None in window.pads:
-        raise p.refused("indices of a MaxPool by columns, or with padding that differs")
+    if None in window.pads:
+        raise p.refused("indices of a MaxPool with padding that differs")
     made = made_of(p, node, x.node, **_floored(node, window))
     best, found = (make("item", made, index=i, name=node.name) for i in (0, 1))
-    index = _numbered(p, found, x.node.type.dims, node.operands[0].type.shape)
+    order = [*range(x.rank)]
+    if node.int("storage_order"):  # by columns: the first spatial dimension is the innermost
+        order[2:] = order[:1:-1]
+    rooms, sizes = x.node.type.dims, node.operands[0].type.shape
+    index = _numbered(p, found, [rooms[a] for a in order], [sizes[a] for a in order])
     return tuple(_spatial(n, node, *x.dims[:2]) for n in (best, index))
 
 
@@ -172,18 +175,36 @@ def _numbered(p: Padding, found: Node, rooms: Sequence[int], sizes: Sequence[Dim
 
 @pads("AveragePool")
 def _average_pool(p: Padding, node: Node) -> Padded:
-    """Where padding does not count, the average of what does, divided by its share."""
+    """Where not all counts that windows reach, the average of what does, divided by its share."""
     hidden, window, reached = _windowed(p, node, None, 0)
     counts = bool(node.int("count_include_pad"))
-    if counts and window.ceil and reached:
-        raise p.refused("ceil_mode along an open size, where padding counts")
-    if not reached or counts:
+    if not reached or (counts and not window.ceil):
         return _spatial(_made(p, node, hidden, window), node, *hidden.dims[:2])
+    if counts and None in window.pads:
+        raise p.refused("ceil_mode with padding that differs, which counts")
     own = {**_floored(node, window), "count_include_pad": 1}
     sums = made_of(p, node, hidden.node, **own)
-    share = make(node.op, _inside(p, node, window), **{**node.attrs, **own})
+    if counts:
+        seen, bare = _bordered(p, node, window, own["pads"]), {"pads": (0,) * len(own["pads"])}
+    else:
+        seen, bare = _inside(p, node, window), {}
+    share = make(node.op, seen, **{**node.attrs, **own, **bare})
     made = make("Div", sums, share, name=node.name)
     return _spatial(made, node, *hidden.dims[:2])
+
+
+def _bordered(p: Padding, node: Node, window: Window, room: Sequence[int]) -> Node:
+    """An image's positions with `room` around them: 1 on it and on its own padding, 0 behind."""
+    sizes, mask = node.operands[0].type.shape[2:], None
+    rank = len(sizes)
+    for i, (size, pads_) in enumerate(zip(sizes, window.pads, strict=True)):
+        assert pads_ is not None
+        steps = p.steps(room[i] + p.at(size) + room[i + rank])
+        own = make("Less", steps, p.size(settled(Size.of(size) + sum(pads_))))
+        own = reshape(own, (1, 1, *[1] * i, own.type.size, *[1] * (rank - 1 - i)))
+        mask = own if mask is None else make("And", mask, own)
+    assert mask is not None
+    return to_dtype(mask, node.dtype)
 
 
 def _inside(p: Padding, node: Node, window: Window) -> Node:
