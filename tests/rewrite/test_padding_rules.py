@@ -136,6 +136,12 @@ GRIDS = {
         y = RoiAlign<output_height=2, output_width=3>(x, a, k)
         z = RoiAlign<output_height=2, output_width=3, mode="max", sampling_ratio=2,
         coordinate_transformation_mode="output_half_pixel">(x, a, k) }""",
+    "an affine map": """(float[2,2,3] t, float[2,3,h,w] x) => (float[2,3,h,w] y, float[2,h,w,2] z) {
+        s = Shape(x) g = AffineGrid(t, s) y = GridSample(x, g) z = AffineGrid<align_corners=1>(t, s)
+        }""",
+    "deformed windows": """(float[2,4,h,w] x, float[2,16,h,w] o, float[2,8,h,w] m) =>
+        (float[2,2,h,w] y) <float[2,2,2,2] k = {@16}, float[2] b = {@2}> {
+        y = DeformConv<pads=[0,1,1,0], group=2, offset_group=2>(x, k, o, b, m) }""",
 }
 
 
@@ -152,6 +158,21 @@ BORDERS = {
     "ceil": """(float[1,2,h,w] x) => (float[1,2,m,n] a, float[1,2,m,n] b) {
         a = MaxPool<ceil_mode=1, kernel_shape=[3,3], strides=[2,2]>(x)
         b = AveragePool<ceil_mode=1, kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }""",
+    "ceil, where a window may begin behind the image": """(float[1,2,h,w] x) => (float[1,2,m,n] a,
+        float[1,2,o,p] b, float[1,2,q,n] c, float[1,2,r,t] d, int64[1,2,r,t] e) {
+        a = MaxPool<ceil_mode=1, kernel_shape=[1,2], strides=[2,3]>(x)
+        b = AveragePool<ceil_mode=1, kernel_shape=[3,3], strides=[3,3], pads=[1,1,1,1],
+        count_include_pad=1>(x)
+        c = AveragePool<ceil_mode=1, kernel_shape=[2,2], strides=[2,3], dilations=[2,1]>(x)
+        d, e = MaxPool<ceil_mode=1, kernel_shape=[3,2], strides=[2,2], pads=[1,0,1,1],
+        storage_order=1>(x) }""",
+    "averages of padding, by ceil": """(float[1,2,h,w] x) => (float[1,2,m,n] y) {
+        y = AveragePool<ceil_mode=1, kernel_shape=[2,3], strides=[3,2], pads=[0,1,1,2],
+        count_include_pad=1, dilations=[1,2]>(x) }""",
+    "pooled and back": """(float[2,3,h,w] x) => (float[2,3,m,n] y) {
+        u = Concat<axis=2>(x, x) v = Concat<axis=3>(u, u)
+        a, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(v)
+        y = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(a, i) }""",
     "indices": """(float[2,3,h,w] x) => (float[2,3,m,n] a, int64[2,3,m,n] i) {
         a, i = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x) }""",
     "Pad": """(float[1,2,h,w] x) => (float[1,2,m,n] a, float[1,2,m,n] b, float[1,2,m,n] c,
@@ -213,6 +234,18 @@ PAIRS = {
     "norms of each sample": """(float[n,4,e] x) => (float[n,4,e] y, float[n,4,e] z)
         <float[4] g = {1,2,3,4}, float[4] b = {4,3,2,1}> {
         y = InstanceNormalization(x, g, b) z = GroupNormalization<num_groups=2>(x, g, b) }""",
+    "norms of any channels": """(float[2,n,e] x, float[n] g, float[n] b) => (float[2,n,e] y,
+        float[2,m,e] z) { y = InstanceNormalization(x, g, b) u = Concat<axis=1>(x, y)
+        h = Concat<axis=0>(g, b) z = GroupNormalization<num_groups=2>(u, h, h) }""",
+    "n-grams": """(int64[n,e] x, int64[e] v) => (float[n,5] y, float[5] z) {
+        y = TfIdfVectorizer<mode="TF", min_gram_length=1, max_gram_length=2, max_skip_count=2,
+        ngram_counts=[0,3], ngram_indexes=[4,0,2,3,1], pool_int64s=[1,2,3,1,2,3,3]>(x)
+        z = TfIdfVectorizer<mode="TF", min_gram_length=1, max_gram_length=2, max_skip_count=2,
+        ngram_counts=[0,3], ngram_indexes=[4,0,2,3,1], pool_int64s=[1,2,3,1,2,3,3]>(v) }""",
+    "pieces of one": """(float[n,e,3] x) => (float[n,3] y, float[1,e,3] z, int64 l) {
+        last = Constant<value_int=-1>() first = Constant<value_int=0>()
+        p = SplitToSequence<axis=1, keepdims=0>(x) y = SequenceAt(p, last)
+        q = SplitToSequence<axis=0>(x) z = SequenceAt(q, first) l = SequenceLength(q) }""",
     "LSTM": """(float[e,n,3] x, float[1,n,4] h0) => (float[e,1,n,4] y, float[1,n,4] h,
         float[1,n,4] c) <float[1,16,3] w = {@48}, float[1,16,4] r = {@64}, float[1,32] b = {@32}> {
         y, h, c = LSTM<hidden_size=4>(x, w, r, b, , h0, h0) }""",
