@@ -183,6 +183,12 @@ def read_pinned(
         for k, d in sizes.items()
     }
     plain = {k: (asked[k].low, asked[k].high) for k, d in sizes.items() if d == k and k in asked}
+    bounds = {
+        k: (low + shift, high + shift)
+        for k, (low, high, step) in asked.items()
+        for shift in [int(_may_be_0(low, step))]
+        if isinstance(sizes.get(k), str)
+    }
     batch = ""
 
     def settle(types: dict[str, Type]) -> dict[str, Type]:
@@ -194,7 +200,7 @@ def read_pinned(
         return types
 
     try:
-        graph = without_text(read(model, shapes, settle, rolls, plain))
+        graph = without_text(read(model, shapes, settle, rolls, plain, bounds))
     except Error as e:
         if not batch or e.hint:
             raise

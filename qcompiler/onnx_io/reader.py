@@ -59,6 +59,7 @@ from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_io.pins import Pins, pinned
+from qcompiler.onnx_io.ranges import Ranges, by_ranges
 from qcompiler.onnx_io.rolled import attempted
 from qcompiler.onnx_io.schema import (
     bound,
@@ -101,12 +102,14 @@ def read(
     settle: Callable[[dict[str, Type]], dict[str, Type]] = dict,
     rolls: bool = True,
     sizes: equal.Sizes | None = None,
+    ranges: Ranges | None = None,
 ) -> Graph:
     """ONNX file or ModelProto -> graph.
 
     `input_shapes` pins the unknown dimensions of inputs, {"x": (1, 3, 224, 224)}; a symbol pinned
     in one input is pinned everywhere. `settle` may change the input types before nodes are made;
-    `rolls`: long loops may stay loops. `sizes`: open sizes that may turn out to equal others.
+    `rolls`: long loops may stay loops. `sizes`: open sizes that may turn out to equal others;
+    `ranges`: what every symbol in the input types may be.
     Raises Error for every defect or unsupported feature.
     """
     if not isinstance(model, (str, Path, ModelProto)):
@@ -118,7 +121,7 @@ def read(
 
     def made(pins: Pins, known: equal.Settled, found: Equal | None = None) -> Graph:
         found = found or Equal()
-        reader = _Reader(proto, ExternalData(path), rolls, known, found)
+        reader = _Reader(proto, ExternalData(path), rolls, known, found, ranges or {})
         with noted(found if sizes else None):
             graph = reader.graph(input_shapes or {}, settle, pins)
         return equal.checked(graph, found, known, sizes or {})
@@ -137,14 +140,17 @@ class _Reader:
         rolls: bool,
         known: equal.Settled,
         found: Equal,
+        ranges: Ranges,
     ) -> None:
-        """`known`: sizes that equal others; `found`: where more of them are noted."""
+        """`known`: sizes that equal others; `found`: where more of them are noted; `ranges`: what
+        open sizes may be.
+        """
         if not model.HasField("graph") or not model.graph.output:
             raise Error("not an ONNX model: it has no graph with outputs")
         self.model = model
         self.external = external
         self.rolls = rolls
-        self.known, self.found = known, found
+        self.known, self.found, self.ranges = known, found, ranges
         self.opsets = opset_versions(model.opset_import)
         self.functions = {(domain_of(f.domain), f.name, f.overload): f for f in model.functions}
         self.sizes: dict[FunctionKey, int] = {}
@@ -369,7 +375,8 @@ class _Reader:
                 body = body_of(result, opset, attributes, domain)
                 result = newest(result, opset) if body is None else result
             if body is None:
-                return finish(result)
+                node = finish(result)
+                return by_ranges(node, self.ranges) if isinstance(node, Node) else node
             assert isinstance(result, Call)
         outer = tuple(scope.declared.get(o) for o in proto.output)
         return self.call_function(body, result.inputs, attributes, name, scope, outer)

@@ -38,6 +38,12 @@ def div(m: Math, a: V, b: V) -> V:
     return m.divide(a, b)
 
 
+@elementwise("quotient", of="numbers")
+def quotient(m: Math, a: V, b: V) -> V:
+    """a / b of sizes that are known to be at least 0 in every run: rounded down."""
+    return m.divide(a, b)
+
+
 @elementwise("Mod", of="numbers")
 def mod(m: Math, a: V, b: V, *, fmod: int = 0) -> V:
     return m.fmod(a, b) if fmod else m.remainder(a, b)

@@ -22,8 +22,8 @@ from qcompiler.ops.registry import OPERATORS
 Sizes = NDArray[Any]
 """An array of dtype object, of numbers and sizes."""
 
-MOST, DEEPEST = 64, 100
-"""Most sizes in a tensor, and longest chain, that are followed."""
+MOST, DEEPEST, MOST_POWER = 64, 100, 8
+"""Most sizes in a tensor, longest chain, and highest power, that are followed."""
 
 _MOVES = frozenset({"Identity", "Cast", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze"})
 _MOVES |= {"Reshape", "Expand", "Flatten", "Transpose", "OneHot"}
@@ -223,7 +223,19 @@ def _div(a: Dim, b: Dim) -> Dim | None:
     if even is not None:
         return settled(even)
     positive = never_below_0(Size.of(b) - 1) and never_below_0(a)
-    return settled(Size.of(a) // b) if positive else None
+    return _quotient(a, b) if positive else None
+
+
+def _quotient(a: Dim, b: Dim) -> Dim | None:
+    """Of sizes that are known to be at least 0, and not to be divided by 0."""
+    return None if b == 0 else settled(Size.of(a) // b)
+
+
+def _pow(a: Dim, b: Dim) -> Dim | None:
+    """By a small number."""
+    if not isinstance(b, int) or not 0 <= b <= MOST_POWER:
+        return None
+    return settled(reduce(lambda x, y: x * y, [Size.of(a)] * b, Size.of(1)))
 
 
 def _mod(a: Dim, b: Dim) -> Dim | None:
@@ -275,6 +287,8 @@ _RULES: Mapping[str, Callable[..., Dim | bool | None]] = {
     "Sub": _sub,
     "Mul": _mul,
     "Div": _div,
+    "quotient": _quotient,
+    "Pow": _pow,
     "Mod": _mod,
     "Min": _min,
     "Max": _max,

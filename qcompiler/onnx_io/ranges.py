@@ -1,0 +1,105 @@
+"""Arithmetic on open sizes whose result depends on what these may be -> the same, known for every
+run.
+
+    height = 32..512:   (height - 1) / 2  ->  quotient,   Max(height - 5, 0)  ->  height - 5
+
+Type rules and `known_sizes` know that sizes are positive, and nothing more. The ranges that a user
+gives say which of two sizes is the larger, and that what is divided is not below 0, where ONNX
+would round it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from qcompiler.artifact.sizes import Size
+from qcompiler.ir import Dim, Node, constant
+from qcompiler.ops import make
+from qcompiler.ops.known_sizes import Sizes, known_sizes
+
+Ranges = Mapping[str, tuple[int, int]]
+"""Symbols in types, and the least and the largest number of each."""
+
+
+def by_ranges(node: Node, ranges: Ranges) -> Node:
+    """A node -> one of the same values in all runs, whose sizes are known; itself where they are
+    already, or cannot be.
+    """
+    rule = _RULES.get(node.op) if ranges else None
+    if rule is None or known_sizes(node) is not None:
+        return node
+    operands = [o for o in map(known_sizes, node.operands) if o is not None]
+    if len(node.operands) != 2 or len(operands) != 2:
+        return node
+    a, b = operands
+    return rule(node, [_bounds(o, ranges) for o in operands], _difference(a, b, ranges))
+
+
+def _bounds(sizes: Sizes, ranges: Ranges) -> tuple[int, int] | None:
+    """The least and the largest of some sizes; None where one is not known by ranges."""
+    each = [_bound(size, ranges) for size in sizes.ravel()]
+    if not each or None in each:
+        return None
+    return min(low for low, _ in each), max(high for _, high in each)  # type: ignore[misc]
+
+
+def _bound(size: Dim, ranges: Ranges) -> tuple[int, int] | None:
+    whole = Size.of(size)
+    return whole.bounds(ranges) if whole.symbols <= ranges.keys() else None
+
+
+def _difference(a: Sizes, b: Sizes, ranges: Ranges) -> tuple[int, int] | None:
+    """The least and the largest difference of two arrays of sizes."""
+    a, b = np.broadcast_arrays(a, b)
+    less = np.empty(a.size, object)
+    less[:] = [Size.of(x) - y for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+    return _bounds(less, ranges)
+
+
+Bounds = tuple[int, int] | None
+Rule = Callable[[Node, list[Bounds], Bounds], Node]
+
+
+def _div(node: Node, each: list[Bounds], _: Bounds) -> Node:
+    above, below = each
+    if above is None or below is None or above[0] < 0 or below[0] < 1:
+        return node
+    return make("quotient", *node.operands, name=node.name)
+
+
+def _larger(sign: int) -> Rule:
+    """The larger operand, or the smaller one."""
+
+    def rule(node: Node, each: list[Bounds], less: Bounds) -> Node:
+        if less is None or less[0] < 0 < less[1]:
+            return node
+        chosen = node.operands[0 if (less[0] if sign > 0 else -less[1]) >= 0 else 1]
+        return chosen if chosen.type == node.type else node
+
+    return rule
+
+
+def _compared(holds: Callable[[int], bool]) -> Rule:
+    """A comparison that comes out the same for the least and the largest difference, and so for all
+    between.
+    """
+
+    def rule(node: Node, each: list[Bounds], less: Bounds) -> Node:
+        if less is None or holds(less[0]) != holds(less[1]):
+            return node
+        return constant(np.full(node.type.dims, holds(less[0])), node.name)
+
+    return rule
+
+
+_RULES: Mapping[str, Rule] = {
+    "Div": _div,
+    "Max": _larger(1),
+    "Min": _larger(-1),
+    "Less": _compared(lambda d: d < 0),
+    "LessOrEqual": _compared(lambda d: d <= 0),
+    "Greater": _compared(lambda d: d > 0),
+    "GreaterOrEqual": _compared(lambda d: d >= 0),
+}
