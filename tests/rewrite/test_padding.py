@@ -18,6 +18,7 @@ from qcompiler.errors import Error, Skip
 from qcompiler.ir import SIZE, Array, Graph
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
+from qcompiler.rewrite.padding import rules
 from qcompiler.rewrite.padding.frame import Padding
 from qcompiler.rewrite.padding.pad import Result, padded
 from qcompiler.rewrite.padding.pinned import Paddings
@@ -256,8 +257,6 @@ REFUSED = {
         y = DepthToSpace<blocksize=2>(x) }""",
     "a data-dependent size": """(float[s,2] x, int64[2] t) => (float[m,n] y) {
         y = Reshape(x, t) }""",
-    "an operator that is not known": """(float[1,1,s] x, int64[1,1,s] i) => (float[1,1,m] y) {
-        y = MaxUnpool<kernel_shape=[1]>(x, i) }""",
 }
 
 
@@ -267,6 +266,12 @@ def test_what_is_not_proven_is_refused_and_the_node_is_named(name: str) -> None:
         opened(model_of(f"g {REFUSED[name]}"), SEQ)
     assert e.value.where
     assert "--dim" in e.value.hint
+
+
+def test_an_operator_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(rules.RULES, "Trilu")
+    with pytest.raises(Error, match="Trilu is not known to work with open sizes"):
+        opened(model_of("g (float[s,s] x) => (float[s,s] y) { y = Trilu(x) }"), SEQ)
 
 
 NONE = {
