@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import ModuleType
+from typing import NoReturn
 
-from qcompiler.autotune.request import Tuning
 from qcompiler.cli import flags
 from qcompiler.cli.flags import count
 from qcompiler.errors import Error
-from qcompiler.export.request import Exporting
-from qcompiler.options import Options, options_of
-from qcompiler.quality.demand import Demand
+from qcompiler.options import options_of
 from qcompiler.runtime.executor.options import Executing
-from qcompiler.training.request import Training
 from qcompiler.version import __version__
 
-if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction["Parser"]
+_COMPILING = ("compile", "quantize", "retrain", "export", "tune", "records")
+"""Commands that need the compiler, whose flags are in compiling.py."""
 _OF_JOBS = ("engine", "streams", "isolation", "spin_us")
 """Options of an executor that `run` takes for many files."""
 
@@ -42,7 +40,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     """
     top = parser()
     found, unknown = top.parse_known_args(words)
-    if unknown:
+    if unknown and not hasattr(found, "absent"):
         commands = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
         command = commands.choices[found.command]
         wrong = next((w for w in unknown if w.startswith("-")), unknown[0]).partition("=")[0]
@@ -67,40 +65,13 @@ def parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--no-progress", action="store_true", help="show no progress bars")
 
-    made = commands.add_parser("compile", parents=[common], help="ONNX model -> artifact")
-    made.add_argument("model", type=Path, help="an .onnx file")
-    made.add_argument("-o", "--output", type=Path, help="artifact to write (default: MODEL.qc)")
-    _compile_flags(made)
-    _search_flags(made)
-    made.add_argument("--dry-run", action="store_true", help="plan only; write nothing")
-
-    quantize = commands.add_parser(
-        "quantize", parents=[common], help="ONNX model -> quantized ONNX model (explicit QDQ)"
-    )
-    quantize.add_argument("model", type=Path, help="an .onnx file")
-    quantize.add_argument(
-        "-o", "--output", type=Path, help="model to write (default: MODEL.qdq.onnx)"
-    )
-    _compile_flags(quantize, precision="int8")
-
-    retrain = commands.add_parser(
-        "retrain", parents=[common], help="tune weights for quantization or pruning (needs torch)"
-    )
-    retrain.add_argument("model", type=Path, help="an .onnx file")
-    retrain.add_argument("--data", type=Path, required=True, help="samples, as for --calibration")
-    retrain.add_argument("-o", "--output", type=Path, help="default: MODEL.retrained.onnx")
-    flags.add(retrain, Training)
-    _compile_flags(retrain, precision="")  # int8, unless --prune or --pass asks for something else
-
-    export = commands.add_parser(
-        "export", parents=[common], help="ONNX model or artifact -> object file and header for C"
-    )
-    export.add_argument("model", type=Path, help="an .onnx file or an artifact")
-    export.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
-    export.add_argument("--format", choices=("c",), default="c", help="for whom (default: c)")
-    _compile_flags(export, Exporting)
-
-    _tune_commands(commands, common)
+    compiling = _compiling()
+    if compiling is not None:
+        compiling.add(commands, common)
+    for name in () if compiling is not None else _COMPILING:
+        absent = commands.add_parser(name, parents=[common], help="needs the compiler")
+        absent.add_argument("words", nargs=argparse.REMAINDER)
+        absent.set_defaults(absent=True)
 
     run = commands.add_parser("run", parents=[common], help="run an artifact once")
     run.add_argument("artifact", type=Path)
@@ -143,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print the plan: steps, offsets, threads"
     )
     inspect.add_argument("--text", action="store_true", help="print the graph's text")
-    _compile_flags(inspect)
+    if compiling is not None:
+        compiling.compile_flags(inspect)
 
     compare = commands.add_parser(
         "compare", parents=[common], help="compare an artifact with onnxruntime"
@@ -170,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="the address to listen at; default: this machine only"
     )
     _tracker_flags(served, "offer this device to an RPC tracker of TVM")
-    _token_flag(served)
+    token_flag(served)
     served.add_argument(
         "--store",
         type=Path,
@@ -181,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     served.add_argument(
         "--max-megabytes", type=count(1), default=2048, metavar="MB", help="of one artifact"
     )
-    served.add_argument("--limit", type=_seconds, default=600.0, help="seconds of one run")
+    served.add_argument("--limit", type=seconds, default=600.0, help="seconds of one run")
 
     targets = commands.add_parser("targets", parents=[common], help="list instruction sets")
     targets.add_argument("--target", action="append", default=[], help="also load this file")
@@ -198,73 +170,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _tune_commands(commands: _Commands, common: Parser) -> None:
-    tune = commands.add_parser(
-        "tune", parents=[common], help="measure which kernels are fastest for ONNX models"
-    )
-    tune.add_argument("models", type=Path, nargs="+", help="one or more .onnx files")
-    tune.add_argument(
-        "-o", "--output", type=Path, help="records to add to (default: MODEL.records.jsonl)"
-    )
-    flags.add(tune, Tuning)
-    tune.add_argument("--dry-run", action="store_true", help="print what there is to tune")
-    _compile_flags(tune, omit=("tuning_records",))
-    group = tune.add_argument_group("another machine")
-    group.add_argument(
-        "--remote",
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="measure there, where `qcompiler serve-device` runs; several that are alike share the"
-        " work",
-    )
-    _token_flag(group)
-    group.add_argument(
-        "--wait", type=_seconds, default=60.0, help="seconds that others may keep a device busy"
-    )
+def _compiling() -> ModuleType | None:
+    """The flags of commands that need the compiler; None where the runtime alone is installed."""
+    if find_spec("qcompiler.cli.compiling") is None:
+        return None
+    from qcompiler.cli import compiling
 
-    records = commands.add_parser(
-        "records", parents=[common], help="show, merge or prune files of tuning records"
-    )
-    does = ("show", "merge", "prune")
-    records.add_argument("do", choices=does, metavar="|".join(does))
-    records.add_argument(
-        "files", type=Path, nargs="+", help="where several choose, the last counts"
-    )
-    records.add_argument("-o", "--output", type=Path, help="file to write (merge and prune)")
-
-
-def _compile_flags(
-    parser: argparse.ArgumentParser,
-    made: type = Options,
-    omit: Sequence[str] = (),
-    **defaults: object,
-) -> None:
-    flags.add(parser, made, omit, **defaults)
-    parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="print every Skip and its reason; with inspect --plan also the kernels that lost",
-    )
-    parser.add_argument("--dump", type=Path, metavar="DIR", help="write the graph after each stage")
-
-
-def _search_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "accuracy", "find the fastest int8 artifact within a loss of accuracy"
-    )
-    group.add_argument(
-        "--max-drop",
-        metavar="POINTS",
-        help="the most to lose: 0.5 (points of the metric) or 1%% (of its value)",
-    )
-    group.add_argument(
-        "--evaluation", metavar="DATA", help="data to measure on, as for --calibration"
-    )
-    flags.add(group, Demand)
-    group.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="write a report; and the same as FILE.json"
-    )
+    return compiling
 
 
 def _input_flags(parser: argparse.ArgumentParser) -> None:
@@ -307,7 +219,7 @@ def _executor_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--rate",
-        type=_seconds,
+        type=seconds,
         default=0.0,
         metavar="R",
         help="requests a second that come at random (default: the next when one is answered)",
@@ -331,12 +243,12 @@ def _remote_flags(parser: argparse.ArgumentParser) -> None:
         "--remote", metavar="HOST:PORT", help="run it there, where `qcompiler serve-device` runs"
     )
     _tracker_flags(group, "ask this RPC tracker of TVM for a device")
-    _token_flag(group)
+    token_flag(group)
     group.add_argument(
-        "--wait", type=_seconds, default=60.0, help="seconds that others may keep the device busy"
+        "--wait", type=seconds, default=60.0, help="seconds that others may keep the device busy"
     )
     group.add_argument(
-        "--limit", type=_seconds, default=600.0, help="seconds that the device may take"
+        "--limit", type=seconds, default=600.0, help="seconds that the device may take"
     )
 
 
@@ -345,7 +257,8 @@ def _tracker_flags(parser: argparse._ActionsContainer, use: str) -> None:
     parser.add_argument("--key", metavar="NAME", help="the kind of device, as the tracker knows it")
 
 
-def _token_flag(parser: argparse._ActionsContainer) -> None:
+def token_flag(parser: argparse._ActionsContainer) -> None:
+    """Add the flag that names the secret of a device."""
     parser.add_argument(
         "--token-file",
         type=Path,
@@ -354,7 +267,8 @@ def _token_flag(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A word -> a number of seconds above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -366,7 +280,7 @@ def _seconds(text: str) -> float:
 
 def _duration(text: str) -> float:
     """Seconds, or none at all: what is timed by them runs once at least."""
-    return 0.0 if text == "0" else _seconds(text)
+    return 0.0 if text == "0" else seconds(text)
 
 
 def _variant_flag(parser: argparse.ArgumentParser) -> None:

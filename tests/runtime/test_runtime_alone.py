@@ -20,6 +20,7 @@ MOST_BYTES = 200_000
 DOORS = {
     "__init__.py": {"driver", "export.c"},
     "artifact/artifact.py": {"artifact.saving"},
+    "cli/arguments.py": {"cli.compiling"},
     "cli/commands.py": {"cli.describing", "cli.exporting", "cli.making", "cli.tuning"},
     "cli/executing.py": {"cli.load_page"},
     "cli/using.py": {"cli.describing", "hardware.isa", "plugins", "tune.limits"},
