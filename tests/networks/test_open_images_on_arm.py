@@ -23,7 +23,8 @@ CPUS = {
     "arm_i8mm": "max",
     "arm_bf16": "max",
 }
-PRECISIONS = {name: ("float32", "int8") for name in ("windows", "strides", "pools", "sums")}
+NAMES = ("windows", "strides", "pools", "sums", "joined, picked and repeated")
+PRECISIONS = {name: ("float32", "int8") for name in NAMES}
 PRECISIONS["a batch"] = ("float32",)  # one of its products is in bfloat16 otherwise
 QUICK = (("strides", "arm_fp16", "float32"), ("strides", "arm_i8mm", "int8"))
 CASES = [
