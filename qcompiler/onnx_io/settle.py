@@ -205,6 +205,9 @@ def settled(
         return call
     static = all(i is None or i.type.static for i in call.inputs) or call.op in _SELECT
     if any(i is not None and any(s[0] == "?" for s in i.type.symbols) for i in call.inputs):
+        if call.op in _SELECT - OPERATORS.keys():
+            sizes = ", ".join(str(i.type) for i in call.inputs if i is not None)
+            raise call.unsupported(f"an operand of a size that is not known: {sizes}")
         return call  # what is not known of another value says nothing here
     lengths = call.op in _ANY_LENGTHS or all(_of_known_rank(i) for i in given)
     if not static and not (call.op in _ANY_SIZES and lengths):

@@ -25,6 +25,11 @@ HEADS = """g (float[2,n,w] q, float[2,k,w] x) => (float[2,n,w] y) {
 CHANNELS = """g (float[1,c,n] x) => (float[1,3,m] y) <float[3,4,2] w = {@24}>
     { y = Conv(x, w) }"""
 
+LEAST = (
+    "g (float[2,n] x, float[k] y) => (float[2,k] v) { k = Shape(y) v, i = TopK(x, k) }",
+    {"n": "1..9", "k": "1..4"},
+)
+
 CASES: dict[str, tuple[str, Ranges, str]] = {
     "two names of a batch": (
         "g (float[a,3] x, float[b,2] y) => (float[a,5] z) { z = Concat<axis=1>(x, y) }",
@@ -255,6 +260,19 @@ def test_an_artifact_keeps_the_names_and_says_which_sizes_differ(
     assert model.run({"x": np.ones((1, 4, 5), np.float32)})["y"].shape == (1, 3, 4)
     with pytest.raises(Error, match="the size c is not 4"):
         model.run({"x": np.ones((1, 5, 5), np.float32)})
+
+
+def test_runs_that_have_too_few_fail_by_name_and_others_go_on() -> None:
+    made = compiled(*LEAST)
+    model = qcompiler.load(made)
+    x = np.random.default_rng(5).permutation(20).reshape(2, 10).astype(np.float32)
+    for n, k in ((9, 4), (3, 4), (5, 4), (1, 1), (2, 4), (9, 1), (4, 4)):
+        feed = {"x": x[:, :n], "y": np.zeros(k, np.float32)}
+        if k > n:
+            with pytest.raises(Error, match=r"TopK.*: the size n is below k"):
+                model.run(feed)
+        else:
+            np.testing.assert_array_equal(model.run(feed)["v"], -np.sort(-x[:, :n])[:, :k])
 
 
 def test_a_range_without_the_only_size_is_refused() -> None:

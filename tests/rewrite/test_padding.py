@@ -255,6 +255,10 @@ REFUSED = {
         y = Add(x, u) }""",
     "channels that become blocks": """(float[1,s,4,4] x) => (float[1,m,8,8] y) {
         y = DepthToSpace<blocksize=2>(x) }""",
+    "the best of a branch, of which there may be fewer": """(float[s] x, bool c) => (float[5] y)
+        <int64[1] five = {5}, float[5] none = {@5}> {
+        y = If(c) <then_branch = yes () => (float[5] v) { v, i = TopK(x, five) },
+        else_branch = no () => (float[5] w) { w = Identity(none) }> }""",
     "a data-dependent size": """(float[s,2] x, int64[2] t) => (float[m,n] y) {
         y = Reshape(x, t) }""",
 }
