@@ -113,8 +113,19 @@ def _solved(found: Equal, sizes: Sizes, known: Settled) -> tuple[str, Dim, str] 
             for name, size in (*_solutions(*pair), *_whole(*pair, known)):
                 whole = _refined(name, size, known)
                 if whole is not None:
-                    return whole[0], _only(whole[1], sizes), where
+                    return whole[0], _only(_above_0(*whole, sizes), sizes), where
     return None
+
+
+def _above_0(name: str, size: Dim, sizes: Sizes) -> Dim:
+    """k * (q // k), or the same rounded up where a run of q below k, which fails, would give 0."""
+    if not isinstance(size, str) or not _is_multiple(size, name):
+        return size
+    (quotient,) = (f for m in Size.of(size).terms for f, _ in m if f[0] == "(")
+    below = Size.of(parts(quotient)[1])
+    if not below.symbols <= sizes.keys() or Size.of(size).bounds(sizes)[0] >= 1:
+        return size
+    return settled((Size.of(name) + below - 1) // below * below) if below.symbols else size
 
 
 def _only(size: Dim, sizes: Sizes) -> Dim:

@@ -120,6 +120,11 @@ CASES: dict[str, tuple[str, Ranges, str]] = {
         {"q": (3, 12), "k": (1, 3), "n": (1, 3), "m": (1, 3)},
         "q % k == 0",
     ),
+    "grouped heads that may be fewer": (
+        "g (float[1,q,n,4] x, float[1,k,n,4] y) => (float[1,q,n,4] z) { z = Attention(x, y, y) }",
+        {"q": (1, 7), "k": (1, 5), "n": (1, 2)},
+        "q % k == 0",
+    ),
     "grouped heads of a cache": (
         """g (float[1,q,n,4] x, float[1,k,n,4] y, float[1,k,p,4] past) => (float[1,q,n,4] z,
         float[1,k,t,4] keys, float[1,k,t,4] values) {
