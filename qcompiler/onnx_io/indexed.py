@@ -91,8 +91,8 @@ def _count(size: Dim) -> int:
 
 
 def _bounded_slice(s: Settling, bound: Bound) -> Node:
-    """A slice of step 1 whose length a run decides: as long as the whole, and how much of it there
-    is goes with it.
+    """A slice of step 1 whose length a run decides: as long as the whole may be, and how much of it
+    there is goes with it.
     """
     x, axes = s.call.need(0), known_value(s.call.input(3))
     steps = known_value(s.call.input(4))
@@ -103,8 +103,11 @@ def _bounded_slice(s: Settling, bound: Bound) -> Node:
     starts, ends = s.vector(1), s.vector(2)
     named = range(starts.type.size) if axes is None else axes.ravel()
     made, counts = x, {}
-    for i, axis in enumerate(axis_of(s.call, int(a), x.type.rank) for a in named):
-        size = x.type.dims[axis]
+    along = [axis_of(s.call, int(a), x.type.rank) for a in named]
+    if any(isinstance(d, str) for axis, d in enumerate(x.shape) if axis not in along):
+        raise s.refusal()
+    for i, axis in enumerate(along):
+        size = x.shape[axis]
         if not size:
             raise s.refusal()
         cut = [s.node("Slice", ends_of, [i], [i + 1]) for ends_of in (starts, ends)]
@@ -118,7 +121,8 @@ def _bounded_slice(s: Settling, bound: Bound) -> Node:
             for at in cut
         )
         counts[axis] = s.node("Max", s.node("Sub", end, start), 0)
-        places = s.node("Min", s.node("Add", start, list(range(size))), size - 1)
+        last = s.ints([settled(Size.of(size) - 1)])
+        places = s.node("Min", s.node("Add", start, s.steps(s.room(size))), last)
         made = s.node("Gather", made, places, axis=axis)
     bound(made, counts)
     return made

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from qcompiler.artifact.sizes import Size
-from qcompiler.ir import Dim, Node, constant
+from qcompiler.ir import MAX_ELEMENTS, Dim, Node, constant
 from qcompiler.ops import make
 from qcompiler.ops.known_sizes import Sizes, known_sizes
 
@@ -43,6 +43,14 @@ def _bounds(sizes: Sizes, ranges: Ranges) -> tuple[int, int] | None:
     if not each or None in each:
         return None
     return min(low for low, _ in each), max(high for _, high in each)  # type: ignore[misc]
+
+
+def largest(size: Dim, ranges: Ranges) -> int | None:
+    """The largest that a size may be, at most as many as a tensor may have; None where that is not
+    known.
+    """
+    found = _bound(size, ranges)
+    return found[1] if found is not None and found[1] < MAX_ELEMENTS else None
 
 
 def _bound(size: Dim, ranges: Ranges) -> tuple[int, int] | None:

@@ -59,7 +59,7 @@ from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
 from qcompiler.onnx_io.inputs import MAX_NAME, checked_name, first_double, input_types
 from qcompiler.onnx_io.pins import Pins, pinned
-from qcompiler.onnx_io.ranges import Ranges, by_ranges
+from qcompiler.onnx_io.ranges import Ranges, by_ranges, largest
 from qcompiler.onnx_io.rolled import attempted
 from qcompiler.onnx_io.schema import (
     bound,
@@ -369,7 +369,8 @@ class _Reader:
             if self.bounds.reads(call) and body_of(call, opset, attributes, domain) is None:
                 with noted(None):  # sizes of memory say nothing of those of values
                     return finish(applied(call, opset, self.bounds, shapes))
-            result = settled(call, shapes, self.require, self.bounds.put, self.size)
+            most = partial(largest, ranges=self.ranges)
+            result = settled(call, shapes, self.require, self.bounds.put, self.size, most)
             body = None
             if isinstance(result, Call):
                 body = body_of(result, opset, attributes, domain)

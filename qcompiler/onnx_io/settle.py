@@ -56,6 +56,8 @@ class Settling:
     """Says how many elements a result has along some axes, where data decide it; None: no."""
     size: Callable[[Dim], Node] | None = None
     """An open size -> int64[1], what it is in a run; None: no size is open."""
+    most: Callable[[Dim], int | None] | None = None
+    """A size -> the largest that it may be; None where that is not known."""
     count: list[int] = field(default_factory=list)
 
     @property
@@ -90,6 +92,15 @@ class Settling:
             raise self.refusal()
         parts = [self.size(v) for v in listed]
         return parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=0)
+
+    def room(self, size: Dim) -> int:
+        """The largest that a size may be. Raises Open where that is not known."""
+        if isinstance(size, int):
+            return size
+        found = self.most(size) if self.most is not None else None
+        if found is None:
+            raise self.refusal()
+        return found
 
     def steps(self, count: Dim | Node) -> Node:
         """0, 1, 2, ..., so many, which may be a vector of one."""
@@ -193,9 +204,10 @@ def settled(
     require: Require,
     bound: Bound | None = None,
     size: Callable[[Dim], Node] | None = None,
+    most: Callable[[Dim], int | None] | None = None,
 ) -> Result:
     """A call -> the call, its operands constant where they must be, or its finished outputs. `size`
-    as of Settling.
+    and `most` as of Settling.
     """
     call = _with_empty(call)
     note_lengths(call, shapes)
@@ -216,7 +228,7 @@ def settled(
             raise call.unsupported(what, "pin it: --dim NAME=N, or --input-shape")
         return call  # a refusal elsewhere names what made the size unknown
     try:
-        return settle(Settling(call, shapes, require, bound, size))
+        return settle(Settling(call, shapes, require, bound, size, most))
     except Open as e:
         if call.op not in OPERATORS:
             raise e.error from e

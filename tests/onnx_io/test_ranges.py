@@ -64,3 +64,46 @@ def test_what_differs_between_the_sizes_of_a_range_is_refused(name: str) -> None
     made, ranges = BEYOND[name]
     with pytest.raises(Error, match=r"depends on data, or is not known|cannot stay open"):
         opened(model_of(text(made)), ranges)
+
+
+BAGS = """one = Constant<value_ints=[1]>() zero = Constant<value_ints=[0]>()
+    most = Constant<value_ints=[9223372036854775807]>() ends = Slice(of, one, most, zero)
+    sh = Shape(ends) i0 = Constant<value_int=0>() bags = Gather(sh, i0)
+    on = Constant<value=bool[1] {1}>() yes = Squeeze(on)
+    y = Loop(bags, yes) <body = sums (int64 i, bool go) => (bool more, float[k] row) {
+        more = Identity(go) a = Gather(of, i) b = Gather(ends, i) first = Unsqueeze(a, zero)
+        behind = Unsqueeze(b, zero) part = Slice(x, first, behind, zero)
+        row = ReduceSum<keepdims=0>(part, zero) }>"""
+PARTS: dict[str, tuple[str, Ranges]] = {
+    "from the front": (
+        """(float[n,3] x, int64[1] a, int64[1] b) => (float[3] y) {
+        zero = Constant<value_ints=[0]>() part = Slice(x, a, b)
+        y = ReduceSum<keepdims=0>(part, zero) }""",
+        {"n": (1, 9)},
+    ),
+    "from behind": (
+        """(float[n,3] x, int64[1] a, int64[1] b) => (float[3] y) {
+        zero = Constant<value_ints=[0]>() seven = Constant<value_ints=[7]>() low = Sub(a, seven)
+        part = Slice(x, low, b) w = Softmax<axis=0>(part) both = Mul(part, w)
+        y = ReduceSum<keepdims=0>(both, zero) }""",
+        {"n": (1, 9)},
+    ),
+    "bags of rows": (
+        f"(float[n,3] x, int64[b] of) => (float[c,3] y) {{ {BAGS} }}",
+        {"n": (1, 9), "b": (2, 6)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_data_say_which_part_of_an_open_size_is_read(name: str) -> None:
+    made, ranges = PARTS[name]
+    check(f"g {made}", ranges)
+
+
+def test_a_part_that_data_decide_of_what_is_open_besides_is_refused_by_name() -> None:
+    made = """g (float[n,m] x, int64[1] a, int64[1] b) => (float[m] y) {
+        zero = Constant<value_ints=[0]>() part = Slice(x, a, b, zero)
+        y = ReduceSum<keepdims=0>(part, zero) }"""
+    with pytest.raises(Error, match="depends on data"):
+        opened(model_of(made), {"n": (1, 4), "m": (2, 5)})
