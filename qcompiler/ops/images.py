@@ -38,3 +38,25 @@ def _(node: Node) -> Type:
     images, *others = x.dims
     channels, rows, columns = others if node.int("planar") else (others[2], *others[:2])
     return Type(x.dtype, (images * rows * columns, channels))
+
+
+@operator("depth_to_space", down=1, across=1)
+def depth_to_space(node: Node, x: Numbers) -> Numbers:
+    """x[N, H, W, down * across * C] -> [N, H * down, W * across, C]: the channels of each pixel as
+    pixels below and beside each other.
+    """
+    down, across = node.int("down"), node.int("across")
+    images, rows, columns, _ = x.shape
+    blocks = x.reshape(images, rows, columns, down, across, -1).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(images, rows * down, columns * across, -1)
+
+
+@typed(depth_to_space)
+def _(node: Node) -> Type:
+    x = need_rank(node.operands[0], 4, "images")
+    down, across = node.int("down"), node.int("across")
+    if x.rank != 4 or not x.static or min(down, across) < 1 or x.dims[3] % (down * across):
+        raise Error(f"{x} has no {down} x {across} pixels in each")
+    images, rows, columns, channels = x.dims
+    shape = (images, rows * down, columns * across, channels // (down * across))
+    return Type(x.dtype, shape)

@@ -107,6 +107,10 @@ class Frames:
             return Frame(height, *first.sizes) if width == height + 1 else None
         if node.op == "Concat":
             return _beside(node, self._shared(node))
+        if channels := spread(node):
+            frame = self.of.get(channels.x)
+            made = None if frame is None else _times(frame, channels.down, channels.across)
+            return made if made is None or self._covers(made, node, channels) else None
         if is_elementwise(node):
             return self._shared(node)
         rule = _windowed if node.op in WINDOWS else _RULES.get(node.op)
@@ -144,6 +148,19 @@ class Frames:
             return None
         self.hidden.add(node)
         return frame
+
+    def _covers(self, frame: Frame, node: Node, found: Spread) -> bool:
+        """Is nothing hidden of what an image's channels become, but what is outside of a frame?"""
+        if found.condition is None:
+            return True
+        tests = self._conditions(found.condition)
+        split = node.operands[0].operands[0].type.dims
+        for positions, size in tests or ():
+            whole = np.broadcast_to(positions, split).transpose(_SPREAD).reshape(node.type.dims)
+            axis = _axis(whole, node.type.dims)
+            if axis not in (frame.axis, frame.axis + 1) or frame.sizes[axis - frame.axis] != size:
+                return False
+        return bool(tests)
 
     def _conditions(self, node: Node) -> Tests | None:
         """What a condition compares, if it is true where all of these are, and says no more."""
@@ -229,9 +246,46 @@ def _enlarged(node: Node, frame: Frame) -> Frame | None:
     times = repeats(node)
     if times is None or not times.keys() <= {frame.axis, frame.axis + 1}:
         return None
-    by = (times.get(frame.axis + i, 1) for i in (0, 1))
-    sizes = (settled(Size.of(n) * k) for n, k in zip(frame.sizes, by, strict=True))
+    return _times(frame, *(times.get(frame.axis + i, 1) for i in (0, 1)))
+
+
+def _times(frame: Frame, down: int, across: int) -> Frame:
+    sizes = (settled(Size.of(n) * k) for n, k in zip(frame.sizes, (down, across), strict=True))
     return Frame(frame.axis, *sizes)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Images whose channels become so many pixels below and beside each other."""
+
+    x: Node
+    condition: Node | None
+    """Where they are kept, as they lie before they are moved."""
+    down: int
+    across: int
+
+
+_SPREAD = (0, 1, 4, 2, 5, 3, 6)
+"""How [images, rows, columns, 1, down, across, channels] are moved."""
+
+
+def spread(node: Node) -> Spread | None:
+    """A Reshape of a Transpose of a Reshape that does so, as of a transposed convolution, channels
+    last; None for other nodes.
+    """
+    moved = node.operands[0] if node.op == "Reshape" else node
+    if moved.op != "Transpose" or moved.ints("perm") != _SPREAD:
+        return None
+    split, condition = moved.operands[0], None
+    if split.op == "Where":
+        condition, split = split.operands[:2]
+    if split.op != "Reshape" or split.type.dims != moved.operands[0].type.dims:
+        return None
+    x, (images, rows, columns, one, down, across, channels) = split.operands[0], split.type.dims
+    made = (images, rows * down, columns * across, channels)
+    if one != 1 or node.type.dims != made or x.type.dims[:-1] != (images, rows, columns):
+        return None
+    return Spread(x, condition, down, across)
 
 
 _RULES = {"Resize": _enlarged, "Slice": _cut}

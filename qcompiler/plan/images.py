@@ -12,7 +12,7 @@ from one way to the other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from qcompiler.ir import Dim, Graph, Node, constant
 from qcompiler.ops import is_elementwise, make
 from qcompiler.ops.quantized import TABLES
 from qcompiler.plan.counted import SUMS, Extents, axes_of
-from qcompiler.plan.frames import WINDOWS, Frame, Frames
+from qcompiler.plan.frames import WINDOWS, Frame, Frames, Spread, spread
 from qcompiler.rewrite.matching import reshaped
 
 PICKED = ("Resize", "Slice")
@@ -76,6 +76,12 @@ class _Laying:
             if node.operands[1] in self.dense:
                 self.dense[node] = self.dense[node.operands[1]]
             return
+        if (found := spread(node)) and self._is_spread(node, found):
+            made = make("depth_to_space", self.dense[found.x], down=found.down, across=found.across)
+            self._keep(node, replace(made, name=node.name), self.frames.of[node])
+            if found.condition is not None or found.x in self.filled | self.frames.hidden:
+                self.filled.add(node)
+            return
         if self._is_dense(node):
             frame = self.frames.of[node]
             inputs = [n and self._operand(node, n, i) for i, n in enumerate(node.inputs)]
@@ -93,6 +99,10 @@ class _Laying:
 
     def _keep(self, node: Node, made: Node, frame: Frame) -> None:
         self.dense[node], self.extents[made], self.origin[made] = made, self._of(frame), node
+
+    def _is_spread(self, node: Node, found: Spread) -> bool:
+        """Are an image's channels made pixels of a run's own?"""
+        return node in self.frames.of and node not in self.refused and found.x in self.dense
 
     def _is_dense(self, node: Node) -> bool:
         """Is it computed as a run's own?"""

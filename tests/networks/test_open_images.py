@@ -80,6 +80,13 @@ IMAGES = {
         nearest_mode="floor">(x2, , twice) r1 = Resize<mode="nearest">(x1, , twice)
         r2 = Concat<axis=1>(r0, r1) r3 = Relu(r2)
         z = Conv<pads=[1,1,1,1], strides=[2,2]>(r3, c) }""",
+    "up and beside what was there": """(float[2,3,h,w] x) => (float[2,3,h,w] y)
+        <float[16,3,3,3] a = {@432}, float[16,16,3,3] d = {@2304}, float[16,8,2,2] u = {@512},
+        float[8] b = {@8}, float[8,8,3,3] f = {@576}, float[3,24,3,3] e = {@648}> {
+        x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Relu(x1)
+        x3 = Conv<pads=[1,1,1,1]>(x2, d) x4 = Relu(x3) x5 = ConvTranspose<strides=[2,2]>(x4, u, b)
+        x6 = Relu(x5) x7 = Conv<pads=[1,1,1,1], strides=[2,2]>(x6, f) x8 = Concat<axis=1>(x7, x2)
+        y = Conv<pads=[1,1,1,1]>(x8, e) }""",
     "joined with what is not an image": """(float[2,16,h,w] x) => (float[2,8,h,w] y)
         <float[16,16,3,3] a = {@2304}, float[8,48,3,3] b = {@3456}, float t = {0.1}> {
         x1 = Conv<pads=[1,1,1,1]>(x, a) x2 = Softmax<axis=3>(x1) x3 = Mul(x1, t)
@@ -140,6 +147,7 @@ def compilation(name: str, **options: Any) -> Compilation:
             *("conv", "conv", "conv", "elementwise"),
         ],
         "joined with what is not an image": ["Concat", "conv", "conv", "elementwise"],
+        "up and beside what was there": ["Concat", *["conv"] * 5, "depth_to_space"],
     }.items(),
 )
 def test_their_kernels_end_with_images(name: str, roots: list[str]) -> None:
@@ -173,8 +181,11 @@ def test_integers_are_those_of_padded_images(name: str, monkeypatch: pytest.Monk
             np.testing.assert_array_equal(own[key], value, f"{key}, {height} x {width}")
 
 
+SELDOM = ("joined with what is not an image", "up and beside what was there")
+
+
 @pytest.mark.parametrize("threads", [*rare(1), 3])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", [*(n for n in IMAGES if n not in SELDOM), *rare(*SELDOM)])
 def test_images_of_any_size(name: str, threads: int) -> None:
     model = model_of(f"g {IMAGES[name]}")
     found = opened(model, threads)

@@ -256,6 +256,21 @@ def test_channels_last_pools_are_onnx_pools(pool: str) -> None:
     np.testing.assert_array_equal(np.moveaxis(got, -1, 1), want)
 
 
+def test_channels_last_pixels_of_channels_are_those_of_onnx() -> None:
+    x = np.random.default_rng(4).standard_normal((2, 3, 5, 12)).astype(np.float32)
+    image = placeholder("x", Type("float32", x.shape))
+    made = make("depth_to_space", image, down=2, across=2)
+    first = placeholder("y", Type("float32", (2, 12, 3, 5)))
+    onnx_s = make("DepthToSpace", first, blocksize=2, mode="DCR")
+    own = evaluate(Graph((image,), (made,), ("z",)), {"x": x})["z"]
+    planes = evaluate(Graph((first,), (onnx_s,), ("z",)), {"y": x.transpose(0, 3, 1, 2)})["z"]
+    np.testing.assert_array_equal(own, planes.transpose(0, 2, 3, 1))
+    wide = evaluate(Graph((image,), (make("depth_to_space", image, across=3),), ("z",)), {"x": x})[
+        "z"
+    ]
+    np.testing.assert_array_equal(wide, x.reshape(2, 3, 15, 4))
+
+
 @pytest.mark.parametrize("dtype", BYTES)
 def test_the_average_of_bytes_is_rounded_half_to_even(dtype: str) -> None:
     x = np.array([1, 2, 2, 3, 5, 4, -8, 100]).astype(dtype).reshape(1, 8, 1)

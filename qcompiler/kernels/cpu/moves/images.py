@@ -2,6 +2,7 @@
 
 lay                    rows of pixels moved to where those of a run's own size are, or back
 Concat, Slice, Resize  pixels of images of a run's own size joined, picked, or repeated
+depth_to_space         their channels as pixels
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qcompiler.ir import Node
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, refuse
 from qcompiler.kernels.cpu.code.epilogue import Fused
+from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import divided, share, sweep, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.moves.views import boxes
@@ -215,4 +217,30 @@ def repeated(region: Region, device: Cpu, taps: Mapping[int, NDArray[np.int32]])
         with b.serial(width, "x") as at:
             to = [b.let(target + at * across + i) for i in range(across)]
             made.put(made.sources[0], b.let(start + at), to, made.channels)
+    return made.d.kernel(tasks=made.tasks)
+
+
+@kernel("depth_to_space")
+def spread_channels(region: Region, device: Cpu) -> Kernel | Skip:
+    """The channels of each pixel of images whose size a run knows, as pixels."""
+    if reason := refuse(region):
+        return reason
+    root = region.root
+    assert root is not None
+    down, across = root.int("down"), root.int("across")
+    if not is_open(region) or down * across > _OFTEN * 2:
+        return Skip("images of known sizes, or very many pixels of each")
+    made = _Pixels(region, device, root.operands)
+    b, (height, width) = made.d.b, made.d.image()
+    rows = b.hold(height * root.type.dims[0], "rows")
+    with (
+        share(b, made.tasks, rows) as (first, iterations),
+        b.serial(iterations, "row", first) as row,
+        b.serial(width, "x") as x,
+    ):
+        pixel = b.let(row * width + x, "pixel")
+        for at in range(down * across):
+            y, beside = divmod(at, across)
+            to = b.let((row * down + y) * (width * across) + x * across + beside)
+            made.put(made.sources[0], pixel, [to], made.channels, (at * made.channels, 0))
     return made.d.kernel(tasks=made.tasks)
