@@ -28,7 +28,7 @@ from qcompiler.rewrite.layouts import to_first, to_last
 from qcompiler.rewrite.matching import const, input_at, int64s, reshape, to_dtype, transpose
 
 MOST, LONGEST = 16, 64
-"""Most convolutions that one becomes, and the longest stride."""
+"""Most convolutions that one becomes, and the longest stride; its square is the most phases."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def layout_conv_transpose(node: Node) -> Node | Skip:
     if node.str("auto_pad") not in ("NOTSET", "VALID") or node.attrs["output_shape"]:
         return Skip("the padding follows from the output's size")
     window = Window.of(node, x.shape[2:], w.shape[2:])
-    if max(window.strides) > LONGEST:
+    if max(window.strides) > LONGEST or prod(window.strides) > LONGEST**2:
         return Skip("its strides are too long")
     begins = [p[0] for p in pairs(window)]
     axes = [

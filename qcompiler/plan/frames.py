@@ -25,6 +25,7 @@ from qcompiler.ops.resize import repeats
 from qcompiler.ops.window import Window
 from qcompiler.plan.counted import sliced_axes
 from qcompiler.plan.plan import Opened
+from qcompiler.rewrite.matching import perm_of
 
 WINDOWS = ("conv", "max_pool", "average_pool")
 
@@ -102,7 +103,7 @@ class Frames:
         if node.op == "Where" and (found := self._masked(node)):
             return found
         if node.op == "Transpose" and first is not None:
-            perm = node.ints("perm")
+            perm = perm_of(node)
             height, width = perm.index(first.axis), perm.index(first.axis + 1)
             return Frame(height, *first.sizes) if width == height + 1 else None
         if node.op == "Concat":
@@ -186,7 +187,7 @@ class Frames:
         x, dims = node.operands[0], node.type.dims
         whole = [(np.broadcast_to(positions, x.type.dims), size) for positions, size in tests]
         if node.op == "Transpose":
-            return [(positions.transpose(node.ints("perm")), size) for positions, size in whole]
+            return [(positions.transpose(perm_of(node)), size) for positions, size in whole]
         return [(positions.reshape(dims), size) for positions, size in whole]
 
 
@@ -274,7 +275,7 @@ def spread(node: Node) -> Spread | None:
     last; None for other nodes.
     """
     moved = node.operands[0] if node.op == "Reshape" else node
-    if moved.op != "Transpose" or moved.ints("perm") != _SPREAD:
+    if moved.op != "Transpose" or tuple(perm_of(moved)) != _SPREAD:
         return None
     split, condition = moved.operands[0], None
     if split.op == "Where":

@@ -21,7 +21,7 @@ from qcompiler.ops import is_elementwise, make
 from qcompiler.ops.quantized import TABLES
 from qcompiler.plan.counted import SUMS, Extents, axes_of
 from qcompiler.plan.frames import WINDOWS, Frame, Frames, Spread, spread
-from qcompiler.rewrite.matching import reshaped
+from qcompiler.rewrite.matching import perm_of, reshaped
 
 PICKED = ("Resize", "Slice")
 """Operators that take pixels of images as they are."""
@@ -152,7 +152,7 @@ class _Laying:
         if node in self.frames.hidden:
             return self._bare(node.operands[1])
         if node.op == "Transpose" and node.operands[0] in self.frames.hidden:
-            return make("Transpose", self._bare(node.operands[0]), perm=node.ints("perm"))
+            return make("Transpose", self._bare(node.operands[0]), perm=perm_of(node))
         return self._padded(node)
 
     def _padded(self, node: Node) -> Node:
@@ -172,7 +172,7 @@ class _Laying:
         """Images laid the other way."""
         key = (x, frame.sizes, back)
         if key not in self._laid:
-            planar = x.op == "Transpose" and x.ints("perm") == (0, 2, 3, 1) and not back
+            planar = x.op == "Transpose" and tuple(perm_of(x)) == (0, 2, 3, 1) and not back
             planar = planar and x.type.dims[3] <= FEW
             source = x.operands[0] if planar else x
             pixels = make("lay", source, *self._of(frame).sizes, back=int(back), planar=int(planar))
