@@ -15,6 +15,7 @@ import numpy as np
 
 from qcompiler.artifact import sizes as expressions
 from qcompiler.artifact.sizes import Size
+from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, constant, numpy_dtype
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, Result, axis_of, newest
@@ -443,10 +444,11 @@ def unlike(bounds: Bounds, yes: Node, no: Node) -> bool:
 def chosen(s: Settling, bounds: Bounds, condition: Node, yes: Node, no: Node) -> Node:
     """Of two values of unlike sizes, that which a condition selects: as large as either may be."""
     sides = [(n, bounds.twin(n).shape) for n in (yes, no)]
-    room = [max(a, b) for a, b in zip(yes.type.dims, no.type.dims, strict=True)]
+    room = [_larger(a, b) for a, b in zip(yes.shape, no.shape, strict=True)]
     wide = []
     for node, _ in sides:
-        more = [r - d for r, d in zip(room, node.type.dims, strict=True)]
+        pairs = zip(room, node.shape, strict=True)
+        more = [0 if r == d else int(r) - int(d) for r, d in pairs]
         pads = [*[0] * len(room), *more]
         wide.append(s.node("Pad", node, pads) if any(more) else node)
     made = s.node("Where", condition, *wide)
@@ -458,3 +460,13 @@ def chosen(s: Settling, bounds: Bounds, condition: Node, yes: Node, no: Node) ->
         count = s.node("Where", s.flag(condition), bounds.number(a), bounds.number(b))
         dims.append(bounds.size(("either", condition, a, b), count, room[axis]))
     return bounds.put_sizes(made, dims)
+
+
+def _larger(a: Dim, b: Dim) -> Dim:
+    """The larger of two sizes. Raises Error where that is not known."""
+    if a == b:
+        return a
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    open_ = a if isinstance(a, str) else b
+    raise Error(f"dimension {open_!r} is unknown", hint="pin it with --input-shape")

@@ -60,10 +60,15 @@ def not_negative(node: Node, depth: int = 40) -> bool:
         return bool((known.astype(np.int64) >= 0).all())
     if node.op in ("ArgMax", "ArgMin", "non_max_suppression", "Shape", "Size"):
         return True
+    if node.op == "ConstantOfShape":
+        value = node.attrs["value"]
+        return value is None or bool((np.asarray(value) >= 0).all())
     if node.op == "item":
         return node.operands[0].op == "TopK" and node.int("index") == 1
     if not depth:
         return False
+    if node.op == "Range":
+        return all(not_negative(node.operands[i], depth - 1) for i in (0, 2))
     if node.op in _MOVES:
         return node.operands[0].dtype != "bool" and not_negative(node.operands[0], depth - 1)
     if node.op in _GROW:

@@ -12,7 +12,6 @@ import onnx
 import pytest
 
 import qcompiler
-from qcompiler.errors import Error
 from qcompiler.ir import Array
 from qcompiler.onnx_io.dims import read_pinned
 from qcompiler.ops import evaluate
@@ -132,11 +131,9 @@ FOLLOWING = {
     if "7" not in lines and name not in ("parts", "cut short")
 }
 """Those that hold for any number of rows."""
-REFUSED = ("either", "written rows")
-"""What is not done with so many of an open size."""
 
 
-@pytest.mark.parametrize("name", sorted(FOLLOWING.keys() - REFUSED))
+@pytest.mark.parametrize("name", FOLLOWING)
 def test_what_data_select_of_any_number_goes_through(name: str) -> None:
     model = _following(name)
     made, engine = opened(model, {"n": (1, 7)}), session(model)
@@ -149,12 +146,6 @@ def test_what_data_select_of_any_number_goes_through(name: str) -> None:
         (want,) = engine.run(None, feed)
         found = evaluate(made.graph, behind_nan(made.graph, feed, {"n": n}))["y"]
         np.testing.assert_allclose(found[tuple(map(slice, want.shape))], want, 1e-5, 1e-6)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_done_with_as_many_as_data_say_is_refused_by_name(name: str) -> None:
-    with pytest.raises(Error, match=r"ScatterND_y|dimension 'n' is unknown"):
-        opened(_following(name), {"n": (1, 7)})
 
 
 def _following(name: str) -> onnx.ModelProto:
