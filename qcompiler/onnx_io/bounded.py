@@ -159,7 +159,7 @@ class Bounds:
     def _factor(self, s: Settling, factor: str) -> Node:
         if factor in self.counts:
             return s.node("Add", self.counts[factor][0], 1)
-        if factor in self.open:
+        if not self.varies(factor):
             return s.ints([factor])
         above, below = parts(factor)
         return s.node("Div", self.number(settled(above)), self.number(settled(below)))

@@ -288,6 +288,12 @@ def size_node(size: Number, owners: Owners) -> Node:
         node, axis = owners[size]
         return make("Shape", node, start=axis, end=axis + 1, name=f"size {size}")
     if Size.of(size).symbols == {size}:
+        for other in owners:  # past - 1, of a size that may be 0
+            more = settled(Size.of(size) - other)
+            if isinstance(more, int):
+                return make(
+                    "Add", size_node(other, owners), constant(np.array([more])), name="size"
+                )
         raise Error(f"no input is of size {size}")
     terms = [_term(factors, c, owners) for factors, c in Size.of(size).terms.items()]
     return _over("Add", terms)
@@ -301,6 +307,11 @@ def _term(factors: Sequence[tuple[str, int]], by: int, owners: Owners) -> Node:
 def _factor(factor: str, owners: Owners) -> Node:
     if factor[0] != "(":
         return size_node(factor, owners)
+    for other in owners:  # 32 * (height // 32), of a size with a step
+        by = Size.of(other).over(factor)
+        if by is not None and by.isdecimal():
+            sides = size_node(other, owners), constant(np.array([int(by)]))
+            return make("Div", *sides, name=f"size {factor}")
     above, below = (size_node(settled(Size.of(p)), owners) for p in parts(factor))
     return make("Div", above, below, name=f"size {factor}")
 

@@ -28,6 +28,7 @@ from onnx import (
     TensorProto,
 )
 
+from qcompiler.artifact.sizes import Size
 from qcompiler.errors import Error
 from qcompiler.ir import CHECK, Dim, Graph, Node, Type, constant, placeholder
 from qcompiler.ir.refusals import with_open_sizes
@@ -182,7 +183,8 @@ class _Reader:
         owners = equal.owners_of(inputs)
         self.size = partial(equal.size_node, owners=owners)
         self.found.inputs = frozenset(owners)
-        self.bounds.open_size, self.bounds.open = self.size, frozenset(owners)
+        self.bounds.open_size = self.size
+        self.bounds.open = frozenset(s for d in owners for s in Size.of(d).symbols)
         scope.values.update(equal.applied(inputs, self.known, self.require))
         for i in [i for i in inputs if i.name in pins]:
             scope.values[i.name] = value = constant(pins[i.name], f"{i.name} pinned")

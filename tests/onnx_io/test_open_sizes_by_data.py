@@ -156,6 +156,25 @@ def _following(name: str) -> onnx.ModelProto:
     return model
 
 
+STEPS = """g (float[h,w] x, bool[p] c) => (int64[2,n] y, float[h,m] z, float[k] s, float[l] t) {
+    y = NonZero(x) b = Constant<value_float=0.0>() i = Gather<axis=0>(x, zero) f = Greater(i, b)
+    zero = Constant<value_int=0>() z = Compress<axis=1>(x, f) d = Constant<value_ints=[1]>()
+    s = ReduceMax<keepdims=0>(z, d) t = Compress(x, c) }"""
+
+
+def test_what_has_sizes_with_steps_is_selected_from() -> None:
+    model = model_of(STEPS)
+    dims = {"h": "4..12:4", "w": "2..6:2", "p": "1..9"}
+    loaded, engine = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1)), session(model)
+    for h, w, p in ((12, 6, 9), (4, 2, 1), (8, 4, 3), (4, 6, 5)):
+        feed = feed_of(model, {"h": h, "w": w, "p": p}, h * w)
+        feed["x"][0, 0] = 1
+        names = [o.name for o in model.graph.output]
+        for name, want in zip(names, engine.run(None, feed), strict=True):
+            found = loaded.run(feed)[name]
+            np.testing.assert_array_equal(found, want, name)
+
+
 DETECTOR = """g (float[a,3] scores, float[a,4] boxes) => (float[m] s, int64[m] l, float[m,4] b) {
     all = Constant<value_ints=[-1]>() zero = Constant<value_ints=[0]>()
     one = Constant<value_ints=[1]>() two = Constant<value_ints=[2]>()
