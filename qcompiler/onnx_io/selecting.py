@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.artifact.sizes import Size, settled
+from qcompiler.artifact.sizes import Size
 from qcompiler.ir import Dim, Node, constant
 from qcompiler.onnx_io.call import Result, axis_of
 from qcompiler.onnx_io.settle import Settling, settles, zeros
@@ -60,9 +60,12 @@ def _selected(s: Settling, flags: Node, count: Dim | None) -> tuple[Node, Node]:
         _agreed(s, total, count)
         return s.ints(np.zeros(0, np.int64)), total  # type: ignore[arg-type]
     ends = s.node("CumSum", flags, 0)
-    total = s.node("Slice", ends, [settled(Size.of(size) - 1)], [size])
-    _agreed(s, total, count)
-    return _placed(s, flags, s.node("Sub", ends, 1), s.steps(size), most), total
+    if isinstance(size, int):
+        number = s.node("Slice", ends, [size - 1], [size])
+    else:  # which may be 0
+        number = s.node("ReduceSum", flags, [0], keepdims=1)
+    _agreed(s, number, count)
+    return _placed(s, flags, s.node("Sub", ends, 1), s.steps(size), most), number
 
 
 def _not(count: Dim) -> str:

@@ -156,17 +156,18 @@ def _following(name: str) -> onnx.ModelProto:
     return model
 
 
-STEPS = """g (float[h,w] x, bool[p] c) => (int64[2,n] y, float[h,m] z, float[k] s, float[l] t) {
+STEPS = """g (float[h,w] x, bool[p] c, float[p,2] e) => (int64[2,n] y, float[h,m] z, float[k] s,
+    float[l] t, int64[2,o] u) { u = NonZero(e)
     y = NonZero(x) b = Constant<value_float=0.0>() i = Gather<axis=0>(x, zero) f = Greater(i, b)
     zero = Constant<value_int=0>() z = Compress<axis=1>(x, f) d = Constant<value_ints=[1]>()
     s = ReduceMax<keepdims=0>(z, d) t = Compress(x, c) }"""
 
 
-def test_what_has_sizes_with_steps_is_selected_from() -> None:
+def test_sizes_with_steps_and_such_as_may_be_0_are_selected_from() -> None:
     model = model_of(STEPS)
-    dims = {"h": "4..12:4", "w": "2..6:2", "p": "1..9"}
+    dims = {"h": "4..12:4", "w": "2..6:2", "p": "0..9"}
     loaded, engine = qcompiler.load(qcompiler.compile(model, dims=dims, threads=1)), session(model)
-    for h, w, p in ((12, 6, 9), (4, 2, 1), (8, 4, 3), (4, 6, 5)):
+    for h, w, p in ((12, 6, 9), (4, 2, 1), (8, 4, 0), (4, 6, 5)):
         feed = feed_of(model, {"h": h, "w": w, "p": p}, h * w)
         feed["x"][0, 0] = 1
         names = [o.name for o in model.graph.output]

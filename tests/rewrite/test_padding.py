@@ -293,6 +293,12 @@ NONE = {
         r = Slice(x, one, far, nil) y = Reshape(r, all) t = Transpose<perm=[1,0,2]>(r)
         sh = Shape(t) k = Slice(sh, nil, one) l = Slice(sh, one, far) p = ReduceProd(l)
         kl = Concat<axis=0>(k, p) z = Reshape(t, kl) }""",
+    "running sums, and elements by index": """(float[s,4] x) => (float[n,4] y, float[n,4] z,
+        float[s,4] w) <int64[1] one = {1}, int64[1] nil = {0}, int64[1] far = {99999999999},
+        int64 zero = {0}> {
+        r = Slice(x, one, far, nil) y = CumSum(r, zero) z = CumSum<reverse=1>(r, zero)
+        none = Sub(r, r) at = Cast<to=7>(none)
+        w = ScatterElements<axis=0, reduction="add">(x, at, r) }""",
     "sums, rows by index, pieces": """(float[s,4] x, int64[2] i) => (float[4] y, float[n,2] z,
         float[m,4] w) <int64[1] one = {1}, int64[1] nil = {0}, int64[1] far = {99999999999}> {
         r = Slice(x, one, far, nil) y = ReduceSum<keepdims=0>(r, nil) at = Mod(i, four)

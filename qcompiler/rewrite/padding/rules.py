@@ -30,9 +30,18 @@ _FOLDED |= {"Slice", "Gather", "Concat", "Add", "Sub", "Mul", "Div"}
 _SIZED = frozenset({"Range", "Slice", "Pad", "Tile", "OneHot", "TopK", "Split"})
 """What may be of one size in all runs, though it is computed from open ones."""
 _OF_NONE = frozenset(
-    {"Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "MatMul", "Range"}
+    {"Concat", "ConstantOfShape", "CumSum", "Expand", "Flatten", "Gather", "MatMul", "Range"}
 )
-_OF_NONE |= {"ReduceMean", "ReduceSum", "Reshape", "ScatterND", "Slice", "Softmax", "Split"}
+_OF_NONE |= {
+    "ReduceMean",
+    "ReduceSum",
+    "Reshape",
+    "ScatterElements",
+    "ScatterND",
+    "Slice",
+    "Softmax",
+    "Split",
+}
 _OF_NONE |= {"Squeeze", "Transpose", "Unsqueeze", "item", "loop", "room"}
 """What is known to be right where a run has no elements along a dimension, besides elementwise."""
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
