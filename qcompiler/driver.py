@@ -28,7 +28,7 @@ from qcompiler.hardware.isa import Cpu, Device
 from qcompiler.ir import SIZE, Dim, Graph
 from qcompiler.ir.refusals import demand_known
 from qcompiler.kernels.registry import Records
-from qcompiler.onnx_io.dims import SAMPLES, open_symbols, positive, read_pinned
+from qcompiler.onnx_io.dims import SAMPLES, error_as_asked, open_symbols, positive, read_pinned
 from qcompiler.onnx_io.reader import read
 from qcompiler.options import PRECISIONS, Options, Watch
 from qcompiler.plan import open_plan
@@ -217,7 +217,10 @@ class Compilation:
         if one:
             what = "pruned, with passes of its own, or with sizes or checks of every run"
             log.info("%s, the model has the largest sizes alone", what)
-        return Paddings(graph, inner, one=one)
+        try:
+            return Paddings(graph, inner, one=one)
+        except Error as e:
+            raise error_as_asked(e, asked.inner) from e
 
     @cached_property
     def padding(self) -> Result | None:

@@ -110,6 +110,28 @@ def as_asked(size: Number, symbols: Sequence[Symbol]) -> Number:
     )
 
 
+_SUM = re.compile(r"\w+(?:(?: [-+] |\*)\w+)*", re.ASCII)
+"""What may be a size in a sentence, or a part of one."""
+
+
+def error_as_asked(error: Error, symbols: Sequence[Symbol]) -> Error:
+    """An Error that names sizes as types have them -> the same by the sizes that the user has
+    named.
+    """
+    shifted = {s.name for s in symbols if _may_be_0(s.low, s.step)}
+    if not shifted:
+        return error
+
+    def said(found: re.Match[str]) -> str:
+        if not shifted & set(re.findall(r"[A-Za-z_]\w*", found[0])):
+            return found[0]
+        size = str(as_asked(Size.of(found[0]), symbols))
+        around = error.what[: found.start()][-1:] + error.what[found.end() :][:1]
+        return f"({size})" if "*" in around and " " in size else size
+
+    return Error(_SUM.sub(said, error.what), where=error.where, hint=error.hint)
+
+
 def with_sizes(types: Mapping[str, Type], sizes: Mapping[str, Dim]) -> dict[str, Type]:
     """Input types by name -> the same with these symbols replaced by numbers. Raises Error for one
     that no input has.

@@ -15,9 +15,10 @@ import pytest
 
 import qcompiler
 from qcompiler import Error
+from qcompiler.artifact.manifest import Symbol
 from qcompiler.driver import Compilation
 from qcompiler.ir import Array
-from qcompiler.onnx_io.dims import read_pinned
+from qcompiler.onnx_io.dims import error_as_asked, read_pinned
 from qcompiler.ops import evaluate
 from qcompiler.options import Options, Watch
 from qcompiler.runtime import Model, open_sizes
@@ -272,6 +273,17 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_what_cannot_stay_open_is_refused(options: dict, words: str) -> None:
     with pytest.raises(Error, match=words):
         qcompiler.compile(encoder(), **options)
+
+
+def test_a_refusal_names_sizes_that_may_be_0_as_they_were_asked_for() -> None:
+    model = model_of("""g (float[1,2,h,w] x) => (float[1,2,w] y) {
+        a = Sqrt(x) axis = Constant<value_ints=[2]>() y = ReduceMax<keepdims=0>(a, axis) }""")
+    with pytest.raises(Error) as refused:
+        qcompiler.compile(model, dims={"h": "0..8", "w": "2..8"})
+    assert refused.value.what.endswith("the size h of float32[1,2,h,w] may be below 1")
+    sizes = "2*h - 2 and h*w, h*((w)//(2)) - 1, ((h + 1)//(2)) of 3 to w"
+    said = error_as_asked(Error(sizes), [Symbol("h", 0, 8, 8), Symbol("w", 2, 8, 8)])
+    assert said.what == "2*h and h*w + w, (h + 1)*((w)//(2)) - 1, ((h + 2)//(2)) of 3 to w"
 
 
 def test_an_axis_that_a_run_is_given_is_checked_in_runs_of_any_size() -> None:
