@@ -128,6 +128,8 @@ GRIDS = {
         ]
         for corners in (0, 1)
     },
+    "places of few bits": """(float16[1,1,h,w] x, float16[1,9,9,2] g) => (float16[1,1,9,9] y,
+        float16[1,1,9,9] z) { y = GridSample(x, g) z = GridSample<mode="nearest">(x, g) }""",
     "an open volume": """(float[1,2,h,3,w] x, float[1,2,3,4,3] g) => (float[1,2,2,3,4] y) {
         y = GridSample<mode="nearest">(x, g) }""",
     "regions of an open image": """(float[2,2,h,w] x, float[5,4] r, int64[5] i) =>

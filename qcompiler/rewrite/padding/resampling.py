@@ -271,15 +271,14 @@ def _affine_grid(p: Padding, node: Node) -> Padded:
 
 def _moved(p: Padding, node: Node, x: Padded, grid: Node) -> Node:
     """Places from -1 to 1 of a run's image -> of the image in memory, last dimension first."""
-    less = 1 if node.int("align_corners") else 0
+    less, dtype = 1 if node.int("align_corners") else 0, sums_of(grid.dtype)
     parts = []
     for axis in range(x.rank - 1, 1, -1):
         size = make("Sub", p.size(node.operands[0].type.shape[axis]), const([less], "int32"))
-        room = const([max(p.whole(x.dims[axis]) - less, 1)], "float32")
-        parts.append(make("Div", to_dtype(size, "float32"), room))
-    share = to_dtype(make("Concat", *parts, axis=0), grid.dtype)
-    one = const([1], grid.dtype)
-    return make("Sub", make("Mul", make("Add", grid, one), share), one)
+        room = const([max(p.whole(x.dims[axis]) - less, 1)], dtype)
+        parts.append(make("Div", to_dtype(size, dtype), room))
+    share, one = make("Concat", *parts, axis=0), const([1], dtype)
+    return make("Sub", make("Mul", make("Add", to_dtype(grid, dtype), one), share), one)
 
 
 def _placed(p: Padding, node: Node, x: Padded, grid: Node) -> Node:
