@@ -9,7 +9,7 @@ from itertools import combinations
 
 from qcompiler.ir import Dim, Node
 from qcompiler.onnx_io.call import Result
-from qcompiler.onnx_io.settle import Settling, Shape, listed, settles
+from qcompiler.onnx_io.settle import Settling, Shape, settles
 from qcompiler.ops import make
 from qcompiler.ops.reduce import REDUCTIONS
 from qcompiler.ops.shapes import may_equal
@@ -39,10 +39,7 @@ def _sets(s: Settling, axes: Node, rank: int, fits: Callable[[Shape], bool]) -> 
 def _checked_mask(s: Settling, axes: Node, rank: int, found: Sequence[Shape]) -> Node:
     """Which of some sets of axes is given, by its mask; that it is one of them is checked."""
     mask = _mask(s, axes, rank)
-    masks = s.ints([sum(1 << a for a in c) for c in found])
-    hits = s.node("Cast", s.node("Equal", mask, masks), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its axes do not give the shape {listed(s.shape)}")
+    s.one_of(mask, [sum(1 << a for a in c) for c in found], "its axes do not give")
     return mask
 
 

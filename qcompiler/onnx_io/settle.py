@@ -131,6 +131,12 @@ class Settling:
             equal = self.node("Equal", node, list(wanted))
             self.check(equal, f"{what} is not {listed(wanted)}, as the output's shape says")
 
+    def one_of(self, number: Node, numbers: Sequence[int], what: str) -> None:
+        """Check that a vector of one is one of some different numbers."""
+        hits = self.node("Cast", self.node("Equal", number, numbers), to="int64")
+        total = self.node("ReduceSum", hits, [0], keepdims=1)
+        self.check(self.node("Equal", total, 1), f"{what} the shape {listed(self.shape)}")
+
     def check(self, holds: Node, what: str) -> None:
         """Check that all of `holds` is true."""
         self.require(holds, f"{self.call.name} ({self.call.op}): {what}")

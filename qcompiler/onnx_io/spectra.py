@@ -13,7 +13,7 @@ import numpy as np
 from qcompiler.ir import Dim, Node, constant
 from qcompiler.onnx_io.axes import in_range
 from qcompiler.onnx_io.call import Call, Result, always, axis_of
-from qcompiler.onnx_io.settle import Settling, listed, plain, settles
+from qcompiler.onnx_io.settle import Settling, plain, settles
 from qcompiler.ops import known_value
 from qcompiler.ops.contraction import sums_of
 from qcompiler.ops.shapes import in_ranges
@@ -52,9 +52,7 @@ def _dft(s: Settling) -> Result:
     own = [n for _, n in results]
     given = s.node("Add", given, s.ints([own[0]]) if length is None else s.flat(length))
     keys = [at * weight + (n if length is not None else own[0]) for at, n in results]
-    hits = s.node("Cast", s.node("Equal", given, keys), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its axis and length do not give {list(s.shape)}")
+    s.one_of(given, keys, "its axis and length do not give")
     kept = {"inverse": s.call.number("inverse"), "onesided": s.call.number("onesided")}
     made = [
         s.node("DFT", s.call.need(0), None if length is None else n, at, **kept)
@@ -98,19 +96,12 @@ def _dft_of_open(s: Settling) -> Result:
     flat = s.flat(axis)
     in_range(s, flat, x.type.rank)
     given = s.node("Mod", flat, x.type.rank)
-    _demand_one(s, given, [at for at, _ in found])
+    s.one_of(given, [at for at, _ in found], "its axis does not give")
     return s.chosen(given, found)
 
 
 def _may_be(made: Sequence[Dim], wanted: Sequence[Dim]) -> bool:
     return len(made) == len(wanted) and all(map(in_ranges, made, wanted))
-
-
-def _demand_one(s: Settling, given: Node, keys: Sequence[int]) -> None:
-    """Check that a number is one of some."""
-    hits = s.node("Cast", s.node("Equal", given, keys), to="int64")
-    total = s.node("ReduceSum", hits, [0], keepdims=1)
-    s.check(s.node("Equal", total, 1), f"its operands do not give the shape {listed(s.shape)}")
 
 
 @always("DFT")
@@ -225,7 +216,7 @@ def _stft(s: Settling) -> Result:
         s.check(s.node("Equal", given, list(sizes)), "a frame is not as long as its window")
         return _frames(s, step, sizes[0], s.steps(frames))
     numbers = [n for n in sizes if isinstance(n, int)]
-    _demand_one(s, given, numbers)
+    s.one_of(given, numbers, "its length does not give")
     return s.chosen(given, [(n, _frames(s, step, n, s.steps(frames))) for n in numbers])
 
 
