@@ -209,7 +209,9 @@ def _inspect_artifact(a: Namespace, artifact: Artifact) -> int:
         **{k: v for k, v in manifest.notes.items() if k != NOTE},
     }
     if NOTE in manifest.notes:
-        head["in Python"] = Program(manifest.notes[NOTE]).operators
+        text = Program(manifest.notes[NOTE])
+        head["inputs"] = "; ".join(text.taken(manifest.inputs))
+        head["in Python"] = text.operators
     show.say(show.facts(head))
     if len(pairs) > 1:
         show.say("\n" + show.table(_VARIANT, [_variant_row(v, b) for v, b in pairs]))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.artifact.artifact import Manifest
+from qcompiler.artifact.artifact import Manifest, Value
 from qcompiler.errors import Error
 
 NOTE = "text"
@@ -94,6 +94,11 @@ class Program:
     def operators(self) -> str:
         """What runs in Python."""
         return ", ".join(dict.fromkeys(str(op) for op, *_ in self._steps))
+
+    def taken(self, inputs: Sequence[Value]) -> list[str]:
+        """Inputs of machine code -> those of the model: strings, and what is not made of them."""
+        strings = (f"{k}: string[{','.join(map(str, d))}]" for k, d in self._strings.items())
+        return [*strings, *(str(v) for v in inputs if v.name not in self._feeds)]
 
     def run_with(
         self, inputs: Mapping[str, Any], run: Callable[[Mapping[str, Any]], dict[str, Array]]

@@ -387,5 +387,6 @@ def test_strings_are_handled_before_the_machine_code(tmp_path: Path) -> None:
         check=True,
     )
     assert re.search(r"in Python\s+StringSplit\n", shown.stdout)
+    assert re.search(r"inputs\s+text: string\[2\]; x: float32\[2\]\n", shown.stdout)
     with pytest.raises(Error, match="operators on strings run in Python only"):
         qcompiler.export_c(model, tmp_path / "c")
