@@ -304,13 +304,14 @@ PAIRS = {
         y = Einsum<equation="...ii->...i">(x) z = Einsum<equation="i,i">(v, v)
         t = Einsum<equation="...ij,jk->...ik">(x, w) u = Einsum<equation="...ii->...">(x)
         k = Einsum<equation="... j i,...ij">(x, x) }""",
-    "numbers for each block": """(float[n,e] x) => (uint8[m,e] q, float[m,e] d, int8[n,e] r) {
-        two = Concat<axis=0>(x, x) s = Exp(x) h = Abs(x) z = Cast<to=2>(h)
+    "numbers for each block": """(float[n,e] x) => (uint8[m,e] q, float[m,e] d, int8[n,e] r,
+        uint8[n,e] w) { two = Concat<axis=0>(x, x) s = Exp(x) h = Abs(x) z = Cast<to=2>(h)
         q = QuantizeLinear<axis=0, block_size=2>(two, s, z)
         d = DequantizeLinear<axis=0, block_size=2>(q, s, z) m = ReduceMax<keepdims=1>(s)
         o = Constant<value_ints=[-1]>() p = ReduceMax(s, o) k = Constant<value_float=0.5>()
         l = Mul(p, k) i = Constant<value_int=0>() c = Cast<to=3>(i) g = CastLike(p, c)
-        r = QuantizeLinear<axis=1, block_size=8>(x, l, g) }""",
+        r = QuantizeLinear<axis=1, block_size=8>(x, l, g) w = QuantizeLinear<block_size=2>(x, k)
+        }""",
     "a first piece": """(float[n,e,3] x) => (float[n,1,3] y, float[2,e,3] z) {
         zero = Constant<value_ints=[0]>() one = Constant<value_ints=[1]>()
         two = Constant<value_ints=[2]>() y = Slice(x, zero, one, one) z = Slice(x, zero, two, zero)

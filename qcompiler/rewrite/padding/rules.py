@@ -238,7 +238,8 @@ def _per_position(p: Padding, node: Node) -> Padded:
     axis = 1 if node.op == "BatchNormalization" else node.int("axis") % max(x.rank, 1)
     axis = min(axis, max(x.rank - 1, 0))
     others = [p.value(i) for i in node.operands[1:]]
-    if node.attrs.get("block_size") and (x.open or any(v.open for v in others)):
+    in_blocks = node.attrs.get("block_size") and others[0].rank == x.rank
+    if in_blocks and (x.open or any(v.open for v in others)):
         return _of_blocks(p, node, x, others, axis)
     if any(v.open for v in others):
         if any(v.rank and v.dims != (x.dims[axis],) for v in others):
