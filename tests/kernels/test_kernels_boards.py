@@ -52,6 +52,7 @@ FAMILIES: Mapping[str, Callable[[Isa], None]] = {
     },
     "tiles": _tiles,
     "products of rows in pairs": contraction.test_many_columns_of_single_pixels,
+    "products of windows side by side": contraction.test_rows_of_windows_lie_side_by_side,
     "what follows sums": contraction.test_what_follows_is_computed_on_the_sums,
     "products of activations": lambda isa: contraction.test_both_operands_may_be_activations(
         isa, ("uint8", "int8")

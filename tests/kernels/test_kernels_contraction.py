@@ -284,6 +284,27 @@ def test_many_columns_of_single_pixels(isa: Isa) -> None:
                 check(root, root, isa)
 
 
+@pytest.mark.parametrize("isa", isas()[:1], ids=lambda i: i.name)
+def test_rows_of_windows_lie_side_by_side(isa: Isa) -> None:
+    """Those of every tap, in tiles of several heights: padded, from pixels or taps that lie apart,
+    of planes, of bytes that change their sign, of depths that are no whole vectors.
+    """
+    shapes: list[tuple[tuple[int, ...], int, dict[str, object]]] = [
+        ((1, 7, 9), 16, {"pads": (1,) * 4}),
+        ((2, 9, 9), 20, {"strides": (2, 2), "pads": (1, 0, 0, 1)}),
+        ((1, 9, 8), 36, {"dilations": (2, 3)}),
+        ((1, 5, 6, 7), 16, {"pads": (1,) * 6}),
+    ]
+    with pytest.MonkeyPatch.context() as patches:
+        side_by_side(patches)
+        for left, right in PAIRS[:3] + PAIRS[4:5]:
+            value = {"pad_value": 5} if right == "int8" else {}
+            for image, depth, attrs in shapes:
+                kernel = (3,) * (len(image) - 1)
+                root = conv((*image, depth), (*kernel, depth, 50), left, right, **attrs, **value)
+                check(root, root, isa)
+
+
 def side_by_side(patches: pytest.MonkeyPatch) -> None:
     """Rows are copied so wherever they can be, whatever it costs."""
     patches.setattr(direct, "least", lambda problem, product, device: not product.zipped)

@@ -34,7 +34,7 @@ from qcompiler.kernels.cpu.code.tir import Registers, Value
 from qcompiler.kernels.cpu.contraction import blocking
 from qcompiler.kernels.cpu.contraction.blocking import Tiling, Units
 from qcompiler.kernels.cpu.contraction.layout import Layout
-from qcompiler.kernels.cpu.contraction.microkernel import Left, Right
+from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, Sums
 from qcompiler.kernels.cpu.contraction.operands import Product, Run, product_of
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
 from qcompiler.kernels.cpu.contraction.tiled import Task, emitted
@@ -260,7 +260,7 @@ class _Task(Task):
         lanes = self.product.mac.lanes
         return self.b.let(self.d.pointers[node].load(where + v * lanes, lanes), "of_group")
 
-    def _sums(self, left: Left, base: Value, right: Right) -> Registers:
+    def _sums(self, left: Left, base: Value, right: Right) -> Sums:
         """Groups one after the other, each with its zero points in registers."""
         if self.layout.decoded:
             return super()._sums(left, base, right)

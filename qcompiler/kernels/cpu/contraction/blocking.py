@@ -30,7 +30,7 @@ ROW_INSTRUCTIONS = 3.0  # where a row is written
 LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 JOIN_INSTRUCTIONS = 7.0  # widen a vector of short sums, scale and add it to two others
-ZIP_INSTRUCTIONS = 1.0  # copy a row's left operand of a step
+ZIP_INSTRUCTIONS = {1: 1.0, 2: 1.75}  # copy a row's left operand of a step, of so many parts
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
 
@@ -79,9 +79,7 @@ def fits(product: Product, rows: int, vectors: int, registers: int, *, short: bo
     """Do the sums, the right operand's vectors and the left one's, one or a vector of each row, fit
     the registers? `short`: sums are of few steps.
     """
-    high = product.high(rows)
-    lefts = product.lefts(rows) if product.mac.by_lane > 1 else product.run
-    needed = high * vectors + product.run * vectors + lefts
+    needed = (product.high(rows) + product.run) * vectors + product.held(rows)
     return needed + product.temporaries + spare(product, short) <= registers
 
 
@@ -131,12 +129,9 @@ def spare(product: Product, short: bool) -> int:
     """Registers left to what finishes one row while the next is multiplied: LLVM mixes both where
     so many instructions follow each other without a load, and would spill sums. Where they are
     `short`, and rows are multiplied one by one, it mixes more: it writes out all of their steps.
-    Rows that are zipped are loaded one more vector ahead.
     """
     if product.mac.by_lane == 1:
         return 0
-    if product.zipped and product.mac.rows == 1 and not short:
-        return 4
     return 7 if short and product.mac.rows == 1 and product.mac.k == 4 else 3
 
 
@@ -144,9 +139,9 @@ def highest(product: Product, vectors: int, free: int) -> int:
     """Rows of the highest tile so many vectors wide."""
     rows = product.mac.rows
     if product.zipped:
-        free -= vectors - 1
+        free -= product.run * (vectors - 1)
         fit = (
-            r for r in range(rows, free + 1) if product.high(r) * vectors + product.lefts(r) <= free
+            r for r in range(rows, free + 1) if product.high(r) * vectors + product.held(r) <= free
         )
         return max(fit, default=rows)
     if product.mac.by_lane > 1:  # each multiply-accumulate of rows brings their left operands
@@ -211,7 +206,8 @@ def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, til
     my_blocks = -(-problem.images * blocks // tiling.row_tasks)
     share = -(-max(problem.groups, panels.panels) // tiling.column_tasks)
     groups, count = (share, panels.panels) if problem.groups > 1 else (1, share)
-    left = left_bytes(problem, product, tiling)
+    lines = line_bytes(problem, product, tiling)
+    left = zipped_bytes(problem, product, tiling) if product.zipped else lines
     packed = panel_bytes(product, problem.tap_count, problem.depth, panels.vectors)
     again = level(device, packed * count * groups + left) if my_blocks > 1 else 3
     block = 0.0
@@ -221,15 +217,23 @@ def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, til
         block += number / panels.panels * core.overlapped(panel, fetch)
     block *= count * groups
     if needs_copy(problem, product):
-        block += 2 * left / core.bytes_per_cycle[max(1, level(device, left))]
+        block += 2 * lines / core.bytes_per_cycle[max(1, level(device, lines))]
     if product.zipped:
-        rows = tiling.block * (units.cut.size if units.whole else problem.columns)
-        block += rows * product.steps(problem.depth) * ZIP_INSTRUCTIONS / core.issue_per_cycle
+        copies = left / product.zipped_vector * product.together * 8 / tir.bits(product.left)
+        block += copies * ZIP_INSTRUCTIONS[product.parts] / core.issue_per_cycle
     return block * my_blocks
 
 
-def left_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
-    """Bytes of left operand that one block reads."""
+def zipped_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
+    """Bytes of a block's rows, copied side by side."""
+    units = Units.of(problem, tiling.rows)
+    rows = tiling.block * (units.cut.size if units.whole else problem.columns)
+    vectors = rows * problem.tap_count * product.steps(problem.depth) // product.together
+    return vectors * product.zipped_vector * tir.bits(product.left) // 8
+
+
+def line_bytes(problem: Problem, product: Product, tiling: Tiling) -> int:
+    """Bytes of the left operand's lines that one block sees."""
     units = Units.of(problem, tiling.rows)
     rows = tiling.block * units.cut.size if units.whole else tiling.block
     frame = problem.frame
@@ -322,8 +326,9 @@ def _by_instructions(
     high, steps = product.high(rows), problem.tap_count * product.steps(problem.depth)
     moved = rows / 2 if product.mac.rows > 1 else rows * (product.parts > 1)
     loads = rows / product.mac.by_lane
+    taps = problem.tap_count
     if product.zipped:  # vectors are loaded in pairs, here as in the right operand
-        moved, loads = 0, product.lefts(rows) / 2
+        moved, loads, taps = 0, product.lefts(rows) / 2, 1
     issued = high * vectors * product.instructions + loads + moved
     issued += vectors / 2 + LOOP_INSTRUCTIONS / product.unroll  # vectors are loaded in pairs
     each = TO_BYTES if problem.result_bytes == 1 else TO_FLOATS
@@ -331,7 +336,7 @@ def _by_instructions(
     if isinstance(product.mac, ShortMac):
         joins, _ = sections(product.mac.steps, problem.tap_count, problem.depth)
         finish = 2 * finish + joins * high * vectors * JOIN_INSTRUCTIONS
-    beside = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * problem.tap_count
+    beside = rows * ROW_INSTRUCTIONS + TILE_CYCLES + TAP_CYCLES * taps
     begun = (steps * issued + finish + beside) / core.issue_per_cycle
     chain = 1.0 if product.temporaries else core.latency_cycles
     step = max(high * vectors * product.multiplications / core.macs_per_cycle, chain)

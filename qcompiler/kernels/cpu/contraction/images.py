@@ -49,6 +49,8 @@ def tiled_images(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
 class _Images(Task):
     """The code of one task while it is emitted."""
 
+    late = False
+
     def __init__(self, d: Draft, layout: Layout, scratch: Pointer | None, task: Value) -> None:
         root = d.root
         x, w = root.operands

@@ -88,7 +88,9 @@ class Layout:
 
     @property
     def offsets(self) -> list[int]:
-        """Of all taps."""
+        """Of all taps; where rows are zipped, as if each began where the one before it ends."""
+        if self.product.zipped:
+            return [i * self.problem.depth for i in range(self.problem.tap_count)]
         offsets = [0]
         for count, elements in self.taps:
             offsets = [o + i * elements for o in offsets for i in range(count)]
@@ -96,9 +98,10 @@ class Layout:
 
     @cached_property
     def tile_elements(self) -> int:
-        """Elements of a tile's rows, zipped."""
+        """Elements of a tile's rows, zipped, of all taps."""
         size = self.units.cut.size * (self.problem.columns if self.units.whole else 1)
-        return self.product.lefts(size) * self.product.together * self.problem.depth
+        steps = self.product.steps(self.problem.depth) * self.problem.tap_count
+        return self.product.lefts(size) * self.product.zipped_vector * steps
 
     # -- the right operand
 
@@ -137,14 +140,24 @@ class Layout:
     # -- a task's scratch
 
     @cached_property
+    def zipped_at(self) -> int:
+        """Where zipped rows begin: behind the copy of the left operand's lines."""
+        if not self.copied:
+            return 0
+        lines = self.problem.planes.count * self.lines
+        return self._area(lines * self.problem.frame.padded_line)
+
+    @cached_property
     def packed_at(self) -> int:
-        """Where right matrices that the kernel packs begin: behind the copy of the left operand."""
-        elements = self.problem.planes.count * self.lines * self.problem.frame.padded_line
-        if self.product.zipped:
-            pieces = 1 if self.units.whole else self.units.cut.pieces
-            elements = self.tiling.block * pieces * self.tile_elements
-        used = self.copied or self.product.zipped
-        size = elements * tir.bits(self.product.left) // 8 + _GUARD if used else 0
+        """Where right matrices that the kernel packs begin: behind all copies of the left one."""
+        if not self.product.zipped:
+            return self.zipped_at
+        pieces = 1 if self.units.whole else self.units.cut.pieces
+        return self.zipped_at + self._area(self.tiling.block * pieces * self.tile_elements)
+
+    def _area(self, elements: int) -> int:
+        """Bytes for so many elements of the left operand, and a guard."""
+        size = elements * tir.bits(self.product.left) // 8 + _GUARD
         return self.device.core.whole_lines(size)
 
     @cached_property

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
 
 from tvm import tirx
 
@@ -49,8 +51,9 @@ class Left:
 
     def step(self, product: Product) -> int:
         """Elements from one step's operand to the next one's."""
-        rows = product.lefts(len(self.offsets)) * product.together if self.zipped else 1
-        return product.mac.k * rows
+        if self.zipped:
+            return product.lefts(len(self.offsets)) * product.zipped_vector
+        return product.mac.k
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     def over_rest(at: Value) -> None:
         done = b.let(whole - whole % unroll, "done")
         with b.serial(whole - done, "k", done) as k:
-            some(lefts_of(b, product, left, b.let(at + k * apart, "at"), [mac.k]), k)
+            some(list(lefts_of(b, product, left, b.let(at + k * apart, "at"), [mac.k])), k)
 
     def over_k(at: Value, first: Value) -> None:
         with b.serial(whole // unroll, "k") as k:
@@ -126,7 +129,7 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
                 here, where = replace(left, pointer=left.again(b, left.pointer + where)), 0
             words = lefts_of(b, product, here, where, [mac.k] * unroll)
             for i in range(0, unroll, run):
-                some(words[i : i + run], step + i)
+                some(list(islice(words, run)), step + i)
         if left.steps is not None:
             if unroll > 1:
                 over_rest(at)
@@ -143,16 +146,21 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     over_taps(b, left.taps, steps, base, 0, over_k)
     if right.leftovers:
         with b.serial(right.leftovers.count, "leftover") as i:
-            where = b.let(base + right.leftovers.offset(i), "at")
+            where = b.let(base + right.leftovers.offset(i) * (apart // mac.k), "at")
             loads = [right.leftovers.load(i, v) for v in range(right.vectors)]
             words = lefts_of(b, product, left, where, [mac.k])
-            multiplied(b, product, registers, words, [loads])
+            multiplied(b, product, registers, list(words), [loads])
     return registers
 
 
-def of_row(
-    product: Product, registers: Registers, vectors: int, row: int, some: Iterable[int]
-) -> Value:
+class Sums(Protocol):
+    """Vectors of sums of a tile, row by row."""
+
+    def __getitem__(self, index: int) -> Value:
+        """The nth of them."""
+
+
+def of_row(product: Product, registers: Sums, vectors: int, row: int, some: Iterable[int]) -> Value:
     """The sums of a row of a tile so many vectors wide, in some of those vectors, end to end."""
     mac = product.mac
     several, nth = divmod(row, mac.rows)
@@ -211,36 +219,35 @@ def pieces(elements: Sequence[int], product: Product) -> list[list[int]]:
 
 def lefts_of(
     b: Builder, product: Product, left: Left, at: Value, elements: Sequence[int]
-) -> list[list[Value]]:
+) -> Iterator[list[Value]]:
     """What some steps multiply by, each so many elements: for every step the left operand of each
-    row, or of each block of rows. Loaded here, or, where a lane is taken from memory by itself,
-    wherever it stands.
+    row, or of each block of rows. Loaded when it is asked for, vectors for several steps with the
+    first of them, or, where a lane is taken from memory by itself, wherever it stands: LLVM spills
+    sums for operands of steps that are loaded together, and need not be.
     """
     mac, rows = product.mac, product.mac.rows
     if left.zipped:
-        size = left.step(product)
-        return [_zipped(b, product, left, at + i * size) for i in range(len(elements))]
+        for i in range(len(elements)):
+            yield _zipped(b, product, left, at + i * left.step(product))
+        return
     groups = [left.offsets[i : i + rows] for i in range(0, len(left.offsets), rows)]
-    found: list[list[Value]] = []
     for first in range(0, len(elements), mac.by_lane):
         some, where = elements[first : first + mac.by_lane], at + first * mac.k
         if len(some) > 1:
             words = [_vectors(b, product, left.pointer, where, g, len(some)) for g in groups]
-            found += [list(step) for step in zip(*words, strict=True)]
+            yield from map(list, zip(*words, strict=True))
             continue
         words = [[left_value(left.pointer, where + o, some[0], mac.k) for o in g] for g in groups]
-        found.append([_operand(product, w) for w in words])
-    return found
+        yield [_operand(product, w) for w in words]
 
 
 def _zipped(b: Builder, product: Product, left: Left, at: Value) -> list[Value]:
     """A step's left operands of all rows, which lie side by side."""
-    mac, count = product.mac, len(left.offsets)
-    size = product.together * mac.k
+    mac, count, size = product.mac, len(left.offsets), product.zipped_vector
     loads = [
         b.let(left.pointer.load(at + i * size, size), "rows") for i in range(product.lefts(count))
     ]
-    if mac.rows > 1:
+    if mac.rows > 1 or product.parts > 1:
         return loads
     words = [tir.reinterpret(v, _word(product, left.pointer)) for v in loads]
     places = (divmod(row, product.together) for row in range(count))
@@ -262,13 +269,17 @@ def _vectors(
     mac = product.mac
     loads = [b.let(pointer.load(at + o, steps * mac.k), "row") for o in dict.fromkeys(rows)]
     if product.parts > 1:
-        order = _in_parts(product)
-        whole = loads * (
-            len(order) // (steps * mac.k)
-        )  # TVM's shuffles give no more than they take
-        return [tir.shuffle2(whole, [i * mac.k + n for n in order]) for i in range(steps)]
+        return of_steps(product, loads[0])
     wide = [tir.reinterpret(v, _word(product, pointer)) for v in loads]
     return [_operand(product, [tir.shuffle(v, [i]) for v in wide]) for i in range(steps)]
+
+
+def of_steps(product: Product, row: Value) -> list[Value]:
+    """A vector, or less, of a row, for a product of several parts -> each step's left operand."""
+    order, k = _in_parts(product), product.mac.k
+    elements = tir.lanes_of(row)
+    whole = [row] * (len(order) // elements)  # TVM's shuffles give no more than they take
+    return [tir.shuffle2(whole, [i + n for n in order]) for i in range(0, elements, k)]
 
 
 def _in_parts(product: Product) -> list[int]:

@@ -64,8 +64,8 @@ class Product:
     halved: bool = False
     """Is it had as pairs in 16 bits, and their sum?"""
     zipped: bool = False
-    """Are rows of the left operand copied once for all panels, `together` of them side by side for
-    every step?
+    """Are rows of the left operand copied once for all panels, as instructions take them: vectors
+    of `together` rows side by side for every step?
     """
 
     @property
@@ -99,9 +99,23 @@ class Product:
         return self.mac.by_lane if self.parts == 1 else 1
 
     @property
+    def zippable(self) -> bool:
+        """Do instructions take left operands from vectors in another order than rows have?"""
+        return self.together > 1 or (self.parts > 1 and self.mac.by_lane > 1)
+
+    @property
+    def zipped_vector(self) -> int:
+        """Elements of a vector of zipped rows: of `together` rows, or of one for all lanes."""
+        return self.mac.k * (self.together if self.parts == 1 else self.mac.lanes)
+
+    @property
     def temporaries(self) -> int:
-        """Vector registers besides the operands'."""
-        return 1 + self.unroll if self.halved else self.mac.temporaries
+        """Vector registers besides the operands': of products in halves the words, and what says
+        how the left operands of each step are taken from rows that lie as they are.
+        """
+        if not self.halved:
+            return self.mac.temporaries
+        return 2 if self.zipped else 1 + self.unroll
 
     @property
     def flipped(self) -> bool:
@@ -158,6 +172,12 @@ class Product:
     def lefts(self, rows: int) -> int:
         """Vectors of left operands of so many rows of a tile."""
         return -(-rows // self.together) if self.zipped else rows
+
+    def held(self, rows: int) -> int:
+        """Those that are in registers at a time: what is of one row is loaded for it."""
+        if self.mac.by_lane == 1:
+            return self.run
+        return self.run + 1 if self.zipped and self.parts > 1 else self.lefts(rows)
 
     def convert_left(self, value: Value, dtype: str) -> Value:
         """Elements of the left operand, stored as `dtype` -> as the product takes them."""

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft
 from qcompiler.kernels.cpu.code.epilogue import store
-from qcompiler.kernels.cpu.code.tir import Registers, Value
+from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.blocking import TOGETHER, powers_of_two
 from qcompiler.kernels.cpu.contraction.layout import Layout
-from qcompiler.kernels.cpu.contraction.microkernel import of_row
+from qcompiler.kernels.cpu.contraction.microkernel import Sums, of_row
 from qcompiler.kernels.cpu.contraction.operands import Run, bias_of
 from qcompiler.kernels.cpu.contraction.pairs import part, together
 
@@ -40,11 +40,11 @@ class Results:
                 for at in range(0, lanes, line):
                     self.d.pointers[node].prefetch(start + at)
 
-    def write(self, sums: Registers, pixels: list[Value], column: Value, run: Run) -> None:
+    def write(self, sums: Sums, pixels: list[Value], column: Value, run: Run) -> None:
         """Apply the elementwise nodes to the sums of some pixels from a column on, and store."""
         (self._pairs if self.layout.pairs else self._vectors)(sums, pixels, column, run)
 
-    def _vectors(self, registers: Registers, pixels: list[Value], column: Value, run: Run) -> None:
+    def _vectors(self, sums: Sums, pixels: list[Value], column: Value, run: Run) -> None:
         b, fused, root, lanes = self.b, self.fused, self.root, self.product.mac.width
         columns = root.type.dims[-1]
         for r, pixel in enumerate(pixels):
@@ -56,14 +56,14 @@ class Results:
                     last = first + width == run.vectors
                     count = (width - 1) * lanes + (run.tail if last else lanes)
                     some = range(first, first + width)
-                    held = of_row(self.product, registers, run.vectors, r, some)
+                    held = of_row(self.product, sums, run.vectors, r, some)
                     value = Vec(fused.m, b.let(held, "sums"), root.dtype, width * lanes)
                     at = b.let(column + first * lanes, "n")
                     result = fused.at(row, at, width * lanes, count, {self.summed: value})
                     store(fused.m, self.d.out, index * columns + at, result, count)
                     first += width
 
-    def _pairs(self, registers: Registers, pixels: list[Value], column: Value, run: Run) -> None:
+    def _pairs(self, sums: Sums, pixels: list[Value], column: Value, run: Run) -> None:
         """The same of two rows at a time, whose bytes are parted at the end."""
         b, fused, root, mac = self.b, self.fused, self.root, self.product.mac
         row = fused.row(tir.const(0))
@@ -74,7 +74,7 @@ class Results:
                 for v in range(first, first + width, TOGETHER):
                     count = min(width, TOGETHER)
                     begin = several // 2 * run.vectors + v
-                    held = tir.concat([registers[begin + i] for i in range(count)])
+                    held = tir.concat([sums[begin + i] for i in range(count)])
                     lanes = count * mac.lanes
                     value = Vec(fused.m, b.let(held, "sums"), root.dtype, lanes)
                     at = b.let(column * 2 + v * mac.lanes, "n")

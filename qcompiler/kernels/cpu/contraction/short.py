@@ -6,16 +6,17 @@ and written between two sections of k, where LLVM keeps them on the stack if the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
 from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
-from qcompiler.kernels.cpu.code.tir import Builder, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Value
 from qcompiler.kernels.cpu.contraction.microkernel import (
     Left,
     Right,
+    Sums,
     lefts_of,
     loads_of,
     multiplied,
@@ -25,9 +26,23 @@ from qcompiler.kernels.cpu.contraction.microkernel import (
 from qcompiler.kernels.cpu.contraction.operands import Product
 
 
-def short_sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
-    """Emit the whole sum of one tile -> its float32 registers, row by row."""
-    return _Tile(b, product, left, right).sums(base)
+def short_sums(
+    b: Builder, product: Product, left: Left, base: Value, right: Right, *, late: bool
+) -> Sums:
+    """Emit the whole sum of one tile -> its float32 sums, row by row. `late`: the last ones are
+    joined when they are asked for, each once, in this order.
+    """
+    return _Tile(b, product, left, right).sums(base, late)
+
+
+class _Late:
+    """Sums that wait in short ones, of which registers hold all, until a row is finished."""
+
+    def __init__(self, joined: Iterator[Value]) -> None:
+        self._joined = joined
+
+    def __getitem__(self, index: int) -> Value:
+        return next(self._joined)
 
 
 class _Tile:
@@ -41,7 +56,7 @@ class _Tile:
         self.long = b.registers(product.sums, self.mac.lanes, count, "sum")
         self.short = b.registers(product.left, self.mac.lanes, count, "short")
 
-    def sums(self, base: Value) -> Registers:
+    def sums(self, base: Value, late: bool) -> Sums:
         """All sections, of all taps in one if they are few enough."""
         b, left = self.b, self.left
         base = b.let(tir.cast(base, "int64"), "base")
@@ -49,9 +64,19 @@ class _Tile:
         if taps * left.depth <= self.mac.steps:
             self.short.fill(0)
             over_taps(b, left.taps, left.depth, base, 0, self._tap)
+            if late:
+                return _Late(self._joined(self._starts()))
             self._join(self._starts())
         elif not left.taps:
-            self._section(base, 0, self.mac.steps, self._starts())
+            steps = self.mac.steps
+            self._section(base, 0, steps, self._starts())
+            if late:
+                whole = (left.depth - 1) // steps
+                self._loop(base, 0, 1, whole)
+                self.short.fill(0)
+                here = b.let(base + whole * (steps * self.apart), "at")
+                self._add(here, tir.const(whole * steps), left.depth - whole * steps)
+                return _Late(self._joined(None))
             self._sections(base, 0, 1)
         else:
             for i, start in enumerate(self._starts() * len(left.offsets)):
@@ -73,13 +98,18 @@ class _Tile:
         """One tap: sections of as many steps as short sums may have, and the rest."""
         b, steps = self.b, self.mac.steps
         whole, rest = divmod(self.left.depth, steps)
-        with b.serial(whole - done, "section", done) as i:
-            here = b.let(at + i * (steps * self.apart), "at")
-            self._section(here, b.let(first + i * steps, "step"), steps)
+        self._loop(at, first, done, whole)
         if rest:
             done = whole * steps
             here = b.let(at + done * self.apart, "at")
             self._section(here, b.let(first + done, "step"), rest)
+
+    def _loop(self, at: Value, first: Value, begin: int, end: int) -> None:
+        """Whole sections of a tap, from one up to another."""
+        b, steps = self.b, self.mac.steps
+        with b.serial(end - begin, "section", begin) as i:
+            here = b.let(at + i * (steps * self.apart), "at")
+            self._section(here, b.let(first + i * steps, "step"), steps)
 
     def _section(
         self, at: Value, first: Value, steps: int, starts: Sequence[Value] | None = None
@@ -113,13 +143,21 @@ class _Tile:
 
     def _join(self, starts: Sequence[Value] | None) -> None:
         """Add the short sums, as the scales say, to the others, or to what these start with."""
+        for i, value in enumerate(self._joined(starts)):
+            self.long[i] = value
+
+    def _joined(self, starts: Sequence[Value] | None) -> Iterator[Value]:
+        """The same, one after the other."""
         right = self.right
         assert right.scale is not None
+        scales = [self.b.let(right.scale(v), "scale") for v in range(right.vectors)]
         again = right.again() if right.again and starts is not None else None
-        for v in range(right.vectors):
-            scale = self.b.let(right.scale(v), "scale")
-            for i in range(v, self.long.count, right.vectors):
+        for i in range(self.short.count):
+            v = i % right.vectors
+            if again is not None and v == 0:
+                begin = next(again)
+            if again is not None:
+                before = begin(v)
+            else:
                 before = self.long[i] if starts is None else starts[v]
-                if again is not None:
-                    before = next(again)(v)
-                self.long[i] = tir.fma(tir.cast(self.short[i], "float32"), scale, before)
+            yield tir.fma(tir.cast(self.short[i], "float32"), scales[v], before)

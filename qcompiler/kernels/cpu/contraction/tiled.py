@@ -24,7 +24,7 @@ from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates
 from qcompiler.kernels.cpu.code.images import is_open
 from qcompiler.kernels.cpu.code.loops import divided, first_of, up
-from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
 from qcompiler.kernels.cpu.contraction.blocking import (
     Tiling,
     prefetch_pace,
@@ -38,6 +38,8 @@ from qcompiler.kernels.cpu.contraction.microkernel import (
     Left,
     Leftovers,
     Right,
+    Sums,
+    over_taps,
     sums,
 )
 from qcompiler.kernels.cpu.contraction.operands import (
@@ -123,6 +125,9 @@ class Task:
     of their own.
     """
 
+    late = True
+    """Is every pixel of a tile finished? Then short sums may be joined when that is done."""
+
     def __init__(self, d: Draft, layout: Layout, scratch: Pointer | None, task: Value) -> None:
         self.d, self.b, self.layout, self.scratch = d, d.b, layout, scratch
         self.problem, self.product, self.panels = layout.problem, layout.product, layout.panels
@@ -166,10 +171,11 @@ class Task:
         isa, lines = self.d.isa, self.layout.lines
         return Patch(self.b, isa, self.problem, self.product, source, target, lines)
 
-    def _sums(self, left: Left, base: Value, right: Right) -> Registers:
+    def _sums(self, left: Left, base: Value, right: Right) -> Sums:
         """The sums of one tile."""
-        make = short_sums if right.scale else sums
-        return make(self.b, self.product, left, base, right)
+        if right.scale:
+            return short_sums(self.b, self.product, left, base, right, late=self.late)
+        return sums(self.b, self.product, left, base, right)
 
     # -- loops
 
@@ -303,9 +309,8 @@ class Task:
         """The left operand of a block's nth tile, which begins at a place, and its base."""
         layout, p = self.layout, self.problem
         if self.product.zipped:
-            assert self.scratch is not None
-            memory, rows = self.scratch.view(self.product.left), tuple(range(len(pixels)))
-            left = Left(memory, rows, (), p.depth, guarded=False, zipped=True)
+            memory, rows = self._zipped_rows(), tuple(range(len(pixels)))
+            left = Left(memory, rows, (), p.depth * p.tap_count, guarded=False, zipped=True)
             return left, self.b.let(nth * layout.tile_elements, "base")
         offsets = tuple(dy * layout.row + dx * p.column for dy, dx in pixels)
         left = Left(block.left, offsets, layout.taps, p.depth, guarded=self._guarded())
@@ -317,17 +322,27 @@ class Task:
         base = origin + (y - block.row) * self.row + x * p.column
         return left, self.b.let(base, "base")
 
+    def _zipped_rows(self) -> Pointer:
+        """Where they begin."""
+        assert self.scratch is not None
+        return (self.scratch + self.layout.zipped_at).view(self.product.left)
+
     def _zip(self, block: Block) -> None:
         """Copy a block's rows as the product takes them."""
-        assert self.scratch is not None
-        b, p, layout = self.b, self.problem, self.layout
-        memory = self.scratch.view(self.product.left)
+        b, p, layout, memory = self.b, self.problem, self.layout, self._zipped_rows()
 
         def tile(y: Value, x: Value, pixels: list[tuple[int, int]], nth: Value) -> None:
             base = b.let(block.origin + (y - block.row) * self.row + x * p.column, "base")
-            target = memory + b.let(nth * layout.tile_elements, "to")
+            target = b.let(nth * layout.tile_elements, "to")
             offsets = [dy * layout.row + dx * p.column for dy, dx in pixels]
-            zip_rows(b, self.product, block.left + base, offsets, target, p.depth)
+            vectors = self.product.lefts(len(pixels)) * self.product.steps(p.depth)
+            each = vectors * self.product.zipped_vector
+
+            def tap(at: Value, number: Value) -> None:
+                source, to = b.let(at, "at"), b.let(target + number * each, "to")
+                zip_rows(b, self.product, block.left + source, offsets, memory + to, p.depth)
+
+            over_taps(b, layout.taps, 1, base, 0, tap)
 
         self._each_tile(block, tile)
 

@@ -1,17 +1,19 @@
 """Rows of a left operand -> the same, side by side for every step of k, as instructions take them.
 
 Where an instruction takes any lane of a vector, or the rows of a block, one load then brings the
-left operands of several rows: there are registers for tiles of more rows, and fewer loads. Rows are
-copied once, for all panels of the right operand.
+left operands of several rows: there are registers for tiles of more rows, and fewer loads. Where
+products are had in parts, a vector holds one row's, in the order of these. Rows are copied once,
+for all panels of the right operand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Value
-from qcompiler.kernels.cpu.contraction.blocking import needs_copy
+from qcompiler.kernels.cpu.contraction.microkernel import of_steps
 from qcompiler.kernels.cpu.contraction.operands import Product
 from qcompiler.kernels.cpu.contraction.problem import Problem
 
@@ -20,17 +22,17 @@ _COLUMNS = 48
 
 
 def worth_zipping(problem: Problem, product: Product) -> bool:
-    """Are all rows of several vectors, of single pixels, and read by enough columns? Of vector
-    products of several k there are so few that the copy takes more instructions than it saves.
+    """Do instructions take left operands from whole vectors, are there as many rows and steps of a
+    tap, and do enough columns read them? Short sums end where taps do, and so do runs of steps that
+    are added in 16 bits: copies of several taps do not keep them apart.
     """
-    together, k = product.together, product.mac.k
-    if product.mac.rows == 1 and k > 1:
+    ends = isinstance(product.mac, ShortMac) or product.steps(problem.depth) % product.run
+    if not product.zippable or (ends and problem.tap_count > 1):
         return False
-    plain = problem.tap_count == problem.groups == 1 and not needs_copy(problem, product)
-    constant = problem.right.is_constant
-    vectors = problem.depth % k == 0 and problem.depth >= together * k
-    rows = problem.rows * problem.columns > together > 1
-    return plain and constant and vectors and rows and problem.width >= _COLUMNS
+    steps = problem.depth % product.mac.k == 0 and problem.depth >= _size(product)
+    rows = problem.rows * problem.columns > product.together
+    weights = problem.groups == 1 and problem.right.is_constant
+    return weights and steps and rows and problem.width >= _COLUMNS
 
 
 def zip_rows(
@@ -41,24 +43,32 @@ def zip_rows(
     target: Pointer,
     depth: int,
 ) -> None:
-    """Copy rows that begin at `offsets` elements, of `depth` elements each: [step][row][k]. The
-    last one is repeated until the rows of a step fill vectors.
+    """Copy rows that begin at `offsets` elements, of `depth` elements each: [step][row][k], or, of
+    a product of several parts, [step][row][part][lane][k / parts]. The last one is repeated until
+    the rows of a step fill vectors.
     """
-    k, together = product.mac.k, product.together
-    size, groups = together * k, product.lefts(len(offsets))
+    k, together, vector = product.mac.k, product.together, product.zipped_vector
+    size, groups = _size(product), product.lefts(len(offsets))
     last = len(offsets) - 1
 
     def steps(at: Value) -> None:
         rows = [b.let(source.load(at + o, size), "row") for o in offsets]
         for group in range(groups):
             some = [rows[min(group * together + i, last)] for i in range(together)]
-            for step, vector in enumerate(_transposed(b, some, k)):
-                target.store(at * (groups * together) + (step * groups + group) * size, vector)
+            made = of_steps(product, some[0]) if product.parts > 1 else _transposed(b, some, k)
+            for step, value in enumerate(made):
+                to = at * (groups * vector // k) + (step * groups + group) * vector
+                target.store(to, value)
 
     with b.serial(depth // size, "v") as i:
         steps(b.let(i * size, "at"))
     if depth % size:  # once more what is there, up to the end
         steps(depth - size)
+
+
+def _size(product: Product) -> int:
+    """Elements of a row that are loaded at once: a vector."""
+    return product.mac.k * max(product.mac.by_lane, product.together)
 
 
 def _transposed(b: Builder, rows: Sequence[Value], k: int) -> list[Value]:
