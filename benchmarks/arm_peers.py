@@ -1,4 +1,4 @@
-"""Models -> executed instructions an inference beside onnxruntime's build for ARM, one thread, on
+"""Models -> executed instructions an inference beside other engines' builds for ARM, one thread, on
 processors that qemu emulates.
 
     tests/runtime/arm64_python.sh ROOT        # a CPython for 64-bit ARM with numpy
@@ -7,8 +7,9 @@ processors that qemu emulates.
     python -m zipfile -e ROOT/onnxruntime-*.whl ROOT/site
     python -m benchmarks.arm_peers ROOT mobilenetv2.onnx resnet50 --cpu cortex-a76
 
-A model is a file, or a network of benchmarks/networks.py. Both get the same random inputs and
-calibration data; onnxruntime's int8 is its own static quantization here (QDQ, weights per channel).
+A model is a file, or a network of benchmarks/networks.py. All get the same random inputs and
+calibration data. `--engine onnxruntime mnn ncnn` asks for others, whose packages go to ROOT/site
+alike; benchmarks/arm_makers.py says how they get a model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,8 @@ import onnx
 
 from benchmarks.accuracy import recent
 from benchmarks.arm_instructions import TARGETS, count, plugin
-from benchmarks.engines import Job, Settings
-from benchmarks.engines.ort import static_int8
+from benchmarks.arm_makers import MAKERS, Maker
+from benchmarks.engines import Unavailable
 from benchmarks.networks import NETWORKS
 from benchmarks.subjects import Subject, prepare
 from qcompiler.driver import compile
@@ -36,38 +38,30 @@ from tests.board import emulator
 
 SAMPLES = 2
 """To calibrate with."""
-PEER = """
-import sys, numpy as np, onnxruntime as ort
-options = ort.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-feed = dict(np.load(sys.argv[2]))
-for _ in range(int(sys.argv[3])):
-    session.run(None, feed)
-"""
 
 
 @dataclass(frozen=True)
-class Peer:
+class Emulated:
     """The folder of an interpreter for ARM, and the plugin that counts."""
 
     root: Path
     plugin: str
 
-    def count(self, model: Path, feed: Path, cpu: str, runs: int) -> float:
+    def count(
+        self, maker: Maker, model: Path, feed: Path, cpu: str, runs: int, precision: str
+    ) -> float:
         """Instructions of one run: of so many more than one, divided."""
-        (feed.parent / "peer.py").write_text(PEER)
+        program = feed.parent / "peer.py"
+        program.write_text(maker.program)
         found = []
         for n in (1, runs):
-            words = (feed.parent / "peer.py", model, feed, n)
+            words = (program, model, feed, n, precision)
             done = subprocess.run(
                 [*self._command(cpu), *map(str, words)], capture_output=True, text=True, check=False
             )
             match = re.search(r"instructions (\d+)", done.stderr)
             if done.returncode or not match:
-                raise RuntimeError(
-                    f"onnxruntime ended with {done.returncode}: {done.stderr[-500:]}"
-                )
+                raise Unavailable(f"it ended with {done.returncode}: {done.stderr[-500:]}")
             found.append(int(match[1]))
         return (found[1] - found[0]) / (runs - 1)
 
@@ -88,31 +82,33 @@ def ours(subject: Subject, cpu: str, precision: str, made: str) -> float:
     return count(compile(str(subject.model), options, Watch()), samples[0], cpu, made)
 
 
-def theirs(peer: Peer, subject: Subject, cpu: str, precision: str, runs: int) -> float:
-    """The same of onnxruntime."""
-    folder = subject.folder / precision
-    folder.mkdir(exist_ok=True)
-    np.savez(folder / "feed.npz", **subject.samples()[0])  # type: ignore[arg-type]
-    model = subject.model
-    if precision == "int8":
-        model = folder / "int8.onnx"
-        if not model.exists():
-            static_int8(Job(subject, folder, Settings(1)))
-    return peer.count(model, folder / "feed.npz", cpu, runs)
+def theirs(
+    emulated: Emulated, name: str, subject: Subject, cpu: str, precision: str, a: argparse.Namespace
+) -> float:
+    """The same of another engine; raises Unavailable."""
+    maker, folder = MAKERS[name], subject.folder / name / precision
+    folder.mkdir(parents=True, exist_ok=True)
+    feed = folder / "feed.npz"
+    np.savez(feed, **subject.samples()[0])  # type: ignore[arg-type]
+    model = maker.convert(subject, folder, precision, a.tools)
+    return emulated.count(maker, model, feed, cpu, a.runs, precision)
 
 
-def rows(peer: Peer, subject: Subject, a: argparse.Namespace) -> None:
-    """Print a row of the table for each processor and precision."""
+def rows(emulated: Emulated, subject: Subject, a: argparse.Namespace) -> None:
+    """Print a row of the table for each processor and precision: millions, and behind others' the
+    share of them that ours are.
+    """
     for cpu in a.cpu:
         for precision in a.precision:
-            mine = ours(subject, cpu, precision, peer.plugin) / 1e6
-            try:
-                its = theirs(peer, subject, cpu, precision, a.runs) / 1e6
-                end = f"{its:.1f} | {mine / its:.2f}"
-            except RuntimeError as e:
-                end = f"{' '.join(str(e).split())} | "
-            name = subject.name
-            print(f"| {name} | `{cpu}` | {precision} | {mine:.1f} | {end} |", flush=True)
+            mine = ours(subject, cpu, precision, emulated.plugin) / 1e6
+            cells = [subject.name, f"`{cpu}`", precision, f"{mine:.1f}"]
+            for name in a.engine:
+                try:
+                    its = theirs(emulated, name, subject, cpu, precision, a) / 1e6
+                    cells.append(f"{its:.1f} ({mine / its:.2f})")
+                except Unavailable as e:
+                    cells.append(" ".join(str(e).split()))
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def subject_of(name: str, folder: Path, sizes: Mapping[str, int]) -> Subject:
@@ -129,14 +125,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--cpu", nargs="+", default=["cortex-a72", "cortex-a76", "max"])
     parser.add_argument("--precision", nargs="+", default=["float32", "int8"])
     parser.add_argument("--size", action="append", default=[], help="SYMBOL=NUMBER")
-    parser.add_argument("--runs", type=int, default=3, help="of onnxruntime, less the first")
+    parser.add_argument("--engine", nargs="+", default=["onnxruntime"], choices=MAKERS)
+    parser.add_argument("--tools", type=Path, default=Path(sys.prefix), help="what converts models")
+    parser.add_argument("--runs", type=int, default=3, help="of other engines, less the first")
     a = parser.parse_args(words)
     sizes = {name: int(number) for name, _, number in (s.partition("=") for s in a.size)}
-    print("| network | processor | precision | qcompiler | onnxruntime | ratio |")
-    print("|---|---|---|---:|---:|---:|")
+    print(f"| network | processor | precision | qcompiler | {' | '.join(a.engine)} |")
+    print(f"|---|---|---|---:|{'---:|' * len(a.engine)}")
     with plugin() as made, tempfile.TemporaryDirectory() as folder:
         for name in a.model:
-            rows(Peer(a.root, made), subject_of(name, Path(folder), sizes), a)
+            rows(Emulated(a.root, made), subject_of(name, Path(folder), sizes), a)
 
 
 if __name__ == "__main__":
