@@ -4,8 +4,8 @@ run.
     height = 32..512:   (height - 1) / 2  ->  quotient,   Max(height - 5, 0)  ->  height - 5
 
 Type rules and `known_sizes` know that sizes are positive, and nothing more. The ranges that a user
-gives say which of two sizes is the larger, and that what is divided is not below 0, where ONNX
-would round it up.
+gives say which of two sizes is the larger, whether a Slice ends inside, and that what is divided is
+not below 0, where ONNX would round it up.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from qcompiler.artifact.sizes import Size
 from qcompiler.ir import MAX_ELEMENTS, Dim, Node, constant
 from qcompiler.ops import make
 from qcompiler.ops.known_sizes import Sizes, known_sizes
+from qcompiler.ops.shapes import axes_of, known_ints
 
 Ranges = Mapping[str, tuple[int, int]]
 """Symbols in types, and the least and the largest number of each."""
+_TO_THE_END = int(np.iinfo(np.int64).max)
 
 
 def by_ranges(node: Node, ranges: Ranges) -> Node:
     """A node -> one of the same values in all runs, whose sizes are known; itself where they are
     already, or cannot be.
     """
+    if node.op == "Slice" and ranges:
+        return _sliced(node, ranges)
     rule = _RULES.get(node.op) if ranges else None
     if rule is None or known_sizes(node) is not None:
         return node
@@ -64,6 +68,33 @@ def _difference(a: Sizes, b: Sizes, ranges: Ranges) -> tuple[int, int] | None:
     less = np.empty(a.size, object)
     less[:] = [Size.of(x) - y for x, y in zip(a.ravel(), b.ravel(), strict=True)]
     return _bounds(less, ranges)
+
+
+def _sliced(node: Node, ranges: Ranges) -> Node:
+    """A Slice whose end is a number, as [:512] of a length: to the end where no run has more, and
+    so many elements where all runs have as many.
+    """
+    x, *given = (*node.inputs, None, None)[:5]
+    if x is None or any(i is not None and known_ints(i) is None for i in given):
+        return node
+    starts, ends, axes, steps = map(known_ints, given)
+    assert starts is not None
+    assert ends is not None
+    over = axes_of(range(len(starts)) if axes is None else axes, x.type.rank)
+    made, left = x, []
+    for start, end, axis, step in zip(starts, ends, over, steps or (1,) * len(over), strict=True):
+        size, more = x.shape[axis], None
+        if isinstance(size, str) and step == 1 and 0 <= start < end:
+            more = _bound(Size.of(size) - end, ranges)
+        if more is not None and more[0] >= 0:
+            made = make("Gather", made, constant(np.arange(start, end)), axis=axis, name=node.name)
+        else:
+            to_end = more is not None and more[1] <= 0
+            left.append((start, _TO_THE_END if to_end else end, axis, step))
+    if made is x and [cut[1] for cut in left] == [*ends]:
+        return node
+    cuts = (constant(np.array(numbers, np.int64)) for numbers in zip(*left, strict=True))
+    return make("Slice", made, *cuts, name=node.name) if left else made
 
 
 Bounds = tuple[int, int] | None

@@ -66,6 +66,30 @@ def test_what_differs_between_the_sizes_of_a_range_is_refused(name: str) -> None
         opened(model_of(text(made)), ranges)
 
 
+def cut(ends: str) -> str:
+    """A model that reads a part of two open sizes, up to constant ends."""
+    return f"""g (float[n,m,3] x) => (float[a,b,3] y) {{
+        low = Constant<value_ints=[1,0]>() ends = Constant<value_ints=[{ends}]>()
+        axes = Constant<value_ints=[1,0]>() y = Slice(x, low, ends, axes) }}"""
+
+
+@pytest.mark.parametrize("ends", ["40,30", "25,19", "25,30", "40,19"])
+def test_a_part_that_is_longer_or_shorter_than_all_sizes_is_read(ends: str) -> None:
+    check(cut(ends), {"n": (19, 22), "m": (25, 27)})
+
+
+def test_a_part_without_axes_is_read() -> None:
+    made = """g (float[n,m] x) => (float[n,b] y) { low = Constant<value_ints=[0,0]>()
+        ends = Constant<value_ints=[30,20]>() one = Constant<value_ints=[1,1]>()
+        y = Slice(x, low, ends, , one) }"""
+    check(made, {"n": (19, 22), "m": (25, 27)})
+
+
+def test_a_part_that_is_longer_than_some_sizes_is_refused() -> None:
+    with pytest.raises(Error, match="depends on data"):
+        opened(model_of(cut("40,20")), {"n": (19, 22), "m": (25, 27)})
+
+
 BAGS = """one = Constant<value_ints=[1]>() zero = Constant<value_ints=[0]>()
     most = Constant<value_ints=[9223372036854775807]>() ends = Slice(of, one, most, zero)
     sh = Shape(ends) i0 = Constant<value_int=0>() bags = Gather(sh, i0)
