@@ -31,6 +31,7 @@ LOOP_INSTRUCTIONS = 3.0  # of an iteration over k
 TILE_CYCLES = 20.0  # of the reference: begin a tile
 JOIN_INSTRUCTIONS = 7.0  # widen a vector of short sums, scale and add it to two others
 ZIP_INSTRUCTIONS = {1: 1.0, 2: 1.75}  # copy a row's left operand of a step, of so many parts
+SHORT_COPY = 2.0  # times as many, as counted, of bytes by lane: loops and addresses weigh more
 TAP_CYCLES = 10.0  # of the reference: begin a tap
 BUSY_CYCLES = 6.0  # of the reference: of a step beside which one more instruction or two are free
 
@@ -220,7 +221,10 @@ def _cycles(problem: Problem, product: Product, device: Cpu, tiling: Tiling, til
         block += 2 * lines / core.bytes_per_cycle[max(1, level(device, lines))]
     if product.zipped:
         copies = left / product.zipped_vector * product.together * 8 / tir.bits(product.left)
-        block += copies * ZIP_INSTRUCTIONS[product.parts] / core.issue_per_cycle
+        each = ZIP_INSTRUCTIONS[product.parts]
+        if product.mac.rows == 1 and product.mac.k > 1 and product.parts == 1:
+            each *= SHORT_COPY
+        block += copies * each / core.issue_per_cycle
     return block * my_blocks
 
 
