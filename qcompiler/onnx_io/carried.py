@@ -293,14 +293,25 @@ def _slice(call: Call, bounds: Bounds) -> Node:
             raise bounds.refusal(call)
         dims[axis] = _cut(s, bounds, dims[axis], start, end)
         limits.append(expressions.settled(Size.of(bounds.most(dims[axis])) + start))
+        x = _as_long(s, x, axis, limits[-1])
     cut = call.but(inputs=(x, call.input(1), s.ints(limits), *call.inputs[3:]))
     made = bounds.typed(cut, cut.inputs)
     touched = [a for a in range(x.type.rank) if bounds.varies(dims[a])]
     true = [dims[a] if a in touched else d for a, d in enumerate(made.shape)]
     if any(bounds.most(d) != room for d, room in zip(true, made.shape, strict=True)):
         raise bounds.refusal(call)
-    twin = bounds.typed(call, [bounds.twin(x), *call.inputs[1:]]) if not touched else None
+    own = [bounds.twin(call.need(0)), *call.inputs[1:]]
+    twin = bounds.typed(call, own) if not touched else None
     return bounds.put_sizes(made, true) if twin is None else bounds.twinned(call, made, twin)
+
+
+def _as_long(s: Settling, x: Node, axis: int, least: Dim) -> Node:
+    """A value whose memory is at least so long along an axis: where it is open, zeros follow."""
+    if not isinstance(least, int) or isinstance(x.shape[axis], int):
+        return x
+    shape = [least if a == axis else d for a, d in enumerate(x.shape)]
+    none = constant(np.zeros((1,) * x.type.rank, numpy_dtype(x.dtype)))
+    return s.node("Concat", x, s.node("Expand", none, s.ints(shape)), axis=axis)
 
 
 def _cut(s: Settling, bounds: Bounds, size: Dim, start: int, end: Dim) -> Dim:

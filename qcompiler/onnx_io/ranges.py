@@ -120,6 +120,13 @@ def _larger(sign: int) -> Rule:
     return rule
 
 
+def _equal(node: Node, each: list[Bounds], less: Bounds) -> Node:
+    """Equal in no run, or in all."""
+    if less is None or less[0] <= 0 <= less[1] != less[0]:
+        return node
+    return constant(np.full(node.type.dims, less == (0, 0)), node.name)
+
+
 def _compared(holds: Callable[[int], bool]) -> Rule:
     """A comparison that comes out the same for the least and the largest difference, and so for all
     between.
@@ -137,6 +144,7 @@ _RULES: Mapping[str, Rule] = {
     "Div": _div,
     "Max": _larger(1),
     "Min": _larger(-1),
+    "Equal": _equal,
     "Less": _compared(lambda d: d < 0),
     "LessOrEqual": _compared(lambda d: d <= 0),
     "Greater": _compared(lambda d: d > 0),

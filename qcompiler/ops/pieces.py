@@ -160,8 +160,9 @@ def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
         end = size
     elif isinstance(end, int) and end < 0:
         end = settled(Size.of(size) + end)
-    elif isinstance(end, int) and not (isinstance(size, str) and end <= FEW):
-        return fresh()
+    elif isinstance(end, int) and not never_below_0(Size.of(size) - end):
+        if not isinstance(size, str) or end > FEW:
+            return fresh()
     if isinstance(start, int) and start < 0:
         start = settled(Size.of(size) + start)
     if never_below_0(Size.of(end) - size):

@@ -61,6 +61,21 @@ CASES: dict[str, tuple[str, Ranges]] = {
         w = NonMaxSuppression(boxes, scores) }""",
         {"i": (1, 3), "c": (1, 3), "n": (1, 11)},
     ),
+    **{
+        f"boxes, if there are any, at most 20 of {most}": (
+            """g (float[1,n,4] boxes, float[1,1,n] scores) => (int64[k] y, float[k,4] b) {
+            sh = Shape(boxes) count = ReduceProd<keepdims=0>(sh) nil = Constant<value_int=0>()
+            none = Equal(count, nil) k = If (none) <then_branch = t () => (int64[m] e) {
+                e = Constant<value = int64[0] {}>() }, else_branch = f () => (int64[m] e) {
+                many = Constant<value_ints=[9223372036854775807]>()
+                half = Constant<value_floats=[0.9]>() two = Constant<value_int=2>()
+                s = NonMaxSuppression(boxes, scores, many, half) e = Gather<axis=1>(s, two) }>
+            first = Constant<value_ints=[0]>() last = Constant<value_ints=[20]>()
+            y = Slice(k, first, last) flat = Squeeze(boxes, first) b = Gather(flat, y) }""",
+            {"n": (1, most)},
+        )
+        for most in (9, 20, 26)
+    },
     "boxes, so many as a run says": (
         """g (float[1,n,4] boxes, float[1,2,n] scores, int64[1] most) => (int64[k,3] y) {
         y = NonMaxSuppression(boxes, scores, most) }""",

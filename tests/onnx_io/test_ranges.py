@@ -37,6 +37,16 @@ KNOWN: dict[str, tuple[str, Ranges]] = {
         {"w": (4, 8)},
     ),
     "a power": ("a = Constant<value_int=2>() n = Pow(w, a)", {"w": (1, 4)}),
+    "an equality": (
+        """a = Constant<value_int=4>() q = Div(w, a) nil = Constant<value_int=0>()
+        e = Equal(q, nil) d = Mul(w, a) n = Where(e, d, w)""",
+        {"w": (4, 8)},
+    ),
+    "an equality of what is always none": (
+        """a = Constant<value_int=9>() q = Div(w, a) nil = Constant<value_int=0>()
+        e = Equal(q, nil) d = Mul(w, a) n = Where(e, d, w)""",
+        {"w": (4, 8)},
+    ),
 }
 
 
@@ -51,6 +61,7 @@ BEYOND: dict[str, tuple[str, Ranges]] = {
     "the larger": (KNOWN["the larger"][0], {"w": (2, 9)}),
     "the smaller": (KNOWN["the smaller"][0], {"w": (2, 10)}),
     "a comparison": (KNOWN["a comparison"][0], {"w": (3, 8)}),
+    "an equality": (KNOWN["an equality"][0], {"w": (3, 8)}),
     "what may be none": (
         """a = Constant<value_int=1>() b = Constant<value_int=2>() c = Sub(w, a) d = Div(c, b)
         n = Add(d, a)""",
