@@ -160,9 +160,8 @@ def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
         end = size
     elif isinstance(end, int) and end < 0:
         end = settled(Size.of(size) + end)
-    elif isinstance(end, int) and not never_below_0(Size.of(size) - end):
-        if not isinstance(size, str) or end > FEW:
-            return fresh()
+    elif isinstance(end, int) and not (isinstance(size, str) and _inside(end, size)):
+        return fresh()
     if isinstance(start, int) and start < 0:
         start = settled(Size.of(size) + start)
     if never_below_0(Size.of(end) - size):
@@ -170,6 +169,11 @@ def _count(size: Dim, start: Dim, end: Dim, step: int) -> Dim:
     elif isinstance(size, str) and isinstance(end, str) and not never_below_0(Size.of(size) - end):
         note_least(end, size)  # no range of one of them tells whether it ends inside
     return settled((Size.of(end) - start + (step - 1)) // step)
+
+
+def _inside(end: int, size: Dim) -> bool:
+    """Is an end taken to lie inside an open size? For certain, or as it is near."""
+    return end <= FEW or never_below_0(Size.of(size) - end)
 
 
 FEW = 16
