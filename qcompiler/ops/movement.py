@@ -136,7 +136,8 @@ def reshape(node: Node, x: Numbers, target: Numbers) -> Numbers:
 @typed(reshape)
 def _(node: Node) -> Type:
     x, target = node.operands
-    return Type(x.dtype, reshaped(x.shape, target_dims(target), bool(node.int("allowzero"))))
+    sizes = tuple(fresh() if d is None else d for d in target_dims(target))
+    return Type(x.dtype, reshaped(x.shape, sizes, bool(node.int("allowzero"))))
 
 
 @operator("Flatten", axis=1)
@@ -222,10 +223,14 @@ def expand(node: Node, x: Numbers, target: Numbers) -> Numbers:
 @typed(expand)
 def _(node: Node) -> Type:
     x, target = node.operands
-    known = target_dims(target)
-    if min((d for d in known if isinstance(d, int)), default=0) < 0:
-        raise Error(f"cannot expand to {list(known)}")
-    return Type(x.dtype, broadcast(x.shape, known))
+    sizes = target_dims(target)
+    if min((d for d in sizes if isinstance(d, int)), default=0) < 0:
+        raise Error(f"cannot expand to {list(sizes)}")
+    dims = list(broadcast(x.shape, tuple(1 if d is None else d for d in sizes)))
+    for i, size in enumerate(reversed(sizes), 1):
+        if size is None:  # a run may say a size that does not fit, or a larger one
+            dims[-i] = fresh()
+    return Type(x.dtype, tuple(dims))
 
 
 @operator("Tile")

@@ -16,7 +16,6 @@ from qcompiler.ir import Dim, Node, Type
 from qcompiler.ops.equal import note, ranges
 from qcompiler.ops.evaluate import known_value
 from qcompiler.ops.known_sizes import known_sizes
-from qcompiler.ops.registry import fresh
 
 MOST = 1 << 16
 """Most dimensions, or pieces of a value, that a vector may describe."""
@@ -54,17 +53,16 @@ def known_dims(node: Node) -> tuple[Dim, ...] | None:
     return None if sizes is None else tuple(sizes.ravel().tolist())
 
 
-def target_dims(node: Node) -> tuple[Dim, ...]:
-    """The sizes in a vector that says a shape; new symbols for those that are not known."""
+def target_dims(node: Node) -> tuple[Dim | None, ...]:
+    """The sizes in a vector that says a shape; None for those that are not known."""
     known = known_dims(node)
     if known is not None:
         return known
-    count = count_of(node)
     parts = [known_dims(i) for i in node.operands] if node.op == "Concat" else []
     if not any(parts):
-        return tuple(fresh() for _ in range(count))
+        return (None,) * count_of(node)
     sizes = zip(parts, node.operands, strict=True)
-    return tuple(d for p, i in sizes for d in (p or tuple(fresh() for _ in range(count_of(i)))))
+    return tuple(d for p, i in sizes for d in (p or (None,) * count_of(i)))
 
 
 def count_of(node: Node) -> int:
