@@ -18,9 +18,10 @@ settings.load_profile("repeatable")
 
 
 LONGEST = "test_everything_that_is_shown_runs"
-SLOW_SHARE = 3
-"""One of so many tests of kernels that take an instruction set is a slow one: whatever is tested is
-tested on most instruction sets in every run, and on all of them by CI.
+SLOW_SHARE = 2
+SHARED = ("tests/kernels/", "tests/emit/", "tests/export/", "tests/differential/")
+"""Of the cases of tests in these folders one of so many is a slow one: whatever is tested is tested
+on some instruction sets, dtypes and machines in every run, and on all of them by CI.
 """
 
 
@@ -71,7 +72,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     items.sort(key=lambda item: LONGEST not in item.nodeid)
     if not (asked := config.getoption("--share")):
-        if not config.getoption("--board"):
+        if not config.getoption("--board") and not config.getoption("--cases"):
             mark_a_share_slow(items)
         return
     number, of = map(int, asked.split("/"))
@@ -119,8 +120,8 @@ def instruction_set(item: pytest.Item) -> str:
 
 
 def mark_a_share_slow(items: list[pytest.Item]) -> None:
-    """By their names, which differ by the instruction set."""
+    """By their names, which differ by the case."""
     for item in items:
-        ours = item.nodeid.startswith(("tests/kernels/", "tests/emit/"))
-        if ours and instruction_set(item) and crc32(item.nodeid.encode()) % SLOW_SHARE == 0:
+        mine = item.nodeid.startswith(SHARED) and hasattr(item, "callspec")
+        if mine and crc32(item.nodeid.encode()) % SLOW_SHARE == 0:
             item.add_marker(pytest.mark.slow)
