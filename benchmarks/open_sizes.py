@@ -4,8 +4,9 @@ whose kernels are made, or memory laid out, when a size is first seen.
     python -m benchmarks.open_sizes minilm.onnx --dim N=1..8 --dim S=1..256 --run N=1,S=17 N=8,S=128
 
 Float32. Every engine runs each size once, which is the first call of that size; then all engines
-take turns, size by size. One thread, in one process: threads of several engines would take the
-cores from each other. Run it where nothing else runs.
+take turns, size by size; with `--alone` also an artifact of ours for that size alone. One thread,
+in one process: threads of several engines would take the cores from each other. Run it where
+nothing else runs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from benchmarks.subjects import Feed, draw
 
 ROUNDS, ROUND_SECONDS = 15, 0.03
 SETTINGS = Settings(threads=1)
+OURS, ALONE = "qcompiler", "that size alone"
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,20 @@ def feed_of(model: onnx.ModelProto, sizes: Mapping[str, int]) -> Feed:
     return {v.name: np.ascontiguousarray(draw(sized, v, random)[0]) for v in inputs}
 
 
-def measured(engines: Mapping[str, Run], feeds: Sequence[Feed]) -> list[dict[str, Timed]]:
-    """Every size by every engine."""
-    firsts = [{name: _seconds(run, feed) for name, run in engines.items()} for feed in feeds]
+def measured(
+    engines: Mapping[str, Run], feeds: Sequence[Feed], alone: Sequence[Run]
+) -> list[dict[str, Timed]]:
+    """Every size by every engine, and by what was made for it alone, if anything was."""
+    each = [{**engines, **({ALONE: alone[i]} if alone else {})} for i in range(len(feeds))]
+    firsts = [
+        {name: _seconds(run, feed) for name, run in own.items()}
+        for feed, own in zip(feeds, each, strict=True)
+    ]
     found = []
-    for feed, first in zip(feeds, firsts, strict=True):
-        taken: dict[str, list[float]] = {name: [] for name in engines}
+    for feed, first, own in zip(feeds, firsts, each, strict=True):
+        taken: dict[str, list[float]] = {name: [] for name in own}
         for _ in range(ROUNDS):
-            for name, run in engines.items():
+            for name, run in own.items():
                 _seconds(run, feed)  # the caches hold what another engine left there
                 times = [_seconds(run, feed)]
                 while sum(times) < ROUND_SECONDS:
@@ -77,19 +85,24 @@ def _seconds(run: Run, feed: Feed) -> float:
     return time.perf_counter() - begin
 
 
-def table(runs: Sequence[str], found: Sequence[Mapping[str, Timed]], ours_first: str) -> str:
-    """Milliseconds, and how much faster ours is than the faster of the others."""
+def table(runs: Sequence[str], found: Sequence[Mapping[str, Timed]]) -> str:
+    """Milliseconds, how much faster ours is than the faster peer, and its time by that of what was
+    made for the size alone.
+    """
     names = list(found[0])
-    lines = ["| sizes | " + " | ".join(f"{n}, first" for n in names) + " | times the faster peer |"]
-    lines.append("|---|" + "---:|" * (len(names) + 1))
-    ratios = []
+    more = ["times the faster peer", *(["by that size alone"] if ALONE in names else [])]
+    lines = ["| sizes | " + " | ".join([*(f"{n}, first" for n in names), *more]) + " |"]
+    lines.append("|---|" + "---:|" * (len(names) + len(more)))
+    columns: list[list[float]] = []
     for text, row in zip(runs, found, strict=True):
         cells = [f"{t.later * 1e3:.3g}, {t.first * 1e3:.3g}" for t in row.values()]
-        ratios.append(
-            min(t.later for n, t in row.items() if n != ours_first) / row[ours_first].later
-        )
-        lines.append(f"| {text} | {' | '.join(cells)} | {ratios[-1]:.2f} |")
-    return "\n".join([*lines, f"geometric mean {geometric_mean(ratios):.2f}", ""])
+        ours = row[OURS].later
+        ratios = [min(t.later for n, t in row.items() if n not in (OURS, ALONE)) / ours]
+        ratios += [ours / row[ALONE].later] if ALONE in row else []
+        columns.append(ratios)
+        lines.append(f"| {text} | {' | '.join([*cells, *(f'{r:.2f}' for r in ratios)])} |")
+    means = (f"{geometric_mean(c):.3f}" for c in zip(*columns, strict=True))
+    return "\n".join([*lines, f"geometric means {', '.join(means)}", ""])
 
 
 def main() -> None:
@@ -99,6 +112,7 @@ def main() -> None:
     parser.add_argument("--dim", action="append", default=[], help="NAME=LO..HI, as of compile")
     parser.add_argument("--opt-dim", action="append", default=[], help="NAME=N, as of compile")
     parser.add_argument("--run", nargs="+", required=True, help="NAME=N,NAME=N: the sizes of a run")
+    parser.add_argument("--alone", action="store_true", help="compile each size alone, too")
     a = parser.parse_args()
     model = onnx.load(a.model)
     feeds = [feed_of(model, {k: int(v) for k, v in _pairs(text.split(","))}) for text in a.run]
@@ -107,11 +121,17 @@ def main() -> None:
         best = {k: int(v) for k, v in _pairs(a.opt_dim)}
         qcompiler.compile(a.model, dims=dict(_pairs(a.dim)), opt_dims=best, threads=1).save(made)
         engines = {
-            "qcompiler": ours.load(made, SETTINGS),
+            OURS: ours.load(made, SETTINGS),
             "onnxruntime": ort.load(a.model, SETTINGS),
             "OpenVINO": openvino.loader("f32")(a.model, SETTINGS),
         }
-        sys.stdout.write(table(a.run, measured(engines, feeds), "qcompiler"))
+        alone: list[Run] = []
+        for i, feed in enumerate(feeds if a.alone else ()):
+            shapes = {name: array.shape for name, array in feed.items()}
+            one = Path(folder) / f"alone{i}.qc"
+            qcompiler.compile(a.model, input_shapes=shapes, threads=1).save(one)
+            alone.append(ours.load(one, SETTINGS))
+        sys.stdout.write(table(a.run, measured(engines, feeds, alone)))
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
