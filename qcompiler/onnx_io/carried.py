@@ -207,20 +207,13 @@ def _top_k(call: Call, bounds: Bounds) -> Result:
     dims[axis] = number
     room = x.shape[axis]
     if isinstance(room, str) and not bounds.reaches(room, most):  # it may be more than there are
-        rest = s.node(
-            "Expand", _filled(x, fill), [most if a == axis else d for a, d in enumerate(x.shape)]
-        )
-        made = bounds.typed(call, [s.node("Concat", own, rest, axis=axis), s.ints([most])])
+        made = bounds.typed(call, [followed(s, own, axis, most, fill), s.ints([most])])
         values, places = (make("item", made, index=i, name=call.name) for i in (0, 1))
         inside = s.node("Min", places, expressions.settled(Size.of(room) - 1))
         return bounds.put_sizes(values, dims), bounds.put_sizes(inside, dims)
     made = bounds.typed(call, [own, s.ints([most])])
     twin = Node("TopK", (), {}, tuple(Type(t.dtype, tuple(dims)) for t in made.types), call.name)
     return bounds.twinned(call, made, twin)
-
-
-def _filled(x: Node, value: Any) -> Node:
-    return constant(np.asarray(value).astype(numpy_dtype(x.dtype)))
 
 
 _FILLS: dict[str, float] = dict.fromkeys(("Sum", "L1", "L2", "SumSquare", "LogSum", "Mean"), 0.0)
@@ -309,9 +302,14 @@ def _as_long(s: Settling, x: Node, axis: int, least: Dim) -> Node:
     """A value whose memory is at least so long along an axis: where it is open, zeros follow."""
     if not isinstance(least, int) or isinstance(x.shape[axis], int):
         return x
-    shape = [least if a == axis else d for a, d in enumerate(x.shape)]
-    none = constant(np.zeros((1,) * x.type.rank, numpy_dtype(x.dtype)))
-    return s.node("Concat", x, s.node("Expand", none, s.ints(shape)), axis=axis)
+    return followed(s, x, axis, least, 0)
+
+
+def followed(s: Settling, x: Node, axis: int, count: Dim, fill: Any) -> Node:
+    """A value with so many more along an axis behind it, all one number."""
+    shape = [count if a == axis else d for a, d in enumerate(x.shape)]
+    one = constant(np.asarray(fill).astype(numpy_dtype(x.dtype)))
+    return s.node("Concat", x, s.node("Expand", one, shape), axis=axis)
 
 
 def _cut(s: Settling, bounds: Bounds, size: Dim, start: int, end: Dim) -> Dim:

@@ -12,7 +12,7 @@ import numpy as np
 from qcompiler.ir import Dim, Node, constant, numpy_dtype
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, Result, axis_of
-from qcompiler.onnx_io.carried import carries
+from qcompiler.onnx_io.carried import carries, followed
 from qcompiler.onnx_io.settle import plain
 from qcompiler.ops import known_value
 
@@ -102,10 +102,7 @@ def _scatter_elements(call: Call, bounds: Bounds) -> Node:
         raise bounds.refusal(call)
     if not bounds.counted(places):
         return bounds.put_sizes(bounds.typed(call, [x, places, updates]), bounds.twin(x).shape)
-    size, shape = x.shape[axis], list(x.shape)
-    shape[axis] = 1
-    more = s.node("Expand", constant(np.zeros(1, numpy_dtype(x.dtype))), shape)
-    wide = s.node("Concat", x, more, axis=axis)
+    size, wide = x.shape[axis], followed(s, x, axis, 1, 0)
     if not not_negative(places):
         zero = constant(np.zeros(1, numpy_dtype(places.dtype)))
         step = s.node("Cast", s.ints([size]), to=places.dtype)
@@ -134,9 +131,8 @@ def _scatter_nd(call: Call, bounds: Bounds) -> Node:
         return bounds.put_sizes(bounds.typed(call, call.inputs), bounds.twin(x).shape)
     if not not_negative(places) or places.type.rank - 1 in open_:
         raise bounds.refusal(call)
-    more = s.node("Expand", constant(np.zeros(1, numpy_dtype(x.dtype))), [1, *x.shape[1:]])
     to = bounds.masked(s, places, range(places.type.rank), size)
-    made = s.node("ScatterND", s.node("Concat", x, more, axis=0), to, updates, **call.attrs)
+    made = s.node("ScatterND", followed(s, x, 0, 1, 0), to, updates, **call.attrs)
     return bounds.put_sizes(s.node("Slice", made, [0], [size], [0]), bounds.twin(x).shape)
 
 

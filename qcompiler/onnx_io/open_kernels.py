@@ -68,10 +68,10 @@ def _convolved_quantized(call: Call) -> Node:
     behind = w.type.rank - 1
     sums = _sums(s, _centred(s, x, x_zero, 0), _centred(s, w, w_zero, behind))
     sums = _biased(s, sums, call.input(8), "int32")
-    scale = s.node("Div", s.node("Mul", _scalar(s, x_scale), w_scale), _scalar(s, y_scale))
+    scale = s.node("Div", s.node("Mul", s.scalar(x_scale), w_scale), s.scalar(y_scale))
     scaled = s.node("Mul", _cast(s, sums, "float32"), _column(s, scale, behind - 1))
     one = constant(np.ones((), np.float32))
-    return s.node("QuantizeLinear", scaled, one, _scalar(s, y_zero))
+    return s.node("QuantizeLinear", scaled, one, s.scalar(y_zero))
 
 
 def _transposed(call: Call) -> Node:
@@ -90,9 +90,9 @@ def _transposed(call: Call) -> Node:
         f"cm{taps}",
         f"m{_woven(pixels, taps)}",
     )
-    sizes = [_size(s, x, 2 + i) for i in range(rank)]
-    kernel = [_size(s, w, 2 + i) for i in range(rank)]
-    shape = [_size(s, made, 0), _size(s, made, 1)]
+    sizes = [s.length(x, 2 + i) for i in range(rank)]
+    kernel = [s.length(w, 2 + i) for i in range(rank)]
+    shape = [s.length(made, 0), s.length(made, 1)]
     shape += [s.node("Mul", n, k) for n, k in zip(sizes, kernel, strict=True)]
     made = s.node("Reshape", made, s.node("Concat", *shape, axis=0))
     sides = [_spread(s, i, n, k) for i, (n, k) in enumerate(zip(sizes, kernel, strict=True))]
@@ -136,7 +136,7 @@ def _sums(s: Settling, x: Node, w: Node) -> Node:
     rank, group = x.type.rank - 2, s.call.number("group")
     check_channels(x.shape[1], w.shape[1], w.shape[0], group)
     outputs, taps = _LETTERS[:rank], _LETTERS[rank : 2 * rank]
-    sides = [_seen(s, i, _size(s, x, 2 + i), _size(s, w, 2 + i)) for i in range(rank)]
+    sides = [_seen(s, i, s.length(x, 2 + i), s.length(w, 2 + i)) for i in range(rank)]
     for i, side in enumerate(sides):
         x = s.node("Gather", x, side.place, axis=2 + 2 * i)
     x = _where_inside(s, x, sides)
@@ -199,7 +199,7 @@ def _seen(s: Settling, axis: int, size: Node, taps: Node) -> _Side:
         pads = _pads(s, axis)
         begin, end = s.ints(pads[0]), s.node("Sub", s.node("Add", size, sum(pads)), more)
     zero, by = (constant(np.array(n, np.int64)) for n in (0, stride))
-    steps = s.node("Range", zero, _scalar(s, end), by)
+    steps = s.node("Range", zero, s.scalar(end), by)
     first = s.node("Unsqueeze", steps, [1])
     place = s.node("Sub", s.node("Add", first, _times(s, taps, gap)), begin)
     fits = not mode.startswith("SAME") and not any(pads)
@@ -255,10 +255,6 @@ def _between(s: Settling, place: Node, size: Node) -> Node:
     return s.node("And", s.node("GreaterOrEqual", place, 0), s.node("Less", place, size))
 
 
-def _size(s: Settling, x: Node, axis: int) -> Node:
-    return s.node("Shape", x, start=axis, end=axis + 1)
-
-
 def _times(s: Settling, taps: Node, gap: int) -> Node:
     return s.node("Mul", s.steps(taps), gap)
 
@@ -270,14 +266,10 @@ def _cast(s: Settling, x: Node, dtype: str) -> Node:
     return x if x.dtype == dtype else s.node("Cast", x, to=dtype)
 
 
-def _scalar(s: Settling, x: Node) -> Node:
-    return s.node("Reshape", x, constant(np.zeros(0, np.int64)))
-
-
 def _column(s: Settling, values: Node, behind: int) -> Node:
     """A number for all channels, or one each, in front of `behind` dimensions."""
     each = values.type.rank == 1 and values.shape[0] != 1
-    return s.node("Unsqueeze", values, list(range(1, 1 + behind))) if each else _scalar(s, values)
+    return s.node("Unsqueeze", values, list(range(1, 1 + behind))) if each else s.scalar(values)
 
 
 def _biased(s: Settling, made: Node, bias: Node | None, dtype: str) -> Node:

@@ -29,8 +29,7 @@ class _Step:
         self.rate, self.count = (self._scalar(i) for i in (0, 1))
 
     def _scalar(self, index: int) -> Node:
-        flat = self.s.node("Reshape", self.call.need(index), self.s.ints(np.zeros(0, np.int64)))  # type: ignore[arg-type]
-        return self.s.node("Cast", flat, to=self.dtype)
+        return self.s.node("Cast", self.s.scalar(self.call.need(index)), to=self.dtype)
 
     def number(self, value: float) -> Node:
         """A number of the tensors' dtype."""

@@ -285,8 +285,8 @@ def _deform_conv(call: Call) -> Result:
         shape = [n if isinstance(n, Node) else s.ints(n) for n in parts]
         return s.node("Reshape", value, s.node("Concat", *shape, axis=0))
 
-    batch, channels = (s.node("Shape", x, start=i, end=i + 1) for i in (0, 1))
-    rows, columns = (s.node("Shape", offset, start=i, end=i + 1) for i in (2, 3))
+    batch, channels = (s.length(x, i) for i in (0, 1))
+    rows, columns = (s.length(offset, i) for i in (2, 3))
     split = shaped(offset, [-1, ways, 2], rows, columns)
     sides = []
     for axis in (0, 1):
@@ -297,7 +297,7 @@ def _deform_conv(call: Call) -> Result:
         start = s.node("Add", constant(grid.reshape(ways, 1, 1)), place)
         moved = s.node("Gather", split, axis, axis=2)
         moved = s.node("Add", moved, s.node("Cast", start, to=x.dtype))
-        size = s.node("Cast", s.node("Shape", x, start=2 + axis, end=3 + axis), to=x.dtype)
+        size = s.node("Cast", s.length(x, 2 + axis), to=x.dtype)
         scale = s.node("Div", call.constant("two", 2, x.dtype), size)
         shift = s.node("Div", s.node("Sub", call.constant("one", 1, x.dtype), size), size)
         side = s.node("Add", s.node("Mul", moved, scale), shift)

@@ -185,10 +185,10 @@ def _split(call: Call, inputs: Sequence[Held], s: Settling) -> Held:
     each = s.ints(1) if sizes is None else _tensor(call, sizes)
     if not each.type.static:
         _demand_whole(s, x, axis, each)
-        return Pieces(_scalar(s, s.node("Shape", each)), None, axis, True)
+        return Pieces(s.scalar(s.node("Shape", each)), None, axis, True)
     known = known_value(each)
     if isinstance(x.shape[axis], str) and known is not None and known.tolist() == 1:
-        length = _scalar(s, s.node("Shape", x, start=axis, end=axis + 1))
+        length = s.scalar(s.length(x, axis))
         return Pieces(length, x, axis, sizes is not None or bool(call.number("keepdims")))
     whole = x.shape[axis]
     if isinstance(whole, str):
@@ -238,7 +238,7 @@ def _demand_whole(s: Settling, x: Node, axis: int, sizes: Node) -> Node:
     """Check that a tensor can be cut into pieces of these sizes, a vector; they as int64."""
     lengths = s.flat(sizes)
     total = s.node("ReduceSum", lengths, [0], keepdims=1)
-    whole = s.node("Shape", x, start=axis, end=axis + 1)
+    whole = s.length(x, axis)
     s.check(s.node("Equal", total, whole), f"its sizes do not make up {x.shape[axis]}")
     s.check(s.node("GreaterOrEqual", lengths, 0), "a size is negative")
     return lengths
@@ -249,11 +249,7 @@ def _piece(s: Settling, pieces: Pieces, x: Node, index: Node) -> Node:
     flat = s.flat(index)
     low = s.node("GreaterOrEqual", s.node("Add", flat, pieces.length), 0)
     s.check(s.node("And", low, s.node("Less", flat, pieces.length)), "no such position")
-    return s.node("Gather", x, flat if pieces.keeps else _scalar(s, flat), axis=pieces.axis)
-
-
-def _scalar(s: Settling, vector: Node) -> Node:
-    return s.node("Reshape", vector, constant(np.zeros(0, np.int64)))
+    return s.node("Gather", x, flat if pieces.keeps else s.scalar(flat), axis=pieces.axis)
 
 
 @_rule("Optional")

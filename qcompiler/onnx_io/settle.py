@@ -93,6 +93,14 @@ class Settling:
         parts = [self.size(v) for v in listed]
         return parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=0)
 
+    def length(self, x: Node, axis: int) -> Node:
+        """How long a value is along an axis, in this run: a vector of one."""
+        return self.node("Shape", x, start=axis, end=axis + 1)
+
+    def scalar(self, node: Node) -> Node:
+        """A value of one element without dimensions."""
+        return self.node("Reshape", node, constant(np.zeros(0, np.int64)))
+
     def room(self, size: Dim) -> int:
         """The largest that a size may be. Raises Open where that is not known."""
         if isinstance(size, int):
@@ -107,8 +115,8 @@ class Settling:
         if isinstance(count, int):
             return self.ints(list(range(count)))
         none = constant(np.zeros((), np.int64))
-        end = self.node("Reshape", count, constant(np.zeros(0, np.int64)))
-        return self.node("Range", none, end, constant(np.ones((), np.int64)))
+        end = self.ints(count) if isinstance(count, str) else count
+        return self.node("Range", none, self.scalar(end), constant(np.ones((), np.int64)))
 
     def vector(self, index: int) -> Node:
         """An integer operand as a vector of int64."""

@@ -134,7 +134,7 @@ def _products(s: Settling, x: Node, axis: int, length: int | None) -> Node:
     wide, parts, last = sums_of(x.dtype), x.shape[-1], x.type.rank - 1
     order = (*(a for a in range(last) if a != axis), last, axis)
     values = s.node("Transpose", s.node("Cast", x, to=wide), perm=order)  # [..., parts, positions]
-    size = s.node("Shape", x, start=axis, end=axis + 1)
+    size = s.length(x, axis)
     count = size if length is None else s.ints([length])
     if length is None and one and back:
         count = s.node("Sub", s.node("Mul", size, 2), 2)

@@ -7,7 +7,8 @@ depth_to_space         their channels as pixels
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
@@ -117,6 +118,16 @@ class _Pixels:
         moved = self.d.device.core.moved_ns(2 * region.root.type.bytes)
         self.tasks = tasks(device, moved, dims[0] * dims[1])
 
+    @contextmanager
+    def each(self, count: Value, name: str) -> Iterator[Value]:
+        """Code for each of so many pixels, or rows, which the tasks share."""
+        b = self.d.b
+        with (
+            share(b, self.tasks, count) as (first, iterations),
+            b.serial(iterations, name, first) as nth,
+        ):
+            yield nth
+
     def put(
         self,
         source: Fused,
@@ -146,11 +157,8 @@ def _joined(region: Region, device: Cpu) -> Kernel | Skip:
     if root.int("axis") % 4 != 3:
         return Skip("images joined along another dimension than their channels")
     made = _Pixels(region, device, root.operands)
-    b, total = made.d.b, prod(root.type.dims[:3])
-    with (
-        share(b, made.tasks, made.d.counted(total, total)) as (first, iterations),
-        b.serial(iterations, "pixel", first) as pixel,
-    ):
+    total = prod(root.type.dims[:3])
+    with made.each(made.d.counted(total, total), "pixel") as pixel:
         at = 0
         for source, x in zip(made.sources, root.operands, strict=True):
             made.put(source, pixel, [pixel], x.type.dims[3], (0, at))
@@ -177,10 +185,7 @@ def _picked(region: Region, device: Cpu) -> Kernel | Skip:
         )
         for n, start, step in zip((height, width), box.source[1:3], steps[1:3], strict=True)
     )
-    with (
-        share(b, made.tasks, b.hold(rows * root.type.dims[0], "rows")) as (first, iterations),
-        b.serial(iterations, "row", first) as row,
-    ):
+    with made.each(b.hold(rows * root.type.dims[0], "rows"), "row") as row:
         image, y = divided(b, row, rows)
         line = (image * steps[0] + box.source[0]) * height + y * steps[1] + box.source[1]
         start, target = b.let(line * width + box.source[2], "start"), b.let(row * columns, "target")
@@ -208,10 +213,7 @@ def repeated(region: Region, device: Cpu, taps: Mapping[int, NDArray[np.int32]])
     made = _Pixels(region, device, [x])
     b, (height, width) = made.d.b, made.d.image()
     rows = b.hold(height * (down * root.type.dims[0]), "rows")
-    with (
-        share(b, made.tasks, rows) as (first, iterations),
-        b.serial(iterations, "row", first) as row,
-    ):
+    with made.each(rows, "row") as row:
         start = b.let(divided(b, row, down)[0] * width, "start")
         target = b.let(row * width * across, "target")
         with b.serial(width, "x") as at:
@@ -233,11 +235,7 @@ def spread_channels(region: Region, device: Cpu) -> Kernel | Skip:
     made = _Pixels(region, device, root.operands)
     b, (height, width) = made.d.b, made.d.image()
     rows = b.hold(height * root.type.dims[0], "rows")
-    with (
-        share(b, made.tasks, rows) as (first, iterations),
-        b.serial(iterations, "row", first) as row,
-        b.serial(width, "x") as x,
-    ):
+    with made.each(rows, "row") as row, b.serial(width, "x") as x:
         pixel = b.let(row * width + x, "pixel")
         for at in range(down * across):
             y, beside = divmod(at, across)
