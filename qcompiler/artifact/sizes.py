@@ -92,6 +92,10 @@ class Size(str):
         """The least and the largest value that it may have, or beyond, for symbols in ranges."""
         return _bounds(self.terms, ranges)
 
+    def bounds_if_known(self, ranges: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
+        """`bounds`, or None if one of its symbols has no range."""
+        return self.bounds(ranges) if self.symbols <= ranges.keys() else None
+
 
 def settled(value: Number) -> Number:
     """A size -> its number, if it has no symbols; else the size."""

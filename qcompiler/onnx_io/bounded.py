@@ -88,8 +88,9 @@ class Bounds:
             return size
         counts = {s: self.counts[s][1] for s in Size.of(size).symbols if s in self.counts}
         numbers = {s: (1, most + 1) for s, most in counts.items() if isinstance(most, int)}
-        if Size.of(size).symbols <= numbers.keys():
-            return Size.of(size).bounds(numbers)[top]
+        found = Size.of(size).bounds_if_known(numbers)
+        if found is not None:
+            return found[top]
         made = Size.of(0)
         for monomial, c in Size.of(size).terms.items():
             factors = [f for f, power in monomial for _ in range(power)]

@@ -130,10 +130,8 @@ def _above_0(name: str, size: Dim, sizes: Sizes) -> Dim:
 
 def _only(size: Dim, sizes: Sizes) -> Dim:
     """A size, or the only number in these ranges that it may be: of 4 to 7, the multiple of 4."""
-    if isinstance(size, str) and Size.of(size).symbols <= sizes.keys():
-        low, high = Size.of(size).bounds(sizes)
-        return low if low == high else size
-    return size
+    found = Size.of(size).bounds_if_known(sizes)
+    return found[0] if found is not None and found[0] == found[1] else size
 
 
 def _known(a: Dim, b: Dim) -> tuple[Dim, Dim] | None:
@@ -230,7 +228,7 @@ def _is_multiple(size: Dim, name: str) -> bool:
 def _demand_possible(name: str, size: Dim, where: str, sizes: Sizes) -> None:
     """Raise Error if no run can have a size that the model needs."""
     low, high = sizes[name]
-    least, most = (size, size) if isinstance(size, int) else Size.of(size).bounds(sizes)
+    least, most = Size.of(size).bounds(sizes)
     if most < low or least > high:
         what = f"the size {name} can only be {size}, and not {low} to {high}"
         raise Error(what, where=where, hint=f"--dim {name} must allow for it")

@@ -43,7 +43,7 @@ def by_ranges(node: Node, ranges: Ranges) -> Node:
 
 def _bounds(sizes: Sizes, ranges: Ranges) -> tuple[int, int] | None:
     """The least and the largest of some sizes; None where one is not known by ranges."""
-    each = [_bound(size, ranges) for size in sizes.ravel()]
+    each = [Size.of(size).bounds_if_known(ranges) for size in sizes.ravel()]
     if not each or None in each:
         return None
     return min(low for low, _ in each), max(high for _, high in each)  # type: ignore[misc]
@@ -53,13 +53,8 @@ def largest(size: Dim, ranges: Ranges) -> int | None:
     """The largest that a size may be, at most as many as a tensor may have; None where that is not
     known.
     """
-    found = _bound(size, ranges)
+    found = Size.of(size).bounds_if_known(ranges)
     return found[1] if found is not None and found[1] < MAX_ELEMENTS else None
-
-
-def _bound(size: Dim, ranges: Ranges) -> tuple[int, int] | None:
-    whole = Size.of(size)
-    return whole.bounds(ranges) if whole.symbols <= ranges.keys() else None
 
 
 def _difference(a: Sizes, b: Sizes, ranges: Ranges) -> tuple[int, int] | None:
@@ -85,7 +80,7 @@ def _sliced(node: Node, ranges: Ranges) -> Node:
     for start, end, axis, step in zip(starts, ends, over, steps or (1,) * len(over), strict=True):
         size, more = x.shape[axis], None
         if isinstance(size, str) and step == 1 and 0 <= start < end:
-            more = _bound(Size.of(size) - end, ranges)
+            more = (Size.of(size) - end).bounds_if_known(ranges)
         if more is not None and more[0] >= 0:
             made = make("Gather", made, constant(np.arange(start, end)), axis=axis, name=node.name)
         else:

@@ -34,7 +34,7 @@ def extremes(size: Size, symbols: tuple[Symbol, ...]) -> tuple[int, int] | None:
 def bounds(size: Number, symbols: Sequence[Symbol]) -> tuple[int, int]:
     """The least and the largest number that a size may be, or beyond."""
     ranges = {s.name: (s.low, s.high) for s in symbols}
-    return (size, size) if isinstance(size, int) else Size.of(size).bounds(ranges)
+    return Size.of(size).bounds(ranges)
 
 
 def at_least(size: Number, least: int, symbols: tuple[Symbol, ...]) -> bool:

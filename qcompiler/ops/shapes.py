@@ -91,13 +91,8 @@ def may_equal(a: Dim, b: Dim) -> bool:
 
 def in_ranges(a: Dim, b: Dim) -> bool:
     """Are there sizes in the ranges that are known for which two dimensions are equal?"""
-    difference, known = settled(Size.of(a) - b), ranges()
-    if isinstance(difference, int):
-        return difference == 0
-    if not Size.of(difference).symbols <= known.keys():
-        return True
-    low, high = Size.of(difference).bounds(known)
-    return low <= 0 <= high
+    found = (Size.of(a) - b).bounds_if_known(ranges())
+    return found is None or found[0] <= 0 <= found[1]
 
 
 def note_divides(whole: Dim, by: Dim) -> None:
