@@ -18,6 +18,7 @@ import numpy as np
 
 from qcompiler.ir import Array, Graph, Node, numpy_dtype
 from qcompiler.ops import meaning
+from qcompiler.ops.shapes import axes_of
 
 RUNS = 6
 """Three pairs: what one pushes up, the other pushes down."""
@@ -80,6 +81,8 @@ as (n - 1) u sum|t| (N. Higham, "Accuracy and Stability of Numerical Algorithms"
 near it where all terms are alike, each of which is cut off in the same direction. What to add to
 the operand, times (n - 1) u, for its terms to grow by that share.
 """
+CANCELLING = frozenset({"GlobalAveragePool", "ReduceMean", "ReduceSum"})
+"""Sums of many terms of either sign, of which nearly nothing may be left."""
 PLACED = frozenset({"GridSample", "Resize"})
 """They read between elements, at places that are rounded too; other operands say where."""
 GATES = frozenset({"GRU", "LSTM", "recurrent"})
@@ -257,7 +260,8 @@ def _noisy(node: Node, arrays: tuple[Array | None, ...], noise: _Noise | None) -
     if node.op == "attention" and node.operands[0].dtype == "int8":
         arrays = _with_noisy_scores(arrays, noise)
     outputs = meaning(node, arrays)
-    moved = tuple(noise.moved(o, _against(node, arrays, o) + _begun(node, arrays)) for o in outputs)
+    beside = _begun(node, arrays) + _so_far(node, arrays)
+    moved = tuple(noise.moved(o, _against(node, arrays, o) + beside) for o in outputs)
     if node.op in VANISHING:
         moved = tuple(
             np.where(o == 0, noise.signs(o.shape) * LEAST, o).astype(o.dtype) for o in moved
@@ -322,6 +326,29 @@ def _begun(node: Node, arrays: tuple[Array | None, ...]) -> Array | float:
     finite = [np.abs(a[np.isfinite(a)]) for a in beside if a is not None]
     size = max((float(a.max(initial=0)) for a in finite), default=0.0)
     return max(0.5 * terms / UNITS - 1, 0) * size
+
+
+def _so_far(node: Node, arrays: tuple[Array | None, ...]) -> Array | float:
+    """Each addition of a sum is rounded where the sum so far stands, by half a unit of its last
+    place at most: errors that do not depend on each other, so their squares add up. Of n terms of
+    mixed signs they grow with n, and errors of the terms with its square root. In order, as here,
+    sums so far are the longest; kernels sum in lanes. As a share of `UNITS` on the result.
+    """
+    x, *rest = arrays
+    if node.op not in CANCELLING or x is None or x.dtype != np.float32 or x.size == 0:
+        return 0.0
+    given = [int(a) for axes in rest if axes is not None for a in axes.ravel()]
+    if not given and node.attrs.get("noop_with_empty_axes"):
+        return 0.0
+    first = 2 if node.op == "GlobalAveragePool" else 0
+    over = axes_of(given, x.ndim) or tuple(range(first, x.ndim))
+    terms = np.moveaxis(x.astype(np.float64), over, range(-len(over), 0))
+    shape = meaning(node, arrays)[0].shape
+    with np.errstate(all="ignore"):
+        so_far = terms.reshape(*terms.shape[: x.ndim - len(over)], -1).cumsum(-1)
+        off = np.sqrt((so_far**2).sum(-1)).reshape(shape) / UNITS
+    count = 1 if node.op == "ReduceSum" else so_far.shape[-1]
+    return np.where(np.isfinite(off), off / count, 0.0)
 
 
 def _terms_of(node: Node) -> float:

@@ -196,6 +196,20 @@ def test_sums_made_in_order_may_be_off_as_far_as_they_are() -> None:
         assert differs(got + np.float32(0.02), y)
 
 
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean"])
+def test_of_a_sum_of_mixed_signs_nearly_nothing_may_be_left(op: str) -> None:
+    count, rng = 11264, np.random.default_rng(0)
+    x = rng.standard_normal((40, count)).astype(np.float32)
+    x[:, -1] -= x.sum(1, dtype=np.float64)
+    node = placeholder("x", Type("float32", x.shape))
+    graph = Graph((node,), (make(op, node, constant(np.array([-1])), keepdims=0),), ("y",))
+    (y,) = references(graph, {"x": x}, kernels=True).values()
+    unit = 1.0 if op == "ReduceSum" else 1.0 / count
+    got = np.cumsum(x, axis=1)[:, -1] * np.float32(unit)
+    assert differs(got, y) == ""
+    assert y.bound.max() < 0.02 * unit, "of terms near 1, none of which may be missing"
+
+
 def test_sums_may_begin_with_a_bias_that_is_large_beside_them() -> None:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((40, 90)) * 1e-3).astype(np.float32)
