@@ -303,11 +303,13 @@ _ROTARY: Mapping[str, object] = {"interleaved": 0, "num_heads": None, "rotary_em
 def rotary_embedding(
     node: Node, x: Numbers, cos: Numbers, sin: Numbers, positions: Numbers | None = None
 ) -> Numbers:
-    """Rotate pairs of values by an angle that depends on the position."""
+    """Rotate pairs of values by an angle that depends on the position, the nearest that has one."""
     rows = _heads(x, _count(node, "num_heads"))
     rotated = node.int("rotary_embedding_dim") or rows.shape[-1]
     half = rotated // 2
-    cosine, sine = (c if positions is None else c[positions] for c in (cos, sin))
+    cosine, sine = (
+        c if positions is None else c[np.clip(positions, 0, len(c) - 1)] for c in (cos, sin)
+    )
     cosine, sine = (c[:, None].astype(sums_of(x.dtype.name)) for c in (cosine, sine))
     if node.int("interleaved"):
         places = (slice(0, rotated, 2), slice(1, rotated, 2))

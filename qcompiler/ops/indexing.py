@@ -161,15 +161,20 @@ def _(node: Node) -> Type:
 def tensor_scatter(
     node: Node, cache: Numbers, update: Numbers, starts: Numbers | None = None
 ) -> Numbers:
-    """Write each sample's update into its cache, beginning at its start."""
+    """Write each sample's update into its cache, beginning at its start; rows outside are left out,
+    or go round.
+    """
     axis = axis_of(node.int("axis"), cache.ndim)
     made = np.moveaxis(cache, axis, 1).copy()
     rows = np.moveaxis(update, axis, 1)
     for i in range(len(cache)):
-        start = 0 if starts is None else int(starts[i])
-        places = np.arange(start, start + rows.shape[1])
-        places = places % made.shape[1] if node.str("mode") == "circular" else places
-        made[i, places] = rows[i]
+        start, size, count = 0 if starts is None else int(starts[i]), made.shape[1], rows.shape[1]
+        if node.str("mode") == "circular":
+            made[i, (start % size + np.arange(count)) % size] = rows[i]
+            continue
+        places = min(max(start, -count), size) + np.arange(count)
+        there = (places >= 0) & (places < size)
+        made[i, places[there]] = rows[i, there]
     return np.moveaxis(made, 1, axis)
 
 

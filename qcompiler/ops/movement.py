@@ -295,11 +295,12 @@ def _(node: Node) -> Type:
 
 @operator("ReverseSequence", batch_axis=1, time_axis=0)
 def reverse_sequence(node: Node, x: Numbers, lengths: Numbers) -> Numbers:
-    """Reverse the first `lengths` steps of each sequence."""
+    """Reverse the first `lengths` steps of each sequence: none of fewer than 0, all of more."""
     batch, time = (axis_of(node.int(k), x.ndim) for k in ("batch_axis", "time_axis"))
     rows = np.moveaxis(x, (batch, time), (0, 1))
     made = rows.copy()
-    for i, n in enumerate(ints(lengths)):
+    for i, given in enumerate(ints(lengths)):
+        n = max(given, 0)
         made[i, :n] = rows[i, :n][::-1]
     return np.moveaxis(made, (0, 1), (batch, time))
 

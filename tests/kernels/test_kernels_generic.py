@@ -75,6 +75,24 @@ def test_triangles_reversals_and_one_hots(dtype: str) -> None:
         )
 
 
+def test_numbers_of_a_run_are_bounded_before_they_are_indices() -> None:
+    """No other memory is read, and none is taken for what it is in 32 bits."""
+    x, cache, update = (given("float32", s, i) for i, s in enumerate([(2, 7, 8)] * 2 + [(2, 3, 8)]))
+    tables = [given("float32", (5, 4), i) for i in (3, 4)]
+    for low, high in ((-1, 8), (-(1 << 32) + 1, (1 << 32) + 2), (-(1 << 63), (1 << 63) - 1)):
+        both, where = value(np.array([low, high]), 5), value(np.full((2, 7), high), 6)
+        where[1][:, ::2] = low
+        agrees(make("ReverseSequence", x[0], both[0], batch_axis=0, time_axis=1), x, both)
+        for mode in ("linear", "circular"):
+            made = make("TensorScatter", cache[0], update[0], both[0], axis=1, mode=mode)
+            agrees(made, cache, update, both)
+        made = make("RotaryEmbedding", x[0], *(n for n, _ in tables), where[0], num_heads=1)
+        agrees(made, x, *tables, where, close=1e-6)
+        for each in (low, high):
+            k = value(np.array(each), 7)
+            agrees(make("Trilu", x[0], k[0], upper=1), x, k)
+
+
 @NUMBERS
 def test_sums_and_products_so_far(dtype: str) -> None:
     x = given(dtype, (2, 7, 9))

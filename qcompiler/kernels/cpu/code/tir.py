@@ -94,6 +94,16 @@ def cast(value: Value, dtype: str) -> Value:
     return tirx.Cast(with_lanes(dtype, lanes_of(value)), value)
 
 
+def bounded(value: Value, low: Value, high: Value) -> Value:
+    """A number of a run, an integer of any width -> int32 of low..high, whatever is given: an index
+    made of it touches no other memory, and none becomes another because it is cut to 32 bits.
+    """
+    dtype = dtype_of(value)
+    low = 0 if dtype.startswith("uint") and isinstance(low, int) else low
+    ends = (cast(const(e) if isinstance(e, int) else e, dtype) for e in (high, low))
+    return cast(tirx.Max(tirx.Min(value, next(ends)), next(ends)), "int32")
+
+
 def reinterpret(value: Value, dtype: str) -> Value:
     """The same bits as elements of another dtype; the lanes follow from the size."""
     if dtype_of(value) == dtype:

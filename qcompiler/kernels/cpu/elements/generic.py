@@ -25,6 +25,7 @@ from qcompiler.kernels.cpu.code.epilogue import Fused, Walk, load, read_by, step
 from qcompiler.kernels.cpu.code.loops import indices, share, shared_seconds, tasks
 from qcompiler.kernels.cpu.code.tir import Value
 from qcompiler.kernels.cpu.code.vec import Vec
+from qcompiler.kernels.cpu.moves.indexing import first_row
 from qcompiler.kernels.registry import (
     Candidate,
     Fixed,
@@ -220,9 +221,9 @@ class Elements:
         pairs = zip(place, steps, strict=True)
         return self.b.let(sum((i * s for i, s in pairs if s), start=tir.const(0)))
 
-    def index(self, node: Node, flat: Value) -> Value:
-        """An integer operand's element, as an index."""
-        return self.b.let(tir.cast(self.d.pointers[node].load(flat), "int32"))
+    def index(self, node: Node, flat: Value, low: int, high: int) -> Value:
+        """An integer operand's element, as an index of low..high, whatever a run gives."""
+        return self.b.let(tir.bounded(self.d.pointers[node].load(flat), low, high))
 
     def number(self, value: Value) -> Vec:
         """An index as a value."""
@@ -341,7 +342,8 @@ def _unmerged(output: Node, operands: Sequence[Node]) -> Walk:
 @means("Trilu")
 def _trilu(e: Elements, place: Place) -> Vec:
     k = e.root.inputs[1] if len(e.root.inputs) > 1 else None
-    shift = tir.const(0) if k is None else e.index(k, tir.const(0))
+    rows, columns = e.root.type.dims[-2:]
+    shift = tir.const(0) if k is None else e.index(k, tir.const(0), -rows, columns)
     distance = place[-1] - place[-2]
     kept = distance >= shift if e.root.int("upper") else distance <= shift
     x = e.x(place)
@@ -369,7 +371,7 @@ def _one_hot(e: Elements, place: Place) -> Vec:
 @means("ReverseSequence")
 def _reverse_sequence(e: Elements, place: Place) -> Vec:
     batch, time = (e.root.int(k) % len(place) for k in ("batch_axis", "time_axis"))
-    length = e.index(e.root.operands[1], place[batch])
+    length = e.index(e.root.operands[1], place[batch], 0, e.root.type.dims[time])
     source = list(place)
     back = tirx.Select(place[time] < length, length - 1 - place[time], place[time])
     source[time] = e.b.let(back)
@@ -381,10 +383,10 @@ def _tensor_scatter(e: Elements, place: Place) -> Vec:
     update, starts = e.root.operands[1], e.root.operands[2] if len(e.root.operands) > 2 else None
     axis = e.root.int("axis") % len(place)
     size, count = e.root.type.dims[axis], update.type.dims[axis]
-    start = tir.const(0) if starts is None else e.index(starts, place[0])
+    start = tir.const(0) if starts is None else first_row(e.d, starts, place[0], size, count)
     distance = place[axis] - start
     if e.root.str("mode") == "circular":
-        distance = tirx.floormod(distance + 2 * size, size)
+        distance = tirx.floormod(distance, size)
     distance = e.b.let(distance)
     inside = tirx.And(distance >= 0, distance < count)
     source = list(place)
@@ -422,8 +424,8 @@ def _rotary_embedding(e: Elements, place: Place) -> Vec:
     where = [*place[:-1], e.b.let(place[-1] - at + other)]
     angle = [batch, step, pair]
     if len(root.inputs) > 3 and root.inputs[3] is not None:
-        positions = root.inputs[3]
-        angle = [e.index(positions, e.flat(positions, [batch, step])), pair]
+        positions, last = root.inputs[3], cos.type.dims[0] - 1
+        angle = [e.index(positions, e.flat(positions, [batch, step]), 0, last), pair]
     c, s = (e.m.cast(e.read(n, angle), "float32") for n in (cos, sin))
     own, partner = (e.m.cast(e.x(p), "float32") for p in (place, where))
     made = e.choose(first, c * own - s * partner, s * partner + c * own)

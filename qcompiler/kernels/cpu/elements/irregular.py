@@ -78,8 +78,7 @@ class _Suppression:
                 self.end[0] = n + 1
         self.going.fill(1)
         wide = self.d.pointers[self.each].load(0)
-        wide = tirx.Max(tirx.Min(wide, tir.const(self.count, "int64")), tir.const(0, "int64"))
-        each = b.let(tir.cast(wide, "int32"), "each")
+        each = b.let(tir.bounded(wide, 0, self.count), "each")
         with b.serial(each, "kept"), b.when(tirx.EQ(self.going[0], 1)):
             self._next(image, group, row)
 

@@ -102,8 +102,8 @@ def _roi_align(e: Elements, place: Place) -> Vec:
     sizes = [m.splat(n, "float64") for n in rooms]
     for given in counted:
         sizes = [m.cast(e.read(given, [tir.const(axis)]), "float64") for axis in (0, 1)]
-    index = b.let(e.index(batch, place[0]), "image")
-    image = b.let(tirx.Max(tirx.Min(index, tir.const(images - 1)), tir.const(0)))
+    index = b.let(e.index(batch, place[0], -1, images - 1), "image")
+    image = b.let(tirx.Max(index, tir.const(0)))
     there = tirx.GE(index, tir.const(0))
     average, half = root.str("mode") == "avg", _half_pixel(root)
     counts = (root.int("output_height"), root.int("output_width"))

@@ -184,9 +184,21 @@ class Gathering:
 
 def wrapped(d: Draft, places: Node, offset: Value, size: int) -> Value:
     """An index in memory -> counted from the start, clipped to an axis of `size`."""
-    found = tir.cast(d.b.let(d.pointers[places].load(offset)), "int32")
-    found = d.b.let(tirx.Select(found < 0, found + size, found))
-    return d.b.let(tirx.Max(tirx.Min(found, tir.const(size - 1)), tir.const(0)))
+    given = d.b.let(d.pointers[places].load(offset))
+    found = d.b.let(tir.bounded(given, -size, size - 1))
+    return d.b.let(tirx.Select(found < 0, found + size, found))
+
+
+def first_row(d: Draft, starts: Node, sample: Value, size: int, count: int) -> Value:
+    """Where TensorScatter begins to write `count` rows of a sample in `size`: inside, if they go
+    round; else no farther outside than needed for none to lie inside.
+    """
+    given = d.b.let(d.pointers[starts].load(sample))
+    if d.root.str("mode") == "circular":
+        return d.b.let(
+            tir.cast(tirx.floormod(given, tir.cast(tir.const(size), starts.dtype)), "int32")
+        )
+    return d.b.let(tir.bounded(given, -count, size))
 
 
 # Scatter.
@@ -268,10 +280,10 @@ def _put_slices(d: Draft) -> None:
     dims, axis = cache.type.dims, d.root.int("axis") % cache.type.rank
     size, count, inner = dims[axis], update.type.dims[axis], prod(dims[axis + 1 :])
     lanes = d.isa.lanes(numpy_dtype(d.root.dtype).itemsize) if inner > 1 else 1
-    given = d.pointers[d.root.operands[2]] if len(d.root.operands) > 2 else None
+    given = d.root.operands[2] if len(d.root.operands) > 2 else None
     between = prod(dims[1:axis])
     with d.b.serial(dims[0], "sample") as i:
-        start = tir.const(0) if given is None else d.b.let(tir.cast(given.load(i), "int32"))
+        start = tir.const(0) if given is None else first_row(d, given, i, size, count)
         with d.b.serial(between, "outer") as j, d.b.serial(count, "row") as k:
             block = d.b.let(i * between + j)
             row: Value = start + k

@@ -207,9 +207,8 @@ class _Layer:
             self._rows(group, partial(self._begin, state, tir.const(steps + i)))
         end: Value = steps
         if self.lengths is not None:
-            length = tir.cast(self.d.pointers[self.lengths].load(group.row), "int32")
-            bounded = tirx.Max(tirx.Min(length, tir.const(steps)), tir.const(0))
-            end = b.let(bounded, "end")
+            length = self.d.pointers[self.lengths].load(group.row)
+            end = b.let(tir.bounded(length, 0, steps), "end")
         with b.serial(end, "step") as t:
             time = self._time(group, t, end)
             self._step(group, time)

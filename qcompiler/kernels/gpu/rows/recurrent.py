@@ -353,9 +353,8 @@ class _Layer:
         """The steps of a sequence."""
         if self.lengths is None:
             return tir.const(self.s.steps)
-        length = tir.cast(self.d.pointers[self.lengths].load(row), "int32")
-        bounded = tirx.Max(tirx.Min(length, tir.const(self.s.steps)), tir.const(0))
-        return self.b.hold(bounded, "end")
+        length = self.d.pointers[self.lengths].load(row)
+        return self.b.hold(tir.bounded(length, 0, self.s.steps), "end")
 
     def _back(self) -> Value:
         """Whether the direction of the block begins at the end."""
