@@ -52,7 +52,8 @@ def attention(
     allowed = _allowed(node, q4, present_key, past_key, lengths)
     bias = _bias(mask, allowed, sums_of(q.dtype.name))
     seen, scores = _scores(node, q4, present_key, bias)
-    weights = np.where(np.isneginf(bias.max(-1, keepdims=True)), 0, softmax_of(scores, -1))
+    unseen = np.isneginf(bias.max(-1, keepdims=True, initial=-np.inf))
+    weights = np.where(unseen, 0, softmax_of(scores, -1))
     y = multiply(weights.astype(q.dtype), _each_query_head(present_value, q4))
     y = like_queries(y.astype(q.dtype), q)
     seen = weights if node.int("qk_matmul_output_mode") == 3 else seen
