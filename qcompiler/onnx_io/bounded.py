@@ -110,7 +110,9 @@ class Bounds:
 
     def reaches(self, size: Dim, other: Dim) -> bool:
         """Is a size certainly not below another?"""
-        return never_below_0(Size.of(self.least(size)) - self.most(other))
+        return never_below_0(Size.of(size) - other) or never_below_0(
+            Size.of(self.least(size)) - self.most(other)
+        )
 
     def known(self, size: Dim) -> bool:
         """Is it made of what a run has numbers for?"""
@@ -139,6 +141,10 @@ class Bounds:
         if tuple(dims) != node.shape:
             self.twins[node] = placeholder(node.name, Type(node.dtype, tuple(dims)))
         return node
+
+    def put_values(self, node: Node, sizes: Sequence[Dim]) -> None:
+        """Say which sizes are the values of a small integer tensor."""
+        self.twins[node] = _of_values(node, sizes)
 
     def number(self, size: Dim) -> Node:
         """A size -> what a run has for it, an int64 vector of one."""
@@ -244,9 +250,7 @@ class Bounds:
         sizes = [self.smaller(list(c)) for c in columns]
         if not all(self.known(d) and self.reaches(d, 0) for d in sizes):
             return None
-        shape = make("Shape", placeholder("", Type("bool", tuple(sizes))))
-        wide = make("Reshape", shape, constant(np.array(twin.type.dims, np.int64)))
-        return make("Cast", wide, to=twin.dtype)
+        return _of_values(twin, sizes)
 
     def shape_of(self, call: Call) -> Node:
         """The Shape or the Size of such a value: what a run sees."""
@@ -326,6 +330,13 @@ class Bounds:
         self.demand_none(call.but(inputs=[n for n in items if isinstance(n, Node)]))
 
 
+def _of_values(node: Node, sizes: Sequence[Dim]) -> Node:
+    """A node of the type of another, whose values are known to be these sizes."""
+    shape = make("Shape", placeholder("", Type("bool", tuple(sizes))))
+    wide = make("Reshape", shape, constant(np.array(node.type.dims, np.int64)))
+    return make("Cast", wide, to=node.dtype)
+
+
 def _filling(s: Settling, fill: Any, dtype: str) -> Node:
     """A number, or a size that stays open, as a value of a dtype."""
     if isinstance(fill, str):
@@ -338,6 +349,7 @@ _SIZES: Mapping[str, tuple[int, ...]] = {
     "Expand": (1,),
     "Range": (1,),
     "Reshape": (1,),
+    "Resize": (3,),
     "Tile": (1,),
     "TopK": (1,),
 }

@@ -8,7 +8,7 @@ there to the front.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,13 @@ from qcompiler.errors import Error
 from qcompiler.ir import Dim, Node, Type, constant, numpy_dtype
 from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, Result, axis_of, newest
-from qcompiler.onnx_io.settle import Settling, Shape, settled, zeros
+from qcompiler.onnx_io.settle import Settling, Shape, settled
 from qcompiler.ops import OPERATORS, known_value, make
-from qcompiler.ops.known_sizes import known_sizes, never_below_0
-from qcompiler.ops.shapes import together, total
+from qcompiler.ops.known_sizes import known_sizes
+from qcompiler.ops.shapes import total
 
 Rule = Callable[[Call, Bounds], Result]
 _RULES: dict[str, Rule] = {}
-_END = (1 << 31) - 1
-"""At least so large is the end of a slice that has none."""
 
 
 def carries(*ops: str) -> Callable[[Rule], Rule]:
@@ -49,6 +47,8 @@ def applied(call: Call, opset: int, bounds: Bounds, shapes: tuple[Shape | None, 
     if not isinstance(result, Call):
         bounds.demand_none(call)
         return result
+    if not _windows_fit(call, bounds):
+        raise bounds.refusal(call)
     rule = _RULES.get(result.op)
     if rule is None and result.op in OPERATORS and OPERATORS[result.op].formula is not None:
         rule = _elementwise
@@ -59,6 +59,12 @@ def applied(call: Call, opset: int, bounds: Bounds, shapes: tuple[Shape | None, 
     if isinstance(result, Call):
         return settled(result, shapes, bounds.checks.require, bounds.put, bounds.open_size)
     return result
+
+
+def _windows_fit(call: Call, bounds: Bounds) -> bool:
+    """Are the pads of a window, as the model has it, the same for an image of any size?"""
+    fit = call.get("auto_pad") in (None, "NOTSET", "VALID") and not call.get("ceil_mode")
+    return fit or bounds.counted(call.input(0)).keys() <= {0, 1}
 
 
 # Each element by itself.
@@ -113,39 +119,6 @@ def _expand(call: Call, bounds: Bounds) -> Node:
     return bounds.carried(call)
 
 
-# Axes that become others.
-
-
-@carries("Reshape", "Flatten")
-def _reshape(call: Call, bounds: Bounds) -> Node:
-    x = call.need(0)
-    twin = bounds.typed(call, [i and bounds.twin(i) for i in call.inputs])
-    new, old = twin.shape, bounds.twin(x).shape
-    if not all(map(bounds.known, new)) or not _in_front(old, new, bounds):
-        raise bounds.refusal(call)
-    target = bounds.settling(call).ints([bounds.most(d) for d in new])
-    plain_call = call.but(op="Reshape", inputs=(x, target), drop=("axis",), allowzero=1)
-    return bounds.twinned(call, bounds.typed(plain_call, plain_call.inputs), twin)
-
-
-def _in_front(old: Sequence[Dim], new: Sequence[Dim], bounds: Bounds) -> bool:
-    """Do elements that are there stay in front of those that are not, along every open axis? Only
-    the first axis of a group of axes that becomes another group may be open.
-    """
-    sides = [[d for d in dims if d != 1] for dims in (old, new)]
-    while sides[0] and sides[1]:
-        groups: list[list[Dim]] = [[s.pop(0)] for s in sides]
-        while (sizes := [total(g) for g in groups])[0] != sizes[1]:
-            room = [Size.of(bounds.most(size)) for size in sizes]
-            short = 1 if never_below_0(room[0] - room[1]) else 0
-            if room[0] == room[1] or not sides[short]:
-                return False
-            groups[short].append(sides[short].pop(0))
-        if any(bounds.varies(d) for g in groups for d in g[1:]):
-            return False
-    return not sides[0] and not sides[1]
-
-
 # Along one axis.
 
 
@@ -181,7 +154,7 @@ def _rows(call: Call, bounds: Bounds) -> Node:
         masks = bool(call.get("reverse"))
     else:
         axis, masks = call.number("axis"), True
-        fill = _least(x) if call.op != "ArgMin" else _greatest(x)
+        fill = least(x) if call.op != "ArgMin" else _greatest(x)
     axis = axis_of(call, axis, x.type.rank)
     if axis in bounds.counted(x) and call.get("select_last_index"):
         raise bounds.refusal(call)
@@ -201,7 +174,7 @@ def _top_k(call: Call, bounds: Bounds) -> Result:
     if number != bounds.smaller([number, size]):
         enough = s.node("LessOrEqual", bounds.number(number), bounds.number(size))
         bounds.checks.require(enough, f"{call.name} (TopK): k is above the number of values")
-    fill = _least(x) if call.number("largest") else _greatest(x)
+    fill = least(x) if call.number("largest") else _greatest(x)
     own, most = bounds.masked(s, x, [axis], fill), bounds.most(number)
     dims = list(bounds.twin(x).shape)
     dims[axis] = number
@@ -216,12 +189,20 @@ def _top_k(call: Call, bounds: Bounds) -> Result:
     return bounds.twinned(call, made, twin)
 
 
+def followed(s: Settling, x: Node, axis: int, count: Dim, fill: Any) -> Node:
+    """A value with so many more along an axis behind it, all one number."""
+    shape = [count if a == axis else d for a, d in enumerate(x.shape)]
+    one = constant(np.asarray(fill).astype(numpy_dtype(x.dtype)))
+    return s.node("Concat", x, s.node("Expand", one, shape), axis=axis)
+
+
 _FILLS: dict[str, float] = dict.fromkeys(("Sum", "L1", "L2", "SumSquare", "LogSum", "Mean"), 0.0)
 _FILLS["Prod"] = 1.0
 
 
 @carries(*(f"Reduce{k}" for k in (*_FILLS, "Max", "Min", "LogSumExp")))
-def _reduce(call: Call, bounds: Bounds) -> Result:
+def reduced(call: Call, bounds: Bounds) -> Result:
+    """A reduction reads a number that changes nothing where no element is."""
     x, s = call.need(0), bounds.settling(call)
     axes = call.input(1)
     known = np.zeros(0, np.int64) if axes is None else known_value(axes)
@@ -232,7 +213,7 @@ def _reduce(call: Call, bounds: Bounds) -> Result:
     over = [axis_of(call, int(a), x.type.rank) for a in known.ravel()] or list(range(x.type.rank))
     gone = [a for a in over if a in bounds.counted(x)]
     kind = call.op.removeprefix("Reduce")
-    fill = _greatest(x) if kind == "Min" else _FILLS.get(kind, _least(x))
+    fill = _greatest(x) if kind == "Min" else _FILLS.get(kind, least(x))
     own = bounds.masked(s, x, gone, fill)
     if kind != "Mean" or not gone:
         return bounds.carried(call.but(inputs=(own, *call.inputs[1:])))
@@ -248,7 +229,8 @@ def _no_dims() -> Node:
     return constant(np.zeros(0, np.int64))
 
 
-def _least(x: Node) -> Any:
+def least(x: Node) -> Any:
+    """The least number of the type of a value."""
     if x.dtype == "bool":
         return False
     return int(np.iinfo(x.dtype).min) if "int" in x.dtype else -np.inf
@@ -258,147 +240,6 @@ def _greatest(x: Node) -> Any:
     if x.dtype == "bool":
         return True
     return int(np.iinfo(x.dtype).max) if "int" in x.dtype else np.inf
-
-
-# Parts and wholes.
-
-
-@carries("Slice")
-def _slice(call: Call, bounds: Bounds) -> Node:
-    x, s = call.need(0), bounds.settling(call)
-    starts, axes, steps = (known_value(call.input(i)) for i in (1, 3, 4))
-    ends = known_sizes(bounds.twin(call.need(2)))
-    absent = (call.input(3) is None, call.input(4) is None)
-    if starts is None or ends is None or (axes is None and not absent[0]):
-        raise bounds.refusal(call)
-    if steps is None and not absent[1]:
-        raise bounds.refusal(call)
-    named = range(starts.size) if axes is None else axes.ravel()
-    places = [axis_of(call, int(a), x.type.rank) for a in named]
-    dims, limits = list(bounds.twin(x).shape), list[Dim]()
-    for i, axis in enumerate(places):
-        step = 1 if steps is None else int(steps.ravel()[i])
-        start, end = int(starts.ravel()[i]), ends.ravel()[i]
-        if not bounds.varies(dims[axis]) and not bounds.varies(end):
-            limits.append(end)
-            continue
-        if step != 1 or start < 0:
-            raise bounds.refusal(call)
-        dims[axis] = _cut(s, bounds, dims[axis], start, end)
-        limits.append(expressions.settled(Size.of(bounds.most(dims[axis])) + start))
-        x = _as_long(s, x, axis, limits[-1])
-    cut = call.but(inputs=(x, call.input(1), s.ints(limits), *call.inputs[3:]))
-    made = bounds.typed(cut, cut.inputs)
-    touched = [a for a in range(x.type.rank) if bounds.varies(dims[a])]
-    true = [dims[a] if a in touched else d for a, d in enumerate(made.shape)]
-    if any(bounds.most(d) != room for d, room in zip(true, made.shape, strict=True)):
-        raise bounds.refusal(call)
-    own = [bounds.twin(call.need(0)), *call.inputs[1:]]
-    twin = bounds.typed(call, own) if not touched else None
-    return bounds.put_sizes(made, true) if twin is None else bounds.twinned(call, made, twin)
-
-
-def _as_long(s: Settling, x: Node, axis: int, least: Dim) -> Node:
-    """A value whose memory is at least so long along an axis: where it is open, zeros follow."""
-    if not isinstance(least, int) or isinstance(x.shape[axis], int):
-        return x
-    return followed(s, x, axis, least, 0)
-
-
-def followed(s: Settling, x: Node, axis: int, count: Dim, fill: Any) -> Node:
-    """A value with so many more along an axis behind it, all one number."""
-    shape = [count if a == axis else d for a, d in enumerate(x.shape)]
-    one = constant(np.asarray(fill).astype(numpy_dtype(x.dtype)))
-    return s.node("Concat", x, s.node("Expand", one, shape), axis=axis)
-
-
-def _cut(s: Settling, bounds: Bounds, size: Dim, start: int, end: Dim) -> Dim:
-    """How many elements of so many a slice of step 1 has."""
-    last = expressions.settled(Size.of(size) + end) if isinstance(end, int) and end < 0 else end
-    if isinstance(last, int) and last >= _END:
-        last = size
-    last = bounds.smaller([size, last])
-    length = expressions.settled(Size.of(last) - start)
-    if bounds.reaches(length, 0):
-        return length
-    count = s.node("Max", s.node("Sub", bounds.number(last), start), 0)
-    most = bounds.most(length)
-    if isinstance(most, str) and not never_below_0(most):
-        most = bounds.most(last)  # as many as there are, at least
-    return bounds.size(
-        ("length", last, start), count, most if isinstance(most, str) else max(most, 0)
-    )
-
-
-@carries("Split")
-def _split(call: Call, bounds: Bounds) -> Result:
-    x = call.need(0)
-    axis = axis_of(call, call.number("axis"), x.type.rank)
-    if axis not in bounds.counted(x):
-        return bounds.carried(call)
-    if call.outputs == 1:  # the whole; its size is checked
-        sizes = call.input(1)
-        own = None if sizes is None else known_sizes(bounds.twin(sizes))
-        if own is not None and own.ravel().tolist() == [bounds.counted(x)[axis]]:
-            return (x,)
-    raise bounds.refusal(call)
-
-
-@carries("Concat")
-def _concat(call: Call, bounds: Bounds) -> Node:
-    nodes = [i for i in call.inputs if i is not None]
-    axis = axis_of(call, call.number("axis"), nodes[0].type.rank)
-    shapes = [bounds.twin(n).shape for n in nodes]
-    for shape, node in zip(shapes[1:], nodes[1:], strict=True):
-        for a in range(len(shape)):
-            if a != axis and shape[a] != shapes[0][a]:
-                if node.shape[a] != nodes[0].shape[a]:
-                    raise bounds.refusal(call)
-                bounds.same(call, shapes[0][a], shape[a])
-    if not any(bounds.varies(shape[axis]) for shape in shapes[:-1]):
-        return bounds.carried(call)
-    made, s = bounds.typed(call, nodes), bounds.settling(call)
-    along = [(shape[axis], n.shape[axis]) for shape, n in zip(shapes, nodes, strict=True)]
-    picked = s.node("Gather", made, _packed(s, bounds, along), axis=axis)
-    dims = list(shapes[0])
-    dims[axis] = together([size for size, _ in along])
-    return bounds.put_sizes(picked, dims)
-
-
-def _packed(s: Settling, bounds: Bounds, along: Sequence[tuple[Dim, Dim]]) -> Node:
-    """(size, room) of parts that lie behind each other -> where what is there lies, in order."""
-    key = ("packed", tuple(along))
-    if key not in bounds.masks:
-        parts = [
-            constant(np.ones(size, np.bool_))
-            if isinstance(size, int)
-            else bounds.there(s, size, room)
-            for size, room in along
-        ]
-        flags = s.node("Cast", s.node("Concat", *parts, axis=0), to="int64")
-        room = together([r for _, r in along])
-        ends = s.node("CumSum", flags, 0)
-        before = s.node("Sub", ends, flags)
-        to = s.node("Where", s.node("Equal", flags, 1), before, room)
-        empty = zeros(s, together((room, 1)))
-        moved = s.node("ScatterElements", empty, to, s.steps(room), axis=0)
-        bounds.masks[key] = s.node("Slice", moved, [0], [room])
-    return bounds.masks[key]
-
-
-@carries("Pad", "Tile")
-def _around(call: Call, bounds: Bounds) -> Node:
-    """Along other axes."""
-    x, numbers = call.need(0), known_value(call.need(1))
-    counted = bounds.counted(x)
-    if numbers is None and not counted:
-        return bounds.carried(call)
-    if numbers is None or (call.op == "Pad" and call.input(3) is not None):
-        raise bounds.refusal(call)
-    rows = numbers.reshape(-1, x.type.rank)
-    if any(rows[:, a].any() if call.op == "Pad" else rows[0, a] != 1 for a in counted):
-        raise bounds.refusal(call)
-    return bounds.carried(call)
 
 
 # Products, windows and regions.
@@ -426,21 +267,6 @@ def _roi_align(call: Call, bounds: Bounds) -> Node:
     own = bounds.masked(bounds.settling(call), images, [0], -1)  # which takes no time
     made = bounds.typed(call, [x, rois, own])
     return bounds.put_sizes(made, (bounds.twin(rois).shape[0], *made.shape[1:]))
-
-
-@carries("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
-@carries("BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace")
-@carries("SpaceToDepth", "Resize", "LRN", "GridSample")
-def _samples(call: Call, bounds: Bounds) -> Node:
-    """A batch whose number of samples data decide."""
-    x = call.need(0)
-    if set(bounds.counted(x)) - {0} or any(map(bounds.counted, call.inputs[1:])):
-        raise bounds.refusal(call)
-    made = bounds.typed(call, call.inputs)
-    if len(made.types) > 1:
-        raise bounds.refusal(call)
-    size = bounds.twin(x).shape[0]
-    return bounds.put_sizes(made, (size, *made.shape[1:]))
 
 
 def unlike(bounds: Bounds, yes: Node, no: Node) -> bool:

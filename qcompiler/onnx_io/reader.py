@@ -37,6 +37,9 @@ from qcompiler.ir.refusals import with_open_sizes
 from qcompiler.onnx_io import (  # noqa: F401
     axes,
     carried_by_index,
+    carried_images,
+    carried_parts,
+    carried_shapes,
     contrib,
     control,
     equal,
@@ -55,6 +58,7 @@ from qcompiler.onnx_io.bounded import Bounds
 from qcompiler.onnx_io.call import Call, Malformed, adapted, finish, newest
 from qcompiler.onnx_io.carried import applied
 from qcompiler.onnx_io.checks import Checks
+from qcompiler.onnx_io.computed import note_computed
 from qcompiler.onnx_io.control import controlled
 from qcompiler.onnx_io.file import initializers, load, opset_versions
 from qcompiler.onnx_io.functions import body_of, has_function
@@ -379,7 +383,10 @@ class _Reader:
                 result = newest(result, opset) if body is None else result
             if body is None:
                 node = finish(result)
-                return by_ranges(node, self.ranges) if isinstance(node, Node) else node
+                if not isinstance(node, Node):
+                    return node
+                note_computed(node, self.bounds, self.ranges)
+                return by_ranges(node, self.ranges)
             assert isinstance(result, Call)
         outer = tuple(scope.declared.get(o) for o in proto.output)
         return self.call_function(body, result.inputs, attributes, name, scope, outer)

@@ -7,6 +7,7 @@ coordinates, in float32 as in ONNX's reference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -101,6 +102,20 @@ def _by_sizes(s: Settling) -> Result:
     return _Resizing.of(s, scales, (over, under)).made()
 
 
+def stretched(s: Settling, pairs: Sequence[tuple[Dim, Dim]]) -> Node:
+    """A Resize from sizes to others by their ratios, whatever its operands say: (before, after) of
+    each axis.
+    """
+    x, mode = s.call.need(0), str(s.call.get("mode"))
+    one = _Resizing(s, (), _floats(()), mode, str(s.call.get("coordinate_transformation_mode")))
+    made = one.wide(x)
+    for axis, (size, count) in enumerate(pairs):
+        if size != count:
+            one.ratio = s.ints([count]), s.node("Max", [size], 1)
+            made = one.along(made, axis, one.by_ratio(one.ratio, size, count), size)
+    return one.narrow(made, x.dtype)
+
+
 @dataclass
 class _Resizing:
     """A Resize by scales, while its nodes are made."""
@@ -129,22 +144,17 @@ class _Resizing:
     def made(self) -> Node:
         """One axis after the other."""
         s, x = self.s, self.s.call.need(0)
-        made = x
-        if self.mode != "nearest":
-            made = s.node("Cast", x, to="float64" if x.dtype == "float64" else "float32")
+        made = self.wide(x)
         outside: Node | None = None
         for i, axis in enumerate(self.axes):
             size, count = x.shape[axis], s.shape[axis]
             scale = s.node("Slice", self.scales, [i], [i + 1])
             self._demand(scale, size, count)
             at = self._at(i, scale, size, count)
-            whole, share = self._parts(at, size, count)
-            if self.mode == "nearest":
-                made = s.node("Gather", made, self._nearest(whole, share, size), axis=axis)
-            elif s.call.get("antialias"):
+            if s.call.get("antialias"):
                 made = self._product(made, axis, self._weights(at, scale, size, count))
             else:
-                made = self._interpolated(made, axis, (whole, share), size)
+                made = self.along(made, axis, self._parts(at, size, count), size)
             if self.coordinates == "tf_crop_and_resize":
                 low = s.node("Less", at, _floats(0))
                 missed = s.node("Or", low, s.node("Greater", at, self._real(size, -1)))
@@ -153,10 +163,26 @@ class _Resizing:
         if outside is not None:
             value = constant(np.array(s.call.real("extrapolation_value")).astype(made.dtype))
             made = s.node("Where", outside, value, made)
-        if self.mode != "nearest" and "int" in x.dtype:
-            info = np.iinfo(x.dtype)
-            made = s.node("Clip", made, _floats(info.min), _floats(info.max))
-        return s.node("Cast", made, to=x.dtype)
+        return self.narrow(made, x.dtype)
+
+    def wide(self, x: Node) -> Node:
+        """A value as it is interpolated."""
+        if self.mode == "nearest":
+            return x
+        return self.s.node("Cast", x, to="float64" if x.dtype == "float64" else "float32")
+
+    def narrow(self, made: Node, dtype: str) -> Node:
+        """What was interpolated, in its type."""
+        if self.mode != "nearest" and "int" in dtype:
+            info = np.iinfo(dtype)
+            made = self.s.node("Clip", made, _floats(info.min), _floats(info.max))
+        return self.s.node("Cast", made, to=dtype)
+
+    def along(self, x: Node, axis: int, at: tuple[Node, Node], size: Dim) -> Node:
+        """A value resized along an axis: its coordinates, rounded down, and the rests."""
+        if self.mode == "nearest":
+            return self.s.node("Gather", x, self._nearest(*at, size), axis=axis)
+        return self._interpolated(x, axis, at, size)
 
     def _demand(self, scale: Node, size: Dim, count: Dim) -> None:
         """Check that a scale gives so many outputs."""
@@ -184,7 +210,12 @@ class _Resizing:
         if self.ratio is None:
             down = s.node("Floor", at)
             return s.node("Cast", down, to="int64"), s.node("Sub", at, down)
-        over, under = self._quotient(*self.ratio, size, count)
+        return self.by_ratio(self.ratio, size, count)
+
+    def by_ratio(self, ratio: tuple[Node, Node], size: Dim, count: Dim) -> tuple[Node, Node]:
+        """Coordinates, rounded down, and the rest, by a ratio of sizes."""
+        s = self.s
+        over, under = self._quotient(*ratio, size, count)
         whole = s.node("Sub", s.node("Div", s.node("Add", over, under), under), 1)
         rest = s.node("Sub", over, s.node("Mul", whole, under))
         return whole, s.node("Div", *(s.node("Cast", n, to="float32") for n in (rest, under)))

@@ -58,6 +58,8 @@ class Settling:
     """An open size -> int64[1], what it is in a run; None: no size is open."""
     most: Callable[[Dim], int | None] | None = None
     """A size -> the largest that it may be; None where that is not known."""
+    memory: Callable[[Dim], Dim] | None = None
+    """A size -> for how many there is memory; None: for as many."""
     count: list[int] = field(default_factory=list)
 
     @property
@@ -112,6 +114,8 @@ class Settling:
 
     def steps(self, count: Dim | Node) -> Node:
         """0, 1, 2, ..., so many, which may be a vector of one."""
+        if self.memory is not None and isinstance(count, str):
+            count = self.memory(count)
         if isinstance(count, int):
             return self.ints(list(range(count)))
         none = constant(np.zeros((), np.int64))
