@@ -219,10 +219,14 @@ def reduced(call: Call, bounds: Bounds) -> Result:
         return bounds.carried(call.but(inputs=(own, *call.inputs[1:])))
     if "float" not in x.dtype:
         raise bounds.refusal(call)
+    exact = "float64" if x.dtype == "float64" else "float32"
+    own = bounds.put_sizes(s.node("Cast", own, to=exact), bounds.twin(x).shape)
     summed = bounds.carried(call.but(op="ReduceSum", inputs=(own, *call.inputs[1:])))
     number = bounds.number(total([bounds.twin(x).shape[a] for a in over]))
-    wide = s.node("Cast", s.node("Reshape", number, _no_dims()), to=x.dtype)
-    return bounds.carried(call.but(op="Div", inputs=(summed, wide), drop=tuple(call.attrs)))
+    wide = s.node("Cast", s.node("Reshape", number, _no_dims()), to=exact)
+    made = call.but(op="Div", inputs=(summed, wide), drop=tuple(call.attrs))
+    mean = call.but(op="Cast", inputs=(bounds.carried(made),), drop=tuple(call.attrs), to=x.dtype)
+    return bounds.carried(mean)
 
 
 def _no_dims() -> Node:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import qcompiler
-from qcompiler.ir import Array
+from qcompiler.ir import Array, numpy_dtype
 from qcompiler.onnx_io.reader import read
 from qcompiler.ops import evaluate
 from tests.oracles import session
@@ -173,3 +173,16 @@ def test_nothing_selected_leaves_nothing() -> None:
     for name, shape in {"joined": (7, 3), "flat": (0,), "best": (0,), "either": (7, 3)}.items():
         assert evaluate(read(_model(name)), given)["y"].shape == shape
     assert not evaluate(read(_model("sums")), given)["y"].any()
+
+
+@pytest.mark.parametrize(("kind", "value"), [("float16", 300.0), ("bfloat16", 1.5)])
+def test_means_of_half_floats_are_summed_and_divided_in_float32(kind: str, value: float) -> None:
+    """The sum of 259 values is above the largest float16, and 259 is no bfloat16."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]>
+        g ({kind}[400] x, bool[400] c) => ({kind}[1,1] y) {{ p = NonZero(c) s = Gather(x, p)
+        i1 = Constant<value_ints = [1]>() y = ReduceMean<keepdims = 1>(s, i1) }}"""
+    )
+    x = np.full(400, value, np.float32).astype(numpy_dtype(kind))
+    found = evaluate(read(model), {"x": x, "c": np.arange(400) < 259})["y"]
+    assert found == x[0]
