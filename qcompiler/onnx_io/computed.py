@@ -24,10 +24,11 @@ from qcompiler.onnx_io.ranges import Ranges
 from qcompiler.onnx_io.settle import plain
 from qcompiler.ops import OPERATORS, known_value
 from qcompiler.ops.known_sizes import MOST, known_sizes
-from qcompiler.ops.runs import MOST_RUNS
 
 DEEPEST = 400
 """Most values on the way from sizes to a number."""
+MOST_RUNS, AT_ONCE = 1 << 22, 1 << 16
+"""Most runs that are looked at, and at once."""
 
 _MOVES = frozenset({"Identity", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape"})
 _FOLDS: Mapping[str, Callable[..., Any]] = {
@@ -44,13 +45,12 @@ def note_computed(node: Node, bounds: Bounds, ranges: Ranges) -> None:
     """
     if node.op != "Cast" or not node.dtype.startswith("int") or known_sizes(node) is not None:
         return
-    each = of_all_runs(node, ranges) if "float" in node.operands[0].dtype else None
-    if each is None or each.min() < 0 or each.max() > MAX_ELEMENTS:
+    found = extremes(node, ranges) if "float" in node.operands[0].dtype else None
+    if found is None or found[0].min() < 0 or found[1].max() > MAX_ELEMENTS:
         return
     s = plain(Call("number", (), {}, 1, 1, f"{node.name}.number"))
     flat, sizes = s.flat(node), list[Dim]()
-    for i, numbers in enumerate(each.reshape(-1, each.shape[-1])):
-        low, high = int(numbers.min()), int(numbers.max())
+    for i, (low, high) in enumerate(zip(*(f.ravel().tolist() for f in found), strict=True)):
         own, least = s.node("Slice", flat, [i], [i + 1]), min(low, 1)  # symbols are positive
         more = bounds.size((node, i), s.node("Sub", own, least), high - least)
         size = settled(Size.of(more) + least)
@@ -59,9 +59,9 @@ def note_computed(node: Node, bounds: Bounds, ranges: Ranges) -> None:
     bounds.put_values(node, sizes)
 
 
-def of_all_runs(node: Node, ranges: Ranges) -> Array | None:
-    """A small value made of sizes and constants -> [*its shape, runs], what it is in each run that
-    there may be; None for other values, and where there are too many runs.
+def extremes(node: Node, ranges: Ranges) -> tuple[Array, Array] | None:
+    """A small value made of sizes and constants -> its least and its greatest elements in all runs
+    that there may be; None for other values, and where there are too many runs.
     """
     order = _way_to(node)
     leaves = [d for n in order or () for d in _sizes(n)]
@@ -69,14 +69,25 @@ def of_all_runs(node: Node, ranges: Ranges) -> Array | None:
     if not order or not symbols or not ranges.keys() >= set(symbols):
         return None
     each = [np.arange(ranges[s][0], ranges[s][1] + 1) for s in symbols]
-    if prod(map(len, each)) > MOST_RUNS:
+    counts = [len(e) for e in each]
+    if prod(counts) > MOST_RUNS:
         return None
-    runs = {s: g.ravel() for s, g in zip(symbols, np.meshgrid(*each), strict=True)}
+    lows, highs = list[Array](), list[Array]()
+    for first in range(0, prod(counts), AT_ONCE):
+        nth = np.unravel_index(np.arange(first, min(first + AT_ONCE, prod(counts))), counts)
+        found = _in_runs(order, {s: e[n] for s, e, n in zip(symbols, each, nth, strict=True)})
+        lows.append(found.min(-1))
+        highs.append(found.max(-1))
+    return np.min(lows, 0), np.max(highs, 0)
+
+
+def _in_runs(order: list[Node], runs: Mapping[str, Array]) -> Array:
+    """The last of some values in some runs: [*its shape, runs], or 1 if it is the same in all."""
     values: dict[Node, Array] = {}
     with np.errstate(all="ignore"):
-        for n in order:
-            values[n] = _value(n, values, runs)
-    return np.broadcast_to(values[node], (*node.type.dims, len(runs[symbols[0]])))
+        for node in order:
+            values[node] = _value(node, values, runs)
+    return values[order[-1]]
 
 
 def _sizes(node: Node) -> list[Dim]:

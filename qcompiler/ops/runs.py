@@ -12,7 +12,7 @@ from qcompiler.artifact.manifest import Symbol
 from qcompiler.artifact.sizes import Number, Size, settled
 from qcompiler.ops.registry import Numbers
 
-MOST_RUNS = 1 << 20
+_RUNS = 1 << 20
 """At most so many combinations of sizes are looked at one by one."""
 
 
@@ -23,7 +23,7 @@ def extremes(size: Size, symbols: tuple[Symbol, ...]) -> tuple[int, int] | None:
     """
     named = [s for s in symbols if s.name in size.symbols]
     each = [np.arange(s.low, s.high + 1, s.step) for s in named]
-    if prod(map(len, each)) > MOST_RUNS:
+    if prod(map(len, each)) > _RUNS:
         return None
     grid = np.meshgrid(*each, indexing="ij", sparse=True)
     runs = {s.name: g for s, g in zip(named, grid, strict=True)}
