@@ -36,6 +36,8 @@ TARGETS = {
     "max": "graviton3",
 }
 """Processors that qemu emulates -> the device whose code they run."""
+SECONDS = 3600.0
+"""What runs may take: a counted one is slow, and more so while others run."""
 NOTHING = (0, 0)
 """Steps: none."""
 Arrays = Mapping[str, np.ndarray]
@@ -58,7 +60,13 @@ def count(artifact: Artifact, sample: Arrays, cpu: str, made: str, *steps: int) 
     for runs in (1, 3):
         said: list[str] = []
         run_artifact(
-            artifact, [sample] * runs, cpu, options=("-plugin", made), steps=steps, said=said
+            artifact,
+            [sample] * runs,
+            cpu,
+            options=("-plugin", made),
+            steps=steps,
+            said=said,
+            seconds=SECONDS,
         )
         match = re.search(r"instructions (\d+)", said[0])
         assert match, said

@@ -62,10 +62,8 @@ class Loop:
 
     @property
     def spills(self) -> int:
-        """Vectors that it moves to or from the stack."""
-        return sum(
-            bool(re.match(r"(ldr|str|ldp|stp)\s+[qdv]\d+.*\[(sp|x29)", x)) for x in self.lines
-        )
+        """Vectors that it moves to or from the stack; kernels have no frame pointer."""
+        return sum(bool(re.match(r"(ldr|str|ldp|stp)\s+[qdv]\d+.*\[sp", x)) for x in self.lines)
 
 
 def network(layer: str) -> onnx.ModelProto:

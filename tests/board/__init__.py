@@ -66,6 +66,8 @@ _CRASHED = (139, -11)
 _OLD = "decode_save_opc: Assertion"
 """What qemu before 8.0 says when it translates some conversions of RISC-V's vectors."""
 _FENCE = 64
+SECONDS = 300.0
+"""After which a program has ended, or never will."""
 
 
 chosen: list[str] = []
@@ -211,8 +213,10 @@ class Board:
         self._orders.append(name.encode().ljust(32, b"\0"))
         self._order(*words)
 
-    def run(self, *options: str) -> list[bytes]:
-        """Carry out everything -> the answers. Raises Stopped where the program ends early."""
+    def run(self, *options: str, seconds: float = SECONDS) -> list[bytes]:
+        """Carry out everything -> the answers. Raises Stopped where the program ends early, and
+        TimeoutExpired where it does not end.
+        """
         with tempfile.TemporaryDirectory(prefix="qcompiler-board-") as folder:
             paths = [Path(folder) / n for n in ("code.so", "orders", "answers")]
             paths[0].write_bytes(self.library)
@@ -220,7 +224,7 @@ class Board:
             machine = machine_of(self.library)
             program = str(runner(machine))
             command = [emulator(machine), *options, "-cpu", self.cpu, program, *map(str, paths)]
-            done = _tried(command)
+            done = _tried(command, seconds)
             if _OLD in done.stderr:
                 pytest.skip("this qemu stops at a conversion towards zero (vfcvt.rtz)")
             if done.returncode:
@@ -235,10 +239,10 @@ class Board:
         return found
 
 
-def _tried(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _tried(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """A crash of qemu is tried once more: now and then it is its own (Brooooooklyn/lzma#390)."""
     for attempt in (1, 2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         if done.returncode not in _CRASHED or attempt == 2:
             return done
         log.warning("qemu ended with %d, once more: %s", done.returncode, " ".join(command))
@@ -255,10 +259,12 @@ def run_artifact(
     options: Sequence[str] = (),
     steps: Sequence[int] = (),
     said: list[str] | None = None,
+    seconds: float = SECONDS,
 ) -> list[dict[str, Array]]:
     """An artifact of one variant on arrays by name, several times -> what it makes of each, on an
     emulated processor; all memory but the inputs is full of a byte at first. `options` are qemu's,
-    `steps` the first that runs and the one after the last, `said` takes what was printed.
+    `steps` the first that runs and the one after the last, `said` takes what was printed, and
+    `seconds` are what it may take.
     """
     m = artifact.manifest
     (variant,), (binary,) = m.variants, artifact.binaries
@@ -291,7 +297,7 @@ def run_artifact(
             board.call("qcompiler_run", table)
         for value, memory in zip(m.outputs, made, strict=True):
             board.answer(memory, _bytes(value))
-    answers = iter(board.run(*options))
+    answers = iter(board.run(*options, seconds=seconds))
     if said is not None:
         said.append(board.said)
     return [{v.name: _array(v, next(answers)) for v in m.outputs} for _ in inputs]

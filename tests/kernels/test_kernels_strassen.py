@@ -20,7 +20,9 @@ from kernel_harness import (
     vector_isas,
 )
 
+from benchmarks.arm_loops import loops
 from qcompiler import plugins
+from qcompiler.emit.machine import machine_code
 from qcompiler.errors import Skip
 from qcompiler.hardware.core import REFERENCE, Core
 from qcompiler.hardware.isa import ISAS, Isa
@@ -83,16 +85,16 @@ def test_pixels_are_rows() -> None:
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling(rows=3, vectors=1, block=2, depth=12, row_tasks=1, column_tasks=2),
+        Tiling(rows=3, vectors=1, block=2, depth=20, row_tasks=1, column_tasks=2),
         Tiling(rows=3, vectors=1, block=1, depth=4, row_tasks=2, column_tasks=1),
-        Tiling(rows=4, vectors=2, block=9, depth=6, row_tasks=2, column_tasks=1),
-        Tiling(rows=2, vectors=1, block=3, depth=3, row_tasks=2, column_tasks=2),
+        Tiling(rows=4, vectors=2, block=9, depth=10, row_tasks=2, column_tasks=1),
+        Tiling(rows=2, vectors=1, block=3, depth=5, row_tasks=2, column_tasks=2),
     ],
     ids=str,
 )
 def test_every_cut_gives_the_same(tiling: Tiling, monkeypatch: pytest.MonkeyPatch) -> None:
     isa = isas()[-1]
-    root = matmul(29, 24, 4 * isa.lanes())
+    root = matmul(29, 40, 4 * isa.lanes())
     monkeypatch.setattr("qcompiler.kernels.cpu.transformed.strassen.tilings", lambda *_: [tiling])
     assert check(root, finished(root), isa, threads=tiling.tasks).tasks == tiling.tasks
 
@@ -110,14 +112,31 @@ def test_tilings_fit_the_cache_and_the_work() -> None:
 
 @pytest.mark.parametrize("isa", VECTORS, ids=lambda i: i.name)
 def test_sums_and_operands_of_every_tiling_fit_the_registers(isa: Isa) -> None:
-    """Where an instruction takes a lane, a vector of each row is held."""
+    """Where an instruction takes a lane, vectors of each row are held, or of zipped rows."""
     product = product_of(isa, "float32", "float32", "float32")
     assert product is not None
     problem = problem_of(matmul(64, 384, 1536), product.mac.lanes, REFERENCE)
     assert not isinstance(problem, Skip)
-    found = list(strassen_blocking.tilings(problem, product, device(isa)))
-    assert found
-    assert all(fits(product, t.rows, t.vectors, isa.registers) for t in found)
+    for zipped in {False, product.zippable}:
+        way = replace(product, zipped=zipped)
+        found = list(strassen_blocking.tilings(problem, way, device(isa)))
+        assert found
+        assert all(fits(way, t.rows, t.vectors, isa.registers) for t in found)
+
+
+@pytest.mark.slow
+def test_no_loop_that_multiplies_spills_where_instructions_take_a_lane() -> None:
+    """Nor the one that makes sums of the right operand's quarters on its way; compiled only."""
+    isa = ISAS["arm_neon"]
+    root = matmul(64, 384, 48)
+    region = region_of(Graph((root.operands[0],), (root,), ("y",)), root)
+    tile = {"rows": 8, "vectors": 3}
+    kernel = made(strassen, region, device(isa), lambda knobs: tile.items() <= knobs.items())
+    assert isinstance(kernel, Kernel)
+    text = str(machine_code({"kernel": kernel.func}, isa, "").inspect_source("asm"))
+    found = [loop for loop in loops(text) if len(loop.multiplies) >= 24]
+    assert len(found) >= len(RIGHT) + strassen_blocking.SUMS
+    assert not any(loop.spills for loop in found)
 
 
 def test_its_error_stays_near_that_of_plain_sums() -> None:

@@ -85,6 +85,8 @@ class Right:
     panel: Pointer | None = None
     scale: Callable[[int], Value] | None = None
     again: Callable[[], Iterator[Callable[[int], Value]]] | None = None
+    unroll: int = 0
+    """Steps of an iteration over k; 0: as many as the product's left operands are loaded for."""
 
 
 def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) -> Registers:
@@ -105,7 +107,8 @@ def sums(b: Builder, product: Product, left: Left, base: Value, right: Right) ->
     # 64 bits: of a sum of 32 LLVM cannot always prove that it does not overflow, and then gives
     # every row an address of its own, loads all of them first, and spills the sums.
     base = b.let(tir.cast(base, "int64"), "base")
-    steps, run, unroll = product.steps(left.depth), product.run, product.unroll
+    steps, run = product.steps(left.depth), product.run
+    unroll = right.unroll or product.unroll
     whole = steps if left.guarded else left.depth // mac.k
     if left.steps is not None:
         whole = steps = left.steps

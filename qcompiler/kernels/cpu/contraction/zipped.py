@@ -8,7 +8,7 @@ for all panels of the right operand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from qcompiler.hardware.products import ShortMac
 from qcompiler.kernels.cpu.code import tir
@@ -55,15 +55,22 @@ def zip_rows(
         rows = [b.let(source.load(at + o, size), "row") for o in offsets]
         for group in range(groups):
             some = [rows[min(group * together + i, last)] for i in range(together)]
-            made = of_steps(product, some[0]) if product.parts > 1 else _transposed(b, some, k)
+            made = of_steps(product, some[0]) if product.parts > 1 else transposed(b, some, k)
             for step, value in enumerate(made):
                 to = at * (groups * vector // k) + (step * groups + group) * vector
                 target.store(to, value)
 
+    over_steps(b, depth, size, steps)
+
+
+def over_steps(b: Builder, depth: int, size: int, body: Callable[[Value], None]) -> None:
+    """body(first step) for vectors of `size` steps, which are no more than there are; the last one
+    ends where they do, so some may be copied twice.
+    """
     with b.serial(depth // size, "v") as i:
-        steps(b.let(i * size, "at"))
-    if depth % size:  # once more what is there, up to the end
-        steps(depth - size)
+        body(b.let(i * size, "at"))
+    if depth % size:
+        body(tir.const(depth - size))
 
 
 def _size(product: Product) -> int:
@@ -71,7 +78,7 @@ def _size(product: Product) -> int:
     return product.mac.k * max(product.mac.by_lane, product.together)
 
 
-def _transposed(b: Builder, rows: Sequence[Value], k: int) -> list[Value]:
+def transposed(b: Builder, rows: Sequence[Value], k: int) -> list[Value]:
     """As many steps' operands of as many rows -> each step's of all rows."""
     dtype = tir.dtype_of(rows[0])
     count, half = len(rows), len(rows) // 2

@@ -17,8 +17,9 @@ for each task (a share of the rows, of the columns, or of both)
       after the last block of the depth: store(epilogue(C))
 
 Sums of B's quarters are made by the first tile of rows, on its way. Weights are stored once, in
-another order. Sources: V. Strassen, "Gaussian elimination is not optimal", 1969; that packing may
-add: J. Huang and others, "Strassen's algorithm reloaded", 2016.
+another order. Where instructions take a lane of a vector, the rows of left[product] are zipped
+(contraction/zipped.py). Sources: V. Strassen, "Gaussian elimination is not optimal", 1969; that
+packing may add: J. Huang and others, "Strassen's algorithm reloaded", 2016.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ from qcompiler.ir import Array
 from qcompiler.kernels.cpu.code import tir
 from qcompiler.kernels.cpu.code.draft import Draft, in_place_candidates, refuse, too_large
 from qcompiler.kernels.cpu.code.loops import sweep
-from qcompiler.kernels.cpu.code.tir import Pointer, Registers, Value
+from qcompiler.kernels.cpu.code.tir import Builder, Pointer, Registers, Value
 from qcompiler.kernels.cpu.code.vec import Vec
 from qcompiler.kernels.cpu.contraction.loops import segment, share_of
 from qcompiler.kernels.cpu.contraction.microkernel import Left, Right, sums
 from qcompiler.kernels.cpu.contraction.operands import Product, product_of
 from qcompiler.kernels.cpu.contraction.problem import Problem, problem_of
+from qcompiler.kernels.cpu.contraction.zipped import over_steps, transposed
 from qcompiler.kernels.cpu.transformed.strassen_blocking import (
     PRODUCTS,
     Layout,
@@ -102,7 +104,7 @@ def strassen(region: Region, device: Cpu) -> Iterable[Candidate] | Skip:
         return Candidate(layout.tiling, seconds, build, mixes_rows=True)
 
     cuts = tilings(problem, product, device)
-    return (way(Layout.of(problem, t, device.core, product.mac.lanes)) for t in cuts)
+    return (way(Layout.of(problem, t, device.core, product)) for t in cuts)
 
 
 def _problem(region: Region, device: Cpu) -> tuple[Product, Problem] | Skip:
@@ -131,7 +133,8 @@ def _problem(region: Region, device: Cpu) -> tuple[Product, Problem] | Skip:
         return Skip("rows that are not neighbours")
     if problem.depth % 2 or problem.width % (2 * product.mac.lanes):
         return Skip("quarters of unequal size")
-    return product, problem
+    zipped = product.zippable and problem.depth >= 2 * product.mac.lanes
+    return replace(product, zipped=zipped), problem
 
 
 def _emitted(region: Region, device: Cpu, product: Product, layout: Layout) -> Kernel:
@@ -211,7 +214,10 @@ class _Task:
                 for start, count, rows, at in self.cut.runs():
                     with segment(b, (first, last), start, count, "unit") as unit:
                         slot, row = self._place(block, unit, start, rows, at)
-                        self._rows(slot, row, rows, partial(self._spread, block))
+                        if self.product.zipped:
+                            self._zip(block, slot, row, rows)
+                        else:
+                            self._rows(slot, row, rows, partial(self._spread, block))
                 with b.serial(last_pair - first_pair, "pair") as i:
                     number = b.let(first_pair + i, "pair")
                     pair = _Pair(block, number, b.let(i * self.layout.pair_step, "here"))
@@ -257,16 +263,58 @@ class _Task:
 
         sweep(b, self.depth, self.lanes, vector)
 
+    def _zip(self, block: _Block, slot: Value, row: Value, rows: int) -> None:
+        """A tile's pairs of rows -> the same of all of them, side by side for every step; a row
+        that is not there is the one before.
+        """
+        b, p, product = self.b, self.problem, self.product
+        together, groups = product.together, product.lefts(rows)
+
+        with b.serial(groups, "group") as group:
+            target = b.let(slot * self.layout.row_step + group * together, "target")
+            pairs = [group * together + i for i in range(together)]
+            if rows % together:
+                pairs = [tirx.Min(i, tir.const(rows - 1)) for i in pairs]
+            lines = [[(row + i) * 2 + y for y in range(2)] for i in pairs]
+            if p.rows % 2:
+                lines = [[tirx.Min(y, tir.const(p.rows - 1)) for y in two] for two in lines]
+            starts = [
+                [b.let(y * p.depth + block.nth * (2 * self.depth), "start") for y in two]
+                for two in lines
+            ]
+
+            def vectors(k: Value) -> None:
+                quarters = [
+                    transposed(
+                        b,
+                        [
+                            b.let(self.x.load(two[y] + (x * self.depth + k), self.lanes), "row")
+                            for two in starts
+                        ],
+                        1,
+                    )
+                    for y in range(2)
+                    for x in range(2)
+                ]
+                for number, terms in enumerate(LEFT):
+                    for step in range(self.lanes):
+                        at = (k + step) * (groups * together) + number * self.layout.left_step
+                        here = [quarter[step] for quarter in quarters]
+                        self.left.store(target + at, _sum(terms, here.__getitem__))
+
+            over_steps(b, self.depth, self.lanes, vectors)
+
     def _multiply(self, pair: _Pair, number: int) -> None:
         """One product of a block and a pair of panels."""
-        b, terms, block = self.b, RIGHT[number], pair.block
+        b, terms, block, zipped = self.b, RIGHT[number], pair.block, self.product.zipped
         quarter = self.depth * self.wide
         at = b.let((pair.nth * self.layout.passes + block.nth) * (4 * quarter), "panels")
+        panels = {q: self.w + (at + q * quarter) for q, _ in terms}
+        if zipped:  # vectors at far offsets from one pointer would not be loaded in pairs
+            panels = {q: b.again(panel) for q, panel in panels.items()}
 
         def whole(step: Value, v: int) -> Value:
-            return self.w.load(
-                at + (terms[0][0] * quarter + v * self.lanes) + step * self.wide, self.lanes
-            )
+            return panels[terms[0][0]].load(step * self.wide + v * self.lanes, self.lanes)
 
         def made(step: Value, v: int) -> Value:
             return self.right.load(step * self.wide + v * self.lanes, self.lanes)
@@ -278,8 +326,7 @@ class _Task:
             where = b.let(step * self.wide + v * self.lanes, "where")
             if prefetched is not None and v * self.lanes % self.layout.line == 0:
                 self.w.prefetch(at + (later + prefetched * quarter) + where, level=2)
-            value = _sum(terms, lambda q: self.w.load(at + q * quarter + where, self.lanes))
-            value = b.let(value, "sum")
+            value = b.let(_sum(terms, lambda q: panels[q].load(where, self.lanes)), "sum")
             self.right.store(where, value)
             return value
 
@@ -287,7 +334,7 @@ class _Task:
             self._tiles(pair, number, (block.first, block.last), whole)
             return
         second = b.let(block.first + 1, "second")
-        self._tiles(pair, number, (block.first, second), make)
+        self._tiles(pair, number, (block.first, second), make, apart=zipped)
         self._tiles(pair, number, (second, block.last), made)
 
     def _tiles(
@@ -296,16 +343,22 @@ class _Task:
         number: int,
         span: tuple[Value, Value],
         load: Callable[[Value, int], Value],
+        *,
+        apart: bool = False,
     ) -> None:
-        """A product's tiles: their sums, and behind the last product the output."""
+        """A product's tiles: their sums, and behind the last product the output. `apart`: with
+        one step an iteration, which LLVM mixes with no other.
+        """
         b, vectors = self.b, self.layout.tiling.vectors
         for start, count, rows, at in self.cut.runs():
             with segment(b, span, start, count, "unit") as unit:
                 slot, row = self._place(pair.block, unit, start, rows, at)
                 offsets = tuple(r * self.layout.row_step for r in range(rows))
-                left = Left(self.left, offsets, (), self.depth, guarded=False)
+                again = Builder.again if apart else None
+                left = Left(self.left, offsets, (), self.depth, guarded=False, again=again)
+                left = replace(left, zipped=self.product.zipped)
                 base = b.let(slot * self.layout.row_step + number * self.layout.left_step, "base")
-                made = sums(b, self.product, left, base, Right(vectors, load))
+                made = sums(b, self.product, left, base, Right(vectors, load, unroll=int(apart)))
                 target = b.let(self._kept(pair, slot) + number * self.wide, "target")
                 self._keep(pair.block, made, target, rows)
                 if number == PRODUCTS - 1:

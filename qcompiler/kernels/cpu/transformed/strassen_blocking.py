@@ -19,6 +19,7 @@ one.
 """
 # Cycles of the reference core:
 SPREAD_CYCLES = 25.0  # a vector of each quarter of a pair of rows: loads, sums, seven stores
+ZIP_CYCLES = 4.0  # more where rows are zipped: two shuffles for each quarter
 GATHER_CYCLES = 20.0  # a vector of each product: loads, sums, four that are finished
 STORE_CYCLES = 2.0  # a vector of sums
 ADD_CYCLES = 1.0  # a vector of sums to those of the blocks of depth before
@@ -54,7 +55,9 @@ class Layout:
     line: int
     """Elements of a cache line."""
     row_step: int
-    """From one row's left operand to the next one's: an odd number of cache lines."""
+    """From one row's left operand to the next one's, an odd number of cache lines; of zipped rows,
+    which fill whole vectors, a tile begins where its first would.
+    """
     left_step: int
     """From one product's left operand to the next one's."""
     slot_step: int
@@ -66,12 +69,15 @@ class Layout:
     task_size: int
 
     @staticmethod
-    def of(problem: Problem, tiling: Tiling, core: Core, lanes: int) -> Layout:
+    def of(problem: Problem, tiling: Tiling, core: Core, product: Product) -> Layout:
         """What a tiling decides."""
-        wide, depth = tiling.vectors * lanes, tiling.depth
+        lanes, depth = product.mac.lanes, tiling.depth
+        wide = tiling.vectors * lanes
         pairs, passes = problem.width // (2 * wide), problem.depth // (2 * depth)
         cut, line = Cut.of(-(-problem.rows // 2), tiling.rows), core.line_bytes // 4
-        slots, row = tiling.block * cut.size, core.odd_lines(4 * depth) // 4
+        filled = product.lefts(cut.size) * product.zipped_vector if product.zipped else cut.size
+        slots = tiling.block * cut.size
+        row = core.odd_lines(4 * -(-filled * depth // cut.size)) // 4
         slot = core.odd_lines(4 * PRODUCTS * wide) // 4
         steps = (row, slots * row + line, slot, slots * slot if passes > 1 else 0)
         sums_at = PRODUCTS * steps[1] + depth * wide
@@ -103,7 +109,8 @@ def losses(problem: Problem, product: Product, device: Cpu) -> float:
 def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]:
     """Every tiling worth pricing."""
     lanes = product.mac.lanes
-    free = device.isa.registers - 2 - product.mac.temporaries - direct.spare(product, short=False)
+    spare = 2 + product.mac.temporaries + direct.spare(product, short=False) - product.zipped
+    free = device.isa.registers - spare
     half = -(-problem.rows // 2)
     for v in range(1, 5):
         if problem.width % (2 * v * lanes) or free < 2 * v:
@@ -118,9 +125,9 @@ def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]
                 share = -(-cut.pieces // along)
                 for blocks in range(1, 65):
                     block = -(-share // blocks)
-                    for depth in _depths(problem.depth):
+                    for depth in _depths(problem.depth, lanes if product.zipped else 1):
                         t = Tiling(r, v, block, along, across, depth=depth)
-                        near = Layout.of(problem, t, device.core, lanes).near_bytes
+                        near = Layout.of(problem, t, device.core, product).near_bytes
                         if near < device.l2_bytes * NEAR:
                             yield t
                             break
@@ -128,9 +135,9 @@ def tilings(problem: Problem, product: Product, device: Cpu) -> Iterator[Tiling]
                         break
 
 
-def _depths(depth: int) -> Iterator[int]:
-    """Halves of blocks of the depth that divide it, the largest first."""
-    for passes in range(1, 17):
+def _depths(depth: int, least: int) -> Iterator[int]:
+    """Halves of blocks of the depth that divide it, the largest first, not below the least."""
+    for passes in range(1, min(16, depth // (2 * least)) + 1):
         if depth % (2 * passes) == 0:
             yield depth // (2 * passes)
 
@@ -143,6 +150,7 @@ def cycles(layout: Layout, product: Product, device: Cpu) -> float:
     pairs = -(-layout.pairs // tiling.column_tasks)
     blocks, rows = -(-units // tiling.block), units * cut.size
     macs, loads = cut.size * tiling.vectors, cut.size / product.mac.by_lane + tiling.vectors
+    each = SPREAD_CYCLES + ZIP_CYCLES * product.zipped
     step = max(core.step_cycles(macs, loads, macs + loads + 3), core.latency_cycles)
     end = core.cycles(macs * (STORE_CYCLES if passes == 1 else ADD_CYCLES) + TILE_CYCLES)
     left, right = (4 * tiling.depth * n for n in (cut.size, layout.wide))
@@ -151,7 +159,7 @@ def cycles(layout: Layout, product: Product, device: Cpu) -> float:
     tile = core.overlapped(tiling.depth * step, fetch) + end
     first = core.overlapped(tiling.depth * step, 3 * right / core.l2_bytes_per_cycle) + end
     multiply = pairs * passes * (PRODUCTS * units * tile + SUMS * blocks * max(0.0, first - tile))
-    spread = rows * passes * -(-tiling.depth // lanes) * core.cycles(SPREAD_CYCLES)
+    spread = rows * passes * -(-tiling.depth // lanes) * core.cycles(each)
     gather = rows * pairs * tiling.vectors * core.cycles(GATHER_CYCLES)
     read = blocks * pairs * 2 * layout.wide * layout.problem.depth * 4 / core.l3_bytes_per_cycle
     return core.overlapped(multiply, read) + spread + gather
