@@ -93,13 +93,22 @@ def _non_zero(s: Settling) -> Result:
     x = s.call.need(0)
     dims = x.shape or (1,)
     count = _count(s, 1)
-    places, number = _selected(s, _flags(s, x), count)
+    if _all_ones(x):  # as PyTorch exports arange
+        places, number = s.steps(total(dims)), None
+    else:
+        places, number = _selected(s, _flags(s, x), count)
     rows = []
     for axis, size in enumerate(dims):
         behind = _at_least_1(s, total(dims[axis + 1 :]))
         index = s.node("Mod", s.node("Div", places, behind), _at_least_1(s, size))
         rows.append(s.node("Unsqueeze", index, [0]))
-    return _told(s, make("Concat", *rows, axis=0, name=s.call.name), 1, number, count)
+    made = make("Concat", *rows, axis=0, name=s.call.name)
+    return made if number is None else _told(s, made, 1, number, count)
+
+
+def _all_ones(x: Node) -> bool:
+    """Is nothing in a value 0, whatever its size?"""
+    return x.op == "ConstantOfShape" and bool(np.all(x.attrs["value"]))  # type: ignore[arg-type]
 
 
 def _at_least_1(s: Settling, size: Dim) -> Dim | Node:

@@ -215,7 +215,9 @@ def non_zero(node: Node, x: Numbers) -> Numbers:
 
 @typed(non_zero)
 def _(node: Node) -> Type:
-    return Type("int64", (max(node.operands[0].type.rank, 1), fresh()))
+    known = known_value(node.operands[0])
+    count = fresh() if known is None else int(np.count_nonzero(known))
+    return Type("int64", (max(node.operands[0].type.rank, 1), count))
 
 
 @operator("OneHot", axis=-1)
@@ -261,12 +263,15 @@ def unique(node: Node, x: Numbers) -> Numbers | tuple[Numbers, ...]:
 
 @typed(unique)
 def _(node: Node) -> tuple[Type, ...]:
-    x, count = node.operands[0].type, fresh()
-    if node.attrs["axis"] is None:
+    x, known = node.operands[0].type, known_value(node.operands[0])
+    given = None if node.attrs["axis"] is None else node.int("axis")
+    found = None if known is None else np.unique(known, axis=given).shape
+    count: Dim = fresh() if found is None else found[given or 0]
+    if given is None:
         shape: tuple[Dim, ...] = (count,)
         length = total(x.shape)
     else:
-        axis = axis_of(node.int("axis"), x.rank)
+        axis = axis_of(given, x.rank)
         shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
         length = x.shape[axis]
     each = Type("int64", (count,))

@@ -15,6 +15,7 @@ from qcompiler.ir import Array, numpy_dtype
 from qcompiler.onnx_io.reader import read
 from qcompiler.ops import evaluate
 from tests.oracles import session
+from tests.rewrite.test_padding import behind_nan, opened
 
 HEAD = """<ir_version: 8, opset_import: ["": 18]>
 g (float[7,3] x, float[7] z) => ({kind} y) {{
@@ -186,3 +187,27 @@ def test_means_of_half_floats_are_summed_and_divided_in_float32(kind: str, value
     x = np.full(400, value, np.float32).astype(numpy_dtype(kind))
     found = evaluate(read(model), {"x": x, "c": np.arange(400) < 259})["y"]
     assert found == x[0]
+
+
+ALL = """<ir_version: 8, opset_import: ["": 18]>
+    g (float[{n},3] x) => (float[{n},3] y, int64[1,m] z) {{
+    sh = Shape<end = 1>(x) ones = ConstantOfShape<value = int64[1] {{1}}>(sh) p = NonZero(ones)
+    i0 = Constant<value_ints = [0]>() at = Squeeze(p, i0) r = Cast<to = 1>(at)
+    i1 = Constant<value_ints = [1]>() c = Unsqueeze(r, i1) y = Add(x, c)
+    few = Constant<value = int64[2,3] {{3,0,3,0,1,3}}>() q = NonZero(few) u, f, v, k = Unique(few)
+    up = Unsqueeze(u, i0) s = Slice(q, i0, i1, i0) z = Concat<axis = 1>(s, up) }}"""
+"""Places of all that there is, as PyTorch exports arange; places and unlike values of constants."""
+
+
+@pytest.mark.parametrize("n", ["7", "n"])
+def test_what_is_known_before_a_run_selects_a_known_number(n: str) -> None:
+    model = onnx.parser.parse_model(ALL.format(n=n))
+    ranges: dict[str, tuple[int, int]] = {} if n == "7" else {"n": (1, 9)}
+    made, engine = opened(model, ranges), session(model)
+    assert not made.graph.extents
+    for size in (7,) if n == "7" else (9, 1, 4):
+        x = np.random.default_rng(size).standard_normal((size, 3)).astype(np.float32)
+        want = dict(zip(("y", "z"), engine.run(None, {"x": x}), strict=True))
+        found = evaluate(made.graph, behind_nan(made.graph, {"x": x}, {"n": size}))
+        np.testing.assert_array_equal(found["y"][:size], want["y"])
+        np.testing.assert_array_equal(found["z"], want["z"])
