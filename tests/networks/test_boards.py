@@ -37,6 +37,8 @@ LARGER = [
     for isa, cpus in board.CPUS.items()
     for cpu in cpus
 ]
+ORDERED = (("raspberry_pi_4", "cortex-a72"), ("rk3568", "cortex-a76"))
+"""Devices whose files name a core to LLVM, and processors that can run their code."""
 
 
 def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
@@ -55,12 +57,12 @@ def same(made: Compilation, samples: list[dict[str, Array]], cpu: str) -> None:
 
 
 @cache
-def demo(isa: str, precision: str) -> Compilation:
+def demo(target: str, precision: str) -> Compilation:
     """The demo's network; several processors of an instruction set run it."""
     with np.load(DATA, allow_pickle=False) as digits:
         calibration = [{"image": i[None]} for i in digits["calibration"][:16]]
     options = Options(
-        target=isa,
+        target=target,
         precision=precision,
         calibration=calibration,
         input_shapes={"image": (1, 1, 8, 8)},
@@ -76,6 +78,15 @@ def test_the_demo_network(isa: str, cpu: str, precision: str) -> None:
     with np.load(DATA, allow_pickle=False) as digits:
         images = [{"image": i[None]} for i in digits["test_images"][:IMAGES]]
     same(demo(isa, precision), images, cpu)
+
+
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize(("device", "cpu"), ORDERED)
+def test_the_demo_network_in_the_order_for_a_core(device: str, cpu: str, precision: str) -> None:
+    board.demand()
+    with np.load(DATA, allow_pickle=False) as digits:
+        images = [{"image": i[None]} for i in digits["test_images"][:IMAGES]]
+    same(demo(device, precision), images, cpu)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
